@@ -1,0 +1,2 @@
+"""thumbnet."""
+__version__ = "0.1.0"

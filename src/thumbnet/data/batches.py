@@ -1,0 +1,304 @@
+"""Batches: one protocol, two engines.
+
+An *engine* delivers the pictures at given positions as uint8: :class:`MemoryEngine` from the split
+held decoded, :class:`WorkerEngine` from other processes that decode as it goes. What happens next,
+:class:`TrainBatches` (shuffle, augment, normalise) or :class:`EvalBatches` (normalise), is the same
+for both, so both give the same batches to the bit. Nothing random is in :class:`EvalBatches`.
+
+Every random choice is a function of (seed, epoch, step) alone: a training can go on at any step
+without remembering the state of a generator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from thumbnet.data.augment import Augmentation
+from thumbnet.data.dataset import ImageDataset
+from thumbnet.data.images import Fit, Preprocessing, fit_image
+from thumbnet.data.splits import ArraySplit, Split
+from thumbnet.errors import DataError, UnreadableImageError
+from thumbnet.recipe import AugmentSettings
+
+DEFAULT_SIDE = 32
+_CHUNK = 256  # pictures that a decoding thread takes at a time
+
+Count = Callable[[int, int], None]
+"""Called with the number of pictures that are done and of all."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the network is given.
+
+    Attributes:
+        images: float32 [B, C, H, W], normalised.
+        labels: int64 [B].
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+class Batches(Protocol):
+    """An epoch after another of batches. ``fit`` and ``evaluate`` ask for no more than this."""
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of ``epoch`` (from 0), beginning with batch ``start``."""
+
+
+class Engine(Protocol):
+    """Delivers pictures by their positions.
+
+    Attributes:
+        labels: int64 [N].
+    """
+
+    labels: Tensor
+
+    def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """For each of ``batches`` (int64 [B], positions) the pictures, uint8 [B, 3, H, W]."""
+
+
+class MemoryEngine:
+    """The whole split decoded in memory: ``images`` uint8 [N, 3, H, W], stored as [N, H, W, 3]."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:  # noqa: D102
+        for indices in batches:
+            yield self.images[indices.to(self.images.device)]
+
+
+class WorkerEngine:
+    """A DataLoader whose worker processes decode and prefetch."""
+
+    def __init__(self, split: Split, size: tuple[int, int], fit: Fit, workers: int) -> None:
+        self.dataset = ImageDataset(split, image_size=size, fit=fit)
+        self.labels = torch.from_numpy(np.array(split.labels))
+        self.workers = workers
+
+    def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:  # noqa: D102
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=[indices.tolist() for indices in batches],
+            num_workers=self.workers,
+            prefetch_factor=4,
+            pin_memory=torch.cuda.is_available(),
+        )
+        for images, _ in loader:
+            yield images.contiguous(memory_format=torch.channels_last)
+
+
+class Normalise:
+    """uint8 [B, C, H, W] → float32: (pixel / 255 - mean) / std per channel, on ``device``."""
+
+    def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
+        mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+        self.device = device
+        self._offset = (mean * 255).view(-1, 1, 1).to(device)
+        self._scale = (1 / (std * 255)).view(-1, 1, 1).to(device)
+        self.mean_pixel = (mean * 255).round().to(torch.uint8)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.to(self.device, non_blocking=True).float().sub_(self._offset).mul_(self._scale)
+
+
+class TrainBatches:
+    """Shuffled, augmented, normalised batches; each picture once an epoch.
+
+    Args:
+        engine: where pictures come from.
+        normalise: also says which device the batches are for.
+        settings: the recipe's augmentation.
+        size: height, width in pixels.
+        batch_size: pictures in a batch; less where the split is smaller.
+        drop_last: leave out the last batch of an epoch where it is not full.
+        seed: decides order and augmentation.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        normalise: Normalise,
+        settings: AugmentSettings,
+        size: tuple[int, int],
+        *,
+        batch_size: int,
+        drop_last: bool,
+        seed: int,
+    ) -> None:
+        self.engine = engine
+        self.normalise = normalise
+        self.seed = seed
+        self.count = len(engine.labels)
+        self.batch_size = min(batch_size, self.count)
+        self.drop_last = drop_last
+        self.augmentation = Augmentation(settings, self.count, size, derive_seed(seed, "flip"))
+
+    def __len__(self) -> int:
+        return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:  # noqa: D102
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+        order = torch.randperm(self.count, generator=generator)
+        batches = list(order.split(self.batch_size))[start : len(self)]
+        for step, (indices, images) in enumerate(
+            zip(batches, self.engine.fetch(batches), strict=True), start=start
+        ):
+            generator.manual_seed(derive_seed(self.seed, "augment", epoch, step))
+            draw = self.augmentation.draw(indices, epoch, generator)
+            images = images.to(self.normalise.device, non_blocking=True)
+            images = self.augmentation.apply(images, draw, self.normalise.mean_pixel)
+            labels = self.engine.labels[indices].to(self.normalise.device, non_blocking=True)
+            yield Batch(self.normalise(images), labels)
+
+
+class EvalBatches:
+    """All pictures in their order, normalised; nothing random."""
+
+    def __init__(self, engine: Engine, normalise: Normalise, *, batch_size: int) -> None:
+        self.engine = engine
+        self.normalise = normalise
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.engine.labels) // self.batch_size)
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:  # noqa: D102
+        batches = list(torch.arange(len(self.engine.labels)).split(self.batch_size))[start:]
+        for indices, images in zip(batches, self.engine.fetch(batches), strict=True):
+            labels = self.engine.labels[indices].to(self.normalise.device, non_blocking=True)
+            yield Batch(self.normalise(images), labels)
+
+
+class LoaderBatches:
+    """Any DataLoader that gives (float images [B, C, H, W], labels [B]) as :class:`Batches`.
+
+    For one's own ``ImageDataset(transform=...)``. The order is the loader's own, so a resumed
+    training is not bit for bit the uninterrupted one.
+    """
+
+    def __init__(self, loader: DataLoader[tuple[Tensor, Tensor]], device: torch.device | str = "cpu") -> None:
+        self.loader = loader
+        self.device = torch.device(device)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:  # noqa: D102
+        for step, (images, labels) in enumerate(self.loader):
+            if step >= start:
+                yield Batch(images.to(self.device), labels.to(self.device))
+
+
+def derive_seed(seed: int, *path: str | int) -> int:
+    """An independent seed for a named purpose: a hash, so that neighbouring seeds share nothing."""
+    text = ":".join(map(str, (seed, *path)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def fits_in_memory(split: Split, size: tuple[int, int]) -> bool:
+    """Whether a decoded split takes less than a quarter of this machine's memory."""
+    return len(split) * size[0] * size[1] * 3 < psutil.virtual_memory().total // 4
+
+
+def decode_split(split: Split, size: tuple[int, int], fit: Fit, count: Count | None = None) -> Tensor:
+    """All pictures of a split, uint8 [N, 3, H, W], stored as [N, H, W, 3].
+
+    Raises:
+        DataError: lists every picture that cannot be read.
+    """
+    height, width = size
+    if isinstance(split, ArraySplit) and split.images.shape[1:3] == size:
+        return torch.from_numpy(np.ascontiguousarray(split.images)).permute(0, 3, 1, 2)
+    images = np.empty((len(split), height, width, 3), dtype=np.uint8)
+
+    def decode(first: int) -> list[UnreadableImageError]:
+        bad = []
+        for index in range(first, min(first + _CHUNK, len(split))):
+            try:
+                images[index] = np.asarray(fit_image(split.read(index), size, fit))
+            except UnreadableImageError as error:
+                bad.append(error)
+        return bad
+
+    errors: list[UnreadableImageError] = []
+    starts = range(0, len(split), _CHUNK)
+    with ThreadPoolExecutor(psutil.cpu_count() or 1) as pool:
+        for start, bad in zip(starts, pool.map(decode, starts), strict=True):
+            errors += bad
+            if count:
+                count(min(start + _CHUNK, len(split)), len(split))
+    if errors:
+        raise unreadable(errors)
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def unreadable(errors: Sequence[UnreadableImageError]) -> DataError:
+    """One error that lists many pictures."""
+    listing = "\n".join(f"  {error.name}: {error.reason}" for error in errors[:50])
+    more = f"\n  ... and {len(errors) - 50} more" if len(errors) > 50 else ""
+    return DataError(f"{len(errors)} picture(s) cannot be read; mend or remove them:\n{listing}{more}")
+
+
+def common_size(split: Split) -> tuple[int, int] | None:
+    """The size (height, width) that all pictures share, or None.
+
+    Raises:
+        DataError: lists every picture whose header cannot be read.
+    """
+    sizes: set[tuple[int, int]] = set()
+    errors: list[UnreadableImageError] = []
+    for index in range(len(split)):
+        if isinstance(split, ArraySplit) and index:
+            break
+        try:
+            sizes.add(split.peek(index)[0])
+        except UnreadableImageError as error:
+            errors.append(error)
+        if len(sizes) > 1:
+            return None
+    if errors:
+        raise unreadable(errors)
+    return sizes.pop() if sizes else None
+
+
+def automatic_size(split: Split) -> tuple[int, int]:
+    """The data's own size if it is uniform and at least 16 pixels a side, else 32 by 32."""
+    size = common_size(split)
+    return size if size is not None and min(size) >= 16 else (DEFAULT_SIDE, DEFAULT_SIDE)
+
+
+def channel_statistics(engine: Engine) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over all pixels, in [0, 1].
+
+    From exact counts of the 256 values, so they depend on no order of summation.
+    """
+    channels = 3
+    counts = torch.zeros(channels, 256, dtype=torch.int64)
+    positions = torch.arange(len(engine.labels)).split(1000)
+    for images in engine.fetch(positions):
+        for channel in range(channels):
+            counts[channel] += torch.bincount(images[:, channel].reshape(-1).cpu(), minlength=256)
+    values = torch.arange(256, dtype=torch.float64) / 255
+    weights = counts.double() / counts.sum(dim=1, keepdim=True)
+    mean = weights @ values
+    std = (weights @ values.square() - mean.square()).clamp(min=0).sqrt()
+    # A constant channel would divide by zero; one grey level is the least step that there is.
+    return tuple(round(m, 6) for m in mean.tolist()), tuple(round(max(s, 1 / 255), 6) for s in std.tolist())

@@ -1,0 +1,119 @@
+"""ImageDataset: lazy, one picture per ``__getitem__``, as in the tutorial.
+
+    dataset = ImageDataset("cifar/train", subset_size=1000)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=128, shuffle=True, num_workers=2)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from thumbnet.data.images import Fit, fit_image
+from thumbnet.data.sources import load_data
+from thumbnet.data.splits import Split
+from thumbnet.errors import DataError
+
+Transform = Callable[..., Any]
+
+
+class ImageDataset(Dataset[tuple[Any, int]]):
+    """A sequence of (picture, label), each picture read when it is asked for.
+
+    Args:
+        data: a :class:`~thumbnet.data.splits.Split`, or what :func:`thumbnet.load_data` takes.
+        split: which split of the latter.
+        subset_size: this many random pictures; 0 means all.
+        transform: called on each picture. One in torchvision's style is given the PIL picture (RGB);
+            one in albumentations' style is called with ``image=`` an array uint8 [H, W, 3], and its
+            result's ``"image"`` counts. What is not a tensor after it becomes one, [C, H, W].
+        image_size: height, width in pixels, applied before ``transform``; None leaves pictures be.
+        fit: how, see :func:`thumbnet.data.images.fit_image`.
+        seed: of the random subset.
+
+    Without a ``transform``, a picture is a uint8 tensor [3, H, W].
+
+    Raises:
+        DataError: ``subset_size`` is negative or larger than the split, or there is no such split.
+    """
+
+    def __init__(
+        self,
+        data: Split | str | Path,
+        split: str = "train",
+        *,
+        subset_size: int = 0,
+        transform: Transform | None = None,
+        image_size: tuple[int, int] | None = None,
+        fit: Fit = "pad",
+        seed: int = 0,
+    ) -> None:
+        self.class_names: tuple[str, ...] = ()
+        if not isinstance(data, Split):
+            loaded = load_data(data)
+            if split not in loaded.splits:
+                raise DataError(f"{data} has no split {split!r}, only {', '.join(loaded.splits)}")
+            self.class_names = loaded.class_names
+            data = loaded.splits[split]
+        self.split = random_subset(data, subset_size, seed)
+        self.transform = transform
+        self.image_size = image_size
+        self.fit: Fit = fit
+        self._by_keyword = transform is not None and _is_called_by_keyword(transform)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        label = int(self.split.labels[index])
+        image = self.split.read(index)
+        if self.image_size is not None:
+            image = fit_image(image, self.image_size, self.fit)
+        if self.transform is None:
+            return to_tensor(image), label
+        if self._by_keyword:
+            result = self.transform(image=np.asarray(image))["image"]
+        else:
+            result = self.transform(image)
+        return result if isinstance(result, Tensor) else to_tensor(result), label
+
+
+def random_subset(split: Split, size: int, seed: int) -> Split:
+    """``size`` random pictures of ``split``, in their order; all for 0.
+
+    Raises:
+        DataError: ``size`` is negative or more than there are.
+    """
+    if not 0 <= size <= len(split):
+        raise DataError(f"a subset of {size} pictures was asked for: expected 0 (all) to {len(split)}")
+    if size in (0, len(split)):
+        return split
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(split), generator=generator)[:size]
+    return split.subset(np.sort(chosen.numpy()))
+
+
+def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
+    """A picture [H, W, C] or [H, W] as a tensor [C, H, W] of the same values."""
+    array = np.array(image)  # a copy: torch wants writable memory
+    if array.ndim == 2:
+        array = array[:, :, None]
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def _is_called_by_keyword(transform: Transform) -> bool:
+    """Whether a transform is of albumentations' kind: ``transform(image=array)["image"]``."""
+    if any(cls.__module__.partition(".")[0].startswith("albumentations") for cls in type(transform).__mro__):
+        return True
+    try:
+        return "force_apply" in inspect.signature(transform).parameters
+    except (TypeError, ValueError):
+        return False

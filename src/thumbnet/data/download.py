@@ -1,0 +1,79 @@
+"""Fetch a file: whole and verified, or not at all; what was fetched before an interruption is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from thumbnet.errors import DataError
+
+BLOCK = 1 << 18
+TIMEOUT = 30.0  # seconds without a byte
+
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes that are there and the bytes in all, where known."""
+
+
+def download(url: str, target: Path, sha256: str, progress: Progress | None = None) -> Path:
+    """The file at ``url`` as ``target``, its SHA-256 verified.
+
+    Writes to ``target`` + ``.part`` and renames it when it is whole, so ``target`` is never half a
+    file; a ``.part`` that is there already is continued where the server can.
+
+    Raises:
+        DataError: the server cannot be reached, stalls, or sends something else.
+    """
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    try:
+        _fetch(url, part, progress)
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        reason = getattr(error, "reason", None) or error
+        kept = f" {part.stat().st_size:,} bytes are kept." if part.exists() else ""
+        raise DataError(f"cannot download {url}: {reason}.{kept} Run the same command again to go on.") from None
+    actual = _digest(part)
+    if actual != sha256:
+        part.unlink()
+        raise DataError(
+            f"{url} has SHA-256 {actual}, expected {sha256}: the file is damaged or not the official one. "
+            "It was deleted; run the same command again."
+        )
+    part.replace(target)
+    return target
+
+
+def _fetch(url: str, part: Path, progress: Progress | None) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "thumbnet"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is left to send: the part is whole, or it is not ours
+            return
+        raise
+    with response:
+        if response.status != 206:
+            have = 0  # the server sends the whole again
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length and length.isdigit() else None
+        with part.open("ab" if have else "wb") as file:
+            while block := response.read(BLOCK):
+                file.write(block)
+                have += len(block)
+                if progress:
+                    progress(have, total)
+    if total is not None and have < total:
+        raise http.client.HTTPException(f"the connection closed after {have:,} of {total:,} bytes")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,140 @@
+"""One picture: from the bytes of a file to RGB pixels of the size that the network takes.
+
+Training, evaluation and prediction all come through :class:`Preprocessing`, so they cannot differ.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import IO, Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from thumbnet.errors import UnreadableImageError
+
+Fit = Literal["pad", "crop", "squash"]
+MAX_PIXELS = 64_000_000  # a picture that declares more is taken for a decompression bomb
+PICTURE_SUFFIXES = frozenset(
+    ".png .jpg .jpeg .jpe .jfif .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .tga .ico .jp2 .avif".split()
+)
+
+
+def open_image(source: str | IO[bytes] | bytes, name: str) -> Image.Image:
+    """The picture in a file, a stream or bytes, decoded: as RGB, upright, its first frame.
+
+    Transparent pixels are laid on white; 16-bit grey keeps its upper 8 bits.
+
+    Args:
+        source: path, binary stream or bytes.
+        name: what an error calls the picture.
+
+    Raises:
+        UnreadableImageError: not a picture, damaged, or larger than ``MAX_PIXELS``.
+    """
+    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        with Image.open(stream) as image:
+            if image.width * image.height > MAX_PIXELS:  # below Pillow's own limit, which only warns
+                raise UnreadableImageError(name, f"declares {image.width}x{image.height} pixels")
+            return to_rgb(image)
+    except UnreadableImageError:
+        raise
+    except FileNotFoundError:
+        raise UnreadableImageError(name, "there is no such file") from None
+    except Image.UnidentifiedImageError:
+        raise UnreadableImageError(name, "not a picture in any format known here") from None
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        reason = str(error) or type(error).__name__
+        raise UnreadableImageError(name, reason) from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow picture as RGB: turned upright by its EXIF, transparency laid on white.
+
+    Returns:
+        A new, loaded picture in mode ``RGB``.
+    """
+    image.seek(0)
+    image.load()
+    if may_be_turned(image):
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.copy()
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def may_be_turned(image: Image.Image) -> bool:
+    """Whether to look for an EXIF orientation. Looking costs as much as decoding a small JPEG."""
+    plain = image.format in ("JPEG", "PNG", "GIF", "BMP", "PPM")
+    return not plain or any(key in image.info for key in ("exif", "xmp", "XML:com.adobe.xmp"))
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Grey values of more than 8 bits as uint8: 16-bit ones by their upper byte, floats in [0, 1] by 255."""
+    if np.issubdtype(values.dtype, np.floating):
+        values = np.nan_to_num(values)
+        scale = 255.0 if values.max(initial=0.0) <= 1.0 else 1.0
+        return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
+    if values.max(initial=0) > 255:
+        values = values >> 8
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
+    """An RGB picture at ``size``, antialiased; untouched where it has that size already.
+
+    Args:
+        image: in mode RGB.
+        size: height, width in pixels.
+        fit: ``pad`` scales to fit within and centres on black; ``crop`` scales to cover and keeps the
+            centre; ``squash`` changes the aspect ratio.
+    """
+    height, width = size
+    if image.size == (width, height):
+        return image
+    if fit == "squash":
+        return image.resize((width, height), Image.Resampling.BILINEAR)
+    ratios = (width / image.width, height / image.height)
+    scale = min(ratios) if fit == "pad" else max(ratios)
+    if fit == "pad":
+        scaled = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        canvas = Image.new("RGB", (width, height))
+        inner = image.resize(scaled, Image.Resampling.BILINEAR)
+        canvas.paste(inner, ((width - scaled[0]) // 2, (height - scaled[1]) // 2))
+        return canvas
+    # The part that stays, in source pixels: resizing just that never makes a huge intermediate picture.
+    kept = (width / scale, height / scale)
+    left, top = (image.width - kept[0]) / 2, (image.height - kept[1]) / 2
+    box = (left, top, min(left + kept[0], image.width), min(top + kept[1], image.height))
+    return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes what the network takes; stored with the weights.
+
+    Attributes:
+        size: height, width in pixels.
+        fit: what happens to another aspect ratio, see :func:`fit_image`.
+        mean, std: of each channel, for pixels in [0, 1].
+    """
+
+    size: tuple[int, int]
+    fit: Fit
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """A picture of any mode and size as uint8 [height, width, 3]."""
+        rgb = to_rgb(image)
+        return np.asarray(fit_image(rgb, self.size, self.fit))

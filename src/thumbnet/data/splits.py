@@ -1,0 +1,259 @@
+"""What every source of data becomes: splits of labelled pictures, and the names of the classes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from thumbnet.data.images import MAX_PIXELS, may_be_turned, open_image
+from thumbnet.errors import DataError, UnreadableImageError
+
+
+class Split(ABC):
+    """Labelled pictures in a fixed order, read one at a time.
+
+    Attributes:
+        labels: int64 [N], positions in the data's class names.
+    """
+
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What to call a picture: a path where it has one, relative to the data's root."""
+
+    @abstractmethod
+    def read(self, index: int) -> Image.Image:
+        """The picture, in RGB and its own size.
+
+        Raises:
+            UnreadableImageError: it cannot be decoded.
+        """
+
+    @abstractmethod
+    def content(self, index: int) -> bytes:
+        """What identifies a picture's content: its file's bytes, or its pixels.
+
+        Raises:
+            UnreadableImageError: the file cannot be read.
+        """
+
+    @abstractmethod
+    def peek(self, index: int) -> tuple[tuple[int, int], str]:
+        """Size (height, width; upright) and mode of a picture, without decoding it where possible.
+
+        Raises:
+            UnreadableImageError: it is no picture.
+        """
+
+    @abstractmethod
+    def subset(self, indices: np.ndarray) -> Split:
+        """The pictures at ``indices`` (int [M]), in that order."""
+
+    @abstractmethod
+    def stamp(self) -> Iterable[bytes]:
+        """What a fingerprint of this split is made of, cheap to get."""
+
+
+class FileSplit(Split):
+    """Pictures in files. ``paths`` are relative to ``root``."""
+
+    def __init__(self, root: Path, paths: Sequence[str], labels: np.ndarray) -> None:
+        self.root = root
+        self.paths = np.asarray(paths, dtype=object)
+        self.labels = np.asarray(labels, dtype=np.int64)
+
+    def name(self, index: int) -> str:  # noqa: D102
+        return str(self.paths[index])
+
+    def path(self, index: int) -> Path:
+        """Where the picture's file is."""
+        return self.root / self.paths[index]
+
+    def read(self, index: int) -> Image.Image:  # noqa: D102
+        return open_image(str(self.path(index)), str(self.path(index)))
+
+    def content(self, index: int) -> bytes:  # noqa: D102
+        try:
+            return self.path(index).read_bytes()
+        except OSError as error:
+            raise UnreadableImageError(str(self.path(index)), error.strerror or str(error)) from None
+
+    def peek(self, index: int) -> tuple[tuple[int, int], str]:  # noqa: D102
+        return _peek(self.path(index), str(self.path(index)))
+
+    def subset(self, indices: np.ndarray) -> FileSplit:  # noqa: D102
+        return FileSplit(self.root, self.paths[indices], self.labels[indices])
+
+    def stamp(self) -> Iterable[bytes]:
+        """Names, labels and file sizes: reading every file would cost too much."""
+        for index in range(len(self)):
+            size = self.path(index).stat().st_size
+            yield f"{self.paths[index]}\0{self.labels[index]}\0{size}\n".encode(errors="surrogateescape")
+
+
+class BytesSplit(Split):
+    """Pictures as encoded files in memory, such as a column of a Parquet file."""
+
+    def __init__(self, files: Sequence[bytes], labels: np.ndarray, names: Sequence[str]) -> None:
+        self.files = files
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.names = names
+
+    def name(self, index: int) -> str:  # noqa: D102
+        return self.names[index]
+
+    def read(self, index: int) -> Image.Image:  # noqa: D102
+        return open_image(self.files[index], self.names[index])
+
+    def content(self, index: int) -> bytes:  # noqa: D102
+        return self.files[index]
+
+    def peek(self, index: int) -> tuple[tuple[int, int], str]:  # noqa: D102
+        return _peek(io.BytesIO(self.files[index]), self.names[index])
+
+    def subset(self, indices: np.ndarray) -> BytesSplit:  # noqa: D102
+        names = [self.names[i] for i in indices]
+        return BytesSplit([self.files[i] for i in indices], self.labels[indices], names)
+
+    def stamp(self) -> Iterable[bytes]:  # noqa: D102
+        yield self.labels.tobytes()
+        yield from self.files
+
+
+class ArraySplit(Split):
+    """Pictures as pixels: ``images`` uint8 [N, height, width, 3]."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, prefix: str) -> None:
+        self.images = images
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.prefix = prefix
+
+    def name(self, index: int) -> str:  # noqa: D102
+        return f"{self.prefix}[{index}]"
+
+    def read(self, index: int) -> Image.Image:  # noqa: D102
+        return Image.fromarray(self.images[index])
+
+    def content(self, index: int) -> bytes:  # noqa: D102
+        return self.images[index].tobytes()
+
+    def peek(self, index: int) -> tuple[tuple[int, int], str]:  # noqa: D102
+        return (self.images.shape[1], self.images.shape[2]), "RGB"
+
+    def subset(self, indices: np.ndarray) -> ArraySplit:  # noqa: D102
+        return ArraySplit(self.images[indices], self.labels[indices], self.prefix)
+
+    def stamp(self) -> Iterable[bytes]:  # noqa: D102
+        yield self.labels.tobytes()
+        yield np.ascontiguousarray(self.images).data
+
+
+def _peek(source: Path | io.BytesIO, name: str) -> tuple[tuple[int, int], str]:
+    try:
+        with Image.open(source) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise UnreadableImageError(name, f"declares {width}x{height} pixels")
+            if may_be_turned(image) and image.getexif().get(0x0112, 1) >= 5:  # lies on its side: see the EXIF standard, Orientation
+                width, height = height, width
+            return (height, width), image.mode
+    except UnreadableImageError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise UnreadableImageError(name, "not a picture in any format known here") from None
+    except Exception as error:
+        raise UnreadableImageError(name, str(error) or type(error).__name__) from None
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: what :func:`thumbnet.load_data` returns.
+
+    Attributes:
+        source: what the user named: ``cifar10``, a folder's path, ...
+        layout: in words, what was recognised there.
+        class_names: a label is a position in it.
+        splits: by name, of ``train``, ``val`` and ``test``; ``train`` is always there.
+        notes: what the user should know, such as files that were passed over.
+    """
+
+    source: str
+    layout: str
+    class_names: tuple[str, ...]
+    splits: dict[str, Split]
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if len(self.splits.get("train", ())) == 0:
+            raise DataError(f"{self.source}: there are no training pictures in it")
+        if len(self.class_names) < 2:
+            raise DataError(
+                f"{self.source}: a classifier needs two classes or more, and there "
+                f"{'is one' if self.class_names else 'are none'}: {', '.join(self.class_names) or '-'}"
+            )
+
+    def fingerprint(self) -> str:
+        """A digest of class names, labels and pictures (files by name and size), as hex."""
+        digest = hashlib.blake2b("\0".join(self.class_names).encode(), digest_size=16)
+        for name, split in sorted(self.splits.items()):
+            digest.update(f"\n{name}\n".encode())
+            for part in split.stamp():
+                digest.update(part)
+        return digest.hexdigest()
+
+    def with_held_out(self, test_fraction: float, val_fraction: float, seed: int) -> Data:
+        """With ``test`` (where there is neither ``test`` nor ``val``) and ``val`` split off ``train``.
+
+        Stratified, and by a hash of each picture's name: adding pictures moves no other one.
+
+        Raises:
+            DataError: ``val`` is asked for and exists, or too few pictures are there to split.
+        """
+        data = self
+        if "test" not in data.splits and "val" not in data.splits:
+            note = (
+                f"no test or val split: {test_fraction:.0%} of each class was set aside as test (seed {seed})"
+            )
+            data = replace(data._split_off("test", test_fraction, seed), notes=(*data.notes, note))
+        if val_fraction > 0:
+            if "val" in data.splits:
+                raise DataError(f"{self.source} has a val split of its own: leave out --val-fraction")
+            data = data._split_off("val", val_fraction, seed + 1)
+        return data
+
+    def _split_off(self, name: str, fraction: float, seed: int) -> Data:
+        train = self.splits["train"]
+        held: list[int] = []
+        for label in range(len(self.class_names)):
+            members = np.flatnonzero(train.labels == label)
+            if len(members) < 2:
+                raise DataError(
+                    f"{self.source}: class {self.class_names[label]!r} has {len(members)} picture(s), "
+                    f"too few to set some aside as {name}"
+                )
+            count = min(max(1, round(len(members) * fraction)), len(members) - 1)
+            ranked = sorted(members, key=lambda index: _rank(train.name(index), seed))
+            held += [int(index) for index in ranked[:count]]
+        chosen = np.zeros(len(train), dtype=bool)
+        chosen[held] = True
+        splits = {
+            **self.splits,
+            "train": train.subset(np.flatnonzero(~chosen)),
+            name: train.subset(np.flatnonzero(chosen)),
+        }
+        return replace(self, splits=splits)
+
+
+def _rank(name: str, seed: int) -> bytes:
+    return hashlib.blake2b(f"{seed}\0{name}".encode(errors="surrogateescape"), digest_size=8).digest()

@@ -1,0 +1,64 @@
+"""What thumbnet raises when the user, not the code, has to change something.
+
+Every message says what was wrong, where, and what to do. The command line turns any of these into
+one message and an exit status, without a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ThumbnetError(Exception):
+    """Base of all errors that a user can mend. ``exit_status`` is what the command returns."""
+
+    exit_status = 2
+
+
+class DataError(ThumbnetError):
+    """The data cannot be found, read or understood."""
+
+
+class UnreadableImageError(DataError):
+    """One picture cannot be decoded. ``name`` says which, ``reason`` why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"cannot read the picture {name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+
+class RecipeError(ThumbnetError):
+    """A recipe's key is unknown, ill-typed or out of range, or the file is not TOML."""
+
+
+class RunError(ThumbnetError):
+    """A run's folder, weights or checkpoint cannot be written, read or resumed."""
+
+
+class DivergedError(ThumbnetError):
+    """The loss is not finite any more. ``step`` counts optimisation steps from 1."""
+
+    def __init__(self, step: int, loss: float, lr: float) -> None:
+        super().__init__(
+            f"the loss is {loss} at step {step} (learning rate {lr:.4g}): the training has diverged.\n"
+            "Lower the rate (--set optimizer.lr=...), lengthen the warm-up (--set schedule.warmup=...), "
+            "or compute in 32 bits (--set training.precision=fp32)."
+        )
+        self.step = step
+
+
+class MissingExtraError(ThumbnetError):
+    """An optional library is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs an extra: pip install 'thumbnet[{extra}]'")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence that helps with a misspelt ``name``: the closest known one, and all of them."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(choices)}."

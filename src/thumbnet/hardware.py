@@ -1,0 +1,110 @@
+"""The computer: which device, which precision, and what makes it fast. The only place that asks."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import platform
+import shutil
+import sys
+from typing import Any
+
+import psutil
+import torch
+
+from thumbnet.errors import ThumbnetError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """``auto``: the first CUDA device, else Apple's, else the CPU; or the device of that name.
+
+    Raises:
+        ThumbnetError: there is no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise ThumbnetError(
+            f"the device {name!r} is not to be had: {reason} Try cpu, cuda, cuda:1 or mps."
+        ) from None
+    return device
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies bfloat16 faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # AMX: measured here 10x and more. avx512_bf16 alone gains in products, loses in conversions.
+        return bool(torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """What a recipe's ``training.precision`` means on ``device``."""
+    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+
+
+def autocast(bf16: bool, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Compute convolutions and products in bfloat16, or leave everything in float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+
+def make_deterministic() -> None:
+    """Same seed, same result: refuse the algorithms that CUDA would choose by racing them."""
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Tell glibc to keep large freed blocks instead of returning them to the system.
+
+    A training step frees and asks for the same hundreds of megabytes again and again; each time the
+    system would map and clear them page by page. Measured in docs/results.md. Elsewhere than on
+    Linux with glibc nothing happens.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+        libc.mallopt(m_mmap_threshold, 1 << 30)
+        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
+
+
+def can_compile() -> bool:
+    """Whether ``torch.compile`` can work for the CPU: it needs a C++ compiler."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """The computer, for a run's ``environment.json``."""
+    described: dict[str, Any] = {
+        "device": str(device),
+        "processor": _processor_name(),
+        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": platform.platform(),
+    }
+    if device.type == "cuda":
+        described["gpu"] = torch.cuda.get_device_name(device)
+        described["gpus"] = torch.cuda.device_count()
+    return described
+
+
+def _processor_name() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

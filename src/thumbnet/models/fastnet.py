@@ -1,0 +1,99 @@
+"""FastNet: the small network of the ``fast`` recipe.
+
+The ideas are those of airbench (Jordan 2024, https://arxiv.org/abs/2404.00498) and what it builds
+on (Page 2019; tysam's hlb-CIFAR10 2023): a first layer that whitens 2x2 patches and is computed
+from the data, not learnt; convolutions that begin as the identity; normalisation with a bias but
+no scale; the largest activation over all positions before a small-scaled linear layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thumbnet.models.resnet import scaled
+
+PATCH = 2
+NORM_MOMENTUM = 0.4  # in PyTorch's sense, the weight of the newest batch; short trainings need it high
+HEAD_SCALE = 1 / 9
+
+
+class FastBlock(nn.Module):
+    """conv, max-pool, norm, act; conv, norm, act. [B, C, H, W] → [B, out_channels, H // 2, W // 2]."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = _identity_conv(in_channels, out_channels)
+        self.norm1 = _norm(out_channels)
+        self.conv2 = _identity_conv(out_channels, out_channels)
+        self.norm2 = _norm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] → [B, out_channels, H // 2, W // 2]."""
+        x = F.silu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        return F.silu(self.norm2(self.conv2(x)))
+
+
+class FastNet(nn.Module):
+    """Whitening, three blocks, a global maximum, a linear layer.
+
+    Shapes: [B, in_channels, H, W] → [B, num_classes], for any H and W from 16 up.
+    """
+
+    def __init__(self, widths: Sequence[int], num_classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__()
+        whitened = 2 * in_channels * PATCH**2
+        self.whiten = nn.Conv2d(in_channels, whitened, PATCH)
+        self.whiten.weight.requires_grad_(False)
+        self.blocks = nn.Sequential(
+            *(FastBlock(a, b) for a, b in zip([whitened, *widths[:-1]], widths, strict=True))
+        )
+        self.head = nn.Linear(widths[-1], num_classes, bias=False)
+        # Two unit vectors' worth of scale, so that the first logits are neither flat nor sure.
+        nn.init.kaiming_uniform_(self.head.weight, a=5**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] → logits [B, num_classes]."""
+        x = self.blocks(F.silu(self.whiten(x)))
+        return self.head(x.amax(dim=(2, 3))) * HEAD_SCALE
+
+    @torch.no_grad()
+    def initialise_from(self, images: Tensor) -> None:
+        """Make the first layer whiten ``images`` (float32 [N, C, H, W], normalised; some thousands do).
+
+        Its filters are the patches' principal axes, each divided by the standard deviation along it,
+        and their negatives, since the activation treats signs differently.
+        """
+        channels = images.shape[1]
+        patches = images.unfold(2, PATCH, 1).unfold(3, PATCH, 1).permute(0, 2, 3, 1, 4, 5)
+        flat = patches.reshape(-1, channels * PATCH**2).double().cpu()
+        covariance = flat.T @ flat / len(flat)
+        values, vectors = torch.linalg.eigh(covariance)
+        # An axis' sign is arbitrary, and libraries differ: its largest entry is made positive.
+        largest = vectors.abs().argmax(dim=0)
+        vectors = vectors * vectors.gather(0, largest[None]).sign()
+        filters = (vectors / (values + 5e-4).sqrt()).T.flip(0).reshape(-1, channels, PATCH, PATCH)
+        self.whiten.weight.copy_(torch.cat([filters, -filters]))
+        assert self.whiten.bias is not None
+        self.whiten.bias.zero_()
+
+
+def fastnet(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> FastNet:
+    """The network of the ``fast`` recipe."""
+    return FastNet(scaled([64, 128, 256], width), num_classes, in_channels)
+
+
+def _identity_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    with torch.no_grad():
+        nn.init.dirac_(conv.weight[:in_channels])
+    return conv
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(channels, momentum=NORM_MOMENTUM)
+    norm.weight.requires_grad_(False)
+    return norm

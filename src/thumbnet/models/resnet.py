@@ -1,0 +1,113 @@
+"""Residual networks for small pictures (He et al. 2015, https://arxiv.org/abs/1512.03385).
+
+Two families of one class. ResNet-18 and 34 are ImageNet's with the first layers made for small
+pictures: a 3x3 convolution with stride 1, no pooling. ResNet-20, 32, 44 and 56 are the paper's own
+for CIFAR: three stages, 16, 32 and 64 wide, of (depth - 2) / 6 blocks; their shortcuts are
+projections where the shape changes (the paper's option B), as everywhere here.
+
+    logits = resnet18(num_classes=10)(torch.randn(8, 3, 32, 32))  # [8, 10]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    """A 3x3 convolution, padded by 1, without a bias: the normalisation that follows has one."""
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+
+
+class ResidualBlock(nn.Module):
+    """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)).
+
+    The shortcut is the identity, or a 1x1 convolution and normalisation where ``stride`` is not 1 or
+    the widths differ.
+
+    Shapes: [B, in_channels, H, W] → [B, out_channels, ceil(H / stride), ceil(W / stride)].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(in_channels, out_channels, stride)
+        self.norm1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = conv3x3(out_channels, out_channels)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] → [B, out_channels, H', W']."""
+        out = F.relu(self.norm1(self.conv1(x)))
+        out = self.norm2(self.conv2(out))
+        return F.relu(out + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """A stem, stages of residual blocks, the mean over all positions, and a linear layer.
+
+    Args:
+        blocks: number of blocks of each stage.
+        widths: channels of each stage. Each stage but the first halves height and width.
+        num_classes: length of the logits.
+        in_channels: of the pictures.
+
+    Shapes: [B, in_channels, H, W] → [B, num_classes], for any H and W from 16 up.
+    """
+
+    def __init__(
+        self, blocks: Sequence[int], widths: Sequence[int], num_classes: int = 10, in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(conv3x3(in_channels, widths[0]), nn.BatchNorm2d(widths[0]), nn.ReLU())
+        stages = []
+        previous = widths[0]
+        for number, (count, width) in enumerate(zip(blocks, widths, strict=True)):
+            strides = [1 if number == 0 else 2] + [1] * (count - 1)
+            stage = []
+            for stride in strides:
+                stage.append(ResidualBlock(previous, width, stride))
+                previous = width
+            stages.append(nn.Sequential(*stage))
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(previous, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] → logits [B, num_classes]."""
+        x = self.stages(self.stem(x))
+        # The mean over whatever positions are left: a fixed AvgPool2d(4) would do for 32x32 only.
+        return self.head(x.mean(dim=(2, 3)))
+
+
+def resnet18(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> ResNet:
+    """11,173,962 parameters at 10 classes; the tutorial's network."""
+    return ResNet([2, 2, 2, 2], scaled([64, 128, 256, 512], width), num_classes, in_channels)
+
+
+def resnet34(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> ResNet:
+    """21,282,122 parameters at 10 classes."""
+    return ResNet([3, 4, 6, 3], scaled([64, 128, 256, 512], width), num_classes, in_channels)
+
+
+def narrow_resnet(depth: int, num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> ResNet:
+    """The paper's CIFAR family: ``depth`` is 6n + 2, as 20, 32, 44, 56.
+
+    Raises:
+        ValueError: ``depth`` is not of that form.
+    """
+    count, rest = divmod(depth - 2, 6)
+    if rest or count < 1:
+        raise ValueError(f"depth is {depth}: expected 6n + 2, such as 20, 32, 44 or 56")
+    return ResNet([count] * 3, scaled([16, 32, 64], width), num_classes, in_channels)
+
+
+def scaled(widths: Sequence[int], factor: float) -> list[int]:
+    """Widths times ``factor``, rounded to a multiple of 8, on which vector units work best."""
+    return [max(8, round(width * factor / 8) * 8) for width in widths]

@@ -1,0 +1,477 @@
+"""A recipe: every setting of a training, in one frozen object and one TOML file.
+
+Same recipe + same data + same seed = same result, so nothing that changes a result may be set
+anywhere else. This module holds what may be set and checks it; it imports no torch, so that
+``thumbnet recipes`` answers at once.
+
+    recipe = load_recipe("fast", ["training.epochs=4", "optimizer.lr=0.2"])
+    print(recipe.to_toml())
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from thumbnet.errors import RecipeError, nearest
+
+MODEL_NAMES = ("resnet18", "resnet34", "resnet20", "resnet32", "resnet44", "resnet56", "fastnet")
+AUTO = "auto"
+
+
+def _check(ok: bool, key: str, expected: str, value: object) -> None:
+    """Refuse ``value`` of ``key`` unless ``ok``."""
+    if not ok:
+        raise RecipeError(f"recipe key '{key}' is {value!r}: expected {expected}")
+
+
+def _finite(value: float) -> bool:
+    return math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """How pictures become one uniform array.
+
+    Attributes:
+        image_size: ``"auto"`` (the data's own size if all pictures share one of at least 16 pixels,
+            else 32), ``"32"``, or ``"HEIGHTxWIDTH"`` in pixels.
+        fit: what happens to a picture of another shape: ``pad`` (nothing is lost), ``crop`` (the
+            centre stays) or ``squash`` (the aspect ratio is lost).
+        mean, std: per channel in [0, 1], or ``"auto"``: computed from the training split.
+        val_fraction: part of the training split to set aside as ``val``.
+        test_fraction: part to set aside as ``test`` where the data has neither ``val`` nor ``test``.
+        split_seed: seed of both; not ``seed``, so that repeated runs are tested on the same pictures.
+        subset_size: train on this many random pictures of the training split; 0 means all.
+        engine: ``memory`` holds the split decoded; ``workers`` decodes in other processes as it goes;
+            ``auto`` takes memory where the split fits in a quarter of it. All give the same batches.
+        workers: processes of the ``workers`` engine.
+    """
+
+    image_size: str = AUTO
+    fit: Literal["pad", "crop", "squash"] = "pad"
+    mean: str | tuple[float, ...] = AUTO
+    std: str | tuple[float, ...] = AUTO
+    val_fraction: float = 0.0
+    test_fraction: float = 0.2
+    split_seed: int = 0
+    subset_size: int = 0
+    engine: Literal["auto", "memory", "workers"] = "auto"
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.image_size != AUTO:
+            parse_image_size(self.image_size)
+        for key, value in (("mean", self.mean), ("std", self.std)):
+            if isinstance(value, str):
+                _check(value == AUTO, f"data.{key}", "'auto' or three numbers in [0, 1]", value)
+            else:
+                low = all((0 < v if key == "std" else 0 <= v) and v <= 1 for v in value)
+                _check(len(value) == 3 and low, f"data.{key}", "'auto' or three numbers in [0, 1]", value)
+        _check(0 <= self.val_fraction < 1, "data.val_fraction", "a fraction in [0, 1)", self.val_fraction)
+        _check(0 < self.test_fraction < 1, "data.test_fraction", "a fraction in (0, 1)", self.test_fraction)
+        _check(self.subset_size >= 0, "data.subset_size", "0 (all) or a positive number", self.subset_size)
+        _check(self.workers >= 1, "data.workers", "1 or more", self.workers)
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """What is done at random to training batches, and to them only.
+
+    Attributes:
+        flip: left-right: ``none``, ``random`` (each picture, probability 1/2), or ``alternating``
+            (each picture every other epoch, so that two epochs show both; airbench, Jordan 2024).
+        translate: shift by up to this many pixels each way, both axes.
+        translate_fill: what comes in at the border: ``reflect`` or ``zero`` (black).
+        cutout: side of a square set to the mean colour (DeVries & Taylor 2017); 0 is off.
+    """
+
+    flip: Literal["none", "random", "alternating"] = "none"
+    translate: int = 0
+    translate_fill: Literal["reflect", "zero"] = "reflect"
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.translate <= 15, "augment.translate", "0 to 15 pixels", self.translate)
+        _check(self.cutout >= 0, "augment.cutout", "0 (off) or pixels", self.cutout)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which network. ``width`` multiplies the number of its channels."""
+
+    name: str = "resnet18"
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.name not in MODEL_NAMES:
+            raise RecipeError(f"recipe key 'model.name' is {self.name!r}. {nearest(self.name, MODEL_NAMES)}")
+        _check(0 < self.width <= 8, "model.width", "a factor in (0, 8]", self.width)
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """Other settings for the parameters whose name matches a pattern.
+
+    Attributes:
+        match: shell-style pattern on the parameter's name, such as ``"*.bias"`` or ``"stem.*"``.
+            The first group that matches a parameter has it.
+        lr, weight_decay: in place of the optimizer's; the schedule scales this ``lr`` just the same.
+    """
+
+    match: str
+    lr: float | None = None
+    weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        _check(bool(self.match), "optimizer.groups.match", "a pattern", self.match)
+        for key, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
+            ok = value is None or (_finite(value) and value >= 0)
+            _check(ok, f"optimizer.groups.{key}", "0 or a positive number", value)
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """The optimizer. ``momentum`` and ``nesterov`` belong to SGD, ``betas`` to AdamW."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    betas: tuple[float, ...] = (0.9, 0.999)
+    groups: tuple[GroupSettings, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check(_finite(self.lr) and self.lr > 0, "optimizer.lr", "a positive number", self.lr)
+        _check(0 <= self.momentum < 1, "optimizer.momentum", "a number in [0, 1)", self.momentum)
+        ok = not self.nesterov or self.momentum > 0
+        _check(ok, "optimizer.nesterov", "false where the momentum is 0", self.nesterov)
+        ok = _finite(self.weight_decay) and self.weight_decay >= 0
+        _check(ok, "optimizer.weight_decay", "0 or a positive number", self.weight_decay)
+        ok = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        _check(ok, "optimizer.betas", "two numbers in [0, 1)", self.betas)
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """How the learning rate goes over the training, as a factor on each group's own rate.
+
+    Every time is a *fraction of the whole training*, so a recipe stays itself when ``--epochs``
+    changes: milestone 0.75 is epoch 150 of 200 and epoch 15 of 20.
+
+    Attributes:
+        name: ``constant``; ``multistep`` (times ``factor`` at each milestone); ``cosine`` and ``linear``
+            (down to ``end``); ``one-cycle`` (cosine up from ``start``, cosine down to ``end``;
+            Smith & Topin 2018).
+        milestones, factor: of ``multistep``. A milestone of 1 or more would never come: refused.
+        warmup: fraction of the training in which the rate rises from ``start`` to its full height
+            (in a straight line, but for ``one-cycle``).
+        start, end: factors at the beginning of the warm-up and at the end of the training.
+    """
+
+    name: Literal["constant", "multistep", "cosine", "linear", "one-cycle"] = "constant"
+    milestones: tuple[float, ...] = ()
+    factor: float = 0.1
+    warmup: float = 0.0
+    start: float = 0.0
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        stones = self.milestones
+        ok = all(0 < m < 1 for m in stones) and list(stones) == sorted(stones)
+        _check(ok, "schedule.milestones", "rising fractions of the training, each in (0, 1)", stones)
+        ok = self.name != "multistep" or bool(stones)
+        _check(ok, "schedule.milestones", "at least one for 'multistep'", stones)
+        _check(0 < self.factor <= 1, "schedule.factor", "a number in (0, 1]", self.factor)
+        _check(0 <= self.warmup < 1, "schedule.warmup", "a fraction in [0, 1)", self.warmup)
+        _check(0 <= self.start <= 1, "schedule.start", "a factor in [0, 1]", self.start)
+        _check(0 <= self.end <= 1, "schedule.end", "a factor in [0, 1]", self.end)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The loop.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch_size: pictures a step.
+        drop_last: leave out an epoch's last batch where it is not full (other pictures each epoch).
+        label_smoothing: of the cross-entropy (Szegedy et al. 2016).
+        ema_decay: evaluate and keep an exponential moving average of the weights with this decay a
+            step; 0 is off. Early on the decay is held down so that the average can follow.
+        precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 where the hardware multiplies it fast.
+        channels_last: keep pictures as [B, H, W, C] in memory; shapes stay [B, C, H, W].
+        compile: ``torch.compile`` the network. Costs about a minute at the start.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    drop_last: bool = False
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    channels_last: bool = True
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.epochs >= 1, "training.epochs", "1 or more", self.epochs)
+        _check(self.batch_size >= 2, "training.batch_size", "2 or more", self.batch_size)
+        ok = 0 <= self.label_smoothing < 1
+        _check(ok, "training.label_smoothing", "a number in [0, 1)", self.label_smoothing)
+        _check(0 <= self.ema_decay < 1, "training.ema_decay", "a number in [0, 1)", self.ema_decay)
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """When and how to evaluate.
+
+    Attributes:
+        every: evaluate after each so many epochs, and after the last one; 0 means only the last.
+            With a ``val`` split the best of these epochs is kept.
+        tta: test-time augmentation, the mean of the logits over views of a picture: ``none``;
+            ``mirror`` (two views); ``mirror-shift`` (those, also shifted by one pixel: six).
+        batch_size: pictures a forward pass.
+    """
+
+    every: int = 1
+    tta: Literal["none", "mirror", "mirror-shift"] = "none"
+    batch_size: int = 500
+
+    def __post_init__(self) -> None:
+        _check(self.every >= 0, "evaluation.every", "0 or more", self.every)
+        _check(self.batch_size >= 1, "evaluation.batch_size", "1 or more", self.batch_size)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training, but for the data. ``seed`` decides every random choice."""
+
+    name: str = "custom"
+    description: str = ""
+    seed: int = 0
+    data: DataSettings = field(default_factory=DataSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.seed < 2**63, "seed", "a number from 0 to 2**63 - 1", self.seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain dictionaries, lists, numbers and strings; what is None is left out."""
+        return typing.cast(dict[str, Any], _plain(dataclasses.asdict(self)))
+
+    def to_toml(self) -> str:
+        """As TOML text that :func:`load_recipe` reads back to an equal recipe."""
+        import tomli_w
+
+        return tomli_w.dumps(self.to_dict())
+
+    def override(self, assignments: Iterable[str]) -> Recipe:
+        """With ``"section.key=value"`` applied; the value is TOML, or a bare string.
+
+        Raises:
+            RecipeError: an assignment has no ``=``, or its key or value is refused.
+        """
+        settings = self.to_dict()
+        for assignment in assignments:
+            key, equals, text = assignment.partition("=")
+            if not equals:
+                raise RecipeError(f"--set {assignment}: expected KEY=VALUE, such as optimizer.lr=0.05")
+            *sections, last = key.strip().split(".")
+            table = settings
+            for section in sections:
+                inner = table.setdefault(section, {})
+                if not isinstance(inner, dict):
+                    raise _unknown_key(key.strip())
+                table = inner
+            table[last] = _parse_value(text.strip())
+        return recipe_from_dict(settings)
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """``"32"`` → (32, 32); ``"32x64"`` → (32, 64), height first, in pixels.
+
+    Raises:
+        RecipeError: not of that form, or a side is not between 16 and 1024.
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
+        raise RecipeError(f"image size {text!r}: expected SIDE or HEIGHTxWIDTH in pixels, such as 32 or 32x64")
+    height, width = int(parts[0]), int(parts[-1])
+    if not (16 <= min(height, width) and max(height, width) <= 1024):
+        raise RecipeError(f"image size {text!r}: each side must have 16 to 1024 pixels")
+    return height, width
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes that come with thumbnet."""
+    folder = resources.files("thumbnet") / "recipes"
+    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by its name or from a TOML file, with ``"key=value"`` overrides applied.
+
+    A file may begin with ``extends = "fast"`` and name only what differs.
+
+    Raises:
+        RecipeError: no such recipe or file, not TOML, or a key is unknown, ill-typed or out of range.
+    """
+    return recipe_from_dict(_read_toml(str(name_or_path), seen=())).override(overrides)
+
+
+def recipe_from_dict(settings: Mapping[str, Any]) -> Recipe:
+    """A checked recipe from nested dictionaries, as TOML gives them; missing keys get their defaults.
+
+    Raises:
+        RecipeError: names the key, what was expected, and the nearest known key.
+    """
+    recipe: Recipe = _build(Recipe, settings, "")
+    return recipe
+
+
+def _read_toml(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    if name in seen:
+        raise RecipeError(f"recipes extend one another in a circle: {' -> '.join((*seen, name))}")
+    path = Path(name)
+    try:
+        if name in recipe_names():
+            text = (resources.files("thumbnet") / "recipes" / f"{name}.toml").read_text("utf-8")
+        elif path.suffix == ".toml" or path.is_file():
+            text = path.read_text("utf-8")
+        else:
+            hint = nearest(name, recipe_names())
+            raise RecipeError(f"there is no recipe {name!r}. {hint} A file of your own must end in .toml.")
+        settings = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {name}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"the recipe {name} is not valid TOML: {error}") from None
+    base = settings.pop("extends", None)
+    if base is None:
+        return settings
+    if not isinstance(base, str):
+        raise RecipeError(f"recipe key 'extends' is {base!r}: expected a recipe's name or file")
+    if base.endswith(".toml"):
+        base = str(path.parent / base)
+    return _merge(_read_toml(base, (*seen, name)), settings)
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        under = merged.get(key)
+        merged[key] = _merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # `--set model.name=resnet34`: quotes would have to survive the shell
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _known_keys(cls: type, prefix: str = "") -> list[str]:
+    """All dotted keys of a recipe."""
+    keys = []
+    for name, hint in typing.get_type_hints(cls).items():
+        inner = _known_keys(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else []
+        keys += inner or [prefix + name]
+    return keys
+
+
+def _unknown_key(key: str) -> RecipeError:
+    known = _known_keys(Recipe)
+    last = key.rpartition(".")[2]
+    same_ending = [k for k in known if k.rpartition(".")[2] == last]
+    close = same_ending or difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    if not close:
+        endings = {k.rpartition(".")[2]: k for k in known}
+        close = [endings[e] for e in difflib.get_close_matches(last, endings, n=1, cutoff=0.5)]
+    hint = f": did you mean {' or '.join(repr(k) for k in close)}?" if close else ""
+    section = key.rpartition(".")[0]
+    siblings = [k for k in known if k.rpartition(".")[0] == section]
+    listing = f" Known keys here: {', '.join(siblings)}." if siblings else ""
+    return RecipeError(f"unknown recipe key '{key}'{hint}{listing}")
+
+
+def _build(cls: Any, settings: object, path: str) -> Any:
+    """An instance of the dataclass ``cls`` from a table, each value checked against its type hint."""
+    if not isinstance(settings, Mapping):
+        raise RecipeError(f"recipe key '{path}' is {settings!r}: expected a table, [{path}]")
+    hints = typing.get_type_hints(cls)
+    prefix = f"{path}." if path else ""
+    for key in settings:
+        if key not in hints:
+            raise _unknown_key(prefix + str(key))
+    for known in dataclasses.fields(cls):
+        required = known.default is dataclasses.MISSING and known.default_factory is dataclasses.MISSING
+        if required and known.name not in settings:
+            raise RecipeError(f"recipe key '{prefix}{known.name}' is missing")
+    return cls(**{key: _convert(value, hints[key], prefix + key) for key, value in settings.items()})
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    """``value`` as the type ``hint`` asks, or a RecipeError. Integers pass as floats; nothing else bends."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, key)
+    if origin is Literal:
+        if value not in arguments:
+            shown = ", ".join(repr(a) for a in arguments)
+            raise RecipeError(f"recipe key '{key}' is {value!r}: expected one of {shown}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for argument in arguments:
+            try:
+                return _convert(value, argument, key)
+            except RecipeError:
+                continue
+        raise _wrong_type(value, hint, key)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise _wrong_type(value, hint, key)
+        return tuple(_convert(inner, arguments[0], key) for inner in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and key == "data.image_size" and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # image_size = 32 reads better than "32"
+    if type(value) is not hint:
+        raise _wrong_type(value, hint, key)
+    return value
+
+
+def _wrong_type(value: object, hint: Any, key: str) -> RecipeError:
+    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a string"}
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    parts = []
+    for option in options:
+        if typing.get_origin(option) is tuple:
+            inner = typing.get_args(option)[0]
+            parts.append("a list of " + ("numbers" if inner is float else "tables"))
+        elif option is not type(None):
+            parts.append(names.get(option, str(option)))
+    return RecipeError(f"recipe key '{key}' is {value!r}: expected {' or '.join(parts)}")

@@ -1,0 +1,300 @@
+"""The training loop. It yields one result an epoch; it prints nothing and writes nothing.
+
+    state = TrainingState(model, recipe, steps_per_epoch=len(batches), device=device)
+    for result in fit(state, batches, evaluate=evaluate):
+        print(result.epoch, result.loss, result.accuracy)
+
+Whoever consumes it decides what to show, log and save. What a resumed training needs goes in and
+out by ``state.state_dict()`` and ``state.load_state_dict()``, after any step.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thumbnet.data.batches import Batches
+from thumbnet.errors import DivergedError
+from thumbnet.hardware import autocast, use_bf16
+from thumbnet.recipe import Recipe
+from thumbnet.training.optimizers import build_optimizer, set_learning_rate
+from thumbnet.training.schedules import factor_at
+
+LOOK_EVERY = 20  # steps between looks at the loss: each look makes a GPU wait for the CPU
+
+
+@dataclass(frozen=True)
+class Score:
+    """What evaluating after an epoch gave: loss and accuracy (0 to 1) on the split it names."""
+
+    split: str
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One epoch.
+
+    Attributes:
+        epoch: from 1.
+        step: optimisation steps so far.
+        loss: mean training loss over the epoch's steps.
+        lr: the recipe's learning rate at the epoch's last step.
+        seconds: spent training in this epoch; evaluating is not in it.
+        pictures_per_second: of training.
+        score: None where this epoch was not evaluated.
+    """
+
+    epoch: int
+    step: int
+    loss: float
+    lr: float
+    seconds: float
+    pictures_per_second: float
+    score: Score | None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Where the training stands. ``loss`` is the last one looked at, None before the first look."""
+
+    epoch: int
+    step_in_epoch: int
+    steps_per_epoch: int
+    step: int
+    pictures: int
+    loss: float | None
+
+
+class TrainingState:
+    """All that changes during a training: weights, their average, the optimizer, and how far it is.
+
+    Attributes:
+        model: the network that learns.
+        step: optimisation steps done.
+        history: the results so far.
+        best_epoch, best_weights: of the epoch with the best ``val`` score; None without ``val``.
+    """
+
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, steps_per_epoch: int, device: torch.device
+    ) -> None:
+        self.recipe = recipe
+        self.device = device
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = steps_per_epoch * recipe.training.epochs
+        self.bf16 = use_bf16(recipe.training.precision, device)
+        self.layout = torch.channels_last if recipe.training.channels_last else torch.contiguous_format
+        self.model = model.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.forward: Callable[[Tensor], Tensor] = self.model
+        if recipe.training.compile:
+            self.forward = torch.compile(self.model)
+        self.average = copy.deepcopy(self.model).eval() if recipe.training.ema_decay else None
+        self.optimizer = build_optimizer(recipe.optimizer, self.model)
+        self.step = 0
+        self.losses = torch.zeros(steps_per_epoch, device=device)  # of this epoch, kept on the device
+        self.seconds_in_epoch = 0.0
+        self.pictures_in_epoch = 0
+        self.history: list[EpochResult] = []
+        self.best_epoch: int | None = None
+        self.best_weights: dict[str, Tensor] | None = None
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are complete: the last one is, only when its result is in the history."""
+        return len(self.history)
+
+    @property
+    def step_in_epoch(self) -> int:
+        """Steps done of the epoch at hand."""
+        return self.step - self.epoch * self.steps_per_epoch
+
+    @property
+    def lr(self) -> float:
+        """The recipe's rate at the present step."""
+        return self.recipe.optimizer.lr * factor_at(self.recipe.schedule, self.step, self.total_steps)
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """What is evaluated and kept: the average of the weights if the recipe has one."""
+        return self.average if self.average is not None else self.model
+
+    def final_weights(self) -> dict[str, Tensor]:
+        """What the training leaves: the best epoch's weights by ``val``, else the last ones."""
+        if self.best_weights is not None:
+            return self.best_weights
+        return {name: tensor.detach().clone() for name, tensor in self.evaluated_model.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything as tensors and plain values, so that it loads with ``weights_only=True``."""
+        return {
+            "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "losses": self.losses,
+            "seconds_in_epoch": self.seconds_in_epoch,
+            "pictures_in_epoch": self.pictures_in_epoch,
+            "history": [asdict(result) for result in self.history],
+            "best_epoch": self.best_epoch,
+            "best_weights": self.best_weights,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: it belongs to another training.
+        """
+        if len(state["losses"]) != self.steps_per_epoch:
+            raise ValueError("the number of steps in an epoch has changed")
+        self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        self.losses.copy_(state["losses"])
+        self.seconds_in_epoch = state["seconds_in_epoch"]
+        self.pictures_in_epoch = state["pictures_in_epoch"]
+        self.history = [epoch_result_from_dict(result) for result in state["history"]]
+        self.best_epoch = state["best_epoch"]
+        self.best_weights = state["best_weights"]
+
+    def check_losses(self) -> float:
+        """The newest loss, once it is sure that all of this epoch's are finite.
+
+        Raises:
+            DivergedError: names the first step whose loss was not.
+        """
+        losses = self.losses[: self.step_in_epoch].cpu()
+        bad = (~losses.isfinite()).nonzero()
+        if len(bad):
+            index = int(bad[0])
+            step = self.epoch * self.steps_per_epoch + index
+            lr = self.recipe.optimizer.lr * factor_at(self.recipe.schedule, step, self.total_steps)
+            raise DivergedError(step + 1, float(losses[index]), lr)
+        return float(losses[-1])
+
+    def update_average(self) -> None:
+        """Draw the average towards the newest weights, and the running statistics with them."""
+        if self.average is None:
+            return
+        # Held down at first (1 - 9 / (10 + t)), or the average would keep the random beginning.
+        decay = min(self.recipe.training.ema_decay, (1 + self.step) / (10 + self.step))
+        averaged, newest = self.average.state_dict().values(), self.model.state_dict().values()
+        pairs = list(zip(averaged, newest, strict=True))
+        floats = [(a, b) for a, b in pairs if a.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], 1 - decay)
+        for a, b in pairs:
+            if not a.is_floating_point():  # counters
+                a.copy_(b)
+
+
+def fit(
+    state: TrainingState,
+    batches: Batches,
+    *,
+    evaluate: Callable[[nn.Module], Score] | None = None,
+    on_step: Callable[[StepResult], None] | None = None,
+) -> Iterator[EpochResult]:
+    """Train to the end of the recipe, from wherever ``state`` stands; one result an epoch.
+
+    Args:
+        state: is changed in place, and is whole after every step.
+        batches: the training split.
+        evaluate: called with the network in eval mode after the epochs that the recipe says.
+        on_step: called after every step. What it raises ends the training with ``state`` whole.
+
+    Raises:
+        DivergedError: a loss is not finite.
+    """
+    recipe = state.recipe
+    smoothing = recipe.training.label_smoothing
+    loss_so_far: float | None = None
+    for epoch in range(state.epoch, recipe.training.epochs):
+        state.model.train()
+        resumed_at = state.seconds_in_epoch
+        started = time.perf_counter()
+        for batch in batches.epoch(epoch, start=state.step_in_epoch):
+            set_learning_rate(
+                state.optimizer, factor_at(recipe.schedule, state.step, state.total_steps)
+            )
+            images = batch.images.contiguous(memory_format=state.layout)
+            state.optimizer.zero_grad()
+            with autocast(state.bf16, state.device):
+                logits = state.forward(images)
+            loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=smoothing)
+            loss.backward()  # type: ignore[no-untyped-call]
+            state.optimizer.step()
+            state.update_average()
+
+            state.losses[state.step_in_epoch] = loss.detach()
+            state.step += 1
+            state.pictures_in_epoch += len(images)
+            state.seconds_in_epoch = resumed_at + time.perf_counter() - started
+            if state.step_in_epoch % LOOK_EVERY == 0 or state.step_in_epoch == state.steps_per_epoch:
+                loss_so_far = state.check_losses()
+            if on_step is not None:
+                on_step(_step_result(state, loss_so_far))
+        yield _finish_epoch(state, evaluate)
+
+
+def _step_result(state: TrainingState, loss: float | None) -> StepResult:
+    return StepResult(
+        epoch=state.epoch + 1,
+        step_in_epoch=state.step_in_epoch,
+        steps_per_epoch=state.steps_per_epoch,
+        step=state.step,
+        pictures=state.pictures_in_epoch,
+        loss=loss,
+    )
+
+
+def _finish_epoch(state: TrainingState, evaluate: Callable[[nn.Module], Score] | None) -> EpochResult:
+    """Evaluate where the recipe says, remember the best by ``val``, and close the epoch."""
+    number = state.epoch + 1
+    every, last = state.recipe.evaluation.every, number == state.recipe.training.epochs
+    score = None
+    if evaluate is not None and (last or (every and number % every == 0)):
+        score = evaluate(state.evaluated_model.eval())
+    last_factor = factor_at(state.recipe.schedule, state.step - 1, state.total_steps)
+    seconds = state.seconds_in_epoch
+    result = EpochResult(
+        epoch=number,
+        step=state.step,
+        loss=float(state.losses.double().mean()),
+        lr=state.recipe.optimizer.lr * last_factor,
+        seconds=seconds,
+        pictures_per_second=state.pictures_in_epoch / seconds if seconds else math.inf,
+        score=score,
+    )
+    if score is not None and score.split == "val" and _is_best(state, score):
+        state.best_epoch = number
+        weights = state.evaluated_model.state_dict()
+        state.best_weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
+    state.history.append(result)
+    state.seconds_in_epoch = 0.0
+    state.pictures_in_epoch = 0
+    state.losses.zero_()
+    return result
+
+
+def _is_best(state: TrainingState, score: Score) -> bool:
+    """More accurate on ``val`` than every epoch before, or as accurate with less loss."""
+    before = [r.score for r in state.history if r.score is not None and r.score.split == "val"]
+    return all((score.accuracy, -score.loss) > (s.accuracy, -s.loss) for s in before)
+
+
+def epoch_result_from_dict(values: dict[str, Any]) -> EpochResult:
+    """Back from ``dataclasses.asdict``."""
+    score = values["score"]
+    return EpochResult(**{**values, "score": None if score is None else Score(**score)})

@@ -1,0 +1,58 @@
+"""The optimizer of a recipe, with parameter groups by name pattern."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from thumbnet.errors import RecipeError
+from thumbnet.recipe import GroupSettings, OptimizerSettings
+
+
+def build_optimizer(settings: OptimizerSettings, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD or AdamW over the parameters of ``model`` that are learnt.
+
+    Each group's full rate is kept as its ``base_lr``; :func:`set_learning_rate` scales from there.
+
+    Raises:
+        RecipeError: a group's pattern matches no parameter.
+    """
+    groups = parameter_groups(settings, model)
+    if settings.name == "adamw":
+        first, second = settings.betas
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=(first, second))
+    return torch.optim.SGD(
+        groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov
+    )
+
+
+def parameter_groups(settings: OptimizerSettings, model: nn.Module) -> list[dict[str, Any]]:
+    """One group for each of the recipe's patterns, and one for all other parameters."""
+    learnt = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    wanted = [*settings.groups, GroupSettings(match="*")]
+    members: list[list[str]] = [[] for _ in wanted]
+    for name in learnt:
+        first = next(i for i, group in enumerate(wanted) if fnmatchcase(name, group.match))
+        members[first].append(name)
+    groups = []
+    for group, names in zip(wanted, members, strict=True):
+        if not names and group.match != "*":
+            raise RecipeError(
+                f"recipe key 'optimizer.groups': the pattern {group.match!r} matches no parameter that is "
+                f"still free. Parameters: {', '.join(learnt)}"
+            )
+        if names:
+            lr = settings.lr if group.lr is None else group.lr
+            decay = settings.weight_decay if group.weight_decay is None else group.weight_decay
+            parameters = [learnt[name] for name in names]
+            groups.append({"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay})
+    return groups
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Each group's rate: ``factor`` times its full one."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor

@@ -1,0 +1,34 @@
+"""The learning rate as a factor, a pure function of how much of the training is done.
+
+Nothing counts calls here, so nothing can be called too early: the first step has the first rate.
+"""
+
+from __future__ import annotations
+
+import math
+
+from thumbnet.recipe import ScheduleSettings
+
+
+def factor_at(settings: ScheduleSettings, step: int, total_steps: int) -> float:
+    """The factor on every learning rate at ``step`` (from 0) of ``total_steps``.
+
+    The last step stands just before the end, so ``settings.end`` is approached, not used up early.
+    """
+    done = step / total_steps
+    # Half a step in, a warm-up from 0 does not waste its first step on a rate of 0.
+    middle = (step + 0.5) / total_steps
+    if middle < settings.warmup:
+        risen = middle / settings.warmup
+        if settings.name == "one-cycle":
+            risen = (1 - math.cos(math.pi * risen)) / 2
+        return settings.start + (1 - settings.start) * risen
+    if settings.name == "constant":
+        return 1.0
+    if settings.name == "multistep":
+        # Rounded: a milestone of 0.7 in 10 steps is step 7, though 7 / 10 < 0.7 may hold in binary.
+        return settings.factor ** sum(round(done, 12) >= milestone for milestone in settings.milestones)
+    left = (done - settings.warmup) / (1 - settings.warmup)
+    left = min(max(left, 0.0), 1.0)
+    height = 1 - left if settings.name == "linear" else (1 + math.cos(math.pi * left)) / 2
+    return settings.end + (1 - settings.end) * height
