@@ -1,2 +1,60 @@
-"""thumbnet."""
+"""thumbnet: classifiers of small pictures, trained from scratch on the computer that you have.
+
+    import thumbnet
+
+    run = thumbnet.train("cifar10", "fast")
+    print(run.summary["accuracy"])
+    print(thumbnet.load_run(run.path).predict("cat.png"))
+
+The public names are loaded when they are first used: ``import thumbnet`` imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "Data": "thumbnet.data.splits",
+    "ImageDataset": "thumbnet.data.dataset",
+    "Predictor": "thumbnet.predictor",
+    "Recipe": "thumbnet.recipe",
+    "ResNet": "thumbnet.models.resnet",
+    "ResidualBlock": "thumbnet.models.resnet",
+    "Run": "thumbnet.runs",
+    "ThumbnetError": "thumbnet.errors",
+    "build_model": "thumbnet.models",
+    "fit": "thumbnet.training.fit",
+    "load_data": "thumbnet.data.sources",
+    "load_recipe": "thumbnet.recipe",
+    "load_run": "thumbnet.predictor",
+    "resume": "thumbnet.training.train",
+    "train": "thumbnet.training.train",
+}
+
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from thumbnet.data.dataset import ImageDataset
+    from thumbnet.data.sources import load_data
+    from thumbnet.data.splits import Data
+    from thumbnet.errors import ThumbnetError
+    from thumbnet.models import build_model
+    from thumbnet.models.resnet import ResidualBlock, ResNet
+    from thumbnet.predictor import Predictor, load_run
+    from thumbnet.recipe import Recipe, load_recipe
+    from thumbnet.runs import Run
+    from thumbnet.training.fit import fit
+    from thumbnet.training.train import resume, train
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'thumbnet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

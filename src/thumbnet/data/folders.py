@@ -72,6 +72,11 @@ def is_picture_name(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
 
 
+def pictures_below(folder: str | Path) -> list[str]:
+    """The paths of all files in ``folder`` and below whose names say that they are pictures."""
+    return list(_walk(Path(folder), []))
+
+
 def _load_class_folders(root: Path, folders: dict[str, Path], source: str, shape: str) -> Data:
     names = tuple(sorted(path.name for path in _subfolders(folders["train"])))
     if not names:

@@ -1,0 +1,8 @@
+"""``python -m thumbnet`` is the command ``thumbnet``."""
+
+import sys
+
+from thumbnet.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,609 @@
+"""The command ``thumbnet``: parse, call, show. What it shows is in console.py; the logic is elsewhere.
+
+Heavy modules are imported by the commands that need them, so that ``thumbnet --help`` answers at once.
+Exit status: 0 done; 1 some pictures could not be read; 2 the user has something to mend; 130 stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from thumbnet import __version__
+from thumbnet.errors import ThumbnetError
+
+if TYPE_CHECKING:
+    from thumbnet.console import TrainingDisplay
+    from thumbnet.data.splits import Data
+    from thumbnet.evaluation import Evaluation
+    from thumbnet.predictor import Prediction
+    from thumbnet.recipe import Recipe
+
+DATA_HELP = "digits, cifar10, cifar100, a folder, an archive (.tar, .tar.gz, .tar.xz, .zip), or hf:OWNER/NAME"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with ``arguments`` (the process' own by default); the exit status."""
+    options = build_parser().parse_args(arguments)
+    try:
+        status: int = options.command(options)
+        sys.stdout.flush()
+        return status
+    except ThumbnetError as error:
+        print(f"thumbnet: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("\nthumbnet: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `thumbnet predict ... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE, as shells have it
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets ``command`` to a function of the parsed options."""
+    parser = argparse.ArgumentParser(
+        prog="thumbnet",
+        description="Train classifiers of small pictures from scratch, on the computer that you have.",
+        epilog="Begin with: thumbnet train digits",
+    )
+    parser.add_argument("--version", action="version", version=f"thumbnet {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_add_train, _add_evaluate, _add_predict, _add_data, _add_recipes, _add_lr_find):
+        add(commands)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train a network and leave a run's folder",
+        description="Train a network on DATA, or go on with a run that was stopped.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=textwrap.dedent("""\
+            examples:
+              thumbnet train digits
+              thumbnet train pictures/ --epochs 20 --val-fraction 0.1
+              thumbnet train cifar10 --recipe resnet18 --set optimizer.lr=0.05
+              thumbnet train --resume runs/2026-11-23-cifar10-resnet18-1"""),
+    )
+    parser.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP)
+    parser.add_argument("--resume", metavar="RUN", help="go on with this run, to the very same result")
+    parser.add_argument("--out", metavar="DIR", help="the run's folder (default: a new name under runs/)")
+    _add_recipe_options(parser)
+    _add_common(parser)
+    parser.set_defaults(command=_train)
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure a run on a data set",
+        description="Measure RUN on DATA (by default its own): accuracy, classes, confusion, calibration.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder or a model.safetensors")
+    parser.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP + " (default: the run's own)")
+    parser.add_argument("--split", help="train, val or test (default: test, or else val)")
+    _add_tta(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--plot", metavar="FILE", help="draw the confusion matrix (.png, .svg, .pdf)")
+    _add_common(parser)
+    parser.set_defaults(command=_evaluate)
+
+
+def _add_predict(commands: Any) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="classify pictures",
+        description="Classify pictures with RUN. Exit status 1 if some could not be read.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder or a model.safetensors")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="files, folders, globs, or - for one picture on stdin"
+    )
+    parser.add_argument("--top", type=_positive, default=3, metavar="K", help="classes shown (default: 3)")
+    _add_tta(parser)
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="a JSON object a line")
+    shape.add_argument("--csv", action="store_true", help="comma-separated, with a header")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.set_defaults(command=_predict)
+
+
+def _add_data(commands: Any) -> None:
+    parser = commands.add_parser(
+        "data",
+        help="show what is in a data set",
+        description="Read all of DATA and show layout, classes, sizes, unreadable files, duplicates.",
+    )
+    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
+    parser.add_argument("--plot", metavar="FILE", help="draw sample pictures of each class (.png, .svg, .pdf)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_data_options(parser)
+    parser.add_argument("--data-dir", metavar="DIR", help="where downloads are kept")
+    parser.set_defaults(command=_data)
+
+
+def _add_recipes(commands: Any) -> None:
+    parser = commands.add_parser("recipes", help="list recipes, or show one")
+    inner = parser.add_subparsers(title="commands", metavar="COMMAND")
+    parser.set_defaults(command=_recipes_list)
+    listing = inner.add_parser("list", help="the recipes that come with thumbnet")
+    listing.set_defaults(command=_recipes_list)
+    show = inner.add_parser("show", help="print a recipe, every setting resolved")
+    show.add_argument("recipe", metavar="NAME", help="a recipe's name or a TOML file")
+    show.add_argument("--plot", metavar="FILE", help="draw its learning rate over the epochs")
+    _add_overrides(show)
+    show.set_defaults(command=_recipes_show)
+
+
+def _add_lr_find(commands: Any) -> None:
+    parser = commands.add_parser(
+        "lr-find",
+        help="find a learning rate",
+        description="A learning-rate range test on DATA: train for some steps at rising rates.",
+    )
+    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
+    parser.add_argument("--plot", metavar="FILE", help="draw loss against rate (.png, .svg, .pdf)")
+    parser.add_argument("--steps", type=_positive, default=100, help="training steps (default: 100)")
+    parser.add_argument("--from", dest="lowest", type=float, default=1e-4, metavar="LR", help="default: 1e-4")
+    parser.add_argument("--to", dest="highest", type=float, default=100.0, metavar="LR", help="default: 100")
+    _add_recipe_options(parser)
+    _add_common(parser)
+    parser.set_defaults(command=_lr_find)
+
+
+def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--recipe", metavar="NAME", help="a recipe's name or a TOML file (default: fast; digits for digits)"
+    )
+    parser.add_argument("--epochs", type=int, help="as --set training.epochs=N; the schedule scales")
+    parser.add_argument("--batch-size", type=int, help="as --set training.batch_size=N")
+    parser.add_argument("--seed", type=int, help="as --set seed=N")
+    _add_data_options(parser)
+    _add_overrides(parser)
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image-size", metavar="SIZE", help="32, or HEIGHTxWIDTH as 32x64, in pixels")
+    parser.add_argument("--fit", choices=["pad", "crop", "squash"], help="for other shapes (default: pad)")
+    parser.add_argument("--val-fraction", type=float, metavar="F", help="part of train to set aside as val")
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE",
+        help="override a recipe's setting, as optimizer.lr=0.05; may be repeated",
+    )  # fmt: skip
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument("--data-dir", metavar="DIR", help="where downloads are kept")
+
+
+def _add_tta(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tta", nargs="?", const="mirror-shift", default="none", choices=["none", "mirror", "mirror-shift"],
+        help="test-time augmentation: the mean over mirrored (and shifted) views",
+    )  # fmt: skip
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return number
+
+
+# --- train ---------------------------------------------------------------------------------------------
+
+
+def _train(options: argparse.Namespace) -> int:
+    if (options.data is None) == (options.resume is None):
+        raise ThumbnetError("name either DATA or --resume RUN, as in: thumbnet train digits")
+    if options.resume is not None:
+        given = [flag for flag in ("recipe", "out", *_SHORTCUTS) if getattr(options, flag)]
+        if given or options.overrides:
+            raise ThumbnetError(
+                "--resume takes the run's own recipe and data: leave out "
+                + ", ".join(f"--{flag.replace('_', '-')}" for flag in given or ["set"])
+            )
+
+    from thumbnet.console import TrainingDisplay, duration, percent, say
+    from thumbnet.training.train import resume, train
+
+    with TrainingDisplay() as display, _ctrl_c_requests_stop(display):
+        if options.resume is not None:
+            run = resume(options.resume, device=options.device, listener=display)
+        else:
+            run = train(
+                options.data,
+                _recipe(options),
+                out=options.out,
+                device=options.device,
+                data_dir=options.data_dir,
+                listener=display,
+            )
+    summary = run.summary
+    tta = "" if summary["tta"] == "none" else f", test-time augmentation {summary['tta']}"
+    low, high = summary["accuracy_interval"]
+    say(
+        f"{summary['split']} accuracy {percent(summary['accuracy'])} (95 % interval {100 * low:.2f} to "
+        f"{100 * high:.2f}; epoch {summary['kept_epoch']}, {summary['kept_by']}{tta})"
+    )
+    say(
+        f"{summary['epochs']} epochs in {duration(summary['seconds_training'])} of training, "
+        f"{duration(summary['seconds_total'])} in all"
+    )
+    say(f"run: {run.path}")
+    say("next:")
+    say(f"  thumbnet evaluate {run.path}")
+    say(f"  thumbnet predict {run.path} PICTURE...")
+    return 0
+
+
+_SHORTCUTS = {
+    "epochs": "training.epochs",
+    "batch_size": "training.batch_size",
+    "seed": "seed",
+    "image_size": "data.image_size",
+    "fit": "data.fit",
+    "val_fraction": "data.val_fraction",
+}
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    """The recipe that the options describe; shortcuts such as --epochs come before --set."""
+    from thumbnet.recipe import load_recipe
+
+    name = options.recipe or ("digits" if options.data == "digits" else "fast")
+    shortcuts = []
+    for option, key in _SHORTCUTS.items():
+        value = getattr(options, option)
+        if value is not None:
+            shortcuts.append(f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}")
+    return load_recipe(name, [*shortcuts, *options.overrides])
+
+
+@contextmanager
+def _ctrl_c_requests_stop(display: TrainingDisplay) -> Iterator[None]:
+    """The first Ctrl-C of a training asks it to stop after the step; a second one ends it at once."""
+
+    def handle(signum: int, frame: object) -> None:
+        from thumbnet.console import note
+
+        if not display.started or display.stop_requested:
+            raise KeyboardInterrupt
+        display.stop_requested = True
+        note("\nstopping after this step, and saving; Ctrl-C again to stop at once")
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# --- evaluate, predict ---------------------------------------------------------------------------------
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from thumbnet import plots
+    from thumbnet.console import counting, say
+    from thumbnet.predictor import load_run
+
+    target = plots.check_plot_path(options.plot) if options.plot else None
+    predictor = load_run(options.run, options.device)
+    data = _data_of_run(options)
+    split = options.split or ("test" if "test" in data.splits else "val")
+    with counting("decoding") as count:
+        result = predictor.evaluate(data, split, tta=options.tta, on_decode=count)
+    if target:
+        title = f"{data.source}, {split}: accuracy {100 * result.accuracy:.2f} %"
+        plots.save(plots.confusion_figure(result, title), target)
+    if options.json:
+        described = {"data": data.source, "split": split, "tta": options.tta, **result.to_dict()}
+        say(json.dumps(described, ensure_ascii=False))
+    else:
+        _show_evaluation(result, f"{data.source}, {split}", options.tta)
+    if target and not options.json:
+        say(f"drawn: {target}")
+    return 0
+
+
+def _data_of_run(options: argparse.Namespace) -> Data:
+    """The data that were named, or the run's own; split as the run split them."""
+    from pathlib import Path
+
+    from thumbnet.data.sources import load_data
+    from thumbnet.errors import RunError
+    from thumbnet.recipe import DataSettings
+    from thumbnet.runs import Run
+
+    source, data_dir, settings = options.data, options.data_dir, DataSettings()
+    folder = Path(options.run).expanduser()
+    run = Run.open(folder) if folder.is_dir() else None
+    if run is not None:
+        settings = run.recipe.data
+        if source is None:
+            source = run.settings.get("data")
+            data_dir = data_dir or run.settings.get("data_dir")
+    if source is None:
+        raise RunError(f"name the data to evaluate on: thumbnet evaluate {options.run} DATA")
+    return load_data(
+        source,
+        data_dir=data_dir,
+        val_fraction=settings.val_fraction if options.data is None else 0.0,
+        test_fraction=settings.test_fraction,
+        split_seed=settings.split_seed,
+    )
+
+
+def _show_evaluation(result: Evaluation, where: str, tta: str) -> None:
+    from thumbnet.console import percent, say, table
+
+    low, high = result.interval
+    with_tta = "" if tta == "none" else f" (test-time augmentation: {tta})"
+    say(f"{where}: {result.pictures:,} pictures{with_tta}")
+    say(f"accuracy           {percent(result.accuracy)}  (95 % interval {100 * low:.2f} to {100 * high:.2f})")
+    if result.top5 is not None:
+        say(f"top-5 accuracy     {percent(result.top5)}")
+    say(f"loss               {result.loss:.4f}")
+    say(f"calibration error  {percent(result.calibration_error)}")
+    say()
+    rows = [
+        [s.name, f"{s.pictures:,}", percent(s.precision), percent(s.recall), percent(s.f1)]
+        for s in result.classes
+    ]
+    say(table(["class", "pictures", "precision", "recall", "F1"], rows))
+    if len(result.classes) <= 20:
+        say("\nconfusion (rows: true, columns: predicted)")
+        numbers = [str(number) for number in range(len(result.classes))]
+        rows = [
+            [f"{number} {score.name}", *map(str, counts)]
+            for number, score, counts in zip(numbers, result.classes, result.confusion, strict=True)
+        ]
+        say(table(["", *numbers], rows))
+    else:
+        say("\nmost frequent confusions (true → predicted)")
+        names = [score.name for score in result.classes]
+        pairs = [
+            (count, names[true], names[predicted])
+            for true, row in enumerate(result.confusion)
+            for predicted, count in enumerate(row)
+            if true != predicted and count
+        ]
+        for count, true_name, predicted_name in sorted(pairs, reverse=True)[:10]:
+            say(f"  {true_name} → {predicted_name}: {count}")
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from thumbnet.data.images import open_image
+    from thumbnet.errors import UnreadableImageError
+    from thumbnet.predictor import load_run
+
+    predictor = load_run(options.run, options.device)
+    top = min(options.top, len(predictor.class_names))
+    show = _prediction_printer(options, top)
+    failures = 0
+    pending: list[tuple[str, Any]] = []  # pictures, or the reason why there is none
+
+    def flush() -> None:
+        good = [pixels for _, pixels in pending if not isinstance(pixels, str)]
+        import numpy as np
+
+        results = iter(predictor.predict_pixels(np.stack(good), tta=options.tta) if good else [])
+        for name, pixels in pending:
+            show(name, pixels if isinstance(pixels, str) else next(results))
+        pending.clear()
+
+    for name in _expand(options.paths):
+        try:
+            source = sys.stdin.buffer.read() if name == "-" else name
+            image = open_image(source, "stdin" if name == "-" else name)
+            pending.append((name, predictor.info.preprocessing.pixels(image)))
+        except UnreadableImageError as error:
+            failures += 1
+            pending.append((name, error.reason))
+        if len(pending) == 256:
+            flush()
+    flush()
+    if failures:
+        print(f"thumbnet: {failures} picture(s) could not be read", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _prediction_printer(options: argparse.Namespace, top: int) -> Any:
+    """A function of (name, prediction or the reason why there is none) that prints as asked."""
+    from thumbnet.console import say
+
+    if options.csv:
+        import csv
+
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        heads = [head for k in range(1, top + 1) for head in (f"class_{k}", f"probability_{k}")]
+        writer.writerow(["path", *heads, "error"])
+
+        def as_csv(name: str, result: Prediction | str) -> None:
+            if isinstance(result, str):
+                writer.writerow([name, *[""] * (2 * top), result])
+                return
+            pairs = zip(result.labels[:top], result.probabilities[:top], strict=True)
+            writer.writerow([name, *(cell for label, p in pairs for cell in (label, f"{p:.6f}")), ""])
+
+        return as_csv
+
+    def as_json(name: str, result: Prediction | str) -> None:
+        if isinstance(result, str):
+            say(json.dumps({"path": name, "error": result}, ensure_ascii=False))
+            return
+        pairs = zip(result.labels[:top], result.probabilities[:top], strict=True)
+        classes = [{"class": label, "probability": round(p, 6)} for label, p in pairs]
+        say(json.dumps({"path": name, "predictions": classes}, ensure_ascii=False))
+
+    def as_text(name: str, result: Prediction | str) -> None:
+        if isinstance(result, str):
+            say(f"{name}: cannot be read: {result}")
+            return
+        pairs = zip(result.labels[:top], result.probabilities[:top], strict=True)
+        say(f"{name}: " + ", ".join(f"{label} {100 * p:.1f} %" for label, p in pairs))
+
+    return as_json if options.json else as_text
+
+
+def _expand(paths: Sequence[str]) -> Iterator[str]:
+    """Files as they are, folders by their pictures, globs by what they match."""
+    import glob
+
+    from thumbnet.data.folders import pictures_below
+
+    for path in paths:
+        if path == "-" or os.path.isfile(path):
+            yield path
+        elif os.path.isdir(path):
+            found = sorted(pictures_below(path))
+            if not found:
+                raise ThumbnetError(f"there are no pictures in the folder {path}")
+            yield from found
+        elif glob.has_magic(path):
+            matches = sorted(glob.glob(path, recursive=True))
+            if not matches:
+                raise ThumbnetError(f"no file matches {path}")
+            yield from _expand(matches)
+        else:
+            yield path  # reported as unreadable, in its place
+
+
+# --- data, recipes, lr-find ----------------------------------------------------------------------------
+
+
+def _data(options: argparse.Namespace) -> int:
+    from thumbnet import plots
+    from thumbnet.console import counting, say, table
+    from thumbnet.data.inspection import inspect_data, sample_grid
+    from thumbnet.data.sources import load_data
+    from thumbnet.recipe import parse_image_size
+
+    target = plots.check_plot_path(options.plot) if options.plot else None
+    size = parse_image_size(options.image_size) if options.image_size else None
+    fit = options.fit or "pad"
+    with counting("downloading") as count:
+        data = load_data(
+            options.data,
+            data_dir=options.data_dir,
+            val_fraction=options.val_fraction or 0.0,
+            progress=count,
+        )
+    with counting("reading") as count:
+        found = inspect_data(data, size, fit, count)
+    if target:
+        shape = f"{found.image_size[0]}x{found.image_size[1]}"
+        grid = sample_grid(data, "train", 10, found.image_size, fit)
+        plots.save(plots.grid_figure(grid, f"{data.source}, train, as the network sees it ({shape})"), target)
+    if options.json:
+        from dataclasses import asdict
+
+        described = {"source": data.source, "layout": data.layout, "notes": data.notes, **asdict(found)}
+        say(json.dumps(described, ensure_ascii=False))
+        return 0
+    say(f"source     {data.source}")
+    say(f"layout     {data.layout}")
+    for text in data.notes:
+        say(f"           {text}")
+    sizes = ", ".join(f"{h}x{w} ({count:,})" for (h, w), count in found.sizes[:6])
+    more = f", and {len(found.sizes) - 6} more" if len(found.sizes) > 6 else ""
+    say(f"sizes      {sizes or '-'}{more}  (height x width)")
+    say(f"modes      {', '.join(f'{mode} ({count:,})' for mode, count in found.modes) or '-'}")
+    say(f"shown as   {found.image_size[0]}x{found.image_size[1]} RGB, fit: {fit}")
+    say(f"mean, std  {_numbers(found.mean)}; {_numbers(found.std)}  (training pictures, in [0, 1])")
+    say(f"repeated   {found.repeated:,} picture(s) repeat another of their split")
+    say(f"shared     {len(found.duplicates):,} picture(s) stand in two splits")
+    for first, second in found.duplicates[:10]:
+        say(f"           {first[0]}: {first[1]} = {second[0]}: {second[1]}")
+    say(f"unreadable {len(found.unreadable):,} file(s)")
+    for name, reason in found.unreadable[:50]:
+        say(f"           {name}: {reason}")
+    say()
+    splits = list(found.counts)
+    rows = [[name, *(f"{found.counts[split][name]:,}" for split in splits)] for name in data.class_names]
+    rows.append(["all", *(f"{sum(found.counts[split].values()):,}" for split in splits)])
+    say(table(["class", *splits], rows))
+    if target:
+        say(f"drawn: {target}")
+    return 0
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)
+
+
+def _recipes_list(options: argparse.Namespace) -> int:
+    from thumbnet.console import say, table
+    from thumbnet.recipe import load_recipe, recipe_names
+
+    recipes = [load_recipe(name) for name in recipe_names()]
+    say(table(["recipe", "what it is"], [[r.name, r.description] for r in recipes], left=2))
+    say("\nthumbnet recipes show NAME prints one, to begin a file of your own from.")
+    return 0
+
+
+def _recipes_show(options: argparse.Namespace) -> int:
+    from thumbnet.console import note, say
+    from thumbnet.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    if options.plot:
+        from thumbnet import plots
+
+        target = plots.check_plot_path(options.plot)
+        plots.save(plots.schedule_figure(recipe), target)
+        note(f"drawn: {target}")
+    say(recipe.to_toml().rstrip())
+    return 0
+
+
+def _lr_find(options: argparse.Namespace) -> int:
+    if not 0 < options.lowest < options.highest:
+        raise ThumbnetError("--from and --to: expected 0 < FROM < TO")
+    from dataclasses import replace
+
+    from thumbnet import plots
+    from thumbnet.console import counting, say
+    from thumbnet.data.prepare import prepare
+    from thumbnet.data.sources import load_data
+    from thumbnet.hardware import choose_device
+    from thumbnet.training.lr_find import learning_rate_range_test
+    from thumbnet.training.train import build_state
+
+    target = plots.check_plot_path(options.plot) if options.plot else None
+    recipe, device = _recipe(options), choose_device(options.device)
+    data = load_data(
+        options.data,
+        data_dir=options.data_dir,
+        val_fraction=recipe.data.val_fraction,
+        test_fraction=recipe.data.test_fraction,
+        split_seed=recipe.data.split_seed,
+    )
+    data = replace(data, splits={"train": data.splits["train"]})  # nothing else is looked at
+    with counting("decoding") as count:
+        prepared = prepare(data, recipe, device, count)
+    state = build_state(recipe, prepared, len(data.class_names), device)
+    with counting("steps") as count:
+        test = learning_rate_range_test(
+            state, prepared.train, lowest=options.lowest, highest=options.highest, steps=options.steps,
+            progress=count,
+        )  # fmt: skip
+    say(f"loss falls fastest at {test.suggestion:.3g}, is least at {test.least:.3g}")
+    say(f"suggestion: --set optimizer.lr={test.suggestion:.2g}  (the recipe has {recipe.optimizer.lr:g})")
+    if target:
+        plots.save(plots.range_test_figure(test), target)
+        say(f"drawn: {target}")
+    return 0

@@ -1,0 +1,241 @@
+"""What the commands show: tables, and the progress of a training.
+
+On a terminal there is a live bar; where the output is a file or a pipe there are plain lines.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from thumbnet.training.listener import Listener
+
+if TYPE_CHECKING:
+    from rich.progress import Task
+
+    from thumbnet.data.prepare import Prepared
+    from thumbnet.data.splits import Data
+    from thumbnet.runs import Run
+    from thumbnet.training.fit import EpochResult, StepResult, TrainingState
+
+PLAIN_EVERY = 10.0  # seconds between plain lines of progress
+
+# Progress goes to stderr, results to stdout: `thumbnet evaluate RUN --json > file` stays clean.
+progress_console = Console(stderr=True, highlight=False)
+
+
+def say(text: str = "") -> None:
+    """A line of results, to stdout."""
+    print(text, flush=True)
+
+
+def note(text: str) -> None:
+    """A line that is no result, to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """An aligned table in plain text; the first ``left`` columns to the left, the others to the right."""
+    cells = [list(headers), *(list(row) for row in rows)]
+    widths = [max(_width(row[column]) for row in cells) for column in range(len(headers))]
+    lines = []
+    for row in cells:
+        parts = []
+        for column, text in enumerate(row):
+            space = " " * (widths[column] - _width(text))
+            parts.append(text + space if column < left else space + text)
+        lines.append("  ".join(parts).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def _width(text: str) -> int:
+    from rich.cells import cell_len  # Chinese characters take two columns
+
+    return cell_len(text)
+
+
+def percent(share: float) -> str:
+    """0.9312 → ``93.12 %``."""
+    return f"{100 * share:.2f} %"
+
+
+def duration(seconds: float) -> str:
+    """75 → ``1:15``; 3700 → ``1:01:40``; under a minute with a decimal."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        rate = task.fields.get("rate")
+        return Text("" if rate is None else f"{rate:,.0f} pictures/s", style="cyan")
+
+
+class TrainingDisplay(Listener):
+    """A :class:`~thumbnet.training.train.Listener` that shows a training. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self.live = progress_console.is_terminal
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            _RateColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=progress_console,
+            transient=True,
+            disable=not self.live,
+            expand=True,
+        )
+        self.tasks: dict[str, TaskID] = {}
+        self.stop_requested = False
+        self._epochs = 0
+        self._last_line = time.monotonic()
+        self._began: tuple[float, int] | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether steps are being done, so that there is something to save."""
+        return self._began is not None
+
+    def __enter__(self) -> TrainingDisplay:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def should_stop(self) -> bool:
+        """Whether Ctrl-C was pressed."""
+        return self.stop_requested
+
+    def on_download(self, done: int, total: int | None) -> None:
+        """Show a download in megabytes."""
+        self._advance("downloading (MB)", done // 1_000_000, None if total is None else total // 1_000_000)
+
+    def on_data(self, data: Data) -> None:
+        """Say what was found."""
+        counts = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
+        self._line(f"data    {data.source}: {data.layout}; {len(data.class_names)} classes; {counts}")
+        for text in data.notes:
+            self._line(f"        {text}")
+
+    def on_decode(self, done: int, total: int) -> None:
+        """Show the decoding of a split."""
+        self._advance("decoding", done, total)
+
+    def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:
+        """Say what is about to be trained, and how the outcome is chosen."""
+        for task in self.tasks.values():
+            self.progress.remove_task(task)
+        self.tasks.clear()
+        recipe, pre = state.recipe, prepared.preprocessing
+        self._epochs = recipe.training.epochs
+        parameters = sum(p.numel() for p in state.model.parameters())
+        self._line(f"recipe  {recipe.name}: {recipe.model.name}, {parameters:,} parameters; seed {recipe.seed}")
+        self._line(
+            f"        pictures {pre.size[0]}x{pre.size[1]} ({pre.fit}), batches of "
+            f"{prepared.train.batch_size}, {'bf16' if state.bf16 else 'fp32'} on {state.device}, "
+            f"pictures from {prepared.engine}"
+        )
+        if "val" in prepared.evaluation:
+            self._line("        the best epoch on val is kept; test is looked at once, at the end")
+        else:
+            self._line("        no val split: the last epoch is kept; test accuracies are only reported")
+        self._line(f"run     {run.path}")
+        if state.step:
+            at = f"epoch {state.epoch + 1}, step {state.step} of {state.total_steps}"
+            self._line(f"        resumed in {at}")
+        self._began = (time.monotonic(), state.step)
+
+    def on_step(self, step: StepResult) -> None:
+        """Move the bar, or print a line now and then."""
+        total = step.steps_per_epoch * self._epochs
+        assert self._began is not None
+        elapsed, steps = time.monotonic() - self._began[0], step.step - self._began[1]
+        per_step = step.pictures / step.step_in_epoch
+        rate = steps * per_step / elapsed if elapsed else 0.0
+        loss = "" if step.loss is None else f"loss {step.loss:.3f}"
+        if self.live:
+            text = f"epoch {step.epoch}/{self._epochs}"
+            if "train" not in self.tasks:
+                self.tasks["train"] = self.progress.add_task(text, total=total, loss=loss, rate=rate)
+            self.progress.update(
+                self.tasks["train"], description=text, completed=step.step, loss=loss, rate=rate
+            )
+        elif time.monotonic() - self._last_line > PLAIN_EVERY:
+            left = (total - step.step) * elapsed / max(1, steps)
+            self._line(
+                f"epoch {step.epoch}/{self._epochs}  step {step.step_in_epoch}/{step.steps_per_epoch}  "
+                f"{rate:,.0f} pictures/s  {loss}  {duration(left)} left"
+            )
+
+    def on_epoch(self, result: EpochResult) -> None:
+        """A line an epoch."""
+        score = ""
+        if result.score is not None:
+            score = f"  {result.score.split} accuracy {percent(result.score.accuracy)}"
+        self._line(
+            f"epoch {result.epoch}/{self._epochs}  loss {result.loss:.4f}  lr {result.lr:.4g}  "
+            f"{result.pictures_per_second:,.0f} pictures/s  {duration(result.seconds)}{score}"
+        )
+
+    def _advance(self, what: str, done: int, total: int | None) -> None:
+        if self.live:
+            if what not in self.tasks:
+                self.tasks[what] = self.progress.add_task(what, total=total, loss="", rate=None)
+            self.progress.update(self.tasks[what], completed=done, total=total)
+        elif time.monotonic() - self._last_line > PLAIN_EVERY:
+            self._line(f"{what} {done:,}" + ("" if total is None else f" of {total:,}"))
+
+    def _line(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        if self.live:
+            self.progress.console.print(text, markup=False, soft_wrap=True)
+        else:
+            note(text)
+
+
+@contextmanager
+def counting(what: str) -> Iterator[_Counter]:
+    """A bar for work on many pictures; nothing where stderr is no terminal."""
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=progress_console,
+        transient=True,
+        disable=not progress_console.is_terminal,
+    )
+    with progress:
+        yield _Counter(progress, what)
+
+
+class _Counter:
+    def __init__(self, progress: Progress, what: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(what, total=None)
+
+    def __call__(self, done: int, total: int | None) -> None:
+        self._progress.update(self._task, completed=done, total=total)

@@ -1,0 +1,144 @@
+"""The pictures that commands draw, by matplotlib (an extra); each a PNG, SVG or PDF, by its name."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from thumbnet.errors import MissingExtraError, ThumbnetError
+from thumbnet.evaluation import Evaluation
+from thumbnet.files import write_file
+from thumbnet.recipe import Recipe
+from thumbnet.training.lr_find import RangeTest
+from thumbnet.training.schedules import factor_at
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SUFFIXES = (".png", ".svg", ".pdf")
+_INK, _ACCENT = "#1b3a57", "#d1495b"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("drawing", "plot") from None
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def check_plot_path(path: str | Path) -> Path:
+    """``path``, if a plot can be written there: asked before long work, not after.
+
+    Raises:
+        ThumbnetError: another suffix, or no such folder.
+        MissingExtraError: matplotlib is not installed.
+    """
+    target = Path(path).expanduser()
+    if target.suffix.lower() not in _SUFFIXES:
+        raise ThumbnetError(f"--plot {path}: the name must end in {', '.join(_SUFFIXES)}")
+    if not target.parent.is_dir():
+        raise ThumbnetError(f"--plot {path}: there is no folder {target.parent}")
+    new_figure(1, 1)
+    return target
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix.lower().lstrip("."))
+    write_file(path, buffer.getvalue())
+
+
+def confusion_figure(evaluation: Evaluation, title: str) -> Figure:
+    """The confusion matrix: shares of each true class, counts written in where there is room."""
+    counts = np.array(evaluation.confusion)
+    names = [score.name for score in evaluation.classes]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(14.0, max(4.5, 0.55 * len(names) + 1.5))
+    figure = new_figure(side, side)
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_title(title)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    step = max(1, len(names) // 40)
+    ticks = range(0, len(names), step)
+    axes.set_xticks(ticks, [names[i] for i in ticks], rotation=90)
+    axes.set_yticks(ticks, [names[i] for i in ticks])
+    if len(names) <= 25:
+        for row in range(len(names)):
+            for column in range(len(names)):
+                if counts[row, column]:
+                    colour = "white" if shares[row, column] > 0.5 else _INK
+                    text = str(counts[row, column])
+                    axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+    return figure
+
+
+def range_test_figure(test: RangeTest) -> Figure:
+    """Loss against learning rate, the suggestion marked."""
+    figure = new_figure(7, 4.2)
+    axes = figure.add_subplot()
+    axes.plot(test.rates, test.losses, color=_INK)
+    axes.axvline(test.suggestion, color=_ACCENT, linestyle="--")
+    axes.annotate(
+        f" {test.suggestion:.3g}", (test.suggestion, max(test.losses)), color=_ACCENT, va="top", ha="left"
+    )
+    axes.set_xscale("log")
+    axes.set_ylim(top=min(max(test.losses), 1.5 * test.losses[0]))
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("training loss, smoothed")
+    axes.set_title("Learning-rate range test")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def schedule_figure(recipe: Recipe) -> Figure:
+    """The learning rate over the epochs."""
+    steps = 2000
+    epochs = recipe.training.epochs
+    times = [epochs * step / steps for step in range(steps)]
+    rates = [recipe.optimizer.lr * factor_at(recipe.schedule, step, steps) for step in range(steps)]
+    figure = new_figure(7, 3.8)
+    axes = figure.add_subplot()
+    axes.plot(times, rates, color=_INK)
+    axes.set_xlim(0, epochs)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("learning rate")
+    axes.set_title(f"{recipe.name}: {recipe.schedule.name}, {epochs} epochs")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def grid_figure(grid: dict[str, list[np.ndarray]], title: str) -> Figure:
+    """Rows of sample pictures, a class each."""
+    columns = max((len(cells) for cells in grid.values()), default=1) or 1
+    shown: dict[str, list[np.ndarray]] = dict(list(grid.items())[:40])
+    figure = new_figure(1.6 + 0.62 * columns, 0.7 + 0.62 * len(shown))
+    rows: Any = figure.subplots(len(shown), columns, squeeze=False)
+    for row, (name, cells) in zip(rows, shown.items(), strict=True):
+        for position, axes in enumerate(row):
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if position < len(cells):
+                axes.imshow(cells[position], interpolation="nearest")
+            else:
+                axes.axis("off")
+        row[0].axis("on")
+        row[0].set_ylabel(_short(name), rotation=0, ha="right", va="center", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 20 else name[:19] + "…"

@@ -1,0 +1,316 @@
+"""The folder of one training: what is in it, how it is written, how it is read back.
+
+    recipe.toml        every setting, resolved
+    run.json           the data, the command: what a resume needs beside the recipe
+    environment.json   versions, hardware, git commit
+    metrics.jsonl      a line an epoch
+    checkpoint.pt      what a resume starts from (tensors and plain values: loads with weights_only=True)
+    model.safetensors  the weights; its metadata is all that a reader needs
+    summary.json       the outcome; there only when the training is complete
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pickle
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thumbnet import __version__
+from thumbnet.data.images import Preprocessing
+from thumbnet.errors import RecipeError, RunError, ThumbnetError
+from thumbnet.files import write_file, write_with
+from thumbnet.hardware import describe
+from thumbnet.recipe import ModelSettings, Recipe, load_recipe
+from thumbnet.training.fit import EpochResult
+
+WEIGHTS_FORMAT = 1
+WEIGHTS_NAME = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What stands in the metadata of ``model.safetensors``.
+
+    Attributes:
+        model: which network.
+        class_names: a label is a position in it.
+        preprocessing: size, fit, mean and std.
+        precision: as in the recipe's ``training.precision``.
+        source, fingerprint: of the training data.
+        thumbnet: the version that wrote it.
+    """
+
+    model: ModelSettings
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    precision: str
+    source: str
+    fingerprint: str
+    thumbnet: str = __version__
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps({"format": WEIGHTS_FORMAT, **asdict(self)}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> WeightsInfo:
+        """Back from :meth:`to_json`.
+
+        Raises:
+            ValueError, KeyError, TypeError, RecipeError: it is something else.
+        """
+        values = json.loads(text)
+        if values.pop("format") != WEIGHTS_FORMAT:
+            raise ValueError(f"written by thumbnet {values.get('thumbnet')}, in a format not known here")
+        pre = values["preprocessing"]
+        height, width = (int(side) for side in pre["size"])
+        if pre["fit"] not in ("pad", "crop", "squash") or len(pre["mean"]) != 3 or len(pre["std"]) != 3:
+            raise ValueError("its preprocessing is not understood")
+        mean, std = (tuple(float(v) for v in pre[key]) for key in ("mean", "std"))
+        names = tuple(str(name) for name in values["class_names"])
+        values["preprocessing"] = Preprocessing((height, width), pre["fit"], mean, std)
+        values["model"] = ModelSettings(**values["model"])
+        return cls(**{**values, "class_names": names})
+
+
+class Run:
+    """A run's folder. Make one with :meth:`create`, open one with :meth:`open`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, out: str | Path | None, data_name: str, recipe_name: str) -> Run:
+        """A new, empty folder: ``out``, or a readable new name below ``runs/``.
+
+        Raises:
+            RunError: ``out`` exists and is not empty, or it cannot be made.
+        """
+        try:
+            if out is not None:
+                path = Path(out).expanduser()
+                if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                    raise RunError(
+                        f"{path} exists already: name another --out, or go on with it: "
+                        f"thumbnet train --resume {path}"
+                    )
+                path.mkdir(parents=True, exist_ok=True)
+                return cls(path)
+            word = re.sub(r"[^\w.-]+", "-", Path(data_name.split(":")[-1]).name.split(".")[0]) or "data"
+            stem = f"{datetime.now():%Y-%m-%d}-{word}-{recipe_name}"
+            for number in itertools.count(1):
+                path = Path("runs") / f"{stem}-{number}"
+                try:
+                    path.mkdir(parents=True)
+                    return cls(path)
+                except FileExistsError:
+                    continue
+        except OSError as error:
+            raise RunError(f"cannot make the run's folder {out or 'runs/'}: {error.strerror}") from None
+        raise AssertionError("unreachable")
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """An existing run's folder.
+
+        Raises:
+            RunError: it is none.
+        """
+        folder = Path(path).expanduser()
+        if not (folder / "recipe.toml").is_file() or not (folder / "run.json").is_file():
+            raise RunError(f"{folder} is not a run's folder: recipe.toml and run.json are not both in it")
+        return cls(folder)
+
+    @property
+    def weights_path(self) -> Path:
+        """Where the weights are, once the training is complete."""
+        return self.path / WEIGHTS_NAME
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        return load_recipe(self.path / "recipe.toml")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """``run.json``."""
+        return self._read_json("run.json")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """``summary.json``.
+
+        Raises:
+            RunError: the training is not complete.
+        """
+        if not (self.path / "summary.json").is_file():
+            raise RunError(f"{self.path} is not complete. Go on with it: thumbnet train --resume {self.path}")
+        return self._read_json("summary.json")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the training has come to its end."""
+        return (self.path / "summary.json").is_file()
+
+    def begin(self, recipe: Recipe, settings: dict[str, Any], device: torch.device) -> None:
+        """Write what is known before the first step."""
+        write_file(self.path / "recipe.toml", recipe.to_toml())
+        write_file(self.path / "environment.json", _pretty(environment(device)))
+        write_file(self.path / "run.json", _pretty(settings))
+
+    def write_metrics(self, history: Sequence[EpochResult]) -> None:
+        """``metrics.jsonl`` anew: it always agrees with the checkpoint, also after a resume."""
+        lines = []
+        for result in history:
+            values = asdict(result)
+            score = values.pop("score")
+            if score:
+                split = score.pop("split")
+                values |= {f"{split}_{key}": value for key, value in score.items()}
+            lines.append(json.dumps(values))
+        write_file(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint; the former one stays until the new one is complete."""
+        write_with(self.path / "checkpoint.pt", lambda file: torch.save(state, file))
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """What :meth:`save_checkpoint` was given, its tensors on the CPU.
+
+        Raises:
+            RunError: there is none, or it is damaged or not of this kind.
+        """
+        path = self.path / "checkpoint.pt"
+        if not path.is_file():
+            raise RunError(f"{self.path} has no checkpoint yet: start it anew with another --out")
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+            reason = str(error).split("\n")[0]
+            raise RunError(f"cannot read {path}: {reason}") from None
+        if not isinstance(state, dict):
+            raise RunError(f"{path} is not a checkpoint of thumbnet")
+        return state
+
+    def save_weights(self, weights: dict[str, Tensor], info: WeightsInfo) -> None:
+        """``model.safetensors``."""
+        from safetensors.torch import save
+
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        write_file(self.weights_path, save(tensors, metadata={"thumbnet": info.to_json()}))
+
+    def save_summary(self, summary: dict[str, Any]) -> None:
+        """``summary.json``, the last thing that a training writes."""
+        write_file(self.path / "summary.json", _pretty(summary))
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            values = json.loads((self.path / name).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot read {self.path / name}: {error}") from None
+        if not isinstance(values, dict):
+            raise RunError(f"{self.path / name} does not hold what a run's does")
+        return values
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
+    """The tensors and their description from a ``model.safetensors``.
+
+    Raises:
+        RunError: no such file, damaged, or not written by thumbnet.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("thumbnet")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise RunError(f"there is no file {path}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"cannot read {path}: {error}") from None
+    if text is None:
+        raise RunError(f"{path} holds weights, but not a thumbnet model's: the description is missing")
+    try:
+        return tensors, WeightsInfo.from_json(text)
+    except (ValueError, KeyError, TypeError, AttributeError, RecipeError) as error:
+        raise RunError(f"the description in {path} is not understood: {error}") from None
+
+
+def find_weights(path: str | Path) -> Path:
+    """The weights of a run's folder, or ``path`` itself where it is a file.
+
+    Raises:
+        RunError: neither.
+    """
+    place = Path(path).expanduser()
+    if place.is_dir():
+        if (place / WEIGHTS_NAME).is_file():
+            return place / WEIGHTS_NAME
+        if (place / "run.json").is_file():
+            raise RunError(f"{place} is not complete. Go on with it: thumbnet train --resume {place}")
+        raise RunError(f"{place} is not a run's folder: there is no {WEIGHTS_NAME} in it")
+    if not place.exists():
+        raise RunError(f"there is no run {place}. Train one: thumbnet train DATA --out {place}")
+    return place
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, hardware and git commit, for ``environment.json``."""
+    versions = {}
+    for package in ("torch", "numpy", "pillow", "safetensors"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # pragma: no cover - a dependency
+            continue
+    return {
+        "thumbnet": __version__,
+        "python": platform.python_version(),
+        "packages": versions,
+        "hardware": describe(device),
+        "git_commit": _git_commit(),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit checked out where the command runs, "+" where files differ from it; None outside git."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True)
+    return done.stdout.strip()
+
+
+def _pretty(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+class InterruptedRunError(ThumbnetError):
+    """The user stopped the training; its checkpoint is saved."""
+
+    exit_status = 130  # 128 + SIGINT, as shells have it
+
+    def __init__(self, run: Run, epoch: int, step: int) -> None:
+        super().__init__(
+            f"stopped in epoch {epoch} at step {step}; everything is saved.\n"
+            f"Go on to the very same result: thumbnet train --resume {run.path}"
+        )
+        self.run = run

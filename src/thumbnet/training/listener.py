@@ -1,0 +1,37 @@
+"""What a training tells whoever wants to show it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from thumbnet.data.prepare import Prepared
+    from thumbnet.data.splits import Data
+    from thumbnet.runs import Run
+    from thumbnet.training.fit import EpochResult, StepResult, TrainingState
+
+
+class Listener:
+    """Is told what happens in a training. Each method may be overridden; here they do nothing."""
+
+    def on_download(self, done: int, total: int | None) -> None:
+        """Bytes of a download that are there, and in all where known."""
+
+    def on_data(self, data: Data) -> None:
+        """The data were found."""
+
+    def on_decode(self, done: int, total: int) -> None:
+        """Pictures of a split that are decoded."""
+
+    def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:
+        """The first step is about to be done; after a resume, ``state`` says from where."""
+
+    def on_step(self, step: StepResult) -> None:
+        """A step was done."""
+
+    def on_epoch(self, result: EpochResult) -> None:
+        """An epoch was done and its checkpoint is saved."""
+
+    def should_stop(self) -> bool:
+        """Asked after each step: True saves a checkpoint and ends the training."""
+        return False

@@ -1,0 +1,225 @@
+"""From data and a recipe to a run: the whole training, without a word printed.
+
+What there is to show is told to a :class:`~thumbnet.training.listener.Listener`; the command line has one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from thumbnet.data.batches import Batches, derive_seed
+from thumbnet.data.prepare import Prepared, prepare
+from thumbnet.data.sources import NAMED, load_data
+from thumbnet.data.splits import Data
+from thumbnet.errors import RunError
+from thumbnet.evaluation import Evaluation, collect_logits, evaluate_logits
+from thumbnet.hardware import choose_device, keep_freed_memory, make_deterministic
+from thumbnet.models import DataInitialised, build_model
+from thumbnet.recipe import Recipe, load_recipe
+from thumbnet.runs import InterruptedRunError, Run, WeightsInfo
+from thumbnet.training.fit import Score, StepResult, TrainingState, fit
+from thumbnet.training.listener import Listener
+
+INITIAL_PICTURES = 5000  # from which a network may take weights; more change nothing that matters
+
+
+class _Stop(Exception):  # noqa: N818 - a signal between two functions here, no error
+    pass
+
+
+def train(
+    data: str | Path | Data,
+    recipe: str | Path | Recipe = "fast",
+    *,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    device: str = "auto",
+    data_dir: str | Path | None = None,
+    listener: Listener | None = None,
+) -> Run:
+    """Train a network and leave a run's folder.
+
+    >>> run = train("digits", "digits", overrides=["training.epochs=1"], out=tmp / "run")
+    >>> run.summary["split"], run.summary["epochs"]
+    ('test', 1)
+
+    Args:
+        data: what :func:`thumbnet.load_data` takes, or what it returned.
+        recipe: a name, a TOML file, or a :class:`~thumbnet.recipe.Recipe`.
+        overrides: ``"section.key=value"`` settings on top of ``recipe``.
+        out: the run's folder; a new one below ``runs/`` by default.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        data_dir: where downloads are kept.
+        listener: is told what happens.
+
+    Raises:
+        ThumbnetError: what the user can mend: data, recipe, folder, divergence.
+    """
+    listener = listener or Listener()
+    chosen = recipe.override(overrides) if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    started = time.perf_counter()
+    target = choose_device(device)
+    loaded = data if isinstance(data, Data) else _load(str(data), chosen, data_dir, listener)
+    listener.on_data(loaded)
+    prepared = prepare(loaded, chosen, target, listener.on_decode)
+    state = build_state(chosen, prepared, len(loaded.class_names), target)
+    run = Run.create(out, loaded.source, chosen.name)
+    source = loaded.source
+    if source not in NAMED and not source.startswith("hf:"):
+        source = str(Path(source).expanduser().resolve())  # a resume may come from another folder
+    settings = {
+        "data": source,
+        "data_dir": None if data_dir is None else str(Path(data_dir).resolve()),
+        "fingerprint": loaded.fingerprint(),
+    }
+    run.begin(chosen, settings, target)
+    return _train(run, loaded, prepared, state, listener, started, settings["fingerprint"])
+
+
+def resume(run_path: str | Path, *, device: str = "auto", listener: Listener | None = None) -> Run:
+    """Go on with an unfinished run, to the very result that it would have had uninterrupted.
+
+    Raises:
+        RunError: no such run, it is complete, or it has no checkpoint.
+        DataError: its data are gone or have changed.
+    """
+    listener = listener or Listener()
+    started = time.perf_counter()
+    run = Run.open(run_path)
+    if run.is_complete:
+        raise RunError(f"{run.path} is complete already: thumbnet evaluate {run.path}")
+    recipe, settings = run.recipe, run.settings
+    checkpoint = run.load_checkpoint()
+    target = choose_device(device)
+    loaded = _load(str(settings.get("data")), recipe, settings.get("data_dir"), listener)
+    listener.on_data(loaded)
+    fingerprint = loaded.fingerprint()
+    if fingerprint != settings.get("fingerprint"):
+        raise RunError(
+            f"the data in {loaded.source} have changed since the run {run.path} began: its result could "
+            "not be trusted. Put them back, or start a new run."
+        )
+    prepared = prepare(loaded, recipe, target, listener.on_decode)
+    state = build_state(recipe, prepared, len(loaded.class_names), target)
+    try:
+        state.load_state_dict(checkpoint["state"])
+        earlier = float(checkpoint["seconds_total"])
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        reason = str(error).split("\n")[0]
+        raise RunError(f"the checkpoint in {run.path} does not belong to its recipe: {reason}") from None
+    return _train(run, loaded, prepared, state, listener, started - earlier, fingerprint)
+
+
+def build_state(
+    recipe: Recipe, prepared: Prepared, num_classes: int, device: torch.device
+) -> TrainingState:
+    """A new network and optimizer, seeded by the recipe."""
+    keep_freed_memory()
+    make_deterministic()
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay the caller's
+        torch.manual_seed(derive_seed(recipe.seed, "weights"))
+        model = build_model(recipe.model, num_classes)
+    if isinstance(model, DataInitialised):
+        model.initialise_from(first_pictures(prepared))
+    return TrainingState(model, recipe, len(prepared.train), device)
+
+
+def first_pictures(prepared: Prepared) -> torch.Tensor:
+    """Some training pictures, not augmented, normalised: float32 [N, 3, H, W] on the CPU."""
+    engine, normalise = prepared.train.engine, prepared.train.normalise
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(engine.labels), generator=generator)[:INITIAL_PICTURES]
+    return torch.cat([normalise(images).cpu() for images in engine.fetch(chosen.split(1000))])
+
+
+def _load(source: str, recipe: Recipe, data_dir: str | Path | None, listener: Listener) -> Data:
+    return load_data(
+        source,
+        data_dir=data_dir,
+        val_fraction=recipe.data.val_fraction,
+        test_fraction=recipe.data.test_fraction,
+        split_seed=recipe.data.split_seed,
+        progress=listener.on_download,
+    )
+
+
+def _train(
+    run: Run,
+    data: Data,
+    prepared: Prepared,
+    state: TrainingState,
+    listener: Listener,
+    started: float,
+    fingerprint: str,
+) -> Run:
+    """The part that a new and a resumed training share. ``started`` is on ``time.perf_counter``."""
+
+    def evaluate(model: nn.Module, split: str, tta: str) -> Evaluation:
+        batches: Batches = prepared.evaluation[split]
+        logits, labels = collect_logits(model, batches, bf16=state.bf16, tta=tta)
+        return evaluate_logits(logits, labels, data.class_names)
+
+    watched = "val" if "val" in prepared.evaluation else "test"
+
+    def score(model: nn.Module) -> Score:
+        result = evaluate(model, watched, "none")
+        return Score(watched, result.accuracy, result.loss)
+
+    def save() -> None:
+        seconds = time.perf_counter() - started
+        run.save_checkpoint({"state": state.state_dict(), "seconds_total": seconds})
+
+    def on_step(step: StepResult) -> None:
+        listener.on_step(step)
+        if listener.should_stop():
+            raise _Stop
+
+    listener.on_start(run, state, prepared)
+    save()  # a resume is possible from the very beginning
+    try:
+        for result in fit(state, prepared.train, evaluate=score, on_step=on_step):
+            save()
+            run.write_metrics(state.history)
+            listener.on_epoch(result)
+    except _Stop:
+        save()
+        raise InterruptedRunError(run, state.epoch + 1, state.step) from None
+
+    model = state.evaluated_model
+    model.load_state_dict(state.final_weights())
+    info = WeightsInfo(
+        model=state.recipe.model,
+        class_names=data.class_names,
+        preprocessing=prepared.preprocessing,
+        precision=state.recipe.training.precision,
+        source=data.source,
+        fingerprint=fingerprint,
+    )
+    run.save_weights(model.state_dict(), info)
+    reported = "test" if "test" in prepared.evaluation else "val"
+    run.save_summary(_summary(state, evaluate(model, reported, state.recipe.evaluation.tta), reported, started))
+    return run
+
+
+def _summary(state: TrainingState, final: Evaluation, split: str, started: float) -> dict[str, Any]:
+    seconds = sum(result.seconds for result in state.history)
+    pictures = sum(result.pictures_per_second * result.seconds for result in state.history)
+    return {
+        "split": split,
+        "accuracy": final.accuracy,
+        "accuracy_interval": list(final.interval),
+        "loss": final.loss,
+        "tta": state.recipe.evaluation.tta,
+        "epochs": state.epoch,
+        "kept_epoch": state.best_epoch or state.epoch,
+        "kept_by": "best on val" if state.best_epoch else "last",
+        "seconds_training": round(seconds, 3),
+        "seconds_total": round(time.perf_counter() - started, 3),
+        "pictures_per_second": round(pictures / seconds, 1) if seconds else None,
+    }
