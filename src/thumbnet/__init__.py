@@ -34,7 +34,24 @@ _PUBLIC = {
     "train": "thumbnet.training.train",
 }
 
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+__all__ = [
+    "Data",
+    "ImageDataset",
+    "Predictor",
+    "Recipe",
+    "ResNet",
+    "ResidualBlock",
+    "Run",
+    "ThumbnetError",
+    "__version__",
+    "build_model",
+    "fit",
+    "load_data",
+    "load_recipe",
+    "load_run",
+    "resume",
+    "train",
+]
 
 if TYPE_CHECKING:
     from thumbnet.data.dataset import ImageDataset

@@ -21,6 +21,7 @@ from thumbnet.errors import ThumbnetError
 
 if TYPE_CHECKING:
     from thumbnet.console import TrainingDisplay
+    from thumbnet.data.images import Fit
     from thumbnet.data.splits import Data
     from thumbnet.evaluation import Evaluation
     from thumbnet.predictor import Prediction
@@ -124,7 +125,9 @@ def _add_data(commands: Any) -> None:
         description="Read all of DATA and show layout, classes, sizes, unreadable files, duplicates.",
     )
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
-    parser.add_argument("--plot", metavar="FILE", help="draw sample pictures of each class (.png, .svg, .pdf)")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw sample pictures of each class (.png, .svg, .pdf)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     _add_data_options(parser)
     parser.add_argument("--data-dir", metavar="DIR", help="where downloads are kept")
@@ -494,7 +497,7 @@ def _data(options: argparse.Namespace) -> int:
 
     target = plots.check_plot_path(options.plot) if options.plot else None
     size = parse_image_size(options.image_size) if options.image_size else None
-    fit = options.fit or "pad"
+    fit: Fit = options.fit or "pad"
     with counting("downloading") as count:
         data = load_data(
             options.data,

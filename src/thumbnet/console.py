@@ -152,7 +152,9 @@ class TrainingDisplay(Listener):
         recipe, pre = state.recipe, prepared.preprocessing
         self._epochs = recipe.training.epochs
         parameters = sum(p.numel() for p in state.model.parameters())
-        self._line(f"recipe  {recipe.name}: {recipe.model.name}, {parameters:,} parameters; seed {recipe.seed}")
+        self._line(
+            f"recipe  {recipe.name}: {recipe.model.name}, {parameters:,} parameters; seed {recipe.seed}"
+        )
         self._line(
             f"        pictures {pre.size[0]}x{pre.size[1]} ({pre.fit}), batches of "
             f"{prepared.train.batch_size}, {'bf16' if state.bf16 else 'fp32'} on {state.device}, "

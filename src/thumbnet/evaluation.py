@@ -1,7 +1,7 @@
 """From logits to what one wants to know: accuracy, confusion, calibration.
 
-    logits, labels = collect_logits(model, batches, bf16=False, device=device)
-    evaluation = evaluate_logits(logits, labels, class_names)
+logits, labels = collect_logits(model, batches, bf16=False, device=device)
+evaluation = evaluate_logits(logits, labels, class_names)
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ def write_with(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         temporary = None
         _sync_folder(path.parent)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}. What was there before is kept.") from None
+        raise RunError(
+            f"cannot write {path}: {error.strerror or error}. What was there before is kept."
+        ) from None
     except RuntimeError as error:  # torch reports a full disk as one
         raise RunError(f"cannot write {path}: {error}. What was there before is kept.") from None
     finally:

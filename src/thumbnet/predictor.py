@@ -1,8 +1,8 @@
 """Weights at work: from pictures to classes.
 
-    predictor = thumbnet.load_run("runs/2026-11-23-cifar10-fast-1")
-    for prediction in predictor.predict(["cat.png", "dog.jpg"]):
-        print(prediction.label, prediction.probability)
+predictor = thumbnet.load_run("runs/2026-11-23-cifar10-fast-1")
+for prediction in predictor.predict(["cat.png", "dog.jpg"]):
+    print(prediction.label, prediction.probability)
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from thumbnet.data.batches import Count, EvalBatches, Normalise
+from thumbnet.data.batches import Count, EvalBatches, Normalise, fits_in_memory
 from thumbnet.data.images import open_image
 from thumbnet.data.prepare import build_engine
-from thumbnet.data.batches import fits_in_memory
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, RunError
 from thumbnet.evaluation import Evaluation, collect_logits, evaluate_logits, predict_logits
@@ -186,7 +185,9 @@ def _to_image(picture: Any) -> Image.Image:
         raise DataError(f"a {type(picture).__name__} is no picture: give a path, PIL image, array or tensor")
     if picture.ndim == 3 and picture.shape[2] == 1:
         picture = picture[:, :, 0]
-    ok = picture.dtype == np.uint8 and (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4)))
+    ok = picture.dtype == np.uint8 and (
+        picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))
+    )
     if not ok or 0 in picture.shape:
         raise DataError(
             f"an array of {picture.dtype} {list(picture.shape)} is no picture: expected uint8 [H, W] or "

@@ -310,7 +310,9 @@ def parse_image_size(text: str) -> tuple[int, int]:
     """
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
-        raise RecipeError(f"image size {text!r}: expected SIDE or HEIGHTxWIDTH in pixels, such as 32 or 32x64")
+        raise RecipeError(
+            f"image size {text!r}: expected SIDE or HEIGHTxWIDTH in pixels, such as 32 or 32x64"
+        )
     height, width = int(parts[0]), int(parts[-1])
     if not (16 <= min(height, width) and max(height, width) <= 1024):
         raise RecipeError(f"image size {text!r}: each side must have 16 to 1024 pixels")
@@ -394,7 +396,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _known_keys(cls: type, prefix: str = "") -> list[str]:
+def _known_keys(cls: Any, prefix: str = "") -> list[str]:
     """All dotted keys of a recipe."""
     keys = []
     for name, hint in typing.get_type_hints(cls).items():

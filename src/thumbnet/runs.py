@@ -1,12 +1,12 @@
 """The folder of one training: what is in it, how it is written, how it is read back.
 
-    recipe.toml        every setting, resolved
-    run.json           the data, the command: what a resume needs beside the recipe
-    environment.json   versions, hardware, git commit
-    metrics.jsonl      a line an epoch
-    checkpoint.pt      what a resume starts from (tensors and plain values: loads with weights_only=True)
-    model.safetensors  the weights; its metadata is all that a reader needs
-    summary.json       the outcome; there only when the training is complete
+recipe.toml        every setting, resolved
+run.json           the data, the command: what a resume needs beside the recipe
+environment.json   versions, hardware, git commit
+metrics.jsonl      a line an epoch
+checkpoint.pt      what a resume starts from (tensors and plain values: loads with weights_only=True)
+model.safetensors  the weights; its metadata is all that a reader needs
+summary.json       the outcome; there only when the training is complete
 """
 
 from __future__ import annotations

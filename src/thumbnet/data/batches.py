@@ -116,6 +116,7 @@ class Normalise:
         self.mean_pixel = (mean * 255).round().to(torch.uint8)
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Uint8 → float32, [B, C, H, W] both."""
         return images.to(self.device, non_blocking=True).float().sub_(self._offset).mul_(self._scale)
 
 
@@ -215,7 +216,7 @@ def derive_seed(seed: int, *path: str | int) -> int:
 
 def fits_in_memory(split: Split, size: tuple[int, int]) -> bool:
     """Whether a decoded split takes less than a quarter of this machine's memory."""
-    return len(split) * size[0] * size[1] * 3 < psutil.virtual_memory().total // 4
+    return len(split) * size[0] * size[1] * 3 < int(psutil.virtual_memory().total) // 4
 
 
 def decode_split(split: Split, size: tuple[int, int], fit: Fit, count: Count | None = None) -> Tensor:

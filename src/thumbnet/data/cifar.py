@@ -19,7 +19,7 @@ from thumbnet.errors import DataError
 
 SIDE = 32
 PICTURE_BYTES = 3 * SIDE * SIDE
-CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 @dataclass(frozen=True)
@@ -98,19 +98,23 @@ def load_batches(batches: Batches, source: str) -> Data:
     names = _class_names(batches)
     for split, part in splits.items():
         if len(part) and int(part.labels.max()) >= len(names):
-            raise DataError(f"{batches.folder}: {split} has label {part.labels.max()} of {len(names)} classes")
+            raise DataError(
+                f"{batches.folder}: {split} has label {part.labels.max()} of {len(names)} classes"
+            )
     return Data(source, batches.layout, names, dict(splits))
 
 
 def _read_binary(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Records of label byte(s) and 3,072 pixel bytes; of CIFAR-100's two labels the second is the fine one."""
+    """Records of label byte(s) and 3,072 pixel bytes; of CIFAR-100's two the second is fine."""
     try:
         raw = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     record = label_bytes + PICTURE_BYTES
     if len(raw) == 0 or len(raw) % record:
-        raise DataError(f"{path} has {len(raw)} bytes, not a multiple of {record}: it is cut short or damaged")
+        raise DataError(
+            f"{path} has {len(raw)} bytes, not a multiple of {record}: it is cut short or damaged"
+        )
     records = raw.reshape(-1, record)
     return records[:, label_bytes:], records[:, label_bytes - 1].astype(np.int64)
 
@@ -119,18 +123,16 @@ def _read_python(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     batch = _load_inert(path)
     images = batch.get(b"data")
     labels = batch.get(b"labels" if label_bytes == 1 else b"fine_labels")
-    ok = (
-        isinstance(images, _Array)
-        and isinstance(labels, list)
-        and len(labels) > 0
-        and images.shape == (len(labels), PICTURE_BYTES)
-        and isinstance(images.raw, bytes)
-        and len(images.raw) == len(labels) * PICTURE_BYTES
-        and all(type(label) is int and 0 <= label < 256 for label in labels)
-    )
-    if not ok:
+    if (
+        not isinstance(images, _Array)
+        or not isinstance(images.raw, bytes)
+        or not isinstance(labels, list)
+        or not all(type(label) is int and 0 <= label < 256 for label in labels)
+        or images.shape != (len(labels), PICTURE_BYTES)
+        or len(images.raw) != len(labels) * PICTURE_BYTES
+        or not labels
+    ):
         raise DataError(f"{path} does not hold what a CIFAR batch holds")
-    assert isinstance(images, _Array)
     pixels = np.frombuffer(images.raw, dtype=np.uint8)
     if images.fortran:
         return pixels.reshape(PICTURE_BYTES, -1).T, np.array(labels)

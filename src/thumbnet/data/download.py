@@ -36,7 +36,9 @@ def download(url: str, target: Path, sha256: str, progress: Progress | None = No
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", None) or error
         kept = f" {part.stat().st_size:,} bytes are kept." if part.exists() else ""
-        raise DataError(f"cannot download {url}: {reason}.{kept} Run the same command again to go on.") from None
+        raise DataError(
+            f"cannot download {url}: {reason}.{kept} Run the same command again to go on."
+        ) from None
     actual = _digest(part)
     if actual != sha256:
         part.unlink()

@@ -1,9 +1,9 @@
 """A folder of pictures, in any of the shapes that people have them, recognised by itself.
 
-    train/CLASS/*  with test/CLASS/* and/or val/CLASS/*
-    CLASS/*        alone: a test split is set aside
-    train/NUMBER_CLASS.png  with test/ and labels.txt: the tutorial's
-    cifar-10-batches-bin/, cifar-10-batches-py/, ...: see cifar.py
+train/CLASS/*  with test/CLASS/* and/or val/CLASS/*
+CLASS/*        alone: a test split is set aside
+train/NUMBER_CLASS.png  with test/ and labels.txt: the tutorial's
+cifar-10-batches-bin/, cifar-10-batches-py/, ...: see cifar.py
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``hf:OWNER/NAME``: any image-classification data set of the Hugging Face Hub, by its ``datasets`` library."""
+"""``hf:OWNER/NAME``: any image-classification data set of the Hugging Face Hub, by ``datasets``."""
 
 from __future__ import annotations
 
@@ -51,10 +51,14 @@ def load_hub(name: str, source: str, cache: Path | None) -> Data:
         for index, item in enumerate(encoded):
             content = item["bytes"] if item["bytes"] is not None else Path(item["path"]).read_bytes()
             files.append(content)
-            names.append(f"{target}[{index}]" if not item.get("path") else f"{target}/{item['path']}[{index}]")
+            names.append(
+                f"{target}[{index}]" if not item.get("path") else f"{target}/{item['path']}[{index}]"
+            )
         splits[target] = BytesSplit(files, labels, names)
     if "train" not in splits:
-        raise DataError(f"{source}: the Hub's data set has no train split, only {', '.join(map(str, tables))}")
+        raise DataError(
+            f"{source}: the Hub's data set has no train split, only {', '.join(map(str, tables))}"
+        )
     return Data(source, "Hugging Face Hub", class_names, splits, tuple(notes))
 
 

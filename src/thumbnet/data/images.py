@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from typing import IO, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from thumbnet.errors import UnreadableImageError
 
 Fit = Literal["pad", "crop", "squash"]
 MAX_PIXELS = 64_000_000  # a picture that declares more is taken for a decompression bomb
-PICTURE_SUFFIXES = frozenset(
-    ".png .jpg .jpeg .jpe .jfif .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .tga .ico .jp2 .avif".split()
-)
+PICTURE_SUFFIXES = frozenset({
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".jp2", ".avif",
+})  # fmt: skip
 
 
 def open_image(source: str | IO[bytes] | bytes, name: str) -> Image.Image:
@@ -43,7 +44,7 @@ def open_image(source: str | IO[bytes] | bytes, name: str) -> Image.Image:
         raise
     except FileNotFoundError:
         raise UnreadableImageError(name, "there is no such file") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise UnreadableImageError(name, "not a picture in any format known here") from None
     except (MemoryError, KeyboardInterrupt):
         raise
@@ -84,10 +85,11 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     if np.issubdtype(values.dtype, np.floating):
         values = np.nan_to_num(values)
         scale = 255.0 if values.max(initial=0.0) <= 1.0 else 1.0
-        return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
-    if values.max(initial=0) > 255:
-        values = values >> 8
-    return np.clip(values, 0, 255).astype(np.uint8)
+        values = np.rint(values * scale)
+    elif values.max(initial=0) > 255:
+        values = np.right_shift(values, 8)
+    low: np.ndarray = np.clip(values, 0, 255).astype(np.uint8)
+    return low
 
 
 def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:

@@ -84,12 +84,22 @@ def inspect_data(
     mean, std = _statistics(data, readable, image_size, fit)
     counts = {
         name: dict(
-            zip(data.class_names, np.bincount(s.labels, minlength=len(data.class_names)).tolist(), strict=True)
+            zip(
+                data.class_names, np.bincount(s.labels, minlength=len(data.class_names)).tolist(), strict=True
+            )
         )
         for name, s in data.splits.items()
     }
     return Inspection(
-        counts, sizes.most_common(), modes.most_common(), unreadable, duplicates, repeated, image_size, mean, std
+        counts,
+        sizes.most_common(),
+        modes.most_common(),
+        unreadable,
+        duplicates,
+        repeated,
+        image_size,
+        mean,
+        std,
     )
 
 

@@ -42,9 +42,7 @@ class Prepared:
     engine: str
 
 
-def prepare(
-    data: Data, recipe: Recipe, device: torch.device, on_decode: Count | None = None
-) -> Prepared:
+def prepare(data: Data, recipe: Recipe, device: torch.device, on_decode: Count | None = None) -> Prepared:
     """Decode, measure and batch ``data`` as ``recipe`` says.
 
     Raises:
@@ -52,10 +50,10 @@ def prepare(
     """
     settings = recipe.data
     train_split = random_subset(data.splits["train"], settings.subset_size, recipe.seed)
-    size = automatic_size(train_split) if settings.image_size == AUTO else parse_image_size(settings.image_size)
-    in_memory = settings.engine == "memory" or (
-        settings.engine == AUTO and fits_in_memory(train_split, size)
+    size = (
+        automatic_size(train_split) if settings.image_size == AUTO else parse_image_size(settings.image_size)
     )
+    in_memory = settings.engine == "memory" or (settings.engine == AUTO and fits_in_memory(train_split, size))
     train_engine = build_engine(train_split, settings, size, in_memory, on_decode)
     preprocessing = resolve_preprocessing(settings, size, train_engine)
     normalise = Normalise(preprocessing, device)
@@ -68,7 +66,7 @@ def prepare(
         drop_last=recipe.training.drop_last,
         seed=recipe.seed,
     )
-    evaluation = {}
+    evaluation: dict[str, EvalBatches] = {}
     for name in ("val", "test"):
         if name in data.splits and len(data.splits[name]):
             engine = build_engine(data.splits[name], settings, size, in_memory, on_decode)

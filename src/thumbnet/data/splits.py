@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from thumbnet.data.images import MAX_PIXELS, may_be_turned, open_image
 from thumbnet.errors import DataError, UnreadableImageError
@@ -78,7 +78,7 @@ class FileSplit(Split):
 
     def path(self, index: int) -> Path:
         """Where the picture's file is."""
-        return self.root / self.paths[index]
+        return self.root / str(self.paths[index])
 
     def read(self, index: int) -> Image.Image:  # noqa: D102
         return open_image(str(self.path(index)), str(self.path(index)))
@@ -146,7 +146,7 @@ class ArraySplit(Split):
         return Image.fromarray(self.images[index])
 
     def content(self, index: int) -> bytes:  # noqa: D102
-        return self.images[index].tobytes()
+        return bytes(self.images[index].tobytes())
 
     def peek(self, index: int) -> tuple[tuple[int, int], str]:  # noqa: D102
         return (self.images.shape[1], self.images.shape[2]), "RGB"
@@ -156,7 +156,7 @@ class ArraySplit(Split):
 
     def stamp(self) -> Iterable[bytes]:  # noqa: D102
         yield self.labels.tobytes()
-        yield np.ascontiguousarray(self.images).data
+        yield self.images.tobytes()
 
 
 def _peek(source: Path | io.BytesIO, name: str) -> tuple[tuple[int, int], str]:
@@ -165,12 +165,14 @@ def _peek(source: Path | io.BytesIO, name: str) -> tuple[tuple[int, int], str]:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UnreadableImageError(name, f"declares {width}x{height} pixels")
-            if may_be_turned(image) and image.getexif().get(0x0112, 1) >= 5:  # lies on its side: see the EXIF standard, Orientation
+            if (
+                may_be_turned(image) and image.getexif().get(0x0112, 1) >= 5
+            ):  # lies on its side: see the EXIF standard, Orientation
                 width, height = height, width
             return (height, width), image.mode
     except UnreadableImageError:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise UnreadableImageError(name, "not a picture in any format known here") from None
     except Exception as error:
         raise UnreadableImageError(name, str(error) or type(error).__name__) from None
@@ -243,8 +245,8 @@ class Data:
                     f"too few to set some aside as {name}"
                 )
             count = min(max(1, round(len(members) * fraction)), len(members) - 1)
-            ranked = sorted(members, key=lambda index: _rank(train.name(index), seed))
-            held += [int(index) for index in ranked[:count]]
+            ranked = sorted(members.tolist(), key=lambda index: _rank(train.name(index), seed))
+            held += ranked[:count]
         chosen = np.zeros(len(train), dtype=bool)
         chosen[held] = True
         splits = {

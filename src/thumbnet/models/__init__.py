@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol, runtime_checkable
 
@@ -24,7 +25,7 @@ __all__ = [
     "resnet34",
 ]
 
-_BUILDERS = {
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "resnet34": resnet34,
     **{f"resnet{depth}": partial(narrow_resnet, depth) for depth in (20, 32, 44, 56)},
@@ -51,5 +52,4 @@ def build_model(settings: ModelSettings, num_classes: int, in_channels: int = 3)
     builder = _BUILDERS.get(settings.name)
     if builder is None:
         raise RecipeError(f"there is no network {settings.name!r}. {nearest(settings.name, _BUILDERS)}")
-    model: nn.Module = builder(num_classes=num_classes, in_channels=in_channels, width=settings.width)
-    return model
+    return builder(num_classes=num_classes, in_channels=in_channels, width=settings.width)

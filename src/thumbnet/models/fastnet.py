@@ -52,13 +52,12 @@ class FastNet(nn.Module):
             *(FastBlock(a, b) for a, b in zip([whitened, *widths[:-1]], widths, strict=True))
         )
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
-        # Two unit vectors' worth of scale, so that the first logits are neither flat nor sure.
-        nn.init.kaiming_uniform_(self.head.weight, a=5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → logits [B, num_classes]."""
         x = self.blocks(F.silu(self.whiten(x)))
-        return self.head(x.amax(dim=(2, 3))) * HEAD_SCALE
+        logits: Tensor = self.head(x.amax(dim=(2, 3))) * HEAD_SCALE
+        return logits
 
     @torch.no_grad()
     def initialise_from(self, images: Tensor) -> None:

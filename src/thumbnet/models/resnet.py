@@ -83,7 +83,8 @@ class ResNet(nn.Module):
         """[B, in_channels, H, W] → logits [B, num_classes]."""
         x = self.stages(self.stem(x))
         # The mean over whatever positions are left: a fixed AvgPool2d(4) would do for 32x32 only.
-        return self.head(x.mean(dim=(2, 3)))
+        logits: Tensor = self.head(x.mean(dim=(2, 3)))
+        return logits
 
 
 def resnet18(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> ResNet:

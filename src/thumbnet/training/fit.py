@@ -85,16 +85,14 @@ class TrainingState:
         best_epoch, best_weights: of the epoch with the best ``val`` score; None without ``val``.
     """
 
-    def __init__(
-        self, model: nn.Module, recipe: Recipe, steps_per_epoch: int, device: torch.device
-    ) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, steps_per_epoch: int, device: torch.device) -> None:
         self.recipe = recipe
         self.device = device
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = steps_per_epoch * recipe.training.epochs
         self.bf16 = use_bf16(recipe.training.precision, device)
         self.layout = torch.channels_last if recipe.training.channels_last else torch.contiguous_format
-        self.model = model.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.model: nn.Module = model.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
         self.forward: Callable[[Tensor], Tensor] = self.model
         if recipe.training.compile:
             self.forward = torch.compile(self.model)
@@ -126,7 +124,7 @@ class TrainingState:
     @property
     def evaluated_model(self) -> nn.Module:
         """What is evaluated and kept: the average of the weights if the recipe has one."""
-        return self.average if self.average is not None else self.model
+        return self.model if self.average is None else self.average
 
     def final_weights(self) -> dict[str, Tensor]:
         """What the training leaves: the best epoch's weights by ``val``, else the last ones."""
@@ -225,15 +223,13 @@ def fit(
         resumed_at = state.seconds_in_epoch
         started = time.perf_counter()
         for batch in batches.epoch(epoch, start=state.step_in_epoch):
-            set_learning_rate(
-                state.optimizer, factor_at(recipe.schedule, state.step, state.total_steps)
-            )
+            set_learning_rate(state.optimizer, factor_at(recipe.schedule, state.step, state.total_steps))
             images = batch.images.contiguous(memory_format=state.layout)
             state.optimizer.zero_grad()
             with autocast(state.bf16, state.device):
                 logits = state.forward(images)
             loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=smoothing)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             state.optimizer.step()
             state.update_average()
 

@@ -68,7 +68,7 @@ def learning_rate_range_test(
         loss = F.cross_entropy(
             logits.float(), batch.labels, label_smoothing=state.recipe.training.label_smoothing
         )
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         state.optimizer.step()
         if progress:
             progress(step + 1, steps)

@@ -24,9 +24,7 @@ def build_optimizer(settings: OptimizerSettings, model: nn.Module) -> torch.opti
     if settings.name == "adamw":
         first, second = settings.betas
         return torch.optim.AdamW(groups, lr=settings.lr, betas=(first, second))
-    return torch.optim.SGD(
-        groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov
-    )
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
 
 
 def parameter_groups(settings: OptimizerSettings, model: nn.Module) -> list[dict[str, Any]]:

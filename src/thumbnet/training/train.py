@@ -73,13 +73,14 @@ def train(
     source = loaded.source
     if source not in NAMED and not source.startswith("hf:"):
         source = str(Path(source).expanduser().resolve())  # a resume may come from another folder
+    fingerprint = loaded.fingerprint()
     settings = {
         "data": source,
         "data_dir": None if data_dir is None else str(Path(data_dir).resolve()),
-        "fingerprint": loaded.fingerprint(),
+        "fingerprint": fingerprint,
     }
     run.begin(chosen, settings, target)
-    return _train(run, loaded, prepared, state, listener, started, settings["fingerprint"])
+    return _train(run, loaded, prepared, state, listener, started, fingerprint)
 
 
 def resume(run_path: str | Path, *, device: str = "auto", listener: Listener | None = None) -> Run:
@@ -116,9 +117,7 @@ def resume(run_path: str | Path, *, device: str = "auto", listener: Listener | N
     return _train(run, loaded, prepared, state, listener, started - earlier, fingerprint)
 
 
-def build_state(
-    recipe: Recipe, prepared: Prepared, num_classes: int, device: torch.device
-) -> TrainingState:
+def build_state(recipe: Recipe, prepared: Prepared, num_classes: int, device: torch.device) -> TrainingState:
     """A new network and optimizer, seeded by the recipe."""
     keep_freed_memory()
     make_deterministic()
@@ -203,7 +202,8 @@ def _train(
     )
     run.save_weights(model.state_dict(), info)
     reported = "test" if "test" in prepared.evaluation else "val"
-    run.save_summary(_summary(state, evaluate(model, reported, state.recipe.evaluation.tta), reported, started))
+    final = evaluate(model, reported, state.recipe.evaluation.tta)
+    run.save_summary(_summary(state, final, reported, started))
     return run
 
 

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from helpers import TINY, coloured_data
+from hypothesis import HealthCheck, settings
+
+from thumbnet.runs import Run
+from thumbnet.training.train import train
+
+
+# A busy machine is no failure; and the same examples every time, so that CI means something.
+settings.register_profile(
+    "thumbnet", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("thumbnet")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A complete run on three coloured classes."""
+    out = tmp_path_factory.mktemp("tiny") / "run"
+    return train(coloured_data(), "resnet18", overrides=TINY, out=out, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def cifar_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A part of CIFAR-10 (JPEG copy): train/CLASS/0000..1499.jpg and test/CLASS/0000..0299.jpg."""
+    place = Path(os.environ.get("THUMBNET_CIFAR10") or Path(__file__).parents[2] / "shared" / "data")
+    archive = place / "cifar10-jpeg.tar.xz" if place.is_dir() else place
+    if not archive.is_file():
+        pytest.skip(f"no CIFAR-10 pictures: {archive} does not exist (set THUMBNET_CIFAR10)")
+    folder = tmp_path_factory.mktemp("cifar10")
+    limits = {"train": 1500, "test": 300}
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            parts = Path(member.name).parts
+            if member.isreg() and len(parts) == 3 and int(Path(parts[2]).stem) < limits[parts[0]]:
+                tar.extract(member, folder, filter="data")
+    return folder

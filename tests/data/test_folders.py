@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import noise, write_class_folders, write_picture
+
+from thumbnet.data.folders import label_from_name
+from thumbnet.data.sources import load_data
+from thumbnet.data.splits import Data
+from thumbnet.errors import DataError
+
+
+def test_train_and_test_folders_of_classes(tmp_path: Path) -> None:
+    data = load_data(write_class_folders(tmp_path, ["train", "test"]))
+    assert data.layout == "train/CLASS/* + test/CLASS/*"
+    assert data.class_names == ("blue", "green", "red")
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 18, "test": 18}
+    assert data.splits["train"].name(0) == "train/blue/0.png"
+
+
+@pytest.mark.parametrize("alias", ["val", "valid", "validation"])
+def test_val_has_several_names_and_needs_no_test(alias: str, tmp_path: Path) -> None:
+    data = load_data(write_class_folders(tmp_path, ["train", alias]))
+    assert set(data.splits) == {"train", "val"}
+
+
+def test_bare_class_folders_are_split_stratified_and_always_alike(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, [""], per_class=10)
+    data = load_data(tmp_path)
+    assert data.layout == "CLASS/*"
+    assert np.bincount(data.splits["test"].labels).tolist() == [2, 2, 2]
+    assert np.bincount(data.splits["train"].labels).tolist() == [8, 8, 8]
+    assert names(data, "test") == names(load_data(tmp_path), "test")
+    assert names(data, "test") != names(load_data(tmp_path, split_seed=1), "test")
+    assert not set(names(data, "test")) & set(names(data, "train"))
+    assert any("set aside" in note for note in data.notes)
+
+
+def test_a_new_picture_does_not_move_the_others_between_splits(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, [""], per_class=10)
+    before = set(names(load_data(tmp_path), "test"))
+    write_picture(tmp_path / "red" / "new.png", noise(99))
+    after = set(names(load_data(tmp_path), "test"))
+    assert len(before & after) >= len(before) - 1
+
+
+def test_val_can_be_set_aside(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, ["train", "test"], per_class=10)
+    data = load_data(tmp_path, val_fraction=0.2)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 24, "test": 30, "val": 6}
+    write_class_folders(tmp_path, ["val"])
+    with pytest.raises(DataError, match="val split of its own"):
+        load_data(tmp_path, val_fraction=0.2)
+
+
+def write_tutorial(root: Path, suffix: str = "png") -> Path:
+    for split, count in (("train", 9), ("test", 3)):
+        for number in range(count):
+            name = ("frog", "cat", "traffic_light")[number % 3]
+            write_picture(root / split / f"{number}_{name}.{suffix}", noise(number))
+    (root / "labels.txt").write_text("traffic_light\nfrog\ncat\n")
+    return root
+
+
+def test_the_tutorials_layout(tmp_path: Path) -> None:
+    data = load_data(write_tutorial(tmp_path))
+    assert "tutorial" in data.layout
+    assert data.class_names == ("traffic_light", "frog", "cat")
+    assert data.splits["train"].labels.tolist() == [1, 2, 0] * 3
+    assert data.splits["train"].name(4) == "train/4_cat.png"
+
+
+def test_the_tutorials_layout_with_another_suffix_or_without_labels_file(tmp_path: Path) -> None:
+    (write_tutorial(tmp_path, "jpeg") / "labels.txt").unlink()
+    data = load_data(tmp_path)
+    assert data.class_names == ("cat", "frog", "traffic_light")
+    assert any("labels.txt" in note for note in data.notes)
+
+
+def test_labels_come_from_file_names() -> None:
+    assert label_from_name("0_frog.png") == "frog"
+    assert label_from_name("12_frog.jpeg") == "frog"
+    assert label_from_name("3_polar_bear.v2.png") == "polar_bear.v2"
+    for bad in ("frog.png", "_frog.png", "1_frog", "a_frog.png"):
+        with pytest.raises(DataError, match="NUMBER_CLASS"):
+            label_from_name(bad)
+
+
+def test_a_class_that_labels_txt_lacks_is_named(tmp_path: Path) -> None:
+    write_tutorial(tmp_path)
+    (tmp_path / "labels.txt").write_text("frog\ncat\n")
+    with pytest.raises(DataError, match="traffic_light"):
+        load_data(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.xz", "zip"])
+def test_archives_of_a_folder_give_the_folders_pictures(kind: str, tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "pictures", ["train", "test"], per_class=2)
+    archive = tmp_path / f"pictures.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as zipped:
+            for path in sorted(folder.rglob("*.png")):
+                zipped.write(path, path.relative_to(tmp_path))  # wrapped in one more folder
+    else:
+        with tarfile.open(archive, f"w:{kind.partition('.')[2]}") as tar:
+            tar.add(folder, ".")
+    data = load_data(archive, data_dir=tmp_path / "cache")
+    plain = load_data(folder)
+    assert data.class_names == plain.class_names
+    for split in ("train", "test"):
+        assert names(data, split) == names(plain, split)
+        for index in range(6):
+            assert data.splits[split].content(index) == plain.splits[split].content(index)
+    # Unpacked once, found again.
+    before = list((tmp_path / "cache").rglob("*.png"))
+    load_data(archive, data_dir=tmp_path / "cache")
+    assert list((tmp_path / "cache").rglob("*.png")) == before
+
+
+def test_files_that_are_no_pictures_are_passed_over_and_reported(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, ["train", "test"])
+    (tmp_path / "train" / "red" / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "train" / "red" / ".DS_Store").write_bytes(b"x")
+    data = load_data(tmp_path)
+    assert len(data.splits["train"]) == 18
+    assert any("1 file(s) passed over" in note and "Thumbs.db" in note for note in data.notes)
+
+
+def test_wrong_folders_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no data set, folder or archive"):
+        load_data(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="Did you mean 'cifar10'"):
+        load_data("cifar-10")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="Expected one of"):
+        load_data(tmp_path / "empty")
+    write_class_folders(tmp_path / "only", ["test"])
+    with pytest.raises(DataError, match="no train/"):
+        load_data(tmp_path / "only")
+    (tmp_path / "file.txt").write_text("x")
+    with pytest.raises(DataError, match="not an archive known here"):
+        load_data(tmp_path / "file.txt")
+
+
+def test_a_test_class_missing_in_train_is_named(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, ["train", "test"])
+    write_picture(tmp_path / "test" / "purple" / "0.png", noise(0))
+    with pytest.raises(DataError, match="purple"):
+        load_data(tmp_path)
+
+
+def test_an_empty_class_and_a_single_class_are_refused(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, ["train", "test"])
+    (tmp_path / "train" / "purple").mkdir()
+    with pytest.raises(DataError, match="purple"):
+        load_data(tmp_path)
+    write_picture(tmp_path / "one" / "train" / "cat" / "0.png", noise(0))
+    write_picture(tmp_path / "one" / "test" / "cat" / "0.png", noise(1))
+    with pytest.raises(DataError, match="two classes or more"):
+        load_data(tmp_path / "one")
+
+
+def test_class_names_may_be_in_any_script(tmp_path: Path) -> None:
+    for name in ("猫", "狗", "grüne äpfel"):
+        for number in range(3):
+            write_picture(tmp_path / name / f"{number} – é.png", noise(number))
+    data = load_data(tmp_path)
+    assert set(data.class_names) == {"猫", "狗", "grüne äpfel"}
+    data.splits["train"].read(0)
+
+
+def names(data: Data, split: str) -> list[str]:
+    chosen = data.splits[split]
+    return [chosen.name(index) for index in range(len(chosen))]

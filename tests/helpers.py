@@ -1,0 +1,90 @@
+"""What several tests make use of: pictures, folders of them, tiny recipes, a server on loopback."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from thumbnet.data.splits import ArraySplit, Data
+
+TINY = [
+    "model.name=resnet20",
+    "model.width=0.5",
+    "training.epochs=3",
+    "training.batch_size=16",
+    "training.precision=fp32",
+    "optimizer.lr=0.05",
+    "augment.flip=random",
+    "augment.translate=2",
+]
+"""Overrides that make a recipe small: a second or so an epoch on :func:`coloured_data`."""
+
+
+def noise(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
+    """Random pixels, uint8 [height, width, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def coloured(label: int, seed: int, side: int = 16) -> np.ndarray:
+    """A picture whose brightest channel is its label's: easy to learn, not trivially constant."""
+    image = noise(seed, side, side) // 3
+    image[..., label % 3] += 120
+    return image
+
+
+def coloured_data(count: int = 60, side: int = 16, splits: Sequence[str] = ("train", "test")) -> Data:
+    """Three classes that a network learns in a few steps."""
+    made = {}
+    for number, split in enumerate(splits):
+        labels = np.arange(count) % 3
+        images = np.stack([coloured(int(c), 10_000 * number + i, side) for i, c in enumerate(labels)])
+        made[split] = ArraySplit(images, labels, split)
+    return Data("coloured", "made by the tests", ("red", "green", "blue"), dict(made))
+
+
+def write_picture(path: Path, image: np.ndarray | Image.Image, **options: object) -> Path:
+    """Save a picture, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    picture.save(path, **options)
+    return path
+
+
+def write_class_folders(root: Path, splits: Sequence[str], per_class: int = 6, side: int = 16) -> Path:
+    """``root/SPLIT/CLASS/N.png`` of coloured pictures; a split named "" means ``root/CLASS/N.png``."""
+    for offset, split in enumerate(splits):
+        for label, name in enumerate(("red", "green", "blue")):
+            for number in range(per_class):
+                image = coloured(label, 10_000 * offset + 100 * label + number, side)
+                write_picture(root / split / name / f"{number}.png", image)
+    return root
+
+
+@contextmanager
+def serve(handle: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    """A server on loopback whose GET, HEAD and POST requests are answered by ``handle``; gives its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            handle(self)
+
+        do_HEAD = do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

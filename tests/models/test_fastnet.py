@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from thumbnet.models.fastnet import FastBlock, FastNet, fastnet
+
+
+def correlated_images(count: int = 400) -> torch.Tensor:
+    """Pictures whose neighbouring pixels resemble one another, as in real ones."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(count, 3, 20, 20, generator=generator)
+    return F.avg_pool2d(noise, 5, stride=1) * 5 + noise[:, :1, 2:18, 2:18]
+
+
+def test_the_first_layer_whitens_the_patches_it_was_computed_from() -> None:
+    images = correlated_images()
+    model = FastNet([8, 8, 8])
+    model.initialise_from(images)
+    with torch.no_grad():
+        out = model.whiten(images)
+    half = out.shape[1] // 2
+    assert torch.equal(out[:, :half], -out[:, half:])
+    flat = out[:, :half].transpose(0, 1).reshape(half, -1)
+    second_moments = flat @ flat.T / flat.shape[1]
+    assert torch.allclose(second_moments, torch.eye(half), atol=0.02)
+
+
+def test_the_first_layer_is_not_learnt_but_its_bias_is() -> None:
+    model = fastnet()
+    assert not model.whiten.weight.requires_grad
+    assert model.whiten.bias is not None
+    assert model.whiten.bias.requires_grad
+
+
+def test_whitening_is_the_same_every_time() -> None:
+    first, second = FastNet([8, 8, 8]), FastNet([8, 8, 8])
+    first.initialise_from(correlated_images())
+    second.initialise_from(correlated_images())
+    assert torch.equal(first.whiten.weight, second.whiten.weight)
+
+
+def test_convolutions_begin_as_the_identity_on_the_channels_there_are() -> None:
+    block = FastBlock(4, 6)
+    x = torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(block.conv1(x)[:, :4], x)

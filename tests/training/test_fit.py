@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import TINY, coloured_data
+from torch import nn
+
+from thumbnet.data.batches import Batch
+from thumbnet.data.prepare import prepare
+from thumbnet.errors import DivergedError
+from thumbnet.recipe import load_recipe
+from thumbnet.training import fit as fit_module
+from thumbnet.training.fit import Score, StepResult, TrainingState, fit
+from thumbnet.training.schedules import factor_at
+from thumbnet.training.train import build_state
+
+CPU = torch.device("cpu")
+
+
+class FixedBatches:
+    """Three batches of noise, the same each epoch."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.batches = [
+            Batch(
+                torch.randn(8, 3, 16, 16, generator=generator), torch.randint(3, (8,), generator=generator)
+            )
+            for _ in range(3)
+        ]
+
+    def __len__(self) -> int:
+        return 3
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        yield from self.batches[start:]
+
+
+def small_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3))
+
+
+def state_of(*overrides: str, model: nn.Module | None = None) -> TrainingState:
+    recipe = load_recipe("tutorial", ["training.precision=fp32", "training.epochs=4", *overrides])
+    return TrainingState(model or small_model(), recipe, 3, CPU)
+
+
+def test_fit_does_what_a_loop_written_by_hand_does() -> None:
+    state, by_hand = state_of("schedule.milestones=[0.5]"), small_model()
+    for _ in fit(state, FixedBatches()):
+        pass
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    for epoch in range(4):
+        optimizer.param_groups[0]["lr"] = 0.1 if epoch < 2 else 0.01
+        for batch in FixedBatches().batches:
+            optimizer.zero_grad()
+            F.cross_entropy(by_hand(batch.images), batch.labels).backward()
+            optimizer.step()
+    for name, tensor in by_hand.state_dict().items():
+        assert torch.allclose(tensor, state.model.state_dict()[name], atol=1e-6), name
+
+
+def test_fit_yields_a_result_an_epoch_and_tells_every_step() -> None:
+    steps: list[StepResult] = []
+    results = list(fit(state_of(), FixedBatches(), on_step=steps.append))
+    assert [result.epoch for result in results] == [1, 2, 3, 4]
+    assert [result.step for result in results] == [3, 6, 9, 12]
+    assert [(s.epoch, s.step_in_epoch) for s in steps] == [(e, s) for e in range(1, 5) for s in (1, 2, 3)]
+    assert results[-1].loss < results[0].loss
+    assert all(result.pictures_per_second > 0 for result in results)
+
+
+def test_fit_neither_prints_nor_writes(capfd: pytest.CaptureFixture[str]) -> None:
+    list(fit(state_of(), FixedBatches()))
+    out, err = capfd.readouterr()
+    assert out + err == ""
+    for node in ast.walk(ast.parse(inspect.getsource(fit_module))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("print", "open")
+
+
+def test_the_training_mode_is_set_in_training_and_eval_mode_in_evaluating() -> None:
+    modes: list[bool] = []
+
+    class Watching(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            modes.append(self.training)
+            return super().forward(x)  # type: ignore[no-any-return]
+
+    def evaluate(model: nn.Module) -> Score:
+        assert not model.training
+        return Score("test", 0.5, 1.0)
+
+    state = state_of("training.epochs=2", model=Watching(*small_model()))  # type: ignore[misc]
+    results = list(fit(state, FixedBatches(), evaluate=evaluate))
+    assert modes == [True] * 6
+    assert [r.score for r in results] == [Score("test", 0.5, 1.0)] * 2
+
+
+@pytest.mark.parametrize(("every", "expected"), [(0, [4]), (1, [1, 2, 3, 4]), (3, [3, 4])])
+def test_evaluation_comes_as_often_as_the_recipe_says(every: int, expected: list[int]) -> None:
+    state = state_of(f"evaluation.every={every}")
+    results = fit(state, FixedBatches(), evaluate=lambda _: Score("test", 0.0, 0.0))
+    assert [result.epoch for result in results if result.score] == expected
+
+
+def test_the_best_epoch_is_kept_by_val_and_never_by_test() -> None:
+    for split, kept in (("val", 2), ("test", 4)):
+        accuracies = iter([0.1, 0.9, 0.9, 0.3])
+        state = state_of()
+        weights = []
+        results = fit(state, FixedBatches(), evaluate=lambda _: Score(split, next(accuracies), 1.0))  # noqa: B023
+        for _ in results:
+            weights.append({name: t.clone() for name, t in state.model.state_dict().items()})
+        final = state.final_weights()
+        assert all(torch.equal(final[name], tensor) for name, tensor in weights[kept - 1].items())
+        assert state.best_epoch == (2 if split == "val" else None)
+
+
+def test_of_equally_accurate_epochs_the_one_with_less_loss_is_best() -> None:
+    scores = iter([Score("val", 0.9, 0.5), Score("val", 0.9, 0.4), Score("val", 0.9, 0.4), Score("val", 0.8, 0.1)])
+    state = state_of()
+    list(fit(state, FixedBatches(), evaluate=lambda _: next(scores)))
+    assert state.best_epoch == 2
+
+
+class PoisonedBatches(FixedBatches):
+    """From the second epoch on, the second batch is infinite."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for index, batch in enumerate(self.batches[start:], start=start):
+            bad = epoch >= 1 and index == 1
+            yield Batch(batch.images * math.inf, batch.labels) if bad else batch
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_rate() -> None:
+    state = state_of()
+    results = fit(state, PoisonedBatches())
+    next(results)
+    with pytest.raises(DivergedError, match=r"loss is nan at step 5 \(learning rate 0\.1\)"):
+        next(results)
+
+
+def test_a_diverging_training_is_stopped() -> None:
+    state = state_of("optimizer.lr=1e18", "training.epochs=30")
+    with pytest.raises(DivergedError, match="learning rate 1e"):
+        list(fit(state, FixedBatches()))
+
+
+class _Stop(Exception):  # noqa: N818
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 5, 11])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("training.ema_decay=0.9",),
+        ("optimizer.nesterov=true", "training.label_smoothing=0.1"),
+        ("optimizer.name=adamw", "optimizer.lr=0.003"),
+    ],
+    ids=["ema", "nesterov", "adamw"],
+)
+def test_stopped_at_any_step_and_resumed_it_ends_bit_for_bit_the_same(
+    stop_at: int, overrides: tuple[str, ...], tmp_path: object
+) -> None:
+    data = coloured_data()
+    recipe = load_recipe("tutorial", [*TINY, "schedule.milestones=[0.5]", *overrides])
+
+    def fresh() -> TrainingState:
+        return build_state(recipe, prepared, 3, CPU)
+
+    def stop(step: StepResult) -> None:
+        if step.step == stop_at:
+            raise _Stop
+
+    prepared = prepare(data, recipe, CPU)
+    whole = fresh()
+    whole_results = list(fit(whole, prepared.train))
+
+    stopped = fresh()
+    with pytest.raises(_Stop):
+        list(fit(stopped, prepared.train, on_step=stop))
+    resumed = fresh()
+    resumed.load_state_dict(stopped.state_dict())
+    resumed_results = list(fit(resumed, prepare(data, recipe, CPU).train))
+
+    assert [r.loss for r in whole_results] == [r.loss for r in resumed.history]
+    assert len(resumed_results) == 3 - (stop_at // 4 if stop_at % 4 else (stop_at - 1) // 4)
+    for name, tensor in whole.final_weights().items():
+        assert torch.equal(tensor, resumed.final_weights()[name]), name
+
+
+def test_a_state_of_another_training_is_refused() -> None:
+    recipe = load_recipe("tutorial", ["training.epochs=4"])
+    other = TrainingState(small_model(), recipe, 5, CPU)
+    with pytest.raises(ValueError, match="steps in an epoch"):
+        state_of().load_state_dict(other.state_dict())
+
+
+def test_the_average_of_the_weights_is_what_its_formula_says() -> None:
+    state = state_of("training.ema_decay=0.5", "training.epochs=1")
+    seen = [state.model.state_dict()["4.weight"].clone()]
+    list(fit(state, FixedBatches(), on_step=lambda _: seen.append(state.model.state_dict()["4.weight"].clone())))
+    expected = seen[0]
+    for step, newest in enumerate(seen[1:]):
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * newest
+    assert state.evaluated_model is not state.model
+    assert torch.allclose(state.evaluated_model.state_dict()["4.weight"], expected, atol=1e-6)
+    counts = state.evaluated_model.state_dict()["1.num_batches_tracked"]
+    assert counts == 3
+
+
+def test_the_first_step_has_the_schedules_first_rate_and_the_last_its_last() -> None:
+    rates: list[float] = []
+
+    class Recording(torch.optim.SGD):
+        def step(self, closure: None = None) -> None:  # type: ignore[override]
+            rates.append(self.param_groups[0]["lr"])
+            super().step(closure)
+
+    state = state_of("schedule.milestones=[0.5]")
+    state.optimizer = Recording(
+        [{"params": state.model.parameters(), "base_lr": 0.1}], lr=123.0, momentum=0.9
+    )
+    list(fit(state, FixedBatches()))
+    assert rates == pytest.approx([0.1] * 6 + [0.01] * 6)
+    assert rates == pytest.approx([0.1 * factor_at(state.recipe.schedule, s, 12) for s in range(12)])
+
+
+def test_bf16_and_channels_last_train_too() -> None:
+    recipe = load_recipe("tutorial", [*TINY, "training.precision=bf16", "data.mean=auto", "data.std=auto"])
+    prepared = prepare(coloured_data(), recipe, CPU)
+    state = build_state(recipe, prepared, 3, CPU)
+    results = list(fit(state, prepared.train))
+    assert state.bf16
+    assert results[-1].loss < results[0].loss
+    assert all(p.dtype == torch.float32 for p in state.model.parameters())

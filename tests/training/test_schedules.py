@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thumbnet.recipe import ScheduleSettings, load_recipe
+from thumbnet.training.schedules import factor_at
+
+
+def test_multistep_equals_torchs_own_schedule_epoch_by_epoch() -> None:
+    recipe = load_recipe("tutorial")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    torchs = torch.optim.lr_scheduler.MultiStepLR(optimizer, [150, 200], 0.1)
+    for epoch in range(200):
+        for step in (0, 390):
+            factor = factor_at(recipe.schedule, epoch * 391 + step, 200 * 391)
+            assert factor == pytest.approx(optimizer.param_groups[0]["lr"]), epoch
+        optimizer.step()
+        torchs.step()
+
+
+def test_a_milestone_falls_on_its_very_step() -> None:
+    settings = ScheduleSettings("multistep", milestones=(0.3, 0.7), factor=0.5)
+    factors = [factor_at(settings, step, 10) for step in range(10)]
+    assert factors == [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25]
+
+
+def test_cosine_equals_torchs_own() -> None:
+    settings = ScheduleSettings("cosine", end=0.1)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    torchs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50, eta_min=0.1)
+    for step in range(50):
+        assert factor_at(settings, step, 50) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        torchs.step()
+
+
+def test_warm_up_rises_to_the_full_rate_and_linear_falls_to_the_end() -> None:
+    settings = ScheduleSettings("linear", warmup=0.25, start=0.2, end=0.1)
+    factors = [factor_at(settings, step, 400) for step in range(400)]
+    assert factors[0] == pytest.approx(0.2, abs=0.01)
+    assert factors[:100] == sorted(factors[:100])
+    assert factors[100] == 1.0
+    assert factors[100:] == sorted(factors[100:], reverse=True)
+    assert factors[250] == pytest.approx(0.55)
+    assert factors[-1] == pytest.approx(0.1, abs=0.01)
+
+
+@given(
+    name=st.sampled_from(["constant", "multistep", "cosine", "linear", "one-cycle"]),
+    warmup=st.floats(0, 0.9),
+    start=st.floats(0, 1),
+    end=st.floats(0, 1),
+    total=st.integers(1, 300),
+)
+def test_every_schedule_stays_within_its_bounds_at_every_step(
+    name: str, warmup: float, start: float, end: float, total: int
+) -> None:
+    settings = ScheduleSettings(
+        name=name,  # type: ignore[arg-type]
+        milestones=(0.5,) if name == "multistep" else (),
+        warmup=warmup,
+        start=start,
+        end=end,
+    )
+    for step in range(total):
+        assert 0 <= factor_at(settings, step, total) <= 1 + 1e-12
+
+
+@pytest.mark.parametrize("name", ["tutorial", "resnet18", "fast"])
+def test_a_schedule_scales_with_the_number_of_epochs(name: str) -> None:
+    schedule = load_recipe(name).schedule
+    long = [factor_at(schedule, step, 1000) for step in range(0, 1000, 10)]
+    short = [factor_at(schedule, step, 100) for step in range(100)]
+    assert short == pytest.approx(long, abs=0.05)
