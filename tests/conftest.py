@@ -5,12 +5,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from helpers import TINY, coloured_data
 from hypothesis import HealthCheck, settings
 
+from helpers import TINY, coloured_data
 from thumbnet.runs import Run
 from thumbnet.training.train import train
-
 
 # A busy machine is no failure; and the same examples every time, so that CI means something.
 settings.register_profile(

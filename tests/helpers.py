@@ -74,7 +74,7 @@ def serve(handle: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
         def do_GET(self) -> None:
             handle(self)
 
-        do_HEAD = do_POST = do_GET  # noqa: N815
+        do_HEAD = do_POST = do_GET
 
         def log_message(self, *_: object) -> None:
             pass

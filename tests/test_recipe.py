@@ -38,7 +38,9 @@ def test_the_tutorial_recipe_has_every_number_of_the_tutorial() -> None:
 
 
 def test_overrides_are_applied_with_their_types() -> None:
-    recipe = load_recipe("fast", ["optimizer.lr=0.05", "model.name=resnet34", "schedule.milestones=[0.5, 0.75]"])
+    recipe = load_recipe(
+        "fast", ["optimizer.lr=0.05", "model.name=resnet34", "schedule.milestones=[0.5, 0.75]"]
+    )
     assert recipe.optimizer.lr == 0.05
     assert recipe.model.name == "resnet34"
     assert recipe.schedule.milestones == (0.5, 0.75)
@@ -161,7 +163,12 @@ def test_a_valid_recipe_round_trips_through_toml(lr: float, epochs: int, seed: i
 
     recipe = load_recipe(
         "fast",
-        [f"optimizer.lr={lr!r}", f"training.epochs={epochs}", f"seed={seed}", f"optimizer.weight_decay={decay!r}"],
+        [
+            f"optimizer.lr={lr!r}",
+            f"training.epochs={epochs}",
+            f"seed={seed}",
+            f"optimizer.weight_decay={decay!r}",
+        ],
     )
     again = recipe_from_dict(tomllib.loads(recipe.to_toml()))
     assert again == recipe

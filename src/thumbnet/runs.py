@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import pickle
 import platform
 import re
 import subprocess
@@ -197,8 +196,10 @@ class Run:
             raise RunError(f"{self.path} has no checkpoint yet: start it anew with another --out")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-            reason = str(error).split("\n")[0]
+        except MemoryError:
+            raise
+        except Exception as error:  # torch's safe unpickler raises nearly anything on damaged files
+            reason = str(error).split("\n")[0] or type(error).__name__
             raise RunError(f"cannot read {path}: {reason}") from None
         if not isinstance(state, dict):
             raise RunError(f"{path} is not a checkpoint of thumbnet")

@@ -47,7 +47,9 @@ class HubStandIn:
             self._file(request, self.files[path.removeprefix(resolve).partition("/")[2]])
         else:
             request.send_response(404)
-            request.send_header("X-Error-Code", "EntryNotFound" if path.startswith(resolve) else "RepoNotFound")
+            request.send_header(
+                "X-Error-Code", "EntryNotFound" if path.startswith(resolve) else "RepoNotFound"
+            )
             request.send_header("Content-Length", "0")
             request.end_headers()
 
@@ -64,7 +66,12 @@ class HubStandIn:
                 continue
             first, slash, _ = name.removeprefix(prefix).partition("/")
             if slash:
-                entries[prefix + first] = {"type": "directory", "path": prefix + first, "size": 0, "oid": COMMIT}
+                entries[prefix + first] = {
+                    "type": "directory",
+                    "path": prefix + first,
+                    "size": 0,
+                    "oid": COMMIT,
+                }
             if not slash or recursive:
                 entries[name] = self._entry(name)
         return list(entries.values())

@@ -37,7 +37,9 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     ],
     ids=lambda member: member.name,
 )
-def test_a_tar_that_reaches_out_is_refused_and_leaves_nothing(member: tarfile.TarInfo, tmp_path: Path) -> None:
+def test_a_tar_that_reaches_out_is_refused_and_leaves_nothing(
+    member: tarfile.TarInfo, tmp_path: Path
+) -> None:
     archive = tar_with(tmp_path / "evil.tar", member)
     with pytest.raises(DataError, match="evil.tar"):
         unpack(archive, tmp_path / "cache")

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import coloured_data, noise, write_class_folders, write_picture
 from torch.utils.data import DataLoader
 
+from helpers import coloured_data, noise, write_class_folders, write_picture
 from thumbnet.data.batches import (
     LoaderBatches,
     MemoryEngine,

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import write_class_folders
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from helpers import write_class_folders
 from thumbnet.data.dataset import ImageDataset
 from thumbnet.errors import DataError
 

@@ -7,9 +7,9 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+
 from data.test_cifar import PER_FILE, write_binary10
 from helpers import serve
-
 from thumbnet.data import cifar, download
 from thumbnet.data.sources import load_data
 from thumbnet.errors import DataError

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import noise, write_class_folders, write_picture
 
+from helpers import noise, write_class_folders, write_picture
 from thumbnet.data.folders import label_from_name
 from thumbnet.data.sources import load_data
 from thumbnet.data.splits import Data

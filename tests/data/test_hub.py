@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+
 from data.hub_standin import HubStandIn
 from helpers import coloured
-from PIL import Image
 
 datasets: Any = pytest.importorskip("datasets", reason="the extra 'hub' is not installed")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import noise, write_picture
 from PIL import Image
 
+from helpers import noise, write_picture
 from thumbnet.data.images import Fit, Preprocessing, fit_image, open_image, to_rgb
 from thumbnet.errors import UnreadableImageError
 

@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from helpers import noise, write_class_folders, write_picture
 from PIL import Image
 
+from helpers import noise, write_class_folders, write_picture
 from thumbnet.data.inspection import inspect_data, sample_grid
 from thumbnet.data.sources import load_data
 

@@ -15,10 +15,14 @@ def test_digits_are_scikit_learns_shown_as_32x32_rgb() -> None:
         assert isinstance(split, ArraySplit)
         assert split.images.shape[1:] == (32, 32, 3)
         small = split.images[:, ::4, ::4, 0]
-        assert np.array_equal(split.images, np.repeat(np.kron(small, np.ones((4, 4), np.uint8))[..., None], 3, 3))
+        assert np.array_equal(
+            split.images, np.repeat(np.kron(small, np.ones((4, 4), np.uint8))[..., None], 3, 3)
+        )
         pairs += [(p.tobytes(), int(c)) for p, c in zip(small, split.labels, strict=True)]
     levels = np.minimum(expected.images * 16, 255).astype(np.uint8)
-    assert sorted(pairs) == sorted((p.tobytes(), int(c)) for p, c in zip(levels, expected.target, strict=True))
+    assert sorted(pairs) == sorted(
+        (p.tobytes(), int(c)) for p, c in zip(levels, expected.target, strict=True)
+    )
 
 
 def test_the_digits_split_is_fixed_and_stratified() -> None:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import TINY, coloured_data
 from torch import nn
 
+from helpers import TINY, coloured_data
 from thumbnet.data.batches import Batch
 from thumbnet.data.prepare import prepare
 from thumbnet.errors import DivergedError
@@ -29,9 +29,7 @@ class FixedBatches:
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         self.batches = [
-            Batch(
-                torch.randn(8, 3, 16, 16, generator=generator), torch.randint(3, (8,), generator=generator)
-            )
+            Batch(torch.randn(8, 3, 16, 16, generator=generator), torch.randint(3, (8,), generator=generator))
             for _ in range(3)
         ]
 
@@ -125,7 +123,9 @@ def test_the_best_epoch_is_kept_by_val_and_never_by_test() -> None:
 
 
 def test_of_equally_accurate_epochs_the_one_with_less_loss_is_best() -> None:
-    scores = iter([Score("val", 0.9, 0.5), Score("val", 0.9, 0.4), Score("val", 0.9, 0.4), Score("val", 0.8, 0.1)])
+    scores = iter(
+        [Score("val", 0.9, 0.5), Score("val", 0.9, 0.4), Score("val", 0.9, 0.4), Score("val", 0.8, 0.1)]
+    )
     state = state_of()
     list(fit(state, FixedBatches(), evaluate=lambda _: next(scores)))
     assert state.best_epoch == 2
@@ -154,7 +154,7 @@ def test_a_diverging_training_is_stopped() -> None:
         list(fit(state, FixedBatches()))
 
 
-class _Stop(Exception):  # noqa: N818
+class _Stop(Exception):
     pass
 
 
@@ -208,7 +208,11 @@ def test_a_state_of_another_training_is_refused() -> None:
 def test_the_average_of_the_weights_is_what_its_formula_says() -> None:
     state = state_of("training.ema_decay=0.5", "training.epochs=1")
     seen = [state.model.state_dict()["4.weight"].clone()]
-    list(fit(state, FixedBatches(), on_step=lambda _: seen.append(state.model.state_dict()["4.weight"].clone())))
+    list(
+        fit(
+            state, FixedBatches(), on_step=lambda _: seen.append(state.model.state_dict()["4.weight"].clone())
+        )
+    )
     expected = seen[0]
     for step, newest in enumerate(seen[1:]):
         decay = min(0.5, (1 + step) / (10 + step))

@@ -32,7 +32,7 @@ def load_data(
 
     >>> data = load_data("digits")
     >>> len(data.splits["train"]), len(data.splits["test"]), data.class_names[:3]
-    (1437, 360, ('0', '1', '2'))
+    (1438, 359, ('0', '1', '2'))
 
     Args:
         source: ``"digits"``; ``"cifar10"`` or ``"cifar100"`` (downloaded once); a folder or an archive

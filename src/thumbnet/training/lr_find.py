@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 
 from thumbnet.data.batches import Batch, Batches, Count
@@ -91,10 +90,15 @@ def _judge(rates: list[float], losses: list[float]) -> RangeTest:
             f"the loss left all bounds after {len(losses)} steps: begin with a lower rate (--from 1e-6)"
         )
     bottom = min(range(len(losses)), key=losses.__getitem__)
-    logs = torch.tensor(rates).log()
-    slopes = torch.gradient(torch.tensor(losses), spacing=(logs,))[0][: bottom + 1]
-    steepest = int(slopes.argmin())
-    if bottom < 3 or float(slopes[steepest]) >= 0:
+    # Slopes over a window, since single steps are noise; not in the first tenth, where the running
+    # mean is still of few batches.
+    reach = max(2, len(losses) // 20)
+    slopes = {
+        i: (losses[i + reach] - losses[i - reach]) / math.log(rates[i + reach] / rates[i - reach])
+        for i in range(max(reach, len(losses) // 10), min(bottom + 1, len(losses) - reach))
+    }
+    steepest = min(slopes, key=slopes.__getitem__, default=0)
+    if not slopes or slopes[steepest] >= 0:
         raise ThumbnetError("the loss never fell: widen the range (--from, --to) or look at the data")
     return RangeTest(rates, losses, rates[steepest], rates[bottom])
 

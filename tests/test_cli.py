@@ -1,0 +1,396 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import thumbnet
+from helpers import TINY, coloured, noise, write_class_folders, write_picture
+from thumbnet.cli import main
+from thumbnet.recipe import load_recipe, recipe_names
+from thumbnet.runs import Run
+
+SETTINGS = [argument for setting in TINY for argument in ("--set", setting)]
+
+
+def epochs(number: int) -> list[str]:
+    return ["--set", f"training.epochs={number}"]
+
+
+def run_cli(
+    *arguments: str | Path, stdin: bytes | None = None, cwd: Path | None = None
+) -> tuple[int, str, str]:
+    """The real command in a process of its own: status, stdout, stderr."""
+    command = [sys.executable, "-m", "thumbnet", *map(str, arguments)]
+    done = subprocess.run(command, input=stdin or b"", capture_output=True, cwd=cwd, timeout=300)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_class_folders(tmp_path_factory.mktemp("data"), ["train", "test"], per_class=20)
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    out = tmp_path_factory.mktemp("run") / "run"
+    status, stdout, stderr = run_cli(
+        "train", folder, "--recipe", "resnet18", "--out", out, *SETTINGS, *epochs(8)
+    )
+    assert status == 0, stderr
+    return out, stdout, stderr
+
+
+def test_training_ends_with_the_accuracy_the_folder_and_what_to_do_next(
+    trained: tuple[Path, str, str],
+) -> None:
+    out, stdout, stderr = trained
+    accuracy = Run(out).summary["accuracy"]
+    assert f"test accuracy {100 * accuracy:.2f} %" in stdout
+    assert "95 % interval" in stdout
+    assert f"run: {out}" in stdout
+    assert f"thumbnet evaluate {out}" in stdout
+    assert "train/CLASS/* + test/CLASS/*; 3 classes; 60 train, 60 test" in stderr
+    assert "no val split: the last epoch is kept" in stderr
+    assert stderr.count("test accuracy ") == 8
+    assert "\x1b" not in stdout + stderr  # plain lines, for this is no terminal
+    assert "\r" not in stdout + stderr
+
+
+def test_without_out_a_readable_new_folder_is_made(folder: Path, tmp_path: Path) -> None:
+    for number in (1, 2):
+        arguments = ["train", folder, *SETTINGS, *epochs(1), "--recipe", "tutorial"]
+        status, stdout, _ = run_cli(*arguments, cwd=tmp_path)
+        assert status == 0
+        assert f"-tutorial-{number}" in stdout
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_shortcuts_and_set_reach_the_recipe(folder: Path, tmp_path: Path) -> None:
+    status, _, stderr = run_cli(
+        "train", folder, "--out", tmp_path / "run", *SETTINGS, "--epochs", "2", "--seed", "7",
+        "--image-size", "20x24", "--fit", "crop", "--val-fraction", "0.25", "--set", "training.epochs=1",
+    )  # fmt: skip
+    assert status == 0, stderr
+    recipe = Run(tmp_path / "run").recipe
+    assert recipe.training.epochs == 1  # --set comes after the shortcuts
+    assert (recipe.seed, recipe.data.fit) == (7, "crop")
+    assert (recipe.data.image_size, recipe.data.val_fraction) == ("20x24", 0.25)
+    assert "the best epoch on val is kept" in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train"], ["DATA", "--resume"]),
+        (["train", "nowhere"], ["no data set, folder or archive 'nowhere'"]),
+        (["train", "digits", "--recipe", "fats"], ["'fast'"]),
+        (["train", "digits", "--set", "optimizer.learning_rate=1"], ["optimizer.lr"]),
+        (["train", "digits", "--epochs", "0"], ["training.epochs"]),
+        (["train", "digits", "--device", "cuda:9"], ["cuda:9"]),
+        (["train", "digits", "--device", "toaster"], ["toaster"]),
+        (["train", "--resume", "nowhere"], ["not a run's folder"]),
+        (["train", "--resume", "x", "--epochs", "3"], ["--epochs"]),
+        (["train", "digits", "--resume", "x"], ["either DATA or --resume"]),
+        (["evaluate", "nowhere"], ["there is no run"]),
+        (["predict", "nowhere", "x.png"], ["there is no run"]),
+        (["data", "."], ["Expected one of"]),
+        (["recipes", "show", "nothing"], ["there is no recipe"]),
+        (["recipes", "show", "fast", "--plot", "x.gif"], [".png"]),
+        (["data", "digits", "--plot", "nowhere/x.png"], ["no folder"]),
+        (["lr-find", "digits", "--from", "3", "--to", "1"], ["FROM < TO"]),
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_gets_one_clear_message_and_status_2(
+    arguments: Sequence[str],
+    words: Sequence[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("thumbnet: ")
+    assert "Traceback" not in captured.err
+    for word in words:
+        assert word in captured.err
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+def test_evaluating_shows_what_training_ended_with(trained: tuple[Path, str, str], tmp_path: Path) -> None:
+    out, _, _ = trained
+    accuracy = Run(out).summary["accuracy"]
+    plot = tmp_path / "confusion.png"
+    status, stdout, _ = run_cli("evaluate", out, "--plot", plot)
+    assert status == 0
+    assert f"accuracy           {100 * accuracy:.2f} %" in stdout
+    for word in (
+        "95 % interval",
+        "loss",
+        "calibration error",
+        "precision",
+        "recall",
+        "F1",
+        "confusion",
+        "green",
+    ):
+        assert word in stdout
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    status, stdout, _ = run_cli("evaluate", out, "--json")
+    values = json.loads(stdout)
+    assert values["accuracy"] == accuracy
+    assert sum(map(sum, values["confusion"])) == values["pictures"] == 60
+    assert {"interval", "loss", "calibration_error", "classes", "top5"} <= set(values)
+
+
+def test_evaluating_other_data_another_split_and_with_tta(
+    trained: tuple[Path, str, str], folder: Path
+) -> None:
+    out, _, _ = trained
+    status, stdout, _ = run_cli(
+        "evaluate", out / "model.safetensors", folder, "--split", "train", "--tta", "mirror"
+    )
+    assert status == 0
+    assert "train: 60 pictures (test-time augmentation: mirror)" in stdout
+    status, _, stderr = run_cli("evaluate", out / "model.safetensors")
+    assert status == 2
+    assert "name the data" in stderr
+    status, _, stderr = run_cli("evaluate", out, "--split", "val")
+    assert status == 2
+    assert "no split 'val'" in stderr
+
+
+def test_predicting_files_folders_globs_and_stdin(trained: tuple[Path, str, str], tmp_path: Path) -> None:
+    out, _, _ = trained
+    red = write_picture(tmp_path / "in" / "red.png", coloured(0, 1))
+    write_picture(tmp_path / "in" / "deep" / "blue.png", coloured(2, 2))
+    status, stdout, _ = run_cli("predict", out, red)
+    assert status == 0
+    assert stdout.startswith(f"{red}: red ")
+    status, stdout, _ = run_cli("predict", out, tmp_path / "in", "--json")
+    lines = [json.loads(line) for line in stdout.splitlines()]
+    assert [line["predictions"][0]["class"] for line in lines] == ["blue", "red"]
+    assert sum(p["probability"] for p in lines[0]["predictions"]) == pytest.approx(1, abs=1e-4)
+    status, stdout, _ = run_cli("predict", out, tmp_path / "in" / "**" / "*.png", "--top", "1", "--json")
+    assert len(stdout.splitlines()) == 2
+    assert len(json.loads(stdout.splitlines()[0])["predictions"]) == 1
+    status, stdout, _ = run_cli("predict", out, "-", stdin=red.read_bytes())
+    assert stdout.startswith("-: red ")
+
+
+def test_an_unreadable_file_is_reported_in_its_place_and_the_rest_go_on(
+    trained: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    out, _, _ = trained
+    good = write_picture(tmp_path / "good.png", coloured(1, 1))
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"rubbish")
+    status, stdout, stderr = run_cli("predict", out, bad, tmp_path / "gone.png", good)
+    assert status == 1
+    lines = stdout.splitlines()
+    assert "bad.png: cannot be read" in lines[0]
+    assert "gone.png: cannot be read: there is no such file" in lines[1]
+    assert "good.png: green" in lines[2]
+    assert "2 picture(s) could not be read" in stderr
+    status, stdout, _ = run_cli("predict", out, bad, good, "--csv", "--top", "2")
+    rows = list(csv.DictReader(io.StringIO(stdout)))
+    assert status == 1
+    assert rows[0]["error"]
+    assert rows[0]["class_1"] == ""
+    assert rows[1]["class_1"] == "green"
+    assert float(rows[1]["probability_1"]) > float(rows[1]["probability_2"])
+
+
+def test_a_glob_or_folder_without_pictures_is_a_mistake(
+    trained: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    out, _, _ = trained
+    for path in (tmp_path, tmp_path / "*.png"):
+        status, _, stderr = run_cli("predict", out, path)
+        assert status == 2
+        assert str(tmp_path) in stderr
+
+
+def test_data_shows_what_was_found(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = tmp_path / "grid.png"
+    assert main(["data", str(folder), "--plot", str(plot)]) == 0
+    out = capsys.readouterr().out
+    for word in (
+        "train/CLASS/* + test/CLASS/*",
+        "16x16 (120)",
+        "RGB (120)",
+        "mean, std",
+        "unreadable 0",
+        "blue",
+    ):
+        assert word in out
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert main(["data", str(folder), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["counts"]["train"] == {"blue": 20, "green": 20, "red": 20}
+
+
+def test_recipes_are_listed_shown_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == main(["recipes", "list"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in recipe_names())
+    plot = tmp_path / "rate.png"
+    assert main(["recipes", "show", "tutorial", "--set", "seed=3", "--plot", str(plot)]) == 0
+    path = tmp_path / "mine.toml"
+    path.write_text(capsys.readouterr().out)
+    assert load_recipe(path) == load_recipe("tutorial", ["seed=3"])
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_lr_find_prints_a_suggestion_and_draws_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot = tmp_path / "lr.png"
+    arguments = ["lr-find", str(folder), "--recipe", "resnet18", *SETTINGS, "--steps", "60", "--to", "10"]
+    assert main([*arguments, "--plot", str(plot)]) == 0
+    assert "suggestion: --set optimizer.lr=" in capsys.readouterr().out
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_missing_extra_is_one_line_that_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["recipes", "show", "fast", "--plot", "x.png"]) == 2
+    assert capsys.readouterr().err == "thumbnet: drawing needs an extra: pip install 'thumbnet[plot]'\n"
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert main(["data", "hf:a/b"]) == 2
+    assert "pip install 'thumbnet[hub]'" in capsys.readouterr().err
+
+
+def test_a_diverging_training_is_stopped_with_step_and_rate(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    status, _, stderr = run_cli(
+        "train", folder, "--recipe", "tutorial", "--out", out, *SETTINGS, "--set", "optimizer.lr=1e25"
+    )
+    assert status == 2
+    assert "at step" in stderr
+    assert "learning rate 1e+25" in stderr
+    assert "Traceback" not in stderr
+
+
+def interrupt_when(process: subprocess.Popen[str], word: str) -> str:
+    """Send SIGINT once ``word`` was printed to stderr; the rest of what was printed there."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if word in line:
+            process.send_signal(signal.SIGINT)
+            break
+    return process.stderr.read()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on_to_the_very_same_result(folder: Path, tmp_path: Path) -> None:
+    arguments = ["train", str(folder), "--recipe", "tutorial", *SETTINGS, *epochs(6)]
+    assert run_cli(*arguments, "--out", tmp_path / "whole")[0] == 0
+    out = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "thumbnet", *arguments, "--out", str(out)], stderr=subprocess.PIPE, text=True
+    )
+    rest = interrupt_when(process, "epoch 2/6")
+    assert process.wait(60) == 130
+    assert f"thumbnet train --resume {out}" in rest
+    assert "Traceback" not in rest
+    assert not Run(out).is_complete
+    status, _, stderr = run_cli("evaluate", out)
+    assert (status, "--resume" in stderr) == (2, True)
+    status, _, stderr = run_cli("train", "--resume", out)
+    assert status == 0, stderr
+    assert "resumed in epoch" in stderr
+    assert Run(out).weights_path.read_bytes() == Run(tmp_path / "whole").weights_path.read_bytes()
+
+
+def test_ctrl_c_before_the_first_step_ends_without_a_traceback(folder: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "thumbnet", "train", str(folder), "--out", str(tmp_path / "r")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert "Error" not in stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(trained: tuple[Path, str, str], folder: Path) -> None:
+    out, _, _ = trained
+    command = f"{sys.executable} -m thumbnet predict {out} {folder}/train/* {folder}/test/* | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_help_and_import_are_quick_and_need_no_torch() -> None:
+    code = "import sys, thumbnet, thumbnet.cli; thumbnet.cli.build_parser(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    status, stdout, _ = run_cli("--help")
+    assert status == 0
+    assert "thumbnet train digits" in stdout
+    assert run_cli("--version")[1].strip() == f"thumbnet {thumbnet.__version__}"
+    assert run_cli("train", "--nonsense")[0] == 2
+
+
+def test_all_public_names_are_there() -> None:
+    assert set(thumbnet.__all__) == {"__version__", *thumbnet._PUBLIC}
+    for name in thumbnet.__all__:
+        assert getattr(thumbnet, name) is not None
+    assert set(thumbnet.__all__) <= set(dir(thumbnet))
+    with pytest.raises(AttributeError):
+        thumbnet.nothing  # noqa: B018
+
+
+def test_the_live_bar_shows_rate_loss_and_time_left(folder: Path, tmp_path: Path) -> None:
+    """In a pseudo-terminal: what a person sees."""
+    import pty
+
+    pid, descriptor = pty.fork()
+    if pid == 0:
+        os.environ.update(TERM="xterm-256color", COLUMNS="100")
+        command = [sys.executable, "-m", "thumbnet", "train", str(folder), "--recipe", "tutorial", *SETTINGS]
+        os.execv(sys.executable, [*command, *epochs(8), "--out", str(tmp_path / "run")])
+    shown = b""
+    while True:
+        try:
+            block = os.read(descriptor, 65536)
+        except OSError:
+            break
+        if not block:
+            break
+        shown += block
+    assert os.waitpid(pid, 0)[1] == 0
+    text = shown.decode(errors="replace")
+    for word in ("pictures/s", "loss ", "0:00:0", "epoch 8/8", "test accuracy"):
+        assert word in text
+    assert "\x1b[" in text  # it does move
+
+
+def test_sixteen_pixels_and_odd_shapes_train(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for label in range(2):
+            for number in range(4):
+                side = 10 + number * 7
+                write_picture(tmp_path / split / f"c{label}" / f"{number}.png", noise(number, side, 40))
+    status, _, stderr = run_cli(
+        "train", tmp_path, "--image-size", "16", "--epochs", "1", "--out", tmp_path / "run",
+        "--set", "model.width=0.25",
+    )  # fmt: skip
+    assert status == 0, stderr
+    assert "pictures 16x16 (pad)" in stderr

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+from sklearn import metrics
+from torch import nn
+
+from helpers import coloured_data
+from thumbnet.data.prepare import prepare
+from thumbnet.evaluation import collect_logits, evaluate_logits, predict_logits, views, wilson_interval
+from thumbnet.recipe import load_recipe
+
+NAMES = tuple("abcdefgh")
+
+
+@pytest.fixture(scope="module")
+def sample() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 7, (500,), generator=generator)  # no picture of class h
+    logits = torch.randn(500, 8, generator=generator)
+    logits[torch.arange(500), labels] += 1.5
+    logits[:, 6] = -10  # class g is never predicted
+    return logits, labels
+
+
+def test_measures_agree_with_scikit_learn(sample: tuple[torch.Tensor, torch.Tensor]) -> None:
+    logits, labels = sample
+    result = evaluate_logits(logits, labels, NAMES)
+    predicted = logits.argmax(1)
+    assert result.accuracy == metrics.accuracy_score(labels, predicted)
+    assert result.confusion == metrics.confusion_matrix(labels, predicted, labels=range(8)).tolist()
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+        labels, predicted, labels=range(8), zero_division=0.0
+    )
+    assert np.allclose([c.precision for c in result.classes], precision)
+    assert np.allclose([c.recall for c in result.classes], recall)
+    assert np.allclose([c.f1 for c in result.classes], f1)
+    assert [c.pictures for c in result.classes] == support.tolist()
+    assert result.loss == pytest.approx(
+        metrics.log_loss(labels, logits.double().softmax(1), labels=range(8)), rel=1e-6
+    )
+    assert result.top5 == pytest.approx(metrics.top_k_accuracy_score(labels, logits, k=5, labels=range(8)))
+
+
+def test_the_interval_is_wilsons() -> None:
+    for correct, count in ((0, 10), (10, 10), (7, 10), (9321, 10_000)):
+        expected = binomtest(correct, count).proportion_ci(method="wilson")
+        assert wilson_interval(correct, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_calibration_error_by_hand() -> None:
+    # Two pictures at 0.9, one right: |0.9 - 0.5|; two at 0.6, both right: |0.6 - 1|. Mean: 0.4.
+    probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]], dtype=torch.float64)
+    result = evaluate_logits(probabilities.log(), torch.tensor([0, 1, 0, 0]), ("a", "b"))
+    assert result.calibration_error == pytest.approx(0.4)
+    sure = evaluate_logits(torch.tensor([[50.0, 0.0], [0.0, 50.0]]), torch.tensor([0, 1]), ("a", "b"))
+    assert sure.calibration_error == pytest.approx(0, abs=1e-9)
+
+
+def test_top5_is_for_more_than_five_classes(sample: tuple[torch.Tensor, torch.Tensor]) -> None:
+    logits, labels = sample
+    assert evaluate_logits(logits[:, :5], labels.clamp(max=4), NAMES[:5]).top5 is None
+
+
+class Position(nn.Module):
+    """Logits that tell where the brightest pixel is: its column, and its row."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        index = x[:, 0].flatten(1).argmax(1)
+        return torch.stack([index % x.shape[3], index // x.shape[3]], 1).float()
+
+
+def test_test_time_augmentation_is_the_mean_over_its_views() -> None:
+    image = torch.zeros(1, 3, 16, 16)
+    image[0, :, 5, 3] = 1
+    model = Position()
+    assert predict_logits(model, image, bf16=False).tolist() == [[3, 5]]
+    assert predict_logits(model, image, bf16=False, tta="mirror").tolist() == [[7.5, 5]]  # (3 + 12) / 2
+    # Shifted by one both ways, the shifts cancel out.
+    assert predict_logits(model, image, bf16=False, tta="mirror-shift").tolist() == [[7.5, 5]]
+    assert [len(views(image, tta)) for tta in ("none", "mirror", "mirror-shift")] == [1, 2, 6]
+    shifted = views(image, "mirror-shift")[1]
+    assert shifted.shape == image.shape
+    assert model(shifted).tolist() == [[4, 6]]
+
+
+def test_collecting_sets_eval_mode_and_keeps_no_gradients() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 3), nn.Dropout(0.9))
+    recipe = load_recipe("tutorial", ["evaluation.batch_size=7"])
+    batches = prepare(coloured_data(), recipe, torch.device("cpu")).evaluation["test"]
+    first, labels = collect_logits(model, batches, bf16=False)
+    second, _ = collect_logits(model, batches, bf16=False)
+    assert not model.training
+    assert first.shape == (60, 3)
+    assert torch.equal(first, second)
+    assert not first.requires_grad
+    assert labels.tolist() == [0, 1, 2] * 20

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import TINY, coloured_data, noise, write_class_folders, write_picture
+from thumbnet.errors import RunError
+from thumbnet.runs import InterruptedRunError, Run
+from thumbnet.training.fit import EpochResult, StepResult
+from thumbnet.training.listener import Listener
+from thumbnet.training.train import resume, train
+
+
+class StopAfter(Listener):
+    def __init__(self, step: int) -> None:
+        self.limit, self.step = step, 0
+
+    def on_step(self, step: StepResult) -> None:
+        self.step = step.step
+
+    def should_stop(self) -> bool:
+        return self.step >= self.limit
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_class_folders(tmp_path_factory.mktemp("data"), ["train", "val", "test"], per_class=20)
+
+
+def test_the_same_recipe_data_and_seed_give_the_same_run(folder: Path, tmp_path: Path) -> None:
+    first = train(folder, "fast", overrides=TINY, out=tmp_path / "a", device="cpu")
+    torch.manual_seed(123)  # the state of torch's own generator does not matter
+    second = train(folder, "fast", overrides=TINY, out=tmp_path / "b", device="cpu")
+    other = train(folder, "fast", overrides=[*TINY, "seed=1"], out=tmp_path / "c", device="cpu")
+    assert first.weights_path.read_bytes() == second.weights_path.read_bytes()
+    assert first.weights_path.read_bytes() != other.weights_path.read_bytes()
+
+
+def test_training_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(coloured_data(), "fast", overrides=TINY, out=tmp_path / "run", device="cpu")
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("model", ["resnet20", "fastnet"])
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(model: str, folder: Path, tmp_path: Path) -> None:
+    overrides = [*TINY, f"model.name={model}", "training.ema_decay=0.8", "training.precision=auto"]
+    whole = train(folder, "resnet18", overrides=overrides, out=tmp_path / "whole", device="cpu")
+    out = tmp_path / "stopped"
+    with pytest.raises(InterruptedRunError, match=f"--resume {out}") as caught:
+        train(folder, "resnet18", overrides=overrides, out=out, device="cpu", listener=StopAfter(1))
+    assert caught.value.exit_status == 130
+    for stop in (4, 5):  # inside an epoch, and again one step later
+        with pytest.raises(InterruptedRunError):
+            resume(out, device="cpu", listener=StopAfter(stop))
+    resumed = resume(out, device="cpu")
+    assert resumed.weights_path.read_bytes() == whole.weights_path.read_bytes()
+    times = {"seconds", "pictures_per_second"}
+    for a, b in zip(metrics(whole), metrics(resumed), strict=True):
+        assert {k: v for k, v in a.items() if k not in times} == {
+            k: v for k, v in b.items() if k not in times
+        }
+    keys = ("split", "accuracy", "loss", "epochs", "kept_epoch", "kept_by")
+    assert [whole.summary[k] for k in keys] == [resumed.summary[k] for k in keys]
+    assert resumed.summary["kept_by"] == "best on val"
+
+
+def metrics(run: Run) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_with_val_the_best_epoch_is_kept_and_test_is_looked_at_once(folder: Path, tmp_path: Path) -> None:
+    run = train(folder, "fast", overrides=TINY, out=tmp_path / "run", device="cpu")
+    lines = metrics(run)
+    assert all("val_accuracy" in line and "test_accuracy" not in line for line in lines)
+    best = max(lines, key=lambda line: (line["val_accuracy"], -line["val_loss"]))  # type: ignore[operator]
+    assert run.summary["kept_epoch"] == best["epoch"]
+    assert run.summary["split"] == "test"
+
+
+def test_a_run_can_be_resumed_before_its_first_epoch_is_done(folder: Path, tmp_path: Path) -> None:
+    class Crash(Listener):
+        def on_step(self, step: StepResult) -> None:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train(folder, "fast", overrides=TINY, out=tmp_path / "run", listener=Crash(), device="cpu")
+    assert resume(tmp_path / "run", device="cpu").is_complete
+
+
+def test_what_cannot_be_resumed_is_explained(folder: Path, tiny_run: Run, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="complete already"):
+        resume(tiny_run.path)
+    with pytest.raises(RunError, match="not a run's folder"):
+        resume(tmp_path)
+    data = shutil.copytree(folder, tmp_path / "data")
+    with pytest.raises(InterruptedRunError):
+        train(data, "fast", overrides=TINY, out=tmp_path / "run", listener=StopAfter(1), device="cpu")
+    write_picture(data / "train" / "red" / "one-more.png", noise(0))
+    with pytest.raises(RunError, match="have changed"):
+        resume(tmp_path / "run")
+    (data / "train" / "red" / "one-more.png").unlink()
+    (tmp_path / "run" / "recipe.toml").write_text('name = "x"\n[model]\nname = "resnet34"\n')
+    with pytest.raises(RunError, match="does not belong"):
+        resume(tmp_path / "run")
+
+
+def test_a_listener_is_told_everything_in_order(folder: Path, tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    class Hearing(Listener):
+        def on_data(self, data: object) -> None:
+            heard.append("data")
+
+        def on_decode(self, done: int, total: int) -> None:
+            heard.append("decode")
+
+        def on_start(self, *_: object) -> None:
+            heard.append("start")
+
+        def on_step(self, step: StepResult) -> None:
+            heard.append("step")
+
+        def on_epoch(self, result: EpochResult) -> None:
+            heard.append("epoch")
+
+    run = train(folder, "fast", overrides=TINY, out=tmp_path / "run", listener=Hearing(), device="cpu")
+    assert heard == ["data", *["decode"] * 3, "start", *(["step"] * 3 + ["epoch"]) * 3]
+    assert run.is_complete
+
+
+def test_a_subset_of_the_training_split_can_be_asked_for(folder: Path, tmp_path: Path) -> None:
+    overrides = [*TINY, "data.subset_size=20", "training.epochs=1"]
+    train(folder, "tutorial", overrides=overrides, out=tmp_path / "run", device="cpu")
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert state["state"]["step"] == 2  # batches of 16 and 4
