@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -48,7 +49,7 @@ def coloured_data(count: int = 60, side: int = 16, splits: Sequence[str] = ("tra
     return Data("coloured", "made by the tests", ("red", "green", "blue"), dict(made))
 
 
-def write_picture(path: Path, image: np.ndarray | Image.Image, **options: object) -> Path:
+def write_picture(path: Path, image: np.ndarray | Image.Image, **options: Any) -> Path:
     """Save a picture, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image

@@ -10,7 +10,7 @@ from PIL import Image
 from helpers import coloured, coloured_data, write_picture
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, UnreadableImageError
-from thumbnet.predictor import Predictor, load_run
+from thumbnet.predictor import Picture, Predictor, load_run
 from thumbnet.runs import Run
 
 
@@ -23,7 +23,7 @@ def test_a_picture_gives_the_same_in_every_form(predictor: Predictor, tmp_path: 
     pixels = coloured(1, 5)
     path = write_picture(tmp_path / "x.png", pixels)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-    forms = [str(path), path, Image.fromarray(pixels), pixels, tensor, tensor.float() / 255]
+    forms: list[Picture] = [str(path), path, Image.fromarray(pixels), pixels, tensor, tensor.float() / 255]
     predictions = predictor.predict(forms)
     assert len(predictions) == 6
     assert all(prediction == predictions[0] for prediction in predictions)

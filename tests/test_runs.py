@@ -4,7 +4,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -161,12 +161,18 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_file(tmp_path / "nowhere" / "file", "x")
 
 
+def die_halfway(file: IO[bytes]) -> None:
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), 9)
+
+
 def test_a_write_that_dies_at_any_moment_leaves_the_former_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_file(path, b"before")
     for _ in range(3):
         child = os.fork()
         if child == 0:
-            write_with(path, lambda file: (file.write(b"half"), file.flush(), os.kill(os.getpid(), 9)))
+            write_with(path, die_halfway)
         assert os.waitpid(child, 0)[1] == 9
         assert path.read_bytes() == b"before"

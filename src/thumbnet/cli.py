@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from thumbnet.recipe import Recipe
 
 DATA_HELP = "digits, cifar10, cifar100, a folder, an archive (.tar, .tar.gz, .tar.xz, .zip), or hf:OWNER/NAME"
+
+PREDICT_BATCH = 256  # pictures classified, and shown, at a time
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -389,23 +391,21 @@ def _show_evaluation(result: Evaluation, where: str, tta: str) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    import numpy as np
+
     from thumbnet.data.images import open_image
     from thumbnet.errors import UnreadableImageError
     from thumbnet.predictor import load_run
 
     predictor = load_run(options.run, options.device)
-    top = min(options.top, len(predictor.class_names))
-    show = _prediction_printer(options, top)
+    show = _prediction_printer(options, min(options.top, len(predictor.class_names)))
     failures = 0
-    pending: list[tuple[str, Any]] = []  # pictures, or the reason why there is none
+    pending: list[tuple[str, np.ndarray | str]] = []  # pictures, or the reason why there is none
 
     def flush() -> None:
         good = [pixels for _, pixels in pending if not isinstance(pixels, str)]
-        import numpy as np
-
         results = iter(predictor.predict_pixels(np.stack(good), tta=options.tta) if good else [])
-        for name, pixels in pending:
-            show(name, pixels if isinstance(pixels, str) else next(results))
+        show([(name, found if isinstance(found, str) else next(results)) for name, found in pending])
         pending.clear()
 
     for name in _expand(options.paths):
@@ -416,7 +416,7 @@ def _predict(options: argparse.Namespace) -> int:
         except UnreadableImageError as error:
             failures += 1
             pending.append((name, error.reason))
-        if len(pending) == 256:
+        if len(pending) == PREDICT_BATCH:
             flush()
     flush()
     if failures:
@@ -424,42 +424,55 @@ def _predict(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _prediction_printer(options: argparse.Namespace, top: int) -> Any:
-    """A function of (name, prediction or the reason why there is none) that prints as asked."""
-    from thumbnet.console import say
+def _prediction_printer(
+    options: argparse.Namespace, top: int
+) -> Callable[[list[tuple[str, Prediction | str]]], None]:
+    """Prints some pictures' predictions, or the reasons why there are none, as asked."""
+    from thumbnet.console import say, table
 
-    if options.csv:
-        import csv
+    def pairs(result: Prediction) -> list[tuple[str, float]]:
+        return list(zip(result.labels[:top], result.probabilities[:top], strict=True))
 
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        heads = [head for k in range(1, top + 1) for head in (f"class_{k}", f"probability_{k}")]
-        writer.writerow(["path", *heads, "error"])
+    def as_json(results: list[tuple[str, Prediction | str]]) -> None:
+        for name, result in results:
+            if isinstance(result, str):
+                line: dict[str, Any] = {"path": name, "error": result}
+            else:
+                classes = [{"class": label, "probability": round(p, 6)} for label, p in pairs(result)]
+                line = {"path": name, "predictions": classes}
+            say(json.dumps(line, ensure_ascii=False))
 
-        def as_csv(name: str, result: Prediction | str) -> None:
+    def as_table(results: list[tuple[str, Prediction | str]]) -> None:
+        rows = []
+        for name, result in results:
+            if isinstance(result, str):
+                rows.append([name, f"cannot be read: {result}"])
+            else:
+                cells = [cell for label, p in pairs(result) for cell in (label, f"{100 * p:.1f} %")]
+                rows.append([name, *cells])
+        if rows:
+            say(table(["picture", *["class", "probability"] * top], rows))
+
+    if options.json:
+        return as_json
+    if not options.csv:
+        return as_table
+
+    import csv
+
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    heads = [head for k in range(1, top + 1) for head in (f"class_{k}", f"probability_{k}")]
+    writer.writerow(["path", *heads, "error"])
+
+    def as_csv(results: list[tuple[str, Prediction | str]]) -> None:
+        for name, result in results:
             if isinstance(result, str):
                 writer.writerow([name, *[""] * (2 * top), result])
-                return
-            pairs = zip(result.labels[:top], result.probabilities[:top], strict=True)
-            writer.writerow([name, *(cell for label, p in pairs for cell in (label, f"{p:.6f}")), ""])
+            else:
+                cells = [cell for label, p in pairs(result) for cell in (label, f"{p:.6f}")]
+                writer.writerow([name, *cells, ""])
 
-        return as_csv
-
-    def as_json(name: str, result: Prediction | str) -> None:
-        if isinstance(result, str):
-            say(json.dumps({"path": name, "error": result}, ensure_ascii=False))
-            return
-        pairs = zip(result.labels[:top], result.probabilities[:top], strict=True)
-        classes = [{"class": label, "probability": round(p, 6)} for label, p in pairs]
-        say(json.dumps({"path": name, "predictions": classes}, ensure_ascii=False))
-
-    def as_text(name: str, result: Prediction | str) -> None:
-        if isinstance(result, str):
-            say(f"{name}: cannot be read: {result}")
-            return
-        pairs = zip(result.labels[:top], result.probabilities[:top], strict=True)
-        say(f"{name}: " + ", ".join(f"{label} {100 * p:.1f} %" for label, p in pairs))
-
-    return as_json if options.json else as_text
+    return as_csv
 
 
 def _expand(paths: Sequence[str]) -> Iterator[str]:

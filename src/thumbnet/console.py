@@ -50,15 +50,23 @@ def note(text: str) -> None:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """An aligned table in plain text; the first ``left`` columns to the left, the others to the right."""
+    """An aligned table in plain text; the first ``left`` columns to the left, the others to the right.
+
+    A row may be short: then its last cell takes what room it needs.
+    """
     cells = [list(headers), *(list(row) for row in rows)]
-    widths = [max(_width(row[column]) for row in cells) for column in range(len(headers))]
+    widths = [_width(head) for head in headers]
+    for row in cells:
+        whole = row if len(row) == len(headers) else row[:-1]
+        for column, text in enumerate(whole):
+            widths[column] = max(widths[column], _width(text))
     lines = []
     for row in cells:
         parts = []
         for column, text in enumerate(row):
             space = " " * (widths[column] - _width(text))
-            parts.append(text + space if column < left else space + text)
+            last = column == len(row) - 1 < len(headers) - 1
+            parts.append(text + space if column < left or last else space + text)
         lines.append("  ".join(parts).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
@@ -164,6 +172,9 @@ class TrainingDisplay(Listener):
             self._line("        the best epoch on val is kept; test is looked at once, at the end")
         else:
             self._line("        no val split: the last epoch is kept; test accuracies are only reported")
+        if recipe.training.compile:
+            missing = "left out, for there is no C++ compiler (g++ or clang++)"
+            self._line(f"        torch.compile: {'in use' if state.compiled else missing}")
         self._line(f"run     {run.path}")
         if state.step:
             at = f"epoch {state.epoch + 1}, step {state.step} of {state.total_steps}"

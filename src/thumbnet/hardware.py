@@ -81,9 +81,10 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, (1 << 31) - 1)
 
 
-def can_compile() -> bool:
-    """Whether ``torch.compile`` can work for the CPU: it needs a C++ compiler."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+def can_compile(device: torch.device) -> bool:
+    """Whether ``torch.compile`` can work: for the CPU it needs a C++ compiler."""
+    compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
+    return device.type != "cpu" or any(shutil.which(name) for name in compilers)
 
 
 def describe(device: torch.device) -> dict[str, Any]:

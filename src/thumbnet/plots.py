@@ -90,9 +90,8 @@ def range_test_figure(test: RangeTest) -> Figure:
     axes = figure.add_subplot()
     axes.plot(test.rates, test.losses, color=_INK)
     axes.axvline(test.suggestion, color=_ACCENT, linestyle="--")
-    axes.annotate(
-        f" {test.suggestion:.3g}", (test.suggestion, max(test.losses)), color=_ACCENT, va="top", ha="left"
-    )
+    label = f" suggestion: {test.suggestion:.2g}"
+    axes.text(test.suggestion, 0.96, label, color=_ACCENT, va="top", transform=axes.get_xaxis_transform())
     axes.set_xscale("log")
     axes.set_ylim(top=min(max(test.losses), 1.5 * test.losses[0]))
     axes.set_xlabel("learning rate")

@@ -185,15 +185,15 @@ class Run:
         """Replace the checkpoint; the former one stays until the new one is complete."""
         write_with(self.path / "checkpoint.pt", lambda file: torch.save(state, file))
 
-    def load_checkpoint(self) -> dict[str, Any]:
-        """What :meth:`save_checkpoint` was given, its tensors on the CPU.
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """What :meth:`save_checkpoint` was given, its tensors on the CPU; None before the first one.
 
         Raises:
-            RunError: there is none, or it is damaged or not of this kind.
+            RunError: it is damaged or not of this kind.
         """
         path = self.path / "checkpoint.pt"
         if not path.is_file():
-            raise RunError(f"{self.path} has no checkpoint yet: start it anew with another --out")
+            return None
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except MemoryError:

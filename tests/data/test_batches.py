@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,7 +172,7 @@ def test_all_unreadable_pictures_are_listed_at_once(tmp_path: Path) -> None:
 
 def test_a_loader_of_ones_own_serves_as_batches() -> None:
     dataset = ImageDataset(coloured_data().splits["train"], transform=lambda image: np.asarray(image) / 255)
-    loader = DataLoader(dataset, batch_size=16, shuffle=True)
+    loader: DataLoader[Any] = DataLoader(dataset, batch_size=16, shuffle=True)
     batches = LoaderBatches(loader)
     assert sum(len(b.labels) for b in batches.epoch(0)) == 60
     assert len(batches) == len(list(batches.epoch(0))) == 4

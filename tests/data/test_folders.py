@@ -106,7 +106,7 @@ def test_archives_of_a_folder_give_the_folders_pictures(kind: str, tmp_path: Pat
             for path in sorted(folder.rglob("*.png")):
                 zipped.write(path, path.relative_to(tmp_path))  # wrapped in one more folder
     else:
-        with tarfile.open(archive, f"w:{kind.partition('.')[2]}") as tar:
+        with tarfile.open(archive, f"w:{kind.partition('.')[2]}") as tar:  # type: ignore[call-overload]
             tar.add(folder, ".")
     data = load_data(archive, data_dir=tmp_path / "cache")
     plain = load_data(folder)

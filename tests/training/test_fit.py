@@ -14,6 +14,7 @@ from helpers import TINY, coloured_data
 from thumbnet.data.batches import Batch
 from thumbnet.data.prepare import prepare
 from thumbnet.errors import DivergedError
+from thumbnet.hardware import can_compile
 from thumbnet.recipe import load_recipe
 from thumbnet.training import fit as fit_module
 from thumbnet.training.fit import Score, StepResult, TrainingState, fit
@@ -90,7 +91,7 @@ def test_the_training_mode_is_set_in_training_and_eval_mode_in_evaluating() -> N
     class Watching(nn.Sequential):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             modes.append(self.training)
-            return super().forward(x)  # type: ignore[no-any-return]
+            return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
 
     def evaluate(model: nn.Module) -> Score:
         assert not model.training
@@ -238,6 +239,22 @@ def test_the_first_step_has_the_schedules_first_rate_and_the_last_its_last() -> 
     list(fit(state, FixedBatches()))
     assert rates == pytest.approx([0.1] * 6 + [0.01] * 6)
     assert rates == pytest.approx([0.1 * factor_at(state.recipe.schedule, s, 12) for s in range(12)])
+
+
+@pytest.mark.skipif(not can_compile(CPU), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_learns_the_same_to_within_rounding() -> None:
+    plain, compiled = state_of(), state_of("training.compile=true")
+    assert compiled.compiled
+    expected, results = list(fit(plain, FixedBatches())), list(fit(compiled, FixedBatches()))
+    assert [r.loss for r in results] == pytest.approx([r.loss for r in expected], rel=1e-3)
+    assert plain.final_weights().keys() == compiled.final_weights().keys()
+
+
+def test_without_a_compiler_compiling_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    state = state_of("training.compile=true")
+    assert not state.compiled
+    assert len(list(fit(state, FixedBatches()))) == 4
 
 
 def test_bf16_and_channels_last_train_too() -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from thumbnet.data.batches import Batches
 from thumbnet.errors import DivergedError
-from thumbnet.hardware import autocast, use_bf16
+from thumbnet.hardware import autocast, can_compile, use_bf16
 from thumbnet.recipe import Recipe
 from thumbnet.training.optimizers import build_optimizer, set_learning_rate
 from thumbnet.training.schedules import factor_at
@@ -82,6 +82,7 @@ class TrainingState:
         model: the network that learns.
         step: optimisation steps done.
         history: the results so far.
+        compiled: whether ``torch.compile`` is in use.
         best_epoch, best_weights: of the epoch with the best ``val`` score; None without ``val``.
     """
 
@@ -94,7 +95,8 @@ class TrainingState:
         self.layout = torch.channels_last if recipe.training.channels_last else torch.contiguous_format
         self.model: nn.Module = model.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
         self.forward: Callable[[Tensor], Tensor] = self.model
-        if recipe.training.compile:
+        self.compiled = recipe.training.compile and can_compile(device)
+        if self.compiled:
             self.forward = torch.compile(self.model)
         self.average = copy.deepcopy(self.model).eval() if recipe.training.ema_decay else None
         self.optimizer = build_optimizer(recipe.optimizer, self.model)

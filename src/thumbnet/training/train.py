@@ -87,7 +87,7 @@ def resume(run_path: str | Path, *, device: str = "auto", listener: Listener | N
     """Go on with an unfinished run, to the very result that it would have had uninterrupted.
 
     Raises:
-        RunError: no such run, it is complete, or it has no checkpoint.
+        RunError: no such run, it is complete, or its checkpoint is damaged.
         DataError: its data are gone or have changed.
     """
     listener = listener or Listener()
@@ -108,9 +108,11 @@ def resume(run_path: str | Path, *, device: str = "auto", listener: Listener | N
         )
     prepared = prepare(loaded, recipe, target, listener.on_decode)
     state = build_state(recipe, prepared, len(loaded.class_names), target)
+    earlier = 0.0
     try:
-        state.load_state_dict(checkpoint["state"])
-        earlier = float(checkpoint["seconds_total"])
+        if checkpoint is not None:
+            state.load_state_dict(checkpoint["state"])
+            earlier = float(checkpoint["seconds_total"])
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         reason = str(error).split("\n")[0]
         raise RunError(f"the checkpoint in {run.path} does not belong to its recipe: {reason}") from None
@@ -180,7 +182,6 @@ def _train(
             raise _Stop
 
     listener.on_start(run, state, prepared)
-    save()  # a resume is possible from the very beginning
     try:
         for result in fit(state, prepared.train, evaluate=score, on_step=on_step):
             save()
