@@ -26,7 +26,7 @@ def test_the_recipe_in_the_recipes_page_is_valid(tmp_path: Path) -> None:
     path.write_text(example)
     recipe = load_recipe(path)
     assert recipe.name == "mine"
-    assert [group.lr for group in recipe.optimizer.groups] == [0.1, 3.0]
+    assert [group.lr for group in recipe.optimizer.groups] == [0.05, 1.0]
 
 
 def test_every_module_is_in_the_architecture_page() -> None:

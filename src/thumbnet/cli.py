@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from thumbnet.data.splits import Data
     from thumbnet.evaluation import Evaluation
     from thumbnet.predictor import Prediction
-    from thumbnet.recipe import Recipe
 
 DATA_HELP = "digits, cifar10, cifar100, a folder, an archive (.tar, .tar.gz, .tar.xz, .zip), or hf:OWNER/NAME"
 
@@ -167,7 +166,9 @@ def _add_lr_find(commands: Any) -> None:
 
 def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--recipe", metavar="NAME", help="a recipe's name or a TOML file (default: fast; digits for digits)"
+        "--recipe",
+        metavar="NAME",
+        help="a name or a TOML file (default: small or fast, by the data)",
     )
     parser.add_argument("--epochs", type=int, help="as --set training.epochs=N; the schedule scales")
     parser.add_argument("--batch-size", type=int, help="as --set training.batch_size=N")
@@ -231,7 +232,8 @@ def _train(options: argparse.Namespace) -> int:
         else:
             run = train(
                 options.data,
-                _recipe(options),
+                options.recipe,
+                overrides=_overrides(options),
                 out=options.out,
                 device=options.device,
                 data_dir=options.data_dir,
@@ -265,17 +267,14 @@ _SHORTCUTS = {
 }
 
 
-def _recipe(options: argparse.Namespace) -> Recipe:
-    """The recipe that the options describe; shortcuts such as --epochs come before --set."""
-    from thumbnet.recipe import load_recipe
-
-    name = options.recipe or ("digits" if options.data == "digits" else "fast")
+def _overrides(options: argparse.Namespace) -> list[str]:
+    """The settings that the options change; shortcuts such as --epochs come before --set."""
     shortcuts = []
     for option, key in _SHORTCUTS.items():
         value = getattr(options, option)
         if value is not None:
             shortcuts.append(f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}")
-    return load_recipe(name, [*shortcuts, *options.overrides])
+    return [*shortcuts, *options.overrides]
 
 
 @contextmanager
@@ -594,19 +593,15 @@ def _lr_find(options: argparse.Namespace) -> int:
     from thumbnet import plots
     from thumbnet.console import counting, say
     from thumbnet.data.prepare import prepare
-    from thumbnet.data.sources import load_data
     from thumbnet.hardware import choose_device
+    from thumbnet.training.listener import Listener
     from thumbnet.training.lr_find import learning_rate_range_test
-    from thumbnet.training.train import build_state
+    from thumbnet.training.train import build_state, choose_recipe
 
     target = plots.check_plot_path(options.plot) if options.plot else None
-    recipe, device = _recipe(options), choose_device(options.device)
-    data = load_data(
-        options.data,
-        data_dir=options.data_dir,
-        val_fraction=recipe.data.val_fraction,
-        test_fraction=recipe.data.test_fraction,
-        split_seed=recipe.data.split_seed,
+    device = choose_device(options.device)
+    recipe, data = choose_recipe(
+        options.data, options.recipe, _overrides(options), options.data_dir, Listener()
     )
     data = replace(data, splits={"train": data.splits["train"]})  # nothing else is looked at
     with counting("decoding") as count:

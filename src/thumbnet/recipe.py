@@ -125,25 +125,34 @@ class GroupSettings:
     Attributes:
         match: shell-style pattern on the parameter's name, such as ``"*.bias"`` or ``"stem.*"``.
             The first group that matches a parameter has it.
-        lr, weight_decay: in place of the optimizer's; the schedule scales this ``lr`` just the same.
+        lr, weight_decay, momentum: in place of the optimizer's; the schedule scales this ``lr`` just
+            the same. AdamW has no ``momentum``.
     """
 
     match: str
     lr: float | None = None
     weight_decay: float | None = None
+    momentum: float | None = None
 
     def __post_init__(self) -> None:
         _check(bool(self.match), "optimizer.groups.match", "a pattern", self.match)
         for key, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
             ok = value is None or (_finite(value) and value >= 0)
             _check(ok, f"optimizer.groups.{key}", "0 or a positive number", value)
+        ok = self.momentum is None or 0 <= self.momentum < 1
+        _check(ok, "optimizer.groups.momentum", "a number in [0, 1)", self.momentum)
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """The optimizer. ``momentum`` and ``nesterov`` belong to SGD, ``betas`` to AdamW."""
+    """The optimizer.
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    ``sgd`` has ``momentum`` and ``nesterov``; ``adamw`` has ``betas``; ``muon`` orthogonalises the steps of
+    convolution filters and has ``momentum``; what is no filter takes SGD steps (Nesterov's), and wants a
+    group with a rate of its own.
+    """
+
+    name: Literal["sgd", "adamw", "muon"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False

@@ -166,8 +166,9 @@ class _Stop(Exception):
         ("training.ema_decay=0.9",),
         ("optimizer.nesterov=true", "training.label_smoothing=0.1"),
         ("optimizer.name=adamw", "optimizer.lr=0.003"),
+        ("optimizer.name=muon", "optimizer.momentum=0.6"),
     ],
-    ids=["ema", "nesterov", "adamw"],
+    ids=["ema", "nesterov", "adamw", "muon"],
 )
 def test_stopped_at_any_step_and_resumed_it_ends_bit_for_bit_the_same(
     stop_at: int, overrides: tuple[str, ...], tmp_path: object

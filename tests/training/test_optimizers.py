@@ -6,6 +6,7 @@ import torch
 from thumbnet.errors import RecipeError
 from thumbnet.models import ResNet, fastnet
 from thumbnet.recipe import GroupSettings, OptimizerSettings
+from thumbnet.training.muon import Muon, orthogonalise
 from thumbnet.training.optimizers import build_optimizer, set_learning_rate
 
 
@@ -51,6 +52,50 @@ def test_what_is_not_learnt_is_not_given_to_the_optimizer() -> None:
     optimizer = build_optimizer(OptimizerSettings(), model)
     given = {id(p) for g in optimizer.param_groups for p in g["params"]}
     assert id(model.whiten.weight) not in given
+
+
+def test_muon_orthogonalises_the_steps_of_filters_only() -> None:
+    torch.manual_seed(0)
+    model = small()
+    settings = OptimizerSettings("muon", lr=0.1, momentum=0.0, weight_decay=0.0)
+    optimizer = build_optimizer(settings, model)
+    model(torch.randn(4, 3, 16, 16)).square().sum().backward()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        if parameter.ndim == 4:
+            scaled = before[name] * (len(parameter) ** 0.5 / before[name].norm())
+            step = (scaled - parameter.detach()).flatten(1) / 0.1
+            values = torch.linalg.svdvals(step)
+            directions = torch.linalg.svdvals(parameter.grad.flatten(1))
+            strong = values[: int((directions > 0.05 * directions[0]).sum())]
+            assert strong.min() > 0.4, name
+            assert values.max() < 1.35, name
+        else:
+            assert torch.allclose(parameter, before[name] - 0.1 * parameter.grad), name
+
+
+def test_orthogonalising_keeps_the_singular_vectors() -> None:
+    for shape in ((6, 20), (20, 6)):
+        matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+        u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+        in_its_axes = u.T @ orthogonalise(matrix) @ v.T
+        off_diagonal = in_its_axes - in_its_axes.diag().diag()
+        assert off_diagonal.abs().max() < 0.05
+        assert 0.5 < in_its_axes.diag().min() <= in_its_axes.diag().max() < 1.35
+
+
+def test_muons_other_parameters_step_as_torchs_sgd_does() -> None:
+    mine, torchs = torch.ones(5, requires_grad=True), torch.ones(5, requires_grad=True)
+    group = {"params": [mine], "lr": 0.1, "momentum": 0.8, "weight_decay": 0.01}
+    muon = Muon([group], lr=1.0, momentum=0.0)
+    sgd = torch.optim.SGD([torchs], lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.01)
+    for step in range(5):
+        for parameter, optimizer in ((mine, muon), (torchs, sgd)):
+            parameter.grad = torch.arange(5.0) - step
+            optimizer.step()
+        assert torch.allclose(mine, torchs)
 
 
 def test_sgd_and_adamw_are_torchs_own_with_the_recipes_numbers() -> None:

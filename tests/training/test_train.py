@@ -4,15 +4,17 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from helpers import TINY, coloured_data, noise, write_class_folders, write_picture
+from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import RunError
 from thumbnet.runs import InterruptedRunError, Run
 from thumbnet.training.fit import EpochResult, StepResult
 from thumbnet.training.listener import Listener
-from thumbnet.training.train import resume, train
+from thumbnet.training.train import default_recipe, resume, train
 
 
 class StopAfter(Listener):
@@ -133,6 +135,15 @@ def test_a_listener_is_told_everything_in_order(folder: Path, tmp_path: Path) ->
     run = train(folder, "fast", overrides=TINY, out=tmp_path / "run", listener=Hearing(), device="cpu")
     assert heard == ["data", *["decode"] * 3, "start", *(["step"] * 3 + ["epoch"]) * 3]
     assert run.is_complete
+
+
+def test_the_default_recipe_is_chosen_by_the_data() -> None:
+    def of(count: int, source: str = "x") -> str:
+        labels = np.arange(count) % 2
+        images = np.broadcast_to(np.zeros((1, 16, 16, 3), np.uint8), (count, 16, 16, 3))
+        return default_recipe(Data(source, "x", ("a", "b"), {"train": ArraySplit(images, labels, "t")}))
+
+    assert (of(2), of(10_000), of(10_001), of(100, "digits")) == ("small", "small", "fast", "digits")
 
 
 def test_a_subset_of_the_training_split_can_be_asked_for(folder: Path, tmp_path: Path) -> None:

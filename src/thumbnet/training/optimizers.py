@@ -10,10 +10,11 @@ from torch import nn
 
 from thumbnet.errors import RecipeError
 from thumbnet.recipe import GroupSettings, OptimizerSettings
+from thumbnet.training.muon import Muon
 
 
 def build_optimizer(settings: OptimizerSettings, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD or AdamW over the parameters of ``model`` that are learnt.
+    """SGD, AdamW or Muon over the parameters of ``model`` that are learnt.
 
     Each group's full rate is kept as its ``base_lr``; :func:`set_learning_rate` scales from there.
 
@@ -24,6 +25,8 @@ def build_optimizer(settings: OptimizerSettings, model: nn.Module) -> torch.opti
     if settings.name == "adamw":
         first, second = settings.betas
         return torch.optim.AdamW(groups, lr=settings.lr, betas=(first, second))
+    if settings.name == "muon":
+        return Muon(groups, lr=settings.lr, momentum=settings.momentum)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
 
 
@@ -46,7 +49,10 @@ def parameter_groups(settings: OptimizerSettings, model: nn.Module) -> list[dict
             lr = settings.lr if group.lr is None else group.lr
             decay = settings.weight_decay if group.weight_decay is None else group.weight_decay
             parameters = [learnt[name] for name in names]
-            groups.append({"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay})
+            made = {"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay}
+            if settings.name != "adamw":
+                made["momentum"] = settings.momentum if group.momentum is None else group.momentum
+            groups.append(made)
     return groups
 
 

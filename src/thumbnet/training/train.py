@@ -26,6 +26,7 @@ from thumbnet.runs import InterruptedRunError, Run, WeightsInfo
 from thumbnet.training.fit import Score, StepResult, TrainingState, fit
 from thumbnet.training.listener import Listener
 
+FEW_PICTURES = 10_000  # up to here `fast` would have too few steps in its few epochs
 INITIAL_PICTURES = 5000  # from which a network may take weights; more change nothing that matters
 
 
@@ -35,7 +36,7 @@ class _Stop(Exception):  # noqa: N818 - a signal between two functions here, no 
 
 def train(
     data: str | Path | Data,
-    recipe: str | Path | Recipe = "fast",
+    recipe: str | Path | Recipe | None = None,
     *,
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
@@ -51,7 +52,8 @@ def train(
 
     Args:
         data: what :func:`thumbnet.load_data` takes, or what it returned.
-        recipe: a name, a TOML file, or a :class:`~thumbnet.recipe.Recipe`.
+        recipe: a name, a TOML file, or a :class:`~thumbnet.recipe.Recipe`; by default the one that
+            :func:`default_recipe` names.
         overrides: ``"section.key=value"`` settings on top of ``recipe``.
         out: the run's folder; a new one below ``runs/`` by default.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
@@ -62,10 +64,9 @@ def train(
         ThumbnetError: what the user can mend: data, recipe, folder, divergence.
     """
     listener = listener or Listener()
-    chosen = recipe.override(overrides) if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     started = time.perf_counter()
     target = choose_device(device)
-    loaded = data if isinstance(data, Data) else _load(str(data), chosen, data_dir, listener)
+    chosen, loaded = choose_recipe(data, recipe, overrides, data_dir, listener)
     listener.on_data(loaded)
     prepared = prepare(loaded, chosen, target, listener.on_decode)
     state = build_state(chosen, prepared, len(loaded.class_names), target)
@@ -117,6 +118,33 @@ def resume(run_path: str | Path, *, device: str = "auto", listener: Listener | N
         reason = str(error).split("\n")[0]
         raise RunError(f"the checkpoint in {run.path} does not belong to its recipe: {reason}") from None
     return _train(run, loaded, prepared, state, listener, started - earlier, fingerprint)
+
+
+def choose_recipe(
+    data: str | Path | Data,
+    recipe: str | Path | Recipe | None,
+    overrides: Sequence[str],
+    data_dir: str | Path | None,
+    listener: Listener,
+) -> tuple[Recipe, Data]:
+    """The recipe that is asked for, or the default one for the data; and the data, loaded by it.
+
+    Raises:
+        RecipeError, DataError: either cannot be had.
+    """
+    asked = "fast" if recipe is None else recipe
+    chosen = asked.override(overrides) if isinstance(asked, Recipe) else load_recipe(asked, overrides)
+    loaded = data if isinstance(data, Data) else _load(str(data), chosen, data_dir, listener)
+    if recipe is None:
+        chosen = load_recipe(default_recipe(loaded), overrides)
+    return chosen, loaded
+
+
+def default_recipe(data: Data) -> str:
+    """``digits`` for the digits, ``small`` for up to ten thousand training pictures, else ``fast``."""
+    if data.source == "digits":
+        return "digits"
+    return "small" if len(data.splits["train"]) <= FEW_PICTURES else "fast"
 
 
 def build_state(recipe: Recipe, prepared: Prepared, num_classes: int, device: torch.device) -> TrainingState:
