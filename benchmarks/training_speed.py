@@ -55,7 +55,7 @@ def matrix_rate(device: torch.device) -> float:
         started = time.perf_counter()
         (a @ b)[0, 0].item()
         best = min(best, time.perf_counter() - started)
-    return 2 * SIDE**3 / best / 1e12
+    return float(2 * SIDE**3 / best / 1e12)
 
 
 def flops_per_picture(state: TrainingState, batch: Batch) -> float:
@@ -63,7 +63,7 @@ def flops_per_picture(state: TrainingState, batch: Batch) -> float:
     with FlopCounterMode(display=False) as counter:
         state.model(batch.images[:8]).sum().backward()
     state.optimizer.zero_grad()
-    return counter.get_total_flops() / 8
+    return float(counter.get_total_flops()) / 8
 
 
 def training_rate(state: TrainingState, batches: RandomBatches) -> float:

@@ -29,21 +29,21 @@ def thumbnet(*arguments: str | Path) -> str:
 
 
 def test_fast_learns_real_pictures_in_minutes_and_serves_them(cifar_folder: Path, tmp_path: Path) -> None:
-    """15,000 training pictures, 6 epochs: measured 68 to 70 %.
+    """15,000 training pictures, 6 epochs: 84.2 % when this was written.
 
-    Chance is 10 %. A pipeline with the labels shuffled, the planes swapped or the wrong normalisation
-    in evaluation stays under 50 %; one that mirrors top to bottom or does not augment, under 64 %.
+    The same training with one fault put in (n = 1 each): 77.9 % mirrored top to bottom, 70.1 % with red
+    and blue swapped in evaluation only, 32.4 % not normalised there, 32.1 % height and width swapped there.
     """
     out = tmp_path / "run"
-    thumbnet("train", cifar_folder, "--epochs", "6", "--out", out, "--set", "training.batch_size=500")
+    thumbnet("train", cifar_folder, "--recipe", "fast", "--epochs", "6", "--batch-size", "500", "--out", out)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["split"] == "test"
-    assert summary["accuracy"] > 0.64
+    assert summary["accuracy"] > 0.81
 
     evaluated = json.loads(thumbnet("evaluate", out, "--json", "--tta", summary["tta"]))
     assert evaluated["accuracy"] == summary["accuracy"]
     assert evaluated["pictures"] == 3000
-    assert evaluated["top5"] > 0.9
+    assert evaluated["top5"] > 0.97
 
     predictions = thumbnet("predict", out, cifar_folder / "test" / "ship", "--json").splitlines()
     ships = [json.loads(line)["predictions"][0]["class"] == "ship" for line in predictions]
