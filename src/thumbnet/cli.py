@@ -247,7 +247,7 @@ def _train(options: argparse.Namespace) -> int:
         f"{100 * high:.2f}; epoch {summary['kept_epoch']}, {summary['kept_by']}{tta})"
     )
     say(
-        f"{summary['epochs']} epochs in {duration(summary['seconds_training'])} of training, "
+        f"{summary['epochs']} epoch(s) in {duration(summary['seconds_training'])} of training, "
         f"{duration(summary['seconds_total'])} in all"
     )
     say(f"run: {run.path}")
