@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers import TINY, coloured_data
+from helpers import TINY, Payload, coloured_data
 from thumbnet import __version__
 from thumbnet.errors import RunError
 from thumbnet.files import write_file, write_with
@@ -120,14 +120,6 @@ def test_weights_of_something_else_give_a_clear_error(tiny_run: Run, tmp_path: P
     save_file({"x": torch.zeros(3)}, path, metadata={"thumbnet": info.to_json()})
     with pytest.raises(RunError, match="do not fit"):
         load_run(path)
-
-
-class Payload:
-    def __init__(self, path: Path) -> None:
-        self.command = f"echo gotcha > {path}"
-
-    def __reduce__(self) -> Any:
-        return os.system, (self.command,)
 
 
 def test_a_crafted_checkpoint_runs_nothing(tmp_path: Path) -> None:

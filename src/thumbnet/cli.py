@@ -1,4 +1,4 @@
-"""The command ``thumbnet``: parse, call, show. What it shows is in console.py; the logic is elsewhere.
+"""The command ``thumbnet``: parse, call, show. What it shows is in console.py and views.py.
 
 Heavy modules are imported by the commands that need them, so that ``thumbnet --help`` answers at once.
 Exit status: 0 done; 1 some pictures could not be read; 2 the user has something to mend; 130 stopped.
@@ -12,9 +12,9 @@ import os
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from thumbnet import __version__
 from thumbnet.errors import ThumbnetError
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from thumbnet.console import TrainingDisplay
     from thumbnet.data.images import Fit
     from thumbnet.data.splits import Data
-    from thumbnet.evaluation import Evaluation
-    from thumbnet.predictor import Prediction
 
 DATA_HELP = "digits, cifar10, cifar100, a folder, an archive (.tar, .tar.gz, .tar.xz, .zip), or hf:OWNER/NAME"
 
@@ -90,7 +88,7 @@ def _add_evaluate(commands: Any) -> None:
         help="measure a run on a data set",
         description="Measure RUN on DATA (by default its own): accuracy, classes, confusion, calibration.",
     )
-    parser.add_argument("run", metavar="RUN", help="a run's folder or a model.safetensors")
+    _add_run(parser)
     parser.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP + " (default: the run's own)")
     parser.add_argument("--split", help="train, val or test (default: test, or else val)")
     _add_tta(parser)
@@ -106,7 +104,7 @@ def _add_predict(commands: Any) -> None:
         help="classify pictures",
         description="Classify pictures with RUN. Exit status 1 if some could not be read.",
     )
-    parser.add_argument("run", metavar="RUN", help="a run's folder or a model.safetensors")
+    _add_run(parser)
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="files, folders, globs, or - for one picture on stdin"
     )
@@ -115,7 +113,7 @@ def _add_predict(commands: Any) -> None:
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="a JSON object a line")
     shape.add_argument("--csv", action="store_true", help="comma-separated, with a header")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    _add_device(parser)
     parser.set_defaults(command=_predict)
 
 
@@ -131,7 +129,7 @@ def _add_data(commands: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     _add_data_options(parser)
-    parser.add_argument("--data-dir", metavar="DIR", help="where downloads are kept")
+    _add_data_dir(parser)
     parser.set_defaults(command=_data)
 
 
@@ -191,7 +189,19 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
+    _add_device(parser)
+    _add_data_dir(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run's folder or a model.safetensors")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+
+
+def _add_data_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", metavar="DIR", help="where downloads are kept")
 
 
@@ -303,6 +313,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from thumbnet import plots
     from thumbnet.console import counting, say
     from thumbnet.predictor import load_run
+    from thumbnet.views import show_evaluation
 
     target = plots.check_plot_path(options.plot) if options.plot else None
     predictor = load_run(options.run, options.device)
@@ -317,7 +328,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         described = {"data": data.source, "split": split, "tta": options.tta, **result.to_dict()}
         say(json.dumps(described, ensure_ascii=False))
     else:
-        _show_evaluation(result, f"{data.source}, {split}", options.tta)
+        show_evaluation(result, f"{data.source}, {split}", options.tta)
     if target and not options.json:
         say(f"drawn: {target}")
     return 0
@@ -351,53 +362,17 @@ def _data_of_run(options: argparse.Namespace) -> Data:
     )
 
 
-def _show_evaluation(result: Evaluation, where: str, tta: str) -> None:
-    from thumbnet.console import percent, say, table
-
-    low, high = result.interval
-    with_tta = "" if tta == "none" else f" (test-time augmentation: {tta})"
-    say(f"{where}: {result.pictures:,} pictures{with_tta}")
-    say(f"accuracy           {percent(result.accuracy)}  (95 % interval {100 * low:.2f} to {100 * high:.2f})")
-    if result.top5 is not None:
-        say(f"top-5 accuracy     {percent(result.top5)}")
-    say(f"loss               {result.loss:.4f}")
-    say(f"calibration error  {percent(result.calibration_error)}")
-    say()
-    rows = [
-        [s.name, f"{s.pictures:,}", percent(s.precision), percent(s.recall), percent(s.f1)]
-        for s in result.classes
-    ]
-    say(table(["class", "pictures", "precision", "recall", "F1"], rows))
-    if len(result.classes) <= 20:
-        say("\nconfusion (rows: true, columns: predicted)")
-        numbers = [str(number) for number in range(len(result.classes))]
-        rows = [
-            [f"{number} {score.name}", *map(str, counts)]
-            for number, score, counts in zip(numbers, result.classes, result.confusion, strict=True)
-        ]
-        say(table(["", *numbers], rows))
-    else:
-        say("\nmost frequent confusions (true → predicted)")
-        names = [score.name for score in result.classes]
-        pairs = [
-            (count, names[true], names[predicted])
-            for true, row in enumerate(result.confusion)
-            for predicted, count in enumerate(row)
-            if true != predicted and count
-        ]
-        for count, true_name, predicted_name in sorted(pairs, reverse=True)[:10]:
-            say(f"  {true_name} → {predicted_name}: {count}")
-
-
 def _predict(options: argparse.Namespace) -> int:
     import numpy as np
 
     from thumbnet.data.images import open_image
     from thumbnet.errors import UnreadableImageError
     from thumbnet.predictor import load_run
+    from thumbnet.views import prediction_printer
 
     predictor = load_run(options.run, options.device)
-    show = _prediction_printer(options, min(options.top, len(predictor.class_names)))
+    shape: Literal["json", "csv", "table"] = "json" if options.json else "csv" if options.csv else "table"
+    show = prediction_printer(shape, min(options.top, len(predictor.class_names)))
     failures = 0
     pending: list[tuple[str, np.ndarray | str]] = []  # pictures, or the reason why there is none
 
@@ -421,57 +396,6 @@ def _predict(options: argparse.Namespace) -> int:
     if failures:
         print(f"thumbnet: {failures} picture(s) could not be read", file=sys.stderr)
     return 1 if failures else 0
-
-
-def _prediction_printer(
-    options: argparse.Namespace, top: int
-) -> Callable[[list[tuple[str, Prediction | str]]], None]:
-    """Prints some pictures' predictions, or the reasons why there are none, as asked."""
-    from thumbnet.console import say, table
-
-    def pairs(result: Prediction) -> list[tuple[str, float]]:
-        return list(zip(result.labels[:top], result.probabilities[:top], strict=True))
-
-    def as_json(results: list[tuple[str, Prediction | str]]) -> None:
-        for name, result in results:
-            if isinstance(result, str):
-                line: dict[str, Any] = {"path": name, "error": result}
-            else:
-                classes = [{"class": label, "probability": round(p, 6)} for label, p in pairs(result)]
-                line = {"path": name, "predictions": classes}
-            say(json.dumps(line, ensure_ascii=False))
-
-    def as_table(results: list[tuple[str, Prediction | str]]) -> None:
-        rows = []
-        for name, result in results:
-            if isinstance(result, str):
-                rows.append([name, f"cannot be read: {result}"])
-            else:
-                cells = [cell for label, p in pairs(result) for cell in (label, f"{100 * p:.1f} %")]
-                rows.append([name, *cells])
-        if rows:
-            say(table(["picture", *["class", "probability"] * top], rows))
-
-    if options.json:
-        return as_json
-    if not options.csv:
-        return as_table
-
-    import csv
-
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    heads = [head for k in range(1, top + 1) for head in (f"class_{k}", f"probability_{k}")]
-    writer.writerow(["path", *heads, "error"])
-
-    def as_csv(results: list[tuple[str, Prediction | str]]) -> None:
-        for name, result in results:
-            if isinstance(result, str):
-                writer.writerow([name, *[""] * (2 * top), result])
-            else:
-                cells = [cell for label, p in pairs(result) for cell in (label, f"{p:.6f}")]
-                writer.writerow([name, *cells, ""])
-
-    return as_csv
 
 
 def _expand(paths: Sequence[str]) -> Iterator[str]:
@@ -502,10 +426,11 @@ def _expand(paths: Sequence[str]) -> Iterator[str]:
 
 def _data(options: argparse.Namespace) -> int:
     from thumbnet import plots
-    from thumbnet.console import counting, say, table
+    from thumbnet.console import counting, say
     from thumbnet.data.inspection import inspect_data, sample_grid
     from thumbnet.data.sources import load_data
     from thumbnet.recipe import parse_image_size
+    from thumbnet.views import show_inspection
 
     target = plots.check_plot_path(options.plot) if options.plot else None
     size = parse_image_size(options.image_size) if options.image_size else None
@@ -529,35 +454,10 @@ def _data(options: argparse.Namespace) -> int:
         described = {"source": data.source, "layout": data.layout, "notes": data.notes, **asdict(found)}
         say(json.dumps(described, ensure_ascii=False))
         return 0
-    say(f"source     {data.source}")
-    say(f"layout     {data.layout}")
-    for text in data.notes:
-        say(f"           {text}")
-    sizes = ", ".join(f"{h}x{w} ({count:,})" for (h, w), count in found.sizes[:6])
-    more = f", and {len(found.sizes) - 6} more" if len(found.sizes) > 6 else ""
-    say(f"sizes      {sizes or '-'}{more}  (height x width)")
-    say(f"modes      {', '.join(f'{mode} ({count:,})' for mode, count in found.modes) or '-'}")
-    say(f"shown as   {found.image_size[0]}x{found.image_size[1]} RGB, fit: {fit}")
-    say(f"mean, std  {_numbers(found.mean)}; {_numbers(found.std)}  (training pictures, in [0, 1])")
-    say(f"repeated   {found.repeated:,} picture(s) repeat another of their split")
-    say(f"shared     {len(found.duplicates):,} picture(s) stand in two splits")
-    for first, second in found.duplicates[:10]:
-        say(f"           {first[0]}: {first[1]} = {second[0]}: {second[1]}")
-    say(f"unreadable {len(found.unreadable):,} file(s)")
-    for name, reason in found.unreadable[:50]:
-        say(f"           {name}: {reason}")
-    say()
-    splits = list(found.counts)
-    rows = [[name, *(f"{found.counts[split][name]:,}" for split in splits)] for name in data.class_names]
-    rows.append(["all", *(f"{sum(found.counts[split].values()):,}" for split in splits)])
-    say(table(["class", *splits], rows))
+    show_inspection(data, found, fit)
     if target:
         say(f"drawn: {target}")
     return 0
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.4f}" for value in values)
 
 
 def _recipes_list(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ evaluation = evaluate_logits(logits, labels, class_names)
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -98,8 +98,6 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
-        from dataclasses import asdict
-
         return asdict(self)
 
 

@@ -1,7 +1,7 @@
 """The folder of one training: what is in it, how it is written, how it is read back.
 
 recipe.toml        every setting, resolved
-run.json           the data, the command: what a resume needs beside the recipe
+run.json           the data and their fingerprint: what a resume needs beside the recipe
 environment.json   versions, hardware, git commit
 metrics.jsonl      a line an epoch
 checkpoint.pt      what a resume starts from (tensors and plain values: loads with weights_only=True)
@@ -21,13 +21,13 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from thumbnet import __version__
-from thumbnet.data.images import Preprocessing
+from thumbnet.data.images import Fit, Preprocessing
 from thumbnet.errors import RecipeError, RunError, ThumbnetError
 from thumbnet.files import write_file, write_with
 from thumbnet.hardware import describe
@@ -75,7 +75,7 @@ class WeightsInfo:
             raise ValueError(f"written by thumbnet {values.get('thumbnet')}, in a format not known here")
         pre = values["preprocessing"]
         height, width = (int(side) for side in pre["size"])
-        if pre["fit"] not in ("pad", "crop", "squash") or len(pre["mean"]) != 3 or len(pre["std"]) != 3:
+        if pre["fit"] not in get_args(Fit) or len(pre["mean"]) != 3 or len(pre["std"]) != 3:
             raise ValueError("its preprocessing is not understood")
         mean, std = (tuple(float(v) for v in pre[key]) for key in ("mean", "std"))
         names = tuple(str(name) for name in values["class_names"])

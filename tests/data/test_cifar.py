@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import pickle
 import pickletools
 import tarfile
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from helpers import Payload
 from thumbnet.data.cifar import ARCHIVES, CIFAR10_CLASSES
 from thumbnet.data.sources import load_data
 from thumbnet.errors import DataError
@@ -136,16 +136,6 @@ def test_a_missing_batch_and_a_wrong_label_are_refused(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(DataError, match="test_batch"):
         load_data(folder)
-
-
-class Payload:
-    """Unpickled the ordinary way, it would write a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.command = f"echo gotcha > {path}"
-
-    def __reduce__(self) -> Any:
-        return os.system, (self.command,)
 
 
 @pytest.mark.parametrize("where", ["data_batch_1", "batches.meta"])

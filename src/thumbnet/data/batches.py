@@ -31,6 +31,7 @@ from thumbnet.errors import DataError, UnreadableImageError
 from thumbnet.recipe import AugmentSettings
 
 DEFAULT_SIDE = 32
+SMALLEST_SIDE = 16
 _CHUNK = 256  # pictures that a decoding thread takes at a time
 
 Count = Callable[[int, int], None]
@@ -282,8 +283,12 @@ def common_size(split: Split) -> tuple[int, int] | None:
 
 def automatic_size(split: Split) -> tuple[int, int]:
     """The data's own size if it is uniform and at least 16 pixels a side, else 32 by 32."""
-    size = common_size(split)
-    return size if size is not None and min(size) >= 16 else (DEFAULT_SIDE, DEFAULT_SIDE)
+    return size_or_default(common_size(split))
+
+
+def size_or_default(size: tuple[int, int] | None) -> tuple[int, int]:
+    """The size that all pictures share, where they do and networks can take it; else 32 by 32."""
+    return size if size is not None and min(size) >= SMALLEST_SIDE else (DEFAULT_SIDE, DEFAULT_SIDE)
 
 
 def channel_statistics(engine: Engine) -> tuple[tuple[float, ...], tuple[float, ...]]:

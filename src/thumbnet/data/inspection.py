@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from thumbnet.data.batches import Count, MemoryEngine, channel_statistics, decode_split
+from thumbnet.data.batches import Count, MemoryEngine, channel_statistics, decode_split, size_or_default
 from thumbnet.data.images import Fit, fit_image
 from thumbnet.data.splits import Data
 from thumbnet.errors import UnreadableImageError
@@ -46,7 +46,7 @@ def inspect_data(
 ) -> Inspection:
     """Read every picture of ``data`` once; unreadable ones are listed, not raised."""
     sizes: Counter[tuple[int, int]] = Counter()
-    train_sizes: Counter[tuple[int, int]] = Counter()
+    train_sizes: set[tuple[int, int]] = set()
     modes: Counter[str] = Counter()
     unreadable: list[tuple[str, str]] = []
     seen: dict[bytes, tuple[str, str]] = {}
@@ -69,7 +69,7 @@ def inspect_data(
             sizes[size] += 1
             modes[mode] += 1
             if name == "train":
-                train_sizes[size] += 1
+                train_sizes.add(size)
                 readable.append(index)
             first = seen.setdefault(digest, (name, split.name(index)))
             if first[0] != name:
@@ -79,8 +79,7 @@ def inspect_data(
     if progress:
         progress(total, total)
     if image_size is None:
-        uniform = len(train_sizes) == 1 and min(next(iter(train_sizes))) >= 16
-        image_size = next(iter(train_sizes)) if uniform else (32, 32)
+        image_size = size_or_default(next(iter(train_sizes)) if len(train_sizes) == 1 else None)
     mean, std = _statistics(data, readable, image_size, fit)
     counts = {
         name: dict(

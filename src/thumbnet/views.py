@@ -1,0 +1,138 @@
+"""Results as text: what ``evaluate``, ``predict`` and ``data`` print."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from thumbnet.console import percent, say, table
+
+if TYPE_CHECKING:
+    from thumbnet.data.images import Fit
+    from thumbnet.data.inspection import Inspection
+    from thumbnet.data.splits import Data
+    from thumbnet.evaluation import Evaluation
+    from thumbnet.predictor import Prediction
+
+
+def show_evaluation(result: Evaluation, where: str, tta: str) -> None:
+    """Print measures, classes, and confusions: the matrix, or the worst of it for many classes."""
+    low, high = result.interval
+    with_tta = "" if tta == "none" else f" (test-time augmentation: {tta})"
+    say(f"{where}: {result.pictures:,} pictures{with_tta}")
+    say(f"accuracy           {percent(result.accuracy)}  (95 % interval {100 * low:.2f} to {100 * high:.2f})")
+    if result.top5 is not None:
+        say(f"top-5 accuracy     {percent(result.top5)}")
+    say(f"loss               {result.loss:.4f}")
+    say(f"calibration error  {percent(result.calibration_error)}")
+    say()
+    rows = [
+        [s.name, f"{s.pictures:,}", percent(s.precision), percent(s.recall), percent(s.f1)]
+        for s in result.classes
+    ]
+    say(table(["class", "pictures", "precision", "recall", "F1"], rows))
+    if len(result.classes) <= 20:
+        say("\nconfusion (rows: true, columns: predicted)")
+        numbers = [str(number) for number in range(len(result.classes))]
+        rows = [
+            [f"{number} {score.name}", *map(str, counts)]
+            for number, score, counts in zip(numbers, result.classes, result.confusion, strict=True)
+        ]
+        say(table(["", *numbers], rows))
+    else:
+        say("\nmost frequent confusions (true → predicted)")
+        names = [score.name for score in result.classes]
+        pairs = [
+            (count, names[true], names[predicted])
+            for true, row in enumerate(result.confusion)
+            for predicted, count in enumerate(row)
+            if true != predicted and count
+        ]
+        for count, true_name, predicted_name in sorted(pairs, reverse=True)[:10]:
+            say(f"  {true_name} → {predicted_name}: {count}")
+
+
+def prediction_printer(
+    shape: Literal["table", "json", "csv"], top: int
+) -> Callable[[list[tuple[str, Prediction | str]]], None]:
+    """A function that prints some pictures' predictions, or the reasons why there are none.
+
+    Args:
+        shape: an aligned table, a JSON object a line, or comma-separated values (the head is printed now).
+        top: how many classes of each picture.
+    """
+
+    def pairs(result: Prediction) -> list[tuple[str, float]]:
+        return list(zip(result.labels[:top], result.probabilities[:top], strict=True))
+
+    def as_json(results: list[tuple[str, Prediction | str]]) -> None:
+        for name, result in results:
+            if isinstance(result, str):
+                line: dict[str, Any] = {"path": name, "error": result}
+            else:
+                classes = [{"class": label, "probability": round(p, 6)} for label, p in pairs(result)]
+                line = {"path": name, "predictions": classes}
+            say(json.dumps(line, ensure_ascii=False))
+
+    def as_table(results: list[tuple[str, Prediction | str]]) -> None:
+        rows = []
+        for name, result in results:
+            if isinstance(result, str):
+                rows.append([name, f"cannot be read: {result}"])
+            else:
+                cells = [cell for label, p in pairs(result) for cell in (label, f"{100 * p:.1f} %")]
+                rows.append([name, *cells])
+        if rows:
+            say(table(["picture", *["class", "probability"] * top], rows))
+
+    if shape == "json":
+        return as_json
+    if shape == "table":
+        return as_table
+
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    heads = [head for k in range(1, top + 1) for head in (f"class_{k}", f"probability_{k}")]
+    writer.writerow(["path", *heads, "error"])
+
+    def as_csv(results: list[tuple[str, Prediction | str]]) -> None:
+        for name, result in results:
+            if isinstance(result, str):
+                writer.writerow([name, *[""] * (2 * top), result])
+            else:
+                cells = [cell for label, p in pairs(result) for cell in (label, f"{p:.6f}")]
+                writer.writerow([name, *cells, ""])
+
+    return as_csv
+
+
+def show_inspection(data: Data, found: Inspection, fit: Fit) -> None:
+    """Print what is in a data set."""
+    say(f"source     {data.source}")
+    say(f"layout     {data.layout}")
+    for text in data.notes:
+        say(f"           {text}")
+    sizes = ", ".join(f"{h}x{w} ({count:,})" for (h, w), count in found.sizes[:6])
+    more = f", and {len(found.sizes) - 6} more" if len(found.sizes) > 6 else ""
+    say(f"sizes      {sizes or '-'}{more}  (height x width)")
+    say(f"modes      {', '.join(f'{mode} ({count:,})' for mode, count in found.modes) or '-'}")
+    say(f"shown as   {found.image_size[0]}x{found.image_size[1]} RGB, fit: {fit}")
+    say(f"mean, std  {_numbers(found.mean)}; {_numbers(found.std)}  (training pictures, in [0, 1])")
+    say(f"repeated   {found.repeated:,} picture(s) repeat another of their split")
+    say(f"shared     {len(found.duplicates):,} picture(s) stand in two splits")
+    for first, second in found.duplicates[:10]:
+        say(f"           {first[0]}: {first[1]} = {second[0]}: {second[1]}")
+    say(f"unreadable {len(found.unreadable):,} file(s)")
+    for name, reason in found.unreadable[:50]:
+        say(f"           {name}: {reason}")
+    say()
+    splits = list(found.counts)
+    rows = [[name, *(f"{found.counts[split][name]:,}" for split in splits)] for name in data.class_names]
+    rows.append(["all", *(f"{sum(found.counts[split].values()):,}" for split in splits)])
+    say(table(["class", *splits], rows))
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)
