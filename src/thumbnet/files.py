@@ -8,7 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+import platformdirs
+
 from thumbnet.errors import RunError
+
+
+def cache_folder() -> Path:
+    """Where thumbnet keeps what it can make again: ``THUMBNET_CACHE``, or the user's cache folder."""
+    named = os.environ.get("THUMBNET_CACHE")
+    return Path(named) if named else platformdirs.user_cache_path("thumbnet")
 
 
 def write_file(path: Path, content: bytes | str) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from thumbnet.kernels.ops import Conv3x3, norm_act
 from thumbnet.models.resnet import scaled
 
 PATCH = 2
@@ -33,8 +34,8 @@ class FastBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → [B, out_channels, H // 2, W // 2]."""
-        x = F.silu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
-        return F.silu(self.norm2(self.conv2(x)))
+        x = norm_act(self.conv1(x), self.norm1, "silu", pool=2)
+        return norm_act(self.conv2(x), self.norm2, "silu")
 
 
 class FastNet(nn.Module):
@@ -85,8 +86,8 @@ def fastnet(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> 
     return FastNet(scaled([64, 128, 256], width), num_classes, in_channels)
 
 
-def _identity_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+def _identity_conv(in_channels: int, out_channels: int) -> Conv3x3:
+    conv = Conv3x3(in_channels, out_channels)
     with torch.no_grad():
         nn.init.dirac_(conv.weight[:in_channels])
     return conv

@@ -12,13 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    """A 3x3 convolution, padded by 1, without a bias: the normalisation that follows has one."""
-    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+from thumbnet.kernels.ops import Conv3x3, norm_act
 
 
 class ResidualBlock(nn.Module):
@@ -32,9 +28,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv1 = conv3x3(in_channels, out_channels, stride)
+        self.conv1 = Conv3x3(in_channels, out_channels, stride)
         self.norm1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = conv3x3(out_channels, out_channels)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         self.norm2 = nn.BatchNorm2d(out_channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
@@ -45,9 +41,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → [B, out_channels, H', W']."""
-        out = F.relu(self.norm1(self.conv1(x)))
-        out = self.norm2(self.conv2(out))
-        return F.relu(out + self.shortcut(x))
+        out = norm_act(self.conv1(x), self.norm1, "relu")
+        return norm_act(self.conv2(out), self.norm2, "relu", add=self.shortcut(x))
 
 
 class ResNet(nn.Module):
@@ -66,7 +61,8 @@ class ResNet(nn.Module):
         self, blocks: Sequence[int], widths: Sequence[int], num_classes: int = 10, in_channels: int = 3
     ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(conv3x3(in_channels, widths[0]), nn.BatchNorm2d(widths[0]), nn.ReLU())
+        self.stem = Conv3x3(in_channels, widths[0])
+        self.norm = nn.BatchNorm2d(widths[0])
         stages = []
         previous = widths[0]
         for number, (count, width) in enumerate(zip(blocks, widths, strict=True)):
@@ -81,7 +77,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → logits [B, num_classes]."""
-        x = self.stages(self.stem(x))
+        x = self.stages(norm_act(self.stem(x), self.norm, "relu"))
         # The mean over whatever positions are left: a fixed AvgPool2d(4) would do for 32x32 only.
         logits: Tensor = self.head(x.mean(dim=(2, 3)))
         return logits

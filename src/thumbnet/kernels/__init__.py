@@ -1,0 +1,1 @@
+"""Operations that PyTorch does slowly on a CPU with matrix tiles, each with a plain twin in PyTorch."""

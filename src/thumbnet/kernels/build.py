@@ -1,0 +1,55 @@
+"""Compile ``cpu.c`` once, keep it in the user's cache, load it. Where that cannot be, there are no kernels."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from thumbnet.files import cache_folder
+
+SOURCE = Path(__file__).with_name("cpu.c")
+FLAGS = (
+    "-O3", "-shared", "-fPIC", "-fopenmp",
+    "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mamx-tile", "-mamx-bf16",
+)  # fmt: skip
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The kernels; None without AMX, Linux or gcc, or where ``THUMBNET_KERNELS=0`` says so.
+
+    Compiling takes 0.4 seconds. gcc it must be: its OpenMP is the one that PyTorch brings, and two at once
+    would fight for the cores.
+    """
+    compiler = shutil.which("gcc")
+    wanted = os.environ.get("THUMBNET_KERNELS", "1") != "0"
+    if not wanted or sys.platform != "linux" or compiler is None or not torch.cpu._is_amx_tile_supported():
+        return None
+    try:
+        loaded = ctypes.CDLL(str(_compiled(compiler)))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return loaded if loaded.kernels_init() else None
+
+
+def _compiled(compiler: str) -> Path:
+    """The shared library, named by all that it depends on. Several processes may make it at once."""
+    described = repr((SOURCE.read_bytes(), FLAGS, compiler, os.stat(compiler).st_mtime_ns))
+    target = cache_folder() / "kernels" / f"cpu-{hashlib.sha256(described.encode()).hexdigest()[:16]}.so"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            made = Path(folder) / target.name
+            command = [compiler, *FLAGS, "-o", str(made), str(SOURCE)]
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
+            made.replace(target)
+    return target

@@ -1,0 +1,217 @@
+"""What the networks call: each operation by a kernel of ``cpu.c`` where that can be, else by its plain twin.
+
+The twins say in PyTorch what is computed; tests hold the kernels against them in float64, forwards and backwards.
+A kernel runs on a CPU with AMX, under autocast to bfloat16, on pictures stored channels last.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thumbnet.kernels.build import library
+
+Activation = Literal["none", "relu", "silu"]
+_ACTIVATIONS: dict[str, int] = {"none": 0, "relu": 1, "silu": 2}
+_MAX_CHANNELS = 4096
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution, padded by 1, without bias; its weights' gradient by :func:`weight_gradient`."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] → [B, out_channels, H / stride, W / stride]."""
+        if self.stride == (1, 1) and self.weight.requires_grad and torch.is_grad_enabled() and _applies(x):
+            convolved: Tensor = _Conv3x3.apply(x, self.weight)  # type: ignore[no-untyped-call]
+            return convolved
+        return super().forward(x)
+
+
+def norm_act(
+    x: Tensor, norm: nn.BatchNorm2d, act: Activation = "relu", *, pool: int = 1, add: Tensor | None = None
+) -> Tensor:
+    """Max-pooling, batch normalisation, an addition and the activation.
+
+    Args:
+        x: [B, C, H, W].
+        norm: in training mode its running statistics are brought up to date.
+        act: the activation.
+        pool: 2 for the maxima of 2x2 windows; an odd last row or column is left out.
+        add: [B, C, H / pool, W / pool], added before the activation.
+
+    Returns:
+        [B, C, H / pool, W / pool].
+    """
+    if not _applies(x) or x.shape[1] % 32 or (add is not None and act == "silu"):
+        return plain_norm_act(x, norm, act, pool=pool, add=add)
+    x = x.bfloat16()
+    add = None if add is None else add.bfloat16().contiguous(memory_format=torch.channels_last)
+    if norm.training:
+        fused: Tensor = _NormAct.apply(x, norm.weight, norm.bias, add, norm, act, pool)  # type: ignore[no-untyped-call]
+        return fused
+    if torch.is_grad_enabled() and x.requires_grad:
+        return plain_norm_act(x, norm, act, pool=pool, add=add)
+    scale, shift = _scale_and_shift(norm, norm.running_mean, norm.running_var)  # type: ignore[arg-type]
+    return _scale_and_activate(x, add, scale, shift, act, pool)
+
+
+def plain_norm_act(
+    x: Tensor, norm: nn.BatchNorm2d, act: Activation = "relu", *, pool: int = 1, add: Tensor | None = None
+) -> Tensor:
+    """The twin of :func:`norm_act`."""
+    x = norm(F.max_pool2d(x, pool) if pool > 1 else x)
+    if add is not None:
+        x = x + add
+    return F.relu(x) if act == "relu" else F.silu(x) if act == "silu" else x
+
+
+def weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
+    """Of a 3x3 convolution with padding 1: float32 [CO, CI, 3, 3].
+
+    oneDNN's own took two thirds of the convolutions' time: where a picture is small it is three to ten times slower.
+
+    Args:
+        x: bfloat16 [B, CI, H, W], channels last, what the convolution was given.
+        gradient: bfloat16 [B, CO, H, W], channels last, of what it returned.
+    """
+    count, inputs, height, width = x.shape
+    outputs = gradient.shape[1]
+    result = torch.empty(outputs, 3, 3, inputs)
+    _call("conv3x3_weight_gradient", x, gradient, result, count, height, width, inputs, outputs)
+    return result.permute(0, 3, 1, 2)
+
+
+def plain_weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
+    """The twin of :func:`weight_gradient`, in the inputs' precision."""
+    shape = (gradient.shape[1], x.shape[1], 3, 3)
+    return torch.nn.grad.conv2d_weight(x, shape, gradient, padding=1)
+
+
+class _Conv3x3(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        x = x.bfloat16().contiguous(memory_format=torch.channels_last)
+        weight = weight.bfloat16().contiguous(memory_format=torch.channels_last)
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, padding=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        gradient = gradient.bfloat16().contiguous(memory_format=torch.channels_last)
+        before = None
+        if ctx.needs_input_grad[0]:
+            before = torch.ops.aten.convolution_backward(
+                gradient, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False]
+            )[0]
+        return before, weight_gradient(x, gradient)
+
+
+class _NormAct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, norm: nn.BatchNorm2d,
+        act: Activation, pool: int,
+    ) -> Tensor:  # fmt: skip
+        count, channels, height, width = x.shape
+        if pool == 1:
+            pooled, which = x, None
+        else:
+            pooled = _empty(count, channels, height // pool, width // pool)
+            which = torch.empty(pooled.numel(), dtype=torch.uint8)
+        sums = torch.empty(2, channels, dtype=torch.float64)
+        _call("pool_and_sum", x, pooled, which, sums, count, height, width, channels, pool)
+        positions = pooled.numel() // channels
+        mean = sums[0] / positions
+        variance = (sums[1] / positions - mean.square()).clamp(min=0)
+        _update_running(norm, mean, variance, positions)
+        scale, shift = _scale_and_shift(norm, mean, variance)
+        y = _scale_and_activate(pooled, add, scale, shift, act, 1)
+        ctx.save_for_backward(pooled, which, y if act == "relu" else None, scale, shift, mean, variance)
+        ctx.shape, ctx.act, ctx.pool, ctx.eps, ctx.adds = x.shape, act, pool, norm.eps, add is not None
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        pooled, which, y, scale, shift, mean, variance = ctx.saved_tensors
+        dy = dy.bfloat16().contiguous(memory_format=torch.channels_last)
+        count, channels, height, width = ctx.shape
+        act, positions = _ACTIVATIONS[ctx.act], pooled.numel() // channels
+        sums = torch.empty(2, channels, dtype=torch.float64)
+        per_picture = positions // count
+        _call("backward_sums", dy, pooled, y, scale, shift, sums, count, per_picture, channels, act)
+        # With u = (pooled - mean) / deviation, and weight * u + bias before the activation:
+        # dx = scale * (dz - mean(dz) - u * mean(dz * u)), which is scale * dz + slope * pooled + base.
+        inverse = (variance + ctx.eps).rsqrt()
+        weight_gradient = inverse * (sums[1] - mean * sums[0])
+        slope = -scale.double() * inverse * weight_gradient / positions
+        base = -scale.double() * sums[0] / positions - slope * mean
+        dx = _empty(*ctx.shape)
+        dadd = _empty(*pooled.shape) if ctx.adds else None
+        _call(
+            "backward", dy, pooled, y, which, dx, dadd, scale, shift, slope.float(), base.float(),
+            count, height, width, channels, ctx.pool, act,
+        )  # fmt: skip
+        return dx, weight_gradient.float(), sums[0].float(), dadd, None, None, None
+
+
+def _applies(x: Tensor) -> bool:
+    """Whether the kernels can do ``x``, and autocast to bfloat16 is on. Compiling sees only the twins."""
+    return (
+        x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and x.ndim == 4
+        and x.numel() > 0
+        and x.shape[1] <= _MAX_CHANNELS
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and library() is not None
+    )
+
+
+def _call(name: str, *arguments: Tensor | int | None) -> None:
+    """A kernel: tensors as pointers, and the number of threads at the end."""
+    loaded = library()
+    assert loaded is not None
+    pointers = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments]
+    loaded[name](*pointers, torch.get_num_threads())
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
+
+
+def _scale_and_shift(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalisation as one multiplication and one addition: float32 [C] each."""
+    scale = norm.weight.double() * (variance.double() + norm.eps).rsqrt()
+    return scale.float(), (norm.bias.double() - mean.double() * scale).float()
+
+
+def _scale_and_activate(
+    x: Tensor, add: Tensor | None, scale: Tensor, shift: Tensor, act: Activation, pool: int
+) -> Tensor:
+    count, channels, height, width = x.shape
+    y = _empty(count, channels, height // pool, width // pool)
+    _call(
+        "scale_and_activate", x, add, y, scale, shift,
+        count, height, width, channels, pool, _ACTIVATIONS[act],
+    )  # fmt: skip
+    return y
+
+
+def _update_running(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, positions: int) -> None:
+    """As BatchNorm2d does: the unbiased variance, and the newest batch by ``norm.momentum``."""
+    assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+    unbiased = variance * positions / max(positions - 1, 1)
+    norm.running_mean.lerp_(mean.float(), norm.momentum)
+    norm.running_var.lerp_(unbiased.float(), norm.momentum)
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked += 1
