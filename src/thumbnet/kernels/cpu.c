@@ -26,7 +26,8 @@ static void *allocate(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64
  *
  * dw[o][dy][dx][i] = sum over positions p of g[p][o] * x[p + (dy, dx)][i]: for each of the nine taps a matrix
  * product whose inner dimension is all positions of all pictures. Positions are laid out with a border of
- * zeros, (H + 1) x (W + 1) a picture, so that a tap is a constant distance in the layout.
+ * zeros, (H + 1) x (W + 1) a picture, so that a tap is a constant distance in the layout. With stride 2 there are
+ * four such layouts of x, of its even and odd rows and columns, each as large as g's.
  *
  * A tile instruction multiplies A [16 x 32] with B [32 x 16], B's rows interleaved in pairs. Here A is g
  * transposed, B is x, each packed once per chunk of about a thousand positions: they stay in the L2 cache
@@ -76,25 +77,27 @@ static inline void transpose(__m512i r[16]) { /* 16 x 16 of 32 bits */
     memcpy(r, t, sizeof t);
 }
 
-/* x [N, H, W, CI], g [N, H, W, CO] (CI, CO <= 4096) -> dw [CO, 3, 3, CI]. Stride 1, padding 1. */
+/* x [N, H step, W step, CI], g [N, H, W, CO] (CI, CO <= 4096) -> dw [CO, 3, 3, CI]. Padding 1, stride `step`. */
 void conv3x3_weight_gradient(const bf16 *x, const bf16 *g, float *dw, int N, int H, int W, int CI, int CO,
-                             int threads) {
+                             int step, int threads) {
     static const bf16 zeros[4096 + 16];
     const int stride = W + 1, picture = (H + 1) * stride;
     int together = CHUNK / picture;
     together = together < 1 ? 1 : together > N ? N : together;
     const int steps = (together * picture + 31) / 32;        /* tiles of 32 positions in a chunk */
     const int halo = stride + 1 + (stride & 1);              /* zeros before the first position; even */
-    const int pairs = (halo + 32 * steps + stride + 4) / 2 + 1;
+    const int pairs = (halo + 32 * steps + stride + 4) / 2 + 1, layouts = step * step;
     const int blocks_in = (CI + 31) / 32 * 2, blocks_out = (CO + 31) / 32 * 2; /* of 16 channels, even */
     const int chunks = (N + together - 1) / together;
 
     /* The pixel of the chunk at each position, -1 where there is none. */
-    int *pixel = malloc(sizeof(int) * (2 * pairs + 2));
+    int *pixel = malloc(sizeof(int) * (2 * pairs + 2)); /* of g */
+    int *corner = malloc(sizeof(int) * (2 * pairs + 2)); /* of x */
     for (int q = 0; q < 2 * pairs + 2; q++) {
         const int p = q - halo, n = p / picture, row = p % picture / stride, column = p % stride;
         const int outside = p < 0 || n >= together || row >= H || column >= W;
         pixel[q] = outside ? -1 : (n * H + row) * W + column;
+        corner[q] = outside ? -1 : (n * H * step + row * step) * W * step + column * step;
     }
     /* Threads share the output channels while sums would not fit a core's cache, and the pictures. */
     int shares = 1;
@@ -109,7 +112,7 @@ void conv3x3_weight_gradient(const bf16 *x, const bf16 *g, float *dw, int N, int
     {
         const int thread = omp_get_thread_num(), share = thread % shares, group = thread / shares;
         float *sum = sums + tiles * 256 * thread; /* [tap][block out][block in][16][16] */
-        bf16 *xs = allocate((size_t)2 * blocks_in * pairs * 64);
+        bf16 *xs = allocate((size_t)layouts * 2 * blocks_in * pairs * 64);
         bf16 *gs = allocate((size_t)mine * steps * 1024);
         memset(sum, 0, tiles * 1024);
         TileConfig before, config = {.palette = 1};
@@ -120,14 +123,18 @@ void conv3x3_weight_gradient(const bf16 *x, const bf16 *g, float *dw, int N, int
         const int first = (long)chunks * group / groups, last = (long)chunks * (group + 1) / groups;
         for (int chunk = first; chunk < last; chunk++) {
             const size_t begin = (size_t)chunk * together;
-            const bf16 *xc = x + begin * H * W * CI, *gc = g + begin * H * W * CO;
+            const bf16 *xc = x + begin * H * W * layouts * CI, *gc = g + begin * H * W * CO;
             const int left = N - chunk * together, pixels = (left < together ? left : together) * H * W;
-#define AT(base, channels, q) (pixel[q] >= 0 && pixel[q] < pixels ? base + (size_t)pixel[q] * channels : zeros)
-            for (int r = 0; r < pairs; r++) {
-                const bf16 *a = AT(xc, CI, 2 * r), *b = AT(xc, CI, 2 * r + 1), *c = AT(xc, CI, 2 * r + 2);
+#define THERE(q) (pixel[q] >= 0 && pixel[q] < pixels)
+#define X_AT(q) (THERE(q) ? xc + (size_t)(corner[q] + shift) * CI : zeros)
+#define G_AT(q) (THERE(q) ? gc + (size_t)pixel[q] * CO : zeros)
+            for (int r = 0; r < layouts * pairs; r++) {
+                const int layout = r / pairs, q = r % pairs * 2;
+                const int shift = layout / 2 * W * step + layout % 2;
+                const bf16 *a = X_AT(q), *b = X_AT(q + 1), *c = X_AT(q + 2);
                 for (int i = 0; i < blocks_in; i++) {
                     const __mmask16 mask = channel_mask(16 * i, CI);
-                    bf16 *even = xs + ((size_t)i * pairs + r) * 32;
+                    bf16 *even = xs + (((size_t)layout * 2 * blocks_in + i) * pairs + q / 2) * 32;
                     bf16 *odd = even + (size_t)blocks_in * pairs * 32;
                     _mm512_store_si512(even, interleave(a + 16 * i, b + 16 * i, mask));
                     _mm512_store_si512(odd, interleave(b + 16 * i, c + 16 * i, mask));
@@ -140,21 +147,26 @@ void conv3x3_weight_gradient(const bf16 *x, const bf16 *g, float *dw, int N, int
                     __m512i tile[16];
                     for (int j = 0; j < 16; j++) {
                         const int q = halo + 32 * k + 2 * j;
-                        tile[j] = interleave(AT(gc, CO, q) + channel, AT(gc, CO, q + 1) + channel, mask);
+                        tile[j] = interleave(G_AT(q) + channel, G_AT(q + 1) + channel, mask);
                     }
                     transpose(tile);
                     bf16 *to = gs + ((size_t)o * steps + k) * 512;
                     for (int j = 0; j < 16; j++) _mm512_store_si512(to + 32 * j, tile[j]);
                 }
-#undef AT
+#undef THERE
+#undef X_AT
+#undef G_AT
             for (int o = 0; o < mine; o += 2)
                 for (int i = 0; i < blocks_in; i += 2)
                     for (int from = 0; from < steps; from += STRIP) {
                         const int to = from + STRIP < steps ? from + STRIP : steps;
                         for (int tap = 0; tap < 9; tap++) { /* 32 x 32 channels: four tiles of sums */
-                            const int q = halo + (tap / 3 - 1) * stride + tap % 3 - 1;
-                            const bf16 *b0 =
-                                xs + ((size_t)((q & 1) * blocks_in + i) * pairs + (q >> 1)) * 32;
+                            const int dy = tap / 3 - 1, dx = tap % 3 - 1;
+                            const int layout = step == 1 ? 0 : (dy != 0) * 2 + (dx != 0);
+                            const int down = step == 1 ? dy : -(dy < 0), right = step == 1 ? dx : -(dx < 0);
+                            const int q = halo + down * stride + right;
+                            const size_t block = (size_t)(layout * 2 + (q & 1)) * blocks_in + i;
+                            const bf16 *b0 = xs + (block * pairs + (q >> 1)) * 32;
                             const bf16 *b1 = b0 + (size_t)pairs * 32;
                             const bf16 *a0 = gs + (size_t)o * steps * 512, *a1 = a0 + (size_t)steps * 512;
                             float *s0 = sum + ((size_t)(tap * mine + o) * blocks_in + i) * 256;
@@ -201,6 +213,7 @@ void conv3x3_weight_gradient(const bf16 *x, const bf16 *g, float *dw, int N, int
     }
     free(sums);
     free(pixel);
+    free(corner);
 }
 
 /* ---- Max-pooling, batch normalisation, addition, activation: one pass where PyTorch takes three to five -----
