@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from thumbnet.data.batches import Count, EvalBatches, Normalise, fits_in_memory
+from thumbnet.data.batches import EvalBatches, Normalise, fits_in_memory
+from thumbnet.data.decoding import Count
 from thumbnet.data.images import open_image
 from thumbnet.data.prepare import build_engine
 from thumbnet.data.splits import Data

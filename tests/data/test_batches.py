@@ -8,14 +8,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from helpers import coloured_data, noise, write_class_folders, write_picture
+from helpers import coloured_data, write_class_folders
 from thumbnet.data.batches import (
     LoaderBatches,
-    MemoryEngine,
     Normalise,
-    automatic_size,
-    channel_statistics,
-    decode_split,
     derive_seed,
 )
 from thumbnet.data.dataset import ImageDataset
@@ -126,30 +122,11 @@ def test_normalising_divides_by_255_before_it_subtracts_the_mean() -> None:
     assert torch.allclose(out, torch.tensor(expected), atol=1e-5)
 
 
-def test_statistics_agree_with_numpy() -> None:
-    data = coloured_data()
-    split = data.splits["train"]
-    assert isinstance(split, ArraySplit)
-    mean, std = channel_statistics(MemoryEngine(decode_split(split, (16, 16), "pad"), torch.zeros(60)))
-    values = split.images.reshape(-1, 3) / 255
-    assert np.allclose(mean, values.mean(0), atol=1e-6)
-    assert np.allclose(std, values.std(0), atol=1e-6)
-
-
 def test_pictures_of_one_colour_do_not_divide_by_zero() -> None:
     images = np.zeros((4, 16, 16, 3), np.uint8)
     data = Data("x", "x", ("a", "b"), {"train": ArraySplit(images, np.array([0, 1, 0, 1]), "t")})
     for batch in plain(recipe(), data).train.epoch(0):
         assert batch.images.isfinite().all()
-
-
-def test_the_size_is_the_datas_own_if_uniform_else_32(tmp_path: Path) -> None:
-    write_class_folders(tmp_path, ["train", "test"], side=20)
-    assert automatic_size(load_data(tmp_path).splits["train"]) == (20, 20)
-    write_picture(tmp_path / "train" / "red" / "wide.png", noise(0, 20, 40))
-    assert automatic_size(load_data(tmp_path).splits["train"]) == (32, 32)
-    write_class_folders(tmp_path / "tiny", ["train", "test"], side=8)
-    assert automatic_size(load_data(tmp_path / "tiny").splits["train"]) == (32, 32)
 
 
 def test_sizes_that_are_not_square_go_through(tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ without remembering the state of a generator.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,17 +24,11 @@ from torch.utils.data import DataLoader
 
 from thumbnet.data.augment import Augmentation
 from thumbnet.data.dataset import ImageDataset
-from thumbnet.data.images import Fit, Preprocessing, fit_image
-from thumbnet.data.splits import ArraySplit, Split
-from thumbnet.errors import DataError, UnreadableImageError
+from thumbnet.data.images import Fit, Preprocessing
+from thumbnet.data.splits import Split
 from thumbnet.recipe import AugmentSettings
 
-DEFAULT_SIDE = 32
-SMALLEST_SIDE = 16
-_CHUNK = 256  # pictures that a decoding thread takes at a time
-
-Count = Callable[[int, int], None]
-"""Called with the number of pictures that are done and of all."""
+CHANNELS = 3
 
 
 @dataclass(frozen=True)
@@ -73,17 +66,24 @@ class Engine(Protocol):
     def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """For each of ``batches`` (int64 [B], positions) the pictures, uint8 [B, 3, H, W]."""
 
+    def value_counts(self) -> Tensor:
+        """How often each channel has each of the 256 values, over all pictures: int64 [3, 256]."""
+
 
 class MemoryEngine:
     """The whole split decoded in memory: ``images`` uint8 [N, 3, H, W], stored as [N, H, W, 3]."""
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, counts: Tensor | None = None) -> None:
         self.images = images
         self.labels = labels
+        self._counts = counts
 
     def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:  # noqa: D102
         for indices in batches:
             yield self.images[indices.to(self.images.device)]
+
+    def value_counts(self) -> Tensor:  # noqa: D102
+        return count_values(self.images) if self._counts is None else self._counts
 
 
 class WorkerEngine:
@@ -104,6 +104,10 @@ class WorkerEngine:
         )
         for images, _ in loader:
             yield images.contiguous(memory_format=torch.channels_last)
+
+    def value_counts(self) -> Tensor:  # noqa: D102
+        positions = torch.arange(len(self.labels)).split(1000)
+        return torch.stack([count_values(images) for images in self.fetch(positions)]).sum(dim=0)
 
 
 class Normalise:
@@ -220,88 +224,20 @@ def fits_in_memory(split: Split, size: tuple[int, int]) -> bool:
     return len(split) * size[0] * size[1] * 3 < int(psutil.virtual_memory().total) // 4
 
 
-def decode_split(split: Split, size: tuple[int, int], fit: Fit, count: Count | None = None) -> Tensor:
-    """All pictures of a split, uint8 [N, 3, H, W], stored as [N, H, W, 3].
-
-    Raises:
-        DataError: lists every picture that cannot be read.
-    """
-    height, width = size
-    if isinstance(split, ArraySplit) and split.images.shape[1:3] == size:
-        return torch.from_numpy(np.ascontiguousarray(split.images)).permute(0, 3, 1, 2)
-    images = np.empty((len(split), height, width, 3), dtype=np.uint8)
-
-    def decode(first: int) -> list[UnreadableImageError]:
-        bad = []
-        for index in range(first, min(first + _CHUNK, len(split))):
-            try:
-                images[index] = np.asarray(fit_image(split.read(index), size, fit))
-            except UnreadableImageError as error:
-                bad.append(error)
-        return bad
-
-    errors: list[UnreadableImageError] = []
-    starts = range(0, len(split), _CHUNK)
-    with ThreadPoolExecutor(psutil.cpu_count() or 1) as pool:
-        for start, bad in zip(starts, pool.map(decode, starts), strict=True):
-            errors += bad
-            if count:
-                count(min(start + _CHUNK, len(split)), len(split))
-    if errors:
-        raise unreadable(errors)
-    return torch.from_numpy(images).permute(0, 3, 1, 2)
+def count_values(images: Tensor) -> Tensor:
+    """How often each channel of pictures (uint8 [N, 3, H, W]) has each of the 256 values: int64 [3, 256]."""
+    counts = torch.zeros(CHANNELS, 256, dtype=torch.int64)
+    for part in images.split(1000):
+        for channel in range(CHANNELS):
+            counts[channel] += torch.bincount(part[:, channel].reshape(-1).cpu(), minlength=256)
+    return counts
 
 
-def unreadable(errors: Sequence[UnreadableImageError]) -> DataError:
-    """One error that lists many pictures."""
-    listing = "\n".join(f"  {error.name}: {error.reason}" for error in errors[:50])
-    more = f"\n  ... and {len(errors) - 50} more" if len(errors) > 50 else ""
-    return DataError(f"{len(errors)} picture(s) cannot be read; mend or remove them:\n{listing}{more}")
-
-
-def common_size(split: Split) -> tuple[int, int] | None:
-    """The size (height, width) that all pictures share, or None.
-
-    Raises:
-        DataError: lists every picture whose header cannot be read.
-    """
-    sizes: set[tuple[int, int]] = set()
-    errors: list[UnreadableImageError] = []
-    for index in range(len(split)):
-        if isinstance(split, ArraySplit) and index:
-            break
-        try:
-            sizes.add(split.peek(index)[0])
-        except UnreadableImageError as error:
-            errors.append(error)
-        if len(sizes) > 1:
-            return None
-    if errors:
-        raise unreadable(errors)
-    return sizes.pop() if sizes else None
-
-
-def automatic_size(split: Split) -> tuple[int, int]:
-    """The data's own size if it is uniform and at least 16 pixels a side, else 32 by 32."""
-    return size_or_default(common_size(split))
-
-
-def size_or_default(size: tuple[int, int] | None) -> tuple[int, int]:
-    """The size that all pictures share, where they do and networks can take it; else 32 by 32."""
-    return size if size is not None and min(size) >= SMALLEST_SIDE else (DEFAULT_SIDE, DEFAULT_SIDE)
-
-
-def channel_statistics(engine: Engine) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(counts: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over all pixels, in [0, 1].
 
     From exact counts of the 256 values, so they depend on no order of summation.
     """
-    channels = 3
-    counts = torch.zeros(channels, 256, dtype=torch.int64)
-    positions = torch.arange(len(engine.labels)).split(1000)
-    for images in engine.fetch(positions):
-        for channel in range(channels):
-            counts[channel] += torch.bincount(images[:, channel].reshape(-1).cpu(), minlength=256)
     values = torch.arange(256, dtype=torch.float64) / 255
     weights = counts.double() / counts.sum(dim=1, keepdim=True)
     mean = weights @ values

@@ -7,9 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from thumbnet.data.batches import Count, MemoryEngine, channel_statistics, decode_split, size_or_default
+from thumbnet.data.batches import channel_statistics
+from thumbnet.data.decoding import Count, decode_split, size_or_default
 from thumbnet.data.images import Fit, fit_image
 from thumbnet.data.splits import Data
 from thumbnet.errors import UnreadableImageError
@@ -108,8 +108,7 @@ def _statistics(
     if not indices:
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     split = data.splits["train"].subset(np.array(indices))
-    images = decode_split(split, size, fit)
-    return channel_statistics(MemoryEngine(images, torch.from_numpy(split.labels)))
+    return channel_statistics(decode_split(split, size, fit).counts)
 
 
 def sample_grid(

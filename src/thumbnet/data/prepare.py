@@ -7,19 +7,17 @@ from dataclasses import dataclass
 import torch
 
 from thumbnet.data.batches import (
-    Count,
     Engine,
     EvalBatches,
     MemoryEngine,
     Normalise,
     TrainBatches,
     WorkerEngine,
-    automatic_size,
     channel_statistics,
-    decode_split,
     fits_in_memory,
 )
 from thumbnet.data.dataset import random_subset
+from thumbnet.data.decoding import Count, automatic_size, decode_split
 from thumbnet.data.images import Preprocessing
 from thumbnet.data.splits import Data, Split
 from thumbnet.recipe import AUTO, DataSettings, Recipe, parse_image_size
@@ -83,15 +81,15 @@ def build_engine(
 ) -> Engine:
     """The engine that delivers the pictures of ``split`` at ``size``."""
     if in_memory:
-        images = decode_split(split, size, settings.fit, on_decode)
-        return MemoryEngine(images, torch.from_numpy(split.labels.copy()))
+        decoded = decode_split(split, size, settings.fit, on_decode)
+        return MemoryEngine(decoded.images, torch.from_numpy(split.labels.copy()), decoded.counts)
     return WorkerEngine(split, size, settings.fit, settings.workers)
 
 
 def resolve_preprocessing(settings: DataSettings, size: tuple[int, int], engine: Engine) -> Preprocessing:
     """With the recipe's mean and std, or those of the training pictures."""
     if isinstance(settings.mean, str) or isinstance(settings.std, str):
-        measured_mean, measured_std = channel_statistics(engine)
+        measured_mean, measured_std = channel_statistics(engine.value_counts())
     mean = measured_mean if isinstance(settings.mean, str) else settings.mean
     std = measured_std if isinstance(settings.std, str) else settings.std
     return Preprocessing(size, settings.fit, mean, std)

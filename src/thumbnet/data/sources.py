@@ -6,7 +6,6 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 
 from thumbnet.data import cifar
 from thumbnet.data.archives import ARCHIVE_SUFFIXES, is_archive_name, unpack
@@ -15,6 +14,7 @@ from thumbnet.data.folders import load_folder
 from thumbnet.data.hub import load_hub
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, nearest
+from thumbnet.files import cache_folder
 
 NAMED = ("digits", "cifar10", "cifar100")
 
@@ -46,7 +46,7 @@ def load_data(
     Raises:
         DataError: it cannot be found, fetched or understood; the message says what to do.
     """
-    cache = Path(data_dir).expanduser() if data_dir else platformdirs.user_cache_path("thumbnet")
+    cache = Path(data_dir).expanduser() if data_dir else cache_folder()
     name = str(source)
     if name == "digits":
         data = _load_digits()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,14 @@ class Split(ABC):
     def subset(self, indices: np.ndarray) -> Split:
         """The pictures at ``indices`` (int [M]), in that order."""
 
+    def content_key(self) -> str:
+        """A digest that changes when a picture does; labels are not in it."""
+        return _digest(self.content_stamp())
+
+    @abstractmethod
+    def content_stamp(self) -> Iterable[bytes]:
+        """What :meth:`content_key` is made of."""
+
     @abstractmethod
     def stamp(self) -> Iterable[bytes]:
         """What a fingerprint of this split is made of, cheap to get."""
@@ -97,9 +107,20 @@ class FileSplit(Split):
 
     def stamp(self) -> Iterable[bytes]:
         """Names, labels and file sizes: reading every file would cost too much."""
-        for index in range(len(self)):
-            size = self.path(index).stat().st_size
-            yield f"{self.paths[index]}\0{self.labels[index]}\0{size}\n".encode(errors="surrogateescape")
+        for path, label, (size, _) in zip(self.paths, self.labels, self._states, strict=True):
+            yield f"{path}\0{label}\0{size}\n".encode(errors="surrogateescape")
+
+    def content_stamp(self) -> Iterable[bytes]:
+        """Names, file sizes and times of change."""
+        yield os.fsencode(self.root.resolve())
+        for path, (size, changed) in zip(self.paths, self._states, strict=True):
+            yield f"{path}\0{size}\0{changed}\n".encode(errors="surrogateescape")
+
+    @cached_property
+    def _states(self) -> list[tuple[int, int]]:
+        """Size and time of change, in nanoseconds, of every file; looked up once. -1 where there is none."""
+        root = str(self.root)
+        return [_state(os.path.join(root, path)) for path in self.paths]
 
 
 class BytesSplit(Split):
@@ -130,6 +151,9 @@ class BytesSplit(Split):
         yield self.labels.tobytes()
         yield from self.files
 
+    def content_stamp(self) -> Iterable[bytes]:  # noqa: D102
+        return self.files
+
 
 class ArraySplit(Split):
     """Pictures as pixels: ``images`` uint8 [N, height, width, 3]."""
@@ -157,6 +181,25 @@ class ArraySplit(Split):
     def stamp(self) -> Iterable[bytes]:  # noqa: D102
         yield self.labels.tobytes()
         yield self.images.tobytes()
+
+    def content_stamp(self) -> Iterable[bytes]:  # noqa: D102
+        yield str(self.images.shape).encode()
+        yield self.images.tobytes()
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _state(path: str) -> tuple[int, int]:
+    try:
+        state = os.stat(path)
+    except OSError:
+        return -1, -1
+    return state.st_size, state.st_mtime_ns
 
 
 def _peek(source: Path | io.BytesIO, name: str) -> tuple[tuple[int, int], str]:

@@ -1,4 +1,4 @@
-"""Compile ``cpu.c`` once, keep it in the user's cache, load it. Where that cannot be, there are no kernels."""
+"""Compile ``cpu.c`` once, keep it in the user's cache, load it. Where that cannot be, the twins do."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What the networks call: each operation by a kernel of ``cpu.c`` where that can be, else by its plain twin.
 
-The twins say in PyTorch what is computed; tests hold the kernels against them in float64, forwards and backwards.
-A kernel runs on a CPU with AMX, under autocast to bfloat16, on pictures stored channels last.
+The twins say in PyTorch what is computed; tests hold the kernels against them in float64, forwards and
+backwards. A kernel runs on a CPU with AMX, under autocast to bfloat16, on pictures stored channels last.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from thumbnet.kernels.build import library
 
@@ -78,7 +79,8 @@ def plain_norm_act(
 def weight_gradient(x: Tensor, gradient: Tensor, stride: int = 1) -> Tensor:
     """Of a 3x3 convolution with padding 1: float32 [CO, CI, 3, 3].
 
-    oneDNN's own took two thirds of the convolutions' time: on maps of 8x8 and less it is three to ten times slower.
+    oneDNN's own took two thirds of the convolutions' time: on maps of 8x8 and less it is three to ten times
+    slower.
 
     Args:
         x: bfloat16 [B, CI, H * stride, W * stride], channels last, what the convolution was given.
@@ -94,8 +96,9 @@ def weight_gradient(x: Tensor, gradient: Tensor, stride: int = 1) -> Tensor:
 
 def plain_weight_gradient(x: Tensor, gradient: Tensor, stride: int = 1) -> Tensor:
     """The twin of :func:`weight_gradient`, in the inputs' precision."""
-    shape = (gradient.shape[1], x.shape[1], 3, 3)
-    return torch.nn.grad.conv2d_weight(x, shape, gradient, stride=stride, padding=1)
+    shape = [gradient.shape[1], x.shape[1], 3, 3]
+    summed: Tensor = conv2d_weight(x, shape, gradient, stride=stride, padding=1)
+    return summed
 
 
 def conv3x3(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
@@ -123,7 +126,7 @@ class _Conv3x3(torch.autograd.Function):
         return conv3x3(x, weight, stride)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         stride = ctx.stride
         gradient = gradient.bfloat16().contiguous(memory_format=torch.channels_last)
@@ -166,7 +169,7 @@ class _NormAct(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         pooled, which, y, scale, shift, mean, variance = ctx.saved_tensors
         dy = dy.bfloat16().contiguous(memory_format=torch.channels_last)
         count, channels, height, width = ctx.shape
@@ -236,7 +239,9 @@ def _scale_and_activate(
 
 def _update_running(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, positions: int) -> None:
     """As BatchNorm2d does: the unbiased variance, and the newest batch by ``norm.momentum``."""
-    assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.momentum is not None
     unbiased = variance * positions / max(positions - 1, 1)
     norm.running_mean.lerp_(mean.float(), norm.momentum)
     norm.running_var.lerp_(unbiased.float(), norm.momentum)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from thumbnet.data.batches import Batch, Batches, Count
+from thumbnet.data.batches import Batch, Batches
+from thumbnet.data.decoding import Count
 from thumbnet.errors import ThumbnetError
 from thumbnet.hardware import autocast
 from thumbnet.training.fit import TrainingState

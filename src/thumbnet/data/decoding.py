@@ -1,0 +1,187 @@
+"""Every picture of a split decoded once, and kept on disk for the next time.
+
+The cache is the folder ``decoded`` in :func:`thumbnet.files.cache_folder`. An entry is named by a digest
+of what it depends on: the files' names, sizes and times (or their bytes), the size in pixels, and how a
+picture is made to fit. It is written elsewhere and renamed, so it is whole whenever it is there, whoever
+else writes it at the same time, and whatever is deleted is made anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+import psutil
+import torch
+from torch import Tensor
+
+from thumbnet.data.batches import CHANNELS, count_values
+from thumbnet.data.images import Fit, fit_image
+from thumbnet.data.splits import ArraySplit, Split
+from thumbnet.errors import DataError, UnreadableImageError
+from thumbnet.files import cache_folder
+
+DEFAULT_SIDE = 32
+SMALLEST_SIDE = 16
+_CHUNK = 256  # pictures that a decoding thread takes at a time
+_VERSION = 1  # of the cache's format and of what decoding does
+
+Count = Callable[[int, int], None]
+"""Called with the number of pictures that are done and of all."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A split in memory.
+
+    Attributes:
+        images: uint8 [N, 3, H, W], stored as [N, H, W, 3]; it may be a file mapped into memory.
+        counts: how often each channel has each value, int64 [3, 256].
+    """
+
+    images: Tensor
+    counts: Tensor
+
+
+def decode_split(split: Split, size: tuple[int, int], fit: Fit, count: Count | None = None) -> Decoded:
+    """All pictures of a split at ``size`` (height, width), from the cache if they are there.
+
+    Raises:
+        DataError: lists every picture that cannot be read.
+    """
+    if isinstance(split, ArraySplit) and split.images.shape[1:3] == size:
+        images = torch.from_numpy(np.ascontiguousarray(split.images)).permute(0, 3, 1, 2)
+        return Decoded(images, count_values(images))
+    entry = _entry(split, f"{size[0]}x{size[1]}-{fit}")
+    kept = _load(entry, (len(split), *size, CHANNELS))
+    if kept is not None:
+        return kept
+    images = _decode(split, size, fit, count)
+    decoded = Decoded(images, count_values(images))
+    _keep(entry, decoded)
+    return decoded
+
+
+def automatic_size(split: Split) -> tuple[int, int]:
+    """The data's own size if it is uniform and at least 16 pixels a side, else 32 by 32."""
+    if isinstance(split, ArraySplit):
+        return size_or_default(common_size(split))
+    entry = _entry(split, "size")
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        height, width = json.loads((entry / "size.json").read_text())
+        return int(height), int(width)
+    size = size_or_default(common_size(split))
+    _write(entry, lambda folder: (folder / "size.json").write_text(json.dumps(size)))
+    return size
+
+
+def size_or_default(size: tuple[int, int] | None) -> tuple[int, int]:
+    """The size that all pictures share, where they do and networks can take it; else 32 by 32."""
+    return size if size is not None and min(size) >= SMALLEST_SIDE else (DEFAULT_SIDE, DEFAULT_SIDE)
+
+
+def common_size(split: Split) -> tuple[int, int] | None:
+    """The size (height, width) that all pictures share, or None.
+
+    Raises:
+        DataError: lists every picture whose header cannot be read.
+    """
+    sizes: set[tuple[int, int]] = set()
+    errors: list[UnreadableImageError] = []
+    for index in range(len(split)):
+        if isinstance(split, ArraySplit) and index:
+            break
+        try:
+            sizes.add(split.peek(index)[0])
+        except UnreadableImageError as error:
+            errors.append(error)
+        if len(sizes) > 1:
+            return None
+    if errors:
+        raise unreadable(errors)
+    return sizes.pop() if sizes else None
+
+
+def unreadable(errors: Sequence[UnreadableImageError]) -> DataError:
+    """One error that lists many pictures."""
+    listing = "\n".join(f"  {error.name}: {error.reason}" for error in errors[:50])
+    more = f"\n  ... and {len(errors) - 50} more" if len(errors) > 50 else ""
+    return DataError(f"{len(errors)} picture(s) cannot be read; mend or remove them:\n{listing}{more}")
+
+
+def _decode(split: Split, size: tuple[int, int], fit: Fit, count: Count | None) -> Tensor:
+    height, width = size
+    images = np.empty((len(split), height, width, CHANNELS), dtype=np.uint8)
+
+    def decode(first: int) -> list[UnreadableImageError]:
+        bad = []
+        for index in range(first, min(first + _CHUNK, len(split))):
+            try:
+                images[index] = np.asarray(fit_image(split.read(index), size, fit))
+            except UnreadableImageError as error:
+                bad.append(error)
+        return bad
+
+    errors: list[UnreadableImageError] = []
+    starts = range(0, len(split), _CHUNK)
+    with ThreadPoolExecutor(psutil.cpu_count() or 1) as pool:
+        for start, bad in zip(starts, pool.map(decode, starts), strict=True):
+            errors += bad
+            if count:
+                count(min(start + _CHUNK, len(split)), len(split))
+    if errors:
+        raise unreadable(errors)
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def _entry(split: Split, what: str) -> Path:
+    """Where the cache keeps ``what`` of ``split``."""
+    depends = f"{_VERSION} {PIL.__version__} {what} {split.content_key()}"
+    return cache_folder() / "decoded" / hashlib.blake2b(depends.encode(), digest_size=16).hexdigest()
+
+
+def _load(entry: Path, shape: tuple[int, ...]) -> Decoded | None:
+    """What is kept, mapped into memory; None if it is not there or not whole."""
+    try:
+        images = np.load(entry / "images.npy", mmap_mode="c", allow_pickle=False)
+        counts = np.load(entry / "counts.npy", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    whole = images.shape == shape and images.dtype == np.uint8 and counts.shape == (CHANNELS, 256)
+    if not whole or counts.sum() != images.size:
+        return None
+    return Decoded(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(counts))
+
+
+def _keep(entry: Path, decoded: Decoded) -> None:
+    """Write an entry, where it takes less than a quarter of the free space."""
+    images = decoded.images.permute(0, 2, 3, 1).numpy()
+
+    def write(folder: Path) -> None:
+        if images.nbytes < shutil.disk_usage(folder).free // 4:
+            np.save(folder / "images.npy", images)
+            np.save(folder / "counts.npy", decoded.counts.numpy())
+
+    _write(entry, write)
+
+
+def _write(entry: Path, write: Callable[[Path], object]) -> None:
+    """Fill a new folder and rename it to ``entry``. A cache that cannot be written is none: no error."""
+    with contextlib.suppress(OSError):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=entry.parent))
+        try:
+            write(temporary)
+            shutil.rmtree(entry, ignore_errors=True)  # a damaged one
+            temporary.rename(entry)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
