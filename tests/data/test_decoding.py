@@ -126,7 +126,7 @@ def test_a_writer_that_dies_leaves_nothing_whole(
             raise KeyboardInterrupt
         save(path, array)
 
-    monkeypatch.setattr(decoding.np, "save", die)
+    monkeypatch.setattr(np, "save", die)
     with pytest.raises(KeyboardInterrupt):
         decode_split(train_split(pictures), (20, 20), "pad")
     assert list(cache.iterdir()) == []

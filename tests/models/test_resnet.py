@@ -58,9 +58,7 @@ def plain_block(x: np.ndarray, block: ResidualBlock, training: bool) -> np.ndarr
 
 
 def plain_resnet(x: np.ndarray, model: ResNet, training: bool) -> np.ndarray:
-    conv, norm, _ = model.stem
-    assert isinstance(norm, nn.BatchNorm2d)
-    x = np.maximum(plain_norm(plain_conv(x, array(conv.weight), 1), norm, training), 0)  # type: ignore[arg-type]
+    x = np.maximum(plain_norm(plain_conv(x, array(model.stem.weight), 1), model.norm, training), 0)
     for stage in model.stages:
         assert isinstance(stage, nn.Sequential)
         for block in stage:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from thumbnet.kernels import ops
 from thumbnet.recipe import AugmentSettings
 
 
@@ -55,11 +56,14 @@ class Augmentation:
 
     def apply(self, images: Tensor, draw: Draw, fill: Tensor) -> Tensor:
         """``images`` (uint8 [B, C, H, W]) changed by ``draw``; ``fill`` (uint8 [C]) fills the cutout."""
-        device = images.device
-        if self.settings.flip != "none":
-            images = mirror(images, draw.flip.to(device))
-        if self.settings.translate:
-            images = translate(images, draw.shift.to(device), self.settings.translate_fill == "reflect")
+        device, reflect = images.device, self.settings.translate_fill == "reflect"
+        if self.settings.translate and ops.can_move(images):
+            images = ops.mirror_and_translate(images, draw.flip, draw.shift, reflect)
+        else:
+            if self.settings.flip != "none":
+                images = mirror(images, draw.flip.to(device))
+            if self.settings.translate:
+                images = translate(images, draw.shift.to(device), reflect)
         if self.settings.cutout:
             images = cutout(images, draw.hole.to(device), self.settings.cutout, fill.to(device))
         return images

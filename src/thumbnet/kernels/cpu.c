@@ -418,3 +418,34 @@ void backward(const bf16 *dy, const bf16 *pooled, const bf16 *y, const uint8_t *
         if (pool * h < H) memset(dx + ((size_t)n * H + H - 1) * W * C, 0, (size_t)W * C * sizeof(bf16));
     }
 }
+
+/* ---- Augmentation ------------------------------------------------------------------------------------------ */
+
+static inline int folded(int at, int length) { /* beyond the ends back in, the ends not repeated */
+    at = at < 0 ? -at : at;
+    at = at < length ? at : 2 * (length - 1) - at;
+    return at < 0 ? 0 : at > length - 1 ? length - 1 : at;
+}
+
+/* uint8 [N, H, W, 3] -> the same: mirrored where flip [N] says so, then moved by shift [N, 2], pixels down and
+ * right; what comes in from outside is the reflection, or 0. */
+void mirror_and_translate(const uint8_t *images, uint8_t *moved, const uint8_t *flip, const int64_t *shift, int N,
+                          int H, int W, int reflect, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int n = 0; n < N; n++) {
+        int from[W]; /* byte in the row that each pixel comes from; -1 is outside */
+        for (int x = 0; x < W; x++) {
+            const int at = x - (int)shift[2 * n + 1], inside = at >= 0 && at < W, column = folded(at, W);
+            from[x] = inside || reflect ? 3 * (flip[n] ? W - 1 - column : column) : -1;
+        }
+        for (int y = 0; y < H; y++) {
+            const int at = y - (int)shift[2 * n], inside = at >= 0 && at < H;
+            const uint8_t *row = images + ((size_t)n * H + folded(at, H)) * W * 3;
+            uint8_t *to = moved + ((size_t)n * H + y) * W * 3;
+            for (int x = 0; x < W; x++, to += 3) {
+                const int there = from[x] >= 0 && (inside || reflect);
+                for (int c = 0; c < 3; c++) to[c] = there ? row[from[x] + c] : 0;
+            }
+        }
+    }
+}

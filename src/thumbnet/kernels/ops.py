@@ -53,7 +53,8 @@ def norm_act(
     Returns:
         [B, C, H / pool, W / pool].
     """
-    if not _applies(x) or x.shape[1] % 32 or (add is not None and act == "silu"):
+    single = x.shape[0] * (x.shape[2] // pool) * (x.shape[3] // pool) < 2  # has no variance
+    if not _applies(x) or x.shape[1] % 32 or single or (add is not None and act == "silu"):
         return plain_norm_act(x, norm, act, pool=pool, add=add)
     x = x.bfloat16()
     add = None if add is None else add.bfloat16().contiguous(memory_format=torch.channels_last)
@@ -114,6 +115,28 @@ def conv3x3(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     rows = patches.permute(0, 1, 2, 4, 5, 3).reshape(-1, 9 * inputs)
     product = rows @ weight.permute(2, 3, 1, 0).reshape(9 * inputs, -1)
     return product.view(count, height, width, -1).permute(0, 3, 1, 2)
+
+
+def mirror_and_translate(images: Tensor, flip: Tensor, shift: Tensor, reflect: bool) -> Tensor:
+    """``translate(mirror(images, flip), shift, reflect)``, its twin in :mod:`thumbnet.data.augment`.
+
+    Args:
+        images: uint8 [B, 3, H, W], stored [B, H, W, 3], on the CPU; :func:`can_move` says whether it can be.
+        flip: bool [B].
+        shift: int64 [B, 2], pixels down and right.
+        reflect: what comes in from outside is the reflection; else 0.
+    """
+    count, _, height, width = images.shape
+    moved = torch.empty_like(images)
+    arguments = (images, moved, flip.contiguous(), shift.contiguous())
+    _call("mirror_and_translate", *arguments, count, height, width, int(reflect))
+    return moved
+
+
+def can_move(images: Tensor) -> bool:
+    """Whether :func:`mirror_and_translate` can do ``images``."""
+    stored = images.is_contiguous(memory_format=torch.channels_last) and images.shape[1] == 3
+    return images.device.type == "cpu" and stored and images.numel() > 0 and library() is not None
 
 
 class _Conv3x3(torch.autograd.Function):

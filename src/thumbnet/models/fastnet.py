@@ -48,7 +48,7 @@ class FastNet(nn.Module):
         super().__init__()
         whitened = 2 * in_channels * PATCH**2
         self.whiten = nn.Conv2d(in_channels, whitened, PATCH)
-        self.whiten.weight.requires_grad_(False)
+        self.whiten.requires_grad_(False)  # and nothing before the first block needs a gradient
         self.blocks = nn.Sequential(
             *(FastBlock(a, b) for a, b in zip([whitened, *widths[:-1]], widths, strict=True))
         )
