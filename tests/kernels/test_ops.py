@@ -114,9 +114,9 @@ def test_norm_act(act: ops.Activation, pool: int, adds: bool, shape: tuple[int, 
     assert y.dtype == torch.bfloat16
     assert_close(y, y64, BF16)
     if height * width > 8:  # of two positions and less a rounded ReLU may lie on the other side
-        assert_close(x.grad, x64.grad, BF16)
-        assert_close(norm.weight.grad, twin.weight.grad, 1e-3 if act == "relu" else FP32)
-        assert_close(norm.bias.grad, twin.bias.grad, 1e-3 if act == "relu" else FP32)
+        assert_close(x.grad, x64.grad, 1.5 * BF16)  # rounded twice: before and behind the normalisation
+        assert_close(norm.weight.grad, twin.weight.grad, FP32 if act == "none" else BF16)
+        assert_close(norm.bias.grad, twin.bias.grad, FP32 if act == "none" else BF16)
     assert_close(norm.running_mean, twin.running_mean, FP32)
     assert_close(norm.running_var, twin.running_var, FP32)
     if add is not None and add64 is not None:

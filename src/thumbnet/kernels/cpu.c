@@ -219,34 +219,42 @@ void conv3x3_weight_gradient(const bf16 *x, const bf16 *g, float *dw, int N, int
 /* ---- Max-pooling, batch normalisation, addition, activation: one pass where PyTorch takes three to five -----
  *
  * Each channel is scaled and shifted, so that y = act(scale[c] * pool(x)[c] + shift[c] + add). C is a multiple
- * of 32: a cache line of channels is worked on at a time, over all positions of a picture.
+ * of 32: a cache line of channels is worked on at a time.
  */
 
 enum { NONE, RELU, SILU };
 
-static inline __m512 load(const bf16 *from) {
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16));
+typedef struct { __m512 low, high; } Line; /* 32 channels */
+
+static inline __m512i raw(const bf16 *from) { return _mm512_loadu_si512(from); }
+
+static inline Line widen(__m512i line) {
+    const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(line));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(line, 1));
+    return (Line){_mm512_castsi512_ps(_mm512_slli_epi32(low, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(high, 16))};
 }
 
-static inline void store(bf16 *to, __m512 value) {
-    _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(value));
+static inline __m512i narrow(Line line) { return (__m512i)_mm512_cvtne2ps_pbh(line.high, line.low); }
+
+static inline Line floats(const float *from) { return (Line){_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16)}; }
+
+static inline Line multiply_add(Line a, Line b, Line c) {
+    return (Line){_mm512_fmadd_ps(a.low, b.low, c.low), _mm512_fmadd_ps(a.high, b.high, c.high)};
 }
 
-/* 1 / (1 + exp(-x)), to about 1e-6. */
+static inline Line plus(Line a, Line b) {
+    return (Line){_mm512_add_ps(a.low, b.low), _mm512_add_ps(a.high, b.high)};
+}
+
+/* 1 / (1 + exp(-x)), to 1.4e-4, less than bfloat16's rounding. */
 static inline __m512 sigmoid(__m512 x) {
-    const __m512 t = _mm512_mul_ps(_mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-80)), _mm512_set1_ps(80)),
-                                   _mm512_set1_ps(-1.44269504f));
+    const __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f));
     const __m512 whole = _mm512_roundscale_ps(t, 0), part = _mm512_sub_ps(t, whole); /* in [-0.5, 0.5] */
-    __m512 power = _mm512_set1_ps(1.3333558e-3f); /* 2^part by its Taylor series */
-    power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(9.6181291e-3f));
-    power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(5.5504109e-2f));
-    power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(2.4022651e-1f));
-    power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(6.9314718e-1f));
-    power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(1));
-    const __m512 denominator = _mm512_add_ps(_mm512_set1_ps(1), _mm512_scalef_ps(power, whole));
-    __m512 inverse = _mm512_rcp14_ps(denominator); /* one step of Newton's */
-    return _mm512_mul_ps(inverse, _mm512_fnmadd_ps(denominator, inverse, _mm512_set1_ps(2)));
+    __m512 power = _mm512_set1_ps(5.503e-2f); /* 2^part */
+    power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(2.42261e-1f));
+    power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(6.93253e-1f));
+    power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(0.999951f));
+    return _mm512_rcp14_ps(_mm512_add_ps(_mm512_set1_ps(1), _mm512_scalef_ps(power, whole)));
 }
 
 static inline __m512 activate(__m512 z, int act) {
@@ -255,36 +263,42 @@ static inline __m512 activate(__m512 z, int act) {
     return z;
 }
 
-/* The loss' gradient before the activation, from the one behind it (dy). ReLU asks its result y. */
-static inline __m512 deactivate(__m512 dy, __m512 z, const bf16 *y, int act) {
-    if (act == RELU)
-        return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(load(y), _mm512_setzero_ps(), _CMP_GT_OQ), dy);
-    if (act == SILU) {
-        const __m512 s = sigmoid(z), one = _mm512_set1_ps(1);
-        return _mm512_mul_ps(dy, _mm512_mul_ps(s, _mm512_fmadd_ps(z, _mm512_sub_ps(one, s), one)));
-    }
-    return dy;
+/* The derivative of SiLU at z, times dy. */
+static inline __m512 silu_backward(__m512 dy, __m512 z) {
+    const __m512 s = sigmoid(z), one = _mm512_set1_ps(1);
+    return _mm512_mul_ps(dy, _mm512_mul_ps(s, _mm512_fmadd_ps(z, _mm512_sub_ps(one, s), one)));
 }
 
-/* The first largest of a 2x2 window's four values, and which it is (0 to 3, in reading order). */
-static inline __m512 largest(const bf16 *corner, size_t right, size_t down, __m512i *which) {
-    __m512 best = load(corner);
-    __m512i index = _mm512_setzero_si512();
+/* bfloat16 as 16-bit integers in the same order; its own inverse. */
+static inline __m512i sortable(__m512i line) {
+    return _mm512_xor_si512(line, _mm512_srli_epi16(_mm512_srai_epi16(line, 15), 1));
+}
+
+/* The largest of a 2x2 window's four values, and which it is: the first of them, 0 to 3 in reading order. */
+static inline __m512i largest(const bf16 *corner, size_t right, size_t down, __m512i *which) {
+    __m512i best = sortable(raw(corner)), index = _mm512_setzero_si512();
     const size_t others[3] = {right, down, down + right};
     for (int i = 0; i < 3; i++) {
-        const __m512 value = load(corner + others[i]);
-        const __mmask16 more = _mm512_cmp_ps_mask(value, best, _CMP_GT_OQ);
-        best = _mm512_mask_mov_ps(best, more, value);
-        index = _mm512_mask_mov_epi32(index, more, _mm512_set1_epi32(i + 1));
+        const __m512i value = sortable(raw(corner + others[i]));
+        index = _mm512_mask_mov_epi16(index, _mm512_cmpgt_epi16_mask(value, best), _mm512_set1_epi16(i + 1));
+        best = _mm512_max_epi16(best, value);
     }
     *which = index;
-    return best;
+    return sortable(best);
 }
 
-static inline void add_to_doubles(double *to, __m512 value) {
-    float lanes[16];
-    _mm512_storeu_ps(lanes, value);
-    for (int i = 0; i < 16; i++) to[i] += lanes[i];
+static inline void add_to_doubles(double *to, Line value) {
+    float lanes[32];
+    _mm512_storeu_ps(lanes, value.low);
+    _mm512_storeu_ps(lanes + 16, value.high);
+    for (int i = 0; i < 32; i++) to[i] += lanes[i];
+}
+
+static void add_up(double *sums, const double *partial, int count, int threads) {
+    for (int i = 0; i < count; i++) {
+        sums[i] = 0;
+        for (int t = 0; t < threads; t++) sums[i] += partial[(size_t)t * count + i];
+    }
 }
 
 /* x [N, H, W, C] -> pooled [N, H/2, W/2, C] and which [same], where pool is 2; else pooled is x itself.
@@ -299,35 +313,28 @@ void pool_and_sum(const bf16 *x, bf16 *pooled, uint8_t *which, double *sums, int
 #pragma omp for schedule(static)
         for (int n = 0; n < N; n++)
             for (int c = 0; c < C; c += 32) {
-                __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, square[2] = {sum[0], sum[0]};
-                for (int row = 0; row < h; row++)
-                    for (int column = 0; column < w; column++) {
-                        const size_t at = (((size_t)n * h + row) * w + column) * C + c;
-                        const bf16 *from = x + (((size_t)n * H + pool * row) * W + pool * column) * C + c;
-                        for (int half = 0; half < 2; half++) {
-                            __m512 value;
-                            if (pool == 2) {
-                                __m512i index;
-                                value = largest(from + 16 * half, C, (size_t)W * C, &index);
-                                store(pooled + at + 16 * half, value);
-                                _mm_storeu_si128((__m128i *)(which + at + 16 * half),
-                                                 _mm512_cvtepi32_epi8(index));
-                            } else
-                                value = load(from + 16 * half);
-                            sum[half] = _mm512_add_ps(sum[half], value);
-                            square[half] = _mm512_fmadd_ps(value, value, square[half]);
-                        }
+                Line sum = {_mm512_setzero_ps(), _mm512_setzero_ps()}, square = sum;
+                for (int row = 0; row < h; row++) {
+                    const bf16 *from = x + ((size_t)n * H + pool * row) * W * C + c;
+                    size_t at = ((size_t)n * h + row) * w * C + c;
+                    for (int column = 0; column < w; column++, at += C, from += pool * C) {
+                        __m512i line, index;
+                        if (pool == 2) {
+                            line = largest(from, C, (size_t)W * C, &index);
+                            _mm512_storeu_si512(pooled + at, line);
+                            _mm256_storeu_si256((__m256i *)(which + at), _mm512_cvtepi16_epi8(index));
+                        } else
+                            line = raw(from);
+                        const Line value = widen(line);
+                        sum = plus(sum, value);
+                        square = multiply_add(value, value, square);
                     }
-                for (int half = 0; half < 2; half++) {
-                    add_to_doubles(mine + c + 16 * half, sum[half]);
-                    add_to_doubles(mine + C + c + 16 * half, square[half]);
                 }
+                add_to_doubles(mine + c, sum);
+                add_to_doubles(mine + C + c, square);
             }
     }
-    for (int i = 0; i < 2 * C; i++) {
-        sums[i] = 0;
-        for (int t = 0; t < threads; t++) sums[i] += partial[(size_t)t * 2 * C + i];
-    }
+    add_up(sums, partial, 2 * C, threads);
     free(partial);
 }
 
@@ -337,78 +344,79 @@ void scale_and_activate(const bf16 *x, const bf16 *add, bf16 *y, const float *sc
     const int h = H / pool, w = W / pool;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int n = 0; n < N; n++)
-        for (int c = 0; c < C; c += 16) {
-            const __m512 a = _mm512_loadu_ps(scale + c), b = _mm512_loadu_ps(shift + c);
-            for (int row = 0; row < h; row++)
-                for (int column = 0; column < w; column++) {
-                    const size_t at = (((size_t)n * h + row) * w + column) * C + c;
-                    const bf16 *from = x + (((size_t)n * H + pool * row) * W + pool * column) * C + c;
+        for (int row = 0; row < h; row++) {
+            const bf16 *from = x + ((size_t)n * H + pool * row) * W * C;
+            size_t at = ((size_t)n * h + row) * w * C;
+            for (int column = 0; column < w; column++, from += (pool - 1) * C)
+                for (int c = 0; c < C; c += 32, at += 32, from += 32) {
                     __m512i index;
-                    __m512 z = pool == 2 ? largest(from, C, (size_t)W * C, &index) : load(from);
-                    z = _mm512_fmadd_ps(z, a, b);
-                    if (add) z = _mm512_add_ps(z, load(add + at));
-                    store(y + at, activate(z, act));
+                    const __m512i line = pool == 2 ? largest(from, C, (size_t)W * C, &index) : raw(from);
+                    Line z = multiply_add(widen(line), floats(scale + c), floats(shift + c));
+                    if (add) z = plus(z, widen(raw(add + at)));
+                    _mm512_storeu_si512(y + at, narrow((Line){activate(z.low, act), activate(z.high, act)}));
                 }
         }
 }
 
-/* Sums for the backward pass: of dz, the gradient before the activation, and of dz * pooled. sums [2, C]. */
-void backward_sums(const bf16 *dy, const bf16 *pooled, const bf16 *y, const float *scale, const float *shift,
-                   double *sums, int N, int positions, int C, int act, int threads) {
+/* dz, the loss' gradient before the activation, from the one behind it: dy, y, pooled, dz [N, positions, C].
+ * sums [2, C]: of dz, and of dz * pooled. ReLU asks its result y, SiLU what it was given. */
+void backward_sums(const bf16 *dy, const bf16 *pooled, const bf16 *y, bf16 *dz, const float *scale,
+                   const float *shift, double *sums, int N, int positions, int C, int act, int threads) {
     double *partial = calloc((size_t)threads * 2 * C, sizeof(double));
 #pragma omp parallel num_threads(threads)
     {
         double *mine = partial + (size_t)omp_get_thread_num() * 2 * C;
 #pragma omp for schedule(static)
         for (int n = 0; n < N; n++)
-            for (int c = 0; c < C; c += 16) {
-                const __m512 a = _mm512_loadu_ps(scale + c), b = _mm512_loadu_ps(shift + c);
-                __m512 sum = _mm512_setzero_ps(), product = sum;
+            for (int c = 0; c < C; c += 32) {
+                const Line a = floats(scale + c), b = floats(shift + c);
+                Line sum = {_mm512_setzero_ps(), _mm512_setzero_ps()}, product = sum;
                 for (int p = 0; p < positions; p++) {
                     const size_t at = ((size_t)n * positions + p) * C + c;
-                    const __m512 value = load(pooled + at);
-                    const __m512 dz = deactivate(load(dy + at), _mm512_fmadd_ps(value, a, b), y + at, act);
-                    sum = _mm512_add_ps(sum, dz);
-                    product = _mm512_fmadd_ps(dz, value, product);
+                    const Line value = widen(raw(pooled + at));
+                    __m512i line = raw(dy + at);
+                    if (act == RELU) /* y is never negative: as an integer it is more than 0 where z is */
+                        line = _mm512_maskz_mov_epi16(_mm512_cmpgt_epi16_mask(raw(y + at), _mm512_setzero_si512()), line);
+                    if (act == SILU) {
+                        const Line z = multiply_add(value, a, b), g = widen(line);
+                        line = narrow((Line){silu_backward(g.low, z.low), silu_backward(g.high, z.high)});
+                    }
+                    if (act != NONE) _mm512_storeu_si512(dz + at, line);
+                    sum = plus(sum, widen(line));
+                    product = multiply_add(widen(line), value, product);
                 }
                 add_to_doubles(mine + c, sum);
                 add_to_doubles(mine + C + c, product);
             }
     }
-    for (int i = 0; i < 2 * C; i++) {
-        sums[i] = 0;
-        for (int t = 0; t < threads; t++) sums[i] += partial[(size_t)t * 2 * C + i];
-    }
+    add_up(sums, partial, 2 * C, threads);
     free(partial);
 }
 
-/* dx [N, H, W, C] from dy [N, H/pool, W/pool, C]: before the pooling it is scale * dz + slope * pooled + base
- * at the largest of each window and 0 elsewhere. dadd (or NULL) gets dz. */
-void backward(const bf16 *dy, const bf16 *pooled, const bf16 *y, const uint8_t *which, bf16 *dx, bf16 *dadd,
-              const float *scale, const float *shift, const float *slope, const float *base, int N, int H,
-              int W, int C, int pool, int act, int threads) {
+/* dx [N, H, W, C] from dz [N, H/pool, W/pool, C]: before the pooling it is scale * dz + slope * pooled + base
+ * at the largest of each window, and 0 elsewhere. */
+void backward(const bf16 *dz, const bf16 *pooled, const uint8_t *which, bf16 *dx, const float *scale,
+              const float *slope, const float *base, int N, int H, int W, int C, int pool, int threads) {
     const int h = H / pool, w = W / pool;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int n = 0; n < N; n++) {
-        for (int c = 0; c < C; c += 16) {
-            const __m512 a = _mm512_loadu_ps(scale + c), b = _mm512_loadu_ps(shift + c);
-            const __m512 k = _mm512_loadu_ps(slope + c), d = _mm512_loadu_ps(base + c);
-            for (int row = 0; row < h; row++)
-                for (int column = 0; column < w; column++) {
-                    const size_t at = (((size_t)n * h + row) * w + column) * C + c;
-                    bf16 *to = dx + (((size_t)n * H + pool * row) * W + pool * column) * C + c;
-                    const __m512 value = load(pooled + at);
-                    const __m512 dz = deactivate(load(dy + at), _mm512_fmadd_ps(value, a, b), y + at, act);
-                    const __m512 g = _mm512_fmadd_ps(a, dz, _mm512_fmadd_ps(k, value, d));
-                    if (dadd) store(dadd + at, dz);
+        for (int row = 0; row < h; row++) {
+            bf16 *to = dx + ((size_t)n * H + pool * row) * W * C;
+            size_t at = ((size_t)n * h + row) * w * C;
+            for (int column = 0; column < w; column++, to += (pool - 1) * C)
+                for (int c = 0; c < C; c += 32, at += 32, to += 32) {
+                    const Line rest =
+                        multiply_add(floats(slope + c), widen(raw(pooled + at)), floats(base + c));
+                    const __m512i g = narrow(multiply_add(floats(scale + c), widen(raw(dz + at)), rest));
                     if (pool == 1) {
-                        store(to, g);
+                        _mm512_storeu_si512(to, g);
                         continue;
                     }
-                    const __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(which + at)));
+                    const __m256i index = _mm256_loadu_si256((const __m256i *)(which + at));
                     for (int i = 0; i < 4; i++) {
-                        const __mmask16 here = _mm512_cmpeq_epi32_mask(index, _mm512_set1_epi32(i));
-                        store(to + (size_t)(i % 2) * C + (size_t)(i / 2) * W * C, _mm512_maskz_mov_ps(here, g));
+                        const __mmask32 here = _mm256_cmpeq_epi8_mask(index, _mm256_set1_epi8(i));
+                        bf16 *corner = to + (size_t)(i % 2) * C + (size_t)(i / 2) * W * C;
+                        _mm512_storeu_si512(corner, _mm512_maskz_mov_epi16(here, g));
                     }
                 }
         }

@@ -196,10 +196,13 @@ class _NormAct(torch.autograd.Function):
         pooled, which, y, scale, shift, mean, variance = ctx.saved_tensors
         dy = dy.bfloat16().contiguous(memory_format=torch.channels_last)
         count, channels, height, width = ctx.shape
-        act, positions = _ACTIVATIONS[ctx.act], pooled.numel() // channels
+        positions = pooled.numel() // channels
+        dz = dy if ctx.act == "none" else _empty(*pooled.shape)
         sums = torch.empty(2, channels, dtype=torch.float64)
-        per_picture = positions // count
-        _call("backward_sums", dy, pooled, y, scale, shift, sums, count, per_picture, channels, act)
+        _call(
+            "backward_sums", dy, pooled, y, dz, scale, shift, sums,
+            count, positions // count, channels, _ACTIVATIONS[ctx.act],
+        )  # fmt: skip
         # With u = (pooled - mean) / deviation, and weight * u + bias before the activation:
         # dx = scale * (dz - mean(dz) - u * mean(dz * u)), which is scale * dz + slope * pooled + base.
         inverse = (variance + ctx.eps).rsqrt()
@@ -207,11 +210,11 @@ class _NormAct(torch.autograd.Function):
         slope = -scale.double() * inverse * weight_gradient / positions
         base = -scale.double() * sums[0] / positions - slope * mean
         dx = _empty(*ctx.shape)
-        dadd = _empty(*pooled.shape) if ctx.adds else None
         _call(
-            "backward", dy, pooled, y, which, dx, dadd, scale, shift, slope.float(), base.float(),
-            count, height, width, channels, ctx.pool, act,
+            "backward", dz, pooled, which, dx, scale, slope.float(), base.float(),
+            count, height, width, channels, ctx.pool,
         )  # fmt: skip
+        dadd = dz if ctx.adds else None
         return dx, weight_gradient.float(), sums[0].float(), dadd, None, None, None
 
 

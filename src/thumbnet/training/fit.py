@@ -26,7 +26,7 @@ from thumbnet.errors import DivergedError
 from thumbnet.hardware import autocast, can_compile, use_bf16
 from thumbnet.recipe import Recipe
 from thumbnet.training.optimizers import build_optimizer, set_learning_rate
-from thumbnet.training.schedules import factor_at
+from thumbnet.training.schedules import factor_at, resize_at
 
 LOOK_EVERY = 20  # steps between looks at the loss: each look makes a GPU wait for the CPU
 
@@ -226,7 +226,8 @@ def fit(
         started = time.perf_counter()
         for batch in batches.epoch(epoch, start=state.step_in_epoch):
             set_learning_rate(state.optimizer, factor_at(recipe.schedule, state.step, state.total_steps))
-            images = batch.images.contiguous(memory_format=state.layout)
+            images = resize_at(recipe.schedule, batch.images, state.step, state.total_steps)
+            images = images.contiguous(memory_format=state.layout)
             state.optimizer.zero_grad()
             with autocast(state.bf16, state.device):
                 logits = state.forward(images)

@@ -1,4 +1,4 @@
-"""The learning rate as a factor, a pure function of how much of the training is done.
+"""The learning rate as a factor, and the pictures' size: pure functions of how much of the training is done.
 
 Nothing counts calls here, so nothing can be called too early: the first step has the first rate.
 """
@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import math
 
+import torch.nn.functional as F
+from torch import Tensor
+
 from thumbnet.recipe import ScheduleSettings
+
+SMALLEST_SIDE = 16  # pixels, below which networks here have nothing left to look at
 
 
 def factor_at(settings: ScheduleSettings, step: int, total_steps: int) -> float:
@@ -32,3 +37,14 @@ def factor_at(settings: ScheduleSettings, step: int, total_steps: int) -> float:
     left = min(max(left, 0.0), 1.0)
     height = 1 - left if settings.name == "linear" else (1 + math.cos(math.pi * left)) / 2
     return settings.end + (1 - settings.end) * height
+
+
+def resize_at(settings: ScheduleSettings, images: Tensor, step: int, total_steps: int) -> Tensor:
+    """A batch (float [B, C, H, W]) in the size that pictures have at ``step``: scaled down, antialiased."""
+    height, width = images.shape[-2:]
+    smallest = min(height, width)
+    side = max(settings.small_side, SMALLEST_SIDE / smallest)
+    if step / total_steps >= settings.small_until or side >= 1:
+        return images
+    size = (round(height * side), round(width * side))
+    return F.interpolate(images, size, mode="bilinear", antialias=True)
