@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test check clean
+.PHONY: train test check bench clean
 
 train: $(VENV)/.installed  ## train a real model on the embedded data set
 	$(BIN)/thumbnet train digits
@@ -16,6 +16,20 @@ check: $(VENV)/.installed-dev  ## linter, formatter and type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# An hour on two cores. Each line alone is a program: python benchmarks/NAME.py --help
+BENCH := build/benchmarks
+bench: $(VENV)/.installed-dev  ## measure everything that docs/results.md quotes; JSON in build/benchmarks
+	mkdir -p $(BENCH)
+	$(BIN)/python benchmarks/starting.py --json $(BENCH)/starting.json
+	$(BIN)/python benchmarks/operations.py --network fastnet --json $(BENCH)/operations-fastnet.json
+	$(BIN)/python benchmarks/operations.py --network resnet18 --batch 256 --json $(BENCH)/operations-resnet18.json
+	$(BIN)/python benchmarks/training_speed.py --json $(BENCH)/training_speed.json
+	$(BIN)/python benchmarks/predicting.py --json $(BENCH)/predicting.json
+	$(BIN)/python benchmarks/loading.py --json $(BENCH)/loading.json
+	$(BIN)/python benchmarks/accuracy.py --seeds 5 --json $(BENCH)/accuracy.json
+	$(BIN)/python benchmarks/accuracy.py --epochs 1 2 4 16 32 --seeds 1 --json $(BENCH)/pareto.json \
+		--plot $(BENCH)/pareto.png
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -8,25 +8,18 @@ Pictures are random: speed does not depend on what they show. A round measures t
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
+from measure import SIDE, matrix_rate, median, parser, report, spread
 from torch.utils.flop_counter import FlopCounterMode
 
-from thumbnet.console import say, table
 from thumbnet.data.batches import Batch
-from thumbnet.files import write_file
-from thumbnet.hardware import choose_device, describe, keep_freed_memory
+from thumbnet.hardware import choose_device, keep_freed_memory
 from thumbnet.models import build_model
 from thumbnet.recipe import load_recipe
 from thumbnet.training.fit import StepResult, TrainingState, fit
-
-SIDE = 4096
 
 
 class RandomBatches:
@@ -45,17 +38,6 @@ class RandomBatches:
         """The batch, so often."""
         for _ in range(start, self.steps):
             yield self.batch
-
-
-def matrix_rate(device: torch.device) -> float:
-    """TFLOP/s of a 4096x4096x4096 bf16 product: the best of three."""
-    a, b = (torch.randn(SIDE, SIDE, device=device).bfloat16() for _ in range(2))
-    best = float("inf")
-    for _ in range(3):
-        started = time.perf_counter()
-        (a @ b)[0, 0].item()
-        best = min(best, time.perf_counter() - started)
-    return float(2 * SIDE**3 / best / 1e12)
 
 
 def flops_per_picture(state: TrainingState, batch: Batch) -> float:
@@ -79,14 +61,12 @@ def training_rate(state: TrainingState, batches: RandomBatches) -> float:
 
 def main() -> None:
     """Measure, print a table, and write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--recipes", nargs="+", default=["fast", "resnet18"])
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5, help="steps a round, the first one not timed")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args()
+    arguments = parser(__doc__, rounds=5)
+    arguments.add_argument("--recipes", nargs="+", default=["fast", "resnet18"])
+    arguments.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    arguments.add_argument("--steps", type=int, default=5, help="steps a round, the first one not timed")
+    arguments.add_argument("--device", default="auto")
+    options = arguments.parse_args()
 
     device = choose_device(options.device)
     keep_freed_memory()
@@ -105,27 +85,23 @@ def main() -> None:
         for name, state, batches, _flops in prepared:
             rates[name].append(training_rate(state, batches))
 
-    product = statistics.median(products)
     rows, results = [], {}
     for name, _, batches, flops in prepared:
-        median = statistics.median(rates[name])
-        used = statistics.median(
-            rate * flops / 1e12 / p for rate, p in zip(rates[name], products, strict=True)
-        )
+        used = [rate * flops / 1e12 / product for rate, product in zip(rates[name], products, strict=True)]
         results[name] = {
             "pictures_per_second": rates[name], "flops_per_picture": flops, "fraction_of_product": used,
         }  # fmt: skip
-        spread = f"{min(rates[name]):,.0f} to {max(rates[name]):,.0f}"
-        size = len(batches.batch.labels)
-        rows.append(
-            [name, str(size), f"{median:,.0f}", spread, f"{median * flops / 1e12:.2f}", f"{used:.0%}"]
-        )
-    say(f"bf16 product {SIDE}^3: {product:.2f} TFLOP/s ({min(products):.2f} to {max(products):.2f}), "
-        f"n = {options.rounds}, {torch.get_num_threads()} threads, {device}")  # fmt: skip
-    say(table(["recipe", "batch", "pictures/s", "spread", "TFLOP/s", "of the product"], rows))
-    if options.json:
-        described = {"hardware": describe(device), "product_tflops": products, "recipes": results}
-        write_file(Path(options.json), json.dumps(described, indent=2) + "\n")
+        middle = median(rates[name])
+        rows.append([
+            name, str(len(batches.batch.labels)), f"{middle:,.0f}", spread(rates[name]),
+            f"{middle * flops / 1e12:.2f}", f"{median(used):.0%}",
+        ])  # fmt: skip
+    title = (
+        f"bf16 product {SIDE}^3: {median(products):.2f} TFLOP/s ({spread(products, '.2f')}), "
+        f"n = {options.rounds}, {torch.get_num_threads()} threads, {device}"
+    )
+    header = ["recipe", "batch", "pictures/s", "spread", "TFLOP/s", "of the product"]
+    report(title, header, rows, options.json, {"product_tflops": products, "recipes": results})
 
 
 if __name__ == "__main__":

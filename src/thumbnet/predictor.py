@@ -142,7 +142,8 @@ class Predictor:
             raise DataError(f"the split {split!r} of {data.source} has no pictures")
         pre = self.info.preprocessing
         settings = DataSettings(fit=pre.fit)
-        engine = build_engine(chosen, settings, pre.size, fits_in_memory(chosen, pre.size), on_decode)
+        in_memory = fits_in_memory(chosen, pre.size)
+        engine = build_engine(chosen, settings, pre.size, in_memory, self.device, on_decode)
         batches = EvalBatches(engine, self.normalise, batch_size=batch_size)
         logits, labels = collect_logits(self.model, batches, bf16=self.bf16, tta=tta)
         position = torch.tensor([self.class_names.index(name) for name in data.class_names])

@@ -52,7 +52,7 @@ def prepare(data: Data, recipe: Recipe, device: torch.device, on_decode: Count |
         automatic_size(train_split) if settings.image_size == AUTO else parse_image_size(settings.image_size)
     )
     in_memory = settings.engine == "memory" or (settings.engine == AUTO and fits_in_memory(train_split, size))
-    train_engine = build_engine(train_split, settings, size, in_memory, on_decode)
+    train_engine = build_engine(train_split, settings, size, in_memory, device, on_decode)
     preprocessing = resolve_preprocessing(settings, size, train_engine)
     normalise = Normalise(preprocessing, device)
     train = TrainBatches(
@@ -67,7 +67,7 @@ def prepare(data: Data, recipe: Recipe, device: torch.device, on_decode: Count |
     evaluation: dict[str, EvalBatches] = {}
     for name in ("val", "test"):
         if name in data.splits and len(data.splits[name]):
-            engine = build_engine(data.splits[name], settings, size, in_memory, on_decode)
+            engine = build_engine(data.splits[name], settings, size, in_memory, device, on_decode)
             evaluation[name] = EvalBatches(engine, normalise, batch_size=recipe.evaluation.batch_size)
     return Prepared(preprocessing, train, evaluation, "memory" if in_memory else "workers")
 
@@ -77,12 +77,14 @@ def build_engine(
     settings: DataSettings,
     size: tuple[int, int],
     in_memory: bool,
+    device: torch.device,
     on_decode: Count | None = None,
 ) -> Engine:
-    """The engine that delivers the pictures of ``split`` at ``size``."""
+    """The engine that delivers the pictures of ``split``: from ``device``'s memory, or decoded as it goes."""
     if in_memory:
         decoded = decode_split(split, size, settings.fit, on_decode)
-        return MemoryEngine(decoded.images, torch.from_numpy(split.labels.copy()), decoded.counts)
+        # A GPU that kept asking this computer for pictures would wait for most of its time.
+        return MemoryEngine(decoded.images.to(device), torch.from_numpy(split.labels.copy()), decoded.counts)
     return WorkerEngine(split, size, settings.fit, settings.workers)
 
 

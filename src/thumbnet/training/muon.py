@@ -55,7 +55,9 @@ class Muon(torch.optim.Optimizer):
         update = gradient.add(buffer, alpha=group["momentum"])
         if is_filter:
             parameter.mul_(len(parameter) ** 0.5 / parameter.norm().clamp(min=1e-12))
-            update = orthogonalise(update.flatten(1)).view_as(parameter)
+            # Columns in the order in which channels-last filters lie in memory: none has to be moved.
+            rows = update.permute(0, 2, 3, 1)
+            update = orthogonalise(rows.flatten(1)).view_as(rows).permute(0, 3, 1, 2)
         parameter.add_(update, alpha=-group["lr"])
 
 

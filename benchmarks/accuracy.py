@@ -1,0 +1,121 @@
+"""Accuracy against time: whole trainings, from the command's start to the final accuracy.
+
+    python benchmarks/accuracy.py --epochs 8 --seeds 5 --json accuracy.json
+    python benchmarks/accuracy.py --epochs 2 4 8 16 32 --seeds 1 --plot docs/images/pareto.png
+
+Each training is a process of its own; it begins with an empty cache where ``--cold`` says so. Its clock
+starts with the process, so that importing, unpacking, decoding and compiling are in it. Right after, still in
+that process, the product's rate is measured: seconds times that rate is the *machine work*, which travels
+between machines better than seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from measure import SHARED, matrix_rate, median, parser, report
+
+import thumbnet
+from thumbnet.console import say
+from thumbnet.files import cache_folder
+
+
+def train_once(data: str, recipe: str, overrides: list[str]) -> dict[str, Any]:
+    """One training in this process, which does nothing else."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = thumbnet.train(data, recipe, overrides=overrides, out=Path(folder) / "run")
+        seconds = time.time() - psutil.Process().create_time()
+        history = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
+    summary = run.summary
+    return {
+        "accuracy": summary["accuracy"], "plain_accuracy": history["test_accuracy"], "tta": summary["tta"],
+        "seconds": seconds, "seconds_training": summary["seconds_training"], "product_tflops": matrix_rate(),
+    }  # fmt: skip
+
+
+def train_in_child(options: Any, epochs: int, seed: int) -> dict[str, Any]:
+    """The same as a child, with a cache of its own or the user's."""
+    overrides = [f"training.epochs={epochs}", f"seed={seed}", *options.overrides]
+    with tempfile.TemporaryDirectory() as cold:
+        cache = cold if options.cold else str(cache_folder())
+        asked = json.dumps([options.data, options.recipe, overrides])
+        command = [sys.executable, __file__, "--child", asked]
+        done = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, env={**os.environ, "THUMBNET_CACHE": cache}
+        )
+    result: dict[str, Any] = json.loads(done.stdout)
+    return {"epochs": epochs, "seed": seed, "cold": options.cold, **result}
+
+
+def plot(points: dict[int, list[dict[str, Any]]], file: str) -> None:
+    """Mean accuracy against median seconds, one point a number of epochs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    seconds = [median([run["seconds"] for run in runs]) for runs in points.values()]
+    means = [100 * sum(run["accuracy"] for run in runs) / len(runs) for runs in points.values()]
+    axes.plot(seconds, means, "o-", color="tab:blue", label="thumbnet, fast (TTA)")
+    for x, y, epochs in zip(seconds, means, points, strict=True):
+        axes.annotate(f"{epochs} epochs", (x, y), textcoords="offset points", xytext=(6, -12), fontsize=8)
+    axes.plot([692, 655], [90.60, 90.56], "s", color="tab:red", label="airbench94_muon, 8 epochs (TTA)")
+    axes.set(xscale="log", xlabel="seconds from the command to the accuracy, two CPU cores")
+    axes.set(ylabel="test accuracy, %")
+    ticks = [20, 30, 60, 120, 300, 600]
+    axes.set_xticks(ticks, [str(t) for t in ticks])
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(loc="lower right")
+    figure.savefig(file, dpi=150)
+
+
+def main() -> None:
+    """Train, print a table, write JSON and a picture."""
+    if sys.argv[1:2] == ["--child"]:
+        say(json.dumps(train_once(*json.loads(sys.argv[2]))))
+        return
+    arguments = parser(__doc__, rounds=1)
+    arguments.add_argument("--data", default=str(SHARED))
+    arguments.add_argument("--recipe", default="fast")
+    arguments.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    arguments.add_argument("--epochs", type=int, nargs="+", default=[8])
+    arguments.add_argument("--seeds", type=int, default=5)
+    arguments.add_argument("--cold", action="store_true", help="an empty cache for every training")
+    arguments.add_argument("--plot", metavar="PNG")
+    options = arguments.parse_args()
+    points: dict[int, list[dict[str, Any]]] = {}
+    for seed in range(options.seeds):
+        for epochs in options.epochs:
+            run = train_in_child(options, epochs, seed)
+            points.setdefault(epochs, []).append(run)
+            sys.stderr.write(json.dumps(run) + "\n")
+    rows = []
+    for epochs, runs in points.items():
+        accuracies = [100 * run["accuracy"] for run in runs]
+        mean = sum(accuracies) / len(runs)
+        deviation = (sum((a - mean) ** 2 for a in accuracies) / max(len(runs) - 1, 1)) ** 0.5
+        plain = 100 * sum(run["plain_accuracy"] for run in runs) / len(runs)
+        work = [run["seconds"] * run["product_tflops"] for run in runs]
+        rows.append([
+            str(epochs), str(len(runs)), f"{mean:.2f}", f"{deviation:.2f}", f"{plain:.2f}",
+            f"{median([run['seconds'] for run in runs]):.0f}", f"{median(work):.0f}",
+            f"{median([run['product_tflops'] for run in runs]):.2f}",
+        ])  # fmt: skip
+    title = f"{options.recipe} on {options.data}{', cold cache' if options.cold else ''}"
+    header = ["epochs", "n", "mean %", "deviation", "without TTA", "seconds", "TFLOP", "product TFLOP/s"]
+    report(title, header, rows, options.json, {"runs": [run for runs in points.values() for run in runs]})
+    if options.plot:
+        plot(points, options.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Where a training step's time goes, layer by layer: PyTorch's operations against the kernels.
+
+    python benchmarks/operations.py --network resnet18 --json operations.json
+
+Each operation alone, on bf16 pictures stored channels last; both ways take turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from measure import matrix_rate, median, parser, report, take_turns
+from torch import Tensor, nn
+
+from thumbnet.hardware import keep_freed_memory
+from thumbnet.kernels import build, ops
+from thumbnet.kernels.ops import Conv3x3, norm_act
+from thumbnet.models import build_model
+from thumbnet.recipe import ModelSettings
+
+
+def layers(name: str, batch: int) -> list[tuple[Any, tuple[int, ...], dict[str, Any]]]:
+    """Each different 3x3 convolution and normalisation: its input's shape, and how often it is there."""
+    seen: dict[str, list[Any]] = {}
+    model = build_model(ModelSettings(name=name), 10)
+
+    def note(module: Any, shape: tuple[int, ...], extra: dict[str, Any]) -> None:
+        key = f"{type(module).__name__} {list(shape)} {module.weight.shape[0]} {extra}"
+        entry = seen.setdefault(key, [module, shape, {"times": 0, **extra}])
+        entry[2]["times"] += 1
+
+    plain = ops.plain_norm_act
+
+    def watch(x: Tensor, norm: nn.BatchNorm2d, act: ops.Activation = "relu", **more: Any) -> Tensor:
+        extra = {"act": act, "pool": more.get("pool", 1), "adds": more.get("add") is not None}
+        note(norm, tuple(x.shape), extra)
+        return plain(x, norm, act, **more)
+
+    for module in model.modules():
+        if isinstance(module, Conv3x3):
+            module.register_forward_pre_hook(lambda m, inputs: note(m, tuple(inputs[0].shape), {}))
+    with mock.patch.object(ops, "plain_norm_act", watch), torch.no_grad():
+        model(torch.randn(batch, 3, 32, 32))
+    return [(module, shape, extra) for module, shape, extra in seen.values()]
+
+
+def step_of(module: Any, shape: tuple[int, ...], extra: dict[str, Any]) -> Callable[[bool], None]:
+    """Forwards and backwards through one layer, with the kernels or without."""
+    x = torch.randn(shape).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+    module.to(memory_format=torch.channels_last).train()
+    more: dict[str, Any] = {}
+    if isinstance(module, nn.BatchNorm2d):
+        more = {"act": extra["act"], "pool": extra["pool"]}
+        if extra["adds"]:
+            more["add"] = torch.randn_like(x).requires_grad_()
+
+    def forward() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            if isinstance(module, nn.BatchNorm2d):
+                return norm_act(x, module, **more)
+            result: Tensor = module(x)
+            return result
+
+    gradient = torch.randn_like(forward())
+
+    def step(kernels: bool) -> None:
+        with mock.patch.object(ops, "library", build.library if kernels else lambda: None):
+            forward().backward(gradient)
+        module.zero_grad()
+        x.grad = None
+
+    return step
+
+
+def main() -> None:
+    """Measure, print a table, and write JSON."""
+    arguments = parser(__doc__, rounds=5)
+    arguments.add_argument("--network", default="fastnet")
+    arguments.add_argument("--batch", type=int, default=500)
+    options = arguments.parse_args()
+    keep_freed_memory()
+    rows, results = [], {}
+    totals = {"PyTorch": 0.0, "kernels": 0.0}
+    for module, shape, extra in layers(options.network, options.batch):
+        step = step_of(module, shape, extra)
+        ways = {"PyTorch": partial(step, False), "kernels": partial(step, True)}
+        times = take_turns(ways, options.rounds)
+        name = "normalise" if isinstance(module, nn.BatchNorm2d) else "convolve"
+        if isinstance(module, nn.BatchNorm2d):
+            name += (
+                f", {extra['act']}"
+                + (", pool" if extra["pool"] > 1 else "")
+                + (", add" if extra["adds"] else "")
+            )
+            rate = ""
+        else:
+            stride = module.stride[0]
+            name += f" to {module.weight.shape[0]}" + (f", stride {stride}" if stride != 1 else "")
+            flops = 6 * shape[0] * shape[2] * shape[3] / stride**2 * module.weight.numel()
+            rate = f"{flops / median(times['kernels']) / 1e12:.2f}"
+        middle = {way: median(values) for way, values in times.items()}
+        for way, seconds in middle.items():
+            totals[way] += seconds * extra["times"]
+        gain = middle["PyTorch"] / middle["kernels"]
+        rows.append([
+            name, "x".join(map(str, shape[1:])), str(extra["times"]), f"{middle['PyTorch'] * 1e3:.1f}",
+            f"{middle['kernels'] * 1e3:.1f}", f"{gain:.1f}", rate,
+        ])  # fmt: skip
+        results[f"{name} {shape}"] = times
+    rows.append(["all", "", "", f"{totals['PyTorch'] * 1e3:.0f}", f"{totals['kernels'] * 1e3:.0f}",
+                 f"{totals['PyTorch'] / totals['kernels']:.1f}", ""])  # fmt: skip
+    title = (
+        f"{options.network}, batches of {options.batch}, forwards and backwards in ms; "
+        f"product {matrix_rate():.2f} TFLOP/s; n = {options.rounds}"
+    )
+    header = ["operation", "on", "times", "PyTorch", "kernels", "gain", "TFLOP/s"]
+    report(title, header, rows, options.json, {"seconds": results})
+
+
+if __name__ == "__main__":
+    main()
