@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thumbnet.recipe import ScheduleSettings, load_recipe
-from thumbnet.training.schedules import factor_at
+from thumbnet.training.schedules import factor_at, resize_at
 
 
 def test_multistep_equals_torchs_own_schedule_epoch_by_epoch() -> None:
@@ -75,3 +75,14 @@ def test_a_schedule_scales_with_the_number_of_epochs(name: str) -> None:
     long = [factor_at(schedule, step, 1000) for step in range(0, 1000, 10)]
     short = [factor_at(schedule, step, 100) for step in range(100)]
     assert short == pytest.approx(long, abs=0.05)
+
+
+def test_pictures_are_small_until_they_are_not() -> None:
+    settings = ScheduleSettings(small_side=0.75, small_until=0.5)
+    images = torch.rand(2, 3, 32, 48).contiguous(memory_format=torch.channels_last)
+    sizes = [resize_at(settings, images, step, 10).shape[-2:] for step in range(10)]
+    assert sizes == [(24, 36)] * 5 + [(32, 48)] * 5
+    small = resize_at(settings, images, 0, 10)
+    assert small.mean() == pytest.approx(float(images.mean()), abs=0.01)
+    assert resize_at(settings, torch.rand(1, 3, 18, 24), 0, 10).shape[-2:] == (16, 21)  # not below 16
+    assert resize_at(ScheduleSettings(), images, 0, 10) is images
