@@ -165,7 +165,8 @@ class TrainingDisplay(Listener):
         )
         self._line(
             f"        pictures {pre.size[0]}x{pre.size[1]} ({pre.fit}), batches of "
-            f"{prepared.train.batch_size}, {'bf16' if state.bf16 else 'fp32'} on {state.device}, "
+            f"{prepared.train.batch_size}, {'bf16' if state.bf16 else 'fp32'} on {state.device}"
+            f"{' with kernels' if state.uses_kernels else ''}, "
             f"pictures from {prepared.engine}"
         )
         if "val" in prepared.evaluation:

@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from thumbnet.errors import ThumbnetError
+from thumbnet.kernels.build import library
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -94,6 +95,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "processor": _processor_name(),
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
         "threads": torch.get_num_threads(),
+        "kernels": library() is not None,
         "memory_bytes": psutil.virtual_memory().total,
         "system": platform.platform(),
     }

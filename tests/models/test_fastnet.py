@@ -26,11 +26,11 @@ def test_the_first_layer_whitens_the_patches_it_was_computed_from() -> None:
     assert torch.allclose(second_moments, torch.eye(half), atol=0.02)
 
 
-def test_the_first_layer_is_not_learnt_but_its_bias_is() -> None:
+def test_the_first_layer_is_not_learnt() -> None:
     model = fastnet()
     assert not model.whiten.weight.requires_grad
     assert model.whiten.bias is not None
-    assert model.whiten.bias.requires_grad
+    assert not model.whiten.bias.requires_grad
 
 
 def test_whitening_is_the_same_every_time() -> None:

@@ -48,6 +48,7 @@ class FastNet(nn.Module):
         super().__init__()
         whitened = 2 * in_channels * PATCH**2
         self.whiten = nn.Conv2d(in_channels, whitened, PATCH)
+        nn.init.zeros_(self.whiten.bias)  # type: ignore[arg-type]
         self.whiten.requires_grad_(False)  # and nothing before the first block needs a gradient
         self.blocks = nn.Sequential(
             *(FastBlock(a, b) for a, b in zip([whitened, *widths[:-1]], widths, strict=True))
@@ -77,13 +78,11 @@ class FastNet(nn.Module):
         vectors = vectors * vectors.gather(0, largest[None]).sign()
         filters = (vectors / (values + 5e-4).sqrt()).T.flip(0).reshape(-1, channels, PATCH, PATCH)
         self.whiten.weight.copy_(torch.cat([filters, -filters]))
-        assert self.whiten.bias is not None
-        self.whiten.bias.zero_()
 
 
 def fastnet(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> FastNet:
     """The network of the ``fast`` recipe."""
-    return FastNet(scaled([64, 128, 256], width), num_classes, in_channels)
+    return FastNet(scaled([32, 256, 256], width), num_classes, in_channels)
 
 
 def _identity_conv(in_channels: int, out_channels: int) -> Conv3x3:

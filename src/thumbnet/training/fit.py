@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from thumbnet.data.batches import Batches
 from thumbnet.errors import DivergedError
 from thumbnet.hardware import autocast, can_compile, use_bf16
+from thumbnet.kernels.build import library
 from thumbnet.recipe import Recipe
 from thumbnet.training.optimizers import build_optimizer, set_learning_rate
 from thumbnet.training.schedules import factor_at, resize_at
@@ -107,6 +108,11 @@ class TrainingState:
         self.history: list[EpochResult] = []
         self.best_epoch: int | None = None
         self.best_weights: dict[str, Tensor] | None = None
+
+    @property
+    def uses_kernels(self) -> bool:
+        """Whether the CPU kernels take part, see :mod:`thumbnet.kernels.ops`."""
+        return self.device.type == "cpu" and self.bf16 and not self.compiled and library() is not None
 
     @property
     def epoch(self) -> int:
