@@ -34,7 +34,7 @@ def train_once(data: str, recipe: str, overrides: list[str]) -> dict[str, Any]:
         run = thumbnet.train(data, recipe, overrides=overrides, out=Path(folder) / "run")
         seconds = time.time() - psutil.Process().create_time()
         history = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
-    summary = run.summary
+        summary = run.summary
     return {
         "accuracy": summary["accuracy"], "plain_accuracy": history["test_accuracy"], "tta": summary["tta"],
         "seconds": seconds, "seconds_training": summary["seconds_training"], "product_tflops": matrix_rate(),

@@ -21,6 +21,7 @@ TINY = [
     "training.epochs=3",
     "training.batch_size=16",
     "training.precision=fp32",
+    "evaluation.every=1",
     "optimizer.lr=0.05",
     "augment.flip=random",
     "augment.translate=2",

@@ -113,7 +113,10 @@ def test_what_cannot_be_resumed_is_explained(folder: Path, tiny_run: Run, tmp_pa
         resume(tmp_path / "run")
 
 
-def test_a_listener_is_told_everything_in_order(folder: Path, tmp_path: Path) -> None:
+def test_a_listener_is_told_everything_in_order(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))  # an empty one, or nothing would be decoded
     heard: list[str] = []
 
     class Hearing(Listener):

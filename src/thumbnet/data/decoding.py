@@ -24,7 +24,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from thumbnet.data.batches import CHANNELS, count_values
+from thumbnet.data.batches import CHANNELS, count_values, fits_in_memory
 from thumbnet.data.images import Fit, fit_image
 from thumbnet.data.splits import ArraySplit, Split
 from thumbnet.errors import DataError, UnreadableImageError
@@ -61,25 +61,43 @@ def decode_split(split: Split, size: tuple[int, int], fit: Fit, count: Count | N
     if isinstance(split, ArraySplit) and split.images.shape[1:3] == size:
         images = torch.from_numpy(np.ascontiguousarray(split.images)).permute(0, 3, 1, 2)
         return Decoded(images, count_values(images))
-    entry = _entry(split, f"{size[0]}x{size[1]}-{fit}")
+    entry = _entry(split, _name(size, fit))
     kept = _load(entry, (len(split), *size, CHANNELS))
     if kept is not None:
         return kept
     images = _decode(split, size, fit, count)
+    assert images is not None
     decoded = Decoded(images, count_values(images))
     _keep(entry, decoded)
     return decoded
 
 
-def automatic_size(split: Split) -> tuple[int, int]:
-    """The data's own size if it is uniform and at least 16 pixels a side, else 32 by 32."""
+def automatic_size(split: Split, fit: Fit, count: Count | None = None) -> tuple[int, int]:
+    """The data's own size if it is uniform and at least 16 pixels a side, else 32 by 32.
+
+    Whether it is uniform shows best by decoding: what is uniform is then in the cache, where
+    :func:`decode_split` finds it. Splits too large for memory have only their headers read.
+
+    Raises:
+        DataError: lists every picture that cannot be read.
+    """
     if isinstance(split, ArraySplit):
         return size_or_default(common_size(split))
     entry = _entry(split, "size")
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         height, width = json.loads((entry / "size.json").read_text())
         return int(height), int(width)
-    size = size_or_default(common_size(split))
+    with contextlib.suppress(UnreadableImageError):  # reported with all others below
+        first = split.peek(0)[0]
+        if size_or_default(first) == first and fits_in_memory(split, first):
+            images = _decode(split, first, fit, count, exactly=True)
+            if images is not None:
+                _keep(_entry(split, _name(first, fit)), Decoded(images, count_values(images)))
+            return _remember(entry, first if images is not None else size_or_default(None))
+    return _remember(entry, size_or_default(common_size(split)))
+
+
+def _remember(entry: Path, size: tuple[int, int]) -> tuple[int, int]:
     _write(entry, lambda folder: (folder / "size.json").write_text(json.dumps(size)))
     return size
 
@@ -118,15 +136,25 @@ def unreadable(errors: Sequence[UnreadableImageError]) -> DataError:
     return DataError(f"{len(errors)} picture(s) cannot be read; mend or remove them:\n{listing}{more}")
 
 
-def _decode(split: Split, size: tuple[int, int], fit: Fit, count: Count | None) -> Tensor:
+def _decode(
+    split: Split, size: tuple[int, int], fit: Fit, count: Count | None, exactly: bool = False
+) -> Tensor | None:
+    """Uint8 [N, 3, H, W]; None where ``exactly`` that size is wanted and a picture has another."""
     height, width = size
     images = np.empty((len(split), height, width, CHANNELS), dtype=np.uint8)
+    others: list[int] = []
 
     def decode(first: int) -> list[UnreadableImageError]:
         bad = []
         for index in range(first, min(first + _CHUNK, len(split))):
+            if others:
+                break
             try:
-                images[index] = np.asarray(fit_image(split.read(index), size, fit))
+                image = split.read(index)
+                if exactly and image.size != (width, height):
+                    others.append(index)
+                    break
+                images[index] = np.asarray(fit_image(image, size, fit))
             except UnreadableImageError as error:
                 bad.append(error)
         return bad
@@ -136,11 +164,17 @@ def _decode(split: Split, size: tuple[int, int], fit: Fit, count: Count | None) 
     with ThreadPoolExecutor(psutil.cpu_count() or 1) as pool:
         for start, bad in zip(starts, pool.map(decode, starts), strict=True):
             errors += bad
-            if count:
+            if count and not others:
                 count(min(start + _CHUNK, len(split)), len(split))
+    if others:
+        return None
     if errors:
         raise unreadable(errors)
     return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def _name(size: tuple[int, int], fit: Fit) -> str:
+    return f"{size[0]}x{size[1]}-{fit}"
 
 
 def _entry(split: Split, what: str) -> Path:

@@ -48,9 +48,10 @@ def prepare(data: Data, recipe: Recipe, device: torch.device, on_decode: Count |
     """
     settings = recipe.data
     train_split = random_subset(data.splits["train"], settings.subset_size, recipe.seed)
-    size = (
-        automatic_size(train_split) if settings.image_size == AUTO else parse_image_size(settings.image_size)
-    )
+    if settings.image_size == AUTO:
+        size = automatic_size(train_split, settings.fit, on_decode)
+    else:
+        size = parse_image_size(settings.image_size)
     in_memory = settings.engine == "memory" or (settings.engine == AUTO and fits_in_memory(train_split, size))
     train_engine = build_engine(train_split, settings, size, in_memory, device, on_decode)
     preprocessing = resolve_preprocessing(settings, size, train_engine)
