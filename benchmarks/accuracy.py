@@ -67,12 +67,15 @@ def plot(points: dict[int, list[dict[str, Any]]], file: str) -> None:
     means = [100 * sum(run["accuracy"] for run in runs) / len(runs) for runs in points.values()]
     axes.plot(seconds, means, "o-", color="tab:blue", label="thumbnet, fast (TTA)")
     for x, y, epochs in zip(seconds, means, points, strict=True):
-        axes.annotate(f"{epochs} epochs", (x, y), textcoords="offset points", xytext=(6, -12), fontsize=8)
+        text = f"{epochs} epoch{'s' if epochs > 1 else ''}"
+        axes.annotate(text, (x, y), textcoords="offset points", xytext=(6, -9), fontsize=8)
     axes.plot([692, 655], [90.60, 90.56], "s", color="tab:red", label="airbench94_muon, 8 epochs (TTA)")
     axes.set(xscale="log", xlabel="seconds from the command to the accuracy, two CPU cores")
     axes.set(ylabel="test accuracy, %")
     ticks = [20, 30, 60, 120, 300, 600]
     axes.set_xticks(ticks, [str(t) for t in ticks])
+    axes.set_xticks([], minor=True)
+    axes.margins(y=0.08)
     axes.grid(alpha=0.3, which="both")
     axes.legend(loc="lower right")
     figure.savefig(file, dpi=150)

@@ -40,11 +40,15 @@ def layers(name: str, batch: int) -> list[tuple[Any, tuple[int, ...], dict[str, 
         note(norm, tuple(x.shape), extra)
         return plain(x, norm, act, **more)
 
-    for module in model.modules():
-        if isinstance(module, Conv3x3):
-            module.register_forward_pre_hook(lambda m, inputs: note(m, tuple(inputs[0].shape), {}))
+    hooks = [
+        module.register_forward_pre_hook(lambda m, inputs: note(m, tuple(inputs[0].shape), {}))
+        for module in model.modules()
+        if isinstance(module, Conv3x3)
+    ]
     with mock.patch.object(ops, "plain_norm_act", watch), torch.no_grad():
         model(torch.randn(batch, 3, 32, 32))
+    for hook in hooks:
+        hook.remove()
     return [(module, shape, extra) for module, shape, extra in seen.values()]
 
 

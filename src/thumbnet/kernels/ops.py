@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
 
 from thumbnet.kernels.build import library
@@ -103,18 +104,35 @@ def plain_weight_gradient(x: Tensor, gradient: Tensor, stride: int = 1) -> Tenso
 
 
 def conv3x3(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """The convolution, bfloat16 [B, CI, H, W] → [B, CO, H / stride, W / stride], padded by 1.
+    """The convolution, bfloat16 [B, CI, H, W] → [B, CO, H / stride, W / stride], padded by 1."""
+    if stride > 1 or x.shape[2] * x.shape[3] > _SMALL_MAP:
+        return F.conv2d(x, weight, stride=stride, padding=1)
+    return _by_patches(x, weight.permute(0, 2, 3, 1).flatten(1).T)
 
-    On maps of up to 4x4 as one matrix product over all patches: twice oneDNN's speed at 512 channels.
+
+def input_gradient(x: Tensor, weight: Tensor, gradient: Tensor, stride: int = 1) -> Tensor:
+    """Of :func:`conv3x3` with regard to ``x``, in its shape."""
+    if stride > 1 or x.shape[2] * x.shape[3] > _SMALL_MAP:
+        steps, padding = [stride, stride], [1, 1]
+        dx: Tensor = torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, steps, padding, [1, 1], False, [0, 0], 1, [True, False, False]
+        )[0]
+        return dx
+    # The gradient's own convolution, with the filters turned about and read the other way.
+    return _by_patches(gradient, weight.flip(2, 3).permute(2, 3, 0, 1).flatten(0, 2))
+
+
+def _by_patches(x: Tensor, matrix: Tensor) -> Tensor:
+    """A 3x3 convolution as one product of all patches with ``matrix`` [9 CI, CO].
+
+    Its rows go by filter row, column, input channel. On maps of up to 4x4 with 512 channels this is twice as
+    fast as oneDNN's convolution.
     """
     count, inputs, height, width = x.shape
-    if stride > 1 or height * width > _SMALL_MAP:
-        return F.conv2d(x, weight, stride=stride, padding=1)
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     patches = padded.unfold(1, 3, 1).unfold(2, 3, 1)  # [B, H, W, CI, 3, 3]
     rows = patches.permute(0, 1, 2, 4, 5, 3).reshape(-1, 9 * inputs)
-    product = rows @ weight.permute(2, 3, 1, 0).reshape(9 * inputs, -1)
-    return product.view(count, height, width, -1).permute(0, 3, 1, 2)
+    return (rows @ matrix).view(count, height, width, -1).permute(0, 3, 1, 2)
 
 
 def mirror_and_translate(images: Tensor, flip: Tensor, shift: Tensor, reflect: bool) -> Tensor:
@@ -149,19 +167,14 @@ class _Conv3x3(torch.autograd.Function):
         return conv3x3(x, weight, stride)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         stride = ctx.stride
         gradient = gradient.bfloat16().contiguous(memory_format=torch.channels_last)
         dx = dw = None
-        if ctx.needs_input_grad[0] and stride == 1:
-            # The gradient's own convolution, with the filters turned about and read the other way.
-            dx = conv3x3(gradient, weight.flip(2, 3).transpose(0, 1))
-        elif ctx.needs_input_grad[0]:
-            steps, padding = [stride, stride], [1, 1]
-            dx = torch.ops.aten.convolution_backward(
-                gradient, x, weight, None, steps, padding, [1, 1], False, [0, 0], 1, [True, False, False]
-            )[0]
+        if ctx.needs_input_grad[0]:
+            dx = input_gradient(x, weight, gradient, stride)
         if ctx.needs_input_grad[1]:
             dw = weight_gradient(x, gradient, stride)
         return dx, dw, None
@@ -192,6 +205,7 @@ class _NormAct(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         pooled, which, y, scale, shift, mean, variance = ctx.saved_tensors
         dy = dy.bfloat16().contiguous(memory_format=torch.channels_last)

@@ -57,7 +57,7 @@ class FastNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → logits [B, num_classes]."""
-        x = self.blocks(F.silu(self.whiten(x)))
+        x = self.blocks(F.silu(self.whiten(x), inplace=True))
         logits: Tensor = self.head(x.amax(dim=(2, 3))) * HEAD_SCALE
         return logits
 
