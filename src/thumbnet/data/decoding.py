@@ -65,9 +65,9 @@ def decode_split(split: Split, size: tuple[int, int], fit: Fit, count: Count | N
     kept = _load(entry, (len(split), *size, CHANNELS))
     if kept is not None:
         return kept
-    images = _decode(split, size, fit, count)
-    assert images is not None
-    decoded = Decoded(images, count_values(images))
+    fresh = _decode(split, size, fit, count)
+    assert fresh is not None
+    decoded = Decoded(fresh, count_values(fresh))
     _keep(entry, decoded)
     return decoded
 
