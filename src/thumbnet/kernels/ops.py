@@ -21,6 +21,7 @@ Activation = Literal["none", "relu", "silu"]
 _ACTIVATIONS: dict[str, int] = {"none": 0, "relu": 1, "silu": 2}
 _MAX_CHANNELS = 4096
 _SMALL_MAP = 4 * 4
+_FEW_CHANNELS = 16  # below which half a tile and more would be zeros, and oneDNN is the faster one
 
 
 class Conv3x3(nn.Conv2d):
@@ -32,8 +33,7 @@ class Conv3x3(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → [B, out_channels, H / stride, W / stride]."""
         stride = self.stride[0]
-        even = stride == 1 or (stride == 2 and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0)
-        if not even or not _applies(x):
+        if not _applies(x) or x.shape[1] < _FEW_CHANNELS or x.shape[2] % stride or x.shape[3] % stride:
             return super().forward(x)
         convolved: Tensor = _Conv3x3.apply(x, self.weight, stride)  # type: ignore[no-untyped-call]
         return convolved
@@ -235,7 +235,8 @@ class _NormAct(torch.autograd.Function):
 def _applies(x: Tensor) -> bool:
     """Whether the kernels can do ``x``, and autocast to bfloat16 is on. Compiling sees only the twins."""
     return (
-        x.device.type == "cpu"
+        isinstance(x, Tensor)  # what is none gets PyTorch's own error
+        and x.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
