@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -189,4 +190,27 @@ def test_without_a_compiler_the_twins_run(monkeypatch: pytest.MonkeyPatch) -> No
         y.float().sum().backward()
         assert conv.weight.grad is not None
     finally:
+        build.library.cache_clear()
+
+
+@needs_kernels
+@pytest.mark.parametrize("writable", [True, False])
+def test_kernels_are_compiled_once_and_work_without_a_cache(
+    writable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    if not writable:
+        cache.write_text("a file, no folder")
+    monkeypatch.setenv("THUMBNET_CACHE", str(cache))
+    build.library.cache_clear()
+    try:
+        assert build.library() is not None
+        if writable:
+            (compiled,) = (cache / "kernels").iterdir()
+            monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("compiled again"))
+            build.library.cache_clear()
+            assert build.library() is not None
+            assert compiled.suffix == ".so"
+    finally:
+        monkeypatch.undo()
         build.library.cache_clear()

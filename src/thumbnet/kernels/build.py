@@ -35,21 +35,27 @@ def library() -> ctypes.CDLL | None:
     if not wanted or sys.platform != "linux" or compiler is None or not torch.cpu._is_amx_tile_supported():
         return None
     try:
-        loaded = ctypes.CDLL(str(_compiled(compiler)))
+        loaded = _load(compiler)
     except (OSError, subprocess.SubprocessError):
         return None
     return loaded if loaded.kernels_init() else None
 
 
-def _compiled(compiler: str) -> Path:
-    """The shared library, named by all that it depends on. Several processes may make it at once."""
+def _load(compiler: str) -> ctypes.CDLL:
+    """From the cache, named by all that it depends on; several processes may make it at once."""
     described = repr((SOURCE.read_bytes(), FLAGS, compiler, os.stat(compiler).st_mtime_ns))
     target = cache_folder() / "kernels" / f"cpu-{hashlib.sha256(described.encode()).hexdigest()[:16]}.so"
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            made = Path(folder) / target.name
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.TemporaryDirectory(dir=target.parent)
+        except OSError:  # no cache can be written here: then for this process alone
+            folder = tempfile.TemporaryDirectory()
+        with folder as place:
+            made = Path(place) / target.name
             command = [compiler, *FLAGS, "-o", str(made), str(SOURCE)]
             subprocess.run(command, check=True, capture_output=True, timeout=120)
+            if Path(place).parent != target.parent:
+                return ctypes.CDLL(str(made))
             made.replace(target)
-    return target
+    return ctypes.CDLL(str(target))
