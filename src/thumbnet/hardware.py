@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -63,6 +64,24 @@ def make_deterministic() -> None:
     """Same seed, same result: refuse the algorithms that CUDA would choose by racing them."""
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+
+
+@contextlib.contextmanager
+def one_thread(only: bool = True) -> Iterator[None]:
+    """Operations within run on one thread of the CPU, if ``only``.
+
+    Where other processes keep the cores busy, an operation on two threads waits for the second to get
+    its turn: milliseconds for what takes a tenth of one.
+    """
+    threads = torch.get_num_threads()
+    if not only or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @functools.cache

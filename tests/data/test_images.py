@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from helpers import noise, write_picture
-from thumbnet.data.images import Fit, Preprocessing, fit_image, open_image, to_rgb
+from thumbnet.data import images
+from thumbnet.data.images import Fit, Preprocessing, fit_image, open_image, read_plain_jpeg, to_rgb
 from thumbnet.errors import UnreadableImageError
 
 
@@ -31,6 +32,35 @@ def test_grey_palette_and_cmyk_become_rgb() -> None:
     assert red > 200
     assert max(green, blue) < 60
     assert reopened(Image.new("1", (2, 2), 1), "PNG").getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"quality": 20, "exif": True}],
+)
+def test_jpegs_are_read_as_pillow_reads_them(mode: str, options: dict[str, object]) -> None:
+    if "exif" in options:
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by a quarter
+        options = {**options, "exif": exif}
+    picture = Image.fromarray(noise(9, 7)).resize((45, 31)).convert(mode)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", **options)
+    buffer.seek(0)
+    with Image.open(buffer) as plain:
+        expected = np.asarray(to_rgb(plain))
+    assert expected.shape == ((45, 31, 3) if "exif" in options else (31, 45, 3))
+    assert np.array_equal(np.asarray(open_image(buffer.getvalue(), "test")), expected)
+    fast = read_plain_jpeg(buffer.getvalue())
+    assert (fast is None) == (mode == "CMYK" or "exif" in options)
+
+
+def test_pictures_are_read_without_the_fast_reader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.jpg", noise(8, 8))
+    fast = np.asarray(open_image(str(tmp_path / "a.jpg"), "a.jpg"))
+    monkeypatch.setattr(images, "simplejpeg", None)
+    assert np.array_equal(np.asarray(open_image(str(tmp_path / "a.jpg"), "a.jpg")), fast)
 
 
 def test_transparency_is_laid_on_white() -> None:

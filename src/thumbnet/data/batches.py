@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from thumbnet.data.augment import Augmentation
 from thumbnet.data.images import Fit, Preprocessing, fit_image
 from thumbnet.data.splits import Split
+from thumbnet.hardware import one_thread
 from thumbnet.recipe import AugmentSettings
 
 CHANNELS = 3
@@ -58,9 +59,11 @@ class Engine(Protocol):
 
     Attributes:
         labels: int64 [N].
+        workers: how many other processes it keeps busy.
     """
 
     labels: Tensor
+    workers: int
 
     def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """For each of ``batches`` (int64 [B], positions) the pictures, uint8 [B, 3, H, W]."""
@@ -71,6 +74,8 @@ class Engine(Protocol):
 
 class MemoryEngine:
     """The whole split decoded in memory: ``images`` uint8 [N, 3, H, W], stored as [N, H, W, 3]."""
+
+    workers = 0
 
     def __init__(self, images: Tensor, labels: Tensor, counts: Tensor | None = None) -> None:
         self.images = images
@@ -189,10 +194,12 @@ class TrainBatches:
         ):
             generator.manual_seed(derive_seed(self.seed, "augment", epoch, step))
             draw = self.augmentation.draw(indices, epoch, generator)
-            images = images.to(self.normalise.device, non_blocking=True)
-            images = self.augmentation.apply(images, draw, self.normalise.mean_pixel)
+            with one_thread(self.engine.workers > 0):
+                images = images.to(self.normalise.device, non_blocking=True)
+                images = self.augmentation.apply(images, draw, self.normalise.mean_pixel)
+                images = self.normalise(images)
             labels = self.engine.labels[indices].to(self.normalise.device, non_blocking=True)
-            yield Batch(self.normalise(images), labels)
+            yield Batch(images, labels)
 
 
 class EvalBatches:
@@ -209,8 +216,10 @@ class EvalBatches:
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:  # noqa: D102
         batches = list(torch.arange(len(self.engine.labels)).split(self.batch_size))[start:]
         for indices, images in zip(batches, self.engine.fetch(batches), strict=True):
+            with one_thread(self.engine.workers > 0):
+                images = self.normalise(images)
             labels = self.engine.labels[indices].to(self.normalise.device, non_blocking=True)
-            yield Batch(self.normalise(images), labels)
+            yield Batch(images, labels)
 
 
 class LoaderBatches:
