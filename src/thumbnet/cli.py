@@ -1,7 +1,8 @@
 """The command ``thumbnet``: parse, call, show. What it shows is in console.py and views.py.
 
 Heavy modules are imported by the commands that need them, so that ``thumbnet --help`` answers at once.
-Exit status: 0 done; 1 some pictures could not be read; 2 the user has something to mend; 130 stopped.
+Exit status: 0 done; 1 some pictures could not be read, or another process of the training was lost; 2 the
+user has something to mend; 130 stopped by Ctrl-C; 143 stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ import signal
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from thumbnet import __version__
 from thumbnet.errors import ThumbnetError
 
 if TYPE_CHECKING:
-    from thumbnet.console import TrainingDisplay
     from thumbnet.data.images import Fit
     from thumbnet.data.splits import Data
+    from thumbnet.training.listener import StoppableListener
 
 DATA_HELP = "digits, cifar10, cifar100, a folder, an archive (.tar, .tar.gz, .tar.xz, .zip), or hf:OWNER/NAME"
 
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ThumbnetError as error:
         print(f"thumbnet: {error}", file=sys.stderr)
         return error.exit_status
+    except _Terminated:
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("\nthumbnet: stopped", file=sys.stderr)
         return 130
@@ -77,6 +80,18 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP)
     parser.add_argument("--resume", metavar="RUN", help="go on with this run, to the very same result")
     parser.add_argument("--out", metavar="DIR", help="the run's folder (default: a new name under runs/)")
+    parser.add_argument(
+        "--auto-resume", action="store_true",
+        help="go on with --out if that run was begun: for schedulers that start the same command again",
+    )  # fmt: skip
+    parser.add_argument(
+        "--micro-batch", type=int, metavar="N", help="go through a batch N pictures at a time"
+    )
+    parser.add_argument("--on-nonfinite", choices=["stop", "skip"], help="for a loss that is not finite")
+    parser.add_argument("--checkpoint-steps", type=int, metavar="N", help="a checkpoint each N steps, too")
+    parser.add_argument(
+        "--checkpoint-minutes", type=float, metavar="M", help="and each M minutes (default: 10)"
+    )
     _add_recipe_options(parser)
     _add_common(parser)
     parser.set_defaults(command=_train)
@@ -179,6 +194,9 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", metavar="SIZE", help="32, or HEIGHTxWIDTH as 32x64, in pixels")
     parser.add_argument("--fit", choices=["pad", "crop", "squash"], help="for other shapes (default: pad)")
     parser.add_argument("--val-fraction", type=float, metavar="F", help="part of train to set aside as val")
+    parser.add_argument(
+        "--on-bad-image", choices=["stop", "skip"], help="for pictures that cannot be read (default: stop)"
+    )
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -226,7 +244,8 @@ def _train(options: argparse.Namespace) -> int:
     if (options.data is None) == (options.resume is None):
         raise ThumbnetError("name either DATA or --resume RUN, as in: thumbnet train digits")
     if options.resume is not None:
-        given = [flag for flag in ("recipe", "out", *_SHORTCUTS) if getattr(options, flag)]
+        given = [flag for flag in ("recipe", "out", *_SHORTCUTS) if getattr(options, flag, None)]
+        given += ["auto_resume"] if options.auto_resume else []
         if given or options.overrides:
             raise ThumbnetError(
                 "--resume takes the run's own recipe and data: leave out "
@@ -234,9 +253,11 @@ def _train(options: argparse.Namespace) -> int:
             )
 
     from thumbnet.console import TrainingDisplay, duration, percent, say
+    from thumbnet.training.listener import StoppableListener
     from thumbnet.training.train import resume, train
 
-    with TrainingDisplay() as display, _ctrl_c_requests_stop(display):
+    first = os.environ.get("RANK", "0") == "0"  # of several processes only the first shows anything
+    with TrainingDisplay() if first else nullcontext(StoppableListener()) as display, _stopping(display):
         if options.resume is not None:
             run = resume(options.resume, device=options.device, listener=display)
         else:
@@ -248,7 +269,10 @@ def _train(options: argparse.Namespace) -> int:
                 device=options.device,
                 data_dir=options.data_dir,
                 listener=display,
+                auto_resume=options.auto_resume,
             )
+    if not first:
+        return 0
     summary = run.summary
     tta = "" if summary["tta"] == "none" else f", test-time augmentation {summary['tta']}"
     low, high = summary["accuracy_interval"]
@@ -268,6 +292,11 @@ def _train(options: argparse.Namespace) -> int:
 
 
 _SHORTCUTS = {
+    "micro_batch": "training.micro_batch",
+    "on_nonfinite": "training.on_nonfinite",
+    "checkpoint_steps": "checkpoint.steps",
+    "checkpoint_minutes": "checkpoint.minutes",
+    "on_bad_image": "data.on_bad_image",
     "epochs": "training.epochs",
     "batch_size": "training.batch_size",
     "seed": "seed",
@@ -281,29 +310,45 @@ def _overrides(options: argparse.Namespace) -> list[str]:
     """The settings that the options change; shortcuts such as --epochs come before --set."""
     shortcuts = []
     for option, key in _SHORTCUTS.items():
-        value = getattr(options, option)
+        value = getattr(options, option, None)
         if value is not None:
             shortcuts.append(f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}")
     return [*shortcuts, *options.overrides]
 
 
+class _Terminated(BaseException):
+    """SIGTERM, where nothing is to be saved."""
+
+
 @contextmanager
-def _ctrl_c_requests_stop(display: TrainingDisplay) -> Iterator[None]:
-    """The first Ctrl-C of a training asks it to stop after the step; a second one ends it at once."""
+def _stopping(listener: StoppableListener) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM of a training asks it to stop after the step; a second ends it at once.
+
+    Ends it with 128 + the signal's number, as shells have it and schedulers understand it.
+    """
+    received = []
 
     def handle(signum: int, frame: object) -> None:
         from thumbnet.console import note
 
-        if not display.started or display.stop_requested:
-            raise KeyboardInterrupt
-        display.stop_requested = True
-        note("\nstopping after this step, and saving; Ctrl-C again to stop at once")
+        received.append(signum)
+        if not listener.started or listener.stop_requested:
+            raise KeyboardInterrupt if signum == signal.SIGINT else _Terminated
+        listener.stop_requested = True
+        again = "Ctrl-C again to stop at once" if signum == signal.SIGINT else "SIGTERM received"
+        note(f"\nstopping after this step, and saving; {again}")
 
-    before = signal.signal(signal.SIGINT, handle)
+    from thumbnet.runs import InterruptedRunError
+
+    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except InterruptedRunError as error:
+        error.exit_status = 128 + (received[0] if received else signal.SIGINT)
+        raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 # --- evaluate, predict ---------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from thumbnet.training.listener import Listener
+from thumbnet.training.listener import StoppableListener
 
 if TYPE_CHECKING:
     from rich.progress import Task
@@ -98,10 +98,11 @@ class _RateColumn(ProgressColumn):
         return Text("" if rate is None else f"{rate:,.0f} pictures/s", style="cyan")
 
 
-class TrainingDisplay(Listener):
-    """A :class:`~thumbnet.training.train.Listener` that shows a training. Use as a context manager."""
+class TrainingDisplay(StoppableListener):
+    """A listener that shows a training. Use as a context manager."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.live = progress_console.is_terminal
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -116,15 +117,10 @@ class TrainingDisplay(Listener):
             expand=True,
         )
         self.tasks: dict[str, TaskID] = {}
-        self.stop_requested = False
         self._epochs = 0
         self._last_line = time.monotonic()
         self._began: tuple[float, int] | None = None
-
-    @property
-    def started(self) -> bool:
-        """Whether steps are being done, so that there is something to save."""
-        return self._began is not None
+        self._skipped = 0
 
     def __enter__(self) -> TrainingDisplay:
         self.progress.start()
@@ -132,10 +128,6 @@ class TrainingDisplay(Listener):
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
-
-    def should_stop(self) -> bool:
-        """Whether Ctrl-C was pressed."""
-        return self.stop_requested
 
     def on_download(self, done: int, total: int | None) -> None:
         """Show a download in megabytes."""
@@ -154,6 +146,15 @@ class TrainingDisplay(Listener):
 
     def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:
         """Say what is about to be trained, and how the outcome is chosen."""
+        super().on_start(run, state, prepared)
+        self._state = state
+        self._skipped = len(state.skipped)
+        if prepared.skipped:
+            self._line(
+                f"        {len(prepared.skipped)} picture(s) left out, see {run.path / 'skipped.jsonl'}"
+            )
+        if state.world.size > 1:
+            self._line(f"        {state.world.size} processes")
         for task in self.tasks.values():
             self.progress.remove_task(task)
         self.tasks.clear()
@@ -185,6 +186,9 @@ class TrainingDisplay(Listener):
     def on_step(self, step: StepResult) -> None:
         """Move the bar, or print a line now and then."""
         total = step.steps_per_epoch * self._epochs
+        if len(self._state.skipped) > self._skipped:
+            self._skipped = len(self._state.skipped)
+            self._line(f"        step {step.step} skipped: its loss or gradient is not finite")
         assert self._began is not None
         elapsed, steps = time.monotonic() - self._began[0], step.step - self._began[1]
         per_step = step.pictures / step.step_in_epoch

@@ -7,7 +7,7 @@ one message and an exit status, without a traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class ThumbnetError(Exception):
@@ -28,6 +28,21 @@ class UnreadableImageError(DataError):
         self.name = name
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[UnreadableImageError], tuple[str, str]]:
+        return type(self), (self.name, self.reason)  # so that it passes between processes
+
+
+class UnreadableImagesError(DataError):
+    """Pictures that cannot be decoded: ``errors``, one of each."""
+
+    def __init__(self, errors: Sequence[UnreadableImageError]) -> None:
+        listing = "\n".join(f"  {error.name}: {error.reason}" for error in errors)
+        super().__init__(
+            f"{len(errors)} picture(s) cannot be read:\n{listing}\n"
+            "Mend or remove them, or go on without: --on-bad-image skip"
+        )
+        self.errors = errors
+
 
 class RecipeError(ThumbnetError):
     """A recipe's key is unknown, ill-typed or out of range, or the file is not TOML."""
@@ -47,6 +62,19 @@ class DivergedError(ThumbnetError):
             "or compute in 32 bits (--set training.precision=fp32)."
         )
         self.step = step
+
+
+class OutOfMemoryError(ThumbnetError):
+    """The device's memory does not hold a step. ``pictures`` is how many the forward pass had."""
+
+    def __init__(self, device: str, pictures: int, batch_size: int) -> None:
+        half = max(2, pictures // 2)
+        super().__init__(
+            f"out of memory on {device} with {pictures} pictures in a forward pass.\n"
+            f"Go through a batch of {batch_size} in parts, to the same gradient: --micro-batch {half} "
+            f"(a run that was begun: start it anew so). Or take another batch size: --batch-size {half}; "
+            "other programs may also have the memory."
+        )
 
 
 class MissingExtraError(ThumbnetError):

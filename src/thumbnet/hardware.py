@@ -19,18 +19,20 @@ from thumbnet.errors import ThumbnetError
 from thumbnet.kernels.build import library
 
 
-def choose_device(name: str = "auto") -> torch.device:
-    """``auto``: the first CUDA device, else Apple's, else the CPU; or the device of that name.
+def choose_device(name: str = "auto", number: int = 0) -> torch.device:
+    """``auto``: the CUDA device of that number, else Apple's, else the CPU; or the device of that name.
+
+    ``cuda`` means the one of that number, too.
 
     Raises:
         ThumbnetError: there is no such device here.
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", 0)
+            return torch.device("cuda", number)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device("cuda", number) if name == "cuda" else torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]

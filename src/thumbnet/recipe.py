@@ -52,6 +52,8 @@ class DataSettings:
         test_fraction: part to set aside as ``test`` where the data has neither ``val`` nor ``test``.
         split_seed: seed of both; not ``seed``, so that repeated runs are tested on the same pictures.
         subset_size: train on this many random pictures of the training split; 0 means all.
+        on_bad_image: what to do about pictures that cannot be read: ``stop`` and list them all, or ``skip``
+            them, which the run records.
         engine: ``memory`` holds the split decoded; ``workers`` decodes in other processes as it goes;
             ``auto`` takes memory where the split fits in a quarter of it. All give the same batches.
         workers: processes of the ``workers`` engine.
@@ -65,6 +67,7 @@ class DataSettings:
     test_fraction: float = 0.2
     split_seed: int = 0
     subset_size: int = 0
+    on_bad_image: Literal["stop", "skip"] = "stop"
     engine: Literal["auto", "memory", "workers"] = "auto"
     workers: int = 2
 
@@ -221,6 +224,8 @@ class TrainingSettings:
     Attributes:
         epochs: passes over the training split.
         batch_size: pictures a step.
+        micro_batch: pictures a forward pass; the gradients of a step's passes are added up. 0 is all at once.
+            Costs less memory for the same ``batch_size``; but BatchNorm sees so many pictures only.
         drop_last: leave out an epoch's last batch where it is not full (other pictures each epoch).
         label_smoothing: of the cross-entropy (Szegedy et al. 2016).
         ema_decay: evaluate and keep an exponential moving average of the weights with this decay a
@@ -228,19 +233,30 @@ class TrainingSettings:
         precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 where the hardware multiplies it fast.
         channels_last: keep pictures as [B, H, W, C] in memory; shapes stay [B, C, H, W].
         compile: ``torch.compile`` the network. Costs about a minute at the start.
+        sync_batchnorm: where several processes train, BatchNorm takes the statistics of all their pictures,
+            as one process would; else each takes those of its own.
+        on_nonfinite: what to do when a loss or gradient is not finite: ``stop``, or ``skip`` that step.
+        max_skips: with ``skip``, stop all the same after so many.
     """
 
     epochs: int = 10
     batch_size: int = 128
+    micro_batch: int = 0
     drop_last: bool = False
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool = True
     compile: bool = False
+    sync_batchnorm: bool = True
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    max_skips: int = 10
 
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, "training.epochs", "1 or more", self.epochs)
+        ok = self.micro_batch == 0 or self.micro_batch >= 2
+        _check(ok, "training.micro_batch", "0 (the whole batch) or 2 or more", self.micro_batch)
+        _check(self.max_skips >= 0, "training.max_skips", "0 or more", self.max_skips)
         _check(self.batch_size >= 2, "training.batch_size", "2 or more", self.batch_size)
         ok = 0 <= self.label_smoothing < 1
         _check(ok, "training.label_smoothing", "a number in [0, 1)", self.label_smoothing)
@@ -269,6 +285,24 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True)
+class CheckpointSettings:
+    """When to write a checkpoint, beside after each epoch and when the training is asked to stop.
+
+    Attributes:
+        steps: after each so many steps; 0 is off.
+        minutes: when so much time has gone by since the last; 0 is off.
+    """
+
+    steps: int = 0
+    minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        _check(self.steps >= 0, "checkpoint.steps", "0 (off) or more", self.steps)
+        ok = _finite(self.minutes) and self.minutes >= 0
+        _check(ok, "checkpoint.minutes", "0 (off) or a positive number", self.minutes)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole training, but for the data. ``seed`` decides every random choice."""
 
@@ -282,6 +316,7 @@ class Recipe:
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
 
     def __post_init__(self) -> None:
         _check(0 <= self.seed < 2**63, "seed", "a number from 0 to 2**63 - 1", self.seed)

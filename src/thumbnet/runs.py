@@ -5,18 +5,21 @@ run.json           the data and their fingerprint: what a resume needs beside th
 environment.json   versions, hardware, git commit
 metrics.jsonl      a line an epoch
 checkpoint.pt      what a resume starts from (tensors and plain values: loads with weights_only=True)
+skipped.jsonl      the pictures that were left out, and why; there only when some were
 model.safetensors  the weights; its metadata is all that a reader needs
 summary.json       the outcome; there only when the training is complete
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import itertools
 import json
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib import metadata
@@ -36,6 +39,8 @@ from thumbnet.training.fit import EpochResult
 
 WEIGHTS_FORMAT = 1
 WEIGHTS_NAME = "model.safetensors"
+LOCK_NAME = ".lock"
+LEFTOVERS = ".*.tmp"  # see thumbnet.files.write_with
 
 
 @dataclass(frozen=True)
@@ -99,12 +104,8 @@ class Run:
         """
         try:
             if out is not None:
+                cls.check_free(out)
                 path = Path(out).expanduser()
-                if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                    raise RunError(
-                        f"{path} exists already: name another --out, or go on with it: "
-                        f"thumbnet train --resume {path}"
-                    )
                 path.mkdir(parents=True, exist_ok=True)
                 return cls(path)
             word = re.sub(r"[^\w.-]+", "-", Path(data_name.split(":")[-1]).name.split(".")[0]) or "data"
@@ -120,6 +121,19 @@ class Run:
             raise RunError(f"cannot make the run's folder {out or 'runs/'}: {error.strerror}") from None
         raise AssertionError("unreachable")
 
+    @staticmethod
+    def check_free(out: str | Path) -> None:
+        """See that a run may begin in ``out``.
+
+        Raises:
+            RunError: there is something in it.
+        """
+        path = Path(out).expanduser()
+        if path.exists() and (not path.is_dir() or not _is_unbegun(path)):
+            raise RunError(
+                f"{path} exists already: name another --out, or go on with it: thumbnet train --resume {path}"
+            )
+
     @classmethod
     def open(cls, path: str | Path) -> Run:
         """An existing run's folder.
@@ -131,6 +145,34 @@ class Run:
         if not (folder / "recipe.toml").is_file() or not (folder / "run.json").is_file():
             raise RunError(f"{folder} is not a run's folder: recipe.toml and run.json are not both in it")
         return cls(folder)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """No other process may train in this folder meanwhile; what a killed one left is cleaned away.
+
+        The lock is the system's, on the file ``.lock``: it goes with the process that has it.
+
+        Raises:
+            RunError: another process has it, or the folder cannot be written.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / LOCK_NAME, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunError(
+                f"another process is training in {self.path}: wait for it, or stop it first"
+            ) from None
+        except OSError as error:
+            raise RunError(f"cannot write in {self.path}: {error.strerror or error}") from None
+        try:
+            for leftover in self.path.glob(LEFTOVERS):
+                with contextlib.suppress(OSError):
+                    leftover.unlink()
+            yield
+        finally:
+            lock.release()
 
     @property
     def weights_path(self) -> Path:
@@ -181,6 +223,13 @@ class Run:
             lines.append(json.dumps(values))
         write_file(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
 
+    def write_skipped(self, skipped: Sequence[tuple[str, str, str]]) -> None:
+        """``skipped.jsonl``: split, name and reason of each picture that was left out."""
+        keys = ("split", "name", "reason")
+        lines = [json.dumps(dict(zip(keys, one, strict=True)), ensure_ascii=False) for one in skipped]
+        if lines:
+            write_file(self.path / "skipped.jsonl", "".join(f"{line}\n" for line in lines))
+
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint; the former one stays until the new one is complete."""
         write_with(self.path / "checkpoint.pt", lambda file: torch.save(state, file))
@@ -201,8 +250,13 @@ class Run:
         except Exception as error:  # torch's safe unpickler raises nearly anything on damaged files
             reason = str(error).split("\n")[0] or type(error).__name__
             raise RunError(f"cannot read {path}: {reason}") from None
-        if not isinstance(state, dict):
+        if not isinstance(state, dict) or not isinstance(state.get("recipe"), str):
             raise RunError(f"{path} is not a checkpoint of thumbnet")
+        if state["recipe"] != self.recipe.to_toml():
+            raise RunError(
+                f"{self.path / 'recipe.toml'} is not the recipe that this run was begun with: put it back, "
+                "or begin a new run with the changed one"
+            )
         return state
 
     def save_weights(self, weights: dict[str, Tensor], info: WeightsInfo) -> None:
@@ -210,7 +264,10 @@ class Run:
         from safetensors.torch import save
 
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-        write_file(self.weights_path, save(tensors, metadata={"thumbnet": info.to_json()}))
+        values = json.loads(info.to_json())
+        # Under one key: safetensors writes several in any order, and the same weights must be the same file.
+        text = json.dumps({**values, "digest": weights_digest(tensors, values)}, sort_keys=True)
+        write_file(self.weights_path, save(tensors, metadata={"thumbnet": text}))
 
     def save_summary(self, summary: dict[str, Any]) -> None:
         """``summary.json``, the last thing that a training writes."""
@@ -245,9 +302,30 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
     if text is None:
         raise RunError(f"{path} holds weights, but not a thumbnet model's: the description is missing")
     try:
-        return tensors, WeightsInfo.from_json(text)
+        values = json.loads(text)
+        digest = values.pop("digest", None)  # older ones have none
+        if digest is not None and digest != weights_digest(tensors, values):
+            raise RunError(f"{path} is damaged: its content does not have the digest written with it")
+        return tensors, WeightsInfo.from_json(json.dumps(values))
     except (ValueError, KeyError, TypeError, AttributeError, RecipeError) as error:
         raise RunError(f"the description in {path} is not understood: {error}") from None
+
+
+def weights_digest(tensors: dict[str, Tensor], description: dict[str, Any]) -> str:
+    """A digest of tensors and description. It shows damage; whoever means harm can make it anew."""
+    digest = hashlib.blake2b(json.dumps(description, sort_keys=True).encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _is_unbegun(folder: Path) -> bool:
+    """Whether a folder is empty, or holds no more than a training killed before its first step leaves."""
+    if (folder / "run.json").exists():
+        return False
+    known = {LOCK_NAME, "recipe.toml", "environment.json", *(path.name for path in folder.glob(LEFTOVERS))}
+    return all(path.name in known for path in folder.iterdir())
 
 
 def find_weights(path: str | Path) -> Path:

@@ -7,6 +7,7 @@ Pictures are uint8 [B, C, H, W] throughout: augmenting bytes moves a quarter of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,10 @@ class Draw:
     flip: Tensor
     shift: Tensor
     hole: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Draw:
+        """With ``change`` done to each of the three."""
+        return Draw(change(self.flip), change(self.shift), change(self.hole))
 
 
 class Augmentation:

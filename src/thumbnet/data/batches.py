@@ -25,10 +25,13 @@ from torch.utils.data import DataLoader, Dataset
 from thumbnet.data.augment import Augmentation
 from thumbnet.data.images import Fit, Preprocessing, fit_image
 from thumbnet.data.splits import Split
+from thumbnet.distributed import ALONE, World
+from thumbnet.errors import UnreadableImageError
 from thumbnet.hardware import one_thread
 from thumbnet.recipe import AugmentSettings
 
 CHANNELS = 3
+NO_LABEL = -100  # cross-entropy passes it over
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,17 @@ class Batch:
 
     Attributes:
         images: float32 [B, C, H, W], normalised.
-        labels: int64 [B].
+        labels: int64 [B]; ``NO_LABEL`` where a picture does not count.
+        total: pictures in this batch in all processes of a training together; by default those here.
     """
 
     images: Tensor
     labels: Tensor
+    total: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.total:
+            object.__setattr__(self, "total", len(self.labels))
 
 
 class Batches(Protocol):
@@ -108,6 +117,8 @@ class WorkerEngine:
             pin_memory=torch.cuda.is_available(),
         )
         for images in loader:
+            if isinstance(images, UnreadableImageError):
+                raise images
             yield images.permute(0, 3, 1, 2)
 
     def value_counts(self) -> Tensor:  # noqa: D102
@@ -116,7 +127,10 @@ class WorkerEngine:
 
 
 class _Pictures(Dataset[Tensor]):
-    """Gives whole batches, uint8 [B, H, W, 3]: a worker hands over one array instead of many small ones."""
+    """Gives whole batches, uint8 [B, H, W, 3]: a worker hands over one array instead of many small ones.
+
+    Or the error of a picture that cannot be read: raised in a worker it would arrive as text.
+    """
 
     def __init__(self, split: Split, size: tuple[int, int], fit: Fit) -> None:
         self.split, self.size, self.fit = split, size, fit
@@ -124,10 +138,13 @@ class _Pictures(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitems__(self, indices: list[int]) -> Tensor:
+    def __getitems__(self, indices: list[int]) -> Tensor | UnreadableImageError:
         images = np.empty((len(indices), *self.size, CHANNELS), dtype=np.uint8)
-        for to, index in zip(images, indices, strict=True):
-            to[:] = np.asarray(fit_image(self.split.read(index), self.size, self.fit))
+        try:
+            for to, index in zip(images, indices, strict=True):
+                to[:] = np.asarray(fit_image(self.split.read(index), self.size, self.fit))
+        except UnreadableImageError as error:
+            return error
         return torch.from_numpy(images)
 
 
@@ -161,6 +178,7 @@ class TrainBatches:
         batch_size: pictures in a batch; less where the split is smaller.
         drop_last: leave out the last batch of an epoch where it is not full.
         seed: decides order and augmentation.
+        world: of the batch that one process would have, this one's is given its share.
     """
 
     def __init__(
@@ -173,8 +191,10 @@ class TrainBatches:
         batch_size: int,
         drop_last: bool,
         seed: int,
+        world: World = ALONE,
     ) -> None:
         self.engine = engine
+        self.world = world
         self.normalise = normalise
         self.seed = seed
         self.count = len(engine.labels)
@@ -189,32 +209,41 @@ class TrainBatches:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         order = torch.randperm(self.count, generator=generator)
         batches = list(order.split(self.batch_size))[start : len(self)]
-        for step, (indices, images) in enumerate(
-            zip(batches, self.engine.fetch(batches), strict=True), start=start
-        ):
+        shares = [self._share(indices) for indices in batches]
+        fetched = zip(batches, shares, self.engine.fetch(shares), strict=True)
+        for step, (whole, indices, images) in enumerate(fetched, start=start):
             generator.manual_seed(derive_seed(self.seed, "augment", epoch, step))
-            draw = self.augmentation.draw(indices, epoch, generator)
+            draw = self.augmentation.draw(whole, epoch, generator).map(self._share)
+            own = len(whole) > self.world.rank
             with one_thread(self.engine.workers > 0):
                 images = images.to(self.normalise.device, non_blocking=True)
                 images = self.augmentation.apply(images, draw, self.normalise.mean_pixel)
                 images = self.normalise(images)
-            labels = self.engine.labels[indices].to(self.normalise.device, non_blocking=True)
-            yield Batch(images, labels)
+            labels = self.engine.labels[indices] if own else torch.full((len(indices),), NO_LABEL)
+            yield Batch(images, labels.to(self.normalise.device, non_blocking=True), len(whole))
+
+    def _share(self, items: Tensor) -> Tensor:
+        """This process' part; one picture that does not count, where a last batch has too few for all."""
+        share = self.world.share(items)
+        return share if len(share) else items[:1]
 
 
 class EvalBatches:
-    """All pictures in their order, normalised; nothing random."""
+    """All pictures in their order, normalised; nothing random. Of several processes each has its share."""
 
-    def __init__(self, engine: Engine, normalise: Normalise, *, batch_size: int) -> None:
+    def __init__(
+        self, engine: Engine, normalise: Normalise, *, batch_size: int, world: World = ALONE
+    ) -> None:
         self.engine = engine
         self.normalise = normalise
         self.batch_size = batch_size
+        self.positions = world.share(torch.arange(len(engine.labels)))
 
     def __len__(self) -> int:
-        return -(-len(self.engine.labels) // self.batch_size)
+        return -(-len(self.positions) // self.batch_size)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:  # noqa: D102
-        batches = list(torch.arange(len(self.engine.labels)).split(self.batch_size))[start:]
+        batches = list(self.positions.split(self.batch_size))[start:]
         for indices, images in zip(batches, self.engine.fetch(batches), strict=True):
             with one_thread(self.engine.workers > 0):
                 images = self.normalise(images)

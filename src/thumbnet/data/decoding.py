@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import PIL
@@ -28,7 +30,7 @@ from torch import Tensor
 from thumbnet.data.batches import CHANNELS, count_values, fits_in_memory
 from thumbnet.data.images import Fit, fit_image
 from thumbnet.data.splits import ArraySplit, Split
-from thumbnet.errors import DataError, UnreadableImageError
+from thumbnet.errors import UnreadableImageError, UnreadableImagesError
 from thumbnet.files import cache_folder
 
 DEFAULT_SIDE = 32
@@ -38,6 +40,8 @@ _CHUNK = 256  # pictures that a decoding thread takes at a time
 # take 3.5 s with one and 12 s with two.
 _WORTH_A_THREAD = 5e-4
 _VERSION = 1  # of the cache's format and of what decoding does
+
+T = TypeVar("T")
 
 Count = Callable[[int, int], None]
 """Called with the number of pictures that are done and of all."""
@@ -60,7 +64,7 @@ def decode_split(split: Split, size: tuple[int, int], fit: Fit, count: Count | N
     """All pictures of a split at ``size`` (height, width), from the cache if they are there.
 
     Raises:
-        DataError: lists every picture that cannot be read.
+        UnreadableImagesError: lists every picture that cannot be read.
     """
     if isinstance(split, ArraySplit) and split.images.shape[1:3] == size:
         images = torch.from_numpy(np.ascontiguousarray(split.images)).permute(0, 3, 1, 2)
@@ -83,7 +87,7 @@ def automatic_size(split: Split, fit: Fit, count: Count | None = None) -> tuple[
     :func:`decode_split` finds it. Splits too large for memory have only their headers read.
 
     Raises:
-        DataError: lists every picture that cannot be read.
+        UnreadableImagesError: lists every picture that cannot be read.
     """
     if isinstance(split, ArraySplit):
         return size_or_default(common_size(split))
@@ -115,7 +119,7 @@ def common_size(split: Split) -> tuple[int, int] | None:
     """The size (height, width) that all pictures share, or None.
 
     Raises:
-        DataError: lists every picture whose header cannot be read.
+        UnreadableImagesError: lists every picture whose header cannot be read.
     """
     sizes: set[tuple[int, int]] = set()
     errors: list[UnreadableImageError] = []
@@ -129,15 +133,52 @@ def common_size(split: Split) -> tuple[int, int] | None:
         if len(sizes) > 1:
             return None
     if errors:
-        raise unreadable(errors)
+        raise UnreadableImagesError(errors)
     return sizes.pop() if sizes else None
 
 
-def unreadable(errors: Sequence[UnreadableImageError]) -> DataError:
-    """One error that lists many pictures."""
-    listing = "\n".join(f"  {error.name}: {error.reason}" for error in errors[:50])
-    more = f"\n  ... and {len(errors) - 50} more" if len(errors) > 50 else ""
-    return DataError(f"{len(errors)} picture(s) cannot be read; mend or remove them:\n{listing}{more}")
+def find_unreadable(split: Split, count: Count | None = None) -> dict[int, UnreadableImageError]:
+    """Every picture of a split that cannot be decoded, by position; remembered in the cache."""
+    if isinstance(split, ArraySplit):
+        return {}
+    entry = _entry(split, "unreadable")
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        found = json.loads((entry / "unreadable.json").read_text("utf-8"))
+        return {int(at): UnreadableImageError(split.name(int(at)), str(why)) for at, why in found.items()}
+
+    def look(index: int) -> UnreadableImageError | None:
+        try:
+            split.read(index)
+        except UnreadableImageError as error:
+            return error
+        return None
+
+    errors = {
+        index: UnreadableImageError(split.name(index), error.reason)
+        for index, error in _in_threads(look, len(split), count)
+        if error is not None
+    }
+    text = json.dumps({index: error.reason for index, error in errors.items()})
+    _write(entry, lambda folder: (folder / "unreadable.json").write_text(text, "utf-8"))
+    return errors
+
+
+def _in_threads(work: Callable[[int], T], total: int, count: Count | None) -> Iterator[tuple[int, T]]:
+    """``work`` done for each position up to ``total``, in order; in threads where each takes long enough."""
+
+    def chunk(start: int) -> list[T]:
+        return [work(index) for index in range(start, min(start + _CHUNK, total))]
+
+    started = time.perf_counter()
+    first = chunk(0)
+    each = (time.perf_counter() - started) / max(1, len(first))
+    threads = (psutil.cpu_count() or 1) if each > _WORTH_A_THREAD else 1
+    starts = range(0, total, _CHUNK)
+    with ThreadPoolExecutor(threads) as pool:
+        for start, results in zip(starts, itertools.chain([first], pool.map(chunk, starts[1:])), strict=True):
+            if count:
+                count(min(start + _CHUNK, total), total)
+            yield from enumerate(results, start=start)
 
 
 def _decode(
@@ -148,35 +189,28 @@ def _decode(
     images = np.empty((len(split), height, width, CHANNELS), dtype=np.uint8)
     others: list[int] = []
 
-    def decode(first: int) -> list[UnreadableImageError]:
-        bad = []
-        for index in range(first, min(first + _CHUNK, len(split))):
-            if others:
-                break
-            try:
-                image = split.read(index)
-                if exactly and image.size != (width, height):
-                    others.append(index)
-                    break
-                images[index] = np.asarray(fit_image(image, size, fit))
-            except UnreadableImageError as error:
-                bad.append(error)
-        return bad
+    def decode(index: int) -> UnreadableImageError | None:
+        if others:
+            return None
+        try:
+            image = split.read(index)
+        except UnreadableImageError as error:
+            return error
+        if exactly and image.size != (width, height):
+            others.append(index)
+        else:
+            images[index] = np.asarray(fit_image(image, size, fit))
+        return None
 
-    started = time.perf_counter()
-    errors = decode(0)
-    each = (time.perf_counter() - started) / min(_CHUNK, len(split))
-    threads = (psutil.cpu_count() or 1) if each > _WORTH_A_THREAD else 1
-    starts = range(_CHUNK, len(split), _CHUNK)
-    with ThreadPoolExecutor(threads) as pool:
-        for start, bad in zip(starts, pool.map(decode, starts), strict=True):
-            errors += bad
-            if count and not others:
-                count(min(start + _CHUNK, len(split)), len(split))
+    def report(done: int, total: int) -> None:
+        if count and not others:
+            count(done, total)
+
+    errors = [error for _, error in _in_threads(decode, len(split), report) if error is not None]
     if others:
         return None
     if errors:
-        raise unreadable(errors)
+        raise UnreadableImagesError(errors)
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from thumbnet.data.batches import (
@@ -17,9 +18,11 @@ from thumbnet.data.batches import (
     fits_in_memory,
 )
 from thumbnet.data.dataset import random_subset
-from thumbnet.data.decoding import Count, automatic_size, decode_split
+from thumbnet.data.decoding import Count, automatic_size, decode_split, find_unreadable
 from thumbnet.data.images import Preprocessing
 from thumbnet.data.splits import Data, Split
+from thumbnet.distributed import ALONE, World
+from thumbnet.errors import DataError, UnreadableImageError, UnreadableImagesError
 from thumbnet.recipe import AUTO, DataSettings, Recipe, parse_image_size
 
 
@@ -32,21 +35,65 @@ class Prepared:
         train: shuffled and augmented.
         evaluation: ``val`` and ``test``, whichever there are.
         engine: ``memory`` or ``workers``, as chosen.
+        skipped: split, name and reason of each picture that was left out because it cannot be read.
     """
 
     preprocessing: Preprocessing
     train: TrainBatches
     evaluation: dict[str, EvalBatches]
     engine: str
+    skipped: tuple[tuple[str, str, str], ...] = ()
 
 
-def prepare(data: Data, recipe: Recipe, device: torch.device, on_decode: Count | None = None) -> Prepared:
+def prepare(
+    data: Data,
+    recipe: Recipe,
+    device: torch.device,
+    on_decode: Count | None = None,
+    world: World = ALONE,
+) -> Prepared:
     """Decode, measure and batch ``data`` as ``recipe`` says.
 
     Raises:
-        DataError: pictures that cannot be read, or a subset larger than the split.
+        UnreadableImagesError: lists all pictures that cannot be read.
+        DataError: a subset larger than the split, or fewer pictures than processes.
     """
+    if recipe.data.on_bad_image == "skip":
+        data, skipped = without_unreadable(data, on_decode)
+        return replace(_prepare(data, recipe, device, on_decode, world), skipped=skipped)
+    try:
+        return _prepare(data, recipe, device, on_decode, world)
+    except (UnreadableImageError, UnreadableImagesError):
+        raise all_unreadable(data, on_decode) from None
+
+
+def without_unreadable(
+    data: Data, on_decode: Count | None = None
+) -> tuple[Data, tuple[tuple[str, str, str], ...]]:
+    """``data`` without the pictures that cannot be read, and these: split, name and reason of each."""
+    skipped: list[tuple[str, str, str]] = []
+    splits = dict(data.splits)
+    for name, split in data.splits.items():
+        bad = find_unreadable(split, on_decode)
+        if bad:
+            skipped += [(name, error.name, error.reason) for error in bad.values()]
+            splits[name] = split.subset(np.setdiff1d(np.arange(len(split)), list(bad)))
+    return replace(data, splits=splits), tuple(skipped)
+
+
+def all_unreadable(data: Data, on_decode: Count | None = None) -> UnreadableImagesError:
+    """An error that lists every picture of every split that cannot be read."""
+    found = [find_unreadable(split, on_decode) for split in data.splits.values()]
+    return UnreadableImagesError([error for errors in found for error in errors.values()])
+
+
+def _prepare(
+    data: Data, recipe: Recipe, device: torch.device, on_decode: Count | None, world: World
+) -> Prepared:
     settings = recipe.data
+    for name, split in data.splits.items():
+        if 0 < len(split) < world.size:
+            raise DataError(f"{data.source}: {name} has {len(split)} pictures for {world.size} processes")
     train_split = random_subset(data.splits["train"], settings.subset_size, recipe.seed)
     if settings.image_size == AUTO:
         size = automatic_size(train_split, settings.fit, on_decode)
@@ -64,12 +111,15 @@ def prepare(data: Data, recipe: Recipe, device: torch.device, on_decode: Count |
         batch_size=recipe.training.batch_size,
         drop_last=recipe.training.drop_last,
         seed=recipe.seed,
+        world=world,
     )
     evaluation: dict[str, EvalBatches] = {}
     for name in ("val", "test"):
         if name in data.splits and len(data.splits[name]):
             engine = build_engine(data.splits[name], settings, size, in_memory, device, on_decode)
-            evaluation[name] = EvalBatches(engine, normalise, batch_size=recipe.evaluation.batch_size)
+            evaluation[name] = EvalBatches(
+                engine, normalise, batch_size=recipe.evaluation.batch_size, world=world
+            )
     return Prepared(preprocessing, train, evaluation, "memory" if in_memory else "workers")
 
 

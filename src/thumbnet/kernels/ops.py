@@ -10,11 +10,13 @@ import ctypes
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
 
+from thumbnet.distributed import SyncBatchNorm2d
 from thumbnet.kernels.build import library
 
 Activation = Literal["none", "relu", "silu"]
@@ -195,6 +197,10 @@ class _NormAct(torch.autograd.Function):
         sums = torch.empty(2, channels, dtype=torch.float64)
         _call("pool_and_sum", x, pooled, which, sums, count, height, width, channels, pool)
         positions = pooled.numel() // channels
+        if isinstance(norm, SyncBatchNorm2d):
+            totals = torch.cat([sums.flatten(), sums.new_tensor([positions])])
+            dist.all_reduce(totals)
+            sums, positions = totals[:-1].view(2, -1), int(totals[-1])
         mean = sums[0] / positions
         variance = (sums[1] / positions - mean.square()).clamp(min=0)
         _update_running(norm, mean, variance, positions)
@@ -202,6 +208,7 @@ class _NormAct(torch.autograd.Function):
         y = _scale_and_activate(pooled, add, scale, shift, act, 1)
         ctx.save_for_backward(pooled, which, y if act == "relu" else None, scale, shift, mean, variance)
         ctx.shape, ctx.act, ctx.pool, ctx.eps, ctx.adds = x.shape, act, pool, norm.eps, add is not None
+        ctx.positions, ctx.sync = positions, isinstance(norm, SyncBatchNorm2d)
         return y
 
     @staticmethod
@@ -210,26 +217,28 @@ class _NormAct(torch.autograd.Function):
         pooled, which, y, scale, shift, mean, variance = ctx.saved_tensors
         dy = dy.bfloat16().contiguous(memory_format=torch.channels_last)
         count, channels, height, width = ctx.shape
-        positions = pooled.numel() // channels
+        here = pooled.numel() // channels
         dz = dy if ctx.act == "none" else _empty(*pooled.shape)
         sums = torch.empty(2, channels, dtype=torch.float64)
         _call(
             "backward_sums", dy, pooled, y, dz, scale, shift, sums,
-            count, positions // count, channels, _ACTIVATIONS[ctx.act],
+            count, here // count, channels, _ACTIVATIONS[ctx.act],
         )  # fmt: skip
         # With u = (pooled - mean) / deviation, and weight * u + bias before the activation:
         # dx = scale * (dz - mean(dz) - u * mean(dz * u)), which is scale * dz + slope * pooled + base.
         inverse = (variance + ctx.eps).rsqrt()
-        weight_gradient = inverse * (sums[1] - mean * sums[0])
-        slope = -scale.double() * inverse * weight_gradient / positions
-        base = -scale.double() * sums[0] / positions - slope * mean
+        weight_gradient, bias_gradient = inverse * (sums[1] - mean * sums[0]), sums[0].float()
+        if ctx.sync:  # the parameters' gradients are summed later, with all others; the pictures' need it now
+            dist.all_reduce(sums)
+        slope = -scale.double() * inverse.square() * (sums[1] - mean * sums[0]) / ctx.positions
+        base = -scale.double() * sums[0] / ctx.positions - slope * mean
         dx = _empty(*ctx.shape)
         _call(
             "backward", dz, pooled, which, dx, scale, slope.float(), base.float(),
             count, height, width, channels, ctx.pool,
         )  # fmt: skip
         dadd = dz if ctx.adds else None
-        return dx, weight_gradient.float(), sums[0].float(), dadd, None, None, None
+        return dx, weight_gradient.float(), bias_gradient, dadd, None, None, None
 
 
 def _applies(x: Tensor) -> bool:

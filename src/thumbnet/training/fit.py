@@ -10,19 +10,22 @@ out by ``state.state_dict()`` and ``state.load_state_dict()``, after any step.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from thumbnet.data.batches import Batches
-from thumbnet.errors import DivergedError
+from thumbnet.data.batches import Batch, Batches
+from thumbnet.distributed import ALONE, World, synchronise_norms
+from thumbnet.errors import DivergedError, OutOfMemoryError
 from thumbnet.hardware import autocast, can_compile, use_bf16
 from thumbnet.kernels.build import library
 from thumbnet.recipe import Recipe
@@ -84,25 +87,46 @@ class TrainingState:
         step: optimisation steps done.
         history: the results so far.
         compiled: whether ``torch.compile`` is in use.
+        skipped: the steps (from 1) that were skipped, see ``training.on_nonfinite``.
         best_epoch, best_weights: of the epoch with the best ``val`` score; None without ``val``.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, steps_per_epoch: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        steps_per_epoch: int,
+        device: torch.device,
+        world: World = ALONE,
+    ) -> None:
         self.recipe = recipe
+        self.world = world
         self.device = device
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = steps_per_epoch * recipe.training.epochs
         self.bf16 = use_bf16(recipe.training.precision, device)
         self.layout = torch.channels_last if recipe.training.channels_last else torch.contiguous_format
         self.model: nn.Module = model.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
-        self.forward: Callable[[Tensor], Tensor] = self.model
+        if world.size > 1 and recipe.training.sync_batchnorm:
+            synchronise_norms(self.model)
+        forward: nn.Module = self.model
+        if world.size > 1:
+            forward = DistributedDataParallel(
+                self.model,
+                device_ids=[device] if device.type == "cuda" else None,
+                broadcast_buffers=not recipe.training.sync_batchnorm,
+            )
+        self.hold_gradients = getattr(forward, "no_sync", contextlib.nullcontext)
+        self.forward: Callable[[Tensor], Tensor] = forward
         self.compiled = recipe.training.compile and can_compile(device)
         if self.compiled:
-            self.forward = torch.compile(self.model)
+            self.forward = torch.compile(forward)
         self.average = copy.deepcopy(self.model).eval() if recipe.training.ema_decay else None
         self.optimizer = build_optimizer(recipe.optimizer, self.model)
         self.step = 0
-        self.losses = torch.zeros(steps_per_epoch, device=device)  # of this epoch, kept on the device
+        # Of this epoch, kept on the device; of this process' pictures, each divided by all processes'.
+        self.losses = torch.zeros(steps_per_epoch, device=device)
+        self.skipped: list[int] = []
         self.seconds_in_epoch = 0.0
         self.pictures_in_epoch = 0
         self.history: list[EpochResult] = []
@@ -147,7 +171,8 @@ class TrainingState:
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
-            "losses": self.losses,
+            "losses": self.all_losses(),
+            "skipped": self.skipped,
             "seconds_in_epoch": self.seconds_in_epoch,
             "pictures_in_epoch": self.pictures_in_epoch,
             "history": [asdict(result) for result in self.history],
@@ -168,12 +193,23 @@ class TrainingState:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
-        self.losses.copy_(state["losses"])
+        self.losses.copy_(state["losses"] if self.world.is_first else torch.zeros_like(state["losses"]))
+        self.skipped = list(state["skipped"])
         self.seconds_in_epoch = state["seconds_in_epoch"]
         self.pictures_in_epoch = state["pictures_in_epoch"]
         self.history = [epoch_result_from_dict(result) for result in state["history"]]
         self.best_epoch = state["best_epoch"]
         self.best_weights = state["best_weights"]
+
+    def all_losses(self) -> Tensor:
+        """This epoch's losses over all processes' pictures: float32 [steps_per_epoch], on the CPU."""
+        return self.world.sum(self.losses.cpu().clone())
+
+    def mean_loss(self) -> float:
+        """Of this epoch's steps, but for skipped ones."""
+        done = torch.arange(self.epoch * self.steps_per_epoch + 1, self.step + 1)
+        kept = ~torch.isin(done, torch.tensor(self.skipped, dtype=torch.int64))
+        return float(self.all_losses()[kept].double().mean()) if bool(kept.any()) else math.nan
 
     def check_losses(self) -> float:
         """The newest loss, once it is sure that all of this epoch's are finite.
@@ -181,14 +217,16 @@ class TrainingState:
         Raises:
             DivergedError: names the first step whose loss was not.
         """
-        losses = self.losses[: self.step_in_epoch].cpu()
+        losses = self.all_losses()[: self.step_in_epoch]
         bad = (~losses.isfinite()).nonzero()
-        if len(bad):
-            index = int(bad[0])
-            step = self.epoch * self.steps_per_epoch + index
-            lr = self.recipe.optimizer.lr * factor_at(self.recipe.schedule, step, self.total_steps)
-            raise DivergedError(step + 1, float(losses[index]), lr)
+        if len(bad) and self.recipe.training.on_nonfinite == "stop":
+            self.raise_diverged(self.epoch * self.steps_per_epoch + int(bad[0]) + 1, float(losses[bad[0]]))
         return float(losses[-1])
+
+    def raise_diverged(self, step: int, loss: float) -> None:
+        """Raise a :class:`DivergedError` for ``step``, from 1."""
+        lr = self.recipe.optimizer.lr * factor_at(self.recipe.schedule, step - 1, self.total_steps)
+        raise DivergedError(step, loss, lr)
 
     def update_average(self) -> None:
         """Draw the average towards the newest weights, and the running statistics with them."""
@@ -222,9 +260,9 @@ def fit(
 
     Raises:
         DivergedError: a loss is not finite.
+        OutOfMemoryError: a step does not fit the device's memory.
     """
     recipe = state.recipe
-    smoothing = recipe.training.label_smoothing
     loss_so_far: float | None = None
     for epoch in range(state.epoch, recipe.training.epochs):
         state.model.train()
@@ -235,22 +273,90 @@ def fit(
             images = resize_at(recipe.schedule, batch.images, state.step, state.total_steps)
             images = images.contiguous(memory_format=state.layout)
             state.optimizer.zero_grad()
-            with autocast(state.bf16, state.device):
-                logits = state.forward(images)
-            loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=smoothing)
-            loss.backward()
-            state.optimizer.step()
-            state.update_average()
+            with skip_if_nonfinite(state) as update:
+                loss = accumulate_gradients(state, replace(batch, images=images))
+                if update(loss):
+                    state.optimizer.step()
+                    state.update_average()
 
-            state.losses[state.step_in_epoch] = loss.detach()
+            state.losses[state.step_in_epoch] = loss
             state.step += 1
-            state.pictures_in_epoch += len(images)
+            state.pictures_in_epoch += batch.total
             state.seconds_in_epoch = resumed_at + time.perf_counter() - started
             if state.step_in_epoch % LOOK_EVERY == 0 or state.step_in_epoch == state.steps_per_epoch:
                 loss_so_far = state.check_losses()
             if on_step is not None:
                 on_step(_step_result(state, loss_so_far))
         yield _finish_epoch(state, evaluate)
+
+
+def accumulate_gradients(state: TrainingState, batch: Batch) -> Tensor:
+    """The gradient of a batch's mean loss, in one pass or in several; returns that loss, float32 [].
+
+    Where several processes train, each has its share of the batch: what is returned is its share of the
+    loss, and the gradient is that of the whole.
+
+    Raises:
+        OutOfMemoryError: a pass does not fit the device's memory.
+    """
+    settings, world = state.recipe.training, state.world
+    size = settings.micro_batch or len(batch.images)
+    parts = list(zip(batch.images.split(size), batch.labels.split(size), strict=True))
+    whole = torch.zeros((), device=state.device)
+    for number, (images, labels) in enumerate(parts, start=1):
+        try:
+            # In the last pass the processes' gradients are averaged: so each is multiplied by their number.
+            with contextlib.nullcontext() if number == len(parts) else state.hold_gradients():
+                with autocast(state.bf16, state.device):
+                    logits = state.forward(images)
+                smoothing = settings.label_smoothing
+                loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="sum")
+                part = loss / batch.total
+                (part * world.size).backward()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(str(state.device), len(images), settings.batch_size) from None
+        whole += part.detach()
+    return whole
+
+
+@contextlib.contextmanager
+def skip_if_nonfinite(state: TrainingState) -> Iterator[Callable[[Tensor], bool]]:
+    """Gives a function that says whether to take the step whose loss it is told.
+
+    With ``training.on_nonfinite = "stop"`` it says yes without looking: the losses are looked at every
+    ``LOOK_EVERY`` steps. With ``"skip"`` it looks at loss and gradients at once; if they are not finite, the
+    network's running statistics are put back to what they were before, too.
+
+    Raises:
+        DivergedError: that was one skip too many.
+    """
+    if state.recipe.training.on_nonfinite == "stop":
+        yield lambda loss: True
+        return
+    before = [buffer.clone() for buffer in state.model.buffers()]
+
+    def update(loss: Tensor) -> bool:
+        gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+        finite = torch.stack([loss.isfinite(), *(g.isfinite().all() for g in gradients)]).all()
+        if not state.world.any(not bool(finite)):
+            return True
+        for buffer, value in zip(state.model.buffers(), before, strict=True):
+            buffer.copy_(value)
+        state.skipped.append(state.step + 1)
+        if len(state.skipped) > state.recipe.training.max_skips:
+            state.raise_diverged(state.step + 1, float(loss))
+        return False
+
+    yield update
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether that is what ``error`` reports: PyTorch has a type for it on GPUs only."""
+    text = str(error)
+    words = ("can't allocate memory", "out of memory", "bad_alloc", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in text for word in words)
 
 
 def _step_result(state: TrainingState, loss: float | None) -> StepResult:
@@ -270,13 +376,14 @@ def _finish_epoch(state: TrainingState, evaluate: Callable[[nn.Module], Score] |
     every, last = state.recipe.evaluation.every, number == state.recipe.training.epochs
     score = None
     if evaluate is not None and (last or (every and number % every == 0)):
+        state.world.send_buffers(state.evaluated_model)  # each process has statistics of its own
         score = evaluate(state.evaluated_model.eval())
     last_factor = factor_at(state.recipe.schedule, state.step - 1, state.total_steps)
     seconds = state.seconds_in_epoch
     result = EpochResult(
         epoch=number,
         step=state.step,
-        loss=float(state.losses.double().mean()),
+        loss=state.mean_loss(),
         lr=state.recipe.optimizer.lr * last_factor,
         seconds=seconds,
         pictures_per_second=state.pictures_in_epoch / seconds if seconds else math.inf,

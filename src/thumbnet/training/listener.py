@@ -35,3 +35,24 @@ class Listener:
     def should_stop(self) -> bool:
         """Asked after each step: True saves a checkpoint and ends the training."""
         return False
+
+
+class StoppableListener(Listener):
+    """Shows nothing, and stops when it is asked to.
+
+    Attributes:
+        started: whether steps are being done, so that there is something to save.
+        stop_requested: whether to stop after the step at hand.
+    """
+
+    def __init__(self) -> None:
+        self.started = False
+        self.stop_requested = False
+
+    def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:
+        """From now on there is something to save."""
+        self.started = True
+
+    def should_stop(self) -> bool:
+        """Whether it was asked to."""
+        return self.stop_requested

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from thumbnet.data.batches import Batches, derive_seed
-from thumbnet.data.prepare import Prepared, prepare
+from thumbnet.data.batches import derive_seed
+from thumbnet.data.prepare import Prepared, all_unreadable, prepare
 from thumbnet.data.sources import NAMED, load_data
 from thumbnet.data.splits import Data
-from thumbnet.errors import RunError
+from thumbnet.distributed import ALONE, World, joined
+from thumbnet.errors import RunError, UnreadableImageError
 from thumbnet.evaluation import Evaluation, collect_logits, evaluate_logits
 from thumbnet.hardware import choose_device, keep_freed_memory, make_deterministic
 from thumbnet.models import DataInitialised, build_model
@@ -30,10 +32,6 @@ FEW_PICTURES = 10_000  # up to here `fast` would have too few steps in its few e
 INITIAL_PICTURES = 5000  # from which a network may take weights; more change nothing that matters
 
 
-class _Stop(Exception):  # noqa: N818 - a signal between two functions here, no error
-    pass
-
-
 def train(
     data: str | Path | Data,
     recipe: str | Path | Recipe | None = None,
@@ -43,6 +41,7 @@ def train(
     device: str = "auto",
     data_dir: str | Path | None = None,
     listener: Listener | None = None,
+    auto_resume: bool = False,
 ) -> Run:
     """Train a network and leave a run's folder.
 
@@ -59,65 +58,95 @@ def train(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         data_dir: where downloads are kept.
         listener: is told what happens.
+        auto_resume: go on with ``out`` if that run was begun, and leave it alone if it is complete: the
+            same call is right however often a scheduler repeats it.
 
     Raises:
         ThumbnetError: what the user can mend: data, recipe, folder, divergence.
     """
     listener = listener or Listener()
     started = time.perf_counter()
-    target = choose_device(device)
-    chosen, loaded = choose_recipe(data, recipe, overrides, data_dir, listener)
-    listener.on_data(loaded)
-    prepared = prepare(loaded, chosen, target, listener.on_decode)
-    state = build_state(chosen, prepared, len(loaded.class_names), target)
-    run = Run.create(out, loaded.source, chosen.name)
-    source = loaded.source
-    if source not in NAMED and not source.startswith("hf:"):
-        source = str(Path(source).expanduser().resolve())  # a resume may come from another folder
-    fingerprint = loaded.fingerprint()
-    settings = {
-        "data": source,
-        "data_dir": None if data_dir is None else str(Path(data_dir).resolve()),
-        "fingerprint": fingerprint,
-    }
-    run.begin(chosen, settings, target)
-    return _train(run, loaded, prepared, state, listener, started, fingerprint)
+    if auto_resume and out is None:
+        raise RunError("--auto-resume needs the run's folder by name: --out DIR")
+    with joined() as world:
+        if auto_resume and world.from_first((Path(str(out)).expanduser() / "run.json").is_file()):
+            return _resume(Run.open(str(out)), device, listener, world, started, complete_is_fine=True)
+        if out is not None and world.is_first:
+            Run.check_free(out)  # before anything is decoded
+        target = choose_device(device, world.local_rank)
+        chosen, loaded = choose_recipe(data, recipe, overrides, data_dir, listener)
+        listener.on_data(loaded)
+        with world.first_goes_first():
+            prepared = prepare(loaded, chosen, target, listener.on_decode, world)
+        state = build_state(chosen, prepared, len(loaded.class_names), target, world)
+        run = Run(Path())
+        if world.is_first:
+            run = Run.create(out, loaded.source, chosen.name)
+        run = Run(world.from_first(run.path))
+        source = loaded.source
+        if source not in NAMED and not source.startswith("hf:"):
+            source = str(Path(source).expanduser().resolve())  # a resume may come from another folder
+        fingerprint = loaded.fingerprint()
+        settings = {
+            "data": source,
+            "data_dir": None if data_dir is None else str(Path(data_dir).resolve()),
+            "fingerprint": fingerprint,
+        }
+        with run.locked() if world.is_first else nullcontext():
+            if world.is_first:
+                run.write_skipped(prepared.skipped)
+                run.begin(chosen, settings, target)
+            return _train(run, loaded, prepared, state, listener, started, fingerprint)
 
 
 def resume(run_path: str | Path, *, device: str = "auto", listener: Listener | None = None) -> Run:
     """Go on with an unfinished run, to the very result that it would have had uninterrupted.
 
     Raises:
-        RunError: no such run, it is complete, or its checkpoint is damaged.
+        RunError: no such run, it is complete, another process trains in it, or its checkpoint is damaged.
         DataError: its data are gone or have changed.
     """
-    listener = listener or Listener()
-    started = time.perf_counter()
-    run = Run.open(run_path)
-    if run.is_complete:
-        raise RunError(f"{run.path} is complete already: thumbnet evaluate {run.path}")
-    recipe, settings = run.recipe, run.settings
-    checkpoint = run.load_checkpoint()
-    target = choose_device(device)
-    loaded = _load(str(settings.get("data")), recipe, settings.get("data_dir"), listener)
-    listener.on_data(loaded)
-    fingerprint = loaded.fingerprint()
-    if fingerprint != settings.get("fingerprint"):
-        raise RunError(
-            f"the data in {loaded.source} have changed since the run {run.path} began: its result could "
-            "not be trusted. Put them back, or start a new run."
-        )
-    prepared = prepare(loaded, recipe, target, listener.on_decode)
-    state = build_state(recipe, prepared, len(loaded.class_names), target)
-    earlier = 0.0
-    try:
-        if checkpoint is not None:
-            state.load_state_dict(checkpoint["state"])
-            earlier = float(checkpoint["seconds_total"])
-    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        reason = str(error).split("\n")[0]
-        raise RunError(f"the checkpoint in {run.path} does not belong to its recipe: {reason}") from None
-    return _train(run, loaded, prepared, state, listener, started - earlier, fingerprint)
+    with joined() as world:
+        started = time.perf_counter()
+        return _resume(Run.open(run_path), device, listener or Listener(), world, started)
+
+
+def _resume(
+    run: Run,
+    device: str,
+    listener: Listener,
+    world: World,
+    started: float,
+    complete_is_fine: bool = False,
+) -> Run:
+    with run.locked() if world.is_first else nullcontext():
+        if world.from_first(run.is_complete):
+            if complete_is_fine:
+                return run
+            raise RunError(f"{run.path} is complete already: thumbnet evaluate {run.path}")
+        recipe, settings = run.recipe, run.settings
+        checkpoint = run.load_checkpoint()
+        target = choose_device(device, world.local_rank)
+        loaded = _load(str(settings.get("data")), recipe, settings.get("data_dir"), listener)
+        listener.on_data(loaded)
+        fingerprint = loaded.fingerprint()
+        if fingerprint != settings.get("fingerprint"):
+            raise RunError(
+                f"the data in {loaded.source} have changed since the run {run.path} began: its result could "
+                "not be trusted. Put them back, or start a new run."
+            )
+        with world.first_goes_first():
+            prepared = prepare(loaded, recipe, target, listener.on_decode, world)
+        state = build_state(recipe, prepared, len(loaded.class_names), target, world)
+        earlier = 0.0
+        try:
+            if checkpoint is not None:
+                state.load_state_dict(checkpoint["state"])
+                earlier = float(checkpoint["seconds_total"])
+        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+            reason = str(error).split("\n")[0]
+            raise RunError(f"the checkpoint in {run.path} does not belong to its recipe: {reason}") from None
+        return _train(run, loaded, prepared, state, listener, started - earlier, fingerprint)
 
 
 def choose_recipe(
@@ -147,7 +176,9 @@ def default_recipe(data: Data) -> str:
     return "small" if len(data.splits["train"]) <= FEW_PICTURES else "fast"
 
 
-def build_state(recipe: Recipe, prepared: Prepared, num_classes: int, device: torch.device) -> TrainingState:
+def build_state(
+    recipe: Recipe, prepared: Prepared, num_classes: int, device: torch.device, world: World = ALONE
+) -> TrainingState:
     """A new network and optimizer, seeded by the recipe."""
     keep_freed_memory()
     make_deterministic()
@@ -156,7 +187,7 @@ def build_state(recipe: Recipe, prepared: Prepared, num_classes: int, device: to
         model = build_model(recipe.model, num_classes)
     if isinstance(model, DataInitialised):
         model.initialise_from(first_pictures(prepared))
-    return TrainingState(model, recipe, len(prepared.train), device)
+    return TrainingState(model, recipe, len(prepared.train), device, world)
 
 
 def first_pictures(prepared: Prepared) -> torch.Tensor:
@@ -189,10 +220,12 @@ def _train(
 ) -> Run:
     """The part that a new and a resumed training share. ``started`` is on ``time.perf_counter``."""
 
+    world, settings, recipe_text = state.world, state.recipe.checkpoint, state.recipe.to_toml()
+    last_saved = time.monotonic()
+
     def evaluate(model: nn.Module, split: str, tta: str) -> Evaluation:
-        batches: Batches = prepared.evaluation[split]
-        logits, labels = collect_logits(model, batches, bf16=state.bf16, tta=tta)
-        return evaluate_logits(logits, labels, data.class_names)
+        logits, labels = collect_logits(model, prepared.evaluation[split], bf16=state.bf16, tta=tta)
+        return evaluate_logits(world.gather(logits), world.gather(labels), data.class_names)
 
     watched = "val" if "val" in prepared.evaluation else "test"
 
@@ -201,42 +234,58 @@ def _train(
         return Score(watched, result.accuracy, result.loss)
 
     def save() -> None:
-        seconds = time.perf_counter() - started
-        run.save_checkpoint({"state": state.state_dict(), "seconds_total": seconds})
+        nonlocal last_saved
+        saved = {
+            "recipe": recipe_text,
+            "state": state.state_dict(),
+            "seconds_total": time.perf_counter() - started,
+        }
+        if world.is_first:
+            run.save_checkpoint(saved)
+            run.write_metrics(state.history)
+        last_saved = time.monotonic()
 
     def on_step(step: StepResult) -> None:
         listener.on_step(step)
-        if listener.should_stop():
-            raise _Stop
+        due = settings.minutes > 0 and time.monotonic() - last_saved > 60 * settings.minutes
+        due = due or (settings.steps > 0 and step.step % settings.steps == 0)
+        stop, due = world.any_of(listener.should_stop(), due)
+        if stop or due:
+            save()
+        if stop:
+            raise InterruptedRunError(run, state.epoch + 1, state.step)
 
     listener.on_start(run, state, prepared)
     try:
         for result in fit(state, prepared.train, evaluate=score, on_step=on_step):
             save()
-            run.write_metrics(state.history)
             listener.on_epoch(result)
-    except _Stop:
-        save()
-        raise InterruptedRunError(run, state.epoch + 1, state.step) from None
+    except UnreadableImageError:
+        raise all_unreadable(data, listener.on_decode) from None
 
     model = state.evaluated_model
     model.load_state_dict(state.final_weights())
-    info = WeightsInfo(
-        model=state.recipe.model,
-        class_names=data.class_names,
-        preprocessing=prepared.preprocessing,
-        precision=state.recipe.training.precision,
-        source=data.source,
-        fingerprint=fingerprint,
-    )
-    run.save_weights(model.state_dict(), info)
     reported = "test" if "test" in prepared.evaluation else "val"
     final = evaluate(model, reported, state.recipe.evaluation.tta)
-    run.save_summary(_summary(state, final, reported, started))
+    if world.is_first:
+        info = WeightsInfo(
+            model=state.recipe.model,
+            class_names=data.class_names,
+            preprocessing=prepared.preprocessing,
+            precision=state.recipe.training.precision,
+            source=data.source,
+            fingerprint=fingerprint,
+        )
+        run.save_weights(model.state_dict(), info)
+        run.write_metrics(state.history)
+        run.save_summary(_summary(state, final, reported, started, len(prepared.skipped)))
+    world.any(False)  # nobody leaves before the summary is there
     return run
 
 
-def _summary(state: TrainingState, final: Evaluation, split: str, started: float) -> dict[str, Any]:
+def _summary(
+    state: TrainingState, final: Evaluation, split: str, started: float, skipped_pictures: int
+) -> dict[str, Any]:
     seconds = sum(result.seconds for result in state.history)
     pictures = sum(result.pictures_per_second * result.seconds for result in state.history)
     return {
@@ -250,5 +299,8 @@ def _summary(state: TrainingState, final: Evaluation, split: str, started: float
         "kept_by": "best on val" if state.best_epoch else "last",
         "seconds_training": round(seconds, 3),
         "seconds_total": round(time.perf_counter() - started, 3),
+        "processes": state.world.size,
+        "skipped_steps": state.skipped,
+        "skipped_pictures": skipped_pictures,
         "pictures_per_second": round(pictures / seconds, 1) if seconds else None,
     }

@@ -1,0 +1,200 @@
+"""Several processes that train one network: ``torchrun ... -m thumbnet train ...``.
+
+``torchrun`` starts the processes and starts them again after a failure; ``torch.distributed`` carries what
+they tell each other. Here is what a training asks of both: who am I, sum this, go first, say the same.
+A training in one process has the same :class:`World`, of size 1, in which all of this costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from thumbnet.errors import ThumbnetError
+
+T = TypeVar("T")
+
+DEFAULT_TIMEOUT = 600.0  # seconds without a word from the others
+
+
+class LostContactError(ThumbnetError):
+    """Another process of the training has ended or is out of reach. ``torchrun`` starts all of them anew."""
+
+    exit_status = 1
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a training.
+
+    Attributes:
+        rank: which one this is, from 0. The first alone writes and prints.
+        size: how many there are.
+        local_rank: which one on this machine; the GPU of that number is its own.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def share(self, items: Tensor) -> Tensor:
+        """This process' part of ``items`` [N, ...]: contiguous, as long as all others' or one less."""
+        return items if self.size == 1 else items.tensor_split(self.size)[self.rank]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes; ``values`` itself is changed."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any_of(self, *flags: bool) -> list[bool]:
+        """For each of ``flags``, whether it is set in any process."""
+        if self.size == 1:
+            return list(flags)
+        return [count > 0 for count in self.sum(torch.tensor(flags, dtype=torch.float32)).tolist()]
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set in any process."""
+        return self.any_of(flag)[0]
+
+    def from_first(self, value: T) -> T:
+        """``value`` of the first process, in all of them."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """All processes' ``rows`` [n, ...] in the order of their ranks: [N, ...], on the CPU in each."""
+        if self.size == 1:
+            return rows
+        rows = rows.cpu().contiguous()
+        lengths = [int(n) for n in self.gather_numbers(len(rows))]
+        padded = rows.new_zeros(max(lengths), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    def gather_numbers(self, value: float) -> list[float]:
+        """``value`` of each process, in the order of their ranks."""
+        values = torch.zeros(self.size, dtype=torch.float64)
+        values[self.rank] = value
+        return [float(number) for number in self.sum(values)]
+
+    def send_buffers(self, module: nn.Module) -> None:
+        """The first process' buffers, such as running statistics, into every other one's ``module``."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+
+    @contextlib.contextmanager
+    def first_goes_first(self) -> Iterator[None]:
+        """The first process does what is within while the others wait; they find it in its cache."""
+        if self.size > 1 and not self.is_first:
+            dist.barrier()
+        yield
+        if self.size > 1 and self.is_first:
+            dist.barrier()
+
+
+ALONE = World()
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[World]:
+    """The world that ``torchrun`` started this process in, joined while within; else :data:`ALONE`.
+
+    Raises:
+        LostContactError: another process ended or was cut off.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ and "RANK" not in os.environ:
+        yield ALONE
+        return
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    world = World(rank, size, int(os.environ.get("LOCAL_RANK", "0")))
+    if size == 1:
+        yield world
+        return
+    seconds = float(os.environ.get("THUMBNET_TIMEOUT", DEFAULT_TIMEOUT))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+        yield world
+    except RuntimeError as error:
+        if not _is_about_others(error):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise LostContactError(f"process {rank} of {size} has lost the others: {reason}") from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _is_about_others(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "timed out"))
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose statistics in training are those of all processes' pictures together.
+
+    ``torch.nn.SyncBatchNorm`` does the same on GPUs, and on GPUs only.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised, [B, C, H, W]."""
+        if not self.training:
+            return super().forward(x)
+        values = x.float()
+        positions = values.numel() // values.shape[1]
+        sums = torch.stack([values.sum(dim=(0, 2, 3)), values.square().sum(dim=(0, 2, 3))])
+        counted = torch.cat([sums.flatten(), sums.new_tensor([float(positions)])])
+        totals = all_reduce(counted)  # its gradient is summed over all processes, too
+        count = float(totals[-1].item())
+        mean, square = (totals[:-1].view(2, -1) / count).unbind()
+        variance = (square - mean.square()).clamp(min=0)
+        self.track(mean.detach(), variance.detach(), count)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return torch.addcmul(shift.view(-1, 1, 1), values, scale.view(-1, 1, 1)).to(x.dtype)
+
+    def track(self, mean: Tensor, variance: Tensor, count: float) -> None:
+        """Draw the running statistics towards a batch's, of ``count`` positions."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        momentum = 0.1 if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean), momentum)
+        self.running_var.lerp_((variance * count / max(count - 1, 1)).to(self.running_var), momentum)
+        self.num_batches_tracked += 1
+
+
+def synchronise_norms(model: nn.Module) -> nn.Module:
+    """``model`` with each BatchNorm2d in its parts made a synchronised one, its tensors kept."""
+    for name, child in model.named_children():
+        if type(child) is nn.BatchNorm2d:
+            momentum = 0.1 if child.momentum is None else child.momentum
+            norm = SyncBatchNorm2d(child.num_features, child.eps, momentum)
+            norm.weight, norm.bias = child.weight, child.bias
+            norm.running_mean, norm.running_var = child.running_mean, child.running_var
+            norm.num_batches_tracked = child.num_batches_tracked
+            setattr(model, name, norm)
+        else:
+            synchronise_norms(child)
+    return model

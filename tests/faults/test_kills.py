@@ -1,0 +1,141 @@
+"""Trainings that are killed, interrupted and started twice: real processes, real signals."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from thumbnet.runs import Run
+
+KILLS = int(os.environ.get("THUMBNET_KILLS", "8"))  # `make test-faults` says 50
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+SETTINGS = ["--epochs", "2", "--set", "checkpoint.steps=1", "--set", "data.subset_size=400"]
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "thumbnet", *map(str, arguments)]
+
+
+def begin(out: Path, *more: str) -> list[str]:
+    return command("train", "digits", *SETTINGS, *more, "--out", out)
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+def checkpoint_state(out: Path) -> int:
+    """Steps done, by the checkpoint; -1 where there is none."""
+    checkpoint = Run(out).load_checkpoint() if (out / "checkpoint.pt").exists() else None
+    return -1 if checkpoint is None else int(checkpoint["state"]["step"])
+
+
+@dataclass(frozen=True)
+class Reference:
+    weights: bytes
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    out = tmp_path_factory.mktemp("reference") / "run"
+    started = time.perf_counter()
+    done = run(begin(out))
+    assert done.returncode == 0, done.stderr
+    return Reference((out / "model.safetensors").read_bytes(), time.perf_counter() - started)
+
+
+def kill_and_resume(out: Path, after: float, reference: Reference) -> str:
+    """What was found when the training was killed ``after`` seconds; checks all that must hold."""
+    process = subprocess.Popen(
+        begin(out), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    time.sleep(after)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    leftovers = list(out.glob(".*.tmp"))
+    begun, steps = (out / "run.json").exists(), checkpoint_state(out)
+    done = run(command("train", "--resume", out) if begun else begin(out))
+    if "complete already" not in done.stderr:
+        assert done.returncode == 0, done.stderr
+    assert (out / "model.safetensors").read_bytes() == reference.weights
+    assert not list(out.glob(".*.tmp"))
+    if leftovers:
+        return "while writing"
+    return "before a checkpoint" if steps < 0 else "between"
+
+
+def test_a_killed_training_goes_on_to_the_very_same_weights(tmp_path: Path, reference: Reference) -> None:
+    draw = random.Random(0)
+    moments = [draw.uniform(0.3, 1.0) * reference.seconds for _ in range(KILLS)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(
+            pool.map(lambda at: kill_and_resume(tmp_path / str(at[0]), at[1], reference), enumerate(moments))
+        )
+    print({what: found.count(what) for what in found})
+    assert len(found) == KILLS
+    if KILLS >= 50:
+        assert set(found) >= {"while writing", "between"}, "the moments did not hit what they were to hit"
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_within_the_step(
+    tmp_path: Path, reference: Reference, signum: signal.Signals, status: int
+) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen(begin(out), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    while checkpoint_state(out) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    assert not Run(out).is_complete
+    assert run(command("train", "--resume", out)).returncode == 0
+    assert (out / "model.safetensors").read_bytes() == reference.weights
+
+
+def test_a_signal_before_the_first_step_ends_it_cleanly(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen(begin(out), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    time.sleep(0.8)  # while it imports, or decodes
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (143, -signal.SIGTERM)
+    assert "Traceback" not in errors
+
+
+def test_a_run_is_worked_on_by_one_process_only(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = subprocess.Popen(begin(out, "--epochs", "200"), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    try:
+        while checkpoint_state(out) < 1:
+            assert first.poll() is None
+            time.sleep(0.01)
+        second = run(command("train", "--resume", out))
+        assert second.returncode == 2
+        assert "another process" in second.stderr
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+    stopped = checkpoint_state(out)
+    third = subprocess.Popen(command("train", "--resume", out), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    try:
+        while checkpoint_state(out) <= stopped:  # the lock went with the process that had it
+            assert third.poll() is None
+            time.sleep(0.05)
+    finally:
+        third.kill()
+        third.wait()
