@@ -23,6 +23,8 @@ from thumbnet.errors import ThumbnetError
 if TYPE_CHECKING:
     from thumbnet.data.images import Fit
     from thumbnet.data.splits import Data
+    from thumbnet.recipe import DataSettings
+    from thumbnet.runs import Run
     from thumbnet.training.listener import StoppableListener
 
 DATA_HELP = "digits, cifar10, cifar100, a folder, an archive (.tar, .tar.gz, .tar.xz, .zip), or hf:OWNER/NAME"
@@ -38,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except ThumbnetError as error:
-        print(f"thumbnet: {error}", file=sys.stderr)
+        if _rank() == 0:
+            print(f"thumbnet: {error}", file=sys.stderr)
+        elif error.exit_status < 128:  # that it was stopped, the first process says for all
+            print(f"thumbnet (process {_rank()}): {error}", file=sys.stderr)
         return error.exit_status
     except _Terminated:
         return 128 + signal.SIGTERM
@@ -109,6 +114,7 @@ def _add_evaluate(commands: Any) -> None:
     _add_tta(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--plot", metavar="FILE", help="draw the confusion matrix (.png, .svg, .pdf)")
+    _add_on_bad_image(parser, "as the run was trained")
     _add_common(parser)
     parser.set_defaults(command=_evaluate)
 
@@ -187,16 +193,21 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, help="as --set training.batch_size=N")
     parser.add_argument("--seed", type=int, help="as --set seed=N")
     _add_data_options(parser)
+    _add_on_bad_image(parser)
     _add_overrides(parser)
+
+
+def _add_on_bad_image(parser: argparse.ArgumentParser, default: str = "stop") -> None:
+    parser.add_argument(
+        "--on-bad-image", choices=["stop", "skip"],
+        help=f"for pictures that cannot be read (default: {default})",
+    )  # fmt: skip
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", metavar="SIZE", help="32, or HEIGHTxWIDTH as 32x64, in pixels")
     parser.add_argument("--fit", choices=["pad", "crop", "squash"], help="for other shapes (default: pad)")
     parser.add_argument("--val-fraction", type=float, metavar="F", help="part of train to set aside as val")
-    parser.add_argument(
-        "--on-bad-image", choices=["stop", "skip"], help="for pictures that cannot be read (default: stop)"
-    )
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -256,7 +267,7 @@ def _train(options: argparse.Namespace) -> int:
     from thumbnet.training.listener import StoppableListener
     from thumbnet.training.train import resume, train
 
-    first = os.environ.get("RANK", "0") == "0"  # of several processes only the first shows anything
+    first = _rank() == 0  # of several processes only the first shows anything
     with TrainingDisplay() if first else nullcontext(StoppableListener()) as display, _stopping(display):
         if options.resume is not None:
             run = resume(options.resume, device=options.device, listener=display)
@@ -289,6 +300,11 @@ def _train(options: argparse.Namespace) -> int:
     say(f"  thumbnet evaluate {run.path}")
     say(f"  thumbnet predict {run.path} PICTURE...")
     return 0
+
+
+def _rank() -> int:
+    """Which of the processes that torchrun started this is; 0 without it."""
+    return int(os.environ.get("RANK", "0"))
 
 
 _SHORTCUTS = {
@@ -356,16 +372,21 @@ def _stopping(listener: StoppableListener) -> Iterator[None]:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from thumbnet import plots
-    from thumbnet.console import counting, say
+    from thumbnet.console import counting, note, say
     from thumbnet.predictor import load_run
     from thumbnet.views import show_evaluation
 
     target = plots.check_plot_path(options.plot) if options.plot else None
     predictor = load_run(options.run, options.device)
-    data = _data_of_run(options)
+    settings = _data_settings_of_run(options)
+    data = _data_of_run(options, settings)
     split = options.split or ("test" if "test" in data.splits else "val")
+    on_bad_image = options.on_bad_image or settings.on_bad_image
     with counting("decoding") as count:
-        result = predictor.evaluate(data, split, tta=options.tta, on_decode=count)
+        result = predictor.evaluate(data, split, tta=options.tta, on_bad_image=on_bad_image, on_decode=count)
+    left_out = len(data.splits[split]) - result.pictures
+    if left_out:
+        note(f"thumbnet: {left_out} picture(s) cannot be read and were left out; thumbnet data lists them")
     if target:
         title = f"{data.source}, {split}: accuracy {100 * result.accuracy:.2f} %"
         plots.save(plots.confusion_figure(result, title), target)
@@ -379,23 +400,32 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _data_of_run(options: argparse.Namespace) -> Data:
-    """The data that were named, or the run's own; split as the run split them."""
+def _run_of(options: argparse.Namespace) -> Run | None:
+    """The run that was named; None where it is a file of weights alone."""
     from pathlib import Path
 
-    from thumbnet.data.sources import load_data
-    from thumbnet.errors import RunError
-    from thumbnet.recipe import DataSettings
     from thumbnet.runs import Run
 
-    source, data_dir, settings = options.data, options.data_dir, DataSettings()
     folder = Path(options.run).expanduser()
-    run = Run.open(folder) if folder.is_dir() else None
-    if run is not None:
-        settings = run.recipe.data
-        if source is None:
-            source = run.settings.get("data")
-            data_dir = data_dir or run.settings.get("data_dir")
+    return Run.open(folder) if folder.is_dir() else None
+
+
+def _data_settings_of_run(options: argparse.Namespace) -> DataSettings:
+    from thumbnet.recipe import DataSettings
+
+    run = _run_of(options)
+    return DataSettings() if run is None else run.recipe.data
+
+
+def _data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
+    """The data that were named, or the run's own; split as the run split them."""
+    from thumbnet.data.sources import load_data
+    from thumbnet.errors import RunError
+
+    source, data_dir, run = options.data, options.data_dir, _run_of(options)
+    if run is not None and source is None:
+        source = run.settings.get("data")
+        data_dir = data_dir or run.settings.get("data_dir")
     if source is None:
         raise RunError(f"name the data to evaluate on: thumbnet evaluate {options.run} DATA")
     return load_data(

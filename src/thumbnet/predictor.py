@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from thumbnet.data.batches import EvalBatches, Normalise, fits_in_memory
-from thumbnet.data.decoding import Count
+from thumbnet.data.decoding import Count, find_unreadable, readable
 from thumbnet.data.images import open_image
 from thumbnet.data.prepare import build_engine
 from thumbnet.data.splits import Data
-from thumbnet.errors import DataError, RunError
+from thumbnet.errors import DataError, RunError, UnreadableImageError, UnreadableImagesError
 from thumbnet.evaluation import Evaluation, collect_logits, evaluate_logits, predict_logits
 from thumbnet.hardware import choose_device, keep_freed_memory, use_bf16
 from thumbnet.models import build_model
@@ -122,11 +122,15 @@ class Predictor:
         *,
         tta: str = "none",
         batch_size: int = 500,
+        on_bad_image: str = "stop",
         on_decode: Count | None = None,
     ) -> Evaluation:
         """Measure the network on a split of ``data``, whose class names are matched by name.
 
+        Pictures that cannot be read are left out with ``on_bad_image="skip"``.
+
         Raises:
+            UnreadableImagesError: lists all pictures of the split that cannot be read.
             DataError: there is no such split, or it has classes that the network does not know.
         """
         if split not in data.splits:
@@ -138,14 +142,19 @@ class Predictor:
                 f"{data.source} has classes that the network does not know: {', '.join(unknown[:10])}. "
                 f"It knows {', '.join(self.class_names[:10])}{', ...' if len(self.class_names) > 10 else ''}"
             )
+        if on_bad_image == "skip":
+            chosen, _ = readable(chosen, on_decode)
         if len(chosen) == 0:
             raise DataError(f"the split {split!r} of {data.source} has no pictures")
         pre = self.info.preprocessing
         settings = DataSettings(fit=pre.fit)
         in_memory = fits_in_memory(chosen, pre.size)
-        engine = build_engine(chosen, settings, pre.size, in_memory, self.device, on_decode)
-        batches = EvalBatches(engine, self.normalise, batch_size=batch_size)
-        logits, labels = collect_logits(self.model, batches, bf16=self.bf16, tta=tta)
+        try:
+            engine = build_engine(chosen, settings, pre.size, in_memory, self.device, on_decode)
+            batches = EvalBatches(engine, self.normalise, batch_size=batch_size)
+            logits, labels = collect_logits(self.model, batches, bf16=self.bf16, tta=tta)
+        except UnreadableImageError:  # from a worker: the first of perhaps many
+            raise UnreadableImagesError(list(find_unreadable(chosen, on_decode).values())) from None
         position = torch.tensor([self.class_names.index(name) for name in data.class_names])
         return evaluate_logits(logits, position[labels], self.class_names)
 

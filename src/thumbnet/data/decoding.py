@@ -163,6 +163,14 @@ def find_unreadable(split: Split, count: Count | None = None) -> dict[int, Unrea
     return errors
 
 
+def readable(split: Split, count: Count | None = None) -> tuple[Split, list[UnreadableImageError]]:
+    """``split`` without the pictures that cannot be decoded, and an error for each of these."""
+    bad = find_unreadable(split, count)
+    if not bad:
+        return split, []
+    return split.subset(np.setdiff1d(np.arange(len(split)), list(bad))), list(bad.values())
+
+
 def _in_threads(work: Callable[[int], T], total: int, count: Count | None) -> Iterator[tuple[int, T]]:
     """``work`` done for each position up to ``total``, in order; in threads where each takes long enough."""
 

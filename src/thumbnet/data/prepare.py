@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from thumbnet.data.batches import (
@@ -18,7 +17,7 @@ from thumbnet.data.batches import (
     fits_in_memory,
 )
 from thumbnet.data.dataset import random_subset
-from thumbnet.data.decoding import Count, automatic_size, decode_split, find_unreadable
+from thumbnet.data.decoding import Count, automatic_size, decode_split, find_unreadable, readable
 from thumbnet.data.images import Preprocessing
 from thumbnet.data.splits import Data, Split
 from thumbnet.distributed import ALONE, World
@@ -70,14 +69,20 @@ def prepare(
 def without_unreadable(
     data: Data, on_decode: Count | None = None
 ) -> tuple[Data, tuple[tuple[str, str, str], ...]]:
-    """``data`` without the pictures that cannot be read, and these: split, name and reason of each."""
+    """``data`` without the pictures that cannot be read, and these: split, name and reason of each.
+
+    Raises:
+        DataError: that leaves a class without a training picture.
+    """
     skipped: list[tuple[str, str, str]] = []
-    splits = dict(data.splits)
+    splits = {}
     for name, split in data.splits.items():
-        bad = find_unreadable(split, on_decode)
-        if bad:
-            skipped += [(name, error.name, error.reason) for error in bad.values()]
-            splits[name] = split.subset(np.setdiff1d(np.arange(len(split)), list(bad)))
+        splits[name], bad = readable(split, on_decode)
+        skipped += [(name, error.name, error.reason) for error in bad]
+    lost = set(data.splits["train"].labels.tolist()) - set(splits["train"].labels.tolist())
+    if lost:
+        names = ", ".join(data.class_names[label] for label in sorted(lost))
+        raise DataError(f"{data.source}: no training picture can be read of the class(es) {names}")
     return replace(data, splits=splits), tuple(skipped)
 
 
