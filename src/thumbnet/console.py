@@ -120,7 +120,6 @@ class TrainingDisplay(StoppableListener):
         self._epochs = 0
         self._last_line = time.monotonic()
         self._began: tuple[float, int] | None = None
-        self._skipped = 0
 
     def __enter__(self) -> TrainingDisplay:
         self.progress.start()
@@ -147,8 +146,6 @@ class TrainingDisplay(StoppableListener):
     def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:
         """Say what is about to be trained, and how the outcome is chosen."""
         super().on_start(run, state, prepared)
-        self._state = state
-        self._skipped = len(state.skipped)
         if prepared.skipped:
             self._line(
                 f"        {len(prepared.skipped)} picture(s) left out, see {run.path / 'skipped.jsonl'}"
@@ -186,8 +183,7 @@ class TrainingDisplay(StoppableListener):
     def on_step(self, step: StepResult) -> None:
         """Move the bar, or print a line now and then."""
         total = step.steps_per_epoch * self._epochs
-        if len(self._state.skipped) > self._skipped:
-            self._skipped = len(self._state.skipped)
+        if step.skipped:
             self._line(f"        step {step.step} skipped: its loss or gradient is not finite")
         assert self._began is not None
         elapsed, steps = time.monotonic() - self._began[0], step.step - self._began[1]

@@ -8,16 +8,18 @@ A training in one process has the same :class:`World`, of size 1, in which all o
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
+import re
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from thumbnet.errors import ThumbnetError
 
@@ -104,12 +106,12 @@ class World:
                 dist.broadcast(buffer, src=0)
 
     @contextlib.contextmanager
-    def first_goes_first(self) -> Iterator[None]:
-        """The first process does what is within while the others wait; they find it in its cache."""
-        if self.size > 1 and not self.is_first:
+    def one_per_machine_first(self) -> Iterator[None]:
+        """On each machine one process does what is within first; the others find it in its cache."""
+        if self.size > 1 and self.local_rank > 0:
             dist.barrier()
         yield
-        if self.size > 1 and self.is_first:
+        if self.size > 1 and self.local_rank == 0:
             dist.barrier()
 
 
@@ -137,11 +139,18 @@ def joined() -> Iterator[World]:
         dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
         yield world
     except RuntimeError as error:
+        traceback.clear_frames(error.__traceback__)
         if not _is_about_others(error):
             raise
-        reason = str(error).strip().split("\n")[0]
-        raise LostContactError(f"process {rank} of {size} has lost the others: {reason}") from None
+        reason = re.sub(r"^\[[^ ]*\] ", "", str(error).strip()).split("\n")[0].split(". ")[0]
+        raise LostContactError(
+            f"process {rank} of {size} has lost the others ({reason}). "
+            "torchrun --max-restarts N starts all of them again; with --auto-resume they go on"
+        ) from None
     finally:
+        # What still holds the group, such as a network wrapped for it, must go first: freed at the very end
+        # of the process, one in ten processes aborted there (gloo, PyTorch 2.13).
+        gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -149,6 +158,22 @@ def joined() -> Iterator[World]:
 def _is_about_others(error: RuntimeError) -> bool:
     text = str(error).lower()
     return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "timed out"))
+
+
+class _SumOverAll(torch.autograd.Function):
+    """The sum of all processes' values; its gradient is summed over all of them, too."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -161,11 +186,11 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         """Normalised, [B, C, H, W]."""
         if not self.training:
             return super().forward(x)
-        values = x.float()
+        values = x if x.dtype == torch.float64 else x.float()
         positions = values.numel() // values.shape[1]
         sums = torch.stack([values.sum(dim=(0, 2, 3)), values.square().sum(dim=(0, 2, 3))])
         counted = torch.cat([sums.flatten(), sums.new_tensor([float(positions)])])
-        totals = all_reduce(counted)  # its gradient is summed over all processes, too
+        totals: Tensor = _SumOverAll.apply(counted)  # type: ignore[no-untyped-call]
         count = float(totals[-1].item())
         mean, square = (totals[:-1].view(2, -1) / count).unbind()
         variance = (square - mean.square()).clamp(min=0)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -69,7 +70,10 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Where the training stands. ``loss`` is the last one looked at, None before the first look."""
+    """Where the training stands. ``loss`` is the last one looked at, None before the first look.
+
+    ``skipped`` says that this step was: see ``training.on_nonfinite``.
+    """
 
     epoch: int
     step_in_epoch: int
@@ -77,6 +81,7 @@ class StepResult:
     step: int
     pictures: int
     loss: float | None
+    skipped: bool = False
 
 
 class TrainingState:
@@ -111,10 +116,13 @@ class TrainingState:
             synchronise_norms(self.model)
         forward: nn.Module = self.model
         if world.size > 1:
+            # Statistics are either equal in all processes or sent before an evaluation: never in a step.
+            new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # from 2.13
+            buffers: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
             forward = DistributedDataParallel(
                 self.model,
                 device_ids=[device] if device.type == "cuda" else None,
-                broadcast_buffers=not recipe.training.sync_batchnorm,
+                **buffers,
             )
         self.hold_gradients = getattr(forward, "no_sync", contextlib.nullcontext)
         self.forward: Callable[[Tensor], Tensor] = forward
@@ -367,6 +375,7 @@ def _step_result(state: TrainingState, loss: float | None) -> StepResult:
         step=state.step,
         pictures=state.pictures_in_epoch,
         loss=loss,
+        skipped=state.skipped[-1:] == [state.step],
     )
 
 

@@ -19,7 +19,7 @@ from thumbnet.data.prepare import Prepared, all_unreadable, prepare
 from thumbnet.data.sources import NAMED, load_data
 from thumbnet.data.splits import Data
 from thumbnet.distributed import ALONE, World, joined
-from thumbnet.errors import RunError, UnreadableImageError
+from thumbnet.errors import DataError, RunError, UnreadableImageError
 from thumbnet.evaluation import Evaluation, collect_logits, evaluate_logits
 from thumbnet.hardware import choose_device, keep_freed_memory, make_deterministic
 from thumbnet.models import DataInitialised, build_model
@@ -64,39 +64,14 @@ def train(
     Raises:
         ThumbnetError: what the user can mend: data, recipe, folder, divergence.
     """
-    listener = listener or Listener()
     started = time.perf_counter()
     if auto_resume and out is None:
         raise RunError("--auto-resume needs the run's folder by name: --out DIR")
     with joined() as world:
-        if auto_resume and world.from_first((Path(str(out)).expanduser() / "run.json").is_file()):
-            return _resume(Run.open(str(out)), device, listener, world, started, complete_is_fine=True)
-        if out is not None and world.is_first:
-            Run.check_free(out)  # before anything is decoded
-        target = choose_device(device, world.local_rank)
-        chosen, loaded = choose_recipe(data, recipe, overrides, data_dir, listener)
-        listener.on_data(loaded)
-        with world.first_goes_first():
-            prepared = prepare(loaded, chosen, target, listener.on_decode, world)
-        state = build_state(chosen, prepared, len(loaded.class_names), target, world)
-        run = Run(Path())
-        if world.is_first:
-            run = Run.create(out, loaded.source, chosen.name)
-        run = Run(world.from_first(run.path))
-        source = loaded.source
-        if source not in NAMED and not source.startswith("hf:"):
-            source = str(Path(source).expanduser().resolve())  # a resume may come from another folder
-        fingerprint = loaded.fingerprint()
-        settings = {
-            "data": source,
-            "data_dir": None if data_dir is None else str(Path(data_dir).resolve()),
-            "fingerprint": fingerprint,
-        }
-        with run.locked() if world.is_first else nullcontext():
-            if world.is_first:
-                run.write_skipped(prepared.skipped)
-                run.begin(chosen, settings, target)
-            return _train(run, loaded, prepared, state, listener, started, fingerprint)
+        begun = auto_resume and (Path(str(out)).expanduser() / "run.json").is_file()
+        if out is not None and world.from_first(begun):
+            return _resume(out, device, listener or Listener(), world, started, complete_is_fine=True)
+        return _begin(data, recipe, overrides, out, device, data_dir, listener or Listener(), world, started)
 
 
 def resume(run_path: str | Path, *, device: str = "auto", listener: Listener | None = None) -> Run:
@@ -108,34 +83,77 @@ def resume(run_path: str | Path, *, device: str = "auto", listener: Listener | N
     """
     with joined() as world:
         started = time.perf_counter()
-        return _resume(Run.open(run_path), device, listener or Listener(), world, started)
+        return _resume(run_path, device, listener or Listener(), world, started)
+
+
+def _begin(
+    data: str | Path | Data,
+    recipe: str | Path | Recipe | None,
+    overrides: Sequence[str],
+    out: str | Path | None,
+    device: str,
+    data_dir: str | Path | None,
+    listener: Listener,
+    world: World,
+    started: float,
+) -> Run:
+    if out is not None and world.is_first:
+        Run.check_free(out)  # before anything is decoded
+    target = choose_device(device, world.local_rank)
+    with world.one_per_machine_first():
+        chosen, loaded = choose_recipe(data, recipe, overrides, data_dir, listener)
+        listener.on_data(loaded)
+        prepared = prepare(loaded, chosen, target, listener.on_decode, world)
+    state = build_state(chosen, prepared, len(loaded.class_names), target, world)
+    run = Run(Path())
+    if world.is_first:
+        run = Run.create(out, loaded.source, chosen.name)
+    run = Run(world.from_first(run.path))
+    source = loaded.source
+    if source not in NAMED and not source.startswith("hf:"):
+        source = str(Path(source).expanduser().resolve())  # a resume may come from another folder
+    fingerprint = _same_everywhere(loaded, world)
+    settings = {
+        "data": source,
+        "data_dir": None if data_dir is None else str(Path(data_dir).resolve()),
+        "fingerprint": fingerprint,
+    }
+    with run.locked() if world.is_first else nullcontext():
+        if world.is_first:
+            run.write_skipped(prepared.skipped)
+            run.begin(chosen, settings, target)
+        return _train(run, loaded, prepared, state, listener, started, fingerprint)
 
 
 def _resume(
-    run: Run,
+    path: str | Path,
     device: str,
     listener: Listener,
     world: World,
     started: float,
     complete_is_fine: bool = False,
 ) -> Run:
+    run = Run.open(path) if world.is_first else Run(Path(path))  # it need not be on every machine
     with run.locked() if world.is_first else nullcontext():
         if world.from_first(run.is_complete):
             if complete_is_fine:
                 return run
             raise RunError(f"{run.path} is complete already: thumbnet evaluate {run.path}")
-        recipe, settings = run.recipe, run.settings
-        checkpoint = run.load_checkpoint()
+        kept = (run.recipe, run.settings, run.load_checkpoint()) if world.is_first else None
+        kept = world.from_first(kept)
+        assert kept is not None
+        recipe, settings, checkpoint = kept
         target = choose_device(device, world.local_rank)
-        loaded = _load(str(settings.get("data")), recipe, settings.get("data_dir"), listener)
+        with world.one_per_machine_first():
+            loaded = _load(str(settings.get("data")), recipe, settings.get("data_dir"), listener)
         listener.on_data(loaded)
-        fingerprint = loaded.fingerprint()
+        fingerprint = _same_everywhere(loaded, world)
         if fingerprint != settings.get("fingerprint"):
             raise RunError(
                 f"the data in {loaded.source} have changed since the run {run.path} began: its result could "
                 "not be trusted. Put them back, or start a new run."
             )
-        with world.first_goes_first():
+        with world.one_per_machine_first():
             prepared = prepare(loaded, recipe, target, listener.on_decode, world)
         state = build_state(recipe, prepared, len(loaded.class_names), target, world)
         earlier = 0.0
@@ -147,6 +165,18 @@ def _resume(
             reason = str(error).split("\n")[0]
             raise RunError(f"the checkpoint in {run.path} does not belong to its recipe: {reason}") from None
         return _train(run, loaded, prepared, state, listener, started - earlier, fingerprint)
+
+
+def _same_everywhere(data: Data, world: World) -> str:
+    """The fingerprint of ``data``.
+
+    Raises:
+        DataError: the first process has other data.
+    """
+    fingerprint = data.fingerprint()
+    if world.from_first(fingerprint) != fingerprint:
+        raise DataError(f"{data.source} is not the same here as where the first process runs")
+    return fingerprint
 
 
 def choose_recipe(

@@ -1,0 +1,48 @@
+"""Run by torchrun in test_many_processes.py: the gradient of one batch, its loss and statistics, to a file.
+
+torchrun --nproc-per-node 2 gradients.py FILE MODEL PRECISION SYNC
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from helpers import coloured_data
+from thumbnet.data.prepare import prepare
+from thumbnet.distributed import joined
+from thumbnet.models import build_model
+from thumbnet.recipe import load_recipe
+from thumbnet.training.fit import TrainingState, accumulate_gradients
+from thumbnet.training.train import build_state
+
+target, name, precision, synchronised = sys.argv[1:]
+recipe = load_recipe("fast", [
+    f"model.name={name}", f"training.precision={precision.replace('64', '32')}", f"training.sync_batchnorm={synchronised}",
+    "model.width=0.5", "training.batch_size=23", "training.label_smoothing=0.1", "data.image_size=32",
+    "augment.cutout=3",
+])  # fmt: skip
+with joined() as world:
+    prepared = prepare(coloured_data(50), recipe, torch.device("cpu"), world=world)
+    if precision == "fp64":
+        torch.manual_seed(0)
+        model = build_model(recipe.model, 3).double()
+        state = TrainingState(model, recipe, len(prepared.train), torch.device("cpu"), world)
+    else:
+        state = build_state(recipe, prepared, 3, torch.device("cpu"), world)
+    state.model.train()
+    batch = next(iter(prepared.train.epoch(0)))
+    if precision == "fp64":
+        batch = replace(batch, images=batch.images.double())
+    state.losses[0] = accumulate_gradients(state, batch)
+    loss = state.all_losses()[0]
+    if world.is_first:
+        gradients = {key: p.grad for key, p in state.model.named_parameters() if p.grad is not None}
+        torch.save(
+            {"loss": loss, "gradients": gradients, "buffers": dict(state.model.named_buffers())}, target
+        )

@@ -1,0 +1,268 @@
+"""Trainings of several processes, started by torchrun: on one machine, and on two behind a link that is cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers import TINY, write_class_folders
+from thumbnet.runs import Run, read_weights
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "THUMBNET_TIMEOUT": "60"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+# A calm training: at higher rates a rounding grows to a difference that one sees within ten steps.
+OVERRIDES = [f"--set={setting}" for setting in [*TINY, "optimizer.lr=0.005", "schedule.name=constant"]]
+
+
+def torchrun(processes: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*TORCHRUN, "--nproc-per-node", str(processes), *map(str, arguments)],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
+
+def train(processes: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return torchrun(processes, "-m", "thumbnet", "train", *arguments)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_class_folders(tmp_path_factory.mktemp("data"), ["train", "val", "test"], per_class=17)
+
+
+def gradient(processes: int, target: Path, *arguments: str) -> dict[str, Any]:
+    done = torchrun(processes, Path(__file__).with_name("gradients.py"), target, *arguments)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = torch.load(target, weights_only=True)
+    return found
+
+
+def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert list(a) == list(b)
+    x = torch.cat([t.double().flatten() for t in a.values()])
+    y = torch.cat([t.double().flatten() for t in b.values()])
+    return float((x - y).norm() / y.norm())
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "tolerance"),
+    # 64 bits: where a rounding changes the sign before a ReLU or the greatest of a pool, the gradient jumps. In 16 bits each rounding is
+    # one of 2**-9, and BatchNorm's gradient is a difference of sums.
+    [("resnet20", "fp64", 1e-5), ("fastnet", "fp64", 1e-5), ("fastnet", "bf16", 3e-2)],
+)
+def test_the_gradient_of_two_processes_is_that_of_one(
+    tmp_path: Path, model: str, precision: str, tolerance: float
+) -> None:
+    one = gradient(1, tmp_path / "1.pt", model, precision, "true")
+    two = gradient(2, tmp_path / "2.pt", model, precision, "true")
+    assert float(two["loss"]) == pytest.approx(float(one["loss"]), rel=tolerance)
+    assert relative_difference(two["gradients"], one["gradients"]) < tolerance
+    assert relative_difference(two["buffers"], one["buffers"]) < tolerance
+
+
+def test_without_synchronised_statistics_the_gradient_is_another(tmp_path: Path) -> None:
+    one = gradient(1, tmp_path / "1.pt", "resnet20", "fp64", "false")
+    two = gradient(2, tmp_path / "2.pt", "resnet20", "fp64", "false")
+    assert relative_difference(two["gradients"], one["gradients"]) > 1e-2
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_learn_as_one_does_and_one_of_them_writes(folder: Path, tmp_path: Path) -> None:
+    arguments: list[str | Path] = [
+        folder,
+        "--recipe",
+        "resnet18",
+        *OVERRIDES,
+        "--set",
+        "training.ema_decay=0.9",
+    ]
+    for processes in (1, 2):
+        done = train(processes, *arguments, "--out", tmp_path / str(processes))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("test accuracy") == 1  # the first alone prints
+        assert done.stderr.count("epoch 3/3") == 1
+    one, two = metrics(tmp_path / "1"), metrics(tmp_path / "2")
+    for alone, together in zip(one, two, strict=True):
+        assert together["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+        assert together["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-3)
+        assert together["val_accuracy"] == pytest.approx(alone["val_accuracy"], abs=1 / 51 + 1e-9)
+        assert together["step"] == alone["step"]
+    names = [{path.name for path in (tmp_path / out).iterdir()} for out in ("1", "2")]
+    assert names[0] == names[1]
+    weights = [read_weights(tmp_path / out / "model.safetensors")[0] for out in ("1", "2")]
+    assert relative_difference(weights[1], weights[0]) < 1e-3
+    assert Run(tmp_path / "2").summary["processes"] == 2
+    done = subprocess.run(
+        [sys.executable, "-m", "thumbnet", "evaluate", tmp_path / "2", "--json"],
+        capture_output=True,
+        text=True,
+    )
+    assert json.loads(done.stdout)["accuracy"] == Run(tmp_path / "2").summary["accuracy"]
+
+
+def test_an_error_of_one_process_ends_all_with_one_message(folder: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = train(
+        2,
+        folder,
+        "--recipe",
+        "resnet18",
+        *OVERRIDES,
+        "--set",
+        "training.batch_size=0",
+        "--out",
+        tmp_path / "run",
+    )
+    assert done.returncode != 0
+    assert "training.batch_size" in done.stderr
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "something").touch()
+    done = train(2, folder, *OVERRIDES, "--out", tmp_path / "full")  # only the first process sees that
+    assert done.returncode != 0
+    assert "exists already" in done.stderr
+    assert time.monotonic() - started < 60
+
+
+def test_a_killed_process_is_started_again_and_the_result_is_the_same(folder: Path, tmp_path: Path) -> None:
+    arguments: list[str | Path] = [
+        folder, "--recipe", "resnet18", *OVERRIDES, "--set", "training.epochs=30", "--checkpoint-steps", "1", "--auto-resume",
+    ]  # fmt: skip
+    done = train(2, *arguments, "--out", tmp_path / "calm")
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "killed"
+    agent = subprocess.Popen(
+        [*TORCHRUN, "--nproc-per-node", "2", "--max-restarts", "2", "-m", "thumbnet", "train", *map(str, arguments),
+         "--out", str(out)],
+        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_for_step(out, 4, agent)
+    os.kill(children(agent.pid)[-1], signal.SIGKILL)
+    assert agent.wait(timeout=120) == 0
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "calm" / "model.safetensors").read_bytes()
+
+
+def children(pid: int) -> list[int]:
+    import psutil
+
+    return [process.pid for process in psutil.Process(pid).children()]
+
+
+def wait_for_step(out: Path, step: int, agent: subprocess.Popen[Any]) -> None:
+    while True:
+        assert agent.poll() is None, "the training ended too early"
+        if (out / "checkpoint.pt").exists():
+            checkpoint = Run(out).load_checkpoint()
+            if checkpoint is not None and checkpoint["state"]["step"] >= step:
+                return
+        time.sleep(0.05)
+
+
+# --- two machines ----------------------------------------------------------------------------------------
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=20)
+
+
+@pytest.fixture
+def machines() -> Iterator[tuple[str, str]]:
+    """Two network namespaces, each with a loopback of its own, joined by one link: 10.77.0.1 and 10.77.0.2."""
+    names = (f"thumbnet-{os.getpid()}-a", f"thumbnet-{os.getpid()}-b")
+    if shutil.which("ip") is None:
+        pytest.skip("there is no command ip (iproute2)")
+    try:
+        ip("netns", "add", names[0])
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"network namespaces cannot be made here: {error.stderr.decode().strip()}")
+    try:
+        ip("netns", "add", names[1])
+        ip(
+            "link",
+            "add",
+            "thumb0",
+            "netns",
+            names[0],
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "thumb0",
+            "netns",
+            names[1],
+        )
+        for number, name in enumerate(names, start=1):
+            ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "thumb0")
+            ip("-n", name, "link", "set", "lo", "up")
+            ip("-n", name, "link", "set", "thumb0", "up")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+def start_agent(
+    machine: str, address: str, least: int, log: Path, *arguments: str | Path
+) -> subprocess.Popen[bytes]:
+    environment = {**ENVIRONMENT, "GLOO_SOCKET_IFNAME": "thumb0", "THUMBNET_TIMEOUT": "10"}
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            ["ip", "netns", "exec", machine, *TORCHRUN, "--nnodes", f"{least}:2", "--nproc-per-node", "1",
+             "--rdzv-backend", "c10d", "--rdzv-endpoint", "10.77.0.1:29500", "--rdzv-id", "test",
+             "--rdzv-conf", "last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3",
+             "--local-addr", address, "--max-restarts", "5",
+             "-m", "thumbnet", "train", *map(str, arguments)],
+            env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", ["none", "link", "agent"])
+def test_two_machines_train_and_survive(
+    folder: Path, tmp_path: Path, machines: tuple[str, str], fault: str
+) -> None:
+    """The link is cut for good, or the other machine's agent dies: the first goes on alone, and is right."""
+    arguments: list[str | Path] = [
+        folder, "--recipe", "resnet18", *OVERRIDES, "--set", "training.epochs=40", "--checkpoint-steps", "1", "--auto-resume",
+    ]  # fmt: skip
+    done = train(1, *arguments, "--out", tmp_path / "calm")
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "run"
+    logs = [tmp_path / "a.log", tmp_path / "b.log"]
+    agents = [
+        start_agent(machine, f"10.77.0.{number}", 1, log, *arguments, "--out", out)
+        for number, (machine, log) in enumerate(zip(machines, logs, strict=True), start=1)
+    ]
+    try:
+        wait_for_step(out, 5, agents[0])
+        if fault == "link":
+            ip("-n", machines[1], "link", "set", "thumb0", "down")
+        elif fault == "agent":
+            os.killpg(agents[1].pid, signal.SIGKILL)
+        status = agents[0].wait(timeout=150)
+    finally:
+        for agent in agents:
+            if agent.poll() is None:
+                os.killpg(agent.pid, signal.SIGKILL)
+                agent.wait()
+    text = logs[0].read_text()
+    assert status == 0, text
+    assert "2 processes" in text
+    assert (out / "summary.json").exists()
+    calm, run = metrics(tmp_path / "calm"), metrics(out)
+    assert len(run) == 40
+    assert run[-1]["loss"] == pytest.approx(calm[-1]["loss"], rel=0.05, abs=1e-3)
+    assert Run(out).summary["accuracy"] == pytest.approx(Run(tmp_path / "calm").summary["accuracy"], abs=0.04)
+    assert Run(out).summary["processes"] == (2 if fault == "none" else 1)
