@@ -8,9 +8,12 @@ A training in one process has the same :class:`World`, of size 1, in which all o
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import re
+import signal
+import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -133,6 +136,7 @@ def joined() -> Iterator[World]:
     if size == 1:
         yield world
         return
+    _end_with_parent()
     seconds = float(os.environ.get("THUMBNET_TIMEOUT", DEFAULT_TIMEOUT))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
@@ -153,6 +157,16 @@ def joined() -> Iterator[World]:
         gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """Have the system send SIGTERM, where it can, when torchrun's agent is gone: else this would go on.
+
+    With SIGTERM all processes save and end, and the other machines' agents start a smaller world.
+    """
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1  # noqa: N806 - see prctl(2)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def _is_about_others(error: RuntimeError) -> bool:

@@ -147,17 +147,20 @@ class Run:
         return cls(folder)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, wait: float = 0.0) -> Iterator[None]:
         """No other process may train in this folder meanwhile; what a killed one left is cleaned away.
 
         The lock is the system's, on the file ``.lock``: it goes with the process that has it.
+
+        Args:
+            wait: seconds that another process is given to end.
 
         Raises:
             RunError: another process has it, or the folder cannot be written.
         """
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.path / LOCK_NAME, timeout=0)
+        lock = FileLock(self.path / LOCK_NAME, timeout=wait)
         try:
             lock.acquire()
         except Timeout:

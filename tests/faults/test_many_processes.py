@@ -217,12 +217,15 @@ def machines() -> Iterator[tuple[str, str]]:
 def start_agent(
     machine: str, address: str, least: int, log: Path, *arguments: str | Path
 ) -> subprocess.Popen[bytes]:
+    # The agent that is the meeting point knows it by its machine's name; a namespace has none of its own.
+    conf = "last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3,is_host="
+    conf += str(address == "10.77.0.1").lower()
     environment = {**ENVIRONMENT, "GLOO_SOCKET_IFNAME": "thumb0", "THUMBNET_TIMEOUT": "10"}
     with log.open("wb") as file:
         return subprocess.Popen(
             ["ip", "netns", "exec", machine, *TORCHRUN, "--nnodes", f"{least}:2", "--nproc-per-node", "1",
              "--rdzv-backend", "c10d", "--rdzv-endpoint", "10.77.0.1:29500", "--rdzv-id", "test",
-             "--rdzv-conf", "last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3",
+             "--rdzv-conf", conf,
              "--local-addr", address, "--max-restarts", "5",
              "-m", "thumbnet", "train", *map(str, arguments)],
             env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,

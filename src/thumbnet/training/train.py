@@ -5,6 +5,7 @@ What there is to show is told to a :class:`~thumbnet.training.listener.Listener`
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -118,7 +119,7 @@ def _begin(
         "data_dir": None if data_dir is None else str(Path(data_dir).resolve()),
         "fingerprint": fingerprint,
     }
-    with run.locked() if world.is_first else nullcontext():
+    with run.locked(_wait(world)) if world.is_first else nullcontext():
         if world.is_first:
             run.write_skipped(prepared.skipped)
             run.begin(chosen, settings, target)
@@ -134,7 +135,7 @@ def _resume(
     complete_is_fine: bool = False,
 ) -> Run:
     run = Run.open(path) if world.is_first else Run(Path(path))  # it need not be on every machine
-    with run.locked() if world.is_first else nullcontext():
+    with run.locked(_wait(world)) if world.is_first else nullcontext():
         if world.from_first(run.is_complete):
             if complete_is_fine:
                 return run
@@ -165,6 +166,11 @@ def _resume(
             reason = str(error).split("\n")[0]
             raise RunError(f"the checkpoint in {run.path} does not belong to its recipe: {reason}") from None
         return _train(run, loaded, prepared, state, listener, started - earlier, fingerprint)
+
+
+def _wait(world: World) -> float:
+    """Seconds to wait for a run's lock: after a restart the processes before may still be about to end."""
+    return 0.0 if world.size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ else 30.0
 
 
 def _same_everywhere(data: Data, world: World) -> str:
