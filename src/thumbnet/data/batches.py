@@ -12,6 +12,8 @@ without remembering the state of a generator.
 from __future__ import annotations
 
 import hashlib
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,6 +34,10 @@ from thumbnet.recipe import AugmentSettings
 
 CHANNELS = 3
 NO_LABEL = -100  # cross-entropy passes it over
+# To decode more than so many before the first step would take minutes: they are decoded as it goes, and what
+# is to be known of all of them beforehand is known from a sample.
+MANY = 500_000
+SAMPLE = 50_000
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,7 @@ class WorkerEngine:
             num_workers=self.workers,
             prefetch_factor=4,
             collate_fn=_as_it_is,
+            worker_init_fn=_leave_signals_to_the_parent,
             pin_memory=torch.cuda.is_available(),
         )
         for images in loader:
@@ -146,6 +153,19 @@ class _Pictures(Dataset[Tensor]):
         except UnreadableImageError as error:
             return error
         return torch.from_numpy(images)
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; what is to be done then, the parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    show = sys.excepthook
+
+    def show_unless_cut_off(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not issubclass(kind, ConnectionError):  # the parent has stopped in the middle of an epoch
+            show(kind, error, trace)
+
+    sys.excepthook = show_unless_cut_off
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -275,6 +295,15 @@ def derive_seed(seed: int, *path: str | int) -> int:
     """An independent seed for a named purpose: a hash, so that neighbouring seeds share nothing."""
     text = ":".join(map(str, (seed, *path)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def sample_positions(count: int) -> Tensor:
+    """All positions of up to ``MANY`` pictures, else always the same random ``SAMPLE``: int64 [N], rising."""
+    if count <= MANY:
+        return torch.arange(count)
+    generator = torch.Generator().manual_seed(0)
+    positions: Tensor = torch.randint(count, (SAMPLE,), generator=generator).unique()
+    return positions
 
 
 def fits_in_memory(split: Split, size: tuple[int, int]) -> bool:

@@ -27,7 +27,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from thumbnet.data.batches import CHANNELS, count_values, fits_in_memory
+from thumbnet.data.batches import CHANNELS, MANY, count_values, fits_in_memory, sample_positions
 from thumbnet.data.images import Fit, fit_image
 from thumbnet.data.splits import ArraySplit, Split
 from thumbnet.errors import UnreadableImageError, UnreadableImagesError
@@ -84,7 +84,8 @@ def automatic_size(split: Split, fit: Fit, count: Count | None = None) -> tuple[
     """The data's own size if it is uniform and at least 16 pixels a side, else 32 by 32.
 
     Whether it is uniform shows best by decoding: what is uniform is then in the cache, where
-    :func:`decode_split` finds it. Splits too large for memory have only their headers read.
+    :func:`decode_split` finds it. Splits too large for memory have only their headers read, and very large
+    ones only a sample's.
 
     Raises:
         UnreadableImagesError: lists every picture that cannot be read.
@@ -95,6 +96,9 @@ def automatic_size(split: Split, fit: Fit, count: Count | None = None) -> tuple[
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         height, width = json.loads((entry / "size.json").read_text())
         return int(height), int(width)
+    if len(split) > MANY:
+        chosen = split.subset(sample_positions(len(split)).numpy())
+        return _remember(entry, size_or_default(common_size(chosen)))
     with contextlib.suppress(UnreadableImageError):  # reported with all others below
         first = split.peek(0)[0]
         if size_or_default(first) == first and fits_in_memory(split, first):

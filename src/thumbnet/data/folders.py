@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from thumbnet.data import cifar
-from thumbnet.data.images import PICTURE_SUFFIXES
+from thumbnet.data.index import Index
 from thumbnet.data.splits import Data, FileSplit, Split
 from thumbnet.errors import DataError
 
@@ -67,21 +66,17 @@ def label_from_name(name: str) -> str:
     return match["label"]
 
 
-def is_picture_name(name: str) -> bool:
-    """Whether a file's name says that it is a picture."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
-
-
 def pictures_below(folder: str | Path) -> list[str]:
     """The paths of all files in ``folder`` and below whose names say that they are pictures."""
-    return list(_walk(Path(folder), []))
+    return [os.path.join(folder, path) for path in Index(Path(folder)).pictures_below("")]
 
 
 def _load_class_folders(root: Path, folders: dict[str, Path], source: str, shape: str) -> Data:
     names = tuple(sorted(path.name for path in _subfolders(folders["train"])))
     if not names:
         raise DataError(f"no pictures were recognised in {root}. {LAYOUTS_HELP}")
-    notes: list[str] = []
+    notes = _alike_note(names)
+    index = Index(root)
     splits: dict[str, Split] = {}
     for split, folder in folders.items():
         stray = sorted({path.name for path in _subfolders(folder)} - set(names))
@@ -91,39 +86,42 @@ def _load_class_folders(root: Path, folders: dict[str, Path], source: str, shape
                 "Rename or remove them."
             )
         paths: list[str] = []
-        labels: list[int] = []
-        ignored: list[str] = []
         empty: list[str] = []
-        for label, name in enumerate(names):
-            found = sorted(_walk(folder / name, ignored))
+        counts: list[int] = []
+        index.ignored.clear()
+        for name in names:
+            found = index.pictures_below(os.path.relpath(folder / name, root))
             if not found:
                 empty.append(name)
-            paths += [os.path.relpath(path, root) for path in found]
-            labels += [label] * len(found)
+            paths += found
+            counts.append(len(found))
         if empty and split == "train":
             raise DataError(f"{folder}: no pictures in the class folder(s) {', '.join(empty)}")
         if empty:
             notes.append(f"{split} has no pictures of {', '.join(empty)}")
-        notes += _ignored_note(ignored, split)
-        splits[split] = FileSplit(root, paths, np.array(labels))
+        notes += _ignored_note(index.ignored, split)
+        splits[split] = FileSplit(root, paths, np.arange(len(names)).repeat(counts))
+    index.keep()
     return Data(source, shape, names, splits, tuple(notes))
 
 
 def _load_tutorial(root: Path, folders: dict[str, Path], source: str) -> Data:
     names = _read_labels_file(root)
     notes: list[str] = []
+    index = Index(root)
     found: dict[str, tuple[list[str], list[str]]] = {}
     for split, folder in folders.items():
-        ignored: list[str] = []
-        paths = sorted(_walk(folder, ignored), key=_number_first)
+        index.ignored.clear()
+        paths = sorted(index.pictures_below(os.path.relpath(folder, root)), key=_number_first)
         if not paths and split == "train":
             raise DataError(f"no pictures were recognised in {folder}. {LAYOUTS_HELP}")
         try:
             labels = [label_from_name(os.path.basename(path)) for path in paths]
         except DataError as error:
             raise DataError(f"{folder}: {error}. {LAYOUTS_HELP}") from None
-        found[split] = ([os.path.relpath(path, root) for path in paths], labels)
-        notes += _ignored_note(ignored, split)
+        found[split] = (paths, labels)
+        notes += _ignored_note(index.ignored, split)
+    index.keep()
     if names is None:
         names = tuple(sorted(set(found["train"][1])))
         notes.append("there is no labels.txt: the classes are those of the file names, sorted")
@@ -175,24 +173,13 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 def _subfolders(folder: Path) -> list[Path]:
     try:
-        return [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))]
+        found = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))]
+        loops = [p for p in found if p.is_symlink() and folder.resolve().is_relative_to(p.resolve())]
     except OSError as error:
         raise DataError(f"cannot list {folder}: {error.strerror}") from None
-
-
-def _walk(folder: Path, ignored: list[str]) -> Iterator[str]:
-    """Pictures below ``folder``, links to folders not followed; other files are added to ``ignored``."""
-
-    def fail(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # a class that a split lacks is reported as empty
-            raise DataError(f"cannot list {error.filename}: {error.strerror}")
-
-    for parent, _, files in os.walk(folder, onerror=fail):
-        for name in files:
-            if is_picture_name(name):
-                yield os.path.join(parent, name)
-            elif not name.startswith("."):
-                ignored.append(os.path.join(parent, name))
+    if loops:
+        raise DataError(f"{loops[0]} is a link to a folder that it is in itself: remove it")
+    return found
 
 
 def _number_first(path: str) -> tuple[int, str]:
@@ -204,4 +191,14 @@ def _number_first(path: str) -> tuple[int, str]:
 def _ignored_note(ignored: list[str], split: str) -> list[str]:
     if not ignored:
         return []
-    return [f"{split}: {len(ignored)} file(s) passed over, no pictures by their name, such as {ignored[0]}"]
+    what = f"{len(ignored)} file(s) passed over, no pictures by their name or kind"
+    return [f"{split}: {what}, such as {min(ignored)}"]
+
+
+def _alike_note(names: tuple[str, ...]) -> list[str]:
+    """Cat and cat are two classes here, and one on many other systems."""
+    spelt: dict[str, list[str]] = {}
+    for name in names:
+        spelt.setdefault(name.casefold(), []).append(name)
+    alike = [" and ".join(same) for same in spelt.values() if len(same) > 1]
+    return [f"class names that differ in upper and lower case only: {', '.join(alike)}"] if alike else []

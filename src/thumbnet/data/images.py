@@ -6,6 +6,8 @@ Training, evaluation and prediction all come through :class:`Preprocessing`, so 
 from __future__ import annotations
 
 import io
+import os
+import stat
 from dataclasses import dataclass
 from typing import IO, Literal
 
@@ -44,6 +46,8 @@ def open_image(source: str | IO[bytes] | bytes, name: str) -> Image.Image:
     """
     try:
         if isinstance(source, str):
+            if not stat.S_ISREG(os.stat(source).st_mode):  # to open a pipe would be to wait for a writer
+                raise UnreadableImageError(name, "not an ordinary file")
             with open(source, "rb") as file:
                 return _open(file, name)
         return _open(io.BytesIO(source) if isinstance(source, bytes) else source, name)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from thumbnet.data.batches import (
+    MANY,
     Engine,
     EvalBatches,
     MemoryEngine,
@@ -14,7 +15,9 @@ from thumbnet.data.batches import (
     TrainBatches,
     WorkerEngine,
     channel_statistics,
+    count_values,
     fits_in_memory,
+    sample_positions,
 )
 from thumbnet.data.dataset import random_subset
 from thumbnet.data.decoding import Count, automatic_size, decode_split, find_unreadable, readable
@@ -104,7 +107,8 @@ def _prepare(
         size = automatic_size(train_split, settings.fit, on_decode)
     else:
         size = parse_image_size(settings.image_size)
-    in_memory = settings.engine == "memory" or (settings.engine == AUTO and fits_in_memory(train_split, size))
+    fits = len(train_split) <= MANY and fits_in_memory(train_split, size)
+    in_memory = settings.engine == "memory" or (settings.engine == AUTO and fits)
     train_engine = build_engine(train_split, settings, size, in_memory, device, on_decode)
     preprocessing = resolve_preprocessing(settings, size, train_engine)
     normalise = Normalise(preprocessing, device)
@@ -147,7 +151,15 @@ def build_engine(
 def resolve_preprocessing(settings: DataSettings, size: tuple[int, int], engine: Engine) -> Preprocessing:
     """With the recipe's mean and std, or those of the training pictures."""
     if isinstance(settings.mean, str) or isinstance(settings.std, str):
-        measured_mean, measured_std = channel_statistics(engine.value_counts())
+        measured_mean, measured_std = channel_statistics(_value_counts(engine))
     mean = measured_mean if isinstance(settings.mean, str) else settings.mean
     std = measured_std if isinstance(settings.std, str) else settings.std
     return Preprocessing(size, settings.fit, mean, std)
+
+
+def _value_counts(engine: Engine) -> torch.Tensor:
+    """Of all pictures; where there are very many, of a sample. Int64 [3, 256]."""
+    if len(engine.labels) <= MANY:
+        return engine.value_counts()
+    batches = sample_positions(len(engine.labels)).split(1000)
+    return torch.stack([count_values(images) for images in engine.fetch(batches)]).sum(dim=0)
