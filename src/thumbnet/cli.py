@@ -8,11 +8,13 @@ user has something to mend; 130 stopped by Ctrl-C; 143 stopped by SIGTERM.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,6 +37,9 @@ PREDICT_BATCH = 256  # pictures classified, and shown, at a time
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments`` (the process' own by default); the exit status."""
     options = build_parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
+    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture, its error says
     try:
         status: int = options.command(options)
         sys.stdout.flush()

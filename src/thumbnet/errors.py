@@ -24,7 +24,7 @@ class UnreadableImageError(DataError):
     """One picture cannot be decoded. ``name`` says which, ``reason`` why."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"cannot read the picture {name}: {reason}")
+        super().__init__(f"cannot read the picture {printable(name)}: {reason}")
         self.name = name
         self.reason = reason
 
@@ -36,7 +36,7 @@ class UnreadableImagesError(DataError):
     """Pictures that cannot be decoded: ``errors``, one of each."""
 
     def __init__(self, errors: Sequence[UnreadableImageError]) -> None:
-        listing = "\n".join(f"  {error.name}: {error.reason}" for error in errors)
+        listing = "\n".join(f"  {printable(error.name)}: {error.reason}" for error in errors)
         super().__init__(
             f"{len(errors)} picture(s) cannot be read:\n{listing}\n"
             "Mend or remove them, or go on without: --on-bad-image skip"
@@ -82,6 +82,11 @@ class MissingExtraError(ThumbnetError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs an extra: pip install 'thumbnet[{extra}]'")
+
+
+def printable(name: str) -> str:
+    r"""A file's name for a line of text: control characters, and bytes that are no text, as ``\x1b``."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

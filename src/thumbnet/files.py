@@ -20,8 +20,11 @@ def cache_folder() -> Path:
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Write ``content`` (text as UTF-8) to ``path``; see :func:`write_with`."""
-    data = content.encode() if isinstance(content, str) else content
+    """Write ``content`` to ``path``; see :func:`write_with`.
+
+    Text as UTF-8; the bytes of a file name that are no text as ``\\udcff``, which is what JSON has for them.
+    """
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     write_with(path, lambda file: file.write(data))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from thumbnet.console import percent, say, table
+from thumbnet.errors import printable
 
 if TYPE_CHECKING:
     from thumbnet.data.images import Fit
@@ -81,10 +82,10 @@ def prediction_printer(
         rows = []
         for name, result in results:
             if isinstance(result, str):
-                rows.append([name, f"cannot be read: {result}"])
+                rows.append([printable(name), f"cannot be read: {result}"])
             else:
                 cells = [cell for label, p in pairs(result) for cell in (label, f"{100 * p:.1f} %")]
-                rows.append([name, *cells])
+                rows.append([printable(name), *cells])
         if rows:
             say(table(["picture", *["class", "probability"] * top], rows))
 
@@ -123,10 +124,10 @@ def show_inspection(data: Data, found: Inspection, fit: Fit) -> None:
     say(f"repeated   {found.repeated:,} picture(s) repeat another of their split")
     say(f"shared     {len(found.duplicates):,} picture(s) stand in two splits")
     for first, second in found.duplicates[:10]:
-        say(f"           {first[0]}: {first[1]} = {second[0]}: {second[1]}")
+        say(f"           {first[0]}: {printable(first[1])} = {second[0]}: {printable(second[1])}")
     say(f"unreadable {len(found.unreadable):,} file(s)")
     for name, reason in found.unreadable[:50]:
-        say(f"           {name}: {reason}")
+        say(f"           {printable(name)}: {reason}")
     say()
     splits = list(found.counts)
     rows = [[name, *(f"{found.counts[split][name]:,}" for split in splits)] for name in data.class_names]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Literal
 
@@ -23,6 +24,7 @@ except ImportError:  # there is none for this processor: Pillow reads every pict
 
 Fit = Literal["pad", "crop", "squash"]
 MAX_PIXELS = 64_000_000  # a picture that declares more is taken for a decompression bomb
+BAND_PIXELS = 1 << 20  # converted at a time
 MAX_JPEG_BYTES = 64_000_000  # a larger file is read by Pillow, which takes it in parts
 JPEG_START = b"\xff\xd8"
 APP1 = b"\xff\xe1"  # the marker of the part of a JPEG file that may hold an orientation
@@ -111,34 +113,82 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image.seek(0)
     image.load()
     if may_be_turned(image):
-        image = ImageOps.exif_transpose(image)
+        image = _upright(image)
+    rgb = _in_rgb(image)
+    rgb.info.clear()  # turned and laid on white: what said so has had its effect
+    return rgb
+
+
+def lies_on_its_side(image: Image.Image) -> bool:
+    """Whether its EXIF says that height and width are to be exchanged (5 to 8, see the standard)."""
+    try:
+        return may_be_turned(image) and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except Exception:  # see _upright
+        return False
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says, if that is to be understood."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception:  # Pillow's reader of EXIF raises nearly anything on rubbish
+        return image
+
+
+def _in_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy()
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+        return _in_bands(image, _from_many_levels(image))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
+        return _in_bands(image, _on_white)
     return image.convert("RGB")
+
+
+def _bands(image: Image.Image) -> list[tuple[int, int, int, int]]:
+    """A picture cut into boxes of its whole width: what a conversion makes on its way costs memory."""
+    rows = max(1, BAND_PIXELS // image.width)
+    return [(0, y, image.width, min(y + rows, image.height)) for y in range(0, image.height, rows)]
+
+
+def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """``convert`` to RGB, band by band where the picture is large."""
+    bands = _bands(image)
+    if len(bands) == 1:
+        return convert(image)
+    whole = Image.new("RGB", image.size)
+    for box in bands:
+        whole.paste(convert(image.crop(box)), box)
+    return whole
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _from_many_levels(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """To RGB for grey of more than 8 bits: 16-bit grey by its upper byte, floats in [0, 1] by 255."""
+    greatest = max(np.nan_to_num(np.asarray(image.crop(box))).max() for box in _bands(image))
+
+    def convert(band: Image.Image) -> Image.Image:
+        values = np.asarray(band)
+        if np.issubdtype(values.dtype, np.floating):
+            values = np.rint(np.nan_to_num(values) * (255.0 if greatest <= 1.0 else 1.0))
+        elif greatest > 255:
+            values = np.right_shift(values, 8)
+        return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
+
+    return convert
 
 
 def may_be_turned(image: Image.Image) -> bool:
     """Whether to look for an EXIF orientation. Looking costs as much as decoding a small JPEG."""
     plain = image.format in ("JPEG", "PNG", "GIF", "BMP", "PPM")
     return not plain or any(key in image.info for key in ("exif", "xmp", "XML:com.adobe.xmp"))
-
-
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Grey values of more than 8 bits as uint8: 16-bit ones by their upper byte, floats in [0, 1] by 255."""
-    if np.issubdtype(values.dtype, np.floating):
-        values = np.nan_to_num(values)
-        scale = 255.0 if values.max(initial=0.0) <= 1.0 else 1.0
-        values = np.rint(values * scale)
-    elif values.max(initial=0) > 255:
-        values = np.right_shift(values, 8)
-    low: np.ndarray = np.clip(values, 0, 255).astype(np.uint8)
-    return low
 
 
 def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:

@@ -115,13 +115,16 @@ def _scan(path: str) -> tuple[list[str], list[str], list[str]]:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(entry.name)
-            elif is_picture_name(entry.name) and (entry.is_file() or _leads_nowhere(entry)):
+            elif is_picture_name(entry.name) and _may_be_read(entry):
                 pictures.append(entry.name)
             elif not entry.name.startswith("."):
                 ignored.append(entry.name)
     return pictures, ignored, folders
 
 
-def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a link to nothing: a picture that cannot be read, and not one that was never there."""
-    return entry.is_symlink() and not os.path.exists(entry.path)
+def _may_be_read(entry: os.DirEntry[str]) -> bool:
+    """Not so of pipes, sockets and devices. A link to nothing is a picture that cannot be read."""
+    try:
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
+    except OSError:  # links in a circle
+        return True

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from thumbnet.data.images import MAX_PIXELS, may_be_turned, open_image
-from thumbnet.errors import DataError, UnreadableImageError
+from thumbnet.data.images import MAX_PIXELS, lies_on_its_side, open_image
+from thumbnet.errors import DataError, UnreadableImageError, printable
 
 
 class Split(ABC):
@@ -208,9 +208,7 @@ def _peek(source: Path | io.BytesIO, name: str) -> tuple[tuple[int, int], str]:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UnreadableImageError(name, f"declares {width}x{height} pixels")
-            if (
-                may_be_turned(image) and image.getexif().get(0x0112, 1) >= 5
-            ):  # lies on its side: see the EXIF standard, Orientation
+            if lies_on_its_side(image):
                 width, height = height, width
             return (height, width), image.mode
     except UnreadableImageError:
@@ -242,6 +240,9 @@ class Data:
     def __post_init__(self) -> None:
         if len(self.splits.get("train", ())) == 0:
             raise DataError(f"{self.source}: there are no training pictures in it")
+        odd = [printable(name) for name in self.class_names if not name.isprintable()]
+        if odd:
+            raise DataError(f"{self.source}: class names that are no text: {', '.join(odd)}. Rename them")
         if len(self.class_names) < 2:
             raise DataError(
                 f"{self.source}: a classifier needs two classes or more, and there "

@@ -1,0 +1,385 @@
+"""Three hundred broken pictures and twenty broken folders: a clear error or a documented handling of each.
+
+Every command runs under a limit of time and memory: five seconds, and one GiB above what the process had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import pytest
+from PIL import Image
+
+from faults.broken import corpus
+from helpers import TINY, coloured, noise, write_class_folders, write_picture
+from thumbnet.cli import main
+from thumbnet.data.images import open_image
+from thumbnet.errors import UnreadableImageError, printable
+from thumbnet.runs import Run
+
+SECONDS = 5
+GIBIBYTE = 1 << 30
+FILES = dict(corpus())
+TRAINING = ["--recipe", "resnet18", *(f"--set={setting}" for setting in TINY), "--set=training.epochs=1"]
+
+
+@dataclass
+class Outcome:
+    status: int
+    out: str
+    errors: str
+
+
+@contextlib.contextmanager
+def limits() -> Iterator[None]:
+    """Raises when what is within takes too long, or took too much memory."""
+
+    def too_slow(signum: int, frame: FrameType | None) -> None:
+        raise AssertionError(f"not done after {SECONDS} s")
+
+    before = memory()
+    former = signal.signal(signal.SIGALRM, too_slow)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, former)
+    used = memory(peak=True) - before
+    assert used < GIBIBYTE, f"{used / GIBIBYTE:.2f} GiB of memory"
+
+
+def memory(peak: bool = False) -> int:
+    """Bytes that this process has, or has had at most since the last call without ``peak``; 0 outside Linux."""
+    if not sys.platform.startswith("linux"):
+        return 0
+    if not peak:
+        gc.collect()
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM anew, see proc(5)
+    status = Path("/proc/self/status").read_text()
+    found = re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s+(\d+) kB", status)
+    assert found
+    return int(found[1]) * 1024
+
+
+def run(*arguments: str | Path) -> Outcome:
+    out, errors = io.StringIO(), io.StringIO()
+    with limits(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+    outcome = Outcome(status, out.getvalue(), errors.getvalue())
+    assert "Traceback" not in outcome.errors
+    assert outcome.status in (0, 1, 2)
+    if outcome.status:
+        assert "thumbnet: " in outcome.errors
+    return outcome
+
+
+def test_the_corpus_is_large_enough() -> None:
+    assert len(FILES) >= 300
+    assert len({name.partition("-")[0] for name in FILES}) >= 20
+
+
+@pytest.mark.parametrize("name", FILES, ids=[ascii(name)[1:60] for name in FILES])
+def test_a_broken_picture_is_read_or_refused_with_a_reason(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(FILES[name])
+    with limits():
+        found = outcome_of(path, name)
+    if isinstance(found, UnreadableImageError):
+        assert found.name == name
+        assert 0 < len(found.reason) < 500
+    else:
+        assert found.mode == "RGB"
+        assert 0 < found.width * found.height <= 64_000_000
+
+
+def outcome_of(path: Path, name: str) -> Image.Image | UnreadableImageError:
+    try:
+        return open_image(str(path), name)
+    except UnreadableImageError as error:
+        return error
+
+
+@pytest.fixture(scope="module")
+def unreadable() -> set[str]:
+    """The names of those of the corpus that cannot be read."""
+    found = set()
+    for name, content in FILES.items():
+        try:
+            open_image(content, name)
+        except UnreadableImageError:
+            found.add(name)
+    assert len(found) > 200
+    return found
+
+
+@pytest.fixture(scope="module")
+def bad_folder(tmp_path_factory: pytest.TempPathFactory, unreadable: set[str]) -> Path:
+    """Three classes; in one of them, and in test, the corpus (but for pictures of 64 million pixels)."""
+    root = write_class_folders(tmp_path_factory.mktemp("bad") / "data", ["train", "test"], per_class=4)
+    for name, content in FILES.items():
+        if not name.startswith("largest"):
+            (root / "train" / "red" / name).write_bytes(content)
+    for name in sorted(unreadable)[:7]:
+        (root / "test" / "blue" / name).write_bytes(FILES[name])
+    return root
+
+
+def test_by_default_training_stops_and_lists_all_of_them(
+    bad_folder: Path, unreadable: set[str], tmp_path: Path
+) -> None:
+    outcome = run("train", bad_folder, *TRAINING, "--out", tmp_path / "run")
+    assert outcome.status == 2
+    missing = [name for name in unreadable if printable(name) not in outcome.errors]
+    assert not missing
+    assert f"{len(unreadable) + 7} picture(s)" in outcome.errors
+    assert "--on-bad-image skip" in outcome.errors
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("engine", ["memory", "workers"])
+def test_they_can_be_skipped_and_are_recorded(
+    bad_folder: Path, unreadable: set[str], tmp_path: Path, engine: str
+) -> None:
+    out = tmp_path / "run"
+    options = ["--on-bad-image", "skip", f"--set=data.engine={engine}", "--image-size", "16"]
+    outcome = run("train", bad_folder, *TRAINING, *options, "--out", out)
+    assert outcome.status == 0, outcome.errors
+    assert "left out" in outcome.errors
+    records = [json.loads(line) for line in (out / "skipped.jsonl").read_text("utf-8").splitlines()]
+    assert {Path(record["name"]).name for record in records if record["split"] == "train"} == unreadable
+    assert sum(record["split"] == "test" for record in records) == 7
+    assert all(record["reason"] for record in records)
+    assert Run(out).summary["skipped_pictures"] == len(unreadable) + 7
+    again = run("evaluate", out)  # as the run was trained
+    assert again.status == 0, again.errors
+    assert "7 picture(s) cannot be read" in again.errors
+    assert run("evaluate", out, "--on-bad-image", "stop").status == 2
+
+
+def test_predicting_goes_on_past_them(bad_folder: Path, unreadable: set[str], tiny_run: Run) -> None:
+    outcome = run("predict", tiny_run.path, bad_folder / "train" / "red", "--json")
+    assert outcome.status == 1
+    lines = [json.loads(line) for line in outcome.out.splitlines()]
+    assert {Path(line["path"]).name for line in lines if "error" in line} == unreadable
+
+
+def test_data_lists_them(bad_folder: Path, unreadable: set[str]) -> None:
+    outcome = run("data", bad_folder, "--json")
+    assert outcome.status == 0
+    assert len(json.loads(outcome.out)["unreadable"]) == len(unreadable) + 7
+
+
+def test_a_class_of_which_nothing_can_be_read_is_named(tmp_path: Path) -> None:
+    root = write_class_folders(tmp_path, ["train", "test"], per_class=3)
+    for path in (root / "train" / "green").iterdir():
+        path.write_bytes(b"x")
+    outcome = run("train", root, *TRAINING, "--on-bad-image", "skip", "--out", tmp_path / "run")
+    assert outcome.status == 2
+    assert "green" in outcome.errors
+
+
+# --- folders ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_class_folders(tmp_path / "data", ["train", "test"], per_class=3)
+
+
+def refused(folder: Path, *words: str) -> None:
+    """Both commands that read a folder refuse it, with these words."""
+    for outcome in (run("data", folder), run("train", folder, *TRAINING, "--out", folder.parent / "run")):
+        assert outcome.status == 2
+        assert all(word in outcome.errors for word in words), outcome.errors
+
+
+def taken(folder: Path, *words: str, train: int = 9) -> None:
+    """Both take it, with these words among the notes."""
+    outcome = run("data", folder, "--json")
+    assert outcome.status == 0, outcome.errors
+    found = json.loads(outcome.out)
+    assert all(word in str(found) for word in words), found["notes"]
+    outcome = run("train", folder, *TRAINING, "--out", folder.parent / "run")
+    assert outcome.status == 0, outcome.errors
+    assert f"{train} train" in outcome.errors
+
+
+def test_a_link_to_a_folder_above_itself_is_refused(folder: Path) -> None:
+    (folder / "train" / "loop").symlink_to(folder / "train", target_is_directory=True)
+    refused(folder, "loop", "link")
+
+
+def test_links_that_go_in_circles_within_a_class_are_not_followed(folder: Path) -> None:
+    (folder / "train" / "red" / "loop").symlink_to(folder / "train" / "red", target_is_directory=True)
+    (folder / "train" / "red" / "a.png").symlink_to("b.png")
+    (folder / "train" / "red" / "b.png").symlink_to("a.png")
+    outcome = run("train", folder, *TRAINING, "--out", folder.parent / "run")
+    assert outcome.status == 2
+    assert "2 picture(s) cannot be read" in outcome.errors
+
+
+def test_a_link_to_nothing_is_a_picture_that_cannot_be_read(folder: Path) -> None:
+    (folder / "train" / "red" / "gone.png").symlink_to(folder / "nowhere.png")
+    outcome = run("train", folder, *TRAINING, "--out", folder.parent / "run")
+    assert outcome.status == 2
+    assert "gone.png: there is no such file" in outcome.errors
+
+
+def test_links_to_pictures_are_followed(folder: Path) -> None:
+    (folder / "train" / "red" / "linked.png").symlink_to(folder / "train" / "red" / "0.png")
+    taken(folder, train=10)
+
+
+def test_pipes_sockets_and_devices_are_passed_over(folder: Path) -> None:
+    os.mkfifo(folder / "train" / "red" / "pipe.png")
+    (folder / "train" / "red" / "zero.png").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listening:
+        former = Path.cwd()
+        os.chdir(folder / "train" / "red")  # a socket's path must be short
+        try:
+            listening.bind("socket.png")
+        finally:
+            os.chdir(former)
+        taken(folder, "3 file(s) passed over")
+
+
+def test_predicting_a_pipe_or_a_device_is_refused(folder: Path, tiny_run: Run) -> None:
+    os.mkfifo(folder / "pipe.png")
+    outcome = run(
+        "predict", tiny_run.path, folder / "pipe.png", "/dev/zero", folder / "train" / "red" / "0.png"
+    )
+    assert outcome.status == 1
+    assert outcome.out.count("not an ordinary file") == 2
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_files_and_folders_that_may_not_be_read(folder: Path) -> None:
+    picture = folder / "train" / "red" / "0.png"
+    picture.chmod(0)
+    outcome = run("train", folder, *TRAINING, "--out", folder.parent / "run")
+    assert outcome.status == 2
+    assert "0.png: Permission denied" in outcome.errors
+    picture.chmod(0o644)
+    (folder / "train" / "green").chmod(0)
+    try:
+        refused(folder, "green", "Permission denied")
+    finally:
+        (folder / "train" / "green").chmod(0o755)
+
+
+def test_an_empty_class_is_named(folder: Path) -> None:
+    (folder / "train" / "purple").mkdir()
+    refused(folder, "purple", "no pictures")
+
+
+def test_one_class_alone_is_refused(tmp_path: Path) -> None:
+    write_picture(tmp_path / "data" / "train" / "cat" / "0.png", noise(0))
+    write_picture(tmp_path / "data" / "test" / "cat" / "0.png", noise(1))
+    refused(tmp_path / "data", "two classes")
+
+
+def test_classes_that_differ_in_case_only_are_two_with_a_note(folder: Path) -> None:
+    for number in range(3):
+        write_picture(folder / "train" / "Red" / f"{number}.png", coloured(1, number))
+    taken(folder, "upper and lower case", train=12)
+
+
+def test_a_class_of_test_that_train_lacks_is_named(folder: Path) -> None:
+    write_picture(folder / "test" / "purple" / "0.png", noise(0))
+    refused(folder, "purple")
+
+
+def test_a_picture_in_two_splits_is_found(folder: Path) -> None:
+    shutil.copy(folder / "train" / "red" / "0.png", folder / "test" / "red" / "again.png")
+    outcome = run("data", folder, "--json")
+    assert outcome.status == 0
+    assert "again.png" in json.dumps(json.loads(outcome.out)["duplicates"])
+
+
+def test_an_empty_folder_a_file_and_nothing_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    for name in ("empty", "file", "nowhere", "a\nb", "x" * 300, "\0", ""):
+        outcome = run("data", tmp_path / name if name else "")
+        assert outcome.status == 2, name
+
+
+def test_names_in_any_script_and_deep_folders(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for label, name in enumerate(("猫", "собака", "grüne Äpfel", "with space")):
+        for number in range(3):
+            write_picture(root / "train" / name / f"{number} – é.png", coloured(label, number))
+    deep = root / "train" / "猫" / Path(*["d"] * 60)
+    write_picture(deep / "x.png", coloured(0, 7))
+    shutil.copytree(root / "train", root / "test")
+    taken(root, train=13)
+
+
+@pytest.mark.parametrize("name", [b"b\xff\xfe", b"a\nb", b"\x1b[31m"])
+def test_class_names_that_are_no_text_are_refused(name: bytes, folder: Path) -> None:
+    write_picture(folder / "train" / os.fsdecode(name) / "0.png", noise(0))
+    refused(folder, "Rename", printable(os.fsdecode(name)))
+
+
+def test_bytes_that_are_no_text_in_a_file_name(folder: Path) -> None:
+    name = os.fsdecode(b"\xff\xfe\x80.png")
+    write_picture(folder / "train" / "red" / name, coloured(0, 50))
+    taken(folder, train=10)
+    (folder / "train" / "red" / name).write_bytes(b"x")
+    shutil.rmtree(folder.parent / "run")
+    assert run("train", folder, *TRAINING, "--out", folder.parent / "run").status == 2
+    skipping = run("train", folder, *TRAINING, "--on-bad-image", "skip", "--out", folder.parent / "run")
+    assert skipping.status == 0, skipping.errors
+
+
+def test_hidden_and_other_files_are_passed_over(folder: Path) -> None:
+    for name in (".hidden.png", "Thumbs.db", "notes.txt", "._0.png"):
+        (folder / "train" / "red" / name).write_bytes(b"x")
+    taken(folder, "2 file(s) passed over")
+
+
+def test_a_picture_that_is_a_folder(folder: Path) -> None:
+    (folder / "train" / "red" / "folder.png").mkdir()
+    taken(folder)
+
+
+def test_a_class_that_is_a_file(folder: Path) -> None:
+    (folder / "train" / "purple").write_bytes(b"x")
+    taken(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\0", b"red\nred\n", b"\n\n\n", b"x" * 1_000_000])
+def test_broken_label_files(content: bytes, tmp_path: Path) -> None:
+    for number in range(6):
+        write_picture(
+            tmp_path / "data" / "train" / f"{number}_{('red', 'green')[number % 2]}.png", noise(number)
+        )
+    (tmp_path / "data" / "labels.txt").write_bytes(content)
+    assert run("data", tmp_path / "data").status == 2
+
+
+def test_extreme_shapes_are_trained_on(tmp_path: Path) -> None:
+    for label, name in enumerate(("a", "b")):
+        for number, size in enumerate([(1, 1), (5000, 1), (1, 5000), (16, 16), (3, 700)]):
+            write_picture(
+                tmp_path / "data" / name / f"{number}.png", Image.new("RGB", size, (99 * label, 0, 9))
+            )
+    taken(tmp_path / "data", train=8)

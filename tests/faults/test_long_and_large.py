@@ -1,0 +1,141 @@
+"""A training of very many steps, and a folder of very many pictures: what must not grow does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from helpers import noise
+
+FULL = os.environ.get("THUMBNET_FAULTS") == "full"
+STEPS = 100_000 if FULL else 3_000
+PICTURES = 1_000_000 if FULL else 30_000
+MEGABYTE = 1 << 20
+
+
+def test_memory_and_open_files_stay_as_they_are_over_very_many_steps(tmp_path: Path) -> None:
+    out, per_epoch = tmp_path / "run", 100
+    process = subprocess.Popen(
+        [sys.executable, "-m", "thumbnet", "train", "digits", "--recipe", "resnet18", "--out", str(out),
+         "--epochs", str(STEPS // per_epoch), "--batch-size", "2", "--image-size", "16",
+         "--set", f"data.subset_size={2 * per_epoch}", "--set", "model.name=resnet20",
+         "--set", "model.width=0.07", "--set", "training.precision=fp32", "--set", "evaluation.every=0"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    watched = psutil.Process(process.pid)
+    memory, files, epochs = [], [], []
+    while process.poll() is None:
+        try:
+            lines = (out / "metrics.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            lines = []
+        for line in lines:
+            json.loads(line)  # readable at any moment
+        if lines:
+            try:
+                memory.append(watched.memory_info().rss)
+                files.append(watched.num_fds())
+            except psutil.Error:
+                break
+            epochs.append(len(lines))
+        time.sleep(0.2)
+    assert process.wait() == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["epochs"] == STEPS // per_epoch
+    assert epochs == sorted(epochs)
+    early, late = len(memory) // 5, len(memory) * 4 // 5
+    grown = np.median(memory[late:]) - np.median(memory[early : early + 5])
+    print(
+        f"{STEPS} steps: memory {np.median(memory[late:]) / MEGABYTE:.0f} MB, grown by {grown / MEGABYTE:.1f} MB"
+    )
+    assert grown < 24 * MEGABYTE
+    assert max(files[late:]) <= max(files[early : early + 5]) + 2
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """PICTURES links to few files: train/CLASS/* and test/CLASS/*, 100 classes."""
+    root = tmp_path_factory.mktemp("large")
+    for label in range(100):
+        picture = root / f"{label}.jpg"
+        Image.fromarray(noise(label, 32, 32)).save(picture, quality=80)
+        for split, share in (("train", 95), ("test", 5)):
+            folder = root / "data" / split / f"class{label:03}"
+            folder.mkdir(parents=True)
+            for number in range(PICTURES // 100 * share // 100):
+                os.link(picture, folder / f"picture-{number:06}.jpg")
+    past = time.time() - 60  # else the folders' times are too recent to be relied on
+    for folder in (root / "data").rglob("class*"):
+        os.utime(folder, (past, past))
+    return root / "data"
+
+
+INDEXING = """
+import json, sys, time
+import psutil, torch
+import thumbnet
+from thumbnet.data.sources import load_data
+before = psutil.Process().memory_info().rss
+started = time.perf_counter()
+data = load_data(sys.argv[1])
+seconds = time.perf_counter() - started
+data.fingerprint()
+print(json.dumps({
+    "seconds": seconds, "with_files": time.perf_counter() - started,
+    "memory": psutil.Process().memory_info().rss - before, "pictures": sum(map(len, data.splits.values())),
+}))
+"""
+
+
+def test_a_very_large_folder_is_indexed_quickly_and_again_more_quickly(large: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "THUMBNET_CACHE": str(tmp_path)}
+
+    def index() -> dict[str, float]:
+        done = subprocess.run(
+            [sys.executable, "-c", INDEXING, str(large)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found: dict[str, float] = json.loads(done.stdout)
+        assert found["pictures"] == PICTURES
+        return found
+
+    first, second = index(), index()
+    print(first, second)
+    assert first["seconds"] < 2 + PICTURES * 2e-5
+    assert first["with_files"] < 2 + PICTURES * 5e-5
+    assert first["memory"] < 60 * MEGABYTE + PICTURES * 600
+    assert second["seconds"] < first["seconds"]
+
+
+def test_a_training_on_it_starts_soon(large: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "thumbnet", "train", str(large), "--recipe", "fast", "--epochs", "1",
+         "--checkpoint-steps", "1", "--out", str(out)],
+        env={**os.environ, "THUMBNET_CACHE": str(tmp_path / "cache")},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        while not (out / "checkpoint.pt").exists():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() - started < 60
+            time.sleep(0.1)
+        print(f"first step after {time.monotonic() - started:.1f} s")
+    finally:
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Traceback" not in errors
