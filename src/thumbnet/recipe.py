@@ -412,7 +412,7 @@ def _read_toml(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
         settings = tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read the recipe {name}: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers and lists without end
         raise RecipeError(f"the recipe {name} is not valid TOML: {error}") from None
     base = settings.pop("extends", None)
     if base is None:
@@ -435,7 +435,7 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text  # `--set model.name=resnet34`: quotes would have to survive the shell
 
 

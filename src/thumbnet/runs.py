@@ -19,6 +19,7 @@ import json
 import platform
 import re
 import subprocess
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -206,7 +207,7 @@ class Run:
     @property
     def is_complete(self) -> bool:
         """Whether the training has come to its end."""
-        return (self.path / "summary.json").is_file()
+        return (self.path / "summary.json").is_file() and self.weights_path.is_file()
 
     def begin(self, recipe: Recipe, settings: dict[str, Any], device: torch.device) -> None:
         """Write what is known before the first step."""
@@ -247,6 +248,10 @@ class Run:
         if not path.is_file():
             return None
         try:
+            with zipfile.ZipFile(path) as parts:
+                damaged = parts.testzip()  # torch.load looks at no checksum
+            if damaged is not None:
+                raise ValueError(f"the checksum of {damaged} is wrong: the file is damaged")
             state = torch.load(path, map_location="cpu", weights_only=True)
         except MemoryError:
             raise
@@ -279,7 +284,7 @@ class Run:
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
             values = json.loads((self.path / name).read_text("utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"cannot read {self.path / name}: {error}") from None
         if not isinstance(values, dict):
             raise RunError(f"{self.path / name} does not hold what a run's does")
@@ -310,7 +315,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
         if digest is not None and digest != weights_digest(tensors, values):
             raise RunError(f"{path} is damaged: its content does not have the digest written with it")
         return tensors, WeightsInfo.from_json(json.dumps(values))
-    except (ValueError, KeyError, TypeError, AttributeError, RecipeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RecipeError) as error:
         raise RunError(f"the description in {path} is not understood: {error}") from None
 
 

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import os
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from helpers import noise, write_class_folders, write_picture
+from thumbnet.data import index
 from thumbnet.data.folders import label_from_name
 from thumbnet.data.sources import load_data
 from thumbnet.data.splits import Data
@@ -113,8 +118,8 @@ def test_archives_of_a_folder_give_the_folders_pictures(kind: str, tmp_path: Pat
     assert data.class_names == plain.class_names
     for split in ("train", "test"):
         assert names(data, split) == names(plain, split)
-        for index in range(6):
-            assert data.splits[split].content(index) == plain.splits[split].content(index)
+        for number in range(6):
+            assert data.splits[split].content(number) == plain.splits[split].content(number)
     # Unpacked once, found again.
     before = list((tmp_path / "cache").rglob("*.png"))
     load_data(archive, data_dir=tmp_path / "cache")
@@ -176,3 +181,125 @@ def test_class_names_may_be_in_any_script(tmp_path: Path) -> None:
 def names(data: Data, split: str) -> list[str]:
     chosen = data.splits[split]
     return [chosen.name(index) for index in range(len(chosen))]
+
+
+# --- properties ------------------------------------------------------------------------------------------
+
+# Any character that a file's name may have, but for control characters; not hidden, no folder of CIFAR's.
+_NAMES = st.text(
+    st.characters(exclude_categories=("C", "Z"), exclude_characters="/\\"), min_size=1, max_size=12
+).filter(lambda name: not name.startswith((".", "__")) and name.isprintable())
+
+
+@given(number=st.integers(0, 10**12), label=_NAMES, suffix=st.sampled_from(["png", "jpeg", "JPG"]))
+def test_a_name_of_the_tutorials_form_gives_its_label(number: int, label: str, suffix: str) -> None:
+    assert label_from_name(f"{number}_{label}.{suffix}") == label
+
+
+@given(st.text(max_size=30))
+def test_any_name_gives_a_label_or_a_clear_error(name: str) -> None:
+    try:
+        label = label_from_name(name)
+    except DataError as error:
+        assert "NUMBER_CLASS" in str(error)  # noqa: PT017
+    else:
+        assert label
+        assert name.split("_", 1)[1].startswith(label)
+
+
+@settings(max_examples=40)
+@given(
+    counts=st.dictionaries(_NAMES, st.tuples(st.integers(2, 4), st.integers(0, 3)), min_size=2, max_size=5),
+    layout=st.sampled_from(["class folders", "bare"]),
+)
+def test_whatever_the_classes_are_called_each_picture_has_its_folders_label(
+    counts: dict[str, tuple[int, int]], layout: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("any")
+    reserved = {"train", "training", "val", "valid", "validation", "test", "testing"}
+    counts = {name: pair for name, pair in counts.items() if name not in reserved}
+    assume(len(counts) >= 2)
+    for name, (train, test) in counts.items():
+        for number in range(train):
+            folder = root / "train" / name if layout == "class folders" else root / name
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{number}.png").touch()
+        for number in range(test if layout == "class folders" else 0):
+            (root / "test" / name).mkdir(parents=True, exist_ok=True)
+            (root / "test" / name / f"{number}.png").touch()
+    data = load_data(root)
+    assert data.class_names == tuple(sorted(counts))
+    seen: dict[str, int] = dict.fromkeys(counts, 0)
+    for split in data.splits.values():
+        for number in range(len(split)):
+            label = data.class_names[split.labels[number]]
+            assert Path(split.name(number)).parent.name == label
+            seen[label] += 1
+    whole = {
+        name: train + (test if layout == "class folders" else 0) for name, (train, test) in counts.items()
+    }
+    assert seen == whole
+
+
+# --- the index -------------------------------------------------------------------------------------------
+
+
+def aged(root: Path) -> Path:
+    """Folders changed a minute ago: too recent a time is not relied on."""
+    past = time.time() - 60
+    for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
+        os.utime(folder, (past, past))
+    return root
+
+
+def test_the_index_is_kept_and_follows_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "WORTH_KEEPING", 1)
+    monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
+    scanned: list[str] = []
+    original = index._scan
+
+    def scan(path: str) -> tuple[list[str], list[str], list[str]]:
+        scanned.append(os.path.relpath(path, root))
+        return original(path)
+
+    monkeypatch.setattr(index, "_scan", scan)
+    root = aged(write_class_folders(tmp_path / "data", ["train", "test"], per_class=3))
+
+    def load() -> tuple[list[str], list[str]]:
+        scanned.clear()
+        return names(load_data(root), "train"), sorted(scanned)
+
+    first, listed = load()
+    assert len(listed) == 6
+    assert load() == (first, [])
+    (root / "train" / "red" / "0.png").unlink()
+    assert load() == ([name for name in first if name != "train/red/0.png"], ["train/red"])
+    write_picture(root / "train" / "red" / "0.png", noise(0))
+    assert load() == (first, ["train/red"])
+    assert load() == (first, ["train/red"])  # changed a moment ago: not relied on
+    aged(root)
+    assert load()[1] != []
+    assert load() == (first, [])
+    (root / "train" / "blue").rename(root / "train" / "violet")
+    (root / "test" / "blue").rename(root / "test" / "violet")
+    assert load()[0] == sorted(name.replace("blue", "violet") for name in first)
+    before = load_data(root).fingerprint()
+    write_picture(
+        root / "train" / "red" / "1.png", noise(5, 20, 20)
+    )  # the same name: the folder does not change
+    assert load_data(root).fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"version": 1, "folders": {"train/red": 7}}', b"\xff"]
+)
+def test_a_damaged_index_is_made_anew(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "WORTH_KEEPING", 1)
+    monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
+    root = aged(write_class_folders(tmp_path / "data", ["train", "test"], per_class=3))
+    expected = names(load_data(root), "train")
+    (kept,) = (tmp_path / "cache" / "index").iterdir()
+    kept.write_bytes(content)
+    assert names(load_data(root), "train") == expected

@@ -270,21 +270,6 @@ def test_predicting_a_pipe_or_a_device_is_refused(folder: Path, tiny_run: Run) -
     assert outcome.out.count("not an ordinary file") == 2
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_files_and_folders_that_may_not_be_read(folder: Path) -> None:
-    picture = folder / "train" / "red" / "0.png"
-    picture.chmod(0)
-    outcome = run("train", folder, *TRAINING, "--out", folder.parent / "run")
-    assert outcome.status == 2
-    assert "0.png: Permission denied" in outcome.errors
-    picture.chmod(0o644)
-    (folder / "train" / "green").chmod(0)
-    try:
-        refused(folder, "green", "Permission denied")
-    finally:
-        (folder / "train" / "green").chmod(0o755)
-
-
 def test_an_empty_class_is_named(folder: Path) -> None:
     (folder / "train" / "purple").mkdir()
     refused(folder, "purple", "no pictures")

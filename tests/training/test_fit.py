@@ -13,11 +13,11 @@ from torch import nn
 from helpers import TINY, coloured_data
 from thumbnet.data.batches import Batch
 from thumbnet.data.prepare import prepare
-from thumbnet.errors import DivergedError
+from thumbnet.errors import DivergedError, OutOfMemoryError
 from thumbnet.hardware import can_compile
 from thumbnet.recipe import load_recipe
 from thumbnet.training import fit as fit_module
-from thumbnet.training.fit import Score, StepResult, TrainingState, fit
+from thumbnet.training.fit import Score, StepResult, TrainingState, accumulate_gradients, fit
 from thumbnet.training.schedules import factor_at
 from thumbnet.training.train import build_state
 
@@ -266,3 +266,84 @@ def test_bf16_and_channels_last_train_too() -> None:
     assert state.bf16
     assert results[-1].loss < results[0].loss
     assert all(p.dtype == torch.float32 for p in state.model.parameters())
+
+
+# --- micro-batches, steps that are skipped ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("micro", [2, 3, 8, 100])
+def test_micro_batches_add_up_to_the_batchs_gradient(micro: int) -> None:
+    def linear() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))
+
+    batch = FixedBatches().batches[0]
+    whole = state_of("training.label_smoothing=0.1", model=linear())
+    parts = state_of("training.label_smoothing=0.1", f"training.micro_batch={micro}", model=linear())
+    losses = [accumulate_gradients(state, batch) for state in (whole, parts)]
+    assert torch.allclose(losses[0], losses[1], rtol=1e-5)
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        assert torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
+class WithNaN(FixedBatches):
+    """The second of each three batches has a picture of NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches[1].images[0] = math.nan
+
+
+def test_a_step_whose_loss_is_not_finite_is_skipped_as_if_it_had_not_been() -> None:
+    heard: list[StepResult] = []
+    skipping = state_of("training.on_nonfinite=skip", "training.epochs=1", "training.ema_decay=0.9")
+    results = list(fit(skipping, WithNaN(), on_step=heard.append))
+    assert skipping.skipped == [2]
+    assert [step.skipped for step in heard] == [False, True, False]
+    assert math.isfinite(results[0].loss)
+
+    plain = state_of("training.epochs=1", "training.ema_decay=0.9")  # the same, but for that batch
+    batches = FixedBatches()
+    for number in (0, 2):
+        plain.step = number
+        plain.optimizer.zero_grad()
+        plain.model.train()
+        accumulate_gradients(plain, batches.batches[number])
+        plain.optimizer.step()
+        plain.update_average()
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(value, skipping.model.state_dict()[name]), name
+    for name, value in plain.evaluated_model.state_dict().items():
+        assert torch.equal(value, skipping.evaluated_model.state_dict()[name]), name
+
+
+def test_no_more_steps_than_allowed_are_skipped() -> None:
+    state = state_of("training.on_nonfinite=skip", "training.max_skips=2")
+    with pytest.raises(DivergedError, match="step 8"):
+        list(fit(state, WithNaN()))
+    assert state.skipped == [2, 5, 8]
+    assert all(bool(p.isfinite().all()) for p in state.model.parameters())
+
+
+def test_skipped_steps_survive_a_checkpoint() -> None:
+    state = state_of("training.on_nonfinite=skip", "training.epochs=2")
+    next(fit(state, WithNaN()))
+    again = state_of("training.on_nonfinite=skip", "training.epochs=2")
+    again.load_state_dict(state.state_dict())
+    list(fit(again, WithNaN()))
+    assert again.skipped == [2, 5]
+
+
+def test_memory_that_does_not_suffice_names_the_batch_and_what_to_set() -> None:
+    class Greedy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    with pytest.raises(OutOfMemoryError, match=r"8 pictures in a forward pass.*\n.*--micro-batch 4"):
+        list(fit(state_of(model=Greedy()), FixedBatches()))

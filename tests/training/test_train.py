@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,3 +155,58 @@ def test_a_subset_of_the_training_split_can_be_asked_for(folder: Path, tmp_path:
     train(folder, "tutorial", overrides=overrides, out=tmp_path / "run", device="cpu")
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["state"]["step"] == 2  # batches of 16 and 4
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [("checkpoint.steps=2", [2, 4, 6, 8]), ("checkpoint.minutes=1e-9", [1, 2, 3, 4, 5, 6, 7, 8, 9])],
+)
+def test_checkpoints_are_written_within_epochs_too(
+    setting: str, expected: list[int], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    original = Run.save_checkpoint
+
+    def count(self: Run, state: dict[str, Any]) -> None:
+        steps.append(state["state"]["step"])
+        original(self, state)
+
+    monkeypatch.setattr(Run, "save_checkpoint", count)
+    train(folder, "fast", overrides=[*TINY, setting], out=tmp_path / "run", device="cpu")
+    assert sorted(steps) == sorted([*expected, 3, 6, 9])  # and after each epoch
+
+
+def test_the_same_call_begins_goes_on_and_leaves_alone(folder: Path, tmp_path: Path) -> None:
+    def call(out: str, listener: Listener | None = None) -> Run:
+        return train(
+            folder,
+            "fast",
+            overrides=TINY,
+            out=tmp_path / out,
+            listener=listener,
+            device="cpu",
+            auto_resume=True,
+        )
+
+    calm = call("calm")
+    with pytest.raises(InterruptedRunError):
+        call("run", StopAfter(4))
+    run = call("run")
+    assert run.weights_path.read_bytes() == calm.weights_path.read_bytes()
+    before = (run.path / "summary.json").read_bytes()
+    call("run")
+    assert (run.path / "summary.json").read_bytes() == before
+    with pytest.raises(RunError, match="--out"):
+        train(folder, "fast", overrides=TINY, auto_resume=True)
+
+
+def test_a_folder_with_what_a_killed_training_leaves_before_its_first_step_is_free(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in (".lock", "recipe.toml", ".recipe.toml.abc.tmp"):
+        (out / name).touch()
+    run = train(folder, "fast", overrides=[*TINY, "training.epochs=1"], out=out, device="cpu")
+    assert run.is_complete
+    assert not list(out.glob(".*.tmp"))

@@ -14,6 +14,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from thumbnet.errors import DataError
+from thumbnet.files import clear_leftovers
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".zip")
 MAX_EXPANSION = 200  # how many times its own size an archive may unpack to: more is a bomb
@@ -45,6 +46,7 @@ def unpack(archive: Path, cache: Path) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     limit = MAX_EXPANSION * state.st_size + (1 << 20)
+    clear_leftovers(target.parent, ".unpacking-")
     temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
     try:
         if zipfile.is_zipfile(archive):

@@ -31,7 +31,7 @@ from thumbnet.data.batches import CHANNELS, MANY, count_values, fits_in_memory, 
 from thumbnet.data.images import Fit, fit_image
 from thumbnet.data.splits import ArraySplit, Split
 from thumbnet.errors import UnreadableImageError, UnreadableImagesError
-from thumbnet.files import cache_folder
+from thumbnet.files import cache_folder, clear_leftovers
 
 DEFAULT_SIDE = 32
 SMALLEST_SIDE = 16
@@ -265,6 +265,7 @@ def _write(entry: Path, write: Callable[[Path], object]) -> None:
     """Fill a new folder and rename it to ``entry``. A cache that cannot be written is none: no error."""
     with contextlib.suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(entry.parent, ".writing-")
         temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=entry.parent))
         try:
             write(temporary)

@@ -86,7 +86,7 @@ class Index:
             if kept["version"] != _VERSION:
                 return {}
             return {folder: _Listing(*listing) for folder, listing in kept["folders"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
 
     def _list(self, folder: str) -> _Listing:
