@@ -4,13 +4,27 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test check bench clean
+.PHONY: train test test-faults fuzz check bench clean
 
 train: $(VENV)/.installed  ## train a real model on the embedded data set
 	$(BIN)/thumbnet train digits
 
 test: $(VENV)/.installed-dev  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/faults
+
+# Processes that are killed, disks that are full, links that are cut, broken and hostile files: 25 minutes.
+# FAULTS=small is what CI runs: fewer kills, fewer steps, smaller folders; 4 minutes.
+FAULTS ?= full
+test-faults: $(VENV)/.installed-dev  ## inject faults, and see that nothing is lost
+	THUMBNET_FAULTS=$(FAULTS) $(BIN)/python -m pytest -s tests/faults
+
+FUZZ_SECONDS ?= 120
+fuzz: $(VENV)/.installed-dev  ## fuzz whatever reads a stranger's bytes; findings are files crash-*
+	$(PIP) atheris
+	mkdir -p build/fuzz
+	for target in picture pickled recipe setting weights checkpoint label; do \
+		(cd build/fuzz && $(CURDIR)/$(BIN)/python $(CURDIR)/tests/faults/fuzz.py $$target $(FUZZ_SECONDS)) || exit; \
+	done
 
 check: $(VENV)/.installed-dev  ## linter, formatter and type checker
 	$(BIN)/ruff check .

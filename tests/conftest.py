@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,10 +20,13 @@ settings.register_profile(
 settings.load_profile("thumbnet")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tests leave the user's cache alone."""
-    os.environ["THUMBNET_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests, and the processes that they start, leave the user's cache alone."""
+    os.environ["THUMBNET_CACHE"] = tempfile.mkdtemp(prefix="thumbnet-cache-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ["THUMBNET_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -15,12 +15,13 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from helpers import Payload, serve, write_class_folders
 from thumbnet.cli import main
-from thumbnet.data import download
+from thumbnet.data import cifar, download
 from thumbnet.data.archives import unpack
 from thumbnet.errors import DataError, RunError
 from thumbnet.runs import Run, read_weights
@@ -70,6 +71,24 @@ def test_a_crafted_checkpoint_runs_nothing(
     if form is not as_zip:  # the payload is a live one
         pickle.loads(content)  # noqa: S301
         assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        b"r" + struct.pack("<I", 2**30) + b".",  # LONG_BINPUT: a memo of a thousand million entries
+        b"\x8e" + struct.pack("<Q", 2**40) + b"x.",  # BINBYTES8
+        b"\x95" + struct.pack("<Q", 2**60) + b".",  # FRAME
+        b"(" * 10_000 + b"l" * 10_000 + b".",
+        b"]" + b"2" * 1000 + b".",
+    ],
+)
+def test_a_pickle_that_declares_much_takes_little(bomb: bytes, tmp_path: Path) -> None:
+    (tmp_path / "data_batch_1").write_bytes(b"\x80\x04}" + bomb)
+    before = psutil.Process().memory_info().rss
+    with pytest.raises(DataError, match="data_batch_1"):
+        cifar._read_python(tmp_path / "data_batch_1", 1)
+    assert psutil.Process().memory_info().rss - before < 100 << 20
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate"])

@@ -191,7 +191,8 @@ _INERT: dict[tuple[str, str], Any] = {
 }
 
 
-class _InertUnpickler(pickle.Unpickler):
+# The unpickler in Python, not the one in C: that sets aside memory for whatever a file declares.
+class _InertUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _INERT[module, name]
