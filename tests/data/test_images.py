@@ -11,7 +11,16 @@ from PIL import Image
 
 from helpers import noise, write_picture
 from thumbnet.data import images
-from thumbnet.data.images import Fit, Preprocessing, fit_image, open_image, read_plain_jpeg, to_rgb
+from thumbnet.data.images import (
+    Fit,
+    Preprocessing,
+    fit_image,
+    fit_pixels,
+    load_picture,
+    open_image,
+    read_plain_jpeg,
+    to_rgb,
+)
 from thumbnet.errors import UnreadableImageError
 
 
@@ -171,3 +180,14 @@ def test_a_picture_of_the_right_size_is_untouched(fit: Fit) -> None:
 def test_preprocessing_takes_any_mode() -> None:
     preprocessing = Preprocessing((16, 16), "pad", (0.5,) * 3, (0.5,) * 3)
     assert preprocessing.pixels(Image.new("LA", (30, 10), (10, 255))).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("size", [(20, 30), (16, 16)])
+@pytest.mark.parametrize("fit", ["pad", "crop", "squash"])
+def test_a_picture_loaded_as_pixels_is_the_picture(
+    suffix: str, size: tuple[int, int], fit: Fit, tmp_path: Path
+) -> None:
+    path = str(write_picture(tmp_path / f"a.{suffix}", noise(8, 20, 30)))
+    expected = np.asarray(fit_image(open_image(path, path), size, fit))
+    assert np.array_equal(fit_pixels(load_picture(path, path), size, fit), expected)

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from thumbnet.data.augment import Augmentation
-from thumbnet.data.images import Fit, Preprocessing, fit_image
+from thumbnet.data.images import Fit, Preprocessing, fit_pixels
 from thumbnet.data.splits import Split
 from thumbnet.distributed import ALONE, World
 from thumbnet.errors import UnreadableImageError
@@ -149,7 +149,7 @@ class _Pictures(Dataset[Tensor]):
         images = np.empty((len(indices), *self.size, CHANNELS), dtype=np.uint8)
         try:
             for to, index in zip(images, indices, strict=True):
-                to[:] = np.asarray(fit_image(self.split.read(index), self.size, self.fit))
+                to[:] = fit_pixels(self.split.load(index), self.size, self.fit)
         except UnreadableImageError as error:
             return error
         return torch.from_numpy(images)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from thumbnet.data.batches import CHANNELS, MANY, count_values, fits_in_memory, sample_positions
-from thumbnet.data.images import Fit, fit_image
+from thumbnet.data.images import Fit, fit_pixels
 from thumbnet.data.splits import ArraySplit, Split
 from thumbnet.errors import UnreadableImageError, UnreadableImagesError
 from thumbnet.files import cache_folder, clear_leftovers
@@ -152,7 +152,7 @@ def find_unreadable(split: Split, count: Count | None = None) -> dict[int, Unrea
 
     def look(index: int) -> UnreadableImageError | None:
         try:
-            split.read(index)
+            split.load(index)
         except UnreadableImageError as error:
             return error
         return None
@@ -205,13 +205,14 @@ def _decode(
         if others:
             return None
         try:
-            image = split.read(index)
+            picture = split.load(index)
         except UnreadableImageError as error:
             return error
-        if exactly and image.size != (width, height):
+        own = picture.shape[:2] if isinstance(picture, np.ndarray) else picture.size[::-1]
+        if exactly and own != size:
             others.append(index)
         else:
-            images[index] = np.asarray(fit_image(image, size, fit))
+            images[index] = fit_pixels(picture, size, fit)
         return None
 
     def report(done: int, total: int) -> None:
