@@ -141,7 +141,7 @@ def main() -> None:
     arguments.add_argument("--worker", help="for this program itself: train this recipe")
     options = arguments.parse_args()
     if options.worker:
-        worker(load_recipe(options.worker), options.steps)
+        worker(load_recipe(options.worker, ["schedule.small_until=0"]), options.steps)
         return
     if options.paper:
         paper(options.recipes)

@@ -6,12 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from helpers import coloured_data, write_class_folders
+from thumbnet.data import batches, decoding
+from thumbnet.data import prepare as preparing
 from thumbnet.data.batches import (
+    Batch,
     LoaderBatches,
+    MemoryEngine,
     Normalise,
+    TrainBatches,
     derive_seed,
 )
 from thumbnet.data.dataset import ImageDataset
@@ -20,7 +27,7 @@ from thumbnet.data.prepare import Prepared, prepare
 from thumbnet.data.sources import load_data
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError
-from thumbnet.recipe import Recipe, load_recipe
+from thumbnet.recipe import AugmentSettings, Recipe, load_recipe
 
 CPU = torch.device("cpu")
 
@@ -159,3 +166,53 @@ def test_derived_seeds_differ_by_every_part_of_their_path() -> None:
     seeds = {derive_seed(s, p, e) for s in range(3) for p in ("order", "augment") for e in range(5)}
     assert len(seeds) == 30
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@given(
+    flip=st.sampled_from(["none", "random", "alternating"]),
+    translate=st.integers(0, 15),
+    cutout=st.integers(0, 20),
+    epoch=st.integers(0, 3),
+    seed=st.integers(0, 2**32),
+    batch_size=st.integers(2, 30),
+)
+def test_augmentation_changes_no_label_and_no_order(
+    flip: Any, translate: int, cutout: int, epoch: int, seed: int, batch_size: int
+) -> None:
+    data = coloured_data(30).splits["train"]
+    assert isinstance(data, ArraySplit)
+    images = torch.from_numpy(data.images).permute(0, 3, 1, 2)
+    normalise = Normalise(Preprocessing((16, 16), "pad", (0.0,) * 3, (1.0,) * 3), torch.device("cpu"))
+
+    def epoch_of(settings: AugmentSettings) -> list[Batch]:
+        engine = MemoryEngine(images, torch.arange(30))
+        options = {"batch_size": batch_size, "drop_last": False, "seed": seed}
+        return list(TrainBatches(engine, normalise, settings, (16, 16), **options).epoch(epoch))  # type: ignore[arg-type]
+
+    augmented = epoch_of(AugmentSettings(flip=flip, translate=translate, cutout=cutout))
+    plain = epoch_of(AugmentSettings())
+    for changed, same in zip(augmented, plain, strict=True):
+        assert torch.equal(changed.labels, same.labels)
+        assert changed.images.shape == same.images.shape
+        assert float(changed.images.min()) >= 0
+        assert float(changed.images.max()) <= 1 + 1e-6
+    assert sorted(torch.cat([batch.labels for batch in augmented]).tolist()) == list(range(30))
+
+
+def test_of_very_many_pictures_a_sample_tells_and_nothing_is_decoded_beforehand(
+    folder: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (batches, decoding, preparing):
+        monkeypatch.setattr(module, "MANY", 10)
+    monkeypatch.setattr(batches, "SAMPLE", 12)
+    automatic = prepare(folder, recipe(), CPU)
+    assert automatic.engine == "workers"
+    memory = prepare(folder, recipe("data.engine=memory"), CPU)
+    assert automatic.preprocessing == memory.preprocessing
+    assert automatic.preprocessing.size == (16, 16)
+    for a, b in zip(automatic.train.epoch(0), memory.train.epoch(0), strict=True):
+        assert torch.equal(a.images, b.images)
+    positions = batches.sample_positions(1000)
+    assert torch.equal(positions, batches.sample_positions(1000))
+    assert 8 <= len(positions) <= 12
+    assert bool((positions.diff() > 0).all())

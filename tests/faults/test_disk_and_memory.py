@@ -17,6 +17,8 @@ import pytest
 from helpers import write_class_folders
 from thumbnet.runs import Run
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SETTINGS = ["--epochs", "4", "--set", "checkpoint.steps=1", "--set", "data.subset_size=400"]
 CHECKPOINT = 14_000_000  # bytes, and a little more

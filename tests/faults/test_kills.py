@@ -16,6 +16,8 @@ import pytest
 
 from thumbnet.runs import Run
 
+pytestmark = pytest.mark.slow
+
 KILLS = 50 if os.environ.get("THUMBNET_FAULTS") == "full" else 6
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SETTINGS = ["--epochs", "2", "--set", "checkpoint.steps=1", "--set", "data.subset_size=400"]

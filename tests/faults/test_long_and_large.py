@@ -16,6 +16,8 @@ from PIL import Image
 
 from helpers import noise
 
+pytestmark = pytest.mark.slow
+
 FULL = os.environ.get("THUMBNET_FAULTS") == "full"
 STEPS = 100_000 if FULL else 3_000
 PICTURES = 1_000_000 if FULL else 30_000

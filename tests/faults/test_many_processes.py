@@ -19,6 +19,8 @@ import torch
 from helpers import TINY, write_class_folders
 from thumbnet.runs import Run, read_weights
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "THUMBNET_TIMEOUT": "60"}
 FULL = os.environ.get("THUMBNET_FAULTS") == "full"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
