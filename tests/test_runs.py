@@ -34,7 +34,7 @@ def test_a_complete_run_holds_what_is_promised(tiny_run: Run) -> None:
     assert summary["loss"] > 0
     environment = json.loads((tiny_run.path / "environment.json").read_text())
     assert environment["thumbnet"] == __version__
-    assert environment["packages"]["torch"] == torch.__version__
+    assert environment["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert environment["hardware"]["cores"] >= 1
     assert "git_commit" in environment
     lines = [json.loads(line) for line in (tiny_run.path / "metrics.jsonl").read_text().splitlines()]

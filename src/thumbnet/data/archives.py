@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from thumbnet.errors import DataError
 from thumbnet.files import clear_leftovers
@@ -75,32 +76,48 @@ def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
                 continue
             if not member.isreg():  # links and devices have no place among pictures
                 raise DataError(f"{archive}: the member {member.name!r} is not an ordinary file: refused")
-            total += member.size
-            _check_size(archive, total, limit)
-            # The "data" filter refuses absolute paths and paths out of the folder (PEP 706).
-            tar.extract(member, folder, filter="data")
+            # tar itself strips leading slashes, too.
+            target = _place(archive, folder, member.name.lstrip("/"))
+            source = tar.extractfile(member)
+            assert source is not None  # of ordinary files only
+            total = _write(source, target, archive, total, limit)
 
 
 def _unpack_zip(archive: Path, folder: Path, limit: int) -> None:
     total = 0
     with zipfile.ZipFile(archive) as zipped:
         for info in zipped.infolist():
-            path = PurePosixPath(info.filename.replace("\\", "/"))
-            if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-                raise DataError(f"{archive}: the member {info.filename!r} would land outside: refused")
+            target = _place(archive, folder, info.filename)
             if stat.S_ISLNK(info.external_attr >> 16):
                 raise DataError(f"{archive}: the member {info.filename!r} is a link: refused")
             if info.flag_bits & 1:
                 raise DataError(f"{archive} is encrypted: unpack it yourself and name the folder")
-            if info.is_dir():
-                continue
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with zipped.open(info) as source, target.open("wb") as file:
-                while block := source.read(1 << 20):  # what comes out counts, not what is declared
-                    total += len(block)
-                    _check_size(archive, total, limit)
-                    file.write(block)
+            if not info.is_dir():
+                with zipped.open(info) as source:
+                    total = _write(source, target, archive, total, limit)
+
+
+def _place(archive: Path, folder: Path, name: str) -> Path:
+    """Where in ``folder`` a member goes.
+
+    Raises:
+        DataError: outside.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or not path.parts or ":" in path.parts[0]:
+        raise DataError(f"{archive}: the member {name!r} would land outside: refused")
+    return folder / path
+
+
+def _write(source: IO[bytes], target: Path, archive: Path, total: int, limit: int) -> int:
+    """Copy a member; ``total`` bytes are unpacked already, and with its own are returned."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as file:
+        while block := source.read(1 << 20):  # what comes out counts, not what is declared
+            total += len(block)
+            _check_size(archive, total, limit)
+            file.write(block)
+    return total
 
 
 def _check_size(archive: Path, total: int, limit: int) -> None:
