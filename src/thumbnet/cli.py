@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"thumbnet {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_train, _add_evaluate, _add_predict, _add_data, _add_recipes, _add_lr_find):
+    for add in (_add_train, _add_evaluate, _add_predict, _add_compare, _add_data, _add_recipes, _add_lr_find):
         add(commands)
     return parser
 
@@ -141,6 +141,19 @@ def _add_predict(commands: Any) -> None:
     shape.add_argument("--csv", action="store_true", help="comma-separated, with a header")
     _add_device(parser)
     parser.set_defaults(command=_predict)
+
+
+def _add_compare(commands: Any) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="put runs side by side",
+        description="Put complete runs side by side. Those that differ in the seed alone are taken together: "
+        "mean, standard deviation, and a test (Welch's) of the difference from the first ones.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs' folders")
+    parser.add_argument("--plot", metavar="FILE", help="draw their learning curves (.png, .svg, .pdf)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(command=_compare)
 
 
 def _add_data(commands: Any) -> None:
@@ -499,6 +512,44 @@ def _expand(paths: Sequence[str]) -> Iterator[str]:
             yield from _expand(matches)
         else:
             yield path  # reported as unreadable, in its place
+
+
+# --- compare -------------------------------------------------------------------------------------------
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from thumbnet import plots
+    from thumbnet.comparison import group_runs, welch_test
+    from thumbnet.console import note, say
+    from thumbnet.errors import MissingExtraError
+    from thumbnet.runs import Run
+    from thumbnet.views import show_comparison
+
+    target = plots.check_plot_path(options.plot) if options.plot else None
+    groups = group_runs([Run.open(path) for path in options.runs])
+    differences = []
+    try:
+        differences = [test for group in groups[1:] if (test := welch_test(groups[0], group)) is not None]
+    except MissingExtraError as error:
+        note(f"thumbnet: {error}")
+    if target:
+        plots.save(plots.curves_figure(groups), target)
+    if options.json:
+        described = [
+            {
+                "name": group.name, "runs": [str(run.path) for run in group.runs],
+                "accuracies": group.accuracies, "mean": group.mean, "deviation": group.deviation,
+            }
+            for group in groups
+        ]  # fmt: skip
+        say(json.dumps({"groups": described, "differences": [asdict(one) for one in differences]}))
+        return 0
+    show_comparison(groups, differences)
+    if target:
+        say(f"drawn: {target}")
+    return 0
 
 
 # --- data, recipes, lr-find ----------------------------------------------------------------------------

@@ -12,8 +12,10 @@ import ctypes
 import gc
 import os
 import re
+import secrets
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -140,7 +142,10 @@ def joined() -> Iterator[World]:
     seconds = float(os.environ.get("THUMBNET_TIMEOUT", DEFAULT_TIMEOUT))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+        timeout = timedelta(seconds=seconds)
+        store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
+        store = dist.PrefixStore(_agree(store, world, seconds), store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         yield world
     except RuntimeError as error:
         traceback.clear_frames(error.__traceback__)
@@ -157,6 +162,33 @@ def joined() -> Iterator[World]:
         gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _agree(store: Any, world: World, seconds: float) -> str:
+    """A word that these processes share, and no earlier ones of the same torchrun.
+
+    torchrun gives the processes that it starts again the same store: in it stand the addresses of those that
+    are gone (PyTorch 2.13). The first process sets a new word; every other one answers with a number of its
+    own, and believes the word once the first has repeated that number: it was the first process of now.
+
+    Raises:
+        LostContactError: not all have answered in time.
+    """
+    deadline = time.monotonic() + seconds
+    number = secrets.token_hex(8)
+    if world.is_first:
+        store.set("thumbnet/word", number)
+        answers = [f"thumbnet/{number}/{rank}" for rank in range(1, world.size)]
+        store.wait(answers, timedelta(seconds=seconds))
+        store.set(f"thumbnet/{number}", b" ".join(store.get(answer) for answer in answers))
+        return number
+    while time.monotonic() < deadline:
+        word = str(store.get("thumbnet/word").decode())
+        store.set(f"thumbnet/{word}/{world.rank}", number)
+        if store.check([f"thumbnet/{word}"]) and number in store.get(f"thumbnet/{word}").decode().split():
+            return word
+        time.sleep(0.02)
+    raise LostContactError(f"process {world.rank} of {world.size} was not answered by the first one")
 
 
 def _end_with_parent() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from thumbnet.comparison import Group, read_metrics
 from thumbnet.errors import MissingExtraError, ThumbnetError
 from thumbnet.evaluation import Evaluation
 from thumbnet.files import write_file
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 _INK, _ACCENT = "#1b3a57", "#d1495b"
+# Okabe and Ito's, to be told apart by all eyes.
+_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442"]
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -81,6 +86,31 @@ def confusion_figure(evaluation: Evaluation, title: str) -> Figure:
                     colour = "white" if shares[row, column] > 0.5 else _INK
                     text = str(counts[row, column])
                     axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+    return figure
+
+
+def curves_figure(groups: Sequence[Group]) -> Figure:
+    """Accuracy and training loss by epoch: a colour a group, a line a run."""
+    figure = new_figure(8, 6.4)
+    axes: Any = figure.subplots(2, 1, sharex=True)
+    for group, colour in zip(groups, itertools.cycle(_COLOURS), strict=False):
+        count = len(group.runs)
+        style = {"color": colour, "alpha": 0.9 if count == 1 else 0.6}
+        label = group.name + (f" (n = {count})" if count > 1 else "")
+        for run in group.runs:
+            metrics = read_metrics(run)
+            split = "val" if any("val_accuracy" in line for line in metrics) else "test"
+            scored = [line for line in metrics if f"{split}_accuracy" in line]
+            epochs, values = [s["epoch"] for s in scored], [100 * s[f"{split}_accuracy"] for s in scored]
+            axes[0].plot(epochs, values, marker=".", label=label, **style)
+            axes[0].set_ylabel(f"{split} accuracy, %")
+            axes[1].plot([line["epoch"] for line in metrics], [line["loss"] for line in metrics], **style)
+            label = "_"  # each group once in the legend
+    axes[1].set_ylabel("training loss")
+    axes[1].set_xlabel("epoch")
+    axes[0].legend(loc="lower right")
+    for one in axes:
+        one.grid(alpha=0.3)
     return figure
 
 

@@ -3,17 +3,20 @@
 recipe.toml        every setting, resolved
 run.json           the data and their fingerprint: what a resume needs beside the recipe
 environment.json   versions, hardware, git commit
-metrics.jsonl      a line an epoch
+metrics.jsonl      a line an epoch; metrics.csv is the same for a spreadsheet
 checkpoint.pt      what a resume starts from (tensors and plain values: loads with weights_only=True)
 skipped.jsonl      the pictures that were left out, and why; there only when some were
 model.safetensors  the weights; its metadata is all that a reader needs
 summary.json       the outcome; there only when the training is complete
+.lock              locked by the process that trains here
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
 import itertools
 import json
 import platform
@@ -216,7 +219,7 @@ class Run:
         write_file(self.path / "run.json", _pretty(settings))
 
     def write_metrics(self, history: Sequence[EpochResult]) -> None:
-        """``metrics.jsonl`` anew: it always agrees with the checkpoint, also after a resume."""
+        """``metrics.jsonl`` and ``.csv`` anew: they always agree with the checkpoint, also after a resume."""
         lines = []
         for result in history:
             values = asdict(result)
@@ -226,6 +229,7 @@ class Run:
                 values |= {f"{split}_{key}": value for key, value in score.items()}
             lines.append(json.dumps(values))
         write_file(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
+        write_file(self.path / "metrics.csv", _as_csv([json.loads(line) for line in lines]))
 
     def write_skipped(self, skipped: Sequence[tuple[str, str, str]]) -> None:
         """``skipped.jsonl``: split, name and reason of each picture that was left out."""
@@ -384,6 +388,16 @@ def _git_commit() -> str | None:
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True)
     return done.stdout.strip()
+
+
+def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """For a spreadsheet; a column for every key of any row, empty where a row lacks it."""
+    heads = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, heads, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _pretty(values: dict[str, Any]) -> str:

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from thumbnet.console import percent, say, table
+from thumbnet.console import duration, percent, say, table
 from thumbnet.errors import printable
 
 if TYPE_CHECKING:
+    from thumbnet.comparison import Difference, Group
     from thumbnet.data.images import Fit
     from thumbnet.data.inspection import Inspection
     from thumbnet.data.splits import Data
@@ -54,6 +55,42 @@ def show_evaluation(result: Evaluation, where: str, tta: str) -> None:
         ]
         for count, true_name, predicted_name in sorted(pairs, reverse=True)[:10]:
             say(f"  {true_name} → {predicted_name}: {count}")
+
+
+def show_comparison(groups: Sequence[Group], differences: Sequence[Difference]) -> None:
+    """Print a line a run, a line a group, and the tests of their differences."""
+    rows = []
+    for group in groups:
+        for run in group.runs:
+            summary = run.summary
+            low, high = summary["accuracy_interval"]
+            rows.append([
+                printable(str(run.path)), group.name, str(run.recipe.seed), str(summary["epochs"]),
+                percent(summary["accuracy"]), f"{100 * low:.2f} to {100 * high:.2f}",
+                summary["tta"], duration(summary["seconds_total"]),
+            ])  # fmt: skip
+    split = groups[0].runs[0].summary["split"]
+    heads = ["run", "recipe", "seed", "epochs", f"{split} accuracy", "95 % interval", "tta", "time"]
+    say(table(heads, rows, left=2))
+    if all(len(group.runs) == 1 for group in groups):
+        if len(groups) > 1:
+            say("\nOne run each: whether they differ by more than chance, repeated seeds would tell.")
+        return
+    say()
+    rows = [
+        [
+            group.name, str(len(group.runs)), percent(group.mean),
+            "-" if group.deviation is None else f"{100 * group.deviation:.2f}",
+        ]
+        for group in groups
+    ]  # fmt: skip
+    say(table(["recipe", "runs", "mean accuracy", "standard deviation"], rows))
+    for one in differences:
+        low, high = one.interval
+        say(
+            f"\n{one.second} against {one.first}: {100 * one.difference:+.2f} points "
+            f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}; p = {one.p:.2g}, Welch's t-test)"
+        )
 
 
 def prediction_printer(
