@@ -143,7 +143,7 @@ def joined() -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         timeout = timedelta(seconds=seconds)
-        store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
+        store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))  # type: ignore[attr-defined]
         store = dist.PrefixStore(_agree(store, world, seconds), store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         yield world
