@@ -529,7 +529,7 @@ def _compare(options: argparse.Namespace) -> int:
 
     target = plots.check_plot_path(options.plot) if options.plot else None
     groups = group_runs([Run.open(path) for path in options.runs])
-    differences = []
+    differences = None
     try:
         differences = [test for group in groups[1:] if (test := welch_test(groups[0], group)) is not None]
     except MissingExtraError as error:
@@ -544,7 +544,7 @@ def _compare(options: argparse.Namespace) -> int:
             }
             for group in groups
         ]  # fmt: skip
-        say(json.dumps({"groups": described, "differences": [asdict(one) for one in differences]}))
+        say(json.dumps({"groups": described, "differences": [asdict(one) for one in differences or []]}))
         return 0
     show_comparison(groups, differences)
     if target:

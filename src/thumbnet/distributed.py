@@ -135,10 +135,10 @@ def joined() -> Iterator[World]:
         return
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     world = World(rank, size, int(os.environ.get("LOCAL_RANK", "0")))
+    _end_with_parent()
     if size == 1:
         yield world
         return
-    _end_with_parent()
     seconds = float(os.environ.get("THUMBNET_TIMEOUT", DEFAULT_TIMEOUT))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:

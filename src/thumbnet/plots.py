@@ -108,6 +108,7 @@ def curves_figure(groups: Sequence[Group]) -> Figure:
             label = "_"  # each group once in the legend
     axes[1].set_ylabel("training loss")
     axes[1].set_xlabel("epoch")
+    axes[1].xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(loc="lower right")
     for one in axes:
         one.grid(alpha=0.3)

@@ -57,8 +57,8 @@ def show_evaluation(result: Evaluation, where: str, tta: str) -> None:
             say(f"  {true_name} → {predicted_name}: {count}")
 
 
-def show_comparison(groups: Sequence[Group], differences: Sequence[Difference]) -> None:
-    """Print a line a run, a line a group, and the tests of their differences."""
+def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] | None) -> None:
+    """Print a line a run, a line a group, and the tests of their differences (None: they cannot be had)."""
     rows = []
     for group in groups:
         for run in group.runs:
@@ -85,7 +85,9 @@ def show_comparison(groups: Sequence[Group], differences: Sequence[Difference]) 
         for group in groups
     ]  # fmt: skip
     say(table(["recipe", "runs", "mean accuracy", "standard deviation"], rows))
-    for one in differences:
+    if len(groups) > 1 and differences is not None and not differences:
+        say("\nNo test of the difference: it takes two runs or more of each, not all equally accurate.")
+    for one in differences or []:
         low, high = one.interval
         say(
             f"\n{one.second} against {one.first}: {100 * one.difference:+.2f} points "
