@@ -188,29 +188,17 @@ def machines() -> Iterator[tuple[str, str]]:
     if shutil.which("ip") is None:
         pytest.skip("there is no command ip (iproute2)")
     try:
-        ip("netns", "add", names[0])
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"network namespaces cannot be made here: {error.stderr.decode().strip()}")
-    try:
-        ip("netns", "add", names[1])
-        ip(
-            "link",
-            "add",
-            "thumb0",
-            "netns",
-            names[0],
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "thumb0",
-            "netns",
-            names[1],
-        )
-        for number, name in enumerate(names, start=1):
-            ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "thumb0")
-            ip("-n", name, "link", "set", "lo", "up")
-            ip("-n", name, "link", "set", "thumb0", "up")
+        try:
+            for name in names:
+                ip("netns", "add", name)
+            ends = [["thumb0", "netns", name] for name in names]
+            ip("link", "add", *ends[0], "type", "veth", "peer", "name", *ends[1])
+            for number, name in enumerate(names, start=1):
+                ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "thumb0")
+                ip("-n", name, "link", "set", "lo", "up")
+                ip("-n", name, "link", "set", "thumb0", "up")
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"network namespaces cannot be made and joined here: {error.stderr.decode().strip()}")
         yield names
     finally:
         for name in names:
