@@ -25,8 +25,8 @@ from torch import Tensor
 from thumbnet.data.prepare import Prepared, prepare
 from thumbnet.data.sources import load_data
 from thumbnet.data.splits import Data
-from thumbnet.evaluation import collect_logits
 from thumbnet.hardware import choose_device
+from thumbnet.inference import collect_logits
 from thumbnet.recipe import Recipe, load_recipe
 from thumbnet.training.fit import fit
 from thumbnet.training.train import build_state

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from thumbnet.data.batches import EvalBatches, MemoryEngine, Normalise
 from thumbnet.data.images import Preprocessing
-from thumbnet.evaluation import collect_logits
 from thumbnet.hardware import autocast, choose_device, keep_freed_memory, use_bf16
+from thumbnet.inference import collect_logits
 from thumbnet.models import build_model
 from thumbnet.predictor import Predictor
 from thumbnet.recipe import ModelSettings
-from thumbnet.runs import WeightsInfo
+from thumbnet.weights_info import WeightsInfo
 
 PREPROCESSING = Preprocessing((32, 32), "pad", (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 NAMES = tuple("0123456789")

@@ -9,7 +9,8 @@ from torch import nn
 
 from helpers import coloured_data
 from thumbnet.data.prepare import prepare
-from thumbnet.evaluation import collect_logits, evaluate_logits, predict_logits, views, wilson_interval
+from thumbnet.evaluation import evaluate_logits, wilson_interval
+from thumbnet.inference import collect_logits, predict_logits, views
 from thumbnet.recipe import load_recipe
 
 NAMES = tuple("abcdefgh")
@@ -27,7 +28,7 @@ def sample() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_measures_agree_with_scikit_learn(sample: tuple[torch.Tensor, torch.Tensor]) -> None:
     logits, labels = sample
-    result = evaluate_logits(logits, labels, NAMES)
+    result = evaluate_logits(logits.numpy(), labels.numpy(), NAMES)
     predicted = logits.argmax(1)
     assert result.accuracy == metrics.accuracy_score(labels, predicted)
     assert result.confusion == metrics.confusion_matrix(labels, predicted, labels=range(8)).tolist()
@@ -53,15 +54,15 @@ def test_the_interval_is_wilsons() -> None:
 def test_calibration_error_by_hand() -> None:
     # Two pictures at 0.9, one right: |0.9 - 0.5|; two at 0.6, both right: |0.6 - 1|. Mean: 0.4.
     probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]], dtype=torch.float64)
-    result = evaluate_logits(probabilities.log(), torch.tensor([0, 1, 0, 0]), ("a", "b"))
+    result = evaluate_logits(probabilities.log().numpy(), np.array([0, 1, 0, 0]), ("a", "b"))
     assert result.calibration_error == pytest.approx(0.4)
-    sure = evaluate_logits(torch.tensor([[50.0, 0.0], [0.0, 50.0]]), torch.tensor([0, 1]), ("a", "b"))
+    sure = evaluate_logits(np.array([[50.0, 0.0], [0.0, 50.0]]), np.array([0, 1]), ("a", "b"))
     assert sure.calibration_error == pytest.approx(0, abs=1e-9)
 
 
 def test_top5_is_for_more_than_five_classes(sample: tuple[torch.Tensor, torch.Tensor]) -> None:
     logits, labels = sample
-    assert evaluate_logits(logits[:, :5], labels.clamp(max=4), NAMES[:5]).top5 is None
+    assert evaluate_logits(logits[:, :5].numpy(), labels.clamp(max=4).numpy(), NAMES[:5]).top5 is None
 
 
 class Position(nn.Module):

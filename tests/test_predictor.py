@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from helpers import coloured, coloured_data, write_picture
+from thumbnet.classifier import Picture
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, UnreadableImageError
-from thumbnet.predictor import Picture, Predictor, load_run
+from thumbnet.predictor import Predictor, load_run
 from thumbnet.runs import Run
 
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from thumbnet import __version__
-from thumbnet.errors import ThumbnetError
+from thumbnet.errors import MissingExtraError, ThumbnetError
 
 if TYPE_CHECKING:
     from thumbnet.data.images import Fit
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 DATA_HELP = "digits, cifar10, cifar100, a folder, an archive (.tar, .tar.gz, .tar.xz, .zip), or hf:OWNER/NAME"
 
+_TRAIN_MODULES = ("torch", "safetensors", "psutil", "filelock")  # what the extra `train` brings
 PREDICT_BATCH = 256  # pictures classified, and shown, at a time
 
 
@@ -44,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.command(options)
         sys.stdout.flush()
         return status
+    except ModuleNotFoundError as error:
+        if error.name not in _TRAIN_MODULES:
+            raise
+        print(f"thumbnet: {MissingExtraError('this command', 'train')}", file=sys.stderr)
+        return 2
     except ThumbnetError as error:
         if _rank() == 0:
             print(f"thumbnet: {error}", file=sys.stderr)
@@ -69,7 +75,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"thumbnet {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_train, _add_evaluate, _add_predict, _add_compare, _add_data, _add_recipes, _add_lr_find):
+    for add in (
+        _add_train, _add_evaluate, _add_predict, _add_compare, _add_export, _add_data, _add_recipes,
+        _add_lr_find,
+    ):  # fmt: skip
         add(commands)
     return parser
 
@@ -113,7 +122,7 @@ def _add_evaluate(commands: Any) -> None:
         help="measure a run on a data set",
         description="Measure RUN on DATA (by default its own): accuracy, classes, confusion, calibration.",
     )
-    _add_run(parser)
+    _add_run(parser, or_onnx=True)
     parser.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP + " (default: the run's own)")
     parser.add_argument("--split", help="train, val or test (default: test, or else val)")
     _add_tta(parser)
@@ -130,7 +139,7 @@ def _add_predict(commands: Any) -> None:
         help="classify pictures",
         description="Classify pictures with RUN. Exit status 1 if some could not be read.",
     )
-    _add_run(parser)
+    _add_run(parser, or_onnx=True)
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="files, folders, globs, or - for one picture on stdin"
     )
@@ -154,6 +163,37 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument("--plot", metavar="FILE", help="draw their learning curves (.png, .svg, .pdf)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(command=_compare)
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write a run's network for somewhere else, and check it",
+        description="Write RUN's network in another format, and check it against RUN on real pictures.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=textwrap.dedent("""\
+            formats:
+              onnx          for onnxruntime and others; normalisation in the graph, any batch
+              onnx-int8     the same in 8 bits, calibrated with training pictures
+              torch-export  a .pt2 for torch.export.load
+              safetensors   the weights and their description
+
+            example:
+              thumbnet export RUN --format onnx --out cats.onnx
+              thumbnet predict cats.onnx new/*.jpg"""),
+    )
+    _add_run(parser)
+    parser.add_argument(
+        "--format", choices=["onnx", "onnx-int8", "torch-export", "safetensors"], default="onnx",
+        help="(default: onnx)",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="FILE", help="(default: model.onnx, model.int8.onnx, ... in RUN)")
+    parser.add_argument(
+        "--data", metavar="DATA", help="to calibrate and to check with (default: the run's own)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_data_dir(parser)
+    parser.set_defaults(command=_export)
 
 
 def _add_data(commands: Any) -> None:
@@ -240,8 +280,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     _add_data_dir(parser)
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run's folder or a model.safetensors")
+def _add_run(parser: argparse.ArgumentParser, or_onnx: bool = False) -> None:
+    known = "a run's folder, a model.safetensors" + (" or a MODEL.onnx" if or_onnx else "")
+    parser.add_argument("run", metavar="RUN", help=known)
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
@@ -389,13 +430,16 @@ def _stopping(listener: StoppableListener) -> Iterator[None]:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from thumbnet import plots
+    from thumbnet.classifier import load_classifier
     from thumbnet.console import counting, note, say
-    from thumbnet.predictor import load_run
     from thumbnet.views import show_evaluation
 
-    target = plots.check_plot_path(options.plot) if options.plot else None
-    predictor = load_run(options.run, options.device)
+    target = None
+    if options.plot:
+        from thumbnet import plots
+
+        target = plots.check_plot_path(options.plot)
+    predictor = load_classifier(options.run, options.device)
     settings = _data_settings_of_run(options)
     data = _data_of_run(options, settings)
     split = options.split or ("test" if "test" in data.splits else "val")
@@ -422,10 +466,12 @@ def _run_of(options: argparse.Namespace) -> Run | None:
     """The run that was named; None where it is a file of weights alone."""
     from pathlib import Path
 
+    folder = Path(options.run).expanduser()
+    if not folder.is_dir():
+        return None
     from thumbnet.runs import Run
 
-    folder = Path(options.run).expanduser()
-    return Run.open(folder) if folder.is_dir() else None
+    return Run.open(folder)
 
 
 def _data_settings_of_run(options: argparse.Namespace) -> DataSettings:
@@ -445,7 +491,7 @@ def _data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
         source = run.settings.get("data")
         data_dir = data_dir or run.settings.get("data_dir")
     if source is None:
-        raise RunError(f"name the data to evaluate on: thumbnet evaluate {options.run} DATA")
+        raise RunError(f"name the data: {options.run} is a file alone, which does not say where they are")
     return load_data(
         source,
         data_dir=data_dir,
@@ -458,12 +504,12 @@ def _data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
 def _predict(options: argparse.Namespace) -> int:
     import numpy as np
 
+    from thumbnet.classifier import load_classifier
     from thumbnet.data.images import open_image
     from thumbnet.errors import UnreadableImageError
-    from thumbnet.predictor import load_run
     from thumbnet.views import prediction_printer
 
-    predictor = load_run(options.run, options.device)
+    predictor = load_classifier(options.run, options.device)
     shape: Literal["json", "csv", "table"] = "json" if options.json else "csv" if options.csv else "table"
     show = prediction_printer(shape, min(options.top, len(predictor.class_names)))
     failures = 0
@@ -514,6 +560,53 @@ def _expand(paths: Sequence[str]) -> Iterator[str]:
             yield path  # reported as unreadable, in its place
 
 
+# --- export --------------------------------------------------------------------------------------------
+
+
+def _export(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from thumbnet.console import counting, percent, say
+    from thumbnet.errors import RunError
+    from thumbnet.export import SUFFIXES, TOLERANCE, check_export, export
+
+    suffix = SUFFIXES[options.format]
+    place = Path(options.run).expanduser()
+    beside = place if place.is_dir() else place.parent
+    out = Path(options.out).expanduser() if options.out else beside / f"model{suffix}"
+    if out.suffix != Path(f"model{suffix}").suffix:
+        raise ThumbnetError(f"--out {out}: the name of this format ends in {suffix}")
+    if out.name == "model.safetensors" and beside == out.parent:
+        raise ThumbnetError(f"{out} is the run's own: name another file, --out FILE")
+    data = _data_of_run(options, _data_settings_of_run(options))
+    split = next((name for name in ("test", "val", "train") if name in data.splits), "test")
+    with counting("calibrating") as count:
+        export(options.run, options.format, out, data, count=count)
+    with counting("checking") as count:
+        check = check_export(options.run, out, data, split, count=count)
+    size = out.stat().st_size
+    if options.json:
+        described = {
+            "path": str(out),
+            "format": options.format,
+            "bytes": size,
+            "split": split,
+            **asdict(check),
+        }
+        say(json.dumps(described))
+    else:
+        say(f"written: {out}  ({size / 1e6:.2f} MB)")
+        say(f"checked against the run in float32 on {check.pictures:,} pictures of {data.source}, {split}")
+        say(f"largest difference  {check.largest_difference:.2g}  (of a probability)")
+        say(f"same class          {percent(check.same_class)}")
+        both = f"{percent(check.accuracy_run)} the run, {percent(check.accuracy_export)} the export"
+        say(f"accuracy            {both}")
+    if options.format != "onnx-int8" and check.largest_difference > TOLERANCE:
+        raise RunError(f"{out} does not compute what the run does: do not use it")
+    return 0
+
+
 # --- compare -------------------------------------------------------------------------------------------
 
 
@@ -523,7 +616,6 @@ def _compare(options: argparse.Namespace) -> int:
     from thumbnet import plots
     from thumbnet.comparison import group_runs, welch_test
     from thumbnet.console import note, say
-    from thumbnet.errors import MissingExtraError
     from thumbnet.runs import Run
     from thumbnet.views import show_comparison
 

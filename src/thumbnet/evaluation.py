@@ -1,7 +1,8 @@
 """From logits to what one wants to know: accuracy, confusion, calibration.
 
-logits, labels = collect_logits(model, batches, bf16=False, device=device)
 evaluation = evaluate_logits(logits, labels, class_names)
+
+It imports no torch: exported models are measured where there is none.
 """
 
 from __future__ import annotations
@@ -10,55 +11,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from thumbnet.data.batches import Batches
-from thumbnet.hardware import autocast
+import numpy as np
 
 CALIBRATION_BINS = 15
 Z95 = 1.959963984540054  # of the normal distribution, two-sided
-
-
-def views(images: Tensor, tta: str) -> list[Tensor]:
-    """The views of a batch (float [B, C, H, W]) whose logits are averaged; see ``evaluation.tta``."""
-    if tta == "none":
-        return [images]
-    seen = [images]
-    if tta == "mirror-shift":
-        padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
-        height, width = images.shape[-2:]
-        seen += [padded[:, :, :height, :width], padded[:, :, 2:, 2:]]
-    return seen + [view.flip(-1) for view in seen]
-
-
-def predict_logits(model: nn.Module, images: Tensor, *, bf16: bool, tta: str = "none") -> Tensor:
-    """Logits float32 [B, classes] of a normalised batch, the mean over its views.
-
-    With ``mirror-shift`` the two shifted views count half: together as much as the middle one.
-    """
-    weights = {1: [1.0], 2: [0.5, 0.5], 6: [0.25, 0.125, 0.125, 0.25, 0.125, 0.125]}
-    seen = views(images, tta)
-    total: Tensor | None = None
-    with torch.inference_mode(), autocast(bf16, images.device):
-        for view, weight in zip(seen, weights[len(seen)], strict=True):
-            logits = model(view.contiguous(memory_format=torch.channels_last)).float() * weight
-            total = logits if total is None else total + logits
-    assert total is not None
-    return total
-
-
-def collect_logits(
-    model: nn.Module, batches: Batches, *, bf16: bool, tta: str = "none"
-) -> tuple[Tensor, Tensor]:
-    """Logits float32 [N, classes] and labels int64 [N] of a split, on the CPU. Sets eval mode."""
-    model.eval()
-    logits, labels = [], []
-    for batch in batches.epoch(0):
-        logits.append(predict_logits(model, batch.images, bf16=bf16, tta=tta))
-        labels.append(batch.labels)
-    return torch.cat(logits).cpu(), torch.cat(labels).cpu()
 
 
 @dataclass(frozen=True)
@@ -101,28 +57,65 @@ class Evaluation:
         return asdict(self)
 
 
-def evaluate_logits(logits: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> Evaluation:
+def evaluate_logits(logits: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Evaluation:
     """All measures of ``logits`` (float [N, classes]) against ``labels`` (int64 [N]), N at least 1."""
     count, classes = logits.shape
-    probabilities = logits.double().softmax(dim=1)
-    confidence, predicted = probabilities.max(dim=1)
+    log_probabilities = log_softmax(logits)
+    predicted = logits.argmax(axis=1)
     right = predicted == labels
     pairs = labels * classes + predicted
-    confusion = torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+    confusion = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
     top5 = None
     if classes > 5:
-        top5 = float((logits.topk(5).indices == labels[:, None]).any(dim=1).double().mean())
+        top5 = float(
+            (np.argsort(-logits, axis=1, kind="stable")[:, :5] == labels[:, None]).any(axis=1).mean()
+        )
     correct = int(right.sum())
+    bins = reliability_bins(np.exp(log_probabilities.max(axis=1)), right)
     return Evaluation(
         pictures=count,
         accuracy=correct / count,
         interval=wilson_interval(correct, count),
         top5=top5,
-        loss=float(F.cross_entropy(logits.double(), labels)),
-        calibration_error=_calibration_error(confidence, right),
+        loss=float(-log_probabilities[np.arange(count), labels].mean()),
+        calibration_error=sum(b.pictures * abs(b.confidence - b.accuracy) for b in bins) / count,
         confusion=confusion.tolist(),
         classes=[_class_score(name, confusion, label) for label, name in enumerate(class_names)],
     )
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Logarithms of the probabilities, float64 [N, classes]."""
+    values = logits.astype(np.float64)
+    values -= values.max(axis=1, keepdims=True)
+    logs: np.ndarray = values - np.log(np.exp(values).sum(axis=1, keepdims=True))
+    return logs
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """The predictions of about one confidence: how many, their mean confidence and their accuracy."""
+
+    pictures: int
+    confidence: float
+    accuracy: float
+
+
+def reliability_bins(confidence: np.ndarray, right: np.ndarray) -> list[ReliabilityBin]:
+    """Predictions by confidence, in ``CALIBRATION_BINS`` equal bins (Guo et al. 2017).
+
+    Args:
+        confidence: of the predicted class, float [N] in 0 to 1.
+        right: whether it was that class, bool [N].
+    """
+    numbers = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64), 1, CALIBRATION_BINS) - 1
+    pictures, sums, hits = (
+        np.bincount(numbers, weights, minlength=CALIBRATION_BINS) for weights in (None, confidence, right)
+    )
+    return [
+        ReliabilityBin(int(n), float(s / max(n, 1)), float(h / max(n, 1)))
+        for n, s, h in zip(pictures, sums, hits, strict=True)
+    ]
 
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
@@ -134,15 +127,7 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
-def _calibration_error(confidence: Tensor, right: Tensor) -> float:
-    bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
-    sums = torch.zeros(2, CALIBRATION_BINS, dtype=torch.float64)
-    sums[0].index_add_(0, bins, confidence)
-    sums[1].index_add_(0, bins, right.double())
-    return float((sums[0] - sums[1]).abs().sum() / len(confidence))
-
-
-def _class_score(name: str, confusion: Tensor, label: int) -> ClassScore:
+def _class_score(name: str, confusion: np.ndarray, label: int) -> ClassScore:
     hits = int(confusion[label, label])
     pictures, predicted = int(confusion[label].sum()), int(confusion[:, label].sum())
     precision = hits / predicted if predicted else 0.0

@@ -12,12 +12,12 @@ from thumbnet.console import duration, percent, say, table
 from thumbnet.errors import printable
 
 if TYPE_CHECKING:
+    from thumbnet.classifier import Prediction
     from thumbnet.comparison import Difference, Group
     from thumbnet.data.images import Fit
     from thumbnet.data.inspection import Inspection
     from thumbnet.data.splits import Data
     from thumbnet.evaluation import Evaluation
-    from thumbnet.predictor import Prediction
 
 
 def show_evaluation(result: Evaluation, where: str, tta: str) -> None:

@@ -21,13 +21,15 @@ from thumbnet.data.sources import NAMED, load_data
 from thumbnet.data.splits import Data
 from thumbnet.distributed import ALONE, World, joined
 from thumbnet.errors import DataError, RunError, UnreadableImageError
-from thumbnet.evaluation import Evaluation, collect_logits, evaluate_logits
+from thumbnet.evaluation import Evaluation, evaluate_logits
 from thumbnet.hardware import choose_device, keep_freed_memory, make_deterministic
+from thumbnet.inference import collect_logits
 from thumbnet.models import DataInitialised, build_model
 from thumbnet.recipe import Recipe, load_recipe
-from thumbnet.runs import InterruptedRunError, Run, WeightsInfo
+from thumbnet.runs import InterruptedRunError, Run
 from thumbnet.training.fit import Score, StepResult, TrainingState, fit
 from thumbnet.training.listener import Listener
+from thumbnet.weights_info import WeightsInfo
 
 FEW_PICTURES = 10_000  # up to here `fast` would have too few steps in its few epochs
 INITIAL_PICTURES = 5000  # from which a network may take weights; more change nothing that matters
@@ -261,7 +263,7 @@ def _train(
 
     def evaluate(model: nn.Module, split: str, tta: str) -> Evaluation:
         logits, labels = collect_logits(model, prepared.evaluation[split], bf16=state.bf16, tta=tta)
-        return evaluate_logits(world.gather(logits), world.gather(labels), data.class_names)
+        return evaluate_logits(world.gather(logits).numpy(), world.gather(labels).numpy(), data.class_names)
 
     watched = "val" if "val" in prepared.evaluation else "test"
 

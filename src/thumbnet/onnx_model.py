@@ -1,0 +1,115 @@
+"""An exported model at work, by onnxruntime (the extra ``onnx``); imports no torch.
+
+The file's metadata entry ``thumbnet`` is that of a ``model.safetensors``: network, classes, preprocessing. The graph takes pixels uint8 [B, height, width, 3] and gives logits float32 [B, classes]; it
+normalises by itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thumbnet.classifier import Classifier, Count
+from thumbnet.data.images import fit_pixels
+from thumbnet.data.splits import Split
+from thumbnet.errors import (
+    MissingExtraError,
+    RecipeError,
+    RunError,
+    UnreadableImageError,
+    UnreadableImagesError,
+)
+from thumbnet.weights_info import WeightsInfo
+
+INPUT, OUTPUT, METADATA = "pixels", "logits", "thumbnet"
+_VIEW_WEIGHTS = {
+    "none": [1.0],
+    "mirror": [0.5, 0.5],
+    "mirror-shift": [0.25, 0.125, 0.125, 0.25, 0.125, 0.125],
+}
+
+
+class OnnxClassifier(Classifier):
+    """A ``MODEL.onnx`` that ``thumbnet export`` wrote.
+
+    Args:
+        path: the file.
+        threads: of the processor; 0 for as many as it has cores.
+
+    Raises:
+        RunError: no such file, damaged, or not written by thumbnet.
+        MissingExtraError: onnxruntime is not installed.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 0) -> None:
+        place = Path(path).expanduser()
+        try:
+            import onnxruntime
+        except ImportError:
+            raise MissingExtraError("an ONNX model", "onnx") from None
+        if not place.is_file():
+            raise RunError(f"there is no file {place}. Export one: thumbnet export RUN --format onnx")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # what is wrong, the error says
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                str(place), options, providers=["CPUExecutionProvider"]
+            )
+            text = self._session.get_modelmeta().custom_metadata_map.get(METADATA)
+        except Exception as error:  # onnxruntime has a class of its own for each way to fail
+            raise RunError(f"cannot read {place}: {str(error).splitlines()[0]}") from None
+        if text is None:
+            raise RunError(f"{place} holds a model, but not one that thumbnet exported: no description in it")
+        try:
+            info = WeightsInfo.from_json(text)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RecipeError) as error:
+            raise RunError(f"the description in {place} is not understood: {error}") from None
+        shapes = [one.shape[1:] for one in (*self._session.get_inputs(), *self._session.get_outputs())]
+        if shapes != [[*info.preprocessing.size, 3], [len(info.class_names)]]:
+            raise RunError(f"the graph in {place} does not fit its description: shapes {shapes}")
+        super().__init__(info)
+
+    def logits(self, pixels: np.ndarray, *, tta: str = "none") -> np.ndarray:  # noqa: D102
+        total = np.zeros((len(pixels), len(self.class_names)), dtype=np.float32)
+        for view, weight in zip(_views(pixels, tta), _VIEW_WEIGHTS[tta], strict=True):
+            total += weight * self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(view)})[0]
+        return total
+
+    def _logits_of(
+        self, split: Split, tta: str, batch_size: int, on_bad_image: str, on_decode: Count | None
+    ) -> tuple[Split, np.ndarray]:
+        pre = self.info.preprocessing
+        kept: list[int] = []
+        parts = [np.empty((0, len(self.class_names)), dtype=np.float32)]
+        errors: list[UnreadableImageError] = []
+        for start in range(0, len(split), batch_size):
+            stop = min(start + batch_size, len(split))
+            pixels = []
+            for index in range(start, stop):
+                try:
+                    pixels.append(fit_pixels(split.load(index), pre.size, pre.fit))
+                    kept.append(index)
+                except UnreadableImageError as error:
+                    errors.append(error)
+            if pixels and (not errors or on_bad_image == "skip"):
+                parts.append(self.logits(np.stack(pixels), tta=tta))
+            if on_decode:
+                on_decode(stop, len(split))
+        if errors and on_bad_image != "skip":
+            raise UnreadableImagesError(errors)
+        return (split.subset(np.array(kept, dtype=np.int64)) if errors else split), np.concatenate(parts)
+
+
+def _views(pixels: np.ndarray, tta: str) -> list[np.ndarray]:
+    """As :func:`thumbnet.inference.views` has them, of uint8 [B, H, W, 3]."""
+    if tta == "none":
+        return [pixels]
+    seen = [pixels]
+    if tta == "mirror-shift":
+        height, width = pixels.shape[1:3]
+        padded = np.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+        seen += [padded[:, :height, :width], padded[:, 2:, 2:]]
+    return seen + [view[:, :, ::-1] for view in seen]
