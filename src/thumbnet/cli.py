@@ -76,8 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"thumbnet {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
-        _add_train, _add_evaluate, _add_predict, _add_compare, _add_export, _add_data, _add_recipes,
-        _add_lr_find,
+        _add_train, _add_evaluate, _add_predict, _add_compare, _add_report, _add_export, _add_data,
+        _add_recipes, _add_lr_find,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -163,6 +163,22 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument("--plot", metavar="FILE", help="draw their learning curves (.png, .svg, .pdf)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(command=_compare)
+
+
+def _add_report(commands: Any) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="all of a run on one page, with pictures",
+        description="Write an HTML page that needs nothing beside it: curves, confusion with the pictures "
+        "behind it, classes, calibration, mistakes, doubtful labels, where the network looks, data, recipe.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a complete run's folder")
+    parser.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP + " (default: the run's own)")
+    parser.add_argument("--split", help="train, val or test (default: test, or else val)")
+    parser.add_argument("--out", metavar="FILE", help="(default: report.html in RUN)")
+    parser.add_argument("--open", action="store_true", help="show it in the browser")
+    _add_data_dir(parser)
+    parser.set_defaults(command=_report)
 
 
 def _add_export(commands: Any) -> None:
@@ -560,7 +576,32 @@ def _expand(paths: Sequence[str]) -> Iterator[str]:
             yield path  # reported as unreadable, in its place
 
 
-# --- export --------------------------------------------------------------------------------------------
+# --- report, export -------------------------------------------------------------------------------------
+
+
+def _report(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from thumbnet.console import counting, say
+    from thumbnet.errors import DataError
+    from thumbnet.report import write_report
+    from thumbnet.runs import Run
+
+    run = Run.open(options.run)
+    _ = run.summary  # a run that is not complete is refused before its data are looked for
+    data = _data_of_run(options, run.recipe.data)
+    split = options.split or ("test" if "test" in data.splits else "val")
+    if split not in data.splits:
+        raise DataError(f"{data.source} has no split {split!r}, only {', '.join(data.splits)}")
+    out = Path(options.out).expanduser() if options.out else run.path / "report.html"
+    with counting("looking") as count:
+        write_report(run, data, split, out, count=count)
+    say(f"written: {out}  ({out.stat().st_size / 1e6:.2f} MB)")
+    if options.open:
+        import webbrowser
+
+        webbrowser.open(out.resolve().as_uri())
+    return 0
 
 
 def _export(options: argparse.Namespace) -> int:

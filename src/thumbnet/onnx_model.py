@@ -1,7 +1,8 @@
 """An exported model at work, by onnxruntime (the extra ``onnx``); imports no torch.
 
-The file's metadata entry ``thumbnet`` is that of a ``model.safetensors``: network, classes, preprocessing. The graph takes pixels uint8 [B, height, width, 3] and gives logits float32 [B, classes]; it
-normalises by itself.
+The file's metadata entry ``thumbnet`` is that of a ``model.safetensors``: network, classes, preprocessing.
+The graph takes pixels uint8 [B, height, width, 3] and gives logits float32 [B, classes]; it normalises by
+itself.
 """
 
 from __future__ import annotations

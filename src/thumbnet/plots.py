@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SUFFIXES = (".png", ".svg", ".pdf")
-_INK, _ACCENT = "#1b3a57", "#d1495b"
+INK, _ACCENT = "#1b3a57", "#d1495b"
 # Okabe and Ito's, to be told apart by all eyes.
 _COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442"]
 
@@ -83,7 +83,7 @@ def confusion_figure(evaluation: Evaluation, title: str) -> Figure:
         for row in range(len(names)):
             for column in range(len(names)):
                 if counts[row, column]:
-                    colour = "white" if shares[row, column] > 0.5 else _INK
+                    colour = "white" if shares[row, column] > 0.5 else INK
                     text = str(counts[row, column])
                     axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
     return figure
@@ -119,7 +119,7 @@ def range_test_figure(test: RangeTest) -> Figure:
     """Loss against learning rate, the suggestion marked."""
     figure = new_figure(7, 4.2)
     axes = figure.add_subplot()
-    axes.plot(test.rates, test.losses, color=_INK)
+    axes.plot(test.rates, test.losses, color=INK)
     axes.axvline(test.suggestion, color=_ACCENT, linestyle="--")
     label = f" suggestion: {test.suggestion:.2g}"
     axes.text(test.suggestion, 0.96, label, color=_ACCENT, va="top", transform=axes.get_xaxis_transform())
@@ -140,7 +140,7 @@ def schedule_figure(recipe: Recipe) -> Figure:
     rates = [recipe.optimizer.lr * factor_at(recipe.schedule, step, steps) for step in range(steps)]
     figure = new_figure(7, 3.8)
     axes = figure.add_subplot()
-    axes.plot(times, rates, color=_INK)
+    axes.plot(times, rates, color=INK)
     axes.set_xlim(0, epochs)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("epoch")

@@ -51,7 +51,7 @@ class Predictor(Classifier):
         self.normalise = Normalise(info.preprocessing, self.device)
 
     def logits(self, pixels: np.ndarray, *, tta: str = "none") -> np.ndarray:  # noqa: D102
-        batch = self.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        batch = self.normalise(torch.from_numpy(np.require(pixels, requirements="W")).permute(0, 3, 1, 2))
         found: np.ndarray = predict_logits(self.model, batch, bf16=self.bf16, tta=tta).cpu().numpy()
         return found
 

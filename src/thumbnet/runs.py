@@ -161,6 +161,11 @@ class Run:
         return self._read_json("summary.json")
 
     @property
+    def environment(self) -> dict[str, Any]:
+        """``environment.json``."""
+        return self._read_json("environment.json")
+
+    @property
     def is_complete(self) -> bool:
         """Whether the training has come to its end."""
         return (self.path / "summary.json").is_file() and self.weights_path.is_file()
