@@ -76,8 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"thumbnet {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
-        _add_train, _add_evaluate, _add_predict, _add_compare, _add_report, _add_export, _add_data,
-        _add_recipes, _add_lr_find,
+        _add_train, _add_evaluate, _add_predict, _add_compare, _add_report, _add_export, _add_serve,
+        _add_data, _add_recipes, _add_lr_find,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -210,6 +210,35 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     _add_data_dir(parser)
     parser.set_defaults(command=_export)
+
+
+def _add_serve(commands: Any) -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="classify pictures over HTTP, with a page to try it",
+        description="Serve a trained network: a page at /, POST /predict for programs (see /openapi.json), "
+        "/healthz, /readyz and /metrics. An API key comes from the environment's THUMBNET_API_KEY, or from "
+        "a file.",
+    )
+    _add_run(parser, or_onnx=True)
+    parser.add_argument("--data", metavar="DATA", help="its test pictures are tried on the page "
+                        "(default: the run's own); none for none")  # fmt: skip
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="0 for any that is free (default: 8000)")
+    parser.add_argument("--api-key-file", metavar="FILE", help="whose first line every request must show")
+    parser.add_argument("--max-batch", type=_positive, default=64, metavar="N",
+                        help="pictures that share a forward pass (default: 64)")  # fmt: skip
+    parser.add_argument("--max-queue", type=_positive, default=256, metavar="N",
+                        help="requests at a time; more are refused with 429 (default: 256)")  # fmt: skip
+    parser.add_argument("--max-megabytes", type=float, default=10.0, metavar="N",
+                        help="of a request; more is refused with 413 (default: 10)")  # fmt: skip
+    parser.add_argument("--max-megapixels", type=float, default=25.0, metavar="N",
+                        help="of a picture; more is refused with 413 (default: 25)")  # fmt: skip
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS",
+                        help="for a request to come, and again for its answer (default: 30)")  # fmt: skip
+    _add_tta(parser)
+    _add_common(parser)
+    parser.set_defaults(command=_serve)
 
 
 def _add_data(commands: Any) -> None:
@@ -646,6 +675,66 @@ def _export(options: argparse.Namespace) -> int:
     if options.format != "onnx-int8" and check.largest_difference > TOLERANCE:
         raise RunError(f"{out} does not compute what the run does: do not use it")
     return 0
+
+
+# --- serve ---------------------------------------------------------------------------------------------
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from thumbnet.classifier import load_classifier
+    from thumbnet.errors import MissingExtraError
+
+    try:
+        from thumbnet.serving.server import listen, serve
+        from thumbnet.serving.service import ServiceSettings, build_service
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("thumbnet"):
+            raise
+        raise MissingExtraError("a service", "serve") from None
+    if min(options.max_megabytes, options.max_megapixels, options.timeout) <= 0:
+        raise ThumbnetError("--max-megabytes, --max-megapixels and --timeout must be more than 0")
+    key = _api_key(options.api_key_file)
+    classifier = load_classifier(options.run, options.device)
+    with listen(options.host, options.port) as listener:
+        loopback = listener.getsockname()[0] in ("127.0.0.1", "::1")
+        settings = ServiceSettings(
+            max_bytes=int(1e6 * options.max_megabytes),
+            max_pixels=int(1e6 * options.max_megapixels),
+            max_queue=options.max_queue,
+            max_batch=options.max_batch,
+            timeout=options.timeout,
+            tta=options.tta,
+            api_key=key,
+            hosts=("localhost", "127.0.0.1", "::1", "[::1]", options.host) if loopback else None,
+        )
+        service = build_service(classifier, settings, lambda: _data_to_try(options))
+        serve(service, listener, open_to_all=not loopback and key is None)
+    return 0
+
+
+def _api_key(file: str | None) -> str | None:
+    if file is None:
+        return os.environ.get("THUMBNET_API_KEY") or None
+    try:
+        with open(file, encoding="utf-8") as lines:
+            key = lines.readline().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ThumbnetError(f"cannot read the API key in {file}: {error}") from None
+    if not key:
+        raise ThumbnetError(f"the first line of {file} is empty: an API key is expected there")
+    return key
+
+
+def _data_to_try(options: argparse.Namespace) -> Data | None:
+    from thumbnet.console import note
+
+    if options.data == "none" or (options.data is None and _run_of(options) is None):
+        return None
+    try:
+        return _data_of_run(options, _data_settings_of_run(options))
+    except ThumbnetError as error:
+        note(f"thumbnet: no test pictures on the page: {error}")
+        return None
 
 
 # --- compare -------------------------------------------------------------------------------------------

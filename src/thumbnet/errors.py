@@ -32,6 +32,17 @@ class UnreadableImageError(DataError):
         return type(self), (self.name, self.reason)  # so that it passes between processes
 
 
+class UnknownFormatError(UnreadableImageError):
+    """These bytes are no picture in any format known here."""
+
+    def __init__(self, name: str, reason: str = "not a picture in any format known here") -> None:
+        super().__init__(name, reason)
+
+
+class TooManyPixelsError(UnreadableImageError):
+    """The picture declares more pixels than are decoded."""
+
+
 class UnreadableImagesError(DataError):
     """Pictures that cannot be decoded: ``errors``, one of each."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import re
@@ -12,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from thumbnet import __version__
 from thumbnet.classifier import Classifier, Count, SplitLogits
 from thumbnet.comparison import read_metrics
-from thumbnet.data.images import Preprocessing, fit_pixels
+from thumbnet.data.images import Preprocessing, as_data_address, fit_pixels
 from thumbnet.data.splits import Data, Split
 from thumbnet.errors import MissingExtraError, UnreadableImageError
 from thumbnet.evaluation import evaluate_logits, log_softmax, reliability_bins
@@ -63,9 +61,7 @@ class _Album:
     def encode(self, pixels: np.ndarray) -> str | None:
         if self._room < 0:
             return None
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "WEBP", quality=80, method=4)
-        source = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        source = as_data_address(pixels)
         self._room -= len(source)
         return source
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from thumbnet.data.images import MAX_PIXELS, lies_on_its_side, load_picture, open_image
-from thumbnet.errors import DataError, UnreadableImageError, printable
+from thumbnet.data.images import FORMATS, MAX_PIXELS, lies_on_its_side, load_picture, open_image
+from thumbnet.errors import DataError, TooManyPixelsError, UnknownFormatError, UnreadableImageError, printable
 
 
 class Split(ABC):
@@ -220,17 +220,17 @@ def _state(path: str) -> tuple[int, int]:
 
 def _peek(source: Path | io.BytesIO, name: str) -> tuple[tuple[int, int], str]:
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise UnreadableImageError(name, f"declares {width}x{height} pixels")
+                raise TooManyPixelsError(name, f"declares {width}x{height} pixels")
             if lies_on_its_side(image):
                 width, height = height, width
             return (height, width), image.mode
     except UnreadableImageError:
         raise
     except UnidentifiedImageError:
-        raise UnreadableImageError(name, "not a picture in any format known here") from None
+        raise UnknownFormatError(name) from None
     except Exception as error:
         raise UnreadableImageError(name, str(error) or type(error).__name__) from None
 

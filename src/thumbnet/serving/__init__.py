@@ -1,0 +1,1 @@
+"""A trained network behind HTTP, with a page for people (the extra ``serve``)."""

@@ -1,0 +1,85 @@
+"""Requests that come at the same time share a forward pass."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from thumbnet.classifier import Classifier, Prediction
+
+T = TypeVar("T")
+
+
+class Batcher:
+    """Classifies in one thread, batch after batch; what comes meanwhile makes up the next batch.
+
+    Nobody waits for others to come: a request that finds the thread idle is a batch of its own, and the
+    busier the service the larger the batches.
+
+    Args:
+        classifier: computes.
+        max_batch: pictures; a single request with more is a batch all the same.
+        tta: test-time augmentation.
+        on_batch: told the number of pictures of each batch.
+    """
+
+    def __init__(
+        self, classifier: Classifier, max_batch: int, tta: str, on_batch: Callable[[int], None]
+    ) -> None:
+        self._classifier, self._max_batch, self._tta, self._on_batch = classifier, max_batch, tta, on_batch
+        self._waiting: list[tuple[np.ndarray, asyncio.Future[list[Prediction]]]] = []
+        self._thread = ThreadPoolExecutor(1, "classify")
+        self._task: asyncio.Task[None] | None = None
+
+    async def classify(self, pixels: np.ndarray) -> list[Prediction]:
+        """Of preprocessed pictures, uint8 [B, height, width, 3]."""
+        future: asyncio.Future[list[Prediction]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((pixels, future))
+        if self._task is None:
+            self._task = asyncio.create_task(self._work())
+        return await future
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Something else that computes with the network, between two batches."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def close(self) -> None:
+        """End the thread, after what it is at."""
+        self._thread.shutdown()
+
+    async def _work(self) -> None:
+        while self._waiting:
+            batch = self._next_batch()
+            pixels = np.concatenate([pixels for pixels, _ in batch])
+            self._on_batch(len(pixels))
+            try:
+                found = iter(await self.run(partial(self._predict, pixels)))
+            except Exception as error:
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for part, future in batch:
+                predictions = [next(found) for _ in part]
+                if not future.done():  # else whoever asked has gone
+                    future.set_result(predictions)
+        self._task = None
+
+    def _predict(self, pixels: np.ndarray) -> list[Prediction]:
+        return self._classifier.predict_pixels(pixels, tta=self._tta)
+
+    def _next_batch(self) -> list[tuple[np.ndarray, asyncio.Future[list[Prediction]]]]:
+        self._waiting = [one for one in self._waiting if not one[1].done()]
+        pictures = taken = 0
+        for pixels, _ in self._waiting:
+            if taken and pictures + len(pixels) > self._max_batch:
+                break
+            pictures += len(pixels)
+            taken += 1
+        batch, self._waiting = self._waiting[:taken], self._waiting[taken:]
+        return batch

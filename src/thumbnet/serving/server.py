@@ -1,0 +1,70 @@
+"""uvicorn, on a socket of ours: says where it listens, and ends with the last answer when it is told to."""
+
+from __future__ import annotations
+
+import signal
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+from thumbnet.console import note, say
+from thumbnet.errors import ThumbnetError
+
+GRACE = 20  # seconds for the requests that are being served when the service is told to end
+BACKLOG = 1024
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ThumbnetError: the address is taken, or not of this machine.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ThumbnetError(f"cannot listen on {host} port {port}: {reason}. Try another --port") from None
+
+
+def serve(app: FastAPI, listener: socket.socket, *, open_to_all: bool = False) -> None:
+    """Serve until SIGINT or SIGTERM; what is being answered then is answered.
+
+    Args:
+        app: from :func:`thumbnet.serving.service.build_service`.
+        listener: from :func:`listen`.
+        open_to_all: warn that whoever reaches this machine may use the service.
+    """
+    host, port = listener.getsockname()[:2]
+    if open_to_all:
+        note(
+            "thumbnet: whoever reaches this machine may use the service; THUMBNET_API_KEY=... asks for a key"
+        )
+    server = _Server(
+        uvicorn.Config(
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE, backlog=BACKLOG
+        ),
+        f"serving at http://{f'[{host}]' if ':' in host else host}:{port}   (Ctrl-C ends it)",
+    )
+    # When it has ended, uvicorn sends itself the signal again; but then all has gone as it should.
+    before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server.run(sockets=[listener])
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    if not server.started:
+        raise ThumbnetError("the service did not start")
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, greeting: str) -> None:
+        super().__init__(config)
+        self._greeting = greeting
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            say(self._greeting)

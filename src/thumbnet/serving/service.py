@@ -1,0 +1,422 @@
+"""The HTTP service: what it answers, and what it refuses."""
+
+# No `from __future__ import annotations` here: FastAPI reads annotations that name local variables.
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.security import APIKeyHeader
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.datastructures import UploadFile
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive
+
+from thumbnet import __version__
+from thumbnet.classifier import Classifier, Prediction
+from thumbnet.data.images import as_data_address, fit_pixels, load_picture
+from thumbnet.data.splits import Data
+from thumbnet.errors import TooManyPixelsError, UnknownFormatError, UnreadableImageError
+from thumbnet.evaluation import log_softmax
+from thumbnet.explain import lit, occlusion_map
+from thumbnet.serving.batching import Batcher
+from thumbnet.serving.metrics import Measured
+from thumbnet.serving.schemas import (
+    ClassProbability,
+    Explanation,
+    HardPicture,
+    HardPictures,
+    Health,
+    ModelDescription,
+    PicturePrediction,
+    Predictions,
+    Problem,
+)
+
+HARDEST = 24  # pictures of the test set that the page offers
+SEARCHED = 10_000  # of the test set's pictures, at most
+PAGE_POLICY = (
+    "default-src 'none'; img-src 'self' data: blob:; media-src blob:; connect-src 'self'; "
+    "style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+
+@dataclass(frozen=True)
+class ServiceSettings:
+    """Limits and options of the service.
+
+    Attributes:
+        max_bytes: of a request's body.
+        max_pixels: of a picture.
+        max_pictures: in a request.
+        max_queue: requests with pictures that are being served or wait; beyond that they are refused.
+        max_batch: pictures a forward pass.
+        timeout: seconds for a request's body to come, and as many for the answer.
+        tta: test-time augmentation, see :meth:`thumbnet.classifier.Classifier.logits`.
+        api_key: asked of every request but for the page and the probes; None for no key.
+        hosts: names under which the service may be addressed; None for any. On loopback it keeps pages of
+            other sites from speaking to the service by a name of their own (DNS rebinding).
+    """
+
+    max_bytes: int = 10_000_000
+    max_pixels: int = 25_000_000
+    max_pictures: int = 64
+    max_queue: int = 256
+    max_batch: int = 64
+    timeout: float = 30.0
+    tta: str = "none"
+    api_key: str | None = None
+    hosts: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file as it was sent."""
+
+    name: str
+    content: bytes
+
+
+def build_service(
+    classifier: Classifier, settings: ServiceSettings, load_data: Callable[[], Data | None] = lambda: None
+) -> FastAPI:
+    """The service as an ASGI application.
+
+    Args:
+        classifier: what is served.
+        settings: limits and options.
+        load_data: gives the data whose test pictures the page offers, or None; called in the background.
+    """
+    service = _Service(classifier, settings, load_data)
+    app = FastAPI(
+        title="thumbnet",
+        version=__version__,
+        description=f"Classifies pictures as one of {len(classifier.class_names)} classes.",
+        lifespan=service.lifespan,
+        docs_url=None,  # those pages load their scripts from elsewhere
+        redoc_url=None,
+    )
+    app.add_middleware(Measured, registry=service.registry)
+    if settings.hosts is not None:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts), www_redirect=False)
+    app.add_exception_handler(RequestValidationError, _describe_invalid)
+
+    key = [Security(service.check_key, scopes=[])] if settings.api_key else []
+    refusals: dict[int | str, dict[str, Any]] = {
+        status: {"model": Problem, "description": text} for status, text in REFUSALS.items()
+    }
+    locked: dict[int | str, dict[str, Any]] = {401: refusals[401]} if key else {}
+    if not key:
+        refusals.pop(401)
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(service.page, headers={"Content-Security-Policy": PAGE_POLICY})
+
+    @app.get("/healthz", summary="Whether the process lives", tags=["probes"])
+    async def healthz() -> Health:
+        return Health(status="ok")
+
+    @app.get("/readyz", summary="Whether requests are served now", tags=["probes"],
+             responses={503: {"model": Health, "description": "not now"}})  # fmt: skip
+    async def readyz(response: Response) -> Health:
+        status = service.status()
+        response.status_code = 200 if status == "ok" else 503
+        return Health(status=status)
+
+    @app.get("/metrics", summary="For Prometheus", tags=["probes"], dependencies=key,
+             response_class=Response, responses={200: {"content": {"text/plain": {}}}, **locked})  # fmt: skip
+    async def metrics() -> Response:
+        return Response(generate_latest(service.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    @app.get("/model", summary="What is served", dependencies=key, responses=locked)
+    async def model() -> ModelDescription:
+        height, width = classifier.info.preprocessing.size
+        return ModelDescription(
+            network=classifier.info.model.name,
+            classes=list(classifier.class_names),
+            height=height,
+            width=width,
+            thumbnet=classifier.info.thumbnet,
+        )
+
+    @app.get("/hardest", summary="Test pictures that it gets wrong", dependencies=key, responses=locked)
+    async def hardest() -> HardPictures:
+        return HardPictures(ready=service.hardest is not None, pictures=service.hardest or [])
+
+    @app.post("/predict", summary="Classify pictures", dependencies=key, responses=refusals,
+              openapi_extra=_takes_pictures(settings.max_pictures))  # fmt: skip
+    async def predict(
+        uploads: Annotated[list[Upload], Depends(service.uploads)],
+        top: Annotated[int, Query(ge=1, le=1000, description="classes to tell of each picture")] = 5,
+    ) -> Predictions:
+        async with _within(settings.timeout):
+            pixels = await service.decode(uploads)
+            found = await service.batcher.classify(pixels)
+        return Predictions(
+            predictions=[
+                PicturePrediction(name=upload.name, classes=_classes(prediction, top))
+                for upload, prediction in zip(uploads, found, strict=True)
+            ]
+        )
+
+    @app.post("/explain", summary="Classify a picture, and show where the network looked", dependencies=key,
+              responses=refusals, openapi_extra=_takes_pictures(1))  # fmt: skip
+    async def explain(
+        uploads: Annotated[list[Upload], Depends(service.uploads)],
+        top: Annotated[int, Query(ge=1, le=1000, description="classes to tell")] = 5,
+    ) -> Explanation:
+        if len(uploads) != 1:
+            raise HTTPException(422, f"{len(uploads)} pictures: /explain takes one at a time")
+        async with _within(settings.timeout):
+            pixels = await service.decode(uploads)
+            return await service.batcher.run(partial(service.explain, pixels[0], top))
+
+    return app
+
+
+REFUSALS = {
+    400: "the multipart body is not well-formed",
+    401: "no API key, or a wrong one",
+    408: "the body did not come in time",
+    413: "too many bytes or pixels",
+    415: "neither multipart/form-data nor a picture; or a picture in a format not known here",
+    422: "no picture, a damaged one, or too many of them; or a parameter is out of range",
+    429: "the queue is full: try again",
+    503: "no answer in time: try again",
+}
+
+
+class _Service:
+    """What the routes share."""
+
+    def __init__(
+        self, classifier: Classifier, settings: ServiceSettings, load_data: Callable[[], Data | None]
+    ) -> None:
+        self.classifier, self.settings, self._load_data = classifier, settings, load_data
+        self.page = (resources.files("thumbnet.serving") / "page.html").read_text("utf-8")
+        self.registry = CollectorRegistry()
+        batches = Histogram(
+            "thumbnet_batch_pictures", "Pictures a forward pass.", registry=self.registry,
+            buckets=[2**k for k in range(10)],
+        )  # fmt: skip
+        self._pictures = Counter(
+            "thumbnet_pictures", "Pictures that were sent.", ["outcome"], registry=self.registry
+        )
+        self._in_flight = Gauge(
+            "thumbnet_requests_in_flight", "Requests with pictures.", registry=self.registry
+        )
+        self._flying = 0
+        self._in_flight.set_function(lambda: self._flying)
+        self.batcher = Batcher(classifier, settings.max_batch, settings.tta, batches.observe)
+        self._decoders = ThreadPoolExecutor(4, "decode")
+        self._ready = False
+        self.hardest: list[HardPicture] | None = None
+
+    @asynccontextmanager
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """Warm up before the first request; end the threads after the last."""
+        size = self.classifier.info.preprocessing.size
+        for pictures in (1, self.settings.max_batch):  # what a first pass sets up, nobody shall wait for
+            blank = np.zeros((pictures, *size, 3), np.uint8)
+            await self.batcher.run(partial(self.classifier.logits, blank))
+        self._ready = True
+        search = asyncio.create_task(asyncio.to_thread(self._search_hardest))
+        yield
+        self._ready = False
+        search.cancel()
+        self._decoders.shutdown(cancel_futures=True)
+        self.batcher.close()
+
+    def status(self) -> str:
+        if not self._ready:
+            return "not ready"
+        return "queue is full" if self._flying >= self.settings.max_queue else "ok"
+
+    async def check_key(
+        self, given: Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
+    ) -> None:
+        expected = self.settings.api_key or ""
+        if not hmac.compare_digest((given or "").encode(), expected.encode()):
+            raise HTTPException(
+                401, "send the API key in the header X-API-Key", {"WWW-Authenticate": "APIKey"}
+            )
+
+    async def uploads(self, request: Request) -> AsyncIterator[list[Upload]]:
+        """The pictures of a request, which counts as queued until it is answered."""
+        if self._flying >= self.settings.max_queue:
+            raise HTTPException(429, "the queue is full: try again", {"Retry-After": "1"})
+        self._flying += 1
+        try:
+            yield await self._read_uploads(request)
+        finally:
+            self._flying -= 1
+
+    async def _read_uploads(self, request: Request) -> list[Upload]:
+        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+        multipart = kind == "multipart/form-data"
+        if not (multipart or kind.startswith("image/") or kind == "application/octet-stream"):
+            given = kind or "no Content-Type"
+            raise HTTPException(415, f"{given}: send multipart/form-data, or a picture as image/jpeg or so")
+        body = await self._read_body(request)
+        if not multipart:
+            return [Upload(kind, body)]
+        most = self.settings.max_pictures
+        # The form's parser takes a stream: give it what has come, which is known to be small enough.
+        whole = Request(request.scope, _replayed(body))
+        try:
+            async with whole.form(max_files=most, max_fields=most) as form:
+                files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
+                uploads = [Upload(file.filename or "", await file.read()) for file in files]
+        except HTTPException as error:
+            if "Too many" in str(error.detail):
+                raise HTTPException(
+                    422, f"more than {most} pictures: send them in several requests"
+                ) from None
+            raise
+        if not uploads:
+            raise HTTPException(422, "no picture: send at least one file, as curl -F file=@cat.jpg does")
+        return uploads
+
+    async def _read_body(self, request: Request) -> bytes:
+        most = self.settings.max_bytes
+        too_large = HTTPException(413, f"more than {most:,} bytes: send smaller pictures, or fewer")
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > most:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.settings.timeout):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > most:
+                        raise too_large
+        except TimeoutError:
+            raise HTTPException(408, "the body did not come in time", {"Connection": "close"}) from None
+        except ClientDisconnect:
+            raise HTTPException(400, "the connection was closed") from None
+        return bytes(body)
+
+    async def decode(self, uploads: list[Upload]) -> np.ndarray:
+        """Pictures as the network takes them, uint8 [B, height, width, 3]; refuses what is none."""
+        run = asyncio.get_running_loop().run_in_executor
+        pending = [run(self._decoders, self._decode, one) for one in uploads]
+        results = await asyncio.gather(*pending, return_exceptions=True)
+        errors = [one for one in results if isinstance(one, BaseException)]
+        self._pictures.labels("read").inc(len(results) - len(errors))
+        self._pictures.labels("refused").inc(len(errors))
+        for error in errors:
+            if not isinstance(error, UnreadableImageError):
+                raise error
+        if errors:
+            statuses = [_status_of(error) for error in errors]
+            raise HTTPException(statuses[0], "; ".join(str(error) for error in errors))
+        return np.stack([one for one in results if isinstance(one, np.ndarray)])
+
+    def _decode(self, upload: Upload) -> np.ndarray:
+        pre = self.classifier.info.preprocessing
+        try:
+            picture = load_picture(upload.content, upload.name, self.settings.max_pixels)
+            return fit_pixels(picture, pre.size, pre.fit)
+        except MemoryError:
+            raise TooManyPixelsError(upload.name, "there is not enough memory for it") from None
+
+    def explain(self, pixels: np.ndarray, top: int) -> Explanation:
+        logits = self.classifier.logits(pixels[None], tta=self.settings.tta)
+        heat = occlusion_map(self.classifier, pixels, int(logits[0].argmax()))
+        (prediction,) = self.classifier.predict_pixels(pixels[None], tta=self.settings.tta)
+        return Explanation(
+            classes=_classes(prediction, top),
+            picture=as_data_address(pixels),
+            lit=as_data_address(lit(pixels, heat)),
+        )
+
+    def _search_hardest(self) -> None:
+        data = self._load_data()
+        self.hardest = [] if data is None else find_hardest(self.classifier, data)
+
+
+def find_hardest(classifier: Classifier, data: Data) -> list[HardPicture]:
+    """The surest mistakes among test (or else validation) pictures, the surest first."""
+    split = next((name for name in ("test", "val") if name in data.splits), None)
+    if split is None:
+        return []
+    part = data.splits[split]
+    if len(part) > SEARCHED:
+        chosen = np.sort(np.random.default_rng(0).choice(len(part), SEARCHED, replace=False))
+        data = Data(data.source, data.layout, data.class_names, {split: part.subset(chosen)})
+    found = classifier.classify_split(data, split, on_bad_image="skip")
+    probabilities = np.exp(log_softmax(found.logits))
+    predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != found.labels)
+    pre, names = classifier.info.preprocessing, classifier.class_names
+    return [
+        HardPicture(
+            # To the bit, so that whoever tries it gets the same answer.
+            picture=as_data_address(fit_pixels(found.split.load(index), pre.size, pre.fit), lossless=True),
+            label=names[found.labels[index]],
+            predicted=names[predicted[index]],
+            confidence=float(sure[index]),
+        )
+        for index in wrong[np.argsort(-sure[wrong], kind="stable")][:HARDEST].tolist()
+    ]
+
+
+def _status_of(error: BaseException) -> int:
+    if isinstance(error, TooManyPixelsError):
+        return 413
+    return 415 if isinstance(error, UnknownFormatError) else 422
+
+
+def _classes(prediction: Prediction, top: int) -> list[ClassProbability]:
+    pairs = zip(prediction.labels[:top], prediction.probabilities[:top], strict=True)
+    return [ClassProbability(name=name, probability=min(1.0, value)) for name, value in pairs]
+
+
+@asynccontextmanager
+async def _within(seconds: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise HTTPException(503, f"no answer within {seconds:g} s: try again", {"Retry-After": "1"}) from None
+
+
+def _replayed(body: bytes) -> Receive:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
+async def _describe_invalid(_: Request, error: Exception) -> JSONResponse:
+    found = error.errors() if isinstance(error, RequestValidationError) else []
+    detail = "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in found)
+    return JSONResponse({"detail": detail}, 422)
+
+
+def _takes_pictures(most: int) -> dict[str, Any]:
+    """OpenAPI's words for a body that is read by hand, within limits."""
+    file = {"type": "string", "format": "binary"}
+    form = {
+        "type": "object",
+        "required": ["file"],
+        "properties": {"file": {"type": "array", "items": file, "minItems": 1, "maxItems": most}},
+    }
+    kinds = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff", "image/avif")
+    content: dict[str, Any] = {"multipart/form-data": {"schema": form}}
+    content |= {kind: {"schema": file} for kind in (*kinds, "application/octet-stream")}
+    return {"requestBody": {"required": True, "content": content}}
