@@ -53,8 +53,7 @@ class Batcher:
         self._thread.shutdown()
 
     async def _work(self) -> None:
-        while self._waiting:
-            batch = self._next_batch()
+        while batch := self._next_batch():
             pixels = np.concatenate([pixels for pixels, _ in batch])
             self._on_batch(len(pixels))
             try:

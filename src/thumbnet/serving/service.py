@@ -20,6 +20,7 @@ from fastapi.security import APIKeyHeader
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
@@ -281,7 +282,7 @@ class _Service:
             async with whole.form(max_files=most, max_fields=most) as form:
                 files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
                 uploads = [Upload(file.filename or "", await file.read()) for file in files]
-        except HTTPException as error:
+        except StarletteHTTPException as error:
             if "Too many" in str(error.detail):
                 raise HTTPException(
                     422, f"more than {most} pictures: send them in several requests"
