@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def test_training_ends_with_the_accuracy_the_folder_and_what_to_do_next(
     assert f"thumbnet evaluate {out}" in stdout
     assert "train/CLASS/* + test/CLASS/*; 3 classes; 60 train, 60 test" in stderr
     assert "no val split: the last epoch is kept" in stderr
-    assert stderr.count("test accuracy ") == 8
+    assert stderr.count("  test ") == 8
     assert "\x1b" not in stdout + stderr  # plain lines, for this is no terminal
     assert "\r" not in stdout + stderr
 
@@ -375,13 +376,14 @@ def test_all_public_names_are_there() -> None:
         thumbnet.nothing  # noqa: B018
 
 
-def test_the_live_bar_shows_rate_loss_and_time_left(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("no_colour", [False, True])
+def test_the_live_bar_at_80_columns(folder: Path, tmp_path: Path, no_colour: bool) -> None:
     """In a pseudo-terminal: what a person sees."""
     import pty
 
     pid, descriptor = pty.fork()
     if pid == 0:
-        os.environ.update(TERM="xterm-256color", COLUMNS="100")
+        os.environ.update(TERM="xterm-256color", COLUMNS="80", **({"NO_COLOR": "1"} if no_colour else {}))
         command = [sys.executable, "-m", "thumbnet", "train", str(folder), "--recipe", "tutorial", *SETTINGS]
         os.execv(sys.executable, [*command, *epochs(8), "--out", str(tmp_path / "run")])
     shown = b""
@@ -395,9 +397,55 @@ def test_the_live_bar_shows_rate_loss_and_time_left(folder: Path, tmp_path: Path
         shown += block
     assert os.waitpid(pid, 0)[1] == 0
     text = shown.decode(errors="replace")
-    for word in ("pictures/s", "loss ", "0:00:0", "epoch 8/8", "test accuracy"):
+    for word in ("pictures/s", "loss ", "0:00:0", "epoch 8/8", "  test "):
         assert word in text
     assert "\x1b[" in text  # it does move
+    assert bool(re.search(r"\x1b\[[0-9;]*3[0-9]", text)) is not no_colour
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text))
+    own = [line for line in lines if str(tmp_path) not in line]  # a path is not broken
+    assert max(map(len, own)) <= 80
+
+
+def test_quiet_and_json(folder: Path, tmp_path: Path) -> None:
+    arguments = ["train", folder, "--recipe", "tutorial", *SETTINGS, *epochs(1)]
+    status, stdout, stderr = run_cli(*arguments, "--out", tmp_path / "a", "--quiet")
+    assert (status, stdout, stderr) == (0, f"{tmp_path / 'a'}\n", "")
+    status, stdout, stderr = run_cli(*arguments, "--out", tmp_path / "b", "--json")
+    assert json.loads(stdout) == {"run": str(tmp_path / "b"), **Run(tmp_path / "b").summary}
+    assert "epoch 1/1" in stderr
+
+
+def test_tensorboard_events_go_on_after_a_resume(folder: Path, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    out = tmp_path / "run"
+    arguments = ["train", str(folder), "--recipe", "tutorial", *SETTINGS, *epochs(4), "--tensorboard"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "thumbnet", *arguments, "--out", str(out)], stderr=subprocess.PIPE, text=True
+    )
+    interrupt_when(process, "epoch 2/4")
+    assert process.wait(60) == 130
+    assert run_cli("train", "--resume", out, "--tensorboard")[0] == 0
+    events = accumulator.EventAccumulator(str(out / "tensorboard")).Reload()
+    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for tag, key in (("Accuracy/test", "test_accuracy"), ("Loss/test", "test_loss"), ("Learning rate", "lr")):
+        found = [(one.step, one.value) for one in events.Scalars(tag)]
+        assert found == [(line["step"], pytest.approx(line[key])) for line in metrics]
+    assert len(events.Scalars("Loss/train")) >= 2
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_shells_complete(tmp_path: Path, shell: str) -> None:
+    pytest.importorskip("shtab")
+    status, script, _ = run_cli("completion", shell)
+    assert status == 0
+    (tmp_path / "script").write_text(script)
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell}")
+    assert subprocess.run([shell, "-n", str(tmp_path / "script")], check=False).returncode == 0
+    if shell == "bash":
+        ask = f'source {tmp_path}/script; COMP_WORDS=(thumbnet export --f); COMP_CWORD=2; _shtab_thumbnet thumbnet --f export; echo "${{COMPREPLY[@]}}"'
+        done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["--format"]
 
 
 def test_sixteen_pixels_and_odd_shapes_train(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from thumbnet import __version__
@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
         _add_train, _add_evaluate, _add_predict, _add_compare, _add_report, _add_export, _add_serve,
-        _add_data, _add_recipes, _add_lr_find,
+        _add_data, _add_recipes, _add_lr_find, _add_completion,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -111,6 +111,9 @@ def _add_train(commands: Any) -> None:
     parser.add_argument(
         "--checkpoint-minutes", type=float, metavar="M", help="and each M minutes (default: 10)"
     )
+    parser.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard, too")
+    parser.add_argument("--quiet", action="store_true", help="no progress; at the end the run's folder")
+    parser.add_argument("--json", action="store_true", help="at the end, the outcome as JSON")
     _add_recipe_options(parser)
     _add_common(parser)
     parser.set_defaults(command=_train)
@@ -286,6 +289,17 @@ def _add_lr_find(commands: Any) -> None:
     parser.set_defaults(command=_lr_find)
 
 
+def _add_completion(commands: Any) -> None:
+    parser = commands.add_parser(
+        "completion",
+        help="a script by which a shell completes commands and options",
+        description="Print a script for your shell, as: thumbnet completion bash "
+        "> ~/.local/share/bash-completion/completions/thumbnet",
+    )
+    parser.add_argument("shell", metavar="SHELL", choices=["bash", "zsh", "tcsh"], help="bash, zsh or tcsh")
+    parser.set_defaults(command=_completion)
+
+
 def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
@@ -367,14 +381,21 @@ def _train(options: argparse.Namespace) -> int:
                 + ", ".join(f"--{flag.replace('_', '-')}" for flag in given or ["set"])
             )
 
-    from thumbnet.console import TrainingDisplay, duration, percent, say
-    from thumbnet.training.listener import StoppableListener
+    from thumbnet.console import TrainingDisplay, say
+    from thumbnet.training.listener import Listener, Listeners, StoppableListener
     from thumbnet.training.train import resume, train
+    from thumbnet.views import show_summary
 
     first = _rank() == 0  # of several processes only the first shows anything
-    with TrainingDisplay() if first else nullcontext(StoppableListener()) as display, _stopping(display):
+    shown = TrainingDisplay() if first and not options.quiet else nullcontext(StoppableListener())
+    with shown as display, ExitStack() as stack, _stopping(display):
+        listener: Listener = display
+        if options.tensorboard and first:
+            from thumbnet.training.tensorboard import TensorBoardWriter
+
+            listener = Listeners(display, stack.enter_context(TensorBoardWriter()))
         if options.resume is not None:
-            run = resume(options.resume, device=options.device, listener=display)
+            run = resume(options.resume, device=options.device, listener=listener)
         else:
             run = train(
                 options.data,
@@ -383,26 +404,17 @@ def _train(options: argparse.Namespace) -> int:
                 out=options.out,
                 device=options.device,
                 data_dir=options.data_dir,
-                listener=display,
+                listener=listener,
                 auto_resume=options.auto_resume,
             )
     if not first:
         return 0
-    summary = run.summary
-    tta = "" if summary["tta"] == "none" else f", test-time augmentation {summary['tta']}"
-    low, high = summary["accuracy_interval"]
-    say(
-        f"{summary['split']} accuracy {percent(summary['accuracy'])} (95 % interval {100 * low:.2f} to "
-        f"{100 * high:.2f}; epoch {summary['kept_epoch']}, {summary['kept_by']}{tta})"
-    )
-    say(
-        f"{summary['epochs']} epoch(s) in {duration(summary['seconds_training'])} of training, "
-        f"{duration(summary['seconds_total'])} in all"
-    )
-    say(f"run: {run.path}")
-    say("next:")
-    say(f"  thumbnet evaluate {run.path}")
-    say(f"  thumbnet predict {run.path} PICTURE...")
+    if options.json:
+        say(json.dumps({"run": str(run.path), **run.summary}))
+    elif options.quiet:
+        say(str(run.path))
+    else:
+        show_summary(run)
     return 0
 
 
@@ -871,3 +883,33 @@ def _lr_find(options: argparse.Namespace) -> int:
         plots.save(plots.range_test_figure(test), target)
         say(f"drawn: {target}")
     return 0
+
+
+# --- completion ----------------------------------------------------------------------------------------
+
+_FILES = frozenset({"DATA", "RUN", "PATH", "FILE", "DIR"})  # metavars of what a shell completes by itself
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from thumbnet.console import say
+    from thumbnet.errors import MissingExtraError
+
+    try:
+        import shtab
+    except ImportError:
+        raise MissingExtraError("a script for your shell", "completion") from None
+    parser = build_parser()
+    for each in _with_subparsers(parser):
+        for action in each._actions:
+            if action.metavar in _FILES:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+    say(shtab.complete(parser, options.shell))
+    return 0
+
+
+def _with_subparsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield from _with_subparsers(each)

@@ -6,6 +6,7 @@ On a terminal there is a live bar; where the output is a file or a pipe there ar
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -208,9 +209,10 @@ class TrainingDisplay(StoppableListener):
         """A line an epoch."""
         score = ""
         if result.score is not None:
-            score = f"  {result.score.split} accuracy {percent(result.score.accuracy)}"
+            score = f"  {result.score.split} {percent(result.score.accuracy)}"
+        width = len(str(self._epochs))
         self._line(
-            f"epoch {result.epoch}/{self._epochs}  loss {result.loss:.4f}  lr {result.lr:.4g}  "
+            f"epoch {result.epoch:{width}}/{self._epochs}  loss {result.loss:.4f}  lr {result.lr:<8.3g}  "
             f"{result.pictures_per_second:,.0f} pictures/s  {duration(result.seconds)}{score}"
         )
 
@@ -225,6 +227,10 @@ class TrainingDisplay(StoppableListener):
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
         if self.live:
+            text = textwrap.fill(
+                text, self.progress.console.width, subsequent_indent=" " * 8, replace_whitespace=False,
+                drop_whitespace=True, break_long_words=False, break_on_hyphens=False,
+            )  # fmt: skip
             self.progress.console.print(text, markup=False, soft_wrap=True)
         else:
             note(text)

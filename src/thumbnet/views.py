@@ -18,6 +18,26 @@ if TYPE_CHECKING:
     from thumbnet.data.inspection import Inspection
     from thumbnet.data.splits import Data
     from thumbnet.evaluation import Evaluation
+    from thumbnet.runs import Run
+
+
+def show_summary(run: Run) -> None:
+    """Print how a training came out, and what to do next."""
+    summary = run.summary
+    tta = "" if summary["tta"] == "none" else f", test-time augmentation {summary['tta']}"
+    low, high = summary["accuracy_interval"]
+    say(
+        f"{summary['split']} accuracy {percent(summary['accuracy'])} (95 % interval {100 * low:.2f} to "
+        f"{100 * high:.2f}; epoch {summary['kept_epoch']}, {summary['kept_by']}{tta})"
+    )
+    say(
+        f"{summary['epochs']} epoch(s) in {duration(summary['seconds_training'])} of training, "
+        f"{duration(summary['seconds_total'])} in all"
+    )
+    say(f"run: {run.path}")
+    say("next:")
+    say(f"  thumbnet evaluate {run.path}")
+    say(f"  thumbnet predict {run.path} PICTURE...")
 
 
 def show_evaluation(result: Evaluation, where: str, tta: str) -> None:

@@ -37,6 +37,40 @@ class Listener:
         return False
 
 
+class Listeners(Listener):
+    """Tells several; one of them is enough to stop."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self._listeners = listeners
+
+    def on_download(self, done: int, total: int | None) -> None:  # noqa: D102
+        for one in self._listeners:
+            one.on_download(done, total)
+
+    def on_data(self, data: Data) -> None:  # noqa: D102
+        for one in self._listeners:
+            one.on_data(data)
+
+    def on_decode(self, done: int, total: int) -> None:  # noqa: D102
+        for one in self._listeners:
+            one.on_decode(done, total)
+
+    def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:  # noqa: D102
+        for one in self._listeners:
+            one.on_start(run, state, prepared)
+
+    def on_step(self, step: StepResult) -> None:  # noqa: D102
+        for one in self._listeners:
+            one.on_step(step)
+
+    def on_epoch(self, result: EpochResult) -> None:  # noqa: D102
+        for one in self._listeners:
+            one.on_epoch(result)
+
+    def should_stop(self) -> bool:  # noqa: D102
+        return any(one.should_stop() for one in self._listeners)
+
+
 class StoppableListener(Listener):
     """Shows nothing, and stops when it is asked to.
 

@@ -1,0 +1,65 @@
+"""A training as TensorBoard has it (the extra ``tensorboard``)."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from thumbnet.errors import MissingExtraError
+from thumbnet.training.listener import Listener
+
+if TYPE_CHECKING:
+    from thumbnet.data.prepare import Prepared
+    from thumbnet.runs import Run
+    from thumbnet.training.fit import EpochResult, StepResult, TrainingState
+
+FOLDER = "tensorboard"
+
+
+class TensorBoardWriter(Listener):
+    """Writes events below the run's folder: ``tensorboard --logdir runs`` shows all runs. A context manager.
+
+    The tags are those of PyTorch's own tutorial, against optimisation steps: ``Loss/train``, ``Loss/val`` or
+    ``Loss/test``, ``Accuracy/...`` (0 to 1), ``Learning rate``; and ``Speed/pictures per second``. A resume
+    withdraws what the stopped training had written beyond its checkpoint.
+
+    Raises:
+        MissingExtraError: tensorboard is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise MissingExtraError("--tensorboard", "tensorboard") from None
+        self._make: Any = SummaryWriter
+        self._writer: Any = None
+        self._loss: float | None = None
+
+    def __enter__(self) -> TensorBoardWriter:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self._writer:
+            self._writer.close()
+
+    def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:
+        """Open the file of events, and write the recipe."""
+        self._writer = self._make(run.path / FOLDER, purge_step=state.step + 1 if state.step else None)
+        if not state.step:
+            self._writer.add_text("Recipe", f"```toml\n{state.recipe.to_toml()}\n```")
+
+    def on_step(self, step: StepResult) -> None:
+        """The loss, whenever it has been looked at."""
+        if step.loss is not None and step.loss != self._loss:
+            self._loss = step.loss
+            self._writer.add_scalar("Loss/train", step.loss, step.step)
+
+    def on_epoch(self, result: EpochResult) -> None:
+        """What an epoch gave."""
+        self._writer.add_scalar("Learning rate", result.lr, result.step)
+        self._writer.add_scalar("Speed/pictures per second", result.pictures_per_second, result.step)
+        if result.score is not None:
+            self._writer.add_scalar(f"Loss/{result.score.split}", result.score.loss, result.step)
+            self._writer.add_scalar(f"Accuracy/{result.score.split}", result.score.accuracy, result.step)
+        self._writer.flush()
