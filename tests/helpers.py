@@ -81,13 +81,13 @@ class Payload:
 
 @contextmanager
 def serve(handle: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
-    """A server on loopback whose GET, HEAD and POST requests are answered by ``handle``; gives its address."""
+    """A server on loopback whose requests are answered by ``handle``; gives its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             handle(self)
 
-        do_HEAD = do_POST = do_GET
+        do_HEAD = do_POST = do_PUT = do_GET
 
         def log_message(self, *_: object) -> None:
             pass

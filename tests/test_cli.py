@@ -407,7 +407,7 @@ def test_the_live_bar_at_80_columns(folder: Path, tmp_path: Path, no_colour: boo
 
 
 def test_quiet_and_json(folder: Path, tmp_path: Path) -> None:
-    arguments = ["train", folder, "--recipe", "tutorial", *SETTINGS, *epochs(1)]
+    arguments = ["train", str(folder), "--recipe", "tutorial", *SETTINGS, *epochs(1)]
     status, stdout, stderr = run_cli(*arguments, "--out", tmp_path / "a", "--quiet")
     assert (status, stdout, stderr) == (0, f"{tmp_path / 'a'}\n", "")
     status, stdout, stderr = run_cli(*arguments, "--out", tmp_path / "b", "--json")

@@ -177,7 +177,7 @@ class Classifier(ABC):
 
 
 def load_classifier(path: str | Path, device: str = "auto") -> Classifier:
-    """A classifier from a ``MODEL.onnx``, a run's folder or a ``model.safetensors``.
+    """A classifier from a ``MODEL.onnx``, or from what :func:`thumbnet.predictor.load_run` takes.
 
     Raises:
         RunError: no such run or model, not complete, or damaged.

@@ -76,8 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"thumbnet {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
-        _add_train, _add_evaluate, _add_predict, _add_compare, _add_report, _add_export, _add_serve,
-        _add_data, _add_recipes, _add_lr_find, _add_completion,
+        _add_train, _add_evaluate, _add_predict, _add_compare, _add_report, _add_export, _add_push,
+        _add_serve, _add_data, _add_recipes, _add_lr_find, _add_completion,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -215,6 +215,21 @@ def _add_export(commands: Any) -> None:
     parser.set_defaults(command=_export)
 
 
+def _add_push(commands: Any) -> None:
+    parser = commands.add_parser(
+        "push",
+        help="publish a run on the Hugging Face Hub, with a model card",
+        description="Publish a run's weights, recipe and metrics with a generated model card. Log in first: "
+        "hf auth login, or HF_TOKEN.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a complete run's folder")
+    parser.add_argument("repository", metavar="hf:OWNER/NAME", help="made if it is not there")
+    parser.add_argument("--private", action="store_true", help="for you alone, if it is new")
+    parser.add_argument("--license", metavar="NAME", help="of the weights, by the Hub's names, as mit")
+    parser.add_argument("--card", action="store_true", help="print the model card, and publish nothing")
+    parser.set_defaults(command=_push)
+
+
 def _add_serve(commands: Any) -> None:
     parser = commands.add_parser(
         "serve",
@@ -340,7 +355,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_run(parser: argparse.ArgumentParser, or_onnx: bool = False) -> None:
-    known = "a run's folder, a model.safetensors" + (" or a MODEL.onnx" if or_onnx else "")
+    known = "a run's folder, a model.safetensors" + (", a MODEL.onnx, or hf:OWNER/NAME" if or_onnx else "")
     parser.add_argument("run", metavar="RUN", help=known)
 
 
@@ -617,7 +632,7 @@ def _expand(paths: Sequence[str]) -> Iterator[str]:
             yield path  # reported as unreadable, in its place
 
 
-# --- report, export -------------------------------------------------------------------------------------
+# --- report, export, push ------------------------------------------------------------------------------
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -686,6 +701,19 @@ def _export(options: argparse.Namespace) -> int:
         say(f"accuracy            {both}")
     if options.format != "onnx-int8" and check.largest_difference > TOLERANCE:
         raise RunError(f"{out} does not compute what the run does: do not use it")
+    return 0
+
+
+def _push(options: argparse.Namespace) -> int:
+    from thumbnet.console import say
+    from thumbnet.model_hub import model_card, push
+    from thumbnet.runs import Run
+
+    run, name = Run.open(options.run), options.repository.removeprefix("hf:")
+    if options.card:
+        say(model_card(run, name, options.license))
+    else:
+        say(f"published: {push(run, name, private=options.private, licence=options.license)}")
     return 0
 
 

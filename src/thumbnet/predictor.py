@@ -75,7 +75,7 @@ class Predictor(Classifier):
 
 
 def load_run(path: str | Path, device: str = "auto") -> Predictor:
-    """A predictor from a run's folder or a ``model.safetensors``.
+    """A predictor from a run's folder, a ``model.safetensors``, or ``hf:OWNER/NAME[@REVISION]`` of the Hub.
 
     >>> load_run(run.path).class_names[:3]
     ('0', '1', '2')
@@ -83,5 +83,9 @@ def load_run(path: str | Path, device: str = "auto") -> Predictor:
     Raises:
         RunError: no such run, not complete, or damaged.
     """
+    if str(path).startswith("hf:"):
+        from thumbnet.model_hub import fetch_weights
+
+        path = fetch_weights(str(path))
     weights, info = read_weights(find_weights(path))
     return Predictor(weights, info, device)

@@ -1,7 +1,10 @@
-"""A stand-in for the Hugging Face Hub's interface, on loopback: as much of it as ``datasets`` asks for."""
+"""A stand-in for the Hugging Face Hub's interface, on loopback: as much of it as ``datasets``,
+and whoever publishes a model, asks for.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from contextlib import AbstractContextManager
@@ -14,10 +17,14 @@ COMMIT = "c0ffee" * 6 + "cafe"
 
 
 class HubStandIn:
-    """Serves one data set's files. ``log`` keeps the requests."""
+    """Keeps the files of one repository: a data set, or a model, which can be published, too.
 
-    def __init__(self, name: str, files: dict[str, bytes]) -> None:
-        self.name = name
+    As on the Hub, weights go by LFS and other files with the commit. ``log`` keeps the requests.
+    """
+
+    def __init__(self, name: str, files: dict[str, bytes], kind: str = "datasets", token: str = "") -> None:
+        self.name, self.kind, self.token = name, kind, token
+        self._uploaded: dict[str, bytes] = {}
         self.files = files
         self.log: list[str] = []
 
@@ -30,9 +37,18 @@ class HubStandIn:
         self.log.append(f"{request.command} {request.path}")
         length = int(request.headers.get("Content-Length") or 0)
         body = request.rfile.read(length)
-        api = f"/api/datasets/{self.name}"
-        resolve = f"/datasets/{self.name}/resolve/"
-        if path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
+        api = f"/api/{self.kind}/{self.name}"
+        resolve = f"{'/datasets' if self.kind == 'datasets' else ''}/{self.name}/resolve/"
+        known = not self.token or request.headers.get("Authorization") == f"Bearer {self.token}"
+        if request.command == "POST" and not known:
+            self._json(request, {"error": "Invalid username or password."}, 401)
+            return
+        if request.command == "POST" and self.kind == "models":
+            self._publish(request, path, api, body)
+        elif request.command == "PUT" and path.startswith("/uploads/"):
+            self._uploaded[path.removeprefix("/uploads/")] = body
+            self._json(request, {})
+        elif path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
             siblings = [{"rfilename": name} for name in self.files]
             self._json(request, {"id": self.name, "sha": COMMIT, "siblings": siblings, "private": False})
         elif path.startswith(f"{api}/tree/"):
@@ -52,6 +68,44 @@ class HubStandIn:
             )
             request.send_header("Content-Length", "0")
             request.end_headers()
+
+    def _publish(self, request: BaseHTTPRequestHandler, path: str, api: str, body: bytes) -> None:
+        here = f"http://{request.headers['Host']}"
+        if path == "/api/repos/create":
+            wanted = json.loads(body)
+            assert f"{wanted['organization']}/{wanted['name']}" == self.name
+            self._json(request, {"url": f"{here}/{self.name}", "id": self.name, "name": self.name})
+        elif path == "/api/validate-yaml":
+            self._json(request, {"errors": [], "warnings": []})
+        elif path == f"{api}/preupload/main":
+            modes = [
+                {
+                    "path": one["path"],
+                    "uploadMode": "lfs" if one["path"].endswith(".safetensors") else "regular",
+                    "shouldIgnore": False,
+                    "oid": None,
+                }
+                for one in json.loads(body)["files"]
+            ]
+            self._json(request, {"files": modes})
+        elif path == f"/{self.name}.git/info/lfs/objects/batch":
+            objects = [
+                {**one, "actions": {"upload": {"href": f"{here}/uploads/{one['oid']}", "header": {}}}}
+                for one in json.loads(body)["objects"]
+            ]
+            self._json(request, {"transfer": "basic", "objects": objects})
+        elif path == f"{api}/commit/main":
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    self.files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    content = self._uploaded[value["oid"]]
+                    assert hashlib.sha256(content).hexdigest() == value["oid"]
+                    self.files[value["path"]] = content
+            self._json(request, {"commitUrl": f"{here}/{self.name}/commit/{COMMIT}", "commitOid": COMMIT})
+        else:
+            self._json(request, {"error": f"no such thing: {path}"}, 404)
 
     def _entry(self, name: str) -> dict[str, object]:
         content = self.files[name]
@@ -76,15 +130,17 @@ class HubStandIn:
                 entries[name] = self._entry(name)
         return list(entries.values())
 
-    def _json(self, request: BaseHTTPRequestHandler, value: object) -> None:
-        self._send(request, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    def _json(self, request: BaseHTTPRequestHandler, value: object, status: int = 200) -> None:
+        self._send(request, json.dumps(value).encode(), {"Content-Type": "application/json"}, status)
 
     def _file(self, request: BaseHTTPRequestHandler, content: bytes) -> None:
         tag = hashlib.sha1(content).hexdigest()
         self._send(request, content, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"})
 
-    def _send(self, request: BaseHTTPRequestHandler, content: bytes, headers: dict[str, str]) -> None:
-        request.send_response(200)
+    def _send(
+        self, request: BaseHTTPRequestHandler, content: bytes, headers: dict[str, str], status: int = 200
+    ) -> None:
+        request.send_response(status)
         for key, value in headers.items():
             request.send_header(key, value)
         request.send_header("Content-Length", str(len(content)))

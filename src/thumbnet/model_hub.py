@@ -1,0 +1,196 @@
+"""Runs on the Hugging Face Hub: published with a card, fetched by ``hf:OWNER/NAME`` (the extra ``hub``)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from thumbnet import __version__
+from thumbnet.comparison import read_metrics
+from thumbnet.errors import MissingExtraError, RunError
+from thumbnet.runs import WEIGHTS_NAME, Run, read_weights
+
+PREFIX = "hf:"
+PUBLISHED = (WEIGHTS_NAME, "recipe.toml", "summary.json", "environment.json", "metrics.jsonl", "metrics.csv")
+LISTED_CLASSES = 100
+CARD = """---
+{metadata}
+---
+
+# {title}
+
+A {network} that tells {classes} classes of small pictures apart
+({size} pixels), trained from scratch by thumbnet {version}.
+
+## Use
+
+```sh
+pip install 'thumbnet[train,hub]'
+thumbnet predict {address} picture.jpg
+```
+
+```python
+import thumbnet
+
+predictor = thumbnet.load_run("{address}")
+print(predictor.predict("picture.jpg")[0].label)
+```
+
+## Results
+
+| split | accuracy | 95 % interval | loss | test-time augmentation |
+| --- | --- | --- | --- | --- |
+| {split} | {accuracy} | {interval} | {loss} | {tta} |
+
+One training, seed {seed}. {chosen}
+
+## Data
+
+{data}, fingerprint `{fingerprint}`. Classes: {names}.
+
+## Intended use, and limits
+
+For pictures like those of the data above, of just these classes: whatever else is shown to it gets one of
+their names, too. It was measured on the split above and nowhere else; on pictures from another source expect
+less, and measure. What is unevenly represented in the data is unevenly recognised. Nothing is known of its
+robustness to deliberate attacks.
+
+## Training
+
+{epochs} epochs, {seconds} s of training on {device}.
+The same recipe, data, seed and device give the same weights.
+
+```toml
+{recipe}
+```
+"""
+
+
+def push(run: Run, repository: str, *, private: bool = False, licence: str | None = None) -> str:
+    """Publish a run, with a model card, in one commit.
+
+    The folder's own notes (``run.json``: where the data lie on this computer) and its checkpoint stay here.
+
+    Args:
+        run: complete.
+        repository: ``OWNER/NAME`` or ``hf:OWNER/NAME``; made if it is not there.
+        private: whether a new one is.
+        licence: of the weights, by the Hub's names, as ``mit``.
+
+    Returns:
+        Its address.
+
+    Raises:
+        RunError: the run is not complete, or the Hub refuses.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    hub = _import_hub()
+    card = model_card(run, repository.removeprefix(PREFIX), licence)
+    api = hub.HfApi(library_name="thumbnet", library_version=__version__)
+    add = hub.CommitOperationAdd
+    changes = [add("README.md", card.encode())]
+    changes += [add(name, run.path / name) for name in PUBLISHED if (run.path / name).is_file()]
+    name = repository.removeprefix(PREFIX)
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        api.create_commit(name, changes, commit_message=f"Trained by thumbnet {__version__}")
+    except Exception as error:  # the library raises a different class for every way to fail
+        raise RunError(f"cannot publish {name}: {_reason(error)}") from None
+    return f"{api.endpoint}/{name}"
+
+
+def fetch_weights(source: str) -> Path:
+    """The ``model.safetensors`` of ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION``, in the library's cache.
+
+    Raises:
+        RunError: there is none, or the Hub cannot be reached.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    hub = _import_hub()
+    name, _, revision = source.removeprefix(PREFIX).partition("@")
+    try:
+        return Path(hub.hf_hub_download(name, WEIGHTS_NAME, revision=revision or None))
+    except Exception as error:
+        raise RunError(f"cannot fetch {source}: {_reason(error)}") from None
+
+
+def model_card(run: Run, name: str, licence: str | None = None) -> str:
+    """A README for the Hub: results, data, recipe, intended use; and what the Hub reads of them."""
+    hub = _import_hub()
+    summary, recipe = run.summary, run.recipe
+    weights, info = read_weights(run.weights_path)
+    parameters = sum(tensor.numel() for key, tensor in weights.items() if "running" not in key)
+    data = _public_name(info.source)
+    low, high = (100 * bound for bound in summary["accuracy_interval"])
+    metadata = hub.ModelCardData(
+        license=licence,
+        library_name="thumbnet",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "thumbnet", recipe.model.name],
+        datasets=[data.removeprefix(PREFIX)] if data.startswith(PREFIX) else None,
+        model_name=name.rpartition("/")[2],
+        eval_results=[
+            hub.EvalResult(
+                task_type="image-classification",
+                dataset_type=data.removeprefix(PREFIX),
+                dataset_name=data,
+                dataset_split=summary["split"],
+                metric_type="accuracy",
+                metric_value=summary["accuracy"],
+            )
+        ],
+    )
+    pre = info.preprocessing
+    names = info.class_names[:LISTED_CLASSES]
+    looked = [line for line in read_metrics(run) if f"{summary['split']}_accuracy" in line]
+    chosen = (
+        f"The epoch was chosen on a split of its own; {summary['split']} was looked at once."
+        if summary["kept_by"] == "best on val"
+        else f"The last epoch was kept; {summary['split']} was reported {len(looked)} time(s) on the way."
+    )
+    rest = len(info.class_names) - len(names)
+    return CARD.format(
+        metadata=metadata.to_yaml(),
+        title=name.rpartition("/")[2],
+        address=PREFIX + name,
+        network=f"{recipe.model.name} of {parameters:,} parameters",
+        classes=len(info.class_names),
+        size=f"{pre.size[1]}x{pre.size[0]}",
+        version=info.thumbnet,
+        split=summary["split"],
+        accuracy=f"{100 * summary['accuracy']:.2f} %",
+        interval=f"{low:.2f} to {high:.2f}",
+        loss=f"{summary['loss']:.4f}",
+        tta=summary["tta"],
+        seed=recipe.seed,
+        chosen=chosen,
+        data=data,
+        fingerprint=info.fingerprint,
+        names=", ".join(names) + (f", and {rest} more" if rest else ""),
+        epochs=summary["epochs"],
+        seconds=f"{summary['seconds_training']:,.0f}",
+        device=run.environment["hardware"].get("device", "an unknown device"),
+        recipe=recipe.to_toml().strip(),
+    )
+
+
+def _public_name(source: str) -> str:
+    """Of data: what a stranger may know. Where they lie on a computer is nobody's business."""
+    return source if source.startswith(PREFIX) else Path(source).name
+
+
+def _import_hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise MissingExtraError("the Hugging Face Hub", "hub") from None
+    return huggingface_hub
+
+
+def _reason(error: Exception) -> str:
+    response = getattr(error, "response", None)
+    if getattr(response, "status_code", None) == 401 or "Token" in type(error).__name__:
+        return "there is none, or it is not for you: log in by `hf auth login`, or set HF_TOKEN"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return json.dumps(lines[0])[1:-1] if lines else type(error).__name__
