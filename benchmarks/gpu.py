@@ -36,7 +36,7 @@ def train_once(recipe: Recipe, data: Data, prepared: Prepared, device: torch.dev
     """Accuracy with the recipe's test-time augmentation, and seconds."""
     _wait(device)
     started = time.perf_counter()
-    state = build_state(recipe, prepared, len(data.class_names), device)
+    state = build_state(recipe, prepared, data.class_names, device)
     for _ in fit(state, prepared.train):
         pass
     logits, labels = collect_logits(

@@ -152,7 +152,7 @@ def test_fault_9_a_list_is_not_scaled_by_multiplying_it() -> None:
 def test_fault_10_the_loss_is_not_fetched_from_the_device_at_each_step() -> None:
     recipe = load_recipe("tutorial", [*TINY, "training.epochs=1", "training.batch_size=2"])
     prepared = prepare(coloured_data(), recipe, CPU)
-    state = build_state(recipe, prepared, 3, CPU)
+    state = build_state(recipe, prepared, "rgb", CPU)
     seen: list[float | None] = []
     looks = []
     check = state.check_losses
@@ -212,7 +212,7 @@ def test_fault_13_the_number_of_epochs_asked_for_is_the_number_done() -> None:
     for epochs in (1, 3):
         recipe = load_recipe("tutorial", [*TINY, f"training.epochs={epochs}"])
         prepared = prepare(coloured_data(), recipe, CPU)
-        state = build_state(recipe, prepared, 3, CPU)
+        state = build_state(recipe, prepared, "rgb", CPU)
         assert len(list(fit(state, prepared.train))) == epochs
         assert state.step == epochs * len(prepared.train)
 

@@ -103,6 +103,7 @@ def _add_train(commands: Any) -> None:
         "--auto-resume", action="store_true",
         help="go on with --out if that run was begun: for schedulers that start the same command again",
     )  # fmt: skip
+    parser.add_argument("--init", metavar="RUN", help="begin from this run's weights (or hf:OWNER/NAME)")
     parser.add_argument(
         "--micro-batch", type=int, metavar="N", help="go through a batch N pictures at a time"
     )
@@ -439,6 +440,7 @@ def _rank() -> int:
 
 
 _SHORTCUTS = {
+    "init": "training.init",
     "micro_batch": "training.micro_batch",
     "on_nonfinite": "training.on_nonfinite",
     "checkpoint_steps": "checkpoint.steps",
@@ -899,7 +901,7 @@ def _lr_find(options: argparse.Namespace) -> int:
     data = replace(data, splits={"train": data.splits["train"]})  # nothing else is looked at
     with counting("decoding") as count:
         prepared = prepare(data, recipe, device, count)
-    state = build_state(recipe, prepared, len(data.class_names), device)
+    state = build_state(recipe, prepared, data.class_names, device)
     with counting("steps") as count:
         test = learning_rate_range_test(
             state, prepared.train, lowest=options.lowest, highest=options.highest, steps=options.steps,

@@ -35,6 +35,7 @@ class Evaluation:
     Attributes:
         pictures: how many.
         accuracy: top-1, 0 to 1.
+        balanced_accuracy: mean recall of the classes that have pictures: each counts the same.
         interval: its 95 % interval (Wilson 1927).
         top5: accuracy of the five likeliest; None with five classes or fewer.
         loss: mean cross-entropy, in nats.
@@ -45,6 +46,7 @@ class Evaluation:
 
     pictures: int
     accuracy: float
+    balanced_accuracy: float
     interval: tuple[float, float]
     top5: float | None
     loss: float
@@ -71,16 +73,18 @@ def evaluate_logits(logits: np.ndarray, labels: np.ndarray, class_names: tuple[s
             (np.argsort(-logits, axis=1, kind="stable")[:, :5] == labels[:, None]).any(axis=1).mean()
         )
     correct = int(right.sum())
+    scores = [_class_score(name, confusion, label) for label, name in enumerate(class_names)]
     bins = reliability_bins(np.exp(log_probabilities.max(axis=1)), right)
     return Evaluation(
         pictures=count,
         accuracy=correct / count,
+        balanced_accuracy=float(np.mean([score.recall for score in scores if score.pictures])),
         interval=wilson_interval(correct, count),
         top5=top5,
         loss=float(-log_probabilities[np.arange(count), labels].mean()),
         calibration_error=sum(b.pictures * abs(b.confidence - b.accuracy) for b in bins) / count,
         confusion=confusion.tolist(),
-        classes=[_class_score(name, confusion, label) for label, name in enumerate(class_names)],
+        classes=scores,
     )
 
 

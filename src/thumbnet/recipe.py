@@ -52,6 +52,8 @@ class DataSettings:
         test_fraction: part to set aside as ``test`` where the data has neither ``val`` nor ``test``.
         split_seed: seed of both; not ``seed``, so that repeated runs are tested on the same pictures.
         subset_size: train on this many random pictures of the training split; 0 means all.
+        sampling: ``uniform`` shows each training picture once an epoch; ``balanced`` shows as many pictures
+            an epoch, but of each class equally many: those of rare classes several times.
         on_bad_image: what to do about pictures that cannot be read: ``stop`` and list them all, or ``skip``
             them, which the run records.
         engine: ``memory`` holds the split decoded; ``workers`` decodes in other processes as it goes;
@@ -67,6 +69,7 @@ class DataSettings:
     test_fraction: float = 0.2
     split_seed: int = 0
     subset_size: int = 0
+    sampling: Literal["uniform", "balanced"] = "uniform"
     on_bad_image: Literal["stop", "skip"] = "stop"
     engine: Literal["auto", "memory", "workers"] = "auto"
     workers: int = 2
@@ -222,12 +225,16 @@ class TrainingSettings:
     """The loop.
 
     Attributes:
+        init: a run's folder, a ``model.safetensors`` or ``hf:OWNER/NAME`` from whose weights to begin (the
+            last layer's only for classes of the same name); empty for random ones.
         epochs: passes over the training split.
         batch_size: pictures a step.
         micro_batch: pictures a forward pass; the gradients of a step's passes are added up. 0 is all at once.
             Costs less memory for the same ``batch_size``; but BatchNorm sees so many pictures only.
         drop_last: leave out an epoch's last batch where it is not full (other pictures each epoch).
         label_smoothing: of the cross-entropy (Szegedy et al. 2016).
+        class_weights: of the loss: ``none``, or ``balanced``: in inverse proportion to the class' number of
+            training pictures, 1 on average over the pictures.
         ema_decay: evaluate and keep an exponential moving average of the weights with this decay a
             step; 0 is off. Early on the decay is held down so that the average can follow.
         precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 where the hardware multiplies it fast.
@@ -239,11 +246,13 @@ class TrainingSettings:
         max_skips: with ``skip``, stop all the same after so many.
     """
 
+    init: str = ""
     epochs: int = 10
     batch_size: int = 128
     micro_batch: int = 0
     drop_last: bool = False
     label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
     ema_decay: float = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool = True

@@ -46,6 +46,8 @@ def show_evaluation(result: Evaluation, where: str, tta: str) -> None:
     with_tta = "" if tta == "none" else f" (test-time augmentation: {tta})"
     say(f"{where}: {result.pictures:,} pictures{with_tta}")
     say(f"accuracy           {percent(result.accuracy)}  (95 % interval {100 * low:.2f} to {100 * high:.2f})")
+    if abs(result.balanced_accuracy - result.accuracy) > 1e-9:
+        say(f"balanced accuracy  {percent(result.balanced_accuracy)}  (each class counts the same)")
     if result.top5 is not None:
         say(f"top-5 accuracy     {percent(result.top5)}")
     say(f"loss               {result.loss:.4f}")

@@ -34,7 +34,7 @@ with joined() as world:
         model = build_model(recipe.model, 3).double()
         state = TrainingState(model, recipe, len(prepared.train), torch.device("cpu"), world)
     else:
-        state = build_state(recipe, prepared, 3, torch.device("cpu"), world)
+        state = build_state(recipe, prepared, "rgb", torch.device("cpu"), world)
     state.model.train()
     batch = next(iter(prepared.train.epoch(0)))
     if precision == "fp64":

@@ -177,7 +177,7 @@ def test_stopped_at_any_step_and_resumed_it_ends_bit_for_bit_the_same(
     recipe = load_recipe("tutorial", [*TINY, "schedule.milestones=[0.5]", *overrides])
 
     def fresh() -> TrainingState:
-        return build_state(recipe, prepared, 3, CPU)
+        return build_state(recipe, prepared, "rgb", CPU)
 
     def stop(step: StepResult) -> None:
         if step.step == stop_at:
@@ -261,7 +261,7 @@ def test_without_a_compiler_compiling_is_left_out(monkeypatch: pytest.MonkeyPatc
 def test_bf16_and_channels_last_train_too() -> None:
     recipe = load_recipe("tutorial", [*TINY, "training.precision=bf16", "data.mean=auto", "data.std=auto"])
     prepared = prepare(coloured_data(), recipe, CPU)
-    state = build_state(recipe, prepared, 3, CPU)
+    state = build_state(recipe, prepared, "rgb", CPU)
     results = list(fit(state, prepared.train))
     assert state.bf16
     assert results[-1].loss < results[0].loss

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 def range_test(lowest: float, highest: float, steps: int = 60) -> RangeTest:
     recipe = load_recipe("resnet18", TINY)
     prepared = prepare(coloured_data(), recipe, CPU)
-    state = build_state(recipe, prepared, 3, CPU)
+    state = build_state(recipe, prepared, "rgb", CPU)
     return learning_rate_range_test(state, prepared.train, lowest=lowest, highest=highest, steps=steps)
 
 

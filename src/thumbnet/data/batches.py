@@ -188,7 +188,7 @@ class Normalise:
 
 
 class TrainBatches:
-    """Shuffled, augmented, normalised batches; each picture once an epoch.
+    """Shuffled, augmented, normalised batches; each picture once an epoch, or each class equally often.
 
     Args:
         engine: where pictures come from.
@@ -198,6 +198,7 @@ class TrainBatches:
         batch_size: pictures in a batch; less where the split is smaller.
         drop_last: leave out the last batch of an epoch where it is not full.
         seed: decides order and augmentation.
+        sampling: as in the recipe's ``data.sampling``.
         world: of the batch that one process would have, this one's is given its share.
     """
 
@@ -211,9 +212,11 @@ class TrainBatches:
         batch_size: int,
         drop_last: bool,
         seed: int,
+        sampling: str = "uniform",
         world: World = ALONE,
     ) -> None:
         self.engine = engine
+        self.sampling = sampling
         self.world = world
         self.normalise = normalise
         self.seed = seed
@@ -227,7 +230,10 @@ class TrainBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:  # noqa: D102
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-        order = torch.randperm(self.count, generator=generator)
+        if self.sampling == "balanced":
+            order = balanced_order(self.engine.labels, generator)
+        else:
+            order = torch.randperm(self.count, generator=generator)
         batches = list(order.split(self.batch_size))[start : len(self)]
         shares = [self._share(indices) for indices in batches]
         fetched = zip(batches, shares, self.engine.fetch(shares), strict=True)
@@ -246,6 +252,25 @@ class TrainBatches:
         """This process' part; one picture that does not count, where a last batch has too few for all."""
         share = self.world.share(items)
         return share if len(share) else items[:1]
+
+
+def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Positions of as many pictures as there are, of each class equally many (or one more): int64 [N].
+
+    A picture of a frequent class may be left out; one of a rare class comes again only when all of its class
+    have come.
+    """
+    classes = labels.unique()
+    classes = classes[torch.randperm(len(classes), generator=generator)]  # who has one more is chance
+    share, rest = divmod(len(labels), len(classes))
+    chosen = []
+    for number, label in enumerate(classes):
+        places = (labels == label).nonzero().flatten()
+        wanted = share + (number < rest)
+        rounds = [torch.randperm(len(places), generator=generator) for _ in range(-(-wanted // len(places)))]
+        chosen.append(places[torch.cat(rounds)[:wanted]])
+    order = torch.cat(chosen)
+    return order[torch.randperm(len(order), generator=generator)]
 
 
 class EvalBatches:

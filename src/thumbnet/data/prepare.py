@@ -120,6 +120,7 @@ def _prepare(
         batch_size=recipe.training.batch_size,
         drop_last=recipe.training.drop_last,
         seed=recipe.seed,
+        sampling=settings.sampling,
         world=world,
     )
     evaluation: dict[str, EvalBatches] = {}

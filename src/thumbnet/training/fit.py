@@ -29,7 +29,7 @@ from thumbnet.distributed import ALONE, World, synchronise_norms
 from thumbnet.errors import DivergedError, OutOfMemoryError
 from thumbnet.hardware import autocast, can_compile, use_bf16
 from thumbnet.kernels.build import library
-from thumbnet.recipe import Recipe
+from thumbnet.recipe import Recipe, TrainingSettings
 from thumbnet.training.optimizers import build_optimizer, set_learning_rate
 from thumbnet.training.schedules import factor_at, resize_at
 
@@ -103,8 +103,10 @@ class TrainingState:
         steps_per_epoch: int,
         device: torch.device,
         world: World = ALONE,
+        class_weights: Tensor | None = None,
     ) -> None:
         self.recipe = recipe
+        self.class_weights = None if class_weights is None else class_weights.to(device)
         self.world = world
         self.device = device
         self.steps_per_epoch = steps_per_epoch
@@ -317,9 +319,7 @@ def accumulate_gradients(state: TrainingState, batch: Batch) -> Tensor:
             with contextlib.nullcontext() if number == len(parts) else state.hold_gradients():
                 with autocast(state.bf16, state.device):
                     logits = state.forward(images)
-                smoothing = settings.label_smoothing
-                loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="sum")
-                part = loss / batch.total
+                part = summed_loss(logits.float(), labels, settings, state.class_weights) / batch.total
                 (part * world.size).backward()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -327,6 +327,25 @@ def accumulate_gradients(state: TrainingState, batch: Batch) -> Tensor:
             raise OutOfMemoryError(str(state.device), len(images), settings.batch_size) from None
         whole += part.detach()
     return whole
+
+
+def summed_loss(
+    logits: Tensor, labels: Tensor, settings: TrainingSettings, class_weights: Tensor | None
+) -> Tensor:
+    """The cross-entropy of a batch's pictures, added up: float32 [].
+
+    Args:
+        logits: float32 [B, classes].
+        labels: int64 [B]; ``NO_LABEL`` where a picture does not count.
+        settings: for the label smoothing.
+        class_weights: float32 [classes], by which a picture of each class counts; None for 1.
+    """
+    smoothing = settings.label_smoothing
+    if class_weights is None:
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
+    # Not by cross_entropy's own weights: they would weight what smoothing adds by the other classes'.
+    losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+    return (losses * class_weights[labels.clamp(min=0)]).sum()
 
 
 @contextlib.contextmanager

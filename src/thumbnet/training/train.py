@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from thumbnet.recipe import Recipe, load_recipe
 from thumbnet.runs import InterruptedRunError, Run
 from thumbnet.training.fit import Score, StepResult, TrainingState, fit
 from thumbnet.training.listener import Listener
+from thumbnet.training.transfer import begin_from
 from thumbnet.weights_info import WeightsInfo
 
 FEW_PICTURES = 10_000  # up to here `fast` would have too few steps in its few epochs
@@ -105,9 +107,10 @@ def _begin(
     target = choose_device(device, world.local_rank)
     with world.one_per_machine_first():
         chosen, loaded = choose_recipe(data, recipe, overrides, data_dir, listener)
+        chosen = _with_absolute_init(chosen)
         listener.on_data(loaded)
         prepared = prepare(loaded, chosen, target, listener.on_decode, world)
-    state = build_state(chosen, prepared, len(loaded.class_names), target, world)
+    state = build_state(chosen, prepared, loaded.class_names, target, world)
     run = Run(Path())
     if world.is_first:
         run = Run.create(out, loaded.source, chosen.name)
@@ -126,6 +129,15 @@ def _begin(
             run.write_skipped(prepared.skipped)
             run.begin(chosen, settings, target)
         return _train(run, loaded, prepared, state, listener, started, fingerprint)
+
+
+def _with_absolute_init(recipe: Recipe) -> Recipe:
+    """A resume may come from another folder."""
+    source = recipe.training.init
+    if not source or source.startswith("hf:"):
+        return recipe
+    place = str(Path(source).expanduser().resolve())
+    return replace(recipe, training=replace(recipe.training, init=place))
 
 
 def _resume(
@@ -158,7 +170,7 @@ def _resume(
             )
         with world.one_per_machine_first():
             prepared = prepare(loaded, recipe, target, listener.on_decode, world)
-        state = build_state(recipe, prepared, len(loaded.class_names), target, world)
+        state = build_state(recipe, prepared, loaded.class_names, target, world)
         earlier = 0.0
         try:
             if checkpoint is not None:
@@ -215,17 +227,36 @@ def default_recipe(data: Data) -> str:
 
 
 def build_state(
-    recipe: Recipe, prepared: Prepared, num_classes: int, device: torch.device, world: World = ALONE
+    recipe: Recipe,
+    prepared: Prepared,
+    class_names: Sequence[str],
+    device: torch.device,
+    world: World = ALONE,
 ) -> TrainingState:
-    """A new network and optimizer, seeded by the recipe."""
+    """A new network and optimizer, seeded by the recipe.
+
+    Raises:
+        RunError: the recipe begins from a run that there is not, or that has another network.
+    """
     keep_freed_memory()
     make_deterministic()
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay the caller's
         torch.manual_seed(derive_seed(recipe.seed, "weights"))
-        model = build_model(recipe.model, num_classes)
+        model = build_model(recipe.model, len(class_names))
     if isinstance(model, DataInitialised):
         model.initialise_from(first_pictures(prepared))
-    return TrainingState(model, recipe, len(prepared.train), device, world)
+    if recipe.training.init:
+        begin_from(model, recipe.model, recipe.training.init, class_names)
+    weights = None
+    if recipe.training.class_weights == "balanced":
+        weights = balanced_weights(prepared.train.engine.labels, len(class_names))
+    return TrainingState(model, recipe, len(prepared.train), device, world, weights)
+
+
+def balanced_weights(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """In inverse proportion to the number of a class' pictures, 1 on average over them: float32 [classes]."""
+    counts = torch.bincount(labels.cpu(), minlength=num_classes)
+    return len(labels) / (int((counts > 0).sum()) * counts.clamp(min=1)).float()
 
 
 def first_pictures(prepared: Prepared) -> torch.Tensor:

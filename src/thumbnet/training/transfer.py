@@ -1,0 +1,49 @@
+"""To begin from a trained network's weights instead of random ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from thumbnet.errors import RunError
+from thumbnet.recipe import ModelSettings
+from thumbnet.runs import find_weights, read_weights
+
+HEAD = "head."  # of every network here: the last layer, with a row for each class
+
+
+def begin_from(model: nn.Module, settings: ModelSettings, source: str, class_names: Sequence[str]) -> None:
+    """Copy a run's weights into ``model``, in place.
+
+    The last layer's rows are copied for the classes that the run knows by the same name; others stay as they
+    were drawn.
+
+    Args:
+        model: of ``settings``, with a row in its last layer for each of ``class_names``.
+        settings: of the recipe.
+        source: a run's folder, a ``model.safetensors``, or ``hf:OWNER/NAME``.
+        class_names: of the new data.
+
+    Raises:
+        RunError: no such run, or it has another network.
+    """
+    if source.startswith("hf:"):
+        from thumbnet.model_hub import fetch_weights
+
+        source = str(fetch_weights(source))
+    weights, info = read_weights(find_weights(source))
+    if info.model != settings:
+        raise RunError(
+            f"{source} has the network {info.model.name} of width {info.model.width:g}, but the recipe asks "
+            f"for {settings.name} of width {settings.width:g}: add --set model.name={info.model.name} "
+            f"--set model.width={info.model.width:g}"
+        )
+    known = {name: row for row, name in enumerate(info.class_names)}
+    rows = [(new, known[name]) for new, name in enumerate(class_names) if name in known]
+    for name, tensor in model.state_dict().items():
+        if name.startswith(HEAD):
+            for new, old in rows:
+                tensor[new] = weights[name][old]
+        else:
+            tensor.copy_(weights[name])
