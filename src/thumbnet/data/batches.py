@@ -303,7 +303,7 @@ class LoaderBatches:
     training is not bit for bit the uninterrupted one.
     """
 
-    def __init__(self, loader: DataLoader[tuple[Tensor, Tensor]], device: torch.device | str = "cpu") -> None:
+    def __init__(self, loader: DataLoader[Any], device: torch.device | str = "cpu") -> None:
         self.loader = loader
         self.device = torch.device(device)
 

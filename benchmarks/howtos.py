@@ -1,0 +1,84 @@
+"""What the how-tos claim: new classes from another run's weights, and classes of unequal size.
+
+    python benchmarks/howtos.py --json howtos.json
+
+On parts of CIFAR-10, with the recipe `fast`, or `small` where there are few pictures.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from measure import SHARED, parser, report, spread
+
+from thumbnet.data.sources import load_data
+from thumbnet.data.splits import Data
+from thumbnet.predictor import load_run
+from thumbnet.training.train import train
+
+NEW = ("cat", "dog")
+RARE = ("bird", "cat", "deer", "dog", "frog")
+RARE_PICTURES = 250
+
+
+def part(data: Data, classes: tuple[str, ...], per_class: dict[str, int], seed: int) -> Data:
+    """Some classes; of training pictures no more than so many of each."""
+    splits, rng = {}, np.random.default_rng(seed)
+    numbers = [data.class_names.index(name) for name in classes]
+    for split_name, split in data.splits.items():
+        chosen = []
+        for number in numbers:
+            places = np.flatnonzero(split.labels == number)
+            most = (
+                per_class.get(data.class_names[number], len(places)) if split_name == "train" else len(places)
+            )
+            chosen.append(np.sort(rng.permutation(places)[:most]))
+        taken = split.subset(np.concatenate(chosen))
+        taken.labels = np.searchsorted(np.array(numbers), taken.labels)
+        splits[split_name] = taken
+    return Data(f"{data.source}, {len(classes)} classes", data.layout, classes, splits)
+
+
+def main() -> None:
+    """Measure, print tables, and write JSON."""
+    options = parser(__doc__, rounds=3).parse_args()
+    data = load_data(str(SHARED))
+    found: dict[str, list[float]] = {}
+
+    def note(name: str, value: float) -> None:
+        found.setdefault(name, []).append(value)
+        print(name, f"{value:.2f}", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        others = part(data, tuple(n for n in data.class_names if n not in NEW), {}, 0)
+        first = train(others, "fast", overrides=["training.epochs=8"], out=Path(folder) / "first")
+        for seed in range(options.rounds):
+            for pictures in (50, 500):
+                few = part(data, NEW, dict.fromkeys(NEW, pictures), seed)
+                for name, more in (("random weights", []), ("--init", [f'training.init="{first.path}"'])):
+                    out = Path(folder) / f"{seed}-{pictures}-{name}"
+                    run = train(few, "small", overrides=[f"seed={seed}", *more], out=out)
+                    note(f"new classes, {pictures} pictures each, {name}", 100 * run.summary["accuracy"])
+            unequal = part(data, data.class_names, dict.fromkeys(RARE, RARE_PICTURES), seed)
+            for name, more in (
+                ("nothing done", []),
+                ("data.sampling=balanced", ["data.sampling=balanced"]),
+                ("training.class_weights=balanced", ["training.class_weights=balanced"]),
+            ):
+                out = Path(folder) / f"{seed}-{name}"
+                run = train(unequal, "fast", overrides=[f"seed={seed}", "training.epochs=8", *more], out=out)
+                classes = load_run(run.path).evaluate(unequal, "test", tta="mirror-shift").classes
+                rare = statistics.mean(one.recall for one in classes if one.name in RARE)
+                note(f"unequal, {name}: accuracy", 100 * run.summary["accuracy"])
+                note(f"unequal, {name}: recall of the rare", 100 * rare)
+    rows = [[name, f"{statistics.mean(values):.2f}", spread(values, ".2f")] for name, values in found.items()]
+    report(
+        f"how-tos, n = {options.rounds}", ["what", "mean, %", "spread"], rows, options.json, {"found": found}
+    )
+
+
+if __name__ == "__main__":
+    main()

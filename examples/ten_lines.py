@@ -1,0 +1,12 @@
+"""From data to a named picture, in ten lines of the library."""
+
+import thumbnet
+
+run = thumbnet.train("digits", overrides=["training.epochs=4"])
+print(f"{run.summary['split']} accuracy {100 * run.summary['accuracy']:.2f} %, in {run.path}")
+
+data = thumbnet.load_data("digits")
+predictor = thumbnet.load_run(run.path)
+picture = data.splits["test"].read(0)  # a PIL picture; a path, an array or a tensor would do
+(prediction,) = predictor.predict(picture)
+print(f"a {prediction.label}, with a probability of {prediction.probability:.2f}")

@@ -1,0 +1,51 @@
+"""The examples run, and show what they promise."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SHOWS = {
+    "ten_lines.py": r"test accuracy 9\d\.\d\d %, in runs/.*\na \d, with a probability of 0\.\d\d",
+    "custom_network.py": r"(epoch \d: loss .*\n){3}epoch 4: loss \d\.\d+, test accuracy 9\d\.\d\d %",
+    "custom_augmentation.py": r"epoch 2: loss [01]\.\d+, [\d,]+ pictures/s",
+    "custom_recipe.py": r'name = "adamw"(.*\n)+mine: 9\d\.\d\d %.*\ndigits: 9\d\.\d\d %',
+}
+
+
+def test_every_example_is_tried() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(SHOWS)
+
+
+@pytest.mark.parametrize("name", SHOWS)
+def test_the_program_runs(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(SHOWS[name], done.stdout), done.stdout
+
+
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells)  # none are kept
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = [
+        output.get("text", "") or output.get("data", {}).get("text/plain", "")
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+    ]
+    (accuracy,) = re.findall(r"accuracy (\d+\.\d+) %, 95", "".join(printed))
+    assert float(accuracy) > 95
+    pictures = [
+        o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})
+    ]
+    assert len(pictures) >= 2
