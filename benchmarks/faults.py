@@ -102,7 +102,7 @@ def accuracy(state: TrainingState, batches: FaultyBatches) -> float:
 def main() -> None:
     """Measure, print a table, and write JSON."""
     arguments = parser(__doc__, rounds=3)
-    arguments.add_argument("--pictures", type=int, default=10_000, help="training pictures")
+    arguments.add_argument("--pictures", type=int, default=5_000, help="training pictures")
     arguments.add_argument("--epochs", type=int, default=20)
     arguments.add_argument("--network", default="resnet20")
     options = arguments.parse_args()

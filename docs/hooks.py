@@ -1,0 +1,58 @@
+"""What of the site is generated from the code: the reference of the commands (MkDocs calls this)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+
+COMMANDS = "reference/commands.md"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the page of commands."""
+    from mkdocs.structure.files import File
+
+    files.append(File.generated(config, COMMANDS, content=commands_page()))
+    return files
+
+
+def commands_page() -> str:
+    """Markdown of every command and its options."""
+    from thumbnet.cli import build_parser
+
+    lines = ["# Commands", "", "Generated from the program; `thumbnet COMMAND --help` says the same.", ""]
+    for name, help_, parser in _commands(build_parser()):
+        lines += [f"## {name}", "", parser.description or f"{help_[:1].upper()}{help_[1:]}.", ""]
+        usage = parser.format_usage().removeprefix("usage: ").strip()
+        lines += ["```text", usage, "```", ""]
+        rows = [row for row in map(_row, parser._actions) if row]
+        if rows:
+            lines += ["| | |", "| --- | --- |", *rows, ""]
+    return "\n".join(lines)
+
+
+def _commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+            for name, inner in action.choices.items():
+                yield inner.prog, helps.get(name, ""), inner
+                yield from _commands(inner)
+
+
+def _row(action: argparse.Action) -> str | None:
+    if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
+        return None
+    words = action.metavar or (
+        f"{{{','.join(map(str, action.choices))}}}" if action.choices else action.dest.upper()
+    )
+    name = ", ".join(action.option_strings)
+    takes = "" if action.nargs == 0 else f" {words}"
+    label = f"{name}{takes}" if name else str(words)
+    help_ = (action.help or "").replace("|", "\\|").replace("%%", "%")
+    return f"| `{label}` | {help_} |"

@@ -1,0 +1,49 @@
+"""The guide's programs run; and the guide has the same programs in both languages."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+
+GUIDE = Path(__file__).parents[1] / "docs" / "guide"
+CHAPTERS = sorted(path.name for path in GUIDE.glob("*.md"))
+
+
+def programs(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+
+
+def words(program: str) -> list[str]:
+    """Of a program all but comments, docstrings and how its lines are set."""
+    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE}
+    tokens = [one for one in tokenize.generate_tokens(io.StringIO(program).readline) if one.type not in skipped]
+    return [one.string for one in tokens if not one.string.startswith('"""')]
+
+
+@pytest.mark.parametrize("name", [name for name in CHAPTERS if programs(GUIDE / name)])
+def test_the_programs_of_a_chapter_run(name: str, tmp_path: Path) -> None:
+    program = "\n".join(programs(GUIDE / name))
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_both_languages_have_the_same_chapters() -> None:
+    assert sorted(path.name for path in (GUIDE / "zh").glob("*.md")) == CHAPTERS
+    assert len([name for name in CHAPTERS if re.match(r"\d", name)]) == 6
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_both_languages_have_the_same_programs_commands_and_pictures(name: str) -> None:
+    ours, theirs = GUIDE / name, GUIDE / "zh" / name
+    assert [words(one) for one in programs(ours)] == [words(one) for one in programs(theirs)]
+    for pattern in (r"```sh\n(.*?)```", r"\((?:\.\./)+(images/[^)]+)\)", r"(https://[^)\s]+)"):
+        found = [re.findall(pattern, page.read_text("utf-8"), re.DOTALL) for page in (ours, theirs)]
+        assert found[0] == found[1]
