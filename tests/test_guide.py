@@ -22,7 +22,9 @@ def programs(page: Path) -> list[str]:
 def words(program: str) -> list[str]:
     """Of a program all but comments, docstrings and how its lines are set."""
     skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE}
-    tokens = [one for one in tokenize.generate_tokens(io.StringIO(program).readline) if one.type not in skipped]
+    tokens = [
+        one for one in tokenize.generate_tokens(io.StringIO(program).readline) if one.type not in skipped
+    ]
     return [one.string for one in tokens if not one.string.startswith('"""')]
 
 

@@ -40,7 +40,7 @@ class Evaluation:
         top5: accuracy of the five likeliest; None with five classes or fewer.
         loss: mean cross-entropy, in nats.
         calibration_error: expected calibration error over 15 equal bins of confidence (Guo et al. 2017).
-        confusion: [true][predicted], counts.
+        confusion: counts, a row for each true class, a column for each predicted one.
         classes: of each class.
     """
 
