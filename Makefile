@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test test-faults fuzz check docs bench clean
+.PHONY: train test test-faults fuzz check docs package bench clean
 
 train: $(VENV)/.installed  ## train a real model on the embedded data set
 	$(BIN)/thumbnet train digits
@@ -33,6 +33,11 @@ check: $(VENV)/.installed-dev  ## linter, formatter and type checker
 
 docs: $(VENV)/.installed-dev  ## build the documentation site, strictly, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# PYTHONS: in which of them to install the wheel and train, as make package PYTHONS="python3.11 python3.13".
+PYTHONS ?= $(PYTHON)
+package: $(VENV)/.installed-dev  ## build what is published, and train with it in clean environments
+	.ci/package $(PYTHONS)
 
 # An hour on two cores. Each line alone is a program: python benchmarks/NAME.py --help
 BENCH := build/benchmarks
