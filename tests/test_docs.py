@@ -10,6 +10,12 @@ import pytest
 from thumbnet.recipe import Recipe, _known_keys, load_recipe, recipe_names
 
 ROOT = Path(__file__).parents[1]
+PAGES = [
+    "README.md",
+    "README.zh.md",
+    "CONTRIBUTING.md",
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
+]
 
 
 def test_every_setting_is_in_the_recipes_page() -> None:
@@ -35,18 +41,14 @@ def test_every_module_is_in_the_architecture_page() -> None:
     assert sorted(name for name in modules if name not in text) == []
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-)
+@pytest.mark.parametrize("page", PAGES)
 def test_links_between_pages_lead_somewhere(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
         assert (path.parent / target).exists(), f"{page} links to {target}"
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-)
+@pytest.mark.parametrize("page", PAGES)
 def test_commands_in_the_pages_are_commands_of_thumbnet(page: str) -> None:
     from thumbnet.cli import build_parser
 
