@@ -269,15 +269,41 @@ def test_lr_find_prints_a_suggestion_and_draws_it(
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("missing", "arguments", "extra"),
+    [
+        ("matplotlib.figure", ["recipes", "show", "fast", "--plot", "x.png"], "plot"),
+        ("datasets", ["data", "hf:a/b"], "hub"),
+        ("huggingface_hub", ["push", "RUN", "hf:a/b"], "hub"),
+        ("huggingface_hub", ["predict", "hf:a/b", "x.png"], "hub"),
+        ("jinja2", ["report", "RUN", "DATA"], "report"),
+        ("onnxscript", ["export", "RUN"], "export"),
+        ("onnxruntime", ["predict", "model.onnx", "x.png"], "onnx"),
+        ("fastapi", ["serve", "RUN"], "serve"),
+        ("prometheus_client", ["serve", "RUN"], "serve"),
+        ("torch.utils.tensorboard", ["train", "digits", "--tensorboard"], "tensorboard"),
+        ("shtab", ["completion", "bash"], "completion"),
+    ],
+)
 def test_a_missing_extra_is_one_line_that_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    missing: str,
+    arguments: list[str],
+    extra: str,
+    trained: tuple[Path, str, str],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert main(["recipes", "show", "fast", "--plot", "x.png"]) == 2
-    assert capsys.readouterr().err == "thumbnet: drawing needs an extra: pip install 'thumbnet[plot]'\n"
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    assert main(["data", "hf:a/b"]) == 2
-    assert "pip install 'thumbnet[hub]'" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.startswith("thumbnet.serving")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    places = {"RUN": str(trained[0]), "DATA": str(folder)}
+    assert main([places.get(word, word) for word in arguments]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if f"pip install 'thumbnet[{extra}]'" in line] == lines[-1:]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_diverging_training_is_stopped_with_step_and_rate(folder: Path, tmp_path: Path) -> None:

@@ -51,6 +51,13 @@ def test_fast_learns_real_pictures_in_minutes_and_serves_them(cifar_folder: Path
     recall = next(c["recall"] for c in evaluated["classes"] if c["name"] == "ship")
     assert abs(sum(ships) / 300 - recall) < 0.05  # the same network; only test-time augmentation differs
 
+    thumbnet("report", out)
+    assert 100_000 < (out / "report.html").stat().st_size < 5_000_000
+    exported = json.loads(thumbnet("export", out, "--format", "onnx-int8", "--json"))
+    assert exported["accuracy_export"] > exported["accuracy_run"] - 0.01
+    again = json.loads(thumbnet("evaluate", exported["path"], cifar_folder, "--json"))
+    assert again["accuracy"] == pytest.approx(exported["accuracy_export"])
+
 
 @pytest.fixture(scope="module")
 def few(cifar_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
