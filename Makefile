@@ -39,7 +39,7 @@ PYTHONS ?= $(PYTHON)
 package: $(VENV)/.installed-dev  ## build what is published, and train with it in clean environments
 	.ci/package $(PYTHONS)
 
-# An hour on two cores. Each line alone is a program: python benchmarks/NAME.py --help
+# Two hours and a half on two cores. Each line alone is a program: python benchmarks/NAME.py --help
 BENCH := build/benchmarks
 bench: $(VENV)/.installed-dev  ## measure everything that docs/results.md quotes; JSON in build/benchmarks
 	mkdir -p $(BENCH)
@@ -52,6 +52,8 @@ bench: $(VENV)/.installed-dev  ## measure everything that docs/results.md quotes
 	$(BIN)/python benchmarks/accuracy.py --seeds 5 --json $(BENCH)/accuracy.json
 	$(BIN)/python benchmarks/accuracy.py --epochs 1 2 4 16 32 --seeds 1 --json $(BENCH)/pareto.json \
 		--plot $(BENCH)/pareto.png
+	$(BIN)/python benchmarks/faults.py --json $(BENCH)/faults.json --plot $(BENCH)/faults.png
+	$(BIN)/python benchmarks/howtos.py --json $(BENCH)/howtos.json
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

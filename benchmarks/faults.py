@@ -12,6 +12,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from measure import SHARED, parser, report
@@ -24,6 +25,7 @@ from thumbnet.data.sources import load_data
 from thumbnet.hardware import choose_device, keep_freed_memory
 from thumbnet.inference import collect_logits
 from thumbnet.models import build_model
+from thumbnet.plots import INK, new_figure, save
 from thumbnet.recipe import load_recipe
 from thumbnet.training.fit import TrainingState, fit
 
@@ -99,12 +101,29 @@ def accuracy(state: TrainingState, batches: FaultyBatches) -> float:
     return 100 * float((logits.argmax(1) == labels).double().mean())
 
 
+def draw(found: dict[str, list[list[float]]], file: str) -> None:
+    """Each fault's accuracies, a dot for each seed, beside those of the right training."""
+    figure = new_figure(7.5, 4.2)
+    axes = figure.add_subplot()
+    right = statistics.mean(statistics.mean(one) for one in found["right"])
+    axes.axvline(right, color=INK, linestyle=":", linewidth=1)
+    for row, (name, runs) in enumerate(found.items()):
+        means = [statistics.mean(one) for one in runs]
+        axes.plot(means, [row] * len(means), "o", color="#d55e00" if name[0].isdigit() else "#0072b2")
+    axes.set_yticks(range(len(found)), list(found))
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("test accuracy, %")
+    save(figure, Path(file))
+
+
 def main() -> None:
     """Measure, print a table, and write JSON."""
     arguments = parser(__doc__, rounds=3)
     arguments.add_argument("--pictures", type=int, default=5_000, help="training pictures")
     arguments.add_argument("--epochs", type=int, default=20)
     arguments.add_argument("--network", default="resnet20")
+    arguments.add_argument("--plot", metavar="FILE", help="draw them")
     options = arguments.parse_args()
     keep_freed_memory()
     data = load_data(str(SHARED))
@@ -129,6 +148,8 @@ def main() -> None:
         for name, fault in FAULTS.items():
             found[name].append(run(fault, seed))
             print(seed, name, found[name][-1], flush=True)
+    if options.plot:
+        draw(found, options.plot)
     rows = []
     right = [statistics.mean(one) for one in found["right"]]
     for name, runs in found.items():
