@@ -768,15 +768,9 @@ def _api_key(file: str | None) -> str | None:
 
 
 def _data_to_try(options: argparse.Namespace) -> Data | None:
-    from thumbnet.console import note
-
     if options.data == "none" or (options.data is None and _run_of(options) is None):
         return None
-    try:
-        return _data_of_run(options, _data_settings_of_run(options))
-    except ThumbnetError as error:
-        note(f"thumbnet: no test pictures on the page: {error}")
-        return None
+    return _data_of_run(options, _data_settings_of_run(options))
 
 
 # --- compare -------------------------------------------------------------------------------------------

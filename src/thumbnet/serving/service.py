@@ -7,7 +7,7 @@ import hmac
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
 from typing import Annotated, Any
@@ -17,6 +17,7 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response, S
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import APIKeyHeader
+from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.datastructures import UploadFile
@@ -27,9 +28,10 @@ from starlette.types import Message, Receive
 
 from thumbnet import __version__
 from thumbnet.classifier import Classifier, Prediction
+from thumbnet.console import note
 from thumbnet.data.images import as_data_address, fit_pixels, load_picture
 from thumbnet.data.splits import Data
-from thumbnet.errors import TooManyPixelsError, UnknownFormatError, UnreadableImageError
+from thumbnet.errors import ThumbnetError, TooManyPixelsError, UnknownFormatError, UnreadableImageError
 from thumbnet.evaluation import log_softmax
 from thumbnet.explain import lit, occlusion_map
 from thumbnet.serving.batching import Batcher
@@ -48,6 +50,7 @@ from thumbnet.serving.schemas import (
 
 HARDEST = 24  # pictures of the test set that the page offers
 SEARCHED = 10_000  # of the test set's pictures, at most
+SEARCHED_AT_ONCE = 200  # so that requests need not wait for long
 PAGE_POLICY = (
     "default-src 'none'; img-src 'self' data: blob:; media-src blob:; connect-src 'self'; "
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
@@ -235,7 +238,7 @@ class _Service:
             blank = np.zeros((pictures, *size, 3), np.uint8)
             await self.batcher.run(partial(self.classifier.logits, blank))
         self._ready = True
-        search = asyncio.create_task(asyncio.to_thread(self._search_hardest))
+        search = asyncio.create_task(self._search_hardest())
         yield
         self._ready = False
         search.cancel()
@@ -328,10 +331,8 @@ class _Service:
         return np.stack([one for one in results if isinstance(one, np.ndarray)])
 
     def _decode(self, upload: Upload) -> np.ndarray:
-        pre = self.classifier.info.preprocessing
         try:
-            picture = load_picture(upload.content, upload.name, self.settings.max_pixels)
-            return fit_pixels(picture, pre.size, pre.fit)
+            return self._fit(load_picture(upload.content, upload.name, self.settings.max_pixels))
         except MemoryError:
             raise TooManyPixelsError(upload.name, "there is not enough memory for it") from None
 
@@ -345,35 +346,47 @@ class _Service:
             lit=as_data_address(lit(pixels, heat)),
         )
 
-    def _search_hardest(self) -> None:
-        data = self._load_data()
-        self.hardest = [] if data is None else find_hardest(self.classifier, data)
+    async def _search_hardest(self) -> None:
+        """In the background, between the batches: only one thread computes with the network."""
+        try:
+            data = await asyncio.to_thread(self._load_data)
+            self.hardest = [] if data is None else await self._find_hardest(data)
+        except ThumbnetError as error:
+            note(f"thumbnet: no test pictures on the page: {error}")
+            self.hardest = []
 
+    async def _find_hardest(self, data: Data) -> list[HardPicture]:
+        """The surest mistakes among test (or else validation) pictures, the surest first."""
+        name = next((name for name in ("test", "val") if name in data.splits), None)
+        if name is None:
+            return []
+        split, mistakes = data.splits[name], []
+        chosen = np.random.default_rng(0).permutation(len(split))[:SEARCHED]
+        for start in range(0, len(chosen), SEARCHED_AT_ONCE):
+            part = split.subset(np.sort(chosen[start : start + SEARCHED_AT_ONCE]))
+            some = replace(data, splits={**data.splits, name: part})
+            classify = partial(self.classifier.classify_split, some, name)
+            found = await self.batcher.run(partial(classify, on_bad_image="skip"))
+            probabilities = np.exp(log_softmax(found.logits))
+            predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
+            for index in np.flatnonzero(predicted != found.labels).tolist():
+                mistakes.append((float(sure[index]), found, index, int(predicted[index])))
+        mistakes.sort(key=lambda mistake: -mistake[0])
+        names = self.classifier.class_names
+        return [
+            HardPicture(
+                # To the bit, so that whoever tries it gets the same answer.
+                picture=as_data_address(self._fit(found.split.load(index)), lossless=True),
+                label=names[found.labels[index]],
+                predicted=names[predicted_label],
+                confidence=confidence,
+            )
+            for confidence, found, index, predicted_label in mistakes[:HARDEST]
+        ]
 
-def find_hardest(classifier: Classifier, data: Data) -> list[HardPicture]:
-    """The surest mistakes among test (or else validation) pictures, the surest first."""
-    split = next((name for name in ("test", "val") if name in data.splits), None)
-    if split is None:
-        return []
-    part = data.splits[split]
-    if len(part) > SEARCHED:
-        chosen = np.sort(np.random.default_rng(0).choice(len(part), SEARCHED, replace=False))
-        data = Data(data.source, data.layout, data.class_names, {split: part.subset(chosen)})
-    found = classifier.classify_split(data, split, on_bad_image="skip")
-    probabilities = np.exp(log_softmax(found.logits))
-    predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    wrong = np.flatnonzero(predicted != found.labels)
-    pre, names = classifier.info.preprocessing, classifier.class_names
-    return [
-        HardPicture(
-            # To the bit, so that whoever tries it gets the same answer.
-            picture=as_data_address(fit_pixels(found.split.load(index), pre.size, pre.fit), lossless=True),
-            label=names[found.labels[index]],
-            predicted=names[predicted[index]],
-            confidence=float(sure[index]),
-        )
-        for index in wrong[np.argsort(-sure[wrong], kind="stable")][:HARDEST].tolist()
-    ]
+    def _fit(self, picture: Image.Image | np.ndarray) -> np.ndarray:
+        pre = self.classifier.info.preprocessing
+        return fit_pixels(picture, pre.size, pre.fit)
 
 
 def _status_of(error: BaseException) -> int:
