@@ -360,3 +360,11 @@ def wait_until(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_an_exported_model_is_served_without_torch() -> None:
+    code = (
+        "import sys; sys.modules.update(torch=None, safetensors=None, psutil=None, filelock=None)\n"
+        "import thumbnet.onnx_model, thumbnet.serving.server, thumbnet.serving.service"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
