@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from thumbnet.errors import ThumbnetError
-from thumbnet.kernels.build import library
+from thumbnet.kernels.build import library, multiplies_bf16
 
 
 def choose_device(name: str = "auto", number: int = 0) -> torch.device:
@@ -47,8 +47,8 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        # AMX: measured here 10x and more. avx512_bf16 alone gains in products, loses in conversions.
-        return bool(torch.cpu._is_amx_tile_supported())
+        # AMX: measured here 10x and more. AVX-512 BF16: twice, see docs/results.md.
+        return multiplies_bf16()
     return False
 
 

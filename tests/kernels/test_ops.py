@@ -23,8 +23,9 @@ from thumbnet.recipe import ModelSettings
 BF16, FP32 = 2**-8, 1e-5
 
 needs_kernels = pytest.mark.skipif(
-    build.library() is None, reason="no AMX or no gcc here: only the twins run"
+    build.library() is None, reason="no AVX-512 BF16 or no gcc here: only the twins run"
 )
+needs_tiles = pytest.mark.skipif(not build.has_tiles(), reason="no AMX here: PyTorch's convolutions run")
 
 
 def pictures(*shape: int, seed: int = 0, scale: float = 1.0, shift: float = 0.0) -> Tensor:
@@ -40,7 +41,7 @@ def assert_close(actual: Tensor | None, expected: Tensor | None, tolerance: floa
     assert float(error) < tolerance
 
 
-@needs_kernels
+@needs_tiles
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize(
     ("count", "inputs", "outputs", "height", "width", "stride"),
@@ -79,7 +80,7 @@ def test_conv3x3(
     assert_close(conv.weight.grad, twin.weight.grad, FP32)
 
 
-@needs_kernels
+@needs_tiles
 def test_weight_gradient_and_its_twin() -> None:
     x, g = pictures(6, 32, 8, 8), pictures(6, 48, 8, 8, seed=1)
     assert_close(ops.weight_gradient(x, g), ops.plain_weight_gradient(x.double(), g.double()), FP32)
@@ -172,7 +173,7 @@ def test_a_network_learns_the_same_with_and_without(name: str, monkeypatch: pyte
     assert (ours - exact).norm() < 0.5 * exact.norm()
 
 
-@needs_kernels
+@needs_tiles
 def test_the_same_bits_every_time() -> None:
     x, g = pictures(50, 64, 15, 15), pictures(50, 128, 15, 15, seed=1)
     first = ops.weight_gradient(x, g)

@@ -25,20 +25,32 @@ FLAGS = (
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The kernels; None without AMX, Linux or gcc, or where ``THUMBNET_KERNELS=0`` says so.
+    """The kernels; None without bfloat16 instructions, Linux or gcc, or where ``THUMBNET_KERNELS=0`` says so.
 
     Compiling takes 0.4 seconds. gcc it must be: its OpenMP is the one that PyTorch brings, and two at once
     would fight for the cores.
     """
     compiler = shutil.which("gcc")
     wanted = os.environ.get("THUMBNET_KERNELS", "1") != "0"
-    if not wanted or sys.platform != "linux" or compiler is None or not torch.cpu._is_amx_tile_supported():
+    if not wanted or sys.platform != "linux" or compiler is None or not multiplies_bf16():
         return None
     try:
         loaded = _load(compiler)
     except (OSError, subprocess.SubprocessError):
         return None
-    return loaded if loaded.kernels_init() else None
+    return loaded
+
+
+@functools.cache
+def has_tiles() -> bool:
+    """Whether there are the kernels and AMX. Where not, oneDNN's convolutions are as fast as vectors can be."""
+    loaded = library()
+    return loaded is not None and torch.cpu._is_amx_tile_supported() and bool(loaded.ask_for_tiles())
+
+
+def multiplies_bf16() -> bool:
+    """Whether the processor does, by matrix tiles (AMX) or by vectors (AVX-512 BF16)."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def _load(compiler: str) -> ctypes.CDLL:

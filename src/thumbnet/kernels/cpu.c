@@ -1,4 +1,5 @@
-/* CPU kernels for processors with AMX (bfloat16 matrix tiles). ops.py says what each computes, in PyTorch.
+/* CPU kernels for processors that calculate in bfloat16: AVX-512 BF16 (AMD from Zen 4 on, Intel's Cooper Lake), and
+ * for the gradient of weights AMX (Intel from Sapphire Rapids on). ops.py says what each computes, in PyTorch.
  *
  * Pictures are bfloat16, stored [N, H, W, C] ("channels last"); statistics and gradients of weights are
  * float32. Threads are OpenMP's, the same that PyTorch uses. Who adds up what does not depend on timing: the
@@ -15,7 +16,7 @@
 typedef uint16_t bf16;
 
 /* Linux gives the tiles' state only to processes that ask. 1 where it did. */
-int kernels_init(void) {
+int ask_for_tiles(void) {
     const int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }

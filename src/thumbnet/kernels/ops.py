@@ -1,7 +1,8 @@
 """What the networks call: each operation by a kernel of ``cpu.c`` where that can be, else by its plain twin.
 
 The twins say in PyTorch what is computed; tests hold the kernels against them in float64, forwards and
-backwards. A kernel runs on a CPU with AMX, under autocast to bfloat16, on pictures stored channels last.
+backwards. A kernel runs on a CPU with AVX-512 BF16 (that of the convolution: with AMX), under autocast to bfloat16, on
+pictures stored channels last.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
 
 from thumbnet.distributed import SyncBatchNorm2d
-from thumbnet.kernels.build import library
+from thumbnet.kernels.build import has_tiles, library
 
 Activation = Literal["none", "relu", "silu"]
 _ACTIVATIONS: dict[str, int] = {"none": 0, "relu": 1, "silu": 2}
@@ -35,7 +36,8 @@ class Conv3x3(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → [B, out_channels, H / stride, W / stride]."""
         stride = self.stride[0]
-        if not _applies(x) or x.shape[1] < _FEW_CHANNELS or x.shape[2] % stride or x.shape[3] % stride:
+        fits = x.shape[1] >= _FEW_CHANNELS and x.shape[2] % stride == 0 and x.shape[3] % stride == 0
+        if not (_applies(x) and has_tiles() and fits):
             return super().forward(x)
         convolved: Tensor = _Conv3x3.apply(x, self.weight, stride)  # type: ignore[no-untyped-call]
         return convolved
