@@ -86,6 +86,58 @@ def test_weight_gradient_and_its_twin() -> None:
     assert_close(ops.weight_gradient(x, g), ops.plain_weight_gradient(x.double(), g.double()), FP32)
 
 
+@needs_kernels
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("count", "inputs", "outputs", "height", "width"),
+    [
+        (3, 24, 40, 5, 9),  # channels that fill no vector, tiles over the edge
+        (2, 32, 64, 31, 31),
+        (35, 256, 256, 3, 3),  # an odd number of tiles
+        (6, 64, 96, 8, 6),
+        (1, 16, 16, 1, 2),
+        (70, 128, 32, 4, 4),
+        (300, 256, 16, 7, 7),  # more tiles than are transformed at a time
+    ],
+)
+def test_winograd_and_its_twin(
+    count: int, inputs: int, outputs: int, height: int, width: int, threads: int
+) -> None:
+    """In the mean square within 1.5 %, see ``winograd``; with factors that bfloat16 holds it would be 0.2 %."""
+    x, g = pictures(count, inputs, height, width), pictures(count, outputs, height, width, seed=1)
+    weight = pictures(outputs, inputs, 3, 3, seed=2).float()
+    x64, weight64 = x.double().requires_grad_(), weight.double().requires_grad_()
+    y64 = nn.functional.conv2d(x64, weight64, padding=1)
+    y64.backward(g.double())
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        y, dx = ops.winograd(x, weight), ops.winograd_input_gradient(g, weight)
+        dw = ops.winograd_weight_gradient(x, g)
+        assert torch.equal(dw, ops.winograd_weight_gradient(x, g))
+    finally:
+        torch.set_num_threads(before)
+    for ours, exact in ((y, y64.detach()), (dx, x64.grad), (dw, weight64.grad)):
+        assert exact is not None
+        assert ours.shape == exact.shape
+        assert float((ours.double() - exact).norm() / exact.norm()) < 0.015
+
+
+@needs_kernels
+def test_where_winograd_pays_it_runs_and_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "has_tiles", lambda: False)
+    called: list[str] = []
+    call = ops._call
+    monkeypatch.setattr(ops, "_call", lambda name, *rest: (called.append(name), call(name, *rest))[1])
+    conv = Conv3x3(64, 64).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for side, runs in ((8, True), (5, False)):
+        called.clear()
+        x = pictures(70, 64, side, side).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            conv(x).float().sum().backward()
+        assert (called == ["winograd", "winograd", "winograd_weight_gradient"]) is runs
+
+
 CASES = [
     (act, pool, adds)
     for act, pool, adds in itertools.product(["none", "relu", "silu"], [1, 2], [False, True])
@@ -156,7 +208,7 @@ def test_mirror_and_translate(reflect: bool) -> None:
 @needs_kernels
 @pytest.mark.parametrize("name", ["fastnet", "resnet18"])
 def test_a_network_learns_the_same_with_and_without(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One step's gradients, all layers: as near the float32 network's as plain bfloat16 gets."""
+    """One step's gradients, all layers: about as near the float32 network's as plain bfloat16 gets."""
     x, labels = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 10
 
     def gradient(kernels: bool, bf16: bool) -> Tensor:
@@ -169,7 +221,7 @@ def test_a_network_learns_the_same_with_and_without(name: str, monkeypatch: pyte
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     exact, plain, ours = gradient(False, False), gradient(False, True), gradient(True, True)
-    assert (ours - exact).norm() < 1.2 * (plain - exact).norm()
+    assert (ours - exact).norm() < 1.5 * (plain - exact).norm()
     assert (ours - exact).norm() < 0.5 * exact.norm()
 
 
