@@ -18,7 +18,7 @@ import torch
 from measure import SHARED, parser, report
 from torch import Tensor
 
-from thumbnet.data.batches import Batch, derive_seed
+from thumbnet.data.batches import Batch
 from thumbnet.data.dataset import random_subset
 from thumbnet.data.decoding import decode_split
 from thumbnet.data.sources import load_data
@@ -27,6 +27,7 @@ from thumbnet.inference import collect_logits
 from thumbnet.models import build_model
 from thumbnet.plots import INK, new_figure, save
 from thumbnet.recipe import load_recipe
+from thumbnet.seeds import derive_seed
 from thumbnet.training.fit import TrainingState, fit
 
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)))

@@ -70,6 +70,7 @@ class DataSettings:
     split_seed: int = 0
     subset_size: int = 0
     sampling: Literal["uniform", "balanced"] = "uniform"
+    skip_easy: float = 0.0
     on_bad_image: Literal["stop", "skip"] = "stop"
     engine: Literal["auto", "memory", "workers"] = "auto"
     workers: int = 2
@@ -86,6 +87,9 @@ class DataSettings:
         _check(0 <= self.val_fraction < 1, "data.val_fraction", "a fraction in [0, 1)", self.val_fraction)
         _check(0 < self.test_fraction < 1, "data.test_fraction", "a fraction in (0, 1)", self.test_fraction)
         _check(self.subset_size >= 0, "data.subset_size", "0 (all) or a positive number", self.subset_size)
+        _check(0 <= self.skip_easy <= 0.5, "data.skip_easy", "a fraction in [0, 0.5]", self.skip_easy)
+        ok = not self.skip_easy or self.sampling == "uniform"
+        _check(ok, "data.skip_easy", "0 where data.sampling is 'balanced'", self.skip_easy)
         _check(self.workers >= 1, "data.workers", "1 or more", self.workers)
 
 

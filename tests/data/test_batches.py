@@ -19,7 +19,6 @@ from thumbnet.data.batches import (
     MemoryEngine,
     Normalise,
     TrainBatches,
-    derive_seed,
 )
 from thumbnet.data.dataset import ImageDataset
 from thumbnet.data.images import Preprocessing
@@ -28,6 +27,7 @@ from thumbnet.data.sources import load_data
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError
 from thumbnet.recipe import AugmentSettings, Recipe, load_recipe
+from thumbnet.seeds import derive_seed
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers import TINY, coloured_data
-from thumbnet.data.batches import Batch
+from thumbnet.data.batches import Batch, TrainBatches
 from thumbnet.data.prepare import prepare
 from thumbnet.errors import DivergedError, OutOfMemoryError
 from thumbnet.hardware import can_compile
@@ -167,8 +167,9 @@ class _Stop(Exception):
         ("optimizer.nesterov=true", "training.label_smoothing=0.1"),
         ("optimizer.name=adamw", "optimizer.lr=0.003"),
         ("optimizer.name=muon", "optimizer.momentum=0.6"),
+        ("data.skip_easy=0.15", "training.micro_batch=5"),
     ],
-    ids=["ema", "nesterov", "adamw", "muon"],
+    ids=["ema", "nesterov", "adamw", "muon", "skip_easy"],
 )
 def test_stopped_at_any_step_and_resumed_it_ends_bit_for_bit_the_same(
     stop_at: int, overrides: tuple[str, ...], tmp_path: object
@@ -176,23 +177,23 @@ def test_stopped_at_any_step_and_resumed_it_ends_bit_for_bit_the_same(
     data = coloured_data()
     recipe = load_recipe("tutorial", [*TINY, "schedule.milestones=[0.5]", *overrides])
 
-    def fresh() -> TrainingState:
-        return build_state(recipe, prepared, "rgb", CPU)
+    def fresh() -> tuple[TrainingState, TrainBatches]:
+        prepared = prepare(data, recipe, CPU)
+        return build_state(recipe, prepared, "rgb", CPU), prepared.train
 
     def stop(step: StepResult) -> None:
         if step.step == stop_at:
             raise _Stop
 
-    prepared = prepare(data, recipe, CPU)
-    whole = fresh()
-    whole_results = list(fit(whole, prepared.train))
+    whole, batches = fresh()
+    whole_results = list(fit(whole, batches))
 
-    stopped = fresh()
+    stopped, batches = fresh()
     with pytest.raises(_Stop):
-        list(fit(stopped, prepared.train, on_step=stop))
-    resumed = fresh()
+        list(fit(stopped, batches, on_step=stop))
+    resumed, batches = fresh()
     resumed.load_state_dict(stopped.state_dict())
-    resumed_results = list(fit(resumed, prepare(data, recipe, CPU).train))
+    resumed_results = list(fit(resumed, batches))
 
     assert [r.loss for r in whole_results] == [r.loss for r in resumed.history]
     assert len(resumed_results) == 3 - (stop_at // 4 if stop_at % 4 else (stop_at - 1) // 4)

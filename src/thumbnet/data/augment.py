@@ -45,11 +45,11 @@ class Augmentation:
         generator = torch.Generator().manual_seed(seed)
         self._first_flip = torch.rand(count, generator=generator) < 0.5
 
-    def draw(self, indices: Tensor, epoch: int, generator: torch.Generator) -> Draw:
-        """Choices for the pictures at ``indices`` (int64 [B]) in ``epoch`` (from 0)."""
+    def draw(self, indices: Tensor, turns: Tensor | int, generator: torch.Generator) -> Draw:
+        """Choices for the pictures at ``indices`` (int64 [B]), shown ``turns`` (int64 [B]) times before."""
         count, (height, width), reach = len(indices), self.size, self.settings.translate
         if self.settings.flip == "alternating":
-            flip = self._first_flip[indices] ^ bool(epoch % 2)
+            flip = self._first_flip[indices] ^ (torch.as_tensor(turns) % 2 == 1)
         elif self.settings.flip == "random":
             flip = torch.rand(count, generator=generator) < 0.5
         else:

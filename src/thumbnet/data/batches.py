@@ -11,7 +11,6 @@ without remembering the state of a generator.
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,11 +25,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from thumbnet.data.augment import Augmentation
 from thumbnet.data.images import Fit, Preprocessing, fit_pixels
+from thumbnet.data.selection import Selection
 from thumbnet.data.splits import Split
 from thumbnet.distributed import ALONE, World
 from thumbnet.errors import UnreadableImageError
 from thumbnet.hardware import one_thread
 from thumbnet.recipe import AugmentSettings
+from thumbnet.seeds import derive_seed
 
 CHANNELS = 3
 NO_LABEL = -100  # cross-entropy passes it over
@@ -48,11 +49,13 @@ class Batch:
         images: float32 [B, C, H, W], normalised.
         labels: int64 [B]; ``NO_LABEL`` where a picture does not count.
         total: pictures in this batch in all processes of a training together; by default those here.
+        positions: int64 [B], where in the training split they are; None where nobody asks.
     """
 
     images: Tensor
     labels: Tensor
     total: int = 0
+    positions: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.total:
@@ -188,7 +191,8 @@ class Normalise:
 
 
 class TrainBatches:
-    """Shuffled, augmented, normalised batches; each picture once an epoch, or each class equally often.
+    """Shuffled, augmented, normalised batches; each picture once an epoch, or each class equally often, or
+    those that are not learnt yet.
 
     Args:
         engine: where pictures come from.
@@ -199,6 +203,7 @@ class TrainBatches:
         drop_last: leave out the last batch of an epoch where it is not full.
         seed: decides order and augmentation.
         sampling: as in the recipe's ``data.sampling``.
+        skip_easy: as in the recipe's ``data.skip_easy``; the losses must then be noted in ``selection``.
         world: of the batch that one process would have, this one's is given its share.
     """
 
@@ -213,6 +218,7 @@ class TrainBatches:
         drop_last: bool,
         seed: int,
         sampling: str = "uniform",
+        skip_easy: float = 0.0,
         world: World = ALONE,
     ) -> None:
         self.engine = engine
@@ -221,16 +227,24 @@ class TrainBatches:
         self.normalise = normalise
         self.seed = seed
         self.count = len(engine.labels)
-        self.batch_size = min(batch_size, self.count)
-        self.drop_last = drop_last
+        taken = self.count - int(self.count * skip_easy)
+        self.batch_size = min(batch_size, taken)
+        self.steps = taken // self.batch_size if drop_last else -(-taken // self.batch_size)
+        self.selection: Selection | None = None
+        if skip_easy:
+            taken = min(taken, self.steps * self.batch_size)
+            self.selection = Selection(self.count, taken, seed, normalise.device, world)
         self.augmentation = Augmentation(settings, self.count, size, derive_seed(seed, "flip"))
 
     def __len__(self) -> int:
-        return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
+        return self.steps
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:  # noqa: D102
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-        if self.sampling == "balanced":
+        if self.selection is not None:
+            chosen = self.selection.begin(epoch)
+            order = chosen[torch.randperm(len(chosen), generator=generator)]
+        elif self.sampling == "balanced":
             order = balanced_order(self.engine.labels, generator)
         else:
             order = torch.randperm(self.count, generator=generator)
@@ -239,14 +253,15 @@ class TrainBatches:
         fetched = zip(batches, shares, self.engine.fetch(shares), strict=True)
         for step, (whole, indices, images) in enumerate(fetched, start=start):
             generator.manual_seed(derive_seed(self.seed, "augment", epoch, step))
-            draw = self.augmentation.draw(whole, epoch, generator).map(self._share)
+            turns = epoch if self.selection is None else self.selection.visits[whole]
+            draw = self.augmentation.draw(whole, turns, generator).map(self._share)
             own = len(whole) > self.world.rank
             with one_thread(self.engine.workers > 0):
                 images = images.to(self.normalise.device, non_blocking=True)
                 images = self.augmentation.apply(images, draw, self.normalise.mean_pixel)
                 images = self.normalise(images)
             labels = self.engine.labels[indices] if own else torch.full((len(indices),), NO_LABEL)
-            yield Batch(images, labels.to(self.normalise.device, non_blocking=True), len(whole))
+            yield Batch(images, labels.to(self.normalise.device, non_blocking=True), len(whole), indices)
 
     def _share(self, items: Tensor) -> Tensor:
         """This process' part; one picture that does not count, where a last batch has too few for all."""
@@ -314,12 +329,6 @@ class LoaderBatches:
         for step, (images, labels) in enumerate(self.loader):
             if step >= start:
                 yield Batch(images.to(self.device), labels.to(self.device))
-
-
-def derive_seed(seed: int, *path: str | int) -> int:
-    """An independent seed for a named purpose: a hash, so that neighbouring seeds share nothing."""
-    text = ":".join(map(str, (seed, *path)))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def sample_positions(count: int) -> Tensor:

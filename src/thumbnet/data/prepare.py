@@ -121,6 +121,7 @@ def _prepare(
         drop_last=recipe.training.drop_last,
         seed=recipe.seed,
         sampling=settings.sampling,
+        skip_easy=settings.skip_easy,
         world=world,
     )
     evaluation: dict[str, EvalBatches] = {}

@@ -43,7 +43,7 @@ def library() -> ctypes.CDLL | None:
 
 @functools.cache
 def has_tiles() -> bool:
-    """Whether there are the kernels and AMX. Where not, oneDNN's convolutions are as fast as vectors can be."""
+    """Whether there are the kernels and AMX."""
     loaded = library()
     return loaded is not None and torch.cpu._is_amx_tile_supported() and bool(loaded.ask_for_tiles())
 

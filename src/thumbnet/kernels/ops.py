@@ -1,9 +1,9 @@
 """What the networks call: each operation by a kernel of ``cpu.c`` where that can be, else by its plain twin.
 
 The twins say in PyTorch what is computed; tests hold the kernels against them in float64, forwards and
-backwards. A kernel runs on a CPU with AVX-512 BF16, under autocast to bfloat16, on pictures stored channels last.
-Convolutions have two, after what the processor is good at: with AMX, whose multiplications cost next to nothing, the
-weights' gradient; without, Winograd's way of multiplying less.
+backwards. A kernel runs on a CPU with AVX-512 BF16, under autocast to bfloat16, on pictures stored channels
+last. For convolutions there are two ways: with AMX, whose multiplications cost next to nothing, a kernel for
+the weights' gradient; without, Winograd's algorithm, which multiplies less.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _ACTIVATIONS: dict[str, int] = {"none": 0, "relu": 1, "silu": 2}
 _MAX_CHANNELS = 4096
 _SMALL_MAP = 4 * 4
 _FEW_CHANNELS = 16  # below which half a tile and more would be zeros, and oneDNN is the faster one
-# Winograd's transforms pay (docs/results.md) from so many pairs of channels on, and so many tiles; and where tiles of
-# 4x4 cover the map so well that so many times fewer multiplications are left: on 5x5 it is 1.6, on 7x7 3.1.
+# Winograd's transforms pay (docs/results.md) from so many pairs of channels on, and so many tiles; and where
+# tiles of 4x4 cover the map so well that so many times fewer multiplications are left: 5x5 1.6, 7x7 3.1.
 _MANY_PAIRS = 32 * 64
 _MANY_TILES = 256
 _WORTHWHILE = 1.75
@@ -161,7 +161,7 @@ def winograd(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def winograd_input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
-    """Of :func:`winograd` with regard to ``x``, in its shape: the gradient convolved with the filters turned about."""
+    """Of :func:`winograd` with regard to ``x``: the gradient convolved with the filters turned about."""
     return _winograd(gradient, weight.permute(0, 2, 3, 1), turned=True)
 
 
@@ -174,7 +174,7 @@ def _winograd(x: Tensor, weight: Tensor, turned: bool) -> Tensor:
 
 
 def winograd_weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
-    """Of :func:`winograd` with regard to ``weight``; as :func:`weight_gradient`, and as far off as :func:`winograd`."""
+    """:func:`weight_gradient`, as far off as :func:`winograd` is."""
     count, inputs, height, width = x.shape
     outputs = gradient.shape[1]
     result = torch.empty(outputs, 3, 3, inputs)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from thumbnet.data.batches import Batch, Batches
+from thumbnet.data.selection import Selection
 from thumbnet.distributed import ALONE, World, synchronise_norms
 from thumbnet.errors import DivergedError, OutOfMemoryError
 from thumbnet.hardware import autocast, can_compile, use_bf16
@@ -92,6 +93,7 @@ class TrainingState:
         step: optimisation steps done.
         history: the results so far.
         compiled: whether ``torch.compile`` is in use.
+        selection: of the pictures that take part in an epoch, where the recipe lets some rest.
         skipped: the steps (from 1) that were skipped, see ``training.on_nonfinite``.
         best_epoch, best_weights: of the epoch with the best ``val`` score; None without ``val``.
     """
@@ -104,8 +106,10 @@ class TrainingState:
         device: torch.device,
         world: World = ALONE,
         class_weights: Tensor | None = None,
+        selection: Selection | None = None,
     ) -> None:
         self.recipe = recipe
+        self.selection = selection
         self.class_weights = None if class_weights is None else class_weights.to(device)
         self.world = world
         self.device = device
@@ -188,6 +192,7 @@ class TrainingState:
             "history": [asdict(result) for result in self.history],
             "best_epoch": self.best_epoch,
             "best_weights": self.best_weights,
+            "selection": None if self.selection is None else self.selection.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -210,6 +215,8 @@ class TrainingState:
         self.history = [epoch_result_from_dict(result) for result in state["history"]]
         self.best_epoch = state["best_epoch"]
         self.best_weights = state["best_weights"]
+        if self.selection is not None:
+            self.selection.load_state_dict(state["selection"])
 
     def all_losses(self) -> Tensor:
         """This epoch's losses over all processes' pictures: float32 [steps_per_epoch], on the CPU."""
@@ -312,6 +319,7 @@ def accumulate_gradients(state: TrainingState, batch: Batch) -> Tensor:
     settings, world = state.recipe.training, state.world
     size = settings.micro_batch or len(batch.images)
     parts = list(zip(batch.images.split(size), batch.labels.split(size), strict=True))
+    each = []  # picture's loss, for whoever chooses the next epoch's by it
     whole = torch.zeros((), device=state.device)
     for number, (images, labels) in enumerate(parts, start=1):
         try:
@@ -326,6 +334,10 @@ def accumulate_gradients(state: TrainingState, batch: Batch) -> Tensor:
                 raise
             raise OutOfMemoryError(str(state.device), len(images), settings.batch_size) from None
         whole += part.detach()
+        if state.selection is not None:
+            each.append(F.cross_entropy(logits.detach().float(), labels, reduction="none"))
+    if state.selection is not None and batch.positions is not None:
+        state.selection.note(batch.positions, torch.cat(each))
     return whole
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from thumbnet.data.batches import derive_seed
 from thumbnet.data.prepare import Prepared, all_unreadable, prepare
 from thumbnet.data.sources import NAMED, load_data
 from thumbnet.data.splits import Data
@@ -28,6 +27,7 @@ from thumbnet.inference import collect_logits
 from thumbnet.models import DataInitialised, build_model
 from thumbnet.recipe import Recipe, load_recipe
 from thumbnet.runs import InterruptedRunError, Run
+from thumbnet.seeds import derive_seed
 from thumbnet.training.fit import Score, StepResult, TrainingState, fit
 from thumbnet.training.listener import Listener
 from thumbnet.training.transfer import begin_from
@@ -250,7 +250,7 @@ def build_state(
     weights = None
     if recipe.training.class_weights == "balanced":
         weights = balanced_weights(prepared.train.engine.labels, len(class_names))
-    return TrainingState(model, recipe, len(prepared.train), device, world, weights)
+    return TrainingState(model, recipe, len(prepared.train), device, world, weights, prepared.train.selection)
 
 
 def balanced_weights(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
