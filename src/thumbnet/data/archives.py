@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import lzma
 import os
 import shutil
@@ -11,14 +12,20 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Self
 
 from thumbnet.errors import DataError
 from thumbnet.files import clear_leftovers
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".zip")
 MAX_EXPANSION = 200  # how many times its own size an archive may unpack to: more is a bomb
+
+_BLOCK = 1 << 20  # bytes read and written at a time
+_AHEAD = 256  # small files unpacked, but not yet written
 
 
 def is_archive_name(name: str) -> bool:
@@ -69,8 +76,7 @@ def unpack(archive: Path, cache: Path) -> Path:
 
 
 def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
-    total = 0
-    with tarfile.open(archive) as tar:
+    with _Writer(archive, limit) as writer, tarfile.open(archive) as tar:
         for member in tar:
             if member.isdir():
                 continue
@@ -80,12 +86,11 @@ def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
             target = _place(archive, folder, member.name.lstrip("/"))
             source = tar.extractfile(member)
             assert source is not None  # of ordinary files only
-            total = _write(source, target, archive, total, limit)
+            writer.copy(source, target)
 
 
 def _unpack_zip(archive: Path, folder: Path, limit: int) -> None:
-    total = 0
-    with zipfile.ZipFile(archive) as zipped:
+    with _Writer(archive, limit) as writer, zipfile.ZipFile(archive) as zipped:
         for info in zipped.infolist():
             target = _place(archive, folder, info.filename)
             if stat.S_ISLNK(info.external_attr >> 16):
@@ -94,7 +99,7 @@ def _unpack_zip(archive: Path, folder: Path, limit: int) -> None:
                 raise DataError(f"{archive} is encrypted: unpack it yourself and name the folder")
             if not info.is_dir():
                 with zipped.open(info) as source:
-                    total = _write(source, target, archive, total, limit)
+                    writer.copy(source, target)
 
 
 def _place(archive: Path, folder: Path, name: str) -> Path:
@@ -109,19 +114,60 @@ def _place(archive: Path, folder: Path, name: str) -> Path:
     return folder / path
 
 
-def _write(source: IO[bytes], target: Path, archive: Path, total: int, limit: int) -> int:
-    """Copy a member; ``total`` bytes are unpacked already, and with its own are returned."""
+class _Writer:
+    """Writes members in a thread of its own, while others are being unpacked: making 60,000 small files
+    takes longer than unpacking them.
+
+    Raises, in whatever it is asked and at the end of its ``with``:
+        DataError: more comes out than ``limit`` bytes.
+        OSError: a file cannot be written.
+    """
+
+    def __init__(self, archive: Path, limit: int) -> None:
+        self.archive, self.limit, self.total = archive, limit, 0
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: deque[Future[None]] = deque()
+
+    def copy(self, source: IO[bytes], target: Path) -> None:
+        """Write what ``source`` gives to ``target``, now or soon."""
+        block = self._read(source)
+        if len(block) < _BLOCK:
+            self._pending.append(self._thread.submit(_write, target, [block]))
+            self._wait(_AHEAD)
+            return
+        self._wait(0)
+        rest = iter(lambda: self._read(source), b"")
+        _write(target, itertools.chain([block], rest))
+
+    def _read(self, source: IO[bytes]) -> bytes:
+        block = source.read(_BLOCK)
+        self.total += len(block)  # what comes out counts, not what is declared
+        _check_size(self.archive, self.total, self.limit)
+        return block
+
+    def _wait(self, count: int) -> None:
+        """Until no more than ``count`` files are still to be written."""
+        while len(self._pending) > count:
+            self._pending.popleft().result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown(cancel_futures=error[0] is not None)
+        if error[0] is None:
+            self._wait(0)
+
+
+def _write(target: Path, blocks: Iterable[bytes]) -> None:
     try:
         file = target.open("wb")
     except FileNotFoundError:  # asked for beforehand, 60,000 times, it takes two seconds
         target.parent.mkdir(parents=True, exist_ok=True)
         file = target.open("wb")
     with file:
-        while block := source.read(1 << 20):  # what comes out counts, not what is declared
-            total += len(block)
-            _check_size(archive, total, limit)
+        for block in blocks:
             file.write(block)
-    return total
 
 
 def _check_size(archive: Path, total: int, limit: int) -> None:

@@ -1,8 +1,8 @@
 """Which pictures take part in an epoch, where ``data.skip_easy`` lets those rest that are learnt already.
 
 What a picture that the network is sure of would change is little, and costs as much as any other. So each
-epoch leaves out those whose loss was least when they were last seen; whoever rests takes part in the next epoch, so
-that no loss is older than that. No forward pass is spent on choosing. The idea is that of selective
+epoch leaves out those whose loss was least when they were last seen; whoever rests takes part in the next
+epoch, so that no loss is older than that. No forward pass is spent on choosing. The idea is that of selective
 backpropagation (Jiang et al. 2019, https://arxiv.org/abs/1910.00762) and of InfoBatch (Qin et al. 2023,
 https://arxiv.org/abs/2303.04947), without weighting. What it gained stands in docs/results.md.
 """
