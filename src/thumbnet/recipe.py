@@ -54,6 +54,8 @@ class DataSettings:
         subset_size: train on this many random pictures of the training split; 0 means all.
         sampling: ``uniform`` shows each training picture once an epoch; ``balanced`` shows as many pictures
             an epoch, but of each class equally many: those of rare classes several times.
+        skip_easy: part of the training pictures, up to half, that each epoch leaves out: those whose loss was
+            least when they were last seen, none of them twice running. So an epoch is that much shorter.
         on_bad_image: what to do about pictures that cannot be read: ``stop`` and list them all, or ``skip``
             them, which the run records.
         engine: ``memory`` holds the split decoded; ``workers`` decodes in other processes as it goes;

@@ -1,0 +1,95 @@
+"""airbench94_muon on a CPU, unchanged but for the device: what ``fast`` is measured against.
+
+    git clone https://github.com/KellerJordan/cifar10-airbench
+    python benchmarks/airbench.py cifar10-airbench/airbench94_muon.py --epochs 8 --json airbench.json
+
+Its script is run in a process of its own on the same pictures, with every mention of a GPU replaced: float16
+by bfloat16, GPU clocks by the computer's, torchvision's ``Normalize`` by its formula. Its clock counts
+training and evaluation with test-time augmentation; what is compiled is compiled before, by its warm-up, which
+here is one step. With fewer ``--epochs`` the schedule ends earlier: that tells an epoch's time, no accuracy.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from measure import SHARED, matrix_rate, parser, report
+
+from thumbnet.data.decoding import decode_split
+from thumbnet.data.sources import load_data
+
+STAND_INS = """
+import time as _time, types
+class _Event:
+    def __init__(self, enable_timing=False): self.at = 0.0
+    def record(self): self.at = _time.perf_counter()
+    def elapsed_time(self, end): return 1e3 * (end.at - self.at)
+torch.cuda.Event, torch.cuda.synchronize = _Event, lambda: None
+class _Normalize:
+    def __init__(self, mean, std): self.mean, self.std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
+    def __call__(self, x): return ((x - self.mean) / self.std).to(x.dtype)
+T = types.SimpleNamespace(Normalize=_Normalize)
+"""
+CHANGES = (
+    ("import torchvision.transforms as T\n", STAND_INS),
+    ("import torchvision\n", ""),
+    ('torch.device("cuda")', '"cpu"'),
+    (".half()", ".bfloat16()"),
+    (".cuda()", ""),
+)
+
+
+def adapted(script: str, epochs: float) -> str:
+    """The script for a CPU: one run after a warm-up of one step."""
+    for old, new in CHANGES:
+        if old not in script:
+            raise SystemExit(f"this is not the airbench94_muon.py that is known here: it has no {old!r}")
+        script = script.replace(old, new)
+    script = script.replace(
+        "ceil(8 * len(train_loader))", f"ceil({epochs} * len(train_loader)) if run != 'warmup' else 1"
+    )
+    return script.replace("range(200)", "range(1)")
+
+
+def main() -> None:
+    """Run it, print a table, write JSON."""
+    arguments = parser(__doc__, rounds=1)
+    arguments.add_argument("script", type=Path, help="airbench94_muon.py of a clone")
+    arguments.add_argument("--data", default=str(SHARED))
+    arguments.add_argument("--epochs", type=float, default=8)
+    options = arguments.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        cifar = Path(folder) / "cifar10"
+        cifar.mkdir()
+        for name, split in load_data(options.data).splits.items():
+            images = decode_split(split, (32, 32), "pad").images.permute(0, 2, 3, 1).clone()
+            labels = torch.from_numpy(split.labels.copy()).long()
+            torch.save({"images": images, "labels": labels, "classes": []}, cifar / f"{name}.pt")
+        (Path(folder) / "run.py").write_text(adapted(options.script.read_text(), options.epochs))
+        done = subprocess.run(
+            [sys.executable, "run.py"], cwd=folder, check=True, stdout=subprocess.PIPE, text=True
+        )
+    rows = [re.findall(r"[\w.]+", line) for line in done.stdout.splitlines()]
+    (*_, accuracy, seconds) = next(row for row in rows[::-1] if row and row[0] == "eval")
+    rate = matrix_rate()
+    report(
+        f"airbench94_muon, {options.epochs:g} epochs, product {rate:.2f} TFLOP/s",
+        ["test accuracy with TTA, %", "seconds", "TFLOP"],
+        [[f"{100 * float(accuracy):.2f}", f"{float(seconds):.0f}", f"{float(seconds) * rate:.0f}"]],
+        options.json,
+        {
+            "accuracy": float(accuracy),
+            "seconds": float(seconds),
+            "product_tflops": rate,
+            "printed": done.stdout,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
