@@ -5,7 +5,7 @@
 
 Its script is run in a process of its own on the same pictures, with every mention of a GPU replaced: float16
 by bfloat16, GPU clocks by the computer's, torchvision's ``Normalize`` by its formula. Its clock counts
-training and evaluation with test-time augmentation; what is compiled is compiled before, by its warm-up, which
+training and evaluation with test-time augmentation; what is compiled is so before, by its warm-up, which
 here is one step. With fewer ``--epochs`` the schedule ends earlier: that tells an epoch's time, no accuracy.
 """
 

@@ -198,8 +198,9 @@ class ScheduleSettings:
         warmup: fraction of the training in which the rate rises from ``start`` to its full height
             (in a straight line, but for ``one-cycle``).
         start, end: factors at the beginning of the warm-up and at the end of the training.
-        small_side: side of the pictures at first, as a part of their full side. Smaller ones cost less, and
-            what is learnt from them holds at full size (progressive resizing; Howard 2018).
+        small_sides: sides of the pictures at first, as parts of their full side, each for as long as the next.
+            Smaller ones cost less, and what is learnt from them holds at full size (progressive resizing;
+            Howard 2018).
         small_until: fraction of the training in which they are small; 0 is off.
     """
 
@@ -209,7 +210,7 @@ class ScheduleSettings:
     warmup: float = 0.0
     start: float = 0.0
     end: float = 0.0
-    small_side: float = 0.75
+    small_sides: tuple[float, ...] = (0.75,)
     small_until: float = 0.0
 
     def __post_init__(self) -> None:
@@ -222,7 +223,8 @@ class ScheduleSettings:
         _check(0 <= self.warmup < 1, "schedule.warmup", "a fraction in [0, 1)", self.warmup)
         _check(0 <= self.start <= 1, "schedule.start", "a factor in [0, 1]", self.start)
         _check(0 <= self.end <= 1, "schedule.end", "a factor in [0, 1]", self.end)
-        _check(0 < self.small_side <= 1, "schedule.small_side", "a factor in (0, 1]", self.small_side)
+        ok = all(0 < side <= 1 for side in self.small_sides) and bool(self.small_sides)
+        _check(ok, "schedule.small_sides", "factors, each in (0, 1]", self.small_sides)
         _check(0 <= self.small_until <= 1, "schedule.small_until", "a fraction in [0, 1]", self.small_until)
 
 

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thumbnet.errors import RecipeError
 from thumbnet.recipe import ScheduleSettings, load_recipe
 from thumbnet.training.schedules import factor_at, resize_at
 
@@ -78,7 +79,7 @@ def test_a_schedule_scales_with_the_number_of_epochs(name: str) -> None:
 
 
 def test_pictures_are_small_until_they_are_not() -> None:
-    settings = ScheduleSettings(small_side=0.75, small_until=0.5)
+    settings = ScheduleSettings(small_sides=(0.75,), small_until=0.5)
     images = torch.rand(2, 3, 32, 48).contiguous(memory_format=torch.channels_last)
     sizes = [resize_at(settings, images, step, 10).shape[-2:] for step in range(10)]
     assert sizes == [(24, 36)] * 5 + [(32, 48)] * 5
@@ -86,3 +87,16 @@ def test_pictures_are_small_until_they_are_not() -> None:
     assert small.mean() == pytest.approx(float(images.mean()), abs=0.01)
     assert resize_at(settings, torch.rand(1, 3, 18, 24), 0, 10).shape[-2:] == (16, 21)  # not below 16
     assert resize_at(ScheduleSettings(), images, 0, 10) is images
+
+
+def test_pictures_grow_in_equal_steps() -> None:
+    settings = ScheduleSettings(small_sides=(0.5, 0.625, 0.75), small_until=0.6)
+    images = torch.rand(1, 3, 32, 32)
+    sides = [resize_at(settings, images, step, 10).shape[-1] for step in range(10)]
+    assert sides == [16, 16, 20, 20, 24, 24, 32, 32, 32, 32]
+
+
+@pytest.mark.parametrize("sides", [[], [0.0], [0.5, 1.5], [-0.5]])
+def test_sides_that_cannot_be_are_refused(sides: list[float]) -> None:
+    with pytest.raises(RecipeError, match=r"schedule\.small_sides"):
+        load_recipe("fast", [f"schedule.small_sides={sides}"])

@@ -41,10 +41,14 @@ def factor_at(settings: ScheduleSettings, step: int, total_steps: int) -> float:
 
 def resize_at(settings: ScheduleSettings, images: Tensor, step: int, total_steps: int) -> Tensor:
     """A batch (float [B, C, H, W]) in the size that pictures have at ``step``: scaled down, antialiased."""
+    done = step / total_steps
+    if done >= settings.small_until:
+        return images
     height, width = images.shape[-2:]
-    smallest = min(height, width)
-    side = max(settings.small_side, SMALLEST_SIDE / smallest)
-    if step / total_steps >= settings.small_until or side >= 1:
+    sides = settings.small_sides
+    number = min(int(done / settings.small_until * len(sides)), len(sides) - 1)
+    side = max(sides[number], SMALLEST_SIDE / min(height, width))
+    if side >= 1:
         return images
     size = (round(height * side), round(width * side))
     return F.interpolate(images, size, mode="bilinear", antialias=True)
