@@ -198,7 +198,7 @@ class ScheduleSettings:
         warmup: fraction of the training in which the rate rises from ``start`` to its full height
             (in a straight line, but for ``one-cycle``).
         start, end: factors at the beginning of the warm-up and at the end of the training.
-        small_sides: sides of the pictures at first, as parts of their full side, each for as long as the next.
+        small_sides: sides of the pictures at first, as parts of their full side, all for as long.
             Smaller ones cost less, and what is learnt from them holds at full size (progressive resizing;
             Howard 2018).
         small_until: fraction of the training in which they are small; 0 is off.
