@@ -22,6 +22,7 @@ TINY = [
     "training.batch_size=16",
     "training.precision=fp32",
     "evaluation.every=1",
+    "data.skip_easy=0",
     "optimizer.lr=0.05",
     "augment.flip=random",
     "augment.translate=2",

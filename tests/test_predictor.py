@@ -28,9 +28,11 @@ def test_a_picture_gives_the_same_in_every_form(predictor: Predictor, tmp_path: 
     predictions = predictor.predict(forms)
     assert len(predictions) == 6
     assert all(prediction == predictions[0] for prediction in predictions)
-    assert predictor.predict(path) == predictions[:1]
-    assert predictor.predict(pixels[None]) == predictions[:1]
-    assert predictor.predict(tensor[None].repeat(2, 1, 1, 1)) == predictions[:2]
+    # Another number of pictures may be added up in another order.
+    for form in (path, pixels[None], tensor[None].repeat(2, 1, 1, 1)):
+        for prediction in predictor.predict(form):
+            assert prediction.labels == predictions[0].labels
+            assert prediction.probabilities == pytest.approx(predictions[0].probabilities, abs=1e-6)
 
 
 def test_classes_are_ranked_and_probabilities_sum_to_one(predictor: Predictor) -> None:

@@ -45,3 +45,23 @@ def test_convolutions_begin_as_the_identity_on_the_channels_there_are() -> None:
     x = torch.randn(2, 4, 8, 8)
     with torch.no_grad():
         assert torch.equal(block.conv1(x)[:, :4], x)
+
+
+def test_grey_pictures_learn_in_bfloat16_as_they_do_in_float32() -> None:
+    """Along 8 of the 12 axes of their patches they do not vary."""
+    images = correlated_images(64)[:, :1].repeat(1, 3, 1, 1).contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(0)
+    model = FastNet([32, 32, 32]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.initialise_from(images)
+    with torch.no_grad():
+        assert model.whiten(images).std(dim=(0, 2, 3)).min() > 0.5
+
+    def gradient(bf16: bool) -> torch.Tensor:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = model(images)
+        F.cross_entropy(logits.float(), torch.arange(64) % 10).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    exact, rounded = gradient(False), gradient(True)
+    assert (rounded - exact).norm() < exact.norm()

@@ -20,6 +20,9 @@ from thumbnet.models.resnet import scaled
 PATCH = 2
 NORM_MOMENTUM = 0.4  # in PyTorch's sense, the weight of the newest batch; short trainings need it high
 HEAD_SCALE = 1 / 9
+LEAST_VARIANCE = (
+    1e-5  # along an axis of the patches; bfloat16's rounding of normalised pixels has half as much
+)
 
 
 class FastBlock(nn.Module):
@@ -66,7 +69,9 @@ class FastNet(nn.Module):
         """Make the first layer whiten ``images`` (float32 [N, C, H, W], normalised; some thousands do).
 
         Its filters are the patches' principal axes, each divided by the standard deviation along it,
-        and their negatives, since the activation treats signs differently.
+        and their negatives, since the activation treats signs differently. Along some axes pictures may not
+        vary, grey ones along 8 of 12: normalising what is constant would blow up its gradient layer by layer,
+        in bfloat16 beyond all bounds. So these axes get the filters of others, once more.
         """
         channels = images.shape[1]
         patches = images.unfold(2, PATCH, 1).unfold(3, PATCH, 1).permute(0, 2, 3, 1, 4, 5)
@@ -77,6 +82,8 @@ class FastNet(nn.Module):
         largest = vectors.abs().argmax(dim=0)
         vectors = vectors * vectors.gather(0, largest[None]).sign()
         filters = (vectors / (values + 5e-4).sqrt()).T.flip(0).reshape(-1, channels, PATCH, PATCH)
+        varied = max(1, int((values > LEAST_VARIANCE).sum()))
+        filters = filters[torch.arange(len(filters)) % varied]
         self.whiten.weight.copy_(torch.cat([filters, -filters]))
 
 
