@@ -20,9 +20,8 @@ from thumbnet.models.resnet import scaled
 PATCH = 2
 NORM_MOMENTUM = 0.4  # in PyTorch's sense, the weight of the newest batch; short trainings need it high
 HEAD_SCALE = 1 / 9
-LEAST_VARIANCE = (
-    1e-5  # along an axis of the patches; bfloat16's rounding of normalised pixels has half as much
-)
+# Along an axis of the patches; that of what bfloat16 rounds off normalised pixels is about half of it.
+LEAST_VARIANCE = 1e-5
 
 
 class FastBlock(nn.Module):
