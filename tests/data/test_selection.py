@@ -82,10 +82,17 @@ def test_what_was_kept_of_other_pictures_is_refused(count: int, taken: int) -> N
         Selection(count, taken, seed=0).load_state_dict(kept.state_dict())
 
 
-@pytest.mark.parametrize("taken", [4, 11])
-def test_an_epoch_takes_half_of_the_pictures_or_more(taken: int) -> None:
-    with pytest.raises(ValueError, match="from 5 to 10"):
-        Selection(10, taken, seed=0)
+def test_where_an_epoch_takes_less_than_half_everyone_still_has_a_turn() -> None:
+    """50 pictures in batches of 23, the last one dropped: an epoch is one batch."""
+    overrides = ["data.skip_easy=0.4", "training.batch_size=23", "training.drop_last=true"]
+    prepared = prepare(coloured_data(50), load_recipe("tutorial", overrides), torch.device("cpu"))
+    selection = prepared.train.selection
+    assert selection is not None
+    assert len(prepared.train) == 1
+    shown = [train_epoch(selection, epoch, torch.rand(50)) for epoch in range(8)]
+    assert all(len(epoch) == 23 for epoch in shown)
+    assert not any(before & after for before, after in itertools.pairwise(shown))
+    assert set.union(*shown) == set(range(50))
 
 
 def test_batches_hold_the_chosen_and_mirror_by_how_often_each_was_shown() -> None:

@@ -23,7 +23,8 @@ class Selection:
 
     Args:
         count: training pictures.
-        taken: how many of them an epoch takes, at least half.
+        taken: how many of them an epoch takes. With less than half, which ``drop_last`` can make of few
+            pictures, chance decides which of those that rested have to wait for another epoch.
         seed: decides between equals, as all are before the first epoch.
         device: where losses are noted.
         world: whose processes each note the losses of their share.
@@ -42,8 +43,6 @@ class Selection:
         device: torch.device | str = "cpu",
         world: World = ALONE,
     ) -> None:
-        if not count <= 2 * taken <= 2 * count:
-            raise ValueError(f"an epoch must take from {-(-count // 2)} to {count} pictures, not {taken}")
         self.taken, self.seed, self.world = taken, seed, world
         self._noted = torch.zeros(count, device=device)  # losses of this epoch, by this process
         self._forget()
