@@ -60,9 +60,10 @@ def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
 
 @pytest.mark.parametrize(
     ("model", "precision", "tolerance"),
-    # 64 bits: where a rounding changes the sign before a ReLU or the greatest of a pool, the gradient jumps. In 16 bits each rounding is
-    # one of 2**-9, and BatchNorm's gradient is a difference of sums.
-    [("resnet20", "fp64", 1e-5), ("fastnet", "fp64", 1e-5), ("fastnet", "bf16", 3e-2)][0 if FULL else 1 :],
+    # 64 bits: where a rounding changes the sign before a ReLU or the greatest of a pool, the gradient jumps. In
+    # 16 bits each rounding is one of 2**-9, and BatchNorm's gradient is a difference of sums; and one process'
+    # batch may be large enough for Winograd's convolution where the halves are not (ops.winograd_pays).
+    [("resnet20", "fp64", 1e-5), ("fastnet", "fp64", 1e-5), ("fastnet", "bf16", 0.1)][0 if FULL else 1 :],
 )
 def test_the_gradient_of_two_processes_is_that_of_one(
     tmp_path: Path, model: str, precision: str, tolerance: float
