@@ -29,6 +29,7 @@ _FEW_CHANNELS = 16  # below which half a tile and more would be zeros, and oneDN
 # Winograd's transforms pay (docs/results.md) from so many pairs of channels on, and so many tiles; and where
 # tiles of 4x4 cover the map so well that so many times fewer multiplications are left: 5x5 1.6, 7x7 3.1.
 _MANY_PAIRS = 32 * 64
+_MOST_PAIRS = 1 << 20  # the filters' points take 72 bytes a pair, their gradients' sums 144
 _MANY_TILES = 256
 _WORTHWHILE = 1.75
 
@@ -142,7 +143,8 @@ def winograd_pays(x: Tensor, weight: Tensor) -> bool:
     count, inputs, height, width = x.shape
     tiles = -(-height // 4) * -(-width // 4)
     saves = 9 * height * width / (36 * tiles) >= _WORTHWHILE
-    return saves and inputs * len(weight) >= _MANY_PAIRS and count * tiles >= _MANY_TILES
+    fits = _MANY_PAIRS <= inputs * len(weight) <= _MOST_PAIRS
+    return saves and fits and count * tiles >= _MANY_TILES
 
 
 def winograd(x: Tensor, weight: Tensor) -> Tensor:
