@@ -9,14 +9,18 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 train: $(VENV)/.installed  ## train a real model on the embedded data set
 	$(BIN)/thumbnet train digits
 
+# How many tests run at a time, each with one thread; JOBS=0 is one, with all threads, and shows what it prints.
+JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.installed-dev  ## run the tests
-	$(BIN)/python -m pytest --ignore=tests/faults
+	$(PYTEST) --ignore=tests/faults
 
 # Processes that are killed, disks that are full, links that are cut, broken and hostile files: 25 minutes.
 # FAULTS=small is what CI runs: fewer kills, fewer steps, smaller folders; 4 minutes.
 FAULTS ?= full
 test-faults: $(VENV)/.installed-dev  ## inject faults, and see that nothing is lost
-	THUMBNET_FAULTS=$(FAULTS) $(BIN)/python -m pytest -s tests/faults
+	THUMBNET_FAULTS=$(FAULTS) $(PYTEST) -s tests/faults
 
 FUZZ_SECONDS ?= 120
 fuzz: $(VENV)/.installed-dev  ## fuzz whatever reads a stranger's bytes; findings are files crash-*

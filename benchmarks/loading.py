@@ -27,7 +27,7 @@ from thumbnet.data.batches import MemoryEngine, Normalise, TrainBatches, WorkerE
 from thumbnet.data.decoding import decode_split
 from thumbnet.data.images import Preprocessing
 from thumbnet.data.sources import load_data
-from thumbnet.data.splits import FileSplit
+from thumbnet.data.splits import Data, FileSplit
 from thumbnet.recipe import AugmentSettings, load_recipe
 
 PREPROCESSING = Preprocessing((32, 32), "pad", (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
@@ -67,6 +67,16 @@ class TutorialDataset(Dataset[tuple[Tensor, int]]):
         return (pixels - self.mean) / self.std, int(self.split.labels[index])
 
 
+def as_files(data: Data, count: int, folder: Path) -> FileSplit:
+    """As many training pictures, chosen at random, in files of their own: what the tutorial reads."""
+    train = data.splits["train"]
+    some = train.subset(np.random.default_rng(0).permutation(len(train))[:count])
+    names = [f"{index}.jpg" for index in range(count)]
+    for index, name in enumerate(names):
+        (folder / name).write_bytes(some.content(index))
+    return FileSplit(folder, names, some.labels)
+
+
 def epoch(batches: TrainBatches) -> None:
     """All batches of an epoch."""
     for _ in batches.epoch(0):
@@ -96,20 +106,19 @@ def main() -> None:
     def batches(engine: MemoryEngine | WorkerEngine, settings: AugmentSettings, size: int) -> TrainBatches:
         return TrainBatches(engine, normalise, settings, (32, 32), batch_size=size, drop_last=False, seed=0)
 
-    train = load_data(options.data).splits["train"]
-    assert isinstance(train, FileSplit)
-    some = train.subset(np.random.default_rng(0).permutation(len(train))[: options.pictures])
-    random_images = torch.randint(256, (50_000, 32, 32, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    memory = MemoryEngine(random_images, torch.zeros(50_000, dtype=torch.int64))
-    in_memory = batches(memory, recipe.augment, recipe.training.batch_size)
-    tutorial_augment = load_recipe("tutorial").augment
-    workers = batches(WorkerEngine(some, (32, 32), "pad", 2), tutorial_augment, 128)
-    tutorial = DataLoader(TutorialDataset(some), batch_size=128, shuffle=True, num_workers=2)
+    with tempfile.TemporaryDirectory() as folder:
+        some = as_files(load_data(options.data), options.pictures, Path(folder))
+        random_images = torch.randint(256, (50_000, 32, 32, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        memory = MemoryEngine(random_images, torch.zeros(50_000, dtype=torch.int64))
+        in_memory = batches(memory, recipe.augment, recipe.training.batch_size)
+        tutorial_augment = load_recipe("tutorial").augment
+        workers = batches(WorkerEngine(some, (32, 32), "pad", 2), tutorial_augment, 128)
+        tutorial = DataLoader(TutorialDataset(some), batch_size=128, shuffle=True, num_workers=2)
 
-    times = take_turns({"memory": lambda: epoch(in_memory)}, options.rounds)
-    times |= take_turns(
-        {"workers": lambda: epoch(workers), "tutorial": lambda: [None for _ in tutorial]}, options.rounds
-    )
+        times = take_turns({"memory": lambda: epoch(in_memory)}, options.rounds)
+        times |= take_turns(
+            {"workers": lambda: epoch(workers), "tutorial": lambda: [None for _ in tutorial]}, options.rounds
+        )
     counts = {"memory": 50_000, "workers": len(some), "tutorial": len(some)}
     rates = {name: [counts[name] / seconds for seconds in values] for name, values in times.items()}
     with tempfile.TemporaryDirectory() as folder:

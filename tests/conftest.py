@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from helpers import TINY, coloured_data
@@ -23,6 +24,9 @@ settings.load_profile("thumbnet")
 def pytest_configure(config: pytest.Config) -> None:
     """Tests, and the processes that they start, leave the user's cache alone."""
     os.environ["THUMBNET_CACHE"] = tempfile.mkdtemp(prefix="thumbnet-cache-")
+    if "PYTEST_XDIST_WORKER" in os.environ:  # several tests at a time: each, and its processes, with a thread
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
 import io
+import os
+import pickle
 import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from helpers import noise, write_class_folders
 from thumbnet.data.archives import unpack
-from thumbnet.errors import DataError
+from thumbnet.data.decoding import decode_split
+from thumbnet.data.packed import PackedSplit
+from thumbnet.data.sources import load_data
+from thumbnet.errors import DataError, UnreadableImagesError
 
 
 def tar_with(path: Path, *members: tarfile.TarInfo, content: bytes = b"x") -> Path:
@@ -49,9 +57,11 @@ def test_a_tar_that_reaches_out_is_refused_and_leaves_nothing(
 def test_absolute_names_in_a_tar_stay_inside(tmp_path: Path) -> None:
     # The "data" filter strips the leading slash, as tar itself does.
     outside = tmp_path / "outside.png"
-    folder = unpack(tar_with(tmp_path / "evil.tar", tarfile.TarInfo(str(outside))), tmp_path / "cache")
+    archive = tar_with(tmp_path / "evil.tar", tarfile.TarInfo(str(outside)), tarfile.TarInfo("/notes.txt"))
+    unpacked = unpack(archive, tmp_path / "cache")
     assert not outside.exists()
-    assert len([path for path in folder.rglob("*") if path.is_file()]) == 1
+    assert list(unpacked.pictures.places) == [str(outside).lstrip("/")]
+    assert [path.name for path in unpacked.folder.rglob("*") if path.is_file()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "/outside.png", "a/../../b.png", "..\\b.png", "C:/b.png"])
@@ -106,3 +116,90 @@ def test_an_archive_cut_short_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cut"):
         unpack(tmp_path / "cut.tar.gz", tmp_path / "cache")
     assert not any(path.is_file() for path in (tmp_path / "cache").rglob("*"))
+
+
+def zipped_folders(tmp_path: Path, splits: list[str]) -> tuple[Path, Path]:
+    """A folder of pictures, and an archive of it within one more folder."""
+    root = write_class_folders(tmp_path / "data", splits)
+    (root / "notes.txt").write_text("hello")
+    (root / splits[0] / "red" / "notes.txt").write_text("hello")
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as zipped:
+        for path in sorted(root.rglob("*")):
+            if path.is_file():
+                zipped.write(path, path.relative_to(tmp_path))
+    return root, tmp_path / "data.zip"
+
+
+@pytest.mark.parametrize("splits", [["train", "test"], [""]])
+def test_an_archive_is_the_same_data_as_its_folder(splits: list[str], tmp_path: Path) -> None:
+    root, archive = zipped_folders(tmp_path, splits)
+    plain, packed = (load_data(source, data_dir=tmp_path / "cache") for source in (root, archive))
+    assert (packed.layout, packed.class_names, packed.notes) == (plain.layout, plain.class_names, plain.notes)
+    assert packed.fingerprint() == plain.fingerprint()
+    for name, split in packed.splits.items():
+        other = plain.splits[name]
+        assert isinstance(split, PackedSplit)
+        for index in range(len(split)):
+            assert split.name(index) == other.name(index)
+            assert split.content(index) == other.content(index)
+            assert np.array_equal(np.asarray(split.read(index)), np.asarray(other.read(index)))
+            assert split.peek(index) == other.peek(index)
+
+
+def test_the_tutorials_layout_in_an_archive(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as zipped:
+        zipped.writestr("labels.txt", "red\ngreen\n")
+        for number in range(4):
+            for split in ("train", "test"):
+                encoded = io.BytesIO()
+                Image.fromarray(noise(number)).save(encoded, "png")
+                zipped.writestr(f"{split}/{number}_{('red', 'green')[number % 2]}.png", encoded.getvalue())
+    data = load_data(tmp_path / "data.zip", data_dir=tmp_path / "cache")
+    assert data.class_names == ("red", "green")
+    assert data.splits["test"].labels.tolist() == [0, 1, 0, 1]
+    assert np.array_equal(np.asarray(data.splits["train"].read(3)), noise(3))
+
+
+def test_a_packed_split_passes_to_other_processes(tmp_path: Path) -> None:
+    split = load_data(zipped_folders(tmp_path, ["train", "test"])[1], data_dir=tmp_path / "cache").splits[
+        "train"
+    ]
+    before = split.content(5)
+    assert pickle.loads(pickle.dumps(split)).content(5) == before  # noqa: S301
+
+
+def test_pictures_of_another_archive_have_another_key(tmp_path: Path) -> None:
+    archive = zipped_folders(tmp_path, ["train", "test"])[1]
+    first = load_data(archive, data_dir=tmp_path / "cache").splits["train"]
+    assert (
+        first.content_key() == load_data(archive, data_dir=tmp_path / "cache").splits["train"].content_key()
+    )
+    assert first.content_key() != first.subset(np.arange(3)).content_key()
+    os.utime(archive, ns=(1, 1))
+    assert (
+        first.content_key() != load_data(archive, data_dir=tmp_path / "cache").splits["train"].content_key()
+    )
+
+
+@pytest.mark.parametrize("name", ["pictures.bin", "pictures.json"])
+@pytest.mark.parametrize("damage", ["remove", "cut"])
+def test_what_was_unpacked_and_is_damaged_is_unpacked_anew(name: str, damage: str, tmp_path: Path) -> None:
+    archive = zipped_folders(tmp_path, ["train", "test"])[1]
+    before = load_data(archive, data_dir=tmp_path / "cache").splits["train"].content(0)
+    (kept,) = (tmp_path / "cache").rglob(name)
+    if damage == "remove":
+        kept.unlink()
+    else:
+        kept.write_bytes(kept.read_bytes()[:-5])
+    assert load_data(archive, data_dir=tmp_path / "cache").splits["train"].content(0) == before
+
+
+def test_a_damaged_picture_in_an_archive_is_named(tmp_path: Path) -> None:
+    root, _ = zipped_folders(tmp_path, ["train", "test"])
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as zipped:
+        for path in root.rglob("*.png"):
+            content = path.read_bytes()
+            zipped.writestr(str(path.relative_to(root)), content[:30] if path.stem == "2" else content)
+    split = load_data(tmp_path / "bad.zip", data_dir=tmp_path / "cache").splits["train"]
+    with pytest.raises(UnreadableImagesError, match=r"train/green/2\.png"):
+        decode_split(split, (16, 16), "pad")

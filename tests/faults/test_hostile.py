@@ -247,8 +247,9 @@ def test_a_bomb_within_an_archive_is_not_unpacked(tmp_path: Path) -> None:
     (root / "train" / "red" / "bomb.png").write_bytes(inner.getvalue())
     with tarfile.open(tmp_path / "outer.tar.gz", "w:gz") as tar:
         tar.add(root, ".")
-    folder = unpack(tmp_path / "outer.tar.gz", tmp_path / "cache")
-    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 1 << 20
+    unpack(tmp_path / "outer.tar.gz", tmp_path / "cache")
+    cache = tmp_path / "cache"
+    assert sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) < 1 << 20
     assert main(["train", str(tmp_path / "outer.tar.gz"), "--data-dir", str(tmp_path / "cache")]) == 2
 
 

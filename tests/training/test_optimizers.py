@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -105,3 +108,22 @@ def test_sgd_and_adamw_are_torchs_own_with_the_recipes_numbers() -> None:
     adamw = build_optimizer(OptimizerSettings("adamw", lr=1e-3, betas=(0.8, 0.95)), small())
     assert isinstance(adamw, torch.optim.AdamW)
     assert adamw.defaults["betas"] == (0.8, 0.95)
+
+
+def test_muon_does_not_import_the_compiler() -> None:
+    """It takes a second, and ``fast`` starts in two."""
+    program = """
+import sys, torch
+from thumbnet.models import fastnet
+from thumbnet.recipe import load_recipe
+from thumbnet.training.optimizers import build_optimizer
+model = fastnet()
+optimizer = build_optimizer(load_recipe("fast").optimizer, model)
+model(torch.zeros(2, 3, 32, 32)).sum().backward()
+optimizer.step()
+optimizer.zero_grad()
+optimizer.load_state_dict(optimizer.state_dict())
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "False", done.stderr

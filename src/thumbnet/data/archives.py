@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import itertools
 import lzma
 import os
 import shutil
@@ -12,12 +12,12 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections import deque
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Self
+from typing import IO
 
+from thumbnet.data.index import is_picture_name
+from thumbnet.data.packed import Pack, PackWriter, Unpacked
 from thumbnet.errors import DataError
 from thumbnet.files import clear_leftovers
 
@@ -25,7 +25,8 @@ ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".zip")
 MAX_EXPANSION = 200  # how many times its own size an archive may unpack to: more is a bomb
 
 _BLOCK = 1 << 20  # bytes read and written at a time
-_AHEAD = 256  # small files unpacked, but not yet written
+_FILES = "files"  # the folder of what is no picture
+_VERSION = 2  # of what an archive becomes
 
 
 def is_archive_name(name: str) -> bool:
@@ -33,8 +34,8 @@ def is_archive_name(name: str) -> bool:
     return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
-def unpack(archive: Path, cache: Path) -> Path:
-    """The folder, below ``cache``, that holds the archive's files; unpacked if it is not yet there.
+def unpack(archive: Path, cache: Path) -> Unpacked:
+    """What the archive holds, in a folder below ``cache``; unpacked if it is not yet there.
 
     Keyed by the archive's path, size and time. Unpacked elsewhere and renamed, so that the folder
     is whole whenever it exists.
@@ -46,133 +47,105 @@ def unpack(archive: Path, cache: Path) -> Path:
         state = archive.stat()
     except OSError as error:
         raise DataError(f"cannot read {archive}: {error.strerror}") from None
-    key = hashlib.blake2b(
-        f"{archive.resolve()}\0{state.st_size}\0{state.st_mtime_ns}".encode(), digest_size=8
-    ).hexdigest()
+    depends = f"{_VERSION}\0{archive.resolve()}\0{state.st_size}\0{state.st_mtime_ns}"
+    key = hashlib.blake2b(os.fsencode(depends), digest_size=8).hexdigest()
     target = cache / "unpacked" / f"{archive.name.split('.')[0]}-{key}"
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    kept = _open(target, key)
+    if kept is not None:
+        return kept
     limit = MAX_EXPANSION * state.st_size + (1 << 20)
-    clear_leftovers(target.parent, ".unpacking-")
-    temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
+    temporary = None
     try:
-        if zipfile.is_zipfile(archive):
-            _unpack_zip(archive, temporary, limit)
-        else:
-            _unpack_tar(archive, temporary, limit)
-        try:
-            temporary.rename(target)
-        except OSError:
-            if not target.is_dir():  # else another process was faster with the same archive
-                raise
-        return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(target.parent, ".unpacking-")
+        temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
+        with PackWriter(temporary) as pictures:
+            writer = _Writer(archive, temporary / _FILES, pictures, limit)
+            if zipfile.is_zipfile(archive):
+                _unpack_zip(archive, writer)
+            else:
+                _unpack_tar(archive, writer)
+        if _open(target, key) is None:  # else another process was faster with the same archive
+            shutil.rmtree(target, ignore_errors=True)  # a damaged one
+            with contextlib.suppress(OSError):
+                temporary.rename(target)
+        return Unpacked(target / _FILES, Pack(target, key))
     except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError) as error:
         raise DataError(f"cannot unpack {archive}: {error}") from None
     except OSError as error:
         raise DataError(f"cannot unpack {archive} into {target.parent}: {error}") from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
-    with _Writer(archive, limit) as writer, tarfile.open(archive) as tar:
+def _open(target: Path, key: str) -> Unpacked | None:
+    """What was unpacked before; None if it is not there or not whole."""
+    try:
+        return Unpacked(target / _FILES, Pack(target, key)) if (target / _FILES).is_dir() else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _unpack_tar(archive: Path, writer: _Writer) -> None:
+    with tarfile.open(archive) as tar:
         for member in tar:
             if member.isdir():
                 continue
             if not member.isreg():  # links and devices have no place among pictures
                 raise DataError(f"{archive}: the member {member.name!r} is not an ordinary file: refused")
-            # tar itself strips leading slashes, too.
-            target = _place(archive, folder, member.name.lstrip("/"))
             source = tar.extractfile(member)
             assert source is not None  # of ordinary files only
-            writer.copy(source, target)
+            writer.write(member.name.lstrip("/"), source)  # tar itself strips leading slashes, too
 
 
-def _unpack_zip(archive: Path, folder: Path, limit: int) -> None:
-    with _Writer(archive, limit) as writer, zipfile.ZipFile(archive) as zipped:
+def _unpack_zip(archive: Path, writer: _Writer) -> None:
+    with zipfile.ZipFile(archive) as zipped:
         for info in zipped.infolist():
-            target = _place(archive, folder, info.filename)
             if stat.S_ISLNK(info.external_attr >> 16):
                 raise DataError(f"{archive}: the member {info.filename!r} is a link: refused")
             if info.flag_bits & 1:
                 raise DataError(f"{archive} is encrypted: unpack it yourself and name the folder")
             if not info.is_dir():
                 with zipped.open(info) as source:
-                    writer.copy(source, target)
-
-
-def _place(archive: Path, folder: Path, name: str) -> Path:
-    """Where in ``folder`` a member goes.
-
-    Raises:
-        DataError: outside.
-    """
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or not path.parts or ":" in path.parts[0]:
-        raise DataError(f"{archive}: the member {name!r} would land outside: refused")
-    return folder / path
+                    writer.write(info.filename, source)
 
 
 class _Writer:
-    """Writes members in a thread of its own, while others are being unpacked: making 60,000 small files
-    takes longer than unpacking them.
+    """Writes an archive's members: pictures to a pack, others, and every folder, to ``folder``."""
 
-    Raises, in whatever it is asked and at the end of its ``with``:
-        DataError: more comes out than ``limit`` bytes.
-        OSError: a file cannot be written.
-    """
+    def __init__(self, archive: Path, folder: Path, pictures: PackWriter, limit: int) -> None:
+        self._archive, self._folder, self._pictures = archive, folder, pictures
+        self._limit, self._total = limit, 0
+        self._parents: set[PurePosixPath] = set()
+        folder.mkdir()
 
-    def __init__(self, archive: Path, limit: int) -> None:
-        self.archive, self.limit, self.total = archive, limit, 0
-        self._thread = ThreadPoolExecutor(1)
-        self._pending: deque[Future[None]] = deque()
+    def write(self, name: str, source: IO[bytes]) -> None:
+        """Write what ``source`` gives.
 
-    def copy(self, source: IO[bytes], target: Path) -> None:
-        """Write what ``source`` gives to ``target``, now or soon."""
-        block = self._read(source)
-        if len(block) < _BLOCK:
-            self._pending.append(self._thread.submit(_write, target, [block]))
-            self._wait(_AHEAD)
-            return
-        self._wait(0)
-        rest = iter(lambda: self._read(source), b"")
-        _write(target, itertools.chain([block], rest))
+        Raises:
+            DataError: it would land outside, or more comes out than ``limit`` bytes.
+            OSError: it cannot be written.
+        """
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or not path.parts or ":" in path.parts[0] or "\0" in name:
+            raise DataError(f"{self._archive}: the member {name!r} would land outside: refused")
+        if path.parent not in self._parents:
+            (self._folder / path.parent).mkdir(parents=True, exist_ok=True)
+            self._parents.add(path.parent)
+        if is_picture_name(path.name):
+            self._pictures.add(str(path), self._blocks(source))
+        else:
+            with (self._folder / path).open("wb") as file:
+                file.writelines(self._blocks(source))
 
-    def _read(self, source: IO[bytes]) -> bytes:
-        block = source.read(_BLOCK)
-        self.total += len(block)  # what comes out counts, not what is declared
-        _check_size(self.archive, self.total, self.limit)
-        return block
-
-    def _wait(self, count: int) -> None:
-        """Until no more than ``count`` files are still to be written."""
-        while len(self._pending) > count:
-            self._pending.popleft().result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._thread.shutdown(cancel_futures=error[0] is not None)
-        if error[0] is None:
-            self._wait(0)
-
-
-def _write(target: Path, blocks: Iterable[bytes]) -> None:
-    try:
-        file = target.open("wb")
-    except FileNotFoundError:  # asked for beforehand, 60,000 times, it takes two seconds
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file = target.open("wb")
-    with file:
-        for block in blocks:
-            file.write(block)
-
-
-def _check_size(archive: Path, total: int, limit: int) -> None:
-    if total > limit:
-        raise DataError(
-            f"{archive} unpacks to more than {MAX_EXPANSION} times its {os.path.getsize(archive):,} bytes: "
-            "refused as a bomb. If it is right, unpack it yourself and name the folder."
-        )
+    def _blocks(self, source: IO[bytes]) -> Iterator[bytes]:
+        while block := source.read(_BLOCK):
+            self._total += len(block)  # what comes out counts, not what is declared
+            if self._total > self._limit:
+                raise DataError(
+                    f"{self._archive} unpacks to more than {MAX_EXPANSION} times its "
+                    f"{os.path.getsize(self._archive):,} bytes: refused as a bomb. If it is right, unpack it "
+                    "yourself and name the folder."
+                )
+            yield block

@@ -16,7 +16,8 @@ import numpy as np
 
 from thumbnet.data import cifar
 from thumbnet.data.index import Index
-from thumbnet.data.splits import Data, FileSplit, Split
+from thumbnet.data.packed import Unpacked
+from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError
 
 _SPLIT_FOLDERS = {
@@ -32,8 +33,13 @@ LAYOUTS_HELP = (
 )
 
 
-def load_folder(root: Path, source: str) -> Data:
+def load_folder(root: Path, source: str, unpacked: Unpacked | None = None) -> Data:
     """The data in a folder, its layout found out.
+
+    Args:
+        root: the folder.
+        source: what the user named.
+        unpacked: the archive whose folder it is.
 
     Raises:
         DataError: no known layout, an empty class, or classes that differ between splits.
@@ -42,16 +48,17 @@ def load_folder(root: Path, source: str) -> Data:
     batches = cifar.find_batches(root)
     if batches is not None:
         return cifar.load_batches(batches, source)
+    index = Index(root, unpacked)
     folders = _split_folders(root)
     if "train" not in folders:
         if folders:
             found = ", ".join(path.name for path in folders.values())
             raise DataError(f"{root} has {found}/ but no train/. {LAYOUTS_HELP}")
-        return _load_class_folders(root, {"train": root}, source, "CLASS/*")
+        return _load_class_folders(index, root, {"train": root}, source, "CLASS/*")
     if _subfolders(folders["train"]):
         shape = " + ".join(f"{path.name}/CLASS/*" for path in folders.values())
-        return _load_class_folders(root, folders, source, shape)
-    return _load_tutorial(root, folders, source)
+        return _load_class_folders(index, root, folders, source, shape)
+    return _load_tutorial(index, root, folders, source)
 
 
 def label_from_name(name: str) -> str:
@@ -71,12 +78,11 @@ def pictures_below(folder: str | Path) -> list[str]:
     return [os.path.join(folder, path) for path in Index(Path(folder)).pictures_below("")]
 
 
-def _load_class_folders(root: Path, folders: dict[str, Path], source: str, shape: str) -> Data:
+def _load_class_folders(index: Index, root: Path, folders: dict[str, Path], source: str, shape: str) -> Data:
     names = tuple(sorted(path.name for path in _subfolders(folders["train"])))
     if not names:
         raise DataError(f"no pictures were recognised in {root}. {LAYOUTS_HELP}")
     notes = _alike_note(names)
-    index = Index(root)
     splits: dict[str, Split] = {}
     for split, folder in folders.items():
         stray = sorted({path.name for path in _subfolders(folder)} - set(names))
@@ -100,15 +106,14 @@ def _load_class_folders(root: Path, folders: dict[str, Path], source: str, shape
         if empty:
             notes.append(f"{split} has no pictures of {', '.join(empty)}")
         notes += _ignored_note(index.ignored, split)
-        splits[split] = FileSplit(root, paths, np.arange(len(names)).repeat(counts))
+        splits[split] = index.split(paths, np.arange(len(names)).repeat(counts))
     index.keep()
     return Data(source, shape, names, splits, tuple(notes))
 
 
-def _load_tutorial(root: Path, folders: dict[str, Path], source: str) -> Data:
+def _load_tutorial(index: Index, root: Path, folders: dict[str, Path], source: str) -> Data:
     names = _read_labels_file(root)
     notes: list[str] = []
-    index = Index(root)
     found: dict[str, tuple[list[str], list[str]]] = {}
     for split, folder in folders.items():
         index.ignored.clear()
@@ -130,7 +135,7 @@ def _load_tutorial(root: Path, folders: dict[str, Path], source: str) -> Data:
     if unknown:
         raise DataError(f"{root}: file names have classes that labels.txt lacks: {', '.join(unknown)}")
     splits: dict[str, Split] = {
-        split: FileSplit(root, paths, np.array([position[label] for label in labels], dtype=np.int64))
+        split: index.split(paths, np.array([position[label] for label in labels], dtype=np.int64))
         for split, (paths, labels) in found.items()
     }
     shape = " + ".join(f"{path.name}/NUMBER_CLASS.*" for path in folders.values())

@@ -1,5 +1,8 @@
 """Which pictures are below a folder: listed once, and remembered for the next time.
 
+Of an unpacked archive the folder has only the folders and other files, and the pictures are in a pack
+(:mod:`thumbnet.data.packed`).
+
 What was found is kept in the folder ``index`` of :func:`thumbnet.files.cache_folder`, each folder with its
 time of change: the system sets that anew whenever a name in it comes or goes. A folder is listed again if its
 time is another, or so recent that a change might have been missed. Sizes and times of the files themselves
@@ -13,10 +16,15 @@ import hashlib
 import json
 import os
 import time
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
+import numpy as np
+
 from thumbnet.data.images import PICTURE_SUFFIXES
+from thumbnet.data.packed import PackedSplit, Unpacked
+from thumbnet.data.splits import FileSplit, Split
 from thumbnet.errors import DataError, RunError
 from thumbnet.files import cache_folder, write_file
 
@@ -40,13 +48,18 @@ class _Listing(NamedTuple):
 class Index:
     """The pictures below ``root``.
 
+    Args:
+        unpacked: the archive that ``root`` is in.
+
     Attributes:
         ignored: paths, relative to ``root``, of what was passed over so far: no pictures by their name, or
             no files.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, unpacked: Unpacked | None = None) -> None:
         self.root = str(root)
+        self._pack = unpacked and unpacked.pictures
+        self._in_pack = "/".join(root.relative_to(unpacked.folder).parts) if unpacked else ""
         digest = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=16).hexdigest()
         self._kept_at = cache_folder() / "index" / f"{digest}.json"
         self._kept = self._read()
@@ -65,10 +78,24 @@ class Index:
             parent = pending.pop()
             listing = self._list(parent)
             prefix = f"{parent}{os.sep}" if parent else ""
-            found += [prefix + name for name in listing.pictures]
+            found += [prefix + name for name in listing.pictures + self._packed(parent)]
             self.ignored += [prefix + name for name in listing.ignored]
             pending += [prefix + name for name in listing.folders]
         return sorted(found)
+
+    def _packed(self, folder: str) -> list[str]:
+        """The names of the pictures of a folder that are in the pack."""
+        if self._pack is None:
+            return []
+        return self._pack.by_folder.get("/".join(PurePath(self._in_pack, folder).parts), [])
+
+    def split(self, paths: Sequence[str], labels: np.ndarray) -> Split:
+        """The pictures at ``paths``, with ``labels`` (int [N])."""
+        if self._pack is not None:
+            return PackedSplit(
+                self._pack, self._in_pack, [path.replace(os.sep, "/") for path in paths], labels
+            )
+        return FileSplit(Path(self.root), paths, labels)
 
     def keep(self) -> None:
         """Remember what was listed, where that saves time."""

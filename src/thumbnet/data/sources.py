@@ -64,7 +64,8 @@ def _load_path(path: Path, name: str, cache: Path) -> Data:
         if path.is_dir():
             return load_folder(path, name)
         if path.is_file() and is_archive_name(path.name):
-            return load_folder(unpack(path, cache), name)
+            unpacked = unpack(path, cache)
+            return load_folder(unpacked.folder, name, unpacked)
         if path.exists():
             known = ", ".join(ARCHIVE_SUFFIXES)
             raise DataError(f"{path} is a file, but not an archive known here ({known})")
@@ -104,4 +105,5 @@ def _load_cifar(name: str, cache: Path, progress: Progress | None) -> Data:
             raise DataError(
                 f"{error}\nIf the official host is slow or away, take the mirror: thumbnet train {mirror}"
             ) from None
-    return load_folder(unpack(packed, cache), name)
+    unpacked = unpack(packed, cache)
+    return load_folder(unpacked.folder, name, unpacked)

@@ -118,7 +118,7 @@ class FileSplit(Split):
     def stamp(self) -> Iterable[bytes]:
         """Names, labels and file sizes: reading every file would cost too much."""
         for path, label, (size, _) in zip(self.paths, self.labels, self._states, strict=True):
-            yield f"{path}\0{label}\0{size}\n".encode(errors="surrogateescape")
+            yield file_stamp(path, label, size)
 
     def content_stamp(self) -> Iterable[bytes]:
         """Names, file sizes and times of change."""
@@ -132,7 +132,25 @@ class FileSplit(Split):
         return [_state(os.path.join(self._root, path)) for path in self.paths]
 
 
-class BytesSplit(Split):
+class EncodedSplit(Split):
+    """Pictures as encoded files that are not files of their own: ``names`` says what to call them."""
+
+    names: Sequence[str]
+
+    def name(self, index: int) -> str:  # noqa: D102
+        return self.names[index]
+
+    def read(self, index: int) -> Image.Image:  # noqa: D102
+        return open_image(self.content(index), self.names[index])
+
+    def load(self, index: int) -> Image.Image | np.ndarray:  # noqa: D102
+        return load_picture(self.content(index), self.names[index])
+
+    def peek(self, index: int) -> tuple[tuple[int, int], str]:  # noqa: D102
+        return _peek(io.BytesIO(self.content(index)), self.names[index])
+
+
+class BytesSplit(EncodedSplit):
     """Pictures as encoded files in memory, such as a column of a Parquet file."""
 
     def __init__(self, files: Sequence[bytes], labels: np.ndarray, names: Sequence[str]) -> None:
@@ -140,20 +158,8 @@ class BytesSplit(Split):
         self.labels = np.asarray(labels, dtype=np.int64)
         self.names = names
 
-    def name(self, index: int) -> str:  # noqa: D102
-        return self.names[index]
-
-    def read(self, index: int) -> Image.Image:  # noqa: D102
-        return open_image(self.files[index], self.names[index])
-
-    def load(self, index: int) -> Image.Image | np.ndarray:  # noqa: D102
-        return load_picture(self.files[index], self.names[index])
-
     def content(self, index: int) -> bytes:  # noqa: D102
         return self.files[index]
-
-    def peek(self, index: int) -> tuple[tuple[int, int], str]:  # noqa: D102
-        return _peek(io.BytesIO(self.files[index]), self.names[index])
 
     def subset(self, indices: np.ndarray) -> BytesSplit:  # noqa: D102
         names = [self.names[i] for i in indices]
@@ -201,6 +207,11 @@ class ArraySplit(Split):
     def content_stamp(self) -> Iterable[bytes]:  # noqa: D102
         yield str(self.images.shape).encode()
         yield self.images.tobytes()
+
+
+def file_stamp(path: str, label: int, size: int) -> bytes:
+    """What a picture in a file adds to a fingerprint."""
+    return f"{path}\0{label}\0{size}\n".encode(errors="surrogateescape")
 
 
 def _digest(parts: Iterable[bytes]) -> str:
