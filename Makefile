@@ -11,7 +11,7 @@ train: $(VENV)/.installed  ## train a real model on the embedded data set
 
 # How many tests run at a time, each with one thread; JOBS=0 is one, with all threads, and shows what it prints.
 JOBS ?= 2
-PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 test: $(VENV)/.installed-dev  ## run the tests
 	$(PYTEST) --ignore=tests/faults
