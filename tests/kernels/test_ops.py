@@ -91,13 +91,15 @@ def test_weight_gradient_and_its_twin() -> None:
 @pytest.mark.parametrize(
     ("count", "inputs", "outputs", "height", "width"),
     [
-        (3, 24, 40, 5, 9),  # channels that fill no vector, tiles over the edge
+        (3, 24, 40, 5, 9),  # channels that fill no vector, tiles of 3 and 2
         (2, 32, 64, 31, 31),
-        (35, 256, 256, 3, 3),  # an odd number of tiles
+        (35, 256, 256, 3, 3),  # an odd number of pictures
+        (9, 32, 32, 2, 11),
+        (5, 64, 32, 6, 5),
         (6, 64, 96, 8, 6),
         (1, 16, 16, 1, 2),
         (70, 128, 32, 4, 4),
-        (300, 256, 16, 7, 7),  # more tiles than are transformed at a time
+        (300, 256, 16, 7, 7),  # more pairs of tiles than are transformed at a time
     ],
 )
 def test_winograd_and_its_twin(
@@ -135,9 +137,9 @@ def test_where_winograd_pays_it_runs_and_learns(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(ops, "_call", watch)
     conv = Conv3x3(64, 64).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for side, runs in ((8, True), (5, False)):
+    for side, runs in ((8, True), (5, True), (1, False)):
         called.clear()
-        x = pictures(70, 64, side, side).requires_grad_()
+        x = pictures(300, 64, side, side).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
             conv(x).float().sum().backward()
         assert (called == ["winograd", "winograd", "winograd_weight_gradient"]) is runs

@@ -225,6 +225,10 @@ void conv3x3_weight_gradient(const bf16 *x, const bf16 *g, float *dw, int N, int
  * transformed back. The points are 0, +-3/4, +-3/2 and infinity: with bfloat16 factors the result is off by 1.1 % (in
  * the mean square), where the usual 0, +-1, +-2 are off by 2.3 %.
  *
+ * Where 4 does not divide a side, tiles at its end are 3 or 2 high or wide, and need 5 or 4 points: 7 is 4 + 3, 5 is
+ * 3 + 2. Theirs are those of a tile of 4 without -3/2, and without either, so that the weights' are the same; what
+ * that changes in the weights' factors, their inputs' take over. Products are over the tiles that have a point.
+ *
  * Vectors multiply two neighbouring values of the summed index at a time: those lie side by side.
  */
 
@@ -241,13 +245,74 @@ typedef struct { int height, width, down, across; } Map; /* pixels, and tiles */
 
 static inline Map map_of(int H, int W) { return (Map){H, W, (H + 3) / 4, (W + 3) / 4}; }
 
+/* Where tile number i of a side begins, and how many pixels it has. */
+static inline int tile_start(int side, int i) { return side % 4 == 1 && side > 1 && i == side / 4 ? side - 2 : 4 * i; }
+
+static inline int tile_size(int side, int i) {
+    const int left = side - 4 * i;
+    return left == 5 ? 3 : left == 1 ? 2 : left < 4 ? left : 4; /* a side of 1 is half of a tile of 2 */
+}
+
+typedef struct { int picture, top, left, rows, columns; } Tile;
+
+static inline Tile tile_of(Map map, int picture, int place) {
+    const int i = place / map.across, j = place % map.across;
+    return (Tile){picture, tile_start(map.height, i), tile_start(map.width, j), tile_size(map.height, i), tile_size(map.width, j)};
+}
+
+static inline int has_point(int size, int i) { return size == 4 || (i != 4 && (size == 3 || i != 3)); }
+
+/* Which of the 36 points a tile has. */
+typedef struct { int count; uint8_t at[POINTS]; } Points;
+
+static void list_points(Points lists[3][3]) {
+    for (int rows = 2; rows <= 4; rows++)
+        for (int columns = 2; columns <= 4; columns++) {
+            Points *list = &lists[rows - 2][columns - 2];
+            list->count = 0;
+            for (int p = 0; p < POINTS; p++)
+                if (has_point(rows, p / 6) && has_point(columns, p % 6)) list->at[list->count++] = p;
+        }
+}
+
+/* call(size), a constant, for the compiler to unroll. */
+#define BY_SIZE(size, call)       \
+    switch (size) {               \
+        case 4: call(4); break;   \
+        case 3: call(3); break;   \
+        default: call(2);         \
+    }
+
+#define INLINE static inline __attribute__((always_inline))
+#define APART static __attribute__((noinline)) /* compiled once, not for every caller */
+
 static inline __m512 times(__m512 a, float b) { return _mm512_mul_ps(a, _mm512_set1_ps(b)); }
 
 static inline __m512 plus_times(__m512 a, __m512 b, float c) { return _mm512_fmadd_ps(b, _mm512_set1_ps(c), a); }
 
-/* Six inputs -> six points, `step` apart: the coefficients of the products of all (x - point) but one. */
-static inline void input_points(const __m512 *d, int from, __m512 *t, int to) {
-    const __m512 d0 = d[0], d1 = d[from], d2 = d[2 * from], d3 = d[3 * from], d4 = d[4 * from], d5 = d[5 * from];
+/* size + 2 inputs -> as many of six points: the coefficients of the products of all (x - point) but one, times those of
+ * what is left out. */
+INLINE void input_points(int size, const __m512 *d, int from, __m512 *t, int to) {
+    const __m512 d0 = d[0], d1 = d[from], d2 = d[2 * from], d3 = d[3 * from];
+    if (size == 2) {
+        const __m512 ea = times(d2, A2 - B2), oa = times(d1, A1 * (A2 - B2));
+        t[0] = plus_times(times(d0, A2 * B2), d2, -B2);
+        t[to] = _mm512_add_ps(ea, oa);
+        t[2 * to] = _mm512_sub_ps(ea, oa);
+        t[5 * to] = plus_times(d3, d1, -A2);
+        return;
+    }
+    const __m512 d4 = d[4 * from];
+    if (size == 3) {
+        const __m512 e = plus_times(d3, d2, A1 - B1), o = plus_times(d3, d2, -A1 - B1);
+        t[0] = plus_times(plus_times(plus_times(times(d0, A2 * B2), d1, -A2 * B1), d2, -B2), d3, B1);
+        t[to] = times(plus_times(e, d1, -A1 * B1), B1 + A1);
+        t[2 * to] = times(plus_times(o, d1, A1 * B1), B1 - A1);
+        t[3 * to] = times(plus_times(d3, d1, -A2), 2 * B1);
+        t[5 * to] = plus_times(plus_times(plus_times(d4, d3, -B1), d2, -A2), d1, A2 * B1);
+        return;
+    }
+    const __m512 d5 = d[5 * from];
     const __m512 ea = plus_times(d4, d2, -B2), oa = times(plus_times(d3, d1, -B2), A1);
     const __m512 eb = plus_times(d4, d2, -A2), ob = times(plus_times(d3, d1, -A2), B1);
     t[0] = plus_times(plus_times(d4, d2, -A2 - B2), d0, A2 * B2);
@@ -258,22 +323,49 @@ static inline void input_points(const __m512 *d, int from, __m512 *t, int to) {
     t[5 * to] = plus_times(plus_times(d5, d3, -A2 - B2), d1, A2 * B2);
 }
 
-/* Six points -> four results: sums of their powers. */
-static inline void results(const __m512 *m, int from, __m512 *y, int to) {
+/* Points -> `size` results: sums of their powers. */
+INLINE void results(int size, const __m512 *m, int from, __m512 *y, int to) {
     const __m512 pa = _mm512_add_ps(m[from], m[2 * from]), ma = _mm512_sub_ps(m[from], m[2 * from]);
-    const __m512 pb = _mm512_add_ps(m[3 * from], m[4 * from]), mb = _mm512_sub_ps(m[3 * from], m[4 * from]);
+    if (size == 2) {
+        y[0] = _mm512_add_ps(m[0], pa);
+        y[to] = plus_times(m[5 * from], ma, A1);
+        return;
+    }
+    const __m512 b = m[3 * from];
+    if (size == 3) {
+        y[0] = _mm512_add_ps(m[0], _mm512_add_ps(pa, b));
+        y[to] = plus_times(times(b, B1), ma, A1);
+        y[2 * to] = plus_times(plus_times(m[5 * from], b, B2), pa, A2);
+        return;
+    }
+    const __m512 pb = _mm512_add_ps(b, m[4 * from]), mb = _mm512_sub_ps(b, m[4 * from]);
     y[0] = _mm512_add_ps(m[0], _mm512_add_ps(pa, pb));
     y[to] = plus_times(times(mb, B1), ma, A1);
     y[2 * to] = plus_times(times(pb, B2), pa, A2);
     y[3 * to] = plus_times(plus_times(m[5 * from], mb, B3), ma, A3);
 }
 
-/* Four gradients of results -> those of six points: the transpose of `results`. */
-static inline void result_points(const __m512 *g, int from, __m512 *t, int to) {
-    const __m512 g0 = g[0], g1 = g[from], g2 = g[2 * from], g3 = g[3 * from];
-    const __m512 ea = plus_times(g0, g2, A2), oa = plus_times(times(g1, A1), g3, A3);
-    const __m512 eb = plus_times(g0, g2, B2), ob = plus_times(times(g1, B1), g3, B3);
+/* `size` gradients of results -> those of points: the transpose of `results`. */
+INLINE void result_points(int size, const __m512 *g, int from, __m512 *t, int to) {
+    const __m512 g0 = g[0], g1 = g[from];
     t[0] = g0;
+    if (size == 2) {
+        t[to] = plus_times(g0, g1, A1);
+        t[2 * to] = plus_times(g0, g1, -A1);
+        t[5 * to] = g1;
+        return;
+    }
+    const __m512 g2 = g[2 * from];
+    const __m512 ea = plus_times(g0, g2, A2), eb = plus_times(g0, g2, B2);
+    if (size == 3) {
+        t[to] = plus_times(ea, g1, A1);
+        t[2 * to] = plus_times(ea, g1, -A1);
+        t[3 * to] = plus_times(eb, g1, B1);
+        t[5 * to] = g2;
+        return;
+    }
+    const __m512 g3 = g[3 * from];
+    const __m512 oa = plus_times(times(g1, A1), g3, A3), ob = plus_times(times(g1, B1), g3, B3);
     t[to] = _mm512_add_ps(ea, oa);
     t[2 * to] = _mm512_sub_ps(ea, oa);
     t[3 * to] = _mm512_add_ps(eb, ob);
@@ -318,47 +410,81 @@ static inline __m512i side_by_side(__m512 a, __m512 b) {
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
-/* Where the pixels of tile number t of the pictures x [N, H, W, C] are: `side` x `side` from `before` ahead of its
- * corner on; zeros where there is none. */
-static inline void find_tile(const bf16 *x, Map map, int C, long t, int side, int before, const bf16 **at) {
+/* Where a tile's pixels in the pictures x [N, H, W, C] are, with `border` around it: six to a row, zeros where there is
+ * none. */
+static inline void find_tile(const bf16 *x, Map map, int C, Tile tile, int border, const bf16 **at) {
     static const bf16 zeros[4096 + 16];
-    const long n = t / (map.down * map.across);
-    const int place = t % (map.down * map.across);
-    const int top = place / map.across * 4 - before, left = place % map.across * 4 - before;
-    for (int i = 0; i < side; i++)
-        for (int j = 0; j < side; j++) {
-            const int row = top + i, column = left + j;
+    for (int i = 0; i < tile.rows + 2 * border; i++)
+        for (int j = 0; j < tile.columns + 2 * border; j++) {
+            const int row = tile.top - border + i, column = tile.left - border + j;
             const int inside = row >= 0 && row < map.height && column >= 0 && column < map.width;
-            at[side * i + j] = inside ? x + (((size_t)n * map.height + row) * map.width + column) * C : zeros;
+            at[6 * i + j] = inside ? x + (((size_t)tile.picture * map.height + row) * map.width + column) * C : zeros;
         }
 }
 
-/* 16 channels from `channel` on of a tile's 6x6 inputs, as 36 points. */
-static inline void transform_input(const bf16 **at, int channel, __mmask16 mask, __m512 *points) {
-    __m512 half[36];
+INLINE void read_points(int size, const bf16 **at, int channel, __mmask16 mask, __m512 *t) {
+    __m512 d[6];
 #pragma GCC unroll 6
-    for (int j = 0; j < 6; j++) {
-        __m512 d[6];
-#pragma GCC unroll 6
-        for (int i = 0; i < 6; i++) d[i] = load_bf16(mask, at[6 * i + j] + channel);
-        input_points(d, 1, half + j, 6);
-    }
-#pragma GCC unroll 6
-    for (int i = 0; i < 6; i++) input_points(half + 6 * i, 1, points + 6 * i, 1);
+    for (int i = 0; i < size + 2; i++) d[i] = load_bf16(mask, at[6 * i] + channel);
+    input_points(size, d, 1, t, 6);
 }
 
-/* The same of the gradients of its 4x4 results. */
-static inline void transform_gradient(const bf16 **at, int channel, __mmask16 mask, __m512 *points) {
+INLINE void input_of(int rows, int columns, const bf16 **at, int channel, __mmask16 mask, __m512 *points) {
+    __m512 half[36];
+#define DOWN(size) for (int j = 0; j < columns + 2; j++) read_points(size, at + j, channel, mask, half + j)
+#define ACROSS(size) \
+    for (int i = 0; i < 6; i++) if (has_point(rows, i)) input_points(size, half + 6 * i, 1, points + 6 * i, 1)
+    BY_SIZE(rows, DOWN)
+    BY_SIZE(columns, ACROSS)
+#undef DOWN
+#undef ACROSS
+}
+
+/* 16 channels from `channel` on of a tile and what is around it, as points. */
+APART void transform_input(Tile tile, const bf16 **at, int channel, __mmask16 mask, __m512 *points) {
+    if (tile.rows == 4 && tile.columns == 4) input_of(4, 4, at, channel, mask, points); /* most are */
+    else input_of(tile.rows, tile.columns, at, channel, mask, points);
+}
+
+INLINE void read_result_points(int size, const bf16 **at, int channel, __mmask16 mask, __m512 *t) {
+    __m512 g[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < size; i++) g[i] = load_bf16(mask, at[6 * i] + channel);
+    result_points(size, g, 1, t, 6);
+}
+
+INLINE void gradient_of(int rows, int columns, const bf16 **at, int channel, __mmask16 mask, __m512 *points) {
+    __m512 half[36];
+#define DOWN(size) for (int j = 0; j < columns; j++) read_result_points(size, at + j, channel, mask, half + j)
+#define ACROSS(size) \
+    for (int i = 0; i < 6; i++) if (has_point(rows, i)) result_points(size, half + 6 * i, 1, points + 6 * i, 1)
+    BY_SIZE(rows, DOWN)
+    BY_SIZE(columns, ACROSS)
+#undef DOWN
+#undef ACROSS
+}
+
+/* The same of the gradients of its results. */
+APART void transform_gradient(Tile tile, const bf16 **at, int channel, __mmask16 mask, __m512 *points) {
+    if (tile.rows == 4 && tile.columns == 4) gradient_of(4, 4, at, channel, mask, points); /* most are */
+    else gradient_of(tile.rows, tile.columns, at, channel, mask, points);
+}
+
+INLINE void result_of(int rows, int columns, const __m512 *points, __m512 *result) {
     __m512 half[24];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
-        __m512 g[4];
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) g[i] = load_bf16(mask, at[4 * i + j] + channel);
-        result_points(g, 1, half + j, 4);
-    }
-#pragma GCC unroll 6
-    for (int i = 0; i < 6; i++) result_points(half + 4 * i, 1, points + 6 * i, 1);
+#define DOWN(size) \
+    for (int j = 0; j < 6; j++) if (has_point(columns, j)) results(size, points + j, 6, half + j, 6)
+#define ACROSS(size) for (int i = 0; i < rows; i++) results(size, half + 6 * i, 1, result + 4 * i, 1)
+    BY_SIZE(rows, DOWN)
+    BY_SIZE(columns, ACROSS)
+#undef DOWN
+#undef ACROSS
+}
+
+/* Points -> a tile's results, four to a row. */
+APART void transform_result(Tile tile, const __m512 *points, __m512 *result) {
+    if (tile.rows == 4 && tile.columns == 4) result_of(4, 4, points, result); /* most are */
+    else result_of(tile.rows, tile.columns, points, result);
 }
 
 /* ROWS x 32 sums, `row` floats apart (+)= a times b. Two neighbours of a, 32 bits, are at a[r * down + k * along]; b0
@@ -412,10 +538,13 @@ static void transform_weights(const float *w, bf16 *u, int inputs, int outputs, 
 /* The convolution, padding 1: x [N, H, W, CI], w [CI, 3, 3, CO] float32 -> y [N, H, W, CO]. */
 void winograd(const bf16 *x, const float *w, bf16 *y, int N, int H, int W, int CI, int CO, int flip, int threads) {
     const Map map = map_of(H, W);
-    const long tiles = (long)N * map.down * map.across;
+    const int places = map.down * map.across;
+    const long tiles = (long)N * places;
     const int inputs = rounded(CI, 16), outputs = rounded(CO, 32), wide = outputs % WIDE ? 32 : WIDE;
     bf16 *u = allocate(sizeof(bf16) * POINTS * inputs * outputs);
     transform_weights(w, u, CI, CO, flip, threads);
+    Points lists[3][3];
+    list_points(lists);
     /* A line more than a power of two apart: or all 36 points would fall into the same set of the cache. */
     const size_t v_point = TILES * inputs + 32, m_point = TILES * wide + 16;
 #pragma omp parallel num_threads(threads)
@@ -425,42 +554,50 @@ void winograd(const bf16 *x, const float *w, bf16 *y, int N, int H, int W, int C
 #pragma omp for schedule(static)
         for (long first = 0; first < tiles; first += TILES) {
             const int count = tiles - first < TILES ? tiles - first : TILES;
+            int counts[POINTS] = {0}; /* of the tiles so far that have a point */
             for (int t = 0; t < count; t++) {
+                const Tile tile = tile_of(map, (first + t) / places, (first + t) % places);
+                const Points *list = &lists[tile.rows - 2][tile.columns - 2];
                 const bf16 *at[36];
-                find_tile(x, map, CI, first + t, 6, 1, at);
+                find_tile(x, map, CI, tile, 1, at);
                 for (int c = 0; c < inputs; c += 16) {
                     __m512 points[36];
-                    transform_input(at, c, channel_mask(c, CI), points);
-                    for (int p = 0; p < POINTS; p++)
-                        _mm256_store_si256((__m256i *)(v + p * v_point + t * inputs + c), (__m256i)_mm512_cvtneps_pbh(points[p]));
+                    transform_input(tile, at, c, channel_mask(c, CI), points);
+                    for (int k = 0; k < list->count; k++) {
+                        const int p = list->at[k];
+                        bf16 *to = v + p * v_point + counts[p] * inputs + c;
+                        _mm256_store_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(points[p]));
+                    }
                 }
+                for (int k = 0; k < list->count; k++) counts[list->at[k]]++;
             }
             for (int o = 0; o < outputs; o += wide) {
                 for (int p = 0; p < POINTS; p++)
                     for (int c = 0; c < wide; c += 32) {
                         const bf16 *b = u + ((size_t)p * outputs + o + c) * inputs;
-                        for (int t = 0; t < count; t += ROWS) /* those past the end are of an earlier chunk: not read */
+                        for (int t = 0; t < counts[p]; t += ROWS) /* those past the end are of an earlier chunk: not read */
                             multiply(m + p * m_point + t * wide + c, wide, (const int32_t *)(v + p * v_point + t * inputs),
                                      inputs / 2, 1, b, b + 16 * inputs, inputs / 2, 0);
                     }
+                int done[POINTS] = {0};
                 for (int t = 0; t < count; t++) {
-                    const int place = (first + t) % (map.down * map.across);
-                    const int top = place / map.across * 4, left = place % map.across * 4;
-                    const size_t picture = (size_t)((first + t) / (map.down * map.across)) * H;
+                    const Tile tile = tile_of(map, (first + t) / places, (first + t) % places);
+                    const Points *list = &lists[tile.rows - 2][tile.columns - 2];
                     for (int c = 0; c < wide && o + c < CO; c += 16) {
                         const __mmask16 mask = channel_mask(o + c, CO);
-                        __m512 points[36], half[24], result[16];
-                        for (int p = 0; p < POINTS; p++) points[p] = _mm512_load_ps(m + p * m_point + t * wide + c);
-#pragma GCC unroll 6
-                        for (int j = 0; j < 6; j++) results(points + j, 6, half + j, 6);
-#pragma GCC unroll 4
-                        for (int i = 0; i < 4; i++) results(half + 6 * i, 1, result + 4 * i, 1);
-                        for (int i = 0; i < 4 && top + i < H; i++)
-                            for (int j = 0; j < 4 && left + j < W; j++) {
-                                bf16 *to = y + ((picture + top + i) * W + left + j) * CO + o + c;
-                                _mm256_mask_storeu_epi16(to, mask, (__m256i)_mm512_cvtneps_pbh(result[4 * i + j]));
+                        __m512 points[36], result[16];
+                        for (int k = 0; k < list->count; k++) {
+                            const int p = list->at[k];
+                            points[p] = _mm512_load_ps(m + p * m_point + done[p] * wide + c);
+                        }
+                        transform_result(tile, points, result);
+                        for (int i = 0; i < tile.rows && tile.top + i < H; i++)
+                            for (int j = 0; j < tile.columns && tile.left + j < W; j++) {
+                                const size_t pixel = ((size_t)tile.picture * H + tile.top + i) * W + tile.left + j;
+                                _mm256_mask_storeu_epi16(y + pixel * CO + o + c, mask, (__m256i)_mm512_cvtneps_pbh(result[4 * i + j]));
                             }
                     }
+                    for (int k = 0; k < list->count; k++) done[list->at[k]]++;
                 }
             }
         }
@@ -470,50 +607,73 @@ void winograd(const bf16 *x, const float *w, bf16 *y, int N, int H, int W, int C
     free(u);
 }
 
-/* Its gradient with regard to w: x [N, H, W, CI], g [N, H, W, CO] -> dw [CO, 3, 3, CI]. The products sum over the
- * tiles: each thread has points of its own, and the same order of summation whatever the number of threads. */
+/* Its gradient with regard to w: x [N, H, W, CI], g [N, H, W, CO] -> dw [CO, 3, 3, CI]. The products sum over pairs of
+ * tiles, those at the same place of two pictures, which have the same points: each thread has points of its own,
+ * and the same order of summation whatever the number of threads. */
 void winograd_weight_gradient(const bf16 *x, const bf16 *g, float *dw, int N, int H, int W, int CI, int CO, int threads) {
     const Map map = map_of(H, W);
-    const long tiles = (long)N * map.down * map.across;
+    const int places = map.down * map.across, most = 512;
+    const long pairs = (N + 1L) / 2 * places;
     const int inputs = rounded(CI, 32), outputs = rounded(CO, 16);
-    long chunk = (8L << 20) / (POINTS * 2 * (inputs + outputs)) / 16 * 16; /* transformed at a time: 8 MB */
-    chunk = chunk < 32 ? 32 : chunk > 1024 ? 1024 : chunk;
+    long chunk = (8L << 20) / (POINTS * 4 * (inputs + outputs)) / 8 * 8; /* pairs transformed at a time: 8 MB */
+    chunk = chunk < 16 ? 16 : chunk > most ? most : chunk;
     const size_t point = (size_t)outputs * inputs;
-    const size_t v_point = chunk * inputs + 32, z_point = chunk * outputs + 32;
+    const size_t v_point = 2 * chunk * inputs + 32, z_point = 2 * chunk * outputs + 32;
     float *sums = allocate(sizeof(float) * POINTS * point);
     bf16 *v = allocate(sizeof(bf16) * POINTS * v_point), *z = allocate(sizeof(bf16) * POINTS * z_point);
+    uint16_t(*slots)[POINTS] = allocate(sizeof(uint16_t) * POINTS * (most + 1)); /* how many pairs before have a point */
+    Points lists[3][3];
+    list_points(lists);
 #pragma omp parallel num_threads(threads)
-    for (long first = 0; first < tiles; first += chunk) {
-        const int count = tiles - first < chunk ? tiles - first : chunk, pairs = (count + 1) / 2;
-        /* [16 channels][pair of tiles][16][2], a point after the other */
-#pragma omp for schedule(static)
-        for (int k = 0; k < pairs; k++) {
-            const bf16 *at[2][36];
-            __m512 even[36], odd[36] = {_mm512_setzero_ps()};
-            const int two = 2 * k + 1 < count;
-            for (int t = 0; t <= two; t++) find_tile(x, map, CI, first + 2 * k + t, 6, 1, at[t]);
-            for (int c = 0; c < inputs; c += 16) {
-                transform_input(at[0], c, channel_mask(c, CI), even);
-                if (two) transform_input(at[1], c, channel_mask(c, CI), odd);
-                for (int p = 0; p < POINTS; p++)
-                    _mm512_store_si512(v + p * v_point + c * chunk + 32 * k, side_by_side(even[p], two ? odd[p] : _mm512_setzero_ps()));
-            }
-            for (int t = 0; t <= two; t++) find_tile(g, map, CO, first + 2 * k + t, 4, 0, at[t]);
-            for (int c = 0; c < outputs; c += 16) {
-                transform_gradient(at[0], c, channel_mask(c, CO), even);
-                if (two) transform_gradient(at[1], c, channel_mask(c, CO), odd);
-                for (int p = 0; p < POINTS; p++)
-                    _mm512_store_si512(z + p * z_point + c * chunk + 32 * k, side_by_side(even[p], two ? odd[p] : _mm512_setzero_ps()));
+    for (long first = 0; first < pairs; first += chunk) {
+        const int count = pairs - first < chunk ? pairs - first : chunk;
+#pragma omp single
+        {
+            memset(slots[0], 0, sizeof(slots[0]));
+            for (int k = 0; k < count; k++) {
+                const Tile tile = tile_of(map, 0, (first + k) % places);
+                const Points *list = &lists[tile.rows - 2][tile.columns - 2];
+                memcpy(slots[k + 1], slots[k], sizeof(slots[k]));
+                for (int l = 0; l < list->count; l++) slots[k + 1][list->at[l]]++;
             }
         }
+        /* [16 channels][pair of tiles][16][2], a point after the other */
 #pragma omp for schedule(static)
+        for (int k = 0; k < count; k++) {
+            const bf16 *at[2][36];
+            __m512 both[2][36];
+            const Tile tile = tile_of(map, (first + k) / places * 2, (first + k) % places);
+            const Points *list = &lists[tile.rows - 2][tile.columns - 2];
+            const int two = tile.picture + 1 < N;
+            Tile next = tile;
+            next.picture += two;
+            find_tile(x, map, CI, tile, 1, at[0]);
+            find_tile(x, map, CI, next, 1, at[1]);
+            for (int c = 0; c < inputs; c += 16) {
+                for (int t = 0; t < 2; t++) transform_input(tile, at[t], c, channel_mask(c, CI), both[t]);
+                for (int l = 0; l < list->count; l++) {
+                    const int p = list->at[l];
+                    _mm512_store_si512(v + p * v_point + 2 * c * chunk + 32 * slots[k][p], side_by_side(both[0][p], both[1][p]));
+                }
+            }
+            find_tile(g, map, CO, tile, 0, at[0]);
+            find_tile(g, map, CO, next, 0, at[1]);
+            for (int c = 0; c < outputs; c += 16) { /* where there is no second, its gradient is zero */
+                for (int t = 0; t < 2; t++) transform_gradient(tile, at[t], c, t <= two ? channel_mask(c, CO) : 0, both[t]);
+                for (int l = 0; l < list->count; l++) {
+                    const int p = list->at[l];
+                    _mm512_store_si512(z + p * z_point + 2 * c * chunk + 32 * slots[k][p], side_by_side(both[0][p], both[1][p]));
+                }
+            }
+        }
+#pragma omp for schedule(dynamic) collapse(2) /* points are not equally frequent */
         for (int p = 0; p < POINTS; p++)
             for (int i = 0; i < inputs; i += 32) {
-                const bf16 *b = v + p * v_point + i * chunk;
+                const bf16 *b = v + p * v_point + 2 * i * chunk;
                 for (int o = 0; o < outputs; o += ROWS)
                     multiply(sums + p * point + (size_t)o * inputs + i, inputs,
-                             (const int32_t *)(z + p * z_point + o / 16 * 16 * chunk) + o % 16, 1, 16, b, b + 16 * chunk, pairs,
-                             first > 0);
+                             (const int32_t *)(z + p * z_point + 2 * (o / 16 * 16) * chunk) + o % 16, 1, 16, b, b + 32 * chunk,
+                             slots[count][p], first > 0); /* the first tile has all points that there are */
             }
     }
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -529,6 +689,7 @@ void winograd_weight_gradient(const bf16 *x, const bf16 *g, float *dw, int N, in
     free(sums);
     free(v);
     free(z);
+    free(slots);
 }
 
 /* ---- Max-pooling, batch normalisation, addition, activation: one pass where PyTorch takes three to five -----

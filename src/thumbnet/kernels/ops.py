@@ -26,12 +26,10 @@ _ACTIVATIONS: dict[str, int] = {"none": 0, "relu": 1, "silu": 2}
 _MAX_CHANNELS = 4096
 _SMALL_MAP = 4 * 4
 _FEW_CHANNELS = 16  # below which half a tile and more would be zeros, and oneDNN is the faster one
-# Winograd's transforms pay (docs/results.md) from so many pairs of channels on, and so many tiles; and where
-# tiles of 4x4 cover the map so well that so many times fewer multiplications are left: 5x5 1.6, 7x7 3.1.
+# Winograd's transforms pay (docs/results.md) from so many pairs of channels on, and so many tiles.
 _MANY_PAIRS = 32 * 64
 _MOST_PAIRS = 1 << 20  # the filters' points take 72 bytes a pair, their gradients' sums 144
 _MANY_TILES = 256
-_WORTHWHILE = 1.75
 
 
 class Conv3x3(nn.Conv2d):
@@ -142,9 +140,8 @@ def winograd_pays(x: Tensor, weight: Tensor) -> bool:
     """Whether :func:`winograd` is faster than a plain convolution of ``x`` [B, CI, H, W] with ``weight``."""
     count, inputs, height, width = x.shape
     tiles = -(-height // 4) * -(-width // 4)
-    saves = 9 * height * width / (36 * tiles) >= _WORTHWHILE
     fits = _MANY_PAIRS <= inputs * len(weight) <= _MOST_PAIRS
-    return saves and fits and count * tiles >= _MANY_TILES
+    return fits and min(height, width) > 1 and count * tiles >= _MANY_TILES
 
 
 def winograd(x: Tensor, weight: Tensor) -> Tensor:
