@@ -1,7 +1,7 @@
 """Accuracy against time: whole trainings, from the command's start to the final accuracy.
 
     python benchmarks/accuracy.py --epochs 8 --seeds 5 --json accuracy.json
-    python benchmarks/accuracy.py --epochs 2 4 8 16 32 --seeds 1 --plot docs/images/pareto.png
+    python benchmarks/accuracy.py --epochs 1 2 4 --seeds 1 --earlier accuracy.json --plot pareto.png
 
 Each training is a process of its own; it begins with an empty cache where ``--cold`` says so. Its clock
 starts with the process, so that importing, unpacking, decoding and compiling are in it. Right after, still in
@@ -97,16 +97,19 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, default=5)
     arguments.add_argument("--cold", action="store_true", help="an empty cache for every training")
     arguments.add_argument("--plot", metavar="PNG")
+    arguments.add_argument("--earlier", nargs="+", default=[], metavar="JSON", help="runs that count, too")
     arguments.add_argument(
         "--reference", nargs=2, type=float, metavar=("SECONDS", "PERCENT"), help="airbench.py's, for the plot"
     )
     options = arguments.parse_args()
-    points: dict[int, list[dict[str, Any]]] = {}
+    done = [run for file in options.earlier for run in json.loads(Path(file).read_text())["runs"]]
     for seed in range(options.seeds):
         for epochs in options.epochs:
-            run = train_in_child(options, epochs, seed)
-            points.setdefault(epochs, []).append(run)
-            sys.stderr.write(json.dumps(run) + "\n")
+            done.append(train_in_child(options, epochs, seed))
+            sys.stderr.write(json.dumps(done[-1]) + "\n")
+    points: dict[int, list[dict[str, Any]]] = {}
+    for run in sorted(done, key=lambda run: int(run["epochs"])):
+        points.setdefault(run["epochs"], []).append(run)
     rows = []
     for epochs, runs in points.items():
         accuracies = [100 * run["accuracy"] for run in runs]
@@ -121,7 +124,7 @@ def main() -> None:
         ])  # fmt: skip
     title = f"{options.recipe} on {options.data}{', cold cache' if options.cold else ''}"
     header = ["epochs", "n", "mean %", "deviation", "without TTA", "seconds", "TFLOP", "product TFLOP/s"]
-    report(title, header, rows, options.json, {"runs": [run for runs in points.values() for run in runs]})
+    report(title, header, rows, options.json, {"runs": done})
     if options.plot:
         plot(points, options.reference, options.plot)
 

@@ -23,7 +23,7 @@ from thumbnet.models import build_model
 from thumbnet.recipe import ModelSettings
 
 
-def layers(name: str, batch: int) -> list[tuple[Any, tuple[int, ...], dict[str, Any]]]:
+def layers(name: str, batch: int, side: int) -> list[tuple[Any, tuple[int, ...], dict[str, Any]]]:
     """Each different 3x3 convolution and normalisation: its input's shape, and how often it is there."""
     seen: dict[str, list[Any]] = {}
     model = build_model(ModelSettings(name=name), 10)
@@ -46,7 +46,7 @@ def layers(name: str, batch: int) -> list[tuple[Any, tuple[int, ...], dict[str, 
         if isinstance(module, Conv3x3)
     ]
     with mock.patch.object(ops, "plain_norm_act", watch), torch.no_grad():
-        model(torch.randn(batch, 3, 32, 32))
+        model(torch.randn(batch, 3, side, side))
     for hook in hooks:
         hook.remove()
     return [(module, shape, extra) for module, shape, extra in seen.values()]
@@ -85,11 +85,12 @@ def main() -> None:
     arguments = parser(__doc__, rounds=5)
     arguments.add_argument("--network", default="fastnet")
     arguments.add_argument("--batch", type=int, default=500)
+    arguments.add_argument("--side", type=int, default=32, help="of the pictures, in pixels")
     options = arguments.parse_args()
     keep_freed_memory()
     rows, results = [], {}
     totals = {"PyTorch": 0.0, "kernels": 0.0}
-    for module, shape, extra in layers(options.network, options.batch):
+    for module, shape, extra in layers(options.network, options.batch, options.side):
         step = step_of(module, shape, extra)
         ways = {"PyTorch": partial(step, False), "kernels": partial(step, True)}
         times = take_turns(ways, options.rounds)
@@ -118,8 +119,8 @@ def main() -> None:
     rows.append(["all", "", "", f"{totals['PyTorch'] * 1e3:.0f}", f"{totals['kernels'] * 1e3:.0f}",
                  f"{totals['PyTorch'] / totals['kernels']:.1f}", ""])  # fmt: skip
     title = (
-        f"{options.network}, batches of {options.batch}, forwards and backwards in ms; "
-        f"product {matrix_rate():.2f} TFLOP/s; n = {options.rounds}"
+        f"{options.network}, {options.batch} pictures of {options.side}x{options.side}, "
+        f"forwards and backwards in ms; product {matrix_rate():.2f} TFLOP/s; n = {options.rounds}"
     )
     header = ["operation", "on", "times", "PyTorch", "kernels", "gain", "TFLOP/s"]
     report(title, header, rows, options.json, {"seconds": results})

@@ -194,6 +194,15 @@ def test_what_was_unpacked_and_is_damaged_is_unpacked_anew(name: str, damage: st
     assert load_data(archive, data_dir=tmp_path / "cache").splits["train"].content(0) == before
 
 
+def test_pictures_that_are_empty_are_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w") as zipped:
+        for name in ("train/a/1.png", "train/b/2.png", "test/a/3.png"):
+            zipped.writestr(name, b"")
+    split = load_data(tmp_path / "empty.zip", data_dir=tmp_path / "cache").splits["train"]
+    with pytest.raises(UnreadableImagesError, match=r"train/b/2\.png"):
+        decode_split(split, (16, 16), "pad")
+
+
 def test_a_damaged_picture_in_an_archive_is_named(tmp_path: Path) -> None:
     root, _ = zipped_folders(tmp_path, ["train", "test"])
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as zipped:

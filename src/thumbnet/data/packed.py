@@ -74,6 +74,8 @@ class Pack:
         Raises:
             OSError: the file has gone.
         """
+        if not place.size:  # the whole file may be empty then, and cannot be mapped
+            return b""
         return self._bytes[place.offset : place.offset + place.size]
 
     def __getstate__(self) -> dict[str, Any]:

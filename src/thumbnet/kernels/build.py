@@ -27,7 +27,7 @@ FLAGS = (
 def library() -> ctypes.CDLL | None:
     """The kernels; None without bfloat16 instructions, Linux or gcc, or where ``THUMBNET_KERNELS=0`` says so.
 
-    Compiling takes 0.4 seconds. gcc it must be: its OpenMP is the one that PyTorch brings, and two at once
+    Compiling takes a second. gcc it must be: its OpenMP is the one that PyTorch brings, and two at once
     would fight for the cores.
     """
     compiler = shutil.which("gcc")
