@@ -65,10 +65,9 @@ def plot(points: dict[int, list[dict[str, Any]]], reference: list[float] | None,
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     seconds = [median([run["seconds"] for run in runs]) for runs in points.values()]
     means = [100 * sum(run["accuracy"] for run in runs) / len(runs) for runs in points.values()]
-    axes.plot(seconds, means, "o-", color="tab:blue", label="thumbnet, fast (TTA)")
+    axes.plot(seconds, means, "o-", color="tab:blue", label="thumbnet, fast, by epochs (TTA)")
     for x, y, epochs in zip(seconds, means, points, strict=True):
-        text = f"{epochs} epoch{'s' if epochs > 1 else ''}"
-        axes.annotate(text, (x, y), textcoords="offset points", xytext=(6, -9), fontsize=8)
+        axes.annotate(str(epochs), (x, y), textcoords="offset points", xytext=(5, -10), fontsize=8)
     if reference:
         axes.plot(
             *([value] for value in reference), "s", color="tab:red", label="airbench94_muon, 8 epochs (TTA)"
