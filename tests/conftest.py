@@ -33,6 +33,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(os.environ["THUMBNET_CACHE"], ignore_errors=True)
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """A test draws the same numbers whichever others ran before it, in whichever process."""
+    torch.manual_seed(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A complete run on three coloured classes."""
