@@ -16,6 +16,7 @@ from thumbnet.data.archives import unpack
 from thumbnet.data.decoding import decode_split
 from thumbnet.data.packed import PackedSplit
 from thumbnet.data.sources import load_data
+from thumbnet.data.splits import Split
 from thumbnet.errors import DataError, UnreadableImagesError
 
 
@@ -130,6 +131,10 @@ def zipped_folders(tmp_path: Path, splits: list[str]) -> tuple[Path, Path]:
     return root, tmp_path / "data.zip"
 
 
+def train_split(archive: Path) -> Split:
+    return load_data(archive, data_dir=archive.parent / "cache").splits["train"]
+
+
 @pytest.mark.parametrize("splits", [["train", "test"], [""]])
 def test_an_archive_is_the_same_data_as_its_folder(splits: list[str], tmp_path: Path) -> None:
     root, archive = zipped_folders(tmp_path, splits)
@@ -161,44 +166,38 @@ def test_the_tutorials_layout_in_an_archive(tmp_path: Path) -> None:
 
 
 def test_a_packed_split_passes_to_other_processes(tmp_path: Path) -> None:
-    split = load_data(zipped_folders(tmp_path, ["train", "test"])[1], data_dir=tmp_path / "cache").splits[
-        "train"
-    ]
+    split = train_split(zipped_folders(tmp_path, ["train", "test"])[1])
     before = split.content(5)
     assert pickle.loads(pickle.dumps(split)).content(5) == before  # noqa: S301
 
 
 def test_pictures_of_another_archive_have_another_key(tmp_path: Path) -> None:
     archive = zipped_folders(tmp_path, ["train", "test"])[1]
-    first = load_data(archive, data_dir=tmp_path / "cache").splits["train"]
-    assert (
-        first.content_key() == load_data(archive, data_dir=tmp_path / "cache").splits["train"].content_key()
-    )
+    first = train_split(archive)
+    assert first.content_key() == train_split(archive).content_key()
     assert first.content_key() != first.subset(np.arange(3)).content_key()
     os.utime(archive, ns=(1, 1))
-    assert (
-        first.content_key() != load_data(archive, data_dir=tmp_path / "cache").splits["train"].content_key()
-    )
+    assert first.content_key() != train_split(archive).content_key()
 
 
 @pytest.mark.parametrize("name", ["pictures.bin", "pictures.json"])
 @pytest.mark.parametrize("damage", ["remove", "cut"])
 def test_what_was_unpacked_and_is_damaged_is_unpacked_anew(name: str, damage: str, tmp_path: Path) -> None:
     archive = zipped_folders(tmp_path, ["train", "test"])[1]
-    before = load_data(archive, data_dir=tmp_path / "cache").splits["train"].content(0)
+    before = train_split(archive).content(0)
     (kept,) = (tmp_path / "cache").rglob(name)
     if damage == "remove":
         kept.unlink()
     else:
         kept.write_bytes(kept.read_bytes()[:-5])
-    assert load_data(archive, data_dir=tmp_path / "cache").splits["train"].content(0) == before
+    assert train_split(archive).content(0) == before
 
 
 def test_pictures_that_are_empty_are_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "empty.zip", "w") as zipped:
         for name in ("train/a/1.png", "train/b/2.png", "test/a/3.png"):
             zipped.writestr(name, b"")
-    split = load_data(tmp_path / "empty.zip", data_dir=tmp_path / "cache").splits["train"]
+    split = train_split(tmp_path / "empty.zip")
     with pytest.raises(UnreadableImagesError, match=r"train/b/2\.png"):
         decode_split(split, (16, 16), "pad")
 
@@ -209,6 +208,6 @@ def test_a_damaged_picture_in_an_archive_is_named(tmp_path: Path) -> None:
         for path in root.rglob("*.png"):
             content = path.read_bytes()
             zipped.writestr(str(path.relative_to(root)), content[:30] if path.stem == "2" else content)
-    split = load_data(tmp_path / "bad.zip", data_dir=tmp_path / "cache").splits["train"]
+    split = train_split(tmp_path / "bad.zip")
     with pytest.raises(UnreadableImagesError, match=r"train/green/2\.png"):
         decode_split(split, (16, 16), "pad")

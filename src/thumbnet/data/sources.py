@@ -64,14 +64,18 @@ def _load_path(path: Path, name: str, cache: Path) -> Data:
         if path.is_dir():
             return load_folder(path, name)
         if path.is_file() and is_archive_name(path.name):
-            unpacked = unpack(path, cache)
-            return load_folder(unpacked.folder, name, unpacked)
+            return _load_archive(path, name, cache)
         if path.exists():
             known = ", ".join(ARCHIVE_SUFFIXES)
             raise DataError(f"{path} is a file, but not an archive known here ({known})")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     raise DataError(f"there is no data set, folder or archive {name!r}. {nearest(name, NAMED)}")
+
+
+def _load_archive(path: Path, name: str, cache: Path) -> Data:
+    unpacked = unpack(path, cache)
+    return load_folder(unpacked.folder, name, unpacked)
 
 
 def _load_digits() -> Data:
@@ -105,5 +109,4 @@ def _load_cifar(name: str, cache: Path, progress: Progress | None) -> Data:
             raise DataError(
                 f"{error}\nIf the official host is slow or away, take the mirror: thumbnet train {mirror}"
             ) from None
-    unpacked = unpack(packed, cache)
-    return load_folder(unpacked.folder, name, unpacked)
+    return _load_archive(packed, name, cache)

@@ -422,18 +422,25 @@ static inline void find_tile(const bf16 *x, Map map, int C, Tile tile, int borde
         }
 }
 
-INLINE void read_points(int size, const bf16 **at, int channel, __mmask16 mask, __m512 *t) {
-    __m512 d[6];
-#pragma GCC unroll 6
-    for (int i = 0; i < size + 2; i++) d[i] = load_bf16(mask, at[6 * i] + channel);
-    input_points(size, d, 1, t, 6);
+enum { RESULTS, INPUTS }; /* kinds of a tile's pixels: its results' gradients, or its inputs, with a border of one */
+
+INLINE void points_of(int kind, int size, const __m512 *d, int from, __m512 *t, int to) {
+    if (kind == INPUTS) input_points(size, d, from, t, to);
+    else result_points(size, d, from, t, to);
 }
 
-INLINE void input_of(int rows, int columns, const bf16 **at, int channel, __mmask16 mask, __m512 *points) {
+INLINE void read_points(int kind, int size, const bf16 **at, int channel, __mmask16 mask, __m512 *t) {
+    __m512 d[6];
+#pragma GCC unroll 6
+    for (int i = 0; i < size + 2 * kind; i++) d[i] = load_bf16(mask, at[6 * i] + channel);
+    points_of(kind, size, d, 1, t, 6);
+}
+
+INLINE void tile_points(int kind, int rows, int columns, const bf16 **at, int channel, __mmask16 mask, __m512 *points) {
     __m512 half[36];
-#define DOWN(size) for (int j = 0; j < columns + 2; j++) read_points(size, at + j, channel, mask, half + j)
+#define DOWN(size) for (int j = 0; j < columns + 2 * kind; j++) read_points(kind, size, at + j, channel, mask, half + j)
 #define ACROSS(size) \
-    for (int i = 0; i < 6; i++) if (has_point(rows, i)) input_points(size, half + 6 * i, 1, points + 6 * i, 1)
+    for (int i = 0; i < 6; i++) if (has_point(rows, i)) points_of(kind, size, half + 6 * i, 1, points + 6 * i, 1)
     BY_SIZE(rows, DOWN)
     BY_SIZE(columns, ACROSS)
 #undef DOWN
@@ -442,32 +449,14 @@ INLINE void input_of(int rows, int columns, const bf16 **at, int channel, __mmas
 
 /* 16 channels from `channel` on of a tile and what is around it, as points. */
 APART void transform_input(Tile tile, const bf16 **at, int channel, __mmask16 mask, __m512 *points) {
-    if (tile.rows == 4 && tile.columns == 4) input_of(4, 4, at, channel, mask, points); /* most are */
-    else input_of(tile.rows, tile.columns, at, channel, mask, points);
-}
-
-INLINE void read_result_points(int size, const bf16 **at, int channel, __mmask16 mask, __m512 *t) {
-    __m512 g[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < size; i++) g[i] = load_bf16(mask, at[6 * i] + channel);
-    result_points(size, g, 1, t, 6);
-}
-
-INLINE void gradient_of(int rows, int columns, const bf16 **at, int channel, __mmask16 mask, __m512 *points) {
-    __m512 half[36];
-#define DOWN(size) for (int j = 0; j < columns; j++) read_result_points(size, at + j, channel, mask, half + j)
-#define ACROSS(size) \
-    for (int i = 0; i < 6; i++) if (has_point(rows, i)) result_points(size, half + 6 * i, 1, points + 6 * i, 1)
-    BY_SIZE(rows, DOWN)
-    BY_SIZE(columns, ACROSS)
-#undef DOWN
-#undef ACROSS
+    if (tile.rows == 4 && tile.columns == 4) tile_points(INPUTS, 4, 4, at, channel, mask, points); /* most are */
+    else tile_points(INPUTS, tile.rows, tile.columns, at, channel, mask, points);
 }
 
 /* The same of the gradients of its results. */
 APART void transform_gradient(Tile tile, const bf16 **at, int channel, __mmask16 mask, __m512 *points) {
-    if (tile.rows == 4 && tile.columns == 4) gradient_of(4, 4, at, channel, mask, points); /* most are */
-    else gradient_of(tile.rows, tile.columns, at, channel, mask, points);
+    if (tile.rows == 4 && tile.columns == 4) tile_points(RESULTS, 4, 4, at, channel, mask, points);
+    else tile_points(RESULTS, tile.rows, tile.columns, at, channel, mask, points);
 }
 
 INLINE void result_of(int rows, int columns, const __m512 *points, __m512 *result) {
@@ -607,6 +596,30 @@ void winograd(const bf16 *x, const float *w, bf16 *y, int N, int H, int W, int C
     free(u);
 }
 
+/* A pair of tiles of x [N, H, W, C], at the same place of two pictures: each point's to `to` + its slot, the points
+ * `point` apart, 16 channels `along`. Where there is no second picture, zeros. */
+static void transform_pair(int kind, const bf16 *x, Map map, int N, int C, int channels, Tile tile, const Points *list,
+                           const uint16_t *slots, bf16 *to, size_t point, size_t along) {
+    const bf16 *at[2][36];
+    __m512 both[2][36];
+    const int two = tile.picture + 1 < N;
+    Tile next = tile;
+    next.picture += two;
+    find_tile(x, map, C, tile, kind, at[0]);
+    find_tile(x, map, C, next, kind, at[1]);
+    for (int c = 0; c < channels; c += 16) {
+        for (int t = 0; t < 2; t++) {
+            const __mmask16 mask = t <= two ? channel_mask(c, C) : 0;
+            if (kind == INPUTS) transform_input(tile, at[t], c, mask, both[t]);
+            else transform_gradient(tile, at[t], c, mask, both[t]);
+        }
+        for (int l = 0; l < list->count; l++) {
+            const int p = list->at[l];
+            _mm512_store_si512(to + p * point + c / 16 * along + 32 * slots[p], side_by_side(both[0][p], both[1][p]));
+        }
+    }
+}
+
 /* Its gradient with regard to w: x [N, H, W, CI], g [N, H, W, CO] -> dw [CO, 3, 3, CI]. The products sum over pairs of
  * tiles, those at the same place of two pictures, which have the same points: each thread has points of its own,
  * and the same order of summation whatever the number of threads. */
@@ -640,31 +653,10 @@ void winograd_weight_gradient(const bf16 *x, const bf16 *g, float *dw, int N, in
         /* [16 channels][pair of tiles][16][2], a point after the other */
 #pragma omp for schedule(static)
         for (int k = 0; k < count; k++) {
-            const bf16 *at[2][36];
-            __m512 both[2][36];
             const Tile tile = tile_of(map, (first + k) / places * 2, (first + k) % places);
             const Points *list = &lists[tile.rows - 2][tile.columns - 2];
-            const int two = tile.picture + 1 < N;
-            Tile next = tile;
-            next.picture += two;
-            find_tile(x, map, CI, tile, 1, at[0]);
-            find_tile(x, map, CI, next, 1, at[1]);
-            for (int c = 0; c < inputs; c += 16) {
-                for (int t = 0; t < 2; t++) transform_input(tile, at[t], c, channel_mask(c, CI), both[t]);
-                for (int l = 0; l < list->count; l++) {
-                    const int p = list->at[l];
-                    _mm512_store_si512(v + p * v_point + 2 * c * chunk + 32 * slots[k][p], side_by_side(both[0][p], both[1][p]));
-                }
-            }
-            find_tile(g, map, CO, tile, 0, at[0]);
-            find_tile(g, map, CO, next, 0, at[1]);
-            for (int c = 0; c < outputs; c += 16) { /* where there is no second, its gradient is zero */
-                for (int t = 0; t < 2; t++) transform_gradient(tile, at[t], c, t <= two ? channel_mask(c, CO) : 0, both[t]);
-                for (int l = 0; l < list->count; l++) {
-                    const int p = list->at[l];
-                    _mm512_store_si512(z + p * z_point + 2 * c * chunk + 32 * slots[k][p], side_by_side(both[0][p], both[1][p]));
-                }
-            }
+            transform_pair(INPUTS, x, map, N, CI, inputs, tile, list, slots[k], v, v_point, 32 * chunk);
+            transform_pair(RESULTS, g, map, N, CO, outputs, tile, list, slots[k], z, z_point, 32 * chunk);
         }
 #pragma omp for schedule(dynamic) collapse(2) /* points are not equally frequent */
         for (int p = 0; p < POINTS; p++)

@@ -32,6 +32,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, params: list[dict[str, Any]], lr: float, momentum: float) -> None:
+        _leave_compiler_out()
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
 
     @torch.no_grad()
@@ -77,3 +78,17 @@ def orthogonalise(matrix: Tensor) -> Tensor:
         x = a * x + (b * gram + c * (gram @ gram)) @ x
     orthogonal: Tensor = x.to(matrix.dtype)
     return orthogonal.T if tall else orthogonal
+
+
+def _leave_compiler_out() -> None:
+    """Optimizers tell ``torch.compile`` to keep away from some of their methods, and import it for that, in a
+    second. Nothing here compiles an optimizer, so these methods may do without. (PyTorch's own import it once
+    more in their steps.)
+
+    Their wrappers, ``torch._disable_dynamo``, look up in this attribute whom to call; where another version's
+    do not, they work as ever.
+    """
+    for method in vars(torch.optim.Optimizer).values():
+        plain = getattr(method, "__wrapped__", None)
+        if plain is not None and not hasattr(plain, "__dynamo_disable"):
+            setattr(plain, "__dynamo_disable", plain)

@@ -22,7 +22,6 @@ def build_optimizer(settings: OptimizerSettings, model: nn.Module) -> torch.opti
         RecipeError: a group's pattern matches no parameter.
     """
     groups = parameter_groups(settings, model)
-    _leave_compiler_out()
     if settings.name == "adamw":
         first, second = settings.betas
         return torch.optim.AdamW(groups, lr=settings.lr, betas=(first, second))
@@ -61,16 +60,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Each group's rate: ``factor`` times its full one."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
-
-
-def _leave_compiler_out() -> None:
-    """Optimizers tell ``torch.compile`` to keep away from some of their methods, and import it for that, in a
-    second. Nothing here compiles an optimizer, so these methods may do without.
-
-    Their wrappers, ``torch._disable_dynamo``, look up in this attribute whom to call; where another version's
-    do not, they work as ever.
-    """
-    for method in vars(torch.optim.Optimizer).values():
-        plain = getattr(method, "__wrapped__", None)
-        if plain is not None and not hasattr(plain, "__dynamo_disable"):
-            setattr(plain, "__dynamo_disable", plain)
