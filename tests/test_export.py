@@ -64,7 +64,7 @@ def test_a_check_sees_another_network(tiny_run: Run, tmp_path: Path) -> None:
     assert check_export(tiny_run.path, other.weights_path, coloured_data(), "test").largest_difference > 0.01
 
 
-@pytest.mark.parametrize("tta", ["none", "mirror", "mirror-shift"])
+@pytest.mark.parametrize("tta", ["none", "mirror", "mirror-shift", "adaptive"])
 def test_onnx_and_torch_agree_on_every_view(tiny_run: Run, onnx_file: Path, tta: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
     size = load_run(tiny_run.path).info.preprocessing.size

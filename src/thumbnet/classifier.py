@@ -79,7 +79,7 @@ class Classifier(ABC):
 
         Args:
             pixels: from :meth:`thumbnet.data.images.Preprocessing.pixels`.
-            tta: test-time augmentation: ``none``, ``mirror`` or ``mirror-shift``.
+            tta: test-time augmentation: ``none``, ``mirror``, ``mirror-shift`` or ``adaptive``.
         """
 
     @abstractmethod

@@ -370,8 +370,9 @@ def _add_data_dir(parser: argparse.ArgumentParser) -> None:
 
 def _add_tta(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--tta", nargs="?", const="mirror-shift", default="none", choices=["none", "mirror", "mirror-shift"],
-        help="test-time augmentation: the mean over mirrored (and shifted) views",
+        "--tta", nargs="?", const="mirror-shift", default="none",
+        choices=["none", "mirror", "mirror-shift", "adaptive"],
+        help="test-time augmentation: the mean over mirrored (and shifted) views (adaptive: where unsure)",
     )  # fmt: skip
 
 

@@ -16,6 +16,17 @@ import numpy as np
 CALIBRATION_BINS = 15
 Z95 = 1.959963984540054  # of the normal distribution, two-sided
 
+# Test-time augmentation: what each view of a picture counts. The two that are shifted count half, together as
+# much as the middle one.
+VIEW_WEIGHTS = {
+    "none": [1.0],
+    "mirror": [0.5, 0.5],
+    "mirror-shift": [0.25, 0.125, 0.125, 0.25, 0.125, 0.125],
+    "adaptive": [0.25, 0.125, 0.125, 0.25, 0.125, 0.125],
+}
+# ``adaptive`` shows a picture once where the first logit is so far ahead of the second.
+SURE_LEAD = 2.0
+
 
 @dataclass(frozen=True)
 class ClassScore:

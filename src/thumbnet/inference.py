@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thumbnet.data.batches import Batches
+from thumbnet.evaluation import SURE_LEAD, VIEW_WEIGHTS
 from thumbnet.hardware import autocast
 
 
@@ -15,7 +16,7 @@ def views(images: Tensor, tta: str) -> list[Tensor]:
     if tta == "none":
         return [images]
     seen = [images]
-    if tta == "mirror-shift":
+    if tta in ("mirror-shift", "adaptive"):
         padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
         height, width = images.shape[-2:]
         seen += [padded[:, :, :height, :width], padded[:, :, 2:, 2:]]
@@ -23,19 +24,23 @@ def views(images: Tensor, tta: str) -> list[Tensor]:
 
 
 def predict_logits(model: nn.Module, images: Tensor, *, bf16: bool, tta: str = "none") -> Tensor:
-    """Logits float32 [B, classes] of a normalised batch, the mean over its views.
+    """Logits float32 [B, classes] of a normalised batch, the mean over its views."""
 
-    With ``mirror-shift`` the two shifted views count half: together as much as the middle one.
-    """
-    weights = {1: [1.0], 2: [0.5, 0.5], 6: [0.25, 0.125, 0.125, 0.25, 0.125, 0.125]}
-    seen = views(images, tta)
-    total: Tensor | None = None
+    def logits_of(view: Tensor) -> Tensor:
+        logits: Tensor = model(view.contiguous(memory_format=torch.channels_last)).float()
+        return logits
+
     with torch.inference_mode(), autocast(bf16, images.device):
-        for view, weight in zip(seen, weights[len(seen)], strict=True):
-            logits = model(view.contiguous(memory_format=torch.channels_last)).float() * weight
-            total = logits if total is None else total + logits
-    assert total is not None
-    return total
+        logits = logits_of(images)
+        first, second = logits.topk(min(2, logits.shape[1])).values[:, [0, -1]].unbind(1)
+        asked = first - second < (SURE_LEAD if tta == "adaptive" else torch.inf)
+        if tta == "none" or not bool(asked.any()):
+            return logits
+        total = logits[asked] * VIEW_WEIGHTS[tta][0]
+        for view, weight in zip(views(images[asked], tta)[1:], VIEW_WEIGHTS[tta][1:], strict=True):
+            total += logits_of(view) * weight
+        logits[asked] = total
+    return logits
 
 
 def collect_logits(

@@ -22,14 +22,10 @@ from thumbnet.errors import (
     UnreadableImageError,
     UnreadableImagesError,
 )
+from thumbnet.evaluation import SURE_LEAD, VIEW_WEIGHTS
 from thumbnet.weights_info import WeightsInfo
 
 INPUT, OUTPUT, METADATA = "pixels", "logits", "thumbnet"
-_VIEW_WEIGHTS = {
-    "none": [1.0],
-    "mirror": [0.5, 0.5],
-    "mirror-shift": [0.25, 0.125, 0.125, 0.25, 0.125, 0.125],
-}
 
 
 class OnnxClassifier(Classifier):
@@ -74,10 +70,20 @@ class OnnxClassifier(Classifier):
         super().__init__(info)
 
     def logits(self, pixels: np.ndarray, *, tta: str = "none") -> np.ndarray:  # noqa: D102
-        total = np.zeros((len(pixels), len(self.class_names)), dtype=np.float32)
-        for view, weight in zip(_views(pixels, tta), _VIEW_WEIGHTS[tta], strict=True):
-            total += weight * self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(view)})[0]
-        return total
+        logits = self._run(pixels)
+        first, second = np.sort(logits, axis=1)[:, [-1, -min(2, logits.shape[1])]].T
+        asked = first - second < (SURE_LEAD if tta == "adaptive" else np.inf)
+        if tta == "none" or not asked.any():
+            return logits
+        total = logits[asked] * VIEW_WEIGHTS[tta][0]
+        for view, weight in zip(_views(pixels[asked], tta)[1:], VIEW_WEIGHTS[tta][1:], strict=True):
+            total += self._run(view) * weight
+        logits[asked] = total
+        return logits
+
+    def _run(self, pixels: np.ndarray) -> np.ndarray:
+        logits: np.ndarray = self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(pixels)})[0]
+        return logits
 
     def _logits_of(
         self, split: Split, tta: str, batch_size: int, on_bad_image: str, on_decode: Count | None
@@ -109,7 +115,7 @@ def _views(pixels: np.ndarray, tta: str) -> list[np.ndarray]:
     if tta == "none":
         return [pixels]
     seen = [pixels]
-    if tta == "mirror-shift":
+    if tta in ("mirror-shift", "adaptive"):
         height, width = pixels.shape[1:3]
         padded = np.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
         seen += [padded[:, :height, :width], padded[:, 2:, 2:]]

@@ -288,12 +288,13 @@ class EvaluationSettings:
         every: evaluate after each so many epochs, and after the last one; 0 means only the last.
             With a ``val`` split the best of these epochs is kept.
         tta: test-time augmentation, the mean of the logits over views of a picture: ``none``;
-            ``mirror`` (two views); ``mirror-shift`` (those, also shifted by one pixel: six).
+            ``mirror`` (two views); ``mirror-shift`` (those, also shifted by one pixel: six);
+            ``adaptive`` (these six where the first view leaves the network unsure, else that one).
         batch_size: pictures a forward pass.
     """
 
     every: int = 1
-    tta: Literal["none", "mirror", "mirror-shift"] = "none"
+    tta: Literal["none", "mirror", "mirror-shift", "adaptive"] = "none"
     batch_size: int = 500
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from thumbnet.data.augment import mirror, translate
 from thumbnet.kernels import build, ops
-from thumbnet.kernels.ops import Conv3x3, norm_act, plain_norm_act
+from thumbnet.kernels.ops import Conv3x3, conv_norm_act, norm_act, plain_norm_act
 from thumbnet.models import build_model
 from thumbnet.recipe import ModelSettings
 
@@ -114,15 +114,68 @@ def test_winograd_and_its_twin(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        y, dx = ops.winograd(x, weight), ops.winograd_input_gradient(g, weight)
+        y, dx = ops.winograd(x, weight), ops.winograd_input_gradient(g, weight, (height, width))
         dw = ops.winograd_weight_gradient(x, g)
         assert torch.equal(dw, ops.winograd_weight_gradient(x, g))
     finally:
         torch.set_num_threads(before)
     for ours, exact in ((y, y64.detach()), (dx, x64.grad), (dw, weight64.grad)):
-        assert exact is not None
-        assert ours.shape == exact.shape
-        assert float((ours.double() - exact).norm() / exact.norm()) < 0.015
+        assert_near(ours, exact)
+
+
+def assert_near(ours: Tensor, exact: Tensor | None) -> None:
+    assert exact is not None
+    assert ours.shape == exact.shape
+    assert float((ours.double() - exact).norm() / exact.norm()) < 0.015
+
+
+@needs_kernels
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("count", "inputs", "outputs", "height", "width"),
+    [
+        (3, 24, 40, 5, 9),  # channels that fill no vector, odd sides
+        (2, 24, 32, 31, 31),
+        (35, 256, 256, 3, 3),  # an odd number of pictures
+        (9, 32, 32, 2, 11),
+        (6, 64, 96, 8, 6),
+        (300, 256, 16, 7, 7),  # more pairs of tiles than are transformed at a time
+    ],
+)
+def test_pooled_winograd_and_its_twin(
+    count: int, inputs: int, outputs: int, height: int, width: int, threads: int
+) -> None:
+    """Forwards as near as without pooling; backwards by the maxima that the kernel chose."""
+    x, weight = pictures(count, inputs, height, width), pictures(outputs, inputs, 3, 3, seed=2).float()
+    x64, weight64 = x.double().requires_grad_(), weight.double().requires_grad_()
+    y64 = nn.functional.conv2d(x64, weight64, padding=1)
+    pooled64 = nn.functional.max_pool2d(y64, 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        y, which = ops.winograd_pooled(x, weight)
+        g = pictures(*y.shape, seed=1)
+        dx = ops.winograd_input_gradient(g, weight, (height, width), which)
+        dw = ops.winograd_weight_gradient(x, g, which)
+        assert torch.equal(dw, ops.winograd_weight_gradient(x, g, which))
+    finally:
+        torch.set_num_threads(before)
+    which = which.permute(0, 3, 1, 2).long()
+    rows, columns = torch.arange(height // 2)[:, None], torch.arange(width // 2)
+    places = (2 * rows + which // 2) * width + 2 * columns + which % 2
+    chosen = y64.flatten(2).gather(2, places.flatten(2)).view_as(pooled64)
+    missed = (pooled64 - chosen).detach() > 0.05 * y64.std()
+    assert missed.double().mean() < 0.01
+    y64.backward(nn.functional.max_unpool2d(g.double(), places, [2, 2], output_size=(height, width)))
+    for ours, exact in ((y, pooled64.detach()), (dx, x64.grad), (dw, weight64.grad)):
+        assert_near(ours, exact)
+
+
+@needs_kernels
+def test_of_equal_results_the_first_is_the_maximum() -> None:
+    y, which = ops.winograd_pooled(pictures(2, 32, 6, 6) * 0, pictures(32, 32, 3, 3).float())
+    assert not y.any()
+    assert not which.any()
 
 
 @needs_kernels
@@ -143,6 +196,13 @@ def test_where_winograd_pays_it_runs_and_learns(monkeypatch: pytest.MonkeyPatch)
         with torch.autocast("cpu", torch.bfloat16):
             conv(x).float().sum().backward()
         assert (called == ["winograd", "winograd", "winograd_weight_gradient"]) is runs
+    for pool in (1, 2):
+        called.clear()
+        x = pictures(300, 64, 8, 8).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            conv_norm_act(x, conv, nn.BatchNorm2d(64), "silu", pool=pool).float().sum().backward()
+        sums = ["pool_and_sum", "scale_and_activate", "backward_sums", "backward"]
+        assert called == ["winograd", *sums, "winograd", "winograd_weight_gradient"]
 
 
 CASES = [

@@ -240,6 +240,7 @@ void conv3x3_weight_gradient(const bf16 *x, const bf16 *g, float *dw, int N, int
 #define B3 3.375f
 
 enum { POINTS = 36, ROWS = 8, TILES = 32, WIDE = 64 }; /* TILES, WIDE: tiles and outputs whose products stay in L2 */
+enum { TRANSFORMED = 2 << 20, MOST_SUMS = 8 << 20 }; /* bytes of a thread, for the weights' gradient */
 
 typedef struct { int height, width, down, across; } Map; /* pixels, and tiles */
 
@@ -410,16 +411,30 @@ static inline __m512i side_by_side(__m512 a, __m512 b) {
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
-/* Where a tile's pixels in the pictures x [N, H, W, C] are, with `border` around it: six to a row, zeros where there is
- * none. */
-static inline void find_tile(const bf16 *x, Map map, int C, Tile tile, int border, const bf16 **at) {
+/* Values [N, height, width, C]. With `which` they are gradients of maxima, [N, height / 2, width / 2, C]: each belongs to one
+ * pixel of its 2x2 window, in reading order, and the others' are 0. */
+typedef struct { const bf16 *values; const uint8_t *which; int height, width, channels; } Pictures;
+
+typedef struct { const bf16 *values; const uint8_t *which; int corner; } Pixel;
+
+/* A tile's pixels with `border` around it: six to a row, zeros where there is none. */
+static inline void find_tile(Pictures from, Tile tile, int border, Pixel *pixels) {
     static const bf16 zeros[4096 + 16];
+    const int window = from.which ? 2 : 1, height = from.height / window, width = from.width / window;
     for (int i = 0; i < tile.rows + 2 * border; i++)
         for (int j = 0; j < tile.columns + 2 * border; j++) {
             const int row = tile.top - border + i, column = tile.left - border + j;
-            const int inside = row >= 0 && row < map.height && column >= 0 && column < map.width;
-            at[6 * i + j] = inside ? x + (((size_t)tile.picture * map.height + row) * map.width + column) * C : zeros;
+            const int inside = row >= 0 && row < height * window && column >= 0 && column < width * window;
+            const size_t at = (((size_t)tile.picture * height + row / window) * width + column / window) * from.channels;
+            pixels[6 * i + j] = (Pixel){inside ? from.values + at : zeros, NULL, row % 2 * 2 + column % 2};
+            if (from.which) pixels[6 * i + j].which = inside ? from.which + at : (const uint8_t *)zeros;
         }
+}
+
+INLINE __m512 load_pixel(int pooled, Pixel pixel, int channel, __mmask16 mask) {
+    if (pooled)
+        mask = _mm_mask_cmpeq_epi8_mask(mask, _mm_maskz_loadu_epi8(mask, pixel.which + channel), _mm_set1_epi8(pixel.corner));
+    return load_bf16(mask, pixel.values + channel);
 }
 
 enum { RESULTS, INPUTS }; /* kinds of a tile's pixels: its results' gradients, or its inputs, with a border of one */
@@ -429,16 +444,18 @@ INLINE void points_of(int kind, int size, const __m512 *d, int from, __m512 *t, 
     else result_points(size, d, from, t, to);
 }
 
-INLINE void read_points(int kind, int size, const bf16 **at, int channel, __mmask16 mask, __m512 *t) {
+INLINE void read_points(int kind, int pooled, int size, const Pixel *pixels, int channel, __mmask16 mask, __m512 *t) {
     __m512 d[6];
 #pragma GCC unroll 6
-    for (int i = 0; i < size + 2 * kind; i++) d[i] = load_bf16(mask, at[6 * i] + channel);
+    for (int i = 0; i < size + 2 * kind; i++) d[i] = load_pixel(pooled, pixels[6 * i], channel, mask);
     points_of(kind, size, d, 1, t, 6);
 }
 
-INLINE void tile_points(int kind, int rows, int columns, const bf16 **at, int channel, __mmask16 mask, __m512 *points) {
+INLINE void tile_points(int kind, int pooled, int rows, int columns, const Pixel *pixels, int channel, __mmask16 mask,
+                        __m512 *points) {
     __m512 half[36];
-#define DOWN(size) for (int j = 0; j < columns + 2 * kind; j++) read_points(kind, size, at + j, channel, mask, half + j)
+#define DOWN(size) \
+    for (int j = 0; j < columns + 2 * kind; j++) read_points(kind, pooled, size, pixels + j, channel, mask, half + j)
 #define ACROSS(size) \
     for (int i = 0; i < 6; i++) if (has_point(rows, i)) points_of(kind, size, half + 6 * i, 1, points + 6 * i, 1)
     BY_SIZE(rows, DOWN)
@@ -447,16 +464,23 @@ INLINE void tile_points(int kind, int rows, int columns, const bf16 **at, int ch
 #undef ACROSS
 }
 
-/* 16 channels from `channel` on of a tile and what is around it, as points. */
-APART void transform_input(Tile tile, const bf16 **at, int channel, __mmask16 mask, __m512 *points) {
-    if (tile.rows == 4 && tile.columns == 4) tile_points(INPUTS, 4, 4, at, channel, mask, points); /* most are */
-    else tile_points(INPUTS, tile.rows, tile.columns, at, channel, mask, points);
-}
+/* 16 channels from `channel` on of a tile (INPUTS: and what is around it), as points. */
+#define TRANSFORM(name, kind, pooled)                                                                               \
+    APART void name(Tile tile, const Pixel *pixels, int channel, __mmask16 mask, __m512 *points) {                  \
+        if (tile.rows == 4 && tile.columns == 4) /* most are */                                                     \
+            tile_points(kind, pooled, 4, 4, pixels, channel, mask, points);                                         \
+        else tile_points(kind, pooled, tile.rows, tile.columns, pixels, channel, mask, points);                     \
+    }
 
-/* The same of the gradients of its results. */
-APART void transform_gradient(Tile tile, const bf16 **at, int channel, __mmask16 mask, __m512 *points) {
-    if (tile.rows == 4 && tile.columns == 4) tile_points(RESULTS, 4, 4, at, channel, mask, points);
-    else tile_points(RESULTS, tile.rows, tile.columns, at, channel, mask, points);
+TRANSFORM(transform_inputs, INPUTS, 0)
+TRANSFORM(transform_results, RESULTS, 0)
+TRANSFORM(transform_pooled_inputs, INPUTS, 1)
+TRANSFORM(transform_pooled_results, RESULTS, 1)
+
+static inline void transform(int kind, Tile tile, const Pixel *pixels, int channel, __mmask16 mask, __m512 *points) {
+    const int pooled = pixels[0].which != NULL;
+    if (kind == INPUTS) (pooled ? transform_pooled_inputs : transform_inputs)(tile, pixels, channel, mask, points);
+    else (pooled ? transform_pooled_results : transform_results)(tile, pixels, channel, mask, points);
 }
 
 INLINE void result_of(int rows, int columns, const __m512 *points, __m512 *result) {
@@ -524,9 +548,42 @@ static void transform_weights(const float *w, bf16 *u, int inputs, int outputs, 
         }
 }
 
-/* The convolution, padding 1: x [N, H, W, CI], w [CI, 3, 3, CO] float32 -> y [N, H, W, CO]. */
-void winograd(const bf16 *x, const float *w, bf16 *y, int N, int H, int W, int CI, int CO, int flip, int threads) {
-    const Map map = map_of(H, W);
+/* bfloat16 as 16-bit integers in the same order; its own inverse. */
+static inline __m256i sortable_half(__m256i line) {
+    return _mm256_xor_si256(line, _mm256_srli_epi16(_mm256_srai_epi16(line, 15), 1));
+}
+
+/* 16 channels of a tile's results to y [N, height, width, channels]; or the maxima of their 2x2 windows, and which they are. */
+static inline void store_results(Tile tile, const __m512 *result, bf16 *y, uint8_t *which, Map map, int channels,
+                                 int channel, __mmask16 mask) {
+    const int window = which ? 2 : 1;
+    for (int i = 0; i < tile.rows && tile.top + i < map.height; i += window)
+        for (int j = 0; j < tile.columns && tile.left + j < map.width; j += window) {
+            const int row = (tile.top + i) / window, column = (tile.left + j) / window;
+            const size_t pixel = ((size_t)tile.picture * (map.height / window) + row) * (map.width / window) + column;
+            const size_t at = pixel * channels + channel;
+            __m256i best = (__m256i)_mm512_cvtneps_pbh(result[4 * i + j]);
+            if (which) {
+                __m256i index = _mm256_setzero_si256();
+                best = sortable_half(best);
+                for (int k = 1; k < 4; k++) {
+                    const __m256i value = sortable_half((__m256i)_mm512_cvtneps_pbh(result[4 * (i + k / 2) + j + k % 2]));
+                    index = _mm256_mask_mov_epi16(index, _mm256_cmpgt_epi16_mask(value, best), _mm256_set1_epi16(k));
+                    best = _mm256_max_epi16(best, value);
+                }
+                best = sortable_half(best);
+                _mm_mask_storeu_epi8(which + at, mask, _mm256_cvtepi16_epi8(index));
+            }
+            _mm256_mask_storeu_epi16(y + at, mask, best);
+        }
+}
+
+/* The convolution, padding 1, of x with w [CI, 3, 3, CO] float32 -> y [N, H, W, CO]. x is [N, H, W, CI], or with `x_which` the
+ * gradient of maxima, [N, H/2, W/2, CI]. With `y_which` [N, H/2, W/2, CO], y are the maxima of 2x2 windows and that is which. */
+void winograd(const bf16 *x, const uint8_t *x_which, const float *w, bf16 *y, uint8_t *y_which, int N, int H, int W,
+              int CI, int CO, int flip, int threads) {
+    const Pictures pictures = {x, x_which, H, W, CI};
+    const Map map = y_which ? map_of(H / 2 * 2, W / 2 * 2) : map_of(H, W); /* no window has an odd last row */
     const int places = map.down * map.across;
     const long tiles = (long)N * places;
     const int inputs = rounded(CI, 16), outputs = rounded(CO, 32), wide = outputs % WIDE ? 32 : WIDE;
@@ -547,11 +604,11 @@ void winograd(const bf16 *x, const float *w, bf16 *y, int N, int H, int W, int C
             for (int t = 0; t < count; t++) {
                 const Tile tile = tile_of(map, (first + t) / places, (first + t) % places);
                 const Points *list = &lists[tile.rows - 2][tile.columns - 2];
-                const bf16 *at[36];
-                find_tile(x, map, CI, tile, 1, at);
+                Pixel pixels[36];
+                find_tile(pictures, tile, 1, pixels);
                 for (int c = 0; c < inputs; c += 16) {
                     __m512 points[36];
-                    transform_input(tile, at, c, channel_mask(c, CI), points);
+                    transform(INPUTS, tile, pixels, c, channel_mask(c, CI), points);
                     for (int k = 0; k < list->count; k++) {
                         const int p = list->at[k];
                         bf16 *to = v + p * v_point + counts[p] * inputs + c;
@@ -580,11 +637,7 @@ void winograd(const bf16 *x, const float *w, bf16 *y, int N, int H, int W, int C
                             points[p] = _mm512_load_ps(m + p * m_point + done[p] * wide + c);
                         }
                         transform_result(tile, points, result);
-                        for (int i = 0; i < tile.rows && tile.top + i < H; i++)
-                            for (int j = 0; j < tile.columns && tile.left + j < W; j++) {
-                                const size_t pixel = ((size_t)tile.picture * H + tile.top + i) * W + tile.left + j;
-                                _mm256_mask_storeu_epi16(y + pixel * CO + o + c, mask, (__m256i)_mm512_cvtneps_pbh(result[4 * i + j]));
-                            }
+                        store_results(tile, result, y, y_which, map, CO, o + c, mask);
                     }
                     for (int k = 0; k < list->count; k++) done[list->at[k]]++;
                 }
@@ -596,92 +649,94 @@ void winograd(const bf16 *x, const float *w, bf16 *y, int N, int H, int W, int C
     free(u);
 }
 
-/* A pair of tiles of x [N, H, W, C], at the same place of two pictures: each point's to `to` + its slot, the points
- * `point` apart, 16 channels `along`. Where there is no second picture, zeros. */
-static void transform_pair(int kind, const bf16 *x, Map map, int N, int C, int channels, Tile tile, const Points *list,
+/* A pair of tiles, at the same place of two of the N pictures: of channels from `begin` to `end`, each point's to `to` + its
+ * slot, the points `point` apart, 16 channels `along`. Where there is no second picture, zeros. */
+static void transform_pair(int kind, Pictures pictures, int N, int begin, int end, Tile tile, const Points *list,
                            const uint16_t *slots, bf16 *to, size_t point, size_t along) {
-    const bf16 *at[2][36];
+    Pixel pixels[2][36];
     __m512 both[2][36];
     const int two = tile.picture + 1 < N;
     Tile next = tile;
     next.picture += two;
-    find_tile(x, map, C, tile, kind, at[0]);
-    find_tile(x, map, C, next, kind, at[1]);
-    for (int c = 0; c < channels; c += 16) {
-        for (int t = 0; t < 2; t++) {
-            const __mmask16 mask = t <= two ? channel_mask(c, C) : 0;
-            if (kind == INPUTS) transform_input(tile, at[t], c, mask, both[t]);
-            else transform_gradient(tile, at[t], c, mask, both[t]);
-        }
+    find_tile(pictures, tile, kind, pixels[0]);
+    find_tile(pictures, next, kind, pixels[1]);
+    for (int c = begin; c < end; c += 16, to += along) {
+        for (int t = 0; t < 2; t++)
+            transform(kind, tile, pixels[t], c, t <= two ? channel_mask(c, pictures.channels) : 0, both[t]);
         for (int l = 0; l < list->count; l++) {
             const int p = list->at[l];
-            _mm512_store_si512(to + p * point + c / 16 * along + 32 * slots[p], side_by_side(both[0][p], both[1][p]));
+            _mm512_store_si512(to + p * point + 32 * slots[p], side_by_side(both[0][p], both[1][p]));
         }
     }
 }
 
-/* Its gradient with regard to w: x [N, H, W, CI], g [N, H, W, CO] -> dw [CO, 3, 3, CI]. The products sum over pairs of
- * tiles, those at the same place of two pictures, which have the same points: each thread has points of its own,
- * and the same order of summation whatever the number of threads. */
-void winograd_weight_gradient(const bf16 *x, const bf16 *g, float *dw, int N, int H, int W, int CI, int CO, int threads) {
-    const Map map = map_of(H, W);
-    const int places = map.down * map.across, most = 512;
+/* Its gradient with regard to w: x [N, H, W, CI], g [N, H, W, CO] (or with `which` of maxima, [N, H/2, W/2, CO]) ->
+ * dw [CO, 3, 3, CI]. The products sum over pairs of tiles, those at the same place of two pictures, which have the same
+ * points. Threads share the pictures, and the output channels while a thread's sums would be too large; what one
+ * transforms no other reads: where two cores are far apart, that took the time of one thread. */
+void winograd_weight_gradient(const bf16 *x, const bf16 *g, const uint8_t *which, float *dw, int N, int H, int W, int CI, int CO,
+                              int threads) {
+    const Pictures from = {x, NULL, H, W, CI}, gradients = {g, which, H, W, CO};
+    const Map map = which ? map_of(H / 2 * 2, W / 2 * 2) : map_of(H, W);
+    const int places = map.down * map.across;
     const long pairs = (N + 1L) / 2 * places;
     const int inputs = rounded(CI, 32), outputs = rounded(CO, 16);
-    long chunk = (8L << 20) / (POINTS * 4 * (inputs + outputs)) / 8 * 8; /* pairs transformed at a time: 8 MB */
-    chunk = chunk < 16 ? 16 : chunk > most ? most : chunk;
-    const size_t point = (size_t)outputs * inputs;
-    const size_t v_point = 2 * chunk * inputs + 32, z_point = 2 * chunk * outputs + 32;
-    float *sums = allocate(sizeof(float) * POINTS * point);
-    bf16 *v = allocate(sizeof(bf16) * POINTS * v_point), *z = allocate(sizeof(bf16) * POINTS * z_point);
-    uint16_t(*slots)[POINTS] = allocate(sizeof(uint16_t) * POINTS * (most + 1)); /* how many pairs before have a point */
+    int shares = 1;
+    while (threads % (2 * shares) == 0 && outputs % (32 * shares) == 0 && 4L * POINTS * inputs * outputs / shares > MOST_SUMS)
+        shares *= 2;
+    const int groups = threads / shares, mine = outputs / shares;
+    int chunk = TRANSFORMED / (POINTS * 4 * (inputs + mine)) / 8 * 8; /* pairs transformed at a time */
+    chunk = chunk < 16 ? 16 : chunk > 512 ? 512 : chunk;
+    const size_t point = (size_t)mine * inputs, v_point = 2 * chunk * inputs + 32, z_point = 2 * chunk * mine + 32;
+    float *sums = allocate(sizeof(float) * POINTS * point * threads);
     Points lists[3][3];
     list_points(lists);
 #pragma omp parallel num_threads(threads)
-    for (long first = 0; first < pairs; first += chunk) {
-        const int count = pairs - first < chunk ? pairs - first : chunk;
-#pragma omp single
-        {
-            memset(slots[0], 0, sizeof(slots[0]));
-            for (int k = 0; k < count; k++) {
-                const Tile tile = tile_of(map, 0, (first + k) % places);
-                const Points *list = &lists[tile.rows - 2][tile.columns - 2];
-                memcpy(slots[k + 1], slots[k], sizeof(slots[k]));
-                for (int l = 0; l < list->count; l++) slots[k + 1][list->at[l]]++;
-            }
-        }
+    {
+        const int thread = omp_get_thread_num(), share = thread % shares, group = thread / shares;
+        const long begin = pairs * group / groups, end = pairs * (group + 1) / groups;
+        float *sum = sums + POINTS * point * thread;
         /* [16 channels][pair of tiles][16][2], a point after the other */
-#pragma omp for schedule(static)
-        for (int k = 0; k < count; k++) {
-            const Tile tile = tile_of(map, (first + k) / places * 2, (first + k) % places);
-            const Points *list = &lists[tile.rows - 2][tile.columns - 2];
-            transform_pair(INPUTS, x, map, N, CI, inputs, tile, list, slots[k], v, v_point, 32 * chunk);
-            transform_pair(RESULTS, g, map, N, CO, outputs, tile, list, slots[k], z, z_point, 32 * chunk);
-        }
-#pragma omp for schedule(dynamic) collapse(2) /* points are not equally frequent */
-        for (int p = 0; p < POINTS; p++)
-            for (int i = 0; i < inputs; i += 32) {
-                const bf16 *b = v + p * v_point + 2 * i * chunk;
-                for (int o = 0; o < outputs; o += ROWS)
-                    multiply(sums + p * point + (size_t)o * inputs + i, inputs,
-                             (const int32_t *)(z + p * z_point + 2 * (o / 16 * 16) * chunk) + o % 16, 1, 16, b, b + 32 * chunk,
-                             slots[count][p], first > 0); /* the first tile has all points that there are */
+        bf16 *v = allocate(sizeof(bf16) * POINTS * v_point), *z = allocate(sizeof(bf16) * POINTS * z_point);
+        if (begin == end) memset(sum, 0, sizeof(float) * POINTS * point);
+        for (long first = begin; first < end; first += chunk) {
+            const int count = end - first < chunk ? end - first : chunk;
+            uint16_t slots[POINTS] = {0}; /* how many pairs so far have a point */
+            for (int k = 0; k < count; k++) {
+                const Tile tile = tile_of(map, (first + k) / places * 2, (first + k) % places);
+                const Points *list = &lists[tile.rows - 2][tile.columns - 2];
+                transform_pair(INPUTS, from, N, 0, inputs, tile, list, slots, v, v_point, 32 * chunk);
+                transform_pair(RESULTS, gradients, N, share * mine, (share + 1) * mine, tile, list, slots, z, z_point, 32 * chunk);
+                for (int l = 0; l < list->count; l++) slots[list->at[l]]++;
             }
+            for (int p = 0; p < POINTS; p++)
+                for (int i = 0; i < inputs; i += 32) {
+                    const bf16 *b = v + p * v_point + 2 * i * chunk;
+                    for (int o = 0; o < mine; o += ROWS)
+                        multiply(sum + p * point + (size_t)o * inputs + i, inputs,
+                                 (const int32_t *)(z + p * z_point + 2 * (o / 16 * 16) * chunk) + o % 16, 1, 16, b, b + 32 * chunk,
+                                 slots[p], first > begin);
+                }
+        }
+        free(v);
+        free(z);
     }
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int o = 0; o < CO; o++)
         for (int i = 0; i < CI; i += 16) {
             const __mmask16 mask = channel_mask(i, CI);
+            const float *sum = sums + POINTS * point * (o / mine) + (size_t)(o % mine) * inputs + i;
             __m512 points[36], half[18], taps[9];
-            for (int p = 0; p < POINTS; p++) points[p] = _mm512_load_ps(sums + p * point + (size_t)o * inputs + i);
+            for (int p = 0; p < POINTS; p++) {
+                points[p] = _mm512_load_ps(sum + p * point);
+                for (int n = 1; n < groups; n++)
+                    points[p] = _mm512_add_ps(points[p], _mm512_load_ps(sum + p * point + POINTS * point * shares * n));
+            }
             for (int j = 0; j < 6; j++) weight_gradients(points + j, 6, half + j, 6);
             for (int k = 0; k < 3; k++) weight_gradients(half + 6 * k, 1, taps + 3 * k, 1);
             for (int tap = 0; tap < 9; tap++) _mm512_mask_storeu_ps(dw + ((size_t)o * 9 + tap) * CI + i, mask, taps[tap]);
         }
     free(sums);
-    free(v);
-    free(z);
-    free(slots);
 }
 
 /* ---- Max-pooling, batch normalisation, addition, activation: one pass where PyTorch takes three to five -----

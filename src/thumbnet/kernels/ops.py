@@ -41,16 +41,27 @@ class Conv3x3(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → [B, out_channels, H / stride, W / stride]."""
         stride = self.stride[0]
-        if not _applies(x) or x.shape[1] < _FEW_CHANNELS or x.shape[2] % stride or x.shape[3] % stride:
-            return super().forward(x)
         convolved: Tensor
-        if has_tiles():
+        if _by_winograd(x, self):
+            convolved = _Winograd.apply(x, self.weight, 1)  # type: ignore[no-untyped-call]
+        elif _by_tiles(x) and x.shape[2] % stride == 0 and x.shape[3] % stride == 0:
             convolved = _Conv3x3.apply(x, self.weight, stride)  # type: ignore[no-untyped-call]
-        elif stride == 1 and winograd_pays(x, self.weight):
-            convolved = _Winograd.apply(x, self.weight)  # type: ignore[no-untyped-call]
         else:
             convolved = super().forward(x)
         return convolved
+
+
+def conv_norm_act(
+    x: Tensor, conv: Conv3x3, norm: nn.BatchNorm2d, act: Activation = "relu", *, pool: int = 1
+) -> Tensor:
+    """:func:`norm_act` of ``conv(x)``, its twin; pooling on the way where Winograd's algorithm runs.
+
+    What is pooled is four times as large as the maxima, and so is its gradient, zero but for a quarter: then
+    neither is written to memory.
+    """
+    if pool == 2 and _by_winograd(x, conv, pool):
+        return norm_act(_Winograd.apply(x, conv.weight, pool), norm, act)  # type: ignore[no-untyped-call]
+    return norm_act(conv(x), norm, act, pool=pool)
 
 
 def norm_act(
@@ -136,12 +147,12 @@ def input_gradient(x: Tensor, weight: Tensor, gradient: Tensor, stride: int = 1)
     return _by_patches(gradient, weight.flip(2, 3).permute(2, 3, 0, 1).flatten(0, 2))
 
 
-def winograd_pays(x: Tensor, weight: Tensor) -> bool:
+def winograd_pays(x: Tensor, weight: Tensor, pool: int = 1) -> bool:
     """Whether :func:`winograd` is faster than a plain convolution of ``x`` [B, CI, H, W] with ``weight``."""
     count, inputs, height, width = x.shape
     tiles = -(-height // 4) * -(-width // 4)
-    fits = _MANY_PAIRS <= inputs * len(weight) <= _MOST_PAIRS
-    return fits and min(height, width) > 1 and count * tiles >= _MANY_TILES
+    fits = _MANY_PAIRS // pool**2 <= inputs * len(weight) <= _MOST_PAIRS
+    return fits and inputs >= _FEW_CHANNELS and min(height, width) > 1 and count * tiles >= _MANY_TILES
 
 
 def winograd(x: Tensor, weight: Tensor) -> Tensor:
@@ -156,28 +167,55 @@ def winograd(x: Tensor, weight: Tensor) -> Tensor:
     Returns:
         bfloat16 [B, CO, H, W], channels last.
     """
-    return _winograd(x, weight.permute(1, 2, 3, 0), turned=False)
-
-
-def winograd_input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
-    """Of :func:`winograd` with regard to ``x``: the gradient convolved with the filters turned about."""
-    return _winograd(gradient, weight.permute(0, 2, 3, 1), turned=True)
-
-
-def _winograd(x: Tensor, weight: Tensor, turned: bool) -> Tensor:
-    """``weight``: [inputs, 3, 3, outputs]."""
     count, inputs, height, width = x.shape
-    y = _empty(count, weight.shape[3], height, width)
-    _call("winograd", x, weight.contiguous(), y, count, height, width, inputs, weight.shape[3], int(turned))
+    filters = weight.permute(1, 2, 3, 0).contiguous()
+    y = _empty(count, len(weight), height, width)
+    _call("winograd", x, None, filters, y, None, count, height, width, inputs, len(weight), 0)
     return y
 
 
-def winograd_weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
-    """:func:`weight_gradient`, as far off as :func:`winograd` is."""
+def winograd_pooled(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """``F.max_pool2d(F.conv2d(x, weight, padding=1), 2)``, its twin, by :func:`winograd`.
+
+    Returns:
+        bfloat16 [B, CO, H / 2, W / 2], and which of its window's four pixels each maximum is: uint8
+        [B, H / 2, W / 2, CO], 0 to 3 in reading order, the first where several are equal.
+    """
+    count, inputs, height, width = x.shape
+    filters = weight.permute(1, 2, 3, 0).contiguous()
+    y = _empty(count, len(weight), height // 2, width // 2)
+    which = torch.empty(y.permute(0, 2, 3, 1).shape, dtype=torch.uint8)
+    _call("winograd", x, None, filters, y, which, count, height, width, inputs, len(weight), 0)
+    return y, which
+
+
+def winograd_input_gradient(
+    gradient: Tensor, weight: Tensor, size: tuple[int, int], which: Tensor | None = None
+) -> Tensor:
+    """Of :func:`winograd` with regard to ``x``: the gradient convolved with the filters turned about.
+
+    Args:
+        gradient: of what was returned.
+        weight: float32 [CO, CI, 3, 3].
+        size: height and width of ``x``.
+        which: what :func:`winograd_pooled` returned, if it was that.
+    """
+    count, outputs, inputs = len(gradient), *weight.shape[:2]
+    filters = weight.permute(0, 2, 3, 1).contiguous()
+    dx = _empty(count, inputs, *size)
+    _call("winograd", gradient, which, filters, dx, None, count, *size, outputs, inputs, 1)
+    return dx
+
+
+def winograd_weight_gradient(x: Tensor, gradient: Tensor, which: Tensor | None = None) -> Tensor:
+    """:func:`weight_gradient`, as far off as :func:`winograd` is.
+
+    ``which`` is what :func:`winograd_pooled` returned, if ``gradient`` is of that.
+    """
     count, inputs, height, width = x.shape
     outputs = gradient.shape[1]
     result = torch.empty(outputs, 3, 3, inputs)
-    _call("winograd_weight_gradient", x, gradient, result, count, height, width, inputs, outputs)
+    _call("winograd_weight_gradient", x, gradient, which, result, count, height, width, inputs, outputs)
     return result.permute(0, 3, 1, 2)
 
 
@@ -241,20 +279,24 @@ class _Conv3x3(torch.autograd.Function):
 
 class _Winograd(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, pool: int) -> Tensor:
         x = x.bfloat16().contiguous(memory_format=torch.channels_last)
         weight = weight.float()
-        ctx.save_for_backward(x, weight)
-        return winograd(x, weight)
+        y, which = winograd_pooled(x, weight) if pool == 2 else (winograd(x, weight), None)
+        ctx.save_for_backward(x, weight, which)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight, which = ctx.saved_tensors
         gradient = gradient.bfloat16().contiguous(memory_format=torch.channels_last)
-        dx = winograd_input_gradient(gradient, weight) if ctx.needs_input_grad[0] else None
-        dw = winograd_weight_gradient(x, gradient) if ctx.needs_input_grad[1] else None
-        return dx, dw
+        dx = dw = None
+        if ctx.needs_input_grad[0]:
+            dx = winograd_input_gradient(gradient, weight, x.shape[2:], which)
+        if ctx.needs_input_grad[1]:
+            dw = winograd_weight_gradient(x, gradient, which)
+        return dx, dw, None
 
 
 class _NormAct(torch.autograd.Function):
@@ -330,6 +372,14 @@ def _applies(x: Tensor) -> bool:
         and x.is_contiguous(memory_format=torch.channels_last)
         and library() is not None
     )
+
+
+def _by_tiles(x: Tensor) -> bool:
+    return _applies(x) and has_tiles() and x.shape[1] >= _FEW_CHANNELS
+
+
+def _by_winograd(x: Tensor, conv: Conv3x3, pool: int = 1) -> bool:
+    return _applies(x) and not has_tiles() and conv.stride[0] == 1 and winograd_pays(x, conv.weight, pool)
 
 
 def _call(name: str, *arguments: Tensor | int | None) -> None:

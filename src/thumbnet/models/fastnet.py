@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thumbnet.kernels.ops import Conv3x3, norm_act
+from thumbnet.kernels.ops import Conv3x3, conv_norm_act, norm_act
 from thumbnet.models.resnet import scaled
 
 PATCH = 2
@@ -36,7 +36,7 @@ class FastBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → [B, out_channels, H // 2, W // 2]."""
-        x = norm_act(self.conv1(x), self.norm1, "silu", pool=2)
+        x = conv_norm_act(x, self.conv1, self.norm1, "silu", pool=2)
         return norm_act(self.conv2(x), self.norm2, "silu")
 
 
