@@ -695,7 +695,7 @@ void winograd_weight_gradient(const bf16 *x, const bf16 *g, const uint8_t *which
     {
         const int thread = omp_get_thread_num(), share = thread % shares, group = thread / shares;
         const long begin = pairs * group / groups, end = pairs * (group + 1) / groups;
-        float *sum = sums + POINTS * point * thread;
+        float *sum = sums + POINTS * point * thread; /* [point][inputs / 32][outputs][32] */
         /* [16 channels][pair of tiles][16][2], a point after the other */
         bf16 *v = allocate(sizeof(bf16) * POINTS * v_point), *z = allocate(sizeof(bf16) * POINTS * z_point);
         if (begin == end) memset(sum, 0, sizeof(float) * POINTS * point);
@@ -713,7 +713,7 @@ void winograd_weight_gradient(const bf16 *x, const bf16 *g, const uint8_t *which
                 for (int i = 0; i < inputs; i += 32) {
                     const bf16 *b = v + p * v_point + 2 * i * chunk;
                     for (int o = 0; o < mine; o += ROWS)
-                        multiply(sum + p * point + (size_t)o * inputs + i, inputs,
+                        multiply(sum + p * point + (size_t)i * mine + 32 * o, 32,
                                  (const int32_t *)(z + p * z_point + 2 * (o / 16 * 16) * chunk) + o % 16, 1, 16, b, b + 32 * chunk,
                                  slots[p], first > begin);
                 }
@@ -725,7 +725,7 @@ void winograd_weight_gradient(const bf16 *x, const bf16 *g, const uint8_t *which
     for (int o = 0; o < CO; o++)
         for (int i = 0; i < CI; i += 16) {
             const __mmask16 mask = channel_mask(i, CI);
-            const float *sum = sums + POINTS * point * (o / mine) + (size_t)(o % mine) * inputs + i;
+            const float *sum = sums + POINTS * point * (o / mine) + (size_t)(i / 32) * 32 * mine + 32 * (o % mine) + i % 32;
             __m512 points[36], half[18], taps[9];
             for (int p = 0; p < POINTS; p++) {
                 points[p] = _mm512_load_ps(sum + p * point);
