@@ -400,15 +400,20 @@ static inline void weight_gradients(const __m512 *t, int from, __m512 *w, int to
     w[2 * to] = plus_times(plus_times(t[5 * from], pa, A2 * FA), pb, B2 * FB);
 }
 
+/* 16 bfloat16 as floats: each in the upper half of 32 bits. */
 static inline __m512 load_bf16(__mmask16 mask, const bf16 *from) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from)), 16));
+    const __m512i places = _mm512_set_epi32(15 << 16, 14 << 16, 13 << 16, 12 << 16, 11 << 16, 10 << 16, 9 << 16, 8 << 16,
+                                            7 << 16, 6 << 16, 5 << 16, 4 << 16, 3 << 16, 2 << 16, 1 << 16, 0);
+    const __m512i values = _mm512_castsi256_si512(_mm256_maskz_loadu_epi16(mask, from));
+    return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, places, values));
 }
 
 /* 16 floats each, as bfloat16 in pairs: a[0], b[0], a[1], b[1], ... */
 static inline __m512i side_by_side(__m512 a, __m512 b) {
-    const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a));
-    const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(b));
-    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+    const __m512i places = _mm512_set_epi32(31 << 16 | 15, 30 << 16 | 14, 29 << 16 | 13, 28 << 16 | 12, 27 << 16 | 11, 26 << 16 | 10,
+                                            25 << 16 | 9, 24 << 16 | 8, 23 << 16 | 7, 22 << 16 | 6, 21 << 16 | 5, 20 << 16 | 4,
+                                            19 << 16 | 3, 18 << 16 | 2, 17 << 16 | 1, 16 << 16);
+    return _mm512_permutexvar_epi16(places, (__m512i)_mm512_cvtne2ps_pbh(b, a));
 }
 
 /* Values [N, height, width, C]. With `which` they are gradients of maxima, [N, height / 2, width / 2, C]: each belongs to one
@@ -451,42 +456,60 @@ INLINE void read_points(int kind, int pooled, int size, const Pixel *pixels, int
     points_of(kind, size, d, 1, t, 6);
 }
 
-INLINE void tile_points(int kind, int pooled, int rows, int columns, const Pixel *pixels, int channel, __mmask16 mask,
-                        __m512 *points) {
-    __m512 half[36];
+/* What becomes of points: they are kept; or stored as bfloat16, alone or beside those that were kept of another tile. */
+enum { KEEP, STORE, PAIR };
+
+INLINE void put(int how, __m512 value, __m512 *kept, bf16 *to) {
+    if (how == KEEP) *kept = value;
+    else if (how == STORE) _mm256_store_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(value));
+    else _mm512_store_si512(to, side_by_side(*kept, value));
+}
+
+INLINE void tile_points(int kind, int pooled, int how, int rows, int columns, const Pixel *pixels, int channel, __mmask16 mask,
+                        __m512 *kept, bf16 *const *to, size_t offset) {
+    __m512 half[36], points[6];
 #define DOWN(size) \
     for (int j = 0; j < columns + 2 * kind; j++) read_points(kind, pooled, size, pixels + j, channel, mask, half + j)
-#define ACROSS(size) \
-    for (int i = 0; i < 6; i++) if (has_point(rows, i)) points_of(kind, size, half + 6 * i, 1, points + 6 * i, 1)
+#define ACROSS(size)                                                                                                \
+    for (int i = 0; i < 6; i++) {                                                                                   \
+        if (!has_point(rows, i)) continue;                                                                          \
+        points_of(kind, size, half + 6 * i, 1, points, 1);                                                          \
+        for (int j = 0; j < 6; j++)                                                                                 \
+            if (has_point(size, j)) put(how, points[j], kept + 6 * i + j, to[6 * i + j] + offset);                  \
+    }
     BY_SIZE(rows, DOWN)
     BY_SIZE(columns, ACROSS)
 #undef DOWN
 #undef ACROSS
 }
 
-/* 16 channels from `channel` on of a tile (INPUTS: and what is around it), as points. */
-#define TRANSFORM(name, kind, pooled)                                                                               \
-    APART void name(Tile tile, const Pixel *pixels, int channel, __mmask16 mask, __m512 *points) {                  \
-        if (tile.rows == 4 && tile.columns == 4) /* most are */                                                     \
-            tile_points(kind, pooled, 4, 4, pixels, channel, mask, points);                                         \
-        else tile_points(kind, pooled, tile.rows, tile.columns, pixels, channel, mask, points);                     \
+/* 16 channels from `channel` on of a tile (INPUTS: and what is around it), as points: each at `to` its place + offset. */
+#define TRANSFORM(name, kind, pooled, how)                                                                           \
+    APART void name(Tile tile, const Pixel *pixels, int channel, __mmask16 mask, __m512 *kept, bf16 *const *to,      \
+                    size_t offset) {                                                                                 \
+        if (tile.rows == 4 && tile.columns == 4) /* most are */                                                      \
+            tile_points(kind, pooled, how, 4, 4, pixels, channel, mask, kept, to, offset);                           \
+        else tile_points(kind, pooled, how, tile.rows, tile.columns, pixels, channel, mask, kept, to, offset);       \
     }
 
-TRANSFORM(transform_inputs, INPUTS, 0)
-TRANSFORM(transform_results, RESULTS, 0)
-TRANSFORM(transform_pooled_inputs, INPUTS, 1)
-TRANSFORM(transform_pooled_results, RESULTS, 1)
+TRANSFORM(store_inputs, INPUTS, 0, STORE)
+TRANSFORM(store_pooled_inputs, INPUTS, 1, STORE)
+TRANSFORM(keep_inputs, INPUTS, 0, KEEP)
+TRANSFORM(pair_inputs, INPUTS, 0, PAIR)
+TRANSFORM(keep_results, RESULTS, 0, KEEP)
+TRANSFORM(pair_results, RESULTS, 0, PAIR)
+TRANSFORM(keep_pooled_results, RESULTS, 1, KEEP)
+TRANSFORM(pair_pooled_results, RESULTS, 1, PAIR)
 
-static inline void transform(int kind, Tile tile, const Pixel *pixels, int channel, __mmask16 mask, __m512 *points) {
-    const int pooled = pixels[0].which != NULL;
-    if (kind == INPUTS) (pooled ? transform_pooled_inputs : transform_inputs)(tile, pixels, channel, mask, points);
-    else (pooled ? transform_pooled_results : transform_results)(tile, pixels, channel, mask, points);
-}
-
-INLINE void result_of(int rows, int columns, const __m512 *points, __m512 *result) {
-    __m512 half[24];
-#define DOWN(size) \
-    for (int j = 0; j < 6; j++) if (has_point(columns, j)) results(size, points + j, 6, half + j, 6)
+INLINE void result_of(int rows, int columns, const float *const *points, int channel, __m512 *result) {
+    __m512 half[24], column[6];
+#define DOWN(size)                                                                                                  \
+    for (int j = 0; j < 6; j++) {                                                                                   \
+        if (!has_point(columns, j)) continue;                                                                       \
+        for (int i = 0; i < 6; i++)                                                                                 \
+            if (has_point(size, i)) column[i] = _mm512_load_ps(points[6 * i + j] + channel);                        \
+        results(size, column, 1, half + j, 6);                                                                      \
+    }
 #define ACROSS(size) for (int i = 0; i < rows; i++) results(size, half + 6 * i, 1, result + 4 * i, 1)
     BY_SIZE(rows, DOWN)
     BY_SIZE(columns, ACROSS)
@@ -494,10 +517,10 @@ INLINE void result_of(int rows, int columns, const __m512 *points, __m512 *resul
 #undef ACROSS
 }
 
-/* Points -> a tile's results, four to a row. */
-APART void transform_result(Tile tile, const __m512 *points, __m512 *result) {
-    if (tile.rows == 4 && tile.columns == 4) result_of(4, 4, points, result); /* most are */
-    else result_of(tile.rows, tile.columns, points, result);
+/* 16 channels' points, each at its place + channel -> a tile's results, four to a row. */
+APART void transform_result(Tile tile, const float *const *points, int channel, __m512 *result) {
+    if (tile.rows == 4 && tile.columns == 4) result_of(4, 4, points, channel, result); /* most are */
+    else result_of(tile.rows, tile.columns, points, channel, result);
 }
 
 /* ROWS x 32 sums, `row` floats apart (+)= a times b. Two neighbours of a, 32 bits, are at a[r * down + k * along]; b0
@@ -553,28 +576,35 @@ static inline __m256i sortable_half(__m256i line) {
     return _mm256_xor_si256(line, _mm256_srli_epi16(_mm256_srai_epi16(line, 15), 1));
 }
 
-/* 16 channels of a tile's results to y [N, height, width, channels]; or the maxima of their 2x2 windows, and which they are. */
-static inline void store_results(Tile tile, const __m512 *result, bf16 *y, uint8_t *which, Map map, int channels,
-                                 int channel, __mmask16 mask) {
-    const int window = which ? 2 : 1;
-    for (int i = 0; i < tile.rows && tile.top + i < map.height; i += window)
-        for (int j = 0; j < tile.columns && tile.left + j < map.width; j += window) {
-            const int row = (tile.top + i) / window, column = (tile.left + j) / window;
-            const size_t pixel = ((size_t)tile.picture * (map.height / window) + row) * (map.width / window) + column;
-            const size_t at = pixel * channels + channel;
-            __m256i best = (__m256i)_mm512_cvtneps_pbh(result[4 * i + j]);
-            if (which) {
-                __m256i index = _mm256_setzero_si256();
-                best = sortable_half(best);
-                for (int k = 1; k < 4; k++) {
-                    const __m256i value = sortable_half((__m256i)_mm512_cvtneps_pbh(result[4 * (i + k / 2) + j + k % 2]));
-                    index = _mm256_mask_mov_epi16(index, _mm256_cmpgt_epi16_mask(value, best), _mm256_set1_epi16(k));
-                    best = _mm256_max_epi16(best, value);
-                }
-                best = sortable_half(best);
-                _mm_mask_storeu_epi8(which + at, mask, _mm256_cvtepi16_epi8(index));
+/* Where a tile's results belong in y [N, height, width, channels], four to a row; or those of its 2x2 windows, in the
+ * place of their first pixel. */
+static inline void place_results(Tile tile, Map map, int window, int channels, size_t *at) {
+    for (int i = 0; i < tile.rows; i += window)
+        for (int j = 0; j < tile.columns; j += window) {
+            const size_t row = (size_t)tile.picture * (map.height / window) + (tile.top + i) / window;
+            at[4 * i + j] = (row * (map.width / window) + (tile.left + j) / window) * channels;
+        }
+}
+
+/* 16 channels of them, to y + channel: as they are; or the windows' maxima, and which they are. */
+static inline void store_results(Tile tile, Map map, const __m512 *result, const size_t *at, bf16 *y, uint8_t *which, int channel,
+                                 __mmask16 mask) {
+    if (!which) {
+        for (int i = 0; i < tile.rows && tile.top + i < map.height; i++)
+            for (int j = 0; j < tile.columns && tile.left + j < map.width; j++)
+                _mm256_mask_storeu_epi16(y + at[4 * i + j] + channel, mask, (__m256i)_mm512_cvtneps_pbh(result[4 * i + j]));
+        return;
+    }
+    for (int i = 0; i < tile.rows; i += 2)
+        for (int j = 0; j < tile.columns; j += 2) {
+            __m256i best = sortable_half((__m256i)_mm512_cvtneps_pbh(result[4 * i + j])), index = _mm256_setzero_si256();
+            for (int k = 1; k < 4; k++) {
+                const __m256i value = sortable_half((__m256i)_mm512_cvtneps_pbh(result[4 * (i + k / 2) + j + k % 2]));
+                index = _mm256_mask_mov_epi16(index, _mm256_cmpgt_epi16_mask(value, best), _mm256_set1_epi16(k));
+                best = _mm256_max_epi16(best, value);
             }
-            _mm256_mask_storeu_epi16(y + at, mask, best);
+            _mm256_mask_storeu_epi16(y + at[4 * i + j] + channel, mask, sortable_half(best));
+            _mm_mask_storeu_epi8(which + at[4 * i + j] + channel, mask, _mm256_cvtepi16_epi8(index));
         }
 }
 
@@ -605,17 +635,14 @@ void winograd(const bf16 *x, const uint8_t *x_which, const float *w, bf16 *y, ui
                 const Tile tile = tile_of(map, (first + t) / places, (first + t) % places);
                 const Points *list = &lists[tile.rows - 2][tile.columns - 2];
                 Pixel pixels[36];
+                bf16 *to[POINTS];
                 find_tile(pictures, tile, 1, pixels);
-                for (int c = 0; c < inputs; c += 16) {
-                    __m512 points[36];
-                    transform(INPUTS, tile, pixels, c, channel_mask(c, CI), points);
-                    for (int k = 0; k < list->count; k++) {
-                        const int p = list->at[k];
-                        bf16 *to = v + p * v_point + counts[p] * inputs + c;
-                        _mm256_store_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(points[p]));
-                    }
+                for (int k = 0; k < list->count; k++) {
+                    const int p = list->at[k];
+                    to[p] = v + p * v_point + counts[p]++ * inputs;
                 }
-                for (int k = 0; k < list->count; k++) counts[list->at[k]]++;
+                for (int c = 0; c < inputs; c += 16)
+                    (x_which ? store_pooled_inputs : store_inputs)(tile, pixels, c, channel_mask(c, CI), NULL, to, c);
             }
             for (int o = 0; o < outputs; o += wide) {
                 for (int p = 0; p < POINTS; p++)
@@ -629,17 +656,18 @@ void winograd(const bf16 *x, const uint8_t *x_which, const float *w, bf16 *y, ui
                 for (int t = 0; t < count; t++) {
                     const Tile tile = tile_of(map, (first + t) / places, (first + t) % places);
                     const Points *list = &lists[tile.rows - 2][tile.columns - 2];
-                    for (int c = 0; c < wide && o + c < CO; c += 16) {
-                        const __mmask16 mask = channel_mask(o + c, CO);
-                        __m512 points[36], result[16];
-                        for (int k = 0; k < list->count; k++) {
-                            const int p = list->at[k];
-                            points[p] = _mm512_load_ps(m + p * m_point + done[p] * wide + c);
-                        }
-                        transform_result(tile, points, result);
-                        store_results(tile, result, y, y_which, map, CO, o + c, mask);
+                    const float *from[POINTS];
+                    size_t at[16];
+                    for (int k = 0; k < list->count; k++) {
+                        const int p = list->at[k];
+                        from[p] = m + p * m_point + done[p]++ * wide;
                     }
-                    for (int k = 0; k < list->count; k++) done[list->at[k]]++;
+                    place_results(tile, map, y_which ? 2 : 1, CO, at);
+                    for (int c = 0; c < wide && o + c < CO; c += 16) {
+                        __m512 result[16];
+                        transform_result(tile, from, c, result);
+                        store_results(tile, map, result, at, y, y_which, o + c, channel_mask(o + c, CO));
+                    }
                 }
             }
         }
@@ -649,23 +677,28 @@ void winograd(const bf16 *x, const uint8_t *x_which, const float *w, bf16 *y, ui
     free(u);
 }
 
-/* A pair of tiles, at the same place of two of the N pictures: of channels from `begin` to `end`, each point's to `to` + its
- * slot, the points `point` apart, 16 channels `along`. Where there is no second picture, zeros. */
-static void transform_pair(int kind, Pictures pictures, int N, int begin, int end, Tile tile, const Points *list,
-                           const uint16_t *slots, bf16 *to, size_t point, size_t along) {
+/* A pair of tiles, at the same place of two of the N pictures: of channels from `begin` to `end`, each point's to its place,
+ * 16 channels `along`. Where there is no second picture, zeros. */
+static void transform_pair(int kind, Pictures pictures, int N, int begin, int end, Tile tile, bf16 *const *to, size_t along) {
     Pixel pixels[2][36];
-    __m512 both[2][36];
+    __m512 kept[POINTS];
     const int two = tile.picture + 1 < N;
     Tile next = tile;
     next.picture += two;
     find_tile(pictures, tile, kind, pixels[0]);
     find_tile(pictures, next, kind, pixels[1]);
-    for (int c = begin; c < end; c += 16, to += along) {
-        for (int t = 0; t < 2; t++)
-            transform(kind, tile, pixels[t], c, t <= two ? channel_mask(c, pictures.channels) : 0, both[t]);
-        for (int l = 0; l < list->count; l++) {
-            const int p = list->at[l];
-            _mm512_store_si512(to + p * point + 32 * slots[p], side_by_side(both[0][p], both[1][p]));
+    for (int c = begin; c < end; c += 16) {
+        const size_t offset = (c - begin) / 16 * along;
+        const __mmask16 mask = channel_mask(c, pictures.channels), second = two ? mask : 0;
+        if (kind == INPUTS) {
+            keep_inputs(tile, pixels[0], c, mask, kept, to, offset);
+            pair_inputs(tile, pixels[1], c, second, kept, to, offset);
+        } else if (pictures.which) {
+            keep_pooled_results(tile, pixels[0], c, mask, kept, to, offset);
+            pair_pooled_results(tile, pixels[1], c, second, kept, to, offset);
+        } else {
+            keep_results(tile, pixels[0], c, mask, kept, to, offset);
+            pair_results(tile, pixels[1], c, second, kept, to, offset);
         }
     }
 }
@@ -705,9 +738,14 @@ void winograd_weight_gradient(const bf16 *x, const bf16 *g, const uint8_t *which
             for (int k = 0; k < count; k++) {
                 const Tile tile = tile_of(map, (first + k) / places * 2, (first + k) % places);
                 const Points *list = &lists[tile.rows - 2][tile.columns - 2];
-                transform_pair(INPUTS, from, N, 0, inputs, tile, list, slots, v, v_point, 32 * chunk);
-                transform_pair(RESULTS, gradients, N, share * mine, (share + 1) * mine, tile, list, slots, z, z_point, 32 * chunk);
-                for (int l = 0; l < list->count; l++) slots[list->at[l]]++;
+                bf16 *to_v[POINTS], *to_z[POINTS];
+                for (int l = 0; l < list->count; l++) {
+                    const int p = list->at[l], slot = slots[p]++;
+                    to_v[p] = v + p * v_point + 32 * slot;
+                    to_z[p] = z + p * z_point + 32 * slot;
+                }
+                transform_pair(INPUTS, from, N, 0, inputs, tile, to_v, 32 * chunk);
+                transform_pair(RESULTS, gradients, N, share * mine, (share + 1) * mine, tile, to_z, 32 * chunk);
             }
             for (int p = 0; p < POINTS; p++)
                 for (int i = 0; i < inputs; i += 32) {
