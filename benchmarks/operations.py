@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any
 from unittest import mock
 
@@ -24,16 +25,33 @@ from thumbnet.recipe import ModelSettings
 
 
 def layers(name: str, batch: int, side: int) -> list[tuple[Any, tuple[int, ...], dict[str, Any]]]:
-    """Each different 3x3 convolution and normalisation: its input's shape, and how often it is there."""
+    """Each different 3x3 convolution and normalisation: its input's shape, and how often it is there.
+
+    Where a network asks for both at once (``conv_norm_act``), they are one layer, a pair of modules.
+    """
     seen: dict[str, list[Any]] = {}
     model = build_model(ModelSettings(name=name), 10)
+    joined = False
 
     def note(module: Any, shape: tuple[int, ...], extra: dict[str, Any]) -> None:
-        key = f"{type(module).__name__} {list(shape)} {module.weight.shape[0]} {extra}"
+        if joined:
+            return
+        first: Any = module[0] if isinstance(module, nn.ModuleList) else module
+        key = f"{type(module).__name__} {list(shape)} {first.weight.shape[0]} {extra}"
         entry = seen.setdefault(key, [module, shape, {"times": 0, **extra}])
         entry[2]["times"] += 1
 
-    plain = ops.plain_norm_act
+    plain, both = ops.plain_norm_act, ops.conv_norm_act
+
+    def watch_both(
+        x: Tensor, conv: Conv3x3, norm: nn.BatchNorm2d, act: ops.Activation = "relu", *, pool: int = 1
+    ) -> Tensor:
+        nonlocal joined
+        note(nn.ModuleList([conv, norm]), tuple(x.shape), {"act": act, "pool": pool, "adds": False})
+        joined = True
+        result = both(x, conv, norm, act, pool=pool)
+        joined = False
+        return result
 
     def watch(x: Tensor, norm: nn.BatchNorm2d, act: ops.Activation = "relu", **more: Any) -> Tensor:
         extra = {"act": act, "pool": more.get("pool", 1), "adds": more.get("add") is not None}
@@ -45,7 +63,11 @@ def layers(name: str, batch: int, side: int) -> list[tuple[Any, tuple[int, ...],
         for module in model.modules()
         if isinstance(module, Conv3x3)
     ]
-    with mock.patch.object(ops, "plain_norm_act", watch), torch.no_grad():
+    with (
+        mock.patch.object(ops, "plain_norm_act", watch),
+        mock.patch.object(import_module("thumbnet.models.fastnet"), "conv_norm_act", watch_both),
+        torch.no_grad(),
+    ):
         model(torch.randn(batch, 3, side, side))
     for hook in hooks:
         hook.remove()
@@ -57,7 +79,7 @@ def step_of(module: Any, shape: tuple[int, ...], extra: dict[str, Any]) -> Calla
     x = torch.randn(shape).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
     module.to(memory_format=torch.channels_last).train()
     more: dict[str, Any] = {}
-    if isinstance(module, nn.BatchNorm2d):
+    if "act" in extra:
         more = {"act": extra["act"], "pool": extra["pool"]}
         if extra["adds"]:
             more["add"] = torch.randn_like(x).requires_grad_()
@@ -66,6 +88,8 @@ def step_of(module: Any, shape: tuple[int, ...], extra: dict[str, Any]) -> Calla
         with torch.autocast("cpu", torch.bfloat16):
             if isinstance(module, nn.BatchNorm2d):
                 return norm_act(x, module, **more)
+            if isinstance(module, nn.ModuleList):
+                return ops.conv_norm_act(x, *module, **more)
             result: Tensor = module(x)
             return result
 
@@ -94,19 +118,16 @@ def main() -> None:
         step = step_of(module, shape, extra)
         ways = {"PyTorch": partial(step, False), "kernels": partial(step, True)}
         times = take_turns(ways, options.rounds)
-        name = "normalise" if isinstance(module, nn.BatchNorm2d) else "convolve"
-        if isinstance(module, nn.BatchNorm2d):
-            name += (
-                f", {extra['act']}"
-                + (", pool" if extra["pool"] > 1 else "")
-                + (", add" if extra["adds"] else "")
-            )
-            rate = ""
-        else:
-            stride = module.stride[0]
-            name += f" to {module.weight.shape[0]}" + (f", stride {stride}" if stride != 1 else "")
-            flops = 6 * shape[0] * shape[2] * shape[3] / stride**2 * module.weight.numel()
+        what, rate = [], ""
+        conv = module[0] if isinstance(module, nn.ModuleList) else module
+        if isinstance(conv, Conv3x3):
+            stride = conv.stride[0]
+            what.append(f"convolve to {conv.weight.shape[0]}" + (f", stride {stride}" if stride != 1 else ""))
+            flops = 6 * shape[0] * shape[2] * shape[3] / stride**2 * conv.weight.numel()
             rate = f"{flops / median(times['kernels']) / 1e12:.2f}"
+        if "act" in extra:
+            what += ["pool"] * (extra["pool"] > 1) + ["normalise", extra["act"]] + ["add"] * extra["adds"]
+        name = ", ".join(what)
         middle = {way: median(values) for way, values in times.items()}
         for way, seconds in middle.items():
             totals[way] += seconds * extra["times"]
