@@ -223,7 +223,7 @@ void conv3x3_weight_gradient(const bf16 *x, const bf16 *g, float *dw, int N, int
  * by 36 multiplications a pair of channels, where 144 would do. A picture's map is cut into such tiles; each tile
  * is transformed, the 36 points of all tiles are 36 matrix products over the channels, and their results are
  * transformed back. The points are 0, +-11/16, +-3/2 and infinity: with bfloat16 factors the result is off by 1.2 % (in
- * the mean square), where the usual 0, +-1, +-2 are off by 2.3 times as much.
+ * the mean square), where the usual 0, +-1, +-2 are off by more than twice as much.
  *
  * Where 4 does not divide a side, tiles at its end are 3 or 2 high or wide, and need 5 or 4 points: 7 is 4 + 3, 5 is
  * 3 + 2. Theirs are those of a tile of 4 without -3/2, and without either, so that the weights' are the same; what
