@@ -105,16 +105,23 @@ class AugmentSettings:
         translate: shift by up to this many pixels each way, both axes.
         translate_fill: what comes in at the border: ``reflect`` or ``zero`` (black).
         cutout: side of a square set to the mean colour (DeVries & Taylor 2017); 0 is off.
+        brightness: all of a picture is made lighter or darker by up to so many of the data's standard
+            deviations; 0 is off.
+        contrast: differences from the mean colour are multiplied by 1 - contrast to 1 + contrast; 0 is off.
     """
 
     flip: Literal["none", "random", "alternating"] = "none"
     translate: int = 0
     translate_fill: Literal["reflect", "zero"] = "reflect"
     cutout: int = 0
+    brightness: float = 0.0
+    contrast: float = 0.0
 
     def __post_init__(self) -> None:
         _check(0 <= self.translate <= 15, "augment.translate", "0 to 15 pixels", self.translate)
         _check(self.cutout >= 0, "augment.cutout", "0 (off) or pixels", self.cutout)
+        _check(0 <= self.brightness <= 2, "augment.brightness", "a number in [0, 2]", self.brightness)
+        _check(0 <= self.contrast <= 1, "augment.contrast", "a number in [0, 1]", self.contrast)
 
 
 @dataclass(frozen=True)

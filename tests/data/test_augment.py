@@ -60,6 +60,23 @@ def test_without_augmentation_pictures_pass_untouched() -> None:
     augmentation = Augmentation(AugmentSettings(), 5, (12, 10), seed=0)
     draw = augmentation.draw(torch.arange(5), 0, torch.Generator().manual_seed(0))
     assert augmentation.apply(images, draw, torch.zeros(3, dtype=torch.uint8)) is images
+    assert augmentation.relight(images, draw) is images
+
+
+def test_light_changes_a_whole_picture_and_within_what_is_allowed() -> None:
+    augmentation = Augmentation(AugmentSettings(brightness=0.2, contrast=0.1), 500, (4, 4), seed=0)
+    draw = augmentation.draw(torch.arange(500), 0, torch.Generator().manual_seed(0))
+    images = torch.stack([torch.zeros(500, 3, 4, 4), torch.ones(500, 3, 4, 4)], dim=-1).flatten(
+        3
+    )  # 0, 1, 0, 1, ...
+    lit = augmentation.relight(images.clone(), draw)
+    dark, bright = lit[..., 0::2], lit[..., 1::2]
+    assert torch.equal(dark, dark[:, :1, :1, :1].expand_as(dark))
+    factor = (bright - dark)[:, 0, 0, 0]
+    shift = dark[:, 0, 0, 0] / factor
+    assert 0.9 <= float(factor.min()) < 0.91 < 1.09 < float(factor.max()) <= 1.1 + 1e-6
+    assert -0.2 <= float(shift.min()) < -0.18 < 0.18 < float(shift.max()) <= 0.2
+    assert abs(float(torch.corrcoef(torch.stack([factor, shift]))[0, 1])) < 0.2
 
 
 @given(

@@ -2,7 +2,7 @@
 
 What is drawn at random and what is done with it are apart: draws are small CPU tensors from one
 generator, so that every device and engine sees the same pictures, and the rest is pure.
-Pictures are uint8 [B, C, H, W] throughout: augmenting bytes moves a quarter of what floats would.
+Pictures are uint8 [B, C, H, W] but for their light: augmenting bytes moves a quarter of what floats would.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ class Draw:
         flip: bool [B], whether to mirror.
         shift: int64 [B, 2], pixels down and right.
         hole: int64 [B, 2], row and column of the cutout's centre.
+        light: float32 [B, 2], in [-1, 1): brightness and contrast, as a part of what is allowed.
     """
 
     flip: Tensor
     shift: Tensor
     hole: Tensor
+    light: Tensor
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Draw:
-        """With ``change`` done to each of the three."""
-        return Draw(change(self.flip), change(self.shift), change(self.hole))
+        """With ``change`` done to each of the four."""
+        return Draw(change(self.flip), change(self.shift), change(self.hole), change(self.light))
 
 
 class Augmentation:
@@ -57,10 +59,12 @@ class Augmentation:
         shift = torch.randint(-reach, reach + 1, (count, 2), generator=generator)
         sides = torch.tensor([height, width])
         hole = (torch.rand(count, 2, generator=generator) * sides).long()
-        return Draw(flip, shift, hole)
+        light = 2 * torch.rand(count, 2, generator=generator) - 1
+        return Draw(flip, shift, hole, light)
 
     def apply(self, images: Tensor, draw: Draw, fill: Tensor) -> Tensor:
-        """``images`` (uint8 [B, C, H, W]) changed by ``draw``; ``fill`` (uint8 [C]) fills the cutout."""
+        """``images`` (uint8 [B, C, H, W]) changed by ``draw``, but for the light; ``fill`` (uint8 [C]) fills
+        the cutout."""
         device, reflect = images.device, self.settings.translate_fill == "reflect"
         if self.settings.translate and ops.can_move(images):
             images = ops.mirror_and_translate(images, draw.flip, draw.shift, reflect)
@@ -72,6 +76,14 @@ class Augmentation:
         if self.settings.cutout:
             images = cutout(images, draw.hole.to(device), self.settings.cutout, fill.to(device))
         return images
+
+    def relight(self, images: Tensor, draw: Draw) -> Tensor:
+        """Normalised ``images`` (float32 [B, C, H, W]; may be overwritten) in other light."""
+        if not (self.settings.brightness or self.settings.contrast):
+            return images
+        light = draw.light.to(images.device)[:, :, None, None, None]
+        shift, factor = light[:, 0] * self.settings.brightness, 1 + light[:, 1] * self.settings.contrast
+        return images.add_(shift).mul_(factor)
 
 
 def mirror(images: Tensor, where: Tensor) -> Tensor:

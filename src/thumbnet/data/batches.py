@@ -259,7 +259,7 @@ class TrainBatches:
             with one_thread(self.engine.workers > 0):
                 images = images.to(self.normalise.device, non_blocking=True)
                 images = self.augmentation.apply(images, draw, self.normalise.mean_pixel)
-                images = self.normalise(images)
+                images = self.augmentation.relight(self.normalise(images), draw)
             labels = self.engine.labels[indices] if own else torch.full((len(indices),), NO_LABEL)
             yield Batch(images, labels.to(self.normalise.device, non_blocking=True), len(whole), indices)
 
