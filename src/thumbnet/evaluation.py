@@ -24,8 +24,9 @@ VIEW_WEIGHTS = {
     "mirror-shift": [0.25, 0.125, 0.125, 0.25, 0.125, 0.125],
     "adaptive": [0.25, 0.125, 0.125, 0.25, 0.125, 0.125],
 }
-# ``adaptive`` shows a picture once where the first logit is so far ahead of the second.
-SURE_LEAD = 2.0
+# ``adaptive`` shows a picture once where the largest logit is so far ahead of the second (its class e times
+# as likely): four fifths of CIFAR-10's, of which six views would put one in 370 into another class.
+SURE_LEAD = 1.0
 
 
 @dataclass(frozen=True)

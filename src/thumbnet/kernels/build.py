@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ FLAGS = (
     "-O3", "-shared", "-fPIC", "-fopenmp",
     "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mamx-tile", "-mamx-bf16",
 )  # fmt: skip
+_COMPILING = threading.Lock()
 
 
 @functools.cache
@@ -35,7 +37,8 @@ def library() -> ctypes.CDLL | None:
     if not wanted or sys.platform != "linux" or compiler is None or not multiplies_bf16():
         return None
     try:
-        loaded = _load(compiler)
+        with _COMPILING:  # once, even if two threads ask
+            loaded = _load(compiler)
     except (OSError, subprocess.SubprocessError):
         return None
     return loaded
