@@ -240,7 +240,7 @@ void conv3x3_weight_gradient(const bf16 *x, const bf16 *g, float *dw, int N, int
 #define B3 (B2 * B1)
 
 enum { POINTS = 36, ROWS = 8, TILES = 32, WIDE = 64 }; /* TILES, WIDE: tiles and outputs whose products stay in L2 */
-enum { TRANSFORMED = 2 << 20, MOST_SUMS = 8 << 20 }; /* bytes of a thread, for the weights' gradient */
+enum { TRANSFORMED = 2 << 20, MOST_SUMS = 8 << 20 }; /* bytes a thread, of the weights' gradient: points at a time, and sums */
 
 typedef struct { int height, width, down, across; } Map; /* pixels, and tiles */
 
@@ -726,11 +726,11 @@ void winograd_weight_gradient(const bf16 *x, const bf16 *g, const uint8_t *which
     float *sums = allocate(sizeof(float) * POINTS * point * threads);
     Points lists[3][3];
     list_points(lists);
-#pragma omp parallel num_threads(threads)
-    {
-        const int thread = omp_get_thread_num(), share = thread % shares, group = thread / shares;
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int part = 0; part < threads; part++) {
+        const int share = part % shares, group = part / shares;
         const long begin = pairs * group / groups, end = pairs * (group + 1) / groups;
-        float *sum = sums + POINTS * point * thread; /* [point][inputs / 32][outputs][32] */
+        float *sum = sums + POINTS * point * part; /* [point][inputs / 32][outputs][32] */
         /* [16 channels][pair of tiles][16][2], a point after the other */
         bf16 *v = allocate(sizeof(bf16) * POINTS * v_point), *z = allocate(sizeof(bf16) * POINTS * z_point);
         if (begin == end) memset(sum, 0, sizeof(float) * POINTS * point);

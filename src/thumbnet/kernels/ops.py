@@ -148,7 +148,10 @@ def input_gradient(x: Tensor, weight: Tensor, gradient: Tensor, stride: int = 1)
 
 
 def winograd_pays(x: Tensor, weight: Tensor, pool: int = 1) -> bool:
-    """Whether :func:`winograd` is faster than a plain convolution of ``x`` [B, CI, H, W] with ``weight``."""
+    """Whether :func:`winograd` is faster than a plain convolution of ``x`` [B, CI, H, W] with ``weight``.
+
+    Where it pools, it is from a quarter of the pairs of channels on.
+    """
     count, inputs, height, width = x.shape
     tiles = -(-height // 4) * -(-width // 4)
     fits = _MANY_PAIRS // pool**2 <= inputs * len(weight) <= _MOST_PAIRS
