@@ -8,6 +8,7 @@ The ceiling is the time that the network's convolutions take on the same batches
 from __future__ import annotations
 
 import time
+from unittest import mock
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from thumbnet.data.batches import EvalBatches, MemoryEngine, Normalise
 from thumbnet.data.images import Preprocessing
 from thumbnet.hardware import autocast, choose_device, keep_freed_memory, use_bf16
 from thumbnet.inference import collect_logits
+from thumbnet.kernels import ops
 from thumbnet.models import build_model
 from thumbnet.predictor import Predictor
 from thumbnet.recipe import ModelSettings
@@ -28,14 +30,18 @@ NAMES = tuple("0123456789")
 
 
 def convolutions(model: nn.Module, images: Tensor, bf16: bool) -> list[tuple[nn.Module, Tensor]]:
-    """Each convolution with what it is given."""
+    """Each convolution with what it is given: found without the kernels, which pool within a convolution."""
     found: list[tuple[nn.Module, Tensor]] = []
     hooks = [
         module.register_forward_pre_hook(lambda m, inputs: found.append((m, inputs[0].clone())))
         for module in model.modules()
         if isinstance(module, nn.Conv2d)
     ]
-    with torch.inference_mode(), autocast(bf16, images.device):
+    with (
+        mock.patch.object(ops, "library", return_value=None),
+        torch.inference_mode(),
+        autocast(bf16, images.device),
+    ):
         model(images)
     for hook in hooks:
         hook.remove()
