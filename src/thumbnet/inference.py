@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thumbnet.data.batches import Batches
-from thumbnet.evaluation import SURE_LEAD, VIEW_WEIGHTS
+from thumbnet.evaluation import VIEW_WEIGHTS, unsure
 from thumbnet.hardware import autocast
 
 
@@ -16,7 +16,7 @@ def views(images: Tensor, tta: str) -> list[Tensor]:
     if tta == "none":
         return [images]
     seen = [images]
-    if tta in ("mirror-shift", "adaptive"):
+    if tta == "mirror-shift":
         padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
         height, width = images.shape[-2:]
         seen += [padded[:, :, :height, :width], padded[:, :, 2:, 2:]]
@@ -32,9 +32,12 @@ def predict_logits(model: nn.Module, images: Tensor, *, bf16: bool, tta: str = "
 
     with torch.inference_mode(), autocast(bf16, images.device):
         logits = logits_of(images)
-        first, second = logits.topk(min(2, logits.shape[1])).values[:, [0, -1]].unbind(1)
-        asked = first - second < (SURE_LEAD if tta == "adaptive" else torch.inf)
-        if tta == "none" or not bool(asked.any()):
+        asked: Tensor | slice = slice(None)
+        if tta == "adaptive":
+            tta, asked = "mirror-shift", torch.from_numpy(unsure(logits.cpu().numpy())).to(logits.device)
+            if not bool(asked.any()):
+                return logits
+        if tta == "none":
             return logits
         total = logits[asked] * VIEW_WEIGHTS[tta][0]
         for view, weight in zip(views(images[asked], tta)[1:], VIEW_WEIGHTS[tta][1:], strict=True):

@@ -22,7 +22,7 @@ from thumbnet.errors import (
     UnreadableImageError,
     UnreadableImagesError,
 )
-from thumbnet.evaluation import SURE_LEAD, VIEW_WEIGHTS
+from thumbnet.evaluation import VIEW_WEIGHTS, unsure
 from thumbnet.weights_info import WeightsInfo
 
 INPUT, OUTPUT, METADATA = "pixels", "logits", "thumbnet"
@@ -71,9 +71,12 @@ class OnnxClassifier(Classifier):
 
     def logits(self, pixels: np.ndarray, *, tta: str = "none") -> np.ndarray:  # noqa: D102
         logits = self._run(pixels)
-        first, second = np.sort(logits, axis=1)[:, [-1, -min(2, logits.shape[1])]].T
-        asked = first - second < (SURE_LEAD if tta == "adaptive" else np.inf)
-        if tta == "none" or not asked.any():
+        asked: np.ndarray | slice = slice(None)
+        if tta == "adaptive":
+            tta, asked = "mirror-shift", unsure(logits)
+            if not asked.any():
+                return logits
+        if tta == "none":
             return logits
         total = logits[asked] * VIEW_WEIGHTS[tta][0]
         for view, weight in zip(_views(pixels[asked], tta)[1:], VIEW_WEIGHTS[tta][1:], strict=True):
@@ -115,7 +118,7 @@ def _views(pixels: np.ndarray, tta: str) -> list[np.ndarray]:
     if tta == "none":
         return [pixels]
     seen = [pixels]
-    if tta in ("mirror-shift", "adaptive"):
+    if tta == "mirror-shift":
         height, width = pixels.shape[1:3]
         padded = np.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
         seen += [padded[:, :height, :width], padded[:, 2:, 2:]]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,16 @@ needs_kernels = pytest.mark.skipif(
     build.library() is None, reason="no AVX-512 BF16 or no gcc here: only the twins run"
 )
 needs_tiles = pytest.mark.skipif(not build.has_tiles(), reason="no AMX here: PyTorch's convolutions run")
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def pictures(*shape: int, seed: int = 0, scale: float = 1.0, shift: float = 0.0) -> Tensor:
@@ -63,15 +75,11 @@ def test_conv3x3(
     conv = Conv3x3(inputs, outputs, stride)
     twin = copy.deepcopy(conv).double()
     twin.weight.data.copy_(conv.weight.bfloat16())
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         with torch.autocast("cpu", torch.bfloat16):
             y = conv(x)
         dy = pictures(*y.shape, seed=1)
         y.backward(dy)
-    finally:
-        torch.set_num_threads(before)
     x64 = x.detach().double().requires_grad_()
     y64 = twin(x64)
     y64.backward(dy.double())
@@ -111,14 +119,10 @@ def test_winograd_and_its_twin(
     x64, weight64 = x.double().requires_grad_(), weight.double().requires_grad_()
     y64 = nn.functional.conv2d(x64, weight64, padding=1)
     y64.backward(g.double())
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         y, dx = ops.winograd(x, weight), ops.winograd_input_gradient(g, weight, (height, width))
         dw = ops.winograd_weight_gradient(x, g)
         assert torch.equal(dw, ops.winograd_weight_gradient(x, g))
-    finally:
-        torch.set_num_threads(before)
     for ours, exact in ((y, y64.detach()), (dx, x64.grad), (dw, weight64.grad)):
         assert_near(ours, exact)
 
@@ -150,16 +154,12 @@ def test_pooled_winograd_and_its_twin(
     x64, weight64 = x.double().requires_grad_(), weight.double().requires_grad_()
     y64 = nn.functional.conv2d(x64, weight64, padding=1)
     pooled64 = nn.functional.max_pool2d(y64, 2)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         y, which = ops.winograd_pooled(x, weight)
         g = pictures(*y.shape, seed=1)
         dx = ops.winograd_input_gradient(g, weight, (height, width), which)
         dw = ops.winograd_weight_gradient(x, g, which)
         assert torch.equal(dw, ops.winograd_weight_gradient(x, g, which))
-    finally:
-        torch.set_num_threads(before)
     which = which.permute(0, 3, 1, 2).long()
     rows, columns = torch.arange(height // 2)[:, None], torch.arange(width // 2)
     places = (2 * rows + which // 2) * width + 2 * columns + which % 2

@@ -492,6 +492,8 @@ INLINE void tile_points(int kind, int pooled, int how, int rows, int columns, co
 }
 
 /* 16 channels from `channel` on of a tile (INPUTS: and what is around it), as points: each at `to` its place + offset. */
+typedef void Transform(Tile tile, const Pixel *pixels, int channel, __mmask16 mask, __m512 *kept, bf16 *const *to, size_t offset);
+
 #define TRANSFORM(name, kind, pooled, how)                                                                           \
     APART void name(Tile tile, const Pixel *pixels, int channel, __mmask16 mask, __m512 *kept, bf16 *const *to,      \
                     size_t offset) {                                                                                 \
@@ -621,6 +623,7 @@ static inline void store_results(Tile tile, Map map, const __m512 *result, const
 void winograd(const bf16 *x, const uint8_t *x_which, const float *w, bf16 *y, uint8_t *y_which, int N, int H, int W,
               int CI, int CO, int flip, int threads) {
     const Pictures pictures = {x, x_which, H, W, CI};
+    Transform *const store = x_which ? store_pooled_inputs : store_inputs;
     const Map map = y_which ? map_of(H / 2 * 2, W / 2 * 2) : map_of(H, W); /* no window has an odd last row */
     const int places = map.down * map.across;
     const long tiles = (long)N * places;
@@ -654,8 +657,7 @@ void winograd(const bf16 *x, const uint8_t *x_which, const float *w, bf16 *y, ui
                     from[t][p] = m + p * m_point + slot * wide;
                 }
                 place_results(tile, map, y_which ? 2 : 1, CO, at[t]);
-                for (int c = 0; c < inputs; c += 16)
-                    (x_which ? store_pooled_inputs : store_inputs)(tile, pixels, c, channel_mask(c, CI), NULL, to, c);
+                for (int c = 0; c < inputs; c += 16) store(tile, pixels, c, channel_mask(c, CI), NULL, to, c);
             }
             for (int o = 0; o < outputs; o += wide) {
                 for (int p = 0; p < POINTS; p++)
@@ -689,19 +691,13 @@ static void transform_pair(int kind, Pictures pictures, int N, int begin, int en
     next.picture += two;
     find_tile(pictures, tile, kind, pixels[0]);
     find_tile(pictures, next, kind, pixels[1]);
+    Transform *keep = kind == INPUTS ? keep_inputs : pictures.which ? keep_pooled_results : keep_results;
+    Transform *pair = kind == INPUTS ? pair_inputs : pictures.which ? pair_pooled_results : pair_results;
     for (int c = begin; c < end; c += 16) {
         const size_t offset = (c - begin) / 16 * along;
-        const __mmask16 mask = channel_mask(c, pictures.channels), second = two ? mask : 0;
-        if (kind == INPUTS) {
-            keep_inputs(tile, pixels[0], c, mask, kept, to, offset);
-            pair_inputs(tile, pixels[1], c, second, kept, to, offset);
-        } else if (pictures.which) {
-            keep_pooled_results(tile, pixels[0], c, mask, kept, to, offset);
-            pair_pooled_results(tile, pixels[1], c, second, kept, to, offset);
-        } else {
-            keep_results(tile, pixels[0], c, mask, kept, to, offset);
-            pair_results(tile, pixels[1], c, second, kept, to, offset);
-        }
+        const __mmask16 mask = channel_mask(c, pictures.channels);
+        keep(tile, pixels[0], c, mask, kept, to, offset);
+        pair(tile, pixels[1], c, two ? mask : 0, kept, to, offset);
     }
 }
 

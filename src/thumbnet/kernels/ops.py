@@ -170,10 +170,8 @@ def winograd(x: Tensor, weight: Tensor) -> Tensor:
     Returns:
         bfloat16 [B, CO, H, W], channels last.
     """
-    count, inputs, height, width = x.shape
-    filters = weight.permute(1, 2, 3, 0).contiguous()
-    y = _empty(count, len(weight), height, width)
-    _call("winograd", x, None, filters, y, None, count, height, width, inputs, len(weight), 0)
+    y = _empty(len(x), len(weight), *x.shape[2:])
+    _winograd(x, None, weight.permute(1, 2, 3, 0), y, None, x.shape[2:], turned=False)
     return y
 
 
@@ -184,11 +182,9 @@ def winograd_pooled(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         bfloat16 [B, CO, H / 2, W / 2], and which of its window's four pixels each maximum is: uint8
         [B, H / 2, W / 2, CO], 0 to 3 in reading order, the first where several are equal.
     """
-    count, inputs, height, width = x.shape
-    filters = weight.permute(1, 2, 3, 0).contiguous()
-    y = _empty(count, len(weight), height // 2, width // 2)
+    y = _empty(len(x), len(weight), x.shape[2] // 2, x.shape[3] // 2)
     which = torch.empty(y.permute(0, 2, 3, 1).shape, dtype=torch.uint8)
-    _call("winograd", x, None, filters, y, which, count, height, width, inputs, len(weight), 0)
+    _winograd(x, None, weight.permute(1, 2, 3, 0), y, which, x.shape[2:], turned=False)
     return y, which
 
 
@@ -203,11 +199,20 @@ def winograd_input_gradient(
         size: height and width of ``x``.
         which: what :func:`winograd_pooled` returned, if it was that.
     """
-    count, outputs, inputs = len(gradient), *weight.shape[:2]
-    filters = weight.permute(0, 2, 3, 1).contiguous()
-    dx = _empty(count, inputs, *size)
-    _call("winograd", gradient, which, filters, dx, None, count, *size, outputs, inputs, 1)
+    dx = _empty(len(gradient), weight.shape[1], *size)
+    _winograd(gradient, which, weight.permute(0, 2, 3, 1), dx, None, size, turned=True)
     return dx
+
+
+def _winograd(
+    x: Tensor, x_which: Tensor | None, filters: Tensor, y: Tensor, y_which: Tensor | None,
+    size: tuple[int, ...], turned: bool,
+) -> None:  # fmt: skip
+    """``filters``: [inputs, 3, 3, outputs]; ``size``: height and width of what is not pooled."""
+    inputs, outputs = filters.shape[0], filters.shape[3]
+    _call(
+        "winograd", x, x_which, filters.contiguous(), y, y_which, len(x), *size, inputs, outputs, int(turned)
+    )
 
 
 def winograd_weight_gradient(x: Tensor, gradient: Tensor, which: Tensor | None = None) -> Tensor:

@@ -107,9 +107,8 @@ def _begin(
     if out is not None and world.is_first:
         Run.check_free(out)  # before anything is decoded
     target = choose_device(device, world.local_rank)
-    if (
-        target.type == "cpu"
-    ):  # gcc makes the kernels, if they are not there, while the data are read: saves 2 s
+    if target.type == "cpu":
+        # gcc makes the kernels, if they are not there, while the data are read: 2 s less.
         threading.Thread(target=library).start()
     with world.one_per_machine_first():
         chosen, loaded = choose_recipe(data, recipe, overrides, data_dir, listener)
