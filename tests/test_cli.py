@@ -374,6 +374,20 @@ def test_ctrl_c_before_the_first_step_ends_without_a_traceback(folder: Path, tmp
     assert "Error" not in stderr
 
 
+def test_ctrl_c_while_torch_is_imported_ends_before_its_code_can_abort(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    os.abort()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "thumbnet", "train", str(folder), "--out", str(tmp_path / "r")],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (130, "\nthumbnet: stopped\n")
+
+
 def test_a_reader_that_goes_away_is_no_error(trained: tuple[Path, str, str], folder: Path) -> None:
     out, _, _ = trained
     command = f"{sys.executable} -m thumbnet predict {out} {folder}/train/* {folder}/test/* | head -1"
