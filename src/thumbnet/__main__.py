@@ -8,7 +8,7 @@ from types import FrameType
 
 def main() -> int:
     """The command with the process' own arguments; the exit status."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where SIGINT is ignored, as by nohup
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # by nohup it is ignored
         signal.signal(signal.SIGINT, _interrupt)
     from thumbnet import cli
 
