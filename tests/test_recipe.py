@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,7 @@ def test_overrides_are_applied_with_their_types() -> None:
         ("training.epochs=3.5", ["training.epochs", "3.5", "whole number"]),
         ("training.epochs=true", ["training.epochs", "whole number"]),
         ("training.epochs=0", ["training.epochs", "1 or more"]),
+        ("training.min_steps=-1", ["training.min_steps", "0 (off) or more"]),
         ("training.compile=1", ["training.compile", "true or false"]),
         ("optimizer.lr=fast", ["optimizer.lr", "'fast'", "a number"]),
         ("optimizer.lr=nan", ["optimizer.lr"]),
@@ -84,6 +86,32 @@ def test_a_wrong_setting_is_refused_by_its_name_with_what_was_expected(
         load_recipe("tutorial", [assignment])
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "pictures", "size"),
+    [
+        (["training.epochs=16"], 50_000, 1000),  # 528 steps anyway
+        (["training.epochs=1"], 50_000, 257),  # 33,500 pictures in 130 steps
+        (["training.epochs=1", "data.skip_easy=0"], 50_000, 384),
+        (["training.epochs=2", "data.subset_size=10000"], 50_000, 103),
+        (["training.epochs=1"], 100, 32),
+        (["training.epochs=1", "training.batch_size=16"], 100, 16),
+        (["training.epochs=1", "training.min_steps=0"], 50_000, 1000),
+    ],
+)
+def test_batches_and_rates_are_fitted_to_the_least_number_of_steps(
+    overrides: list[str], pictures: int, size: int
+) -> None:
+    recipe = load_recipe("fast", overrides)
+    fitted = recipe.fitted(pictures)
+    assert fitted.training.batch_size == size
+    assert fitted.fitted(pictures) == fitted
+    factor = (size / recipe.training.batch_size) ** 0.5
+    assert fitted.optimizer.lr == pytest.approx(0.2 * factor)
+    assert [g.lr for g in fitted.optimizer.groups] == pytest.approx([53 * factor, 0.83 * factor])
+    same = replace(fitted, optimizer=recipe.optimizer, training=recipe.training)
+    assert same == recipe
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:

@@ -163,10 +163,10 @@ class TrainingDisplay(StoppableListener):
             f"recipe  {recipe.name}: {recipe.model.name}, {parameters:,} parameters; seed {recipe.seed}"
         )
         self._line(
-            f"        pictures {pre.size[0]}x{pre.size[1]} ({pre.fit}), batches of "
-            f"{prepared.train.batch_size}, {'bf16' if state.bf16 else 'fp32'} on {state.device}"
-            f"{' with kernels' if state.uses_kernels else ''}, "
-            f"pictures from {prepared.engine}"
+            f"        {state.total_steps:,} steps of {prepared.train.batch_size} pictures, "
+            f"{pre.size[0]}x{pre.size[1]} ({pre.fit}), from {prepared.engine}; "
+            f"{'bf16' if state.bf16 else 'fp32'} on {state.device}"
+            f"{' with kernels' if state.uses_kernels else ''}"
         )
         if "val" in prepared.evaluation:
             self._line("        the best epoch on val is kept; test is looked at once, at the end")

@@ -17,7 +17,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from thumbnet.errors import RecipeError, nearest
 
 MODEL_NAMES = ("resnet18", "resnet34", "resnet20", "resnet32", "resnet44", "resnet56", "fastnet")
 AUTO = "auto"
+SMALLEST_BATCH = 32  # that `min_steps` asks for: BatchNorm takes its statistics from it
 
 
 def _check(ok: bool, key: str, expected: str, value: object) -> None:
@@ -244,6 +245,9 @@ class TrainingSettings:
             last layer's only for classes of the same name); empty for random ones.
         epochs: passes over the training split.
         batch_size: pictures a step.
+        min_steps: where the training would have fewer steps, batches are smaller, down to
+            ``SMALLEST_BATCH``, and all learning rates with the square root of their size (Krizhevsky 2014,
+            https://arxiv.org/abs/1404.5997); 0 is off.
         micro_batch: pictures a forward pass; the gradients of a step's passes are added up. 0 is all at once.
             Costs less memory for the same ``batch_size``; but BatchNorm sees so many pictures only.
         drop_last: leave out an epoch's last batch where it is not full (other pictures each epoch).
@@ -264,6 +268,7 @@ class TrainingSettings:
     init: str = ""
     epochs: int = 10
     batch_size: int = 128
+    min_steps: int = 0
     micro_batch: int = 0
     drop_last: bool = False
     label_smoothing: float = 0.0
@@ -280,6 +285,7 @@ class TrainingSettings:
         _check(self.epochs >= 1, "training.epochs", "1 or more", self.epochs)
         ok = self.micro_batch == 0 or self.micro_batch >= 2
         _check(ok, "training.micro_batch", "0 (the whole batch) or 2 or more", self.micro_batch)
+        _check(self.min_steps >= 0, "training.min_steps", "0 (off) or more", self.min_steps)
         _check(self.max_skips >= 0, "training.max_skips", "0 or more", self.max_skips)
         _check(self.batch_size >= 2, "training.batch_size", "2 or more", self.batch_size)
         ok = 0 <= self.label_smoothing < 1
@@ -376,6 +382,24 @@ class Recipe:
                 table = inner
             table[last] = _parse_value(text.strip())
         return recipe_from_dict(settings)
+
+    def fitted(self, pictures: int) -> Recipe:
+        """For so many training pictures: with the batches and rates that ``training.min_steps`` asks for."""
+        training, optimizer = self.training, self.optimizer
+        if not training.min_steps:
+            return self
+        pictures = min(pictures, self.data.subset_size or pictures)
+        an_epoch = pictures - int(pictures * self.data.skip_easy)
+        size = max(training.epochs * an_epoch // training.min_steps, SMALLEST_BATCH)
+        if size >= training.batch_size:
+            return self
+        factor = (size / training.batch_size) ** 0.5
+        groups = tuple(g if g.lr is None else replace(g, lr=g.lr * factor) for g in optimizer.groups)
+        return replace(
+            self,
+            optimizer=replace(optimizer, lr=optimizer.lr * factor, groups=groups),
+            training=replace(training, batch_size=size),
+        )
 
 
 def parse_image_size(text: str) -> tuple[int, int]:

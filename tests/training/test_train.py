@@ -150,6 +150,17 @@ def test_the_default_recipe_is_chosen_by_the_data() -> None:
     assert (of(2), of(10_000), of(10_001), of(100, "digits")) == ("small", "small", "fast", "digits")
 
 
+def test_a_short_training_has_small_batches_but_for_a_size_that_is_named(
+    folder: Path, tmp_path: Path
+) -> None:
+    short = ["training.epochs=1", "training.min_steps=2", "data.skip_easy=0", "model.width=0.125"]
+    fitted = train(folder, "fast", overrides=short, out=tmp_path / "fitted", device="cpu")
+    assert (fitted.recipe.training.batch_size, metrics(fitted)[-1]["step"]) == (32, 1)
+    named = [*short, "training.batch_size=20"]
+    kept = train(folder, "fast", overrides=named, out=tmp_path / "named", device="cpu")
+    assert (kept.recipe.training.batch_size, metrics(kept)[-1]["step"]) == (20, 3)
+
+
 def test_a_subset_of_the_training_split_can_be_asked_for(folder: Path, tmp_path: Path) -> None:
     overrides = [*TINY, "data.subset_size=20", "training.epochs=1"]
     train(folder, "tutorial", overrides=overrides, out=tmp_path / "run", device="cpu")

@@ -72,13 +72,24 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     x = x / x.norm().clamp(min=1e-12)  # so that no singular value is above 1
     if has_fast_bf16(matrix.device):
         x = x.bfloat16()
-    a, b, c = QUINTIC
-    for _ in range(ITERATIONS):
-        gram = x @ x.T
-        # a x + (b gram + c gram gram) x, a sixth faster than in single operations, and rounded less often.
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    orthogonal: Tensor = x.to(matrix.dtype)
+    # Each iteration multiplies x by a polynomial of x x^T: so the product of all of them can be had from that
+    # small matrix alone, and x is multiplied once. That takes half the time for [256, 2304].
+    gram = x @ x.T
+    factor = product = _quintic(gram)
+    for _ in range(ITERATIONS - 1):
+        gram = factor @ gram @ factor
+        factor = _quintic(gram)
+        product = factor @ product
+    orthogonal: Tensor = (product @ x).to(matrix.dtype)
     return orthogonal.T if tall else orthogonal
+
+
+def _quintic(gram: Tensor) -> Tensor:
+    """By what the quintic multiplies x: a + b gram + c gram^2, where gram is x x^T, [M, M]."""
+    a, b, c = QUINTIC
+    factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal().add_(a)
+    return factor
 
 
 def _leave_compiler_out() -> None:

@@ -213,6 +213,8 @@ def choose_recipe(
 ) -> tuple[Recipe, Data]:
     """The recipe that is asked for, or the default one for the data; and the data, loaded by it.
 
+    It is fitted to the data (:meth:`~thumbnet.recipe.Recipe.fitted`), unless ``overrides`` name a batch size.
+
     Raises:
         RecipeError, DataError: either cannot be had.
     """
@@ -221,6 +223,8 @@ def choose_recipe(
     loaded = data if isinstance(data, Data) else _load(str(data), chosen, data_dir, listener)
     if recipe is None:
         chosen = load_recipe(default_recipe(loaded), overrides)
+    if not any(assignment.partition("=")[0].strip() == "training.batch_size" for assignment in overrides):
+        chosen = chosen.fitted(len(loaded.splits["train"]))
     return chosen, loaded
 
 
