@@ -1,10 +1,14 @@
 """``fast`` and airbench94_muon on the same GPU and the same pictures, in one call.
 
     git clone https://github.com/KellerJordan/cifar10-airbench
-    python benchmarks/gpu.py --airbench cifar10-airbench/airbench94_muon.py --rounds 20 --json gpu.json
+    python benchmarks/gpu.py --airbench cifar10-airbench/airbench94_muon.py --rounds 20 --json gpu.json \\
+        --variant training.compile=true \\
+        --variant "training.compile=true training.compile_mode=reduce-overhead"
+    python benchmarks/gpu.py --recipe resnet18 --set training.epochs=20 --rounds 3
 
 The clock is airbench's for both: pictures are on the GPU and everything is compiled and warm; timed are the
-first layer's whitening, the training, and the evaluation with test-time augmentation. Not yet run on a GPU.
+first layer's whitening, the training, and the evaluation with test-time augmentation. Each ``--variant``
+of the recipe takes turns with it; what it compiles, it compiles before. Not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -80,18 +84,29 @@ def main() -> None:
     arguments = parser(__doc__, rounds=20)
     arguments.add_argument("--data", default=str(SHARED))
     arguments.add_argument("--airbench", type=Path, help="airbench94_muon.py of a clone")
+    arguments.add_argument("--recipe", default="fast")
     arguments.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    arguments.add_argument(
+        "--variant", action="append", default=[], metavar="SETTINGS", help="KEY=VALUE of one more row, spaced"
+    )
     arguments.add_argument("--device", default="cuda")
     options = arguments.parse_args()
     device = choose_device(options.device)
-    recipe = load_recipe("fast", options.overrides)
     data = load_data(options.data)
-    prepared = prepare(data, recipe, device)
-    train_once(recipe, data, prepared, device)  # warm-up
-    measured: dict[str, list[tuple[float, float]]] = {"fast": []}
-    for seed in range(options.rounds):
-        seeded = replace(recipe, seed=seed)
-        measured["fast"].append(train_once(seeded, data, prepare(data, seeded, device), device))
+    recipes = {
+        f"{options.recipe} {settings}".strip(): load_recipe(
+            options.recipe, [*options.overrides, *settings.split()]
+        ).fitted(len(data.splits["train"]))
+        for settings in ("", *options.variant)
+    }
+    prepared = prepare(data, load_recipe(options.recipe, options.overrides), device)
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in recipes}
+    for seed in range(-1, options.rounds):  # -1 warms up
+        for name, recipe in recipes.items():
+            seeded = replace(recipe, seed=max(seed, 0))
+            result = train_once(seeded, data, prepare(data, seeded, device), device)
+            if seed >= 0:
+                measured[name].append(result)
     if options.airbench:
         measured["airbench94_muon"] = airbench(options.airbench, options.rounds, prepared)
     rows, results = [], {}

@@ -244,8 +244,9 @@ def test_the_first_step_has_the_schedules_first_rate_and_the_last_its_last() -> 
 
 
 @pytest.mark.skipif(not can_compile(CPU), reason="torch.compile needs a C++ compiler")
-def test_a_compiled_network_learns_the_same_to_within_rounding() -> None:
-    plain, compiled = state_of(), state_of("training.compile=true")
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_a_compiled_network_learns_the_same_to_within_rounding(mode: str) -> None:
+    plain, compiled = state_of(), state_of("training.compile=true", f"training.compile_mode={mode}")
     assert compiled.compiled
     expected, results = list(fit(plain, FixedBatches())), list(fit(compiled, FixedBatches()))
     assert [r.loss for r in results] == pytest.approx([r.loss for r in expected], rel=1e-3)

@@ -134,7 +134,8 @@ class TrainingState:
         self.forward: Callable[[Tensor], Tensor] = forward
         self.compiled = recipe.training.compile and can_compile(device)
         if self.compiled:
-            self.forward = torch.compile(forward)
+            # Few sizes of pictures, and each compiled for itself: not one code for all.
+            self.forward = torch.compile(forward, mode=recipe.training.compile_mode, dynamic=False)
         self.average = copy.deepcopy(self.model).eval() if recipe.training.ema_decay else None
         self.optimizer = build_optimizer(recipe.optimizer, self.model)
         self.step = 0
