@@ -23,15 +23,20 @@ def views(images: Tensor, tta: str) -> list[Tensor]:
     return seen + [view.flip(-1) for view in seen]
 
 
-def predict_logits(model: nn.Module, images: Tensor, *, bf16: bool, tta: str = "none") -> Tensor:
-    """Logits float32 [B, classes] of a normalised batch, the mean over its views."""
+def predict_logits(
+    model: nn.Module, images: Tensor, *, bf16: bool, tta: str = "none", plain: Tensor | None = None
+) -> Tensor:
+    """Logits float32 [B, classes] of a normalised batch, the mean over its views.
+
+    ``plain`` are those of the pictures as they are, where they are known.
+    """
 
     def logits_of(view: Tensor) -> Tensor:
         logits: Tensor = model(view.contiguous(memory_format=torch.channels_last)).float()
         return logits
 
     with torch.inference_mode(), autocast(bf16, images.device):
-        logits = logits_of(images)
+        logits = logits_of(images) if plain is None else plain.to(images.device, copy=True)
         asked: Tensor | slice = slice(None)
         if tta == "adaptive":
             tta, asked = "mirror-shift", torch.from_numpy(unsure(logits.cpu().numpy())).to(logits.device)
@@ -47,12 +52,19 @@ def predict_logits(model: nn.Module, images: Tensor, *, bf16: bool, tta: str = "
 
 
 def collect_logits(
-    model: nn.Module, batches: Batches, *, bf16: bool, tta: str = "none"
+    model: nn.Module, batches: Batches, *, bf16: bool, tta: str = "none", plain: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Logits float32 [N, classes] and labels int64 [N] of a split, on the CPU. Sets eval mode."""
+    """Logits float32 [N, classes] and labels int64 [N] of a split, on the CPU. Sets eval mode.
+
+    ``plain``: what this gave for the same without ``tta``, where that is known.
+    """
     model.eval()
-    logits, labels = [], []
+    logits: list[Tensor] = []
+    labels: list[Tensor] = []
+    done = 0
     for batch in batches.epoch(0):
-        logits.append(predict_logits(model, batch.images, bf16=bf16, tta=tta))
+        known = None if plain is None else plain[done : done + len(batch.images)]
+        logits.append(predict_logits(model, batch.images, bf16=bf16, tta=tta, plain=known))
         labels.append(batch.labels)
+        done += len(batch.images)
     return torch.cat(logits).cpu(), torch.cat(labels).cpu()

@@ -259,8 +259,8 @@ class TrainingSettings:
         precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 where the hardware multiplies it fast.
         channels_last: keep pictures as [B, H, W, C] in memory; shapes stay [B, C, H, W].
         compile: ``torch.compile`` the network. Costs about a minute at the start.
-        compile_mode: its mode. ``reduce-overhead`` uses CUDA graphs, on GPUs; ``max-autotune`` also tries more
-            kernels, for minutes.
+        compile_mode: its mode. ``reduce-overhead`` uses CUDA graphs, on GPUs; ``max-autotune`` also tries
+            more kernels, for minutes.
         sync_batchnorm: where several processes train, BatchNorm takes the statistics of all their pictures,
             as one process would; else each takes those of its own.
         on_nonfinite: what to do when a loss or gradient is not finite: ``stop``, or ``skip`` that step.

@@ -301,14 +301,20 @@ def _train(
     world, settings, recipe_text = state.world, state.recipe.checkpoint, state.recipe.to_toml()
     last_saved = time.monotonic()
 
-    def evaluate(model: nn.Module, split: str, tta: str) -> Evaluation:
-        logits, labels = collect_logits(model, prepared.evaluation[split], bf16=state.bf16, tta=tta)
-        return evaluate_logits(world.gather(logits).numpy(), world.gather(labels).numpy(), data.class_names)
+    def evaluate(
+        model: nn.Module, split: str, tta: str = "none", plain: torch.Tensor | None = None
+    ) -> tuple[Evaluation, torch.Tensor]:
+        batches = prepared.evaluation[split]
+        logits, labels = collect_logits(model, batches, bf16=state.bf16, tta=tta, plain=plain)
+        everywhere = world.gather(logits).numpy(), world.gather(labels).numpy()
+        return evaluate_logits(*everywhere, data.class_names), logits
 
     watched = "val" if "val" in prepared.evaluation else "test"
+    newest: torch.Tensor | None = None  # logits of this process' pictures of that split
 
     def score(model: nn.Module) -> Score:
-        result = evaluate(model, watched, "none")
+        nonlocal newest
+        result, newest = evaluate(model, watched)
         return Score(watched, result.accuracy, result.loss)
 
     def save() -> None:
@@ -344,7 +350,8 @@ def _train(
     model = state.evaluated_model
     model.load_state_dict(state.final_weights())
     reported = "test" if "test" in prepared.evaluation else "val"
-    final = evaluate(model, reported, state.recipe.evaluation.tta)
+    known = reported == watched and state.best_epoch in (None, state.epoch)
+    final, _ = evaluate(model, reported, state.recipe.evaluation.tta, newest if known else None)
     if world.is_first:
         info = WeightsInfo(
             model=state.recipe.model,
