@@ -100,3 +100,24 @@ def test_collecting_sets_eval_mode_and_keeps_no_gradients() -> None:
     assert torch.equal(first, second)
     assert not first.requires_grad
     assert labels.tolist() == [0, 1, 2] * 20
+
+
+@pytest.mark.parametrize("tta", ["none", "mirror", "mirror-shift", "adaptive"])
+def test_logits_that_are_known_are_not_computed_again(tta: str) -> None:
+    recipe = load_recipe("tutorial", ["evaluation.batch_size=7"])
+    batches = prepare(coloured_data(), recipe, torch.device("cpu")).evaluation["test"]
+    model, pictures = nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), 0
+
+    def count(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        nonlocal pictures
+        pictures += len(inputs[0])
+
+    plain, _ = collect_logits(model, batches, bf16=False)
+    kept = plain.clone()
+    model.register_forward_pre_hook(count)
+    anew, _ = collect_logits(model, batches, bf16=False, tta=tta)
+    without, pictures = pictures, 0
+    known, _ = collect_logits(model, batches, bf16=False, tta=tta, plain=plain)
+    assert torch.equal(known, anew)
+    assert torch.equal(plain, kept)
+    assert pictures == without - 60

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from helpers import TINY, coloured_data, noise, write_class_folders, write_picture
+from thumbnet import load_data, load_run
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import RunError
+from thumbnet.inference import collect_logits
 from thumbnet.runs import InterruptedRunError, Run
 from thumbnet.training.fit import EpochResult, StepResult
 from thumbnet.training.listener import Listener
@@ -148,6 +150,27 @@ def test_the_default_recipe_is_chosen_by_the_data() -> None:
         return default_recipe(Data(source, "x", ("a", "b"), {"train": ArraySplit(images, labels, "t")}))
 
     assert (of(2), of(10_000), of(10_001), of(100, "digits")) == ("small", "small", "fast", "digits")
+
+
+@pytest.mark.parametrize(("epochs_kept", "known"), [("last", True), ("best on val", False)])
+def test_the_last_epochs_evaluation_is_not_made_again(
+    epochs_kept: str, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where val chooses the epoch, test was not looked at before."""
+    given = []
+
+    def collect(*args: Any, **settings: Any) -> Any:
+        given.append(settings["plain"])
+        return collect_logits(*args, **settings)
+
+    monkeypatch.setattr("thumbnet.training.train.collect_logits", collect)
+    splits = ["train", "test"] if known else ["train", "val", "test"]
+    data = write_class_folders(tmp_path / "data", splits, per_class=20)
+    run = train(data, "fast", overrides=TINY, out=tmp_path / "run", device="cpu")
+    assert run.summary["kept_by"] == epochs_kept
+    assert [plain is not None for plain in given] == [False] * (len(given) - 1) + [known]
+    again = load_run(run.path).evaluate(load_data(data), "test", tta=run.summary["tta"])
+    assert again.accuracy == run.summary["accuracy"]
 
 
 def test_a_short_training_has_small_batches_but_for_a_size_that_is_named(
