@@ -499,4 +499,4 @@ def test_sixteen_pixels_and_odd_shapes_train(tmp_path: Path) -> None:
         "--set", "model.width=0.25",
     )  # fmt: skip
     assert status == 0, stderr
-    assert "pictures 16x16 (pad)" in stderr
+    assert "pictures, 16x16 (pad), from memory" in stderr
