@@ -60,7 +60,12 @@ class FastNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → logits [B, num_classes]."""
         x = self.blocks(F.silu(self.whiten(x), inplace=True))
-        logits: Tensor = self.head(x.amax(dim=(2, 3))) * HEAD_SCALE
+        if self.training and torch.compiler.is_compiling():
+            # Compiled, amax's gradient looks for its result, rounded to bfloat16, among what is not: 0 / 0.
+            largest = x.flatten(2).max(dim=2).values
+        else:
+            largest = x.amax(dim=(2, 3))
+        logits: Tensor = self.head(largest) * HEAD_SCALE
         return logits
 
     @torch.no_grad()
