@@ -31,9 +31,10 @@ from thumbnet.data.sources import load_data
 from thumbnet.data.splits import Data
 from thumbnet.hardware import choose_device
 from thumbnet.inference import collect_logits
-from thumbnet.recipe import Recipe, load_recipe
+from thumbnet.recipe import Recipe
 from thumbnet.training.fit import fit
-from thumbnet.training.train import build_state
+from thumbnet.training.listener import Listener
+from thumbnet.training.train import build_state, choose_recipe
 
 
 def train_once(recipe: Recipe, data: Data, prepared: Prepared, device: torch.device) -> tuple[float, float]:
@@ -94,12 +95,11 @@ def main() -> None:
     device = choose_device(options.device)
     data = load_data(options.data)
     recipes = {
-        f"{options.recipe} {settings}".strip(): load_recipe(
-            options.recipe, [*options.overrides, *settings.split()]
-        ).fitted(len(data.splits["train"]))
+        f"{options.recipe} {settings}".strip(): choose_recipe(
+            data, options.recipe, [*options.overrides, *settings.split()], None, Listener()
+        )[0]
         for settings in ("", *options.variant)
     }
-    prepared = prepare(data, load_recipe(options.recipe, options.overrides), device)
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in recipes}
     for seed in range(-1, options.rounds):  # -1 warms up
         for name, recipe in recipes.items():
@@ -108,6 +108,7 @@ def main() -> None:
             if seed >= 0:
                 measured[name].append(result)
     if options.airbench:
+        prepared = prepare(data, recipes[options.recipe], device)
         measured["airbench94_muon"] = airbench(options.airbench, options.rounds, prepared)
     rows, results = [], {}
     for name, runs in measured.items():

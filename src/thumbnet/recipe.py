@@ -391,8 +391,7 @@ class Recipe:
         training, optimizer = self.training, self.optimizer
         if not training.min_steps:
             return self
-        pictures = min(pictures, self.data.subset_size or pictures)
-        an_epoch = pictures - int(pictures * self.data.skip_easy)
+        an_epoch = not_resting(min(pictures, self.data.subset_size or pictures), self.data.skip_easy)
         size = max(training.epochs * an_epoch // training.min_steps, SMALLEST_BATCH)
         if size >= training.batch_size:
             return self
@@ -403,6 +402,11 @@ class Recipe:
             optimizer=replace(optimizer, lr=optimizer.lr * factor, groups=groups),
             training=replace(training, batch_size=size),
         )
+
+
+def not_resting(pictures: int, skip_easy: float) -> int:
+    """How many of so many training pictures take part in an epoch: see ``data.skip_easy``."""
+    return pictures - int(pictures * skip_easy)
 
 
 def parse_image_size(text: str) -> tuple[int, int]:

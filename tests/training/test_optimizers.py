@@ -9,8 +9,7 @@ import torch
 from thumbnet.errors import RecipeError
 from thumbnet.models import ResNet, fastnet
 from thumbnet.recipe import GroupSettings, OptimizerSettings
-from thumbnet.training import muon
-from thumbnet.training.muon import Muon, orthogonalise
+from thumbnet.training.muon import ITERATIONS, QUINTIC, Muon, orthogonalise
 from thumbnet.training.optimizers import build_optimizer, set_learning_rate
 
 
@@ -95,14 +94,14 @@ def test_orthogonalising_by_the_small_matrix_is_the_iteration_of_the_large_one(
     bf16: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The plain twin, in float64; off by so much in the mean square."""
-    monkeypatch.setattr(muon, "has_fast_bf16", lambda device: bf16)
+    monkeypatch.setattr("thumbnet.training.muon.has_fast_bf16", lambda device: bf16)
     for shape in ((256, 2304), (256, 288), (32, 216), (64, 27)):
         sizes = torch.logspace(0, -3, shape[0])[:, None]
         matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(1)) * sizes
         x = (matrix if shape[0] <= shape[1] else matrix.T).double()
         x = x / x.norm()
-        for _ in range(muon.ITERATIONS):
-            a, b, c = muon.QUINTIC
+        for _ in range(ITERATIONS):
+            a, b, c = QUINTIC
             gram = x @ x.T
             x = a * x + b * gram @ x + c * gram @ gram @ x
         expected = x if shape[0] <= shape[1] else x.T
@@ -113,10 +112,10 @@ def test_orthogonalising_by_the_small_matrix_is_the_iteration_of_the_large_one(
 def test_muons_other_parameters_step_as_torchs_sgd_does() -> None:
     mine, torchs = torch.ones(5, requires_grad=True), torch.ones(5, requires_grad=True)
     group = {"params": [mine], "lr": 0.1, "momentum": 0.8, "weight_decay": 0.01}
-    mine_steps = Muon([group], lr=1.0, momentum=0.0)
+    muon = Muon([group], lr=1.0, momentum=0.0)
     sgd = torch.optim.SGD([torchs], lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.01)
     for step in range(5):
-        for parameter, optimizer in ((mine, mine_steps), (torchs, sgd)):
+        for parameter, optimizer in ((mine, muon), (torchs, sgd)):
             parameter.grad = torch.arange(5.0) - step
             optimizer.step()
         assert torch.allclose(mine, torchs)

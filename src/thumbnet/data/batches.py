@@ -30,7 +30,7 @@ from thumbnet.data.splits import Split
 from thumbnet.distributed import ALONE, World
 from thumbnet.errors import UnreadableImageError
 from thumbnet.hardware import one_thread
-from thumbnet.recipe import AugmentSettings
+from thumbnet.recipe import AugmentSettings, not_resting
 from thumbnet.seeds import derive_seed
 
 CHANNELS = 3
@@ -227,7 +227,7 @@ class TrainBatches:
         self.normalise = normalise
         self.seed = seed
         self.count = len(engine.labels)
-        taken = self.count - int(self.count * skip_easy)
+        taken = not_resting(self.count, skip_easy)
         self.batch_size = min(batch_size, taken)
         self.steps = taken // self.batch_size if drop_last else -(-taken // self.batch_size)
         self.selection: Selection | None = None
