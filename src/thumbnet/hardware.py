@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 
 from thumbnet.errors import ThumbnetError
 from thumbnet.kernels.build import library, multiplies_bf16
@@ -60,6 +61,15 @@ def use_bf16(precision: str, device: torch.device) -> bool:
 def autocast(bf16: bool, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Compute convolutions and products in bfloat16, or leave everything in float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``, without waiting for what a GPU has still to do.
+
+    An ordinary copy to a GPU waits for that, and the GPU then for the next step's calls. CUDA keeps what it
+    has still to copy; of other devices that is not known.
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def make_deterministic() -> None:

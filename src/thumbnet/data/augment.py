@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from thumbnet.hardware import send
 from thumbnet.kernels import ops
 from thumbnet.recipe import AugmentSettings
 
@@ -70,18 +71,18 @@ class Augmentation:
             images = ops.mirror_and_translate(images, draw.flip, draw.shift, reflect)
         else:
             if self.settings.flip != "none":
-                images = mirror(images, draw.flip.to(device))
+                images = mirror(images, send(draw.flip, device))
             if self.settings.translate:
-                images = translate(images, draw.shift.to(device), reflect)
+                images = translate(images, send(draw.shift, device), reflect)
         if self.settings.cutout:
-            images = cutout(images, draw.hole.to(device), self.settings.cutout, fill.to(device))
+            images = cutout(images, send(draw.hole, device), self.settings.cutout, send(fill, device))
         return images
 
     def relight(self, images: Tensor, draw: Draw) -> Tensor:
         """Normalised ``images`` (float32 [B, C, H, W]; may be overwritten) in other light."""
         if not (self.settings.brightness or self.settings.contrast):
             return images
-        light = draw.light.to(images.device)[:, :, None, None, None]
+        light = send(draw.light, images.device)[:, :, None, None, None]
         shift, factor = light[:, 0] * self.settings.brightness, 1 + light[:, 1] * self.settings.contrast
         return images.add_(shift).mul_(factor)
 

@@ -29,7 +29,7 @@ from thumbnet.data.selection import Selection
 from thumbnet.data.splits import Split
 from thumbnet.distributed import ALONE, World
 from thumbnet.errors import UnreadableImageError
-from thumbnet.hardware import one_thread
+from thumbnet.hardware import one_thread, send
 from thumbnet.recipe import AugmentSettings, not_resting
 from thumbnet.seeds import derive_seed
 
@@ -102,7 +102,7 @@ class MemoryEngine:
 
     def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:  # noqa: D102
         for indices in batches:
-            yield self.images[indices.to(self.images.device)]
+            yield self.images[send(indices, self.images.device)]
 
     def value_counts(self) -> Tensor:  # noqa: D102
         return count_values(self.images) if self._counts is None else self._counts
@@ -187,7 +187,7 @@ class Normalise:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Uint8 → float32, [B, C, H, W] both."""
-        return images.to(self.device, non_blocking=True).float().sub_(self._offset).mul_(self._scale)
+        return send(images, self.device).float().sub_(self._offset).mul_(self._scale)
 
 
 class TrainBatches:
@@ -241,6 +241,7 @@ class TrainBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:  # noqa: D102
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+        device = self.normalise.device
         if self.selection is not None:
             chosen = self.selection.begin(epoch)
             order = chosen[torch.randperm(len(chosen), generator=generator)]
@@ -257,11 +258,10 @@ class TrainBatches:
             draw = self.augmentation.draw(whole, turns, generator).map(self._share)
             own = len(whole) > self.world.rank
             with one_thread(self.engine.workers > 0):
-                images = images.to(self.normalise.device, non_blocking=True)
-                images = self.augmentation.apply(images, draw, self.normalise.mean_pixel)
+                images = self.augmentation.apply(send(images, device), draw, self.normalise.mean_pixel)
                 images = self.augmentation.relight(self.normalise(images), draw)
             labels = self.engine.labels[indices] if own else torch.full((len(indices),), NO_LABEL)
-            yield Batch(images, labels.to(self.normalise.device, non_blocking=True), len(whole), indices)
+            yield Batch(images, send(labels, device), len(whole), indices)
 
     def _share(self, items: Tensor) -> Tensor:
         """This process' part; one picture that does not count, where a last batch has too few for all."""
@@ -307,7 +307,7 @@ class EvalBatches:
         for indices, images in zip(batches, self.engine.fetch(batches), strict=True):
             with one_thread(self.engine.workers > 0):
                 images = self.normalise(images)
-            labels = self.engine.labels[indices].to(self.normalise.device, non_blocking=True)
+            labels = send(self.engine.labels[indices], self.normalise.device)
             yield Batch(images, labels)
 
 

@@ -79,13 +79,15 @@ class FastNet(nn.Module):
         """
         channels, height, width = images.shape[1], images.shape[2] - PATCH + 1, images.shape[3] - PATCH + 1
         corners = [(top, left) for top in range(PATCH) for left in range(PATCH)]
-        covariance = torch.zeros(PATCH**2 * channels, PATCH**2 * channels, dtype=torch.float64)
+        # In float64, which Apple's GPUs do not have.
+        device = torch.device("cpu") if images.device.type == "mps" else images.device
+        covariance = torch.zeros(PATCH**2 * channels, PATCH**2 * channels, dtype=torch.float64, device=device)
         for some in images.split(250):  # all at once took four times as long, 0.6 s
             shifted = [some[:, :, top:, left:][:, :, :height, :width] for top, left in corners]
-            patches = torch.cat(shifted, dim=1).permute(0, 2, 3, 1).flatten(0, 2).double().cpu()
+            patches = torch.cat(shifted, dim=1).permute(0, 2, 3, 1).flatten(0, 2).to(device).double()
             covariance += patches.T @ patches
         covariance /= len(images) * height * width
-        values, vectors = torch.linalg.eigh(covariance)
+        values, vectors = torch.linalg.eigh(covariance.cpu())
         # An axis' sign is arbitrary, and libraries differ: its largest entry is made positive.
         largest = vectors.abs().argmax(dim=0)
         vectors = vectors * vectors.gather(0, largest[None]).sign()

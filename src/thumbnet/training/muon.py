@@ -39,56 +39,81 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One step of every parameter that has a gradient; ``closure`` is not used."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._step(parameter, group)
+            learning = [parameter for parameter in group["params"] if parameter.grad is not None]
+            filters = [parameter for parameter in learning if parameter.ndim == 4]
+            others = [parameter for parameter in learning if parameter.ndim != 4]
+            if filters:
+                updates = self._updates(filters, group["momentum"])
+                # Columns in the order in which channels-last filters lie in memory: none has to be moved.
+                rows = [update.permute(0, 2, 3, 1) for update in updates]
+                steps = orthogonalise([row.flatten(1) for row in rows])
+                sizes = _norms(filters)
+                torch._foreach_div_(sizes, [len(bank) ** 0.5 for bank in filters])
+                torch._foreach_div_(filters, sizes)
+                updates = [s.view_as(row).permute(0, 3, 1, 2) for s, row in zip(steps, rows, strict=True)]
+                torch._foreach_add_(filters, updates, alpha=-group["lr"])
+            if others:
+                updates = self._updates(others, group["momentum"], group["weight_decay"])
+                torch._foreach_add_(others, updates, alpha=-group["lr"])
 
-    def _step(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        gradient, is_filter = parameter.grad, parameter.ndim == 4
-        assert gradient is not None
-        if group["weight_decay"] and not is_filter:
-            gradient = gradient.add(parameter, alpha=group["weight_decay"])
-        state = self.state[parameter]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer = state["momentum_buffer"]
-        buffer.mul_(group["momentum"]).add_(gradient)
-        update = gradient.add(buffer, alpha=group["momentum"])
-        if is_filter:
-            parameter.mul_(len(parameter) ** 0.5 / parameter.norm().clamp(min=1e-12))
-            # Columns in the order in which channels-last filters lie in memory: none has to be moved.
-            rows = update.permute(0, 2, 3, 1)
-            update = orthogonalise(rows.flatten(1)).view_as(rows).permute(0, 3, 1, 2)
-        parameter.add_(update, alpha=-group["lr"])
+    def _updates(self, parameters: list[Tensor], momentum: float, decay: float = 0.0) -> list[Tensor]:
+        """What Nesterov's momentum makes of the gradients. All at once: a GPU waits for every call."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if decay:
+            gradients = list(torch._foreach_add(gradients, parameters, alpha=decay))
+        buffers = []
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            buffers.append(state["momentum_buffer"])
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, gradients)
+        return list(torch._foreach_add(gradients, buffers, alpha=momentum))
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
-    """About the nearest matrix to ``matrix`` ([M, N], float32) with orthonormal rows or columns.
+def orthogonalise(matrices: list[Tensor]) -> list[Tensor]:
+    """About the nearest matrix to each of ``matrices`` ([M, N], float32) with orthonormal rows or columns.
 
     In bfloat16 where that is fast: the iteration forgives the rounding.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / x.norm().clamp(min=1e-12)  # so that no singular value is above 1
-    if has_fast_bf16(matrix.device):
-        x = x.bfloat16()
+    scaled = torch._foreach_div(matrices, _norms(matrices))  # so that no singular value is above 1
+    precision = torch.bfloat16 if has_fast_bf16(matrices[0].device) else matrices[0].dtype
+    wide = [(x.T if len(x) > x.shape[1] else x).to(precision) for x in scaled]
+    orthogonal = list(wide)
     # Each iteration multiplies x by a polynomial of x x^T: so the product of all of them can be had from that
-    # small matrix alone, and x is multiplied once. That takes half the time for [256, 2304].
-    gram = x @ x.T
+    # small matrix alone, and x is multiplied once. That takes half the time for [256, 2304], and matrices of
+    # different lengths can share it.
+    for side in {len(x) for x in wide}:
+        members = [number for number, x in enumerate(wide) if len(x) == side]
+        products = _iterate(torch.stack([wide[number] @ wide[number].T for number in members]))
+        for number, product in zip(members, products, strict=True):
+            orthogonal[number] = product @ wide[number]
+    pairs = zip(orthogonal, matrices, strict=True)
+    return [(x if x.shape == matrix.shape else x.T).to(matrix.dtype) for x, matrix in pairs]
+
+
+def _norms(tensors: list[Tensor]) -> list[Tensor]:
+    norms = list(torch._foreach_norm(tensors))
+    torch._foreach_clamp_min_(norms, 1e-12)
+    return norms
+
+
+def _iterate(gram: Tensor) -> Tensor:
+    """By what the iterations together multiply each x, from x x^T: [K, M, M] both."""
     factor = product = _quintic(gram)
     for _ in range(ITERATIONS - 1):
         gram = factor @ gram @ factor
         factor = _quintic(gram)
         product = factor @ product
-    orthogonal: Tensor = (product @ x).to(matrix.dtype)
-    return orthogonal.T if tall else orthogonal
+    return product
 
 
 def _quintic(gram: Tensor) -> Tensor:
-    """By what the quintic multiplies x: a + b gram + c gram^2, where gram is x x^T, [M, M]."""
+    """By what the quintic multiplies each x: a + b gram + c gram^2, where gram is x x^T, [K, M, M]."""
     a, b, c = QUINTIC
-    factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-    factor.diagonal().add_(a)
+    factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal(dim1=1, dim2=2).add_(a)
     return factor
 
 

@@ -269,11 +269,11 @@ def balanced_weights(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 
 def first_pictures(prepared: Prepared) -> torch.Tensor:
-    """Some training pictures, not augmented, normalised: float32 [N, 3, H, W] on the CPU."""
+    """Some training pictures, not augmented, normalised: float32 [N, 3, H, W]."""
     engine, normalise = prepared.train.engine, prepared.train.normalise
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(engine.labels), generator=generator)[:INITIAL_PICTURES]
-    return torch.cat([normalise(images).cpu() for images in engine.fetch(chosen.split(1000))])
+    return torch.cat([normalise(images) for images in engine.fetch(chosen.split(1000))])
 
 
 def _load(source: str, recipe: Recipe, data_dir: str | Path | None, listener: Listener) -> Data:
