@@ -1,0 +1,85 @@
+"""The command ``thumbnet``: parse, call, show. What it shows is in console.py and views.py.
+
+A module for each command, with its parser and what it does. Heavy modules are imported within the functions
+that need them, so that ``thumbnet --help`` answers at once. Exit status: 0 done; 1 some pictures could not be
+read, or another process of the training was lost; 2 the user has something to mend; 130 stopped by Ctrl-C;
+143 stopped by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+
+from thumbnet import __version__
+from thumbnet.cli import (
+    compare,
+    completion,
+    data,
+    evaluate,
+    export,
+    lr_find,
+    predict,
+    push,
+    recipes,
+    report,
+    serve,
+    train,
+)
+from thumbnet.cli.options import rank
+from thumbnet.errors import MissingExtraError, ThumbnetError
+
+COMMANDS = (
+    train, evaluate, predict, compare, report, export, push, serve, data, recipes, lr_find, completion,
+)  # fmt: skip
+_TRAIN_MODULES = ("torch", "safetensors", "psutil", "filelock")  # what the extra `train` brings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with ``arguments`` (the process' own by default); the exit status."""
+    options = build_parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
+    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture, its error says
+    try:
+        status: int = options.command(options)
+        sys.stdout.flush()
+        return status
+    except ModuleNotFoundError as error:
+        if error.name not in _TRAIN_MODULES:
+            raise
+        print(f"thumbnet: {MissingExtraError('this command', 'train')}", file=sys.stderr)
+        return 2
+    except ThumbnetError as error:
+        if rank() == 0:
+            print(f"thumbnet: {error}", file=sys.stderr)
+        elif error.exit_status < 128:  # that it was stopped, the first process says for all
+            print(f"thumbnet (process {rank()}): {error}", file=sys.stderr)
+        return error.exit_status
+    except train.Terminated:
+        return 128 + signal.SIGTERM
+    except KeyboardInterrupt:
+        print("\nthumbnet: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `thumbnet predict ... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE, as shells have it
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets ``command`` to a function of the parsed options."""
+    parser = argparse.ArgumentParser(
+        prog="thumbnet",
+        description="Train classifiers of small pictures from scratch, on the computer that you have.",
+        epilog="Begin with: thumbnet train digits",
+    )
+    parser.add_argument("--version", action="version", version=f"thumbnet {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add(commands)
+    return parser

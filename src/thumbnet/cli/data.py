@@ -1,0 +1,66 @@
+"""``thumbnet data``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from thumbnet.cli.options import DATA_HELP, add_data_dir, add_data_options
+
+if TYPE_CHECKING:
+    from thumbnet.data.images import Fit
+
+
+def add(commands: Any) -> None:
+    """Its parser, among ``commands``."""
+    parser = commands.add_parser(
+        "data",
+        help="show what is in a data set",
+        description="Read all of DATA and show layout, classes, sizes, unreadable files, duplicates.",
+    )
+    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw sample pictures of each class (.png, .svg, .pdf)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_data_options(parser)
+    add_data_dir(parser)
+    parser.set_defaults(command=execute)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """What it does; the exit status."""
+    from thumbnet import plots
+    from thumbnet.console import counting, say
+    from thumbnet.data.inspection import inspect_data, sample_grid
+    from thumbnet.data.sources import load_data
+    from thumbnet.recipe import parse_image_size
+    from thumbnet.views import show_inspection
+
+    target = plots.check_plot_path(options.plot) if options.plot else None
+    size = parse_image_size(options.image_size) if options.image_size else None
+    fit: Fit = options.fit or "pad"
+    with counting("downloading") as count:
+        data = load_data(
+            options.data,
+            data_dir=options.data_dir,
+            val_fraction=options.val_fraction or 0.0,
+            progress=count,
+        )
+    with counting("reading") as count:
+        found = inspect_data(data, size, fit, count)
+    if target:
+        shape = f"{found.image_size[0]}x{found.image_size[1]}"
+        grid = sample_grid(data, "train", 10, found.image_size, fit)
+        plots.save(plots.grid_figure(grid, f"{data.source}, train, as the network sees it ({shape})"), target)
+    if options.json:
+        from dataclasses import asdict
+
+        described = {"source": data.source, "layout": data.layout, "notes": data.notes, **asdict(found)}
+        say(json.dumps(described, ensure_ascii=False))
+        return 0
+    show_inspection(data, found, fit)
+    if target:
+        say(f"drawn: {target}")
+    return 0

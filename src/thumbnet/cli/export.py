@@ -1,0 +1,88 @@
+"""``thumbnet export``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from typing import Any
+
+from thumbnet.cli.options import add_data_dir, add_run, data_of_run, data_settings_of_run
+from thumbnet.errors import ThumbnetError
+
+
+def add(commands: Any) -> None:
+    """Its parser, among ``commands``."""
+    parser = commands.add_parser(
+        "export",
+        help="write a run's network for somewhere else, and check it",
+        description="Write RUN's network in another format, and check it against RUN on real pictures.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=textwrap.dedent("""\
+            formats:
+              onnx          for onnxruntime and others; normalisation in the graph, any batch
+              onnx-int8     the same in 8 bits, calibrated with training pictures
+              torch-export  a .pt2 for torch.export.load
+              safetensors   the weights and their description
+
+            example:
+              thumbnet export RUN --format onnx --out cats.onnx
+              thumbnet predict cats.onnx new/*.jpg"""),
+    )
+    add_run(parser)
+    parser.add_argument(
+        "--format", choices=["onnx", "onnx-int8", "torch-export", "safetensors"], default="onnx",
+        help="(default: onnx)",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="FILE", help="(default: model.onnx, model.int8.onnx, ... in RUN)")
+    parser.add_argument(
+        "--data", metavar="DATA", help="to calibrate and to check with (default: the run's own)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_data_dir(parser)
+    parser.set_defaults(command=execute)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """What it does; the exit status."""
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from thumbnet.console import counting, percent, say
+    from thumbnet.errors import RunError
+    from thumbnet.export import SUFFIXES, TOLERANCE, check_export, export
+
+    suffix = SUFFIXES[options.format]
+    place = Path(options.run).expanduser()
+    beside = place if place.is_dir() else place.parent
+    out = Path(options.out).expanduser() if options.out else beside / f"model{suffix}"
+    if out.suffix != Path(f"model{suffix}").suffix:
+        raise ThumbnetError(f"--out {out}: the name of this format ends in {suffix}")
+    if out.name == "model.safetensors" and beside == out.parent:
+        raise ThumbnetError(f"{out} is the run's own: name another file, --out FILE")
+    data = data_of_run(options, data_settings_of_run(options))
+    split = next((name for name in ("test", "val", "train") if name in data.splits), "test")
+    with counting("calibrating") as count:
+        export(options.run, options.format, out, data, count=count)
+    with counting("checking") as count:
+        check = check_export(options.run, out, data, split, count=count)
+    size = out.stat().st_size
+    if options.json:
+        described = {
+            "path": str(out),
+            "format": options.format,
+            "bytes": size,
+            "split": split,
+            **asdict(check),
+        }
+        say(json.dumps(described))
+    else:
+        say(f"written: {out}  ({size / 1e6:.2f} MB)")
+        say(f"checked against the run in float32 on {check.pictures:,} pictures of {data.source}, {split}")
+        say(f"largest difference  {check.largest_difference:.2g}  (of a probability)")
+        say(f"same class          {percent(check.same_class)}")
+        both = f"{percent(check.accuracy_run)} the run, {percent(check.accuracy_export)} the export"
+        say(f"accuracy            {both}")
+    if options.format != "onnx-int8" and check.largest_difference > TOLERANCE:
+        raise RunError(f"{out} does not compute what the run does: do not use it")
+    return 0

@@ -1,0 +1,62 @@
+"""``thumbnet lr-find``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from thumbnet.cli.options import DATA_HELP, add_common, add_recipe_options, overrides, positive
+from thumbnet.errors import ThumbnetError
+
+
+def add(commands: Any) -> None:
+    """Its parser, among ``commands``."""
+    parser = commands.add_parser(
+        "lr-find",
+        help="find a learning rate",
+        description="A learning-rate range test on DATA: train for some steps at rising rates.",
+    )
+    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
+    parser.add_argument("--plot", metavar="FILE", help="draw loss against rate (.png, .svg, .pdf)")
+    parser.add_argument("--steps", type=positive, default=100, help="training steps (default: 100)")
+    parser.add_argument("--from", dest="lowest", type=float, default=1e-4, metavar="LR", help="default: 1e-4")
+    parser.add_argument("--to", dest="highest", type=float, default=100.0, metavar="LR", help="default: 100")
+    add_recipe_options(parser)
+    add_common(parser)
+    parser.set_defaults(command=execute)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """What it does; the exit status."""
+    if not 0 < options.lowest < options.highest:
+        raise ThumbnetError("--from and --to: expected 0 < FROM < TO")
+    from dataclasses import replace
+
+    from thumbnet import plots
+    from thumbnet.console import counting, say
+    from thumbnet.data.prepare import prepare
+    from thumbnet.hardware import choose_device
+    from thumbnet.training.listener import Listener
+    from thumbnet.training.lr_find import learning_rate_range_test
+    from thumbnet.training.train import build_state, choose_recipe
+
+    target = plots.check_plot_path(options.plot) if options.plot else None
+    device = choose_device(options.device)
+    recipe, data = choose_recipe(
+        options.data, options.recipe, overrides(options), options.data_dir, Listener()
+    )
+    data = replace(data, splits={"train": data.splits["train"]})  # nothing else is looked at
+    with counting("decoding") as count:
+        prepared = prepare(data, recipe, device, count)
+    state = build_state(recipe, prepared, data.class_names, device)
+    with counting("steps") as count:
+        test = learning_rate_range_test(
+            state, prepared.train, lowest=options.lowest, highest=options.highest, steps=options.steps,
+            progress=count,
+        )  # fmt: skip
+    say(f"loss falls fastest at {test.suggestion:.3g}, is least at {test.least:.3g}")
+    say(f"suggestion: --set optimizer.lr={test.suggestion:.2g}  (the recipe has {recipe.optimizer.lr:g})")
+    if target:
+        plots.save(plots.range_test_figure(test), target)
+        say(f"drawn: {target}")
+    return 0

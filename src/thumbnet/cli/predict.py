@@ -1,0 +1,94 @@
+"""``thumbnet predict``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from thumbnet.cli.options import add_device, add_run, add_tta, positive
+from thumbnet.errors import ThumbnetError
+
+PREDICT_BATCH = 256  # pictures classified, and shown, at a time
+
+
+def add(commands: Any) -> None:
+    """Its parser, among ``commands``."""
+    parser = commands.add_parser(
+        "predict",
+        help="classify pictures",
+        description="Classify pictures with RUN. Exit status 1 if some could not be read.",
+    )
+    add_run(parser, or_onnx=True)
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="files, folders, globs, or - for one picture on stdin"
+    )
+    parser.add_argument("--top", type=positive, default=3, metavar="K", help="classes shown (default: 3)")
+    add_tta(parser)
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="a JSON object a line")
+    shape.add_argument("--csv", action="store_true", help="comma-separated, with a header")
+    add_device(parser)
+    parser.set_defaults(command=execute)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """What it does; the exit status."""
+    import numpy as np
+
+    from thumbnet.classifier import load_classifier
+    from thumbnet.data.images import open_image
+    from thumbnet.errors import UnreadableImageError
+    from thumbnet.views import prediction_printer
+
+    predictor = load_classifier(options.run, options.device)
+    shape: Literal["json", "csv", "table"] = "json" if options.json else "csv" if options.csv else "table"
+    show = prediction_printer(shape, min(options.top, len(predictor.class_names)))
+    failures = 0
+    pending: list[tuple[str, np.ndarray | str]] = []  # pictures, or the reason why there is none
+
+    def flush() -> None:
+        good = [pixels for _, pixels in pending if not isinstance(pixels, str)]
+        results = iter(predictor.predict_pixels(np.stack(good), tta=options.tta) if good else [])
+        show([(name, found if isinstance(found, str) else next(results)) for name, found in pending])
+        pending.clear()
+
+    for name in _expand(options.paths):
+        try:
+            source = sys.stdin.buffer.read() if name == "-" else name
+            image = open_image(source, "stdin" if name == "-" else name)
+            pending.append((name, predictor.info.preprocessing.pixels(image)))
+        except UnreadableImageError as error:
+            failures += 1
+            pending.append((name, error.reason))
+        if len(pending) == PREDICT_BATCH:
+            flush()
+    flush()
+    if failures:
+        print(f"thumbnet: {failures} picture(s) could not be read", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _expand(paths: Sequence[str]) -> Iterator[str]:
+    """Files as they are, folders by their pictures, globs by what they match."""
+    import glob
+
+    from thumbnet.data.folders import pictures_below
+
+    for path in paths:
+        if path == "-" or os.path.isfile(path):
+            yield path
+        elif os.path.isdir(path):
+            found = sorted(pictures_below(path))
+            if not found:
+                raise ThumbnetError(f"there are no pictures in the folder {path}")
+            yield from found
+        elif glob.has_magic(path):
+            matches = sorted(glob.glob(path, recursive=True))
+            if not matches:
+                raise ThumbnetError(f"no file matches {path}")
+            yield from _expand(matches)
+        else:
+            yield path  # reported as unreadable, in its place

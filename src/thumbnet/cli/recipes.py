@@ -1,0 +1,47 @@
+"""``thumbnet recipes list`` and ``show``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from thumbnet.cli.options import add_overrides
+
+
+def add(commands: Any) -> None:
+    """Its parser, among ``commands``."""
+    parser = commands.add_parser("recipes", help="list recipes, or show one")
+    inner = parser.add_subparsers(title="commands", metavar="COMMAND")
+    parser.set_defaults(command=_recipes_list)
+    listing = inner.add_parser("list", help="the recipes that come with thumbnet")
+    listing.set_defaults(command=_recipes_list)
+    show = inner.add_parser("show", help="print a recipe, every setting resolved")
+    show.add_argument("recipe", metavar="NAME", help="a recipe's name or a TOML file")
+    show.add_argument("--plot", metavar="FILE", help="draw its learning rate over the epochs")
+    add_overrides(show)
+    show.set_defaults(command=_recipes_show)
+
+
+def _recipes_list(options: argparse.Namespace) -> int:
+    from thumbnet.console import say, table
+    from thumbnet.recipe import load_recipe, recipe_names
+
+    recipes = [load_recipe(name) for name in recipe_names()]
+    say(table(["recipe", "what it is"], [[r.name, r.description] for r in recipes], left=2))
+    say("\nthumbnet recipes show NAME prints one, to begin a file of your own from.")
+    return 0
+
+
+def _recipes_show(options: argparse.Namespace) -> int:
+    from thumbnet.console import note, say
+    from thumbnet.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    if options.plot:
+        from thumbnet import plots
+
+        target = plots.check_plot_path(options.plot)
+        plots.save(plots.schedule_figure(recipe), target)
+        note(f"drawn: {target}")
+    say(recipe.to_toml().rstrip())
+    return 0

@@ -1,0 +1,103 @@
+"""``thumbnet serve``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING, Any
+
+from thumbnet.cli.options import (
+    add_common,
+    add_run,
+    add_tta,
+    data_of_run,
+    data_settings_of_run,
+    positive,
+    run_of,
+)
+from thumbnet.errors import ThumbnetError
+
+if TYPE_CHECKING:
+    from thumbnet.data.splits import Data
+
+
+def add(commands: Any) -> None:
+    """Its parser, among ``commands``."""
+    parser = commands.add_parser(
+        "serve",
+        help="classify pictures over HTTP, with a page to try it",
+        description="Serve a trained network: a page at /, POST /predict for programs (see /openapi.json), "
+        "/healthz, /readyz and /metrics. An API key comes from the environment's THUMBNET_API_KEY, or from "
+        "a file.",
+    )
+    add_run(parser, or_onnx=True)
+    parser.add_argument("--data", metavar="DATA", help="its test pictures are tried on the page "
+                        "(default: the run's own); none for none")  # fmt: skip
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="0 for any that is free (default: 8000)")
+    parser.add_argument("--api-key-file", metavar="FILE", help="whose first line every request must show")
+    parser.add_argument("--max-batch", type=positive, default=64, metavar="N",
+                        help="pictures that share a forward pass (default: 64)")  # fmt: skip
+    parser.add_argument("--max-queue", type=positive, default=256, metavar="N",
+                        help="requests at a time; more are refused with 429 (default: 256)")  # fmt: skip
+    parser.add_argument("--max-megabytes", type=float, default=10.0, metavar="N",
+                        help="of a request; more is refused with 413 (default: 10)")  # fmt: skip
+    parser.add_argument("--max-megapixels", type=float, default=25.0, metavar="N",
+                        help="of a picture; more is refused with 413 (default: 25)")  # fmt: skip
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS",
+                        help="for a request to come, and again for its answer (default: 30)")  # fmt: skip
+    add_tta(parser)
+    add_common(parser)
+    parser.set_defaults(command=execute)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """What it does; the exit status."""
+    from thumbnet.classifier import load_classifier
+    from thumbnet.errors import MissingExtraError
+
+    try:
+        from thumbnet.serving.server import listen, serve
+        from thumbnet.serving.service import ServiceSettings, build_service
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("thumbnet"):
+            raise
+        raise MissingExtraError("a service", "serve") from None
+    if min(options.max_megabytes, options.max_megapixels, options.timeout) <= 0:
+        raise ThumbnetError("--max-megabytes, --max-megapixels and --timeout must be more than 0")
+    key = _api_key(options.api_key_file)
+    classifier = load_classifier(options.run, options.device)
+    with listen(options.host, options.port) as listener:
+        loopback = listener.getsockname()[0] in ("127.0.0.1", "::1")
+        settings = ServiceSettings(
+            max_bytes=int(1e6 * options.max_megabytes),
+            max_pixels=int(1e6 * options.max_megapixels),
+            max_queue=options.max_queue,
+            max_batch=options.max_batch,
+            timeout=options.timeout,
+            tta=options.tta,
+            api_key=key,
+            hosts=("localhost", "127.0.0.1", "::1", "[::1]", options.host) if loopback else None,
+        )
+        service = build_service(classifier, settings, lambda: _data_to_try(options))
+        serve(service, listener, open_to_all=not loopback and key is None)
+    return 0
+
+
+def _api_key(file: str | None) -> str | None:
+    if file is None:
+        return os.environ.get("THUMBNET_API_KEY") or None
+    try:
+        with open(file, encoding="utf-8") as lines:
+            key = lines.readline().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ThumbnetError(f"cannot read the API key in {file}: {error}") from None
+    if not key:
+        raise ThumbnetError(f"the first line of {file} is empty: an API key is expected there")
+    return key
+
+
+def _data_to_try(options: argparse.Namespace) -> Data | None:
+    if options.data == "none" or (options.data is None and run_of(options) is None):
+        return None
+    return data_of_run(options, data_settings_of_run(options))

@@ -1,0 +1,140 @@
+"""``thumbnet train``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import textwrap
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from thumbnet.cli.options import DATA_HELP, SHORTCUTS, add_common, add_recipe_options, overrides, rank
+from thumbnet.errors import ThumbnetError
+
+if TYPE_CHECKING:
+    from thumbnet.training.listener import StoppableListener
+
+
+def add(commands: Any) -> None:
+    """Its parser, among ``commands``."""
+    parser = commands.add_parser(
+        "train",
+        help="train a network and leave a run's folder",
+        description="Train a network on DATA, or go on with a run that was stopped.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=textwrap.dedent("""\
+            examples:
+              thumbnet train digits
+              thumbnet train pictures/ --epochs 20 --val-fraction 0.1
+              thumbnet train cifar10 --recipe resnet18 --set optimizer.lr=0.05
+              thumbnet train --resume runs/2026-11-23-cifar10-resnet18-1"""),
+    )
+    parser.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP)
+    parser.add_argument("--resume", metavar="RUN", help="go on with this run, to the very same result")
+    parser.add_argument("--out", metavar="DIR", help="the run's folder (default: a new name under runs/)")
+    parser.add_argument(
+        "--auto-resume", action="store_true",
+        help="go on with --out if that run was begun: for schedulers that start the same command again",
+    )  # fmt: skip
+    parser.add_argument("--init", metavar="RUN", help="begin from this run's weights (or hf:OWNER/NAME)")
+    parser.add_argument(
+        "--micro-batch", type=int, metavar="N", help="go through a batch N pictures at a time"
+    )
+    parser.add_argument("--on-nonfinite", choices=["stop", "skip"], help="for a loss that is not finite")
+    parser.add_argument("--checkpoint-steps", type=int, metavar="N", help="a checkpoint each N steps, too")
+    parser.add_argument(
+        "--checkpoint-minutes", type=float, metavar="M", help="and each M minutes (default: 10)"
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard, too")
+    parser.add_argument("--quiet", action="store_true", help="no progress; at the end the run's folder")
+    parser.add_argument("--json", action="store_true", help="at the end, the outcome as JSON")
+    add_recipe_options(parser)
+    add_common(parser)
+    parser.set_defaults(command=execute)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """What it does; the exit status."""
+    if (options.data is None) == (options.resume is None):
+        raise ThumbnetError("name either DATA or --resume RUN, as in: thumbnet train digits")
+    if options.resume is not None:
+        given = [flag for flag in ("recipe", "out", *SHORTCUTS) if getattr(options, flag, None)]
+        given += ["auto_resume"] if options.auto_resume else []
+        if given or options.overrides:
+            raise ThumbnetError(
+                "--resume takes the run's own recipe and data: leave out "
+                + ", ".join(f"--{flag.replace('_', '-')}" for flag in given or ["set"])
+            )
+
+    from thumbnet.console import TrainingDisplay, say
+    from thumbnet.training.listener import Listener, Listeners, StoppableListener
+    from thumbnet.training.train import resume, train
+    from thumbnet.views import show_summary
+
+    first = rank() == 0  # of several processes only the first shows anything
+    shown = TrainingDisplay() if first and not options.quiet else nullcontext(StoppableListener())
+    with shown as display, ExitStack() as stack, _stopping(display):
+        listener: Listener = display
+        if options.tensorboard and first:
+            from thumbnet.training.tensorboard import TensorBoardWriter
+
+            listener = Listeners(display, stack.enter_context(TensorBoardWriter()))
+        if options.resume is not None:
+            run = resume(options.resume, device=options.device, listener=listener)
+        else:
+            run = train(
+                options.data,
+                options.recipe,
+                overrides=overrides(options),
+                out=options.out,
+                device=options.device,
+                data_dir=options.data_dir,
+                listener=listener,
+                auto_resume=options.auto_resume,
+            )
+    if not first:
+        return 0
+    if options.json:
+        say(json.dumps({"run": str(run.path), **run.summary}))
+    elif options.quiet:
+        say(str(run.path))
+    else:
+        show_summary(run)
+    return 0
+
+
+class Terminated(BaseException):
+    """SIGTERM, where nothing is to be saved."""
+
+
+@contextmanager
+def _stopping(listener: StoppableListener) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM of a training asks it to stop after the step; a second ends it at once.
+
+    Ends it with 128 + the signal's number, as shells have it and schedulers understand it.
+    """
+    received = []
+
+    def handle(signum: int, frame: object) -> None:
+        from thumbnet.console import note
+
+        received.append(signum)
+        if not listener.started or listener.stop_requested:
+            raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
+        listener.stop_requested = True
+        again = "Ctrl-C again to stop at once" if signum == signal.SIGINT else "SIGTERM received"
+        note(f"\nstopping after this step, and saving; {again}")
+
+    from thumbnet.runs import InterruptedRunError
+
+    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except InterruptedRunError as error:
+        error.exit_status = 128 + (received[0] if received else signal.SIGINT)
+        raise
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
