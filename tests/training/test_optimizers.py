@@ -109,6 +109,15 @@ def test_orthogonalising_by_the_small_matrix_is_the_iteration_of_the_large_one(
         assert off < tolerance, shape
 
 
+def test_orthogonalising_several_is_orthogonalising_each() -> None:
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((32, 216), (64, 27), (64, 576), (32, 288), (6, 6))
+    matrices = [torch.randn(*shape, generator=generator) for shape in shapes]
+    for together, matrix in zip(orthogonalise(matrices), matrices, strict=True):
+        assert torch.allclose(together, orthogonalise([matrix])[0], atol=0.02)
+        assert together.shape == matrix.shape
+
+
 def test_muons_other_parameters_step_as_torchs_sgd_does() -> None:
     mine, torchs = torch.ones(5, requires_grad=True), torch.ones(5, requires_grad=True)
     group = {"params": [mine], "lr": 0.1, "momentum": 0.8, "weight_decay": 0.01}
