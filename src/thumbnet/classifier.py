@@ -161,15 +161,14 @@ class Classifier(ABC):
             UnreadableImagesError: lists all pictures of the split that cannot be read.
             DataError: there is no such split, or it has classes that the network does not know.
         """
-        if split not in data.splits:
-            raise DataError(f"{data.source} has no split {split!r}, only {', '.join(data.splits)}")
+        pictures = data.split(split)
         unknown = [name for name in data.class_names if name not in self.class_names]
         if unknown:
             raise DataError(
                 f"{data.source} has classes that the network does not know: {', '.join(unknown[:10])}. "
                 f"It knows {', '.join(self.class_names[:10])}{', ...' if len(self.class_names) > 10 else ''}"
             )
-        chosen, logits = self._logits_of(data.splits[split], tta, batch_size, on_bad_image, on_decode)
+        chosen, logits = self._logits_of(pictures, tta, batch_size, on_bad_image, on_decode)
         if len(chosen) == 0:
             raise DataError(f"the split {split!r} of {data.source} has no pictures")
         position = np.array([self.class_names.index(name) for name in data.class_names])

@@ -7,13 +7,14 @@ import json
 from typing import Any
 
 from thumbnet.cli.options import (
-    DATA_HELP,
     add_common,
+    add_data_of_run,
     add_on_bad_image,
     add_run,
     add_tta,
     data_of_run,
     data_settings_of_run,
+    split_of,
 )
 
 
@@ -25,8 +26,7 @@ def add(commands: Any) -> None:
         description="Measure RUN on DATA (by default its own): accuracy, classes, confusion, calibration.",
     )
     add_run(parser, or_onnx=True)
-    parser.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP + " (default: the run's own)")
-    parser.add_argument("--split", help="train, val or test (default: test, or else val)")
+    add_data_of_run(parser)
     add_tta(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--plot", metavar="FILE", help="draw the confusion matrix (.png, .svg, .pdf)")
@@ -49,7 +49,7 @@ def execute(options: argparse.Namespace) -> int:
     predictor = load_classifier(options.run, options.device)
     settings = data_settings_of_run(options)
     data = data_of_run(options, settings)
-    split = options.split or ("test" if "test" in data.splits else "val")
+    split = split_of(options, data)
     on_bad_image = options.on_bad_image or settings.on_bad_image
     with counting("decoding") as count:
         result = predictor.evaluate(data, split, tta=options.tta, on_bad_image=on_bad_image, on_decode=count)

@@ -64,6 +64,12 @@ def add_run(parser: argparse.ArgumentParser, or_onnx: bool = False) -> None:
     parser.add_argument("run", metavar="RUN", help=known)
 
 
+def add_data_of_run(parser: argparse.ArgumentParser) -> None:
+    """On what the run is looked at: what :func:`data_of_run` and :func:`split_of` read."""
+    parser.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP + " (default: the run's own)")
+    parser.add_argument("--split", help="train, val or test (default: test, or else val)")
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """The device."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
@@ -155,6 +161,17 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
         test_fraction=settings.test_fraction,
         split_seed=settings.split_seed,
     )
+
+
+def split_of(options: argparse.Namespace, data: Data) -> str:
+    """The split that was named, or ``test``, or else ``val``.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    name: str = options.split or ("test" if "test" in data.splits else "val")
+    data.split(name)
+    return name
 
 
 def rank() -> int:

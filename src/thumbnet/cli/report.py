@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from thumbnet.cli.options import DATA_HELP, add_data_dir, data_of_run
+from thumbnet.cli.options import add_data_dir, add_data_of_run, data_of_run, split_of
 
 
 def add(commands: Any) -> None:
@@ -17,8 +17,7 @@ def add(commands: Any) -> None:
         "behind it, classes, calibration, mistakes, doubtful labels, where the network looks, data, recipe.",
     )
     parser.add_argument("run", metavar="RUN", help="a complete run's folder")
-    parser.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP + " (default: the run's own)")
-    parser.add_argument("--split", help="train, val or test (default: test, or else val)")
+    add_data_of_run(parser)
     parser.add_argument("--out", metavar="FILE", help="(default: report.html in RUN)")
     parser.add_argument("--open", action="store_true", help="show it in the browser")
     add_data_dir(parser)
@@ -30,16 +29,13 @@ def execute(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from thumbnet.console import counting, say
-    from thumbnet.errors import DataError
     from thumbnet.report import write_report
     from thumbnet.runs import Run
 
     run = Run.open(options.run)
     _ = run.summary  # a run that is not complete is refused before its data are looked for
     data = data_of_run(options, run.recipe.data)
-    split = options.split or ("test" if "test" in data.splits else "val")
-    if split not in data.splits:
-        raise DataError(f"{data.source} has no split {split!r}, only {', '.join(data.splits)}")
+    split = split_of(options, data)
     out = Path(options.out).expanduser() if options.out else run.path / "report.html"
     with counting("looking") as count:
         write_report(run, data, split, out, count=count)

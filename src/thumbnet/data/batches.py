@@ -328,7 +328,7 @@ class LoaderBatches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:  # noqa: D102
         for step, (images, labels) in enumerate(self.loader):
             if step >= start:
-                yield Batch(images.to(self.device), labels.to(self.device))
+                yield Batch(send(images, self.device), send(labels, self.device))
 
 
 def sample_positions(count: int) -> Tensor:

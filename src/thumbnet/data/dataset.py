@@ -59,10 +59,8 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         self.class_names: tuple[str, ...] = ()
         if not isinstance(data, Split):
             loaded = load_data(data)
-            if split not in loaded.splits:
-                raise DataError(f"{data} has no split {split!r}, only {', '.join(loaded.splits)}")
             self.class_names = loaded.class_names
-            data = loaded.splits[split]
+            data = loaded.split(split)
         self.split = random_subset(data, subset_size, seed)
         self.transform = transform
         self.image_size = image_size

@@ -276,6 +276,16 @@ class Data:
                 f"{'is one' if self.class_names else 'are none'}: {', '.join(self.class_names) or '-'}"
             )
 
+    def split(self, name: str) -> Split:
+        """The split of that name.
+
+        Raises:
+            DataError: there is none.
+        """
+        if name not in self.splits:
+            raise DataError(f"{self.source} has no split {name!r}, only {', '.join(self.splits)}")
+        return self.splits[name]
+
     def fingerprint(self) -> str:
         """A digest of class names, labels and pictures (files by name and size), as hex."""
         digest = hashlib.blake2b("\0".join(self.class_names).encode(), digest_size=16)
