@@ -25,7 +25,7 @@ import torch
 from measure import SHARED, matrix_rate, parser, report
 
 from thumbnet.data.decoding import decode_split
-from thumbnet.data.sources import load_data
+from thumbnet.sources.load import load_data
 
 STAND_INS = """
 import time as _time, types

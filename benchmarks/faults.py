@@ -21,13 +21,13 @@ from torch import Tensor
 from thumbnet.data.batches import Batch
 from thumbnet.data.dataset import random_subset
 from thumbnet.data.decoding import decode_split
-from thumbnet.data.sources import load_data
 from thumbnet.hardware import choose_device, keep_freed_memory
 from thumbnet.inference import collect_logits
 from thumbnet.models import build_model
 from thumbnet.plots import INK, new_figure, save
 from thumbnet.recipe import load_recipe
 from thumbnet.seeds import derive_seed
+from thumbnet.sources.load import load_data
 from thumbnet.training.fit import TrainingState, fit
 
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)))

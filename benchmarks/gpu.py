@@ -27,11 +27,11 @@ from measure import SHARED, matrix_rate, median, parser, report, spread
 from torch import Tensor
 
 from thumbnet.data.prepare import Prepared, prepare
-from thumbnet.data.sources import load_data
 from thumbnet.data.splits import Data
 from thumbnet.hardware import choose_device
 from thumbnet.inference import collect_logits
 from thumbnet.recipe import Recipe
+from thumbnet.sources.load import load_data
 from thumbnet.training.fit import fit
 from thumbnet.training.listener import Listener
 from thumbnet.training.train import build_state, choose_recipe

@@ -26,9 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 from thumbnet.data.batches import MemoryEngine, Normalise, TrainBatches, WorkerEngine
 from thumbnet.data.decoding import decode_split
 from thumbnet.data.images import Preprocessing
-from thumbnet.data.sources import load_data
 from thumbnet.data.splits import Data, FileSplit
 from thumbnet.recipe import AugmentSettings, load_recipe
+from thumbnet.sources.load import load_data
 
 PREPROCESSING = Preprocessing((32, 32), "pad", (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 NAMES = {"memory": "memory engine", "workers": "worker engine", "tutorial": "the tutorial's loader"}

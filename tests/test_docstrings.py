@@ -11,7 +11,7 @@ import pytest
 from thumbnet.runs import Run
 
 
-@pytest.mark.parametrize("module", ["thumbnet.data.sources", "thumbnet.training.train", "thumbnet.predictor"])
+@pytest.mark.parametrize("module", ["thumbnet.sources.load", "thumbnet.training.train", "thumbnet.predictor"])
 def test_docstring_examples(module: str, tiny_run: Run, tmp_path: Path) -> None:
     imported = importlib.import_module(module)
     run = tiny_run

@@ -82,7 +82,7 @@ def _both(run: Run, onnx_file: Path) -> tuple[Classifier, Classifier]:
 def test_onnx_leaves_out_what_cannot_be_read_or_lists_it(onnx_file: Path, tmp_path: Path) -> None:
     from PIL import Image
 
-    from thumbnet.data.sources import load_data
+    from thumbnet.sources.load import load_data
 
     names = OnnxClassifier(onnx_file).class_names
     for name in names:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data.hub_standin import HubStandIn
 from helpers import coloured, write_picture
+from sources.hub_standin import HubStandIn
 from thumbnet.cli import main
 from thumbnet.model_hub import model_card
 from thumbnet.runs import Run

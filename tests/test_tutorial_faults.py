@@ -23,13 +23,13 @@ from helpers import TINY, coloured_data, noise, write_picture
 from thumbnet.data.augment import mirror
 from thumbnet.data.batches import Normalise
 from thumbnet.data.dataset import ImageDataset, to_tensor
-from thumbnet.data.folders import label_from_name
 from thumbnet.data.images import Preprocessing
 from thumbnet.data.prepare import prepare
-from thumbnet.data.sources import load_data
 from thumbnet.errors import DataError, RecipeError
 from thumbnet.models import resnet18
 from thumbnet.recipe import load_recipe
+from thumbnet.sources.folders import label_from_name
+from thumbnet.sources.load import load_data
 from thumbnet.training import fit as fit_module
 from thumbnet.training.fit import StepResult, fit
 from thumbnet.training.optimizers import set_learning_rate

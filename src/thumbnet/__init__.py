@@ -27,7 +27,7 @@ _PUBLIC = {
     "ThumbnetError": "thumbnet.errors",
     "build_model": "thumbnet.models",
     "fit": "thumbnet.training.fit",
-    "load_data": "thumbnet.data.sources",
+    "load_data": "thumbnet.sources.load",
     "load_recipe": "thumbnet.recipe",
     "load_run": "thumbnet.predictor",
     "resume": "thumbnet.training.train",
@@ -55,7 +55,6 @@ __all__ = [
 
 if TYPE_CHECKING:
     from thumbnet.data.dataset import ImageDataset
-    from thumbnet.data.sources import load_data
     from thumbnet.data.splits import Data
     from thumbnet.errors import ThumbnetError
     from thumbnet.models import build_model
@@ -63,6 +62,7 @@ if TYPE_CHECKING:
     from thumbnet.predictor import Predictor, load_run
     from thumbnet.recipe import Recipe, load_recipe
     from thumbnet.runs import Run
+    from thumbnet.sources.load import load_data
     from thumbnet.training.fit import fit
     from thumbnet.training.train import resume, train
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 import types
 import typing
@@ -52,6 +53,15 @@ class DataSettings:
         val_fraction: part of the training split to set aside as ``val``.
         test_fraction: part to set aside as ``test`` where the data has neither ``val`` nor ``test``.
         split_seed: seed of both; not ``seed``, so that repeated runs are tested on the same pictures.
+        classes_from: which folder names a picture's class: ``top`` (the outermost below the split), ``leaf``
+            (the innermost), or a depth such as ``"2"``.
+        label_pattern: regular expression that finds the class in a picture's file name, with a group called
+            ``label``, or its first group; empty for the known forms.
+        group_by: keep pictures that belong together in one split when some are set aside: a regular
+            expression that finds the group in a picture's path (its first group, or the whole match), or the
+            name of a manifest's column; empty for none.
+        images: folder of a manifest's pictures; empty for the manifest's own.
+        path_column, label_column: columns of a manifest; empty to find them by name or by content.
         subset_size: train on this many random pictures of the training split; 0 means all.
         sampling: ``uniform`` shows each training picture once an epoch; ``balanced`` shows as many pictures
             an epoch, but of each class equally many: those of rare classes several times.
@@ -71,6 +81,12 @@ class DataSettings:
     val_fraction: float = 0.0
     test_fraction: float = 0.2
     split_seed: int = 0
+    classes_from: str = "top"
+    label_pattern: str = ""
+    group_by: str = ""
+    images: str = ""
+    path_column: str = ""
+    label_column: str = ""
     subset_size: int = 0
     sampling: Literal["uniform", "balanced"] = "uniform"
     skip_easy: float = 0.0
@@ -89,6 +105,15 @@ class DataSettings:
                 _check(len(value) == 3 and low, f"data.{key}", "'auto' or three numbers in [0, 1]", value)
         _check(0 <= self.val_fraction < 1, "data.val_fraction", "a fraction in [0, 1)", self.val_fraction)
         _check(0 < self.test_fraction < 1, "data.test_fraction", "a fraction in (0, 1)", self.test_fraction)
+        ok = self.classes_from in ("top", "leaf") or (
+            self.classes_from.isascii() and self.classes_from.isdigit() and 1 <= int(self.classes_from) <= 16
+        )
+        _check(ok, "data.classes_from", "'top', 'leaf' or a depth such as '2'", self.classes_from)
+        for key, pattern in (("label_pattern", self.label_pattern), ("group_by", self.group_by)):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                _check(False, f"data.{key}", f"a regular expression ({error})", pattern)
         _check(self.subset_size >= 0, "data.subset_size", "0 (all) or a positive number", self.subset_size)
         _check(0 <= self.skip_easy <= 0.5, "data.skip_easy", "a fraction in [0, 0.5]", self.skip_easy)
         ok = not self.skip_easy or self.sampling == "uniform"

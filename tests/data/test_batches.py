@@ -23,11 +23,11 @@ from thumbnet.data.batches import (
 from thumbnet.data.dataset import ImageDataset
 from thumbnet.data.images import Preprocessing
 from thumbnet.data.prepare import Prepared, prepare
-from thumbnet.data.sources import load_data
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError
 from thumbnet.recipe import AugmentSettings, Recipe, load_recipe
 from thumbnet.seeds import derive_seed
+from thumbnet.sources.load import load_data
 
 CPU = torch.device("cpu")
 

@@ -12,8 +12,8 @@ from helpers import coloured_data, noise, write_class_folders, write_picture
 from thumbnet.data import decoding
 from thumbnet.data.batches import channel_statistics
 from thumbnet.data.decoding import automatic_size, decode_split
-from thumbnet.data.sources import load_data
 from thumbnet.data.splits import ArraySplit, Split
+from thumbnet.sources.load import load_data
 
 
 def test_statistics_agree_with_numpy() -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from helpers import noise, write_class_folders, write_picture
 from thumbnet.data.inspection import inspect_data, sample_grid
-from thumbnet.data.sources import load_data
+from thumbnet.sources.load import load_data
 
 
 def test_everything_in_a_folder_is_found(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from thumbnet.data.cifar import CIFAR10_CLASSES
 from thumbnet.data.prepare import prepare
-from thumbnet.data.sources import load_data
 from thumbnet.recipe import load_recipe
+from thumbnet.sources.cifar import CIFAR10_CLASSES
+from thumbnet.sources.load import load_data
 
 pytestmark = pytest.mark.end_to_end
 

@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 with atheris.instrument_imports(include=["thumbnet", "PIL", "tomllib", "safetensors"]):
     from faults.broken import FORMATS, encoded
     from helpers import coloured_data
-    from thumbnet.data import cifar
-    from thumbnet.data.folders import label_from_name
     from thumbnet.data.images import Preprocessing, open_image
     from thumbnet.errors import DataError, RecipeError, RunError, UnreadableImageError
     from thumbnet.recipe import Recipe, load_recipe
     from thumbnet.runs import Run, read_weights
+    from thumbnet.sources import cifar
+    from thumbnet.sources.folders import label_from_name
 
 SCRATCH = Path(tempfile.mkdtemp(prefix="thumbnet-fuzz-"))
 PREPROCESSING = Preprocessing((32, 32), "pad", (0.5,) * 3, (0.2,) * 3)

@@ -21,10 +21,10 @@ import torch
 
 from helpers import Payload, serve, write_class_folders
 from thumbnet.cli import main
-from thumbnet.data import cifar, download
-from thumbnet.data.archives import unpack
 from thumbnet.errors import DataError, RunError
 from thumbnet.runs import Run, read_weights
+from thumbnet.sources import cifar, download
+from thumbnet.sources.archives import unpack
 
 # --- payloads --------------------------------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ INDEXING = """
 import json, sys, time
 import psutil, torch
 import thumbnet
-from thumbnet.data.sources import load_data
+from thumbnet.sources.load import load_data
 before = psutil.Process().memory_info().rss
 started = time.perf_counter()
 data = load_data(sys.argv[1])

@@ -34,8 +34,8 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet import plots
     from thumbnet.console import counting, say
     from thumbnet.data.inspection import inspect_data, sample_grid
-    from thumbnet.data.sources import load_data
     from thumbnet.recipe import parse_image_size
+    from thumbnet.sources.load import load_data
     from thumbnet.views import show_inspection
 
     target = plots.check_plot_path(options.plot) if options.plot else None

@@ -145,8 +145,10 @@ def data_settings_of_run(options: argparse.Namespace) -> DataSettings:
 
 def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
     """The data that were named, or the run's own; split as the run split them."""
-    from thumbnet.data.sources import load_data
+    from dataclasses import replace
+
     from thumbnet.errors import RunError
+    from thumbnet.sources.load import load_data
 
     source, data_dir, run = options.data, options.data_dir, run_of(options)
     if run is not None and source is None:
@@ -154,13 +156,9 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
         data_dir = data_dir or run.settings.get("data_dir")
     if source is None:
         raise RunError(f"name the data: {options.run} is a file alone, which does not say where they are")
-    return load_data(
-        source,
-        data_dir=data_dir,
-        val_fraction=settings.val_fraction if options.data is None else 0.0,
-        test_fraction=settings.test_fraction,
-        split_seed=settings.split_seed,
-    )
+    if options.data is not None:
+        settings = replace(settings, val_fraction=0.0)
+    return load_data(source, data_dir=data_dir, settings=settings)
 
 
 def split_of(options: argparse.Namespace, data: Data) -> str:

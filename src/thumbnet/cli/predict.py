@@ -75,7 +75,7 @@ def _expand(paths: Sequence[str]) -> Iterator[str]:
     """Files as they are, folders by their pictures, globs by what they match."""
     import glob
 
-    from thumbnet.data.folders import pictures_below
+    from thumbnet.sources.folders import pictures_below
 
     for path in paths:
         if path == "-" or os.path.isfile(path):

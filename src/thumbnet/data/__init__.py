@@ -1,1 +1,1 @@
-"""From what the user names to batches: sources → splits → dataset → batches."""
+"""From labelled pictures to batches: splits → dataset → batches."""

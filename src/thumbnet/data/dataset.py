@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from thumbnet.data.images import Fit, fit_image
-from thumbnet.data.sources import load_data
 from thumbnet.data.splits import Split
 from thumbnet.errors import DataError
+from thumbnet.sources.load import load_data
 
 Transform = Callable[..., Any]
 

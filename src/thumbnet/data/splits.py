@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -255,7 +255,10 @@ class Data:
         layout: in words, what was recognised there.
         class_names: a label is a position in it.
         splits: by name, of ``train``, ``val`` and ``test``; ``train`` is always there.
-        notes: what the user should know, such as files that were passed over.
+        notes: what the user should know, such as files that were passed over. One that begins with
+            ``warning: `` says that the result may be wrong.
+        groups: by split, where pictures belong together, such as those of one person: each picture's group,
+            str [N]. Pictures of a group stay together when some are set aside.
     """
 
     source: str
@@ -263,6 +266,7 @@ class Data:
     class_names: tuple[str, ...]
     splits: dict[str, Split]
     notes: tuple[str, ...] = field(default=())
+    groups: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.splits.get("train", ())) == 0:

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from thumbnet.data.prepare import Prepared, all_unreadable, prepare
-from thumbnet.data.sources import NAMED, load_data
 from thumbnet.data.splits import Data
 from thumbnet.distributed import ALONE, World, joined
 from thumbnet.errors import DataError, RunError, UnreadableImageError
@@ -30,6 +29,7 @@ from thumbnet.models import DataInitialised, build_model
 from thumbnet.recipe import Recipe, load_recipe
 from thumbnet.runs import InterruptedRunError, Run
 from thumbnet.seeds import derive_seed
+from thumbnet.sources.load import NAMED, load_data
 from thumbnet.training.fit import Score, StepResult, TrainingState, fit
 from thumbnet.training.listener import Listener
 from thumbnet.training.transfer import begin_from
@@ -277,14 +277,7 @@ def first_pictures(prepared: Prepared) -> torch.Tensor:
 
 
 def _load(source: str, recipe: Recipe, data_dir: str | Path | None, listener: Listener) -> Data:
-    return load_data(
-        source,
-        data_dir=data_dir,
-        val_fraction=recipe.data.val_fraction,
-        test_fraction=recipe.data.test_fraction,
-        split_seed=recipe.data.split_seed,
-        progress=listener.on_download,
-    )
+    return load_data(source, data_dir=data_dir, settings=recipe.data, progress=listener.on_download)
 
 
 def _train(

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from thumbnet.data import cifar
-from thumbnet.data.index import Index
-from thumbnet.data.packed import Unpacked
 from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError
+from thumbnet.recipe import DataSettings
+from thumbnet.sources.index import Index
+from thumbnet.sources.place import Place
 
 _SPLIT_FOLDERS = {
     "train": ("train", "training"),
@@ -33,22 +34,19 @@ LAYOUTS_HELP = (
 )
 
 
-def load_folder(root: Path, source: str, unpacked: Unpacked | None = None) -> Data:
-    """The data in a folder, its layout found out.
+def recognise(place: Place, settings: DataSettings) -> bool:
+    """Whether it is a folder: :func:`read` says what it lacks."""
+    return place.path.is_dir()
 
-    Args:
-        root: the folder.
-        source: what the user named.
-        unpacked: the archive whose folder it is.
+
+def read(place: Place, source: str, settings: DataSettings) -> Data:
+    """The data in a folder, its layout found out.
 
     Raises:
         DataError: no known layout, an empty class, or classes that differ between splits.
     """
-    root = _descend(root)
-    batches = cifar.find_batches(root)
-    if batches is not None:
-        return cifar.load_batches(batches, source)
-    index = Index(root, unpacked)
+    place = list(wrapped(place))[-1]
+    root, index = place.path, place.index()
     folders = _split_folders(root)
     if "train" not in folders:
         if folders:
@@ -59,6 +57,21 @@ def load_folder(root: Path, source: str, unpacked: Unpacked | None = None) -> Da
         shape = " + ".join(f"{path.name}/CLASS/*" for path in folders.values())
         return _load_class_folders(index, root, folders, source, shape)
     return _load_tutorial(index, root, folders, source)
+
+
+def wrapped(place: Place) -> Iterator[Place]:
+    """The place, and then the one folder in it, and in that, in which an archive often wraps everything."""
+    yield place
+    for _ in range(3):
+        if not place.path.is_dir():
+            return
+        inner = _subfolders(place.path)
+        if len(inner) != 1 or _split_folders(place.path):
+            return
+        place = place.inside(inner[0].name)
+        if not _subfolders(place.path) and not any(place.path.iterdir()):
+            return
+        yield place
 
 
 def label_from_name(name: str) -> str:
@@ -154,17 +167,6 @@ def _read_labels_file(root: Path) -> tuple[str, ...] | None:
     if twice:
         raise DataError(f"{path} names classes twice: {', '.join(twice)}")
     return names
-
-
-def _descend(root: Path) -> Path:
-    """Into the one folder that an archive often wraps everything in."""
-    for _ in range(3):
-        inner = _subfolders(root)
-        wraps = len(inner) == 1 and not _split_folders(root) and not cifar.find_batches(root)
-        if not (wraps and _subfolders(inner[0])) and not (wraps and cifar.find_batches(inner[0])):
-            break
-        root = inner[0]
-    return root
 
 
 def _split_folders(root: Path) -> dict[str, Path]:

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from thumbnet.data.index import is_picture_name
-from thumbnet.data.packed import Pack, PackWriter, Unpacked
 from thumbnet.errors import DataError
 from thumbnet.files import clear_leftovers
+from thumbnet.sources.index import is_picture_name
+from thumbnet.sources.packed import Pack, PackWriter, Unpacked
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".zip")
 MAX_EXPANSION = 200  # how many times its own size an archive may unpack to: more is a bomb

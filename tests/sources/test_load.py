@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 from sklearn.datasets import load_digits
 
-from thumbnet.data.sources import load_data
 from thumbnet.data.splits import ArraySplit
+from thumbnet.sources.load import load_data
 
 
 def test_digits_are_scikit_learns_shown_as_32x32_rgb() -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from data.test_cifar import PER_FILE, write_binary10
 from helpers import serve
-from thumbnet.data import cifar, download
-from thumbnet.data.sources import load_data
+from sources.test_cifar import PER_FILE, write_binary10
 from thumbnet.errors import DataError
+from thumbnet.sources import cifar, download
+from thumbnet.sources.load import load_data
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from data.hub_standin import HubStandIn
 from helpers import coloured
+from sources.hub_standin import HubStandIn
 
 datasets: Any = pytest.importorskip("datasets", reason="the extra 'hub' is not installed")
 
@@ -48,7 +48,7 @@ def parquet(count: int, features: dict[str, Any] | None = None, **columns: list[
 def load(hub: HubStandIn, source: str, home: Path) -> subprocess.CompletedProcess[str]:
     """``load_data(source)`` in a process of its own, whose Hub is ``hub``."""
     code = (
-        "import json, sys; from thumbnet.data.sources import load_data\n"
+        "import json, sys; from thumbnet.sources.load import load_data\n"
         "from thumbnet.errors import ThumbnetError\n"
         "try: data = load_data(sys.argv[1])\n"
         "except ThumbnetError as error: sys.exit(f'refused: {error}')\n"

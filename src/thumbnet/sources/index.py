@@ -1,7 +1,7 @@
 """Which pictures are below a folder: listed once, and remembered for the next time.
 
 Of an unpacked archive the folder has only the folders and other files, and the pictures are in a pack
-(:mod:`thumbnet.data.packed`).
+(:mod:`thumbnet.sources.packed`).
 
 What was found is kept in the folder ``index`` of :func:`thumbnet.files.cache_folder`, each folder with its
 time of change: the system sets that anew whenever a name in it comes or goes. A folder is listed again if its
@@ -23,10 +23,10 @@ from typing import NamedTuple
 import numpy as np
 
 from thumbnet.data.images import PICTURE_SUFFIXES
-from thumbnet.data.packed import PackedSplit, Unpacked
 from thumbnet.data.splits import FileSplit, Split
 from thumbnet.errors import DataError, RunError
 from thumbnet.files import cache_folder, write_file
+from thumbnet.sources.packed import PackedSplit, Unpacked
 
 WORTH_KEEPING = 10_000  # pictures; fewer are listed in no time
 _SURE_AFTER = 2_000_000_000  # nanoseconds: clocks of file systems are this coarse

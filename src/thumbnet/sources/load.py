@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from thumbnet.data import cifar
-from thumbnet.data.archives import ARCHIVE_SUFFIXES, is_archive_name, unpack
-from thumbnet.data.download import Progress, download
-from thumbnet.data.folders import load_folder
-from thumbnet.data.hub import load_hub
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, nearest
 from thumbnet.files import cache_folder
+from thumbnet.recipe import DataSettings
+from thumbnet.sources import cifar, folders
+from thumbnet.sources.archives import ARCHIVE_SUFFIXES, is_archive_name, unpack
+from thumbnet.sources.download import Progress, download
+from thumbnet.sources.folders import wrapped
+from thumbnet.sources.hub import load_hub
+from thumbnet.sources.place import Form, Place
 
 NAMED = ("digits", "cifar10", "cifar100")
 
@@ -23,10 +27,9 @@ def load_data(
     source: str | Path,
     *,
     data_dir: str | Path | None = None,
-    val_fraction: float = 0.0,
-    test_fraction: float = 0.2,
-    split_seed: int = 0,
+    settings: DataSettings | None = None,
     progress: Progress | None = None,
+    **changes: Any,
 ) -> Data:
     """The splits and class names of a data set.
 
@@ -35,52 +38,69 @@ def load_data(
     (1438, 359, ('0', '1', '2'))
 
     Args:
-        source: ``"digits"``; ``"cifar10"`` or ``"cifar100"`` (downloaded once); a folder or an archive
-            of one (see :mod:`thumbnet.data.folders` for its shapes); ``"hf:OWNER/NAME"``.
+        source: ``"digits"``; ``"cifar10"`` or ``"cifar100"`` (downloaded once); a folder, a file, or an
+            archive of one (see the modules of :mod:`thumbnet.sources` for their forms); ``"hf:OWNER/NAME"``.
         data_dir: where downloads and unpacked archives are kept; the user's cache folder by default.
-        val_fraction: part of ``train`` to set aside as ``val``, stratified.
-        test_fraction: part to set aside as ``test`` where there is neither ``test`` nor ``val``.
-        split_seed: seed of both.
+        settings: a recipe's ``data`` settings; those count that say what is read and what is set aside.
         progress: called with (bytes so far, bytes in all) during a download.
+        changes: single settings in place of those, such as ``val_fraction=0.1``, ``test_fraction=0.2``,
+            ``split_seed=1``, ``label_pattern=...``: see :class:`~thumbnet.recipe.DataSettings`.
 
     Raises:
         DataError: it cannot be found, fetched or understood; the message says what to do.
+        RecipeError: a setting is out of range.
+        TypeError: there is no such setting.
     """
+    chosen = replace(settings or DataSettings(), **changes)
     cache = Path(data_dir).expanduser() if data_dir else cache_folder()
     name = str(source)
     if name == "digits":
         data = _load_digits()
     elif name in cifar.ARCHIVES:
-        data = _load_cifar(name, cache, progress)
+        data = _load_cifar(name, cache, chosen, progress)
     elif name.startswith("hf:"):
         data = load_hub(name.removeprefix("hf:"), name, Path(data_dir) if data_dir else None)
     else:
-        data = _load_path(Path(name).expanduser(), name, cache)
-    return data.with_held_out(test_fraction, val_fraction, split_seed)
+        data = _load_path(Path(name).expanduser(), name, cache, chosen)
+    return data.with_held_out(chosen.test_fraction, chosen.val_fraction, chosen.split_seed)
 
 
-def _load_path(path: Path, name: str, cache: Path) -> Data:
+# In this order; the first that recognises a place reads it. The folder of pictures comes last: it explains
+# what is accepted where nothing was recognised.
+FORMS: tuple[Form, ...] = (cifar, folders)
+
+
+def _load_path(path: Path, name: str, cache: Path, settings: DataSettings) -> Data:
     try:
-        if path.is_dir():
-            return load_folder(path, name)
         if path.is_file() and is_archive_name(path.name):
-            return _load_archive(path, name, cache)
+            return _load_archive(path, name, cache, settings)
         if path.exists():
-            known = ", ".join(ARCHIVE_SUFFIXES)
-            raise DataError(f"{path} is a file, but not an archive known here ({known})")
+            return _read(Place(path), name, settings)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     raise DataError(f"there is no data set, folder or archive {name!r}. {nearest(name, NAMED)}")
 
 
-def _load_archive(path: Path, name: str, cache: Path) -> Data:
+def _load_archive(path: Path, name: str, cache: Path, settings: DataSettings) -> Data:
     unpacked = unpack(path, cache)
-    return load_folder(unpacked.folder, name, unpacked)
+    return _read(Place(unpacked.folder, unpacked), name, settings)
+
+
+def _read(place: Place, name: str, settings: DataSettings) -> Data:
+    """The data in a place, by the first form that recognises it or the one folder in which everything is."""
+    for form in FORMS[:-1]:
+        for level in wrapped(place):
+            if form.recognise(level, settings):
+                return form.read(level, name, settings)
+    if not folders.recognise(place, settings):
+        known = ", ".join(ARCHIVE_SUFFIXES)
+        raise DataError(f"{place.path} is a file, but not an archive known here ({known})")
+    return folders.read(place, name, settings)
 
 
 def _load_digits() -> Data:
     """scikit-learn's handwritten digits, 8x8 with grey levels 0 to 16, shown as 32x32 RGB."""
-    with (resources.files("thumbnet.data") / "digits.npz").open("rb") as file, np.load(file) as arrays:
+    with (resources.files("thumbnet.sources") / "digits.npz").open("rb") as file, np.load(file) as arrays:
         grey, labels = arrays["images"], arrays["labels"]
     levels = np.minimum(grey.astype(np.uint16) * 16, 255).astype(np.uint8)
     images = np.repeat(np.repeat(levels, 4, axis=1), 4, axis=2)
@@ -90,7 +110,7 @@ def _load_digits() -> Data:
     return Data("digits", layout, names, {"train": ArraySplit(images, labels, "digits")})
 
 
-def _load_cifar(name: str, cache: Path, progress: Progress | None) -> Data:
+def _load_cifar(name: str, cache: Path, settings: DataSettings, progress: Progress | None) -> Data:
     """The official binary archive: as found unpacked or packed in ``cache``, else downloaded."""
     archive = cifar.ARCHIVES[name]
     python_folder = archive.folder.replace("batches-bin", "batches-py").replace("100-binary", "100-python")
@@ -109,4 +129,4 @@ def _load_cifar(name: str, cache: Path, progress: Progress | None) -> Data:
             raise DataError(
                 f"{error}\nIf the official host is slow or away, take the mirror: thumbnet train {mirror}"
             ) from None
-    return _load_archive(packed, name, cache)
+    return _load_archive(packed, name, cache, settings)

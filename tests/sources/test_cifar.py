@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from helpers import Payload
-from thumbnet.data.cifar import ARCHIVES, CIFAR10_CLASSES
-from thumbnet.data.sources import load_data
 from thumbnet.errors import DataError
+from thumbnet.sources.cifar import ARCHIVES, CIFAR10_CLASSES
+from thumbnet.sources.load import load_data
 
 PER_FILE = 4
 

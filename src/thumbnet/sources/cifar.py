@@ -16,6 +16,8 @@ import numpy as np
 
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError
+from thumbnet.recipe import DataSettings
+from thumbnet.sources.place import Place
 
 SIDE = 32
 PICTURE_BYTES = 3 * SIDE * SIDE
@@ -60,6 +62,18 @@ class Batches:
         """In words."""
         number = 10 if self.label_bytes == 1 else 100
         return f"CIFAR-{number}, {'python' if self.python else 'binary'} version"
+
+
+def recognise(place: Place, settings: DataSettings) -> bool:
+    """Whether all training batches of a known version are in a folder."""
+    return find_batches(place.path) is not None
+
+
+def read(place: Place, source: str, settings: DataSettings) -> Data:
+    """See :func:`load_batches`."""
+    batches = find_batches(place.path)
+    assert batches is not None
+    return load_batches(batches, source)
 
 
 def find_batches(folder: Path) -> Batches | None:

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from helpers import noise, write_class_folders
-from thumbnet.data.archives import unpack
 from thumbnet.data.decoding import decode_split
-from thumbnet.data.packed import PackedSplit
-from thumbnet.data.sources import load_data
 from thumbnet.data.splits import Split
 from thumbnet.errors import DataError, UnreadableImagesError
+from thumbnet.sources.archives import unpack
+from thumbnet.sources.load import load_data
+from thumbnet.sources.packed import PackedSplit
 
 
 def tar_with(path: Path, *members: tarfile.TarInfo, content: bytes = b"x") -> Path:

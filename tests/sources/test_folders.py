@@ -12,11 +12,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from helpers import noise, write_class_folders, write_picture
-from thumbnet.data import index
-from thumbnet.data.folders import label_from_name
-from thumbnet.data.sources import load_data
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError
+from thumbnet.sources import index
+from thumbnet.sources.folders import label_from_name
+from thumbnet.sources.load import load_data
 
 
 def test_train_and_test_folders_of_classes(tmp_path: Path) -> None:
