@@ -17,6 +17,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -24,13 +25,22 @@ import numpy as np
 
 from thumbnet.data.images import PICTURE_SUFFIXES
 from thumbnet.data.splits import FileSplit, Split
-from thumbnet.errors import DataError, RunError
+from thumbnet.errors import DataError, RunError, printable
 from thumbnet.files import cache_folder, write_file
+from thumbnet.sources.layout import Folder, join
 from thumbnet.sources.packed import PackedSplit, Unpacked
 
 WORTH_KEEPING = 10_000  # pictures; fewer are listed in no time
 _SURE_AFTER = 2_000_000_000  # nanoseconds: clocks of file systems are this coarse
-_VERSION = 1
+_VERSION = 2
+_MAX_LINKS = 3  # links to folders that are followed one after the other
+
+# Folders that systems and tools make. Names that begin with a dot count as well.
+_TOOL_FOLDERS = frozenset(
+    ["__macosx", "__pycache__", "@eadir", "@__thumb", "#recycle", "#snapshot", "$recycle.bin", "lost+found"]
+    + ["system volume information"]
+)
+_NEVER_CLASSES = frozenset([".git", ".svn", ".hg", ".venv"])  # not even searched for pictures
 
 
 def is_picture_name(name: str) -> bool:
@@ -38,11 +48,17 @@ def is_picture_name(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
 
 
+def is_tool_folder(name: str) -> bool:
+    """Whether a folder's name says that a system or tool made it: ``.ipynb_checkpoints``, ``__MACOSX``, ..."""
+    return name.startswith(".") or name.casefold() in _TOOL_FOLDERS
+
+
 class _Listing(NamedTuple):
     changed: int
     pictures: list[str]
     ignored: list[str]
     folders: list[str]
+    links: list[str]
 
 
 class Index:
@@ -52,36 +68,75 @@ class Index:
         unpacked: the archive that ``root`` is in.
 
     Attributes:
-        ignored: paths, relative to ``root``, of what was passed over so far: no pictures by their name, or
-            no files.
+        ignored: paths, relative to ``root``, of the files that :meth:`pictures_below` passed over so far.
     """
 
     def __init__(self, root: Path, unpacked: Unpacked | None = None) -> None:
         self.root = str(root)
         self._pack = unpacked and unpacked.pictures
         self._in_pack = "/".join(root.relative_to(unpacked.folder).parts) if unpacked else ""
-        digest = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=16).hexdigest()
-        self._kept_at = cache_folder() / "index" / f"{digest}.json"
-        self._kept = self._read()
         self._listed: dict[str, _Listing] = {}
         self.ignored: list[str] = []
 
     def pictures_below(self, folder: str) -> list[str]:
-        """Paths relative to ``root``, sorted. Links to folders are not followed, but for ``folder`` itself.
+        """Paths relative to ``root`` of the pictures below one of its folders, sorted; none if there is none.
 
         Raises:
             DataError: a folder cannot be listed.
         """
-        found: list[str] = []
-        pending = [folder]
+        if not os.path.isdir(os.path.join(self.root, folder)):
+            return []
+        tree = self.tree("" if folder == "." else folder.replace(os.sep, "/"))
+        self.ignored += tree.ignored_below()
+        return sorted(tree.pictures_below())
+
+    def tree(self, folder: str = "") -> Folder:
+        """All folders below ``folder`` with the names in them, but not the folders of systems and tools.
+
+        A link to a folder is followed where no pictures lie beside it, and ignored elsewhere.
+
+        Raises:
+            DataError: a folder cannot be listed, or a link leads to a folder that it is in.
+        """
+        tree = Folder(folder)
+        order: list[Folder] = []
+        pending: list[tuple[Folder, tuple[str, ...]]] = [(tree, ())]
+        while pending:
+            parent, followed = pending.pop()
+            order.append(parent)
+            listing = self._list(parent.path)
+            parent.pictures = listing.pictures + self._packed(parent.path)
+            parent.ignored = list(listing.ignored)
+            inner = [(name, followed) for name in listing.folders]
+            for name in listing.links:
+                link = os.path.join(self.root, parent.path, name)
+                if parent.pictures or len(followed) == _MAX_LINKS or not os.path.isdir(link):
+                    parent.ignored.append(name)
+                else:
+                    inner.append((name, (*followed, _target(link, followed))))
+            for name, links in sorted(inner):
+                child = Folder(join(parent.path, name))
+                if is_tool_folder(name):
+                    parent.skipped.append((child.path, self._count(child.path)))
+                else:
+                    parent.folders.append(child)
+                    pending.append((child, links))
+        for each in reversed(order):  # inner folders come after those that they are in
+            each.count = len(each.pictures) + sum(child.count for child in each.folders)
+        return tree
+
+    def _count(self, folder: str) -> int:
+        """How many pictures are in a folder of a tool, and below."""
+        count, pending = 0, [] if folder.rpartition("/")[2] in _NEVER_CLASSES else [folder]
         while pending:
             parent = pending.pop()
-            listing = self._list(parent)
-            prefix = f"{parent}{os.sep}" if parent else ""
-            found += [prefix + name for name in listing.pictures + self._packed(parent)]
-            self.ignored += [prefix + name for name in listing.ignored]
-            pending += [prefix + name for name in listing.folders]
-        return sorted(found)
+            try:
+                listing = self._list(parent)
+            except DataError:  # nobody wants what is in there
+                continue
+            count += len(listing.pictures) + len(self._packed(parent))
+            pending += [join(parent, name) for name in listing.folders]
+        return count
 
     def _packed(self, folder: str) -> list[str]:
         """The names of the pictures of a folder that are in the pack."""
@@ -92,9 +147,7 @@ class Index:
     def split(self, paths: Sequence[str], labels: np.ndarray) -> Split:
         """The pictures at ``paths``, with ``labels`` (int [N])."""
         if self._pack is not None:
-            return PackedSplit(
-                self._pack, self._in_pack, [path.replace(os.sep, "/") for path in paths], labels
-            )
+            return PackedSplit(self._pack, self._in_pack, list(paths), labels)
         return FileSplit(Path(self.root), paths, labels)
 
     def keep(self) -> None:
@@ -106,6 +159,16 @@ class Index:
         with contextlib.suppress(OSError, RunError):  # a cache that cannot be written is none
             self._kept_at.parent.mkdir(parents=True, exist_ok=True)
             write_file(self._kept_at, content)
+
+    @cached_property
+    def _kept_at(self) -> Path:
+        digest = hashlib.blake2b(os.fsencode(os.path.realpath(self.root)), digest_size=16).hexdigest()
+        return cache_folder() / "index" / f"{digest}.json"
+
+    @cached_property
+    def _kept(self) -> dict[str, _Listing]:
+        """What was listed before."""
+        return self._read()
 
     def _read(self) -> dict[str, _Listing]:
         try:
@@ -125,28 +188,48 @@ class Index:
                 if time.time_ns() - changed < _SURE_AFTER:
                     changed = -1  # a change from now on might not show
                 listing = _Listing(changed, *_scan(path))
-        except FileNotFoundError:  # a class that a split lacks is reported as empty
-            listing = _Listing(-1, [], [], [])
         except OSError as error:
             raise DataError(f"cannot list {error.filename or path}: {error.strerror}") from None
         self._listed[folder] = listing
         return listing
 
 
-def _scan(path: str) -> tuple[list[str], list[str], list[str]]:
-    """Names of pictures, of other things, and of folders in a folder."""
+def _scan(path: str) -> tuple[list[str], list[str], list[str], list[str]]:
+    """Names of pictures, of other things, of folders, and of links to folders in a folder."""
     pictures: list[str] = []
     ignored: list[str] = []
     folders: list[str] = []
+    links: list[str] = []
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(entry.name)
+            elif entry.is_symlink() and _leads_to_folder(entry):
+                links.append(entry.name)
             elif is_picture_name(entry.name) and _may_be_read(entry):
                 pictures.append(entry.name)
             elif not entry.name.startswith("."):
                 ignored.append(entry.name)
-    return pictures, ignored, folders
+    return pictures, ignored, folders, links
+
+
+def _target(link: str, followed: tuple[str, ...]) -> str:
+    """Where a link leads to.
+
+    Raises:
+        DataError: to a folder that it is in, or where another link on the way led to.
+    """
+    target, here = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
+    if target in followed or Path(here).is_relative_to(target):
+        raise DataError(f"{printable(link)} is a link to a folder that it is in itself: remove it")
+    return target
+
+
+def _leads_to_folder(link: os.DirEntry[str]) -> bool:
+    try:
+        return link.is_dir()
+    except OSError:  # links in a circle
+        return False
 
 
 def _may_be_read(entry: os.DirEntry[str]) -> bool:

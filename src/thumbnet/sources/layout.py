@@ -1,0 +1,756 @@
+"""What a folder of pictures means: its splits, its classes, and what is left out. A decision from names alone.
+
+:func:`decide` gets all names below a folder (a :class:`Folder`) and touches no file: folders, archives and
+tests use the same decision. :mod:`thumbnet.sources.folders` lists the folder and reads what was decided.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from thumbnet.errors import DataError, printable
+from thumbnet.recipe import DataSettings
+from thumbnet.sources import filenames
+
+LAYOUTS_HELP = (
+    "Expected one of: train/CLASS/* with test/CLASS/* or val/CLASS/* (also Training/, valid/, test_set/, ...); "
+    f"CLASS/* alone; pictures with their class in their name ({filenames.KNOWN}), in train/ or alone; or CIFAR's "
+    "own batches."
+)
+
+SPLITS = ("train", "val", "test")
+_WORDS = {
+    "train": "train", "training": "train", "trainval": "train",
+    "val": "val", "valid": "val", "validation": "val", "validate": "val", "dev": "val", "development": "val",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test", "holdout": "test",
+    "heldout": "test",
+}  # fmt: skip
+_EITHER = frozenset({"eval", "evaluation", "holdout", "heldout"})  # val where there is another test
+_AFFIX = (
+    "set|sets|data|dataset|image|images|img|imgs|picture|pictures|pic|pics|photo|photos|folder|split|"
+    "seg|cls|jpg|jpeg|png|raw|resized|cropped|small|full|final|new|original|orig|labeled|labelled|my|the"
+)
+_AFFIXES = frozenset(_AFFIX.split("|"))
+_GLUED = re.compile(rf"(?P<word>{'|'.join(_WORDS)})(?:{_AFFIX})")
+
+# Folders that hold all pictures, and folders of what belongs to them: never classes beside each other.
+_CONTAINERS = frozenset("images image imgs img pictures photos data dataset jpegimages jpg jpeg png".split())
+_COMPANIONS = frozenset(
+    "annotations annotation masks mask labels label trimaps segmentations segmentation meta metadata gt "
+    "groundtruth samples sample examples docs".split()
+)
+# Several versions of the same pictures, or parts of them: the class folders are one level below.
+_VERSION = re.compile(
+    r"(color|colour|gray|grey|grayscale|greyscale|rgb|segmented|segmentation|original|augmented|augmentation|"
+    r"raw|resized|cropped|cleaned|clean|processed|preprocessed|masks|images|noisy|denoised|bw|"
+    r"(fold|part|batch|session|subset|chunk|split|cv|run|set)[ _-]*\d+|\d+x\d+(px)?|with.*|without.*)",
+    re.IGNORECASE,
+)
+
+
+@dataclass
+class Folder:
+    """The names in a folder and below.
+
+    Attributes:
+        path: where it is, its parts separated by ``/``; ``""`` for the outermost.
+        pictures, ignored: names of files that are pictures by their names, and of others.
+        folders: those in it, sorted by name, but for those of systems and tools.
+        skipped: path, and how many pictures are below, of each folder of a system or tool in it.
+        count: how many pictures are in it and below.
+    """
+
+    path: str
+    pictures: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    folders: list[Folder] = field(default_factory=list)
+    skipped: list[tuple[str, int]] = field(default_factory=list)
+    count: int = 0
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self.path.rpartition("/")[2]
+
+    def filled(self) -> list[Folder]:
+        """The folders in it that hold pictures, at whatever depth."""
+        return [folder for folder in self.folders if folder.count]
+
+    def walk(self) -> Iterator[Folder]:
+        """This folder and all below."""
+        pending = [self]
+        while pending:
+            folder = pending.pop()
+            yield folder
+            pending += reversed(folder.folders)
+
+    def pictures_below(self) -> list[str]:
+        """The paths of all pictures in it and below."""
+        return [join(folder.path, name) for folder in self.walk() for name in folder.pictures]
+
+    def ignored_below(self) -> list[str]:
+        """The paths of all other files in it and below."""
+        return [join(folder.path, name) for folder in self.walk() for name in folder.ignored]
+
+
+class Layout(NamedTuple):
+    """What a folder means.
+
+    Attributes:
+        root: the folder that all paths begin at; below the one that was named if that one only wraps it.
+        shape: in words, such as ``train/CLASS/* + test/CLASS/*``.
+        class_names: a label is a position in it.
+        splits: for each split its pictures' paths relative to ``root``, and their labels.
+        notes: what was understood in a way that one might not expect, and what was passed over.
+    """
+
+    root: str
+    shape: str
+    class_names: tuple[str, ...]
+    splits: dict[str, tuple[list[str], list[int]]]
+    notes: tuple[str, ...]
+
+
+class SplitName(NamedTuple):
+    """What a folder's name says about its split.
+
+    Attributes:
+        split: ``train``, ``val`` or ``test``.
+        rank: 0 for a plain word such as ``Testing``, 1 with a usual affix (``test_set``, ``01_test``), 2 with
+            other words (``test-multiple_fruits``), which alone does not make it a split.
+        rest: the other words.
+        either: it is ``val`` where another folder is ``test``.
+    """
+
+    split: str
+    rank: int
+    rest: tuple[str, ...]
+    either: bool
+
+
+def join(folder: str, name: str) -> str:
+    """A path below a folder; ``""`` is the outermost."""
+    return f"{folder}/{name}" if folder else name
+
+
+def split_name(name: str) -> SplitName | None:
+    """Which split a folder's name speaks of, whatever its capitals and affixes; None for none or several."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", unicodedata.normalize("NFC", name))
+    text = re.sub(r"\b(hold|held)[ _-]*out", r"\1out", re.sub(r"[\W_]+", " ", spaced.casefold()))
+    words: list[str] = []
+    rest: list[str] = []
+    for token in re.findall(r"[^\W\d_]+", text):
+        glued = _GLUED.fullmatch(token)
+        if token in _WORDS or glued:
+            words.append(glued["word"] if glued else token)
+            rest += ["set"] if glued else []
+        else:
+            rest.append(token)
+    found = {_WORDS[word] for word in words}
+    if found == {"train", "val"}:
+        found = {"train"}  # train_val, as VOC has it
+    if len(found) != 1:
+        return None
+    plain = not rest and not re.search(r"\d", text)
+    unusual = tuple(token for token in rest if token not in _AFFIXES)
+    rank = 0 if plain else 2 if unusual else 1
+    return SplitName(found.pop(), rank, unusual, words[0] in _EITHER)
+
+
+def decide(
+    tree: Folder,
+    base: str,
+    settings: DataSettings,
+    read_labels: Callable[[str], tuple[str, ...] | None] = lambda _: None,
+) -> Layout:
+    """What the folder ``tree`` means.
+
+    Args:
+        base: what to call it in messages, such as its path.
+        settings: ``classes_from`` and ``label_pattern`` count.
+        read_labels: gives the class names in the ``labels.txt`` of a folder (by its path), if there is one.
+
+    Raises:
+        DataError: no known layout, or several that are equally likely; the message says what to do.
+    """
+    return _Decision(tree, base, settings, read_labels).layout()
+
+
+class _Decision:
+    """How :func:`decide` finds out. ``notes`` fills up on the way."""
+
+    def __init__(
+        self,
+        tree: Folder,
+        base: str,
+        settings: DataSettings,
+        read_labels: Callable[[str], tuple[str, ...] | None],
+    ) -> None:
+        self.tree, self.base, self.settings, self.read_labels = tree, base.rstrip("/"), settings, read_labels
+        self.notes: list[str] = []
+        self.used: list[Folder] = []  # folders whose pictures are in a split
+        self.top = tree
+
+    def layout(self) -> Layout:
+        """The decision."""
+        if not self.tree.count:
+            raise DataError(f"no pictures were recognised in {self.base}{self._only_skipped()}. {LAYOUTS_HELP}")
+        self.top = self._unwrapped(self.tree)
+        splits = {} if self.settings.classes_from == "here" else self._splits(self.top)
+        if splits:
+            return self._split_folders(splits)
+        return self._bare(self.top)
+
+    # --- which folders are splits ---
+
+    def _unwrapped(self, folder: Folder) -> Folder:
+        """The one folder in which an archive often wraps everything, and the one in that."""
+        while not folder.pictures and self.settings.classes_from != "here":
+            filled = folder.filled()
+            inner = filled[0]
+            if len(filled) > 1:
+                container = [each for each in filled if each.name.casefold() in _CONTAINERS]
+                companions = [each for each in filled if each.name.casefold() in _COMPANIONS]
+                if len(container) != 1 or len(companions) != len(filled) - 1:
+                    return folder
+                inner = container[0]
+                self._left_out(companions, f"beside {inner.name}/")
+            elif split_name(inner.name) and not self._splits_inside(inner):
+                return folder
+            if self.settings.classes_from.isdigit() and _depth(inner) < int(self.settings.classes_from):
+                return folder
+            folder = inner
+        return folder
+
+    def _splits_inside(self, folder: Folder) -> bool:
+        """Whether all folders in it are splits, of two kinds or more: then it wraps them."""
+        names = [split_name(each.name) for each in folder.filled()]
+        kinds = {name.split for name in names if name and name.rank < 2}
+        return "train" in kinds and len(kinds) > 1 and all(names) and not folder.pictures
+
+    def _splits(self, top: Folder) -> dict[str, Folder]:
+        """Which folders in ``top`` are splits; none where they are classes.
+
+        Raises:
+            DataError: that cannot be told from the names.
+        """
+        named = {each.path: name for each in top.folders if (name := split_name(each.name)) is not None}
+        filled = [each for each in top.filled() if each.path in named]
+        sure = [each for each in filled if named[each.path].rank < 2]
+        if not any(named[each.path].split == "train" for each in sure):
+            sure = self._splits_with_a_prefix(filled, named) or sure
+        if not sure:
+            return {}
+        chosen, spare = self._one_for_each(sure, named)
+        for each in filled:  # test-multiple_fruits/ where there is no other test/
+            name = named[each.path]
+            rivals = [e for e in filled if named[e.path].split == name.split]
+            if each not in sure and name.split not in chosen and len(rivals) == 1 and "train" in chosen:
+                chosen[name.split] = each
+        others = [each for each in top.filled() if each not in chosen.values()]
+        if not self._are_splits(top, chosen, [each for each in others if each not in spare]):
+            return {}
+        self._note_splits(top, chosen, named)
+        self._left_out(others, "beside the splits")
+        if top.pictures:
+            self._stray(top, "beside the splits")
+        return chosen
+
+    def _splits_with_a_prefix(self, filled: list[Folder], named: dict[str, SplitName]) -> list[Folder]:
+        """``mnist_train`` and ``mnist_test``: the same other word in all of them."""
+        weak = [each for each in filled if named[each.path].rank == 2]
+        kinds = {named[each.path].split for each in weak}
+        same = len({named[each.path].rest for each in weak}) == 1
+        return weak if same and "train" in kinds and len(kinds) == len(weak) > 1 else []
+
+    def _one_for_each(
+        self, sure: list[Folder], named: dict[str, SplitName]
+    ) -> tuple[dict[str, Folder], list[Folder]]:
+        """One folder for each split, and those that also look like one."""
+        by_split: dict[str, list[Folder]] = defaultdict(list)
+        for each in sure:
+            by_split[named[each.path].split].append(each)
+        movable = [each for each in by_split.get("test", []) if named[each.path].either]
+        if len(by_split.get("test", [])) == 2 and len(movable) == 1 and "val" not in by_split:
+            by_split["test"].remove(movable[0])
+            by_split["val"] = movable
+        chosen: dict[str, Folder] = {}
+        spare: list[Folder] = []
+        for split in SPLITS:
+            candidates = sorted(by_split.get(split, []), key=lambda each: named[each.path].rank)
+            if not candidates:
+                continue
+            best = [e for e in candidates if named[e.path].rank == named[candidates[0].path].rank]
+            if len(best) > 1:
+                both = " and ".join(f"{self._say(e)}/ ({_pictures(e.count)})" for e in best)
+                raise DataError(
+                    f"{self.base}: {both} both look like the {split} split. Put their pictures into one folder, "
+                    "or give the one that is not meant another name or place"
+                )
+            chosen[split] = best[0]
+            spare += candidates[1:]
+        return chosen, spare
+
+    def _are_splits(self, top: Folder, chosen: dict[str, Folder], others: list[Folder]) -> bool:
+        """Whether these are splits. No: they are classes, among ``others``.
+
+        Raises:
+            DataError: that cannot be told.
+        """
+        beside = ", ".join(f"{printable(each.name)}/" for each in others[:3])
+        train = chosen.get("train")
+        if train is None:
+            found = " and ".join(f"{printable(each.name)}/" for each in chosen.values())
+            one = next(iter(chosen.values()))
+            raise DataError(
+                f"{self.base} has {found} but no train/"
+                + (
+                    f"; beside it: {beside}. Put the training classes into a folder train/; or, if {found} is a "
+                    "class, give it another name, or say so: --classes-from here"
+                    if others
+                    else f". To read all pictures of {printable(one.name)}/, name {self._full(one)}. {LAYOUTS_HELP}"
+                )
+            )
+        classes_inside = train.filled()
+        if classes_inside or self.settings.label_pattern or self._names_have_labels(train):
+            many = len(others) > 1 and 2 * sum(each.count for each in others) >= train.count
+            if classes_inside and set(chosen) == {"train"} and many and not self.settings.label_pattern:
+                raise DataError(
+                    f"{self.base}: {printable(train.name)}/ has folders in it as a split has, but {beside} lie "
+                    f"beside it as classes do. If it is the training split, name it: {self._full(train)}. If "
+                    "it is a class, say so: --classes-from here"
+                )
+            return True
+        if not others:
+            return True  # pictures without labels, which is said later
+        companions = [each for each in others if each.name.casefold() in _COMPANIONS | _CONTAINERS]
+        if set(chosen) != {"train"} or len(companions) == len(others):
+            found = " and ".join(f"{printable(each.name)}/" for each in chosen.values())
+            raise DataError(
+                f"{self.base}: {found} look like splits, but {filenames.unrecognised(train.pictures)}. If "
+                f"they are classes as {beside} are, say so: --classes-from here"
+            )
+        self.notes.append(
+            f"{printable(train.name)}/ is a class here, not a split: it has no class folders, and lies beside "
+            f"{beside}"
+        )
+        return False
+
+    def _names_have_labels(self, folder: Folder) -> bool:
+        try:
+            return filenames.labels_from_names(folder.pictures) is not None
+        except DataError:
+            return True  # of most of them: reading them says of which not
+
+    def _note_splits(self, top: Folder, chosen: dict[str, Folder], named: dict[str, SplitName]) -> None:
+        """Say which folder is which split, where its name is not the split's; and which are empty."""
+        if any(each.name != split for split, each in chosen.items() if (split, each.name) != ("val", "valid")):
+            which = ", ".join(f"{self._say(each)}/ is {split}" for split, each in chosen.items())
+            self.notes.append(f"splits by the names of the folders: {which}")
+        for each in top.folders:
+            name = named.get(each.path)
+            if not each.count and name is not None and name.split not in chosen:
+                self.notes.append(f"{self._say(each)}/ has no pictures: there is no {name.split} split")
+
+    # --- class folders ---
+
+    def _split_folders(self, chosen: dict[str, Folder]) -> Layout:
+        """The layout of folders that are splits."""
+        chosen = self._expanded(chosen)
+        train = self._inner_split(chosen["train"], None)
+        if not train.filled() or self.settings.label_pattern:
+            return self._by_names({**chosen, "train": train})
+        classes = self._classes(train, "train")
+        names = self._train_names(classes, train)
+        splits = {"train": classes}
+        folders = {"train": train}
+        for split in ("val", "test"):
+            if split in chosen:
+                folder = self._inner_split(chosen[split], names)
+                found = self._labelled(folder, split, names, train)
+                if found is not None:
+                    splits[split] = found
+                    folders[split] = folder
+        order = [split for split in chosen if split in folders]
+        shape = " + ".join(f"{self._say(folders[split])}/{self._class_shape()}" for split in order)
+        return self._finish(shape, names, {split: splits[split] for split in order}, folders)
+
+    def _expanded(self, chosen: dict[str, Folder]) -> dict[str, Folder]:
+        """With the splits inside train/ in its place: train/train, train/val, test."""
+        train = chosen["train"]
+        if not self._splits_inside(train):
+            return chosen
+        inner = self._splits(train)
+        twice = [split for split in inner if split in chosen and split != "train"]
+        if twice:
+            first, second = self._say(chosen[twice[0]]), self._say(inner[twice[0]])
+            raise DataError(f"{self.base}: both {first}/ and {second}/ look like the {twice[0]} split. Remove one")
+        return {**chosen, **inner}
+
+    def _inner_split(self, folder: Folder, names: Sequence[str] | None) -> Folder:
+        """The one folder in a split that wraps all of it: seg_train/seg_train, training/training."""
+        known = {_plain(name) for name in names or ()}
+        while not folder.pictures and len(folder.filled()) == 1 and self.settings.classes_from == "top":
+            inner = folder.filled()[0]
+            wraps = _plain(inner.name) == _plain(folder.name) or split_name(inner.name) is not None
+            if _plain(inner.name) in known or not (wraps or (names is None and len(inner.filled()) > 1)):
+                break
+            folder = inner
+        return folder
+
+    def _bare(self, top: Folder) -> Layout:
+        """The layout of class folders, or of pictures, without splits."""
+        if self.settings.label_pattern or not top.filled() or self._mostly_named(top):
+            return self._by_names({"train": top})
+        inside = self._splits_in_classes(top)
+        if inside is not None:
+            return inside
+        self._refuse_versions(top)
+        classes = self._classes(top, "")
+        names = self._train_names(classes, top)
+        return self._finish(self._class_shape(), names, {"train": classes}, {"train": top})
+
+    def _mostly_named(self, top: Folder) -> bool:
+        """Whether nearly all pictures lie in ``top`` itself, with labels in their names."""
+        return 10 * len(top.pictures) > 9 * top.count and self._names_have_labels(top)
+
+    def _splits_in_classes(self, top: Folder) -> Layout | None:
+        """CLASS/train/* and CLASS/test/*: classes outside, splits inside."""
+        if top.pictures or self.settings.classes_from != "top" or len(top.filled()) < 2:
+            return None
+        if not all(self._splits_inside(folder) for folder in top.filled()):
+            return None
+        splits: dict[str, dict[str, list[Folder]]] = {}
+        for folder in top.filled():
+            for each in folder.filled():
+                name = split_name(each.name)
+                assert name is not None
+                splits.setdefault(name.split, {}).setdefault(_nfc(folder.name), []).append(each)
+        found = {split: splits[split] for split in SPLITS if split in splits}
+        names = self._train_names(found["train"], top)
+        for folders in found.values():
+            self.used += [each for several in folders.values() for each in several]
+        shape = " + ".join(f"CLASS/{split}/*" for split in found)
+        self.notes.append("each class folder has its own splits, such as " + self._say(self.used[0]) + "/")
+        return self._finish(shape, names, found, {split: top for split in found})
+
+    def _refuse_versions(self, top: Folder) -> None:
+        """``color``, ``grayscale`` and ``segmented``, each with the same class folders in it."""
+        if self.settings.classes_from != "top" or len(top.filled()) < 2 or top.pictures:
+            return
+        inner = [{_plain(each.name) for each in folder.filled()} for folder in top.filled()]
+        if len(inner[0]) < 2 or any(names != inner[0] for names in inner):
+            return
+        found = ", ".join(f"{self._say(each)}/" for each in top.filled()[:5])
+        example = top.filled()[0].filled()[0].name
+        if all(_VERSION.fullmatch(each.name) for each in top.filled()):
+            raise DataError(
+                f"{self.base}: {found} have the same {len(inner[0])} folders in them, such as "
+                f"{printable(example)}/: they look like versions or parts of one data set. Name one of them: "
+                f"{self._full(top.filled()[0])}. If they are the classes, say so: --depth 1"
+            )
+        self.notes.append(
+            f"warning: the class folders ({found}) have the same {len(inner[0])} folders in them, such as "
+            f"{printable(example)}/. If those are the classes, name one of the outer folders as the data"
+        )
+
+    def _classes(self, folder: Folder, split: str) -> dict[str, list[Folder]]:
+        """By class, the folders that hold its pictures. Class names are paths below ``folder``, in NFC."""
+        found: dict[str, list[Folder]] = defaultdict(list)
+        start = len(folder.path) + 1 if folder.path else 0
+        by = self.settings.classes_from
+        if by in ("top", "here", "1"):
+            for each in folder.filled():
+                found[_nfc(each.name)].append(each)
+        else:
+            for each in folder.walk():
+                if each.pictures and each is not folder:
+                    parts = each.path[start:].split("/")
+                    found[_nfc("/".join(parts if by == "leaf" else parts[: int(by)]))].append(
+                        each if not each.filled() else Folder(each.path, each.pictures, each.ignored)
+                    )
+        if folder.pictures:
+            self._stray(folder, "beside the class folders")
+        self.used += [each for several in found.values() for each in several]
+        return found
+
+    def _train_names(self, classes: dict[str, list[Folder]], folder: Folder) -> dict[str, str]:
+        """What each class is called, by its folder's name; notes on names that look the same."""
+        names = {name: name for name in classes}
+        if self.settings.classes_from not in ("top", "here", "1"):
+            leaves = defaultdict(set)
+            for name in classes:
+                leaves[name.rpartition("/")[2]].add(name)
+            if all(len(same) == 1 for same in leaves.values()):
+                names = {name: name.rpartition("/")[2] for name in classes}
+        stripped = {name: shown.strip() for name, shown in names.items()}
+        changed = [name for name in names if stripped[name] != names[name] and stripped[name]]
+        for name in changed:
+            if list(stripped.values()).count(stripped[name]) == 1:
+                names[name] = stripped[name]
+                self.notes.append(f"the class folder {name!r} is the class {stripped[name]!r}, without spaces")
+        self._note_alike(list(names.values()))
+        merged = [name for name, several in classes.items() if len({_nfc(f.name) for f in several}) < len(several)]
+        if merged and self.settings.classes_from in ("top", "here", "1"):
+            self.notes.append(
+                f"{len(merged)} class(es) have two folders, whose names are the same text in two Unicode forms: "
+                f"merged, such as {merged[0]}"
+            )
+        self._note_subfolders(classes, folder)
+        empty = [each.name for each in folder.folders if not each.count and not split_name(each.name)]
+        if empty:
+            some = ", ".join(printable(name) for name in empty[:5])
+            self.notes.append(
+                f"{len(empty)} class folder(s) have no pictures and were left out: {some}"
+                + (", ..." if len(empty) > 5 else "")
+            )
+            if len(names) < 2:
+                raise DataError(f"{self._full(folder)}: no pictures in the class folder(s) {some}. Fill or remove them")
+        return names
+
+    def _note_alike(self, names: list[str]) -> None:
+        """Cat and cat are two classes here, and one on many other systems."""
+        spelt: dict[str, list[str]] = defaultdict(list)
+        for name in names:
+            spelt[_plain(name)].append(name)
+        alike = [same for same in spelt.values() if len(same) > 1]
+        if alike:
+            shown = ", ".join(" and ".join(map(repr, sorted(same))) for same in alike)
+            self.notes.append(f"class names that differ in upper and lower case or spaces only: {shown}")
+
+    def _note_subfolders(self, classes: dict[str, list[Folder]], folder: Folder) -> None:
+        """Say that folders within a class are merged, and how to make them classes."""
+        if self.settings.classes_from not in ("top", "here"):
+            return
+        nested = [f for several in classes.values() for f in several if f.filled()]
+        plain = all(not f.pictures and len(f.filled()) == 1 for several in classes.values() for f in several)
+        if not nested or (plain and len({_plain(f.filled()[0].name) for f in nested}) == 1):
+            return
+        example = max(nested, key=lambda f: len(f.filled()))
+        inner = " and ".join(f"{self._say(f)}/" for f in example.filled()[:2])
+        more = f" (and {len(example.filled()) - 2} more)" if len(example.filled()) > 2 else ""
+        self.notes.append(
+            f"{len(nested)} class folder(s) have folders in them, which were merged: {inner}{more} became "
+            f"{_nfc(example.name)!r}. To make them classes of their own: --classes-from leaf, or --depth 2"
+        )
+
+    def _labelled(
+        self, folder: Folder, split: str, names: dict[str, str], train: Folder
+    ) -> dict[str, list[Folder]] | None:
+        """By class, the folders of another split; None if its pictures have no labels.
+
+        Raises:
+            DataError: it has classes that train lacks.
+        """
+        inner = folder.filled()
+        if not inner:
+            self._unlabelled(folder, split)
+            return None
+        classes = self._classes(folder, split)
+        alike: dict[str, list[str]] = defaultdict(list)
+        for name in names:
+            alike[_plain(name)].append(name)
+        found: dict[str, list[Folder]] = defaultdict(list)
+        stray: list[str] = []
+        respelt: list[tuple[str, str]] = []
+        for name, folders in classes.items():
+            same = [name] if name in names else alike.get(_plain(name), [])
+            if len(same) != 1:
+                stray.append(name)
+                continue
+            found[same[0]] += folders
+            respelt += [(name, same[0])] if same[0] != name else []
+        if stray and not found and len(inner) == 1:
+            self.used = [each for each in self.used if each not in classes[stray[0]]]
+            self._unlabelled(folder, split)
+            return None
+        if stray:
+            raise DataError(
+                f"{self._full(folder)} has classes that {self._full(train)} lacks: "
+                f"{', '.join(printable(name) for name in stray)}. Rename or remove them"
+            )
+        if respelt:
+            first, second = respelt[0]
+            self.notes.append(
+                f"{split}: {len(respelt)} class(es) are spelt another way than in train, and are the same: "
+                f"{first!r} is {second!r}"
+            )
+        lacking = [shown for name, shown in names.items() if name not in found]
+        if lacking:
+            some = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+            self.notes.append(f"{split} has no pictures of {some}")
+        return found
+
+    # --- labels in names ---
+
+    def _by_names(self, chosen: dict[str, Folder]) -> Layout:
+        """The layout of pictures that have their classes in their names."""
+        pattern, train = self.settings.label_pattern, chosen["train"]
+        paths = {split: self._named_pictures(folder) for split, folder in chosen.items()}
+        form, labels = "", {}
+        try:
+            found = filenames.labels_from_names(_base_names(paths["train"]), pattern)
+        except DataError as error:
+            raise DataError(f"{self._full(train)}: {error}. {LAYOUTS_HELP}") from None
+        if found is None:
+            raise DataError(
+                f"{self._full(train)}: {filenames.unrecognised(_base_names(paths['train']))}. {LAYOUTS_HELP}"
+            )
+        form, labels["train"] = found.form, found.labels
+        names = self.read_labels(self.top.path)
+        if names is None:
+            names = tuple(sorted(set(labels["train"])))
+            if not pattern:
+                self.notes.append("there is no labels.txt: the classes are those of the file names, sorted")
+        for split in [split for split in chosen if split != "train"]:
+            others = filenames.labels_in_form(_base_names(paths[split]), form, pattern)
+            if not any(others) or not paths[split]:
+                self._unlabelled(chosen[split], split)
+                continue
+            bad = [path for path, label in zip(paths[split], others, strict=True) if label is None]
+            if bad:
+                raise DataError(
+                    f"{self._full(chosen[split])}: {len(bad):,} name(s) have no label of the form {form}, which "
+                    f"those of train have, such as {printable(min(bad))}. {LAYOUTS_HELP}"
+                )
+            labels[split] = [label for label in others if label is not None]
+        lacked = "labels.txt" if self.read_labels(self.top.path) is not None else "train"
+        unknown = sorted({label for several in labels.values() for label in several} - set(names))
+        if unknown:
+            some = ", ".join(printable(name) for name in unknown[:10])
+            raise DataError(f"{self.base}: file names have classes that {lacked} lacks: {some}")
+        position = {name: label for label, name in enumerate(names)}
+        splits = {
+            split: (self._below_top(paths[split]), [position[label] for label in several])
+            for split, several in labels.items()
+        }
+        self.used += [chosen[split] for split in labels]
+        which = form if pattern else f"{form}.*"
+        shape = " + ".join(f"{self._say(chosen[split])}/{which}" for split in labels)
+        shape = shape.removeprefix("/") + (" (the tutorial's)" if form == "NUMBER_CLASS" else "")
+        return Layout(self.top.path, shape, names, splits, self._all_notes(chosen))
+
+    def _named_pictures(self, folder: Folder) -> list[str]:
+        return sorted(folder.pictures_below(), key=filenames.number_first)
+
+    # --- what is said ---
+
+    def _finish(
+        self,
+        shape: str,
+        names: dict[str, str],
+        splits: dict[str, dict[str, list[Folder]]],
+        folders: dict[str, Folder],
+    ) -> Layout:
+        ordered = sorted(names, key=lambda name: names[name])
+        made: dict[str, tuple[list[str], list[int]]] = {}
+        for split, classes in splits.items():
+            paths: list[str] = []
+            labels: list[int] = []
+            for label, name in enumerate(ordered):
+                found = sorted(path for each in classes.get(name, []) for path in each.pictures_below())
+                paths += found
+                labels += [label] * len(found)
+            made[split] = (self._below_top(paths), labels)
+        class_names = tuple(names[name] for name in ordered)
+        return Layout(self.top.path, shape, class_names, made, self._all_notes(folders))
+
+    def _below_top(self, paths: list[str]) -> list[str]:
+        start = len(self.top.path) + 1 if self.top.path else 0
+        return [path[start:] for path in paths]
+
+    def _all_notes(self, folders: dict[str, Folder]) -> tuple[str, ...]:
+        """Those so far, and what was passed over within the splits."""
+        for split, folder in folders.items():
+            ignored = [self._below_top([path])[0] for path in folder.ignored_below()]
+            if ignored and folder is not self.top:
+                self.notes.append(_passed_over(split, ignored))
+            elif ignored:
+                inner = [path for path in ignored if "/" in path]
+                if inner:
+                    self.notes.append(_passed_over(split, inner))
+        skipped = [
+            (path, count) for each in self.tree.walk() for path, count in each.skipped if count
+        ]
+        if skipped:
+            path, count = max(skipped, key=lambda pair: pair[1])
+            total = sum(count for _, count in skipped)
+            self.notes.append(
+                f"{_pictures(total)} in {len(skipped)} hidden or tool folder(s) passed over, such as "
+                f"{printable(path)}/ ({count:,}): rename it if it is a class"
+            )
+        return tuple(dict.fromkeys(self.notes))
+
+    def _unlabelled(self, folder: Folder, split: str) -> None:
+        example = printable(min(folder.pictures_below()))
+        self.notes.append(
+            f"{self._say(folder)}/ has no labels ({_pictures(folder.count)}, such as {example}): it is not used "
+            f"as {split}. To classify them after training: thumbnet predict RUN {_quoted(self._full(folder))}"
+        )
+
+    def _left_out(self, folders: list[Folder], where: str) -> None:
+        if folders:
+            found = ", ".join(f"{self._say(each)}/ ({_pictures(each.count)})" for each in folders[:5])
+            more = f" and {len(folders) - 5} more" if len(folders) > 5 else ""
+            self.notes.append(f"left out, {where}: {found}{more}")
+
+    def _stray(self, folder: Folder, where: str) -> None:
+        example = printable(join(folder.path, min(folder.pictures)))
+        self.notes.append(f"left out, {where}: {_pictures(len(folder.pictures))}, such as {example}")
+
+    def _only_skipped(self) -> str:
+        count = sum(count for each in self.tree.walk() for _, count in each.skipped)
+        return f", but for {_pictures(count)} in hidden or tool folders" if count else ""
+
+    def _class_shape(self) -> str:
+        by = self.settings.classes_from
+        if by == "leaf":
+            return ".../CLASS/*"
+        return "*/" * (int(by) - 1) + "CLASS/*" if by.isdigit() else "CLASS/*"
+
+    def _say(self, folder: Folder) -> str:
+        """A folder's path below ``top``, for a message."""
+        return printable(self._below_top([folder.path])[0])
+
+    def _full(self, folder: Folder) -> str:
+        return printable(join(self.base, folder.path) if folder.path else self.base)
+
+
+def _depth(folder: Folder) -> int:
+    """How many folders deep the deepest pictures are."""
+    start = folder.path.count("/") + 1 if folder.path else 0
+    return max(
+        (each.path.count("/") + 1 if each.path else 0) - start for each in folder.walk() if each.pictures
+    )
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _plain(name: str) -> str:
+    """A name without what the eye overlooks: Unicode's form, capitals, spaces at its ends."""
+    return _nfc(name).strip().casefold()
+
+
+def _pictures(count: int) -> str:
+    return f"{count:,} picture{'' if count == 1 else 's'}"
+
+
+def _base_names(paths: Sequence[str]) -> list[str]:
+    return [path.rpartition("/")[2] for path in paths]
+
+
+def _passed_over(split: str, ignored: list[str]) -> str:
+    what = f"{len(ignored)} file(s) passed over, no pictures by their name or kind"
+    return f"{split}: {what}, such as {printable(min(ignored))}"
+
+
+def _quoted(path: str) -> str:
+    """A path for a command in a message."""
+    return f"'{path}'" if re.search(r"[\s'\"$&;()*?]", path) else path
