@@ -51,10 +51,12 @@ class DataSettings:
             centre stays) or ``squash`` (the aspect ratio is lost).
         mean, std: per channel in [0, 1], or ``"auto"``: computed from the training split.
         val_fraction: part of the training split to set aside as ``val``.
-        test_fraction: part to set aside as ``test`` where the data has neither ``val`` nor ``test``.
+        test_fraction: part to set aside as ``test`` where the data has neither ``val`` nor ``test``; 0 for
+            none, so that all is trained on and no accuracy is measured.
         split_seed: seed of both; not ``seed``, so that repeated runs are tested on the same pictures.
         classes_from: which folder names a picture's class: ``top`` (the outermost below the split), ``leaf``
-            (the innermost), or a depth such as ``"2"``.
+            (the innermost), a depth such as ``"2"``, or ``here`` (the folders in the one that was named are
+            the classes, even if they are called train or test).
         label_pattern: regular expression that finds the class in a picture's file name, with a group called
             ``label``, or its first group; empty for the known forms.
         group_by: keep pictures that belong together in one split when some are set aside: a regular
@@ -104,11 +106,11 @@ class DataSettings:
                 low = all((0 < v if key == "std" else 0 <= v) and v <= 1 for v in value)
                 _check(len(value) == 3 and low, f"data.{key}", "'auto' or three numbers in [0, 1]", value)
         _check(0 <= self.val_fraction < 1, "data.val_fraction", "a fraction in [0, 1)", self.val_fraction)
-        _check(0 < self.test_fraction < 1, "data.test_fraction", "a fraction in (0, 1)", self.test_fraction)
-        ok = self.classes_from in ("top", "leaf") or (
+        _check(0 <= self.test_fraction < 1, "data.test_fraction", "a fraction in [0, 1)", self.test_fraction)
+        ok = self.classes_from in ("top", "leaf", "here") or (
             self.classes_from.isascii() and self.classes_from.isdigit() and 1 <= int(self.classes_from) <= 16
         )
-        _check(ok, "data.classes_from", "'top', 'leaf' or a depth such as '2'", self.classes_from)
+        _check(ok, "data.classes_from", "'top', 'leaf', 'here' or a depth such as '2'", self.classes_from)
         for key, pattern in (("label_pattern", self.label_pattern), ("group_by", self.group_by)):
             try:
                 re.compile(pattern)

@@ -161,7 +161,9 @@ def write_report(run: Run, data: Data, split: str, out: Path, *, count: Count | 
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     template = (resources.files("thumbnet") / "report.html").read_text("utf-8")
-    page = environment.from_string(template).render(
+    page = environment.from_string(
+        template
+    ).render(
         version=__version__,
         run=run.path.resolve().name,
         summary=summary,
@@ -172,6 +174,7 @@ def write_report(run: Run, data: Data, split: str, out: Path, *, count: Count | 
         counts={
             name: np.bincount(one.labels, minlength=len(data.class_names)).tolist()
             for name, one in data.splits.items()
+            if name != "train" or "all" not in data.splits  # the same pictures
         },
         split=split,
         names=answers.names,

@@ -258,7 +258,7 @@ def test_the_index_is_kept_and_follows_every_change(tmp_path: Path, monkeypatch:
     scanned: list[str] = []
     original = index._scan
 
-    def scan(path: str) -> tuple[list[str], list[str], list[str]]:
+    def scan(path: str) -> tuple[list[str], list[str], list[str], list[str]]:
         scanned.append(os.path.relpath(path, root))
         return original(path)
 
@@ -270,7 +270,7 @@ def test_the_index_is_kept_and_follows_every_change(tmp_path: Path, monkeypatch:
         return names(load_data(root), "train"), sorted(scanned)
 
     first, listed = load()
-    assert len(listed) == 6
+    assert len(listed) == 9
     assert load() == (first, [])
     (root / "train" / "red" / "0.png").unlink()
     assert load() == ([name for name in first if name != "train/red/0.png"], ["train/red"])

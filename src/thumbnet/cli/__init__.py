@@ -31,6 +31,7 @@ from thumbnet.cli import (
     serve,
     train,
 )
+from thumbnet.cli.intermixed import IntermixedParser
 from thumbnet.cli.options import rank
 from thumbnet.errors import MissingExtraError, ThumbnetError
 
@@ -79,7 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Begin with: thumbnet train digits",
     )
     parser.add_argument("--version", action="version", version=f"thumbnet {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=IntermixedParser
+    )
     for command in COMMANDS:
         command.add(commands)
     return parser

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.cli.options import DATA_HELP, add_data_dir, add_data_options
+from thumbnet.cli.options import DATA_HELP, add_data_dir, add_data_options, add_overrides, data_settings
 
 if TYPE_CHECKING:
     from thumbnet.data.images import Fit
@@ -25,6 +25,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_data_options(parser)
+    add_overrides(parser)
     add_data_dir(parser)
     parser.set_defaults(command=execute)
 
@@ -34,20 +35,16 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet import plots
     from thumbnet.console import counting, say
     from thumbnet.data.inspection import inspect_data, sample_grid
-    from thumbnet.recipe import parse_image_size
+    from thumbnet.recipe import AUTO, parse_image_size
     from thumbnet.sources.load import load_data
     from thumbnet.views import show_inspection
 
     target = plots.check_plot_path(options.plot) if options.plot else None
-    size = parse_image_size(options.image_size) if options.image_size else None
-    fit: Fit = options.fit or "pad"
+    settings = data_settings(options)
+    size = parse_image_size(settings.image_size) if settings.image_size != AUTO else None
+    fit: Fit = settings.fit
     with counting("downloading") as count:
-        data = load_data(
-            options.data,
-            data_dir=options.data_dir,
-            val_fraction=options.val_fraction or 0.0,
-            progress=count,
-        )
+        data = load_data(options.data, data_dir=options.data_dir, settings=settings, progress=count)
     with counting("reading") as count:
         found = inspect_data(data, size, fit, count)
     if target:

@@ -61,7 +61,7 @@ def execute(options: argparse.Namespace) -> int:
     if out.name == "model.safetensors" and beside == out.parent:
         raise ThumbnetError(f"{out} is the run's own: name another file, --out FILE")
     data = data_of_run(options, data_settings_of_run(options))
-    split = next((name for name in ("test", "val", "train") if name in data.splits), "test")
+    split = data.measured_split()
     with counting("calibrating") as count:
         export(options.run, options.format, out, data, count=count)
     with counting("checking") as count:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,39 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """How pictures become what the network sees, and what is held out."""
     parser.add_argument("--image-size", metavar="SIZE", help="32, or HEIGHTxWIDTH as 32x64, in pixels")
     parser.add_argument("--fit", choices=["pad", "crop", "squash"], help="for other shapes (default: pad)")
+    add_reading_options(parser)
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """What is read as a picture's class and split."""
     parser.add_argument("--val-fraction", type=float, metavar="F", help="part of train to set aside as val")
+    parser.add_argument(
+        "--test-fraction", type=float, metavar="F",
+        help="part to set aside as test where the data have neither test nor val (default: 0.2; 0: none)",
+    )  # fmt: skip
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--classes-from", metavar="WHICH",
+        help="the folder that is a class: top (default), leaf, a depth such as 2, or here (the folders in "
+        "DATA, even if they are called train or test)",
+    )  # fmt: skip
+    which.add_argument(
+        "--depth",
+        dest="classes_from",
+        type=depth,
+        metavar="N",
+        help="as --classes-from N: 2 for GROUP/CLASS/*",
+    )
+    parser.add_argument(
+        "--label-pattern", metavar="REGEX", help="finds the class in a file's name (its first group)"
+    )
+    parser.add_argument(
+        "--group-by", metavar="REGEX_OR_COLUMN",
+        help="keep pictures of one group in one split: finds the group in a picture's path (its first group)",
+    )  # fmt: skip
+    parser.add_argument("--images", metavar="DIR", help="folder of a table's pictures (default: the table's)")
+    parser.add_argument("--path-column", metavar="COLUMN", help="column of a table that names the pictures")
+    parser.add_argument("--label-column", metavar="COLUMN", help="column of a table with the classes")
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +100,9 @@ def add_run(parser: argparse.ArgumentParser, or_onnx: bool = False) -> None:
 def add_data_of_run(parser: argparse.ArgumentParser) -> None:
     """On what the run is looked at: what :func:`data_of_run` and :func:`split_of` read."""
     parser.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP + " (default: the run's own)")
-    parser.add_argument("--split", help="train, val or test (default: test, or else val)")
+    parser.add_argument(
+        "--split", help="train, val or test (default: test, or else val, or else all pictures)"
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +132,11 @@ def positive(text: str) -> int:
     return number
 
 
+def depth(text: str) -> str:
+    """A number of folders, for argparse."""
+    return str(positive(text))
+
+
 SHORTCUTS = {
     "init": "training.init",
     "micro_batch": "training.micro_batch",
@@ -110,6 +150,13 @@ SHORTCUTS = {
     "image_size": "data.image_size",
     "fit": "data.fit",
     "val_fraction": "data.val_fraction",
+    "test_fraction": "data.test_fraction",
+    "classes_from": "data.classes_from",
+    "label_pattern": "data.label_pattern",
+    "group_by": "data.group_by",
+    "images": "data.images",
+    "path_column": "data.path_column",
+    "label_column": "data.label_column",
 }
 
 
@@ -119,8 +166,20 @@ def overrides(options: argparse.Namespace) -> list[str]:
     for option, key in SHORTCUTS.items():
         value = getattr(options, option, None)
         if value is not None:
-            shortcuts.append(f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}")
-    return [*shortcuts, *options.overrides]
+            text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
+            shortcuts.append(f"{key}={text}")
+    return [*shortcuts, *getattr(options, "overrides", ())]
+
+
+def data_settings(options: argparse.Namespace) -> DataSettings:
+    """The ``data`` settings of a recipe, with what the options change.
+
+    Raises:
+        RecipeError: one is out of range.
+    """
+    from thumbnet.recipe import Recipe
+
+    return Recipe().override(overrides(options)).data
 
 
 def run_of(options: argparse.Namespace) -> Run | None:
@@ -144,30 +203,52 @@ def data_settings_of_run(options: argparse.Namespace) -> DataSettings:
 
 
 def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
-    """The data that were named, or the run's own; split as the run split them."""
+    """The data that were named, or the run's own; split as the run split them.
+
+    Where other data were named than the run's own, and they have no splits of their own, all of their pictures
+    are in a split called ``all``.
+    """
     from dataclasses import replace
 
+    from thumbnet.console import note
+    from thumbnet.data.held_out import NOTHING_SET_ASIDE
     from thumbnet.errors import RunError
     from thumbnet.sources.load import load_data
 
     source, data_dir, run = options.data, options.data_dir, run_of(options)
-    if run is not None and source is None:
-        source = run.settings.get("data")
-        data_dir = data_dir or run.settings.get("data_dir")
+    own = None if run is None else run.settings.get("data")
+    if source is None:
+        source = own
     if source is None:
         raise RunError(f"name the data: {options.run} is a file alone, which does not say where they are")
-    if options.data is not None:
-        settings = replace(settings, val_fraction=0.0)
-    return load_data(source, data_dir=data_dir, settings=settings)
+    if run is not None and own is not None and _same_source(source, own):
+        return load_data(source, data_dir=data_dir or run.settings.get("data_dir"), settings=settings)
+    settings = replace(settings, val_fraction=0.0, test_fraction=0.0, group_by="")
+    data = load_data(source, data_dir=data_dir, settings=settings)
+    notes = [text for text in data.notes if text != NOTHING_SET_ASIDE]
+    splits = dict(data.splits)
+    if set(splits) == {"train"}:
+        splits["all"] = splits["train"]
+        notes.append(f"all {len(splits['all']):,} pictures: {source} has no splits of its own")
+    for text in notes:
+        note(f"thumbnet: {text}")
+    return replace(data, splits=splits, notes=tuple(notes))
+
+
+def _same_source(first: str, second: str) -> bool:
+    """Whether two names of data mean the same."""
+    if first == second:
+        return True
+    return os.path.exists(first) and os.path.realpath(first) == os.path.realpath(second)
 
 
 def split_of(options: argparse.Namespace, data: Data) -> str:
-    """The split that was named, or ``test``, or else ``val``.
+    """The split that was named, or the one to measure on: ``test``, ``val``, or else all pictures.
 
     Raises:
         DataError: there is none of that name.
     """
-    name: str = options.split or ("test" if "test" in data.splits else "val")
+    name: str = getattr(options, "split", None) or data.measured_split()
     data.split(name)
     return name
 

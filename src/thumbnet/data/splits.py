@@ -7,7 +7,7 @@ import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -254,11 +254,13 @@ class Data:
         source: what the user named: ``cifar10``, a folder's path, ...
         layout: in words, what was recognised there.
         class_names: a label is a position in it.
-        splits: by name, of ``train``, ``val`` and ``test``; ``train`` is always there.
+        splits: by name, of ``train``, ``val`` and ``test``; ``train`` is always there. ``all`` is
+            ``train`` under the name by which it is measured, where the data have no other split.
         notes: what the user should know, such as files that were passed over. One that begins with
             ``warning: `` says that the result may be wrong.
         groups: by split, where pictures belong together, such as those of one person: each picture's group,
             str [N]. Pictures of a group stay together when some are set aside.
+        set_aside: the splits that are not the source's own, but were split off ``train``.
     """
 
     source: str
@@ -267,6 +269,7 @@ class Data:
     splits: dict[str, Split]
     notes: tuple[str, ...] = field(default=())
     groups: Mapping[str, np.ndarray] = field(default_factory=dict)
+    set_aside: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.splits.get("train", ())) == 0:
@@ -290,6 +293,10 @@ class Data:
             raise DataError(f"{self.source} has no split {name!r}, only {', '.join(self.splits)}")
         return self.splits[name]
 
+    def measured_split(self) -> str:
+        """The split to measure on: ``test``, or else ``val``, or else all pictures there are."""
+        return next(name for name in ("test", "val", "all", "train") if name in self.splits)
+
     def fingerprint(self) -> str:
         """A digest of class names, labels and pictures (files by name and size), as hex."""
         digest = hashlib.blake2b("\0".join(self.class_names).encode(), digest_size=16)
@@ -299,48 +306,23 @@ class Data:
                 digest.update(part)
         return digest.hexdigest()
 
-    def with_held_out(self, test_fraction: float, val_fraction: float, seed: int) -> Data:
+    def with_held_out(self, test_fraction: float, val_fraction: float, seed: int, group_by: str = "") -> Data:
         """With ``test`` (where there is neither ``test`` nor ``val``) and ``val`` split off ``train``.
 
-        Stratified, and by a hash of each picture's name: adding pictures moves no other one.
+        Stratified, and by a hash of each picture's name: adding pictures moves no other one. Pictures of one
+        of :attr:`groups` stay together. A class with one picture (or group) stays in ``train``.
+
+        Args:
+            test_fraction: of each class; 0 for no test split.
+            val_fraction: of each class; 0 for no val split.
+            seed: of the choice.
+            group_by: a regular expression that finds each picture's group in its name, where the source gave
+                no groups.
 
         Raises:
-            DataError: ``val`` is asked for and exists, or too few pictures are there to split.
+            DataError: ``val`` is asked for and exists, nothing can be set aside, or ``group_by`` finds no
+                groups.
         """
-        data = self
-        if "test" not in data.splits and "val" not in data.splits:
-            note = (
-                f"no test or val split: {test_fraction:.0%} of each class was set aside as test (seed {seed})"
-            )
-            data = replace(data._split_off("test", test_fraction, seed), notes=(*data.notes, note))
-        if val_fraction > 0:
-            if "val" in data.splits:
-                raise DataError(f"{self.source} has a val split of its own: leave out --val-fraction")
-            data = data._split_off("val", val_fraction, seed + 1)
-        return data
+        from thumbnet.data.held_out import with_held_out
 
-    def _split_off(self, name: str, fraction: float, seed: int) -> Data:
-        train = self.splits["train"]
-        held: list[int] = []
-        for label in range(len(self.class_names)):
-            members = np.flatnonzero(train.labels == label)
-            if len(members) < 2:
-                raise DataError(
-                    f"{self.source}: class {self.class_names[label]!r} has {len(members)} picture(s), "
-                    f"too few to set some aside as {name}"
-                )
-            count = min(max(1, round(len(members) * fraction)), len(members) - 1)
-            ranked = sorted(members.tolist(), key=lambda index: _rank(train.name(index), seed))
-            held += ranked[:count]
-        chosen = np.zeros(len(train), dtype=bool)
-        chosen[held] = True
-        splits = {
-            **self.splits,
-            "train": train.subset(np.flatnonzero(~chosen)),
-            name: train.subset(np.flatnonzero(chosen)),
-        }
-        return replace(self, splits=splits)
-
-
-def _rank(name: str, seed: int) -> bytes:
-    return hashlib.blake2b(f"{seed}\0{name}".encode(errors="surrogateescape"), digest_size=8).digest()
+        return with_held_out(self, test_fraction, val_fraction, seed, group_by)

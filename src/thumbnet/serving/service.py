@@ -357,7 +357,7 @@ class _Service:
 
     async def _find_hardest(self, data: Data) -> list[HardPicture]:
         """The surest mistakes among test (or else validation) pictures, the surest first."""
-        name = next((name for name in ("test", "val") if name in data.splits), None)
+        name = next((name for name in ("test", "val", "all") if name in data.splits), None)
         if name is None:
             return []
         split, mistakes = data.splits[name], []

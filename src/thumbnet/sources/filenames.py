@@ -1,4 +1,4 @@
-"""Labels in the names of files: ``0_frog.png``, ``cat.0.jpg``, ``american_bulldog_12.jpg``, or by a pattern."""
+"""Labels in the names of files: ``0_frog.png``, ``cat.0.jpg``, ``american_bulldog_12.jpg``, or a pattern."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ _FORMS = {
 }
 
 # How cameras, phones and programs begin the names of their files. None of these is a class.
-_NO_CLASSES = frozenset(
-    "img image images photo photos picture pic pics dsc dscn dscf dscn pxl mvimg vid video frame file scan "
-    "screenshot screen sample test train val valid copy untitled whatsapp download unnamed imag gopr wp wa "
-    "camera capture snapshot crop page item data x".split()
+_CAMERA_WORDS = (
+    "img image images photo photos picture pic pics dsc dscn dscf pxl mvimg vid video frame file scan "
+    "imag gopr "
+    "screenshot screen sample test train val valid copy untitled whatsapp download unnamed wp wa camera "
+    "capture snapshot crop page item data x"
 )
+_NO_CLASSES = frozenset(_CAMERA_WORDS.split())
 
 KNOWN = "0_cat.png, cat.0.jpg, cat_0.jpg, cat-0.jpg, cat (0).jpg"
 
@@ -35,7 +37,7 @@ class NameLabels:
     """What names say.
 
     Attributes:
-        form: in words, such as ``CLASS_NUMBER``.
+        form: in words, such as ``CLASS_NUMBER``; empty for a pattern.
         labels: for each name its class.
     """
 
@@ -67,7 +69,7 @@ def labels_from_names(names: Sequence[str], pattern: str = "") -> NameLabels | N
         DataError: the pattern or form fits some names only; the message lists some that it does not fit.
     """
     if pattern:
-        return NameLabels(f"by --label-pattern {pattern}", labels_by_pattern(names, pattern))
+        return NameLabels("", labels_by_pattern(names, pattern))
     partial: tuple[int, str] = (0, "")
     for form, regex in _FORMS.items():
         found = [regex.fullmatch(name) for name in names]

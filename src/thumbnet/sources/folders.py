@@ -12,9 +12,11 @@ from thumbnet.data.splits import Data
 from thumbnet.errors import DataError
 from thumbnet.recipe import DataSettings
 from thumbnet.sources.filenames import label_from_name
-from thumbnet.sources.index import Index, is_tool_folder
-from thumbnet.sources.layout import LAYOUTS_HELP, decide, split_name
+from thumbnet.sources.index import Index
+from thumbnet.sources.layout import LAYOUTS_HELP, decide
 from thumbnet.sources.place import Place
+from thumbnet.sources.split_names import split_name
+from thumbnet.sources.tree import is_tool_folder
 
 __all__ = ["LAYOUTS_HELP", "label_from_name", "pictures_below", "read", "recognise", "wrapped"]
 
@@ -32,7 +34,13 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     """
     index = place.index()
     base = source if place.unpacked else str(place.path)
-    layout = decide(index.tree(), base, settings, lambda folder: _read_labels_file(place.path / folder))
+    layout = decide(
+        index.tree(),
+        base,
+        settings,
+        lambda folder: _read_labels_file(place.path / folder),
+        packed=place.unpacked is not None,
+    )
     index.keep()
     root = place.inside(layout.root).index() if layout.root else index
     splits = {

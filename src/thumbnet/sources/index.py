@@ -27,30 +27,20 @@ from thumbnet.data.images import PICTURE_SUFFIXES
 from thumbnet.data.splits import FileSplit, Split
 from thumbnet.errors import DataError, RunError, printable
 from thumbnet.files import cache_folder, write_file
-from thumbnet.sources.layout import Folder, join
 from thumbnet.sources.packed import PackedSplit, Unpacked
+from thumbnet.sources.tree import Folder, is_tool_folder, join
 
 WORTH_KEEPING = 10_000  # pictures; fewer are listed in no time
 _SURE_AFTER = 2_000_000_000  # nanoseconds: clocks of file systems are this coarse
 _VERSION = 2
 _MAX_LINKS = 3  # links to folders that are followed one after the other
 
-# Folders that systems and tools make. Names that begin with a dot count as well.
-_TOOL_FOLDERS = frozenset(
-    ["__macosx", "__pycache__", "@eadir", "@__thumb", "#recycle", "#snapshot", "$recycle.bin", "lost+found"]
-    + ["system volume information"]
-)
 _NEVER_CLASSES = frozenset([".git", ".svn", ".hg", ".venv"])  # not even searched for pictures
 
 
 def is_picture_name(name: str) -> bool:
     """Whether a file's name says that it is a picture."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
-
-
-def is_tool_folder(name: str) -> bool:
-    """Whether a folder's name says that a system or tool made it: ``.ipynb_checkpoints``, ``__MACOSX``, ..."""
-    return name.startswith(".") or name.casefold() in _TOOL_FOLDERS
 
 
 class _Listing(NamedTuple):

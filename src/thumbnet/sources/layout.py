@@ -1,4 +1,4 @@
-"""What a folder of pictures means: its splits, its classes, and what is left out. A decision from names alone.
+"""What a folder of pictures means: its splits, its classes, and what is left out, decided from names alone.
 
 :func:`decide` gets all names below a folder (a :class:`Folder`) and touches no file: folders, archives and
 tests use the same decision. :mod:`thumbnet.sources.folders` lists the folder and reads what was decided.
@@ -9,41 +9,31 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from thumbnet.errors import DataError, printable
 from thumbnet.recipe import DataSettings
 from thumbnet.sources import filenames
+from thumbnet.sources.split_names import SPLITS, SplitName, split_name
+from thumbnet.sources.tree import Folder, is_known_tool, join
 
 LAYOUTS_HELP = (
-    "Expected one of: train/CLASS/* with test/CLASS/* or val/CLASS/* (also Training/, valid/, test_set/, ...); "
-    f"CLASS/* alone; pictures with their class in their name ({filenames.KNOWN}), in train/ or alone; or CIFAR's "
+    "Expected one of: train/CLASS/* with test/CLASS/* or val/CLASS/* (also Training/, valid/, test_set/, "
+    "...); "
+    f"CLASS/* alone; pictures with their class in their name ({filenames.KNOWN}), in train/ or alone; or "
+    "CIFAR's "
     "own batches."
 )
 
-SPLITS = ("train", "val", "test")
-_WORDS = {
-    "train": "train", "training": "train", "trainval": "train",
-    "val": "val", "valid": "val", "validation": "val", "validate": "val", "dev": "val", "development": "val",
-    "test": "test", "testing": "test", "eval": "test", "evaluation": "test", "holdout": "test",
-    "heldout": "test",
-}  # fmt: skip
-_EITHER = frozenset({"eval", "evaluation", "holdout", "heldout"})  # val where there is another test
-_AFFIX = (
-    "set|sets|data|dataset|image|images|img|imgs|picture|pictures|pic|pics|photo|photos|folder|split|"
-    "seg|cls|jpg|jpeg|png|raw|resized|cropped|small|full|final|new|original|orig|labeled|labelled|my|the"
-)
-_AFFIXES = frozenset(_AFFIX.split("|"))
-_GLUED = re.compile(rf"(?P<word>{'|'.join(_WORDS)})(?:{_AFFIX})")
-
 # Folders that hold all pictures, and folders of what belongs to them: never classes beside each other.
-_CONTAINERS = frozenset("images image imgs img pictures photos data dataset jpegimages jpg jpeg png".split())
-_COMPANIONS = frozenset(
+_CONTAINER_WORDS = "images image imgs img pictures photos data dataset jpegimages jpg jpeg png"
+_CONTAINERS = frozenset(_CONTAINER_WORDS.split())
+_COMPANION_WORDS = (
     "annotations annotation masks mask labels label trimaps segmentations segmentation meta metadata gt "
-    "groundtruth samples sample examples docs".split()
+    "groundtruth samples sample examples docs"
 )
+_COMPANIONS = frozenset(_COMPANION_WORDS.split())
 # Several versions of the same pictures, or parts of them: the class folders are one level below.
 _VERSION = re.compile(
     r"(color|colour|gray|grey|grayscale|greyscale|rgb|segmented|segmentation|original|augmented|augmentation|"
@@ -51,51 +41,6 @@ _VERSION = re.compile(
     r"(fold|part|batch|session|subset|chunk|split|cv|run|set)[ _-]*\d+|\d+x\d+(px)?|with.*|without.*)",
     re.IGNORECASE,
 )
-
-
-@dataclass
-class Folder:
-    """The names in a folder and below.
-
-    Attributes:
-        path: where it is, its parts separated by ``/``; ``""`` for the outermost.
-        pictures, ignored: names of files that are pictures by their names, and of others.
-        folders: those in it, sorted by name, but for those of systems and tools.
-        skipped: path, and how many pictures are below, of each folder of a system or tool in it.
-        count: how many pictures are in it and below.
-    """
-
-    path: str
-    pictures: list[str] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)
-    folders: list[Folder] = field(default_factory=list)
-    skipped: list[tuple[str, int]] = field(default_factory=list)
-    count: int = 0
-
-    @property
-    def name(self) -> str:
-        """The last part of its path."""
-        return self.path.rpartition("/")[2]
-
-    def filled(self) -> list[Folder]:
-        """The folders in it that hold pictures, at whatever depth."""
-        return [folder for folder in self.folders if folder.count]
-
-    def walk(self) -> Iterator[Folder]:
-        """This folder and all below."""
-        pending = [self]
-        while pending:
-            folder = pending.pop()
-            yield folder
-            pending += reversed(folder.folders)
-
-    def pictures_below(self) -> list[str]:
-        """The paths of all pictures in it and below."""
-        return [join(folder.path, name) for folder in self.walk() for name in folder.pictures]
-
-    def ignored_below(self) -> list[str]:
-        """The paths of all other files in it and below."""
-        return [join(folder.path, name) for folder in self.walk() for name in folder.ignored]
 
 
 class Layout(NamedTuple):
@@ -116,57 +61,12 @@ class Layout(NamedTuple):
     notes: tuple[str, ...]
 
 
-class SplitName(NamedTuple):
-    """What a folder's name says about its split.
-
-    Attributes:
-        split: ``train``, ``val`` or ``test``.
-        rank: 0 for a plain word such as ``Testing``, 1 with a usual affix (``test_set``, ``01_test``), 2 with
-            other words (``test-multiple_fruits``), which alone does not make it a split.
-        rest: the other words.
-        either: it is ``val`` where another folder is ``test``.
-    """
-
-    split: str
-    rank: int
-    rest: tuple[str, ...]
-    either: bool
-
-
-def join(folder: str, name: str) -> str:
-    """A path below a folder; ``""`` is the outermost."""
-    return f"{folder}/{name}" if folder else name
-
-
-def split_name(name: str) -> SplitName | None:
-    """Which split a folder's name speaks of, whatever its capitals and affixes; None for none or several."""
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", unicodedata.normalize("NFC", name))
-    text = re.sub(r"\b(hold|held)[ _-]*out", r"\1out", re.sub(r"[\W_]+", " ", spaced.casefold()))
-    words: list[str] = []
-    rest: list[str] = []
-    for token in re.findall(r"[^\W\d_]+", text):
-        glued = _GLUED.fullmatch(token)
-        if token in _WORDS or glued:
-            words.append(glued["word"] if glued else token)
-            rest += ["set"] if glued else []
-        else:
-            rest.append(token)
-    found = {_WORDS[word] for word in words}
-    if found == {"train", "val"}:
-        found = {"train"}  # train_val, as VOC has it
-    if len(found) != 1:
-        return None
-    plain = not rest and not re.search(r"\d", text)
-    unusual = tuple(token for token in rest if token not in _AFFIXES)
-    rank = 0 if plain else 2 if unusual else 1
-    return SplitName(found.pop(), rank, unusual, words[0] in _EITHER)
-
-
 def decide(
     tree: Folder,
     base: str,
     settings: DataSettings,
     read_labels: Callable[[str], tuple[str, ...] | None] = lambda _: None,
+    packed: bool = False,
 ) -> Layout:
     """What the folder ``tree`` means.
 
@@ -174,11 +74,12 @@ def decide(
         base: what to call it in messages, such as its path.
         settings: ``classes_from`` and ``label_pattern`` count.
         read_labels: gives the class names in the ``labels.txt`` of a folder (by its path), if there is one.
+        packed: whether it is in an archive, so that its folders cannot be named.
 
     Raises:
         DataError: no known layout, or several that are equally likely; the message says what to do.
     """
-    return _Decision(tree, base, settings, read_labels).layout()
+    return _Decision(tree, base, settings, read_labels, packed).layout()
 
 
 class _Decision:
@@ -190,16 +91,19 @@ class _Decision:
         base: str,
         settings: DataSettings,
         read_labels: Callable[[str], tuple[str, ...] | None],
+        packed: bool,
     ) -> None:
         self.tree, self.base, self.settings, self.read_labels = tree, base.rstrip("/"), settings, read_labels
+        self.packed = packed
         self.notes: list[str] = []
-        self.used: list[Folder] = []  # folders whose pictures are in a split
         self.top = tree
 
     def layout(self) -> Layout:
         """The decision."""
         if not self.tree.count:
-            raise DataError(f"no pictures were recognised in {self.base}{self._only_skipped()}. {LAYOUTS_HELP}")
+            raise DataError(
+                f"no pictures were recognised in {self.base}{self._only_skipped()}. {LAYOUTS_HELP}"
+            )
         self.top = self._unwrapped(self.tree)
         splits = {} if self.settings.classes_from == "here" else self._splits(self.top)
         if splits:
@@ -289,7 +193,8 @@ class _Decision:
             if len(best) > 1:
                 both = " and ".join(f"{self._say(e)}/ ({_pictures(e.count)})" for e in best)
                 raise DataError(
-                    f"{self.base}: {both} both look like the {split} split. Put their pictures into one folder, "
+                    f"{self.base}: {both} both look like the {split} split. Put their pictures into one "
+                    "folder, "
                     "or give the one that is not meant another name or place"
                 )
             chosen[split] = best[0]
@@ -306,22 +211,23 @@ class _Decision:
         train = chosen.get("train")
         if train is None:
             found = " and ".join(f"{printable(each.name)}/" for each in chosen.values())
-            one = next(iter(chosen.values()))
-            raise DataError(
-                f"{self.base} has {found} but no train/"
-                + (
-                    f"; beside it: {beside}. Put the training classes into a folder train/; or, if {found} is a "
-                    "class, give it another name, or say so: --classes-from here"
-                    if others
-                    else f". To read all pictures of {printable(one.name)}/, name {self._full(one)}. {LAYOUTS_HELP}"
+            if others:
+                raise DataError(
+                    f"{self.base} has {found} but no train/; beside it: {beside}. Put the training "
+                    "classes into a "
+                    f"folder train/; or, if {found} is a class, say so: --classes-from here"
                 )
+            one = self._full(next(iter(chosen.values())))
+            raise DataError(
+                f"{self.base} has {found} but no train/. To read what is in it, name {one}. {LAYOUTS_HELP}"
             )
         classes_inside = train.filled()
         if classes_inside or self.settings.label_pattern or self._names_have_labels(train):
             many = len(others) > 1 and 2 * sum(each.count for each in others) >= train.count
             if classes_inside and set(chosen) == {"train"} and many and not self.settings.label_pattern:
                 raise DataError(
-                    f"{self.base}: {printable(train.name)}/ has folders in it as a split has, but {beside} lie "
+                    f"{self.base}: {printable(train.name)}/ has folders in it as a split has, but "
+                    f"{beside} lie "
                     f"beside it as classes do. If it is the training split, name it: {self._full(train)}. If "
                     "it is a class, say so: --classes-from here"
                 )
@@ -336,7 +242,8 @@ class _Decision:
                 f"they are classes as {beside} are, say so: --classes-from here"
             )
         self.notes.append(
-            f"{printable(train.name)}/ is a class here, not a split: it has no class folders, and lies beside "
+            f"{printable(train.name)}/ is a class here, not a split: it has no class folders, and lies "
+            "beside "
             f"{beside}"
         )
         return False
@@ -349,7 +256,9 @@ class _Decision:
 
     def _note_splits(self, top: Folder, chosen: dict[str, Folder], named: dict[str, SplitName]) -> None:
         """Say which folder is which split, where its name is not the split's; and which are empty."""
-        if any(each.name != split for split, each in chosen.items() if (split, each.name) != ("val", "valid")):
+        if any(
+            each.name != split for split, each in chosen.items() if (split, each.name) != ("val", "valid")
+        ):
             which = ", ".join(f"{self._say(each)}/ is {split}" for split, each in chosen.items())
             self.notes.append(f"splits by the names of the folders: {which}")
         for each in top.folders:
@@ -372,7 +281,7 @@ class _Decision:
         for split in ("val", "test"):
             if split in chosen:
                 folder = self._inner_split(chosen[split], names)
-                found = self._labelled(folder, split, names, train)
+                found = self._labelled(folder, split, names, train, classes)
                 if found is not None:
                     splits[split] = found
                     folders[split] = folder
@@ -389,10 +298,12 @@ class _Decision:
         twice = [split for split in inner if split in chosen and split != "train"]
         if twice:
             first, second = self._say(chosen[twice[0]]), self._say(inner[twice[0]])
-            raise DataError(f"{self.base}: both {first}/ and {second}/ look like the {twice[0]} split. Remove one")
+            raise DataError(
+                f"{self.base}: both {first}/ and {second}/ look like the {twice[0]} split. Remove one"
+            )
         return {**chosen, **inner}
 
-    def _inner_split(self, folder: Folder, names: Sequence[str] | None) -> Folder:
+    def _inner_split(self, folder: Folder, names: Iterable[str] | None) -> Folder:
         """The one folder in a split that wraps all of it: seg_train/seg_train, training/training."""
         known = {_plain(name) for name in names or ()}
         while not folder.pictures and len(folder.filled()) == 1 and self.settings.classes_from == "top":
@@ -433,11 +344,11 @@ class _Decision:
                 splits.setdefault(name.split, {}).setdefault(_nfc(folder.name), []).append(each)
         found = {split: splits[split] for split in SPLITS if split in splits}
         names = self._train_names(found["train"], top)
-        for folders in found.values():
-            self.used += [each for several in folders.values() for each in several]
         shape = " + ".join(f"CLASS/{split}/*" for split in found)
-        self.notes.append("each class folder has its own splits, such as " + self._say(self.used[0]) + "/")
-        return self._finish(shape, names, found, {split: top for split in found})
+        self.notes.append(
+            "each class folder has its own splits, such as " + self._say(top.filled()[0].filled()[0]) + "/"
+        )
+        return self._finish(shape, names, found, dict.fromkeys(found, top))
 
     def _refuse_versions(self, top: Folder) -> None:
         """``color``, ``grayscale`` and ``segmented``, each with the same class folders in it."""
@@ -464,7 +375,7 @@ class _Decision:
         found: dict[str, list[Folder]] = defaultdict(list)
         start = len(folder.path) + 1 if folder.path else 0
         by = self.settings.classes_from
-        if by in ("top", "here", "1"):
+        if self._by_top():
             for each in folder.filled():
                 found[_nfc(each.name)].append(each)
         else:
@@ -476,13 +387,16 @@ class _Decision:
                     )
         if folder.pictures:
             self._stray(folder, "beside the class folders")
-        self.used += [each for several in found.values() for each in several]
         return found
+
+    def _by_top(self) -> bool:
+        """Whether the outermost folder is the class."""
+        return self.settings.classes_from in ("top", "here", "1")
 
     def _train_names(self, classes: dict[str, list[Folder]], folder: Folder) -> dict[str, str]:
         """What each class is called, by its folder's name; notes on names that look the same."""
         names = {name: name for name in classes}
-        if self.settings.classes_from not in ("top", "here", "1"):
+        if not self._by_top():
             leaves = defaultdict(set)
             for name in classes:
                 leaves[name.rpartition("/")[2]].add(name)
@@ -493,12 +407,17 @@ class _Decision:
         for name in changed:
             if list(stripped.values()).count(stripped[name]) == 1:
                 names[name] = stripped[name]
-                self.notes.append(f"the class folder {name!r} is the class {stripped[name]!r}, without spaces")
+                self.notes.append(
+                    f"the class folder {name!r} is the class {stripped[name]!r}, without spaces"
+                )
         self._note_alike(list(names.values()))
-        merged = [name for name, several in classes.items() if len({_nfc(f.name) for f in several}) < len(several)]
-        if merged and self.settings.classes_from in ("top", "here", "1"):
+        merged = [
+            name for name, several in classes.items() if len({_nfc(f.name) for f in several}) < len(several)
+        ]
+        if merged and self._by_top():
             self.notes.append(
-                f"{len(merged)} class(es) have two folders, whose names are the same text in two Unicode forms: "
+                f"{len(merged)} class(es) have two folders, whose names are the same text in two Unicode "
+                "forms: "
                 f"merged, such as {merged[0]}"
             )
         self._note_subfolders(classes, folder)
@@ -510,7 +429,9 @@ class _Decision:
                 + (", ..." if len(empty) > 5 else "")
             )
             if len(names) < 2:
-                raise DataError(f"{self._full(folder)}: no pictures in the class folder(s) {some}. Fill or remove them")
+                raise DataError(
+                    f"{self._full(folder)}: no pictures in the class folder(s) {some}. Fill or remove them"
+                )
         return names
 
     def _note_alike(self, names: list[str]) -> None:
@@ -540,7 +461,12 @@ class _Decision:
         )
 
     def _labelled(
-        self, folder: Folder, split: str, names: dict[str, str], train: Folder
+        self,
+        folder: Folder,
+        split: str,
+        names: dict[str, str],
+        train: Folder,
+        train_classes: dict[str, list[Folder]],
     ) -> dict[str, list[Folder]] | None:
         """By class, the folders of another split; None if its pictures have no labels.
 
@@ -564,9 +490,9 @@ class _Decision:
                 stray.append(name)
                 continue
             found[same[0]] += folders
-            respelt += [(name, same[0])] if same[0] != name else []
+            known = {each.name for each in train_classes[same[0]]}
+            respelt += [(each.name, same[0]) for each in folders if each.name not in known and self._by_top()]
         if stray and not found and len(inner) == 1:
-            self.used = [each for each in self.used if each not in classes[stray[0]]]
             self._unlabelled(folder, split)
             return None
         if stray:
@@ -576,9 +502,11 @@ class _Decision:
             )
         if respelt:
             first, second = respelt[0]
+            form = " (in another Unicode form)" if _nfc(first) == second else ""
             self.notes.append(
-                f"{split}: {len(respelt)} class(es) are spelt another way than in train, and are the same: "
-                f"{first!r} is {second!r}"
+                f"{split}: {len(respelt)} class folder(s) are spelt otherwise than in train, and are "
+                "taken as the "
+                f"same classes: {first!r} is {second!r}{form}"
             )
         lacking = [shown for name, shown in names.items() if name not in found]
         if lacking:
@@ -615,7 +543,8 @@ class _Decision:
             bad = [path for path, label in zip(paths[split], others, strict=True) if label is None]
             if bad:
                 raise DataError(
-                    f"{self._full(chosen[split])}: {len(bad):,} name(s) have no label of the form {form}, which "
+                    f"{self._full(chosen[split])}: {len(bad):,} name(s) have no label of the form "
+                    f"{form}, which "
                     f"those of train have, such as {printable(min(bad))}. {LAYOUTS_HELP}"
                 )
             labels[split] = [label for label in others if label is not None]
@@ -629,10 +558,10 @@ class _Decision:
             split: (self._below_top(paths[split]), [position[label] for label in several])
             for split, several in labels.items()
         }
-        self.used += [chosen[split] for split in labels]
-        which = form if pattern else f"{form}.*"
-        shape = " + ".join(f"{self._say(chosen[split])}/{which}" for split in labels)
-        shape = shape.removeprefix("/") + (" (the tutorial's)" if form == "NUMBER_CLASS" else "")
+        files = f"{form}.*" if form else "*"
+        kind = "the tutorial's" if form == "NUMBER_CLASS" else f"classes by {pattern}" if pattern else ""
+        shape = " + ".join(f"{self._say(chosen[split])}/{files}" for split in labels)
+        shape = shape.removeprefix("/") + (f" ({kind})" if kind else "")
         return Layout(self.top.path, shape, names, splits, self._all_notes(chosen))
 
     def _named_pictures(self, folder: Folder) -> list[str]:
@@ -674,23 +603,25 @@ class _Decision:
                 inner = [path for path in ignored if "/" in path]
                 if inner:
                     self.notes.append(_passed_over(split, inner))
-        skipped = [
-            (path, count) for each in self.tree.walk() for path, count in each.skipped if count
-        ]
+        skipped = [(path, count) for each in self.tree.walk() for path, count in each.skipped if count]
+        hidden = [(path, count) for path, count in skipped if not is_known_tool(path.rpartition("/")[2])]
         if skipped:
-            path, count = max(skipped, key=lambda pair: pair[1])
+            path, count = max(hidden or skipped, key=lambda pair: pair[1])
             total = sum(count for _, count in skipped)
             self.notes.append(
                 f"{_pictures(total)} in {len(skipped)} hidden or tool folder(s) passed over, such as "
-                f"{printable(path)}/ ({count:,}): rename it if it is a class"
+                f"{printable(path)}/ ({count:,})" + (": rename it if it is a class" if hidden else "")
             )
         return tuple(dict.fromkeys(self.notes))
 
     def _unlabelled(self, folder: Folder, split: str) -> None:
-        example = printable(min(folder.pictures_below()))
+        example = printable(self._below_top([min(folder.pictures_below())])[0])
+        first = "unpack the archive, then " if self.packed else ""
+        place = self._say(folder) if self.packed else self._full(folder)
         self.notes.append(
-            f"{self._say(folder)}/ has no labels ({_pictures(folder.count)}, such as {example}): it is not used "
-            f"as {split}. To classify them after training: thumbnet predict RUN {_quoted(self._full(folder))}"
+            f"{self._say(folder)}/ has no labels ({_pictures(folder.count)}, such as {example}): it is "
+            "not used "
+            f"as {split}. To classify them after training: {first}thumbnet predict RUN {_quoted(place)}"
         )
 
     def _left_out(self, folders: list[Folder], where: str) -> None:

@@ -62,7 +62,7 @@ def load_data(
         data = load_hub(name.removeprefix("hf:"), name, Path(data_dir) if data_dir else None)
     else:
         data = _load_path(Path(name).expanduser(), name, cache, chosen)
-    return data.with_held_out(chosen.test_fraction, chosen.val_fraction, chosen.split_seed)
+    return data.with_held_out(chosen.test_fraction, chosen.val_fraction, chosen.split_seed, chosen.group_by)
 
 
 # In this order; the first that recognises a place reads it. The folder of pictures comes last: it explains

@@ -1,0 +1,197 @@
+"""Set part of the training split aside as test or val: of each class, and in whole groups where it has any.
+
+Which pictures go is decided by a hash of each picture's (or group's) name, so that a new one moves no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from thumbnet.data.splits import Data, Split
+from thumbnet.errors import DataError, printable
+
+NOTHING_SET_ASIDE = "nothing is set aside: no accuracy will be measured (data.test_fraction is 0)"
+
+
+def with_held_out(
+    data: Data, test_fraction: float, val_fraction: float, seed: int, group_by: str = ""
+) -> Data:
+    """See :meth:`~thumbnet.data.splits.Data.with_held_out`."""
+    if group_by:
+        data = _with_groups(data, group_by)
+    data = _with_shared_groups_noted(data)
+    if "test" not in data.splits and "val" not in data.splits:
+        if test_fraction > 0:
+            data = _split_off(data, "test", test_fraction, seed)
+        elif not val_fraction:
+            data = replace(data, notes=(*data.notes, NOTHING_SET_ASIDE))
+    if val_fraction > 0:
+        if "val" in data.splits:
+            raise DataError(f"{data.source} has a val split of its own: leave out --val-fraction")
+        data = _split_off(data, "val", val_fraction, seed + 1)
+    return data
+
+
+def _split_off(data: Data, name: str, fraction: float, seed: int) -> Data:
+    """With part of ``train`` as the split ``name``."""
+    train = data.splits["train"]
+    groups = data.groups.get("train")
+    if groups is None:
+        chosen = _by_picture(train, len(data.class_names), fraction, seed)
+        how = f"{fraction:.0%} of each class was set aside as {name} (seed {seed})"
+    else:
+        chosen = _by_group(train.labels, groups, len(data.class_names), fraction, seed)
+        all_groups, taken = len(set(groups.tolist())), len(set(groups[chosen].tolist()))
+        share = chosen.sum() / max(len(train), 1)
+        how = (
+            f"{taken:,} of {all_groups:,} groups ({share:.0%} of the pictures) were set aside as {name}, "
+            "each "
+            f"as a whole (seed {seed})"
+        )
+    if not chosen.any():
+        reason = "every class has one picture only" if groups is None else "each class is in one group only"
+        raise DataError(f"{data.source}: nothing can be set aside as {name}, because {reason}. {_WAY_ON}")
+    notes = [f"no test or val split: {how}" if name == "test" else how]
+    present = np.bincount(train.labels, minlength=len(data.class_names))
+    held = np.bincount(train.labels[chosen], minlength=len(data.class_names))
+    alone = [data.class_names[label] for label in np.flatnonzero((present > 0) & (held == 0))]
+    if alone:
+        some = ", ".join(alone[:5]) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
+        why = "one picture" if groups is None else "one group"
+        notes.append(f"{len(alone)} class(es) with {why} only stay in train, and {name} has none: {some}")
+    parts = {"train": np.flatnonzero(~chosen), name: np.flatnonzero(chosen)}
+    splits = {**data.splits, **{split: train.subset(where) for split, where in parts.items()}}
+    kept = data.groups
+    if groups is not None:
+        kept = {**kept, **{split: groups[where] for split, where in parts.items()}}
+    return replace(
+        data,
+        splits=splits,
+        groups=kept,
+        set_aside=(*data.set_aside, name),
+        # Only a test split is news: val was asked for, and its size is shown.
+        notes=(*data.notes, *(notes if name == "test" or groups is not None else notes[1:])),
+    )
+
+
+_WAY_ON = "To train on all pictures without measuring: --test-fraction 0"
+
+
+def _by_picture(train: Split, classes: int, fraction: float, seed: int) -> np.ndarray:
+    """Which pictures are set aside, bool [N]: of each class the fraction, and at least one if it has two."""
+    chosen = np.zeros(len(train), dtype=bool)
+    for label in range(classes):
+        members = np.flatnonzero(train.labels == label)
+        count = min(max(1, round(len(members) * fraction)), len(members) - 1)
+        if count > 0:
+            ranked = sorted(members.tolist(), key=lambda index: _rank(train.name(index), seed))
+            chosen[ranked[:count]] = True
+    return chosen
+
+
+def _by_group(labels: np.ndarray, groups: np.ndarray, classes: int, fraction: float, seed: int) -> np.ndarray:
+    """Which pictures are set aside, bool [N]: whole groups, so that each class comes close to the fraction.
+
+    Goes through the groups in the order of their hashes and takes each one that brings the classes nearer to
+    their fractions than it takes them beyond. No class is taken whole.
+    """
+    names, position = np.unique(groups, return_inverse=True)
+    counts = np.zeros((len(names), classes), dtype=np.int64)  # pictures by group and class
+    np.add.at(counts, (position, labels), 1)
+    total = counts.sum(axis=0)
+    wanted = np.where(total > 1, np.maximum(1, np.rint(total * fraction)), 0).astype(np.int64)
+    taken, held = np.zeros(len(names), dtype=bool), np.zeros(classes, dtype=np.int64)
+    order = sorted(range(len(names)), key=lambda index: _rank(str(names[index]), seed))
+
+    def may_go(index: int) -> bool:
+        return not taken[index] and not np.any((held + counts[index] >= total) & (counts[index] > 0))
+
+    for index in order:
+        after = held + counts[index]
+        nearer = np.minimum(after, wanted).sum() - np.minimum(held, wanted).sum()
+        beyond = np.maximum(after - wanted, 0).sum() - np.maximum(held - wanted, 0).sum()
+        if nearer > beyond and may_go(index):
+            taken[index], held = True, after
+    for label in np.flatnonzero((held == 0) & (wanted > 0)):  # only large groups: take the smallest
+        if held[label]:
+            continue
+        possible = [index for index in order if counts[index, label] and may_go(index)]
+        if possible:
+            best = min(possible, key=lambda index: counts[index].sum())
+            taken[best], held = True, held + counts[best]
+    chosen: np.ndarray = taken[position]
+    return chosen
+
+
+def _with_groups(data: Data, group_by: str) -> Data:
+    """With each picture's group: that of the source, or what the regular expression finds in its name."""
+    if "train" in data.groups:
+        return data
+    groups: dict[str, np.ndarray] = {}
+    matched: dict[str, int] = {}
+    regex = re.compile(group_by)
+    for name, split in data.splits.items():
+        found, matched[name] = _groups_of(split, regex)
+        groups[name] = np.array(found, dtype=object)
+    train = data.splits["train"]
+    if not matched["train"]:
+        raise DataError(
+            f"--group-by {group_by} matches no picture, such as {printable(train.name(0))}. Expected a "
+            "regular "
+            "expression whose first group finds the group in a picture's path, as '/([^/_]+)_[^/]*$' for "
+            "what "
+            "comes before the first _, or the name of a manifest's column"
+        )
+    if len(set(groups["train"].tolist())) == 1:
+        raise DataError(
+            f"--group-by {group_by} finds the same group, {printable(groups['train'][0])!r}, in all "
+            f"{len(train):,} pictures, such as {printable(train.name(0))}. Let its first group match what "
+            "differs, such as the person's number"
+        )
+    notes = list(data.notes)
+    alone = len(train) - matched["train"]
+    if alone:
+        notes.append(
+            f"--group-by matches {matched['train']:,} pictures of train; each of the other {alone:,} is alone"
+        )
+    return replace(data, groups=groups, notes=tuple(notes))
+
+
+def _groups_of(split: Split, regex: re.Pattern[str]) -> tuple[list[str], int]:
+    """Each picture's group, and how many pictures the expression matches; others are groups of one."""
+    groups: list[str] = []
+    matched = 0
+    for index in range(len(split)):
+        name = split.name(index)
+        match = regex.search(name)
+        text = (match[min(regex.groups, 1)] or "") if match else ""
+        matched += bool(text)
+        groups.append(text or f"\0{name}")  # no group can be called that
+    return groups, matched
+
+
+def _with_shared_groups_noted(data: Data) -> Data:
+    """With a warning where two splits that the source has share a group."""
+    notes = list(data.notes)
+    where: Mapping[str, set[str]] = defaultdict(set)
+    for split, groups in data.groups.items():
+        for group in set(groups.tolist()):
+            where[group].add(split)
+    shared = sorted(group for group, splits in where.items() if len(splits) > 1)
+    if shared:
+        splits = " and ".join(sorted(set().union(*(where[group] for group in shared))))
+        notes.append(
+            f"warning: {len(shared):,} group(s) have pictures in more than one of {splits}, such as "
+            f"{printable(str(shared[0]))}: the accuracy measured there may be too high"
+        )
+    return replace(data, notes=tuple(notes))
+
+
+def _rank(name: str, seed: int) -> bytes:
+    return hashlib.blake2b(f"{seed}\0{name}".encode(errors="surrogateescape"), digest_size=8).digest()
