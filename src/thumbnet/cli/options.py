@@ -205,8 +205,8 @@ def data_settings_of_run(options: argparse.Namespace) -> DataSettings:
 def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
     """The data that were named, or the run's own; split as the run split them.
 
-    Where other data were named than the run's own, and they have no splits of their own, all of their pictures
-    are in a split called ``all``.
+    Where other data than the run's own were named, and they have no splits of their own, all of their
+    pictures are in a split called ``all``.
     """
     from dataclasses import replace
 

@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError
 from thumbnet.recipe import DataSettings
@@ -43,10 +41,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     )
     index.keep()
     root = place.inside(layout.root).index() if layout.root else index
-    splits = {
-        split: root.split(paths, np.array(labels, dtype=np.int64))
-        for split, (paths, labels) in layout.splits.items()
-    }
+    splits = {split: root.split(paths, labels) for split, (paths, labels) in layout.splits.items()}
     return Data(source, layout.shape, layout.class_names, splits, layout.notes)
 
 

@@ -95,7 +95,8 @@ class Index:
             parent, followed = pending.pop()
             order.append(parent)
             listing = self._list(parent.path)
-            parent.pictures = listing.pictures + self._packed(parent.path)
+            packed = self._packed(parent.path)
+            parent.pictures = listing.pictures + packed if packed else listing.pictures
             parent.ignored = list(listing.ignored)
             inner = [(name, followed) for name in listing.folders]
             for name in listing.links:

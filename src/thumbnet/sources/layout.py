@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from thumbnet.errors import DataError, printable
 from thumbnet.recipe import DataSettings
 from thumbnet.sources import filenames
@@ -50,14 +52,14 @@ class Layout(NamedTuple):
         root: the folder that all paths begin at; below the one that was named if that one only wraps it.
         shape: in words, such as ``train/CLASS/* + test/CLASS/*``.
         class_names: a label is a position in it.
-        splits: for each split its pictures' paths relative to ``root``, and their labels.
+        splits: for each split its pictures' paths relative to ``root``, and their labels, int64.
         notes: what was understood in a way that one might not expect, and what was passed over.
     """
 
     root: str
     shape: str
     class_names: tuple[str, ...]
-    splits: dict[str, tuple[list[str], list[int]]]
+    splits: dict[str, tuple[list[str], np.ndarray]]
     notes: tuple[str, ...]
 
 
@@ -555,7 +557,7 @@ class _Decision:
             raise DataError(f"{self.base}: file names have classes that {lacked} lacks: {some}")
         position = {name: label for label, name in enumerate(names)}
         splits = {
-            split: (self._below_top(paths[split]), [position[label] for label in several])
+            split: (self._below_top(paths[split]), np.array([position[label] for label in several], np.int64))
             for split, several in labels.items()
         }
         files = f"{form}.*" if form else "*"
@@ -577,21 +579,21 @@ class _Decision:
         folders: dict[str, Folder],
     ) -> Layout:
         ordered = sorted(names, key=lambda name: names[name])
-        made: dict[str, tuple[list[str], list[int]]] = {}
+        made: dict[str, tuple[list[str], np.ndarray]] = {}
         for split, classes in splits.items():
             paths: list[str] = []
-            labels: list[int] = []
-            for label, name in enumerate(ordered):
+            counts: list[int] = []
+            for name in ordered:
                 found = sorted(path for each in classes.get(name, []) for path in each.pictures_below())
                 paths += found
-                labels += [label] * len(found)
-            made[split] = (self._below_top(paths), labels)
+                counts.append(len(found))
+            made[split] = (self._below_top(paths), np.arange(len(ordered)).repeat(counts))
         class_names = tuple(names[name] for name in ordered)
         return Layout(self.top.path, shape, class_names, made, self._all_notes(folders))
 
     def _below_top(self, paths: list[str]) -> list[str]:
         start = len(self.top.path) + 1 if self.top.path else 0
-        return [path[start:] for path in paths]
+        return [path[start:] for path in paths] if start else paths
 
     def _all_notes(self, folders: dict[str, Folder]) -> tuple[str, ...]:
         """Those so far, and what was passed over within the splits."""

@@ -62,7 +62,11 @@ class Folder:
 
     def pictures_below(self) -> list[str]:
         """The paths of all pictures in it and below."""
-        return [join(folder.path, name) for folder in self.walk() for name in folder.pictures]
+        found: list[str] = []
+        for folder in self.walk():
+            start = join(folder.path, "")
+            found += [start + name for name in folder.pictures]
+        return found
 
     def ignored_below(self) -> list[str]:
         """The paths of all other files in it and below."""
