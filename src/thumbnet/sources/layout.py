@@ -494,7 +494,7 @@ class _Decision:
             found[same[0]] += folders
             known = {each.name for each in train_classes[same[0]]}
             respelt += [(each.name, same[0]) for each in folders if each.name not in known and self._by_top()]
-        if stray and not found and len(inner) == 1:
+        if stray and not found and len(inner) == 1 and not alike.get(_plain(stray[0])):
             self._unlabelled(folder, split)
             return None
         if stray:

@@ -1,0 +1,435 @@
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sources.trees import meaning, some
+from thumbnet.errors import DataError
+from thumbnet.sources.split_names import split_name
+
+CLASSES = ("cat", "dog", "owl")
+
+
+def classes(folder: str, count: int = 3, names: tuple[str, ...] = CLASSES) -> list[str]:
+    return [path for name in names for path in some(f"{folder}/{name}/{{}}.png", count)]
+
+
+# --- splits ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("train", "other", "split"),
+    [
+        ("Training", "Testing", "test"),
+        ("Train", "Test", "test"),
+        ("TRAIN", "VAL", "val"),
+        ("training_set", "test_set", "test"),
+        ("trainset", "testset", "test"),
+        ("train_images", "val_images", "val"),
+        ("images_train", "images_test", "test"),
+        ("01_train", "02_valid", "val"),
+        ("train-200", "test-50", "test"),
+        ("TrainData", "TestData", "test"),
+        ("seg_train/seg_train", "seg_test/seg_test", "test"),
+        ("training/training", "validation/validation", "val"),
+        ("data/train", "data/dev", "val"),
+        ("a/b/train", "a/b/eval", "test"),
+        ("train", "holdout", "test"),
+        ("train", "hold-out", "test"),
+        ("mnist_train", "mnist_test", "test"),
+        ("trainval", "test", "test"),
+        ("train", "test1", "test"),
+    ],
+)
+def test_folders_are_splits_whatever_their_capitals_and_affixes(train: str, other: str, split: str) -> None:
+    found = meaning(classes(train, 4) + classes(other, 2))
+    assert found.layout.class_names == CLASSES
+    assert found.counts == {"train": 12, split: 6}
+    assert found.label_of(f"{other}/dog/1.png") == (split, "dog")
+
+
+@pytest.mark.parametrize(
+    "name", ["constraint", "strain", "contest", "valve", "evaluator_x", "rain", "developer", "latest", "cat"]
+)
+def test_words_that_only_contain_a_splits_name_are_no_splits(name: str) -> None:
+    found = split_name(name)
+    assert found is None or found.rank == 2
+
+
+def test_names_of_splits_that_are_not_plain_are_said() -> None:
+    assert "Training/ is train, Testing/ is test" in meaning(classes("Training") + classes("Testing")).notes
+    assert meaning(classes("train") + classes("val") + classes("test")).notes == ""
+
+
+def test_two_folders_for_one_split_are_refused_by_name() -> None:
+    with pytest.raises(
+        DataError, match=r"dev/ \(9 pictures\) and val/ \(9 pictures\) both look like the val"
+    ):
+        meaning(classes("train") + classes("dev") + classes("val"))
+    with pytest.raises(DataError, match="both look like the train split"):
+        meaning(classes("train") + classes("Training"))
+
+
+def test_eval_and_holdout_are_val_where_there_is_a_test() -> None:
+    found = meaning(classes("train") + classes("test", 2) + classes("eval", 1))
+    assert found.counts == {"train": 9, "test": 6, "val": 3}
+    assert "eval/ is val" in found.notes
+
+
+def test_an_empty_split_is_none_and_does_not_rival_another() -> None:
+    found = meaning([*classes("train"), "test/", "val/cat/", "val/dog/"])
+    assert found.counts == {"train": 9}
+    assert "test/ has no pictures" in found.notes
+    assert "val/ has no pictures" in found.notes
+    assert meaning([*classes("train"), *classes("val"), "valid/"]).counts == {"train": 9, "val": 9}
+
+
+def test_pictures_beside_the_splits_are_named_and_left_out() -> None:
+    found = meaning(classes("Train") + classes("Test") + some("Meta/{}.png", 43) + ["Train.csv"])
+    assert found.counts == {"train": 9, "test": 9}
+    assert "left out, beside the splits: Meta/ (43 pictures)" in found.notes
+
+
+def test_a_class_called_train_works_where_its_siblings_show_it() -> None:
+    found = meaning([path for name in ("bus", "car", "train") for path in some(f"{name}/{{}}.png", 5)])
+    assert found.layout.class_names == ("bus", "car", "train")
+    assert found.counts == {"train": 15}
+    assert "train/ is a class here" in found.notes
+    inside = meaning(
+        classes("train", names=("bus", "car", "train")) + classes("test", names=("bus", "train"))
+    )
+    assert inside.layout.class_names == ("bus", "car", "train")
+    assert inside.label_of("test/train/0.png") == ("test", "train")
+
+
+def test_a_class_called_test_is_refused_with_the_reason_unless_the_user_says_so() -> None:
+    paths = [path for name in ("blood", "test", "urine") for path in some(f"{name}/{{}}.png", 5)]
+    with pytest.raises(
+        DataError, match=r"test/ but no train/; beside it: blood/, urine/.*--classes-from here"
+    ):
+        meaning(paths)
+    assert meaning(paths, classes_from="here").layout.class_names == ("blood", "test", "urine")
+    both = [path for name in ("bus", "test", "train") for path in some(f"{name}/{{}}.png", 5)]
+    with pytest.raises(DataError, match="classes-from here"):
+        meaning(both)
+    assert meaning(both, classes_from="here").layout.class_names == ("bus", "test", "train")
+
+
+def test_train_and_test_are_never_classes_by_themselves() -> None:
+    with pytest.raises(DataError, match=r"no labels were recognised.*such as 0\.png, 1\.png"):
+        meaning(some("train/{}.png", 5) + some("test/{}.png", 5))
+
+
+def test_a_train_folder_of_classes_beside_other_classes_is_refused() -> None:
+    flat = [path for name in ("bus", "car") for path in some(f"{name}/{{}}.png", 5)]
+    with pytest.raises(DataError, match="as classes do"):
+        meaning(flat + some("train/steam/{}.png", 3) + some("train/electric/{}.png", 3))
+
+
+def test_a_test_folder_alone_says_what_to_name() -> None:
+    with pytest.raises(DataError, match=r"has test/ but no train/.*name data/test"):
+        meaning(classes("test"))
+
+
+def test_splits_within_train_and_within_classes_are_splits() -> None:
+    found = meaning(classes("train/train", 4) + classes("train/val", 2) + classes("test", 1))
+    assert found.counts == {"train": 12, "val": 6, "test": 3}
+    outside = meaning(
+        [p for name in CLASSES for s in ("train", "test") for p in some(f"{name}/{s}/{{}}.png", 2)]
+    )
+    assert outside.counts == {"train": 6, "test": 6}
+    assert outside.label_of("dog/test/1.png") == ("test", "dog")
+    assert "own splits" in outside.notes
+
+
+# --- splits without labels -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inner", ["test", "test/unknown", "test/test", "test/images", "Test/unlabeled"])
+def test_a_test_folder_without_labels_is_noted_with_the_command_for_it(inner: str) -> None:
+    found = meaning(classes("train") + some(f"{inner}/{{}}.png", 5))
+    assert found.counts == {"train": 9}
+    assert "has no labels (5 pictures" in found.notes
+    assert "thumbnet predict RUN data/" + inner.partition("/")[0] in found.notes
+
+
+def test_a_test_folder_of_classes_that_train_lacks_is_refused() -> None:
+    with pytest.raises(DataError, match="data/test has classes that data/train lacks: ape, bee"):
+        meaning(classes("train") + classes("test", names=("ape", "bee")))
+
+
+# --- tools, hidden folders -------------------------------------------------------------------------------
+
+
+def test_folders_of_tools_are_skipped_at_every_depth_and_counted() -> None:
+    paths = [*classes("train"), *classes("test")]
+    for where in ("", "train/", "train/cat/", "test/dog/"):
+        for tool in ("__MACOSX", "@eaDir", ".ipynb_checkpoints", "$RECYCLE.BIN", "lost+found", ".hidden"):
+            paths += some(f"{where}{tool}/{{}}.png", 2)
+    found = meaning(paths)
+    assert found.layout.class_names == CLASSES
+    assert found.counts == {"train": 9, "test": 9}
+    assert "48 pictures in 24 hidden or tool folder(s) passed over" in found.notes
+
+
+def test_a_hidden_folder_of_pictures_is_named_and_init_is_a_class() -> None:
+    found = meaning([p for name in (".net", "__init__", "java", "rust") for p in some(f"{name}/{{}}.png", 4)])
+    assert found.layout.class_names == ("__init__", "java", "rust")
+    assert ".net/ (4): rename it if it is a class" in found.notes
+
+
+def test_only_hidden_pictures_are_refused_with_that_reason() -> None:
+    with pytest.raises(DataError, match="but for 3 pictures in hidden or tool folders"):
+        meaning(some(".cache/{}.png", 3))
+
+
+# --- class names -----------------------------------------------------------------------------------------
+
+
+def test_unicode_forms_of_a_class_name_are_one_class() -> None:
+    nfc, nfd = "café", unicodedata.normalize("NFD", "café")
+    found = meaning(classes("train", names=(nfc, "thé")) + classes("test", names=(nfd, "thé")))
+    assert found.layout.class_names == ("café", "thé")
+    assert found.counts == {"train": 6, "test": 6}
+    assert "in another Unicode form" in found.notes
+    both = meaning(classes("train", names=(nfc, nfd, "tea")))
+    assert both.layout.class_names == ("café", "tea")
+    assert both.label_of(f"train/{nfd}/0.png") == ("train", "café")
+    assert "two Unicode forms" in both.notes
+
+
+def test_case_and_spaces_do_not_matter_across_splits_but_within_one_they_do() -> None:
+    found = meaning(classes("train", names=("Cat", "dog")) + classes("test", names=("cat", "dog ")))
+    assert found.layout.class_names == ("Cat", "dog")
+    assert found.label_of("test/cat/0.png") == ("test", "Cat")
+    assert found.label_of("test/dog /0.png") == ("test", "dog")
+    assert "'cat' is 'Cat'" in found.notes
+    two = meaning(classes("train", names=("Cat", "cat")) + classes("test", names=("cat",)))
+    assert two.layout.class_names == ("Cat", "cat")
+    assert two.label_of("test/cat/0.png") == ("test", "cat")
+    assert "differ in upper and lower case" in two.notes
+    with pytest.raises(DataError, match="CAT"):
+        meaning(classes("train", names=("Cat", "cat")) + classes("test", names=("CAT",)))
+
+
+def test_spaces_around_a_class_name_go_where_that_makes_no_other_class() -> None:
+    found = meaning(classes("train", names=("cat ", "dog")))
+    assert found.layout.class_names == ("cat", "dog")
+    assert "without spaces" in found.notes
+    assert meaning(classes("train", names=("cat", "cat "))).layout.class_names == ("cat", "cat ")
+
+
+def test_an_empty_class_is_left_out_unless_too_few_remain() -> None:
+    found = meaning([*classes("train"), "train/purple/"])
+    assert found.layout.class_names == CLASSES
+    assert "1 class folder(s) have no pictures and were left out: purple" in found.notes
+    with pytest.raises(DataError, match="no pictures in the class folder"):
+        meaning([*some("train/cat/{}.png", 3), "train/purple/"])
+
+
+# --- folders within classes ------------------------------------------------------------------------------
+
+OMNIGLOT = [
+    path
+    for alphabet, count in (("Greek", 3), ("Latin", 4))
+    for number in range(count)
+    for path in some(f"{alphabet}/character{number:02}/{{}}.png", 4)
+]
+
+
+def test_folders_within_classes_are_merged_with_a_note_or_become_classes() -> None:
+    merged = meaning(OMNIGLOT)
+    assert merged.layout.class_names == ("Greek", "Latin")
+    assert "--depth 2" in merged.notes
+    assert "Latin/character00/" in merged.notes
+    for value in ("leaf", "2"):
+        found = meaning(OMNIGLOT, classes_from=value)
+        assert len(found.layout.class_names) == 7
+        assert found.label_of("Greek/character01/3.png") == ("train", "Greek/character01")
+    split = meaning([f"train/{p}" for p in OMNIGLOT] + [f"test/{p}" for p in OMNIGLOT], classes_from="2")
+    assert split.counts == {"train": 28, "test": 28}
+
+
+def test_only_the_leaf_names_the_class_where_it_is_unique() -> None:
+    paths = some("animal/cat/{}.jpg", 3) + some("animal/dog/{}.jpg", 3) + some("plant/rose/{}.jpg", 3)
+    assert meaning(paths).layout.class_names == ("animal", "plant")
+    assert "animal/cat/ and animal/dog/ became 'animal'" in meaning(paths).notes
+    assert meaning(paths, classes_from="leaf").layout.class_names == ("cat", "dog", "rose")
+    assert meaning(paths, classes_from="2").layout.class_names == ("cat", "dog", "rose")
+    archive = meaning([f"outer/{path}" for path in paths], classes_from="2")
+    assert archive.layout.class_names == ("cat", "dog", "rose")
+
+
+def test_a_depth_keeps_the_pictures_that_lie_higher() -> None:
+    paths = some("animal/{}.jpg", 2) + some("animal/cat/{}.jpg", 3) + some("animal/cat/old/{}.jpg", 1)
+    found = meaning([*paths, *some("plant/rose/{}.jpg", 3)], classes_from="2")
+    assert found.counts == {"train": 9}
+    assert found.label_of("animal/0.jpg") == ("train", "animal")
+    assert found.label_of("animal/cat/old/0.jpg") == ("train", "cat")
+
+
+# --- data sets as they are downloaded --------------------------------------------------------------------
+
+
+def test_intel_image_classification() -> None:
+    found = meaning(
+        classes("seg_train/seg_train", 4, ("forest", "sea"))
+        + classes("seg_test/seg_test", 2, ("forest", "sea"))
+        + some("seg_pred/seg_pred/{}.jpg", 7)
+    )
+    assert found.counts == {"train": 8, "test": 4}
+    assert "seg_pred/ (7 pictures)" in found.notes
+
+
+def test_chest_xray_with_a_copy_of_itself_and_a_macosx_folder_within() -> None:
+    names = ("NORMAL", "PNEUMONIA")
+    once = classes("train", 4, names) + classes("val", 1, names) + classes("test", 2, names)
+    paths = [f"chest_xray/{path}" for path in once]
+    paths += [f"chest_xray/chest_xray/{path}" for path in once]
+    paths += some("chest_xray/__MACOSX/train/NORMAL/{}.jpeg", 3)
+    found = meaning(paths)
+    assert found.counts == {"train": 8, "val": 2, "test": 4}
+    assert "chest_xray/ (14 pictures)" in found.notes
+    assert meaning([f"a/b/{path}" for path in once]).counts == {"train": 8, "val": 2, "test": 4}
+
+
+def test_fruits_360() -> None:
+    found = meaning(
+        classes("fruits-360/Training", 4)
+        + classes("fruits-360/Test", 2)
+        + some("fruits-360/test-multiple_fruits/apple_{}.jpg", 5)
+        + ["fruits-360/LICENSE", "fruits-360/readme.md"]
+    )
+    assert found.counts == {"train": 12, "test": 6}
+    assert "test-multiple_fruits/ (5 pictures)" in found.notes
+
+
+def test_plant_village_asks_which_version_is_meant() -> None:
+    versions = [p for v in ("color", "grayscale", "segmented") for p in classes(v, names=("rust", "scab"))]
+    with pytest.raises(
+        DataError, match=r"color/, grayscale/, segmented/ have the same 2 folders.*data/color"
+    ):
+        meaning(versions)
+    assert meaning(versions, classes_from="1").layout.class_names == ("color", "grayscale", "segmented")
+
+
+def test_rock_paper_scissors_one_archive_within_folders() -> None:
+    found = meaning(classes("rps/rps", names=("paper", "rock", "scissors")))
+    assert (found.layout.root, found.layout.shape) == ("rps/rps", "CLASS/*")
+
+
+def test_oxford_pets() -> None:
+    paths = some("images/Abyssinian_{}.jpg", 5) + some("images/american_bulldog_{}.jpg", 5)
+    paths += [*some("annotations/trimaps/Abyssinian_{}.png", 5), "annotations/list.txt", "images/x.mat"]
+    found = meaning(paths)
+    assert found.layout.class_names == ("Abyssinian", "american_bulldog")
+    assert found.counts == {"train": 10}
+    assert "annotations/ (5 pictures)" in found.notes
+
+
+def test_caltech_101_and_eurosat_and_svhn() -> None:
+    caltech = classes("caltech-101/101_ObjectCategories", names=("BACKGROUND_Google", "Faces", "accordion"))
+    assert meaning(caltech).layout.class_names == ("BACKGROUND_Google", "Faces", "accordion")
+    assert meaning(classes("EuroSAT/2750", names=("Forest", "River"))).layout.class_names == (
+        "Forest",
+        "River",
+    )
+    digits = tuple("0123456789")
+    found = meaning(classes("train", 2, digits) + classes("test", 1, digits) + classes("extra", 1, digits))
+    assert found.counts == {"train": 20, "test": 10}
+    assert "extra/ (10 pictures)" in found.notes
+
+
+def test_dogs_vs_cats() -> None:
+    found = meaning(
+        some("train/cat.{}.jpg", 6) + some("train/dog.{}.jpg", 6) + some("test1/{}.jpg", 5) + ["sample.csv"]
+    )
+    assert found.layout.class_names == ("cat", "dog")
+    assert found.counts == {"train": 12}
+    assert "thumbnet predict RUN data/test1" in found.notes
+
+
+def test_a_wrapping_folder_of_wrapping_folders_for_each_split() -> None:
+    found = meaning(
+        classes("10-monkey/training/training", 3, ("n0", "n1"))
+        + classes("10-monkey/validation/validation", 2, ("n0", "n1"))
+    )
+    assert found.counts == {"train": 6, "val": 4}
+    assert found.layout.root == "10-monkey"
+
+
+# --- properties ------------------------------------------------------------------------------------------
+
+NAMES = st.sampled_from(
+    [
+        "train",
+        "Test",
+        "val",
+        "dev",
+        "images",
+        "cat",
+        "Cat",
+        "cat ",
+        "dog",
+        "test_set",
+        ".net",
+        "__MACOSX",
+        "color",
+        "a b",
+        "0",
+        "train_station",
+        "café",
+        unicodedata.normalize("NFD", "café"),
+        "seg_pred",
+    ]
+)
+FILES = st.sampled_from(["0.png", "1.jpg", "cat_1.png", "dog_2.png", "3_cat.png", "x.txt", ".a.png", "a.jpg"])
+PATHS = st.builds(lambda folders, name: "/".join([*folders, name]), st.lists(NAMES, max_size=4), FILES)
+
+
+@given(st.lists(PATHS, max_size=14, unique=True), st.sampled_from(["top", "leaf", "2", "here"]))
+def test_any_names_have_a_meaning_or_a_clear_refusal(paths: list[str], by: str) -> None:
+    try:
+        found = meaning(paths, classes_from=by)
+    except DataError as error:
+        assert "data" in str(error)  # noqa: PT017
+        return
+    everything = [path for split, _ in found.layout.splits.values() for path in split]
+    assert len(everything) == len(set(everything))  # no picture twice
+    root = found.layout.root + "/" if found.layout.root else ""
+    assert {root + path for path in everything} <= set(paths)
+    assert not any(part.startswith(".") for path in everything for part in path.split("/"))
+    for _, labels in found.layout.splits.values():
+        assert not len(labels) or labels.max() < len(found.layout.class_names)
+    assert all(unicodedata.is_normalized("NFC", name) for name in found.layout.class_names)
+    assert len(set(found.layout.class_names)) == len(found.layout.class_names)
+    # What no split has is spoken of.
+    pictures = [p for p in paths if p.endswith(("png", "jpg")) and not p.rpartition("/")[2].startswith(".")]
+    if len(everything) < len(pictures):
+        assert found.notes
+
+
+@given(
+    st.sampled_from(["train", "Training", "TRAIN", "train_set", "01_train"]),
+    st.sampled_from(["test", "Testing", "TEST", "test_set", "02-test"]),
+    st.lists(st.integers(1, 5), min_size=2, max_size=5),
+    st.integers(0, 3),
+)
+def test_splits_by_any_name_give_the_same_pictures_and_labels(
+    train: str, test: str, counts: list[int], wraps: int
+) -> None:
+    prefix = "".join(f"w{depth}/" for depth in range(wraps))
+    paths = [
+        f"{prefix}{split}/c{label}/{number}.png"
+        for split in (train, test)
+        for label, count in enumerate(counts)
+        for number in range(count)
+    ]
+    found = meaning(paths)
+    assert found.layout.class_names == tuple(f"c{label}" for label in range(len(counts)))
+    for split, folder in (("train", train), ("test", test)):
+        expected = [f"{folder}/c{label}/{n}.png" for label, count in enumerate(counts) for n in range(count)]
+        assert found.layout.splits[split][0] == expected

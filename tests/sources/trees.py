@@ -1,0 +1,69 @@
+"""Trees of names for tests of what a folder means, without a disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from thumbnet.recipe import DataSettings
+from thumbnet.sources.index import is_picture_name
+from thumbnet.sources.layout import Layout, decide
+from thumbnet.sources.tree import Folder, is_tool_folder, join
+
+
+def some(pattern: str, count: int, first: int = 0) -> list[str]:
+    """Paths from a pattern with ``{}``, such as ``train/cat/{}.jpg``."""
+    return [pattern.format(number) for number in range(first, first + count)]
+
+
+def tree_of(paths: Iterable[str]) -> Folder:
+    """The tree of these files; a path that ends in ``/`` is an empty folder."""
+    tree = Folder("")
+    for path in paths:
+        *folders, name = path.split("/")
+        here = tree
+        for depth, part in enumerate(folders):
+            if is_tool_folder(part):
+                where = join(here.path, part)
+                before = dict(here.skipped)
+                before[where] = before.get(where, 0) + is_picture_name(name)
+                here.skipped = list(before.items())
+                break
+            found = next((folder for folder in here.folders if folder.name == part), None)
+            if found is None:
+                found = Folder("/".join(folders[: depth + 1]))
+                here.folders.append(found)
+            here = found
+        else:
+            if is_picture_name(name):
+                here.pictures.append(name)
+            elif name and not name.startswith("."):
+                here.ignored.append(name)
+    for folder in reversed(list(tree.walk())):
+        folder.folders.sort(key=lambda each: each.path)
+        folder.count = len(folder.pictures) + sum(each.count for each in folder.folders)
+    return tree
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a list of files means, in a form that is easy to compare."""
+
+    layout: Layout
+    counts: dict[str, int]
+    notes: str
+
+    def label_of(self, path: str) -> tuple[str, str]:
+        """The split and class of a file (its path from the outermost folder)."""
+        for split, (paths, labels) in self.layout.splits.items():
+            for found, label in zip(paths, labels, strict=True):
+                if join(self.layout.root, found) == path:
+                    return split, self.layout.class_names[label]
+        raise KeyError(path)
+
+
+def meaning(paths: Iterable[str], **settings: str) -> Meaning:
+    """What these files mean."""
+    layout = decide(tree_of(paths), "data", DataSettings(**settings))  # type: ignore[arg-type]
+    counts = {split: len(found) for split, (found, _) in layout.splits.items()}
+    return Meaning(layout, counts, "\n".join(layout.notes))
