@@ -305,3 +305,102 @@ def test_a_damaged_index_is_made_anew(
     (kept,) = (tmp_path / "cache" / "index").iterdir()
     kept.write_bytes(content)
     assert names(load_data(root), "train") == expected
+
+
+# --- layouts on disk and in archives (what each means: test_layout.py) -------------------------------------
+
+
+def packed(folder: Path, kind: str) -> Path:
+    archive = folder.parent / f"{folder.name}.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as zipped:
+            for path in sorted(folder.rglob("*")):
+                zipped.write(path, path.relative_to(folder.parent))
+    else:
+        with tarfile.open(archive, "w:gz") as tar:
+            tar.add(folder, folder.name)
+    return archive
+
+
+INTEL = {"seg_train/seg_train": 3, "seg_test/seg_test": 2}
+TUMOR = {"Training": 4, "Testing": 2}
+TOOLS = {"train": 3, "test": 2, "train/red/.ipynb_checkpoints": 1, "__MACOSX/train": 2, "test/@eaDir": 1}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+@pytest.mark.parametrize("splits", [INTEL, TUMOR, TOOLS], ids=["intel", "tumor", "tools"])
+def test_archives_mean_what_their_folders_mean(splits: dict[str, int], kind: str, tmp_path: Path) -> None:
+    root = tmp_path / "pictures"
+    for split, count in splits.items():
+        for label, name in enumerate(("blue", "red")):
+            for number in range(count):
+                write_picture(root / split / name / f"{number}.png", noise(100 * label + number))
+    write_picture(root / "seg_pred" / "0.png", noise(7))
+    plain, archived = load_data(root), load_data(packed(root, kind), data_dir=tmp_path / "cache")
+    first, second = list(splits.values())[:2]
+    for data in (plain, archived):
+        assert data.class_names == ("blue", "red")
+        assert {name: len(split) for name, split in data.splits.items()} == {
+            "train": 2 * first,
+            "test": 2 * second,
+        }
+        assert any("seg_pred/ (1 picture)" in note for note in data.notes)
+        data.splits["test"].read(0)
+    assert names(plain, "train") == names(archived, "train")
+    assert plain.fingerprint() == archived.fingerprint()
+    assert plain.notes == archived.notes
+
+
+def test_unlabelled_pictures_in_an_archive_are_offered_after_unpacking(tmp_path: Path) -> None:
+    root = write_class_folders(tmp_path / "pictures", ["train"], per_class=10)
+    for number in range(5):
+        write_picture(root / "test" / f"{number}.png", noise(number))
+    plain, archived = load_data(root), load_data(packed(root, "zip"), data_dir=tmp_path / "cache")
+    for data in (plain, archived):
+        assert {name: len(split) for name, split in data.splits.items()} == {"train": 24, "test": 6}
+        assert data.set_aside == ("test",)
+    assert f"thumbnet predict RUN {root / 'test'}" in plain.notes[0]
+    assert "unpack the archive, then thumbnet predict RUN test" in archived.notes[0]
+
+
+def test_pictures_with_their_class_in_the_name_are_read(tmp_path: Path) -> None:
+    for number in range(6):
+        write_picture(tmp_path / "train" / f"{('cat', 'dog')[number % 2]}.{number}.jpg", noise(number))
+        write_picture(tmp_path / "test" / f"{number}.jpg", noise(number))
+    data = load_data(tmp_path)
+    assert data.layout == "train/CLASS.NUMBER.*"
+    assert data.class_names == ("cat", "dog")
+    assert data.splits["train"].name(0) == "train/cat.0.jpg"
+    assert len(data.splits["train"]) + len(data.splits["test"]) == 6
+
+
+def test_settings_say_what_the_classes_are_and_which_pictures_belong_together(tmp_path: Path) -> None:
+    for alphabet in ("Greek", "Latin"):
+        for character in range(2):
+            for number in range(10):
+                name = f"writer{number // 2}_{number}.png"
+                write_picture(tmp_path / alphabet / f"character{character}" / name, noise(number))
+    data = load_data(tmp_path, classes_from="2", group_by=r"(writer\d)_")
+    assert data.class_names == (
+        "Greek/character0",
+        "Greek/character1",
+        "Latin/character0",
+        "Latin/character1",
+    )
+    writers = {split: {name.rpartition("/")[2][:7] for name in names(data, split)} for split in data.splits}
+    assert len(writers["test"]) == 1
+    assert not writers["train"] & writers["test"]
+
+
+def test_links_to_class_folders_are_followed_and_mutual_links_refused(tmp_path: Path) -> None:
+    store = write_class_folders(tmp_path / "store", [""], per_class=5)
+    root = tmp_path / "data"
+    root.mkdir()
+    for name in ("red", "green"):
+        (root / name).symlink_to(store / name, target_is_directory=True)
+    assert load_data(root).class_names == ("green", "red")
+    for first, second in (("a", "b"), ("b", "a")):
+        (tmp_path / "mutual" / first).mkdir(parents=True)
+        (tmp_path / "mutual" / first / "x").symlink_to(tmp_path / "mutual" / second, target_is_directory=True)
+    with pytest.raises(DataError, match="link to a folder that it is in"):
+        load_data(tmp_path / "mutual")

@@ -609,6 +609,7 @@ class _Decision:
         hidden = [(path, count) for path, count in skipped if not is_known_tool(path.rpartition("/")[2])]
         if skipped:
             path, count = max(hidden or skipped, key=lambda pair: pair[1])
+            path = path.removeprefix(f"{self.top.path}/")
             total = sum(count for _, count in skipped)
             self.notes.append(
                 f"{_pictures(total)} in {len(skipped)} hidden or tool folder(s) passed over, such as "

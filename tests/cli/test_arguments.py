@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+
+import pytest
+
+from thumbnet.cli import build_parser
+from thumbnet.cli.options import data_settings, overrides
+from thumbnet.errors import RecipeError
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    (action,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
+def positionals(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    return [action for action in parser._actions if not action.option_strings and action.nargs != "A..."]
+
+
+FREE = [
+    name
+    for name, parser in commands().items()
+    if any(action.nargs in ("?", "*", "+") for action in positionals(parser))
+]
+
+
+def test_there_are_commands_with_optional_arguments() -> None:
+    assert {"train", "evaluate", "report", "predict", "compare"} <= set(FREE)
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_options_and_arguments_may_stand_in_any_order(name: str) -> None:
+    parser = commands()[name]
+    values = [f"value{number}" for number, _ in enumerate(positionals(parser))]
+    flags = [
+        [action.option_strings[0]] if action.nargs == 0 else [action.option_strings[0], "word"]
+        for action in parser._actions
+        if action.option_strings
+        and action.dest not in ("help", "csv")
+        and not action.choices
+        and not action.type
+    ][:2]
+    plain = build_parser().parse_args([name, *values, *itertools.chain(*flags)])
+    assert [getattr(plain, action.dest) for action in positionals(parser)]
+    parts = [[value] for value in values] + flags
+    for order in itertools.permutations(range(len(parts))):
+        if [i for i in order if i < len(values)] != list(range(len(values))):
+            continue  # the arguments among themselves keep their order
+        given = [text for index in order for text in parts[index]]
+        assert vars(build_parser().parse_args([name, *given])) == vars(plain), given
+
+
+def test_an_unknown_option_alone_is_the_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["evaluate", "run", "--nosuch", "data"])
+    assert "unrecognized arguments: --nosuch\n" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["evaluate", "--json"])
+    assert "required: RUN" in capsys.readouterr().err
+    assert build_parser().parse_args(["predict", "run", "--json", "--", "-x.png"]).paths == ["-x.png"]
+
+
+@pytest.mark.parametrize("command", ["train", "data", "lr-find"])
+def test_what_is_read_can_be_said_in_each_command_that_reads_data(command: str) -> None:
+    options = build_parser().parse_args(
+        [
+            command,
+            "pictures",
+            "--depth",
+            "2",
+            "--label-pattern",
+            r"^(\w+)\.\d",
+            "--group-by",
+            r'/("s\d+)_',
+            "--images",
+            "a b",
+            "--path-column",
+            "Path",
+            "--label-column",
+            "ClassId",
+            "--test-fraction",
+            "0",
+        ]
+    )
+    settings = data_settings(options)
+    assert settings.classes_from == "2"
+    assert settings.label_pattern == r"^(\w+)\.\d"
+    assert settings.group_by == r'/("s\d+)_'
+    assert (settings.images, settings.path_column, settings.label_column) == ("a b", "Path", "ClassId")
+    assert settings.test_fraction == 0
+    assert "data.classes_from" in "".join(overrides(options))
+
+
+@pytest.mark.parametrize("value", ["leaf", "here", "3", "top"])
+def test_classes_from_takes_words_and_depths(value: str) -> None:
+    options = build_parser().parse_args(["data", "pictures", "--classes-from", value])
+    assert data_settings(options).classes_from == value
+
+
+def test_a_wrong_setting_is_refused_by_its_key(tmp_path: Path) -> None:
+    options = build_parser().parse_args(["data", "pictures", "--label-pattern", "(("])
+    with pytest.raises(RecipeError, match=r"data\.label_pattern"):
+        data_settings(options)
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["data", "pictures", "--depth", "0"])
