@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from thumbnet.classifier import Classifier, Count, SplitLogits
-from thumbnet.data.images import Preprocessing, fit_pixels
+from thumbnet.data.images import Preprocessing
 from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError, MissingExtraError
 from thumbnet.evaluation import log_softmax
@@ -215,7 +215,7 @@ def _quantised(model: Any, data: Data, info: WeightsInfo, count: Count | None) -
     def batches() -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, len(split), 50):
             indices = range(start, min(start + 50, len(split)))
-            yield {INPUT: np.stack([fit_pixels(split.load(i), pre.size, pre.fit) for i in indices])}
+            yield {INPUT: np.stack([pre.pixels(split.load(i)) for i in indices])}
             if count:
                 count(indices.stop, len(split))
 

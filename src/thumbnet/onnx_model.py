@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from thumbnet.classifier import Classifier, Count
-from thumbnet.data.images import fit_pixels
 from thumbnet.data.splits import Split
 from thumbnet.errors import (
     MissingExtraError,
@@ -100,7 +99,7 @@ class OnnxClassifier(Classifier):
             pixels = []
             for index in range(start, stop):
                 try:
-                    pixels.append(fit_pixels(split.load(index), pre.size, pre.fit))
+                    pixels.append(pre.pixels(split.load(index)))
                     kept.append(index)
                 except UnreadableImageError as error:
                     errors.append(error)

@@ -28,9 +28,10 @@ class CopiedClass(NamedTuple):
     """A class nearly all of whose pictures are in another class too.
 
     Attributes:
-        split: where this was found.
+        split: whose pictures of the class were looked at.
         label, original: the class and the other one, positions in the class names.
-        shared, pictures: how many of the class' pictures are in the other one, and how many it has.
+        shared, pictures: how many of these pictures are in the other class, in any split, and how many there
+            are.
     """
 
     split: str
@@ -140,10 +141,9 @@ def find_repeats(digests: Mapping[str, np.ndarray], labels: Mapping[str, np.ndar
     repeated = {
         name: int((split == at).sum() - len(np.unique(group[split == at]))) for at, name in enumerate(names)
     }
-    copied: list[CopiedClass] = []
-    for at, name in enumerate(names):
-        chosen = split == at
-        copied += _copied_classes(name, group[chosen], label[chosen])
+    copied = [
+        one for at, name in enumerate(names) for one in _copied_classes(name, split == at, group, label)
+    ]
     return Repeats(
         tuple(sorted(leaks, key=lambda pair: (names.index(pair[1].split), pair[1].index))),
         tuple(sorted(conflicts, key=lambda places: (names.index(places[0].split), places[0].index))),
@@ -152,19 +152,26 @@ def find_repeats(digests: Mapping[str, np.ndarray], labels: Mapping[str, np.ndar
     )
 
 
-def _copied_classes(split: str, group: np.ndarray, label: np.ndarray) -> list[CopiedClass]:
-    """Classes of one split, with two pictures or more, that are copies; of two equal ones the later one."""
+def _copied_classes(split: str, here: np.ndarray, group: np.ndarray, label: np.ndarray) -> list[CopiedClass]:
+    """Classes with two pictures or more of one split (those ``here``, bool [N]) that are copies of another.
+
+    The other class may have the pictures in any split. Of two classes with the same pictures one is named.
+    """
     known = label >= 0
-    pairs, counts = np.unique(np.stack([group[known], label[known]]), axis=1, return_counts=True)
-    _, first, members = np.unique(pairs[0], return_index=True, return_counts=True)
-    sizes = np.bincount(label[known])
+    pairs = np.unique(np.stack([group[known], label[known]]), axis=1)
+    starts = np.flatnonzero(np.diff(pairs[0], prepend=-1))
+    classes = {
+        int(pairs[0, start]): pairs[1, start:end].tolist()
+        for start, end in zip(starts, [*starts[1:], pairs.shape[1]], strict=True)
+        if end - start > 1
+    }
+    sizes = np.bincount(label[here & known], minlength=1)
     shared: dict[tuple[int, int], int] = {}
-    for start, size in zip(first[members > 1].tolist(), members[members > 1].tolist(), strict=True):
-        for one in range(start, start + size):
-            for other in range(start, start + size):
-                if one != other:
-                    key = (int(pairs[1, one]), int(pairs[1, other]))
-                    shared[key] = shared.get(key, 0) + int(counts[one])
+    some = here & known & np.isin(group, np.array(list(classes), dtype=np.int64))
+    for number, one in zip(group[some].tolist(), label[some].tolist(), strict=True):
+        for other in classes[number]:
+            if other != one:
+                shared[one, other] = shared.get((one, other), 0) + 1
     found: dict[int, CopiedClass] = {}
     for (one, other), count in sorted(shared.items(), key=lambda item: (-item[1], item[0])):
         twins = other in found and found[other].original == one
