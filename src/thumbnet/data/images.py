@@ -158,7 +158,8 @@ def _sixteen_bits(upper: Image.Image, lower: Image.Image, grey: bool) -> np.ndar
     """uint16 [H, W, 3], or [H, W, 4] with alpha, of 16-bit colour decoded twice: see :func:`_lower_bytes`."""
     high, low = np.asarray(upper), np.asarray(lower)
     if grey:  # both bytes of grey and of alpha are here
-        return np.asarray(np.ascontiguousarray(low).view(">u2").astype(np.uint16)[..., [0, 0, 0, 1]])
+        both = np.ascontiguousarray(low).view(">u2").astype(np.uint16)
+        return np.stack([both[..., channel] for channel in (0, 0, 0, 1)], axis=2)
     values = (high.astype(np.uint16) << 8) | low
     key = upper.info.get("transparency")
     if isinstance(key, tuple) and values.shape[2] == 3:
@@ -384,7 +385,7 @@ def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Imag
         return canvas
     # The part that stays, in source pixels: resizing just that never makes a huge intermediate picture.
     kept = (width / scale, height / scale)
-    left, top = (image.width - kept[0]) / 2, (image.height - kept[1]) / 2
+    left, top = max(0.0, (image.width - kept[0]) / 2), max(0.0, (image.height - kept[1]) / 2)
     box = (left, top, min(left + kept[0], image.width), min(top + kept[1], image.height))
     return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
 

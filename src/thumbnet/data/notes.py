@@ -76,8 +76,8 @@ def copied_notes(repeats: Repeats, class_names: Sequence[str]) -> list[str]:
     """A warning for each class that is a copy of another one."""
     return [
         f"warning: the class {class_names[one.label]!r} is a copy of {class_names[one.original]!r}: "
-        f"{one.shared:,} of its {one.pictures:,} pictures in {one.split} are also in that one, so no network can "
-        "tell them apart"
+        f"{one.shared:,} of its {one.pictures:,} pictures in {one.split} are also in that one, so no network "
+        "can tell them apart"
         for one in repeats.copied_classes
         if one.split == "train"
     ]

@@ -21,7 +21,7 @@ class Place(NamedTuple):
     """Where a picture is."""
 
     split: str
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of that name, which nobody needs here
 
 
 class CopiedClass(NamedTuple):

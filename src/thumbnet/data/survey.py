@@ -1,8 +1,8 @@
 """The value range and the background of a data set, measured on a sample of its training pictures.
 
 Pictures of more than 8 bits, or of floats, need one range of values that becomes 0..255. Transparent
-ones need a background that they can be told from. Both are measured once over the training split, stored with the
-preprocessing, and used for every picture from then on. 8-bit pictures without transparency need neither.
+ones need a background that they can be told from. Both are measured once over the training split, stored with
+the preprocessing, and used for every picture from then on. 8-bit pictures without transparency need neither.
 Where the first bytes of their files show that they are such, they are not even decoded for this.
 
 A fixed random sample of up to ``SURVEYED`` pictures is looked at, the same one for every engine and process.
@@ -138,9 +138,9 @@ def measured_range(extremes: np.ndarray) -> tuple[tuple[float, float], bool]:
     """The range of a data set, from what :func:`_extremes` says of its pictures; and whether it clips.
 
     It reaches from the 1st percentile of the minima to the 99th of the maxima, so that one broken picture
-    does not decide. Where these lie far beyond nearly all pixels in most pictures (hot pixels of a sensor, cosmic
-    rays), the range is twice that of the 99 % of pixels in the middle. A range that nearly fills a usual one,
-    such as 0 to 255, becomes that.
+    does not decide. Where these lie far beyond nearly all pixels in most pictures (hot pixels of a sensor,
+    cosmic rays), the range is twice that of the 99 % of pixels in the middle. A range that nearly fills a
+    usual one, such as 0 to 255, becomes that.
     """
     low, high = np.quantile(extremes[:, 0], 0.01), np.quantile(extremes[:, 3], 0.99)
     inner = np.quantile(extremes[:, 1], 0.01), np.quantile(extremes[:, 2], 0.99)
