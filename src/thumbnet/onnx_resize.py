@@ -1,12 +1,12 @@
 """The way from a picture of any size to the network's pixels, as nodes of an ONNX graph.
 
 It computes what :func:`thumbnet.data.images.fit_image` does by Pillow: a triangle filter that widens where a
-picture shrinks (bilinear, antialiased), along rows first, with weights of 22 bits, and rounded to 8 bits after
-each direction. ONNX's own ``Resize`` has an antialias option, but rounds only once and cannot cut out the
-centre at fractions of a pixel. So each direction is a product with a matrix of weights, which the graph
-computes from the picture's size. In float64 these products are sums of whole numbers, and exact: the pixels are
-those of Pillow to the bit. Only where Pillow goes along columns first (since version 13, for pictures whose
-height shrinks much more than their width) some pixels differ by one level.
+picture shrinks (bilinear, antialiased), along rows first, with weights of 22 bits, and rounded to 8 bits
+after each direction. ONNX's own ``Resize`` has an antialias option, but rounds only once and cannot cut out
+the centre at fractions of a pixel. So each direction is a product with a matrix of weights, which the graph
+computes from the picture's size. In float64 these products are sums of whole numbers, and exact: the pixels
+are those of Pillow to the bit. Only where Pillow goes along columns first (since version 13, for pictures
+whose height shrinks much more than their width) some pixels differ by one level.
 """
 
 from __future__ import annotations

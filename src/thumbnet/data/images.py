@@ -159,7 +159,7 @@ def _sixteen_bits(upper: Image.Image, lower: Image.Image, grey: bool) -> np.ndar
     high, low = np.asarray(upper), np.asarray(lower)
     if grey:  # both bytes of grey and of alpha are here
         both = np.ascontiguousarray(low).view(">u2").astype(np.uint16)
-        return np.stack([both[..., channel] for channel in (0, 0, 0, 1)], axis=2)
+        return np.dstack([both[..., :1], both[..., :1], both])
     values = (high.astype(np.uint16) << 8) | low
     key = upper.info.get("transparency")
     if isinstance(key, tuple) and values.shape[2] == 3:
