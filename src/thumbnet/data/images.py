@@ -160,7 +160,7 @@ def _sixteen_bits(upper: Image.Image, lower: Image.Image, grey: bool) -> np.ndar
     if grey:  # both bytes of grey and of alpha are here
         both = np.ascontiguousarray(low).view(">u2").astype(np.uint16)
         return np.dstack([both[..., :1], both[..., :1], both])
-    values = (high.astype(np.uint16) << 8) | low
+    values: np.ndarray = (high.astype(np.uint16) << 8) | low
     key = upper.info.get("transparency")
     if isinstance(key, tuple) and values.shape[2] == 3:
         clear = (values == np.array(key, dtype=np.uint16)).all(axis=2)
@@ -295,9 +295,16 @@ class Rendering:
         return self._on_background(layer)
 
     def _on_background(self, band: Image.Image) -> Image.Image:
-        layer = band.convert("RGBA")
+        layer = with_alpha(band)
         ground = Image.new("RGBA", layer.size, self.background)
         return Image.alpha_composite(ground, layer).convert("RGB")
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+    """A picture of 8 bits as RGBA."""
+    if image.mode == "La":  # which Pillow converts to nothing else
+        image = image.convert("LA")
+    return image.convert("RGBA")
 
 
 def is_deep(picture: Picture) -> bool:

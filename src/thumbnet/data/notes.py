@@ -19,7 +19,7 @@ from thumbnet.recipe import Recipe
 
 FLAT = 8  # of 255: a picture in which no channel varies by more is (nearly) all of one colour
 MANY_FLAT = 0.01  # share of such pictures that is worth a warning
-LOOKED_AT = 5_000  # pictures, where they are decoded as the training goes
+LOOKED_AT = 1_000  # pictures, where they are decoded as the training goes
 TIMED = 16  # pictures in the steps by which the time of an epoch is estimated
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from thumbnet.data.images import ALPHA_MODES, BY_TYPE, Picture, Rendering, is_deep, is_plain
+from thumbnet.data.images import ALPHA_MODES, BY_TYPE, Picture, Rendering, is_deep, is_plain, with_alpha
 from thumbnet.data.splits import ArraySplit, Split
 from thumbnet.errors import UnreadableImageError, printable
 from thumbnet.recipe import AUTO, BACKGROUNDS, DataSettings
@@ -151,6 +151,8 @@ def measured_range(extremes: np.ndarray) -> tuple[tuple[float, float], bool]:
     for least, most in USUAL:
         if least <= low and high <= most and high - low >= FILLED * (most - least):
             return (least, most), hot
+    if (extremes[:, [0, 3]] % 1 == 0).all():  # whole numbers
+        low, high = np.floor(low), np.ceil(high)
     return (float(low), float(high)) if high > low else (float(low), float(low) + 1.0), hot
 
 
@@ -167,7 +169,7 @@ def _visible(picture: Picture) -> tuple[np.ndarray, np.ndarray] | None:
     elif picture.mode in ALPHA_MODES or "transparency" in picture.info:
         if is_deep(picture):
             return None  # a single transparent value of 16-bit grey
-        layer = np.asarray(picture.convert("RGBA"))
+        layer = np.asarray(with_alpha(picture))
     else:
         return None
     pixels = layer.reshape(-1, 4)
