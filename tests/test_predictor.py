@@ -54,7 +54,13 @@ def test_other_sizes_and_modes_go_the_way_of_training(predictor: Predictor) -> N
 def test_what_is_no_picture_is_refused(predictor: Predictor, tmp_path: Path) -> None:
     with pytest.raises(UnreadableImageError, match="nowhere"):
         predictor.predict("nowhere.png")
-    for bad in (np.zeros((4, 4, 7), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), 5, None):
+    for bad in (
+        np.zeros((4, 4, 7), np.uint8),
+        np.zeros((4, 4, 3), bool),
+        np.zeros((0, 4, 3), np.uint8),
+        5,
+        None,
+    ):
         with pytest.raises(DataError, match="no picture"):
             predictor.predict([bad])  # type: ignore[list-item]
     assert predictor.predict([]) == []

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from thumbnet.data.images import open_image
+from thumbnet.data.images import Picture as DecodedPicture
+from thumbnet.data.images import decode, load_picture
 from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError
 from thumbnet.evaluation import Evaluation, evaluate_logits, log_softmax
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Count = Callable[[int, int], None]
+CHANNELS = (1, 3, 4)  # that a picture may have
+ROUNDING = 1e-3  # what resizing and arithmetic may add to a float of [0, 1]: less than half a level of 255
 Picture: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
 
 
@@ -100,17 +103,19 @@ class Classifier(ABC):
         True
 
         Args:
-            pictures: one or many of: a path; a PIL image of any mode; an array uint8 [H, W] or
-                [H, W, 1, 3 or 4]; a tensor uint8, or float in [0, 1], [C, H, W]. Also an array
-                [B, H, W, C] or a tensor [B, C, H, W].
+            pictures: one or many of: a path; a PIL image of any mode; an array [H, W] or [H, W, 1, 3 or 4];
+                a tensor [C, H, W]. Also an array [B, H, W, C], a tensor [B, C, H, W], or grey pictures
+                [B, H, W] where B cannot be taken for channels. Values are uint8 (or other integers from 0 to
+                255), uint16 from 0 to 65535, or floats in [0, 1]. A network that was trained on pictures of
+                more than 8 bits takes them on the scale of its training pictures instead.
             tta: test-time augmentation, see :meth:`logits`.
             batch_size: pictures a forward pass.
 
         Raises:
             UnreadableImageError: a picture cannot be decoded.
-            DataError: an array or tensor has another shape or type.
+            DataError: an array or tensor has another shape or type, or its values are out of range.
         """
-        images = list(_one_by_one(pictures))
+        images = list(_one_by_one(pictures, self.info.preprocessing.range))
         predictions = []
         for start in range(0, len(images), batch_size):
             pixels = [self.info.preprocessing.pixels(image) for image in images[start : start + batch_size]]
@@ -191,34 +196,111 @@ def load_classifier(path: str | Path, device: str = "auto") -> Classifier:
     return load_run(path, device)
 
 
-def _one_by_one(pictures: Any) -> Iterator[Image.Image]:
-    if getattr(pictures, "ndim", 0) == 4:
+def _one_by_one(pictures: Any, limits: tuple[float, float] | None) -> Iterator[DecodedPicture]:
+    if getattr(pictures, "ndim", 0) == 4 or _is_grey_batch(pictures):
         pictures = list(pictures)
     many = isinstance(pictures, Sequence) and not isinstance(pictures, str)
     for picture in pictures if many else [pictures]:
-        yield _to_image(picture)
+        yield _decoded(picture, limits)
 
 
-def _to_image(picture: Any) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return picture
-    if isinstance(picture, str | Path):
-        return open_image(str(picture), str(picture))
-    if hasattr(picture, "detach"):  # a tensor; torch itself need not be there
-        is_float = picture.is_floating_point()
-        array = picture.detach().cpu().float().numpy() if is_float else picture.detach().cpu().numpy()
-        array = array.transpose(1, 2, 0) if array.ndim == 3 else array
-        picture = np.clip(np.rint(array * 255), 0, 255).astype(np.uint8) if is_float else array
-    if not isinstance(picture, np.ndarray):
-        raise DataError(f"a {type(picture).__name__} is no picture: give a path, PIL image, array or tensor")
-    if picture.ndim == 3 and picture.shape[2] == 1:
-        picture = picture[:, :, 0]
-    ok = picture.dtype == np.uint8 and (
-        picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))
-    )
-    if not ok or 0 in picture.shape:
+def _is_grey_batch(pictures: Any) -> bool:
+    """Whether an array or tensor of three axes is [B, H, W]: no axis can be that of channels.
+
+    Raises:
+        DataError: an array [3, H, W] could be three grey pictures, or one with channels first.
+    """
+    if getattr(pictures, "ndim", 0) != 3:
+        return False
+    shape = tuple(pictures.shape)
+    if hasattr(pictures, "detach"):
+        return shape[0] not in CHANNELS
+    if shape[2] in CHANNELS:
+        return False
+    if shape[0] in CHANNELS:
         raise DataError(
-            f"an array of {picture.dtype} {list(picture.shape)} is no picture: expected uint8 [H, W] or "
-            "[H, W, 1, 3 or 4]; or a tensor [C, H, W], uint8 or float in [0, 1]"
+            f"an array of shape {list(shape)} is no picture [H, W, channels]: move the channels to the end "
+            f"(array.transpose(1, 2, 0)), or give {shape[0]} grey pictures as [{shape[0]}, H, W, 1]"
         )
-    return Image.fromarray(picture)
+    return True
+
+
+def _decoded(picture: Any, limits: tuple[float, float] | None) -> DecodedPicture:
+    """Any form of a picture, decoded. ``limits`` is the range of the values that the network was trained on,
+    where its pictures had more than 8 bits."""
+    if isinstance(picture, Image.Image):
+        return decode(picture)
+    if isinstance(picture, str | Path):
+        return load_picture(str(picture), str(picture))
+    if hasattr(picture, "detach"):  # a tensor; torch itself need not be there
+        tensor = picture.detach().cpu()
+        if str(tensor.dtype) == "torch.bfloat16":
+            tensor = tensor.float()
+        picture = tensor.numpy()
+        if picture.ndim == 3:
+            if picture.shape[0] not in CHANNELS:
+                hint = ", which must come first" if picture.shape[2] in CHANNELS else ""
+                raise DataError(
+                    f"a tensor of shape {list(picture.shape)} is no picture: expected [C, H, W] with 1, 3 or "
+                    f"4 channels{hint}"
+                )
+            picture = picture.transpose(1, 2, 0)
+    if not isinstance(picture, np.ndarray):
+        raise DataError(
+            f"a {type(picture).__name__} is no picture: expected a path, PIL image, array or tensor"
+        )
+    shape = picture.shape
+    ok = picture.ndim == 2 or (picture.ndim == 3 and shape[2] in CHANNELS)
+    if not ok or 0 in shape or picture.dtype.kind not in "uif":
+        raise DataError(
+            f"an array of {picture.dtype} {list(shape)} is no picture: expected [H, W] or [H, W, 1, 3 or 4], "
+            f"or a tensor [C, H, W], of {_expected(limits)}"
+        )
+    if picture.ndim == 3 and shape[2] == 1:
+        picture = picture[:, :, 0]
+    return _checked(picture, limits)
+
+
+def _expected(limits: tuple[float, float] | None) -> str:
+    if limits is None:
+        return "uint8 or other integers from 0 to 255, uint16 from 0 to 65535, or floats in [0, 1]"
+    low, high = limits
+    return (
+        f"uint8, or values on the scale of the training pictures, where {low:g} is black and {high:g} white"
+    )
+
+
+def _checked(values: np.ndarray, limits: tuple[float, float] | None) -> np.ndarray:
+    """Values of a picture in a type that :class:`thumbnet.data.images.Rendering` takes.
+
+    Nothing is clipped or guessed from one picture's values: what is on no scale known here is refused.
+
+    Raises:
+        DataError: values that are not finite, or out of range.
+    """
+    if values.dtype == np.uint8:
+        return values
+    kind = values.dtype.kind
+    if kind == "f" and not np.isfinite(values).all():
+        raise DataError(
+            f"a picture with values that are not finite (NaN or infinity): expected {_expected(limits)}"
+        )
+    low, high = values.min().item(), values.max().item()
+    wrong = DataError(
+        f"a picture of {values.dtype} with values from {low:g} to {high:g}: expected {_expected(limits)}"
+    )
+    if limits is not None:
+        span = limits[1] - limits[0]
+        unit = kind == "f" and span > 8 and low >= 0 and 0 < high <= 1  # [0, 1] where raw values are expected
+        if high < limits[0] - span or low > limits[1] + span or unit:
+            raise wrong
+        return values if values.dtype == np.uint16 or kind == "f" else values.astype(np.float64)
+    if kind == "f":
+        if low < -ROUNDING or high > 1 + ROUNDING:
+            raise wrong
+        return values
+    if values.dtype == np.uint16 and (high > 255 or high == 0):
+        return values
+    if values.dtype == np.uint16 or low < 0 or high > 255:
+        raise wrong
+    return values.astype(np.uint8)

@@ -151,6 +151,8 @@ class TrainingDisplay(StoppableListener):
             self._line(
                 f"        {len(prepared.skipped)} picture(s) left out, see {run.path / 'skipped.jsonl'}"
             )
+        for text in prepared.notes:
+            self._line(f"        {text}")
         if state.world.size > 1:
             self._line(f"        {state.world.size} processes")
         for task in self.tasks.values():

@@ -2,7 +2,8 @@
 
 Every graph takes pixels uint8 [B, height, width, 3], at the size that the metadata states, any B from 1, and
 gives logits float32 [B, classes]: normalisation is inside. Resizing is not: the metadata names ``size`` and
-``fit``, and :class:`thumbnet.data.images.Preprocessing` does it, as in training.
+``fit``, and :class:`thumbnet.data.images.Preprocessing` does it, as in training. Only ``onnx-any-size`` does
+that too: it takes one picture of any size, see :mod:`thumbnet.onnx_resize`.
 """
 
 from __future__ import annotations
@@ -23,17 +24,24 @@ import torch
 from torch import Tensor, nn
 
 from thumbnet.classifier import Classifier, Count, SplitLogits
-from thumbnet.data.images import Preprocessing, fit_pixels
+from thumbnet.data.images import Preprocessing
 from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError, MissingExtraError
 from thumbnet.evaluation import log_softmax
 from thumbnet.files import write_file
 from thumbnet.onnx_model import INPUT, METADATA, OUTPUT, OnnxClassifier
+from thumbnet.onnx_resize import with_any_size
 from thumbnet.predictor import Predictor
 from thumbnet.runs import find_weights, read_weights
 from thumbnet.weights_info import WeightsInfo
 
-SUFFIXES = {"onnx": ".onnx", "onnx-int8": ".int8.onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
+SUFFIXES = {
+    "onnx": ".onnx",
+    "onnx-any-size": ".any-size.onnx",
+    "onnx-int8": ".int8.onnx",
+    "torch-export": ".pt2",
+    "safetensors": ".safetensors",
+}
 CALIBRATION_PICTURES = 1000
 CHECKED_PICTURES = 10_000
 TOLERANCE = 1e-3  # of a probability; float32 sums in another order differ by far less
@@ -80,6 +88,8 @@ class Deployed(nn.Module):
 class _Exported(Classifier):
     """A ``.pt2`` at work, to be checked."""
 
+    any_size = False
+
     def __init__(self, path: Path, info: WeightsInfo) -> None:
         super().__init__(info)
         self._module = torch.export.load(path).module()
@@ -97,8 +107,9 @@ def export(run: str | Path, kind: str, out: str | Path, data: Data, *, count: Co
 
     Args:
         run: a run's folder or a ``model.safetensors``.
-        kind: ``onnx``; ``onnx-int8``, quantised with pictures of ``data``'s training split; ``torch-export``
-            (a ``.pt2`` for :func:`torch.export.load`); ``safetensors`` (the weights and their description).
+        kind: ``onnx``; ``onnx-any-size``, which resizes in the graph; ``onnx-int8``, quantised with pictures
+            of ``data``'s training split; ``torch-export`` (a ``.pt2`` for :func:`torch.export.load`);
+            ``safetensors`` (the weights and their description).
         out: a file.
         data: what the network was trained on; only ``onnx-int8`` looks at it.
         count: progress of the calibration.
@@ -122,7 +133,7 @@ def export(run: str | Path, kind: str, out: str | Path, data: Data, *, count: Co
         torch.export.save(program, buffer, extra_files={"thumbnet.json": info.to_json()})
         write_file(Path(out), buffer.getvalue())
         return
-    model = _onnx_model(network, example, info)
+    model = _onnx_model(network, example, info, any_size=kind == "onnx-any-size")
     if kind == "onnx-int8":
         model = _quantised(model, data, info, count)
     write_file(Path(out), model.SerializeToString())
@@ -171,7 +182,7 @@ def _evenly(split: Split, most: int) -> Split:
     return split.subset(np.linspace(0, len(split) - 1, most).round().astype(np.int64))
 
 
-def _onnx_model(network: nn.Module, example: Tensor, info: WeightsInfo) -> Any:
+def _onnx_model(network: nn.Module, example: Tensor, info: WeightsInfo, any_size: bool) -> Any:
     """The graph, an ``onnx.ModelProto``, with its description."""
     try:
         import onnx
@@ -191,6 +202,8 @@ def _onnx_model(network: nn.Module, example: Tensor, info: WeightsInfo) -> Any:
     model.producer_name, model.producer_version = "thumbnet", info.thumbnet
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {METADATA: info.to_json()})
+    if any_size:
+        model = with_any_size(model, info.preprocessing, INPUT)
     onnx.checker.check_model(model)
     return model
 
@@ -215,7 +228,7 @@ def _quantised(model: Any, data: Data, info: WeightsInfo, count: Count | None) -
     def batches() -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, len(split), 50):
             indices = range(start, min(start + 50, len(split)))
-            yield {INPUT: np.stack([fit_pixels(split.load(i), pre.size, pre.fit) for i in indices])}
+            yield {INPUT: np.stack([pre.pixels(split.load(i)) for i in indices])}
             if count:
                 count(indices.stop, len(split))
 

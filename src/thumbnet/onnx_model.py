@@ -2,7 +2,7 @@
 
 The file's metadata entry ``thumbnet`` is that of a ``model.safetensors``: network, classes, preprocessing.
 The graph takes pixels uint8 [B, height, width, 3] and gives logits float32 [B, classes]; it normalises by
-itself.
+itself. One of the format ``onnx-any-size`` takes one picture [H, W, 3] of any size, and resizes by itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from thumbnet.classifier import Classifier, Count
-from thumbnet.data.images import fit_pixels
+from thumbnet.data.images import Picture, is_deep
 from thumbnet.data.splits import Split
 from thumbnet.errors import (
     MissingExtraError,
@@ -23,6 +23,7 @@ from thumbnet.errors import (
     UnreadableImagesError,
 )
 from thumbnet.evaluation import VIEW_WEIGHTS, unsure
+from thumbnet.onnx_resize import PICTURE
 from thumbnet.weights_info import WeightsInfo
 
 INPUT, OUTPUT, METADATA = "pixels", "logits", "thumbnet"
@@ -64,8 +65,11 @@ class OnnxClassifier(Classifier):
             info = WeightsInfo.from_json(text)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RecipeError) as error:
             raise RunError(f"the description in {place} is not understood: {error}") from None
-        shapes = [one.shape[1:] for one in (*self._session.get_inputs(), *self._session.get_outputs())]
-        if shapes != [[*info.preprocessing.size, 3], [len(info.class_names)]]:
+        ends = (*self._session.get_inputs(), *self._session.get_outputs())
+        self.any_size = [one.name for one in ends] == [PICTURE, OUTPUT]
+        shapes = [one.shape[1:] for one in ends]
+        pixels = ["width", 3] if self.any_size else [*info.preprocessing.size, 3]
+        if shapes != [pixels, [len(info.class_names)]]:
             raise RunError(f"the graph in {place} does not fit its description: shapes {shapes}")
         super().__init__(info)
 
@@ -85,13 +89,33 @@ class OnnxClassifier(Classifier):
         return logits
 
     def _run(self, pixels: np.ndarray) -> np.ndarray:
+        if self.any_size:  # such pixels have the network's size already: the graph leaves them as they are
+            return np.concatenate([self.logits_of_picture(one) for one in pixels])
         logits: np.ndarray = self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(pixels)})[0]
+        return logits
+
+    def logits_of_picture(self, picture: Picture) -> np.ndarray:
+        """Logits, float32 [1, classes], of a decoded picture of any size, which the graph itself resizes.
+
+        Only a model of the format ``onnx-any-size`` can do that.
+        """
+        limits = self.info.preprocessing.range
+        values = np.asarray(picture)
+        if limits is not None and is_deep(picture) and values.shape[2:] in ((), (1,), (3,)):
+            planes = values.reshape(*values.shape[:2], -1).astype(np.float32)
+            values = np.broadcast_to(planes, (*values.shape[:2], 3))
+        else:
+            values = np.asarray(self.info.preprocessing.rendering.rgb(picture))
+            if limits is not None:  # on the scale of the pictures that the graph was made for
+                values = (values * ((limits[1] - limits[0]) / 255) + limits[0]).astype(np.float32)
+        logits: np.ndarray = self._session.run([OUTPUT], {PICTURE: np.ascontiguousarray(values)})[0]
         return logits
 
     def _logits_of(
         self, split: Split, tta: str, batch_size: int, on_bad_image: str, on_decode: Count | None
     ) -> tuple[Split, np.ndarray]:
         pre = self.info.preprocessing
+        by_itself = self.any_size and tta == "none"
         kept: list[int] = []
         parts = [np.empty((0, len(self.class_names)), dtype=np.float32)]
         errors: list[UnreadableImageError] = []
@@ -100,7 +124,11 @@ class OnnxClassifier(Classifier):
             pixels = []
             for index in range(start, stop):
                 try:
-                    pixels.append(fit_pixels(split.load(index), pre.size, pre.fit))
+                    picture = split.load(index)
+                    if by_itself:
+                        parts.append(self.logits_of_picture(picture))
+                    else:
+                        pixels.append(pre.pixels(picture))
                     kept.append(index)
                 except UnreadableImageError as error:
                     errors.append(error)

@@ -66,7 +66,7 @@ class Predictor(Classifier):
         settings = DataSettings(fit=pre.fit)
         in_memory = fits_in_memory(split, pre.size)
         try:
-            engine = build_engine(split, settings, pre.size, in_memory, self.device, on_decode)
+            engine = build_engine(split, settings, pre.size, in_memory, self.device, on_decode, pre.rendering)
             batches = EvalBatches(engine, self.normalise, batch_size=batch_size)
             logits, _ = collect_logits(self.model, batches, bf16=self.bf16, tta=tta)
         except UnreadableImageError:  # from a worker: the first of perhaps many

@@ -27,6 +27,7 @@ from thumbnet.errors import RecipeError, nearest
 
 MODEL_NAMES = ("resnet18", "resnet34", "resnet20", "resnet32", "resnet44", "resnet56", "fastnet")
 AUTO = "auto"
+BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 SMALLEST_BATCH = 32  # that `min_steps` asks for: BatchNorm takes its statistics from it
 
 
@@ -49,7 +50,13 @@ class DataSettings:
             else 32), ``"32"``, or ``"HEIGHTxWIDTH"`` in pixels.
         fit: what happens to a picture of another shape: ``pad`` (nothing is lost), ``crop`` (the
             centre stays) or ``squash`` (the aspect ratio is lost).
+        largest_auto_size: longest side that ``image_size = "auto"`` chooses: larger pictures are brought to
+            it, with a note; 0 for none.
         mean, std: per channel in [0, 1], or ``"auto"``: computed from the training split.
+        range: the values (low, high) that become 0 and 255 where pictures have more than 8 bits or are
+            float, or ``"auto"``: measured over the training split. 8-bit pictures keep their values.
+        background: what transparent pixels are laid on: ``"white"``, ``"black"``, ``"grey"``, three numbers
+            from 0 to 255 (RGB), or ``"auto"``: white, unless many training pictures would vanish on it.
         val_fraction: part of the training split to set aside as ``val``.
         test_fraction: part to set aside as ``test`` where the data has neither ``val`` nor ``test``; 0 for
             none, so that all is trained on and no accuracy is measured.
@@ -78,8 +85,11 @@ class DataSettings:
 
     image_size: str = AUTO
     fit: Literal["pad", "crop", "squash"] = "pad"
+    largest_auto_size: int = 96
     mean: str | tuple[float, ...] = AUTO
     std: str | tuple[float, ...] = AUTO
+    range: str | tuple[float, ...] = AUTO
+    background: str | tuple[int, ...] = AUTO
     val_fraction: float = 0.0
     test_fraction: float = 0.2
     split_seed: int = 0
@@ -105,6 +115,19 @@ class DataSettings:
             else:
                 low = all((0 < v if key == "std" else 0 <= v) and v <= 1 for v in value)
                 _check(len(value) == 3 and low, f"data.{key}", "'auto' or three numbers in [0, 1]", value)
+        ok = self.largest_auto_size == 0 or self.largest_auto_size >= 16
+        _check(ok, "data.largest_auto_size", "0 (none) or 16 or more pixels", self.largest_auto_size)
+        if isinstance(self.range, str):
+            ok = self.range == AUTO
+        else:
+            ok = len(self.range) == 2 and all(map(_finite, self.range)) and self.range[0] < self.range[1]
+        _check(ok, "data.range", "'auto' or two numbers, the lower one first", self.range)
+        if isinstance(self.background, str):
+            ok = self.background in (AUTO, *BACKGROUNDS)
+        else:
+            ok = len(self.background) == 3 and all(0 <= value <= 255 for value in self.background)
+        known = ", ".join(f"'{name}'" for name in (AUTO, *BACKGROUNDS))
+        _check(ok, "data.background", f"{known} or three numbers from 0 to 255", self.background)
         _check(0 <= self.val_fraction < 1, "data.val_fraction", "a fraction in [0, 1)", self.val_fraction)
         _check(0 <= self.test_fraction < 1, "data.test_fraction", "a fraction in [0, 1)", self.test_fraction)
         ok = self.classes_from in ("top", "leaf", "here") or (
@@ -607,7 +630,7 @@ def _wrong_type(value: object, hint: Any, key: str) -> RecipeError:
     for option in options:
         if typing.get_origin(option) is tuple:
             inner = typing.get_args(option)[0]
-            parts.append("a list of " + ("numbers" if inner is float else "tables"))
+            parts.append("a list of " + ("numbers" if inner in (float, int) else "tables"))
         elif option is not type(None):
             parts.append(names.get(option, str(option)))
     return RecipeError(f"recipe key '{key}' is {value!r}: expected {' or '.join(parts)}")

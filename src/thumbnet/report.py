@@ -15,7 +15,7 @@ import numpy as np
 from thumbnet import __version__
 from thumbnet.classifier import Classifier, Count, SplitLogits
 from thumbnet.comparison import read_metrics
-from thumbnet.data.images import Preprocessing, as_data_address, fit_pixels
+from thumbnet.data.images import Preprocessing, as_data_address
 from thumbnet.data.splits import Data, Split
 from thumbnet.errors import MissingExtraError, UnreadableImageError
 from thumbnet.evaluation import evaluate_logits, log_softmax, reliability_bins
@@ -56,7 +56,7 @@ class _Album:
 
     def pixels(self, split: Split, index: int) -> np.ndarray:
         """As the network sees it."""
-        return fit_pixels(split.load(index), self._preprocessing.size, self._preprocessing.fit)
+        return self._preprocessing.pixels(split.load(index))
 
     def encode(self, pixels: np.ndarray) -> str | None:
         if self._room < 0:

@@ -174,7 +174,7 @@ def show_inspection(data: Data, found: Inspection, fit: Fit) -> None:
     """Print what is in a data set."""
     say(f"source     {data.source}")
     say(f"layout     {data.layout}")
-    for text in data.notes:
+    for text in (*data.notes, *found.notes):
         say(f"           {text}")
     sizes = ", ".join(f"{h}x{w} ({count:,})" for (h, w), count in found.sizes[:6])
     more = f", and {len(found.sizes) - 6} more" if len(found.sizes) > 6 else ""
@@ -186,6 +186,9 @@ def show_inspection(data: Data, found: Inspection, fit: Fit) -> None:
     say(f"shared     {len(found.duplicates):,} picture(s) stand in two splits")
     for first, second in found.duplicates[:10]:
         say(f"           {first[0]}: {printable(first[1])} = {second[0]}: {printable(second[1])}")
+    say(f"conflicts  {len(found.conflicts):,} picture(s) in two classes")
+    for group in found.conflicts[:10]:
+        say("           " + " = ".join(f"{split}: {printable(name)} ({of})" for split, name, of in group[:4]))
     say(f"unreadable {len(found.unreadable):,} file(s)")
     for name, reason in found.unreadable[:50]:
         say(f"           {printable(name)}: {reason}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from thumbnet import __version__
-from thumbnet.data.images import Fit, Preprocessing
+from thumbnet.data.images import WHITE, Fit, Preprocessing
 from thumbnet.recipe import ModelSettings
 
 WEIGHTS_FORMAT = 1
@@ -20,7 +21,7 @@ class WeightsInfo:
     Attributes:
         model: which network.
         class_names: a label is a position in it.
-        preprocessing: size, fit, mean and std.
+        preprocessing: size, fit, mean and std; value range and background.
         precision: as in the recipe's ``training.precision``.
         source, fingerprint: of the training data.
         thumbnet: the version that wrote it.
@@ -54,6 +55,27 @@ class WeightsInfo:
             raise ValueError("its preprocessing is not understood")
         mean, std = (tuple(float(v) for v in pre[key]) for key in ("mean", "std"))
         names = tuple(str(name) for name in values["class_names"])
-        values["preprocessing"] = Preprocessing((height, width), pre["fit"], mean, std)
+        values["preprocessing"] = Preprocessing(
+            (height, width), pre["fit"], mean, std, _range(pre.get("range")), _colour(pre.get("background"))
+        )
         values["model"] = ModelSettings(**values["model"])
         return cls(**{**values, "class_names": names})
+
+
+def _range(value: Any) -> tuple[float, float] | None:
+    """None in files of versions that had no such field: by type."""
+    if value is None:
+        return None
+    low, high = (float(limit) for limit in value)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"its range of values is {low:g} to {high:g}")
+    return low, high
+
+
+def _colour(value: Any) -> tuple[int, int, int]:
+    if value is None:
+        return WHITE
+    red, green, blue = (int(channel) for channel in value)
+    if not all(0 <= channel <= 255 for channel in (red, green, blue)):
+        raise ValueError("its background is no colour: expected three numbers from 0 to 255")
+    return red, green, blue

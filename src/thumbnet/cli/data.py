@@ -54,7 +54,8 @@ def execute(options: argparse.Namespace) -> int:
     if options.json:
         from dataclasses import asdict
 
-        described = {"source": data.source, "layout": data.layout, "notes": data.notes, **asdict(found)}
+        described = {"source": data.source, "layout": data.layout, **asdict(found)}
+        described["notes"] = [*data.notes, *found.notes]
         say(json.dumps(described, ensure_ascii=False))
         return 0
     show_inspection(data, found, fit)

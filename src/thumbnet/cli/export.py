@@ -20,10 +20,11 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=textwrap.dedent("""\
             formats:
-              onnx          for onnxruntime and others; normalisation in the graph, any batch
-              onnx-int8     the same in 8 bits, calibrated with training pictures
-              torch-export  a .pt2 for torch.export.load
-              safetensors   the weights and their description
+              onnx           for onnxruntime and others; normalisation in the graph, any batch
+              onnx-any-size  the same for one picture of any size, which the graph resizes
+              onnx-int8      the same in 8 bits, calibrated with training pictures
+              torch-export   a .pt2 for torch.export.load
+              safetensors    the weights and their description
 
             example:
               thumbnet export RUN --format onnx --out cats.onnx
@@ -31,8 +32,8 @@ def add(commands: Any) -> None:
     )
     add_run(parser)
     parser.add_argument(
-        "--format", choices=["onnx", "onnx-int8", "torch-export", "safetensors"], default="onnx",
-        help="(default: onnx)",
+        "--format", default="onnx", help="(default: onnx)",
+        choices=["onnx", "onnx-any-size", "onnx-int8", "torch-export", "safetensors"],
     )  # fmt: skip
     parser.add_argument("--out", metavar="FILE", help="(default: model.onnx, model.int8.onnx, ... in RUN)")
     parser.add_argument(

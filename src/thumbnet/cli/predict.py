@@ -39,7 +39,7 @@ def execute(options: argparse.Namespace) -> int:
     import numpy as np
 
     from thumbnet.classifier import load_classifier
-    from thumbnet.data.images import open_image
+    from thumbnet.data.images import load_picture
     from thumbnet.errors import UnreadableImageError
     from thumbnet.views import prediction_printer
 
@@ -58,8 +58,8 @@ def execute(options: argparse.Namespace) -> int:
     for name in _expand(options.paths):
         try:
             source = sys.stdin.buffer.read() if name == "-" else name
-            image = open_image(source, "stdin" if name == "-" else name)
-            pending.append((name, predictor.info.preprocessing.pixels(image)))
+            picture = load_picture(source, "stdin" if name == "-" else name)
+            pending.append((name, predictor.info.preprocessing.pixels(picture)))
         except UnreadableImageError as error:
             failures += 1
             pending.append((name, error.reason))

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from thumbnet.data.augment import Augmentation
-from thumbnet.data.images import Fit, Preprocessing, fit_pixels
+from thumbnet.data.images import BY_TYPE, Fit, Preprocessing, Rendering, fit_pixels
 from thumbnet.data.selection import Selection
 from thumbnet.data.splits import Split
 from thumbnet.distributed import ALONE, World
@@ -111,8 +111,10 @@ class MemoryEngine:
 class WorkerEngine:
     """A DataLoader whose worker processes decode and prefetch."""
 
-    def __init__(self, split: Split, size: tuple[int, int], fit: Fit, workers: int) -> None:
-        self.pictures = _Pictures(split, size, fit)
+    def __init__(
+        self, split: Split, size: tuple[int, int], fit: Fit, workers: int, rendering: Rendering = BY_TYPE
+    ) -> None:
+        self.pictures = _Pictures(split, size, fit, rendering)
         self.labels = torch.from_numpy(np.array(split.labels))
         self.workers = workers
 
@@ -142,8 +144,8 @@ class _Pictures(Dataset[Tensor]):
     Or the error of a picture that cannot be read: raised in a worker it would arrive as text.
     """
 
-    def __init__(self, split: Split, size: tuple[int, int], fit: Fit) -> None:
-        self.split, self.size, self.fit = split, size, fit
+    def __init__(self, split: Split, size: tuple[int, int], fit: Fit, rendering: Rendering) -> None:
+        self.split, self.size, self.fit, self.rendering = split, size, fit, rendering
 
     def __len__(self) -> int:
         return len(self.split)
@@ -152,7 +154,7 @@ class _Pictures(Dataset[Tensor]):
         images = np.empty((len(indices), *self.size, CHANNELS), dtype=np.uint8)
         try:
             for to, index in zip(images, indices, strict=True):
-                to[:] = fit_pixels(self.split.load(index), self.size, self.fit)
+                to[:] = fit_pixels(self.split.load(index), self.size, self.fit, self.rendering)
         except UnreadableImageError as error:
             return error
         return torch.from_numpy(images)

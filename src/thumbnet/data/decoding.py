@@ -2,8 +2,8 @@
 
 The cache is the folder ``decoded`` in :func:`thumbnet.files.cache_folder`. An entry is named by a digest
 of what it depends on: the files' names, sizes and times (or their bytes), the size in pixels, and how a
-picture is made to fit. It is written elsewhere and renamed, so it is whole whenever it is there, whoever
-else writes it at the same time, and whatever is deleted is made anew.
+picture is rendered and made to fit. It is written elsewhere and renamed, so it is whole whenever it is there,
+even where several processes write it at the same time, and whatever is deleted is made anew.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from thumbnet.data.batches import CHANNELS, MANY, count_values, fits_in_memory, sample_positions
-from thumbnet.data.images import Fit, fit_pixels
+from thumbnet.data.images import BY_TYPE, NOT_FINITE, Fit, Rendering, fit_pixels
 from thumbnet.data.splits import ArraySplit, Split
+from thumbnet.data.survey import Survey, survey
 from thumbnet.errors import UnreadableImageError, UnreadableImagesError
 from thumbnet.files import cache_folder, clear_leftovers
 
@@ -39,7 +40,7 @@ _CHUNK = 256  # pictures that a decoding thread takes at a time
 # Seconds. Below, threads spend their time handing each other the interpreter: CIFAR-10's 60,000 small JPEGs
 # take 3.5 s with one and 12 s with two.
 _WORTH_A_THREAD = 5e-4
-_VERSION = 1  # of the cache's format and of what decoding does
+_VERSION = 2  # of the cache's format and of what decoding does
 
 T = TypeVar("T")
 
@@ -60,32 +61,97 @@ class Decoded:
     counts: Tensor
 
 
-def decode_split(split: Split, size: tuple[int, int], fit: Fit, count: Count | None = None) -> Decoded:
+def decode_split(
+    split: Split,
+    size: tuple[int, int],
+    fit: Fit,
+    count: Count | None = None,
+    rendering: Rendering = BY_TYPE,
+) -> Decoded:
     """All pictures of a split at ``size`` (height, width), from the cache if they are there.
 
     Raises:
         UnreadableImagesError: lists every picture that cannot be read.
     """
     if isinstance(split, ArraySplit) and split.images.shape[1:3] == size:
-        images = torch.from_numpy(np.ascontiguousarray(split.images)).permute(0, 3, 1, 2)
+        images = torch.from_numpy(_whole_array(split, rendering, count)).permute(0, 3, 1, 2)
         return Decoded(images, count_values(images))
-    entry = _entry(split, _name(size, fit))
+    entry = _entry(split, _name(size, fit, rendering))
     kept = _load(entry, (len(split), *size, CHANNELS))
     if kept is not None:
         return kept
-    fresh = _decode(split, size, fit, count)
+    fresh = _decode(split, size, fit, rendering, count)
     assert fresh is not None
     decoded = Decoded(fresh, count_values(fresh))
     _keep(entry, decoded)
     return decoded
 
 
-def automatic_size(split: Split, fit: Fit, count: Count | None = None) -> tuple[int, int]:
-    """The data's own size if it is uniform and at least 16 pixels a side, else 32 by 32.
+def _whole_array(split: ArraySplit, rendering: Rendering, count: Count | None) -> np.ndarray:
+    """Pictures that have the right size already, uint8 [N, height, width, 3]; not copied if they are that."""
+    images = split.images
+    if images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == CHANNELS:
+        return np.ascontiguousarray(images)
+    bad = find_unreadable(split)
+    if bad:
+        raise UnreadableImagesError(list(bad.values()))
+    rendered = np.empty((*images.shape[:3], CHANNELS), dtype=np.uint8)
+    for start in range(0, len(images), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        rendered[part] = rendering.arrays(images[part], colour=images.ndim == 4)
+        if count:
+            count(min(start + _CHUNK, len(images)), len(images))
+    return rendered
+
+
+def surveyed(split: Split) -> Survey:
+    """What :func:`thumbnet.data.survey.survey` finds in a split, from the cache if it is there."""
+    if isinstance(split, ArraySplit):
+        return survey(split)
+    entry = _entry(split, "survey")
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, IndexError):
+        return Survey.from_json((entry / "survey.json").read_text("utf-8"))
+    found = survey(split)
+    _write(entry, lambda folder: (folder / "survey.json").write_text(found.to_json(), "utf-8"))
+    return found
+
+
+def automatic_size(
+    split: Split, fit: Fit, count: Count | None = None, *, largest: int = 0, rendering: Rendering = BY_TYPE
+) -> tuple[int, int]:
+    """What ``image_size = "auto"`` stands for, (height, width): :func:`own_size`, up to ``largest``."""
+    return capped_size(own_size(split, fit, count, largest=largest, rendering=rendering), largest)
+
+
+def capped_size(own: tuple[int, int], largest: int) -> tuple[int, int]:
+    """``own`` (height, width) with its longer side brought to ``largest``; sides are multiples of 8.
+
+    >>> capped_size((480, 640), 96)
+    (72, 96)
+    """
+    if not largest or max(own) <= largest:
+        return own
+    factor = largest / max(own)
+    height, width = (
+        largest if side == max(own) else max(SMALLEST_SIDE, 8 * round(side * factor / 8)) for side in own
+    )
+    return height, width
+
+
+def own_size(
+    split: Split, fit: Fit, count: Count | None = None, *, largest: int = 0, rendering: Rendering = BY_TYPE
+) -> tuple[int, int]:
+    """The data's own size (height, width) if it is uniform and at least 16 pixels a side, else 32 by 32.
 
     Whether it is uniform shows best by decoding: what is uniform is then in the cache, where
     :func:`decode_split` finds it. Splits too large for memory have only their headers read, and very large
     ones only a sample's.
+
+    Args:
+        split: the training pictures.
+        fit, rendering: how they will be decoded.
+        count: progress.
+        largest: the longer side to which they will be brought, see :func:`capped_size`.
 
     Raises:
         UnreadableImagesError: lists every picture that cannot be read.
@@ -101,10 +167,11 @@ def automatic_size(split: Split, fit: Fit, count: Count | None = None) -> tuple[
         return _remember(entry, size_or_default(common_size(chosen)))
     with contextlib.suppress(UnreadableImageError):  # reported with all others below
         first = split.peek(0)[0]
-        if size_or_default(first) == first and fits_in_memory(split, first):
-            images = _decode(split, first, fit, count, exactly=True)
+        used = capped_size(first, largest)
+        if size_or_default(first) == first and fits_in_memory(split, used):
+            images = _decode(split, used, fit, rendering, count, own=first)
             if images is not None:
-                _keep(_entry(split, _name(first, fit)), Decoded(images, count_values(images)))
+                _keep(_entry(split, _name(used, fit, rendering)), Decoded(images, count_values(images)))
             return _remember(entry, first if images is not None else size_or_default(None))
     return _remember(entry, size_or_default(common_size(split)))
 
@@ -144,7 +211,11 @@ def common_size(split: Split) -> tuple[int, int] | None:
 def find_unreadable(split: Split, count: Count | None = None) -> dict[int, UnreadableImageError]:
     """Every picture of a split that cannot be decoded, by position; remembered in the cache."""
     if isinstance(split, ArraySplit):
-        return {}
+        if split.images.dtype.kind != "f":
+            return {}
+        finite = [bool(np.isfinite(image).all()) for image in split.images]
+        bad = np.flatnonzero(~np.array(finite, dtype=bool)).tolist()
+        return {index: UnreadableImageError(split.name(index), NOT_FINITE) for index in bad}
     entry = _entry(split, "unreadable")
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         found = json.loads((entry / "unreadable.json").read_text("utf-8"))
@@ -194,9 +265,14 @@ def _in_threads(work: Callable[[int], T], total: int, count: Count | None) -> It
 
 
 def _decode(
-    split: Split, size: tuple[int, int], fit: Fit, count: Count | None, exactly: bool = False
+    split: Split,
+    size: tuple[int, int],
+    fit: Fit,
+    rendering: Rendering,
+    count: Count | None,
+    own: tuple[int, int] | None = None,
 ) -> Tensor | None:
-    """Uint8 [N, 3, H, W]; None where ``exactly`` that size is wanted and a picture has another."""
+    """Uint8 [N, 3, H, W]; None where all pictures should have the size ``own`` and one has another."""
     height, width = size
     images = np.empty((len(split), height, width, CHANNELS), dtype=np.uint8)
     others: list[int] = []
@@ -208,11 +284,11 @@ def _decode(
             picture = split.load(index)
         except UnreadableImageError as error:
             return error
-        own = picture.shape[:2] if isinstance(picture, np.ndarray) else picture.size[::-1]
-        if exactly and own != size:
+        found = picture.shape[:2] if isinstance(picture, np.ndarray) else picture.size[::-1]
+        if own is not None and found != own:
             others.append(index)
         else:
-            images[index] = fit_pixels(picture, size, fit)
+            images[index] = fit_pixels(picture, size, fit, rendering)
         return None
 
     def report(done: int, total: int) -> None:
@@ -227,8 +303,9 @@ def _decode(
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-def _name(size: tuple[int, int], fit: Fit) -> str:
-    return f"{size[0]}x{size[1]}-{fit}"
+def _name(size: tuple[int, int], fit: Fit, rendering: Rendering) -> str:
+    how = "" if rendering == BY_TYPE else f"-{rendering.range}-{rendering.background}"
+    return f"{size[0]}x{size[1]}-{fit}{how}"
 
 
 def _entry(split: Split, what: str) -> Path:

@@ -1,6 +1,8 @@
 """One picture: from the bytes of a file to RGB pixels of the size that the network takes.
 
-Training, evaluation and prediction all come through :class:`Preprocessing`, so they cannot differ.
+There are three steps. *Decoding* (:func:`load_picture`) gives the first frame, upright, with all of its bits.
+*Rendering* (:class:`Rendering`) makes 8-bit RGB of it. *Fitting* (:func:`fit_pixels`) brings that to the
+network's size. Training, evaluation and prediction all go through :func:`fit_pixels`, so they cannot differ.
 """
 
 from __future__ import annotations
@@ -9,10 +11,12 @@ import base64
 import io
 import os
 import stat
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
-from typing import IO, Literal
+from typing import IO, Any, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -25,8 +29,15 @@ except ImportError:  # there is none for this processor: Pillow reads every pict
     simplejpeg = None  # type: ignore[assignment,unused-ignore]
 
 Fit = Literal["pad", "crop", "squash"]
+Picture: TypeAlias = "Image.Image | np.ndarray"
+"""A decoded picture: a Pillow image of any mode, or an array [H, W] or [H, W, 1, 3 or 4] of uint8, or of more
+bits: uint16, int32, or floats."""
+WHITE = (255, 255, 255)
 MAX_PIXELS = 64_000_000  # a picture that declares more is taken for a decompression bomb
 BAND_PIXELS = 1 << 20  # converted at a time
+ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
+HEAD_BYTES = 4096  # of a file, by which :func:`is_plain` judges
+NOT_FINITE = "it has pixel values that are not finite (NaN or infinity)"
 MAX_JPEG_BYTES = 64_000_000  # a larger file is read by Pillow, which takes it in parts
 JPEG_START = b"\xff\xd8"
 APP1 = b"\xff\xe1"  # the marker of the part of a JPEG file that may hold an orientation
@@ -41,9 +52,9 @@ PICTURE_SUFFIXES = frozenset({
 
 
 def open_image(source: str | IO[bytes] | bytes, name: str) -> Image.Image:
-    """The picture in a file, a stream or bytes, decoded: as RGB, upright, its first frame.
+    """The picture in a file, a stream or bytes: as RGB, upright, its first frame.
 
-    Transparent pixels are laid on white; 16-bit grey keeps its upper 8 bits.
+    It is rendered by its type: transparent pixels on white, 16-bit values from 0..65535, floats from 0..1.
 
     Args:
         source: path, binary stream or bytes.
@@ -52,16 +63,19 @@ def open_image(source: str | IO[bytes] | bytes, name: str) -> Image.Image:
     Raises:
         UnreadableImageError: not a picture, damaged, or larger than ``MAX_PIXELS``.
     """
-    picture = load_picture(source, name)
-    return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    return to_rgb(load_picture(source, name))
 
 
-def load_picture(
-    source: str | IO[bytes] | bytes, name: str, max_pixels: int = MAX_PIXELS
-) -> Image.Image | np.ndarray:
-    """As :func:`open_image`, but a plain JPEG file as uint8 [H, W, 3].
+def load_picture(source: str | IO[bytes] | bytes, name: str, max_pixels: int = MAX_PIXELS) -> Picture:
+    """The picture in a file, a stream or bytes, decoded: upright, its first frame, with all of its bits.
 
-    A Pillow picture made of these pixels, and pixels of that again, would cost as much as to decode them.
+    Returns:
+        uint8 [H, W, 3] for a plain JPEG file (a Pillow image of these pixels, and pixels of that again, would
+        cost as much as decoding them); uint16 [H, W, 3 or 4] for 16-bit colour, which Pillow has no mode for;
+        else a loaded Pillow image in the file's own mode.
+
+    Raises:
+        UnreadableImageError: as :func:`open_image`; also where values are not finite.
     """
     try:
         if isinstance(source, str):
@@ -76,7 +90,7 @@ def load_picture(
         raise UnreadableImageError(name, error.strerror or str(error)) from None
 
 
-def _open(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image | np.ndarray:
+def _open(stream: IO[bytes], name: str, max_pixels: int) -> Picture:
     start = stream.tell()
     if stream.read(2) == JPEG_START:
         stream.seek(start)
@@ -88,7 +102,16 @@ def _open(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image | np.nda
         with Image.open(stream, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:  # below Pillow's own limit, which only warns
                 raise TooManyPixelsError(name, f"declares {image.width}x{image.height} pixels")
-            return to_rgb(image)
+            lower = _lower_bytes(image)
+            picture = decode(image)
+            if lower:
+                stream.seek(start)
+                with Image.open(stream, formats=FORMATS) as again:
+                    again.tile = lower
+                    return _sixteen_bits(picture, decode(again), grey=lower[0].args == "RGBA")
+            if picture.mode == "F" and not _is_finite(picture):
+                raise UnreadableImageError(name, NOT_FINITE)
+            return picture
     except UnreadableImageError:
         raise
     except UnidentifiedImageError:
@@ -98,6 +121,55 @@ def _open(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image | np.nda
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         reason = str(error) or type(error).__name__
         raise UnreadableImageError(name, reason) from None
+
+
+def decode(image: Image.Image) -> Image.Image:
+    """The first frame of an opened Pillow image, loaded, and upright by its EXIF; in its own mode."""
+    image.seek(0)
+    image.load()
+    return _upright(image) if may_be_turned(image) else image
+
+
+def _lower_bytes(image: Image.Image) -> list[Any]:
+    """What makes Pillow decode the lower bytes of 16-bit colour; empty where the picture is something else.
+
+    Pillow has no mode for 16-bit colour and keeps the upper byte of each value. Told that the bytes are in
+    the other order, it keeps the lower one. A grey PNG with alpha has as many bits in a pixel as 8-bit RGBA.
+    """
+    swapped = []
+    for tile in getattr(image, "tile", ()):
+        args = (tile.args,) if isinstance(tile.args, str) else tuple(tile.args or ("",))
+        if args[0] not in _LOWER or image.mode not in ("RGB", "RGBA"):
+            return []
+        args = (_LOWER[args[0]], *args[1:])
+        swapped.append(tile._replace(args=args[0] if isinstance(tile.args, str) else args))
+    return swapped
+
+
+_NATIVE, _OTHER = ("L", "B") if sys.byteorder == "little" else ("B", "L")
+_LOWER = {
+    f"{mode};16{order}": f"{mode};16{other}"
+    for mode in ("RGB", "RGBA")
+    for order, other in (("B", "L"), ("L", "B"), ("N", _OTHER))
+} | {"LA;16B": "RGBA"}
+
+
+def _sixteen_bits(upper: Image.Image, lower: Image.Image, grey: bool) -> np.ndarray:
+    """uint16 [H, W, 3], or [H, W, 4] with alpha, of 16-bit colour decoded twice: see :func:`_lower_bytes`."""
+    high, low = np.asarray(upper), np.asarray(lower)
+    if grey:  # both bytes of grey and of alpha are here
+        both = np.ascontiguousarray(low).view(">u2").astype(np.uint16)
+        return np.dstack([both[..., :1], both[..., :1], both])
+    values: np.ndarray = (high.astype(np.uint16) << 8) | low
+    key = upper.info.get("transparency")
+    if isinstance(key, tuple) and values.shape[2] == 3:
+        clear = (values == np.array(key, dtype=np.uint16)).all(axis=2)
+        values = np.dstack([values, np.where(clear, 0, 65535).astype(np.uint16)])
+    return values
+
+
+def _is_finite(image: Image.Image) -> bool:
+    return all(bool(np.isfinite(np.asarray(image.crop(box))).all()) for box in _bands(image))
 
 
 def read_plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
@@ -122,18 +194,18 @@ def read_plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray | N
         return None
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow picture as RGB: turned upright by its EXIF, transparency laid on white.
+def to_rgb(picture: Picture) -> Image.Image:
+    """Any picture as RGB: turned upright by its EXIF, and rendered by its type, see :class:`Rendering`.
 
     Returns:
         A new, loaded picture in mode ``RGB``.
     """
-    image.seek(0)
-    image.load()
-    if may_be_turned(image):
-        image = _upright(image)
-    rgb = _in_rgb(image)
-    rgb.info.clear()  # turned and laid on white: what said so has had its effect
+    decoded = decode(picture) if isinstance(picture, Image.Image) else picture
+    rgb = Rendering().rgb(decoded)
+    if isinstance(rgb, np.ndarray):
+        return Image.fromarray(rgb)
+    rgb = rgb.copy() if rgb is picture else rgb
+    rgb.info.clear()  # what it said, such as a transparent colour, has had its effect
     return rgb
 
 
@@ -155,14 +227,122 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _in_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image.copy()
-    if image.mode.startswith("I") or image.mode == "F":
-        return _in_bands(image, _from_many_levels(image))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        return _in_bands(image, _on_white)
-    return image.convert("RGB")
+@dataclass(frozen=True)
+class Rendering:
+    """How a decoded picture becomes 8-bit RGB: the same for every picture of a data set.
+
+    Attributes:
+        range: the values (low, high) that become 0 and 255 where pictures have more than 8 bits or are float;
+            None means by type: 0 to 65535 for integers, 0 to 1 for floats. 8-bit pictures keep their values.
+        background: what transparent pixels are laid on, RGB.
+    """
+
+    range: tuple[float, float] | None = None
+    background: tuple[int, int, int] = WHITE
+
+    def rgb(self, picture: Picture) -> Picture:
+        """A decoded picture as uint8 [H, W, 3], or as a Pillow image in mode RGB."""
+        if isinstance(picture, np.ndarray):
+            if picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8:
+                return picture
+            return np.asarray(self.arrays(picture[None], colour=picture.ndim == 3)[0])
+        clear = "transparency" in picture.info
+        if picture.mode == "RGB" and not clear:
+            return picture
+        if is_deep(picture):
+            return _in_bands(picture, self._from_deep)
+        if clear or picture.mode in ALPHA_MODES:
+            return _in_bands(picture, self._on_background)
+        return picture.convert("RGB")
+
+    def arrays(self, images: np.ndarray, *, colour: bool) -> np.ndarray:
+        """Many pictures of one size as uint8 [N, H, W, 3].
+
+        Args:
+            images: [N, H, W], or with ``colour`` [N, H, W, 1, 3 or 4], of the types that a picture can have.
+            colour: whether the last axis is that of channels.
+        """
+        if not colour:
+            images = images[..., None]
+        channels = images.shape[3]
+        grey_or_rgb = self.levels(images[..., :3])
+        if channels == 1:
+            return np.repeat(grey_or_rgb, 3, axis=3)
+        if channels == 3:
+            return grey_or_rgb
+        layer = np.concatenate([grey_or_rgb, Rendering().levels(images[..., 3:])], axis=3)
+        flat = Image.fromarray(layer.reshape(-1, *layer.shape[2:]))
+        return np.asarray(_in_bands(flat, self._on_background)).reshape(*layer.shape[:3], 3)
+
+    def levels(self, values: np.ndarray) -> np.ndarray:
+        """Values of any type and shape as uint8 of that shape: ``range`` to 0..255, in a straight line."""
+        if values.dtype == np.uint8:
+            return values
+        low, high = self.range or type_range(values.dtype)
+        if values.dtype.kind == "u" and values.dtype.itemsize == 2:
+            table: np.ndarray = _table(low, high)[values]
+            return table
+        return _straight(values, low, high)
+
+    def _from_deep(self, band: Image.Image) -> Image.Image:
+        values = np.asarray(band)
+        grey = Image.fromarray(self.levels(values))
+        key = band.info.get("transparency")
+        if not isinstance(key, int):
+            return grey.convert("RGB")
+        layer = grey.convert("RGBA")
+        layer.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+        return self._on_background(layer)
+
+    def _on_background(self, band: Image.Image) -> Image.Image:
+        layer = with_alpha(band)
+        ground = Image.new("RGBA", layer.size, self.background)
+        return Image.alpha_composite(ground, layer).convert("RGB")
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+    """A picture of 8 bits as RGBA."""
+    if image.mode == "La":  # which Pillow converts to nothing else
+        image = image.convert("LA")
+    return image.convert("RGBA")
+
+
+def is_deep(picture: Picture) -> bool:
+    """Whether a decoded picture has more than 8 bits or is float."""
+    if isinstance(picture, np.ndarray):
+        return picture.dtype != np.uint8
+    return picture.mode.startswith("I") or picture.mode == "F"
+
+
+def is_plain(head: bytes) -> bool:
+    """Whether a picture whose file begins so surely has 8 bits and no transparency: no JPEG has more, and in
+    a PNG the header says it."""
+    if head.startswith(JPEG_START):
+        return True
+    if head[:8] != b"\x89PNG\r\n\x1a\n" or head[12:16] != b"IHDR" or len(head) < 26:
+        return False
+    depth, colour = head[24], head[25]
+    pixels = head.find(b"IDAT")
+    return depth <= 8 and colour in (0, 2, 3) and pixels > 0 and head.find(b"tRNS", 0, pixels) < 0
+
+
+def type_range(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """The values that become 0 and 255 where no range was measured or set."""
+    return (0.0, 1.0) if dtype.kind == "f" else (0.0, 65535.0)
+
+
+def _straight(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    scaled = np.subtract(values, low, dtype=np.float64)
+    scaled *= 255.0 / (high - low)
+    np.rint(scaled, out=scaled)
+    np.clip(scaled, 0, 255, out=scaled)
+    return np.asarray(scaled, dtype=np.uint8)
+
+
+@lru_cache(maxsize=8)
+def _table(low: float, high: float) -> np.ndarray:
+    """What :func:`_straight` makes of each 16-bit value."""
+    return _straight(np.arange(65536), low, high)
 
 
 def _bands(image: Image.Image) -> list[tuple[int, int, int, int]]:
@@ -180,27 +360,6 @@ def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image])
     for box in bands:
         whole.paste(convert(image.crop(box)), box)
     return whole
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    layer = image.convert("RGBA")
-    white = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(white, layer).convert("RGB")
-
-
-def _from_many_levels(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """To RGB for grey of more than 8 bits: 16-bit grey by its upper byte, floats in [0, 1] by 255."""
-    greatest = max(np.nan_to_num(np.asarray(image.crop(box))).max() for box in _bands(image))
-
-    def convert(band: Image.Image) -> Image.Image:
-        values = np.asarray(band)
-        if np.issubdtype(values.dtype, np.floating):
-            values = np.rint(np.nan_to_num(values) * (255.0 if greatest <= 1.0 else 1.0))
-        elif greatest > 255:
-            values = np.right_shift(values, 8)
-        return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
-
-    return convert
 
 
 def may_be_turned(image: Image.Image) -> bool:
@@ -233,18 +392,31 @@ def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Imag
         return canvas
     # The part that stays, in source pixels: resizing just that never makes a huge intermediate picture.
     kept = (width / scale, height / scale)
-    left, top = (image.width - kept[0]) / 2, (image.height - kept[1]) / 2
+    left, top = max(0.0, (image.width - kept[0]) / 2), max(0.0, (image.height - kept[1]) / 2)
     box = (left, top, min(left + kept[0], image.width), min(top + kept[1], image.height))
     return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 
-def fit_pixels(picture: Image.Image | np.ndarray, size: tuple[int, int], fit: Fit) -> np.ndarray:
-    """What :func:`load_picture` gave, at ``size`` (height, width): uint8 [height, width, 3]."""
+def fit_pixels(
+    picture: Picture, size: tuple[int, int], fit: Fit, rendering: Rendering | None = None
+) -> np.ndarray:
+    """A decoded picture at ``size`` (height, width), as the network takes it: uint8 [height, width, 3].
+
+    Args:
+        picture: from :func:`load_picture` or :func:`decode`.
+        size: height, width in pixels.
+        fit: see :func:`fit_image`.
+        rendering: None renders by the picture's type.
+    """
+    picture = (rendering or BY_TYPE).rgb(picture)
     if isinstance(picture, np.ndarray):
         if picture.shape[:2] == size:
             return picture
         picture = Image.fromarray(picture)
     return np.asarray(fit_image(picture, size, fit))
+
+
+BY_TYPE = Rendering()
 
 
 def as_data_address(pixels: np.ndarray, *, lossless: bool = False) -> str:
@@ -262,14 +434,21 @@ class Preprocessing:
         size: height, width in pixels.
         fit: what happens to another aspect ratio, see :func:`fit_image`.
         mean, std: of each channel, for pixels in [0, 1].
+        range, background: see :class:`Rendering`.
     """
 
     size: tuple[int, int]
     fit: Fit
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    range: tuple[float, float] | None = None
+    background: tuple[int, int, int] = WHITE
 
-    def pixels(self, image: Image.Image) -> np.ndarray:
-        """A picture of any mode and size as uint8 [height, width, 3]."""
-        rgb = to_rgb(image)
-        return np.asarray(fit_image(rgb, self.size, self.fit))
+    @property
+    def rendering(self) -> Rendering:
+        """How decoded pictures become 8-bit RGB."""
+        return Rendering(self.range, self.background)
+
+    def pixels(self, picture: Picture) -> np.ndarray:
+        """A decoded picture of any mode and size as uint8 [height, width, 3]."""
+        return fit_pixels(picture, self.size, self.fit, self.rendering)

@@ -20,9 +20,19 @@ from thumbnet.data.batches import (
     sample_positions,
 )
 from thumbnet.data.dataset import random_subset
-from thumbnet.data.decoding import Count, automatic_size, decode_split, find_unreadable, readable
-from thumbnet.data.images import Preprocessing
+from thumbnet.data.decoding import (
+    Count,
+    capped_size,
+    decode_split,
+    find_unreadable,
+    own_size,
+    readable,
+    surveyed,
+)
+from thumbnet.data.images import BY_TYPE, Preprocessing, Rendering
+from thumbnet.data.notes import picture_notes, size_note
 from thumbnet.data.splits import Data, Split
+from thumbnet.data.survey import choose_rendering, rendering_notes
 from thumbnet.distributed import ALONE, World
 from thumbnet.errors import DataError, UnreadableImageError, UnreadableImagesError
 from thumbnet.recipe import AUTO, DataSettings, Recipe, parse_image_size
@@ -38,6 +48,8 @@ class Prepared:
         evaluation: ``val`` and ``test``, whichever there are.
         engine: ``memory`` or ``workers``, as chosen.
         skipped: split, name and reason of each picture that was left out because it cannot be read.
+        notes: what the user should know about the pixels. One that begins with ``warning: `` says that the
+            result may be wrong.
     """
 
     preprocessing: Preprocessing
@@ -45,6 +57,7 @@ class Prepared:
     evaluation: dict[str, EvalBatches]
     engine: str
     skipped: tuple[tuple[str, str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def prepare(
@@ -103,14 +116,21 @@ def _prepare(
         if 0 < len(split) < world.size:
             raise DataError(f"{data.source}: {name} has {len(split)} pictures for {world.size} processes")
     train_split = random_subset(data.splits["train"], settings.subset_size, recipe.seed)
+    found = surveyed(train_split)
+    rendering = choose_rendering(found, settings)
+    notes = rendering_notes(found, rendering, settings)
     if settings.image_size == AUTO:
-        size = automatic_size(train_split, settings.fit, on_decode)
+        largest = settings.largest_auto_size
+        own = own_size(train_split, settings.fit, on_decode, largest=largest, rendering=rendering)
+        size = capped_size(own, largest)
+        if size != own:
+            notes.append(size_note(own, size, len(train_split), recipe, len(data.class_names), device))
     else:
         size = parse_image_size(settings.image_size)
     fits = len(train_split) <= MANY and fits_in_memory(train_split, size)
     in_memory = settings.engine == "memory" or (settings.engine == AUTO and fits)
-    train_engine = build_engine(train_split, settings, size, in_memory, device, on_decode)
-    preprocessing = resolve_preprocessing(settings, size, train_engine)
+    train_engine = build_engine(train_split, settings, size, in_memory, device, on_decode, rendering)
+    preprocessing = resolve_preprocessing(settings, size, train_engine, rendering)
     normalise = Normalise(preprocessing, device)
     train = TrainBatches(
         train_engine,
@@ -127,11 +147,14 @@ def _prepare(
     evaluation: dict[str, EvalBatches] = {}
     for name in ("val", "test"):
         if name in data.splits and len(data.splits[name]):
-            engine = build_engine(data.splits[name], settings, size, in_memory, device, on_decode)
+            engine = build_engine(data.splits[name], settings, size, in_memory, device, on_decode, rendering)
             evaluation[name] = EvalBatches(
                 engine, normalise, batch_size=recipe.evaluation.batch_size, world=world
             )
-    return Prepared(preprocessing, train, evaluation, "memory" if in_memory else "workers")
+    engines = {"train": train_engine} | {name: batches.engine for name, batches in evaluation.items()}
+    notes += picture_notes(engines, {**data.splits, "train": train_split}, data.class_names)
+    engine_name = "memory" if in_memory else "workers"
+    return Prepared(preprocessing, train, evaluation, engine_name, notes=tuple(notes))
 
 
 def build_engine(
@@ -141,22 +164,25 @@ def build_engine(
     in_memory: bool,
     device: torch.device,
     on_decode: Count | None = None,
+    rendering: Rendering = BY_TYPE,
 ) -> Engine:
     """The engine that delivers the pictures of ``split``: from ``device``'s memory, or decoded as it goes."""
     if in_memory:
-        decoded = decode_split(split, size, settings.fit, on_decode)
+        decoded = decode_split(split, size, settings.fit, on_decode, rendering)
         # A GPU that kept asking this computer for pictures would wait for most of its time.
         return MemoryEngine(decoded.images.to(device), torch.from_numpy(split.labels.copy()), decoded.counts)
-    return WorkerEngine(split, size, settings.fit, settings.workers)
+    return WorkerEngine(split, size, settings.fit, settings.workers, rendering)
 
 
-def resolve_preprocessing(settings: DataSettings, size: tuple[int, int], engine: Engine) -> Preprocessing:
+def resolve_preprocessing(
+    settings: DataSettings, size: tuple[int, int], engine: Engine, rendering: Rendering = BY_TYPE
+) -> Preprocessing:
     """With the recipe's mean and std, or those of the training pictures."""
     if isinstance(settings.mean, str) or isinstance(settings.std, str):
         measured_mean, measured_std = channel_statistics(_value_counts(engine))
     mean = measured_mean if isinstance(settings.mean, str) else settings.mean
     std = measured_std if isinstance(settings.std, str) else settings.std
-    return Preprocessing(size, settings.fit, mean, std)
+    return Preprocessing(size, settings.fit, mean, std, rendering.range, rendering.background)
 
 
 def _value_counts(engine: Engine) -> torch.Tensor:

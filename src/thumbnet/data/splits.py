@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -14,7 +15,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from thumbnet.data.images import FORMATS, MAX_PIXELS, lies_on_its_side, load_picture, open_image
+from thumbnet.data.images import (
+    FORMATS,
+    HEAD_BYTES,
+    MAX_PIXELS,
+    NOT_FINITE,
+    Picture,
+    lies_on_its_side,
+    load_picture,
+    open_image,
+    to_rgb,
+)
 from thumbnet.errors import DataError, TooManyPixelsError, UnknownFormatError, UnreadableImageError, printable
 
 
@@ -36,15 +47,23 @@ class Split(ABC):
 
     @abstractmethod
     def read(self, index: int) -> Image.Image:
-        """The picture, in RGB and its own size.
+        """The picture, in RGB and its own size; rendered by its type, see :func:`to_rgb`.
 
         Raises:
             UnreadableImageError: it cannot be decoded.
         """
 
-    def load(self, index: int) -> Image.Image | np.ndarray:
-        """As :meth:`read`, but as uint8 [H, W, 3] where it is pixels already."""
+    def load(self, index: int) -> Picture:
+        """The picture decoded, with all of its bits; see :func:`thumbnet.data.images.load_picture`.
+
+        Raises:
+            UnreadableImageError: it cannot be decoded.
+        """
         return self.read(index)
+
+    def head(self, index: int) -> bytes:
+        """The first ``HEAD_BYTES`` of a picture's encoded file; empty where there is none, or not at once."""
+        return b""
 
     @abstractmethod
     def content(self, index: int) -> bytes:
@@ -67,7 +86,11 @@ class Split(ABC):
         """The pictures at ``indices`` (int [M]), in that order."""
 
     def content_key(self) -> str:
-        """A digest that changes when a picture does; labels are not in it."""
+        """A digest that changes when a picture does; labels are not in it. Computed once."""
+        return self._content_key
+
+    @cached_property
+    def _content_key(self) -> str:
         return _digest(self.content_stamp())
 
     @abstractmethod
@@ -99,9 +122,17 @@ class FileSplit(Split):
         path = os.path.join(self._root, self.paths[index])
         return open_image(path, path)
 
-    def load(self, index: int) -> Image.Image | np.ndarray:  # noqa: D102
+    def load(self, index: int) -> Picture:  # noqa: D102
         path = os.path.join(self._root, self.paths[index])
         return load_picture(path, path)
+
+    def head(self, index: int) -> bytes:  # noqa: D102
+        path = os.path.join(self._root, self.paths[index])
+        if not os.path.isfile(path):
+            return b""
+        with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
+            return file.read(HEAD_BYTES)
+        return b""
 
     def content(self, index: int) -> bytes:  # noqa: D102
         try:
@@ -143,8 +174,13 @@ class EncodedSplit(Split):
     def read(self, index: int) -> Image.Image:  # noqa: D102
         return open_image(self.content(index), self.names[index])
 
-    def load(self, index: int) -> Image.Image | np.ndarray:  # noqa: D102
+    def load(self, index: int) -> Picture:  # noqa: D102
         return load_picture(self.content(index), self.names[index])
+
+    def head(self, index: int) -> bytes:  # noqa: D102
+        with contextlib.suppress(UnreadableImageError):
+            return self.content(index)[:HEAD_BYTES]
+        return b""
 
     def peek(self, index: int) -> tuple[tuple[int, int], str]:  # noqa: D102
         return _peek(io.BytesIO(self.content(index)), self.names[index])
@@ -174,10 +210,20 @@ class BytesSplit(EncodedSplit):
 
 
 class ArraySplit(Split):
-    """Pictures as pixels: ``images`` uint8 [N, height, width, 3]."""
+    """Pictures as pixels: ``images`` [N, height, width] or [N, height, width, 1, 3 or 4].
+
+    Args:
+        images: uint8, or of more bits: uint16, int32 or floats. Other integers and booleans become one of
+            these. How they become 8-bit RGB, a :class:`thumbnet.data.images.Rendering` says.
+        labels: int [N].
+        prefix: what the pictures' names begin with.
+
+    Raises:
+        DataError: another shape, or another type.
+    """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, prefix: str) -> None:
-        self.images = images
+        self.images = _as_pictures(images, prefix)
         self.labels = np.asarray(labels, dtype=np.int64)
         self.prefix = prefix
 
@@ -185,17 +231,23 @@ class ArraySplit(Split):
         return f"{self.prefix}[{index}]"
 
     def read(self, index: int) -> Image.Image:  # noqa: D102
-        return Image.fromarray(self.images[index])
+        return to_rgb(self.load(index))
 
     def load(self, index: int) -> np.ndarray:  # noqa: D102
         pixels: np.ndarray = self.images[index]
+        if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+            raise UnreadableImageError(self.name(index), NOT_FINITE)
         return pixels
 
     def content(self, index: int) -> bytes:  # noqa: D102
         return bytes(self.images[index].tobytes())
 
     def peek(self, index: int) -> tuple[tuple[int, int], str]:  # noqa: D102
-        return (self.images.shape[1], self.images.shape[2]), "RGB"
+        channels = 1 if self.images.ndim == 3 else self.images.shape[3]
+        mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+        if self.images.dtype != np.uint8:
+            mode = f"{mode} {self.images.dtype}"
+        return (self.images.shape[1], self.images.shape[2]), mode
 
     def subset(self, indices: np.ndarray) -> ArraySplit:  # noqa: D102
         return ArraySplit(self.images[indices], self.labels[indices], self.prefix)
@@ -204,9 +256,33 @@ class ArraySplit(Split):
         yield self.labels.tobytes()
         yield self.images.tobytes()
 
+    def content_key(self) -> str:  # noqa: D102
+        return _digest(self.content_stamp())  # not remembered: an array can be written to
+
     def content_stamp(self) -> Iterable[bytes]:  # noqa: D102
-        yield str(self.images.shape).encode()
+        yield f"{self.images.shape} {self.images.dtype.str}".encode()
         yield self.images.tobytes()
+
+
+def _as_pictures(images: np.ndarray, name: str) -> np.ndarray:
+    """``images`` in one of the types that :class:`ArraySplit` holds."""
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
+        raise DataError(
+            f"{name}: an array of shape {list(images.shape)}: expected pictures [N, height, width] or "
+            "[N, height, width, 1, 3 or 4]"
+        )
+    kind, wide = images.dtype.kind, images.dtype.itemsize
+    if kind == "b":
+        return images.astype(np.uint8) * np.uint8(255)
+    if images.dtype in (np.uint8, np.uint16, np.int32, np.float16, np.float32, np.float64):
+        return images
+    if kind not in "iu":
+        raise DataError(f"{name}: an array of {images.dtype}: expected pictures as integers or floats")
+    if wide < 4:  # int8, int16
+        return images.astype(np.int32)
+    least, most = (int(images.min()), int(images.max())) if images.size else (0, 0)
+    fits = np.iinfo(np.int32).min <= least and most <= np.iinfo(np.int32).max
+    return images.astype(np.int32 if fits else np.float64)
 
 
 def file_stamp(path: str, label: int, size: int) -> bytes:

@@ -17,7 +17,6 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response, S
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import APIKeyHeader
-from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.datastructures import UploadFile
@@ -29,7 +28,7 @@ from starlette.types import Message, Receive
 from thumbnet import __version__
 from thumbnet.classifier import Classifier, Prediction
 from thumbnet.console import note
-from thumbnet.data.images import as_data_address, fit_pixels, load_picture
+from thumbnet.data.images import Picture, as_data_address, load_picture
 from thumbnet.data.splits import Data
 from thumbnet.errors import ThumbnetError, TooManyPixelsError, UnknownFormatError, UnreadableImageError
 from thumbnet.evaluation import log_softmax
@@ -384,9 +383,8 @@ class _Service:
             for confidence, found, index, predicted_label in mistakes[:HARDEST]
         ]
 
-    def _fit(self, picture: Image.Image | np.ndarray) -> np.ndarray:
-        pre = self.classifier.info.preprocessing
-        return fit_pixels(picture, pre.size, pre.fit)
+    def _fit(self, picture: Picture) -> np.ndarray:
+        return self.classifier.info.preprocessing.pixels(picture)
 
 
 def _status_of(error: BaseException) -> int:
