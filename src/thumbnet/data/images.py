@@ -9,7 +9,7 @@ import base64
 import io
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import IO, Literal
@@ -17,6 +17,7 @@ from typing import IO, Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from thumbnet.data import plugins
 from thumbnet.errors import TooManyPixelsError, UnknownFormatError, UnreadableImageError
 
 try:
@@ -37,7 +38,7 @@ Image.preinit()  # the first five; the others are looked up when it is none of t
 PICTURE_SUFFIXES = frozenset({
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".jp2", ".avif",
-})  # fmt: skip
+} | plugins.readable_suffixes())  # fmt: skip
 
 
 def open_image(source: str | IO[bytes] | bytes, name: str) -> Image.Image:
@@ -76,7 +77,9 @@ def load_picture(
         raise UnreadableImageError(name, error.strerror or str(error)) from None
 
 
-def _open(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image | np.ndarray:
+def _open(
+    stream: IO[bytes], name: str, max_pixels: int, formats: Sequence[str] = FORMATS
+) -> Image.Image | np.ndarray:
     start = stream.tell()
     if stream.read(2) == JPEG_START:
         stream.seek(start)
@@ -85,19 +88,36 @@ def _open(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image | np.nda
             return pixels
     stream.seek(start)
     try:
-        with Image.open(stream, formats=FORMATS) as image:
+        with Image.open(stream, formats=formats) as image:
             if image.width * image.height > max_pixels:  # below Pillow's own limit, which only warns
                 raise TooManyPixelsError(name, f"declares {image.width}x{image.height} pixels")
             return to_rgb(image)
     except UnreadableImageError:
         raise
     except UnidentifiedImageError:
-        raise UnknownFormatError(name) from None
+        return _open(stream, name, max_pixels, other_formats(stream, start, name, formats))
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        reason = str(error) or type(error).__name__
+        stream.seek(start)
+        reason = plugins.special_jpeg(stream) or str(error) or type(error).__name__
         raise UnreadableImageError(name, reason) from None
+
+
+def other_formats(stream: IO[bytes], start: int, name: str, formats: Sequence[str]) -> list[str]:
+    """Which other formats to read a picture with that is in none of ``formats``: those of a plug-in.
+
+    ``stream`` is at ``start`` again afterwards.
+
+    Raises:
+        UnknownFormatError: there is none; it says what the file is, and what to do.
+    """
+    stream.seek(start)
+    found = plugins.load_formats(stream.read(plugins.HEAD_BYTES))
+    stream.seek(start)
+    if not found or found == formats:
+        raise UnknownFormatError(name, plugins.reason(stream)) from None
+    return found
 
 
 def read_plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from thumbnet.data import plugins
 from thumbnet.data.images import PICTURE_SUFFIXES
 from thumbnet.data.splits import FileSplit, Split
 from thumbnet.errors import DataError, RunError
@@ -30,7 +31,7 @@ from thumbnet.sources.packed import PackedSplit, Unpacked
 
 WORTH_KEEPING = 10_000  # pictures; fewer are listed in no time
 _SURE_AFTER = 2_000_000_000  # nanoseconds: clocks of file systems are this coarse
-_VERSION = 1
+_VERSION = f"1 {plugins.fingerprint()}"  # what is a picture depends on the plug-ins
 
 
 def is_picture_name(name: str) -> bool:

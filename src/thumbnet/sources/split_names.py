@@ -1,0 +1,63 @@
+"""Which split a folder's name speaks of: ``Training``, ``test_set``, ``seg_train``, ``01_valid``."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import NamedTuple
+
+SPLITS = ("train", "val", "test")
+_WORDS = {
+    "train": "train", "training": "train", "trainval": "train",
+    "val": "val", "valid": "val", "validation": "val", "validate": "val", "dev": "val", "development": "val",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test", "holdout": "test",
+    "heldout": "test",
+}  # fmt: skip
+_EITHER = frozenset({"eval", "evaluation", "holdout", "heldout"})  # val where there is another test
+_AFFIX = (
+    "set|sets|data|dataset|image|images|img|imgs|picture|pictures|pic|pics|photo|photos|folder|split|"
+    "seg|cls|jpg|jpeg|png|raw|resized|cropped|small|full|final|new|original|orig|labeled|labelled|my|the"
+)
+_AFFIXES = frozenset(_AFFIX.split("|"))
+_GLUED = re.compile(rf"(?P<word>{'|'.join(_WORDS)})(?:{_AFFIX})")
+
+
+class SplitName(NamedTuple):
+    """What a folder's name says about its split.
+
+    Attributes:
+        split: ``train``, ``val`` or ``test``.
+        rank: 0 for a plain word such as ``Testing``, 1 with a usual affix (``test_set``, ``01_test``), 2 with
+            other words (``test-multiple_fruits``), which alone does not make it a split.
+        rest: the other words.
+        either: it is ``val`` where another folder is ``test``.
+    """
+
+    split: str
+    rank: int
+    rest: tuple[str, ...]
+    either: bool
+
+
+def split_name(name: str) -> SplitName | None:
+    """Which split a folder's name speaks of, whatever its capitals and affixes; None for none or several."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", unicodedata.normalize("NFC", name))
+    text = re.sub(r"\b(hold|held)[ _-]*out", r"\1out", re.sub(r"[\W_]+", " ", spaced.casefold()))
+    words: list[str] = []
+    rest: list[str] = []
+    for token in re.findall(r"[^\W\d_]+", text):
+        glued = _GLUED.fullmatch(token)
+        if token in _WORDS or glued:
+            words.append(glued["word"] if glued else token)
+            rest += ["set"] if glued else []
+        else:
+            rest.append(token)
+    found = {_WORDS[word] for word in words}
+    if found == {"train", "val"}:
+        found = {"train"}  # train_val, as VOC has it
+    if len(found) != 1:
+        return None
+    plain = not rest and not re.search(r"\d", text)
+    unusual = tuple(token for token in rest if token not in _AFFIXES)
+    rank = 0 if plain else 2 if unusual else 1
+    return SplitName(found.pop(), rank, unusual, words[0] in _EITHER)
