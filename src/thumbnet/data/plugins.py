@@ -194,6 +194,10 @@ def reason(stream: IO[bytes]) -> str:
         return special or UNKNOWN
     if not head:
         return "the file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, not the picture itself: fetch that with git lfs pull"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page, not a picture: its download did not work"
     kind = kind_of(head)
     if kind is None:
         return UNKNOWN

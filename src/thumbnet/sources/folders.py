@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from thumbnet.data import plugins
 from thumbnet.data.splits import Data, Split
-from thumbnet.errors import DataError
+from thumbnet.errors import DataError, printable
 from thumbnet.recipe import DataSettings
 from thumbnet.sources.index import Index
 from thumbnet.sources.place import Place
@@ -198,8 +199,12 @@ def _number_first(path: str) -> tuple[int, str]:
 def _ignored_note(ignored: list[str], split: str) -> list[str]:
     if not ignored:
         return []
-    what = f"{len(ignored)} file(s) passed over, no pictures by their name or kind"
-    return [f"{split}: {what}, such as {min(ignored)}"]
+    special = plugins.notes_on(ignored)
+    others = [path for path in ignored if plugins.kind_by_name(path) is None]
+    if not others:
+        return special
+    what = f"{len(others)} file(s) passed over, no pictures by their name or kind"
+    return [*special, f"{split}: {what}, such as {printable(min(others))}"]
 
 
 def _alike_note(names: tuple[str, ...]) -> list[str]:
