@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from thumbnet.cli.options import add_device, add_run, add_tta, positive
-from thumbnet.errors import ThumbnetError
+from thumbnet.errors import ThumbnetError, printable
 
 PREDICT_BATCH = 256  # pictures classified, and shown, at a time
 
@@ -75,20 +75,35 @@ def _expand(paths: Sequence[str]) -> Iterator[str]:
     """Files as they are, folders by their pictures, globs by what they match."""
     import glob
 
-    from thumbnet.sources.folders import pictures_below
-
     for path in paths:
         if path == "-" or os.path.isfile(path):
             yield path
         elif os.path.isdir(path):
-            found = sorted(pictures_below(path))
-            if not found:
-                raise ThumbnetError(f"there are no pictures in the folder {path}")
-            yield from found
+            yield from _pictures_in(path)
         elif glob.has_magic(path):
             matches = sorted(glob.glob(path, recursive=True))
             if not matches:
-                raise ThumbnetError(f"no file matches {path}")
+                raise ThumbnetError(f"no file matches {printable(path)}")
             yield from _expand(matches)
         else:
             yield path  # reported as unreadable, in its place
+
+
+def _pictures_in(folder: str) -> list[str]:
+    """The pictures below a folder, sorted. Files that a plug-in would read are named on standard error."""
+    from pathlib import Path
+
+    from thumbnet.data import plugins
+    from thumbnet.sources.index import Index
+    from thumbnet.sources.place import Place
+    from thumbnet.sources.unknown import explain_folder
+
+    index = Index(Path(folder))
+    found = index.pictures_below("")
+    if not found:
+        what = explain_folder(Place(Path(folder)))
+        because = f": {what.splitlines()[0]}" if what else ""
+        raise ThumbnetError(f"there are no pictures in the folder {printable(folder)}{because}")
+    for note in plugins.notes_on(index.ignored):
+        print(f"thumbnet: {note}", file=sys.stderr)
+    return [os.path.join(folder, path) for path in found]

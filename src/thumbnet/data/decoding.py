@@ -27,6 +27,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from thumbnet.data import plugins
 from thumbnet.data.batches import CHANNELS, MANY, count_values, fits_in_memory, sample_positions
 from thumbnet.data.images import BY_TYPE, NOT_FINITE, Fit, Rendering, fit_pixels
 from thumbnet.data.splits import ArraySplit, Split
@@ -310,7 +311,7 @@ def _name(size: tuple[int, int], fit: Fit, rendering: Rendering) -> str:
 
 def _entry(split: Split, what: str) -> Path:
     """Where the cache keeps ``what`` of ``split``."""
-    depends = f"{_VERSION} {PIL.__version__} {what} {split.content_key()}"
+    depends = f"{_VERSION} {PIL.__version__} {plugins.fingerprint()} {what} {split.content_key()}"
     return cache_folder() / "decoded" / hashlib.blake2b(depends.encode(), digest_size=16).hexdigest()
 
 

@@ -12,7 +12,7 @@ import io
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -21,6 +21,7 @@ from typing import IO, Any, Literal, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from thumbnet.data import plugins
 from thumbnet.errors import TooManyPixelsError, UnknownFormatError, UnreadableImageError
 
 try:
@@ -48,7 +49,7 @@ Image.preinit()  # the first five; the others are looked up when it is none of t
 PICTURE_SUFFIXES = frozenset({
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".jp2", ".avif",
-})  # fmt: skip
+} | plugins.readable_suffixes())  # fmt: skip
 
 
 def open_image(source: str | IO[bytes] | bytes, name: str) -> Image.Image:
@@ -90,7 +91,7 @@ def load_picture(source: str | IO[bytes] | bytes, name: str, max_pixels: int = M
         raise UnreadableImageError(name, error.strerror or str(error)) from None
 
 
-def _open(stream: IO[bytes], name: str, max_pixels: int) -> Picture:
+def _open(stream: IO[bytes], name: str, max_pixels: int, formats: Sequence[str] = FORMATS) -> Picture:
     start = stream.tell()
     if stream.read(2) == JPEG_START:
         stream.seek(start)
@@ -99,14 +100,14 @@ def _open(stream: IO[bytes], name: str, max_pixels: int) -> Picture:
             return pixels
     stream.seek(start)
     try:
-        with Image.open(stream, formats=FORMATS) as image:
+        with Image.open(stream, formats=formats) as image:
             if image.width * image.height > max_pixels:  # below Pillow's own limit, which only warns
                 raise TooManyPixelsError(name, f"declares {image.width}x{image.height} pixels")
             lower = _lower_bytes(image)
             picture = decode(image)
             if lower:
                 stream.seek(start)
-                with Image.open(stream, formats=FORMATS) as again:
+                with Image.open(stream, formats=formats) as again:
                     again.tile = lower
                     return _sixteen_bits(picture, decode(again), grey=lower[0].args == "RGBA")
             if picture.mode == "F" and not _is_finite(picture):
@@ -115,11 +116,12 @@ def _open(stream: IO[bytes], name: str, max_pixels: int) -> Picture:
     except UnreadableImageError:
         raise
     except UnidentifiedImageError:
-        raise UnknownFormatError(name) from None
+        return _open(stream, name, max_pixels, other_formats(stream, start, name, formats))
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        reason = str(error) or type(error).__name__
+        stream.seek(start)
+        reason = plugins.special_jpeg(stream) or str(error) or type(error).__name__
         raise UnreadableImageError(name, reason) from None
 
 
@@ -170,6 +172,22 @@ def _sixteen_bits(upper: Image.Image, lower: Image.Image, grey: bool) -> np.ndar
 
 def _is_finite(image: Image.Image) -> bool:
     return all(bool(np.isfinite(np.asarray(image.crop(box))).all()) for box in _bands(image))
+
+
+def other_formats(stream: IO[bytes], start: int, name: str, formats: Sequence[str]) -> list[str]:
+    """Which other formats to read a picture with that is in none of ``formats``: those of a plug-in.
+
+    ``stream`` is at ``start`` again afterwards.
+
+    Raises:
+        UnknownFormatError: there is none; it says what the file is, and what to do.
+    """
+    stream.seek(start)
+    found = plugins.load_formats(stream.read(plugins.HEAD_BYTES))
+    stream.seek(start)
+    if not found or found == formats:
+        raise UnknownFormatError(name, plugins.reason(stream)) from None
+    return found
 
 
 def read_plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -24,9 +25,10 @@ from thumbnet.data.images import (
     lies_on_its_side,
     load_picture,
     open_image,
+    other_formats,
     to_rgb,
 )
-from thumbnet.errors import DataError, TooManyPixelsError, UnknownFormatError, UnreadableImageError, printable
+from thumbnet.errors import DataError, TooManyPixelsError, UnreadableImageError, printable
 
 
 class Split(ABC):
@@ -307,19 +309,25 @@ def _state(path: str) -> tuple[int, int]:
 
 def _peek(source: Path | io.BytesIO, name: str) -> tuple[tuple[int, int], str]:
     try:
-        with Image.open(source, formats=FORMATS) as image:
+        with open(source, "rb") if isinstance(source, Path) else source as stream:
+            return _peek_stream(stream, name, FORMATS)
+    except UnreadableImageError:
+        raise
+    except Exception as error:
+        raise UnreadableImageError(name, str(error) or type(error).__name__) from None
+
+
+def _peek_stream(stream: IO[bytes], name: str, formats: Sequence[str]) -> tuple[tuple[int, int], str]:
+    try:
+        with Image.open(stream, formats=formats) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise TooManyPixelsError(name, f"declares {width}x{height} pixels")
             if lies_on_its_side(image):
                 width, height = height, width
             return (height, width), image.mode
-    except UnreadableImageError:
-        raise
     except UnidentifiedImageError:
-        raise UnknownFormatError(name) from None
-    except Exception as error:
-        raise UnreadableImageError(name, str(error) or type(error).__name__) from None
+        return _peek_stream(stream, name, other_formats(stream, 0, name, formats))
 
 
 @dataclass(frozen=True)

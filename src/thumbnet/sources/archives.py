@@ -16,17 +16,18 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from thumbnet.data import plugins
 from thumbnet.errors import DataError
 from thumbnet.files import clear_leftovers
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.packed import Pack, PackWriter, Unpacked
 
-ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".zip")
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz", ".zip")
 MAX_EXPANSION = 200  # how many times its own size an archive may unpack to: more is a bomb
 
 _BLOCK = 1 << 20  # bytes read and written at a time
 _FILES = "files"  # the folder of what is no picture
-_VERSION = 2  # of what an archive becomes
+_VERSION = f"2 {plugins.fingerprint()}"  # of what an archive becomes: plug-ins decide what is a picture
 
 
 def is_archive_name(name: str) -> bool:

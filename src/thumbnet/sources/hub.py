@@ -1,82 +1,246 @@
-"""``hf:OWNER/NAME``: any image-classification data set of the Hugging Face Hub, by ``datasets``."""
+"""``hf:OWNER/NAME``: any image-classification data set of the Hugging Face Hub, by the library ``datasets``.
+
+Folders that the library has written with ``save_to_disk`` are read, too.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from thumbnet.data.splits import BytesSplit, Data, Split
-from thumbnet.errors import DataError, MissingExtraError, nearest
+from thumbnet.errors import DataError, MissingExtraError, nearest, printable
+from thumbnet.recipe import DataSettings
+from thumbnet.sources.labels import as_class, number_classes
+from thumbnet.sources.place import Place
+from thumbnet.sources.split_names import split_name
 
-_SPLIT_NAMES = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
+# What label columns are called, likeliest first, where no column has the library's type for labels.
+_LABEL_NAMES = [
+    "label",
+    "labels",
+    "class",
+    "target",
+    "category",
+    "fine_label",
+    "y",
+    "cls",
+    "class_name",
+    "label_name",
+    "class_id",
+    "label_id",
+    "species",
+    "breed",
+]
+_MOST_CLASSES = 0.5  # of a column's values may be different for it to be taken for labels unasked
 
 
-def load_hub(name: str, source: str, cache: Path | None) -> Data:
-    """A data set of the Hub with one image column and one class-label column.
+def recognise(place: Place, settings: DataSettings) -> bool:
+    """Whether it is a folder that ``save_to_disk`` has written."""
+    folder = place.path
+    try:
+        single = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+        return single or (folder / "dataset_dict.json").is_file()
+    except OSError:
+        return False
+
+
+def read(place: Place, source: str, settings: DataSettings) -> Data:
+    """The data in a folder that ``save_to_disk`` has written."""
+    library = _library("reading a folder of the library datasets")
+    try:
+        loaded = library.load_from_disk(str(place.path))
+    except Exception as error:  # the library raises a different class for every way to fail
+        raise DataError(f"cannot load {printable(source)}: {_first_line(error)}") from None
+    tables = loaded if isinstance(loaded, dict) else {"train": loaded}
+    return _read_tables(tables, "", source, settings, "written by the library datasets")
+
+
+def load_hub(
+    name: str,
+    source: str,
+    cache: Path | None,
+    settings: DataSettings = DataSettings(),  # noqa: B008
+) -> Data:
+    """A data set of the Hub with a column of pictures and one of labels: integers, words, or class labels.
 
     Args:
         name: ``OWNER/NAME``, with ``:CONFIG`` where it has several and ``#COLUMN`` where it has
             several labels, as in ``hf:uoft-cs/cifar100#coarse_label``.
         source: what the user wrote.
         cache: where to keep it; None is the library's own place.
+        settings: ``path_column`` and ``label_column`` name the columns of pictures and labels.
 
     Raises:
         MissingExtraError: the library ``datasets`` is not installed.
-        DataError: it cannot be had, or is not of that kind.
+        DataError: it cannot be fetched, or has no such columns.
     """
-    try:
-        import datasets
-    except ImportError:
-        raise MissingExtraError("reading from the Hugging Face Hub", "hub") from None
+    library = _library("reading from the Hugging Face Hub")
     path, _, label_column = name.partition("#")
     path, _, config = path.partition(":")
     try:
-        tables = datasets.load_dataset(path, config or None, cache_dir=str(cache) if cache else None)
+        tables = library.load_dataset(path, config or None, cache_dir=str(cache) if cache else None)
     except Exception as error:  # the library raises a different class for every way to fail
-        first = str(error).strip().split("\n")[0]
-        raise DataError(f"cannot load {source} from the Hub: {first or type(error).__name__}") from None
-    splits: dict[str, Split] = {}
-    class_names: tuple[str, ...] = ()
-    notes = []
-    for split_name, table in tables.items():
-        target = _SPLIT_NAMES.get(str(split_name))
-        if target is None or target in splits:
-            notes.append(f"the Hub's split {split_name!r} was left out")
-            continue
-        image_column, labels, class_names = _columns(table, label_column, source, datasets)
-        encoded = table.cast_column(image_column, datasets.Image(decode=False))[image_column]
-        files, names = [], []
-        for index, item in enumerate(encoded):
-            content = item["bytes"] if item["bytes"] is not None else Path(item["path"]).read_bytes()
-            files.append(content)
-            names.append(
-                f"{target}[{index}]" if not item.get("path") else f"{target}/{item['path']}[{index}]"
+        raise DataError(f"cannot load {printable(source)} from the Hub: {_first_line(error)}") from None
+    return _read_tables(tables, label_column, source, settings, "Hugging Face Hub")
+
+
+def _read_tables(
+    tables: Mapping[Any, Any], label_column: str, source: str, settings: DataSettings, layout: str
+) -> Data:
+    where = printable(source)
+    chosen, notes = _splits({str(name): table for name, table in tables.items()}, where)
+    features = chosen["train"].features
+    image = _image_column(features, settings.path_column, where, notes)
+    label = _label_column(chosen["train"], label_column or settings.label_column, image, where, notes)
+    contents: dict[str, tuple[list[bytes], list[str]]] = {}
+    values: dict[str, list[str | int]] = {}
+    for split, table in chosen.items():
+        missing = [column for column in (image, label) if column not in table.features]
+        labels = [] if missing else [_known(as_class(value)) for value in table[label]]
+        with_label = [index for index, value in enumerate(labels) if value is not None]
+        if len(with_label) < len(table):
+            count = f"{len(table) - len(with_label):,} of {len(table):,}"
+            notes.append(f"{split}: {count} pictures were left out, which have no label")
+        if with_label or split == "train":
+            contents[split] = _read_pictures(table, image, with_label, split, where)
+            values[split] = [value for value in labels if value is not None]
+    if not values["train"]:
+        raise DataError(f"{where}: no picture of its training split has a label in the column {label!r}")
+    names = tuple(getattr(features[label], "names", None) or ())
+    class_names, numbers, more = number_classes(values, where, names)
+    splits: dict[str, Split] = {
+        split: BytesSplit(files, numbers[split], called) for split, (files, called) in contents.items()
+    }
+    return Data(source, layout, class_names, splits, (*notes, *more))
+
+
+def _splits(tables: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+    """For each of our splits the table whose name says so most plainly; notes on the others."""
+    chosen: dict[str, str] = {}
+    rank: dict[str, int] = {}
+    for name in tables:
+        found = split_name(name)
+        if found and len(tables[name]) and found.rank < rank.get(found.split, 9):
+            chosen[found.split], rank[found.split] = name, found.rank
+    if "train" not in chosen:
+        filled = [name for name in tables if len(tables[name])]
+        if len(filled) != 1:
+            listing = ", ".join(map(printable, tables)) or "none"
+            raise DataError(f"{where}: the data set has no train split, only {listing}")
+        chosen = {"train": filled[0]}
+    left_out = [printable(name) for name in tables if name not in chosen.values()]
+    notes = [f"the split {name!r} was left out" for name in left_out]
+    return {split: tables[name] for split, name in chosen.items()}, notes
+
+
+def _image_column(features: Mapping[str, Any], wanted: str, where: str, notes: list[str]) -> str:
+    """The column of pictures: the one asked for, else the first of the library's type, else one of bytes."""
+    found = [key for key, kind in features.items() if type(kind).__name__ == "Image"]
+    found = found or [key for key, kind in features.items() if _holds_files(kind)]
+    if wanted:
+        if wanted not in features:
+            raise DataError(
+                f"{where}: no column {printable(wanted)!r}. {nearest(wanted, map(printable, features))}"
             )
-        splits[target] = BytesSplit(files, labels, names)
-    if "train" not in splits:
+        return wanted
+    if not found:
         raise DataError(
-            f"{source}: the Hub's data set has no train split, only {', '.join(map(str, tables))}"
+            f"{where} is no image-classification data set: none of its columns has pictures: {_listing(features)}"
         )
-    return Data(source, "Hugging Face Hub", class_names, splits, tuple(notes))
+    if len(found) > 1:
+        others = ", ".join(printable(key) for key in found[1:])
+        notes.append(
+            f"of {len(found)} columns with pictures {printable(found[0])!r} was taken; {others}: "
+            "--set data.path_column=NAME"
+        )
+    return found[0]
 
 
-def _columns(
-    table: Any, label_column: str, source: str, datasets: Any
-) -> tuple[str, np.ndarray, tuple[str, ...]]:
-    """The image column's name, the labels [N], and the class names."""
+def _holds_files(kind: Any) -> bool:
+    """Whether a column has the bytes of files, as tables that pandas has written have them."""
+    if isinstance(kind, dict):
+        return "bytes" in kind and getattr(kind["bytes"], "dtype", "") == "binary"
+    return getattr(kind, "dtype", "") in ("binary", "large_binary")
+
+
+def _label_column(table: Any, wanted: str, image: str, where: str, notes: list[str]) -> str:
     features = table.features
-    images = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
-    labels = [key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    if label_column and label_column not in labels:
-        raise DataError(f"{source}: no class-label column {label_column!r}. {nearest(label_column, labels)}")
-    if not images or not labels:
-        listing = ", ".join(f"{key} ({type(kind).__name__})" for key, kind in features.items())
-        raise DataError(f"{source} is no image-classification data set: its columns are {listing}")
+    plain = [key for key, kind in features.items() if key != image and _may_be_label(kind)]
+    typed = [key for key in plain if type(features[key]).__name__ == "ClassLabel"]
+    if wanted:
+        if wanted not in plain:
+            choices = [printable(key) for key in plain]
+            raise DataError(f"{where}: no column of labels {printable(wanted)!r}. {nearest(wanted, choices)}")
+        return wanted
+    named = sorted(
+        (key for key in plain if key.lower() in _LABEL_NAMES), key=lambda k: _LABEL_NAMES.index(k.lower())
+    )
+    few = (
+        [key for key in plain if 2 <= len(set(table[key])) <= _MOST_CLASSES * len(table)] if not named else []
+    )
     # CIFAR-100's come as fine_label, coarse_label: the first is the one that is meant.
-    column = label_column or labels[0]
-    values = np.asarray(table[column], dtype=np.int64)
-    if values.size and values.min() < 0:
-        raise DataError(f"{source}: {int((values < 0).sum())} pictures have no label (-1)")
-    return images[0], values, tuple(features[column].names)
+    found = typed or named or (few if len(few) == 1 else [])
+    if not found:
+        what = (
+            f"several columns may be the label ({', '.join(map(printable, few))})"
+            if few
+            else "no column of labels"
+        )
+        raise DataError(
+            f"{where} is no image-classification data set that is understood: {what}. Its columns: "
+            f"{_listing(features)}. Name one: {where}#COLUMN, or --set data.label_column=COLUMN"
+        )
+    if len(found) > 1 or not typed:
+        others = [printable(key) for key in plain if key != found[0]]
+        also = f"; others: {', '.join(others)}" if others else ""
+        notes.append(f"labels: column {printable(found[0])!r}{also}")
+    return found[0]
+
+
+def _may_be_label(kind: Any) -> bool:
+    dtype = str(getattr(kind, "dtype", ""))
+    return (
+        type(kind).__name__ == "ClassLabel" or dtype in ("string", "large_string", "bool") or "int" in dtype
+    )
+
+
+def _known(label: str | int | None) -> str | int | None:
+    """A label; None for -1, by which the Hub says that there is none."""
+    return None if label == -1 else label
+
+
+def _read_pictures(
+    table: Any, image: str, chosen: Sequence[int], split: str, where: str
+) -> tuple[list[bytes], list[str]]:
+    """The files of the pictures at ``chosen``, and what to call them."""
+    library = _library("reading from the Hugging Face Hub")
+    files, names = [], []
+    try:
+        encoded = table.cast_column(image, library.Image(decode=False)).select(chosen)[image]
+        for index, item in zip(chosen, encoded, strict=True):
+            content, path = item["bytes"], item.get("path")
+            files.append(content if content is not None else Path(path).read_bytes())
+            names.append(f"{split}/{path}[{index}]" if path else f"{split}[{index}]")
+    except Exception as error:  # a column of anything; a file that is not there
+        raise DataError(
+            f"{where}: column {printable(image)!r} has no pictures: {_first_line(error)}"
+        ) from None
+    return files, names
+
+
+def _listing(features: Mapping[str, Any]) -> str:
+    return ", ".join(f"{printable(key)} ({type(kind).__name__})" for key, kind in features.items())
+
+
+def _first_line(error: Exception) -> str:
+    return printable(str(error).strip().split("\n")[0]) or type(error).__name__
+
+
+def _library(what: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtraError(what, "hub") from None
+    return datasets

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from thumbnet.data import plugins
 from thumbnet.data.images import PICTURE_SUFFIXES
 from thumbnet.data.splits import FileSplit, Split
 from thumbnet.errors import DataError, RunError, printable
@@ -32,7 +33,7 @@ from thumbnet.sources.tree import Folder, is_tool_folder, join
 
 WORTH_KEEPING = 10_000  # pictures; fewer are listed in no time
 _SURE_AFTER = 2_000_000_000  # nanoseconds: clocks of file systems are this coarse
-_VERSION = 2
+_VERSION = f"2 {plugins.fingerprint()}"  # what is a picture depends on the plug-ins
 _MAX_LINKS = 3  # links to folders that are followed one after the other
 
 _NEVER_CLASSES = frozenset([".git", ".svn", ".hg", ".venv"])  # not even searched for pictures

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from thumbnet.data import plugins
 from thumbnet.errors import DataError, printable
 from thumbnet.recipe import DataSettings
 from thumbnet.sources import filenames
@@ -600,11 +601,11 @@ class _Decision:
         for split, folder in folders.items():
             ignored = [self._below_top([path])[0] for path in folder.ignored_below()]
             if ignored and folder is not self.top:
-                self.notes.append(_passed_over(split, ignored))
+                self.notes += _passed_over(split, ignored)
             elif ignored:
                 inner = [path for path in ignored if "/" in path]
                 if inner:
-                    self.notes.append(_passed_over(split, inner))
+                    self.notes += _passed_over(split, inner)
         skipped = [(path, count) for each in self.tree.walk() for path, count in each.skipped if count]
         hidden = [(path, count) for path, count in skipped if not is_known_tool(path.rpartition("/")[2])]
         if skipped:
@@ -680,9 +681,14 @@ def _base_names(paths: Sequence[str]) -> list[str]:
     return [path.rpartition("/")[2] for path in paths]
 
 
-def _passed_over(split: str, ignored: list[str]) -> str:
-    what = f"{len(ignored)} file(s) passed over, no pictures by their name or kind"
-    return f"{split}: {what}, such as {printable(min(ignored))}"
+def _passed_over(split: str, ignored: list[str]) -> list[str]:
+    """Notes on files that are not read: those that a plug-in would read, and others."""
+    special = plugins.notes_on(ignored)
+    others = [path for path in ignored if plugins.kind_by_name(path) is None]
+    if not others:
+        return special
+    what = f"{len(others)} file(s) passed over, no pictures by their name or kind"
+    return [*special, f"{split}: {what}, such as {printable(min(others))}"]
 
 
 def _quoted(path: str) -> str:

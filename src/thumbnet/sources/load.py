@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from thumbnet.data.splits import ArraySplit, Data
-from thumbnet.errors import DataError, nearest
+from thumbnet.errors import DataError, printable
 from thumbnet.files import cache_folder
 from thumbnet.recipe import DataSettings
-from thumbnet.sources import cifar, folders
-from thumbnet.sources.archives import ARCHIVE_SUFFIXES, is_archive_name, unpack
+from thumbnet.sources import cifar, folders, hub, known_names, tiny_imagenet, unknown, webdataset
+from thumbnet.sources.archives import is_archive_name, unpack
 from thumbnet.sources.download import Progress, download
 from thumbnet.sources.folders import wrapped
-from thumbnet.sources.hub import load_hub
 from thumbnet.sources.place import Form, Place
 
 NAMED = ("digits", "cifar10", "cifar100")
@@ -59,7 +58,7 @@ def load_data(
     elif name in cifar.ARCHIVES:
         data = _load_cifar(name, cache, chosen, progress)
     elif name.startswith("hf:"):
-        data = load_hub(name.removeprefix("hf:"), name, Path(data_dir) if data_dir else None)
+        data = hub.load_hub(name.removeprefix("hf:"), name, Path(data_dir) if data_dir else None, chosen)
     else:
         data = _load_path(Path(name).expanduser(), name, cache, chosen)
     return data.with_held_out(chosen.test_fraction, chosen.val_fraction, chosen.split_seed, chosen.group_by)
@@ -67,21 +66,26 @@ def load_data(
 
 # In this order; the first that recognises a place reads it. The folder of pictures comes last: it explains
 # what is accepted where nothing was recognised.
-FORMS: tuple[Form, ...] = (cifar, folders)
+FORMS: tuple[Form, ...] = (cifar, tiny_imagenet, webdataset, hub, folders)
 
 
 def _load_path(path: Path, name: str, cache: Path, settings: DataSettings) -> Data:
     try:
-        if path.is_file() and is_archive_name(path.name):
+        if webdataset.is_pattern(name) and not path.exists():
+            return webdataset.read_pattern(name)
+        if path.is_file() and is_archive_name(path.name) and not webdataset.recognise(Place(path), settings):
             return _load_archive(path, name, cache, settings)
         if path.exists():
             return _read(Place(path), name, settings)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
-    raise DataError(f"there is no data set, folder or archive {name!r}. {nearest(name, NAMED)}")
+        raise DataError(f"cannot read {printable(str(path))}: {error.strerror}") from None
+    raise DataError(known_names.explain(name, NAMED))
 
 
 def _load_archive(path: Path, name: str, cache: Path, settings: DataSettings) -> Data:
+    wrong = unknown.not_an_archive(path)
+    if wrong:
+        raise DataError(wrong)
     unpacked = unpack(path, cache)
     return _read(Place(unpacked.folder, unpacked), name, settings)
 
@@ -93,9 +97,16 @@ def _read(place: Place, name: str, settings: DataSettings) -> Data:
             if form.recognise(level, settings):
                 return form.read(level, name, settings)
     if not folders.recognise(place, settings):
-        known = ", ".join(ARCHIVE_SUFFIXES)
-        raise DataError(f"{place.path} is a file, but not an archive known here ({known})")
-    return folders.read(place, name, settings)
+        raise DataError(unknown.explain_file(place.path))
+    asked = settings.label_pattern or settings.classes_from != DataSettings().classes_from
+    wrong = None if asked else unknown.refusal(place)
+    if wrong:
+        raise DataError(wrong)
+    try:
+        return folders.read(place, name, settings)
+    except DataError as error:
+        found = None if asked else unknown.explain_folder(place)
+        raise DataError(found or str(error)) from None
 
 
 def _load_digits() -> Data:

@@ -1,0 +1,256 @@
+"""Picture formats that Pillow reads only with a plug-in, or not at all: how to know them, and what to do.
+
+A plug-in that is installed is loaded when the first file with its signature is met. Ordinary pictures never
+come here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import IO
+
+from thumbnet.errors import printable
+
+HEAD_BYTES = 512
+MAX_JPEG_HEADER = 1 << 20  # bytes in which a JPEG's frame header is looked for
+UNKNOWN = "not a picture in any format known here"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A format that Pillow does not read by itself.
+
+    Attributes:
+        name: what to call it, in the singular and with its article.
+        suffixes: of its files' names, in lower case.
+        way: what to do, as a sentence without a full stop.
+        format, module, package: Pillow's name for it, the plug-in that reads it, and what to install for that;
+            empty where thumbnet knows no plug-in.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    way: str = ""
+    format: str = ""
+    module: str = ""
+    package: str = ""
+
+    @property
+    def advice(self) -> str:
+        """What to do about such a file."""
+        if self.package:
+            return f"to read it, pip install {self.package}"
+        return self.way
+
+
+HEIC = Kind("a HEIC picture", (".heic", ".heif", ".hif"), "", "HEIF", "pillow_heif", "pillow-heif")
+AVIF = Kind("an AVIF picture", (".avif",), "", "AVIF", "pillow_avif", "pillow-avif-plugin")
+JXL = Kind("a JPEG XL picture", (".jxl",), "", "JXL", "pillow_jxl", "pillow-jxl-plugin")
+RAW = Kind(
+    "a camera's raw picture",
+    (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw"),
+    "convert it to PNG or JPEG first, with darktable or the package rawpy",
+)
+PSD = Kind("a Photoshop document", (".psd", ".psb"), "export it as PNG first")
+XCF = Kind("a GIMP document", (".xcf",), "export it as PNG first")
+SVG = Kind("a vector drawing (SVG)", (".svg", ".svgz"), "render it as PNG first, with Inkscape or cairosvg")
+PDF = Kind("a PDF document", (".pdf",), "export its pages as PNG first, with pdftoppm -png")
+EPS = Kind("a PostScript document", (".eps", ".ps", ".ai"), "render it as PNG first, with Ghostscript")
+DICOM = Kind("a DICOM file", (".dcm", ".dicom"), "convert it to PNG first, with the package pydicom")
+NIFTI = Kind(
+    "a NIfTI volume",
+    (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd"),
+    "save its slices as PNG first, with the package nibabel or SimpleITK",
+)
+FITS = Kind("a FITS file", (".fits", ".fit"), "convert it to TIFF first, with the package astropy")
+HDR = Kind("a high-dynamic-range picture", (".exr", ".hdr"), "tone-map it and save it as PNG first")
+OTHER = Kind(
+    "a picture in a format that thumbnet does not read",
+    (".dds", ".jxr", ".wdp", ".jls", ".pcx", ".sgi", ".rgb", ".xpm", ".wmf", ".emf", ".bpg", ".qoi", ".flif"),
+    "convert it to PNG first, with ImageMagick",
+)
+SLIDE = Kind(
+    "a microscope's slide or stack",
+    (".svs", ".ndpi", ".czi", ".lif", ".nd2", ".mrxs"),
+    "cut it into tiles and save them as PNG first, with OpenSlide or Bio-Formats",
+)
+VIDEO = Kind(
+    "a video",
+    (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp"),
+    "save its frames as pictures first: ffmpeg -i VIDEO -r 1 %05d.png",
+)
+KINDS = (
+    HEIC, AVIF, JXL, RAW, PSD, XCF, SVG, PDF, EPS, DICOM, NIFTI, FITS, HDR, OTHER, SLIDE, VIDEO,
+)  # fmt: skip
+
+_HEIC_BRANDS = frozenset(
+    b"heic heix hevc hevx heim heis hevm hevs mif1 msf1".split()
+)  # of the box that such a file begins with
+_AVIF_BRANDS = frozenset([b"avif", b"avis"])
+_STARTS: tuple[tuple[int, bytes, Kind], ...] = (
+    (0, b"\xff\x0a", JXL),
+    (0, b"\0\0\0\x0cJXL \r\n\x87\n", JXL),
+    (8, b"CR\x02", RAW),
+    (0, b"FUJIFILMCCD-RAW", RAW),
+    (0, b"IIRO", RAW),
+    (0, b"IIU\0", RAW),
+    (0, b"8BPS", PSD),
+    (0, b"gimp xcf", XCF),
+    (0, b"%PDF-", PDF),
+    (0, b"%!PS", EPS),
+    (0, b"\xc5\xd0\xd3\xc6", EPS),
+    (128, b"DICM", DICOM),
+    (344, b"n+1\0", NIFTI),
+    (344, b"ni1\0", NIFTI),
+    (0, b"NRRD0", NIFTI),
+    (0, b"SIMPLE  =", FITS),
+    (0, b"v/1\x01", HDR),
+    (0, b"#?RADIANCE", HDR),
+    (0, b"#?RGBE", HDR),
+    (0, b"DDS ", OTHER),
+    (0, b"II\xbc\x01", OTHER),
+    (0, b"qoif", OTHER),
+    (0, b"BPG\xfb", OTHER),
+    (0, b"FLIF", OTHER),
+    (0, b"\x1aE\xdf\xa3", VIDEO),
+    (8, b"AVI LIST", VIDEO),
+    (0, b"\0\0\x01\xba", VIDEO),
+    (0, b"FLV\x01", VIDEO),
+)
+
+
+def kind_of(head: bytes) -> Kind | None:
+    """What a file is whose first ``HEAD_BYTES`` are these; None for anything else, readable pictures included."""
+    if head[4:8] == b"ftyp":
+        brand = head[8:12]
+        if brand == b"crx ":
+            return RAW
+        # A file of the general brand mif1 says further on which codec it has.
+        if brand in _AVIF_BRANDS or (brand in (b"mif1", b"msf1") and b"avif" in head[12:64]):
+            return AVIF
+        return HEIC if brand in _HEIC_BRANDS else VIDEO
+    for at, start, kind in _STARTS:
+        if head.startswith(start, at):
+            return kind
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return SVG if text.startswith(b"<svg") or (text.startswith(b"<?xml") and b"<svg" in text) else None
+
+
+def kind_by_name(name: str) -> Kind | None:
+    """What a file's name says that it is, if not a picture that Pillow reads by itself."""
+    lower = name.lower()
+    return next((kind for kind in KINDS if lower.endswith(kind.suffixes)), None)
+
+
+@cache
+def installed(kind: Kind) -> bool:
+    """Whether the plug-in for ``kind`` is there. It is looked for, not loaded."""
+    try:
+        return bool(kind.module) and find_spec(kind.module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def readable_suffixes() -> frozenset[str]:
+    """Suffixes of the pictures that are read because a plug-in is installed."""
+    return frozenset(suffix for kind in KINDS if installed(kind) for suffix in kind.suffixes)
+
+
+def fingerprint() -> str:
+    """Changes when a plug-in is installed or removed: caches of what is a picture depend on it."""
+    return " ".join(kind.module for kind in KINDS if installed(kind))
+
+
+def load_formats(head: bytes) -> list[str]:
+    """Load the plug-in for a file that begins so; Pillow's formats to read it with, none if there is no plug-in."""
+    kind = kind_of(head)
+    if kind is None or not installed(kind):
+        return []
+    return [kind.format] if _load(kind) else []
+
+
+@cache
+def _load(kind: Kind) -> bool:
+    try:
+        module = import_module(kind.module)
+        if kind is HEIC:
+            module.register_heif_opener()
+    except Exception:  # a plug-in that does not fit this Pillow, or lacks its library
+        return False
+    return True
+
+
+def reason(stream: IO[bytes]) -> str:
+    """Why Pillow reads no picture in ``stream``, from its present position on, and what to do about it."""
+    head = stream.read(HEAD_BYTES)
+    if head.startswith(b"\xff\xd8"):
+        special = _special_jpeg(head + stream.read(MAX_JPEG_HEADER))
+        return special or UNKNOWN
+    if not head:
+        return "the file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, not the picture itself: fetch that with git lfs pull"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page, not a picture: its download did not work"
+    kind = kind_of(head)
+    if kind is None:
+        return UNKNOWN
+    if kind is AVIF and find_spec("PIL.AvifImagePlugin"):  # Pillow reads it by itself since 11.3
+        return f"{kind.name}, but Pillow cannot read it: it is damaged or unusual"
+    if installed(kind):
+        return f"{kind.name}, but the plug-in {kind.package} cannot read it: it is damaged or unusual"
+    return f"{kind.name}; {kind.advice}"
+
+
+def _special_jpeg(data: bytes) -> str | None:
+    """What is unusual about a JPEG file, by its frame header; None for ordinary and damaged ones."""
+    at = 2
+    while at + 5 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker in (0xC3, 0xC7, 0xCB, 0xCF):
+            return f"a lossless JPEG, of {data[at + 4]} bits per sample: convert it to PNG first"
+        if marker == 0xF7:
+            return "a JPEG-LS picture: convert it to PNG first, with the package imagecodecs"
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            bits = data[at + 4]
+            if bits == 8:
+                return None
+            return (
+                f"a JPEG of {bits} bits per sample, and only those of 8 are read: convert it to a 16-bit PNG or "
+                "TIFF, or to an 8-bit JPEG, first"
+            )
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return None
+
+
+def special_jpeg(stream: IO[bytes]) -> str | None:
+    """As :func:`reason`, for a file that Pillow took for a JPEG but could not decode; None if nothing is special."""
+    data = stream.read(MAX_JPEG_HEADER)
+    return _special_jpeg(data) if data.startswith(b"\xff\xd8") else None
+
+
+def notes_on(paths: Iterable[str]) -> list[str]:
+    """Notes on files that were passed over and would be pictures with a plug-in or after a conversion.
+
+    Returns:
+        One note for each kind: how many there are, an example, and what to do.
+    """
+    found: dict[Kind, list[str]] = defaultdict(list)
+    for path in paths:
+        kind = kind_by_name(os.path.basename(path))
+        if kind is not None:
+            found[kind].append(path)
+    return [
+        f"warning: {len(names)} file(s) left out, each {kind.name} by its name, such as "
+        f"{printable(min(names))}: {kind.advice.replace('read it', 'read them')}"
+        for kind, names in found.items()
+    ]

@@ -1,0 +1,87 @@
+"""From the labels that a table or a shard has, integers or words, to positions in a list of class names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from thumbnet.errors import DataError, printable
+
+MOST_CLASSES = 20_000
+
+
+def as_class(value: object) -> str | int | None:
+    """A label as it stands in a table: an integer, a word, or None where there is none.
+
+    Booleans and whole floats are integers, and so are words of digits; lists and others are no labels.
+    """
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, str):
+        word = value.strip()
+        return (
+            int(word)
+            if word.isascii() and word.isdigit() and (word == "0" or word[0] != "0")
+            else word or None
+        )
+    if isinstance(value, float | np.floating):
+        return int(value) if float(value).is_integer() else None
+    return int(value) if isinstance(value, bool | int | np.integer | np.bool_) else None
+
+
+class Numbered(NamedTuple):
+    """Class names, for each split its labels (int64 [N]), and notes."""
+
+    class_names: tuple[str, ...]
+    labels: dict[str, np.ndarray]
+    notes: list[str]
+
+
+def number_classes(
+    values: Mapping[str, Sequence[str | int]], where: str, names: Sequence[str] = ()
+) -> Numbered:
+    """From labels as they stand in the data to positions in a list of class names.
+
+    Args:
+        values: for each split what :func:`as_class` found; None is not among them.
+        where: what a message calls the data, printable.
+        names: the names that integer labels stand for, where a list of them was found.
+
+    Returns:
+        Classes in the order of ``names``, else of the integers, else of the alphabet. Those without training
+        pictures are left out.
+
+    Raises:
+        DataError: labels beyond ``names``, labels that training lacks, or about a class for each picture.
+    """
+    train = values["train"]
+    known = set(train)
+    found = {value for part in values.values() for value in part}
+    whole = all(isinstance(value, int) for value in found)
+    if whole and names:
+        beyond = [value for value in found if isinstance(value, int) and not 0 <= value < len(names)]
+        if beyond:
+            raise DataError(
+                f"{where}: there are labels such as {beyond[0]}, but only {len(names)} class names"
+            )
+    stray = sorted(printable(str(value)) for value in found - known)
+    if stray:
+        raise DataError(f"{where}: train has no pictures of {', '.join(stray[:10])}, but another split does")
+    ordered: list[str | int] = sorted(known, key=lambda value: (isinstance(value, str), value))
+    if names and known <= set(names):
+        ordered = [name for name in names if name in known]
+    if len(ordered) > MOST_CLASSES or (len(train) > 20 and len(ordered) > 0.9 * len(train)):
+        raise DataError(
+            f"{where} has {len(ordered):,} different labels for {len(train):,} pictures, such as "
+            f"{printable(str(train[0]))[:60]!r}: these look like captions or numbers of the pictures, not like "
+            "classes"
+        )
+    position = {value: number for number, value in enumerate(ordered)}
+    labels = {split: np.array([position[v] for v in part], dtype=np.int64) for split, part in values.items()}
+    classes = tuple(names[v] if names and isinstance(v, int) and whole else str(v) for v in ordered)
+    notes = []
+    if names and len(classes) < len(names):
+        notes.append(f"{len(names) - len(classes)} of the {len(names)} classes have no training pictures")
+    return Numbered(classes, labels, notes)

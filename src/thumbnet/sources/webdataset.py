@@ -1,0 +1,313 @@
+"""WebDataset's shards: tar files in which KEY.jpg and KEY.cls (or KEY.json, KEY.txt) stand one behind the other.
+
+The library ``webdataset`` says which members make a sample. Pictures stay where they are in the shards, and
+are read from there. Members in Python's pickle format (``.pyd``, ``.pickle``) are never looked into.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from thumbnet.data.splits import Data, EncodedSplit, Split, file_stamp
+from thumbnet.errors import DataError, MissingExtraError, UnreadableImageError, printable
+from thumbnet.recipe import DataSettings
+from thumbnet.sources.index import is_picture_name
+from thumbnet.sources.labels import as_class, number_classes
+from thumbnet.sources.place import Place
+from thumbnet.sources.split_names import split_name
+
+LABELS = ("cls", "json", "txt", "label", "class")
+_JSON_KEYS = ("label", "class", "cls", "class_name", "label_name", "category", "target", "class_id")
+_LOOKED_AT = 12  # members of a shard by which it is recognised
+_MAX_SHARDS = 100_000
+_MAX_LABEL = 1 << 20  # bytes of a label or description
+_BRACES = re.compile(r"\{[^{}]*(?:\.\.|,)[^{}]*\}")
+_NAME_FILES = ("classes.txt", "classnames.txt", "labels.txt", "dataset_info.json")
+
+
+def recognise(place: Place, settings: DataSettings) -> bool:
+    """Whether it is a shard, or a folder whose first tar file, or that of a folder in it, is one."""
+    try:
+        if place.path.is_file():
+            return _is_shard(place.path)
+        first = next(iter(_shards(place.path)), None)
+        return first is not None and _is_shard(first)
+    except OSError:
+        return False
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name stands for several shards, as ``train-{000000..000003}.tar`` does."""
+    return name.endswith(".tar") and _BRACES.search(name) is not None and not name.startswith("hf:")
+
+
+def read(place: Place, source: str, settings: DataSettings) -> Data:
+    """The pictures of a shard or a folder of shards."""
+    shards = [place.path] if place.path.is_file() else _shards(place.path)
+    return read_shards(shards, source)
+
+
+def read_pattern(name: str) -> Data:
+    """The pictures of the shards that a name with braces stands for.
+
+    Raises:
+        DataError: one of them is missing; or as :func:`read_shards`.
+    """
+    braceexpand = _library("braceexpand")
+    try:
+        shards = [Path(each).expanduser() for each in islice(braceexpand.braceexpand(name), _MAX_SHARDS)]
+    except ValueError as error:
+        raise DataError(f"{printable(name)}: the braces cannot be understood: {error}") from None
+    missing = [path for path in shards if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"{printable(name)} stands for {len(shards)} shards, of which {len(missing)} are not there, such as "
+            f"{printable(str(missing[0]))}"
+        )
+    return read_shards(shards, name)
+
+
+class Spot(NamedTuple):
+    """Where a picture's bytes are."""
+
+    shard: int
+    offset: int
+    size: int
+
+
+def read_shards(shards: Sequence[Path], source: str) -> Data:
+    """The labelled pictures of ``shards``; which split a shard is in, its name says, or its folder's.
+
+    Raises:
+        MissingExtraError: the library ``webdataset`` is not installed.
+        DataError: a shard is damaged, or there are no pictures with labels, or their labels are no classes.
+    """
+    group = _library("webdataset.tariterators").group_by_keys
+    where = printable(source)
+    names: dict[str, list[str]] = defaultdict(list)
+    places: dict[str, list[Spot]] = defaultdict(list)
+    values: dict[str, list[str | int]] = defaultdict(list)
+    left_out: Counter[str] = Counter()
+    others: set[str] = set()
+    several: set[str] = set()
+    for number, shard in enumerate(shards):
+        split = _split_of(shard, shards)
+        try:
+            for sample in group(_members(shard, number)):
+                pictures = [(key, value) for key, value in sample.items() if isinstance(value, Spot)]
+                if not pictures:
+                    left_out["no picture"] += 1
+                    continue
+                kind, picture = pictures[0]
+                several |= {f".{key}" for key, _ in pictures[1:]}
+                label = _label(sample)
+                if label is None:
+                    left_out["no label"] += 1
+                    continue
+                others |= {key for key in sample if key.rpartition(".")[2] in ("pyd", "pickle", "pkl", "pth")}
+                names[split].append(f"{shard.name}/{sample['__key__']}.{kind}")
+                places[split].append(picture)
+                values[split].append(label)
+        except (tarfile.TarError, EOFError, OSError, ValueError, AssertionError) as error:
+            raise DataError(
+                f"cannot read the shard {printable(str(shard))}: {printable(str(error.args[0]) if error.args else '')}"
+            ) from None
+    if not values:
+        raise DataError(
+            f"{where}: its shards have no pictures with a label: {_counts(left_out)}. Each needs KEY.cls, KEY.txt or "
+            f"KEY.json (with {_JSON_KEYS[0]!r} or {_JSON_KEYS[1]!r}) beside KEY.jpg"
+        )
+    if "train" not in values:
+        only = next(iter(values))
+        if len(values) > 1:
+            raise DataError(f"{where} has shards of {' and '.join(values)}, but none of train")
+        for part in (names, places, values):
+            part["train"] = part.pop(only)  # type: ignore[attr-defined]
+    classes, labels, notes = number_classes(values, where, _class_names(shards[0].parent))
+    notes += [f"{count:,} samples were left out: {why}" for why, count in left_out.items()]
+    if several:
+        notes.append(f"samples have several pictures: {', '.join(sorted(several))} was left out")
+    if others:
+        notes.append(f"members in Python's pickle format were not looked into: .{', .'.join(sorted(others))}")
+    splits: dict[str, Split] = {
+        split: ShardSplit(shards, names[split], places[split], labels[split]) for split in names
+    }
+    return Data(source, f"WebDataset, {len(shards)} shard(s)", classes, splits, tuple(notes))
+
+
+class ShardSplit(EncodedSplit):
+    """Pictures in tar files, each where ``places`` says."""
+
+    def __init__(
+        self, shards: Sequence[Path], names: Sequence[str], places: Sequence[Spot], labels: np.ndarray
+    ) -> None:
+        self._shards, self.names, self._places = shards, names, places
+        self.labels = np.asarray(labels, dtype=np.int64)
+
+    def content(self, index: int) -> bytes:  # noqa: D102
+        shard, offset, size = self._places[index]
+        try:
+            with self._shards[shard].open("rb") as file:
+                file.seek(offset)
+                content = file.read(size)
+        except OSError as error:
+            raise UnreadableImageError(self.names[index], error.strerror or str(error)) from None
+        if len(content) < size:
+            raise UnreadableImageError(self.names[index], "its shard has become shorter")
+        return content
+
+    def subset(self, indices: np.ndarray) -> ShardSplit:  # noqa: D102
+        names, places = [self.names[i] for i in indices], [self._places[i] for i in indices]
+        return ShardSplit(self._shards, names, places, self.labels[indices])
+
+    def stamp(self) -> Iterable[bytes]:  # noqa: D102
+        for name, label, place in zip(self.names, self.labels, self._places, strict=True):
+            yield file_stamp(name, label, place.size)
+
+    def content_stamp(self) -> Iterable[bytes]:
+        """The shards' paths, sizes and times of change, and which pictures these are."""
+        for number in sorted({place.shard for place in self._places}):
+            shard = self._shards[number]
+            try:
+                state = shard.stat()
+            except OSError:
+                yield f"{shard}\0gone\n".encode(errors="surrogateescape")
+            else:
+                yield f"{shard.resolve()}\0{state.st_size}\0{state.st_mtime_ns}\n".encode(
+                    errors="surrogateescape"
+                )
+        yield "\n".join(map(str, self._places)).encode()
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The tar files in a folder, or in the folders of splits in it, sorted."""
+    entries = list(folder.iterdir())
+    tars = [path for path in entries if path.suffix == ".tar" and path.is_file()]
+    if not tars:
+        inner = [path for path in entries if split_name(path.name) and path.is_dir()]
+        tars = [path for each in inner for path in each.glob("*.tar") if path.is_file()]
+    return sorted(tars)
+
+
+def _is_shard(path: Path) -> bool:
+    """Whether the first members are pictures and labels of the same keys."""
+    seen: dict[str, set[str]] = defaultdict(set)
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for _, member in zip(range(_LOOKED_AT), tar, strict=False):
+                if member.isreg():
+                    key, _, suffix = _base(member.name)
+                    seen[key].add("picture" if is_picture_name(f"x.{suffix}") else suffix)
+    except (tarfile.TarError, EOFError, OSError, ValueError):
+        return False
+    return any("picture" in kinds and kinds & set(LABELS) for kinds in seen.values())
+
+
+def _base(name: str) -> tuple[str, str, str]:
+    """A member's key, all of its suffixes, and the last of these in lower case."""
+    folder, slash, last = name.rpartition("/")
+    key, _, suffixes = last.partition(".")
+    return folder + slash + key, suffixes, suffixes.rpartition(".")[2].lower()
+
+
+def _members(shard: Path, number: int) -> Iterator[dict[str, Any]]:
+    """What ``webdataset`` groups: of pictures where they are, of labels their bytes, of others nothing."""
+    size = shard.stat().st_size
+    with tarfile.open(shard, "r:") as tar:
+        for member in tar:
+            name = member.name
+            if not member.isreg() or os.path.basename(name).startswith(".") or name.startswith("__"):
+                continue
+            if member.issparse() or member.offset_data + member.size > size:
+                raise ValueError(f"the member {name!r} is not whole")
+            suffix = _base(name)[2]
+            value: object = None
+            if is_picture_name(f"x.{suffix}"):
+                value = Spot(number, member.offset_data, member.size)
+            elif suffix in LABELS and member.size <= _MAX_LABEL:
+                file = tar.extractfile(member)
+                value = file.read() if file else b""
+            yield {"fname": name, "data": value, "__url__": str(shard)}
+
+
+def _label(sample: dict[str, Any]) -> str | int | None:
+    """The label of a sample: a whole number or a word from .cls or .txt, or that of a key of .json."""
+    for wanted in LABELS:
+        for key, content in sample.items():
+            if key.rpartition(".")[2] == wanted and isinstance(content, bytes):
+                value: object = content
+                if wanted == "json":
+                    value = _from_json(content)
+                label = as_class(value)
+                if label is not None:
+                    return label
+    return None
+
+
+def _from_json(content: bytes) -> object:
+    try:
+        described = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(described, dict):
+        return described
+    return next((described[key] for key in _JSON_KEYS if key in described), None)
+
+
+def _split_of(shard: Path, shards: Sequence[Path]) -> str:
+    """The split that a shard's name speaks of, or that of its folder where there are several folders."""
+    found = split_name(shard.stem)
+    if found is None and len({path.parent for path in shards}) > 1:
+        found = split_name(shard.parent.name)
+    return found.split if found else "train"
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    """Class names from a list beside the shards, or beside their folder."""
+    for place in (folder, folder.parent):
+        for name in _NAME_FILES:
+            path = place / name
+            if path.is_file() and path.stat().st_size < _MAX_LABEL:
+                text = path.read_bytes().decode("utf-8-sig", "replace")
+                found = (
+                    _names_in_json(text) if name.endswith(".json") else [t.strip() for t in text.splitlines()]
+                )
+                names = tuple(each for each in found if each)
+                if names and len(set(names)) == len(names):
+                    return names
+    return ()
+
+
+def _names_in_json(text: str) -> list[str]:
+    """The names of the first feature that has some, as the library ``datasets`` writes them."""
+    try:
+        features = json.loads(text)["features"]
+        for feature in features.values():
+            if isinstance(feature, dict) and isinstance(feature.get("names"), list):
+                return [str(name) for name in feature["names"]]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    return []
+
+
+def _counts(left_out: Counter[str]) -> str:
+    return ", ".join(f"{count:,} samples have {why}" for why, count in left_out.items()) or "they are empty"
+
+
+def _library(name: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError:
+        raise MissingExtraError("reading WebDataset's shards", "formats") from None
