@@ -1,4 +1,4 @@
-"""``thumbnet.train`` and ``thumbnet.resume``: the training of :mod:`thumbnet.training.train`, with its progress shown."""
+"""``thumbnet.train`` and ``thumbnet.resume``: :mod:`thumbnet.training.train`, with its progress shown."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def train(
 
     Args:
         data: what :func:`thumbnet.load_data` takes, or what it returned.
-        recipe: a name, a TOML file, or a :class:`~thumbnet.recipe.Recipe`; by default ``digits`` for the digits,
-            ``small`` for up to ten thousand training pictures, else ``fast``.
+        recipe: a name, a TOML file, or a :class:`~thumbnet.recipe.Recipe`; by default ``digits`` for the
+            digits, ``small`` for up to ten thousand training pictures, else ``fast``.
         overrides: ``"section.key=value"`` settings on top of ``recipe``.
         out: the run's folder; a new one below ``runs/`` by default.
         device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``.
@@ -43,8 +43,8 @@ def train(
         progress: show it: a bar on a terminal, a line an epoch in a notebook (among the cell's output) and
             elsewhere (on stderr). False prints nothing.
         listener: is told what happens, in place of what shows the progress.
-        auto_resume: go on with ``out`` if that run was begun, and leave it alone if it is complete: the same call
-            is right however often a scheduler repeats it.
+        auto_resume: go on with ``out`` if that run was begun, and leave it alone if it is complete: the
+            same call is right however often a scheduler repeats it.
 
     Raises:
         ThumbnetError: what the user can mend: data, recipe, folder, divergence.
@@ -66,22 +66,23 @@ def resume(
     progress: bool = True,
     listener: Listener | None = None,
 ) -> Run:
-    """Go on with an unfinished run, to the very result that it would have had uninterrupted; or train a finished
-    one for longer.
+    """Go on with an unfinished run, to the very result that it would have had uninterrupted.
+
+    With ``more_epochs``, train a finished run for longer instead.
 
     Args:
         run_path: the run's folder.
-        more_epochs: train a finished run for so many epochs more, in a new run's folder; the finished one is not
-            touched. The weights are those that it kept; optimizer and random numbers are new. The learning rate rises
-            again, to where the recipe's schedule would be after these epochs, had it been planned for all of them
-            (after 30 epochs, for 10 more: to what it is after three quarters), and falls to its end.
+        more_epochs: train a finished run for this many epochs more, in a new folder. The finished run is not
+            changed. The new run starts from its weights, with a new optimizer and new random numbers. The
+            learning rate rises again to where the schedule of one long training would be at that point (30
+            epochs and then 10 more: three quarters through), and falls to its end.
         out, overrides: for ``more_epochs``: the new run's folder, and settings that are to change.
         device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``.
         progress, listener: as for :func:`train`.
 
     Raises:
-        RunError: no such run, it is complete (or, with ``more_epochs``, not complete), another process trains in it,
-            or its checkpoint is damaged.
+        RunError: no such run, it is complete (or, with ``more_epochs``, not complete), another process
+            trains in it, or its checkpoint is damaged.
         DataError: its data are gone or have changed.
     """
     with shown(progress, listener) as told:
@@ -92,7 +93,7 @@ def resume(
 
 @contextmanager
 def shown(progress: bool, listener: Listener | None = None) -> Iterator[Listener]:
-    """A listener that shows a training; ``listener`` itself where there is one, and a silent one without ``progress``.
+    """A listener that shows a training: ``listener`` if there is one, and a silent one without ``progress``.
 
     Of several processes of one training, only the first shows anything.
     """

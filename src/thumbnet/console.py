@@ -186,14 +186,12 @@ class TrainingDisplay(StoppableListener):
             self._line(f"        without the faster CPU kernels: {off}")
         continued = run.settings.get("continues")
         if isinstance(continued, dict):
-            first, last = (factor_at(recipe.schedule, step, state.total_steps) for step in (0, state.total_steps - 1))
+            total = state.total_steps
+            first, last = (percent(factor_at(recipe.schedule, step, total)) for step in (0, total - 1))
+            before = f"{continued.get('run')} after {continued.get('epochs')} epoch(s)"
+            self._line(f"        continues {before}: its weights, a new optimizer")
             self._line(
-                f"        continues {continued.get('run')} after {continued.get('epochs')} epoch(s), from its weights "
-                "and with a new optimizer"
-            )
-            self._line(
-                f"        the learning rate starts at {percent(first)} of the recipe's and ends at {percent(last)}: "
-                "the last part of the schedule again"
+                f"        the learning rate starts again at {first} of the recipe's and ends at {last}"
             )
         if "val" in prepared.evaluation:
             self._line("        the best epoch on val is kept; test is looked at once, at the end")

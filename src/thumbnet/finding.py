@@ -38,7 +38,9 @@ def no_run(place: Path) -> RunError:
         inside = runs_in(place)
         if inside:
             return RunError(f"{place} is a folder of runs: name one of them.\n{_listed(inside)}")
-        return RunError(f"{place} is not a run's folder: recipe.toml and run.json are not both in it. {_others(place)}")
+        return RunError(
+            f"{place} is not a run's folder: recipe.toml and run.json are not both in it. {_others(place)}"
+        )
     if place.exists():
         return RunError(f"{place} is a file, not a run's folder. {_others(place)}")
     if place.suffix.lower() == ".onnx":
@@ -60,5 +62,7 @@ def _others(place: Path) -> str:
 
 
 def _listed(runs: list[Path]) -> str:
-    lines = [f"  {printable(str(run))}{'' if is_finished(run) else '  (not complete)'}" for run in runs[:_SHOWN]]
+    lines = [
+        f"  {printable(str(run))}{'' if is_finished(run) else '  (not complete)'}" for run in runs[:_SHOWN]
+    ]
     return "\n".join([*lines, *([f"  and {len(runs) - _SHOWN} more"] if len(runs) > _SHOWN else [])])

@@ -37,8 +37,8 @@ def choose_device(name: str = "auto", number: int = 0) -> torch.device:
             return torch.device("cpu")
     if name == "gpu" or (name.split(":")[0] == "cuda" and not torch.cuda.is_available()):
         raise ThumbnetError(
-            f"--device {name}: there is no GPU that PyTorch {torch.__version__} can use (CUDA, ROCm or Apple's MPS). "
-            "Leave --device out, or compute on the processor: --device cpu"
+            f"--device {name}: there is no GPU that PyTorch {torch.__version__} can use (CUDA, ROCm or "
+            "Apple's MPS). Leave --device out, or compute on the processor: --device cpu"
         )
     try:
         device = torch.device("cuda", number) if name == "cuda" else torch.device(name)
@@ -46,7 +46,8 @@ def choose_device(name: str = "auto", number: int = 0) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]
         raise ThumbnetError(
-            f"the device {name!r} is not available: {reason.rstrip('.')}. Choose auto, cpu, gpu, cuda, cuda:1 or mps."
+            f"the device {name!r} is not available: {reason.rstrip('.')}. "
+            "Choose auto, cpu, gpu, cuda, cuda:1 or mps."
         ) from None
     return device
 

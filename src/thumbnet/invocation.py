@@ -1,4 +1,4 @@
-"""Commands as the user has to type them: `thumbnet evaluate runs/1`, `.venv/bin/thumbnet ...`, `python -m thumbnet ...`.
+"""Commands as the user has to type them: `thumbnet`, `.venv/bin/thumbnet`, `python -m thumbnet`.
 
 Every command that a message shows is made here, so that it runs where it is read. Imports nothing heavy.
 """

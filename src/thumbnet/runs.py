@@ -166,7 +166,9 @@ class Run:
             RunError: the training is not complete.
         """
         if not (self.path / "summary.json").is_file():
-            raise RunError(f"{self.path} is not complete. Go on with it: {command('train', '--resume', self.path)}")
+            raise RunError(
+                f"{self.path} is not complete. Go on with it: {command('train', '--resume', self.path)}"
+            )
         return self._read_json("summary.json")
 
     @property

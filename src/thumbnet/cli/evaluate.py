@@ -56,7 +56,8 @@ def execute(options: argparse.Namespace) -> int:
         result = predictor.evaluate(data, split, tta=options.tta, on_bad_image=on_bad_image, on_decode=count)
     left_out = len(data.splits[split]) - result.pictures
     if left_out:
-        note(f"thumbnet: {left_out} picture(s) cannot be read and were left out; {command('data', data.source)} lists them")
+        listed = command("data", data.source)
+        note(f"thumbnet: {left_out} picture(s) cannot be read and were left out. To list them: {listed}")
     if target:
         title = f"{data.source}, {split}: accuracy {100 * result.accuracy:.2f} %"
         plots.save(plots.confusion_figure(result, title), target)

@@ -115,7 +115,7 @@ SHORTCUTS = {
 
 
 def by_option(message: str, words: Sequence[str]) -> str:
-    """An error's ``message`` with the option in place of the recipe key, where ``words`` set the key by it."""
+    """An error's ``message``, with the option in place of the recipe key where ``words`` used the option."""
     for option, key in SHORTCUTS.items():
         flag = f"--{option.replace('_', '-')}"
         given = any(word == flag or word.startswith(f"{flag}=") for word in words)

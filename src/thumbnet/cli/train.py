@@ -37,8 +37,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--resume", metavar="RUN", help="go on with this run, to the very same result")
     parser.add_argument(
         "--more-epochs", type=int, metavar="N",
-        help="with --resume: train a finished run for N epochs more, in a new folder; the rate rises again to "
-        "where the schedule would be, had the run been planned that long",
+        help="with --resume: train a finished run for N epochs more, in a new folder; the learning rate rises "
+        "again to where a training planned that long would be",
     )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="the run's folder (default: a new name under runs/)")
     parser.add_argument(
@@ -128,7 +128,9 @@ def _check_what_is_trained(options: argparse.Namespace) -> None:
         if options.epochs is not None or options.auto_resume or options.init:
             raise ThumbnetError("--more-epochs goes without --epochs, --init and --auto-resume")
         if options.recipe is not None:
-            raise ThumbnetError("--more-epochs keeps the run's recipe; change single settings by --set KEY=VALUE")
+            raise ThumbnetError(
+                "--more-epochs keeps the run's recipe; change single settings by --set KEY=VALUE"
+            )
         return
     if options.resume is None:
         return

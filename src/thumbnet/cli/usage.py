@@ -1,4 +1,4 @@
-"""What argparse cannot read, said with the way on: options that are recipe keys, misspelt commands, missing words."""
+"""Messages for command lines that argparse refuses: what is wrong, and what to type instead."""
 
 from __future__ import annotations
 
@@ -30,11 +30,21 @@ _OTHER_OPTIONS = {
     "imgsz": "--image-size", "resolution": "--image-size", "validation_split": "--val-fraction",
     "val_split": "--val-fraction", "output": "--out", "output_dir": "--out", "save_dir": "--out",
     "name": "--out", "gpu": "--device", "gpus": "--device", "weights": "--init", "pretrained": "--init",
-    "checkpoint": "--resume", "config": "--recipe", "data": "DATA", "dataset": "DATA", "random_seed": "--seed",
-    "topk": "--top", "k": "--top", "plot_file": "--plot", "output_file": "--out",
+    "checkpoint": "--resume", "config": "--recipe", "data": "DATA", "dataset": "DATA",
+    "random_seed": "--seed", "topk": "--top", "k": "--top", "plot_file": "--plot", "output_file": "--out",
 }  # fmt: skip
-_EXAMPLES = {"optimizer.lr": "0.1", "optimizer.name": "adamw", "model.name": "resnet18", "augment.flip": "random"}
-_SECTIONS = {"augment": "augment", "augmentation": "augment", "data_augmentation": "augment", "training": "training"}
+_EXAMPLES = {
+    "optimizer.lr": "0.1",
+    "optimizer.name": "adamw",
+    "model.name": "resnet18",
+    "augment.flip": "random",
+}
+_SECTIONS = {
+    "augment": "augment",
+    "augmentation": "augment",
+    "data_augmentation": "augment",
+    "training": "training",
+}
 
 
 class UsageError(ThumbnetError):
@@ -117,7 +127,9 @@ def _no_option(parser: argparse.ArgumentParser, option: str, value: str) -> str:
         if len(keys) > 2:
             return f"{said}. Settings of the recipe, each as --set KEY=VALUE: {', '.join(keys)}"
         if keys:
-            shown = " or ".join(f"--set {key}={printable(value) or _EXAMPLES.get(key, 'VALUE')}" for key in keys)
+            shown = " or ".join(
+                f"--set {key}={printable(value) or _EXAMPLES.get(key, 'VALUE')}" for key in keys
+            )
             return f"{said}. It is a setting of the recipe: {shown}"
     page = command(*words_of(parser), "--help")
     others = f"; {command('recipes', 'show', 'NAME')} shows all settings for --set" if "--set" in here else ""
@@ -157,7 +169,8 @@ def _no_command(parser: argparse.ArgumentParser, given: str, choices: list[str])
         if is_run(place) or place.suffix.lower() in (".onnx", ".safetensors"):
             return (
                 f"{printable(given)} is a trained network, not a command. "
-                f"Measure it: {command('evaluate', given)}\nClassify pictures: {command('predict', given, 'PICTURE...')}"
+                f"Measure it: {command('evaluate', given)}\n"
+                f"Classify pictures: {command('predict', given, 'PICTURE...')}"
             )
         if given in NAMED_DATA or given.startswith("hf:") or os.path.exists(place):
             return (
@@ -176,21 +189,24 @@ def _missing(parser: argparse.ArgumentParser, names: list[str], helped: str) -> 
     words = words_of(parser)
     if names == ["COMMAND"] or not words:
         return f"name a command. Begin with: {command('train', 'digits')}\n{helped}"
-    takes = [str(a.metavar or a.dest) for a in parser._actions if not a.option_strings and a.nargs != "?"]
-    takes = [f"{name}..." if a.nargs == "+" else name for name, a in zip(takes, _positionals(parser), strict=True)]
+    takes = [
+        f"{action.metavar or action.dest}{'...' if action.nargs == '+' else ''}"
+        for action in parser._actions
+        if not action.option_strings and action.nargs != "?"
+    ]
     said = f"{' '.join(words)} needs {' and '.join(names)}: {command(*words, *takes)}"
     if "RUN" in names:
         from thumbnet.finding import RUNS, runs_in
 
         newest = runs_in(RUNS)[:1]
-        said += f"\nThe newest run here: {newest[0]}" if newest else f"\nTrain a run first: {command('train', 'DATA')}"
+        said += (
+            f"\nThe newest run here: {newest[0]}"
+            if newest
+            else f"\nTrain a run first: {command('train', 'DATA')}"
+        )
     if "PATH" in names:
         said += "\nPATH is a picture, a folder of pictures, a glob such as 'new/*.jpg', or - for one on stdin"
     return said
-
-
-def _positionals(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    return [a for a in parser._actions if not a.option_strings and a.nargs != "?"]
 
 
 def _names(action: argparse.Action) -> list[str]:

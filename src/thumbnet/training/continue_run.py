@@ -1,10 +1,10 @@
-"""To train a finished run for longer: a new run that begins where the other ended.
+"""Train a finished run for longer: a new run that starts where the finished one ended.
 
-The finished run's schedule is over, and its rate at the lowest. The new run takes the part of the schedule that a
-training planned for all the epochs would still have before it: after E epochs, for N more, the rate begins where it
-would be after E of E + N epochs, and falls to its end once more. It begins from the weights that the finished run kept,
-with a new optimizer (its momentum belonged to a rate of nearly nothing), and with other random numbers, or the same
-batches would come again. The finished run is not touched.
+The finished run has used up its schedule, and its learning rate is at its lowest. The new run repeats the
+last part of the schedule: after E epochs, for N more, its rate starts where a training of E + N epochs would
+be after E of them, and falls to the end again. It starts from the weights that the finished run kept. Its
+optimizer is new: momentum that was gathered at a rate of nearly zero says little. Its random numbers are
+new, too, or the same batches would come again. The finished run is not changed.
 """
 
 from __future__ import annotations

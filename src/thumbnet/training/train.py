@@ -92,8 +92,9 @@ def resume(
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Run:
-    """Go on with an unfinished run, to the very result that it would have had uninterrupted; or train a finished one
-    for longer.
+    """Go on with an unfinished run, to the very result that it would have had uninterrupted.
+
+    With ``more_epochs``, train a finished run for longer instead.
 
     Args:
         run_path: the run's folder.
@@ -104,18 +105,20 @@ def resume(
         out, overrides: for ``more_epochs``: the new run's folder, and settings that are to change.
 
     Raises:
-        RunError: no such run, it is complete (or, with ``more_epochs``, not complete), another process trains in it,
-            or its checkpoint is damaged.
+        RunError: no such run, it is complete (or, with ``more_epochs``, not complete), another process
+            trains in it, or its checkpoint is damaged.
         DataError: its data are gone or have changed.
     """
     with joined() as world:
         started = time.perf_counter()
         if more_epochs is not None:
-            more = world.from_first(continuation(run_path, more_epochs, overrides) if world.is_first else None)
+            planned = continuation(run_path, more_epochs, overrides) if world.is_first else None
+            more = world.from_first(planned)
             assert more is not None
+            same_batches = [f"training.batch_size={more.recipe.training.batch_size}"]
             return _begin(
-                more.data, more.recipe, [f"training.batch_size={more.recipe.training.batch_size}"], out, device,
-                more.data_dir, listener or Listener(), world, started, more,
+                more.data, more.recipe, same_batches, out, device, more.data_dir, listener or Listener(), world,
+                started, more,
             )  # fmt: skip
         return _resume(run_path, device, listener or Listener(), world, started)
 
@@ -145,8 +148,8 @@ def _begin(
         if continued is not None and loaded.fingerprint() != continued.fingerprint:
             source, init = loaded.source, continued.record["run"]
             raise RunError(
-                f"the data in {source} have changed since the run {init} was trained. To train on what is there now, "
-                f"from its weights: {command('train', source, '--init', init)}"
+                f"the data in {source} have changed since the run {init} was trained. To train on them as "
+                f"they are now, from its weights: {command('train', source, '--init', init)}"
             )
         prepared = prepare(loaded, chosen, target, listener.on_decode, world)
     state = build_state(chosen, prepared, loaded.class_names, target, world)
