@@ -70,7 +70,7 @@ $(VENV)/.torch: constraints.txt
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable '.[train]'
+	$(PIP) --editable '.[all]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml

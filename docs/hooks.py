@@ -27,7 +27,12 @@ def commands_page() -> str:
 
     lines = ["# Commands", "", "Generated from the program; `thumbnet COMMAND --help` says the same.", ""]
     for name, help_, parser in _commands(build_parser()):
-        lines += [f"## {name}", "", parser.description or f"{help_[:1].upper()}{help_[1:]}.", ""]
+        lines += [
+            f"## {name}",
+            "",
+            (parser.description or "").replace("%(prog)s", parser.prog) or f"{help_[:1].upper()}{help_[1:]}.",
+            "",
+        ]
         usage = parser.format_usage().removeprefix("usage: ").strip().splitlines()
         lines += ["```text", usage[0], *(f"    {line.strip()}" for line in usage[1:]), "```", ""]
         rows = [row for row in map(_row, parser._actions) if row]

@@ -30,8 +30,8 @@ _PUBLIC = {
     "load_data": "thumbnet.sources.load",
     "load_recipe": "thumbnet.recipe",
     "load_run": "thumbnet.predictor",
-    "resume": "thumbnet.training.train",
-    "train": "thumbnet.training.train",
+    "resume": "thumbnet.api",
+    "train": "thumbnet.api",
 }
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from thumbnet.api import resume, train
     from thumbnet.data.dataset import ImageDataset
     from thumbnet.data.splits import Data
     from thumbnet.errors import ThumbnetError
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
     from thumbnet.runs import Run
     from thumbnet.sources.load import load_data
     from thumbnet.training.fit import fit
-    from thumbnet.training.train import resume, train
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from thumbnet.kernels.build import why_off
 from thumbnet.training.listener import StoppableListener
+from thumbnet.training.schedules import factor_at
 
 if TYPE_CHECKING:
     from rich.progress import Task
@@ -93,6 +95,15 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def _why_no_kernels(state: TrainingState) -> str | None:
+    """Why a training on the CPU has to do without the compiled kernels; None where it has them or a GPU."""
+    if state.device.type != "cpu" or state.uses_kernels:
+        return None
+    if state.compiled:
+        return "torch.compile takes their place"
+    return why_off() or "they compute in bf16, and the recipe has training.precision = 'fp32'"
+
+
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         rate = task.fields.get("rate")
@@ -102,9 +113,11 @@ class _RateColumn(ProgressColumn):
 class TrainingDisplay(StoppableListener):
     """A listener that shows a training. Use as a context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, say_line: Callable[[str], None] = note) -> None:
+        """Show on stderr; ``say_line`` prints the plain lines where stderr is no terminal."""
         super().__init__()
         self.live = progress_console.is_terminal
+        self._say_line = say_line
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -170,6 +183,18 @@ class TrainingDisplay(StoppableListener):
             f"{'bf16' if state.bf16 else 'fp32'} on {state.device}"
             f"{' with kernels' if state.uses_kernels else ''}"
         )
+        off = _why_no_kernels(state)
+        if off:
+            self._line(f"        without the faster CPU kernels: {off}")
+        continued = run.settings.get("continues")
+        if isinstance(continued, dict):
+            total = state.total_steps
+            first, last = (percent(factor_at(recipe.schedule, step, total)) for step in (0, total - 1))
+            before = f"{continued.get('run')} after {continued.get('epochs')} epoch(s)"
+            self._line(f"        continues {before}: its weights, a new optimizer")
+            self._line(
+                f"        the learning rate starts again at {first} of the recipe's and ends at {last}"
+            )
         if "val" in prepared.evaluation:
             self._line("        the best epoch on val is kept; test is looked at once, at the end")
         else:
@@ -235,7 +260,7 @@ class TrainingDisplay(StoppableListener):
             )  # fmt: skip
             self.progress.console.print(text, markup=False, soft_wrap=True)
         else:
-            note(text)
+            self._say_line(text)
 
 
 @contextmanager

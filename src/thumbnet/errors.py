@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+from thumbnet.invocation import install_command
+
 
 class ThumbnetError(Exception):
     """Base of all errors that a user can mend. ``exit_status`` is what the command returns."""
@@ -92,7 +94,7 @@ class MissingExtraError(ThumbnetError):
     """An optional library is not installed."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs an extra: pip install 'thumbnet[{extra}]'")
+        super().__init__(f"{what} needs the extra '{extra}': {install_command(extra)}")
 
 
 def printable(name: str) -> str:

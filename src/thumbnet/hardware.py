@@ -23,22 +23,31 @@ from thumbnet.kernels.build import library, multiplies_bf16
 def choose_device(name: str = "auto", number: int = 0) -> torch.device:
     """``auto``: the CUDA device of that number, else Apple's, else the CPU; or the device of that name.
 
-    ``cuda`` means the one of that number, too.
+    ``cuda`` means the one of that number, too; ``gpu`` is ``auto``'s GPU.
 
     Raises:
         ThumbnetError: there is no such device here.
     """
-    if name == "auto":
+    if name in ("auto", "gpu"):
         if torch.cuda.is_available():
             return torch.device("cuda", number)
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        if name == "auto":
+            return torch.device("cpu")
+    if name == "gpu" or (name.split(":")[0] == "cuda" and not torch.cuda.is_available()):
+        raise ThumbnetError(
+            f"--device {name}: there is no GPU that PyTorch {torch.__version__} can use (CUDA, ROCm or "
+            "Apple's MPS). Leave --device out, or compute on the processor: --device cpu"
+        )
     try:
         device = torch.device("cuda", number) if name == "cuda" else torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]
         raise ThumbnetError(
-            f"the device {name!r} is not to be had: {reason} Try cpu, cuda, cuda:1 or mps."
+            f"the device {name!r} is not available: {reason.rstrip('.')}. "
+            "Choose auto, cpu, gpu, cuda, cuda:1 or mps."
         ) from None
     return device
 

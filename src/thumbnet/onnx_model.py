@@ -23,6 +23,7 @@ from thumbnet.errors import (
     UnreadableImagesError,
 )
 from thumbnet.evaluation import VIEW_WEIGHTS, unsure
+from thumbnet.finding import no_run
 from thumbnet.onnx_resize import PICTURE
 from thumbnet.weights_info import WeightsInfo
 
@@ -48,7 +49,7 @@ class OnnxClassifier(Classifier):
         except ImportError:
             raise MissingExtraError("an ONNX model", "onnx") from None
         if not place.is_file():
-            raise RunError(f"there is no file {place}. Export one: thumbnet export RUN --format onnx")
+            raise no_run(place)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what is wrong, the error says

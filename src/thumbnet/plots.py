@@ -37,7 +37,16 @@ def new_figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError("drawing", "plot") from None
-    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+    class ShownFigure(Figure):
+        """Notebooks show it as it is: they know matplotlib's own only where pyplot was imported."""
+
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png")
+            return buffer.getvalue()
+
+    return ShownFigure(figsize=(width, height), dpi=120, layout="constrained")
 
 
 def check_plot_path(path: str | Path) -> Path:

@@ -23,7 +23,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from thumbnet.errors import RecipeError, nearest
+from thumbnet.errors import RecipeError, nearest, printable
+from thumbnet.invocation import command, quoted
 
 MODEL_NAMES = ("resnet18", "resnet34", "resnet20", "resnet32", "resnet44", "resnet56", "fastnet")
 AUTO = "auto"
@@ -260,6 +261,8 @@ class ScheduleSettings:
             Smaller ones cost less, and what is learnt from them holds at full size (progressive resizing;
             Howard 2018).
         small_until: fraction of the training in which they are small; 0 is off.
+        begin_at: start this far into the schedule, which then runs to its end in the training's steps: as the
+            last part of a longer training. What ``--more-epochs`` sets.
     """
 
     name: Literal["constant", "multistep", "cosine", "linear", "one-cycle"] = "constant"
@@ -270,6 +273,7 @@ class ScheduleSettings:
     end: float = 0.0
     small_sides: tuple[float, ...] = (0.75,)
     small_until: float = 0.0
+    begin_at: float = 0.0
 
     def __post_init__(self) -> None:
         stones = self.milestones
@@ -283,6 +287,7 @@ class ScheduleSettings:
         _check(0 <= self.end <= 1, "schedule.end", "a factor in [0, 1]", self.end)
         ok = all(0 < side <= 1 for side in self.small_sides) and bool(self.small_sides)
         _check(ok, "schedule.small_sides", "factors, each in (0, 1]", self.small_sides)
+        _check(0 <= self.begin_at < 1, "schedule.begin_at", "a fraction in [0, 1)", self.begin_at)
         _check(0 <= self.small_until <= 1, "schedule.small_until", "a fraction in [0, 1]", self.small_until)
 
 
@@ -510,8 +515,10 @@ def _read_toml(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     try:
         if name in recipe_names():
             text = (resources.files("thumbnet") / "recipes" / f"{name}.toml").read_text("utf-8")
-        elif path.suffix == ".toml" or path.is_file():
+        elif path.is_file():
             text = path.read_text("utf-8")
+        elif path.suffix == ".toml":
+            raise _no_recipe_file(path)
         else:
             hint = nearest(name, recipe_names())
             raise RecipeError(f"there is no recipe {name!r}. {hint} A file of your own must end in .toml.")
@@ -528,6 +535,17 @@ def _read_toml(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if base.endswith(".toml"):
         base = str(path.parent / base)
     return _merge(_read_toml(base, (*seen, name)), settings)
+
+
+def _no_recipe_file(path: Path) -> RecipeError:
+    folder = path.parent
+    nearby = sorted(str(one) for one in folder.glob("*.toml") if one.name != "pyproject.toml")
+    there = f" TOML files there: {', '.join(map(printable, nearby[:8]))}." if nearby else ""
+    print_one = command("recipes", "show", "fast")
+    return RecipeError(
+        f"there is no recipe file {path}.{there} Recipes by name: {', '.join(recipe_names())}. "
+        f"To begin a file of your own: {print_one} > {quoted(str(path))}"
+    )
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,9 @@ from torch import Tensor
 from thumbnet import __version__
 from thumbnet.errors import RecipeError, RunError, ThumbnetError
 from thumbnet.files import write_file, write_with
+from thumbnet.finding import is_finished, is_run, no_run
 from thumbnet.hardware import describe
+from thumbnet.invocation import command
 from thumbnet.recipe import Recipe, load_recipe
 from thumbnet.training.fit import EpochResult
 from thumbnet.weights_info import WeightsInfo
@@ -86,10 +88,17 @@ class Run:
             RunError: there is something in it.
         """
         path = Path(out).expanduser()
-        if path.exists() and (not path.is_dir() or not _is_unbegun(path)):
-            raise RunError(
-                f"{path} exists already: name another --out, or go on with it: thumbnet train --resume {path}"
-            )
+        if not path.exists() or (path.is_dir() and _is_unbegun(path)):
+            return
+        if not path.is_dir():
+            raise RunError(f"{path} is a file: --out names a folder, which is made for the run")
+        if not is_run(path):
+            raise RunError(f"{path} exists already and is not empty: name another folder, --out DIR")
+        further = ["--more-epochs", "10"] if is_finished(path) else []
+        raise RunError(
+            f"{path} exists already and holds a run: name another --out, "
+            f"or go on with it: {command('train', '--resume', path, *further)}"
+        )
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -99,8 +108,8 @@ class Run:
             RunError: it is none.
         """
         folder = Path(path).expanduser()
-        if not (folder / "recipe.toml").is_file() or not (folder / "run.json").is_file():
-            raise RunError(f"{folder} is not a run's folder: recipe.toml and run.json are not both in it")
+        if not is_run(folder):
+            raise no_run(folder)
         return cls(folder)
 
     @contextlib.contextmanager
@@ -157,7 +166,9 @@ class Run:
             RunError: the training is not complete.
         """
         if not (self.path / "summary.json").is_file():
-            raise RunError(f"{self.path} is not complete. Go on with it: thumbnet train --resume {self.path}")
+            raise RunError(
+                f"{self.path} is not complete. Go on with it: {command('train', '--resume', self.path)}"
+            )
         return self._read_json("summary.json")
 
     @property
@@ -308,11 +319,9 @@ def find_weights(path: str | Path) -> Path:
     if place.is_dir():
         if (place / WEIGHTS_NAME).is_file():
             return place / WEIGHTS_NAME
-        if (place / "run.json").is_file():
-            raise RunError(f"{place} is not complete. Go on with it: thumbnet train --resume {place}")
-        raise RunError(f"{place} is not a run's folder: there is no {WEIGHTS_NAME} in it")
+        raise no_run(place)
     if not place.exists():
-        raise RunError(f"there is no run {place}. Train one: thumbnet train DATA --out {place}")
+        raise no_run(place)
     return place
 
 
@@ -370,6 +379,6 @@ class InterruptedRunError(ThumbnetError):
     def __init__(self, run: Run, epoch: int, step: int) -> None:
         super().__init__(
             f"stopped in epoch {epoch} at step {step}; everything is saved.\n"
-            f"Go on to the very same result: thumbnet train --resume {run.path}"
+            f"Go on to the very same result: {command('train', '--resume', run.path)}"
         )
         self.run = run

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from thumbnet.console import duration, percent, say, table
 from thumbnet.errors import printable
+from thumbnet.invocation import command
 
 if TYPE_CHECKING:
     from thumbnet.classifier import Prediction
@@ -36,8 +37,8 @@ def show_summary(run: Run) -> None:
     )
     say(f"run: {run.path}")
     say("next:")
-    say(f"  thumbnet evaluate {run.path}")
-    say(f"  thumbnet predict {run.path} PICTURE...")
+    say(f"  {command('evaluate', run.path)}")
+    say(f"  {command('predict', run.path, 'PICTURE...')}")
 
 
 def show_evaluation(result: Evaluation, where: str, tta: str) -> None:

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from thumbnet import __version__
 from thumbnet.cli import (
@@ -31,9 +31,10 @@ from thumbnet.cli import (
     serve,
     train,
 )
-from thumbnet.cli.intermixed import IntermixedParser
-from thumbnet.cli.options import rank
+from thumbnet.cli.options import by_option, rank
+from thumbnet.cli.usage import Parser, UsageError, unrecognised
 from thumbnet.errors import MissingExtraError, ThumbnetError
+from thumbnet.invocation import program
 
 COMMANDS = (
     train, evaluate, predict, compare, report, export, push, serve, data, recipes, lr_find, completion,
@@ -43,11 +44,12 @@ _TRAIN_MODULES = ("torch", "safetensors", "psutil", "filelock")  # what the extr
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments`` (the process' own by default); the exit status."""
-    options = build_parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that are no text
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture, its error says
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        options = parse(words)
         status: int = options.command(options)
         sys.stdout.flush()
         return status
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except ThumbnetError as error:
         if rank() == 0:
-            print(f"thumbnet: {error}", file=sys.stderr)
+            print(f"thumbnet: {by_option(str(error), words)}", file=sys.stderr)
         elif error.exit_status < 128:  # that it was stopped, the first process says for all
             print(f"thumbnet (process {rank()}): {error}", file=sys.stderr)
         return error.exit_status
@@ -72,17 +74,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141  # 128 + SIGPIPE, as shells have it
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; each sets ``command`` to a function of the parsed options."""
-    parser = argparse.ArgumentParser(
-        prog="thumbnet",
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line.
+
+    Raises:
+        UsageError: it is not understood; the message says what to write instead.
+    """
+    parser = build_parser(program())
+    options, rest = parser.parse_known_args(words)
+    if rest:
+        raise UsageError(unrecognised(options.parser, rest))
+    return options
+
+
+def build_parser(prog: str = "thumbnet") -> Parser:
+    """The parser of all commands; each sets ``command`` to a function of the parsed options.
+
+    Args:
+        prog: what starts thumbnet, as its help shows it.
+    """
+    parser = Parser(
+        prog=prog,
         description="Train classifiers of small pictures from scratch, on the computer that you have.",
-        epilog="Begin with: thumbnet train digits",
+        epilog="Begin with: %(prog)s train digits",
     )
     parser.add_argument("--version", action="version", version=f"thumbnet {__version__}")
-    commands = parser.add_subparsers(
-        title="commands", metavar="COMMAND", required=True, parser_class=IntermixedParser
-    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add(commands)
+    for each in with_subparsers(parser):
+        each.set_defaults(parser=each)
     return parser
+
+
+def with_subparsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """``parser`` and those of its commands, however deep."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield from with_subparsers(each)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from typing import Any
 
 _FILES = frozenset({"DATA", "RUN", "PATH", "FILE", "DIR"})  # metavars of what a shell completes by itself
@@ -14,7 +13,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "completion",
         help="a script by which a shell completes commands and options",
-        description="Print a script for your shell, as: thumbnet completion bash "
+        description="Print a script for your shell, as: %(prog)s bash "
         "> ~/.local/share/bash-completion/completions/thumbnet",
     )
     parser.add_argument("shell", metavar="SHELL", choices=["bash", "zsh", "tcsh"], help="bash, zsh or tcsh")
@@ -23,7 +22,7 @@ def add(commands: Any) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """What it does; the exit status."""
-    from thumbnet.cli import build_parser
+    from thumbnet.cli import build_parser, with_subparsers
     from thumbnet.console import say
     from thumbnet.errors import MissingExtraError
 
@@ -32,17 +31,9 @@ def execute(options: argparse.Namespace) -> int:
     except ImportError:
         raise MissingExtraError("a script for your shell", "completion") from None
     parser = build_parser()
-    for each in _with_subparsers(parser):
+    for each in with_subparsers(parser):
         for action in each._actions:
             if action.metavar in _FILES:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
     say(shtab.complete(parser, options.shell))
     return 0
-
-
-def _with_subparsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    yield parser
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for each in action.choices.values():
-                yield from _with_subparsers(each)

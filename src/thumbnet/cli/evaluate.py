@@ -39,6 +39,7 @@ def execute(options: argparse.Namespace) -> int:
     """What it does; the exit status."""
     from thumbnet.classifier import load_classifier
     from thumbnet.console import counting, note, say
+    from thumbnet.invocation import command
     from thumbnet.views import show_evaluation
 
     target = None
@@ -55,7 +56,8 @@ def execute(options: argparse.Namespace) -> int:
         result = predictor.evaluate(data, split, tta=options.tta, on_bad_image=on_bad_image, on_decode=count)
     left_out = len(data.splits[split]) - result.pictures
     if left_out:
-        note(f"thumbnet: {left_out} picture(s) cannot be read and were left out; thumbnet data lists them")
+        listed = command("data", data.source)
+        note(f"thumbnet: {left_out} picture(s) cannot be read and were left out. To list them: {listed}")
     if target:
         title = f"{data.source}, {split}: accuracy {100 * result.accuracy:.2f} %"
         plots.save(plots.confusion_figure(result, title), target)

@@ -9,6 +9,7 @@ from typing import Any
 
 from thumbnet.cli.options import add_data_dir, add_run, data_of_run, data_settings_of_run
 from thumbnet.errors import ThumbnetError
+from thumbnet.invocation import command
 
 
 def add(commands: Any) -> None:
@@ -18,7 +19,7 @@ def add(commands: Any) -> None:
         help="write a run's network for somewhere else, and check it",
         description="Write RUN's network in another format, and check it against RUN on real pictures.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=textwrap.dedent("""\
+        epilog=textwrap.dedent(f"""\
             formats:
               onnx           for onnxruntime and others; normalisation in the graph, any batch
               onnx-any-size  the same for one picture of any size, which the graph resizes
@@ -27,8 +28,8 @@ def add(commands: Any) -> None:
               safetensors    the weights and their description
 
             example:
-              thumbnet export RUN --format onnx --out cats.onnx
-              thumbnet predict cats.onnx new/*.jpg"""),
+              {command("export", "RUN", "--format", "onnx", "--out", "cats.onnx")}
+              {command("predict", "cats.onnx")} new/*.jpg"""),
     )
     add_run(parser)
     parser.add_argument(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def add_data_of_run(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """The device."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, gpu, cuda, cuda:1, mps (default: auto)")
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
@@ -160,6 +161,16 @@ SHORTCUTS = {
 }
 
 
+def by_option(message: str, words: Sequence[str]) -> str:
+    """An error's ``message``, with the option in place of the recipe key where ``words`` used the option."""
+    for option, key in SHORTCUTS.items():
+        flag = f"--{option.replace('_', '-')}"
+        given = any(word == flag or word.startswith(f"{flag}=") for word in words)
+        if given and message.startswith(f"recipe key '{key}' is "):
+            return message.replace(f"recipe key '{key}'", flag, 1)
+    return message
+
+
 def overrides(options: argparse.Namespace) -> list[str]:
     """The settings that the options change; shortcuts such as --epochs come before --set."""
     shortcuts = []
@@ -188,6 +199,10 @@ def run_of(options: argparse.Namespace) -> Run | None:
 
     folder = Path(options.run).expanduser()
     if not folder.is_dir():
+        if not folder.exists() and not options.run.startswith("hf:"):
+            from thumbnet.finding import no_run
+
+            raise no_run(folder)
         return None
     from thumbnet.runs import Run
 

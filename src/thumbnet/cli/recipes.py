@@ -24,11 +24,12 @@ def add(commands: Any) -> None:
 
 def _recipes_list(options: argparse.Namespace) -> int:
     from thumbnet.console import say, table
+    from thumbnet.invocation import command
     from thumbnet.recipe import load_recipe, recipe_names
 
     recipes = [load_recipe(name) for name in recipe_names()]
     say(table(["recipe", "what it is"], [[r.name, r.description] for r in recipes], left=2))
-    say("\nthumbnet recipes show NAME prints one, to begin a file of your own from.")
+    say(f"\n{command('recipes', 'show', 'NAME')} prints one, to begin a file of your own from.")
     return 0
 
 

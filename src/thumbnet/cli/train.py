@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.options import DATA_HELP, SHORTCUTS, add_common, add_recipe_options, overrides, rank
 from thumbnet.errors import ThumbnetError
+from thumbnet.invocation import command
 
 if TYPE_CHECKING:
     from thumbnet.training.listener import StoppableListener
@@ -26,13 +27,19 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=textwrap.dedent("""\
             examples:
-              thumbnet train digits
-              thumbnet train pictures/ --epochs 20 --val-fraction 0.1
-              thumbnet train cifar10 --recipe resnet18 --set optimizer.lr=0.05
-              thumbnet train --resume runs/2026-11-23-cifar10-resnet18-1"""),
+              %(prog)s digits
+              %(prog)s pictures/ --epochs 20 --val-fraction 0.1
+              %(prog)s cifar10 --recipe resnet18 --set optimizer.lr=0.05
+              %(prog)s --resume runs/2026-11-23-cifar10-resnet18-1
+              %(prog)s --resume runs/2026-11-23-cifar10-resnet18-1 --more-epochs 10"""),
     )
     parser.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP)
     parser.add_argument("--resume", metavar="RUN", help="go on with this run, to the very same result")
+    parser.add_argument(
+        "--more-epochs", type=int, metavar="N",
+        help="with --resume: train a finished run for N epochs more, in a new folder; the learning rate rises "
+        "again to where a training planned that long would be",
+    )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="the run's folder (default: a new name under runs/)")
     parser.add_argument(
         "--auto-resume", action="store_true",
@@ -57,16 +64,7 @@ def add(commands: Any) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """What it does; the exit status."""
-    if (options.data is None) == (options.resume is None):
-        raise ThumbnetError("name either DATA or --resume RUN, as in: thumbnet train digits")
-    if options.resume is not None:
-        given = [flag for flag in ("recipe", "out", *SHORTCUTS) if getattr(options, flag, None)]
-        given += ["auto_resume"] if options.auto_resume else []
-        if given or options.overrides:
-            raise ThumbnetError(
-                "--resume takes the run's own recipe and data: leave out "
-                + ", ".join(f"--{flag.replace('_', '-')}" for flag in given or ["set"])
-            )
+    _check_what_is_trained(options)
 
     from thumbnet.console import TrainingDisplay, say
     from thumbnet.training.listener import Listener, Listeners, StoppableListener
@@ -82,7 +80,14 @@ def execute(options: argparse.Namespace) -> int:
 
             listener = Listeners(display, stack.enter_context(TensorBoardWriter()))
         if options.resume is not None:
-            run = resume(options.resume, device=options.device, listener=listener)
+            run = resume(
+                options.resume,
+                device=options.device,
+                listener=listener,
+                more_epochs=options.more_epochs,
+                out=options.out,
+                overrides=overrides(options),
+            )
         else:
             run = train(
                 options.data,
@@ -103,6 +108,50 @@ def execute(options: argparse.Namespace) -> int:
     else:
         show_summary(run)
     return 0
+
+
+def _check_what_is_trained(options: argparse.Namespace) -> None:
+    """DATA, or a run to go on with; and to that nothing that would change its result."""
+    if options.data is None and options.resume is None:
+        raise ThumbnetError(
+            f"name the data, as in: {command('train', 'digits')}\n"
+            f"DATA is {DATA_HELP}. To go on with a run: {command('train', '--resume', 'RUN')}"
+        )
+    if options.data is not None and options.resume is not None:
+        raise ThumbnetError(
+            f"name either DATA or --resume RUN: a resumed run has its own data. To begin a new run from "
+            f"the weights of one: {command('train', options.data, '--init', options.resume)}"
+        )
+    if options.more_epochs is not None:
+        if options.resume is None:
+            raise ThumbnetError("--more-epochs goes with --resume RUN; for a new run it is --epochs")
+        if options.epochs is not None or options.auto_resume or options.init:
+            raise ThumbnetError("--more-epochs goes without --epochs, --init and --auto-resume")
+        if options.recipe is not None:
+            raise ThumbnetError(
+                "--more-epochs keeps the run's recipe; change single settings by --set KEY=VALUE"
+            )
+        return
+    if options.resume is None:
+        return
+    given = [flag for flag in ("recipe", "out", *SHORTCUTS) if getattr(options, flag, None) is not None]
+    given += ["auto_resume"] if options.auto_resume else []
+    if given or options.overrides:
+        from pathlib import Path
+
+        from thumbnet.finding import is_finished
+
+        flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in given or ["set"])
+        message = f"--resume takes the run's own recipe and data: leave out {flags}"
+        if options.epochs is not None:
+            more = ["--more-epochs", str(options.epochs)]
+            longer = command("train", "--resume", options.resume, *more)
+            message += (
+                f".\nThe run is finished. To train it for {options.epochs} epoch(s) more: {longer}"
+                if is_finished(Path(options.resume).expanduser())
+                else f".\nOnce it is finished, it can be trained for longer: {longer}"
+            )
+        raise ThumbnetError(message)
 
 
 class Terminated(BaseException):

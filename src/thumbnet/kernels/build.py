@@ -23,25 +23,51 @@ FLAGS = (
     "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mamx-tile", "-mamx-bf16",
 )  # fmt: skip
 _COMPILING = threading.Lock()
+_failure: str | None = None  # what went wrong the last time
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The kernels; None without bfloat16 instructions, Linux or gcc, or where ``THUMBNET_KERNELS=0`` says so.
 
-    Compiling takes a second. gcc it must be: its OpenMP is the one that PyTorch brings, and two at once
-    would fight for the cores.
+    Compiling takes a second. Only gcc: PyTorch ships its OpenMP runtime (libgomp), and a second one would
+    compete for the cores.
     """
+    global _failure
     compiler = shutil.which("gcc")
-    wanted = os.environ.get("THUMBNET_KERNELS", "1") != "0"
-    if not wanted or sys.platform != "linux" or compiler is None or not multiplies_bf16():
+    if compiler is None or _obstacle():
         return None
     try:
         with _COMPILING:  # once, even if two threads ask
             loaded = _load(compiler)
-    except (OSError, subprocess.SubprocessError):
+    except subprocess.CalledProcessError as error:
+        lines = (error.stderr or b"").decode(errors="replace").splitlines()
+        _failure = f"{compiler} cannot compile them: {(lines or [f'exit status {error.returncode}'])[0]}"
+        return None
+    except (OSError, subprocess.SubprocessError) as error:
+        _failure = f"they cannot be compiled or loaded: {error}"
         return None
     return loaded
+
+
+def why_off() -> str | None:
+    """Why :func:`library` has no kernels, in a few words; None where it has."""
+    if library() is not None:
+        return None
+    return _obstacle() or _failure or "they cannot be loaded"
+
+
+def _obstacle() -> str | None:
+    """What is missing, as far as can be seen without compiling."""
+    if os.environ.get("THUMBNET_KERNELS", "1") == "0":
+        return "THUMBNET_KERNELS=0"
+    if not multiplies_bf16():
+        return "this processor has neither AVX-512 BF16 nor AMX"
+    if sys.platform != "linux":
+        return f"they are for Linux, and this is {sys.platform}"
+    if shutil.which("gcc") is None:
+        return "there is no gcc to compile them with; install it, and they are used from the next start on"
+    return None
 
 
 @functools.cache

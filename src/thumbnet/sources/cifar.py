@@ -16,6 +16,7 @@ import numpy as np
 
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError
+from thumbnet.invocation import command
 from thumbnet.recipe import DataSettings
 from thumbnet.sources.place import Place
 
@@ -227,7 +228,7 @@ def _load_inert(path: Path) -> dict[Any, Any]:
     except Exception as error:  # a damaged pickle raises nearly anything
         raise DataError(
             f"{path} is not a CIFAR batch ({error}); nothing in it was run. "
-            "Use the binary version: thumbnet train cifar10"
+            f"Use the binary version: {command('train', 'cifar10')}"
         ) from None
     if not isinstance(content, dict):
         raise DataError(f"{path} does not hold what a CIFAR batch holds")

@@ -12,6 +12,7 @@ import numpy as np
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, printable
 from thumbnet.files import cache_folder
+from thumbnet.invocation import command
 from thumbnet.recipe import DataSettings
 from thumbnet.sources import cifar, folders, hub, known_names, tiny_imagenet, unknown, webdataset
 from thumbnet.sources.archives import is_archive_name, unpack
@@ -138,6 +139,6 @@ def _load_cifar(name: str, cache: Path, settings: DataSettings, progress: Progre
             packed = download(archive.url, binary, archive.sha256, progress)
         except DataError as error:
             raise DataError(
-                f"{error}\nIf the official host is slow or away, take the mirror: thumbnet train {mirror}"
+                f"{error}\nIf the official host is slow or away, take the mirror: {command('train', mirror)}"
             ) from None
     return _load_archive(packed, name, cache, settings)

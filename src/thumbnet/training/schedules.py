@@ -20,9 +20,9 @@ def factor_at(settings: ScheduleSettings, step: int, total_steps: int) -> float:
 
     The last step stands just before the end, so ``settings.end`` is approached, not used up early.
     """
-    done = step / total_steps
+    done = done_at(settings, step, total_steps)
     # Half a step in, a warm-up from 0 does not waste its first step on a rate of 0.
-    middle = (step + 0.5) / total_steps
+    middle = done_at(settings, step + 0.5, total_steps)
     if middle < settings.warmup:
         risen = middle / settings.warmup
         if settings.name == "one-cycle":
@@ -39,9 +39,15 @@ def factor_at(settings: ScheduleSettings, step: int, total_steps: int) -> float:
     return settings.end + (1 - settings.end) * height
 
 
+def done_at(settings: ScheduleSettings, step: float, total_steps: int) -> float:
+    """How much of the schedule is over at ``step``, in [0, 1]."""
+    done = step / total_steps
+    return settings.begin_at + (1 - settings.begin_at) * done if settings.begin_at else done
+
+
 def resize_at(settings: ScheduleSettings, images: Tensor, step: int, total_steps: int) -> Tensor:
     """A batch (float [B, C, H, W]) in the size that pictures have at ``step``: scaled down, antialiased."""
-    done = step / total_steps
+    done = done_at(settings, step, total_steps)
     if done >= settings.small_until:
         return images
     height, width = images.shape[-2:]

@@ -24,12 +24,14 @@ from thumbnet.errors import DataError, RunError, UnreadableImageError
 from thumbnet.evaluation import Evaluation, evaluate_logits
 from thumbnet.hardware import choose_device, keep_freed_memory, make_deterministic
 from thumbnet.inference import collect_logits
+from thumbnet.invocation import command
 from thumbnet.kernels.build import library
 from thumbnet.models import DataInitialised, build_model
 from thumbnet.recipe import Recipe, load_recipe
 from thumbnet.runs import InterruptedRunError, Run
 from thumbnet.seeds import derive_seed
 from thumbnet.sources.load import NAMED, load_data
+from thumbnet.training.continue_run import Continuation, continuation
 from thumbnet.training.fit import Score, StepResult, TrainingState, fit
 from thumbnet.training.listener import Listener
 from thumbnet.training.transfer import begin_from
@@ -81,15 +83,43 @@ def train(
         return _begin(data, recipe, overrides, out, device, data_dir, listener or Listener(), world, started)
 
 
-def resume(run_path: str | Path, *, device: str = "auto", listener: Listener | None = None) -> Run:
+def resume(
+    run_path: str | Path,
+    *,
+    device: str = "auto",
+    listener: Listener | None = None,
+    more_epochs: int | None = None,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Run:
     """Go on with an unfinished run, to the very result that it would have had uninterrupted.
 
+    With ``more_epochs``, train a finished run for longer instead.
+
+    Args:
+        run_path: the run's folder.
+        device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``.
+        listener: is told what happens.
+        more_epochs: train a finished run for so many epochs more, in a new run's folder: see
+            :mod:`thumbnet.training.continue_run`.
+        out, overrides: for ``more_epochs``: the new run's folder, and settings that are to change.
+
     Raises:
-        RunError: no such run, it is complete, another process trains in it, or its checkpoint is damaged.
+        RunError: no such run, it is complete (or, with ``more_epochs``, not complete), another process
+            trains in it, or its checkpoint is damaged.
         DataError: its data are gone or have changed.
     """
     with joined() as world:
         started = time.perf_counter()
+        if more_epochs is not None:
+            planned = continuation(run_path, more_epochs, overrides) if world.is_first else None
+            more = world.from_first(planned)
+            assert more is not None
+            same_batches = [f"training.batch_size={more.recipe.training.batch_size}"]
+            return _begin(
+                more.data, more.recipe, same_batches, out, device, more.data_dir, listener or Listener(), world,
+                started, more,
+            )  # fmt: skip
         return _resume(run_path, device, listener or Listener(), world, started)
 
 
@@ -103,6 +133,7 @@ def _begin(
     listener: Listener,
     world: World,
     started: float,
+    continued: Continuation | None = None,
 ) -> Run:
     if out is not None and world.is_first:
         Run.check_free(out)  # before anything is decoded
@@ -114,6 +145,12 @@ def _begin(
         chosen, loaded = choose_recipe(data, recipe, overrides, data_dir, listener)
         chosen = _with_absolute_init(chosen)
         listener.on_data(loaded)
+        if continued is not None and loaded.fingerprint() != continued.fingerprint:
+            source, init = loaded.source, continued.record["run"]
+            raise RunError(
+                f"the data in {source} have changed since the run {init} was trained. To train on them as "
+                f"they are now, from its weights: {command('train', source, '--init', init)}"
+            )
         prepared = prepare(loaded, chosen, target, listener.on_decode, world)
     state = build_state(chosen, prepared, loaded.class_names, target, world)
     run = Run(Path())
@@ -128,7 +165,7 @@ def _begin(
         "data": source,
         "data_dir": None if data_dir is None else str(Path(data_dir).resolve()),
         "fingerprint": fingerprint,
-    }
+    } | ({} if continued is None else {"continues": continued.record})
     with run.locked(_wait(world)) if world.is_first else nullcontext():
         if world.is_first:
             run.write_skipped(prepared.skipped)
@@ -158,7 +195,10 @@ def _resume(
         if world.from_first(run.is_complete):
             if complete_is_fine:
                 return run
-            raise RunError(f"{run.path} is complete already: thumbnet evaluate {run.path}")
+            raise RunError(
+                f"{run.path} is complete already. Measure it: {command('evaluate', run.path)}\n"
+                f"Train it for longer: {command('train', '--resume', run.path, '--more-epochs', '10')}"
+            )
         kept = (run.recipe, run.settings, run.load_checkpoint()) if world.is_first else None
         kept = world.from_first(kept)
         assert kept is not None

@@ -1,0 +1,215 @@
+"""Messages for command lines that argparse refuses: what is wrong, and what to type instead."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from typing import NoReturn
+
+from thumbnet.cli.intermixed import IntermixedParser
+from thumbnet.errors import ThumbnetError, nearest, printable
+from thumbnet.invocation import NAME, command, program
+
+# What other programs call a recipe's setting, by our key. Options that resemble a key need no line here.
+_OTHER_NAMES = {
+    "learning_rate": "optimizer.lr", "wd": "optimizer.weight_decay", "decay": "optimizer.weight_decay",
+    "optimizer": "optimizer.name", "optim": "optimizer.name", "opt": "optimizer.name",
+    "model": "model.name", "network": "model.name", "arch": "model.name", "architecture": "model.name",
+    "backbone": "model.name", "num_workers": "data.workers", "schedule": "schedule.name",
+    "scheduler": "schedule.name", "lr_scheduler": "schedule.name", "amp": "training.precision",
+    "fp16": "training.precision", "dtype": "training.precision", "mirror": "augment.flip",
+    "hflip": "augment.flip", "horizontal_flip": "augment.flip", "crop": "augment.translate",
+    "shift": "augment.translate", "smoothing": "training.label_smoothing", "ema": "training.ema_decay",
+    "normalize": "data.mean", "test_split": "data.test_fraction", "eval_every": "evaluation.every",
+}  # fmt: skip
+_OTHER_OPTIONS = {
+    "epoch": "--epochs", "num_epochs": "--epochs", "n_epochs": "--epochs", "max_epochs": "--epochs",
+    "bs": "--batch-size", "batch": "--batch-size", "size": "--image-size", "img_size": "--image-size",
+    "imgsz": "--image-size", "resolution": "--image-size", "validation_split": "--val-fraction",
+    "val_split": "--val-fraction", "output": "--out", "output_dir": "--out", "save_dir": "--out",
+    "name": "--out", "gpu": "--device", "gpus": "--device", "weights": "--init", "pretrained": "--init",
+    "checkpoint": "--resume", "config": "--recipe", "data": "DATA", "dataset": "DATA",
+    "random_seed": "--seed", "topk": "--top", "k": "--top", "plot_file": "--plot", "output_file": "--out",
+}  # fmt: skip
+_EXAMPLES = {
+    "optimizer.lr": "0.1",
+    "optimizer.name": "adamw",
+    "model.name": "resnet18",
+    "augment.flip": "random",
+}
+_SECTIONS = {
+    "augment": "augment",
+    "augmentation": "augment",
+    "data_augmentation": "augment",
+    "training": "training",
+}
+
+
+class UsageError(ThumbnetError):
+    """The words of a command line are not understood."""
+
+
+class Parser(IntermixedParser):
+    """Raises a :class:`UsageError` that says how to go on, in place of printing all that there is."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what ``message``, of argparse, means."""
+        raise UsageError(explained(self, message))
+
+
+def explained(parser: argparse.ArgumentParser, message: str) -> str:
+    """What argparse complains about, and what to do."""
+    helped = f"More: {command(*words_of(parser), '--help')}"
+    if match := re.match(r"argument (\S+): invalid choice: '(.*?)' \(", message):
+        name, given = match.groups()
+        action = next((a for a in parser._actions if name in _names(a)), None)
+        choices = [str(choice) for choice in (action.choices if action and action.choices else [])]
+        if name == "COMMAND":
+            return _no_command(parser, given, choices)
+        return f"{name} {printable(given)}: there is no such choice. {nearest(given, choices)}"
+    if match := re.match(r"argument (\S+): invalid (\w+) value: '(.*)'$", message):
+        name, kind, given = match.groups()
+        example = "0.1" if kind == "float" else "10"
+        expected = "a number" if kind == "float" else "a whole number"
+        what = f"{name} {example}" if name.startswith("-") else example
+        return f"{name} {printable(given)}: expected {expected}, such as {what}"
+    if match := re.match(r"argument (\S+): expected (?:one|at least one) argument", message):
+        action = next((a for a in parser._actions if match[1] in _names(a)), None)
+        value = action.metavar or action.dest.upper() if action is not None else "VALUE"
+        meaning = f" ({action.help})" if action is not None and action.help else ""
+        return f"{match[1]} needs a value: {match[1]} {value}{meaning % {'prog': parser.prog}}"
+    if message.startswith("the following arguments are required: "):
+        return _missing(parser, message.partition(": ")[2].split(", "), helped)
+    return f"{message}. {helped}"
+
+
+def unrecognised(parser: argparse.ArgumentParser, words: Sequence[str]) -> str:
+    """What to write in place of ``words`` that ``parser``, of one command, does not know."""
+    name = " ".join(words_of(parser))
+    options = [word for word in words if word.startswith("-") and word != "-"]
+    if not options:
+        extra = " ".join(map(printable, words))
+        takes = " ".join(str(a.metavar or a.dest) for a in parser._actions if not a.option_strings)
+        more = " To use the pictures of several folders, put them into one." if "DATA" in takes else ""
+        return f"{name} takes {takes or 'options only'}: {extra} is more than that.{more}"
+    values = {}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word in options:
+            option, _, value = word.partition("=")
+            values[option] = value or (following if following and not following.startswith("--") else "")
+    return "\n".join(_no_option(parser, option, value) for option, value in values.items())
+
+
+def words_of(parser: argparse.ArgumentParser) -> list[str]:
+    """The command that ``parser`` parses, as ``["recipes", "show"]``; nothing for the outermost one."""
+    for start in (program(), NAME):
+        if parser.prog == start or parser.prog.startswith(f"{start} "):
+            return parser.prog.removeprefix(start).split()
+    return []
+
+
+def _no_option(parser: argparse.ArgumentParser, option: str, value: str) -> str:
+    name, asked = " ".join(words_of(parser)), option.lstrip("-").replace("-", "_").lower()
+    here = {o for action in parser._actions for o in action.option_strings if o.startswith("--")}
+    said = f"{name} has no option {printable(option)}"
+    meant = _OTHER_OPTIONS.get(asked)
+    if meant == "DATA" and meant in {action.metavar for action in parser._actions}:
+        return f"{said}: data is named without one, as in {command(*words_of(parser), value or 'DATA')}"
+    if meant in here:
+        return f"{said}. Did you mean {meant} {printable(value) or meant.strip('-').upper()}?"
+    close = difflib.get_close_matches(f"--{asked.replace('_', '-')}", here, n=1, cutoff=0.75)
+    if close:
+        return f"{said}. Did you mean {close[0]}{' ' + printable(value) if value else ''}?"
+    if "--set" in here:
+        keys = recipe_keys(asked)
+        if len(keys) > 2:
+            return f"{said}. Settings of the recipe, each as --set KEY=VALUE: {', '.join(keys)}"
+        if keys:
+            shown = " or ".join(
+                f"--set {key}={printable(value) or _EXAMPLES.get(key, 'VALUE')}" for key in keys
+            )
+            return f"{said}. It is a setting of the recipe: {shown}"
+    page = command(*words_of(parser), "--help")
+    others = f"; {command('recipes', 'show', 'NAME')} shows all settings for --set" if "--set" in here else ""
+    return f"{said}. Its options: {page}{others}"
+
+
+def recipe_keys(asked: str) -> list[str]:
+    """The keys of a recipe that an option such as ``learning_rate`` may mean, the likeliest first."""
+    from thumbnet.recipe import Recipe, _known_keys
+
+    known = _known_keys(Recipe)
+    asked = asked.replace(".", "_")
+    if asked in _OTHER_NAMES:
+        return [_OTHER_NAMES[asked]]
+    if asked in _SECTIONS:
+        return [key for key in known if key.startswith(f"{_SECTIONS[asked]}.")]
+    whole = {key.replace(".", "_"): key for key in known}
+    if asked in whole:
+        return [whole[asked]]
+    ends: dict[str, list[str]] = {}
+    for key in known:
+        ends.setdefault(key.rpartition(".")[2], []).append(key)
+    candidates = {**{end: keys for end, keys in ends.items() if end not in ("name", "start", "end")},
+                  **{text: [key] for text, key in whole.items()},
+                  **{text: [key] for text, key in _OTHER_NAMES.items()}}  # fmt: skip
+    close = difflib.get_close_matches(asked, candidates, n=1, cutoff=0.7)
+    return candidates[close[0]] if close else []
+
+
+def _no_command(parser: argparse.ArgumentParser, given: str, choices: list[str]) -> str:
+    if not words_of(parser):
+        from pathlib import Path
+
+        from thumbnet.finding import is_run
+
+        place = Path(given).expanduser()
+        if is_run(place) or place.suffix.lower() in (".onnx", ".safetensors"):
+            return (
+                f"{printable(given)} is a trained network, not a command. "
+                f"Measure it: {command('evaluate', given)}\n"
+                f"Classify pictures: {command('predict', given, 'PICTURE...')}"
+            )
+        if given in NAMED_DATA or given.startswith("hf:") or os.path.exists(place):
+            return (
+                f"{printable(given)} is data, not a command. "
+                f"Train on it: {command('train', given)}\nLook at it: {command('data', given)}"
+            )
+    close = difflib.get_close_matches(given, choices, n=1, cutoff=0.5)
+    guess = f"Did you mean '{close[0]}'? " if close else ""
+    return f"there is no command {printable(given)!r}. {guess}Commands: {', '.join(choices)}."
+
+
+NAMED_DATA = ("digits", "cifar10", "cifar100", "mnist", "fashion-mnist")
+
+
+def _missing(parser: argparse.ArgumentParser, names: list[str], helped: str) -> str:
+    words = words_of(parser)
+    if names == ["COMMAND"] or not words:
+        return f"name a command. Begin with: {command('train', 'digits')}\n{helped}"
+    takes = [
+        f"{action.metavar or action.dest}{'...' if action.nargs == '+' else ''}"
+        for action in parser._actions
+        if not action.option_strings and action.nargs != "?"
+    ]
+    said = f"{' '.join(words)} needs {' and '.join(names)}: {command(*words, *takes)}"
+    if "RUN" in names:
+        from thumbnet.finding import RUNS, runs_in
+
+        newest = runs_in(RUNS)[:1]
+        said += (
+            f"\nThe newest run here: {newest[0]}"
+            if newest
+            else f"\nTrain a run first: {command('train', 'DATA')}"
+        )
+    if "PATH" in names:
+        said += "\nPATH is a picture, a folder of pictures, a glob such as 'new/*.jpg', or - for one on stdin"
+    return said
+
+
+def _names(action: argparse.Action) -> list[str]:
+    joined = ["/".join(action.option_strings)] if action.option_strings else []
+    return [*action.option_strings, *joined, *([str(action.metavar)] if action.metavar else []), action.dest]

@@ -1,0 +1,133 @@
+"""Commands as the user has to type them: `thumbnet`, `.venv/bin/thumbnet`, `python -m thumbnet`.
+
+Every command that a message shows is made here, so that it runs where it is read. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+NAME = "thumbnet"
+
+
+def command(*words: str | Path) -> str:
+    """The command line that runs thumbnet with ``words``, quoted for the shell.
+
+    >>> command("evaluate", "my runs/1").endswith("thumbnet evaluate 'my runs/1'")
+    True
+    """
+    return " ".join([program(), *(quoted(str(word)) for word in words)])
+
+
+def program() -> str:
+    """What starts thumbnet here, quoted for the shell.
+
+    ``thumbnet`` where the shell finds this environment's by that name; else the script's path, or
+    ``PYTHON -m thumbnet`` if it was started so or there is no script.
+    """
+    started = Path(sys.argv[0] if sys.argv else "")
+    if started.name == "__main__.py" and started.parent.name == NAME:
+        return f"{quoted(python())} -m {NAME}"
+    as_script = started.stem == NAME and shutil.which(str(started)) is not None
+    script = started if as_script else _script_of_environment()
+    if script is None:
+        return f"{quoted(python())} -m {NAME}"
+    return quoted(_shortest(script))
+
+
+def python() -> str:
+    """The running interpreter, as the shell finds it."""
+    return _shortest(Path(sys.executable)) if sys.executable else "python"
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an optional part of thumbnet into the running environment.
+
+    It names what thumbnet was installed from: a clone, an archive, a repository, or else the package index.
+    """
+    import importlib.util
+
+    source = _installed_from()
+    if source.startswith("-e "):
+        what = ["-e", f"{source.removeprefix('-e ')}[{extra}]"]
+    elif "://" in source:
+        what = [f"{NAME}[{extra}] @ {source}"]
+    else:
+        what = [f"{source or NAME}[{extra}]"]
+    if importlib.util.find_spec("pip") is None and shutil.which("uv"):
+        tool = ["uv", "pip", "install", "--python", python()]
+    else:
+        tool = [python(), "-m", "pip", "install"]
+    return " ".join(map(quoted, [*tool, *what]))
+
+
+def quoted(word: str) -> str:
+    r"""``word`` for the shell; with control characters, or bytes that are no text, as ``$'\x1b'``."""
+    if sys.platform == "win32":
+        import subprocess
+
+        return subprocess.list2cmdline([word])
+    if word.isprintable():
+        return shlex.quote(word)
+    plain = [c if c.isprintable() and c not in "'\\" else _escaped(c) for c in word]
+    return f"$'{''.join(plain)}'"
+
+
+def _escaped(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
+
+
+def _script_of_environment() -> Path | None:
+    """The script ``thumbnet`` beside the running interpreter."""
+    found = shutil.which(NAME, path=str(Path(sys.executable).parent)) if sys.executable else None
+    return None if found is None else Path(found)
+
+
+def _shortest(program: Path) -> str:
+    """The name by which the shell finds ``program``, or its path, relative to here if that is shorter."""
+    by_name = shutil.which(program.stem)
+    if by_name is not None and _same_script(by_name, program):
+        return program.stem
+    absolute = os.path.abspath(program)
+    try:
+        relative = os.path.relpath(absolute)
+    except (OSError, ValueError):  # another drive, or the current folder is gone
+        return absolute
+    if os.path.dirname(relative) == "":
+        relative = os.path.join(".", relative)
+    return relative if len(relative) < len(absolute) else absolute
+
+
+def _same_script(found: str, program: Path) -> bool:
+    """Whether two paths start the same: the interpreters of two environments may be links to one file."""
+    a, b = Path(os.path.abspath(found)), Path(os.path.abspath(program))
+    if a.stem == NAME:
+        return a.resolve() == b.resolve()
+    return a.name.split(".exe")[0] == b.name.split(".exe")[0] and a.parent.resolve() == b.parent.resolve()
+
+
+def _installed_from() -> str:
+    """``-e FOLDER``, a folder, or a URL; empty where it came from a package index or is not installed."""
+    import json
+    from importlib import metadata
+
+    try:
+        text = metadata.distribution(NAME).read_text("direct_url.json")
+        described = json.loads(text) if text else {}
+        url, vcs = str(described["url"]), described.get("vcs_info")
+        editable = bool(described.get("dir_info", {}).get("editable"))
+    except (metadata.PackageNotFoundError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    if vcs:
+        return f"{vcs.get('vcs', 'git')}+{url}@{vcs.get('commit_id', 'HEAD')}"
+    if "dir_info" in described and url.startswith("file://"):
+        from urllib.parse import urlsplit
+        from urllib.request import url2pathname
+
+        folder = url2pathname(urlsplit(url).path)
+        return f"-e {folder}" if editable else folder
+    return url
