@@ -91,7 +91,7 @@ def load_picture(source: str | IO[bytes] | bytes, name: str, max_pixels: int = M
         raise UnreadableImageError(name, error.strerror or str(error)) from None
 
 
-def _open(stream: IO[bytes], name: str, max_pixels: int, formats: Sequence[str] = FORMATS) -> Picture:
+def _open(stream: IO[bytes], name: str, max_pixels: int, formats: list[str] = FORMATS) -> Picture:
     start = stream.tell()
     if stream.read(2) == JPEG_START:
         stream.seek(start)
@@ -174,7 +174,7 @@ def _is_finite(image: Image.Image) -> bool:
     return all(bool(np.isfinite(np.asarray(image.crop(box))).all()) for box in _bands(image))
 
 
-def other_formats(stream: IO[bytes], start: int, name: str, formats: Sequence[str]) -> list[str]:
+def other_formats(stream: IO[bytes], start: int, name: str, formats: list[str]) -> list[str]:
     """Which other formats to read a picture with that is in none of ``formats``: those of a plug-in.
 
     ``stream`` is at ``start`` again afterwards.
