@@ -22,10 +22,8 @@ from thumbnet.sources.tree import Folder, is_known_tool, join
 
 LAYOUTS_HELP = (
     "Expected one of: train/CLASS/* with test/CLASS/* or val/CLASS/* (also Training/, valid/, test_set/, "
-    "...); "
-    f"CLASS/* alone; pictures with their class in their name ({filenames.KNOWN}), in train/ or alone; or "
-    "CIFAR's "
-    "own batches."
+    f"...); CLASS/* alone; pictures with their class in their name ({filenames.KNOWN}), in train/ or "
+    "alone; or CIFAR's own batches."
 )
 
 # Folders that hold all pictures, and folders of what belongs to them: never classes beside each other.
@@ -40,7 +38,8 @@ _COMPANIONS = frozenset(_COMPANION_WORDS.split())
 _VERSION = re.compile(
     r"(color|colour|gray|grey|grayscale|greyscale|rgb|segmented|segmentation|original|augmented|augmentation|"
     r"raw|resized|cropped|cleaned|clean|processed|preprocessed|masks|images|noisy|denoised|bw|"
-    r"(fold|part|batch|session|subset|chunk|split|cv|run|set)[ _-]*\d+|\d+x\d+(px)?|with.*|without.*)",
+    r"(fold|part|batch|session|subset|chunk|split|cv|run|set)[ _-]*\d+|\d+x\d+(px)?|with.*|without.*)"
+    r"([ _-]*(images|imgs|pictures|data|dataset|version))?",
     re.IGNORECASE,
 )
 
@@ -116,9 +115,11 @@ class _Decision:
 
     def _unwrapped(self, folder: Folder) -> Folder:
         """The one folder in which an archive often wraps everything, and the one in that."""
-        while not folder.pictures and self.settings.classes_from != "here":
+        while folder.filled() and self.settings.classes_from != "here":
             filled = folder.filled()
             inner = filled[0]
+            if folder.pictures and (len(filled) > 1 or inner.count <= len(folder.pictures)):
+                return folder
             if len(filled) > 1:
                 container = [each for each in filled if each.name.casefold() in _CONTAINERS]
                 companions = [each for each in filled if each.name.casefold() in _COMPANIONS]
@@ -130,6 +131,10 @@ class _Decision:
                 return folder
             if self.settings.classes_from.isdigit() and _depth(inner) < int(self.settings.classes_from):
                 return folder
+            if folder.pictures:
+                if self.settings.label_pattern or self._names_have_labels(folder):
+                    return folder
+                self._stray(folder, f"beside {printable(inner.name)}/")
             folder = inner
         return folder
 
@@ -149,8 +154,9 @@ class _Decision:
         filled = [each for each in top.filled() if each.path in named]
         sure = [each for each in filled if named[each.path].rank < 2]
         if not any(named[each.path].split == "train" for each in sure):
-            sure = self._splits_with_a_prefix(filled, named) or sure
+            sure = self._splits_with_other_words(filled, named, sure)
         if not sure:
+            self._note_unsure(filled)
             return {}
         chosen, spare = self._one_for_each(sure, named)
         for each in filled:  # test-multiple_fruits/ where there is no other test/
@@ -167,12 +173,36 @@ class _Decision:
             self._stray(top, "beside the splits")
         return chosen
 
-    def _splits_with_a_prefix(self, filled: list[Folder], named: dict[str, SplitName]) -> list[Folder]:
-        """``mnist_train`` and ``mnist_test``: the same other word in all of them."""
+    def _splits_with_other_words(
+        self, filled: list[Folder], named: dict[str, SplitName], sure: list[Folder]
+    ) -> list[Folder]:
+        """``mnist_train`` and ``mnist_test``, with the same other word; or one ``mnist_train`` with ``test``.
+
+        Raises:
+            DataError: splits and classes in one, as ``train_cats``, ``train_dogs``, ``test_cats``.
+        """
         weak = [each for each in filled if named[each.path].rank == 2]
         kinds = {named[each.path].split for each in weak}
+        train = [each for each in weak if named[each.path].split == "train"]
+        if sure:
+            return [*sure, *train] if len(train) == 1 else sure
         same = len({named[each.path].rest for each in weak}) == 1
-        return weak if same and "train" in kinds and len(kinds) == len(weak) > 1 else []
+        if same and "train" in kinds and len(kinds) == len(weak) > 1:
+            return weak
+        if len(train) > 1 and len(kinds) > 1:
+            found = ", ".join(f"{self._say(each)}/" for each in weak[:4])
+            raise DataError(
+                f"{self.base}: {found} have a split and something else in their names. Put each class into "
+                "its split, as train/CLASS and test/CLASS; or, if they are the classes, say so: "
+                "--classes-from here"
+            )
+        return []
+
+    def _note_unsure(self, weak: list[Folder]) -> None:
+        """Say that a class has a split's name in its own: ``train_station``, ``cifar_test``."""
+        if weak:
+            found = ", ".join(f"{self._say(each)}/" for each in weak[:3])
+            self.notes.append(f"{found}: taken as a class, not as a split")
 
     def _one_for_each(
         self, sure: list[Folder], named: dict[str, SplitName]
@@ -196,8 +226,7 @@ class _Decision:
                 both = " and ".join(f"{self._say(e)}/ ({_pictures(e.count)})" for e in best)
                 raise DataError(
                     f"{self.base}: {both} both look like the {split} split. Put their pictures into one "
-                    "folder, "
-                    "or give the one that is not meant another name or place"
+                    "folder, or give the one that is not meant another name or place"
                 )
             chosen[split] = best[0]
             spare += candidates[1:]
@@ -215,9 +244,8 @@ class _Decision:
             found = " and ".join(f"{printable(each.name)}/" for each in chosen.values())
             if others:
                 raise DataError(
-                    f"{self.base} has {found} but no train/; beside it: {beside}. Put the training "
-                    "classes into a "
-                    f"folder train/; or, if {found} is a class, say so: --classes-from here"
+                    f"{self.base} has {found} but no train/; beside it: {beside}. Put the training classes "
+                    f"into a folder train/; or, if {found} is a class, say so: --classes-from here"
                 )
             one = self._full(next(iter(chosen.values())))
             raise DataError(
@@ -228,10 +256,9 @@ class _Decision:
             many = len(others) > 1 and 2 * sum(each.count for each in others) >= train.count
             if classes_inside and set(chosen) == {"train"} and many and not self.settings.label_pattern:
                 raise DataError(
-                    f"{self.base}: {printable(train.name)}/ has folders in it as a split has, but "
-                    f"{beside} lie "
-                    f"beside it as classes do. If it is the training split, name it: {self._full(train)}. If "
-                    "it is a class, say so: --classes-from here"
+                    f"{self.base}: {printable(train.name)}/ has folders in it as a split has, but {beside} "
+                    "lie beside it as classes do. If it is the training split, name it: "
+                    f"{self._full(train)}. If it is a class, say so: --classes-from here"
                 )
             return True
         if not others:
@@ -245,8 +272,7 @@ class _Decision:
             )
         self.notes.append(
             f"{printable(train.name)}/ is a class here, not a split: it has no class folders, and lies "
-            "beside "
-            f"{beside}"
+            f"beside {beside}"
         )
         return False
 
@@ -258,9 +284,7 @@ class _Decision:
 
     def _note_splits(self, top: Folder, chosen: dict[str, Folder], named: dict[str, SplitName]) -> None:
         """Say which folder is which split, where its name is not the split's; and which are empty."""
-        if any(
-            each.name != split for split, each in chosen.items() if (split, each.name) != ("val", "valid")
-        ):
+        if any(each.name not in (split, "valid", "validation") for split, each in chosen.items()):
             which = ", ".join(f"{self._say(each)}/ is {split}" for split, each in chosen.items())
             self.notes.append(f"splits by the names of the folders: {which}")
         for each in top.folders:
@@ -311,6 +335,7 @@ class _Decision:
         while not folder.pictures and len(folder.filled()) == 1 and self.settings.classes_from == "top":
             inner = folder.filled()[0]
             wraps = _plain(inner.name) == _plain(folder.name) or split_name(inner.name) is not None
+            wraps = wraps or inner.name.casefold() in _CONTAINERS
             if _plain(inner.name) in known or not (wraps or (names is None and len(inner.filled()) > 1)):
                 break
             folder = inner
@@ -334,10 +359,20 @@ class _Decision:
 
     def _splits_in_classes(self, top: Folder) -> Layout | None:
         """CLASS/train/* and CLASS/test/*: classes outside, splits inside."""
-        if top.pictures or self.settings.classes_from != "top" or len(top.filled()) < 2:
+        if self.settings.classes_from != "top" or len(top.filled()) < 2:
             return None
-        if not all(self._splits_inside(folder) for folder in top.filled()):
+        outer = [each for each in top.filled() if self._has_splits(each)]
+        if not outer:
             return None
+        inner = [each for folder in top.filled() for each in folder.filled()]
+        whole = len(outer) == len(top.filled()) and not top.pictures
+        if not whole or not all(map(self._splits_inside, outer)) or any(each.filled() for each in inner):
+            some = ", ".join(f"{self._say(each)}/" for each in outer[:3])
+            raise DataError(
+                f"{self.base}: there are splits in {some}, as in whole data sets. Name one of them: "
+                f"{self._full(outer[0])}. If they are classes, whose folders are to be merged, say so: "
+                "--depth 1"
+            )
         splits: dict[str, dict[str, list[Folder]]] = {}
         for folder in top.filled():
             for each in folder.filled():
@@ -352,6 +387,14 @@ class _Decision:
         )
         return self._finish(shape, names, found, dict.fromkeys(found, top))
 
+    def _has_splits(self, folder: Folder) -> bool:
+        """Whether splits are among the folders in it, or in the one folder that it wraps."""
+        while len(folder.filled()) == 1 and not folder.pictures:
+            folder = folder.filled()[0]
+        names = [split_name(each.name) for each in folder.filled()]
+        kinds = {name.split for name in names if name and name.rank < 2}
+        return "train" in kinds and len(kinds) > 1
+
     def _refuse_versions(self, top: Folder) -> None:
         """``color``, ``grayscale`` and ``segmented``, each with the same class folders in it."""
         if self.settings.classes_from != "top" or len(top.filled()) < 2 or top.pictures:
@@ -364,12 +407,12 @@ class _Decision:
         if all(_VERSION.fullmatch(each.name) for each in top.filled()):
             raise DataError(
                 f"{self.base}: {found} have the same {len(inner[0])} folders in them, such as "
-                f"{printable(example)}/: they look like versions or parts of one data set. Name one of them: "
-                f"{self._full(top.filled()[0])}. If they are the classes, say so: --depth 1"
+                f"{printable(example)}/: they look like versions or parts of one data set. Name one of "
+                f"them: {self._full(top.filled()[0])}. If they are the classes, say so: --depth 1"
             )
         self.notes.append(
-            f"warning: the class folders ({found}) have the same {len(inner[0])} folders in them, such as "
-            f"{printable(example)}/. If those are the classes, name one of the outer folders as the data"
+            f"warning: all class folders ({found}) have the same {len(inner[0])} folders in them, such as "
+            f"{printable(example)}/, which were merged. If those are the classes: --classes-from leaf"
         )
 
     def _classes(self, folder: Folder, split: str) -> dict[str, list[Folder]]:
@@ -378,7 +421,7 @@ class _Decision:
         start = len(folder.path) + 1 if folder.path else 0
         by = self.settings.classes_from
         if self._by_top():
-            for each in folder.filled():
+            for each in self._without_copies(folder):
                 found[_nfc(each.name)].append(each)
         else:
             for each in folder.walk():
@@ -390,6 +433,20 @@ class _Decision:
         if folder.pictures:
             self._stray(folder, "beside the class folders")
         return found
+
+    def _without_copies(self, folder: Folder) -> list[Folder]:
+        """The class folders, but for one that has the same class folders in it again, as some archives do."""
+        filled = folder.filled()
+        copies = []
+        for each in filled:
+            inner = {_plain(one.name) for one in each.filled()}
+            others = {_plain(one.name) for one in filled if one is not each}
+            if len(inner) > 1 and inner == others and self.settings.classes_from == "top":
+                copies.append(each)
+        if len(copies) == 1:
+            self._left_out(copies, "as it has the same class folders in it again")
+            return [each for each in filled if each is not copies[0]]
+        return filled
 
     def _by_top(self) -> bool:
         """Whether the outermost folder is the class."""
@@ -419,8 +476,7 @@ class _Decision:
         if merged and self._by_top():
             self.notes.append(
                 f"{len(merged)} class(es) have two folders, whose names are the same text in two Unicode "
-                "forms: "
-                f"merged, such as {merged[0]}"
+                f"forms: merged, such as {merged[0]}"
             )
         self._note_subfolders(classes, folder)
         empty = [each.name for each in folder.folders if not each.count and not split_name(each.name)]
@@ -452,6 +508,8 @@ class _Decision:
             return
         nested = [f for several in classes.values() for f in several if f.filled()]
         plain = all(not f.pictures and len(f.filled()) == 1 for several in classes.values() for f in several)
+        if any(note.startswith("warning: all class folders") for note in self.notes):
+            return  # said already
         if not nested or (plain and len({_plain(f.filled()[0].name) for f in nested}) == 1):
             return
         example = max(nested, key=lambda f: len(f.filled()))
@@ -477,13 +535,15 @@ class _Decision:
         """
         inner = folder.filled()
         if not inner:
-            self._unlabelled(folder, split)
-            return None
+            found = self._named_as(folder, split, names)
+            if found is None:
+                self._unlabelled(folder, split)
+            return found
         classes = self._classes(folder, split)
         alike: dict[str, list[str]] = defaultdict(list)
         for name in names:
             alike[_plain(name)].append(name)
-        found: dict[str, list[Folder]] = defaultdict(list)
+        found = defaultdict(list)
         stray: list[str] = []
         respelt: list[tuple[str, str]] = []
         for name, folders in classes.items():
@@ -506,9 +566,8 @@ class _Decision:
             first, second = respelt[0]
             form = " (in another Unicode form)" if _nfc(first) == second else ""
             self.notes.append(
-                f"{split}: {len(respelt)} class folder(s) are spelt otherwise than in train, and are "
-                "taken as the "
-                f"same classes: {first!r} is {second!r}{form}"
+                f"{split}: {len(respelt)} class folder(s) are spelt otherwise than in train, and are taken "
+                f"as the same classes: {first!r} is {second!r}{form}"
             )
         lacking = [shown for name, shown in names.items() if name not in found]
         if lacking:
@@ -517,6 +576,20 @@ class _Decision:
         return found
 
     # --- labels in names ---
+
+    def _named_as(self, folder: Folder, split: str, names: dict[str, str]) -> dict[str, list[Folder]] | None:
+        """By class, the pictures of a split whose names all begin with train's classes: ``cat.1.jpg``."""
+        for form in filenames.FORMS:
+            labels = filenames.labels_in_form(folder.pictures, form, "")
+            if all(label in names for label in labels):
+                break
+        else:
+            return None
+        found: dict[str, list[Folder]] = {}
+        for name, label in zip(folder.pictures, labels, strict=True):
+            found.setdefault(str(label), [Folder(folder.path)])[0].pictures.append(name)
+        self.notes.append(f"{split}: the classes are in the names of the files ({form}.*)")
+        return found
 
     def _by_names(self, chosen: dict[str, Folder]) -> Layout:
         """The layout of pictures that have their classes in their names."""
@@ -545,9 +618,8 @@ class _Decision:
             bad = [path for path, label in zip(paths[split], others, strict=True) if label is None]
             if bad:
                 raise DataError(
-                    f"{self._full(chosen[split])}: {len(bad):,} name(s) have no label of the form "
-                    f"{form}, which "
-                    f"those of train have, such as {printable(min(bad))}. {LAYOUTS_HELP}"
+                    f"{self._full(chosen[split])}: {len(bad):,} name(s) have no label of the form {form}, "
+                    f"which those of train have, such as {printable(min(bad))}. {LAYOUTS_HELP}"
                 )
             labels[split] = [label for label in others if label is not None]
         lacked = "labels.txt" if self.read_labels(self.top.path) is not None else "train"
@@ -622,9 +694,9 @@ class _Decision:
         first = "unpack the archive, then " if self.packed else ""
         place = self._say(folder) if self.packed else self._full(folder)
         self.notes.append(
-            f"{self._say(folder)}/ has no labels ({_pictures(folder.count)}, such as {example}): it is "
-            "not used "
-            f"as {split}. To classify them after training: {first}thumbnet predict RUN {_quoted(place)}"
+            f"{self._say(folder)}/ has no labels ({_pictures(folder.count)}, such as {example}): it is not "
+            f"used as {split}. To classify them after training: {first}thumbnet predict RUN "
+            f"{_quoted(place)}"
         )
 
     def _left_out(self, folders: list[Folder], where: str) -> None:
