@@ -3,7 +3,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sources.trees import meaning, some
@@ -442,6 +442,7 @@ FILES = st.sampled_from(["0.png", "1.jpg", "cat_1.png", "dog_2.png", "3_cat.png"
 PATHS = st.builds(lambda folders, name: "/".join([*folders, name]), st.lists(NAMES, max_size=4), FILES)
 
 
+@settings(max_examples=300)
 @given(st.lists(PATHS, max_size=14, unique=True), st.sampled_from(["top", "leaf", "2", "here"]))
 def test_any_names_have_a_meaning_or_a_clear_refusal(paths: list[str], by: str) -> None:
     try:

@@ -94,7 +94,12 @@ class _Decision:
         read_labels: Callable[[str], tuple[str, ...] | None],
         packed: bool,
     ) -> None:
-        self.tree, self.base, self.settings, self.read_labels = tree, base.rstrip("/"), settings, read_labels
+        self.tree, self.base, self.settings, self.read_labels = (
+            tree,
+            base.rstrip("/") or "/",
+            settings,
+            read_labels,
+        )
         self.packed = packed
         self.notes: list[str] = []
         self.top = tree
@@ -242,6 +247,9 @@ class _Decision:
         train = chosen.get("train")
         if train is None:
             found = " and ".join(f"{printable(each.name)}/" for each in chosen.values())
+            empty = [each for each in top.folders if not each.count and _is_train(each)]
+            if empty:
+                raise DataError(f"{self._full(empty[0])} has no pictures in it, but {found} has")
             if others:
                 raise DataError(
                     f"{self.base} has {found} but no train/; beside it: {beside}. Put the training classes "
@@ -289,8 +297,9 @@ class _Decision:
             self.notes.append(f"splits by the names of the folders: {which}")
         for each in top.folders:
             name = named.get(each.path)
-            if not each.count and name is not None and name.split not in chosen:
-                self.notes.append(f"{self._say(each)}/ has no pictures: there is no {name.split} split")
+            if not each.count and name is not None:
+                none = "" if name.split in chosen else f": there is no {name.split} split"
+                self.notes.append(f"{self._say(each)}/ has no pictures{none}")
 
     # --- class folders ---
 
@@ -479,7 +488,8 @@ class _Decision:
                 f"forms: merged, such as {merged[0]}"
             )
         self._note_subfolders(classes, folder)
-        empty = [each.name for each in folder.folders if not each.count and not split_name(each.name)]
+        splits = [] if folder is not self.top else [each for each in folder.folders if split_name(each.name)]
+        empty = [each.name for each in folder.folders if not each.count and each not in splits]
         if empty:
             some = ", ".join(printable(name) for name in empty[:5])
             self.notes.append(
@@ -599,7 +609,7 @@ class _Decision:
         try:
             found = filenames.labels_from_names(_base_names(paths["train"]), pattern)
         except DataError as error:
-            raise DataError(f"{self._full(train)}: {error}. {LAYOUTS_HELP}") from None
+            raise DataError(f"{self._full(train)}: {error}") from None
         if found is None:
             raise DataError(
                 f"{self._full(train)}: {filenames.unrecognised(_base_names(paths['train']))}. {LAYOUTS_HELP}"
@@ -608,8 +618,12 @@ class _Decision:
         names = self.read_labels(self.top.path)
         if names is None:
             names = tuple(sorted(set(labels["train"])))
-            if not pattern:
-                self.notes.append("there is no labels.txt: the classes are those of the file names, sorted")
+            first, label = _base_names(paths["train"])[0], labels["train"][0]
+            self.notes.append(
+                "there is no labels.txt: the classes are those of the file names, sorted"
+                if form == "NUMBER_CLASS"
+                else f"classes by the names of the files: {printable(first)} is {label!r}"
+            )
         for split in [split for split in chosen if split != "train"]:
             others = filenames.labels_in_form(_base_names(paths[split]), form, pattern)
             if not any(others) or not paths[split]:
@@ -733,6 +747,11 @@ def _depth(folder: Folder) -> int:
     return max(
         (each.path.count("/") + 1 if each.path else 0) - start for each in folder.walk() if each.pictures
     )
+
+
+def _is_train(folder: Folder) -> bool:
+    name = split_name(folder.name)
+    return name is not None and name.split == "train" and name.rank < 2
 
 
 def _nfc(name: str) -> str:
