@@ -108,6 +108,7 @@ def add_data_of_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", help="train, val or test (default: test, or else val, or else all pictures)"
     )
+    add_label_options(parser)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
