@@ -17,23 +17,10 @@ import numpy as np
 from thumbnet.errors import DataError, printable
 from thumbnet.recipe import DataSettings
 from thumbnet.sources import filenames
-from thumbnet.sources.split_names import SPLITS, SplitName, split_name
-from thumbnet.sources.tree import Folder, is_known_tool, join
+from thumbnet.sources.split_folders import CONTAINERS, LAYOUTS_HELP, SplitFinder, picture_count
+from thumbnet.sources.split_names import SPLITS, split_name
+from thumbnet.sources.tree import Folder, is_known_tool
 
-LAYOUTS_HELP = (
-    "Expected one of: train/CLASS/* with test/CLASS/* or val/CLASS/* (also Training/, valid/, test_set/, "
-    f"...); CLASS/* alone; pictures with their class in their name ({filenames.KNOWN}), in train/ or "
-    "alone; or CIFAR's own batches."
-)
-
-# Folders that hold all pictures, and folders of what belongs to them: never classes beside each other.
-_CONTAINER_WORDS = "images image imgs img pictures photos data dataset jpegimages jpg jpeg png"
-_CONTAINERS = frozenset(_CONTAINER_WORDS.split())
-_COMPANION_WORDS = (
-    "annotations annotation masks mask labels label trimaps segmentations segmentation meta metadata gt "
-    "groundtruth samples sample examples docs"
-)
-_COMPANIONS = frozenset(_COMPANION_WORDS.split())
 # Several versions of the same pictures, or parts of them: the class folders are one level below.
 _VERSION = re.compile(
     r"(color|colour|gray|grey|grayscale|greyscale|rgb|segmented|segmentation|original|augmented|augmentation|"
@@ -83,7 +70,7 @@ def decide(
     return _Decision(tree, base, settings, read_labels, packed).layout()
 
 
-class _Decision:
+class _Decision(SplitFinder):
     """How :func:`decide` finds out. ``notes`` fills up on the way."""
 
     def __init__(
@@ -94,15 +81,8 @@ class _Decision:
         read_labels: Callable[[str], tuple[str, ...] | None],
         packed: bool,
     ) -> None:
-        self.tree, self.base, self.settings, self.read_labels = (
-            tree,
-            base.rstrip("/") or "/",
-            settings,
-            read_labels,
-        )
-        self.packed = packed
-        self.notes: list[str] = []
-        self.top = tree
+        super().__init__(tree, base, settings, packed)
+        self.read_labels = read_labels
 
     def layout(self) -> Layout:
         """The decision."""
@@ -115,191 +95,6 @@ class _Decision:
         if splits:
             return self._split_folders(splits)
         return self._bare(self.top)
-
-    # --- which folders are splits ---
-
-    def _unwrapped(self, folder: Folder) -> Folder:
-        """The one folder in which an archive often wraps everything, and the one in that."""
-        while folder.filled() and self.settings.classes_from != "here":
-            filled = folder.filled()
-            inner = filled[0]
-            if folder.pictures and (len(filled) > 1 or inner.count <= len(folder.pictures)):
-                return folder
-            if len(filled) > 1:
-                container = [each for each in filled if each.name.casefold() in _CONTAINERS]
-                companions = [each for each in filled if each.name.casefold() in _COMPANIONS]
-                if len(container) != 1 or len(companions) != len(filled) - 1:
-                    return folder
-                inner = container[0]
-                self._left_out(companions, f"beside {inner.name}/")
-            elif split_name(inner.name) and not self._splits_inside(inner):
-                return folder
-            if self.settings.classes_from.isdigit() and _depth(inner) < int(self.settings.classes_from):
-                return folder
-            if folder.pictures:
-                if self.settings.label_pattern or self._names_have_labels(folder):
-                    return folder
-                self._stray(folder, f"beside {printable(inner.name)}/")
-            folder = inner
-        return folder
-
-    def _splits_inside(self, folder: Folder) -> bool:
-        """Whether all folders in it are splits, of two kinds or more: then it wraps them."""
-        names = [split_name(each.name) for each in folder.filled()]
-        kinds = {name.split for name in names if name and name.rank < 2}
-        return "train" in kinds and len(kinds) > 1 and all(names) and not folder.pictures
-
-    def _splits(self, top: Folder) -> dict[str, Folder]:
-        """Which folders in ``top`` are splits; none where they are classes.
-
-        Raises:
-            DataError: that cannot be told from the names.
-        """
-        named = {each.path: name for each in top.folders if (name := split_name(each.name)) is not None}
-        filled = [each for each in top.filled() if each.path in named]
-        sure = [each for each in filled if named[each.path].rank < 2]
-        if not any(named[each.path].split == "train" for each in sure):
-            sure = self._splits_with_other_words(filled, named, sure)
-        if not sure:
-            self._note_unsure(filled)
-            return {}
-        chosen, spare = self._one_for_each(sure, named)
-        for each in filled:  # test-multiple_fruits/ where there is no other test/
-            name = named[each.path]
-            rivals = [e for e in filled if named[e.path].split == name.split]
-            if each not in sure and name.split not in chosen and len(rivals) == 1 and "train" in chosen:
-                chosen[name.split] = each
-        others = [each for each in top.filled() if each not in chosen.values()]
-        if not self._are_splits(top, chosen, [each for each in others if each not in spare]):
-            return {}
-        self._note_splits(top, chosen, named)
-        self._left_out(others, "beside the splits")
-        if top.pictures:
-            self._stray(top, "beside the splits")
-        return chosen
-
-    def _splits_with_other_words(
-        self, filled: list[Folder], named: dict[str, SplitName], sure: list[Folder]
-    ) -> list[Folder]:
-        """``mnist_train`` and ``mnist_test``, with the same other word; or one ``mnist_train`` with ``test``.
-
-        Raises:
-            DataError: splits and classes in one, as ``train_cats``, ``train_dogs``, ``test_cats``.
-        """
-        weak = [each for each in filled if named[each.path].rank == 2]
-        kinds = {named[each.path].split for each in weak}
-        train = [each for each in weak if named[each.path].split == "train"]
-        if sure:
-            return [*sure, *train] if len(train) == 1 else sure
-        same = len({named[each.path].rest for each in weak}) == 1
-        if same and "train" in kinds and len(kinds) == len(weak) > 1:
-            return weak
-        if len(train) > 1 and len(kinds) > 1:
-            found = ", ".join(f"{self._say(each)}/" for each in weak[:4])
-            raise DataError(
-                f"{self.base}: {found} have a split and something else in their names. Put each class into "
-                "its split, as train/CLASS and test/CLASS; or, if they are the classes, say so: "
-                "--classes-from here"
-            )
-        return []
-
-    def _note_unsure(self, weak: list[Folder]) -> None:
-        """Say that a class has a split's name in its own: ``train_station``, ``cifar_test``."""
-        if weak:
-            found = ", ".join(f"{self._say(each)}/" for each in weak[:3])
-            self.notes.append(f"{found}: taken as a class, not as a split")
-
-    def _one_for_each(
-        self, sure: list[Folder], named: dict[str, SplitName]
-    ) -> tuple[dict[str, Folder], list[Folder]]:
-        """One folder for each split, and those that also look like one."""
-        by_split: dict[str, list[Folder]] = defaultdict(list)
-        for each in sure:
-            by_split[named[each.path].split].append(each)
-        movable = [each for each in by_split.get("test", []) if named[each.path].either]
-        if len(by_split.get("test", [])) == 2 and len(movable) == 1 and "val" not in by_split:
-            by_split["test"].remove(movable[0])
-            by_split["val"] = movable
-        chosen: dict[str, Folder] = {}
-        spare: list[Folder] = []
-        for split in SPLITS:
-            candidates = sorted(by_split.get(split, []), key=lambda each: named[each.path].rank)
-            if not candidates:
-                continue
-            best = [e for e in candidates if named[e.path].rank == named[candidates[0].path].rank]
-            if len(best) > 1:
-                both = " and ".join(f"{self._say(e)}/ ({_pictures(e.count)})" for e in best)
-                raise DataError(
-                    f"{self.base}: {both} both look like the {split} split. Put their pictures into one "
-                    "folder, or give the one that is not meant another name or place"
-                )
-            chosen[split] = best[0]
-            spare += candidates[1:]
-        return chosen, spare
-
-    def _are_splits(self, top: Folder, chosen: dict[str, Folder], others: list[Folder]) -> bool:
-        """Whether these are splits. No: they are classes, among ``others``.
-
-        Raises:
-            DataError: that cannot be told.
-        """
-        beside = ", ".join(f"{printable(each.name)}/" for each in others[:3])
-        train = chosen.get("train")
-        if train is None:
-            found = " and ".join(f"{printable(each.name)}/" for each in chosen.values())
-            empty = [each for each in top.folders if not each.count and _is_train(each)]
-            if empty:
-                raise DataError(f"{self._full(empty[0])} has no pictures in it, but {found} has")
-            if others:
-                raise DataError(
-                    f"{self.base} has {found} but no train/; beside it: {beside}. Put the training classes "
-                    f"into a folder train/; or, if {found} is a class, say so: --classes-from here"
-                )
-            one = self._full(next(iter(chosen.values())))
-            raise DataError(
-                f"{self.base} has {found} but no train/. To read what is in it, name {one}. {LAYOUTS_HELP}"
-            )
-        classes_inside = train.filled()
-        if classes_inside or self.settings.label_pattern or self._names_have_labels(train):
-            many = len(others) > 1 and 2 * sum(each.count for each in others) >= train.count
-            if classes_inside and set(chosen) == {"train"} and many and not self.settings.label_pattern:
-                raise DataError(
-                    f"{self.base}: {printable(train.name)}/ has folders in it as a split has, but {beside} "
-                    "lie beside it as classes do. If it is the training split, name it: "
-                    f"{self._full(train)}. If it is a class, say so: --classes-from here"
-                )
-            return True
-        if not others:
-            return True  # pictures without labels, which is said later
-        companions = [each for each in others if each.name.casefold() in _COMPANIONS | _CONTAINERS]
-        if set(chosen) != {"train"} or len(companions) == len(others):
-            found = " and ".join(f"{printable(each.name)}/" for each in chosen.values())
-            raise DataError(
-                f"{self.base}: {found} look like splits, but {filenames.unrecognised(train.pictures)}. If "
-                f"they are classes as {beside} are, say so: --classes-from here"
-            )
-        self.notes.append(
-            f"{printable(train.name)}/ is a class here, not a split: it has no class folders, and lies "
-            f"beside {beside}"
-        )
-        return False
-
-    def _names_have_labels(self, folder: Folder) -> bool:
-        try:
-            return filenames.labels_from_names(folder.pictures) is not None
-        except DataError:
-            return True  # of most of them: reading them says of which not
-
-    def _note_splits(self, top: Folder, chosen: dict[str, Folder], named: dict[str, SplitName]) -> None:
-        """Say which folder is which split, where its name is not the split's; and which are empty."""
-        if any(each.name not in (split, "valid", "validation") for split, each in chosen.items()):
-            which = ", ".join(f"{self._say(each)}/ is {split}" for split, each in chosen.items())
-            self.notes.append(f"splits by the names of the folders: {which}")
-        for each in top.folders:
-            name = named.get(each.path)
-            if not each.count and name is not None:
-                none = "" if name.split in chosen else f": there is no {name.split} split"
-                self.notes.append(f"{self._say(each)}/ has no pictures{none}")
 
     # --- class folders ---
 
@@ -344,7 +139,7 @@ class _Decision:
         while not folder.pictures and len(folder.filled()) == 1 and self.settings.classes_from == "top":
             inner = folder.filled()[0]
             wraps = _plain(inner.name) == _plain(folder.name) or split_name(inner.name) is not None
-            wraps = wraps or inner.name.casefold() in _CONTAINERS
+            wraps = wraps or inner.name.casefold() in CONTAINERS
             if _plain(inner.name) in known or not (wraps or (names is None and len(inner.filled()) > 1)):
                 break
             folder = inner
@@ -677,10 +472,6 @@ class _Decision:
         class_names = tuple(names[name] for name in ordered)
         return Layout(self.top.path, shape, class_names, made, self._all_notes(folders))
 
-    def _below_top(self, paths: list[str]) -> list[str]:
-        start = len(self.top.path) + 1 if self.top.path else 0
-        return [path[start:] for path in paths] if start else paths
-
     def _all_notes(self, folders: dict[str, Folder]) -> tuple[str, ...]:
         """Those so far, and what was passed over within the splits."""
         for split, folder in folders.items():
@@ -698,60 +489,16 @@ class _Decision:
             path = path.removeprefix(f"{self.top.path}/")
             total = sum(count for _, count in skipped)
             self.notes.append(
-                f"{_pictures(total)} in {len(skipped)} hidden or tool folder(s) passed over, such as "
+                f"{picture_count(total)} in {len(skipped)} hidden or tool folder(s) passed over, such as "
                 f"{printable(path)}/ ({count:,})" + (": rename it if it is a class" if hidden else "")
             )
         return tuple(dict.fromkeys(self.notes))
-
-    def _unlabelled(self, folder: Folder, split: str) -> None:
-        example = printable(self._below_top([min(folder.pictures_below())])[0])
-        first = "unpack the archive, then " if self.packed else ""
-        place = self._say(folder) if self.packed else self._full(folder)
-        self.notes.append(
-            f"{self._say(folder)}/ has no labels ({_pictures(folder.count)}, such as {example}): it is not "
-            f"used as {split}. To classify them after training: {first}thumbnet predict RUN "
-            f"{_quoted(place)}"
-        )
-
-    def _left_out(self, folders: list[Folder], where: str) -> None:
-        if folders:
-            found = ", ".join(f"{self._say(each)}/ ({_pictures(each.count)})" for each in folders[:5])
-            more = f" and {len(folders) - 5} more" if len(folders) > 5 else ""
-            self.notes.append(f"left out, {where}: {found}{more}")
-
-    def _stray(self, folder: Folder, where: str) -> None:
-        example = printable(join(folder.path, min(folder.pictures)))
-        self.notes.append(f"left out, {where}: {_pictures(len(folder.pictures))}, such as {example}")
-
-    def _only_skipped(self) -> str:
-        count = sum(count for each in self.tree.walk() for _, count in each.skipped)
-        return f", but for {_pictures(count)} in hidden or tool folders" if count else ""
 
     def _class_shape(self) -> str:
         by = self.settings.classes_from
         if by == "leaf":
             return ".../CLASS/*"
         return "*/" * (int(by) - 1) + "CLASS/*" if by.isdigit() else "CLASS/*"
-
-    def _say(self, folder: Folder) -> str:
-        """A folder's path below ``top``, for a message."""
-        return printable(self._below_top([folder.path])[0])
-
-    def _full(self, folder: Folder) -> str:
-        return printable(join(self.base, folder.path) if folder.path else self.base)
-
-
-def _depth(folder: Folder) -> int:
-    """How many folders deep the deepest pictures are."""
-    start = folder.path.count("/") + 1 if folder.path else 0
-    return max(
-        (each.path.count("/") + 1 if each.path else 0) - start for each in folder.walk() if each.pictures
-    )
-
-
-def _is_train(folder: Folder) -> bool:
-    name = split_name(folder.name)
-    return name is not None and name.split == "train" and name.rank < 2
 
 
 def _nfc(name: str) -> str:
@@ -763,10 +510,6 @@ def _plain(name: str) -> str:
     return _nfc(name).strip().casefold()
 
 
-def _pictures(count: int) -> str:
-    return f"{count:,} picture{'' if count == 1 else 's'}"
-
-
 def _base_names(paths: Sequence[str]) -> list[str]:
     return [path.rpartition("/")[2] for path in paths]
 
@@ -774,8 +517,3 @@ def _base_names(paths: Sequence[str]) -> list[str]:
 def _passed_over(split: str, ignored: list[str]) -> str:
     what = f"{len(ignored)} file(s) passed over, no pictures by their name or kind"
     return f"{split}: {what}, such as {printable(min(ignored))}"
-
-
-def _quoted(path: str) -> str:
-    """A path for a command in a message."""
-    return f"'{path}'" if re.search(r"[\s'\"$&;()*?]", path) else path
