@@ -404,6 +404,12 @@ def test_dogs_vs_cats() -> None:
     assert "thumbnet predict RUN data/test1" in found.notes
 
 
+def test_each_split_may_be_wrapped_in_a_folder_of_any_name() -> None:
+    found = meaning(classes("train/animals", 3) + classes("test/animals", 2) + classes("val/photos", 1))
+    assert found.counts == {"train": 9, "val": 3, "test": 6}
+    assert found.label_of("test/animals/dog/0.png") == ("test", "dog")
+
+
 def test_a_wrapping_folder_of_wrapping_folders_for_each_split() -> None:
     found = meaning(
         classes("10-monkey/training/training", 3, ("n0", "n1"))

@@ -17,6 +17,7 @@ FORMS = {
     "NUMBER_CLASS": _TUTORIAL_NAME,
     "CLASS.NUMBER": re.compile(_LABEL + r"\.\d+\.[^.]+"),
     "CLASS_NUMBER": re.compile(_LABEL + r"[ _-]+\d+\.[^.]+"),
+    "CLASSNUMBER": re.compile(r"(?P<label>[^\W\d_]{3,})\d+\.[^.]+"),
     "CLASS (NUMBER)": re.compile(_LABEL + r"[ _-]*\(\d+\)\.[^.]+"),
 }
 
@@ -28,7 +29,7 @@ _CAMERA_WORDS = (
 )
 _NO_CLASSES = frozenset(_CAMERA_WORDS.split())
 
-KNOWN = "0_cat.png, cat.0.jpg, cat_0.jpg, cat-0.jpg, cat (0).jpg"
+KNOWN = "0_cat.png, cat.0.jpg, cat_0.jpg, cat-0.jpg, cat0.jpg, cat (0).jpg"
 
 
 @dataclass(frozen=True)

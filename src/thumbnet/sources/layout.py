@@ -140,6 +140,8 @@ class _Decision(SplitFinder):
             inner = folder.filled()[0]
             wraps = _plain(inner.name) == _plain(folder.name) or split_name(inner.name) is not None
             wraps = wraps or inner.name.casefold() in CONTAINERS
+            classes = {_plain(each.name) for each in inner.filled()}
+            wraps = wraps or bool(classes and classes <= known)
             if _plain(inner.name) in known or not (wraps or (names is None and len(inner.filled()) > 1)):
                 break
             folder = inner
