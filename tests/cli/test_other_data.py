@@ -136,3 +136,14 @@ def test_predicting_a_folder_skips_what_reading_data_skips(
     assert len(lines) == 2
     assert "a.png" in lines[0]
     assert "sub/b.png" in lines[1]
+
+
+def test_where_the_classes_of_other_data_are_can_be_said(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label, name in enumerate(("red", "green", "blue")):
+        for number in range(4):
+            write_picture(tmp_path / f"x-{name}-{number}.png", coloured(label, number))
+    found, said = evaluate(capsys, run.path, tmp_path, "--label-pattern", "^x-([a-z]+)")
+    assert (found["split"], found["pictures"]) == ("all", 12)
+    assert "is 'blue'" in said

@@ -18,6 +18,7 @@ from thumbnet.sources.filenames import labels_from_names, number_first
         ("CLASS_NUMBER", "cat-{}.png", "polar bear-{}.png", ("cat", "polar bear")),
         ("CLASS_NUMBER", "Abyssinian_{}.jpg", "american_bulldog_{}.jpg", ("Abyssinian", "american_bulldog")),
         ("CLASS_NUMBER", "tractor 0{}.jpg", "truck 0{}.jpg", ("tractor", "truck")),
+        ("CLASSNUMBER", "cat{}.jpg", "dog{}.jpg", ("cat", "dog")),
         ("CLASS (NUMBER)", "cat ({}).jpg", "dog ({}).jpg", ("cat", "dog")),
         ("CLASS_NUMBER", "猫_{}.jpg", "犬_{}.jpg", ("犬", "猫")),
     ],
@@ -43,6 +44,7 @@ def test_known_forms_of_names_give_their_labels(
         some("IMG_{}.jpg", 5),
         some("IMG_{}.jpg", 5) + some("DSC_{}.jpg", 5),  # two cameras are not two classes
         some("{}.jpg", 5),
+        some("ab{}.jpg", 5) + some("cd{}.jpg", 5),  # too short for words: a hash, perhaps
         some("cat_{}.jpg", 5),  # one class only
         ["holiday_1.jpg", "beach_2.jpg", "party_3.jpg"],  # each name another word
         [

@@ -13,8 +13,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from helpers import noise, write_class_folders, write_picture
+from thumbnet.data.held_out import NOTHING_SET_ASIDE
 from thumbnet.data.splits import Data
-from thumbnet.errors import DataError
+from thumbnet.errors import DataError, RecipeError
 from thumbnet.sources import index
 from thumbnet.sources.folders import label_from_name
 from thumbnet.sources.load import load_data
@@ -349,6 +350,34 @@ def test_archives_mean_what_their_folders_mean(splits: dict[str, int], kind: str
     assert names(plain, "train") == names(archived, "train")
     assert plain.fingerprint() == archived.fingerprint()
     assert plain.notes == archived.notes
+
+
+def test_an_archive_of_a_test_folder_alone_is_read_as_what_is_in_it(tmp_path: Path) -> None:
+    archive = packed(write_class_folders(tmp_path / "test", [""], per_class=10), "zip")
+    data = load_data(archive, data_dir=tmp_path / "cache")
+    assert data.layout == "CLASS/*"
+    assert data.class_names == ("blue", "green", "red")
+
+
+def test_classes_called_train_and_test_can_be_said_to_be_classes_in_archives_too(tmp_path: Path) -> None:
+    root = tmp_path / "trains"
+    for name in ("train", "test"):
+        for number in range(5):
+            write_picture(root / name / f"{number}.png", noise(number))
+    for source in (root, packed(root, "zip")):
+        with pytest.raises(DataError, match="no labels were recognised"):
+            load_data(source, data_dir=tmp_path / "cache")
+        data = load_data(source, data_dir=tmp_path / "cache", classes_from="here")
+        assert data.class_names == ("test", "train")
+
+
+def test_with_a_test_fraction_of_0_everything_is_trained_on_and_that_is_said(tmp_path: Path) -> None:
+    data = load_data(write_class_folders(tmp_path, [""], per_class=4), test_fraction=0)
+    assert set(data.splits) == {"train"}
+    assert len(data.splits["train"]) == 12
+    assert data.notes == (NOTHING_SET_ASIDE,)
+    with pytest.raises(RecipeError, match="test_fraction"):
+        load_data(tmp_path, test_fraction=1)
 
 
 def test_unlabelled_pictures_in_an_archive_are_offered_after_unpacking(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sources.trees import meaning, some
@@ -145,6 +145,51 @@ def test_splits_within_train_and_within_classes_are_splits() -> None:
     assert "own splits" in outside.notes
 
 
+def test_several_data_sets_in_one_folder_are_not_classes() -> None:
+    with pytest.raises(
+        DataError, match=r"there are splits in fold_1/, fold_2/.*Name one of them: data/fold_1"
+    ):
+        meaning([p for fold in (1, 2) for s in ("train", "val") for p in classes(f"fold_{fold}/{s}")])
+    twice = classes("DATASET/TRAIN") + classes("DATASET/TEST") + classes("dataset/DATASET/TRAIN")
+    with pytest.raises(DataError, match="there are splits in DATASET/"):
+        meaning(twice)
+    parts = [
+        p
+        for k in ("bottle", "cable")
+        for s in ("train", "test", "masks")
+        for p in some(f"{k}/{s}/{{}}.png", 2)
+    ]
+    with pytest.raises(DataError, match="there are splits in bottle/, cable/"):
+        meaning(parts)
+    assert meaning(parts, classes_from="1").layout.class_names == ("bottle", "cable")
+
+
+def test_splits_with_classes_in_their_names_are_refused() -> None:
+    paths = [p for s in ("train", "test") for c in ("pos", "neg") for p in some(f"{s}_{c}/{{}}.png", 2)]
+    with pytest.raises(DataError, match="have a split and something else in their names"):
+        meaning(paths)
+
+
+def test_a_class_with_a_splits_name_in_its_own_is_a_class_and_that_is_said() -> None:
+    found = meaning([p for c in ("train_station", "bus_stop", "airport") for p in some(f"{c}/{{}}.png", 2)])
+    assert found.layout.class_names == ("airport", "bus_stop", "train_station")
+    assert "train_station/: taken as a class, not as a split" in found.notes
+
+
+def test_a_copy_of_the_class_folders_among_them_is_left_out() -> None:
+    names = ("Parasitized", "Uninfected")
+    found = meaning(classes("cell_images", 4, names) + classes("cell_images/cell_images", 4, names))
+    assert found.layout.class_names == names
+    assert found.counts == {"train": 8}
+    assert "left out, as it has the same class folders in it again: cell_images/ (8 pictures)" in found.notes
+
+
+def test_pictures_beside_a_wrapping_folder_are_left_out() -> None:
+    found = meaning([*classes("flowers"), "preview.png", "LICENSE"])
+    assert found.layout.root == "flowers"
+    assert "left out, beside flowers/: 1 picture, such as preview.png" in found.notes
+
+
 # --- splits without labels -------------------------------------------------------------------------------
 
 
@@ -154,6 +199,13 @@ def test_a_test_folder_without_labels_is_noted_with_the_command_for_it(inner: st
     assert found.counts == {"train": 9}
     assert "has no labels (5 pictures" in found.notes
     assert "thumbnet predict RUN data/" + inner.partition("/")[0] in found.notes
+
+
+def test_a_test_folder_with_trains_classes_in_its_files_names_is_labelled() -> None:
+    found = meaning([*classes("train"), "test/cat.1.jpg", "test/dog.2.jpg", "test/cat.3.jpg"])
+    assert found.counts == {"train": 9, "test": 3}
+    assert found.label_of("test/dog.2.jpg") == ("test", "dog")
+    assert "the classes are in the names of the files (CLASS.NUMBER.*)" in found.notes
 
 
 def test_a_test_folder_of_classes_that_train_lacks_is_refused() -> None:
@@ -352,6 +404,12 @@ def test_dogs_vs_cats() -> None:
     assert "thumbnet predict RUN data/test1" in found.notes
 
 
+def test_each_split_may_be_wrapped_in_a_folder_of_any_name() -> None:
+    found = meaning(classes("train/animals", 3) + classes("test/animals", 2) + classes("val/photos", 1))
+    assert found.counts == {"train": 9, "val": 3, "test": 6}
+    assert found.label_of("test/animals/dog/0.png") == ("test", "dog")
+
+
 def test_a_wrapping_folder_of_wrapping_folders_for_each_split() -> None:
     found = meaning(
         classes("10-monkey/training/training", 3, ("n0", "n1"))
@@ -390,6 +448,7 @@ FILES = st.sampled_from(["0.png", "1.jpg", "cat_1.png", "dog_2.png", "3_cat.png"
 PATHS = st.builds(lambda folders, name: "/".join([*folders, name]), st.lists(NAMES, max_size=4), FILES)
 
 
+@settings(max_examples=300)
 @given(st.lists(PATHS, max_size=14, unique=True), st.sampled_from(["top", "leaf", "2", "here"]))
 def test_any_names_have_a_meaning_or_a_clear_refusal(paths: list[str], by: str) -> None:
     try:

@@ -47,12 +47,21 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """What is read as a picture's class and split."""
+    """What is read as a picture's class and split, and what is held out."""
     parser.add_argument("--val-fraction", type=float, metavar="F", help="part of train to set aside as val")
     parser.add_argument(
         "--test-fraction", type=float, metavar="F",
         help="part to set aside as test where the data have neither test nor val (default: 0.2; 0: none)",
     )  # fmt: skip
+    parser.add_argument(
+        "--group-by", metavar="REGEX_OR_COLUMN",
+        help="keep pictures of one group in one split: finds the group in a picture's path (its first group)",
+    )  # fmt: skip
+    add_label_options(parser)
+
+
+def add_label_options(parser: argparse.ArgumentParser) -> None:
+    """Where a picture's class is."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--classes-from", metavar="WHICH",
@@ -69,10 +78,6 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--label-pattern", metavar="REGEX", help="finds the class in a file's name (its first group)"
     )
-    parser.add_argument(
-        "--group-by", metavar="REGEX_OR_COLUMN",
-        help="keep pictures of one group in one split: finds the group in a picture's path (its first group)",
-    )  # fmt: skip
     parser.add_argument("--images", metavar="DIR", help="folder of a table's pictures (default: the table's)")
     parser.add_argument("--path-column", metavar="COLUMN", help="column of a table that names the pictures")
     parser.add_argument("--label-column", metavar="COLUMN", help="column of a table with the classes")
@@ -104,6 +109,7 @@ def add_data_of_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", help="train, val or test (default: test, or else val, or else all pictures)"
     )
+    add_label_options(parser)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -182,15 +188,16 @@ def overrides(options: argparse.Namespace) -> list[str]:
     return [*shortcuts, *getattr(options, "overrides", ())]
 
 
-def data_settings(options: argparse.Namespace) -> DataSettings:
-    """The ``data`` settings of a recipe, with what the options change.
+def data_settings(options: argparse.Namespace, settings: DataSettings | None = None) -> DataSettings:
+    """The ``data`` settings of a recipe (the default ones if None), with what the options change.
 
     Raises:
         RecipeError: one is out of range.
     """
     from thumbnet.recipe import Recipe
 
-    return Recipe().override(overrides(options)).data
+    recipe = Recipe() if settings is None else Recipe(data=settings)
+    return recipe.override(overrides(options)).data
 
 
 def run_of(options: argparse.Namespace) -> Run | None:
@@ -230,6 +237,7 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
     from thumbnet.errors import RunError
     from thumbnet.sources.load import load_data
 
+    settings = data_settings(options, settings)
     source, data_dir, run = options.data, options.data_dir, run_of(options)
     own = None if run is None else run.settings.get("data")
     if source is None:

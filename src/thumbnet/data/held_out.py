@@ -51,8 +51,7 @@ def _split_off(data: Data, name: str, fraction: float, seed: int) -> Data:
         share = chosen.sum() / max(len(train), 1)
         how = (
             f"{taken:,} of {all_groups:,} groups ({share:.0%} of the pictures) were set aside as {name}, "
-            "each "
-            f"as a whole (seed {seed})"
+            f"each as a whole (seed {seed})"
         )
     if not chosen.any():
         reason = "every class has one picture only" if groups is None else "each class is in one group only"
@@ -143,10 +142,8 @@ def _with_groups(data: Data, group_by: str) -> Data:
     if not matched["train"]:
         raise DataError(
             f"--group-by {group_by} matches no picture, such as {printable(train.name(0))}. Expected a "
-            "regular "
-            "expression whose first group finds the group in a picture's path, as '/([^/_]+)_[^/]*$' for "
-            "what "
-            "comes before the first _, or the name of a manifest's column"
+            "regular expression whose first group finds the group in a picture's path, as "
+            "'/([^/_]+)_[^/]*$' for what comes before the first _, or the name of a manifest's column"
         )
     if len(set(groups["train"].tolist())) == 1:
         raise DataError(

@@ -13,23 +13,23 @@ _TUTORIAL_NAME = re.compile(r"(?P<number>\d+)_(?P<label>.+)\.[^.]+")
 _LABEL = r"(?P<label>[^\W\d_](?:.*[^\W_])?)"  # begins with a letter and ends with a letter or digit
 
 # In this order; the first that fits all names is taken.
-_FORMS = {
+FORMS = {
     "NUMBER_CLASS": _TUTORIAL_NAME,
     "CLASS.NUMBER": re.compile(_LABEL + r"\.\d+\.[^.]+"),
     "CLASS_NUMBER": re.compile(_LABEL + r"[ _-]+\d+\.[^.]+"),
+    "CLASSNUMBER": re.compile(r"(?P<label>[^\W\d_]{3,})\d+\.[^.]+"),
     "CLASS (NUMBER)": re.compile(_LABEL + r"[ _-]*\(\d+\)\.[^.]+"),
 }
 
 # How cameras, phones and programs begin the names of their files. None of these is a class.
 _CAMERA_WORDS = (
     "img image images photo photos picture pic pics dsc dscn dscf pxl mvimg vid video frame file scan "
-    "imag gopr "
-    "screenshot screen sample test train val valid copy untitled whatsapp download unnamed wp wa camera "
-    "capture snapshot crop page item data x"
+    "imag gopr screenshot screen sample test train val valid copy untitled whatsapp download unnamed wp "
+    "wa camera capture snapshot crop page item data x"
 )
 _NO_CLASSES = frozenset(_CAMERA_WORDS.split())
 
-KNOWN = "0_cat.png, cat.0.jpg, cat_0.jpg, cat-0.jpg, cat (0).jpg"
+KNOWN = "0_cat.png, cat.0.jpg, cat_0.jpg, cat-0.jpg, cat0.jpg, cat (0).jpg"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def labels_from_names(names: Sequence[str], pattern: str = "") -> NameLabels | N
     if pattern:
         return NameLabels("", labels_by_pattern(names, pattern))
     partial: tuple[int, str] = (0, "")
-    for form, regex in _FORMS.items():
+    for form, regex in FORMS.items():
         found = [regex.fullmatch(name) for name in names]
         fitting = [match for match in found if match is not None]
         labels = [_tidy(match["label"]) for match in fitting]
@@ -81,11 +81,11 @@ def labels_from_names(names: Sequence[str], pattern: str = "") -> NameLabels | N
             return NameLabels(form, labels)
         partial = max(partial, (len(fitting), form))
     if 2 * partial[0] > len(names):
-        regex = _FORMS[partial[1]]
+        regex = FORMS[partial[1]]
         others = [name for name in names if regex.fullmatch(name) is None]
         raise DataError(
-            f"{partial[0]:,} of {len(names):,} names have the form {partial[1]}.*, but not {_some(others)}. "
-            "Rename or remove these, or say where the class is: --label-pattern REGEX"
+            f"{partial[0]:,} of {len(names):,} names have the form {partial[1]}.*, but not "
+            f"{_some(others)}. Rename or remove these, or say where the class is: --label-pattern REGEX"
         )
     return None
 
@@ -111,7 +111,7 @@ def labels_by_pattern(names: Sequence[str], pattern: str) -> list[str]:
 
 def labels_in_form(names: Sequence[str], form: str, pattern: str) -> list[str | None]:
     """The classes in names of another split, read as those of the training split were; None for no class."""
-    regex = re.compile(pattern) if pattern else _FORMS[form]
+    regex = re.compile(pattern) if pattern else FORMS[form]
     group: str | int = "label" if "label" in regex.groupindex else min(regex.groups, 1)
     find = regex.search if pattern else regex.fullmatch
     found = [find(name) for name in names]
@@ -129,8 +129,9 @@ def unrecognised(names: Sequence[str]) -> str:
     """Sentences that say that these names have no label known here, and what to do."""
     return (
         f"no labels were recognised in the names of its {len(names):,} pictures, such as {_some(names)}. "
-        f"Put the pictures of each class in a folder of its own, name them in a known form ({KNOWN}), or say "
-        "where in the name the class is: --label-pattern '^([a-z]+)' takes the letters at its beginning"
+        f"Put the pictures of each class in a folder of its own, name them in a known form ({KNOWN}), or "
+        "say where in the name the class is: --label-pattern '^([a-z]+)' takes the letters at its "
+        "beginning"
     )
 
 

@@ -11,8 +11,9 @@ from thumbnet.errors import DataError
 from thumbnet.recipe import DataSettings
 from thumbnet.sources.filenames import label_from_name
 from thumbnet.sources.index import Index
-from thumbnet.sources.layout import LAYOUTS_HELP, decide
+from thumbnet.sources.layout import decide
 from thumbnet.sources.place import Place
+from thumbnet.sources.split_folders import LAYOUTS_HELP
 from thumbnet.sources.split_names import split_name
 from thumbnet.sources.tree import is_tool_folder
 

@@ -18,30 +18,16 @@ from thumbnet.data import plugins
 from thumbnet.errors import DataError, printable
 from thumbnet.recipe import DataSettings
 from thumbnet.sources import filenames
-from thumbnet.sources.split_names import SPLITS, SplitName, split_name
-from thumbnet.sources.tree import Folder, is_known_tool, join
+from thumbnet.sources.split_folders import CONTAINERS, LAYOUTS_HELP, SplitFinder, picture_count
+from thumbnet.sources.split_names import SPLITS, split_name
+from thumbnet.sources.tree import Folder, is_known_tool
 
-LAYOUTS_HELP = (
-    "Expected one of: train/CLASS/* with test/CLASS/* or val/CLASS/* (also Training/, valid/, test_set/, "
-    "...); "
-    f"CLASS/* alone; pictures with their class in their name ({filenames.KNOWN}), in train/ or alone; or "
-    "CIFAR's "
-    "own batches."
-)
-
-# Folders that hold all pictures, and folders of what belongs to them: never classes beside each other.
-_CONTAINER_WORDS = "images image imgs img pictures photos data dataset jpegimages jpg jpeg png"
-_CONTAINERS = frozenset(_CONTAINER_WORDS.split())
-_COMPANION_WORDS = (
-    "annotations annotation masks mask labels label trimaps segmentations segmentation meta metadata gt "
-    "groundtruth samples sample examples docs"
-)
-_COMPANIONS = frozenset(_COMPANION_WORDS.split())
 # Several versions of the same pictures, or parts of them: the class folders are one level below.
 _VERSION = re.compile(
     r"(color|colour|gray|grey|grayscale|greyscale|rgb|segmented|segmentation|original|augmented|augmentation|"
     r"raw|resized|cropped|cleaned|clean|processed|preprocessed|masks|images|noisy|denoised|bw|"
-    r"(fold|part|batch|session|subset|chunk|split|cv|run|set)[ _-]*\d+|\d+x\d+(px)?|with.*|without.*)",
+    r"(fold|part|batch|session|subset|chunk|split|cv|run|set)[ _-]*\d+|\d+x\d+(px)?|with.*|without.*)"
+    r"([ _-]*(images|imgs|pictures|data|dataset|version))?",
     re.IGNORECASE,
 )
 
@@ -85,7 +71,7 @@ def decide(
     return _Decision(tree, base, settings, read_labels, packed).layout()
 
 
-class _Decision:
+class _Decision(SplitFinder):
     """How :func:`decide` finds out. ``notes`` fills up on the way."""
 
     def __init__(
@@ -96,10 +82,8 @@ class _Decision:
         read_labels: Callable[[str], tuple[str, ...] | None],
         packed: bool,
     ) -> None:
-        self.tree, self.base, self.settings, self.read_labels = tree, base.rstrip("/"), settings, read_labels
-        self.packed = packed
-        self.notes: list[str] = []
-        self.top = tree
+        super().__init__(tree, base, settings, packed)
+        self.read_labels = read_labels
 
     def layout(self) -> Layout:
         """The decision."""
@@ -112,162 +96,6 @@ class _Decision:
         if splits:
             return self._split_folders(splits)
         return self._bare(self.top)
-
-    # --- which folders are splits ---
-
-    def _unwrapped(self, folder: Folder) -> Folder:
-        """The one folder in which an archive often wraps everything, and the one in that."""
-        while not folder.pictures and self.settings.classes_from != "here":
-            filled = folder.filled()
-            inner = filled[0]
-            if len(filled) > 1:
-                container = [each for each in filled if each.name.casefold() in _CONTAINERS]
-                companions = [each for each in filled if each.name.casefold() in _COMPANIONS]
-                if len(container) != 1 or len(companions) != len(filled) - 1:
-                    return folder
-                inner = container[0]
-                self._left_out(companions, f"beside {inner.name}/")
-            elif split_name(inner.name) and not self._splits_inside(inner):
-                return folder
-            if self.settings.classes_from.isdigit() and _depth(inner) < int(self.settings.classes_from):
-                return folder
-            folder = inner
-        return folder
-
-    def _splits_inside(self, folder: Folder) -> bool:
-        """Whether all folders in it are splits, of two kinds or more: then it wraps them."""
-        names = [split_name(each.name) for each in folder.filled()]
-        kinds = {name.split for name in names if name and name.rank < 2}
-        return "train" in kinds and len(kinds) > 1 and all(names) and not folder.pictures
-
-    def _splits(self, top: Folder) -> dict[str, Folder]:
-        """Which folders in ``top`` are splits; none where they are classes.
-
-        Raises:
-            DataError: that cannot be told from the names.
-        """
-        named = {each.path: name for each in top.folders if (name := split_name(each.name)) is not None}
-        filled = [each for each in top.filled() if each.path in named]
-        sure = [each for each in filled if named[each.path].rank < 2]
-        if not any(named[each.path].split == "train" for each in sure):
-            sure = self._splits_with_a_prefix(filled, named) or sure
-        if not sure:
-            return {}
-        chosen, spare = self._one_for_each(sure, named)
-        for each in filled:  # test-multiple_fruits/ where there is no other test/
-            name = named[each.path]
-            rivals = [e for e in filled if named[e.path].split == name.split]
-            if each not in sure and name.split not in chosen and len(rivals) == 1 and "train" in chosen:
-                chosen[name.split] = each
-        others = [each for each in top.filled() if each not in chosen.values()]
-        if not self._are_splits(top, chosen, [each for each in others if each not in spare]):
-            return {}
-        self._note_splits(top, chosen, named)
-        self._left_out(others, "beside the splits")
-        if top.pictures:
-            self._stray(top, "beside the splits")
-        return chosen
-
-    def _splits_with_a_prefix(self, filled: list[Folder], named: dict[str, SplitName]) -> list[Folder]:
-        """``mnist_train`` and ``mnist_test``: the same other word in all of them."""
-        weak = [each for each in filled if named[each.path].rank == 2]
-        kinds = {named[each.path].split for each in weak}
-        same = len({named[each.path].rest for each in weak}) == 1
-        return weak if same and "train" in kinds and len(kinds) == len(weak) > 1 else []
-
-    def _one_for_each(
-        self, sure: list[Folder], named: dict[str, SplitName]
-    ) -> tuple[dict[str, Folder], list[Folder]]:
-        """One folder for each split, and those that also look like one."""
-        by_split: dict[str, list[Folder]] = defaultdict(list)
-        for each in sure:
-            by_split[named[each.path].split].append(each)
-        movable = [each for each in by_split.get("test", []) if named[each.path].either]
-        if len(by_split.get("test", [])) == 2 and len(movable) == 1 and "val" not in by_split:
-            by_split["test"].remove(movable[0])
-            by_split["val"] = movable
-        chosen: dict[str, Folder] = {}
-        spare: list[Folder] = []
-        for split in SPLITS:
-            candidates = sorted(by_split.get(split, []), key=lambda each: named[each.path].rank)
-            if not candidates:
-                continue
-            best = [e for e in candidates if named[e.path].rank == named[candidates[0].path].rank]
-            if len(best) > 1:
-                both = " and ".join(f"{self._say(e)}/ ({_pictures(e.count)})" for e in best)
-                raise DataError(
-                    f"{self.base}: {both} both look like the {split} split. Put their pictures into one "
-                    "folder, "
-                    "or give the one that is not meant another name or place"
-                )
-            chosen[split] = best[0]
-            spare += candidates[1:]
-        return chosen, spare
-
-    def _are_splits(self, top: Folder, chosen: dict[str, Folder], others: list[Folder]) -> bool:
-        """Whether these are splits. No: they are classes, among ``others``.
-
-        Raises:
-            DataError: that cannot be told.
-        """
-        beside = ", ".join(f"{printable(each.name)}/" for each in others[:3])
-        train = chosen.get("train")
-        if train is None:
-            found = " and ".join(f"{printable(each.name)}/" for each in chosen.values())
-            if others:
-                raise DataError(
-                    f"{self.base} has {found} but no train/; beside it: {beside}. Put the training "
-                    "classes into a "
-                    f"folder train/; or, if {found} is a class, say so: --classes-from here"
-                )
-            one = self._full(next(iter(chosen.values())))
-            raise DataError(
-                f"{self.base} has {found} but no train/. To read what is in it, name {one}. {LAYOUTS_HELP}"
-            )
-        classes_inside = train.filled()
-        if classes_inside or self.settings.label_pattern or self._names_have_labels(train):
-            many = len(others) > 1 and 2 * sum(each.count for each in others) >= train.count
-            if classes_inside and set(chosen) == {"train"} and many and not self.settings.label_pattern:
-                raise DataError(
-                    f"{self.base}: {printable(train.name)}/ has folders in it as a split has, but "
-                    f"{beside} lie "
-                    f"beside it as classes do. If it is the training split, name it: {self._full(train)}. If "
-                    "it is a class, say so: --classes-from here"
-                )
-            return True
-        if not others:
-            return True  # pictures without labels, which is said later
-        companions = [each for each in others if each.name.casefold() in _COMPANIONS | _CONTAINERS]
-        if set(chosen) != {"train"} or len(companions) == len(others):
-            found = " and ".join(f"{printable(each.name)}/" for each in chosen.values())
-            raise DataError(
-                f"{self.base}: {found} look like splits, but {filenames.unrecognised(train.pictures)}. If "
-                f"they are classes as {beside} are, say so: --classes-from here"
-            )
-        self.notes.append(
-            f"{printable(train.name)}/ is a class here, not a split: it has no class folders, and lies "
-            "beside "
-            f"{beside}"
-        )
-        return False
-
-    def _names_have_labels(self, folder: Folder) -> bool:
-        try:
-            return filenames.labels_from_names(folder.pictures) is not None
-        except DataError:
-            return True  # of most of them: reading them says of which not
-
-    def _note_splits(self, top: Folder, chosen: dict[str, Folder], named: dict[str, SplitName]) -> None:
-        """Say which folder is which split, where its name is not the split's; and which are empty."""
-        if any(
-            each.name != split for split, each in chosen.items() if (split, each.name) != ("val", "valid")
-        ):
-            which = ", ".join(f"{self._say(each)}/ is {split}" for split, each in chosen.items())
-            self.notes.append(f"splits by the names of the folders: {which}")
-        for each in top.folders:
-            name = named.get(each.path)
-            if not each.count and name is not None and name.split not in chosen:
-                self.notes.append(f"{self._say(each)}/ has no pictures: there is no {name.split} split")
 
     # --- class folders ---
 
@@ -312,6 +140,9 @@ class _Decision:
         while not folder.pictures and len(folder.filled()) == 1 and self.settings.classes_from == "top":
             inner = folder.filled()[0]
             wraps = _plain(inner.name) == _plain(folder.name) or split_name(inner.name) is not None
+            wraps = wraps or inner.name.casefold() in CONTAINERS
+            classes = {_plain(each.name) for each in inner.filled()}
+            wraps = wraps or bool(classes and classes <= known)
             if _plain(inner.name) in known or not (wraps or (names is None and len(inner.filled()) > 1)):
                 break
             folder = inner
@@ -335,10 +166,20 @@ class _Decision:
 
     def _splits_in_classes(self, top: Folder) -> Layout | None:
         """CLASS/train/* and CLASS/test/*: classes outside, splits inside."""
-        if top.pictures or self.settings.classes_from != "top" or len(top.filled()) < 2:
+        if self.settings.classes_from != "top" or len(top.filled()) < 2:
             return None
-        if not all(self._splits_inside(folder) for folder in top.filled()):
+        outer = [each for each in top.filled() if self._has_splits(each)]
+        if not outer:
             return None
+        inner = [each for folder in top.filled() for each in folder.filled()]
+        whole = len(outer) == len(top.filled()) and not top.pictures
+        if not whole or not all(map(self._splits_inside, outer)) or any(each.filled() for each in inner):
+            some = ", ".join(f"{self._say(each)}/" for each in outer[:3])
+            raise DataError(
+                f"{self.base}: there are splits in {some}, as in whole data sets. Name one of them: "
+                f"{self._full(outer[0])}. If they are classes, whose folders are to be merged, say so: "
+                "--depth 1"
+            )
         splits: dict[str, dict[str, list[Folder]]] = {}
         for folder in top.filled():
             for each in folder.filled():
@@ -353,6 +194,14 @@ class _Decision:
         )
         return self._finish(shape, names, found, dict.fromkeys(found, top))
 
+    def _has_splits(self, folder: Folder) -> bool:
+        """Whether splits are among the folders in it, or in the one folder that it wraps."""
+        while len(folder.filled()) == 1 and not folder.pictures:
+            folder = folder.filled()[0]
+        names = [split_name(each.name) for each in folder.filled()]
+        kinds = {name.split for name in names if name and name.rank < 2}
+        return "train" in kinds and len(kinds) > 1
+
     def _refuse_versions(self, top: Folder) -> None:
         """``color``, ``grayscale`` and ``segmented``, each with the same class folders in it."""
         if self.settings.classes_from != "top" or len(top.filled()) < 2 or top.pictures:
@@ -365,12 +214,12 @@ class _Decision:
         if all(_VERSION.fullmatch(each.name) for each in top.filled()):
             raise DataError(
                 f"{self.base}: {found} have the same {len(inner[0])} folders in them, such as "
-                f"{printable(example)}/: they look like versions or parts of one data set. Name one of them: "
-                f"{self._full(top.filled()[0])}. If they are the classes, say so: --depth 1"
+                f"{printable(example)}/: they look like versions or parts of one data set. Name one of "
+                f"them: {self._full(top.filled()[0])}. If they are the classes, say so: --depth 1"
             )
         self.notes.append(
-            f"warning: the class folders ({found}) have the same {len(inner[0])} folders in them, such as "
-            f"{printable(example)}/. If those are the classes, name one of the outer folders as the data"
+            f"warning: all class folders ({found}) have the same {len(inner[0])} folders in them, such as "
+            f"{printable(example)}/, which were merged. If those are the classes: --classes-from leaf"
         )
 
     def _classes(self, folder: Folder, split: str) -> dict[str, list[Folder]]:
@@ -379,7 +228,7 @@ class _Decision:
         start = len(folder.path) + 1 if folder.path else 0
         by = self.settings.classes_from
         if self._by_top():
-            for each in folder.filled():
+            for each in self._without_copies(folder):
                 found[_nfc(each.name)].append(each)
         else:
             for each in folder.walk():
@@ -391,6 +240,20 @@ class _Decision:
         if folder.pictures:
             self._stray(folder, "beside the class folders")
         return found
+
+    def _without_copies(self, folder: Folder) -> list[Folder]:
+        """The class folders, but for one that has the same class folders in it again, as some archives do."""
+        filled = folder.filled()
+        copies = []
+        for each in filled:
+            inner = {_plain(one.name) for one in each.filled()}
+            others = {_plain(one.name) for one in filled if one is not each}
+            if len(inner) > 1 and inner == others and self.settings.classes_from == "top":
+                copies.append(each)
+        if len(copies) == 1:
+            self._left_out(copies, "as it has the same class folders in it again")
+            return [each for each in filled if each is not copies[0]]
+        return filled
 
     def _by_top(self) -> bool:
         """Whether the outermost folder is the class."""
@@ -420,11 +283,11 @@ class _Decision:
         if merged and self._by_top():
             self.notes.append(
                 f"{len(merged)} class(es) have two folders, whose names are the same text in two Unicode "
-                "forms: "
-                f"merged, such as {merged[0]}"
+                f"forms: merged, such as {merged[0]}"
             )
         self._note_subfolders(classes, folder)
-        empty = [each.name for each in folder.folders if not each.count and not split_name(each.name)]
+        splits = [] if folder is not self.top else [each for each in folder.folders if split_name(each.name)]
+        empty = [each.name for each in folder.folders if not each.count and each not in splits]
         if empty:
             some = ", ".join(printable(name) for name in empty[:5])
             self.notes.append(
@@ -453,6 +316,8 @@ class _Decision:
             return
         nested = [f for several in classes.values() for f in several if f.filled()]
         plain = all(not f.pictures and len(f.filled()) == 1 for several in classes.values() for f in several)
+        if any(note.startswith("warning: all class folders") for note in self.notes):
+            return  # said already
         if not nested or (plain and len({_plain(f.filled()[0].name) for f in nested}) == 1):
             return
         example = max(nested, key=lambda f: len(f.filled()))
@@ -478,13 +343,15 @@ class _Decision:
         """
         inner = folder.filled()
         if not inner:
-            self._unlabelled(folder, split)
-            return None
+            found = self._named_as(folder, split, names)
+            if found is None:
+                self._unlabelled(folder, split)
+            return found
         classes = self._classes(folder, split)
         alike: dict[str, list[str]] = defaultdict(list)
         for name in names:
             alike[_plain(name)].append(name)
-        found: dict[str, list[Folder]] = defaultdict(list)
+        found = defaultdict(list)
         stray: list[str] = []
         respelt: list[tuple[str, str]] = []
         for name, folders in classes.items():
@@ -507,9 +374,8 @@ class _Decision:
             first, second = respelt[0]
             form = " (in another Unicode form)" if _nfc(first) == second else ""
             self.notes.append(
-                f"{split}: {len(respelt)} class folder(s) are spelt otherwise than in train, and are "
-                "taken as the "
-                f"same classes: {first!r} is {second!r}{form}"
+                f"{split}: {len(respelt)} class folder(s) are spelt otherwise than in train, and are taken "
+                f"as the same classes: {first!r} is {second!r}{form}"
             )
         lacking = [shown for name, shown in names.items() if name not in found]
         if lacking:
@@ -519,6 +385,20 @@ class _Decision:
 
     # --- labels in names ---
 
+    def _named_as(self, folder: Folder, split: str, names: dict[str, str]) -> dict[str, list[Folder]] | None:
+        """By class, the pictures of a split whose names all begin with train's classes: ``cat.1.jpg``."""
+        for form in filenames.FORMS:
+            labels = filenames.labels_in_form(folder.pictures, form, "")
+            if all(label in names for label in labels):
+                break
+        else:
+            return None
+        found: dict[str, list[Folder]] = {}
+        for name, label in zip(folder.pictures, labels, strict=True):
+            found.setdefault(str(label), [Folder(folder.path)])[0].pictures.append(name)
+        self.notes.append(f"{split}: the classes are in the names of the files ({form}.*)")
+        return found
+
     def _by_names(self, chosen: dict[str, Folder]) -> Layout:
         """The layout of pictures that have their classes in their names."""
         pattern, train = self.settings.label_pattern, chosen["train"]
@@ -527,7 +407,7 @@ class _Decision:
         try:
             found = filenames.labels_from_names(_base_names(paths["train"]), pattern)
         except DataError as error:
-            raise DataError(f"{self._full(train)}: {error}. {LAYOUTS_HELP}") from None
+            raise DataError(f"{self._full(train)}: {error}") from None
         if found is None:
             raise DataError(
                 f"{self._full(train)}: {filenames.unrecognised(_base_names(paths['train']))}. {LAYOUTS_HELP}"
@@ -536,8 +416,12 @@ class _Decision:
         names = self.read_labels(self.top.path)
         if names is None:
             names = tuple(sorted(set(labels["train"])))
-            if not pattern:
-                self.notes.append("there is no labels.txt: the classes are those of the file names, sorted")
+            first, label = _base_names(paths["train"])[0], labels["train"][0]
+            self.notes.append(
+                "there is no labels.txt: the classes are those of the file names, sorted"
+                if form == "NUMBER_CLASS"
+                else f"classes by the names of the files: {printable(first)} is {label!r}"
+            )
         for split in [split for split in chosen if split != "train"]:
             others = filenames.labels_in_form(_base_names(paths[split]), form, pattern)
             if not any(others) or not paths[split]:
@@ -546,9 +430,8 @@ class _Decision:
             bad = [path for path, label in zip(paths[split], others, strict=True) if label is None]
             if bad:
                 raise DataError(
-                    f"{self._full(chosen[split])}: {len(bad):,} name(s) have no label of the form "
-                    f"{form}, which "
-                    f"those of train have, such as {printable(min(bad))}. {LAYOUTS_HELP}"
+                    f"{self._full(chosen[split])}: {len(bad):,} name(s) have no label of the form {form}, "
+                    f"which those of train have, such as {printable(min(bad))}. {LAYOUTS_HELP}"
                 )
             labels[split] = [label for label in others if label is not None]
         lacked = "labels.txt" if self.read_labels(self.top.path) is not None else "train"
@@ -592,10 +475,6 @@ class _Decision:
         class_names = tuple(names[name] for name in ordered)
         return Layout(self.top.path, shape, class_names, made, self._all_notes(folders))
 
-    def _below_top(self, paths: list[str]) -> list[str]:
-        start = len(self.top.path) + 1 if self.top.path else 0
-        return [path[start:] for path in paths] if start else paths
-
     def _all_notes(self, folders: dict[str, Folder]) -> tuple[str, ...]:
         """Those so far, and what was passed over within the splits."""
         for split, folder in folders.items():
@@ -613,55 +492,16 @@ class _Decision:
             path = path.removeprefix(f"{self.top.path}/")
             total = sum(count for _, count in skipped)
             self.notes.append(
-                f"{_pictures(total)} in {len(skipped)} hidden or tool folder(s) passed over, such as "
+                f"{picture_count(total)} in {len(skipped)} hidden or tool folder(s) passed over, such as "
                 f"{printable(path)}/ ({count:,})" + (": rename it if it is a class" if hidden else "")
             )
         return tuple(dict.fromkeys(self.notes))
-
-    def _unlabelled(self, folder: Folder, split: str) -> None:
-        example = printable(self._below_top([min(folder.pictures_below())])[0])
-        first = "unpack the archive, then " if self.packed else ""
-        place = self._say(folder) if self.packed else self._full(folder)
-        self.notes.append(
-            f"{self._say(folder)}/ has no labels ({_pictures(folder.count)}, such as {example}): it is "
-            "not used "
-            f"as {split}. To classify them after training: {first}thumbnet predict RUN {_quoted(place)}"
-        )
-
-    def _left_out(self, folders: list[Folder], where: str) -> None:
-        if folders:
-            found = ", ".join(f"{self._say(each)}/ ({_pictures(each.count)})" for each in folders[:5])
-            more = f" and {len(folders) - 5} more" if len(folders) > 5 else ""
-            self.notes.append(f"left out, {where}: {found}{more}")
-
-    def _stray(self, folder: Folder, where: str) -> None:
-        example = printable(join(folder.path, min(folder.pictures)))
-        self.notes.append(f"left out, {where}: {_pictures(len(folder.pictures))}, such as {example}")
-
-    def _only_skipped(self) -> str:
-        count = sum(count for each in self.tree.walk() for _, count in each.skipped)
-        return f", but for {_pictures(count)} in hidden or tool folders" if count else ""
 
     def _class_shape(self) -> str:
         by = self.settings.classes_from
         if by == "leaf":
             return ".../CLASS/*"
         return "*/" * (int(by) - 1) + "CLASS/*" if by.isdigit() else "CLASS/*"
-
-    def _say(self, folder: Folder) -> str:
-        """A folder's path below ``top``, for a message."""
-        return printable(self._below_top([folder.path])[0])
-
-    def _full(self, folder: Folder) -> str:
-        return printable(join(self.base, folder.path) if folder.path else self.base)
-
-
-def _depth(folder: Folder) -> int:
-    """How many folders deep the deepest pictures are."""
-    start = folder.path.count("/") + 1 if folder.path else 0
-    return max(
-        (each.path.count("/") + 1 if each.path else 0) - start for each in folder.walk() if each.pictures
-    )
 
 
 def _nfc(name: str) -> str:
@@ -671,10 +511,6 @@ def _nfc(name: str) -> str:
 def _plain(name: str) -> str:
     """A name without what the eye overlooks: Unicode's form, capitals, spaces at its ends."""
     return _nfc(name).strip().casefold()
-
-
-def _pictures(count: int) -> str:
-    return f"{count:,} picture{'' if count == 1 else 's'}"
 
 
 def _base_names(paths: Sequence[str]) -> list[str]:
@@ -689,8 +525,3 @@ def _passed_over(split: str, ignored: list[str]) -> list[str]:
         return special
     what = f"{len(others)} file(s) passed over, no pictures by their name or kind"
     return [*special, f"{split}: {what}, such as {printable(min(others))}"]
-
-
-def _quoted(path: str) -> str:
-    """A path for a command in a message."""
-    return f"'{path}'" if re.search(r"[\s'\"$&;()*?]", path) else path
