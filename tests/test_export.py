@@ -5,18 +5,26 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from helpers import coloured_data
+import thumbnet
+from helpers import TINY, coloured, coloured_data, noise, write_picture
 from thumbnet.classifier import Classifier, load_classifier
 from thumbnet.cli import main
+from thumbnet.data.images import Fit, Preprocessing
+from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.errors import DataError, RunError, UnreadableImagesError
+from thumbnet.evaluation import log_softmax
 from thumbnet.export import check_export, export
 from thumbnet.onnx_model import OnnxClassifier
+from thumbnet.onnx_resize import with_any_size
 from thumbnet.predictor import load_run
 from thumbnet.runs import Run
+from thumbnet.sources.load import load_data
 
 WITHOUT_TORCH = (
     "import sys; sys.modules.update(torch=None, safetensors=None, psutil=None, filelock=None); "
@@ -179,3 +187,152 @@ def test_the_command_writes_checks_and_says_so(
     assert described["accuracy_run"] == described["accuracy_export"] == pytest.approx(1 / len(names))
     assert main(["export", str(tiny_run.path), "--format", "safetensors", "--data", "digits"]) == 2
     assert "the run's own" in capsys.readouterr().err
+
+
+# --- pictures of any size
+
+
+def fitting_graph(preprocessing: Preprocessing) -> Any:
+    """An onnxruntime session of the resizing alone: its logits are the pixels."""
+    import onnxruntime
+    from onnx import TensorProto, checker, helper
+
+    shape = ["batch", *preprocessing.size, 3]
+    ends = [helper.make_tensor_value_info(name, TensorProto.UINT8, shape) for name in ("pixels", "logits")]
+    nodes = [helper.make_node("Identity", ["pixels"], ["logits"])]
+    graph = helper.make_graph(nodes, "pixels", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = with_any_size(model, preprocessing, "pixels")
+    checker.check_model(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+SIZES = [
+    (1, 1), (2, 300), (300, 2), (32, 32), (31, 33), (100, 37), (37, 100), (480, 640), (500, 333), (17, 64),
+    (64, 17), (5, 7), (72, 96), (144, 192), (1000, 30),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "squash"])
+@pytest.mark.parametrize("size", [(32, 32), (72, 96), (40, 16)])
+def test_the_graph_resizes_as_preprocessing_does(fit: Fit, size: tuple[int, int]) -> None:
+    preprocessing = Preprocessing(size, fit, (0.5,) * 3, (0.5,) * 3)
+    session = fitting_graph(preprocessing)
+    rng = np.random.default_rng(0)
+    exact = 0
+    shapes = SIZES + [(int(h), int(w)) for h, w in rng.integers(1, 200, (25, 2))]
+    for shape in shapes:
+        picture = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        expected = preprocessing.pixels(picture).astype(int)
+        (found,) = session.run(None, {"picture": picture})
+        assert found.shape == (1, *size, 3)
+        difference = np.abs(found[0] - expected)
+        assert difference.max() <= 1, shape
+        exact += int(difference.max() == 0)
+    assert exact > len(shapes) / 2  # the others: Pillow goes along columns first
+
+
+def test_a_picture_of_the_right_size_is_left_as_it_is() -> None:
+    picture = noise(0, 24, 40)
+    for fit in get_args(Fit):
+        session = fitting_graph(Preprocessing((24, 40), fit, (0.5,) * 3, (0.5,) * 3))
+        assert np.array_equal(session.run(None, {"picture": picture})[0][0], picture)
+
+
+def test_the_graph_renders_deep_pictures_by_the_stored_range() -> None:
+    preprocessing = Preprocessing((16, 24), "pad", (0.5,) * 3, (0.5,) * 3, (515.0, 765.5))
+    session = fitting_graph(preprocessing)
+    values = np.random.default_rng(0).integers(400, 900, (30, 41), dtype=np.uint16)
+    given = np.repeat(values[..., None], 3, axis=2).astype(np.float32)
+    assert np.array_equal(session.run(None, {"picture": given})[0][0], preprocessing.pixels(values))
+
+
+@pytest.fixture(scope="module")
+def any_size_file(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("onnx") / "tiny.any-size.onnx"
+    export(tiny_run.path, "onnx-any-size", out, coloured_data())
+    return out
+
+
+def of_many_sizes(root: Path) -> Data:
+    for number in range(60):
+        side = 10 + 7 * number
+        image = Image.fromarray(coloured(number % 3, number)).resize(
+            (side, 200 - number), Image.Resampling.BICUBIC
+        )
+        write_picture(root / "test" / ("red", "green", "blue")[number % 3] / f"{number}.png", image)
+        write_picture(root / "train" / ("red", "green", "blue")[number % 3] / f"{number}.png", image)
+    return load_data(root)
+
+
+def test_the_graph_with_resizing_computes_what_the_run_does(
+    tiny_run: Run, any_size_file: Path, tmp_path: Path
+) -> None:
+    check = check_export(tiny_run.path, any_size_file, of_many_sizes(tmp_path), "test")
+    assert check.pictures == 60
+    assert check.largest_difference < 0.01
+    assert check.same_class > 0.98
+
+
+def test_plain_onnxruntime_needs_only_the_picture(tiny_run: Run, any_size_file: Path) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(any_size_file, providers=["CPUExecutionProvider"])
+    predictor = load_run(tiny_run.path, "cpu")
+    for shape in ((16, 16), (40, 90), (333, 200)):
+        picture = np.asarray(Image.fromarray(coloured(2, 7)).resize(shape[::-1], Image.Resampling.BICUBIC))
+        (logits,) = session.run(["logits"], {"picture": picture})
+        probabilities = np.exp(log_softmax(logits))[0]
+        (expected,) = predictor.predict(picture)
+        assert predictor.class_names[int(probabilities.argmax())] == expected.label
+        assert probabilities.max() == pytest.approx(expected.probability, abs=0.01)
+
+
+def test_a_classifier_of_any_size_answers_as_the_fixed_one(
+    onnx_file: Path, any_size_file: Path, tmp_path: Path
+) -> None:
+    fixed, any_size = OnnxClassifier(onnx_file), OnnxClassifier(any_size_file)
+    assert any_size.any_size
+    assert not fixed.any_size
+    pictures = [coloured(i % 3, i, side=13 + 5 * i) for i in range(6)]
+    for tta in ("none", "mirror", "mirror-shift", "adaptive"):
+        for one, other in zip(
+            fixed.predict(pictures, tta=tta), any_size.predict(pictures, tta=tta), strict=True
+        ):
+            assert one.labels == other.labels
+            assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+    data = of_many_sizes(tmp_path)
+    both = [one.classify_split(data, "test", tta="mirror").logits for one in (fixed, any_size)]
+    assert np.abs(both[0] - both[1]).max() < 1e-4
+
+
+def test_a_run_of_deep_pictures_is_exported_with_its_range(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(515, 640, (60, 20, 24), dtype=np.uint16)
+    labels = np.arange(60) % 2
+    images[labels == 1] += 120
+    splits: dict[str, Split] = {
+        "train": ArraySplit(images, labels, "train"),
+        "test": ArraySplit(images, labels, "test"),
+    }
+    data = Data("deep", "made by the tests", ("dark", "bright"), splits)
+    result = thumbnet.train(
+        data, "resnet18", overrides=[*TINY, "training.epochs=1"], out=tmp_path / "run", device="cpu"
+    )
+    for kind, name in (("onnx", "a.onnx"), ("onnx-any-size", "b.onnx")):
+        export(result.path, kind, tmp_path / name, data)
+        check = check_export(result.path, tmp_path / name, data, "test")
+        assert check.largest_difference < 1e-5
+        pre = OnnxClassifier(tmp_path / name).info.preprocessing
+        assert pre == load_run(result.path, "cpu").info.preprocessing
+        assert pre.range is not None
+    classifier = OnnxClassifier(tmp_path / "b.onnx")
+    mixed = [images[0], images[1].astype(np.float32), noise(1)]
+    for one, other in zip(
+        classifier.predict(mixed), load_run(result.path, "cpu").predict(mixed), strict=True
+    ):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=0.02)

@@ -214,7 +214,7 @@ def _is_grey_batch(pictures: Any) -> bool:
         return False
     shape = tuple(pictures.shape)
     if hasattr(pictures, "detach"):
-        return shape[0] not in CHANNELS
+        return not any(side in CHANNELS for side in (shape[0], shape[2]))
     if shape[2] in CHANNELS:
         return False
     if shape[0] in CHANNELS:

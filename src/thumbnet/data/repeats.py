@@ -138,11 +138,17 @@ def find_repeats(digests: Mapping[str, np.ndarray], labels: Mapping[str, np.ndar
         known = label[members][label[members] >= 0]
         if len(known) and (known != known[0]).any():
             conflicts.append(tuple(place(at) for at in members))
+    again = np.flatnonzero(np.bincount(group)[group] > 1)  # all others are in no repeat
+    numbers, where, of = group[again], split[again], label[again]
     repeated = {
-        name: int((split == at).sum() - len(np.unique(group[split == at]))) for at, name in enumerate(names)
+        name: int((where == at).sum() - len(np.unique(numbers[where == at]))) for at, name in enumerate(names)
     }
     copied = [
-        one for at, name in enumerate(names) for one in _copied_classes(name, split == at, group, label)
+        one
+        for at, name in enumerate(names)
+        for one in _copied_classes(
+            name, where == at, numbers, of, np.bincount(label[(split == at) & (label >= 0)])
+        )
     ]
     return Repeats(
         tuple(sorted(leaks, key=lambda pair: (names.index(pair[1].split), pair[1].index))),
@@ -152,12 +158,22 @@ def find_repeats(digests: Mapping[str, np.ndarray], labels: Mapping[str, np.ndar
     )
 
 
-def _copied_classes(split: str, here: np.ndarray, group: np.ndarray, label: np.ndarray) -> list[CopiedClass]:
-    """Classes with two pictures or more of one split (those ``here``, bool [N]) that are copies of another.
+def _copied_classes(
+    split: str, here: np.ndarray, group: np.ndarray, label: np.ndarray, sizes: np.ndarray
+) -> list[CopiedClass]:
+    """Classes of one split, with two pictures or more, that are copies of another one.
 
     The other class may have the pictures in any split. Of two classes with the same pictures one is named.
+
+    Args:
+        split: the split's name.
+        here: which of the repeated pictures are in it, bool [M].
+        group, label: of all repeated pictures, int64 [M].
+        sizes: how many pictures each class has in the split, repeated or not.
     """
     known = label >= 0
+    if not (here & known).any():
+        return []
     pairs = np.unique(np.stack([group[known], label[known]]), axis=1)
     starts = np.flatnonzero(np.diff(pairs[0], prepend=-1))
     classes = {
@@ -165,7 +181,6 @@ def _copied_classes(split: str, here: np.ndarray, group: np.ndarray, label: np.n
         for start, end in zip(starts, [*starts[1:], pairs.shape[1]], strict=True)
         if end - start > 1
     }
-    sizes = np.bincount(label[here & known], minlength=1)
     shared: dict[tuple[int, int], int] = {}
     some = here & known & np.isin(group, np.array(list(classes), dtype=np.int64))
     for number, one in zip(group[some].tolist(), label[some].tolist(), strict=True):
