@@ -3,8 +3,8 @@
     python benchmarks/platforms.py --rounds 5 --json platforms.json --markdown
 
 Each condition is a process of its own, made by environment variables alone, as a user could set them. All are
-started first; then they train in turn, a few steps a round, so that other work on the computer slows all of them
-alike. Quoted are the medians, and the median of each round's ratio to the first condition.
+started first; then they train in turn, a few steps per round, so that other work on the computer slows them
+all alike. Quoted are the medians, and the median of each round's ratio to the first condition.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 from measure import median, parser, report, spread
 
 RECIPE = "fast"
+FP32 = ("training.precision=fp32",)
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "THUMBNET_KERNELS": "0"}
 
 
@@ -35,16 +36,16 @@ class Condition:
     without_gcc: bool = False
 
 
-# The processor's own list of instructions cannot be changed from outside: where a computer without bf16 is tried,
-# the recipe says what `training.precision = "auto"` would choose there.
+# The processor's own list of instructions cannot be changed from outside: where a computer without bf16 is
+# tried, the recipe says what `training.precision = "auto"` would choose there.
 CONDITIONS = (
     Condition("as it is"),
     Condition("no gcc", without_gcc=True),
     Condition("one thread", {"OMP_NUM_THREADS": "1"}),
     Condition("AVX-512 without bf16", {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "THUMBNET_KERNELS": "0"},
-              ("training.precision=fp32",)),
-    Condition("AVX2 without bf16", AVX2, ("training.precision=fp32",)),
-    Condition("AVX2 without bf16, one thread", {**AVX2, "OMP_NUM_THREADS": "1"}, ("training.precision=fp32",)),
+              FP32),
+    Condition("AVX2 without bf16", AVX2, FP32),
+    Condition("AVX2 without bf16, one thread", {**AVX2, "OMP_NUM_THREADS": "1"}, FP32),
 )  # fmt: skip
 
 
@@ -156,7 +157,9 @@ def main() -> None:
         ratio = f"{median(ratios):.2f} ({spread(ratios, '.2f')})"
         rows.append([one.name, how, str(used["threads"]), f"{median(mine):,.0f}", spread(mine), ratio])
         results[one.name] = {**used, "pictures_per_second": mine, "ratio": ratios}
-    title = f"training `{RECIPE}` at full size, n = {options.rounds} rounds of {options.steps - 1} timed steps"
+    title = (
+        f"training `{RECIPE}` at full size, n = {options.rounds} rounds of {options.steps - 1} timed steps"
+    )
     header = ["condition", "what is used", "threads", "pictures/s", "spread", "against the first"]
     report(title, header, rows, options.json, {"conditions": results})
     if options.markdown:

@@ -90,7 +90,7 @@ def explained(parser: argparse.ArgumentParser, message: str) -> str:
 
 
 def unrecognised(parser: argparse.ArgumentParser, words: Sequence[str], line: Sequence[str]) -> str:
-    """What to write in place of those ``words`` of a ``line`` that the ``parser`` of a command does not know."""
+    """What to write in place of the ``words`` of a ``line`` that a command's ``parser`` does not know."""
     name = " ".join(words_of(parser))
     options = [word for word in words if word.startswith("-") and word != "-"]
     if not options:
