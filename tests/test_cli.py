@@ -97,10 +97,11 @@ def test_shortcuts_and_set_reach_the_recipe(folder: Path, tmp_path: Path) -> Non
         (["train", "nowhere"], ["no data set, folder or archive 'nowhere'"]),
         (["train", "digits", "--recipe", "fats"], ["'fast'"]),
         (["train", "digits", "--set", "optimizer.learning_rate=1"], ["optimizer.lr"]),
-        (["train", "digits", "--epochs", "0"], ["training.epochs"]),
+        (["train", "digits", "--epochs", "0"], ["--epochs is 0"]),
+        (["train", "digits", "--set", "training.epochs=0"], ["'training.epochs' is 0"]),
         (["train", "digits", "--device", "cuda:9"], ["cuda:9"]),
         (["train", "digits", "--device", "toaster"], ["toaster"]),
-        (["train", "--resume", "nowhere"], ["not a run's folder"]),
+        (["train", "--resume", "nowhere"], ["there is no run"]),
         (["train", "--resume", "x", "--epochs", "3"], ["--epochs"]),
         (["train", "digits", "--resume", "x"], ["either DATA or --resume"]),
         (["evaluate", "nowhere"], ["there is no run"]),
@@ -302,7 +303,7 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install(
     places = {"RUN": str(trained[0]), "DATA": str(folder)}
     assert main([places.get(word, word) for word in arguments]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert [line for line in lines if f"pip install 'thumbnet[{extra}]'" in line] == lines[-1:]
+    assert [line for line in lines if "pip install" in line and f"[{extra}]" in line] == lines[-1:]
     assert list(tmp_path.iterdir()) == []
 
 

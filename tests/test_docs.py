@@ -41,11 +41,68 @@ def test_every_module_is_in_the_architecture_page() -> None:
     assert sorted(name for name in modules if name not in text) == []
 
 
+def anchors(page: Path) -> set[str]:
+    """The ids of a page's headings, as GitHub and Python-Markdown make them."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    found: set[str] = set()
+    for heading in re.findall(r"^#{1,6} +(.*?)#*$", text, re.MULTILINE):
+        plain = re.sub(r"[`*]|\]\(.*?\)|\[", "", heading).strip().lower()
+        found.add(re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", plain)))
+    return found
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_between_pages_lead_somewhere(page: str) -> None:
     path = ROOT / page
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
-        assert (path.parent / target).exists(), f"{page} links to {target}"
+    for target in re.findall(r"\]\((?!https?:)([^)]+)", path.read_text()):
+        name, _, anchor = target.partition("#")
+        linked = path.parent / name if name else path
+        generated = linked == ROOT / "docs" / "reference" / "commands.md"
+        assert generated or linked.exists(), f"{page} links to {name}"
+        if anchor and linked.suffix == ".md" and not generated:
+            assert anchor in anchors(linked), f"{page} links to {target}: {linked.name} has no such heading"
+
+
+# Everything that a page may link to outside, by its beginning. A link to a place of our own, which is not there yet,
+# leads nowhere: name the file instead.
+OUTSIDE = (
+    "https://arxiv.org/abs/", "https://github.com/KellerJordan/", "https://github.com/hiverge/",
+    "https://github.com/uxlfoundation/oneDNN/", "https://keepachangelog.com", "https://kellerjordan.github.io/",
+    "https://semver.org", "http://127.0.0.1",
+)  # fmt: skip
+SHOWN = [
+    *PAGES, "pyproject.toml", "mkdocs.yml", "examples/tour.ipynb", "src/thumbnet/report.html",
+    "src/thumbnet/serving/page.html", "src/thumbnet/model_hub.py",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", SHOWN)
+def test_links_to_outside_are_known(page: str) -> None:
+    for target in re.findall(r"https?://[^\s)\"'<>,`]+", (ROOT / page).read_text()):
+        assert target.startswith(OUTSIDE), f"{page} links to {target}: does it lead somewhere?"
+
+
+@pytest.mark.parametrize("page", SHOWN)
+def test_no_page_installs_what_is_not_published(page: str) -> None:
+    assert re.findall(r"pip install +['\"]?thumbnet", (ROOT / page).read_text()) == []
+
+
+def test_the_readmes_are_in_step() -> None:
+    english, chinese = ((ROOT / name).read_text() for name in ("README.md", "README.zh.md"))
+
+    def commands(text: str) -> list[str]:
+        blocks = re.findall(r"```(?:sh|python)\n(.*?)```", text, re.DOTALL)
+        return [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
+
+    assert commands(english) == commands(chinese)
+    rows = [
+        [len(row.strip(" |").split(" | ")) for row in re.findall(r"^\|.*", table, re.MULTILINE)]
+        for text, head in ((english, "| name | what |"), (chinese, "| 名称 | 是什么 |"))
+        for table in [text[text.index(head) :].split("\n\n")[0]]
+    ]
+    assert rows[0] == rows[1]
+    linked = [set(re.findall(r"\]\((docs/(?!guide)[^)#]+)", text)) for text in (english, chinese)]
+    assert linked[1] <= linked[0]
 
 
 @pytest.mark.parametrize("page", PAGES)

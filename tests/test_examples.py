@@ -45,7 +45,12 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     ]
     (accuracy,) = re.findall(r"accuracy (\d+\.\d+) %, 95", "".join(printed))
     assert float(accuracy) > 95
+    assert "epoch 4/4  loss" in "".join(printed)  # the training shows how it goes
+    streams = {o["name"] for cell in notebook.cells for o in cell.get("outputs", []) if "name" in o}
+    assert streams == {"stdout"}  # stderr looks like a fault
+    (drawn,) = [cell for cell in notebook.cells if "confusion_figure(" in cell.source]
+    assert drawn.outputs[-1]["data"]["image/png"].startswith("iVBORw0KGgo")  # PNG
     pictures = [
         o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})
     ]
-    assert len(pictures) >= 2
+    assert len(pictures) == 3

@@ -135,9 +135,10 @@ def test_without_torch(onnx_file: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["pictures"] == len(names)
     done = thumbnet("train", "digits")
-    assert (done.returncode, done.stderr) == (
-        2, "thumbnet: this command needs an extra: pip install 'thumbnet[train]'\n",
-    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("thumbnet: this command needs the extra 'train': ")
+    assert "pip install" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_what_is_no_exported_model(onnx_file: Path, tmp_path: Path) -> None:

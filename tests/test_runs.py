@@ -73,7 +73,7 @@ def test_an_existing_run_is_never_overwritten(tiny_run: Run, tmp_path: Path) -> 
     with pytest.raises(RunError, match="exists already"):
         Run.create(tiny_run.path, "x", "y")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(RunError, match="exists already"):
+    with pytest.raises(RunError, match="is a file"):
         Run.create(tmp_path / "file", "x", "y")
     (tmp_path / "empty").mkdir()
     assert Run.create(tmp_path / "empty", "x", "y").path == tmp_path / "empty"
@@ -87,6 +87,7 @@ def test_what_is_no_run_is_explained(tmp_path: Path, tiny_run: Run) -> None:
     with pytest.raises(RunError, match="not a run's folder"):
         Run.open(tmp_path)
     (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "recipe.toml").write_text("")
     with pytest.raises(RunError, match="--resume"):
         find_weights(tmp_path)
 

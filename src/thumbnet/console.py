@@ -24,9 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from thumbnet.kernels.build import why_off
 from thumbnet.training.listener import StoppableListener
-from thumbnet.training.schedules import factor_at
 
 if TYPE_CHECKING:
     from rich.progress import Task
@@ -101,6 +99,8 @@ def _why_no_kernels(state: TrainingState) -> str | None:
         return None
     if state.compiled:
         return "torch.compile takes their place"
+    from thumbnet.kernels.build import why_off
+
     return why_off() or "they compute in bf16, and the recipe has training.precision = 'fp32'"
 
 
@@ -188,6 +188,8 @@ class TrainingDisplay(StoppableListener):
             self._line(f"        without the faster CPU kernels: {off}")
         continued = run.settings.get("continues")
         if isinstance(continued, dict):
+            from thumbnet.training.schedules import factor_at
+
             total = state.total_steps
             first, last = (percent(factor_at(recipe.schedule, step, total)) for step in (0, total - 1))
             before = f"{continued.get('run')} after {continued.get('epochs')} epoch(s)"

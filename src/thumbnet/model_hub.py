@@ -25,8 +25,10 @@ A {network} that tells {classes} classes of small pictures apart
 
 ## Use
 
+Install thumbnet {version} or newer from a clone of its repository. With the clone in the folder `thumbnet`:
+
 ```sh
-pip install 'thumbnet[train,hub]'
+pip install './thumbnet[train,hub]'
 thumbnet predict {address} picture.jpg
 ```
 

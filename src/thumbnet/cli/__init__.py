@@ -83,7 +83,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = build_parser(program())
     options, rest = parser.parse_known_args(words)
     if rest:
-        raise UsageError(unrecognised(options.parser, rest))
+        raise UsageError(unrecognised(options.parser, rest, words))
     return options
 
 

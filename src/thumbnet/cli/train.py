@@ -37,8 +37,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--resume", metavar="RUN", help="go on with this run, to the very same result")
     parser.add_argument(
         "--more-epochs", type=int, metavar="N",
-        help="with --resume: train a finished run for N epochs more, in a new folder; the learning rate rises "
-        "again to where a training planned that long would be",
+        help="with --resume: train a finished run for N epochs more, in a new folder; the learning rate "
+        "rises again to where a training planned that long would be",
     )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="the run's folder (default: a new name under runs/)")
     parser.add_argument(

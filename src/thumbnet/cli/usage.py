@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from thumbnet.cli.intermixed import IntermixedParser
 from thumbnet.errors import ThumbnetError, nearest, printable
@@ -55,6 +55,10 @@ class UsageError(ThumbnetError):
 class Parser(IntermixedParser):
     """Raises a :class:`UsageError` that says how to go on, in place of printing all that there is."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        # Abbreviations off: `train --data pictures` would set --data-dir, and say nothing.
+        super().__init__(*arguments, **{"allow_abbrev": False, **options})
+
     def error(self, message: str) -> NoReturn:
         """Raise what ``message``, of argparse, means."""
         raise UsageError(explained(self, message))
@@ -86,8 +90,8 @@ def explained(parser: argparse.ArgumentParser, message: str) -> str:
     return f"{message}. {helped}"
 
 
-def unrecognised(parser: argparse.ArgumentParser, words: Sequence[str]) -> str:
-    """What to write in place of ``words`` that ``parser``, of one command, does not know."""
+def unrecognised(parser: argparse.ArgumentParser, words: Sequence[str], line: Sequence[str]) -> str:
+    """What to write in place of the ``words`` of a ``line`` that a command's ``parser`` does not know."""
     name = " ".join(words_of(parser))
     options = [word for word in words if word.startswith("-") and word != "-"]
     if not options:
@@ -96,7 +100,7 @@ def unrecognised(parser: argparse.ArgumentParser, words: Sequence[str]) -> str:
         more = " To use the pictures of several folders, put them into one." if "DATA" in takes else ""
         return f"{name} takes {takes or 'options only'}: {extra} is more than that.{more}"
     values = {}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(line, [*line[1:], ""], strict=True):
         if word in options:
             option, _, value = word.partition("=")
             values[option] = value or (following if following and not following.startswith("--") else "")

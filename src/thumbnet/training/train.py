@@ -117,8 +117,8 @@ def resume(
             assert more is not None
             same_batches = [f"training.batch_size={more.recipe.training.batch_size}"]
             return _begin(
-                more.data, more.recipe, same_batches, out, device, more.data_dir, listener or Listener(), world,
-                started, more,
+                more.data, more.recipe, same_batches, out, device, more.data_dir, listener or Listener(),
+                world, started, more,
             )  # fmt: skip
         return _resume(run_path, device, listener or Listener(), world, started)
 

@@ -1,0 +1,120 @@
+"""Commands in messages are what the user has to type, wherever and however thumbnet was started."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from thumbnet.errors import MissingExtraError
+from thumbnet.invocation import command, install_command, quoted
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An environment with an interpreter and a script, which was started by its path."""
+    script = tmp_path / "clone" / ".venv" / "bin" / "thumbnet"
+    script.parent.mkdir(parents=True)
+    for name in ("thumbnet", "python"):
+        (script.parent / name).write_text("#!/bin/sh\n")
+        (script.parent / name).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script.parent / "python"))
+    monkeypatch.setattr(sys, "argv", [str(script), "train"])
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.chdir(tmp_path / "clone")
+    return script
+
+
+def test_a_script_that_is_not_on_the_path_is_named_from_here(script: Path) -> None:
+    assert command("evaluate", "runs/1") == ".venv/bin/thumbnet evaluate runs/1"
+
+
+def test_from_elsewhere_the_shorter_path_is_shown(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/usr/lib")
+    assert command("data") == f"{script} data"
+    monkeypatch.chdir(script.parent)
+    assert command("data") == "./thumbnet data"
+
+
+def test_with_the_environment_active_it_is_the_bare_name(
+    script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{script.parent}:/nowhere")
+    assert command("evaluate") == "thumbnet evaluate"
+
+
+def test_another_environments_thumbnet_on_the_path_is_not_taken_for_this_one(
+    script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thumbnet").write_text("#!/bin/sh\n")
+    (other / "thumbnet").chmod(0o755)
+    monkeypatch.setenv("PATH", str(other))
+    assert command("evaluate") == ".venv/bin/thumbnet evaluate"
+
+
+def test_started_as_a_module_it_is_shown_so(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/thumbnet/__main__.py"])
+    assert command("evaluate") == ".venv/bin/python -m thumbnet evaluate"
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert command("evaluate") == "python -m thumbnet evaluate"
+
+
+def test_from_python_the_environments_script_is_shown_or_else_the_module(
+    script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_cats.py"])
+    assert command("evaluate") == ".venv/bin/thumbnet evaluate"
+    script.unlink()
+    assert command("evaluate") == ".venv/bin/python -m thumbnet evaluate"
+
+
+@pytest.mark.parametrize(
+    "word", ["plain", "two words", "it's", 'a "b"', "$HOME", "*", "katzen-ä", "\x1b[31m", "\udcff'\\"]
+)
+def test_the_shell_reads_a_quoted_word_back(word: str) -> None:
+    done = subprocess.run(["bash", "-c", f"printf %s {quoted(word)}"], capture_output=True, check=True)
+    assert done.stdout == word.encode(errors="surrogateescape")
+    assert quoted(word).isprintable()
+
+
+def _installed_as(described: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Distribution:
+        def read_text(self, name: str) -> str | None:
+            assert name == "direct_url.json"
+            return None if described is None else json.dumps(described)
+
+    monkeypatch.setattr(metadata, "distribution", lambda name: Distribution())
+
+
+@pytest.mark.parametrize(
+    ("described", "words"),
+    [
+        ({"url": "file:///home/me/my%20clone", "dir_info": {"editable": True}}, ["-e", "/home/me/my clone[report]"]),
+        ({"url": "file:///home/me/clone", "dir_info": {}}, ["/home/me/clone[report]"]),
+        ({"url": "file:///d/thumbnet.whl", "archive_info": {}}, ["thumbnet[report] @ file:///d/thumbnet.whl"]),
+        (
+            {"url": "https://example.org/t.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
+            ["thumbnet[report] @ git+https://example.org/t.git@abc"],
+        ),
+        (None, ["thumbnet[report]"]),
+        ({"nonsense": 1}, ["thumbnet[report]"]),
+        ([], ["thumbnet[report]"]),
+    ],
+)  # fmt: skip
+def test_an_extra_is_installed_from_where_thumbnet_came(
+    described: object, words: list[str], script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _installed_as(described, monkeypatch)
+    expected = [".venv/bin/python", "-m", "pip", "install", *words]
+    assert shlex.split(install_command("report")) == expected
+    assert (
+        str(MissingExtraError("a report", "report"))
+        == f"a report needs the extra 'report': {shlex.join(expected)}"
+    )

@@ -1,0 +1,133 @@
+"""A finished run is trained for longer: exactly resumable, honestly recorded, and without harm to the first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers import TINY, write_class_folders
+from thumbnet.errors import RecipeError, RunError
+from thumbnet.recipe import load_recipe
+from thumbnet.runs import InterruptedRunError, Run
+from thumbnet.training.continue_run import continuation
+from thumbnet.training.fit import StepResult
+from thumbnet.training.listener import Listener
+from thumbnet.training.schedules import done_at, factor_at, resize_at
+from thumbnet.training.train import resume, train
+
+
+class StopAt(Listener):
+    """Asks to stop after a step; 0 for never."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.seen = step, 0
+
+    def on_step(self, step: StepResult) -> None:
+        self.seen = step.step
+
+    def should_stop(self) -> bool:
+        return self.step > 0 and self.seen >= self.step
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    place = tmp_path_factory.mktemp("first")
+    data = write_class_folders(place / "data", ["train", "test"], per_class=20)
+    return train(data, "resnet18", overrides=TINY, out=place / "run")
+
+
+def contents(run: Run) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
+
+
+def test_it_goes_on_in_a_new_run_and_leaves_the_first_as_it_was(first: Run, tmp_path: Path) -> None:
+    before = contents(first)
+    second = resume(first.path, more_epochs=2, out=tmp_path / "second")
+    assert contents(first) == before
+    assert second.path != first.path
+    assert second.summary["epochs"] == 2
+    assert second.settings["continues"] == {"run": str(first.path.resolve()), "epochs": 3}
+    assert second.recipe.schedule.begin_at == pytest.approx(3 / 5)
+    assert second.recipe.seed != first.recipe.seed
+    assert second.recipe.data.split_seed == first.recipe.data.split_seed
+    assert second.summary["accuracy"] >= first.summary["accuracy"] - 0.05
+    third = continuation(second.path, 5)
+    assert third.record["epochs"] == 5
+    assert third.recipe.schedule.begin_at == pytest.approx(5 / 10)
+
+
+def test_its_rate_is_that_of_the_last_part_of_the_longer_schedule(first: Run) -> None:
+    planned = continuation(first.path, 2).recipe
+    longer = load_recipe("resnet18", TINY).schedule
+    for step in range(40):
+        assert factor_at(planned.schedule, step, 40) == pytest.approx(
+            factor_at(longer, 60 + step, 100), abs=0.02
+        )
+
+
+def test_a_schedule_that_begins_later_has_less_of_everything_before_it() -> None:
+    schedule = load_recipe("fast", ["schedule.begin_at=0.75"]).schedule
+    assert done_at(schedule, 0, 10) == 0.75
+    assert factor_at(schedule, 0, 10) == pytest.approx(0.25)
+    import torch
+
+    images = torch.rand(1, 3, 32, 32)
+    assert resize_at(schedule, images, 0, 10) is images  # the small pictures are behind it
+    with pytest.raises(RecipeError, match="begin_at"):
+        load_recipe("fast", ["schedule.begin_at=1"])
+
+
+def test_stopped_in_the_second_phase_it_resumes_to_the_very_same_weights(first: Run, tmp_path: Path) -> None:
+    whole = resume(first.path, more_epochs=2, out=tmp_path / "whole")
+    with pytest.raises(InterruptedRunError):
+        resume(first.path, more_epochs=2, out=tmp_path / "stopped", listener=StopAt(5))
+    assert not Run(tmp_path / "stopped").is_complete
+    again = resume(tmp_path / "stopped")
+    assert again.weights_path.read_bytes() == whole.weights_path.read_bytes()
+    assert again.settings["continues"] == whole.settings["continues"]
+
+
+def test_an_unfinished_run_is_to_be_finished_first(first: Run, tmp_path: Path) -> None:
+    data = first.settings["data"]
+    with pytest.raises(InterruptedRunError):
+        train(data, "resnet18", overrides=TINY, out=tmp_path / "run", listener=StopAt(3))
+    with pytest.raises(RunError, match=r"not finished.*Finish it first: .*train --resume"):
+        resume(tmp_path / "run", more_epochs=2)
+
+
+def test_settings_may_change_and_data_may_not(first: Run, tmp_path: Path) -> None:
+    planned = continuation(first.path, 2, ["optimizer.lr=0.01", "schedule.begin_at=0"])
+    assert (planned.recipe.optimizer.lr, planned.recipe.schedule.begin_at) == (0.01, 0.0)
+    with pytest.raises(RecipeError, match="--more-epochs 0"):
+        continuation(first.path, 0)
+    data = write_class_folders(tmp_path / "data", ["train", "test"], per_class=4)
+    run = train(data, "resnet18", overrides=[*TINY, "training.epochs=1"], out=tmp_path / "run")
+    (data / "train" / "red" / "0.png").unlink()
+    with pytest.raises(RunError, match=r"have changed.*--init"):
+        resume(run.path, more_epochs=1, out=tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+
+
+def test_from_the_command_line_it_says_what_the_rate_does(
+    first: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from thumbnet.cli import main
+
+    out = tmp_path / "second"
+    words = ["train", "--resume", str(first.path), "--more-epochs", "1", "--out", str(out), "--set", "seed=9"]
+    assert main(words) == 0
+    shown = capsys.readouterr().err
+    assert f"continues {first.path.resolve()} after 3 epoch(s)" in shown
+    assert "the learning rate starts again at" in shown
+    assert Run(out).recipe.seed == 9
+    assert json.loads((out / "run.json").read_text())["continues"]["epochs"] == 3
+
+
+def test_the_digits_do_not_collapse(tmp_path: Path) -> None:
+    """A real small network at its real rates: more epochs do not throw away what it knew."""
+    few = ["training.epochs=2", "data.subset_size=600", "model.width=0.5"]
+    run = train("digits", "digits", overrides=few, out=tmp_path / "run")
+    more = resume(run.path, more_epochs=1, out=tmp_path / "more")
+    assert more.summary["accuracy"] > run.summary["accuracy"] - 0.02
