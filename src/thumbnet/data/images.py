@@ -9,7 +9,7 @@ import base64
 import io
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import IO, Literal
@@ -78,7 +78,7 @@ def load_picture(
 
 
 def _open(
-    stream: IO[bytes], name: str, max_pixels: int, formats: Sequence[str] = FORMATS
+    stream: IO[bytes], name: str, max_pixels: int, formats: list[str] = FORMATS
 ) -> Image.Image | np.ndarray:
     start = stream.tell()
     if stream.read(2) == JPEG_START:
@@ -104,7 +104,7 @@ def _open(
         raise UnreadableImageError(name, reason) from None
 
 
-def other_formats(stream: IO[bytes], start: int, name: str, formats: Sequence[str]) -> list[str]:
+def other_formats(stream: IO[bytes], start: int, name: str, formats: list[str]) -> list[str]:
     """Which other formats to read a picture with that is in none of ``formats``: those of a plug-in.
 
     ``stream`` is at ``start`` again afterwards.

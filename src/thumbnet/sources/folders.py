@@ -102,7 +102,7 @@ def _load_class_folders(index: Index, root: Path, folders: dict[str, Path], sour
         stray = sorted({path.name for path in _subfolders(folder)} - set(names))
         if stray:
             raise DataError(
-                f"{folder} has classes that {folders['train']} lacks: {', '.join(stray)}. "
+                f"{folder} has classes that {folders['train']} lacks: {_listed(stray)}. "
                 "Rename or remove them."
             )
         paths: list[str] = []
@@ -116,9 +116,9 @@ def _load_class_folders(index: Index, root: Path, folders: dict[str, Path], sour
             paths += found
             counts.append(len(found))
         if empty and split == "train":
-            raise DataError(f"{folder}: no pictures in the class folder(s) {', '.join(empty)}")
+            raise DataError(f"{folder}: no pictures in the class folder(s) {_listed(empty)}")
         if empty:
-            notes.append(f"{split} has no pictures of {', '.join(empty)}")
+            notes.append(f"{split} has no pictures of {_listed(empty)}")
         notes += _ignored_note(index.ignored, split)
         splits[split] = index.split(paths, np.arange(len(names)).repeat(counts))
     index.keep()
@@ -205,6 +205,10 @@ def _ignored_note(ignored: list[str], split: str) -> list[str]:
         return special
     what = f"{len(others)} file(s) passed over, no pictures by their name or kind"
     return [*special, f"{split}: {what}, such as {printable(min(others))}"]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(printable, names))
 
 
 def _alike_note(names: tuple[str, ...]) -> list[str]:

@@ -25,7 +25,7 @@ import numpy as np
 from thumbnet.data import plugins
 from thumbnet.data.images import PICTURE_SUFFIXES
 from thumbnet.data.splits import FileSplit, Split
-from thumbnet.errors import DataError, RunError
+from thumbnet.errors import DataError, RunError, printable
 from thumbnet.files import cache_folder, write_file
 from thumbnet.sources.packed import PackedSplit, Unpacked
 
@@ -129,7 +129,9 @@ class Index:
         except FileNotFoundError:  # a class that a split lacks is reported as empty
             listing = _Listing(-1, [], [], [])
         except OSError as error:
-            raise DataError(f"cannot list {error.filename or path}: {error.strerror}") from None
+            raise DataError(
+                f"cannot list {printable(str(error.filename or path))}: {error.strerror}"
+            ) from None
         self._listed[folder] = listing
         return listing
 
