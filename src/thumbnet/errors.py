@@ -17,6 +17,10 @@ class ThumbnetError(Exception):
 
     exit_status = 2
 
+    def __str__(self) -> str:
+        """The message. No control character gets out, even one that a name from outside brought in."""
+        return "\n".join(printable(line) for line in super().__str__().split("\n"))
+
 
 class DataError(ThumbnetError):
     """The data cannot be found, read or understood."""

@@ -173,10 +173,10 @@ def prediction_printer(
 
 def show_inspection(data: Data, found: Inspection, fit: Fit) -> None:
     """Print what is in a data set."""
-    say(f"source     {data.source}")
-    say(f"layout     {data.layout}")
+    say(f"source     {printable(data.source)}")
+    say(f"layout     {printable(data.layout)}")
     for text in (*data.notes, *found.notes):
-        say(f"           {text}")
+        say(f"           {printable(text)}")
     sizes = ", ".join(f"{h}x{w} ({count:,})" for (h, w), count in found.sizes[:6])
     more = f", and {len(found.sizes) - 6} more" if len(found.sizes) > 6 else ""
     say(f"sizes      {sizes or '-'}{more}  (height x width)")
@@ -192,7 +192,7 @@ def show_inspection(data: Data, found: Inspection, fit: Fit) -> None:
         say("           " + " = ".join(f"{split}: {printable(name)} ({of})" for split, name, of in group[:4]))
     say(f"unreadable {len(found.unreadable):,} file(s)")
     for name, reason in found.unreadable[:50]:
-        say(f"           {printable(name)}: {reason}")
+        say(f"           {printable(name)}: {printable(reason)}")
     say()
     splits = list(found.counts)
     rows = [[name, *(f"{found.counts[split][name]:,}" for split in splits)] for name in data.class_names]

@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from helpers import coloured
 from sources.hub_standin import HubStandIn
+from thumbnet.errors import DataError, UnreadableImageError
+from thumbnet.sources.load import load_data
 
 datasets: Any = pytest.importorskip("datasets", reason="the extra 'hub' is not installed")
 
@@ -97,11 +100,13 @@ def test_a_data_set_in_folders_of_pictures_is_read(tmp_path: Path) -> None:
 
 
 def test_a_data_set_of_another_kind_or_none_at_all_is_explained(tmp_path: Path) -> None:
-    other = parquet(3, {"img": datasets.Image(), "label": datasets.Value("string")}, label=["a", "b", "c"])
+    lists = datasets.Sequence(datasets.Value("int64"))
+    other = parquet(3, {"img": datasets.Image(), "label": lists}, label=[[1], [2], [3]])
     hub = HubStandIn("someone/other", {"data/train-00000-of-00001.parquet": other})
     done = load(hub, "hf:someone/other", tmp_path)
     assert "refused" in done.stderr
     assert "no image-classification data set" in done.stderr
+    assert "Its columns: img (Image), label (" in done.stderr
     done = load(hub, "hf:someone/missing", tmp_path)
     assert "refused: cannot load hf:someone/missing" in done.stderr
 
@@ -122,3 +127,100 @@ def test_one_of_several_label_columns_can_be_chosen(tmp_path: Path) -> None:
         ["warm", "cold"],
         {"train": [0, 1, 1], "test": [0, 1, 1]},
     ]
+
+
+def saved(path: Path, splits: dict[str, Any]) -> Path:
+    """A folder that the library has written, which needs no Hub."""
+    made = {
+        name: datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        for name, (columns, features) in splits.items()
+    }
+    datasets.DatasetDict(made).save_to_disk(str(path))
+    return path
+
+
+def columns(count: int, start: int = 0, **labels: list[Any]) -> dict[str, list[Any]]:
+    pictures = [{"bytes": encoded((start + i) % 3, start + i), "path": None} for i in range(count)]
+    return {"image": pictures, **labels}
+
+
+IMAGE, TEXT, NUMBER = datasets.Image(), datasets.Value("string"), datasets.Value("int64")
+
+
+def test_words_and_numbers_are_labels_too(tmp_path: Path) -> None:
+    words = columns(12, label=[("frog", "cat", "dog")[i % 3] for i in range(12)])
+    data = load_data(saved(tmp_path / "words", {"train": (words, {"image": IMAGE, "label": TEXT})}))
+    assert data.class_names == ("cat", "dog", "frog")
+    numbers = columns(12, label=[(10, 2, 7)[i % 3] for i in range(12)])
+    data = load_data(saved(tmp_path / "numbers", {"train": (numbers, {"image": IMAGE, "label": NUMBER})}))
+    assert data.class_names == ("2", "7", "10")
+    train = data.splits["train"]
+    colours = {
+        int(train.labels[i]): np.asarray(train.read(i))[..., :].mean((0, 1)).argmax() for i in range(9)
+    }
+    assert colours == {2: 0, 0: 1, 1: 2}  # 10 is red, 2 is green, 7 is blue
+
+
+def test_a_label_column_is_found_by_its_values_or_can_be_named(tmp_path: Path) -> None:
+    made = columns(12, kind=["a", "b", "c"] * 4, note=[f"text {i}" for i in range(12)])
+    folder = saved(tmp_path / "one", {"train": (made, {"image": IMAGE, "kind": TEXT, "note": TEXT})})
+    data = load_data(folder)
+    assert data.class_names == ("a", "b", "c")
+    assert any("column 'kind'" in note for note in data.notes)
+    made["place"] = ["x", "y"] * 6
+    two = saved(
+        tmp_path / "two", {"train": (made, {"image": IMAGE, "kind": TEXT, "note": TEXT, "place": TEXT})}
+    )
+    with pytest.raises(DataError, match=r"several columns may be the label \(kind, place\)"):
+        load_data(two)
+    assert load_data(two, label_column="place").class_names == ("x", "y")
+
+
+def test_splits_have_any_usual_names_and_unlabelled_ones_are_noted(tmp_path: Path) -> None:
+    features = {"image": IMAGE, "label": datasets.ClassLabel(names=NAMES)}
+    folder = saved(
+        tmp_path / "d",
+        {
+            "Training": (columns(12, label=[0, 1, 2] * 4), features),
+            "dev": (columns(3, 20, label=[0, 1, 2]), features),
+            "testing": (columns(4, 30, label=[-1] * 4), features),
+            "unsupervised": (columns(2, 40, label=[-1] * 2), features),
+        },
+    )
+    data = load_data(folder)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 12, "val": 3}
+    assert "test: 4 of 4 pictures were left out, which have no label" in data.notes
+    assert "the split 'unsupervised' was left out" in data.notes
+
+
+def test_of_several_columns_of_pictures_the_note_says_which_was_taken(tmp_path: Path) -> None:
+    made = columns(12, label=[0, 1, 2] * 4)
+    made["mask"] = list(reversed(made["image"]))
+    features = {"image": IMAGE, "mask": IMAGE, "label": datasets.ClassLabel(names=NAMES)}
+    folder = saved(tmp_path / "d", {"train": (made, features)})
+    data = load_data(folder)
+    assert any("'image' was taken" in note and "mask" in note for note in data.notes)
+    other = load_data(folder, path_column="mask")
+    assert other.splits["train"].content(0) != data.splits["train"].content(0)
+
+
+def test_columns_of_plain_bytes_are_pictures(tmp_path: Path) -> None:
+    made = {"jpg": [encoded(i % 3, i) for i in range(12)], "label": ["a", "b", "c"] * 4}
+    data = load_data(saved(tmp_path / "d", {"all": (made, {"jpg": datasets.Value("binary"), "label": TEXT})}))
+    assert len(data.splits["train"]) + len(data.splits["test"]) == 12
+    made["jpg"] = [b"no picture"] * 12
+    bad = load_data(
+        saved(tmp_path / "bad", {"all": (made, {"jpg": datasets.Value("binary"), "label": TEXT})})
+    )
+    with pytest.raises(UnreadableImageError):
+        bad.splits["train"].read(0)
+
+
+def test_a_damaged_folder_of_the_library_is_refused(tmp_path: Path) -> None:
+    folder = saved(
+        tmp_path / "d", {"train": (columns(3, label=["a", "b", "c"]), {"image": IMAGE, "label": TEXT})}
+    )
+    for path in folder.rglob("*.arrow"):
+        path.write_bytes(b"ARROW1" + bytes(40))
+    with pytest.raises(DataError, match="cannot load"):
+        load_data(folder)

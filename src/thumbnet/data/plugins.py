@@ -30,8 +30,8 @@ class Kind:
         name: what to call it, in the singular and with its article.
         suffixes: of its files' names, in lower case.
         way: what to do, as a sentence without a full stop.
-        format, module, package: Pillow's name for it, the plug-in that reads it, and what to install for that;
-            empty where thumbnet knows no plug-in.
+        format, module, package: Pillow's name for it, the plug-in that reads it, and what to install for
+            that; empty where thumbnet knows no plug-in.
     """
 
     name: str
@@ -126,7 +126,7 @@ _STARTS: tuple[tuple[int, bytes, Kind], ...] = (
 
 
 def kind_of(head: bytes) -> Kind | None:
-    """What a file is whose first ``HEAD_BYTES`` are these; None for anything else, readable pictures included."""
+    """What a file is whose first ``HEAD_BYTES`` are these; None for anything else, as for a JPEG."""
     if head[4:8] == b"ftyp":
         brand = head[8:12]
         if brand == b"crx ":
@@ -168,7 +168,7 @@ def fingerprint() -> str:
 
 
 def load_formats(head: bytes) -> list[str]:
-    """Load the plug-in for a file that begins so; Pillow's formats to read it with, none if there is no plug-in."""
+    """Load the plug-in for a file that begins so, if there is one; Pillow's formats to read it with."""
     kind = kind_of(head)
     if kind is None or not installed(kind):
         return []
@@ -225,7 +225,8 @@ def _special_jpeg(data: bytes) -> str | None:
             if bits == 8:
                 return None
             return (
-                f"a JPEG of {bits} bits per sample, and only those of 8 are read: convert it to a 16-bit PNG or "
+                f"a JPEG of {bits} bits per sample, and only those of 8 are read: convert it to a 16-bit "
+                f"PNG or "
                 "TIFF, or to an 8-bit JPEG, first"
             )
         at += 2 + int.from_bytes(data[at + 2 : at + 4])
@@ -233,7 +234,7 @@ def _special_jpeg(data: bytes) -> str | None:
 
 
 def special_jpeg(stream: IO[bytes]) -> str | None:
-    """As :func:`reason`, for a file that Pillow took for a JPEG but could not decode; None if nothing is special."""
+    """As :func:`reason`, for a JPEG that Pillow could not decode; None if nothing is special about it."""
     data = stream.read(MAX_JPEG_HEADER)
     return _special_jpeg(data) if data.startswith(b"\xff\xd8") else None
 

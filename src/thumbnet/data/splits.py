@@ -317,7 +317,7 @@ def _peek(source: Path | io.BytesIO, name: str) -> tuple[tuple[int, int], str]:
         raise UnreadableImageError(name, str(error) or type(error).__name__) from None
 
 
-def _peek_stream(stream: IO[bytes], name: str, formats: Sequence[str]) -> tuple[tuple[int, int], str]:
+def _peek_stream(stream: IO[bytes], name: str, formats: list[str]) -> tuple[tuple[int, int], str]:
     try:
         with Image.open(stream, formats=formats) as image:
             width, height = image.size
@@ -356,14 +356,18 @@ class Data:
     set_aside: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        # Notes hold names of files: each note is one line, without control characters.
+        object.__setattr__(self, "notes", tuple(printable(note) for note in self.notes))
         if len(self.splits.get("train", ())) == 0:
-            raise DataError(f"{self.source}: there are no training pictures in it")
+            raise DataError(f"{printable(self.source)}: there are no training pictures in it")
         odd = [printable(name) for name in self.class_names if not name.isprintable()]
         if odd:
-            raise DataError(f"{self.source}: class names that are no text: {', '.join(odd)}. Rename them")
+            raise DataError(
+                f"{printable(self.source)}: class names that are no text: {', '.join(odd)}. Rename them"
+            )
         if len(self.class_names) < 2:
             raise DataError(
-                f"{self.source}: a classifier needs two classes or more, and there "
+                f"{printable(self.source)}: a classifier needs two classes or more, and there "
                 f"{'is one' if self.class_names else 'are none'}: {', '.join(self.class_names) or '-'}"
             )
 
@@ -374,7 +378,7 @@ class Data:
             DataError: there is none.
         """
         if name not in self.splits:
-            raise DataError(f"{self.source} has no split {name!r}, only {', '.join(self.splits)}")
+            raise DataError(f"{printable(self.source)} has no split {name!r}, only {', '.join(self.splits)}")
         return self.splits[name]
 
     def measured_split(self) -> str:

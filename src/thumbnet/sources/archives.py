@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from thumbnet.data import plugins
-from thumbnet.errors import DataError
+from thumbnet.errors import DataError, printable
 from thumbnet.files import clear_leftovers
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.packed import Pack, PackWriter, Unpacked
@@ -47,7 +47,7 @@ def unpack(archive: Path, cache: Path) -> Unpacked:
     try:
         state = archive.stat()
     except OSError as error:
-        raise DataError(f"cannot read {archive}: {error.strerror}") from None
+        raise DataError(f"cannot read {printable(str(archive))}: {error.strerror}") from None
     depends = f"{_VERSION}\0{archive.resolve()}\0{state.st_size}\0{state.st_mtime_ns}"
     key = hashlib.blake2b(os.fsencode(depends), digest_size=8).hexdigest()
     target = cache / "unpacked" / f"{archive.name.split('.')[0]}-{key}"
@@ -72,9 +72,11 @@ def unpack(archive: Path, cache: Path) -> Unpacked:
                 temporary.rename(target)
         return Unpacked(target / _FILES, Pack(target, key))
     except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError) as error:
-        raise DataError(f"cannot unpack {archive}: {error}") from None
+        raise DataError(f"cannot unpack {printable(str(archive))}: {printable(str(error))}") from None
     except OSError as error:
-        raise DataError(f"cannot unpack {archive} into {target.parent}: {error}") from None
+        raise DataError(
+            f"cannot unpack {printable(str(archive))} into {target.parent}: {printable(str(error))}"
+        ) from None
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -94,7 +96,9 @@ def _unpack_tar(archive: Path, writer: _Writer) -> None:
             if member.isdir():
                 continue
             if not member.isreg():  # links and devices have no place among pictures
-                raise DataError(f"{archive}: the member {member.name!r} is not an ordinary file: refused")
+                raise DataError(
+                    f"{printable(str(archive))}: the member {member.name!r} is not an ordinary file: refused"
+                )
             source = tar.extractfile(member)
             assert source is not None  # of ordinary files only
             writer.write(member.name.lstrip("/"), source)  # tar itself strips leading slashes, too
@@ -104,9 +108,11 @@ def _unpack_zip(archive: Path, writer: _Writer) -> None:
     with zipfile.ZipFile(archive) as zipped:
         for info in zipped.infolist():
             if stat.S_ISLNK(info.external_attr >> 16):
-                raise DataError(f"{archive}: the member {info.filename!r} is a link: refused")
+                raise DataError(f"{printable(str(archive))}: the member {info.filename!r} is a link: refused")
             if info.flag_bits & 1:
-                raise DataError(f"{archive} is encrypted: unpack it yourself and name the folder")
+                raise DataError(
+                    f"{printable(str(archive))} is encrypted: unpack it yourself and name the folder"
+                )
             if not info.is_dir():
                 with zipped.open(info) as source:
                     writer.write(info.filename, source)
@@ -130,7 +136,9 @@ class _Writer:
         """
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or not path.parts or ":" in path.parts[0] or "\0" in name:
-            raise DataError(f"{self._archive}: the member {name!r} would land outside: refused")
+            raise DataError(
+                f"{printable(str(self._archive))}: the member {name!r} would land outside: refused"
+            )
         if path.parent not in self._parents:
             (self._folder / path.parent).mkdir(parents=True, exist_ok=True)
             self._parents.add(path.parent)
@@ -145,7 +153,7 @@ class _Writer:
             self._total += len(block)  # what comes out counts, not what is declared
             if self._total > self._limit:
                 raise DataError(
-                    f"{self._archive} unpacks to more than {MAX_EXPANSION} times its "
+                    f"{printable(str(self._archive))} unpacks to more than {MAX_EXPANSION} times its "
                     f"{os.path.getsize(self._archive):,} bytes: refused as a bomb. If it is right, unpack it "
                     "yourself and name the folder."
                 )

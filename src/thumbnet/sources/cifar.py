@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from thumbnet.data.splits import ArraySplit, Data
-from thumbnet.errors import DataError
+from thumbnet.errors import DataError, printable
 from thumbnet.invocation import command
 from thumbnet.recipe import DataSettings
 from thumbnet.sources.place import Place
@@ -114,7 +114,8 @@ def load_batches(batches: Batches, source: str) -> Data:
     for split, part in splits.items():
         if len(part) and int(part.labels.max()) >= len(names):
             raise DataError(
-                f"{batches.folder}: {split} has label {part.labels.max()} of {len(names)} classes"
+                f"{printable(str(batches.folder))}: {split} has label {part.labels.max()} of {len(names)} "
+                f"classes"
             )
     return Data(source, batches.layout, names, dict(splits))
 
@@ -124,11 +125,12 @@ def _read_binary(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     try:
         raw = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
+        raise DataError(f"cannot read {printable(str(path))}: {error.strerror}") from None
     record = label_bytes + PICTURE_BYTES
     if len(raw) == 0 or len(raw) % record:
         raise DataError(
-            f"{path} has {len(raw)} bytes, not a multiple of {record}: it is cut short or damaged"
+            f"{printable(str(path))} has {len(raw)} bytes, not a multiple of {record}: it is cut short or "
+            f"damaged"
         )
     records = raw.reshape(-1, record)
     return records[:, label_bytes:], records[:, label_bytes - 1].astype(np.int64)
@@ -147,7 +149,7 @@ def _read_python(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
         or len(images.raw) != len(labels) * PICTURE_BYTES
         or not labels
     ):
-        raise DataError(f"{path} does not hold what a CIFAR batch holds")
+        raise DataError(f"{printable(str(path))} does not hold what a CIFAR batch holds")
     pixels = np.frombuffer(images.raw, dtype=np.uint8)
     if images.fortran:
         return pixels.reshape(PICTURE_BYTES, -1).T, np.array(labels)
@@ -159,12 +161,12 @@ def _class_names(batches: Batches) -> tuple[str, ...]:
     if not path.is_file():
         if batches.label_bytes == 1:
             return CIFAR10_CLASSES
-        raise DataError(f"{path} is missing: the class names are in it")
+        raise DataError(f"{printable(str(path))} is missing: the class names are in it")
     if batches.python:
         key = b"label_names" if batches.label_bytes == 1 else b"fine_label_names"
         names = _load_inert(path).get(key)
         if not isinstance(names, list) or not all(isinstance(name, bytes | str) for name in names):
-            raise DataError(f"{path} does not hold CIFAR's class names")
+            raise DataError(f"{printable(str(path))} does not hold CIFAR's class names")
         return tuple(name if isinstance(name, str) else name.decode("utf-8", "replace") for name in names)
     return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
 
@@ -224,12 +226,12 @@ def _load_inert(path: Path) -> dict[Any, Any]:
     try:
         content = _InertUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
+        raise DataError(f"cannot read {printable(str(path))}: {error.strerror}") from None
     except Exception as error:  # a damaged pickle raises nearly anything
         raise DataError(
-            f"{path} is not a CIFAR batch ({error}); nothing in it was run. "
+            f"{printable(str(path))} is not a CIFAR batch ({printable(str(error))}); nothing in it was run. "
             f"Use the binary version: {command('train', 'cifar10')}"
         ) from None
     if not isinstance(content, dict):
-        raise DataError(f"{path} does not hold what a CIFAR batch holds")
+        raise DataError(f"{printable(str(path))} does not hold what a CIFAR batch holds")
     return content

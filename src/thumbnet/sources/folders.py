@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from thumbnet.data.splits import Data
-from thumbnet.errors import DataError
+from thumbnet.errors import DataError, printable
 from thumbnet.recipe import DataSettings
 from thumbnet.sources.filenames import label_from_name
 from thumbnet.sources.index import Index
@@ -76,7 +76,7 @@ def _subfolders(folder: Path) -> list[Path]:
     try:
         return [path for path in folder.iterdir() if path.is_dir() and not is_tool_folder(path.name)]
     except OSError as error:
-        raise DataError(f"cannot list {folder}: {error.strerror}") from None
+        raise DataError(f"cannot list {printable(str(folder))}: {error.strerror}") from None
 
 
 def _read_labels_file(root: Path) -> tuple[str, ...] | None:

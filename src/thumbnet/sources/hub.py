@@ -147,7 +147,8 @@ def _image_column(features: Mapping[str, Any], wanted: str, where: str, notes: l
         return wanted
     if not found:
         raise DataError(
-            f"{where} is no image-classification data set: none of its columns has pictures: {_listing(features)}"
+            f"{where} is no image-classification data set: none of its columns has pictures: "
+            f"{_listing(features)}"
         )
     if len(found) > 1:
         others = ", ".join(printable(key) for key in found[1:])
@@ -174,20 +175,16 @@ def _label_column(table: Any, wanted: str, image: str, where: str, notes: list[s
             choices = [printable(key) for key in plain]
             raise DataError(f"{where}: no column of labels {printable(wanted)!r}. {nearest(wanted, choices)}")
         return wanted
-    named = sorted(
-        (key for key in plain if key.lower() in _LABEL_NAMES), key=lambda k: _LABEL_NAMES.index(k.lower())
-    )
-    few = (
-        [key for key in plain if 2 <= len(set(table[key])) <= _MOST_CLASSES * len(table)] if not named else []
-    )
+    lower = {key.lower(): key for key in plain}
+    named = [lower[name] for name in _LABEL_NAMES if name in lower]
     # CIFAR-100's come as fine_label, coarse_label: the first is the one that is meant.
-    found = typed or named or (few if len(few) == 1 else [])
+    found: list[str] = typed or named
     if not found:
-        what = (
-            f"several columns may be the label ({', '.join(map(printable, few))})"
-            if few
-            else "no column of labels"
-        )
+        few = [key for key in plain if 2 <= len(set(table[key])) <= _MOST_CLASSES * len(table)]
+        found = few if len(few) == 1 else []
+    if not found:
+        several = f"several columns may be the label ({', '.join(map(printable, few))})"
+        what = several if few else "no column of labels"
         raise DataError(
             f"{where} is no image-classification data set that is understood: {what}. Its columns: "
             f"{_listing(features)}. Name one: {where}#COLUMN, or --set data.label_column=COLUMN"

@@ -181,7 +181,9 @@ class Index:
                     changed = -1  # a change from now on might not show
                 listing = _Listing(changed, *_scan(path))
         except OSError as error:
-            raise DataError(f"cannot list {error.filename or path}: {error.strerror}") from None
+            raise DataError(
+                f"cannot list {printable(str(error.filename or path))}: {error.strerror}"
+            ) from None
         self._listed[folder] = listing
         return listing
 

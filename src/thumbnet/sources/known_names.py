@@ -45,10 +45,12 @@ _OWN = {
     "imagenet": "ImageNet has to be fetched with an account at image-net.org; then name its folder. A small "
     "part of it comes without: thumbnet train hf:zh-plus/tiny-imagenet",
     "medmnist": "MedMNIST comes as one .npz file for each data set, from medmnist.com; name such a file",
-    "coco": "COCO has boxes for objects, and thumbnet classifies whole pictures: cut the objects out, and sort "
+    "coco": "COCO has boxes for objects, and thumbnet classifies whole pictures: cut the objects out, and "
+    "sort "
     "them into a folder for each class",
     "lfw": "LFW comes as one folder for each person, from vis-www.cs.umass.edu/lfw; name that folder",
-    "celeba": "CelebA has forty attributes for each picture; make a CSV file of pictures and one attribute, and "
+    "celeba": "CelebA has forty attributes for each picture; make a CSV file of pictures and one "
+    "attribute, and "
     "name it",
 }
 _ALSO = {"imagenet1k": "imagenet", "ilsvrc": "imagenet", "ilsvrc2012": "imagenet", "coco2017": "coco"}

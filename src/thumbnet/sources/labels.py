@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,11 +22,7 @@ def as_class(value: object) -> str | int | None:
         value = value.decode("utf-8", "replace")
     if isinstance(value, str):
         word = value.strip()
-        return (
-            int(word)
-            if word.isascii() and word.isdigit() and (word == "0" or word[0] != "0")
-            else word or None
-        )
+        return int(word) if re.fullmatch(r"0|-?[1-9]\d{0,17}", word, re.ASCII) else word or None
     if isinstance(value, float | np.floating):
         return int(value) if float(value).is_integer() else None
     return int(value) if isinstance(value, bool | int | np.integer | np.bool_) else None
@@ -75,7 +72,8 @@ def number_classes(
     if len(ordered) > MOST_CLASSES or (len(train) > 20 and len(ordered) > 0.9 * len(train)):
         raise DataError(
             f"{where} has {len(ordered):,} different labels for {len(train):,} pictures, such as "
-            f"{printable(str(train[0]))[:60]!r}: these look like captions or numbers of the pictures, not like "
+            f"{printable(str(train[0]))[:60]!r}: these look like captions or numbers of the pictures, not "
+            f"like "
             "classes"
         )
     position = {value: number for number, value in enumerate(ordered)}

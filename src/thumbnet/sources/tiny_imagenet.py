@@ -44,7 +44,8 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     wnids = [wnid for wnid in train if train[wnid]]
     if not wnids:
         raise DataError(
-            f"{printable(str(place.path))}: wnids.txt is there as in Tiny ImageNet, but train/ has no pictures "
+            f"{printable(str(place.path))}: wnids.txt is there as in Tiny ImageNet, but train/ has no "
+            f"pictures "
             "of its classes: unpack the archive again"
         )
     if len(wnids) < len(train):

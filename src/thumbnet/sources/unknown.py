@@ -15,11 +15,15 @@ from thumbnet.data import plugins
 from thumbnet.errors import DataError, printable
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.place import Place
+from thumbnet.sources.split_names import split_name
 
 ACCEPTED = (
-    "thumbnet reads folders (train/CLASS/* with test/CLASS/*, or CLASS/* alone, or the class in file names), CSV, "
-    "TSV and Parquet tables of pictures, .npz, .npy, .mat and MNIST's idx files, WebDataset's shards, archives of "
-    "these (.zip, .tar, .tar.gz, .tar.xz, .tar.bz2), and hf:OWNER/NAME. Each has an example in docs/howto/forms.md."
+    "thumbnet reads folders (train/CLASS/* with test/CLASS/*, or CLASS/* alone, or the class in file "
+    "names), CSV, "
+    "TSV and Parquet tables of pictures, .npz, .npy, .mat and MNIST's idx files, WebDataset's shards, "
+    "archives of "
+    "these (.zip, .tar, .tar.gz, .tar.xz, .tar.bz2), and hf:OWNER/NAME. Each has an example in "
+    "docs/howto/forms.md."
 )
 _WHOLE = "thumbnet classifies whole pictures"
 _UNPACK = "unpack it yourself, and name the folder"
@@ -120,22 +124,26 @@ def explain_folder(place: Place) -> str | None:
 def refusal(place: Place) -> str | None:
     """Why a folder that looks like one of classes is none: pictures beside their masks or boxes; else None.
 
-    Cheap: only the names of the outermost folders are looked at.
+    Cheap: only the names of the outermost folders, and of those in a split's, are looked at.
     """
+    outer = _folders(place.path)
+    inner = [_folders(place.path / name) for name in outer if split_name(name)]
+    return explain_folder(place) if any(map(_are_companions, [outer, *inner])) else None
+
+
+def _folders(path: Path) -> list[str]:
     try:
-        with os.scandir(place.path) as entries:
-            folders = [
-                entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__"))
-            ]
-            if len(folders) == 1:
-                return None
+        with os.scandir(path) as entries:
+            return [e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__"))]
     except OSError:
-        return None
-    plain = [name for name in folders if _IMAGES.fullmatch(name)]
-    masks = [name for name in folders if _MASKS.fullmatch(name)]
-    if not plain or not masks or len(plain) + len(masks) < len(folders):
-        return None
-    return explain_folder(place)
+        return []
+
+
+def _are_companions(names: Sequence[str]) -> bool:
+    """Whether folders are called like pictures and what belongs to them, and there are no others."""
+    plain = [name for name in names if _IMAGES.fullmatch(name)]
+    masks = [name for name in names if _MASKS.fullmatch(name)]
+    return bool(plain and masks) and len(plain) + len(masks) == len(names)
 
 
 def _identify(path: Path) -> tuple[str, str]:
@@ -150,7 +158,8 @@ def _identify(path: Path) -> tuple[str, str]:
     name = path.name.lower()
     if is_picture_name(name):
         return "a single picture", (
-            "to train, name a folder of many, with a folder for each class; to classify it, thumbnet predict RUN "
+            "to train, name a folder of many, with a folder for each class; to classify it, thumbnet "
+            "predict RUN "
             f"{printable(str(path))}"
         )
     kind = plugins.kind_of(head) or plugins.kind_by_name(name)
@@ -232,7 +241,8 @@ def _masks(pictures: Sequence[str]) -> str | None:
             shared = {re.sub(r"[_-]?(mask|label|seg|gt)\w*$", "", stem, flags=re.I) for stem in parents[mask]}
             if len(shared & parents[name]) * 2 > len(parents[mask]):
                 return (
-                    f"has pictures in {printable(name)}/ and masks for them in {printable(mask)}/, for segmentation. "
+                    f"has pictures in {printable(name)}/ and masks for them in {printable(mask)}/, for "
+                    f"segmentation. "
                     f"{_WHOLE}, each of one class: sort the pictures into a folder for each class"
                 )
     return None
@@ -249,7 +259,8 @@ def _contents(root: Path, pictures: Sequence[str], others: Sequence[str]) -> str
         archives = [path for path in others if path.lower().endswith(_ARCHIVES)]
         if len(archives) * 2 > len(others):
             return (
-                f"has {len(archives):,} archives, such as {printable(min(archives))}, and no pictures: name one of "
+                f"has {len(archives):,} archives, such as {printable(min(archives))}, and no pictures: "
+                f"name one of "
                 "them, or unpack all into folders train/CLASS and test/CLASS"
             )
         kinds: Counter[tuple[str, str]] = Counter()
@@ -258,13 +269,16 @@ def _contents(root: Path, pictures: Sequence[str], others: Sequence[str]) -> str
         (what, way), _ = kinds.most_common(1)[0]
         example = next(path for path in sorted(others[:200]) if _identify(root / path) == (what, way))
         return (
-            f"has no pictures, but {len(others):,} other file(s), such as {printable(example)}, which is {what}. "
+            f"has no pictures, but {len(others):,} other file(s), such as {printable(example)}, which is "
+            f"{what}. "
             f"{_sentence(way)}"
         )
     if all("/" not in path for path in pictures):
         return (
-            f"has {len(pictures):,} pictures, such as {printable(pictures[0])}, and nothing says their classes: "
-            "move them to a folder for each class, make a CSV file of names and classes, or, if their names say "
+            f"has {len(pictures):,} pictures, such as {printable(pictures[0])}, and nothing says their "
+            f"classes: "
+            "move them to a folder for each class, make a CSV file of names and classes, or, if their "
+            "names say "
             "it, --label-pattern REGEX"
         )
     return None

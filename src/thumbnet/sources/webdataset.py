@@ -1,4 +1,4 @@
-"""WebDataset's shards: tar files in which KEY.jpg and KEY.cls (or KEY.json, KEY.txt) stand one behind the other.
+"""WebDataset's shards: tar files in which KEY.cls (or KEY.json, KEY.txt) follows KEY.jpg.
 
 The library ``webdataset`` says which members make a sample. Pictures stay where they are in the shards, and
 are read from there. Members in Python's pickle format (``.pyd``, ``.pickle``) are never looked into.
@@ -12,6 +12,7 @@ import re
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,7 +72,8 @@ def read_pattern(name: str) -> Data:
     missing = [path for path in shards if not path.is_file()]
     if missing:
         raise DataError(
-            f"{printable(name)} stands for {len(shards)} shards, of which {len(missing)} are not there, such as "
+            f"{printable(name)} stands for {len(shards)} shards, of which {len(missing)} are not there, "
+            f"such as "
             f"{printable(str(missing[0]))}"
         )
     return read_shards(shards, name)
@@ -120,19 +122,21 @@ def read_shards(shards: Sequence[Path], source: str) -> Data:
                 values[split].append(label)
         except (tarfile.TarError, EOFError, OSError, ValueError, AssertionError) as error:
             raise DataError(
-                f"cannot read the shard {printable(str(shard))}: {printable(str(error.args[0]) if error.args else '')}"
+                f"cannot read the shard {printable(str(shard))}: "
+                f"{printable(str(error.args[0]) if error.args else '')}"
             ) from None
     if not values:
         raise DataError(
-            f"{where}: its shards have no pictures with a label: {_counts(left_out)}. Each needs KEY.cls, KEY.txt or "
+            f"{where}: its shards have no pictures with a label: {_counts(left_out)}. Each needs KEY.cls, "
+            f"KEY.txt or "
             f"KEY.json (with {_JSON_KEYS[0]!r} or {_JSON_KEYS[1]!r}) beside KEY.jpg"
         )
     if "train" not in values:
         only = next(iter(values))
         if len(values) > 1:
             raise DataError(f"{where} has shards of {' and '.join(values)}, but none of train")
-        for part in (names, places, values):
-            part["train"] = part.pop(only)  # type: ignore[attr-defined]
+        names["train"], places["train"] = names.pop(only), places.pop(only)
+        values["train"] = values.pop(only)
     classes, labels, notes = number_classes(values, where, _class_names(shards[0].parent))
     notes += [f"{count:,} samples were left out: {why}" for why, count in left_out.items()]
     if several:
@@ -202,14 +206,12 @@ def _shards(folder: Path) -> list[Path]:
 def _is_shard(path: Path) -> bool:
     """Whether the first members are pictures and labels of the same keys."""
     seen: dict[str, set[str]] = defaultdict(set)
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for _, member in zip(range(_LOOKED_AT), tar, strict=False):
-                if member.isreg():
-                    key, _, suffix = _base(member.name)
-                    seen[key].add("picture" if is_picture_name(f"x.{suffix}") else suffix)
-    except (tarfile.TarError, EOFError, OSError, ValueError):
-        return False
+    damaged = (tarfile.TarError, EOFError, OSError, ValueError)  # what comes before the damage still says it
+    with suppress(*damaged), tarfile.open(path, "r:") as tar:
+        for _, member in zip(range(_LOOKED_AT), tar, strict=False):
+            if member.isreg():
+                key, _, suffix = _base(member.name)
+                seen[key].add("picture" if is_picture_name(f"x.{suffix}") else suffix)
     return any("picture" in kinds and kinds & set(LABELS) for kinds in seen.values())
 
 
