@@ -125,8 +125,11 @@ def test_train_and_test_are_never_classes_by_themselves() -> None:
 
 def test_a_train_folder_of_classes_beside_other_classes_is_refused() -> None:
     flat = [path for name in ("bus", "car") for path in some(f"{name}/{{}}.png", 5)]
+    trains = some("train/steam/{}.png", 3) + some("train/electric/{}.png", 3)
     with pytest.raises(DataError, match="as classes do"):
-        meaning(flat + some("train/steam/{}.png", 3) + some("train/electric/{}.png", 3))
+        meaning(flat + trains)
+    with pytest.raises(DataError, match="as classes do"):
+        meaning(trains + some("bus/red/{}.png", 3) + some("bus/blue/{}.png", 3))
 
 
 def test_a_test_folder_alone_says_what_to_name() -> None:
@@ -188,6 +191,20 @@ def test_pictures_beside_a_wrapping_folder_are_left_out() -> None:
     found = meaning([*classes("flowers"), "preview.png", "LICENSE"])
     assert found.layout.root == "flowers"
     assert "left out, beside flowers/: 1 picture, such as preview.png" in found.notes
+
+
+def test_domains_with_the_same_classes_are_warned_of() -> None:
+    domains = [p for d in ("amazon", "dslr", "webcam") for p in classes(f"{d}/images", 2)]
+    found = meaning(domains)
+    assert found.layout.class_names == ("amazon", "dslr", "webcam")
+    assert "warning: all class folders (amazon/, dslr/, webcam/) have the same 3 folders" in found.notes
+    assert meaning(domains, classes_from="3").layout.class_names[0] == "amazon/images/cat"
+
+
+def test_unlabelled_pictures_beside_labelled_ones_are_left_out() -> None:
+    found = meaning(classes("labeled") + some("unlabeled/{}.png", 10))
+    assert found.layout.class_names == CLASSES
+    assert "left out, beside labeled/: unlabeled/ (10 pictures)" in found.notes
 
 
 # --- splits without labels -------------------------------------------------------------------------------

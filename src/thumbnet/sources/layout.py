@@ -206,11 +206,11 @@ class _Decision(SplitFinder):
         """``color``, ``grayscale`` and ``segmented``, each with the same class folders in it."""
         if self.settings.classes_from != "top" or len(top.filled()) < 2 or top.pictures:
             return
-        inner = [{_plain(each.name) for each in folder.filled()} for folder in top.filled()]
+        inner = [{_plain(each.name) for each in _sole(folder).filled()} for folder in top.filled()]
         if len(inner[0]) < 2 or any(names != inner[0] for names in inner):
             return
         found = ", ".join(f"{self._say(each)}/" for each in top.filled()[:5])
-        example = top.filled()[0].filled()[0].name
+        example = _sole(top.filled()[0]).filled()[0].name
         if all(_VERSION.fullmatch(each.name) for each in top.filled()):
             raise DataError(
                 f"{self.base}: {found} have the same {len(inner[0])} folders in them, such as "
@@ -219,7 +219,8 @@ class _Decision(SplitFinder):
             )
         self.notes.append(
             f"warning: all class folders ({found}) have the same {len(inner[0])} folders in them, such as "
-            f"{printable(example)}/, which were merged. If those are the classes: --classes-from leaf"
+            f"{printable(example)}/, which were merged. If those are the classes, name one of the outer "
+            "folders as the data, or take each as a class of its own: --classes-from leaf"
         )
 
     def _classes(self, folder: Folder, split: str) -> dict[str, list[Folder]]:
@@ -315,7 +316,9 @@ class _Decision(SplitFinder):
         if self.settings.classes_from not in ("top", "here"):
             return
         nested = [f for several in classes.values() for f in several if f.filled()]
-        plain = all(not f.pictures and len(f.filled()) == 1 for several in classes.values() for f in several)
+        plain = not any(one.filled() for f in nested for one in f.filled()) and all(
+            not f.pictures and len(f.filled()) == 1 for several in classes.values() for f in several
+        )
         if any(note.startswith("warning: all class folders") for note in self.notes):
             return  # said already
         if not nested or (plain and len({_plain(f.filled()[0].name) for f in nested}) == 1):
@@ -502,6 +505,13 @@ class _Decision(SplitFinder):
         if by == "leaf":
             return ".../CLASS/*"
         return "*/" * (int(by) - 1) + "CLASS/*" if by.isdigit() else "CLASS/*"
+
+
+def _sole(folder: Folder) -> Folder:
+    """The folder in it that holds everything, or the one in that; else itself."""
+    while not folder.pictures and len(folder.filled()) == 1:
+        folder = folder.filled()[0]
+    return folder
 
 
 def _nfc(name: str) -> str:

@@ -21,11 +21,13 @@ LAYOUTS_HELP = (
 )
 
 # Folders that hold all pictures, and folders of what belongs to them: never classes beside each other.
-_CONTAINER_WORDS = "images image imgs img pictures photos data dataset jpegimages jpg jpeg png"
+_CONTAINER_WORDS = (
+    "images image imgs img pictures photos data dataset jpegimages jpg jpeg png labeled labelled"
+)
 CONTAINERS = frozenset(_CONTAINER_WORDS.split())
 _COMPANION_WORDS = (
     "annotations annotation masks mask labels label trimaps segmentations segmentation meta metadata gt "
-    "groundtruth samples sample examples docs"
+    "groundtruth samples sample examples docs unlabeled unlabelled"
 )
 _COMPANIONS = frozenset(_COMPANION_WORDS.split())
 
@@ -167,8 +169,8 @@ class SplitFinder:
             if len(best) > 1:
                 both = " and ".join(f"{self._say(e)}/ ({picture_count(e.count)})" for e in best)
                 raise DataError(
-                    f"{self.base}: {both} both look like the {split} split. Put their pictures into one "
-                    "folder, or give the one that is not meant another name or place"
+                    f"{self.base}: {both} both look like the {split} split. Rename the one that is not "
+                    "meant, or move it elsewhere"
                 )
             chosen[split] = best[0]
             spare += candidates[1:]
@@ -198,8 +200,8 @@ class SplitFinder:
             )
         classes_inside = train.filled()
         if classes_inside or self.settings.label_pattern or self._names_have_labels(train):
-            many = len(others) > 1 and 2 * sum(each.count for each in others) >= train.count
-            if classes_inside and set(chosen) == {"train"} and many and not self.settings.label_pattern:
+            alone = set(chosen) == {"train"} and not self.settings.label_pattern
+            if classes_inside and alone and _look_like_classes(others, train):
                 raise DataError(
                     f"{self.base}: {printable(train.name)}/ has folders in it as a split has, but {beside} "
                     "lie beside it as classes do. If it is the training split, name it: "
@@ -292,6 +294,13 @@ def _depth(folder: Folder) -> int:
     return max(
         (each.path.count("/") + 1 if each.path else 0) - start for each in folder.walk() if each.pictures
     )
+
+
+def _look_like_classes(others: list[Folder], train: Folder) -> bool:
+    """Whether folders beside ``train`` are as many and as full as classes, or have other folders in them."""
+    inside = {each.name.casefold() for each in train.filled()}
+    strange = [each for each in others if {one.name.casefold() for one in each.filled()} - inside]
+    return bool(strange) or (len(others) > 1 and 2 * sum(each.count for each in others) >= train.count)
 
 
 def _is_train(folder: Folder) -> bool:
