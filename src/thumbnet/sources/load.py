@@ -13,7 +13,7 @@ from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, nearest
 from thumbnet.files import cache_folder
 from thumbnet.recipe import DataSettings
-from thumbnet.sources import cifar, folders
+from thumbnet.sources import cifar, folders, manifest, parquet, pixel_tables
 from thumbnet.sources.archives import ARCHIVE_SUFFIXES, is_archive_name, unpack
 from thumbnet.sources.download import Progress, download
 from thumbnet.sources.folders import wrapped
@@ -67,7 +67,7 @@ def load_data(
 
 # In this order; the first that recognises a place reads it. The folder of pictures comes last: it explains
 # what is accepted where nothing was recognised.
-FORMS: tuple[Form, ...] = (cifar, folders)
+FORMS: tuple[Form, ...] = (cifar, parquet, pixel_tables, manifest, folders)
 
 
 def _load_path(path: Path, name: str, cache: Path, settings: DataSettings) -> Data:
