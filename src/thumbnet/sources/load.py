@@ -14,7 +14,19 @@ from thumbnet.errors import DataError, printable
 from thumbnet.files import cache_folder
 from thumbnet.invocation import command
 from thumbnet.recipe import DataSettings
-from thumbnet.sources import cifar, folders, hub, known_names, listed, tiny_imagenet, unknown, webdataset
+from thumbnet.sources import (
+    cifar,
+    folders,
+    hub,
+    known_names,
+    listed,
+    manifest,
+    parquet,
+    pixel_tables,
+    tiny_imagenet,
+    unknown,
+    webdataset,
+)
 from thumbnet.sources.archives import is_archive_name, unpack
 from thumbnet.sources.download import Progress, download
 from thumbnet.sources.folders import wrapped
@@ -67,7 +79,9 @@ def load_data(
 
 # In this order; the first that recognises a place reads it. The folder of pictures comes last: it explains
 # what is accepted where nothing was recognised.
-FORMS: tuple[Form, ...] = (cifar, tiny_imagenet, webdataset, hub, listed, folders)
+FORMS: tuple[Form, ...] = (
+    cifar, tiny_imagenet, webdataset, hub, listed, parquet, pixel_tables, manifest, folders,
+)  # fmt: skip
 
 
 def _load_path(path: Path, name: str, cache: Path, settings: DataSettings) -> Data:

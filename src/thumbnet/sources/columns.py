@@ -1,0 +1,245 @@
+"""Which columns of a table have the pictures, the labels and the splits, and what classes the labels are."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from thumbnet.errors import DataError, nearest, printable
+from thumbnet.recipe import DataSettings
+from thumbnet.sources.index import is_picture_name
+from thumbnet.sources.tables import Table
+
+_PATHS = [
+    "path",
+    "filepath",
+    "filename",
+    "file",
+    "image",
+    "imagepath",
+    "imgpath",
+    "imagefile",
+    "imagefilename",
+    "imagename",
+    "imageid",
+    "img",
+    "images",
+    "imgname",
+    "imgid",
+    "picture",
+    "photo",
+    "fname",
+    "fileid",
+    "filepaths",
+    "idcode",
+    "id",
+    "name",
+]
+_LABELS = [
+    "label",
+    "labels",
+    "class",
+    "classid",
+    "classname",
+    "classes",
+    "category",
+    "categories",
+    "categoryid",
+    "target",
+    "celltype",
+    "diagnosis",
+    "species",
+    "dx",
+    "breed",
+    "emotion",
+    "level",
+    "labelid",
+    "labelname",
+    "finelabel",
+    "landmarkid",
+    "y",
+    "tag",
+    "tags",
+    "type",
+    "findinglabels",
+]
+_SPLITS = ["split", "set", "subset", "usage", "partition", "phase", "dataset", "datasplit"]
+_SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "publictest"), "val"),
+    **dict.fromkeys(("test", "testing", "tst", "privatetest"), "test"),
+}
+EMPTY = frozenset(("", "nan", "NaN"))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of a table's columns. ``label`` is empty without labels; ``one_hot`` are classes instead."""
+
+    path: str
+    label: str = ""
+    split: str = ""
+    one_hot: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the table has labels."""
+        return bool(self.label or self.one_hot)
+
+
+def split_word(text: str) -> str:
+    """``train``, ``val`` or ``test`` where a text is a usual name of one; else empty."""
+    return _SPLIT_WORDS.get(text.strip().casefold(), "")
+
+
+def split_of_name(stem: str) -> str:
+    """The split that a file's name mentions: ``sign_mnist_train`` → ``train``; empty where none or several."""
+    words = re.findall(r"[A-Za-z]+", stem)
+    found = {split_word(word) for word in words} - {""}
+    return found.pop() if len(found) == 1 else ""
+
+
+def named(names: Iterable[str], known: Sequence[str]) -> list[str]:
+    """Those of ``names`` that are in ``known`` but for capitals and punctuation, in the order of ``known``."""
+    plain = {name: re.sub(r"[^a-z0-9]", "", name.lower()) for name in names}
+    return [name for wanted in known for name, key in plain.items() if key == wanted]
+
+
+def label_candidates(names: Iterable[str]) -> list[str]:
+    """Columns whose names say that they have labels, the likeliest first."""
+    return named(names, _LABELS)
+
+
+def find_columns(table: Table, settings: DataSettings) -> Columns:
+    """The columns of a manifest, by the recipe's settings, by name, then by content.
+
+    Raises:
+        DataError: a setting names no column, or it cannot be told which column it is.
+    """
+    for key in ("path_column", "label_column"):
+        chosen = getattr(settings, key)
+        if chosen and chosen not in table.names:
+            raise DataError(
+                f"{printable(table.path.name)} has no column {chosen!r} (data.{key}). {nearest(chosen, table.names)}"
+            )
+    sample = {name: table.column(name)[:2000] for name in table.names}
+    path = settings.path_column or _path_column(sample)
+    if not path:
+        raise DataError(
+            f"{printable(table.path.name)}: no column names pictures among {_listing(table.names)}. "
+            "Say which: --set data.path_column=NAME"
+        )
+    rest = [name for name in table.names if name != path]
+    split = next((name for name in named(rest, _SPLITS) if _has_splits(table.column(name))), "")
+    rest = [name for name in rest if name not in (split, settings.group_by)]
+    if settings.label_column:
+        return Columns(path, settings.label_column, split)
+    by_name = [name for name in label_candidates(rest) if any(cell not in EMPTY for cell in sample[name])]
+    if by_name:
+        return Columns(path, by_name[0], split)
+    binary = tuple(name for name in rest if _is_binary(sample[name]))
+    if len(binary) >= 2:
+        return Columns(path, "", split, binary)
+    by_content = [name for name in rest if _repeats(sample[name])]
+    if len(by_content) > 1:
+        raise DataError(
+            f"{printable(table.path.name)}: which column has the labels: {_listing(by_content)}? "
+            "Say which: --set data.label_column=NAME"
+        )
+    return Columns(path, by_content[0] if by_content else "", split)
+
+
+def _listing(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return ", ".join(printable(name) for name in names[:12]) + more
+
+
+def _path_column(sample: dict[str, list[str]]) -> str:
+    def pictures(name: str) -> int:
+        return sum(is_picture_name(re.split(r"[/\\]", cell)[-1]) for cell in sample[name])
+
+    by_content = {name: pictures(name) for name in sample}
+    likely = named(sample, _PATHS)
+    best = max(by_content, key=lambda name: (by_content[name], name in likely), default="")
+    if best and by_content[best]:
+        return best
+    unlike = [name for name in likely if len(set(sample[name])) > len(sample[name]) // 2]
+    return (unlike or likely or [""])[0]
+
+
+def _has_splits(cells: list[str]) -> bool:
+    found = {cell for cell in cells if cell not in EMPTY}
+    return bool(found) and all(split_word(cell) for cell in found)
+
+
+def _is_binary(cells: list[str]) -> bool:
+    return bool(cells) and all(cell in ("0", "1", "0.0", "1.0", "-1") for cell in cells)
+
+
+def _repeats(cells: list[str]) -> bool:
+    found = [cell for cell in cells if cell not in EMPTY]
+    return len(set(found)) >= 2 and len(set(found)) <= max(2, len(found) // 2)
+
+
+def labels_of(table: Table, columns: Columns) -> list[str]:
+    """The class of each row as text; empty where it has none.
+
+    Raises:
+        DataError: a row has several labels.
+    """
+    if columns.label:
+        cells = ["" if cell in EMPTY else cell for cell in table.column(columns.label)]
+        _refuse_several(table, columns.label, set(cells) - {""})
+        return cells
+    positions = [table.names.index(name) for name in columns.one_hot]
+    labels = []
+    for line, row in zip(table.lines, table.rows, strict=True):
+        ones = [name for name, at in zip(columns.one_hot, positions, strict=True) if row[at] in ("1", "1.0")]
+        if len(ones) > 1:
+            raise DataError(
+                f"{printable(table.path.name)}, line {line}: {len(ones)} labels ({_listing(ones)}). thumbnet learns one "
+                "class per picture. If one column alone has the labels: --set data.label_column=NAME"
+            )
+        labels.append(ones[0] if ones else "")
+    return labels
+
+
+def _refuse_several(table: Table, column: str, labels: set[str]) -> None:
+    for separator in ("|", ";", ",", " "):
+        compound = [label for label in labels if len(set(label.split(separator)) - {""}) > 1]
+        whole = [
+            c for c in compound if all(part.strip() in labels for part in c.split(separator) if part.strip())
+        ]
+        parts = [part for label in compound for part in set(label.split(separator)) - {""}]
+        shared = len(compound) > 2 and all(parts.count(part) > 1 or part in labels for part in parts)
+        if shared or len(whole) > (separator == " "):
+            example = min(whole or compound)
+            raise DataError(
+                f"{printable(table.path.name)}: column {printable(column)!r} has several labels in one cell, such as "
+                f"{printable(example)!r}. thumbnet learns one class per picture"
+            )
+
+
+def class_names(labels: Iterable[str]) -> dict[str, str]:
+    """The class name of each label, in the order of the classes: whole numbers by value, else sorted text.
+
+    Raises:
+        DataError: the labels are fractions: quantities, not classes.
+    """
+    found = sorted(set(labels) - {""})
+    try:
+        numbers = {label: float(label) for label in found}
+    except ValueError:
+        return {label: label for label in found}
+    if any(not math.isfinite(n) for n in numbers.values()) or any(
+        re.match(r"-?0\d", label) for label in found
+    ):
+        return {label: label for label in found}
+    odd = [label for label, number in numbers.items() if number != int(number)]
+    if odd:
+        raise DataError(
+            f"the labels are numbers with fractions, such as {odd[0]}: thumbnet learns classes, not quantities"
+        )
+    return {label: str(int(numbers[label])) for label in sorted(found, key=lambda label: numbers[label])}

@@ -1,0 +1,365 @@
+"""A table that names pictures and their classes: labels.csv, train.csv with train/, metadata.jsonl, ..."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from thumbnet.data.splits import Data
+from thumbnet.errors import DataError, ThumbnetError, printable
+from thumbnet.recipe import DataSettings
+from thumbnet.sources import parquet
+from thumbnet.sources.columns import (
+    Columns,
+    class_names,
+    find_columns,
+    label_candidates,
+    labels_of,
+    split_of_name,
+    split_word,
+)
+from thumbnet.sources.index import is_picture_name
+from thumbnet.sources.lookup import Pictures
+from thumbnet.sources.place import Place
+from thumbnet.sources.tables import TEXT_SUFFIXES, Table, read_table
+
+_LISTS = re.compile(r"(.*[_-])?(train|val|valid|test|labels?|annotations?|list)([_-].*)?\.txt", re.I)
+_NO_CLASS = re.compile(
+    r"images?|imgs?|pictures?|photos?|jpe?gs?|pngs?|parts?|batch(es)?|chunks?|(.*[_-])?(images?|imgs?|part|batch|chunk)[_-]?\d*",
+    re.I,
+)
+_CLASS_FILES = ("labels.txt", "classes.txt", "label_num_to_disease_map.json")
+_SHOWN = 5  # examples in a message
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """A table and what its columns mean. ``base`` is the folder, below the root, that paths are relative to."""
+
+    table: Table
+    columns: Columns
+    base: str
+    split: str
+
+
+@dataclass
+class _Rows:
+    """The rows of one split so far."""
+
+    paths: list[str]
+    labels: list[str]
+    groups: list[str]
+
+
+def recognise(place: Place, settings: DataSettings) -> bool:
+    """Whether it is a table of pictures, or a folder with one that is not a folder of class folders."""
+    try:
+        if place.path.is_file():
+            return _is_table_name(place.path) and _is_manifest(place.path, settings, True)
+        found = _table_files(place.path)
+        if not any(_is_manifest(path, settings, False) for path, _ in found):
+            return False
+        return not _class_folders(place) or _splits_by_table(place, found, settings)
+    except (ThumbnetError, OSError, ValueError, csv.Error, RecursionError):
+        return False
+
+
+def read(place: Place, source: str, settings: DataSettings) -> Data:
+    """The data that one table, or one per split, describes.
+
+    Raises:
+        DataError: a table cannot be read, columns cannot be told apart, or pictures are missing.
+    """
+    alone = place.path.is_file()
+    root = Place(place.path.parent) if alone else place
+    files = [(place.path, "")] if alone else _table_files(place.path)
+    manifests, notes = _choose(files, settings, alone)
+    pictures = Pictures(_picture_place(root, settings), trusted=alone)
+    splits: dict[str, _Rows] = defaultdict(lambda: _Rows([], [], []))
+    missing: list[str] = []
+    for manifest in manifests:
+        notes += _collect(manifest, pictures, splits, missing, settings)
+    if missing:
+        shown = "\n".join(f"  {line}" for line in missing[:_SHOWN])
+        more = f"\n  and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        what = f"{len(missing)} row(s) name pictures that are not in {printable(str(pictures.index.root))}"
+        if settings.on_bad_image != "skip" or not any(rows.paths for rows in splits.values()):
+            raise DataError(
+                f"{what} (looked for by path, by file name, and with any picture suffix):\n{shown}{more}\n"
+                "Say where the pictures are: --set data.images=FOLDER; or leave these rows out: --on-bad-image skip"
+            )
+        notes.append(f"{what}: left out, such as {missing[0]}")
+    notes += _twice(splits)
+    unnamed = pictures.beside({path for rows in splits.values() for path in rows.paths})
+    if unnamed:
+        notes.append(
+            f"{len(unnamed):,} picture(s) that no row names were left out, such as {printable(unnamed[0])}"
+        )
+    return _data(source, root.path, manifests, pictures, splits, notes, settings)
+
+
+def _data(
+    source: str,
+    folder: Path,
+    manifests: list[_Manifest],
+    pictures: Pictures,
+    splits: dict[str, _Rows],
+    notes: list[str],
+    settings: DataSettings,
+) -> Data:
+    names = class_names(label for rows in splits.values() for label in rows.labels)
+    in_train = {names[label] for label in splits["train"].labels} if "train" in splits else set()
+    for split, rows in splits.items():
+        stray = sorted({names[label] for label in rows.labels} - in_train)
+        if stray and in_train:
+            raise DataError(
+                f"{source}: {split} has classes that train lacks: {', '.join(map(printable, stray[:20]))}"
+            )
+    order = list(dict.fromkeys(names.values()))
+    titles, note = _titles(folder, order)
+    position = {name: number for number, name in enumerate(order)}
+    made = {
+        split: pictures.index.split(
+            rows.paths, np.array([position[names[c]] for c in rows.labels], dtype=np.int64)
+        )
+        for split, rows in splits.items()
+        if rows.paths
+    }
+    grouped = {
+        split: np.array(rows.groups) for split, rows in splits.items() if rows.paths and settings.group_by
+    }
+    pictures.index.keep()
+    layout = " + ".join(dict.fromkeys(_described(manifest) for manifest in manifests))
+    by_column = {split: groups for split, groups in grouped.items() if len(groups) == len(made[split])}
+    return Data(
+        source, layout, titles, made, (*notes, *note), by_column if _has_group(manifests, settings) else {}
+    )
+
+
+def _has_group(manifests: list[_Manifest], settings: DataSettings) -> bool:
+    return all(settings.group_by in manifest.table.names for manifest in manifests)
+
+
+def _described(manifest: _Manifest) -> str:
+    columns = manifest.columns
+    label = (
+        f"one column per class ({len(columns.one_hot)})"
+        if columns.one_hot
+        else f"classes in {columns.label!r}"
+    )
+    split = f", splits in {columns.split!r}" if columns.split else ""
+    return printable(f"{manifest.table.path.name}: pictures in {columns.path!r}, {label}{split}")
+
+
+def _choose(
+    files: list[tuple[Path, str]], settings: DataSettings, alone: bool
+) -> tuple[list[_Manifest], list[str]]:
+    """The tables to learn from, one per split, and notes about the others."""
+    labelled: list[_Manifest] = []
+    notes: list[str] = []
+    for path, base in files:
+        if not alone and not _is_manifest(path, settings, False, labelled=False):
+            notes.append(f"{printable(path.name)} was passed over: it names no pictures")
+            continue
+        table = _load(path)
+        columns = find_columns(table, settings)
+        split = split_of_name(path.stem) or split_of_name(base)
+        if not columns.labelled or "submission" in path.stem.lower():
+            if alone:
+                raise DataError(
+                    f"{printable(path.name)}: no column has labels among {', '.join(map(printable, table.names[:12]))}. "
+                    "Say which: --set data.label_column=NAME"
+                )
+            notes.append(
+                f"{printable(path.name)} has no labels: its {len(table.rows):,} rows were passed over"
+            )
+            continue
+        labelled.append(_Manifest(table, columns, base, split))
+    if len(labelled) > 1 and any(manifest.split == "train" for manifest in labelled):
+        notes += [f"{printable(m.table.path.name)} was passed over" for m in labelled if not m.split]
+        labelled = [manifest for manifest in labelled if manifest.split]
+    if len(labelled) == 1:
+        labelled = [_Manifest(labelled[0].table, labelled[0].columns, labelled[0].base, "train")]
+    splits = [manifest.split for manifest in labelled]
+    if len(set(splits)) < len(splits) or "" in splits:
+        listing = ", ".join(printable(manifest.table.path.name) for manifest in labelled)
+        raise DataError(
+            f"several tables have labels ({listing}): name the one to learn from instead of the folder"
+        )
+    if not labelled:
+        raise DataError(f"none of {', '.join(printable(path.name) for path, _ in files)} has labels")
+    return labelled, notes
+
+
+def _collect(
+    manifest: _Manifest,
+    pictures: Pictures,
+    splits: dict[str, _Rows],
+    missing: list[str],
+    settings: DataSettings,
+) -> list[str]:
+    """Add a table's rows to the splits; return notes."""
+    table, columns = manifest.table, manifest.columns
+    notes = list(table.notes)
+    labels = labels_of(table, columns)
+    cells = table.column(columns.path)
+    parts = [split_word(cell) for cell in table.column(columns.split)] if columns.split else []
+    groups = table.column(settings.group_by) if settings.group_by in table.names else []
+    empty: dict[str, int] = defaultdict(int)
+    for row, (cell, label) in enumerate(zip(cells, labels, strict=True)):
+        split = (parts[row] or "train") if parts else manifest.split
+        if not label:
+            empty[split] += 1
+            continue
+        path = pictures.find(cell, manifest.base, split, label) if cell else None
+        if path is None:
+            missing.append(
+                f"{printable(table.path.name)}, line {table.lines[row]}: {printable(cell) or 'no path'}"
+            )
+            continue
+        splits[split].paths.append(path)
+        splits[split].labels.append(label)
+        splits[split].groups.append(groups[row] if groups else "")
+    kept = ", ".join(f"{split} {len(rows.paths):,}" for split, rows in splits.items())
+    notes.append(f"{printable(table.path.name)}: {len(table.rows):,} rows were read (so far: {kept})")
+    notes += [
+        f"{printable(table.path.name)}: {n:,} row(s) of {s} without a label left out"
+        for s, n in empty.items()
+    ]
+    return notes
+
+
+def _twice(splits: dict[str, _Rows]) -> list[str]:
+    seen: dict[str, str] = {}
+    two, again = [], 0
+    for rows in splits.values():
+        for path, label in zip(rows.paths, rows.labels, strict=True):
+            before = seen.setdefault(path, label)
+            if before != label:
+                two.append(f"{printable(path)} ({printable(before)} and {printable(label)})")
+    again = sum(len(rows.paths) for rows in splits.values()) - len(seen) - len(two)
+    notes = [f"warning: {len(two)} row(s) give a picture a second label, such as {two[0]}"] if two else []
+    return notes + ([f"warning: {again} row(s) name a picture that another row names, too"] if again else [])
+
+
+def _titles(folder: Path, order: list[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Names for integer classes from a file in the folder, where it has one for each and no others."""
+    if not all(name.isdecimal() for name in order):
+        return tuple(order), []
+    for name in _CLASS_FILES:
+        try:
+            text = (folder / name).read_text("utf-8")
+            if name.endswith(".json"):
+                found = {str(key): str(value) for key, value in json.loads(text).items()}
+            else:
+                lines = [line.strip() for line in text.splitlines() if line.strip()]
+                found = {str(number): line for number, line in enumerate(lines)}
+        except (OSError, ValueError, AttributeError, RecursionError):
+            continue
+        if set(found) == set(order) and len(set(found.values())) == len(found):
+            return tuple(found[key] for key in order), [f"class names are from {name}"]
+    return tuple(order), []
+
+
+def _picture_place(root: Place, settings: DataSettings) -> Place:
+    if not settings.images:
+        return root
+    inner = root.inside(settings.images)
+    if root.unpacked and inner.path.is_dir():
+        return inner
+    for folder in (Path(settings.images).expanduser(), inner.path):
+        if folder.is_dir():
+            return Place(folder.absolute())
+    raise DataError(f"data.images: there is no folder {settings.images!r}")
+
+
+def _load(path: Path, limit: int | None = None) -> Table:
+    return parquet.read_rows(path, limit) if path.suffix.lower() == ".parquet" else read_table(path, limit)
+
+
+def _is_table_name(path: Path) -> bool:
+    return path.suffix.lower() in (*TEXT_SUFFIXES, ".parquet")
+
+
+def _table_files(folder: Path) -> list[tuple[Path, str]]:
+    """Tables in a folder, and those of the Hub's image folders in its split folders, with their bases."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if (
+            path.is_file()
+            and _is_table_name(path)
+            and (path.suffix.lower() != ".txt" or _LISTS.fullmatch(path.name))
+        ):
+            found.append((path, ""))
+        elif split_word(path.name):
+            inner = [path / name for name in ("metadata.csv", "metadata.jsonl") if (path / name).is_file()]
+            found += [(table, path.name) for table in inner[:1]]
+    return found
+
+
+def _is_manifest(path: Path, settings: DataSettings, named: bool, labelled: bool = True) -> bool:
+    """Whether a table's first rows name pictures. One that the user named may have any suffix-less names."""
+    try:
+        table = _load(path, 200)
+        columns = find_columns(table, settings)
+    except DataError as error:
+        return named or "data.label_column" in str(error)
+    if len(table.names) > 300:
+        return False
+    if not columns.labelled and labelled and not named:
+        return False
+    if named or settings.path_column:
+        return True
+    cells = table.column(columns.path)
+    if any(is_picture_name(re.split(r"[/\\]", cell)[-1]) for cell in cells):
+        return True
+    known = bool(columns.one_hot or label_candidates([columns.label]) or not labelled)
+    return known and _any_picture(path.parent, cells)
+
+
+def _any_picture(folder: Path, cells: list[str]) -> bool:
+    """Whether pictures without suffix in a table are in its folder or in the folders there: by any 1,000 each."""
+    stems = {cell.rsplit("/", 1)[-1] for cell in cells}
+    places = [folder, *[p for p in folder.iterdir() if p.is_dir()][:50]]
+    for place in places:
+        with os.scandir(place) as entries:
+            for _, entry in zip(range(1000), entries, strict=False):
+                if is_picture_name(entry.name) and (
+                    len(cells) >= 200 or os.path.splitext(entry.name)[0] in stems
+                ):
+                    return True
+    return False
+
+
+def _class_folders(place: Place) -> bool:
+    """Whether two or more folders with pictures are there, or in the folder of the training split."""
+    folders = [path for path in place.path.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    base = [path for path in folders if split_word(path.name) == "train"] or [place.path]
+    inner = [path for path in base[0].iterdir() if path.is_dir() and not path.name.startswith((".", "__"))]
+    inner = [path for path in inner if not split_word(path.name) and not _NO_CLASS.fullmatch(path.name)]
+    return sum(_has_pictures(path, place) for path in inner[:50]) >= 2
+
+
+def _has_pictures(folder: Path, place: Place) -> bool:
+    if place.unpacked is not None:
+        prefix = "/".join(folder.relative_to(place.unpacked.folder).parts)
+        return bool(place.unpacked.pictures.by_folder.get(prefix))
+    with os.scandir(folder) as entries:
+        return any(is_picture_name(entry.name) for _, entry in zip(range(1000), entries, strict=False))
+
+
+def _splits_by_table(place: Place, found: list[tuple[Path, str]], settings: DataSettings) -> bool:
+    """Whether tables label the test pictures, which lie flat, as GTSRB's do: then class folders do not suffice."""
+    tables = {split_of_name(path.stem) for path, _ in found if _is_manifest(path, settings, False)}
+    tests = [path for path in place.path.iterdir() if path.is_dir() and split_word(path.name) == "test"]
+    flat = any(_has_pictures(path, place) and not any(p.is_dir() for p in path.iterdir()) for path in tests)
+    return {"train", "test"} <= tables and flat

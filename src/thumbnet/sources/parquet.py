@@ -1,0 +1,216 @@
+"""Parquet files: tables of paths, and pictures within columns as the Hugging Face Hub has them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thumbnet.data.splits import BytesSplit, Data, Split
+from thumbnet.errors import DataError, MissingExtraError, nearest, printable
+from thumbnet.recipe import DataSettings
+from thumbnet.sources.columns import class_names, label_candidates, split_of_name
+from thumbnet.sources.place import Place
+from thumbnet.sources.tables import Table
+
+_SHARD = re.compile(r"(?P<split>.+?)(-\d{5}-of-\d{5}.*)?", re.I)
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtraError("Parquet files", "formats") from None
+    return pyarrow.parquet
+
+
+def read_rows(path: Path, limit: int | None = None) -> Table:
+    """A Parquet file's columns of text, numbers and truth values, as text.
+
+    Raises:
+        DataError: it cannot be read.
+        MissingExtraError: pyarrow is not installed.
+    """
+    file = _open(path)
+    names = [field.name for field in file.schema_arrow if not _is_nested(field.type)]
+    try:
+        rows: list[list[str]] = []
+        for batch in file.iter_batches(1 << 14, columns=names):
+            columns = [batch.column(name).to_pylist() for name in names]
+            rows += [
+                ["" if cell is None else str(cell) for cell in row] for row in zip(*columns, strict=True)
+            ]
+            if limit is not None and len(rows) >= limit:
+                break
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {printable(str(path))}: {error}") from None
+    return Table(path, names, rows[:limit], list(range(1, len(rows) + 1))[:limit], True)
+
+
+def _is_nested(kind: Any) -> bool:
+    return str(kind).startswith(
+        ("struct", "list", "large_list", "fixed_size", "binary", "large_binary", "map")
+    )
+
+
+def _open(path: Path) -> Any:
+    library = _pyarrow()
+    try:
+        return library.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {printable(str(path))}: {error}") from None
+
+
+def recognise(place: Place, settings: DataSettings) -> bool:
+    """Whether Parquet files with pictures are there, or cannot be looked into: then :func:`read` says why."""
+    try:
+        files = _files(place.path)
+        if not files:
+            return False
+        return _image_column(_open(files[0])) != ""
+    except MissingExtraError:
+        return True
+    except (DataError, OSError, ValueError):
+        return False
+
+
+def read(place: Place, source: str, settings: DataSettings) -> Data:
+    """The pictures and labels in Parquet files, one or several per split.
+
+    Raises:
+        DataError: a file is damaged, has no labels, or it cannot be told which column has them.
+        MissingExtraError: pyarrow is not installed.
+    """
+    by_split: dict[str, list[Path]] = defaultdict(list)
+    notes = []
+    files = _files(place.path)
+    for path in files:
+        match = _SHARD.fullmatch(path.stem)
+        split = split_of_name(match["split"] if match else path.stem) or split_of_name(path.parent.name)
+        if len(files) == 1:
+            split = "train"
+        if split:
+            by_split[split].append(path)
+        else:
+            notes.append(f"{printable(path.name)} was passed over: its name says no split")
+    found: dict[str, tuple[list[bytes], list[str], list[str]]] = {}
+    titles: list[str] | None = None
+    column = ""
+    for split, paths in by_split.items():
+        contents: list[bytes] = []
+        labels: list[str] = []
+        names: list[str] = []
+        for path in paths:
+            file = _open(path)
+            image = _image_column(file)
+            column = _label_column(file, image, path, settings)
+            titles = titles or _titles(file, column)
+            _read_file(file, path, (image, column), (contents, labels, names), split)
+        kept = [i for i, label in enumerate(labels) if label not in ("", "-1")]
+        if len(kept) < len(labels):
+            notes.append(f"{split}: {len(labels) - len(kept):,} row(s) without a label left out")
+        if kept:
+            found[split] = ([contents[i] for i in kept], [labels[i] for i in kept], [names[i] for i in kept])
+    if "train" not in found:
+        raise DataError(f"{source}: none of its Parquet files has labelled pictures of a train split")
+    return _data(source, column, titles, found, notes)
+
+
+def _data(
+    source: str,
+    column: str,
+    titles: list[str] | None,
+    found: dict[str, tuple[list[bytes], list[str], list[str]]],
+    notes: list[str],
+) -> Data:
+    if titles is not None:
+        known = {str(number): title for number, title in enumerate(titles)}
+    else:
+        known = class_names(label for _, labels, _ in found.values() for label in labels)
+    odd = sorted({label for _, labels, _ in found.values() for label in labels} - set(known))
+    if odd:
+        raise DataError(f"{source}: the label {printable(odd[0])} has no name; there are {len(known)} names")
+    order = list(dict.fromkeys(known.values()))
+    at = {label: order.index(name) for label, name in known.items()}
+    splits: dict[str, Split] = {
+        split: BytesSplit(contents, np.array([at[label] for label in labels], dtype=np.int64), names)
+        for split, (contents, labels, names) in found.items()
+    }
+    layout = f"Parquet files with pictures, classes in {printable(column)!r}"
+    return Data(source, layout, tuple(order), splits, tuple(notes))
+
+
+def _read_file(
+    file: Any,
+    path: Path,
+    columns: tuple[str, str],
+    into: tuple[list[bytes], list[str], list[str]],
+    split: str,
+) -> None:
+    contents, labels, names = into
+    image, column = columns
+    try:
+        for batch in file.iter_batches(512, columns=list(columns)):
+            cells, values = batch.column(image).to_pylist(), batch.column(column).to_pylist()
+            for cell, value in zip(cells, values, strict=True):
+                content = cell.get("bytes") if isinstance(cell, dict) else cell
+                if not content:
+                    raise DataError(
+                        f"{printable(str(path))}: row {len(names)} of {split} has no picture's bytes"
+                    )
+                contents.append(content)
+                labels.append("" if value is None else str(value))
+                names.append(f"{split}[{len(names)}]")
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {printable(str(path))}: {error}") from None
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path] if path.suffix.lower() == ".parquet" else []
+    here = sorted(path.glob("*.parquet"))
+    return here or sorted((path / "data").glob("*.parquet"))
+
+
+def _image_column(file: Any) -> str:
+    """The column of pictures: a struct of bytes and path, or bytes that a usual name calls pictures."""
+    fields = list(file.schema_arrow)
+    for field in fields:
+        if str(field.type).startswith("struct<") and "bytes:" in str(field.type):
+            return str(field.name)
+    binary = [str(f.name) for f in fields if str(f.type) in ("binary", "large_binary")]
+    return next((name for name in binary if name.lower() in ("image", "img", "bytes", "jpg", "png")), "")
+
+
+def _label_column(file: Any, image: str, path: Path, settings: DataSettings) -> str:
+    names = [field.name for field in file.schema_arrow if field.name != image and not _is_nested(field.type)]
+    if settings.label_column:
+        if settings.label_column not in names:
+            raise DataError(
+                f"{printable(path.name)} has no column {settings.label_column!r}. {nearest(settings.label_column, names)}"
+            )
+        return settings.label_column
+    declared = [name for name in names if _titles(file, name) is not None]
+    choices = declared or label_candidates(names) or (names if len(names) == 1 else [])
+    if not choices:
+        raise DataError(
+            f"{printable(path.name)}: which column has the labels: {', '.join(map(printable, names)) or 'there is none'}? "
+            "Say which: --set data.label_column=NAME"
+        )
+    return str((label_candidates(choices) or choices)[0])
+
+
+def _titles(file: Any, column: str) -> list[str] | None:
+    """The class names that the Hub keeps in the schema's metadata."""
+    try:
+        info = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
+        names = info["info"]["features"][column]["names"]
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return None
+    if isinstance(names, dict):
+        names = [names[key] for key in sorted(names, key=int)]
+    return [str(name) for name in names]

@@ -1,0 +1,240 @@
+"""Pixels in a table: Kaggle's digit recognizer, sign-MNIST, FER2013, A-Z handwritten, 3,072 columns."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import defaultdict
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from thumbnet.data.splits import ArraySplit, Data, Split
+from thumbnet.errors import DataError, ThumbnetError, printable
+from thumbnet.recipe import DataSettings
+from thumbnet.sources.columns import class_names, label_candidates, named, split_of_name, split_word
+from thumbnet.sources.place import Place
+from thumbnet.sources.tables import Table, read_table
+
+_LEAST = 64  # pixels: 8x8
+_SUFFIXES = (".csv", ".tsv")
+_Read = tuple[np.ndarray, list[str] | None, list[str] | None]  # pixels [N, P], labels, splits
+
+
+def recognise(place: Place, settings: DataSettings) -> bool:
+    """Whether a table, or one in a folder, has pixels in its columns."""
+    try:
+        return any(_is_pixels(path) for path in _files(place.path))
+    except (ThumbnetError, OSError, ValueError, csv.Error):
+        return False
+
+
+def read(place: Place, source: str, settings: DataSettings) -> Data:
+    """The pictures in tables of pixels: one table, or one per split.
+
+    Raises:
+        DataError: a cell is not a whole number from 0 to 255, a row has another length, or labels are missing.
+    """
+    alone = place.path.is_file()
+    notes: list[str] = []
+    found: dict[str, tuple[np.ndarray, list[str]]] = {}
+    used: list[str] = []
+    for path in _files(place.path):
+        if not _is_pixels(path):
+            notes.append(f"{printable(path.name)} was passed over: it has no pixels in its columns")
+            continue
+        pixels, labels, splits = _read_table(path, settings)
+        if labels is None:
+            if alone:
+                raise DataError(f"{printable(path.name)} has pixels but no column of labels")
+            notes.append(f"{printable(path.name)} has no labels: its {len(pixels):,} rows were passed over")
+            continue
+        by_row = splits or [split_of_name(path.stem) if not alone else "train"] * len(labels)
+        used.append(f"{printable(path.name)} ({len(pixels):,} rows)")
+        for split in dict.fromkeys(by_row):
+            chosen = [row for row, name in enumerate(by_row) if name == split]
+            if (split or "train") in found:
+                raise DataError(
+                    f"several tables have pixels of {split or 'train'}: name the one to learn from"
+                )
+            found[split or "train"] = (pixels[chosen], [labels[row] for row in chosen])
+    if len(found) == 1:
+        found = {"train": next(iter(found.values()))}
+    return _data(source, used, found, notes)
+
+
+def _data(
+    source: str, used: list[str], found: dict[str, tuple[np.ndarray, list[str]]], notes: list[str]
+) -> Data:
+    names = class_names(label for _, labels in found.values() for label in labels)
+    order = list(dict.fromkeys(names.values()))
+    at = {label: order.index(name) for label, name in names.items()}
+    made: dict[str, Split] = {}
+    shapes = []
+    for split, (pixels, labels) in found.items():
+        kept = [row for row, label in enumerate(labels) if label]
+        if len(kept) < len(labels):
+            notes.append(f"{split}: {len(labels) - len(kept):,} row(s) without a label left out")
+        images, shape = _images(pixels[kept], source)
+        shapes.append(shape)
+        made[split] = ArraySplit(images, np.array([at[labels[row]] for row in kept], dtype=np.int64), split)
+    layout = f"pixels in {' + '.join(used)}: {shapes[0] if shapes else ''}"
+    return Data(source, layout, tuple(order), made, tuple(notes))
+
+
+def _images(pixels: np.ndarray, source: str) -> tuple[np.ndarray, str]:
+    """uint8 [N, P] as [N, side, side, 3]; three channels are taken as CIFAR's, one plane after another."""
+    count = pixels.shape[1]
+    side = math.isqrt(count)
+    if side * side == count:
+        grey = pixels.reshape(-1, side, side, 1)
+        return np.repeat(grey, 3, axis=3), f"{side}x{side} grey"
+    side = math.isqrt(count // 3)
+    if 3 * side * side == count:
+        planes = pixels.reshape(-1, 3, side, side)
+        interleaved = pixels.reshape(-1, side, side, 3)
+        # Neighbouring pixels are alike: the order in which they are is the right one.
+        sample = slice(0, 200)
+        rough = [
+            np.abs(np.diff(a.astype(np.int16), axis=axis)).mean()
+            for a, axis in ((planes[sample], 3), (interleaved[sample], 2))
+        ]
+        if rough[0] <= rough[1]:
+            return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), f"{side}x{side}, plane after plane"
+        return np.ascontiguousarray(interleaved), f"{side}x{side} RGB"
+    raise DataError(f"{source}: {count} pixels are no square picture, neither grey nor with three channels")
+
+
+def _files(path: Path) -> list[Path]:
+    files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
+    return [file for file in files if file.suffix.lower() in _SUFFIXES and file.is_file()]
+
+
+def _is_pixels(path: Path) -> bool:
+    try:
+        table = read_table(path, 3)
+    except DataError:
+        return False
+    return bool(_string_column(table)) or len(_pixel_columns(table)) >= _LEAST
+
+
+def _string_column(table: Table) -> str:
+    """The column with all pixels of a picture in each cell, as FER2013 has it."""
+    for name in table.names:
+        cells = table.column(name)
+        if cells and all(len(cell.split()) >= _LEAST and cell.replace(" ", "").isdigit() for cell in cells):
+            return name
+    return ""
+
+
+def _pixel_columns(table: Table) -> list[int]:
+    """The positions of columns with pixels: called pixel0, 1x1, ...; without a header all but the first."""
+    names = table.names
+    if len(names) < _LEAST or not all(_is_byte_like(cell) for row in table.rows for cell in row[1:-1]):
+        return []
+    ends = {names.index(name) for name in label_candidates(names)}
+    ends |= {i for i, name in enumerate(names) if name.lower() in ("id", "", "index", "usage", "split")}
+    chosen = [position for position in range(len(names)) if position not in ends]
+    if len(chosen) == len(names) and not _is_square(len(chosen)):
+        chosen = chosen[1:]  # the label comes first
+    return chosen if _is_square(len(chosen)) else []
+
+
+def _is_square(count: int) -> bool:
+    return math.isqrt(count) ** 2 == count or (count % 3 == 0 and math.isqrt(count // 3) ** 2 * 3 == count)
+
+
+def _is_byte_like(cell: str) -> bool:
+    return cell.replace(".", "", 1).lstrip("-").isdigit()
+
+
+def _read_table(path: Path, settings: DataSettings) -> _Read:
+    head = read_table(path, 3)
+    column = _string_column(head)
+    if column:
+        return _read_strings(path, column, settings)
+    chosen = _pixel_columns(head)
+    others = [i for i in range(len(head.names)) if i not in set(chosen)]
+    by_name = label_candidates(head.names[i] for i in others)
+    label = settings.label_column or (by_name[0] if by_name else "" if head.header else head.names[0])
+    if label and (label not in head.names or head.names.index(label) not in others):
+        raise DataError(f"{printable(path.name)} has no column of labels {label!r} (data.label_column)")
+    at = head.names.index(label) if label else -1
+    pixels, labels = [], []
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    if b";" in path.open("rb").readline():
+        separator = ";"
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        if head.header:
+            file.readline()
+        line = 1 + head.header
+        while lines := list(islice(file, 2000)):
+            block, found = _block(path, lines, separator, line, (chosen, at, len(head.names)))
+            pixels.append(block)
+            labels += found
+            line += len(lines)
+    if not pixels:
+        raise DataError(f"{printable(path.name)} has no rows")
+    return np.concatenate(pixels), (labels if label else None), None
+
+
+def _block(
+    path: Path, lines: list[str], separator: str, first: int, where: tuple[list[int], int, int]
+) -> tuple[np.ndarray, list[str]]:
+    chosen, at, width = where
+    rows, labels = [], []
+    for number, line in enumerate(lines, first):
+        if not line.strip():
+            continue
+        cells = line.strip("\r\n").replace('"', "").split(separator)
+        if len(cells) != width:
+            raise DataError(f"{printable(str(path))}, line {number}: {len(cells)} cells instead of {width}")
+        labels.append(cells[at].strip() if at >= 0 else "")
+        if at >= 0:
+            cells[at] = "0"
+        rows.append(cells if len(chosen) + (at >= 0) == width else [cells[i] for i in chosen])
+    try:
+        values = np.array([np.fromstring(",".join(row), dtype=np.float64, sep=",") for row in rows])
+    except (ValueError, DeprecationWarning):
+        raise DataError(
+            f"{printable(str(path))}, lines {first} to {first + len(lines) - 1}: a cell is no number"
+        ) from None
+    if len(chosen) + (at >= 0) == width and at >= 0:
+        values = np.delete(values, at, axis=1)
+    return _as_bytes(values, path, first), labels
+
+
+def _as_bytes(values: np.ndarray, path: Path, first: int) -> np.ndarray:
+    good = (values >= 0) & (values <= 255) & (values == np.floor(values))
+    if not good.all():
+        row, column = np.argwhere(~good)[0]
+        raise DataError(
+            f"{printable(str(path))}, near line {first + row}: {values[row, column]:g} is no pixel; expected whole numbers "
+            "from 0 to 255"
+        )
+    return values.astype(np.uint8)
+
+
+def _read_strings(path: Path, column: str, settings: DataSettings) -> _Read:
+    table = read_table(path)
+    rest = [name for name in table.names if name != column]
+    label = settings.label_column or next(iter(label_candidates(rest)), "")
+    if label and label not in rest:
+        raise DataError(f"{printable(path.name)} has no column of labels {label!r} (data.label_column)")
+    usage = next(iter(named(rest, ("usage", "split", "set", "subset"))), "")
+    rows: dict[int, list[int]] = defaultdict(list)
+    pixels = []
+    for line, cell in zip(table.lines, table.column(column), strict=True):
+        try:
+            row = np.array(cell.split(), dtype=np.float64)
+        except ValueError:
+            raise DataError(f"{printable(str(path))}, line {line}: a pixel is no number") from None
+        if pixels and len(row) != pixels[0].shape[1]:
+            raise DataError(
+                f"{printable(str(path))}, line {line}: {len(row)} pixels, not {pixels[0].shape[1]}"
+            )
+        rows[len(row)].append(line)
+        pixels.append(_as_bytes(row[None], path, line))
+    splits = [split_word(cell) or "train" for cell in table.column(usage)] if usage else None
+    return np.concatenate(pixels), (table.column(label) if label else None), splits

@@ -1,0 +1,205 @@
+"""Text tables (CSV, TSV, lists of paths, JSON lines): encoding, separator, header and rows."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from thumbnet.errors import DataError, printable
+from thumbnet.sources.index import is_picture_name
+
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson")
+MAX_LINE = 4 << 20  # characters; longer lines are not those of a table
+
+_SEPARATORS = (",", ";", "\t", "|")
+_HEAD = 1 << 16
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text.
+
+    Attributes:
+        path: the file.
+        names: of the columns; ``column 1``, ``column 2``, ... where the file has no header.
+        rows: cells, each row as long as ``names``.
+        lines: the line of the file that each row begins in.
+        header: whether the file names its columns.
+        notes: what the user should know.
+    """
+
+    path: Path
+    names: list[str]
+    rows: list[list[str]]
+    lines: list[int]
+    header: bool
+    notes: tuple[str, ...] = ()
+
+    def column(self, name: str) -> list[str]:
+        """The cells of one column."""
+        position = self.names.index(name)
+        return [row[position] for row in self.rows]
+
+
+def read_table(path: Path, limit: int | None = None) -> Table:
+    """The table in a text file, or its first ``limit`` rows.
+
+    Raises:
+        DataError: it is not text or not a table; the message names the line.
+    """
+    try:
+        encoding, note = _encoding(path)
+        try:
+            return _read(path, encoding, note, limit)
+        except UnicodeDecodeError:
+            if encoding != "utf-8-sig":
+                raise
+            note = f"{printable(path.name)} is not UTF-8 and was read as Latin-1"
+            return _read(path, "latin-1", note, limit)
+    except OSError as error:
+        raise DataError(f"cannot read {printable(str(path))}: {error.strerror}") from None
+    except UnicodeError as error:
+        raise DataError(f"{printable(str(path))} is not text: {error}") from None
+
+
+def _encoding(path: Path) -> tuple[str, str]:
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16", ""
+    even, odd = head[0::2].count(0), head[1::2].count(0)
+    if min(even, odd) == 0 and max(even, odd) > len(head) // 4:  # UTF-16 without its mark
+        return ("utf-16-le" if odd else "utf-16-be"), ""
+    return "utf-8-sig", ""
+
+
+def _lines(path: Path, encoding: str) -> Iterator[str]:
+    with path.open(encoding=encoding, newline="") as file:
+        number = 0
+        while line := file.readline(MAX_LINE + 1):
+            number += 1
+            if len(line) > MAX_LINE:
+                raise DataError(f"{printable(str(path))}, line {number}: longer than {MAX_LINE:,} characters")
+            if "\0" in line:
+                raise DataError(
+                    f"{printable(str(path))}, line {number}: a NUL character; this is not a table"
+                )
+            yield line
+
+
+def _read(path: Path, encoding: str, note: str, limit: int | None) -> Table:
+    first = list(islice((line for line in _lines(path, encoding) if line.strip()), 30))
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        return _read_json_lines(path, encoding, limit)
+    separator = _separator(first)
+    rows, lines = [], []
+    for line, row in _cells(path, encoding, separator):
+        rows.append([cell.strip() for cell in row])
+        lines.append(line)
+        if limit is not None and len(rows) > limit:
+            break
+    if not rows:
+        raise DataError(f"{printable(str(path))} is empty")
+    header = _has_header(rows)
+    width = len(rows[0])
+    for line, row in zip(lines, rows, strict=True):
+        while len(row) > width and not row[-1]:
+            row.pop()
+        if len(row) != width:
+            raise DataError(
+                f"{printable(str(path))}, line {line}: {len(row)} cells, but line {lines[0]} has {width}"
+            )
+    names = rows[0] if header else [f"column {number + 1}" for number in range(width)]
+    names = [name or f"column {number + 1}" for number, name in enumerate(names)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{printable(str(path))}: two columns are called {printable(twice[0])!r}. Rename one")
+    skip = int(header)
+    return Table(path, names, rows[skip:], lines[skip:], header, (note,) if note else ())
+
+
+def _cells(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """The line number and the cells of each row that is not blank."""
+    if separator == " ":
+        for number, line in enumerate(_lines(path, encoding), 1):
+            if line.strip():
+                yield number, [cell.strip('"') for cell in line.strip().rsplit(maxsplit=1)]
+        return
+    reader = csv.reader(_lines(path, encoding), delimiter=separator, strict=True)
+    start = 1
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                yield start, row
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{printable(str(path))}, line {start}: {error}") from None
+
+
+def _separator(lines: list[str]) -> str:
+    """The separator by which most lines have as many cells as the first, more than one."""
+    best, choice = (0.0, 0), ""
+    for separator in _SEPARATORS:
+        try:
+            widths = [len(row) for row in csv.reader(lines, delimiter=separator)]
+        except csv.Error:
+            continue
+        if not widths or widths[0] < 2:
+            continue
+        score = (sum(width == widths[0] for width in widths) / len(widths), widths[0])
+        if score > best:
+            best, choice = score, separator
+    if choice and best[0] >= 0.5:
+        return choice
+    if lines and all(len(line.split()) > 1 for line in lines):
+        return " "
+    return choice or ","
+
+
+def _has_header(rows: list[list[str]]) -> bool:
+    """False where the first row has a picture's name, or numbers only."""
+    first = rows[0]
+    if any(is_picture_name(re.split(r"[/\\]", cell)[-1]) for cell in first):
+        return False
+    return not all(_is_number(cell) for cell in first)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_json_lines(path: Path, encoding: str, limit: int | None) -> Table:
+    rows: list[dict[str, object]] = []
+    lines: list[int] = []
+    for number, line in enumerate(_lines(path, encoding), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise DataError(f"{printable(str(path))}, line {number}: not a JSON object")
+        rows.append(row)
+        lines.append(number)
+        if limit is not None and len(rows) >= limit:
+            break
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if not names:
+        raise DataError(f"{printable(str(path))} is empty")
+    return Table(path, names, [[_text(row.get(name)) for name in names] for row in rows], lines, True)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
