@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from helpers import write_class_folders
+from helpers import write_class_folders, write_picture
 from thumbnet.data.dataset import ImageDataset
 from thumbnet.data.images import Rendering
 from thumbnet.errors import DataError
