@@ -45,8 +45,7 @@ SUFFIXES = {
 CALIBRATION_PICTURES = 1000
 CHECKED_PICTURES = 10_000
 TOLERANCE = 1e-3  # of a probability; float32 sums in another order differ by far less
-# The same where the graph resizes: some of the pixels may differ by one level, see onnx_resize. Measured: 0.004.
-TOLERANCE_ANY_SIZE = 0.02
+TOLERANCE_ANY_SIZE = 0.02  # where the graph resizes, pixels may differ by one level; 0.004 was measured
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,8 @@ def test_an_unknown_split_is_named(root: Path) -> None:
 def test_pictures_of_more_bits_are_rendered_as_asked(tmp_path: Path) -> None:
     values = np.full((16, 16), 750, dtype=np.uint16)
     for name in "ab":
-        write_picture(tmp_path / "train" / name / "0.tif", Image.fromarray(values))
+        for number in range(3):
+            write_picture(tmp_path / "train" / name / f"{number}.tif", Image.fromarray(values))
     dark = ImageDataset(tmp_path, "train")[0][0]
     seen = ImageDataset(tmp_path, "train", rendering=Rendering((500, 1000)))[0][0]
     assert (dark.unique().tolist(), seen.unique().tolist()) == ([3], [128])
