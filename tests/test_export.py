@@ -198,7 +198,7 @@ def fitting_graph(preprocessing: Preprocessing) -> Any:
     import onnxruntime
     from onnx import TensorProto, checker, helper
 
-    shape = ["batch", *preprocessing.size, 3]
+    shape: list[str | int | None] = ["batch", *preprocessing.size, 3]
     ends = [helper.make_tensor_value_info(name, TensorProto.UINT8, shape) for name in ("pixels", "logits")]
     nodes = [helper.make_node("Identity", ["pixels"], ["logits"])]
     graph = helper.make_graph(nodes, "pixels", ends[:1], ends[1:])

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from helpers import write_class_folders
+from helpers import write_class_folders, write_picture
 from thumbnet.data.dataset import ImageDataset
+from thumbnet.data.images import Rendering
 from thumbnet.errors import DataError
 
 
@@ -101,3 +102,13 @@ def test_pictures_can_be_brought_to_one_size(root: Path) -> None:
 def test_an_unknown_split_is_named(root: Path) -> None:
     with pytest.raises(DataError, match="no split 'val'"):
         ImageDataset(root, "val")
+
+
+def test_pictures_of_more_bits_are_rendered_as_asked(tmp_path: Path) -> None:
+    values = np.full((16, 16), 750, dtype=np.uint16)
+    for name in "ab":
+        for number in range(3):
+            write_picture(tmp_path / "train" / name / f"{number}.tif", Image.fromarray(values))
+    dark = ImageDataset(tmp_path, "train")[0][0]
+    seen = ImageDataset(tmp_path, "train", rendering=Rendering((500, 1000)))[0][0]
+    assert (dark.unique().tolist(), seen.unique().tolist()) == ([3], [128])

@@ -136,6 +136,13 @@ def test_a_picture_with_values_that_are_not_finite_is_refused_by_name(bad: float
         load_picture(str(path), str(path))
 
 
+def test_a_tiff_of_float_colour_is_refused_as_such() -> None:
+    values = tiff16(np.zeros((2, 2, 3), dtype=np.uint16))
+    odd = values.replace(struct.pack("<3H", 16, 16, 16), struct.pack("<3H", 32, 32, 32))
+    with pytest.raises(UnreadableImageError, match="a TIFF whose pixels are of a kind"):
+        load_picture(odd, "x.tif")
+
+
 # --- one range
 
 

@@ -29,7 +29,8 @@ def twelve_bit(number: int, side: int = 32) -> np.ndarray:
     """As case r04 has it: 12-bit values, a grating of vertical or horizontal stripes."""
     rng = np.random.default_rng(number)
     stripes = np.sin(np.mgrid[:side, :side][number % 2] * 0.8 + rng.uniform(0, 6.28))
-    return (620 + 60 * stripes + rng.normal(0, 15, (side, side))).clip(515, 765).astype(np.uint16)
+    values = (620 + 60 * stripes + rng.normal(0, 15, (side, side))).clip(515, 765)
+    return np.asarray(values, dtype=np.uint16)
 
 
 def arrays(images: np.ndarray) -> Data:

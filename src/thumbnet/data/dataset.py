@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from thumbnet.data.images import Fit, fit_image
+from thumbnet.data.images import Fit, Rendering, fit_image
 from thumbnet.data.splits import Split
 from thumbnet.errors import DataError
 from thumbnet.sources.load import load_data
@@ -38,6 +38,8 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         image_size: height, width in pixels, applied before ``transform``; None leaves pictures be.
         fit: how, see :func:`thumbnet.data.images.fit_image`.
         seed: of the random subset.
+        rendering: how pictures of more than 8 bits and transparent ones become RGB; None goes by their type.
+            A trained network's is ``info.preprocessing.rendering``.
 
     Without a ``transform``, a picture is a uint8 tensor [3, H, W].
 
@@ -55,6 +57,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         image_size: tuple[int, int] | None = None,
         fit: Fit = "pad",
         seed: int = 0,
+        rendering: Rendering | None = None,
     ) -> None:
         self.class_names: tuple[str, ...] = ()
         if not isinstance(data, Split):
@@ -65,6 +68,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         self.transform = transform
         self.image_size = image_size
         self.fit: Fit = fit
+        self.rendering = rendering
         self._by_keyword = transform is not None and _is_called_by_keyword(transform)
 
     def __len__(self) -> int:
@@ -72,7 +76,11 @@ class ImageDataset(Dataset[tuple[Any, int]]):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         label = int(self.split.labels[index])
-        image = self.split.read(index)
+        if self.rendering is None:
+            image = self.split.read(index)
+        else:
+            rgb = self.rendering.rgb(self.split.load(index))
+            image = Image.fromarray(rgb) if isinstance(rgb, np.ndarray) else rgb
         if self.image_size is not None:
             image = fit_image(image, self.image_size, self.fit)
         if self.transform is None:

@@ -38,6 +38,10 @@ MAX_PIXELS = 64_000_000  # a picture that declares more is taken for a decompres
 BAND_PIXELS = 1 << 20  # converted at a time
 ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 HEAD_BYTES = 4096  # of a file, by which :func:`is_plain` judges
+TIFF_STARTS = (b"II*\0", b"MM\0*")
+TIFF_REFUSED = (
+    "a TIFF whose pixels are of a kind not known here, such as colour in floats: save it with 16 bits"
+)
 NOT_FINITE = "it has pixel values that are not finite (NaN or infinity)"
 MAX_JPEG_BYTES = 64_000_000  # a larger file is read by Pillow, which takes it in parts
 JPEG_START = b"\xff\xd8"
@@ -116,6 +120,9 @@ def _open(stream: IO[bytes], name: str, max_pixels: int, formats: list[str] = FO
     except UnreadableImageError:
         raise
     except UnidentifiedImageError:
+        stream.seek(start)
+        if stream.read(4) in TIFF_STARTS:
+            raise UnknownFormatError(name, TIFF_REFUSED) from None
         return _open(stream, name, max_pixels, other_formats(stream, start, name, formats))
     except (MemoryError, KeyboardInterrupt):
         raise

@@ -57,7 +57,8 @@ def picture_notes(
 def _in_parts(engine: Engine, positions: torch.Tensor) -> Iterable[torch.Tensor]:
     """The pictures at ``positions``; without a copy where all of them are in memory."""
     if isinstance(engine, MemoryEngine):
-        return engine.images.split(1000)
+        parts: Sequence[torch.Tensor] = engine.images.split(1000)
+        return parts
     return engine.fetch(positions.split(1000))
 
 
