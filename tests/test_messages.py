@@ -46,6 +46,8 @@ MISTAKES = [
     ("train digits --bs 64", ["Did you mean --batch-size 64?"]),
     ("train digits --bach-size 64", ["Did you mean --batch-size 64?"]),
     ("train --data pictures", ["train pictures"]),
+    ("--lr 0.1 train digits", ["--lr: a command comes first", "train digits --epochs 10"]),
+    ("predict runs/cats --top 0 x.png", ["--top 0: expected 1 or more"]),
     ("train digits --nonsense", ["no option --nonsense", "train --help"]),
     ("evaluate runs/cats --epochs 3", ["evaluate has no option --epochs", "evaluate --help"]),
     ("train pictures more", ["train takes DATA", "more"]),
@@ -189,7 +191,7 @@ def test_the_display_says_why_kernels_are_off(
     try:
         if build.why_off() is None:
             assert "without the faster CPU kernels: they compute in bf16" in shown("fp32")
-            monkeypatch.setattr(build.shutil, "which", lambda name: None)
+            monkeypatch.setattr("shutil.which", lambda name, **_: None)
             assert "there is no gcc" in shown("gcc")
             monkeypatch.undo()
         monkeypatch.setattr(build, "multiplies_bf16", lambda: False)

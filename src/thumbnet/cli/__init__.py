@@ -33,8 +33,8 @@ from thumbnet.cli import (
 )
 from thumbnet.cli.options import by_option, rank
 from thumbnet.cli.usage import Parser, UsageError, unrecognised
-from thumbnet.errors import MissingExtraError, ThumbnetError
-from thumbnet.invocation import program
+from thumbnet.errors import MissingExtraError, ThumbnetError, printable
+from thumbnet.invocation import command, program
 
 COMMANDS = (
     train, evaluate, predict, compare, report, export, push, serve, data, recipes, lr_find, completion,
@@ -81,6 +81,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         UsageError: it is not understood; the message says what to write instead.
     """
     parser = build_parser(program())
+    if words and words[0].startswith("-") and words[0] not in parser._option_string_actions:
+        first = command("train", "digits", "--epochs", "10")
+        raise UsageError(f"{printable(words[0])}: a command comes first, then its options, as in: {first}")
     options, rest = parser.parse_known_args(words)
     if rest:
         raise UsageError(unrecognised(options.parser, rest, words))
@@ -100,10 +103,10 @@ def build_parser(prog: str = "thumbnet") -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"thumbnet {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        command.add(commands)
-    for each in with_subparsers(parser):
-        each.set_defaults(parser=each)
+    for each in COMMANDS:
+        each.add(commands)
+    for inner in with_subparsers(parser):
+        inner.set_defaults(parser=inner)
     return parser
 
 

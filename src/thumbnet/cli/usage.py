@@ -80,6 +80,8 @@ def explained(parser: argparse.ArgumentParser, message: str) -> str:
         expected = "a number" if kind == "float" else "a whole number"
         what = f"{name} {example}" if name.startswith("-") else example
         return f"{name} {printable(given)}: expected {expected}, such as {what}"
+    if match := re.match(r"argument (\S+): (\S+): (expected .*)$", message):
+        return f"{match[1]} {printable(match[2])}: {match[3]}"
     if match := re.match(r"argument (\S+): expected (?:one|at least one) argument", message):
         action = next((a for a in parser._actions if match[1] in _names(a)), None)
         value = action.metavar or action.dest.upper() if action is not None else "VALUE"
