@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.options import DATA_HELP, add_data_dir, add_data_options
@@ -32,7 +31,7 @@ def add(commands: Any) -> None:
 def execute(options: argparse.Namespace) -> int:
     """What it does; the exit status."""
     from thumbnet import plots
-    from thumbnet.console import counting, say
+    from thumbnet.console import counting, json_line, say
     from thumbnet.data.inspection import inspect_data, sample_grid
     from thumbnet.recipe import parse_image_size
     from thumbnet.sources.load import load_data
@@ -58,7 +57,7 @@ def execute(options: argparse.Namespace) -> int:
         from dataclasses import asdict
 
         described = {"source": data.source, "layout": data.layout, "notes": data.notes, **asdict(found)}
-        say(json.dumps(described, ensure_ascii=False))
+        say(json_line(described))
         return 0
     show_inspection(data, found, fit)
     if target:
