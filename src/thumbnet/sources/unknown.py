@@ -19,9 +19,9 @@ from thumbnet.sources.place import Place
 from thumbnet.sources.split_names import split_name
 
 ACCEPTED = (
-    "Expected one of: folders (train/CLASS/* with test/CLASS/*, CLASS/* alone, or the class in file names); CSV, "
-    "TSV and Parquet tables of pictures; .npz, .npy, .mat and MNIST's idx files; WebDataset's shards; archives "
-    "of these (.zip, .tar, .tar.gz, .tar.xz, .tar.bz2); hf:OWNER/NAME. Each has an example in "
+    "Expected one of: folders (train/CLASS/* with test/CLASS/*, CLASS/* alone, or the class in file names); "
+    "CSV, TSV and Parquet tables of pictures; .npz, .npy, .mat and MNIST's idx files; WebDataset's shards; "
+    "archives of these (.zip, .tar, .tar.gz, .tar.xz, .tar.bz2); hf:OWNER/NAME. Each has an example in "
     "docs/howto/forms.md."
 )
 _WHOLE = "thumbnet classifies whole pictures"
