@@ -5,6 +5,7 @@ On a terminal there is a live bar; where the output is a file or a pipe there ar
 
 from __future__ import annotations
 
+import json
 import sys
 import textwrap
 import time
@@ -43,6 +44,12 @@ progress_console = Console(stderr=True, highlight=False)
 def say(text: str = "") -> None:
     """A line of results, to stdout."""
     print(text, flush=True)
+
+
+def json_line(value: object) -> str:
+    """A value as one line of JSON, readable but without control characters, even those that JSON allows."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def note(text: str) -> None:

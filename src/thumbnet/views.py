@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from thumbnet.console import duration, percent, say, table
+from thumbnet.console import duration, json_line, percent, say, table
 from thumbnet.errors import printable
 from thumbnet.invocation import command
 
@@ -138,7 +137,7 @@ def prediction_printer(
             else:
                 classes = [{"class": label, "probability": round(p, 6)} for label, p in pairs(result)]
                 line = {"path": name, "predictions": classes}
-            say(json.dumps(line, ensure_ascii=False))
+            say(json_line(line))
 
     def as_table(results: list[tuple[str, Prediction | str]]) -> None:
         rows = []

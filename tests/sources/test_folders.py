@@ -150,7 +150,7 @@ def test_wrong_folders_are_explained(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no train/"):
         load_data(tmp_path / "only")
     (tmp_path / "file.txt").write_text("x")
-    with pytest.raises(DataError, match="not an archive known here"):
+    with pytest.raises(DataError, match="is a text file"):
         load_data(tmp_path / "file.txt")
 
 

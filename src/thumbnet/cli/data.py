@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.options import DATA_HELP, add_data_dir, add_data_options, add_overrides, data_settings
@@ -33,7 +32,7 @@ def add(commands: Any) -> None:
 def execute(options: argparse.Namespace) -> int:
     """What it does; the exit status."""
     from thumbnet import plots
-    from thumbnet.console import counting, say
+    from thumbnet.console import counting, json_line, say
     from thumbnet.data.inspection import inspect_data, sample_grid
     from thumbnet.recipe import AUTO, parse_image_size
     from thumbnet.sources.load import load_data
@@ -56,7 +55,7 @@ def execute(options: argparse.Namespace) -> int:
 
         described = {"source": data.source, "layout": data.layout, **asdict(found)}
         described["notes"] = [*data.notes, *found.notes]
-        say(json.dumps(described, ensure_ascii=False))
+        say(json_line(described))
         return 0
     show_inspection(data, found, fit)
     if target:

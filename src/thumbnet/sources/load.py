@@ -120,8 +120,7 @@ def _read(place: Place, name: str, settings: DataSettings) -> Data:
     try:
         return folders.read(place, name, settings)
     except DataError as error:
-        found = None if asked else unknown.explain_folder(place)
-        raise DataError(found or str(error)) from None
+        raise DataError(str(error) if asked else unknown.explain_failure(place, str(error))) from None
 
 
 def _load_digits() -> Data:

@@ -13,16 +13,15 @@ from pathlib import Path
 
 from thumbnet.data import plugins
 from thumbnet.errors import DataError, printable
+from thumbnet.sources.folders import LAYOUTS_HELP
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.place import Place
 from thumbnet.sources.split_names import split_name
 
 ACCEPTED = (
-    "thumbnet reads folders (train/CLASS/* with test/CLASS/*, or CLASS/* alone, or the class in file "
-    "names), CSV, "
-    "TSV and Parquet tables of pictures, .npz, .npy, .mat and MNIST's idx files, WebDataset's shards, "
-    "archives of "
-    "these (.zip, .tar, .tar.gz, .tar.xz, .tar.bz2), and hf:OWNER/NAME. Each has an example in "
+    "Expected one of: folders (train/CLASS/* with test/CLASS/*, CLASS/* alone, or the class in file names); "
+    "CSV, TSV and Parquet tables of pictures; .npz, .npy, .mat and MNIST's idx files; WebDataset's shards; "
+    "archives of these (.zip, .tar, .tar.gz, .tar.xz, .tar.bz2); hf:OWNER/NAME. Each has an example in "
     "docs/howto/forms.md."
 )
 _WHOLE = "thumbnet classifies whole pictures"
@@ -106,19 +105,36 @@ def not_an_archive(path: Path) -> str | None:
 
 def explain_folder(place: Place) -> str | None:
     """What a folder holds in which no pictures of classes were found; None where nothing special is known."""
+    files = _files(place)
+    found = files and (_other_task(place.path, *files) or _contents(place.path, *files))
+    return f"{printable(str(place.path))} {found}.\n{ACCEPTED}" if found else None
+
+
+def explain_failure(place: Place, error: str) -> str:
+    """The message about a folder that could not be read, better where it is known what the folder holds.
+
+    Args:
+        error: what :mod:`folders` says. Where it could not find the classes, it lists what is expected.
+    """
+    if LAYOUTS_HELP in error:
+        return explain_folder(place) or error.replace(LAYOUTS_HELP, ACCEPTED)
+    files = _files(place)
+    found = files and _other_task(place.path, *files)
+    return f"{error}\n{printable(str(place.path))} {found}." if found else error
+
+
+def _files(place: Place) -> tuple[list[str], list[str]] | None:
+    """The pictures in a folder and below, and the other files; None if they cannot be listed."""
     index = place.index()
     try:
         pictures = [path.replace(os.sep, "/") for path in index.pictures_below("")]
     except DataError:
         return None
-    others = [path.replace(os.sep, "/") for path in index.ignored]
-    where = printable(str(place.path))
-    found = (
-        _detection(place.path, pictures, others)
-        or _masks(pictures)
-        or _contents(place.path, pictures, others)
-    )
-    return f"{where} {found}.\n{ACCEPTED}" if found else None
+    return pictures, [path.replace(os.sep, "/") for path in index.ignored]
+
+
+def _other_task(root: Path, pictures: Sequence[str], others: Sequence[str]) -> str | None:
+    return _detection(root, pictures, others) or _masks(pictures)
 
 
 def refusal(place: Place) -> str | None:
@@ -272,6 +288,12 @@ def _contents(root: Path, pictures: Sequence[str], others: Sequence[str]) -> str
             f"has no pictures, but {len(others):,} other file(s), such as {printable(example)}, which is "
             f"{what}. "
             f"{_sentence(way)}"
+        )
+    labels = [path for path in others if path.endswith(".cls")]
+    if labels:
+        return (
+            f"has labels in files of their own, such as {printable(min(labels))}, as WebDataset's shards "
+            "have them. Name the .tar file that they come from (if it was compressed, pack it without)"
         )
     if all("/" not in path for path in pictures):
         return (
