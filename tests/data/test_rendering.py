@@ -17,8 +17,10 @@ from PIL import Image
 
 from helpers import noise
 from thumbnet.data.images import (
+    Fit,
     Preprocessing,
     Rendering,
+    fit_pixels,
     is_plain,
     load_picture,
     open_image,
@@ -327,3 +329,11 @@ def test_preprocessing_goes_the_same_way_for_files_images_and_arrays() -> None:
 )
 def test_a_file_is_plain_only_where_its_beginning_says_so(head: bytes, plain: bool) -> None:
     assert is_plain(head[:4096]) is plain
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 400), st.sampled_from(["pad", "crop", "squash"]))
+def test_a_picture_of_any_shape_is_fitted(height: int, width: int, fit: Fit) -> None:
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    for size in ((32, 32), (72, 96)):  # a box of -1e-15 pixels was refused by Pillow
+        assert fit_pixels(pixels, size, fit).shape == (*size, 3)
