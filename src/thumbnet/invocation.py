@@ -9,7 +9,10 @@ import os
 import shlex
 import shutil
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path  # not at run time: `thumbnet --help` would take 10 ms longer
 
 NAME = "thumbnet"
 
@@ -29,10 +32,11 @@ def program() -> str:
     ``thumbnet`` where the shell finds this environment's by that name; else the script's path, or
     ``PYTHON -m thumbnet`` if it was started so or there is no script.
     """
-    started = Path(sys.argv[0] if sys.argv else "")
-    if started.name == "__main__.py" and started.parent.name == NAME:
+    started = sys.argv[0] if sys.argv else ""
+    folder, name = os.path.split(started)
+    if name == "__main__.py" and os.path.basename(folder) == NAME:
         return f"{quoted(python())} -m {NAME}"
-    as_script = started.stem == NAME and shutil.which(str(started)) is not None
+    as_script = _stem(started) == NAME and shutil.which(started) is not None
     script = started if as_script else _script_of_environment()
     if script is None:
         return f"{quoted(python())} -m {NAME}"
@@ -41,7 +45,7 @@ def program() -> str:
 
 def python() -> str:
     """The running interpreter, as the shell finds it."""
-    return _shortest(Path(sys.executable)) if sys.executable else "python"
+    return _shortest(sys.executable) if sys.executable else "python"
 
 
 def install_command(extra: str) -> str:
@@ -81,18 +85,17 @@ def _escaped(character: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
 
 
-def _script_of_environment() -> Path | None:
+def _script_of_environment() -> str | None:
     """The script ``thumbnet`` beside the running interpreter."""
-    found = shutil.which(NAME, path=str(Path(sys.executable).parent)) if sys.executable else None
-    return None if found is None else Path(found)
+    return shutil.which(NAME, path=os.path.dirname(sys.executable)) if sys.executable else None
 
 
-def _shortest(program: Path) -> str:
-    """The name by which the shell finds ``program``, or its path, relative to here if that is shorter."""
-    by_name = shutil.which(program.stem)
-    if by_name is not None and _same_script(by_name, program):
-        return program.stem
-    absolute = os.path.abspath(program)
+def _shortest(path: str) -> str:
+    """The name by which the shell finds the program ``path``, or its path: from here if that is shorter."""
+    by_name = shutil.which(_stem(path))
+    if by_name is not None and _same_program(by_name, path):
+        return _stem(path)
+    absolute = os.path.abspath(path)
     try:
         relative = os.path.relpath(absolute)
     except (OSError, ValueError):  # another drive, or the current folder is gone
@@ -102,12 +105,20 @@ def _shortest(program: Path) -> str:
     return relative if len(relative) < len(absolute) else absolute
 
 
-def _same_script(found: str, program: Path) -> bool:
-    """Whether two paths start the same: the interpreters of two environments may be links to one file."""
-    a, b = Path(os.path.abspath(found)), Path(os.path.abspath(program))
-    if a.stem == NAME:
-        return a.resolve() == b.resolve()
-    return a.name.split(".exe")[0] == b.name.split(".exe")[0] and a.parent.resolve() == b.parent.resolve()
+def _same_program(found: str, path: str) -> bool:
+    """Whether two paths start the same program in the same environment.
+
+    The interpreters of two environments may be links to one file, so it is their folders that count.
+    """
+    if _stem(found) == NAME:
+        return os.path.realpath(found) == os.path.realpath(path)
+    return os.path.realpath(os.path.dirname(found)) == os.path.realpath(os.path.dirname(path))
+
+
+def _stem(path: str) -> str:
+    """``python`` of ``bin/python`` and of ``Scripts\\python.exe``; ``python3.11`` stays itself."""
+    name = os.path.basename(path)
+    return name[:-4] if name.lower().endswith(".exe") else name
 
 
 def _installed_from() -> str:
