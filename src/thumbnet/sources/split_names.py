@@ -16,7 +16,7 @@ _WORDS = {
 _EITHER = frozenset({"eval", "evaluation", "holdout", "heldout"})  # val where there is another test
 _AFFIX = (
     "set|sets|data|dataset|image|images|img|imgs|picture|pictures|pic|pics|photo|photos|folder|split|"
-    "seg|cls|jpg|jpeg|png|raw|resized|cropped|small|full|final|new|original|orig|labeled|labelled|my|the"
+    "seg|cls|jpg|jpeg|png|raw|resized|cropped|small|full|final|labeled|labelled|my|the"
 )
 _AFFIXES = frozenset(_AFFIX.split("|"))
 _GLUED = re.compile(rf"(?P<word>{'|'.join(_WORDS)})(?:{_AFFIX})")
