@@ -368,7 +368,8 @@ class Data:
         if len(self.class_names) < 2:
             raise DataError(
                 f"{printable(self.source)}: a classifier needs two classes or more, and there "
-                f"{'is one' if self.class_names else 'are none'}: {', '.join(self.class_names) or '-'}"
+                f"{'is one' if self.class_names else 'are none'}: {', '.join(self.class_names) or '-'}. "
+                "Put the pictures of each class in a folder of its own"
             )
 
     def split(self, name: str) -> Split:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import lzma
 import os
 import shutil
@@ -19,7 +20,7 @@ from typing import IO
 from thumbnet.data import plugins
 from thumbnet.errors import DataError, printable
 from thumbnet.files import clear_leftovers
-from thumbnet.sources.index import is_picture_name
+from thumbnet.sources.index import is_picture_name, is_picture_start
 from thumbnet.sources.packed import Pack, PackWriter, Unpacked
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz", ".zip")
@@ -27,7 +28,7 @@ MAX_EXPANSION = 200  # how many times its own size an archive may unpack to: mor
 
 _BLOCK = 1 << 20  # bytes read and written at a time
 _FILES = "files"  # the folder of what is no picture
-_VERSION = f"2 {plugins.fingerprint()}"  # of what an archive becomes: plug-ins decide what is a picture
+_VERSION = f"3 {plugins.fingerprint()}"  # of what an archive becomes: plug-ins decide what is a picture
 
 
 def is_archive_name(name: str) -> bool:
@@ -142,11 +143,14 @@ class _Writer:
         if path.parent not in self._parents:
             (self._folder / path.parent).mkdir(parents=True, exist_ok=True)
             self._parents.add(path.parent)
-        if is_picture_name(path.name):
-            self._pictures.add(str(path), self._blocks(source))
+        blocks = self._blocks(source)
+        head = next(blocks, b"")
+        blocks = itertools.chain([head], blocks) if head else blocks
+        if is_picture_name(path.name) or ("." not in path.name and is_picture_start(head)):
+            self._pictures.add(str(path), blocks)
         else:
             with (self._folder / path).open("wb") as file:
-                file.writelines(self._blocks(source))
+                file.writelines(blocks)
 
     def _blocks(self, source: IO[bytes]) -> Iterator[bytes]:
         while block := source.read(_BLOCK):

@@ -64,6 +64,7 @@ _LABELS = [
     "tags",
     "type",
     "findinglabels",
+    "choice",
 ]
 _SPLITS = ["split", "set", "subset", "usage", "partition", "phase", "dataset", "datasplit"]
 _SPLIT_WORDS = {
@@ -132,7 +133,8 @@ def find_columns(table: Table, settings: DataSettings) -> Columns:
             "Say which: --set data.path_column=NAME"
         )
     rest = [name for name in table.names if name != path]
-    split = next((name for name in named(rest, _SPLITS) if _has_splits(table.column(name))), "")
+    by_words = [name for name in rest if len(set(sample[name]) - EMPTY) > 1]
+    split = next((c for c in (*named(rest, _SPLITS), *by_words) if _has_splits(table.column(c))), "")
     rest = [name for name in rest if name not in (split, settings.group_by)]
     if settings.label_column:
         return Columns(path, settings.label_column, split)

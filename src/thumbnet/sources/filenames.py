@@ -146,6 +146,8 @@ def _plausible(labels: Sequence[str], numbers: Sequence[str]) -> bool:
         return False
     if all(label.isdecimal() for label in classes) and len(set(numbers)) < len(numbers):
         return False  # 7_001.png, 7_002.png: the first number is repeated, so it does not count the pictures
+    if len({re.sub(r"\d+", "#", label) for label in classes}) == 1 and len(re.findall(r"\d+", labels[0])) > 1:
+        return False  # input_3_1_7.jpg: nothing says which of the numbers is the class
     words = {re.split(r"[\W\d_]", label, maxsplit=1)[0].casefold() for label in classes}
     return not words & _NO_CLASSES
 

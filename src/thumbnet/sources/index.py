@@ -33,9 +33,11 @@ from thumbnet.sources.tree import Folder, is_tool_folder, join
 
 WORTH_KEEPING = 10_000  # pictures; fewer are listed in no time
 _SURE_AFTER = 2_000_000_000  # nanoseconds: clocks of file systems are this coarse
-_VERSION = f"2 {plugins.fingerprint()}"  # what is a picture depends on the plug-ins
+_VERSION = f"3 {plugins.fingerprint()}"  # what is a picture depends on the plug-ins
 _MAX_LINKS = 3  # links to folders that are followed one after the other
 
+HEAD_BYTES = 16
+_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
 _NEVER_CLASSES = frozenset([".git", ".svn", ".hg", ".venv"])  # not even searched for pictures
 
 
@@ -200,11 +202,29 @@ def _scan(path: str) -> tuple[list[str], list[str], list[str], list[str]]:
                 folders.append(entry.name)
             elif entry.is_symlink() and _leads_to_folder(entry):
                 links.append(entry.name)
-            elif is_picture_name(entry.name) and _may_be_read(entry):
+            elif (is_picture_name(entry.name) and _may_be_read(entry)) or (
+                "." not in entry.name and _begins_as_picture(entry)
+            ):
                 pictures.append(entry.name)
             elif not entry.name.startswith("."):
                 ignored.append(entry.name)
     return pictures, ignored, folders, links
+
+
+def _begins_as_picture(entry: os.DirEntry[str]) -> bool:
+    """Whether a file without a suffix, as browsers and buckets leave them, has a picture's first bytes."""
+    try:
+        if not entry.is_file():
+            return False
+        with open(entry.path, "rb") as file:
+            return is_picture_start(file.read(HEAD_BYTES))
+    except OSError:
+        return False
+
+
+def is_picture_start(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` is a picture of a common format."""
+    return head.startswith(_STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
 def _target(link: str, followed: tuple[str, ...]) -> str:

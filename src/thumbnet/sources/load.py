@@ -31,6 +31,7 @@ from thumbnet.sources.archives import is_archive_name, unpack
 from thumbnet.sources.download import Progress, download
 from thumbnet.sources.folders import wrapped
 from thumbnet.sources.place import Form, Place
+from thumbnet.sources.split_names import SPLITS
 
 NAMED = ("digits", "cifar10", "cifar100")
 
@@ -74,6 +75,7 @@ def load_data(
         data = hub.load_hub(name.removeprefix("hf:"), name, Path(data_dir) if data_dir else None, chosen)
     else:
         data = _load_path(Path(name).expanduser(), name, cache, chosen)
+    data = replace(data, splits={name: data.splits[name] for name in SPLITS if name in data.splits})
     return data.with_held_out(chosen.test_fraction, chosen.val_fraction, chosen.split_seed, chosen.group_by)
 
 

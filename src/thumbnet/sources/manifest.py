@@ -36,6 +36,7 @@ _NO_CLASS = re.compile(
     re.I,
 )
 _CLASS_FILES = ("labels.txt", "classes.txt", "label_num_to_disease_map.json")
+_TABLES_OF_SPLITS = ("metadata.csv", "metadata.jsonl", "_classes.csv")  # the Hub's, and Roboflow's
 _SHOWN = 5  # examples in a message
 
 
@@ -227,8 +228,8 @@ def _collect(
         splits[split].paths.append(path)
         splits[split].labels.append(label)
         splits[split].groups.append(groups[row] if groups else "")
-    kept = ", ".join(f"{split} {len(rows.paths):,}" for split, rows in splits.items())
-    notes.append(f"{printable(table.path.name)}: {len(table.rows):,} rows were read (so far: {kept})")
+    place = f"{manifest.base}/" if manifest.base else ""
+    notes.append(f"{printable(place + table.path.name)}: {len(table.rows):,} rows")
     notes += [
         f"{printable(table.path.name)}: {n:,} row(s) of {s} without a label left out"
         for s, n in empty.items()
@@ -301,7 +302,7 @@ def _table_files(folder: Path) -> list[tuple[Path, str]]:
         ):
             found.append((path, ""))
         elif split_word(path.name):
-            inner = [path / name for name in ("metadata.csv", "metadata.jsonl") if (path / name).is_file()]
+            inner = [path / name for name in _TABLES_OF_SPLITS if (path / name).is_file()]
             found += [(table, path.name) for table in inner[:1]]
     return found
 

@@ -13,6 +13,7 @@ import numpy as np
 from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.errors import DataError, ThumbnetError, printable
 from thumbnet.recipe import DataSettings
+from thumbnet.sources import manifest
 from thumbnet.sources.columns import class_names, label_candidates, named, split_of_name, split_word
 from thumbnet.sources.place import Place
 from thumbnet.sources.tables import Table, read_table
@@ -23,9 +24,14 @@ _Read = tuple[np.ndarray, list[str] | None, list[str] | None]  # pixels [N, P], 
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
-    """Whether a table, or one in a folder, has pixels in its columns."""
+    """Whether a table, or one in a folder, has pixels in its columns.
+
+    Not where another table in the folder labels real pictures, as in HAM10000: its pixels are smaller copies.
+    """
     try:
-        return any(_is_pixels(path) for path in _files(place.path))
+        if not any(_is_pixels(path) for path in _files(place.path)):
+            return False
+        return place.path.is_file() or not manifest.recognise(place, settings)
     except (ThumbnetError, OSError, ValueError, csv.Error):
         return False
 
@@ -50,6 +56,9 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
                 raise DataError(f"{printable(path.name)} has pixels but no column of labels")
             notes.append(f"{printable(path.name)} has no labels: its {len(pixels):,} rows were passed over")
             continue
+        if "emnist" in path.name.lower():
+            pixels = _upright(pixels)
+            notes.append(f"{printable(path.name)}: EMNIST's pictures lie on their side; they are set upright")
         by_row = splits or [split_of_name(path.stem) if not alone else "train"] * len(labels)
         used.append(f"{printable(path.name)} ({len(pixels):,} rows)")
         for split in dict.fromkeys(by_row):
@@ -62,6 +71,14 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     if len(found) == 1:
         found = {"train": next(iter(found.values()))}
     return _data(source, used, found, notes)
+
+
+def _upright(pixels: np.ndarray) -> np.ndarray:
+    """EMNIST's grey pictures [N, side * side] with rows and columns exchanged."""
+    side = math.isqrt(pixels.shape[1])
+    if side * side != pixels.shape[1]:
+        return pixels
+    return np.ascontiguousarray(pixels.reshape(-1, side, side).transpose(0, 2, 1)).reshape(len(pixels), -1)
 
 
 def _data(
