@@ -67,7 +67,7 @@ def load_data(
 
 # In this order; the first that recognises a place reads it. The folder of pictures comes last: it explains
 # what is accepted where nothing was recognised.
-FORMS: tuple[Form, ...] = (cifar, parquet, manifest, pixel_tables, folders)
+FORMS: tuple[Form, ...] = (cifar, parquet, pixel_tables, manifest, folders)
 
 
 def _load_path(path: Path, name: str, cache: Path, settings: DataSettings) -> Data:

@@ -93,7 +93,7 @@ class Pictures:
 
 
 def _best(candidates: list[str], folders: list[str], split: str, label: str) -> str | None:
-    """The candidate whose folders agree most with those in the cell, the split or the label; None if several."""
+    """The candidate whose folders agree best with the cell's, the split or the label; None if several do."""
     if len(candidates) <= 1:
         return candidates[0] if candidates else None
 

@@ -42,7 +42,7 @@ _SHOWN = 5  # examples in a message
 
 @dataclass(frozen=True)
 class _Manifest:
-    """A table and what its columns mean. ``base`` is the folder, below the root, that paths are relative to."""
+    """A table and what its columns mean. Paths are relative to ``base``, a folder below the root."""
 
     table: Table
     columns: Columns
@@ -94,7 +94,8 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
         if settings.on_bad_image != "skip" or not any(rows.paths for rows in splits.values()):
             raise DataError(
                 f"{what} (looked for by path, by file name, and without suffix):\n{shown}{more}\n"
-                "Say where the pictures are: --set data.images=FOLDER; or leave these rows out: --on-bad-image skip"
+                "Say where the pictures are: --set data.images=FOLDER; "
+                "or leave these rows out: --on-bad-image skip"
             )
         notes.append(f"{what}: left out, such as {missing[0]}")
     notes += _twice(splits)
@@ -175,7 +176,8 @@ def _choose(
         if not columns.labelled or "submission" in path.stem.lower():
             if folder is None:
                 raise DataError(
-                    f"{printable(path.name)}: no column has labels among {', '.join(map(printable, table.names[:12]))}. "
+                    f"{printable(path.name)}: no column has labels among "
+                    f"{', '.join(map(printable, table.names[:12]))}. "
                     "Say which: --set data.label_column=NAME"
                 )
             notes.append(
@@ -329,7 +331,7 @@ def _is_manifest(path: Path, settings: DataSettings, folder: Place | None, label
 
 
 def _any_picture(place: Place, cells: list[str]) -> bool:
-    """Whether pictures that cells name without a suffix are in the folder or one in it: 1,000 of each are tried."""
+    """Whether pictures that cells name without a suffix are in the folder or one in it."""
     stems = {re.split(r"[/\\]", cell)[-1] for cell in cells}
     for folder in [place.path, *[path for path in place.path.iterdir() if path.is_dir()][:50]]:
         for name in _picture_names(folder, place):
@@ -348,7 +350,7 @@ def _picture_names(folder: Path, place: Place) -> list[str]:
 
 
 def class_folders(place: Place) -> bool:
-    """Whether two or more folders of pictures, as classes have them, are there, or in the folder of the training split."""
+    """Whether there are two or more class folders with pictures, in the folder or in that of the train split."""
     folders = [path for path in place.path.iterdir() if path.is_dir() and not path.name.startswith(".")]
     base = [path for path in folders if split_word(path.name) == "train"] or [place.path]
     inner = [path for path in base[0].iterdir() if path.is_dir() and not path.name.startswith((".", "__"))]
@@ -357,7 +359,7 @@ def class_folders(place: Place) -> bool:
 
 
 def _splits_by_table(place: Place, found: list[tuple[Path, str]], settings: DataSettings) -> bool:
-    """Whether tables label the test pictures, which lie flat, as GTSRB's do: then class folders do not suffice."""
+    """Whether tables label test pictures that lie flat, as GTSRB's do: then class folders do not suffice."""
     tables = {split_of_name(path.stem) for path, _ in found if _is_manifest(path, settings, place)}
     tests = [path for path in place.path.iterdir() if path.is_dir() and split_word(path.name) == "test"]
     flat = any(

@@ -13,6 +13,7 @@ import numpy as np
 from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.errors import DataError, ThumbnetError, printable
 from thumbnet.recipe import DataSettings
+from thumbnet.sources import manifest
 from thumbnet.sources.columns import class_names, label_candidates, named, split_of_name, split_word
 from thumbnet.sources.manifest import class_folders
 from thumbnet.sources.place import Place
@@ -26,7 +27,7 @@ _Read = tuple[np.ndarray, list[str] | None, list[str] | None]  # pixels [N, P], 
 def recognise(place: Place, settings: DataSettings) -> bool:
     """Whether a table, or one in a folder, has pixels in its columns."""
     try:
-        if place.path.is_dir() and class_folders(place):
+        if place.path.is_dir() and (class_folders(place) or manifest.recognise(place, settings)):
             return False
         return any(_is_pixels(path) for path in _files(place.path))
     except (ThumbnetError, OSError, ValueError, csv.Error):
@@ -37,7 +38,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     """The pictures in tables of pixels: one table, or one per split.
 
     Raises:
-        DataError: a cell is not a whole number from 0 to 255, a row has another length, or labels are missing.
+        DataError: a cell is not a whole number from 0 to 255, rows differ in length, or no labels.
     """
     alone = place.path.is_file()
     notes: list[str] = []
@@ -189,7 +190,7 @@ def _block(
 ) -> tuple[np.ndarray, list[str]]:
     """The pixels, uint8 [N, P], and labels of some lines, the first of which has the number ``first``.
 
-    ``where`` has the positions of the pixels and of the label (-1 for none), and the number of cells of a row.
+    ``where`` has the positions of the pixels, that of the label (-1: none), and a row's number of cells.
     """
     chosen, at, width = where
     rows, labels = [], []
