@@ -96,14 +96,14 @@ def split_word(text: str) -> str:
 
 
 def split_of_name(stem: str) -> str:
-    """The split that a file's name mentions: ``sign_mnist_train`` → ``train``; empty where none or several."""
+    """The split that a file's name mentions: ``sign_mnist_train`` → ``train``; empty for none or several."""
     words = re.findall(r"[A-Za-z]+", stem)
     found = {split_word(word) for word in words} - {""}
     return found.pop() if len(found) == 1 else ""
 
 
 def named(names: Iterable[str], known: Sequence[str]) -> list[str]:
-    """Those of ``names`` that are in ``known`` but for capitals and punctuation, in the order of ``known``."""
+    """Those of ``names`` that are in ``known``, ignoring case and punctuation, in the order of ``known``."""
     plain = {name: re.sub(r"[^a-z0-9]", "", name.lower()) for name in names}
     return [name for wanted in known for name, key in plain.items() if key == wanted]
 
@@ -123,7 +123,8 @@ def find_columns(table: Table, settings: DataSettings) -> Columns:
         chosen = getattr(settings, key)
         if chosen and chosen not in table.names:
             raise DataError(
-                f"{printable(table.path.name)} has no column {chosen!r} (data.{key}). {nearest(chosen, table.names)}"
+                f"{printable(table.path.name)} has no column {chosen!r} (data.{key}). "
+                f"{nearest(chosen, table.names)}"
             )
     sample = {name: table.column(name)[:2000] for name in table.names}
     path = settings.path_column or _path_column(sample)
@@ -201,8 +202,8 @@ def labels_of(table: Table, columns: Columns) -> list[str]:
         ones = [name for name, at in zip(columns.one_hot, positions, strict=True) if row[at] in ("1", "1.0")]
         if len(ones) > 1:
             raise DataError(
-                f"{printable(table.path.name)}, line {line}: {len(ones)} labels ({_listing(ones)}). thumbnet learns one "
-                "class per picture. If one column alone has the labels: --set data.label_column=NAME"
+                f"{printable(table.path.name)}, line {line}: {len(ones)} labels ({_listing(ones)}). "
+                "thumbnet learns one class per picture. If one column alone has the labels: --set data.label_column=NAME"
             )
         labels.append(ones[0] if ones else "")
     return labels
@@ -219,8 +220,8 @@ def _refuse_several(table: Table, column: str, labels: set[str]) -> None:
         if shared or len(whole) > (separator == " "):
             example = min(whole or compound)
             raise DataError(
-                f"{printable(table.path.name)}: column {printable(column)!r} has several labels in one cell, such as "
-                f"{printable(example)!r}. thumbnet learns one class per picture"
+                f"{printable(table.path.name)}: column {printable(column)!r} has several labels in one cell, "
+                f"such as {printable(example)!r}. thumbnet learns one class per picture"
             )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from thumbnet.data.images import PICTURE_SUFFIXES
 from thumbnet.errors import DataError, printable
+from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.place import Place
 
 
@@ -65,7 +66,7 @@ class Pictures:
         candidates = self._by_name.get(parts[-1], [])
         if not candidates and suffix in PICTURE_SUFFIXES:
             candidates = self._by_name.get(stem, [])
-        return _best(candidates, [*parts[:-1]], split, label)
+        return _best(candidates, parts[:-1], split, label)
 
     def _is_there(self, path: str) -> bool:
         if self._packed:
@@ -73,6 +74,10 @@ class Pictures:
         return os.path.splitext(path)[1].lower() in PICTURE_SUFFIXES and os.path.isfile(
             os.path.join(self._root, path)
         )
+
+    def _in_root(self) -> list[str]:
+        with os.scandir(self._root) as entries:
+            return [entry.name for entry in entries if is_picture_name(entry.name)]
 
     def beside(self, found: set[str]) -> list[str]:
         """The pictures in the folders of those that were found that are not among them."""
@@ -82,12 +87,13 @@ class Pictures:
             below = [path for path in self.all if os.path.dirname(path) in folders]
         else:
             inside = [folder for folder in folders if folder and not folder.startswith(("..", "/"))]
-            below = [p for f in inside for p in self.index.pictures_below(f) if os.path.dirname(p) == f]
+            below = self._in_root() if "" in folders else []
+            below += [p for f in inside for p in self.index.pictures_below(f) if os.path.dirname(p) == f]
         return [path for path in below if os.path.normpath(path) not in plain]
 
 
 def _best(candidates: list[str], folders: list[str], split: str, label: str) -> str | None:
-    """The candidate whose folders agree most with those in the cell, the split or the label; None if several."""
+    """The candidate whose folders agree best with the cell's, the split or the label; None if several do."""
     if len(candidates) <= 1:
         return candidates[0] if candidates else None
 

@@ -8,6 +8,7 @@ import os
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ _SHOWN = 5  # examples in a message
 
 @dataclass(frozen=True)
 class _Manifest:
-    """A table and what its columns mean. ``base`` is the folder, below the root, that paths are relative to."""
+    """A table and what its columns mean. Paths are relative to ``base``, a folder below the root."""
 
     table: Table
     columns: Columns
@@ -63,11 +64,11 @@ def recognise(place: Place, settings: DataSettings) -> bool:
     """Whether it is a table of pictures, or a folder with one that is not a folder of class folders."""
     try:
         if place.path.is_file():
-            return _is_table_name(place.path) and _is_manifest(place.path, settings, True)
+            return _is_table_name(place.path) and _is_manifest(place.path, settings, None)
         found = _table_files(place.path)
-        if not any(_is_manifest(path, settings, False) for path, _ in found):
+        if not any(_is_manifest(path, settings, place) for path, _ in found):
             return False
-        return not _class_folders(place) or _splits_by_table(place, found, settings)
+        return not class_folders(place) or _splits_by_table(place, found, settings)
     except (ThumbnetError, OSError, ValueError, csv.Error, RecursionError):
         return False
 
@@ -81,7 +82,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     alone = place.path.is_file()
     root = Place(place.path.parent) if alone else place
     files = [(place.path, "")] if alone else _table_files(place.path)
-    manifests, notes = _choose(files, settings, alone)
+    manifests, notes = _choose(files, settings, None if alone else root)
     pictures = Pictures(_picture_place(root, settings), trusted=alone)
     splits: dict[str, _Rows] = defaultdict(lambda: _Rows([], [], []))
     missing: list[str] = []
@@ -93,8 +94,9 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
         what = f"{len(missing)} row(s) name pictures that are not in {printable(str(pictures.index.root))}"
         if settings.on_bad_image != "skip" or not any(rows.paths for rows in splits.values()):
             raise DataError(
-                f"{what} (looked for by path, by file name, and with any picture suffix):\n{shown}{more}\n"
-                "Say where the pictures are: --set data.images=FOLDER; or leave these rows out: --on-bad-image skip"
+                f"{what} (looked for by path, by file name, and without suffix):\n{shown}{more}\n"
+                "Say where the pictures are: --set data.images=FOLDER; "
+                "or leave these rows out: --on-bad-image skip"
             )
         notes.append(f"{what}: left out, such as {missing[0]}")
     notes += _twice(splits)
@@ -160,22 +162,23 @@ def _described(manifest: _Manifest) -> str:
 
 
 def _choose(
-    files: list[tuple[Path, str]], settings: DataSettings, alone: bool
+    files: list[tuple[Path, str]], settings: DataSettings, folder: Place | None
 ) -> tuple[list[_Manifest], list[str]]:
     """The tables to learn from, one per split, and notes about the others."""
     labelled: list[_Manifest] = []
     notes: list[str] = []
     for path, base in files:
-        if not alone and not _is_manifest(path, settings, False, labelled=False):
+        if folder is not None and not _is_manifest(path, settings, folder, labelled=False):
             notes.append(f"{printable(path.name)} was passed over: it names no pictures")
             continue
         table = _load(path)
         columns = find_columns(table, settings)
         split = split_of_name(path.stem) or split_of_name(base)
         if not columns.labelled or "submission" in path.stem.lower():
-            if alone:
+            if folder is None:
                 raise DataError(
-                    f"{printable(path.name)}: no column has labels among {', '.join(map(printable, table.names[:12]))}. "
+                    f"{printable(path.name)}: no column has labels among "
+                    f"{', '.join(map(printable, table.names[:12]))}. "
                     "Say which: --set data.label_column=NAME"
                 )
             notes.append(
@@ -307,8 +310,9 @@ def _table_files(folder: Path) -> list[tuple[Path, str]]:
     return found
 
 
-def _is_manifest(path: Path, settings: DataSettings, named: bool, labelled: bool = True) -> bool:
-    """Whether a table's first rows name pictures. One that the user named may have any suffix-less names."""
+def _is_manifest(path: Path, settings: DataSettings, folder: Place | None, labelled: bool = True) -> bool:
+    """Whether a table's first rows name pictures. ``folder`` is None if the user named the table itself."""
+    named = folder is None
     try:
         table = _load(path, 200)
         columns = find_columns(table, settings)
@@ -318,49 +322,48 @@ def _is_manifest(path: Path, settings: DataSettings, named: bool, labelled: bool
         return False
     if not columns.labelled and labelled and not named:
         return False
-    if named or settings.path_column:
+    if folder is None or settings.path_column:
         return True
     cells = table.column(columns.path)
     if any(is_picture_name(re.split(r"[/\\]", cell)[-1]) for cell in cells):
         return True
     known = bool(columns.one_hot or label_candidates([columns.label]) or not labelled)
-    return known and _any_picture(path.parent, cells)
+    return known and _any_picture(folder, cells)
 
 
-def _any_picture(folder: Path, cells: list[str]) -> bool:
-    """Whether pictures without suffix in a table are in its folder or in the folders there: by any 1,000 each."""
-    stems = {cell.rsplit("/", 1)[-1] for cell in cells}
-    places = [folder, *[p for p in folder.iterdir() if p.is_dir()][:50]]
-    for place in places:
-        with os.scandir(place) as entries:
-            for _, entry in zip(range(1000), entries, strict=False):
-                if is_picture_name(entry.name) and (
-                    len(cells) >= 200 or os.path.splitext(entry.name)[0] in stems
-                ):
-                    return True
+def _any_picture(place: Place, cells: list[str]) -> bool:
+    """Whether pictures that cells name without a suffix are in the folder or one in it."""
+    stems = {re.split(r"[/\\]", cell)[-1] for cell in cells}
+    for folder in [place.path, *[path for path in place.path.iterdir() if path.is_dir()][:50]]:
+        for name in _picture_names(folder, place):
+            if len(cells) >= 200 or os.path.splitext(name)[0] in stems or name in stems:
+                return True
     return False
 
 
-def _class_folders(place: Place) -> bool:
-    """Whether two or more folders with pictures are there, or in the folder of the training split."""
+def _picture_names(folder: Path, place: Place) -> list[str]:
+    """The names of pictures among the first 1,000 files of a folder."""
+    if place.unpacked is not None:
+        prefix = "/".join(folder.relative_to(place.unpacked.folder).parts)
+        return place.unpacked.pictures.by_folder.get(prefix, [])[:1000]
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in islice(entries, 1000) if is_picture_name(entry.name)]
+
+
+def class_folders(place: Place) -> bool:
+    """Whether there are two or more class folders with pictures, in the folder or in that of the train split."""
     folders = [path for path in place.path.iterdir() if path.is_dir() and not path.name.startswith(".")]
     base = [path for path in folders if split_word(path.name) == "train"] or [place.path]
     inner = [path for path in base[0].iterdir() if path.is_dir() and not path.name.startswith((".", "__"))]
     inner = [path for path in inner if not split_word(path.name) and not _NO_CLASS.fullmatch(path.name)]
-    return sum(_has_pictures(path, place) for path in inner[:50]) >= 2
-
-
-def _has_pictures(folder: Path, place: Place) -> bool:
-    if place.unpacked is not None:
-        prefix = "/".join(folder.relative_to(place.unpacked.folder).parts)
-        return bool(place.unpacked.pictures.by_folder.get(prefix))
-    with os.scandir(folder) as entries:
-        return any(is_picture_name(entry.name) for _, entry in zip(range(1000), entries, strict=False))
+    return sum(bool(_picture_names(path, place)) for path in inner[:50]) >= 2
 
 
 def _splits_by_table(place: Place, found: list[tuple[Path, str]], settings: DataSettings) -> bool:
-    """Whether tables label the test pictures, which lie flat, as GTSRB's do: then class folders do not suffice."""
-    tables = {split_of_name(path.stem) for path, _ in found if _is_manifest(path, settings, False)}
+    """Whether tables label test pictures that lie flat, as GTSRB's do: then class folders do not suffice."""
+    tables = {split_of_name(path.stem) for path, _ in found if _is_manifest(path, settings, place)}
     tests = [path for path in place.path.iterdir() if path.is_dir() and split_word(path.name) == "test"]
-    flat = any(_has_pictures(path, place) and not any(p.is_dir() for p in path.iterdir()) for path in tests)
+    flat = any(
+        bool(_picture_names(path, place)) and not any(p.is_dir() for p in path.iterdir()) for path in tests
+    )
     return {"train", "test"} <= tables and flat

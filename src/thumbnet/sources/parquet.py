@@ -191,14 +191,16 @@ def _label_column(file: Any, image: str, path: Path, settings: DataSettings) -> 
     if settings.label_column:
         if settings.label_column not in names:
             raise DataError(
-                f"{printable(path.name)} has no column {settings.label_column!r}. {nearest(settings.label_column, names)}"
+                f"{printable(path.name)} has no column {settings.label_column!r}. "
+                f"{nearest(settings.label_column, names)}"
             )
         return settings.label_column
     declared = [name for name in names if _titles(file, name) is not None]
     choices = declared or label_candidates(names) or (names if len(names) == 1 else [])
     if not choices:
         raise DataError(
-            f"{printable(path.name)}: which column has the labels: {', '.join(map(printable, names)) or 'there is none'}? "
+            f"{printable(path.name)}: which column has the labels: "
+            f"{', '.join(map(printable, names)) or 'there is none'}? "
             "Say which: --set data.label_column=NAME"
         )
     return str((label_candidates(choices) or choices)[0])

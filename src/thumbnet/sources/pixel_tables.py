@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections import defaultdict
+import warnings
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from thumbnet.errors import DataError, ThumbnetError, printable
 from thumbnet.recipe import DataSettings
 from thumbnet.sources import manifest
 from thumbnet.sources.columns import class_names, label_candidates, named, split_of_name, split_word
+from thumbnet.sources.manifest import class_folders
 from thumbnet.sources.place import Place
 from thumbnet.sources.tables import Table, read_table
 
@@ -29,9 +30,9 @@ def recognise(place: Place, settings: DataSettings) -> bool:
     Not where another table in the folder labels real pictures, as in HAM10000: its pixels are smaller copies.
     """
     try:
-        if not any(_is_pixels(path) for path in _files(place.path)):
+        if place.path.is_dir() and (class_folders(place) or manifest.recognise(place, settings)):
             return False
-        return place.path.is_file() or not manifest.recognise(place, settings)
+        return any(_is_pixels(path) for path in _files(place.path))
     except (ThumbnetError, OSError, ValueError, csv.Error):
         return False
 
@@ -40,7 +41,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     """The pictures in tables of pixels: one table, or one per split.
 
     Raises:
-        DataError: a cell is not a whole number from 0 to 255, a row has another length, or labels are missing.
+        DataError: a cell is not a whole number from 0 to 255, rows differ in length, or no labels.
     """
     alone = place.path.is_file()
     notes: list[str] = []
@@ -179,18 +180,20 @@ def _read_table(path: Path, settings: DataSettings) -> _Read:
         raise DataError(f"{printable(path.name)} has no column of labels {label!r} (data.label_column)")
     at = head.names.index(label) if label else -1
     pixels, labels = [], []
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    if b";" in path.open("rb").readline():
-        separator = ";"
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        if head.header:
-            file.readline()
-        line = 1 + head.header
-        while lines := list(islice(file, 2000)):
-            block, found = _block(path, lines, separator, line, (chosen, at, len(head.names)))
-            pixels.append(block)
-            labels += found
-            line += len(lines)
+    line = 1 + head.header
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            separator = max(",;\t", key=first.count)
+            lines = [] if head.header else [first]
+            while lines := lines + list(islice(file, 1000)):
+                block, found = _block(path, lines, separator, line, (chosen, at, len(head.names)))
+                pixels.append(block)
+                labels += found
+                line += len(lines)
+                lines = []
+    except UnicodeDecodeError as error:
+        raise DataError(f"{printable(str(path))} is not text: {error}") from None
     if not pixels:
         raise DataError(f"{printable(path.name)} has no rows")
     return np.concatenate(pixels), (labels if label else None), None
@@ -199,27 +202,48 @@ def _read_table(path: Path, settings: DataSettings) -> _Read:
 def _block(
     path: Path, lines: list[str], separator: str, first: int, where: tuple[list[int], int, int]
 ) -> tuple[np.ndarray, list[str]]:
+    """The pixels, uint8 [N, P], and labels of some lines, the first of which has the number ``first``.
+
+    ``where`` has the positions of the pixels, that of the label (-1: none), and a row's number of cells.
+    """
     chosen, at, width = where
     rows, labels = [], []
     for number, line in enumerate(lines, first):
-        if not line.strip():
+        row = line.strip("\r\n").replace('"', "")
+        if not row.strip():
             continue
-        cells = line.strip("\r\n").replace('"', "").split(separator)
-        if len(cells) != width:
-            raise DataError(f"{printable(str(path))}, line {number}: {len(cells)} cells instead of {width}")
-        labels.append(cells[at].strip() if at >= 0 else "")
-        if at >= 0:
-            cells[at] = "0"
-        rows.append(cells if len(chosen) + (at >= 0) == width else [cells[i] for i in chosen])
-    try:
-        values = np.array([np.fromstring(",".join(row), dtype=np.float64, sep=",") for row in rows])
-    except (ValueError, DeprecationWarning):
-        raise DataError(
-            f"{printable(str(path))}, lines {first} to {first + len(lines) - 1}: a cell is no number"
-        ) from None
-    if len(chosen) + (at >= 0) == width and at >= 0:
-        values = np.delete(values, at, axis=1)
-    return _as_bytes(values, path, first), labels
+        if row.count(separator) != width - 1:
+            raise DataError(
+                f"{printable(str(path))}, line {number}: {row.count(separator) + 1} cells instead of {width}"
+            )
+        if at == 0:
+            label, _, row = row.partition(separator)
+        elif at == width - 1:
+            row, _, label = row.rpartition(separator)
+        else:
+            label = row.split(separator)[at] if at > 0 else ""
+        if len(chosen) < width - (at in (0, width - 1)):
+            cells = line.strip("\r\n").replace('"', "").split(separator)
+            row = separator.join([cells[i] for i in chosen])
+        labels.append(label.strip())
+        rows.append(row)
+    values = _numbers(separator.join(rows), separator)
+    if values is None or values.size != len(rows) * len(chosen):
+        last = first + len(lines) - 1
+        raise DataError(f"{printable(str(path))}, lines {first} to {last}: a cell is not a number")
+    return _as_bytes(values.reshape(len(rows), len(chosen)), path, first), labels
+
+
+def _numbers(text: str, separator: str) -> np.ndarray | None:
+    """Numbers in a text, whole ones the faster way; None where there is something else in it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        for kind in (np.int64, np.float64):
+            try:
+                return np.fromstring(text, dtype=kind, sep=separator)
+            except (ValueError, DeprecationWarning):
+                continue
+    return None
 
 
 def _as_bytes(values: np.ndarray, path: Path, first: int) -> np.ndarray:
@@ -227,8 +251,8 @@ def _as_bytes(values: np.ndarray, path: Path, first: int) -> np.ndarray:
     if not good.all():
         row, column = np.argwhere(~good)[0]
         raise DataError(
-            f"{printable(str(path))}, near line {first + row}: {values[row, column]:g} is no pixel; expected whole numbers "
-            "from 0 to 255"
+            f"{printable(str(path))}, near line {first + row}: {values[row, column]:g} is no pixel; "
+            "expected whole numbers from 0 to 255"
         )
     return values.astype(np.uint8)
 
@@ -240,7 +264,6 @@ def _read_strings(path: Path, column: str, settings: DataSettings) -> _Read:
     if label and label not in rest:
         raise DataError(f"{printable(path.name)} has no column of labels {label!r} (data.label_column)")
     usage = next(iter(named(rest, ("usage", "split", "set", "subset"))), "")
-    rows: dict[int, list[int]] = defaultdict(list)
     pixels = []
     for line, cell in zip(table.lines, table.column(column), strict=True):
         try:
@@ -251,7 +274,6 @@ def _read_strings(path: Path, column: str, settings: DataSettings) -> _Read:
             raise DataError(
                 f"{printable(str(path))}, line {line}: {len(row)} pixels, not {pixels[0].shape[1]}"
             )
-        rows[len(row)].append(line)
         pixels.append(_as_bytes(row[None], path, line))
     splits = [split_word(cell) or "train" for cell in table.column(usage)] if usage else None
     return np.concatenate(pixels), (table.column(label) if label else None), splits

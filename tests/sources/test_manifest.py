@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from helpers import coloured, write_picture
+from thumbnet.data.splits import Data
+from thumbnet.errors import DataError
+from thumbnet.recipe import DataSettings
+from thumbnet.sources import manifest, pixel_tables
+from thumbnet.sources.columns import class_names, find_columns, labels_of
+from thumbnet.sources.load import load_data
+from thumbnet.sources.place import Place
+from thumbnet.sources.tables import read_table
+
+COUNT = 12
+CLASSES = ("blue", "green", "red")
+
+
+def pictures(folder: Path, names: Sequence[str]) -> None:
+    for number, name in enumerate(names):
+        write_picture(folder / name, coloured(number, number))
+
+
+def table(path: Path, header: str, row: Callable[[int], str], encoding: str = "utf-8") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [header] if header else []
+    path.write_text("\n".join(lines + [row(i) for i in range(COUNT)]) + "\n", encoding)
+    return path
+
+
+def counts(data: Data) -> dict[str, int]:
+    return {name: len(split) for name, split in data.splits.items()}
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("image,label", "{n}.png,{c}"),
+        ("id,class", "{n},{c}"),
+        ("filename;category", "{n}.png;{c}"),
+        ("image_id\tcell_type", "{n}\t{c}"),
+        ("Id|Species", "./{n}.png|{c}"),
+        ("lesion_id,image_id,dx,dx_type,age,sex,localization", "HAM_{n},{n},{c},histo,80.0,male,scalp"),
+        ("", "{n}.png,{c}"),
+        ("", "{n}.png {c}"),
+        ("file_name,label", '"{n}.png","{c}"'),
+        ("image,label", "C:\\data\\pets\\{n}.png,{c}"),
+        ("image,label", "/home/bob/data/{n}.png,{c}"),
+        ("image,label", "{n}.jpeg,{c}"),
+    ],
+)
+@pytest.mark.parametrize("folder", ["", "images"])
+def test_path_and_label_columns_are_found_by_name_or_content(
+    header: str, row: str, folder: str, tmp_path: Path
+) -> None:
+    pictures(tmp_path / folder, [f"pic{n}.png" for n in range(COUNT)])
+    file = table(tmp_path / "labels.csv", header, lambda n: row.format(n=f"pic{n}", c=CLASSES[n % 3]))
+    for source in (file, tmp_path):
+        data = load_data(source)
+        assert data.class_names == CLASSES
+        assert counts(data) == {"train": 9, "test": 3}
+        for split in data.splits.values():
+            for index, label in enumerate(split.labels):
+                number = int(Path(split.name(index)).stem.removeprefix("pic"))
+                assert label == number % 3
+                assert split.read(index).size == (16, 16)
+
+
+def test_a_manifest_in_a_zip_reads_as_in_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "kaggle"
+    pictures(folder / "train", [f"{n:04x}.png" for n in range(COUNT)])
+    pictures(folder / "test", [f"{n:04x}.png" for n in range(100, 103)])
+    table(folder / "train.csv", "id_code,diagnosis", lambda n: f"{n:04x},{n % 3}")
+    (folder / "test.csv").write_text("id_code\n0064\n0065\n0066\n")
+    (folder / "sample_submission.csv").write_text("id_code,diagnosis\n0064,0\n0065,0\n0066,0\n")
+    with zipfile.ZipFile(tmp_path / "kaggle.zip", "w") as zipped:
+        for path in sorted(folder.rglob("*.*")):
+            zipped.write(path, path.relative_to(tmp_path))
+    for source in (folder, tmp_path / "kaggle.zip"):
+        data = load_data(source, data_dir=tmp_path / "cache")
+        assert data.class_names == ("0", "1", "2")
+        assert counts(data) == {"train": 9, "test": 3}
+        assert all("train" in data.splits["test"].name(i) for i in range(3))
+        assert any("test.csv has no labels" in note for note in data.notes)
+        assert any("sample_submission.csv" in note for note in data.notes)
+
+
+def test_a_table_in_an_archive_cannot_name_files_outside_it(tmp_path: Path) -> None:
+    write_picture(tmp_path / "secret.png", coloured(0, 0))
+    for cell in ("../secret.png", str(tmp_path / "secret.png"), "C:\\secret.png"):
+        archive = tmp_path / "a.zip"
+        with zipfile.ZipFile(archive, "w") as zipped:
+            zipped.writestr("labels.csv", f"image,label\n{cell},a\n1.png,b\n")
+            zipped.write(tmp_path / "secret.png", "1.png")
+        with pytest.raises(DataError, match="outside its archive"):
+            load_data(archive, data_dir=tmp_path / "cache")
+        archive.unlink()
+
+
+def test_gtsrb_as_downloaded(tmp_path: Path) -> None:
+    header = "Width,Height,Roi.X1,Roi.Y1,Roi.X2,Roi.Y2,ClassId,Path"
+    classes = (2, 10, 20)
+    for split in ("Train", "Test"):
+        names = [
+            f"Train/{classes[n % 3]}/000{n:02}.png" if split == "Train" else f"Test/{n:05}.png"
+            for n in range(COUNT)
+        ]
+        pictures(tmp_path, names)
+        table(
+            tmp_path / f"{split}.csv", header, lambda n, p=names: f"27,26,5,5,22,20,{classes[n % 3]},{p[n]}"
+        )  # type: ignore[misc]
+    pictures(tmp_path / "Meta", ["0.png"])
+    table(
+        tmp_path / "Meta.csv", "Path,ClassId,ShapeId,ColorId,SignId", lambda n: f"Meta/{n}.png,{n},1,0,3.32"
+    )
+    data = load_data(tmp_path / "Train.csv")
+    assert data.class_names == ("2", "10", "20")
+    data = load_data(tmp_path)
+    assert data.class_names == ("2", "10", "20")
+    assert counts(data) == {"train": 12, "test": 12}
+
+
+def test_isics_one_hot_columns(tmp_path: Path) -> None:
+    names = ["MEL", "NV", "BCC"]
+    pictures(tmp_path, [f"ISIC_{n:07}.jpg" for n in range(COUNT)])
+
+    def row(n: int) -> str:
+        return f"ISIC_{n:07}," + ",".join("1.0" if n % 3 == k else "0.0" for k in range(3))
+
+    path = table(tmp_path / "ISIC_2019_Training_GroundTruth.csv", "image," + ",".join(names), row)
+    assert load_data(tmp_path).class_names == ("BCC", "MEL", "NV")
+    path.write_text(path.read_text() + "ISIC_0000000,1.0,1.0,0.0\n")
+    with pytest.raises(DataError, match="line 14: 2 labels"):
+        load_data(tmp_path)
+
+
+def test_a_column_says_the_split(tmp_path: Path) -> None:
+    pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
+    table(
+        tmp_path / "all.csv",
+        "path,label,split",
+        lambda n: f"{n}.png,c{n % 2},{('Train', 'VALID', 'test')[n // 4]}",
+    )
+    assert counts(load_data(tmp_path)) == {"train": 4, "val": 4, "test": 4}
+
+
+def test_a_group_column_reaches_the_data(tmp_path: Path) -> None:
+    pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
+    table(
+        tmp_path / "all.csv",
+        "path,label,split,patient",
+        lambda n: f"{n}.png,c{n % 2},{'train' if n < 8 else 'test'},p{n}",
+    )
+    data = load_data(tmp_path, group_by="patient")
+    assert data.groups["train"].tolist() == [f"p{n}" for n in range(8)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "latin-1"])
+def test_encodings(encoding: str, tmp_path: Path) -> None:
+    pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
+    table(tmp_path / "l.csv", "image,label", lambda n: f"{n}.png,{('café', 'thé')[n % 2]}", encoding)
+    data = load_data(tmp_path)
+    assert data.class_names == ("café", "thé")
+    assert any("Latin-1" in note for note in data.notes) == (encoding == "latin-1")
+
+
+def test_missing_pictures_are_listed_or_skipped(tmp_path: Path) -> None:
+    pictures(tmp_path, [f"{n}.png" for n in range(10)])
+    path = table(tmp_path / "l.csv", "image,label", lambda n: f"{n}.png,c{n % 2}")
+    with pytest.raises(DataError, match=r"2 row\(s\)") as failure:
+        load_data(path)
+    assert "line 12: 10.png" in str(failure.value)
+    data = load_data(path, on_bad_image="skip")
+    assert sum(counts(data).values()) == 10
+    assert any("2 row(s)" in note for note in data.notes)
+
+
+def test_what_rows_say_twice_or_not_at_all_is_noted(tmp_path: Path) -> None:
+    pictures(tmp_path, [f"{n}.png" for n in range(14)])
+    path = table(tmp_path / "l.csv", "image,label", lambda n: f"{n}.png,c{n % 2}")
+    path.write_text(path.read_text() + "0.png,c1\n12.png,\n")
+    notes = "\n".join(load_data(tmp_path).notes)
+    assert "warning: 1 row(s) give a picture a second label, such as 0.png (c0 and c1)" in notes
+    assert "1 row(s) of train without a label" in notes
+    assert "2 picture(s) that no row names" in notes
+
+
+def test_pictures_elsewhere_and_paths_out_of_the_folder(tmp_path: Path) -> None:
+    pictures(tmp_path / "elsewhere", [f"{n}.png" for n in range(COUNT)])
+    path = table(tmp_path / "tables" / "l.csv", "image,label", lambda n: f"{n}.png,c{n % 2}")
+    assert sum(counts(load_data(path, images=str(tmp_path / "elsewhere"))).values()) == COUNT
+    path = table(tmp_path / "tables" / "m.csv", "image,label", lambda n: f"../elsewhere/{n}.png,c{n % 2}")
+    assert sum(counts(load_data(path)).values()) == COUNT
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "styles.csv"])
+def test_class_folders_win_over_a_table_beside_them(name: str, tmp_path: Path) -> None:
+    for c in CLASSES:
+        pictures(tmp_path / "train" / c, [f"{c}{n}.png" for n in range(5)])
+    table(tmp_path / name, "image,label", lambda n: f"blue{n % 5}.png,x{n % 2}")
+    assert load_data(tmp_path).layout.startswith("train/CLASS")
+    table(tmp_path / name, "class_id,class_name", lambda n: f"{n},{CLASSES[n % 3]}")
+    assert load_data(tmp_path).class_names == CLASSES
+
+
+def test_folders_that_are_parts_of_the_pictures_do_not_win(tmp_path: Path) -> None:
+    for n in range(COUNT):
+        write_picture(tmp_path / f"HAM10000_images_part_{1 + n % 2}" / f"ISIC_{n}.jpg", coloured(n, n))
+    table(
+        tmp_path / "HAM10000_metadata.csv",
+        "lesion_id,image_id,dx",
+        lambda n: f"HAM_{n},ISIC_{n},{CLASSES[n % 3]}",
+    )
+    assert load_data(tmp_path).class_names == CLASSES
+
+
+def test_hub_image_folders_with_metadata(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        pictures(tmp_path / split, [f"{n}.png" for n in range(COUNT)])
+        lines = [json.dumps({"file_name": f"{n}.png", "label": n % 3}) for n in range(COUNT)]
+        (tmp_path / split / "metadata.jsonl").write_text("\n".join(lines))
+    data = load_data(tmp_path)
+    assert counts(data) == {"train": 12, "test": 12}
+    assert data.splits["test"].name(0) == "test/0.png"
+
+
+def test_class_names_of_integers_come_from_a_file_where_it_fits(tmp_path: Path) -> None:
+    pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
+    table(tmp_path / "l.csv", "image,label", lambda n: f"{n}.png,{n % 2}")
+    (tmp_path / "label_num_to_disease_map.json").write_text('{"0": "healthy", "1": "rust"}')
+    assert load_data(tmp_path / "l.csv").class_names == ("healthy", "rust")
+
+
+@pytest.mark.parametrize("cells", [["a|b", "a", "b"], ["haze water", "haze road", "water road", "haze"]])
+def test_several_labels_in_a_cell_are_refused(cells: list[str], tmp_path: Path) -> None:
+    pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
+    table(tmp_path / "l.csv", "image,label", lambda n: f"{n}.png,{cells[n % len(cells)]}")
+    with pytest.raises(DataError, match="several labels"):
+        load_data(tmp_path / "l.csv")
+
+
+def test_two_word_species_are_single_labels(tmp_path: Path) -> None:
+    pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
+    species = ("Canis lupus", "Canis aureus", "Vulpes vulpes")
+    table(tmp_path / "l.csv", "image,label", lambda n: f"{n}.png,{species[n % 3]}")
+    assert len(load_data(tmp_path).class_names) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"image,label\n1.png,a,b\n", "line 2: 3 cells"),
+        (b"image,label\n1.png,\x00\n", "line 2: a NUL"),
+        (b'image,label\n1.png,"a\n', "line 2: unexpected end"),
+        (b"image,label\n1.png," + b"x" * 200_000 + b"\n", "line 2: field larger"),
+        (b"", "empty"),
+        (b"image,label\n1.png,0.5\n2.png,0.7\n", "fractions|no"),
+    ],
+)
+def test_damaged_tables_are_refused_with_the_line(content: bytes, message: str, tmp_path: Path) -> None:
+    pictures(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "l.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_data(tmp_path / "l.csv")
+
+
+def test_whole_numbers_are_ordered_by_value() -> None:
+    assert list(class_names(["10", "2.0", "1"]).values()) == ["1", "2", "10"]
+    assert list(class_names(["010", "002"]).values()) == ["002", "010"]
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters='\0\r\n"'), min_size=1, max_size=8).map(
+    str.strip
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(labels=st.lists(TEXT, min_size=1, max_size=9), separator=st.sampled_from(",;\t|"))
+def test_quoted_cells_come_back_with_any_separator(labels: list[str], separator: str, tmp_path: Path) -> None:
+    path = tmp_path / "l.csv"
+    lines = [f'"{n}.png"{separator}"{label}"' for n, label in enumerate(labels)]
+    path.write_text(f"image{separator}label\n" + "\n".join(lines) + "\n", "utf-8", newline="")
+    found = read_table(path)
+    assert found.names == ["image", "label"]
+    assert found.column("label") == labels
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    content=st.one_of(st.binary(max_size=300), st.text("ab01.,;\t\n\"'| png", max_size=200).map(str.encode)),
+    lines=st.booleans(),
+)
+def test_any_bytes_give_a_table_or_a_data_error(content: bytes, lines: bool, tmp_path: Path) -> None:
+    path = tmp_path / ("l.jsonl" if lines else "l.csv")
+    path.write_bytes(content)
+    for form in (manifest, pixel_tables):
+        assert form.recognise(Place(path), DataSettings()) in (True, False)
+    try:
+        found = read_table(path)
+        columns = find_columns(found, DataSettings())
+        if columns.labelled:
+            class_names(labels_of(found, columns))
+    except DataError:
+        pass
+
+
+def test_pictures_keep_their_labels_in_order(tmp_path: Path) -> None:
+    pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
+    path = table(
+        tmp_path / "l.csv", "image,label,split", lambda n: f"{n}.png,c{n % 3},{'train' if n < 9 else 'val'}"
+    )
+    data = load_data(path)
+    assert np.array_equal(data.splits["train"].labels, np.arange(9) % 3)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from helpers import coloured, write_picture
+from thumbnet.errors import DataError, MissingExtraError
+from thumbnet.sources.load import load_data
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+def png(label: int, seed: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(coloured(label, seed)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def write(path: Path, labels: list[object], names: list[str] | None, column: str = "label") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [{"bytes": png(n, n), "path": f"{n}.png"} for n in range(len(labels))]
+    table = pa.table({"image": images, column: labels})
+    if names:
+        features = {"image": {"_type": "Image"}, column: {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path)
+
+
+def test_the_hubs_parquet_files_with_class_names(tmp_path: Path) -> None:
+    names = ["red", "green", "blue"]
+    write(tmp_path / "data" / "train-00000-of-00002.parquet", [0, 1, 2] * 2, names, "fine_label")
+    write(tmp_path / "data" / "train-00001-of-00002.parquet", [0, 1, 2], names, "fine_label")
+    write(tmp_path / "data" / "test-00000-of-00001.parquet", [2, 1, 0], names, "fine_label")
+    data = load_data(tmp_path)
+    assert data.class_names == ("red", "green", "blue")
+    assert data.splits["test"].labels.tolist() == [2, 1, 0]
+    assert len(data.splits["train"]) == 9
+    assert data.splits["train"].read(8).size == (16, 16)
+
+
+@pytest.mark.parametrize("labels", [["b", "a"], [10, 2]])
+def test_labels_without_names_are_text_or_integers(labels: list[object], tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", labels * 5, None)
+    data = load_data(tmp_path / "train.parquet")
+    assert data.class_names == tuple(map(str, sorted(labels, key=lambda c: (len(str(c)), str(c)))))
+
+
+def test_a_parquet_table_of_paths_is_a_manifest(tmp_path: Path) -> None:
+    for n in range(10):
+        write_picture(tmp_path / "images" / f"{n}.png", coloured(n, n))
+    table = pa.table(
+        {"filename": [f"{n}.png" for n in range(10)], "category": [f"c{n % 2}" for n in range(10)]}
+    )
+    pq.write_table(table, tmp_path / "labels.parquet")
+    assert load_data(tmp_path).class_names == ("c0", "c1")
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 nonsense PAR1")
+    with pytest.raises(DataError, match="train.parquet"):
+        load_data(tmp_path / "train.parquet")
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "train.parquet", [0, 1] * 4, None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(MissingExtraError, match="formats"):
+        load_data(tmp_path / "train.parquet")

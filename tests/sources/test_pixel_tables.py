@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thumbnet.errors import DataError
+from thumbnet.sources.load import load_data
+
+
+def grid(count: int, pixels: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, pixels))
+
+
+def write(path: Path, header: str, values: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savetxt(path, values, fmt="%d", delimiter=",", header=header, comments="")
+    return path
+
+
+def test_kaggles_digit_recognizer(tmp_path: Path) -> None:
+    header = ",".join(f"pixel{n}" for n in range(784))
+    values = grid(40, 784)
+    labelled = np.column_stack([np.arange(40) % 10, values])
+    write(tmp_path / "train.csv", "label," + header, labelled)
+    write(tmp_path / "test.csv", header, grid(5, 784))
+    (tmp_path / "sample_submission.csv").write_text("ImageId,Label\n1,0\n2,0\n")
+    data = load_data(tmp_path)
+    assert data.class_names == tuple("0123456789")
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 30, "test": 10}
+    assert any("test.csv has no labels: its 5 rows" in note for note in data.notes)
+    alone = load_data(tmp_path / "train.csv").splits["train"]
+    pixels = np.asarray(alone.read(0))
+    match = (values == pixels[..., 0].reshape(-1)).all(axis=1)
+    assert match.sum() == 1
+    assert match.argmax() % 10 == alone.labels[0]
+    with pytest.raises(DataError, match="no column of labels"):
+        load_data(tmp_path / "test.csv")
+
+
+def test_sign_mnist_has_a_test_table(tmp_path: Path) -> None:
+    header = "label," + ",".join(f"pixel{n}" for n in range(1, 785))
+    for split in ("train", "test"):
+        labels = np.array([0, 1, 10, 24] * 5)
+        write(tmp_path / f"sign_mnist_{split}.csv", header, np.column_stack([labels, grid(20, 784)]))
+    data = load_data(tmp_path)
+    assert data.class_names == ("0", "1", "10", "24")
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 20, "test": 20}
+
+
+def test_fer2013(tmp_path: Path) -> None:
+    values = grid(12, 2304)
+    usage = ["Training"] * 6 + ["PublicTest"] * 3 + ["PrivateTest"] * 3
+    rows = [f"{n % 3},{' '.join(map(str, values[n]))},{usage[n]}" for n in range(12)]
+    (tmp_path / "fer2013.csv").write_text("emotion,pixels,Usage\n" + "\n".join(rows) + "\n")
+    data = load_data(tmp_path)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 6, "val": 3, "test": 3}
+    assert np.array_equal(np.asarray(data.splits["train"].read(2))[..., 1].reshape(-1), values[2])
+
+
+def test_a_to_z_has_no_header_and_the_label_first(tmp_path: Path) -> None:
+    write(tmp_path / "A_Z Handwritten Data.csv", "", np.column_stack([np.arange(52) % 26, grid(52, 784)]))
+    text = (tmp_path / "A_Z Handwritten Data.csv").read_text().lstrip("\n")
+    (tmp_path / "A_Z Handwritten Data.csv").write_text(text)
+    data = load_data(tmp_path)
+    assert len(data.class_names) == 26
+    assert sum(len(split) for split in data.splits.values()) == 52
+
+
+def test_three_channels_plane_after_plane_or_interleaved(tmp_path: Path) -> None:
+    ramp = np.add.outer(np.arange(32), np.arange(32))
+    picture = np.stack([ramp, 200 - ramp, ramp // 2], axis=-1)
+    for name, row in (("planes", picture.transpose(2, 0, 1)), ("rgb", picture)):
+        values = np.column_stack([np.arange(10) % 2, np.tile(row.reshape(1, -1), (10, 1))])
+        path = write(tmp_path / f"{name}.csv", "label," + ",".join(f"p{n}" for n in range(3072)), values)
+        assert np.array_equal(np.asarray(load_data(path).splits["train"].read(0)), picture)
+
+
+@pytest.mark.parametrize("bad", ["256", "-1", "x", "0.5", ""])
+def test_what_is_no_pixel_is_refused(bad: str, tmp_path: Path) -> None:
+    header = "label," + ",".join(f"pixel{n}" for n in range(784))
+    path = write(tmp_path / "t.csv", header, np.column_stack([np.arange(10) % 2, grid(10, 784)]))
+    lines = path.read_text().splitlines()
+    cells = lines[6].split(",")
+    cells[100] = bad
+    lines[6] = ",".join(cells)
+    path.write_text("\n".join(lines))
+    with pytest.raises(DataError, match="line"):
+        load_data(path)
+
+
+def test_ten_thousand_rows_take_seconds(tmp_path: Path) -> None:
+    header = "label," + ",".join(f"pixel{n}" for n in range(784))
+    row = ",".join(map(str, grid(1, 784)[0]))
+    text = "\n".join(f"{n % 10},{row}" for n in range(10_000))
+    (tmp_path / "train.csv").write_text(f"{header}\n{text}\n")
+    start = time.perf_counter()
+    load_data(tmp_path / "train.csv")
+    assert time.perf_counter() - start < 20
