@@ -117,7 +117,7 @@ def test_batches_and_rates_are_fitted_to_the_least_number_of_steps(
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(RecipeError, match="Did you mean 'tutorial'"):
         load_recipe("tutorail")
-    with pytest.raises(RecipeError, match=r"cannot read the recipe nowhere\.toml"):
+    with pytest.raises(RecipeError, match=r"there is no recipe file nowhere\.toml"):
         load_recipe("nowhere.toml")
 
 
