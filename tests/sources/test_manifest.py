@@ -114,9 +114,8 @@ def test_gtsrb_as_downloaded(tmp_path: Path) -> None:
             for n in range(COUNT)
         ]
         pictures(tmp_path, names)
-        table(
-            tmp_path / f"{split}.csv", header, lambda n, p=names: f"27,26,5,5,22,20,{classes[n % 3]},{p[n]}"
-        )  # type: ignore[misc]
+        rows = [f"27,26,5,5,22,20,{classes[n % 3]},{name}" for n, name in enumerate(names)]
+        table(tmp_path / f"{split}.csv", header, rows.__getitem__)
     pictures(tmp_path / "Meta", ["0.png"])
     table(
         tmp_path / "Meta.csv", "Path,ClassId,ShapeId,ColorId,SignId", lambda n: f"Meta/{n}.png,{n},1,0,3.32"

@@ -201,7 +201,8 @@ def labels_of(table: Table, columns: Columns) -> list[str]:
         if len(ones) > 1:
             raise DataError(
                 f"{printable(table.path.name)}, line {line}: {len(ones)} labels ({_listing(ones)}). "
-                "thumbnet learns one class per picture. If one column alone has the labels: --set data.label_column=NAME"
+                "thumbnet learns one class per picture. If one column alone has the labels: "
+                "--set data.label_column=NAME"
             )
         labels.append(ones[0] if ones else "")
     return labels
@@ -241,6 +242,7 @@ def class_names(labels: Iterable[str]) -> dict[str, str]:
     odd = [label for label, number in numbers.items() if number != int(number)]
     if odd:
         raise DataError(
-            f"the labels are numbers with fractions, such as {odd[0]}: thumbnet learns classes, not quantities"
+            f"the labels are numbers with fractions, such as {odd[0]}: "
+            "thumbnet learns classes, not quantities"
         )
     return {label: str(int(numbers[label])) for label in sorted(found, key=lambda label: numbers[label])}

@@ -33,7 +33,8 @@ from thumbnet.sources.tables import TEXT_SUFFIXES, Table, read_table
 
 _LISTS = re.compile(r"(.*[_-])?(train|val|valid|test|labels?|annotations?|list)([_-].*)?\.txt", re.I)
 _NO_CLASS = re.compile(
-    r"images?|imgs?|pictures?|photos?|jpe?gs?|pngs?|parts?|batch(es)?|chunks?|(.*[_-])?(images?|imgs?|part|batch|chunk)[_-]?\d*",
+    r"images?|imgs?|pictures?|photos?|jpe?gs?|pngs?|parts?|batch(es)?|chunks?|"
+    r"(.*[_-])?(images?|imgs?|part|batch|chunk)[_-]?\d*",
     re.I,
 )
 _CLASS_FILES = ("labels.txt", "classes.txt", "label_num_to_disease_map.json")
@@ -230,8 +231,7 @@ def _collect(
         splits[split].paths.append(path)
         splits[split].labels.append(label)
         splits[split].groups.append(groups[row] if groups else "")
-    kept = ", ".join(f"{split} {len(rows.paths):,}" for split, rows in splits.items())
-    notes.append(f"{printable(table.path.name)}: {len(table.rows):,} rows were read (so far: {kept})")
+    notes.append(f"{printable(table.path.name)}: {len(table.rows):,} rows were read")
     notes += [
         f"{printable(table.path.name)}: {n:,} row(s) of {s} without a label left out"
         for s, n in empty.items()
@@ -350,7 +350,7 @@ def _picture_names(folder: Path, place: Place) -> list[str]:
 
 
 def class_folders(place: Place) -> bool:
-    """Whether there are two or more class folders with pictures, in the folder or in that of the train split."""
+    """Whether the folder, or its train split's, has two or more class folders with pictures."""
     folders = [path for path in place.path.iterdir() if path.is_dir() and not path.name.startswith(".")]
     base = [path for path in folders if split_word(path.name) == "train"] or [place.path]
     inner = [path for path in base[0].iterdir() if path.is_dir() and not path.name.startswith((".", "__"))]

@@ -72,8 +72,8 @@ def recognise(place: Place, settings: DataSettings) -> bool:
         if not files:
             return False
         return _image_column(_open(files[0])) != ""
-    except MissingExtraError:
-        return True
+    except MissingExtraError:  # read says so, unless there are other folders that may have the pictures
+        return place.path.is_file() or not any(p.is_dir() and p.name != "data" for p in place.path.iterdir())
     except (DataError, OSError, ValueError):
         return False
 
