@@ -6,7 +6,14 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.cli.options import DATA_HELP, add_data_dir, add_data_options
+from thumbnet.cli.options import (
+    DATA_HELP,
+    add_data_dir,
+    add_data_options,
+    add_on_bad_image,
+    add_overrides,
+    overrides,
+)
 
 if TYPE_CHECKING:
     from thumbnet.data.images import Fit
@@ -25,6 +32,8 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_data_options(parser)
+    add_on_bad_image(parser)
+    add_overrides(parser)
     add_data_dir(parser)
     parser.set_defaults(command=execute)
 
@@ -34,7 +43,7 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet import plots
     from thumbnet.console import counting, say
     from thumbnet.data.inspection import inspect_data, sample_grid
-    from thumbnet.recipe import parse_image_size
+    from thumbnet.recipe import Recipe, parse_image_size
     from thumbnet.sources.load import load_data
     from thumbnet.views import show_inspection
 
@@ -45,7 +54,7 @@ def execute(options: argparse.Namespace) -> int:
         data = load_data(
             options.data,
             data_dir=options.data_dir,
-            val_fraction=options.val_fraction or 0.0,
+            settings=Recipe().override(overrides(options)).data,
             progress=count,
         )
     with counting("reading") as count:

@@ -42,6 +42,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", metavar="SIZE", help="32, or HEIGHTxWIDTH as 32x64, in pixels")
     parser.add_argument("--fit", choices=["pad", "crop", "squash"], help="for other shapes (default: pad)")
     parser.add_argument("--val-fraction", type=float, metavar="F", help="part of train to set aside as val")
+    parser.add_argument("--images", metavar="DIR", help="where the pictures are that a table names")
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -109,6 +110,7 @@ SHORTCUTS = {
     "seed": "seed",
     "image_size": "data.image_size",
     "fit": "data.fit",
+    "images": "data.images",
     "val_fraction": "data.val_fraction",
 }
 

@@ -326,7 +326,9 @@ def _is_manifest(path: Path, settings: DataSettings, folder: Place | None, label
     cells = table.column(columns.path)
     if any(is_picture_name(re.split(r"[/\\]", cell)[-1]) for cell in cells):
         return True
-    known = bool(columns.one_hot or label_candidates([columns.label]) or not labelled)
+    known = bool(
+        settings.label_column or columns.one_hot or label_candidates([columns.label]) or not labelled
+    )
     return known and _any_picture(folder, cells)
 
 
