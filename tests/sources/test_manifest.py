@@ -114,9 +114,8 @@ def test_gtsrb_as_downloaded(tmp_path: Path) -> None:
             for n in range(COUNT)
         ]
         pictures(tmp_path, names)
-        table(
-            tmp_path / f"{split}.csv", header, lambda n, p=names: f"27,26,5,5,22,20,{classes[n % 3]},{p[n]}"
-        )  # type: ignore[misc]
+        rows = [f"27,26,5,5,22,20,{classes[n % 3]},{name}" for n, name in enumerate(names)]
+        table(tmp_path / f"{split}.csv", header, rows.__getitem__)
     pictures(tmp_path / "Meta", ["0.png"])
     table(
         tmp_path / "Meta.csv", "Path,ClassId,ShapeId,ColorId,SignId", lambda n: f"Meta/{n}.png,{n},1,0,3.32"
@@ -319,3 +318,11 @@ def test_pictures_keep_their_labels_in_order(tmp_path: Path) -> None:
     )
     data = load_data(path)
     assert np.array_equal(data.splits["train"].labels, np.arange(9) % 3)
+
+
+def test_a_table_of_many_attributes_asks_for_the_label_column(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", [f"{n}.jpg" for n in range(COUNT)])
+    table(tmp_path / "styles.csv", "id,gender,season", lambda n: f"{n},{'MW'[n % 2]},{'FS'[n // 6]}")
+    with pytest.raises(DataError, match=r"gender, season\?.*data.label_column"):
+        load_data(tmp_path)
+    assert load_data(tmp_path, label_column="gender").class_names == ("M", "W")

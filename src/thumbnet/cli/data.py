@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.cli.options import DATA_HELP, add_data_dir, add_data_options, add_overrides, data_settings
+from thumbnet.cli.options import (
+    DATA_HELP,
+    add_data_dir,
+    add_data_options,
+    add_on_bad_image,
+    add_overrides,
+    data_settings,
+)
 
 if TYPE_CHECKING:
     from thumbnet.data.images import Fit
@@ -24,6 +31,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_data_options(parser)
+    add_on_bad_image(parser)
     add_overrides(parser)
     add_data_dir(parser)
     parser.set_defaults(command=execute)

@@ -131,7 +131,7 @@ def find_columns(table: Table, settings: DataSettings) -> Columns:
     if not path:
         raise DataError(
             f"{printable(table.path.name)}: no column names pictures among {_listing(table.names)}. "
-            "Say which: --set data.path_column=NAME"
+            "Say which: --path-column NAME"
         )
     rest = [name for name in table.names if name != path]
     by_words = [name for name in rest if len(set(sample[name]) - EMPTY) > 1]
@@ -149,7 +149,7 @@ def find_columns(table: Table, settings: DataSettings) -> Columns:
     if len(by_content) > 1:
         raise DataError(
             f"{printable(table.path.name)}: which column has the labels: {_listing(by_content)}? "
-            "Say which: --set data.label_column=NAME"
+            "Say which: --label-column NAME"
         )
     return Columns(path, by_content[0] if by_content else "", split)
 
@@ -203,7 +203,8 @@ def labels_of(table: Table, columns: Columns) -> list[str]:
         if len(ones) > 1:
             raise DataError(
                 f"{printable(table.path.name)}, line {line}: {len(ones)} labels ({_listing(ones)}). "
-                "thumbnet learns one class per picture. If one column alone has the labels: --set data.label_column=NAME"
+                "thumbnet learns one class per picture. If one column alone has the labels: "
+                "--label-column NAME"
             )
         labels.append(ones[0] if ones else "")
     return labels
@@ -243,6 +244,7 @@ def class_names(labels: Iterable[str]) -> dict[str, str]:
     odd = [label for label, number in numbers.items() if number != int(number)]
     if odd:
         raise DataError(
-            f"the labels are numbers with fractions, such as {odd[0]}: thumbnet learns classes, not quantities"
+            f"the labels are numbers with fractions, such as {odd[0]}: "
+            "thumbnet learns classes, not quantities"
         )
     return {label: str(int(numbers[label])) for label in sorted(found, key=lambda label: numbers[label])}

@@ -154,7 +154,7 @@ def _image_column(features: Mapping[str, Any], wanted: str, where: str, notes: l
         others = ", ".join(printable(key) for key in found[1:])
         notes.append(
             f"of {len(found)} columns with pictures {printable(found[0])!r} was taken; {others}: "
-            "--set data.path_column=NAME"
+            "--path-column NAME"
         )
     return found[0]
 
@@ -187,7 +187,7 @@ def _label_column(table: Any, wanted: str, image: str, where: str, notes: list[s
         what = several if few else "no column of labels"
         raise DataError(
             f"{where} is no image-classification data set that is understood: {what}. Its columns: "
-            f"{_listing(features)}. Name one: {where}#COLUMN, or --set data.label_column=COLUMN"
+            f"{_listing(features)}. Name one: {where}#COLUMN, or --label-column COLUMN"
         )
     if len(found) > 1 or not typed:
         others = [printable(key) for key in plain if key != found[0]]

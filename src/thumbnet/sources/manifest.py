@@ -33,7 +33,8 @@ from thumbnet.sources.tables import TEXT_SUFFIXES, Table, read_table
 
 _LISTS = re.compile(r"(.*[_-])?(train|val|valid|test|labels?|annotations?|list)([_-].*)?\.txt", re.I)
 _NO_CLASS = re.compile(
-    r"images?|imgs?|pictures?|photos?|jpe?gs?|pngs?|parts?|batch(es)?|chunks?|(.*[_-])?(images?|imgs?|part|batch|chunk)[_-]?\d*",
+    r"images?|imgs?|pictures?|photos?|jpe?gs?|pngs?|parts?|batch(es)?|chunks?|"
+    r"(.*[_-])?(images?|imgs?|part|batch|chunk)[_-]?\d*",
     re.I,
 )
 _CLASS_FILES = ("labels.txt", "classes.txt", "label_num_to_disease_map.json")
@@ -95,7 +96,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
         if settings.on_bad_image != "skip" or not any(rows.paths for rows in splits.values()):
             raise DataError(
                 f"{what} (looked for by path, by file name, and without suffix):\n{shown}{more}\n"
-                "Say where the pictures are: --set data.images=FOLDER; "
+                "Say where the pictures are: --images FOLDER; "
                 "or leave these rows out: --on-bad-image skip"
             )
         notes.append(f"{what}: left out, such as {missing[0]}")
@@ -179,7 +180,7 @@ def _choose(
                 raise DataError(
                     f"{printable(path.name)}: no column has labels among "
                     f"{', '.join(map(printable, table.names[:12]))}. "
-                    "Say which: --set data.label_column=NAME"
+                    "Say which: --label-column NAME"
                 )
             notes.append(
                 f"{printable(path.name)} has no labels: its {len(table.rows):,} rows were passed over"
@@ -317,7 +318,7 @@ def _is_manifest(path: Path, settings: DataSettings, folder: Place | None, label
         table = _load(path, 200)
         columns = find_columns(table, settings)
     except DataError as error:
-        return named or "data.label_column" in str(error)
+        return (named and path.suffix.lower() != ".txt") or "data.label_column" in str(error)
     if len(table.names) > 300:
         return False
     if not columns.labelled and labelled and not named:
@@ -327,7 +328,9 @@ def _is_manifest(path: Path, settings: DataSettings, folder: Place | None, label
     cells = table.column(columns.path)
     if any(is_picture_name(re.split(r"[/\\]", cell)[-1]) for cell in cells):
         return True
-    known = bool(columns.one_hot or label_candidates([columns.label]) or not labelled)
+    known = bool(
+        settings.label_column or columns.one_hot or label_candidates([columns.label]) or not labelled
+    )
     return known and _any_picture(folder, cells)
 
 
@@ -351,7 +354,7 @@ def _picture_names(folder: Path, place: Place) -> list[str]:
 
 
 def class_folders(place: Place) -> bool:
-    """Whether there are two or more class folders with pictures, in the folder or in that of the train split."""
+    """Whether the folder, or its train split's, has two or more class folders with pictures."""
     folders = [path for path in place.path.iterdir() if path.is_dir() and not path.name.startswith(".")]
     base = [path for path in folders if split_word(path.name) == "train"] or [place.path]
     inner = [path for path in base[0].iterdir() if path.is_dir() and not path.name.startswith((".", "__"))]

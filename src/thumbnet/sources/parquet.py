@@ -72,8 +72,8 @@ def recognise(place: Place, settings: DataSettings) -> bool:
         if not files:
             return False
         return _image_column(_open(files[0])) != ""
-    except MissingExtraError:
-        return True
+    except MissingExtraError:  # read says so, unless there are other folders that may have the pictures
+        return place.path.is_file() or not any(p.is_dir() and p.name != "data" for p in place.path.iterdir())
     except (DataError, OSError, ValueError):
         return False
 
@@ -201,7 +201,7 @@ def _label_column(file: Any, image: str, path: Path, settings: DataSettings) -> 
         raise DataError(
             f"{printable(path.name)}: which column has the labels: "
             f"{', '.join(map(printable, names)) or 'there is none'}? "
-            "Say which: --set data.label_column=NAME"
+            "Say which: --label-column NAME"
         )
     return str((label_candidates(choices) or choices)[0])
 

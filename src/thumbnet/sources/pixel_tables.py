@@ -264,7 +264,7 @@ def _read_strings(path: Path, column: str, settings: DataSettings) -> _Read:
     if label and label not in rest:
         raise DataError(f"{printable(path.name)} has no column of labels {label!r} (data.label_column)")
     usage = next(iter(named(rest, ("usage", "split", "set", "subset"))), "")
-    pixels = []
+    pixels: list[np.ndarray] = []
     for line, cell in zip(table.lines, table.column(column), strict=True):
         try:
             row = np.array(cell.split(), dtype=np.float64)
