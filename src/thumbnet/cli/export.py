@@ -82,7 +82,12 @@ def execute(options: argparse.Namespace) -> int:
         say(f"largest difference  {check.largest_difference:.2g}  (of a probability)")
         say(f"same class          {percent(check.same_class)}")
         both = f"{percent(check.accuracy_run)} the run, {percent(check.accuracy_export)} the export"
-        say(f"accuracy            {both}")
+        say(
+            f"accuracy            {both}{'' if check.tta == 'none' else f' (test-time augmentation {check.tta})'}"
+        )
+        if check.tta != "none" and options.format != "safetensors":
+            say(f"  of the graph alone {percent(check.accuracy_plain)}: test-time augmentation is not in the file, "
+                "thumbnet adds it")  # fmt: skip
     if options.format != "onnx-int8" and check.largest_difference > TOLERANCE:
         raise RunError(f"{out} does not compute what the run does: do not use it")
     return 0

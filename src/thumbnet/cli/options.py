@@ -83,9 +83,10 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
 def add_tta(parser: argparse.ArgumentParser) -> None:
     """Test-time augmentation."""
     parser.add_argument(
-        "--tta", nargs="?", const="mirror-shift", default="none",
+        "--tta", nargs="?", const="mirror-shift", default=None,
         choices=["none", "mirror", "mirror-shift", "adaptive"],
-        help="test-time augmentation: the mean over mirrored (and shifted) views (adaptive: where unsure)",
+        help="test-time augmentation: the mean over mirrored (and shifted) views, or none "
+        "(default: as the run was measured)",
     )  # fmt: skip
 
 

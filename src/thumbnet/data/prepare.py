@@ -35,8 +35,9 @@ class Prepared:
     Attributes:
         preprocessing: resolved: size, fit, mean and std.
         train: shuffled and augmented.
-        evaluation: ``val`` and ``test``, whichever there are.
+        evaluation: ``val``, ``test`` and ``calibration``, whichever there are.
         engine: ``memory`` or ``workers``, as chosen.
+        splits: the pictures that are left, by split, in the order in which the engines deliver them.
         skipped: split, name and reason of each picture that was left out because it cannot be read.
     """
 
@@ -44,6 +45,7 @@ class Prepared:
     train: TrainBatches
     evaluation: dict[str, EvalBatches]
     engine: str
+    splits: dict[str, Split]
     skipped: tuple[tuple[str, str, str], ...] = ()
 
 
@@ -125,13 +127,14 @@ def _prepare(
         world=world,
     )
     evaluation: dict[str, EvalBatches] = {}
-    for name in ("val", "test"):
+    for name in ("val", "test", "calibration"):
         if name in data.splits and len(data.splits[name]):
             engine = build_engine(data.splits[name], settings, size, in_memory, device, on_decode)
             evaluation[name] = EvalBatches(
                 engine, normalise, batch_size=recipe.evaluation.batch_size, world=world
             )
-    return Prepared(preprocessing, train, evaluation, "memory" if in_memory else "workers")
+    splits = {"train": train_split} | {name: data.splits[name] for name in evaluation}
+    return Prepared(preprocessing, train, evaluation, "memory" if in_memory else "workers", splits)
 
 
 def build_engine(
