@@ -90,8 +90,17 @@ def write_leaks(
         path.unlink(missing_ok=True)
 
 
-def describe(found: Repeats, splits: Mapping[str, Split], class_names: tuple[str, ...]) -> dict[str, Any]:
-    """Counts, and the same in sentences (``lines``; empty where nothing repeats)."""
+def describe(
+    found: Repeats,
+    splits: Mapping[str, Split],
+    class_names: tuple[str, ...],
+    labels: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, Any]:
+    """Counts, and the same in sentences (``lines``; empty where nothing repeats).
+
+    ``labels`` are positions in ``class_names``; by default the splits' own.
+    """
+    known = labels or {name: split.labels for name, split in splits.items()}
 
     def named(place: Place) -> str:
         return f"{place.split}: {printable(splits[place.split].name(place.index))}"
@@ -108,9 +117,9 @@ def describe(found: Repeats, splits: Mapping[str, Split], class_names: tuple[str
         )
     if found.conflicts:
         one, *others = found.conflicts[0]
-        label = int(splits[one.split].labels[one.index])
-        other = next(o for o in others if int(splits[o.split].labels[o.index]) != label)
-        names = [class_names[label], class_names[int(splits[other.split].labels[other.index])]]
+        label = int(known[one.split][one.index])
+        other = next(o for o in others if int(known[o.split][o.index]) != label)
+        names = [class_names[label], class_names[int(known[other.split][other.index])]]
         count = len(found.conflicts)
         lines.append(
             f"warning: {count:,} picture{'s are' if count > 1 else ' is'} in two classes (such as "
@@ -153,7 +162,13 @@ def training_digests(folder: Path) -> np.ndarray | None:
 
 
 def lines_about(
-    engine: Engine, split: Split, name: str, class_names: tuple[str, ...], trained_on: np.ndarray | None
+    engine: Engine,
+    split: Split,
+    name: str,
+    *,
+    labels: np.ndarray,
+    class_names: tuple[str, ...],
+    trained_on: np.ndarray | None,
 ) -> list[str]:
     """Sentences about a split of other data: what repeats in it, and what was in the training split.
 
@@ -161,7 +176,8 @@ def lines_about(
         engine: of its pictures, as the run sees them.
         split: the same pictures.
         name: what to call the split.
-        class_names: of its labels.
+        labels: int [N], positions in ``class_names``.
+        class_names: those of the run.
         trained_on: what :func:`training_digests` returned.
     """
     digests = engine_digests(engine)
@@ -180,8 +196,8 @@ def lines_about(
                 f"warning: {int(known.sum()):,} of these {len(split):,} pictures were in the training split "
                 f"(such as {example})"
             )
-    found = find_repeats({name: digests}, {name: split.labels})
-    inside: list[str] = describe(found, {name: split}, class_names)["lines"]
+    found = find_repeats({name: digests}, {name: labels})
+    inside: list[str] = describe(found, {name: split}, class_names, {name: labels})["lines"]
     return lines + inside
 
 

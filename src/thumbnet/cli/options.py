@@ -148,6 +148,7 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
     """The data that were named, or the run's own; split as the run split them."""
     from dataclasses import replace
 
+    from thumbnet.calibration import with_calibration_split
     from thumbnet.errors import RunError
     from thumbnet.sources.load import load_data
 
@@ -159,7 +160,8 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
         raise RunError(f"name the data: {options.run} is a file alone, which does not say where they are")
     if options.data is not None:
         settings = replace(settings, val_fraction=0.0)
-    return load_data(source, data_dir=data_dir, settings=settings)
+        return load_data(source, data_dir=data_dir, settings=settings)
+    return with_calibration_split(load_data(source, data_dir=data_dir, settings=settings), settings)
 
 
 def split_of(options: argparse.Namespace, data: Data) -> str:
