@@ -1,8 +1,8 @@
 """Probabilities that can be believed: one temperature for a network's logits (Guo et al. 2017).
 
-A network that was trained with label smoothing says "46 %" of what it is nearly always right about; one trained
-for long says "99.9 %" too often. Dividing all logits by one temperature, chosen on pictures that were not trained
-on, mends most of it and changes no predicted class. It imports no torch.
+A network that was trained with label smoothing says "46 %" where it is nearly always right; one trained for
+long says "99.9 %" too often. Dividing all logits by one temperature, chosen on pictures that were not trained
+on, corrects most of that and changes no predicted class. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _LOWEST, _HIGHEST, _GRID = -3.0, 3.0, 121  # of that logarithm
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The temperature that makes ``softmax(logits / temperature)`` fit the labels best.
 
-    It minimises the summed cross-entropy plus a Gaussian prior on the logarithm of the temperature. The prior is
-    worth a few pictures: without it a handful of pictures that are all right would drive the temperature to 0.
+    It minimises the summed cross-entropy plus a Gaussian prior on the logarithm of the temperature. The prior
+    is worth a few pictures: without it a handful of right answers would drive the temperature to 0.
 
     Args:
         logits: float [N, classes].
@@ -75,11 +75,11 @@ def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def with_calibration_split(data: Data, settings: DataSettings) -> Data:
-    """``data`` with a split ``calibration`` set aside from ``train``, as a training with ``settings`` needs it.
+    """``data`` with a split ``calibration`` set aside from ``train``, as a training with ``settings`` has it.
 
     Nothing is set aside where the data have a ``val`` split, which then serves, or where a twentieth of the
-    training pictures would be fewer than ``FEWEST``. Every class is represented by its share. Pictures are chosen
-    by a hash of their names and pictures of a group stay together, as in the other splits.
+    training pictures would be fewer than ``FEWEST``. Every class is represented by its share. Pictures are
+    chosen by a hash of their names, and pictures of a group stay together, as in the other splits.
     """
     train = data.splits["train"]
     count = min(settings.calibration_pictures, len(train) // LARGEST_PART)

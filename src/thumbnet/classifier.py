@@ -86,8 +86,8 @@ class Classifier(ABC):
 
         Args:
             pixels: from :meth:`thumbnet.data.images.Preprocessing.pixels`.
-            tta: test-time augmentation: ``none``, ``mirror``, ``mirror-shift`` or ``adaptive``; by default the
-                one by which the network's accuracy was measured.
+            tta: test-time augmentation: ``none``, ``mirror``, ``mirror-shift`` or ``adaptive``; by default
+                the one by which the network's accuracy was measured.
         """
 
     @abstractmethod

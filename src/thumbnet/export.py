@@ -93,7 +93,8 @@ class _Exported(Classifier):
         self._module = torch.export.load(path).module()
 
     def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:
-        return self._with_views(pixels, self._run(pixels), self.info.tta if tta is None else tta)
+        views = self.info.tta if tta is None else tta
+        return self._with_views(pixels, self._run(pixels), views)  # type: ignore[misc]
 
     def _run(self, pixels: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

@@ -59,7 +59,7 @@ class RepeatSearch:
         return self._thread is None or not self._thread.is_alive()
 
     def finish(self, folder: Path) -> dict[str, Any] | None:
-        """Wait for the result, write its files into a run's folder, and describe it; None if not looked for."""
+        """Wait for the result, write its files into a run's folder and describe it; None if there is none."""
         if self._thread is None:
             return None
         self._thread.join()
@@ -202,7 +202,7 @@ def lines_about(
 
 
 def snapshot(engine: Engine) -> Engine:
-    """The engine, or a copy of its pictures on the CPU, which a thread may read beside a training on a GPU."""
+    """The engine, or one with its pictures on the CPU, where a thread may read them while a GPU trains."""
     if isinstance(engine, MemoryEngine) and engine.images.device != torch.device("cpu"):
         return MemoryEngine(engine.images.cpu(), engine.labels)
     return engine

@@ -56,8 +56,8 @@ print(predictor.predict("picture.jpg")[0].label)
 ## Intended use, and limits
 
 For pictures like those of the data above, of just these classes: whatever else is shown to it gets one of
-their names, too. {limits} What is unevenly represented in the data is unevenly recognised. Nothing is known of its
-robustness to deliberate attacks.
+their names, too. {limits} What is unevenly represented in the
+data is unevenly recognised. Nothing is known of its robustness to deliberate attacks.
 
 ## Training
 
@@ -158,7 +158,7 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
 
 
 def count_parameters(weights: dict[str, Tensor], info: WeightsInfo) -> int:
-    """How many numbers of a network are learnt: running statistics and fixed filters do not count."""
+    """Parameters of a network: its running statistics do not count."""
     learnt = dict(build_model(info.model, len(info.class_names)).named_parameters())
     return sum(tensor.numel() for name, tensor in weights.items() if name in learnt)
 

@@ -73,7 +73,7 @@ class OnnxClassifier(Classifier):
         return self._with_views(pixels, self._run(pixels), self.info.tta if tta is None else tta)
 
     def _with_views(self, pixels: np.ndarray, plain: np.ndarray, tta: str) -> np.ndarray:
-        """Logits with ``tta``, where those of the pictures as they are are known. The graph has calibrated them."""
+        """Logits with ``tta``, given those without. Both are calibrated: the graph does that."""
         logits = plain.copy()
         asked: np.ndarray | slice = slice(None)
         if tta == "adaptive":

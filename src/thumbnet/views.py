@@ -36,9 +36,7 @@ def describe_calibration(summary: dict[str, Any]) -> str | None:
         return None
     if summary["calibrated_on"] is None:
         count = summary["calibration_pictures"]
-        why = (
-            f"{count} pictures set aside for it are too few" if count else "no pictures were set aside for it"
-        )
+        why = f"{count} pictures are too few for it" if count else "no pictures were set aside for it"
         return f"probabilities are not calibrated: {why}"
     text = (
         f"calibrated on {summary['calibration_pictures']:,} pictures "

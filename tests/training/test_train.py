@@ -160,10 +160,11 @@ def test_the_last_epochs_evaluation_is_not_made_again(
     given = []
 
     def collect(*args: Any, **settings: Any) -> Any:
-        given.append(settings["plain"])
+        given.append(settings.get("plain"))
         return collect_logits(*args, **settings)
 
-    monkeypatch.setattr("thumbnet.training.train.collect_logits", collect)
+    for module in ("train", "results"):
+        monkeypatch.setattr(f"thumbnet.training.{module}.collect_logits", collect)
     splits = ["train", "test"] if known else ["train", "val", "test"]
     data = write_class_folders(tmp_path / "data", splits, per_class=20)
     run = train(data, "fast", overrides=TINY, out=tmp_path / "run", device="cpu")

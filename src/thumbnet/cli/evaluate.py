@@ -58,8 +58,8 @@ def execute(options: argparse.Namespace) -> int:
     data = data_of_run(options, settings)
     if options.data is None and options.split is None and not {"test", "val"} & data.splits.keys():
         raise DataError(
-            f"{options.run} was trained on all pictures of {data.source}, so there are none to measure it on. Name "
-            f"others: thumbnet evaluate {options.run} DATA"
+            f"{options.run} was trained on all pictures of {data.source}: there is nothing to measure it on. "
+            f"Name other pictures: thumbnet evaluate {options.run} DATA"
         )
     split = split_of(options, data)
     on_bad_image = options.on_bad_image or settings.on_bad_image
@@ -77,7 +77,7 @@ def execute(options: argparse.Namespace) -> int:
         and options.data is None
         and is_optimistic({**run.summary, "split": split})
     ):
-        lines = [OPTIMISTIC, *lines]
+        lines = [f"{split} accuracy: {OPTIMISTIC}", *lines]
     left_out = len(data.splits[split]) - result.pictures
     if left_out:
         note(f"thumbnet: {left_out} picture(s) cannot be read and were left out; thumbnet data lists them")
@@ -85,8 +85,8 @@ def execute(options: argparse.Namespace) -> int:
         title = f"{data.source}, {split}: accuracy {100 * result.accuracy:.2f} %"
         plots.save(plots.confusion_figure(result, title), target)
     if options.json:
-        described = {"data": data.source, "split": split, "tta": found.tta, **result.to_dict(),
-                     "accuracy_plain": plain, "temperature": predictor.info.temperature, "notes": lines}  # fmt: skip
+        described = {"data": data.source, "split": split, "tta": found.tta, **result.to_dict()}
+        described |= {"accuracy_plain": plain, "temperature": predictor.info.temperature, "notes": lines}
         say(json.dumps(described, ensure_ascii=False))
     else:
         show_evaluation(result, f"{data.source}, {split}", found.tta, plain, lines)
@@ -110,5 +110,11 @@ def _repeats(
     if not isinstance(predictor, Predictor):
         return []
     trained_on = training_digests(run.path)
-    labels = {"labels": found.labels, "class_names": predictor.class_names}
-    return lines_about(predictor.engine(found.split), found.split, split, trained_on=trained_on, **labels)
+    return lines_about(
+        predictor.engine(found.split),
+        found.split,
+        split,
+        labels=found.labels,
+        class_names=predictor.class_names,
+        trained_on=trained_on,
+    )

@@ -82,12 +82,13 @@ def execute(options: argparse.Namespace) -> int:
         say(f"largest difference  {check.largest_difference:.2g}  (of a probability)")
         say(f"same class          {percent(check.same_class)}")
         both = f"{percent(check.accuracy_run)} the run, {percent(check.accuracy_export)} the export"
-        say(
-            f"accuracy            {both}{'' if check.tta == 'none' else f' (test-time augmentation {check.tta})'}"
-        )
+        with_tta = "" if check.tta == "none" else f" (test-time augmentation {check.tta})"
+        say(f"accuracy            {both}{with_tta}")
         if check.tta != "none" and options.format != "safetensors":
-            say(f"  of the graph alone {percent(check.accuracy_plain)}: test-time augmentation is not in the file, "
-                "thumbnet adds it")  # fmt: skip
+            say(
+                f"  the graph alone   {percent(check.accuracy_plain)}, without test-time augmentation: that is"
+            )
+            say("                    not in the file, thumbnet adds it")
     if options.format != "onnx-int8" and check.largest_difference > TOLERANCE:
         raise RunError(f"{out} does not compute what the run does: do not use it")
     return 0

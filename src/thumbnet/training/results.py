@@ -58,8 +58,8 @@ def measure(
         state: of the training.
         prepared: its data.
         class_names: a label is a position in them.
-        known: the name of a split and this process' plain logits of it, where the last evaluation was of these
-            very weights.
+        known: the name of a split and this process' plain logits of it, where the last evaluation was of
+            these very weights.
     """
     tta = state.recipe.evaluation.tta
 
@@ -147,7 +147,7 @@ def summary_of(
 
 
 class RepeatTeller:
-    """Looks for repeated pictures while a training runs, and tells a listener once, as soon as it is known."""
+    """Looks for repeated pictures while a training runs, and tells a listener what was found, once."""
 
     def __init__(
         self, run: Run, prepared: Prepared, class_names: tuple[str, ...], listener: Listener

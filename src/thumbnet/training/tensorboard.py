@@ -20,8 +20,8 @@ class TensorBoardWriter(Listener):
     """Writes events below the run's folder: ``tensorboard --logdir runs`` shows all runs. A context manager.
 
     The tags are those of PyTorch's own tutorial, against optimisation steps: ``Loss/train``, ``Loss/val`` or
-    ``Loss/test``, ``Accuracy/...`` (0 to 1), ``Learning rate``; and ``Speed/pictures per second``. Scores of a
-    sample of the pictures have ``sample`` in their tags. A resume
+    ``Loss/test``, ``Accuracy/...`` (0 to 1), ``Learning rate``; and ``Speed/pictures per second``. Scores of
+    a sample of the pictures have ``sample`` in their tags. A resume
     withdraws what the stopped training had written beyond its checkpoint.
 
     Raises:

@@ -218,8 +218,8 @@ def choose_recipe(
 ) -> tuple[Recipe, Data]:
     """The recipe that is asked for, or the default one for the data; and the data, loaded by it.
 
-    It is fitted to the data: :meth:`~thumbnet.recipe.Recipe.fitted`, unless ``overrides`` name a batch size, and
-    :func:`~thumbnet.training.mirrored.without_mirroring`.
+    It is fitted to the data: :meth:`~thumbnet.recipe.Recipe.fitted`, unless ``overrides`` name a batch size,
+    and :func:`~thumbnet.training.mirrored.without_mirroring`.
 
     Raises:
         RecipeError, DataError: either cannot be had.
