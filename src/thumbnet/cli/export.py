@@ -85,10 +85,8 @@ def execute(options: argparse.Namespace) -> int:
         with_tta = "" if check.tta == "none" else f" (test-time augmentation {check.tta})"
         say(f"accuracy            {both}{with_tta}")
         if check.tta != "none" and options.format != "safetensors":
-            say(
-                f"  the graph alone   {percent(check.accuracy_plain)}, without test-time augmentation: that is"
-            )
-            say("                    not in the file, thumbnet adds it")
+            alone = f"{percent(check.accuracy_plain)}, without test-time augmentation"
+            say(f"  the graph alone   {alone} (thumbnet adds it; the file does not hold it)")
     if options.format != "onnx-int8" and check.largest_difference > TOLERANCE:
         raise RunError(f"{out} does not compute what the run does: do not use it")
     return 0

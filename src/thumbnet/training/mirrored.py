@@ -81,8 +81,8 @@ def without_mirroring(
             recipe = replace(recipe, evaluation=replace(recipe.evaluation, tta="none"))
         else:
             notes.append(
-                f"warning: evaluation.tta = {recipe.evaluation.tta} shows mirrored pictures to a network that is "
-                "trained without them (augment.flip = none)"
+                f"warning: evaluation.tta = {recipe.evaluation.tta} shows mirrored pictures to a network "
+                "that is trained without them (augment.flip = none)"
             )
     return recipe, notes
 
