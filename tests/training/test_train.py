@@ -71,9 +71,11 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(model: str, folder: 
         assert {k: v for k, v in a.items() if k not in times} == {
             k: v for k, v in b.items() if k not in times
         }
-    keys = ("split", "accuracy", "loss", "epochs", "kept_epoch", "kept_by")
+    keys = ("split", "accuracy", "accuracy_plain", "loss", "temperature", "epochs", "kept_epoch", "kept_by")
     assert [whole.summary[k] for k in keys] == [resumed.summary[k] for k in keys]
     assert resumed.summary["kept_by"] == "best on val"
+    assert resumed.summary["calibrated_on"] == "val"
+    assert resumed.summary["temperature"] != 1
 
 
 def metrics(run: Run) -> list[dict[str, object]]:
