@@ -26,11 +26,11 @@ class _SeesACorner(Classifier):
         pre = Preprocessing((16, 24), "pad", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         super().__init__(WeightsInfo(ModelSettings(), ("dark", "bright"), pre, "fp32", "", ""))
 
-    def logits(self, pixels: np.ndarray, *, tta: str = "none") -> np.ndarray:
+    def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:
         bright = pixels[:, 2:6, 16:22].mean(axis=(1, 2, 3)) / 255
         return np.stack([np.zeros_like(bright), 8 * bright - 4], axis=1).astype(np.float32)
 
-    def _logits_of(self, *_: object) -> tuple[Split, np.ndarray]:
+    def _logits_of(self, *_: object) -> tuple[Split, np.ndarray, np.ndarray]:
         raise NotImplementedError
 
 

@@ -55,13 +55,18 @@ class SplitLogits:
 
     Attributes:
         split: the pictures, without those that could not be read and were left out.
-        logits: float32 [N, classes], by the network's own class names.
+        logits: float32 [N, classes], by the network's own class names. Their softmax gives the calibrated
+            probabilities.
         labels: int64 [N], positions in them.
+        plain: the same logits without test-time augmentation.
+        tta: the test-time augmentation of ``logits``.
     """
 
     split: Split
     logits: np.ndarray
     labels: np.ndarray
+    plain: np.ndarray
+    tta: str
 
 
 class Classifier(ABC):
@@ -77,22 +82,25 @@ class Classifier(ABC):
         self.class_names = info.class_names
 
     @abstractmethod
-    def logits(self, pixels: np.ndarray, *, tta: str = "none") -> np.ndarray:
-        """Of preprocessed pictures, uint8 [B, height, width, 3]: float32 [B, classes].
+    def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:
+        """Logits, float32 [B, classes], of preprocessed pictures, uint8 [B, height, width, 3].
+
+        They are divided by the network's temperature: their softmax gives the calibrated probabilities.
 
         Args:
             pixels: from :meth:`thumbnet.data.images.Preprocessing.pixels`.
-            tta: test-time augmentation: ``none``, ``mirror``, ``mirror-shift`` or ``adaptive``.
+            tta: test-time augmentation: ``none``, ``mirror``, ``mirror-shift`` or ``adaptive``; by default
+                the one by which the network's accuracy was measured.
         """
 
     @abstractmethod
     def _logits_of(
         self, split: Split, tta: str, batch_size: int, on_bad_image: str, on_decode: Count | None
-    ) -> tuple[Split, np.ndarray]:
-        """Of a whole split, without the pictures that were left out."""
+    ) -> tuple[Split, np.ndarray, np.ndarray]:
+        """A split without the pictures that were left out, its logits with ``tta``, and those without."""
 
     def predict(
-        self, pictures: Picture | Sequence[Picture], *, tta: str = "none", batch_size: int = 256
+        self, pictures: Picture | Sequence[Picture], *, tta: str | None = None, batch_size: int = 256
     ) -> list[Prediction]:
         """Classify pictures.
 
@@ -122,7 +130,7 @@ class Classifier(ABC):
             predictions += self.predict_pixels(np.stack(pixels), tta=tta)
         return predictions
 
-    def predict_pixels(self, pixels: np.ndarray, *, tta: str = "none") -> list[Prediction]:
+    def predict_pixels(self, pixels: np.ndarray, *, tta: str | None = None) -> list[Prediction]:
         """Classify pictures that are preprocessed already: uint8 [B, height, width, 3]."""
         probabilities = np.exp(log_softmax(self.logits(pixels, tta=tta)))
         order = np.argsort(-probabilities, axis=1, kind="stable")
@@ -137,7 +145,7 @@ class Classifier(ABC):
         data: Data,
         split: str,
         *,
-        tta: str = "none",
+        tta: str | None = None,
         batch_size: int = 500,
         on_bad_image: str = "stop",
         on_decode: Count | None = None,
@@ -153,7 +161,7 @@ class Classifier(ABC):
         data: Data,
         split: str,
         *,
-        tta: str = "none",
+        tta: str | None = None,
         batch_size: int = 500,
         on_bad_image: str = "stop",
         on_decode: Count | None = None,
@@ -173,11 +181,12 @@ class Classifier(ABC):
                 f"{data.source} has classes that the network does not know: {', '.join(unknown[:10])}. "
                 f"It knows {', '.join(self.class_names[:10])}{', ...' if len(self.class_names) > 10 else ''}"
             )
-        chosen, logits = self._logits_of(pictures, tta, batch_size, on_bad_image, on_decode)
+        views = self.info.tta if tta is None else tta
+        chosen, logits, plain = self._logits_of(pictures, views, batch_size, on_bad_image, on_decode)
         if len(chosen) == 0:
             raise DataError(f"the split {split!r} of {data.source} has no pictures")
         position = np.array([self.class_names.index(name) for name in data.class_names])
-        return SplitLogits(chosen, logits, position[chosen.labels])
+        return SplitLogits(chosen, logits, position[chosen.labels], plain, views)
 
 
 def load_classifier(path: str | Path, device: str = "auto") -> Classifier:

@@ -7,6 +7,7 @@ does, a single run only what it did once.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class Group:
     Attributes:
         name: the recipe's, and a number where several recipes have that name.
         runs: in the order in which they were named.
-        accuracies: final ones, of the split that the runs report.
+        accuracies: final ones, of the split that the runs report; empty where nothing was measured.
     """
 
     name: str
@@ -34,13 +35,13 @@ class Group:
 
     @property
     def mean(self) -> float:
-        """Of the accuracies."""
-        return statistics.fmean(self.accuracies)
+        """Of the accuracies; nan where nothing was measured."""
+        return statistics.fmean(self.accuracies) if self.accuracies else math.nan
 
     @property
     def deviation(self) -> float | None:
         """Standard deviation of the accuracies (of the sample, n - 1); None of one run."""
-        return statistics.stdev(self.accuracies) if len(self.runs) > 1 else None
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
         name = same[0].recipe.name
         names[name] = names.get(name, 0) + 1
         label = name if names[name] == 1 else f"{name} ({names[name]})"
-        accuracies = tuple(float(run.summary["accuracy"]) for run in same)
+        found = [run.summary["accuracy"] for run in same]
+        accuracies = tuple(float(one) for one in found if one is not None)
         groups.append(Group(label, tuple(same), accuracies))
     return groups
 

@@ -252,6 +252,10 @@ class TrainingDisplay(StoppableListener):
             f"{result.pictures_per_second:,.0f} pictures/s  {duration(result.seconds)}{score}"
         )
 
+    def on_note(self, text: str) -> None:
+        """A line of what was found."""
+        self._line(f"        {text}")
+
     def _advance(self, what: str, done: int, total: int | None) -> None:
         if self.live:
             if what not in self.tasks:

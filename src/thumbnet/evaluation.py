@@ -28,10 +28,15 @@ VIEW_WEIGHTS = {
 SURE_LEAD = 1.0
 
 
-def unsure(logits: np.ndarray) -> np.ndarray:
-    """Of which pictures (logits [N, classes]) ``adaptive`` asks all views of ``mirror-shift``: bool [N]."""
+def unsure(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Which pictures ``adaptive`` looks at in all views of ``mirror-shift``: bool [N].
+
+    Args:
+        logits: of the pictures as they are, float [N, classes].
+        temperature: by which these logits were divided. The lead counts before that.
+    """
     two = np.sort(logits, axis=1)[:, -2:]
-    asked: np.ndarray = two[:, -1] - two[:, 0] < SURE_LEAD
+    asked: np.ndarray = (two[:, -1] - two[:, 0]) * np.float32(temperature) < SURE_LEAD
     return asked
 
 

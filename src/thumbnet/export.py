@@ -56,7 +56,9 @@ class ExportCheck:
         pictures: how many.
         largest_difference: of a class' probability on any picture.
         same_class: share of the pictures on which both name the same class.
-        accuracy_run, accuracy_export: of each.
+        accuracy_run, accuracy_export: of each, with the test-time augmentation ``tta``.
+        accuracy_plain: of the export without it: what its graph gives by itself.
+        tta: the one by which the run was measured.
     """
 
     pictures: int
@@ -64,17 +66,23 @@ class ExportCheck:
     same_class: float
     accuracy_run: float
     accuracy_export: float
+    accuracy_plain: float
+    tta: str
 
 
 class Deployed(nn.Module):
-    """A network that takes pixels as they are: uint8 [B, height, width, 3] → logits float32 [B, classes]."""
+    """A network that takes pixels as they are: uint8 [B, height, width, 3] → logits float32 [B, classes].
+
+    The logits are divided by ``temperature``: their softmax gives the calibrated probabilities.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing, temperature: float = 1.0) -> None:
         super().__init__()
         self.model = model
+        self.temperature = temperature
         for name in ("mean", "std"):
             values = 255 * torch.tensor(getattr(preprocessing, name)).view(1, 3, 1, 1)
             self.register_buffer(name, values)
@@ -83,7 +91,7 @@ class Deployed(nn.Module):
         """See the class."""
         x = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
         logits: Tensor = self.model(x)
-        return logits
+        return logits if self.temperature == 1.0 else logits / self.temperature
 
 
 class _Exported(Classifier):
@@ -95,12 +103,17 @@ class _Exported(Classifier):
         super().__init__(info)
         self._module = torch.export.load(path).module()
 
-    def logits(self, pixels: np.ndarray, *, tta: str = "none") -> np.ndarray:
+    def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:
+        views = self.info.tta if tta is None else tta
+        return self._with_views(pixels, self._run(pixels), views)  # type: ignore[misc]
+
+    def _run(self, pixels: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            found: np.ndarray = self._module(torch.from_numpy(pixels)).numpy()
+            found: np.ndarray = self._module(torch.from_numpy(np.ascontiguousarray(pixels))).numpy()
         return found
 
-    _logits_of = OnnxClassifier._logits_of  # by `logits`, batch by batch
+    _with_views = OnnxClassifier._with_views
+    _logits_of = OnnxClassifier._logits_of  # by `_run`, batch by batch
 
 
 def export(run: str | Path, kind: str, out: str | Path, data: Data, *, count: Count | None = None) -> None:
@@ -125,7 +138,8 @@ def export(run: str | Path, kind: str, out: str | Path, data: Data, *, count: Co
         write_file(Path(out), path.read_bytes())
         return
     predictor = Predictor(weights, replace(info, precision="fp32"), "cpu")
-    network = Deployed(predictor.model.to(memory_format=torch.contiguous_format), info.preprocessing).eval()
+    contiguous = predictor.model.to(memory_format=torch.contiguous_format)
+    network = Deployed(contiguous, info.preprocessing, info.temperature).eval()
     example = torch.zeros(2, *info.preprocessing.size, 3, dtype=torch.uint8)
     batch = {0: torch.export.Dim("batch", min=1, max=65536)}
     if kind == "torch-export":
@@ -165,6 +179,8 @@ def check_export(
         same_class=float((named[0] == named[1]).mean()),
         accuracy_run=float((named[0] == first.labels).mean()),
         accuracy_export=float((named[1] == second.labels).mean()),
+        accuracy_plain=float((second.plain.argmax(axis=1) == second.labels).mean()),
+        tta=second.tta,
     )
 
 

@@ -51,6 +51,28 @@ def predict_logits(
     return logits
 
 
+def collect_views(
+    model: nn.Module, batches: Batches, *, bf16: bool, tta: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits with ``tta``, logits without, and labels of a split, reading each picture once. Sets eval mode.
+
+    Returns:
+        Float32 [N, classes] twice (the same tensor without ``tta``), and int64 [N]; on the CPU.
+    """
+    model.eval()
+    logits: list[Tensor] = []
+    plain: list[Tensor] = []
+    labels: list[Tensor] = []
+    for batch in batches.epoch(0):
+        alone = predict_logits(model, batch.images, bf16=bf16)
+        plain.append(alone)
+        if tta != "none":
+            logits.append(predict_logits(model, batch.images, bf16=bf16, tta=tta, plain=alone))
+        labels.append(batch.labels)
+    whole = torch.cat(plain).cpu()
+    return (torch.cat(logits).cpu() if logits else whole), whole, torch.cat(labels).cpu()
+
+
 def collect_logits(
     model: nn.Module, batches: Batches, *, bf16: bool, tta: str = "none", plain: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -6,14 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from thumbnet import __version__
 from thumbnet.comparison import read_metrics
 from thumbnet.errors import MissingExtraError, RunError
+from thumbnet.models import build_model
 from thumbnet.runs import WEIGHTS_NAME, Run, read_weights
+from thumbnet.views import NOTHING_MEASURED, OPTIMISTIC, describe_calibration, is_optimistic
+from thumbnet.weights_info import WeightsInfo
 
 PREFIX = "hf:"
 PUBLISHED = (WEIGHTS_NAME, "recipe.toml", "summary.json", "environment.json", "metrics.jsonl", "metrics.csv")
 LISTED_CLASSES = 100
+MEASURED = """It was measured on the split above and nowhere else; on pictures from another source expect
+less, and measure."""
+NOT_MEASURED = "Measure it on pictures of your own before you use it."
 CARD = """---
 {metadata}
 ---
@@ -41,11 +49,7 @@ print(predictor.predict("picture.jpg")[0].label)
 
 ## Results
 
-| split | accuracy | 95 % interval | loss | test-time augmentation |
-| --- | --- | --- | --- | --- |
-| {split} | {accuracy} | {interval} | {loss} | {tta} |
-
-One training, seed {seed}. {chosen}
+{results}
 
 ## Data
 
@@ -54,9 +58,8 @@ One training, seed {seed}. {chosen}
 ## Intended use, and limits
 
 For pictures like those of the data above, of just these classes: whatever else is shown to it gets one of
-their names, too. It was measured on the split above and nowhere else; on pictures from another source expect
-less, and measure. What is unevenly represented in the data is unevenly recognised. Nothing is known of its
-robustness to deliberate attacks.
+their names, too. {limits} What is unevenly represented in the
+data is unevenly recognised. Nothing is known of its robustness to deliberate attacks.
 
 ## Training
 
@@ -122,9 +125,8 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
     hub = _import_hub()
     summary, recipe = run.summary, run.recipe
     weights, info = read_weights(run.weights_path)
-    parameters = sum(tensor.numel() for key, tensor in weights.items() if "running" not in key)
+    parameters = count_parameters(weights, info)
     data = _public_name(info.source)
-    low, high = (100 * bound for bound in summary["accuracy_interval"])
     metadata = hub.ModelCardData(
         license=licence,
         library_name="thumbnet",
@@ -132,25 +134,10 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
         tags=["image-classification", "thumbnet", recipe.model.name],
         datasets=[data.removeprefix(PREFIX)] if data.startswith(PREFIX) else None,
         model_name=name.rpartition("/")[2],
-        eval_results=[
-            hub.EvalResult(
-                task_type="image-classification",
-                dataset_type=data.removeprefix(PREFIX),
-                dataset_name=data,
-                dataset_split=summary["split"],
-                metric_type="accuracy",
-                metric_value=summary["accuracy"],
-            )
-        ],
+        eval_results=_eval_results(hub, summary, data),
     )
     pre = info.preprocessing
     names = info.class_names[:LISTED_CLASSES]
-    looked = [line for line in read_metrics(run) if f"{summary['split']}_accuracy" in line]
-    chosen = (
-        f"The epoch was chosen on a split of its own; {summary['split']} was looked at once."
-        if summary["kept_by"] == "best on val"
-        else f"The last epoch was kept; {summary['split']} was reported {len(looked)} time(s) on the way."
-    )
     rest = len(info.class_names) - len(names)
     return CARD.format(
         metadata=metadata.to_yaml(),
@@ -160,13 +147,8 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
         classes=len(info.class_names),
         size=f"{pre.size[1]}x{pre.size[0]}",
         version=info.thumbnet,
-        split=summary["split"],
-        accuracy=f"{100 * summary['accuracy']:.2f} %",
-        interval=f"{low:.2f} to {high:.2f}",
-        loss=f"{summary['loss']:.4f}",
-        tta=summary["tta"],
-        seed=recipe.seed,
-        chosen=chosen,
+        results=_results(run, summary),
+        limits=MEASURED if summary["accuracy"] is not None else NOT_MEASURED,
         data=data,
         fingerprint=info.fingerprint,
         names=", ".join(names) + (f", and {rest} more" if rest else ""),
@@ -174,6 +156,66 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
         seconds=f"{summary['seconds_training']:,.0f}",
         device=run.environment["hardware"].get("device", "an unknown device"),
         recipe=recipe.to_toml().strip(),
+    )
+
+
+def count_parameters(weights: dict[str, Tensor], info: WeightsInfo) -> int:
+    """Parameters of a network: its running statistics do not count."""
+    learnt = dict(build_model(info.model, len(info.class_names)).named_parameters())
+    return sum(tensor.numel() for name, tensor in weights.items() if name in learnt)
+
+
+def _eval_results(hub: Any, summary: dict[str, Any], data: str) -> list[Any] | None:
+    """What the Hub shows of the accuracies; None where nothing was measured."""
+    if summary["accuracy"] is None:
+        return None
+    values = {"accuracy": summary["accuracy"]}
+    if summary["tta"] != "none" and summary.get("accuracy_plain") is not None:
+        values = {
+            f"accuracy (test-time augmentation {summary['tta']})": summary["accuracy"],
+            "accuracy (without test-time augmentation)": summary["accuracy_plain"],
+        }
+    return [
+        hub.EvalResult(
+            task_type="image-classification",
+            dataset_type=data.removeprefix(PREFIX),
+            dataset_name=data,
+            dataset_split=summary["split"],
+            metric_type="accuracy",
+            metric_name=name,
+            metric_value=value,
+        )
+        for name, value in values.items()
+    ]
+
+
+def _results(run: Run, summary: dict[str, Any]) -> str:
+    """The card's table of accuracies, and how they came about."""
+    split = summary["split"]
+    if summary["accuracy"] is None:
+        return f"{NOTHING_MEASURED[0].upper()}{NOTHING_MEASURED[1:]}. One training, seed {run.recipe.seed}."
+    low, high = (100 * bound for bound in summary["accuracy_interval"])
+    lines = [
+        "| split | accuracy | 95 % interval | loss | test-time augmentation |",
+        "| --- | --- | --- | --- | --- |",
+        f"| {split} | {100 * summary['accuracy']:.2f} % | {low:.2f} to {high:.2f} | {summary['loss']:.4f} "
+        f"| {summary['tta']} |",
+    ]
+    if summary["tta"] != "none" and summary.get("accuracy_plain") is not None:
+        lines.append(f"| {split} | {100 * summary['accuracy_plain']:.2f} % | | | none |")
+    looked = [line for line in read_metrics(run) if f"{split}_accuracy" in line]
+    if is_optimistic(summary):
+        chosen = f"{OPTIMISTIC[0].upper()}{OPTIMISTIC[1:]}."
+    elif summary["kept_by"] == "best on val":
+        chosen = f"The epoch was chosen on a split of its own; {split} was looked at once."
+    else:
+        chosen = f"The last epoch was kept; {split} was reported {len(looked)} time(s) on the way."
+    calibration = describe_calibration(summary)
+    sentences = [f"One training, seed {run.recipe.seed}.", chosen]
+    sentences += [f"{calibration[0].upper()}{calibration[1:]}."] if calibration else []
+    found = [*(summary.get("repeats") or {}).get("lines", ()), *summary.get("warnings", ())]
+    return "\n".join(
+        [*lines, "", " ".join(sentences), *(f"\n{text[0].upper()}{text[1:]}." for text in found)]
     )
 
 

@@ -74,11 +74,15 @@ class OnnxClassifier(Classifier):
             raise RunError(f"the graph in {place} does not fit its description: shapes {shapes}")
         super().__init__(info)
 
-    def logits(self, pixels: np.ndarray, *, tta: str = "none") -> np.ndarray:  # noqa: D102
-        logits = self._run(pixels)
+    def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:  # noqa: D102
+        return self._with_views(pixels, self._run(pixels), self.info.tta if tta is None else tta)
+
+    def _with_views(self, pixels: np.ndarray, plain: np.ndarray, tta: str) -> np.ndarray:
+        """Logits with ``tta``, given those without. Both are calibrated: the graph does that."""
+        logits = plain.copy()
         asked: np.ndarray | slice = slice(None)
         if tta == "adaptive":
-            tta, asked = "mirror-shift", unsure(logits)
+            tta, asked = "mirror-shift", unsure(logits, self.info.temperature)
             if not asked.any():
                 return logits
         if tta == "none":
@@ -114,11 +118,12 @@ class OnnxClassifier(Classifier):
 
     def _logits_of(
         self, split: Split, tta: str, batch_size: int, on_bad_image: str, on_decode: Count | None
-    ) -> tuple[Split, np.ndarray]:
+    ) -> tuple[Split, np.ndarray, np.ndarray]:
         pre = self.info.preprocessing
         by_itself = self.any_size and tta == "none"
         kept: list[int] = []
         parts = [np.empty((0, len(self.class_names)), dtype=np.float32)]
+        plain = list(parts)
         errors: list[UnreadableImageError] = []
         for start in range(0, len(split), batch_size):
             stop = min(start + batch_size, len(split))
@@ -134,12 +139,15 @@ class OnnxClassifier(Classifier):
                 except UnreadableImageError as error:
                     errors.append(error)
             if pixels and (not errors or on_bad_image == "skip"):
-                parts.append(self.logits(np.stack(pixels), tta=tta))
+                stacked = np.stack(pixels)
+                plain.append(self._run(stacked))
+                parts.append(self._with_views(stacked, plain[-1], tta))
             if on_decode:
                 on_decode(stop, len(split))
         if errors and on_bad_image != "skip":
             raise UnreadableImagesError(errors)
-        return (split.subset(np.array(kept, dtype=np.int64)) if errors else split), np.concatenate(parts)
+        chosen = split.subset(np.array(kept, dtype=np.int64)) if errors else split
+        return chosen, np.concatenate(parts), np.concatenate(plain)
 
 
 def _views(pixels: np.ndarray, tta: str) -> list[np.ndarray]:

@@ -98,8 +98,36 @@ def confusion_figure(evaluation: Evaluation, title: str) -> Figure:
     return figure
 
 
+def draw_accuracies(
+    axes: Any, summary: dict[str, Any], metrics: Sequence[dict[str, Any]], train: str, headline: str
+) -> None:
+    """The accuracy on training pictures by epoch, and a run's headline as a star at the epoch that was kept.
+
+    Args:
+        axes: of matplotlib; accuracies are in per cent.
+        summary, metrics: of the run; those of older versions have no accuracy on training pictures.
+        train, headline: colours.
+    """
+    known = [line for line in metrics if line.get("train_accuracy") is not None]
+    if known:
+        at, values = [line["epoch"] for line in known], [100 * line["train_accuracy"] for line in known]
+        axes.plot(
+            at, values, marker=".", color=train, alpha=0.6, linestyle="--", label="training, as augmented"
+        )
+    if summary["accuracy"] is not None:
+        tta = "" if summary["tta"] == "none" else f" ({summary['tta']})"
+        label = f"{summary['split']} at the end{tta}: {100 * summary['accuracy']:.2f} %"
+        axes.plot(
+            [summary["kept_epoch"]], [100 * summary["accuracy"]],
+            marker="*", markersize=11, linestyle="none", color=headline, label=label,
+        )  # fmt: skip
+
+
 def curves_figure(groups: Sequence[Group]) -> Figure:
-    """Accuracy and training loss by epoch: a colour a group, a line a run."""
+    """Accuracies and training loss by epoch: a colour a group, a line a run.
+
+    The accuracy on training pictures is dashed; a star is a run's final accuracy.
+    """
     figure = new_figure(8, 6.4)
     axes: Any = figure.subplots(2, 1, sharex=True)
     for group, colour in zip(groups, itertools.cycle(_COLOURS), strict=False):
@@ -113,12 +141,13 @@ def curves_figure(groups: Sequence[Group]) -> Figure:
             epochs, values = [s["epoch"] for s in scored], [100 * s[f"{split}_accuracy"] for s in scored]
             axes[0].plot(epochs, values, marker=".", label=label, **style)
             axes[0].set_ylabel(f"{split} accuracy, %")
+            draw_accuracies(axes[0], run.summary, metrics, colour, colour)
             axes[1].plot([line["epoch"] for line in metrics], [line["loss"] for line in metrics], **style)
             label = "_"  # each group once in the legend
     axes[1].set_ylabel("training loss")
     axes[1].set_xlabel("epoch")
     axes[1].xaxis.get_major_locator().set_params(integer=True)
-    axes[0].legend(loc="lower right")
+    axes[0].legend(loc="lower right", fontsize=8)
     for one in axes:
         one.grid(alpha=0.3)
     return figure

@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thumbnet.calibration import calibrated
 from thumbnet.classifier import Classifier, Count
-from thumbnet.data.batches import EvalBatches, Normalise, fits_in_memory
+from thumbnet.data.batches import Engine, EvalBatches, Normalise, fits_in_memory
 from thumbnet.data.decoding import find_unreadable, readable
 from thumbnet.data.prepare import build_engine
 from thumbnet.data.splits import Split
 from thumbnet.errors import RunError, UnreadableImageError, UnreadableImagesError
 from thumbnet.hardware import choose_device, keep_freed_memory, use_bf16
-from thumbnet.inference import collect_logits, predict_logits
+from thumbnet.inference import collect_views, predict_logits
 from thumbnet.models import build_model
 from thumbnet.recipe import DataSettings
 from thumbnet.runs import find_weights, read_weights
@@ -50,28 +51,34 @@ class Predictor(Classifier):
         self.model = model.to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.normalise = Normalise(info.preprocessing, self.device)
 
-    def logits(self, pixels: np.ndarray, *, tta: str = "none") -> np.ndarray:  # noqa: D102
+    def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:  # noqa: D102
+        views = self.info.tta if tta is None else tta
         batch = self.normalise(torch.from_numpy(np.require(pixels, requirements="W")).permute(0, 3, 1, 2))
-        found: np.ndarray = predict_logits(self.model, batch, bf16=self.bf16, tta=tta).cpu().numpy()
-        return found
+        found = predict_logits(self.model, batch, bf16=self.bf16, tta=views).cpu().numpy()
+        return calibrated(found, self.info.temperature)
+
+    def engine(self, split: Split, on_decode: Count | None = None) -> Engine:
+        """What delivers the pictures of a split as this network sees them."""
+        pre = self.info.preprocessing
+        in_memory = fits_in_memory(split, pre.size)
+        settings = DataSettings(fit=pre.fit)
+        return build_engine(split, settings, pre.size, in_memory, self.device, on_decode, pre.rendering)
 
     def _logits_of(
         self, split: Split, tta: str, batch_size: int, on_bad_image: str, on_decode: Count | None
-    ) -> tuple[Split, np.ndarray]:
+    ) -> tuple[Split, np.ndarray, np.ndarray]:
         if on_bad_image == "skip":
             split, _ = readable(split, on_decode)
         if len(split) == 0:
-            return split, np.empty((0, len(self.class_names)), dtype=np.float32)
-        pre = self.info.preprocessing
-        settings = DataSettings(fit=pre.fit)
-        in_memory = fits_in_memory(split, pre.size)
+            nothing = np.empty((0, len(self.class_names)), dtype=np.float32)
+            return split, nothing, nothing
         try:
-            engine = build_engine(split, settings, pre.size, in_memory, self.device, on_decode, pre.rendering)
-            batches = EvalBatches(engine, self.normalise, batch_size=batch_size)
-            logits, _ = collect_logits(self.model, batches, bf16=self.bf16, tta=tta)
+            batches = EvalBatches(self.engine(split, on_decode), self.normalise, batch_size=batch_size)
+            logits, plain, _ = collect_views(self.model, batches, bf16=self.bf16, tta=tta)
         except UnreadableImageError:  # from a worker: the first of perhaps many
             raise UnreadableImagesError(list(find_unreadable(split, on_decode).values())) from None
-        return split, logits.numpy()
+        temperature = self.info.temperature
+        return split, calibrated(logits.numpy(), temperature), calibrated(plain.numpy(), temperature)
 
 
 def load_run(path: str | Path, device: str = "auto") -> Predictor:

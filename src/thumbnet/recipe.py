@@ -72,6 +72,8 @@ class DataSettings:
             name of a manifest's column; empty for none.
         images: folder of a manifest's pictures; empty for the manifest's own.
         path_column, label_column: columns of a manifest; empty to find them by name or by content.
+        calibration_pictures: set aside up to this many training pictures, and at most a twentieth of them, to
+            calibrate the probabilities on; 0 for none. Where there is a ``val`` split, that is used instead.
         subset_size: train on this many random pictures of the training split; 0 means all.
         sampling: ``uniform`` shows each training picture once an epoch; ``balanced`` shows as many pictures
             an epoch, but of each class equally many: those of rare classes several times.
@@ -100,6 +102,7 @@ class DataSettings:
     images: str = ""
     path_column: str = ""
     label_column: str = ""
+    calibration_pictures: int = 500
     subset_size: int = 0
     sampling: Literal["uniform", "balanced"] = "uniform"
     skip_easy: float = 0.0
@@ -140,6 +143,8 @@ class DataSettings:
                 re.compile(pattern)
             except re.error as error:
                 _check(False, f"data.{key}", f"a regular expression ({error})", pattern)
+        ok = self.calibration_pictures >= 0
+        _check(ok, "data.calibration_pictures", "0 (none) or a positive number", self.calibration_pictures)
         _check(self.subset_size >= 0, "data.subset_size", "0 (all) or a positive number", self.subset_size)
         _check(0 <= self.skip_easy <= 0.5, "data.skip_easy", "a fraction in [0, 0.5]", self.skip_easy)
         ok = not self.skip_easy or self.sampling == "uniform"
@@ -361,15 +366,19 @@ class EvaluationSettings:
         tta: test-time augmentation, the mean of the logits over views of a picture: ``none``;
             ``mirror`` (two views); ``mirror-shift`` (those, also shifted by one pixel: six);
             ``adaptive`` (these six where the first view leaves the network unsure, else that one).
+        sample: in epochs that ``every`` leaves out, score this many pictures of the split for the learning
+            curve; 0 for none. Such a score never chooses the epoch that is kept.
         batch_size: pictures a forward pass.
     """
 
     every: int = 1
     tta: Literal["none", "mirror", "mirror-shift", "adaptive"] = "none"
+    sample: int = 1000
     batch_size: int = 500
 
     def __post_init__(self) -> None:
         _check(self.every >= 0, "evaluation.every", "0 or more", self.every)
+        _check(self.sample >= 0, "evaluation.sample", "0 (none) or a positive number", self.sample)
         _check(self.batch_size >= 1, "evaluation.batch_size", "1 or more", self.batch_size)
 
 

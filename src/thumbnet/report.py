@@ -21,10 +21,12 @@ from thumbnet.errors import MissingExtraError, UnreadableImageError
 from thumbnet.evaluation import evaluate_logits, log_softmax, reliability_bins
 from thumbnet.explain import likely_label_errors, lit, occlusion_map
 from thumbnet.files import write_file
-from thumbnet.plots import INK, new_figure
+from thumbnet.model_hub import count_parameters
+from thumbnet.plots import INK, draw_accuracies, new_figure
 from thumbnet.predictor import load_run
-from thumbnet.runs import Run
+from thumbnet.runs import Run, read_weights
 from thumbnet.training.schedules import factor_at
+from thumbnet.views import NOTHING_MEASURED, OPTIMISTIC, describe_calibration, is_optimistic
 
 MATRIX_CLASSES = 20  # up to here the whole confusion matrix is shown
 CELL_PICTURES = 8
@@ -149,7 +151,8 @@ def write_report(run: Run, data: Data, split: str, out: Path, *, count: Count | 
         import jinja2
     except ImportError:
         raise MissingExtraError("a report", "report") from None
-    summary = run.summary
+    summary = {"accuracy_plain": None, **run.summary}  # older runs did not note it
+    weights, info = read_weights(run.weights_path)
     predictor = load_run(run.path)
     album = _Album(predictor.info.preprocessing)
     found = predictor.classify_split(data, split, tta=summary["tta"], on_bad_image="skip")
@@ -179,6 +182,13 @@ def write_report(run: Run, data: Data, split: str, out: Path, *, count: Count | 
         split=split,
         names=answers.names,
         evaluation=answers.evaluation,
+        accuracy_plain=float((found.plain.argmax(axis=1) == found.labels).mean()),
+        tta=found.tta,
+        nothing_measured=NOTHING_MEASURED if summary["accuracy"] is None else None,
+        optimistic=OPTIMISTIC if is_optimistic({**summary, "split": split}) else None,
+        calibration=describe_calibration(summary),
+        notes=[*(summary.get("repeats") or {}).get("lines", ()), *summary.get("warnings", ())],
+        parameters=count_parameters(weights, info),
         curves=_curves(run),
         schedule=_schedule(run),
         reliability=_reliability(answers.confidence, right),
@@ -220,9 +230,12 @@ def _curves(run: Run) -> str:
         scored = [line for line in metrics if f"{split}_accuracy" in line]
         if scored:
             at = [line["epoch"] for line in scored]
-            axes[0].plot(at, [100 * line[f"{split}_accuracy"] for line in scored], marker=".", color=BLUE)
-            axes[0].set_ylabel(f"{split} accuracy, %")
+            values = [100 * line[f"{split}_accuracy"] for line in scored]
+            axes[0].plot(at, values, marker=".", color=BLUE, label=split)
             axes[1].plot(at, [line[f"{split}_loss"] for line in scored], marker=".", color=BLUE, label=split)
+    draw_accuracies(axes[0], run.summary, metrics, ORANGE, BLUE)
+    axes[0].set_ylabel("accuracy, %")
+    axes[0].legend(frameon=False, labelcolor=INK)
     axes[1].plot(epochs, [line["loss"] for line in metrics], marker=".", color=ORANGE, label="training")
     axes[1].set_ylabel("loss")
     axes[1].set_xlabel("epoch")

@@ -192,11 +192,14 @@ class Run:
         lines = []
         for result in history:
             values = asdict(result)
-            score = values.pop("score")
+            score, sample = values.pop("score"), values.pop("sample")
+            score = score or sample
             if score:
                 split = score.pop("split")
                 values |= {f"{split}_{key}": value for key, value in score.items()}
-            lines.append(json.dumps(values))
+            lines.append(
+                json.dumps({key: None if value != value else value for key, value in values.items()})
+            )
         write_file(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
         write_file(self.path / "metrics.csv", _as_csv([json.loads(line) for line in lines]))
 

@@ -21,15 +21,55 @@ if TYPE_CHECKING:
     from thumbnet.runs import Run
 
 
+NOTHING_MEASURED = "nothing was measured: all pictures were trained on"
+OPTIMISTIC = "the epoch was chosen by it, so it is optimistic"
+
+
+def is_optimistic(summary: dict[str, Any]) -> bool:
+    """Whether a run's accuracy is of the pictures by which its epoch was chosen."""
+    return bool(summary["split"] == "val" and summary["kept_by"] == "best on val")
+
+
+def describe_calibration(summary: dict[str, Any]) -> str | None:
+    """How a run's probabilities were calibrated; None for runs of versions that did not."""
+    if "temperature" not in summary:
+        return None
+    if summary["calibrated_on"] is None:
+        count = summary["calibration_pictures"]
+        why = f"{count} pictures are too few for it" if count else "no pictures were set aside for it"
+        return f"probabilities are not calibrated: {why}"
+    text = (
+        f"calibrated on {summary['calibration_pictures']:,} pictures "
+        f"({'val' if summary['calibrated_on'] == 'val' else 'set aside from train'}): "
+        f"temperature {summary['temperature']:.2f}"
+    )
+    if summary["calibration_error"] is None:
+        return text
+    before, after = summary["calibration_error_before"], summary["calibration_error"]
+    return f"{text}, {summary['split']} calibration error {percent(before)} before, {percent(after)} after"
+
+
 def show_summary(run: Run) -> None:
     """Print how a training came out, and what to do next."""
     summary = run.summary
-    tta = "" if summary["tta"] == "none" else f", test-time augmentation {summary['tta']}"
-    low, high = summary["accuracy_interval"]
-    say(
-        f"{summary['split']} accuracy {percent(summary['accuracy'])} (95 % interval {100 * low:.2f} to "
-        f"{100 * high:.2f}; epoch {summary['kept_epoch']}, {summary['kept_by']}{tta})"
-    )
+    if summary["accuracy"] is None:
+        say(NOTHING_MEASURED)
+    else:
+        tta = "" if summary["tta"] == "none" else f", test-time augmentation {summary['tta']}"
+        low, high = summary["accuracy_interval"]
+        say(
+            f"{summary['split']} accuracy {percent(summary['accuracy'])} (95 % interval {100 * low:.2f} to "
+            f"{100 * high:.2f}; epoch {summary['kept_epoch']}, {summary['kept_by']}{tta})"
+        )
+        if is_optimistic(summary):
+            say(f"  {OPTIMISTIC}: measure other pictures, too")
+        if summary["tta"] != "none" and summary.get("accuracy_plain") is not None:
+            say(f"  without test-time augmentation {percent(summary['accuracy_plain'])}")
+    calibration = describe_calibration(summary)
+    if calibration:
+        say(f"  {calibration}")
+    for text in summary.get("warnings", ()):
+        say(text)
     say(
         f"{summary['epochs']} epoch(s) in {duration(summary['seconds_training'])} of training, "
         f"{duration(summary['seconds_total'])} in all"
@@ -40,18 +80,32 @@ def show_summary(run: Run) -> None:
     say(f"  {command('predict', run.path, 'PICTURE...')}")
 
 
-def show_evaluation(result: Evaluation, where: str, tta: str) -> None:
-    """Print measures, classes, and confusions: the matrix, or the worst of it for many classes."""
+def show_evaluation(
+    result: Evaluation, where: str, tta: str, plain: float | None = None, lines: Sequence[str] = ()
+) -> None:
+    """Print measures, classes, and confusions: the matrix, or the worst of it for many classes.
+
+    Args:
+        result: with the test-time augmentation ``tta``.
+        where: of which data and split.
+        tta: its name.
+        plain: accuracy without it.
+        lines: about the data, such as leaks.
+    """
     low, high = result.interval
     with_tta = "" if tta == "none" else f" (test-time augmentation: {tta})"
     say(f"{where}: {result.pictures:,} pictures{with_tta}")
     say(f"accuracy           {percent(result.accuracy)}  (95 % interval {100 * low:.2f} to {100 * high:.2f})")
+    if tta != "none" and plain is not None:
+        say(f"  without it       {percent(plain)}  (each picture seen once, as it is)")
     if abs(result.balanced_accuracy - result.accuracy) > 1e-9:
         say(f"balanced accuracy  {percent(result.balanced_accuracy)}  (each class counts the same)")
     if result.top5 is not None:
         say(f"top-5 accuracy     {percent(result.top5)}")
     say(f"loss               {result.loss:.4f}")
     say(f"calibration error  {percent(result.calibration_error)}")
+    for text in lines:
+        say(text)
     say()
     rows = [
         [s.name, f"{s.pictures:,}", percent(s.precision), percent(s.recall), percent(s.f1)]
@@ -85,15 +139,24 @@ def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] |
     for group in groups:
         for run in group.runs:
             summary = run.summary
-            low, high = summary["accuracy_interval"]
+            low, high = summary["accuracy_interval"] or (0.0, 0.0)
+            measured = summary["accuracy"] is not None
             rows.append([
                 printable(str(run.path)), group.name, str(run.recipe.seed), str(summary["epochs"]),
-                percent(summary["accuracy"]), f"{100 * low:.2f} to {100 * high:.2f}",
-                summary["tta"], duration(summary["seconds_total"]),
+                percent(summary["accuracy"]) if measured else "-",
+                f"{100 * low:.2f} to {100 * high:.2f}" if measured else "-",
+                summary["tta"], _plain_accuracy(summary), duration(summary["seconds_total"]),
             ])  # fmt: skip
-    split = groups[0].runs[0].summary["split"]
-    heads = ["run", "recipe", "seed", "epochs", f"{split} accuracy", "95 % interval", "tta", "time"]
+    first = groups[0].runs[0].summary
+    split = first["split"] or ""
+    heads = ["run", "recipe", "seed", "epochs", f"{split} accuracy".strip(), "95 % interval", "tta",
+             "without tta", "time"]  # fmt: skip
     say(table(heads, rows, left=2))
+    if first["accuracy"] is None:
+        say(f"\n{NOTHING_MEASURED}")
+        return
+    if any(is_optimistic(run.summary) for group in groups for run in group.runs):
+        say(f"\n{split} accuracy: {OPTIMISTIC}.")
     if all(len(group.runs) == 1 for group in groups):
         if len(groups) > 1:
             say("\nOne run each: whether they differ by more than chance, repeated seeds would tell.")
@@ -115,6 +178,12 @@ def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] |
             f"\n{one.second} against {one.first}: {100 * one.difference:+.2f} points "
             f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}; p = {one.p:.2g}, Welch's t-test)"
         )
+
+
+def _plain_accuracy(summary: dict[str, Any]) -> str:
+    """Without test-time augmentation; "-" for runs of versions that did not note it."""
+    plain = summary.get("accuracy_plain", summary["accuracy"] if summary["tta"] == "none" else None)
+    return "-" if plain is None else percent(plain)
 
 
 def prediction_printer(

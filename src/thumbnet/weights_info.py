@@ -12,6 +12,7 @@ from thumbnet.data.images import WHITE, Fit, Preprocessing
 from thumbnet.recipe import ModelSettings
 
 WEIGHTS_FORMAT = 1
+TTA_NAMES = ("none", "mirror", "mirror-shift", "adaptive")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class WeightsInfo:
         precision: as in the recipe's ``training.precision``.
         source, fingerprint: of the training data.
         thumbnet: the version that wrote it.
+        tta: test-time augmentation by which its accuracy was measured, and by which it classifies unless told
+            otherwise.
+        temperature: divides its logits so that their softmax gives calibrated probabilities.
     """
 
     model: ModelSettings
@@ -34,6 +38,15 @@ class WeightsInfo:
     source: str
     fingerprint: str
     thumbnet: str = __version__
+    tta: str = "none"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.tta not in TTA_NAMES:
+            raise ValueError(f"its test-time augmentation {self.tta!r} is not known here")
+        number = type(self.temperature) in (int, float)
+        if not (number and math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"its temperature is {self.temperature!r}: expected a positive number")
 
     def to_json(self) -> str:
         """One line of JSON."""

@@ -71,9 +71,11 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(model: str, folder: 
         assert {k: v for k, v in a.items() if k not in times} == {
             k: v for k, v in b.items() if k not in times
         }
-    keys = ("split", "accuracy", "loss", "epochs", "kept_epoch", "kept_by")
+    keys = ("split", "accuracy", "accuracy_plain", "loss", "temperature", "epochs", "kept_epoch", "kept_by")
     assert [whole.summary[k] for k in keys] == [resumed.summary[k] for k in keys]
     assert resumed.summary["kept_by"] == "best on val"
+    assert resumed.summary["calibrated_on"] == "val"
+    assert resumed.summary["temperature"] != 1
 
 
 def metrics(run: Run) -> list[dict[str, object]]:
@@ -160,10 +162,11 @@ def test_the_last_epochs_evaluation_is_not_made_again(
     given = []
 
     def collect(*args: Any, **settings: Any) -> Any:
-        given.append(settings["plain"])
+        given.append(settings.get("plain"))
         return collect_logits(*args, **settings)
 
-    monkeypatch.setattr("thumbnet.training.train.collect_logits", collect)
+    for module in ("train", "results"):
+        monkeypatch.setattr(f"thumbnet.training.{module}.collect_logits", collect)
     splits = ["train", "test"] if known else ["train", "val", "test"]
     data = write_class_folders(tmp_path / "data", splits, per_class=20)
     run = train(data, "fast", overrides=TINY, out=tmp_path / "run", device="cpu")

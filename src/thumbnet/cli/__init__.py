@@ -84,6 +84,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     if words and words[0].startswith("-") and words[0] not in parser._option_string_actions:
         first = command("train", "digits", "--epochs", "10")
         raise UsageError(f"{printable(words[0])}: a command comes first, then its options, as in: {first}")
+    options: argparse.Namespace
     options, rest = parser.parse_known_args(words)
     if rest:
         raise UsageError(unrecognised(options.parser, rest, words))

@@ -46,7 +46,8 @@ def execute(options: argparse.Namespace) -> int:
         described = [
             {
                 "name": group.name, "runs": [str(run.path) for run in group.runs],
-                "accuracies": group.accuracies, "mean": group.mean, "deviation": group.deviation,
+                "accuracies": group.accuracies,
+                "mean": group.mean if group.accuracies else None, "deviation": group.deviation,
             }
             for group in groups
         ]  # fmt: skip

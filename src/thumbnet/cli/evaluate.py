@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.options import (
     add_common,
@@ -14,8 +14,13 @@ from thumbnet.cli.options import (
     add_tta,
     data_of_run,
     data_settings_of_run,
+    run_of,
     split_of,
 )
+
+if TYPE_CHECKING:
+    from thumbnet.classifier import Classifier, SplitLogits
+    from thumbnet.runs import Run
 
 
 def add(commands: Any) -> None:
@@ -39,8 +44,10 @@ def execute(options: argparse.Namespace) -> int:
     """What it does; the exit status."""
     from thumbnet.classifier import load_classifier
     from thumbnet.console import counting, note, say
+    from thumbnet.errors import DataError
+    from thumbnet.evaluation import evaluate_logits
     from thumbnet.invocation import command
-    from thumbnet.views import show_evaluation
+    from thumbnet.views import OPTIMISTIC, is_optimistic, show_evaluation
 
     target = None
     if options.plot:
@@ -50,10 +57,28 @@ def execute(options: argparse.Namespace) -> int:
     predictor = load_classifier(options.run, options.device)
     settings = data_settings_of_run(options)
     data = data_of_run(options, settings)
+    if options.data is None and options.split is None and not {"test", "val"} & data.splits.keys():
+        raise DataError(
+            f"{options.run} was trained on all pictures of {data.source}: there is nothing to measure it on. "
+            f"Name other pictures: thumbnet evaluate {options.run} DATA"
+        )
     split = split_of(options, data)
     on_bad_image = options.on_bad_image or settings.on_bad_image
     with counting("decoding") as count:
-        result = predictor.evaluate(data, split, tta=options.tta, on_bad_image=on_bad_image, on_decode=count)
+        found = predictor.classify_split(
+            data, split, tta=options.tta, on_bad_image=on_bad_image, on_decode=count
+        )
+    result = evaluate_logits(found.logits, found.labels, predictor.class_names)
+    plain = evaluate_logits(found.plain, found.labels, predictor.class_names).accuracy
+    run = run_of(options)
+    lines = _repeats(options, run, predictor, found, split)
+    if (
+        run is not None
+        and run.is_complete
+        and options.data is None
+        and is_optimistic({**run.summary, "split": split})
+    ):
+        lines = [f"{split} accuracy: {OPTIMISTIC}", *lines]
     left_out = len(data.splits[split]) - result.pictures
     if left_out:
         listed = command("data", data.source)
@@ -62,10 +87,36 @@ def execute(options: argparse.Namespace) -> int:
         title = f"{data.source}, {split}: accuracy {100 * result.accuracy:.2f} %"
         plots.save(plots.confusion_figure(result, title), target)
     if options.json:
-        described = {"data": data.source, "split": split, "tta": options.tta, **result.to_dict()}
+        described = {"data": data.source, "split": split, "tta": found.tta, **result.to_dict()}
+        described |= {"accuracy_plain": plain, "temperature": predictor.info.temperature, "notes": lines}
         say(json.dumps(described, ensure_ascii=False))
     else:
-        show_evaluation(result, f"{data.source}, {split}", options.tta)
+        show_evaluation(result, f"{data.source}, {split}", found.tta, plain, lines)
     if target and not options.json:
         say(f"drawn: {target}")
     return 0
+
+
+def _repeats(
+    options: argparse.Namespace, run: Run | None, predictor: Classifier, found: SplitLogits, split: str
+) -> list[str]:
+    """What is known of pictures that occur more than once: in the run's own data, or in others."""
+    if run is None:
+        return []
+    if options.data is None:
+        summary = run.summary if run.is_complete else {}
+        return list((summary.get("repeats") or {}).get("lines", ()))
+    from thumbnet.leaks import lines_about, training_digests
+    from thumbnet.predictor import Predictor
+
+    if not isinstance(predictor, Predictor):
+        return []
+    trained_on = training_digests(run.path)
+    return lines_about(
+        predictor.engine(found.split),
+        found.split,
+        split,
+        labels=found.labels,
+        class_names=predictor.class_names,
+        trained_on=trained_on,
+    )

@@ -84,7 +84,11 @@ def execute(options: argparse.Namespace) -> int:
         say(f"largest difference  {check.largest_difference:.2g}  (of a probability)")
         say(f"same class          {percent(check.same_class)}")
         both = f"{percent(check.accuracy_run)} the run, {percent(check.accuracy_export)} the export"
-        say(f"accuracy            {both}")
+        with_tta = "" if check.tta == "none" else f" (test-time augmentation {check.tta})"
+        say(f"accuracy            {both}{with_tta}")
+        if check.tta != "none" and options.format != "safetensors":
+            alone = f"{percent(check.accuracy_plain)}, without test-time augmentation"
+            say(f"  the graph alone   {alone} (thumbnet adds it; the file does not hold it)")
     allowed = TOLERANCE_ANY_SIZE if options.format == "onnx-any-size" else TOLERANCE
     if options.format != "onnx-int8" and check.largest_difference > allowed:
         raise RunError(f"{out} does not compute what the run does: do not use it")

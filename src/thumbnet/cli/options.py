@@ -125,9 +125,10 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
 def add_tta(parser: argparse.ArgumentParser) -> None:
     """Test-time augmentation."""
     parser.add_argument(
-        "--tta", nargs="?", const="mirror-shift", default="none",
+        "--tta", nargs="?", const="mirror-shift", default=None,
         choices=["none", "mirror", "mirror-shift", "adaptive"],
-        help="test-time augmentation: the mean over mirrored (and shifted) views (adaptive: where unsure)",
+        help="test-time augmentation: the mean over mirrored (and shifted) views, or none "
+        "(default: as the run was measured)",
     )  # fmt: skip
 
 
@@ -232,6 +233,7 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
     """
     from dataclasses import replace
 
+    from thumbnet.calibration import with_calibration_split
     from thumbnet.console import note
     from thumbnet.data.held_out import NOTHING_SET_ASIDE
     from thumbnet.errors import RunError
@@ -245,7 +247,8 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
     if source is None:
         raise RunError(f"name the data: {options.run} is a file alone, which does not say where they are")
     if run is not None and own is not None and _same_source(source, own):
-        return load_data(source, data_dir=data_dir or run.settings.get("data_dir"), settings=settings)
+        data_dir = data_dir or run.settings.get("data_dir")
+        return with_calibration_split(load_data(source, data_dir=data_dir, settings=settings), settings)
     settings = replace(settings, val_fraction=0.0, test_fraction=0.0, group_by="")
     data = load_data(source, data_dir=data_dir, settings=settings)
     notes = [text for text in data.notes if text != NOTHING_SET_ASIDE]

@@ -304,6 +304,15 @@ class EvalBatches:
     def __len__(self) -> int:
         return -(-len(self.positions) // self.batch_size)
 
+    def sample(self, count: int, world: World = ALONE) -> EvalBatches:
+        """Up to ``count`` of these pictures, evenly chosen: always the same ones."""
+        chosen = EvalBatches(self.engine, self.normalise, batch_size=self.batch_size)
+        total = len(self.engine.labels)
+        if count < total:
+            chosen.positions = torch.linspace(0, total - 1, count, dtype=torch.float64).round().long()
+        chosen.positions = world.share(chosen.positions)
+        return chosen
+
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:  # noqa: D102
         batches = list(self.positions.split(self.batch_size))[start:]
         for indices, images in zip(batches, self.engine.fetch(batches), strict=True):

@@ -45,8 +45,9 @@ class Prepared:
     Attributes:
         preprocessing: resolved: size, fit, mean and std.
         train: shuffled and augmented.
-        evaluation: ``val`` and ``test``, whichever there are.
+        evaluation: ``val``, ``test`` and ``calibration``, whichever there are.
         engine: ``memory`` or ``workers``, as chosen.
+        splits: the pictures that are left, by split, in the order in which the engines deliver them.
         skipped: split, name and reason of each picture that was left out because it cannot be read.
         notes: what the user should know about the pixels. One that begins with ``warning: `` says that the
             result may be wrong.
@@ -56,6 +57,7 @@ class Prepared:
     train: TrainBatches
     evaluation: dict[str, EvalBatches]
     engine: str
+    splits: dict[str, Split]
     skipped: tuple[tuple[str, str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -145,16 +147,17 @@ def _prepare(
         world=world,
     )
     evaluation: dict[str, EvalBatches] = {}
-    for name in ("val", "test"):
+    for name in ("val", "test", "calibration"):
         if name in data.splits and len(data.splits[name]):
             engine = build_engine(data.splits[name], settings, size, in_memory, device, on_decode, rendering)
             evaluation[name] = EvalBatches(
                 engine, normalise, batch_size=recipe.evaluation.batch_size, world=world
             )
     engines = {"train": train_engine} | {name: batches.engine for name, batches in evaluation.items()}
+    splits = {"train": train_split} | {name: data.splits[name] for name in evaluation}
     notes += picture_notes(engines, {**data.splits, "train": train_split}, data.class_names)
     engine_name = "memory" if in_memory else "workers"
-    return Prepared(preprocessing, train, evaluation, engine_name, notes=tuple(notes))
+    return Prepared(preprocessing, train, evaluation, engine_name, splits, notes=tuple(notes))
 
 
 def build_engine(

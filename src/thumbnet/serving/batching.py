@@ -29,7 +29,7 @@ class Batcher:
     """
 
     def __init__(
-        self, classifier: Classifier, max_batch: int, tta: str, on_batch: Callable[[int], None]
+        self, classifier: Classifier, max_batch: int, tta: str | None, on_batch: Callable[[int], None]
     ) -> None:
         self._classifier, self._max_batch, self._tta, self._on_batch = classifier, max_batch, tta, on_batch
         self._waiting: list[tuple[np.ndarray, asyncio.Future[list[Prediction]]]] = []

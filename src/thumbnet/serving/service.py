@@ -68,7 +68,8 @@ class ServiceSettings:
         max_queue: requests with pictures that are being served or wait; beyond that they are refused.
         max_batch: pictures a forward pass.
         timeout: seconds for a request's body to come, and as many for the answer.
-        tta: test-time augmentation, see :meth:`thumbnet.classifier.Classifier.logits`.
+        tta: test-time augmentation, see :meth:`thumbnet.classifier.Classifier.logits`; None for the one by
+            which the accuracy was measured.
         api_key: asked of every request but for the page and the probes; None for no key.
         hosts: names under which the service may be addressed; None for any. On loopback it keeps pages of
             other sites from speaking to the service by a name of their own (DNS rebinding).
@@ -80,7 +81,7 @@ class ServiceSettings:
     max_queue: int = 256
     max_batch: int = 64
     timeout: float = 30.0
-    tta: str = "none"
+    tta: str | None = None
     api_key: str | None = None
     hosts: tuple[str, ...] | None = None
 
@@ -365,7 +366,7 @@ class _Service:
             part = split.subset(np.sort(chosen[start : start + SEARCHED_AT_ONCE]))
             some = replace(data, splits={**data.splits, name: part})
             classify = partial(self.classifier.classify_split, some, name)
-            found = await self.batcher.run(partial(classify, on_bad_image="skip"))
+            found = await self.batcher.run(partial(classify, tta=self.settings.tta, on_bad_image="skip"))
             probabilities = np.exp(log_softmax(found.logits))
             predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
             for index in np.flatnonzero(predicted != found.labels).tolist():

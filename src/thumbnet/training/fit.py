@@ -39,11 +39,12 @@ LOOK_EVERY = 20  # steps between looks at the loss: each look makes a GPU wait f
 
 @dataclass(frozen=True)
 class Score:
-    """What evaluating after an epoch gave: loss and accuracy (0 to 1) on the split it names."""
+    """What evaluating after an epoch gave: loss and accuracy (0 to 1) on so many pictures of a split."""
 
     split: str
     accuracy: float
     loss: float
+    pictures: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,10 @@ class EpochResult:
         lr: the recipe's learning rate at the epoch's last step.
         seconds: spent training in this epoch; evaluating is not in it.
         pictures_per_second: of training.
-        score: None where this epoch was not evaluated.
+        score: None where this epoch was not evaluated on the whole split.
+        train_accuracy: 0 to 1, of the training pictures as they were seen: augmented, and by the weights of
+            their steps; nan where it is not known.
+        sample: the score on a fixed sample of the split, where there is no ``score``.
     """
 
     epoch: int
@@ -67,6 +71,8 @@ class EpochResult:
     seconds: float
     pictures_per_second: float
     score: Score | None
+    train_accuracy: float = math.nan
+    sample: Score | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,9 @@ class TrainingState:
         self.step = 0
         # Of this epoch, kept on the device; of this process' pictures, each divided by all processes'.
         self.losses = torch.zeros(steps_per_epoch, device=device)
+        self.hits = torch.zeros(
+            (), dtype=torch.int64, device=device
+        )  # right answers, of this process' pictures
         self.skipped: list[int] = []
         self.seconds_in_epoch = 0.0
         self.pictures_in_epoch = 0
@@ -187,6 +196,7 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "losses": self.all_losses(),
+            "hits": self.all_hits(),
             "skipped": self.skipped,
             "seconds_in_epoch": self.seconds_in_epoch,
             "pictures_in_epoch": self.pictures_in_epoch,
@@ -210,6 +220,7 @@ class TrainingState:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         self.losses.copy_(state["losses"] if self.world.is_first else torch.zeros_like(state["losses"]))
+        self.hits.fill_(state["hits"] if self.world.is_first else 0)
         self.skipped = list(state["skipped"])
         self.seconds_in_epoch = state["seconds_in_epoch"]
         self.pictures_in_epoch = state["pictures_in_epoch"]
@@ -222,6 +233,10 @@ class TrainingState:
     def all_losses(self) -> Tensor:
         """This epoch's losses over all processes' pictures: float32 [steps_per_epoch], on the CPU."""
         return self.world.sum(self.losses.cpu().clone())
+
+    def all_hits(self) -> int:
+        """Right answers in this epoch so far, of all processes' pictures."""
+        return int(self.world.sum(self.hits.cpu().clone()))
 
     def mean_loss(self) -> float:
         """Of this epoch's steps, but for skipped ones."""
@@ -266,6 +281,7 @@ def fit(
     batches: Batches,
     *,
     evaluate: Callable[[nn.Module], Score] | None = None,
+    evaluate_sample: Callable[[nn.Module], Score] | None = None,
     on_step: Callable[[StepResult], None] | None = None,
 ) -> Iterator[EpochResult]:
     """Train to the end of the recipe, from wherever ``state`` stands; one result an epoch.
@@ -274,6 +290,7 @@ def fit(
         state: is changed in place, and is whole after every step.
         batches: the training split.
         evaluate: called with the network in eval mode after the epochs that the recipe says.
+        evaluate_sample: called so after the other epochs.
         on_step: called after every step. What it raises ends the training with ``state`` whole.
 
     Raises:
@@ -305,7 +322,7 @@ def fit(
                 loss_so_far = state.check_losses()
             if on_step is not None:
                 on_step(_step_result(state, loss_so_far))
-        yield _finish_epoch(state, evaluate)
+        yield _finish_epoch(state, evaluate, evaluate_sample)
 
 
 def accumulate_gradients(state: TrainingState, batch: Batch) -> Tensor:
@@ -335,6 +352,7 @@ def accumulate_gradients(state: TrainingState, batch: Batch) -> Tensor:
                 raise
             raise OutOfMemoryError(str(state.device), len(images), settings.batch_size) from None
         whole += part.detach()
+        state.hits += (logits.detach().argmax(dim=1) == labels).sum()
         if state.selection is not None:
             each.append(F.cross_entropy(logits.detach().float(), labels, reduction="none"))
     if state.selection is not None and batch.positions is not None:
@@ -411,14 +429,21 @@ def _step_result(state: TrainingState, loss: float | None) -> StepResult:
     )
 
 
-def _finish_epoch(state: TrainingState, evaluate: Callable[[nn.Module], Score] | None) -> EpochResult:
+def _finish_epoch(
+    state: TrainingState,
+    evaluate: Callable[[nn.Module], Score] | None,
+    evaluate_sample: Callable[[nn.Module], Score] | None,
+) -> EpochResult:
     """Evaluate where the recipe says, remember the best by ``val``, and close the epoch."""
     number = state.epoch + 1
     every, last = state.recipe.evaluation.every, number == state.recipe.training.epochs
-    score = None
-    if evaluate is not None and (last or (every and number % every == 0)):
+    score = sample = None
+    whole = last or (every and number % every == 0)
+    chosen = evaluate if whole else evaluate_sample
+    if chosen is not None:
         state.world.send_buffers(state.evaluated_model)  # each process has statistics of its own
-        score = evaluate(state.evaluated_model.eval())
+        found = chosen(state.evaluated_model.eval())
+        score, sample = (found, None) if whole else (None, found)
     last_factor = factor_at(state.recipe.schedule, state.step - 1, state.total_steps)
     seconds = state.seconds_in_epoch
     result = EpochResult(
@@ -429,6 +454,8 @@ def _finish_epoch(state: TrainingState, evaluate: Callable[[nn.Module], Score] |
         seconds=seconds,
         pictures_per_second=state.pictures_in_epoch / seconds if seconds else math.inf,
         score=score,
+        train_accuracy=state.all_hits() / max(1, state.pictures_in_epoch),
+        sample=sample,
     )
     if score is not None and score.split == "val" and _is_best(state, score):
         state.best_epoch = number
@@ -438,6 +465,7 @@ def _finish_epoch(state: TrainingState, evaluate: Callable[[nn.Module], Score] |
     state.seconds_in_epoch = 0.0
     state.pictures_in_epoch = 0
     state.losses.zero_()
+    state.hits.zero_()
     return result
 
 
@@ -449,5 +477,5 @@ def _is_best(state: TrainingState, score: Score) -> bool:
 
 def epoch_result_from_dict(values: dict[str, Any]) -> EpochResult:
     """Back from ``dataclasses.asdict``."""
-    score = values["score"]
-    return EpochResult(**{**values, "score": None if score is None else Score(**score)})
+    scores = {key: None if values[key] is None else Score(**values[key]) for key in ("score", "sample")}
+    return EpochResult(**{**values, **scores})

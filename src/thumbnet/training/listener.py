@@ -32,6 +32,9 @@ class Listener:
     def on_epoch(self, result: EpochResult) -> None:
         """An epoch was done and its checkpoint is saved."""
 
+    def on_note(self, text: str) -> None:
+        """Something that the user should know was found while the training ran."""
+
     def should_stop(self) -> bool:
         """Asked after each step: True saves a checkpoint and ends the training."""
         return False
@@ -66,6 +69,10 @@ class Listeners(Listener):
     def on_epoch(self, result: EpochResult) -> None:  # noqa: D102
         for one in self._listeners:
             one.on_epoch(result)
+
+    def on_note(self, text: str) -> None:  # noqa: D102
+        for one in self._listeners:
+            one.on_note(text)
 
     def should_stop(self) -> bool:  # noqa: D102
         return any(one.should_stop() for one in self._listeners)

@@ -20,7 +20,8 @@ class TensorBoardWriter(Listener):
     """Writes events below the run's folder: ``tensorboard --logdir runs`` shows all runs. A context manager.
 
     The tags are those of PyTorch's own tutorial, against optimisation steps: ``Loss/train``, ``Loss/val`` or
-    ``Loss/test``, ``Accuracy/...`` (0 to 1), ``Learning rate``; and ``Speed/pictures per second``. A resume
+    ``Loss/test``, ``Accuracy/...`` (0 to 1), ``Learning rate``; and ``Speed/pictures per second``. Scores of
+    a sample of the pictures have ``sample`` in their tags. A resume
     withdraws what the stopped training had written beyond its checkpoint.
 
     Raises:
@@ -59,7 +60,9 @@ class TensorBoardWriter(Listener):
         """What an epoch gave."""
         self._writer.add_scalar("Learning rate", result.lr, result.step)
         self._writer.add_scalar("Speed/pictures per second", result.pictures_per_second, result.step)
-        if result.score is not None:
-            self._writer.add_scalar(f"Loss/{result.score.split}", result.score.loss, result.step)
-            self._writer.add_scalar(f"Accuracy/{result.score.split}", result.score.accuracy, result.step)
+        self._writer.add_scalar("Accuracy/train", result.train_accuracy, result.step)
+        for score, suffix in ((result.score, ""), (result.sample, " sample")):
+            if score is not None:
+                self._writer.add_scalar(f"Loss/{score.split}{suffix}", score.loss, result.step)
+                self._writer.add_scalar(f"Accuracy/{score.split}{suffix}", score.accuracy, result.step)
         self._writer.flush()

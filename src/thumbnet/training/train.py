@@ -12,16 +12,17 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from thumbnet.calibration import with_calibration_split
+from thumbnet.data.batches import EvalBatches
 from thumbnet.data.prepare import Prepared, all_unreadable, prepare
 from thumbnet.data.splits import Data
 from thumbnet.distributed import ALONE, World, joined
 from thumbnet.errors import DataError, RunError, UnreadableImageError
-from thumbnet.evaluation import Evaluation, evaluate_logits
+from thumbnet.evaluation import evaluate_logits
 from thumbnet.hardware import choose_device, keep_freed_memory, make_deterministic
 from thumbnet.inference import collect_logits
 from thumbnet.invocation import command
@@ -34,6 +35,8 @@ from thumbnet.sources.load import NAMED, load_data
 from thumbnet.training.continue_run import Continuation, continuation
 from thumbnet.training.fit import Score, StepResult, TrainingState, fit
 from thumbnet.training.listener import Listener
+from thumbnet.training.mirrored import find_mirrored, named_keys, without_mirroring
+from thumbnet.training.results import Findings, Measured, RepeatTeller, measure, summary_of
 from thumbnet.training.transfer import begin_from
 from thumbnet.weights_info import WeightsInfo
 
@@ -144,6 +147,8 @@ def _begin(
     with world.one_per_machine_first():
         chosen, loaded = choose_recipe(data, recipe, overrides, data_dir, listener)
         chosen = _with_absolute_init(chosen)
+        fingerprint = _same_everywhere(loaded, world)  # of all training pictures, however many calibrate
+        loaded = with_calibration_split(loaded, chosen.data)
         listener.on_data(loaded)
         if continued is not None and loaded.fingerprint() != continued.fingerprint:
             source, init = loaded.source, continued.record["run"]
@@ -160,7 +165,6 @@ def _begin(
     source = loaded.source
     if source not in NAMED and not source.startswith("hf:"):
         source = str(Path(source).expanduser().resolve())  # a resume may come from another folder
-    fingerprint = _same_everywhere(loaded, world)
     settings = {
         "data": source,
         "data_dir": None if data_dir is None else str(Path(data_dir).resolve()),
@@ -206,8 +210,9 @@ def _resume(
         target = choose_device(device, world.local_rank)
         with world.one_per_machine_first():
             loaded = _load(str(settings.get("data")), recipe, settings.get("data_dir"), listener)
-        listener.on_data(loaded)
         fingerprint = _same_everywhere(loaded, world)
+        loaded = with_calibration_split(loaded, recipe.data)
+        listener.on_data(loaded)
         if fingerprint != settings.get("fingerprint"):
             raise RunError(
                 f"the data in {loaded.source} have changed since the run {run.path} began: its result could "
@@ -253,7 +258,8 @@ def choose_recipe(
 ) -> tuple[Recipe, Data]:
     """The recipe that is asked for, or the default one for the data; and the data, loaded by it.
 
-    It is fitted to the data (:meth:`~thumbnet.recipe.Recipe.fitted`), unless ``overrides`` name a batch size.
+    It is fitted to the data: :meth:`~thumbnet.recipe.Recipe.fitted`, unless ``overrides`` name a batch size,
+    and :func:`~thumbnet.training.mirrored.without_mirroring`.
 
     Raises:
         RecipeError, DataError: either cannot be had.
@@ -265,7 +271,9 @@ def choose_recipe(
         chosen = load_recipe(default_recipe(loaded), overrides)
     if not any(assignment.partition("=")[0].strip() == "training.batch_size" for assignment in overrides):
         chosen = chosen.fitted(len(loaded.splits["train"]))
-    return chosen, loaded
+    named = named_keys(recipe, overrides)
+    chosen, notes = without_mirroring(chosen, loaded.class_names, loaded.source, named)
+    return chosen, replace(loaded, notes=(*loaded.notes, *notes))
 
 
 def default_recipe(data: Data) -> str:
@@ -334,21 +342,23 @@ def _train(
     world, settings, recipe_text = state.world, state.recipe.checkpoint, state.recipe.to_toml()
     last_saved = time.monotonic()
 
-    def evaluate(
-        model: nn.Module, split: str, tta: str = "none", plain: torch.Tensor | None = None
-    ) -> tuple[Evaluation, torch.Tensor]:
-        batches = prepared.evaluation[split]
-        logits, labels = collect_logits(model, batches, bf16=state.bf16, tta=tta, plain=plain)
-        everywhere = world.gather(logits).numpy(), world.gather(labels).numpy()
-        return evaluate_logits(*everywhere, data.class_names), logits
-
-    watched = "val" if "val" in prepared.evaluation else "test"
+    watched = next((name for name in ("val", "test") if name in prepared.evaluation), None)
     newest: torch.Tensor | None = None  # logits of this process' pictures of that split
+
+    def score_on(model: nn.Module, batches: EvalBatches) -> tuple[Score, torch.Tensor]:
+        logits, labels = collect_logits(model, batches, bf16=state.bf16)
+        found = evaluate_logits(world.gather(logits).numpy(), world.gather(labels).numpy(), data.class_names)
+        return Score(str(watched), found.accuracy, found.loss, found.pictures), logits
 
     def score(model: nn.Module) -> Score:
         nonlocal newest
-        result, newest = evaluate(model, watched)
-        return Score(watched, result.accuracy, result.loss)
+        assert watched is not None
+        result, newest = score_on(model, prepared.evaluation[watched])
+        return result
+
+    sample = None
+    if watched is not None and state.recipe.evaluation.sample:
+        sample = prepared.evaluation[watched].sample(max(state.recipe.evaluation.sample, world.size), world)
 
     def save() -> None:
         nonlocal last_saved
@@ -373,19 +383,30 @@ def _train(
             raise InterruptedRunError(run, state.epoch + 1, state.step)
 
     listener.on_start(run, state, prepared)
+    repeats = RepeatTeller(run, prepared, data.class_names, listener) if world.is_first else None
     try:
-        for result in fit(state, prepared.train, evaluate=score, on_step=on_step):
+        results = fit(
+            state,
+            prepared.train,
+            evaluate=None if watched is None else score,
+            evaluate_sample=None if sample is None else lambda model: score_on(model, sample)[0],
+            on_step=on_step,
+        )
+        for result in results:
             save()
             listener.on_epoch(result)
+            if repeats is not None:
+                repeats.tell_if_known()
     except UnreadableImageError:
         raise all_unreadable(data, listener.on_decode) from None
 
     model = state.evaluated_model
     model.load_state_dict(state.final_weights())
-    reported = "test" if "test" in prepared.evaluation else "val"
-    known = reported == watched and state.best_epoch in (None, state.epoch)
-    final, _ = evaluate(model, reported, state.recipe.evaluation.tta, newest if known else None)
+    unchanged = newest is not None and state.best_epoch in (None, state.epoch)
+    known = (watched, newest) if unchanged and watched is not None and newest is not None else None
+    measured = measure(model, state, prepared, data.class_names, known)
     if world.is_first:
+        assert repeats is not None
         info = WeightsInfo(
             model=state.recipe.model,
             class_names=data.class_names,
@@ -393,32 +414,22 @@ def _train(
             precision=state.recipe.training.precision,
             source=data.source,
             fingerprint=fingerprint,
+            tta=state.recipe.evaluation.tta,
+            temperature=measured.temperature,
         )
         run.save_weights(model.state_dict(), info)
         run.write_metrics(state.history)
-        run.save_summary(_summary(state, final, reported, started, len(prepared.skipped)))
+        findings = Findings(repeats.tell(), _mirrored(state, prepared, measured, data.class_names))
+        run.save_summary(summary_of(state, measured, findings, started, len(prepared.skipped)))
     world.any(False)  # nobody leaves before the summary is there
     return run
 
 
-def _summary(
-    state: TrainingState, final: Evaluation, split: str, started: float, skipped_pictures: int
-) -> dict[str, Any]:
-    seconds = sum(result.seconds for result in state.history)
-    pictures = sum(result.pictures_per_second * result.seconds for result in state.history)
-    return {
-        "split": split,
-        "accuracy": final.accuracy,
-        "accuracy_interval": list(final.interval),
-        "loss": final.loss,
-        "tta": state.recipe.evaluation.tta,
-        "epochs": state.epoch,
-        "kept_epoch": state.best_epoch or state.epoch,
-        "kept_by": "best on val" if state.best_epoch else "last",
-        "seconds_training": round(seconds, 3),
-        "seconds_total": round(time.perf_counter() - started, 3),
-        "processes": state.world.size,
-        "skipped_steps": state.skipped,
-        "skipped_pictures": skipped_pictures,
-        "pictures_per_second": round(pictures / seconds, 1) if seconds else None,
-    }
+def _mirrored(
+    state: TrainingState, prepared: Prepared, measured: Measured, class_names: Sequence[str]
+) -> list[str]:
+    """Warnings of classes that mirroring makes alike."""
+    if measured.plain is None or measured.split is None:
+        return []
+    found = find_mirrored(state.recipe, prepared, measured.split, measured.plain, state.device)
+    return [pair.sentence(class_names) for pair in found]

@@ -1,0 +1,173 @@
+"""What a training leaves: calibrated weights, measured as they will classify, and the summary of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from thumbnet.calibration import FEWEST, SPLIT, calibrated, fit_temperature
+from thumbnet.data.prepare import Prepared
+from thumbnet.evaluation import Evaluation, evaluate_logits
+from thumbnet.inference import collect_logits
+from thumbnet.leaks import NOT_LOOKED, RepeatSearch, snapshot
+from thumbnet.runs import Run
+from thumbnet.training.fit import TrainingState
+from thumbnet.training.listener import Listener
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The final measurement of a training.
+
+    Attributes:
+        split: that was measured: ``test``, or ``val``; None where there was nothing to measure on.
+        headline: with the recipe's test-time augmentation and calibrated; None without ``split``.
+        plain: the same without test-time augmentation.
+        uncalibrated_error: calibration error of the headline before calibration.
+        temperature: see :func:`thumbnet.calibration.fit_temperature`.
+        calibrated_on: the split that it was fitted on, or None.
+        calibration_pictures: how many pictures there were for it.
+    """
+
+    split: str | None = None
+    headline: Evaluation | None = None
+    plain: Evaluation | None = None
+    uncalibrated_error: float | None = None
+    temperature: float = 1.0
+    calibrated_on: str | None = None
+    calibration_pictures: int = 0
+
+
+def measure(
+    model: nn.Module,
+    state: TrainingState,
+    prepared: Prepared,
+    class_names: Sequence[str],
+    known: tuple[str, torch.Tensor] | None,
+) -> Measured:
+    """Calibrate the network, and measure it as it will classify. All processes of a training call it.
+
+    Args:
+        model: with its final weights.
+        state: of the training.
+        prepared: its data.
+        class_names: a label is a position in them.
+        known: the name of a split and this process' plain logits of it, where the last evaluation was of
+            these very weights.
+    """
+    tta = state.recipe.evaluation.tta
+
+    def logits_of(split: str, tta: str, plain: torch.Tensor | None = None) -> tuple[torch.Tensor, np.ndarray]:
+        batches = prepared.evaluation[split]
+        logits, labels = collect_logits(model, batches, bf16=state.bf16, tta=tta, plain=plain)
+        return logits, state.world.gather(labels).numpy()
+
+    def everywhere(logits: torch.Tensor) -> np.ndarray:
+        gathered: np.ndarray = state.world.gather(logits).numpy()
+        return gathered
+
+    temperature, source, count = 1.0, None, 0
+    fitted_on = next((name for name in ("val", SPLIT) if name in prepared.evaluation), None)
+    if fitted_on is not None and state.recipe.data.calibration_pictures:
+        count = len(prepared.evaluation[fitted_on].engine.labels)
+        if count >= FEWEST:
+            own, labels = logits_of(fitted_on, tta)
+            temperature, source = fit_temperature(everywhere(own), labels), fitted_on
+    split = next((name for name in ("test", "val") if name in prepared.evaluation), None)
+    if split is None:
+        return Measured(temperature=temperature, calibrated_on=source, calibration_pictures=count)
+    plain = known[1] if known is not None and known[0] == split else None
+    if plain is None:
+        plain, labels = logits_of(split, "none")
+        logits = plain if tta == "none" else logits_of(split, tta, plain)[0]
+    else:
+        logits, labels = logits_of(split, tta, plain)
+    raw, names = everywhere(logits), tuple(class_names)
+    return Measured(
+        split=split,
+        headline=evaluate_logits(calibrated(raw, temperature), labels, names),
+        plain=evaluate_logits(calibrated(everywhere(plain), temperature), labels, names),
+        uncalibrated_error=evaluate_logits(raw, labels, names).calibration_error,
+        temperature=temperature,
+        calibrated_on=source,
+        calibration_pictures=count,
+    )
+
+
+@dataclass
+class Findings:
+    """What a training found out about its data, for the summary.
+
+    Attributes:
+        repeats: counts, see :func:`thumbnet.leaks.describe`; None where nothing was looked for.
+        warnings: sentences.
+    """
+
+    repeats: dict[str, Any] | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def summary_of(
+    state: TrainingState, measured: Measured, findings: Findings, started: float, skipped_pictures: int
+) -> dict[str, Any]:
+    """What ``summary.json`` holds. ``started`` is on ``time.perf_counter``."""
+    seconds = sum(result.seconds for result in state.history)
+    pictures = sum(result.pictures_per_second * result.seconds for result in state.history)
+    final, plain = measured.headline, measured.plain
+    return {
+        "split": measured.split,
+        "accuracy": None if final is None else final.accuracy,
+        "accuracy_interval": None if final is None else list(final.interval),
+        "accuracy_plain": None if plain is None else plain.accuracy,
+        "loss": None if final is None else final.loss,
+        "tta": state.recipe.evaluation.tta,
+        "temperature": measured.temperature,
+        "calibrated_on": measured.calibrated_on,
+        "calibration_pictures": measured.calibration_pictures,
+        "calibration_error": None if final is None else final.calibration_error,
+        "calibration_error_before": measured.uncalibrated_error,
+        "epochs": state.epoch,
+        "kept_epoch": state.best_epoch or state.epoch,
+        "kept_by": "best on val" if state.best_epoch else "last",
+        "seconds_training": round(seconds, 3),
+        "seconds_total": round(time.perf_counter() - started, 3),
+        "processes": state.world.size,
+        "skipped_steps": state.skipped,
+        "skipped_pictures": skipped_pictures,
+        "pictures_per_second": round(pictures / seconds, 1) if seconds else None,
+        "repeats": findings.repeats,
+        "warnings": findings.warnings,
+    }
+
+
+class RepeatTeller:
+    """Looks for repeated pictures while a training runs, and tells a listener what was found, once."""
+
+    def __init__(
+        self, run: Run, prepared: Prepared, class_names: tuple[str, ...], listener: Listener
+    ) -> None:
+        engines = {"train": snapshot(prepared.train.engine)}
+        engines |= {name: snapshot(batches.engine) for name, batches in prepared.evaluation.items()}
+        self._search = RepeatSearch(engines, prepared.splits, class_names)
+        self._folder, self._listener = run.path, listener
+        self._told: dict[str, Any] | None = None
+
+    def tell_if_known(self) -> None:
+        """Tell what was found, unless it is not known yet."""
+        if self._search.is_done:
+            self.tell()
+
+    def tell(self) -> dict[str, Any]:
+        """Wait for what was found, and tell it."""
+        if self._told is None:
+            found = self._search.finish(self._folder)
+            self._told = {"lines": [NOT_LOOKED]} if found is None else found
+            for line in self._told["lines"]:
+                self._listener.on_note(line)
+        return self._told
