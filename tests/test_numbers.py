@@ -89,7 +89,7 @@ def test_evaluate_predict_report_card_compare_and_onnx_say_what_train_said(
 
     import onnxruntime
 
-    pixels = np.stack([data.splits["test"].load(i) for i in range(8)])
+    pixels = np.stack([np.asarray(data.splits["test"].load(i)) for i in range(8)])
     graph = onnxruntime.InferenceSession(str(out)).run(None, {"pixels": pixels})[0]
     assert np.allclose(log_softmax(graph), log_softmax(ours.plain[:8]), atol=1e-3)  # calibrated once
 
@@ -101,7 +101,8 @@ def test_evaluate_predict_report_card_compare_and_onnx_say_what_train_said(
     assert f"plain</dt><dd>{100 * plain:.2f} %</dd>" in text
     assert main(["compare", str(run.path)]) == 0
     row = capsys.readouterr().out
-    assert f"{100 * headline:.2f} %" in row and "without tta" in row
+    assert f"{100 * headline:.2f} %" in row
+    assert "without tta" in row
     assert f"{100 * plain:.2f} %" in row
     pytest.importorskip("huggingface_hub")
     from thumbnet.model_hub import model_card
@@ -116,7 +117,7 @@ def test_the_service_answers_as_predict_does_by_default(run: Run, folder: Path) 
     from thumbnet.serving.service import ServiceSettings
 
     predictor = load_run(run.path, "cpu")
-    pixels = np.stack([load_data(folder).splits["test"].load(i) for i in range(30)])
+    pixels = np.stack([np.asarray(load_data(folder).splits["test"].load(i)) for i in range(30)])
     by_service = predictor.predict_pixels(pixels, tta=ServiceSettings().tta)
     assert by_service == predictor.predict_pixels(pixels, tta="adaptive")
     assert by_service != predictor.predict_pixels(pixels, tta="none")

@@ -61,12 +61,12 @@ def test_mirroring_and_mirrored_views_go_where_names_forbid_them_unless_the_user
     fast = load_recipe("fast")
     chosen, notes = without_mirroring(fast, ("left", "right"), "x", NOTHING)
     assert (chosen.augment.flip, chosen.evaluation.tta) == ("none", "none")
-    assert "augment.flip" in notes[0] and "left
-    assert right" in notes[0]
+    assert "augment.flip" in notes[0]
+    assert "left and right" in notes[0]
     for names in (("0", "1", "2"), ("one", "two", "three"), ("a", "B", "c")):
         assert without_mirroring(fast, names, "x", NOTHING)[0].augment.flip == "none"
-    for names in (("cat", "dog"), ("a", "b")):
-        assert without_mirroring(fast, names, "x", NOTHING) == (fast, [])
+    for pair in (("cat", "dog"), ("a", "b")):
+        assert without_mirroring(fast, pair, "x", NOTHING) == (fast, [])
     named = named_keys("fast", ["augment.flip=random"])
     assert without_mirroring(fast, ("left", "right"), "x", named) == (fast, [])
     unmirrored = load_recipe("fast", ["augment.flip=none"])
