@@ -204,7 +204,14 @@ class TrainingDisplay(StoppableListener):
             self._line(
                 f"        the learning rate starts again at {first} of the recipe's and ends at {last}"
             )
-        if "val" in prepared.evaluation:
+        measured = prepared.evaluation.keys() - {"calibration"}
+        if not measured:
+            self._line("        all pictures are trained on: no accuracy is measured, the last epoch is kept")
+        elif "test" not in measured:
+            self._line(
+                "        the best epoch on val is kept; its accuracy is optimistic, as it was chosen by it"
+            )
+        elif "val" in measured:
             self._line("        the best epoch on val is kept; test is looked at once, at the end")
         else:
             self._line("        no val split: the last epoch is kept; test accuracies are only reported")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from thumbnet.data.batches import Engine, MemoryEngine
+from thumbnet.data.notes import copied_notes
 from thumbnet.data.repeats import Place, Repeats, find_repeats, picture_digests
 from thumbnet.data.splits import Split
 from thumbnet.errors import RunError, printable
@@ -125,11 +126,7 @@ def describe(
             f"warning: {count:,} picture{'s are' if count > 1 else ' is'} in two classes (such as "
             f"{named(one)} in {printable(names[0])} = {named(other)} in {printable(names[1])})"
         )
-    for copy in found.copied_classes:
-        lines.append(
-            f"warning: {copy.shared:,} of the {copy.pictures:,} {copy.split} pictures of "
-            f"{printable(class_names[copy.label])} are also in {printable(class_names[copy.original])}"
-        )
+    lines += copied_notes(found, class_names)
     for name, count in found.repeated.items():
         if count:
             lines.append(

@@ -132,7 +132,8 @@ class OnnxClassifier(Classifier):
                 try:
                     picture = split.load(index)
                     if by_itself:
-                        parts.append(self.logits_of_picture(picture))
+                        plain.append(self.logits_of_picture(picture))
+                        parts.append(plain[-1])
                     else:
                         pixels.append(pre.pixels(picture))
                     kept.append(index)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
 from thumbnet.data.batches import Engine, MemoryEngine
-from thumbnet.data.repeats import Repeats, find_repeats, picture_digests
+from thumbnet.data.repeats import Repeats
 from thumbnet.data.splits import Split
 from thumbnet.data.survey import sample
 from thumbnet.errors import printable
@@ -23,35 +23,17 @@ LOOKED_AT = 1_000  # pictures, where they are decoded as the training goes
 TIMED = 16  # pictures in the steps by which the time of an epoch is estimated
 
 
-def picture_notes(
-    engines: Mapping[str, Engine], splits: Mapping[str, Split], class_names: Sequence[str]
-) -> list[str]:
-    """Notes on the pictures as the network sees them: those of one colour, and copied classes.
+def picture_notes(engine: Engine, split: Split) -> list[str]:
+    """Notes on the training pictures as the network sees them: those of one colour.
 
     Args:
-        engines, splits: ``train`` first; only pictures in memory are compared with those of other splits.
-        class_names: what labels mean.
+        engine, split: of the same pictures; of those that are decoded as the training goes, a sample counts.
     """
-    digests: dict[str, np.ndarray] = {}
-    notes: list[str] = []
-    for name, engine in engines.items():
-        whole = engine.workers == 0
-        if name != "train" and not whole:
-            continue
-        positions = np.arange(len(engine.labels)) if whole else sample(len(engine.labels), LOOKED_AT)
-        flat: list[np.ndarray] = []
-        found: list[np.ndarray] = []
-        for images in _in_parts(engine, torch.from_numpy(positions)):
-            pixels = images.permute(0, 2, 3, 1).cpu().numpy()
-            flat.append(is_flat(pixels))
-            found.append(picture_digests(pixels))
-        if whole:
-            digests[name] = np.concatenate(found)
-        if name == "train":
-            where = np.concatenate(flat)
-            notes += flat_note(where, [splits[name].name(int(i)) for i in positions[where][:1]])
-    labels = {name: np.asarray(splits[name].labels) for name in digests}
-    return notes + copied_notes(find_repeats(digests, labels), class_names)
+    whole = engine.workers == 0
+    positions = np.arange(len(engine.labels)) if whole else sample(len(engine.labels), LOOKED_AT)
+    parts = _in_parts(engine, torch.from_numpy(positions))
+    flat = np.concatenate([is_flat(images.permute(0, 2, 3, 1).cpu().numpy()) for images in parts])
+    return flat_note(flat, [split.name(int(i)) for i in positions[flat][:1]])
 
 
 def _in_parts(engine: Engine, positions: torch.Tensor) -> Iterable[torch.Tensor]:
@@ -91,11 +73,10 @@ def flat_note(flat: np.ndarray, example: Sequence[str]) -> list[str]:
 def copied_notes(repeats: Repeats, class_names: Sequence[str]) -> list[str]:
     """A warning for each class that is a copy of another one."""
     return [
-        f"warning: the class {class_names[one.label]!r} is a copy of {class_names[one.original]!r}: "
-        f"{one.shared:,} of its {one.pictures:,} pictures in {one.split} are also in that one, so no network "
-        "can tell them apart"
+        f"warning: the class {printable(class_names[one.label])!r} is a copy of "
+        f"{printable(class_names[one.original])!r}: {one.shared:,} of its {one.pictures:,} pictures in "
+        f"{one.split} are also in that one, so no network can tell them apart"
         for one in repeats.copied_classes
-        if one.split == "train"
     ]
 
 

@@ -153,9 +153,8 @@ def _prepare(
             evaluation[name] = EvalBatches(
                 engine, normalise, batch_size=recipe.evaluation.batch_size, world=world
             )
-    engines = {"train": train_engine} | {name: batches.engine for name, batches in evaluation.items()}
     splits = {"train": train_split} | {name: data.splits[name] for name in evaluation}
-    notes += picture_notes(engines, {**data.splits, "train": train_split}, data.class_names)
+    notes += picture_notes(train_engine, train_split)
     engine_name = "memory" if in_memory else "workers"
     return Prepared(preprocessing, train, evaluation, engine_name, splits, notes=tuple(notes))
 

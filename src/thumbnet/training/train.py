@@ -21,7 +21,7 @@ from thumbnet.data.batches import EvalBatches
 from thumbnet.data.prepare import Prepared, all_unreadable, prepare
 from thumbnet.data.splits import Data
 from thumbnet.distributed import ALONE, World, joined
-from thumbnet.errors import DataError, RunError, UnreadableImageError
+from thumbnet.errors import DataError, RunError, ThumbnetError, UnreadableImageError
 from thumbnet.evaluation import evaluate_logits
 from thumbnet.hardware import choose_device, keep_freed_memory, make_deterministic
 from thumbnet.inference import collect_logits
@@ -431,5 +431,8 @@ def _mirrored(
     """Warnings of classes that mirroring makes alike."""
     if measured.plain is None or measured.split is None:
         return []
-    found = find_mirrored(state.recipe, prepared, measured.split, measured.plain, state.device)
+    try:
+        found = find_mirrored(state.recipe, prepared, measured.split, measured.plain, state.device)
+    except ThumbnetError:  # a probe that diverges or finds no memory must not cost the run its summary
+        return []
     return [pair.sentence(class_names) for pair in found]
