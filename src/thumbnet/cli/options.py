@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from thumbnet.recipe import DataSettings
     from thumbnet.runs import Run
 
-DATA_HELP = "digits, cifar10, cifar100, a folder, an archive (.tar, .tar.gz, .tar.xz, .zip), or hf:OWNER/NAME"
+DATA_HELP = (
+    "digits, cifar10, cifar100, mnist, fashion-mnist, kmnist, a folder, an archive (.tar, .tar.gz, .tar.xz, .zip), "
+    "a .npz, .mat or idx file, or hf:OWNER/NAME"
+)
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:

@@ -67,7 +67,7 @@ def decode_split(split: Split, size: tuple[int, int], fit: Fit, count: Count | N
         UnreadableImagesError: lists every picture that cannot be read.
     """
     if isinstance(split, ArraySplit) and split.images.shape[1:3] == size:
-        images = torch.from_numpy(np.ascontiguousarray(split.images)).permute(0, 3, 1, 2)
+        images = torch.from_numpy(np.ascontiguousarray(split.rgb())).permute(0, 3, 1, 2)
         return Decoded(images, count_values(images))
     entry = _entry(split, _name(size, fit))
     kept = _load(entry, (len(split), *size, CHANNELS))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from thumbnet.data.images import FORMATS, MAX_PIXELS, lies_on_its_side, load_picture, open_image
+from thumbnet.data.images import FORMATS, MAX_PIXELS, lies_on_its_side, load_picture, open_image, to_rgb
 from thumbnet.errors import DataError, TooManyPixelsError, UnknownFormatError, UnreadableImageError, printable
 
 
@@ -174,39 +174,79 @@ class BytesSplit(EncodedSplit):
 
 
 class ArraySplit(Split):
-    """Pictures as pixels: ``images`` uint8 [N, height, width, 3]."""
+    """Pictures as pixels.
+
+    Args:
+        images: uint8 [N, height, width], or [N, height, width, C] with 1 (grey), 3 (RGB) or 4 (RGBA) channels;
+            it may be a file mapped into memory.
+        labels: int [N].
+        prefix: a picture is called ``prefix[position]``.
+
+    Raises:
+        DataError: the pictures have another shape or type, or there are more or fewer labels.
+    """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, prefix: str) -> None:
-        self.images = images
+        fits = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3, 4))
+        if images.dtype != np.uint8 or not fits:
+            raise DataError(
+                f"{prefix}: the pictures are {images.dtype} {list(images.shape)}, "
+                "expected uint8 [N, H, W] or [N, H, W, 1, 3 or 4]"
+            )
+        self.images = images[..., 0] if images.ndim == 4 and images.shape[3] == 1 else images
         self.labels = np.asarray(labels, dtype=np.int64)
+        if self.labels.shape != (len(images),):
+            raise DataError(
+                f"{prefix}: {len(images)} pictures have labels of shape {list(self.labels.shape)}, "
+                f"expected [{len(images)}]"
+            )
         self.prefix = prefix
 
     def name(self, index: int) -> str:  # noqa: D102
         return f"{self.prefix}[{index}]"
 
     def read(self, index: int) -> Image.Image:  # noqa: D102
-        return Image.fromarray(self.images[index])
+        return to_rgb(Image.fromarray(np.ascontiguousarray(self.images[index])))
 
     def load(self, index: int) -> np.ndarray:  # noqa: D102
         pixels: np.ndarray = self.images[index]
+        if pixels.ndim == 2:
+            return np.repeat(pixels[..., None], 3, axis=2)
+        return pixels if pixels.shape[2] == 3 else np.asarray(self.read(index))
+
+    def rgb(self) -> np.ndarray:
+        """All pictures, uint8 [N, height, width, 3]."""
+        if self.images.ndim == 3:
+            return np.repeat(self.images[..., None], 3, axis=3)
+        if self.images.shape[3] == 3:
+            return self.images
+        pixels = np.empty((*self.images.shape[:3], 3), dtype=np.uint8)
+        for index in range(len(self)):
+            pixels[index] = self.load(index)
         return pixels
 
     def content(self, index: int) -> bytes:  # noqa: D102
         return bytes(self.images[index].tobytes())
 
     def peek(self, index: int) -> tuple[tuple[int, int], str]:  # noqa: D102
-        return (self.images.shape[1], self.images.shape[2]), "RGB"
+        mode = "L" if self.images.ndim == 3 else {3: "RGB", 4: "RGBA"}[self.images.shape[3]]
+        return (self.images.shape[1], self.images.shape[2]), mode
 
     def subset(self, indices: np.ndarray) -> ArraySplit:  # noqa: D102
         return ArraySplit(self.images[indices], self.labels[indices], self.prefix)
 
     def stamp(self) -> Iterable[bytes]:  # noqa: D102
         yield self.labels.tobytes()
-        yield self.images.tobytes()
+        yield from self._parts()
 
     def content_stamp(self) -> Iterable[bytes]:  # noqa: D102
         yield str(self.images.shape).encode()
-        yield self.images.tobytes()
+        yield from self._parts()
+
+    def _parts(self) -> Iterable[bytes]:
+        """All pixels, some pictures at a time: the array may be larger than memory."""
+        for start in range(0, len(self.images), 1024):
+            yield self.images[start : start + 1024].tobytes()
 
 
 def file_stamp(path: str, label: int, size: int) -> bytes:

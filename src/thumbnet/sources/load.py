@@ -1,4 +1,4 @@
-"""From what the user names to :class:`Data`: ``digits``, ``cifar10``, a folder, an archive, ``hf:...``."""
+"""From what the user names to :class:`Data`: ``mnist``, a folder, a file, an archive, ``hf:...``, arrays."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, nearest
 from thumbnet.files import cache_folder
 from thumbnet.recipe import DataSettings
-from thumbnet.sources import cifar, folders
+from thumbnet.sources import cifar, folders, idx, mat, npz, stl10
 from thumbnet.sources.archives import ARCHIVE_SUFFIXES, is_archive_name, unpack
 from thumbnet.sources.download import Progress, download
 from thumbnet.sources.folders import wrapped
 from thumbnet.sources.hub import load_hub
 from thumbnet.sources.place import Form, Place
+from thumbnet.sources.python import load_python
 
-NAMED = ("digits", "cifar10", "cifar100")
+NAMED = ("digits", *cifar.ARCHIVES, *idx.PUBLISHED)
+# Other spellings, as :func:`_canonical` compares them: in small letters and without signs.
+_ALSO = {name.replace("-", ""): name for name in NAMED} | {
+    "fmnist": "fashion-mnist",
+    "kuzushijimnist": "kmnist",
+}
 
 
 def load_data(
-    source: str | Path,
+    source: Any,
     *,
     data_dir: str | Path | None = None,
     settings: DataSettings | None = None,
@@ -38,8 +44,10 @@ def load_data(
     (1438, 359, ('0', '1', '2'))
 
     Args:
-        source: ``"digits"``; ``"cifar10"`` or ``"cifar100"`` (downloaded once); a folder, a file, or an
-            archive of one (see the modules of :mod:`thumbnet.sources` for their forms); ``"hf:OWNER/NAME"``.
+        source: ``"digits"``; ``"cifar10"``, ``"cifar100"``, ``"mnist"``, ``"fashion-mnist"`` or ``"kmnist"``
+            (downloaded once); a folder, a file, or an archive of one (see the modules of
+            :mod:`thumbnet.sources` for their forms); ``"hf:OWNER/NAME"``; or what is in Python already, such
+            as ``(images, labels)`` (see :mod:`thumbnet.sources.python`).
         data_dir: where downloads and unpacked archives are kept; the user's cache folder by default.
         settings: a recipe's ``data`` settings; those count that say what is read and what is set aside.
         progress: called with (bytes so far, bytes in all) during a download.
@@ -53,11 +61,16 @@ def load_data(
     """
     chosen = replace(settings or DataSettings(), **changes)
     cache = Path(data_dir).expanduser() if data_dir else cache_folder()
-    name = str(source)
+    if not isinstance(source, str | Path):
+        data = load_python(source)
+        return data.with_held_out(chosen.test_fraction, chosen.val_fraction, chosen.split_seed)
+    name = _canonical(str(source))
     if name == "digits":
         data = _load_digits()
     elif name in cifar.ARCHIVES:
         data = _load_cifar(name, cache, chosen, progress)
+    elif name in idx.PUBLISHED:
+        data = idx.load_published(name, cache, chosen, progress)
     elif name.startswith("hf:"):
         data = load_hub(name.removeprefix("hf:"), name, Path(data_dir) if data_dir else None)
     else:
@@ -67,7 +80,20 @@ def load_data(
 
 # In this order; the first that recognises a place reads it. The folder of pictures comes last: it explains
 # what is accepted where nothing was recognised.
-FORMS: tuple[Form, ...] = (cifar, folders)
+FORMS: tuple[Form, ...] = (cifar, stl10, idx, npz, mat, folders)
+
+
+def can_be_loaded_again(source: str) -> bool:
+    """Whether a name or a path leads to the data; it does not where they were in memory."""
+    return source in NAMED or source.startswith("hf:") or Path(source).expanduser().exists()
+
+
+def _canonical(name: str) -> str:
+    """``MNIST`` and ``fashion_mnist`` as ``mnist`` and ``fashion-mnist``, where there is no such file."""
+    spelt = name.lower().replace("-", "").replace("_", "")
+    if name in NAMED or spelt not in _ALSO or Path(name).exists():
+        return name
+    return _ALSO[spelt]
 
 
 def _load_path(path: Path, name: str, cache: Path, settings: DataSettings) -> Data:
