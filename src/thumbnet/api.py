@@ -62,6 +62,7 @@ def resume(
     more_epochs: int | None = None,
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
+    data: Any = None,
     device: str = "auto",
     progress: bool = True,
     listener: Listener | None = None,
@@ -77,6 +78,7 @@ def resume(
             learning rate rises again to where the schedule of one long training would be at that point (30
             epochs and then 10 more: three quarters through), and falls to its end.
         out, overrides: for ``more_epochs``: the new run's folder, and settings that are to change.
+        data: the run's data, where they were in memory, such as ``(images, labels)``.
         device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``.
         progress, listener: as for :func:`train`.
 
@@ -87,8 +89,9 @@ def resume(
     """
     with shown(progress, listener) as told:
         return training.resume(
-            run_path, device=device, listener=told, more_epochs=more_epochs, out=out, overrides=overrides
-        )
+            run_path, device=device, listener=told, more_epochs=more_epochs, out=out, overrides=overrides,
+            data=data,
+        )  # fmt: skip
 
 
 @contextmanager

@@ -142,15 +142,25 @@ class Classifier(ABC):
 
     def evaluate(
         self,
-        data: Data,
-        split: str,
+        data: Any,
+        split: str | None = None,
         *,
         tta: str | None = None,
         batch_size: int = 500,
         on_bad_image: str = "stop",
         on_decode: Count | None = None,
     ) -> Evaluation:
-        """Measure the network on a split of ``data``; see :meth:`classify_split`."""
+        """Measure the network on a split of ``data``; see :meth:`classify_split`.
+
+        Args:
+            data: a data set, or what is in Python already, such as ``(images, labels)``.
+            split: of a data set: ``test``, or else ``val``, or else all pictures by default.
+        """
+        if not isinstance(data, Data):
+            from thumbnet.sources.python import load_python
+
+            data = load_python(data, self.class_names)
+        split = split or data.measured_split()
         found = self.classify_split(
             data, split, tta=tta, batch_size=batch_size, on_bad_image=on_bad_image, on_decode=on_decode
         )

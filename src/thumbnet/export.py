@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from thumbnet.classifier import Classifier, Count, SplitLogits
 from thumbnet.data.images import Preprocessing
-from thumbnet.data.splits import Data, Split
+from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.errors import DataError, MissingExtraError
 from thumbnet.evaluation import log_softmax
 from thumbnet.files import write_file
@@ -44,6 +44,7 @@ SUFFIXES = {
 }
 CALIBRATION_PICTURES = 1000
 CHECKED_PICTURES = 10_000
+RANDOM_PICTURES = 256  # that stand in where there are no others
 TOLERANCE = 1e-3  # of a probability; float32 sums in another order differ by far less
 TOLERANCE_ANY_SIZE = 0.02  # where the graph resizes, pixels may differ by one level; 0.004 was measured
 
@@ -116,7 +117,9 @@ class _Exported(Classifier):
     _logits_of = OnnxClassifier._logits_of  # by `_run`, batch by batch
 
 
-def export(run: str | Path, kind: str, out: str | Path, data: Data, *, count: Count | None = None) -> None:
+def export(
+    run: str | Path, kind: str, out: str | Path, data: Data | None = None, *, count: Count | None = None
+) -> None:
     """Write the network of ``run`` to ``out``, whole or not at all.
 
     Args:
@@ -125,11 +128,12 @@ def export(run: str | Path, kind: str, out: str | Path, data: Data, *, count: Co
             of ``data``'s training split; ``torch-export`` (a ``.pt2`` for :func:`torch.export.load`);
             ``safetensors`` (the weights and their description).
         out: a file.
-        data: what the network was trained on; only ``onnx-int8`` looks at it.
+        data: what the network was trained on; only ``onnx-int8`` looks at it, and needs it.
         count: progress of the calibration.
 
     Raises:
         RunError: there is no such run, or the file cannot be written.
+        DataError: ``onnx-int8`` without training pictures.
         MissingExtraError: a library for this format is not installed.
     """
     path = find_weights(run)
@@ -152,6 +156,19 @@ def export(run: str | Path, kind: str, out: str | Path, data: Data, *, count: Co
     if kind == "onnx-int8":
         model = _quantised(model, data, info, count)
     write_file(Path(out), model.SerializeToString())
+
+
+def random_pictures(run: str | Path) -> Data:
+    """Pictures of random pixels as a run's network takes them, to check an export where there are no others.
+
+    Raises:
+        RunError: there is no such run.
+    """
+    _, info = read_weights(find_weights(run))
+    shape = (RANDOM_PICTURES, *info.preprocessing.size, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    split = ArraySplit(images, np.zeros(RANDOM_PICTURES, np.int64), "random")
+    return Data("random pixels", "made to check an export", info.class_names, {"train": split})
 
 
 def check_export(
@@ -225,7 +242,7 @@ def _onnx_model(network: nn.Module, example: Tensor, info: WeightsInfo, any_size
     return model
 
 
-def _quantised(model: Any, data: Data, info: WeightsInfo, count: Count | None) -> Any:
+def _quantised(model: Any, data: Data | None, info: WeightsInfo, count: Count | None) -> Any:
     """Static quantisation of the convolutions and the linear layer, to 8 bits.
 
     Weights a scale each channel; activations by what training pictures show, evenly chosen.
@@ -237,6 +254,8 @@ def _quantised(model: Any, data: Data, info: WeightsInfo, count: Count | None) -
         raise MissingExtraError("writing ONNX", "export") from None
     import onnx
 
+    if data is None:
+        raise DataError("quantisation is calibrated with training pictures: name them, --data DATA")
     if "train" not in data.splits:
         raise DataError(f"{data.source} has no training pictures to calibrate the quantisation with")
     pre = info.preprocessing

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from thumbnet.cli.options import add_data_dir, add_run, data_of_run, data_settings_of_run
+from thumbnet.cli.options import add_data_dir, add_run, data_of_run, data_settings_of_run, run_of
 from thumbnet.errors import ThumbnetError
 from thumbnet.invocation import command
+
+if TYPE_CHECKING:
+    from thumbnet.data.splits import Data
 
 
 def add(commands: Any) -> None:
@@ -52,7 +55,7 @@ def execute(options: argparse.Namespace) -> int:
 
     from thumbnet.console import counting, percent, say
     from thumbnet.errors import RunError
-    from thumbnet.export import SUFFIXES, TOLERANCE, TOLERANCE_ANY_SIZE, check_export, export
+    from thumbnet.export import SUFFIXES, TOLERANCE, TOLERANCE_ANY_SIZE, check_export, export, random_pictures
 
     suffix = SUFFIXES[options.format]
     place = Path(options.run).expanduser()
@@ -62,10 +65,12 @@ def execute(options: argparse.Namespace) -> int:
         raise ThumbnetError(f"--out {out}: the name of this format ends in {suffix}")
     if out.name == "model.safetensors" and beside == out.parent:
         raise ThumbnetError(f"{out} is the run's own: name another file, --out FILE")
-    data = data_of_run(options, data_settings_of_run(options))
-    split = data.measured_split()
+    data = _data(options)
     with counting("calibrating") as count:
         export(options.run, options.format, out, data, count=count)
+    on_random = data is None
+    data = data or random_pictures(options.run)
+    split = data.measured_split()
     with counting("checking") as count:
         check = check_export(options.run, out, data, split, count=count)
     size = out.stat().st_size
@@ -80,9 +85,11 @@ def execute(options: argparse.Namespace) -> int:
         say(json.dumps(described))
     else:
         say(f"written: {out}  ({size / 1e6:.2f} MB)")
-        say(f"checked against the run in float32 on {check.pictures:,} pictures of {data.source}, {split}")
+        what = "pictures of random pixels" if on_random else f"pictures of {data.source}, {split}"
+        say(f"checked against the run in float32 on {check.pictures:,} {what}")
         say(f"largest difference  {check.largest_difference:.2g}  (of a probability)")
         say(f"same class          {percent(check.same_class)}")
+    if not (options.json or on_random):
         both = f"{percent(check.accuracy_run)} the run, {percent(check.accuracy_export)} the export"
         with_tta = "" if check.tta == "none" else f" (test-time augmentation {check.tta})"
         say(f"accuracy            {both}{with_tta}")
@@ -93,3 +100,11 @@ def execute(options: argparse.Namespace) -> int:
     if options.format != "onnx-int8" and check.largest_difference > allowed:
         raise RunError(f"{out} does not compute what the run does: do not use it")
     return 0
+
+
+def _data(options: argparse.Namespace) -> Data | None:
+    """The data to calibrate and to check with; None where none are named and the run's were in memory."""
+    run = run_of(options)
+    if options.data is None and (run is None or run.settings.get("data") is None):
+        return None
+    return data_of_run(options, data_settings_of_run(options))

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from thumbnet.recipe import DataSettings
     from thumbnet.runs import Run
 
-DATA_HELP = "digits, cifar10, cifar100, a folder, an archive (.tar, .tar.gz, .tar.xz, .zip), or hf:OWNER/NAME"
+DATA_HELP = (
+    "digits, cifar10, cifar100, mnist, fashion-mnist, kmnist, a folder, an archive (.tar, .tar.gz, .tar.xz, "
+    ".zip), "
+    "a .npz, .mat or idx file, or hf:OWNER/NAME"
+)
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
@@ -245,7 +249,12 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
     if source is None:
         source = own
     if source is None:
-        raise RunError(f"name the data: {options.run} is a file alone, which does not say where they are")
+        why = (
+            "is a file alone, which does not say where they are"
+            if run is None
+            else "was trained on data in memory"
+        )
+        raise RunError(f"name the data, DATA: {options.run} {why}. Give them in a form that is on disk")
     if run is not None and own is not None and _same_source(source, own):
         data_dir = data_dir or run.settings.get("data_dir")
         return with_calibration_split(load_data(source, data_dir=data_dir, settings=settings), settings)

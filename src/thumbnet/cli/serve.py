@@ -98,6 +98,7 @@ def _api_key(file: str | None) -> str | None:
 
 
 def _data_to_try(options: argparse.Namespace) -> Data | None:
-    if options.data == "none" or (options.data is None and run_of(options) is None):
+    run = run_of(options)
+    if options.data == "none" or (options.data is None and (run is None or run.settings.get("data") is None)):
         return None
     return data_of_run(options, data_settings_of_run(options))

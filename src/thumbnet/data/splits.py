@@ -227,6 +227,11 @@ class ArraySplit(Split):
     def __init__(self, images: np.ndarray, labels: np.ndarray, prefix: str) -> None:
         self.images = _as_pictures(images, prefix)
         self.labels = np.asarray(labels, dtype=np.int64)
+        if self.labels.shape != (len(images),):
+            raise DataError(
+                f"{prefix}: {len(images)} pictures have labels of shape {list(self.labels.shape)}, "
+                f"expected [{len(images)}]"
+            )
         self.prefix = prefix
 
     def name(self, index: int) -> str:  # noqa: D102
@@ -256,14 +261,19 @@ class ArraySplit(Split):
 
     def stamp(self) -> Iterable[bytes]:  # noqa: D102
         yield self.labels.tobytes()
-        yield self.images.tobytes()
+        yield from self._parts()
 
     def content_key(self) -> str:  # noqa: D102
         return _digest(self.content_stamp())  # not remembered: an array can be written to
 
     def content_stamp(self) -> Iterable[bytes]:  # noqa: D102
         yield f"{self.images.shape} {self.images.dtype.str}".encode()
-        yield self.images.tobytes()
+        yield from self._parts()
+
+    def _parts(self) -> Iterable[bytes]:
+        """All pixels, some pictures at a time: the array may be larger than memory."""
+        for start in range(0, len(self.images), 1024):
+            yield self.images[start : start + 1024].tobytes()
 
 
 def _as_pictures(images: np.ndarray, name: str) -> np.ndarray:

@@ -66,15 +66,23 @@ class Batches:
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
-    """Whether all training batches of a known version are in a folder."""
-    return find_batches(place.path) is not None
+    """Whether all training batches of a known version are in a folder, or beside the batch that was named."""
+    return _batches_of(place.path) is not None
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
     """See :func:`load_batches`."""
-    batches = find_batches(place.path)
+    batches = _batches_of(place.path)
     assert batches is not None
     return load_batches(batches, source)
+
+
+def _batches_of(path: Path) -> Batches | None:
+    if path.is_dir():
+        return find_batches(path)
+    batches = find_batches(path.parent)
+    named = batches is not None and any(path.name in files for files in batches.files.values())
+    return batches if named else None
 
 
 def find_batches(folder: Path) -> Batches | None:

@@ -1,4 +1,4 @@
-"""From what the user names to :class:`Data`: ``digits``, ``cifar10``, a folder, an archive, ``hf:...``."""
+"""From what the user names to :class:`Data`: ``mnist``, a folder, a file, an archive, ``hf:...``, arrays."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ from thumbnet.sources import (
     cifar,
     folders,
     hub,
+    idx,
     known_names,
     listed,
     manifest,
+    mat,
+    npz,
     parquet,
     pixel_tables,
+    stl10,
     tiny_imagenet,
     unknown,
     webdataset,
@@ -31,13 +35,19 @@ from thumbnet.sources.archives import is_archive_name, unpack
 from thumbnet.sources.download import Progress, download
 from thumbnet.sources.folders import wrapped
 from thumbnet.sources.place import Form, Place
+from thumbnet.sources.python import load_python
 from thumbnet.sources.split_names import SPLITS
 
-NAMED = ("digits", "cifar10", "cifar100")
+NAMED = ("digits", *cifar.ARCHIVES, *idx.PUBLISHED)
+# Other spellings, as :func:`_canonical` compares them: in small letters and without signs.
+_ALSO = {name.replace("-", ""): name for name in NAMED} | {
+    "fmnist": "fashion-mnist",
+    "kuzushijimnist": "kmnist",
+}
 
 
 def load_data(
-    source: str | Path,
+    source: Any,
     *,
     data_dir: str | Path | None = None,
     settings: DataSettings | None = None,
@@ -51,8 +61,10 @@ def load_data(
     (1438, 359, ('0', '1', '2'))
 
     Args:
-        source: ``"digits"``; ``"cifar10"`` or ``"cifar100"`` (downloaded once); a folder, a file, or an
-            archive of one (see the modules of :mod:`thumbnet.sources` for their forms); ``"hf:OWNER/NAME"``.
+        source: ``"digits"``; ``"cifar10"``, ``"cifar100"``, ``"mnist"``, ``"fashion-mnist"`` or ``"kmnist"``
+            (downloaded once); a folder, a file, or an archive of one (see the modules of
+            :mod:`thumbnet.sources` for their forms); ``"hf:OWNER/NAME"``; or what is in Python already, such
+            as ``(images, labels)`` (see :mod:`thumbnet.sources.python`).
         data_dir: where downloads and unpacked archives are kept; the user's cache folder by default.
         settings: a recipe's ``data`` settings; those count that say what is read and what is set aside.
         progress: called with (bytes so far, bytes in all) during a download.
@@ -66,11 +78,14 @@ def load_data(
     """
     chosen = replace(settings or DataSettings(), **changes)
     cache = Path(data_dir).expanduser() if data_dir else cache_folder()
-    name = str(source)
-    if name == "digits":
+    if not isinstance(source, str | Path):
+        name, data = "", load_python(source)
+    elif (name := _canonical(str(source))) == "digits":
         data = _load_digits()
     elif name in cifar.ARCHIVES:
         data = _load_cifar(name, cache, chosen, progress)
+    elif name in idx.PUBLISHED:
+        data = idx.load_published(name, cache, chosen, progress)
     elif name.startswith("hf:"):
         data = hub.load_hub(name.removeprefix("hf:"), name, Path(data_dir) if data_dir else None, chosen)
     else:
@@ -82,8 +97,22 @@ def load_data(
 # In this order; the first that recognises a place reads it. The folder of pictures comes last: it explains
 # what is accepted where nothing was recognised.
 FORMS: tuple[Form, ...] = (
-    cifar, tiny_imagenet, webdataset, hub, listed, parquet, pixel_tables, manifest, folders,
+    cifar, stl10, idx, npz, mat, tiny_imagenet, webdataset, hub, listed, parquet, pixel_tables, manifest,
+    folders,
 )  # fmt: skip
+
+
+def can_be_loaded_again(source: str) -> bool:
+    """Whether a name or a path leads to the data; it does not where they were in memory."""
+    return source in NAMED or source.startswith("hf:") or Path(source).expanduser().exists()
+
+
+def _canonical(name: str) -> str:
+    """``MNIST`` and ``fashion_mnist`` as ``mnist`` and ``fashion-mnist``, where there is no such file."""
+    spelt = name.lower().replace("-", "").replace("_", "")
+    if name in NAMED or spelt not in _ALSO or Path(name).exists():
+        return name
+    return _ALSO[spelt]
 
 
 def _load_path(path: Path, name: str, cache: Path, settings: DataSettings) -> Data:

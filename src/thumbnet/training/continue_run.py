@@ -25,13 +25,13 @@ class Continuation:
     """What to train, so that it goes on from a finished run.
 
     Attributes:
-        data, data_dir: the finished run's.
+        data, data_dir: the finished run's; no ``data`` where they were in memory.
         recipe: the finished run's, with other epochs, seed, initial weights and beginning of the schedule.
         fingerprint: of the finished run's data.
         record: for the new run's ``run.json``: the finished run, and how many epochs it took to come there.
     """
 
-    data: str
+    data: str | None
     data_dir: str | None
     recipe: Recipe
     fingerprint: str
@@ -69,7 +69,7 @@ def continuation(path: str | Path, epochs: int, overrides: Sequence[str] = ()) -
         training=replace(recipe.training, epochs=epochs, init=place),
     )
     return Continuation(
-        data=str(settings.get("data")),
+        data=settings.get("data"),
         data_dir=settings.get("data_dir"),
         recipe=longer.override(overrides),
         fingerprint=str(settings.get("fingerprint")),

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ from thumbnet.models import DataInitialised, build_model
 from thumbnet.recipe import Recipe, load_recipe
 from thumbnet.runs import InterruptedRunError, Run
 from thumbnet.seeds import derive_seed
-from thumbnet.sources.load import NAMED, load_data
+from thumbnet.sources.load import NAMED, can_be_loaded_again, load_data
 from thumbnet.training.continue_run import Continuation, continuation
 from thumbnet.training.fit import Score, StepResult, TrainingState, fit
 from thumbnet.training.listener import Listener
@@ -45,7 +46,7 @@ INITIAL_PICTURES = 5000  # from which a network may take weights; more change no
 
 
 def train(
-    data: str | Path | Data,
+    data: Any,
     recipe: str | Path | Recipe | None = None,
     *,
     overrides: Sequence[str] = (),
@@ -82,7 +83,10 @@ def train(
     with joined() as world:
         begun = auto_resume and (Path(str(out)).expanduser() / "run.json").is_file()
         if out is not None and world.from_first(begun):
-            return _resume(out, device, listener or Listener(), world, started, complete_is_fine=True)
+            return _resume(
+                out, device, listener or Listener(), world, started, complete_is_fine=True,
+                data=None if isinstance(data, str | Path) else data,
+            )  # fmt: skip
         return _begin(data, recipe, overrides, out, device, data_dir, listener or Listener(), world, started)
 
 
@@ -94,6 +98,7 @@ def resume(
     more_epochs: int | None = None,
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
+    data: Any = None,
 ) -> Run:
     """Go on with an unfinished run, to the very result that it would have had uninterrupted.
 
@@ -106,6 +111,7 @@ def resume(
         more_epochs: train a finished run for so many epochs more, in a new run's folder: see
             :mod:`thumbnet.training.continue_run`.
         out, overrides: for ``more_epochs``: the new run's folder, and settings that are to change.
+        data: the run's data, where they were in memory.
 
     Raises:
         RunError: no such run, it is complete (or, with ``more_epochs``, not complete), another process
@@ -119,15 +125,30 @@ def resume(
             more = world.from_first(planned)
             assert more is not None
             same_batches = [f"training.batch_size={more.recipe.training.batch_size}"]
+            source = _own_data(more.data, more.record["run"], data)
             return _begin(
-                more.data, more.recipe, same_batches, out, device, more.data_dir, listener or Listener(),
+                source, more.recipe, same_batches, out, device, more.data_dir, listener or Listener(),
                 world, started, more,
             )  # fmt: skip
-        return _resume(run_path, device, listener or Listener(), world, started)
+        return _resume(run_path, device, listener or Listener(), world, started, data=data)
+
+
+def _own_data(source: str | None, run: str | Path, given: Any) -> Any:
+    """What to load a run's data from again: ``given``, or the ``source`` that it has noted.
+
+    Raises:
+        RunError: its data were in memory, and none are given.
+    """
+    if given is None and source is None:
+        raise RunError(
+            f"the data of {run} were in memory, so only Python can go on with it: "
+            "thumbnet.resume(RUN, data=(images, labels))"
+        )
+    return source if given is None else given
 
 
 def _begin(
-    data: str | Path | Data,
+    data: Any,
     recipe: str | Path | Recipe | None,
     overrides: Sequence[str],
     out: str | Path | None,
@@ -162,11 +183,8 @@ def _begin(
     if world.is_first:
         run = Run.create(out, loaded.source, chosen.name)
     run = Run(world.from_first(run.path))
-    source = loaded.source
-    if source not in NAMED and not source.startswith("hf:"):
-        source = str(Path(source).expanduser().resolve())  # a resume may come from another folder
     settings = {
-        "data": source,
+        "data": _where_again(loaded.source),
         "data_dir": None if data_dir is None else str(Path(data_dir).resolve()),
         "fingerprint": fingerprint,
     } | ({} if continued is None else {"continues": continued.record})
@@ -175,6 +193,14 @@ def _begin(
             run.write_skipped(prepared.skipped)
             run.begin(chosen, settings, target)
         return _train(run, loaded, prepared, state, listener, started, fingerprint)
+
+
+def _where_again(source: str) -> str | None:
+    """What to load data from again, also from another folder; None where they were in memory."""
+    if not can_be_loaded_again(source):
+        return None
+    is_path = source not in NAMED and not source.startswith("hf:")
+    return str(Path(source).expanduser().resolve()) if is_path else source
 
 
 def _with_absolute_init(recipe: Recipe) -> Recipe:
@@ -193,6 +219,7 @@ def _resume(
     world: World,
     started: float,
     complete_is_fine: bool = False,
+    data: Any = None,
 ) -> Run:
     run = Run.open(path) if world.is_first else Run(Path(path))  # it need not be on every machine
     with run.locked(_wait(world)) if world.is_first else nullcontext():
@@ -209,7 +236,12 @@ def _resume(
         recipe, settings, checkpoint = kept
         target = choose_device(device, world.local_rank)
         with world.one_per_machine_first():
-            loaded = _load(str(settings.get("data")), recipe, settings.get("data_dir"), listener)
+            source = _own_data(settings.get("data"), path, data)
+            loaded = (
+                source
+                if isinstance(source, Data)
+                else _load(source, recipe, settings.get("data_dir"), listener)
+            )
         fingerprint = _same_everywhere(loaded, world)
         loaded = with_calibration_split(loaded, recipe.data)
         listener.on_data(loaded)
@@ -250,7 +282,7 @@ def _same_everywhere(data: Data, world: World) -> str:
 
 
 def choose_recipe(
-    data: str | Path | Data,
+    data: Any,
     recipe: str | Path | Recipe | None,
     overrides: Sequence[str],
     data_dir: str | Path | None,
@@ -266,7 +298,7 @@ def choose_recipe(
     """
     asked = "fast" if recipe is None else recipe
     chosen = asked.override(overrides) if isinstance(asked, Recipe) else load_recipe(asked, overrides)
-    loaded = data if isinstance(data, Data) else _load(str(data), chosen, data_dir, listener)
+    loaded = data if isinstance(data, Data) else _load(data, chosen, data_dir, listener)
     if recipe is None:
         chosen = load_recipe(default_recipe(loaded), overrides)
     if not any(assignment.partition("=")[0].strip() == "training.batch_size" for assignment in overrides):
@@ -324,7 +356,7 @@ def first_pictures(prepared: Prepared) -> torch.Tensor:
     return torch.cat([normalise(images) for images in engine.fetch(chosen.split(1000))])
 
 
-def _load(source: str, recipe: Recipe, data_dir: str | Path | None, listener: Listener) -> Data:
+def _load(source: Any, recipe: Recipe, data_dir: str | Path | None, listener: Listener) -> Data:
     return load_data(source, data_dir=data_dir, settings=recipe.data, progress=listener.on_download)
 
 

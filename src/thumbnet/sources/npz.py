@@ -1,0 +1,200 @@
+"""NumPy's ``.npz`` and ``.npy``: MedMNIST's, Keras', Kuzushiji-MNIST's and one's own.
+
+Nothing is unpickled. What a header declares is compared with what the file can hold before memory is taken.
+A ``.npy`` file is mapped into memory, not read.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy
+
+from thumbnet.data.splits import Data
+from thumbnet.errors import DataError, printable
+from thumbnet.recipe import DataSettings
+from thumbnet.sources.archives import MAX_EXPANSION
+from thumbnet.sources.arrays import data_from_arrays, pair_up, part_of
+from thumbnet.sources.place import Place
+
+_SUFFIXES = (".npz", ".npy")
+_BLOCK = 1 << 20
+
+
+def recognise(place: Place, settings: DataSettings) -> bool:
+    """Whether it is a ``.npz`` or ``.npy`` file, or a folder with such files."""
+    return bool(_files(place.path))
+
+
+def read(place: Place, source: str, settings: DataSettings) -> Data:
+    """The pictures and labels in NumPy's files.
+
+    Raises:
+        DataError: a file is damaged or holds Python objects, or pictures and labels are not found in it.
+    """
+    files = _chosen(place.path)
+    single = len(files) == 1 and files[0].suffix.lower() == ".npz"
+    arrays: dict[str, np.ndarray] = {}
+    for path in files:
+        if path.suffix.lower() == ".npy":
+            arrays[path.stem] = _map(path)
+        else:
+            found = _read_npz(path)
+            for name, value in found.items():
+                inside = name if part_of(name)[2] or len(found) > 1 else ""
+                arrays[name if single else f"{path.stem}-{inside}".rstrip("-")] = value
+    where = files[0] if len(files) == 1 else files[0].parent
+    paired = pair_up(arrays, str(where))
+    names = paired.class_names
+    paired.class_names = None if names is None else [str(name) for name in np.asarray(names).tolist()]
+    layout = f"NumPy arrays {', '.join(map(printable, arrays))}"
+    return data_from_arrays(paired, source, layout, str(where))
+
+
+def _files(path: Path) -> list[Path]:
+    try:
+        if path.is_dir():
+            return sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file())
+        return [path] if path.suffix.lower() in _SUFFIXES and path.is_file() else []
+    except OSError:
+        return []
+
+
+def _chosen(path: Path) -> list[Path]:
+    """The files of one data set: those in a folder, or the one that was named with its siblings.
+
+    Raises:
+        DataError: the folder has several data sets.
+    """
+    named = path if path.is_file() else None
+    if named is not None and named.suffix.lower() == ".npz" and part_of(named.stem)[1:] == (None, None):
+        return [named]
+    if named is not None and named.suffix.lower() == ".npz" and _is_whole(named):
+        return [named]
+    groups: dict[str, list[Path]] = {}
+    for file in _files(path.parent if named else path):
+        rest, split, role = part_of(file.stem)
+        alone = file.suffix.lower() == ".npz" and split is None and role is None
+        groups.setdefault(f"{file.name}" if alone else rest, []).append(file)
+    if named is not None:
+        return next(files for files in groups.values() if named in files)
+    related = {key: files for key, files in groups.items() if any(part_of(f.stem)[2] for f in files)}
+    if len(groups) > 1 and len(related) == 1:
+        return next(iter(related.values()))
+    if len(groups) > 1:
+        names = ", ".join(printable(files[0].name) for files in list(groups.values())[:10])
+        raise DataError(f"{path} has several data sets: {names}. Name the file of one")
+    return next(iter(groups.values()))
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a ``.npz`` has pictures and labels, and needs no other file."""
+    with _explained(path), zipfile.ZipFile(path) as zipped:
+        roles = {part_of(Path(info.filename).stem)[2] for info in zipped.infolist()}
+        return {"images", "labels"} <= roles
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Every array in a ``.npz``.
+
+    Raises:
+        DataError: damaged, a bomb, or with Python objects in it.
+    """
+    arrays = {}
+    with _explained(path), zipfile.ZipFile(path) as zipped:
+        infos = [info for info in zipped.infolist() if info.filename.endswith(".npy")]
+        limit = MAX_EXPANSION * path.stat().st_size + _BLOCK
+        if sum(info.file_size for info in infos) > limit:
+            raise DataError(
+                f"{path} declares more than {MAX_EXPANSION} times its {path.stat().st_size:,} bytes: "
+                "refused as "
+                "a bomb. If it is right, save it with numpy.savez instead of numpy.savez_compressed"
+            )
+        for info in infos:
+            where = f"{path}, array {printable(info.filename.removesuffix('.npy'))}"
+            with zipped.open(info) as file:
+                shape, fortran, dtype = _header(file, where)
+                content = _content(file, math.prod(shape) * dtype.itemsize, info.file_size, where)
+            array = np.frombuffer(content, dtype=dtype)
+            array = array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
+            arrays[info.filename.removesuffix(".npy")] = array
+    if not arrays:
+        raise DataError(f"{path} holds no arrays")
+    return arrays
+
+
+def _map(path: Path) -> np.ndarray:
+    """The array in a ``.npy``, mapped into memory."""
+    with _explained(path):
+        with path.open("rb") as file:
+            shape, _, dtype = _header(file, str(path))
+            held = path.stat().st_size - file.tell()
+        if math.prod(shape) * dtype.itemsize > held:
+            raise DataError(
+                f"{path} declares an array of {list(shape)} {dtype}, but holds only {held:,} bytes"
+            )
+        if math.prod(shape) == 0:
+            return np.empty(shape, dtype=dtype)
+        # "c": what is written stays in memory. Torch warns about arrays that cannot be written.
+        array: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
+        return array
+
+
+def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order (Fortran's or not) and type that a ``.npy`` declares.
+
+    Raises:
+        DataError: it holds Python objects.
+        ValueError: it is no such file.
+    """
+    version = npy.read_magic(file)
+    if version == (1, 0):
+        shape, fortran, dtype = npy.read_array_header_1_0(file)
+    elif version in ((2, 0), (3, 0)):  # a third version differs by the encoding of field names only
+        shape, fortran, dtype = npy.read_array_header_2_0(file)
+    else:
+        raise ValueError(f"it is of version {version}")
+    if dtype.hasobject:
+        raise DataError(
+            f"{where} holds Python objects (a pickle), which may run any code when they are loaded: refused. "
+            "Save labels as numpy.array(labels, dtype=str) and pictures as an array of numbers"
+        )
+    if dtype.fields or any(size < 0 for size in shape):
+        raise DataError(f"{where} holds {dtype} {list(shape)}, expected an array of numbers or names")
+    return shape, fortran, dtype
+
+
+def _content(file: IO[bytes], expected: int, held: int, where: str) -> bytearray:
+    """``expected`` bytes, in memory that grows as they come."""
+    if expected > held:
+        raise DataError(f"{where} declares {expected:,} bytes of values, but holds at most {held:,}")
+    content = bytearray()
+    while len(content) < expected and (block := file.read(min(_BLOCK, expected - len(content)))):
+        content += block
+    if len(content) < expected:
+        raise DataError(f"{where} is cut short: {len(content):,} of {expected:,} bytes")
+    return content
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """With what goes wrong in a damaged file as a :class:`DataError`."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (
+        OSError, EOFError, ValueError, TypeError, SyntaxError, KeyError, IndexError, OverflowError,
+        RecursionError, NotImplementedError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error,
+        lzma.LZMAError,
+    ) as error:  # fmt: skip
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
+        raise DataError(f"{path} is not a NumPy file, or is damaged: {reason}") from None

@@ -1,0 +1,455 @@
+"""Data that are in Python already: arrays, tensors, lists of pictures or paths, data sets, pandas frames.
+
+thumbnet.train((images, labels))
+thumbnet.train(((x_train, y_train), (x_test, y_test)))
+thumbnet.train({"train": dataset, "test": (images, labels)})
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from thumbnet.data.images import open_image, to_rgb
+from thumbnet.data.splits import ArraySplit, Data, FileSplit, Split
+from thumbnet.errors import DataError, UnreadableImageError, printable
+from thumbnet.sources.arrays import (
+    as_array,
+    channels_last,
+    class_labels,
+    narrowed,
+    pair_up,
+    same_length,
+)
+from thumbnet.sources.index import is_picture_name
+
+IN_MEMORY = "data in Python"
+"""The source of data that no path leads to."""
+
+EXPECTED = (
+    "Expected (images, labels); ((x_train, y_train), (x_test, y_test)); {'train': (images, labels), 'test': "
+    "...}; a "
+    "data set with __len__ and __getitem__ that gives (picture, label); or a pandas frame with a column of "
+    "paths and "
+    "one of labels. Images are an array [N, H, W] or [N, H, W, C], a tensor [N, C, H, W], or a list of PIL "
+    "pictures, arrays or paths"
+)
+_SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_ORDER = {1: ("train",), 2: ("train", "test"), 3: ("train", "val", "test")}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One split as the user gave it: an array or a list of pictures, or a data set; and its labels."""
+
+    pictures: Any
+    labels: Any
+    class_names: Sequence[str] | None = None
+    pixels_digest: str = ""
+
+
+def load_python(given: Any, class_names: Sequence[str] | None = None) -> Data:
+    """The data set that Python objects make up; see the module.
+
+    Args:
+        given: what is described in ``EXPECTED``.
+        class_names: those of a network. Labels that are numbers are positions in them, unless they are names.
+
+    Raises:
+        DataError: it is something else, and the message says what was expected.
+    """
+    notes: list[str] = []
+    parts = {split: _part(one, split, notes) for split, one in _splits(given).items()}
+    if "train" not in parts:
+        raise DataError(f"{IN_MEMORY}: there is no split 'train', only {', '.join(parts)}. {EXPECTED}")
+    stated = _stated_names(given) or next((p.class_names for p in parts.values() if p.class_names), None)
+    labels = {split: part.labels for split, part in parts.items()}
+    names, numbers = _numbered(labels, stated, class_names)
+    for split, part in parts.items():
+        same_length(len(part.pictures), len(numbers[split]), f"{IN_MEMORY}, {split}")
+    splits = _pictures(parts, numbers, notes)
+    kinds = ", ".join(dict.fromkeys(_describe(split) for split in splits.values()))
+    return Data(IN_MEMORY, kinds, names, splits, tuple(dict.fromkeys(notes)))
+
+
+def _numbered(
+    labels: Mapping[str, Any], stated: Sequence[str] | None, network: Sequence[str] | None
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    names, numbers = class_labels(labels, stated, IN_MEMORY)
+    if network is None:
+        return names, numbers
+    if not set(names) <= set(network) and stated is None:
+        return class_labels(labels, network, IN_MEMORY)
+    if set(names) <= set(network):  # all of the network's, so that one class alone can be measured
+        position = np.array([list(network).index(name) for name in names], dtype=np.int64)
+        return tuple(network), {split: position[part] for split, part in numbers.items()}
+    return names, numbers
+
+
+# --- what was given ---------------------------------------------------------------------------------------
+
+
+def _splits(given: Any) -> dict[str, Any]:
+    """By split, what the user gave for it."""
+    if isinstance(given, Mapping):
+        known = {str(key): _SPLIT_NAMES.get(str(key).lower()) for key in given}
+        if any(known.values()):
+            odd = [key for key, split in known.items() if split is None and key != "class_names"]
+            if odd:
+                raise DataError(
+                    f"{IN_MEMORY}: the key {printable(odd[0])!r} is not a split: expected train, val or test "
+                    "(and class_names)"
+                )
+            return {split: given[key] for key, split in known.items() if split}
+        paired = pair_up({str(key): as_array(value) for key, value in given.items()}, IN_MEMORY)
+        return {split: (paired.images[split], paired.labels[split]) for split in paired.images}
+    if isinstance(given, tuple | list) and len(given) in (2, 3):
+        if all(_is_pair(one) or _is_dataset(one) or _is_frame(one) for one in given):
+            return dict(zip(_ORDER[len(given)], given, strict=True))
+        if len(given) == 2:
+            return {"train": tuple(given)}
+    if _is_dataset(given) or _is_frame(given):
+        return {"train": given}
+    if hasattr(given, "shape"):
+        raise DataError(f"{IN_MEMORY}: an array alone has no labels. {EXPECTED}")
+    hint = ""
+    if hasattr(given, "dataset") and hasattr(given, "__iter__"):
+        hint = "This looks like a DataLoader: give its data set, loader.dataset. "
+    raise DataError(f"{IN_MEMORY}: a {type(given).__name__} is not a data set. {hint}{EXPECTED}")
+
+
+def _is_pair(one: Any) -> bool:
+    """Whether this is (images, labels), not a list of pictures or of labels."""
+    if not isinstance(one, tuple) or len(one) != 2 or isinstance(one[0], str | Image.Image):
+        return False
+    return hasattr(one[0], "__len__") and hasattr(one[1], "__len__") and not isinstance(one[1], str)
+
+
+def _is_frame(one: Any) -> bool:
+    return hasattr(one, "columns") and hasattr(one, "iloc")
+
+
+def _is_dataset(one: Any) -> bool:
+    plain = isinstance(one, str | bytes | Path | Mapping | tuple | list) or hasattr(one, "shape")
+    return not plain and not _is_frame(one) and hasattr(one, "__getitem__") and hasattr(one, "__len__")
+
+
+def _stated_names(given: Any) -> Sequence[str] | None:
+    names = given.get("class_names") if isinstance(given, Mapping) else None
+    return None if names is None else [str(name) for name in names]
+
+
+def _part(given: Any, split: str, notes: list[str]) -> _Part:
+    where = f"{IN_MEMORY}, {split}"
+    if _is_frame(given):
+        return _from_frame(given, where)
+    if _is_dataset(given):
+        return _from_dataset(given, split, where, notes)
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise DataError(f"{where}: a {type(given).__name__} is not a split. {EXPECTED}")
+    pictures, labels = given
+    if isinstance(labels, str) or not hasattr(labels, "__len__"):
+        raise DataError(f"{where}: a {type(labels).__name__} in the place of the labels. {EXPECTED}")
+    if hasattr(pictures, "detach"):  # a tensor: channels come first
+        pictures = channels_last(as_array(pictures), where, [], first=True)
+    elif hasattr(pictures, "to_numpy"):  # a column of paths
+        pictures = pictures.tolist()
+    elif isinstance(pictures, str | bytes) or not hasattr(pictures, "__len__"):
+        raise DataError(f"{where}: a {type(pictures).__name__} in the place of the pictures. {EXPECTED}")
+    return _Part(pictures, labels)
+
+
+def _from_frame(frame: Any, where: str) -> _Part:
+    """Paths and labels of a pandas frame: a column of picture names, and one called label or so."""
+    columns = {column: frame[column].tolist() for column in frame.columns}
+    if not len(frame):
+        raise DataError(f"{where}: the frame has no rows")
+    paths = [
+        column
+        for column, values in columns.items()
+        if all(isinstance(v, str | Path) and is_picture_name(os.path.basename(v)) for v in values)
+    ]
+    known = ("label", "class", "target", "y", "category", "class_name", "labels", "classid")
+    rest = [column for column in columns if column not in paths]
+    labels = [column for column in rest if str(column).lower() in known] or rest
+    if len(paths) != 1 or len(labels) != 1:
+        what = "paths of pictures" if len(paths) != 1 else "labels"
+        listing = ", ".join(printable(str(column)) for column in columns)
+        raise DataError(
+            f"{where}: it is not clear which column has the {what}; the columns are {listing}. Give the two "
+            "as lists: "
+            "(frame['path'].tolist(), frame['label'].tolist())"
+        )
+    return _Part([str(path) for path in columns[paths[0]]], columns[labels[0]])
+
+
+def _from_dataset(dataset: Any, split: str, where: str, notes: list[str]) -> _Part:
+    """A data set in torchvision's or the Hub's style: every item is looked at once, and none is kept."""
+    labels: list[Any] = []
+    digest = hashlib.blake2b(digest_size=16)
+    first = b""
+    for index in range(len(dataset)):
+        picture, label = _item(dataset, index, where)
+        pixels = _pixels(picture, f"{split}[{index}]")
+        content = f"{pixels.shape}".encode() + pixels.tobytes()
+        first = first or content
+        digest.update(content)
+        labels.append(label.item() if hasattr(label, "item") and np.ndim(label) == 0 else label)
+    if not labels:
+        raise DataError(f"{where}: the data set is empty")
+    again = _pixels(_item(dataset, 0, where)[0], f"{split}[0]")
+    if f"{again.shape}".encode() + again.tobytes() != first:
+        notes.append(
+            f"warning: {split}: the data set gives another picture each time it is asked for the same one. "
+            "Leave out "
+            "its random transform: a recipe's augment settings do that, and only in training"
+        )
+    return _Part(dataset, labels, _names_of(dataset), digest.hexdigest())
+
+
+def _item(dataset: Any, index: int, where: str) -> tuple[Any, Any]:
+    """A picture and its label.
+
+    Raises:
+        DataError: the data set gives something else.
+    """
+    try:
+        item = dataset[index]
+    except UnreadableImageError:
+        raise
+    except Exception as error:
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise DataError(f"{where}: the data set fails at item {index}: {printable(reason)}") from None
+    if isinstance(item, Mapping):
+        pictures = [item[key] for key in ("image", "img", "picture", "pixels") if key in item]
+        labels = [item[key] for key in ("label", "labels", "fine_label", "class", "target") if key in item]
+        if pictures and labels:
+            return pictures[0], labels[0]
+        keys = ", ".join(printable(str(key)) for key in item)
+        raise DataError(f"{where}: an item has the keys {keys}, expected 'image' and 'label'")
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise DataError(f"{where}: item {index} of the data set is not (picture, label)")
+    return item[0], item[1]
+
+
+def _names_of(dataset: Any) -> Sequence[str] | None:
+    """Class names where a data set, or the one that it is a part of, has them."""
+    for _ in range(5):
+        positions = getattr(dataset, "class_to_idx", None)
+        if isinstance(positions, Mapping) and sorted(positions.values()) == list(range(len(positions))):
+            return [str(name) for name in sorted(positions, key=lambda name: int(positions[name]))]
+        names = getattr(dataset, "classes", None)
+        if isinstance(names, Sequence) and not isinstance(names, str) and len(names):
+            return [str(name) for name in names]
+        features = getattr(dataset, "features", None)
+        for key in ("label", "labels", "fine_label", "class", "target"):
+            if isinstance(features, Mapping) and hasattr(features.get(key), "names"):
+                return [str(name) for name in features[key].names]
+        dataset = getattr(dataset, "dataset", None)
+        if dataset is None:
+            return None
+    return None
+
+
+# --- pictures ---------------------------------------------------------------------------------------------
+
+
+def _pictures(
+    parts: Mapping[str, _Part], labels: Mapping[str, np.ndarray], notes: list[str]
+) -> dict[str, Split]:
+    """A split of each part."""
+    arrays: dict[str, np.ndarray] = {}
+    splits: dict[str, Split] = {}
+    for split, part in parts.items():
+        where = f"{IN_MEMORY}, {split}"
+        pictures: Any = part.pictures
+        if part.pixels_digest:
+            splits[split] = DatasetSplit(
+                pictures, np.arange(len(pictures)), labels[split], split, part.pixels_digest
+            )
+            continue
+        if not isinstance(pictures, np.ndarray):
+            pictures = _listed(list(pictures), where)
+        if isinstance(pictures, np.ndarray):
+            arrays[split] = channels_last(pictures, where, notes)
+        elif all(isinstance(one, str) for one in pictures):
+            splits[split] = _files(pictures, labels[split], where)
+        else:
+            splits[split] = PicturesSplit(pictures, labels[split], split)
+    for split, images in narrowed(arrays, IN_MEMORY).items():
+        splits[split] = ArraySplit(images, labels[split], split)
+    return {split: splits[split] for split in parts}
+
+
+def _listed(pictures: list[Any], where: str) -> np.ndarray | list[str] | list[Image.Image]:
+    """A list of pictures as one array where they are arrays of one shape; else paths, or PIL pictures."""
+    if not pictures:
+        raise DataError(f"{where}: the list of pictures is empty")
+    if all(isinstance(one, str | Path) for one in pictures):
+        return [os.path.abspath(os.path.expanduser(one)) for one in pictures]
+    if all(isinstance(one, Image.Image) for one in pictures):
+        return pictures
+    if all(hasattr(one, "detach") for one in pictures):
+        pictures = [_tensor_as_array(as_array(one)) for one in pictures]
+    if all(isinstance(one, np.ndarray) for one in pictures):
+        if len({(one.shape, one.dtype) for one in pictures}) == 1:
+            return np.stack(pictures)
+        return [Image.fromarray(_pixels(one, f"{where}, picture {i}")) for i, one in enumerate(pictures)]
+    if all(isinstance(one, list | tuple) for one in pictures):  # numbers in nested lists
+        return as_array(pictures)
+    kinds = ", ".join(sorted({type(one).__name__ for one in pictures}))
+    raise DataError(f"{where}: a list of {kinds} is not a list of pictures. {EXPECTED}")
+
+
+def _files(paths: list[str], labels: np.ndarray, where: str) -> FileSplit:
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing:
+        raise DataError(
+            f"{where}: {len(missing):,} of {len(paths):,} files are not there, such as {missing[0]}"
+        )
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return FileSplit(Path(root), [os.path.relpath(path, root) for path in paths], labels)
+
+
+def _tensor_as_array(array: np.ndarray) -> np.ndarray:
+    """Of a tensor [C, H, W] or [H, W]: channels last."""
+    return array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] in (1, 3, 4) else array
+
+
+def _pixels(picture: Any, name: str) -> np.ndarray:
+    """One picture as uint8 [H, W] or [H, W, C].
+
+    Raises:
+        UnreadableImageError: it is not a picture, or its values have no certain range.
+    """
+    if isinstance(picture, Image.Image):
+        return np.asarray(to_rgb(picture))
+    if isinstance(picture, str | Path):
+        return np.asarray(open_image(str(picture), str(picture)))
+    array = as_array(picture)
+    array = _tensor_as_array(array) if hasattr(picture, "detach") else array
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.dtype == bool:
+        array = array.astype(np.float32)
+    shape_fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if not shape_fits or 0 in array.shape or array.dtype.kind not in "uif":
+        raise UnreadableImageError(
+            name,
+            f"{array.dtype} {list(array.shape)} is not a picture: expected [H, W] or [H, W, C], or a tensor "
+            "[C, H, W]",
+        )
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise UnreadableImageError(
+                name, f"its values are {array.min():.3g} to {array.max():.3g}, expected [0, 1] or uint8: "
+                "leave out Normalize and the like, thumbnet measures mean and std itself"
+            )  # fmt: skip
+        array = np.rint(array * 255)
+    elif array.min() < 0 or array.max() > 255:
+        raise UnreadableImageError(name, f"its values are {array.min()} to {array.max()}, expected 0 to 255")
+    return np.ascontiguousarray(array.astype(np.uint8))
+
+
+class PicturesSplit(Split):
+    """PIL pictures in memory, of any size and mode."""
+
+    def __init__(self, pictures: Sequence[Image.Image], labels: np.ndarray, prefix: str) -> None:
+        self.pictures, self.prefix = pictures, prefix
+        self.labels = np.asarray(labels, dtype=np.int64)
+
+    def name(self, index: int) -> str:  # noqa: D102
+        return f"{self.prefix}[{index}]"
+
+    def read(self, index: int) -> Image.Image:  # noqa: D102
+        try:
+            return to_rgb(self.pictures[index])
+        except (MemoryError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # Pillow reads a file only now
+            raise UnreadableImageError(self.name(index), str(error) or type(error).__name__) from None
+
+    def content(self, index: int) -> bytes:  # noqa: D102
+        picture = self.read(index)
+        return f"{picture.size}".encode() + picture.tobytes()
+
+    def peek(self, index: int) -> tuple[tuple[int, int], str]:  # noqa: D102
+        picture = self.read(index)
+        return (picture.height, picture.width), self.pictures[index].mode
+
+    def subset(self, indices: np.ndarray) -> PicturesSplit:  # noqa: D102
+        return PicturesSplit([self.pictures[i] for i in indices], self.labels[indices], self.prefix)
+
+    def stamp(self) -> Iterable[bytes]:  # noqa: D102
+        yield self.labels.tobytes()
+        yield from self.content_stamp()
+
+    def content_stamp(self) -> Iterable[bytes]:  # noqa: D102
+        return (self.content(index) for index in range(len(self)))
+
+
+class DatasetSplit(Split):
+    """Pictures that a data set gives when it is asked.
+
+    Args:
+        dataset: ``dataset[i]`` gives a picture and a label.
+        positions: which of its items these are, int [N].
+        labels: int [N].
+        prefix: a picture is called ``prefix[position]``.
+        digest: of all the data set's pictures.
+    """
+
+    def __init__(
+        self, dataset: Any, positions: np.ndarray, labels: np.ndarray, prefix: str, digest: str
+    ) -> None:
+        self._dataset, self._positions, self.prefix, self._digest = dataset, positions, prefix, digest
+        self.labels = np.asarray(labels, dtype=np.int64)
+
+    def name(self, index: int) -> str:  # noqa: D102
+        return f"{self.prefix}[{self._positions[index]}]"
+
+    def load(self, index: int) -> np.ndarray:  # noqa: D102
+        return np.asarray(self.read(index))
+
+    def read(self, index: int) -> Image.Image:  # noqa: D102
+        name = self.name(index)
+        try:
+            picture, _ = _item(self._dataset, int(self._positions[index]), self.prefix)
+        except DataError as error:
+            raise UnreadableImageError(name, str(error)) from None
+        return to_rgb(Image.fromarray(_pixels(picture, name)))
+
+    def content(self, index: int) -> bytes:  # noqa: D102
+        picture = self.read(index)
+        return f"{picture.size}".encode() + picture.tobytes()
+
+    def peek(self, index: int) -> tuple[tuple[int, int], str]:  # noqa: D102
+        picture = self.read(index)
+        return (picture.height, picture.width), "RGB"
+
+    def subset(self, indices: np.ndarray) -> DatasetSplit:  # noqa: D102
+        chosen = self._positions[indices]
+        return DatasetSplit(self._dataset, chosen, self.labels[indices], self.prefix, self._digest)
+
+    def stamp(self) -> Iterable[bytes]:  # noqa: D102
+        yield self.labels.tobytes()
+        yield from self.content_stamp()
+
+    def content_stamp(self) -> Iterable[bytes]:  # noqa: D102
+        yield f"{self._digest}\0".encode()
+        yield self._positions.astype(np.int64).tobytes()
+
+
+def _describe(split: Split) -> str:
+    if isinstance(split, ArraySplit):
+        return f"arrays of {split.images.shape[1]}x{split.images.shape[2]} pictures"
+    if isinstance(split, FileSplit):
+        return "paths of pictures"
+    return "a list of pictures" if isinstance(split, PicturesSplit) else "a data set"
