@@ -366,8 +366,8 @@ def pair_up(named: Mapping[str, Any], where: str) -> Arrays:
             what = f"{lacking[0]} has no {'labels' if lacking[0] in arrays.images else 'pictures'}"
         raise DataError(
             f"{where}: {what}. The arrays in it are {listing or 'none'}. Expected pictures and labels under "
-            "names such as x_train and y_train, train_images and train_labels, images and labels, data and target, "
-            "X and y"
+            "names such as x_train and y_train, train_images and train_labels, images and labels, data and "
+            "target, X and y"
         )
     return arrays
 

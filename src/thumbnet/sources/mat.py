@@ -14,7 +14,7 @@ from thumbnet.errors import DataError, MissingExtraError, printable
 from thumbnet.recipe import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
 from thumbnet.sources.arrays import CHANNELS, Arrays, data_from_arrays, pair_up, part_of
-from thumbnet.sources.place import Place
+from thumbnet.sources.place import Place, has_pictures
 
 _SVHN = re.compile(r"(train|test|extra)_32x32\.mat", re.IGNORECASE)
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -34,8 +34,8 @@ _NUMBERS = {
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
-    """Whether it is a ``.mat`` file, or a folder with one."""
-    return bool(_files(place.path))
+    """Whether it is a ``.mat`` file, or a folder with one and without pictures (it may list those)."""
+    return bool(_files(place.path)) and (place.path.is_file() or not has_pictures(place))
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:

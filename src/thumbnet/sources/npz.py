@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import lzma
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -22,16 +23,16 @@ from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, printable
 from thumbnet.recipe import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
-from thumbnet.sources.arrays import data_from_arrays, pair_up, part_of
-from thumbnet.sources.place import Place
+from thumbnet.sources.arrays import Arrays, data_from_arrays, pair_up, part_of
+from thumbnet.sources.place import Place, has_pictures
 
 _SUFFIXES = (".npz", ".npy")
 _BLOCK = 1 << 20
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
-    """Whether it is a ``.npz`` or ``.npy`` file, or a folder with such files."""
-    return bool(_files(place.path))
+    """Whether it is a ``.npz`` or ``.npy`` file, or a folder with such files and without pictures."""
+    return bool(_files(place.path)) and (place.path.is_file() or not has_pictures(place))
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
@@ -40,6 +41,9 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     Raises:
         DataError: a file is damaged or holds Python objects, or pictures and labels are not found in it.
     """
+    by_class = _one_file_per_class(place.path)
+    if by_class:
+        return _read_classes(by_class, source)
     files = _chosen(place.path)
     single = len(files) == 1 and files[0].suffix.lower() == ".npz"
     arrays: dict[str, np.ndarray] = {}
@@ -57,6 +61,33 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     paired.class_names = None if names is None else [str(name) for name in np.asarray(names).tolist()]
     layout = f"NumPy arrays {', '.join(map(printable, arrays))}"
     return data_from_arrays(paired, source, layout, str(where))
+
+
+def _one_file_per_class(path: Path) -> dict[str, Path]:
+    """The files of a folder by class, where each has the pictures of one, as Quick, Draw! has them; else none."""
+    files = _files(path) if path.is_dir() else []
+    if len(files) < 2 or any(
+        f.suffix.lower() != ".npy" or part_of(f.stem)[1:] != (None, None) for f in files
+    ):
+        return {}
+    try:
+        shapes = [_map(file).shape for file in files]
+    except DataError:
+        return {}
+    if len(shapes[0]) < 2 or any(len(shape) < 2 or shape[1:] != shapes[0][1:] for shape in shapes):
+        return {}
+    common = os.path.commonprefix([file.stem for file in files])
+    start = max(common.rfind(sign) for sign in "_- ") + 1
+    return {file.stem[start:]: file for file in files}
+
+
+def _read_classes(by_class: dict[str, Path], source: str) -> Data:
+    images = [_map(file) for file in by_class.values()]
+    labels = np.arange(len(images)).repeat([len(one) for one in images])
+    first = next(iter(by_class.items()))
+    notes = [f"one file per class: {printable(first[1].name)} is {printable(first[0])!r}"]
+    arrays = Arrays({"train": np.concatenate(images)}, {"train": labels}, list(by_class), notes)
+    return data_from_arrays(arrays, source, f"{len(images)} NumPy files, one per class")
 
 
 def _files(path: Path) -> list[Path]:

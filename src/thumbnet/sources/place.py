@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from thumbnet.data.splits import Data
+from thumbnet.errors import DataError
 from thumbnet.recipe import DataSettings
 from thumbnet.sources.index import Index
 from thumbnet.sources.packed import Unpacked
@@ -31,6 +32,14 @@ class Place:
     def index(self) -> Index:
         """The pictures in this folder, whether they are files or in an archive's pack."""
         return Index(self.path, self.unpacked)
+
+
+def has_pictures(place: Place) -> bool:
+    """Whether there are pictures in a folder or below; False where it cannot be listed."""
+    try:
+        return bool(place.index().pictures_below(""))
+    except DataError:
+        return False
 
 
 class Form(Protocol):

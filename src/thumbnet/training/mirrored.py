@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,8 @@ import torch
 
 from thumbnet.data.batches import Engine, EvalBatches, MemoryEngine, TrainBatches
 from thumbnet.data.prepare import Prepared
-from thumbnet.errors import printable
+from thumbnet.data.splits import Data
+from thumbnet.errors import UnreadableImageError, printable
 from thumbnet.evaluation import Evaluation
 from thumbnet.inference import collect_logits
 from thumbnet.models import DataInitialised, build_model
@@ -44,6 +45,8 @@ _OPPOSITES = {
     "clockwise": "counterclockwise", "cw": "ccw", "b": "d", "p": "q",
 }  # fmt: skip
 FEWEST_CHARACTERS = 3  # classes: two called a and b may be anything
+LOOKED_AT = 40  # pictures, to see whether they are colourless
+COLOURLESS = 12  # of 255: channels that differ by no more
 _SAME = {"anticlockwise": "counterclockwise", "acw": "ccw"}
 _GLUED = ("left", "right")  # these are found without a separator too: turnleft, RIGHTARROW
 
@@ -58,7 +61,11 @@ MOST_PAIRS = 3
 
 
 def without_mirroring(
-    recipe: Recipe, class_names: Sequence[str], source: str, named: frozenset[str]
+    recipe: Recipe,
+    class_names: Sequence[str],
+    source: str,
+    named: frozenset[str],
+    are_digits: Callable[[], bool] = lambda: True,
 ) -> tuple[Recipe, list[str]]:
     """The recipe as it suits classes whose names say that mirroring would change them; and notes about it.
 
@@ -69,10 +76,11 @@ def without_mirroring(
         class_names: of the data.
         source: of the data.
         named: the keys that the user set himself; these stay.
+        are_digits: whether classes called 0, 1, 2, ... are these digits, and not just numbered.
     """
     notes = []
     if recipe.augment.flip != "none" and "augment.flip" not in named:
-        reason = _reason(class_names, source)
+        reason = _reason(class_names, source, are_digits)
         if reason:
             recipe = replace(recipe, augment=replace(recipe.augment, flip="none"))
             notes.append(f"{reason}, so pictures are not mirrored (augment.flip = none)")
@@ -100,11 +108,33 @@ def named_keys(recipe: object, overrides: Sequence[str]) -> frozenset[str]:
     return frozenset(keys)
 
 
-def _reason(class_names: Sequence[str], source: str) -> str | None:
+def show_digits(data: Data) -> bool:
+    """Whether pictures of classes called 0, 1, 2, ... show these digits: colourless ones do, as MNIST's.
+
+    CIFAR-10 as arrays has such classes, too, and its pictures are in colour. SVHN's digits are in colour, but
+    its own reader knows them.
+    """
+    if data.layout.startswith("SVHN"):
+        return True
+    train = data.splits["train"]
+    for index in np.linspace(0, len(train) - 1, LOOKED_AT).round().astype(int):
+        try:
+            pixels = np.asarray(train.read(int(index))).astype(np.int16)
+        except UnreadableImageError:  # reported later, with all others
+            continue
+        spread = pixels.max(axis=2) - pixels.min(axis=2)
+        if (spread > COLOURLESS).mean() > 0.05:
+            return False
+    return True
+
+
+def _reason(class_names: Sequence[str], source: str, are_digits: Callable[[], bool]) -> str | None:
     if source == "digits":
         return "digits are not the same mirrored"
     if len(class_names) >= FEWEST_CHARACTERS and all(_is_character(name) for name in class_names):
-        return "the classes are characters by their names"
+        if not all(name.isdecimal() for name in class_names) or are_digits():
+            return "the classes are characters by their names"
+        return None
     pair = opposite_names(class_names)
     if pair is not None:
         return f"{printable(pair[0])} and {printable(pair[1])} are mirror images by their names"

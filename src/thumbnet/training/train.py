@@ -36,7 +36,7 @@ from thumbnet.sources.load import NAMED, can_be_loaded_again, load_data
 from thumbnet.training.continue_run import Continuation, continuation
 from thumbnet.training.fit import Score, StepResult, TrainingState, fit
 from thumbnet.training.listener import Listener
-from thumbnet.training.mirrored import find_mirrored, named_keys, without_mirroring
+from thumbnet.training.mirrored import find_mirrored, named_keys, show_digits, without_mirroring
 from thumbnet.training.results import Findings, Measured, RepeatTeller, measure, summary_of
 from thumbnet.training.transfer import begin_from
 from thumbnet.weights_info import WeightsInfo
@@ -304,7 +304,9 @@ def choose_recipe(
     if not any(assignment.partition("=")[0].strip() == "training.batch_size" for assignment in overrides):
         chosen = chosen.fitted(len(loaded.splits["train"]))
     named = named_keys(recipe, overrides)
-    chosen, notes = without_mirroring(chosen, loaded.class_names, loaded.source, named)
+    chosen, notes = without_mirroring(
+        chosen, loaded.class_names, loaded.source, named, lambda: show_digits(loaded)
+    )
     return chosen, replace(loaded, notes=(*loaded.notes, *notes))
 
 
