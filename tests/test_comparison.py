@@ -103,7 +103,7 @@ def test_without_scipy_the_tables_are_shown_all_the_same(
     paths = [str(make(0.9 + seed / 100, seed, lr).path) for seed in range(2) for lr in (0.1, 0.2)]
     assert main(["compare", *paths]) == 0
     shown = capsys.readouterr()
-    assert "thumbnet[report]" in shown.err
+    assert "[report]" in shown.err
     assert "standard deviation" in shown.out
     assert "No test" not in shown.out
 

@@ -22,7 +22,7 @@ from thumbnet.runs import Run, find_weights, read_weights
 def test_a_complete_run_holds_what_is_promised(tiny_run: Run) -> None:
     assert {path.name for path in tiny_run.path.iterdir()} == {
         "recipe.toml", "run.json", "environment.json", "metrics.jsonl",
-        "checkpoint.pt", "model.safetensors", "summary.json", ".lock", "metrics.csv",
+        "checkpoint.pt", "model.safetensors", "summary.json", ".lock", "metrics.csv", "digests.npy",
     }  # fmt: skip
     assert tiny_run.recipe == load_recipe("resnet18", TINY)
     summary = tiny_run.summary

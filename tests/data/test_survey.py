@@ -15,6 +15,7 @@ from helpers import coloured_data, noise, write_class_folders, write_picture
 from thumbnet.data import decoding, survey
 from thumbnet.data.decoding import capped_size, surveyed
 from thumbnet.data.images import Rendering
+from thumbnet.data.inspection import inspect_data
 from thumbnet.data.prepare import prepare
 from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.data.survey import Survey, choose_rendering, measured_range, rendering_notes
@@ -370,7 +371,8 @@ def test_a_class_that_is_a_copy_is_named(tmp_path: Path) -> None:
         for name in "ab":
             write_picture(tmp_path / "train" / name / f"{number}.png", noise(number))
             write_picture(tmp_path / "val" / name / f"{number}.png", noise(1000 + number + ord(name)))
-    (note,) = prepared(load_data(tmp_path)).notes
+    found = inspect_data(load_data(tmp_path))
+    (note,) = found.notes
     assert note.startswith("warning: the class 'a' is a copy of 'b': 12 of its 12")
 
 

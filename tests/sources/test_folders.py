@@ -142,7 +142,7 @@ def test_wrong_folders_are_explained(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no data set, folder or archive"):
         load_data(tmp_path / "nowhere")
     with pytest.raises(DataError, match="Did you mean 'cifar10'"):
-        load_data("cifar-10")
+        load_data("cifra-10")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="Expected one of"):
         load_data(tmp_path / "empty")

@@ -323,6 +323,6 @@ def test_pictures_keep_their_labels_in_order(tmp_path: Path) -> None:
 def test_a_table_of_many_attributes_asks_for_the_label_column(tmp_path: Path) -> None:
     pictures(tmp_path / "images", [f"{n}.jpg" for n in range(COUNT)])
     table(tmp_path / "styles.csv", "id,gender,season", lambda n: f"{n},{'MW'[n % 2]},{'FS'[n // 6]}")
-    with pytest.raises(DataError, match=r"gender, season\?.*data.label_column"):
+    with pytest.raises(DataError, match=r"gender, season\?.*--label-column"):
         load_data(tmp_path)
     assert load_data(tmp_path, label_column="gender").class_names == ("M", "W")

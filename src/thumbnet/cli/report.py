@@ -35,8 +35,6 @@ def execute(options: argparse.Namespace) -> int:
     run = Run.open(options.run)
     _ = run.summary  # a run that is not complete is refused before its data are looked for
     data = data_of_run(options, run.recipe.data)
-    if options.split is None and not {"test", "val"} & data.splits.keys():
-        options.split = "train"  # all were trained on, which the page says
     split = split_of(options, data)
     out = Path(options.out).expanduser() if options.out else run.path / "report.html"
     with counting("looking") as count:

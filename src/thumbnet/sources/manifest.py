@@ -318,7 +318,7 @@ def _is_manifest(path: Path, settings: DataSettings, folder: Place | None, label
         table = _load(path, 200)
         columns = find_columns(table, settings)
     except DataError as error:
-        return (named and path.suffix.lower() != ".txt") or "data.label_column" in str(error)
+        return (named and path.suffix.lower() != ".txt") or "--label-column" in str(error)
     if len(table.names) > 300:
         return False
     if not columns.labelled and labelled and not named:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import lzma
 import math
-import os
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -64,7 +64,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
 
 
 def _one_file_per_class(path: Path) -> dict[str, Path]:
-    """The files of a folder by class, where each has the pictures of one, as Quick, Draw! has them; else none."""
+    """The files of a folder by class, where each has the pictures of one (as in Quick, Draw!); else none."""
     files = _files(path) if path.is_dir() else []
     if len(files) < 2 or any(
         f.suffix.lower() != ".npy" or part_of(f.stem)[1:] != (None, None) for f in files
@@ -76,9 +76,10 @@ def _one_file_per_class(path: Path) -> dict[str, Path]:
         return {}
     if len(shapes[0]) < 2 or any(len(shape) < 2 or shape[1:] != shapes[0][1:] for shape in shapes):
         return {}
-    common = os.path.commonprefix([file.stem for file in files])
-    start = max(common.rfind(sign) for sign in "_- ") + 1
-    return {file.stem[start:]: file for file in files}
+    words = [re.split(r"(?<=[_ -])", file.stem) for file in files]  # full_numpy_bitmap_cat: all but the last
+    start = sum(len(word) for word in words[0][:-1])
+    same = all(file.stem[:start] == files[0].stem[:start] for file in files)
+    return {file.stem[start if same else 0 :]: file for file in files}
 
 
 def _read_classes(by_class: dict[str, Path], source: str) -> Data:

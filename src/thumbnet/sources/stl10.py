@@ -39,6 +39,8 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
         pictures, labels = folder / f"{split}_X.bin", folder / f"{split}_y.bin"
         if split == "test" and not pictures.is_file() and not labels.is_file():
             continue
+        if not labels.is_file():
+            raise DataError(f"{pictures} is there, but its labels, {labels.name}, are not beside it")
         try:
             stored = pictures.stat().st_size
             if stored == 0 or stored % PICTURE_BYTES:
@@ -63,7 +65,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
 def _folder(path: Path) -> Path | None:
     if path.is_file():
         path = path.parent if path.name in _FILES else path
-    return path if path.is_dir() and all((path / name).is_file() for name in _FILES[:2]) else None
+    return path if path.is_dir() and (path / _FILES[0]).is_file() else None
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

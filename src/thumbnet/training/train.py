@@ -171,7 +171,7 @@ def _begin(
         fingerprint = _same_everywhere(loaded, world)  # of all training pictures, however many calibrate
         loaded = with_calibration_split(loaded, chosen.data)
         listener.on_data(loaded)
-        if continued is not None and loaded.fingerprint() != continued.fingerprint:
+        if continued is not None and fingerprint != continued.fingerprint:
             source, init = loaded.source, continued.record["run"]
             raise RunError(
                 f"the data in {source} have changed since the run {init} was trained. To train on them as "

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers import write_class_folders
+from thumbnet.errors import DataError, MissingExtraError
+from thumbnet.sources.load import load_data
+
+scipy_io = pytest.importorskip("scipy.io")
+X = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+Y = np.arange(20) % 10
+
+
+def write_svhn(folder: Path, *parts: str) -> Path:
+    for part in parts:
+        stored = {"X": X.transpose(1, 2, 3, 0), "y": np.where(Y == 0, 10, Y)[:, None]}
+        scipy_io.savemat(folder / f"{part}_32x32.mat", stored)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["", "train_32x32.mat"])
+def test_svhns_ten_is_the_digit_zero_and_pictures_come_last_in_its_arrays(name: str, tmp_path: Path) -> None:
+    data = load_data(write_svhn(tmp_path, "train", "test") / name)
+    assert {split: len(one) for split, one in data.splits.items()} == {"train": 20, "test": 20}
+    assert data.class_names == tuple("0123456789")
+    assert data.splits["train"].labels.tolist() == Y.tolist()
+    assert (np.asarray(data.splits["test"].read(3)) == X[3]).all()
+
+
+def test_svhns_extra_pictures_are_used_where_they_are_named(tmp_path: Path) -> None:
+    write_svhn(tmp_path, "train", "test", "extra")
+    assert len(load_data(tmp_path).splits["train"]) == 20
+    assert any("extra" in note for note in load_data(tmp_path).notes)
+    assert len(load_data(tmp_path / "extra_32x32.mat").splits["train"]) == 40
+
+
+def test_any_arrays_of_pictures_and_labels_are_read(tmp_path: Path) -> None:
+    scipy_io.savemat(tmp_path / "mine.mat", {"images": X, "labels": Y[:, None]})
+    data = load_data(tmp_path / "mine.mat", test_fraction=0.0)
+    assert (np.asarray(data.splits["train"].read(6)) == X[6]).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"MATLAB 7.3 MAT-file, Platform: GLNXA64", "-v7"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(600), "HDF5"),
+        (b"nothing", "damaged"),
+        (b"", "damaged"),
+    ],
+)
+def test_newer_and_damaged_files_are_refused_with_the_way_on(
+    content: bytes, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.mat").write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        load_data(tmp_path / "a.mat")
+
+
+def test_lists_beside_class_folders_do_not_take_their_place(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, ["train", "test"])
+    scipy_io.savemat(tmp_path / "file_list.mat", {"labels": Y})
+    assert load_data(tmp_path).layout == "train/CLASS/* + test/CLASS/*"
+
+
+def test_without_scipy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_svhn(tmp_path, "train")
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(MissingExtraError, match="formats"):
+        load_data(tmp_path)

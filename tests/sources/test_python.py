@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import thumbnet
+from helpers import coloured, write_class_folders
+from thumbnet.cli import main
+from thumbnet.errors import DataError, RunError, ThumbnetError
+from thumbnet.predictor import load_run
+from thumbnet.sources.load import load_data
+from thumbnet.training import train as training
+from thumbnet.training.listener import Listener
+
+Y = np.arange(60) % 3
+X = np.stack([coloured(int(label), seed) for seed, label in enumerate(Y)])
+TINY = [
+    "training.epochs=2",
+    "model.name=resnet20",
+    "model.width=0.5",
+    "training.batch_size=16",
+    "augment.flip=none",
+]
+
+
+class Pictures:
+    """A data set in torchvision's style; it counts how often it is asked."""
+
+    classes = ("red", "green", "blue")
+
+    def __init__(self, form: str) -> None:
+        self.form = form
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        picture: Any = Image.fromarray(X[index])
+        if self.form == "tensor":
+            picture = torch.from_numpy(X[index]).permute(2, 0, 1).float() / 255
+        if self.form == "array":
+            picture = X[index]
+        return picture, int(Y[index])
+
+
+def forms() -> dict[str, Any]:
+    return {
+        "array": (X, Y),
+        "list of labels": (X, Y.tolist()),
+        "tensors": (torch.from_numpy(X).permute(0, 3, 1, 2), torch.from_numpy(Y)),
+        "pil": ([Image.fromarray(one) for one in X], Y),
+        "list of arrays": (list(X), Y),
+        "dictionary": {"train": (X, Y)},
+        "dataset of pil": Pictures("pil"),
+        "dataset of tensors": Pictures("tensor"),
+        "dataset of arrays": Pictures("array"),
+    }
+
+
+@pytest.mark.parametrize("name", list(forms()))
+def test_every_form_gives_the_same_pictures_and_labels(name: str) -> None:
+    data = load_data(forms()[name], test_fraction=0.0)
+    train = data.splits["train"]
+    assert train.labels.tolist() == Y.tolist()
+    assert all((np.asarray(train.read(i)) == X[i]).all() for i in range(0, 60, 7))
+
+
+def test_grey_arrays_and_floats_are_pictures_too() -> None:
+    grey = load_data((X[..., 0], Y), test_fraction=0.0).splits["train"]
+    assert (np.asarray(grey.read(5)) == X[5, :, :, :1]).all()
+    assert len(load_data((X / 255.0, Y)).splits["test"]) == 12
+
+
+def test_keras_pairs_of_pairs_and_named_splits_are_splits() -> None:
+    nested = load_data(((X, Y), (X[:12], Y[:12])))
+    named = load_data({"train": (X, Y), "validation": (X[:9], Y[:9])})
+    assert {name: len(split) for name, split in nested.splits.items()} == {"train": 60, "test": 12}
+    assert {name: len(split) for name, split in named.splits.items()} == {"train": 60, "val": 9}
+
+
+def test_paths_and_a_frame_of_paths_are_read_from_their_files(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path, [""], per_class=4)
+    paths = sorted(folder.rglob("*.png"))
+    labels = [path.parent.name for path in paths]
+    data = load_data((paths, labels), test_fraction=0.0)
+    assert data.class_names == ("blue", "green", "red")
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"picture": [str(path) for path in paths], "colour": labels})
+    by_frame = load_data(frame, test_fraction=0.0)
+    assert by_frame.splits["train"].labels.tolist() == data.splits["train"].labels.tolist()
+
+
+def test_a_data_set_that_gives_other_pictures_each_time_is_warned_of() -> None:
+    class Restless(Pictures):
+        def __getitem__(self, index: int) -> tuple[Any, int]:
+            return np.random.default_rng().integers(0, 256, (16, 16, 3), dtype=np.uint8), int(Y[index])
+
+    assert any(note.startswith("warning: ") for note in load_data(Restless("")).notes)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((X, Y[:5]), "60 pictures but 5 labels"),
+        ((X,), "Expected"),
+        (5, "Expected"),
+        ((X[..., :2], Y), r"\[60, 16, 16, 2\]"),
+        ((X, Y + 0.5), "fractions"),
+        ((X, [None] * 60), "label 0 is None"),
+        ({"test": (X, Y)}, "no split 'train'"),
+        (([], []), "empty"),
+        ((["nowhere.png"], ["a"]), "not there"),
+    ],
+)
+def test_what_is_not_a_data_set_is_refused_with_what_was_expected(given: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        load_data(given)
+
+
+def test_floats_that_are_not_finite_name_their_picture(tmp_path: Path) -> None:
+    broken = X / 255.0
+    broken[7] = np.nan
+    with pytest.raises(ThumbnetError, match=r"\[7\]"):
+        training.train(
+            (broken, Y),
+            "resnet18",
+            overrides=[*TINY, "data.test_fraction=0"],
+            out=tmp_path / "run",
+            device="cpu",
+        )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> thumbnet.Run:
+    out = tmp_path_factory.mktemp("memory") / "run"
+    return training.train((X, Y), "resnet18", overrides=TINY, out=out, device="cpu")
+
+
+def test_a_run_of_arrays_can_be_measured_on_arrays(trained: thumbnet.Run) -> None:
+    predictor = load_run(trained.path, "cpu")
+    found = predictor.evaluate((X, Y))
+    assert found.pictures == 60
+    own = predictor.predict(list(X))
+    assert found.accuracy == pytest.approx(
+        np.mean([one.label == str(y) for one, y in zip(own, Y, strict=True)])
+    )
+    one_class = predictor.evaluate((X[Y == 1], Y[Y == 1]))
+    assert one_class.pictures == 20
+
+
+def test_a_run_of_arrays_can_be_exported_and_says_on_what_it_was_checked(
+    trained: thumbnet.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "model.onnx"
+    assert main(["export", str(trained.path), "--out", str(out)]) == 0
+    assert "pictures of random pixels" in capsys.readouterr().out
+    assert out.is_file()
+    assert (
+        main(["export", str(trained.path), "--format", "onnx-int8", "--out", str(tmp_path / "a.int8.onnx")])
+        == 2
+    )
+    assert "--data DATA" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["report"]])
+def test_what_needs_the_data_says_that_they_were_in_memory(
+    command: list[str], trained: thumbnet.Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, str(trained.path)]) == 2
+    assert "in memory" in capsys.readouterr().err
+
+
+def test_a_report_of_such_a_run_takes_the_same_data_from_disk(trained: thumbnet.Run, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    np.savez(tmp_path / "same.npz", x_train=X, y_train=Y, x_test=X[:12], y_test=Y[:12])
+    page = tmp_path / "page.html"
+    assert main(["report", str(trained.path), str(tmp_path / "same.npz"), "--out", str(page)]) == 0
+    assert "accuracy" in page.read_text()
+
+
+def test_it_is_resumed_with_its_data_and_no_others(tmp_path: Path) -> None:
+    class Stop(Listener):
+        def should_stop(self) -> bool:
+            return True
+
+    whole = training.train((X, Y), "resnet18", overrides=TINY, out=tmp_path / "whole", device="cpu")
+    with pytest.raises(ThumbnetError, match="stopped"):
+        training.train(
+            (X, Y), "resnet18", overrides=TINY, out=tmp_path / "run", device="cpu", listener=Stop()
+        )
+    with pytest.raises(RunError, match="in memory"):
+        thumbnet.resume(tmp_path / "run", progress=False)
+    with pytest.raises(RunError, match="have changed"):
+        thumbnet.resume(tmp_path / "run", data=(X[::-1].copy(), Y), device="cpu", progress=False)
+    resumed = thumbnet.resume(tmp_path / "run", data=(X, Y), device="cpu", progress=False)
+    assert resumed.weights_path.read_bytes() == whole.weights_path.read_bytes()
+
+
+def test_numbered_classes_are_mirrored_where_their_pictures_are_in_colour(tmp_path: Path) -> None:
+    settings = [*TINY[:-1], "training.epochs=1"]
+    colour = training.train((X, Y), "resnet18", overrides=settings, out=tmp_path / "a", device="cpu")
+    grey = training.train((X[..., 0], Y), "resnet18", overrides=settings, out=tmp_path / "b", device="cpu")
+    assert colour.recipe.augment.flip == "random"
+    assert grey.recipe.augment.flip == "none"
