@@ -110,5 +110,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that helps with a misspelt ``name``: the closest known one, and all of them."""
     choices = sorted(known)
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    close = close or difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.5)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}Known: {', '.join(choices)}."

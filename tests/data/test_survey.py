@@ -370,7 +370,7 @@ def test_a_class_that_is_a_copy_is_named(tmp_path: Path) -> None:
     for number in range(12):
         for name in "ab":
             write_picture(tmp_path / "train" / name / f"{number}.png", noise(number))
-            write_picture(tmp_path / "val" / name / f"{number}.png", noise(1000 + number + ord(name)))
+            write_picture(tmp_path / "val" / name / f"{number}.png", noise(1000 + number + 50 * ord(name)))
     found = inspect_data(load_data(tmp_path))
     (note,) = found.notes
     assert note.startswith("warning: the class 'a' is a copy of 'b': 12 of its 12")
