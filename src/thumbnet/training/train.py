@@ -168,7 +168,7 @@ def _begin(
     with world.one_per_machine_first():
         chosen, loaded = choose_recipe(data, recipe, overrides, data_dir, listener)
         chosen = _with_absolute_init(chosen)
-        fingerprint = _same_everywhere(loaded, world)  # of all training pictures, however many calibrate
+        fingerprint = loaded.fingerprint()  # of all training pictures, however many calibrate
         loaded = with_calibration_split(loaded, chosen.data)
         listener.on_data(loaded)
         if continued is not None and fingerprint != continued.fingerprint:
@@ -178,6 +178,7 @@ def _begin(
                 f"they are now, from its weights: {command('train', source, '--init', init)}"
             )
         prepared = prepare(loaded, chosen, target, listener.on_decode, world)
+    _check_same_everywhere(fingerprint, loaded.source, world)
     state = build_state(chosen, prepared, loaded.class_names, target, world)
     run = Run(Path())
     if world.is_first:
@@ -242,7 +243,8 @@ def _resume(
                 if isinstance(source, Data)
                 else _load(source, recipe, settings.get("data_dir"), listener)
             )
-        fingerprint = _same_everywhere(loaded, world)
+        fingerprint = loaded.fingerprint()
+        _check_same_everywhere(fingerprint, loaded.source, world)
         loaded = with_calibration_split(loaded, recipe.data)
         listener.on_data(loaded)
         if fingerprint != settings.get("fingerprint"):
@@ -269,16 +271,14 @@ def _wait(world: World) -> float:
     return 0.0 if world.size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ else 30.0
 
 
-def _same_everywhere(data: Data, world: World) -> str:
-    """The fingerprint of ``data``.
+def _check_same_everywhere(fingerprint: str, source: str, world: World) -> None:
+    """See that all processes of a training have the same data.
 
     Raises:
         DataError: the first process has other data.
     """
-    fingerprint = data.fingerprint()
     if world.from_first(fingerprint) != fingerprint:
-        raise DataError(f"{data.source} is not the same here as where the first process runs")
-    return fingerprint
+        raise DataError(f"{source} is not the same here as where the first process runs")
 
 
 def choose_recipe(
