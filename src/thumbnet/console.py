@@ -6,6 +6,7 @@ On a terminal there is a live bar; where the output is a file or a pipe there ar
 from __future__ import annotations
 
 import json
+import math
 import sys
 import textwrap
 import time
@@ -250,9 +251,12 @@ class TrainingDisplay(StoppableListener):
 
     def on_epoch(self, result: EpochResult) -> None:
         """A line an epoch."""
-        score = ""
+        score = "" if math.isnan(result.train_accuracy) else f"  train {percent(result.train_accuracy)}"
         if result.score is not None:
-            score = f"  {result.score.split} {percent(result.score.accuracy)}"
+            score += f"  {result.score.split} {percent(result.score.accuracy)}"
+        elif result.sample is not None:
+            sample = result.sample
+            score += f"  {sample.split} {100 * sample.accuracy:.0f} % (of {sample.pictures:,})"
         width = len(str(self._epochs))
         self._line(
             f"epoch {result.epoch:{width}}/{self._epochs}  loss {result.loss:.4f}  lr {result.lr:<8.3g}  "
