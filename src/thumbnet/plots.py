@@ -111,9 +111,8 @@ def draw_accuracies(
     known = [line for line in metrics if line.get("train_accuracy") is not None]
     if known:
         at, values = [line["epoch"] for line in known], [100 * line["train_accuracy"] for line in known]
-        axes.plot(
-            at, values, marker=".", color=train, alpha=0.6, linestyle="--", label="training, as augmented"
-        )
+        label = _once(axes, "training, as augmented")
+        axes.plot(at, values, marker=".", color=train, alpha=0.6, linestyle="--", label=label)
     if summary["accuracy"] is not None:
         tta = "" if summary["tta"] == "none" else f" ({summary['tta']})"
         label = f"{summary['split']} at the end{tta}: {100 * summary['accuracy']:.2f} %"
@@ -123,10 +122,15 @@ def draw_accuracies(
         )  # fmt: skip
 
 
-def curves_figure(groups: Sequence[Group]) -> Figure:
-    """Accuracies and training loss by epoch: a colour a group, a line a run.
+def _once(axes: Any, label: str) -> str:
+    """``label``, or one that matplotlib leaves out of the legend where it is there already."""
+    return "_" if label in axes.get_legend_handles_labels()[1] else label
 
-    The accuracy on training pictures is dashed; a star is a run's final accuracy.
+
+def curves_figure(groups: Sequence[Group]) -> Figure:
+    """Accuracies and losses by epoch: a colour for each group, a line for each run.
+
+    What was measured on training pictures is dashed; a star is a run's final accuracy.
     """
     figure = new_figure(8, 6.4)
     axes: Any = figure.subplots(2, 1, sharex=True)
@@ -142,9 +146,12 @@ def curves_figure(groups: Sequence[Group]) -> Figure:
             axes[0].plot(epochs, values, marker=".", label=label, **style)
             axes[0].set_ylabel(f"{split} accuracy, %")
             draw_accuracies(axes[0], run.summary, metrics, colour, colour)
-            axes[1].plot([line["epoch"] for line in metrics], [line["loss"] for line in metrics], **style)
+            axes[1].plot(epochs, [s[f"{split}_loss"] for s in scored], label=_once(axes[1], split), **style)
+            at, losses = [line["epoch"] for line in metrics], [line["loss"] for line in metrics]
+            axes[1].plot(at, losses, linestyle="--", label=_once(axes[1], "training"), **style)
             label = "_"  # each group once in the legend
-    axes[1].set_ylabel("training loss")
+    axes[1].set_ylabel("loss")
+    axes[1].legend(loc="upper right", fontsize=8)
     axes[1].set_xlabel("epoch")
     axes[1].xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(loc="lower right", fontsize=8)
