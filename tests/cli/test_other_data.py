@@ -147,3 +147,14 @@ def test_where_the_classes_of_other_data_are_can_be_said(
     found, said = evaluate(capsys, run.path, tmp_path, "--label-pattern", "^x-([a-z]+)")
     assert (found["split"], found["pictures"]) == ("all", 12)
     assert "is 'blue'" in said
+
+
+def test_pictures_of_one_class_alone_can_be_measured(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(5):
+        write_picture(tmp_path / "new" / "red" / f"{number}.png", coloured(0, 500 + number))
+    found, _ = evaluate(capsys, run.path, tmp_path / "new")
+    assert found["pictures"] == 5
+    assert main(["train", str(tmp_path / "new"), "--out", str(tmp_path / "run")]) == 2
+    assert "two classes or more" in capsys.readouterr().err

@@ -259,7 +259,7 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
         data_dir = data_dir or run.settings.get("data_dir")
         return with_calibration_split(load_data(source, data_dir=data_dir, settings=settings), settings)
     settings = replace(settings, val_fraction=0.0, test_fraction=0.0, group_by="")
-    data = load_data(source, data_dir=data_dir, settings=settings)
+    data = load_data(source, data_dir=data_dir, settings=settings, one_class=True)
     notes = [text for text in data.notes if text != NOTHING_SET_ASIDE]
     splits = dict(data.splits)
     if set(splits) == {"train"}:

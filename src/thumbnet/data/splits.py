@@ -375,6 +375,13 @@ class Data:
             raise DataError(
                 f"{printable(self.source)}: class names that are no text: {', '.join(odd)}. Rename them"
             )
+
+    def check_trainable(self) -> None:
+        """See that there is something to tell apart.
+
+        Raises:
+            DataError: there are fewer than two classes.
+        """
         if len(self.class_names) < 2:
             raise DataError(
                 f"{printable(self.source)}: a classifier needs two classes or more, and there "

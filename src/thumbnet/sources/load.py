@@ -52,6 +52,7 @@ def load_data(
     data_dir: str | Path | None = None,
     settings: DataSettings | None = None,
     progress: Progress | None = None,
+    one_class: bool = False,
     **changes: Any,
 ) -> Data:
     """The splits and class names of a data set.
@@ -68,6 +69,7 @@ def load_data(
         data_dir: where downloads and unpacked archives are kept; the user's cache folder by default.
         settings: a recipe's ``data`` settings; those count that say what is read and what is set aside.
         progress: called with (bytes so far, bytes in all) during a download.
+        one_class: whether one class is enough, as it is for measuring a network on it.
         changes: single settings in place of those, such as ``val_fraction=0.1``, ``test_fraction=0.2``,
             ``split_seed=1``, ``label_pattern=...``: see :class:`~thumbnet.recipe.DataSettings`.
 
@@ -91,6 +93,8 @@ def load_data(
     else:
         data = _load_path(Path(name).expanduser(), name, cache, chosen)
     data = replace(data, splits={name: data.splits[name] for name in SPLITS if name in data.splits})
+    if not one_class:
+        data.check_trainable()
     return data.with_held_out(chosen.test_fraction, chosen.val_fraction, chosen.split_seed, chosen.group_by)
 
 

@@ -64,7 +64,7 @@ class SplitFinder:
                     return folder
                 inner = container[0]
                 self._left_out(companions, f"beside {inner.name}/")
-            elif not self._wraps(inner):
+            elif not self._wraps(inner) or self._is_only_class(inner):
                 return folder
             if self.settings.classes_from.isdigit() and _depth(inner) < int(self.settings.classes_from):
                 return folder
@@ -74,6 +74,11 @@ class SplitFinder:
                 self._stray(folder, f"beside {printable(inner.name)}/")
             folder = inner
         return folder
+
+    def _is_only_class(self, inner: Folder) -> bool:
+        """Whether the one folder is a class: a network may be measured on pictures of one class alone."""
+        plain = not inner.filled() and inner.name.casefold() not in CONTAINERS
+        return plain and not self.settings.label_pattern and not self._names_have_labels(inner)
 
     def _wraps(self, inner: Folder) -> bool:
         """Whether the one folder in another is no split, but only wraps what is in it."""

@@ -167,6 +167,7 @@ def _begin(
         threading.Thread(target=library).start()
     with world.one_per_machine_first():
         chosen, loaded = choose_recipe(data, recipe, overrides, data_dir, listener)
+        loaded.check_trainable()
         chosen = _with_absolute_init(chosen)
         fingerprint = loaded.fingerprint()  # of all training pictures, however many calibrate
         loaded = with_calibration_split(loaded, chosen.data)
