@@ -216,6 +216,11 @@ class TrainingDisplay(StoppableListener):
             self._line("        the best epoch on val is kept; test is looked at once, at the end")
         else:
             self._line("        no val split: the last epoch is kept; test accuracies are only reported")
+        every, sample = recipe.evaluation.every, recipe.evaluation.sample
+        if measured and sample and every != 1:
+            self._line(
+                f"        an accuracy with ~ is of up to {sample:,} pictures; /s is pictures per second"
+            )
         if recipe.training.compile:
             missing = "left out, for there is no C++ compiler (g++ or clang++)"
             self._line(f"        torch.compile: {'in use' if state.compiled else missing}")
@@ -250,17 +255,16 @@ class TrainingDisplay(StoppableListener):
             )
 
     def on_epoch(self, result: EpochResult) -> None:
-        """A line an epoch."""
-        score = "" if math.isnan(result.train_accuracy) else f"  train {percent(result.train_accuracy)}"
+        """A line for each epoch, of at most 80 characters."""
+        score = "" if math.isnan(result.train_accuracy) else f"  train {100 * result.train_accuracy:.0f} %"
         if result.score is not None:
             score += f"  {result.score.split} {percent(result.score.accuracy)}"
         elif result.sample is not None:
-            sample = result.sample
-            score += f"  {sample.split} {100 * sample.accuracy:.0f} % (of {sample.pictures:,})"
+            score += f"  {result.sample.split} ~{100 * result.sample.accuracy:.0f} %"
         width = len(str(self._epochs))
         self._line(
-            f"epoch {result.epoch:{width}}/{self._epochs}  loss {result.loss:.4f}  lr {result.lr:<8.3g}  "
-            f"{result.pictures_per_second:,.0f} pictures/s  {duration(result.seconds)}{score}"
+            f"epoch {result.epoch:{width}}/{self._epochs}  loss {result.loss:.3f}  lr {result.lr:<6.2g}  "
+            f"{result.pictures_per_second:,.0f}/s  {duration(result.seconds)}{score}"
         )
 
     def on_note(self, text: str) -> None:
