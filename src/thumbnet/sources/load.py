@@ -120,6 +120,10 @@ def _canonical(name: str) -> str:
 
 
 def _load_path(path: Path, name: str, cache: Path, settings: DataSettings) -> Data:
+    if not name:
+        raise DataError(
+            "the name of the data is empty: name a folder, a file or a data set (. for this folder)"
+        )
     try:
         if webdataset.is_pattern(name) and not path.exists():
             return webdataset.read_pattern(name)
