@@ -24,7 +24,7 @@ import psutil
 from measure import SHARED, matrix_rate, median, parser, report
 
 import thumbnet
-from thumbnet.console import say
+from thumbnet.cli.console import say
 from thumbnet.files import cache_folder
 
 

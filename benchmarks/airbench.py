@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from measure import SHARED, matrix_rate, parser, report
 
-from thumbnet.data.decoding import decode_split
+from thumbnet.batches.decoding import decode_split
 from thumbnet.sources.load import load_data
 
 STAND_INS = """

@@ -18,14 +18,14 @@ import torch
 from measure import SHARED, parser, report
 from torch import Tensor
 
-from thumbnet.data.batches import Batch
-from thumbnet.data.dataset import random_subset
-from thumbnet.data.decoding import decode_split
+from thumbnet.batches.batches import Batch
+from thumbnet.batches.dataset import random_subset
+from thumbnet.batches.decoding import decode_split
+from thumbnet.classifiers.logits import collect_logits
 from thumbnet.hardware import choose_device, keep_freed_memory
-from thumbnet.inference import collect_logits
 from thumbnet.models import build_model
-from thumbnet.plots import INK, new_figure, save
-from thumbnet.recipe import load_recipe
+from thumbnet.recipes.recipe import load_recipe
+from thumbnet.reports.figures import INK, new_figure, save
 from thumbnet.seeds import derive_seed
 from thumbnet.sources.load import load_data
 from thumbnet.training.fit import TrainingState, fit

@@ -26,11 +26,11 @@ import torch
 from measure import SHARED, matrix_rate, median, parser, report, spread
 from torch import Tensor
 
-from thumbnet.data.prepare import Prepared, prepare
+from thumbnet.batches.prepare import Prepared, prepare
+from thumbnet.classifiers.logits import collect_logits
 from thumbnet.data.splits import Data
 from thumbnet.hardware import choose_device
-from thumbnet.inference import collect_logits
-from thumbnet.recipe import Recipe
+from thumbnet.recipes.recipe import Recipe
 from thumbnet.sources.load import load_data
 from thumbnet.training.fit import fit
 from thumbnet.training.listener import Listener

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from measure import SHARED, parser, report, spread
 
+from thumbnet.classifiers.load import load_run
 from thumbnet.data.splits import Data
-from thumbnet.predictor import load_run
 from thumbnet.sources.load import load_data
 from thumbnet.training.train import train
 

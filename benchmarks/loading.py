@@ -23,11 +23,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from thumbnet.data.batches import MemoryEngine, Normalise, TrainBatches, WorkerEngine
-from thumbnet.data.decoding import decode_split
+from thumbnet.batches.batches import TrainBatches
+from thumbnet.batches.decoding import decode_split
+from thumbnet.batches.engines import MemoryEngine, WorkerEngine
+from thumbnet.batches.statistics import Normalise
 from thumbnet.data.images import Preprocessing
 from thumbnet.data.splits import Data, FileSplit
-from thumbnet.recipe import AugmentSettings, load_recipe
+from thumbnet.recipes.recipe import load_recipe
+from thumbnet.recipes.settings import AugmentSettings
 from thumbnet.sources.load import load_data
 
 PREPROCESSING = Preprocessing((32, 32), "pad", (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from thumbnet.console import say, table
+from thumbnet.cli.console import say, table
 from thumbnet.files import write_file
 from thumbnet.hardware import describe
 

@@ -21,7 +21,7 @@ from thumbnet.hardware import keep_freed_memory
 from thumbnet.kernels import build, ops
 from thumbnet.kernels.ops import Conv3x3, norm_act
 from thumbnet.models import build_model
-from thumbnet.recipe import ModelSettings
+from thumbnet.recipes.settings import ModelSettings
 
 
 def layers(name: str, batch: int, side: int) -> list[tuple[Any, tuple[int, ...], dict[str, Any]]]:

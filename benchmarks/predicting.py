@@ -15,15 +15,17 @@ import torch
 from measure import matrix_rate, median, parser, report, spread, take_turns
 from torch import Tensor, nn
 
-from thumbnet.data.batches import EvalBatches, MemoryEngine, Normalise
+from thumbnet.batches.batches import EvalBatches
+from thumbnet.batches.engines import MemoryEngine
+from thumbnet.batches.statistics import Normalise
+from thumbnet.classifiers.logits import collect_logits
+from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.data.images import Preprocessing
 from thumbnet.hardware import autocast, choose_device, keep_freed_memory, use_bf16
-from thumbnet.inference import collect_logits
 from thumbnet.kernels import ops
 from thumbnet.models import build_model
-from thumbnet.predictor import Predictor
-from thumbnet.recipe import ModelSettings
-from thumbnet.weights_info import WeightsInfo
+from thumbnet.recipes.settings import ModelSettings
+from thumbnet.runs.weights_info import WeightsInfo
 
 PREPROCESSING = Preprocessing((32, 32), "pad", (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 NAMES = tuple("0123456789")

@@ -27,11 +27,11 @@ from measure import matrix_rate, median, parser, report, spread
 from torch import nn
 from training_speed import RandomBatches
 
-from thumbnet.data.batches import Batch
+from thumbnet.batches.batches import Batch
 from thumbnet.distributed import joined
 from thumbnet.hardware import keep_freed_memory
 from thumbnet.models import build_model
-from thumbnet.recipe import Recipe, load_recipe
+from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.training.fit import StepResult, TrainingState, fit
 
 # What the model on paper takes for granted. NVIDIA's data sheet of the A100: 312e12 operations a second in

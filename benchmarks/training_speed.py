@@ -15,10 +15,10 @@ import torch
 from measure import SIDE, matrix_rate, median, parser, report, spread
 from torch.utils.flop_counter import FlopCounterMode
 
-from thumbnet.data.batches import Batch
+from thumbnet.batches.batches import Batch
 from thumbnet.hardware import choose_device, keep_freed_memory
 from thumbnet.models import build_model
-from thumbnet.recipe import load_recipe
+from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training.fit import StepResult, TrainingState, fit
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 import thumbnet
-from thumbnet.data.prepare import prepare
-from thumbnet.plots import INK, grid_figure, new_figure, save
+from thumbnet.batches.prepare import prepare
+from thumbnet.reports.figures import INK, grid_figure, new_figure, save
 
 IMAGES = Path(__file__).with_name("images")
 

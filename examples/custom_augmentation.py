@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import thumbnet
-from thumbnet.data.batches import LoaderBatches
-from thumbnet.data.dataset import to_tensor
+from thumbnet.batches.batches import LoaderBatches
+from thumbnet.batches.dataset import to_tensor
 from thumbnet.models import build_model
 from thumbnet.training.fit import TrainingState
 

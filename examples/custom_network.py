@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 import thumbnet
-from thumbnet.data.prepare import prepare
+from thumbnet.batches.prepare import prepare
+from thumbnet.classifiers.logits import collect_logits
 from thumbnet.evaluation import evaluate_logits
-from thumbnet.inference import collect_logits
 from thumbnet.training.fit import Score, TrainingState
 
 

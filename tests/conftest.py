@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from helpers import TINY, coloured_data
-from thumbnet.runs import Run
+from thumbnet.runs.folder import Run
 from thumbnet.training.train import train
 
 # A busy machine is no failure; and the same examples every time, so that CI means something.

@@ -52,7 +52,7 @@ def test_only_the_first_process_shows_anything(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from thumbnet.api import shown
-    from thumbnet.console import TrainingDisplay
+    from thumbnet.cli.progress import TrainingDisplay
 
     with shown(progress=True) as listener:
         assert isinstance(listener, TrainingDisplay)

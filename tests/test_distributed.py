@@ -9,12 +9,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from helpers import coloured_data
-from thumbnet.data.batches import NO_LABEL, Batch, EvalBatches, MemoryEngine, Normalise, TrainBatches
+from thumbnet.batches.batches import NO_LABEL, Batch, EvalBatches, TrainBatches
+from thumbnet.batches.engines import MemoryEngine
+from thumbnet.batches.statistics import Normalise
 from thumbnet.data.images import Preprocessing
 from thumbnet.data.splits import ArraySplit
 from thumbnet.distributed import ALONE, SyncBatchNorm2d, World, joined, synchronise_norms
 from thumbnet.models import build_model
-from thumbnet.recipe import AugmentSettings, ModelSettings
+from thumbnet.recipes.settings import AugmentSettings, ModelSettings
 
 AUGMENT = AugmentSettings(flip="random", translate=2, cutout=4)
 NORMALISE = Normalise(Preprocessing((16, 16), "pad", (0.4,) * 3, (0.2,) * 3), torch.device("cpu"))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from thumbnet.recipe import Recipe, _known_keys, load_recipe, recipe_names
+from thumbnet.recipes.recipe import Recipe, load_recipe, recipe_names
+from thumbnet.recipes.tables import known_keys
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -20,7 +21,7 @@ PAGES = [
 
 def test_every_setting_is_in_the_recipes_page() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text()
-    missing = [key for key in _known_keys(Recipe) if f"`{key.rpartition('.')[2]}`" not in text]
+    missing = [key for key in known_keys(Recipe) if f"`{key.rpartition('.')[2]}`" not in text]
     assert missing == []
     assert all(f"`{name}`" in text for name in recipe_names())
 

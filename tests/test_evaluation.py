@@ -8,10 +8,10 @@ from sklearn import metrics
 from torch import nn
 
 from helpers import coloured_data
-from thumbnet.data.prepare import prepare
+from thumbnet.batches.prepare import prepare
+from thumbnet.classifiers.logits import collect_logits, predict_logits, views
 from thumbnet.evaluation import evaluate_logits, wilson_interval
-from thumbnet.inference import collect_logits, predict_logits, views
-from thumbnet.recipe import load_recipe
+from thumbnet.recipes.recipe import load_recipe
 
 NAMES = tuple("abcdefgh")
 

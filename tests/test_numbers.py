@@ -10,15 +10,16 @@ import pytest
 
 from helpers import TINY, coloured, coloured_data, noise, write_class_folders, write_picture
 from thumbnet import load_data, load_run
-from thumbnet.calibration import fit_temperature, with_calibration_split
+from thumbnet.classifiers.temperature import fit_temperature
 from thumbnet.cli import main
+from thumbnet.data.calibration import with_calibration_split
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError
 from thumbnet.evaluation import evaluate_logits, log_softmax
-from thumbnet.recipe import DataSettings
-from thumbnet.runs import Run
+from thumbnet.recipes.settings import DataSettings
+from thumbnet.runs.folder import Run
+from thumbnet.runs.weights_info import WeightsInfo
 from thumbnet.training.train import train
-from thumbnet.weights_info import WeightsInfo
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     found = train(folder, "resnet18", overrides=[*TINY, "evaluation.tta=adaptive"], out=out, device="cpu")
     from dataclasses import replace
 
-    from thumbnet.runs import read_weights
+    from thumbnet.runs.weights import read_weights
 
     weights, info = read_weights(found.weights_path)
     found.save_weights(weights, replace(info, temperature=0.5))
@@ -80,7 +81,7 @@ def test_evaluate_predict_report_card_compare_and_onnx_say_what_train_said(
     assert main(["export", str(run.path), "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     assert f"{100 * plain:.2f} %, without test-time augmentation" in shown
-    from thumbnet.onnx_model import OnnxClassifier
+    from thumbnet.classifiers.onnx_classifier import OnnxClassifier
 
     theirs = OnnxClassifier(out).classify_split(data, "test")
     ours = load_run(run.path, "cpu").classify_split(data, "test")
@@ -105,7 +106,7 @@ def test_evaluate_predict_report_card_compare_and_onnx_say_what_train_said(
     assert "without tta" in row
     assert f"{100 * plain:.2f} %" in row
     pytest.importorskip("huggingface_hub")
-    from thumbnet.model_hub import model_card
+    from thumbnet.publish.hub import model_card
 
     card = model_card(run, "me/pictures")
     assert f"| test | {100 * headline:.2f} % |" in card
@@ -180,14 +181,14 @@ def test_a_run_trained_on_everything_says_that_nothing_was_measured(
     found = train(data, "resnet18", overrides=TINY, out=tmp_path / "run", device="cpu")
     assert found.summary["accuracy"] is None
     assert found.summary["split"] is None
-    from thumbnet.views import show_summary
+    from thumbnet.cli.views import show_summary
 
     show_summary(found)
     assert "nothing was measured: all pictures were trained on" in capsys.readouterr().out
     assert main(["compare", str(found.path)]) == 0
     assert "nothing was measured" in capsys.readouterr().out
     pytest.importorskip("huggingface_hub")
-    from thumbnet.model_hub import model_card
+    from thumbnet.publish.hub import model_card
 
     assert "Nothing was measured: all pictures were trained on" in model_card(found, "me/x")
 
@@ -207,7 +208,7 @@ def test_a_score_that_chose_the_epoch_is_called_optimistic(
 ) -> None:
     data = coloured_data(splits=("train", "val"))
     found = train(data, "resnet18", overrides=TINY, out=tmp_path / "run", device="cpu")
-    from thumbnet.views import show_summary
+    from thumbnet.cli.views import show_summary
 
     show_summary(found)
     assert "chosen by it, so it is optimistic" in capsys.readouterr().out

@@ -20,14 +20,14 @@ from torch import nn
 from torch.utils.data import DataLoader, get_worker_info
 
 from helpers import TINY, coloured_data, noise, write_picture
-from thumbnet.data.augment import mirror
-from thumbnet.data.batches import Normalise
-from thumbnet.data.dataset import ImageDataset, to_tensor
+from thumbnet.batches.augment import mirror
+from thumbnet.batches.dataset import ImageDataset, to_tensor
+from thumbnet.batches.prepare import prepare
+from thumbnet.batches.statistics import Normalise
 from thumbnet.data.images import Preprocessing
-from thumbnet.data.prepare import prepare
 from thumbnet.errors import DataError, RecipeError
 from thumbnet.models import resnet18
-from thumbnet.recipe import load_recipe
+from thumbnet.recipes.recipe import load_recipe
 from thumbnet.sources.folders import label_from_name
 from thumbnet.sources.load import load_data
 from thumbnet.training import fit as fit_module

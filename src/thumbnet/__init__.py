@@ -14,22 +14,22 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from thumbnet.version import __version__
 
 _PUBLIC = {
     "Data": "thumbnet.data.splits",
-    "ImageDataset": "thumbnet.data.dataset",
-    "Predictor": "thumbnet.predictor",
-    "Recipe": "thumbnet.recipe",
+    "ImageDataset": "thumbnet.batches.dataset",
+    "Predictor": "thumbnet.classifiers.torch_classifier",
+    "Recipe": "thumbnet.recipes.recipe",
     "ResNet": "thumbnet.models.resnet",
     "ResidualBlock": "thumbnet.models.resnet",
-    "Run": "thumbnet.runs",
+    "Run": "thumbnet.runs.folder",
     "ThumbnetError": "thumbnet.errors",
     "build_model": "thumbnet.models",
     "fit": "thumbnet.training.fit",
     "load_data": "thumbnet.sources.load",
-    "load_recipe": "thumbnet.recipe",
-    "load_run": "thumbnet.predictor",
+    "load_recipe": "thumbnet.recipes.recipe",
+    "load_run": "thumbnet.classifiers.load",
     "resume": "thumbnet.api",
     "train": "thumbnet.api",
 }
@@ -55,14 +55,15 @@ __all__ = [
 
 if TYPE_CHECKING:
     from thumbnet.api import resume, train
-    from thumbnet.data.dataset import ImageDataset
+    from thumbnet.batches.dataset import ImageDataset
+    from thumbnet.classifiers.load import load_run
+    from thumbnet.classifiers.torch_classifier import Predictor
     from thumbnet.data.splits import Data
     from thumbnet.errors import ThumbnetError
     from thumbnet.models import build_model
     from thumbnet.models.resnet import ResidualBlock, ResNet
-    from thumbnet.predictor import Predictor, load_run
-    from thumbnet.recipe import Recipe, load_recipe
-    from thumbnet.runs import Run
+    from thumbnet.recipes.recipe import Recipe, load_recipe
+    from thumbnet.runs.folder import Run
     from thumbnet.sources.load import load_data
     from thumbnet.training.fit import fit
 

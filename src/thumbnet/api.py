@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from thumbnet.recipe import Recipe
-from thumbnet.runs import Run
+from thumbnet.recipes.recipe import Recipe
+from thumbnet.runs.folder import Run
 from thumbnet.training import train as training
 from thumbnet.training.listener import Listener
 
@@ -34,7 +34,7 @@ def train(
 
     Args:
         data: what :func:`thumbnet.load_data` takes, or what it returned.
-        recipe: a name, a TOML file, or a :class:`~thumbnet.recipe.Recipe`; by default ``digits`` for the
+        recipe: a name, a TOML file, or a :class:`~thumbnet.Recipe`; by default ``digits`` for the
             digits, ``small`` for up to ten thousand training pictures, else ``fast``.
         overrides: ``"section.key=value"`` settings on top of ``recipe``.
         out: the run's folder; a new one below ``runs/`` by default.
@@ -103,7 +103,8 @@ def shown(progress: bool, listener: Listener | None = None) -> Iterator[Listener
     if listener is not None or not progress or os.environ.get("RANK", "0") != "0":
         yield listener or Listener()
         return
-    from thumbnet.console import TrainingDisplay, note, progress_console, say
+    from thumbnet.cli.console import note, progress_console, say
+    from thumbnet.cli.progress import TrainingDisplay
 
     # A notebook paints stderr red, as a fault.
     with TrainingDisplay(say if progress_console.is_jupyter else note) as display:

@@ -26,17 +26,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from thumbnet.errors import ThumbnetError
+from thumbnet.errors import LostContactError
 
 T = TypeVar("T")
 
 DEFAULT_TIMEOUT = 600.0  # seconds without a word from the others
 
 
-class LostContactError(ThumbnetError):
-    """Another process of the training has ended or is out of reach. ``torchrun`` starts all of them anew."""
-
-    exit_status = 1
+def sum_over_processes(tensor: Tensor) -> None:
+    """Add up ``tensor`` over all processes of the training, in place in each of them."""
+    dist.all_reduce(tensor)
 
 
 @dataclass(frozen=True)

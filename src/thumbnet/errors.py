@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from thumbnet.invocation import install_command
+from thumbnet.invocation import command, install_command
+
+if TYPE_CHECKING:
+    from pathlib import Path  # not at run time: see thumbnet.invocation
 
 
 class ThumbnetError(Exception):
@@ -92,6 +96,25 @@ class OutOfMemoryError(ThumbnetError):
             f"(a run that was begun: start it anew so). Or take another batch size: --batch-size {half}; "
             "other programs may also have the memory."
         )
+
+
+class InterruptedRunError(ThumbnetError):
+    """The user stopped the training; its checkpoint is saved in the folder ``path``."""
+
+    exit_status = 130  # 128 + SIGINT, as shells have it
+
+    def __init__(self, path: Path, epoch: int, step: int) -> None:
+        super().__init__(
+            f"stopped in epoch {epoch} at step {step}; everything is saved.\n"
+            f"Go on to the very same result: {command('train', '--resume', path)}"
+        )
+        self.path = path
+
+
+class LostContactError(ThumbnetError):
+    """Another process of the training has ended or is out of reach. ``torchrun`` starts all of them anew."""
+
+    exit_status = 1
 
 
 class MissingExtraError(ThumbnetError):

@@ -10,7 +10,7 @@ import pytest
 from helpers import TINY, coloured, noise, write_picture
 from thumbnet.cli import build_parser, main
 from thumbnet.cli.options import data_of_run, split_of
-from thumbnet.runs import Run
+from thumbnet.runs.folder import Run
 from thumbnet.training.train import train
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thumbnet.data.held_out import NOTHING_SET_ASIDE
+from thumbnet.data.held_out import NOTHING_SET_ASIDE, with_held_out
 from thumbnet.data.splits import BytesSplit, Data
 from thumbnet.errors import DataError
 
@@ -35,7 +35,7 @@ def names_of(data: Data, split: str) -> list[str]:
 
 def test_a_class_with_one_picture_stays_in_train_with_a_note() -> None:
     names = [f"{c}/{i}" for c in "ab" for i in range(40)] + ["z/0"]
-    data = data_of({"train": names}).with_held_out(0.2, 0.0, 0)
+    data = with_held_out(data_of({"train": names}), 0.2, 0.0, 0)
     assert len(data.splits["train"]) == 65
     assert "z/0" in names_of(data, "train")
     assert any(
@@ -47,23 +47,23 @@ def test_a_class_with_one_picture_stays_in_train_with_a_note() -> None:
 def test_only_single_pictures_cannot_be_measured_but_trained_on() -> None:
     data = data_of({"train": ["a/0", "b/0"]})
     with pytest.raises(DataError, match="--test-fraction 0"):
-        data.with_held_out(0.2, 0.0, 0)
-    assert len(data.with_held_out(0.0, 0.0, 0).splits["train"]) == 2
+        with_held_out(data, 0.2, 0.0, 0)
+    assert len(with_held_out(data, 0.0, 0.0, 0).splits["train"]) == 2
 
 
 def test_with_nothing_set_aside_everything_is_trained_on() -> None:
     data = data_of({"train": [f"{c}/{i}" for c in "ab" for i in range(10)]})
-    whole = data.with_held_out(0.0, 0.0, 0)
+    whole = with_held_out(data, 0.0, 0.0, 0)
     assert set(whole.splits) == {"train"}
     assert whole.notes == (NOTHING_SET_ASIDE,)
     assert whole.set_aside == ()
-    val = data.with_held_out(0.0, 0.2, 0)
+    val = with_held_out(data, 0.0, 0.2, 0)
     assert {name: len(split) for name, split in val.splits.items()} == {"train": 16, "val": 4}
     assert NOTHING_SET_ASIDE not in val.notes
 
 
 def test_groups_found_by_an_expression_stay_together() -> None:
-    data = data_of({"train": people(3, 20, 4)}).with_held_out(0.25, 0.25, 0, r"(person\d+)_")
+    data = with_held_out(data_of({"train": people(3, 20, 4)}), 0.25, 0.25, 0, r"(person\d+)_")
     found = {s: {n.split("/")[1].partition("_")[0] for n in names_of(data, s)} for s in data.splits}
     assert not found["train"] & found["test"]
     assert not found["train"] & found["val"]
@@ -75,9 +75,9 @@ def test_groups_found_by_an_expression_stay_together() -> None:
 
 
 def test_a_new_picture_or_group_moves_hardly_any_other() -> None:
-    first = data_of({"train": people(2, 30, 3)}).with_held_out(0.2, 0.0, 0, r"(person\d+)_")
+    first = with_held_out(data_of({"train": people(2, 30, 3)}), 0.2, 0.0, 0, r"(person\d+)_")
     more = [*people(2, 30, 3), "c0/person99_0.png", "c1/person99_0.png"]
-    second = data_of({"train": more}).with_held_out(0.2, 0.0, 0, r"(person\d+)_")
+    second = with_held_out(data_of({"train": more}), 0.2, 0.0, 0, r"(person\d+)_")
     before, after = set(names_of(first, "test")), set(names_of(second, "test"))
     assert len(before & after) >= len(before) - 6
 
@@ -85,7 +85,7 @@ def test_a_new_picture_or_group_moves_hardly_any_other() -> None:
 def test_groups_of_the_source_count_before_the_expression() -> None:
     names = people(2, 10, 2)
     groups = np.array([str(index % 5) for index in range(len(names))], dtype=object)
-    data = data_of({"train": names}, groups={"train": groups}).with_held_out(0.2, 0.0, 0, "patient")
+    data = with_held_out(data_of({"train": names}, groups={"train": groups}), 0.2, 0.0, 0, "patient")
     assert not set(data.groups["train"].tolist()) & set(data.groups["test"].tolist())
 
 
@@ -95,30 +95,30 @@ def test_groups_of_the_source_count_before_the_expression() -> None:
 )
 def test_an_expression_that_finds_no_groups_is_refused_with_the_way_on(pattern: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        data_of({"train": people(2, 5, 2)}).with_held_out(0.2, 0.0, 0, pattern)
+        with_held_out(data_of({"train": people(2, 5, 2)}), 0.2, 0.0, 0, pattern)
 
 
 def test_each_picture_that_the_expression_does_not_match_is_alone() -> None:
     names = people(2, 10, 2) + [f"c{c}/loose{i}" for c in range(2) for i in range(10)]
-    data = data_of({"train": names}).with_held_out(0.2, 0.0, 0, r"(person\d+)_")
+    data = with_held_out(data_of({"train": names}), 0.2, 0.0, 0, r"(person\d+)_")
     assert any("matches 40 pictures of train; each of the other 20 is alone" in note for note in data.notes)
     assert any("of 30 groups" in note for note in data.notes)
 
 
 def test_a_class_in_one_group_stays_in_train() -> None:
     names = people(2, 10, 3) + [f"only/person77_{i}.png" for i in range(5)]
-    data = data_of({"train": names}).with_held_out(0.2, 0.0, 0, r"(person\d+)_")
+    data = with_held_out(data_of({"train": names}), 0.2, 0.0, 0, r"(person\d+)_")
     assert not any(name.startswith("only") for name in names_of(data, "test"))
     assert any("one group only stay in train" in note and "only" in note for note in data.notes)
 
 
 def test_given_splits_that_share_groups_are_warned_of() -> None:
     names = {"train": people(2, 5, 2), "test": ["c0/person4_9.png", "c1/person8_0.png"]}
-    data = data_of(names).with_held_out(0.2, 0.0, 0, r"(person\d+)_")
+    data = with_held_out(data_of(names), 0.2, 0.0, 0, r"(person\d+)_")
     (warning,) = (note for note in data.notes if note.startswith("warning: "))
     assert "1 group(s)" in warning
     assert "person4" in warning
-    apart = data_of({**names, "test": ["c1/person8_0.png"]}).with_held_out(0.2, 0.0, 0, r"(person\d+)_")
+    apart = with_held_out(data_of({**names, "test": ["c1/person8_0.png"]}), 0.2, 0.0, 0, r"(person\d+)_")
     assert not any(note.startswith("warning: ") for note in apart.notes)
 
 
@@ -136,7 +136,7 @@ def test_whatever_the_groups_none_is_divided_and_no_class_leaves_train(
     if len(labels) < 2 or len(groups) < 2:
         return
     try:
-        data = data_of({"train": names}).with_held_out(fraction, 0.0, seed, r"/(g\d+)_")
+        data = with_held_out(data_of({"train": names}), fraction, 0.0, seed, r"/(g\d+)_")
     except DataError as error:
         assert "each class is in one group only" in str(error)  # noqa: PT017
         return

@@ -12,15 +12,17 @@ import torch
 from PIL import Image, ImageDraw
 
 from helpers import coloured_data, noise, write_class_folders, write_picture
-from thumbnet.data import decoding, survey
-from thumbnet.data.decoding import capped_size, surveyed
+from thumbnet.batches import decoding
+from thumbnet.batches.decoding import capped_size, surveyed
+from thumbnet.batches.prepare import prepare
+from thumbnet.data import survey
 from thumbnet.data.images import Rendering
-from thumbnet.data.inspection import inspect_data
-from thumbnet.data.prepare import prepare
 from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.data.survey import Survey, choose_rendering, measured_range, rendering_notes
 from thumbnet.errors import DataError, RecipeError, UnreadableImagesError
-from thumbnet.recipe import DataSettings, load_recipe
+from thumbnet.recipes.recipe import load_recipe
+from thumbnet.recipes.settings import DataSettings
+from thumbnet.reports.inspection import inspect_data
 from thumbnet.sources.load import load_data
 
 CPU = torch.device("cpu")

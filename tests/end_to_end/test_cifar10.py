@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from thumbnet.data.prepare import prepare
-from thumbnet.recipe import load_recipe
+from thumbnet.batches.prepare import prepare
+from thumbnet.recipes.recipe import load_recipe
 from thumbnet.sources.cifar import CIFAR10_CLASSES
 from thumbnet.sources.load import load_data
 

@@ -26,8 +26,9 @@ with atheris.instrument_imports(include=["thumbnet", "PIL", "tomllib", "safetens
     from helpers import coloured_data
     from thumbnet.data.images import Preprocessing, open_image
     from thumbnet.errors import DataError, RecipeError, RunError, UnreadableImageError
-    from thumbnet.recipe import Recipe, load_recipe
-    from thumbnet.runs import Run, read_weights
+    from thumbnet.recipes.recipe import Recipe, load_recipe
+    from thumbnet.runs.folder import Run
+    from thumbnet.runs.weights import read_weights
     from thumbnet.sources import cifar
     from thumbnet.sources.folders import label_from_name
 

@@ -14,10 +14,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from helpers import coloured_data
-from thumbnet.data.prepare import prepare
+from thumbnet.batches.prepare import prepare
 from thumbnet.distributed import joined
 from thumbnet.models import build_model
-from thumbnet.recipe import load_recipe
+from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training.fit import TrainingState, accumulate_gradients
 from thumbnet.training.train import build_state
 

@@ -27,7 +27,7 @@ from helpers import TINY, coloured, noise, write_class_folders, write_picture
 from thumbnet.cli import main
 from thumbnet.data.images import open_image
 from thumbnet.errors import UnreadableImageError, printable
-from thumbnet.runs import Run
+from thumbnet.runs.folder import Run
 
 SECONDS = 5  # a picture
 COMMAND_SECONDS = (

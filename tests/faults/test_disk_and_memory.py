@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from helpers import write_class_folders
-from thumbnet.runs import Run
+from thumbnet.runs.folder import Run
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,8 @@ import torch
 from helpers import Payload, serve, write_class_folders
 from thumbnet.cli import main
 from thumbnet.errors import DataError, RunError
-from thumbnet.runs import Run, read_weights
+from thumbnet.runs.folder import Run
+from thumbnet.runs.weights import read_weights
 from thumbnet.sources import cifar, download
 from thumbnet.sources.archives import unpack
 

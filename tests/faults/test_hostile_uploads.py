@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from faults.broken import corpus
-from thumbnet.predictor import load_run
-from thumbnet.runs import Run
+from thumbnet.classifiers.load import load_run
+from thumbnet.runs.folder import Run
 from thumbnet.serving.service import ServiceSettings, build_service
 
 testclient = pytest.importorskip("starlette.testclient")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from thumbnet.runs import Run
+from thumbnet.runs.folder import Run
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from helpers import TINY, write_class_folders
-from thumbnet.runs import Run, read_weights
+from thumbnet.runs.folder import Run
+from thumbnet.runs.weights import read_weights
 
 pytestmark = pytest.mark.slow
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from thumbnet.data.augment import mirror, translate
+from thumbnet.batches.augment import mirror, translate
 from thumbnet.kernels import build, ops
 from thumbnet.kernels.ops import Conv3x3, conv_norm_act, norm_act, plain_norm_act
 from thumbnet.models import build_model
-from thumbnet.recipe import ModelSettings
+from thumbnet.recipes.settings import ModelSettings
 
 BF16, FP32 = 2**-8, 1e-5
 

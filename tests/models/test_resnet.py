@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from thumbnet.errors import RecipeError
 from thumbnet.models import ResidualBlock, ResNet, build_model, narrow_resnet, resnet18, resnet34
 from thumbnet.models.resnet import Conv1x1
-from thumbnet.recipe import MODEL_NAMES, ModelSettings
+from thumbnet.recipes.settings import MODEL_NAMES, ModelSettings
 
 # --- an independent computation, in NumPy: loops over taps, float64, no torch ---------------------------
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from helpers import noise, write_class_folders
-from thumbnet.data.decoding import decode_split
+from thumbnet.batches.decoding import decode_split
 from thumbnet.data.splits import Split
 from thumbnet.errors import DataError, UnreadableImagesError
 from thumbnet.sources.archives import unpack

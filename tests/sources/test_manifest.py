@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from helpers import coloured, write_picture
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError
-from thumbnet.recipe import DataSettings
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import manifest, pixel_tables
 from thumbnet.sources.columns import class_names, find_columns, labels_of
 from thumbnet.sources.load import load_data

@@ -161,7 +161,7 @@ def test_headers_that_declare_too_much_are_refused_before_memory_is_taken(tmp_pa
 def test_whatever_bytes_a_file_has_only_a_data_error_comes_out(content: bytes) -> None:
     import tempfile
 
-    from thumbnet.recipe import DataSettings
+    from thumbnet.recipes.settings import DataSettings
     from thumbnet.sources.place import Place
 
     for suffix, start in ((".npy", b"\x93NUMPY\x01\x00"), (".npz", b"PK\x03\x04")):

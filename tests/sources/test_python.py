@@ -10,9 +10,9 @@ from PIL import Image
 
 import thumbnet
 from helpers import coloured, write_class_folders
+from thumbnet.classifiers.load import load_run
 from thumbnet.cli import main
 from thumbnet.errors import DataError, RunError, ThumbnetError
-from thumbnet.predictor import load_run
 from thumbnet.sources.load import load_data
 from thumbnet.training import train as training
 from thumbnet.training.listener import Listener

@@ -155,7 +155,7 @@ def test_16_bit_png_of_high_values_keeps_its_levels(tmp_path: Path) -> None:
     for i in range(8):
         values = 35_000 + 50 * coloured(i % 2, i).mean(axis=2).astype(np.uint16)
         write_picture(tmp_path / ("a", "b")[i % 2] / f"{i}.png", Image.fromarray(values))
-    from thumbnet.data.inspection import inspect_data
+    from thumbnet.reports.inspection import inspect_data
 
     found = inspect_data(load_data(tmp_path))
     assert any("become 0 to 255" in note for note in found.notes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from thumbnet.recipe import DataSettings
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.layout import Layout, decide
 from thumbnet.sources.tree import Folder, is_tool_folder, join

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from helpers import TINY, write_class_folders
-from thumbnet.errors import RecipeError, RunError
-from thumbnet.recipe import load_recipe
-from thumbnet.runs import InterruptedRunError, Run
+from thumbnet.errors import InterruptedRunError, RecipeError, RunError
+from thumbnet.recipes.recipe import load_recipe
+from thumbnet.runs.folder import Run
 from thumbnet.training.continue_run import continuation
 from thumbnet.training.fit import StepResult
 from thumbnet.training.listener import Listener

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers import TINY, coloured_data
-from thumbnet.data.batches import Batch, TrainBatches
-from thumbnet.data.prepare import prepare
+from thumbnet.batches.batches import Batch, TrainBatches
+from thumbnet.batches.prepare import prepare
 from thumbnet.errors import DivergedError, OutOfMemoryError
 from thumbnet.hardware import can_compile
-from thumbnet.recipe import load_recipe
+from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training import fit as fit_module
 from thumbnet.training.fit import Score, StepResult, TrainingState, accumulate_gradients, fit
 from thumbnet.training.schedules import factor_at

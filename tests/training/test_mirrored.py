@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from thumbnet.data.splits import ArraySplit, Data
-from thumbnet.recipe import load_recipe
+from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training.mirrored import named_keys, opposite_names, suspicious_pairs, without_mirroring
 from thumbnet.training.train import train
 

@@ -8,7 +8,7 @@ import torch
 
 from thumbnet.errors import RecipeError
 from thumbnet.models import ResNet, fastnet
-from thumbnet.recipe import GroupSettings, OptimizerSettings
+from thumbnet.recipes.settings import GroupSettings, OptimizerSettings
 from thumbnet.training.muon import ITERATIONS, QUINTIC, Muon, orthogonalise
 from thumbnet.training.optimizers import build_optimizer, set_learning_rate
 
@@ -144,7 +144,7 @@ def test_muon_does_not_import_the_compiler() -> None:
     program = """
 import sys, torch
 from thumbnet.models import fastnet
-from thumbnet.recipe import load_recipe
+from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training.optimizers import build_optimizer
 model = fastnet()
 optimizer = build_optimizer(load_recipe("fast").optimizer, model)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thumbnet.errors import RecipeError
-from thumbnet.recipe import ScheduleSettings, load_recipe
+from thumbnet.recipes.recipe import load_recipe
+from thumbnet.recipes.settings import ScheduleSettings
 from thumbnet.training.schedules import factor_at, resize_at
 
 

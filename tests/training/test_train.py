@@ -11,10 +11,10 @@ import torch
 
 from helpers import TINY, coloured_data, noise, write_class_folders, write_picture
 from thumbnet import load_data, load_run
+from thumbnet.classifiers.logits import collect_logits
 from thumbnet.data.splits import ArraySplit, Data
-from thumbnet.errors import RunError
-from thumbnet.inference import collect_logits
-from thumbnet.runs import InterruptedRunError, Run
+from thumbnet.errors import InterruptedRunError, RunError
+from thumbnet.runs.folder import Run
 from thumbnet.training.fit import EpochResult, StepResult
 from thumbnet.training.listener import Listener
 from thumbnet.training.train import default_recipe, resume, train

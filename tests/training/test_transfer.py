@@ -8,13 +8,15 @@ import torch
 from torch.nn import functional as F
 
 from helpers import TINY, coloured_data, write_class_folders
+from thumbnet.batches.batches import NO_LABEL, balanced_order
 from thumbnet.cli import main
-from thumbnet.data.batches import NO_LABEL, balanced_order
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import RunError
 from thumbnet.models import build_model
-from thumbnet.recipe import TrainingSettings, load_recipe
-from thumbnet.runs import Run, read_weights
+from thumbnet.recipes.recipe import load_recipe
+from thumbnet.recipes.settings import TrainingSettings
+from thumbnet.runs.folder import Run
+from thumbnet.runs.weights import read_weights
 from thumbnet.training.fit import summed_loss
 from thumbnet.training.train import balanced_weights, resume, train
 from thumbnet.training.transfer import begin_from
@@ -138,7 +140,7 @@ def test_a_rare_class_is_recognised_more_often(setting: str, tmp_path: Path) -> 
 
     def recall(out: str, *more: str) -> float:
         run = train(data, "resnet18", overrides=[*overrides, *more], out=tmp_path / out, device="cpu")
-        from thumbnet.predictor import load_run
+        from thumbnet.classifiers.load import load_run
 
         return load_run(run.path, "cpu").evaluate(data, "test").classes[1].recall
 

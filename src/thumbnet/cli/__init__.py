@@ -14,9 +14,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from thumbnet import __version__
 from thumbnet.cli import (
     compare,
     completion,
@@ -32,9 +31,10 @@ from thumbnet.cli import (
     train,
 )
 from thumbnet.cli.options import by_option, rank
-from thumbnet.cli.usage import Parser, UsageError, unrecognised
+from thumbnet.cli.usage import Parser, UsageError, unrecognised, with_subparsers
 from thumbnet.errors import MissingExtraError, ThumbnetError, printable
 from thumbnet.invocation import command, program
+from thumbnet.version import __version__
 
 COMMANDS = (
     train, evaluate, predict, compare, report, export, push, serve, data, recipes, lr_find, completion,
@@ -107,14 +107,5 @@ def build_parser(prog: str = "thumbnet") -> Parser:
     for each in COMMANDS:
         each.add(commands)
     for inner in with_subparsers(parser):
-        inner.set_defaults(parser=inner)
+        inner.set_defaults(parser=inner, build_parser=build_parser)
     return parser
-
-
-def with_subparsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """``parser`` and those of its commands, however deep."""
-    yield parser
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for each in action.choices.values():
-                yield from with_subparsers(each)

@@ -27,11 +27,11 @@ def execute(options: argparse.Namespace) -> int:
     """What it does; the exit status."""
     from dataclasses import asdict
 
-    from thumbnet import plots
-    from thumbnet.comparison import group_runs, welch_test
-    from thumbnet.console import note, say
-    from thumbnet.runs import Run
-    from thumbnet.views import show_comparison
+    from thumbnet.cli.console import note, say
+    from thumbnet.cli.views import show_comparison
+    from thumbnet.reports import figures as plots
+    from thumbnet.reports.comparison import group_runs, welch_test
+    from thumbnet.runs.folder import Run
 
     target = plots.check_plot_path(options.plot) if options.plot else None
     groups = group_runs([Run.open(path) for path in options.runs])

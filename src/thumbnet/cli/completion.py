@@ -22,15 +22,15 @@ def add(commands: Any) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """What it does; the exit status."""
-    from thumbnet.cli import build_parser, with_subparsers
-    from thumbnet.console import say
+    from thumbnet.cli.console import say
+    from thumbnet.cli.usage import with_subparsers
     from thumbnet.errors import MissingExtraError
 
     try:
         import shtab
     except ImportError:
         raise MissingExtraError("a script for your shell", "completion") from None
-    parser = build_parser()
+    parser = options.build_parser()
     for each in with_subparsers(parser):
         for action in each._actions:
             if action.metavar in _FILES:

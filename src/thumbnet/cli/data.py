@@ -39,12 +39,13 @@ def add(commands: Any) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """What it does; the exit status."""
-    from thumbnet import plots
-    from thumbnet.console import counting, json_line, say
-    from thumbnet.data.inspection import inspect_data, sample_grid
-    from thumbnet.recipe import AUTO, parse_image_size
+    from thumbnet.cli.console import json_line, say
+    from thumbnet.cli.progress import counting
+    from thumbnet.cli.views import show_inspection
+    from thumbnet.recipes.settings import AUTO, parse_image_size
+    from thumbnet.reports import figures as plots
+    from thumbnet.reports.inspection import inspect_data, sample_grid
     from thumbnet.sources.load import load_data
-    from thumbnet.views import show_inspection
 
     target = plots.check_plot_path(options.plot) if options.plot else None
     settings = data_settings(options)

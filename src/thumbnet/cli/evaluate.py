@@ -19,8 +19,8 @@ from thumbnet.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from thumbnet.classifier import Classifier, SplitLogits
-    from thumbnet.runs import Run
+    from thumbnet.classifiers.base import Classifier, SplitLogits
+    from thumbnet.runs.folder import Run
 
 
 def add(commands: Any) -> None:
@@ -42,16 +42,18 @@ def add(commands: Any) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """What it does; the exit status."""
-    from thumbnet.classifier import load_classifier
-    from thumbnet.console import counting, note, say
+    from thumbnet.classifiers.load import load_classifier
+    from thumbnet.cli.console import note, say
+    from thumbnet.cli.progress import counting
+    from thumbnet.cli.views import show_evaluation
     from thumbnet.errors import DataError
     from thumbnet.evaluation import evaluate_logits
     from thumbnet.invocation import command
-    from thumbnet.views import OPTIMISTIC, is_optimistic, show_evaluation
+    from thumbnet.reports.summary import OPTIMISTIC, is_optimistic
 
     target = None
     if options.plot:
-        from thumbnet import plots
+        from thumbnet.reports import figures as plots
 
         target = plots.check_plot_path(options.plot)
     predictor = load_classifier(options.run, options.device)
@@ -106,8 +108,8 @@ def _repeats(
     if options.data is None:
         summary = run.summary if run.is_complete else {}
         return list((summary.get("repeats") or {}).get("lines", ()))
-    from thumbnet.leaks import lines_about, training_digests
-    from thumbnet.predictor import Predictor
+    from thumbnet.batches.leaks import lines_about, training_digests
+    from thumbnet.classifiers.torch_classifier import Predictor
 
     if not isinstance(predictor, Predictor):
         return []

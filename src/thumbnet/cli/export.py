@@ -53,9 +53,18 @@ def execute(options: argparse.Namespace) -> int:
     from dataclasses import asdict
     from pathlib import Path
 
-    from thumbnet.console import counting, percent, say
+    from thumbnet.cli.console import say
+    from thumbnet.cli.progress import counting
     from thumbnet.errors import RunError
-    from thumbnet.export import SUFFIXES, TOLERANCE, TOLERANCE_ANY_SIZE, check_export, export, random_pictures
+    from thumbnet.publish.export import (
+        SUFFIXES,
+        TOLERANCE,
+        TOLERANCE_ANY_SIZE,
+        check_export,
+        export,
+        random_pictures,
+    )
+    from thumbnet.reports.summary import percent
 
     suffix = SUFFIXES[options.format]
     place = Path(options.run).expanduser()

@@ -32,12 +32,13 @@ def execute(options: argparse.Namespace) -> int:
         raise ThumbnetError("--from and --to: expected 0 < FROM < TO")
     from dataclasses import replace
 
-    from thumbnet import plots
-    from thumbnet.console import counting, say
-    from thumbnet.data.prepare import prepare
+    from thumbnet.batches.prepare import prepare
+    from thumbnet.cli.console import say
+    from thumbnet.cli.progress import counting
     from thumbnet.hardware import choose_device
+    from thumbnet.reports import figures as plots
     from thumbnet.training.listener import Listener
-    from thumbnet.training.lr_find import learning_rate_range_test
+    from thumbnet.training.range_test import learning_rate_range_test
     from thumbnet.training.train import build_state, choose_recipe
 
     target = plots.check_plot_path(options.plot) if options.plot else None

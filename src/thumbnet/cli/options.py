@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from thumbnet.data.splits import Data
-    from thumbnet.recipe import DataSettings
-    from thumbnet.runs import Run
+    from thumbnet.recipes.settings import DataSettings
+    from thumbnet.runs.folder import Run
 
 DATA_HELP = (
     "digits, cifar10, cifar100, mnist, fashion-mnist, kmnist, a folder, an archive (.tar, .tar.gz, .tar.xz, "
@@ -199,7 +199,7 @@ def data_settings(options: argparse.Namespace, settings: DataSettings | None = N
     Raises:
         RecipeError: one is out of range.
     """
-    from thumbnet.recipe import Recipe
+    from thumbnet.recipes.recipe import Recipe
 
     recipe = Recipe() if settings is None else Recipe(data=settings)
     return recipe.override(overrides(options)).data
@@ -212,18 +212,18 @@ def run_of(options: argparse.Namespace) -> Run | None:
     folder = Path(options.run).expanduser()
     if not folder.is_dir():
         if not folder.exists() and not options.run.startswith("hf:"):
-            from thumbnet.finding import no_run
+            from thumbnet.runs.finding import no_run
 
             raise no_run(folder)
         return None
-    from thumbnet.runs import Run
+    from thumbnet.runs.folder import Run
 
     return Run.open(folder)
 
 
 def data_settings_of_run(options: argparse.Namespace) -> DataSettings:
     """Those of the run that was named, or the defaults where it is a file alone."""
-    from thumbnet.recipe import DataSettings
+    from thumbnet.recipes.settings import DataSettings
 
     run = run_of(options)
     return DataSettings() if run is None else run.recipe.data
@@ -237,8 +237,8 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
     """
     from dataclasses import replace
 
-    from thumbnet.calibration import with_calibration_split
-    from thumbnet.console import note
+    from thumbnet.cli.console import note
+    from thumbnet.data.calibration import with_calibration_split
     from thumbnet.data.held_out import NOTHING_SET_ASIDE
     from thumbnet.errors import RunError
     from thumbnet.sources.load import load_data

@@ -38,10 +38,10 @@ def execute(options: argparse.Namespace) -> int:
     """What it does; the exit status."""
     import numpy as np
 
-    from thumbnet.classifier import load_classifier
+    from thumbnet.classifiers.load import load_classifier
+    from thumbnet.cli.views import prediction_printer
     from thumbnet.data.images import load_picture
     from thumbnet.errors import UnreadableImageError
-    from thumbnet.views import prediction_printer
 
     predictor = load_classifier(options.run, options.device)
     shape: Literal["json", "csv", "table"] = "json" if options.json else "csv" if options.csv else "table"

@@ -24,9 +24,9 @@ def add(commands: Any) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """What it does; the exit status."""
-    from thumbnet.console import say
-    from thumbnet.model_hub import model_card, push
-    from thumbnet.runs import Run
+    from thumbnet.cli.console import say
+    from thumbnet.publish.hub import model_card, push
+    from thumbnet.runs.folder import Run
 
     run, name = Run.open(options.run), options.repository.removeprefix("hf:")
     if options.card:

@@ -23,9 +23,9 @@ def add(commands: Any) -> None:
 
 
 def _recipes_list(options: argparse.Namespace) -> int:
-    from thumbnet.console import say, table
+    from thumbnet.cli.console import say, table
     from thumbnet.invocation import command
-    from thumbnet.recipe import load_recipe, recipe_names
+    from thumbnet.recipes.recipe import load_recipe, recipe_names
 
     recipes = [load_recipe(name) for name in recipe_names()]
     say(table(["recipe", "what it is"], [[r.name, r.description] for r in recipes], left=2))
@@ -34,12 +34,12 @@ def _recipes_list(options: argparse.Namespace) -> int:
 
 
 def _recipes_show(options: argparse.Namespace) -> int:
-    from thumbnet.console import note, say
-    from thumbnet.recipe import load_recipe
+    from thumbnet.cli.console import note, say
+    from thumbnet.recipes.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
     if options.plot:
-        from thumbnet import plots
+        from thumbnet.reports import figures as plots
 
         target = plots.check_plot_path(options.plot)
         plots.save(plots.schedule_figure(recipe), target)

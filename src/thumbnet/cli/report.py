@@ -28,9 +28,10 @@ def execute(options: argparse.Namespace) -> int:
     """What it does; the exit status."""
     from pathlib import Path
 
-    from thumbnet.console import counting, say
-    from thumbnet.report import write_report
-    from thumbnet.runs import Run
+    from thumbnet.cli.console import say
+    from thumbnet.cli.progress import counting
+    from thumbnet.reports.page import write_report
+    from thumbnet.runs.folder import Run
 
     run = Run.open(options.run)
     _ = run.summary  # a run that is not complete is refused before its data are looked for

@@ -53,7 +53,8 @@ def add(commands: Any) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """What it does; the exit status."""
-    from thumbnet.classifier import load_classifier
+    from thumbnet.classifiers.load import load_classifier
+    from thumbnet.cli.console import say
     from thumbnet.errors import MissingExtraError
 
     try:
@@ -79,9 +80,19 @@ def execute(options: argparse.Namespace) -> int:
             api_key=key,
             hosts=("localhost", "127.0.0.1", "::1", "[::1]", options.host) if loopback else None,
         )
-        service = build_service(classifier, settings, lambda: _data_to_try(options))
-        serve(service, listener, open_to_all=not loopback and key is None)
+        service = build_service(classifier, settings, lambda: _data_to_try(options), _warn)
+        if not loopback and key is None:
+            _warn(
+                "anyone who can reach this machine may use the service; set THUMBNET_API_KEY to require a key"
+            )
+        serve(service, listener, lambda address: say(f"serving at {address}   (Ctrl-C ends it)"))
     return 0
+
+
+def _warn(text: str) -> None:
+    from thumbnet.cli.console import note
+
+    note(f"thumbnet: {text}")
 
 
 def _api_key(file: str | None) -> str | None:

@@ -66,10 +66,11 @@ def execute(options: argparse.Namespace) -> int:
     """What it does; the exit status."""
     _check_what_is_trained(options)
 
-    from thumbnet.console import TrainingDisplay, say
+    from thumbnet.cli.console import say
+    from thumbnet.cli.progress import TrainingDisplay
+    from thumbnet.cli.views import show_summary
     from thumbnet.training.listener import Listener, Listeners, StoppableListener
     from thumbnet.training.train import resume, train
-    from thumbnet.views import show_summary
 
     first = rank() == 0  # of several processes only the first shows anything
     shown = TrainingDisplay() if first and not options.quiet else nullcontext(StoppableListener())
@@ -139,7 +140,7 @@ def _check_what_is_trained(options: argparse.Namespace) -> None:
     if given or options.overrides:
         from pathlib import Path
 
-        from thumbnet.finding import is_finished
+        from thumbnet.runs.finding import is_finished
 
         flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in given or ["set"])
         message = f"--resume takes the run's own recipe and data: leave out {flags}"
@@ -167,7 +168,7 @@ def _stopping(listener: StoppableListener) -> Iterator[None]:
     received = []
 
     def handle(signum: int, frame: object) -> None:
-        from thumbnet.console import note
+        from thumbnet.cli.console import note
 
         received.append(signum)
         if not listener.started or listener.stop_requested:
@@ -176,7 +177,7 @@ def _stopping(listener: StoppableListener) -> Iterator[None]:
         again = "Ctrl-C again to stop at once" if signum == signal.SIGINT else "SIGTERM received"
         note(f"\nstopping after this step, and saving; {again}")
 
-    from thumbnet.runs import InterruptedRunError
+    from thumbnet.errors import InterruptedRunError
 
     before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from thumbnet.cli.intermixed import IntermixedParser
@@ -145,9 +145,10 @@ def _no_option(parser: argparse.ArgumentParser, option: str, value: str) -> str:
 
 def recipe_keys(asked: str) -> list[str]:
     """The keys of a recipe that an option such as ``learning_rate`` may mean, the likeliest first."""
-    from thumbnet.recipe import Recipe, _known_keys
+    from thumbnet.recipes.recipe import Recipe
+    from thumbnet.recipes.tables import known_keys
 
-    known = _known_keys(Recipe)
+    known = known_keys(Recipe)
     asked = asked.replace(".", "_")
     if asked in _OTHER_NAMES:
         return [_OTHER_NAMES[asked]]
@@ -170,7 +171,7 @@ def _no_command(parser: argparse.ArgumentParser, given: str, choices: list[str])
     if not words_of(parser):
         from pathlib import Path
 
-        from thumbnet.finding import is_run
+        from thumbnet.runs.finding import is_run
 
         place = Path(given).expanduser()
         if is_run(place) or place.suffix.lower() in (".onnx", ".safetensors"):
@@ -203,7 +204,7 @@ def _missing(parser: argparse.ArgumentParser, names: list[str], helped: str) -> 
     ]
     said = f"{' '.join(words)} needs {' and '.join(names)}: {command(*words, *takes)}"
     if "RUN" in names:
-        from thumbnet.finding import RUNS, runs_in
+        from thumbnet.runs.finding import RUNS, runs_in
 
         newest = runs_in(RUNS)[:1]
         said += (
@@ -219,3 +220,12 @@ def _missing(parser: argparse.ArgumentParser, names: list[str], helped: str) -> 
 def _names(action: argparse.Action) -> list[str]:
     joined = ["/".join(action.option_strings)] if action.option_strings else []
     return [*action.option_strings, *joined, *([str(action.metavar)] if action.metavar else []), action.dest]
+
+
+def with_subparsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """``parser`` and those of its commands, however deep."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield from with_subparsers(each)

@@ -22,7 +22,21 @@ NOTHING_SET_ASIDE = "nothing is set aside: no accuracy will be measured (data.te
 def with_held_out(
     data: Data, test_fraction: float, val_fraction: float, seed: int, group_by: str = ""
 ) -> Data:
-    """See :meth:`~thumbnet.data.splits.Data.with_held_out`."""
+    """``data`` with ``test`` (if it has neither ``test`` nor ``val``) and ``val`` split off ``train``.
+
+    Stratified, and by a hash of each picture's name: adding pictures moves no other one. Pictures in one of
+    ``data.groups`` stay together. A class with one picture (or group) stays in ``train``.
+
+    Args:
+        data: has a split ``train``.
+        test_fraction: of each class; 0 for no test split.
+        val_fraction: of each class; 0 for no val split.
+        seed: decides which pictures.
+        group_by: regular expression that finds a picture's group in its name, if the source gave no groups.
+
+    Raises:
+        DataError: ``val`` is asked for and exists, nothing can be set aside, or ``group_by`` finds no groups.
+    """
     if group_by:
         data = _with_groups(data, group_by)
     data = _with_shared_groups_noted(data)

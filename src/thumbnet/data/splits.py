@@ -411,24 +411,3 @@ class Data:
             for part in split.stamp():
                 digest.update(part)
         return digest.hexdigest()
-
-    def with_held_out(self, test_fraction: float, val_fraction: float, seed: int, group_by: str = "") -> Data:
-        """With ``test`` (where there is neither ``test`` nor ``val``) and ``val`` split off ``train``.
-
-        Stratified, and by a hash of each picture's name: adding pictures moves no other one. Pictures of one
-        of :attr:`groups` stay together. A class with one picture (or group) stays in ``train``.
-
-        Args:
-            test_fraction: of each class; 0 for no test split.
-            val_fraction: of each class; 0 for no val split.
-            seed: of the choice.
-            group_by: a regular expression that finds each picture's group in its name, where the source gave
-                no groups.
-
-        Raises:
-            DataError: ``val`` is asked for and exists, nothing can be set aside, or ``group_by`` finds no
-                groups.
-        """
-        from thumbnet.data.held_out import with_held_out
-
-        return with_held_out(self, test_fraction, val_fraction, seed, group_by)

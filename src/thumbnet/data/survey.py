@@ -18,7 +18,7 @@ import numpy as np
 from thumbnet.data.images import ALPHA_MODES, BY_TYPE, Picture, Rendering, is_deep, is_plain, with_alpha
 from thumbnet.data.splits import ArraySplit, Split
 from thumbnet.errors import UnreadableImageError, printable
-from thumbnet.recipe import AUTO, BACKGROUNDS, DataSettings
+from thumbnet.recipes.settings import AUTO, BACKGROUNDS, DataSettings
 
 SURVEYED = 5_000  # pictures looked at
 MEASURED = 1_000  # deep or transparent ones, of each kind, that are measured

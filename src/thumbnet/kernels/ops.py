@@ -12,13 +12,12 @@ import ctypes
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
 
-from thumbnet.distributed import SyncBatchNorm2d
+from thumbnet.distributed import SyncBatchNorm2d, sum_over_processes
 from thumbnet.kernels.build import has_tiles, library
 
 Activation = Literal["none", "relu", "silu"]
@@ -241,7 +240,7 @@ def _by_patches(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def mirror_and_translate(images: Tensor, flip: Tensor, shift: Tensor, reflect: bool) -> Tensor:
-    """``translate(mirror(images, flip), shift, reflect)``, its twin in :mod:`thumbnet.data.augment`.
+    """``translate(mirror(images, flip), shift, reflect)``, its twin in :mod:`thumbnet.batches.augment`.
 
     Args:
         images: uint8 [B, 3, H, W], stored [B, H, W, 3], on the CPU; :func:`can_move` says whether it can be.
@@ -324,7 +323,7 @@ class _NormAct(torch.autograd.Function):
         positions = pooled.numel() // channels
         if isinstance(norm, SyncBatchNorm2d):
             totals = torch.cat([sums.flatten(), sums.new_tensor([positions])])
-            dist.all_reduce(totals)
+            sum_over_processes(totals)
             sums, positions = totals[:-1].view(2, -1), int(totals[-1])
         mean = sums[0] / positions
         variance = (sums[1] / positions - mean.square()).clamp(min=0)
@@ -354,7 +353,7 @@ class _NormAct(torch.autograd.Function):
         inverse = (variance + ctx.eps).rsqrt()
         weight_gradient, bias_gradient = inverse * (sums[1] - mean * sums[0]), sums[0].float()
         if ctx.sync:  # the parameters' gradients are summed later, with all others; the pictures' need it now
-            dist.all_reduce(sums)
+            sum_over_processes(sums)
         slope = -scale.double() * inverse.square() * (sums[1] - mean * sums[0]) / ctx.positions
         base = -scale.double() * sums[0] / ctx.positions - slope * mean
         dx = _empty(*ctx.shape)

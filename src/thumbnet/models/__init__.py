@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from thumbnet.errors import RecipeError, nearest
 from thumbnet.models.fastnet import FastNet, fastnet
 from thumbnet.models.resnet import ResidualBlock, ResNet, narrow_resnet, resnet18, resnet34
-from thumbnet.recipe import ModelSettings
+from thumbnet.recipes.settings import ModelSettings
 
 __all__ = [
     "DataInitialised",
@@ -19,6 +19,7 @@ __all__ = [
     "ResNet",
     "ResidualBlock",
     "build_model",
+    "count_parameters",
     "fastnet",
     "narrow_resnet",
     "resnet18",
@@ -53,3 +54,9 @@ def build_model(settings: ModelSettings, num_classes: int, in_channels: int = 3)
     if builder is None:
         raise RecipeError(f"there is no network {settings.name!r}. {nearest(settings.name, _BUILDERS)}")
     return builder(num_classes=num_classes, in_channels=in_channels, width=settings.width)
+
+
+def count_parameters(weights: Mapping[str, Tensor], settings: ModelSettings, num_classes: int) -> int:
+    """Parameters among a network's ``weights``: running statistics do not count."""
+    learnt = dict(build_model(settings, num_classes).named_parameters())
+    return sum(tensor.numel() for name, tensor in weights.items() if name in learnt)

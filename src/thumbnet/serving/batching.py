@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from thumbnet.classifier import Classifier, Prediction
+from thumbnet.classifiers.base import Classifier, Prediction
 
 T = TypeVar("T")
 

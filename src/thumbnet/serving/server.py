@@ -1,14 +1,14 @@
-"""uvicorn, on a socket of ours: says where it listens, and ends with the last answer when it is told to."""
+"""Run uvicorn on a socket of our own, so that the port is known before the service starts."""
 
 from __future__ import annotations
 
 import signal
 import socket
+from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
 
-from thumbnet.console import note, say
 from thumbnet.errors import ThumbnetError
 
 GRACE = 20  # seconds for the requests that are being served when the service is told to end
@@ -29,24 +29,20 @@ def listen(host: str, port: int) -> socket.socket:
         raise ThumbnetError(f"cannot listen on {host} port {port}: {reason}. Try another --port") from None
 
 
-def serve(app: FastAPI, listener: socket.socket, *, open_to_all: bool = False) -> None:
-    """Serve until SIGINT or SIGTERM; what is being answered then is answered.
+def serve(app: FastAPI, listener: socket.socket, greet: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM. Requests that are being answered then are still answered.
 
     Args:
         app: from :func:`thumbnet.serving.service.build_service`.
         listener: from :func:`listen`.
-        open_to_all: warn that whoever reaches this machine may use the service.
+        greet: is given the service's address once it answers.
     """
     host, port = listener.getsockname()[:2]
-    if open_to_all:
-        note(
-            "thumbnet: whoever reaches this machine may use the service; THUMBNET_API_KEY=... asks for a key"
-        )
     server = _Server(
         uvicorn.Config(
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE, backlog=BACKLOG
         ),
-        f"serving at http://{f'[{host}]' if ':' in host else host}:{port}   (Ctrl-C ends it)",
+        lambda: greet(f"http://{f'[{host}]' if ':' in host else host}:{port}"),
     )
     # When it has ended, uvicorn sends itself the signal again; but then all has gone as it should.
     before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGINT, signal.SIGTERM)}
@@ -60,11 +56,11 @@ def serve(app: FastAPI, listener: socket.socket, *, open_to_all: bool = False) -
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, greeting: str) -> None:
+    def __init__(self, config: uvicorn.Config, when_started: Callable[[], None]) -> None:
         super().__init__(config)
-        self._greeting = greeting
+        self._when_started = when_started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            say(self._greeting)
+            self._when_started()

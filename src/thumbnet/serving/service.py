@@ -25,14 +25,12 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
-from thumbnet import __version__
-from thumbnet.classifier import Classifier, Prediction
-from thumbnet.console import note
+from thumbnet.classifiers.base import Classifier, Prediction
+from thumbnet.classifiers.explain import lit, occlusion_map
 from thumbnet.data.images import Picture, as_data_address, load_picture
 from thumbnet.data.splits import Data
 from thumbnet.errors import ThumbnetError, TooManyPixelsError, UnknownFormatError, UnreadableImageError
 from thumbnet.evaluation import log_softmax
-from thumbnet.explain import lit, occlusion_map
 from thumbnet.serving.batching import Batcher
 from thumbnet.serving.metrics import Measured
 from thumbnet.serving.schemas import (
@@ -46,6 +44,7 @@ from thumbnet.serving.schemas import (
     Predictions,
     Problem,
 )
+from thumbnet.version import __version__
 
 HARDEST = 24  # pictures of the test set that the page offers
 SEARCHED = 10_000  # of the test set's pictures, at most
@@ -68,8 +67,8 @@ class ServiceSettings:
         max_queue: requests with pictures that are being served or wait; beyond that they are refused.
         max_batch: pictures a forward pass.
         timeout: seconds for a request's body to come, and as many for the answer.
-        tta: test-time augmentation, see :meth:`thumbnet.classifier.Classifier.logits`; None for the one by
-            which the accuracy was measured.
+        tta: test-time augmentation, see :meth:`Classifier.logits`; None for the one by which the
+            accuracy was measured.
         api_key: asked of every request but for the page and the probes; None for no key.
         hosts: names under which the service may be addressed; None for any. On loopback it keeps pages of
             other sites from speaking to the service by a name of their own (DNS rebinding).
@@ -95,7 +94,10 @@ class Upload:
 
 
 def build_service(
-    classifier: Classifier, settings: ServiceSettings, load_data: Callable[[], Data | None] = lambda: None
+    classifier: Classifier,
+    settings: ServiceSettings,
+    load_data: Callable[[], Data | None] = lambda: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> FastAPI:
     """The service as an ASGI application.
 
@@ -103,8 +105,9 @@ def build_service(
         classifier: what is served.
         settings: limits and options.
         load_data: gives the data whose test pictures the page offers, or None; called in the background.
+        warn: is given a line about what went wrong in the background.
     """
-    service = _Service(classifier, settings, load_data)
+    service = _Service(classifier, settings, load_data, warn)
     app = FastAPI(
         title="thumbnet",
         version=__version__,
@@ -208,9 +211,13 @@ class _Service:
     """What the routes share."""
 
     def __init__(
-        self, classifier: Classifier, settings: ServiceSettings, load_data: Callable[[], Data | None]
+        self,
+        classifier: Classifier,
+        settings: ServiceSettings,
+        load_data: Callable[[], Data | None],
+        warn: Callable[[str], None],
     ) -> None:
-        self.classifier, self.settings, self._load_data = classifier, settings, load_data
+        self.classifier, self.settings, self._load_data, self._warn = classifier, settings, load_data, warn
         self.page = (resources.files("thumbnet.serving") / "page.html").read_text("utf-8")
         self.registry = CollectorRegistry()
         batches = Histogram(
@@ -352,7 +359,7 @@ class _Service:
             data = await asyncio.to_thread(self._load_data)
             self.hardest = [] if data is None else await self._find_hardest(data)
         except ThumbnetError as error:
-            note(f"thumbnet: no test pictures on the page: {error}")
+            self._warn(f"no test pictures on the page: {error}")
             self.hardest = []
 
     async def _find_hardest(self, data: Data) -> list[HardPicture]:

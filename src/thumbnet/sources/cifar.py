@@ -17,7 +17,7 @@ import numpy as np
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, printable
 from thumbnet.invocation import command
-from thumbnet.recipe import DataSettings
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.place import Place
 
 SIDE = 32

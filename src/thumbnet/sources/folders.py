@@ -8,7 +8,7 @@ from pathlib import Path
 
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, printable
-from thumbnet.recipe import DataSettings
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.filenames import label_from_name
 from thumbnet.sources.index import Index
 from thumbnet.sources.layout import decide

@@ -11,7 +11,7 @@ from typing import Any
 
 from thumbnet.data.splits import BytesSplit, Data, Split
 from thumbnet.errors import DataError, MissingExtraError, nearest, printable
-from thumbnet.recipe import DataSettings
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.labels import as_class, number_classes
 from thumbnet.sources.place import Place
 from thumbnet.sources.split_names import split_name

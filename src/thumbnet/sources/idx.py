@@ -19,7 +19,7 @@ import numpy as np
 
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, printable
-from thumbnet.recipe import DataSettings
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
 from thumbnet.sources.arrays import Arrays, data_from_arrays
 from thumbnet.sources.download import Progress, download

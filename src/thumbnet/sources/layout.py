@@ -16,7 +16,7 @@ import numpy as np
 
 from thumbnet.data import plugins
 from thumbnet.errors import DataError, printable
-from thumbnet.recipe import DataSettings
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import filenames
 from thumbnet.sources.split_folders import CONTAINERS, LAYOUTS_HELP, SplitFinder, picture_count
 from thumbnet.sources.split_names import SPLITS, split_name

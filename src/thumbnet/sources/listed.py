@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, printable
-from thumbnet.recipe import DataSettings
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.labels import as_class, number_classes
 from thumbnet.sources.place import Place
 from thumbnet.sources.split_names import SPLITS, split_name

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from thumbnet.data.held_out import with_held_out
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, printable
 from thumbnet.files import cache_folder
 from thumbnet.invocation import command
-from thumbnet.recipe import DataSettings
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import (
     cifar,
     folders,
@@ -71,7 +72,7 @@ def load_data(
         progress: called with (bytes so far, bytes in all) during a download.
         one_class: whether one class is enough, as it is for measuring a network on it.
         changes: single settings in place of those, such as ``val_fraction=0.1``, ``test_fraction=0.2``,
-            ``split_seed=1``, ``label_pattern=...``: see :class:`~thumbnet.recipe.DataSettings`.
+            ``split_seed=1``, ``label_pattern=...``: see :class:`~thumbnet.recipes.settings.DataSettings`.
 
     Raises:
         DataError: it cannot be found, fetched or understood; the message says what to do.
@@ -95,7 +96,7 @@ def load_data(
     data = replace(data, splits={name: data.splits[name] for name in SPLITS if name in data.splits})
     if not one_class:
         data.check_trainable()
-    return data.with_held_out(chosen.test_fraction, chosen.val_fraction, chosen.split_seed, chosen.group_by)
+    return with_held_out(data, chosen.test_fraction, chosen.val_fraction, chosen.split_seed, chosen.group_by)
 
 
 # In this order; the first that recognises a place reads it. The folder of pictures comes last: it explains

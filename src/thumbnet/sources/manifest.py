@@ -15,7 +15,7 @@ import numpy as np
 
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, ThumbnetError, printable
-from thumbnet.recipe import DataSettings
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import parquet
 from thumbnet.sources.columns import (
     Columns,

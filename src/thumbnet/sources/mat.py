@@ -11,7 +11,7 @@ import numpy as np
 
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, MissingExtraError, printable
-from thumbnet.recipe import DataSettings
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
 from thumbnet.sources.arrays import CHANNELS, Arrays, data_from_arrays, pair_up, part_of
 from thumbnet.sources.place import Place, has_pictures

@@ -21,7 +21,7 @@ from numpy.lib import format as npy
 
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, printable
-from thumbnet.recipe import DataSettings
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
 from thumbnet.sources.arrays import Arrays, data_from_arrays, pair_up, part_of
 from thumbnet.sources.place import Place, has_pictures

@@ -12,7 +12,7 @@ import numpy as np
 
 from thumbnet.data.splits import BytesSplit, Data, Split
 from thumbnet.errors import DataError, MissingExtraError, nearest, printable
-from thumbnet.recipe import DataSettings
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.columns import class_names, label_candidates, split_of_name
 from thumbnet.sources.place import Place
 from thumbnet.sources.tables import Table

@@ -12,7 +12,7 @@ import numpy as np
 
 from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.errors import DataError, ThumbnetError, printable
-from thumbnet.recipe import DataSettings
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import manifest
 from thumbnet.sources.columns import class_names, label_candidates, named, split_of_name, split_word
 from thumbnet.sources.manifest import class_folders

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError
-from thumbnet.recipe import DataSettings
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.index import Index
 from thumbnet.sources.packed import Unpacked
 

@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 
 from thumbnet.errors import DataError, printable
-from thumbnet.recipe import DataSettings
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import filenames
 from thumbnet.sources.split_names import SPLITS, SplitName, split_name
 from thumbnet.sources.tree import Folder, join

@@ -8,7 +8,7 @@ import numpy as np
 
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError
-from thumbnet.recipe import DataSettings
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.arrays import Arrays, data_from_arrays
 from thumbnet.sources.place import Place
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, printable
-from thumbnet.recipe import DataSettings
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.index import Index
 from thumbnet.sources.place import Place
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from thumbnet.data.splits import Data, EncodedSplit, Split, file_stamp
 from thumbnet.errors import DataError, MissingExtraError, UnreadableImageError, printable
-from thumbnet.recipe import DataSettings
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.labels import as_class, number_classes
 from thumbnet.sources.place import Place

@@ -16,8 +16,8 @@ from typing import Any
 
 from thumbnet.errors import RecipeError, RunError
 from thumbnet.invocation import command
-from thumbnet.recipe import Recipe
-from thumbnet.runs import Run
+from thumbnet.recipes.recipe import Recipe
+from thumbnet.runs.folder import Run
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from thumbnet.data.batches import Batch, Batches
-from thumbnet.data.selection import Selection
+from thumbnet.batches.batches import Batch, Batches
+from thumbnet.batches.selection import Selection
 from thumbnet.distributed import ALONE, World, synchronise_norms
 from thumbnet.errors import DivergedError, OutOfMemoryError
 from thumbnet.hardware import autocast, can_compile, use_bf16
 from thumbnet.kernels.build import library
-from thumbnet.recipe import Recipe, TrainingSettings
+from thumbnet.recipes.recipe import Recipe
+from thumbnet.recipes.settings import TrainingSettings
 from thumbnet.training.optimizers import build_optimizer, set_learning_rate
 from thumbnet.training.schedules import factor_at, resize_at
 
@@ -73,6 +74,16 @@ class EpochResult:
     score: Score | None
     train_accuracy: float = math.nan
     sample: Score | None = None
+
+    def row(self) -> dict[str, Any]:
+        """As a line of ``metrics.jsonl``: the score's values under its split's name, ``val_accuracy``."""
+        values = asdict(self)
+        score, sample = values.pop("score"), values.pop("sample")
+        score = score or sample
+        if score:
+            split = score.pop("split")
+            values |= {f"{split}_{key}": value for key, value in score.items()}
+        return values
 
 
 @dataclass(frozen=True)

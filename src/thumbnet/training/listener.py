@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from thumbnet.data.prepare import Prepared
+    from thumbnet.batches.prepare import Prepared
     from thumbnet.data.splits import Data
-    from thumbnet.runs import Run
+    from thumbnet.runs.folder import Run
     from thumbnet.training.fit import EpochResult, StepResult, TrainingState
 
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from thumbnet.data.batches import Engine, EvalBatches, MemoryEngine, TrainBatches
-from thumbnet.data.prepare import Prepared
+from thumbnet.batches.batches import EvalBatches, TrainBatches
+from thumbnet.batches.engines import Engine, MemoryEngine
+from thumbnet.batches.prepare import Prepared
+from thumbnet.classifiers.logits import collect_logits
 from thumbnet.data.splits import Data
 from thumbnet.errors import UnreadableImageError, printable
 from thumbnet.evaluation import Evaluation
-from thumbnet.inference import collect_logits
 from thumbnet.models import DataInitialised, build_model
-from thumbnet.recipe import Recipe, load_recipe
+from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.seeds import derive_seed
 from thumbnet.training.fit import TrainingState, fit
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from thumbnet.errors import RecipeError
-from thumbnet.recipe import GroupSettings, OptimizerSettings
+from thumbnet.recipes.settings import GroupSettings, OptimizerSettings
 from thumbnet.training.muon import Muon
 
 

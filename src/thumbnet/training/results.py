@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from thumbnet.calibration import FEWEST, SPLIT, calibrated, fit_temperature
-from thumbnet.data.prepare import Prepared
+from thumbnet.batches.leaks import NOT_LOOKED, RepeatSearch, snapshot
+from thumbnet.batches.prepare import Prepared
+from thumbnet.classifiers.logits import collect_logits
+from thumbnet.classifiers.temperature import calibrated, fit_temperature
+from thumbnet.data.calibration import FEWEST, SPLIT
 from thumbnet.evaluation import Evaluation, evaluate_logits
-from thumbnet.inference import collect_logits
-from thumbnet.leaks import NOT_LOOKED, RepeatSearch, snapshot
-from thumbnet.runs import Run
+from thumbnet.runs.folder import Run
 from thumbnet.training.fit import TrainingState
 from thumbnet.training.listener import Listener
 
@@ -30,7 +31,7 @@ class Measured:
         headline: with the recipe's test-time augmentation and calibrated; None without ``split``.
         plain: the same without test-time augmentation.
         uncalibrated_error: calibration error of the headline before calibration.
-        temperature: see :func:`thumbnet.calibration.fit_temperature`.
+        temperature: see :func:`thumbnet.classifiers.temperature.fit_temperature`.
         calibrated_on: the split that it was fitted on, or None.
         calibration_pictures: how many pictures there were for it.
     """
@@ -105,7 +106,7 @@ class Findings:
     """What a training found out about its data, for the summary.
 
     Attributes:
-        repeats: counts, see :func:`thumbnet.leaks.describe`; None where nothing was looked for.
+        repeats: counts, see :func:`thumbnet.batches.leaks.describe`; None where nothing was looked for.
         warnings: sentences.
     """
 

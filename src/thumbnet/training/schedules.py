@@ -10,7 +10,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from thumbnet.recipe import ScheduleSettings
+from thumbnet.recipes.settings import ScheduleSettings
 
 SMALLEST_SIDE = 16  # pixels, below which networks here have nothing left to look at
 

@@ -9,8 +9,8 @@ from thumbnet.errors import MissingExtraError
 from thumbnet.training.listener import Listener
 
 if TYPE_CHECKING:
-    from thumbnet.data.prepare import Prepared
-    from thumbnet.runs import Run
+    from thumbnet.batches.prepare import Prepared
+    from thumbnet.runs.folder import Run
     from thumbnet.training.fit import EpochResult, StepResult, TrainingState
 
 FOLDER = "tensorboard"

@@ -17,20 +17,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from thumbnet.calibration import with_calibration_split
-from thumbnet.data.batches import EvalBatches
-from thumbnet.data.prepare import Prepared, all_unreadable, prepare
+from thumbnet.batches.batches import EvalBatches
+from thumbnet.batches.prepare import Prepared, all_unreadable, prepare
+from thumbnet.classifiers.logits import collect_logits
+from thumbnet.data.calibration import with_calibration_split
 from thumbnet.data.splits import Data
 from thumbnet.distributed import ALONE, World, joined
-from thumbnet.errors import DataError, RunError, ThumbnetError, UnreadableImageError
+from thumbnet.errors import DataError, InterruptedRunError, RunError, ThumbnetError, UnreadableImageError
 from thumbnet.evaluation import evaluate_logits
 from thumbnet.hardware import choose_device, keep_freed_memory, make_deterministic
-from thumbnet.inference import collect_logits
 from thumbnet.invocation import command
 from thumbnet.kernels.build import library
 from thumbnet.models import DataInitialised, build_model
-from thumbnet.recipe import Recipe, load_recipe
-from thumbnet.runs import InterruptedRunError, Run
+from thumbnet.recipes.recipe import Recipe, load_recipe
+from thumbnet.runs.folder import Run
+from thumbnet.runs.weights_info import WeightsInfo
 from thumbnet.seeds import derive_seed
 from thumbnet.sources.load import NAMED, can_be_loaded_again, load_data
 from thumbnet.training.continue_run import Continuation, continuation
@@ -39,7 +40,6 @@ from thumbnet.training.listener import Listener
 from thumbnet.training.mirrored import find_mirrored, named_keys, show_digits, without_mirroring
 from thumbnet.training.results import Findings, Measured, RepeatTeller, measure, summary_of
 from thumbnet.training.transfer import begin_from
-from thumbnet.weights_info import WeightsInfo
 
 FEW_PICTURES = 10_000  # up to here `fast` would have too few steps in its few epochs
 INITIAL_PICTURES = 5000  # from which a network may take weights; more change nothing that matters
@@ -64,7 +64,7 @@ def train(
 
     Args:
         data: what :func:`thumbnet.load_data` takes, or what it returned.
-        recipe: a name, a TOML file, or a :class:`~thumbnet.recipe.Recipe`; by default the one that
+        recipe: a name, a TOML file, or a :class:`~thumbnet.recipes.recipe.Recipe`; by default the one that
             :func:`default_recipe` names.
         overrides: ``"section.key=value"`` settings on top of ``recipe``.
         out: the run's folder; a new one below ``runs/`` by default.
@@ -291,7 +291,7 @@ def choose_recipe(
 ) -> tuple[Recipe, Data]:
     """The recipe that is asked for, or the default one for the data; and the data, loaded by it.
 
-    It is fitted to the data: :meth:`~thumbnet.recipe.Recipe.fitted`, unless ``overrides`` name a batch size,
+    It is fitted to the data: :meth:`thumbnet.Recipe.fitted`, unless ``overrides`` name a batch size,
     and :func:`~thumbnet.training.mirrored.without_mirroring`.
 
     Raises:
@@ -404,7 +404,7 @@ def _train(
         }
         if world.is_first:
             run.save_checkpoint(saved)
-            run.write_metrics(state.history)
+            run.write_metrics([result.row() for result in state.history])
         last_saved = time.monotonic()
 
     def on_step(step: StepResult) -> None:
@@ -415,7 +415,7 @@ def _train(
         if stop or due:
             save()
         if stop:
-            raise InterruptedRunError(run, state.epoch + 1, state.step)
+            raise InterruptedRunError(run.path, state.epoch + 1, state.step)
 
     listener.on_start(run, state, prepared)
     repeats = RepeatTeller(run, prepared, data.class_names, listener) if world.is_first else None
@@ -453,7 +453,7 @@ def _train(
             temperature=measured.temperature,
         )
         run.save_weights(model.state_dict(), info)
-        run.write_metrics(state.history)
+        run.write_metrics([result.row() for result in state.history])
         findings = Findings(repeats.tell(), _mirrored(state, prepared, measured, data.class_names))
         run.save_summary(summary_of(state, measured, findings, started, len(prepared.skipped)))
     world.any(False)  # nobody leaves before the summary is there

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from thumbnet.errors import RunError
-from thumbnet.recipe import ModelSettings
-from thumbnet.runs import find_weights, read_weights
+from thumbnet.recipes.settings import ModelSettings
+from thumbnet.runs.weights import find_weights, read_weights
 
 HEAD = "head."  # of every network here: the last layer, with a row for each class
 
@@ -28,10 +28,6 @@ def begin_from(model: nn.Module, settings: ModelSettings, source: str, class_nam
     Raises:
         RunError: no such run, or it has another network.
     """
-    if source.startswith("hf:"):
-        from thumbnet.model_hub import fetch_weights
-
-        source = str(fetch_weights(source))
     weights, info = read_weights(find_weights(source))
     if info.model != settings:
         raise RunError(

@@ -1,0 +1,1 @@
+"""From splits to the batches that a network sees."""

@@ -1,0 +1,131 @@
+"""Random changes to training batches: each on a whole batch at once, on the device that it is on.
+
+What is drawn at random and what is done with it are apart: draws are small CPU tensors from one
+generator, so that every device and engine sees the same pictures, and the rest is pure.
+Pictures are uint8 [B, C, H, W] but for their light: augmenting bytes moves a quarter of what floats would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thumbnet.hardware import send
+from thumbnet.kernels import ops
+from thumbnet.recipes.settings import AugmentSettings
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The random choices for one batch, on the CPU.
+
+    Attributes:
+        flip: bool [B], whether to mirror.
+        shift: int64 [B, 2], pixels down and right.
+        hole: int64 [B, 2], row and column of the cutout's centre.
+        light: float32 [B, 2], in [-1, 1): brightness and contrast, as a part of what is allowed.
+    """
+
+    flip: Tensor
+    shift: Tensor
+    hole: Tensor
+    light: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Draw:
+        """With ``change`` done to each of the four."""
+        return Draw(change(self.flip), change(self.shift), change(self.hole), change(self.light))
+
+
+class Augmentation:
+    """A recipe's augmentation, for a training split of ``count`` pictures of ``size`` (height, width)."""
+
+    def __init__(self, settings: AugmentSettings, count: int, size: tuple[int, int], seed: int) -> None:
+        self.settings = settings
+        self.size = size
+        generator = torch.Generator().manual_seed(seed)
+        self._first_flip = torch.rand(count, generator=generator) < 0.5
+
+    def draw(self, indices: Tensor, turns: Tensor | int, generator: torch.Generator) -> Draw:
+        """Choices for the pictures at ``indices`` (int64 [B]), shown ``turns`` (int64 [B]) times before."""
+        count, (height, width), reach = len(indices), self.size, self.settings.translate
+        if self.settings.flip == "alternating":
+            flip = self._first_flip[indices] ^ (torch.as_tensor(turns) % 2 == 1)
+        elif self.settings.flip == "random":
+            flip = torch.rand(count, generator=generator) < 0.5
+        else:
+            flip = torch.zeros(count, dtype=torch.bool)
+        shift = torch.randint(-reach, reach + 1, (count, 2), generator=generator)
+        sides = torch.tensor([height, width])
+        hole = (torch.rand(count, 2, generator=generator) * sides).long()
+        light = 2 * torch.rand(count, 2, generator=generator) - 1
+        return Draw(flip, shift, hole, light)
+
+    def apply(self, images: Tensor, draw: Draw, fill: Tensor) -> Tensor:
+        """``images`` (uint8 [B, C, H, W]) changed by ``draw``, but for the light; ``fill`` (uint8 [C]) fills
+        the cutout."""
+        device, reflect = images.device, self.settings.translate_fill == "reflect"
+        if self.settings.translate and ops.can_move(images):
+            images = ops.mirror_and_translate(images, draw.flip, draw.shift, reflect)
+        else:
+            if self.settings.flip != "none":
+                images = mirror(images, send(draw.flip, device))
+            if self.settings.translate:
+                images = translate(images, send(draw.shift, device), reflect)
+        if self.settings.cutout:
+            images = cutout(images, send(draw.hole, device), self.settings.cutout, send(fill, device))
+        return images
+
+    def relight(self, images: Tensor, draw: Draw) -> Tensor:
+        """Normalised ``images`` (float32 [B, C, H, W]; may be overwritten) in other light."""
+        if not (self.settings.brightness or self.settings.contrast):
+            return images
+        light = send(draw.light, images.device)[:, :, None, None, None]
+        shift, factor = light[:, 0] * self.settings.brightness, 1 + light[:, 1] * self.settings.contrast
+        return images.add_(shift).mul_(factor)
+
+
+def mirror(images: Tensor, where: Tensor) -> Tensor:
+    """Left-right mirrored where ``where`` (bool [B]) says so."""
+    return torch.where(where[:, None, None, None], images.flip(-1), images)
+
+
+def translate(images: Tensor, shift: Tensor, reflect: bool) -> Tensor:
+    """Shifted by ``shift`` (int64 [B, 2], pixels down and right); the border reflected, or else 0.
+
+    Reflection does not repeat the edge, as in ``F.pad(mode="reflect")``.
+    """
+    if len(images) == 0:
+        return images
+    height, width = images.shape[-2:]
+    rows = torch.arange(height, device=images.device) - shift[:, :1]  # [B, H]: where each row comes from
+    columns = torch.arange(width, device=images.device) - shift[:, 1:]
+    inside_rows, inside_columns = _inside(rows, height), _inside(columns, width)
+    rows, columns = _reflect(rows, height), _reflect(columns, width)
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    # Indexing [B, H, W, C] with [B, H, W] positions keeps the bytes of a pixel together.
+    moved = images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
+    if not reflect:
+        moved = moved * (inside_rows[:, :, None] & inside_columns[:, None, :])[..., None]
+    return moved.permute(0, 3, 1, 2)
+
+
+def cutout(images: Tensor, centre: Tensor, side: int, fill: Tensor) -> Tensor:
+    """A square of ``side`` pixels about ``centre`` (int64 [B, 2]) set to ``fill`` (uint8 [C])."""
+    height, width = images.shape[-2:]
+    rows = torch.arange(height, device=images.device) - centre[:, :1] + side // 2
+    columns = torch.arange(width, device=images.device) - centre[:, 1:] + side // 2
+    hole = _inside(rows, side)[:, :, None] & _inside(columns, side)[:, None, :]
+    return torch.where(hole[:, None], fill[:, None, None], images)
+
+
+def _inside(positions: Tensor, length: int) -> Tensor:
+    return (positions >= 0) & (positions < length)
+
+
+def _reflect(positions: Tensor, length: int) -> Tensor:
+    """Positions beyond the ends folded back in, the ends themselves not repeated."""
+    positions = positions.abs()
+    return torch.where(positions < length, positions, 2 * (length - 1) - positions).clamp(0, length - 1)

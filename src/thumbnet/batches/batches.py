@@ -1,0 +1,210 @@
+"""Batches of a training and of an evaluation, from either engine.
+
+:class:`TrainBatches` shuffles, augments and normalises; :class:`EvalBatches` only normalises, and has nothing
+random in it. Both are the same code for both engines, so the engines give the same batches to the bit.
+
+Every random choice is a function of (seed, epoch, step) alone: a training can go on at any step without
+remembering the state of a generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from thumbnet.batches.augment import Augmentation
+from thumbnet.batches.engines import Engine
+from thumbnet.batches.selection import Selection
+from thumbnet.batches.statistics import Normalise
+from thumbnet.distributed import ALONE, World
+from thumbnet.hardware import one_thread, send
+from thumbnet.recipes.settings import AugmentSettings, not_resting
+from thumbnet.seeds import derive_seed
+
+NO_LABEL = -100  # cross-entropy passes it over
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the network is given.
+
+    Attributes:
+        images: float32 [B, C, H, W], normalised.
+        labels: int64 [B]; ``NO_LABEL`` where a picture does not count.
+        total: pictures in this batch in all processes of a training together; by default those here.
+        positions: int64 [B], where in the training split they are; None where nobody asks.
+    """
+
+    images: Tensor
+    labels: Tensor
+    total: int = 0
+    positions: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not self.total:
+            object.__setattr__(self, "total", len(self.labels))
+
+
+class Batches(Protocol):
+    """An epoch after another of batches. ``fit`` and ``evaluate`` ask for no more than this."""
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of ``epoch`` (from 0), beginning with batch ``start``."""
+
+
+class TrainBatches:
+    """Shuffled, augmented, normalised batches; each picture once an epoch, or each class equally often, or
+    those that are not learnt yet.
+
+    Args:
+        engine: where pictures come from.
+        normalise: also says which device the batches are for.
+        settings: the recipe's augmentation.
+        size: height, width in pixels.
+        batch_size: pictures in a batch; less where the split is smaller.
+        drop_last: leave out the last batch of an epoch where it is not full.
+        seed: decides order and augmentation.
+        sampling: as in the recipe's ``data.sampling``.
+        skip_easy: as in the recipe's ``data.skip_easy``; the losses must then be noted in ``selection``.
+        world: of the batch that one process would have, this one's is given its share.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        normalise: Normalise,
+        settings: AugmentSettings,
+        size: tuple[int, int],
+        *,
+        batch_size: int,
+        drop_last: bool,
+        seed: int,
+        sampling: str = "uniform",
+        skip_easy: float = 0.0,
+        world: World = ALONE,
+    ) -> None:
+        self.engine = engine
+        self.sampling = sampling
+        self.world = world
+        self.normalise = normalise
+        self.seed = seed
+        self.count = len(engine.labels)
+        taken = not_resting(self.count, skip_easy)
+        self.batch_size = min(batch_size, taken)
+        self.steps = taken // self.batch_size if drop_last else -(-taken // self.batch_size)
+        self.selection: Selection | None = None
+        if skip_easy:
+            taken = min(taken, self.steps * self.batch_size)
+            self.selection = Selection(self.count, taken, seed, normalise.device, world)
+        self.augmentation = Augmentation(settings, self.count, size, derive_seed(seed, "flip"))
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:  # noqa: D102
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+        device = self.normalise.device
+        if self.selection is not None:
+            chosen = self.selection.begin(epoch)
+            order = chosen[torch.randperm(len(chosen), generator=generator)]
+        elif self.sampling == "balanced":
+            order = balanced_order(self.engine.labels, generator)
+        else:
+            order = torch.randperm(self.count, generator=generator)
+        batches = list(order.split(self.batch_size))[start : len(self)]
+        shares = [self._share(indices) for indices in batches]
+        fetched = zip(batches, shares, self.engine.fetch(shares), strict=True)
+        for step, (whole, indices, images) in enumerate(fetched, start=start):
+            generator.manual_seed(derive_seed(self.seed, "augment", epoch, step))
+            turns = epoch if self.selection is None else self.selection.visits[whole]
+            draw = self.augmentation.draw(whole, turns, generator).map(self._share)
+            own = len(whole) > self.world.rank
+            with one_thread(self.engine.workers > 0):
+                images = self.augmentation.apply(send(images, device), draw, self.normalise.mean_pixel)
+                images = self.augmentation.relight(self.normalise(images), draw)
+            labels = self.engine.labels[indices] if own else torch.full((len(indices),), NO_LABEL)
+            yield Batch(images, send(labels, device), len(whole), indices)
+
+    def _share(self, items: Tensor) -> Tensor:
+        """This process' part; one picture that does not count, where a last batch has too few for all."""
+        share = self.world.share(items)
+        return share if len(share) else items[:1]
+
+
+def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Positions of as many pictures as there are, of each class equally many (or one more): int64 [N].
+
+    A picture of a frequent class may be left out; one of a rare class comes again only when all of its class
+    have come.
+    """
+    classes = labels.unique()
+    classes = classes[torch.randperm(len(classes), generator=generator)]  # who has one more is chance
+    share, rest = divmod(len(labels), len(classes))
+    chosen = []
+    for number, label in enumerate(classes):
+        places = (labels == label).nonzero().flatten()
+        wanted = share + (number < rest)
+        rounds = [torch.randperm(len(places), generator=generator) for _ in range(-(-wanted // len(places)))]
+        chosen.append(places[torch.cat(rounds)[:wanted]])
+    order = torch.cat(chosen)
+    return order[torch.randperm(len(order), generator=generator)]
+
+
+class EvalBatches:
+    """All pictures in their order, normalised; nothing random. Of several processes each has its share."""
+
+    def __init__(
+        self, engine: Engine, normalise: Normalise, *, batch_size: int, world: World = ALONE
+    ) -> None:
+        self.engine = engine
+        self.normalise = normalise
+        self.batch_size = batch_size
+        self.positions = world.share(torch.arange(len(engine.labels)))
+
+    def __len__(self) -> int:
+        return -(-len(self.positions) // self.batch_size)
+
+    def sample(self, count: int, world: World = ALONE) -> EvalBatches:
+        """Up to ``count`` of these pictures, evenly chosen: always the same ones."""
+        chosen = EvalBatches(self.engine, self.normalise, batch_size=self.batch_size)
+        total = len(self.engine.labels)
+        if count < total:
+            chosen.positions = torch.linspace(0, total - 1, count, dtype=torch.float64).round().long()
+        chosen.positions = world.share(chosen.positions)
+        return chosen
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:  # noqa: D102
+        batches = list(self.positions.split(self.batch_size))[start:]
+        for indices, images in zip(batches, self.engine.fetch(batches), strict=True):
+            with one_thread(self.engine.workers > 0):
+                images = self.normalise(images)
+            labels = send(self.engine.labels[indices], self.normalise.device)
+            yield Batch(images, labels)
+
+
+class LoaderBatches:
+    """Any DataLoader that gives (float images [B, C, H, W], labels [B]) as :class:`Batches`.
+
+    For one's own ``ImageDataset(transform=...)``. The order is the loader's own, so a resumed
+    training is not bit for bit the uninterrupted one.
+    """
+
+    def __init__(self, loader: DataLoader[Any], device: torch.device | str = "cpu") -> None:
+        self.loader = loader
+        self.device = torch.device(device)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:  # noqa: D102
+        for step, (images, labels) in enumerate(self.loader):
+            if step >= start:
+                yield Batch(send(images, self.device), send(labels, self.device))

@@ -1,0 +1,148 @@
+"""Engines deliver the pictures at given positions as uint8.
+
+:class:`MemoryEngine` takes them from the split held decoded, :class:`WorkerEngine` from other processes that
+decode as the training goes.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from thumbnet.batches.statistics import CHANNELS, count_values
+from thumbnet.data.images import BY_TYPE, Fit, Rendering, fit_pixels
+from thumbnet.data.splits import Split
+from thumbnet.errors import UnreadableImageError
+from thumbnet.hardware import send
+
+# Decoding more pictures than this before the first step would take minutes. They are decoded during the
+# training instead, and statistics come from a sample.
+MANY = 500_000
+SAMPLE = 50_000
+
+
+class Engine(Protocol):
+    """Delivers pictures by their positions.
+
+    Attributes:
+        labels: int64 [N].
+        workers: how many other processes it keeps busy.
+    """
+
+    labels: Tensor
+    workers: int
+
+    def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """For each of ``batches`` (int64 [B], positions) the pictures, uint8 [B, 3, H, W]."""
+
+    def value_counts(self) -> Tensor:
+        """How often each channel has each of the 256 values, over all pictures: int64 [3, 256]."""
+
+
+class MemoryEngine:
+    """The whole split decoded in memory: ``images`` uint8 [N, 3, H, W], stored as [N, H, W, 3]."""
+
+    workers = 0
+
+    def __init__(self, images: Tensor, labels: Tensor, counts: Tensor | None = None) -> None:
+        self.images = images
+        self.labels = labels
+        self._counts = counts
+
+    def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:  # noqa: D102
+        for indices in batches:
+            yield self.images[send(indices, self.images.device)]
+
+    def value_counts(self) -> Tensor:  # noqa: D102
+        return count_values(self.images) if self._counts is None else self._counts
+
+
+class WorkerEngine:
+    """A DataLoader whose worker processes decode and prefetch."""
+
+    def __init__(
+        self, split: Split, size: tuple[int, int], fit: Fit, workers: int, rendering: Rendering = BY_TYPE
+    ) -> None:
+        self.pictures = _Pictures(split, size, fit, rendering)
+        self.labels = torch.from_numpy(np.array(split.labels))
+        self.workers = workers
+
+    def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:  # noqa: D102
+        loader = DataLoader(
+            self.pictures,
+            batch_sampler=[indices.tolist() for indices in batches],
+            num_workers=self.workers,
+            prefetch_factor=4,
+            collate_fn=_as_it_is,
+            worker_init_fn=_leave_signals_to_the_parent,
+            pin_memory=torch.cuda.is_available(),
+        )
+        for images in loader:
+            if isinstance(images, UnreadableImageError):
+                raise images
+            yield images.permute(0, 3, 1, 2)
+
+    def value_counts(self) -> Tensor:  # noqa: D102
+        positions = torch.arange(len(self.labels)).split(1000)
+        return torch.stack([count_values(images) for images in self.fetch(positions)]).sum(dim=0)
+
+
+class _Pictures(Dataset[Tensor]):
+    """Gives whole batches, uint8 [B, H, W, 3]: a worker hands over one array instead of many small ones.
+
+    Or the error of a picture that cannot be read: raised in a worker it would arrive as text.
+    """
+
+    def __init__(self, split: Split, size: tuple[int, int], fit: Fit, rendering: Rendering) -> None:
+        self.split, self.size, self.fit, self.rendering = split, size, fit, rendering
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitems__(self, indices: list[int]) -> Tensor | UnreadableImageError:
+        images = np.empty((len(indices), *self.size, CHANNELS), dtype=np.uint8)
+        try:
+            for to, index in zip(images, indices, strict=True):
+                to[:] = fit_pixels(self.split.load(index), self.size, self.fit, self.rendering)
+        except UnreadableImageError as error:
+            return error
+        return torch.from_numpy(images)
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; what is to be done then, the parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    show = sys.excepthook
+
+    def show_unless_cut_off(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not issubclass(kind, ConnectionError):  # the parent has stopped in the middle of an epoch
+            show(kind, error, trace)
+
+    sys.excepthook = show_unless_cut_off
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def fits_in_memory(split: Split, size: tuple[int, int]) -> bool:
+    """Whether a decoded split takes less than a quarter of this machine's memory."""
+    return len(split) * size[0] * size[1] * 3 < int(psutil.virtual_memory().total) // 4
+
+
+def sample_positions(count: int) -> Tensor:
+    """All positions of up to ``MANY`` pictures, else always the same random ``SAMPLE``: int64 [N], rising."""
+    if count <= MANY:
+        return torch.arange(count)
+    generator = torch.Generator().manual_seed(0)
+    positions: Tensor = torch.randint(count, (SAMPLE,), generator=generator).unique()
+    return positions

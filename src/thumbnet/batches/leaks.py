@@ -1,0 +1,205 @@
+"""Pictures that occur more than once in a run's data, as train, evaluate and report tell it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from thumbnet.batches.engines import Engine, MemoryEngine
+from thumbnet.batches.notes import copied_notes
+from thumbnet.data.repeats import Place, Repeats, find_repeats, picture_digests
+from thumbnet.data.splits import Split
+from thumbnet.errors import RunError, printable
+from thumbnet.files import write_file, write_with
+
+LEAKS_NAME, DIGESTS_NAME = "leaks.jsonl", "digests.npy"
+NOT_LOOKED = "pictures were not compared: they are decoded as the training goes (thumbnet data compares them)"
+
+
+def engine_digests(engine: Engine) -> np.ndarray | None:
+    """Digests of an engine's pictures, uint64 [N, 2]; None where they are not all in memory."""
+    if not isinstance(engine, MemoryEngine):
+        return None
+    return picture_digests(engine.images.permute(0, 2, 3, 1).cpu().numpy())
+
+
+class RepeatSearch:
+    """Looks for repeated pictures in a thread of its own, so that no step waits for it.
+
+    Args:
+        engines: of each split, ``train`` first.
+        splits: the same pictures, for their names and labels.
+        class_names: a label is a position in them.
+    """
+
+    def __init__(
+        self, engines: Mapping[str, Engine], splits: Mapping[str, Split], class_names: tuple[str, ...]
+    ) -> None:
+        self._splits, self._class_names = dict(splits), class_names
+        self._digests: dict[str, np.ndarray] = {}
+        self._found: Repeats | None = None
+        self._thread: threading.Thread | None = None
+        if all(isinstance(engine, MemoryEngine) for engine in engines.values()):
+            self._thread = threading.Thread(target=self._search, args=(dict(engines),), daemon=True)
+            self._thread.start()
+
+    def _search(self, engines: dict[str, Engine]) -> None:
+        digests = {name: engine_digests(engine) for name, engine in engines.items()}
+        self._digests = {name: one for name, one in digests.items() if one is not None}
+        self._found = find_repeats(self._digests, {name: self._splits[name].labels for name in engines})
+
+    @property
+    def is_done(self) -> bool:
+        """Whether :meth:`finish` would return at once."""
+        return self._thread is None or not self._thread.is_alive()
+
+    def finish(self, folder: Path) -> dict[str, Any] | None:
+        """Wait for the result, write its files into a run's folder and describe it; None if there is none."""
+        if self._thread is None:
+            return None
+        self._thread.join()
+        assert self._found is not None
+        write_with(folder / DIGESTS_NAME, lambda file: np.save(file, self._digests["train"]))
+        write_leaks(folder / LEAKS_NAME, self._found, self._splits, self._class_names)
+        return describe(self._found, self._splits, self._class_names)
+
+
+def write_leaks(
+    path: Path, found: Repeats, splits: Mapping[str, Split], class_names: tuple[str, ...]
+) -> None:
+    """A line for each leak and each picture in two classes; no file where there are none."""
+
+    def where(place: Place) -> dict[str, str]:
+        label = int(splits[place.split].labels[place.index])
+        return {
+            "split": place.split,
+            "name": splits[place.split].name(place.index),
+            "class": class_names[label],
+        }
+
+    rows = [{"kind": "leak", "pictures": [where(one) for one in pair]} for pair in found.leaks]
+    rows += [{"kind": "two classes", "pictures": [where(one) for one in group]} for group in found.conflicts]
+    if rows:
+        write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def describe(
+    found: Repeats,
+    splits: Mapping[str, Split],
+    class_names: tuple[str, ...],
+    labels: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, Any]:
+    """Counts, and the same in sentences (``lines``; empty where nothing repeats).
+
+    ``labels`` are positions in ``class_names``; by default the splits' own.
+    """
+    known = labels or {name: split.labels for name, split in splits.items()}
+
+    def named(place: Place) -> str:
+        return f"{place.split}: {printable(splits[place.split].name(place.index))}"
+
+    lines = []
+    leaked: dict[tuple[str, str], list[tuple[Place, Place]]] = {}
+    for earlier, later in found.leaks:
+        leaked.setdefault((later.split, earlier.split), []).append((earlier, later))
+    for (later_name, earlier_name), pairs in leaked.items():
+        first, second = pairs[0]
+        lines.append(
+            f"warning: {len(pairs):,} of the {len(splits[later_name]):,} {later_name} pictures are also in "
+            f"{earlier_name} (such as {named(second)} = {named(first)})"
+        )
+    if found.conflicts:
+        one, *others = found.conflicts[0]
+        label = int(known[one.split][one.index])
+        other = next(o for o in others if int(known[o.split][o.index]) != label)
+        names = [class_names[label], class_names[int(known[other.split][other.index])]]
+        count = len(found.conflicts)
+        lines.append(
+            f"warning: {count:,} picture{'s are' if count > 1 else ' is'} in two classes (such as "
+            f"{named(one)} in {printable(names[0])} = {named(other)} in {printable(names[1])})"
+        )
+    lines += copied_notes(found, class_names)
+    for name, count in found.repeated.items():
+        if count:
+            lines.append(
+                f"{count:,} {name} picture{'s repeat' if count > 1 else ' repeats'} another of {name}"
+            )
+    return {
+        "leaks": len(found.leaks),
+        "conflicts": len(found.conflicts),
+        "repeated": dict(found.repeated),
+        "lines": lines,
+    }
+
+
+def training_digests(folder: Path) -> np.ndarray | None:
+    """Digests of the pictures that a run was trained on, uint64 [N, 2]; None where it has stored none.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    path = folder / DIGESTS_NAME
+    if not path.is_file():
+        return None
+    try:
+        digests: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise RunError(f"cannot read {path}: {error}") from None
+    if digests.dtype != np.uint64 or digests.ndim != 2 or digests.shape[1] != 2:
+        raise RunError(f"{path} does not hold digests of pictures")
+    return digests
+
+
+def lines_about(
+    engine: Engine,
+    split: Split,
+    name: str,
+    *,
+    labels: np.ndarray,
+    class_names: tuple[str, ...],
+    trained_on: np.ndarray | None,
+) -> list[str]:
+    """Sentences about a split of other data: what repeats in it, and what was in the training split.
+
+    Args:
+        engine: of its pictures, as the run sees them.
+        split: the same pictures.
+        name: what to call the split.
+        labels: int [N], positions in ``class_names``.
+        class_names: those of the run.
+        trained_on: what :func:`training_digests` returned.
+    """
+    digests = engine_digests(engine)
+    if digests is None:
+        return ["pictures were not compared: there are too many to hold them in memory"]
+    lines: list[str] = []
+    if trained_on is not None:
+        pairs = np.dtype([("a", np.uint64), ("b", np.uint64)])
+        known = np.isin(
+            np.ascontiguousarray(digests).view(pairs).ravel(),
+            np.ascontiguousarray(trained_on).view(pairs).ravel(),
+        )
+        if known.any():
+            example = printable(split.name(int(np.flatnonzero(known)[0])))
+            lines.append(
+                f"warning: {int(known.sum()):,} of these {len(split):,} pictures were in the training split "
+                f"(such as {example})"
+            )
+    found = find_repeats({name: digests}, {name: labels})
+    inside: list[str] = describe(found, {name: split}, class_names, {name: labels})["lines"]
+    return lines + inside
+
+
+def snapshot(engine: Engine) -> Engine:
+    """The engine, or one with its pictures on the CPU, where a thread may read them while a GPU trains."""
+    if isinstance(engine, MemoryEngine) and engine.images.device != torch.device("cpu"):
+        return MemoryEngine(engine.images.cpu(), engine.labels)
+    return engine

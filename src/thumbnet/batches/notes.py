@@ -1,0 +1,132 @@
+"""What the user should know of a training's pictures before the training begins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+from thumbnet.batches.engines import Engine, MemoryEngine
+from thumbnet.data.repeats import Repeats
+from thumbnet.data.splits import Split
+from thumbnet.data.survey import sample
+from thumbnet.errors import printable
+from thumbnet.hardware import autocast, use_bf16
+from thumbnet.models import build_model
+from thumbnet.recipes.recipe import Recipe
+
+FLAT = 8  # of 255: a picture in which no channel varies by more is (nearly) all of one colour
+MANY_FLAT = 0.01  # share of such pictures that is worth a warning
+LOOKED_AT = 1_000  # pictures, where they are decoded as the training goes
+TIMED = 16  # pictures in the steps by which the time of an epoch is estimated
+
+
+def picture_notes(engine: Engine, split: Split) -> list[str]:
+    """Notes on the training pictures as the network sees them: those of one colour.
+
+    Args:
+        engine, split: of the same pictures; of those that are decoded as the training goes, a sample counts.
+    """
+    whole = engine.workers == 0
+    positions = np.arange(len(engine.labels)) if whole else sample(len(engine.labels), LOOKED_AT)
+    parts = _in_parts(engine, torch.from_numpy(positions))
+    flat = np.concatenate([is_flat(images.permute(0, 2, 3, 1).cpu().numpy()) for images in parts])
+    return flat_note(flat, [split.name(int(i)) for i in positions[flat][:1]])
+
+
+def _in_parts(engine: Engine, positions: torch.Tensor) -> Iterable[torch.Tensor]:
+    """The pictures at ``positions``; without a copy where all of them are in memory."""
+    if isinstance(engine, MemoryEngine):
+        parts: Sequence[torch.Tensor] = engine.images.split(1000)
+        return parts
+    return engine.fetch(positions.split(1000))
+
+
+def is_flat(images: np.ndarray) -> np.ndarray:
+    """Which pictures, uint8 [N, H, W, 3], are (nearly) all of one colour: bool [N]."""
+    height, width = images.shape[1:3]
+    few = images[:, :: max(1, height // 4), :: max(1, width // 4)]  # enough to tell most that are not
+    flat = _varies_little(few)
+    flat[flat] = _varies_little(images[flat])
+    return flat
+
+
+def _varies_little(images: np.ndarray) -> np.ndarray:
+    spread = images.max(axis=1).max(axis=1) - images.min(axis=1).min(axis=1)
+    return np.asarray((spread <= FLAT).all(axis=1))
+
+
+def flat_note(flat: np.ndarray, example: Sequence[str]) -> list[str]:
+    """A note where pictures are flat: bool [N]; a warning where they are more than ``MANY_FLAT`` of all."""
+    count = int(flat.sum())
+    if not count:
+        return []
+    warning = "warning: " if count > max(1, MANY_FLAT * len(flat)) else ""
+    return [
+        f"{warning}{count:,} of {len(flat):,} training pictures are (nearly) all of one colour when the "
+        f"network sees them, such as {printable(example[0])}"
+    ]
+
+
+def copied_notes(repeats: Repeats, class_names: Sequence[str]) -> list[str]:
+    """A warning for each class that is a copy of another one."""
+    return [
+        f"warning: the class {printable(class_names[one.label])!r} is a copy of "
+        f"{printable(class_names[one.original])!r}: {one.shared:,} of its {one.pictures:,} pictures in "
+        f"{one.split} are also in that one, so no network can tell them apart"
+        for one in repeats.copied_classes
+    ]
+
+
+def size_note(
+    own: tuple[int, int],
+    used: tuple[int, int],
+    pictures: int,
+    recipe: Recipe,
+    classes: int,
+    device: torch.device,
+) -> str:
+    """Why pictures are smaller than they are, what that saves, and how to have their own size."""
+    seconds = epoch_seconds(used, pictures, recipe, classes, device)
+    at_own = seconds * own[0] * own[1] / (used[0] * used[1])
+    flag = f"{own[0]}x{own[1]}"
+    return (
+        f"all pictures are {flag} (height x width); they are brought to {used[0]}x{used[1]}. An epoch "
+        f"takes about {_about(seconds)} at this size and about {_about(at_own)} at their own, which "
+        f"--image-size {flag} keeps (the limit is data.largest_auto_size={recipe.data.largest_auto_size})"
+    )
+
+
+def epoch_seconds(
+    size: tuple[int, int], pictures: int, recipe: Recipe, classes: int, device: torch.device
+) -> float:
+    """An estimate: the time of a forward and a backward pass of a few pictures, times their number."""
+    cuda = device.type == "cuda"
+    count = min(pictures, TIMED * 8 if cuda else TIMED)
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(recipe.model, classes).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.zeros(count, 3, *size, device=device).contiguous(memory_format=torch.channels_last)
+
+    bf16 = use_bf16(recipe.training.precision, device)
+
+    def step() -> float:
+        started = time.perf_counter()
+        with autocast(bf16, device):
+            loss = model(images).float().square().mean()
+        loss.backward()
+        if cuda:
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    step()  # the first one also sets things up
+    return min(step() for _ in range(2)) * pictures / count
+
+
+def _about(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds:.1g} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,193 @@
+"""From a data set and a recipe to the batches of a training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from thumbnet.batches.batches import EvalBatches, TrainBatches
+from thumbnet.batches.dataset import random_subset
+from thumbnet.batches.decoding import (
+    Count,
+    capped_size,
+    decode_split,
+    find_unreadable,
+    own_size,
+    readable,
+    surveyed,
+)
+from thumbnet.batches.engines import (
+    MANY,
+    Engine,
+    MemoryEngine,
+    WorkerEngine,
+    fits_in_memory,
+    sample_positions,
+)
+from thumbnet.batches.notes import picture_notes, size_note
+from thumbnet.batches.statistics import Normalise, channel_statistics, count_values
+from thumbnet.data.images import BY_TYPE, Preprocessing, Rendering
+from thumbnet.data.splits import Data, Split
+from thumbnet.data.survey import choose_rendering, rendering_notes
+from thumbnet.distributed import ALONE, World
+from thumbnet.errors import DataError, UnreadableImageError, UnreadableImagesError
+from thumbnet.recipes.recipe import Recipe
+from thumbnet.recipes.settings import AUTO, DataSettings, parse_image_size
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training needs of its data.
+
+    Attributes:
+        preprocessing: resolved: size, fit, mean and std.
+        train: shuffled and augmented.
+        evaluation: ``val``, ``test`` and ``calibration``, whichever there are.
+        engine: ``memory`` or ``workers``, as chosen.
+        splits: the pictures that are left, by split, in the order in which the engines deliver them.
+        skipped: split, name and reason of each picture that was left out because it cannot be read.
+        notes: what the user should know about the pixels. One that begins with ``warning: `` says that the
+            result may be wrong.
+    """
+
+    preprocessing: Preprocessing
+    train: TrainBatches
+    evaluation: dict[str, EvalBatches]
+    engine: str
+    splits: dict[str, Split]
+    skipped: tuple[tuple[str, str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def prepare(
+    data: Data,
+    recipe: Recipe,
+    device: torch.device,
+    on_decode: Count | None = None,
+    world: World = ALONE,
+) -> Prepared:
+    """Decode, measure and batch ``data`` as ``recipe`` says.
+
+    Raises:
+        UnreadableImagesError: lists all pictures that cannot be read.
+        DataError: a subset larger than the split, or fewer pictures than processes.
+    """
+    if recipe.data.on_bad_image == "skip":
+        data, skipped = without_unreadable(data, on_decode)
+        return replace(_prepare(data, recipe, device, on_decode, world), skipped=skipped)
+    try:
+        return _prepare(data, recipe, device, on_decode, world)
+    except (UnreadableImageError, UnreadableImagesError):
+        raise all_unreadable(data, on_decode) from None
+
+
+def without_unreadable(
+    data: Data, on_decode: Count | None = None
+) -> tuple[Data, tuple[tuple[str, str, str], ...]]:
+    """``data`` without the pictures that cannot be read, and these: split, name and reason of each.
+
+    Raises:
+        DataError: that leaves a class without a training picture.
+    """
+    skipped: list[tuple[str, str, str]] = []
+    splits = {}
+    for name, split in data.splits.items():
+        splits[name], bad = readable(split, on_decode)
+        skipped += [(name, error.name, error.reason) for error in bad]
+    lost = set(data.splits["train"].labels.tolist()) - set(splits["train"].labels.tolist())
+    if lost:
+        names = ", ".join(data.class_names[label] for label in sorted(lost))
+        raise DataError(f"{data.source}: no training picture can be read of the class(es) {names}")
+    return replace(data, splits=splits), tuple(skipped)
+
+
+def all_unreadable(data: Data, on_decode: Count | None = None) -> UnreadableImagesError:
+    """An error that lists every picture of every split that cannot be read."""
+    found = [find_unreadable(split, on_decode) for split in data.splits.values()]
+    return UnreadableImagesError([error for errors in found for error in errors.values()])
+
+
+def _prepare(
+    data: Data, recipe: Recipe, device: torch.device, on_decode: Count | None, world: World
+) -> Prepared:
+    settings = recipe.data
+    for name, split in data.splits.items():
+        if 0 < len(split) < world.size:
+            raise DataError(f"{data.source}: {name} has {len(split)} pictures for {world.size} processes")
+    train_split = random_subset(data.splits["train"], settings.subset_size, recipe.seed)
+    found = surveyed(train_split)
+    rendering = choose_rendering(found, settings)
+    notes = rendering_notes(found, rendering, settings)
+    if settings.image_size == AUTO:
+        largest = settings.largest_auto_size
+        own = own_size(train_split, settings.fit, on_decode, largest=largest, rendering=rendering)
+        size = capped_size(own, largest)
+        if size != own:
+            notes.append(size_note(own, size, len(train_split), recipe, len(data.class_names), device))
+    else:
+        size = parse_image_size(settings.image_size)
+    fits = len(train_split) <= MANY and fits_in_memory(train_split, size)
+    in_memory = settings.engine == "memory" or (settings.engine == AUTO and fits)
+    train_engine = build_engine(train_split, settings, size, in_memory, device, on_decode, rendering)
+    preprocessing = resolve_preprocessing(settings, size, train_engine, rendering)
+    normalise = Normalise(preprocessing, device)
+    train = TrainBatches(
+        train_engine,
+        normalise,
+        recipe.augment,
+        size,
+        batch_size=recipe.training.batch_size,
+        drop_last=recipe.training.drop_last,
+        seed=recipe.seed,
+        sampling=settings.sampling,
+        skip_easy=settings.skip_easy,
+        world=world,
+    )
+    evaluation: dict[str, EvalBatches] = {}
+    for name in ("val", "test", "calibration"):
+        if name in data.splits and len(data.splits[name]):
+            engine = build_engine(data.splits[name], settings, size, in_memory, device, on_decode, rendering)
+            evaluation[name] = EvalBatches(
+                engine, normalise, batch_size=recipe.evaluation.batch_size, world=world
+            )
+    splits = {"train": train_split} | {name: data.splits[name] for name in evaluation}
+    notes += picture_notes(train_engine, train_split)
+    engine_name = "memory" if in_memory else "workers"
+    return Prepared(preprocessing, train, evaluation, engine_name, splits, notes=tuple(notes))
+
+
+def build_engine(
+    split: Split,
+    settings: DataSettings,
+    size: tuple[int, int],
+    in_memory: bool,
+    device: torch.device,
+    on_decode: Count | None = None,
+    rendering: Rendering = BY_TYPE,
+) -> Engine:
+    """The engine that delivers the pictures of ``split``: from ``device``'s memory, or decoded as it goes."""
+    if in_memory:
+        decoded = decode_split(split, size, settings.fit, on_decode, rendering)
+        # A GPU that kept asking this computer for pictures would wait for most of its time.
+        return MemoryEngine(decoded.images.to(device), torch.from_numpy(split.labels.copy()), decoded.counts)
+    return WorkerEngine(split, size, settings.fit, settings.workers, rendering)
+
+
+def resolve_preprocessing(
+    settings: DataSettings, size: tuple[int, int], engine: Engine, rendering: Rendering = BY_TYPE
+) -> Preprocessing:
+    """With the recipe's mean and std, or those of the training pictures."""
+    if isinstance(settings.mean, str) or isinstance(settings.std, str):
+        measured_mean, measured_std = channel_statistics(_value_counts(engine))
+    mean = measured_mean if isinstance(settings.mean, str) else settings.mean
+    std = measured_std if isinstance(settings.std, str) else settings.std
+    return Preprocessing(size, settings.fit, mean, std, rendering.range, rendering.background)
+
+
+def _value_counts(engine: Engine) -> torch.Tensor:
+    """Of all pictures; where there are very many, of a sample. Int64 [3, 256]."""
+    if len(engine.labels) <= MANY:
+        return engine.value_counts()
+    batches = sample_positions(len(engine.labels)).split(1000)
+    return torch.stack([count_values(images) for images in engine.fetch(batches)]).sum(dim=0)

@@ -1,0 +1,308 @@
+"""What every trained network can do, whatever computes it: classify pictures, and be measured on a split.
+
+One subclass computes with torch, one with onnxruntime. This module imports neither.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from thumbnet.data.images import Picture as DecodedPicture
+from thumbnet.data.images import decode, load_picture
+from thumbnet.data.splits import Data, Split
+from thumbnet.errors import DataError
+from thumbnet.evaluation import Evaluation, evaluate_logits, log_softmax
+from thumbnet.runs.weights_info import WeightsInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Count = Callable[[int, int], None]
+CHANNELS = (1, 3, 4)  # that a picture may have
+ROUNDING = 1e-3  # what resizing and arithmetic may add to a float of [0, 1]: less than half a level of 255
+Picture: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """For one picture: the class names and their probabilities, the likeliest first."""
+
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+    @property
+    def label(self) -> str:
+        """The likeliest class."""
+        return self.labels[0]
+
+    @property
+    def probability(self) -> float:
+        """Of the likeliest class."""
+        return self.probabilities[0]
+
+
+@dataclass(frozen=True)
+class SplitLogits:
+    """What a network says of a split.
+
+    Attributes:
+        split: the pictures, without those that could not be read and were left out.
+        logits: float32 [N, classes], by the network's own class names. Their softmax gives the calibrated
+            probabilities.
+        labels: int64 [N], positions in them.
+        plain: the same logits without test-time augmentation.
+        tta: the test-time augmentation of ``logits``.
+    """
+
+    split: Split
+    logits: np.ndarray
+    labels: np.ndarray
+    plain: np.ndarray
+    tta: str
+
+
+class Classifier(ABC):
+    """A trained network with its preprocessing and class names.
+
+    Attributes:
+        info: what is known of it.
+        class_names: what the columns of its logits mean.
+    """
+
+    def __init__(self, info: WeightsInfo) -> None:
+        self.info = info
+        self.class_names = info.class_names
+
+    @abstractmethod
+    def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:
+        """Logits, float32 [B, classes], of preprocessed pictures, uint8 [B, height, width, 3].
+
+        They are divided by the network's temperature: their softmax gives the calibrated probabilities.
+
+        Args:
+            pixels: from :meth:`thumbnet.data.images.Preprocessing.pixels`.
+            tta: test-time augmentation: ``none``, ``mirror``, ``mirror-shift`` or ``adaptive``; by default
+                the one by which the network's accuracy was measured.
+        """
+
+    @abstractmethod
+    def _logits_of(
+        self, split: Split, tta: str, batch_size: int, on_bad_image: str, on_decode: Count | None
+    ) -> tuple[Split, np.ndarray, np.ndarray]:
+        """A split without the pictures that were left out, its logits with ``tta``, and those without."""
+
+    def predict(
+        self, pictures: Picture | Sequence[Picture], *, tta: str | None = None, batch_size: int = 256
+    ) -> list[Prediction]:
+        """Classify pictures.
+
+        >>> import numpy as np
+        >>> predictor = load_run(run.path)
+        >>> prediction, = predictor.predict(np.zeros((28, 28), dtype=np.uint8))
+        >>> sorted(prediction.labels) == sorted(predictor.class_names)
+        True
+
+        Args:
+            pictures: one or many of: a path; a PIL image of any mode; an array [H, W] or [H, W, 1, 3 or 4];
+                a tensor [C, H, W]. Also an array [B, H, W, C], a tensor [B, C, H, W], or grey pictures
+                [B, H, W] where B cannot be taken for channels. Values are uint8 (or other integers from 0 to
+                255), uint16 from 0 to 65535, or floats in [0, 1]. A network that was trained on pictures of
+                more than 8 bits takes them on the scale of its training pictures instead.
+            tta: test-time augmentation, see :meth:`logits`.
+            batch_size: pictures a forward pass.
+
+        Raises:
+            UnreadableImageError: a picture cannot be decoded.
+            DataError: an array or tensor has another shape or type, or its values are out of range.
+        """
+        images = list(_one_by_one(pictures, self.info.preprocessing.range))
+        predictions = []
+        for start in range(0, len(images), batch_size):
+            pixels = [self.info.preprocessing.pixels(image) for image in images[start : start + batch_size]]
+            predictions += self.predict_pixels(np.stack(pixels), tta=tta)
+        return predictions
+
+    def predict_pixels(self, pixels: np.ndarray, *, tta: str | None = None) -> list[Prediction]:
+        """Classify pictures that are preprocessed already: uint8 [B, height, width, 3]."""
+        probabilities = np.exp(log_softmax(self.logits(pixels, tta=tta)))
+        order = np.argsort(-probabilities, axis=1, kind="stable")
+        ranked = np.take_along_axis(probabilities, order, axis=1)
+        return [
+            Prediction(tuple(self.class_names[i] for i in places), tuple(values))
+            for places, values in zip(order.tolist(), ranked.tolist(), strict=True)
+        ]
+
+    def evaluate(
+        self,
+        data: Any,
+        split: str | None = None,
+        *,
+        tta: str | None = None,
+        batch_size: int = 500,
+        on_bad_image: str = "stop",
+        on_decode: Count | None = None,
+    ) -> Evaluation:
+        """Measure the network on a split of ``data``; see :meth:`classify_split`.
+
+        Args:
+            data: a data set, or what is in Python already, such as ``(images, labels)``.
+            split: of a data set: ``test``, or else ``val``, or else all pictures by default.
+        """
+        if not isinstance(data, Data):
+            from thumbnet.sources.python import load_python
+
+            data = load_python(data, self.class_names)
+        split = split or data.measured_split()
+        found = self.classify_split(
+            data, split, tta=tta, batch_size=batch_size, on_bad_image=on_bad_image, on_decode=on_decode
+        )
+        return evaluate_logits(found.logits, found.labels, self.class_names)
+
+    def classify_split(
+        self,
+        data: Data,
+        split: str,
+        *,
+        tta: str | None = None,
+        batch_size: int = 500,
+        on_bad_image: str = "stop",
+        on_decode: Count | None = None,
+    ) -> SplitLogits:
+        """The logits of every picture in a split of ``data``, whose class names are matched by name.
+
+        Pictures that cannot be read are left out with ``on_bad_image="skip"``.
+
+        Raises:
+            UnreadableImagesError: lists all pictures of the split that cannot be read.
+            DataError: there is no such split, or it has classes that the network does not know.
+        """
+        pictures = data.split(split)
+        unknown = [name for name in data.class_names if name not in self.class_names]
+        if unknown:
+            raise DataError(
+                f"{data.source} has classes that the network does not know: {', '.join(unknown[:10])}. "
+                f"It knows {', '.join(self.class_names[:10])}{', ...' if len(self.class_names) > 10 else ''}"
+            )
+        views = self.info.tta if tta is None else tta
+        chosen, logits, plain = self._logits_of(pictures, views, batch_size, on_bad_image, on_decode)
+        if len(chosen) == 0:
+            raise DataError(f"the split {split!r} of {data.source} has no pictures")
+        position = np.array([self.class_names.index(name) for name in data.class_names])
+        return SplitLogits(chosen, logits, position[chosen.labels], plain, views)
+
+
+def _one_by_one(pictures: Any, limits: tuple[float, float] | None) -> Iterator[DecodedPicture]:
+    if getattr(pictures, "ndim", 0) == 4 or _is_grey_batch(pictures):
+        pictures = list(pictures)
+    many = isinstance(pictures, Sequence) and not isinstance(pictures, str)
+    for picture in pictures if many else [pictures]:
+        yield _decoded(picture, limits)
+
+
+def _is_grey_batch(pictures: Any) -> bool:
+    """Whether an array or tensor of three axes is [B, H, W]: no axis can be that of channels.
+
+    Raises:
+        DataError: an array [3, H, W] could be three grey pictures, or one with channels first.
+    """
+    if getattr(pictures, "ndim", 0) != 3:
+        return False
+    shape = tuple(pictures.shape)
+    if hasattr(pictures, "detach"):
+        return not any(side in CHANNELS for side in (shape[0], shape[2]))
+    if shape[2] in CHANNELS:
+        return False
+    if shape[0] in CHANNELS:
+        raise DataError(
+            f"an array of shape {list(shape)} is no picture [H, W, channels]: move the channels to the end "
+            f"(array.transpose(1, 2, 0)), or give {shape[0]} grey pictures as [{shape[0]}, H, W, 1]"
+        )
+    return True
+
+
+def _decoded(picture: Any, limits: tuple[float, float] | None) -> DecodedPicture:
+    """Any form of a picture, decoded. ``limits`` is the range of the values that the network was trained on,
+    where its pictures had more than 8 bits."""
+    if isinstance(picture, Image.Image):
+        return decode(picture)
+    if isinstance(picture, str | Path):
+        return load_picture(str(picture), str(picture))
+    if hasattr(picture, "detach"):  # a tensor; torch itself need not be there
+        tensor = picture.detach().cpu()
+        if str(tensor.dtype) == "torch.bfloat16":
+            tensor = tensor.float()
+        picture = tensor.numpy()
+        if picture.ndim == 3:
+            if picture.shape[0] not in CHANNELS:
+                hint = ", which must come first" if picture.shape[2] in CHANNELS else ""
+                raise DataError(
+                    f"a tensor of shape {list(picture.shape)} is no picture: expected [C, H, W] with 1, 3 or "
+                    f"4 channels{hint}"
+                )
+            picture = picture.transpose(1, 2, 0)
+    if not isinstance(picture, np.ndarray):
+        raise DataError(
+            f"a {type(picture).__name__} is no picture: expected a path, PIL image, array or tensor"
+        )
+    shape = picture.shape
+    ok = picture.ndim == 2 or (picture.ndim == 3 and shape[2] in CHANNELS)
+    if not ok or 0 in shape or picture.dtype.kind not in "uif":
+        raise DataError(
+            f"an array of {picture.dtype} {list(shape)} is no picture: expected [H, W] or [H, W, 1, 3 or 4], "
+            f"or a tensor [C, H, W], of {_expected(limits)}"
+        )
+    if picture.ndim == 3 and shape[2] == 1:
+        picture = picture[:, :, 0]
+    return _checked(picture, limits)
+
+
+def _expected(limits: tuple[float, float] | None) -> str:
+    if limits is None:
+        return "uint8 or other integers from 0 to 255, uint16 from 0 to 65535, or floats in [0, 1]"
+    low, high = limits
+    return (
+        f"uint8, or values on the scale of the training pictures, where {low:g} is black and {high:g} white"
+    )
+
+
+def _checked(values: np.ndarray, limits: tuple[float, float] | None) -> np.ndarray:
+    """Values of a picture in a type that :class:`thumbnet.data.images.Rendering` takes.
+
+    Nothing is clipped or guessed from one picture's values: what is on no scale known here is refused.
+
+    Raises:
+        DataError: values that are not finite, or out of range.
+    """
+    if values.dtype == np.uint8:
+        return values
+    kind = values.dtype.kind
+    if kind == "f" and not np.isfinite(values).all():
+        raise DataError(
+            f"a picture with values that are not finite (NaN or infinity): expected {_expected(limits)}"
+        )
+    low, high = values.min().item(), values.max().item()
+    wrong = DataError(
+        f"a picture of {values.dtype} with values from {low:g} to {high:g}: expected {_expected(limits)}"
+    )
+    if limits is not None:
+        span = limits[1] - limits[0]
+        unit = kind == "f" and span > 8 and low >= 0 and 0 < high <= 1  # [0, 1] where raw values are expected
+        if high < limits[0] - span or low > limits[1] + span or unit:
+            raise wrong
+        return values if values.dtype == np.uint16 or kind == "f" else values.astype(np.float64)
+    if kind == "f":
+        if low < -ROUNDING or high > 1 + ROUNDING:
+            raise wrong
+        return values
+    if values.dtype == np.uint16 and (high > 255 or high == 0):
+        return values
+    if values.dtype == np.uint16 or low < 0 or high > 255:
+        raise wrong
+    return values.astype(np.uint8)

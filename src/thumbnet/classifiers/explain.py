@@ -1,0 +1,87 @@
+"""Why a network says what it says: where it looks, and which labels it has reason to doubt.
+
+Both need no more than logits or probabilities, so they work the same for a run and for an exported model.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thumbnet.classifiers.base import Classifier
+from thumbnet.evaluation import log_softmax
+
+BATCH = 512  # covered pictures a forward pass
+
+
+def occlusion_map(classifier: Classifier, pixels: np.ndarray, label: int) -> np.ndarray:
+    """Where the network looks: what covering each place costs the class (Zeiler & Fergus 2014).
+
+    A patch a quarter as wide and high as the picture, in the picture's mean colour, is laid on every place of
+    a grid. What it takes from the logarithm of the class' probability counts for the pixels that it covers.
+
+    Args:
+        classifier: is asked for logits only.
+        pixels: uint8 [height, width, 3], preprocessed.
+        label: the class, a position in its class names.
+
+    Returns:
+        float32 [height, width], 0 (covering it costs nothing, or helps) to 1 (the most).
+    """
+    height, width = pixels.shape[:2]
+    patch = (max(2, height // 4), max(2, width // 4))
+    step = (max(1, height // 16), max(1, width // 16))
+    grey = pixels.reshape(-1, 3).mean(axis=0).round().astype(np.uint8)
+    corners = [
+        (y, x)
+        for y in range(-patch[0] // 2, height - patch[0] // 2, step[0])
+        for x in range(-patch[1] // 2, width - patch[1] // 2, step[1])
+    ]
+    places = [(slice(max(0, y), y + patch[0]), slice(max(0, x), x + patch[1])) for y, x in corners]
+    before = log_softmax(classifier.logits(pixels[None], tta="none"))[0, label]
+    cost, covered = np.zeros((height, width)), np.zeros((height, width))
+    for start in range(0, len(places), BATCH):
+        chosen = places[start : start + BATCH]
+        views = np.repeat(pixels[None], len(chosen), axis=0)
+        for view, place in zip(views, chosen, strict=True):
+            view[place] = grey
+        after = log_softmax(classifier.logits(views, tta="none"))[:, label]
+        for place, value in zip(chosen, after, strict=True):
+            cost[place] += before - value
+            covered[place] += 1
+    heat = np.clip(cost / covered, 0, None)
+    lit: np.ndarray = (heat / max(heat.max(), 1e-9)).astype(np.float32)
+    return lit
+
+
+def lit(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A picture (uint8 [H, W, 3]) with light where ``heat`` (float [H, W], 0 to 1) is."""
+    shown: np.ndarray = (pixels * (0.12 + 0.88 * heat[..., None])).round().astype(np.uint8)
+    return shown
+
+
+def likely_label_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Pictures whose label is probably wrong, the likeliest first: confident learning.
+
+    A class' threshold is its mean probability on the pictures with that label. A picture is doubted if, among
+    the classes whose thresholds its probabilities reach, the likeliest is not its label. It is ranked by how
+    far the label's probability is behind. The probabilities must come from a network that was not trained on
+    these pictures. Northcutt et al. 2021, https://arxiv.org/abs/1911.00068
+
+    Args:
+        probabilities: float [N, classes].
+        labels: int64 [N].
+
+    Returns:
+        Their positions, int64 [M].
+    """
+    classes = probabilities.shape[1]
+    own = probabilities[np.arange(len(labels)), labels]
+    counts = np.bincount(labels, minlength=classes)
+    thresholds = np.where(
+        counts > 0, np.bincount(labels, own, minlength=classes) / np.maximum(counts, 1), np.inf
+    )
+    sure = np.where(probabilities >= thresholds, probabilities, -1.0)
+    doubted = np.flatnonzero((sure.max(axis=1) >= 0) & (sure.argmax(axis=1) != labels))
+    margin = own[doubted] - probabilities[doubted].max(axis=1)
+    found: np.ndarray = doubted[np.argsort(margin, kind="stable")]
+    return found

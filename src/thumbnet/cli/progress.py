@@ -1,0 +1,253 @@
+"""The progress of a training, and of other work on many pictures.
+
+On a terminal there is a live bar; where the output is a file or a pipe there are plain lines.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from thumbnet.cli.console import duration, note, progress_console
+from thumbnet.reports.summary import percent
+from thumbnet.training.listener import StoppableListener
+
+if TYPE_CHECKING:
+    from rich.progress import Task
+
+    from thumbnet.batches.prepare import Prepared
+    from thumbnet.data.splits import Data
+    from thumbnet.runs.folder import Run
+    from thumbnet.training.fit import EpochResult, StepResult, TrainingState
+
+PLAIN_EVERY = 10.0  # seconds between plain lines of progress
+
+
+def _why_no_kernels(state: TrainingState) -> str | None:
+    """Why a training on the CPU has to do without the compiled kernels; None where it has them or a GPU."""
+    if state.device.type != "cpu" or state.uses_kernels:
+        return None
+    if state.compiled:
+        return "torch.compile takes their place"
+    from thumbnet.kernels.build import why_off
+
+    return why_off() or "they compute in bf16, and the recipe has training.precision = 'fp32'"
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        rate = task.fields.get("rate")
+        return Text("" if rate is None else f"{rate:,.0f} pictures/s", style="cyan")
+
+
+class TrainingDisplay(StoppableListener):
+    """A listener that shows a training. Use as a context manager."""
+
+    def __init__(self, say_line: Callable[[str], None] = note) -> None:
+        """Show on stderr; ``say_line`` prints the plain lines where stderr is no terminal."""
+        super().__init__()
+        self.live = progress_console.is_terminal
+        self._say_line = say_line
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            _RateColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=progress_console,
+            transient=True,
+            disable=not self.live,
+            expand=True,
+        )
+        self.tasks: dict[str, TaskID] = {}
+        self._epochs = 0
+        self._last_line = time.monotonic()
+        self._began: tuple[float, int] | None = None
+
+    def __enter__(self) -> TrainingDisplay:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def on_download(self, done: int, total: int | None) -> None:
+        """Show a download in megabytes."""
+        self._advance("downloading (MB)", done // 1_000_000, None if total is None else total // 1_000_000)
+
+    def on_data(self, data: Data) -> None:
+        """Say what was found."""
+        counts = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
+        self._line(f"data    {data.source}: {data.layout}; {len(data.class_names)} classes; {counts}")
+        for text in data.notes:
+            self._line(f"        {text}")
+
+    def on_decode(self, done: int, total: int) -> None:
+        """Show the decoding of a split."""
+        self._advance("decoding", done, total)
+
+    def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:
+        """Say what is about to be trained, and how the outcome is chosen."""
+        super().on_start(run, state, prepared)
+        if prepared.skipped:
+            self._line(
+                f"        {len(prepared.skipped)} picture(s) left out, see {run.path / 'skipped.jsonl'}"
+            )
+        for text in prepared.notes:
+            self._line(f"        {text}")
+        if state.world.size > 1:
+            self._line(f"        {state.world.size} processes")
+        for task in self.tasks.values():
+            self.progress.remove_task(task)
+        self.tasks.clear()
+        recipe, pre = state.recipe, prepared.preprocessing
+        self._epochs = recipe.training.epochs
+        parameters = sum(p.numel() for p in state.model.parameters())
+        self._line(
+            f"recipe  {recipe.name}: {recipe.model.name}, {parameters:,} parameters; seed {recipe.seed}"
+        )
+        self._line(
+            f"        {state.total_steps:,} steps of {prepared.train.batch_size} pictures, "
+            f"{pre.size[0]}x{pre.size[1]} ({pre.fit}), from {prepared.engine}; "
+            f"{'bf16' if state.bf16 else 'fp32'} on {state.device}"
+            f"{' with kernels' if state.uses_kernels else ''}"
+        )
+        off = _why_no_kernels(state)
+        if off:
+            self._line(f"        without the faster CPU kernels: {off}")
+        continued = run.settings.get("continues")
+        if isinstance(continued, dict):
+            from thumbnet.training.schedules import factor_at
+
+            total = state.total_steps
+            first, last = (percent(factor_at(recipe.schedule, step, total)) for step in (0, total - 1))
+            before = f"{continued.get('run')} after {continued.get('epochs')} epoch(s)"
+            self._line(f"        continues {before}: its weights, a new optimizer")
+            self._line(
+                f"        the learning rate starts again at {first} of the recipe's and ends at {last}"
+            )
+        measured = prepared.evaluation.keys() - {"calibration"}
+        if not measured:
+            self._line("        all pictures are trained on: no accuracy is measured, the last epoch is kept")
+        elif "test" not in measured:
+            self._line(
+                "        the best epoch on val is kept; its accuracy is optimistic, as it was chosen by it"
+            )
+        elif "val" in measured:
+            self._line("        the best epoch on val is kept; test is looked at once, at the end")
+        else:
+            self._line("        no val split: the last epoch is kept; test accuracies are only reported")
+        every, sample = recipe.evaluation.every, recipe.evaluation.sample
+        if measured and sample and every != 1:
+            self._line(
+                f"        an accuracy with ~ is of up to {sample:,} pictures; /s is pictures per second"
+            )
+        if recipe.training.compile:
+            missing = "left out, for there is no C++ compiler (g++ or clang++)"
+            self._line(f"        torch.compile: {'in use' if state.compiled else missing}")
+        self._line(f"run     {run.path}")
+        if state.step:
+            at = f"epoch {state.epoch + 1}, step {state.step} of {state.total_steps}"
+            self._line(f"        resumed in {at}")
+        self._began = (time.monotonic(), state.step)
+
+    def on_step(self, step: StepResult) -> None:
+        """Move the bar, or print a line now and then."""
+        total = step.steps_per_epoch * self._epochs
+        if step.skipped:
+            self._line(f"        step {step.step} skipped: its loss or gradient is not finite")
+        assert self._began is not None
+        elapsed, steps = time.monotonic() - self._began[0], step.step - self._began[1]
+        per_step = step.pictures / step.step_in_epoch
+        rate = steps * per_step / elapsed if elapsed else 0.0
+        loss = "" if step.loss is None else f"loss {step.loss:.3f}"
+        if self.live:
+            text = f"epoch {step.epoch}/{self._epochs}"
+            if "train" not in self.tasks:
+                self.tasks["train"] = self.progress.add_task(text, total=total, loss=loss, rate=rate)
+            self.progress.update(
+                self.tasks["train"], description=text, completed=step.step, loss=loss, rate=rate
+            )
+        elif time.monotonic() - self._last_line > PLAIN_EVERY:
+            left = (total - step.step) * elapsed / max(1, steps)
+            self._line(
+                f"epoch {step.epoch}/{self._epochs}  step {step.step_in_epoch}/{step.steps_per_epoch}  "
+                f"{rate:,.0f} pictures/s  {loss}  {duration(left)} left"
+            )
+
+    def on_epoch(self, result: EpochResult) -> None:
+        """A line for each epoch, of at most 80 characters."""
+        score = "" if math.isnan(result.train_accuracy) else f"  train {100 * result.train_accuracy:.0f} %"
+        if result.score is not None:
+            score += f"  {result.score.split} {percent(result.score.accuracy)}"
+        elif result.sample is not None:
+            score += f"  {result.sample.split} ~{100 * result.sample.accuracy:.0f} %"
+        width = len(str(self._epochs))
+        self._line(
+            f"epoch {result.epoch:{width}}/{self._epochs}  loss {result.loss:.3f}  lr {result.lr:<6.2g}  "
+            f"{result.pictures_per_second:,.0f}/s  {duration(result.seconds)}{score}"
+        )
+
+    def on_note(self, text: str) -> None:
+        """A line of what was found."""
+        self._line(f"        {text}")
+
+    def _advance(self, what: str, done: int, total: int | None) -> None:
+        if self.live:
+            if what not in self.tasks:
+                self.tasks[what] = self.progress.add_task(what, total=total, loss="", rate=None)
+            self.progress.update(self.tasks[what], completed=done, total=total)
+        elif time.monotonic() - self._last_line > PLAIN_EVERY:
+            self._line(f"{what} {done:,}" + ("" if total is None else f" of {total:,}"))
+
+    def _line(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        if self.live:
+            text = textwrap.fill(
+                text, self.progress.console.width, subsequent_indent=" " * 8, replace_whitespace=False,
+                drop_whitespace=True, break_long_words=False, break_on_hyphens=False,
+            )  # fmt: skip
+            self.progress.console.print(text, markup=False, soft_wrap=True)
+        else:
+            self._say_line(text)
+
+
+@contextmanager
+def counting(what: str) -> Iterator[_Counter]:
+    """A bar for work on many pictures; nothing where stderr is no terminal."""
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=progress_console,
+        transient=True,
+        disable=not progress_console.is_terminal,
+    )
+    with progress:
+        yield _Counter(progress, what)
+
+
+class _Counter:
+    def __init__(self, progress: Progress, what: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(what, total=None)
+
+    def __call__(self, done: int, total: int | None) -> None:
+        self._progress.update(self._task, completed=done, total=total)

@@ -1,0 +1,251 @@
+"""Results as text: what ``evaluate``, ``predict`` and ``data`` print."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from thumbnet.cli.console import duration, json_line, say, table
+from thumbnet.errors import printable
+from thumbnet.invocation import command
+from thumbnet.reports.summary import (
+    NOTHING_MEASURED,
+    OPTIMISTIC,
+    describe_calibration,
+    is_optimistic,
+    percent,
+)
+
+if TYPE_CHECKING:
+    from thumbnet.classifiers.base import Prediction
+    from thumbnet.data.images import Fit
+    from thumbnet.data.splits import Data
+    from thumbnet.evaluation import Evaluation
+    from thumbnet.reports.comparison import Difference, Group
+    from thumbnet.reports.inspection import Inspection
+    from thumbnet.runs.folder import Run
+
+
+def show_summary(run: Run) -> None:
+    """Print how a training came out, and what to do next."""
+    summary = run.summary
+    if summary["accuracy"] is None:
+        say(NOTHING_MEASURED)
+    else:
+        tta = "" if summary["tta"] == "none" else f", test-time augmentation {summary['tta']}"
+        low, high = summary["accuracy_interval"]
+        say(
+            f"{summary['split']} accuracy {percent(summary['accuracy'])} (95 % interval {100 * low:.2f} to "
+            f"{100 * high:.2f}; epoch {summary['kept_epoch']}, {summary['kept_by']}{tta})"
+        )
+        if is_optimistic(summary):
+            say(f"  {OPTIMISTIC}: measure other pictures, too")
+        if summary["tta"] != "none" and summary.get("accuracy_plain") is not None:
+            say(f"  without test-time augmentation {percent(summary['accuracy_plain'])}")
+    calibration = describe_calibration(summary)
+    if calibration:
+        say(f"  {calibration}")
+    for text in summary.get("warnings", ()):
+        say(text)
+    say(
+        f"{summary['epochs']} epoch(s) in {duration(summary['seconds_training'])} of training, "
+        f"{duration(summary['seconds_total'])} in all"
+    )
+    say(f"run: {run.path}")
+    say("next:")
+    say(f"  {command('evaluate', run.path)}")
+    say(f"  {command('predict', run.path, 'PICTURE...')}")
+
+
+def show_evaluation(
+    result: Evaluation, where: str, tta: str, plain: float | None = None, lines: Sequence[str] = ()
+) -> None:
+    """Print measures, classes, and confusions: the matrix, or the worst of it for many classes.
+
+    Args:
+        result: with the test-time augmentation ``tta``.
+        where: of which data and split.
+        tta: its name.
+        plain: accuracy without it.
+        lines: about the data, such as leaks.
+    """
+    low, high = result.interval
+    with_tta = "" if tta == "none" else f" (test-time augmentation: {tta})"
+    say(f"{where}: {result.pictures:,} pictures{with_tta}")
+    say(f"accuracy           {percent(result.accuracy)}  (95 % interval {100 * low:.2f} to {100 * high:.2f})")
+    if tta != "none" and plain is not None:
+        say(f"  without it       {percent(plain)}  (each picture seen once, as it is)")
+    if abs(result.balanced_accuracy - result.accuracy) > 1e-9:
+        say(f"balanced accuracy  {percent(result.balanced_accuracy)}  (each class counts the same)")
+    if result.top5 is not None:
+        say(f"top-5 accuracy     {percent(result.top5)}")
+    say(f"loss               {result.loss:.4f}")
+    say(f"calibration error  {percent(result.calibration_error)}")
+    for text in lines:
+        say(text)
+    say()
+    rows = [
+        [s.name, f"{s.pictures:,}", percent(s.precision), percent(s.recall), percent(s.f1)]
+        for s in result.classes
+    ]
+    say(table(["class", "pictures", "precision", "recall", "F1"], rows))
+    if len(result.classes) <= 20:
+        say("\nconfusion (rows: true, columns: predicted)")
+        numbers = [str(number) for number in range(len(result.classes))]
+        rows = [
+            [f"{number} {score.name}", *map(str, counts)]
+            for number, score, counts in zip(numbers, result.classes, result.confusion, strict=True)
+        ]
+        say(table(["", *numbers], rows))
+    else:
+        say("\nmost frequent confusions (true → predicted)")
+        names = [score.name for score in result.classes]
+        pairs = [
+            (count, names[true], names[predicted])
+            for true, row in enumerate(result.confusion)
+            for predicted, count in enumerate(row)
+            if true != predicted and count
+        ]
+        for count, true_name, predicted_name in sorted(pairs, reverse=True)[:10]:
+            say(f"  {true_name} → {predicted_name}: {count}")
+
+
+def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] | None) -> None:
+    """Print a line a run, a line a group, and the tests of their differences (None: they cannot be had)."""
+    rows = []
+    for group in groups:
+        for run in group.runs:
+            summary = run.summary
+            low, high = summary["accuracy_interval"] or (0.0, 0.0)
+            measured = summary["accuracy"] is not None
+            rows.append([
+                printable(str(run.path)), group.name, str(run.recipe.seed), str(summary["epochs"]),
+                percent(summary["accuracy"]) if measured else "-",
+                f"{100 * low:.2f} to {100 * high:.2f}" if measured else "-",
+                summary["tta"], _plain_accuracy(summary), duration(summary["seconds_total"]),
+            ])  # fmt: skip
+    first = groups[0].runs[0].summary
+    split = first["split"] or ""
+    heads = ["run", "recipe", "seed", "epochs", f"{split} accuracy".strip(), "95 % interval", "tta",
+             "without tta", "time"]  # fmt: skip
+    say(table(heads, rows, left=2))
+    if first["accuracy"] is None:
+        say(f"\n{NOTHING_MEASURED}")
+        return
+    if any(is_optimistic(run.summary) for group in groups for run in group.runs):
+        say(f"\n{split} accuracy: {OPTIMISTIC}.")
+    if all(len(group.runs) == 1 for group in groups):
+        if len(groups) > 1:
+            say("\nOne run each: whether they differ by more than chance, repeated seeds would tell.")
+        return
+    say()
+    rows = [
+        [
+            group.name, str(len(group.runs)), percent(group.mean),
+            "-" if group.deviation is None else f"{100 * group.deviation:.2f}",
+        ]
+        for group in groups
+    ]  # fmt: skip
+    say(table(["recipe", "runs", "mean accuracy", "standard deviation"], rows))
+    if len(groups) > 1 and differences is not None and not differences:
+        say("\nNo test of the difference: it takes two runs or more of each, not all equally accurate.")
+    for one in differences or []:
+        low, high = one.interval
+        say(
+            f"\n{one.second} against {one.first}: {100 * one.difference:+.2f} points "
+            f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}; p = {one.p:.2g}, Welch's t-test)"
+        )
+
+
+def _plain_accuracy(summary: dict[str, Any]) -> str:
+    """Without test-time augmentation; "-" for runs of versions that did not note it."""
+    plain = summary.get("accuracy_plain", summary["accuracy"] if summary["tta"] == "none" else None)
+    return "-" if plain is None else percent(plain)
+
+
+def prediction_printer(
+    shape: Literal["table", "json", "csv"], top: int
+) -> Callable[[list[tuple[str, Prediction | str]]], None]:
+    """A function that prints some pictures' predictions, or the reasons why there are none.
+
+    Args:
+        shape: an aligned table, a JSON object a line, or comma-separated values (the head is printed now).
+        top: how many classes of each picture.
+    """
+
+    def pairs(result: Prediction) -> list[tuple[str, float]]:
+        return list(zip(result.labels[:top], result.probabilities[:top], strict=True))
+
+    def as_json(results: list[tuple[str, Prediction | str]]) -> None:
+        for name, result in results:
+            if isinstance(result, str):
+                line: dict[str, Any] = {"path": name, "error": result}
+            else:
+                classes = [{"class": label, "probability": round(p, 6)} for label, p in pairs(result)]
+                line = {"path": name, "predictions": classes}
+            say(json_line(line))
+
+    def as_table(results: list[tuple[str, Prediction | str]]) -> None:
+        rows = []
+        for name, result in results:
+            if isinstance(result, str):
+                rows.append([printable(name), f"cannot be read: {result}"])
+            else:
+                cells = [cell for label, p in pairs(result) for cell in (label, f"{100 * p:.1f} %")]
+                rows.append([printable(name), *cells])
+        if rows:
+            say(table(["picture", *["class", "probability"] * top], rows))
+
+    if shape == "json":
+        return as_json
+    if shape == "table":
+        return as_table
+
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    heads = [head for k in range(1, top + 1) for head in (f"class_{k}", f"probability_{k}")]
+    writer.writerow(["path", *heads, "error"])
+
+    def as_csv(results: list[tuple[str, Prediction | str]]) -> None:
+        for name, result in results:
+            if isinstance(result, str):
+                writer.writerow([name, *[""] * (2 * top), result])
+            else:
+                cells = [cell for label, p in pairs(result) for cell in (label, f"{p:.6f}")]
+                writer.writerow([name, *cells, ""])
+
+    return as_csv
+
+
+def show_inspection(data: Data, found: Inspection, fit: Fit) -> None:
+    """Print what is in a data set."""
+    say(f"source     {printable(data.source)}")
+    say(f"layout     {printable(data.layout)}")
+    for text in (*data.notes, *found.notes):
+        say(f"           {printable(text)}")
+    sizes = ", ".join(f"{h}x{w} ({count:,})" for (h, w), count in found.sizes[:6])
+    more = f", and {len(found.sizes) - 6} more" if len(found.sizes) > 6 else ""
+    say(f"sizes      {sizes or '-'}{more}  (height x width)")
+    say(f"modes      {', '.join(f'{mode} ({count:,})' for mode, count in found.modes) or '-'}")
+    say(f"shown as   {found.image_size[0]}x{found.image_size[1]} RGB, fit: {fit}")
+    say(f"mean, std  {_numbers(found.mean)}; {_numbers(found.std)}  (training pictures, in [0, 1])")
+    say(f"repeated   {found.repeated:,} picture(s) repeat another of their split")
+    say(f"shared     {len(found.duplicates):,} picture(s) stand in two splits")
+    for first, second in found.duplicates[:10]:
+        say(f"           {first[0]}: {printable(first[1])} = {second[0]}: {printable(second[1])}")
+    say(f"conflicts  {len(found.conflicts):,} picture(s) in two classes")
+    for group in found.conflicts[:10]:
+        say("           " + " = ".join(f"{split}: {printable(name)} ({of})" for split, name, of in group[:4]))
+    say(f"unreadable {len(found.unreadable):,} file(s)")
+    for name, reason in found.unreadable[:50]:
+        say(f"           {printable(name)}: {printable(reason)}")
+    say()
+    splits = list(found.counts)
+    rows = [[name, *(f"{found.counts[split][name]:,}" for split in splits)] for name in data.class_names]
+    rows.append(["all", *(f"{sum(found.counts[split].values()):,}" for split in splits)])
+    say(table(["class", *splits], rows))
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)

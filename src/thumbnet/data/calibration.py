@@ -1,0 +1,73 @@
+"""The training pictures that are set aside to calibrate a network's probabilities on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from thumbnet.data.splits import Data
+from thumbnet.recipes.settings import DataSettings
+
+SPLIT = "calibration"
+FEWEST = 20  # pictures: from fewer the temperature would be guesswork
+LARGEST_PART = 20  # at most one training picture in so many is set aside
+
+
+def with_calibration_split(data: Data, settings: DataSettings) -> Data:
+    """``data`` with a split ``calibration`` set aside from ``train``, as a training with ``settings`` has it.
+
+    Nothing is set aside where the data have a ``val`` split, which then serves, or where a twentieth of the
+    training pictures would be fewer than ``FEWEST``. Every class is represented by its share. Pictures are
+    chosen by a hash of their names, and pictures of a group stay together, as in the other splits.
+    """
+    train = data.splits["train"]
+    count = min(settings.calibration_pictures, len(train) // LARGEST_PART)
+    if {"val", SPLIT} & data.splits.keys() or count < FEWEST:
+        return data
+    seed = settings.split_seed + 2
+    groups = data.groups.get("train")
+    if groups is None:
+        chosen = _stratified((train.name(i) for i in range(len(train))), train.labels, count, seed)
+    else:
+        chosen = _whole_groups(groups, count, seed)
+    if chosen.sum() < FEWEST:
+        return data
+    kept, taken = np.flatnonzero(~chosen), np.flatnonzero(chosen)
+    parts = dict(data.groups)
+    if groups is not None:
+        parts |= {"train": groups[kept], SPLIT: groups[taken]}
+    splits = {**data.splits, "train": train.subset(kept), SPLIT: train.subset(taken)}
+    return replace(data, splits=splits, groups=parts)
+
+
+def _stratified(names: Iterable[str], labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """``count`` pictures, of each class its share, by a hash of their names: bool [N]."""
+    hashes = np.array([_hash(name, seed) for name in names], dtype=np.uint64)
+    order = np.lexsort((hashes, labels))  # by class, and within a class by hash
+    ordered = labels[order]
+    sizes = np.bincount(labels)
+    starts = np.cumsum(sizes) - sizes
+    depth = (np.arange(len(order)) - starts[ordered] + 0.5) / sizes[ordered]  # 0 to 1 within each class
+    chosen = np.zeros(len(order), dtype=bool)
+    chosen[order[np.lexsort((hashes[order], depth))[:count]]] = True
+    return chosen
+
+
+def _whole_groups(groups: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Groups by a hash of their names, as many as fit into ``count`` pictures: bool [N]."""
+    names, numbers, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    chosen, left = np.zeros(len(names), dtype=bool), count
+    for place in sorted(range(len(names)), key=lambda one: _hash(str(names[one]), seed)):
+        if sizes[place] <= left:
+            chosen[place] = True
+            left -= int(sizes[place])
+    taken: np.ndarray = chosen[numbers]
+    return taken
+
+
+def _hash(name: str, seed: int) -> int:
+    text = f"{seed}\0{name}".encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")

@@ -1,0 +1,1 @@
+"""What leaves the project: exported models, the Hugging Face Hub."""

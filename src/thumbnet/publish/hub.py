@@ -1,0 +1,200 @@
+"""Runs on the Hugging Face Hub: published with a card, fetched by ``hf:OWNER/NAME`` (the extra ``hub``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from thumbnet.errors import RunError
+from thumbnet.models import count_parameters
+from thumbnet.reports.comparison import read_metrics
+from thumbnet.reports.summary import NOTHING_MEASURED, OPTIMISTIC, describe_calibration, is_optimistic
+from thumbnet.runs.folder import Run
+from thumbnet.runs.weights import WEIGHTS_NAME, hub_reason, import_hub, read_weights
+from thumbnet.version import __version__
+
+PREFIX = "hf:"
+PUBLISHED = (WEIGHTS_NAME, "recipe.toml", "summary.json", "environment.json", "metrics.jsonl", "metrics.csv")
+LISTED_CLASSES = 100
+MEASURED = """It was measured on the split above and nowhere else; on pictures from another source expect
+less, and measure."""
+NOT_MEASURED = "Measure it on pictures of your own before you use it."
+CARD = """---
+{metadata}
+---
+
+# {title}
+
+A {network} that tells {classes} classes of small pictures apart
+({size} pixels), trained from scratch by thumbnet {version}.
+
+## Use
+
+Install thumbnet {version} or newer from a clone of its repository. With the clone in the folder `thumbnet`:
+
+```sh
+pip install './thumbnet[train,hub]'
+thumbnet predict {address} picture.jpg
+```
+
+```python
+import thumbnet
+
+predictor = thumbnet.load_run("{address}")
+print(predictor.predict("picture.jpg")[0].label)
+```
+
+## Results
+
+{results}
+
+## Data
+
+{data}, fingerprint `{fingerprint}`. Classes: {names}.
+
+## Intended use, and limits
+
+For pictures like those of the data above, of just these classes: whatever else is shown to it gets one of
+their names, too. {limits} What is unevenly represented in the
+data is unevenly recognised. Nothing is known of its robustness to deliberate attacks.
+
+## Training
+
+{epochs} epochs, {seconds} s of training on {device}.
+The same recipe, data, seed and device give the same weights.
+
+```toml
+{recipe}
+```
+"""
+
+
+def push(run: Run, repository: str, *, private: bool = False, licence: str | None = None) -> str:
+    """Publish a run, with a model card, in one commit.
+
+    The folder's own notes (``run.json``: where the data lie on this computer) and its checkpoint stay here.
+
+    Args:
+        run: complete.
+        repository: ``OWNER/NAME`` or ``hf:OWNER/NAME``; made if it is not there.
+        private: whether a new one is.
+        licence: of the weights, by the Hub's names, as ``mit``.
+
+    Returns:
+        Its address.
+
+    Raises:
+        RunError: the run is not complete, or the Hub refuses.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    hub = import_hub()
+    card = model_card(run, repository.removeprefix(PREFIX), licence)
+    api = hub.HfApi(library_name="thumbnet", library_version=__version__)
+    add = hub.CommitOperationAdd
+    changes = [add("README.md", card.encode())]
+    changes += [add(name, run.path / name) for name in PUBLISHED if (run.path / name).is_file()]
+    name = repository.removeprefix(PREFIX)
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        api.create_commit(name, changes, commit_message=f"Trained by thumbnet {__version__}")
+    except Exception as error:  # the library raises a different class for every way to fail
+        raise RunError(f"cannot publish {name}: {hub_reason(error)}") from None
+    return f"{api.endpoint}/{name}"
+
+
+def model_card(run: Run, name: str, licence: str | None = None) -> str:
+    """A README for the Hub: results, data, recipe, intended use; and what the Hub reads of them."""
+    hub = import_hub()
+    summary, recipe = run.summary, run.recipe
+    weights, info = read_weights(run.weights_path)
+    parameters = count_parameters(weights, info.model, len(info.class_names))
+    data = _public_name(info.source)
+    metadata = hub.ModelCardData(
+        license=licence,
+        library_name="thumbnet",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "thumbnet", recipe.model.name],
+        datasets=[data.removeprefix(PREFIX)] if data.startswith(PREFIX) else None,
+        model_name=name.rpartition("/")[2],
+        eval_results=_eval_results(hub, summary, data),
+    )
+    pre = info.preprocessing
+    names = info.class_names[:LISTED_CLASSES]
+    rest = len(info.class_names) - len(names)
+    return CARD.format(
+        metadata=metadata.to_yaml(),
+        title=name.rpartition("/")[2],
+        address=PREFIX + name,
+        network=f"{recipe.model.name} of {parameters:,} parameters",
+        classes=len(info.class_names),
+        size=f"{pre.size[1]}x{pre.size[0]}",
+        version=info.thumbnet,
+        results=_results(run, summary),
+        limits=MEASURED if summary["accuracy"] is not None else NOT_MEASURED,
+        data=data,
+        fingerprint=info.fingerprint,
+        names=", ".join(names) + (f", and {rest} more" if rest else ""),
+        epochs=summary["epochs"],
+        seconds=f"{summary['seconds_training']:,.0f}",
+        device=run.environment["hardware"].get("device", "an unknown device"),
+        recipe=recipe.to_toml().strip(),
+    )
+
+
+def _eval_results(hub: Any, summary: dict[str, Any], data: str) -> list[Any] | None:
+    """What the Hub shows of the accuracies; None where nothing was measured."""
+    if summary["accuracy"] is None:
+        return None
+    values = {"accuracy": summary["accuracy"]}
+    if summary["tta"] != "none" and summary.get("accuracy_plain") is not None:
+        values = {
+            f"accuracy (test-time augmentation {summary['tta']})": summary["accuracy"],
+            "accuracy (without test-time augmentation)": summary["accuracy_plain"],
+        }
+    return [
+        hub.EvalResult(
+            task_type="image-classification",
+            dataset_type=data.removeprefix(PREFIX),
+            dataset_name=data,
+            dataset_split=summary["split"],
+            metric_type="accuracy",
+            metric_name=name,
+            metric_value=value,
+        )
+        for name, value in values.items()
+    ]
+
+
+def _results(run: Run, summary: dict[str, Any]) -> str:
+    """The card's table of accuracies, and how they came about."""
+    split = summary["split"]
+    if summary["accuracy"] is None:
+        return f"{NOTHING_MEASURED[0].upper()}{NOTHING_MEASURED[1:]}. One training, seed {run.recipe.seed}."
+    low, high = (100 * bound for bound in summary["accuracy_interval"])
+    lines = [
+        "| split | accuracy | 95 % interval | loss | test-time augmentation |",
+        "| --- | --- | --- | --- | --- |",
+        f"| {split} | {100 * summary['accuracy']:.2f} % | {low:.2f} to {high:.2f} | {summary['loss']:.4f} "
+        f"| {summary['tta']} |",
+    ]
+    if summary["tta"] != "none" and summary.get("accuracy_plain") is not None:
+        lines.append(f"| {split} | {100 * summary['accuracy_plain']:.2f} % | | | none |")
+    looked = [line for line in read_metrics(run) if f"{split}_accuracy" in line]
+    if is_optimistic(summary):
+        chosen = f"{OPTIMISTIC[0].upper()}{OPTIMISTIC[1:]}."
+    elif summary["kept_by"] == "best on val":
+        chosen = f"The epoch was chosen on a split of its own; {split} was looked at once."
+    else:
+        chosen = f"The last epoch was kept; {split} was reported {len(looked)} time(s) on the way."
+    calibration = describe_calibration(summary)
+    sentences = [f"One training, seed {run.recipe.seed}.", chosen]
+    sentences += [f"{calibration[0].upper()}{calibration[1:]}."] if calibration else []
+    found = [*(summary.get("repeats") or {}).get("lines", ()), *summary.get("warnings", ())]
+    return "\n".join(
+        [*lines, "", " ".join(sentences), *(f"\n{text[0].upper()}{text[1:]}." for text in found)]
+    )
+
+
+def _public_name(source: str) -> str:
+    """Of data: what a stranger may know. Where they lie on a computer is nobody's business."""
+    return source if source.startswith(PREFIX) else Path(source).name

@@ -1,0 +1,1 @@
+"""Every setting of a training, and the recipes that come with thumbnet."""

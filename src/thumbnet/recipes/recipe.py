@@ -1,0 +1,185 @@
+"""A recipe: every setting of a training, in one frozen object and one TOML file.
+
+Same recipe + same data + same seed = same result, so nothing that changes a result may be set
+anywhere else. What may be set, and what is checked, is in :mod:`thumbnet.recipes.settings`.
+
+    recipe = load_recipe("fast", ["training.epochs=4", "optimizer.lr=0.2"])
+    print(recipe.to_toml())
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from thumbnet.errors import RecipeError, nearest, printable
+from thumbnet.invocation import command, quoted
+from thumbnet.recipes.settings import (
+    SMALLEST_BATCH,
+    AugmentSettings,
+    CheckpointSettings,
+    DataSettings,
+    EvaluationSettings,
+    ModelSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    TrainingSettings,
+    check,
+    not_resting,
+)
+from thumbnet.recipes.tables import build, known_keys, plain, unknown_key
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training, but for the data. ``seed`` decides every random choice."""
+
+    name: str = "custom"
+    description: str = ""
+    seed: int = 0
+    data: DataSettings = field(default_factory=DataSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+
+    def __post_init__(self) -> None:
+        check(0 <= self.seed < 2**63, "seed", "a number from 0 to 2**63 - 1", self.seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain dictionaries, lists, numbers and strings; what is None is left out."""
+        return typing.cast(dict[str, Any], plain(dataclasses.asdict(self)))
+
+    def to_toml(self) -> str:
+        """As TOML text that :func:`load_recipe` reads back to an equal recipe."""
+        import tomli_w
+
+        return tomli_w.dumps(self.to_dict())
+
+    def override(self, assignments: Iterable[str]) -> Recipe:
+        """With ``"section.key=value"`` applied; the value is TOML, or a bare string.
+
+        Raises:
+            RecipeError: an assignment has no ``=``, or its key or value is refused.
+        """
+        settings = self.to_dict()
+        for assignment in assignments:
+            key, equals, text = assignment.partition("=")
+            if not equals:
+                raise RecipeError(f"--set {assignment}: expected KEY=VALUE, such as optimizer.lr=0.05")
+            *sections, last = key.strip().split(".")
+            table = settings
+            for section in sections:
+                inner = table.setdefault(section, {})
+                if not isinstance(inner, dict):
+                    raise unknown_key(key.strip(), known_keys(Recipe))
+                table = inner
+            table[last] = _parse_value(text.strip())
+        return recipe_from_dict(settings)
+
+    def fitted(self, pictures: int) -> Recipe:
+        """For so many training pictures: with the batches and rates that ``training.min_steps`` asks for."""
+        training, optimizer = self.training, self.optimizer
+        if not training.min_steps:
+            return self
+        an_epoch = not_resting(min(pictures, self.data.subset_size or pictures), self.data.skip_easy)
+        size = max(training.epochs * an_epoch // training.min_steps, SMALLEST_BATCH)
+        if size >= training.batch_size:
+            return self
+        factor = (size / training.batch_size) ** 0.5
+        groups = tuple(g if g.lr is None else replace(g, lr=g.lr * factor) for g in optimizer.groups)
+        return replace(
+            self,
+            optimizer=replace(optimizer, lr=optimizer.lr * factor, groups=groups),
+            training=replace(training, batch_size=size),
+        )
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes that come with thumbnet."""
+    folder = resources.files("thumbnet") / "recipes"
+    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by its name or from a TOML file, with ``"key=value"`` overrides applied.
+
+    A file may begin with ``extends = "fast"`` and name only what differs.
+
+    Raises:
+        RecipeError: no such recipe or file, not TOML, or a key is unknown, ill-typed or out of range.
+    """
+    return recipe_from_dict(_read_toml(str(name_or_path), seen=())).override(overrides)
+
+
+def recipe_from_dict(settings: Mapping[str, Any]) -> Recipe:
+    """A checked recipe from nested dictionaries, as TOML gives them; missing keys get their defaults.
+
+    Raises:
+        RecipeError: names the key, what was expected, and the nearest known key.
+    """
+    return build(Recipe, settings)
+
+
+def _read_toml(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    if name in seen:
+        raise RecipeError(f"recipes extend one another in a circle: {' -> '.join((*seen, name))}")
+    path = Path(name)
+    try:
+        if name in recipe_names():
+            text = (resources.files("thumbnet") / "recipes" / f"{name}.toml").read_text("utf-8")
+        elif path.is_file():
+            text = path.read_text("utf-8")
+        elif path.suffix == ".toml":
+            raise _no_recipe_file(path)
+        else:
+            hint = nearest(name, recipe_names())
+            raise RecipeError(f"there is no recipe {name!r}. {hint} A file of your own must end in .toml.")
+        settings = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {name}: {error}") from None
+    except (ValueError, RecursionError) as error:  # also numbers and lists without end
+        raise RecipeError(f"the recipe {name} is not valid TOML: {error}") from None
+    base = settings.pop("extends", None)
+    if base is None:
+        return settings
+    if not isinstance(base, str):
+        raise RecipeError(f"recipe key 'extends' is {base!r}: expected a recipe's name or file")
+    if base.endswith(".toml"):
+        base = str(path.parent / base)
+    return _merge(_read_toml(base, (*seen, name)), settings)
+
+
+def _no_recipe_file(path: Path) -> RecipeError:
+    folder = path.parent
+    nearby = sorted(str(one) for one in folder.glob("*.toml") if one.name != "pyproject.toml")
+    there = f" TOML files there: {', '.join(map(printable, nearby[:8]))}." if nearby else ""
+    print_one = command("recipes", "show", "fast")
+    return RecipeError(
+        f"there is no recipe file {path}.{there} Recipes by name: {', '.join(recipe_names())}. "
+        f"To begin a file of your own: {print_one} > {quoted(str(path))}"
+    )
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        under = merged.get(key)
+        merged[key] = _merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text  # `--set model.name=resnet34`: quotes would have to survive the shell

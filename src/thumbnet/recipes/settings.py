@@ -1,0 +1,406 @@
+"""What may be set in a recipe: one frozen dataclass per section, which checks its values.
+
+Imports no torch, so that ``thumbnet recipes`` answers at once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from thumbnet.errors import RecipeError, nearest
+
+MODEL_NAMES = ("resnet18", "resnet34", "resnet20", "resnet32", "resnet44", "resnet56", "fastnet")
+AUTO = "auto"
+BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
+SMALLEST_BATCH = 32  # that `min_steps` asks for: BatchNorm takes its statistics from it
+
+
+def check(ok: bool, key: str, expected: str, value: object) -> None:
+    """Refuse ``value`` of ``key`` unless ``ok``."""
+    if not ok:
+        raise RecipeError(f"recipe key '{key}' is {value!r}: expected {expected}")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """How pictures become one uniform array.
+
+    Attributes:
+        image_size: ``"auto"`` (the data's own size if all pictures share one of at least 16 pixels,
+            else 32), ``"32"``, or ``"HEIGHTxWIDTH"`` in pixels.
+        fit: what happens to a picture of another shape: ``pad`` (nothing is lost), ``crop`` (the
+            centre stays) or ``squash`` (the aspect ratio is lost).
+        largest_auto_size: longest side that ``image_size = "auto"`` chooses: larger pictures are brought to
+            it, with a note; 0 for none.
+        mean, std: per channel in [0, 1], or ``"auto"``: computed from the training split.
+        range: the values (low, high) that become 0 and 255 where pictures have more than 8 bits or are
+            float, or ``"auto"``: measured over the training split. 8-bit pictures keep their values.
+        background: what transparent pixels are laid on: ``"white"``, ``"black"``, ``"grey"``, three numbers
+            from 0 to 255 (RGB), or ``"auto"``: white, unless many training pictures would vanish on it.
+        val_fraction: part of the training split to set aside as ``val``.
+        test_fraction: part to set aside as ``test`` where the data has neither ``val`` nor ``test``; 0 for
+            none, so that all is trained on and no accuracy is measured.
+        split_seed: seed of both; not ``seed``, so that repeated runs are tested on the same pictures.
+        classes_from: which folder names a picture's class: ``top`` (the outermost below the split), ``leaf``
+            (the innermost), a depth such as ``"2"``, or ``here`` (the folders in the one that was named are
+            the classes, even if they are called train or test).
+        label_pattern: regular expression that finds the class in a picture's file name, with a group called
+            ``label``, or its first group; empty for the known forms.
+        group_by: keep pictures that belong together in one split when some are set aside: a regular
+            expression that finds the group in a picture's path (its first group, or the whole match), or the
+            name of a manifest's column; empty for none.
+        images: folder of a manifest's pictures; empty for the manifest's own.
+        path_column, label_column: columns of a manifest; empty to find them by name or by content.
+        calibration_pictures: set aside up to this many training pictures, and at most a twentieth of them, to
+            calibrate the probabilities on; 0 for none. Where there is a ``val`` split, that is used instead.
+        subset_size: train on this many random pictures of the training split; 0 means all.
+        sampling: ``uniform`` shows each training picture once an epoch; ``balanced`` shows as many pictures
+            an epoch, but of each class equally many: those of rare classes several times.
+        skip_easy: part of the training pictures, up to half, that each epoch leaves out: those whose loss was
+            least when they were last seen, none of them twice running. So an epoch is that much shorter.
+        on_bad_image: what to do about pictures that cannot be read: ``stop`` and list them all, or ``skip``
+            them, which the run records.
+        engine: ``memory`` holds the split decoded; ``workers`` decodes in other processes as it goes;
+            ``auto`` takes memory where the split fits in a quarter of it. All give the same batches.
+        workers: processes of the ``workers`` engine.
+    """
+
+    image_size: str = AUTO
+    fit: Literal["pad", "crop", "squash"] = "pad"
+    largest_auto_size: int = 96
+    mean: str | tuple[float, ...] = AUTO
+    std: str | tuple[float, ...] = AUTO
+    range: str | tuple[float, ...] = AUTO
+    background: str | tuple[int, ...] = AUTO
+    val_fraction: float = 0.0
+    test_fraction: float = 0.2
+    split_seed: int = 0
+    classes_from: str = "top"
+    label_pattern: str = ""
+    group_by: str = ""
+    images: str = ""
+    path_column: str = ""
+    label_column: str = ""
+    calibration_pictures: int = 500
+    subset_size: int = 0
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    skip_easy: float = 0.0
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    engine: Literal["auto", "memory", "workers"] = "auto"
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.image_size != AUTO:
+            parse_image_size(self.image_size)
+        for key, value in (("mean", self.mean), ("std", self.std)):
+            if isinstance(value, str):
+                check(value == AUTO, f"data.{key}", "'auto' or three numbers in [0, 1]", value)
+            else:
+                low = all((0 < v if key == "std" else 0 <= v) and v <= 1 for v in value)
+                check(len(value) == 3 and low, f"data.{key}", "'auto' or three numbers in [0, 1]", value)
+        ok = self.largest_auto_size == 0 or self.largest_auto_size >= 16
+        check(ok, "data.largest_auto_size", "0 (none) or 16 or more pixels", self.largest_auto_size)
+        if isinstance(self.range, str):
+            ok = self.range == AUTO
+        else:
+            ok = (
+                len(self.range) == 2 and all(map(math.isfinite, self.range)) and self.range[0] < self.range[1]
+            )
+        check(ok, "data.range", "'auto' or two numbers, the lower one first", self.range)
+        if isinstance(self.background, str):
+            ok = self.background in (AUTO, *BACKGROUNDS)
+        else:
+            ok = len(self.background) == 3 and all(0 <= value <= 255 for value in self.background)
+        known = ", ".join(f"'{name}'" for name in (AUTO, *BACKGROUNDS))
+        check(ok, "data.background", f"{known} or three numbers from 0 to 255", self.background)
+        check(0 <= self.val_fraction < 1, "data.val_fraction", "a fraction in [0, 1)", self.val_fraction)
+        check(0 <= self.test_fraction < 1, "data.test_fraction", "a fraction in [0, 1)", self.test_fraction)
+        ok = self.classes_from in ("top", "leaf", "here") or (
+            self.classes_from.isascii() and self.classes_from.isdigit() and 1 <= int(self.classes_from) <= 16
+        )
+        check(ok, "data.classes_from", "'top', 'leaf', 'here' or a depth such as '2'", self.classes_from)
+        for key, pattern in (("label_pattern", self.label_pattern), ("group_by", self.group_by)):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                check(False, f"data.{key}", f"a regular expression ({error})", pattern)
+        ok = self.calibration_pictures >= 0
+        check(ok, "data.calibration_pictures", "0 (none) or a positive number", self.calibration_pictures)
+        check(self.subset_size >= 0, "data.subset_size", "0 (all) or a positive number", self.subset_size)
+        check(0 <= self.skip_easy <= 0.5, "data.skip_easy", "a fraction in [0, 0.5]", self.skip_easy)
+        ok = not self.skip_easy or self.sampling == "uniform"
+        check(ok, "data.skip_easy", "0 where data.sampling is 'balanced'", self.skip_easy)
+        check(self.workers >= 1, "data.workers", "1 or more", self.workers)
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """What is done at random to training batches, and to them only.
+
+    Attributes:
+        flip: left-right: ``none``, ``random`` (each picture, probability 1/2), or ``alternating``
+            (each picture every other epoch, so that two epochs show both; airbench, Jordan 2024).
+        translate: shift by up to this many pixels each way, both axes.
+        translate_fill: what comes in at the border: ``reflect`` or ``zero`` (black).
+        cutout: side of a square set to the mean colour (DeVries & Taylor 2017); 0 is off.
+        brightness: all of a picture is made lighter or darker by up to so many of the data's standard
+            deviations; 0 is off.
+        contrast: differences from the mean colour are multiplied by 1 - contrast to 1 + contrast; 0 is off.
+    """
+
+    flip: Literal["none", "random", "alternating"] = "none"
+    translate: int = 0
+    translate_fill: Literal["reflect", "zero"] = "reflect"
+    cutout: int = 0
+    brightness: float = 0.0
+    contrast: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(0 <= self.translate <= 15, "augment.translate", "0 to 15 pixels", self.translate)
+        check(self.cutout >= 0, "augment.cutout", "0 (off) or pixels", self.cutout)
+        check(0 <= self.brightness <= 2, "augment.brightness", "a number in [0, 2]", self.brightness)
+        check(0 <= self.contrast <= 1, "augment.contrast", "a number in [0, 1]", self.contrast)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which network. ``width`` multiplies the number of its channels."""
+
+    name: str = "resnet18"
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.name not in MODEL_NAMES:
+            raise RecipeError(f"recipe key 'model.name' is {self.name!r}. {nearest(self.name, MODEL_NAMES)}")
+        check(0 < self.width <= 8, "model.width", "a factor in (0, 8]", self.width)
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """Other settings for the parameters whose name matches a pattern.
+
+    Attributes:
+        match: shell-style pattern on the parameter's name, such as ``"*.bias"`` or ``"stem.*"``.
+            The first group that matches a parameter has it.
+        lr, weight_decay, momentum: in place of the optimizer's; the schedule scales this ``lr`` just
+            the same. AdamW has no ``momentum``.
+    """
+
+    match: str
+    lr: float | None = None
+    weight_decay: float | None = None
+    momentum: float | None = None
+
+    def __post_init__(self) -> None:
+        check(bool(self.match), "optimizer.groups.match", "a pattern", self.match)
+        for key, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
+            ok = value is None or (math.isfinite(value) and value >= 0)
+            check(ok, f"optimizer.groups.{key}", "0 or a positive number", value)
+        ok = self.momentum is None or 0 <= self.momentum < 1
+        check(ok, "optimizer.groups.momentum", "a number in [0, 1)", self.momentum)
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """The optimizer.
+
+    ``sgd`` has ``momentum`` and ``nesterov``; ``adamw`` has ``betas``; ``muon`` orthogonalises the steps of
+    convolution filters and has ``momentum``; what is no filter takes SGD steps (Nesterov's), and wants a
+    group with a rate of its own.
+    """
+
+    name: Literal["sgd", "adamw", "muon"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    betas: tuple[float, ...] = (0.9, 0.999)
+    groups: tuple[GroupSettings, ...] = ()
+
+    def __post_init__(self) -> None:
+        check(math.isfinite(self.lr) and self.lr > 0, "optimizer.lr", "a positive number", self.lr)
+        check(0 <= self.momentum < 1, "optimizer.momentum", "a number in [0, 1)", self.momentum)
+        ok = not self.nesterov or self.momentum > 0
+        check(ok, "optimizer.nesterov", "false where the momentum is 0", self.nesterov)
+        ok = math.isfinite(self.weight_decay) and self.weight_decay >= 0
+        check(ok, "optimizer.weight_decay", "0 or a positive number", self.weight_decay)
+        ok = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        check(ok, "optimizer.betas", "two numbers in [0, 1)", self.betas)
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """How the learning rate goes over the training, as a factor on each group's own rate.
+
+    Every time is a *fraction of the whole training*, so a recipe stays itself when ``--epochs``
+    changes: milestone 0.75 is epoch 150 of 200 and epoch 15 of 20.
+
+    Attributes:
+        name: ``constant``; ``multistep`` (times ``factor`` at each milestone); ``cosine`` and ``linear``
+            (down to ``end``); ``one-cycle`` (cosine up from ``start``, cosine down to ``end``;
+            Smith & Topin 2018).
+        milestones, factor: of ``multistep``. A milestone of 1 or more would never come: refused.
+        warmup: fraction of the training in which the rate rises from ``start`` to its full height
+            (in a straight line, but for ``one-cycle``).
+        start, end: factors at the beginning of the warm-up and at the end of the training.
+        small_sides: sides of the pictures at first, as parts of their full side, all for as long.
+            Smaller ones cost less, and what is learnt from them holds at full size (progressive resizing;
+            Howard 2018).
+        small_until: fraction of the training in which they are small; 0 is off.
+        begin_at: start this far into the schedule, which then runs to its end in the training's steps: as the
+            last part of a longer training. What ``--more-epochs`` sets.
+    """
+
+    name: Literal["constant", "multistep", "cosine", "linear", "one-cycle"] = "constant"
+    milestones: tuple[float, ...] = ()
+    factor: float = 0.1
+    warmup: float = 0.0
+    start: float = 0.0
+    end: float = 0.0
+    small_sides: tuple[float, ...] = (0.75,)
+    small_until: float = 0.0
+    begin_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        stones = self.milestones
+        ok = all(0 < m < 1 for m in stones) and list(stones) == sorted(stones)
+        check(ok, "schedule.milestones", "rising fractions of the training, each in (0, 1)", stones)
+        ok = self.name != "multistep" or bool(stones)
+        check(ok, "schedule.milestones", "at least one for 'multistep'", stones)
+        check(0 < self.factor <= 1, "schedule.factor", "a number in (0, 1]", self.factor)
+        check(0 <= self.warmup < 1, "schedule.warmup", "a fraction in [0, 1)", self.warmup)
+        check(0 <= self.start <= 1, "schedule.start", "a factor in [0, 1]", self.start)
+        check(0 <= self.end <= 1, "schedule.end", "a factor in [0, 1]", self.end)
+        ok = all(0 < side <= 1 for side in self.small_sides) and bool(self.small_sides)
+        check(ok, "schedule.small_sides", "factors, each in (0, 1]", self.small_sides)
+        check(0 <= self.begin_at < 1, "schedule.begin_at", "a fraction in [0, 1)", self.begin_at)
+        check(0 <= self.small_until <= 1, "schedule.small_until", "a fraction in [0, 1]", self.small_until)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The loop.
+
+    Attributes:
+        init: a run's folder, a ``model.safetensors`` or ``hf:OWNER/NAME`` from whose weights to begin (the
+            last layer's only for classes of the same name); empty for random ones.
+        epochs: passes over the training split.
+        batch_size: pictures a step.
+        min_steps: where the training would have fewer steps, batches are smaller, down to
+            ``SMALLEST_BATCH``, and all learning rates with the square root of their size (Krizhevsky 2014,
+            https://arxiv.org/abs/1404.5997); 0 is off.
+        micro_batch: pictures a forward pass; the gradients of a step's passes are added up. 0 is all at once.
+            Costs less memory for the same ``batch_size``; but BatchNorm sees so many pictures only.
+        drop_last: leave out an epoch's last batch where it is not full (other pictures each epoch).
+        label_smoothing: of the cross-entropy (Szegedy et al. 2016).
+        class_weights: of the loss: ``none``, or ``balanced``: in inverse proportion to the class' number of
+            training pictures, 1 on average over the pictures.
+        ema_decay: evaluate and keep an exponential moving average of the weights with this decay a
+            step; 0 is off. Early on the decay is held down so that the average can follow.
+        precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 where the hardware multiplies it fast.
+        channels_last: keep pictures as [B, H, W, C] in memory; shapes stay [B, C, H, W].
+        compile: ``torch.compile`` the network. Costs about a minute at the start.
+        compile_mode: its mode. ``reduce-overhead`` uses CUDA graphs, on GPUs; ``max-autotune`` also tries
+            more kernels, for minutes.
+        sync_batchnorm: where several processes train, BatchNorm takes the statistics of all their pictures,
+            as one process would; else each takes those of its own.
+        on_nonfinite: what to do when a loss or gradient is not finite: ``stop``, or ``skip`` that step.
+        max_skips: with ``skip``, stop all the same after so many.
+    """
+
+    init: str = ""
+    epochs: int = 10
+    batch_size: int = 128
+    min_steps: int = 0
+    micro_batch: int = 0
+    drop_last: bool = False
+    label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    ema_decay: float = 0.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
+    sync_batchnorm: bool = True
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    max_skips: int = 10
+
+    def __post_init__(self) -> None:
+        check(self.epochs >= 1, "training.epochs", "1 or more", self.epochs)
+        ok = self.micro_batch == 0 or self.micro_batch >= 2
+        check(ok, "training.micro_batch", "0 (the whole batch) or 2 or more", self.micro_batch)
+        check(self.min_steps >= 0, "training.min_steps", "0 (off) or more", self.min_steps)
+        check(self.max_skips >= 0, "training.max_skips", "0 or more", self.max_skips)
+        check(self.batch_size >= 2, "training.batch_size", "2 or more", self.batch_size)
+        ok = 0 <= self.label_smoothing < 1
+        check(ok, "training.label_smoothing", "a number in [0, 1)", self.label_smoothing)
+        check(0 <= self.ema_decay < 1, "training.ema_decay", "a number in [0, 1)", self.ema_decay)
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """When and how to evaluate.
+
+    Attributes:
+        every: evaluate after each so many epochs, and after the last one; 0 means only the last.
+            With a ``val`` split the best of these epochs is kept.
+        tta: test-time augmentation, the mean of the logits over views of a picture: ``none``;
+            ``mirror`` (two views); ``mirror-shift`` (those, also shifted by one pixel: six);
+            ``adaptive`` (these six where the first view leaves the network unsure, else that one).
+        sample: in epochs that ``every`` leaves out, score this many pictures of the split for the learning
+            curve; 0 for none. Such a score never chooses the epoch that is kept.
+        batch_size: pictures a forward pass.
+    """
+
+    every: int = 1
+    tta: Literal["none", "mirror", "mirror-shift", "adaptive"] = "none"
+    sample: int = 1000
+    batch_size: int = 500
+
+    def __post_init__(self) -> None:
+        check(self.every >= 0, "evaluation.every", "0 or more", self.every)
+        check(self.sample >= 0, "evaluation.sample", "0 (none) or a positive number", self.sample)
+        check(self.batch_size >= 1, "evaluation.batch_size", "1 or more", self.batch_size)
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """When to write a checkpoint, beside after each epoch and when the training is asked to stop.
+
+    Attributes:
+        steps: after each so many steps; 0 is off.
+        minutes: when so much time has gone by since the last; 0 is off.
+    """
+
+    steps: int = 0
+    minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        check(self.steps >= 0, "checkpoint.steps", "0 (off) or more", self.steps)
+        ok = math.isfinite(self.minutes) and self.minutes >= 0
+        check(ok, "checkpoint.minutes", "0 (off) or a positive number", self.minutes)
+
+
+def not_resting(pictures: int, skip_easy: float) -> int:
+    """How many of so many training pictures take part in an epoch: see ``data.skip_easy``."""
+    return pictures - int(pictures * skip_easy)
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """``"32"`` → (32, 32); ``"32x64"`` → (32, 64), height first, in pixels.
+
+    Raises:
+        RecipeError: not of that form, or a side is not between 16 and 1024.
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
+        raise RecipeError(
+            f"image size {text!r}: expected SIDE or HEIGHTxWIDTH in pixels, such as 32 or 32x64"
+        )
+    height, width = int(parts[0]), int(parts[-1])
+    if not (16 <= min(height, width) and max(height, width) <= 1024):
+        raise RecipeError(f"image size {text!r}: each side must have 16 to 1024 pixels")
+    return height, width

@@ -1,0 +1,116 @@
+"""From nested tables, as TOML gives them, to frozen dataclasses, each value checked against its type hint."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from thumbnet.errors import RecipeError
+
+T = TypeVar("T")
+
+
+def plain(value: Any) -> Any:
+    """Nested dictionaries and lists without None, as TOML takes them."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value
+
+
+def known_keys(cls: Any, prefix: str = "") -> list[str]:
+    """All dotted keys of a dataclass of dataclasses."""
+    keys = []
+    for name, hint in typing.get_type_hints(cls).items():
+        inner = known_keys(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else []
+        keys += inner or [prefix + name]
+    return keys
+
+
+def unknown_key(key: str, known: Sequence[str]) -> RecipeError:
+    """The error for ``key``, with the nearest of the ``known`` ones."""
+    last = key.rpartition(".")[2]
+    same_ending = [k for k in known if k.rpartition(".")[2] == last]
+    close = same_ending or difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    if not close:
+        endings = {k.rpartition(".")[2]: k for k in known}
+        close = [endings[e] for e in difflib.get_close_matches(last, endings, n=1, cutoff=0.5)]
+    hint = f": did you mean {' or '.join(repr(k) for k in close)}?" if close else ""
+    section = key.rpartition(".")[0]
+    siblings = [k for k in known if k.rpartition(".")[0] == section]
+    listing = f" Known keys here: {', '.join(siblings)}." if siblings else ""
+    return RecipeError(f"unknown recipe key '{key}'{hint}{listing}")
+
+
+def build(cls: type[T], settings: object) -> T:
+    """An instance of the dataclass ``cls`` from nested tables; missing keys get their defaults.
+
+    Raises:
+        RecipeError: names the key, what was expected, and the nearest known key.
+    """
+    built: T = _build(cls, settings, "", cls)
+    return built
+
+
+def _build(cls: Any, settings: object, path: str, root: Any) -> Any:
+    """The part of ``root`` at ``path``."""
+    if not isinstance(settings, Mapping):
+        raise RecipeError(f"recipe key '{path}' is {settings!r}: expected a table, [{path}]")
+    hints = typing.get_type_hints(cls)
+    prefix = f"{path}." if path else ""
+    for key in settings:
+        if key not in hints:
+            raise unknown_key(prefix + str(key), known_keys(root))
+    for known in dataclasses.fields(cls):
+        required = known.default is dataclasses.MISSING and known.default_factory is dataclasses.MISSING
+        if required and known.name not in settings:
+            raise RecipeError(f"recipe key '{prefix}{known.name}' is missing")
+    return cls(**{key: _convert(value, hints[key], prefix + key, root) for key, value in settings.items()})
+
+
+def _convert(value: Any, hint: Any, key: str, root: Any) -> Any:
+    """``value`` as the type ``hint`` asks, or a RecipeError. Integers pass as floats; nothing else bends."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, key, root)
+    if origin is Literal:
+        if value not in arguments:
+            shown = ", ".join(repr(a) for a in arguments)
+            raise RecipeError(f"recipe key '{key}' is {value!r}: expected one of {shown}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for argument in arguments:
+            try:
+                return _convert(value, argument, key, root)
+            except RecipeError:
+                continue
+        raise _wrong_type(value, hint, key)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise _wrong_type(value, hint, key)
+        return tuple(_convert(inner, arguments[0], key, root) for inner in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and key == "data.image_size" and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # image_size = 32 reads better than "32"
+    if type(value) is not hint:
+        raise _wrong_type(value, hint, key)
+    return value
+
+
+def _wrong_type(value: object, hint: Any, key: str) -> RecipeError:
+    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a string"}
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    parts = []
+    for option in options:
+        if typing.get_origin(option) is tuple:
+            inner = typing.get_args(option)[0]
+            parts.append("a list of " + ("numbers" if inner in (float, int) else "tables"))
+        elif option is not type(None):
+            parts.append(names.get(option, str(option)))
+    return RecipeError(f"recipe key '{key}' is {value!r}: expected {' or '.join(parts)}")

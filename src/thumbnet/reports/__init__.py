@@ -1,0 +1,1 @@
+"""Runs and data sets, shown: comparison, figures, inspection, one page."""

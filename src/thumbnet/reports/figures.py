@@ -1,0 +1,219 @@
+"""The pictures that commands draw, by matplotlib (an extra); each a PNG, SVG or PDF, by its name."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from thumbnet.errors import MissingExtraError, ThumbnetError
+from thumbnet.evaluation import Evaluation
+from thumbnet.files import write_file
+from thumbnet.recipes.recipe import Recipe
+from thumbnet.reports.comparison import Group, read_metrics
+from thumbnet.training.range_test import RangeTest
+from thumbnet.training.schedules import factor_at
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SUFFIXES = (".png", ".svg", ".pdf")
+INK, _ACCENT = "#1b3a57", "#d1495b"
+# Okabe and Ito's, to be told apart by all eyes.
+_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442"]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("drawing", "plot") from None
+
+    class ShownFigure(Figure):
+        """Notebooks show it as it is: they know matplotlib's own only where pyplot was imported."""
+
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png")
+            return buffer.getvalue()
+
+    return ShownFigure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def check_plot_path(path: str | Path) -> Path:
+    """``path``, if a plot can be written there: asked before long work, not after.
+
+    Raises:
+        ThumbnetError: another suffix, or no such folder.
+        MissingExtraError: matplotlib is not installed.
+    """
+    target = Path(path).expanduser()
+    if target.suffix.lower() not in _SUFFIXES:
+        raise ThumbnetError(f"--plot {path}: the name must end in {', '.join(_SUFFIXES)}")
+    if not target.parent.is_dir():
+        raise ThumbnetError(f"--plot {path}: there is no folder {target.parent}")
+    new_figure(1, 1)
+    return target
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix.lower().lstrip("."))
+    write_file(path, buffer.getvalue())
+
+
+def confusion_figure(evaluation: Evaluation, title: str) -> Figure:
+    """The confusion matrix: shares of each true class, counts written in where there is room."""
+    counts = np.array(evaluation.confusion)
+    names = [score.name for score in evaluation.classes]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(14.0, max(4.5, 0.55 * len(names) + 1.5))
+    figure = new_figure(side, side)
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_title(title)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    step = max(1, len(names) // 40)
+    ticks = range(0, len(names), step)
+    axes.set_xticks(ticks, [names[i] for i in ticks], rotation=90)
+    axes.set_yticks(ticks, [names[i] for i in ticks])
+    if len(names) <= 25:
+        for row in range(len(names)):
+            for column in range(len(names)):
+                if counts[row, column]:
+                    colour = "white" if shares[row, column] > 0.5 else INK
+                    text = str(counts[row, column])
+                    axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+    return figure
+
+
+def draw_accuracies(
+    axes: Any, summary: dict[str, Any], metrics: Sequence[dict[str, Any]], train: str, headline: str
+) -> None:
+    """The accuracy on training pictures by epoch, and a run's headline as a star at the epoch that was kept.
+
+    Args:
+        axes: of matplotlib; accuracies are in per cent.
+        summary, metrics: of the run; those of older versions have no accuracy on training pictures.
+        train, headline: colours.
+    """
+    known = [line for line in metrics if line.get("train_accuracy") is not None]
+    if known:
+        at, values = [line["epoch"] for line in known], [100 * line["train_accuracy"] for line in known]
+        label = _once(axes, "training, as augmented")
+        axes.plot(at, values, marker=".", color=train, alpha=0.6, linestyle="--", label=label)
+    if summary["accuracy"] is not None:
+        tta = "" if summary["tta"] == "none" else f" ({summary['tta']})"
+        label = f"{summary['split']} at the end{tta}: {100 * summary['accuracy']:.2f} %"
+        axes.plot(
+            [summary["kept_epoch"]], [100 * summary["accuracy"]],
+            marker="*", markersize=11, linestyle="none", color=headline, label=label,
+        )  # fmt: skip
+
+
+def _once(axes: Any, label: str) -> str:
+    """``label``, or one that matplotlib leaves out of the legend where it is there already."""
+    return "_" if label in axes.get_legend_handles_labels()[1] else label
+
+
+def curves_figure(groups: Sequence[Group]) -> Figure:
+    """Accuracies and losses by epoch: a colour for each group, a line for each run.
+
+    What was measured on training pictures is dashed; a star is a run's final accuracy.
+    """
+    figure = new_figure(8, 6.4)
+    axes: Any = figure.subplots(2, 1, sharex=True)
+    for group, colour in zip(groups, itertools.cycle(_COLOURS), strict=False):
+        count = len(group.runs)
+        style = {"color": colour, "alpha": 0.9 if count == 1 else 0.6}
+        label = group.name + (f" (n = {count})" if count > 1 else "")
+        for run in group.runs:
+            metrics = read_metrics(run)
+            split = "val" if any("val_accuracy" in line for line in metrics) else "test"
+            scored = [line for line in metrics if f"{split}_accuracy" in line]
+            epochs, values = [s["epoch"] for s in scored], [100 * s[f"{split}_accuracy"] for s in scored]
+            axes[0].plot(epochs, values, marker=".", label=label, **style)
+            axes[0].set_ylabel(f"{split} accuracy, %")
+            draw_accuracies(axes[0], run.summary, metrics, colour, colour)
+            axes[1].plot(epochs, [s[f"{split}_loss"] for s in scored], label=_once(axes[1], split), **style)
+            at, losses = [line["epoch"] for line in metrics], [line["loss"] for line in metrics]
+            axes[1].plot(at, losses, linestyle="--", label=_once(axes[1], "training"), **style)
+            label = "_"  # each group once in the legend
+    axes[1].set_ylabel("loss")
+    axes[1].legend(loc="upper right", fontsize=8)
+    axes[1].set_xlabel("epoch")
+    axes[1].xaxis.get_major_locator().set_params(integer=True)
+    axes[0].legend(loc="lower right", fontsize=8)
+    for one in axes:
+        one.grid(alpha=0.3)
+    return figure
+
+
+def range_test_figure(test: RangeTest) -> Figure:
+    """Loss against learning rate, the suggestion marked."""
+    figure = new_figure(7, 4.2)
+    axes = figure.add_subplot()
+    axes.plot(test.rates, test.losses, color=INK)
+    axes.axvline(test.suggestion, color=_ACCENT, linestyle="--")
+    label = f" suggestion: {test.suggestion:.2g}"
+    axes.text(test.suggestion, 0.96, label, color=_ACCENT, va="top", transform=axes.get_xaxis_transform())
+    axes.set_xscale("log")
+    axes.set_ylim(top=min(max(test.losses), 1.5 * test.losses[0]))
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("training loss, smoothed")
+    axes.set_title("Learning-rate range test")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def schedule_figure(recipe: Recipe) -> Figure:
+    """The learning rate over the epochs."""
+    steps = 2000
+    epochs = recipe.training.epochs
+    times = [epochs * step / steps for step in range(steps)]
+    rates = [recipe.optimizer.lr * factor_at(recipe.schedule, step, steps) for step in range(steps)]
+    figure = new_figure(7, 3.8)
+    axes = figure.add_subplot()
+    axes.plot(times, rates, color=INK)
+    axes.set_xlim(0, epochs)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("learning rate")
+    axes.set_title(f"{recipe.name}: {recipe.schedule.name}, {epochs} epochs")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def grid_figure(grid: dict[str, list[np.ndarray]], title: str) -> Figure:
+    """Rows of sample pictures, a class each."""
+    columns = max((len(cells) for cells in grid.values()), default=1) or 1
+    shown: dict[str, list[np.ndarray]] = dict(list(grid.items())[:40])
+    figure = new_figure(1.6 + 0.62 * columns, 0.7 + 0.62 * len(shown))
+    rows: Any = figure.subplots(len(shown), columns, squeeze=False)
+    for row, (name, cells) in zip(rows, shown.items(), strict=True):
+        for position, axes in enumerate(row):
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if position < len(cells):
+                axes.imshow(cells[position], interpolation="nearest")
+            else:
+                axes.axis("off")
+        row[0].axis("on")
+        row[0].set_ylabel(_short(name), rotation=0, ha="right", va="center", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 20 else name[:19] + "…"

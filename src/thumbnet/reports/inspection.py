@@ -1,0 +1,199 @@
+"""What is in a data set: for ``thumbnet data``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from thumbnet.batches.decoding import Count, capped_size, decode_split, size_or_default, surveyed
+from thumbnet.batches.notes import copied_notes, flat_note, is_flat
+from thumbnet.batches.statistics import channel_statistics
+from thumbnet.data.images import Fit, Rendering, fit_pixels
+from thumbnet.data.repeats import Place, find_repeats
+from thumbnet.data.splits import Data
+from thumbnet.data.survey import choose_rendering, rendering_notes
+from thumbnet.errors import UnreadableImageError
+from thumbnet.recipes.settings import DataSettings
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found by reading every picture.
+
+    Attributes:
+        counts: of each split, the pictures of each class.
+        sizes: (height, width) and how many pictures have it, the most frequent first.
+        modes: Pillow's modes, such as RGB and L, likewise.
+        unreadable: name and reason of each picture that cannot be decoded.
+        duplicates: names of pictures with identical pixels in two splits, as (split, name) pairs.
+        repeated: pictures that repeat another of their own split.
+        image_size: height, width at which mean and std were measured.
+        mean, std: of the readable training pictures, per channel, in [0, 1].
+        conflicts: groups of pictures with identical pixels that have different labels; of each picture the
+            split, the name and the class.
+        notes: what else the user should know of the pixels; see ``notes`` of :class:`Data`.
+    """
+
+    counts: dict[str, dict[str, int]]
+    sizes: list[tuple[tuple[int, int], int]]
+    modes: list[tuple[str, int]]
+    unreadable: list[tuple[str, str]]
+    duplicates: list[tuple[tuple[str, str], tuple[str, str]]]
+    repeated: int
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    conflicts: list[list[tuple[str, str, str]]]
+    notes: tuple[str, ...]
+
+
+class _Seen:
+    """What is noted of each picture as it is read."""
+
+    def __init__(self, data: Data, rendering: Rendering) -> None:
+        self.data = data
+        self.rendering = rendering
+        self.sizes: Counter[tuple[int, int]] = Counter()
+        self.train_sizes: set[tuple[int, int]] = set()
+        self.modes: Counter[str] = Counter()
+        self.unreadable: list[tuple[str, str]] = []
+        self.readable: dict[str, list[int]] = {name: [] for name in data.splits}
+        self.digests: dict[str, list[bytes]] = {name: [] for name in data.splits}
+        self.flat: list[bool] = []
+
+    def look(self, name: str, index: int) -> None:
+        """Read one picture of the split ``name``."""
+        split = self.data.splits[name]
+        try:
+            size, mode = split.peek(index)
+            pixels = np.asarray(self.rendering.rgb(split.load(index)))
+        except UnreadableImageError as error:
+            self.unreadable.append((error.name, error.reason))
+            return
+        self.sizes[size] += 1
+        self.modes[mode] += 1
+        self.readable[name].append(index)
+        digest = hashlib.blake2b(str(pixels.shape).encode(), digest_size=16)
+        digest.update(pixels.tobytes())
+        self.digests[name].append(digest.digest())
+        if name == "train":
+            self.train_sizes.add(size)
+            self.flat.append(bool(is_flat(pixels[None])[0]))
+
+
+def inspect_data(
+    data: Data,
+    image_size: tuple[int, int] | None = None,
+    fit: Fit = "pad",
+    progress: Count | None = None,
+    settings: DataSettings | None = None,
+) -> Inspection:
+    """Read every picture of ``data`` once; unreadable ones are listed, not raised.
+
+    Args:
+        data: what is looked at.
+        image_size: height, width; None for what a training would choose.
+        fit: see :func:`thumbnet.data.images.fit_image`.
+        progress: told how many pictures are done.
+        settings: range, background and largest size, as in a recipe.
+    """
+    settings = settings or DataSettings()
+    found = surveyed(data.splits["train"])
+    rendering = choose_rendering(found, settings)
+    notes = rendering_notes(found, rendering, settings)
+    seen = _Seen(data, rendering)
+    total, done = sum(len(split) for split in data.splits.values()), 0
+    for name, split in data.splits.items():
+        for index in range(len(split)):
+            done += 1
+            if progress and done % 200 == 0:
+                progress(done, total)
+            seen.look(name, index)
+    if progress:
+        progress(total, total)
+    if image_size is None:
+        own = size_or_default(next(iter(seen.train_sizes)) if len(seen.train_sizes) == 1 else None)
+        image_size = capped_size(own, settings.largest_auto_size)
+        if image_size != own:
+            notes.append(
+                f"training brings these pictures of {own[0]}x{own[1]} to {image_size[0]}x{image_size[1]} "
+                f"(data.largest_auto_size); --image-size {own[0]}x{own[1]} keeps their size, and takes longer"
+            )
+    names = {name: [split.name(i) for i in seen.readable[name]] for name, split in data.splits.items()}
+    labels = {name: split.labels[seen.readable[name]] for name, split in data.splits.items()}
+    repeats = find_repeats(
+        {
+            name: np.frombuffer(b"".join(some), dtype=np.uint64).reshape(-1, 2)
+            for name, some in seen.digests.items()
+        },
+        labels,
+    )
+
+    def described(place: Place) -> tuple[str, str]:
+        return place.split, names[place.split][place.index]
+
+    def with_class(place: Place) -> tuple[str, str, str]:
+        return *described(place), data.class_names[labels[place.split][place.index]]
+
+    where = np.flatnonzero(np.array(seen.flat, dtype=bool))
+    notes += flat_note(np.array(seen.flat, dtype=bool), [names["train"][i] for i in where[:1]])
+    notes += copied_notes(repeats, data.class_names)
+    mean, std = _statistics(data, seen.readable["train"], image_size, fit, rendering)
+    return Inspection(
+        _counts(data),
+        seen.sizes.most_common(),
+        seen.modes.most_common(),
+        seen.unreadable,
+        [(described(first), described(second)) for first, second in repeats.leaks],
+        sum(repeats.repeated.values()),
+        image_size,
+        mean,
+        std,
+        [[with_class(place) for place in group] for group in repeats.conflicts],
+        tuple(notes),
+    )
+
+
+def _counts(data: Data) -> dict[str, dict[str, int]]:
+    counts = {}
+    for name, split in data.splits.items():
+        of_each = np.bincount(split.labels, minlength=len(data.class_names)).tolist()
+        counts[name] = dict(zip(data.class_names, of_each, strict=True))
+    return counts
+
+
+def _statistics(
+    data: Data, indices: list[int], size: tuple[int, int], fit: Fit, rendering: Rendering
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if not indices:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    split = data.splits["train"].subset(np.array(indices))
+    return channel_statistics(decode_split(split, size, fit, rendering=rendering).counts)
+
+
+def sample_grid(
+    data: Data,
+    split: str,
+    per_class: int,
+    size: tuple[int, int],
+    fit: Fit,
+    settings: DataSettings | None = None,
+) -> dict[str, list[np.ndarray]]:
+    """The first readable pictures of each class, uint8 [height, width, 3], as the network sees them."""
+    chosen = data.splits[split]
+    rendering = choose_rendering(surveyed(data.splits["train"]), settings or DataSettings())
+    grid: dict[str, list[np.ndarray]] = {}
+    for label, name in enumerate(data.class_names):
+        cells: list[np.ndarray] = []
+        for index in np.flatnonzero(chosen.labels == label):
+            if len(cells) == per_class:
+                break
+            try:
+                cells.append(fit_pixels(chosen.load(int(index)), size, fit, rendering))
+            except UnreadableImageError:
+                continue
+        grid[name] = cells
+    return grid

@@ -1,0 +1,302 @@
+"""A run on one page: an HTML file that needs nothing beside it (the extra ``report``)."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thumbnet.classifiers.base import Classifier, Count, SplitLogits
+from thumbnet.classifiers.explain import likely_label_errors, lit, occlusion_map
+from thumbnet.classifiers.load import load_run
+from thumbnet.data.images import Preprocessing, as_data_address
+from thumbnet.data.splits import Data, Split
+from thumbnet.errors import MissingExtraError, UnreadableImageError
+from thumbnet.evaluation import evaluate_logits, log_softmax, reliability_bins
+from thumbnet.files import write_file
+from thumbnet.models import count_parameters
+from thumbnet.reports.comparison import read_metrics
+from thumbnet.reports.figures import INK, draw_accuracies, new_figure
+from thumbnet.reports.summary import NOTHING_MEASURED, OPTIMISTIC, describe_calibration, is_optimistic
+from thumbnet.runs.folder import Run
+from thumbnet.runs.weights import read_weights
+from thumbnet.training.schedules import factor_at
+from thumbnet.version import __version__
+
+MATRIX_CLASSES = 20  # up to here the whole confusion matrix is shown
+CELL_PICTURES = 8
+LISTED_CELLS = 60  # with more classes, the fullest off the diagonal
+LISTED = 24  # confident mistakes, and doubted labels
+LOOKED_AT = 20  # heat maps
+SAMPLES = 8  # of each class
+SHOWN_CLASSES = 100
+PICTURE_BYTES = 3_500_000  # of all pictures together; what comes later on the page goes without
+
+
+BLUE, ORANGE = "#3b82c4", "#d97706"  # both stand out from white and from black
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A picture on the page: its address within the page, and what is said of it."""
+
+    source: str
+    text: str
+
+
+class _Album:
+    """Pictures as data addresses, each encoded once, as long as there is room on the page."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self._preprocessing = preprocessing
+        self._room = PICTURE_BYTES
+
+    def pixels(self, split: Split, index: int) -> np.ndarray:
+        """As the network sees it."""
+        return self._preprocessing.pixels(split.load(index))
+
+    def encode(self, pixels: np.ndarray) -> str | None:
+        if self._room < 0:
+            return None
+        source = as_data_address(pixels)
+        self._room -= len(source)
+        return source
+
+
+class _Answers:
+    """What the network said of a split, with the pictures."""
+
+    def __init__(self, classifier: Classifier, found: SplitLogits, album: _Album) -> None:
+        self.split, self.labels, self.names = found.split, found.labels, classifier.class_names
+        self.probabilities = np.exp(log_softmax(found.logits))
+        self.predicted = found.logits.argmax(axis=1)
+        self.confidence = self.probabilities.max(axis=1)
+        self.evaluation = evaluate_logits(found.logits, found.labels, self.names)
+        self._classifier, self._album = classifier, album
+        self._encoded: dict[int, str | None] = {}
+
+    def show(self, index: int) -> _Shown | None:
+        """A picture and the answer, or None where there is no more room."""
+        if index not in self._encoded:
+            self._encoded[index] = self._album.encode(self._album.pixels(self.split, index))
+        source = self._encoded[index]
+        actual, said = self.names[self.labels[index]], self.names[self.predicted[index]]
+        text = (
+            f"{actual if actual == said else f'{actual} → {said}'}, {100 * self.confidence[index]:.0f}\u00a0%"
+        )
+        return None if source is None else _Shown(source, text)
+
+    def gallery(self, indices: np.ndarray) -> list[_Shown]:
+        return [one for index in indices if (one := self.show(int(index)))]
+
+    def surest(self, where: np.ndarray, most: int) -> np.ndarray:
+        """Of the pictures where ``where`` is true, those answered with the most confidence."""
+        chosen = np.flatnonzero(where)
+        return chosen[np.argsort(-self.confidence[chosen], kind="stable")][:most]
+
+    def confusions(self) -> list[tuple[int, int, int]]:
+        """(pictures, actual class, said class) of the cells that are shown, the fullest first."""
+        cells = [
+            (pictures, actual, said)
+            for actual, row in enumerate(self.evaluation.confusion)
+            for said, pictures in enumerate(row)
+            if pictures and (actual != said or len(self.names) <= MATRIX_CLASSES)
+        ]
+        return sorted(cells, reverse=True)[
+            : MATRIX_CLASSES**2 if len(self.names) <= MATRIX_CLASSES else LISTED_CELLS
+        ]
+
+    def cell(self, actual: int, said: int) -> list[tuple[str, str]]:
+        inside = self.surest((self.labels == actual) & (self.predicted == said), CELL_PICTURES)
+        return [(one.source, one.text) for one in self.gallery(inside)]
+
+    def heat_maps(self, count: Count | None) -> list[tuple[_Shown, str]]:
+        """Pictures, and the same lit where the network looks: mistakes, then right answers."""
+        right = self.predicted == self.labels
+        by_class = [self.surest(right & (self.labels == label), 1) for label in range(len(self.names))]
+        sure = np.concatenate(by_class)[: LOOKED_AT // 2]
+        looked = np.concatenate([self.surest(~right, LOOKED_AT // 2), sure])
+        maps = []
+        for number, index in enumerate(looked):
+            pixels = self._album.pixels(self.split, int(index))
+            heat = occlusion_map(self._classifier, pixels, int(self.predicted[index]))
+            plain, light = self.show(int(index)), self._album.encode(lit(pixels, heat))
+            if plain and light:
+                maps.append((plain, light))
+            if count:
+                count(number + 1, len(looked))
+        return maps
+
+
+def write_report(run: Run, data: Data, split: str, out: Path, *, count: Count | None = None) -> None:
+    """Draw all of a run on one page, and write it whole or not at all.
+
+    Args:
+        run: complete.
+        data: its own, split as it split them.
+        split: to look at: ``test``, or ``val``.
+        out: the HTML file.
+        count: progress of the heat maps.
+
+    Raises:
+        RunError: the run is not complete, or the file cannot be written.
+        MissingExtraError: jinja2 or matplotlib is not installed.
+    """
+    try:
+        import jinja2
+    except ImportError:
+        raise MissingExtraError("a report", "report") from None
+    summary = {"accuracy_plain": None, **run.summary}  # older runs did not note it
+    weights, info = read_weights(run.weights_path)
+    predictor = load_run(run.path)
+    album = _Album(predictor.info.preprocessing)
+    found = predictor.classify_split(data, split, tta=summary["tta"], on_bad_image="skip")
+    answers = _Answers(predictor, found, album)
+    right = answers.predicted == answers.labels
+    doubted = likely_label_errors(answers.probabilities, answers.labels)
+    confusions = answers.confusions()
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = (resources.files("thumbnet.reports") / "report.html").read_text("utf-8")
+    page = environment.from_string(
+        template
+    ).render(
+        version=__version__,
+        run=run.path.resolve().name,
+        summary=summary,
+        recipe=run.recipe,
+        environment=json.dumps(run.environment, indent=2, ensure_ascii=False),
+        preprocessing=predictor.info.preprocessing,
+        data=data,
+        counts={
+            name: np.bincount(one.labels, minlength=len(data.class_names)).tolist()
+            for name, one in data.splits.items()
+            if name != "train" or "all" not in data.splits  # the same pictures
+        },
+        split=split,
+        names=answers.names,
+        evaluation=answers.evaluation,
+        accuracy_plain=float((found.plain.argmax(axis=1) == found.labels).mean()),
+        tta=found.tta,
+        nothing_measured=NOTHING_MEASURED if summary["accuracy"] is None else None,
+        optimistic=OPTIMISTIC if is_optimistic({**summary, "split": split}) else None,
+        calibration=describe_calibration(summary),
+        notes=[*(summary.get("repeats") or {}).get("lines", ()), *summary.get("warnings", ())],
+        parameters=count_parameters(weights, info.model, len(info.class_names)),
+        curves=_curves(run),
+        schedule=_schedule(run),
+        reliability=_reliability(answers.confidence, right),
+        # In order of worth: what comes when the room is used up goes without pictures.
+        mistakes=answers.gallery(answers.surest(~right, LISTED)),
+        doubted=answers.gallery(doubted[:LISTED]),
+        doubted_count=len(doubted),
+        heat_maps=answers.heat_maps(count),
+        samples=_samples(data, album),
+        matrix=len(answers.names) <= MATRIX_CLASSES,
+        confusions=confusions,
+        cells={f"{actual}-{said}": answers.cell(actual, said) for _, actual, said in confusions},
+    )
+    write_file(out, page)
+
+
+def _samples(data: Data, album: _Album) -> list[tuple[str, list[str]]]:
+    """Of each class the first training pictures that can be read."""
+    split, rows = data.splits["train"], []
+    for label, name in enumerate(data.class_names[:SHOWN_CLASSES]):
+        row: list[str] = []
+        for index in np.flatnonzero(split.labels == label)[: 2 * SAMPLES]:
+            try:
+                source = album.encode(album.pixels(split, int(index))) if len(row) < SAMPLES else None
+            except UnreadableImageError:
+                continue
+            if source:
+                row.append(source)
+        rows.append((name, row))
+    return rows
+
+
+def _curves(run: Run) -> str:
+    metrics = read_metrics(run)
+    figure = new_figure(6.4, 4.6)
+    axes: Any = figure.subplots(2, 1, sharex=True)
+    epochs = [line["epoch"] for line in metrics]
+    for split in ("val", "test"):
+        scored = [line for line in metrics if f"{split}_accuracy" in line]
+        if scored:
+            at = [line["epoch"] for line in scored]
+            values = [100 * line[f"{split}_accuracy"] for line in scored]
+            axes[0].plot(at, values, marker=".", color=BLUE, label=split)
+            axes[1].plot(at, [line[f"{split}_loss"] for line in scored], marker=".", color=BLUE, label=split)
+    draw_accuracies(axes[0], run.summary, metrics, ORANGE, BLUE)
+    axes[0].set_ylabel("accuracy, %")
+    axes[0].legend(frameon=False, labelcolor=INK)
+    axes[1].plot(epochs, [line["loss"] for line in metrics], marker=".", color=ORANGE, label="training")
+    axes[1].set_ylabel("loss")
+    axes[1].set_xlabel("epoch")
+    axes[1].xaxis.get_major_locator().set_params(integer=True)
+    axes[1].legend(frameon=False, labelcolor=INK)
+    return _svg(figure, f"Learning curves over {len(metrics)} epochs")
+
+
+def _schedule(run: Run) -> str:
+    recipe, steps = run.recipe, 400
+    figure = new_figure(6.4, 2.6)
+    axes = figure.add_subplot()
+    times = [recipe.training.epochs * step / steps for step in range(steps)]
+    rates = [recipe.optimizer.lr * factor_at(recipe.schedule, step, steps) for step in range(steps)]
+    axes.plot(times, rates, color=BLUE)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("learning rate")
+    return _svg(figure, f"Learning rate, {recipe.schedule.name}: at most {max(rates):.3g}")
+
+
+def _reliability(confidence: np.ndarray, right: np.ndarray) -> str:
+    bins = reliability_bins(confidence, right)
+    figure = new_figure(4.4, 4.2)
+    axes = figure.add_subplot()
+    width = 1 / len(bins)
+    for number, one in enumerate(bins):
+        if one.pictures:
+            axes.bar((number + 0.5) * width, one.accuracy, width * 0.92, color=BLUE)
+            axes.plot([number * width, (number + 1) * width], [one.confidence] * 2, color=ORANGE, linewidth=2)
+    axes.plot([0, 1], [0, 1], color=INK, linestyle=":", linewidth=1)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("confidence")
+    axes.set_ylabel("accuracy (bars), mean confidence (lines)")
+    return _svg(figure, "Reliability diagram: accuracy of the predictions by their confidence")
+
+
+def _svg(figure: Any, title: str) -> str:
+    """A figure as part of a page, in the page's own ink; ``title`` is what a screen reader says."""
+    import matplotlib
+
+    for axes in figure.axes:
+        axes.grid(alpha=0.25, color=INK)
+        axes.set_facecolor("none")
+        axes.tick_params(colors=INK)
+        axes.xaxis.label.set_color(INK)
+        axes.yaxis.label.set_color(INK)
+        for spine in axes.spines.values():
+            spine.set_color(INK)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    prefix = re.sub(r"\W", "", title)[:12]  # ids must differ among the figures of a page
+    text = re.sub(r'(id="|"#|url\(#)(?=[^"]*["\)])', rf"\g<1>{prefix}-", text)
+    label = title.replace("&", "&amp;").replace('"', "&quot;")
+    return re.sub(
+        r'width="[\d.]+pt" height="[\d.]+pt"|height="[\d.]+pt"|width="[\d.]+pt"', "", text, count=2
+    ).replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

@@ -1,0 +1,1 @@
+"""The folder of a training, and the weights that it leaves."""

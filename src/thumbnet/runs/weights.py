@@ -1,0 +1,125 @@
+"""Files of weights (``model.safetensors``): find, fetch from the Hugging Face Hub, read, verify, write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thumbnet.errors import MissingExtraError, RecipeError, RunError
+from thumbnet.files import write_file
+from thumbnet.runs.finding import no_run
+from thumbnet.runs.weights_info import WeightsInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS_NAME = "model.safetensors"
+HUB = "hf:"
+
+
+def find_weights(path: str | Path) -> Path:
+    """The weights in a run's folder or of ``hf:OWNER/NAME[@REVISION]``, or ``path`` itself if it is a file.
+
+    Raises:
+        RunError: there are none.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    if str(path).startswith(HUB):
+        return fetch_weights(str(path))
+    place = Path(path).expanduser()
+    if place.is_dir():
+        if (place / WEIGHTS_NAME).is_file():
+            return place / WEIGHTS_NAME
+        raise no_run(place)
+    if not place.exists():
+        raise no_run(place)
+    return place
+
+
+def fetch_weights(source: str) -> Path:
+    """The ``model.safetensors`` of ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION``, in the library's cache.
+
+    Raises:
+        RunError: there is none, or the Hub cannot be reached.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    hub = import_hub()
+    name, _, revision = source.removeprefix(HUB).partition("@")
+    try:
+        return Path(hub.hf_hub_download(name, WEIGHTS_NAME, revision=revision or None))
+    except Exception as error:
+        raise RunError(f"cannot fetch {source}: {hub_reason(error)}") from None
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
+    """The tensors and their description from a ``model.safetensors``.
+
+    Raises:
+        RunError: no such file, damaged, or not written by thumbnet.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("thumbnet")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise RunError(f"there is no file {path}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"cannot read {path}: {error}") from None
+    if text is None:
+        raise RunError(f"{path} holds weights, but not a thumbnet model's: the description is missing")
+    try:
+        values = json.loads(text)
+        digest = values.pop("digest", None)  # older ones have none
+        if digest is not None and digest != weights_digest(tensors, values):
+            raise RunError(f"{path} is damaged: its content does not have the digest written with it")
+        return tensors, WeightsInfo.from_json(json.dumps(values))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RecipeError) as error:
+        raise RunError(f"the description in {path} is not understood: {error}") from None
+
+
+def write_weights(path: Path, weights: dict[str, Tensor], info: WeightsInfo) -> None:
+    """Write tensors and their description, whole or not at all."""
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    values = json.loads(info.to_json())
+    # safetensors writes several keys in any order, and the same weights must be the same file: hence one key.
+    text = json.dumps({**values, "digest": weights_digest(tensors, values)}, sort_keys=True)
+    write_file(path, save(tensors, metadata={"thumbnet": text}))
+
+
+def weights_digest(tensors: dict[str, Tensor], description: dict[str, Any]) -> str:
+    """A digest of tensors and description. It shows damage; whoever means harm can make it anew."""
+    import torch
+
+    digest = hashlib.blake2b(json.dumps(description, sort_keys=True).encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def import_hub() -> Any:
+    """The library ``huggingface_hub``.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise MissingExtraError("the Hugging Face Hub", "hub") from None
+    return huggingface_hub
+
+
+def hub_reason(error: Exception) -> str:
+    """Why the Hub refused, in one line."""
+    response = getattr(error, "response", None)
+    if getattr(response, "status_code", None) == 401 or "Token" in type(error).__name__:
+        return "there is none, or it is not for you: log in by `hf auth login`, or set HF_TOKEN"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return json.dumps(lines[0])[1:-1] if lines else type(error).__name__

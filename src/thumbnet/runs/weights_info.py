@@ -1,0 +1,94 @@
+"""What is known of a trained network beside its weights; imports no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+from thumbnet.data.images import WHITE, Fit, Preprocessing
+from thumbnet.recipes.settings import ModelSettings
+from thumbnet.version import __version__
+
+WEIGHTS_FORMAT = 1
+TTA_NAMES = ("none", "mirror", "mirror-shift", "adaptive")
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What stands in the metadata of ``model.safetensors``, and of exported models.
+
+    Attributes:
+        model: which network.
+        class_names: a label is a position in it.
+        preprocessing: size, fit, mean and std; value range and background.
+        precision: as in the recipe's ``training.precision``.
+        source, fingerprint: of the training data.
+        thumbnet: the version that wrote it.
+        tta: test-time augmentation by which its accuracy was measured, and by which it classifies unless told
+            otherwise.
+        temperature: divides its logits so that their softmax gives calibrated probabilities.
+    """
+
+    model: ModelSettings
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    precision: str
+    source: str
+    fingerprint: str
+    thumbnet: str = __version__
+    tta: str = "none"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.tta not in TTA_NAMES:
+            raise ValueError(f"its test-time augmentation {self.tta!r} is not known here")
+        number = type(self.temperature) in (int, float)
+        if not (number and math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"its temperature is {self.temperature!r}: expected a positive number")
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps({"format": WEIGHTS_FORMAT, **asdict(self)}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> WeightsInfo:
+        """Back from :meth:`to_json`.
+
+        Raises:
+            ValueError, KeyError, TypeError, RecipeError: it is something else.
+        """
+        values = json.loads(text)
+        if values.pop("format") != WEIGHTS_FORMAT:
+            raise ValueError(f"written by thumbnet {values.get('thumbnet')}, in a format not known here")
+        pre = values["preprocessing"]
+        height, width = (int(side) for side in pre["size"])
+        if pre["fit"] not in get_args(Fit) or len(pre["mean"]) != 3 or len(pre["std"]) != 3:
+            raise ValueError("its preprocessing is not understood")
+        mean, std = (tuple(float(v) for v in pre[key]) for key in ("mean", "std"))
+        names = tuple(str(name) for name in values["class_names"])
+        values["preprocessing"] = Preprocessing(
+            (height, width), pre["fit"], mean, std, _range(pre.get("range")), _colour(pre.get("background"))
+        )
+        values["model"] = ModelSettings(**values["model"])
+        return cls(**{**values, "class_names": names})
+
+
+def _range(value: Any) -> tuple[float, float] | None:
+    """None in files of versions that had no such field: by type."""
+    if value is None:
+        return None
+    low, high = (float(limit) for limit in value)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"its range of values is {low:g} to {high:g}")
+    return low, high
+
+
+def _colour(value: Any) -> tuple[int, int, int]:
+    if value is None:
+        return WHITE
+    red, green, blue = (int(channel) for channel in value)
+    if not all(0 <= channel <= 255 for channel in (red, green, blue)):
+        raise ValueError("its background is no colour: expected three numbers from 0 to 255")
+    return red, green, blue

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import coloured_data, noise, write_class_folders, write_picture
+from thumbnet.batches import decoding
+from thumbnet.batches.decoding import automatic_size, decode_split
+from thumbnet.batches.statistics import channel_statistics
+from thumbnet.data.splits import ArraySplit, Split
+from thumbnet.sources.load import load_data
+
+
+def test_statistics_agree_with_numpy() -> None:
+    data = coloured_data()
+    split = data.splits["train"]
+    assert isinstance(split, ArraySplit)
+    mean, std = channel_statistics(decode_split(split, (16, 16), "pad").counts)
+    values = split.images.reshape(-1, 3) / 255
+    assert np.allclose(mean, values.mean(0), atol=1e-6)
+    assert np.allclose(std, values.std(0), atol=1e-6)
+
+
+def test_the_size_is_the_datas_own_if_uniform_else_32(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, ["train", "test"], side=20)
+    assert automatic_size(load_data(tmp_path).splits["train"], "pad") == (20, 20)
+    write_picture(tmp_path / "train" / "red" / "wide.png", noise(0, 20, 40))
+    assert automatic_size(load_data(tmp_path).splits["train"], "pad") == (32, 32)
+    write_class_folders(tmp_path / "tiny", ["train", "test"], side=8)
+    assert automatic_size(load_data(tmp_path / "tiny").splits["train"], "pad") == (32, 32)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "decoded"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return write_class_folders(tmp_path / "pictures", ["train", "test"], side=20)
+
+
+def train_split(pictures: Path) -> Split:
+    return load_data(pictures).splits["train"]
+
+
+def refuse(*_: object) -> None:
+    raise AssertionError("decoded although it is in the cache")
+
+
+def test_the_second_time_nothing_is_opened(
+    cache: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = automatic_size(train_split(pictures), "pad")
+    first = decode_split(train_split(pictures), (20, 20), "pad")
+    monkeypatch.setattr(decoding, "_decode", refuse)
+    monkeypatch.setattr(decoding, "common_size", refuse)
+    again = decode_split(train_split(pictures), (20, 20), "pad")
+    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.counts, again.counts)
+    assert automatic_size(train_split(pictures), "pad") == size == (20, 20)
+
+
+@pytest.mark.parametrize("change", ["content", "new", "gone", "fit", "size"])
+def test_what_has_changed_is_decoded_again(cache: Path, pictures: Path, change: str) -> None:
+    decode_split(train_split(pictures), (20, 20), "pad")
+    victim = sorted((pictures / "train").rglob("*.png"))[0]
+    size, fit = (20, 20), "pad"
+    if change == "content":
+        before = victim.stat()
+        victim.write_bytes(victim.read_bytes())
+        os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    elif change == "new":
+        shutil.copy(victim, victim.with_name("zz.png"))
+    elif change == "gone":
+        victim.unlink()
+    elif change == "fit":
+        fit = "crop"
+    else:
+        size = (16, 20)
+    decoded = decode_split(train_split(pictures), size, fit)  # type: ignore[arg-type]
+    assert len(list(cache.iterdir())) == 2
+    assert decoded.images.shape == (len(train_split(pictures)), 3, *size)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other shape", "pickle", "no counts"])
+def test_a_damaged_entry_is_made_anew(cache: Path, pictures: Path, damage: str) -> None:
+    right = decode_split(train_split(pictures), (20, 20), "pad")
+    (entry,) = cache.iterdir()
+    file = entry / "images.npy"
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-1000])
+    elif damage == "empty":
+        file.write_bytes(b"")
+    elif damage == "other shape":
+        np.save(file, np.zeros((3, 20, 20, 3), np.uint8))
+    elif damage == "pickle":
+        np.save(file, np.array([print], dtype=object), allow_pickle=True)
+    else:
+        (entry / "counts.npy").unlink()
+    assert torch.equal(decode_split(train_split(pictures), (20, 20), "pad").images, right.images)
+    assert decoding._load(entry, (len(right.images), 20, 20, 3)) is not None
+
+
+def test_a_cache_that_cannot_be_written_is_none(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file, no folder")
+    monkeypatch.setenv("THUMBNET_CACHE", str(blocked))
+    assert decode_split(train_split(pictures), (20, 20), "pad").images.shape[2:] == (20, 20)
+
+
+def test_a_writer_that_dies_leaves_nothing_whole(
+    cache: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = np.save
+
+    def die(path: Path, array: np.ndarray) -> None:
+        if path.name == "counts.npy":
+            raise KeyboardInterrupt
+        save(path, array)
+
+    monkeypatch.setattr(np, "save", die)
+    with pytest.raises(KeyboardInterrupt):
+        decode_split(train_split(pictures), (20, 20), "pad")
+    assert list(cache.iterdir()) == []

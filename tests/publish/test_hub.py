@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import coloured, write_picture
+from sources.hub_standin import HubStandIn
+from thumbnet.cli import main
+from thumbnet.publish.hub import model_card
+from thumbnet.runs.folder import Run
+
+huggingface_hub = pytest.importorskip("huggingface_hub", reason="the extra 'hub' is not installed")
+
+NAME = "someone/colours"
+
+
+def thumbnet(
+    hub: HubStandIn, home: Path, *arguments: str, token: str = "t0ken"
+) -> subprocess.CompletedProcess[str]:
+    """A command whose Hub is ``hub``."""
+    with hub.serve() as address:
+        environment = {
+            **os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_TOKEN": token,
+        }  # fmt: skip
+        command = [sys.executable, "-m", "thumbnet", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_what_is_pushed_can_be_used_elsewhere(tiny_run: Run, tmp_path: Path) -> None:
+    hub = HubStandIn(NAME, {}, "models", token="t0ken")
+    done = thumbnet(hub, tmp_path / "one", "push", str(tiny_run.path), f"hf:{NAME}", "--license", "mit")
+    assert done.returncode == 0, done.stderr
+    assert f"/{NAME}\n" in done.stdout
+    assert set(hub.files) == {
+        "README.md", "model.safetensors", "recipe.toml", "summary.json", "environment.json",
+        "metrics.jsonl", "metrics.csv",
+    }  # fmt: skip
+    assert hub.files["model.safetensors"] == tiny_run.weights_path.read_bytes()
+    assert sum("POST" in line and "/commit/" in line for line in hub.log) == 1  # whole or not at all
+
+    picture = write_picture(tmp_path / "green.png", coloured(1, 123))
+    done = thumbnet(hub, tmp_path / "two", "predict", f"hf:{NAME}", str(picture))
+    assert done.returncode == 0, done.stderr
+    assert "green" in done.stdout
+    done = thumbnet(hub, tmp_path / "three", "predict", f"hf:{NAME}@v1", str(picture))
+    assert done.returncode == 0, done.stderr
+    assert any(f"/{NAME}/resolve/v1/model.safetensors" in line for line in hub.log)
+
+
+def test_what_the_hub_refuses_is_said_in_a_line(tiny_run: Run, tmp_path: Path) -> None:
+    hub = HubStandIn(NAME, {}, "models", token="t0ken")
+    for arguments, says in (
+        (("push", str(tiny_run.path), f"hf:{NAME}"), "cannot publish someone/colours: "),
+        (("predict", "hf:someone/nothing", "x.png"), "cannot fetch hf:someone/nothing: "),
+        (("push", str(tiny_run.path), "hf:not a name"), "cannot publish not a name: "),
+    ):
+        done = thumbnet(hub, tmp_path, *arguments, token="guessed")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert says in done.stderr
+        assert "Traceback" not in done.stderr
+    assert hub.files == {}
+
+
+def test_damaged_weights_from_the_hub_are_refused(tiny_run: Run, tmp_path: Path) -> None:
+    content = bytearray(tiny_run.weights_path.read_bytes())
+    content[len(content) // 2] ^= 1
+    hub = HubStandIn(NAME, {"model.safetensors": bytes(content)}, "models")
+    done = thumbnet(hub, tmp_path, "predict", f"hf:{NAME}", "x.png")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_the_card_says_what_was_measured(tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    card = model_card(tiny_run, NAME, "mit")
+    data = huggingface_hub.ModelCard(card).data
+    assert data.license == "mit"
+    assert data.pipeline_tag == "image-classification"
+    (result,) = data.eval_results
+    assert result.metric_value == tiny_run.summary["accuracy"]
+    assert f"{100 * tiny_run.summary['accuracy']:.2f} %" in card
+    assert "red, green, blue" in card
+    assert tiny_run.recipe.to_toml().strip() in card
+    assert str(tiny_run.path.parent) not in card
+    assert main(["push", str(tiny_run.path), f"hf:{NAME}", "--card", "--license", "mit"]) == 0
+    assert capsys.readouterr().out.strip() == card.strip()

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thumbnet.errors import RecipeError
+from thumbnet.recipes.recipe import Recipe, load_recipe, recipe_from_dict, recipe_names
+from thumbnet.recipes.settings import parse_image_size
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_shipped_recipe_survives_being_written_and_read(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    path = tmp_path / "mine.toml"
+    path.write_text(recipe.to_toml())
+    assert load_recipe(path) == recipe
+    assert recipe.name == name
+    assert recipe.description
+
+
+def test_the_tutorial_recipe_has_every_number_of_the_tutorial() -> None:
+    recipe = load_recipe("tutorial")
+    assert recipe.model.name == "resnet18"
+    assert (recipe.training.batch_size, recipe.training.epochs) == (128, 200)
+    assert recipe.data.mean == (0.4914, 0.4822, 0.4465)
+    assert recipe.data.std == (0.2023, 0.1994, 0.2010)
+    assert recipe.augment.flip == "random"
+    assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.optimizer.momentum) == ("sgd", 0.1, 0.9)
+    assert recipe.optimizer.weight_decay == 5e-4
+    assert recipe.schedule.name == "multistep"
+    assert recipe.schedule.factor == 0.1
+    assert [m * recipe.training.epochs for m in recipe.schedule.milestones] == [150]
+
+
+def test_overrides_are_applied_with_their_types() -> None:
+    recipe = load_recipe(
+        "fast", ["optimizer.lr=0.05", "model.name=resnet34", "schedule.milestones=[0.5, 0.75]"]
+    )
+    assert recipe.optimizer.lr == 0.05
+    assert recipe.model.name == "resnet34"
+    assert recipe.schedule.milestones == (0.5, 0.75)
+    assert load_recipe("fast", ["optimizer.lr=1"]).optimizer.lr == 1.0
+    assert load_recipe("fast", ["data.image_size=32"]).data.image_size == "32"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("optimizer.learning_rate=0.1", ["optimizer.learning_rate", "optimizer.lr"]),
+        ("lr=0.1", ["'lr'", "optimizer.lr"]),
+        ("optimiser.lr=0.1", ["optimiser", "did you mean", "optimizer"]),
+        ("training.epoch=3", ["training.epochs"]),
+        ("training.epochs=3.5", ["training.epochs", "3.5", "whole number"]),
+        ("training.epochs=true", ["training.epochs", "whole number"]),
+        ("training.epochs=0", ["training.epochs", "1 or more"]),
+        ("training.min_steps=-1", ["training.min_steps", "0 (off) or more"]),
+        ("training.compile=1", ["training.compile", "true or false"]),
+        ("optimizer.lr=fast", ["optimizer.lr", "'fast'", "a number"]),
+        ("optimizer.lr=nan", ["optimizer.lr"]),
+        ("optimizer.lr=-1", ["optimizer.lr", "positive"]),
+        ("optimizer.name=adam", ["optimizer.name", "'adamw'"]),
+        ("optimizer.lr.x=1", ["optimizer.lr.x"]),
+        ("model.name=resnet19", ["model.name", "resnet18"]),
+        ("schedule.milestones=[150, 200]", ["schedule.milestones", "fractions"]),
+        ("schedule.milestones=0.5", ["schedule.milestones", "a list of numbers"]),
+        ("data.mean=[0.5]", ["data.mean", "three numbers"]),
+        ("data.std=[0.5, 0.5, 0.0]", ["data.std"]),
+        ("data.image_size=8", ["8", "16"]),
+        ("data.image_size=32x", ["32x"]),
+        ("training=3", ["training", "a table"]),
+        ("optimizer.groups=[{lr = 1}]", ["optimizer.groups.match", "missing"]),
+        ("optimizer.groups=[{match = '*', rate = 1}]", ["optimizer.groups.rate"]),
+        ("optimizer.lr", ["KEY=VALUE"]),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_its_name_with_what_was_expected(
+    assignment: str, words: list[str]
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("tutorial", [assignment])
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "pictures", "size"),
+    [
+        (["training.epochs=16"], 50_000, 1000),  # 528 steps anyway
+        (["training.epochs=1"], 50_000, 257),  # 33,500 pictures in 130 steps
+        (["training.epochs=1", "data.skip_easy=0"], 50_000, 384),
+        (["training.epochs=2", "data.subset_size=10000"], 50_000, 103),
+        (["training.epochs=1"], 100, 32),
+        (["training.epochs=1", "training.batch_size=16"], 100, 16),
+        (["training.epochs=1", "training.min_steps=0"], 50_000, 1000),
+    ],
+)
+def test_batches_and_rates_are_fitted_to_the_least_number_of_steps(
+    overrides: list[str], pictures: int, size: int
+) -> None:
+    recipe = load_recipe("fast", overrides)
+    fitted = recipe.fitted(pictures)
+    assert fitted.training.batch_size == size
+    assert fitted.fitted(pictures) == fitted
+    factor = (size / recipe.training.batch_size) ** 0.5
+    assert fitted.optimizer.lr == pytest.approx(0.2 * factor)
+    assert [g.lr for g in fitted.optimizer.groups] == pytest.approx([53 * factor, 0.83 * factor])
+    same = replace(fitted, optimizer=recipe.optimizer, training=recipe.training)
+    assert same == recipe
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="Did you mean 'tutorial'"):
+        load_recipe("tutorail")
+    with pytest.raises(RecipeError, match=r"there is no recipe file nowhere\.toml"):
+        load_recipe("nowhere.toml")
+
+
+def test_a_file_may_extend_a_recipe_and_name_only_what_differs(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text('extends = "fast"\nname = "base"\n[training]\nepochs = 3\n')
+    (tmp_path / "top.toml").write_text('extends = "base.toml"\n[optimizer]\nlr = 0.25\n')
+    recipe = load_recipe(tmp_path / "top.toml")
+    assert (recipe.name, recipe.training.epochs, recipe.optimizer.lr) == ("base", 3, 0.25)
+    assert recipe.model.name == load_recipe("fast").model.name
+
+
+def test_recipes_that_extend_one_another_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(f'extends = "{tmp_path}/b.toml"\n')
+    (tmp_path / "b.toml").write_text(f'extends = "{tmp_path}/a.toml"\n')
+    with pytest.raises(RecipeError, match="circle"):
+        load_recipe(tmp_path / "a.toml")
+
+
+@pytest.mark.parametrize("text", ["[training\nepochs = 1", "\x00", "epochs = = 2"])
+def test_a_file_that_is_not_toml_is_named(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match="broken.toml"):
+        load_recipe(path)
+
+
+def test_a_recipe_is_frozen() -> None:
+    with pytest.raises(AttributeError):
+        load_recipe("fast").seed = 1  # type: ignore[misc]
+
+
+def test_image_sizes_are_height_by_width() -> None:
+    assert parse_image_size("32") == (32, 32)
+    assert parse_image_size("32x64") == (32, 64)
+    for bad in ("", "x", "32x64x3", "-32", "3.2", "15", "2048", "³²"):
+        with pytest.raises(RecipeError):
+            parse_image_size(bad)
+
+
+def test_recipes_need_no_torch() -> None:
+    code = "import sys; from thumbnet.recipes.recipe import load_recipe; load_recipe('fast'); print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+_KEYS = st.sampled_from(["name", "seed", "data", "augment", "model", "optimizer", "schedule", "training"])
+
+
+@given(st.dictionaries(_KEYS, _JSON, max_size=3))
+def test_anything_is_either_a_recipe_that_round_trips_or_a_recipe_error(settings: dict[str, object]) -> None:
+    try:
+        recipe = recipe_from_dict(settings)
+    except RecipeError:
+        return
+    assert recipe_from_dict(recipe.to_dict()) == recipe
+
+
+@given(
+    lr=st.floats(min_value=1e-8, max_value=1e3),
+    epochs=st.integers(1, 10_000),
+    seed=st.integers(0, 2**63 - 1),
+    decay=st.floats(0, 1),
+)
+def test_a_valid_recipe_round_trips_through_toml(lr: float, epochs: int, seed: int, decay: float) -> None:
+    import tomllib
+
+    recipe = load_recipe(
+        "fast",
+        [
+            f"optimizer.lr={lr!r}",
+            f"training.epochs={epochs}",
+            f"seed={seed}",
+            f"optimizer.weight_decay={decay!r}",
+        ],
+    )
+    again = recipe_from_dict(tomllib.loads(recipe.to_toml()))
+    assert again == recipe
+    assert math.isclose(again.optimizer.lr, lr, rel_tol=0)
+    assert isinstance(again, Recipe)

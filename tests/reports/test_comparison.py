@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from thumbnet.cli import main
+from thumbnet.errors import RunError
+from thumbnet.reports import comparison
+from thumbnet.reports.comparison import group_runs, read_metrics, welch_test
+from thumbnet.runs.folder import Run
+
+Make = Callable[..., Run]
+
+
+@pytest.fixture
+def make(tiny_run: Run, tmp_path: Path) -> Make:
+    """A complete run with another accuracy, seed or learning rate."""
+
+    def one(accuracy: float, seed: int = 0, lr: float = 0.05, fingerprint: str = "same") -> Run:
+        path = tmp_path / f"{lr}-{seed}"
+        shutil.copytree(tiny_run.path, path)
+        recipe = tiny_run.recipe
+        recipe = replace(recipe, seed=seed, optimizer=replace(recipe.optimizer, lr=lr))
+        (path / "recipe.toml").write_text(recipe.to_toml())
+        (path / "summary.json").write_text(json.dumps({**tiny_run.summary, "accuracy": accuracy}))
+        (path / "run.json").write_text(json.dumps({**tiny_run.settings, "fingerprint": fingerprint}))
+        return Run(path)
+
+    return one
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_group(make: Make) -> None:
+    groups = group_runs([make(0.9, 0), make(0.8, 0, lr=0.1), make(0.92, 1), make(0.94, 2)])
+    assert [group.name for group in groups] == ["resnet18", "resnet18 (2)"]
+    assert groups[0].accuracies == (0.9, 0.92, 0.94)
+    assert groups[0].mean == pytest.approx(0.92)
+    assert groups[0].deviation == pytest.approx(0.02)
+    assert groups[1].deviation is None
+
+
+def test_the_difference_is_welchs(make: Make) -> None:
+    a, b = (0.90, 0.92, 0.94, 0.93), (0.95, 0.97, 0.96)
+    runs = [make(x, seed) for seed, x in enumerate(a)] + [make(x, seed, lr=0.1) for seed, x in enumerate(b)]
+    first, second = group_runs(runs)
+    found = welch_test(first, second)
+    assert found is not None
+    # By the formulas of Welch (1947), Satterthwaite's degrees of freedom.
+    va, vb = (sum((x - sum(s) / len(s)) ** 2 for x in s) / (len(s) - 1) / len(s) for s in (a, b))
+    freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
+    t = (sum(b) / len(b) - sum(a) / len(a)) / math.sqrt(va + vb)
+    from scipy.stats import t as student
+
+    assert found.difference == pytest.approx(sum(b) / len(b) - sum(a) / len(a))
+    assert found.p == pytest.approx(2 * student.sf(t, freedom))
+    half = student.ppf(0.975, freedom) * math.sqrt(va + vb)
+    assert found.interval == pytest.approx((found.difference - half, found.difference + half))
+
+
+def test_single_runs_and_equal_ones_are_not_tested(make: Make) -> None:
+    first, second = group_runs([make(0.9), make(0.95, lr=0.1)])
+    assert welch_test(first, second) is None
+    first, second = group_runs([make(0.9, 5), make(0.9, 6), make(0.9, 5, lr=0.2), make(0.9, 6, lr=0.2)])
+    assert welch_test(first, second) is None
+
+
+def test_runs_on_other_pictures_do_not_compare(make: Make) -> None:
+    with pytest.raises(RunError, match="same pictures"):
+        group_runs([make(0.9), make(0.9, 1, fingerprint="other")])
+
+
+def test_the_command_shows_tables_test_and_curves(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [make(0.90 + seed / 100, seed) for seed in range(3)] + [
+        make(0.95 + seed / 100, seed, lr=0.1) for seed in range(3)
+    ]
+    paths = [str(run.path) for run in runs]
+    assert main(["compare", *paths, "--plot", str(tmp_path / "curves.png")]) == 0
+    out = capsys.readouterr().out
+    assert all(path in out for path in paths)
+    assert "91.00 %" in out
+    assert "resnet18 (2) against resnet18: +5.00 points" in out
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["compare", *paths, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["groups"][0]["mean"] == pytest.approx(0.91)
+    assert found["differences"][0]["p"] < 0.01
+
+
+def test_without_scipy_the_tables_are_shown_all_the_same(
+    make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    paths = [str(make(0.9 + seed / 100, seed, lr).path) for seed in range(2) for lr in (0.1, 0.2)]
+    assert main(["compare", *paths]) == 0
+    shown = capsys.readouterr()
+    assert "[report]" in shown.err
+    assert "standard deviation" in shown.out
+    assert "No test" not in shown.out
+
+
+@pytest.mark.parametrize("content", ["{", "[1]\n", '{"loss": 1}\n', "[" * 100_000])
+def test_damaged_metrics_are_named(content: str, make: Make) -> None:
+    run = make(0.9)
+    (run.path / "metrics.jsonl").write_text(content)
+    with pytest.raises(RunError, match=r"metrics\.jsonl"):
+        read_metrics(run)
+
+
+def test_what_is_not_complete_is_named(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make(0.9)
+    (run.path / "summary.json").unlink()
+    assert main(["compare", str(run.path)]) == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_the_spreadsheet_has_the_metrics(tiny_run: Run) -> None:
+    with (tiny_run.path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    metrics = comparison.read_metrics(tiny_run)
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+    assert [float(row["test_accuracy"]) for row in rows] == [line["test_accuracy"] for line in metrics]

@@ -1,0 +1,46 @@
+"""The description that is stored with weights."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from thumbnet.data.images import Preprocessing
+from thumbnet.recipes.settings import ModelSettings
+from thumbnet.runs.weights_info import WeightsInfo
+
+
+def info(**changes: Any) -> WeightsInfo:
+    pre = Preprocessing((32, 48), "crop", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), **changes)
+    return WeightsInfo(ModelSettings(), ("a", "b"), pre, "fp32", "somewhere", "abc")
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"range": (515.0, 765.0)}, {"range": (-1.0, 1.0), "background": (0, 0, 0)}]
+)
+def test_range_and_background_are_stored_with_the_weights(changes: dict[str, Any]) -> None:
+    before = info(**changes)
+    assert WeightsInfo.from_json(before.to_json()) == before
+
+
+def test_a_description_without_range_and_background_means_by_type_and_white() -> None:
+    values = json.loads(info().to_json())
+    del values["preprocessing"]["range"], values["preprocessing"]["background"]
+    pre = WeightsInfo.from_json(json.dumps(values)).preprocessing
+    assert (pre.range, pre.background) == (None, (255, 255, 255))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("range", [1]), ("range", [2, 1]), ("range", [0, float("inf")]), ("range", ["a", "b"]), ("range", 3),
+        ("background", [1, 2]), ("background", [0, 0, 256]), ("background", [-1, 0, 0]), ("background", "white"),
+    ],
+)  # fmt: skip
+def test_a_range_or_background_that_is_none_is_refused(key: str, value: Any) -> None:
+    values = json.loads(info().to_json())
+    values["preprocessing"][key] = value
+    with pytest.raises((ValueError, TypeError)):
+        WeightsInfo.from_json(json.dumps(values))

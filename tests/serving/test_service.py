@@ -1,0 +1,370 @@
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from PIL import Image
+
+from helpers import coloured, coloured_data
+from thumbnet.classifiers.base import Classifier
+from thumbnet.classifiers.load import load_run
+from thumbnet.cli import main
+from thumbnet.data.images import Preprocessing
+from thumbnet.data.splits import Data, Split
+from thumbnet.recipes.settings import ModelSettings
+from thumbnet.runs.folder import Run
+from thumbnet.runs.weights_info import WeightsInfo
+from thumbnet.serving.service import ServiceSettings, build_service
+
+httpx = pytest.importorskip("httpx")
+testclient = pytest.importorskip("starlette.testclient")
+
+LIMITS = ServiceSettings(max_bytes=100_000, max_pixels=10_000, max_pictures=8)
+
+
+class Slow(Classifier):
+    """Says how bright a picture is, when it is let."""
+
+    def __init__(self) -> None:
+        half = (0.5, 0.5, 0.5)
+        pre = Preprocessing((8, 8), "squash", half, half)
+        super().__init__(WeightsInfo(ModelSettings(), ("dark", "bright"), pre, "fp32", "", ""))
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self.batches: list[int] = []
+
+    def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:
+        self.batches.append(len(pixels))
+        assert self.may_go_on.wait(60)
+        bright = pixels.mean(axis=(1, 2, 3)) / 255
+        return np.stack([1 - bright, bright], axis=1).astype(np.float32)
+
+    def _logits_of(self, *_: object) -> tuple[Split, np.ndarray, np.ndarray]:
+        raise NotImplementedError
+
+
+def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+def grey(level: int) -> bytes:
+    return encoded(np.full((8, 8, 3), level, dtype=np.uint8))
+
+
+@contextmanager
+def client_of(app: FastAPI) -> Iterator[Any]:
+    with testclient.TestClient(app, base_url="http://localhost") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(tiny_run: Run) -> Iterator[Any]:
+    with client_of(build_service(load_run(tiny_run.path), LIMITS, coloured_data)) as client:
+        yield client
+
+
+def test_it_answers_as_the_library_does(client: Any, tiny_run: Run) -> None:
+    pictures = [coloured(label, 77 + label) for label in (2, 0, 1)]
+    files = [("file", (f"{n}.png", encoded(one), "image/png")) for n, one in enumerate(pictures)]
+    answer = client.post("/predict", files=files)
+    assert answer.status_code == 200, answer.text
+    expected = load_run(tiny_run.path).predict(pictures)
+    found = answer.json()["predictions"]
+    assert [one["name"] for one in found] == ["0.png", "1.png", "2.png"]
+    for one, wanted in zip(found, expected, strict=True):
+        assert [each["name"] for each in one["classes"]] == list(wanted.labels)
+        values = [each["probability"] for each in one["classes"]]
+        np.testing.assert_allclose(values, wanted.probabilities, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["image/png", "application/octet-stream"])
+def test_a_raw_picture(client: Any, kind: str) -> None:
+    body = encoded(coloured(1, 5))
+    answer = client.post("/predict?top=1", content=body, headers={"Content-Type": kind})
+    assert [len(one["classes"]) for one in answer.json()["predictions"]] == [1]
+
+
+BOMB = encoded(np.zeros((200, 200, 3), np.uint8))
+FORM = {"Content-Type": "multipart/form-data; boundary=x"}
+
+
+@pytest.mark.parametrize(
+    ("status", "options", "says"),
+    [
+        (413, {"content": b"x" * 100_001, "headers": {"Content-Type": "image/png"}}, "100,000 bytes"),
+        (
+            413,
+            {"content": iter([b"x" * 60_000] * 2), "headers": {"Content-Type": "image/png"}},
+            "100,000 bytes",
+        ),
+        (413, {"files": {"file": BOMB}}, "200x200 pixels"),
+        (415, {"content": b"x", "headers": {"Content-Type": "text/plain"}}, "text/plain"),
+        (415, {"content": b"x"}, "no Content-Type"),
+        (415, {"files": {"file": ("a.exe", b"MZ no picture", "image/png")}}, "a.exe: not a picture"),
+        (422, {"files": {"file": grey(9)[:-30]}}, "cannot read"),
+        (422, {"files": [("file", grey(9)), ("file", grey(9)[:-30])]}, "cannot read"),
+        (422, {"content": b"", "headers": FORM}, "no picture"),
+        (422, {"files": [("file", grey(9))] * 9}, "more than 8 pictures"),
+        (400, {"content": b"rubbish", "headers": FORM}, ""),
+        (422, {"files": {"file": grey(9)}, "params": {"top": 0}}, "top: "),
+        (422, {"files": {"file": grey(9)}, "params": {"top": "many"}}, "top: "),
+    ],
+)
+def test_what_is_wrong_is_said(client: Any, status: int, options: dict[str, Any], says: str) -> None:
+    answer = client.post("/predict", **options)
+    assert answer.status_code == status, answer.text
+    assert says in answer.json()["detail"]
+
+
+def test_explanation(client: Any) -> None:
+    answer = client.post("/explain", files={"file": encoded(coloured(0, 3))}).json()
+    assert answer["classes"][0]["name"] == "red"
+    assert all(answer[key].startswith("data:image/webp;base64,") for key in ("picture", "lit"))
+    assert client.post("/explain", files=[("file", grey(9))] * 2).status_code == 422
+
+
+def test_the_hardest_pictures_are_mistakes(tiny_run: Run) -> None:
+    data = coloured_data()
+    swapped = Data(data.source, data.layout, ("green", "red", "blue"), data.splits)  # so that it is wrong
+    with client_of(build_service(load_run(tiny_run.path), LIMITS, lambda: swapped)) as client:
+        while not (answer := client.get("/hardest").json())["ready"]:
+            time.sleep(0.05)
+        assert answer["pictures"]
+        assert {(one["label"], one["predicted"]) for one in answer["pictures"]} == {
+            ("red", "green"),
+            ("green", "red"),
+        }
+        confidences = [one["confidence"] for one in answer["pictures"]]
+        assert confidences == sorted(confidences, reverse=True)
+
+
+def test_data_that_do_not_belong_to_the_network_are_no_end(
+    tiny_run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = coloured_data()
+    other = Data(data.source, data.layout, ("fork", "knife", "spoon"), data.splits)
+    with client_of(build_service(load_run(tiny_run.path), LIMITS, lambda: other)) as client:
+        wait_until(lambda: client.get("/hardest").json()["ready"])
+        assert client.get("/hardest").json()["pictures"] == []
+        assert client.get("/readyz").status_code == 200
+    assert "classes that the network does not know: fork" in capsys.readouterr().err
+
+
+def test_probes_metrics_and_page(client: Any) -> None:
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {"status": "ok"}
+    assert client.get("/model").json()["classes"] == ["red", "green", "blue"]
+    client.get("/a-path-of-a-strangers-own")
+    metrics = client.get("/metrics").text
+    assert re.search(r'thumbnet_requests_total{method="GET",path="/healthz",status="200"} \d', metrics)
+    assert "strangers-own" not in metrics
+    page = client.get("/")
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    assert not re.search(r"(?:src|href)=\"(?!data:|/openapi)", page.text)
+
+
+def test_with_a_key_nothing_but_the_page_and_the_probes_is_open(tiny_run: Run) -> None:
+    with client_of(build_service(load_run(tiny_run.path), replace(LIMITS, api_key="secret"))) as client:
+        for path in ("/", "/healthz", "/readyz"):
+            assert client.get(path).status_code == 200
+        for path in ("/model", "/metrics", "/hardest"):
+            assert client.get(path).status_code == 401
+            assert client.get(path, headers={"X-API-Key": "secret"}).status_code == 200
+        for key in ({}, {"X-API-Key": "guess"}, {"X-API-Key": "sécret".encode()}):
+            assert client.post("/predict", files={"file": grey(0)}, headers=key).status_code == 401
+        assert (
+            client.post("/predict", files={"file": grey(0)}, headers={"X-API-Key": "secret"}).status_code
+            == 200
+        )
+
+
+def test_other_names_than_its_own_are_refused(tiny_run: Run) -> None:
+    with client_of(build_service(load_run(tiny_run.path), replace(LIMITS, hosts=("localhost",)))) as client:
+        assert client.get("/model").status_code == 200
+        assert client.get("/model", headers={"Host": "rebound.example"}).status_code == 400
+
+
+def test_what_comes_together_is_classified_together() -> None:
+    classifier = Slow()
+    with (
+        client_of(build_service(classifier, replace(LIMITS, max_batch=4))) as client,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        classifier.may_go_on.clear()
+        classifier.batches.clear()
+        first = pool.submit(client.post, "/predict", files={"file": grey(0)})
+        wait_until(lambda: classifier.batches == [1])
+        others = [pool.submit(client.post, "/predict", files={"file": grey(20 * n)}) for n in range(1, 10)]
+        wait_until(lambda: "thumbnet_requests_in_flight 10.0" in client.get("/metrics").text)
+        time.sleep(0.3)  # for the last to be decoded
+        classifier.may_go_on.set()
+        answers = [one.result().json()["predictions"][0] for one in (first, *others)]
+        assert classifier.batches == [1, 4, 4, 1]
+    # Each got its own.
+    bright = [next(c["probability"] for c in one["classes"] if c["name"] == "bright") for one in answers]
+    expected = [1 / (1 + np.exp(1 - 2 * (20 * n / 255))) for n in range(10)]
+    np.testing.assert_allclose(bright, expected, atol=1e-5)
+
+
+def test_a_full_queue_and_a_late_answer() -> None:
+    classifier = Slow()
+    settings = replace(LIMITS, max_queue=2, timeout=1.0)
+    with client_of(build_service(classifier, settings)) as client, ThreadPoolExecutor(4) as pool:
+        classifier.may_go_on.clear()
+        waiting = [pool.submit(client.post, "/predict", files={"file": grey(0)}) for _ in range(2)]
+        wait_until(lambda: client.get("/readyz").status_code == 503)
+        refused = client.post("/predict", files={"file": grey(0)})
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+        assert [one.result().status_code for one in waiting] == [503, 503]
+        assert client.get("/readyz").status_code == 200
+        time.sleep(0.2)  # the network is still at the first, and the second waits: nobody wants either
+        classifier.may_go_on.set()
+        assert client.post("/predict", files={"file": grey(0)}).status_code == 200
+
+
+def test_a_failure_of_the_network_is_not_the_end() -> None:
+    classifier = Slow()
+    app = build_service(classifier, LIMITS)
+    with testclient.TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
+        good, classifier.logits = classifier.logits, None  # type: ignore[assignment,method-assign]
+        assert client.post("/predict", files={"file": grey(0)}).status_code == 500
+        classifier.logits = good  # type: ignore[method-assign]
+        assert client.post("/predict", files={"file": grey(0)}).status_code == 200
+
+
+# --- the command -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def served(run: Run, *options: str, key: str | None = None) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """``thumbnet serve`` on a free port, and its address."""
+    command = [
+        sys.executable,
+        "-m",
+        "thumbnet",
+        "serve",
+        str(run.path),
+        "--data",
+        "none",
+        "--port",
+        "0",
+        *options,
+    ]
+    environment = {**os.environ, "THUMBNET_API_KEY": key or ""}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert process.stdout
+        line = process.stdout.readline()
+        found = re.search(r"http://\S+", line)
+        assert found, line + (process.stderr.read() if process.stderr else "")
+        yield found.group(), process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_with_the_last_answer(tiny_run: Run, number: int) -> None:
+    with served(tiny_run) as (address, process):
+        body = encoded(coloured(1, 5))
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body[:20])
+            time.sleep(0.5)
+            process.send_signal(number)
+            time.sleep(0.5)
+            with pytest.raises(httpx.ConnectError):
+                httpx.get(address + "/healthz")
+            connection.sendall(body[20:])
+            assert b'"green"' in read_all(connection)
+        assert process.wait(20) == 0
+        assert process.stderr
+        assert process.stderr.read() == ""
+
+
+def test_a_body_that_does_not_come(tiny_run: Run) -> None:
+    with served(tiny_run, "--timeout", "1", key="k") as (address, _):
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nX-API-Key: k\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\n"
+            connection.sendall(head.encode() + b"x")
+            assert read_all(connection).startswith(b"HTTP/1.1 408")
+        assert httpx.get(address + "/model").status_code == 401  # the key came from the environment
+
+
+@pytest.mark.parametrize("key", [None, "secret"])
+def test_it_keeps_what_its_description_promises(tiny_run: Run, tmp_path: Path, key: str | None) -> None:
+    """Whatever schemathesis makes up: no 5xx, no status, type or shape of an answer that OpenAPI does not say."""
+    pytest.importorskip("schemathesis")
+    with served(tiny_run, key=key) as (address, _):
+        command = [str(Path(sys.executable).with_name("schemathesis")), "run", address + "/openapi.json"]
+        # A description cannot say which bytes are a picture, so what it allows may be refused.
+        command += ["--exclude-checks", "positive_data_acceptance", "--max-examples", "40", "--seed", "1"]
+        command += ["-H", f"X-API-Key: {key}"] if key else []
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout
+        assert "Tested: 7" in done.stdout
+        metrics = httpx.get(address + "/metrics", headers={"X-API-Key": key or ""}).text
+        assert re.search(r'path="/predict",status="4', metrics)
+        assert not re.search(r'status="5', metrics)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    connection.settimeout(20)
+    found = b""
+    while not (b"\r\n\r\n" in found and found.endswith(b"}")):
+        part = connection.recv(4096)
+        if not part:
+            break
+        found += part
+    return found
+
+
+def test_bad_options(tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tiny_run.path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["serve", run, "--port", port]) == 2
+        assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in capsys.readouterr().err
+    for options in (["--host", "203.0.113.1"], ["--port", "99999"], ["--max-megabytes", "0"]):
+        assert main(["serve", run, *options]) == 2
+    (tmp_path / "empty").write_text("\n")
+    assert main(["serve", run, "--api-key-file", str(tmp_path / "empty")]) == 2
+    assert main(["serve", run, "--api-key-file", str(tmp_path / "none")]) == 2
+    assert main(["serve", str(tmp_path / "none")]) == 2
+
+
+def wait_until(condition: Any) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_an_exported_model_is_served_without_torch() -> None:
+    code = (
+        "import sys; sys.modules.update(torch=None, safetensors=None, psutil=None, filelock=None)\n"
+        "import thumbnet.classifiers.onnx_classifier, thumbnet.serving.server, thumbnet.serving.service"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,159 @@
+"""The plan of the house, kept true by reading the imports: see docs/architecture.md."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import thumbnet
+
+SOURCE = Path(thumbnet.__file__).parent
+# From the ground up. A room imports only from rooms before it.
+FLOORS = (
+    "version", "invocation", "errors", "files", "seeds", "evaluation", "distributed", "kernels", "hardware",
+    "recipes", "data", "sources", "models", "batches", "runs", "classifiers", "training", "reports", "publish",
+    "serving", "cli", "api", "__main__",
+)  # fmt: skip
+# What starts without torch: the commands that only read, and everything that an exported model needs.
+NO_TORCH = (
+    "", "version", "invocation", "errors", "files", "seeds", "evaluation", "recipes", "data", "sources",
+    "runs.finding", "runs.weights", "runs.weights_info", "classifiers.base", "classifiers.load",
+    "classifiers.onnx_classifier", "classifiers.temperature", "cli", "__main__",
+)  # fmt: skip
+PRINT = ("cli", "__main__")
+TALK_TO_PROCESSES = ("distributed",)
+
+
+@dataclass
+class Imports:
+    """Names of modules that one module imports."""
+
+    at_once: set[str] = field(default_factory=set)
+    later: set[str] = field(default_factory=set)  # within a function
+
+    @property
+    def all(self) -> set[str]:
+        return self.at_once | self.later
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
+
+
+@functools.cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text("utf-8"))
+
+
+@functools.cache
+def imports_of(module: str) -> Imports:
+    """What a module imports when it runs: names below thumbnet without that prefix, others as they are."""
+    found = Imports()
+
+    def visit(node: ast.AST, names: set[str]) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+                continue
+            inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            if isinstance(child, ast.Import):
+                names.update(local_name(alias.name) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{module}: relative import"
+                base = local_name(child.module or "")
+                below = {f"{base}.{alias.name}".lstrip(".") for alias in child.names}
+                known = below & MODULES.keys()
+                names.update(known or {base})
+            visit(child, found.later if inside else names)
+
+    visit(tree_of(module), found.at_once)
+    return found
+
+
+def local_name(name: str) -> str:
+    return "" if name == "thumbnet" else name.removeprefix("thumbnet.")
+
+
+def is_in(module: str, rooms: tuple[str, ...]) -> bool:
+    return any(module == room or (bool(room) and module.startswith(f"{room}.")) for room in rooms)
+
+
+def test_every_module_stands_on_a_floor() -> None:
+    assert {module.partition(".")[0] for module in MODULES} == {*FLOORS, ""}
+
+
+def test_at_most_ten_modules_stand_at_the_top() -> None:
+    top = [path.stem for path in SOURCE.glob("*.py") if path.stem not in ("__init__", "__main__")]
+    assert len(top) <= 10, top
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name])
+def test_a_module_imports_nothing_from_a_higher_floor(module: str) -> None:
+    height = FLOORS.index(module.partition(".")[0])
+    for name in imports_of(module).all:
+        if name in MODULES:
+            assert name, f"{module} imports the package itself, which imports everything"
+            assert FLOORS.index(name.partition(".")[0]) <= height, f"{module} imports {name}"
+
+
+def test_no_modules_import_each_other_in_a_loop() -> None:
+    finished: set[str] = set()
+
+    def follow(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join((*trail[trail.index(module) :], module))
+        if module in finished:
+            return
+        for name in sorted(imports_of(module).all & MODULES.keys()):
+            follow(name, (*trail, module))
+        finished.add(module)
+
+    for module in MODULES:
+        follow(module, ())
+
+
+def test_what_must_start_without_torch_imports_no_torch() -> None:
+    def path_to_torch(module: str, seen: set[str]) -> list[str]:
+        seen.add(module)
+        for name in sorted(imports_of(module).at_once):
+            if name.partition(".")[0] == "torch":
+                return [module, name]
+            if name in MODULES and name not in seen:
+                rest = path_to_torch(name, seen)
+                if rest:
+                    return [module, *rest]
+        return []
+
+    for module in MODULES:
+        if is_in(module, NO_TORCH):
+            assert not path_to_torch(module, set()), path_to_torch(module, set())
+
+
+def test_only_the_command_line_prints() -> None:
+    for module in MODULES:
+        if is_in(module, PRINT):
+            continue
+        for node in ast.walk(tree_of(module)):
+            prints = (
+                isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            )
+            writes = isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout", "sys.stderr")
+            bad = prints or writes
+            assert not bad, f"{module}, line {getattr(node, 'lineno', 0)}"
+
+
+def test_only_one_module_talks_to_other_processes() -> None:
+    for module in MODULES:
+        names = {name for name in imports_of(module).all if name.startswith("torch.distributed")}
+        used = {
+            ast.unparse(node)
+            for node in ast.walk(tree_of(module))
+            if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch.distributed")
+        }
+        assert module in TALK_TO_PROCESSES or not (names | used), f"{module}: {names | used}"
