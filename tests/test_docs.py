@@ -72,8 +72,8 @@ OUTSIDE = (
     "https://semver.org", "http://127.0.0.1",
 )  # fmt: skip
 SHOWN = [
-    *PAGES, "pyproject.toml", "mkdocs.yml", "examples/tour.ipynb", "src/thumbnet/report.html",
-    "src/thumbnet/serving/page.html", "src/thumbnet/model_hub.py",
+    *PAGES, "pyproject.toml", "mkdocs.yml", "examples/tour.ipynb", "src/thumbnet/reports/report.html",
+    "src/thumbnet/serving/page.html", "src/thumbnet/publish/hub.py",
 ]  # fmt: skip
 
 

@@ -12,14 +12,12 @@ from thumbnet.runs.folder import Run
 
 
 @pytest.mark.parametrize(
-    "module", ["thumbnet.sources.load", "thumbnet.training.train", "thumbnet.classifiers.torch_classifier"]
+    "module", ["thumbnet.sources.load", "thumbnet.training.train", "thumbnet.classifiers.load"]
 )
 def test_docstring_examples(module: str, tiny_run: Run, tmp_path: Path) -> None:
     imported = importlib.import_module(module)
     run = tiny_run
-    if (
-        module == "thumbnet.classifiers.torch_classifier"
-    ):  # its examples are about the run that train's example makes
+    if module == "thumbnet.classifiers.load":  # its examples are about the run that train's example makes
         from thumbnet.training.train import train
 
         run = train("digits", "digits", overrides=["training.epochs=1"], out=tmp_path / "run", device="cpu")

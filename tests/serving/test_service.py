@@ -157,15 +157,18 @@ def test_the_hardest_pictures_are_mistakes(tiny_run: Run) -> None:
 
 
 def test_data_that_do_not_belong_to_the_network_are_no_end(
-    tiny_run: Run, capsys: pytest.CaptureFixture[str]
+    tiny_run: Run,
 ) -> None:
     data = coloured_data()
     other = Data(data.source, data.layout, ("fork", "knife", "spoon"), data.splits)
-    with client_of(build_service(load_run(tiny_run.path), LIMITS, lambda: other)) as client:
+    warnings: list[str] = []
+    app = build_service(load_run(tiny_run.path), LIMITS, lambda: other, warnings.append)
+    with client_of(app) as client:
         wait_until(lambda: client.get("/hardest").json()["ready"])
         assert client.get("/hardest").json()["pictures"] == []
         assert client.get("/readyz").status_code == 200
-    assert "classes that the network does not know: fork" in capsys.readouterr().err
+    assert len(warnings) == 1
+    assert "classes that the network does not know: fork" in warnings[0]
 
 
 def test_probes_metrics_and_page(client: Any) -> None:
