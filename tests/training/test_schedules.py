@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -50,6 +53,33 @@ def test_warm_up_rises_to_the_full_rate_and_linear_falls_to_the_end() -> None:
     assert factors[-1] == pytest.approx(0.1, abs=0.01)
 
 
+def test_one_cycle_rises_and_falls_along_half_a_cosine() -> None:
+    settings = ScheduleSettings("one-cycle", warmup=0.5, start=0.2, end=0.1)
+    factors = {step: factor_at(settings, step, 4000) for step in range(4000)}
+    rising = {step: 0.2 + 0.8 * (1 - math.cos(math.pi * (step + 0.5) / 2000)) / 2 for step in range(2000)}
+    assert {step: factors[step] for step in rising} == pytest.approx(rising)
+    falling = {
+        step: 0.1 + 0.9 * (1 + math.cos(math.pi * (step - 2000) / 2000)) / 2 for step in range(2000, 4000)
+    }
+    assert {step: factors[step] for step in falling} == pytest.approx(falling)
+
+
+def test_only_one_cycle_warms_up_along_a_cosine() -> None:
+    for name in ("constant", "cosine", "linear"):
+        settings = ScheduleSettings(name, warmup=0.5, start=0.2)  # type: ignore[arg-type]
+        assert factor_at(settings, 500, 4000) == pytest.approx(0.2 + 0.8 * 0.25, abs=1e-3), name
+
+
+@pytest.mark.parametrize("name", ["multistep", "cosine", "linear", "one-cycle"])
+def test_a_schedule_begun_later_is_the_end_of_a_longer_one(name: str) -> None:
+    """As --more-epochs has it: 100 steps that begin at 3/4 are the last 100 of 400."""
+    stones = (0.8, 0.9) if name == "multistep" else ()
+    whole = ScheduleSettings(name, milestones=stones, warmup=0.1, end=0.05)  # type: ignore[arg-type]
+    last = replace(whole, begin_at=0.75)
+    expected = [factor_at(whole, 300 + step, 400) for step in range(100)]
+    assert [factor_at(last, step, 100) for step in range(100)] == pytest.approx(expected)
+
+
 @given(
     name=st.sampled_from(["constant", "multistep", "cosine", "linear", "one-cycle"]),
     warmup=st.floats(0, 0.9),
@@ -88,6 +118,23 @@ def test_pictures_are_small_until_they_are_not() -> None:
     assert small.mean() == pytest.approx(float(images.mean()), abs=0.01)
     assert resize_at(settings, torch.rand(1, 3, 18, 24), 0, 10).shape[-2:] == (16, 21)  # not below 16
     assert resize_at(ScheduleSettings(), images, 0, 10) is images
+
+
+def test_smaller_pictures_are_antialiased_so_that_fine_stripes_become_grey() -> None:
+    settings = ScheduleSettings(small_sides=(0.5,), small_until=1.0)
+    stripes = (torch.arange(32) % 2).float().expand(1, 3, 32, 32)
+    small = resize_at(settings, stripes, 0, 10)
+    assert small.shape[-2:] == (16, 16)
+    inner = small[..., 2:-2, 2:-2]
+    assert float((inner - 0.5).abs().max()) < 0.01
+    wide = resize_at(ScheduleSettings(small_sides=(0.75,), small_until=1.0), stripes, 0, 10)
+    assert float(wide[..., 2:-2].std()) < 0.2  # 0.28 without antialiasing, 0.11 with it
+
+
+def test_pictures_below_the_smallest_side_stay_as_they_are() -> None:
+    settings = ScheduleSettings(small_sides=(0.5,), small_until=1.0)
+    images = torch.rand(1, 3, 12, 40)
+    assert resize_at(settings, images, 0, 10) is images
 
 
 def test_pictures_grow_in_equal_steps() -> None:
