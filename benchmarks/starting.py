@@ -1,6 +1,8 @@
-"""How long the command takes to say something.
+"""How long the command takes to start: ``thumbnet --help``, and what it imports.
 
+```sh
 python benchmarks/starting.py --json starting.json
+```
 """
 
 from __future__ import annotations
