@@ -1,4 +1,4 @@
-"""Turns docstrings, which are written for Python's ``help()``, into Markdown for the site. griffe calls this."""
+"""Turns docstrings into Markdown for the documentation site. griffe loads this extension."""
 
 from __future__ import annotations
 
