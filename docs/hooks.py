@@ -25,7 +25,7 @@ def commands_page() -> str:
     """The page of commands: every command with its options, as Markdown."""
     from thumbnet.cli import build_parser
 
-    lines = ["# Commands", "", "Generated from the program; `thumbnet COMMAND --help` says the same.", ""]
+    lines = ["# Commands", "", "Generated from the program. `thumbnet COMMAND --help` prints the same.", ""]
     for name, help_, parser in _commands(build_parser()):
         lines += [
             f"## {name}",
