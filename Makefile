@@ -45,7 +45,7 @@ package: $(VENV)/.installed-dev  ## build what is published, and train with it i
 
 # Two hours and a half on two cores. Each line alone is a program: python benchmarks/NAME.py --help
 BENCH := build/benchmarks
-bench: $(VENV)/.installed-dev  ## measure everything that docs/results.md quotes; JSON in build/benchmarks
+bench: $(VENV)/.installed-dev  ## measure what docs/results.md and docs/notebook quote; JSON in build/benchmarks
 	mkdir -p $(BENCH)
 	$(BIN)/python benchmarks/starting.py --json $(BENCH)/starting.json
 	$(BIN)/python benchmarks/operations.py --network fastnet --json $(BENCH)/operations-fastnet.json

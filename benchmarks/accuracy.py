@@ -1,12 +1,12 @@
-"""Accuracy against time: whole trainings, from the command's start to the final accuracy.
+"""Accuracy against time: whole trainings, from the start of the command to the final accuracy.
 
     python benchmarks/accuracy.py --epochs 8 --seeds 5 --json accuracy.json
     python benchmarks/accuracy.py --epochs 1 2 4 --seeds 1 --earlier accuracy.json --plot pareto.png
 
-Each training is a process of its own; it begins with an empty cache where ``--cold`` says so. Its clock
-starts with the process, so that importing, unpacking, decoding and compiling are in it. Right after, still in
-that process, the product's rate is measured: seconds times that rate is the *machine work*, which travels
-between machines better than seconds.
+Each training runs in a process of its own, with an empty cache if ``--cold`` is given. The clock starts with
+the process, so it includes importing, unpacking, decoding and compiling. Right after the training, the same
+process measures the rate of a bf16 matrix product. Seconds times that rate is the *machine work*, which
+compares between machines better than seconds do.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from thumbnet.files import cache_folder
 
 
 def train_once(data: str, recipe: str, overrides: list[str]) -> dict[str, Any]:
-    """One training in this process, which does nothing else."""
+    """Train once in this process, which does nothing else."""
     with tempfile.TemporaryDirectory() as folder:
         run = thumbnet.train(data, recipe, overrides=overrides, out=Path(folder) / "run")
         seconds = time.time() - psutil.Process().create_time()
@@ -42,7 +42,7 @@ def train_once(data: str, recipe: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def train_in_child(options: Any, epochs: int, seed: int) -> dict[str, Any]:
-    """The same as a child, with a cache of its own or the user's."""
+    """The same in a child process, with an empty cache or the user's."""
     overrides = [f"training.epochs={epochs}", f"seed={seed}", *options.overrides]
     with tempfile.TemporaryDirectory() as cold:
         cache = cold if options.cold else str(cache_folder())
@@ -56,7 +56,7 @@ def train_in_child(options: Any, epochs: int, seed: int) -> dict[str, Any]:
 
 
 def plot(points: dict[int, list[dict[str, Any]]], reference: list[float] | None, file: str) -> None:
-    """Mean accuracy against median seconds, one point a number of epochs, and the ``reference``'s, if any."""
+    """Plot mean accuracy against median seconds, one point per number of epochs."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -84,7 +84,7 @@ def plot(points: dict[int, list[dict[str, Any]]], reference: list[float] | None,
 
 
 def main() -> None:
-    """Train, print a table, write JSON and a picture."""
+    """Train, print a table, write JSON and the plot."""
     if sys.argv[1:2] == ["--child"]:
         say(json.dumps(train_once(*json.loads(sys.argv[2]))))
         return
@@ -94,11 +94,17 @@ def main() -> None:
     arguments.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     arguments.add_argument("--epochs", type=int, nargs="+", default=[8])
     arguments.add_argument("--seeds", type=int, default=5)
-    arguments.add_argument("--cold", action="store_true", help="an empty cache for every training")
+    arguments.add_argument("--cold", action="store_true", help="start every training with an empty cache")
     arguments.add_argument("--plot", metavar="PNG")
-    arguments.add_argument("--earlier", nargs="+", default=[], metavar="JSON", help="runs that count, too")
     arguments.add_argument(
-        "--reference", nargs=2, type=float, metavar=("SECONDS", "PERCENT"), help="airbench.py's, for the plot"
+        "--earlier", nargs="+", default=[], metavar="JSON", help="include the runs of these files"
+    )
+    arguments.add_argument(
+        "--reference",
+        nargs=2,
+        type=float,
+        metavar=("SECONDS", "PERCENT"),
+        help="result of airbench.py, for the plot",
     )
     options = arguments.parse_args()
     done = [run for file in options.earlier for run in json.loads(Path(file).read_text())["runs"]]

@@ -1,15 +1,17 @@
-"""airbench94_muon on a CPU, unchanged but for the device: what ``fast`` is measured against.
+"""Runs airbench94_muon, the reference for ``fast``, on a CPU; only the device is changed.
 
     git clone https://github.com/KellerJordan/cifar10-airbench
     python benchmarks/airbench.py cifar10-airbench/airbench94_muon.py --epochs 8 --json airbench.json
 
-Its script is run in a process of its own on the same pictures, with every mention of a GPU replaced: float16
-by bfloat16, GPU clocks by the computer's, torchvision's ``Normalize`` by its formula. Weights are float32 and
-what is computed with them bfloat16 (autocast), as small steps are lost on bfloat16 weights, which have 3 bits
-less than the script's float16 ones; ``--weights bfloat16`` shows it. Its own clock counts
-training and evaluation with test-time augmentation; what is compiled is so before, by its warm-up, which here
-is one step. "In all" is the whole process. With fewer ``--epochs`` the schedule ends earlier: that tells an
-epoch's time, no accuracy.
+The script runs in a process of its own on the same pictures, with every mention of a GPU replaced: float16 by
+bfloat16, CUDA events by the computer's clock, torchvision's ``Normalize`` by its formula.
+
+Weights are float32 and computations bfloat16 (autocast). bfloat16 weights have 3 bits fewer than the script's
+float16 weights, so small steps would be lost; ``--weights bfloat16`` shows that.
+
+The script's own clock counts training and evaluation with test-time augmentation, but not compilation, which
+its warm-up (one step here) triggers before. "In all" is the whole process. With fewer ``--epochs`` the
+schedule ends earlier, so only the time per epoch means something, not the accuracy.
 """
 
 from __future__ import annotations
@@ -56,10 +58,12 @@ FLOAT32_WEIGHTS = (
 
 
 def adapted(script: str, epochs: float, weights: str) -> str:
-    """The script for a CPU: one run after a warm-up of one step."""
+    """The script, adapted to a CPU: one run after a warm-up of one step."""
     for old, new in CHANGES + (FLOAT32_WEIGHTS if weights == "float32" else ()):
         if old not in script:
-            raise SystemExit(f"this is not the airbench94_muon.py that is known here: it has no {old!r}")
+            raise SystemExit(
+                f"this version of airbench94_muon.py is not supported: it does not contain {old!r}"
+            )
         script = script.replace(old, new)
     script = script.replace(
         "ceil(8 * len(train_loader))", f"ceil({epochs} * len(train_loader)) if run != 'warmup' else 1"
@@ -68,9 +72,9 @@ def adapted(script: str, epochs: float, weights: str) -> str:
 
 
 def main() -> None:
-    """Run it, print a table, write JSON."""
+    """Run the script, print a table, write JSON."""
     arguments = parser(__doc__, rounds=1)
-    arguments.add_argument("script", type=Path, help="airbench94_muon.py of a clone")
+    arguments.add_argument("script", type=Path, help="path of airbench94_muon.py in a clone")
     arguments.add_argument("--data", default=str(SHARED))
     arguments.add_argument("--epochs", type=float, default=8)
     arguments.add_argument("--weights", choices=("float32", "bfloat16"), default="float32")

@@ -1,10 +1,10 @@
-"""What the tutorial's faults do to accuracy: the same training, right and with one fault at a time.
+"""What the tutorial's faults cost in accuracy: one training without faults, and one per fault.
 
     python benchmarks/faults.py --json faults.json
 
-ResNet-20 on a part of CIFAR-10 for twenty epochs that stand for the tutorial's two hundred, its SGD and its
-rates. Test pictures are all 10,000. Faults 5, 6, 7, 9, 11 and 12 stop the program or are in the text: they
-have no accuracy to measure. Fault 10 costs time on a GPU.
+ResNet-20 trains on a part of CIFAR-10 with the tutorial's SGD and learning rates. Its twenty epochs stand for
+the tutorial's two hundred. All 10,000 test pictures are used. Faults 5, 6, 7, 9, 11 and 12 stop the program
+or are in the text, so they have no accuracy to measure. Fault 10 costs time on a GPU.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Fault:
-    """How a training departs from the right one.
+    """How a faulty training differs from the correct one.
 
     Attributes:
-        flip: the axis that the random flip turns round: 3 is left-right, 2 upside down.
-        scale: what pixels are divided by.
-        swap: height and width are exchanged in training pictures, ``swap_test``: in test pictures.
-        flip_test: test pictures are flipped at random, too.
-        settings: of the recipe.
+        flip: axis of the random flip: 3 is left-right, 2 is upside down, None is no flip.
+        scale: divisor of the pixels.
+        swap: exchange height and width in training pictures.
+        swap_test: exchange height and width in test pictures.
+        flip_test: flip test pictures at random, too.
+        settings: settings of the recipe.
     """
 
     flip: int | None = 3
@@ -70,7 +71,7 @@ FAULTS = {
 
 
 class FaultyBatches:
-    """Pictures as the tutorial's loader gives them."""
+    """Batches as the tutorial's loader makes them."""
 
     def __init__(self, images: Tensor, labels: Tensor, fault: Fault, seed: int, training: bool) -> None:
         self.images, self.labels, self.fault, self.seed, self.training = images, labels, fault, seed, training
@@ -80,7 +81,7 @@ class FaultyBatches:
         return -(-len(self.labels) // self.size)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """All pictures once."""
+        """Batches with every picture once."""
         fault = self.fault
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "faults", epoch))
         count = len(self.labels)
@@ -98,13 +99,13 @@ class FaultyBatches:
 
 
 def accuracy(state: TrainingState, batches: FaultyBatches) -> float:
-    """In percent."""
+    """Accuracy in percent."""
     logits, labels = collect_logits(state.evaluated_model, batches, bf16=state.bf16, tta="none")
     return 100 * float((logits.argmax(1) == labels).double().mean())
 
 
 def draw(found: dict[str, list[list[float]]], file: str) -> None:
-    """Each fault's accuracies, a dot for each seed, beside those of the right training."""
+    """Plot each fault's accuracies, one dot per seed, with a line at the correct training's mean."""
     figure = new_figure(7.5, 4.2)
     axes = figure.add_subplot()
     right = statistics.mean(statistics.mean(one) for one in found["right"])
@@ -125,7 +126,7 @@ def main() -> None:
     arguments.add_argument("--pictures", type=int, default=5_000, help="training pictures")
     arguments.add_argument("--epochs", type=int, default=20)
     arguments.add_argument("--network", default="resnet20")
-    arguments.add_argument("--plot", metavar="FILE", help="draw them")
+    arguments.add_argument("--plot", metavar="FILE", help="plot the accuracies")
     options = arguments.parse_args()
     keep_freed_memory()
     data = load_data(str(SHARED))

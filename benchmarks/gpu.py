@@ -1,4 +1,4 @@
-"""``fast`` and airbench94_muon on the same GPU and the same pictures, in one call.
+"""Compares ``fast`` with airbench94_muon on the same GPU and the same pictures.
 
     git clone https://github.com/KellerJordan/cifar10-airbench
     python benchmarks/gpu.py --airbench cifar10-airbench/airbench94_muon.py --rounds 20 --json gpu.json \\
@@ -6,9 +6,9 @@
         --variant "training.compile=true training.compile_mode=reduce-overhead"
     python benchmarks/gpu.py --recipe resnet18 --set training.epochs=20 --rounds 3
 
-The clock is airbench's for both: pictures are on the GPU and everything is compiled and warm; timed are the
-first layer's whitening, the training, and the evaluation with test-time augmentation. Each ``--variant``
-of the recipe takes turns with it; what it compiles, it compiles before. Not yet run on a GPU.
+Both are timed as airbench times itself: the pictures are on the GPU, everything is compiled and warm, and the
+clock counts the first layer's whitening, the training, and the evaluation with test-time augmentation. Each
+``--variant`` of the recipe takes turns with it, and compiles before the clock starts. Not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from thumbnet.training.state import build_state
 
 
 def train_once(recipe: Recipe, data: Data, prepared: Prepared, device: torch.device) -> tuple[float, float]:
-    """Accuracy with the recipe's test-time augmentation, and seconds."""
+    """Train and evaluate once: accuracy with the recipe's test-time augmentation, and seconds."""
     _wait(device)
     started = time.perf_counter()
     state = build_state(recipe, prepared, data.class_names, device)
@@ -53,7 +53,7 @@ def train_once(recipe: Recipe, data: Data, prepared: Prepared, device: torch.dev
 
 
 def airbench(script: Path, rounds: int, prepared: Prepared) -> list[tuple[float, float]]:
-    """The same of airbench's own script, run in a folder where it finds these pictures as its own."""
+    """Accuracies and seconds of airbench's own script, run in a folder with these pictures."""
     with tempfile.TemporaryDirectory() as folder:
         cifar = Path(folder) / "cifar10"
         cifar.mkdir()
@@ -85,11 +85,15 @@ def main() -> None:
     """Measure, print a table, and write JSON."""
     arguments = parser(__doc__, rounds=20)
     arguments.add_argument("--data", default=str(SHARED))
-    arguments.add_argument("--airbench", type=Path, help="airbench94_muon.py of a clone")
+    arguments.add_argument("--airbench", type=Path, help="path of airbench94_muon.py in a clone")
     arguments.add_argument("--recipe", default="fast")
     arguments.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     arguments.add_argument(
-        "--variant", action="append", default=[], metavar="SETTINGS", help="KEY=VALUE of one more row, spaced"
+        "--variant",
+        action="append",
+        default=[],
+        metavar="SETTINGS",
+        help="settings of one more row: KEY=VALUE, separated by spaces",
     )
     arguments.add_argument("--device", default="cuda")
     options = arguments.parse_args()

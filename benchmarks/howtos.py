@@ -1,8 +1,8 @@
-"""What the how-tos claim: new classes from another run's weights, and classes of unequal size.
+"""Measures the numbers of the how-tos: new classes from another run's weights, and classes of unequal size.
 
     python benchmarks/howtos.py --json howtos.json
 
-On parts of CIFAR-10, with the recipe `fast`, or `small` where there are few pictures.
+It trains on parts of CIFAR-10 with the recipe ``fast``, or ``small`` if there are few pictures.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RARE_PICTURES = 250
 
 
 def part(data: Data, classes: tuple[str, ...], per_class: dict[str, int], seed: int) -> Data:
-    """Some classes; of training pictures no more than so many of each."""
+    """The data of ``classes`` only, with at most ``per_class`` training pictures of each class."""
     splits, rng = {}, np.random.default_rng(seed)
     numbers = [data.class_names.index(name) for name in classes]
     for split_name, split in data.splits.items():

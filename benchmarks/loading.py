@@ -1,9 +1,9 @@
-"""Loading: pictures a second of both engines, decoding once, and how soon a second run begins.
+"""Measures loading: pictures per second of both engines, decoding, and the time to a run's first step.
 
     python benchmarks/loading.py --json loading.json
 
-Needs CIFAR-10's JPEG copy (``--data``). The tutorial's scheme is what its loader does: two workers, each
-picture opened, padded, cropped, mirrored and normalised by itself.
+Needs CIFAR-10's JPEG copy (``--data``). "The tutorial's loader" does what the tutorial does: two
+workers open, pad, crop, mirror and normalise each picture by itself.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ thumbnet.train(sys.argv[1], "fast", out=sys.argv[2], listener=Until())
 
 
 class TutorialDataset(Dataset[tuple[Tensor, int]]):
-    """A picture at a time, as torchvision's transforms do it."""
+    """One picture at a time, as with torchvision's transforms."""
 
     def __init__(self, split: FileSplit) -> None:
         self.split = split
@@ -71,7 +71,7 @@ class TutorialDataset(Dataset[tuple[Tensor, int]]):
 
 
 def as_files(data: Data, count: int, folder: Path) -> FileSplit:
-    """As many training pictures, chosen at random, in files of their own: what the tutorial reads."""
+    """Write ``count`` random training pictures to single files, as the tutorial reads them."""
     train = data.splits["train"]
     some = train.subset(np.random.default_rng(0).permutation(len(train))[:count])
     names = [f"{index}.jpg" for index in range(count)]
@@ -81,13 +81,13 @@ def as_files(data: Data, count: int, folder: Path) -> FileSplit:
 
 
 def epoch(batches: TrainBatches) -> None:
-    """All batches of an epoch."""
+    """Go through all batches of one epoch."""
     for _ in batches.epoch(0):
         pass
 
 
 def seconds_to_first_step(data: str, cache: Path) -> float:
-    """From the command to the end of the first step of ``fast``."""
+    """Seconds from the command to the end of ``fast``'s first step."""
     environment = {**os.environ, "THUMBNET_CACHE": str(cache)}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", FIRST_STEP, data, str(Path(folder) / "run")]
@@ -100,7 +100,9 @@ def main() -> None:
     """Measure, print a table, and write JSON."""
     arguments = parser(__doc__, rounds=5)
     arguments.add_argument("--data", default=str(SHARED))
-    arguments.add_argument("--pictures", type=int, default=10_000, help="of the engines' comparison")
+    arguments.add_argument(
+        "--pictures", type=int, default=10_000, help="pictures for the comparison of the engines"
+    )
     options = arguments.parse_args()
 
     recipe = load_recipe("fast")
@@ -145,8 +147,8 @@ def main() -> None:
     rows += [
         [f"decoding all {sum(map(len, everything)):,}", f"{decoding:.1f} s", ""],
         ["the same from the cache", f"{cached:.2f} s", ""],
-        ["first run to its first step", f"{first:.1f} s", ""],
-        ["later runs to theirs", f"{median(second):.1f} s", spread(second, ".1f")],
+        ["first run, to its first step", f"{first:.1f} s", ""],
+        ["later runs, to the first step", f"{median(second):.1f} s", spread(second, ".1f")],
     ]
     title = f"loading, n = {options.rounds}, {torch.get_num_threads()} threads"
     results = {"pictures_per_second": rates, "decoding": decoding, "cached": cached}

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the ceiling, a clock that takes turns, and how results are written."""
+"""Shared by the benchmarks: the matrix-product rate, timing in turns, and writing results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data" / "cifar10-jpeg.tar.xz"
 
 
 def matrix_rate(device: torch.device | None = None) -> float:
-    """TFLOP/s of a 4096x4096x4096 bf16 product: the best of three."""
+    """TFLOP/s of a 4096x4096x4096 bf16 product, the best of three."""
     device = device or torch.device("cpu")
     a, b = (torch.randn(SIDE, SIDE, device=device).bfloat16() for _ in range(2))
     best = float("inf")
@@ -33,7 +33,10 @@ def matrix_rate(device: torch.device | None = None) -> float:
 
 
 def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call in each round: on a noisy machine all meet the same noise. One round warms up."""
+    """Seconds of each call in each round, after a warm-up round.
+
+    The calls take turns, so that noise on the machine affects all of them alike.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
@@ -45,27 +48,27 @@ def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[s
 
 
 def median(values: Sequence[float]) -> float:
-    """Of floats, as a float."""
+    """The median of floats, as a float."""
     return float(statistics.median(values))
 
 
 def spread(values: Sequence[float], form: str = ",.0f") -> str:
-    """The least and the most, in words."""
+    """The smallest and the largest value, as text."""
     return f"{min(values):{form}} to {max(values):{form}}"
 
 
 def parser(doc: str | None, rounds: int) -> argparse.ArgumentParser:
-    """With what all benchmarks take."""
+    """A parser with the options that all benchmarks have."""
     made = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
-    made.add_argument("--rounds", type=int, default=rounds, help="n, of which medians are quoted")
-    made.add_argument("--json", metavar="FILE", help="write the figures here, too")
+    made.add_argument("--rounds", type=int, default=rounds, help="number of rounds; results are medians")
+    made.add_argument("--json", metavar="FILE", help="also write the numbers to this file")
     return made
 
 
 def report(
     title: str, header: list[str], rows: list[list[str]], file: str | None, results: dict[str, Any]
 ) -> None:
-    """Print a table; write JSON where a file is named."""
+    """Print a table; write JSON if ``file`` is given."""
     say(title)
     say(table(header, rows))
     if file:

@@ -1,8 +1,8 @@
-"""Where a training step's time goes, layer by layer: PyTorch's operations against the kernels.
+"""Where a training step's time goes, layer by layer: PyTorch's operations compared with the kernels.
 
     python benchmarks/operations.py --network resnet18 --json operations.json
 
-Each operation alone, on bf16 pictures stored channels last; both ways take turns.
+Times each operation alone, on bf16 pictures stored channels last; both ways take turns.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from thumbnet.recipes.settings import ModelSettings
 
 
 def layers(name: str, batch: int, side: int) -> list[tuple[Any, tuple[int, ...], dict[str, Any]]]:
-    """Each different 3x3 convolution and normalisation: its input's shape, and how often it is there.
+    """Each distinct 3x3 convolution and normalisation, with its input's shape and how often it occurs.
 
-    Where a network asks for both at once (``conv_norm_act``), they are one layer, a pair of modules.
+    If the network calls both at once (``conv_norm_act``), they are one layer, a pair of modules.
     """
     seen: dict[str, list[Any]] = {}
     model = build_model(ModelSettings(name=name), 10)
@@ -75,7 +75,7 @@ def layers(name: str, batch: int, side: int) -> list[tuple[Any, tuple[int, ...],
 
 
 def step_of(module: Any, shape: tuple[int, ...], extra: dict[str, Any]) -> Callable[[bool], None]:
-    """Forwards and backwards through one layer, with the kernels or without."""
+    """A function that runs one layer forwards and backwards, with or without the kernels."""
     x = torch.randn(shape).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
     module.to(memory_format=torch.channels_last).train()
     more: dict[str, Any] = {}
@@ -109,7 +109,7 @@ def main() -> None:
     arguments = parser(__doc__, rounds=5)
     arguments.add_argument("--network", default="fastnet")
     arguments.add_argument("--batch", type=int, default=500)
-    arguments.add_argument("--side", type=int, default=32, help="of the pictures, in pixels")
+    arguments.add_argument("--side", type=int, default=32, help="side of the pictures in pixels")
     options = arguments.parse_args()
     keep_freed_memory()
     rows, results = [], {}

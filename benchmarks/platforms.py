@@ -1,10 +1,10 @@
-"""How fast `fast` trains on this computer as it is, and as if it were others: the table of docs/platforms.md.
+"""Training speed of ``fast`` on this computer, as it is and as if it were others: docs/platforms.md.
 
     python benchmarks/platforms.py --rounds 5 --json platforms.json --markdown
 
-Each condition is a process of its own, made by environment variables alone, as a user could set them. All are
-started first; then they train in turn, a few steps per round, so that other work on the computer slows them
-all alike. Quoted are the medians, and the median of each round's ratio to the first condition.
+Each condition is a process of its own, made only by environment variables, which a user could set as well.
+All processes start first; then they train in turn, a few steps per round, so that other work on the computer
+slows them alike. Results are the medians, and the median of each round's ratio to the first condition.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "THUMBNET_K
 
 @dataclass(frozen=True)
 class Condition:
-    """A computer to be tried: this one, changed by ``environment``; ``settings`` are the recipe's."""
+    """A computer to try: this one with ``environment`` added, and with ``settings`` of the recipe."""
 
     name: str
     environment: dict[str, str] = field(default_factory=dict)
@@ -36,8 +36,8 @@ class Condition:
     without_gcc: bool = False
 
 
-# The processor's own list of instructions cannot be changed from outside: where a computer without bf16 is
-# tried, the recipe says what `training.precision = "auto"` would choose there.
+# The list of instructions that a processor reports cannot be changed. So the conditions without bf16 set the
+# precision that `training.precision = "auto"` would choose there.
 CONDITIONS = (
     Condition("as it is"),
     Condition("no gcc", without_gcc=True),
@@ -50,13 +50,15 @@ CONDITIONS = (
 
 
 class Worker:
-    """A process that trains some steps whenever it is asked to."""
+    """A process that trains some steps on request."""
 
     def __init__(self, condition: Condition, steps: int, folder: Path) -> None:
         environment = {**os.environ, **condition.environment}
         if condition.without_gcc:
             environment["PATH"] = path_without_gcc(folder)
-            environment["THUMBNET_CACHE"] = str(folder / "cache")  # nor what it has compiled before
+            environment["THUMBNET_CACHE"] = str(
+                folder / "cache"
+            )  # or it would find kernels that are already compiled
         command = [sys.executable, __file__, "--worker", "--steps", str(steps)]
         command += [word for setting in condition.settings for word in ("--set", setting)]
         self.process = subprocess.Popen(
@@ -72,7 +74,7 @@ class Worker:
         return float(self._answer()["rate"])
 
     def close(self) -> None:
-        """Let it end."""
+        """End the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(60)
@@ -81,13 +83,13 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"the process has ended: {self.process.args!r}")
+            raise SystemExit(f"the process ended unexpectedly: {self.process.args!r}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
 def path_without_gcc(folder: Path) -> str:
-    """``PATH`` with links to all that is on it, but for compilers; in ``folder``."""
+    """A ``PATH`` in ``folder`` with links to every program of the current one except compilers."""
     place = folder / "bin"
     place.mkdir(parents=True)
     for entry in os.environ.get("PATH", "").split(os.pathsep):
@@ -100,7 +102,7 @@ def path_without_gcc(folder: Path) -> str:
 
 
 def work(options: argparse.Namespace) -> None:
-    """Be a worker: describe what is used here, then answer each line with a rate."""
+    """Run as a worker: describe what is used here, then answer each input line with a rate."""
     import torch
     from training_speed import RandomBatches, training_rate
 
@@ -131,9 +133,9 @@ def work(options: argparse.Namespace) -> None:
 def main() -> None:
     """Measure, print a table, and write JSON."""
     arguments = parser(__doc__, rounds=5)
-    arguments.add_argument("--steps", type=int, default=3, help="steps a round, the first one not timed")
-    arguments.add_argument("--only", nargs="+", type=int, help="numbers of conditions to try, from 0")
-    arguments.add_argument("--markdown", action="store_true", help="print the rows of docs/platforms.md, too")
+    arguments.add_argument("--steps", type=int, default=3, help="steps per round; the first is not timed")
+    arguments.add_argument("--only", nargs="+", type=int, help="conditions to try, by number from 0")
+    arguments.add_argument("--markdown", action="store_true", help="also print the rows of docs/platforms.md")
     arguments.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments.add_argument("--set", action="append", default=[], dest="overrides", help=argparse.SUPPRESS)
     options = arguments.parse_args()
@@ -160,7 +162,7 @@ def main() -> None:
     title = (
         f"training `{RECIPE}` at full size, n = {options.rounds} rounds of {options.steps - 1} timed steps"
     )
-    header = ["condition", "what is used", "threads", "pictures/s", "spread", "against the first"]
+    header = ["condition", "what is used", "threads", "pictures/s", "spread", "relative to the first"]
     report(title, header, rows, options.json, {"conditions": results})
     if options.markdown:
         print()

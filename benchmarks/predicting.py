@@ -1,8 +1,8 @@
-"""Predicting: evaluation against the convolutions alone, and the latency of one picture.
+"""Measures predicting: the speed relative to the convolutions alone, and the latency of one picture.
 
     python benchmarks/predicting.py --networks fastnet resnet18 --json predicting.json
 
-The ceiling is the time that the network's convolutions take on the same batches with nothing between them.
+The ceiling is the speed of the network's convolutions alone on the same batches, without any other operation.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NAMES = tuple("0123456789")
 
 
 def convolutions(model: nn.Module, images: Tensor, bf16: bool) -> list[tuple[nn.Module, Tensor]]:
-    """Each convolution with what it is given: found without the kernels, which pool within a convolution."""
+    """Each convolution with its input, found without the kernels, which pool within a convolution."""
     found: list[tuple[nn.Module, Tensor]] = []
     hooks = [
         module.register_forward_pre_hook(lambda m, inputs: found.append((m, inputs[0].clone())))
@@ -54,7 +54,7 @@ def main() -> None:
     """Measure, print a table, and write JSON."""
     arguments = parser(__doc__, rounds=7)
     arguments.add_argument("--networks", nargs="+", default=["fastnet", "resnet18"])
-    arguments.add_argument("--batches", type=int, default=4, help="of 500 pictures, a round")
+    arguments.add_argument("--batches", type=int, default=4, help="batches of 500 pictures per round")
     options = arguments.parse_args()
     device = choose_device("cpu")
     keep_freed_memory()

@@ -1,15 +1,16 @@
-"""Training speed of one and of two processes on one machine, and what more of them would give, on paper.
+"""Training speed of one and two processes on one machine, and a model of what more of them would give.
 
     python benchmarks/scaling.py --recipes fast resnet18 --rounds 5 --json scaling.json
     python benchmarks/scaling.py --paper
 
-Threads are fixed: one process of one thread, two of one thread each, one of two threads take turns. A batch
-is the recipe's in all cases, shared out among the processes; pictures are random, and 32x32 all the time.
+Three configurations with fixed threads take turns: one process with one thread, two with one thread each, one
+with two threads. Each step computes the recipe's batch, divided among the processes. The pictures are random
+and always 32x32.
 
-The model on paper: a step of a batch B on N GPUs takes ``launch + B / N / rate`` to compute, of which the
-backward pass (two thirds) hides the exchange of gradients; what it does not hide is added, and so are the
-statistics of BatchNorm, which nothing hides. An exchange of V bytes takes ``2 (N - 1) / N V / bandwidth`` (a
-ring; its slowest link counts) and ``2 log2(N) latency`` (a tree).
+The model (``--paper``): computing a step of a batch B on N GPUs takes ``launch + B / N / rate``. The backward
+pass (two thirds of it) hides the exchange of gradients; what it does not hide is added. Nothing hides the
+exchange of BatchNorm's statistics. An exchange of V bytes takes ``2 (N - 1) / N V / bandwidth`` (a ring; its
+slowest link counts) and ``2 log2(N) latency`` (a tree).
 """
 
 from __future__ import annotations
@@ -35,22 +36,26 @@ from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.training.fit import StepResult, fit
 from thumbnet.training.state import TrainingState
 
-# What the model on paper takes for granted. NVIDIA's data sheet of the A100: 312e12 operations a second in
-# bf16, of which training reaches about a third; NVLink 300e9 bytes a second each way. Links: bytes a second,
-# and seconds that a message takes.
+# What the model assumes. NVIDIA's data sheet of the A100: 312e12 operations per second in bf16, of which
+# training reaches about a third; NVLink 300e9 bytes per second each way. Links: bytes per second, and seconds
+# per message.
 RATE = 100e12
-LAUNCH = 1e-3  # seconds that a step takes however small it is: some hundred kernels
+LAUNCH = 1e-3  # seconds per step, however small: it launches some hundred kernels
 NVLINK = 300e9, 5e-6
 NETWORKS = {
-    "InfiniBand, 8 x 200 Gbit/s a machine": (200e9, 1e-5),
-    "Ethernet, 25 Gbit/s a machine": (25e9 / 8, 5e-5),
+    "InfiniBand, 8 x 200 Gbit/s per machine": (200e9, 1e-5),
+    "Ethernet, 25 Gbit/s per machine": (25e9 / 8, 5e-5),
 }
-GPUS = 8  # of a machine
-FLOPS = {"fast": 0.52e9, "resnet18": 3.33e9, "tutorial": 3.33e9}  # a picture, both ways: training_speed.py
+GPUS = 8  # per machine
+FLOPS = {
+    "fast": 0.52e9,
+    "resnet18": 3.33e9,
+    "tutorial": 3.33e9,
+}  # per picture, forwards and backwards, from training_speed.py
 
 
 def worker(recipe: Recipe, steps: int) -> None:
-    """In each process: train, and let the first one print pictures per second."""
+    """Train in this process; the first process prints pictures per second."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     keep_freed_memory()
     with joined() as world:
@@ -71,7 +76,7 @@ def worker(recipe: Recipe, steps: int) -> None:
 
 
 def measured(name: str, processes: int, threads: int, steps: int) -> float:
-    """Pictures per second of a recipe."""
+    """Pictures per second of a recipe, measured by torchrun in processes of their own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     done = subprocess.run(
         [*command, __file__, "--worker", name, "--steps", str(steps)],
@@ -81,7 +86,7 @@ def measured(name: str, processes: int, threads: int, steps: int) -> float:
 
 
 def volumes(recipe: Recipe) -> dict[str, Any]:
-    """What the processes of a training tell each other in a step."""
+    """What the processes exchange in a step: bytes, and the number of BatchNorm layers."""
     model = build_model(recipe.model, 10)
     norms = [m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     return {
@@ -92,7 +97,7 @@ def volumes(recipe: Recipe) -> dict[str, Any]:
 
 
 def exchange(size: float, gpus: int, network: tuple[float, float]) -> float:
-    """Seconds that the sum of ``size`` bytes over ``gpus`` takes."""
+    """Seconds to sum ``size`` bytes over ``gpus``."""
     if gpus == 1:
         return 0.0
     bandwidth, latency = NVLINK if gpus <= GPUS else network
@@ -100,7 +105,7 @@ def exchange(size: float, gpus: int, network: tuple[float, float]) -> float:
 
 
 def step_seconds(recipe: Recipe, flops: float, gpus: int, network: tuple[float, float], batch: int) -> float:
-    """Of the model on paper."""
+    """Seconds per step by the model."""
     talk = volumes(recipe)
     compute = LAUNCH + batch / gpus * flops / RATE
     gradients = exchange(talk["gradients"], gpus, network)
@@ -114,7 +119,7 @@ def paper(names: list[str]) -> None:
         recipe = load_recipe(name)
         talk = volumes(recipe)
         print(
-            f"\n{name}: {talk['gradients'] / 1e6:.1f} MB of gradients a step, "
+            f"\n{name}: {talk['gradients'] / 1e6:.1f} MB of gradients per step, "
             f"{talk['statistics'] / 1e3:.0f} kB of statistics in {2 * talk['norms']} messages; "
             f"batch {recipe.training.batch_size}"
         )
@@ -124,7 +129,7 @@ def paper(names: list[str]) -> None:
                 for gpus in (1, 8, 64, 512):
                     batch = recipe.training.batch_size * (gpus if factor else 1)
                     if batch < gpus:
-                        cells.append(f"{gpus}: no picture for each")
+                        cells.append(f"{gpus}: fewer pictures than GPUs")
                         continue
                     seconds = step_seconds(recipe, FLOPS[name], gpus, speed, batch)
                     gain = batch / seconds / (recipe.training.batch_size / step_seconds(
@@ -134,12 +139,14 @@ def paper(names: list[str]) -> None:
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON; or print the model."""
+    """Measure, print a table, and write JSON; or print the model's tables."""
     arguments = parser(__doc__, rounds=5)
     arguments.add_argument("--recipes", nargs="+", default=["fast", "resnet18"])
-    arguments.add_argument("--steps", type=int, default=6, help="steps a round, the first one not timed")
-    arguments.add_argument("--paper", action="store_true", help="print the model on paper")
-    arguments.add_argument("--worker", help="for this program itself: train this recipe")
+    arguments.add_argument("--steps", type=int, default=6, help="steps per round; the first is not timed")
+    arguments.add_argument(
+        "--paper", action="store_true", help="print the model's tables and measure nothing"
+    )
+    arguments.add_argument("--worker", help="used by this program itself: train this recipe")
     options = arguments.parse_args()
     if options.worker:
         worker(load_recipe(options.worker, ["schedule.small_until=0"]), options.steps)

@@ -1,8 +1,8 @@
-"""The service under load: one picture a request, sent by wrk, with dynamic batching and without.
+"""Measures the service under load: wrk sends one picture per request, with dynamic batching and without.
 
     python benchmarks/serving.py /tmp/cifarrun cats.onnx --json serving.json
 
-Both servers run all the time and are asked in turns, so that a noisy neighbour disturbs both alike. wrk
+Both servers run all the time and receive load in turns, so that noise on the machine affects both alike. wrk
 (apt install wrk) runs on the same machine and takes its share of the processors.
 """
 
@@ -28,12 +28,12 @@ UNIT_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 def main() -> None:
     """Measure, print a table, and write JSON."""
     arguments = parser(__doc__, rounds=5)
-    arguments.add_argument("models", nargs="+", metavar="MODEL", help="runs, or MODEL.onnx")
+    arguments.add_argument("models", nargs="+", metavar="MODEL", help="runs, or ONNX files")
     arguments.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
-    arguments.add_argument("--seconds", type=int, default=4, help="a measurement")
+    arguments.add_argument("--seconds", type=int, default=4, help="seconds per measurement")
     options = arguments.parse_args()
     if shutil.which("wrk") is None:
-        raise SystemExit("there is no wrk: apt install wrk")
+        raise SystemExit("wrk is not installed: apt install wrk")
     rows, results = [], {}
     for model in options.models:
         rates: dict[str, list[float]] = {}
@@ -47,7 +47,7 @@ def main() -> None:
                 for clients in options.clients:
                     for name, address in addresses.items():
                         found = _load(address, clients, options.seconds if round_ else 1, script.name)
-                        if round_:  # the first warms up
+                        if round_:  # the first round warms up
                             rates.setdefault(f"{name} {clients}", []).append(found[0])
                             late.setdefault(f"{name} {clients}", []).append(found[1:])
         for clients in options.clients:
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _script() -> str:
-    """A request for wrk: a JPEG of 32 by 32 pixels."""
+    """A Lua script by which wrk sends a JPEG of 32x32 pixels."""
     stream = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(noise).resize((32, 32), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
@@ -93,7 +93,7 @@ def _serve(stack: ExitStack, model: str, batch: str) -> str:
 
 
 def _load(address: str, clients: int, seconds: int, script: str) -> tuple[float, float, float]:
-    """Requests a second, and the median and 99th percentile of their milliseconds."""
+    """Requests per second, and the median and the 99th percentile of their latency in milliseconds."""
     command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--latency", "-s", script, f"{address}/predict"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in text or "Socket errors" in text:

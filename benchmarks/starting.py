@@ -1,6 +1,8 @@
-"""How long the command takes to say something.
+"""Measures how long the command takes to start.
 
+```sh
 python benchmarks/starting.py --json starting.json
+```
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from measure import median, parser, report, spread, take_turns
 
 
 def command(*arguments: str) -> Callable[[], object]:
-    """To be run by itself, output dropped."""
+    """A function that runs Python with these arguments and drops the output."""
     return lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
 
 

@@ -1,9 +1,9 @@
-"""Training speed of the recipes against the bf16 matrix-product rate, alternating in one process.
+"""Training speed of the recipes, relative to the rate of a bf16 matrix product.
 
     python benchmarks/training_speed.py --recipes fast resnet18 --rounds 5 --json speed.json
 
-Pictures are random, and 32x32 all the time: speed does not depend on what they show. A round measures the
-product of two 4096x4096 bf16 matrices, then some training steps of each recipe: medians are quoted.
+The pictures are random and always 32x32: speed does not depend on what they show. Each round measures the
+product of two 4096x4096 bf16 matrices, then some training steps of each recipe. Results are medians.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class RandomBatches:
         return self.steps
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batch, so often."""
+        """The same batch once per step."""
         for _ in range(start, self.steps):
             yield self.batch
 
 
 def flops_per_picture(state: TrainingState, batch: Batch) -> float:
-    """Of forward and backward: the convolutions and products, counted by torch."""
+    """FLOPs of the convolutions and matrix products, forwards and backwards, as torch counts them."""
     with FlopCounterMode(display=False) as counter:
         state.model(batch.images[:8]).sum().backward()
     state.optimizer.zero_grad()
@@ -50,7 +50,7 @@ def flops_per_picture(state: TrainingState, batch: Batch) -> float:
 
 
 def training_rate(state: TrainingState, batches: RandomBatches) -> float:
-    """Pictures a second over one epoch of ``batches``, its first step left out."""
+    """Pictures per second over one epoch of ``batches``, without its first step."""
     times = []
 
     def on_step(step: StepResult) -> None:
@@ -65,7 +65,7 @@ def main() -> None:
     arguments = parser(__doc__, rounds=5)
     arguments.add_argument("--recipes", nargs="+", default=["fast", "resnet18"])
     arguments.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
-    arguments.add_argument("--steps", type=int, default=5, help="steps a round, the first one not timed")
+    arguments.add_argument("--steps", type=int, default=5, help="steps per round; the first is not timed")
     arguments.add_argument("--device", default="auto")
     options = arguments.parse_args()
 

@@ -1,4 +1,9 @@
-"""Draws two of the guide's pictures: python docs/figures.py (commands beside them draw the others)."""
+"""Draws two of the guide's figures. Commands next to the other figures draw those.
+
+    python docs/figures.py
+
+The figures are written to docs/images.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,7 @@ IMAGES = Path(__file__).with_name("images")
 
 
 def residual_block() -> None:
-    """The way through a block, and the shortcut."""
+    """A residual block: its layers, and the shortcut around them."""
     figure = new_figure(8, 2.3)
     figure.set_layout_engine("none")
     axes: Any = figure.add_axes((0, 0, 1, 1))
@@ -37,7 +42,7 @@ def residual_block() -> None:
 
 
 def batches() -> None:
-    """The first digits of three epochs, as the network is shown them."""
+    """The first digits of three epochs, as the network sees them."""
     settings = ["augment.translate=4", "augment.cutout=8", "training.epochs=3"]
     recipe = thumbnet.load_recipe("digits", settings)
     prepared = prepare(thumbnet.load_data("digits"), recipe, torch.device("cpu"))
@@ -45,9 +50,11 @@ def batches() -> None:
     shown = {}
     for epoch in range(3):
         images = next(prepared.train.epoch(epoch)).images[:10].permute(0, 2, 3, 1).float()
-        shown[f"epoch {epoch + 1}"] = list(((images * std + mean) * 255).round().to(torch.uint8).numpy())
+        shown[f"epoch {epoch + 1}"] = list(
+            ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+        )
     save(
-        grid_figure(shown, "the first pictures of three epochs: shuffled, shifted, cut out"),
+        grid_figure(shown, "the first pictures of three epochs: shuffled, shifted, with cutout"),
         IMAGES / "batches.png",
     )
 

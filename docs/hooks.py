@@ -1,4 +1,4 @@
-"""What of the site is generated from the code: the reference of the commands (MkDocs calls this)."""
+"""Generates the site's reference of commands from the code. MkDocs calls :func:`on_files`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMMANDS = "reference/commands.md"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the page of commands."""
+    """Add the page of commands to the site's files."""
     from mkdocs.structure.files import File
 
     files.append(File.generated(config, COMMANDS, content=commands_page()))
@@ -22,10 +22,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def commands_page() -> str:
-    """Markdown of every command and its options."""
+    """The page of commands: every command with its options, as Markdown."""
     from thumbnet.cli import build_parser
 
-    lines = ["# Commands", "", "Generated from the program; `thumbnet COMMAND --help` says the same.", ""]
+    lines = ["# Commands", "", "Generated from the program. `thumbnet COMMAND --help` prints the same.", ""]
     for name, help_, parser in _commands(build_parser()):
         lines += [
             f"## {name}",

@@ -1,9 +1,15 @@
-"""The examples in public docstrings do what they say."""
+"""The examples in docstrings do what they say, and are shown as code."""
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
+import importlib.util
+import inspect
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,3 +35,98 @@ def test_docstring_examples(module: str, tiny_run: Run, tmp_path: Path) -> None:
             runner.run(test)
     assert runner.tries > 0
     assert runner.failures == 0
+
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(
+    str(path.relative_to(ROOT))
+    for folder in ("src", "benchmarks", "docs", "examples")
+    for path in (ROOT / folder).rglob("*.py")
+)
+SHELL = ("curl ", "git ", "make ", "pip ", "python ", "thumbnet ", "torchrun ")
+
+
+def flat_code(docstring: str) -> list[str]:
+    """The paragraphs of a docstring that are code, but neither fenced nor indented: Markdown joins their lines."""
+    outside = re.sub(r"^ *```.*?^ *```$", "", inspect.cleandoc(docstring), flags=re.DOTALL | re.MULTILINE)
+    paragraphs = [part.strip("\n") for part in re.split(r"\n\s*\n", outside)]
+    return [part for part in paragraphs if not part.startswith(("    ", ">>>")) and _is_code(part)]
+
+
+def _is_code(paragraph: str) -> bool:
+    if paragraph.startswith(SHELL) and not paragraph.endswith((".", ":")):
+        return True
+    if any(re.search(r"\S {2,}\S", line) for line in paragraph.splitlines() if not line.startswith(" ")):
+        return True  # columns
+    try:
+        statements = ast.parse(paragraph).body
+    except SyntaxError:
+        return False
+    words = (ast.Attribute, ast.Constant, ast.Name, ast.Tuple)  # "One", "One, two"
+    return any(not isinstance(one, ast.Expr) or not isinstance(one.value, words) for one in statements)
+
+
+def docstrings(text: str) -> list[str]:
+    """Every docstring of a module's text."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = (
+        ast.get_docstring(node, clean=False) for node in ast.walk(ast.parse(text)) if isinstance(node, kinds)
+    )
+    return [docstring for docstring in found if docstring]
+
+
+@pytest.mark.parametrize("path", SOURCES)
+def test_code_in_a_docstring_is_shown_as_code(path: str) -> None:
+    flat = [code for docstring in docstrings((ROOT / path).read_text()) for code in flat_code(docstring)]
+    assert flat == [], f"{path}: put it between ```python (or sh, text) and ```"
+
+
+@pytest.mark.parametrize(
+    ("language", "code"),
+    [
+        ("python", 'for one in predictor.predict(["a.png"]):\n    print(one.label)'),
+        ("python", "value = measure(1)"),
+        ("sh", "python benchmarks/starting.py --json starting.json"),
+        ("text", "recipe.toml   every setting\nrun.json      the data"),
+    ],
+)
+def test_the_formatter_flattens_indented_code_and_leaves_fenced_code(language: str, code: str) -> None:
+    """Where all later lines of a docstring are indented, the formatter takes the indentation away."""
+    indented = '"""What it does.\n\n' + "".join(f"    {line}\n" for line in code.splitlines()) + '"""\n'
+    (lost,) = docstrings(formatted(indented))
+    assert flat_code(lost) == [code]
+    fenced = f'"""What it does.\n\n```{language}\n{code}\n```\n"""\n'
+    (kept,) = docstrings(formatted(fenced))
+    assert flat_code(kept) == []
+    assert code in kept
+
+
+def formatted(text: str) -> str:
+    """A module's text, as ruff formats it."""
+    command = [sys.executable, "-m", "ruff", "format", "-"]
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+
+
+def test_prose_and_indented_code_are_not_taken_for_flat_code() -> None:
+    for docstring in (
+        "A recipe.\n\n    recipe = load_recipe('fast')\n\nIt is frozen.",
+        "One, two.\n\nThree",
+        "Sum of squares.\n\n>>> square_sum([3, 4])\n25",
+        "Runs.\n\nArgs:\n    path: where it is.\n    name:  two spaces here.\n",
+        "python is a language.\n\nthumbnet trains classifiers:\n\n    thumbnet train digits",
+    ):
+        assert flat_code(docstring) == []
+
+
+def test_the_site_shows_examples_and_roles_as_code_and_leaves_fenced_code_alone() -> None:
+    pytest.importorskip("griffe")
+    spec = importlib.util.spec_from_file_location("site_docstrings", ROOT / "docs" / "docstrings.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.as_markdown("See :func:`thumbnet.train`.\n\n>>> 1 + 1\n2\n") == (
+        "See `train`.\n\n```pycon\n>>> 1 + 1\n2\n```\n"
+    )
+    fenced = "So:\n\n```pycon\n>>> 1 + 1\n2\n```\n"
+    assert module.as_markdown(fenced) == fenced

@@ -1,6 +1,8 @@
 """From logits to what one wants to know: accuracy, confusion, calibration.
 
+```python
 evaluation = evaluate_logits(logits, labels, class_names)
+```
 
 It imports no torch: exported models are measured where there is none.
 """

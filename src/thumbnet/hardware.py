@@ -57,7 +57,7 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        # AMX: measured here 10x and more. AVX-512 BF16: twice, see docs/results.md.
+        # AMX: measured here 10x and more. AVX-512 BF16: twice, see docs/notebook/speed.md.
         return multiplies_bf16()
     return False
 
@@ -116,7 +116,7 @@ def keep_freed_memory() -> None:
     """Tell glibc to keep large freed blocks instead of returning them to the system.
 
     A training step frees and asks for the same hundreds of megabytes again and again; each time the
-    system would map and clear them page by page. Measured in docs/results.md. Elsewhere than on
+    system would map and clear them page by page. Measured in docs/notebook/kernels.md. Elsewhere than on
     Linux with glibc nothing happens.
     """
     if sys.platform != "linux":

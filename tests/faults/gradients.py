@@ -1,6 +1,8 @@
 """Run by torchrun in test_many_processes.py: the gradient of one batch, its loss and statistics, to a file.
 
+```sh
 torchrun --nproc-per-node 2 gradients.py FILE MODEL PRECISION SYNC
+```
 """
 
 from __future__ import annotations

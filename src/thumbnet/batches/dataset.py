@@ -1,7 +1,9 @@
 """ImageDataset: lazy, one picture per ``__getitem__``, as in the tutorial.
 
+```python
 dataset = ImageDataset("cifar/train", subset_size=1000)
 loader = torch.utils.data.DataLoader(dataset, batch_size=128, shuffle=True, num_workers=2)
+```
 """
 
 from __future__ import annotations

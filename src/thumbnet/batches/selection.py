@@ -4,7 +4,7 @@ What a picture that the network is sure of would change is little, and costs as 
 epoch leaves out those whose loss was least when they were last seen; whoever rests takes part in the next
 epoch, so that no loss is older than that. No forward pass is spent on choosing. The idea is that of selective
 backpropagation (Jiang et al. 2019, https://arxiv.org/abs/1910.00762) and of InfoBatch (Qin et al. 2023,
-https://arxiv.org/abs/2303.04947), without weighting. What it gained stands in docs/results.md.
+https://arxiv.org/abs/2303.04947), without weighting. What it gained is in docs/notebook/selection.md.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Weights at work: from pictures to classes.
 
+```python
 predictor = thumbnet.load_run("runs/2026-11-23-cifar10-fast-1")
 for prediction in predictor.predict(["cat.png", "dog.jpg"]):
     print(prediction.label, prediction.probability)
+```
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ _ACTIVATIONS: dict[str, int] = {"none": 0, "relu": 1, "silu": 2}
 _MAX_CHANNELS = 4096
 _SMALL_MAP = 4 * 4
 _FEW_CHANNELS = 16  # below which half a tile and more would be zeros, and oneDNN is the faster one
-# Winograd's transforms pay (docs/results.md) from so many pairs of channels on, and so many tiles.
+# Winograd's transforms pay (docs/notebook/kernels.md) from so many pairs of channels on, and so many tiles.
 _MANY_PAIRS = 32 * 64
 _MOST_PAIRS = 1 << 20  # the filters' points take 72 bytes a pair, their gradients' sums 144
 _MANY_TILES = 256

@@ -1,5 +1,6 @@
 """The folder of one training: what is in it, how it is written, how it is read back.
 
+```text
 recipe.toml        every setting, resolved
 run.json           the data and their fingerprint: what a resume needs beside the recipe
 environment.json   versions, hardware, git commit
@@ -9,6 +10,7 @@ skipped.jsonl      the pictures that were left out, and why; there only when som
 model.safetensors  the weights; its metadata is all that a reader needs
 summary.json       the outcome; there only when the training is complete
 .lock              locked by the process that trains here
+```
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Data sets that come with lists: of pictures in each split, and of their classes.
 
+```text
 CUB-200:  images.txt, image_class_labels.txt, train_test_split.txt, classes.txt, images/CLASS/*.jpg
 others:   train.txt, test.txt (and val.txt), here or in meta/, labels/, annotations/, splits/ or data/;
           a line is PATH, or PATH CLASS, where PATH may lack the suffix: Food-101, pets, DTD, Aircraft
+```
 """
 
 from __future__ import annotations

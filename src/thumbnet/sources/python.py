@@ -1,8 +1,10 @@
 """Data that are in Python already: arrays, tensors, lists of pictures or paths, data sets, pandas frames.
 
+```python
 thumbnet.train((images, labels))
 thumbnet.train(((x_train, y_train), (x_test, y_test)))
 thumbnet.train({"train": dataset, "test": (images, labels)})
+```
 """
 
 from __future__ import annotations
