@@ -19,7 +19,7 @@ from thumbnet.data.batches import EvalBatches, MemoryEngine, Normalise
 from thumbnet.data.images import Preprocessing
 from thumbnet.hardware import autocast, choose_device, keep_freed_memory, use_bf16
 from thumbnet.inference import collect_logits
-from thumbnet.kernels import ops
+from thumbnet.kernels import calls
 from thumbnet.models import build_model
 from thumbnet.predictor import Predictor
 from thumbnet.recipe import ModelSettings
@@ -38,7 +38,7 @@ def convolutions(model: nn.Module, images: Tensor, bf16: bool) -> list[tuple[nn.
         if isinstance(module, nn.Conv2d)
     ]
     with (
-        mock.patch.object(ops, "library", return_value=None),
+        mock.patch.object(calls, "load_kernels", return_value=None),
         torch.inference_mode(),
         autocast(bf16, images.device),
     ):

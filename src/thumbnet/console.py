@@ -107,7 +107,7 @@ def _why_no_kernels(state: TrainingState) -> str | None:
         return None
     if state.compiled:
         return "torch.compile takes their place"
-    from thumbnet.kernels.build import why_off
+    from thumbnet.kernels.library import why_off
 
     return why_off() or "they compute in bf16, and the recipe has training.precision = 'fp32'"
 

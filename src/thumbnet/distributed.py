@@ -33,6 +33,11 @@ T = TypeVar("T")
 DEFAULT_TIMEOUT = 600.0  # seconds without a word from the others
 
 
+def sum_over_processes(tensor: Tensor) -> None:
+    """Add up ``tensor`` over all processes of the training, in place in each of them."""
+    dist.all_reduce(tensor)
+
+
 class LostContactError(ThumbnetError):
     """Another process of the training has ended or is out of reach. ``torchrun`` starts all of them anew."""
 

@@ -29,7 +29,7 @@ from thumbnet.data.selection import Selection
 from thumbnet.distributed import ALONE, World, synchronise_norms
 from thumbnet.errors import DivergedError, OutOfMemoryError
 from thumbnet.hardware import autocast, can_compile, use_bf16
-from thumbnet.kernels.build import library
+from thumbnet.kernels.library import load_kernels
 from thumbnet.recipe import Recipe, TrainingSettings
 from thumbnet.training.optimizers import build_optimizer, set_learning_rate
 from thumbnet.training.schedules import factor_at, resize_at
@@ -159,8 +159,8 @@ class TrainingState:
 
     @property
     def uses_kernels(self) -> bool:
-        """Whether the CPU kernels take part, see :mod:`thumbnet.kernels.ops`."""
-        return self.device.type == "cpu" and self.bf16 and not self.compiled and library() is not None
+        """Whether the CPU kernels take part, see :mod:`thumbnet.kernels`."""
+        return self.device.type == "cpu" and self.bf16 and not self.compiled and load_kernels() is not None
 
     @property
     def epoch(self) -> int:

@@ -27,7 +27,7 @@ from thumbnet.evaluation import evaluate_logits
 from thumbnet.hardware import choose_device, keep_freed_memory, make_deterministic
 from thumbnet.inference import collect_logits
 from thumbnet.invocation import command
-from thumbnet.kernels.build import library
+from thumbnet.kernels.library import load_kernels
 from thumbnet.models import DataInitialised, build_model
 from thumbnet.recipe import Recipe, load_recipe
 from thumbnet.runs import InterruptedRunError, Run
@@ -164,7 +164,7 @@ def _begin(
     target = choose_device(device, world.local_rank)
     if target.type == "cpu":
         # gcc makes the kernels, if they are not there, while the data are read: 2 s less.
-        threading.Thread(target=library).start()
+        threading.Thread(target=load_kernels).start()
     with world.one_per_machine_first():
         chosen, loaded = choose_recipe(data, recipe, overrides, data_dir, listener)
         loaded.check_trainable()
