@@ -1,7 +1,7 @@
 """The 3x3 convolution that the networks use: by a kernel where one is faster, otherwise by PyTorch.
 
-There are kernels for two kinds of processors. With matrix tiles (AMX), multiplying costs next to nothing, and a
-kernel computes the weights' gradient (:mod:`~thumbnet.kernels.tiles`). Without them, Winograd's algorithm
+There are kernels for two kinds of processors. With matrix tiles (AMX), multiplying costs next to nothing, and
+a kernel computes the weights' gradient (:mod:`~thumbnet.kernels.tiles`). Without them, Winograd's algorithm
 multiplies less (:mod:`~thumbnet.kernels.winograd`).
 """
 

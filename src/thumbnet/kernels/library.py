@@ -1,9 +1,9 @@
 """Compile the kernels with gcc at first use, keep the library in the user's cache, and load it.
 
 A library is code that this process will run. So it is kept in a folder that only its user can write to, and
-it is loaded only if this user owns it and nobody else can write to it. If the folder or the library fails this
-check, each process compiles its own, in a private folder; :func:`why_not_kept` says why. If the kernels cannot
-run at all, their twins in PyTorch do; :func:`why_off` says why.
+it is loaded only if this user owns both and nobody else can write to them. Otherwise each process compiles
+its own library, in a private folder; :func:`why_not_kept` says why. If the kernels cannot run at all, their
+twins in PyTorch do; :func:`why_off` says why.
 """
 
 from __future__ import annotations
@@ -139,10 +139,8 @@ def _kept_or_private(compiler: str) -> tuple[ctypes.CDLL, str | None]:
     except OSError as error:
         why = str(error)
     with tempfile.TemporaryDirectory(prefix="thumbnet-kernels-") as private:
-        target = Path(private) / name
-        compile_library(compiler, target)
-        target.chmod(0o600)
-        return _load_checked(target), why
+        _compile_whole(compiler, Path(private), name)
+        return _load_checked(Path(private), name), why
 
 
 def _kept(compiler: str, folder: Path, name: str) -> ctypes.CDLL:
@@ -155,43 +153,43 @@ def _kept(compiler: str, folder: Path, name: str) -> ctypes.CDLL:
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     _check_owner(folder, folder.stat())
-    target = folder / name
-    if target.exists():
+    if (folder / name).exists():
         try:
-            return _load_checked(target)
+            return _load_checked(folder, name)
         except PermissionError:
             raise
         except OSError:  # damaged: the new one takes its place
             pass
-    _compile_whole(compiler, target)
-    return _load_checked(target)
+    _compile_whole(compiler, folder, name)
+    return _load_checked(folder, name)
 
 
-def _compile_whole(compiler: str, target: Path) -> None:
-    """Compile in a folder next to ``target``, then rename; several processes may do so at once."""
-    clear_leftovers(target.parent, _COMPILING)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=_COMPILING) as place:
-        made = Path(place) / target.name
+def _compile_whole(compiler: str, folder: Path, name: str) -> None:
+    """Compile in a new folder, then rename to ``folder / name``; several processes may do so at once."""
+    clear_leftovers(folder, _COMPILING)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_COMPILING) as place:
+        made = Path(place) / name
         compile_library(compiler, made)
         made.chmod(0o600)  # whatever the umask is
         with made.open("rb") as file:
             os.fsync(file.fileno())  # so that a power cut leaves no empty file under the final name
-        made.replace(target)
+        made.replace(folder / name)
 
 
-def _load_checked(path: Path) -> ctypes.CDLL:
-    """Load ``path`` if only this user can have written it.
+def _load_checked(folder: Path, name: str) -> ctypes.CDLL:
+    """Load the library ``name`` from ``folder`` if only this user can have written it.
 
-    The check and the loading go through one open file, so nobody can exchange it in between.
+    Checking and loading go through one open folder, so nobody can exchange it in between.
 
     Raises:
-        PermissionError: another user owns the library, or can write to it.
+        PermissionError: another user owns the folder or the library, or can write to it.
         OSError: it cannot be loaded.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _check_owner(path, os.fstat(descriptor))
-        return ctypes.CDLL(f"/proc/self/fd/{descriptor}")
+        _check_owner(folder, os.fstat(descriptor))
+        _check_owner(folder / name, os.stat(name, dir_fd=descriptor, follow_symlinks=False))
+        return ctypes.CDLL(f"/proc/self/fd/{descriptor}/{name}")
     finally:
         os.close(descriptor)
 
