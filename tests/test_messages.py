@@ -203,6 +203,29 @@ def test_the_display_says_why_kernels_are_off(
         library.forget()
 
 
+def test_the_display_says_why_kernels_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from thumbnet.console import TrainingDisplay
+    from thumbnet.kernels import library
+
+    if library.why_off() is not None:
+        pytest.skip("no kernels here")
+    settings = [*TINY, "training.epochs=1", "training.precision=bf16"]
+    for reason in (None, "other users can write to /cache/kernels"):
+        monkeypatch.setattr(library, "why_not_kept", lambda reason=reason: reason)
+        with TrainingDisplay() as display:
+            train(
+                coloured_data(),
+                "resnet18",
+                overrides=settings,
+                out=tmp_path / str(reason)[:4],
+                listener=display,
+            )
+        shown = capsys.readouterr().err
+        assert (f"each start compiles the CPU kernels anew: {reason}" in shown) is (reason is not None)
+
+
 def test_a_gcc_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from thumbnet.kernels import library
 

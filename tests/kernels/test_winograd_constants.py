@@ -47,7 +47,7 @@ def test_smaller_tiles_share_the_weights_of_the_large_one(size: int) -> None:
 def test_the_source_has_the_points_of_the_script() -> None:
     text = (FOLDER / "winograd.c").read_text()
     a, b = (Fraction(re.findall(rf"#define {name}1 ([0-9.]+)f", text)[0]) for name in "AB")
-    assert POINTS == (0, a, -a, b, -b)
+    assert POINTS == (Fraction(0), a, -a, b, -b)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thumbnet.kernels import calls
+from thumbnet.kernels.calls import available, call
 
 
 def mirror_and_translate(images: Tensor, flip: Tensor, shift: Tensor, reflect: bool) -> Tensor:
@@ -23,7 +23,7 @@ def mirror_and_translate(images: Tensor, flip: Tensor, shift: Tensor, reflect: b
     count, _, height, width = images.shape
     moved = torch.empty_like(images)
     arguments = (images, moved, flip.contiguous(), shift.contiguous())
-    calls.call("mirror_and_translate", *arguments, count, height, width, int(reflect))
+    call("mirror_and_translate", *arguments, count, height, width, int(reflect))
     return moved
 
 
@@ -36,5 +36,5 @@ def can_move(images: Tensor) -> bool:
         and images.shape[1] == 3
         and images.is_contiguous(memory_format=torch.channels_last)
         and images.numel() > 0
-        and calls.load_kernels() is not None
+        and available()
     )

@@ -12,6 +12,11 @@ from thumbnet.kernels.library import load_kernels
 MAX_CHANNELS = 4096  # as in vectors.h
 
 
+def available() -> bool:
+    """Whether the kernels are loaded."""
+    return load_kernels() is not None
+
+
 def applies(x: Tensor) -> bool:
     """Whether kernels can run: bfloat16 autocast is on, and ``x`` is on the CPU, stored channels last.
 
@@ -27,7 +32,7 @@ def applies(x: Tensor) -> bool:
         and x.numel() > 0
         and x.shape[1] <= MAX_CHANNELS
         and x.is_contiguous(memory_format=torch.channels_last)
-        and load_kernels() is not None
+        and available()
     )
 
 

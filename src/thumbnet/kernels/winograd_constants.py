@@ -85,6 +85,6 @@ def _product(roots: tuple[Fraction, ...]) -> list[Fraction]:
     """The coefficients of the product of (x - root), lowest power first."""
     coefficients = [Fraction(1)]
     for root in roots:
-        shifted = [Fraction(0), *coefficients]
-        coefficients = [high - root * low for high, low in zip(shifted, [*coefficients, 0], strict=True)]
+        shifted, same = [Fraction(0), *coefficients], [*coefficients, Fraction(0)]
+        coefficients = [high - root * low for high, low in zip(shifted, same, strict=True)]
     return coefficients
