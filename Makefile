@@ -30,9 +30,10 @@ fuzz: $(VENV)/.installed-dev  ## fuzz whatever reads a stranger's bytes; finding
 		(cd build/fuzz && $(CURDIR)/$(BIN)/python $(CURDIR)/tests/faults/fuzz.py $$target $(FUZZ_SECONDS)) || exit; \
 	done
 
-check: $(VENV)/.installed-dev  ## linter, formatter and type checker
+check: $(VENV)/.installed-dev  ## linter, formatters and type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror src/thumbnet/kernels/*.[ch] tests/kernels/*.[ch]
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed-dev  ## build the documentation site, strictly, in build/site

@@ -18,8 +18,11 @@ from measure import matrix_rate, median, parser, report, take_turns
 from torch import Tensor, nn
 
 from thumbnet.hardware import keep_freed_memory
-from thumbnet.kernels import build, ops
-from thumbnet.kernels.ops import Conv3x3, norm_act
+from thumbnet.kernels import calls
+from thumbnet.kernels import norm as norms
+from thumbnet.kernels.conv import Conv3x3
+from thumbnet.kernels.library import load_kernels
+from thumbnet.kernels.norm import Activation, conv_norm_act, norm_act, plain_norm_act
 from thumbnet.models import build_model
 from thumbnet.recipes.settings import ModelSettings
 
@@ -41,22 +44,20 @@ def layers(name: str, batch: int, side: int) -> list[tuple[Any, tuple[int, ...],
         entry = seen.setdefault(key, [module, shape, {"times": 0, **extra}])
         entry[2]["times"] += 1
 
-    plain, both = ops.plain_norm_act, ops.conv_norm_act
-
     def watch_both(
-        x: Tensor, conv: Conv3x3, norm: nn.BatchNorm2d, act: ops.Activation = "relu", *, pool: int = 1
+        x: Tensor, conv: Conv3x3, norm: nn.BatchNorm2d, act: Activation = "relu", *, pool: int = 1
     ) -> Tensor:
         nonlocal joined
         note(nn.ModuleList([conv, norm]), tuple(x.shape), {"act": act, "pool": pool, "adds": False})
         joined = True
-        result = both(x, conv, norm, act, pool=pool)
+        result = conv_norm_act(x, conv, norm, act, pool=pool)
         joined = False
         return result
 
-    def watch(x: Tensor, norm: nn.BatchNorm2d, act: ops.Activation = "relu", **more: Any) -> Tensor:
+    def watch(x: Tensor, norm: nn.BatchNorm2d, act: Activation = "relu", **more: Any) -> Tensor:
         extra = {"act": act, "pool": more.get("pool", 1), "adds": more.get("add") is not None}
         note(norm, tuple(x.shape), extra)
-        return plain(x, norm, act, **more)
+        return plain_norm_act(x, norm, act, **more)
 
     hooks = [
         module.register_forward_pre_hook(lambda m, inputs: note(m, tuple(inputs[0].shape), {}))
@@ -64,7 +65,7 @@ def layers(name: str, batch: int, side: int) -> list[tuple[Any, tuple[int, ...],
         if isinstance(module, Conv3x3)
     ]
     with (
-        mock.patch.object(ops, "plain_norm_act", watch),
+        mock.patch.object(norms, "plain_norm_act", watch),
         mock.patch.object(import_module("thumbnet.models.fastnet"), "conv_norm_act", watch_both),
         torch.no_grad(),
     ):
@@ -89,14 +90,14 @@ def step_of(module: Any, shape: tuple[int, ...], extra: dict[str, Any]) -> Calla
             if isinstance(module, nn.BatchNorm2d):
                 return norm_act(x, module, **more)
             if isinstance(module, nn.ModuleList):
-                return ops.conv_norm_act(x, *module, **more)
+                return conv_norm_act(x, *module, **more)
             result: Tensor = module(x)
             return result
 
     gradient = torch.randn_like(forward())
 
     def step(kernels: bool) -> None:
-        with mock.patch.object(ops, "library", build.library if kernels else lambda: None):
+        with mock.patch.object(calls, "load_kernels", load_kernels if kernels else lambda: None):
             forward().backward(gradient)
         module.zero_grad()
         x.grad = None

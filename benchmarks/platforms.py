@@ -107,7 +107,7 @@ def work(options: argparse.Namespace) -> None:
     from training_speed import RandomBatches, training_rate
 
     from thumbnet.hardware import choose_device, keep_freed_memory
-    from thumbnet.kernels.build import why_off
+    from thumbnet.kernels.library import why_off
     from thumbnet.models import build_model
     from thumbnet.recipes.recipe import load_recipe
     from thumbnet.training.state import TrainingState

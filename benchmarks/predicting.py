@@ -22,7 +22,7 @@ from thumbnet.classifiers.logits import collect_logits
 from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.data.images import Preprocessing
 from thumbnet.hardware import autocast, choose_device, keep_freed_memory, use_bf16
-from thumbnet.kernels import ops
+from thumbnet.kernels import calls
 from thumbnet.models import build_model
 from thumbnet.recipes.settings import ModelSettings
 from thumbnet.runs.weights_info import WeightsInfo
@@ -40,7 +40,7 @@ def convolutions(model: nn.Module, images: Tensor, bf16: bool) -> list[tuple[nn.
         if isinstance(module, nn.Conv2d)
     ]
     with (
-        mock.patch.object(ops, "library", return_value=None),
+        mock.patch.object(calls, "load_kernels", return_value=None),
         torch.inference_mode(),
         autocast(bf16, images.device),
     ):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from thumbnet.errors import ThumbnetError
-from thumbnet.kernels.build import library, multiplies_bf16
+from thumbnet.kernels.library import load_kernels, multiplies_bf16
 
 
 def choose_device(name: str = "auto", number: int = 0) -> torch.device:
@@ -141,7 +141,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "processor": _processor_name(),
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
         "threads": torch.get_num_threads(),
-        "kernels": library() is not None,
+        "kernels": load_kernels() is not None,
         "memory_bytes": psutil.virtual_memory().total,
         "system": platform.platform(),
     }

@@ -174,10 +174,10 @@ def test_the_display_says_why_kernels_are_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from thumbnet.cli.progress import TrainingDisplay
-    from thumbnet.kernels import build
+    from thumbnet.kernels import library
 
     def shown(name: str) -> str:
-        build.library.cache_clear()
+        library.forget()
         with TrainingDisplay() as display:
             run = train(
                 coloured_data(),
@@ -190,34 +190,57 @@ def test_the_display_says_why_kernels_are_off(
         return capsys.readouterr().err
 
     try:
-        if build.why_off() is None:
+        if library.why_off() is None:
             assert "without the faster CPU kernels: they compute in bf16" in shown("fp32")
             monkeypatch.setattr("shutil.which", lambda name, **_: None)
             assert "there is no gcc" in shown("gcc")
             monkeypatch.undo()
-        monkeypatch.setattr(build, "multiplies_bf16", lambda: False)
+        monkeypatch.setattr(library, "multiplies_bf16", lambda: False)
         assert "neither AVX-512 BF16 nor AMX" in shown("old")
         monkeypatch.setenv("THUMBNET_KERNELS", "0")
         assert "THUMBNET_KERNELS=0" in shown("off")
     finally:
         monkeypatch.undo()
-        build.library.cache_clear()
+        library.forget()
+
+
+def test_the_display_says_why_kernels_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from thumbnet.cli.progress import TrainingDisplay
+    from thumbnet.kernels import library
+
+    if library.why_off() is not None:
+        pytest.skip("no kernels here")
+    settings = [*TINY, "training.epochs=1", "training.precision=bf16"]
+    for reason in (None, "other users can write to /cache/kernels"):
+        monkeypatch.setattr(library, "why_not_kept", lambda reason=reason: reason)
+        with TrainingDisplay() as display:
+            train(
+                coloured_data(),
+                "resnet18",
+                overrides=settings,
+                out=tmp_path / str(reason)[:4],
+                listener=display,
+            )
+        shown = capsys.readouterr().err
+        assert (f"each start compiles the CPU kernels anew: {reason}" in shown) is (reason is not None)
 
 
 def test_a_gcc_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from thumbnet.kernels import build
+    from thumbnet.kernels import library
 
     fake = tmp_path / "gcc"
     fake.write_text("#!/bin/sh\necho 'cc1: bad value for -mamx-bf16' >&2\nexit 1\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(build, "multiplies_bf16", lambda: True)
-    build.library.cache_clear()
+    monkeypatch.setattr(library, "multiplies_bf16", lambda: True)
+    library.forget()
     try:
-        reason = build.why_off()
+        reason = library.why_off()
         assert reason is not None
         assert "cannot compile them: cc1: bad value for -mamx-bf16" in reason
     finally:
         monkeypatch.undo()
-        build.library.cache_clear()
+        library.forget()

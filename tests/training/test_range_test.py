@@ -64,7 +64,12 @@ def first_losses(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[list
         pass
     raw: list[float] = []
     step = range_module._step
-    monkeypatch.setattr(range_module, "_step", lambda *given: raw.append(step(*given)) or raw[-1])
+
+    def remember(state: TrainingState, batch: Batch, factor: float) -> float:
+        raw.append(step(state, batch, factor))
+        return raw[-1]
+
+    monkeypatch.setattr(range_module, "_step", remember)
     prepared = prepare(data, recipe, CPU)
     state = build_state(recipe, prepared, data.class_names, CPU)
     rate = recipe.optimizer.lr

@@ -66,7 +66,7 @@ def test_one_cycle_rises_and_falls_along_half_a_cosine() -> None:
 
 def test_only_one_cycle_warms_up_along_a_cosine() -> None:
     for name in ("constant", "cosine", "linear"):
-        settings = ScheduleSettings(name, warmup=0.5, start=0.2)  # type: ignore[arg-type]
+        settings = ScheduleSettings(name, warmup=0.5, start=0.2)
         assert factor_at(settings, 500, 4000) == pytest.approx(0.2 + 0.8 * 0.25, abs=1e-3), name
 
 

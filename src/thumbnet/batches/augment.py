@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from thumbnet.hardware import send
-from thumbnet.kernels import ops
+from thumbnet.kernels.augment import can_move, mirror_and_translate
 from thumbnet.recipes.settings import AugmentSettings
 
 
@@ -67,8 +67,8 @@ class Augmentation:
         """``images`` (uint8 [B, C, H, W]) changed by ``draw``, but for the light; ``fill`` (uint8 [C]) fills
         the cutout."""
         device, reflect = images.device, self.settings.translate_fill == "reflect"
-        if self.settings.translate and ops.can_move(images):
-            images = ops.mirror_and_translate(images, draw.flip, draw.shift, reflect)
+        if self.settings.translate and can_move(images):
+            images = mirror_and_translate(images, draw.flip, draw.shift, reflect)
         else:
             if self.settings.flip != "none":
                 images = mirror(images, send(draw.flip, device))

@@ -45,9 +45,18 @@ def _why_no_kernels(state: TrainingState) -> str | None:
         return None
     if state.compiled:
         return "torch.compile takes their place"
-    from thumbnet.kernels.build import why_off
+    from thumbnet.kernels.library import why_off
 
     return why_off() or "they compute in bf16, and the recipe has training.precision = 'fp32'"
+
+
+def _why_kernels_are_not_kept(state: TrainingState) -> str | None:
+    """Why the cache does not keep the kernels that this training uses; None if it does or uses none."""
+    if not state.uses_kernels:
+        return None
+    from thumbnet.kernels.library import why_not_kept
+
+    return why_not_kept()
 
 
 class _RateColumn(ProgressColumn):
@@ -132,6 +141,9 @@ class TrainingDisplay(StoppableListener):
         off = _why_no_kernels(state)
         if off:
             self._line(f"        without the faster CPU kernels: {off}")
+        not_kept = _why_kernels_are_not_kept(state)
+        if not_kept:
+            self._line(f"        each start compiles the CPU kernels anew: {not_kept}")
         continued = run.settings.get("continues")
         if isinstance(continued, dict):
             from thumbnet.training.schedules import factor_at

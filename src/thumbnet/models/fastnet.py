@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thumbnet.kernels.ops import Conv3x3, conv_norm_act, norm_act
+from thumbnet.kernels.conv import Conv3x3
+from thumbnet.kernels.norm import conv_norm_act, norm_act
 from thumbnet.models.resnet import scaled
 
 PATCH = 2

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thumbnet.kernels.ops import Conv3x3, norm_act
+from thumbnet.kernels.conv import Conv3x3
+from thumbnet.kernels.norm import norm_act
 
 
 class Conv1x1(nn.Conv2d):

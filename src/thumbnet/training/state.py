@@ -19,7 +19,7 @@ from thumbnet.batches.selection import Selection
 from thumbnet.distributed import ALONE, World, synchronise_norms
 from thumbnet.errors import DivergedError, memory_guard
 from thumbnet.hardware import can_compile, keep_freed_memory, use_bf16
-from thumbnet.kernels.build import library
+from thumbnet.kernels.library import load_kernels
 from thumbnet.models import DataInitialised, build_model
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.seeds import derive_seed
@@ -146,8 +146,8 @@ class TrainingState:
 
     @property
     def uses_kernels(self) -> bool:
-        """Whether the CPU kernels take part, see :mod:`thumbnet.kernels.ops`."""
-        return self.device.type == "cpu" and self.bf16 and not self.compiled and library() is not None
+        """Whether the CPU kernels take part, see :mod:`thumbnet.kernels`."""
+        return self.device.type == "cpu" and self.bf16 and not self.compiled and load_kernels() is not None
 
     @property
     def epoch(self) -> int:

@@ -23,7 +23,7 @@ from thumbnet.distributed import World, joined
 from thumbnet.errors import DataError, RunError
 from thumbnet.hardware import choose_device, deterministic
 from thumbnet.invocation import command
-from thumbnet.kernels.build import library
+from thumbnet.kernels.library import load_kernels
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.folder import Run
 from thumbnet.sources.load import NAMED, can_be_loaded_again
@@ -165,7 +165,7 @@ def _begin(plan: Plan, place: Place) -> Run:
     device = place.choose_device()
     if device.type == "cpu":
         # gcc compiles the kernels, if they are not there, while the data are read: 2 s less.
-        threading.Thread(target=library).start()
+        threading.Thread(target=load_kernels).start()
     with world.one_per_machine_first():
         recipe, loaded = choose_recipe(plan.data, plan.recipe, plan.overrides, plan.data_dir, listener)
         loaded.check_trainable()

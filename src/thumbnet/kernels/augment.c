@@ -1,0 +1,44 @@
+/* Augmentation of uint8 pictures. */
+#include "memory.h"
+
+#include <omp.h>
+#include <stdint.h>
+
+/* Reflects positions beyond the ends back inside; the ends are not repeated. */
+static inline int reflected(int at, int length) {
+    at = at < 0 ? -at : at;
+    at = at < length ? at : 2 * (length - 1) - at;
+    return at < 0 ? 0 : at > length - 1 ? length - 1 : at;
+}
+
+/* For one picture's rows: the byte that each of W pixels comes from; -1 for outside. */
+static inline void find_columns(int W, int shift, int flip, int reflect, int *from) {
+    for (int x = 0; x < W; x++) {
+        const int at = x - shift, inside = at >= 0 && at < W, column = reflected(at, W);
+        from[x] = inside || reflect ? 3 * (flip ? W - 1 - column : column) : -1;
+    }
+}
+
+/* uint8 images [N, H, W, 3] -> moved, same shape: mirrored left to right where flip [N] is set, then moved by
+ * shift [N, 2], pixels down and right. Pixels from outside are reflected, or 0. Returns DONE or NO_MEMORY. */
+int mirror_and_translate(const uint8_t *images, uint8_t *moved, const uint8_t *flip, const int64_t *shift,
+                         int N, int H, int W, int reflect, int threads) {
+    int *columns = allocate(sizeof(int) * W * threads); /* a thread's stack might not hold a wide picture's */
+    if (!columns) return NO_MEMORY;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int n = 0; n < N; n++) {
+        int *restrict from = columns + (size_t)W * omp_get_thread_num();
+        find_columns(W, (int)shift[2 * n + 1], flip[n], reflect, from);
+        for (int y = 0; y < H; y++) {
+            const int at = y - (int)shift[2 * n], inside = at >= 0 && at < H;
+            const uint8_t *row = images + ((size_t)n * H + reflected(at, H)) * W * 3;
+            uint8_t *to = moved + ((size_t)n * H + y) * W * 3;
+            for (int x = 0; x < W; x++, to += 3) {
+                const int there = from[x] >= 0 && (inside || reflect);
+                for (int c = 0; c < 3; c++) to[c] = there ? row[from[x] + c] : 0;
+            }
+        }
+    }
+    free(columns);
+    return DONE;
+}

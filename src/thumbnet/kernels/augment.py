@@ -1,0 +1,40 @@
+"""Mirror and move pictures in one pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from thumbnet.kernels.calls import available, call
+
+
+def mirror_and_translate(images: Tensor, flip: Tensor, shift: Tensor, reflect: bool) -> Tensor:
+    """``translate(mirror(images, flip), shift, reflect)``, its twin in :mod:`thumbnet.batches.augment`.
+
+    Args:
+        images: uint8 [B, 3, H, W] for which :func:`can_move` is true.
+        flip: bool [B], whether to mirror.
+        shift: int64 [B, 2], pixels down and right.
+        reflect: whether the reflection fills the border; otherwise 0 does.
+
+    Raises:
+        MemoryError: the system refuses the memory.
+    """
+    count, _, height, width = images.shape
+    moved = torch.empty_like(images)
+    arguments = (images, moved, flip.contiguous(), shift.contiguous())
+    call("mirror_and_translate", *arguments, count, height, width, int(reflect))
+    return moved
+
+
+def can_move(images: Tensor) -> bool:
+    """Whether :func:`mirror_and_translate` can run: ``images`` are uint8 on the CPU, stored [B, H, W, 3]."""
+    return (
+        images.device.type == "cpu"
+        and images.dtype == torch.uint8
+        and images.ndim == 4
+        and images.shape[1] == 3
+        and images.is_contiguous(memory_format=torch.channels_last)
+        and images.numel() > 0
+        and available()
+    )

@@ -1,0 +1,54 @@
+"""What all kernels share: whether they can run, and how to call one."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from thumbnet.kernels.library import load_kernels
+
+MAX_CHANNELS = 4096  # as in vectors.h
+
+
+def available() -> bool:
+    """Whether the kernels are loaded."""
+    return load_kernels() is not None
+
+
+def applies(x: Tensor) -> bool:
+    """Whether kernels can run: bfloat16 autocast is on, and ``x`` is on the CPU, stored channels last.
+
+    While torch.compile traces, the answer is no, so that it sees only the twins.
+    """
+    return (
+        isinstance(x, Tensor)  # anything else gets PyTorch's own error
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and x.ndim == 4
+        and x.numel() > 0
+        and x.shape[1] <= MAX_CHANNELS
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and available()
+    )
+
+
+def call(name: str, *arguments: Tensor | int | None) -> None:
+    """Run a kernel: tensors are passed as pointers, and the number of threads is added at the end.
+
+    Raises:
+        MemoryError: the system refused the kernel's scratch memory. No result is written.
+    """
+    library = load_kernels()
+    assert library is not None
+    pointers = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments]
+    if library[name](*pointers, torch.get_num_threads()):
+        raise MemoryError(f"not enough memory: the CPU kernel {name} could not allocate its scratch memory")
+
+
+def empty(*shape: int) -> Tensor:
+    """bfloat16 of ``shape`` [B, C, H, W], stored channels last."""
+    return torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)

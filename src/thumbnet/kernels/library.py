@@ -1,0 +1,220 @@
+"""Compile the kernels with gcc at first use, keep the library in the user's cache, and load it.
+
+A library is code that this process will run. So it is kept in a folder that only its user can write to, and
+it is loaded only if this user owns both and nobody else can write to them. Otherwise each process compiles
+its own library, in a private folder; :func:`why_not_kept` says why. If the kernels cannot run at all, their
+twins in PyTorch do; :func:`why_off` says why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from thumbnet.files import cache_folder, clear_leftovers
+
+SOURCES = tuple(sorted(Path(__file__).parent.glob("*.[ch]")))
+FLAGS = (
+    "-O3", "-shared", "-fPIC", "-fopenmp",
+    "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mamx-tile", "-mamx-bf16",
+)  # fmt: skip
+_COMPILING = ".compiling-"  # how the folders of unfinished compilations begin
+
+
+@dataclass(frozen=True)
+class _Kernels:
+    """What came of loading the kernels."""
+
+    library: ctypes.CDLL | None = None
+    has_tiles: bool = False
+    why_off: str | None = None
+    why_not_kept: str | None = None
+
+
+_loaded: _Kernels | None = None
+_loading = threading.Lock()
+
+
+def load_kernels() -> ctypes.CDLL | None:
+    """The compiled kernels; None where they cannot run (see :func:`why_off`).
+
+    The first call loads them, and compiles them if they are not in the cache, which takes seconds.
+    """
+    return _kernels().library
+
+
+def has_tiles() -> bool:
+    """Whether the kernels can use matrix tiles (AMX)."""
+    return _kernels().has_tiles
+
+
+def why_off() -> str | None:
+    """Why the kernels cannot run, in a few words; None if they can."""
+    return _kernels().why_off
+
+
+def why_not_kept() -> str | None:
+    """Why the cache does not hold the kernels, so that every process compiles them anew; None if it does."""
+    return _kernels().why_not_kept
+
+
+def forget() -> None:
+    """Load the kernels again at the next call. For tests."""
+    global _loaded
+    _loaded = None
+
+
+def multiplies_bf16() -> bool:
+    """Whether the processor multiplies bfloat16, by matrix tiles (AMX) or by vectors (AVX-512 BF16)."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def compile_library(compiler: str, target: Path, extra_flags: Sequence[str] = ()) -> None:
+    """Compile all kernels into the shared library ``target``.
+
+    Raises:
+        subprocess.SubprocessError: the compiler fails, or takes more than two minutes.
+        OSError: the compiler cannot be started.
+    """
+    units = [str(path) for path in SOURCES if path.suffix == ".c"]
+    _run([compiler, *FLAGS, *extra_flags, "-o", str(target), *units])
+
+
+def _kernels() -> _Kernels:
+    global _loaded
+    if _loaded is None:
+        with _loading:  # two threads may ask at once
+            if _loaded is None:
+                _loaded = _load()
+    return _loaded
+
+
+def _load() -> _Kernels:
+    off = _obstacle()
+    compiler = shutil.which("gcc")
+    if off is None and compiler is None:
+        off = "there is no gcc to compile them with; install it, and the next start uses them"
+    if off is not None or compiler is None:
+        return _Kernels(why_off=off)
+    try:
+        library, why_not_kept = _kept_or_private(compiler)
+    except subprocess.CalledProcessError as error:
+        lines = (error.stderr or b"").decode(errors="replace").splitlines()
+        reason = lines[0] if lines else f"exit status {error.returncode}"
+        return _Kernels(why_off=f"{compiler} cannot compile them: {reason}")
+    except (OSError, subprocess.SubprocessError) as error:
+        return _Kernels(why_off=f"they cannot be compiled or loaded: {error}")
+    tiles = torch.cpu._is_amx_tile_supported() and bool(library.ask_for_tiles())
+    return _Kernels(library, tiles, why_not_kept=why_not_kept)
+
+
+def _obstacle() -> str | None:
+    """Why the kernels cannot run here even if gcc could compile them; None if they can."""
+    if os.environ.get("THUMBNET_KERNELS", "1") == "0":
+        return "THUMBNET_KERNELS=0"
+    if not multiplies_bf16():
+        return "this processor has neither AVX-512 BF16 nor AMX"
+    if sys.platform != "linux":
+        return f"they need Linux, and this is {sys.platform}"
+    return None
+
+
+def _kept_or_private(compiler: str) -> tuple[ctypes.CDLL, str | None]:
+    """The library from the cache; or one for this process alone, and why."""
+    name = f"kernels-{_digest(compiler)}.so"
+    try:
+        return _kept(compiler, cache_folder() / "kernels", name), None
+    except OSError as error:
+        why = str(error)
+    with tempfile.TemporaryDirectory(prefix="thumbnet-kernels-") as private:
+        _compile_whole(compiler, Path(private), name)
+        return _load_checked(Path(private), name), why
+
+
+def _kept(compiler: str, folder: Path, name: str) -> ctypes.CDLL:
+    """The library ``name`` from ``folder``, compiled if it is not there or damaged.
+
+    Raises:
+        PermissionError: another user owns the folder or the library, or can write to it.
+        OSError: the folder cannot be written, or the library not loaded.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    _check_owner(folder, folder.stat())
+    if (folder / name).exists():
+        try:
+            return _load_checked(folder, name)
+        except PermissionError:
+            raise
+        except OSError:  # damaged: the new one takes its place
+            pass
+    _compile_whole(compiler, folder, name)
+    return _load_checked(folder, name)
+
+
+def _compile_whole(compiler: str, folder: Path, name: str) -> None:
+    """Compile in a new folder, then rename to ``folder / name``; several processes may do so at once."""
+    clear_leftovers(folder, _COMPILING)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_COMPILING) as place:
+        made = Path(place) / name
+        compile_library(compiler, made)
+        made.chmod(0o600)  # whatever the umask is
+        with made.open("rb") as file:
+            os.fsync(file.fileno())  # so that a power cut leaves no empty file under the final name
+        made.replace(folder / name)
+
+
+def _load_checked(folder: Path, name: str) -> ctypes.CDLL:
+    """Load the library ``name`` from ``folder`` if only this user can have written it.
+
+    Checking and loading go through one open folder, so nobody can exchange it in between.
+
+    Raises:
+        PermissionError: another user owns the folder or the library, or can write to it.
+        OSError: it cannot be loaded.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _check_owner(folder, os.fstat(descriptor))
+        _check_owner(folder / name, os.stat(name, dir_fd=descriptor, follow_symlinks=False))
+        return ctypes.CDLL(f"/proc/self/fd/{descriptor}/{name}")
+    finally:
+        os.close(descriptor)
+
+
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    """Raise PermissionError if another user owns ``path`` or can write to it."""
+    if status.st_uid != os.geteuid():
+        raise PermissionError(f"{path} belongs to another user (id {status.st_uid})")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        mode = stat.S_IMODE(status.st_mode)
+        raise PermissionError(f"other users can write to {path} (mode {mode:o}): chmod go-w {path}")
+
+
+def _digest(compiler: str) -> str:
+    """16 hexadecimal digits that depend on the sources, the flags, the compiler and the processor."""
+    sources = [(path.name, path.read_bytes()) for path in SOURCES]
+    described = repr((sources, FLAGS, _run([compiler, "--version"]), _processor()))
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+
+def _processor() -> list[str]:
+    """The model and the instructions of the first processor, as Linux lists them."""
+    first = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").split("\n\n")[0]
+    return [line for line in first.splitlines() if line.startswith(("model name", "flags"))]
+
+
+def _run(command: list[str]) -> bytes:
+    return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout

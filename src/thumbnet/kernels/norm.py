@@ -1,0 +1,176 @@
+"""Max-pooling, batch normalisation, addition and activation in one pass over memory."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from thumbnet.distributed import SyncBatchNorm2d, sum_over_processes
+from thumbnet.kernels.calls import applies, call, empty
+from thumbnet.kernels.conv import Conv3x3, uses_winograd
+from thumbnet.kernels.winograd import WinogradConv
+
+Activation = Literal["none", "relu", "silu"]
+_ACTIVATIONS: dict[str, int] = {"none": 0, "relu": 1, "silu": 2}  # as in norm.c
+_CHANNELS = 32  # the kernels work on this many channels at a time
+
+
+def conv_norm_act(
+    x: Tensor, conv: Conv3x3, norm: nn.BatchNorm2d, act: Activation = "relu", *, pool: int = 1
+) -> Tensor:
+    """:func:`norm_act` of ``conv(x)``, its twin; Winograd's algorithm pools within the convolution.
+
+    The convolution's result is four times as large as the maxima, and so is its gradient, of which three
+    quarters are zeros. Pooling within the convolution, neither is written to memory.
+
+    Raises:
+        MemoryError: the system refuses a kernel's memory.
+    """
+    if pool == 2 and uses_winograd(x, conv, pool):
+        return norm_act(WinogradConv.apply(x, conv.weight, pool), norm, act)  # type: ignore[no-untyped-call]
+    return norm_act(conv(x), norm, act, pool=pool)
+
+
+def norm_act(
+    x: Tensor, norm: nn.BatchNorm2d, act: Activation = "relu", *, pool: int = 1, add: Tensor | None = None
+) -> Tensor:
+    """Max-pooling, batch normalisation, an addition and the activation.
+
+    Args:
+        x: [B, C, H, W].
+        norm: in training mode, its running statistics are updated.
+        act: the activation.
+        pool: 2 for the maxima of 2x2 windows, which leave out an odd last row or column; 1 for no pooling.
+        add: [B, C, H / pool, W / pool], added before the activation.
+
+    Returns:
+        [B, C, H / pool, W / pool].
+
+    Raises:
+        MemoryError: the system refuses a kernel's memory.
+    """
+    if not _fits(x, norm, act, pool, add):
+        return plain_norm_act(x, norm, act, pool=pool, add=add)
+    x = x.bfloat16()
+    add = None if add is None else add.bfloat16().contiguous(memory_format=torch.channels_last)
+    if norm.training:
+        fused: Tensor = _NormAct.apply(x, norm.weight, norm.bias, add, norm, act, pool)  # type: ignore[no-untyped-call]
+        return fused
+    if torch.is_grad_enabled() and x.requires_grad:
+        return plain_norm_act(x, norm, act, pool=pool, add=add)
+    scale, shift = _scale_and_shift(norm, norm.running_mean, norm.running_var)  # type: ignore[arg-type]
+    return _scale_and_activate(x, add, scale, shift, act, pool)
+
+
+def plain_norm_act(
+    x: Tensor, norm: nn.BatchNorm2d, act: Activation = "relu", *, pool: int = 1, add: Tensor | None = None
+) -> Tensor:
+    """The twin of :func:`norm_act`."""
+    x = norm(F.max_pool2d(x, pool) if pool > 1 else x)
+    if add is not None:
+        x = x + add
+    return F.relu(x) if act == "relu" else F.silu(x) if act == "silu" else x
+
+
+class _NormAct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, norm: nn.BatchNorm2d,
+        act: Activation, pool: int,
+    ) -> Tensor:  # fmt: skip
+        count, channels, height, width = x.shape
+        if pool == 1:
+            pooled, which = x, None
+        else:
+            pooled = empty(count, channels, height // pool, width // pool)
+            which = torch.empty(pooled.numel(), dtype=torch.uint8)
+        sums = torch.empty(2, channels, dtype=torch.float64)
+        call("pool_and_sum", x, pooled, which, sums, count, height, width, channels, pool)
+        positions = pooled.numel() // channels
+        if isinstance(norm, SyncBatchNorm2d):
+            totals = torch.cat([sums.flatten(), sums.new_tensor([positions])])
+            sum_over_processes(totals)
+            sums, positions = totals[:-1].view(2, -1), int(totals[-1])
+        mean = sums[0] / positions
+        variance = (sums[1] / positions - mean.square()).clamp(min=0)
+        _update_running(norm, mean, variance, positions)
+        scale, shift = _scale_and_shift(norm, mean, variance)
+        y = _scale_and_activate(pooled, add, scale, shift, act, 1)
+        ctx.save_for_backward(pooled, which, y if act == "relu" else None, scale, shift, mean, variance)
+        ctx.shape, ctx.act, ctx.pool, ctx.eps, ctx.adds = x.shape, act, pool, norm.eps, add is not None
+        ctx.positions, ctx.sync = positions, isinstance(norm, SyncBatchNorm2d)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        pooled, which, y, scale, shift, mean, variance = ctx.saved_tensors
+        dy = dy.bfloat16().contiguous(memory_format=torch.channels_last)
+        count, channels, height, width = ctx.shape
+        here = pooled.numel() // channels
+        dz = dy if ctx.act == "none" else empty(*pooled.shape)
+        sums = torch.empty(2, channels, dtype=torch.float64)
+        call(
+            "backward_sums", dy, pooled, y, dz, scale, shift, sums,
+            count, here // count, channels, _ACTIVATIONS[ctx.act],
+        )  # fmt: skip
+        # With u = (pooled - mean) / deviation, and weight * u + bias before the activation:
+        # dx = scale * (dz - mean(dz) - u * mean(dz * u)), which is scale * dz + slope * pooled + base.
+        inverse = (variance + ctx.eps).rsqrt()
+        dweight, dbias = inverse * (sums[1] - mean * sums[0]), sums[0].float()
+        if ctx.sync:  # dx needs the sums over all processes now; those of dweight and dbias come later
+            sum_over_processes(sums)
+        slope = -scale.double() * inverse.square() * (sums[1] - mean * sums[0]) / ctx.positions
+        base = -scale.double() * sums[0] / ctx.positions - slope * mean
+        dx = empty(*ctx.shape)
+        call(
+            "backward", dz, pooled, which, dx, scale, slope.float(), base.float(),
+            count, height, width, channels, ctx.pool,
+        )  # fmt: skip
+        return dx, dweight.float(), dbias, dz if ctx.adds else None, None, None, None
+
+
+def _fits(x: Tensor, norm: nn.BatchNorm2d, act: Activation, pool: int, add: Tensor | None) -> bool:
+    """Whether the kernels can run. Shapes that do not match go to PyTorch, which says so."""
+    if not applies(x) or x.shape[1] % _CHANNELS or x.shape[1] != norm.num_features:
+        return False
+    count, channels, height, width = x.shape
+    result = (count, channels, height // pool, width // pool)
+    varies = count * result[2] * result[3] > 1  # a single value has no variance
+    adds = add is None or (act != "silu" and add.shape == result)
+    standard = norm.affine and norm.track_running_stats and norm.momentum is not None
+    return varies and adds and standard
+
+
+def _scale_and_shift(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalisation as one multiplication and one addition: float32 [C] each."""
+    scale = norm.weight.double() * (variance.double() + norm.eps).rsqrt()
+    return scale.float(), (norm.bias.double() - mean.double() * scale).float()
+
+
+def _scale_and_activate(
+    x: Tensor, add: Tensor | None, scale: Tensor, shift: Tensor, act: Activation, pool: int
+) -> Tensor:
+    count, channels, height, width = x.shape
+    y = empty(count, channels, height // pool, width // pool)
+    call(
+        "scale_and_activate", x, add, y, scale, shift,
+        count, height, width, channels, pool, _ACTIVATIONS[act],
+    )  # fmt: skip
+    return y
+
+
+def _update_running(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, positions: int) -> None:
+    """Update the running statistics as BatchNorm2d does, with the unbiased variance."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.momentum is not None
+    unbiased = variance * positions / max(positions - 1, 1)
+    norm.running_mean.lerp_(mean.float(), norm.momentum)
+    norm.running_var.lerp_(unbiased.float(), norm.momentum)
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked += 1

@@ -1,0 +1,73 @@
+"""What the tests of the kernels share.
+
+Every kernel is compared with its twin in float64, forwards and backwards, on inputs that are bfloat16 for both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+
+from thumbnet.kernels import library
+from thumbnet.kernels.library import load_kernels
+
+# Tolerances as parts of the largest value: what is stored as bfloat16 is rounded; sums that stay float32 are not.
+BF16, FP32 = 2**-8, 1e-5
+
+needs_kernels = pytest.mark.skipif(
+    load_kernels() is None, reason="no AVX-512 BF16 or no gcc here: only the twins run"
+)
+
+
+def gcc() -> str:
+    compiler = shutil.which("gcc")
+    assert compiler is not None
+    return compiler
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def loaded(kernels: ctypes.CDLL, has_tiles: bool) -> Iterator[None]:
+    """Within, all operations use this library."""
+    before = library._loaded
+    library._loaded = dataclasses.replace(library._kernels(), library=kernels, has_tiles=has_tiles)
+    try:
+        yield
+    finally:
+        library._loaded = before
+
+
+def pictures(*shape: int, seed: int = 0, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator) * scale + shift
+    return values.bfloat16().contiguous(memory_format=torch.channels_last)
+
+
+def assert_close(actual: Tensor | None, expected: Tensor | None, tolerance: float) -> None:
+    assert actual is not None
+    assert expected is not None
+    error = (actual.detach().double() - expected.detach()).abs().max() / expected.detach().abs().max()
+    assert float(error) < tolerance
+
+
+def assert_near(ours: Tensor, exact: Tensor | None) -> None:
+    """Within 1.5 % (root mean square): Winograd's error. With factors that bfloat16 holds it would be 0.2 %."""
+    assert exact is not None
+    assert ours.shape == exact.shape
+    assert float((ours.double() - exact).norm() / exact.norm()) < 0.015

@@ -1,0 +1,37 @@
+"""The kernels, compiled so that tests can refuse memory and run matrix tiles on any processor."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kernel_helpers import gcc, loaded
+from thumbnet.kernels.library import compile_library, has_tiles, load_kernels
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def test_kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """A library with emulated tile instructions and ``allocations_granted``."""
+    if load_kernels() is None:
+        pytest.skip("no AVX-512 BF16 or no gcc here: only the twins run")
+    target = tmp_path_factory.mktemp("kernels") / "test_kernels.so"
+    headers = [HERE / "emulated_tiles.h", HERE / "refusing_memory.h"]
+    compile_library(gcc(), target, [flag for header in headers for flag in ("-include", str(header))])
+    return ctypes.CDLL(str(target))
+
+
+@pytest.fixture(params=["emulated", "real"])
+def tiles(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Matrix tiles: those of the processor, if it has any, and emulated ones."""
+    if request.param == "real":
+        if not has_tiles():
+            pytest.skip("no AMX here")
+        yield
+        return
+    with loaded(request.getfixturevalue("test_kernels"), has_tiles=True):
+        yield

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers import TINY, coloured_data
+from kernel_helpers import loaded, needs_kernels, on_threads, pictures
+from thumbnet.errors import OutOfMemoryError, is_out_of_memory
+from thumbnet.kernels import library
+from thumbnet.kernels.augment import mirror_and_translate
+from thumbnet.kernels.calls import applies
+from thumbnet.kernels.conv import Conv3x3
+from thumbnet.kernels.norm import conv_norm_act, norm_act
+from thumbnet.kernels.tiles import weight_gradient
+from thumbnet.kernels.winograd import winograd, winograd_pooled, winograd_weight_gradient
+from thumbnet.training.train import train
+
+X, DY = pictures(40, 64, 8, 8), pictures(40, 64, 8, 8, seed=1)
+FILTERS = pictures(64, 64, 3, 3, seed=2).float()
+
+
+def move() -> list[Tensor]:
+    images = torch.arange(2 * 8 * 8 * 3, dtype=torch.uint8).view(2, 8, 8, 3).permute(0, 3, 1, 2)
+    return [mirror_and_translate(images, torch.tensor([True, False]), torch.full((2, 2), 3), reflect=True)]
+
+
+def normalise() -> list[Tensor]:
+    with torch.autocast("cpu", torch.bfloat16):
+        return [norm_act(X, nn.BatchNorm2d(64), "relu", pool=2)]
+
+
+# Each kernel that allocates: its name, a call, and how many blocks it needs.
+ALLOCATING: dict[str, tuple[Callable[[], list[Tensor]], int]] = {
+    "conv3x3_weight_gradient": (lambda: [weight_gradient(X, DY)], 5),
+    "winograd": (lambda: [winograd(X, FILTERS), *winograd_pooled(X, FILTERS)], 6),
+    "winograd_weight_gradient": (lambda: [winograd_weight_gradient(X, DY)], 3),
+    "pool_and_sum": (normalise, 1),
+    "mirror_and_translate": (move, 1),
+}
+
+
+class Memory:
+    """How many more allocations of the kernels are granted."""
+
+    def __init__(self, kernels: ctypes.CDLL) -> None:
+        self._granted = ctypes.c_int.in_dll(kernels, "allocations_granted")
+
+    @property
+    def granted(self) -> int:
+        return self._granted.value
+
+    @granted.setter
+    def granted(self, count: int) -> None:
+        self._granted.value = count
+
+
+@pytest.fixture
+def memory(test_kernels: ctypes.CDLL) -> Iterator[Memory]:
+    """Grants all allocations at first; matrix tiles are emulated, and not used for whole convolutions."""
+    controlled = Memory(test_kernels)
+    controlled.granted = 1000
+    with loaded(test_kernels, has_tiles=False):
+        yield controlled
+    controlled.granted = 1 << 30
+
+
+@pytest.mark.timeout(60)  # a thread that waits for one which gave up would wait for ever
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("name", ALLOCATING)
+def test_each_refused_allocation_is_a_memory_error(name: str, threads: int, memory: Memory) -> None:
+    run, blocks = ALLOCATING[name]
+    with on_threads(threads):
+        before = run()
+        assert memory.granted == 1000 - blocks
+        for count in range(blocks):
+            memory.granted = count
+            with pytest.raises(MemoryError, match=f"CPU kernel {name} ") as caught:
+                run()
+            assert is_out_of_memory(caught.value)
+        memory.granted = 1000
+        assert all(torch.equal(a, b) for a, b in zip(before, run(), strict=True))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("granted", [0, 1])
+def test_memory_refused_on_the_way_back_is_a_memory_error(granted: int, threads: int, memory: Memory) -> None:
+    """Through PyTorch's autograd: first backward_sums allocates, then the convolution."""
+    layer, norm = Conv3x3(64, 64), nn.BatchNorm2d(64)
+    with on_threads(threads):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = conv_norm_act(pictures(300, 64, 8, 8), layer, norm, "silu", pool=2)
+        memory.granted = granted
+        with pytest.raises(MemoryError, match="backward_sums" if granted == 0 else "winograd"):
+            y.float().sum().backward()
+
+
+def test_every_function_that_allocates_is_tested() -> None:
+    found = set()
+    for path in library.SOURCES:
+        for definition in path.read_text().split("\nint ")[1:]:
+            body = definition.split("\n}\n")[0]
+            if "NO_MEMORY" in body:
+                found.add(body.split("(")[0])
+    assert found == {*ALLOCATING, "backward_sums"}
+
+
+@pytest.mark.timeout(120)
+def test_a_training_whose_kernel_gets_no_memory_ends_with_the_out_of_memory_error(
+    memory: Memory, tmp_path: Path
+) -> None:
+    memory.granted = 3
+    settings = [*TINY, "training.precision=bf16", "model.width=2", "augment.translate=0"]
+    with pytest.raises(OutOfMemoryError, match="16 pictures in a forward pass"):
+        train(coloured_data(), "resnet18", overrides=settings, out=tmp_path / "run", device="cpu")
+
+
+LIMITED = """
+import ctypes, json, resource, sys, torch
+from thumbnet.kernels import library
+from thumbnet.kernels.augment import mirror_and_translate
+from thumbnet.kernels.tiles import weight_gradient
+from thumbnet.kernels.winograd import winograd, winograd_weight_gradient
+
+name, path = sys.argv[1:]
+library._loaded = library._Kernels(ctypes.CDLL(path), has_tiles=False)
+torch.set_num_threads(4)
+channels = 1024
+def pictures(side):
+    return torch.zeros(8, channels, side, side, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+def moved(width):
+    images = torch.zeros(4, 1, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    return lambda: mirror_and_translate(images, torch.zeros(4, dtype=torch.bool), torch.zeros(4, 2).long(), True)
+x, dy, filters = pictures(4), pictures(4), torch.zeros(channels, channels, 3, 3)
+run = {
+    "winograd": lambda: winograd(x, filters),
+    "winograd_weight_gradient": lambda: winograd_weight_gradient(x, dy),
+    "conv3x3_weight_gradient": lambda: weight_gradient(x, dy),
+    "mirror_and_translate": moved(4_000_000),
+}[name]
+moved(10)()  # starts all threads
+if name != "mirror_and_translate":
+    winograd(x[:, :32].contiguous(memory_format=torch.channels_last), filters[:32, :32])
+pages = int(open("/proc/self/statm").read().split()[0])
+most = pages * resource.getpagesize() + 60 * 2**20  # holds the result, but not the scratch memory, too
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+try:
+    run()
+    print(json.dumps("enough"))
+except MemoryError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["winograd", "winograd_weight_gradient", "conv3x3_weight_gradient", "mirror_and_translate"]
+)
+def test_a_process_that_may_have_no_more_memory_gets_the_error_and_lives_on(
+    name: str, test_kernels: ctypes.CDLL
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, name, test_kernels._name],
+        env={**os.environ, "OMP_NUM_THREADS": "4"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"CPU kernel {name} could not allocate" in json.loads(done.stdout)
+
+
+def state_of_the_process() -> dict[str, Any]:
+    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    umask = os.umask(0)
+    os.umask(umask)
+    return {
+        "cudnn": (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32),
+        "mkldnn": (mkldnn.enabled, mkldnn.deterministic),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "matmul": torch.get_float32_matmul_precision(),
+        "dtype": torch.get_default_dtype(),
+        "grad": torch.is_grad_enabled(),
+        "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
+        "denormals": float(torch.tensor(1e-40) * 1),
+        "random": torch.get_rng_state().tolist(),
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+        "umask": umask,
+    }
+
+
+@needs_kernels
+@pytest.mark.parametrize("cudnn", [(True, False), (False, True)])
+def test_kernels_leave_the_state_of_the_process_as_it_was(
+    cudnn: tuple[bool, bool], test_kernels: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", cudnn[0])
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", cudnn[1])
+    monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path))
+    layer, norm = Conv3x3(64, 64), nn.BatchNorm2d(64)
+    before = state_of_the_process()
+    library.forget()
+    assert library.load_kernels() is not None  # compiles them
+    library.forget()
+    for tiles in (False, True):
+        with loaded(test_kernels, has_tiles=tiles):
+            for run, _ in ALLOCATING.values():
+                run()
+            with torch.autocast("cpu", torch.bfloat16):
+                x = pictures(300, 64, 8, 8).requires_grad_()
+                conv_norm_act(x, layer, norm, "silu", pool=2).float().sum().backward()
+    assert state_of_the_process() == before
+
+
+@needs_kernels
+def test_kernels_run_only_under_bfloat16_autocast_on_pictures_stored_channels_last() -> None:
+    x = pictures(2, 32, 4, 4)
+    assert not applies(x)
+    with torch.autocast("cpu", torch.float16):
+        assert not applies(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert applies(x)
+        assert applies(x.float())
+        assert not applies(x.contiguous())
+        assert not applies(x[0])
+        assert not applies(x[:0])
+        assert not applies(pictures(1, 4100, 2, 2))
+        assert not applies(None)  # type: ignore[arg-type]

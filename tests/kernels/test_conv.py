@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kernel_helpers import needs_kernels, pictures
+from thumbnet.kernels import calls, conv, norm, tiles, winograd
+from thumbnet.kernels.conv import Conv3x3, uses_winograd
+from thumbnet.kernels.library import load_kernels
+from thumbnet.kernels.norm import conv_norm_act, norm_act
+from thumbnet.models import build_model
+from thumbnet.recipes.settings import ModelSettings
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that run, on a processor without tiles."""
+    monkeypatch.setattr(conv, "has_tiles", lambda: False)
+    names: list[str] = []
+
+    def watch(name: str, *arguments: Tensor | int | None) -> None:
+        names.append(name)
+        calls.call(name, *arguments)
+
+    for module in (norm, tiles, winograd):
+        monkeypatch.setattr(module, "call", watch)
+    return names
+
+
+@needs_kernels
+@pytest.mark.parametrize(("side", "runs"), [(8, True), (5, True), (1, False)])
+def test_winograd_runs_forwards_and_backwards_where_it_pays(side: int, runs: bool, called: list[str]) -> None:
+    layer = Conv3x3(64, 64).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = pictures(300, 64, side, side).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x).float().sum().backward()
+    assert called == (["winograd", "winograd", "winograd_weight_gradient"] if runs else [])
+    assert layer.weight.grad is not None
+
+
+@needs_kernels
+@pytest.mark.parametrize("pool", [1, 2])
+def test_a_convolution_and_its_normalisation_run_in_seven_calls(pool: int, called: list[str]) -> None:
+    layer = Conv3x3(64, 64).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = pictures(300, 64, 8, 8).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        conv_norm_act(x, layer, nn.BatchNorm2d(64), "silu", pool=pool).float().sum().backward()
+    sums = ["pool_and_sum", "scale_and_activate", "backward_sums", "backward"]
+    assert called == ["winograd", *sums, "winograd", "winograd_weight_gradient"]
+
+
+@needs_kernels
+def test_too_many_output_channels_run_in_pytorch(called: list[str]) -> None:
+    """The kernels' row of zeros is 4,096 channels long; the gradient of the output would be read beyond it."""
+    x, wide = pictures(300, 16, 8, 8).requires_grad_(), Conv3x3(16, 4100)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert uses_winograd(x, Conv3x3(16, 4096))
+        assert not uses_winograd(x, wide)
+        wide(x[:2]).float().sum().backward()
+    assert called == []
+
+
+@needs_kernels
+def test_a_wrong_number_of_input_channels_gets_the_error_of_pytorch(called: list[str]) -> None:
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(RuntimeError, match="expected input.* to have 64 channels, but got 128"),
+    ):
+        Conv3x3(64, 64)(pictures(300, 128, 8, 8))
+    assert called == []
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["fastnet", "resnet18"])
+def test_a_network_learns_the_same_with_and_without_kernels(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradients of one step, all layers: about as near those in float32 as plain bfloat16 gets."""
+    x = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(16) % 10
+
+    def gradient(kernels: bool, bf16: bool) -> Tensor:
+        torch.manual_seed(0)
+        model = build_model(ModelSettings(name=name, width=0.5), 10).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        monkeypatch.setattr(calls, "load_kernels", load_kernels if kernels else lambda: None)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = model(x.contiguous(memory_format=torch.channels_last))
+        nn.functional.cross_entropy(logits.float(), labels).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    exact, plain, ours = gradient(False, False), gradient(False, True), gradient(True, True)
+    assert (ours - exact).norm() < 1.5 * (plain - exact).norm()
+    assert (ours - exact).norm() < 0.5 * exact.norm()
+
+
+def test_without_kernels_the_twins_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "load_kernels", lambda: None)
+    layer, normalise = Conv3x3(8, 32), nn.BatchNorm2d(32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = norm_act(layer(torch.randn(2, 8, 6, 6)), normalise, "silu", pool=2)
+    y.float().sum().backward()
+    assert layer.weight.grad is not None

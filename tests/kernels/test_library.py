@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kernel_helpers import gcc, needs_kernels
+from thumbnet.kernels import library
+
+# A library that leaves a file behind as soon as anyone loads it.
+TRAP = """
+#include <stdio.h>
+__attribute__((constructor)) static void run(void) { FILE *file = fopen("%s", "w"); if (file) fclose(file); }
+int ask_for_tiles(void) { return 0; }
+"""
+
+
+@pytest.fixture(autouse=True)
+def start_anew() -> Iterator[None]:
+    library.forget()
+    yield
+    library.forget()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the library will lie, in a cache that is not there yet."""
+    monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "kernels"
+
+
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Make ``gcc`` a shell script that tells gcc's version; $target is the file that it should write."""
+    real, fake = gcc(), tmp_path / "bin" / "gcc"
+    fake.parent.mkdir()
+    find = 'for word; do test "$last" = -o && target=$word; last=$word; done'
+    fake.write_text(f'#!/bin/sh\ntest "$1" = --version && exec {real} --version\n{find}\n{script}\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+
+
+@pytest.fixture
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test_kernels: ctypes.CDLL) -> None:
+    """``gcc`` takes a moment for what takes it seconds: it copies a library that is compiled already."""
+    stand_in(tmp_path, monkeypatch, f"sleep 0.3; cp {test_kernels._name} $target")
+    load = ctypes.CDLL
+    # By the name in the file system: of one name, a process loads only the first library.
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: load(os.path.realpath(path)))
+
+
+@pytest.fixture(scope="module")
+def trap(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trap")
+    source, compiled = folder / "trap.c", folder / "trap.so"
+    source.write_text(TRAP % (folder / "sprung"))
+    subprocess.run([gcc(), "-shared", "-fPIC", "-o", str(compiled), str(source)], check=True)
+    assert not sprung(compiled)
+    ctypes.CDLL(str(compiled))
+    assert sprung(compiled)
+    return compiled
+
+
+def sprung(trap: Path) -> bool:
+    """Whether a trap was loaded since the last question."""
+    mark = trap.with_name("sprung")
+    found = mark.exists()
+    mark.unlink(missing_ok=True)
+    return found
+
+
+def set_up(trap: Path, folder: Path) -> Path:
+    """Put the trap where the library is expected."""
+    folder.mkdir(parents=True, mode=0o700)
+    target = folder / name()
+    target.write_bytes(trap.read_bytes())
+    target.chmod(0o600)
+    return target
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def kept(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())
+
+
+def name() -> str:
+    return f"kernels-{library._digest(gcc())}.so"
+
+
+def start() -> tuple[str | None, str | None]:
+    """Load the kernels: why they are off, and why they are not kept."""
+    library.forget()
+    return library.why_off(), library.why_not_kept()
+
+
+def start_processes(count: int) -> list[int]:
+    """Load the kernels in that many new processes at once: their exit statuses."""
+    code = "from thumbnet.kernels import library as k; assert k.load_kernels() and not k.why_not_kept()"
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
+    return [process.wait(timeout=300) for process in processes]
+
+
+@needs_kernels
+def test_the_kernels_are_compiled_once_and_kept_for_their_user_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(0)
+    try:
+        assert library.load_kernels() is not None
+    finally:
+        os.umask(before)
+    (compiled,) = kept(folder)
+    assert compiled.name == name()
+    assert (mode(folder), mode(compiled)) == (0o700, 0o600)
+    assert (library.why_off(), library.why_not_kept()) == (None, None)
+    monkeypatch.setattr(library, "compile_library", lambda *_: pytest.fail("compiled again"))
+    library.forget()
+    assert library.load_kernels() is not None
+
+
+@needs_kernels
+@pytest.mark.usefixtures("quick")
+def test_without_a_cache_each_process_compiles_its_own(folder: Path) -> None:
+    folder.parent.write_text("a file where the folder should be")
+    assert library.load_kernels() is not None
+    assert library.why_off() is None
+    assert "File exists" in str(library.why_not_kept())
+
+
+@needs_kernels
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("others", [0o720, 0o702, 0o777])
+def test_a_folder_that_others_can_write_to_is_not_used(others: int, folder: Path, trap: Path) -> None:
+    planted = set_up(trap, folder)
+    folder.chmod(others)
+    assert start() == (None, f"other users can write to {folder} (mode {others:o}): chmod go-w {folder}")
+    assert not sprung(trap)
+    assert kept(folder) == [planted]
+
+
+@needs_kernels
+@pytest.mark.usefixtures("quick")
+def test_in_a_private_folder_a_library_is_loaded_as_it_is(folder: Path, trap: Path) -> None:
+    """So the traps of these tests would work."""
+    set_up(trap, folder)
+    assert start() == (None, None)
+    assert sprung(trap)
+
+
+@needs_kernels
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("others", [0o620, 0o602])
+def test_a_library_that_others_can_write_to_is_not_loaded(others: int, folder: Path, trap: Path) -> None:
+    planted = set_up(trap, folder)
+    planted.chmod(others)
+    assert start() == (None, f"other users can write to {planted} (mode {others:o}): chmod go-w {planted}")
+    assert not sprung(trap)
+
+
+@needs_kernels
+@pytest.mark.usefixtures("quick")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("what", ["folder", "library"])
+def test_what_belongs_to_another_user_is_not_loaded(what: str, folder: Path, trap: Path) -> None:
+    planted = set_up(trap, folder)
+    given_away = folder if what == "folder" else planted
+    os.chown(given_away, 12345, -1)
+    assert start() == (None, f"{given_away} belongs to another user (id 12345)")
+    assert not sprung(trap)
+
+
+@needs_kernels
+@pytest.mark.usefixtures("quick")
+def test_a_link_to_a_library_elsewhere_is_not_followed(folder: Path, trap: Path) -> None:
+    folder.mkdir(parents=True, mode=0o700)
+    (folder / name()).symlink_to(trap)
+    off, not_kept = start()
+    assert off is None
+    assert "other users can write to" in str(not_kept)
+    assert not sprung(trap)
+
+
+@needs_kernels
+@pytest.mark.usefixtures("quick")
+def test_where_no_folder_is_private_the_twins_run_and_the_reason_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    assert library.load_kernels() is None
+    assert "belongs to another user" in str(library.why_off())
+
+
+@needs_kernels
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("content", [b"", b"no library", b"\x7fELF"])
+def test_a_damaged_library_is_compiled_anew(content: bytes, folder: Path) -> None:
+    folder.mkdir(parents=True, mode=0o700)
+    (folder / name()).write_bytes(content)
+    (folder / name()).chmod(0o600)
+    assert start() == (None, None)
+    assert (folder / name()).stat().st_size > 10_000
+    assert kept(folder) == [folder / name()]
+
+
+@needs_kernels
+@pytest.mark.usefixtures("quick")
+def test_several_processes_compile_at_once(folder: Path) -> None:
+    assert start_processes(4) == [0] * 4
+    assert kept(folder) == [folder / name()]
+
+
+@needs_kernels
+def test_a_compilation_that_fails_half_way_leaves_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(
+        tmp_path,
+        monkeypatch,
+        "echo half > $target; echo disk full >&2; exit 1",
+    )
+    assert library.load_kernels() is None
+    assert str(library.why_off()).endswith("gcc cannot compile them: disk full")
+    assert kept(folder) == []
+
+
+@needs_kernels
+def test_a_compilation_that_is_killed_leaves_nothing_under_the_final_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test_kernels: ctypes.CDLL
+) -> None:
+    with monkeypatch.context() as changed:
+        stand_in(tmp_path, changed, "echo half > $target; kill -9 $PPID")
+        assert start_processes(1) == [-signal.SIGKILL]
+    (left,) = kept(folder)
+    assert left.is_dir()
+    os.utime(left, (0, 0))
+    with monkeypatch.context() as changed:
+        changed.setattr(library, "compile_library", lambda _, made: shutil.copy(test_kernels._name, made))
+        assert start() == (None, None)
+    assert kept(folder) == [folder / name()]  # what was left a day ago or longer is removed
+
+
+def test_the_name_depends_on_sources_flags_compiler_and_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def digest(version: str = "gcc 1", **changes: object) -> str:
+        compiler = tmp_path / "gcc"
+        compiler.write_text(f"#!/bin/sh\necho '{version}'\n")
+        compiler.chmod(0o755)
+        with monkeypatch.context() as changed:
+            changed.setattr(library, "_processor", lambda: ["model name : one"])
+            for key, value in changes.items():
+                changed.setattr(library, key, value)
+            return library._digest(str(compiler))
+
+    edited = tmp_path / "norm.c"
+    edited.write_text("/* one more comment */" + (library.SOURCES[0].parent / "norm.c").read_text())
+    sources = tuple(edited if path.name == "norm.c" else path for path in library.SOURCES)
+    digests = [
+        digest(),
+        digest("gcc 2"),
+        digest(SOURCES=sources),
+        digest(FLAGS=(*library.FLAGS, "-g")),
+        digest(_processor=lambda: ["model name : two"]),
+    ]
+    assert len(set(digests)) == len(digests)
+    assert digest() == digests[0]
+
+
+def test_all_sources_take_part() -> None:
+    assert [path.name for path in library.SOURCES] == [
+        "augment.c", "memory.h", "norm.c", "tiles.c", "vectors.h", "winograd.c",
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux only")
+def test_the_processor_is_described_by_its_model_and_its_instructions() -> None:
+    described = library._processor()
+    if os.uname().machine == "x86_64":
+        assert [line.split("\t")[0].split(":")[0].strip() for line in described] == ["model name", "flags"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"multiplies_bf16": lambda: False}, "this processor has neither AVX-512 BF16 nor AMX"),
+        ({"multiplies_bf16": lambda: True, "shutil.which": lambda _: None}, "there is no gcc"),
+        ({"multiplies_bf16": lambda: True, "sys.platform": "plan9"}, "they need Linux, and this is plan9"),
+    ],
+    ids=["old processor", "no compiler", "other system"],
+)
+def test_kernels_that_cannot_run_say_why(
+    changes: dict[str, object], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in changes.items():
+        monkeypatch.setattr(f"thumbnet.kernels.library.{key}", value)
+    assert library.load_kernels() is None
+    assert str(library.why_off()).startswith(reason)
+    assert not library.has_tiles()
+    assert library.why_not_kept() is None
+
+
+def test_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THUMBNET_KERNELS", "0")
+    assert library.load_kernels() is None
+    assert library.why_off() == "THUMBNET_KERNELS=0"
+
+
+@needs_kernels
+def test_kernels_that_are_loaded_are_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = library.load_kernels()
+    monkeypatch.setattr(library, "_load", lambda: pytest.fail("loaded again"))
+    assert isinstance(first, ctypes.CDLL)
+    assert library.load_kernels() is first

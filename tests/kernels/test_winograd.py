@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kernel_helpers import assert_near, needs_kernels, on_threads, pictures
+from thumbnet.kernels.winograd import (
+    winograd,
+    winograd_input_gradient,
+    winograd_pooled,
+    winograd_weight_gradient,
+)
+
+pytestmark = needs_kernels
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("count", "inputs", "outputs", "height", "width"),
+    [
+        (3, 24, 40, 5, 9),  # channels that do not fill a vector, tiles of 3 and 2
+        (2, 32, 64, 31, 31),
+        (35, 256, 256, 3, 3),  # an odd number of pictures
+        (9, 32, 32, 2, 11),
+        (5, 64, 32, 6, 5),
+        (6, 64, 96, 8, 6),
+        (1, 16, 16, 1, 2),
+        (70, 128, 32, 4, 4),
+        (300, 256, 16, 7, 7),  # more pairs of tiles than are transformed at a time
+    ],
+)
+def test_winograd_is_near_its_twin(
+    count: int, inputs: int, outputs: int, height: int, width: int, threads: int
+) -> None:
+    x, g = pictures(count, inputs, height, width), pictures(count, outputs, height, width, seed=1)
+    weight = pictures(outputs, inputs, 3, 3, seed=2).float()
+    x64, weight64 = x.double().requires_grad_(), weight.double().requires_grad_()
+    y64 = nn.functional.conv2d(x64, weight64, padding=1)
+    y64.backward(g.double())
+    with on_threads(threads):
+        y, dx = winograd(x, weight), winograd_input_gradient(g, weight, (height, width))
+        dw = winograd_weight_gradient(x, g)
+        assert torch.equal(dw, winograd_weight_gradient(x, g))
+    for ours, exact in ((y, y64.detach()), (dx, x64.grad), (dw, weight64.grad)):
+        assert_near(ours, exact)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("count", "inputs", "outputs", "height", "width"),
+    [
+        (3, 24, 40, 5, 9),  # channels that do not fill a vector, odd sides
+        (2, 24, 32, 31, 31),
+        (35, 256, 256, 3, 3),  # an odd number of pictures
+        (9, 32, 32, 2, 11),
+        (6, 64, 96, 8, 6),
+        (300, 256, 16, 7, 7),  # more pairs of tiles than are transformed at a time
+    ],
+)
+def test_winograd_with_pooling_is_near_its_twin(
+    count: int, inputs: int, outputs: int, height: int, width: int, threads: int
+) -> None:
+    """Forwards, the maxima are as near as without pooling; backwards, those that the kernel chose count."""
+    x, weight = pictures(count, inputs, height, width), pictures(outputs, inputs, 3, 3, seed=2).float()
+    x64, weight64 = x.double().requires_grad_(), weight.double().requires_grad_()
+    y64 = nn.functional.conv2d(x64, weight64, padding=1)
+    pooled64 = nn.functional.max_pool2d(y64, 2)
+    with on_threads(threads):
+        y, which = winograd_pooled(x, weight)
+        g = pictures(*y.shape, seed=1)
+        dx = winograd_input_gradient(g, weight, (height, width), which)
+        dw = winograd_weight_gradient(x, g, which)
+        assert torch.equal(dw, winograd_weight_gradient(x, g, which))
+    which = which.permute(0, 3, 1, 2).long()
+    rows, columns = torch.arange(height // 2)[:, None], torch.arange(width // 2)
+    places = (2 * rows + which // 2) * width + 2 * columns + which % 2
+    chosen = y64.flatten(2).gather(2, places.flatten(2)).view_as(pooled64)
+    missed = (pooled64 - chosen).detach() > 0.05 * y64.std()
+    assert missed.double().mean() < 0.01
+    y64.backward(nn.functional.max_unpool2d(g.double(), places, [2, 2], output_size=(height, width)))
+    for ours, exact in ((y, pooled64.detach()), (dx, x64.grad), (dw, weight64.grad)):
+        assert_near(ours, exact)
+
+
+def test_of_equal_results_the_first_is_the_maximum() -> None:
+    y, which = winograd_pooled(pictures(2, 32, 6, 6) * 0, pictures(32, 32, 3, 3).float())
+    assert not y.any()
+    assert not which.any()
