@@ -28,7 +28,8 @@ from thumbnet.recipes.recipe import load_recipe
 from thumbnet.reports.figures import INK, new_figure, save
 from thumbnet.seeds import derive_seed
 from thumbnet.sources.load import load_data
-from thumbnet.training.fit import TrainingState, fit
+from thumbnet.training.fit import fit
+from thumbnet.training.state import TrainingState
 
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)))
 CPU = torch.device("cpu")

@@ -32,9 +32,10 @@ from thumbnet.data.splits import Data
 from thumbnet.hardware import choose_device
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.sources.load import load_data
+from thumbnet.training.choose import choose_recipe
 from thumbnet.training.fit import fit
 from thumbnet.training.listener import Listener
-from thumbnet.training.train import build_state, choose_recipe
+from thumbnet.training.state import build_state
 
 
 def train_once(recipe: Recipe, data: Data, prepared: Prepared, device: torch.device) -> tuple[float, float]:

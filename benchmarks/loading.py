@@ -29,8 +29,8 @@ from thumbnet.batches.engines import MemoryEngine, WorkerEngine
 from thumbnet.batches.statistics import Normalise
 from thumbnet.data.images import Preprocessing
 from thumbnet.data.splits import Data, FileSplit
-from thumbnet.recipes.recipe import load_recipe
-from thumbnet.recipes.settings import AugmentSettings
+from thumbnet.recipes.recipe import Recipe, load_recipe
+from thumbnet.recipes.settings import AugmentSettings, TrainingSettings
 from thumbnet.sources.load import load_data
 
 PREPROCESSING = Preprocessing((32, 32), "pad", (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
@@ -107,7 +107,8 @@ def main() -> None:
     normalise = Normalise(PREPROCESSING, torch.device("cpu"))
 
     def batches(engine: MemoryEngine | WorkerEngine, settings: AugmentSettings, size: int) -> TrainBatches:
-        return TrainBatches(engine, normalise, settings, (32, 32), batch_size=size, drop_last=False, seed=0)
+        training = TrainingSettings(batch_size=size)
+        return TrainBatches(engine, normalise, Recipe(augment=settings, training=training), (32, 32))
 
     with tempfile.TemporaryDirectory() as folder:
         some = as_files(load_data(options.data), options.pictures, Path(folder))

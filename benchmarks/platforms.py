@@ -108,7 +108,7 @@ def work(options: argparse.Namespace) -> None:
     from thumbnet.kernels.build import why_off
     from thumbnet.models import build_model
     from thumbnet.recipes.recipe import load_recipe
-    from thumbnet.training.fit import TrainingState
+    from thumbnet.training.state import TrainingState
 
     device = choose_device("cpu")
     keep_freed_memory()

@@ -32,7 +32,8 @@ from thumbnet.distributed import joined
 from thumbnet.hardware import keep_freed_memory
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe, load_recipe
-from thumbnet.training.fit import StepResult, TrainingState, fit
+from thumbnet.training.fit import StepResult, fit
+from thumbnet.training.state import TrainingState
 
 # What the model on paper takes for granted. NVIDIA's data sheet of the A100: 312e12 operations a second in
 # bf16, of which training reaches about a third; NVLink 300e9 bytes a second each way. Links: bytes a second,

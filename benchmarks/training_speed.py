@@ -19,7 +19,8 @@ from thumbnet.batches.batches import Batch
 from thumbnet.hardware import choose_device, keep_freed_memory
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import load_recipe
-from thumbnet.training.fit import StepResult, TrainingState, fit
+from thumbnet.training.fit import StepResult, fit
+from thumbnet.training.state import TrainingState
 
 
 class RandomBatches:

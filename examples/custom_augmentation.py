@@ -11,7 +11,7 @@ import thumbnet
 from thumbnet.batches.batches import LoaderBatches
 from thumbnet.batches.dataset import to_tensor
 from thumbnet.models import build_model
-from thumbnet.training.fit import TrainingState
+from thumbnet.training.state import TrainingState
 
 
 def tilt(picture: Image.Image) -> Tensor:

@@ -7,7 +7,7 @@ import thumbnet
 from thumbnet.batches.prepare import prepare
 from thumbnet.classifiers.logits import collect_logits
 from thumbnet.evaluation import evaluate_logits
-from thumbnet.training.fit import Score, TrainingState
+from thumbnet.training.state import Score, TrainingState
 
 
 class SqueezeExcite(nn.Module):

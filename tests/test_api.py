@@ -10,8 +10,8 @@ import pytest
 
 import thumbnet
 from helpers import TINY, coloured_data
-from thumbnet.training.fit import EpochResult
 from thumbnet.training.listener import Listener
+from thumbnet.training.state import EpochResult
 
 ONE = [*TINY, "training.epochs=1"]
 

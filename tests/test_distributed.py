@@ -16,7 +16,8 @@ from thumbnet.data.images import Preprocessing
 from thumbnet.data.splits import ArraySplit
 from thumbnet.distributed import ALONE, SyncBatchNorm2d, World, joined, synchronise_norms
 from thumbnet.models import build_model
-from thumbnet.recipes.settings import AugmentSettings, ModelSettings
+from thumbnet.recipes.recipe import Recipe
+from thumbnet.recipes.settings import AugmentSettings, ModelSettings, TrainingSettings
 
 AUGMENT = AugmentSettings(flip="random", translate=2, cutout=4)
 NORMALISE = Normalise(Preprocessing((16, 16), "pad", (0.4,) * 3, (0.2,) * 3), torch.device("cpu"))
@@ -30,15 +31,9 @@ def engine(count: int) -> MemoryEngine:
 
 
 def train_batches(count: int, batch_size: int, world: World) -> TrainBatches:
+    training = TrainingSettings(batch_size=batch_size)
     return TrainBatches(
-        engine(count),
-        NORMALISE,
-        AUGMENT,
-        (16, 16),
-        batch_size=batch_size,
-        drop_last=False,
-        seed=3,
-        world=world,
+        engine(count), NORMALISE, Recipe(seed=3, augment=AUGMENT, training=training), (16, 16), world
     )
 
 

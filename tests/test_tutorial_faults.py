@@ -34,7 +34,7 @@ from thumbnet.training import fit as fit_module
 from thumbnet.training.fit import StepResult, fit
 from thumbnet.training.optimizers import set_learning_rate
 from thumbnet.training.schedules import factor_at
-from thumbnet.training.train import build_state
+from thumbnet.training.state import build_state
 
 CPU = torch.device("cpu")
 

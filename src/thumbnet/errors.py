@@ -7,7 +7,8 @@ one message and an exit status, without a traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from thumbnet.invocation import command, install_command
@@ -86,15 +87,11 @@ class DivergedError(ThumbnetError):
 
 
 class OutOfMemoryError(ThumbnetError):
-    """The device's memory does not hold a step. ``pictures`` is how many the forward pass had."""
+    """A device's memory, or this machine's, does not hold what is to be computed."""
 
-    def __init__(self, device: str, pictures: int, batch_size: int) -> None:
-        half = max(2, pictures // 2)
+    def __init__(self, device: str, doing: str, advice: str) -> None:
         super().__init__(
-            f"out of memory on {device} with {pictures} pictures in a forward pass.\n"
-            f"Go through a batch of {batch_size} in parts, to the same gradient: --micro-batch {half} "
-            f"(a run that was begun: start it anew so). Or take another batch size: --batch-size {half}; "
-            "other programs may also have the memory."
+            f"out of memory on {device} {doing}.\n{advice}. Other programs may also hold memory."
         )
 
 
@@ -122,6 +119,36 @@ class MissingExtraError(ThumbnetError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs the extra '{extra}': {install_command(extra)}")
+
+
+# PyTorch has a class for this on GPUs only. oneDNN's "could not create a primitive" is a refused allocation.
+_NO_MEMORY = (
+    "can't allocate memory", "out of memory", "bad_alloc", "not enough memory", "alloc_failed",
+    "could not create a primitive", "could not execute a primitive", "could not create a memory",
+)  # fmt: skip
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error``, from PyTorch, NumPy or Python, reports that memory was refused."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
+
+
+@contextmanager
+def memory_guard(device: str, doing: str, advice: str) -> Iterator[None]:
+    """Raise refused memory within as an :class:`OutOfMemoryError`.
+
+    Args:
+        device: whose memory it is.
+        doing: completes "out of memory on DEVICE".
+        advice: what to change, without a full stop.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(device, doing, advice) from None
 
 
 def printable(name: str) -> str:

@@ -81,10 +81,16 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
-def make_deterministic() -> None:
-    """Same seed, same result: refuse the algorithms that CUDA would choose by racing them."""
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    """Within, cuDNN chooses no algorithm by racing several, so the same seed gives the same result."""
+    flags = torch.backends.cudnn
+    before = flags.deterministic, flags.benchmark
+    flags.deterministic, flags.benchmark = True, False
+    try:
+        yield
+    finally:
+        flags.deterministic, flags.benchmark = before
 
 
 @contextlib.contextmanager

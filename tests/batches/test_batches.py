@@ -22,7 +22,7 @@ from thumbnet.data.images import Preprocessing
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError
 from thumbnet.recipes.recipe import Recipe, load_recipe
-from thumbnet.recipes.settings import AugmentSettings
+from thumbnet.recipes.settings import AugmentSettings, TrainingSettings
 from thumbnet.seeds import derive_seed
 from thumbnet.sources.load import load_data
 
@@ -183,8 +183,8 @@ def test_augmentation_changes_no_label_and_no_order(
 
     def epoch_of(settings: AugmentSettings) -> list[Batch]:
         engine = MemoryEngine(images, torch.arange(30))
-        options = {"batch_size": batch_size, "drop_last": False, "seed": seed}
-        return list(TrainBatches(engine, normalise, settings, (16, 16), **options).epoch(epoch))  # type: ignore[arg-type]
+        recipe = Recipe(seed=seed, augment=settings, training=TrainingSettings(batch_size=batch_size))
+        return list(TrainBatches(engine, normalise, recipe, (16, 16)).epoch(epoch))
 
     augmented = epoch_of(AugmentSettings(flip=flip, translate=translate, cutout=cutout))
     plain = epoch_of(AugmentSettings())

@@ -17,9 +17,10 @@ from thumbnet.errors import DivergedError, OutOfMemoryError
 from thumbnet.hardware import can_compile
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training import fit as fit_module
-from thumbnet.training.fit import Score, StepResult, TrainingState, accumulate_gradients, fit
+from thumbnet.training.fit import StepResult, fit
 from thumbnet.training.schedules import factor_at
-from thumbnet.training.train import build_state
+from thumbnet.training.state import Score, TrainingState, build_state
+from thumbnet.training.step import accumulate_gradients
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,8 @@ import pytest
 
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.recipes.recipe import load_recipe
-from thumbnet.training.mirrored import named_keys, opposite_names, suspicious_pairs, without_mirroring
+from thumbnet.training.mirror_names import named_keys, opposite_names, without_mirroring
+from thumbnet.training.mirrored import suspicious_pairs
 from thumbnet.training.train import train
 
 NOTHING: frozenset[str] = frozenset()

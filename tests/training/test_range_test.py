@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
 from helpers import TINY, coloured_data
+from thumbnet.batches.batches import Batch
 from thumbnet.batches.prepare import prepare
-from thumbnet.errors import ThumbnetError
+from thumbnet.errors import OutOfMemoryError, ThumbnetError
 from thumbnet.recipes.recipe import load_recipe
+from thumbnet.training import range_test as range_module
+from thumbnet.training.fit import fit
 from thumbnet.training.range_test import RangeTest, learning_rate_range_test
-from thumbnet.training.train import build_state
+from thumbnet.training.state import TrainingState, build_state
 
 CPU = torch.device("cpu")
 
@@ -36,3 +44,92 @@ def test_a_rising_rate_ends_the_test_when_the_loss_blows_up() -> None:
 def test_a_range_in_which_nothing_falls_is_explained() -> None:
     with pytest.raises(ThumbnetError):
         range_test(1e5, 1e7)
+
+
+def first_losses(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[list[float], list[float]]:
+    """The first losses of a training at a constant rate, and of a range test that stays at that rate."""
+    recipe = load_recipe("resnet18", [*TINY, "schedule.name=constant", "schedule.warmup=0.0", *overrides])
+    recipe = replace(recipe, training=replace(recipe.training, epochs=6))
+    data = coloured_data(30)
+    uneven = data.splits["train"].subset(torch.arange(24).numpy())  # so that balanced weights differ from one
+    data = replace(data, splits={"train": uneven})
+    trained: list[float] = []
+    prepared = prepare(data, recipe, CPU)
+    state = build_state(recipe, prepared, data.class_names, CPU)
+    for _ in fit(
+        state,
+        prepared.train,
+        on_step=lambda step: trained.append(float(state.losses[step.step_in_epoch - 1])),
+    ):
+        pass
+    raw: list[float] = []
+    step = range_module._step
+    monkeypatch.setattr(range_module, "_step", lambda *given: raw.append(step(*given)) or raw[-1])
+    prepared = prepare(data, recipe, CPU)
+    state = build_state(recipe, prepared, data.class_names, CPU)
+    rate = recipe.optimizer.lr
+    with pytest.raises(ThumbnetError):  # so few steps suggest nothing
+        learning_rate_range_test(state, prepared.train, lowest=rate, highest=rate, steps=6)
+    return trained[:6], raw
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["training.class_weights=balanced"],
+        ["training.micro_batch=2"],
+        ["schedule.small_until=1.0", "schedule.small_sides=[0.5]", "data.image_size=32"],
+        ["training.label_smoothing=0.3"],
+        ["data.skip_easy=0.4"],
+    ],
+)
+def test_the_range_test_has_the_very_losses_of_a_training(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, tested = first_losses(monkeypatch, *overrides)
+    assert len(tested) == 6
+    assert tested == trained
+    plain, _ = first_losses(monkeypatch)
+    assert plain != trained  # the setting matters here
+
+
+class Spoilt:
+    """Batches of which every one from the given step on has a picture that is not a number."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def __len__(self) -> int:
+        return 100
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(0)
+        for step in range(100):
+            images = torch.rand(8, 3, 16, 16, generator=generator)
+            labels = torch.arange(8) % 3
+            images += labels[:, None, None, None]
+            yield Batch(images * (torch.nan if step >= self.first else 1), labels)
+
+
+@pytest.mark.parametrize("handling", ["stop", "skip"])
+def test_a_loss_that_is_not_finite_ends_the_test_with_what_it_has(handling: str) -> None:
+    settings = [f"training.on_nonfinite={handling}", "training.max_skips=0"]
+    recipe = load_recipe("resnet18", [*TINY, *settings])
+    state = build_state(recipe, prepare(coloured_data(), recipe, CPU), "rgb", CPU)
+    test = learning_rate_range_test(state, Spoilt(40), lowest=1e-3, highest=1.0, steps=80)
+    assert len(test.losses) == 40
+    assert all(loss == loss for loss in test.losses)
+
+
+def test_memory_that_is_refused_is_our_error() -> None:
+    class Greedy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(1, 3)
+
+        def forward(self, x: Any) -> Any:
+            raise RuntimeError("could not create a primitive")
+
+    state = TrainingState(Greedy(), load_recipe("resnet18", TINY), 100, CPU)
+    with pytest.raises(OutOfMemoryError, match=r"8 pictures in a forward pass.*\n.*--micro-batch 4"):
+        learning_rate_range_test(state, Spoilt(100))

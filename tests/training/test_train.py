@@ -15,9 +15,11 @@ from thumbnet.classifiers.logits import collect_logits
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import InterruptedRunError, RunError
 from thumbnet.runs.folder import Run
-from thumbnet.training.fit import EpochResult, StepResult
+from thumbnet.training.choose import default_recipe
+from thumbnet.training.fit import StepResult
 from thumbnet.training.listener import Listener
-from thumbnet.training.train import default_recipe, resume, train
+from thumbnet.training.state import EpochResult
+from thumbnet.training.train import resume, train
 
 
 class StopAfter(Listener):
@@ -165,7 +167,7 @@ def test_the_last_epochs_evaluation_is_not_made_again(
         given.append(settings.get("plain"))
         return collect_logits(*args, **settings)
 
-    for module in ("train", "results"):
+    for module in ("session", "results"):
         monkeypatch.setattr(f"thumbnet.training.{module}.collect_logits", collect)
     splits = ["train", "test"] if known else ["train", "val", "test"]
     data = write_class_folders(tmp_path / "data", splits, per_class=20)

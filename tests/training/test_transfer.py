@@ -17,8 +17,9 @@ from thumbnet.recipes.recipe import load_recipe
 from thumbnet.recipes.settings import TrainingSettings
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights
-from thumbnet.training.fit import summed_loss
-from thumbnet.training.train import balanced_weights, resume, train
+from thumbnet.training.state import balanced_weights
+from thumbnet.training.step import summed_loss
+from thumbnet.training.train import resume, train
 from thumbnet.training.transfer import begin_from
 
 # --- weights of another run ------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from thumbnet.batches.selection import Selection
 from thumbnet.batches.statistics import Normalise
 from thumbnet.distributed import ALONE, World
 from thumbnet.hardware import one_thread, send
-from thumbnet.recipes.settings import AugmentSettings, not_resting
+from thumbnet.recipes.recipe import Recipe
+from thumbnet.recipes.settings import not_resting
 from thumbnet.seeds import derive_seed
 
 NO_LABEL = -100  # cross-entropy passes it over
@@ -67,44 +68,35 @@ class TrainBatches:
     Args:
         engine: where pictures come from.
         normalise: also says which device the batches are for.
-        settings: the recipe's augmentation.
+        recipe: its batch size, sampling, augmentation and seed. With ``data.skip_easy``, ``selection`` must
+            be told the losses.
         size: height, width in pixels.
-        batch_size: pictures in a batch; less where the split is smaller.
-        drop_last: leave out the last batch of an epoch where it is not full.
-        seed: decides order and augmentation.
-        sampling: as in the recipe's ``data.sampling``.
-        skip_easy: as in the recipe's ``data.skip_easy``; the losses must then be noted in ``selection``.
-        world: of the batch that one process would have, this one's is given its share.
+        world: the processes, each of which takes its share of every batch.
     """
 
     def __init__(
         self,
         engine: Engine,
         normalise: Normalise,
-        settings: AugmentSettings,
+        recipe: Recipe,
         size: tuple[int, int],
-        *,
-        batch_size: int,
-        drop_last: bool,
-        seed: int,
-        sampling: str = "uniform",
-        skip_easy: float = 0.0,
         world: World = ALONE,
     ) -> None:
         self.engine = engine
-        self.sampling = sampling
+        self.sampling = recipe.data.sampling
         self.world = world
         self.normalise = normalise
-        self.seed = seed
+        self.seed = recipe.seed
         self.count = len(engine.labels)
-        taken = not_resting(self.count, skip_easy)
-        self.batch_size = min(batch_size, taken)
-        self.steps = taken // self.batch_size if drop_last else -(-taken // self.batch_size)
+        taken = not_resting(self.count, recipe.data.skip_easy)
+        self.batch_size = min(recipe.training.batch_size, taken)
+        full, rest = divmod(taken, self.batch_size)
+        self.steps = full if recipe.training.drop_last or not rest else full + 1
         self.selection: Selection | None = None
-        if skip_easy:
+        if recipe.data.skip_easy:
             taken = min(taken, self.steps * self.batch_size)
-            self.selection = Selection(self.count, taken, seed, normalise.device, world)
-        self.augmentation = Augmentation(settings, self.count, size, derive_seed(seed, "flip"))
+            self.selection = Selection(self.count, taken, self.seed, normalise.device, world)
+        self.augmentation = Augmentation(recipe.augment, self.count, size, derive_seed(self.seed, "flip"))
 
     def __len__(self) -> int:
         return self.steps

@@ -31,9 +31,11 @@ from thumbnet.data.images import BY_TYPE, Preprocessing, Rendering
 from thumbnet.data.splits import Data, Split
 from thumbnet.data.survey import choose_rendering, rendering_notes
 from thumbnet.distributed import ALONE, World
-from thumbnet.errors import DataError, UnreadableImageError, UnreadableImagesError
+from thumbnet.errors import DataError, UnreadableImageError, UnreadableImagesError, memory_guard
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import AUTO, DataSettings, parse_image_size
+
+WORKERS = "--set data.engine=workers"
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,15 @@ def prepare(
     Raises:
         UnreadableImagesError: lists all pictures that cannot be read.
         DataError: a subset larger than the split, or fewer pictures than processes.
+        OutOfMemoryError: the decoded pictures do not fit the memory.
     """
-    if recipe.data.on_bad_image == "skip":
-        data, skipped = without_unreadable(data, on_decode)
-        return replace(_prepare(data, recipe, device, on_decode, world), skipped=skipped)
+    advice = f"Decode them during the training instead: {WORKERS}"
     try:
-        return _prepare(data, recipe, device, on_decode, world)
+        with memory_guard(str(device), "preparing the pictures", advice):
+            if recipe.data.on_bad_image == "stop":
+                return _prepare(data, recipe, device, on_decode, world)
+            data, skipped = without_unreadable(data, on_decode)
+            return replace(_prepare(data, recipe, device, on_decode, world), skipped=skipped)
     except (UnreadableImageError, UnreadableImagesError):
         raise all_unreadable(data, on_decode) from None
 
@@ -132,18 +137,7 @@ def _prepare(
     train_engine = build_engine(train_split, settings, size, in_memory, device, on_decode, rendering)
     preprocessing = resolve_preprocessing(settings, size, train_engine, rendering)
     normalise = Normalise(preprocessing, device)
-    train = TrainBatches(
-        train_engine,
-        normalise,
-        recipe.augment,
-        size,
-        batch_size=recipe.training.batch_size,
-        drop_last=recipe.training.drop_last,
-        seed=recipe.seed,
-        sampling=settings.sampling,
-        skip_easy=settings.skip_easy,
-        world=world,
-    )
+    train = TrainBatches(train_engine, normalise, recipe, size, world)
     evaluation: dict[str, EvalBatches] = {}
     for name in ("val", "test", "calibration"):
         if name in data.splits and len(data.splits[name]):

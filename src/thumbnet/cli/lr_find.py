@@ -37,9 +37,10 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet.cli.progress import counting
     from thumbnet.hardware import choose_device
     from thumbnet.reports import figures as plots
+    from thumbnet.training.choose import choose_recipe
     from thumbnet.training.listener import Listener
     from thumbnet.training.range_test import learning_rate_range_test
-    from thumbnet.training.train import build_state, choose_recipe
+    from thumbnet.training.state import build_state
 
     target = plots.check_plot_path(options.plot) if options.plot else None
     device = choose_device(options.device)

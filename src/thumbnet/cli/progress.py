@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from thumbnet.batches.prepare import Prepared
     from thumbnet.data.splits import Data
     from thumbnet.runs.folder import Run
-    from thumbnet.training.fit import EpochResult, StepResult, TrainingState
+    from thumbnet.training.fit import StepResult
+    from thumbnet.training.state import EpochResult, TrainingState
 
 PLAIN_EVERY = 10.0  # seconds between plain lines of progress
 

@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from thumbnet.batches.prepare import Prepared
     from thumbnet.data.splits import Data
     from thumbnet.runs.folder import Run
-    from thumbnet.training.fit import EpochResult, StepResult, TrainingState
+    from thumbnet.training.fit import StepResult
+    from thumbnet.training.state import EpochResult, TrainingState
 
 
 class Listener:

@@ -1,12 +1,9 @@
-"""Classes that are mirror images of each other: found by their names, or measured after a training."""
+"""Classes that are mirror images of each other, measured after a training by a small probe."""
 
 from __future__ import annotations
 
-import re
-import tomllib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,41 +12,15 @@ from thumbnet.batches.batches import EvalBatches, TrainBatches
 from thumbnet.batches.engines import Engine, MemoryEngine
 from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.logits import collect_logits
-from thumbnet.data.splits import Data
-from thumbnet.errors import UnreadableImageError, printable
+from thumbnet.errors import printable
 from thumbnet.evaluation import Evaluation
 from thumbnet.models import DataInitialised, build_model
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.seeds import derive_seed
-from thumbnet.training.fit import TrainingState, fit
+from thumbnet.training.fit import fit
+from thumbnet.training.state import TrainingState
 
 SETTING = "--set augment.flip=none"
-_NUMBERS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-]
-_OPPOSITES = {
-    "left": "right", "leftward": "rightward", "leftwards": "rightwards", "lefthand": "righthand", "l": "r",
-    "links": "rechts", "gauche": "droite", "izquierda": "derecha", "左": "右",
-    "west": "east", "northwest": "northeast", "southwest": "southeast", "w": "e", "nw": "ne", "sw": "se",
-    "clockwise": "counterclockwise", "cw": "ccw", "b": "d", "p": "q",
-}  # fmt: skip
-FEWEST_CHARACTERS = 3  # classes: two called a and b may be anything
-LOOKED_AT = 40  # pictures, to see whether they are colourless
-COLOURLESS = 12  # of 255: channels that differ by no more
-_SAME = {"anticlockwise": "counterclockwise", "acw": "ccw"}
-_GLUED = ("left", "right")  # these are found without a separator too: turnleft, RIGHTARROW
 
 FEW_PICTURES = 12  # of a pair's held-out pictures of one class: fewer say nothing
 MIXED_UP = 0.3  # at least this share of the pair is called the other one: chance would be a half
@@ -59,135 +30,6 @@ PROBE_VIEWS = 6000  # pictures that the probe is shown in all
 PROBE_PICTURES = 2000  # at most, of the two classes
 PROBE_GAIN = 0.2  # of the accuracy on the pair, from which a warning is given
 MOST_PAIRS = 3
-
-
-def without_mirroring(
-    recipe: Recipe,
-    class_names: Sequence[str],
-    source: str,
-    named: frozenset[str],
-    are_digits: Callable[[], bool] = lambda: True,
-) -> tuple[Recipe, list[str]]:
-    """The recipe as it suits classes whose names say that mirroring would change them; and notes about it.
-
-    Mirrored views at test time go with it: a network that never saw mirrored pictures is not asked about one.
-
-    Args:
-        recipe: as asked for.
-        class_names: of the data.
-        source: of the data.
-        named: the keys that the user set himself; these stay.
-        are_digits: whether classes called 0, 1, 2, ... are these digits, and not just numbered.
-    """
-    notes = []
-    if recipe.augment.flip != "none" and "augment.flip" not in named:
-        reason = _reason(class_names, source, are_digits)
-        if reason:
-            recipe = replace(recipe, augment=replace(recipe.augment, flip="none"))
-            notes.append(f"{reason}, so pictures are not mirrored (augment.flip = none)")
-    if recipe.augment.flip == "none" and recipe.evaluation.tta != "none":
-        if "evaluation.tta" not in named:
-            recipe = replace(recipe, evaluation=replace(recipe.evaluation, tta="none"))
-        else:
-            notes.append(
-                f"warning: evaluation.tta = {recipe.evaluation.tta} shows mirrored pictures to a network "
-                "that is trained without them (augment.flip = none)"
-            )
-    return recipe, notes
-
-
-def named_keys(recipe: object, overrides: Sequence[str]) -> frozenset[str]:
-    """The keys that a user set: by ``overrides``, or in a TOML file of his own."""
-    keys = {assignment.partition("=")[0].strip() for assignment in overrides}
-    if isinstance(recipe, str | Path) and Path(recipe).suffix == ".toml":
-        try:
-            settings = tomllib.loads(Path(recipe).read_text("utf-8"))
-        except (OSError, ValueError):
-            return frozenset(keys)
-        tables = {section: table for section, table in settings.items() if isinstance(table, dict)}
-        keys |= {f"{section}.{key}" for section, table in tables.items() for key in table}
-    return frozenset(keys)
-
-
-def show_digits(data: Data) -> bool:
-    """Whether pictures of classes called 0, 1, 2, ... show these digits: colourless ones do, as MNIST's.
-
-    CIFAR-10 as arrays has such classes, too, and its pictures are in colour. SVHN's digits are in colour, but
-    its own reader knows them.
-    """
-    if data.layout.startswith("SVHN"):
-        return True
-    train = data.splits["train"]
-    for index in np.linspace(0, len(train) - 1, LOOKED_AT).round().astype(int):
-        try:
-            pixels = np.asarray(train.read(int(index))).astype(np.int16)
-        except UnreadableImageError:  # reported later, with all others
-            continue
-        spread = pixels.max(axis=2) - pixels.min(axis=2)
-        if (spread > COLOURLESS).mean() > 0.05:
-            return False
-    return True
-
-
-def _reason(class_names: Sequence[str], source: str, are_digits: Callable[[], bool]) -> str | None:
-    if source == "digits":
-        return "digits are not the same mirrored"
-    if len(class_names) >= FEWEST_CHARACTERS and all(_is_character(name) for name in class_names):
-        if not all(name.isdecimal() for name in class_names) or are_digits():
-            return "the classes are characters by their names"
-        return None
-    pair = opposite_names(class_names)
-    if pair is not None:
-        return f"{printable(pair[0])} and {printable(pair[1])} are mirror images by their names"
-    return None
-
-
-def _is_character(name: str) -> bool:
-    """A single letter or digit, or the word for a number; also with an affix, as in ``digit_7``."""
-    if name.casefold() in _NUMBERS:
-        return True
-    if len(name) == 1:
-        return name.isdigit() or (name.isascii() and name.isalpha())
-    parts = re.split(r"[\W_]+", name.casefold())
-    words = {"digit", "letter", "number", "char", "character"}
-    return len(parts) == 2 and parts[0] in words and (len(parts[1]) == 1 or parts[1] in _NUMBERS)
-
-
-def opposite_names(class_names: Sequence[str]) -> tuple[str, str] | None:
-    """The first two classes whose names differ in nothing but left and right, or their like."""
-    seen: dict[tuple[str, ...], str] = {}
-    for name in class_names:
-        seen.setdefault(tuple(_words(name)), name)
-    for name in class_names:
-        words = _words(name)
-        for place, word in enumerate(words):
-            other = _OPPOSITES.get(word)
-            partner = seen.get((*words[:place], other, *words[place + 1 :])) if other else None
-            if partner is not None:
-                return name, partner
-        turned = [_OPPOSITES.get(word, word) for word in words]
-        if turned != words and tuple(turned) in seen:
-            return name, seen[tuple(turned)]
-    return None
-
-
-def _words(name: str) -> list[str]:
-    """``turnLeft``, ``turn_left`` and ``turnleft`` → turn, left."""
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    words = []
-    for word in re.split(
-        r"[\W_\d]+|(?<=[左右])|(?=[左右])", spaced.casefold().replace("counter-", "counter")
-    ):
-        glued = next((end for end in _GLUED if len(word) > len(end) + 2 and word not in _OPPOSITES), None)
-        glued = next((one for one in _GLUED if glued and (word.endswith(one) or word.startswith(one))), None)
-        if glued is None or word in _OPPOSITES.values():
-            words.append(_SAME.get(word, word))
-        elif word.endswith(glued):
-            words += [word.removesuffix(glued), glued]
-        else:
-            words += [glued, word.removeprefix(glued)]
-    digits = re.sub(r"\D+", " ", name).split()
-    return [word for word in words if word] + digits
 
 
 @dataclass(frozen=True)
@@ -281,9 +123,7 @@ def _probe(
         f"training.precision={recipe.training.precision}",
     ])  # fmt: skip
     normalise, size = prepared.train.normalise, prepared.preprocessing.size
-    batches = TrainBatches(
-        train, normalise, settings.augment, size, batch_size=64, drop_last=False, seed=recipe.seed
-    )
+    batches = TrainBatches(train, normalise, settings, size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.seed, "mirror probe"))
         model = build_model(settings.model, 2)

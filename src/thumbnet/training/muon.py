@@ -8,6 +8,7 @@ sqrt(O): the normalisation that follows it makes its scale meaningless, but not 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,6 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, params: list[dict[str, Any]], lr: float, momentum: float) -> None:
-        _leave_compiler_out()
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
 
     @torch.no_grad()
@@ -70,6 +70,14 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, gradients)
         return list(torch._foreach_add(gradients, buffers, alpha=momentum))
+
+
+# Optimizers mark some of their methods for ``torch.compile``, and import it for that, which takes a second.
+# Nothing here compiles an optimizer, so this class has those methods unmarked. PyTorch's own classes stay as
+# they are.
+for _name, _method in vars(torch.optim.Optimizer).items():
+    if inspect.isfunction(_method) and hasattr(_method, "__wrapped__"):
+        setattr(Muon, _name, _method.__wrapped__)
 
 
 def orthogonalise(matrices: list[Tensor]) -> list[Tensor]:
@@ -115,17 +123,3 @@ def _quintic(gram: Tensor) -> Tensor:
     factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     factor.diagonal(dim1=1, dim2=2).add_(a)
     return factor
-
-
-def _leave_compiler_out() -> None:
-    """Optimizers tell ``torch.compile`` to keep away from some of their methods, and import it for that, in a
-    second. Nothing here compiles an optimizer, so these methods may do without. (PyTorch's own import it once
-    more in their steps.)
-
-    Their wrappers, ``torch._disable_dynamo``, look up in this attribute whom to call; where another version's
-    do not, they work as ever.
-    """
-    for method in vars(torch.optim.Optimizer).values():
-        plain = getattr(method, "__wrapped__", None)
-        if plain is not None and not hasattr(plain, "__dynamo_disable"):
-            setattr(plain, "__dynamo_disable", plain)

@@ -1,35 +1,32 @@
 """A learning-rate range test (Smith 2015, https://arxiv.org/abs/1506.01186).
 
-The rate rises exponentially from step to step while the loss is watched: it falls, flattens, and
-blows up. A good full rate lies where it falls fastest.
+The rate rises exponentially from step to step. The loss falls, flattens, and blows up. A good full rate is
+where it falls fastest. The steps are those of a training (:func:`~thumbnet.training.step.train_step`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch.nn.functional as F
-
 from thumbnet.batches.batches import Batch, Batches
-from thumbnet.batches.decoding import Count
-from thumbnet.errors import ThumbnetError
-from thumbnet.hardware import autocast
-from thumbnet.training.fit import TrainingState
-from thumbnet.training.optimizers import set_learning_rate
+from thumbnet.errors import DivergedError, ThumbnetError
+from thumbnet.hardware import deterministic
+from thumbnet.training.state import TrainingState
+from thumbnet.training.step import train_step
 
 SMOOTHING = 0.95
-BLOW_UP = 3.0  # times the least smoothed loss: then it is over
+BLOW_UP = 3.0  # times the least smoothed loss: the test ends there
 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What the test saw.
+    """What the test measured.
 
     Attributes:
         rates: of each step, for the recipe's main ``lr``; groups keep their proportion to it.
-        losses: smoothed, bias-corrected (as Adam's moments).
+        losses: smoothed and bias-corrected, as Adam's moments are.
         suggestion: the rate at which the loss falls fastest.
         least: the rate at which the loss is least: already too high to train with.
     """
@@ -47,42 +44,54 @@ def learning_rate_range_test(
     lowest: float = 1e-4,
     highest: float = 100.0,
     steps: int = 100,
-    progress: Count | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> RangeTest:
-    """Train ``state`` (whose weights are spoilt by it) for ``steps`` steps at rising rates.
+    """Train ``state`` for ``steps`` steps at rising rates, which ruins its weights.
+
+    A loss or gradient that is not finite ends the test, whatever ``training.on_nonfinite`` says.
+
+    Args:
+        state: of the recipe, before its first step.
+        batches: of the training split.
+        lowest, highest: the rates of the first and the last step.
+        steps: how many, unless the loss blows up before.
+        progress: called with the steps done and ``steps``.
 
     Raises:
-        ThumbnetError: the loss never fell, so that there is nothing to suggest.
+        ThumbnetError: the loss never fell, so there is nothing to suggest.
+        OutOfMemoryError: a step does not fit the device's memory.
     """
     base = state.recipe.optimizer.lr
     rates: list[float] = []
     losses: list[float] = []
     average, least = 0.0, math.inf
     state.model.train()
-    for step, batch in zip(range(steps), _endless(batches), strict=False):
-        rate = lowest * (highest / lowest) ** (step / max(1, steps - 1))
-        set_learning_rate(state.optimizer, rate / base)
-        state.optimizer.zero_grad()
-        with autocast(state.bf16, state.device):
-            logits = state.forward(batch.images.contiguous(memory_format=state.layout))
-        loss = F.cross_entropy(
-            logits.float(), batch.labels, label_smoothing=state.recipe.training.label_smoothing
-        )
-        loss.backward()
-        state.optimizer.step()
-        if progress:
-            progress(step + 1, steps)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            break
-        average = SMOOTHING * average + (1 - SMOOTHING) * value
-        smoothed = average / (1 - SMOOTHING ** (step + 1))
-        rates.append(rate)
-        losses.append(smoothed)
-        least = min(least, smoothed)
-        if step > 10 and smoothed > BLOW_UP * least:
-            break
+    with deterministic():
+        for step, batch in zip(range(steps), _endless(batches), strict=False):
+            rate = lowest * (highest / lowest) ** (step / max(1, steps - 1))
+            value = _step(state, batch, rate / base)
+            if progress:
+                progress(step + 1, steps)
+            if not math.isfinite(value):
+                break
+            average = SMOOTHING * average + (1 - SMOOTHING) * value
+            smoothed = average / (1 - SMOOTHING ** (step + 1))
+            rates.append(rate)
+            losses.append(smoothed)
+            least = min(least, smoothed)
+            if step > 10 and smoothed > BLOW_UP * least:
+                break
     return _judge(rates, losses)
+
+
+def _step(state: TrainingState, batch: Batch, factor: float) -> float:
+    """The loss of one training step; not finite where the step would have been skipped."""
+    try:
+        loss = float(train_step(state, batch, factor))
+    except DivergedError:
+        return math.nan
+    state.step += 1
+    return math.nan if state.skipped else loss
 
 
 def _judge(rates: list[float], losses: list[float]) -> RangeTest:
@@ -92,7 +101,7 @@ def _judge(rates: list[float], losses: list[float]) -> RangeTest:
         )
     bottom = min(range(len(losses)), key=losses.__getitem__)
     # Slopes over a window, since single steps are noise; not in the first tenth, where the running
-    # mean is still of few batches.
+    # mean still covers few batches.
     reach = max(2, len(losses) // 20)
     slopes = {
         i: (losses[i + reach] - losses[i - reach]) / math.log(rates[i + reach] / rates[i - reach])

@@ -18,8 +18,8 @@ from thumbnet.classifiers.temperature import calibrated, fit_temperature
 from thumbnet.data.calibration import FEWEST, SPLIT
 from thumbnet.evaluation import Evaluation, evaluate_logits
 from thumbnet.runs.folder import Run
-from thumbnet.training.fit import TrainingState
 from thumbnet.training.listener import Listener
+from thumbnet.training.state import TrainingState
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from thumbnet.training.listener import Listener
 if TYPE_CHECKING:
     from thumbnet.batches.prepare import Prepared
     from thumbnet.runs.folder import Run
-    from thumbnet.training.fit import EpochResult, StepResult, TrainingState
+    from thumbnet.training.fit import StepResult
+    from thumbnet.training.state import EpochResult, TrainingState
 
 FOLDER = "tensorboard"
 

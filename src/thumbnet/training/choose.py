@@ -1,0 +1,57 @@
+"""Which recipe a training uses, and how the data suit it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from thumbnet.data.splits import Data
+from thumbnet.recipes.recipe import Recipe, load_recipe
+from thumbnet.sources.load import load_data
+from thumbnet.training.listener import Listener
+from thumbnet.training.mirror_names import named_keys, show_digits, without_mirroring
+
+FEW_PICTURES = 10_000  # up to here `fast` would have too few steps in its few epochs
+
+
+def choose_recipe(
+    data: Any,
+    recipe: str | Path | Recipe | None,
+    overrides: Sequence[str],
+    data_dir: str | Path | None,
+    listener: Listener,
+) -> tuple[Recipe, Data]:
+    """The recipe that is asked for, or the default one for the data; and the data, loaded by it.
+
+    It is fitted to the data: :meth:`thumbnet.Recipe.fitted`, unless ``overrides`` name a batch size,
+    and :func:`~thumbnet.training.mirror_names.without_mirroring`.
+
+    Raises:
+        RecipeError, DataError: either cannot be had.
+    """
+    asked = "fast" if recipe is None else recipe
+    chosen = asked.override(overrides) if isinstance(asked, Recipe) else load_recipe(asked, overrides)
+    loaded = data if isinstance(data, Data) else load_for(data, chosen, data_dir, listener)
+    if recipe is None:
+        chosen = load_recipe(default_recipe(loaded), overrides)
+    if not any(assignment.partition("=")[0].strip() == "training.batch_size" for assignment in overrides):
+        chosen = chosen.fitted(len(loaded.splits["train"]))
+    named = named_keys(recipe, overrides)
+    chosen, notes = without_mirroring(
+        chosen, loaded.class_names, loaded.source, named, lambda: show_digits(loaded)
+    )
+    return chosen, replace(loaded, notes=(*loaded.notes, *notes))
+
+
+def default_recipe(data: Data) -> str:
+    """``digits`` for the digits, ``small`` for up to ten thousand training pictures, else ``fast``."""
+    if data.source == "digits":
+        return "digits"
+    return "small" if len(data.splits["train"]) <= FEW_PICTURES else "fast"
+
+
+def load_for(source: Any, recipe: Recipe, data_dir: str | Path | None, listener: Listener) -> Data:
+    """The data in ``source`` as ``recipe`` reads them; downloads are told to ``listener``."""
+    return load_data(source, data_dir=data_dir, settings=recipe.data, progress=listener.on_download)

@@ -1,0 +1,190 @@
+"""One training in progress: the steps, what is saved on the way, and what is left at the end."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from thumbnet.batches.batches import EvalBatches
+from thumbnet.batches.prepare import Prepared, all_unreadable
+from thumbnet.classifiers.logits import collect_logits
+from thumbnet.data.splits import Data
+from thumbnet.distributed import World
+from thumbnet.errors import InterruptedRunError, ThumbnetError, UnreadableImageError, memory_guard
+from thumbnet.evaluation import evaluate_logits
+from thumbnet.runs.folder import Run
+from thumbnet.runs.weights_info import WeightsInfo
+from thumbnet.training.fit import StepResult, fit
+from thumbnet.training.listener import Listener
+from thumbnet.training.mirrored import find_mirrored
+from thumbnet.training.results import Findings, Measured, RepeatTeller, measure, summary_of
+from thumbnet.training.state import Score, TrainingState
+
+
+@dataclass
+class Session:
+    """A training with everything that it needs; :meth:`train` takes it to its end.
+
+    Attributes:
+        run: the folder, locked by this process where it is the first one.
+        data: the splits, for names and messages.
+        prepared: their batches.
+        state: what is trained.
+        listener: is told what happens.
+        started: when the training began, on ``time.perf_counter``; earlier by what a resumed run had taken
+            before.
+        fingerprint: of ``data`` before any pictures were set aside for calibration.
+    """
+
+    run: Run
+    data: Data
+    prepared: Prepared
+    state: TrainingState
+    listener: Listener
+    started: float
+    fingerprint: str
+    _last_saved: float = field(default_factory=time.monotonic)
+    _newest_logits: torch.Tensor | None = None  # of this process' pictures of the watched split
+
+    @property
+    def world(self) -> World:
+        """The processes of the training."""
+        return self.state.world
+
+    @property
+    def watched(self) -> str | None:
+        """The split that is evaluated during the training; None where there is none."""
+        return next((name for name in ("val", "test") if name in self.prepared.evaluation), None)
+
+    def train(self) -> Run:
+        """Train to the end, measure, and write the weights and the summary.
+
+        Raises:
+            InterruptedRunError: the listener asked to stop; a checkpoint is saved.
+            UnreadableImagesError: lists all pictures that cannot be read.
+            DivergedError, OutOfMemoryError: see :func:`~thumbnet.training.fit.fit`.
+        """
+        self.listener.on_start(self.run, self.state, self.prepared)
+        repeats = None
+        if self.world.is_first:
+            repeats = RepeatTeller(self.run, self.prepared, self.data.class_names, self.listener)
+        try:
+            self._fit(repeats)
+        except UnreadableImageError:
+            raise all_unreadable(self.data, self.listener.on_decode) from None
+        self._finish(repeats)
+        return self.run
+
+    def _fit(self, repeats: RepeatTeller | None) -> None:
+        sample = self._sample()
+        results = fit(
+            self.state,
+            self.prepared.train,
+            evaluate=None if self.watched is None else self._score,
+            evaluate_sample=None if sample is None else lambda model: self._score_on(model, sample)[0],
+            on_step=self._on_step,
+        )
+        for result in results:
+            self.save()
+            self.listener.on_epoch(result)
+            if repeats is not None:
+                repeats.tell_if_known()
+
+    def _sample(self) -> EvalBatches | None:
+        """A few pictures of the watched split, for the learning curve."""
+        wanted = self.state.recipe.evaluation.sample
+        if self.watched is None or not wanted:
+            return None
+        return self.prepared.evaluation[self.watched].sample(max(wanted, self.world.size), self.world)
+
+    def _score(self, model: nn.Module) -> Score:
+        assert self.watched is not None
+        score, self._newest_logits = self._score_on(model, self.prepared.evaluation[self.watched])
+        return score
+
+    def _score_on(self, model: nn.Module, batches: EvalBatches) -> tuple[Score, torch.Tensor]:
+        """The score of all processes' pictures, and the logits of this process' own."""
+        with self.evaluation_memory():
+            logits, labels = collect_logits(model, batches, bf16=self.state.bf16)
+        gathered = self.world.gather(logits).numpy(), self.world.gather(labels).numpy()
+        found = evaluate_logits(*gathered, self.data.class_names)
+        return Score(str(self.watched), found.accuracy, found.loss, found.pictures), logits
+
+    def evaluation_memory(self) -> AbstractContextManager[None]:
+        """Where an evaluation runs out of memory, say which setting helps."""
+        size = self.state.recipe.evaluation.batch_size
+        advice = f"Use smaller batches to evaluate: --set evaluation.batch_size={max(1, size // 2)}"
+        return memory_guard(str(self.state.device), f"evaluating {size} pictures at a time", advice)
+
+    def _on_step(self, step: StepResult) -> None:
+        self.listener.on_step(step)
+        settings = self.state.recipe.checkpoint
+        due = settings.minutes > 0 and time.monotonic() - self._last_saved > 60 * settings.minutes
+        due = due or (settings.steps > 0 and step.step % settings.steps == 0)
+        stop, due = self.world.any_of(self.listener.should_stop(), due)
+        if stop or due:
+            self.save()
+        if stop:
+            raise InterruptedRunError(self.run.path, self.state.epoch + 1, self.state.step)
+
+    def save(self) -> None:
+        """Write a checkpoint and the metrics so far."""
+        saved = {
+            "recipe": self.state.recipe.to_toml(),
+            "state": self.state.state_dict(),
+            "seconds_total": time.perf_counter() - self.started,
+        }
+        if self.world.is_first:
+            self.run.save_checkpoint(saved)
+            self.run.write_metrics([result.row() for result in self.state.history])
+        self._last_saved = time.monotonic()
+
+    def _finish(self, repeats: RepeatTeller | None) -> None:
+        state = self.state
+        model = state.evaluated_model
+        model.load_state_dict(state.final_weights())
+        with self.evaluation_memory():
+            measured = measure(model, state, self.prepared, self.data.class_names, self._known_logits())
+        if repeats is not None:
+            self.run.save_weights(model.state_dict(), self._weights_info(measured))
+            self.run.write_metrics([result.row() for result in state.history])
+            findings = Findings(repeats.tell(), self._mirrored(measured))
+            skipped = len(self.prepared.skipped)
+            self.run.save_summary(summary_of(state, measured, findings, self.started, skipped))
+        self.world.any(False)  # no process leaves before the summary is there
+
+    def _known_logits(self) -> tuple[str, torch.Tensor] | None:
+        """The watched split and its logits, if the weights are still those that gave them."""
+        unchanged = self.state.best_epoch in (None, self.state.epoch)
+        if self.watched is None or self._newest_logits is None or not unchanged:
+            return None
+        return self.watched, self._newest_logits
+
+    def _weights_info(self, measured: Measured) -> WeightsInfo:
+        recipe = self.state.recipe
+        return WeightsInfo(
+            model=recipe.model,
+            class_names=self.data.class_names,
+            preprocessing=self.prepared.preprocessing,
+            precision=recipe.training.precision,
+            source=self.data.source,
+            fingerprint=self.fingerprint,
+            tta=recipe.evaluation.tta,
+            temperature=measured.temperature,
+        )
+
+    def _mirrored(self, measured: Measured) -> list[str]:
+        """Warnings about classes that mirroring makes alike."""
+        if measured.plain is None or measured.split is None:
+            return []
+        try:
+            found = find_mirrored(
+                self.state.recipe, self.prepared, measured.split, measured.plain, self.state.device
+            )
+        except ThumbnetError:  # a probe that diverges or runs out of memory must not cost the run its summary
+            return []
+        return [pair.sentence(self.data.class_names) for pair in found]
