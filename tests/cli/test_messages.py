@@ -65,7 +65,7 @@ MISTAKES = [
     ("train digits --device toaster", ["toaster", "Choose auto"]),
     ("train digits --recipe my.toml", ["no recipe file my.toml", "other.toml", "recipes show fast > my.toml"]),
     ("train digits --out other.toml", ["other.toml is a file"]),
-    ("train digits --out pictures", ["pictures exists already", "--out DIR"]),
+    ("train digits --out pictures", ["pictures already exists", "--out DIR"]),
     ("train digits --out runs/cats", ["holds a run", "train --resume runs/cats --more-epochs 10"]),
     ("train pictures --resume runs/cats", ["either DATA or --resume", "train pictures --init runs/cats"]),
     ("train digits --more-epochs 3", ["--more-epochs goes with --resume"]),

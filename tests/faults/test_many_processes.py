@@ -140,7 +140,7 @@ def test_an_error_of_one_process_ends_all_with_one_message(folder: Path, tmp_pat
     (tmp_path / "full" / "something").touch()
     done = train(2, folder, *OVERRIDES, "--out", tmp_path / "full")  # only the first process sees that
     assert done.returncode != 0
-    assert "exists already" in done.stderr
+    assert "already exists" in done.stderr
     assert time.monotonic() - started < 60
 
 

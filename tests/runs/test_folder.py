@@ -8,16 +8,14 @@ from typing import IO, Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from helpers import TINY, Payload, coloured_data
+from helpers import TINY, Payload
 from thumbnet import __version__
-from thumbnet.classifiers.load import load_run
 from thumbnet.errors import RunError
 from thumbnet.files import write_file, write_with
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.runs.folder import Run
-from thumbnet.runs.weights import find_weights, read_weights
+from thumbnet.runs.weights import find_weights
 
 
 def test_a_complete_run_holds_what_is_promised(tiny_run: Run) -> None:
@@ -43,20 +41,6 @@ def test_a_complete_run_holds_what_is_promised(tiny_run: Run) -> None:
     assert all(0 <= line["test_accuracy"] <= 1 and line["loss"] > 0 for line in lines)
 
 
-def test_the_weights_metadata_is_all_that_a_reader_needs(tiny_run: Run, tmp_path: Path) -> None:
-    lonely = tmp_path / "model.safetensors"
-    lonely.write_bytes(tiny_run.weights_path.read_bytes())
-    predictor = load_run(lonely)
-    info = predictor.info
-    assert info.class_names == ("red", "green", "blue")
-    assert info.preprocessing.size == (16, 16)
-    assert info.preprocessing.fit == "pad"
-    assert info.thumbnet == __version__
-    assert info.fingerprint == coloured_data().fingerprint()
-    data = coloured_data()
-    assert predictor.evaluate(data, "test").accuracy == tiny_run.summary["accuracy"]
-
-
 def test_the_checkpoint_loads_with_weights_only(tiny_run: Run) -> None:
     state = torch.load(tiny_run.path / "checkpoint.pt", weights_only=True)
     assert state["state"]["step"] == 12 - 3  # drop_last: three batches of 16 of 60 pictures, three epochs
@@ -71,7 +55,7 @@ def test_new_runs_never_share_a_folder(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_an_existing_run_is_never_overwritten(tiny_run: Run, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="exists already"):
+    with pytest.raises(RunError, match="already exists"):
         Run.create(tiny_run.path, "x", "y")
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunError, match="is a file"):
@@ -99,29 +83,6 @@ def truncated(content: bytes) -> bytes:
 
 def flipped(content: bytes) -> bytes:
     return content[:9] + bytes([content[9] ^ 0x10]) + content[10:]
-
-
-@pytest.mark.parametrize("damage", [truncated, flipped, lambda _: b"", lambda _: b"x" * 100])
-def test_damaged_weights_give_a_clear_error(damage: Any, tiny_run: Run, tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(damage(tiny_run.weights_path.read_bytes()))
-    with pytest.raises(RunError, match=r"model\.safetensors"):
-        load_run(path)
-
-
-def test_weights_of_something_else_give_a_clear_error(tiny_run: Run, tmp_path: Path) -> None:
-    path = tmp_path / "other.safetensors"
-    save_file({"x": torch.zeros(3)}, path)
-    with pytest.raises(RunError, match="not a thumbnet model"):
-        read_weights(path)
-    for text in ("not json", "[]", "{}", '{"format": 99, "thumbnet": "9.0"}', '{"format": 1}'):
-        save_file({"x": torch.zeros(3)}, path, metadata={"thumbnet": text})
-        with pytest.raises(RunError, match="not understood"):
-            read_weights(path)
-    _, info = read_weights(tiny_run.weights_path)
-    save_file({"x": torch.zeros(3)}, path, metadata={"thumbnet": info.to_json()})
-    with pytest.raises(RunError, match="do not fit"):
-        load_run(path)
 
 
 def test_a_crafted_checkpoint_runs_nothing(tmp_path: Path) -> None:

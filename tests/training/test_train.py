@@ -116,7 +116,7 @@ def test_what_cannot_be_resumed_is_explained(folder: Path, tiny_run: Run, tmp_pa
         resume(tmp_path / "run")
     (data / "train" / "red" / "one-more.png").unlink()
     (tmp_path / "run" / "recipe.toml").write_text('name = "x"\n[model]\nname = "resnet34"\n')
-    with pytest.raises(RunError, match="not the recipe that this run was begun with"):
+    with pytest.raises(RunError, match="has changed since this run started"):
         resume(tmp_path / "run")
 
 

@@ -1,1 +1,1 @@
-"""What leaves the project: exported models, the Hugging Face Hub."""
+"""Export a network to other formats, and publish it on the Hugging Face Hub."""

@@ -1,9 +1,9 @@
-"""A run's network in a format for somewhere else, and the proof that it is still the same network.
+"""Export a run's network to another format, and check that it still computes the same.
 
-Every graph takes pixels uint8 [B, height, width, 3], at the size that the metadata states, any B from 1, and
-gives logits float32 [B, classes]: normalisation is inside. Resizing is not: the metadata names ``size`` and
-``fit``, and :class:`thumbnet.data.images.Preprocessing` does it, as in training. Only ``onnx-any-size`` does
-that too: it takes one picture of any size, see :mod:`thumbnet.publish.onnx_resize`.
+Every exported graph takes pixels, uint8 [B, height, width, 3] with any B from 1, and returns logits,
+float32 [B, classes]. Normalisation is part of the graph. Resizing is not: the metadata holds ``size`` and
+``fit``, and :class:`thumbnet.data.images.Preprocessing` resizes by them, as in training. Only the graph of
+``onnx-any-size`` resizes too; it takes one picture of any size, see :mod:`thumbnet.publish.onnx_resize`.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ SUFFIXES = {
 }
 CALIBRATION_PICTURES = 1000
 CHECKED_PICTURES = 10_000
-RANDOM_PICTURES = 256  # that stand in where there are no others
-TOLERANCE = 1e-3  # of a probability; float32 sums in another order differ by far less
-TOLERANCE_ANY_SIZE = 0.02  # where the graph resizes, pixels may differ by one level; 0.004 was measured
+RANDOM_PICTURES = 256  # used when there are no real pictures
+TOLERANCE = 1e-3  # of a probability; float32 sums in another order differ far less
+TOLERANCE_ANY_SIZE = 0.02  # if the graph resizes, pixels may differ by one level; we measured up to 0.004
 
 
 @dataclass(frozen=True)
 class ExportCheck:
-    """The export against the run, which computes in float32 here, on the same pictures.
+    """How an export compares with its run on the same pictures. The run computes in float32 here.
 
     Attributes:
-        pictures: how many.
-        largest_difference: of a class' probability on any picture.
-        same_class: share of the pictures on which both name the same class.
-        accuracy_run, accuracy_export: of each, with the test-time augmentation ``tta``.
-        accuracy_plain: of the export without it: what its graph gives by itself.
-        tta: the one by which the run was measured.
+        pictures: the number of pictures.
+        largest_difference: the largest difference between two probabilities of a class, over all pictures.
+        same_class: the share of pictures for which both predict the same class.
+        accuracy_run, accuracy_export: the accuracies with the test-time augmentation ``tta``, 0 to 1.
+        accuracy_plain: the export's accuracy without it, which is what the graph alone reaches.
+        tta: the test-time augmentation with which the run was measured.
     """
 
     pictures: int
@@ -72,9 +72,9 @@ class ExportCheck:
 
 
 class Deployed(nn.Module):
-    """A network that takes pixels as they are: uint8 [B, height, width, 3] → logits float32 [B, classes].
+    """A network with its normalisation: pixels, uint8 [B, height, width, 3], to logits, float32 [B, classes].
 
-    The logits are divided by ``temperature``: their softmax gives the calibrated probabilities.
+    The logits are divided by ``temperature``, so that their softmax gives calibrated probabilities.
     """
 
     mean: Tensor
@@ -89,14 +89,14 @@ class Deployed(nn.Module):
             self.register_buffer(name, values)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """See the class."""
+        """Compute the logits; see the class."""
         x = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
         logits: Tensor = self.model(x)
         return logits if self.temperature == 1.0 else logits / self.temperature
 
 
 class _Exported(Classifier):
-    """A ``.pt2`` at work, to be checked."""
+    """A classifier that runs a ``.pt2``, for the check."""
 
     any_size = False
 
@@ -120,19 +120,19 @@ class _Exported(Classifier):
 def export(
     run: str | Path, kind: str, out: str | Path, data: Data | None = None, *, count: Count | None = None
 ) -> None:
-    """Write the network of ``run`` to ``out``, whole or not at all.
+    """Write the network of ``run`` to the file ``out`` atomically.
 
     Args:
         run: a run's folder or a ``model.safetensors``.
         kind: ``onnx``; ``onnx-any-size``, which resizes in the graph; ``onnx-int8``, quantised with pictures
             of ``data``'s training split; ``torch-export`` (a ``.pt2`` for :func:`torch.export.load`);
             ``safetensors`` (the weights and their description).
-        out: a file.
-        data: what the network was trained on; only ``onnx-int8`` looks at it, and needs it.
-        count: progress of the calibration.
+        out: the file to write.
+        data: the training data; only ``onnx-int8`` uses it, and requires it.
+        count: called with the number of calibration pictures done and their total.
 
     Raises:
-        RunError: there is no such run, or the file cannot be written.
+        RunError: the run does not exist, or the file cannot be written.
         DataError: ``onnx-int8`` without training pictures.
         MissingExtraError: a library for this format is not installed.
     """
@@ -159,10 +159,10 @@ def export(
 
 
 def random_pictures(run: str | Path) -> Data:
-    """Pictures of random pixels as a run's network takes them, to check an export where there are no others.
+    """Make pictures of random pixels at the network's size, to check an export without real pictures.
 
     Raises:
-        RunError: there is no such run.
+        RunError: the run does not exist.
     """
     _, info = read_weights(find_weights(run))
     shape = (RANDOM_PICTURES, *info.preprocessing.size, 3)
@@ -174,10 +174,10 @@ def random_pictures(run: str | Path) -> Data:
 def check_export(
     run: str | Path, out: str | Path, data: Data, split: str, *, count: Count | None = None
 ) -> ExportCheck:
-    """Compare an export with its run on up to ``CHECKED_PICTURES`` of a split, evenly chosen.
+    """Compare an export with its run on up to ``CHECKED_PICTURES`` pictures, evenly spaced over a split.
 
     Raises:
-        RunError: either cannot be read.
+        RunError: the run or the export cannot be read.
     """
     weights, info = read_weights(find_weights(run))
     chosen = _evenly(data.splits[split], CHECKED_PICTURES)
@@ -217,10 +217,10 @@ def _evenly(split: Split, most: int) -> Split:
 
 
 def _onnx_model(network: nn.Module, example: Tensor, info: WeightsInfo, any_size: bool) -> Any:
-    """The graph, an ``onnx.ModelProto``, with its description."""
+    """Build the graph with its description, an ``onnx.ModelProto``."""
     try:
         import onnx
-        import onnxscript  # noqa: F401  torch's exporter is built on it
+        import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError:
         raise MissingExtraError("writing ONNX", "export") from None
     with _quiet():
@@ -230,7 +230,7 @@ def _onnx_model(network: nn.Module, example: Tensor, info: WeightsInfo, any_size
         )  # fmt: skip
     assert program is not None
     model = program.model_proto
-    for node in model.graph.node:  # where in our source each came from is nobody's business
+    for node in model.graph.node:  # remove the paths and lines of our source
         del node.metadata_props[:]
         node.doc_string = ""
     model.producer_name, model.producer_version = "thumbnet", info.thumbnet
@@ -243,9 +243,9 @@ def _onnx_model(network: nn.Module, example: Tensor, info: WeightsInfo, any_size
 
 
 def _quantised(model: Any, data: Data | None, info: WeightsInfo, count: Count | None) -> Any:
-    """Static quantisation of the convolutions and the linear layer, to 8 bits.
+    """Quantise the convolutions and the linear layer statically to 8 bits.
 
-    Weights a scale each channel; activations by what training pictures show, evenly chosen.
+    Weights have one scale per channel. The scales of activations come from training pictures, evenly spaced.
     """
     try:
         from onnxruntime import quantization
@@ -255,7 +255,7 @@ def _quantised(model: Any, data: Data | None, info: WeightsInfo, count: Count | 
     import onnx
 
     if data is None:
-        raise DataError("quantisation is calibrated with training pictures: name them, --data DATA")
+        raise DataError("quantisation needs training pictures to calibrate with: name them with --data DATA")
     if "train" not in data.splits:
         raise DataError(f"{data.source} has no training pictures to calibrate the quantisation with")
     pre = info.preprocessing
@@ -293,7 +293,7 @@ def _quantised(model: Any, data: Data | None, info: WeightsInfo, count: Count | 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' advice to their own developers."""
+    """Silence the exporters' warnings, which are for their own developers."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

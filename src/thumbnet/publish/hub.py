@@ -1,4 +1,4 @@
-"""Runs on the Hugging Face Hub: published with a card, fetched by ``hf:OWNER/NAME`` (the extra ``hub``)."""
+"""Publish runs on the Hugging Face Hub with a model card. Needs the extra ``hub``."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from thumbnet.version import __version__
 PREFIX = "hf:"
 PUBLISHED = (WEIGHTS_NAME, "recipe.toml", "summary.json", "environment.json", "metrics.jsonl", "metrics.csv")
 LISTED_CLASSES = 100
-MEASURED = """It was measured on the split above and nowhere else; on pictures from another source expect
-less, and measure."""
-NOT_MEASURED = "Measure it on pictures of your own before you use it."
+MEASURED = """It was measured only on the split above. Expect a lower accuracy on pictures from
+another source, and measure it there."""
+NOT_MEASURED = "Measure it on your own pictures before you use it."
 CARD = """---
 {metadata}
 ---
 
 # {title}
 
-A {network} that tells {classes} classes of small pictures apart
-({size} pixels), trained from scratch by thumbnet {version}.
+A {network} that classifies small pictures ({size} pixels)
+into {classes} classes, trained from scratch by thumbnet {version}.
 
 ## Use
 
@@ -40,8 +40,8 @@ thumbnet predict {address} picture.jpg
 ```python
 import thumbnet
 
-predictor = thumbnet.load_run("{address}")
-print(predictor.predict("picture.jpg")[0].label)
+classifier = thumbnet.load_run("{address}")
+print(classifier.predict("picture.jpg")[0].label)
 ```
 
 ## Results
@@ -54,9 +54,9 @@ print(predictor.predict("picture.jpg")[0].label)
 
 ## Intended use, and limits
 
-For pictures like those of the data above, of just these classes: whatever else is shown to it gets one of
-their names, too. {limits} What is unevenly represented in the
-data is unevenly recognised. Nothing is known of its robustness to deliberate attacks.
+Use it for pictures like those of the data above. It assigns one of these classes to every picture, also to
+pictures of something else. {limits} Groups that are rare in
+the data are recognised less well. Its robustness to adversarial attacks was not tested.
 
 ## Training
 
@@ -70,18 +70,18 @@ The same recipe, data, seed and device give the same weights.
 
 
 def push(run: Run, repository: str, *, private: bool = False, licence: str | None = None) -> str:
-    """Publish a run, with a model card, in one commit.
+    """Publish a run with a model card, in one commit.
 
-    The folder's own notes (``run.json``: where the data lie on this computer) and its checkpoint stay here.
+    ``run.json``, which holds local paths of the data, and the checkpoint are not uploaded.
 
     Args:
-        run: complete.
-        repository: ``OWNER/NAME`` or ``hf:OWNER/NAME``; made if it is not there.
-        private: whether a new one is.
-        licence: of the weights, by the Hub's names, as ``mit``.
+        run: a complete run.
+        repository: ``OWNER/NAME`` or ``hf:OWNER/NAME``; created if it does not exist.
+        private: make a new repository private.
+        licence: the licence of the weights, by the Hub's name for it, such as ``mit``.
 
     Returns:
-        Its address.
+        The address of the repository.
 
     Raises:
         RunError: the run is not complete, or the Hub refuses.
@@ -97,13 +97,13 @@ def push(run: Run, repository: str, *, private: bool = False, licence: str | Non
     try:
         api.create_repo(name, private=private, exist_ok=True)
         api.create_commit(name, changes, commit_message=f"Trained by thumbnet {__version__}")
-    except Exception as error:  # the library raises a different class for every way to fail
+    except Exception as error:  # the library has a different class for each kind of failure
         raise RunError(f"cannot publish {name}: {hub_reason(error)}") from None
     return f"{api.endpoint}/{name}"
 
 
 def model_card(run: Run, name: str, licence: str | None = None) -> str:
-    """A README for the Hub: results, data, recipe, intended use; and what the Hub reads of them."""
+    """Write the README for the Hub: metadata, results, data, intended use and recipe."""
     hub = import_hub()
     summary, recipe = run.summary, run.recipe
     weights, info = read_weights(run.weights_path)
@@ -142,7 +142,7 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
 
 
 def _eval_results(hub: Any, summary: dict[str, Any], data: str) -> list[Any] | None:
-    """What the Hub shows of the accuracies; None where nothing was measured."""
+    """Return the accuracies as the Hub's metadata; None if nothing was measured."""
     if summary["accuracy"] is None:
         return None
     values = {"accuracy": summary["accuracy"]}
@@ -166,7 +166,7 @@ def _eval_results(hub: Any, summary: dict[str, Any], data: str) -> list[Any] | N
 
 
 def _results(run: Run, summary: dict[str, Any]) -> str:
-    """The card's table of accuracies, and how they came about."""
+    """Write the card's table of accuracies, and say how they were measured."""
     split = summary["split"]
     if summary["accuracy"] is None:
         return f"{NOTHING_MEASURED[0].upper()}{NOTHING_MEASURED[1:]}. One training, seed {run.recipe.seed}."
@@ -183,9 +183,9 @@ def _results(run: Run, summary: dict[str, Any]) -> str:
     if is_optimistic(summary):
         chosen = f"{OPTIMISTIC[0].upper()}{OPTIMISTIC[1:]}."
     elif summary["kept_by"] == "best on val":
-        chosen = f"The epoch was chosen on a split of its own; {split} was looked at once."
+        chosen = f"The best epoch was chosen on a separate split; {split} was measured once."
     else:
-        chosen = f"The last epoch was kept; {split} was reported {len(looked)} time(s) on the way."
+        chosen = f"The last epoch was kept; {split} was measured {len(looked)} time(s) during training."
     calibration = describe_calibration(summary)
     sentences = [f"One training, seed {run.recipe.seed}.", chosen]
     sentences += [f"{calibration[0].upper()}{calibration[1:]}."] if calibration else []
@@ -196,5 +196,5 @@ def _results(run: Run, summary: dict[str, Any]) -> str:
 
 
 def _public_name(source: str) -> str:
-    """Of data: what a stranger may know. Where they lie on a computer is nobody's business."""
+    """Return the name of data without the local folder, which is private."""
     return source if source.startswith(PREFIX) else Path(source).name

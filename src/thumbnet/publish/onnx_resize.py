@@ -1,12 +1,12 @@
-"""The way from a picture of any size to the network's pixels, as nodes of an ONNX graph.
+"""Resize a picture of any size to the network's pixels, with nodes of an ONNX graph.
 
-It computes what :func:`thumbnet.data.images.fit_image` does by Pillow: a triangle filter that widens where a
-picture shrinks (bilinear, antialiased), along rows first, with weights of 22 bits, and rounded to 8 bits
-after each direction. ONNX's own ``Resize`` has an antialias option, but rounds only once and cannot cut out
-the centre at fractions of a pixel. So each direction is a product with a matrix of weights, which the graph
-computes from the picture's size. In float64 these products are sums of whole numbers, and exact: the pixels
-are those of Pillow to the bit. Only where Pillow goes along columns first (since version 13, for pictures
-whose height shrinks much more than their width) some pixels differ by one level.
+The nodes compute what :func:`thumbnet.data.images.fit_image` does with Pillow: bilinear resizing with
+antialiasing, that is, a triangle filter that widens as the picture shrinks. Pillow resizes along rows first,
+has weights of 22 bits, and rounds to 8 bits after each direction. ONNX's own ``Resize`` can antialias, but it
+rounds only once and cannot crop at fractions of a pixel. Here, each direction is a product with a matrix of
+weights that the graph computes from the picture's size. In float64 these products are exact sums of
+integers, so the pixels equal Pillow's to the bit. There is one exception: since version 13, Pillow resizes
+along columns first if the height shrinks much more than the width; some pixels then differ by one level.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import numpy as np
 from thumbnet.classifiers.onnx_classifier import PICTURE
 from thumbnet.data.images import Preprocessing
 
-STEPS = float(1 << 22)  # of a weight, as in Pillow
+STEPS = float(1 << 22)  # a weight of 1 in fixed point, as in Pillow
 
 
 class _Nodes:
-    """Collects nodes and constants."""
+    """Collects the new nodes and constants of a graph."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
     def add(self, kind: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        """A node; the name of its output."""
+        """Add a node; return the name of its output."""
         from onnx import helper
 
         output = output or f"fit_{len(self.nodes)}_{kind.lower()}"
@@ -37,7 +37,7 @@ class _Nodes:
         return output
 
     def constant(self, value: Any, kind: type = np.float64) -> str:
-        """A constant; its name."""
+        """Add a constant; return its name."""
         from onnx import numpy_helper
 
         name = f"fit_constant_{len(self.constants)}"
@@ -45,23 +45,23 @@ class _Nodes:
         return name
 
     def cast(self, name: str, kind: type, output: str = "") -> str:
-        """A node that changes the type; the name of its output."""
+        """Add a node that converts to the type ``kind``; return the name of its output."""
         from onnx import helper
 
         return self.add("Cast", name, output=output, to=helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
 
 
 def with_any_size(model: Any, preprocessing: Preprocessing, input_name: str) -> Any:
-    """``model`` with an input ``picture`` of any size in place of ``input_name``.
+    """Replace the model's input ``input_name`` by an input ``picture`` of any size.
 
     Args:
-        model: an ``onnx.ModelProto`` that takes uint8 [B, height, width, 3]. It is changed.
-        preprocessing: what the graph is to do: range, size and fit.
-        input_name: the model's input.
+        model: an ``onnx.ModelProto`` that takes uint8 [B, height, width, 3]. It is changed in place.
+        preprocessing: the range, size and fit that the graph must apply.
+        input_name: the name of the model's input.
 
     Returns:
-        ``model``, which takes one picture uint8 [H, W, 3], or float32 [H, W, 3] where the network was trained
-        on pictures of more than 8 bits; and gives logits [1, classes].
+        ``model``. It now takes one picture, uint8 [H, W, 3], or float32 [H, W, 3] if the network was trained
+        on pictures of more than 8 bits, and returns logits [1, classes].
     """
     from onnx import TensorProto, helper
 
@@ -74,7 +74,7 @@ def with_any_size(model: Any, preprocessing: Preprocessing, input_name: str) -> 
     graph.node.extend(nodes)
     graph.input.append(picture)
     graph.initializer.extend(new.constants)
-    del graph.value_info[:]  # it speaks of any number of pictures
+    del graph.value_info[:]  # these shapes still say any number of pictures
     graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
     return model
 
@@ -93,14 +93,14 @@ def _picture_to_pixels(new: _Nodes, preprocessing: Preprocessing, output: str) -
 
 
 def _levels(new: _Nodes, low: float, high: float) -> str:
-    """As :meth:`thumbnet.data.images.Rendering.levels`."""
+    """Scale values to levels of 0 to 255, like :meth:`thumbnet.data.images.Rendering.levels`."""
     above = new.add("Sub", new.cast(PICTURE, np.float64), new.constant(low))
     scaled = new.add("Round", new.add("Mul", above, new.constant(255.0 / (high - low))))
     return new.add("Clip", scaled, new.constant(0.0), new.constant(255.0))
 
 
 def _axes(new: _Nodes, preprocessing: Preprocessing, sides: list[str]) -> tuple[str, str]:
-    """The weights of rows, float64 [height, H], and of columns, [width, W]."""
+    """Compute the weights of the rows, float64 [height, H], and of the columns, float64 [width, W]."""
     zero, size = new.constant(0.0), [float(side) for side in preprocessing.size]
     wanted = [new.constant(side) for side in size]
     if preprocessing.fit == "squash":
@@ -124,16 +124,16 @@ def _axes(new: _Nodes, preprocessing: Preprocessing, sides: list[str]) -> tuple[
         kept = new.add("Div", want, ratio)
         start = new.add("Max", new.add("Div", new.add("Sub", side, kept), new.constant(2.0)), zero)
         stop = new.add("Min", new.add("Add", start, kept), side)
-        start, stop = (new.cast(name, np.float32) for name in (start, stop))  # as Pillow takes them
+        start, stop = (new.cast(name, np.float32) for name in (start, stop))  # Pillow has the box in float32
         extent = new.cast(new.add("Sub", stop, start), np.float64)
         both.append(_weights(new, int(count), side, new.cast(start, np.float64), extent, want, zero))
     return both[0], both[1]
 
 
 def _weights(new: _Nodes, count: int, side: str, start: str, extent: str, scaled: str, before: str) -> str:
-    """By what each pixel of a picture's side counts for each of the network's: float64 [count, side].
+    """Compute how much each of ``side`` pixels counts for each of the network's: float64 [count, side].
 
-    The pixels from ``start`` over ``extent`` become ``scaled`` ones, and ``before`` black ones precede them.
+    ``extent`` pixels from ``start`` are resized to ``scaled`` pixels, after ``before`` black ones.
     """
     half, one, zero = new.constant(0.5), new.constant(1.0), new.constant(0.0)
     index = new.add("Sub", new.constant(np.arange(count)[:, None]), before)
@@ -151,7 +151,7 @@ def _weights(new: _Nodes, count: int, side: str, start: str, extent: str, scaled
 
 
 def _rounded(new: _Nodes, values: str) -> str:
-    """From steps of a weight to the nearest level, half a level up, within 0..255."""
+    """Divide sums of fixed-point weights by ``STEPS``, round half up, and clip to 0..255."""
     levels = new.add("Div", values, new.constant(STEPS))
     nearest = new.add("Floor", new.add("Add", levels, new.constant(0.5)))
     return new.add("Clip", nearest, new.constant(0.0), new.constant(255.0))

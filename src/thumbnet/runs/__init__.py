@@ -1,1 +1,1 @@
-"""The folder of a training, and the weights that it leaves."""
+"""Run folders and the weights in them."""

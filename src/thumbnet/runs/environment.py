@@ -1,4 +1,4 @@
-"""Versions, hardware and git commit of a training, for ``environment.json``."""
+"""Record the versions, the hardware and the git commit of a training, for ``environment.json``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from thumbnet.version import __version__
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, hardware and git commit, for ``environment.json``."""
+    """Return what ``environment.json`` stores: versions, hardware, git commit and start time."""
     versions = {}
     for package in ("torch", "numpy", "pillow", "safetensors"):
         try:
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # pragma: no cover - a dependency
+        except metadata.PackageNotFoundError:  # pragma: no cover - all are dependencies
             continue
     return {
         "thumbnet": __version__,
@@ -33,7 +33,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """The commit checked out where the command runs, "+" where files differ from it; None outside git."""
+    """Return the commit of the current folder, with "+" if tracked files differ from it; None outside git."""
     try:
         commit = _git("rev-parse", "HEAD")
         return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")

@@ -1,4 +1,4 @@
-"""Which runs are in a folder, and what to say where a run was named that is not there. Imports no torch."""
+"""Find the runs in a folder, and explain why a path is not a run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from pathlib import Path
 from thumbnet.errors import RunError, nearest, printable
 from thumbnet.invocation import command
 
-RUNS = Path("runs")  # where `thumbnet train` puts them
+RUNS = Path("runs")  # `thumbnet train` creates its runs here
 _SHOWN = 8
 
 
 def is_run(folder: Path) -> bool:
-    """Whether ``folder`` is a run's, complete or not."""
+    """Tell whether ``folder`` is a run's folder, complete or not."""
     return (folder / "recipe.toml").is_file() and (folder / "run.json").is_file()
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the training of this run has come to its end."""
+    """Tell whether ``folder`` is a run whose training has finished."""
     return is_run(folder) and (folder / "summary.json").is_file()
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The runs directly below ``folder``, the newest first; none where it cannot be read."""
+    """List the runs directly below ``folder``, newest first; an unreadable folder gives an empty list."""
     try:
         found = [path for path in folder.iterdir() if path.is_dir() and is_run(path)]
         return sorted(found, key=lambda path: (path / "run.json").stat().st_mtime, reverse=True)
@@ -31,15 +31,15 @@ def runs_in(folder: Path) -> list[Path]:
 
 
 def no_run(place: Path) -> RunError:
-    """What is wrong with ``place`` where a run, or a file of weights, was expected; and what to do."""
+    """Build the error for a ``place`` that should be a run or a weights file: what is wrong, what to do."""
     if is_run(place):
-        return RunError(f"{place} is not complete. Go on with it: {command('train', '--resume', place)}")
+        return RunError(f"{place} is not complete. Resume it: {command('train', '--resume', place)}")
     if place.is_dir():
         inside = runs_in(place)
         if inside:
-            return RunError(f"{place} is a folder of runs: name one of them.\n{_listed(inside)}")
+            return RunError(f"{place} is a folder of runs: choose one of them.\n{_listed(inside)}")
         return RunError(
-            f"{place} is not a run's folder: recipe.toml and run.json are not both in it. {_others(place)}"
+            f"{place} is not a run's folder: recipe.toml or run.json is missing. {_others(place)}"
         )
     if place.exists():
         return RunError(f"{place} is a file, not a run's folder. {_others(place)}")
@@ -50,15 +50,15 @@ def no_run(place: Path) -> RunError:
 
 
 def _others(place: Path) -> str:
-    """The runs that could have been meant, or how to get the first one."""
+    """List the runs that the user may have meant, or say how to train the first one."""
     for folder in dict.fromkeys((place.parent, RUNS)):
         runs = runs_in(folder)
         if runs:
             names = {run.name: run for run in runs}
             close = nearest(place.name, names).partition("?")[0]
             guess = f"{close}? " if close.startswith("Did you mean") else ""
-            return f"{guess}Runs here, the newest first:\n{_listed(runs)}"
-    return f"No run is here yet. Train one: {command('train', 'DATA', '--out', place)}"
+            return f"{guess}Runs found, newest first:\n{_listed(runs)}"
+    return f"There are no runs here yet. Train one: {command('train', 'DATA', '--out', place)}"
 
 
 def _listed(runs: list[Path]) -> str:

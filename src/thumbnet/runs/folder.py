@@ -1,14 +1,14 @@
-"""The folder of one training: what is in it, how it is written, how it is read back.
+"""Read and write a run's folder, which holds everything about one training.
 
 ```text
 recipe.toml        every setting, resolved
-run.json           the data and their fingerprint: what a resume needs beside the recipe
+run.json           the data and their fingerprint; a resume needs both, along with the recipe
 environment.json   versions, hardware, git commit
-metrics.jsonl      a line an epoch; metrics.csv is the same for a spreadsheet
-checkpoint.pt      what a resume starts from (tensors and plain values: loads with weights_only=True)
-skipped.jsonl      the pictures that were left out, and why; there only when some were
-model.safetensors  the weights; its metadata is all that a reader needs
-summary.json       the outcome; there only when the training is complete
+metrics.jsonl      one line per epoch; metrics.csv holds the same rows for a spreadsheet
+checkpoint.pt      the state to resume from (tensors and plain values, loaded with weights_only=True)
+skipped.jsonl      the pictures that were skipped, and why; exists only if there were any
+model.safetensors  the weights; the metadata holds everything needed to use them
+summary.json       the outcome; exists only when the training is complete
 .lock              locked by the process that trains here
 ```
 """
@@ -44,17 +44,17 @@ LEFTOVERS = ".*.tmp"  # see thumbnet.files.write_with
 
 
 class Run:
-    """A run's folder. Make one with :meth:`create`, open one with :meth:`open`."""
+    """A run's folder. Create a new one with :meth:`create`; open an existing one with :meth:`open`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @classmethod
     def create(cls, out: str | Path | None, data_name: str, recipe_name: str) -> Run:
-        """A new, empty folder: ``out``, or a readable new name below ``runs/``.
+        """Create an empty folder for a run: ``out``, or a new one below ``runs/`` named by date and data.
 
         Raises:
-            RunError: ``out`` exists and is not empty, or it cannot be made.
+            RunError: ``out`` exists and is not empty, or the folder cannot be created.
         """
         try:
             if out is not None:
@@ -72,35 +72,35 @@ class Run:
                 except FileExistsError:
                     continue
         except OSError as error:
-            raise RunError(f"cannot make the run's folder {out or 'runs/'}: {error.strerror}") from None
+            raise RunError(f"cannot create the run's folder {out or 'runs/'}: {error.strerror}") from None
         raise AssertionError("unreachable")
 
     @staticmethod
     def check_free(out: str | Path) -> None:
-        """See that a run may begin in ``out``.
+        """Check that a new run may start in ``out``.
 
         Raises:
-            RunError: there is something in it.
+            RunError: ``out`` is a file, or a folder that is not empty.
         """
         path = Path(out).expanduser()
         if not path.exists() or (path.is_dir() and _is_unbegun(path)):
             return
         if not path.is_dir():
-            raise RunError(f"{path} is a file: --out names a folder, which is made for the run")
+            raise RunError(f"{path} is a file: --out must name a new folder for the run")
         if not is_run(path):
-            raise RunError(f"{path} exists already and is not empty: name another folder, --out DIR")
+            raise RunError(f"{path} already exists and is not empty: choose another folder with --out DIR")
         further = ["--more-epochs", "10"] if is_finished(path) else []
         raise RunError(
-            f"{path} exists already and holds a run: name another --out, "
-            f"or go on with it: {command('train', '--resume', path, *further)}"
+            f"{path} already exists and holds a run: choose another --out, "
+            f"or continue it: {command('train', '--resume', path, *further)}"
         )
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """An existing run's folder.
+        """Open an existing run's folder.
 
         Raises:
-            RunError: it is none.
+            RunError: ``path`` is not a run's folder.
         """
         folder = Path(path).expanduser()
         if not is_run(folder):
@@ -109,15 +109,15 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self, wait: float = 0.0) -> Iterator[None]:
-        """No other process may train in this folder meanwhile; what a killed one left is cleaned away.
+        """Lock the folder so that no other process trains in it, and delete temporary files of killed ones.
 
-        The lock is the system's, on the file ``.lock``: it goes with the process that has it.
+        This is an operating-system lock on the file ``.lock``: it is released when its process ends.
 
         Args:
-            wait: seconds that another process is given to end.
+            wait: seconds to wait for another process to release the lock.
 
         Raises:
-            RunError: another process has it, or the folder cannot be written.
+            RunError: another process holds the lock, or the folder is not writable.
         """
         from filelock import FileLock, Timeout
 
@@ -140,7 +140,7 @@ class Run:
 
     @property
     def weights_path(self) -> Path:
-        """Where the weights are, once the training is complete."""
+        """The path of the weights, which exist once the training is complete."""
         return self.path / WEIGHTS_NAME
 
     @property
@@ -150,90 +150,90 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """``run.json``."""
+        """The contents of ``run.json``."""
         return self._read_json("run.json")
 
     @property
     def summary(self) -> dict[str, Any]:
-        """``summary.json``.
+        """The contents of ``summary.json``.
 
         Raises:
             RunError: the training is not complete.
         """
         if not (self.path / "summary.json").is_file():
             raise RunError(
-                f"{self.path} is not complete. Go on with it: {command('train', '--resume', self.path)}"
+                f"{self.path} is not complete. Resume it: {command('train', '--resume', self.path)}"
             )
         return self._read_json("summary.json")
 
     @property
     def environment(self) -> dict[str, Any]:
-        """``environment.json``."""
+        """The contents of ``environment.json``."""
         return self._read_json("environment.json")
 
     @property
     def is_complete(self) -> bool:
-        """Whether the training has come to its end."""
+        """Whether the training has finished."""
         return (self.path / "summary.json").is_file() and self.weights_path.is_file()
 
     def begin(self, recipe: Recipe, settings: dict[str, Any], device: torch.device) -> None:
-        """Write what is known before the first step."""
+        """Write the recipe, the environment and ``run.json``, before the first step."""
         write_file(self.path / "recipe.toml", recipe.to_toml())
         write_file(self.path / "environment.json", _pretty(environment(device)))
         write_file(self.path / "run.json", _pretty(settings))
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """``metrics.jsonl`` and ``.csv`` anew: they always agree with the checkpoint, also after a resume."""
+        """Rewrite ``metrics.jsonl`` and ``metrics.csv``, so that they always match the checkpoint."""
         plain = [{key: None if value != value else value for key, value in row.items()} for row in rows]
         write_file(self.path / "metrics.jsonl", "".join(f"{json.dumps(row)}\n" for row in plain))
         write_file(self.path / "metrics.csv", _as_csv(plain))
 
     def write_skipped(self, skipped: Sequence[tuple[str, str, str]]) -> None:
-        """``skipped.jsonl``: split, name and reason of each picture that was left out."""
+        """Write ``skipped.jsonl``: the split, name and reason of each skipped picture."""
         keys = ("split", "name", "reason")
         lines = [json.dumps(dict(zip(keys, one, strict=True)), ensure_ascii=False) for one in skipped]
         if lines:
             write_file(self.path / "skipped.jsonl", "".join(f"{line}\n" for line in lines))
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint; the former one stays until the new one is complete."""
+        """Replace the checkpoint; the old one stays until the new one is complete."""
         write_with(self.path / "checkpoint.pt", lambda file: torch.save(state, file))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """What :meth:`save_checkpoint` was given, its tensors on the CPU; None before the first one.
+        """Return the state from :meth:`save_checkpoint`, tensors on the CPU; None if there is no checkpoint.
 
         Raises:
-            RunError: it is damaged or not of this kind.
+            RunError: the checkpoint is damaged, is not thumbnet's, or belongs to another recipe.
         """
         path = self.path / "checkpoint.pt"
         if not path.is_file():
             return None
         try:
             with zipfile.ZipFile(path) as parts:
-                damaged = parts.testzip()  # torch.load looks at no checksum
+                damaged = parts.testzip()  # torch.load does not check the checksums
             if damaged is not None:
-                raise ValueError(f"the checksum of {damaged} is wrong: the file is damaged")
+                raise ValueError(f"the file is damaged: the checksum of {damaged} is wrong")
             state = torch.load(path, map_location="cpu", weights_only=True)
         except MemoryError:
             raise
-        except Exception as error:  # torch's safe unpickler raises nearly anything on damaged files
+        except Exception as error:  # torch's safe unpickler can raise almost anything on a damaged file
             reason = str(error).split("\n")[0] or type(error).__name__
             raise RunError(f"cannot read {path}: {reason}") from None
         if not isinstance(state, dict) or not isinstance(state.get("recipe"), str):
             raise RunError(f"{path} is not a checkpoint of thumbnet")
         if state["recipe"] != self.recipe.to_toml():
             raise RunError(
-                f"{self.path / 'recipe.toml'} is not the recipe that this run was begun with: put it back, "
-                "or begin a new run with the changed one"
+                f"{self.path / 'recipe.toml'} has changed since this run started: restore it, "
+                "or start a new run with the changed recipe"
             )
         return state
 
     def save_weights(self, weights: dict[str, Tensor], info: WeightsInfo) -> None:
-        """``model.safetensors``."""
+        """Write ``model.safetensors``."""
         write_weights(self.weights_path, weights, info)
 
     def save_summary(self, summary: dict[str, Any]) -> None:
-        """``summary.json``, the last thing that a training writes."""
+        """Write ``summary.json``, the last file of a training."""
         write_file(self.path / "summary.json", _pretty(summary))
 
     def _read_json(self, name: str) -> dict[str, Any]:
@@ -242,12 +242,12 @@ class Run:
         except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"cannot read {self.path / name}: {error}") from None
         if not isinstance(values, dict):
-            raise RunError(f"{self.path / name} does not hold what a run's does")
+            raise RunError(f"{self.path / name} does not hold a JSON object")
         return values
 
 
 def _is_unbegun(folder: Path) -> bool:
-    """Whether a folder is empty, or holds no more than a training killed before its first step leaves."""
+    """Tell whether a folder is empty, or holds only what a training killed before its first step left."""
     if (folder / "run.json").exists():
         return False
     known = {LOCK_NAME, "recipe.toml", "environment.json", *(path.name for path in folder.glob(LEFTOVERS))}
@@ -255,7 +255,7 @@ def _is_unbegun(folder: Path) -> bool:
 
 
 def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """For a spreadsheet; a column for every key of any row, empty where a row lacks it."""
+    """Format rows as CSV with one column per key of any row; a cell is empty where its row lacks the key."""
     heads = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, heads, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Files of weights (``model.safetensors``): find, fetch from the Hugging Face Hub, read, verify, write."""
+"""Find, fetch, read, verify and write weights files (``model.safetensors``)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ HUB = "hf:"
 
 
 def find_weights(path: str | Path) -> Path:
-    """The weights in a run's folder or of ``hf:OWNER/NAME[@REVISION]``, or ``path`` itself if it is a file.
+    """Return the path of the weights of a run's folder, an ``hf:OWNER/NAME[@REVISION]``, or a file.
 
     Raises:
-        RunError: there are none.
+        RunError: there are no weights there.
         MissingExtraError: huggingface_hub is not installed.
     """
     if str(path).startswith(HUB):
@@ -39,10 +39,10 @@ def find_weights(path: str | Path) -> Path:
 
 
 def fetch_weights(source: str) -> Path:
-    """The ``model.safetensors`` of ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION``, in the library's cache.
+    """Download the ``model.safetensors`` of ``hf:OWNER/NAME[@REVISION]`` into huggingface_hub's cache.
 
     Raises:
-        RunError: there is none, or the Hub cannot be reached.
+        RunError: the file does not exist, or the Hub cannot be reached.
         MissingExtraError: huggingface_hub is not installed.
     """
     hub = import_hub()
@@ -54,10 +54,10 @@ def fetch_weights(source: str) -> Path:
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
-    """The tensors and their description from a ``model.safetensors``.
+    """Read the tensors and their description from a ``model.safetensors``.
 
     Raises:
-        RunError: no such file, damaged, or not written by thumbnet.
+        RunError: the file does not exist, is damaged, or was not written by thumbnet.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -70,30 +70,30 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
     except (SafetensorError, OSError, ValueError) as error:
         raise RunError(f"cannot read {path}: {error}") from None
     if text is None:
-        raise RunError(f"{path} holds weights, but not a thumbnet model's: the description is missing")
+        raise RunError(f"{path} was not written by thumbnet: its weights have no description")
     try:
         values = json.loads(text)
-        digest = values.pop("digest", None)  # older ones have none
+        digest = values.pop("digest", None)  # missing in files of older versions
         if digest is not None and digest != weights_digest(tensors, values):
-            raise RunError(f"{path} is damaged: its content does not have the digest written with it")
+            raise RunError(f"{path} is damaged: its content does not match its digest")
         return tensors, WeightsInfo.from_json(json.dumps(values))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RecipeError) as error:
-        raise RunError(f"the description in {path} is not understood: {error}") from None
+        raise RunError(f"cannot read the description in {path}: {error}") from None
 
 
 def write_weights(path: Path, weights: dict[str, Tensor], info: WeightsInfo) -> None:
-    """Write tensors and their description, whole or not at all."""
+    """Write tensors and their description atomically."""
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     values = json.loads(info.to_json())
-    # safetensors writes several keys in any order, and the same weights must be the same file: hence one key.
+    # One key: safetensors writes several in random order, but the same weights must give the same file.
     text = json.dumps({**values, "digest": weights_digest(tensors, values)}, sort_keys=True)
     write_file(path, save(tensors, metadata={"thumbnet": text}))
 
 
 def weights_digest(tensors: dict[str, Tensor], description: dict[str, Any]) -> str:
-    """A digest of tensors and description. It shows damage; whoever means harm can make it anew."""
+    """Compute a digest of tensors and description. It detects damage, not tampering."""
     import torch
 
     digest = hashlib.blake2b(json.dumps(description, sort_keys=True).encode(), digest_size=16)
@@ -104,7 +104,7 @@ def weights_digest(tensors: dict[str, Tensor], description: dict[str, Any]) -> s
 
 
 def import_hub() -> Any:
-    """The library ``huggingface_hub``.
+    """Import and return the library ``huggingface_hub``.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -117,9 +117,9 @@ def import_hub() -> Any:
 
 
 def hub_reason(error: Exception) -> str:
-    """Why the Hub refused, in one line."""
+    """Return why a request to the Hub failed, in one line."""
     response = getattr(error, "response", None)
     if getattr(response, "status_code", None) == 401 or "Token" in type(error).__name__:
-        return "there is none, or it is not for you: log in by `hf auth login`, or set HF_TOKEN"
+        return "it does not exist, or you have no access: log in with `hf auth login`, or set HF_TOKEN"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return json.dumps(lines[0])[1:-1] if lines else type(error).__name__

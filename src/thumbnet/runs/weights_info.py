@@ -1,4 +1,4 @@
-"""What is known of a trained network beside its weights; imports no torch."""
+"""Describe a trained network: everything needed to use its weights. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ TTA_NAMES = ("none", "mirror", "mirror-shift", "adaptive")
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """What stands in the metadata of ``model.safetensors``, and of exported models.
+    """The description of a trained network, stored in the metadata of ``model.safetensors`` and of exports.
 
     Attributes:
-        model: which network.
-        class_names: a label is a position in it.
-        preprocessing: size, fit, mean and std; value range and background.
-        precision: as in the recipe's ``training.precision``.
-        source, fingerprint: of the training data.
-        thumbnet: the version that wrote it.
-        tta: test-time augmentation by which its accuracy was measured, and by which it classifies unless told
-            otherwise.
-        temperature: divides its logits so that their softmax gives calibrated probabilities.
+        model: the network's settings.
+        class_names: the classes; a label is an index into them.
+        preprocessing: size, fit, mean, std, value range and background.
+        precision: the recipe's ``training.precision``.
+        source, fingerprint: name and fingerprint of the training data.
+        thumbnet: the version of thumbnet that wrote it.
+        tta: the test-time augmentation with which the accuracy was measured; the default for predictions.
+        temperature: divides the logits so that their softmax gives calibrated probabilities.
     """
 
     model: ModelSettings
@@ -43,29 +42,31 @@ class WeightsInfo:
 
     def __post_init__(self) -> None:
         if self.tta not in TTA_NAMES:
-            raise ValueError(f"its test-time augmentation {self.tta!r} is not known here")
+            raise ValueError(f"unknown test-time augmentation {self.tta!r}")
         number = type(self.temperature) in (int, float)
         if not (number and math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"its temperature is {self.temperature!r}: expected a positive number")
+            raise ValueError(f"the temperature is {self.temperature!r}: expected a positive number")
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return the description as one line of JSON."""
         return json.dumps({"format": WEIGHTS_FORMAT, **asdict(self)}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> WeightsInfo:
-        """Back from :meth:`to_json`.
+        """Parse the output of :meth:`to_json`.
 
         Raises:
-            ValueError, KeyError, TypeError, RecipeError: it is something else.
+            ValueError, KeyError, TypeError, RecipeError: ``text`` is something else.
         """
         values = json.loads(text)
         if values.pop("format") != WEIGHTS_FORMAT:
-            raise ValueError(f"written by thumbnet {values.get('thumbnet')}, in a format not known here")
+            raise ValueError(
+                f"thumbnet {values.get('thumbnet')} wrote it, in a format that this version does not know"
+            )
         pre = values["preprocessing"]
         height, width = (int(side) for side in pre["size"])
         if pre["fit"] not in get_args(Fit) or len(pre["mean"]) != 3 or len(pre["std"]) != 3:
-            raise ValueError("its preprocessing is not understood")
+            raise ValueError("its preprocessing is not valid")
         mean, std = (tuple(float(v) for v in pre[key]) for key in ("mean", "std"))
         names = tuple(str(name) for name in values["class_names"])
         values["preprocessing"] = Preprocessing(
@@ -76,12 +77,12 @@ class WeightsInfo:
 
 
 def _range(value: Any) -> tuple[float, float] | None:
-    """None in files of versions that had no such field: by type."""
+    """Parse the value range; None (also in files of older versions) means the type's full range."""
     if value is None:
         return None
     low, high = (float(limit) for limit in value)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"its range of values is {low:g} to {high:g}")
+        raise ValueError(f"its value range is {low:g} to {high:g}")
     return low, high
 
 
@@ -90,5 +91,5 @@ def _colour(value: Any) -> tuple[int, int, int]:
         return WHITE
     red, green, blue = (int(channel) for channel in value)
     if not all(0 <= channel <= 255 for channel in (red, green, blue)):
-        raise ValueError("its background is no colour: expected three numbers from 0 to 255")
+        raise ValueError("its background is not a colour: expected three numbers from 0 to 255")
     return red, green, blue

@@ -1,1 +1,1 @@
-"""A trained network behind HTTP, with a page for people (the extra ``serve``)."""
+"""Serve a trained network over HTTP, with a web page to try it. Needs the extra ``serve``."""

@@ -1,4 +1,4 @@
-"""Requests that come at the same time share a forward pass."""
+"""Batch concurrent requests, so that they share a forward pass."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ T = TypeVar("T")
 
 
 class Batcher:
-    """Classifies in one thread, batch after batch; what comes meanwhile makes up the next batch.
+    """Classifies batches in one thread; the requests that arrive during one batch form the next.
 
-    Nobody waits for others to come: a request that finds the thread idle is a batch of its own, and the
-    busier the service the larger the batches.
+    No request waits for others: if the thread is idle, a request is classified at once, as its own batch. The
+    busier the service, the larger the batches.
 
     Args:
-        classifier: computes.
-        max_batch: pictures; a single request with more is a batch all the same.
-        tta: test-time augmentation.
-        on_batch: told the number of pictures of each batch.
+        classifier: the classifier to call.
+        max_batch: the most pictures in a batch; a single request may exceed it.
+        tta: test-time augmentation, see :meth:`Classifier.logits`.
+        on_batch: called with the number of pictures in each batch.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Batcher:
         self._task: asyncio.Task[None] | None = None
 
     async def classify(self, pixels: np.ndarray) -> list[Prediction]:
-        """Of preprocessed pictures, uint8 [B, height, width, 3]."""
+        """Classify preprocessed pictures, uint8 [B, height, width, 3]."""
         future: asyncio.Future[list[Prediction]] = asyncio.get_running_loop().create_future()
         self._waiting.append((pixels, future))
         if self._task is None:
@@ -45,11 +45,11 @@ class Batcher:
         return await future
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Something else that computes with the network, between two batches."""
+        """Run ``function``, which also uses the network, in the same thread between two batches."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     def close(self) -> None:
-        """End the thread, after what it is at."""
+        """Stop the thread once its current work is done."""
         self._thread.shutdown()
 
     async def _work(self) -> None:
@@ -65,7 +65,7 @@ class Batcher:
                 continue
             for part, future in batch:
                 predictions = [next(found) for _ in part]
-                if not future.done():  # else whoever asked has gone
+                if not future.done():  # else the client has disconnected
                     future.set_result(predictions)
         self._task = None
 

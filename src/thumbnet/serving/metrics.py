@@ -1,4 +1,4 @@
-"""What the service counts."""
+"""Count requests and measure their latency, for Prometheus."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPT
 
 
 class Measured:
-    """ASGI middleware: counts requests and their seconds for Prometheus."""
+    """ASGI middleware that counts requests by method, path and status, and measures their seconds."""
 
     def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
         self._app = app
@@ -21,12 +21,12 @@ class Measured:
             "thumbnet_requests", "Requests.", ["method", "path", "status"], registry=registry
         )
         self._seconds = Histogram(
-            "thumbnet_request_seconds", "Until the answer was sent.", ["path"],
+            "thumbnet_request_seconds", "Seconds until the response was sent.", ["path"],
             registry=registry, buckets=LATENCIES,
         )  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Pass one request on to the application, and record it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -41,7 +41,7 @@ class Measured:
         try:
             await self._app(scope, receive, watched)
         finally:
-            route: Any = scope.get("route")  # a path that a stranger made up would be a label of its own
+            route: Any = scope.get("route")  # not the raw path: each invented one would add a label
             path = getattr(route, "path", "other")
             method = scope["method"] if scope["method"] in KNOWN_METHODS else "other"
             self._requests.labels(method, path, status).inc()

@@ -1,4 +1,4 @@
-"""What the service answers, in JSON."""
+"""The service's JSON responses."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ from pydantic import BaseModel, Field
 
 
 class ClassProbability(BaseModel):
-    """A class, and how probable the network holds it."""
+    """A class and its probability."""
 
     name: str
     probability: float = Field(ge=0, le=1)
 
 
 class PicturePrediction(BaseModel):
-    """Of one picture the likeliest classes, the likeliest first."""
+    """The most probable classes of a picture, most probable first."""
 
-    name: str = Field(description="the file's name, as it was sent")
+    name: str = Field(description="the file name in the request")
     classes: list[ClassProbability]
 
 
 class Predictions(BaseModel):
-    """In the order of the pictures."""
+    """One prediction per picture, in the order of the pictures."""
 
     predictions: list[PicturePrediction]
 
 
 class Explanation(BaseModel):
-    """A prediction and where the network looked; pictures as ``data:`` addresses."""
+    """A prediction, and a picture of where the network looked; pictures are ``data:`` URLs."""
 
     classes: list[ClassProbability]
-    picture: str = Field(description="the picture as the network takes it")
-    lit: str = Field(description="the same, lit where covering it takes most from the likeliest class")
+    picture: str = Field(description="the picture as the network sees it")
+    lit: str = Field(description="the same picture, bright where covering it costs the predicted class most")
 
 
 class HardPicture(BaseModel):
-    """A test picture that the network is sure of, and wrong."""
+    """A test picture that the network classifies wrongly, with high confidence."""
 
     picture: str
     label: str
@@ -43,14 +43,14 @@ class HardPicture(BaseModel):
 
 
 class HardPictures(BaseModel):
-    """``ready`` is false while they are being searched."""
+    """The hardest test pictures; ``ready`` is false until the search for them has ended."""
 
     ready: bool
     pictures: list[HardPicture]
 
 
 class ModelDescription(BaseModel):
-    """What is served."""
+    """The network that is served."""
 
     network: str
     classes: list[str]
@@ -60,12 +60,12 @@ class ModelDescription(BaseModel):
 
 
 class Health(BaseModel):
-    """``ok``, or why not."""
+    """``ok``, or why the service is not ready."""
 
     status: str
 
 
 class Problem(BaseModel):
-    """What was wrong, and what to do."""
+    """What was wrong with a request, and what to do."""
 
     detail: str

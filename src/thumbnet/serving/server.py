@@ -1,4 +1,4 @@
-"""Run uvicorn on a socket of our own, so that the port is known before the service starts."""
+"""Run uvicorn on our own socket, so that the port is known before the service starts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from fastapi import FastAPI
 
 from thumbnet.errors import ThumbnetError
 
-GRACE = 20  # seconds for the requests that are being served when the service is told to end
+GRACE = 20  # seconds that running requests get to finish at shutdown
 BACKLOG = 1024
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
+    """Open a listening socket.
 
     Raises:
-        ThumbnetError: the address is taken, or not of this machine.
+        ThumbnetError: the address is in use, or does not belong to this machine.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -30,12 +30,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(app: FastAPI, listener: socket.socket, greet: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM. Requests that are being answered then are still answered.
+    """Serve until SIGINT or SIGTERM; requests that are running then still finish.
 
     Args:
         app: from :func:`thumbnet.serving.service.build_service`.
         listener: from :func:`listen`.
-        greet: is given the service's address once it answers.
+        greet: called with the service's address once it accepts requests.
     """
     host, port = listener.getsockname()[:2]
     server = _Server(
@@ -44,7 +44,7 @@ def serve(app: FastAPI, listener: socket.socket, greet: Callable[[str], None]) -
         ),
         lambda: greet(f"http://{f'[{host}]' if ':' in host else host}:{port}"),
     )
-    # When it has ended, uvicorn sends itself the signal again; but then all has gone as it should.
+    # After a clean shutdown, uvicorn raises the signal again, which would end this process: ignore it.
     before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.run(sockets=[listener])

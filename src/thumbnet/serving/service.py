@@ -1,6 +1,6 @@
-"""The HTTP service: what it answers, and what it refuses."""
+"""The HTTP service: its routes, its limits and its errors."""
 
-# No `from __future__ import annotations` here: FastAPI reads annotations that name local variables.
+# No `from __future__ import annotations` here: FastAPI evaluates annotations that name local variables.
 
 import asyncio
 import hmac
@@ -46,9 +46,9 @@ from thumbnet.serving.schemas import (
 )
 from thumbnet.version import __version__
 
-HARDEST = 24  # pictures of the test set that the page offers
-SEARCHED = 10_000  # of the test set's pictures, at most
-SEARCHED_AT_ONCE = 200  # so that requests need not wait for long
+HARDEST = 24  # test pictures that the page offers
+SEARCHED = 10_000  # the most test pictures that the search classifies
+SEARCHED_AT_ONCE = 200  # few, so that requests do not wait long
 PAGE_POLICY = (
     "default-src 'none'; img-src 'self' data: blob:; media-src blob:; connect-src 'self'; "
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
@@ -61,17 +61,17 @@ class ServiceSettings:
     """Limits and options of the service.
 
     Attributes:
-        max_bytes: of a request's body.
-        max_pixels: of a picture.
-        max_pictures: in a request.
-        max_queue: requests with pictures that are being served or wait; beyond that they are refused.
-        max_batch: pictures a forward pass.
-        timeout: seconds for a request's body to come, and as many for the answer.
-        tta: test-time augmentation, see :meth:`Classifier.logits`; None for the one by which the
-            accuracy was measured.
-        api_key: asked of every request but for the page and the probes; None for no key.
-        hosts: names under which the service may be addressed; None for any. On loopback it keeps pages of
-            other sites from speaking to the service by a name of their own (DNS rebinding).
+        max_bytes: the most bytes in a request's body.
+        max_pixels: the most pixels in a picture.
+        max_pictures: the most pictures in a request.
+        max_queue: the most requests with pictures at a time, running and waiting; more are refused.
+        max_batch: the most pictures in a forward pass.
+        timeout: seconds for a request's body to arrive, and again for its answer.
+        tta: test-time augmentation, see :meth:`Classifier.logits`; None for the one with which the accuracy
+            was measured.
+        api_key: required by every route except the page and the probes; None for no key.
+        hosts: accepted host names; None for any. On loopback, this keeps other sites' pages from reaching
+            the service through a host name of theirs (DNS rebinding).
     """
 
     max_bytes: int = 10_000_000
@@ -87,7 +87,7 @@ class ServiceSettings:
 
 @dataclass(frozen=True)
 class Upload:
-    """A file as it was sent."""
+    """An uploaded file."""
 
     name: str
     content: bytes
@@ -99,13 +99,13 @@ def build_service(
     load_data: Callable[[], Data | None] = lambda: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> FastAPI:
-    """The service as an ASGI application.
+    """Build the service, an ASGI application.
 
     Args:
-        classifier: what is served.
+        classifier: the classifier to serve.
         settings: limits and options.
-        load_data: gives the data whose test pictures the page offers, or None; called in the background.
-        warn: is given a line about what went wrong in the background.
+        load_data: called in the background; returns the data whose test pictures the page offers, or None.
+        warn: called with one line for each failure in the background.
     """
     service = _Service(classifier, settings, load_data, warn)
     app = FastAPI(
@@ -113,7 +113,7 @@ def build_service(
         version=__version__,
         description=f"Classifies pictures as one of {len(classifier.class_names)} classes.",
         lifespan=service.lifespan,
-        docs_url=None,  # those pages load their scripts from elsewhere
+        docs_url=None,  # FastAPI's documentation pages load scripts from other sites
         redoc_url=None,
     )
     app.add_middleware(Measured, registry=service.registry)
@@ -133,12 +133,12 @@ def build_service(
     async def page() -> HTMLResponse:
         return HTMLResponse(service.page, headers={"Content-Security-Policy": PAGE_POLICY})
 
-    @app.get("/healthz", summary="Whether the process lives", tags=["probes"])
+    @app.get("/healthz", summary="Is the process alive?", tags=["probes"])
     async def healthz() -> Health:
         return Health(status="ok")
 
-    @app.get("/readyz", summary="Whether requests are served now", tags=["probes"],
-             responses={503: {"model": Health, "description": "not now"}})  # fmt: skip
+    @app.get("/readyz", summary="Does the service accept requests?", tags=["probes"],
+             responses={503: {"model": Health, "description": "it does not"}})  # fmt: skip
     async def readyz(response: Response) -> Health:
         status = service.status()
         response.status_code = 200 if status == "ok" else 503
@@ -149,7 +149,7 @@ def build_service(
     async def metrics() -> Response:
         return Response(generate_latest(service.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    @app.get("/model", summary="What is served", dependencies=key, responses=locked)
+    @app.get("/model", summary="Describe the network", dependencies=key, responses=locked)
     async def model() -> ModelDescription:
         height, width = classifier.info.preprocessing.size
         return ModelDescription(
@@ -160,7 +160,7 @@ def build_service(
             thumbnet=classifier.info.thumbnet,
         )
 
-    @app.get("/hardest", summary="Test pictures that it gets wrong", dependencies=key, responses=locked)
+    @app.get("/hardest", summary="The hardest test pictures", dependencies=key, responses=locked)
     async def hardest() -> HardPictures:
         return HardPictures(ready=service.hardest is not None, pictures=service.hardest or [])
 
@@ -168,7 +168,7 @@ def build_service(
               openapi_extra=_takes_pictures(settings.max_pictures))  # fmt: skip
     async def predict(
         uploads: Annotated[list[Upload], Depends(service.uploads)],
-        top: Annotated[int, Query(ge=1, le=1000, description="classes to tell of each picture")] = 5,
+        top: Annotated[int, Query(ge=1, le=1000, description="classes to return per picture")] = 5,
     ) -> Predictions:
         async with _within(settings.timeout):
             pixels = await service.decode(uploads)
@@ -180,11 +180,11 @@ def build_service(
             ]
         )
 
-    @app.post("/explain", summary="Classify a picture, and show where the network looked", dependencies=key,
+    @app.post("/explain", summary="Classify a picture and show where the network looked", dependencies=key,
               responses=refusals, openapi_extra=_takes_pictures(1))  # fmt: skip
     async def explain(
         uploads: Annotated[list[Upload], Depends(service.uploads)],
-        top: Annotated[int, Query(ge=1, le=1000, description="classes to tell")] = 5,
+        top: Annotated[int, Query(ge=1, le=1000, description="classes to return")] = 5,
     ) -> Explanation:
         if len(uploads) != 1:
             raise HTTPException(422, f"{len(uploads)} pictures: /explain takes one at a time")
@@ -197,18 +197,18 @@ def build_service(
 
 REFUSALS = {
     400: "the multipart body is not well-formed",
-    401: "no API key, or a wrong one",
-    408: "the body did not come in time",
+    401: "the API key is missing or wrong",
+    408: "the body did not arrive in time",
     413: "too many bytes or pixels",
-    415: "neither multipart/form-data nor a picture; or a picture in a format not known here",
-    422: "no picture, a damaged one, or too many of them; or a parameter is out of range",
+    415: "neither multipart/form-data nor a picture, or a picture in an unknown format",
+    422: "no picture, a damaged one, or too many; or a parameter is out of range",
     429: "the queue is full: try again",
     503: "no answer in time: try again",
 }
 
 
 class _Service:
-    """What the routes share."""
+    """The state that the routes share."""
 
     def __init__(
         self,
@@ -221,14 +221,16 @@ class _Service:
         self.page = (resources.files("thumbnet.serving") / "page.html").read_text("utf-8")
         self.registry = CollectorRegistry()
         batches = Histogram(
-            "thumbnet_batch_pictures", "Pictures a forward pass.", registry=self.registry,
+            "thumbnet_batch_pictures", "Pictures per forward pass.", registry=self.registry,
             buckets=[2**k for k in range(10)],
         )  # fmt: skip
         self._pictures = Counter(
-            "thumbnet_pictures", "Pictures that were sent.", ["outcome"], registry=self.registry
+            "thumbnet_pictures", "Uploaded pictures.", ["outcome"], registry=self.registry
         )
         self._in_flight = Gauge(
-            "thumbnet_requests_in_flight", "Requests with pictures.", registry=self.registry
+            "thumbnet_requests_in_flight",
+            "Requests with pictures, running or waiting.",
+            registry=self.registry,
         )
         self._flying = 0
         self._in_flight.set_function(lambda: self._flying)
@@ -239,9 +241,9 @@ class _Service:
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
-        """Warm up before the first request; end the threads after the last."""
+        """Warm up before the first request; stop the threads after the last."""
         size = self.classifier.info.preprocessing.size
-        for pictures in (1, self.settings.max_batch):  # what a first pass sets up, nobody shall wait for
+        for pictures in (1, self.settings.max_batch):  # the first pass of each size is slow
             blank = np.zeros((pictures, *size, 3), np.uint8)
             await self.batcher.run(partial(self.classifier.logits, blank))
         self._ready = True
@@ -267,7 +269,7 @@ class _Service:
             )
 
     async def uploads(self, request: Request) -> AsyncIterator[list[Upload]]:
-        """The pictures of a request, which counts as queued until it is answered."""
+        """Read the pictures of a request, which counts towards ``max_queue`` until it is answered."""
         if self._flying >= self.settings.max_queue:
             raise HTTPException(429, "the queue is full: try again", {"Retry-After": "1"})
         self._flying += 1
@@ -281,12 +283,12 @@ class _Service:
         multipart = kind == "multipart/form-data"
         if not (multipart or kind.startswith("image/") or kind == "application/octet-stream"):
             given = kind or "no Content-Type"
-            raise HTTPException(415, f"{given}: send multipart/form-data, or a picture as image/jpeg or so")
+            raise HTTPException(415, f"{given}: send multipart/form-data, or a picture as image/jpeg etc.")
         body = await self._read_body(request)
         if not multipart:
             return [Upload(kind, body)]
         most = self.settings.max_pictures
-        # The form's parser takes a stream: give it what has come, which is known to be small enough.
+        # The form parser needs a stream: replay the body, whose size has been checked.
         whole = Request(request.scope, _replayed(body))
         try:
             async with whole.form(max_files=most, max_fields=most) as form:
@@ -299,12 +301,12 @@ class _Service:
                 ) from None
             raise
         if not uploads:
-            raise HTTPException(422, "no picture: send at least one file, as curl -F file=@cat.jpg does")
+            raise HTTPException(422, "no picture: send at least one file, for example curl -F file=@cat.jpg")
         return uploads
 
     async def _read_body(self, request: Request) -> bytes:
         most = self.settings.max_bytes
-        too_large = HTTPException(413, f"more than {most:,} bytes: send smaller pictures, or fewer")
+        too_large = HTTPException(413, f"more than {most:,} bytes: send smaller or fewer pictures")
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > most:
             raise too_large
@@ -316,13 +318,13 @@ class _Service:
                     if len(body) > most:
                         raise too_large
         except TimeoutError:
-            raise HTTPException(408, "the body did not come in time", {"Connection": "close"}) from None
+            raise HTTPException(408, "the body did not arrive in time", {"Connection": "close"}) from None
         except ClientDisconnect:
             raise HTTPException(400, "the connection was closed") from None
         return bytes(body)
 
     async def decode(self, uploads: list[Upload]) -> np.ndarray:
-        """Pictures as the network takes them, uint8 [B, height, width, 3]; refuses what is none."""
+        """Decode pictures to pixels, uint8 [B, height, width, 3]; refuse what is not a picture."""
         run = asyncio.get_running_loop().run_in_executor
         pending = [run(self._decoders, self._decode, one) for one in uploads]
         results = await asyncio.gather(*pending, return_exceptions=True)
@@ -341,7 +343,7 @@ class _Service:
         try:
             return self._fit(load_picture(upload.content, upload.name, self.settings.max_pixels))
         except MemoryError:
-            raise TooManyPixelsError(upload.name, "there is not enough memory for it") from None
+            raise TooManyPixelsError(upload.name, "not enough memory to decode it") from None
 
     def explain(self, pixels: np.ndarray, top: int) -> Explanation:
         logits = self.classifier.logits(pixels[None], tta=self.settings.tta)
@@ -354,7 +356,7 @@ class _Service:
         )
 
     async def _search_hardest(self) -> None:
-        """In the background, between the batches: only one thread computes with the network."""
+        """Search in the background, between the batches: only one thread may use the network."""
         try:
             data = await asyncio.to_thread(self._load_data)
             self.hardest = [] if data is None else await self._find_hardest(data)
@@ -363,7 +365,7 @@ class _Service:
             self.hardest = []
 
     async def _find_hardest(self, data: Data) -> list[HardPicture]:
-        """The surest mistakes among test (or else validation) pictures, the surest first."""
+        """Find the most confident mistakes on test (or else validation) pictures, most confident first."""
         name = next((name for name in ("test", "val", "all") if name in data.splits), None)
         if name is None:
             return []
@@ -382,7 +384,7 @@ class _Service:
         names = self.classifier.class_names
         return [
             HardPicture(
-                # To the bit, so that whoever tries it gets the same answer.
+                # Lossless, so that trying it on the page gives the same answer.
                 picture=as_data_address(self._fit(found.split.load(index)), lossless=True),
                 label=names[found.labels[index]],
                 predicted=names[predicted_label],
@@ -429,7 +431,7 @@ async def _describe_invalid(_: Request, error: Exception) -> JSONResponse:
 
 
 def _takes_pictures(most: int) -> dict[str, Any]:
-    """OpenAPI's words for a body that is read by hand, within limits."""
+    """Describe the body in OpenAPI; FastAPI cannot, because we read it ourselves to enforce the limits."""
     file = {"type": "string", "format": "binary"}
     form = {
         "type": "object",

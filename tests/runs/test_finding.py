@@ -1,0 +1,98 @@
+"""Runs in a folder, and what is said where there is none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from thumbnet.runs.finding import is_finished, is_run, no_run, runs_in
+
+
+def make_run(folder: Path, *, finished: bool = True, age: int = 0) -> Path:
+    folder.mkdir(parents=True)
+    names = ["recipe.toml", "run.json", *(["summary.json"] if finished else [])]
+    for name in names:
+        (folder / name).touch()
+    os.utime(folder / "run.json", (1e9 - age, 1e9 - age))
+    return folder
+
+
+def test_a_run_has_a_recipe_and_settings_and_is_finished_with_a_summary(tmp_path: Path) -> None:
+    begun = make_run(tmp_path / "begun", finished=False)
+    done = make_run(tmp_path / "done")
+    assert (is_run(begun), is_finished(begun)) == (True, False)
+    assert (is_run(done), is_finished(done)) == (True, True)
+    (done / "run.json").unlink()
+    assert (is_run(done), is_finished(done)) == (False, False)
+
+
+def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
+    old = make_run(tmp_path / "a", age=20)
+    new = make_run(tmp_path / "b", age=10)
+    (tmp_path / "not-a-run").mkdir()
+    (tmp_path / "file").touch()
+    assert runs_in(tmp_path) == [new, old]
+    assert runs_in(tmp_path / "nowhere") == runs_in(tmp_path / "file") == []
+
+
+def test_a_run_that_is_not_complete_is_to_be_resumed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "begun", finished=False)
+    text = str(no_run(run))
+    assert "is not complete" in text
+    assert f"train --resume {run}" in text
+
+
+def test_a_folder_of_runs_lists_them_and_marks_the_incomplete(tmp_path: Path) -> None:
+    make_run(tmp_path / "done", age=2)
+    make_run(tmp_path / "begun", finished=False, age=1)
+    text = str(no_run(tmp_path))
+    assert "is a folder of runs" in text
+    assert text.splitlines()[1:] == [f"  {tmp_path}/begun  (not complete)", f"  {tmp_path}/done"]
+
+
+def test_at_most_eight_runs_are_listed(tmp_path: Path) -> None:
+    for number in range(10):
+        make_run(tmp_path / f"run-{number}", age=number)
+    lines = str(no_run(tmp_path)).splitlines()[1:]
+    assert [line.rpartition("/")[2] for line in lines[:8]] == [f"run-{number}" for number in range(8)]
+    assert lines[8:] == ["  and 2 more"]
+
+
+def test_a_misspelt_run_gets_the_nearest_name_and_the_list(tmp_path: Path) -> None:
+    make_run(tmp_path / "cats-fast-1")
+    text = str(no_run(tmp_path / "cats-fats-1"))
+    assert "there is no run" in text
+    assert "Did you mean" in text
+    assert text.endswith(f"  {tmp_path}/cats-fast-1")
+
+
+def test_runs_below_the_usual_folder_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(Path("runs/cats"))
+    assert "  runs/cats" in str(no_run(Path("elsewhere/dogs")))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("nowhere", ["there is no run", "train DATA --out"]),
+        ("cats.onnx", ["there is no file", "export RUN --out"]),
+        ("file", ["is a file, not a run's folder"]),
+        ("empty", ["is not a run's folder", "recipe.toml"]),
+    ],
+)
+def test_what_is_no_run_is_named_with_what_to_do(
+    name: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("empty").mkdir()
+    text = str(no_run(Path(name)))
+    assert [part for part in expected if part not in text] == []
+
+
+def test_control_characters_in_the_name_of_a_run_are_not_printed(tmp_path: Path) -> None:
+    make_run(tmp_path / "red\x1b[31m")
+    assert "\x1b" not in str(no_run(tmp_path)).split("\n", 1)[1]

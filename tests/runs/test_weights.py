@@ -1,0 +1,184 @@
+"""Files of weights: found, read, verified, fetched from the Hub."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from helpers import coloured_data
+from thumbnet import __version__
+from thumbnet.classifiers.load import load_run
+from thumbnet.errors import MissingExtraError, RunError
+from thumbnet.runs import weights as weights_module
+from thumbnet.runs.folder import Run
+from thumbnet.runs.weights import (
+    fetch_weights,
+    find_weights,
+    hub_reason,
+    import_hub,
+    read_weights,
+    weights_digest,
+    write_weights,
+)
+
+
+def test_the_weights_metadata_is_all_that_a_reader_needs(tiny_run: Run, tmp_path: Path) -> None:
+    lonely = tmp_path / "model.safetensors"
+    lonely.write_bytes(tiny_run.weights_path.read_bytes())
+    predictor = load_run(lonely)
+    info = predictor.info
+    assert info.class_names == ("red", "green", "blue")
+    assert info.preprocessing.size == (16, 16)
+    assert info.preprocessing.fit == "pad"
+    assert info.thumbnet == __version__
+    assert info.fingerprint == coloured_data().fingerprint()
+    data = coloured_data()
+    assert predictor.evaluate(data, "test").accuracy == tiny_run.summary["accuracy"]
+
+
+def truncated(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:9] + bytes([content[9] ^ 0x10]) + content[10:]
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped, lambda _: b"", lambda _: b"x" * 100])
+def test_damaged_weights_give_a_clear_error(damage: Any, tiny_run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(damage(tiny_run.weights_path.read_bytes()))
+    with pytest.raises(RunError, match=r"model\.safetensors"):
+        load_run(path)
+
+
+def test_weights_of_something_else_give_a_clear_error(tiny_run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"x": torch.zeros(3)}, path)
+    with pytest.raises(RunError, match="not written by thumbnet"):
+        read_weights(path)
+    for text in ("not json", "[]", "{}", '{"format": 99, "thumbnet": "9.0"}', '{"format": 1}'):
+        save_file({"x": torch.zeros(3)}, path, metadata={"thumbnet": text})
+        with pytest.raises(RunError, match="cannot read the description"):
+            read_weights(path)
+    _, info = read_weights(tiny_run.weights_path)
+    save_file({"x": torch.zeros(3)}, path, metadata={"thumbnet": info.to_json()})
+    with pytest.raises(RunError, match="do not fit"):
+        load_run(path)
+
+
+def test_weights_are_found_in_a_run_and_at_their_own_path(tiny_run: Run) -> None:
+    assert find_weights(tiny_run.path) == tiny_run.weights_path
+    assert find_weights(str(tiny_run.weights_path)) == tiny_run.weights_path
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.safetensors", "empty"])
+def test_where_there_are_no_weights_the_error_names_the_place(name: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match=name):
+        find_weights(tmp_path / name)
+
+
+def test_reading_what_was_written_gives_the_same_tensors_and_description(
+    tiny_run: Run, tmp_path: Path
+) -> None:
+    tensors, info = read_weights(tiny_run.weights_path)
+    write_weights(tmp_path / "copy.safetensors", tensors, info)
+    again, same = read_weights(tmp_path / "copy.safetensors")
+    assert same == info
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+
+
+def test_the_same_weights_give_the_same_file(tiny_run: Run, tmp_path: Path) -> None:
+    tensors, info = read_weights(tiny_run.weights_path)
+    write_weights(tmp_path / "copy.safetensors", dict(reversed(tensors.items())), info)
+    assert (tmp_path / "copy.safetensors").read_bytes() == tiny_run.weights_path.read_bytes()
+
+
+def test_a_changed_weight_is_found_by_the_digest(tiny_run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    content = bytearray(tiny_run.weights_path.read_bytes())
+    content[-1] ^= 1  # the last byte of the last tensor
+    path.write_bytes(content)
+    with pytest.raises(RunError, match="is damaged"):
+        read_weights(path)
+
+
+def test_a_changed_description_is_found_by_the_digest(tiny_run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    tensors, _ = read_weights(tiny_run.weights_path)
+    with safe_open(tiny_run.weights_path, framework="pt") as file:
+        values = json.loads(file.metadata()["thumbnet"])
+    values["class_names"] = values["class_names"][::-1]
+    save_file(tensors, path, metadata={"thumbnet": json.dumps(values)})
+    with pytest.raises(RunError, match="is damaged"):
+        read_weights(path)
+    del values["digest"]  # as in files of older versions
+    save_file(tensors, path, metadata={"thumbnet": json.dumps(values)})
+    assert read_weights(path)[1].class_names == tuple(values["class_names"])
+
+
+def test_the_digest_covers_names_shapes_types_and_values() -> None:
+    plain = {"a": torch.zeros(4), "b": torch.ones(2)}
+    others = [
+        {"a": torch.ones(2), "b": torch.zeros(4)},
+        {"a": torch.zeros(2, 2), "b": torch.ones(2)},
+        {"a": torch.zeros(4, dtype=torch.int32), "b": torch.ones(2)},
+        {"a": torch.zeros(4), "b": torch.tensor([1.0, 2.0])},
+    ]
+    digests = [weights_digest(one, {}) for one in (plain, *others)] + [weights_digest(plain, {"x": 1})]
+    assert len(set(digests)) == len(digests)
+    assert weights_digest(dict(reversed(plain.items())), {}) == digests[0]
+
+
+def hub_that(answer: Any, asked: list[Any]) -> Any:
+    def download(name: str, file: str, revision: str | None = None) -> str:
+        asked.append((name, file, revision))
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    return SimpleNamespace(hf_hub_download=download)
+
+
+def test_an_address_of_the_hub_may_name_a_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(weights_module, "import_hub", lambda: hub_that("/cache/model.safetensors", asked))
+    assert fetch_weights("hf:me/cats") == find_weights("hf:me/cats@v2") == Path("/cache/model.safetensors")
+    assert asked == [("me/cats", "model.safetensors", None), ("me/cats", "model.safetensors", "v2")]
+
+
+def test_a_refusal_of_the_hub_names_the_address_and_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = ValueError("\n  Repository Not Found\nmore lines")
+    monkeypatch.setattr(weights_module, "import_hub", lambda: hub_that(refusal, []))
+    with pytest.raises(RunError) as error:
+        fetch_weights("hf:me/cats")
+    assert str(error.value) == "cannot fetch hf:me/cats: Repository Not Found"
+
+
+def test_the_reason_of_a_refused_login_says_how_to_log_in() -> None:
+    class Refused(Exception):
+        response = SimpleNamespace(status_code=401)
+
+    class LocalTokenNotFoundError(Exception):
+        pass
+
+    for error in (Refused("long page"), LocalTokenNotFoundError()):
+        assert "hf auth login" in hub_reason(error)
+    assert hub_reason(KeyError()) == "KeyError"
+    assert "\x1b" not in hub_reason(ValueError("\x1b[31mred"))
+
+
+def test_without_the_library_of_the_hub_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingExtraError, match="hub"):
+        import_hub()

@@ -1,0 +1,168 @@
+"""Requests that come together share a forward pass."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from thumbnet.classifiers.base import Prediction
+from thumbnet.serving.batching import Batcher
+
+
+class Recording:
+    """In place of a classifier: its prediction is a picture's first pixel. It can be held up."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.tta: str | None = "never asked"
+        self.thread_names: set[str] = set()
+        self.started, self.may_go_on = threading.Event(), threading.Event()
+        self.may_go_on.set()
+
+    def predict_pixels(self, pixels: np.ndarray, *, tta: str | None = None) -> list[Prediction]:
+        self.batches.append(len(pixels))
+        self.tta = tta
+        self.thread_names.add(threading.current_thread().name)
+        self.started.set()
+        assert self.may_go_on.wait(30)
+        if (pixels == 255).any():
+            raise ValueError("white")
+        return [Prediction((str(one[0, 0, 0]),), (1.0,)) for one in pixels]
+
+
+def pictures(*values: int) -> np.ndarray:
+    return np.stack([np.full((2, 2, 3), value, dtype=np.uint8) for value in values])
+
+
+def labels(predictions: list[Prediction]) -> list[int]:
+    return [int(one.label) for one in predictions]
+
+
+def batcher_of(
+    classifier: Recording,
+    most: int = 4,
+    tta: str | None = None,
+    on_batch: Callable[[int], None] = lambda n: None,
+) -> Batcher:
+    return Batcher(classifier, most, tta, on_batch)  # type: ignore[arg-type]
+
+
+async def held_up(classifier: Recording, batcher: Batcher) -> asyncio.Task[list[Prediction]]:
+    """A request that keeps the thread busy until the classifier may go on."""
+    classifier.may_go_on.clear()
+    first = asyncio.create_task(batcher.classify(pictures(0)))
+    await asyncio.to_thread(classifier.started.wait, 30)
+    return first
+
+
+def test_requests_that_come_during_a_batch_make_up_the_next_ones() -> None:
+    classifier, sizes = Recording(), list[int]()
+    batcher = batcher_of(classifier, most=4, tta="mirror", on_batch=sizes.append)
+
+    async def scene() -> list[list[Prediction]]:
+        first = await held_up(classifier, batcher)
+        others = [asyncio.create_task(batcher.classify(pictures(n, n + 100))) for n in range(1, 4)]
+        await asyncio.sleep(0)
+        classifier.may_go_on.set()
+        return list(await asyncio.gather(first, *others))
+
+    found = asyncio.run(scene())
+    batcher.close()
+    assert [labels(one) for one in found] == [[0], [1, 101], [2, 102], [3, 103]]
+    assert classifier.batches == sizes == [1, 4, 2]
+    assert classifier.tta == "mirror"
+    assert len(classifier.thread_names) == 1
+
+
+def test_a_request_that_is_larger_than_a_batch_is_one_all_the_same() -> None:
+    classifier = Recording()
+    batcher = batcher_of(classifier, most=2)
+    assert labels(asyncio.run(batcher.classify(pictures(1, 2, 3, 4, 5)))) == [1, 2, 3, 4, 5]
+    assert classifier.batches == [5]
+    batcher.close()
+
+
+def test_an_idle_thread_begins_at_once_and_again_after_a_pause() -> None:
+    classifier = Recording()
+    batcher = batcher_of(classifier)
+
+    async def scene() -> None:
+        for value in (1, 2, 3):
+            assert labels(await batcher.classify(pictures(value))) == [value]
+            await asyncio.sleep(0.01)
+
+    asyncio.run(scene())
+    batcher.close()
+    assert classifier.batches == [1, 1, 1]
+
+
+def test_who_has_gone_is_not_classified() -> None:
+    classifier = Recording()
+    batcher = batcher_of(classifier)
+
+    async def scene() -> list[Prediction]:
+        first = await held_up(classifier, batcher)
+        gone = asyncio.create_task(batcher.classify(pictures(7, 8)))
+        stays = asyncio.create_task(batcher.classify(pictures(9)))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        classifier.may_go_on.set()
+        await first
+        return await stays
+
+    assert labels(asyncio.run(scene())) == [9]
+    batcher.close()
+    assert classifier.batches == [1, 1]
+
+
+def test_who_goes_during_the_forward_pass_disturbs_no_other() -> None:
+    classifier = Recording()
+    batcher = batcher_of(classifier)
+
+    async def scene() -> list[Prediction]:
+        first = await held_up(classifier, batcher)
+        first.cancel()
+        after = asyncio.create_task(batcher.classify(pictures(4)))
+        await asyncio.sleep(0)
+        classifier.may_go_on.set()
+        return await after
+
+    assert labels(asyncio.run(scene())) == [4]
+    batcher.close()
+
+
+def test_an_error_reaches_all_of_its_batch_and_only_them() -> None:
+    classifier = Recording()
+    batcher = batcher_of(classifier, most=2)
+
+    async def scene() -> list[list[Prediction] | BaseException]:
+        first = await held_up(classifier, batcher)
+        others = [asyncio.create_task(batcher.classify(pictures(value))) for value in (1, 255, 3)]
+        await asyncio.sleep(0)
+        classifier.may_go_on.set()
+        return list(await asyncio.gather(first, *others, return_exceptions=True))
+
+    found = asyncio.run(scene())
+    batcher.close()
+    assert [type(one) for one in found] == [list, ValueError, ValueError, list]
+    assert isinstance(found[3], list)
+    assert labels(found[3]) == [3]
+
+
+def test_other_work_runs_in_the_same_thread() -> None:
+    classifier = Recording()
+    batcher = batcher_of(classifier)
+
+    async def scene() -> str:
+        await batcher.classify(pictures(1))
+        return await batcher.run(lambda: threading.current_thread().name)
+
+    assert {asyncio.run(scene())} == classifier.thread_names
+    batcher.close()
+    with pytest.raises(RuntimeError):
+        asyncio.run(batcher.run(lambda: None))

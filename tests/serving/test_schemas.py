@@ -1,0 +1,52 @@
+"""The JSON that the service answers with: what programs rely on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pydantic = pytest.importorskip("pydantic", reason="the extra 'serve' is not installed")
+
+from thumbnet.serving import schemas  # noqa: E402
+
+PUBLIC = {
+    "ClassProbability": {"name", "probability"},
+    "PicturePrediction": {"name", "classes"},
+    "Predictions": {"predictions"},
+    "Explanation": {"classes", "picture", "lit"},
+    "HardPicture": {"picture", "label", "predicted", "confidence"},
+    "HardPictures": {"ready", "pictures"},
+    "ModelDescription": {"network", "classes", "height", "width", "thumbnet"},
+    "Health": {"status"},
+    "Problem": {"detail"},
+}
+
+
+def models() -> dict[str, Any]:
+    found = {name: value for name, value in vars(schemas).items() if isinstance(value, type)}
+    return {name: one for name, one in found.items() if one.__module__ == schemas.__name__}
+
+
+def test_every_answer_has_its_fields_and_all_are_required() -> None:
+    assert {name: set(model.model_fields) for name, model in models().items()} == PUBLIC
+    for model in models().values():
+        assert set(model.model_json_schema()["required"]) == set(model.model_fields)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), "much"])
+def test_a_probability_is_between_0_and_1(value: Any) -> None:
+    with pytest.raises(pydantic.ValidationError):
+        schemas.ClassProbability(name="cat", probability=value)
+
+
+def test_every_answer_is_described_for_openapi() -> None:
+    assert [
+        name for name, model in models().items() if not model.model_json_schema().get("description")
+    ] == []
+
+
+def test_predictions_come_back_from_their_json() -> None:
+    one = schemas.ClassProbability(name="Käfer", probability=1.0)
+    answer = schemas.Predictions(predictions=[schemas.PicturePrediction(name="a.png", classes=[one])])
+    assert schemas.Predictions.model_validate_json(answer.model_dump_json()) == answer
