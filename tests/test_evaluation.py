@@ -9,10 +9,11 @@ from torch import nn
 
 from helpers import coloured_data
 from thumbnet.batches.prepare import prepare
-from thumbnet.classifiers.logits import collect_logits, predict_logits, views
+from thumbnet.classifiers.logits import Tensors, collect_logits, predict_logits
 from thumbnet.evaluation import evaluate_logits, wilson_interval
 from thumbnet.recipes.recipe import load_recipe
 
+CPU = torch.device("cpu")
 NAMES = tuple("abcdefgh")
 
 
@@ -81,10 +82,10 @@ def test_test_time_augmentation_is_the_mean_over_its_views() -> None:
     assert predict_logits(model, image, bf16=False, tta="mirror").tolist() == [[7.5, 5]]  # (3 + 12) / 2
     # Shifted by one both ways, the shifts cancel out.
     assert predict_logits(model, image, bf16=False, tta="mirror-shift").tolist() == [[7.5, 5]]
-    assert [len(views(image, tta)) for tta in ("none", "mirror", "mirror-shift")] == [1, 2, 6]
+    assert [len(Tensors(CPU).of(image, tta)) for tta in ("none", "mirror", "mirror-shift")] == [1, 2, 6]
     both = torch.cat([image, image.roll(2, 3)])  # leads of 2 and 0: the second is unsure
     assert predict_logits(model, both, bf16=False, tta="adaptive").tolist() == [[3, 5], [7.5, 5]]
-    shifted = views(image, "mirror-shift")[1]
+    shifted = Tensors(CPU).of(image, "mirror-shift")[1]
     assert shifted.shape == image.shape
     assert model(shifted).tolist() == [[4, 6]]
 

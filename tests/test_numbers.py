@@ -83,8 +83,8 @@ def test_evaluate_predict_report_card_compare_and_onnx_say_what_train_said(
     assert f"{100 * plain:.2f} %, without test-time augmentation" in shown
     from thumbnet.classifiers.onnx_classifier import OnnxClassifier
 
-    theirs = OnnxClassifier(out).classify_split(data, "test")
-    ours = load_run(run.path, "cpu").classify_split(data, "test")
+    theirs = OnnxClassifier(out).classify_split(data.splits["test"], data.class_names)
+    ours = load_run(run.path, "cpu").classify_split(data.splits["test"], data.class_names)
     assert evaluate_logits(theirs.logits, theirs.labels, names).accuracy == headline
     assert np.abs(np.exp(log_softmax(theirs.logits)) - np.exp(log_softmax(ours.logits))).max() < 1e-3
 

@@ -27,6 +27,7 @@ _PUBLIC = {
     "ThumbnetError": "thumbnet.errors",
     "build_model": "thumbnet.models",
     "fit": "thumbnet.training.fit",
+    "load_classifier": "thumbnet.classifiers.load",
     "load_data": "thumbnet.sources.load",
     "load_recipe": "thumbnet.recipes.recipe",
     "load_run": "thumbnet.classifiers.load",
@@ -46,6 +47,7 @@ __all__ = [
     "__version__",
     "build_model",
     "fit",
+    "load_classifier",
     "load_data",
     "load_recipe",
     "load_run",
@@ -56,7 +58,7 @@ __all__ = [
 if TYPE_CHECKING:
     from thumbnet.api import resume, train
     from thumbnet.batches.dataset import ImageDataset
-    from thumbnet.classifiers.load import load_run
+    from thumbnet.classifiers.load import load_classifier, load_run
     from thumbnet.classifiers.torch_classifier import Predictor
     from thumbnet.data.splits import Data
     from thumbnet.errors import ThumbnetError

@@ -18,29 +18,6 @@ import numpy as np
 CALIBRATION_BINS = 15
 Z95 = 1.959963984540054  # of the normal distribution, two-sided
 
-# Test-time augmentation: what each view of a picture counts. The two that are shifted count half, together as
-# much as the middle one.
-VIEW_WEIGHTS = {
-    "none": [1.0],
-    "mirror": [0.5, 0.5],
-    "mirror-shift": [0.25, 0.125, 0.125, 0.25, 0.125, 0.125],
-}
-# Of the largest logit before the second: its class is e times as likely. Four fifths of CIFAR-10's pictures
-# have it, of which six views would put one in 370 into another class.
-SURE_LEAD = 1.0
-
-
-def unsure(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Which pictures ``adaptive`` looks at in all views of ``mirror-shift``: bool [N].
-
-    Args:
-        logits: of the pictures as they are, float [N, classes].
-        temperature: by which these logits were divided. The lead counts before that.
-    """
-    two = np.sort(logits, axis=1)[:, -2:]
-    asked: np.ndarray = (two[:, -1] - two[:, 0]) * np.float32(temperature) < SURE_LEAD
-    return asked
-
 
 @dataclass(frozen=True)
 class ClassScore:

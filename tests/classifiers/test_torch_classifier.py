@@ -11,7 +11,6 @@ from PIL import Image
 
 from helpers import coloured, coloured_data, write_picture
 from thumbnet.classifiers.base import Picture
-from thumbnet.classifiers.load import load_run
 from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.errors import DataError, UnreadableImageError
@@ -20,7 +19,7 @@ from thumbnet.runs.folder import Run
 
 @pytest.fixture(scope="module")
 def predictor(tiny_run: Run) -> Predictor:
-    return load_run(tiny_run.path, "cpu")
+    return Predictor.load(tiny_run.path, "cpu")
 
 
 def test_a_picture_gives_the_same_in_every_form(predictor: Predictor, tmp_path: Path) -> None:
@@ -180,6 +179,6 @@ def test_evaluating_and_predicting_deep_arrays_agree(deep_predictor: Predictor) 
         name: ArraySplit(images, np.zeros(9, dtype=np.int64), name) for name in ("train", "test")
     }
     data = Data("deep", "made by the tests", ("red", "green", "blue"), splits)
-    logits = deep_predictor.classify_split(data, "test").logits
+    logits = deep_predictor.classify_split(data.splits["test"], data.class_names).logits
     predicted = [one.label for one in deep_predictor.predict(images[..., None])]
     assert predicted == [deep_predictor.class_names[i] for i in logits.argmax(axis=1)]

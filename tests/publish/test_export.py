@@ -98,7 +98,9 @@ def test_onnx_leaves_out_what_cannot_be_read_or_lists_it(onnx_file: Path, tmp_pa
     data = load_data(tmp_path)
     with pytest.raises(UnreadableImagesError, match=r"b\.png"):
         OnnxClassifier(onnx_file).evaluate(data, "test")
-    found = OnnxClassifier(onnx_file).classify_split(data, "test", on_bad_image="skip", batch_size=2)
+    found = OnnxClassifier(onnx_file).classify_split(
+        data.splits["test"], data.class_names, on_bad_image="skip", batch_size=2
+    )
     assert len(found.split) == len(found.logits) == len(found.labels) == len(names)
     with pytest.raises(DataError, match="no split 'val'"):
         OnnxClassifier(onnx_file).evaluate(data, "val")
@@ -245,7 +247,10 @@ def test_a_classifier_of_any_size_answers_as_the_fixed_one(
             assert one.labels == other.labels
             assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
     data = of_many_sizes(tmp_path)
-    both = [one.classify_split(data, "test", tta="mirror").logits for one in (fixed, any_size)]
+    both = [
+        one.classify_split(data.splits["test"], data.class_names, tta="mirror").logits
+        for one in (fixed, any_size)
+    ]
     assert np.abs(both[0] - both[1]).max() < 1e-4
 
 

@@ -11,7 +11,7 @@ from thumbnet.classifiers.base import Classifier
 from thumbnet.classifiers.explain import likely_label_errors, lit, occlusion_map
 from thumbnet.cli import main
 from thumbnet.data.images import Preprocessing
-from thumbnet.data.splits import Data, Split
+from thumbnet.data.splits import Data
 from thumbnet.recipes.settings import ModelSettings
 from thumbnet.reports.page import write_report
 from thumbnet.runs.folder import Run
@@ -26,12 +26,9 @@ class _SeesACorner(Classifier):
         pre = Preprocessing((16, 24), "pad", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         super().__init__(WeightsInfo(ModelSettings(), ("dark", "bright"), pre, "fp32", "", ""))
 
-    def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:
+    def _forward(self, pixels: np.ndarray) -> np.ndarray:
         bright = pixels[:, 2:6, 16:22].mean(axis=(1, 2, 3)) / 255
         return np.stack([np.zeros_like(bright), 8 * bright - 4], axis=1).astype(np.float32)
-
-    def _logits_of(self, *_: object) -> tuple[Split, np.ndarray, np.ndarray]:
-        raise NotImplementedError
 
 
 def test_the_heat_is_where_the_classifier_looks() -> None:

@@ -26,7 +26,7 @@ from thumbnet.classifiers.base import Classifier
 from thumbnet.classifiers.load import load_run
 from thumbnet.cli import main
 from thumbnet.data.images import Preprocessing
-from thumbnet.data.splits import Data, Split
+from thumbnet.data.splits import Data
 from thumbnet.recipes.settings import ModelSettings
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights_info import WeightsInfo
@@ -49,14 +49,11 @@ class Slow(Classifier):
         self.may_go_on.set()
         self.batches: list[int] = []
 
-    def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:
+    def _forward(self, pixels: np.ndarray) -> np.ndarray:
         self.batches.append(len(pixels))
         assert self.may_go_on.wait(60)
         bright = pixels.mean(axis=(1, 2, 3)) / 255
         return np.stack([1 - bright, bright], axis=1).astype(np.float32)
-
-    def _logits_of(self, *_: object) -> tuple[Split, np.ndarray, np.ndarray]:
-        raise NotImplementedError
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:

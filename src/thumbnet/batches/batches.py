@@ -101,7 +101,7 @@ class TrainBatches:
     def __len__(self) -> int:
         return self.steps
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:  # noqa: D102
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         device = self.normalise.device
         if self.selection is not None:
@@ -173,7 +173,7 @@ class EvalBatches:
         chosen.positions = world.share(chosen.positions)
         return chosen
 
-    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:  # noqa: D102
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         batches = list(self.positions.split(self.batch_size))[start:]
         for indices, images in zip(batches, self.engine.fetch(batches), strict=True):
             with one_thread(self.engine.workers > 0):
@@ -196,7 +196,7 @@ class LoaderBatches:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:  # noqa: D102
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         for step, (images, labels) in enumerate(self.loader):
             if step >= start:
                 yield Batch(send(images, self.device), send(labels, self.device))

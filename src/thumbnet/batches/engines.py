@@ -57,11 +57,11 @@ class MemoryEngine:
         self.labels = labels
         self._counts = counts
 
-    def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:  # noqa: D102
+    def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         for indices in batches:
             yield self.images[send(indices, self.images.device)]
 
-    def value_counts(self) -> Tensor:  # noqa: D102
+    def value_counts(self) -> Tensor:
         return count_values(self.images) if self._counts is None else self._counts
 
 
@@ -75,7 +75,7 @@ class WorkerEngine:
         self.labels = torch.from_numpy(np.array(split.labels))
         self.workers = workers
 
-    def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:  # noqa: D102
+    def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         loader = DataLoader(
             self.pictures,
             batch_sampler=[indices.tolist() for indices in batches],
@@ -90,7 +90,7 @@ class WorkerEngine:
                 raise images
             yield images.permute(0, 3, 1, 2)
 
-    def value_counts(self) -> Tensor:  # noqa: D102
+    def value_counts(self) -> Tensor:
         positions = torch.arange(len(self.labels)).split(1000)
         return torch.stack([count_values(images) for images in self.fetch(positions)]).sum(dim=0)
 

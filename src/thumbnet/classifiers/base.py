@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from thumbnet.classifiers.tta import Arrays
 from thumbnet.data.images import Picture as DecodedPicture
 from thumbnet.data.images import decode, load_picture
 from thumbnet.data.splits import Data, Split
-from thumbnet.errors import DataError
+from thumbnet.errors import DataError, UnreadableImageError, UnreadableImagesError
 from thumbnet.evaluation import Evaluation, evaluate_logits, log_softmax
 from thumbnet.runs.weights_info import WeightsInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Count = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 CHANNELS = (1, 3, 4)  # that a picture may have
 ROUNDING = 1e-3  # what resizing and arithmetic may add to a float of [0, 1]: less than half a level of 255
 Picture: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
@@ -81,22 +82,62 @@ class Classifier(ABC):
         self.class_names = info.class_names
 
     @abstractmethod
+    def _forward(self, pixels: np.ndarray) -> np.ndarray:
+        """Logits of one view of preprocessed pictures, divided by the temperature: see :meth:`logits`."""
+
     def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:
         """Logits, float32 [B, classes], of preprocessed pictures, uint8 [B, height, width, 3].
 
-        They are divided by the network's temperature: their softmax gives the calibrated probabilities.
+        They are divided by the network's temperature, so their softmax gives calibrated probabilities.
 
         Args:
             pixels: from :meth:`thumbnet.data.images.Preprocessing.pixels`.
             tta: test-time augmentation: ``none``, ``mirror``, ``mirror-shift`` or ``adaptive``; by default
-                the one by which the network's accuracy was measured.
+                the one with which the network's accuracy was measured.
         """
+        return self._with_views(pixels, self._forward(pixels), self.info.tta if tta is None else tta)
 
-    @abstractmethod
+    def _with_views(self, pixels: np.ndarray, plain: np.ndarray, tta: str) -> np.ndarray:
+        return Arrays().logits(self._forward, pixels, plain, tta, self.info.temperature)
+
+    def _classify(self, pictures: Sequence[DecodedPicture], tta: str) -> tuple[np.ndarray, np.ndarray]:
+        """Logits of decoded pictures with ``tta``, and without."""
+        pixels = np.stack([self.info.preprocessing.pixels(picture) for picture in pictures])
+        plain = self._forward(pixels)
+        return self._with_views(pixels, plain, tta), plain
+
     def _logits_of(
-        self, split: Split, tta: str, batch_size: int, on_bad_image: str, on_decode: Count | None
+        self, split: Split, tta: str, batch_size: int, on_bad_image: str, progress: Progress | None
     ) -> tuple[Split, np.ndarray, np.ndarray]:
-        """A split without the pictures that were left out, its logits with ``tta``, and those without."""
+        """A split without the pictures that were skipped, its logits with ``tta``, and those without.
+
+        Here batch by batch; a subclass may know a faster way.
+        """
+        kept: list[int] = []
+        errors: list[UnreadableImageError] = []
+        logits, plain = [self._no_logits()], [self._no_logits()]
+        for start in range(0, len(split), batch_size):
+            stop = min(start + batch_size, len(split))
+            pictures = []
+            for index in range(start, stop):
+                try:
+                    pictures.append(split.load(index))
+                    kept.append(index)
+                except UnreadableImageError as error:
+                    errors.append(error)
+            if pictures and (not errors or on_bad_image == "skip"):
+                found = self._classify(pictures, tta)
+                logits.append(found[0])
+                plain.append(found[1])
+            if progress:
+                progress(stop, len(split))
+        if errors and on_bad_image != "skip":
+            raise UnreadableImagesError(errors)
+        chosen = split.subset(np.array(kept, dtype=np.int64)) if errors else split
+        return chosen, np.concatenate(logits), np.concatenate(plain)
+
+    def _no_logits(self) -> np.ndarray:
+        return np.empty((0, len(self.class_names)), dtype=np.float32)
 
     def predict(
         self, pictures: Picture | Sequence[Picture], *, tta: str | None = None, batch_size: int = 256
@@ -116,7 +157,7 @@ class Classifier(ABC):
                 255), uint16 from 0 to 65535, or floats in [0, 1]. A network that was trained on pictures of
                 more than 8 bits takes them on the scale of its training pictures instead.
             tta: test-time augmentation, see :meth:`logits`.
-            batch_size: pictures a forward pass.
+            batch_size: pictures per forward pass.
 
         Raises:
             UnreadableImageError: a picture cannot be decoded.
@@ -147,7 +188,7 @@ class Classifier(ABC):
         tta: str | None = None,
         batch_size: int = 500,
         on_bad_image: str = "stop",
-        on_decode: Count | None = None,
+        progress: Progress | None = None,
     ) -> Evaluation:
         """Measure the network on a split of ``data``; see :meth:`classify_split`.
 
@@ -159,43 +200,55 @@ class Classifier(ABC):
             from thumbnet.sources.python import load_python
 
             data = load_python(data, self.class_names)
-        split = split or data.measured_split()
+        pictures = data.split(split or data.measured_split())
         found = self.classify_split(
-            data, split, tta=tta, batch_size=batch_size, on_bad_image=on_bad_image, on_decode=on_decode
+            pictures,
+            data.class_names,
+            tta=tta,
+            batch_size=batch_size,
+            on_bad_image=on_bad_image,
+            progress=progress,
         )
         return evaluate_logits(found.logits, found.labels, self.class_names)
 
     def classify_split(
         self,
-        data: Data,
-        split: str,
+        split: Split,
+        class_names: Sequence[str],
         *,
         tta: str | None = None,
         batch_size: int = 500,
         on_bad_image: str = "stop",
-        on_decode: Count | None = None,
+        progress: Progress | None = None,
     ) -> SplitLogits:
-        """The logits of every picture in a split of ``data``, whose class names are matched by name.
+        """The logits of every picture in a split.
 
-        Pictures that cannot be read are left out with ``on_bad_image="skip"``.
+        Args:
+            split: the pictures and their labels.
+            class_names: what the split's labels mean. They are matched with the network's classes by name.
+            tta: test-time augmentation, see :meth:`logits`.
+            batch_size: pictures per forward pass.
+            on_bad_image: ``stop`` or ``skip`` where a picture cannot be read.
+            progress: called with the pictures done and their number.
 
         Raises:
             UnreadableImagesError: lists all pictures of the split that cannot be read.
-            DataError: there is no such split, or it has classes that the network does not know.
+            DataError: the split is empty, or has classes that the network does not know.
+            OutOfMemoryError: a batch does not fit the device's memory.
         """
-        pictures = data.split(split)
-        unknown = [name for name in data.class_names if name not in self.class_names]
+        unknown = [name for name in class_names if name not in self.class_names]
         if unknown:
+            known = f"{', '.join(self.class_names[:10])}{', ...' if len(self.class_names) > 10 else ''}"
             raise DataError(
-                f"{data.source} has classes that the network does not know: {', '.join(unknown[:10])}. "
-                f"It knows {', '.join(self.class_names[:10])}{', ...' if len(self.class_names) > 10 else ''}"
+                f"the data have classes that the network does not know: {', '.join(unknown[:10])}. "
+                f"It knows {known}"
             )
-        views = self.info.tta if tta is None else tta
-        chosen, logits, plain = self._logits_of(pictures, views, batch_size, on_bad_image, on_decode)
+        tta = self.info.tta if tta is None else tta
+        chosen, logits, plain = self._logits_of(split, tta, batch_size, on_bad_image, progress)
         if len(chosen) == 0:
-            raise DataError(f"the split {split!r} of {data.source} has no pictures")
-        position = np.array([self.class_names.index(name) for name in data.class_names])
-        return SplitLogits(chosen, logits, position[chosen.labels], plain, views)
+            raise DataError("there are no pictures to classify: the split is empty, or none can be read")
+        position = np.array([self.class_names.index(name) for name in class_names])
+        return SplitLogits(chosen, logits, position[chosen.labels], plain, tta)
 
 
 def _one_by_one(pictures: Any, limits: tuple[float, float] | None) -> Iterator[DecodedPicture]:

@@ -1,54 +1,60 @@
-"""From a network and pictures to logits."""
+"""From a network and pictures to logits, by torch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thumbnet.batches.batches import Batches
-from thumbnet.evaluation import VIEW_WEIGHTS, unsure
+from thumbnet.classifiers.tta import Views
 from thumbnet.hardware import autocast
 
 
-def views(images: Tensor, tta: str) -> list[Tensor]:
-    """The views of a batch (float [B, C, H, W]) whose logits are averaged; see ``evaluation.tta``."""
-    if tta == "none":
-        return [images]
-    seen = [images]
-    if tta == "mirror-shift":
-        padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
-        height, width = images.shape[-2:]
-        seen += [padded[:, :, :height, :width], padded[:, :, 2:, 2:]]
-    return seen + [view.flip(-1) for view in seen]
+class Tensors(Views[Tensor]):
+    """Tensors: pictures are float [B, C, H, W]; the logits are on ``device``."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def mirrored(self, pictures: Tensor) -> Tensor:
+        return pictures.flip(-1)
+
+    def shifted(self, pictures: Tensor) -> list[Tensor]:
+        padded = F.pad(pictures, (1, 1, 1, 1), mode="reflect")
+        height, width = pictures.shape[-2:]
+        return [padded[:, :, :height, :width], padded[:, :, 2:, 2:]]
+
+    def copy(self, logits: Tensor) -> Tensor:
+        return logits.to(self.device, copy=True)
+
+    def where(self, logits: Tensor, chosen: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+        return torch.from_numpy(chosen(logits.cpu().numpy())).to(self.device)
 
 
 def predict_logits(
     model: nn.Module, images: Tensor, *, bf16: bool, tta: str = "none", plain: Tensor | None = None
 ) -> Tensor:
-    """Logits float32 [B, classes] of a normalised batch, the mean over its views.
+    """Logits of a normalised batch, float32 [B, classes].
 
-    ``plain`` are those of the pictures as they are, where they are known.
+    Args:
+        model: in eval mode.
+        images: float [B, C, H, W].
+        bf16: whether to compute in bfloat16.
+        tta: test-time augmentation, see :meth:`thumbnet.classifiers.tta.Views.logits`.
+        plain: the logits without it, if they are known.
     """
 
-    def logits_of(view: Tensor) -> Tensor:
+    def forward(view: Tensor) -> Tensor:
         logits: Tensor = model(view.contiguous(memory_format=torch.channels_last)).float()
         return logits
 
     with torch.inference_mode(), autocast(bf16, images.device):
-        logits = logits_of(images) if plain is None else plain.to(images.device, copy=True)
-        asked: Tensor | slice = slice(None)
-        if tta == "adaptive":
-            tta, asked = "mirror-shift", torch.from_numpy(unsure(logits.cpu().numpy())).to(logits.device)
-            if not bool(asked.any()):
-                return logits
-        if tta == "none":
-            return logits
-        total = logits[asked] * VIEW_WEIGHTS[tta][0]
-        for view, weight in zip(views(images[asked], tta)[1:], VIEW_WEIGHTS[tta][1:], strict=True):
-            total += logits_of(view) * weight
-        logits[asked] = total
-    return logits
+        known = forward(images) if plain is None else plain
+        return known if tta == "none" else Tensors(images.device).logits(forward, images, known, tta)
 
 
 def collect_views(

@@ -1,13 +1,9 @@
-"""Weights at work: from pictures to classes.
-
-```python
-predictor = thumbnet.load_run("runs/2026-11-23-cifar10-fast-1")
-for prediction in predictor.predict(["cat.png", "dog.jpg"]):
-    print(prediction.label, prediction.probability)
-```
-"""
+"""A trained network computed by torch: a run, or a file of weights."""
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,14 +14,15 @@ from thumbnet.batches.decoding import find_unreadable, readable
 from thumbnet.batches.engines import Engine, fits_in_memory
 from thumbnet.batches.prepare import build_engine
 from thumbnet.batches.statistics import Normalise
-from thumbnet.classifiers.base import Classifier, Count
+from thumbnet.classifiers.base import Classifier, Progress
 from thumbnet.classifiers.logits import collect_views, predict_logits
 from thumbnet.classifiers.temperature import calibrated
 from thumbnet.data.splits import Split
-from thumbnet.errors import RunError, UnreadableImageError, UnreadableImagesError
+from thumbnet.errors import RunError, UnreadableImageError, UnreadableImagesError, memory_guard
 from thumbnet.hardware import choose_device, keep_freed_memory, use_bf16
 from thumbnet.models import build_model
 from thumbnet.recipes.settings import DataSettings
+from thumbnet.runs.weights import find_weights, read_weights
 from thumbnet.runs.weights_info import WeightsInfo
 
 
@@ -52,31 +49,51 @@ class Predictor(Classifier):
         self.model = model.to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.normalise = Normalise(info.preprocessing, self.device)
 
-    def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:  # noqa: D102
-        views = self.info.tta if tta is None else tta
-        batch = self.normalise(torch.from_numpy(np.require(pixels, requirements="W")).permute(0, 3, 1, 2))
-        found = predict_logits(self.model, batch, bf16=self.bf16, tta=views).cpu().numpy()
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto") -> Predictor:
+        """From a run's folder, a ``model.safetensors``, or ``hf:OWNER/NAME[@REVISION]`` on the Hub.
+
+        Raises:
+            RunError: there is no such run, it is not complete, or it is damaged.
+        """
+        weights, info = read_weights(find_weights(path))
+        return cls(weights, info, device)
+
+    def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:
+        tta = self.info.tta if tta is None else tta
+        with self._memory():
+            batch = self.normalise(torch.from_numpy(np.require(pixels, requirements="W")).permute(0, 3, 1, 2))
+            found = predict_logits(self.model, batch, bf16=self.bf16, tta=tta).cpu().numpy()
         return calibrated(found, self.info.temperature)
 
-    def engine(self, split: Split, on_decode: Count | None = None) -> Engine:
+    def _forward(self, pixels: np.ndarray) -> np.ndarray:
+        return self.logits(pixels, tta="none")
+
+    def _memory(self) -> AbstractContextManager[None]:
+        advice = "Close other programs that use much memory"
+        if self.device.type != "cpu":
+            advice = "Compute on the processor: --device cpu"
+        return memory_guard(str(self.device), "classifying pictures", advice)
+
+    def engine(self, split: Split, progress: Progress | None = None) -> Engine:
         """What delivers the pictures of a split as this network sees them."""
         pre = self.info.preprocessing
         in_memory = fits_in_memory(split, pre.size)
         settings = DataSettings(fit=pre.fit)
-        return build_engine(split, settings, pre.size, in_memory, self.device, on_decode, pre.rendering)
+        return build_engine(split, settings, pre.size, in_memory, self.device, progress, pre.rendering)
 
     def _logits_of(
-        self, split: Split, tta: str, batch_size: int, on_bad_image: str, on_decode: Count | None
+        self, split: Split, tta: str, batch_size: int, on_bad_image: str, progress: Progress | None
     ) -> tuple[Split, np.ndarray, np.ndarray]:
         if on_bad_image == "skip":
-            split, _ = readable(split, on_decode)
+            split, _ = readable(split, progress)
         if len(split) == 0:
-            nothing = np.empty((0, len(self.class_names)), dtype=np.float32)
-            return split, nothing, nothing
+            return split, self._no_logits(), self._no_logits()
         try:
-            batches = EvalBatches(self.engine(split, on_decode), self.normalise, batch_size=batch_size)
-            logits, plain, _ = collect_views(self.model, batches, bf16=self.bf16, tta=tta)
+            with self._memory():
+                batches = EvalBatches(self.engine(split, progress), self.normalise, batch_size=batch_size)
+                logits, plain, _ = collect_views(self.model, batches, bf16=self.bf16, tta=tta)
         except UnreadableImageError:  # from a worker: the first of perhaps many
-            raise UnreadableImagesError(list(find_unreadable(split, on_decode).values())) from None
+            raise UnreadableImagesError(list(find_unreadable(split, progress).values())) from None
         temperature = self.info.temperature
         return split, calibrated(logits.numpy(), temperature), calibrated(plain.numpy(), temperature)

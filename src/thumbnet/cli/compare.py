@@ -10,7 +10,6 @@ from thumbnet.errors import MissingExtraError
 
 
 def add(commands: Any) -> None:
-    """Its parser, among ``commands``."""
     parser = commands.add_parser(
         "compare",
         help="put runs side by side",
@@ -24,7 +23,6 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """What it does; the exit status."""
     from dataclasses import asdict
 
     from thumbnet.cli.console import note, say

@@ -9,7 +9,6 @@ _FILES = frozenset({"DATA", "RUN", "PATH", "FILE", "DIR"})  # metavars of what a
 
 
 def add(commands: Any) -> None:
-    """Its parser, among ``commands``."""
     parser = commands.add_parser(
         "completion",
         help="a script by which a shell completes commands and options",
@@ -21,7 +20,6 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """What it does; the exit status."""
     from thumbnet.cli.console import say
     from thumbnet.cli.usage import with_subparsers
     from thumbnet.errors import MissingExtraError

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    """Its parser, among ``commands``."""
     parser = commands.add_parser(
         "data",
         help="show what is in a data set",
@@ -38,7 +37,6 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """What it does; the exit status."""
     from thumbnet.cli.console import json_line, say
     from thumbnet.cli.progress import counting
     from thumbnet.cli.views import show_inspection

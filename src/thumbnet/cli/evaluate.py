@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    """Its parser, among ``commands``."""
     parser = commands.add_parser(
         "evaluate",
         help="measure a run on a data set",
@@ -41,7 +40,6 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """What it does; the exit status."""
     from thumbnet.classifiers.load import load_classifier
     from thumbnet.cli.console import note, say
     from thumbnet.cli.progress import counting
@@ -68,7 +66,7 @@ def execute(options: argparse.Namespace) -> int:
     on_bad_image = options.on_bad_image or settings.on_bad_image
     with counting("decoding") as count:
         found = predictor.classify_split(
-            data, split, tta=options.tta, on_bad_image=on_bad_image, on_decode=count
+            data.split(split), data.class_names, tta=options.tta, on_bad_image=on_bad_image, progress=count
         )
     result = evaluate_logits(found.logits, found.labels, predictor.class_names)
     plain = evaluate_logits(found.plain, found.labels, predictor.class_names).accuracy

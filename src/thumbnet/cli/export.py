@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    """Its parser, among ``commands``."""
     parser = commands.add_parser(
         "export",
         help="write a run's network for somewhere else, and check it",
@@ -49,7 +48,6 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """What it does; the exit status."""
     from dataclasses import asdict
     from pathlib import Path
 
@@ -76,12 +74,12 @@ def execute(options: argparse.Namespace) -> int:
         raise ThumbnetError(f"{out} is the run's own: name another file, --out FILE")
     data = _data(options)
     with counting("calibrating") as count:
-        export(options.run, options.format, out, data, count=count)
+        export(options.run, options.format, out, data, progress=count)
     on_random = data is None
     data = data or random_pictures(options.run)
     split = data.measured_split()
     with counting("checking") as count:
-        check = check_export(options.run, out, data, split, count=count)
+        check = check_export(options.run, out, data, split, progress=count)
     size = out.stat().st_size
     if options.json:
         described = {

@@ -10,7 +10,6 @@ from thumbnet.errors import ThumbnetError
 
 
 def add(commands: Any) -> None:
-    """Its parser, among ``commands``."""
     parser = commands.add_parser(
         "lr-find",
         help="find a learning rate",
@@ -27,7 +26,6 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """What it does; the exit status."""
     if not 0 < options.lowest < options.highest:
         raise ThumbnetError("--from and --to: expected 0 < FROM < TO")
     from dataclasses import replace

@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
 
 from thumbnet.cli.options import add_device, add_run, add_tta, positive
 from thumbnet.errors import ThumbnetError, printable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from thumbnet.data.images import Preprocessing
 
 PREDICT_BATCH = 256  # pictures classified, and shown, at a time
 
 
 def add(commands: Any) -> None:
-    """Its parser, among ``commands``."""
     parser = commands.add_parser(
         "predict",
         help="classify pictures",
@@ -35,40 +40,53 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """What it does; the exit status."""
     import numpy as np
 
     from thumbnet.classifiers.load import load_classifier
     from thumbnet.cli.views import prediction_printer
-    from thumbnet.data.images import load_picture
-    from thumbnet.errors import UnreadableImageError
 
-    predictor = load_classifier(options.run, options.device)
+    classifier = load_classifier(options.run, options.device)
     shape: Literal["json", "csv", "table"] = "json" if options.json else "csv" if options.csv else "table"
-    show = prediction_printer(shape, min(options.top, len(predictor.class_names)))
+    show = prediction_printer(shape, min(options.top, len(classifier.class_names)))
     failures = 0
-    pending: list[tuple[str, np.ndarray | str]] = []  # pictures, or the reason why there is none
-
-    def flush() -> None:
-        good = [pixels for _, pixels in pending if not isinstance(pixels, str)]
-        results = iter(predictor.predict_pixels(np.stack(good), tta=options.tta) if good else [])
-        show([(name, found if isinstance(found, str) else next(results)) for name, found in pending])
-        pending.clear()
-
-    for name in _expand(options.paths):
-        try:
-            source = sys.stdin.buffer.read() if name == "-" else name
-            picture = load_picture(source, "stdin" if name == "-" else name)
-            pending.append((name, predictor.info.preprocessing.pixels(picture)))
-        except UnreadableImageError as error:
-            failures += 1
-            pending.append((name, error.reason))
-        if len(pending) == PREDICT_BATCH:
-            flush()
-    flush()
+    for pictures in _decoded(_expand(options.paths), classifier.info.preprocessing):
+        good = [pixels for _, pixels in pictures if not isinstance(pixels, str)]
+        results = iter(classifier.predict_pixels(np.stack(good), tta=options.tta) if good else [])
+        show([(name, found if isinstance(found, str) else next(results)) for name, found in pictures])
+        failures += len(pictures) - len(good)
     if failures:
         print(f"thumbnet: {failures} picture(s) could not be read", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _decoded(
+    names: Iterable[str], preprocessing: Preprocessing
+) -> Iterator[list[tuple[str, np.ndarray | str]]]:
+    """Names with their pixels, or with the reason why they cannot be read, ``PREDICT_BATCH`` at a time.
+
+    Threads decode the next pictures while the network classifies these.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from thumbnet.data.images import load_picture
+    from thumbnet.errors import UnreadableImageError
+
+    def pixels_of(name: str) -> np.ndarray | str:
+        try:
+            source = sys.stdin.buffer.read() if name == "-" else name
+            return preprocessing.pixels(load_picture(source, "stdin" if name == "-" else name))
+        except UnreadableImageError as error:
+            return error.reason
+
+    remaining = iter(names)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        chunk = list(islice(remaining, PREDICT_BATCH))
+        work = [pool.submit(pixels_of, name) for name in chunk]
+        while chunk:
+            coming = list(islice(remaining, PREDICT_BATCH))
+            work_coming = [pool.submit(pixels_of, name) for name in coming]
+            yield [(name, one.result()) for name, one in zip(chunk, work, strict=True)]
+            chunk, work = coming, work_coming
 
 
 def _expand(paths: Sequence[str]) -> Iterator[str]:

@@ -7,7 +7,6 @@ from typing import Any
 
 
 def add(commands: Any) -> None:
-    """Its parser, among ``commands``."""
     parser = commands.add_parser(
         "push",
         help="publish a run on the Hugging Face Hub, with a model card",
@@ -23,7 +22,6 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """What it does; the exit status."""
     from thumbnet.cli.console import say
     from thumbnet.publish.hub import model_card, push
     from thumbnet.runs.folder import Run

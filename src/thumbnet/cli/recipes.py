@@ -9,7 +9,6 @@ from thumbnet.cli.options import add_overrides
 
 
 def add(commands: Any) -> None:
-    """Its parser, among ``commands``."""
     parser = commands.add_parser("recipes", help="list recipes, or show one")
     inner = parser.add_subparsers(title="commands", metavar="COMMAND")
     parser.set_defaults(command=_recipes_list)

@@ -9,7 +9,6 @@ from thumbnet.cli.options import add_data_dir, add_data_of_run, data_of_run, spl
 
 
 def add(commands: Any) -> None:
-    """Its parser, among ``commands``."""
     parser = commands.add_parser(
         "report",
         help="all of a run on one page, with pictures",
@@ -25,7 +24,6 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """What it does; the exit status."""
     from pathlib import Path
 
     from thumbnet.cli.console import say
@@ -39,7 +37,7 @@ def execute(options: argparse.Namespace) -> int:
     split = split_of(options, data)
     out = Path(options.out).expanduser() if options.out else run.path / "report.html"
     with counting("looking") as count:
-        write_report(run, data, split, out, count=count)
+        write_report(run, data, split, out, progress=count)
     say(f"written: {out}  ({out.stat().st_size / 1e6:.2f} MB)")
     if options.open:
         import webbrowser

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    """Its parser, among ``commands``."""
     parser = commands.add_parser(
         "serve",
         help="classify pictures over HTTP, with a page to try it",
@@ -52,7 +51,6 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """What it does; the exit status."""
     from thumbnet.classifiers.load import load_classifier
     from thumbnet.cli.console import say
     from thumbnet.errors import MissingExtraError

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    """Its parser, among ``commands``."""
     parser = commands.add_parser(
         "train",
         help="train a network and leave a run's folder",
@@ -63,7 +62,6 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """What it does; the exit status."""
     _check_what_is_trained(options)
 
     from thumbnet.cli.console import say

@@ -113,22 +113,22 @@ class FileSplit(Split):
         self.paths = np.asarray(paths, dtype=object)
         self.labels = np.asarray(labels, dtype=np.int64)
 
-    def name(self, index: int) -> str:  # noqa: D102
+    def name(self, index: int) -> str:
         return str(self.paths[index])
 
     def path(self, index: int) -> Path:
         """Where the picture's file is."""
         return self.root / str(self.paths[index])
 
-    def read(self, index: int) -> Image.Image:  # noqa: D102
+    def read(self, index: int) -> Image.Image:
         path = os.path.join(self._root, self.paths[index])
         return open_image(path, path)
 
-    def load(self, index: int) -> Picture:  # noqa: D102
+    def load(self, index: int) -> Picture:
         path = os.path.join(self._root, self.paths[index])
         return load_picture(path, path)
 
-    def head(self, index: int) -> bytes:  # noqa: D102
+    def head(self, index: int) -> bytes:
         path = os.path.join(self._root, self.paths[index])
         if not os.path.isfile(path):
             return b""
@@ -136,16 +136,16 @@ class FileSplit(Split):
             return file.read(HEAD_BYTES)
         return b""
 
-    def content(self, index: int) -> bytes:  # noqa: D102
+    def content(self, index: int) -> bytes:
         try:
             return self.path(index).read_bytes()
         except OSError as error:
             raise UnreadableImageError(str(self.path(index)), error.strerror or str(error)) from None
 
-    def peek(self, index: int) -> tuple[tuple[int, int], str]:  # noqa: D102
+    def peek(self, index: int) -> tuple[tuple[int, int], str]:
         return _peek(self.path(index), str(self.path(index)))
 
-    def subset(self, indices: np.ndarray) -> FileSplit:  # noqa: D102
+    def subset(self, indices: np.ndarray) -> FileSplit:
         return FileSplit(self.root, self.paths[indices], self.labels[indices])
 
     def stamp(self) -> Iterable[bytes]:
@@ -170,21 +170,21 @@ class EncodedSplit(Split):
 
     names: Sequence[str]
 
-    def name(self, index: int) -> str:  # noqa: D102
+    def name(self, index: int) -> str:
         return self.names[index]
 
-    def read(self, index: int) -> Image.Image:  # noqa: D102
+    def read(self, index: int) -> Image.Image:
         return open_image(self.content(index), self.names[index])
 
-    def load(self, index: int) -> Picture:  # noqa: D102
+    def load(self, index: int) -> Picture:
         return load_picture(self.content(index), self.names[index])
 
-    def head(self, index: int) -> bytes:  # noqa: D102
+    def head(self, index: int) -> bytes:
         with contextlib.suppress(UnreadableImageError):
             return self.content(index)[:HEAD_BYTES]
         return b""
 
-    def peek(self, index: int) -> tuple[tuple[int, int], str]:  # noqa: D102
+    def peek(self, index: int) -> tuple[tuple[int, int], str]:
         return _peek(io.BytesIO(self.content(index)), self.names[index])
 
 
@@ -196,18 +196,18 @@ class BytesSplit(EncodedSplit):
         self.labels = np.asarray(labels, dtype=np.int64)
         self.names = names
 
-    def content(self, index: int) -> bytes:  # noqa: D102
+    def content(self, index: int) -> bytes:
         return self.files[index]
 
-    def subset(self, indices: np.ndarray) -> BytesSplit:  # noqa: D102
+    def subset(self, indices: np.ndarray) -> BytesSplit:
         names = [self.names[i] for i in indices]
         return BytesSplit([self.files[i] for i in indices], self.labels[indices], names)
 
-    def stamp(self) -> Iterable[bytes]:  # noqa: D102
+    def stamp(self) -> Iterable[bytes]:
         yield self.labels.tobytes()
         yield from self.files
 
-    def content_stamp(self) -> Iterable[bytes]:  # noqa: D102
+    def content_stamp(self) -> Iterable[bytes]:
         return self.files
 
 
@@ -234,39 +234,39 @@ class ArraySplit(Split):
             )
         self.prefix = prefix
 
-    def name(self, index: int) -> str:  # noqa: D102
+    def name(self, index: int) -> str:
         return f"{self.prefix}[{index}]"
 
-    def read(self, index: int) -> Image.Image:  # noqa: D102
+    def read(self, index: int) -> Image.Image:
         return to_rgb(self.load(index))
 
-    def load(self, index: int) -> np.ndarray:  # noqa: D102
+    def load(self, index: int) -> np.ndarray:
         pixels: np.ndarray = self.images[index]
         if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
             raise UnreadableImageError(self.name(index), NOT_FINITE)
         return pixels
 
-    def content(self, index: int) -> bytes:  # noqa: D102
+    def content(self, index: int) -> bytes:
         return bytes(self.images[index].tobytes())
 
-    def peek(self, index: int) -> tuple[tuple[int, int], str]:  # noqa: D102
+    def peek(self, index: int) -> tuple[tuple[int, int], str]:
         channels = 1 if self.images.ndim == 3 else self.images.shape[3]
         mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
         if self.images.dtype != np.uint8:
             mode = f"{mode} {self.images.dtype}"
         return (self.images.shape[1], self.images.shape[2]), mode
 
-    def subset(self, indices: np.ndarray) -> ArraySplit:  # noqa: D102
+    def subset(self, indices: np.ndarray) -> ArraySplit:
         return ArraySplit(self.images[indices], self.labels[indices], self.prefix)
 
-    def stamp(self) -> Iterable[bytes]:  # noqa: D102
+    def stamp(self) -> Iterable[bytes]:
         yield self.labels.tobytes()
         yield from self._parts()
 
-    def content_key(self) -> str:  # noqa: D102
+    def content_key(self) -> str:
         return _digest(self.content_stamp())  # not remembered: an array can be written to
 
-    def content_stamp(self) -> Iterable[bytes]:  # noqa: D102
+    def content_stamp(self) -> Iterable[bytes]:
         yield f"{self.images.shape} {self.images.dtype.str}".encode()
         yield from self._parts()
 

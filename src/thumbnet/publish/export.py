@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thumbnet.classifiers.base import Classifier, Count, SplitLogits
+from thumbnet.classifiers.base import Classifier, Progress, SplitLogits
 from thumbnet.classifiers.onnx_classifier import INPUT, METADATA, OUTPUT, OnnxClassifier
 from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.data.images import Preprocessing
@@ -96,29 +96,20 @@ class Deployed(nn.Module):
 
 
 class _Exported(Classifier):
-    """A classifier that runs a ``.pt2``, for the check."""
-
-    any_size = False
+    """A ``.pt2``, for the check."""
 
     def __init__(self, path: Path, info: WeightsInfo) -> None:
         super().__init__(info)
         self._module = torch.export.load(path).module()
 
-    def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:
-        views = self.info.tta if tta is None else tta
-        return self._with_views(pixels, self._run(pixels), views)  # type: ignore[misc]
-
-    def _run(self, pixels: np.ndarray) -> np.ndarray:
+    def _forward(self, pixels: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             found: np.ndarray = self._module(torch.from_numpy(np.ascontiguousarray(pixels))).numpy()
         return found
 
-    _with_views = OnnxClassifier._with_views
-    _logits_of = OnnxClassifier._logits_of  # by `_run`, batch by batch
-
 
 def export(
-    run: str | Path, kind: str, out: str | Path, data: Data | None = None, *, count: Count | None = None
+    run: str | Path, kind: str, out: str | Path, data: Data | None = None, *, progress: Progress | None = None
 ) -> None:
     """Write the network of ``run`` to the file ``out`` atomically.
 
@@ -129,7 +120,7 @@ def export(
             ``safetensors`` (the weights and their description).
         out: the file to write.
         data: the training data; only ``onnx-int8`` uses it, and requires it.
-        count: called with the number of calibration pictures done and their total.
+        progress: called with the number of calibration pictures done and their total.
 
     Raises:
         RunError: the run does not exist, or the file cannot be written.
@@ -154,7 +145,7 @@ def export(
         return
     model = _onnx_model(network, example, info, any_size=kind == "onnx-any-size")
     if kind == "onnx-int8":
-        model = _quantised(model, data, info, count)
+        model = _quantised(model, data, info, progress)
     write_file(Path(out), model.SerializeToString())
 
 
@@ -172,7 +163,7 @@ def random_pictures(run: str | Path) -> Data:
 
 
 def check_export(
-    run: str | Path, out: str | Path, data: Data, split: str, *, count: Count | None = None
+    run: str | Path, out: str | Path, data: Data, split: str, *, progress: Progress | None = None
 ) -> ExportCheck:
     """Compare an export with its run on up to ``CHECKED_PICTURES`` pictures, evenly spaced over a split.
 
@@ -181,10 +172,9 @@ def check_export(
     """
     weights, info = read_weights(find_weights(run))
     chosen = _evenly(data.splits[split], CHECKED_PICTURES)
-    some = replace(data, splits={"train": chosen})  # a data set has a split of that name
 
     def ask(classifier: Classifier) -> SplitLogits:
-        return classifier.classify_split(some, "train", on_bad_image="skip", on_decode=count)
+        return classifier.classify_split(chosen, data.class_names, on_bad_image="skip", progress=progress)
 
     first = ask(Predictor(weights, replace(info, precision="fp32"), "cpu"))
     second = ask(_open(Path(out), info))
@@ -242,7 +232,7 @@ def _onnx_model(network: nn.Module, example: Tensor, info: WeightsInfo, any_size
     return model
 
 
-def _quantised(model: Any, data: Data | None, info: WeightsInfo, count: Count | None) -> Any:
+def _quantised(model: Any, data: Data | None, info: WeightsInfo, progress: Progress | None) -> Any:
     """Quantise the convolutions and the linear layer statically to 8 bits.
 
     Weights have one scale per channel. The scales of activations come from training pictures, evenly spaced.
@@ -265,8 +255,8 @@ def _quantised(model: Any, data: Data | None, info: WeightsInfo, count: Count | 
         for start in range(0, len(split), 50):
             indices = range(start, min(start + 50, len(split)))
             yield {INPUT: np.stack([pre.pixels(split.load(i)) for i in indices])}
-            if count:
-                count(indices.stop, len(split))
+            if progress:
+                progress(indices.stop, len(split))
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:

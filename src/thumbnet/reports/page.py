@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from thumbnet.classifiers.base import Classifier, Count, SplitLogits
+from thumbnet.classifiers.base import Classifier, Progress, SplitLogits
 from thumbnet.classifiers.explain import likely_label_errors, lit, occlusion_map
 from thumbnet.classifiers.load import load_run
 from thumbnet.data.images import Preprocessing, as_data_address
@@ -116,7 +116,7 @@ class _Answers:
         inside = self.surest((self.labels == actual) & (self.predicted == said), CELL_PICTURES)
         return [(one.source, one.text) for one in self.gallery(inside)]
 
-    def heat_maps(self, count: Count | None) -> list[tuple[_Shown, str]]:
+    def heat_maps(self, progress: Progress | None) -> list[tuple[_Shown, str]]:
         """Pictures, and the same lit where the network looks: mistakes, then right answers."""
         right = self.predicted == self.labels
         by_class = [self.surest(right & (self.labels == label), 1) for label in range(len(self.names))]
@@ -129,12 +129,12 @@ class _Answers:
             plain, light = self.show(int(index)), self._album.encode(lit(pixels, heat))
             if plain and light:
                 maps.append((plain, light))
-            if count:
-                count(number + 1, len(looked))
+            if progress:
+                progress(number + 1, len(looked))
         return maps
 
 
-def write_report(run: Run, data: Data, split: str, out: Path, *, count: Count | None = None) -> None:
+def write_report(run: Run, data: Data, split: str, out: Path, *, progress: Progress | None = None) -> None:
     """Draw all of a run on one page, and write it whole or not at all.
 
     Args:
@@ -142,7 +142,7 @@ def write_report(run: Run, data: Data, split: str, out: Path, *, count: Count | 
         data: its own, split as it split them.
         split: to look at: ``test``, or ``val``.
         out: the HTML file.
-        count: progress of the heat maps.
+        progress: called with the heat maps done and their number.
 
     Raises:
         RunError: the run is not complete, or the file cannot be written.
@@ -156,7 +156,9 @@ def write_report(run: Run, data: Data, split: str, out: Path, *, count: Count | 
     weights, info = read_weights(run.weights_path)
     predictor = load_run(run.path)
     album = _Album(predictor.info.preprocessing)
-    found = predictor.classify_split(data, split, tta=summary["tta"], on_bad_image="skip")
+    found = predictor.classify_split(
+        data.split(split), data.class_names, tta=summary["tta"], on_bad_image="skip"
+    )
     answers = _Answers(predictor, found, album)
     right = answers.predicted == answers.labels
     doubted = likely_label_errors(answers.probabilities, answers.labels)
@@ -197,7 +199,7 @@ def write_report(run: Run, data: Data, split: str, out: Path, *, count: Count | 
         mistakes=answers.gallery(answers.surest(~right, LISTED)),
         doubted=answers.gallery(doubted[:LISTED]),
         doubted_count=len(doubted),
-        heat_maps=answers.heat_maps(count),
+        heat_maps=answers.heat_maps(progress),
         samples=_samples(data, album),
         matrix=len(answers.names) <= MATRIX_CLASSES,
         confusions=confusions,

@@ -67,7 +67,12 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise RunError(f"there is no file {path}") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except SafetensorError as error:
+        raise RunError(
+            f"cannot read {path} as weights ({error}): expected a run's folder, its {WEIGHTS_NAME}, or an "
+            "exported MODEL.onnx"
+        ) from None
+    except (OSError, ValueError) as error:
         raise RunError(f"cannot read {path}: {error}") from None
     if text is None:
         raise RunError(f"{path} was not written by thumbnet: its weights have no description")

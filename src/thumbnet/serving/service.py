@@ -7,7 +7,7 @@ import hmac
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from typing import Annotated, Any
@@ -373,9 +373,14 @@ class _Service:
         chosen = np.random.default_rng(0).permutation(len(split))[:SEARCHED]
         for start in range(0, len(chosen), SEARCHED_AT_ONCE):
             part = split.subset(np.sort(chosen[start : start + SEARCHED_AT_ONCE]))
-            some = replace(data, splits={**data.splits, name: part})
-            classify = partial(self.classifier.classify_split, some, name)
-            found = await self.batcher.run(partial(classify, tta=self.settings.tta, on_bad_image="skip"))
+            classify = partial(
+                self.classifier.classify_split,
+                part,
+                data.class_names,
+                tta=self.settings.tta,
+                on_bad_image="skip",
+            )
+            found = await self.batcher.run(classify)
             probabilities = np.exp(log_softmax(found.logits))
             predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
             for index in np.flatnonzero(predicted != found.labels).tolist():

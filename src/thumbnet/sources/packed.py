@@ -131,13 +131,13 @@ class PackedSplit(EncodedSplit):
     def _place(self, path: str) -> Place:
         return self._pack.places[f"{self._root}/{path}" if self._root else path]
 
-    def content(self, index: int) -> bytes:  # noqa: D102
+    def content(self, index: int) -> bytes:
         try:
             return self._pack.read(self._place(self.names[index]))
         except OSError as error:
             raise UnreadableImageError(self.names[index], error.strerror or str(error)) from None
 
-    def subset(self, indices: np.ndarray) -> PackedSplit:  # noqa: D102
+    def subset(self, indices: np.ndarray) -> PackedSplit:
         return PackedSplit(self._pack, self._root, [self.names[i] for i in indices], self.labels[indices])
 
     def stamp(self) -> Iterable[bytes]:

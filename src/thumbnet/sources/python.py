@@ -367,10 +367,10 @@ class PicturesSplit(Split):
         self.pictures, self.prefix = pictures, prefix
         self.labels = np.asarray(labels, dtype=np.int64)
 
-    def name(self, index: int) -> str:  # noqa: D102
+    def name(self, index: int) -> str:
         return f"{self.prefix}[{index}]"
 
-    def read(self, index: int) -> Image.Image:  # noqa: D102
+    def read(self, index: int) -> Image.Image:
         try:
             return to_rgb(self.pictures[index])
         except (MemoryError, KeyboardInterrupt):
@@ -378,22 +378,22 @@ class PicturesSplit(Split):
         except Exception as error:  # Pillow reads a file only now
             raise UnreadableImageError(self.name(index), str(error) or type(error).__name__) from None
 
-    def content(self, index: int) -> bytes:  # noqa: D102
+    def content(self, index: int) -> bytes:
         picture = self.read(index)
         return f"{picture.size}".encode() + picture.tobytes()
 
-    def peek(self, index: int) -> tuple[tuple[int, int], str]:  # noqa: D102
+    def peek(self, index: int) -> tuple[tuple[int, int], str]:
         picture = self.read(index)
         return (picture.height, picture.width), self.pictures[index].mode
 
-    def subset(self, indices: np.ndarray) -> PicturesSplit:  # noqa: D102
+    def subset(self, indices: np.ndarray) -> PicturesSplit:
         return PicturesSplit([self.pictures[i] for i in indices], self.labels[indices], self.prefix)
 
-    def stamp(self) -> Iterable[bytes]:  # noqa: D102
+    def stamp(self) -> Iterable[bytes]:
         yield self.labels.tobytes()
         yield from self.content_stamp()
 
-    def content_stamp(self) -> Iterable[bytes]:  # noqa: D102
+    def content_stamp(self) -> Iterable[bytes]:
         return (self.content(index) for index in range(len(self)))
 
 
@@ -414,13 +414,13 @@ class DatasetSplit(Split):
         self._dataset, self._positions, self.prefix, self._digest = dataset, positions, prefix, digest
         self.labels = np.asarray(labels, dtype=np.int64)
 
-    def name(self, index: int) -> str:  # noqa: D102
+    def name(self, index: int) -> str:
         return f"{self.prefix}[{self._positions[index]}]"
 
-    def load(self, index: int) -> np.ndarray:  # noqa: D102
+    def load(self, index: int) -> np.ndarray:
         return np.asarray(self.read(index))
 
-    def read(self, index: int) -> Image.Image:  # noqa: D102
+    def read(self, index: int) -> Image.Image:
         name = self.name(index)
         try:
             picture, _ = _item(self._dataset, int(self._positions[index]), self.prefix)
@@ -428,23 +428,23 @@ class DatasetSplit(Split):
             raise UnreadableImageError(name, str(error)) from None
         return to_rgb(Image.fromarray(_pixels(picture, name)))
 
-    def content(self, index: int) -> bytes:  # noqa: D102
+    def content(self, index: int) -> bytes:
         picture = self.read(index)
         return f"{picture.size}".encode() + picture.tobytes()
 
-    def peek(self, index: int) -> tuple[tuple[int, int], str]:  # noqa: D102
+    def peek(self, index: int) -> tuple[tuple[int, int], str]:
         picture = self.read(index)
         return (picture.height, picture.width), "RGB"
 
-    def subset(self, indices: np.ndarray) -> DatasetSplit:  # noqa: D102
+    def subset(self, indices: np.ndarray) -> DatasetSplit:
         chosen = self._positions[indices]
         return DatasetSplit(self._dataset, chosen, self.labels[indices], self.prefix, self._digest)
 
-    def stamp(self) -> Iterable[bytes]:  # noqa: D102
+    def stamp(self) -> Iterable[bytes]:
         yield self.labels.tobytes()
         yield from self.content_stamp()
 
-    def content_stamp(self) -> Iterable[bytes]:  # noqa: D102
+    def content_stamp(self) -> Iterable[bytes]:
         yield f"{self._digest}\0".encode()
         yield self._positions.astype(np.int64).tobytes()
 

@@ -158,7 +158,7 @@ class ShardSplit(EncodedSplit):
         self._shards, self.names, self._places = shards, names, places
         self.labels = np.asarray(labels, dtype=np.int64)
 
-    def content(self, index: int) -> bytes:  # noqa: D102
+    def content(self, index: int) -> bytes:
         shard, offset, size = self._places[index]
         try:
             with self._shards[shard].open("rb") as file:
@@ -170,11 +170,11 @@ class ShardSplit(EncodedSplit):
             raise UnreadableImageError(self.names[index], "its shard has become shorter")
         return content
 
-    def subset(self, indices: np.ndarray) -> ShardSplit:  # noqa: D102
+    def subset(self, indices: np.ndarray) -> ShardSplit:
         names, places = [self.names[i] for i in indices], [self._places[i] for i in indices]
         return ShardSplit(self._shards, names, places, self.labels[indices])
 
-    def stamp(self) -> Iterable[bytes]:  # noqa: D102
+    def stamp(self) -> Iterable[bytes]:
         for name, label, place in zip(self.names, self.labels, self._places, strict=True):
             yield file_stamp(name, label, place.size)
 

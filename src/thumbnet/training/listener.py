@@ -47,35 +47,35 @@ class Listeners(Listener):
     def __init__(self, *listeners: Listener) -> None:
         self._listeners = listeners
 
-    def on_download(self, done: int, total: int | None) -> None:  # noqa: D102
+    def on_download(self, done: int, total: int | None) -> None:
         for one in self._listeners:
             one.on_download(done, total)
 
-    def on_data(self, data: Data) -> None:  # noqa: D102
+    def on_data(self, data: Data) -> None:
         for one in self._listeners:
             one.on_data(data)
 
-    def on_decode(self, done: int, total: int) -> None:  # noqa: D102
+    def on_decode(self, done: int, total: int) -> None:
         for one in self._listeners:
             one.on_decode(done, total)
 
-    def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:  # noqa: D102
+    def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:
         for one in self._listeners:
             one.on_start(run, state, prepared)
 
-    def on_step(self, step: StepResult) -> None:  # noqa: D102
+    def on_step(self, step: StepResult) -> None:
         for one in self._listeners:
             one.on_step(step)
 
-    def on_epoch(self, result: EpochResult) -> None:  # noqa: D102
+    def on_epoch(self, result: EpochResult) -> None:
         for one in self._listeners:
             one.on_epoch(result)
 
-    def on_note(self, text: str) -> None:  # noqa: D102
+    def on_note(self, text: str) -> None:
         for one in self._listeners:
             one.on_note(text)
 
-    def should_stop(self) -> bool:  # noqa: D102
+    def should_stop(self) -> bool:
         return any(one.should_stop() for one in self._listeners)
 
 

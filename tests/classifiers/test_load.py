@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import thumbnet
+from helpers import coloured_data
+from thumbnet.classifiers.load import load_classifier
+from thumbnet.errors import RunError
+from thumbnet.publish.export import export
+from thumbnet.runs.folder import Run
+
+
+def test_a_run_its_weights_and_an_exported_model_open_by_one_function(tiny_run: Run, tmp_path: Path) -> None:
+    exported = tmp_path / "model.onnx"
+    export(tiny_run.path, "onnx", exported)
+    data = coloured_data()
+    expected = load_classifier(tiny_run.path, "cpu").evaluate(data, "test").accuracy
+    for path in (tiny_run.path, tiny_run.weights_path, exported, str(exported)):
+        classifier = thumbnet.load_classifier(path, "cpu")
+        assert classifier.class_names == ("red", "green", "blue")
+        assert classifier.evaluate(data, "test").accuracy == expected
+
+
+def test_load_run_is_the_same_function() -> None:
+    assert thumbnet.load_run is thumbnet.load_classifier
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.bin", "x.onnx"])
+def test_what_is_no_model_is_explained(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"\x08\x09\x12\x07pytorch" * 100)
+    with pytest.raises(RunError, match="cannot read") as caught:
+        load_classifier(path)
+    if name != "x.onnx":
+        assert "expected a run's folder, its model.safetensors, or an exported MODEL.onnx" in str(
+            caught.value
+        )
+
+
+def test_an_exported_model_without_its_suffix_is_explained(tiny_run: Run, tmp_path: Path) -> None:
+    exported = tmp_path / "model.onnx"
+    export(tiny_run.path, "onnx", exported)
+    renamed = shutil.copy(exported, tmp_path / "model")
+    with pytest.raises(RunError, match=r"exported MODEL\.onnx"):
+        load_classifier(renamed)
