@@ -179,6 +179,38 @@ def test_a_process_that_may_have_no_more_memory_gets_the_error_and_lives_on(
     assert f"CPU kernel {name} could not allocate" in json.loads(done.stdout)
 
 
+SUMMED = """
+import ctypes, sys, torch
+from thumbnet.kernels import library
+from thumbnet.kernels.tiles import weight_gradient
+from thumbnet.kernels.winograd import winograd, winograd_weight_gradient
+
+library._loaded = library._Kernels(ctypes.CDLL(sys.argv[1]), has_tiles=False)
+torch.set_num_threads(4)
+values = torch.randn(2, 40, 64, 8, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+x, dy = (v.contiguous(memory_format=torch.channels_last) for v in values)
+weight = dy[:, :, :3, :3].float()
+for result in (weight_gradient(x, dy), winograd_weight_gradient(x, dy), winograd(x, weight)):
+    print(float(result.double().sum()), float(result.double().norm()))
+"""
+
+
+def test_fewer_threads_than_asked_for_give_the_same_bits(test_kernels: ctypes.CDLL) -> None:
+    """OpenMP may start fewer: for OMP_THREAD_LIMIT, or within another parallel region."""
+
+    def sums(limit: int) -> str:
+        return subprocess.run(
+            [sys.executable, "-c", SUMMED, test_kernels._name],
+            env={**os.environ, "OMP_NUM_THREADS": "4", "OMP_THREAD_LIMIT": str(limit)},
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        ).stdout
+
+    assert sums(3) == sums(4)
+
+
 def state_of_the_process() -> dict[str, Any]:
     cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
     umask = os.umask(0)
@@ -201,12 +233,11 @@ def state_of_the_process() -> dict[str, Any]:
 
 
 @needs_kernels
-@pytest.mark.parametrize("cudnn", [(True, False), (False, True)])
 def test_kernels_leave_the_state_of_the_process_as_it_was(
-    cudnn: tuple[bool, bool], test_kernels: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    test_kernels: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", cudnn[0])
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", cudnn[1])
+    for flag in ("benchmark", "deterministic"):
+        monkeypatch.setattr(torch.backends.cudnn, flag, not getattr(torch.backends.cudnn, flag))
     monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path))
     layer, norm = Conv3x3(64, 64), nn.BatchNorm2d(64)
     before = state_of_the_process()

@@ -19,6 +19,15 @@ static inline void find_columns(int W, int shift, int flip, int reflect, int *fr
     }
 }
 
+/* Copies a row of W pixels, each from the byte that `from` names; 0 if that is outside, or the row is. */
+static inline void move_row(int W, const uint8_t *row, const int *restrict from, int exists,
+                            uint8_t *restrict to) {
+    for (int x = 0; x < W; x++, to += 3) {
+        const int there = from[x] >= 0 && exists;
+        for (int c = 0; c < 3; c++) to[c] = there ? row[from[x] + c] : 0;
+    }
+}
+
 /* uint8 images [N, H, W, 3] -> moved, same shape: mirrored left to right where flip [N] is set, then moved by
  * shift [N, 2], pixels down and right. Pixels from outside are reflected, or 0. Returns DONE or NO_MEMORY. */
 int mirror_and_translate(const uint8_t *images, uint8_t *moved, const uint8_t *flip, const int64_t *shift,
@@ -27,16 +36,12 @@ int mirror_and_translate(const uint8_t *images, uint8_t *moved, const uint8_t *f
     if (!columns) return NO_MEMORY;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int n = 0; n < N; n++) {
-        int *restrict from = columns + (size_t)W * omp_get_thread_num();
+        int *from = columns + (size_t)W * omp_get_thread_num();
         find_columns(W, (int)shift[2 * n + 1], flip[n], reflect, from);
         for (int y = 0; y < H; y++) {
             const int at = y - (int)shift[2 * n], inside = at >= 0 && at < H;
             const uint8_t *row = images + ((size_t)n * H + reflected(at, H)) * W * 3;
-            uint8_t *to = moved + ((size_t)n * H + y) * W * 3;
-            for (int x = 0; x < W; x++, to += 3) {
-                const int there = from[x] >= 0 && (inside || reflect);
-                for (int c = 0; c < 3; c++) to[c] = there ? row[from[x] + c] : 0;
-            }
+            move_row(W, row, from, inside || reflect, moved + ((size_t)n * H + y) * W * 3);
         }
     }
     free(columns);

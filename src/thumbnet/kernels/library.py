@@ -26,10 +26,8 @@ import torch
 from thumbnet.files import cache_folder, clear_leftovers
 
 SOURCES = tuple(sorted(Path(__file__).parent.glob("*.[ch]")))
-FLAGS = (
-    "-O3", "-shared", "-fPIC", "-fopenmp",
-    "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mamx-tile", "-mamx-bf16",
-)  # fmt: skip
+_INSTRUCTIONS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "amx-tile", "amx-bf16")
+FLAGS = ("-O3", "-shared", "-fPIC", "-fopenmp", *(f"-m{name}" for name in _INSTRUCTIONS))
 _COMPILING = ".compiling-"  # how the folders of unfinished compilations begin
 
 

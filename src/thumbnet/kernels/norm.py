@@ -79,9 +79,15 @@ def plain_norm_act(
 class _NormAct(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, norm: nn.BatchNorm2d,
-        act: Activation, pool: int,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        add: Tensor | None,
+        norm: nn.BatchNorm2d,
+        act: Activation,
+        pool: int,
+    ) -> Tensor:
         count, channels, height, width = x.shape
         if pool == 1:
             pooled, which = x, None
@@ -114,10 +120,8 @@ class _NormAct(torch.autograd.Function):
         here = pooled.numel() // channels
         dz = dy if ctx.act == "none" else empty(*pooled.shape)
         sums = torch.empty(2, channels, dtype=torch.float64)
-        call(
-            "backward_sums", dy, pooled, y, dz, scale, shift, sums,
-            count, here // count, channels, _ACTIVATIONS[ctx.act],
-        )  # fmt: skip
+        positions = (count, here // count, channels)
+        call("backward_sums", dy, pooled, y, dz, scale, shift, sums, *positions, _ACTIVATIONS[ctx.act])
         # With u = (pooled - mean) / deviation, and weight * u + bias before the activation:
         # dx = scale * (dz - mean(dz) - u * mean(dz * u)), which is scale * dz + slope * pooled + base.
         inverse = (variance + ctx.eps).rsqrt()
@@ -126,11 +130,9 @@ class _NormAct(torch.autograd.Function):
             sum_over_processes(sums)
         slope = -scale.double() * inverse.square() * (sums[1] - mean * sums[0]) / ctx.positions
         base = -scale.double() * sums[0] / ctx.positions - slope * mean
-        dx = empty(*ctx.shape)
-        call(
-            "backward", dz, pooled, which, dx, scale, slope.float(), base.float(),
-            count, height, width, channels, ctx.pool,
-        )  # fmt: skip
+        dx, slope, base = empty(*ctx.shape), slope.float(), base.float()
+        shape = (count, height, width, channels)
+        call("backward", dz, pooled, which, dx, scale, slope, base, *shape, ctx.pool)
         return dx, dweight.float(), dbias, dz if ctx.adds else None, None, None, None
 
 
@@ -157,10 +159,8 @@ def _scale_and_activate(
 ) -> Tensor:
     count, channels, height, width = x.shape
     y = empty(count, channels, height // pool, width // pool)
-    call(
-        "scale_and_activate", x, add, y, scale, shift,
-        count, height, width, channels, pool, _ACTIVATIONS[act],
-    )  # fmt: skip
+    shape = (count, height, width, channels)
+    call("scale_and_activate", x, add, y, scale, shift, *shape, pool, _ACTIVATIONS[act])
     return y
 
 

@@ -15,6 +15,8 @@ typedef uint16_t bf16;
 
 enum { MAX_CHANNELS = 4096 }; /* as in calls.py */
 
+/* For the inner loops. Left to itself, gcc keeps some apart: up to 17 % slower (a 256 x 256 weight gradient
+ * on 3x3). */
 #define INLINE static inline __attribute__((always_inline))
 
 /* A pixel outside the picture; long enough for a vector that begins at the last channel. */

@@ -464,7 +464,7 @@ typedef struct {
 } Convolution;
 
 /* Convolves the `count` tiles from number `first` on. v and m are this thread's scratch memory. */
-static void convolve_tiles(const Convolution *job, long first, int count, bf16 *v, float *m) {
+INLINE void convolve_tiles(const Convolution *job, long first, int count, bf16 *v, float *m) {
     const int places = job->map.down * job->map.across;
     const int inputs = job->inputs, outputs = job->outputs, wide = job->wide, CO = job->outputs_there;
     const size_t v_point = job->v_point, m_point = job->m_point;
@@ -597,7 +597,7 @@ static WeightGradient plan_gradient(Pictures x, Pictures g, int N, int threads) 
 
 /* Transforms the `count` pairs of tiles from number `first` on, to v and z [16 channels][pair of
  * tiles][16][2] per point. slots: how many of the pairs have each point. */
-static void transform_chunk(const WeightGradient *job, int share, long first, int count, bf16 *v, bf16 *z,
+INLINE void transform_chunk(const WeightGradient *job, int share, long first, int count, bf16 *v, bf16 *z,
                             uint16_t *slots) {
     const int places = job->map.down * job->map.across, along = 32 * job->chunk;
     memset(slots, 0, sizeof(uint16_t) * POINTS);
@@ -617,7 +617,7 @@ static void transform_chunk(const WeightGradient *job, int share, long first, in
 }
 
 /* One thread's part: over its pictures, of its outputs -> sum [point][inputs / 32][outputs][32]. */
-static void sum_part(const WeightGradient *job, int part, bf16 *v, bf16 *z, float *sum) {
+INLINE void sum_part(const WeightGradient *job, int part, bf16 *v, bf16 *z, float *sum) {
     const int places = job->map.down * job->map.across, share = part % job->shares,
               group = part / job->shares;
     const int inputs = job->inputs, mine = job->mine, chunk = job->chunk;
@@ -639,7 +639,7 @@ static void sum_part(const WeightGradient *job, int part, bf16 *v, bf16 *z, floa
 }
 
 /* All threads' sums, transformed back -> output channel o of dw [CO, 3, 3, CI]. */
-static void finish_gradient(const WeightGradient *job, const float *sums, int o, float *dw) {
+INLINE void finish_gradient(const WeightGradient *job, const float *sums, int o, float *dw) {
     const int CI = job->x.channels, mine = job->mine;
     const size_t point = job->point;
     for (int i = 0; i < CI; i += 16) {

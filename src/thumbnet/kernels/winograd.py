@@ -117,9 +117,14 @@ def winograd_weight_gradient(x: Tensor, dy: Tensor, which: Tensor | None = None)
 
 
 def _convolve(
-    x: Tensor, x_which: Tensor | None, filters: Tensor, y: Tensor, y_which: Tensor | None,
-    size: tuple[int, ...], rotated: bool,
-) -> None:  # fmt: skip
+    x: Tensor,
+    x_which: Tensor | None,
+    filters: Tensor,
+    y: Tensor,
+    y_which: Tensor | None,
+    size: tuple[int, ...],
+    rotated: bool,
+) -> None:
     """Write ``y``. ``filters``: [inputs, 3, 3, outputs]; ``size``: height and width before any pooling."""
     inputs, outputs = filters.shape[0], filters.shape[3]
     shape = (len(x), *size, inputs, outputs)
