@@ -105,7 +105,7 @@ def test_without_scipy_the_tables_are_shown_all_the_same(
     shown = capsys.readouterr()
     assert "[report]" in shown.err
     assert "standard deviation" in shown.out
-    assert "No test" not in shown.out
+    assert "not tested" not in shown.out
 
 
 @pytest.mark.parametrize("content", ["{", "[1]\n", '{"loss": 1}\n', "[" * 100_000])

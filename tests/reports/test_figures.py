@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("matplotlib", reason="the extra 'plot' is not installed")
 
 from thumbnet.errors import MissingExtraError, ThumbnetError
-from thumbnet.evaluation import evaluate_logits
+from thumbnet.evaluation import Evaluation, evaluate_logits
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.reports import figures
 from thumbnet.reports.comparison import group_runs
@@ -27,7 +27,7 @@ def drawn(line: Any) -> tuple[list[float], list[float]]:
     return [float(x) for x in line.get_xdata()], [float(y) for y in line.get_ydata()]
 
 
-def evaluation_of(classes: int) -> figures.Evaluation:
+def evaluation_of(classes: int) -> Evaluation:
     labels = np.arange(3 * classes) % classes
     logits = 4.0 * np.eye(classes)[(labels + (np.arange(3 * classes) < classes)) % classes]
     return evaluate_logits(logits, labels, tuple(f"class {i}" for i in range(classes)))

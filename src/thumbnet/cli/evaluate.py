@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    """Its parser, among ``commands``."""
+    """Add the command's parser to ``commands``."""
     parser = commands.add_parser(
         "evaluate",
         help="measure a run on a data set",
@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """What it does; the exit status."""
+    """Run the command; return the exit status."""
     from thumbnet.classifiers.load import load_classifier
     from thumbnet.cli.console import note, say
     from thumbnet.cli.progress import counting
@@ -61,7 +61,7 @@ def execute(options: argparse.Namespace) -> int:
     data = data_of_run(options, settings)
     if options.data is None and options.split is None and not {"test", "val"} & data.splits.keys():
         raise DataError(
-            f"{options.run} was trained on all pictures of {data.source}: there is nothing to measure it on. "
+            f"{options.run} was trained on all pictures of {data.source}: none are left to measure it on. "
             f"Name other pictures: thumbnet evaluate {options.run} DATA"
         )
     split = split_of(options, data)
@@ -84,7 +84,7 @@ def execute(options: argparse.Namespace) -> int:
     left_out = len(data.splits[split]) - result.pictures
     if left_out:
         listed = command("data", data.source)
-        note(f"thumbnet: {left_out} picture(s) cannot be read and were left out. To list them: {listed}")
+        note(f"thumbnet: {left_out} picture(s) cannot be read and were skipped. To list them: {listed}")
     if target:
         title = f"{data.source}, {split}: accuracy {100 * result.accuracy:.2f} %"
         plots.save(plots.confusion_figure(result, title), target)
@@ -102,7 +102,7 @@ def execute(options: argparse.Namespace) -> int:
 def _repeats(
     options: argparse.Namespace, run: Run | None, predictor: Classifier, found: SplitLogits, split: str
 ) -> list[str]:
-    """What is known of pictures that occur more than once: in the run's own data, or in others."""
+    """Describe pictures that occur more than once, in the run's own data or shared with DATA."""
     if run is None:
         return []
     if options.data is None:
