@@ -31,6 +31,7 @@ from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.errors import DataError, MissingExtraError
 from thumbnet.evaluation import log_softmax
 from thumbnet.files import write_file
+from thumbnet.models.registry import find_builder
 from thumbnet.publish.onnx_resize import with_any_size
 from thumbnet.runs.weights import find_weights, read_weights
 from thumbnet.runs.weights_info import WeightsInfo
@@ -138,6 +139,7 @@ def export(
     """
     path = find_weights(run)
     weights, info = read_weights(path)
+    find_builder(info.model.name)  # the check after the export needs it, too
     if kind == "safetensors":
         write_file(Path(out), path.read_bytes())
         return

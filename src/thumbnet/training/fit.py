@@ -33,6 +33,7 @@ from thumbnet.kernels.build import library
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import TrainingSettings
 from thumbnet.training.optimizers import build_optimizer, set_learning_rate
+from thumbnet.training.randomness import seeded_step
 from thumbnet.training.schedules import factor_at, resize_at
 
 LOOK_EVERY = 20  # steps between looks at the loss: each look makes a GPU wait for the CPU
@@ -319,7 +320,8 @@ def fit(
             images = resize_at(recipe.schedule, batch.images, state.step, state.total_steps)
             images = images.contiguous(memory_format=state.layout)
             state.optimizer.zero_grad()
-            with skip_if_nonfinite(state) as update:
+            random = seeded_step(recipe.seed, state.step, state.world.rank, state.device)
+            with random, skip_if_nonfinite(state) as update:
                 loss = accumulate_gradients(state, replace(batch, images=images))
                 if update(loss):
                     state.optimizer.step()

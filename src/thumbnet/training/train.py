@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,20 @@ from thumbnet.classifiers.logits import collect_logits
 from thumbnet.data.calibration import with_calibration_split
 from thumbnet.data.splits import Data
 from thumbnet.distributed import ALONE, World, joined
-from thumbnet.errors import DataError, InterruptedRunError, RunError, ThumbnetError, UnreadableImageError
+from thumbnet.errors import (
+    DataError,
+    InterruptedRunError,
+    RecipeError,
+    RunError,
+    ThumbnetError,
+    UnreadableImageError,
+)
 from thumbnet.evaluation import evaluate_logits
 from thumbnet.hardware import choose_device, keep_freed_memory, make_deterministic
 from thumbnet.invocation import command
 from thumbnet.kernels.build import library
 from thumbnet.models import DataInitialised, build_model
+from thumbnet.models.registry import find_builder, is_built_in, provide
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights_info import WeightsInfo
@@ -39,9 +47,11 @@ from thumbnet.training.fit import Score, StepResult, TrainingState, fit
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirrored import find_mirrored, named_keys, show_digits, without_mirroring
 from thumbnet.training.results import Findings, Measured, RepeatTeller, measure, summary_of
+from thumbnet.training.schedules import smaller_sizes
 from thumbnet.training.transfer import begin_from
 
 FEW_PICTURES = 10_000  # up to here `fast` would have too few steps in its few epochs
+FOR_OTHER_NETWORKS = "resnet18"  # the rates of `fast` and `small` are FastNet's, with names of its layers
 INITIAL_PICTURES = 5000  # from which a network may take weights; more change nothing that matters
 
 
@@ -83,6 +93,8 @@ def train(
     with joined() as world:
         begun = auto_resume and (Path(str(out)).expanduser() / "run.json").is_file()
         if out is not None and world.from_first(begun):
+            with suppress(RecipeError):  # the run's own recipe counts; but this call may name its network
+                _asked(recipe, overrides)
             return _resume(
                 out, device, listener or Listener(), world, started, complete_is_fine=True,
                 data=None if isinstance(data, str | Path) else data,
@@ -99,6 +111,7 @@ def resume(
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
     data: Any = None,
+    model: Callable[..., nn.Module] | None = None,
 ) -> Run:
     """Go on with an unfinished run, to the very result that it would have had uninterrupted.
 
@@ -112,14 +125,18 @@ def resume(
             :mod:`thumbnet.training.continue_run`.
         out, overrides: for ``more_epochs``: the new run's folder, and settings that are to change.
         data: the run's data, where they were in memory.
+        model: the class or function that builds the run's network, where it is one of your own.
 
     Raises:
         RunError: no such run, it is complete (or, with ``more_epochs``, not complete), another process
-            trains in it, or its checkpoint is damaged.
+            trains in it, its checkpoint is damaged, or it needs a network of the user's own.
         DataError: its data are gone or have changed.
     """
     with joined() as world:
         started = time.perf_counter()
+        if model is not None:
+            name = world.from_first(Run.open(run_path).recipe.model.name if world.is_first else "")
+            provide(name, model)
         if more_epochs is not None:
             planned = continuation(run_path, more_epochs, overrides) if world.is_first else None
             more = world.from_first(planned)
@@ -236,6 +253,9 @@ def _resume(
         kept = world.from_first(kept)
         assert kept is not None
         recipe, settings, checkpoint = kept
+        find_builder(
+            recipe.model.name
+        )  # a network whose code is not allowed is refused before the data are read
         target = choose_device(device, world.local_rank)
         with world.one_per_machine_first():
             source = _own_data(settings.get("data"), path, data)
@@ -296,12 +316,14 @@ def choose_recipe(
 
     Raises:
         RecipeError, DataError: either cannot be had.
+        ModelCodeError, NetworkError: the recipe's network is not registered, and cannot be imported.
     """
-    asked = "fast" if recipe is None else recipe
-    chosen = asked.override(overrides) if isinstance(asked, Recipe) else load_recipe(asked, overrides)
+    chosen = _asked(recipe, overrides)
+    find_builder(chosen.model.name)
     loaded = data if isinstance(data, Data) else _load(data, chosen, data_dir, listener)
     if recipe is None:
-        chosen = load_recipe(default_recipe(loaded), overrides)
+        default = default_recipe(loaded) if is_built_in(chosen.model.name) else FOR_OTHER_NETWORKS
+        chosen = load_recipe(default, overrides)
     if not any(assignment.partition("=")[0].strip() == "training.batch_size" for assignment in overrides):
         chosen = chosen.fitted(len(loaded.splits["train"]))
     named = named_keys(recipe, overrides)
@@ -309,6 +331,12 @@ def choose_recipe(
         chosen, loaded.class_names, loaded.source, named, lambda: show_digits(loaded)
     )
     return chosen, replace(loaded, notes=(*loaded.notes, *notes))
+
+
+def _asked(recipe: str | Path | Recipe | None, overrides: Sequence[str]) -> Recipe:
+    """The recipe that the user asks for; ``fast`` where only ``overrides`` are given."""
+    asked = "fast" if recipe is None else recipe
+    return asked.override(overrides) if isinstance(asked, Recipe) else load_recipe(asked, overrides)
 
 
 def default_recipe(data: Data) -> str:
@@ -329,12 +357,15 @@ def build_state(
 
     Raises:
         RunError: the recipe begins from a run that there is not, or that has another network.
+        NetworkError: a network of the user's own fails on pictures of a size that the training uses.
     """
     keep_freed_memory()
     make_deterministic()
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay the caller's
         torch.manual_seed(derive_seed(recipe.seed, "weights"))
-        model = build_model(recipe.model, len(class_names))
+        size = prepared.preprocessing.size
+        sizes = [size, *smaller_sizes(recipe.schedule, size)]
+        model = build_model(recipe.model, len(class_names), sizes=sizes)
     if isinstance(model, DataInitialised):
         model.initialise_from(first_pictures(prepared))
     if recipe.training.init:
