@@ -128,10 +128,10 @@ class InterruptedRunError(ThumbnetError):
 
     exit_status = 130  # 128 + SIGINT, as shells have it
 
-    def __init__(self, path: Path, epoch: int, step: int) -> None:
+    def __init__(self, path: Path, epoch: int, step: int, options: Sequence[str] = ()) -> None:
         super().__init__(
             f"stopped in epoch {epoch} at step {step}; everything is saved.\n"
-            f"Go on to the very same result: {command('train', '--resume', path)}"
+            f"Go on to the very same result: {command('train', '--resume', path, *options)}"
         )
         self.path = path
 

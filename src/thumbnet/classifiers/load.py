@@ -43,8 +43,8 @@ def load_run(
     Args:
         path: see above. A file or folder never makes thumbnet import the code of a network that it names.
         device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``.
-        model: the class or function that builds the network, where it is one of your own. It is not needed once
-            the code that registers the network has been imported (:func:`thumbnet.register_model`).
+        model: the class or function that builds the network, where it is one of your own. It is not needed
+            once the code that registers the network has been imported (:func:`thumbnet.register_model`).
 
     Raises:
         RunError: no such run, not complete, or damaged; or it needs a network of the user's own.

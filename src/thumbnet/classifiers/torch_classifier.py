@@ -39,7 +39,8 @@ class Predictor(Classifier):
         model: a class or function that builds the network, in place of the one that ``info`` names.
 
     Raises:
-        RunError: the weights do not fit the network, or it is not part of thumbnet and its code is not allowed.
+        RunError: the weights do not fit the network, or the network is not part of thumbnet and its code is
+            not allowed.
         NetworkError: the network's own code fails.
     """
 

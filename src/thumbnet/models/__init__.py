@@ -57,8 +57,8 @@ def build_model(
 
     Raises:
         ModelCodeError: the network is not part of thumbnet, and the user has not allowed its code.
-        NetworkError: a network of the user's own cannot be imported or built, or does not keep the contract in
-            :mod:`thumbnet.models.registry`.
+        NetworkError: a network of the user's own cannot be imported or built, or does not keep the contract
+            in :mod:`thumbnet.models.registry`.
     """
     if builder is None:
         builder = find_builder(settings.name)

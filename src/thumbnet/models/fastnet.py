@@ -21,8 +21,8 @@ from thumbnet.models.resnet import scaled
 PATCH = 2
 NORM_MOMENTUM = 0.4  # PyTorch's momentum, the weight of the newest batch; short trainings need a high one
 HEAD_SCALE = 1 / 9
-# An axis of the patches with less variance counts as constant. Rounding normalised pixels to bfloat16 alone gives
-# about half of it.
+# An axis of the patches with less variance counts as constant. Rounding normalised pixels to bfloat16 gives
+# about half as much.
 LEAST_VARIANCE = 1e-5
 
 
@@ -73,12 +73,12 @@ class FastNet(nn.Module):
 
     @torch.no_grad()
     def initialise_from(self, images: Tensor) -> None:
-        """Make the first layer whiten ``images``, float32 [N, C, H, W], normalised. A few thousand are enough.
+        """Make the first layer whiten ``images``, float32 [N, C, H, W], normalised. A few thousand will do.
 
-        Its filters are the principal axes of the patches, each divided by the standard deviation along it, and
-        their negatives, because the activation treats signs differently. Pictures may not vary along some axes:
-        grey ones are constant along 8 of 12. Normalising a constant would blow up its gradient layer by layer,
-        without bound in bfloat16. So the filters of the other axes are repeated in place of these.
+        Its filters are the principal axes of the patches, each divided by the standard deviation along it,
+        and their negatives, because the activation treats signs differently. Pictures may not vary along some
+        axes: grey ones are constant along 8 of 12. Normalising a constant would blow up its gradient layer by
+        layer, without bound in bfloat16. So the filters of the other axes are repeated in place of these.
         """
         channels, height, width = images.shape[1], images.shape[2] - PATCH + 1, images.shape[3] - PATCH + 1
         corners = [(top, left) for top in range(PATCH) for left in range(PATCH)]

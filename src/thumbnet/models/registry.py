@@ -5,8 +5,8 @@ A network is a builder: an ``nn.Module`` class, or a function that returns a mod
 - It takes ``num_classes`` as a keyword. It may take ``in_channels`` (3 here) and ``width`` (a factor on the
   number of channels). thumbnet looks at the signature, and passes only what the builder names.
 - ``forward`` takes pictures, float32 [B, in_channels, H, W], normalised, and returns logits [B, num_classes].
-- The last layer is called ``head``, or the module says what it is called: ``head_name = "fc"``. Every tensor of
-  that layer has a row per class. ``--init`` uses it to carry classes over by name.
+- The last layer is called ``head``, or the module says what it is called: ``head_name = "fc"``. Every tensor
+  of that layer has a row per class. ``--init`` uses it to carry classes over by name.
 - What a training step changes besides the parameters is a buffer, so that a checkpoint holds it.
 
     @thumbnet.register_model("tiny")
@@ -76,11 +76,7 @@ def register_model(name: str) -> Callable[[B], B]:
         check_builder(builder, name)
         path = _path_of(builder)
         holder = _BUILDERS.get(name)
-        replaces_itself = holder is None or (
-            _path_of(holder) == path and not (path is None and is_built_in(name))
-        )
-        if not replaces_itself:
-            assert holder is not None
+        if holder is not None and (is_built_in(name) or _path_of(holder) != path):
             raise NetworkError(
                 f"the network {_path_of(holder) or name} has the name {name!r}: choose another one"
             )
@@ -167,9 +163,8 @@ def _load(path: str) -> Builder:
     if not hasattr(module, attribute):
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == name]
         there = f" {nearest(attribute, own)}" if own else ""
-        raise NetworkError(
-            f"the module {name} ({getattr(module, '__file__', None) or 'built in'}) has no {attribute!r}.{there}"
-        )
+        place = getattr(module, "__file__", None) or "built in"
+        raise NetworkError(f"the module {name} ({place}) has no {attribute!r}.{there}")
     builder: Builder = getattr(module, attribute)
     check_builder(builder, path)
     return builder
@@ -205,9 +200,12 @@ def check_builder(builder: object, name: str) -> None:
     Raises:
         NetworkError: it is not.
     """
-    if isinstance(builder, nn.Module) or not callable(builder):
+    other_class = isinstance(builder, type) and not issubclass(builder, nn.Module)
+    if other_class or isinstance(builder, nn.Module) or not callable(builder):
+        kind = "class of something else" if other_class else type(builder).__name__
         raise NetworkError(
-            f"{name} is a {type(builder).__name__}: expected an nn.Module class, or a function that builds one"
+            f"{name} is a {kind}: expected an nn.Module class, or a function that builds a "
+            "module"
         )
     arguments_for(builder, name, num_classes=2, in_channels=3, width=1.0)
 
@@ -237,8 +235,8 @@ def arguments_for(
         signature.bind(**given)
     except TypeError as error:
         raise NetworkError(
-            f"thumbnet cannot build {name}{signature}: {error}. A network takes num_classes, in_channels and width "
-            "as keywords (the last two are optional), and everything else needs a default"
+            f"thumbnet cannot build {name}{signature}: {error}. A network takes num_classes as a keyword, "
+            "and in_channels and width if it names them; everything else needs a default"
         ) from None
     if "in_channels" not in named and in_channels != 3:
         raise NetworkError(f"{name} takes no in_channels, so it cannot be built for {in_channels} channels")
@@ -295,14 +293,14 @@ def _check_head(model: nn.Module, name: str, num_classes: int) -> None:
         layers = dict.fromkeys(key.rpartition(".")[0] for key, _ in model.named_parameters())
         last = next(reversed(layers), "fc") or "fc"
         raise NetworkError(
-            f"{name} has no layer called {head!r} with weights, and thumbnet must know the last layer. Call it "
-            f'self.head, or say what it is called, as head_name = "{last}"'
+            f"{name} has no layer called {head!r} with weights, and thumbnet must know the last layer. Call "
+            f'it self.head, or say what it is called, as head_name = "{last}"'
         )
     for key, tensor in tensors.items():
         if not is_lazy(tensor) and tensor.shape[:1] != (num_classes,):
             raise NetworkError(
-                f"{name}: {key} of the last layer has the shape {list(tensor.shape)}: expected a row per class, "
-                f"{num_classes}. If another layer is the last one, say so: head_name"
+                f"{name}: {key} of the last layer has the shape {list(tensor.shape)}: expected a row per "
+                f"class, {num_classes}. If another layer is the last one, say so: head_name"
             )
 
 
@@ -342,8 +340,8 @@ def _failing(what: str) -> Iterator[None]:
             hint = ". Pictures come in channels_last order: use flatten or reshape in place of view"
         elif "shapes cannot be multiplied" in text or "size mismatch" in text:
             hint = (
-                ". If the network takes one size only, train at that size (--image-size), and without smaller "
-                "pictures (--set schedule.small_until=0)"
+                ". If the network takes one size only, train at that size (--image-size), and never at a "
+                "smaller one (--set schedule.small_until=0)"
             )
         raise NetworkError(f"{what}: {_described(error)}{hint}") from error
 

@@ -23,8 +23,8 @@ from thumbnet.models.registry import register_model
 class Conv1x1(nn.Conv2d):
     """A 1x1 convolution without bias, [B, in_channels, H, W] → [B, out_channels, ceil(H / s), ceil(W / s)].
 
-    With fewer than 16 input channels, it picks the positions before it convolves. oneDNN 3.12 would write past
-    its memory when it computes the filters' gradient with a stride other than 1 (float32,
+    With fewer than 16 input channels, it picks the positions before it convolves: oneDNN 3.12 would write
+    past its memory when it computes the filters' gradient with a stride other than 1 (float32,
     https://github.com/uxlfoundation/oneDNN/issues/6035).
     """
 

@@ -59,6 +59,13 @@ def is_allowed(path: str) -> bool:
     return path in _allowed
 
 
+def code_options(name: str) -> tuple[str, ...]:
+    """The options by which a command may use the network ``name``: none for a network of thumbnet's."""
+    if name in MODEL_NAMES:
+        return ()
+    return ("--model-code", name if is_import_path(name) else "MODULE")
+
+
 def add_known(name: str) -> None:
     """Note that a network has been registered under ``name``."""
     _known.add(name)

@@ -23,11 +23,6 @@ def seeded_step(seed: int, step: int, rank: int, device: torch.device) -> Iterat
         rank: of the process: each one draws for other pictures.
         device: on which the network computes.
     """
-    cuda = (
-        [torch.cuda.current_device() if device.index is None else device.index]
-        if device.type == "cuda"
-        else []
-    )
-    with torch.random.fork_rng(devices=cuda):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "step", step, rank))
         yield

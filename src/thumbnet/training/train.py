@@ -37,6 +37,7 @@ from thumbnet.invocation import command
 from thumbnet.kernels.build import library
 from thumbnet.models import DataInitialised, build_model
 from thumbnet.models.registry import find_builder, is_built_in, provide
+from thumbnet.recipes.networks import code_options
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights_info import WeightsInfo
@@ -253,9 +254,7 @@ def _resume(
         kept = world.from_first(kept)
         assert kept is not None
         recipe, settings, checkpoint = kept
-        find_builder(
-            recipe.model.name
-        )  # a network whose code is not allowed is refused before the data are read
+        find_builder(recipe.model.name)  # refused here, before the data are read, if its code is not allowed
         target = choose_device(device, world.local_rank)
         with world.one_per_machine_first():
             source = _own_data(settings.get("data"), path, data)
@@ -446,7 +445,8 @@ def _train(
         if stop or due:
             save()
         if stop:
-            raise InterruptedRunError(run.path, state.epoch + 1, state.step)
+            options = code_options(state.recipe.model.name)
+            raise InterruptedRunError(run.path, state.epoch + 1, state.step, options)
 
     listener.on_start(run, state, prepared)
     repeats = RepeatTeller(run, prepared, data.class_names, listener) if world.is_first else None

@@ -15,8 +15,8 @@ from thumbnet.runs.weights import find_weights, read_weights
 def begin_from(model: nn.Module, settings: ModelSettings, source: str, class_names: Sequence[str]) -> None:
     """Copy a run's weights into ``model``, in place.
 
-    The last layer has a row per class. It takes the rows of the classes that the run knows by the same name, and
-    keeps its other rows. Only weights are read: the code of a network that ``source`` names is not imported.
+    The last layer has a row per class. It takes the rows of the classes that the run knows by the same name,
+    and keeps its other rows. Only weights are read: code that ``source`` names is not imported.
 
     Args:
         model: the network of ``settings``, with a row in its last layer for each of ``class_names``.
