@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +59,7 @@ class OwnPackage:
         self.write("mypackage/__init__.py", "")
         self.write("mypackage/nets.py", NETS.format(trace=str(self.trace)))
         monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a module may be changed twice in a second
         self.forget()
 
     def write(self, name: str, text: str) -> Path:
@@ -65,6 +68,11 @@ class OwnPackage:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
         return path
+
+    def import_it(self) -> Any:
+        """``mypackage.nets``, imported as a program of the user's would."""
+        self._monkeypatch.syspath_prepend(str(self.folder))
+        return importlib.import_module("mypackage.nets")
 
     def forget(self) -> None:
         """As in a new process: nothing of the package is imported, registered or allowed."""

@@ -178,6 +178,7 @@ def _import(name: str) -> ModuleType:
     """
     here = os.getcwd() if os.path.isdir(".") else ""  # the current folder may have been deleted
     sys.path.insert(0, here)
+    importlib.invalidate_caches()  # the module may have been written a moment ago
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -204,8 +205,7 @@ def check_builder(builder: object, name: str) -> None:
     if other_class or isinstance(builder, nn.Module) or not callable(builder):
         kind = "class of something else" if other_class else type(builder).__name__
         raise NetworkError(
-            f"{name} is a {kind}: expected an nn.Module class, or a function that builds a "
-            "module"
+            f"{name} is a {kind}: expected an nn.Module class, or a function that builds a module"
         )
     arguments_for(builder, name, num_classes=2, in_channels=3, width=1.0)
 
