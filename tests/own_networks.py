@@ -85,8 +85,7 @@ class OwnPackage:
         self._monkeypatch.setattr(sys, "path", [one for one in sys.path if one != str(self.folder)])
         self.trace.unlink(missing_ok=True)
 
-    @property
-    def is_imported(self) -> bool:
+    def was_imported(self) -> bool:
         """Whether the module has run since :meth:`forget`."""
         return self.trace.exists() or "mypackage.nets" in sys.modules
 

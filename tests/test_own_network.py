@@ -133,7 +133,7 @@ def test_a_resumed_run_with_dropout_is_bit_for_bit_the_uninterrupted_one(
     own.forget()
     with pytest.raises(ModelCodeError, match=PATH):
         resume("stopped", device="cpu")
-    assert not own.is_imported
+    assert not own.was_imported()
     network = own.import_it().TinyNet
     with pytest.raises(InterruptedRunError):
         resume("stopped", device="cpu", listener=StopAfter(4), model=network)
@@ -187,7 +187,7 @@ def test_training_for_longer_begins_from_the_own_network(own: OwnPackage, run: R
         "--quiet",
     ]
     assert main(longer) == 2
-    assert not own.is_imported
+    assert not own.was_imported()
     assert main([*longer, *CODE]) == 0
     assert Run(Path("longer")).recipe.model.name == PATH
     own.forget()
@@ -234,7 +234,7 @@ def test_weights_of_a_network_whose_code_has_changed_are_refused(own: OwnPackage
 def test_the_learning_rate_range_test_takes_it(own: OwnPackage, data: Path) -> None:
     words = ["lr-find", str(data), "--recipe", "resnet18", *SETTINGS, "--steps", "20", "--device", "cpu"]
     assert main(words) == 0
-    assert own.is_imported
+    assert own.was_imported()
 
 
 def test_a_network_that_is_registered_in_the_program_itself_is_a_run(own: OwnPackage) -> None:
@@ -289,7 +289,7 @@ def test_it_is_evaluated_predicted_compared_and_reported(
     assert PATH in Path("report.html").read_text()
     own.forget()
     assert main(["compare", "run", "run"]) == 0
-    assert not own.is_imported
+    assert not own.was_imported()
 
 
 def test_every_format_of_export_is_the_same_network(own: OwnPackage, run: Run) -> None:
@@ -337,7 +337,7 @@ def test_the_service_answers_with_it(own: OwnPackage, run: Run) -> None:
 def test_the_card_says_whose_code_it_needs_and_needs_none_itself(own: OwnPackage, run: Run) -> None:
     pytest.importorskip("huggingface_hub")
     card = model_card(run, "someone/colours")
-    assert not own.is_imported
+    assert not own.was_imported()
     assert f"thumbnet predict --model-code {PATH} hf:someone/colours picture.jpg" in card
     assert "from mypackage.nets import TinyNet" in card
     assert 'thumbnet.load_run("hf:someone/colours", model=TinyNet)' in card
@@ -375,7 +375,7 @@ def test_a_runs_folder_imports_nothing(
 ) -> None:
     write_picture(own.folder / "x.png", coloured(1, 99))
     refused(words, capsys)
-    assert not own.is_imported
+    assert not own.was_imported()
     assert not Path("b.safetensors").exists()
 
 
@@ -386,7 +386,7 @@ def test_a_run_that_was_not_finished_imports_nothing_when_it_is_resumed(
         train(data, "resnet18", overrides=OWN, out="run", device="cpu", listener=StopAfter(2))
     own.forget()
     refused(["train", "--resume", "run"], capsys)
-    assert not own.is_imported
+    assert not own.was_imported()
     assert main(["train", "--resume", "run", *CODE, "--quiet"]) == 0  # the command that was printed
 
 
@@ -399,7 +399,7 @@ def test_a_file_of_weights_imports_nothing(
     for load in (thumbnet.load_run, load_classifier):
         with pytest.raises(RunError, match=f"--model-code {PATH} .*register_model, or pass model=TinyNet"):
             load(stranger)
-    assert not own.is_imported
+    assert not own.was_imported()
 
 
 def test_weights_from_the_hub_import_nothing(
@@ -408,7 +408,7 @@ def test_weights_from_the_hub_import_nothing(
     monkeypatch.setattr(weights_module, "fetch_weights", lambda source: run.weights_path)
     picture = str(write_picture(own.folder / "x.png", coloured(1, 99)))
     refused(["predict", "hf:someone/colours", picture], capsys)
-    assert not own.is_imported
+    assert not own.was_imported()
     assert main(["predict", "hf:someone/colours", picture, *CODE]) == 0
 
 
@@ -423,13 +423,13 @@ def test_an_exported_model_predicts_without_the_code(
     assert load_classifier("a.onnx").evaluate(coloured_data(), "test").accuracy == pytest.approx(expected)
     picture = str(write_picture(own.folder / "x.png", coloured(1, 99)))
     assert main(["predict", "a.onnx", picture]) == 0
-    assert not own.is_imported
+    assert not own.was_imported()
 
 
 def test_weights_to_begin_from_import_nothing(own: OwnPackage, run: Run) -> None:
     with pytest.raises(RunError, match=f"run has the network {PATH}"):
         train("data", "resnet18", overrides=[*SMALL, "training.init=run"], out="second", device="cpu")
-    assert not own.is_imported
+    assert not own.was_imported()
 
 
 def test_a_recipe_that_was_read_from_a_run_imports_nothing(own: OwnPackage, run: Run) -> None:
@@ -439,7 +439,7 @@ def test_a_recipe_that_was_read_from_a_run_imports_nothing(own: OwnPackage, run:
         train("data", run.recipe.override(["seed=3", "training.epochs=1"]), out="second", device="cpu")
     with pytest.raises(ModelCodeError):
         thumbnet.build_model(run.recipe.model, 3)
-    assert not own.is_imported
+    assert not own.was_imported()
     assert not Path("second").exists()
 
 
@@ -485,4 +485,4 @@ def test_a_recipe_made_in_python_is_told_what_to_do(own: OwnPackage) -> None:
     recipe = Recipe(model=ModelSettings(PATH))
     with pytest.raises(ModelCodeError, match="register_model"):
         train(coloured_data(), recipe, out="second", device="cpu")
-    assert not own.is_imported
+    assert not own.was_imported()

@@ -104,11 +104,11 @@ def test_an_import_path_needs_the_users_word(own: OwnPackage) -> None:
     with pytest.raises(ModelCodeError, match=r"--model-code mypackage.nets:TinyNet") as caught:
         build_model(ModelSettings(own.path), 3)
     assert isinstance(caught.value, RunError)
-    assert not own.is_imported
+    assert not own.was_imported()
     accept(own.path)
-    assert not own.is_imported
+    assert not own.was_imported()
     model = build_model(ModelSettings(own.path), 3, sizes=[SIZE])
-    assert own.is_imported
+    assert own.was_imported()
     assert type(model).__name__ == "TinyNet"
     assert str(own.folder) == sys.path[-1]  # after the installed packages
 
@@ -242,7 +242,7 @@ class WrongHead(Plain):
 
 class Viewing(Plain):
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x)
+        y: Tensor = self.conv(x)
         return super().forward(x) + y.view(len(x), -1).sum()
 
 

@@ -90,7 +90,7 @@ def test_reading_and_showing_a_recipe_imports_neither_the_network_nor_torch(own:
     done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f'name = "{PATH}"' in done.stdout
-    assert not own.is_imported
+    assert not own.was_imported()
 
 
 def test_the_names_that_are_known_without_torch_are_the_registered_ones() -> None:

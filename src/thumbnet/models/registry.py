@@ -177,7 +177,8 @@ def _import(name: str) -> ModuleType:
         NetworkError: there is no such module, or running it fails.
     """
     here = os.getcwd() if os.path.isdir(".") else ""  # the current folder may have been deleted
-    sys.path.insert(0, here)
+    if here not in sys.path:
+        sys.path.append(here)  # last, so that its files never take the place of an installed package
     importlib.invalidate_caches()  # the module may have been written a moment ago
     try:
         return importlib.import_module(name)
@@ -189,10 +190,6 @@ def _import(name: str) -> ModuleType:
         ) from None
     except Exception as error:
         raise NetworkError(f"cannot import the module {name}: {_described(error)}") from error
-    finally:
-        sys.path.remove(here)
-        if here not in sys.path:  # what the module imports later comes after the installed packages
-            sys.path.append(here)
 
 
 def check_builder(builder: object, name: str) -> None:
