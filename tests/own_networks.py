@@ -71,7 +71,7 @@ class OwnPackage:
 
     def import_it(self) -> Any:
         """``mypackage.nets``, imported as a program of the user's would."""
-        self._monkeypatch.syspath_prepend(str(self.folder))
+        self._monkeypatch.setattr(sys, "path", [str(self.folder), *sys.path])
         return importlib.import_module("mypackage.nets")
 
     def forget(self) -> None:
