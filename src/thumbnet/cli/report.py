@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from thumbnet.cli.options import add_data_dir, add_data_of_run, data_of_run, split_of
+from thumbnet.cli.options import add_data_dir, add_data_of_run, add_model_code, data_of_run, split_of
 
 
 def add(commands: Any) -> None:
@@ -16,6 +16,7 @@ def add(commands: Any) -> None:
         "classes, calibration, mistakes, doubtful labels, where the network looks, data, recipe.",
     )
     parser.add_argument("run", metavar="RUN", help="a complete run's folder")
+    add_model_code(parser)
     add_data_of_run(parser)
     parser.add_argument("--out", metavar="FILE", help="(default: report.html in RUN)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from thumbnet.cli.console import duration, json_line, say, table
 from thumbnet.errors import printable
 from thumbnet.invocation import command
+from thumbnet.recipes.networks import code_options
 from thumbnet.reports.summary import (
     NOTHING_MEASURED,
     OPTIMISTIC,
@@ -55,8 +56,9 @@ def show_summary(run: Run) -> None:
     )
     say(f"run: {run.path}")
     say("next:")
-    say(f"  {command('evaluate', run.path)}")
-    say(f"  {command('predict', run.path, 'PICTURE...')}")
+    code = code_options(run.recipe.model.name)
+    say(f"  {command('evaluate', *code, run.path)}")
+    say(f"  {command('predict', *code, run.path, 'PICTURE...')}")
 
 
 def show_evaluation(

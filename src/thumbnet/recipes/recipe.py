@@ -20,6 +20,7 @@ from typing import Any
 
 from thumbnet.errors import RecipeError, nearest, printable
 from thumbnet.invocation import command, quoted
+from thumbnet.recipes.networks import accept
 from thumbnet.recipes.settings import (
     SMALLEST_BATCH,
     AugmentSettings,
@@ -68,10 +69,13 @@ class Recipe:
     def override(self, assignments: Iterable[str]) -> Recipe:
         """With ``"section.key=value"`` applied; the value is TOML, or a bare string.
 
+        A network that is named here by its import path is one that the user allows to be imported.
+
         Raises:
             RecipeError: an assignment has no ``=``, or its key or value is refused.
         """
         settings = self.to_dict()
+        names_network = False
         for assignment in assignments:
             key, equals, text = assignment.partition("=")
             if not equals:
@@ -84,7 +88,11 @@ class Recipe:
                     raise unknown_key(key.strip(), known_keys(Recipe))
                 table = inner
             table[last] = _parse_value(text.strip())
-        return recipe_from_dict(settings)
+            names_network = names_network or key.strip() in ("model", "model.name")
+        recipe = recipe_from_dict(settings)
+        if names_network:
+            accept(recipe.model.name)
+        return recipe
 
     def fitted(self, pictures: int) -> Recipe:
         """For so many training pictures: with the batches and rates that ``training.min_steps`` asks for."""
@@ -113,12 +121,26 @@ def recipe_names() -> list[str]:
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe by its name or from a TOML file, with ``"key=value"`` overrides applied.
 
-    A file may begin with ``extends = "fast"`` and name only what differs.
+    A file may begin with ``extends = "fast"`` and name only what differs. A network that it names by its
+    import path may be imported from now on: call this only with a file that the user has chosen.
 
     Raises:
         RecipeError: no such recipe or file, not TOML, or a key is unknown, ill-typed or out of range.
     """
-    return recipe_from_dict(_read_toml(str(name_or_path), seen=())).override(overrides)
+    recipe = read_recipe(name_or_path).override(overrides)
+    accept(recipe.model.name)
+    return recipe
+
+
+def read_recipe(name_or_path: str | Path) -> Recipe:
+    """A recipe as :func:`load_recipe` reads it, from a file that may be a stranger's, such as a run's.
+
+    It allows no network to be imported, and the network need not be known here.
+
+    Raises:
+        RecipeError: as :func:`load_recipe`.
+    """
+    return recipe_from_dict(_read_toml(str(name_or_path), seen=()))
 
 
 def recipe_from_dict(settings: Mapping[str, Any]) -> Recipe:

@@ -152,7 +152,7 @@ def write_report(run: Run, data: Data, split: str, out: Path, *, progress: Progr
         import jinja2
     except ImportError:
         raise MissingExtraError("a report", "report") from None
-    summary = {"accuracy_plain": None, **run.summary}  # missing in older runs
+    summary = {"accuracy_plain": None, "parameters": None, **run.summary}  # older runs did not note it
     weights, info = read_weights(run.weights_path)
     predictor = load_run(run.path)
     album = _Album(predictor.info.preprocessing)
@@ -191,7 +191,7 @@ def write_report(run: Run, data: Data, split: str, out: Path, *, progress: Progr
         optimistic=OPTIMISTIC if is_optimistic({**summary, "split": split}) else None,
         calibration=describe_calibration(summary),
         notes=[*(summary.get("repeats") or {}).get("lines", ()), *summary.get("warnings", ())],
-        parameters=count_parameters(weights, info.model, len(info.class_names)),
+        parameters=summary["parameters"] or count_parameters(weights, info.model, len(info.class_names)),
         curves=_curves(run),
         schedule=_schedule(run),
         reliability=_reliability(answers.confidence, right),
