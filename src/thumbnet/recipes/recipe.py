@@ -15,6 +15,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from thumbnet.recipes.settings import (
     check,
     not_resting,
 )
-from thumbnet.recipes.tables import build, known_keys, plain, unknown_key
+from thumbnet.recipes.tables import build, differences, known_keys, plain, unknown_key
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,16 @@ class Recipe:
         """As plain dictionaries, lists, numbers and strings; what is None is left out."""
         return typing.cast(dict[str, Any], plain(dataclasses.asdict(self)))
 
-    def to_toml(self) -> str:
-        """As TOML text that :func:`load_recipe` reads back to an equal recipe."""
+    def to_toml(self, *, whole: bool = True) -> str:
+        """As TOML text that :func:`load_recipe` reads back to an equal recipe.
+
+        Args:
+            whole: write every setting; else only those that differ from the defaults.
+        """
         import tomli_w
 
-        return tomli_w.dumps(self.to_dict())
+        settings = self.to_dict()
+        return tomli_w.dumps(settings if whole else differences(settings, Recipe().to_dict()))
 
     def override(self, assignments: Iterable[str]) -> Recipe:
         """With ``"section.key=value"`` applied; the value is TOML, or a bare string.
@@ -141,6 +147,18 @@ def read_recipe(name_or_path: str | Path) -> Recipe:
         RecipeError: as :func:`load_recipe`.
     """
     return recipe_from_dict(_read_toml(str(name_or_path), seen=()))
+
+
+def opening_comment(name: str) -> str:
+    """What a recipe that comes with thumbnet says first: how to run it, and what to expect. Lines with ``#``.
+
+    Raises:
+        RecipeError: there is no recipe of that name.
+    """
+    if name not in recipe_names():
+        raise RecipeError(f"there is no recipe {name!r}. {nearest(name, recipe_names())}")
+    text = (resources.files("thumbnet") / "recipes" / f"{name}.toml").read_text("utf-8")
+    return "".join(f"{line}\n" for line in takewhile(lambda line: line.startswith("#"), text.splitlines()))
 
 
 def recipe_from_dict(settings: Mapping[str, Any]) -> Recipe:
