@@ -6,7 +6,7 @@ run = thumbnet.train("digits", overrides=["training.epochs=4"])
 print(f"{run.summary['split']} accuracy {100 * run.summary['accuracy']:.2f} %, in {run.path}")
 
 data = thumbnet.load_data("digits")
-predictor = thumbnet.load_run(run.path)
+classifier = thumbnet.load_classifier(run.path)
 picture = data.splits["test"].read(0)  # a PIL picture; a path, an array or a tensor would do
 (prediction,) = predictor.predict(picture)
 print(f"a {prediction.label}, with a probability of {prediction.probability:.2f}")
