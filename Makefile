@@ -12,9 +12,11 @@ train: $(VENV)/.installed  ## train a real model on the embedded data set
 # How many tests run at a time, each with one thread; JOBS=0 is one, with all threads, and shows what it prints.
 JOBS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+# COVERAGE=1 also measures which branches the tests take, and prints what they miss. CI does.
+COVER = $(if $(COVERAGE),--cov=thumbnet --cov-branch --cov-report=term:skip-covered)
 
 test: $(VENV)/.installed-dev  ## run the tests
-	$(PYTEST) --ignore=tests/faults
+	$(PYTEST) $(COVER) --ignore=tests/faults
 
 # Processes that are killed, disks that are full, links that are cut, broken and hostile files: 25 minutes.
 # FAULTS=small is what CI runs: fewer kills, fewer steps, smaller folders; 4 minutes.
@@ -23,7 +25,7 @@ test-faults: $(VENV)/.installed-dev  ## inject faults, and see that nothing is l
 	THUMBNET_FAULTS=$(FAULTS) $(PYTEST) -s tests/faults
 
 FUZZ_SECONDS ?= 120
-fuzz: $(VENV)/.installed-dev  ## fuzz whatever reads a stranger's bytes; findings are files crash-*
+fuzz: $(VENV)/.installed-dev  ## fuzz everything that reads bytes from others; findings are files crash-*
 	$(PIP) atheris
 	mkdir -p build/fuzz
 	for target in picture pickled recipe setting weights checkpoint label; do \

@@ -8,5 +8,5 @@ print(f"{run.summary['split']} accuracy {100 * run.summary['accuracy']:.2f} %, i
 data = thumbnet.load_data("digits")
 classifier = thumbnet.load_classifier(run.path)
 picture = data.splits["test"].read(0)  # a PIL picture; a path, an array or a tensor would do
-(prediction,) = predictor.predict(picture)
+(prediction,) = classifier.predict(picture)
 print(f"a {prediction.label}, with a probability of {prediction.probability:.2f}")

@@ -9,7 +9,7 @@ import pytest
 
 from thumbnet.classifiers import explain
 from thumbnet.classifiers.base import Classifier
-from thumbnet.classifiers.explain import likely_label_errors, lit, occlusion_map
+from thumbnet.classifiers.explain import highlight, likely_label_errors, occlusion_map
 
 
 class SeesACorner:
@@ -42,7 +42,7 @@ def test_the_heat_is_where_the_classifier_looks() -> None:
 
 def test_light_falls_on_the_heat() -> None:
     pixels = np.full((4, 4, 3), 200, dtype=np.uint8)
-    shown = lit(pixels, np.eye(4, dtype=np.float32))
+    shown = highlight(pixels, np.eye(4, dtype=np.float32))
     assert (shown[0, 0] == 200).all()
     assert (shown[0, 1] < 30).all()
 
@@ -88,7 +88,7 @@ def test_a_picture_of_one_colour_has_no_heat() -> None:
 @pytest.mark.parametrize("heat", [0.0, 0.5, 1.0])
 def test_light_keeps_the_type_and_never_brightens(heat: float) -> None:
     pixels: Any = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    shown = lit(pixels, np.full((5, 6), heat, dtype=np.float32))
+    shown = highlight(pixels, np.full((5, 6), heat, dtype=np.float32))
     assert shown.dtype == np.uint8
     assert shown.shape == pixels.shape
     assert (shown <= pixels).all()

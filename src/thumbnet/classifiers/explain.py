@@ -49,11 +49,11 @@ def occlusion_map(classifier: Classifier, pixels: np.ndarray, label: int) -> np.
             cost[place] += before - value
             covered[place] += 1
     heat = np.clip(cost / covered, 0, None)
-    lit: np.ndarray = (heat / max(heat.max(), 1e-9)).astype(np.float32)
-    return lit
+    scaled: np.ndarray = (heat / max(heat.max(), 1e-9)).astype(np.float32)
+    return scaled
 
 
-def lit(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+def highlight(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """A picture (uint8 [H, W, 3]) with light where ``heat`` (float [H, W], 0 to 1) is."""
     shown: np.ndarray = (pixels * (0.12 + 0.88 * heat[..., None])).round().astype(np.uint8)
     return shown

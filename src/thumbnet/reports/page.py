@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from thumbnet.classifiers.base import Classifier, Progress, SplitLogits
-from thumbnet.classifiers.explain import likely_label_errors, lit, occlusion_map
+from thumbnet.classifiers.explain import highlight, likely_label_errors, occlusion_map
 from thumbnet.classifiers.load import load_run
 from thumbnet.data.images import Preprocessing, as_data_address
 from thumbnet.data.splits import Data, Split
@@ -126,7 +126,7 @@ class _Answers:
         for number, index in enumerate(looked):
             pixels = self._album.pixels(self.split, int(index))
             heat = occlusion_map(self._classifier, pixels, int(self.predicted[index]))
-            plain, light = self.show(int(index)), self._album.encode(lit(pixels, heat))
+            plain, light = self.show(int(index)), self._album.encode(highlight(pixels, heat))
             if plain and light:
                 maps.append((plain, light))
             if progress:

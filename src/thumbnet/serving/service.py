@@ -26,7 +26,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
 from thumbnet.classifiers.base import Classifier, Prediction
-from thumbnet.classifiers.explain import lit, occlusion_map
+from thumbnet.classifiers.explain import highlight, occlusion_map
 from thumbnet.data.images import Picture, as_data_address, load_picture
 from thumbnet.data.splits import Data
 from thumbnet.errors import ThumbnetError, TooManyPixelsError, UnknownFormatError, UnreadableImageError
@@ -352,7 +352,7 @@ class _Service:
         return Explanation(
             classes=_classes(prediction, top),
             picture=as_data_address(pixels),
-            lit=as_data_address(lit(pixels, heat)),
+            lit=as_data_address(highlight(pixels, heat)),
         )
 
     async def _search_hardest(self) -> None:
