@@ -1,4 +1,4 @@
-"""Which recipe a training uses, and how the data suit it."""
+"""Choose the recipe of a training and fit it to the data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from thumbnet.sources.load import load_data
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirror_names import named_keys, show_digits, without_mirroring
 
-FEW_PICTURES = 10_000  # up to here `fast` would have too few steps in its few epochs
+FEW_PICTURES = 10_000  # with this many or fewer, the few epochs of `fast` have too few steps
 
 
 def choose_recipe(
@@ -23,13 +23,14 @@ def choose_recipe(
     data_dir: str | Path | None,
     listener: Listener,
 ) -> tuple[Recipe, Data]:
-    """The recipe that is asked for, or the default one for the data; and the data, loaded by it.
+    """Return the requested recipe, or the default one for the data, and the data that it loads.
 
-    It is fitted to the data: :meth:`thumbnet.Recipe.fitted`, unless ``overrides`` name a batch size,
-    and :func:`~thumbnet.training.mirror_names.without_mirroring`.
+    The recipe is fitted to the data in two ways: :meth:`thumbnet.Recipe.fitted` (unless ``overrides`` name a
+    batch size) and :func:`~thumbnet.training.mirror_names.without_mirroring`.
 
     Raises:
-        RecipeError, DataError: either cannot be had.
+        RecipeError: there is no such recipe, or a setting is invalid.
+        DataError: the data cannot be loaded.
     """
     asked = "fast" if recipe is None else recipe
     chosen = asked.override(overrides) if isinstance(asked, Recipe) else load_recipe(asked, overrides)
@@ -46,12 +47,12 @@ def choose_recipe(
 
 
 def default_recipe(data: Data) -> str:
-    """``digits`` for the digits, ``small`` for up to ten thousand training pictures, else ``fast``."""
+    """``digits`` for the digits, ``small`` for up to 10,000 training pictures, otherwise ``fast``."""
     if data.source == "digits":
         return "digits"
     return "small" if len(data.splits["train"]) <= FEW_PICTURES else "fast"
 
 
 def load_for(source: Any, recipe: Recipe, data_dir: str | Path | None, listener: Listener) -> Data:
-    """The data in ``source`` as ``recipe`` reads them; downloads are told to ``listener``."""
+    """Load ``source`` with the recipe's data settings; ``listener`` hears about downloads."""
     return load_data(source, data_dir=data_dir, settings=recipe.data, progress=listener.on_download)
