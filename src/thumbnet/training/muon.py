@@ -18,8 +18,8 @@ from torch import Tensor
 
 from thumbnet.hardware import has_fast_bf16
 
-# Coefficients of the quintic a x + b x^3 + c x^5. Jordan chose them for the steepest slope at 0. Singular values
-# end between 0.7 and 1.2 instead of at 1, which costs no accuracy.
+# Coefficients of the quintic a x + b x^3 + c x^5. Jordan chose them for the steepest slope at 0. Singular
+# values end between 0.7 and 1.2 instead of at 1, which costs no accuracy.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 3
 
@@ -58,7 +58,7 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_add_(others, updates, alpha=-group["lr"])
 
     def _updates(self, parameters: list[Tensor], momentum: float, decay: float = 0.0) -> list[Tensor]:
-        """Updates by Nesterov momentum. It handles all parameters per call, since each call costs GPU time."""
+        """Updates by Nesterov momentum, for all parameters at once because each call costs a GPU time."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if decay:
             gradients = list(torch._foreach_add(gradients, parameters, alpha=decay))
@@ -73,8 +73,9 @@ class Muon(torch.optim.Optimizer):
         return list(torch._foreach_add(gradients, buffers, alpha=momentum))
 
 
-# torch.optim.Optimizer wraps some methods for torch.compile, and the wrappers import it, which takes a second.
-# Nothing here compiles an optimizer, so Muon uses the unwrapped methods. PyTorch's own classes do not change.
+# torch.optim.Optimizer wraps some methods for torch.compile, and the wrappers import it, which takes a
+# second. Nothing here compiles an optimizer, so Muon uses the unwrapped methods. PyTorch's own classes do not
+# change.
 for _name, _method in vars(torch.optim.Optimizer).items():
     if inspect.isfunction(_method) and hasattr(_method, "__wrapped__"):
         setattr(Muon, _name, _method.__wrapped__)
@@ -89,9 +90,9 @@ def orthogonalise(matrices: list[Tensor]) -> list[Tensor]:
     precision = torch.bfloat16 if has_fast_bf16(matrices[0].device) else matrices[0].dtype
     wide = [(x.T if len(x) > x.shape[1] else x).to(precision) for x in scaled]
     orthogonal = list(wide)
-    # Each iteration multiplies x by a polynomial of x x^T. So the product of all these factors follows from the
-    # small matrix x x^T alone, and x is multiplied only once. That takes half the time for [256, 2304], and
-    # matrices of different lengths can share the batch.
+    # Each iteration multiplies x by a polynomial of x x^T. So the product of all these factors follows from
+    # the small matrix x x^T alone, and x is multiplied only once. That takes half the time for [256, 2304],
+    # and matrices of different lengths can share a batch.
     for side in {len(x) for x in wide}:
         members = [number for number, x in enumerate(wide) if len(x) == side]
         products = _iterate(torch.stack([wide[number] @ wide[number].T for number in members]))
@@ -118,7 +119,7 @@ def _iterate(gram: Tensor) -> Tensor:
 
 
 def _quintic(gram: Tensor) -> Tensor:
-    """The matrix by which one iteration multiplies x: a + b gram + c gram^2, where gram is x x^T, [K, M, M]."""
+    """The matrix by which one iteration multiplies x: a + b gram + c gram^2; gram is x x^T, [K, M, M]."""
     a, b, c = QUINTIC
     factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     factor.diagonal(dim1=1, dim2=2).add_(a)

@@ -101,8 +101,8 @@ def _judge(rates: list[float], losses: list[float]) -> RangeTest:
             f"the loss blew up after {len(losses)} steps: start at a lower rate (--from 1e-6)"
         )
     bottom = min(range(len(losses)), key=losses.__getitem__)
-    # Slopes over a window, because single steps are noisy. The first tenth does not count, because the running
-    # mean covers too few batches there.
+    # Slopes over a window, because single steps are noisy. The first tenth does not count, because the
+    # running mean covers too few batches there.
     reach = max(2, len(losses) // 20)
     slopes = {
         i: (losses[i + reach] - losses[i - reach]) / math.log(rates[i + reach] / rates[i - reach])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from thumbnet.recipes.settings import ScheduleSettings
 
-SMALLEST_SIDE = 16  # pixels; smaller pictures shrink to nothing within the networks
+SMALLEST_SIDE = 16  # pixels; the networks here are not made for smaller pictures
 
 
 def factor_at(settings: ScheduleSettings, step: int, total_steps: int) -> float:

@@ -1,4 +1,4 @@
-"""To begin from a trained network's weights instead of random ones."""
+"""Start from a trained network's weights instead of random ones."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from thumbnet.errors import RunError
 from thumbnet.recipes.settings import ModelSettings
 from thumbnet.runs.weights import find_weights, read_weights
 
-HEAD = "head."  # of every network here: the last layer, with a row for each class
+HEAD = "head."  # the last layer of every network here, with one row per class
 
 
 def begin_from(model: nn.Module, settings: ModelSettings, source: str, class_names: Sequence[str]) -> None:
     """Copy a run's weights into ``model``, in place.
 
-    The last layer's rows are copied for the classes that the run knows by the same name; others stay as they
-    were drawn.
+    In the last layer, only the rows of classes that the run knows by the same name are copied. The others
+    keep their random weights.
 
     Args:
-        model: of ``settings``, with a row in its last layer for each of ``class_names``.
-        settings: of the recipe.
+        model: the network that ``settings`` describe, with one row in its last layer per class.
+        settings: the recipe's model settings.
         source: a run's folder, a ``model.safetensors``, or ``hf:OWNER/NAME``.
-        class_names: of the new data.
+        class_names: class names of the new data.
 
     Raises:
-        RunError: no such run, or it has another network.
+        RunError: there is no such run, or it has another network.
     """
     weights, info = read_weights(find_weights(source))
     if info.model != settings:
