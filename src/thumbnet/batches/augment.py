@@ -50,7 +50,7 @@ class Augmentation:
         self._first_flip = torch.rand(count, generator=generator) < 0.5
 
     def draw(self, indices: Tensor, turns: Tensor | int, generator: torch.Generator) -> Draw:
-        """Draw for the pictures at ``indices`` (int64 [B]), seen ``turns`` (int64 [B] or int) times before."""
+        """Draw for the pictures at ``indices`` (int64 [B]), seen ``turns`` (int, or int64 [B]) times."""
         count, (height, width), reach = len(indices), self.size, self.settings.translate
         if self.settings.flip == "alternating":
             flip = self._first_flip[indices] ^ (torch.as_tensor(turns) % 2 == 1)

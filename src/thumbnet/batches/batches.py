@@ -136,8 +136,8 @@ class TrainBatches:
 def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
     """Draw as many pictures as there are, equally many per class (or one more): positions, int64 [N].
 
-    A frequent class leaves out some of its pictures. A rare class repeats pictures, but only after all of them
-    have appeared.
+    A frequent class leaves out some of its pictures. A rare class repeats pictures, but only after all of
+    them have appeared.
     """
     classes = labels.unique()
     classes = classes[torch.randperm(len(classes), generator=generator)]  # random classes get one more
