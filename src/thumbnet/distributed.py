@@ -153,8 +153,8 @@ def joined() -> Iterator[World]:
             raise
         reason = re.sub(r"^\[[^ ]*\] ", "", str(error).strip()).split("\n")[0].split(". ")[0]
         raise LostContactError(
-            f"process {rank} of {size} has lost the others ({reason}). "
-            "torchrun --max-restarts N starts all of them again; with --auto-resume they go on"
+            f"process {rank} of {size} has lost contact with the others ({reason}). "
+            "torchrun --max-restarts N restarts all of them; with --auto-resume they continue the run"
         ) from None
     finally:
         # Free everything that still refers to the group, such as a wrapped network, before the group itself.
@@ -167,9 +167,9 @@ def joined() -> Iterator[World]:
 def _agree(store: Any, world: World, seconds: float) -> str:
     """A random key prefix that only the processes of this attempt share.
 
-    torchrun keeps its store across restarts, with the addresses of dead processes in it (PyTorch 2.13). Rank 0
-    publishes a fresh token. Every other rank replies with a nonce and accepts the token once rank 0 has
-    echoed the nonce, because only the present rank 0 can do that.
+    torchrun keeps its store across restarts, with the addresses of dead processes in it (PyTorch 2.13). So
+    rank 0 publishes a fresh token. Every other rank replies with a nonce and accepts the token once rank 0 has
+    echoed the nonce, because only the current rank 0 can do that.
 
     Raises:
         LostContactError: rank 0 did not answer in time.

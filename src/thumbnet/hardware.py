@@ -76,8 +76,8 @@ def autocast(bf16: bool, device: torch.device) -> contextlib.AbstractContextMana
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy ``tensor`` to ``device`` without waiting for the GPU to finish its queued work.
 
-    An ordinary copy waits, and then the GPU waits for the next step's calls. CUDA keeps the source alive until
-    it is copied. Other devices may not, so for them the copy is an ordinary one.
+    An ordinary copy waits, and then the GPU waits for the next step's calls. CUDA keeps the source alive
+    until it is copied. Other devices may not, so for them the copy is an ordinary one.
     """
     return tensor.to(device, non_blocking=device.type == "cuda")
 

@@ -94,7 +94,7 @@ def size_note(
     at_own = seconds * own[0] * own[1] / (used[0] * used[1])
     flag = f"{own[0]}x{own[1]}"
     return (
-        f"all pictures are {flag} (height x width); they are brought to {used[0]}x{used[1]}. An epoch "
+        f"all pictures are {flag} (height x width); they are scaled to {used[0]}x{used[1]}. An epoch "
         f"takes about {_about(seconds)} at this size and about {_about(at_own)} at their own, which "
         f"--image-size {flag} keeps (the limit is data.largest_auto_size={recipe.data.largest_auto_size})"
     )

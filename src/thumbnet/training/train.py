@@ -269,7 +269,7 @@ def _own_data(source: str | None, run: str | Path, given: Any) -> Any:
     """
     if given is None and source is None:
         raise RunError(
-            f"the data of {run} were in memory, so only Python can go on with it: "
+            f"the data of {run} were in memory, so only Python can resume it: "
             "thumbnet.resume(RUN, data=(images, labels))"
         )
     return source if given is None else given
@@ -304,7 +304,7 @@ def _check_same_everywhere(fingerprint: str, source: str, world: World) -> None:
         DataError: this process has other data than the first one.
     """
     if world.from_first(fingerprint) != fingerprint:
-        raise DataError(f"{source} is not the same here as where the first process runs")
+        raise DataError(f"{source} holds other data here than where the first process runs")
 
 
 def _check_unchanged(continued: Continuation, fingerprint: str, source: str) -> None:
