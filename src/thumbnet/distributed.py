@@ -168,8 +168,8 @@ def _agree(store: Any, world: World, seconds: float) -> str:
     """A random key prefix that only the processes of this attempt share.
 
     torchrun keeps its store across restarts, with the addresses of dead processes in it (PyTorch 2.13). So
-    rank 0 publishes a fresh token. Every other rank replies with a nonce and accepts the token once rank 0 has
-    echoed the nonce, because only the current rank 0 can do that.
+    rank 0 publishes a fresh token. Every other rank replies with a nonce and accepts the token once rank 0
+    has echoed the nonce, because only the current rank 0 can do that.
 
     Raises:
         LostContactError: rank 0 did not answer in time.
