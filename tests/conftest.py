@@ -4,6 +4,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from helpers import TINY, coloured_data
+from own_networks import OwnPackage
 from thumbnet.runs.folder import Run
 from thumbnet.training.train import train
 
@@ -37,6 +39,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def _seeded() -> None:
     """A test draws the same numbers whichever others ran before it, in whichever process."""
     torch.manual_seed(1)
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnPackage]:
+    """A network of the user's own in the current folder, which nothing has imported yet."""
+    package = OwnPackage(tmp_path, monkeypatch)
+    yield package
+    package.forget()
 
 
 @pytest.fixture(scope="session")

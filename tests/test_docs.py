@@ -36,6 +36,12 @@ def test_the_recipe_in_the_recipes_page_is_valid(tmp_path: Path) -> None:
     assert [group.lr for group in recipe.optimizer.groups] == [0.05, 1.0]
 
 
+def test_the_page_about_own_networks_shows_the_example() -> None:
+    page = (ROOT / "docs" / "howto" / "own-network.md").read_text()
+    (shown,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert shown == (ROOT / "examples" / "own_network.py").read_text()
+
+
 def test_every_module_is_in_the_architecture_page() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     modules = {path.name for path in (ROOT / "src").rglob("*.py")} - {"__init__.py", "__main__.py"}

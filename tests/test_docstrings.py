@@ -18,8 +18,15 @@ from thumbnet.runs.folder import Run
 
 
 @pytest.mark.parametrize(
-    "module", ["thumbnet.sources.load", "thumbnet.training.train", "thumbnet.classifiers.load"]
+    "module",
+    [
+        "thumbnet.sources.load",
+        "thumbnet.training.train",
+        "thumbnet.classifiers.load",
+        "thumbnet.models.registry",
+    ],
 )
+@pytest.mark.usefixtures("own")  # leaves the registry of networks as it was
 def test_docstring_examples(module: str, tiny_run: Run, tmp_path: Path) -> None:
     imported = importlib.import_module(module)
     run = tiny_run

@@ -31,6 +31,7 @@ _PUBLIC = {
     "load_data": "thumbnet.sources.load",
     "load_recipe": "thumbnet.recipes.recipe",
     "load_run": "thumbnet.classifiers.load",
+    "register_model": "thumbnet.models.registry",
     "resume": "thumbnet.api",
     "train": "thumbnet.api",
 }
@@ -51,6 +52,7 @@ __all__ = [
     "load_data",
     "load_recipe",
     "load_run",
+    "register_model",
     "resume",
     "train",
 ]
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from thumbnet.data.splits import Data
     from thumbnet.errors import ThumbnetError
     from thumbnet.models import build_model
+    from thumbnet.models.registry import register_model
     from thumbnet.models.resnet import ResidualBlock, ResNet
     from thumbnet.recipes.recipe import Recipe, load_recipe
     from thumbnet.runs.folder import Run

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.folder import Run
@@ -66,6 +68,7 @@ def resume(
     device: str = "auto",
     progress: bool = True,
     listener: Listener | None = None,
+    model: Callable[..., nn.Module] | None = None,
 ) -> Run:
     """Go on with an unfinished run, to the very result that it would have had uninterrupted.
 
@@ -81,16 +84,18 @@ def resume(
         data: the run's data, where they were in memory, such as ``(images, labels)``.
         device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``.
         progress, listener: as for :func:`train`.
+        model: the class or function that builds the run's network, where it is one of your own. It is not
+            needed once the code that registers the network has been imported.
 
     Raises:
         RunError: no such run, it is complete (or, with ``more_epochs``, not complete), another process
-            trains in it, or its checkpoint is damaged.
+            trains in it, its checkpoint is damaged, or it needs a network of the user's own.
         DataError: its data are gone or have changed.
     """
     with shown(progress, listener) as told:
         return training.resume(
             run_path, device=device, listener=told, more_epochs=more_epochs, out=out, overrides=overrides,
-            data=data,
+            data=data, model=model,
         )  # fmt: skip
 
 

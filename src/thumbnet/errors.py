@@ -74,6 +74,31 @@ class RunError(ThumbnetError):
     """A run's folder, weights or checkpoint cannot be written, read or resumed."""
 
 
+class NetworkError(ThumbnetError):
+    """The code of a network of the user's own cannot be imported, or the network is not as it must be."""
+
+
+class ModelCodeError(RunError):
+    """A run or a file needs a network that is not part of thumbnet, and the user has not allowed its code.
+
+    ``code`` is what to pass to ``--model-code``: the import path, or the word MODULE where only the user
+    knows the module.
+    """
+
+    def __init__(self, network: str) -> None:
+        module, is_path, name = network.partition(":")
+        self.code = network if is_path else "MODULE"
+        why = (
+            f"it is in the Python module {module}, and importing that runs its code. If you trust it"
+            if is_path
+            else "no code has registered it here. If it is yours, name the module that does"
+        )
+        super().__init__(
+            f"the network {network} is not part of thumbnet: {why}: --model-code {self.code} "
+            f"(in Python: decorate it with thumbnet.register_model, or pass model={name or 'CLASS'})"
+        )
+
+
 class DivergedError(ThumbnetError):
     """The loss is not finite any more. ``step`` counts optimisation steps from 1."""
 
@@ -100,10 +125,10 @@ class InterruptedRunError(ThumbnetError):
 
     exit_status = 130  # 128 + SIGINT, as shells have it
 
-    def __init__(self, path: Path, epoch: int, step: int) -> None:
+    def __init__(self, path: Path, epoch: int, step: int, options: Sequence[str] = ()) -> None:
         super().__init__(
             f"stopped in epoch {epoch} at step {step}; everything is saved.\n"
-            f"Go on to the very same result: {command('train', '--resume', path)}"
+            f"Go on to the very same result: {command('train', '--resume', path, *options)}"
         )
         self.path = path
 

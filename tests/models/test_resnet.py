@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from thumbnet.errors import RecipeError
 from thumbnet.models import ResidualBlock, ResNet, build_model, narrow_resnet, resnet18, resnet34
 from thumbnet.models.resnet import Conv1x1
-from thumbnet.recipes.settings import MODEL_NAMES, ModelSettings
+from thumbnet.recipes.networks import MODEL_NAMES
+from thumbnet.recipes.recipe import load_recipe
+from thumbnet.recipes.settings import ModelSettings
 
 # --- an independent computation, in NumPy: loops over taps, float64, no torch ---------------------------
 
@@ -151,8 +153,10 @@ def test_gradients_reach_every_parameter() -> None:
 def test_a_wrong_depth_or_name_is_refused() -> None:
     with pytest.raises(ValueError, match="6n"):
         narrow_resnet(21)
-    with pytest.raises(RecipeError, match="resnet18"):
-        ModelSettings("resnet-18")
+    with pytest.raises(RecipeError, match="Did you mean 'resnet18'"):
+        load_recipe("fast", ["model.name=resnet-18"])
+    with pytest.raises(RecipeError, match="Known: fastnet, resnet18"):
+        ModelSettings("resnet 18")
 
 
 CRASHER = """

@@ -170,7 +170,7 @@ def test_the_command_writes_checks_and_says_so(
     tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", str(tiny_run.path), "--out", str(tmp_path / "x.pt")]) == 2
-    assert "ends in .onnx" in capsys.readouterr().err
+    assert "must end in .onnx" in capsys.readouterr().err
     names = load_run(tiny_run.path).class_names
     from PIL import Image
 

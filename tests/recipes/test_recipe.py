@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thumbnet.errors import RecipeError
-from thumbnet.recipes.recipe import Recipe, load_recipe, recipe_from_dict, recipe_names
+from thumbnet.recipes.recipe import Recipe, load_recipe, opening_comment, recipe_from_dict, recipe_names
 from thumbnet.recipes.settings import parse_image_size
 
 
@@ -203,3 +203,30 @@ def test_a_valid_recipe_round_trips_through_toml(lr: float, epochs: int, seed: i
     assert again == recipe
     assert math.isclose(again.optimizer.lr, lr, rel_tol=0)
     assert isinstance(again, Recipe)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_what_differs_from_the_defaults_is_a_recipe_file_of_its_own(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    short = tmp_path / "short.toml"
+    short.write_text(recipe.to_toml(whole=False))
+    assert load_recipe(short) == recipe
+    assert len(short.read_text().splitlines()) < len(recipe.to_toml().splitlines()) / 2
+    assert "[checkpoint]" not in short.read_text()  # all of it is as by default
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_opens_with_its_command_and_what_to_expect(name: str) -> None:
+    opening = opening_comment(name)
+    assert all(line.startswith("#") for line in opening.splitlines())
+    (line,) = [line for line in opening.splitlines() if "thumbnet train" in line]
+    words = line.removeprefix("#").split()
+    if "--recipe" in words:
+        assert words[words.index("--recipe") + 1] == name
+    assert "easured" in opening
+    assert "%" in opening
+
+
+def test_only_the_recipes_that_come_with_thumbnet_have_an_opening() -> None:
+    with pytest.raises(RecipeError, match="there is no recipe 'fsat'. Did you mean 'fast'"):
+        opening_comment("fsat")

@@ -71,7 +71,7 @@ def test_single_runs_and_equal_ones_are_not_tested(make: Make) -> None:
 
 
 def test_runs_on_other_pictures_do_not_compare(make: Make) -> None:
-    with pytest.raises(RunError, match="same pictures"):
+    with pytest.raises(RunError, match="different pictures"):
         group_runs([make(0.9), make(0.9, 1, fingerprint="other")])
 
 
@@ -105,7 +105,7 @@ def test_without_scipy_the_tables_are_shown_all_the_same(
     shown = capsys.readouterr()
     assert "[report]" in shown.err
     assert "standard deviation" in shown.out
-    assert "No test" not in shown.out
+    assert "not tested" not in shown.out
 
 
 @pytest.mark.parametrize("content", ["{", "[1]\n", '{"loss": 1}\n', "[" * 100_000])

@@ -130,7 +130,7 @@ def test_the_report(browser: Any, tmp_path: Path, tiny_run: Run) -> None:
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     assert browser.execute_script("return [...document.images].every((one) => one.naturalWidth > 0)")
     cell = find(browser, "[data-cell='1-1']")
-    assert cell.get_attribute("aria-label") == "green called green: 20"
+    assert cell.get_attribute("aria-label") == "green classified as green: 20"
     cell.send_keys("\ue007")
     assert cell.get_attribute("aria-pressed") == "true"
     assert len(browser.find_elements("css selector", "#cell img")) == 8

@@ -90,15 +90,14 @@ def test_it_greets_once_it_answers_ends_with_a_signal_and_prints_nothing(
 
 
 def test_an_application_that_cannot_start_is_an_error_and_is_not_greeted() -> None:
-    app_cannot_start = True
+    greeted: list[str] = []
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if app_cannot_start:
+        if not greeted:
             raise ValueError("no warm-up")
         yield
 
-    greeted: list[str] = []
     with listen("127.0.0.1", 0) as listener, pytest.raises((ThumbnetError, SystemExit)):
         serve(FastAPI(lifespan=lifespan), listener, greeted.append)
     assert greeted == []

@@ -107,7 +107,8 @@ def epoch_seconds(
     cuda = device.type == "cuda"
     count = min(pictures, TIMED * 8 if cuda else TIMED)
     with torch.random.fork_rng(devices=[]):
-        model = build_model(recipe.model, classes).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = build_model(recipe.model, classes, sizes=[size])
+        model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.zeros(count, 3, *size, device=device).contiguous(memory_format=torch.channels_last)
 
     bf16 = use_bf16(recipe.training.precision, device)

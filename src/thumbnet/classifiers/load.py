@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from thumbnet.classifiers.base import Classifier
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def load_classifier(path: str | Path, device: str = "auto") -> Classifier:
+
+def load_classifier(
+    path: str | Path, device: str = "auto", *, model: Callable[..., nn.Module] | None = None
+) -> Classifier:
     """Load a trained network. ``load_run`` is another name for this function.
+
+    A file or folder never makes thumbnet import the code of a network that it names.
 
     >>> load_classifier(run.path).class_names[:3]
     ('0', '1', '2')
@@ -17,9 +26,14 @@ def load_classifier(path: str | Path, device: str = "auto") -> Classifier:
         path: a run's folder, a ``model.safetensors``, a ``MODEL.onnx`` that ``thumbnet export`` wrote, or
             ``hf:OWNER/NAME[@REVISION]`` on the Hub.
         device: ``auto``, ``cpu``, ``cuda``, ... An exported model runs on the CPU.
+        model: the class or function that builds the network, if it is one of your own. It is not needed once
+            the code that registers the network has been imported (:func:`thumbnet.register_model`), nor for
+            an exported model.
 
     Raises:
-        RunError: there is no such run or model, it is not complete, or it is damaged.
+        RunError: there is no such run or model, it is not complete, it is damaged, or it needs a network of
+            the user's own.
+        NetworkError: the network's own code fails.
         MissingExtraError: the library that computes it is not installed.
     """
     if Path(path).suffix.lower() == ".onnx":
@@ -28,7 +42,7 @@ def load_classifier(path: str | Path, device: str = "auto") -> Classifier:
         return OnnxClassifier(path)
     from thumbnet.classifiers.torch_classifier import Predictor
 
-    return Predictor.load(path, device)
+    return Predictor.load(path, device, model=model)
 
 
 load_run = load_classifier

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from thumbnet.batches.batches import EvalBatches
 from thumbnet.batches.decoding import find_unreadable, readable
@@ -33,31 +34,48 @@ class Predictor(Classifier):
         weights: the network's tensors.
         info: what is known of it.
         device: ``auto``, ``cpu``, ``cuda``, ...
+        model: a class or function that builds the network, in place of the one that ``info`` names.
+
+    Raises:
+        RunError: the weights do not fit the network, or the network is not part of thumbnet and its code is
+            not allowed.
+        NetworkError: the network's own code fails.
     """
 
-    def __init__(self, weights: dict[str, Tensor], info: WeightsInfo, device: str = "auto") -> None:
+    def __init__(
+        self,
+        weights: dict[str, Tensor],
+        info: WeightsInfo,
+        device: str = "auto",
+        *,
+        model: Callable[..., nn.Module] | None = None,
+    ) -> None:
         super().__init__(info)
         self.device = choose_device(device)
         self.bf16 = use_bf16(info.precision, self.device)
-        model = build_model(info.model, len(info.class_names))
+        network = build_model(
+            info.model, len(info.class_names), sizes=[info.preprocessing.size], builder=model
+        )
         try:
-            model.load_state_dict(weights)
+            network.load_state_dict(weights)
         except RuntimeError as error:
             reason = str(error).split("\n")[1].strip() if "\n" in str(error) else str(error)
             raise RunError(f"the weights do not fit the network {info.model.name}: {reason}") from None
         keep_freed_memory()
-        self.model = model.to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.model = network.to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.normalise = Normalise(info.preprocessing, self.device)
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto") -> Predictor:
+    def load(
+        cls, path: str | Path, device: str = "auto", *, model: Callable[..., nn.Module] | None = None
+    ) -> Predictor:
         """From a run's folder, a ``model.safetensors``, or ``hf:OWNER/NAME[@REVISION]`` on the Hub.
 
         Raises:
             RunError: there is no such run, it is not complete, or it is damaged.
         """
         weights, info = read_weights(find_weights(path))
-        return cls(weights, info, device)
+        return cls(weights, info, device, model=model)
 
     def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:
         tta = self.info.tta if tta is None else tta

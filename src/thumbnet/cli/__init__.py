@@ -30,9 +30,9 @@ from thumbnet.cli import (
     serve,
     train,
 )
-from thumbnet.cli.options import by_option, rank
+from thumbnet.cli.options import by_option, import_model_code, rank
 from thumbnet.cli.usage import Parser, UsageError, unrecognised, with_subparsers
-from thumbnet.errors import MissingExtraError, ThumbnetError, printable
+from thumbnet.errors import MissingExtraError, ModelCodeError, ThumbnetError, printable
 from thumbnet.invocation import command, program
 from thumbnet.version import __version__
 
@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         options = parse(words)
+        import_model_code(options)
         status: int = options.command(options)
         sys.stdout.flush()
         return status
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except ThumbnetError as error:
         if rank() == 0:
-            print(f"thumbnet: {by_option(str(error), words)}", file=sys.stderr)
+            print(f"thumbnet: {by_option(str(error), words)}{_allowing(error, words)}", file=sys.stderr)
         elif error.exit_status < 128:  # that it was stopped, the first process says for all
             print(f"thumbnet (process {rank()}): {error}", file=sys.stderr)
         return error.exit_status
@@ -72,6 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `thumbnet predict ... | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE, as shells have it
+
+
+def _allowing(error: ThumbnetError, words: Sequence[str]) -> str:
+    """The whole command that allows the code of a network, where ``error`` is that it is not allowed."""
+    if not isinstance(error, ModelCodeError):
+        return ""
+    return f"\nThe command that allows it: {command(words[0], '--model-code', error.code, *words[1:])}"
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

@@ -59,7 +59,7 @@ def execute(options: argparse.Namespace) -> int:
     data = data_of_run(options, settings)
     if options.data is None and options.split is None and not {"test", "val"} & data.splits.keys():
         raise DataError(
-            f"{options.run} was trained on all pictures of {data.source}: there is nothing to measure it on. "
+            f"{options.run} was trained on all pictures of {data.source}: none are left to measure it on. "
             f"Name other pictures: thumbnet evaluate {options.run} DATA"
         )
     split = split_of(options, data)
@@ -82,7 +82,7 @@ def execute(options: argparse.Namespace) -> int:
     left_out = len(data.splits[split]) - result.pictures
     if left_out:
         listed = command("data", data.source)
-        note(f"thumbnet: {left_out} picture(s) cannot be read and were left out. To list them: {listed}")
+        note(f"thumbnet: {left_out} picture(s) cannot be read and were skipped. To list them: {listed}")
     if target:
         title = f"{data.source}, {split}: accuracy {100 * result.accuracy:.2f} %"
         plots.save(plots.confusion_figure(result, title), target)
@@ -100,7 +100,7 @@ def execute(options: argparse.Namespace) -> int:
 def _repeats(
     options: argparse.Namespace, run: Run | None, predictor: Classifier, found: SplitLogits, split: str
 ) -> list[str]:
-    """What is known of pictures that occur more than once: in the run's own data, or in others."""
+    """Describe pictures that occur more than once, in the run's own data or shared with DATA."""
     if run is None:
         return []
     if options.data is None:

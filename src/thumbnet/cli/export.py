@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "export",
-        help="write a run's network for somewhere else, and check it",
+        help="write a run's network in another format, and check it",
         description="Write RUN's network in another format, and check it against RUN on real pictures.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=textwrap.dedent(f"""\
             formats:
-              onnx           for onnxruntime and others; normalisation in the graph, any batch
-              onnx-any-size  the same for one picture of any size, which the graph resizes
-              onnx-int8      the same in 8 bits, calibrated with training pictures
+              onnx           for onnxruntime and others; the graph normalises; any batch size
+              onnx-any-size  the same for one picture of any size; the graph resizes too
+              onnx-int8      the same as onnx in 8 bits, calibrated with training pictures
               torch-export   a .pt2 for torch.export.load
               safetensors    the weights and their description
 
@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--out", metavar="FILE", help="(default: model.onnx, model.int8.onnx, ... in RUN)")
     parser.add_argument(
-        "--data", metavar="DATA", help="to calibrate and to check with (default: the run's own)"
+        "--data", metavar="DATA", help="data to calibrate and check with (default: the run's own)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_data_dir(parser)
@@ -69,9 +69,9 @@ def execute(options: argparse.Namespace) -> int:
     beside = place if place.is_dir() else place.parent
     out = Path(options.out).expanduser() if options.out else beside / f"model{suffix}"
     if out.suffix != Path(f"model{suffix}").suffix:
-        raise ThumbnetError(f"--out {out}: the name of this format ends in {suffix}")
+        raise ThumbnetError(f"--out {out}: a file of this format must end in {suffix}")
     if out.name == "model.safetensors" and beside == out.parent:
-        raise ThumbnetError(f"{out} is the run's own: name another file, --out FILE")
+        raise ThumbnetError(f"{out} is the run's own file: name another with --out FILE")
     data = _data(options)
     with counting("calibrating") as count:
         export(options.run, options.format, out, data, progress=count)
@@ -97,20 +97,20 @@ def execute(options: argparse.Namespace) -> int:
         say(f"largest difference  {check.largest_difference:.2g}  (of a probability)")
         say(f"same class          {percent(check.same_class)}")
     if not (options.json or on_random):
-        both = f"{percent(check.accuracy_run)} the run, {percent(check.accuracy_export)} the export"
+        both = f"run {percent(check.accuracy_run)}, export {percent(check.accuracy_export)}"
         with_tta = "" if check.tta == "none" else f" (test-time augmentation {check.tta})"
         say(f"accuracy            {both}{with_tta}")
         if check.tta != "none" and options.format != "safetensors":
             alone = f"{percent(check.accuracy_plain)}, without test-time augmentation"
-            say(f"  the graph alone   {alone} (thumbnet adds it; the file does not hold it)")
+            say(f"  the graph alone   {alone} (the file does not contain it; thumbnet adds it)")
     allowed = TOLERANCE_ANY_SIZE if options.format == "onnx-any-size" else TOLERANCE
     if options.format != "onnx-int8" and check.largest_difference > allowed:
-        raise RunError(f"{out} does not compute what the run does: do not use it")
+        raise RunError(f"{out} does not compute the same as the run: do not use it")
     return 0
 
 
 def _data(options: argparse.Namespace) -> Data | None:
-    """The data to calibrate and to check with; None where none are named and the run's were in memory."""
+    """Load the data to calibrate and check with; None if none are named and the run's were in memory."""
     run = run_of(options)
     if options.data is None and (run is None or run.settings.get("data") is None):
         return None

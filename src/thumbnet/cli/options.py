@@ -33,6 +33,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     add_data_options(parser)
     add_on_bad_image(parser)
     add_overrides(parser)
+    add_model_code(parser)
 
 
 def add_on_bad_image(parser: argparse.ArgumentParser, default: str = "stop") -> None:
@@ -105,6 +106,29 @@ def add_run(parser: argparse.ArgumentParser, or_onnx: bool = False) -> None:
     """A trained network; ``or_onnx``, if an exported one will do."""
     known = "a run's folder, a model.safetensors" + (", a MODEL.onnx, or hf:OWNER/NAME" if or_onnx else "")
     parser.add_argument("run", metavar="RUN", help=known)
+    add_model_code(parser)
+
+
+def add_model_code(parser: argparse.ArgumentParser) -> None:
+    """The code of a network of the user's own: what :func:`import_model_code` imports."""
+    parser.add_argument(
+        "--model-code", metavar="MODULE:NAME",
+        help="import a network of your own, such as mypackage.nets:TinyNet: this runs the module's code. A "
+        "network from register_model needs only MODULE",
+    )  # fmt: skip
+
+
+def import_model_code(options: argparse.Namespace) -> None:
+    """Import what ``--model-code`` names.
+
+    Raises:
+        NetworkError: it cannot be imported.
+    """
+    code = getattr(options, "model_code", None)
+    if code is not None:
+        from thumbnet.models.registry import import_code
+
+        import_code(code)
 
 
 def add_data_of_run(parser: argparse.ArgumentParser) -> None:

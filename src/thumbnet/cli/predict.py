@@ -17,24 +17,26 @@ if TYPE_CHECKING:
 
     from thumbnet.data.images import Preprocessing
 
-PREDICT_BATCH = 256  # pictures classified, and shown, at a time
+PREDICT_BATCH = 256  # pictures to classify and show at a time
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "predict",
         help="classify pictures",
-        description="Classify pictures with RUN. Exit status 1 if some could not be read.",
+        description="Classify pictures with RUN. The exit status is 1 if some pictures could not be read.",
     )
     add_run(parser, or_onnx=True)
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="files, folders, globs, or - for one picture on stdin"
     )
-    parser.add_argument("--top", type=positive, default=3, metavar="K", help="classes shown (default: 3)")
+    parser.add_argument(
+        "--top", type=positive, default=3, metavar="K", help="classes per picture (default: 3)"
+    )
     add_tta(parser)
     shape = parser.add_mutually_exclusive_group()
-    shape.add_argument("--json", action="store_true", help="a JSON object a line")
-    shape.add_argument("--csv", action="store_true", help="comma-separated, with a header")
+    shape.add_argument("--json", action="store_true", help="print one JSON object per line")
+    shape.add_argument("--csv", action="store_true", help="print comma-separated values with a header")
     add_device(parser)
     parser.set_defaults(command=execute)
 
@@ -90,7 +92,7 @@ def _decoded(
 
 
 def _expand(paths: Sequence[str]) -> Iterator[str]:
-    """Files as they are, folders by their pictures, globs by what they match."""
+    """Yield files as they are, the pictures of folders, and the matches of globs."""
     import glob
 
     for path in paths:
@@ -104,11 +106,11 @@ def _expand(paths: Sequence[str]) -> Iterator[str]:
                 raise ThumbnetError(f"no file matches {printable(path)}")
             yield from _expand(matches)
         else:
-            yield path  # reported as unreadable, in its place
+            yield path  # will be reported as unreadable, at its place in the output
 
 
 def _pictures_in(folder: str) -> list[str]:
-    """The pictures below a folder, sorted. Files that a plug-in would read are named on standard error."""
+    """List the pictures below a folder, sorted; name files that need a plug-in on standard error."""
     from pathlib import Path
 
     from thumbnet.data import plugins

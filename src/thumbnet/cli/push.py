@@ -10,14 +10,16 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "push",
         help="publish a run on the Hugging Face Hub, with a model card",
-        description="Publish a run's weights, recipe and metrics with a generated model card. Log in first: "
-        "hf auth login, or HF_TOKEN.",
+        description="Publish a run's weights, recipe and metrics with a generated model card. Log in first "
+        "with hf auth login, or set HF_TOKEN.",
     )
     parser.add_argument("run", metavar="RUN", help="a complete run's folder")
-    parser.add_argument("repository", metavar="hf:OWNER/NAME", help="made if it is not there")
-    parser.add_argument("--private", action="store_true", help="for you alone, if it is new")
-    parser.add_argument("--license", metavar="NAME", help="of the weights, by the Hub's names, as mit")
-    parser.add_argument("--card", action="store_true", help="print the model card, and publish nothing")
+    parser.add_argument("repository", metavar="hf:OWNER/NAME", help="created if it does not exist")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument(
+        "--license", metavar="NAME", help="the weights' licence, as the Hub names it, such as mit"
+    )
+    parser.add_argument("--card", action="store_true", help="print the model card and publish nothing")
     parser.set_defaults(command=execute)
 
 

@@ -14,8 +14,14 @@ def add(commands: Any) -> None:
     parser.set_defaults(command=_recipes_list)
     listing = inner.add_parser("list", help="the recipes that come with thumbnet")
     listing.set_defaults(command=_recipes_list)
-    show = inner.add_parser("show", help="print a recipe, every setting resolved")
+    show = inner.add_parser(
+        "show",
+        help="print a recipe",
+        description="Print how to run a recipe, what to expect, and the settings that differ from "
+        "the defaults.",
+    )
     show.add_argument("recipe", metavar="NAME", help="a recipe's name or a TOML file")
+    show.add_argument("--all", action="store_true", help="print every setting")
     show.add_argument("--plot", metavar="FILE", help="draw its learning rate over the epochs")
     add_overrides(show)
     show.set_defaults(command=_recipes_show)
@@ -28,13 +34,13 @@ def _recipes_list(options: argparse.Namespace) -> int:
 
     recipes = [load_recipe(name) for name in recipe_names()]
     say(table(["recipe", "what it is"], [[r.name, r.description] for r in recipes], left=2))
-    say(f"\n{command('recipes', 'show', 'NAME')} prints one, to begin a file of your own from.")
+    say(f"\n{command('recipes', 'show', 'NAME')} prints one, as a start for a file of your own.")
     return 0
 
 
 def _recipes_show(options: argparse.Namespace) -> int:
     from thumbnet.cli.console import note, say
-    from thumbnet.recipes.recipe import load_recipe
+    from thumbnet.recipes.recipe import load_recipe, opening_comment, recipe_names
 
     recipe = load_recipe(options.recipe, options.overrides)
     if options.plot:
@@ -43,5 +49,7 @@ def _recipes_show(options: argparse.Namespace) -> int:
         target = plots.check_plot_path(options.plot)
         plots.save(plots.schedule_figure(recipe), target)
         note(f"drawn: {target}")
-    say(recipe.to_toml().rstrip())
+    if options.recipe in recipe_names() and not options.overrides:  # else another result is to be expected
+        say(opening_comment(options.recipe))
+    say(recipe.to_toml(whole=options.all).rstrip())
     return 0

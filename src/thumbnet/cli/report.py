@@ -5,20 +5,21 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from thumbnet.cli.options import add_data_dir, add_data_of_run, data_of_run, split_of
+from thumbnet.cli.options import add_data_dir, add_data_of_run, add_model_code, data_of_run, split_of
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "report",
-        help="all of a run on one page, with pictures",
-        description="Write an HTML page that needs nothing beside it: curves, confusion with the pictures "
-        "behind it, classes, calibration, mistakes, doubtful labels, where the network looks, data, recipe.",
+        help="write a report of a run, one HTML page with pictures",
+        description="Write a self-contained HTML page: curves, confusion with the pictures of each cell, "
+        "classes, calibration, mistakes, doubtful labels, where the network looks, data, recipe.",
     )
     parser.add_argument("run", metavar="RUN", help="a complete run's folder")
+    add_model_code(parser)
     add_data_of_run(parser)
     parser.add_argument("--out", metavar="FILE", help="(default: report.html in RUN)")
-    parser.add_argument("--open", action="store_true", help="show it in the browser")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
     add_data_dir(parser)
     parser.set_defaults(command=execute)
 
@@ -32,7 +33,7 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet.runs.folder import Run
 
     run = Run.open(options.run)
-    _ = run.summary  # a run that is not complete is refused before its data are looked for
+    _ = run.summary  # refuse an incomplete run before loading its data
     data = data_of_run(options, run.recipe.data)
     split = split_of(options, data)
     out = Path(options.out).expanduser() if options.out else run.path / "report.html"

@@ -24,27 +24,26 @@ if TYPE_CHECKING:
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "serve",
-        help="classify pictures over HTTP, with a page to try it",
+        help="classify pictures over HTTP, with a web page to try it",
         description="Serve a trained network: a page at /, POST /predict for programs (see /openapi.json), "
-        "/healthz, /readyz and /metrics. An API key comes from the environment's THUMBNET_API_KEY, or from "
-        "a file.",
+        "/healthz, /readyz and /metrics. To require an API key, set THUMBNET_API_KEY or give --api-key-file.",
     )
     add_run(parser, or_onnx=True)
-    parser.add_argument("--data", metavar="DATA", help="its test pictures are tried on the page "
-                        "(default: the run's own); none for none")  # fmt: skip
+    parser.add_argument("--data", metavar="DATA", help="offer this data set's hardest test pictures on the "
+                        "page (default: the run's data; 'none' to disable)")  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="0 for any that is free (default: 8000)")
-    parser.add_argument("--api-key-file", metavar="FILE", help="whose first line every request must show")
+    parser.add_argument("--port", type=int, default=8000, help="0 for any free port (default: 8000)")
+    parser.add_argument("--api-key-file", metavar="FILE", help="a file whose first line is the API key")
     parser.add_argument("--max-batch", type=positive, default=64, metavar="N",
-                        help="pictures that share a forward pass (default: 64)")  # fmt: skip
+                        help="most pictures per forward pass (default: 64)")  # fmt: skip
     parser.add_argument("--max-queue", type=positive, default=256, metavar="N",
-                        help="requests at a time; more are refused with 429 (default: 256)")  # fmt: skip
+                        help="most requests at a time; more are refused with 429 (default: 256)")  # fmt: skip
     parser.add_argument("--max-megabytes", type=float, default=10.0, metavar="N",
-                        help="of a request; more is refused with 413 (default: 10)")  # fmt: skip
+                        help="largest request; larger ones are refused with 413 (default: 10)")  # fmt: skip
     parser.add_argument("--max-megapixels", type=float, default=25.0, metavar="N",
-                        help="of a picture; more is refused with 413 (default: 25)")  # fmt: skip
+                        help="largest picture; larger ones are refused with 413 (default: 25)")  # fmt: skip
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS",
-                        help="for a request to come, and again for its answer (default: 30)")  # fmt: skip
+                        help="for a request to arrive, and again for its answer (default: 30)")  # fmt: skip
     add_tta(parser)
     add_common(parser)
     parser.set_defaults(command=execute)
@@ -81,9 +80,9 @@ def execute(options: argparse.Namespace) -> int:
         service = build_service(classifier, settings, lambda: _data_to_try(options), _warn)
         if not loopback and key is None:
             _warn(
-                "anyone who can reach this machine may use the service; set THUMBNET_API_KEY to require a key"
+                "anyone who can reach this machine can use the service; set THUMBNET_API_KEY to require a key"
             )
-        serve(service, listener, lambda address: say(f"serving at {address}   (Ctrl-C ends it)"))
+        serve(service, listener, lambda address: say(f"serving at {address}   (Ctrl-C to stop)"))
     return 0
 
 
@@ -102,7 +101,7 @@ def _api_key(file: str | None) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         raise ThumbnetError(f"cannot read the API key in {file}: {error}") from None
     if not key:
-        raise ThumbnetError(f"the first line of {file} is empty: an API key is expected there")
+        raise ThumbnetError(f"the first line of {file} is empty: it must hold the API key")
     return key
 
 

@@ -139,7 +139,11 @@ def _no_option(parser: argparse.ArgumentParser, option: str, value: str) -> str:
             )
             return f"{said}. It is a setting of the recipe: {shown}"
     page = command(*words_of(parser), "--help")
-    others = f"; {command('recipes', 'show', 'NAME')} shows all settings for --set" if "--set" in here else ""
+    others = (
+        f"; {command('recipes', 'show', 'NAME', '--all')} shows all settings for --set"
+        if "--set" in here
+        else ""
+    )
     return f"{said}. Its options: {page}{others}"
 
 

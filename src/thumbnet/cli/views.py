@@ -1,4 +1,4 @@
-"""Results as text: what ``evaluate``, ``predict`` and ``data`` print."""
+"""Print the results of ``train``, ``evaluate``, ``compare``, ``predict`` and ``data``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from thumbnet.cli.console import duration, json_line, say, table
 from thumbnet.errors import printable
 from thumbnet.invocation import command
+from thumbnet.recipes.networks import code_options
 from thumbnet.reports.summary import (
     NOTHING_MEASURED,
     OPTIMISTIC,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def show_summary(run: Run) -> None:
-    """Print how a training came out, and what to do next."""
+    """Print the outcome of a training, and what to do next."""
     summary = run.summary
     if summary["accuracy"] is None:
         say(NOTHING_MEASURED)
@@ -41,7 +42,7 @@ def show_summary(run: Run) -> None:
             f"{100 * high:.2f}; epoch {summary['kept_epoch']}, {summary['kept_by']}{tta})"
         )
         if is_optimistic(summary):
-            say(f"  {OPTIMISTIC}: measure other pictures, too")
+            say(f"  {OPTIMISTIC}: measure it on other pictures too")
         if summary["tta"] != "none" and summary.get("accuracy_plain") is not None:
             say(f"  without test-time augmentation {percent(summary['accuracy_plain'])}")
     calibration = describe_calibration(summary)
@@ -51,34 +52,35 @@ def show_summary(run: Run) -> None:
         say(text)
     say(
         f"{summary['epochs']} epoch(s) in {duration(summary['seconds_training'])} of training, "
-        f"{duration(summary['seconds_total'])} in all"
+        f"{duration(summary['seconds_total'])} in total"
     )
     say(f"run: {run.path}")
     say("next:")
-    say(f"  {command('evaluate', run.path)}")
-    say(f"  {command('predict', run.path, 'PICTURE...')}")
+    code = code_options(run.recipe.model.name)
+    say(f"  {command('evaluate', *code, run.path)}")
+    say(f"  {command('predict', *code, run.path, 'PICTURE...')}")
 
 
 def show_evaluation(
     result: Evaluation, where: str, tta: str, plain: float | None = None, lines: Sequence[str] = ()
 ) -> None:
-    """Print measures, classes, and confusions: the matrix, or the worst of it for many classes.
+    """Print measures, classes, and confusions: the matrix, or the most frequent ones for many classes.
 
     Args:
-        result: with the test-time augmentation ``tta``.
-        where: of which data and split.
-        tta: its name.
-        plain: accuracy without it.
-        lines: about the data, such as leaks.
+        result: the measures, with the test-time augmentation ``tta``.
+        where: names the data and the split.
+        tta: name of the test-time augmentation.
+        plain: the accuracy without it.
+        lines: notes about the data, such as leaks.
     """
     low, high = result.interval
     with_tta = "" if tta == "none" else f" (test-time augmentation: {tta})"
     say(f"{where}: {result.pictures:,} pictures{with_tta}")
     say(f"accuracy           {percent(result.accuracy)}  (95 % interval {100 * low:.2f} to {100 * high:.2f})")
     if tta != "none" and plain is not None:
-        say(f"  without it       {percent(plain)}  (each picture seen once, as it is)")
+        say(f"  without it       {percent(plain)}  (each picture seen once, unchanged)")
     if abs(result.balanced_accuracy - result.accuracy) > 1e-9:
-        say(f"balanced accuracy  {percent(result.balanced_accuracy)}  (each class counts the same)")
+        say(f"balanced accuracy  {percent(result.balanced_accuracy)}  (all classes weigh the same)")
     if result.top5 is not None:
         say(f"top-5 accuracy     {percent(result.top5)}")
     say(f"loss               {result.loss:.4f}")
@@ -113,7 +115,7 @@ def show_evaluation(
 
 
 def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] | None) -> None:
-    """Print a line a run, a line a group, and the tests of their differences (None: they cannot be had)."""
+    """Print one line per run, one per group, and the tests of their differences (None without SciPy)."""
     rows = []
     for group in groups:
         for run in group.runs:
@@ -138,7 +140,7 @@ def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] |
         say(f"\n{split} accuracy: {OPTIMISTIC}.")
     if all(len(group.runs) == 1 for group in groups):
         if len(groups) > 1:
-            say("\nOne run each: whether they differ by more than chance, repeated seeds would tell.")
+            say("\nOne run each: only repeated seeds would show whether they differ by more than chance.")
         return
     say()
     rows = [
@@ -150,7 +152,7 @@ def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] |
     ]  # fmt: skip
     say(table(["recipe", "runs", "mean accuracy", "standard deviation"], rows))
     if len(groups) > 1 and differences is not None and not differences:
-        say("\nNo test of the difference: it takes two runs or more of each, not all equally accurate.")
+        say("\nThe difference was not tested: that takes two or more runs each, not all equally accurate.")
     for one in differences or []:
         low, high = one.interval
         say(
@@ -160,7 +162,7 @@ def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] |
 
 
 def _plain_accuracy(summary: dict[str, Any]) -> str:
-    """Without test-time augmentation; "-" for runs of versions that did not note it."""
+    """Format the accuracy without test-time augmentation; "-" for older runs, which did not record it."""
     plain = summary.get("accuracy_plain", summary["accuracy"] if summary["tta"] == "none" else None)
     return "-" if plain is None else percent(plain)
 
@@ -168,11 +170,11 @@ def _plain_accuracy(summary: dict[str, Any]) -> str:
 def prediction_printer(
     shape: Literal["table", "json", "csv"], top: int
 ) -> Callable[[list[tuple[str, Prediction | str]]], None]:
-    """A function that prints some pictures' predictions, or the reasons why there are none.
+    """Return a function that prints pictures' predictions, or why a picture could not be read.
 
     Args:
-        shape: an aligned table, a JSON object a line, or comma-separated values (the head is printed now).
-        top: how many classes of each picture.
+        shape: an aligned table, one JSON object per line, or comma-separated values (prints the header now).
+        top: classes to print per picture.
     """
 
     def pairs(result: Prediction) -> list[tuple[str, float]]:
@@ -219,7 +221,7 @@ def prediction_printer(
 
 
 def show_inspection(data: Data, found: Inspection, fit: Fit) -> None:
-    """Print what is in a data set."""
+    """Print the contents of a data set."""
     say(f"source     {printable(data.source)}")
     say(f"layout     {printable(data.layout)}")
     for text in (*data.notes, *found.notes):
@@ -231,7 +233,7 @@ def show_inspection(data: Data, found: Inspection, fit: Fit) -> None:
     say(f"shown as   {found.image_size[0]}x{found.image_size[1]} RGB, fit: {fit}")
     say(f"mean, std  {_numbers(found.mean)}; {_numbers(found.std)}  (training pictures, in [0, 1])")
     say(f"repeated   {found.repeated:,} picture(s) repeat another of their split")
-    say(f"shared     {len(found.duplicates):,} picture(s) stand in two splits")
+    say(f"shared     {len(found.duplicates):,} picture(s) are in two splits")
     for first, second in found.duplicates[:10]:
         say(f"           {first[0]}: {printable(first[1])} = {second[0]}: {printable(second[1])}")
     say(f"conflicts  {len(found.conflicts):,} picture(s) in two classes")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from thumbnet.errors import RecipeError, nearest
 from thumbnet.models.fastnet import FastNet, fastnet
+from thumbnet.models.registry import Builder, build, find_builder, is_built_in, register_model
 from thumbnet.models.resnet import ResidualBlock, ResNet, narrow_resnet, resnet18, resnet34
 from thumbnet.recipes.settings import ModelSettings
 
@@ -22,41 +21,57 @@ __all__ = [
     "count_parameters",
     "fastnet",
     "narrow_resnet",
+    "register_model",
     "resnet18",
     "resnet34",
 ]
 
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    **{f"resnet{depth}": partial(narrow_resnet, depth) for depth in (20, 32, 44, 56)},
-    "fastnet": fastnet,
-}
-
 
 @runtime_checkable
 class DataInitialised(Protocol):
-    """A network that takes some of its weights from the training pictures before the training."""
+    """A network that computes some of its weights from the training pictures before the first step."""
 
     def initialise_from(self, images: Tensor) -> None:
         """Set weights from ``images``: float32 [N, C, H, W], normalised."""
 
 
-def build_model(settings: ModelSettings, num_classes: int, in_channels: int = 3) -> nn.Module:
-    """The network that a recipe asks for: [B, in_channels, H, W] → logits [B, num_classes].
+def build_model(
+    settings: ModelSettings,
+    num_classes: int,
+    in_channels: int = 3,
+    *,
+    sizes: Sequence[tuple[int, int]] = (),
+    builder: Builder | None = None,
+) -> nn.Module:
+    """The network that a recipe names: [B, in_channels, H, W] → logits [B, num_classes].
 
     Its weights are drawn from torch's global generator.
 
+    Args:
+        settings: the recipe's ``[model]``.
+        num_classes: length of the logits.
+        in_channels: of the pictures.
+        sizes: (height, width) in pixels of the pictures that it has to classify. A network of the user's own
+            is tried on a tiny batch of each.
+        builder: a class or function to build the network with, whatever name ``settings`` has for it.
+
     Raises:
-        RecipeError: there is no network of that name.
+        ModelCodeError: the network is not part of thumbnet, and the user has not allowed its code.
+        NetworkError: a network of the user's own cannot be imported or built, or does not keep the contract
+            in :mod:`thumbnet.models.registry`.
     """
-    builder = _BUILDERS.get(settings.name)
     if builder is None:
-        raise RecipeError(f"there is no network {settings.name!r}. {nearest(settings.name, _BUILDERS)}")
-    return builder(num_classes=num_classes, in_channels=in_channels, width=settings.width)
+        builder = find_builder(settings.name)
+        if is_built_in(settings.name):
+            return builder(num_classes=num_classes, in_channels=in_channels, width=settings.width)
+    return build(builder, settings.name, num_classes, in_channels, settings.width, sizes)
 
 
 def count_parameters(weights: Mapping[str, Tensor], settings: ModelSettings, num_classes: int) -> int:
-    """Parameters among a network's ``weights``: running statistics do not count."""
+    """Parameters among a network's ``weights``. Running statistics do not count.
+
+    Raises:
+        ModelCodeError, NetworkError: as :func:`build_model`.
+    """
     learnt = dict(build_model(settings, num_classes).named_parameters())
     return sum(tensor.numel() for name, tensor in weights.items() if name in learnt)

@@ -1,9 +1,9 @@
 """FastNet: the small network of the ``fast`` recipe.
 
-The ideas are those of airbench (Jordan 2024, https://arxiv.org/abs/2404.00498) and what it builds
-on (Page 2019; tysam's hlb-CIFAR10 2023): a first layer that whitens 2x2 patches and is computed
-from the data, not learnt; convolutions that begin as the identity; normalisation with a bias but
-no scale; the largest activation over all positions before a small-scaled linear layer.
+The ideas come from airbench (Jordan 2024, https://arxiv.org/abs/2404.00498) and from what it builds on (Page
+2019; tysam's hlb-CIFAR10 2023). The first layer whitens 2x2 patches; its weights are computed from the data
+instead of learnt. Convolutions start as the identity. Normalisation has a bias but no scale. A linear layer
+with a small scale follows the largest activation over all positions.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from thumbnet.kernels.conv import Conv3x3
 from thumbnet.kernels.norm import conv_norm_act, norm_act
+from thumbnet.models.registry import register_model
 from thumbnet.models.resnet import scaled
 
 PATCH = 2
-NORM_MOMENTUM = 0.4  # in PyTorch's sense, the weight of the newest batch; short trainings need it high
+NORM_MOMENTUM = 0.4  # PyTorch's momentum, the weight of the newest batch; short trainings need a high one
 HEAD_SCALE = 1 / 9
-# Along an axis of the patches; that of what bfloat16 rounds off normalised pixels is about half of it.
+# An axis of the patches with less variance counts as constant. Rounding normalised pixels to bfloat16 gives
+# about half as much.
 LEAST_VARIANCE = 1e-5
 
 
@@ -52,7 +54,7 @@ class FastNet(nn.Module):
         whitened = 2 * in_channels * PATCH**2
         self.whiten = nn.Conv2d(in_channels, whitened, PATCH)
         nn.init.zeros_(self.whiten.bias)  # type: ignore[arg-type]
-        self.whiten.requires_grad_(False)  # and nothing before the first block needs a gradient
+        self.whiten.requires_grad_(False)  # so nothing before the first block needs a gradient
         self.blocks = nn.Sequential(
             *(FastBlock(a, b) for a, b in zip([whitened, *widths[:-1]], widths, strict=True))
         )
@@ -62,7 +64,8 @@ class FastNet(nn.Module):
         """[B, in_channels, H, W] → logits [B, num_classes]."""
         x = self.blocks(F.silu(self.whiten(x), inplace=True))
         if self.training and torch.compiler.is_compiling():
-            # Compiled, amax's gradient looks for its result, rounded to bfloat16, among what is not: 0 / 0.
+            # The compiled gradient of amax compares the result, rounded to bfloat16, with inputs that are not
+            # rounded. It finds no match, and gives 0 / 0.
             largest = x.flatten(2).max(dim=2).values
         else:
             largest = x.amax(dim=(2, 3))
@@ -71,25 +74,25 @@ class FastNet(nn.Module):
 
     @torch.no_grad()
     def initialise_from(self, images: Tensor) -> None:
-        """Make the first layer whiten ``images`` (float32 [N, C, H, W], normalised; some thousands do).
+        """Make the first layer whiten ``images``, float32 [N, C, H, W], normalised. A few thousand will do.
 
-        Its filters are the patches' principal axes, each divided by the standard deviation along it,
-        and their negatives, since the activation treats signs differently. Along some axes pictures may not
-        vary, grey ones along 8 of 12: normalising what is constant would blow up its gradient layer by layer,
-        in bfloat16 beyond all bounds. So these axes get the filters of others, once more.
+        Its filters are the principal axes of the patches, each divided by the standard deviation along it,
+        and their negatives, because the activation treats signs differently. Pictures may not vary along some
+        axes: grey ones are constant along 8 of 12. Normalising a constant would blow up its gradient layer by
+        layer, without bound in bfloat16. So the filters of the other axes are repeated in place of these.
         """
         channels, height, width = images.shape[1], images.shape[2] - PATCH + 1, images.shape[3] - PATCH + 1
         corners = [(top, left) for top in range(PATCH) for left in range(PATCH)]
-        # In float64, which Apple's GPUs do not have.
+        # float64, which Apple's GPUs do not support.
         device = torch.device("cpu") if images.device.type == "mps" else images.device
         covariance = torch.zeros(PATCH**2 * channels, PATCH**2 * channels, dtype=torch.float64, device=device)
-        for some in images.split(250):  # all at once took four times as long, 0.6 s
+        for some in images.split(250):  # all at once took four times as long: 0.6 s
             shifted = [some[:, :, top:, left:][:, :, :height, :width] for top, left in corners]
             patches = torch.cat(shifted, dim=1).permute(0, 2, 3, 1).flatten(0, 2).to(device).double()
             covariance += patches.T @ patches
         covariance /= len(images) * height * width
         values, vectors = torch.linalg.eigh(covariance.cpu())
-        # An axis' sign is arbitrary, and libraries differ: its largest entry is made positive.
+        # The sign of an axis is arbitrary, and libraries choose differently. Make its largest entry positive.
         largest = vectors.abs().argmax(dim=0)
         vectors = vectors * vectors.gather(0, largest[None]).sign()
         filters = (vectors / (values + 5e-4).sqrt()).T.flip(0)
@@ -99,6 +102,7 @@ class FastNet(nn.Module):
         self.whiten.weight.copy_(torch.cat([filters, -filters]))
 
 
+@register_model("fastnet")
 def fastnet(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> FastNet:
     """The network of the ``fast`` recipe."""
     return FastNet(scaled([32, 256, 256], width), num_classes, in_channels)

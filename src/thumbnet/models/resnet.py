@@ -1,9 +1,9 @@
 """Residual networks for small pictures (He et al. 2015, https://arxiv.org/abs/1512.03385).
 
-Two families of one class. ResNet-18 and 34 are ImageNet's with the first layers made for small
-pictures: a 3x3 convolution with stride 1, no pooling. ResNet-20, 32, 44 and 56 are the paper's own
-for CIFAR: three stages, 16, 32 and 64 wide, of (depth - 2) / 6 blocks; their shortcuts are
-projections where the shape changes (the paper's option B), as everywhere here.
+One class makes two families. ResNet-18 and 34 are the ImageNet networks with a stem for small pictures: a
+3x3 convolution with stride 1, and no pooling. ResNet-20, 32, 44 and 56 are the paper's CIFAR networks: three
+stages of (depth - 2) / 6 blocks, with 16, 32 and 64 channels. Where the shape changes, the shortcut is a
+projection (the paper's option B) in both families.
 
     logits = resnet18(num_classes=10)(torch.randn(8, 3, 32, 32))  # [8, 10]
 """
@@ -11,19 +11,22 @@ projections where the shape changes (the paper's option B), as everywhere here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thumbnet.kernels.conv import Conv3x3
 from thumbnet.kernels.norm import norm_act
+from thumbnet.models.registry import register_model
 
 
 class Conv1x1(nn.Conv2d):
     """A 1x1 convolution without bias, [B, in_channels, H, W] → [B, out_channels, ceil(H / s), ceil(W / s)].
 
-    Of fewer than 16 channels the positions are chosen first: for their filters' gradient oneDNN 3.12 writes
-    past its memory if the stride is not 1 (https://github.com/uxlfoundation/oneDNN/issues/6035; float32).
+    With fewer than 16 input channels, it picks the positions before it convolves: oneDNN 3.12 would write
+    past its memory when it computes the filters' gradient with a stride other than 1 (float32,
+    https://github.com/uxlfoundation/oneDNN/issues/6035).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -39,8 +42,8 @@ class Conv1x1(nn.Conv2d):
 class ResidualBlock(nn.Module):
     """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)).
 
-    The shortcut is the identity, or a 1x1 convolution and normalisation where ``stride`` is not 1 or
-    the widths differ.
+    The shortcut is the identity. Where ``stride`` is not 1 or the number of channels changes, it is a 1x1
+    convolution with normalisation.
 
     Shapes: [B, in_channels, H, W] → [B, out_channels, ceil(H / stride), ceil(W / stride)].
     """
@@ -68,8 +71,8 @@ class ResNet(nn.Module):
     """A stem, stages of residual blocks, the mean over all positions, and a linear layer.
 
     Args:
-        blocks: number of blocks of each stage.
-        widths: channels of each stage. Each stage but the first halves height and width.
+        blocks: number of blocks per stage.
+        widths: number of channels per stage. Each stage but the first halves height and width.
         num_classes: length of the logits.
         in_channels: of the pictures.
 
@@ -97,26 +100,28 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → logits [B, num_classes]."""
         x = self.stages(norm_act(self.stem(x), self.norm, "relu"))
-        # The mean over whatever positions are left: a fixed AvgPool2d(4) would do for 32x32 only.
+        # The mean over all positions works for any size; a fixed AvgPool2d(4) would only fit 32x32.
         logits: Tensor = self.head(x.mean(dim=(2, 3)))
         return logits
 
 
+@register_model("resnet18")
 def resnet18(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> ResNet:
     """11,173,962 parameters at 10 classes; the tutorial's network."""
     return ResNet([2, 2, 2, 2], scaled([64, 128, 256, 512], width), num_classes, in_channels)
 
 
+@register_model("resnet34")
 def resnet34(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> ResNet:
     """21,282,122 parameters at 10 classes."""
     return ResNet([3, 4, 6, 3], scaled([64, 128, 256, 512], width), num_classes, in_channels)
 
 
 def narrow_resnet(depth: int, num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> ResNet:
-    """The paper's CIFAR family: ``depth`` is 6n + 2, as 20, 32, 44, 56.
+    """The paper's CIFAR family: ``depth`` is 6n + 2, such as 20, 32, 44 or 56.
 
     Raises:
-        ValueError: ``depth`` is not of that form.
+        ValueError: ``depth`` does not have this form.
     """
     count, rest = divmod(depth - 2, 6)
     if rest or count < 1:
@@ -124,6 +129,10 @@ def narrow_resnet(depth: int, num_classes: int = 10, in_channels: int = 3, width
     return ResNet([count] * 3, scaled([16, 32, 64], width), num_classes, in_channels)
 
 
+for _depth in (20, 32, 44, 56):
+    register_model(f"resnet{_depth}")(partial(narrow_resnet, _depth))
+
+
 def scaled(widths: Sequence[int], factor: float) -> list[int]:
-    """Widths times ``factor``, rounded to a multiple of 8, on which vector units work best."""
+    """Channels times ``factor``, rounded to a multiple of 8, which suits vector units best."""
     return [max(8, round(width * factor / 8) * 8) for width in widths]

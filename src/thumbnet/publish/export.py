@@ -28,9 +28,10 @@ from thumbnet.classifiers.onnx_classifier import INPUT, METADATA, OUTPUT, OnnxCl
 from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.data.images import Preprocessing
 from thumbnet.data.splits import ArraySplit, Data, Split
-from thumbnet.errors import DataError, MissingExtraError
+from thumbnet.errors import DataError, MissingExtraError, RunError, ThumbnetError
 from thumbnet.evaluation import log_softmax
 from thumbnet.files import write_file
+from thumbnet.models.registry import find_builder, is_built_in
 from thumbnet.publish.onnx_resize import with_any_size
 from thumbnet.runs.weights import find_weights, read_weights
 from thumbnet.runs.weights_info import WeightsInfo
@@ -129,6 +130,7 @@ def export(
     """
     path = find_weights(run)
     weights, info = read_weights(path)
+    find_builder(info.model.name)  # the check after the export needs it, too
     if kind == "safetensors":
         write_file(Path(out), path.read_bytes())
         return
@@ -138,7 +140,8 @@ def export(
     example = torch.zeros(2, *info.preprocessing.size, 3, dtype=torch.uint8)
     batch = {0: torch.export.Dim("batch", min=1, max=65536)}
     if kind == "torch-export":
-        program = torch.export.export(network, (example,), dynamic_shapes=(batch,))
+        with _naming(info.model.name):
+            program = torch.export.export(network, (example,), dynamic_shapes=(batch,))
         buffer = io.BytesIO()
         torch.export.save(program, buffer, extra_files={"thumbnet.json": info.to_json()})
         write_file(Path(out), buffer.getvalue())
@@ -213,7 +216,7 @@ def _onnx_model(network: nn.Module, example: Tensor, info: WeightsInfo, any_size
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError:
         raise MissingExtraError("writing ONNX", "export") from None
-    with _quiet():
+    with _naming(info.model.name), _quiet():
         program = torch.onnx.export(
             network, (example,), dynamo=True, input_names=[INPUT], output_names=[OUTPUT],
             dynamic_shapes=({0: "batch"},), verbose=False,
@@ -279,6 +282,25 @@ def _quantised(model: Any, data: Data | None, info: WeightsInfo, progress: Progr
     del quantised.metadata_props[:]
     onnx.helper.set_model_props(quantised, {METADATA: json.dumps(json.loads(info.to_json()))})
     return quantised
+
+
+@contextmanager
+def _naming(network: str) -> Iterator[None]:
+    """Say which network cannot be exported, where PyTorch's exporter gives up on a network of the user's own.
+
+    Raises:
+        RunError: it gives up.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_built_in(network) or isinstance(error, MemoryError | ThumbnetError):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise RunError(
+            f"PyTorch cannot export the network {network}: {lines[0] if lines else type(error).__name__}\n"
+            "Its forward must not choose by the values of tensors, and must take any number of pictures"
+        ) from error
 
 
 @contextmanager

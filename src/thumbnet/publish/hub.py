@@ -7,6 +7,7 @@ from typing import Any
 
 from thumbnet.errors import RunError
 from thumbnet.models import count_parameters
+from thumbnet.models.registry import is_built_in
 from thumbnet.reports.comparison import read_metrics
 from thumbnet.reports.summary import NOTHING_MEASURED, OPTIMISTIC, describe_calibration, is_optimistic
 from thumbnet.runs.folder import Run
@@ -16,9 +17,24 @@ from thumbnet.version import __version__
 PREFIX = "hf:"
 PUBLISHED = (WEIGHTS_NAME, "recipe.toml", "summary.json", "environment.json", "metrics.jsonl", "metrics.csv")
 LISTED_CLASSES = 100
-MEASURED = """It was measured only on the split above. Expect a lower accuracy on pictures from
-another source, and measure it there."""
-NOT_MEASURED = "Measure it on your own pictures before you use it."
+MEASURED = """It was measured on the split above and nowhere else; on pictures from another source expect
+less, and measure."""
+NOT_MEASURED = "Measure it on pictures of your own before you use it."
+USE = """```sh
+pip install './thumbnet[train,hub]'
+thumbnet predict {option}{address} picture.jpg
+```
+
+```python
+import thumbnet
+{imports}
+predictor = thumbnet.load_run("{address}"{model})
+print(predictor.predict("picture.jpg")[0].label)
+```"""
+OWN_CODE = """
+
+The network's own code is not in this repository. Its author has it as `{network}`, and thumbnet asks for it:
+importing it runs it."""
 CARD = """---
 {metadata}
 ---
@@ -32,17 +48,7 @@ into {classes} classes, trained from scratch by thumbnet {version}.
 
 Install thumbnet {version} or newer from a clone of its repository. With the clone in the folder `thumbnet`:
 
-```sh
-pip install './thumbnet[train,hub]'
-thumbnet predict {address} picture.jpg
-```
-
-```python
-import thumbnet
-
-classifier = thumbnet.load_run("{address}")
-print(classifier.predict("picture.jpg")[0].label)
-```
+{use}
 
 ## Results
 
@@ -107,7 +113,8 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
     hub = import_hub()
     summary, recipe = run.summary, run.recipe
     weights, info = read_weights(run.weights_path)
-    parameters = count_parameters(weights, info.model, len(info.class_names))
+    parameters = summary.get("parameters") or count_parameters(weights, info.model, len(info.class_names))
+    own = None if is_built_in(info.model.name) else info.model.name
     data = _public_name(info.source)
     metadata = hub.ModelCardData(
         license=licence,
@@ -124,7 +131,7 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
     return CARD.format(
         metadata=metadata.to_yaml(),
         title=name.rpartition("/")[2],
-        address=PREFIX + name,
+        use=_use(PREFIX + name, own),
         network=f"{recipe.model.name} of {parameters:,} parameters",
         classes=len(info.class_names),
         size=f"{pre.size[1]}x{pre.size[0]}",
@@ -139,6 +146,18 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
         device=run.environment["hardware"].get("device", "an unknown device"),
         recipe=recipe.to_toml().strip(),
     )
+
+
+def _use(address: str, own: str | None) -> str:
+    """How to use the published network at ``address``. ``own`` is its name where it is not thumbnet's."""
+    if own is None:
+        return USE.format(option="", address=address, imports="", model="")
+    module, is_path, name = own.partition(":")
+    option = f"--model-code {own if is_path else 'MODULE'} "
+    imports = f"from {module} import {name}\n" if is_path else "import MODULE  # it registers the network\n"
+    model = f", model={name}" if is_path else ""
+    used = USE.format(option=option, address=address, imports=imports, model=model)
+    return used + OWN_CODE.format(network=own)
 
 
 def _eval_results(hub: Any, summary: dict[str, Any], data: str) -> list[Any] | None:

@@ -15,11 +15,13 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from thumbnet.errors import RecipeError, nearest, printable
 from thumbnet.invocation import command, quoted
+from thumbnet.recipes.networks import accept
 from thumbnet.recipes.settings import (
     SMALLEST_BATCH,
     AugmentSettings,
@@ -33,7 +35,7 @@ from thumbnet.recipes.settings import (
     check,
     not_resting,
 )
-from thumbnet.recipes.tables import build, known_keys, plain, unknown_key
+from thumbnet.recipes.tables import build, differences, known_keys, plain, unknown_key
 
 
 @dataclass(frozen=True)
@@ -59,19 +61,27 @@ class Recipe:
         """As plain dictionaries, lists, numbers and strings; what is None is left out."""
         return typing.cast(dict[str, Any], plain(dataclasses.asdict(self)))
 
-    def to_toml(self) -> str:
-        """As TOML text that :func:`load_recipe` reads back to an equal recipe."""
+    def to_toml(self, *, whole: bool = True) -> str:
+        """As TOML text that :func:`load_recipe` reads back to an equal recipe.
+
+        Args:
+            whole: write every setting; else only those that differ from the defaults.
+        """
         import tomli_w
 
-        return tomli_w.dumps(self.to_dict())
+        settings = self.to_dict()
+        return tomli_w.dumps(settings if whole else differences(settings, Recipe().to_dict()))
 
     def override(self, assignments: Iterable[str]) -> Recipe:
         """With ``"section.key=value"`` applied; the value is TOML, or a bare string.
+
+        A network that is named here by its import path is one that the user allows to be imported.
 
         Raises:
             RecipeError: an assignment has no ``=``, or its key or value is refused.
         """
         settings = self.to_dict()
+        names_network = False
         for assignment in assignments:
             key, equals, text = assignment.partition("=")
             if not equals:
@@ -84,7 +94,11 @@ class Recipe:
                     raise unknown_key(key.strip(), known_keys(Recipe))
                 table = inner
             table[last] = _parse_value(text.strip())
-        return recipe_from_dict(settings)
+            names_network = names_network or key.strip() in ("model", "model.name")
+        recipe = recipe_from_dict(settings)
+        if names_network:
+            accept(recipe.model.name)
+        return recipe
 
     def fitted(self, pictures: int) -> Recipe:
         """For so many training pictures: with the batches and rates that ``training.min_steps`` asks for."""
@@ -113,12 +127,38 @@ def recipe_names() -> list[str]:
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe by its name or from a TOML file, with ``"key=value"`` overrides applied.
 
-    A file may begin with ``extends = "fast"`` and name only what differs.
+    A file may begin with ``extends = "fast"`` and name only what differs. A network that it names by its
+    import path may be imported from now on: call this only with a file that the user has chosen.
 
     Raises:
         RecipeError: no such recipe or file, not TOML, or a key is unknown, ill-typed or out of range.
     """
-    return recipe_from_dict(_read_toml(str(name_or_path), seen=())).override(overrides)
+    recipe = read_recipe(name_or_path).override(overrides)
+    accept(recipe.model.name)
+    return recipe
+
+
+def read_recipe(name_or_path: str | Path) -> Recipe:
+    """A recipe as :func:`load_recipe` reads it, from a file that may be a stranger's, such as a run's.
+
+    It allows no network to be imported, and the network need not be known here.
+
+    Raises:
+        RecipeError: as :func:`load_recipe`.
+    """
+    return recipe_from_dict(_read_toml(str(name_or_path), seen=()))
+
+
+def opening_comment(name: str) -> str:
+    """What a recipe that comes with thumbnet says first: how to run it, and what to expect. Lines with ``#``.
+
+    Raises:
+        RecipeError: there is no recipe of that name.
+    """
+    if name not in recipe_names():
+        raise RecipeError(f"there is no recipe {name!r}. {nearest(name, recipe_names())}")
+    text = (resources.files("thumbnet") / "recipes" / f"{name}.toml").read_text("utf-8")
+    return "".join(f"{line}\n" for line in takewhile(lambda line: line.startswith("#"), text.splitlines()))
 
 
 def recipe_from_dict(settings: Mapping[str, Any]) -> Recipe:

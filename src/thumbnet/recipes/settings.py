@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from thumbnet.errors import RecipeError, nearest
+from thumbnet.errors import RecipeError
+from thumbnet.recipes.networks import check_name
 
-MODEL_NAMES = ("resnet18", "resnet34", "resnet20", "resnet32", "resnet44", "resnet56", "fastnet")
 AUTO = "auto"
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 SMALLEST_BATCH = 32  # that `min_steps` asks for: BatchNorm takes its statistics from it
@@ -167,14 +167,18 @@ class AugmentSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which network. ``width`` multiplies the number of its channels."""
+    """Which network.
+
+    Attributes:
+        name: a registered network, or the import path ``MODULE:NAME`` of one of your own.
+        width: multiplies the number of its channels. 1 for a network that takes no ``width``.
+    """
 
     name: str = "resnet18"
     width: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.name not in MODEL_NAMES:
-            raise RecipeError(f"recipe key 'model.name' is {self.name!r}. {nearest(self.name, MODEL_NAMES)}")
+        check_name(self.name)
         check(0 < self.width <= 8, "model.width", "a factor in (0, 8]", self.width)
 
 

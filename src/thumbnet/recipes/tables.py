@@ -23,6 +23,20 @@ def plain(value: Any) -> Any:
     return value
 
 
+def differences(settings: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """The part of nested tables that differs from ``base``, which has the same keys."""
+    different = {}
+    for key, value in settings.items():
+        under = base.get(key)
+        if isinstance(value, dict) and isinstance(under, dict):
+            inner = differences(value, under)
+            if inner:
+                different[key] = inner
+        elif value != under:
+            different[key] = value
+    return different
+
+
 def known_keys(cls: Any, prefix: str = "") -> list[str]:
     """All dotted keys of a dataclass of dataclasses."""
     keys = []

@@ -1,1 +1,1 @@
-"""Runs and data sets, shown: comparison, figures, inspection, one page."""
+"""Compare runs, draw figures, inspect data sets, and write a run's report page."""

@@ -1,7 +1,7 @@
-"""Runs side by side: their outcomes, repeated seeds together, and whether two groups of them differ.
+"""Compare runs: group repeated seeds, and test whether two groups differ.
 
-Runs that differ in nothing but the seed are one group: its mean and standard deviation say what a recipe
-does, a single run only what it did once.
+Runs that differ only in the seed form one group. Its mean and standard deviation say what a recipe achieves;
+a single run is only one sample.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Group:
     """Runs of one recipe on the same data, with different seeds.
 
     Attributes:
-        name: the recipe's, and a number where several recipes have that name.
-        runs: in the order in which they were named.
-        accuracies: final ones, of the split that the runs report; empty where nothing was measured.
+        name: the recipe's name, with a number if several recipes share it.
+        runs: the runs, in the order given.
+        accuracies: their final accuracies on the split that they report; empty if nothing was measured.
     """
 
     name: str
@@ -35,24 +35,24 @@ class Group:
 
     @property
     def mean(self) -> float:
-        """Of the accuracies; nan where nothing was measured."""
+        """The mean accuracy; nan if nothing was measured."""
         return statistics.fmean(self.accuracies) if self.accuracies else math.nan
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation of the accuracies (of the sample, n - 1); None of one run."""
+        """The sample standard deviation (n - 1) of the accuracies; None for a single run."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of the mean accuracies of two groups, by Welch's t-test (1947): their variances may differ.
+    """The difference of two groups' mean accuracies, by Welch's t-test (1947): variances may differ.
 
     Attributes:
         first, second: the groups' names.
-        difference: second minus first.
-        interval: its 95 % interval.
-        p: how likely a difference at least as large would be, were there none.
+        difference: the second mean minus the first.
+        interval: the 95 % confidence interval of the difference.
+        p: the probability of a difference at least this large if the true difference were 0.
     """
 
     first: str
@@ -63,10 +63,10 @@ class Difference:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """The groups, in the order of their first runs.
+    """Group runs that differ only in the seed, in the order of the groups' first runs.
 
     Raises:
-        RunError: a run is not complete, or they were not all measured on the same pictures.
+        RunError: a run is not complete, or the runs were measured on different pictures.
     """
     members: dict[str, list[Run]] = {}
     measured: dict[tuple[Any, Any], Run] = {}
@@ -80,7 +80,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     if len(measured) > 1:
         one, other, *_ = measured.values()
         raise RunError(
-            f"{one.path} and {other.path} were not measured on the same pictures: their accuracies cannot be "
+            f"{one.path} and {other.path} were measured on different pictures: their accuracies cannot be "
             "compared"
         )
     groups = []
@@ -96,9 +96,9 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 
 def welch_test(first: Group, second: Group) -> Difference | None:
-    """Whether the second group's mean differs from the first's; None where there is no spread to judge it by.
+    """Test whether the means of two groups differ; None if there is no spread to judge by.
 
-    That is where either group has one run only, or all runs of both are as accurate as the others of theirs.
+    There is none if a group has only one run, or if all accuracies within each group are equal.
 
     Raises:
         MissingExtraError: SciPy is not installed.
@@ -118,10 +118,10 @@ def welch_test(first: Group, second: Group) -> Difference | None:
 
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:
-    """``metrics.jsonl``: a dictionary an epoch.
+    """Read ``metrics.jsonl``: one dictionary per epoch.
 
     Raises:
-        RunError: it cannot be read.
+        RunError: the file cannot be read.
     """
     path = run.path / "metrics.jsonl"
     try:
@@ -129,5 +129,5 @@ def read_metrics(run: Run) -> list[dict[str, Any]]:
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read {path}: {error}") from None
     if not all(isinstance(line, dict) and "epoch" in line for line in lines):
-        raise RunError(f"{path} does not hold what a run's does")
+        raise RunError(f"{path} does not hold one JSON object per epoch")
     return lines

@@ -1,4 +1,4 @@
-"""The pictures that commands draw, by matplotlib (an extra); each a PNG, SVG or PDF, by its name."""
+"""Draw the commands' figures with matplotlib (an extra), as PNG, SVG or PDF."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 INK, _ACCENT = "#1b3a57", "#d1495b"
-# Okabe and Ito's, to be told apart by all eyes.
+# Okabe and Ito's colours, which colour-blind people can tell apart.
 _COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442"]
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches.
+    """Create an empty figure; ``width`` and ``height`` are in inches.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -39,7 +39,7 @@ def new_figure(width: float, height: float) -> Figure:
         raise MissingExtraError("drawing", "plot") from None
 
     class ShownFigure(Figure):
-        """Notebooks show it as it is: they know matplotlib's own only where pyplot was imported."""
+        """A figure that notebooks can show; they show matplotlib's own only if pyplot was imported."""
 
         def _repr_png_(self) -> bytes:
             buffer = io.BytesIO()
@@ -50,10 +50,10 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def check_plot_path(path: str | Path) -> Path:
-    """``path``, if a plot can be written there: asked before long work, not after.
+    """Return ``path`` if a plot can be written there. Call this before long work, not after.
 
     Raises:
-        ThumbnetError: another suffix, or no such folder.
+        ThumbnetError: the suffix is unknown, or the folder does not exist.
         MissingExtraError: matplotlib is not installed.
     """
     target = Path(path).expanduser()
@@ -66,14 +66,14 @@ def check_plot_path(path: str | Path) -> Path:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure, whole or not at all."""
+    """Write a figure atomically."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix.lower().lstrip("."))
     write_file(path, buffer.getvalue())
 
 
 def confusion_figure(evaluation: Evaluation, title: str) -> Figure:
-    """The confusion matrix: shares of each true class, counts written in where there is room."""
+    """Draw the confusion matrix: colours show shares of each true class, with counts if there is room."""
     counts = np.array(evaluation.confusion)
     names = [score.name for score in evaluation.classes]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -101,12 +101,12 @@ def confusion_figure(evaluation: Evaluation, title: str) -> Figure:
 def draw_accuracies(
     axes: Any, summary: dict[str, Any], metrics: Sequence[dict[str, Any]], train: str, headline: str
 ) -> None:
-    """The accuracy on training pictures by epoch, and a run's headline as a star at the epoch that was kept.
+    """Draw the training accuracy by epoch, and the run's final accuracy as a star at the kept epoch.
 
     Args:
-        axes: of matplotlib; accuracies are in per cent.
-        summary, metrics: of the run; those of older versions have no accuracy on training pictures.
-        train, headline: colours.
+        axes: matplotlib's; accuracies are in per cent.
+        summary, metrics: the run's; older versions did not record the training accuracy.
+        train, headline: the colours of the curve and of the star.
     """
     known = [line for line in metrics if line.get("train_accuracy") is not None]
     if known:
@@ -123,14 +123,14 @@ def draw_accuracies(
 
 
 def _once(axes: Any, label: str) -> str:
-    """``label``, or one that matplotlib leaves out of the legend where it is there already."""
+    """Return ``label``, or "_", which matplotlib leaves out of the legend, if the label is already there."""
     return "_" if label in axes.get_legend_handles_labels()[1] else label
 
 
 def curves_figure(groups: Sequence[Group]) -> Figure:
-    """Accuracies and losses by epoch: a colour for each group, a line for each run.
+    """Draw accuracies and losses by epoch, one colour per group and one line per run.
 
-    What was measured on training pictures is dashed; a star is a run's final accuracy.
+    Dashed lines were measured on training pictures. A star marks a run's final accuracy.
     """
     figure = new_figure(8, 6.4)
     axes: Any = figure.subplots(2, 1, sharex=True)
@@ -149,7 +149,7 @@ def curves_figure(groups: Sequence[Group]) -> Figure:
             axes[1].plot(epochs, [s[f"{split}_loss"] for s in scored], label=_once(axes[1], split), **style)
             at, losses = [line["epoch"] for line in metrics], [line["loss"] for line in metrics]
             axes[1].plot(at, losses, linestyle="--", label=_once(axes[1], "training"), **style)
-            label = "_"  # each group once in the legend
+            label = "_"  # one legend entry per group
     axes[1].set_ylabel("loss")
     axes[1].legend(loc="upper right", fontsize=8)
     axes[1].set_xlabel("epoch")
@@ -161,7 +161,7 @@ def curves_figure(groups: Sequence[Group]) -> Figure:
 
 
 def range_test_figure(test: RangeTest) -> Figure:
-    """Loss against learning rate, the suggestion marked."""
+    """Draw the loss against the learning rate, and mark the suggestion."""
     figure = new_figure(7, 4.2)
     axes = figure.add_subplot()
     axes.plot(test.rates, test.losses, color=INK)
@@ -178,7 +178,7 @@ def range_test_figure(test: RangeTest) -> Figure:
 
 
 def schedule_figure(recipe: Recipe) -> Figure:
-    """The learning rate over the epochs."""
+    """Draw the learning rate over the epochs."""
     steps = 2000
     epochs = recipe.training.epochs
     times = [epochs * step / steps for step in range(steps)]
@@ -196,7 +196,7 @@ def schedule_figure(recipe: Recipe) -> Figure:
 
 
 def grid_figure(grid: dict[str, list[np.ndarray]], title: str) -> Figure:
-    """Rows of sample pictures, a class each."""
+    """Draw sample pictures, one row per class."""
     columns = max((len(cells) for cells in grid.values()), default=1) or 1
     shown: dict[str, list[np.ndarray]] = dict(list(grid.items())[:40])
     figure = new_figure(1.6 + 0.62 * columns, 0.7 + 0.62 * len(shown))

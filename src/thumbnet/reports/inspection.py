@@ -1,4 +1,4 @@
-"""What is in a data set: for ``thumbnet data``."""
+"""Inspect a data set, for ``thumbnet data``."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from thumbnet.recipes.settings import DataSettings
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found by reading every picture.
+    """What reading every picture of a data set has found.
 
     Attributes:
-        counts: of each split, the pictures of each class.
-        sizes: (height, width) and how many pictures have it, the most frequent first.
-        modes: Pillow's modes, such as RGB and L, likewise.
+        counts: for each split, the number of pictures of each class.
+        sizes: each (height, width) with its number of pictures, most frequent first.
+        modes: each Pillow mode, such as RGB or L, with its number of pictures, most frequent first.
         unreadable: name and reason of each picture that cannot be decoded.
-        duplicates: names of pictures with identical pixels in two splits, as (split, name) pairs.
-        repeated: pictures that repeat another of their own split.
-        image_size: height, width at which mean and std were measured.
-        mean, std: of the readable training pictures, per channel, in [0, 1].
-        conflicts: groups of pictures with identical pixels that have different labels; of each picture the
-            split, the name and the class.
-        notes: what else the user should know of the pixels; see ``notes`` of :class:`Data`.
+        duplicates: pairs of pictures with identical pixels in two splits; each picture is (split, name).
+        repeated: the number of pictures that repeat another of the same split.
+        image_size: (height, width) at which mean and std were measured.
+        mean, std: those of the readable training pictures, per channel, in [0, 1].
+        conflicts: groups of pictures with identical pixels and different labels; each picture is (split,
+            name, class).
+        notes: other facts about the pixels that the user should know; see ``notes`` of :class:`Data`.
     """
 
     counts: dict[str, dict[str, int]]
@@ -51,7 +51,7 @@ class Inspection:
 
 
 class _Seen:
-    """What is noted of each picture as it is read."""
+    """Collects facts about pictures as they are read."""
 
     def __init__(self, data: Data, rendering: Rendering) -> None:
         self.data = data
@@ -91,13 +91,13 @@ def inspect_data(
     progress: Count | None = None,
     settings: DataSettings | None = None,
 ) -> Inspection:
-    """Read every picture of ``data`` once; unreadable ones are listed, not raised.
+    """Read every picture of ``data`` once; unreadable pictures are listed, not raised.
 
     Args:
-        data: what is looked at.
-        image_size: height, width; None for what a training would choose.
+        data: the data set.
+        image_size: (height, width); None for the size that training would choose.
         fit: see :func:`thumbnet.data.images.fit_image`.
-        progress: told how many pictures are done.
+        progress: called with the number of pictures done and their total.
         settings: range, background and largest size, as in a recipe.
     """
     settings = settings or DataSettings()
@@ -119,8 +119,8 @@ def inspect_data(
         image_size = capped_size(own, settings.largest_auto_size)
         if image_size != own:
             notes.append(
-                f"training brings these pictures of {own[0]}x{own[1]} to {image_size[0]}x{image_size[1]} "
-                f"(data.largest_auto_size); --image-size {own[0]}x{own[1]} keeps their size, and takes longer"
+                f"training resizes these pictures from {own[0]}x{own[1]} to {image_size[0]}x{image_size[1]} "
+                f"(data.largest_auto_size); --image-size {own[0]}x{own[1]} keeps their size, but takes longer"
             )
     names = {name: [split.name(i) for i in seen.readable[name]] for name, split in data.splits.items()}
     labels = {name: split.labels[seen.readable[name]] for name, split in data.splits.items()}
@@ -182,7 +182,7 @@ def sample_grid(
     fit: Fit,
     settings: DataSettings | None = None,
 ) -> dict[str, list[np.ndarray]]:
-    """The first readable pictures of each class, uint8 [height, width, 3], as the network sees them."""
+    """Return each class's first readable pictures, uint8 [height, width, 3], as the network sees them."""
     chosen = data.splits[split]
     rendering = choose_rendering(surveyed(data.splits["train"]), settings or DataSettings())
     grid: dict[str, list[np.ndarray]] = {}

@@ -1,4 +1,4 @@
-"""A run on one page: an HTML file that needs nothing beside it (the extra ``report``)."""
+"""Write a run's report, a single self-contained HTML file. Needs the extra ``report``."""
 
 from __future__ import annotations
 
@@ -29,36 +29,36 @@ from thumbnet.runs.weights import read_weights
 from thumbnet.training.schedules import factor_at
 from thumbnet.version import __version__
 
-MATRIX_CLASSES = 20  # up to here the whole confusion matrix is shown
+MATRIX_CLASSES = 20  # the most classes for which the page shows the whole confusion matrix
 CELL_PICTURES = 8
-LISTED_CELLS = 60  # with more classes, the fullest off the diagonal
-LISTED = 24  # confident mistakes, and doubted labels
+LISTED_CELLS = 60  # with more classes, the page lists this many of the most frequent confusions
+LISTED = 24  # confident mistakes, and doubtful labels
 LOOKED_AT = 20  # heat maps
-SAMPLES = 8  # of each class
+SAMPLES = 8  # pictures per class
 SHOWN_CLASSES = 100
-PICTURE_BYTES = 3_500_000  # of all pictures together; what comes later on the page goes without
+PICTURE_BYTES = 3_500_000  # room for all pictures together; later ones are left out
 
 
-BLUE, ORANGE = "#3b82c4", "#d97706"  # both stand out from white and from black
+BLUE, ORANGE = "#3b82c4", "#d97706"  # both are visible on white and on black
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """A picture on the page: its address within the page, and what is said of it."""
+    """A picture on the page, as a data URL, with its caption."""
 
     source: str
     text: str
 
 
 class _Album:
-    """Pictures as data addresses, each encoded once, as long as there is room on the page."""
+    """Encodes pictures as data URLs, as long as there is room on the page."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self._preprocessing = preprocessing
         self._room = PICTURE_BYTES
 
     def pixels(self, split: Split, index: int) -> np.ndarray:
-        """As the network sees it."""
+        """Return a picture as the network sees it."""
         return self._preprocessing.pixels(split.load(index))
 
     def encode(self, pixels: np.ndarray) -> str | None:
@@ -70,7 +70,7 @@ class _Album:
 
 
 class _Answers:
-    """What the network said of a split, with the pictures."""
+    """The network's predictions for a split, with the pictures."""
 
     def __init__(self, classifier: Classifier, found: SplitLogits, album: _Album) -> None:
         self.split, self.labels, self.names = found.split, found.labels, classifier.class_names
@@ -82,7 +82,7 @@ class _Answers:
         self._encoded: dict[int, str | None] = {}
 
     def show(self, index: int) -> _Shown | None:
-        """A picture and the answer, or None where there is no more room."""
+        """Return a picture with its caption, or None if there is no more room."""
         if index not in self._encoded:
             self._encoded[index] = self._album.encode(self._album.pixels(self.split, index))
         source = self._encoded[index]
@@ -96,12 +96,12 @@ class _Answers:
         return [one for index in indices if (one := self.show(int(index)))]
 
     def surest(self, where: np.ndarray, most: int) -> np.ndarray:
-        """Of the pictures where ``where`` is true, those answered with the most confidence."""
+        """Return the most confident predictions among the pictures for which ``where`` is true."""
         chosen = np.flatnonzero(where)
         return chosen[np.argsort(-self.confidence[chosen], kind="stable")][:most]
 
     def confusions(self) -> list[tuple[int, int, int]]:
-        """(pictures, actual class, said class) of the cells that are shown, the fullest first."""
+        """Return (pictures, actual class, predicted class) of the cells to show, most pictures first."""
         cells = [
             (pictures, actual, said)
             for actual, row in enumerate(self.evaluation.confusion)
@@ -117,7 +117,7 @@ class _Answers:
         return [(one.source, one.text) for one in self.gallery(inside)]
 
     def heat_maps(self, progress: Progress | None) -> list[tuple[_Shown, str]]:
-        """Pictures, and the same lit where the network looks: mistakes, then right answers."""
+        """Return pictures, each with a copy that is bright where the network looks; mistakes come first."""
         right = self.predicted == self.labels
         by_class = [self.surest(right & (self.labels == label), 1) for label in range(len(self.names))]
         sure = np.concatenate(by_class)[: LOOKED_AT // 2]
@@ -135,14 +135,14 @@ class _Answers:
 
 
 def write_report(run: Run, data: Data, split: str, out: Path, *, progress: Progress | None = None) -> None:
-    """Draw all of a run on one page, and write it whole or not at all.
+    """Write the report of a run atomically.
 
     Args:
-        run: complete.
-        data: its own, split as it split them.
-        split: to look at: ``test``, or ``val``.
-        out: the HTML file.
-        progress: called with the heat maps done and their number.
+        run: a complete run.
+        data: the run's data, with the run's splits.
+        split: the split to report on: ``test`` or ``val``.
+        out: the HTML file to write.
+        progress: called with the number of heat maps done and their total.
 
     Raises:
         RunError: the run is not complete, or the file cannot be written.
@@ -152,7 +152,7 @@ def write_report(run: Run, data: Data, split: str, out: Path, *, progress: Progr
         import jinja2
     except ImportError:
         raise MissingExtraError("a report", "report") from None
-    summary = {"accuracy_plain": None, **run.summary}  # older runs did not note it
+    summary = {"accuracy_plain": None, "parameters": None, **run.summary}  # older runs did not note it
     weights, info = read_weights(run.weights_path)
     predictor = load_run(run.path)
     album = _Album(predictor.info.preprocessing)
@@ -191,11 +191,11 @@ def write_report(run: Run, data: Data, split: str, out: Path, *, progress: Progr
         optimistic=OPTIMISTIC if is_optimistic({**summary, "split": split}) else None,
         calibration=describe_calibration(summary),
         notes=[*(summary.get("repeats") or {}).get("lines", ()), *summary.get("warnings", ())],
-        parameters=count_parameters(weights, info.model, len(info.class_names)),
+        parameters=summary["parameters"] or count_parameters(weights, info.model, len(info.class_names)),
         curves=_curves(run),
         schedule=_schedule(run),
         reliability=_reliability(answers.confidence, right),
-        # In order of worth: what comes when the room is used up goes without pictures.
+        # Most valuable first: once the room is used up, pictures are left out.
         mistakes=answers.gallery(answers.surest(~right, LISTED)),
         doubted=answers.gallery(doubted[:LISTED]),
         doubted_count=len(doubted),
@@ -209,7 +209,7 @@ def write_report(run: Run, data: Data, split: str, out: Path, *, progress: Progr
 
 
 def _samples(data: Data, album: _Album) -> list[tuple[str, list[str]]]:
-    """Of each class the first training pictures that can be read."""
+    """Return the first readable training pictures of each class."""
     split, rows = data.splits["train"], []
     for label, name in enumerate(data.class_names[:SHOWN_CLASSES]):
         row: list[str] = []
@@ -277,7 +277,7 @@ def _reliability(confidence: np.ndarray, right: np.ndarray) -> str:
 
 
 def _svg(figure: Any, title: str) -> str:
-    """A figure as part of a page, in the page's own ink; ``title`` is what a screen reader says."""
+    """Return a figure as inline SVG in the page's text colour; screen readers read ``title``."""
     import matplotlib
 
     for axes in figure.axes:
@@ -296,7 +296,7 @@ def _svg(figure: Any, title: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    prefix = re.sub(r"\W", "", title)[:12]  # ids must differ among the figures of a page
+    prefix = re.sub(r"\W", "", title)[:12]  # ids must be unique on the page
     text = re.sub(r'(id="|"#|url\(#)(?=[^"]*["\)])', rf"\g<1>{prefix}-", text)
     label = title.replace("&", "&amp;").replace('"', "&quot;")
     return re.sub(

@@ -33,7 +33,7 @@ from torch import Tensor
 from thumbnet.errors import RunError
 from thumbnet.files import write_file, write_with
 from thumbnet.invocation import command
-from thumbnet.recipes.recipe import Recipe, load_recipe
+from thumbnet.recipes.recipe import Recipe, read_recipe
 from thumbnet.runs.environment import environment
 from thumbnet.runs.finding import is_finished, is_run, no_run
 from thumbnet.runs.weights import WEIGHTS_NAME, write_weights
@@ -146,7 +146,7 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The resolved recipe."""
-        return load_recipe(self.path / "recipe.toml")
+        return read_recipe(self.path / "recipe.toml")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from thumbnet.data.splits import Data
+from thumbnet.models.registry import find_builder, is_built_in
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.sources.load import load_data
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirror_names import named_keys, show_digits, without_mirroring
 
 FEW_PICTURES = 10_000  # with this many or fewer, the few epochs of `fast` have too few steps
+FOR_OTHER_NETWORKS = "resnet18"  # the rates of `fast` and `small` are for FastNet, and name its layers
 
 
 def choose_recipe(
@@ -31,12 +33,14 @@ def choose_recipe(
     Raises:
         RecipeError: there is no such recipe, or a setting is invalid.
         DataError: the data cannot be loaded.
+        ModelCodeError, NetworkError: the recipe's network is not registered, and cannot be imported.
     """
-    asked = "fast" if recipe is None else recipe
-    chosen = asked.override(overrides) if isinstance(asked, Recipe) else load_recipe(asked, overrides)
+    chosen = asked_recipe(recipe, overrides)
+    find_builder(chosen.model.name)
     loaded = data if isinstance(data, Data) else load_for(data, chosen, data_dir, listener)
     if recipe is None:
-        chosen = load_recipe(default_recipe(loaded), overrides)
+        default = default_recipe(loaded) if is_built_in(chosen.model.name) else FOR_OTHER_NETWORKS
+        chosen = load_recipe(default, overrides)
     if not any(assignment.partition("=")[0].strip() == "training.batch_size" for assignment in overrides):
         chosen = chosen.fitted(len(loaded.splits["train"]))
     named = named_keys(recipe, overrides)
@@ -44,6 +48,12 @@ def choose_recipe(
         chosen, loaded.class_names, loaded.source, named, lambda: show_digits(loaded)
     )
     return chosen, replace(loaded, notes=(*loaded.notes, *notes))
+
+
+def asked_recipe(recipe: str | Path | Recipe | None, overrides: Sequence[str]) -> Recipe:
+    """The recipe that the user asks for; ``fast`` where only ``overrides`` are given."""
+    asked = "fast" if recipe is None else recipe
+    return asked.override(overrides) if isinstance(asked, Recipe) else load_recipe(asked, overrides)
 
 
 def default_recipe(data: Data) -> str:

@@ -134,6 +134,7 @@ def summary_of(
         "calibration_pictures": measured.calibration_pictures,
         "calibration_error": None if final is None else final.calibration_error,
         "calibration_error_before": measured.uncalibrated_error,
+        "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
         "epochs": state.epoch,
         "kept_epoch": state.best_epoch or state.epoch,
         "kept_by": "best on val" if state.best_epoch else "last",

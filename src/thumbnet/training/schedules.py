@@ -54,8 +54,21 @@ def resize_at(settings: ScheduleSettings, images: Tensor, step: int, total_steps
     height, width = images.shape[-2:]
     sides = settings.small_sides
     number = min(int(done / settings.small_until * len(sides)), len(sides) - 1)
-    side = max(sides[number], SMALLEST_SIDE / min(height, width))
-    if side >= 1:
+    size = _scaled(sides[number], height, width)
+    if size == (height, width):
         return images
-    size = (round(height * side), round(width * side))
     return F.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def smaller_sizes(settings: ScheduleSettings, size: tuple[int, int]) -> list[tuple[int, int]]:
+    """The sizes (height, width) below ``size`` that :func:`resize_at` gives pictures during a training."""
+    if settings.small_until <= settings.begin_at:
+        return []
+    sizes = [_scaled(side, *size) for side in settings.small_sides]
+    return [one for one in dict.fromkeys(sizes) if one != size]
+
+
+def _scaled(side: float, height: int, width: int) -> tuple[int, int]:
+    """Both sides times ``side``, but none below ``SMALLEST_SIDE``, and at most the full ones."""
+    side = max(side, SMALLEST_SIDE / min(height, width))
+    return (height, width) if side >= 1 else (round(height * side), round(width * side))

@@ -16,6 +16,7 @@ from thumbnet.data.splits import Data
 from thumbnet.distributed import World
 from thumbnet.errors import InterruptedRunError, ThumbnetError, UnreadableImageError, memory_guard
 from thumbnet.evaluation import evaluate_logits
+from thumbnet.recipes.networks import code_options
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights_info import WeightsInfo
 from thumbnet.training.fit import StepResult, fit
@@ -129,7 +130,8 @@ class Session:
         if stop or due:
             self.save()
         if stop:
-            raise InterruptedRunError(self.run.path, self.state.epoch + 1, self.state.step)
+            options = code_options(self.state.recipe.model.name)
+            raise InterruptedRunError(self.run.path, self.state.epoch + 1, self.state.step, options)
 
     def save(self) -> None:
         """Write a checkpoint and the metrics up to now."""

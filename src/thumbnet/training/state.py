@@ -24,7 +24,7 @@ from thumbnet.models import DataInitialised, build_model
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.seeds import derive_seed
 from thumbnet.training.optimizers import build_optimizer
-from thumbnet.training.schedules import factor_at
+from thumbnet.training.schedules import factor_at, smaller_sizes
 from thumbnet.training.transfer import begin_from
 
 INITIAL_PICTURES = 5000  # pictures for networks that initialise weights from data; more make no difference
@@ -299,12 +299,15 @@ def build_state(
     Raises:
         RunError: the run in ``training.init`` does not exist or has another network.
         OutOfMemoryError: the network does not fit into the device's memory.
+        NetworkError: a network of the user's own fails on pictures of a size that the training uses.
     """
     keep_freed_memory()
     with memory_guard(str(device), "building the network", "Use a narrower one: --set model.width=0.5"):
         with torch.random.fork_rng(devices=[]):  # leave the caller's generator unchanged
             torch.manual_seed(derive_seed(recipe.seed, "weights"))
-            model = build_model(recipe.model, len(class_names))
+            size = prepared.preprocessing.size
+            sizes = [size, *smaller_sizes(recipe.schedule, size)]
+            model = build_model(recipe.model, len(class_names), sizes=sizes)
         if isinstance(model, DataInitialised):
             model.initialise_from(first_pictures(prepared))
         if recipe.training.init:

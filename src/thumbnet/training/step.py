@@ -15,6 +15,7 @@ from thumbnet.errors import memory_guard
 from thumbnet.hardware import autocast
 from thumbnet.recipes.settings import TrainingSettings
 from thumbnet.training.optimizers import set_learning_rate
+from thumbnet.training.randomness import seeded_step
 from thumbnet.training.schedules import resize_at
 from thumbnet.training.state import TrainingState
 
@@ -43,7 +44,8 @@ def train_step(state: TrainingState, batch: Batch, factor: float) -> Tensor:
         images = resize_at(recipe.schedule, batch.images, state.step, state.total_steps)
         images = images.contiguous(memory_format=state.layout)
         state.optimizer.zero_grad()
-        with skip_if_nonfinite(state) as update:
+        random = seeded_step(recipe.seed, state.step, state.world.rank, state.device)
+        with random, skip_if_nonfinite(state) as update:
             loss = accumulate_gradients(state, replace(batch, images=images))
             if update(loss):
                 state.optimizer.step()

@@ -9,26 +9,28 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from thumbnet.batches.prepare import prepare
 from thumbnet.data.calibration import with_calibration_split
 from thumbnet.data.splits import Data
 from thumbnet.distributed import World, joined
-from thumbnet.errors import DataError, RunError
+from thumbnet.errors import DataError, RecipeError, RunError
 from thumbnet.hardware import choose_device, deterministic
 from thumbnet.invocation import command
 from thumbnet.kernels.library import load_kernels
+from thumbnet.models.registry import find_builder, provide
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.folder import Run
 from thumbnet.sources.load import NAMED, can_be_loaded_again
-from thumbnet.training.choose import choose_recipe, load_for
+from thumbnet.training.choose import asked_recipe, choose_recipe, load_for
 from thumbnet.training.continue_run import Continuation, continuation
 from thumbnet.training.listener import Listener
 from thumbnet.training.session import Session
@@ -112,6 +114,8 @@ def train(
         place = Place(device, listener or Listener(), world, started)
         begun = auto_resume and (Path(str(out)).expanduser() / "run.json").is_file()
         if out is not None and world.from_first(begun):
+            with suppress(RecipeError):  # the run's own recipe counts, but this call may name its network
+                asked_recipe(recipe, overrides)
             given = None if isinstance(data, str | Path) else data
             return _resume(out, given, place, complete_is_fine=True)
         return _begin(Plan(data, recipe, overrides, out, data_dir), place)
@@ -126,6 +130,7 @@ def resume(
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
     data: Any = None,
+    model: Callable[..., nn.Module] | None = None,
 ) -> Run:
     """Resume an unfinished run. The result is the same as without the interruption.
 
@@ -140,15 +145,20 @@ def resume(
         out: with ``more_epochs``, the new run's folder.
         overrides: with ``more_epochs``, settings to change.
         data: the run's data, if they were in memory.
+        model: the class or function that builds the run's network, if it is one of your own.
 
     Raises:
         RunError: there is no such run, it is complete (or, with ``more_epochs``, not complete), another
-            process is training in it, its checkpoint is damaged, or its data have changed.
+            process is training in it, its checkpoint is damaged, its data have changed, or it needs a network
+            of the user's own.
         DataError: its data cannot be loaded any more.
     """
     started = time.perf_counter()
     with joined() as world, deterministic():
         place = Place(device, listener or Listener(), world, started)
+        if model is not None:
+            name = world.from_first(Run.open(run_path).recipe.model.name if world.is_first else "")
+            provide(name, model)
         if more_epochs is None:
             return _resume(run_path, data, place)
         planned = continuation(run_path, more_epochs, overrides) if world.is_first else None
@@ -206,6 +216,7 @@ def _resume(path: str | Path, data: Any, place: Place, complete_is_fine: bool = 
         kept = world.from_first(kept)
         assert kept is not None
         recipe, settings, checkpoint = kept
+        find_builder(recipe.model.name)  # if its code is not allowed, say so before the data are read
         device = place.choose_device()
         loaded, fingerprint = _loaded_again(run, recipe, settings, data, place)
         with world.one_per_machine_first():

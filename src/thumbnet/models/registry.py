@@ -1,0 +1,360 @@
+"""Every network has its entry here: those of thumbnet, and the user's own.
+
+A network is a builder: an ``nn.Module`` class, or a function that returns a module. Its contract:
+
+- It takes ``num_classes`` as a keyword. It may take ``in_channels`` (3 here) and ``width`` (a factor on the
+  number of channels). thumbnet looks at the signature, and passes only what the builder names.
+- ``forward`` takes pictures, float32 [B, in_channels, H, W], normalised, and returns logits [B, num_classes].
+- The last layer is called ``head``, or the module says what it is called: ``head_name = "fc"``. Every tensor
+  of that layer has a row per class. ``--init`` uses it to carry classes over by name.
+- What a training step changes besides the parameters is a buffer, so that a checkpoint holds it.
+
+    @thumbnet.register_model("tiny")
+    class TinyNet(nn.Module):
+        def __init__(self, num_classes: int) -> None: ...
+
+A recipe names the network ``tiny`` once this code has been imported, or ``mypackage.nets:TinyNet``, which
+:func:`find_builder` imports if the user has allowed it: see :mod:`thumbnet.recipes.networks`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from thumbnet.errors import ModelCodeError, NetworkError, nearest
+from thumbnet.recipes.networks import (
+    MODEL_NAMES,
+    accept,
+    add_known,
+    check_name,
+    is_allowed,
+    is_import_path,
+    is_module,
+)
+
+Builder = Callable[..., nn.Module]
+B = TypeVar("B", bound=Builder)
+
+_BUILDERS: dict[str, Builder] = {}
+
+
+def register_model(name: str) -> Callable[[B], B]:
+    """A decorator: recipes call this network ``name`` from now on.
+
+    It registers an ``nn.Module`` class, or a function that builds a module. The contract of such a builder is
+    in :mod:`thumbnet.models.registry`. A cell or module that is run again replaces its own network.
+
+    >>> @register_model("linear")
+    ... class Linear(torch.nn.Module):
+    ...     def __init__(self, num_classes: int) -> None:
+    ...         super().__init__()
+    ...         self.head = torch.nn.LazyLinear(num_classes)
+    ...     def forward(self, x: torch.Tensor) -> torch.Tensor:
+    ...         return self.head(x.flatten(1))
+    >>> model_names()[-1]
+    'linear'
+
+    Raises:
+        RecipeError: ``name`` cannot be a network's name.
+        NetworkError: another network has this name, or what is decorated builds no network.
+    """
+    check_name(name)
+
+    def register(builder: B) -> B:
+        check_builder(builder, name)
+        path = _path_of(builder)
+        holder = _BUILDERS.get(name)
+        if holder is not None and (is_built_in(name) or _path_of(holder) != path):
+            raise NetworkError(
+                f"the network {_path_of(holder) or name} has the name {name!r}: choose another one"
+            )
+        _BUILDERS[name] = builder
+        add_known(name)
+        if path is not None:
+            _BUILDERS[path] = builder
+        return builder
+
+    return register
+
+
+def provide(name: str, builder: Builder) -> None:
+    """Use ``builder`` in this process for the network that a run calls ``name``: the user has passed it.
+
+    Raises:
+        NetworkError: it builds no network, or ``name`` is a network of thumbnet's.
+    """
+    check_builder(builder, name)
+    if is_built_in(name):
+        raise NetworkError(f"the run's network is {name}, which comes with thumbnet: leave out model=")
+    _BUILDERS[name] = builder
+    add_known(name)
+
+
+def _path_of(builder: Builder) -> str | None:
+    """``MODULE:NAME`` of a class or function; None where it has none."""
+    path = f"{getattr(builder, '__module__', '')}:{getattr(builder, '__qualname__', '')}"
+    return path if is_import_path(path) else None
+
+
+def model_names() -> list[str]:
+    """The names that are registered, in the order of their registration."""
+    return [name for name in _BUILDERS if not is_import_path(name)]
+
+
+def is_built_in(name: str) -> bool:
+    """Whether the network ``name`` comes with thumbnet."""
+    return name in MODEL_NAMES
+
+
+def find_builder(name: str) -> Builder:
+    """The builder of a network: a registered one, or one that the user allows thumbnet to import.
+
+    Raises:
+        ModelCodeError: it is not registered, and the user has not named its import path.
+        NetworkError: its module cannot be imported, or has no such network.
+    """
+    if is_allowed(name):
+        return _load(name)
+    if name not in _BUILDERS:
+        raise ModelCodeError(name)
+    return _BUILDERS[name]
+
+
+def same_network(first: str, second: str) -> bool:
+    """Whether two names mean one network. Imports nothing."""
+    return first == second or (first in _BUILDERS and _BUILDERS[first] is _BUILDERS.get(second))
+
+
+def import_code(name: str) -> None:
+    """Import what the user has named with ``--model-code``: ``MODULE:NAME``, or ``MODULE``.
+
+    The module is imported at once. It may register networks, and a run that names ``MODULE:NAME`` may use it.
+
+    Raises:
+        NetworkError: it is neither, the module cannot be imported, or it has no such network.
+    """
+    if is_import_path(name):
+        accept(name)
+        _load(name)
+    elif is_module(name):
+        _import(name)
+    else:
+        raise NetworkError(
+            f"--model-code {name}: expected MODULE:NAME or MODULE, such as mypackage.nets:TinyNet"
+        )
+
+
+def _load(path: str) -> Builder:
+    """The builder at ``MODULE:NAME``."""
+    name, _, attribute = path.partition(":")
+    module = _import(name)
+    if not hasattr(module, attribute):
+        own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == name]
+        there = f" {nearest(attribute, own)}" if own else ""
+        place = getattr(module, "__file__", None) or "built in"
+        raise NetworkError(f"the module {name} ({place}) has no {attribute!r}.{there}")
+    builder: Builder = getattr(module, attribute)
+    check_builder(builder, path)
+    return builder
+
+
+def _import(name: str) -> ModuleType:
+    """Import a module, which may lie in the current folder.
+
+    Raises:
+        NetworkError: there is no such module, or running it fails.
+    """
+    here = os.getcwd() if os.path.isdir(".") else ""  # the current folder may have been deleted
+    if here not in sys.path:
+        sys.path.append(here)  # last, so that its files never take the place of an installed package
+    importlib.invalidate_caches()  # the module may have been written a moment ago
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise NetworkError(f"cannot import the module {name}: {_described(error)}") from error
+        raise NetworkError(
+            f"there is no Python module {error.name}, neither in {here} nor among the installed packages"
+        ) from None
+    except Exception as error:
+        raise NetworkError(f"cannot import the module {name}: {_described(error)}") from error
+
+
+def check_builder(builder: object, name: str) -> None:
+    """Check that ``builder`` is a class or a function that takes ``num_classes``.
+
+    Raises:
+        NetworkError: it is not.
+    """
+    other_class = isinstance(builder, type) and not issubclass(builder, nn.Module)
+    if other_class or isinstance(builder, nn.Module) or not callable(builder):
+        kind = "class of something else" if other_class else type(builder).__name__
+        raise NetworkError(
+            f"{name} is a {kind}: expected an nn.Module class, or a function that builds a module"
+        )
+    arguments_for(builder, name, num_classes=2, in_channels=3, width=1.0)
+
+
+def arguments_for(
+    builder: Builder, name: str, num_classes: int, in_channels: int, width: float
+) -> dict[str, Any]:
+    """The keyword arguments that a builder's signature asks for.
+
+    Raises:
+        NetworkError: it takes no ``num_classes``, it needs others, or it cannot be built for this number of
+            channels or this width.
+    """
+    try:
+        signature = inspect.signature(builder)
+    except (TypeError, ValueError):
+        raise NetworkError(f"{name} has no signature to read, so thumbnet cannot call it") from None
+    named = {
+        key
+        for key, one in signature.parameters.items()
+        if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+    }
+    given: dict[str, Any] = {"num_classes": num_classes}
+    given |= {"in_channels": in_channels} if "in_channels" in named else {}
+    given |= {"width": width} if "width" in named else {}
+    try:
+        signature.bind(**given)
+    except TypeError as error:
+        raise NetworkError(
+            f"thumbnet cannot build {name}{signature}: {error}. A network takes num_classes as a keyword, "
+            "and in_channels and width if it names them; everything else needs a default"
+        ) from None
+    if "in_channels" not in named and in_channels != 3:
+        raise NetworkError(f"{name} takes no in_channels, so it cannot be built for {in_channels} channels")
+    if "width" not in named and width != 1:
+        raise NetworkError(f"{name} takes no width: set model.width to 1 (it is {width:g})")
+    return given
+
+
+def build(
+    builder: Builder,
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    width: float,
+    sizes: Sequence[tuple[int, int]],
+) -> nn.Module:
+    """Build a network of the user's own, and check that it keeps the contract.
+
+    Args:
+        builder: what :func:`find_builder` gave, or what the user passed.
+        name: of the network, for errors.
+        num_classes, in_channels, width: see the contract.
+        sizes: (height, width) in pixels of the pictures that it has to classify. It is tried on each.
+
+    Raises:
+        NetworkError: the code fails, or does not keep the contract.
+    """
+    check_builder(builder, name)
+    arguments = arguments_for(builder, name, num_classes, in_channels, width)
+    with _failing(f"cannot build the network {name}"):
+        model = builder(**arguments)
+    if not isinstance(model, nn.Module):
+        raise NetworkError(f"{name} builds a {type(model).__name__}: expected an nn.Module")
+    _check_forward(model, name, num_classes, in_channels, sizes)
+    _check_head(model, name, num_classes)
+    return model
+
+
+def head_name(model: nn.Module) -> str:
+    """What the last layer of ``model`` is called: ``head``, unless its ``head_name`` says otherwise."""
+    return str(getattr(model, "head_name", "head"))
+
+
+def is_of_head(model: nn.Module, tensor: str) -> bool:
+    """Whether the tensor of this name in ``model.state_dict()`` belongs to the last layer."""
+    return f"{tensor}.".startswith(f"{head_name(model)}.")
+
+
+def _check_head(model: nn.Module, name: str, num_classes: int) -> None:
+    """Check the last layer's name, and that each of its tensors has a row per class."""
+    head = head_name(model)
+    tensors = {key: tensor for key, tensor in model.state_dict().items() if is_of_head(model, key)}
+    if not tensors:
+        layers = dict.fromkeys(key.rpartition(".")[0] for key, _ in model.named_parameters())
+        last = next(reversed(layers), "fc") or "fc"
+        raise NetworkError(
+            f"{name} has no layer called {head!r} with weights, and thumbnet must know the last layer. Call "
+            f'it self.head, or say what it is called, as head_name = "{last}"'
+        )
+    for key, tensor in tensors.items():
+        if not is_lazy(tensor) and tensor.shape[:1] != (num_classes,):
+            raise NetworkError(
+                f"{name}: {key} of the last layer has the shape {list(tensor.shape)}: expected a row per "
+                f"class, {num_classes}. If another layer is the last one, say so: head_name"
+            )
+
+
+@torch.no_grad()
+def _check_forward(
+    model: nn.Module, name: str, num_classes: int, in_channels: int, sizes: Sequence[tuple[int, int]]
+) -> None:
+    """Check the logits of two pictures and of one, of each size."""
+    training = model.training
+    model.eval()
+    for height, width in sizes:
+        for count in (2, 1):
+            shape = [count, in_channels, height, width]
+            pictures = torch.zeros(shape).contiguous(memory_format=torch.channels_last)
+            with _failing(f"the network {name} fails on pictures of shape {shape}"):
+                logits = model(pictures)
+            found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            if found != [count, num_classes]:
+                raise NetworkError(
+                    f"the network {name} returns {found} for pictures of shape {shape}: expected logits of "
+                    f"shape {[count, num_classes]}, a row per picture and a column per class"
+                )
+    model.train(training)
+
+
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Turn what the user's code raises into a NetworkError that begins with ``what``."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        text = str(error)
+        hint = ""
+        if "view size is not compatible" in text:
+            hint = ". Pictures come in channels_last order: use flatten or reshape in place of view"
+        elif "shapes cannot be multiplied" in text or "size mismatch" in text:
+            hint = (
+                ". If the network takes one size only, train at that size (--image-size), and never at a "
+                "smaller one (--set schedule.small_until=0)"
+            )
+        raise NetworkError(f"{what}: {_described(error)}{hint}") from error
+
+
+def _described(error: BaseException) -> str:
+    """An error's type and first line, and the line of the user's code that raised it."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    where = ""
+    if isinstance(error, SyntaxError):
+        where = f" ({error.filename}, line {error.lineno})"
+        text = error.msg
+    else:
+        libraries = tuple(os.path.dirname(module.__file__ or "") + os.sep for module in (torch, importlib))
+        ours = (os.path.dirname(os.path.dirname(__file__)) + os.sep, "<frozen")
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            if not frame.filename.startswith((*libraries, *ours)):
+                where = f" ({frame.filename}, line {frame.lineno})"
+                break
+    return f"{type(error).__name__}: {text}{where}"

@@ -1,0 +1,82 @@
+"""Names of networks: which ones a recipe may use, and whose code the user has allowed. Imports no torch.
+
+``model.name`` is the name of a registered network (``resnet18``), or the import path of one
+(``mypackage.nets:TinyNet``). Importing a module runs its code, so thumbnet imports only what the user has
+named: on the command line, in a call from Python, or in a recipe file that the user passed. A run's folder
+and a file of weights also hold a name, but they may come from a stranger: reading them allows nothing.
+"""
+
+from __future__ import annotations
+
+import re
+
+from thumbnet.errors import RecipeError, nearest
+
+MODEL_NAMES = ("resnet18", "resnet34", "resnet20", "resnet32", "resnet44", "resnet56", "fastnet")
+_LONGEST = 200  # characters
+
+_known = set(MODEL_NAMES)
+_allowed: set[str] = set()
+
+
+def is_import_path(name: str) -> bool:
+    """Whether ``name`` is ``MODULE:NAME``, as in ``mypackage.nets:TinyNet``."""
+    module, colon, attribute = name.partition(":")
+    return bool(colon) and attribute.isidentifier() and is_module(module)
+
+
+def is_module(name: str) -> bool:
+    """Whether ``name`` could be a Python module's, as in ``mypackage.nets``."""
+    return all(part.isidentifier() for part in name.split("."))
+
+
+def check_name(name: str) -> None:
+    """Check that ``name`` could be a network's; :func:`accept` checks that there is one.
+
+    Raises:
+        RecipeError: it could not.
+    """
+    plain = isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name)
+    if (not plain and not (isinstance(name, str) and is_import_path(name))) or len(name) > _LONGEST:
+        raise unknown(str(name))
+
+
+def accept(name: str) -> None:
+    """Take ``name`` from the user: it must be known, or it is an import path, which is allowed from now on.
+
+    Raises:
+        RecipeError: no network has this name.
+    """
+    check_name(name)
+    if is_import_path(name):
+        _allowed.add(name)
+    elif name not in _known:
+        raise unknown(name)
+
+
+def is_allowed(path: str) -> bool:
+    """Whether the user has named this import path."""
+    return path in _allowed
+
+
+def code_options(name: str) -> tuple[str, ...]:
+    """The options by which a command may use the network ``name``: none for a network of thumbnet's."""
+    if name in MODEL_NAMES:
+        return ()
+    return ("--model-code", name if is_import_path(name) else "MODULE")
+
+
+def add_known(name: str) -> None:
+    """Note that a network has been registered under ``name``."""
+    _known.add(name)
+
+
+def unknown(name: str) -> RecipeError:
+    """The error for a name that no network has, with the nearest known one."""
+    module, _, attribute = name.rpartition(".")
+    example = f"{module}:{attribute}"
+    own = example if is_import_path(example) else "mypackage.nets:TinyNet"
+    return RecipeError(
+        f"recipe key 'model.name' is {name!r}. {nearest(name, _known)} "
+        f"A network of your own is named by MODULE:NAME, such as {own}."
+    )

@@ -1,0 +1,135 @@
+"""The figures that commands draw."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib", reason="the extra 'plot' is not installed")
+
+from thumbnet.errors import MissingExtraError, ThumbnetError
+from thumbnet.evaluation import Evaluation, evaluate_logits
+from thumbnet.recipes.recipe import load_recipe
+from thumbnet.reports import figures
+from thumbnet.reports.comparison import group_runs
+from thumbnet.runs.folder import Run
+from thumbnet.training.range_test import RangeTest
+
+
+def drawn(line: Any) -> tuple[list[float], list[float]]:
+    """A line's positions and values."""
+    return [float(x) for x in line.get_xdata()], [float(y) for y in line.get_ydata()]
+
+
+def evaluation_of(classes: int) -> Evaluation:
+    labels = np.arange(3 * classes) % classes
+    logits = 4.0 * np.eye(classes)[(labels + (np.arange(3 * classes) < classes)) % classes]
+    return evaluate_logits(logits, labels, tuple(f"class {i}" for i in range(classes)))
+
+
+def test_every_known_suffix_gives_a_file_of_its_kind(tmp_path: Path) -> None:
+    figure = figures.new_figure(2, 1)
+    for name, head in (("a.png", b"\x89PNG"), ("a.SVG", b"<?xml"), ("a.pdf", b"%PDF")):
+        figures.save(figure, tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(head)
+
+
+def test_a_figure_shows_itself_in_a_notebook() -> None:
+    assert figures.new_figure(2, 1)._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("a.bmp", "must end in .png, .svg, .pdf"), ("no/such/a.png", "there is no folder")]
+)
+def test_a_plot_that_cannot_be_written_is_refused_before_the_work(
+    name: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ThumbnetError, match=message):
+        figures.check_plot_path(tmp_path / name)
+    assert figures.check_plot_path(tmp_path / "a.png") == tmp_path / "a.png"
+
+
+def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match="plot"):
+        figures.check_plot_path(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(("classes", "numbers"), [(3, True), (26, False), (60, False)])
+def test_a_confusion_matrix_has_its_counts_where_there_is_room(classes: int, numbers: bool) -> None:
+    evaluation = evaluation_of(classes)
+    (axes,) = figures.confusion_figure(evaluation, "a title").axes
+    shares = np.asarray(axes.images[0].get_array())
+    counts = np.array(evaluation.confusion)
+    assert np.allclose(shares, counts / counts.sum(axis=1, keepdims=True))
+    written = {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in axes.texts}
+    expected = {(r, c): str(counts[r, c]) for r, c in np.argwhere(counts)} if numbers else {}
+    assert written == expected
+    assert axes.get_title() == "a title"
+
+
+def test_the_names_of_many_classes_are_thinned_out() -> None:
+    (axes,) = figures.confusion_figure(evaluation_of(120), "").axes
+    assert [one.get_text() for one in axes.get_xticklabels()] == [f"class {i}" for i in range(0, 120, 3)]
+
+
+def test_curves_have_a_line_for_each_run_and_one_legend_entry_for_each_group(
+    tiny_run: Run, tmp_path: Path
+) -> None:
+    for seed in (1, 2):
+        shutil.copytree(tiny_run.path, tmp_path / str(seed))
+    (group,) = group_runs([tiny_run, Run(tmp_path / "1"), Run(tmp_path / "2")])
+    accuracies, losses = figures.curves_figure([group]).axes
+    metrics = [json.loads(line) for line in (tiny_run.path / "metrics.jsonl").read_text().splitlines()]
+    runs = [one for one in accuracies.lines if len(drawn(one)[0]) == 3 and one.get_linestyle() == "-"]
+    assert len(runs) == 3
+    assert drawn(runs[0])[1] == pytest.approx([100 * one["test_accuracy"] for one in metrics])
+    labels = accuracies.get_legend_handles_labels()[1]
+    assert labels.count("resnet18 (n = 3)") == 1
+    stars = [line for line in accuracies.lines if line.get_marker() == "*"]
+    assert [drawn(star)[1][0] for star in stars] == [100 * tiny_run.summary["accuracy"]] * 3
+    dashed = [line for line in losses.lines if line.get_linestyle() == "--"]
+    assert drawn(dashed[0])[1] == pytest.approx([one["loss"] for one in metrics])
+    assert losses.get_legend_handles_labels()[1] == ["test", "training"]
+
+
+def test_a_run_that_measured_nothing_has_no_star(tiny_run: Run) -> None:
+    axes = figures.new_figure(2, 2).add_subplot()
+    summary = {**tiny_run.summary, "accuracy": None}
+    figures.draw_accuracies(axes, summary, [{"epoch": 1}, {"epoch": 2, "train_accuracy": 0.5}], "red", "blue")
+    (line,) = axes.lines
+    assert drawn(line) == ([2], [50.0])
+
+
+def test_a_range_test_marks_its_suggestion() -> None:
+    test = RangeTest([1e-4, 1e-3, 1e-2, 1e-1], [2.0, 1.5, 1.0, 9.0], suggestion=1e-3, least=1e-2)
+    (axes,) = figures.range_test_figure(test).axes
+    assert axes.get_xscale() == "log"
+    assert drawn(axes.lines[0])[1] == [2.0, 1.5, 1.0, 9.0]
+    assert drawn(axes.lines[1])[0] == [1e-3, 1e-3]
+    assert axes.get_ylim()[1] == 3.0  # the divergence at the end is cut off
+    assert axes.texts[0].get_text() == " suggestion: 0.001"
+
+
+def test_a_schedule_is_drawn_over_the_epochs_up_to_the_peak_rate() -> None:
+    recipe = load_recipe("resnet18")
+    (axes,) = figures.schedule_figure(recipe).axes
+    times, rates = drawn(axes.lines[0])
+    assert times[0] == 0
+    assert recipe.training.epochs * 0.99 < times[-1] < recipe.training.epochs
+    assert max(rates) == pytest.approx(recipe.optimizer.lr, rel=0.01)
+
+
+def test_a_grid_has_a_row_for_each_class_and_room_where_pictures_lack() -> None:
+    cell = np.zeros((4, 4, 3), dtype=np.uint8)
+    figure = figures.grid_figure({"a": [cell, cell], "b" * 30: [cell], "c": []}, "samples")
+    shown = [len(axes.images) for axes in figure.axes]
+    assert shown == [1, 1, 1, 0, 0, 0]
+    names = [axes.get_ylabel() for axes in figure.axes]
+    assert names == ["a", "", "b" * 19 + "…", "", "c", ""]

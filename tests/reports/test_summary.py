@@ -1,0 +1,59 @@
+"""A run's summary as sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from thumbnet.reports.summary import describe_calibration, is_optimistic, percent
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.9312, "93.12 %"), (0, "0.00 %"), (1, "100.00 %"), (0.99999, "100.00 %")]
+)
+def test_a_share_is_shown_in_per_cent_with_two_digits(share: float, text: str) -> None:
+    assert percent(share) == text
+
+
+@pytest.mark.parametrize(
+    ("split", "kept_by", "optimistic"),
+    [("val", "best on val", True), ("val", "last epoch", False), ("test", "best on val", False)],
+)
+def test_an_accuracy_is_optimistic_only_where_the_same_pictures_chose_the_epoch(
+    split: str, kept_by: str, optimistic: bool
+) -> None:
+    assert is_optimistic({"split": split, "kept_by": kept_by}) is optimistic
+
+
+def calibrated(**changes: Any) -> dict[str, Any]:
+    return {
+        "split": "test", "temperature": 1.2345, "calibrated_on": "calibration", "calibration_pictures": 2500,
+        "calibration_error_before": 0.0512, "calibration_error": 0.0123, **changes,
+    }  # fmt: skip
+
+
+def test_a_calibration_says_on_what_and_how_much_it_helped() -> None:
+    assert describe_calibration(calibrated()) == (
+        "calibrated on 2,500 pictures (set aside from train): temperature 1.23, "
+        "test calibration error 5.12 % before, 1.23 % after"
+    )
+    assert "2,500 pictures (val): " in str(describe_calibration(calibrated(calibrated_on="val")))
+
+
+def test_a_calibration_that_was_not_measured_claims_no_error() -> None:
+    text = describe_calibration(calibrated(calibration_error=None, calibration_error_before=None))
+    assert text == "calibrated on 2,500 pictures (set aside from train): temperature 1.23"
+
+
+@pytest.mark.parametrize(
+    ("pictures", "why"), [(12, "12 pictures are too few"), (0, "no pictures were set aside")]
+)
+def test_without_calibration_the_reason_is_given(pictures: int, why: str) -> None:
+    text = describe_calibration(calibrated(calibrated_on=None, calibration_pictures=pictures))
+    assert text is not None
+    assert text.startswith(f"probabilities are not calibrated: {why}")
+
+
+def test_runs_of_versions_without_calibration_say_nothing_of_it() -> None:
+    assert describe_calibration({"split": "test"}) is None

@@ -1,0 +1,487 @@
+"""A network of the user's own is a run like any other; and a stranger's file never imports its code."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import thumbnet
+from helpers import coloured, coloured_data, write_class_folders, write_picture
+from own_networks import OwnPackage
+from thumbnet.classifiers.load import load_classifier
+from thumbnet.classifiers.torch_classifier import Predictor
+from thumbnet.cli import main
+from thumbnet.errors import InterruptedRunError, ModelCodeError, NetworkError, RunError
+from thumbnet.publish.export import check_export, export
+from thumbnet.publish.hub import model_card
+from thumbnet.recipes.recipe import Recipe, load_recipe
+from thumbnet.recipes.settings import ModelSettings
+from thumbnet.runs import weights as weights_module
+from thumbnet.runs.folder import Run
+from thumbnet.runs.weights import read_weights
+from thumbnet.training.fit import StepResult
+from thumbnet.training.listener import Listener
+from thumbnet.training.train import resume, train
+
+PATH = OwnPackage.path
+SMALL = [
+    "training.batch_size=16", "training.precision=fp32", "training.epochs=2", "evaluation.every=1",
+    "augment.flip=random", "optimizer.lr=0.05",
+]  # fmt: skip
+OWN = [*SMALL, f"model.name={PATH}"]
+SETTINGS = [word for setting in OWN for word in ("--set", setting)]
+CODE = ["--model-code", PATH]
+
+
+class StopAfter(Listener):
+    """Asks to stop after so many steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.seen = step, 0
+
+    def on_step(self, step: StepResult) -> None:
+        self.seen = step.step
+
+    def should_stop(self) -> bool:
+        return self.seen >= self.step
+
+
+@pytest.fixture
+def data(own: OwnPackage) -> Path:
+    return write_class_folders(own.folder / "data", ["train", "val", "test"], per_class=12)
+
+
+@pytest.fixture
+def run(own: OwnPackage, data: Path) -> Run:
+    """A finished run of the user's own network, in what is like a new process."""
+    words = ["train", str(data), "--recipe", "resnet18", *SETTINGS, "--out", "run", "--quiet"]
+    assert main([*words, "--device", "cpu"]) == 0
+    own.forget()
+    return Run(Path("run"))
+
+
+# --- training --------------------------------------------------------------------------------------------
+
+
+def test_the_default_recipe_of_an_own_network_has_rates_for_any_network(own: OwnPackage) -> None:
+    """Those of ``fast`` and ``small`` are for FastNet's layers, by their names."""
+    trained = train(coloured_data(), overrides=[f"model.name={PATH}", "training.epochs=1"], out="run")
+    assert trained.recipe.name == "resnet18"
+    assert trained.recipe.model.name == PATH
+    assert trained.summary["parameters"] == sum(p.numel() for p in Predictor.load("run").model.parameters())
+
+
+def test_a_recipe_file_names_the_network_and_a_script_anywhere_trains_it(own: OwnPackage, data: Path) -> None:
+    """As the script ``thumbnet`` does, Python is told not to look into the current folder by itself."""
+    own.write("mine.toml", f'extends = "resnet18"\n[model]\nname = "{PATH}"\n[training]\nepochs = 1\n')
+    script = "import sys; from thumbnet.__main__ import main; sys.exit(main())"
+    words = ["train", str(data), "--recipe", "mine.toml", "--out", "run", "--set", "training.batch_size=16"]
+    done = subprocess.run([sys.executable, "-P", "-c", script, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"{PATH}, 1,\d\d\d parameters", done.stderr)
+    assert re.search(rf"thumbnet evaluate --model-code {PATH} run\n", done.stdout)
+
+
+def test_an_error_of_the_network_comes_before_the_data_are_read(
+    own: OwnPackage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "no-such-data", "--set", "model.name=mypackage.nets:TinyNte"]
+    assert main(words) == 2
+    assert "Did you mean 'TinyNet'" in capsys.readouterr().err
+
+
+def test_a_network_for_one_size_is_refused_by_a_recipe_that_trains_on_smaller_pictures(
+    own: OwnPackage,
+) -> None:
+    own.write(
+        "mypackage/onesize.py",
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self, num_classes):\n"
+        "        super().__init__()\n"
+        "        self.head = torch.nn.Linear(3 * 32 * 32, num_classes)\n"
+        "    def forward(self, x):\n"
+        "        return self.head(x.flatten(1))\n",
+    )
+    settings = [*SMALL, "model.name=mypackage.onesize:Net", "training.epochs=1", "optimizer.lr=0.001"]
+    growing = [*settings, "schedule.small_until=0.5", "schedule.small_sides=[0.75]"]
+    with pytest.raises(NetworkError, match=r"\[2, 3, 24, 24\].*schedule.small_until=0"):
+        train(coloured_data(side=32), "resnet18", overrides=growing, out="run")
+    assert train(coloured_data(side=32), "resnet18", overrides=settings, out="run").is_complete
+
+
+@pytest.mark.parametrize("average", ["0", "0.8"])
+def test_a_resumed_run_with_dropout_is_bit_for_bit_the_uninterrupted_one(
+    own: OwnPackage, data: Path, average: str
+) -> None:
+    overrides = [*OWN, f"training.ema_decay={average}"]
+    torch.manual_seed(1)
+    whole = train(data, "resnet18", overrides=overrides, out="whole", device="cpu")
+    torch.manual_seed(2)
+    with pytest.raises(InterruptedRunError, match=f"train --resume stopped --model-code {PATH}"):
+        train(data, "resnet18", overrides=overrides, out="stopped", device="cpu", listener=StopAfter(1))
+    own.forget()
+    with pytest.raises(ModelCodeError, match=PATH):
+        resume("stopped", device="cpu")
+    assert not own.was_imported()
+    network = own.import_it().TinyNet
+    with pytest.raises(InterruptedRunError):
+        resume("stopped", device="cpu", listener=StopAfter(4), model=network)
+    own.forget()
+    assert main(["train", "--resume", "stopped", *CODE, "--device", "cpu", "--quiet"]) == 0
+    assert Run(Path("stopped")).weights_path.read_bytes() == whole.weights_path.read_bytes()
+
+
+def test_dropout_takes_part_in_the_training(own: OwnPackage, data: Path) -> None:
+    """Otherwise the test above would prove nothing."""
+    weights = []
+    for out in ("with", "without"):
+        run = train(data, "resnet18", overrides=OWN, out=out, device="cpu")
+        weights.append(run.weights_path.read_bytes())
+        nets = own.folder / "mypackage" / "nets.py"
+        own.write("mypackage/nets.py", nets.read_text().replace("Dropout(0.1)", "Dropout(0.0)"))
+        own.forget()
+    assert weights[0] != weights[1]
+
+
+def test_auto_resume_is_allowed_by_the_command_that_names_the_network(own: OwnPackage, data: Path) -> None:
+    words = [
+        "train",
+        str(data),
+        "--recipe",
+        "resnet18",
+        *SETTINGS,
+        "--out",
+        "run",
+        "--auto-resume",
+        "--quiet",
+    ]
+    with pytest.raises(InterruptedRunError):
+        train(data, "resnet18", overrides=OWN, out="run", device="cpu", listener=StopAfter(2))
+    own.forget()
+    assert main([*words, "--device", "cpu"]) == 0
+    assert Run(Path("run")).is_complete
+
+
+def test_training_for_longer_begins_from_the_own_network(own: OwnPackage, run: Run) -> None:
+    longer = [
+        "train",
+        "--resume",
+        "run",
+        "--more-epochs",
+        "1",
+        "--out",
+        "longer",
+        "--device",
+        "cpu",
+        "--quiet",
+    ]
+    assert main(longer) == 2
+    assert not own.was_imported()
+    assert main([*longer, *CODE]) == 0
+    assert Run(Path("longer")).recipe.model.name == PATH
+    own.forget()
+    shutil.rmtree("longer")
+    assert main([*longer, "--set", f"model.name={PATH}"]) == 0  # named again, which is as good
+
+
+def test_another_training_begins_from_its_weights_by_the_last_layer_that_it_names(
+    own: OwnPackage, run: Run
+) -> None:
+    weights, info = read_weights(run.weights_path)
+    write_class_folders(own.folder / "more", ["train"], per_class=8)
+    for number in range(8):
+        write_picture(own.folder / f"more/train/yellow/{number}.png", coloured(1, number))
+    still = [
+        *OWN,
+        "training.epochs=1",
+        "optimizer.lr=1e-12",
+        "optimizer.weight_decay=0",
+        "optimizer.groups=[]",
+    ]
+    second = train("more", "resnet18", overrides=[*still, "training.init=run"], out="second", device="cpu")
+    new, new_info = read_weights(second.weights_path)
+    assert new_info.class_names == ("blue", "green", "red", "yellow")
+    assert info.class_names == ("blue", "green", "red")
+    assert torch.allclose(new["fc.weight"][:3], weights["fc.weight"], atol=1e-5)
+    assert torch.allclose(new["body.0.weight"], weights["body.0.weight"], atol=1e-5)
+
+
+def test_weights_of_a_network_whose_code_has_changed_are_refused(own: OwnPackage, run: Run) -> None:
+    nets = own.folder / "mypackage" / "nets.py"
+    own.write(
+        "mypackage/nets.py",
+        nets.read_text().replace("(8, 16, 3", "(8, 12, 3").replace("(16)", "(12)").replace("(16,", "(12,"),
+    )
+    with pytest.raises(
+        RunError, match=r"weights in .*/run do not fit the network .*body.5.weight has the shape \[12"
+    ):
+        train("data", "resnet18", overrides=[*OWN, "training.init=run"], out="second", device="cpu")
+    with pytest.raises(RunError, match="the weights do not fit the network"):
+        thumbnet.load_run("run", model=own.import_it().TinyNet)
+
+
+def test_the_learning_rate_range_test_takes_it(own: OwnPackage, data: Path) -> None:
+    words = ["lr-find", str(data), "--recipe", "resnet18", *SETTINGS, "--steps", "20", "--device", "cpu"]
+    assert main(words) == 0
+    assert own.was_imported()
+
+
+def test_a_network_that_is_registered_in_the_program_itself_is_a_run(own: OwnPackage) -> None:
+    @thumbnet.register_model("pooled")
+    class Pooled(nn.Module):
+        def __init__(self, num_classes: int, width: float = 1.0) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, num_classes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(x.mean(dim=(2, 3)))
+            return logits
+
+    made = train(
+        coloured_data(), "resnet18", overrides=[*SMALL, "model.name=pooled"], out="run", device="cpu"
+    )
+    expected = made.summary["accuracy"]
+    assert expected > 0.5
+    assert isinstance(Predictor.load("run").model, Pooled)
+    assert thumbnet.load_run("run", model=Pooled).evaluate(coloured_data(), "test").accuracy == expected
+    own.forget()
+    with pytest.raises(ModelCodeError, match="network pooled is not part of thumbnet.*--model-code MODULE"):
+        thumbnet.load_run("run")
+    assert thumbnet.load_run("run", model=Pooled).class_names == ("red", "green", "blue")
+
+
+def test_a_module_that_registers_networks_may_be_named_alone(own: OwnPackage, data: Path) -> None:
+    words = ["train", str(data), "--recipe", "resnet18", "--set", "model.name=wide-tiny", "--epochs", "1",
+             "--set", "model.width=0.5", "--out", "run", "--quiet", "--device", "cpu"]  # fmt: skip
+    assert main(words) == 2
+    assert main([*words, "--model-code", "mypackage.nets"]) == 0
+    own.forget()
+    picture = str(write_picture(own.folder / "x.png", coloured(0, 1)))
+    assert main(["predict", "run", picture]) == 2
+    assert main(["predict", "run", picture, "--model-code", "mypackage.nets"]) == 0
+
+
+# --- a finished run --------------------------------------------------------------------------------------
+
+
+def test_it_is_evaluated_predicted_compared_and_reported(
+    own: OwnPackage, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = str(write_picture(own.folder / "x.png", coloured(1, 99)))
+    capsys.readouterr()
+    assert main(["evaluate", "run", *CODE, "--json", "--device", "cpu"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(run.summary["accuracy"])
+    assert main(["predict", *CODE, "run", picture, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+    pytest.importorskip("jinja2")
+    assert main(["report", "run", *CODE, "--out", "report.html"]) == 0
+    assert PATH in Path("report.html").read_text()
+    own.forget()
+    assert main(["compare", "run", "run"]) == 0
+    assert not own.was_imported()
+
+
+def test_every_format_of_export_is_the_same_network(own: OwnPackage, run: Run) -> None:
+    pytest.importorskip("onnxscript")
+    for kind, name in (
+        ("onnx", "a.onnx"),
+        ("onnx-any-size", "b.onnx"),
+        ("torch-export", "a.pt2"),
+        ("safetensors", "a.safetensors"),
+    ):
+        assert main(["export", "run", "--format", kind, "--out", name, *CODE]) == 0, kind
+    assert main(["export", "run", "--format", "onnx-int8", "--out", "a.int8.onnx", *CODE]) == 0
+    from thumbnet.sources.load import load_data
+
+    check = check_export("run", "a.onnx", load_data("data"), "test")
+    assert check.largest_difference < 1e-5
+
+
+def test_a_network_that_pytorch_cannot_export_is_refused_in_a_line(own: OwnPackage, run: Run) -> None:
+    pytest.importorskip("onnxscript")
+    nets = own.folder / "mypackage" / "nets.py"
+    choosing = "if x.mean() > 0:\n            x = x + 1\n        return self.fc"
+    own.write("mypackage/nets.py", nets.read_text().replace("return self.fc", choosing))
+    load_recipe("resnet18", [f"model.name={PATH}"])
+    for kind in ("onnx", "torch-export"):
+        with pytest.raises(RunError, match=f"PyTorch cannot export the network {PATH}"):
+            export("run", kind, "a.onnx")
+
+
+def test_the_service_answers_with_it(own: OwnPackage, run: Run) -> None:
+    pytest.importorskip("fastapi")
+    pytest.importorskip("httpx")
+    from fastapi.testclient import TestClient
+
+    from thumbnet.serving.service import ServiceSettings, build_service
+
+    load_recipe("resnet18", [f"model.name={PATH}"])
+    service = build_service(load_classifier("run"), ServiceSettings(), lambda: None, lambda _: None)
+    picture = write_picture(own.folder / "x.png", coloured(1, 99)).read_bytes()
+    with TestClient(service) as client:
+        answer = client.post("/predict", content=picture, headers={"Content-Type": "image/png"})
+    assert answer.status_code == 200, answer.text
+
+
+def test_the_card_says_whose_code_it_needs_and_needs_none_itself(own: OwnPackage, run: Run) -> None:
+    pytest.importorskip("huggingface_hub")
+    card = model_card(run, "someone/colours")
+    assert not own.was_imported()
+    assert f"thumbnet predict --model-code {PATH} hf:someone/colours picture.jpg" in card
+    assert "from mypackage.nets import TinyNet" in card
+    assert 'thumbnet.load_run("hf:someone/colours", model=TinyNet)' in card
+    assert "own code is not in this repository" in card
+    assert f"{run.summary['parameters']:,} parameters" in card
+
+
+# --- strangers -------------------------------------------------------------------------------------------
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command prints that is refused for want of permission."""
+    capsys.readouterr()
+    assert main(words) == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    assert f"network {PATH} is not part of thumbnet: it is in the Python module mypackage.nets" in printed
+    command = re.search(r"The command that allows it: \S*thumbnet (.*)", printed)
+    assert command is not None, printed
+    assert command[1].split() == [words[0], *CODE, *words[1:]]
+    return command[1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "run"], ["predict", "run", "x.png"], ["report", "run"], ["serve", "run"],
+        ["export", "run", "--format", "onnx"], ["export", "run", "--format", "safetensors", "--out", "b.safetensors"],
+        ["train", "--resume", "run", "--more-epochs", "1"],
+    ],
+    ids=lambda words: "-".join(words[:1] + words[3:4]),
+)  # fmt: skip
+def test_a_runs_folder_imports_nothing(
+    words: list[str], own: OwnPackage, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_picture(own.folder / "x.png", coloured(1, 99))
+    refused(words, capsys)
+    assert not own.was_imported()
+    assert not Path("b.safetensors").exists()
+
+
+def test_a_run_that_was_not_finished_imports_nothing_when_it_is_resumed(
+    own: OwnPackage, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InterruptedRunError):
+        train(data, "resnet18", overrides=OWN, out="run", device="cpu", listener=StopAfter(2))
+    own.forget()
+    refused(["train", "--resume", "run"], capsys)
+    assert not own.was_imported()
+    assert main(["train", "--resume", "run", *CODE, "--quiet"]) == 0  # the command that was printed
+
+
+def test_a_file_of_weights_imports_nothing(
+    own: OwnPackage, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stranger = shutil.copy(run.weights_path, own.folder / "stranger.safetensors")
+    picture = str(write_picture(own.folder / "x.png", coloured(1, 99)))
+    refused(["predict", str(stranger), picture], capsys)
+    for load in (thumbnet.load_run, load_classifier):
+        with pytest.raises(RunError, match=f"--model-code {PATH} .*register_model, or pass model=TinyNet"):
+            load(stranger)
+    assert not own.was_imported()
+
+
+def test_weights_from_the_hub_import_nothing(
+    own: OwnPackage, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights_module, "fetch_weights", lambda source: run.weights_path)
+    picture = str(write_picture(own.folder / "x.png", coloured(1, 99)))
+    refused(["predict", "hf:someone/colours", picture], capsys)
+    assert not own.was_imported()
+    assert main(["predict", "hf:someone/colours", picture, *CODE]) == 0
+
+
+def test_an_exported_model_predicts_without_the_code(
+    own: OwnPackage, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxscript")
+    assert main(["export", "run", "--format", "onnx", "--out", "a.onnx", *CODE]) == 0
+    expected = thumbnet.load_run("run", "cpu").evaluate(coloured_data(), "test").accuracy
+    own.forget()
+    shutil.rmtree("mypackage")
+    assert load_classifier("a.onnx").evaluate(coloured_data(), "test").accuracy == pytest.approx(expected)
+    picture = str(write_picture(own.folder / "x.png", coloured(1, 99)))
+    assert main(["predict", "a.onnx", picture]) == 0
+    assert not own.was_imported()
+
+
+def test_weights_to_begin_from_import_nothing(own: OwnPackage, run: Run) -> None:
+    with pytest.raises(RunError, match=f"run has the network {PATH}"):
+        train("data", "resnet18", overrides=[*SMALL, "training.init=run"], out="second", device="cpu")
+    assert not own.was_imported()
+
+
+def test_a_recipe_that_was_read_from_a_run_imports_nothing(own: OwnPackage, run: Run) -> None:
+    with pytest.raises(ModelCodeError):
+        train("data", run.recipe, out="second", device="cpu")
+    with pytest.raises(ModelCodeError):
+        train("data", run.recipe.override(["seed=3", "training.epochs=1"]), out="second", device="cpu")
+    with pytest.raises(ModelCodeError):
+        thumbnet.build_model(run.recipe.model, 3)
+    assert not own.was_imported()
+    assert not Path("second").exists()
+
+
+@pytest.mark.parametrize(
+    "path", ["os:system", "builtins:exec", "subprocess:Popen", "torch.hub:load", "this:d"]
+)
+def test_a_file_that_names_any_other_code_calls_nothing(own: OwnPackage, run: Run, path: str) -> None:
+    weights, info = read_weights(run.weights_path)
+    from dataclasses import replace
+
+    stranger = Run(own.folder / "stranger")
+    stranger.path.mkdir()
+    stranger.save_weights(weights, replace(info, model=ModelSettings(path)))
+    with pytest.raises(ModelCodeError, match=f"--model-code {path}"):
+        thumbnet.load_run(stranger.weights_path)
+    assert "this" not in sys.modules
+
+
+def test_what_is_registered_or_passed_in_this_process_needs_no_more_permission(
+    own: OwnPackage, run: Run
+) -> None:
+    network = own.import_it().TinyNet
+    with pytest.raises(ModelCodeError):  # imported, but neither registered nor passed
+        thumbnet.load_run("run")
+    passed = thumbnet.load_run("run", "cpu", model=network)
+    thumbnet.register_model("tiny")(network)
+    assert thumbnet.load_run("run", "cpu").evaluate(coloured_data(), "test") == passed.evaluate(
+        coloured_data(), "test"
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "says"), [(3, "is a int"), (nn.Linear(2, 2), "is a Linear"), (dict, "is a class of")]
+)
+def test_what_is_passed_must_build_a_network(run: Run, model: Any, says: str) -> None:
+    with pytest.raises(NetworkError, match=says):
+        thumbnet.load_run("run", model=model)
+    with pytest.raises(NetworkError, match=says):
+        thumbnet.resume("run", model=model)
+
+
+def test_a_recipe_made_in_python_is_told_what_to_do(own: OwnPackage) -> None:
+    recipe = Recipe(model=ModelSettings(PATH))
+    with pytest.raises(ModelCodeError, match="register_model"):
+        train(coloured_data(), recipe, out="second", device="cpu")
+    assert not own.was_imported()
