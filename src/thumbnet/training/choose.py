@@ -15,7 +15,7 @@ from thumbnet.training.listener import Listener
 from thumbnet.training.mirror_names import named_keys, show_digits, without_mirroring
 
 FEW_PICTURES = 10_000  # with this many or fewer, the few epochs of `fast` have too few steps
-FOR_OTHER_NETWORKS = "resnet18"  # the rates of `fast` and `small` are for FastNet, and name its layers
+FOR_OTHER_NETWORKS = "resnet18"  # `fast` and `small` name FastNet's layers, and their rates suit it
 
 
 def choose_recipe(
@@ -51,7 +51,7 @@ def choose_recipe(
 
 
 def asked_recipe(recipe: str | Path | Recipe | None, overrides: Sequence[str]) -> Recipe:
-    """The recipe that the user asks for; ``fast`` where only ``overrides`` are given."""
+    """The requested recipe with ``overrides``; ``fast`` if ``recipe`` is None."""
     asked = "fast" if recipe is None else recipe
     return asked.override(overrides) if isinstance(asked, Recipe) else load_recipe(asked, overrides)
 
