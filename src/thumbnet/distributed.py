@@ -1,8 +1,9 @@
-"""Several processes that train one network: ``torchrun ... -m thumbnet train ...``.
+"""Train one network in several processes: ``torchrun ... -m thumbnet train ...``.
 
-``torchrun`` starts the processes and starts them again after a failure; ``torch.distributed`` carries what
-they tell each other. Here is what a training asks of both: who am I, sum this, go first, say the same.
-A training in one process has the same :class:`World`, of size 1, in which all of this costs nothing.
+``torchrun`` starts the processes and restarts them after a failure; ``torch.distributed`` carries their
+messages. This module has what a training needs from both: this process's rank, sums over processes, values
+of the first process, barriers. A training in one process uses a :class:`World` of size 1, where all of this
+costs nothing.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from thumbnet.errors import LostContactError
 
 T = TypeVar("T")
 
-DEFAULT_TIMEOUT = 600.0  # seconds without a word from the others
+DEFAULT_TIMEOUT = 600.0  # seconds to wait for the other processes
 
 
 def sum_over_processes(tensor: Tensor) -> None:
-    """Add up ``tensor`` over all processes of the training, in place in each of them."""
+    """Sum ``tensor`` over all processes of the training, in place in each of them."""
     dist.all_reduce(tensor)
 
 
@@ -43,9 +44,9 @@ class World:
     """The processes of a training.
 
     Attributes:
-        rank: which one this is, from 0. The first alone writes and prints.
-        size: how many there are.
-        local_rank: which one on this machine; the GPU of that number is its own.
+        rank: this process's number, from 0. Only process 0 writes and prints.
+        size: number of processes.
+        local_rank: this process's number on its machine, which is also the number of its GPU.
     """
 
     rank: int = 0
@@ -58,27 +59,27 @@ class World:
         return self.rank == 0
 
     def share(self, items: Tensor) -> Tensor:
-        """This process' part of ``items`` [N, ...]: contiguous, as long as all others' or one less."""
+        """This process's part of ``items`` [N, ...]: contiguous, with lengths that differ by at most one."""
         return items if self.size == 1 else items.tensor_split(self.size)[self.rank]
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes; ``values`` itself is changed."""
+        """The sum over all processes, in place in ``values``."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def any_of(self, *flags: bool) -> list[bool]:
-        """For each of ``flags``, whether it is set in any process."""
+        """For each of ``flags``, whether any process has set it."""
         if self.size == 1:
             return list(flags)
         return [count > 0 for count in self.sum(torch.tensor(flags, dtype=torch.float32)).tolist()]
 
     def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set in any process."""
+        """Whether any process has set ``flag``."""
         return self.any_of(flag)[0]
 
     def from_first(self, value: T) -> T:
-        """``value`` of the first process, in all of them."""
+        """The first process's ``value``, in every process."""
         if self.size == 1:
             return value
         box = [value]
@@ -86,7 +87,7 @@ class World:
         return box[0]
 
     def gather(self, rows: Tensor) -> Tensor:
-        """All processes' ``rows`` [n, ...] in the order of their ranks: [N, ...], on the CPU in each."""
+        """All processes' ``rows`` [n, ...] in order of rank: [N, ...]; on the CPU if there are several."""
         if self.size == 1:
             return rows
         rows = rows.cpu().contiguous()
@@ -98,20 +99,20 @@ class World:
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
     def gather_numbers(self, value: float) -> list[float]:
-        """``value`` of each process, in the order of their ranks."""
+        """Every process's ``value``, in order of rank."""
         values = torch.zeros(self.size, dtype=torch.float64)
         values[self.rank] = value
         return [float(number) for number in self.sum(values)]
 
     def send_buffers(self, module: nn.Module) -> None:
-        """The first process' buffers, such as running statistics, into every other one's ``module``."""
+        """Copy the first process's buffers, such as running statistics, into ``module`` of all others."""
         if self.size > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
 
     @contextlib.contextmanager
     def one_per_machine_first(self) -> Iterator[None]:
-        """On each machine one process does what is within first; the others find it in its cache."""
+        """Within, one process per machine works first; the others then find its results in the cache."""
         if self.size > 1 and self.local_rank > 0:
             dist.barrier()
         yield
@@ -124,10 +125,10 @@ ALONE = World()
 
 @contextlib.contextmanager
 def joined() -> Iterator[World]:
-    """The world that ``torchrun`` started this process in, joined while within; else :data:`ALONE`.
+    """Join the world that ``torchrun`` started, or use :data:`ALONE` without ``torchrun``.
 
     Raises:
-        LostContactError: another process ended or was cut off.
+        LostContactError: another process ended or lost its connection.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ and "RANK" not in os.environ:
         yield ALONE
@@ -152,26 +153,26 @@ def joined() -> Iterator[World]:
             raise
         reason = re.sub(r"^\[[^ ]*\] ", "", str(error).strip()).split("\n")[0].split(". ")[0]
         raise LostContactError(
-            f"process {rank} of {size} has lost the others ({reason}). "
-            "torchrun --max-restarts N starts all of them again; with --auto-resume they go on"
+            f"process {rank} of {size} has lost contact with the others ({reason}). "
+            "torchrun --max-restarts N restarts all of them; with --auto-resume they continue the run"
         ) from None
     finally:
-        # What still holds the group, such as a network wrapped for it, must go first: freed at the very end
-        # of the process, one in ten processes aborted there (gloo, PyTorch 2.13).
+        # Free everything that still refers to the group, such as a wrapped network, before the group itself.
+        # Without this, one in ten processes aborted at its exit (gloo, PyTorch 2.13).
         gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
 def _agree(store: Any, world: World, seconds: float) -> str:
-    """A word that these processes share, and no earlier ones of the same torchrun.
+    """A random key prefix that only the processes of this attempt share.
 
-    torchrun gives the processes that it starts again the same store: in it stand the addresses of those that
-    are gone (PyTorch 2.13). The first process sets a new word; every other one answers with a number of its
-    own, and believes the word once the first has repeated that number: it was the first process of now.
+    torchrun keeps its store across restarts, with the addresses of dead processes in it (PyTorch 2.13). So
+    rank 0 publishes a fresh token. Every other rank replies with a nonce and accepts the token once rank 0
+    has echoed the nonce, because only the current rank 0 can do that.
 
     Raises:
-        LostContactError: not all have answered in time.
+        LostContactError: rank 0 did not answer in time.
     """
     deadline = time.monotonic() + seconds
     number = secrets.token_hex(8)
@@ -187,13 +188,13 @@ def _agree(store: Any, world: World, seconds: float) -> str:
         if store.check([f"thumbnet/{word}"]) and number in store.get(f"thumbnet/{word}").decode().split():
             return word
         time.sleep(0.02)
-    raise LostContactError(f"process {world.rank} of {world.size} was not answered by the first one")
+    raise LostContactError(f"process {world.rank} of {world.size} got no answer from process 0")
 
 
 def _end_with_parent() -> None:
-    """Have the system send SIGTERM, where it can, when torchrun's agent is gone: else this would go on.
+    """Have Linux send SIGTERM to this process when torchrun's agent dies; otherwise it would go on.
 
-    With SIGTERM all processes save and end, and the other machines' agents start a smaller world.
+    On SIGTERM all processes save and end, and the other machines' agents start a smaller world.
     """
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1  # noqa: N806 - see prctl(2)
@@ -206,7 +207,7 @@ def _is_about_others(error: RuntimeError) -> bool:
 
 
 class _SumOverAll(torch.autograd.Function):
-    """The sum of all processes' values; its gradient is summed over all of them, too."""
+    """Sums values over all processes. The backward pass sums the gradients in the same way."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -222,13 +223,13 @@ class _SumOverAll(torch.autograd.Function):
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose statistics in training are those of all processes' pictures together.
+    """BatchNorm2d whose training statistics cover the pictures of all processes.
 
-    ``torch.nn.SyncBatchNorm`` does the same on GPUs, and on GPUs only.
+    ``torch.nn.SyncBatchNorm`` does the same, but only on GPUs.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised, [B, C, H, W]."""
+        """Normalise ``x`` [B, C, H, W]."""
         if not self.training:
             return super().forward(x)
         values = x if x.dtype == torch.float64 else x.float()
@@ -245,7 +246,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return torch.addcmul(shift.view(-1, 1, 1), values, scale.view(-1, 1, 1)).to(x.dtype)
 
     def track(self, mean: Tensor, variance: Tensor, count: float) -> None:
-        """Draw the running statistics towards a batch's, of ``count`` positions."""
+        """Move the running statistics towards those of a batch with ``count`` positions per channel."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -256,7 +257,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronise_norms(model: nn.Module) -> nn.Module:
-    """``model`` with each BatchNorm2d in its parts made a synchronised one, its tensors kept."""
+    """Replace every BatchNorm2d within ``model`` by a synchronised one with the same tensors, in place."""
     for name, child in model.named_children():
         if type(child) is nn.BatchNorm2d:
             momentum = 0.1 if child.momentum is None else child.momentum

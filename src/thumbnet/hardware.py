@@ -1,4 +1,4 @@
-"""The computer: which device, which precision, and what makes it fast. The only place that asks."""
+"""The hardware: choose device and precision, and use them well. No other module asks about hardware."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from thumbnet.kernels.library import load_kernels, multiplies_bf16
 
 
 def choose_device(name: str = "auto", number: int = 0) -> torch.device:
-    """``auto``: the CUDA device of that number, else Apple's, else the CPU; or the device of that name.
+    """Choose a device by name.
 
-    ``cuda`` means the one of that number, too; ``gpu`` is ``auto``'s GPU.
+    ``auto`` means the CUDA device ``number``, else Apple's GPU, else the CPU. ``gpu`` means the same without
+    the CPU, and ``cuda`` the CUDA device ``number``. Any other name goes to PyTorch.
 
     Raises:
-        ThumbnetError: there is no such device here.
+        ThumbnetError: the device is not available on this computer.
     """
     if name in ("auto", "gpu"):
         if torch.cuda.is_available():
@@ -57,7 +58,7 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        # AMX: measured here 10x and more. AVX-512 BF16: twice, see docs/notebook/speed.md.
+        # AMX: 10 times as fast or more. AVX-512 BF16: twice as fast. See docs/notebook/speed.md.
         return multiplies_bf16()
     return False
 
@@ -68,22 +69,22 @@ def use_bf16(precision: str, device: torch.device) -> bool:
 
 
 def autocast(bf16: bool, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Compute convolutions and products in bfloat16, or leave everything in float32."""
+    """Within, compute convolutions and matrix products in bfloat16 if ``bf16``, else leave float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor`` on ``device``, without waiting for what a GPU has still to do.
+    """Copy ``tensor`` to ``device`` without waiting for the GPU to finish its queued work.
 
-    An ordinary copy to a GPU waits for that, and the GPU then for the next step's calls. CUDA keeps what it
-    has still to copy; of other devices that is not known.
+    An ordinary copy waits, and then the GPU waits for the next step's calls. CUDA keeps the source alive
+    until it is copied. Other devices may not, so for them the copy is an ordinary one.
     """
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
-    """Within, cuDNN chooses no algorithm by racing several, so the same seed gives the same result."""
+    """Within, cuDNN uses deterministic algorithms and times none, so the same seed gives the same result."""
     flags = torch.backends.cudnn
     before = flags.deterministic, flags.benchmark
     flags.deterministic, flags.benchmark = True, False
@@ -95,10 +96,10 @@ def deterministic() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_thread(only: bool = True) -> Iterator[None]:
-    """Operations within run on one thread of the CPU, if ``only``.
+    """Within, run operations on one CPU thread if ``only`` is true.
 
-    Where other processes keep the cores busy, an operation on two threads waits for the second to get
-    its turn: milliseconds for what takes a tenth of one.
+    If other processes keep the cores busy, an operation on two threads waits until the second one is
+    scheduled: milliseconds for an operation that takes a tenth of one.
     """
     threads = torch.get_num_threads()
     if not only or threads == 1:
@@ -115,9 +116,9 @@ def one_thread(only: bool = True) -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Tell glibc to keep large freed blocks instead of returning them to the system.
 
-    A training step frees and asks for the same hundreds of megabytes again and again; each time the
-    system would map and clear them page by page. Measured in docs/notebook/kernels.md. Elsewhere than on
-    Linux with glibc nothing happens.
+    Training steps free and allocate the same hundreds of megabytes again and again, and the system would map
+    and clear them page by page each time. docs/notebook/kernels.md has the measurement. This does nothing
+    without Linux and glibc.
     """
     if sys.platform != "linux":
         return
@@ -129,13 +130,13 @@ def keep_freed_memory() -> None:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether ``torch.compile`` can work: for the CPU it needs a C++ compiler."""
+    """Whether ``torch.compile`` can work. For the CPU it needs a C++ compiler."""
     compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
     return device.type != "cpu" or any(shutil.which(name) for name in compilers)
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """The computer, for a run's ``environment.json``."""
+    """Describe the computer for a run's ``environment.json``."""
     described: dict[str, Any] = {
         "device": str(device),
         "processor": _processor_name(),

@@ -3,15 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from thumbnet.data.splits import ArraySplit, Data
-from thumbnet.recipes.recipe import load_recipe
-from thumbnet.training.mirror_names import named_keys, opposite_names, without_mirroring
 from thumbnet.training.mirrored import suspicious_pairs
 from thumbnet.training.train import train
-
-NOTHING: frozenset[str] = frozenset()
 
 
 def arrows(count: int) -> Data:
@@ -31,57 +26,6 @@ def arrows(count: int) -> Data:
     parts = {"train": ArraySplit(images[:split], labels[:split], "train")}
     parts["test"] = ArraySplit(images[split:], labels[split:], "test")
     return Data("arrows", "made by the tests", ("a", "b"), dict(parts))
-
-
-@pytest.mark.parametrize(
-    ("names", "pair"),
-    [
-        (("left", "right"), ("left", "right")),
-        (("stop", "turn_left", "turn_right"), ("turn_left", "turn_right")),
-        (("ARROW-RIGHT", "arrow-left"), ("ARROW-RIGHT", "arrow-left")),
-        (("turnLeft", "turnRight"), ("turnLeft", "turnRight")),
-        (("turnleft", "turnright"), ("turnleft", "turnright")),
-        (("hand_L", "hand_R"), ("hand_L", "hand_R")),
-        (("east", "west", "north"), ("east", "west")),
-        (("clockwise", "counterclockwise"), ("clockwise", "counterclockwise")),
-        (("clockwise", "anticlockwise"), ("clockwise", "anticlockwise")),
-        (("left", "middle"), None),
-        (("cleft", "bright"), None),
-        (("cat", "dog"), None),
-        (("eye_left_open", "eye_right_closed"), None),
-    ],
-)
-def test_names_that_differ_in_left_and_right_are_found(
-    names: tuple[str, ...], pair: tuple[str, str] | None
-) -> None:
-    found = opposite_names(names)
-    assert (None if found is None else set(found)) == (None if pair is None else set(pair))
-
-
-def test_mirroring_and_mirrored_views_go_where_names_forbid_them_unless_the_user_named_them() -> None:
-    fast = load_recipe("fast")
-    chosen, notes = without_mirroring(fast, ("left", "right"), "x", NOTHING)
-    assert (chosen.augment.flip, chosen.evaluation.tta) == ("none", "none")
-    assert "augment.flip" in notes[0]
-    assert "left and right" in notes[0]
-    for names in (("0", "1", "2"), ("one", "two", "three"), ("a", "B", "c")):
-        assert without_mirroring(fast, names, "x", NOTHING)[0].augment.flip == "none"
-    for two in (("cat", "dog"), ("a", "b")):
-        assert without_mirroring(fast, two, "x", NOTHING) == (fast, [])
-    named = named_keys("fast", ["augment.flip=random"])
-    assert without_mirroring(fast, ("left", "right"), "x", named) == (fast, [])
-    unmirrored = load_recipe("fast", ["augment.flip=none"])
-    assert without_mirroring(unmirrored, ("cat", "dog"), "x", NOTHING)[0].evaluation.tta == "none"
-    kept, notes = without_mirroring(unmirrored, ("cat", "dog"), "x", frozenset({"evaluation.tta"}))
-    assert kept.evaluation.tta == "adaptive"
-    assert "warning" in notes[0]
-
-
-def test_a_file_of_ones_own_that_names_the_flip_is_obeyed(tmp_path: Path) -> None:
-    recipe = tmp_path / "mine.toml"
-    recipe.write_text('extends = "fast"\n[augment]\nflip = "random"\n')
-    assert "augment.flip" in named_keys(recipe, [])
-    assert "augment.flip" not in named_keys("fast", [])
 
 
 def test_only_pairs_confused_by_chance_among_classes_told_apart_are_suspicious() -> None:

@@ -1,1 +1,1 @@
-"""From splits to the batches that a network sees."""
+"""Turn splits into the batches that a network sees."""

@@ -1,8 +1,9 @@
-"""Random changes to training batches: each on a whole batch at once, on the device that it is on.
+"""Random changes to training pictures, for a whole batch at once on the batch's device.
 
-What is drawn at random and what is done with it are apart: draws are small CPU tensors from one
-generator, so that every device and engine sees the same pictures, and the rest is pure.
-Pictures are uint8 [B, C, H, W] but for their light: augmenting bytes moves a quarter of what floats would.
+Drawing random choices and applying them are separate. The draws are small CPU tensors from one generator, so
+every device and engine gives the same pictures; applying them is a pure function. Pictures stay uint8
+[B, C, H, W] until they are normalised, a quarter of float32's traffic; only brightness and contrast work on
+floats.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Draw:
         flip: bool [B], whether to mirror.
         shift: int64 [B, 2], pixels down and right.
         hole: int64 [B, 2], row and column of the cutout's centre.
-        light: float32 [B, 2], in [-1, 1): brightness and contrast, as a part of what is allowed.
+        light: float32 [B, 2], in [-1, 1): brightness and contrast, as fractions of the recipe's maximum.
     """
 
     flip: Tensor
@@ -35,7 +36,7 @@ class Draw:
     light: Tensor
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Draw:
-        """With ``change`` done to each of the four."""
+        """Apply ``change`` to each of the four tensors."""
         return Draw(change(self.flip), change(self.shift), change(self.hole), change(self.light))
 
 
@@ -49,7 +50,7 @@ class Augmentation:
         self._first_flip = torch.rand(count, generator=generator) < 0.5
 
     def draw(self, indices: Tensor, turns: Tensor | int, generator: torch.Generator) -> Draw:
-        """Choices for the pictures at ``indices`` (int64 [B]), shown ``turns`` (int64 [B]) times before."""
+        """Draw for the pictures at ``indices`` (int64 [B]), seen ``turns`` (int, or int64 [B]) times."""
         count, (height, width), reach = len(indices), self.size, self.settings.translate
         if self.settings.flip == "alternating":
             flip = self._first_flip[indices] ^ (torch.as_tensor(turns) % 2 == 1)
@@ -64,8 +65,10 @@ class Augmentation:
         return Draw(flip, shift, hole, light)
 
     def apply(self, images: Tensor, draw: Draw, fill: Tensor) -> Tensor:
-        """``images`` (uint8 [B, C, H, W]) changed by ``draw``, but for the light; ``fill`` (uint8 [C]) fills
-        the cutout."""
+        """Apply ``draw``, except for the light, to ``images`` (uint8 [B, C, H, W]).
+
+        ``fill`` (uint8 [C]) is the colour of the cutout.
+        """
         device, reflect = images.device, self.settings.translate_fill == "reflect"
         if self.settings.translate and can_move(images):
             images = mirror_and_translate(images, draw.flip, draw.shift, reflect)
@@ -79,7 +82,7 @@ class Augmentation:
         return images
 
     def relight(self, images: Tensor, draw: Draw) -> Tensor:
-        """Normalised ``images`` (float32 [B, C, H, W]; may be overwritten) in other light."""
+        """Change brightness and contrast of normalised ``images`` (float32 [B, C, H, W]), maybe in place."""
         if not (self.settings.brightness or self.settings.contrast):
             return images
         light = send(draw.light, images.device)[:, :, None, None, None]
@@ -88,24 +91,24 @@ class Augmentation:
 
 
 def mirror(images: Tensor, where: Tensor) -> Tensor:
-    """Left-right mirrored where ``where`` (bool [B]) says so."""
+    """Mirror the pictures that ``where`` (bool [B]) selects, left to right."""
     return torch.where(where[:, None, None, None], images.flip(-1), images)
 
 
 def translate(images: Tensor, shift: Tensor, reflect: bool) -> Tensor:
-    """Shifted by ``shift`` (int64 [B, 2], pixels down and right); the border reflected, or else 0.
+    """Shift pictures by ``shift`` (int64 [B, 2], pixels down and right).
 
-    Reflection does not repeat the edge, as in ``F.pad(mode="reflect")``.
+    The border becomes a reflection that does not repeat the edge, as in ``F.pad(mode="reflect")``, or 0.
     """
     if len(images) == 0:
         return images
     height, width = images.shape[-2:]
-    rows = torch.arange(height, device=images.device) - shift[:, :1]  # [B, H]: where each row comes from
+    rows = torch.arange(height, device=images.device) - shift[:, :1]  # [B, H]: each row's source
     columns = torch.arange(width, device=images.device) - shift[:, 1:]
     inside_rows, inside_columns = _inside(rows, height), _inside(columns, width)
     rows, columns = _reflect(rows, height), _reflect(columns, width)
     batch = torch.arange(len(images), device=images.device)[:, None, None]
-    # Indexing [B, H, W, C] with [B, H, W] positions keeps the bytes of a pixel together.
+    # Indexing [B, H, W, C] by [B, H, W] keeps the bytes of a pixel together.
     moved = images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
     if not reflect:
         moved = moved * (inside_rows[:, :, None] & inside_columns[:, None, :])[..., None]
@@ -113,7 +116,7 @@ def translate(images: Tensor, shift: Tensor, reflect: bool) -> Tensor:
 
 
 def cutout(images: Tensor, centre: Tensor, side: int, fill: Tensor) -> Tensor:
-    """A square of ``side`` pixels about ``centre`` (int64 [B, 2]) set to ``fill`` (uint8 [C])."""
+    """Set a square of ``side`` pixels around ``centre`` (int64 [B, 2]) to ``fill`` (uint8 [C])."""
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device) - centre[:, :1] + side // 2
     columns = torch.arange(width, device=images.device) - centre[:, 1:] + side // 2
@@ -126,6 +129,6 @@ def _inside(positions: Tensor, length: int) -> Tensor:
 
 
 def _reflect(positions: Tensor, length: int) -> Tensor:
-    """Positions beyond the ends folded back in, the ends themselves not repeated."""
+    """Fold positions beyond the ends back, without repeating the ends themselves."""
     positions = positions.abs()
     return torch.where(positions < length, positions, 2 * (length - 1) - positions).clamp(0, length - 1)

@@ -1,10 +1,10 @@
-"""Batches of a training and of an evaluation, from either engine.
+"""Batches for training and for evaluation, from any engine.
 
-:class:`TrainBatches` shuffles, augments and normalises; :class:`EvalBatches` only normalises, and has nothing
-random in it. Both are the same code for both engines, so the engines give the same batches to the bit.
+:class:`TrainBatches` shuffles, augments and normalises. :class:`EvalBatches` only normalises, and nothing in
+it is random. Both use the same code for all engines, so all engines give the same batches to the bit.
 
-Every random choice is a function of (seed, epoch, step) alone: a training can go on at any step without
-remembering the state of a generator.
+Every random choice depends on (seed, epoch, step) alone, so a training can resume at any step without a
+generator's saved state.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import not_resting
 from thumbnet.seeds import derive_seed
 
-NO_LABEL = -100  # cross-entropy passes it over
+NO_LABEL = -100  # cross_entropy ignores pictures with this label
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What the network is given.
+    """The input of one step.
 
     Attributes:
         images: float32 [B, C, H, W], normalised.
-        labels: int64 [B]; ``NO_LABEL`` where a picture does not count.
-        total: pictures in this batch in all processes of a training together; by default those here.
-        positions: int64 [B], where in the training split they are; None where nobody asks.
+        labels: int64 [B]; ``NO_LABEL`` for a picture that does not count.
+        total: number of pictures in this batch over all processes; by default those here.
+        positions: positions in the training split, int64 [B]; None if nothing uses them.
     """
 
     images: Tensor
@@ -52,26 +52,28 @@ class Batch:
 
 
 class Batches(Protocol):
-    """An epoch after another of batches. ``fit`` and ``evaluate`` ask for no more than this."""
+    """The batches of each epoch. This is all that ``fit`` and ``evaluate`` need."""
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches per epoch."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of ``epoch`` (from 0), beginning with batch ``start``."""
+        """The batches of ``epoch`` (from 0), from batch ``start`` on."""
 
 
 class TrainBatches:
-    """Shuffled, augmented, normalised batches; each picture once an epoch, or each class equally often, or
-    those that are not learnt yet.
+    """Shuffled, augmented, normalised batches.
+
+    An epoch has each picture once, each class equally often, or the pictures that are not learnt yet,
+    depending on the recipe.
 
     Args:
-        engine: where pictures come from.
-        normalise: also says which device the batches are for.
-        recipe: its batch size, sampling, augmentation and seed. With ``data.skip_easy``, ``selection`` must
-            be told the losses.
+        engine: delivers the pictures.
+        normalise: its device is the device of the batches.
+        recipe: for batch size, sampling, augmentation and seed. With ``data.skip_easy``, the caller must pass
+            the losses to ``selection``.
         size: height, width in pixels.
-        world: the processes, each of which takes its share of every batch.
+        world: the processes; each one takes its share of every batch.
     """
 
     def __init__(
@@ -126,19 +128,19 @@ class TrainBatches:
             yield Batch(images, send(labels, device), len(whole), indices)
 
     def _share(self, items: Tensor) -> Tensor:
-        """This process' part; one picture that does not count, where a last batch has too few for all."""
+        """This process's part, or one picture that does not count if the last batch is too small for all."""
         share = self.world.share(items)
         return share if len(share) else items[:1]
 
 
 def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Positions of as many pictures as there are, of each class equally many (or one more): int64 [N].
+    """Draw as many pictures as there are, equally many per class (or one more): positions, int64 [N].
 
-    A picture of a frequent class may be left out; one of a rare class comes again only when all of its class
-    have come.
+    A frequent class leaves out some of its pictures. A rare class repeats pictures, but only after all of
+    them have appeared.
     """
     classes = labels.unique()
-    classes = classes[torch.randperm(len(classes), generator=generator)]  # who has one more is chance
+    classes = classes[torch.randperm(len(classes), generator=generator)]  # random classes get one more
     share, rest = divmod(len(labels), len(classes))
     chosen = []
     for number, label in enumerate(classes):
@@ -151,7 +153,7 @@ def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class EvalBatches:
-    """All pictures in their order, normalised; nothing random. Of several processes each has its share."""
+    """All pictures in order, normalised; nothing is random. Each process takes its share."""
 
     def __init__(
         self, engine: Engine, normalise: Normalise, *, batch_size: int, world: World = ALONE
@@ -165,7 +167,7 @@ class EvalBatches:
         return -(-len(self.positions) // self.batch_size)
 
     def sample(self, count: int, world: World = ALONE) -> EvalBatches:
-        """Up to ``count`` of these pictures, evenly chosen: always the same ones."""
+        """Batches of up to ``count`` evenly spaced pictures, always the same ones."""
         chosen = EvalBatches(self.engine, self.normalise, batch_size=self.batch_size)
         total = len(self.engine.labels)
         if count < total:
@@ -183,10 +185,10 @@ class EvalBatches:
 
 
 class LoaderBatches:
-    """Any DataLoader that gives (float images [B, C, H, W], labels [B]) as :class:`Batches`.
+    """Wraps a DataLoader that gives (float images [B, C, H, W], labels [B]) as :class:`Batches`.
 
-    For one's own ``ImageDataset(transform=...)``. The order is the loader's own, so a resumed
-    training is not bit for bit the uninterrupted one.
+    Use it for an ``ImageDataset`` with your own transform. The loader decides the order, so a resumed
+    training differs from an uninterrupted one.
     """
 
     def __init__(self, loader: DataLoader[Any], device: torch.device | str = "cpu") -> None:

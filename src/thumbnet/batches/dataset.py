@@ -1,4 +1,4 @@
-"""ImageDataset: lazy, one picture per ``__getitem__``, as in the tutorial.
+"""ImageDataset reads one picture per ``__getitem__``, as in the PyTorch tutorial.
 
 ```python
 dataset = ImageDataset("cifar/train", subset_size=1000)
@@ -28,25 +28,25 @@ Transform = Callable[..., Any]
 
 
 class ImageDataset(Dataset[tuple[Any, int]]):
-    """A sequence of (picture, label), each picture read when it is asked for.
+    """A sequence of (picture, label). It reads a picture only when it is accessed.
 
     Args:
-        data: a :class:`~thumbnet.data.splits.Split`, or what :func:`thumbnet.load_data` takes.
-        split: which split of the latter.
-        subset_size: this many random pictures; 0 means all.
-        transform: called on each picture. One in torchvision's style is given the PIL picture (RGB);
-            one in albumentations' style is called with ``image=`` an array uint8 [H, W, 3], and its
-            result's ``"image"`` counts. What is not a tensor after it becomes one, [C, H, W].
-        image_size: height, width in pixels, applied before ``transform``; None leaves pictures be.
-        fit: how, see :func:`thumbnet.data.images.fit_image`.
-        seed: of the random subset.
-        rendering: how pictures of more than 8 bits and transparent ones become RGB; None goes by their type.
-            A trained network's is ``info.preprocessing.rendering``.
+        data: a :class:`~thumbnet.data.splits.Split`, or anything that :func:`thumbnet.load_data` accepts.
+        split: the name of the split, if ``data`` is not a split.
+        subset_size: use this many random pictures; 0 means all.
+        transform: called on each picture. A transform in torchvision's style gets a PIL picture (RGB). One in
+            albumentations' style gets ``image=`` a uint8 array [H, W, 3] and returns a dictionary with the
+            key ``"image"``. A result that is not a tensor becomes one, [C, H, W].
+        image_size: height, width in pixels, applied before ``transform``; None keeps the pictures' sizes.
+        fit: how to change the size, see :func:`thumbnet.data.images.fit_image`.
+        seed: seed of the random subset.
+        rendering: how pictures with more than 8 bits and transparent ones become RGB; None decides by type.
+            A trained network's rendering is ``info.preprocessing.rendering``.
 
     Without a ``transform``, a picture is a uint8 tensor [3, H, W].
 
     Raises:
-        DataError: ``subset_size`` is negative or larger than the split, or there is no such split.
+        DataError: ``subset_size`` is negative or larger than the split, or the split does not exist.
     """
 
     def __init__(
@@ -95,10 +95,10 @@ class ImageDataset(Dataset[tuple[Any, int]]):
 
 
 def random_subset(split: Split, size: int, seed: int) -> Split:
-    """``size`` random pictures of ``split``, in their order; all for 0.
+    """``size`` random pictures of ``split`` in their original order; all of them if ``size`` is 0.
 
     Raises:
-        DataError: ``size`` is negative or more than there are.
+        DataError: ``size`` is negative or larger than the split.
     """
     if not 0 <= size <= len(split):
         raise DataError(f"a subset of {size} pictures was asked for: expected 0 (all) to {len(split)}")
@@ -111,14 +111,14 @@ def random_subset(split: Split, size: int, seed: int) -> Split:
 
 def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
     """A picture [H, W, C] or [H, W] as a tensor [C, H, W] of the same values."""
-    array = np.array(image)  # a copy: torch wants writable memory
+    array = np.array(image)  # a copy, because torch needs writable memory
     if array.ndim == 2:
         array = array[:, :, None]
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
 def _is_called_by_keyword(transform: Transform) -> bool:
-    """Whether a transform is of albumentations' kind: ``transform(image=array)["image"]``."""
+    """Whether a transform is called in albumentations' style: ``transform(image=array)["image"]``."""
     if any(cls.__module__.partition(".")[0].startswith("albumentations") for cls in type(transform).__mro__):
         return True
     try:

@@ -1,9 +1,9 @@
-"""Every picture of a split decoded once, and kept on disk for the next time.
+"""Decode every picture of a split once, and keep the result on disk.
 
-The cache is the folder ``decoded`` in :func:`thumbnet.files.cache_folder`. An entry is named by a digest
-of what it depends on: the files' names, sizes and times (or their bytes), the size in pixels, and how a
-picture is rendered and made to fit. It is written elsewhere and renamed, so it is whole whenever it is there,
-even where several processes write it at the same time, and whatever is deleted is made anew.
+The cache is the folder ``decoded`` in :func:`thumbnet.files.cache_folder`. Each entry is named by a digest of
+everything that it depends on: the files' names, sizes and times (or their bytes), the size in pixels, and how
+pictures are rendered and fitted. An entry is written to a temporary folder and then renamed, so it is always
+complete, even if several processes write it at the same time. Deleted entries are made again.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ from thumbnet.files import cache_folder, clear_leftovers
 
 DEFAULT_SIDE = 32
 SMALLEST_SIDE = 16
-_CHUNK = 256  # pictures that a decoding thread takes at a time
-# Seconds. Below, threads spend their time handing each other the interpreter: CIFAR-10's 60,000 small JPEGs
-# take 3.5 s with one and 12 s with two.
+_CHUNK = 256  # pictures per task of a decoding thread
+# Seconds per picture. Threads that decode faster mostly wait for the interpreter lock: CIFAR-10's 60,000
+# small JPEGs take 3.5 s with one thread and 12 s with two.
 _WORTH_A_THREAD = 5e-4
-_VERSION = 2  # of the cache's format and of what decoding does
+_VERSION = 2  # raise it when the cache's format or the decoding changes
 
 T = TypeVar("T")
 
 Count = Callable[[int, int], None]
-"""Called with the number of pictures that are done and of all."""
+"""Called with the number of pictures done and of all pictures."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A split in memory.
+    """A decoded split.
 
     Attributes:
-        images: uint8 [N, 3, H, W], stored as [N, H, W, 3]; it may be a file mapped into memory.
-        counts: how often each channel has each value, int64 [3, 256].
+        images: uint8 [N, 3, H, W], stored as [N, H, W, 3]; may be a memory-mapped file.
+        counts: how often each of the 256 values occurs per channel, int64 [3, 256].
     """
 
     images: Tensor
@@ -70,7 +70,7 @@ def decode_split(
     count: Count | None = None,
     rendering: Rendering = BY_TYPE,
 ) -> Decoded:
-    """All pictures of a split at ``size`` (height, width), from the cache if they are there.
+    """Decode all pictures of a split to ``size`` (height, width), or take them from the cache.
 
     Raises:
         UnreadableImagesError: lists every picture that cannot be read.
@@ -90,7 +90,7 @@ def decode_split(
 
 
 def _whole_array(split: ArraySplit, rendering: Rendering, count: Count | None) -> np.ndarray:
-    """Pictures that have the right size already, uint8 [N, height, width, 3]; not copied if they are that."""
+    """Pictures that already have the right size, as uint8 [N, height, width, 3]. Copies only if it must."""
     images = split.images
     if images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == CHANNELS:
         return np.ascontiguousarray(images)
@@ -107,7 +107,7 @@ def _whole_array(split: ArraySplit, rendering: Rendering, count: Count | None) -
 
 
 def surveyed(split: Split) -> Survey:
-    """What :func:`thumbnet.data.survey.survey` finds in a split, from the cache if it is there."""
+    """The result of :func:`thumbnet.data.survey.survey` for a split, cached."""
     if isinstance(split, ArraySplit):
         return survey(split)
     entry = _entry(split, "survey")
@@ -121,12 +121,15 @@ def surveyed(split: Split) -> Survey:
 def automatic_size(
     split: Split, fit: Fit, count: Count | None = None, *, largest: int = 0, rendering: Rendering = BY_TYPE
 ) -> tuple[int, int]:
-    """What ``image_size = "auto"`` stands for, (height, width): :func:`own_size`, up to ``largest``."""
+    """The size (height, width) that ``image_size = "auto"`` means: :func:`own_size`, up to ``largest``."""
     return capped_size(own_size(split, fit, count, largest=largest, rendering=rendering), largest)
 
 
 def capped_size(own: tuple[int, int], largest: int) -> tuple[int, int]:
-    """``own`` (height, width) with its longer side brought to ``largest``; sides are multiples of 8.
+    """Scale ``own`` (height, width) so that the longer side is at most ``largest``.
+
+    If ``own`` shrinks, its shorter side becomes a multiple of 8, at least 16. A ``largest`` of 0 means no
+    limit.
 
     >>> capped_size((480, 640), 96)
     (72, 96)
@@ -143,17 +146,17 @@ def capped_size(own: tuple[int, int], largest: int) -> tuple[int, int]:
 def own_size(
     split: Split, fit: Fit, count: Count | None = None, *, largest: int = 0, rendering: Rendering = BY_TYPE
 ) -> tuple[int, int]:
-    """The data's own size (height, width) if it is uniform and at least 16 pixels a side, else 32 by 32.
+    """The pictures' own size (height, width) if all share it and no side is below 16 pixels, else 32 by 32.
 
-    Whether it is uniform shows best by decoding: what is uniform is then in the cache, where
-    :func:`decode_split` finds it. Splits too large for memory have only their headers read, and very large
-    ones only a sample's.
+    The cheapest check is to decode them: if the size is uniform, the pictures are then in the cache for
+    :func:`decode_split`. If a split is too large for memory, only the headers are read; if it is very large,
+    only those of a sample.
 
     Args:
         split: the training pictures.
         fit, rendering: how they will be decoded.
-        count: progress.
-        largest: the longer side to which they will be brought, see :func:`capped_size`.
+        count: called with the progress.
+        largest: upper limit of the longer side for decoding, see :func:`capped_size`.
 
     Raises:
         UnreadableImagesError: lists every picture that cannot be read.
@@ -167,7 +170,7 @@ def own_size(
     if len(split) > MANY:
         chosen = split.subset(sample_positions(len(split)).numpy())
         return _remember(entry, size_or_default(common_size(chosen)))
-    with contextlib.suppress(UnreadableImageError):  # reported with all others below
+    with contextlib.suppress(UnreadableImageError):  # reported below with all others
         first = split.peek(0)[0]
         used = capped_size(first, largest)
         if size_or_default(first) == first and fits_in_memory(split, used):
@@ -184,12 +187,12 @@ def _remember(entry: Path, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def size_or_default(size: tuple[int, int] | None) -> tuple[int, int]:
-    """The size that all pictures share, where they do and networks can take it; else 32 by 32."""
+    """``size`` if it is known and no side is below 16 pixels, else 32 by 32."""
     return size if size is not None and min(size) >= SMALLEST_SIDE else (DEFAULT_SIDE, DEFAULT_SIDE)
 
 
 def common_size(split: Split) -> tuple[int, int] | None:
-    """The size (height, width) that all pictures share, or None.
+    """The size (height, width) that all pictures share; None if they differ or there are no pictures.
 
     Raises:
         UnreadableImagesError: lists every picture whose header cannot be read.
@@ -211,7 +214,7 @@ def common_size(split: Split) -> tuple[int, int] | None:
 
 
 def find_unreadable(split: Split, count: Count | None = None) -> dict[int, UnreadableImageError]:
-    """Every picture of a split that cannot be decoded, by position; remembered in the cache."""
+    """The errors of all pictures that cannot be decoded, by position. The cache keeps the result."""
     if isinstance(split, ArraySplit):
         if split.images.dtype.kind != "f":
             return {}
@@ -241,7 +244,7 @@ def find_unreadable(split: Split, count: Count | None = None) -> dict[int, Unrea
 
 
 def readable(split: Split, count: Count | None = None) -> tuple[Split, list[UnreadableImageError]]:
-    """``split`` without the pictures that cannot be decoded, and an error for each of these."""
+    """``split`` without the pictures that cannot be decoded, and an error for each of those."""
     bad = find_unreadable(split, count)
     if not bad:
         return split, []
@@ -249,7 +252,10 @@ def readable(split: Split, count: Count | None = None) -> tuple[Split, list[Unre
 
 
 def _in_threads(work: Callable[[int], T], total: int, count: Count | None) -> Iterator[tuple[int, T]]:
-    """``work`` done for each position up to ``total``, in order; in threads where each takes long enough."""
+    """Do ``work`` for each position below ``total``; yield positions and results in order.
+
+    It uses threads if the first results took long enough to be worth it.
+    """
 
     def chunk(start: int) -> list[T]:
         return [work(index) for index in range(start, min(start + _CHUNK, total))]
@@ -274,7 +280,7 @@ def _decode(
     count: Count | None,
     own: tuple[int, int] | None = None,
 ) -> Tensor | None:
-    """Uint8 [N, 3, H, W]; None where all pictures should have the size ``own`` and one has another."""
+    """Decode a split to uint8 [N, 3, H, W]; None if ``own`` is given and a picture has another size."""
     height, width = size
     images = np.empty((len(split), height, width, CHANNELS), dtype=np.uint8)
     others: list[int] = []
@@ -311,13 +317,13 @@ def _name(size: tuple[int, int], fit: Fit, rendering: Rendering) -> str:
 
 
 def _entry(split: Split, what: str) -> Path:
-    """Where the cache keeps ``what`` of ``split``."""
+    """The cache's folder for ``what`` of ``split``."""
     depends = f"{_VERSION} {PIL.__version__} {plugins.fingerprint()} {what} {split.content_key()}"
     return cache_folder() / "decoded" / hashlib.blake2b(depends.encode(), digest_size=16).hexdigest()
 
 
 def _load(entry: Path, shape: tuple[int, ...]) -> Decoded | None:
-    """What is kept, mapped into memory; None if it is not there or not whole."""
+    """Map a cache entry into memory; None if it is missing or damaged."""
     try:
         images = np.load(entry / "images.npy", mmap_mode="c", allow_pickle=False)
         counts = np.load(entry / "counts.npy", allow_pickle=False)
@@ -330,7 +336,7 @@ def _load(entry: Path, shape: tuple[int, ...]) -> Decoded | None:
 
 
 def _keep(entry: Path, decoded: Decoded) -> None:
-    """Write an entry, where it takes less than a quarter of the free space."""
+    """Write an entry if it takes less than a quarter of the free disk space."""
     images = decoded.images.permute(0, 2, 3, 1).numpy()
 
     def write(folder: Path) -> None:
@@ -342,7 +348,7 @@ def _keep(entry: Path, decoded: Decoded) -> None:
 
 
 def _write(entry: Path, write: Callable[[Path], object]) -> None:
-    """Fill a new folder and rename it to ``entry``. A cache that cannot be written is none: no error."""
+    """Fill a temporary folder and rename it to ``entry``. If the cache cannot be written, do without it."""
     with contextlib.suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(entry.parent, ".writing-")

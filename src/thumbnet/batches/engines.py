@@ -1,7 +1,7 @@
 """Engines deliver the pictures at given positions as uint8.
 
-:class:`MemoryEngine` takes them from the split held decoded, :class:`WorkerEngine` from other processes that
-decode as the training goes.
+:class:`MemoryEngine` keeps the whole decoded split in memory. :class:`WorkerEngine` decodes pictures in other
+processes during the training.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from thumbnet.data.splits import Split
 from thumbnet.errors import UnreadableImageError
 from thumbnet.hardware import send
 
-# Decoding more pictures than this before the first step would take minutes. They are decoded during the
-# training instead, and statistics come from a sample.
+# Decoding more than MANY pictures before the first step would take minutes. Larger splits are decoded during
+# the training, and their statistics come from a sample of SAMPLE pictures.
 MANY = 500_000
 SAMPLE = 50_000
 
@@ -34,21 +34,21 @@ class Engine(Protocol):
 
     Attributes:
         labels: int64 [N].
-        workers: how many other processes it keeps busy.
+        workers: number of other processes that it uses.
     """
 
     labels: Tensor
     workers: int
 
     def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """For each of ``batches`` (int64 [B], positions) the pictures, uint8 [B, 3, H, W]."""
+        """Deliver the pictures, uint8 [B, 3, H, W], for each batch of positions (int64 [B])."""
 
     def value_counts(self) -> Tensor:
-        """How often each channel has each of the 256 values, over all pictures: int64 [3, 256]."""
+        """How often each of the 256 values occurs per channel, over all pictures: int64 [3, 256]."""
 
 
 class MemoryEngine:
-    """The whole split decoded in memory: ``images`` uint8 [N, 3, H, W], stored as [N, H, W, 3]."""
+    """Keeps the decoded split in memory: ``images`` are uint8 [N, 3, H, W], stored as [N, H, W, 3]."""
 
     workers = 0
 
@@ -66,7 +66,7 @@ class MemoryEngine:
 
 
 class WorkerEngine:
-    """A DataLoader whose worker processes decode and prefetch."""
+    """Decodes and prefetches pictures in the worker processes of a DataLoader."""
 
     def __init__(
         self, split: Split, size: tuple[int, int], fit: Fit, workers: int, rendering: Rendering = BY_TYPE
@@ -96,9 +96,9 @@ class WorkerEngine:
 
 
 class _Pictures(Dataset[Tensor]):
-    """Gives whole batches, uint8 [B, H, W, 3]: a worker hands over one array instead of many small ones.
+    """Gives whole batches, uint8 [B, H, W, 3], so that a worker transfers one array, not many small ones.
 
-    Or the error of a picture that cannot be read: raised in a worker it would arrive as text.
+    If a picture cannot be read, it returns the error. An error raised in a worker would arrive as text.
     """
 
     def __init__(self, split: Split, size: tuple[int, int], fit: Fit, rendering: Rendering) -> None:
@@ -118,13 +118,13 @@ class _Pictures(Dataset[Tensor]):
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; what is to be done then, the parent does."""
+    """Ignore Ctrl-C in a worker. It reaches every process of the terminal, but the parent handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     show = sys.excepthook
 
     def show_unless_cut_off(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if not issubclass(kind, ConnectionError):  # the parent has stopped in the middle of an epoch
+        if not issubclass(kind, ConnectionError):  # the parent stopped in the middle of an epoch
             show(kind, error, trace)
 
     sys.excepthook = show_unless_cut_off
@@ -135,12 +135,15 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def fits_in_memory(split: Split, size: tuple[int, int]) -> bool:
-    """Whether a decoded split takes less than a quarter of this machine's memory."""
+    """Whether the decoded split would take less than a quarter of this machine's memory."""
     return len(split) * size[0] * size[1] * 3 < int(psutil.virtual_memory().total) // 4
 
 
 def sample_positions(count: int) -> Tensor:
-    """All positions of up to ``MANY`` pictures, else always the same random ``SAMPLE``: int64 [N], rising."""
+    """All positions if there are up to ``MANY``, else about ``SAMPLE`` random ones: int64 [N], ascending.
+
+    The random positions are always the same.
+    """
     if count <= MANY:
         return torch.arange(count)
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Pictures that occur more than once in a run's data, as train, evaluate and report tell it."""
+"""Find pictures that occur more than once in a run's data, for train, evaluate and report."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ NOT_LOOKED = "pictures were not compared: they are decoded as the training goes 
 
 
 def engine_digests(engine: Engine) -> np.ndarray | None:
-    """Digests of an engine's pictures, uint64 [N, 2]; None where they are not all in memory."""
+    """Digests of an engine's pictures, uint64 [N, 2]; None if they are not all in memory."""
     if not isinstance(engine, MemoryEngine):
         return None
     return picture_digests(engine.images.permute(0, 2, 3, 1).cpu().numpy())
 
 
 class RepeatSearch:
-    """Looks for repeated pictures in a thread of its own, so that no step waits for it.
+    """Searches for repeated pictures in a separate thread, so that no training step waits for it.
 
     Args:
-        engines: of each split, ``train`` first.
+        engines: one engine per split, ``train`` first.
         splits: the same pictures, for their names and labels.
-        class_names: a label is a position in them.
+        class_names: class names by label.
     """
 
     def __init__(
@@ -56,11 +56,15 @@ class RepeatSearch:
 
     @property
     def is_done(self) -> bool:
-        """Whether :meth:`finish` would return at once."""
+        """Whether :meth:`finish` returns without waiting."""
         return self._thread is None or not self._thread.is_alive()
 
     def finish(self, folder: Path) -> dict[str, Any] | None:
-        """Wait for the result, write its files into a run's folder and describe it; None if there is none."""
+        """Wait for the result, write its files into a run's folder, and describe it.
+
+        Returns:
+            See :func:`describe`; None if pictures were not compared because not all are in memory.
+        """
         if self._thread is None:
             return None
         self._thread.join()
@@ -73,7 +77,7 @@ class RepeatSearch:
 def write_leaks(
     path: Path, found: Repeats, splits: Mapping[str, Split], class_names: tuple[str, ...]
 ) -> None:
-    """A line for each leak and each picture in two classes; no file where there are none."""
+    """Write a line of JSON per leak and per picture in two classes; remove the file if there are none."""
 
     def where(place: Place) -> dict[str, str]:
         label = int(splits[place.split].labels[place.index])
@@ -97,9 +101,9 @@ def describe(
     class_names: tuple[str, ...],
     labels: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """Counts, and the same in sentences (``lines``; empty where nothing repeats).
+    """Counts of repeated pictures, and sentences about them (``lines``, empty if nothing repeats).
 
-    ``labels`` are positions in ``class_names``; by default the splits' own.
+    ``labels`` are positions in ``class_names``; the default is the splits' own labels.
     """
     known = labels or {name: split.labels for name, split in splits.items()}
 
@@ -141,7 +145,7 @@ def describe(
 
 
 def training_digests(folder: Path) -> np.ndarray | None:
-    """Digests of the pictures that a run was trained on, uint64 [N, 2]; None where it has stored none.
+    """Digests of the pictures that a run was trained on, uint64 [N, 2]; None if the run stored none.
 
     Raises:
         RunError: the file is damaged.
@@ -167,15 +171,15 @@ def lines_about(
     class_names: tuple[str, ...],
     trained_on: np.ndarray | None,
 ) -> list[str]:
-    """Sentences about a split of other data: what repeats in it, and what was in the training split.
+    """Sentences about a split of other data: pictures that repeat, and pictures of the training split.
 
     Args:
-        engine: of its pictures, as the run sees them.
+        engine: delivers the split's pictures as the run sees them.
         split: the same pictures.
-        name: what to call the split.
+        name: the split's name in the sentences.
         labels: int [N], positions in ``class_names``.
-        class_names: those of the run.
-        trained_on: what :func:`training_digests` returned.
+        class_names: class names of the run.
+        trained_on: the result of :func:`training_digests`.
     """
     digests = engine_digests(engine)
     if digests is None:
@@ -199,7 +203,7 @@ def lines_about(
 
 
 def snapshot(engine: Engine) -> Engine:
-    """The engine, or one with its pictures on the CPU, where a thread may read them while a GPU trains."""
+    """An engine with its pictures on the CPU, where a thread can read them while a GPU trains."""
     if isinstance(engine, MemoryEngine) and engine.images.device != torch.device("cpu"):
         return MemoryEngine(engine.images.cpu(), engine.labels)
     return engine

@@ -1,4 +1,4 @@
-"""What the user should know of a training's pictures before the training begins."""
+"""What the user should know about the training pictures before the training begins."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from thumbnet.hardware import autocast, use_bf16
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe
 
-FLAT = 8  # of 255: a picture in which no channel varies by more is (nearly) all of one colour
-MANY_FLAT = 0.01  # share of such pictures that is worth a warning
-LOOKED_AT = 1_000  # pictures, where they are decoded as the training goes
-TIMED = 16  # pictures in the steps by which the time of an epoch is estimated
+FLAT = 8  # of 255: a picture is (nearly) of one colour if no channel varies by more than this
+MANY_FLAT = 0.01  # warn if the share of such pictures is larger
+LOOKED_AT = 1_000  # size of the sample if pictures are decoded during the training
+TIMED = 16  # pictures per step when estimating the time of an epoch
 
 
 def picture_notes(engine: Engine, split: Split) -> list[str]:
-    """Notes on the training pictures as the network sees them: those of one colour.
+    """Notes about training pictures that are of one colour when the network sees them.
 
     Args:
-        engine, split: of the same pictures; of those that are decoded as the training goes, a sample counts.
+        engine: delivers the pictures. If it decodes them during the training, only a sample is checked.
+        split: the same pictures, for their names.
     """
     whole = engine.workers == 0
     positions = np.arange(len(engine.labels)) if whole else sample(len(engine.labels), LOOKED_AT)
@@ -37,7 +38,7 @@ def picture_notes(engine: Engine, split: Split) -> list[str]:
 
 
 def _in_parts(engine: Engine, positions: torch.Tensor) -> Iterable[torch.Tensor]:
-    """The pictures at ``positions``; without a copy where all of them are in memory."""
+    """The pictures at ``positions``, in parts; all pictures, without a copy, if they are in memory."""
     if isinstance(engine, MemoryEngine):
         parts: Sequence[torch.Tensor] = engine.images.split(1000)
         return parts
@@ -45,9 +46,9 @@ def _in_parts(engine: Engine, positions: torch.Tensor) -> Iterable[torch.Tensor]
 
 
 def is_flat(images: np.ndarray) -> np.ndarray:
-    """Which pictures, uint8 [N, H, W, 3], are (nearly) all of one colour: bool [N]."""
+    """Which pictures (uint8 [N, H, W, 3]) are (nearly) of one colour: bool [N]."""
     height, width = images.shape[1:3]
-    few = images[:, :: max(1, height // 4), :: max(1, width // 4)]  # enough to tell most that are not
+    few = images[:, :: max(1, height // 4), :: max(1, width // 4)]  # a few pixels rule out most pictures
     flat = _varies_little(few)
     flat[flat] = _varies_little(images[flat])
     return flat
@@ -59,7 +60,7 @@ def _varies_little(images: np.ndarray) -> np.ndarray:
 
 
 def flat_note(flat: np.ndarray, example: Sequence[str]) -> list[str]:
-    """A note where pictures are flat: bool [N]; a warning where they are more than ``MANY_FLAT`` of all."""
+    """A note about flat pictures (bool [N]), which is a warning if their share exceeds ``MANY_FLAT``."""
     count = int(flat.sum())
     if not count:
         return []
@@ -71,7 +72,7 @@ def flat_note(flat: np.ndarray, example: Sequence[str]) -> list[str]:
 
 
 def copied_notes(repeats: Repeats, class_names: Sequence[str]) -> list[str]:
-    """A warning for each class that is a copy of another one."""
+    """A warning per class that is a copy of another class."""
     return [
         f"warning: the class {printable(class_names[one.label])!r} is a copy of "
         f"{printable(class_names[one.original])!r}: {one.shared:,} of its {one.pictures:,} pictures in "
@@ -88,12 +89,12 @@ def size_note(
     classes: int,
     device: torch.device,
 ) -> str:
-    """Why pictures are smaller than they are, what that saves, and how to have their own size."""
+    """Why the pictures are scaled down, how much time that saves, and how to keep their own size."""
     seconds = epoch_seconds(used, pictures, recipe, classes, device)
     at_own = seconds * own[0] * own[1] / (used[0] * used[1])
     flag = f"{own[0]}x{own[1]}"
     return (
-        f"all pictures are {flag} (height x width); they are brought to {used[0]}x{used[1]}. An epoch "
+        f"all pictures are {flag} (height x width); they are scaled to {used[0]}x{used[1]}. An epoch "
         f"takes about {_about(seconds)} at this size and about {_about(at_own)} at their own, which "
         f"--image-size {flag} keeps (the limit is data.largest_auto_size={recipe.data.largest_auto_size})"
     )
@@ -102,7 +103,7 @@ def size_note(
 def epoch_seconds(
     size: tuple[int, int], pictures: int, recipe: Recipe, classes: int, device: torch.device
 ) -> float:
-    """An estimate: the time of a forward and a backward pass of a few pictures, times their number."""
+    """Estimate the seconds per epoch from a forward and backward pass with a few pictures."""
     cuda = device.type == "cuda"
     count = min(pictures, TIMED * 8 if cuda else TIMED)
     with torch.random.fork_rng(devices=[]):
@@ -121,7 +122,7 @@ def epoch_seconds(
             torch.cuda.synchronize(device)
         return time.perf_counter() - started
 
-    step()  # the first one also sets things up
+    step()  # a warm-up, which is not timed
     return min(step() for _ in range(2)) * pictures / count
 
 

@@ -1,4 +1,4 @@
-"""From a data set and a recipe to the batches of a training."""
+"""Turn a data set and a recipe into the batches of a training."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ WORKERS = "--set data.engine=workers"
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a training needs of its data.
+    """What a training needs from its data.
 
     Attributes:
-        preprocessing: resolved: size, fit, mean and std.
-        train: shuffled and augmented.
-        evaluation: ``val``, ``test`` and ``calibration``, whichever there are.
-        engine: ``memory`` or ``workers``, as chosen.
-        splits: the pictures that are left, by split, in the order in which the engines deliver them.
-        skipped: split, name and reason of each picture that was left out because it cannot be read.
-        notes: what the user should know about the pixels. One that begins with ``warning: `` says that the
-            result may be wrong.
+        preprocessing: size, fit, mean and std, with every ``auto`` resolved.
+        train: shuffled, augmented batches.
+        evaluation: batches of ``val``, ``test`` and ``calibration``, as far as the data have them.
+        engine: the chosen engine, ``memory`` or ``workers``.
+        splits: the pictures in use, by split, in the order of the engines.
+        skipped: split, name and reason for each picture that was left out because it cannot be read.
+        notes: what the user should know about the pixels. A note that begins with ``warning: `` means that
+            the result may be wrong.
     """
 
     preprocessing: Preprocessing
@@ -69,12 +69,13 @@ def prepare(
     on_decode: Count | None = None,
     world: World = ALONE,
 ) -> Prepared:
-    """Decode, measure and batch ``data`` as ``recipe`` says.
+    """Decode ``data`` and make its batches as ``recipe`` says.
 
     Raises:
         UnreadableImagesError: lists all pictures that cannot be read.
-        DataError: a subset larger than the split, or fewer pictures than processes.
-        OutOfMemoryError: the decoded pictures do not fit the memory.
+        DataError: the subset is larger than the split, there are fewer pictures than processes, or a class
+            has no readable training picture.
+        OutOfMemoryError: the decoded pictures do not fit into memory.
     """
     advice = f"Decode them during the training instead: {WORKERS}"
     try:
@@ -90,10 +91,10 @@ def prepare(
 def without_unreadable(
     data: Data, on_decode: Count | None = None
 ) -> tuple[Data, tuple[tuple[str, str, str], ...]]:
-    """``data`` without the pictures that cannot be read, and these: split, name and reason of each.
+    """``data`` without unreadable pictures, and the split, name and reason of each of these.
 
     Raises:
-        DataError: that leaves a class without a training picture.
+        DataError: no training picture of a class can be read.
     """
     skipped: list[tuple[str, str, str]] = []
     splits = {}
@@ -108,7 +109,7 @@ def without_unreadable(
 
 
 def all_unreadable(data: Data, on_decode: Count | None = None) -> UnreadableImagesError:
-    """An error that lists every picture of every split that cannot be read."""
+    """An error that lists the unreadable pictures of all splits."""
     found = [find_unreadable(split, on_decode) for split in data.splits.values()]
     return UnreadableImagesError([error for errors in found for error in errors.values()])
 
@@ -160,10 +161,10 @@ def build_engine(
     on_decode: Count | None = None,
     rendering: Rendering = BY_TYPE,
 ) -> Engine:
-    """The engine that delivers the pictures of ``split``: from ``device``'s memory, or decoded as it goes."""
+    """An engine for ``split``: pictures in ``device``'s memory, or decoded by worker processes."""
     if in_memory:
         decoded = decode_split(split, size, settings.fit, on_decode, rendering)
-        # A GPU that kept asking this computer for pictures would wait for most of its time.
+        # A GPU holds the pictures in its own memory. It would mostly wait if every batch came from the CPU.
         return MemoryEngine(decoded.images.to(device), torch.from_numpy(split.labels.copy()), decoded.counts)
     return WorkerEngine(split, size, settings.fit, settings.workers, rendering)
 
@@ -171,7 +172,7 @@ def build_engine(
 def resolve_preprocessing(
     settings: DataSettings, size: tuple[int, int], engine: Engine, rendering: Rendering = BY_TYPE
 ) -> Preprocessing:
-    """With the recipe's mean and std, or those of the training pictures."""
+    """The preprocessing with the recipe's mean and std, or measured ones where it says ``auto``."""
     if isinstance(settings.mean, str) or isinstance(settings.std, str):
         measured_mean, measured_std = channel_statistics(_value_counts(engine))
     mean = measured_mean if isinstance(settings.mean, str) else settings.mean
@@ -180,7 +181,7 @@ def resolve_preprocessing(
 
 
 def _value_counts(engine: Engine) -> torch.Tensor:
-    """Of all pictures; where there are very many, of a sample. Int64 [3, 256]."""
+    """Counts of the 256 values, int64 [3, 256], over all pictures or, if there are very many, a sample."""
     if len(engine.labels) <= MANY:
         return engine.value_counts()
     batches = sample_positions(len(engine.labels)).split(1000)

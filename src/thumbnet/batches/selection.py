@@ -1,10 +1,11 @@
-"""Which pictures take part in an epoch, where ``data.skip_easy`` lets those rest that are learnt already.
+"""Choose the pictures of each epoch: ``data.skip_easy`` skips those that are learnt already.
 
-What a picture that the network is sure of would change is little, and costs as much as any other. So each
-epoch leaves out those whose loss was least when they were last seen; whoever rests takes part in the next
-epoch, so that no loss is older than that. No forward pass is spent on choosing. The idea is that of selective
-backpropagation (Jiang et al. 2019, https://arxiv.org/abs/1910.00762) and of InfoBatch (Qin et al. 2023,
-https://arxiv.org/abs/2303.04947), without weighting. What it gained is in docs/notebook/selection.md.
+A picture that the network classifies with confidence changes little, but costs as much as any other. So each
+epoch skips the pictures whose loss was lowest when they were last seen. A skipped picture is kept in the next
+epoch, so only losses of the previous epoch are compared. Choosing costs no forward pass. The idea comes from
+selective backpropagation (Jiang et al. 2019, https://arxiv.org/abs/1910.00762) and InfoBatch (Qin et al.
+2023, https://arxiv.org/abs/2303.04947), but without weighting. docs/notebook/selection.md says what it
+gained.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from thumbnet.seeds import derive_seed
 
 
 class Selection:
-    """Chooses, and remembers what it takes to choose: its ``state_dict`` belongs into a checkpoint.
+    """Chooses the pictures of each epoch by their last losses. Its ``state_dict`` belongs in the checkpoint.
 
     Args:
-        count: training pictures.
-        taken: how many of them an epoch takes. With less than half, which ``drop_last`` can make of few
-            pictures, chance decides which of those that rested have to wait for another epoch.
-        seed: decides between equals, as all are before the first epoch.
-        device: where losses are noted.
-        world: whose processes each note the losses of their share.
+        count: number of training pictures.
+        taken: pictures per epoch. Below half of ``count`` (possible with ``drop_last`` and few pictures), not
+            all skipped pictures can return in the next epoch; which ones do is random.
+        seed: decides between pictures with equal losses, as all are before the first epoch.
+        device: where the losses are recorded.
+        world: the processes; each one records the losses of its share.
 
     Attributes:
-        epoch: the one that was chosen for last, from 0; -1 before.
-        taking_part: bool [count], in that epoch.
-        visits: int64 [count], epochs before that one in which each picture took part.
+        epoch: the epoch that was chosen last, from 0; -1 before the first.
+        taking_part: bool [count], whether each picture is part of that epoch.
+        visits: int64 [count], number of earlier epochs that each picture was part of.
     """
 
     def __init__(
@@ -45,19 +46,20 @@ class Selection:
         world: World = ALONE,
     ) -> None:
         self.taken, self.seed, self.world = taken, seed, world
-        self._noted = torch.zeros(count, device=device)  # losses of this epoch, by this process
+        self._noted = torch.zeros(count, device=device)  # this process's losses of this epoch
         self._forget()
 
     def _forget(self) -> None:
         self.epoch = -1
         self.taking_part = torch.zeros(len(self._noted), dtype=torch.bool)
         self.visits = torch.zeros(len(self._noted), dtype=torch.int64)
-        self._losses = torch.zeros(len(self._noted))  # of each picture's last epoch before this one
+        self._losses = torch.zeros(len(self._noted))  # when last seen, before this epoch
 
     def begin(self, epoch: int) -> Tensor:
-        """Positions of the pictures of ``epoch`` (from 0), int64 [taken], rising; asked again, the same.
+        """Positions of the pictures of ``epoch`` (from 0): int64 [taken], ascending.
 
-        Epoch 0 after another begins a new training: nothing is known of any picture.
+        Repeated calls for the same epoch return the same pictures. Epoch 0 after a later epoch begins a new
+        training and forgets all losses.
         """
         if epoch != self.epoch:
             if epoch == 0:
@@ -75,11 +77,11 @@ class Selection:
         return self.taking_part.nonzero().flatten()
 
     def note(self, positions: Tensor, losses: Tensor) -> None:
-        """The losses (float32 [B]) of pictures in this epoch; 0 for one that does not count."""
+        """Record the losses (float32 [B]) of pictures in this epoch; 0 for a picture that does not count."""
         self._noted.index_add_(0, send(positions, self._noted.device), losses.detach())
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes, over all processes."""
+        """Everything that changes, summed over all processes."""
         return {
             "epoch": self.epoch,
             "taking_part": self.taking_part,
@@ -89,10 +91,10 @@ class Selection:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave.
+        """Restore what :meth:`state_dict` returned.
 
         Raises:
-            KeyError, ValueError: it is of other pictures.
+            KeyError, ValueError: it belongs to other data.
         """
         count, taken = len(state["losses"]), int(state["taking_part"].sum())
         if count != len(self._losses) or taken not in (0, self.taken):

@@ -1,4 +1,4 @@
-"""What all pixels of a split have in common, and the normalisation by it."""
+"""Statistics over all pixels of a split, and normalisation with them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CHANNELS = 3
 
 
 def count_values(images: Tensor) -> Tensor:
-    """How often each channel of pictures (uint8 [N, 3, H, W]) has each of the 256 values: int64 [3, 256]."""
+    """How often each value occurs in each channel of ``images`` (uint8 [N, 3, H, W]): int64 [3, 256]."""
     counts = torch.zeros(CHANNELS, 256, dtype=torch.int64)
     for part in images.split(1000):
         for channel in range(CHANNELS):
@@ -23,13 +23,13 @@ def count_values(images: Tensor) -> Tensor:
 def channel_statistics(counts: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over all pixels, in [0, 1].
 
-    From exact counts of the 256 values, so they depend on no order of summation.
+    They come from exact counts of the 256 values, so they do not depend on an order of summation.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     weights = counts.double() / counts.sum(dim=1, keepdim=True)
     mean = weights @ values
     std = (weights @ values.square() - mean.square()).clamp(min=0).sqrt()
-    # A constant channel would divide by zero; one grey level is the least step that there is.
+    # At least one grey level, or a constant channel would divide by zero.
     return tuple(round(m, 6) for m in mean.tolist()), tuple(round(max(s, 1 / 255), 6) for s in std.tolist())
 
 
@@ -44,5 +44,5 @@ class Normalise:
         self.mean_pixel = (mean * 255).round().to(torch.uint8)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Uint8 → float32, [B, C, H, W] both."""
+        """Normalise uint8 pictures [B, C, H, W] to float32 of the same shape."""
         return send(images, self.device).float().sub_(self._offset).mul_(self._scale)

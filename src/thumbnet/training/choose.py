@@ -1,4 +1,4 @@
-"""Which recipe a training uses, and how the data suit it."""
+"""Choose the recipe of a training and fit it to the data."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from thumbnet.sources.load import load_data
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirror_names import named_keys, show_digits, without_mirroring
 
-FEW_PICTURES = 10_000  # up to here `fast` would have too few steps in its few epochs
-FOR_OTHER_NETWORKS = "resnet18"  # the rates of `fast` and `small` are for FastNet, and name its layers
+FEW_PICTURES = 10_000  # with this many or fewer, the few epochs of `fast` have too few steps
+FOR_OTHER_NETWORKS = "resnet18"  # `fast` and `small` name FastNet's layers, and their rates suit it
 
 
 def choose_recipe(
@@ -25,13 +25,14 @@ def choose_recipe(
     data_dir: str | Path | None,
     listener: Listener,
 ) -> tuple[Recipe, Data]:
-    """The recipe that is asked for, or the default one for the data; and the data, loaded by it.
+    """Return the requested recipe, or the default one for the data, and the data that it loads.
 
-    It is fitted to the data: :meth:`thumbnet.Recipe.fitted`, unless ``overrides`` name a batch size,
-    and :func:`~thumbnet.training.mirror_names.without_mirroring`.
+    The recipe is fitted to the data in two ways: :meth:`thumbnet.Recipe.fitted` (unless ``overrides`` name a
+    batch size) and :func:`~thumbnet.training.mirror_names.without_mirroring`.
 
     Raises:
-        RecipeError, DataError: the recipe or the data cannot be found, read or understood.
+        RecipeError: there is no such recipe, or a setting is invalid.
+        DataError: the data cannot be loaded.
         ModelCodeError, NetworkError: the recipe's network is not registered, and cannot be imported.
     """
     chosen = asked_recipe(recipe, overrides)
@@ -50,18 +51,18 @@ def choose_recipe(
 
 
 def asked_recipe(recipe: str | Path | Recipe | None, overrides: Sequence[str]) -> Recipe:
-    """The recipe that the user asks for; ``fast`` where only ``overrides`` are given."""
+    """The requested recipe with ``overrides``; ``fast`` if ``recipe`` is None."""
     asked = "fast" if recipe is None else recipe
     return asked.override(overrides) if isinstance(asked, Recipe) else load_recipe(asked, overrides)
 
 
 def default_recipe(data: Data) -> str:
-    """``digits`` for the digits, ``small`` for up to ten thousand training pictures, else ``fast``."""
+    """``digits`` for the digits, ``small`` for up to 10,000 training pictures, otherwise ``fast``."""
     if data.source == "digits":
         return "digits"
     return "small" if len(data.splits["train"]) <= FEW_PICTURES else "fast"
 
 
 def load_for(source: Any, recipe: Recipe, data_dir: str | Path | None, listener: Listener) -> Data:
-    """The data in ``source`` as ``recipe`` reads them; downloads are told to ``listener``."""
+    """Load ``source`` with the recipe's data settings; ``listener`` hears about downloads."""
     return load_data(source, data_dir=data_dir, settings=recipe.data, progress=listener.on_download)

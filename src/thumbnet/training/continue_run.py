@@ -1,10 +1,10 @@
 """Train a finished run for longer: a new run that starts where the finished one ended.
 
-The finished run has used up its schedule, and its learning rate is at its lowest. The new run repeats the
-last part of the schedule: after E epochs, for N more, its rate starts where a training of E + N epochs would
-be after E of them, and falls to the end again. It starts from the weights that the finished run kept. Its
-optimizer is new: momentum that was gathered at a rate of nearly zero says little. Its random numbers are
-new, too, or the same batches would come again. The finished run is not changed.
+The finished run has reached the end of its schedule, where the learning rate is lowest. The new run repeats
+the last part of the schedule. To add N epochs to E, its rate starts where a training of E + N epochs would be
+after E of them, and falls to the end again. It starts from the weights that the finished run kept. The
+optimizer is new, because momentum gathered at a rate near zero says little. The random numbers are new as
+well, because otherwise the same batches would come again. The finished run does not change.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from thumbnet.runs.folder import Run
 
 @dataclass(frozen=True)
 class Continuation:
-    """What to train, so that it goes on from a finished run.
+    """What to train to continue a finished run.
 
     Attributes:
-        data, data_dir: the finished run's; no ``data`` where they were in memory.
-        recipe: the finished run's, with other epochs, seed, initial weights and beginning of the schedule.
-        fingerprint: of the finished run's data.
-        record: for the new run's ``run.json``: the finished run, and how many epochs it took to come there.
+        data, data_dir: those of the finished run; ``data`` is None if they were in memory.
+        recipe: that of the finished run, with new epochs, seed, initial weights and ``schedule.begin_at``.
+        fingerprint: that of the finished run's data.
+        record: goes into the new run's ``run.json``: the finished run, and all epochs trained up to its end.
     """
 
     data: str | None
@@ -39,16 +39,16 @@ class Continuation:
 
 
 def continuation(path: str | Path, epochs: int, overrides: Sequence[str] = ()) -> Continuation:
-    """How to train the finished run in ``path`` for ``epochs`` more.
+    """Plan how to train the finished run in ``path`` for more ``epochs``.
 
     Args:
-        path: its folder.
+        path: the run's folder.
         epochs: 1 or more.
-        overrides: settings that are to be other than in its recipe.
+        overrides: settings that differ from the run's recipe.
 
     Raises:
         RunError: there is no run, or it is not finished.
-        RecipeError: ``epochs`` or ``overrides`` are refused.
+        RecipeError: ``epochs`` or ``overrides`` are invalid.
     """
     run = Run.open(path)
     if epochs < 1:

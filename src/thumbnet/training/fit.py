@@ -6,8 +6,8 @@ for result in fit(state, batches, evaluate=evaluate):
     print(result.epoch, result.loss, result.score)
 ```
 
-The caller decides what to show, log and save. After any step, ``state.state_dict()`` has everything that a
-resumed training needs.
+The caller decides what to show, log and save. After any step, ``state.state_dict()`` holds everything needed
+to resume the training.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from thumbnet.training.schedules import factor_at
 from thumbnet.training.state import EpochResult, Score, TrainingState
 from thumbnet.training.step import train_step
 
-LOOK_EVERY = 20  # steps between looks at the loss: each look makes a GPU wait for the CPU
+LOOK_EVERY = 20  # steps between checks of the loss: each check makes the GPU wait for the CPU
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """How far the training is.
+    """The progress of the training after a step.
 
     Attributes:
-        epoch: from 1.
-        step_in_epoch, steps_per_epoch: steps done of this epoch, and how many it has.
-        step: steps done since the beginning.
-        pictures: shown so far in this epoch.
-        loss: the last one that was looked at; None before the first look.
+        epoch: counted from 1.
+        step_in_epoch: steps done in this epoch.
+        steps_per_epoch: steps in every epoch.
+        step: steps done since the training began.
+        pictures: pictures seen so far in this epoch.
+        loss: the newest loss that was read from the device; None before the first one.
         skipped: whether this step was skipped, see ``training.on_nonfinite``.
     """
 
@@ -59,22 +60,23 @@ def fit(
     evaluate_sample: Callable[[nn.Module], Score] | None = None,
     on_step: Callable[[StepResult], None] | None = None,
 ) -> Iterator[EpochResult]:
-    """Train to the end of the recipe, from wherever ``state`` stands.
+    """Train from the step that ``state`` has reached to the end of the recipe.
 
     Args:
         state: changed in place, and consistent after every step.
-        batches: of the training split.
-        evaluate: called with the network in eval mode after the epochs that the recipe names.
-        evaluate_sample: the same after the other epochs.
-        on_step: called after every step. An exception that it raises ends the training with ``state``
+        batches: batches of the training split.
+        evaluate: called with the network in eval mode after the epochs that ``evaluation.every`` selects,
+            and after the last one.
+        evaluate_sample: called the same way after all other epochs.
+        on_step: called after every step. If it raises an exception, the training ends and ``state`` is still
             consistent.
 
     Yields:
         One result per epoch.
 
     Raises:
-        DivergedError: a loss is not finite.
-        OutOfMemoryError: a step does not fit the device's memory.
+        DivergedError: a loss is not finite, or too many steps were skipped.
+        OutOfMemoryError: a step does not fit into the device's memory.
     """
     recipe = state.recipe
     newest_loss: float | None = None
@@ -96,7 +98,7 @@ def fit(
 
 
 def _delivered(state: TrainingState, batches: Batches, epoch: int) -> Iterator[Batch]:
-    """The rest of an epoch's batches. Uploading and augmenting them takes memory, too."""
+    """The remaining batches of an epoch. Uploading and augmenting them can run out of memory as well."""
     size = state.recipe.training.batch_size
     smaller = f"--batch-size {max(2, size // 2)}"
     advice = f"Use a smaller batch: {smaller}; or keep the pictures out of memory: {WORKERS}"
@@ -126,14 +128,14 @@ def _finish_epoch(
     evaluate: Callable[[nn.Module], Score] | None,
     evaluate_sample: Callable[[nn.Module], Score] | None,
 ) -> EpochResult:
-    """Evaluate where the recipe says so, keep the best weights by ``val``, and close the epoch."""
+    """Evaluate if the recipe asks for it, keep the weights that are best on ``val``, and close the epoch."""
     number = state.epoch + 1
     every, last = state.recipe.evaluation.every, number == state.recipe.training.epochs
     score = sample = None
     whole = last or (every and number % every == 0)
     chosen = evaluate if whole else evaluate_sample
     if chosen is not None:
-        state.world.send_buffers(state.evaluated_model)  # each process has running statistics of its own
+        state.world.send_buffers(state.evaluated_model)  # each process has its own running statistics
         found = chosen(state.evaluated_model.eval())
         score, sample = (found, None) if whole else (None, found)
     last_factor = factor_at(state.recipe.schedule, state.step - 1, state.total_steps)

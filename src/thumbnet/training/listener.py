@@ -1,4 +1,4 @@
-"""What a training tells whoever wants to show it."""
+"""The events of a training, for code that displays or logs them."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ if TYPE_CHECKING:
 
 
 class Listener:
-    """Is told what happens in a training. Each method may be overridden; here they do nothing."""
+    """Receives the events of a training. Override the methods that you need; here they do nothing."""
 
     def on_download(self, done: int, total: int | None) -> None:
-        """Bytes of a download that are there, and in all where known."""
+        """Part of a download has arrived: ``done`` bytes of ``total`` (None if unknown)."""
 
     def on_data(self, data: Data) -> None:
-        """The data were found."""
+        """The data have been loaded."""
 
     def on_decode(self, done: int, total: int) -> None:
-        """Pictures of a split that are decoded."""
+        """``done`` of a split's ``total`` pictures are decoded."""
 
     def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:
-        """The first step is about to be done; after a resume, ``state`` says from where."""
+        """The first step is about to begin. After a resume, ``state`` says how far the training was."""
 
     def on_step(self, step: StepResult) -> None:
-        """A step was done."""
+        """A step is done."""
 
     def on_epoch(self, result: EpochResult) -> None:
-        """An epoch was done and its checkpoint is saved."""
+        """An epoch is done and its checkpoint is saved."""
 
     def on_note(self, text: str) -> None:
-        """Something that the user should know was found while the training ran."""
+        """The training found something that the user should know."""
 
     def should_stop(self) -> bool:
-        """Asked after each step: True saves a checkpoint and ends the training."""
+        """Called after each step. Return True to save a checkpoint and end the training."""
         return False
 
 
 class Listeners(Listener):
-    """Tells several; one of them is enough to stop."""
+    """Passes every event on to several listeners. The training stops if any of them asks for it."""
 
     def __init__(self, *listeners: Listener) -> None:
         self._listeners = listeners
@@ -80,11 +80,11 @@ class Listeners(Listener):
 
 
 class StoppableListener(Listener):
-    """Shows nothing, and stops when it is asked to.
+    """Shows nothing, and stops the training on request.
 
     Attributes:
-        started: whether steps are being done, so that there is something to save.
-        stop_requested: whether to stop after the step at hand.
+        started: whether the first step has begun, so that there is something to save.
+        stop_requested: set it to stop after the current step.
     """
 
     def __init__(self) -> None:
@@ -92,9 +92,9 @@ class StoppableListener(Listener):
         self.stop_requested = False
 
     def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:
-        """From now on there is something to save."""
+        """Note that there is something to save from now on."""
         self.started = True
 
     def should_stop(self) -> bool:
-        """Whether it was asked to."""
+        """Whether a stop was requested."""
         return self.stop_requested

@@ -1,4 +1,4 @@
-"""Classes whose names say that mirroring would change them: left and right, digits, letters."""
+"""Find classes whose names say that mirroring changes them: left and right, digits, letters."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _OPPOSITES = {
     "clockwise": "counterclockwise", "cw": "ccw", "b": "d", "p": "q",
 }  # fmt: skip
 _SAME = {"anticlockwise": "counterclockwise", "acw": "ccw"}
-_GLUED = ("left", "right")  # these are found without a separator too: turnleft, RIGHTARROW
-FEWEST_CHARACTERS = 3  # classes: two called a and b may be anything
-LOOKED_AT = 40  # pictures, to see whether they are colourless
-COLOURLESS = 12  # of 255: channels that differ by no more
+_GLUED = ("left", "right")  # found without a separator as well: turnleft, RIGHTARROW
+FEWEST_CHARACTERS = 3  # classes; two classes named a and b need not be letters
+LOOKED_AT = 40  # pictures checked for colour
+COLOURLESS = 12  # of 255: a pixel is grey if its channels differ by no more than this
 
 
 def without_mirroring(
@@ -49,16 +49,19 @@ def without_mirroring(
     named: frozenset[str],
     are_digits: Callable[[], bool] = lambda: True,
 ) -> tuple[Recipe, list[str]]:
-    """The recipe as it suits classes whose names say that mirroring would change them; and notes about it.
+    """Turn mirroring off if the class names say that it would change the classes.
 
-    Mirrored views at test time go with it: a network that never saw mirrored pictures is not asked about one.
+    This also turns off mirrored views at test time, because the network never saw a mirrored picture.
 
     Args:
-        recipe: as asked for.
-        class_names: of the data.
-        source: of the data.
-        named: the keys that the user set himself; these stay.
-        are_digits: whether classes called 0, 1, 2, ... are these digits, and not just numbered.
+        recipe: the requested recipe.
+        class_names: class names of the data.
+        source: where the data come from.
+        named: keys that the user set; they are kept.
+        are_digits: whether classes named 0, 1, 2, ... show these digits, and are not just numbered.
+
+    Returns:
+        The recipe, changed where necessary, and notes for the user about the changes.
     """
     notes = []
     if recipe.augment.flip != "none" and "augment.flip" not in named:
@@ -78,7 +81,7 @@ def without_mirroring(
 
 
 def named_keys(recipe: object, overrides: Sequence[str]) -> frozenset[str]:
-    """The keys that a user set: by ``overrides``, or in a TOML file of his own."""
+    """The keys that the user set, by ``overrides`` or in a TOML file."""
     keys = {assignment.partition("=")[0].strip() for assignment in overrides}
     if isinstance(recipe, str | Path) and Path(recipe).suffix == ".toml":
         try:
@@ -91,10 +94,10 @@ def named_keys(recipe: object, overrides: Sequence[str]) -> frozenset[str]:
 
 
 def show_digits(data: Data) -> bool:
-    """Whether pictures of classes called 0, 1, 2, ... show these digits: colourless ones do, as MNIST's.
+    """Whether pictures of classes named 0, 1, 2, ... show these digits. Grey ones like MNIST's do.
 
-    CIFAR-10 as arrays has such classes, too, and its pictures are in colour. SVHN's digits are in colour, but
-    its own reader knows them.
+    CIFAR-10 as arrays has such class names, too, but its pictures are in colour. SVHN shows digits in colour;
+    its reader identifies it.
     """
     if data.layout.startswith("SVHN"):
         return True
@@ -102,7 +105,7 @@ def show_digits(data: Data) -> bool:
     for index in np.linspace(0, len(train) - 1, LOOKED_AT).round().astype(int):
         try:
             pixels = np.asarray(train.read(int(index))).astype(np.int16)
-        except UnreadableImageError:  # reported later, with all others
+        except UnreadableImageError:  # reported later with all others
             continue
         spread = pixels.max(axis=2) - pixels.min(axis=2)
         if (spread > COLOURLESS).mean() > 0.05:
@@ -124,7 +127,7 @@ def _reason(class_names: Sequence[str], source: str, are_digits: Callable[[], bo
 
 
 def _is_character(name: str) -> bool:
-    """A single letter or digit, or the word for a number; also with an affix, as in ``digit_7``."""
+    """Whether ``name`` is a letter, a digit or a number's English name, or has one, as in ``digit_7``."""
     if name.casefold() in _NUMBERS:
         return True
     if len(name) == 1:
@@ -135,7 +138,7 @@ def _is_character(name: str) -> bool:
 
 
 def opposite_names(class_names: Sequence[str]) -> tuple[str, str] | None:
-    """The first two classes whose names differ in nothing but left and right, or their like."""
+    """The first two class names that differ only by left and right, or by a similar pair of words."""
     seen: dict[tuple[str, ...], str] = {}
     for name in class_names:
         seen.setdefault(tuple(_words(name)), name)
@@ -153,7 +156,7 @@ def opposite_names(class_names: Sequence[str]) -> tuple[str, str] | None:
 
 
 def _words(name: str) -> list[str]:
-    """``turnLeft``, ``turn_left`` and ``turnleft`` → turn, left."""
+    """Split a name into words: ``turnLeft``, ``turn_left`` and ``turnleft`` all become turn, left."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     words = []
     for word in re.split(

@@ -1,4 +1,4 @@
-"""Classes that are mirror images of each other, measured after a training by a small probe."""
+"""Find classes that are mirror images of each other, by training a small probe after the training."""
 
 from __future__ import annotations
 
@@ -22,26 +22,31 @@ from thumbnet.training.state import TrainingState
 
 SETTING = "--set augment.flip=none"
 
-FEW_PICTURES = 12  # of a pair's held-out pictures of one class: fewer say nothing
-MIXED_UP = 0.3  # at least this share of the pair is called the other one: chance would be a half
-INSIDE = 0.75  # at least this share of the pair is called one of the two
-OTHERS_RIGHT = 0.5  # and where there are other classes, at least this share of their pictures is right
-PROBE_VIEWS = 6000  # pictures that the probe is shown in all
-PROBE_PICTURES = 2000  # at most, of the two classes
-PROBE_GAIN = 0.2  # of the accuracy on the pair, from which a warning is given
+# A pair is suspicious if each class has FEW_PICTURES held-out pictures and the network
+# - takes at least MIXED_UP of the pair's pictures for the other class (chance would be a half),
+# - calls at least INSIDE of them one of the two,
+# - classifies at least OTHERS_RIGHT of the other classes' pictures correctly, if there are other classes.
+FEW_PICTURES = 12
+MIXED_UP = 0.3
+INSIDE = 0.75
+OTHERS_RIGHT = 0.5
+PROBE_VIEWS = 6000  # pictures that the probe sees during its training, repeats included
+PROBE_PICTURES = 2000  # at most this many different pictures of the two classes
+PROBE_GAIN = 0.2  # warn if the probe's accuracy on the pair is higher by at least this
 MOST_PAIRS = 3
 
 
 @dataclass(frozen=True)
 class MirroredPair:
-    """Two classes that a network trained with mirroring mixes up and one trained without tells apart.
+    """Two classes that a network confuses if it trained with mirroring, and separates if it did not.
 
     Attributes:
         first, second: positions in the class names.
-        pictures: held-out pictures of the two.
-        before: share of them that the run's network names rightly.
-        without: the same of the probe, a small network trained shortly on these two without mirroring.
-        sent_over: share of the same pictures that the probe takes for the other class once they are mirrored.
+        pictures: number of held-out pictures of both classes.
+        before: share of them that the run's network classifies correctly.
+        without: share that the probe classifies correctly. The probe is a small network, trained briefly on
+            these two classes without mirroring.
+        sent_over: share of the same pictures that the probe takes for the other class when they are mirrored.
     """
 
     first: int
@@ -52,7 +57,7 @@ class MirroredPair:
     sent_over: float
 
     def sentence(self, class_names: Sequence[str]) -> str:
-        """A warning."""
+        """A warning for the user."""
         one, other = (printable(class_names[label]) for label in (self.first, self.second))
         return (
             f"warning: {one} and {other} are mixed up: {100 * self.before:.0f} % of their {self.pictures} "
@@ -63,10 +68,10 @@ class MirroredPair:
 
 
 def suspicious_pairs(confusion: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of classes that are confused nearly by chance, while the others are told apart.
+    """Pairs of classes that the network confuses almost at random while it separates the others.
 
     Args:
-        confusion: counts, int [classes, classes]: a row for each true class.
+        confusion: counts, int [classes, classes], with a row for each true class.
     """
     totals = confusion.sum(axis=1)
     both = totals[:, None] + totals[None, :]
@@ -85,14 +90,14 @@ def suspicious_pairs(confusion: np.ndarray) -> list[tuple[int, int]]:
 def find_mirrored(
     recipe: Recipe, prepared: Prepared, split: str, evaluation: Evaluation, device: torch.device
 ) -> list[MirroredPair]:
-    """Pairs of classes whose confusion mirroring explains; nothing is computed where no pair is suspicious.
+    """Pairs of classes whose confusion mirroring explains. Trains a probe for each suspicious pair.
 
     Args:
-        recipe: of the run.
-        prepared: its data.
-        split: held out, and measured by ``evaluation``.
-        evaluation: of the run's network, without test-time augmentation.
-        device: to train the probe on.
+        recipe: the run's recipe.
+        prepared: the run's data.
+        split: the held-out split that ``evaluation`` measured.
+        evaluation: the result of the run's network without test-time augmentation.
+        device: where the probe trains.
     """
     if recipe.augment.flip == "none":
         return []
@@ -102,7 +107,7 @@ def find_mirrored(
         held = int(counts[[first, second]].sum())
         before = float((counts[first, first] + counts[second, second]) / held)
         right, sent_over = _probe(recipe, prepared, split, (first, second), device)
-        enough = max(PROBE_GAIN, 2 * (0.25 / held) ** 0.5)  # two standard errors of a share near a half
+        enough = max(PROBE_GAIN, 2 * (0.25 / held) ** 0.5)  # two standard errors of a share near one half
         if right >= before + enough and sent_over >= 0.5 + enough / 2:
             found.append(MirroredPair(first, second, held, before, right, sent_over))
     return found
@@ -111,8 +116,13 @@ def find_mirrored(
 def _probe(
     recipe: Recipe, prepared: Prepared, split: str, pair: tuple[int, int], device: torch.device
 ) -> tuple[float, float]:
-    """How a small network without mirroring does on two classes: accuracy, and the share of mirrored pictures
-    that it takes for the other class. All random numbers are the probe's own."""
+    """Train a small network on two classes without mirroring and test it on held-out pictures.
+
+    It draws its own random numbers and leaves PyTorch's generator unchanged.
+
+    Returns:
+        The accuracy, and the share of mirrored pictures that it takes for the other class.
+    """
     train = _pair_engine(prepared.train.engine, pair, PROBE_PICTURES)
     held = _pair_engine(prepared.evaluation[split].engine, pair, PROBE_PICTURES)
     mirrored = MemoryEngine(held.images.flip(-1).contiguous(memory_format=torch.channels_last), held.labels)
@@ -143,7 +153,7 @@ def _probe(
 
 
 def _pair_engine(engine: Engine, pair: tuple[int, int], most: int) -> MemoryEngine:
-    """Pictures of two classes, up to ``most``, evenly chosen; their labels are 0 and 1."""
+    """Up to ``most`` pictures of two classes, evenly spaced, with the labels 0 and 1."""
     labels = engine.labels.cpu()
     places = ((labels == pair[0]) | (labels == pair[1])).nonzero().flatten()
     if len(places) > most:

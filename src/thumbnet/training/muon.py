@@ -1,9 +1,10 @@
-"""Muon: steps for convolution filters whose singular values are all about one.
+"""Muon: an optimizer whose updates of convolution filters have singular values of about 1.
 
-Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. A filter bank [O, I, k, k] is taken as a
-matrix [O, I k k]. Its momentum is replaced by the nearest matrix with orthonormal rows (or columns), found
-by a Newton-Schulz iteration: matrix products only. Before each step a bank is scaled back to the norm
-sqrt(O): the normalisation that follows it makes its scale meaningless, but not the step's size beside it.
+Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. Muon views a filter bank [O, I, k, k] as a
+matrix [O, I k k]. It replaces the momentum by the nearest matrix with orthonormal rows (or columns), which a
+Newton-Schulz iteration finds with matrix products only. Before each step it rescales the bank to the norm
+sqrt(O). The network's output does not depend on that norm, because a normalisation follows the convolution,
+but the relative size of the step does.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from torch import Tensor
 
 from thumbnet.hardware import has_fast_bf16
 
-# Of the quintic a x + b x^3 + c x^5: chosen by Jordan for the steepest rise from 0. It ends between
-# 0.7 and 1.2 rather than at 1, which costs no accuracy.
+# Coefficients of the quintic a x + b x^3 + c x^5. Jordan chose them for the steepest slope at 0. Singular
+# values end between 0.7 and 1.2 instead of at 1, which costs no accuracy.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 3
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for parameters with four dimensions, SGD with Nesterov's momentum for all others.
+    """Muon for parameters with four dimensions, SGD with Nesterov momentum for all others.
 
     Args:
-        params: parameter groups, each with ``lr``, ``momentum`` and ``weight_decay``; decay is of the
-            SGD kind, and filters, whose norm is held, have none.
-        lr, momentum: of groups that name none.
+        params: parameter groups with ``lr``, ``momentum`` and ``weight_decay``. The decay is added to the
+            gradient, as in SGD. Filters have no decay, because their norm is fixed.
+        lr, momentum: defaults for groups without their own.
     """
 
     def __init__(self, params: list[dict[str, Any]], lr: float, momentum: float) -> None:
@@ -37,14 +38,14 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step of every parameter that has a gradient; ``closure`` is not used."""
+        """Update every parameter that has a gradient. ``closure`` is not used."""
         for group in self.param_groups:
             learning = [parameter for parameter in group["params"] if parameter.grad is not None]
             filters = [parameter for parameter in learning if parameter.ndim == 4]
             others = [parameter for parameter in learning if parameter.ndim != 4]
             if filters:
                 updates = self._updates(filters, group["momentum"])
-                # Columns in the order in which channels-last filters lie in memory: none has to be moved.
+                # Columns in the memory order of channels-last filters, so that nothing has to be copied.
                 rows = [update.permute(0, 2, 3, 1) for update in updates]
                 steps = orthogonalise([row.flatten(1) for row in rows])
                 sizes = _norms(filters)
@@ -57,7 +58,7 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_add_(others, updates, alpha=-group["lr"])
 
     def _updates(self, parameters: list[Tensor], momentum: float, decay: float = 0.0) -> list[Tensor]:
-        """What Nesterov's momentum makes of the gradients. All at once: a GPU waits for every call."""
+        """Updates by Nesterov momentum, for all parameters at once because each call costs a GPU time."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if decay:
             gradients = list(torch._foreach_add(gradients, parameters, alpha=decay))
@@ -72,26 +73,26 @@ class Muon(torch.optim.Optimizer):
         return list(torch._foreach_add(gradients, buffers, alpha=momentum))
 
 
-# Optimizers mark some of their methods for ``torch.compile``, and import it for that, which takes a second.
-# Nothing here compiles an optimizer, so this class has those methods unmarked. PyTorch's own classes stay as
-# they are.
+# torch.optim.Optimizer wraps some methods for torch.compile, and the wrappers import it, which takes a
+# second. Nothing here compiles an optimizer, so Muon uses the unwrapped methods. PyTorch's own classes do not
+# change.
 for _name, _method in vars(torch.optim.Optimizer).items():
     if inspect.isfunction(_method) and hasattr(_method, "__wrapped__"):
         setattr(Muon, _name, _method.__wrapped__)
 
 
 def orthogonalise(matrices: list[Tensor]) -> list[Tensor]:
-    """About the nearest matrix to each of ``matrices`` ([M, N], float32) with orthonormal rows or columns.
+    """For each of ``matrices`` ([M, N], float32), roughly the nearest with orthonormal rows or columns.
 
-    In bfloat16 where that is fast: the iteration forgives the rounding.
+    It computes in bfloat16 on devices where that is fast. The iteration tolerates the rounding errors.
     """
-    scaled = torch._foreach_div(matrices, _norms(matrices))  # so that no singular value is above 1
+    scaled = torch._foreach_div(matrices, _norms(matrices))  # no singular value above 1
     precision = torch.bfloat16 if has_fast_bf16(matrices[0].device) else matrices[0].dtype
     wide = [(x.T if len(x) > x.shape[1] else x).to(precision) for x in scaled]
     orthogonal = list(wide)
-    # Each iteration multiplies x by a polynomial of x x^T: so the product of all of them can be had from that
-    # small matrix alone, and x is multiplied once. That takes half the time for [256, 2304], and matrices of
-    # different lengths can share it.
+    # Each iteration multiplies x by a polynomial of x x^T. So the product of all these factors follows from
+    # the small matrix x x^T alone, and x is multiplied only once. That takes half the time for [256, 2304],
+    # and matrices of different lengths can share a batch.
     for side in {len(x) for x in wide}:
         members = [number for number, x in enumerate(wide) if len(x) == side]
         products = _iterate(torch.stack([wide[number] @ wide[number].T for number in members]))
@@ -108,7 +109,7 @@ def _norms(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _iterate(gram: Tensor) -> Tensor:
-    """By what the iterations together multiply each x, from x x^T: [K, M, M] both."""
+    """The matrix by which all iterations together multiply x, from the Gram matrix x x^T; both [K, M, M]."""
     factor = product = _quintic(gram)
     for _ in range(ITERATIONS - 1):
         gram = factor @ gram @ factor
@@ -118,7 +119,7 @@ def _iterate(gram: Tensor) -> Tensor:
 
 
 def _quintic(gram: Tensor) -> Tensor:
-    """By what the quintic multiplies each x: a + b gram + c gram^2, where gram is x x^T, [K, M, M]."""
+    """The matrix by which one iteration multiplies x: a + b gram + c gram^2; gram is x x^T, [K, M, M]."""
     a, b, c = QUINTIC
     factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     factor.diagonal(dim1=1, dim2=2).add_(a)

@@ -1,4 +1,4 @@
-"""The optimizer of a recipe, with parameter groups by name pattern."""
+"""Build a recipe's optimizer, with parameter groups by name pattern."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from thumbnet.training.muon import Muon
 
 
 def build_optimizer(settings: OptimizerSettings, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD, AdamW or Muon over the parameters of ``model`` that are learnt.
+    """SGD, AdamW or Muon over the trainable parameters of ``model``.
 
-    Each group's full rate is kept as its ``base_lr``; :func:`set_learning_rate` scales from there.
+    Each group keeps its full learning rate as ``base_lr``; :func:`set_learning_rate` scales that.
 
     Raises:
         RecipeError: a group's pattern matches no parameter.
@@ -31,7 +31,7 @@ def build_optimizer(settings: OptimizerSettings, model: nn.Module) -> torch.opti
 
 
 def parameter_groups(settings: OptimizerSettings, model: nn.Module) -> list[dict[str, Any]]:
-    """One group for each of the recipe's patterns, and one for all other parameters."""
+    """One group per pattern of the recipe, and one for all other parameters."""
     learnt = {name: p for name, p in model.named_parameters() if p.requires_grad}
     wanted = [*settings.groups, GroupSettings(match="*")]
     members: list[list[str]] = [[] for _ in wanted]
@@ -57,6 +57,6 @@ def parameter_groups(settings: OptimizerSettings, model: nn.Module) -> list[dict
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Each group's rate: ``factor`` times its full one."""
+    """Set every group's learning rate to ``factor`` times its full one."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor

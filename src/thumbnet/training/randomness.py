@@ -12,16 +12,16 @@ from thumbnet.seeds import derive_seed
 
 @contextmanager
 def seeded_step(seed: int, step: int, rank: int, device: torch.device) -> Iterator[None]:
-    """Within, torch's global generators are seeded for one step. After it, they are as they were before.
+    """Seed torch's global generators for one step, and restore their states afterwards.
 
-    Every step has a seed of its own, so a resumed training draws what the uninterrupted one would have drawn,
-    and the caller's random numbers stay the caller's.
+    Every step has its own seed, so a resumed training draws the same numbers as an uninterrupted one, and the
+    caller's generators do not change.
 
     Args:
-        seed: the recipe's.
-        step: from 0.
-        rank: of the process: each one draws for other pictures.
-        device: on which the network computes.
+        seed: the recipe's seed.
+        step: counted from 0.
+        rank: the process's rank. Each process has other pictures, so it needs other numbers.
+        device: where the network computes.
     """
     generators = [torch.default_generator]
     if device.type == "cuda":

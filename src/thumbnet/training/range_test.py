@@ -1,7 +1,8 @@
 """A learning-rate range test (Smith 2015, https://arxiv.org/abs/1506.01186).
 
-The rate rises exponentially from step to step. The loss falls, flattens, and blows up. A good full rate is
-where it falls fastest. The steps are those of a training (:func:`~thumbnet.training.step.train_step`).
+The learning rate rises exponentially from step to step. The loss falls, flattens, then blows up. A good full
+rate is the one at which the loss falls fastest. The test takes the same steps as a training
+(:func:`~thumbnet.training.step.train_step`), so it measures the same loss.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from thumbnet.training.state import TrainingState
 from thumbnet.training.step import train_step
 
 SMOOTHING = 0.95
-BLOW_UP = 3.0  # times the least smoothed loss: the test ends there
+BLOW_UP = 3.0  # the test ends when the smoothed loss exceeds its minimum by this factor
 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What the test measured.
+    """The result of a range test.
 
     Attributes:
-        rates: of each step, for the recipe's main ``lr``; groups keep their proportion to it.
-        losses: smoothed and bias-corrected, as Adam's moments are.
+        rates: learning rate of each step, for the recipe's main ``lr``; groups keep their ratio to it.
+        losses: loss of each step, smoothed and bias-corrected like Adam's moments.
         suggestion: the rate at which the loss falls fastest.
-        least: the rate at which the loss is least: already too high to train with.
+        least: the rate at which the loss is lowest, which is already too high for a training.
     """
 
     rates: list[float]
@@ -46,20 +47,20 @@ def learning_rate_range_test(
     steps: int = 100,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> RangeTest:
-    """Train ``state`` for ``steps`` steps at rising rates, which ruins its weights.
+    """Train ``state`` for ``steps`` steps at rising rates. This ruins its weights.
 
-    A loss or gradient that is not finite ends the test, whatever ``training.on_nonfinite`` says.
+    A loss or, with ``training.on_nonfinite = "skip"``, a gradient that is not finite ends the test.
 
     Args:
-        state: of the recipe, before its first step.
-        batches: of the training split.
-        lowest, highest: the rates of the first and the last step.
-        steps: how many, unless the loss blows up before.
-        progress: called with the steps done and ``steps``.
+        state: a new state, before its first step.
+        batches: batches of the training split.
+        lowest, highest: learning rates of the first and the last step.
+        steps: number of steps, unless the loss blows up earlier.
+        progress: called with the number of steps done and ``steps``.
 
     Raises:
-        ThumbnetError: the loss never fell, so there is nothing to suggest.
-        OutOfMemoryError: a step does not fit the device's memory.
+        ThumbnetError: the loss blew up within ten steps or never fell, so there is no rate to suggest.
+        OutOfMemoryError: a step does not fit into the device's memory.
     """
     base = state.recipe.optimizer.lr
     rates: list[float] = []
@@ -85,7 +86,7 @@ def learning_rate_range_test(
 
 
 def _step(state: TrainingState, batch: Batch, factor: float) -> float:
-    """The loss of one training step; not finite where the step would have been skipped."""
+    """The loss of one training step; nan if the step was skipped."""
     try:
         loss = float(train_step(state, batch, factor))
     except DivergedError:
@@ -97,11 +98,11 @@ def _step(state: TrainingState, batch: Batch, factor: float) -> float:
 def _judge(rates: list[float], losses: list[float]) -> RangeTest:
     if len(losses) < 10:
         raise ThumbnetError(
-            f"the loss left all bounds after {len(losses)} steps: begin with a lower rate (--from 1e-6)"
+            f"the loss blew up after {len(losses)} steps: start at a lower rate (--from 1e-6)"
         )
     bottom = min(range(len(losses)), key=losses.__getitem__)
-    # Slopes over a window, since single steps are noise; not in the first tenth, where the running
-    # mean still covers few batches.
+    # Slopes over a window, because single steps are noisy. The first tenth does not count, because the
+    # running mean covers too few batches there.
     reach = max(2, len(losses) // 20)
     slopes = {
         i: (losses[i + reach] - losses[i - reach]) / math.log(rates[i + reach] / rates[i - reach])

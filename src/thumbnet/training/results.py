@@ -1,4 +1,4 @@
-"""What a training leaves: calibrated weights, measured as they will classify, and the summary of it."""
+"""Finish a training: calibrate the network, measure it as it will classify, and summarise the run."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Measured:
     """The final measurement of a training.
 
     Attributes:
-        split: that was measured: ``test``, or ``val``; None where there was nothing to measure on.
-        headline: with the recipe's test-time augmentation and calibrated; None without ``split``.
-        plain: the same without test-time augmentation.
-        uncalibrated_error: calibration error of the headline before calibration.
-        temperature: see :func:`thumbnet.classifiers.temperature.fit_temperature`.
-        calibrated_on: the split that it was fitted on, or None.
-        calibration_pictures: how many pictures there were for it.
+        split: the measured split, ``test`` or ``val``; None if the data have neither.
+        headline: result with the recipe's test-time augmentation, calibrated; None without ``split``.
+        plain: calibrated result without test-time augmentation; None without ``split``.
+        uncalibrated_error: calibration error of the headline before calibration; None without ``split``.
+        temperature: see :func:`thumbnet.classifiers.temperature.fit_temperature`; 1 if it was not fitted.
+        calibrated_on: the split on which the temperature was fitted, or None.
+        calibration_pictures: number of pictures available for calibration.
     """
 
     split: str | None = None
@@ -52,15 +52,15 @@ def measure(
     class_names: Sequence[str],
     known: tuple[str, torch.Tensor] | None,
 ) -> Measured:
-    """Calibrate the network, and measure it as it will classify. All processes of a training call it.
+    """Calibrate the network and measure it as it will classify. Every process of the training calls this.
 
     Args:
-        model: with its final weights.
-        state: of the training.
-        prepared: its data.
-        class_names: a label is a position in them.
-        known: the name of a split and this process' plain logits of it, where the last evaluation was of
-            these very weights.
+        model: the network with its final weights.
+        state: the state of the training.
+        prepared: the data of the training.
+        class_names: class names by label.
+        known: a split's name and this process's logits of it without test-time augmentation, if the last
+            evaluation used exactly these weights.
     """
     tta = state.recipe.evaluation.tta
 
@@ -106,8 +106,9 @@ class Findings:
     """What a training found out about its data, for the summary.
 
     Attributes:
-        repeats: counts, see :func:`thumbnet.batches.leaks.describe`; None where nothing was looked for.
-        warnings: sentences.
+        repeats: counts of repeated pictures, see :func:`thumbnet.batches.leaks.describe`; None if pictures
+            were not compared.
+        warnings: sentences for the user.
     """
 
     repeats: dict[str, Any] | None = None
@@ -117,7 +118,7 @@ class Findings:
 def summary_of(
     state: TrainingState, measured: Measured, findings: Findings, started: float, skipped_pictures: int
 ) -> dict[str, Any]:
-    """What ``summary.json`` holds. ``started`` is on ``time.perf_counter``."""
+    """The contents of ``summary.json``. ``started`` is a reading of ``time.perf_counter``, in seconds."""
     seconds = sum(result.seconds for result in state.history)
     pictures = sum(result.pictures_per_second * result.seconds for result in state.history)
     final, plain = measured.headline, measured.plain
@@ -149,7 +150,7 @@ def summary_of(
 
 
 class RepeatTeller:
-    """Looks for repeated pictures while a training runs, and tells a listener what was found, once."""
+    """Searches for repeated pictures while a training runs, and reports the result to a listener once."""
 
     def __init__(
         self, run: Run, prepared: Prepared, class_names: tuple[str, ...], listener: Listener
@@ -161,12 +162,12 @@ class RepeatTeller:
         self._told: dict[str, Any] | None = None
 
     def tell_if_known(self) -> None:
-        """Tell what was found, unless it is not known yet."""
+        """Report the result if the search is done."""
         if self._search.is_done:
             self.tell()
 
     def tell(self) -> dict[str, Any]:
-        """Wait for what was found, and tell it."""
+        """Wait for the search to end, and report its result."""
         if self._told is None:
             found = self._search.finish(self._folder)
             self._told = {"lines": [NOT_LOOKED]} if found is None else found

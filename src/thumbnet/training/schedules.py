@@ -1,6 +1,6 @@
-"""The learning rate as a factor, and the pictures' size: pure functions of how much of the training is done.
+"""The learning-rate factor and the size of the pictures, as pure functions of the training's progress.
 
-Nothing counts calls here, so nothing can be called too early: the first step has the first rate.
+Nothing here counts calls, so the schedule cannot get out of step: the first step has the first rate.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from torch import Tensor
 
 from thumbnet.recipes.settings import ScheduleSettings
 
-SMALLEST_SIDE = 16  # pixels, below which networks here have nothing left to look at
+SMALLEST_SIDE = 16  # pixels; the networks here are not made for smaller pictures
 
 
 def factor_at(settings: ScheduleSettings, step: int, total_steps: int) -> float:
     """The factor on every learning rate at ``step`` (from 0) of ``total_steps``.
 
-    The last step stands just before the end, so ``settings.end`` is approached, not used up early.
+    The last step lies just before the end of the schedule, so its factor is near ``settings.end`` and does
+    not reach it.
     """
     done = done_at(settings, step, total_steps)
-    # Half a step in, a warm-up from 0 does not waste its first step on a rate of 0.
+    # Taken at the middle of the step, so that a warm-up from 0 does not waste its first step on a rate of 0.
     middle = done_at(settings, step + 0.5, total_steps)
     if middle < settings.warmup:
         risen = middle / settings.warmup
@@ -31,7 +32,7 @@ def factor_at(settings: ScheduleSettings, step: int, total_steps: int) -> float:
     if settings.name == "constant":
         return 1.0
     if settings.name == "multistep":
-        # Rounded: a milestone of 0.7 in 10 steps is step 7, though 7 / 10 < 0.7 may hold in binary.
+        # Rounded, so that a milestone of 0.7 in 10 steps is step 7 even if 7 / 10 < 0.7 in binary.
         return settings.factor ** sum(round(done, 12) >= milestone for milestone in settings.milestones)
     left = (done - settings.warmup) / (1 - settings.warmup)
     left = min(max(left, 0.0), 1.0)
@@ -40,13 +41,13 @@ def factor_at(settings: ScheduleSettings, step: int, total_steps: int) -> float:
 
 
 def done_at(settings: ScheduleSettings, step: float, total_steps: int) -> float:
-    """How much of the schedule is over at ``step``, in [0, 1]."""
+    """The part of the schedule that is over at ``step``, in [0, 1]."""
     done = step / total_steps
     return settings.begin_at + (1 - settings.begin_at) * done if settings.begin_at else done
 
 
 def resize_at(settings: ScheduleSettings, images: Tensor, step: int, total_steps: int) -> Tensor:
-    """A batch (float [B, C, H, W]) in the size that pictures have at ``step``: scaled down, antialiased."""
+    """Scale a batch (float [B, C, H, W]) down to the size that pictures have at ``step``, antialiased."""
     done = done_at(settings, step, total_steps)
     if done >= settings.small_until:
         return images

@@ -1,4 +1,4 @@
-"""One training in progress: the steps, what is saved on the way, and what is left at the end."""
+"""One training in progress: its steps, its checkpoints and the files that it writes at the end."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from thumbnet.training.state import Score, TrainingState
 
 @dataclass
 class Session:
-    """A training with everything that it needs; :meth:`train` takes it to its end.
+    """A training with everything that it needs. :meth:`train` runs it to the end.
 
     Attributes:
-        run: the folder, locked by this process where it is the first one.
+        run: the run's folder; the first process has locked it.
         data: the splits, for names and messages.
-        prepared: their batches.
-        state: what is trained.
-        listener: is told what happens.
-        started: when the training began, on ``time.perf_counter``; earlier by what a resumed run had taken
-            before.
-        fingerprint: of ``data`` before any pictures were set aside for calibration.
+        prepared: the batches of these splits.
+        state: what the training changes: weights, optimizer, progress.
+        listener: receives the events of the training.
+        started: when the training began, in seconds of ``time.perf_counter``. For a resumed run, the time
+            that it had taken before is subtracted.
+        fingerprint: fingerprint of ``data`` before pictures were set aside for calibration.
     """
 
     run: Run
@@ -49,7 +49,7 @@ class Session:
     started: float
     fingerprint: str
     _last_saved: float = field(default_factory=time.monotonic)
-    _newest_logits: torch.Tensor | None = None  # of this process' pictures of the watched split
+    _newest_logits: torch.Tensor | None = None  # this process's share of the watched split
 
     @property
     def world(self) -> World:
@@ -58,15 +58,15 @@ class Session:
 
     @property
     def watched(self) -> str | None:
-        """The split that is evaluated during the training; None where there is none."""
+        """The split that is evaluated during the training: ``val``, else ``test``, else None."""
         return next((name for name in ("val", "test") if name in self.prepared.evaluation), None)
 
     def train(self) -> Run:
-        """Train to the end, measure, and write the weights and the summary.
+        """Train to the end, measure the network, and write the weights and the summary.
 
         Raises:
-            InterruptedRunError: the listener asked to stop; a checkpoint is saved.
-            UnreadableImagesError: lists all pictures that cannot be read.
+            InterruptedRunError: the listener asked to stop. A checkpoint is saved.
+            UnreadableImagesError: some pictures cannot be read; the error lists all of them.
             DivergedError, OutOfMemoryError: see :func:`~thumbnet.training.fit.fit`.
         """
         self.listener.on_start(self.run, self.state, self.prepared)
@@ -108,7 +108,7 @@ class Session:
         return score
 
     def _score_on(self, model: nn.Module, batches: EvalBatches) -> tuple[Score, torch.Tensor]:
-        """The score of all processes' pictures, and the logits of this process' own."""
+        """The score on the pictures of all processes, and the logits of this process's pictures."""
         with self.evaluation_memory():
             logits, labels = collect_logits(model, batches, bf16=self.state.bf16)
         gathered = self.world.gather(logits).numpy(), self.world.gather(labels).numpy()
@@ -116,7 +116,7 @@ class Session:
         return Score(str(self.watched), found.accuracy, found.loss, found.pictures), logits
 
     def evaluation_memory(self) -> AbstractContextManager[None]:
-        """Where an evaluation runs out of memory, say which setting helps."""
+        """Within, turn refused memory into an error that names the setting for smaller batches."""
         size = self.state.recipe.evaluation.batch_size
         advice = f"Use smaller batches to evaluate: --set evaluation.batch_size={max(1, size // 2)}"
         return memory_guard(str(self.state.device), f"evaluating {size} pictures at a time", advice)
@@ -134,7 +134,7 @@ class Session:
             raise InterruptedRunError(self.run.path, self.state.epoch + 1, self.state.step, options)
 
     def save(self) -> None:
-        """Write a checkpoint and the metrics so far."""
+        """Write a checkpoint and the metrics up to now."""
         saved = {
             "recipe": self.state.recipe.to_toml(),
             "state": self.state.state_dict(),
@@ -157,10 +157,10 @@ class Session:
             findings = Findings(repeats.tell(), self._mirrored(measured))
             skipped = len(self.prepared.skipped)
             self.run.save_summary(summary_of(state, measured, findings, self.started, skipped))
-        self.world.any(False)  # no process leaves before the summary is there
+        self.world.any(False)  # no process ends before the summary is written
 
     def _known_logits(self) -> tuple[str, torch.Tensor] | None:
-        """The watched split and its logits, if the weights are still those that gave them."""
+        """The watched split and its logits, if the final weights are the ones that gave them."""
         unchanged = self.state.best_epoch in (None, self.state.epoch)
         if self.watched is None or self._newest_logits is None or not unchanged:
             return None
@@ -180,7 +180,7 @@ class Session:
         )
 
     def _mirrored(self, measured: Measured) -> list[str]:
-        """Warnings about classes that mirroring makes alike."""
+        """Warnings about classes that mirroring makes indistinguishable."""
         if measured.plain is None or measured.split is None:
             return []
         try:

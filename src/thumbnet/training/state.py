@@ -1,4 +1,4 @@
-"""All that changes during a training, and how it begins."""
+"""Everything that changes during a training, and its state at the start."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from thumbnet.training.optimizers import build_optimizer
 from thumbnet.training.schedules import factor_at, smaller_sizes
 from thumbnet.training.transfer import begin_from
 
-INITIAL_PICTURES = 5000  # from which a network may take weights; more change nothing that matters
+INITIAL_PICTURES = 5000  # pictures for networks that initialise weights from data; more make no difference
 
 
 @dataclass(frozen=True)
 class Score:
-    """What evaluating after an epoch gave: loss and accuracy (0 to 1) on so many pictures of a split."""
+    """The result of evaluating after an epoch: accuracy (0 to 1) and loss on ``pictures`` of a split."""
 
     split: str
     accuracy: float
@@ -42,19 +42,19 @@ class Score:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One epoch.
+    """The result of one epoch.
 
     Attributes:
-        epoch: from 1.
-        step: optimisation steps so far.
-        loss: mean training loss over the epoch's steps.
+        epoch: counted from 1.
+        step: optimisation steps since the training began.
+        loss: mean training loss over the epoch's steps, without skipped ones.
         lr: the recipe's learning rate at the epoch's last step.
-        seconds: spent training in this epoch; evaluating is not in it.
-        pictures_per_second: of training.
-        score: None where this epoch was not evaluated on the whole split.
-        train_accuracy: 0 to 1, of the training pictures as they were seen: augmented, and by the weights of
-            their steps; nan where it is not known.
-        sample: the score on a fixed sample of the split, where there is no ``score``.
+        seconds: time spent training in this epoch, without evaluation.
+        pictures_per_second: training speed.
+        score: score on the whole split; None if this epoch was not evaluated on it.
+        train_accuracy: 0 to 1, measured on the augmented pictures as they passed through the network, each
+            with the weights of its step; nan if unknown.
+        sample: score on a fixed sample of the split, if there is no ``score``.
     """
 
     epoch: int
@@ -68,7 +68,7 @@ class EpochResult:
     sample: Score | None = None
 
     def row(self) -> dict[str, Any]:
-        """As a line of ``metrics.jsonl``: the score's values under its split's name, ``val_accuracy``."""
+        """The values for a line of ``metrics.jsonl``. The split's name prefixes those of the score."""
         values = asdict(self)
         score, sample = values.pop("score"), values.pop("sample")
         score = score or sample
@@ -79,16 +79,16 @@ class EpochResult:
 
 
 class TrainingState:
-    """All that changes during a training: weights, their average, the optimizer, and how far it is.
+    """Everything that changes during a training: weights, their average, optimizer and progress.
 
     Attributes:
-        model: the network that learns.
+        model: the network in training.
         step: optimisation steps done.
-        history: the results so far.
+        history: the results of all finished epochs.
         compiled: whether ``torch.compile`` is in use.
-        selection: of the pictures that take part in an epoch, where the recipe lets some rest.
-        skipped: the steps (from 1) that were skipped, see ``training.on_nonfinite``.
-        best_epoch, best_weights: of the epoch with the best ``val`` score; None without ``val``.
+        selection: chooses each epoch's pictures; None unless the recipe sets ``data.skip_easy``.
+        skipped: steps (from 1) that were skipped, see ``training.on_nonfinite``.
+        best_epoch, best_weights: the epoch that is best on ``val``, and its weights; None without ``val``.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class TrainingState:
             synchronise_norms(self.model)
         forward: nn.Module = self.model
         if world.size > 1:
-            # Statistics are either equal in all processes or sent before an evaluation: never in a step.
+            # No step sends running statistics: they are equal in all processes, or sent before an evaluation.
             new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # from 2.13
             buffers: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
             forward = DistributedDataParallel(
@@ -127,16 +127,16 @@ class TrainingState:
         self.forward: Callable[[Tensor], Tensor] = forward
         self.compiled = recipe.training.compile and can_compile(device)
         if self.compiled:
-            # Few sizes of pictures, and each compiled for itself: not one code for all.
+            # Pictures have few different sizes, so each size gets its own compiled code.
             self.forward = torch.compile(forward, mode=recipe.training.compile_mode, dynamic=False)
         self.average = copy.deepcopy(self.model).eval() if recipe.training.ema_decay else None
         self.optimizer = build_optimizer(recipe.optimizer, self.model)
         self.step = 0
-        # Of this epoch, kept on the device; of this process' pictures, each divided by all processes'.
+        # Losses of this epoch, on the device: this process's share of each step's mean over all processes.
         self.losses = torch.zeros(steps_per_epoch, device=device)
         self.hits = torch.zeros(
             (), dtype=torch.int64, device=device
-        )  # right answers, of this process' pictures
+        )  # correct answers in this epoch, for this process's pictures
         self.skipped: list[int] = []
         self.seconds_in_epoch = 0.0
         self.pictures_in_epoch = 0
@@ -146,37 +146,37 @@ class TrainingState:
 
     @property
     def uses_kernels(self) -> bool:
-        """Whether the CPU kernels take part, see :mod:`thumbnet.kernels`."""
+        """Whether the training uses the CPU kernels, see :mod:`thumbnet.kernels`."""
         return self.device.type == "cpu" and self.bf16 and not self.compiled and load_kernels() is not None
 
     @property
     def epoch(self) -> int:
-        """Epochs that are complete: the last one is, only when its result is in the history."""
+        """Number of finished epochs. An epoch is finished when its result is in the history."""
         return len(self.history)
 
     @property
     def step_in_epoch(self) -> int:
-        """Steps done of the epoch at hand."""
+        """Steps done in the current epoch."""
         return self.step - self.epoch * self.steps_per_epoch
 
     @property
     def lr(self) -> float:
-        """The recipe's rate at the present step."""
+        """The recipe's learning rate at the current step."""
         return self.recipe.optimizer.lr * factor_at(self.recipe.schedule, self.step, self.total_steps)
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """What is evaluated and kept: the average of the weights if the recipe has one."""
+        """The network to evaluate and keep: the average of the weights if the recipe asks for one."""
         return self.model if self.average is None else self.average
 
     def final_weights(self) -> dict[str, Tensor]:
-        """What the training leaves: the best epoch's weights by ``val``, else the last ones."""
+        """The weights to keep: those of the epoch that is best on ``val``, else the newest ones."""
         if self.best_weights is not None:
             return self.best_weights
         return {name: tensor.detach().clone() for name, tensor in self.evaluated_model.state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything as tensors and plain values, so that it loads with ``weights_only=True``."""
+        """The whole state as tensors and plain values, which load with ``weights_only=True``."""
         return {
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -194,7 +194,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave.
+        """Restore what :meth:`state_dict` returned.
 
         Raises:
             KeyError, RuntimeError, ValueError: it belongs to another training.
@@ -218,24 +218,25 @@ class TrainingState:
             self.selection.load_state_dict(state["selection"])
 
     def all_losses(self) -> Tensor:
-        """This epoch's losses over all processes' pictures: float32 [steps_per_epoch], on the CPU."""
+        """This epoch's losses, summed over all processes: float32 [steps_per_epoch], on the CPU."""
         return self.world.sum(self.losses.cpu().clone())
 
     def all_hits(self) -> int:
-        """Right answers in this epoch so far, of all processes' pictures."""
+        """Number of correct answers in this epoch, over all processes."""
         return int(self.world.sum(self.hits.cpu().clone()))
 
     def mean_loss(self) -> float:
-        """Of this epoch's steps, but for skipped ones."""
+        """Mean loss of this epoch's steps, without skipped ones; nan if there are no others."""
         done = torch.arange(self.epoch * self.steps_per_epoch + 1, self.step + 1)
         kept = ~torch.isin(done, torch.tensor(self.skipped, dtype=torch.int64))
         return float(self.all_losses()[kept].double().mean()) if bool(kept.any()) else math.nan
 
     def check_losses(self) -> float:
-        """The newest loss, once it is sure that all of this epoch's are finite.
+        """Check this epoch's losses and return the newest one.
 
         Raises:
-            DivergedError: names the first step whose loss was not.
+            DivergedError: a loss is not finite and ``training.on_nonfinite`` is ``"stop"``. The error names
+                the first such step.
         """
         losses = self.all_losses()[: self.step_in_epoch]
         bad = (~losses.isfinite()).nonzero()
@@ -244,12 +245,12 @@ class TrainingState:
         return float(losses[-1])
 
     def raise_diverged(self, step: int, loss: float) -> None:
-        """Raise a :class:`DivergedError` for ``step``, from 1."""
+        """Raise a :class:`DivergedError` for ``step``, counted from 1."""
         lr = self.recipe.optimizer.lr * factor_at(self.recipe.schedule, step - 1, self.total_steps)
         raise DivergedError(step, loss, lr)
 
     def close_epoch(self, result: EpochResult) -> None:
-        """Keep the weights if they are the best so far, remember the result, and begin the next epoch."""
+        """Keep the weights if they are the best yet, record the result, and start the next epoch."""
         if result.score is not None and result.score.split == "val" and self._is_best(result.score):
             self.best_epoch = result.epoch
             weights = self.evaluated_model.state_dict()
@@ -261,15 +262,15 @@ class TrainingState:
         self.hits.zero_()
 
     def _is_best(self, score: Score) -> bool:
-        """Whether ``val`` is more accurate than in every epoch before, or as accurate with less loss."""
+        """Whether this ``val`` score beats every earlier one, by accuracy and then by loss."""
         before = [r.score for r in self.history if r.score is not None and r.score.split == "val"]
         return all((score.accuracy, -score.loss) > (s.accuracy, -s.loss) for s in before)
 
     def update_average(self) -> None:
-        """Draw the average towards the newest weights, and the running statistics with them."""
+        """Move the averaged weights and running statistics towards the newest ones."""
         if self.average is None:
             return
-        # Held down at first (1 - 9 / (10 + t)), or the average would keep the random beginning.
+        # The decay starts low (1 - 9 / (10 + step)), so that the average forgets the random initial weights.
         decay = min(self.recipe.training.ema_decay, (1 + self.step) / (10 + self.step))
         averaged, newest = self.average.state_dict().values(), self.model.state_dict().values()
         pairs = list(zip(averaged, newest, strict=True))
@@ -281,7 +282,7 @@ class TrainingState:
 
 
 def epoch_result_from_dict(values: dict[str, Any]) -> EpochResult:
-    """Back from ``dataclasses.asdict``."""
+    """Rebuild a result from the output of ``dataclasses.asdict``."""
     scores = {key: None if values[key] is None else Score(**values[key]) for key in ("score", "sample")}
     return EpochResult(**{**values, **scores})
 
@@ -293,15 +294,16 @@ def build_state(
     device: torch.device,
     world: World = ALONE,
 ) -> TrainingState:
-    """A new network and optimizer, seeded by the recipe.
+    """Build a new network and its optimizer, seeded by the recipe.
 
     Raises:
-        RunError: the recipe begins from a run that there is not, or that has another network.
+        RunError: the run in ``training.init`` does not exist or has another network.
+        OutOfMemoryError: the network does not fit into the device's memory.
         NetworkError: a network of the user's own fails on pictures of a size that the training uses.
     """
     keep_freed_memory()
     with memory_guard(str(device), "building the network", "Use a narrower one: --set model.width=0.5"):
-        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay the caller's
+        with torch.random.fork_rng(devices=[]):  # leave the caller's generator unchanged
             torch.manual_seed(derive_seed(recipe.seed, "weights"))
             size = prepared.preprocessing.size
             sizes = [size, *smaller_sizes(recipe.schedule, size)]
@@ -319,13 +321,13 @@ def build_state(
 
 
 def balanced_weights(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """In inverse proportion to the number of a class' pictures, 1 on average over them: float32 [classes]."""
+    """Class weights, inversely proportional to class size and 1 on average per picture: float32 [classes]."""
     counts = torch.bincount(labels.cpu(), minlength=num_classes)
     return len(labels) / (int((counts > 0).sum()) * counts.clamp(min=1)).float()
 
 
 def first_pictures(prepared: Prepared) -> torch.Tensor:
-    """Some training pictures, not augmented, normalised: float32 [N, 3, H, W]."""
+    """A random sample of training pictures, normalised but not augmented: float32 [N, 3, H, W]."""
     engine, normalise = prepared.train.engine, prepared.train.normalise
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(engine.labels), generator=generator)[:INITIAL_PICTURES]

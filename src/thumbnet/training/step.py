@@ -1,4 +1,4 @@
-"""One training step: the loss of a batch, its gradient, and what the optimizer makes of it."""
+"""One training step: the loss of a batch, its gradient, and the optimizer's update."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from thumbnet.training.state import TrainingState
 
 
 def train_step(state: TrainingState, batch: Batch, factor: float) -> Tensor:
-    """Take one step with ``batch``, at ``factor`` times every full learning rate.
+    """Train on ``batch`` at ``factor`` times every full learning rate.
 
-    ``fit`` and the learning-rate range test share it, so both see the same loss: with class weights, in
-    micro-batches, on small pictures where the schedule has them at ``state.step``. The caller counts the
-    step.
+    ``fit`` and the learning-rate range test share this function, so both see the same loss, with class
+    weights, micro-batches and the picture size that the schedule has at ``state.step``. The caller counts
+    the step.
 
     Returns:
-        The batch's mean loss, float32 []. Where several processes train, this process' share of it. The step
-        is in ``state.skipped`` if it was skipped because loss or gradient was not finite.
+        The batch's mean loss, float32 []; with several processes, this process's share of it. If the step
+        was skipped because the loss or a gradient was not finite, its number is in ``state.skipped``.
 
     Raises:
-        DivergedError: one step too many was skipped.
-        OutOfMemoryError: the step does not fit the device's memory.
+        DivergedError: more than ``training.max_skips`` steps were skipped.
+        OutOfMemoryError: the step does not fit into the device's memory.
     """
     recipe = state.recipe
     pictures = min(recipe.training.micro_batch or len(batch.images), len(batch.images))
@@ -63,18 +63,18 @@ def _smaller(state: TrainingState, pictures: int) -> str:
 
 
 def accumulate_gradients(state: TrainingState, batch: Batch) -> Tensor:
-    """The gradient of a batch's mean loss, in one pass or in several; returns that loss, float32 [].
+    """Compute the gradient of a batch's mean loss in one or several passes; return the loss, float32 [].
 
-    Where several processes train, each has its share of the batch: what is returned is its share of the
-    loss, and the gradient is that of the whole.
+    With several processes, each one has a share of the batch. It returns its share of the loss, but its
+    gradient is that of the whole batch.
     """
     settings, world = state.recipe.training, state.world
     size = settings.micro_batch or len(batch.images)
     parts = list(zip(batch.images.split(size), batch.labels.split(size), strict=True))
-    each = []  # picture's loss, for whoever chooses the next epoch's by it
+    each = []  # loss of each picture, by which the selection chooses the next epoch's
     whole = torch.zeros((), device=state.device)
     for number, (images, labels) in enumerate(parts, start=1):
-        # The last pass averages the processes' gradients, so each is multiplied by their number.
+        # The last pass averages the gradients over the processes, so each loss is multiplied by their number.
         with contextlib.nullcontext() if number == len(parts) else state.hold_gradients():
             with autocast(state.bf16, state.device):
                 logits = state.forward(images)
@@ -92,32 +92,32 @@ def accumulate_gradients(state: TrainingState, batch: Batch) -> Tensor:
 def summed_loss(
     logits: Tensor, labels: Tensor, settings: TrainingSettings, class_weights: Tensor | None
 ) -> Tensor:
-    """The cross-entropy of a batch's pictures, added up: float32 [].
+    """The sum of the pictures' cross-entropies: float32 [].
 
     Args:
         logits: float32 [B, classes].
-        labels: int64 [B]; ``NO_LABEL`` where a picture does not count.
+        labels: int64 [B]; ``NO_LABEL`` for a picture that does not count.
         settings: for the label smoothing.
-        class_weights: float32 [classes], by which a picture of each class counts; None for 1.
+        class_weights: weight of a picture by its class, float32 [classes]; None means 1 for all.
     """
     smoothing = settings.label_smoothing
     if class_weights is None:
         return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
-    # Not by cross_entropy's own weights: they would weight what smoothing adds by the other classes'.
+    # cross_entropy's own weights would weight each class's smoothed term by that class, not by the label's.
     losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
     return (losses * class_weights[labels.clamp(min=0)]).sum()
 
 
 @contextlib.contextmanager
 def skip_if_nonfinite(state: TrainingState) -> Iterator[Callable[[Tensor], bool]]:
-    """Gives a function that says whether to take the step whose loss it is told.
+    """Provide a function that decides, given the step's loss, whether to take the step.
 
-    With ``training.on_nonfinite = "stop"`` it says yes without looking: the losses are looked at every
-    ``LOOK_EVERY`` steps. With ``"skip"`` it looks at loss and gradients at once; if they are not finite, the
-    network's running statistics are put back to what they were before, too.
+    With ``training.on_nonfinite = "stop"`` it always says yes, because ``fit`` checks the losses every
+    ``LOOK_EVERY`` steps. With ``"skip"`` it checks loss and gradients at once. If they are not finite, it
+    restores the network's running statistics, records the skipped step and says no.
 
     Raises:
-        DivergedError: that was one skip too many.
+        DivergedError: more than ``training.max_skips`` steps were skipped.
     """
     if state.recipe.training.on_nonfinite == "stop":
         yield lambda loss: True

@@ -1,4 +1,4 @@
-"""A training as TensorBoard has it (the extra ``tensorboard``)."""
+"""Write a training's progress for TensorBoard (needs the extra ``tensorboard``)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FOLDER = "tensorboard"
 
 
 class TensorBoardWriter(Listener):
-    """Writes events below the run's folder: ``tensorboard --logdir runs`` shows all runs. A context manager.
+    """Writes events into the run's folder; ``tensorboard --logdir runs`` shows all runs. A context manager.
 
-    The tags are those of PyTorch's own tutorial, against optimisation steps: ``Loss/train``, ``Loss/val`` or
-    ``Loss/test``, ``Accuracy/...`` (0 to 1), ``Learning rate``; and ``Speed/pictures per second``. Scores of
-    a sample of the pictures have ``sample`` in their tags. A resume
-    withdraws what the stopped training had written beyond its checkpoint.
+    The tags follow PyTorch's tutorial: ``Loss/train``, ``Loss/val`` or ``Loss/test``, ``Accuracy/...`` (0 to
+    1), ``Learning rate``, and also ``Speed/pictures per second``. The horizontal axis counts optimisation
+    steps. Scores on a sample of the pictures have ``sample`` in their tags. A resumed training hides the
+    events that the stopped one wrote after its checkpoint.
 
     Raises:
         MissingExtraError: tensorboard is not installed.
@@ -46,19 +46,19 @@ class TensorBoardWriter(Listener):
             self._writer.close()
 
     def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:
-        """Open the file of events, and write the recipe."""
+        """Open the event file and write the recipe."""
         self._writer = self._make(run.path / FOLDER, purge_step=state.step + 1 if state.step else None)
         if not state.step:
             self._writer.add_text("Recipe", f"```toml\n{state.recipe.to_toml()}\n```")
 
     def on_step(self, step: StepResult) -> None:
-        """The loss, whenever it has been looked at."""
+        """Write the loss whenever a new one was read from the device."""
         if step.loss is not None and step.loss != self._loss:
             self._loss = step.loss
             self._writer.add_scalar("Loss/train", step.loss, step.step)
 
     def on_epoch(self, result: EpochResult) -> None:
-        """What an epoch gave."""
+        """Write the results of an epoch."""
         self._writer.add_scalar("Learning rate", result.lr, result.step)
         self._writer.add_scalar("Speed/pictures per second", result.pictures_per_second, result.step)
         self._writer.add_scalar("Accuracy/train", result.train_accuracy, result.step)

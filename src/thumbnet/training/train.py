@@ -1,6 +1,7 @@
-"""From data and a recipe to a run: the whole training, without printing anything.
+"""Train a network from data and a recipe, and leave a run.
 
-What there is to show goes to a :class:`~thumbnet.training.listener.Listener`; the command line has one.
+Nothing here prints. A :class:`~thumbnet.training.listener.Listener` receives the progress; the command line
+has its own.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ from thumbnet.training.state import TrainingState, build_state
 
 @dataclass(frozen=True)
 class Plan:
-    """What a new training is to do.
+    """What a new training should do.
 
     Attributes:
-        data, recipe, overrides, out, data_dir: as for :func:`train`.
-        continued: the finished run that this one trains for longer, if any.
+        data, recipe, overrides, out, data_dir: see :func:`train`.
+        continued: the finished run that this one continues, if any.
     """
 
     data: Any
@@ -58,10 +59,10 @@ class Place:
     """Where a training runs.
 
     Attributes:
-        device: its name, such as ``auto``.
-        listener: is told what happens.
-        world: the processes.
-        started: when it was called, on ``time.perf_counter``.
+        device: the device's name, such as ``auto``.
+        listener: receives the events of the training.
+        world: the processes of the training.
+        started: when the caller started it, in seconds of ``time.perf_counter``.
     """
 
     device: str
@@ -85,26 +86,26 @@ def train(
     listener: Listener | None = None,
     auto_resume: bool = False,
 ) -> Run:
-    """Train a network and leave a run's folder.
+    """Train a network and write a run's folder.
 
     >>> run = train("digits", "digits", overrides=["training.epochs=1"], out=tmp / "run")
     >>> run.summary["split"], run.summary["epochs"]
     ('test', 1)
 
     Args:
-        data: what :func:`thumbnet.load_data` takes, or what it returned.
+        data: anything that :func:`thumbnet.load_data` accepts or returned.
         recipe: a name, a TOML file, or a :class:`~thumbnet.Recipe`; by default the one that
             :func:`~thumbnet.training.choose.default_recipe` names.
         overrides: ``"section.key=value"`` settings on top of ``recipe``.
-        out: the run's folder; a new one below ``runs/`` by default.
+        out: the run's folder; by default a new one in ``runs/``.
         device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``.
-        data_dir: where downloads are kept.
-        listener: is told what happens.
-        auto_resume: resume ``out`` if that run was begun, and leave it alone if it is complete. The same call
-            is then right however often a scheduler repeats it.
+        data_dir: folder for downloads.
+        listener: receives the events of the training.
+        auto_resume: resume the run in ``out`` if it has begun, and return it unchanged if it is complete. A
+            scheduler can then repeat the same call as often as it likes.
 
     Raises:
-        ThumbnetError: what the user can fix: data, recipe, folder, divergence, memory.
+        ThumbnetError: something that the user can fix: data, recipe, folder, divergence, memory.
     """
     started = time.perf_counter()
     if auto_resume and out is None:
@@ -131,24 +132,26 @@ def resume(
     data: Any = None,
     model: Callable[..., nn.Module] | None = None,
 ) -> Run:
-    """Resume an unfinished run. The result is the one that it would have had without the interruption.
+    """Resume an unfinished run. The result is the same as without the interruption.
 
     With ``more_epochs``, train a finished run for longer instead.
 
     Args:
         run_path: the run's folder.
         device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``.
-        listener: is told what happens.
-        more_epochs: train a finished run for this many more epochs, in a new run's folder: see
+        listener: receives the events of the training.
+        more_epochs: train a finished run for this many more epochs, in a new folder; see
             :mod:`thumbnet.training.continue_run`.
-        out, overrides: with ``more_epochs``, the new run's folder, and settings to change.
+        out: with ``more_epochs``, the new run's folder.
+        overrides: with ``more_epochs``, settings to change.
         data: the run's data, if they were in memory.
         model: the class or function that builds the run's network, if it is one of your own.
 
     Raises:
         RunError: there is no such run, it is complete (or, with ``more_epochs``, not complete), another
-            process trains in it, its checkpoint is damaged, or it needs a network of the user's own.
-        DataError: its data are gone or have changed.
+            process is training in it, its checkpoint is damaged, its data have changed, or it needs a network
+            of the user's own.
+        DataError: its data cannot be loaded any more.
     """
     started = time.perf_counter()
     with joined() as world, deterministic():
@@ -167,19 +170,19 @@ def resume(
 
 
 def _begin(plan: Plan, place: Place) -> Run:
-    """A new run."""
+    """Start a new run."""
     world, listener = place.world, place.listener
     if plan.out is not None and world.is_first:
         Run.check_free(plan.out)  # before anything is decoded
     device = place.choose_device()
     if device.type == "cpu":
-        # gcc compiles the kernels, if they are not there, while the data are read: 2 s less.
+        # If the kernels are not compiled yet, gcc compiles them while the data load, which saves 2 s.
         threading.Thread(target=load_kernels).start()
     with world.one_per_machine_first():
         recipe, loaded = choose_recipe(plan.data, plan.recipe, plan.overrides, plan.data_dir, listener)
         loaded.check_trainable()
         recipe = _with_absolute_init(recipe)
-        fingerprint = loaded.fingerprint()  # of all training pictures, however many are set aside
+        fingerprint = loaded.fingerprint()  # of all training pictures, including those set aside below
         data = with_calibration_split(loaded, recipe.data)
         listener.on_data(data)
         if plan.continued is not None:
@@ -198,9 +201,9 @@ def _begin(plan: Plan, place: Place) -> Run:
 
 
 def _resume(path: str | Path, data: Any, place: Place, complete_is_fine: bool = False) -> Run:
-    """The rest of a run. ``data`` are its own, if they were in memory."""
+    """Train the rest of a run. ``data`` are the run's data if they were in memory."""
     world = place.world
-    run = Run.open(path) if world.is_first else Run(Path(path))  # it need not be on every machine
+    run = Run.open(path) if world.is_first else Run(Path(path))  # the folder need not exist on every machine
     with run.locked(_wait(world)) if world.is_first else nullcontext():
         if world.from_first(run.is_complete):
             if complete_is_fine:
@@ -227,10 +230,10 @@ def _resume(path: str | Path, data: Any, place: Place, complete_is_fine: bool = 
 def _loaded_again(
     run: Run, recipe: Recipe, settings: dict[str, Any], given: Any, place: Place
 ) -> tuple[Data, str]:
-    """A run's data with its calibration split, and their fingerprint.
+    """Load a run's data again, with its calibration split; return them and their fingerprint.
 
     Raises:
-        RunError: they have changed since the run began.
+        RunError: the data have changed since the run began.
     """
     with place.world.one_per_machine_first():
         source = _own_data(settings.get("data"), run.path, given)
@@ -250,7 +253,7 @@ def _loaded_again(
 
 
 def _restore(state: TrainingState, checkpoint: dict[str, Any], run: Run) -> float:
-    """Load a checkpoint into ``state``; the seconds that the run had taken until then."""
+    """Load a checkpoint into ``state``; return the seconds that the run had taken until then."""
     try:
         state.load_state_dict(checkpoint["state"])
         return float(checkpoint["seconds_total"])
@@ -260,7 +263,7 @@ def _restore(state: TrainingState, checkpoint: dict[str, Any], run: Run) -> floa
 
 
 def _settings(plan: Plan, data: Data, fingerprint: str) -> dict[str, Any]:
-    """What ``run.json`` holds."""
+    """The contents of ``run.json``."""
     settings = {
         "data": _where_again(data.source),
         "data_dir": None if plan.data_dir is None else str(Path(plan.data_dir).resolve()),
@@ -270,21 +273,21 @@ def _settings(plan: Plan, data: Data, fingerprint: str) -> dict[str, Any]:
 
 
 def _own_data(source: str | None, run: str | Path, given: Any) -> Any:
-    """What to load a run's data from again: ``given``, or the ``source`` that it has noted.
+    """Where to load a run's data from: ``given``, else the ``source`` that the run recorded.
 
     Raises:
-        RunError: its data were in memory, and none are given.
+        RunError: the run's data were in memory, and ``given`` is None.
     """
     if given is None and source is None:
         raise RunError(
-            f"the data of {run} were in memory, so only Python can go on with it: "
+            f"the data of {run} were in memory, so only Python can resume it: "
             "thumbnet.resume(RUN, data=(images, labels))"
         )
     return source if given is None else given
 
 
 def _where_again(source: str) -> str | None:
-    """What to load data from again, also from another folder; None if they were in memory."""
+    """A source from which the data can be loaded in any working folder; None if they were in memory."""
     if not can_be_loaded_again(source):
         return None
     is_path = source not in NAMED and not source.startswith("hf:")
@@ -292,7 +295,7 @@ def _where_again(source: str) -> str | None:
 
 
 def _with_absolute_init(recipe: Recipe) -> Recipe:
-    """A resume may run in another folder."""
+    """Make the path of the initial weights absolute, because a resume may run in another folder."""
     source = recipe.training.init
     if not source or source.startswith("hf:"):
         return recipe
@@ -301,7 +304,7 @@ def _with_absolute_init(recipe: Recipe) -> Recipe:
 
 
 def _wait(world: World) -> float:
-    """Seconds to wait for a run's lock: after a restart, the processes before may still be ending."""
+    """Seconds to wait for a run's lock: after torchrun's restart, earlier processes may still be ending."""
     return 0.0 if world.size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ else 30.0
 
 
@@ -309,14 +312,14 @@ def _check_same_everywhere(fingerprint: str, source: str, world: World) -> None:
     """Check that all processes of a training have the same data.
 
     Raises:
-        DataError: the first process has other data.
+        DataError: this process has other data than the first one.
     """
     if world.from_first(fingerprint) != fingerprint:
-        raise DataError(f"{source} is not the same here as where the first process runs")
+        raise DataError(f"{source} holds other data here than where the first process runs")
 
 
 def _check_unchanged(continued: Continuation, fingerprint: str, source: str) -> None:
-    """Check that a finished run's data are still what it was trained on.
+    """Check that a finished run's data are the ones that it was trained on.
 
     Raises:
         RunError: they have changed.

@@ -19,10 +19,10 @@ def begin_from(model: nn.Module, settings: ModelSettings, source: str, class_nam
     and keeps its other rows. Only weights are read: code that ``source`` names is not imported.
 
     Args:
-        model: the network of ``settings``, with a row in its last layer for each of ``class_names``.
-        settings: the recipe's.
+        model: the network that ``settings`` describe, with one row in its last layer per class.
+        settings: the recipe's model settings.
         source: a run's folder, a ``model.safetensors``, or ``hf:OWNER/NAME``.
-        class_names: of the new data.
+        class_names: class names of the new data.
 
     Raises:
         RunError: there is no such run, or it has another network.

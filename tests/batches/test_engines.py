@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import write_class_folders
+from thumbnet.batches import engines
+from thumbnet.batches.decoding import decode_split
+from thumbnet.batches.engines import (
+    MANY,
+    SAMPLE,
+    MemoryEngine,
+    WorkerEngine,
+    fits_in_memory,
+    sample_positions,
+)
+from thumbnet.batches.statistics import count_values
+from thumbnet.data.splits import ArraySplit, Split
+from thumbnet.errors import UnreadableImageError
+from thumbnet.sources.load import load_data
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Split:
+    return load_data(write_class_folders(tmp_path / "data", ["train", "test"])).splits["train"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_deliver_the_pictures_of_memory_in_the_asked_order(split: Split, workers: int) -> None:
+    decoded = decode_split(split, (16, 16), "pad").images
+    memory = MemoryEngine(decoded, torch.from_numpy(np.array(split.labels)))
+    others = WorkerEngine(split, (16, 16), "pad", workers)
+    batches = [torch.tensor([5, 0, 17]), torch.tensor([3]), torch.tensor([9, 9])]
+    for positions, a, b in zip(batches, memory.fetch(batches), others.fetch(batches), strict=True):
+        assert torch.equal(a, decoded[positions])
+        assert torch.equal(a, b)
+    assert torch.equal(memory.labels, others.labels)
+    assert torch.equal(memory.value_counts(), others.value_counts())
+
+
+def test_counts_that_are_known_are_not_made_again(split: Split) -> None:
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    known = torch.full((3, 256), 7)
+    assert MemoryEngine(images, torch.arange(2), known).value_counts() is known
+    assert torch.equal(MemoryEngine(images, torch.arange(2)).value_counts(), count_values(images))
+
+
+def test_a_picture_that_a_worker_cannot_read_is_our_error_with_its_name(split: Split, tmp_path: Path) -> None:
+    engine = WorkerEngine(split, (16, 16), "pad", 1)
+    bad = next((tmp_path / "data" / "train").rglob("*.png"))
+    bad.write_bytes(b"no picture")
+    with pytest.raises(UnreadableImageError, match=bad.name):
+        list(engine.fetch(torch.arange(len(split)).split(4)))
+
+
+def test_a_split_fits_if_it_takes_less_than_a_quarter_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.zeros((10, 8, 8, 3), np.uint8)
+    split = ArraySplit(images, np.zeros(10, np.int64), "x")
+    memory = namedtuple("memory", "total")
+    for total, fits in ((4 * 10 * 8 * 8 * 3, False), (4 * 10 * 8 * 8 * 3 + 4, True)):
+        monkeypatch.setattr(engines.psutil, "virtual_memory", lambda total=total: memory(total))
+        assert fits_in_memory(split, (8, 8)) is fits
+
+
+def test_only_very_many_pictures_are_sampled_and_always_the_same_ones() -> None:
+    assert torch.equal(sample_positions(MANY), torch.arange(MANY))
+    sampled = sample_positions(MANY + 1)
+    assert 0.9 * SAMPLE < len(sampled) <= SAMPLE
+    assert bool((sampled.diff() > 0).all())
+    assert torch.equal(sampled, sample_positions(MANY + 1))

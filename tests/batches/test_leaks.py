@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import noise
+from thumbnet.batches.engines import Engine, MemoryEngine, WorkerEngine
+from thumbnet.batches.leaks import (
+    DIGESTS_NAME,
+    LEAKS_NAME,
+    RepeatSearch,
+    engine_digests,
+    lines_about,
+    snapshot,
+    training_digests,
+)
+from thumbnet.data.splits import ArraySplit, Split
+from thumbnet.errors import RunError
+
+NAMES = ("cat", "dog")
+
+
+def split_of(seeds: list[int], labels: list[int], name: str) -> ArraySplit:
+    return ArraySplit(np.stack([noise(seed) for seed in seeds]), np.array(labels), name)
+
+
+def engine_of(split: ArraySplit) -> MemoryEngine:
+    return MemoryEngine(torch.from_numpy(split.images).permute(0, 3, 1, 2), torch.from_numpy(split.labels))
+
+
+def search(train: ArraySplit, test: ArraySplit) -> RepeatSearch:
+    splits: dict[str, Split] = {"train": train, "test": test}
+    engines: dict[str, Engine] = {"train": engine_of(train), "test": engine_of(test)}
+    return RepeatSearch(engines, splits, NAMES)
+
+
+def test_leaks_conflicts_and_repeats_are_told_and_written(tmp_path: Path) -> None:
+    train = split_of([1, 2, 3, 3], [0, 1, 0, 1], "train")
+    test = split_of([9, 2], [0, 1], "test")
+    found = search(train, test).finish(tmp_path)
+    assert found is not None
+    assert (found["leaks"], found["conflicts"], found["repeated"]["train"]) == (1, 1, 1)
+    leak, conflict, *rest = found["lines"]
+    assert leak.startswith("warning: 1 of the 2 test pictures are also in train")
+    assert "two classes" in conflict
+    assert "cat" in conflict
+    assert "dog" in conflict
+    assert rest == ["1 train picture repeats another of train"]
+    rows = [json.loads(line) for line in (tmp_path / LEAKS_NAME).read_text().splitlines()]
+    assert [row["kind"] for row in rows] == ["leak", "two classes"]
+    assert {one["split"] for one in rows[0]["pictures"]} == {"train", "test"}
+    assert {one["class"] for one in rows[1]["pictures"]} == {"cat", "dog"}
+
+
+def test_clean_data_leave_no_lines_and_take_an_old_file_away(tmp_path: Path) -> None:
+    (tmp_path / LEAKS_NAME).write_text("old")
+    train, test = split_of([1, 2], [0, 1], "train"), split_of([3, 4], [0, 1], "test")
+    looking = search(train, test)
+    found = looking.finish(tmp_path)
+    assert found is not None
+    assert found["lines"] == []
+    assert looking.is_done
+    assert not (tmp_path / LEAKS_NAME).exists()
+    digests = training_digests(tmp_path)
+    assert digests is not None
+    assert np.array_equal(digests, np.asarray(engine_digests(engine_of(train))))
+
+
+def test_pictures_decoded_during_the_training_are_not_compared(tmp_path: Path) -> None:
+    train = split_of([1, 2], [0, 1], "train")
+    engine = WorkerEngine(train, (16, 16), "pad", 1)
+    looking = RepeatSearch({"train": engine}, {"train": train}, NAMES)
+    assert looking.is_done
+    assert looking.finish(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+    about = lines_about(engine, train, "x", labels=train.labels, class_names=NAMES, trained_on=None)
+    assert about == ["pictures were not compared: there are too many to hold them in memory"]
+
+
+def test_other_data_are_compared_with_the_training_split() -> None:
+    trained_on = engine_digests(engine_of(split_of([1, 2, 3], [0, 1, 0], "train")))
+    other = split_of([7, 2, 8, 8], [0, 1, 0, 0], "test")
+    lines = lines_about(
+        engine_of(other), other, "test", labels=other.labels, class_names=NAMES, trained_on=trained_on
+    )
+    assert lines[0].startswith("warning: 1 of these 4 pictures were in the training split")
+    assert other.name(1) in lines[0]
+    assert lines[1:] == ["1 test picture repeats another of test"]
+    unknown = lines_about(
+        engine_of(other), other, "test", labels=other.labels, class_names=NAMES, trained_on=None
+    )
+    assert unknown == lines[1:]
+
+
+def test_a_run_without_digests_has_none_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    assert training_digests(tmp_path) is None
+    path = tmp_path / DIGESTS_NAME
+    path.write_bytes(b"damaged")
+    with pytest.raises(RunError, match="cannot read"):
+        training_digests(tmp_path)
+    np.save(path, np.zeros((3, 2), np.float32))
+    with pytest.raises(RunError, match="does not hold digests"):
+        training_digests(tmp_path)
+
+
+def test_a_snapshot_of_pictures_on_the_cpu_is_the_engine_itself() -> None:
+    engine = engine_of(split_of([1], [0], "train"))
+    assert snapshot(engine) is engine

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import noise
+from thumbnet.batches.engines import MemoryEngine, WorkerEngine
+from thumbnet.batches.notes import (
+    FLAT,
+    copied_notes,
+    epoch_seconds,
+    flat_note,
+    is_flat,
+    picture_notes,
+    size_note,
+)
+from thumbnet.data.repeats import CopiedClass, Repeats
+from thumbnet.data.splits import ArraySplit
+from thumbnet.recipes.recipe import load_recipe
+
+CPU = torch.device("cpu")
+
+
+def test_a_picture_is_flat_if_no_channel_varies_by_more_than_the_limit() -> None:
+    plain = np.full((16, 16, 3), 100, np.uint8)
+    at_limit, beyond, lone = plain.copy(), plain.copy(), plain.copy()
+    at_limit[0, 0, 1] += FLAT
+    beyond[8, 8, 1] += FLAT + 1
+    lone[3, 7, 2] = 255  # a pixel that a coarse look misses
+    found = is_flat(np.stack([plain, at_limit, beyond, lone, noise(1)]))
+    assert found.tolist() == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("flat", "total", "warns"), [(1, 50, False), (2, 50, True), (3, 300, False), (4, 300, True)]
+)
+def test_more_than_one_in_a_hundred_flat_pictures_are_a_warning(flat: int, total: int, warns: bool) -> None:
+    (note,) = flat_note(np.arange(total) < flat, ["a.png"])
+    assert note.startswith("warning: ") is warns
+    assert f"{flat} of {total} training pictures" in note
+    assert note.endswith("such as a.png")
+
+
+def test_no_flat_picture_is_no_note() -> None:
+    assert flat_note(np.zeros(10, dtype=bool), []) == []
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_flat_training_pictures_are_named_for_both_engines(in_memory: bool) -> None:
+    images = np.stack([noise(1), np.full((16, 16, 3), 9, np.uint8), noise(2)])
+    split = ArraySplit(images, np.array([0, 1, 0]), "train")
+    memory = MemoryEngine(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(split.labels))
+    engine = memory if in_memory else WorkerEngine(split, (16, 16), "pad", 1)
+    (note,) = picture_notes(engine, split)
+    assert "1 of 3" in note
+    assert split.name(1) in note
+
+
+def test_a_copied_class_is_a_warning_that_names_both() -> None:
+    repeats = Repeats((), (), {}, (CopiedClass("train", 1, 0, 19, 20),))
+    (note,) = copied_notes(repeats, ("cat", "dog"))
+    assert note.startswith("warning: the class 'dog' is a copy of 'cat': 19 of its 20 pictures in train")
+
+
+def test_the_note_on_size_scales_the_time_by_the_area(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thumbnet.batches.notes.epoch_seconds", lambda *_: 30.0)
+    note = size_note((400, 200), (96, 48), 1000, load_recipe("tutorial"), 3, CPU)
+    assert "400x200" in note
+    assert "96x48" in note
+    assert "about 30 s at this size" in note
+    assert "about 9 min at their own" in note
+    assert "--image-size 400x200" in note
+
+
+def test_an_epochs_time_grows_with_the_pictures_and_draws_no_random_number_of_the_callers() -> None:
+    recipe = load_recipe("tutorial", ["model.name=resnet20", "model.width=0.25"])
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    few = epoch_seconds((16, 16), 100, recipe, 3, CPU)
+    assert torch.equal(torch.rand(2), expected)
+    assert 0 < few < epoch_seconds((16, 16), 100_000, recipe, 3, CPU)

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thumbnet.batches.batches import NO_LABEL, Batch
+from thumbnet.errors import DivergedError, OutOfMemoryError
+from thumbnet.recipes.recipe import load_recipe
+from thumbnet.recipes.settings import TrainingSettings
+from thumbnet.training.state import TrainingState
+from thumbnet.training.step import accumulate_gradients, summed_loss, train_step
+
+CPU = torch.device("cpu")
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(3 * 64, 3))
+
+
+def state_of(*overrides: str, model: nn.Module | None = None) -> TrainingState:
+    plain = ["training.precision=fp32", "training.epochs=4", "optimizer.weight_decay=0.0"]
+    recipe = load_recipe("tutorial", [*plain, *overrides])
+    return TrainingState(model or linear(), recipe, 3, CPU)
+
+
+def batch_of(count: int = 8) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    return Batch(torch.randn(count, 3, 16, 16, generator=generator), torch.arange(count) % 3)
+
+
+def test_a_step_moves_the_weights_by_the_rate_times_the_gradient() -> None:
+    state, batch = (
+        state_of("optimizer.momentum=0.0", "optimizer.nesterov=false", "optimizer.lr=0.4"),
+        batch_of(),
+    )
+    twin = linear()
+    expected = F.cross_entropy(twin(batch.images), batch.labels)
+    expected.backward()
+    loss = train_step(state, batch, factor=0.25)
+    torch.testing.assert_close(loss, expected.detach())
+    for mine, theirs in zip(state.model.parameters(), twin.parameters(), strict=True):
+        assert theirs.grad is not None
+        torch.testing.assert_close(mine.detach(), theirs.detach() - 0.1 * theirs.grad)
+
+
+def test_a_step_forgets_the_gradient_of_the_one_before() -> None:
+    state = state_of()
+    train_step(state, batch_of(), 0.0)
+    first = [p.grad.clone() for p in state.model.parameters() if p.grad is not None]
+    train_step(state, batch_of(), 0.0)
+    again = [p.grad for p in state.model.parameters() if p.grad is not None]
+    assert len(first) == len(again) == 2
+    for one, other in zip(first, again, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_step_counts_right_answers_and_leaves_counting_steps_to_the_caller() -> None:
+    state, batch = state_of(), batch_of()
+    right = int((linear()(batch.images).argmax(dim=1) == batch.labels).sum())
+    train_step(state, batch, 1.0)
+    assert int(state.hits) == right
+    assert state.step == 0
+
+
+def test_the_network_sees_small_pictures_while_the_schedule_says_so() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    class Watching(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(tuple(x.shape[-2:]))
+            return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
+
+    state = state_of("schedule.small_until=0.5", "schedule.small_sides=[0.5]", model=Watching(*linear()))  # type: ignore[misc]
+    large = Batch(torch.zeros(2, 3, 64, 64), torch.tensor([0, 1]))
+    for state.step in (0, 5, 6, 11):
+        train_step(state, large, 0.1)
+    assert seen == [(32, 32), (32, 32), (64, 64), (64, 64)]
+
+
+def test_pictures_without_a_label_count_neither_in_loss_nor_gradient() -> None:
+    whole, masked = state_of(), state_of()
+    images, labels = batch_of(4).images, batch_of(4).labels
+    loss = accumulate_gradients(whole, Batch(images, labels))
+    hidden = Batch(torch.cat([images, images]), torch.cat([labels, torch.full((4,), NO_LABEL)]), total=4)
+    torch.testing.assert_close(accumulate_gradients(masked, hidden), loss)
+    for one, other in zip(whole.model.parameters(), masked.model.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_a_class_weight_multiplies_the_loss_of_its_pictures() -> None:
+    logits, labels = torch.randn(4, 2), torch.tensor([0, 0, 0, 1])
+    settings = TrainingSettings(label_smoothing=0.0)
+    plain = [summed_loss(logits[i : i + 1], labels[i : i + 1], settings, None) for i in range(4)]
+    weighted = summed_loss(logits, labels, settings, torch.tensor([0.5, 3.0]))
+    torch.testing.assert_close(weighted, 0.5 * sum(plain[:3]) + 3.0 * plain[3])
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_although_the_loss_is() -> None:
+    class Explosive(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: object, *gradients: Tensor) -> Tensor:
+            return gradients[0] * torch.inf
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = linear()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Explosive.apply(self.inner(x))  # type: ignore[no-any-return, no-untyped-call]
+
+    state = state_of("training.on_nonfinite=skip", "training.max_skips=1", model=Net())
+    before = [p.detach().clone() for p in state.model.parameters()]
+    assert bool(train_step(state, batch_of(), 1.0).isfinite())
+    assert state.skipped == [1]
+    assert all(torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
+    state.step = 1
+    with pytest.raises(DivergedError, match="step 2"):
+        train_step(state, batch_of(), 1.0)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        RuntimeError("could not create a primitive"),
+        RuntimeError("could not execute a primitive"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+    ],
+)
+def test_memory_refused_to_the_optimizer_is_our_error(
+    refusal: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = state_of("training.micro_batch=6")
+
+    def refuse() -> None:
+        raise refusal
+
+    monkeypatch.setattr(state.optimizer, "step", refuse)
+    with pytest.raises(OutOfMemoryError, match=r"6 pictures in a forward pass.*\n.*--micro-batch 3"):
+        train_step(state, batch_of(), 1.0)
+
+
+def test_other_errors_of_a_network_pass_through() -> None:
+    class Wrong(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        train_step(state_of(model=Wrong()), batch_of(), 1.0)
