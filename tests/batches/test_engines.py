@@ -62,7 +62,7 @@ def test_a_split_fits_if_it_takes_less_than_a_quarter_of_the_memory(monkeypatch:
     split = ArraySplit(images, np.zeros(10, np.int64), "x")
     memory = namedtuple("memory", "total")
     for total, fits in ((4 * 10 * 8 * 8 * 3, False), (4 * 10 * 8 * 8 * 3 + 4, True)):
-        monkeypatch.setattr(engines.psutil, "virtual_memory", lambda total=total: memory(total))
+        monkeypatch.setattr("psutil.virtual_memory", lambda total=total: memory(total))
         assert fits_in_memory(split, (8, 8)) is fits
 
 
