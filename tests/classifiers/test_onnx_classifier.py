@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from helpers import coloured_data
+from thumbnet.classifiers.base import Classifier
 from thumbnet.classifiers.load import load_run
 from thumbnet.classifiers.onnx_classifier import OnnxClassifier
 from thumbnet.errors import DataError, RunError, UnreadableImagesError
@@ -76,3 +77,7 @@ def test_what_is_no_exported_model(onnx_file: Path, tmp_path: Path) -> None:
         onnx.save(model, broken)
         with pytest.raises(RunError, match=message):
             OnnxClassifier(broken)
+
+
+def _both(run: Run, onnx_file: Path) -> tuple[Classifier, Classifier]:
+    return load_classifier(run.path), load_classifier(onnx_file)

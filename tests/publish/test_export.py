@@ -12,8 +12,7 @@ from PIL import Image
 
 import thumbnet
 from helpers import TINY, coloured, coloured_data, noise, write_picture
-from thumbnet.classifiers.base import Classifier
-from thumbnet.classifiers.load import load_classifier, load_run
+from thumbnet.classifiers.load import load_run
 from thumbnet.classifiers.onnx_classifier import OnnxClassifier
 from thumbnet.cli import main
 from thumbnet.data.splits import ArraySplit, Data, Split
@@ -66,10 +65,6 @@ def test_a_check_sees_another_network(tiny_run: Run, tmp_path: Path) -> None:
     other = Run(tmp_path)
     other.save_weights(weights, load_run(tiny_run.path).info)
     assert check_export(tiny_run.path, other.weights_path, coloured_data(), "test").largest_difference > 0.01
-
-
-def _both(run: Run, onnx_file: Path) -> tuple[Classifier, Classifier]:
-    return load_classifier(run.path), load_classifier(onnx_file)
 
 
 def test_without_torch(onnx_file: Path, tmp_path: Path) -> None:
