@@ -8,7 +8,7 @@ from PIL import Image
 
 from helpers import coloured_data
 from thumbnet.classifiers.base import Classifier
-from thumbnet.classifiers.load import load_run
+from thumbnet.classifiers.load import load_classifier, load_run
 from thumbnet.classifiers.onnx_classifier import OnnxClassifier
 from thumbnet.errors import DataError, RunError, UnreadableImagesError
 from thumbnet.publish.export import export

@@ -15,7 +15,7 @@ from thumbnet.runs.folder import Run
         (["--timeout", "0"], "must be more than 0"),
         (["--max-megabytes", "-1"], "must be more than 0"),
         (["--api-key-file", "nowhere"], "cannot read the API key in nowhere"),
-        (["--api-key-file", "empty"], "an API key is expected"),
+        (["--api-key-file", "empty"], "it must hold the API key"),
         (["--port", "99999"], "cannot listen"),
         (["--host", "192.0.2.1", "--port", "0"], "cannot listen"),
     ],
