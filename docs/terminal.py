@@ -2,7 +2,8 @@
 
     python docs/terminal.py
 
-Runs a real command in a pseudo-terminal of 80 columns, and saves what is on its screen in the end.
+Runs a real command in a pseudo-terminal of 80 columns, and saves what is on its screen at the end. Run it when the
+computer has nothing else to do, as the picture shows times.
 """
 
 from __future__ import annotations
@@ -79,8 +80,9 @@ def draw(command: str, lines: list[str], path: Path) -> None:
     with open(os.devnull, "w") as nowhere:
         console = Console(record=True, width=COLUMNS, file=nowhere, force_terminal=True)
         console.print(f"[bold]$ {command}[/]", highlight=False)
-        text = Text.from_ansi("\n".join(lines).rstrip())
-        console.print(text, soft_wrap=True, highlight=False)
+        for line in Text.from_ansi("\n".join(lines).rstrip()).split():
+            for part in line.divide(range(COLUMNS, len(line), COLUMNS)):  # as a terminal breaks lines
+                console.print(part, soft_wrap=True, highlight=False)
         picture = console.export_svg(title="thumbnet", unique_id="terminal")
     path.write_text(re.sub(r"\s*@font-face \{.*?\}", "", picture, flags=re.DOTALL))
 
