@@ -2,8 +2,8 @@
 
     python docs/terminal.py
 
-Runs a real command in a pseudo-terminal of 80 columns, and saves what is on its screen at the end. Run it when the
-computer has nothing else to do, as the picture shows times.
+It runs a real command in a pseudo-terminal of 80 columns and saves what is on the screen at the end. Run it
+while the computer has nothing else to do, because the picture shows times.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from rich.text import Text
 COMMAND = "thumbnet train digits --epochs 8"
 COLUMNS = 80
 IMAGE = Path(__file__).with_name("images") / "terminal.svg"
-# What rich moves and erases with; colours stay in the text.
+# The codes by which rich moves the cursor and erases lines. Colours stay in the text.
 CONTROL = re.compile(r"(\r|\n|\x1b\[\d*[AK]|\x1b\[\?25[lh])")
 
 
 def record(command: str) -> str:
-    """Run the command in an empty folder and return all that it writes to its terminal.
+    """Run the command in an empty folder and return everything that it writes to its terminal.
 
     Raises:
         RuntimeError: the command fails.
     """
-    beside = Path(sys.executable).parent  # the `thumbnet` of this environment
+    programs = Path(sys.executable).parent  # the `thumbnet` command of this environment
     environment = {
         **os.environ,
-        "PATH": f"{beside}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         "COLUMNS": str(COLUMNS),
         "TERM": "xterm-256color",
     }
@@ -57,9 +57,9 @@ def record(command: str) -> str:
 
 
 def screen(written: str) -> list[str]:
-    """The lines that are left on the screen, with their colours.
+    """Return the lines that remain on the screen, with their colours.
 
-    Rich always erases a line before it writes it anew, so a line is cleared and appended to, never overwritten.
+    Rich erases a line before it writes it again, so each line is only cleared and appended to.
     """
     lines, row = [""], 0
     for part in CONTROL.split(written):
