@@ -1,4 +1,4 @@
-"""An augmentation of one's own: any function of a picture, torchvision's and albumentations' included."""
+"""Your own augmentation: any function of a picture. Transforms of torchvision and albumentations work too."""
 
 import random
 
@@ -15,9 +15,9 @@ from thumbnet.training.state import TrainingState
 
 
 def tilt(picture: Image.Image) -> Tensor:
-    """Turned by up to 15 degrees; then float32 [3, H, W] in -1 to 1, as the network takes it.
+    """Rotate by up to 15 degrees and return float32 [3, H, W] from -1 to 1, as the network takes it.
 
-    With torchvision this would be ``Compose([RandomRotation(15), ToTensor(), Normalize(...)])``.
+    In torchvision this is ``Compose([RandomRotation(15), ToTensor(), Normalize(...)])``.
     """
     turned = picture.rotate(random.uniform(-15, 15), Image.Resampling.BILINEAR)
     return to_tensor(turned).float() / 127.5 - 1

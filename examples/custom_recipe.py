@@ -1,4 +1,4 @@
-"""A recipe of one's own, from a file and from Python; and what came of it beside the built-in one."""
+"""Your own recipe, from a file and from Python, and its result compared with the built-in one."""
 
 from pathlib import Path
 

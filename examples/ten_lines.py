@@ -1,4 +1,4 @@
-"""From data to a named picture, in ten lines of the library."""
+"""Train a network and classify a picture with it, in ten lines."""
 
 import thumbnet
 
