@@ -25,7 +25,11 @@ def test_predictions_as_json_csv_and_a_table(capsys: pytest.CaptureFixture[str])
     assert second["error"] == "cut short"
     prediction_printer("csv", 2)(results)
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert (rows[0]["class_1"], rows[0]["probability_2"], rows[1]["error"]) == ("cat", "0.250000", "cut short")
+    assert (rows[0]["class_1"], rows[0]["probability_2"], rows[1]["error"]) == (
+        "cat",
+        "0.250000",
+        "cut short",
+    )
     prediction_printer("table", 2)(results)
     shown = capsys.readouterr().out
     assert "\x1b" not in shown
