@@ -155,7 +155,7 @@ def test_what_is_no_exported_model(onnx_file: Path, tmp_path: Path) -> None:
     text = model.metadata_props[0].value
     for other, message in [
         (None, "no description"),
-        ("{}", "not understood"),
+        ("{}", "cannot read the description"),
         (text.replace("[", "[[[", 1), "not"),
     ]:
         del model.metadata_props[:]

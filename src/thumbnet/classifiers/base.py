@@ -83,7 +83,7 @@ class Classifier(ABC):
 
     @abstractmethod
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
-        """Compute the logits of one view of preprocessed pictures, divided by the temperature; see :meth:`logits`."""
+        """Compute the logits of one view of preprocessed pictures; see :meth:`logits`."""
 
     def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:
         """Compute logits, float32 [B, classes], of preprocessed pictures, uint8 [B, height, width, 3].
@@ -275,8 +275,8 @@ def _is_grey_batch(pictures: Any) -> bool:
         return False
     if shape[0] in CHANNELS:
         raise DataError(
-            f"an array of shape {list(shape)} is not a picture [H, W, channels]: move the channels to the end "
-            f"(array.transpose(1, 2, 0)), or give {shape[0]} grey pictures as [{shape[0]}, H, W, 1]"
+            f"an array of shape {list(shape)} is not a picture [H, W, channels]: move the channels to the "
+            f"end (array.transpose(1, 2, 0)), or give {shape[0]} grey pictures as [{shape[0]}, H, W, 1]"
         )
     return True
 
@@ -299,8 +299,8 @@ def _decoded(picture: Any, limits: tuple[float, float] | None) -> DecodedPicture
             if picture.shape[0] not in CHANNELS:
                 hint = ", which must come first" if picture.shape[2] in CHANNELS else ""
                 raise DataError(
-                    f"a tensor of shape {list(picture.shape)} is not a picture: expected [C, H, W] with 1, 3 or "
-                    f"4 channels{hint}"
+                    f"a tensor of shape {list(picture.shape)} is not a picture: expected [C, H, W] with 1, 3 "
+                    f"or 4 channels{hint}"
                 )
             picture = picture.transpose(1, 2, 0)
     if not isinstance(picture, np.ndarray):
@@ -311,8 +311,8 @@ def _decoded(picture: Any, limits: tuple[float, float] | None) -> DecodedPicture
     ok = picture.ndim == 2 or (picture.ndim == 3 and shape[2] in CHANNELS)
     if not ok or 0 in shape or picture.dtype.kind not in "uif":
         raise DataError(
-            f"an array of {picture.dtype} {list(shape)} is not a picture: expected [H, W] or [H, W, 1, 3 or 4], "
-            f"or a tensor [C, H, W], of {_expected(limits)}"
+            f"an array of {picture.dtype} {list(shape)} is not a picture: expected [H, W] or [H, W, 1, 3 or "
+            f"4], or a tensor [C, H, W], of {_expected(limits)}"
         )
     if picture.ndim == 3 and shape[2] == 1:
         picture = picture[:, :, 0]

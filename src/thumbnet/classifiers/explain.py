@@ -63,9 +63,10 @@ def likely_label_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.nda
     """Find pictures whose label is probably wrong, most likely errors first, by confident learning.
 
     A class's threshold is its mean probability on the pictures with that label. A label is doubted if, among
-    the classes whose thresholds the picture's probabilities reach, the most probable is not the label. Doubted
-    labels are ranked by how far their probability is behind the largest. The probabilities must come from a
-    network that was not trained on these pictures. Northcutt et al. 2021, https://arxiv.org/abs/1911.00068
+    the classes whose thresholds the picture's probabilities reach, the most probable is not the label.
+    Doubted labels are ranked by how far their probability is behind the largest. The probabilities must come
+    from a network that was not trained on these pictures. Northcutt et al. 2021,
+    https://arxiv.org/abs/1911.00068
 
     Args:
         probabilities: float [N, classes].

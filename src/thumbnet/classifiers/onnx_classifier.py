@@ -1,8 +1,9 @@
 """Classify pictures with an exported model and onnxruntime (the extra ``onnx``). Imports no torch.
 
 The file's metadata entry ``thumbnet`` is the same as in a ``model.safetensors``: network, classes and
-preprocessing. The graph takes pixels, uint8 [B, height, width, 3], normalises them, and returns logits, float32
-[B, classes]. A graph of the format ``onnx-any-size`` takes one picture of any size, [H, W, 3], and resizes it.
+preprocessing. The graph takes pixels, uint8 [B, height, width, 3], normalises them, and returns logits,
+float32 [B, classes]. A graph of the format ``onnx-any-size`` takes one picture of any size, [H, W, 3], and
+resizes it.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ WEIGHTS = {
     "mirror": [0.5, 0.5],
     "mirror-shift": [0.25, 0.125, 0.125, 0.25, 0.125, 0.125],
 }
-# If the largest logit leads the second by this much, its class is e times as probable, and `adaptive` looks at
-# one view only. Four fifths of CIFAR-10's pictures have this lead; six views would change the class of only one
-# in 370 of them.
+# If the largest logit leads the second by this much, its class is e times as probable, and `adaptive` looks
+# at one view only. Four fifths of CIFAR-10's pictures have this lead; six views would change the class of
+# only one in 370 of them.
 SURE_LEAD = 1.0
 
 A = TypeVar("A")
@@ -43,7 +43,7 @@ class Views(ABC, Generic[A]):
 
     @abstractmethod
     def where(self, logits: A, chosen: Callable[[np.ndarray], np.ndarray]) -> Any:
-        """Call ``chosen`` on the logits as a NumPy array; return its result as an index for this kind of array."""
+        """Call ``chosen`` on the logits as a NumPy array; return the result as an index for ``A``."""
 
     def of(self, pictures: A, tta: str) -> list[A]:
         """Return all views of ``pictures``, the plain one first; one per weight of ``WEIGHTS[tta]``."""
@@ -63,12 +63,16 @@ class Views(ABC, Generic[A]):
             forward: computes the logits of pictures.
             pictures: a batch.
             plain: ``forward(pictures)``; it is not changed.
-            tta: ``none``, ``mirror``, ``mirror-shift`` or ``adaptive``, which is ``mirror-shift`` for pictures
-                of uncertain class (see :func:`unsure`) and ``none`` for the others.
+            tta: ``none``, ``mirror``, ``mirror-shift`` or ``adaptive``, which is ``mirror-shift`` for
+                pictures of uncertain class (see :func:`unsure`) and ``none`` for the others.
             temperature: the temperature by which ``forward`` divides its logits.
         """
         result = self.copy(plain)
-        logits, some, compute = cast(Any, result), cast(Any, pictures), cast(Any, forward)  # both kinds have the same indexing
+        logits, some, compute = (
+            cast(Any, result),
+            cast(Any, pictures),
+            cast(Any, forward),
+        )  # both kinds index alike
         asked: Any = slice(None)
         if tta == "adaptive":
             tta, asked = "mirror-shift", self.where(result, lambda values: unsure(values, temperature))
