@@ -37,7 +37,7 @@ class Evaluation:
     Attributes:
         pictures: the number of pictures.
         accuracy: top-1 accuracy, 0 to 1.
-        balanced_accuracy: mean recall over the classes that have pictures, so that all classes weigh the same.
+        balanced_accuracy: mean recall over the classes that have pictures: all classes weigh the same.
         interval: the 95 % confidence interval of the accuracy (Wilson 1927).
         top5: share of pictures whose class is among the five most probable; None with five classes or fewer.
         loss: mean cross-entropy, in nats.
@@ -62,7 +62,7 @@ class Evaluation:
 
 
 def evaluate_logits(logits: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Evaluation:
-    """Compute all measures of ``logits`` (float [N, classes]) against ``labels`` (int64 [N]), N at least 1."""
+    """Measure ``logits`` (float [N, classes]) against ``labels`` (int64 [N]); N is at least 1."""
     count, classes = logits.shape
     log_probabilities = log_softmax(logits)
     predicted = logits.argmax(axis=1)
