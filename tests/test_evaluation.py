@@ -5,15 +5,9 @@ import pytest
 import torch
 from scipy.stats import binomtest
 from sklearn import metrics
-from torch import nn
 
-from helpers import coloured_data
-from thumbnet.batches.prepare import prepare
-from thumbnet.classifiers.logits import Tensors, collect_logits, predict_logits
 from thumbnet.evaluation import evaluate_logits, wilson_interval
-from thumbnet.recipes.recipe import load_recipe
 
-CPU = torch.device("cpu")
 NAMES = tuple("abcdefgh")
 
 
@@ -64,61 +58,3 @@ def test_calibration_error_by_hand() -> None:
 def test_top5_is_for_more_than_five_classes(sample: tuple[torch.Tensor, torch.Tensor]) -> None:
     logits, labels = sample
     assert evaluate_logits(logits[:, :5].numpy(), labels.clamp(max=4).numpy(), NAMES[:5]).top5 is None
-
-
-class Position(nn.Module):
-    """Logits that tell where the brightest pixel is: its column, and its row."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        index = x[:, 0].flatten(1).argmax(1)
-        return torch.stack([index % x.shape[3], index // x.shape[3]], 1).float()
-
-
-def test_test_time_augmentation_is_the_mean_over_its_views() -> None:
-    image = torch.zeros(1, 3, 16, 16)
-    image[0, :, 5, 3] = 1
-    model = Position()
-    assert predict_logits(model, image, bf16=False).tolist() == [[3, 5]]
-    assert predict_logits(model, image, bf16=False, tta="mirror").tolist() == [[7.5, 5]]  # (3 + 12) / 2
-    # Shifted by one both ways, the shifts cancel out.
-    assert predict_logits(model, image, bf16=False, tta="mirror-shift").tolist() == [[7.5, 5]]
-    assert [len(Tensors(CPU).of(image, tta)) for tta in ("none", "mirror", "mirror-shift")] == [1, 2, 6]
-    both = torch.cat([image, image.roll(2, 3)])  # leads of 2 and 0: the second is unsure
-    assert predict_logits(model, both, bf16=False, tta="adaptive").tolist() == [[3, 5], [7.5, 5]]
-    shifted = Tensors(CPU).of(image, "mirror-shift")[1]
-    assert shifted.shape == image.shape
-    assert model(shifted).tolist() == [[4, 6]]
-
-
-def test_collecting_sets_eval_mode_and_keeps_no_gradients() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 3), nn.Dropout(0.9))
-    recipe = load_recipe("tutorial", ["evaluation.batch_size=7"])
-    batches = prepare(coloured_data(), recipe, torch.device("cpu")).evaluation["test"]
-    first, labels = collect_logits(model, batches, bf16=False)
-    second, _ = collect_logits(model, batches, bf16=False)
-    assert not model.training
-    assert first.shape == (60, 3)
-    assert torch.equal(first, second)
-    assert not first.requires_grad
-    assert labels.tolist() == [0, 1, 2] * 20
-
-
-@pytest.mark.parametrize("tta", ["none", "mirror", "mirror-shift", "adaptive"])
-def test_logits_that_are_known_are_not_computed_again(tta: str) -> None:
-    recipe = load_recipe("tutorial", ["evaluation.batch_size=7"])
-    batches = prepare(coloured_data(), recipe, torch.device("cpu")).evaluation["test"]
-    model, pictures = nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), 0
-
-    def count(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        nonlocal pictures
-        pictures += len(inputs[0])
-
-    plain, _ = collect_logits(model, batches, bf16=False)
-    kept = plain.clone()
-    model.register_forward_pre_hook(count)
-    anew, _ = collect_logits(model, batches, bf16=False, tta=tta)
-    without, pictures = pictures, 0
-    known, _ = collect_logits(model, batches, bf16=False, tta=tta, plain=plain)
-    assert torch.equal(known, anew)
-    assert torch.equal(plain, kept)
-    assert pictures == without - 60

@@ -1,0 +1,105 @@
+"""From a network and pictures to logits, by torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import coloured_data
+from thumbnet.batches.batches import EvalBatches
+from thumbnet.batches.prepare import prepare
+from thumbnet.classifiers.logits import Tensors, collect_logits, collect_views, predict_logits
+from thumbnet.recipes.recipe import load_recipe
+
+CPU = torch.device("cpu")
+
+
+class Position(nn.Module):
+    """Logits that tell where the brightest pixel is: its column, and its row."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        index = x[:, 0].flatten(1).argmax(1)
+        return torch.stack([index % x.shape[3], index // x.shape[3]], 1).float()
+
+
+def test_test_time_augmentation_is_the_mean_over_its_views() -> None:
+    image = torch.zeros(1, 3, 16, 16)
+    image[0, :, 5, 3] = 1
+    model = Position()
+    assert predict_logits(model, image, bf16=False).tolist() == [[3, 5]]
+    assert predict_logits(model, image, bf16=False, tta="mirror").tolist() == [[7.5, 5]]  # (3 + 12) / 2
+    # Shifted by one both ways, the shifts cancel out.
+    assert predict_logits(model, image, bf16=False, tta="mirror-shift").tolist() == [[7.5, 5]]
+    assert [len(Tensors(CPU).of(image, tta)) for tta in ("none", "mirror", "mirror-shift")] == [1, 2, 6]
+    both = torch.cat([image, image.roll(2, 3)])  # leads of 2 and 0: the second is unsure
+    assert predict_logits(model, both, bf16=False, tta="adaptive").tolist() == [[3, 5], [7.5, 5]]
+    shifted = Tensors(CPU).of(image, "mirror-shift")[1]
+    assert shifted.shape == image.shape
+    assert model(shifted).tolist() == [[4, 6]]
+
+
+def test_collecting_sets_eval_mode_and_keeps_no_gradients() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 3), nn.Dropout(0.9))
+    recipe = load_recipe("tutorial", ["evaluation.batch_size=7"])
+    batches = prepare(coloured_data(), recipe, torch.device("cpu")).evaluation["test"]
+    first, labels = collect_logits(model, batches, bf16=False)
+    second, _ = collect_logits(model, batches, bf16=False)
+    assert not model.training
+    assert first.shape == (60, 3)
+    assert torch.equal(first, second)
+    assert not first.requires_grad
+    assert labels.tolist() == [0, 1, 2] * 20
+
+
+@pytest.mark.parametrize("tta", ["none", "mirror", "mirror-shift", "adaptive"])
+def test_logits_that_are_known_are_not_computed_again(tta: str) -> None:
+    recipe = load_recipe("tutorial", ["evaluation.batch_size=7"])
+    batches = prepare(coloured_data(), recipe, torch.device("cpu")).evaluation["test"]
+    model, pictures = nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), 0
+
+    def count(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        nonlocal pictures
+        pictures += len(inputs[0])
+
+    plain, _ = collect_logits(model, batches, bf16=False)
+    kept = plain.clone()
+    model.register_forward_pre_hook(count)
+    anew, _ = collect_logits(model, batches, bf16=False, tta=tta)
+    without, pictures = pictures, 0
+    known, _ = collect_logits(model, batches, bf16=False, tta=tta, plain=plain)
+    assert torch.equal(known, anew)
+    assert torch.equal(plain, kept)
+    assert pictures == without - 60
+
+
+def eval_batches() -> EvalBatches:
+    recipe = load_recipe("tutorial", ["evaluation.batch_size=7"])
+    return prepare(coloured_data(), recipe, CPU).evaluation["test"]
+
+
+@pytest.mark.parametrize("tta", ["none", "mirror", "mirror-shift", "adaptive"])
+def test_both_logits_come_of_one_reading_and_are_those_of_two(tta: str) -> None:
+    batches, model = eval_batches(), nn.Sequential(nn.Flatten(), nn.Linear(768, 3)).train()
+    logits, plain, labels = collect_views(model, batches, bf16=False, tta=tta)
+    assert not model.training
+    assert torch.equal(plain, collect_logits(model, batches, bf16=False)[0])
+    assert torch.equal(logits, collect_logits(model, batches, bf16=False, tta=tta)[0])
+    assert (logits is plain) is (tta == "none")
+    assert (logits.dtype, labels.dtype, labels.tolist()) == (torch.float32, torch.int64, [0, 1, 2] * 20)
+
+
+def test_known_logits_are_left_as_they_are() -> None:
+    image, model = torch.rand(2, 3, 16, 16), nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
+    plain = predict_logits(model, image, bf16=False)
+    kept = plain.clone()
+    assert not torch.equal(predict_logits(model, image, bf16=False, tta="mirror", plain=plain), plain)
+    assert torch.equal(plain, kept)
+
+
+def test_logits_are_float32_whatever_the_network_computes_in() -> None:
+    image, model = torch.rand(2, 3, 16, 16), nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
+    exact, rough = (predict_logits(model, image, bf16=bf16, tta="mirror") for bf16 in (False, True))
+    assert exact.dtype == rough.dtype == torch.float32
+    assert not torch.equal(exact, rough)
+    assert torch.allclose(exact, rough, atol=0.05)
