@@ -10,13 +10,9 @@ import pytest
 
 from helpers import TINY, coloured, coloured_data, noise, write_class_folders, write_picture
 from thumbnet import load_data, load_run
-from thumbnet.classifiers.temperature import fit_temperature
 from thumbnet.cli import main
-from thumbnet.data.calibration import with_calibration_split
-from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError
 from thumbnet.evaluation import evaluate_logits, log_softmax
-from thumbnet.recipes.settings import DataSettings
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights_info import WeightsInfo
 from thumbnet.training.train import train
@@ -131,47 +127,6 @@ def test_descriptions_of_older_versions_load_and_impossible_ones_do_not(run: Run
     for bad in ({"temperature": 0}, {"temperature": -1.0}, {"temperature": float("inf")}, {"tta": "twice"}):
         with pytest.raises(ValueError, match="temperature|augmentation"):
             WeightsInfo.from_json(json.dumps({**values, **bad}))
-
-
-def test_a_temperature_undoes_the_one_that_logits_were_made_with() -> None:
-    random = np.random.default_rng(0)
-    logits = random.normal(size=(4000, 5)) * 2
-    labels = np.array([random.choice(5, p=row) for row in np.exp(log_softmax(logits))])
-    assert fit_temperature(logits * 3, labels) == pytest.approx(3, rel=0.05)
-    assert fit_temperature(logits / 3, labels) == pytest.approx(1 / 3, rel=0.05)
-    right = np.eye(5)[np.arange(25) % 5] * 4
-    assert 0.2 < fit_temperature(right, np.arange(25) % 5) < 1  # all right: the prior holds it
-    assert fit_temperature(right[:19], np.arange(19) % 5) == 1.0
-
-
-def test_calibration_pictures_are_a_share_of_each_class_and_stay_the_same() -> None:
-    labels = np.repeat([0, 1, 2], [600, 300, 100])
-    images = np.zeros((1000, 16, 16, 3), dtype=np.uint8)
-    data = Data("x", "x", ("a", "b", "c"), {"train": ArraySplit(images, labels, "t")})
-    held = with_calibration_split(data, DataSettings()).splits
-    assert np.bincount(held["calibration"].labels).tolist() == [30, 15, 5]
-    assert len(held["train"]) == 950
-    few = with_calibration_split(data, DataSettings(calibration_pictures=20)).splits
-    assert len(few["calibration"]) == 20
-    assert with_calibration_split(data, DataSettings(calibration_pictures=0)) is data
-    persons = np.repeat(np.arange(100), 10).astype(str)
-    from dataclasses import replace
-
-    grouped = with_calibration_split(replace(data, groups={"train": persons}), DataSettings())
-    assert not set(grouped.groups["train"]) & set(grouped.groups["calibration"])
-    assert len(grouped.groups["train"]) == len(grouped.splits["train"]) == 950
-
-
-def test_calibration_lowers_the_error_on_the_digits_and_changes_no_accuracy(tmp_path: Path) -> None:
-    small = ["training.epochs=2", "model.width=0.25", "data.subset_size=600"]
-    found = train("digits", "digits", overrides=small, out=tmp_path / "run", device="cpu")
-    summary = found.summary
-    assert summary["calibrated_on"] == "calibration"
-    assert summary["calibration_pictures"] == 71
-    assert summary["calibration_error"] < 0.5 * summary["calibration_error_before"]
-    info = load_run(found.path, "cpu").info
-    assert info.temperature == summary["temperature"] != 1.0
-    assert load_run(found.path, "cpu").evaluate(load_data("digits"), "test").accuracy == summary["accuracy"]
 
 
 def test_a_run_trained_on_everything_says_that_nothing_was_measured(

@@ -4,11 +4,11 @@ from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from helpers import write_class_folders
-from thumbnet.batches import engines
 from thumbnet.batches.decoding import decode_split
 from thumbnet.batches.engines import (
     MANY,
@@ -62,7 +62,7 @@ def test_a_split_fits_if_it_takes_less_than_a_quarter_of_the_memory(monkeypatch:
     split = ArraySplit(images, np.zeros(10, np.int64), "x")
     memory = namedtuple("memory", "total")
     for total, fits in ((4 * 10 * 8 * 8 * 3, False), (4 * 10 * 8 * 8 * 3 + 4, True)):
-        monkeypatch.setattr(engines.psutil, "virtual_memory", lambda total=total: memory(total))
+        monkeypatch.setattr(psutil, "virtual_memory", lambda total=total: memory(total))
         assert fits_in_memory(split, (8, 8)) is fits
 
 

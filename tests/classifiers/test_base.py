@@ -97,7 +97,7 @@ def test_a_split_is_classified_batch_by_batch_with_its_progress() -> None:
 def test_labels_are_matched_by_the_names_of_the_classes() -> None:
     found = Brightness().classify_split(split_of([255, 0], [0, 1]), ("bright", "dark"))
     assert found.labels.tolist() == [2, 0]
-    with pytest.raises(DataError, match="does not know: mauve"):
+    with pytest.raises(DataError, match="does not know: mauve. It knows dark, middle, bright"):
         Brightness().classify_split(split_of([0], [0]), ("dark", "mauve"))
 
 

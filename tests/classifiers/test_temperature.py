@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from thumbnet import load_data, load_run
 from thumbnet.classifiers.temperature import calibrated, fit_temperature
 from thumbnet.data.calibration import FEWEST
 from thumbnet.evaluation import log_softmax
+from thumbnet.training.train import train
 
 
 def drawn(count: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -68,3 +72,15 @@ def test_dividing_keeps_type_order_and_predictions() -> None:
     assert np.array_equal(found, logits / 2)
     assert np.array_equal(found.argmax(axis=1), logits.argmax(axis=1))
     assert calibrated(logits, 1.0) is logits
+
+
+def test_calibration_lowers_the_error_on_the_digits_and_changes_no_accuracy(tmp_path: Path) -> None:
+    small = ["training.epochs=2", "model.width=0.25", "data.subset_size=600"]
+    found = train("digits", "digits", overrides=small, out=tmp_path / "run", device="cpu")
+    summary = found.summary
+    assert summary["calibrated_on"] == "calibration"
+    assert summary["calibration_pictures"] == 71
+    assert summary["calibration_error"] < 0.5 * summary["calibration_error_before"]
+    info = load_run(found.path, "cpu").info
+    assert info.temperature == summary["temperature"] != 1.0
+    assert load_run(found.path, "cpu").evaluate(load_data("digits"), "test").accuracy == summary["accuracy"]

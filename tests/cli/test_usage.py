@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers import TINY, coloured_data, write_class_folders
+from helpers import TINY, write_class_folders
 from thumbnet.cli import main
 from thumbnet.cli.usage import recipe_keys
-from thumbnet.runs.folder import Run
 from thumbnet.training.train import train
 
 
@@ -168,63 +167,6 @@ def test_help_shows_commands_as_they_are_typed(capsys: pytest.CaptureFixture[str
         with pytest.raises(SystemExit):
             main(words)
         assert program() in re.sub(r"\s+", " ", capsys.readouterr().out)
-
-
-def test_the_display_says_why_kernels_are_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from thumbnet.cli.progress import TrainingDisplay
-    from thumbnet.kernels import library
-
-    def shown(name: str) -> str:
-        library.forget()
-        with TrainingDisplay() as display:
-            run = train(
-                coloured_data(),
-                "resnet18",
-                overrides=[*TINY, "training.epochs=1"],
-                out=tmp_path / name,
-                listener=display,
-            )
-        assert isinstance(run, Run)
-        return capsys.readouterr().err
-
-    try:
-        if library.why_off() is None:
-            assert "without the faster CPU kernels: they compute in bf16" in shown("fp32")
-            monkeypatch.setattr("shutil.which", lambda name, **_: None)
-            assert "there is no gcc" in shown("gcc")
-            monkeypatch.undo()
-        monkeypatch.setattr(library, "multiplies_bf16", lambda: False)
-        assert "neither AVX-512 BF16 nor AMX" in shown("old")
-        monkeypatch.setenv("THUMBNET_KERNELS", "0")
-        assert "THUMBNET_KERNELS=0" in shown("off")
-    finally:
-        monkeypatch.undo()
-        library.forget()
-
-
-def test_the_display_says_why_kernels_are_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from thumbnet.cli.progress import TrainingDisplay
-    from thumbnet.kernels import library
-
-    if library.why_off() is not None:
-        pytest.skip("no kernels here")
-    settings = [*TINY, "training.epochs=1", "training.precision=bf16"]
-    for reason in (None, "other users can write to /cache/kernels"):
-        monkeypatch.setattr(library, "why_not_kept", lambda reason=reason: reason)
-        with TrainingDisplay() as display:
-            train(
-                coloured_data(),
-                "resnet18",
-                overrides=settings,
-                out=tmp_path / str(reason)[:4],
-                listener=display,
-            )
-        shown = capsys.readouterr().err
-        assert (f"each start compiles the CPU kernels anew: {reason}" in shown) is (reason is not None)
 
 
 def test_a_gcc_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import coloured_data, write_class_folders
+from thumbnet.batches import prepare as preparing
+from thumbnet.batches.prepare import prepare, resolve_preprocessing, without_unreadable
+from thumbnet.data.splits import ArraySplit
+from thumbnet.distributed import World
+from thumbnet.errors import DataError, OutOfMemoryError
+from thumbnet.recipes.recipe import load_recipe
+from thumbnet.sources.load import load_data
+
+CPU = torch.device("cpu")
+
+
+def test_pictures_that_cannot_be_read_are_left_out_and_listed_if_the_recipe_says_so(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, ["train", "test"])
+    for name in ("train/red/0.png", "test/blue/3.png"):
+        (tmp_path / name).write_bytes(b"broken")
+    prepared = prepare(load_data(tmp_path), load_recipe("tutorial", ["data.on_bad_image=skip"]), CPU)
+    assert [split for split, _, _ in prepared.skipped] == ["train", "test"]
+    assert prepared.skipped[0][1].endswith("red/0.png")
+    assert all(reason for _, _, reason in prepared.skipped)
+    assert {name: len(split) for name, split in prepared.splits.items()} == {"train": 17, "test": 17}
+    assert len(prepared.train.engine.labels) == 17
+
+
+def test_a_class_that_would_have_no_picture_left_is_refused_by_name(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, ["train"], per_class=2)
+    for number in range(2):
+        (tmp_path / "train" / "green" / f"{number}.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"no training picture can be read of the class\(es\) green"):
+        without_unreadable(load_data(tmp_path))
+
+
+def test_fewer_pictures_than_processes_are_refused() -> None:
+    few = coloured_data()
+    few = replace(few, splits={**few.splits, "test": few.splits["test"].subset(np.arange(3))})
+    with pytest.raises(DataError, match="test has 3 pictures for 4 processes"):
+        prepare(few, load_recipe("tutorial"), CPU, world=World(0, 4))
+
+
+def test_a_named_mean_is_kept_and_an_automatic_one_measured() -> None:
+    data = coloured_data()
+    engine = prepare(data, load_recipe("tutorial"), CPU).train.engine
+    named = load_recipe("tutorial", ["data.mean=[0.1, 0.2, 0.3]", "data.std='auto'"]).data
+    found = resolve_preprocessing(named, (16, 16), engine)
+    assert found.mean == (0.1, 0.2, 0.3)
+    train = data.splits["train"]
+    assert isinstance(train, ArraySplit)
+    np.testing.assert_allclose(found.std, (train.images / 255).std(axis=(0, 1, 2)), atol=1e-5)
+
+
+def test_large_pictures_are_scaled_down_with_a_note_that_says_how_to_keep_them() -> None:
+    recipe = load_recipe(
+        "tutorial", ["data.image_size='auto'", "data.largest_auto_size=16", "model.width=0.25"]
+    )
+    prepared = prepare(coloured_data(12, side=24), recipe, CPU)
+    assert prepared.preprocessing.size == (16, 16)
+    assert any("scaled to 16x16" in note and "--image-size 24x24" in note for note in prepared.notes)
+
+
+@pytest.mark.parametrize(
+    "refusal", [MemoryError(), RuntimeError("not enough memory: you tried to allocate 9")]
+)
+def test_memory_refused_to_the_pictures_names_the_other_engine(
+    refusal: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise refusal
+
+    monkeypatch.setattr(preparing, "decode_split", refuse)
+    with pytest.raises(OutOfMemoryError, match=r"preparing the pictures.*\n.*data.engine=workers"):
+        prepare(coloured_data(), load_recipe("tutorial", ["data.engine=memory"]), CPU)

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thumbnet.cli.console import duration, json_line, note, say, table
+
+
+def test_results_go_to_stdout_and_notes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    say("result")
+    note("by the way")
+    assert capsys.readouterr() == ("result\n", "by the way\n")
+
+
+def test_a_table_is_aligned_also_with_wide_characters_and_short_rows() -> None:
+    text = table(["class", "n"], [["cat", "5"], ["\u732b", "1,000"], ["a sentence that is longer than all"]])
+    lines = text.splitlines()
+    assert lines[0] == "class      n"
+    assert lines[1] == "-----  -----"
+    assert lines[2] == "cat        5"
+    assert lines[3] == "\u732b     1,000"  # two columns wide
+    assert lines[4] == "a sentence that is longer than all"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (60, "1:00"), (75.4, "1:15"), (3700, "1:01:40")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@given(st.dictionaries(st.text(), st.text()))
+def test_json_is_one_printable_line_that_reads_back(value: dict[str, str]) -> None:
+    line = json_line(value)
+    assert line.isprintable()
+    assert json.loads(line) == value

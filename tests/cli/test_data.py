@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from thumbnet.cli import main
+
+
+def test_data_shows_what_was_found(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = tmp_path / "grid.png"
+    assert main(["data", str(folder), "--plot", str(plot)]) == 0
+    out = capsys.readouterr().out
+    for word in (
+        "train/CLASS/* + test/CLASS/*",
+        "16x16 (120)",
+        "RGB (120)",
+        "mean, std",
+        "unreadable 0",
+        "blue",
+    ):
+        assert word in out
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert main(["data", str(folder), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["counts"]["train"] == {"blue": 20, "green": 20, "red": 20}

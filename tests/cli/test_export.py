@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from thumbnet.cli import main
+from thumbnet.runs.folder import Run
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "model.pt"], "must end in .onnx"),
+        (["--format", "safetensors", "--out", "OWN"], "the run's own file"),
+        (["--format", "onnx-int8"], "--data"),
+    ],
+)
+def test_what_cannot_be_exported_is_explained_and_nothing_is_written(
+    words: list[str],
+    message: str,
+    tiny_run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"OWN": str(tiny_run.weights_path)}
+    before = tiny_run.weights_path.read_bytes()
+    assert main(["export", str(tiny_run.path), *(places.get(word, word) for word in words)]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert tiny_run.weights_path.read_bytes() == before

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli_helpers import run_cli
+from helpers import coloured, write_picture
+
+
+def test_predicting_files_folders_globs_and_stdin(trained: tuple[Path, str, str], tmp_path: Path) -> None:
+    out, _, _ = trained
+    red = write_picture(tmp_path / "in" / "red.png", coloured(0, 1))
+    write_picture(tmp_path / "in" / "deep" / "blue.png", coloured(2, 2))
+    status, stdout, _ = run_cli("predict", out, red)
+    assert status == 0
+    assert stdout.splitlines()[0].split() == ["picture", *["class", "probability"] * 3]
+    assert stdout.splitlines()[2].split()[:2] == [str(red), "red"]
+    status, stdout, _ = run_cli("predict", out, tmp_path / "in", "--json")
+    lines = [json.loads(line) for line in stdout.splitlines()]
+    assert [line["predictions"][0]["class"] for line in lines] == ["blue", "red"]
+    assert sum(p["probability"] for p in lines[0]["predictions"]) == pytest.approx(1, abs=1e-4)
+    status, stdout, _ = run_cli("predict", out, tmp_path / "in" / "**" / "*.png", "--top", "1", "--json")
+    assert len(stdout.splitlines()) == 2
+    assert len(json.loads(stdout.splitlines()[0])["predictions"]) == 1
+    status, stdout, _ = run_cli("predict", out, "-", stdin=red.read_bytes())
+    assert stdout.splitlines()[2].split()[:2] == ["-", "red"]
+
+
+def test_an_unreadable_file_is_reported_in_its_place_and_the_rest_go_on(
+    trained: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    out, _, _ = trained
+    good = write_picture(tmp_path / "good.png", coloured(1, 1))
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"rubbish")
+    status, stdout, stderr = run_cli("predict", out, bad, tmp_path / "gone.png", good)
+    assert status == 1
+    lines = stdout.splitlines()
+    assert [re.split("  +", line)[:2] for line in lines[2:]] == [
+        [str(bad), "cannot be read: not a picture in any format known here"],
+        [str(tmp_path / "gone.png"), "cannot be read: there is no such file"],
+        [str(good), "green"],
+    ]
+    assert "2 picture(s) could not be read" in stderr
+    status, stdout, _ = run_cli("predict", out, bad, good, "--csv", "--top", "2")
+    rows = list(csv.DictReader(io.StringIO(stdout)))
+    assert status == 1
+    assert rows[0]["error"]
+    assert rows[0]["class_1"] == ""
+    assert rows[1]["class_1"] == "green"
+    assert float(rows[1]["probability_1"]) > float(rows[1]["probability_2"])
+
+
+def test_a_glob_or_folder_without_pictures_is_a_mistake(
+    trained: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    out, _, _ = trained
+    for path in (tmp_path, tmp_path / "*.png"):
+        status, _, stderr = run_cli("predict", out, path)
+        assert status == 2
+        assert str(tmp_path) in stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(trained: tuple[Path, str, str], folder: Path) -> None:
+    out, _, _ = trained
+    command = f"{sys.executable} -m thumbnet predict {out} {folder}/train/* {folder}/test/* | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr

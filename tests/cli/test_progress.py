@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli_helpers import SETTINGS, epochs
+from helpers import TINY, coloured_data
+from thumbnet.runs.folder import Run
+from thumbnet.training.train import train
+
+
+@pytest.mark.parametrize("no_colour", [False, True])
+def test_the_live_bar_at_80_columns(folder: Path, tmp_path: Path, no_colour: bool) -> None:
+    """In a pseudo-terminal: what a person sees."""
+    import pty
+
+    pid, descriptor = pty.fork()
+    if pid == 0:
+        os.environ.update(TERM="xterm-256color", COLUMNS="80", **({"NO_COLOR": "1"} if no_colour else {}))
+        command = [sys.executable, "-m", "thumbnet", "train", str(folder), "--recipe", "tutorial", *SETTINGS]
+        os.execv(sys.executable, [*command, *epochs(8), "--out", str(tmp_path / "run")])
+    shown = b""
+    while True:
+        try:
+            block = os.read(descriptor, 65536)
+        except OSError:
+            break
+        if not block:
+            break
+        shown += block
+    assert os.waitpid(pid, 0)[1] == 0
+    text = shown.decode(errors="replace")
+    for word in ("pictures/s", "loss ", "0:00:0", "epoch 8/8", "  test "):
+        assert word in text
+    assert "\x1b[" in text  # it does move
+    assert bool(re.search(r"\x1b\[[0-9;]*3[0-9]", text)) is not no_colour
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text))
+    own = [line for line in lines if str(tmp_path) not in line]  # a path is not broken
+    assert max(map(len, own)) <= 80
+
+
+def test_the_display_says_why_kernels_are_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from thumbnet.cli.progress import TrainingDisplay
+    from thumbnet.kernels import library
+
+    def shown(name: str) -> str:
+        library.forget()
+        with TrainingDisplay() as display:
+            run = train(
+                coloured_data(),
+                "resnet18",
+                overrides=[*TINY, "training.epochs=1"],
+                out=tmp_path / name,
+                listener=display,
+            )
+        assert isinstance(run, Run)
+        return capsys.readouterr().err
+
+    try:
+        if library.why_off() is None:
+            assert "without the faster CPU kernels: they compute in bf16" in shown("fp32")
+            monkeypatch.setattr("shutil.which", lambda name, **_: None)
+            assert "there is no gcc" in shown("gcc")
+            monkeypatch.undo()
+        monkeypatch.setattr(library, "multiplies_bf16", lambda: False)
+        assert "neither AVX-512 BF16 nor AMX" in shown("old")
+        monkeypatch.setenv("THUMBNET_KERNELS", "0")
+        assert "THUMBNET_KERNELS=0" in shown("off")
+    finally:
+        monkeypatch.undo()
+        library.forget()
+
+
+def test_the_display_says_why_kernels_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from thumbnet.cli.progress import TrainingDisplay
+    from thumbnet.kernels import library
+
+    if library.why_off() is not None:
+        pytest.skip("no kernels here")
+    settings = [*TINY, "training.epochs=1", "training.precision=bf16"]
+    for reason in (None, "other users can write to /cache/kernels"):
+        monkeypatch.setattr(library, "why_not_kept", lambda reason=reason: reason)
+        with TrainingDisplay() as display:
+            train(
+                coloured_data(),
+                "resnet18",
+                overrides=settings,
+                out=tmp_path / str(reason)[:4],
+                listener=display,
+            )
+        shown = capsys.readouterr().err
+        assert (f"each start compiles the CPU kernels anew: {reason}" in shown) is (reason is not None)

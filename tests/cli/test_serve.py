@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from thumbnet.cli import main
+from thumbnet.cli import serve as command
+from thumbnet.runs.folder import Run
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--timeout", "0"], "must be more than 0"),
+        (["--max-megabytes", "-1"], "must be more than 0"),
+        (["--api-key-file", "nowhere"], "cannot read the API key in nowhere"),
+        (["--api-key-file", "empty"], "an API key is expected"),
+        (["--port", "99999"], "cannot listen"),
+        (["--host", "192.0.2.1", "--port", "0"], "cannot listen"),
+    ],
+)
+def test_what_cannot_be_served_is_explained(
+    words: list[str],
+    message: str,
+    tiny_run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").write_text("\n")
+    assert main(["serve", str(tiny_run.path), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_first_line_of_the_file_is_the_key_and_else_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key").write_text(" secret \nsecond line\n")
+    assert command._api_key(str(tmp_path / "key")) == "secret"
+    monkeypatch.setenv("THUMBNET_API_KEY", "other")
+    assert command._api_key(None) == "other"
+    monkeypatch.delenv("THUMBNET_API_KEY")
+    assert command._api_key(None) is None

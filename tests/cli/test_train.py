@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cli_helpers import SETTINGS, epochs, interrupt_when, run_cli
+from helpers import noise, write_picture
+from thumbnet.runs.folder import Run
+
+
+def test_training_ends_with_the_accuracy_the_folder_and_what_to_do_next(
+    trained: tuple[Path, str, str],
+) -> None:
+    out, stdout, stderr = trained
+    accuracy = Run(out).summary["accuracy"]
+    assert f"test accuracy {100 * accuracy:.2f} %" in stdout
+    assert "95 % interval" in stdout
+    assert f"run: {out}" in stdout
+    assert f"thumbnet evaluate {out}" in stdout
+    assert "train/CLASS/* + test/CLASS/*; 3 classes; 60 train, 60 test" in stderr
+    assert "no val split: the last epoch is kept" in stderr
+    assert stderr.count("  test ") == 8
+    assert "\x1b" not in stdout + stderr  # plain lines, for this is no terminal
+    assert "\r" not in stdout + stderr
+
+
+def test_without_out_a_readable_new_folder_is_made(folder: Path, tmp_path: Path) -> None:
+    for number in (1, 2):
+        arguments: list[str | Path] = ["train", folder, *SETTINGS, *epochs(1), "--recipe", "tutorial"]
+        status, stdout, _ = run_cli(*arguments, cwd=tmp_path)
+        assert status == 0
+        assert f"-tutorial-{number}" in stdout
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_shortcuts_and_set_reach_the_recipe(folder: Path, tmp_path: Path) -> None:
+    status, _, stderr = run_cli(
+        "train", folder, "--out", tmp_path / "run", *SETTINGS, "--epochs", "2", "--seed", "7",
+        "--image-size", "20x24", "--fit", "crop", "--val-fraction", "0.25", "--set", "training.epochs=1",
+    )  # fmt: skip
+    assert status == 0, stderr
+    recipe = Run(tmp_path / "run").recipe
+    assert recipe.training.epochs == 1  # --set comes after the shortcuts
+    assert (recipe.seed, recipe.data.fit) == (7, "crop")
+    assert (recipe.data.image_size, recipe.data.val_fraction) == ("20x24", 0.25)
+    assert "the best epoch on val is kept" in stderr
+
+
+def test_a_diverging_training_is_stopped_with_step_and_rate(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    status, _, stderr = run_cli(
+        "train", folder, "--recipe", "tutorial", "--out", out, *SETTINGS, "--set", "optimizer.lr=1e25"
+    )
+    assert status == 2
+    assert "at step" in stderr
+    assert "learning rate 1e+25" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on_to_the_very_same_result(folder: Path, tmp_path: Path) -> None:
+    arguments = ["train", str(folder), "--recipe", "tutorial", *SETTINGS, *epochs(6)]
+    assert run_cli(*arguments, "--out", tmp_path / "whole")[0] == 0
+    out = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "thumbnet", *arguments, "--out", str(out)], stderr=subprocess.PIPE, text=True
+    )
+    rest = interrupt_when(process, "epoch 2/6")
+    assert process.wait(60) == 130
+    assert f"thumbnet train --resume {out}" in rest
+    assert "Traceback" not in rest
+    assert not Run(out).is_complete
+    status, _, stderr = run_cli("evaluate", out)
+    assert (status, "--resume" in stderr) == (2, True)
+    status, _, stderr = run_cli("train", "--resume", out)
+    assert status == 0, stderr
+    assert "resumed in epoch" in stderr
+    assert Run(out).weights_path.read_bytes() == Run(tmp_path / "whole").weights_path.read_bytes()
+
+
+def test_killed_at_any_moment_a_run_resumes_to_the_very_same_result(folder: Path, tmp_path: Path) -> None:
+    arguments = ["train", str(folder), "--recipe", "tutorial", *SETTINGS, *epochs(4)]
+    assert run_cli(*arguments, "--out", tmp_path / "whole")[0] == 0
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "thumbnet", *arguments, "--out", str(out)]
+    for word in ("run ", "epoch 2/4"):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        interrupt_when(process, word, signal.SIGKILL)
+        assert process.wait(60) == -signal.SIGKILL
+        command = [sys.executable, "-m", "thumbnet", "train", "--resume", str(out)]
+    assert run_cli("train", "--resume", out)[0] == 0
+    assert Run(out).weights_path.read_bytes() == Run(tmp_path / "whole").weights_path.read_bytes()
+
+
+def test_ctrl_c_before_the_first_step_ends_without_a_traceback(folder: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "thumbnet", "train", str(folder), "--out", str(tmp_path / "r")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert "Error" not in stderr
+
+
+def test_ctrl_c_while_torch_is_imported_ends_before_its_code_can_abort(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    os.abort()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "thumbnet", "train", str(folder), "--out", str(tmp_path / "r")],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (130, "\nthumbnet: stopped\n")
+
+
+def test_quiet_and_json(folder: Path, tmp_path: Path) -> None:
+    arguments = ["train", str(folder), "--recipe", "tutorial", *SETTINGS, *epochs(1)]
+    status, stdout, stderr = run_cli(*arguments, "--out", tmp_path / "a", "--quiet")
+    assert (status, stdout, stderr) == (0, f"{tmp_path / 'a'}\n", "")
+    status, stdout, stderr = run_cli(*arguments, "--out", tmp_path / "b", "--json")
+    assert json.loads(stdout) == {"run": str(tmp_path / "b"), **Run(tmp_path / "b").summary}
+    assert "epoch 1/1" in stderr
+
+
+def test_sixteen_pixels_and_odd_shapes_train(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for label in range(2):
+            for number in range(4):
+                side = 10 + number * 7
+                write_picture(tmp_path / split / f"c{label}" / f"{number}.png", noise(number, side, 40))
+    status, _, stderr = run_cli(
+        "train", tmp_path, "--image-size", "16", "--epochs", "1", "--out", tmp_path / "run",
+        "--set", "model.width=0.25",
+    )  # fmt: skip
+    assert status == 0, stderr
+    assert "pictures, 16x16 (pad), from memory" in stderr

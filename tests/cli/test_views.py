@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from thumbnet.classifiers.base import Prediction
+from thumbnet.cli.views import prediction_printer, show_comparison, show_evaluation, show_summary
+from thumbnet.evaluation import evaluate_logits
+from thumbnet.reports.comparison import group_runs
+from thumbnet.runs.folder import Run
+
+FOUND = Prediction(("cat", "dog"), (0.75, 0.25))
+
+
+def test_predictions_as_json_csv_and_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    results: list[tuple[str, Prediction | str]] = [("a.png", FOUND), ("b\x1b.png", "cut short")]
+    prediction_printer("json", 1)(results)
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert first["predictions"] == [{"class": "cat", "probability": 0.75}]
+    assert second["error"] == "cut short"
+    prediction_printer("csv", 2)(results)
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert (rows[0]["class_1"], rows[0]["probability_2"], rows[1]["error"]) == ("cat", "0.25", "cut short")
+    prediction_printer("table", 2)(results)
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "cannot be read: cut short" in shown
+
+
+def test_an_evaluation_names_both_accuracies_only_where_they_differ(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 2]] * 5
+    result = evaluate_logits(logits, np.array([0, 1, 2, 1]), ("a", "b", "c"))
+    show_evaluation(result, "x, test", "mirror", 0.5, ["warning: look"])
+    shown = capsys.readouterr().out
+    assert "75.00 %" in shown
+    assert "50.00 %" in shown
+    assert "warning: look" in shown
+    show_evaluation(replace(result), "x, test", "none", 0.75, [])
+    assert "50.00 %" not in capsys.readouterr().out
+
+
+def test_a_summary_ends_with_commands(tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    show_summary(tiny_run)
+    shown = capsys.readouterr().out
+    assert f"test accuracy {100 * tiny_run.summary['accuracy']:.2f} %" in shown
+    assert f"thumbnet evaluate {tiny_run.path}" in shown
+
+
+def test_a_comparison_has_a_row_per_group(tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    show_comparison(group_runs([tiny_run]), None)
+    assert f"{100 * tiny_run.summary['accuracy']:.2f}" in capsys.readouterr().out

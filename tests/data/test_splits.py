@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from helpers import coloured, coloured_data, write_picture
+from thumbnet.data.splits import ArraySplit, BytesSplit, Data, FileSplit
+from thumbnet.errors import DataError, UnreadableImageError
+
+
+def as_files(root: Path) -> FileSplit:
+    paths = []
+    for number, label in enumerate([0, 1, 2]):
+        write_picture(root / f"{number}.png", coloured(label, number))
+        paths.append(f"{number}.png")
+    return FileSplit(root, paths, np.array([0, 1, 2]))
+
+
+def as_bytes(root: Path) -> BytesSplit:
+    files = as_files(root)
+    contents = [(root / files.name(index)).read_bytes() for index in range(3)]
+    return BytesSplit(contents, np.array([0, 1, 2]), ["0.png", "1.png", "2.png"])
+
+
+def as_array(root: Path) -> ArraySplit:
+    return ArraySplit(np.stack([coloured(label, label) for label in range(3)]), np.array([0, 1, 2]), "x")
+
+
+@pytest.mark.parametrize("make", [as_files, as_bytes, as_array])
+def test_every_kind_of_split_has_pictures_labels_names_and_subsets(make: object, tmp_path: Path) -> None:
+    split = make(tmp_path)  # type: ignore[operator]
+    assert len(split) == 3
+    assert split.labels.tolist() == [0, 1, 2]
+    assert np.array_equal(np.asarray(split.read(1)), coloured(1, 1))
+    part = split.subset(np.array([2, 0]))
+    assert part.labels.tolist() == [2, 0]
+    assert part.name(0) == split.name(2)
+    assert np.array_equal(np.asarray(part.read(1)), coloured(0, 0))
+
+
+def test_a_file_that_has_gone_is_an_unreadable_picture(tmp_path: Path) -> None:
+    split = as_files(tmp_path)
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(UnreadableImageError, match="there is no such file"):
+        split.load(1)
+
+
+def test_the_fingerprint_changes_with_pictures_labels_names_and_splits(tmp_path: Path) -> None:
+    files = as_files(tmp_path)
+    names = ("red", "green", "blue")
+
+    def fingerprint(split: FileSplit, key: str = "train", classes: tuple[str, ...] = names) -> str:
+        return Data("source", "layout", classes, {key: split}).fingerprint()
+
+    before = fingerprint(files)
+    assert fingerprint(as_files(tmp_path)) == before
+    assert fingerprint(FileSplit(tmp_path, ["0.png", "1.png", "2.png"], np.array([0, 2, 1]))) != before
+    assert fingerprint(files, classes=("red", "green", "violet")) != before
+    assert fingerprint(files.subset(np.array([0, 1]))) != before
+    Image.new("RGB", (40, 40)).save(tmp_path / "2.png")
+    assert fingerprint(as_files_again(tmp_path)) != before
+
+
+def as_files_again(root: Path) -> FileSplit:
+    return FileSplit(root, ["0.png", "1.png", "2.png"], np.array([0, 1, 2]))
+
+
+def test_a_split_that_is_not_there_is_refused_with_those_that_are() -> None:
+    data = coloured_data()
+    with pytest.raises(DataError, match="no split 'nothing'"):
+        data.split("nothing")
+    assert data.measured_split() == "test"
+
+
+def test_data_of_one_class_cannot_be_trained_on() -> None:
+    one = ArraySplit(np.zeros((4, 16, 16, 3), np.uint8), np.zeros(4, np.int64), "x")
+    with pytest.raises(DataError):
+        Data("source", "layout", ("only",), {"train": one}).check_trainable()
+
+
+@pytest.mark.parametrize("shape", [(4, 8), (4, 8, 8, 5), (4, 0, 8, 3)])
+def test_arrays_that_are_no_pictures_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError):
+        ArraySplit(np.zeros(shape, np.uint8), np.zeros(4, np.int64), "x")

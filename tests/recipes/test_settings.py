@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from thumbnet.errors import RecipeError
+from thumbnet.recipes.settings import (
+    AugmentSettings,
+    CheckpointSettings,
+    DataSettings,
+    EvaluationSettings,
+    GroupSettings,
+    ModelSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    TrainingSettings,
+    parse_image_size,
+)
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("section", "settings", "key"),
+    [
+        (DataSettings, {"mean": (0.5, 0.5)}, "data.mean"),
+        (DataSettings, {"mean": (0.5, 0.5, 1.5)}, "data.mean"),
+        (DataSettings, {"mean": "some"}, "data.mean"),
+        (DataSettings, {"std": (0.0, 0.2, 0.2)}, "data.std"),
+        (DataSettings, {"largest_auto_size": 15}, "data.largest_auto_size"),
+        (DataSettings, {"range": (3.0, 3.0)}, "data.range"),
+        (DataSettings, {"range": (0.0, INF)}, "data.range"),
+        (DataSettings, {"background": (0, 0, 256)}, "data.background"),
+        (DataSettings, {"background": "blue"}, "data.background"),
+        (DataSettings, {"val_fraction": 1.0}, "data.val_fraction"),
+        (DataSettings, {"test_fraction": -0.1}, "data.test_fraction"),
+        (DataSettings, {"classes_from": "0"}, "data.classes_from"),
+        (DataSettings, {"classes_from": "17"}, "data.classes_from"),
+        (DataSettings, {"label_pattern": "("}, "data.label_pattern"),
+        (DataSettings, {"group_by": "["}, "data.group_by"),
+        (DataSettings, {"calibration_pictures": -1}, "data.calibration_pictures"),
+        (DataSettings, {"subset_size": -1}, "data.subset_size"),
+        (DataSettings, {"skip_easy": 0.51}, "data.skip_easy"),
+        (DataSettings, {"skip_easy": 0.3, "sampling": "balanced"}, "data.skip_easy"),
+        (DataSettings, {"workers": 0}, "data.workers"),
+        (AugmentSettings, {"translate": 16}, "augment.translate"),
+        (AugmentSettings, {"cutout": -1}, "augment.cutout"),
+        (AugmentSettings, {"brightness": 2.1}, "augment.brightness"),
+        (AugmentSettings, {"contrast": 1.1}, "augment.contrast"),
+        (ModelSettings, {"width": 0.0}, "model.width"),
+        (ModelSettings, {"width": 8.1}, "model.width"),
+        (GroupSettings, {"match": ""}, "optimizer.groups.match"),
+        (GroupSettings, {"match": "*", "lr": -1.0}, "optimizer.groups.lr"),
+        (GroupSettings, {"match": "*", "weight_decay": INF}, "optimizer.groups.weight_decay"),
+        (GroupSettings, {"match": "*", "momentum": 1.0}, "optimizer.groups.momentum"),
+        (OptimizerSettings, {"lr": 0.0}, "optimizer.lr"),
+        (OptimizerSettings, {"lr": NAN}, "optimizer.lr"),
+        (OptimizerSettings, {"lr": INF}, "optimizer.lr"),
+        (OptimizerSettings, {"momentum": 1.0}, "optimizer.momentum"),
+        (OptimizerSettings, {"momentum": 0.0, "nesterov": True}, "optimizer.nesterov"),
+        (OptimizerSettings, {"weight_decay": -1e-9}, "optimizer.weight_decay"),
+        (OptimizerSettings, {"betas": (0.9,)}, "optimizer.betas"),
+        (OptimizerSettings, {"betas": (0.9, 1.0)}, "optimizer.betas"),
+        (ScheduleSettings, {"milestones": (0.5, 0.4)}, "schedule.milestones"),
+        (ScheduleSettings, {"milestones": (1.0,)}, "schedule.milestones"),
+        (ScheduleSettings, {"name": "multistep"}, "schedule.milestones"),
+        (ScheduleSettings, {"factor": 0.0}, "schedule.factor"),
+        (ScheduleSettings, {"warmup": 1.0}, "schedule.warmup"),
+        (ScheduleSettings, {"start": 1.1}, "schedule.start"),
+        (ScheduleSettings, {"end": -0.1}, "schedule.end"),
+        (ScheduleSettings, {"small_sides": ()}, "schedule.small_sides"),
+        (ScheduleSettings, {"begin_at": 1.0}, "schedule.begin_at"),
+        (ScheduleSettings, {"small_until": 1.1}, "schedule.small_until"),
+        (TrainingSettings, {"epochs": 0}, "training.epochs"),
+        (TrainingSettings, {"micro_batch": 1}, "training.micro_batch"),
+        (TrainingSettings, {"min_steps": -1}, "training.min_steps"),
+        (TrainingSettings, {"max_skips": -1}, "training.max_skips"),
+        (TrainingSettings, {"batch_size": 1}, "training.batch_size"),
+        (TrainingSettings, {"label_smoothing": 1.0}, "training.label_smoothing"),
+        (TrainingSettings, {"ema_decay": 1.0}, "training.ema_decay"),
+        (EvaluationSettings, {"every": -1}, "evaluation.every"),
+        (EvaluationSettings, {"sample": -1}, "evaluation.sample"),
+        (EvaluationSettings, {"batch_size": 0}, "evaluation.batch_size"),
+        (CheckpointSettings, {"steps": -1}, "checkpoint.steps"),
+        (CheckpointSettings, {"minutes": INF}, "checkpoint.minutes"),
+    ],
+    ids=str,
+)
+def test_a_value_out_of_range_is_refused_by_its_key_and_says_what_was_expected(
+    section: Any, settings: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        section(**settings)
+    assert str(caught.value).startswith(f"recipe key '{key}' is ")
+    assert "expected " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "settings"),
+    [
+        (DataSettings, {"mean": (0.0, 0.5, 1.0), "std": (0.001, 0.5, 1.0)}),
+        (DataSettings, {"largest_auto_size": 0}),
+        (DataSettings, {"largest_auto_size": 16}),
+        (DataSettings, {"background": (0, 128, 255)}),
+        (DataSettings, {"val_fraction": 0.0, "test_fraction": 0.999}),
+        (DataSettings, {"classes_from": "16"}),
+        (DataSettings, {"skip_easy": 0.5}),
+        (AugmentSettings, {"translate": 15, "brightness": 2.0, "contrast": 1.0}),
+        (ModelSettings, {"width": 8.0}),
+        (GroupSettings, {"match": "*", "lr": 0.0, "momentum": 0.0}),
+        (OptimizerSettings, {"weight_decay": 0.0, "momentum": 0.0, "betas": (0.0, 0.0)}),
+        (
+            ScheduleSettings,
+            {"start": 1.0, "end": 1.0, "factor": 1.0, "small_until": 1.0, "small_sides": (1.0,)},
+        ),
+        (TrainingSettings, {"epochs": 1, "batch_size": 2, "micro_batch": 2, "max_skips": 0}),
+        (EvaluationSettings, {"every": 0, "sample": 0, "batch_size": 1}),
+        (CheckpointSettings, {"steps": 0, "minutes": 0.0}),
+    ],
+    ids=str,
+)
+def test_the_ends_of_every_range_are_allowed_and_settings_are_frozen(
+    section: Any, settings: dict[str, Any]
+) -> None:
+    made = section(**settings)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(made, next(iter(settings)), None)
+
+
+@pytest.mark.parametrize(("text", "size"), [("16", (16, 16)), ("32x64", (32, 64)), ("1024X16", (1024, 16))])
+def test_an_image_size_is_height_and_width(text: str, size: tuple[int, int]) -> None:
+    assert parse_image_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "15", "1025", "32x", "32x32x32", "-32", "3 2", "\u0663\u0662", "100000"]
+)
+def test_what_is_no_image_size_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match="image size"):
+        parse_image_size(text)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from thumbnet.errors import DataError
+from thumbnet.sources.arrays import as_array, channels_last, narrowed, part_of, same_length
+
+
+def test_numbers_of_pictures_and_labels_must_agree() -> None:
+    same_length(3, 3, "x")
+    with pytest.raises(DataError, match="3 pictures but 1,000 labels"):
+        same_length(3, 1000, "x")
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((5, 16, 16), (5, 16, 16)),
+        ((5, 16, 16, 3), (5, 16, 16, 3)),
+        ((5, 3, 16, 16), (5, 16, 16, 3)),
+        ((5, 1, 16, 16), (5, 16, 16, 1)),
+        ((5, 784), (5, 28, 28)),
+    ],
+)
+def test_pictures_of_every_shape_have_channels_last(
+    shape: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    notes: list[str] = []
+    assert channels_last(np.zeros(shape, np.uint8), "x", notes).shape == expected
+    assert bool(notes) is (shape != expected)
+
+
+def test_where_both_are_possible_the_caller_decides() -> None:
+    images = np.arange(5 * 3 * 4 * 3, dtype=np.uint8).reshape(5, 3, 4, 3)
+    assert np.array_equal(channels_last(images, "x", []), images)
+    assert channels_last(images, "x", [], first=True).shape == (5, 4, 3, 3)
+
+
+@pytest.mark.parametrize("shape", [(5, 783), (5, 2, 16, 16, 3), (5, 16, 16, 7), (5, 0, 16), (5,)])
+def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match="x: the pictures"):
+        channels_last(np.zeros(shape, np.uint8), "x", [])
+
+
+def test_words_are_no_pictures() -> None:
+    with pytest.raises(DataError, match="expected numbers"):
+        channels_last(np.array([["a", "b"]]), "x", [])
+
+
+def test_whole_numbers_up_to_255_become_bytes_and_others_stay_what_they_are() -> None:
+    whole = narrowed({"train": np.full((2, 4, 4), 200, np.int64), "test": np.full((1, 4, 4), 7.0)}, "x")
+    assert {one.dtype for one in whole.values()} == {np.dtype(np.uint8)}
+    deep = narrowed({"train": np.full((2, 4, 4), 700, np.int64)}, "x")
+    assert deep["train"].dtype == np.int64
+    unit = narrowed({"train": np.ones((2, 4, 4))}, "x")
+    assert unit["train"].dtype == np.float64  # 1.0 may be white
+    with pytest.raises(DataError, match="are uint8, but those of test are float64"):
+        narrowed({"train": np.zeros((1, 4, 4), np.uint8), "test": np.full((1, 4, 4), 0.5)}, "x")
+
+
+def test_tensors_and_ragged_lists_become_arrays() -> None:
+    assert as_array(torch.ones(2, dtype=torch.bfloat16)).dtype == np.float32
+    assert as_array([1, 2]).tolist() == [1, 2]
+    assert as_array([[1], [1, 2]]).dtype == object
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("x_train", ("", "train", "images")),
+        ("y_test", ("", "test", "labels")),
+        ("trainImages", ("", "train", "images")),
+        ("val_labels", ("", "val", "labels")),
+        ("kmnist-test-labels", ("kmnist", "test", "labels")),
+    ],
+)
+def test_names_of_arrays_say_split_and_role(name: str, expected: tuple[str, str, str]) -> None:
+    assert part_of(name) == expected

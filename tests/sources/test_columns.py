@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from thumbnet.errors import DataError
+from thumbnet.recipes.settings import DataSettings
+from thumbnet.sources.columns import (
+    class_names,
+    find_columns,
+    label_candidates,
+    labels_of,
+    split_of_name,
+    split_word,
+)
+from thumbnet.sources.tables import Table
+
+
+def table(names: list[str], rows: list[list[str]]) -> Table:
+    return Table(Path("x.csv"), names, rows, list(range(2, 2 + len(rows))), header=True)
+
+
+def test_columns_are_found_by_their_names() -> None:
+    found = find_columns(
+        table(["id", "filename", "class"], [["1", "a.png", "cat"], ["2", "b.png", "dog"]]), DataSettings()
+    )
+    assert (found.path, found.label) == ("filename", "class")
+    assert found.labelled
+
+
+def test_columns_are_found_by_their_content() -> None:
+    rows = [[f"{n}.png", "cat" if n % 2 else "dog"] for n in range(8)]
+    found = find_columns(table(["one", "two"], rows), DataSettings())
+    assert (found.path, found.label) == ("one", "two")
+
+
+def test_settings_decide_and_a_column_that_is_not_there_is_refused() -> None:
+    rows = [["a.png", "cat", "x"], ["b.png", "dog", "y"]]
+    names = ["filename", "label", "kind"]
+    assert find_columns(table(names, rows), DataSettings(label_column="kind")).label == "kind"
+    with pytest.raises(DataError, match="has no column 'lable'.*Did you mean 'label'"):
+        find_columns(table(names, rows), DataSettings(label_column="lable"))
+
+
+def test_one_column_per_class_is_one_label_and_two_ones_are_refused() -> None:
+    rows = [["a.png", "1", "0"], ["b.png", "0", "1"], ["c.png", "0", "0"]]
+    one_hot = table(["image", "MEL", "NV"], rows)
+    columns = find_columns(one_hot, DataSettings())
+    assert columns.one_hot == ("MEL", "NV")
+    assert labels_of(one_hot, columns) == ["MEL", "NV", ""]
+    both = table(["image", "MEL", "NV"], [["a.png", "1", "1"]])
+    with pytest.raises(DataError, match="line 2: 2 labels"):
+        labels_of(both, columns)
+
+
+@pytest.mark.parametrize(
+    ("text", "split"), [("Training", "train"), (" valid ", "val"), ("TEST", "test"), ("cat", "")]
+)
+def test_words_for_splits(text: str, split: str) -> None:
+    assert split_word(text) == split
+
+
+def test_a_file_names_one_split_or_none() -> None:
+    assert split_of_name("sign_mnist_train") == "train"
+    assert split_of_name("train_test") == ""
+    assert split_of_name("numbers") == ""
+
+
+def test_classes_that_are_whole_numbers_are_ordered_by_value_and_fractions_are_refused() -> None:
+    assert list(class_names(["10", "9", "2.0"]).values()) == ["2", "9", "10"]
+    assert list(class_names(["b", "a", ""])) == ["a", "b"]
+    assert list(class_names(["007", "7"])) == ["007", "7"]
+    with pytest.raises(DataError, match=r"fractions, such as 2\.5"):
+        class_names(["1", "2.5"])
+
+
+def test_the_likeliest_label_column_comes_first() -> None:
+    assert label_candidates(["id", "Class", "label"])[0] in ("label", "Class")
+    assert label_candidates(["id", "size"]) == []

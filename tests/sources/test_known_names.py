@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from thumbnet.sources.known_names import explain
+
+KNOWN = ("digits", "cifar10", "mnist")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("CIFAR-10", "Did you mean 'cifar10'?"),
+        ("cifra10", "Did you mean 'cifar10'?"),
+        ("https://example.com/x.zip", "Addresses are not fetched"),
+        ("https://huggingface.co/datasets/uoft-cs/cifar10", "thumbnet train hf:uoft-cs/cifar10"),
+        ("someone/pictures", "If it is on the Hugging Face Hub: hf:someone/pictures"),
+        ("imagenet", "imagenet"),
+        ("ILSVRC2012", ""),
+    ],
+)
+def test_a_name_that_is_no_path_gets_the_way_on(
+    name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = explain(name, KNOWN)
+    assert message.startswith(f"there is no data set, folder or archive {name!r}.")
+    assert words.lower() in message.lower()
+
+
+def test_the_nearest_path_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    assert "Near it is 'pictures'" in explain("pictrues", KNOWN)
+    assert "has no 'deeper'" in explain("pictures/deeper/x", KNOWN)
+
+
+def test_control_characters_are_not_repeated() -> None:
+    assert "\x1b" not in explain("a\x1b[31m", KNOWN)

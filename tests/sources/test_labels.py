@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from thumbnet.errors import DataError
+from thumbnet.sources.labels import as_class, number_classes
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("cat", "cat"), (" cat ", "cat"), ("7", 7), ("-7", -7), ("07", "07"), ("", None), (b"dog", "dog"),
+        (3, 3), (np.int64(3), 3), (3.0, 3), (3.5, None), (True, 1), (np.float32(2), 2), (None, None), ([1], None),
+        ("\u0663", "\u0663"),
+    ],
+)  # fmt: skip
+def test_labels_are_integers_words_or_nothing(value: object, expected: str | int | None) -> None:
+    found = as_class(value)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+def test_integers_are_ordered_by_value_and_words_by_the_alphabet() -> None:
+    assert number_classes({"train": [10, 9, 100]}, "x").class_names == ("9", "10", "100")
+    found = number_classes({"train": ["b", "a", "b"], "test": ["b"]}, "x")
+    assert found.class_names == ("a", "b")
+    assert found.labels["train"].tolist() == [1, 0, 1]
+    assert found.labels["test"].tolist() == [1]
+    assert found.labels["test"].dtype == np.int64
+
+
+def test_names_stand_for_integers_and_those_without_pictures_are_left_out() -> None:
+    found = number_classes({"train": [2, 0, 2]}, "x", ["zero", "one", "two"])
+    assert found.class_names == ("zero", "two")
+    assert found.labels["train"].tolist() == [1, 0, 1]
+    assert found.notes == ["1 of the 3 classes have no training pictures"]
+
+
+def test_labels_beyond_the_names_that_train_lacks_or_like_captions_are_refused() -> None:
+    with pytest.raises(DataError, match="labels such as 3, but only 2 class names"):
+        number_classes({"train": [0, 3]}, "x", ["a", "b"])
+    with pytest.raises(DataError, match="train has no pictures of c"):
+        number_classes({"train": ["a", "b"], "test": ["c"]}, "x")
+    with pytest.raises(DataError, match="captions"):
+        number_classes({"train": [f"a picture of number {n}" for n in range(40)]}, "x")

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import inspect
+import pickle
+from pathlib import Path
+
+import pytest
+
+from thumbnet import errors
+from thumbnet.errors import (
+    DivergedError,
+    InterruptedRunError,
+    LostContactError,
+    OutOfMemoryError,
+    ThumbnetError,
+    UnreadableImageError,
+    UnreadableImagesError,
+    is_out_of_memory,
+    memory_guard,
+    nearest,
+    printable,
+)
+
+
+def test_every_error_is_of_one_family_and_has_an_exit_status() -> None:
+    every = [one for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, Exception)]
+    found = [one for one in every if issubclass(one, ThumbnetError)]
+    assert len(found) > 12
+    assert found == every
+    statuses = {one: one.exit_status for one in found if one.exit_status != 2}
+    assert statuses == {InterruptedRunError: 130, LostContactError: 1}
+
+
+def test_no_control_character_gets_out_of_a_message() -> None:
+    assert str(ThumbnetError("a\x1b[31mb\nsecond\tline")) == "a\\x1b[31mb\nsecond\\tline"
+    assert printable("caf\xe9 \u4e2d \x07 \udcff") == "caf\xe9 \u4e2d \\x07 \\udcff"
+
+
+def test_an_unreadable_picture_passes_between_processes() -> None:
+    again = pickle.loads(pickle.dumps(UnreadableImageError("a.png", "cut short")))  # noqa: S301
+    assert (again.name, again.reason) == ("a.png", "cut short")
+    both = UnreadableImagesError([again, UnreadableImageError("b.png", "empty")])
+    assert str(both).splitlines()[:3] == [
+        "2 picture(s) cannot be read:",
+        "  a.png: cut short",
+        "  b.png: empty",
+    ]
+    assert "--on-bad-image skip" in str(both)
+
+
+def test_a_divergence_names_step_rate_and_what_to_change() -> None:
+    error = DivergedError(7, float("nan"), 0.25)
+    assert "at step 7 (learning rate 0.25)" in str(error)
+    for setting in ("optimizer.lr", "schedule.warmup", "training.precision=fp32"):
+        assert setting in str(error)
+
+
+def test_a_stopped_run_says_how_to_resume(tmp_path: Path) -> None:
+    error = InterruptedRunError(tmp_path / "my run", 2, 9, ["--model-code", "a:B"])
+    assert f"train --resume '{tmp_path}/my run' --model-code a:B" in str(error)
+    assert error.path == tmp_path / "my run"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        ),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("MPS backend out of memory"),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("could not execute a primitive"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+        RuntimeError("not enough memory: you tried to allocate 8 bytes"),
+    ],
+    ids=str,
+)
+def test_refused_memory_is_recognised_and_becomes_our_error(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    with pytest.raises(OutOfMemoryError) as caught, memory_guard("cuda:1", "doing it", "Do less"):
+        raise error
+    assert str(caught.value).splitlines()[0] == "out of memory on cuda:1 doing it."
+    assert str(caught.value).splitlines()[1].startswith("Do less. ")
+    assert caught.value.__suppress_context__
+
+
+def test_other_errors_pass_the_guard_and_so_does_our_own() -> None:
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+    with pytest.raises(RuntimeError, match="shape mismatch"), memory_guard("cpu", "a", "b"):
+        raise RuntimeError("shape mismatch")
+    inner = OutOfMemoryError("cpu", "inside", "Do less")
+    with pytest.raises(OutOfMemoryError) as caught, memory_guard("cpu", "outside", "b"):
+        raise inner
+    assert caught.value is inner
+
+
+def test_the_nearest_name_is_offered_whatever_its_case() -> None:
+    assert nearest("fats", ["small", "fast"]) == "Did you mean 'fast'? Known: fast, small."
+    assert nearest("FAST", ["small", "fast"]) == "Did you mean 'fast'? Known: fast, small."
+    assert nearest("zzz", ["small", "fast"]) == "Known: fast, small."

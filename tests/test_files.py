@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from thumbnet.errors import RunError
+from thumbnet.files import cache_folder, clear_leftovers, write_file, write_with
+
+
+def test_a_file_is_replaced_whole_with_ordinary_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    write_file(path, "first")
+    write_file(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("disk full")])
+def test_a_write_that_fails_leaves_the_former_file_and_nothing_else(error: Exception, tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    write_file(path, "before")
+
+    def fail(file: object) -> None:
+        raise error
+
+    with pytest.raises(RunError, match=r"cannot write .*x\.txt: .*What was there before is kept"):
+        write_with(path, fail)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupted_write_leaves_nothing_behind(tmp_path: Path) -> None:
+    def interrupt(file: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_with(tmp_path / "x", interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="cannot write .*nowhere/x: No such file"):
+        write_file(tmp_path / "nowhere" / "x", "text")
+
+
+def test_bytes_of_a_file_name_that_are_no_text_can_be_written(tmp_path: Path) -> None:
+    write_file(tmp_path / "x", "a\udcffb")
+    assert (tmp_path / "x").read_bytes() == b"a\\udcffb"
+
+
+def test_the_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    synced, replaced = os.fsync, Path.replace
+
+    def sync(descriptor: int) -> None:
+        events.append("sync")
+        synced(descriptor)
+
+    def rename(self: Path, to: Path) -> Path:
+        events.append("rename")
+        return replaced(self, to)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", rename)
+    write_file(tmp_path / "x", "text")
+    assert events == ["sync", "rename", "sync"]  # the file, its name, and the folder that has the name
+
+
+def test_the_cache_is_where_the_environment_says_or_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("THUMBNET_CACHE")
+    assert cache_folder().name == "thumbnet"
+    assert cache_folder() != tmp_path
+
+
+def test_only_old_leftovers_of_that_name_are_cleared(tmp_path: Path) -> None:
+    for name in ("part-old", "part-new", "other-old"):
+        (tmp_path / name / "inside").mkdir(parents=True)
+    past = time.time() - 25 * 3600
+    os.utime(tmp_path / "part-old", (past, past))
+    os.utime(tmp_path / "other-old", (past, past))
+    clear_leftovers(tmp_path, "part-")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other-old", "part-new"]

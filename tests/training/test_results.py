@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers import TINY, coloured_data
+from thumbnet.batches.prepare import prepare
+from thumbnet.classifiers.logits import collect_logits
+from thumbnet.recipes.recipe import load_recipe
+from thumbnet.runs.folder import Run
+from thumbnet.training import results
+from thumbnet.training.listener import Listener
+from thumbnet.training.results import Findings, Measured, RepeatTeller, measure, summary_of
+from thumbnet.training.state import build_state
+
+CPU = torch.device("cpu")
+NAMES = ("red", "green", "blue")
+
+
+def made(*overrides: str, splits: tuple[str, ...] = ("train", "val", "test")) -> Any:
+    recipe = load_recipe("resnet18", [*TINY, *overrides])
+    prepared = prepare(coloured_data(splits=splits), recipe, CPU)
+    return build_state(recipe, prepared, NAMES, CPU), prepared
+
+
+def test_the_network_is_calibrated_on_val_and_measured_on_test() -> None:
+    state, prepared = made()
+    measured = measure(state.model, state, prepared, NAMES, None)
+    assert (measured.split, measured.calibrated_on, measured.calibration_pictures) == ("test", "val", 60)
+    assert measured.headline is not None
+    assert measured.headline.pictures == 60
+    assert measured.temperature != 1.0
+
+
+def test_calibration_can_be_turned_off() -> None:
+    state, prepared = made("data.calibration_pictures=0")
+    measured = measure(state.model, state, prepared, NAMES, None)
+    assert (measured.temperature, measured.calibrated_on) == (1.0, None)
+    assert measured.headline is not None
+    assert measured.headline.calibration_error == measured.uncalibrated_error
+
+
+@pytest.mark.parametrize("tta", ["none", "mirror"])
+def test_known_logits_are_used_and_give_the_same_result(tta: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, prepared = made(f"evaluation.tta={tta}", "data.calibration_pictures=0", splits=("train", "test"))
+    expected = measure(state.model, state, prepared, NAMES, None)
+    logits, _ = collect_logits(state.model, prepared.evaluation["test"], bf16=state.bf16)
+    asked: list[object] = []
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        asked.append(options.get("plain"))
+        return collect_logits(*arguments, **options)
+
+    monkeypatch.setattr(results, "collect_logits", counting)
+    assert measure(state.model, state, prepared, NAMES, ("test", logits)) == expected
+    assert asked == [logits]
+
+
+def test_without_anything_held_out_the_summary_says_so() -> None:
+    state, prepared = made("data.calibration_pictures=0", splits=("train",))
+    assert measure(state.model, state, prepared, NAMES, None) == Measured()
+    summary = summary_of(state, Measured(), Findings(warnings=["careful"]), 0.0, 4)
+    assert (summary["split"], summary["accuracy"], summary["loss"]) == (None, None, None)
+    assert (summary["skipped_pictures"], summary["warnings"]) == (4, ["careful"])
+    assert summary["kept_by"] == "last"
+
+
+def test_what_repeats_is_reported_once(tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    class Hearing(Listener):
+        def on_note(self, text: str) -> None:
+            notes.append(text)
+
+    data = coloured_data()
+    train = data.splits["train"]
+    leaking = {**data.splits, "test": train.subset(torch.arange(6).numpy())}
+    data = type(data)(data.source, data.layout, data.class_names, leaking)
+    prepared = prepare(data, load_recipe("resnet18", TINY), CPU)
+    teller = RepeatTeller(Run(tmp_path), prepared, NAMES, Hearing())
+    found = teller.tell()
+    assert teller.tell() is found
+    teller.tell_if_known()
+    assert found["leaks"] == 6
+    assert len(notes) == len(found["lines"]) == 1
+    assert "6 of the 6 test pictures are also in train" in notes[0]

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers import TINY, coloured_data
+from thumbnet.errors import InterruptedRunError, OutOfMemoryError
+from thumbnet.runs.folder import Run
+from thumbnet.training import session as session_module
+from thumbnet.training.fit import StepResult
+from thumbnet.training.listener import Listener
+from thumbnet.training.train import resume, train
+
+
+class StopAt(Listener):
+    def __init__(self, step: int) -> None:
+        self.limit, self.step = step, 0
+
+    def on_step(self, step: StepResult) -> None:
+        self.step = step.step
+
+    def should_stop(self) -> bool:
+        return self.step == self.limit
+
+
+def test_a_stop_saves_the_very_step_and_leaves_no_summary(tmp_path: Path) -> None:
+    data = coloured_data()
+    with pytest.raises(InterruptedRunError) as caught:
+        train(data, "resnet18", overrides=TINY, out=tmp_path / "run", device="cpu", listener=StopAt(6))
+    assert caught.value.exit_status == 130
+    run = Run.open(tmp_path / "run")
+    assert not run.is_complete
+    checkpoint: Any = run.load_checkpoint()
+    assert checkpoint["state"]["step"] == 6
+    assert resume(run.path, data=data, device="cpu").is_complete
+
+
+@pytest.mark.parametrize(
+    ("splits", "watched"), [(("train", "val", "test"), "val"), (("train", "test"), "test")]
+)
+def test_val_is_watched_if_there_is_one_and_the_summary_is_about_test(
+    splits: tuple[str, ...], watched: str, tmp_path: Path
+) -> None:
+    overrides = [*TINY, "training.epochs=2"]
+    run = train(
+        coloured_data(splits=splits), "resnet18", overrides=overrides, out=tmp_path / "r", device="cpu"
+    )
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [f"{watched}_accuracy" in row for row in rows] == [True, True]
+    assert run.summary["split"] == "test"
+    assert run.summary["kept_by"] == ("best on val" if watched == "val" else "last")
+
+
+def test_without_anything_held_out_a_training_still_ends_with_weights(tmp_path: Path) -> None:
+    data = coloured_data(splits=("train",))
+    overrides = [*TINY, "training.epochs=1", "data.calibration_pictures=0"]
+    run = train(data, "resnet18", overrides=overrides, out=tmp_path / "r", device="cpu")
+    assert (run.summary["split"], run.summary["accuracy"], run.summary["temperature"]) == (None, None, 1.0)
+    assert run.weights_path.is_file()
+
+
+def test_memory_refused_to_an_evaluation_names_its_batch_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("could not execute a primitive")
+
+    monkeypatch.setattr(session_module, "collect_logits", refuse)
+    overrides = [*TINY, "training.epochs=1", "evaluation.batch_size=64"]
+    with pytest.raises(
+        OutOfMemoryError, match=r"evaluating 64 .*\n.*--set evaluation.batch_size=32"
+    ) as caught:
+        train(coloured_data(), "resnet18", overrides=overrides, out=tmp_path / "r", device="cpu")
+    assert caught.value.exit_status == 2
+
+
+def test_a_training_leaves_torchs_flags_threads_and_random_numbers_as_they_were(tmp_path: Path) -> None:
+    flags = torch.backends.cudnn
+    before = flags.deterministic, flags.benchmark
+    try:
+        flags.deterministic, flags.benchmark = False, True
+        threads, numbers = torch.get_num_threads(), torch.get_rng_state()
+        others = (
+            torch.get_default_dtype(),
+            torch.is_grad_enabled(),
+            torch.are_deterministic_algorithms_enabled(),
+        )
+        train(coloured_data(), "fast", overrides=TINY, out=tmp_path / "r", device="cpu")
+        assert (flags.deterministic, flags.benchmark) == (False, True)
+        assert torch.get_num_threads() == threads
+        assert torch.equal(torch.get_rng_state(), numbers)
+        assert others == (
+            torch.get_default_dtype(),
+            torch.is_grad_enabled(),
+            torch.are_deterministic_algorithms_enabled(),
+        )
+    finally:
+        flags.deterministic, flags.benchmark = before

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import TINY, coloured_data
+from thumbnet.batches.prepare import prepare
+from thumbnet.errors import DivergedError, OutOfMemoryError
+from thumbnet.recipes.recipe import load_recipe
+from thumbnet.training import state as state_module
+from thumbnet.training.state import (
+    EpochResult,
+    Score,
+    TrainingState,
+    balanced_weights,
+    build_state,
+    epoch_result_from_dict,
+    first_pictures,
+)
+
+CPU = torch.device("cpu")
+
+
+def state_of(*overrides: str) -> TrainingState:
+    torch.manual_seed(0)
+    recipe = load_recipe("tutorial", ["training.precision=fp32", "training.epochs=4", *overrides])
+    return TrainingState(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), recipe, 5, CPU)
+
+
+def result_of(epoch: int, score: Score | None = None, sample: Score | None = None) -> EpochResult:
+    return EpochResult(epoch, 5 * epoch, 1.0, 0.1, 2.0, 30.0, score, 0.5, sample)
+
+
+def test_a_results_row_names_the_split_of_its_score_or_of_its_sample() -> None:
+    row = result_of(1, Score("val", 0.75, 0.3, 40)).row()
+    assert (row["val_accuracy"], row["val_loss"], row["val_pictures"]) == (0.75, 0.3, 40)
+    assert not {"score", "sample"} & row.keys()
+    sampled = result_of(1, None, Score("test", 0.5, 0.9, 10)).row()
+    assert sampled["test_accuracy"] == 0.5
+    assert not [key for key in result_of(1).row() if key.endswith("_pictures")]
+
+
+def test_steps_are_counted_from_the_finished_epochs() -> None:
+    state = state_of()
+    state.step = 7
+    state.history.append(result_of(1))
+    assert (state.epoch, state.step_in_epoch, state.total_steps) == (1, 2, 20)
+
+
+def test_the_mean_loss_leaves_out_skipped_steps() -> None:
+    state = state_of()
+    state.losses[:] = torch.tensor([1.0, math.nan, 4.0, 1.0, 4.0])
+    state.step, state.skipped = 5, [2]
+    assert state.mean_loss() == 2.5
+    state.skipped = [1, 2, 3, 4, 5]
+    assert math.isnan(state.mean_loss())
+
+
+def test_the_first_loss_that_is_not_finite_is_named_by_its_step_in_the_whole_training() -> None:
+    state = state_of()
+    state.history.append(result_of(1))
+    state.losses[:4] = torch.tensor([1.0, math.inf, math.nan, 2.0])
+    state.step = 9
+    with pytest.raises(DivergedError, match="loss is inf at step 7"):
+        state.check_losses()
+    skipping = state_of("training.on_nonfinite=skip")
+    skipping.losses[:2] = torch.tensor([math.nan, 2.0])
+    skipping.step = 2
+    assert skipping.check_losses() == 2.0
+
+
+def test_a_closed_epoch_leaves_nothing_of_its_counts() -> None:
+    state = state_of()
+    state.losses += 1
+    state.hits += 3
+    state.seconds_in_epoch, state.pictures_in_epoch, state.step = 2.0, 60, 5
+    state.close_epoch(result_of(1))
+    assert (state.seconds_in_epoch, state.pictures_in_epoch, state.all_hits()) == (0.0, 0, 0)
+    assert not state.losses.any()
+    assert state.epoch == 1
+
+
+def test_the_kept_weights_do_not_change_with_later_steps() -> None:
+    state = state_of()
+    state.close_epoch(result_of(1, Score("val", 0.9, 0.1)))
+    best = {name: tensor.clone() for name, tensor in state.final_weights().items()}
+    with torch.no_grad():
+        for parameter in state.model.parameters():
+            parameter.add_(1)
+    state.close_epoch(result_of(2, Score("val", 0.8, 0.1)))
+    assert state.best_epoch == 1
+    assert all(torch.equal(best[name], tensor) for name, tensor in state.final_weights().items())
+
+
+def test_a_result_survives_being_a_dictionary() -> None:
+    state = state_of()
+    for result in (result_of(1, Score("val", 0.9, 0.1, 4)), result_of(2, None, Score("val", 0.8, 0.2, 2))):
+        state.close_epoch(result)
+    assert [epoch_result_from_dict(saved) for saved in state.state_dict()["history"]] == state.history
+
+
+def test_a_state_loads_with_nothing_unpickled() -> None:
+    state = state_of("training.ema_decay=0.9")
+    state.close_epoch(result_of(1, Score("val", 0.9, 0.1)))
+    file = io.BytesIO()
+    torch.save(state.state_dict(), file)
+    file.seek(0)
+    again = state_of("training.ema_decay=0.9")
+    again.load_state_dict(torch.load(file, weights_only=True))
+    assert again.history == state.history
+    assert again.best_epoch == 1
+
+
+def test_classes_without_pictures_have_finite_weights() -> None:
+    weights = balanced_weights(torch.tensor([0, 0, 0, 2]), 4)
+    assert bool(weights.isfinite().all())
+    torch.testing.assert_close(weights[[0, 2]], torch.tensor([4 / 6, 2.0]))
+
+
+def test_building_a_state_is_decided_by_the_seed_and_leaves_the_callers_generator_alone() -> None:
+    data = coloured_data()
+
+    def weights(seed: int) -> torch.Tensor:
+        recipe = load_recipe("tutorial", [*TINY, f"seed={seed}"])
+        state = build_state(recipe, prepare(data, recipe, CPU), "rgb", CPU)
+        return torch.cat([p.detach().flatten() for p in state.model.parameters()])
+
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    first = weights(0)
+    assert torch.equal(torch.rand(2), expected)
+    assert torch.equal(first, weights(0))
+    assert not torch.equal(first, weights(1))
+
+
+def test_the_first_pictures_are_training_pictures_without_augmentation() -> None:
+    recipe = load_recipe("tutorial", [*TINY, "augment.cutout=8"])
+    prepared = prepare(coloured_data(), recipe, CPU)
+    pictures = first_pictures(prepared)
+    engine = prepared.train.engine
+    (everything,) = engine.fetch([torch.arange(len(engine.labels))])
+    plain = prepared.train.normalise(everything)
+    assert pictures.shape == plain.shape
+    assert sorted(pictures.sum(dim=(1, 2, 3)).tolist()) == pytest.approx(
+        sorted(plain.sum(dim=(1, 2, 3)).tolist()), abs=1e-2
+    )
+
+
+def test_memory_refused_to_a_new_network_is_our_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe("tutorial", TINY)
+    prepared = prepare(coloured_data(), recipe, CPU)
+
+    def refuse(*_: object, **__: object) -> nn.Module:
+        raise MemoryError
+
+    monkeypatch.setattr(state_module, "build_model", refuse)
+    with pytest.raises(OutOfMemoryError, match="building the network.*\n.*model.width"):
+        build_state(recipe, prepared, "rgb", CPU)
