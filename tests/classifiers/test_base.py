@@ -32,7 +32,8 @@ class Brightness(Classifier):
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
         self.batches.append(len(pixels))
         level = pixels[:, :, :4].mean(axis=(1, 2, 3), keepdims=True)[:, :, 0, 0] / 255
-        return (5 - 20 * np.abs(level - np.array([[0.0, 0.5, 1.0]]))).astype(np.float32)
+        logits: np.ndarray = 5 - 20 * np.abs(level - np.array([[0.0, 0.5, 1.0]]))
+        return logits.astype(np.float32)
 
 
 def grey(*levels: int) -> np.ndarray:
