@@ -56,6 +56,26 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(coloured_data(), "resnet18", overrides=TINY, out=out, device="cpu")
 
 
+def exported(run: Run, kind: str, out: Path) -> Path:
+    pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
+    from thumbnet.publish.export import export
+
+    export(run.path, kind, out, coloured_data())
+    return out
+
+
+@pytest.fixture(scope="session")
+def onnx_file(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``tiny_run``, exported."""
+    return exported(tiny_run, "onnx", tmp_path_factory.mktemp("onnx") / "tiny.onnx")
+
+
+@pytest.fixture(scope="session")
+def any_size_file(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``tiny_run``, exported for pictures of any size."""
+    return exported(tiny_run, "onnx-any-size", tmp_path_factory.mktemp("onnx") / "tiny.any-size.onnx")
+
+
 @pytest.fixture(scope="session")
 def cifar_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A part of CIFAR-10 (JPEG copy): train/CLASS/0000..1499.jpg and test/CLASS/0000..0299.jpg."""

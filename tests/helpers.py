@@ -70,6 +70,20 @@ def write_class_folders(root: Path, splits: Sequence[str], per_class: int = 6, s
     return root
 
 
+def of_many_sizes(root: Path) -> Data:
+    """60 pictures of as many sizes, in train and in test."""
+    from thumbnet.sources.load import load_data
+
+    for number in range(60):
+        side = 10 + 7 * number
+        image = Image.fromarray(coloured(number % 3, number)).resize(
+            (side, 200 - number), Image.Resampling.BICUBIC
+        )
+        write_picture(root / "test" / ("red", "green", "blue")[number % 3] / f"{number}.png", image)
+        write_picture(root / "train" / ("red", "green", "blue")[number % 3] / f"{number}.png", image)
+    return load_data(root)
+
+
 class Payload:
     """Unpickled the ordinary way, it would write a file."""
 

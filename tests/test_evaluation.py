@@ -8,7 +8,6 @@ from sklearn import metrics
 
 from thumbnet.evaluation import evaluate_logits, wilson_interval
 
-CPU = torch.device("cpu")
 NAMES = tuple("abcdefgh")
 
 

@@ -1,10 +1,10 @@
-"""From logits to what one wants to know: accuracy, confusion, calibration.
+"""Measure accuracy, confusion and calibration from logits.
 
 ```python
 evaluation = evaluate_logits(logits, labels, class_names)
 ```
 
-It imports no torch: exported models are measured where there is none.
+This module imports no torch, so that exported models can be measured without it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 CALIBRATION_BINS = 15
-Z95 = 1.959963984540054  # of the normal distribution, two-sided
+Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Of one class: its pictures, and precision, recall and F1 in 0 to 1; 0 where undefined."""
+    """The number of pictures of a class, and its precision, recall and F1, 0 to 1; 0 if undefined."""
 
     name: str
     pictures: int
@@ -32,18 +32,18 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network does on a split.
+    """The measures of a network on a split.
 
     Attributes:
-        pictures: how many.
-        accuracy: top-1, 0 to 1.
-        balanced_accuracy: mean recall of the classes that have pictures: each counts the same.
-        interval: its 95 % interval (Wilson 1927).
-        top5: accuracy of the five likeliest; None with five classes or fewer.
+        pictures: the number of pictures.
+        accuracy: top-1 accuracy, 0 to 1.
+        balanced_accuracy: mean recall over the classes that have pictures: all classes weigh the same.
+        interval: the 95 % confidence interval of the accuracy (Wilson 1927).
+        top5: share of pictures whose class is among the five most probable; None with five classes or fewer.
         loss: mean cross-entropy, in nats.
         calibration_error: expected calibration error over 15 equal bins of confidence (Guo et al. 2017).
-        confusion: counts, a row for each true class, a column for each predicted one.
-        classes: of each class.
+        confusion: counts, one row per true class and one column per predicted class.
+        classes: the scores of each class.
     """
 
     pictures: int
@@ -57,12 +57,12 @@ class Evaluation:
     classes: list[ClassScore]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """Return plain values, for JSON."""
         return asdict(self)
 
 
 def evaluate_logits(logits: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Evaluation:
-    """All measures of ``logits`` (float [N, classes]) against ``labels`` (int64 [N]), N at least 1."""
+    """Measure ``logits`` (float [N, classes]) against ``labels`` (int64 [N]); N is at least 1."""
     count, classes = logits.shape
     log_probabilities = log_softmax(logits)
     predicted = logits.argmax(axis=1)
@@ -91,7 +91,7 @@ def evaluate_logits(logits: np.ndarray, labels: np.ndarray, class_names: tuple[s
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Logarithms of the probabilities, float64 [N, classes]."""
+    """Compute log-probabilities, float64 [N, classes]."""
     values = logits.astype(np.float64)
     values -= values.max(axis=1, keepdims=True)
     logs: np.ndarray = values - np.log(np.exp(values).sum(axis=1, keepdims=True))
@@ -100,7 +100,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """The predictions of about one confidence: how many, their mean confidence and their accuracy."""
+    """The predictions in one bin of confidence: their number, mean confidence and accuracy."""
 
     pictures: int
     confidence: float
@@ -108,11 +108,11 @@ class ReliabilityBin:
 
 
 def reliability_bins(confidence: np.ndarray, right: np.ndarray) -> list[ReliabilityBin]:
-    """Predictions by confidence, in ``CALIBRATION_BINS`` equal bins (Guo et al. 2017).
+    """Group predictions by confidence into ``CALIBRATION_BINS`` equal bins (Guo et al. 2017).
 
     Args:
-        confidence: of the predicted class, float [N] in 0 to 1.
-        right: whether it was that class, bool [N].
+        confidence: probability of the predicted class, float [N], 0 to 1.
+        right: whether the prediction is correct, bool [N].
     """
     numbers = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64), 1, CALIBRATION_BINS) - 1
     pictures, sums, hits = (
@@ -125,7 +125,7 @@ def reliability_bins(confidence: np.ndarray, right: np.ndarray) -> list[Reliabil
 
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson 1927); it stays within 0 and 1 and works near them."""
+    """Compute the 95 % interval of a proportion (Wilson 1927), which stays within 0 and 1 even near them."""
     share = correct / count
     spread = Z95 * math.sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2))
     middle = share + Z95**2 / (2 * count)

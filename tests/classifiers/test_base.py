@@ -1,99 +1,156 @@
+"""What every classifier does, whatever computes its logits."""
+
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from helpers import coloured
-from thumbnet.classifiers.base import Classifier
+from helpers import write_picture
+from thumbnet.classifiers.base import Classifier, Prediction
 from thumbnet.data.images import Preprocessing
-from thumbnet.data.splits import ArraySplit, BytesSplit, Data
-from thumbnet.errors import DataError, UnreadableImagesError
+from thumbnet.data.splits import ArraySplit, Data, Split
+from thumbnet.errors import DataError, UnreadableImageError, UnreadableImagesError
+from thumbnet.evaluation import log_softmax
 from thumbnet.recipes.settings import ModelSettings
 from thumbnet.runs.weights_info import WeightsInfo
+from thumbnet.sources.load import load_data
 
-NAMES = ("red", "green", "blue")
+NAMES = ("dark", "middle", "bright")
 
 
-class ByColour(Classifier):
-    """Says which channel is the strongest; notes how many pictures each forward pass had."""
+class Brightness(Classifier):
+    """Says how bright the left half of a picture is: mirrored, it answers by the right half."""
 
-    def __init__(self) -> None:
-        pre = Preprocessing((16, 16), "pad", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-        super().__init__(WeightsInfo(ModelSettings(), NAMES, pre, "fp32", "", ""))
-        self.passes: list[int] = []
+    def __init__(self, tta: str = "none") -> None:
+        pre = Preprocessing((8, 8), "squash", (0.5,) * 3, (0.5,) * 3)
+        super().__init__(WeightsInfo(ModelSettings(), NAMES, pre, "fp32", "", "", tta=tta))
+        self.batches: list[int] = []
 
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
-        self.passes.append(len(pixels))
-        logits: np.ndarray = pixels.mean(axis=(1, 2)).astype(np.float32)
-        return logits
+        self.batches.append(len(pixels))
+        level = pixels[:, :, :4].mean(axis=(1, 2, 3), keepdims=True)[:, :, 0, 0] / 255
+        logits: np.ndarray = 5 - 20 * np.abs(level - np.array([[0.0, 0.5, 1.0]]))
+        return logits.astype(np.float32)
 
 
-def split_of(labels: Sequence[int]) -> ArraySplit:
-    images = np.stack([coloured(label, number) for number, label in enumerate(labels)])
-    return ArraySplit(images, np.array(labels), "x")
+def grey(*levels: int) -> np.ndarray:
+    return np.stack([np.full((8, 8, 3), level, dtype=np.uint8) for level in levels])
 
 
-def test_a_split_is_classified_in_batches_and_progress_is_told() -> None:
-    classifier, told = ByColour(), []
+def halves(left: int, right: int) -> np.ndarray:
+    return np.concatenate([np.full((8, 4, 3), left), np.full((8, 4, 3), right)], axis=1).astype(np.uint8)
+
+
+def split_of(levels: list[int], labels: list[int]) -> Split:
+    return ArraySplit(grey(*levels), np.array(labels), "s")
+
+
+def test_predictions_are_ranked_probabilities_of_the_logits() -> None:
+    classifier = Brightness()
+    for found, level in zip(classifier.predict(grey(0, 130, 250)), (0, 130, 250), strict=True):
+        probabilities = np.exp(log_softmax(classifier.logits(grey(level))))[0]
+        order = np.argsort(-probabilities)
+        assert found.labels == tuple(NAMES[i] for i in order)
+        assert found.probabilities == pytest.approx(probabilities[order])
+        assert (found.label, found.probability) == (found.labels[0], found.probabilities[0])
+
+
+def test_classes_of_equal_probability_keep_the_order_of_the_names() -> None:
+    class Undecided(Brightness):
+        def _forward(self, pixels: np.ndarray) -> np.ndarray:
+            return np.zeros((len(pixels), 3), dtype=np.float32)
+
+    (found,) = Undecided().predict(grey(9))
+    assert found == Prediction(NAMES, pytest.approx((1 / 3,) * 3))  # type: ignore[arg-type]
+
+
+def test_many_pictures_are_classified_in_batches() -> None:
+    classifier = Brightness()
+    assert len(classifier.predict(list(grey(*range(0, 250, 25))), batch_size=4)) == 10
+    assert classifier.batches == [4, 4, 2]
+    assert classifier.predict([]) == []
+
+
+def test_the_networks_own_test_time_augmentation_is_the_default() -> None:
+    picture = halves(0, 255)[None]
+    mirrored = Brightness("mirror")
+    mean = (mirrored.logits(picture, tta="none") + mirrored.logits(picture[:, :, ::-1], tta="none")) / 2
+    assert np.allclose(mirrored.logits(picture), mean)
+    assert np.array_equal(Brightness().logits(picture), mirrored.logits(picture, tta="none"))
+    assert not np.allclose(mean, mirrored.logits(picture, tta="none"))
+
+
+def test_a_split_is_classified_batch_by_batch_with_its_progress() -> None:
+    classifier, seen = Brightness("mirror"), list[tuple[int, int]]()
+    split = split_of([0, 120, 255, 10, 240], [0, 1, 2, 0, 2])
     found = classifier.classify_split(
-        split_of([0, 1, 2, 0, 1]),
-        NAMES,
-        batch_size=2,
-        progress=lambda done, total: told.append((done, total)),
+        split, NAMES, batch_size=2, progress=lambda done, total: seen.append((done, total))
     )
-    assert classifier.passes == [2, 2, 1]
-    assert told == [(2, 5), (4, 5), (5, 5)]
-    assert found.logits.argmax(axis=1).tolist() == found.labels.tolist() == [0, 1, 2, 0, 1]
-    assert found.tta == "none"
-    assert np.array_equal(found.plain, found.logits)
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+    assert (found.tta, found.split) == ("mirror", split)
+    assert np.allclose(found.logits, found.plain)  # grey pictures are their own mirror images
+    assert found.logits.argmax(axis=1).tolist() == found.labels.tolist() == [0, 1, 2, 0, 2]
 
 
-def test_labels_are_matched_by_the_names_of_their_classes() -> None:
-    found = ByColour().classify_split(split_of([0, 1, 2]), ("blue", "red", "green"))
-    assert found.labels.tolist() == [2, 0, 1]
+def test_labels_are_matched_by_the_names_of_the_classes() -> None:
+    found = Brightness().classify_split(split_of([255, 0], [0, 1]), ("bright", "dark"))
+    assert found.labels.tolist() == [2, 0]
+    with pytest.raises(DataError, match="does not know: mauve. It knows dark, middle, bright"):
+        Brightness().classify_split(split_of([0], [0]), ("dark", "mauve"))
 
 
-def test_classes_that_the_network_does_not_know_are_named() -> None:
-    with pytest.raises(DataError, match="does not know: fork. It knows red, green, blue"):
-        ByColour().classify_split(split_of([0, 1]), ("red", "fork"))
+def test_a_split_without_pictures_is_an_error() -> None:
+    with pytest.raises(DataError, match="no pictures"):
+        Brightness().classify_split(split_of([0], [0]).subset(np.array([], dtype=np.int64)), NAMES)
 
 
-def broken() -> BytesSplit:
-    good = split_of([0, 1, 2])
-    encoded = []
-    for index in range(3):
-        stream = io.BytesIO()
-        good.read(index).save(stream, "PNG")
-        encoded.append(b"rubbish" if index == 1 else stream.getvalue())
-    return BytesSplit(encoded, np.array([0, 1, 2]), ["a.png", "b.png", "c.png"])
+def pictures_with_bad_ones(root: Path) -> Data:
+    for name, level in zip(NAMES, (0, 128, 255), strict=True):
+        for number in range(3):
+            write_picture(root / "train" / name / f"{number}.png", grey(level)[0])
+    for name in ("bright", "dark"):
+        (root / "train" / name / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n, and no more")
+    return load_data(root)
 
 
-def test_pictures_that_cannot_be_read_stop_it_with_a_list_or_are_skipped() -> None:
-    with pytest.raises(UnreadableImagesError, match=r"1 picture\(s\) cannot be read:\n  b\.png"):
-        ByColour().classify_split(broken(), NAMES)
-    found = ByColour().classify_split(broken(), NAMES, on_bad_image="skip", batch_size=1)
-    assert found.labels.tolist() == [0, 2]
-    assert [found.split.name(index) for index in range(2)] == ["a.png", "c.png"]
+def test_unreadable_pictures_are_all_listed_or_skipped(tmp_path: Path) -> None:
+    data = pictures_with_bad_ones(tmp_path)
+    split = data.splits["train"]
+    with pytest.raises(UnreadableImagesError) as caught:
+        Brightness().classify_split(split, data.class_names, batch_size=2)
+    assert str(caught.value).count("bad.png") == 2
+    bad = {i for i in range(len(split)) if "bad" in split.name(i)}
+    for batch_size in (1, 2, 500):  # one batch has nothing but a bad picture
+        found = Brightness().classify_split(
+            split, data.class_names, on_bad_image="skip", batch_size=batch_size
+        )
+        kept = [i for i in range(len(split)) if i not in bad]
+        assert [found.split.name(i) for i in range(len(found.split))] == [split.name(i) for i in kept]
+        assert found.logits.argmax(axis=1).tolist() == found.labels.tolist()
 
 
-def test_an_empty_split_is_refused() -> None:
-    with pytest.raises(DataError, match="no pictures to classify"):
-        ByColour().classify_split(split_of([0]).subset(np.array([], dtype=np.int64)), NAMES)
+def test_evaluating_takes_data_in_memory_and_chooses_the_split_to_measure() -> None:
+    labels = np.array([0, 1, 2, 1])
+    images = grey(0, 128, 255, 255)
+    assert Brightness().evaluate((images, labels)).accuracy == 0.75
+    good, bad = split_of([0, 255], [0, 2]), split_of([0, 255], [2, 0])
+    data = Data("x", "x", NAMES, {"train": bad, "val": bad, "test": good})
+    assert Brightness().evaluate(data).accuracy == 1
+    assert Brightness().evaluate(data, "val").accuracy == 0
 
 
-def test_evaluating_takes_a_data_set_or_arrays_and_chooses_the_split() -> None:
-    data = Data("x", "x", NAMES, {"train": split_of([0, 0, 0]), "test": split_of([0, 1, 2, 2])})
-    assert ByColour().evaluate(data).pictures == 4
-    assert ByColour().evaluate(data, "train").accuracy == 1
-    images = np.stack([coloured(label, 1) for label in (0, 1, 2)])
-    assert ByColour().evaluate((images, ["red", "green", "red"])).accuracy == pytest.approx(2 / 3)
+def test_one_picture_and_a_sequence_of_one_are_the_same(tmp_path: Path) -> None:
+    path = write_picture(tmp_path / "x.png", halves(0, 255))
+    classifier = Brightness()
+    for picture in (path, str(path), Image.fromarray(halves(0, 255)), halves(0, 255)):
+        assert classifier.predict(picture) == classifier.predict([picture])
 
 
-def test_predictions_are_ranked_probabilities() -> None:
-    (prediction,) = ByColour().predict(coloured(1, 3))
-    assert prediction.label == prediction.labels[0] == "green"
-    assert sorted(prediction.probabilities, reverse=True) == list(prediction.probabilities)
-    assert sum(prediction.probabilities) == pytest.approx(1)
+def test_what_is_no_picture_is_named_with_what_was_expected() -> None:
+    with pytest.raises(DataError, match=r"expected a picture \(a path, .*\), got a dict"):
+        Brightness().predict([{}])  # type: ignore[list-item]
+    with pytest.raises(UnreadableImageError, match="nowhere"):
+        Brightness().predict("nowhere.png")

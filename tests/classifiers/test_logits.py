@@ -1,3 +1,5 @@
+"""From a network and pictures to logits, by torch."""
+
 from __future__ import annotations
 
 import pytest
@@ -5,8 +7,9 @@ import torch
 from torch import nn
 
 from helpers import coloured_data
+from thumbnet.batches.batches import EvalBatches
 from thumbnet.batches.prepare import prepare
-from thumbnet.classifiers.logits import Tensors, collect_logits, predict_logits
+from thumbnet.classifiers.logits import Tensors, collect_logits, collect_views, predict_logits
 from thumbnet.recipes.recipe import load_recipe
 
 CPU = torch.device("cpu")
@@ -68,3 +71,35 @@ def test_logits_that_are_known_are_not_computed_again(tta: str) -> None:
     assert torch.equal(known, anew)
     assert torch.equal(plain, kept)
     assert pictures == without - 60
+
+
+def eval_batches() -> EvalBatches:
+    recipe = load_recipe("tutorial", ["evaluation.batch_size=7"])
+    return prepare(coloured_data(), recipe, CPU).evaluation["test"]
+
+
+@pytest.mark.parametrize("tta", ["none", "mirror", "mirror-shift", "adaptive"])
+def test_both_logits_come_of_one_reading_and_are_those_of_two(tta: str) -> None:
+    batches, model = eval_batches(), nn.Sequential(nn.Flatten(), nn.Linear(768, 3)).train()
+    logits, plain, labels = collect_views(model, batches, bf16=False, tta=tta)
+    assert not model.training
+    assert torch.equal(plain, collect_logits(model, batches, bf16=False)[0])
+    assert torch.equal(logits, collect_logits(model, batches, bf16=False, tta=tta)[0])
+    assert (logits is plain) is (tta == "none")
+    assert (logits.dtype, labels.dtype, labels.tolist()) == (torch.float32, torch.int64, [0, 1, 2] * 20)
+
+
+def test_known_logits_are_left_as_they_are() -> None:
+    image, model = torch.rand(2, 3, 16, 16), nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
+    plain = predict_logits(model, image, bf16=False)
+    kept = plain.clone()
+    assert not torch.equal(predict_logits(model, image, bf16=False, tta="mirror", plain=plain), plain)
+    assert torch.equal(plain, kept)
+
+
+def test_logits_are_float32_whatever_the_network_computes_in() -> None:
+    image, model = torch.rand(2, 3, 16, 16), nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
+    exact, rough = (predict_logits(model, image, bf16=bf16, tta="mirror") for bf16 in (False, True))
+    assert exact.dtype == rough.dtype == torch.float32
+    assert not torch.equal(exact, rough)
+    assert torch.allclose(exact, rough, atol=0.05)

@@ -1,26 +1,27 @@
+"""An exported model, computed by onnxruntime."""
+
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from helpers import coloured_data
+from helpers import coloured, of_many_sizes
 from thumbnet.classifiers.base import Classifier
 from thumbnet.classifiers.load import load_classifier, load_run
 from thumbnet.classifiers.onnx_classifier import OnnxClassifier
-from thumbnet.errors import DataError, RunError, UnreadableImagesError
-from thumbnet.publish.export import export
+from thumbnet.errors import DataError, MissingExtraError, RunError, UnreadableImagesError
 from thumbnet.runs.folder import Run
-from thumbnet.sources.load import load_data
 
-
-@pytest.fixture(scope="module")
-def onnx_file(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("onnx") / "tiny.onnx"
-    export(tiny_run.path, "onnx", out, coloured_data())
-    return out
+WITHOUT_TORCH = (
+    "import sys; sys.modules.update(torch=None, safetensors=None, psutil=None, filelock=None); "
+    "from thumbnet.cli import main; sys.exit(main(sys.argv[1:]))"
+)
 
 
 @pytest.mark.parametrize("tta", ["none", "mirror", "mirror-shift", "adaptive"])
@@ -34,7 +35,14 @@ def test_onnx_and_torch_agree_on_every_view(tiny_run: Run, onnx_file: Path, tta:
     np.testing.assert_allclose(alone, theirs[:1], atol=1e-4)
 
 
+def _both(run: Run, onnx_file: Path) -> tuple[Classifier, Classifier]:
+    return load_classifier(run.path), load_classifier(onnx_file)
+
+
 def test_onnx_leaves_out_what_cannot_be_read_or_lists_it(onnx_file: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from thumbnet.sources.load import load_data
 
     names = OnnxClassifier(onnx_file).class_names
     for name in names:
@@ -53,6 +61,40 @@ def test_onnx_leaves_out_what_cannot_be_read_or_lists_it(onnx_file: Path, tmp_pa
         OnnxClassifier(onnx_file).evaluate(data, "val")
 
 
+def test_without_torch(onnx_file: Path, tmp_path: Path) -> None:
+    """What `pip install 'thumbnet[onnx]'` has: predict, in under a second, and evaluate."""
+    from PIL import Image
+
+    names = OnnxClassifier(onnx_file).class_names
+    for name in names:
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (16, 16), "red").save(tmp_path / "train" / name / "a.png")
+        (tmp_path / "test" / name).mkdir(parents=True)
+        Image.new("RGB", (16, 16), "red").save(tmp_path / "test" / name / "a.png")
+    picture = str(tmp_path / "test" / names[0] / "a.png")
+
+    def thumbnet(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = thumbnet("predict", str(onnx_file), picture, "--json")
+        seconds.append(time.perf_counter() - started)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["path"] == picture
+    assert min(seconds) < 1.0
+    done = thumbnet("evaluate", str(onnx_file), str(tmp_path), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["pictures"] == len(names)
+    done = thumbnet("train", "digits")
+    assert done.returncode == 2
+    assert done.stderr.startswith("thumbnet: this command needs the extra 'train': ")
+    assert "pip install" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_what_is_no_exported_model(onnx_file: Path, tmp_path: Path) -> None:
     import onnx
 
@@ -68,7 +110,7 @@ def test_what_is_no_exported_model(onnx_file: Path, tmp_path: Path) -> None:
     text = model.metadata_props[0].value
     for other, message in [
         (None, "no description"),
-        ("{}", "not understood"),
+        ("{}", "cannot read the description"),
         (text.replace("[", "[[[", 1), "not"),
     ]:
         del model.metadata_props[:]
@@ -79,5 +121,47 @@ def test_what_is_no_exported_model(onnx_file: Path, tmp_path: Path) -> None:
             OnnxClassifier(broken)
 
 
-def _both(run: Run, onnx_file: Path) -> tuple[Classifier, Classifier]:
-    return load_classifier(run.path), load_classifier(onnx_file)
+def test_a_classifier_of_any_size_answers_as_the_fixed_one(
+    onnx_file: Path, any_size_file: Path, tmp_path: Path
+) -> None:
+    fixed, any_size = OnnxClassifier(onnx_file), OnnxClassifier(any_size_file)
+    assert any_size.any_size
+    assert not fixed.any_size
+    pictures = [coloured(i % 3, i, side=13 + 5 * i) for i in range(6)]
+    for tta in ("none", "mirror", "mirror-shift", "adaptive"):
+        for one, other in zip(
+            fixed.predict(pictures, tta=tta), any_size.predict(pictures, tta=tta), strict=True
+        ):
+            assert one.labels == other.labels
+            assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+    data = of_many_sizes(tmp_path)
+    both = [
+        one.classify_split(data.splits["test"], data.class_names, tta="mirror").logits
+        for one in (fixed, any_size)
+    ]
+    assert np.abs(both[0] - both[1]).max() < 1e-4
+
+
+def test_without_onnxruntime_the_extra_is_named(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match="onnx"):
+        OnnxClassifier(onnx_file)
+
+
+def test_a_graph_that_does_not_match_its_description_is_refused(onnx_file: Path, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(onnx_file)
+    values = json.loads(model.metadata_props[0].value)
+    values["class_names"] = ["red", "green"]
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {"thumbnet": json.dumps(values)})
+    onnx.save(model, tmp_path / "two.onnx")
+    with pytest.raises(RunError, match="does not match its description"):
+        OnnxClassifier(tmp_path / "two.onnx")
+
+
+def test_one_thread_computes_the_same(onnx_file: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    one, all_cores = OnnxClassifier(onnx_file, threads=1), OnnxClassifier(onnx_file)
+    np.testing.assert_allclose(one.logits(pixels), all_cores.logits(pixels), atol=1e-5)

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +8,7 @@ import pytest
 from PIL import Image
 
 import thumbnet
-from helpers import TINY, coloured, coloured_data, noise, write_picture
+from helpers import TINY, coloured, coloured_data, noise, of_many_sizes
 from thumbnet.classifiers.load import load_run
 from thumbnet.classifiers.onnx_classifier import OnnxClassifier
 from thumbnet.cli import main
@@ -19,19 +16,6 @@ from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.evaluation import log_softmax
 from thumbnet.publish.export import check_export, export
 from thumbnet.runs.folder import Run
-from thumbnet.sources.load import load_data
-
-WITHOUT_TORCH = (
-    "import sys; sys.modules.update(torch=None, safetensors=None, psutil=None, filelock=None); "
-    "from thumbnet.cli import main; sys.exit(main(sys.argv[1:]))"
-)
-
-
-@pytest.fixture(scope="module")
-def onnx_file(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("onnx") / "tiny.onnx"
-    export(tiny_run.path, "onnx", out, coloured_data())
-    return out
 
 
 @pytest.mark.parametrize(
@@ -67,40 +51,6 @@ def test_a_check_sees_another_network(tiny_run: Run, tmp_path: Path) -> None:
     assert check_export(tiny_run.path, other.weights_path, coloured_data(), "test").largest_difference > 0.01
 
 
-def test_without_torch(onnx_file: Path, tmp_path: Path) -> None:
-    """What `pip install 'thumbnet[onnx]'` has: predict, in under a second, and evaluate."""
-    from PIL import Image
-
-    names = OnnxClassifier(onnx_file).class_names
-    for name in names:
-        (tmp_path / "train" / name).mkdir(parents=True)
-        Image.new("RGB", (16, 16), "red").save(tmp_path / "train" / name / "a.png")
-        (tmp_path / "test" / name).mkdir(parents=True)
-        Image.new("RGB", (16, 16), "red").save(tmp_path / "test" / name / "a.png")
-    picture = str(tmp_path / "test" / names[0] / "a.png")
-
-    def thumbnet(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = thumbnet("predict", str(onnx_file), picture, "--json")
-        seconds.append(time.perf_counter() - started)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["path"] == picture
-    assert min(seconds) < 1.0
-    done = thumbnet("evaluate", str(onnx_file), str(tmp_path), "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["pictures"] == len(names)
-    done = thumbnet("train", "digits")
-    assert done.returncode == 2
-    assert done.stderr.startswith("thumbnet: this command needs the extra 'train': ")
-    assert "pip install" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-
-
 def test_the_command_writes_checks_and_says_so(
     tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,27 +74,6 @@ def test_the_command_writes_checks_and_says_so(
     assert "the run's own" in capsys.readouterr().err
 
 
-# --- pictures of any size
-
-
-@pytest.fixture(scope="module")
-def any_size_file(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("onnx") / "tiny.any-size.onnx"
-    export(tiny_run.path, "onnx-any-size", out, coloured_data())
-    return out
-
-
-def of_many_sizes(root: Path) -> Data:
-    for number in range(60):
-        side = 10 + 7 * number
-        image = Image.fromarray(coloured(number % 3, number)).resize(
-            (side, 200 - number), Image.Resampling.BICUBIC
-        )
-        write_picture(root / "test" / ("red", "green", "blue")[number % 3] / f"{number}.png", image)
-        write_picture(root / "train" / ("red", "green", "blue")[number % 3] / f"{number}.png", image)
-    return load_data(root)
-
-
 def test_the_graph_with_resizing_computes_what_the_run_does(
     tiny_run: Run, any_size_file: Path, tmp_path: Path
 ) -> None:
@@ -166,27 +95,6 @@ def test_plain_onnxruntime_needs_only_the_picture(tiny_run: Run, any_size_file: 
         (expected,) = predictor.predict(picture)
         assert predictor.class_names[int(probabilities.argmax())] == expected.label
         assert probabilities.max() == pytest.approx(expected.probability, abs=0.01)
-
-
-def test_a_classifier_of_any_size_answers_as_the_fixed_one(
-    onnx_file: Path, any_size_file: Path, tmp_path: Path
-) -> None:
-    fixed, any_size = OnnxClassifier(onnx_file), OnnxClassifier(any_size_file)
-    assert any_size.any_size
-    assert not fixed.any_size
-    pictures = [coloured(i % 3, i, side=13 + 5 * i) for i in range(6)]
-    for tta in ("none", "mirror", "mirror-shift", "adaptive"):
-        for one, other in zip(
-            fixed.predict(pictures, tta=tta), any_size.predict(pictures, tta=tta), strict=True
-        ):
-            assert one.labels == other.labels
-            assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
-    data = of_many_sizes(tmp_path)
-    both = [
-        one.classify_split(data.splits["test"], data.class_names, tta="mirror").logits
-        for one in (fixed, any_size)
-    ]
-    assert np.abs(both[0] - both[1]).max() < 1e-4
 
 
 def test_a_run_of_deep_pictures_is_exported_with_its_range(tmp_path: Path) -> None:

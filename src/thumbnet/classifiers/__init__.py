@@ -1,1 +1,1 @@
-"""Trained networks that classify pictures."""
+"""Trained networks that classify pictures: runs, weights and exported models."""

@@ -1,6 +1,6 @@
-"""What every trained network can do, whatever computes it: classify pictures, and be measured on a split.
+"""The base class of trained networks: classify pictures, and measure accuracy on a split.
 
-One subclass computes with torch, one with onnxruntime. This module imports neither.
+One subclass computes with torch, another with onnxruntime. This module imports neither.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Progress = Callable[[int, int], None]
-CHANNELS = (1, 3, 4)  # that a picture may have
-ROUNDING = 1e-3  # what resizing and arithmetic may add to a float of [0, 1]: less than half a level of 255
+CHANNELS = (1, 3, 4)  # the numbers of channels that a picture may have
+ROUNDING = 1e-3  # floats may exceed [0, 1] by this, for rounding errors; it is less than half a level of 255
 Picture: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """For one picture: the class names and their probabilities, the likeliest first."""
+    """The class names and their probabilities for one picture, most probable first."""
 
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
 
     @property
     def label(self) -> str:
-        """The likeliest class."""
+        """The most probable class."""
         return self.labels[0]
 
     @property
     def probability(self) -> float:
-        """Of the likeliest class."""
+        """The probability of that class."""
         return self.probabilities[0]
 
 
 @dataclass(frozen=True)
 class SplitLogits:
-    """What a network says of a split.
+    """The logits of a network for a split.
 
     Attributes:
-        split: the pictures, without those that could not be read and were left out.
-        logits: float32 [N, classes], by the network's own class names. Their softmax gives the calibrated
-            probabilities.
-        labels: int64 [N], positions in them.
+        split: the pictures, without those that could not be read and were skipped.
+        logits: float32 [N, classes], in the order of the network's class names. Their softmax gives
+            calibrated probabilities.
+        labels: int64 [N], indices into the network's class names.
         plain: the same logits without test-time augmentation.
         tta: the test-time augmentation of ``logits``.
     """
@@ -73,8 +73,8 @@ class Classifier(ABC):
     """A trained network with its preprocessing and class names.
 
     Attributes:
-        info: what is known of it.
-        class_names: what the columns of its logits mean.
+        info: the network's description.
+        class_names: the classes, in the order of the logits' columns.
     """
 
     def __init__(self, info: WeightsInfo) -> None:
@@ -83,12 +83,12 @@ class Classifier(ABC):
 
     @abstractmethod
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
-        """Logits of one view of preprocessed pictures, divided by the temperature: see :meth:`logits`."""
+        """Compute the logits of one view of preprocessed pictures; see :meth:`logits`."""
 
     def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:
-        """Logits, float32 [B, classes], of preprocessed pictures, uint8 [B, height, width, 3].
+        """Compute logits, float32 [B, classes], of preprocessed pictures, uint8 [B, height, width, 3].
 
-        They are divided by the network's temperature, so their softmax gives calibrated probabilities.
+        The logits are divided by the network's temperature, so their softmax gives calibrated probabilities.
 
         Args:
             pixels: from :meth:`thumbnet.data.images.Preprocessing.pixels`.
@@ -101,7 +101,7 @@ class Classifier(ABC):
         return Arrays().logits(self._forward, pixels, plain, tta, self.info.temperature)
 
     def _classify(self, pictures: Sequence[DecodedPicture], tta: str) -> tuple[np.ndarray, np.ndarray]:
-        """Logits of decoded pictures with ``tta``, and without."""
+        """Compute the logits of decoded pictures with ``tta``, and those without."""
         pixels = np.stack([self.info.preprocessing.pixels(picture) for picture in pictures])
         plain = self._forward(pixels)
         return self._with_views(pixels, plain, tta), plain
@@ -109,9 +109,9 @@ class Classifier(ABC):
     def _logits_of(
         self, split: Split, tta: str, batch_size: int, on_bad_image: str, progress: Progress | None
     ) -> tuple[Split, np.ndarray, np.ndarray]:
-        """A split without the pictures that were skipped, its logits with ``tta``, and those without.
+        """Return a split without its skipped pictures, its logits with ``tta``, and those without.
 
-        Here batch by batch; a subclass may know a faster way.
+        This default works batch by batch; a subclass may have a faster way.
         """
         kept: list[int] = []
         errors: list[UnreadableImageError] = []
@@ -145,23 +145,24 @@ class Classifier(ABC):
         """Classify pictures.
 
         >>> import numpy as np
-        >>> predictor = load_run(run.path)
-        >>> prediction, = predictor.predict(np.zeros((28, 28), dtype=np.uint8))
-        >>> sorted(prediction.labels) == sorted(predictor.class_names)
+        >>> classifier = load_classifier(run.path)
+        >>> prediction, = classifier.predict(np.zeros((28, 28), dtype=np.uint8))
+        >>> sorted(prediction.labels) == sorted(classifier.class_names)
         True
 
         Args:
-            pictures: one or many of: a path; a PIL image of any mode; an array [H, W] or [H, W, 1, 3 or 4];
-                a tensor [C, H, W]. Also an array [B, H, W, C], a tensor [B, C, H, W], or grey pictures
-                [B, H, W] where B cannot be taken for channels. Values are uint8 (or other integers from 0 to
-                255), uint16 from 0 to 65535, or floats in [0, 1]. A network that was trained on pictures of
-                more than 8 bits takes them on the scale of its training pictures instead.
+            pictures: one picture or a sequence of them. A picture is a path; a PIL image of any mode; an
+                array [H, W] or [H, W, 1, 3 or 4]; or a tensor [C, H, W]. A batch may also be an array
+                [B, H, W, C], a tensor [B, C, H, W], or grey pictures [B, H, W] if B cannot be mistaken for
+                channels. Values are uint8 (or other integers from 0 to 255), uint16 from 0 to 65535, or
+                floats in [0, 1]. A network trained on pictures of more than 8 bits expects the scale of its
+                training pictures instead.
             tta: test-time augmentation, see :meth:`logits`.
             batch_size: pictures per forward pass.
 
         Raises:
             UnreadableImageError: a picture cannot be decoded.
-            DataError: an array or tensor has another shape or type, or its values are out of range.
+            DataError: an array or tensor has an unknown shape or type, or values out of range.
         """
         images = list(_one_by_one(pictures, self.info.preprocessing.range))
         predictions = []
@@ -193,8 +194,8 @@ class Classifier(ABC):
         """Measure the network on a split of ``data``; see :meth:`classify_split`.
 
         Args:
-            data: a data set, or what is in Python already, such as ``(images, labels)``.
-            split: of a data set: ``test``, or else ``val``, or else all pictures by default.
+            data: a data set, or data in memory such as ``(images, labels)``.
+            split: the split to measure on; by default ``test``, or else ``val``, or else all pictures.
         """
         if not isinstance(data, Data):
             from thumbnet.sources.python import load_python
@@ -221,18 +222,18 @@ class Classifier(ABC):
         on_bad_image: str = "stop",
         progress: Progress | None = None,
     ) -> SplitLogits:
-        """The logits of every picture in a split.
+        """Compute the logits of every picture in a split.
 
         Args:
             split: the pictures and their labels.
-            class_names: what the split's labels mean. They are matched with the network's classes by name.
+            class_names: the classes of the split's labels, matched with the network's classes by name.
             tta: test-time augmentation, see :meth:`logits`.
             batch_size: pictures per forward pass.
-            on_bad_image: ``stop`` or ``skip`` where a picture cannot be read.
-            progress: called with the pictures done and their number.
+            on_bad_image: ``stop`` or ``skip`` if a picture cannot be read.
+            progress: called with the number of pictures done and their total.
 
         Raises:
-            UnreadableImagesError: lists all pictures of the split that cannot be read.
+            UnreadableImagesError: some pictures cannot be read; lists all of them.
             DataError: the split is empty, or has classes that the network does not know.
             OutOfMemoryError: a batch does not fit the device's memory.
         """
@@ -260,10 +261,10 @@ def _one_by_one(pictures: Any, limits: tuple[float, float] | None) -> Iterator[D
 
 
 def _is_grey_batch(pictures: Any) -> bool:
-    """Whether an array or tensor of three axes is [B, H, W]: no axis can be that of channels.
+    """Tell whether an array or tensor of three axes is [B, H, W], that is, if no axis can be the channels.
 
     Raises:
-        DataError: an array [3, H, W] could be three grey pictures, or one with channels first.
+        DataError: an array [3, H, W] may be three grey pictures, or one picture with channels first.
     """
     if getattr(pictures, "ndim", 0) != 3:
         return False
@@ -274,20 +275,22 @@ def _is_grey_batch(pictures: Any) -> bool:
         return False
     if shape[0] in CHANNELS:
         raise DataError(
-            f"an array of shape {list(shape)} is no picture [H, W, channels]: move the channels to the end "
-            f"(array.transpose(1, 2, 0)), or give {shape[0]} grey pictures as [{shape[0]}, H, W, 1]"
+            f"an array of shape {list(shape)} is not a picture [H, W, channels]: move the channels to the "
+            f"end (array.transpose(1, 2, 0)), or give {shape[0]} grey pictures as [{shape[0]}, H, W, 1]"
         )
     return True
 
 
 def _decoded(picture: Any, limits: tuple[float, float] | None) -> DecodedPicture:
-    """Any form of a picture, decoded. ``limits`` is the range of the values that the network was trained on,
-    where its pictures had more than 8 bits."""
+    """Decode a picture given in any form.
+
+    ``limits`` is the value range that the network was trained on, if its pictures had more than 8 bits.
+    """
     if isinstance(picture, Image.Image):
         return decode(picture)
     if isinstance(picture, str | Path):
         return load_picture(str(picture), str(picture))
-    if hasattr(picture, "detach"):  # a tensor; torch itself need not be there
+    if hasattr(picture, "detach"):  # a tensor; this works without importing torch
         tensor = picture.detach().cpu()
         if str(tensor.dtype) == "torch.bfloat16":
             tensor = tensor.float()
@@ -296,20 +299,20 @@ def _decoded(picture: Any, limits: tuple[float, float] | None) -> DecodedPicture
             if picture.shape[0] not in CHANNELS:
                 hint = ", which must come first" if picture.shape[2] in CHANNELS else ""
                 raise DataError(
-                    f"a tensor of shape {list(picture.shape)} is no picture: expected [C, H, W] with 1, 3 or "
-                    f"4 channels{hint}"
+                    f"a tensor of shape {list(picture.shape)} is not a picture: expected [C, H, W] with 1, 3 "
+                    f"or 4 channels{hint}"
                 )
             picture = picture.transpose(1, 2, 0)
     if not isinstance(picture, np.ndarray):
         raise DataError(
-            f"a {type(picture).__name__} is no picture: expected a path, PIL image, array or tensor"
+            f"expected a picture (a path, PIL image, array or tensor), got a {type(picture).__name__}"
         )
     shape = picture.shape
     ok = picture.ndim == 2 or (picture.ndim == 3 and shape[2] in CHANNELS)
     if not ok or 0 in shape or picture.dtype.kind not in "uif":
         raise DataError(
-            f"an array of {picture.dtype} {list(shape)} is no picture: expected [H, W] or [H, W, 1, 3 or 4], "
-            f"or a tensor [C, H, W], of {_expected(limits)}"
+            f"an array of {picture.dtype} {list(shape)} is not a picture: expected [H, W] or [H, W, 1, 3 or "
+            f"4], or a tensor [C, H, W], of {_expected(limits)}"
         )
     if picture.ndim == 3 and shape[2] == 1:
         picture = picture[:, :, 0]
@@ -326,27 +329,28 @@ def _expected(limits: tuple[float, float] | None) -> str:
 
 
 def _checked(values: np.ndarray, limits: tuple[float, float] | None) -> np.ndarray:
-    """Values of a picture in a type that :class:`thumbnet.data.images.Rendering` takes.
+    """Convert a picture's values to a type that :class:`thumbnet.data.images.Rendering` takes.
 
-    Nothing is clipped or guessed from one picture's values: what is on no scale known here is refused.
+    Nothing is clipped, and no scale is guessed from one picture's values: values on an unknown scale are
+    refused.
 
     Raises:
-        DataError: values that are not finite, or out of range.
+        DataError: the values are not finite, or out of range.
     """
     if values.dtype == np.uint8:
         return values
     kind = values.dtype.kind
     if kind == "f" and not np.isfinite(values).all():
         raise DataError(
-            f"a picture with values that are not finite (NaN or infinity): expected {_expected(limits)}"
+            f"a picture has values that are not finite (NaN or infinity): expected {_expected(limits)}"
         )
     low, high = values.min().item(), values.max().item()
     wrong = DataError(
-        f"a picture of {values.dtype} with values from {low:g} to {high:g}: expected {_expected(limits)}"
+        f"a picture of {values.dtype} has values from {low:g} to {high:g}: expected {_expected(limits)}"
     )
     if limits is not None:
         span = limits[1] - limits[0]
-        unit = kind == "f" and span > 8 and low >= 0 and 0 < high <= 1  # [0, 1] where raw values are expected
+        unit = kind == "f" and span > 8 and low >= 0 and 0 < high <= 1  # [0, 1] instead of raw values
         if high < limits[0] - span or low > limits[1] + span or unit:
             raise wrong
         return values if values.dtype == np.uint16 or kind == "f" else values.astype(np.float64)

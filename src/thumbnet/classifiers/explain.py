@@ -1,6 +1,6 @@
-"""Why a network says what it says: where it looks, and which labels it has reason to doubt.
+"""Explain predictions: where a network looks, and which labels are probably wrong.
 
-Both need no more than logits or probabilities, so they work the same for a run and for an exported model.
+Both need only logits or probabilities, so they work for runs and exported models alike.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import numpy as np
 from thumbnet.classifiers.base import Classifier
 from thumbnet.evaluation import log_softmax
 
-BATCH = 512  # covered pictures a forward pass
+BATCH = 512  # covered pictures per forward pass
 
 
 def occlusion_map(classifier: Classifier, pixels: np.ndarray, label: int) -> np.ndarray:
-    """Where the network looks: what covering each place costs the class (Zeiler & Fergus 2014).
+    """Map where the network looks: how much covering each place costs the class (Zeiler & Fergus 2014).
 
-    A patch a quarter as wide and high as the picture, in the picture's mean colour, is laid on every place of
-    a grid. What it takes from the logarithm of the class' probability counts for the pixels that it covers.
+    A patch in the picture's mean colour, a quarter as wide and high as the picture, covers each place of a
+    grid in turn. The drop in the class's log-probability is averaged over all patches that cover a pixel.
 
     Args:
-        classifier: is asked for logits only.
+        classifier: the classifier; only its logits are used.
         pixels: uint8 [height, width, 3], preprocessed.
-        label: the class, a position in its class names.
+        label: the class, an index into the class names.
 
     Returns:
-        float32 [height, width], 0 (covering it costs nothing, or helps) to 1 (the most).
+        float32 [height, width] from 0 (covering the pixel costs nothing, or helps) to 1 (it costs most).
     """
     height, width = pixels.shape[:2]
     patch = (max(2, height // 4), max(2, width // 4))
@@ -54,25 +54,26 @@ def occlusion_map(classifier: Classifier, pixels: np.ndarray, label: int) -> np.
 
 
 def highlight(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A picture (uint8 [H, W, 3]) with light where ``heat`` (float [H, W], 0 to 1) is."""
+    """Darken a picture (uint8 [H, W, 3]) except where ``heat`` (float [H, W], 0 to 1) is high."""
     shown: np.ndarray = (pixels * (0.12 + 0.88 * heat[..., None])).round().astype(np.uint8)
     return shown
 
 
 def likely_label_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Pictures whose label is probably wrong, the likeliest first: confident learning.
+    """Find pictures whose label is probably wrong, most likely errors first, by confident learning.
 
-    A class' threshold is its mean probability on the pictures with that label. A picture is doubted if, among
-    the classes whose thresholds its probabilities reach, the likeliest is not its label. It is ranked by how
-    far the label's probability is behind. The probabilities must come from a network that was not trained on
-    these pictures. Northcutt et al. 2021, https://arxiv.org/abs/1911.00068
+    A class's threshold is its mean probability on the pictures with that label. A label is doubted if, among
+    the classes whose thresholds the picture's probabilities reach, the most probable is not the label.
+    Doubted labels are ranked by how far their probability is behind the largest. The probabilities must come
+    from a network that was not trained on these pictures. Northcutt et al. 2021,
+    https://arxiv.org/abs/1911.00068
 
     Args:
         probabilities: float [N, classes].
         labels: int64 [N].
 
     Returns:
-        Their positions, int64 [M].
+        The indices of these pictures, int64 [M].
     """
     classes = probabilities.shape[1]
     own = probabilities[np.arange(len(labels)), labels]

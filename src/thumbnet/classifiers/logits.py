@@ -1,4 +1,4 @@
-"""From a network and pictures to logits, by torch."""
+"""Compute logits with torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from thumbnet.hardware import autocast
 
 
 class Tensors(Views[Tensor]):
-    """Tensors: pictures are float [B, C, H, W]; the logits are on ``device``."""
+    """Views of tensors: pictures are float [B, C, H, W]; logits are kept on ``device``."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -38,10 +38,10 @@ class Tensors(Views[Tensor]):
 def predict_logits(
     model: nn.Module, images: Tensor, *, bf16: bool, tta: str = "none", plain: Tensor | None = None
 ) -> Tensor:
-    """Logits of a normalised batch, float32 [B, classes].
+    """Compute the logits of a normalised batch, float32 [B, classes].
 
     Args:
-        model: in eval mode.
+        model: the network, in eval mode.
         images: float [B, C, H, W].
         bf16: whether to compute in bfloat16.
         tta: test-time augmentation, see :meth:`thumbnet.classifiers.tta.Views.logits`.
@@ -60,10 +60,11 @@ def predict_logits(
 def collect_views(
     model: nn.Module, batches: Batches, *, bf16: bool, tta: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits with ``tta``, logits without, and labels of a split, reading each picture once. Sets eval mode.
+    """Compute a split's logits with and without ``tta``, reading each picture once. Sets eval mode.
 
     Returns:
-        Float32 [N, classes] twice (the same tensor without ``tta``), and int64 [N]; on the CPU.
+        Logits with ``tta`` and logits without, float32 [N, classes] (one tensor if ``tta`` is ``none``), and
+        the labels, int64 [N]; all on the CPU.
     """
     model.eval()
     logits: list[Tensor] = []
@@ -82,9 +83,9 @@ def collect_views(
 def collect_logits(
     model: nn.Module, batches: Batches, *, bf16: bool, tta: str = "none", plain: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Logits float32 [N, classes] and labels int64 [N] of a split, on the CPU. Sets eval mode.
+    """Compute a split's logits, float32 [N, classes], and labels, int64 [N], on the CPU. Sets eval mode.
 
-    ``plain``: what this gave for the same without ``tta``, where that is known.
+    ``plain`` holds the same split's logits without ``tta``, if they are known.
     """
     model.eval()
     logits: list[Tensor] = []

@@ -1,8 +1,9 @@
-"""An exported model at work, by onnxruntime (the extra ``onnx``); imports no torch.
+"""Classify pictures with an exported model and onnxruntime (the extra ``onnx``). Imports no torch.
 
-The file's metadata entry ``thumbnet`` is that of a ``model.safetensors``: network, classes, preprocessing.
-The graph takes pixels uint8 [B, height, width, 3] and gives logits float32 [B, classes]; it normalises by
-itself. One of the format ``onnx-any-size`` takes one picture [H, W, 3] of any size, and resizes by itself.
+The file's metadata entry ``thumbnet`` is the same as in a ``model.safetensors``: network, classes and
+preprocessing. The graph takes pixels, uint8 [B, height, width, 3], normalises them, and returns logits,
+float32 [B, classes]. A graph of the format ``onnx-any-size`` takes one picture of any size, [H, W, 3], and
+resizes it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from thumbnet.runs.finding import no_run
 from thumbnet.runs.weights_info import WeightsInfo
 
 INPUT, OUTPUT, METADATA = "pixels", "logits", "thumbnet"
-PICTURE = "picture"  # the input of a graph that resizes by itself
+PICTURE = "picture"  # the input of a graph that resizes
 
 
 class OnnxClassifier(Classifier):
@@ -28,10 +29,10 @@ class OnnxClassifier(Classifier):
 
     Args:
         path: the file.
-        threads: of the processor; 0 for as many as it has cores.
+        threads: CPU threads to use; 0 for one per core.
 
     Raises:
-        RunError: no such file, damaged, or not written by thumbnet.
+        RunError: the file does not exist, is damaged, or was not written by thumbnet.
         MissingExtraError: onnxruntime is not installed.
     """
 
@@ -45,26 +46,26 @@ class OnnxClassifier(Classifier):
             raise no_run(place)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # what is wrong, the error says
+        options.log_severity_level = 4  # silent: the exception says what is wrong
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 str(place), options, providers=["CPUExecutionProvider"]
             )
             text = self._session.get_modelmeta().custom_metadata_map.get(METADATA)
-        except Exception as error:  # onnxruntime has a class of its own for each way to fail
+        except Exception as error:  # onnxruntime has a different class for each kind of failure
             raise RunError(f"cannot read {place}: {str(error).splitlines()[0]}") from None
         if text is None:
-            raise RunError(f"{place} holds a model, but not one that thumbnet exported: no description in it")
+            raise RunError(f"{place} was not exported by thumbnet: the model has no description")
         try:
             info = WeightsInfo.from_json(text)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RecipeError) as error:
-            raise RunError(f"the description in {place} is not understood: {error}") from None
+            raise RunError(f"cannot read the description in {place}: {error}") from None
         ends = (*self._session.get_inputs(), *self._session.get_outputs())
         self.any_size = [one.name for one in ends] == [PICTURE, OUTPUT]
         shapes = [one.shape[1:] for one in ends]
         pixels = ["width", 3] if self.any_size else [*info.preprocessing.size, 3]
         if shapes != [pixels, [len(info.class_names)]]:
-            raise RunError(f"the graph in {place} does not fit its description: shapes {shapes}")
+            raise RunError(f"the graph in {place} does not match its description: shapes {shapes}")
         super().__init__(info)
 
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
@@ -80,9 +81,9 @@ class OnnxClassifier(Classifier):
         return logits, logits
 
     def logits_of_picture(self, picture: Picture) -> np.ndarray:
-        """Logits, float32 [1, classes], of a decoded picture of any size, which the graph itself resizes.
+        """Compute the logits, float32 [1, classes], of a decoded picture of any size; the graph resizes it.
 
-        Only a model of the format ``onnx-any-size`` can do that.
+        This needs a model of the format ``onnx-any-size``.
         """
         limits = self.info.preprocessing.range
         values = np.asarray(picture)
@@ -91,7 +92,7 @@ class OnnxClassifier(Classifier):
             values = np.broadcast_to(planes, (*values.shape[:2], 3))
         else:
             values = np.asarray(self.info.preprocessing.rendering.rgb(picture))
-            if limits is not None:  # on the scale of the pictures that the graph was made for
+            if limits is not None:  # the scale of the network's training pictures
                 values = (values * ((limits[1] - limits[0]) / 255) + limits[0]).astype(np.float32)
         logits: np.ndarray = self._session.run([OUTPUT], {PICTURE: np.ascontiguousarray(values)})[0]
         return logits

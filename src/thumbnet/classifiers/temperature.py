@@ -1,8 +1,8 @@
-"""One temperature for a network's logits, so that its probabilities can be believed (Guo et al. 2017).
+"""Calibrate probabilities by dividing a network's logits by one temperature (Guo et al. 2017).
 
 A network trained with label smoothing says "46 %" where it is nearly always right; one trained for a long
-time says "99.9 %" too often. Dividing all logits by one temperature, chosen on pictures that were not trained
-on, corrects most of that and changes no predicted class. Imports no torch.
+time says "99.9 %" too often. One temperature, chosen on pictures that were not used for training, corrects
+most of that and changes no predicted class. Imports no torch.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ import numpy as np
 from thumbnet.data.calibration import FEWEST
 from thumbnet.evaluation import log_softmax
 
-PRIOR_DEVIATION = 0.5  # of the temperature's logarithm around 0
-_LOWEST, _HIGHEST, _GRID = -3.0, 3.0, 121  # of that logarithm
+PRIOR_DEVIATION = 0.5  # standard deviation of the prior on the temperature's logarithm; its mean is 0
+_LOWEST, _HIGHEST, _GRID = -3.0, 3.0, 121  # bounds of that logarithm, and points of the first search
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature that makes ``softmax(logits / temperature)`` fit the labels best.
+    """Find the temperature with which ``softmax(logits / temperature)`` fits the labels best.
 
     It minimises the summed cross-entropy plus a Gaussian prior on the logarithm of the temperature. The prior
-    is worth a few pictures: without it a handful of right answers would drive the temperature to 0.
+    weighs as much as a few pictures: without it, a handful of correct predictions would drive the temperature
+    to 0.
 
     Args:
         logits: float [N, classes].
         labels: int [N].
 
     Returns:
-        A number between ``exp(-3)`` and ``exp(3)``, rounded to six digits; 1.0 for fewer than ``FEWEST``
-        pictures.
+        The temperature, between ``exp(-3)`` and ``exp(3)``, rounded to six digits; 1.0 for fewer than
+        ``FEWEST`` pictures.
     """
     if len(labels) < FEWEST:
         return 1.0
@@ -47,7 +48,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _golden_section(cost: Callable[[float], float], low: float, high: float) -> float:
-    """The minimum of a function of one number between two bounds, to 1e-7."""
+    """Find the minimum of a function of one number between two bounds, to 1e-7."""
     ratio = (np.sqrt(5) - 1) / 2
     inner = [high - ratio * (high - low), low + ratio * (high - low)]
     costs = [cost(one) for one in inner]
@@ -64,5 +65,5 @@ def _golden_section(cost: Callable[[float], float], low: float, high: float) -> 
 
 
 def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """``logits`` divided by the temperature, float32: their softmax gives the calibrated probabilities."""
+    """Divide ``logits`` by the temperature, float32: their softmax gives the calibrated probabilities."""
     return logits if temperature == 1.0 else (logits / np.float32(temperature)).astype(np.float32)

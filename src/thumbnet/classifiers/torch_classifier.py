@@ -1,4 +1,4 @@
-"""A trained network computed by torch: a run, or a file of weights."""
+"""Classify pictures with torch, from a run or a file of weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Predictor(Classifier):
 
     Args:
         weights: the network's tensors.
-        info: what is known of it.
+        info: the network's description.
         device: ``auto``, ``cpu``, ``cuda``, ...
         model: a class or function that builds the network, in place of the one that ``info`` names.
 
@@ -69,10 +69,10 @@ class Predictor(Classifier):
     def load(
         cls, path: str | Path, device: str = "auto", *, model: Callable[..., nn.Module] | None = None
     ) -> Predictor:
-        """From a run's folder, a ``model.safetensors``, or ``hf:OWNER/NAME[@REVISION]`` on the Hub.
+        """Load a run's folder, a ``model.safetensors``, or ``hf:OWNER/NAME[@REVISION]`` from the Hub.
 
         Raises:
-            RunError: there is no such run, it is not complete, or it is damaged.
+            RunError: the run does not exist, is not complete, or is damaged.
         """
         weights, info = read_weights(find_weights(path))
         return cls(weights, info, device, model=model)
@@ -94,7 +94,7 @@ class Predictor(Classifier):
         return memory_guard(str(self.device), "classifying pictures", advice)
 
     def engine(self, split: Split, progress: Progress | None = None) -> Engine:
-        """What delivers the pictures of a split as this network sees them."""
+        """Build the engine that delivers a split's pictures with this network's preprocessing."""
         pre = self.info.preprocessing
         in_memory = fits_in_memory(split, pre.size)
         settings = DataSettings(fit=pre.fit)
@@ -111,7 +111,7 @@ class Predictor(Classifier):
             with self._memory():
                 batches = EvalBatches(self.engine(split, progress), self.normalise, batch_size=batch_size)
                 logits, plain, _ = collect_views(self.model, batches, bf16=self.bf16, tta=tta)
-        except UnreadableImageError:  # from a worker: the first of perhaps many
+        except UnreadableImageError:  # from a worker, which stops at its first; find all
             raise UnreadableImagesError(list(find_unreadable(split, progress).values())) from None
         temperature = self.info.temperature
         return split, calibrated(logits.numpy(), temperature), calibrated(plain.numpy(), temperature)

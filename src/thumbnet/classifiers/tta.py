@@ -1,8 +1,7 @@
-"""Test-time augmentation: the mean of a network's logits over views of a picture.
+"""Test-time augmentation: average a network's logits over several views of a picture.
 
-Written once, for tensors and for NumPy arrays: :class:`Tensors` and :class:`Arrays` say how to mirror and
-    shift each.
-Imports no torch; :class:`Tensors` is in :mod:`thumbnet.classifiers.logits`.
+The averaging is written once, in :class:`Views`. The subclasses :class:`Arrays` for NumPy arrays and
+:class:`thumbnet.classifiers.logits.Tensors` for tensors mirror and shift pictures. Imports no torch.
 """
 
 from __future__ import annotations
@@ -13,40 +12,41 @@ from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
-# What each view counts. The two shifted views count half, so together as much as the one in the middle.
+# The weight of each view. The two shifted views together weigh as much as the centred one.
 WEIGHTS = {
     "none": [1.0],
     "mirror": [0.5, 0.5],
     "mirror-shift": [0.25, 0.125, 0.125, 0.25, 0.125, 0.125],
 }
-# Lead of the largest logit over the second: its class is e times as likely. Four fifths of CIFAR-10's
-# pictures have this lead, and six views would put one in 370 of them into another class.
+# If the largest logit leads the second by this much, its class is e times as probable, and `adaptive` looks
+# at one view only. Four fifths of CIFAR-10's pictures have this lead; six views would change the class of
+# only one in 370 of them.
 SURE_LEAD = 1.0
 
 A = TypeVar("A")
 
 
 class Views(ABC, Generic[A]):
-    """How pictures of one kind of array are mirrored, shifted and selected."""
+    """Mirrors, shifts and selects pictures held in one kind of array."""
 
     @abstractmethod
     def mirrored(self, pictures: A) -> A:
-        """Left and right exchanged."""
+        """Swap left and right."""
 
     @abstractmethod
     def shifted(self, pictures: A) -> list[A]:
-        """By one pixel down and right, and by one up and left; the border is reflected."""
+        """Shift by one pixel down and right, and by one up and left; reflect at the border."""
 
     @abstractmethod
     def copy(self, logits: A) -> A:
-        """A copy, on the device where the network computes."""
+        """Copy logits to the network's device."""
 
     @abstractmethod
     def where(self, logits: A, chosen: Callable[[np.ndarray], np.ndarray]) -> Any:
-        """``chosen`` of the logits as a NumPy array, as an index into arrays of this kind."""
+        """Call ``chosen`` on the logits as a NumPy array; return the result as an index for ``A``."""
 
     def of(self, pictures: A, tta: str) -> list[A]:
-        """All views of ``pictures``, the plain one first, as many as ``WEIGHTS[tta]``."""
+        """Return all views of ``pictures``, the plain one first; one per weight of ``WEIGHTS[tta]``."""
         seen = [pictures]
         if tta == "none":
             return seen
@@ -57,18 +57,22 @@ class Views(ABC, Generic[A]):
     def logits(
         self, forward: Callable[[A], A], pictures: A, plain: A, tta: str, temperature: float = 1.0
     ) -> A:
-        """Logits with test-time augmentation, [B, classes].
+        """Compute logits with test-time augmentation, [B, classes].
 
         Args:
-            forward: from pictures to logits.
+            forward: computes the logits of pictures.
             pictures: a batch.
-            plain: ``forward(pictures)``; not changed.
-            tta: ``none``, ``mirror``, ``mirror-shift``, or ``adaptive``: ``mirror-shift`` for the pictures on
-                which the plain view is unsure, ``none`` for the others.
-            temperature: by which the logits have been divided.
+            plain: ``forward(pictures)``; it is not changed.
+            tta: ``none``, ``mirror``, ``mirror-shift`` or ``adaptive``, which is ``mirror-shift`` for
+                pictures of uncertain class (see :func:`unsure`) and ``none`` for the others.
+            temperature: the temperature by which ``forward`` divides its logits.
         """
         result = self.copy(plain)
-        logits, some, compute = cast(Any, result), cast(Any, pictures), cast(Any, forward)  # both index alike
+        logits, some, compute = (
+            cast(Any, result),
+            cast(Any, pictures),
+            cast(Any, forward),
+        )  # both kinds index alike
         asked: Any = slice(None)
         if tta == "adaptive":
             tta, asked = "mirror-shift", self.where(result, lambda values: unsure(values, temperature))
@@ -84,7 +88,7 @@ class Views(ABC, Generic[A]):
 
 
 class Arrays(Views[np.ndarray]):
-    """NumPy arrays: pictures are uint8 [B, H, W, C]."""
+    """Views of NumPy arrays: pictures are uint8 [B, H, W, C]."""
 
     def mirrored(self, pictures: np.ndarray) -> np.ndarray:
         return pictures[:, :, ::-1]
@@ -105,8 +109,8 @@ def unsure(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Which pictures ``adaptive`` looks at in all views: bool [N].
 
     Args:
-        logits: of the plain view, float [N, classes].
-        temperature: by which they have been divided. The lead counts before that.
+        logits: logits of the plain view, float [N, classes].
+        temperature: the temperature that has divided them. The lead is measured before that division.
     """
     two = np.sort(logits, axis=1)[:, -2:]
     asked: np.ndarray = (two[:, -1] - two[:, 0]) * np.float32(temperature) < SURE_LEAD

@@ -64,7 +64,7 @@ def execute(options: argparse.Namespace) -> int:
 def _decoded(
     names: Iterable[str], preprocessing: Preprocessing
 ) -> Iterator[list[tuple[str, np.ndarray | str]]]:
-    """Names with their pixels, or with the reason why they cannot be read, ``PREDICT_BATCH`` at a time.
+    """Yield names with their pixels, or with why they cannot be read, ``PREDICT_BATCH`` at a time.
 
     Threads decode the next pictures while the network classifies these.
     """

@@ -97,7 +97,7 @@ class Deployed(nn.Module):
 
 
 class _Exported(Classifier):
-    """A ``.pt2``, for the check."""
+    """A classifier that runs a ``.pt2``, for the check."""
 
     def __init__(self, path: Path, info: WeightsInfo) -> None:
         super().__init__(info)
@@ -130,7 +130,7 @@ def export(
     """
     path = find_weights(run)
     weights, info = read_weights(path)
-    find_builder(info.model.name)  # the check after the export needs it, too
+    find_builder(info.model.name)  # fail now if the check after the export cannot build it
     if kind == "safetensors":
         write_file(Path(out), path.read_bytes())
         return
@@ -286,10 +286,10 @@ def _quantised(model: Any, data: Data | None, info: WeightsInfo, progress: Progr
 
 @contextmanager
 def _naming(network: str) -> Iterator[None]:
-    """Say which network cannot be exported, where PyTorch's exporter gives up on a network of the user's own.
+    """Turn a failure of PyTorch's exporter on a user's own network into an error that names the network.
 
     Raises:
-        RunError: it gives up.
+        RunError: the exporter fails.
     """
     try:
         yield
@@ -299,7 +299,7 @@ def _naming(network: str) -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise RunError(
             f"PyTorch cannot export the network {network}: {lines[0] if lines else type(error).__name__}\n"
-            "Its forward must not choose by the values of tensors, and must take any number of pictures"
+            "Its forward must not branch on the values of tensors, and must take any number of pictures"
         ) from error
 
 

@@ -17,9 +17,9 @@ from thumbnet.version import __version__
 PREFIX = "hf:"
 PUBLISHED = (WEIGHTS_NAME, "recipe.toml", "summary.json", "environment.json", "metrics.jsonl", "metrics.csv")
 LISTED_CLASSES = 100
-MEASURED = """It was measured on the split above and nowhere else; on pictures from another source expect
-less, and measure."""
-NOT_MEASURED = "Measure it on pictures of your own before you use it."
+MEASURED = """It was measured only on the split above. Expect a lower accuracy on pictures from
+another source, and measure it there."""
+NOT_MEASURED = "Measure it on your own pictures before you use it."
 USE = """```sh
 pip install './thumbnet[train,hub]'
 thumbnet predict {option}{address} picture.jpg
@@ -28,13 +28,13 @@ thumbnet predict {option}{address} picture.jpg
 ```python
 import thumbnet
 {imports}
-predictor = thumbnet.load_run("{address}"{model})
-print(predictor.predict("picture.jpg")[0].label)
+classifier = thumbnet.load_classifier("{address}"{model})
+print(classifier.predict("picture.jpg")[0].label)
 ```"""
 OWN_CODE = """
 
-The network's own code is not in this repository. Its author has it as `{network}`, and thumbnet asks for it:
-importing it runs it."""
+The network's own code is not in this repository. Its author has it as `{network}`. thumbnet never imports it
+by itself, because importing code runs it: name it as above."""
 CARD = """---
 {metadata}
 ---
@@ -149,7 +149,7 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
 
 
 def _use(address: str, own: str | None) -> str:
-    """How to use the published network at ``address``. ``own`` is its name where it is not thumbnet's."""
+    """Say how to use the network published at ``address``; ``own`` names a network that is not thumbnet's."""
     if own is None:
         return USE.format(option="", address=address, imports="", model="")
     module, is_path, name = own.partition(":")

@@ -152,7 +152,7 @@ def write_report(run: Run, data: Data, split: str, out: Path, *, progress: Progr
         import jinja2
     except ImportError:
         raise MissingExtraError("a report", "report") from None
-    summary = {"accuracy_plain": None, "parameters": None, **run.summary}  # older runs did not note it
+    summary = {"accuracy_plain": None, "parameters": None, **run.summary}  # missing in older runs
     weights, info = read_weights(run.weights_path)
     predictor = load_run(run.path)
     album = _Album(predictor.info.preprocessing)
