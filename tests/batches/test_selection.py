@@ -35,13 +35,13 @@ def test_the_easiest_rest_and_come_back_in_the_next_epoch() -> None:
 def test_a_loss_counts_until_the_picture_is_seen_again() -> None:
     selection = Selection(4, 3, seed=0)
     seen = train_epoch(selection, 0, torch.full((4,), 5.0))
-    (rested,) = set(range(4)) - seen
+    (skipped,) = set(range(4)) - seen
     easy = min(seen)
     losses = torch.full((4,), 4.0)
     losses[easy] = 0.0
     train_epoch(selection, 1, losses)
     assert selection.visits.sum() == 3
-    assert selection.visits[rested] == 0
+    assert selection.visits[skipped] == 0
     assert easy not in train_epoch(selection, 2, losses)
 
 

@@ -24,7 +24,7 @@ from thumbnet.batches.statistics import Normalise
 from thumbnet.distributed import ALONE, World
 from thumbnet.hardware import one_thread, send
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.recipes.settings import not_resting
+from thumbnet.recipes.settings import kept_per_epoch
 from thumbnet.seeds import derive_seed
 
 NO_LABEL = -100  # cross_entropy ignores pictures with this label
@@ -90,7 +90,7 @@ class TrainBatches:
         self.normalise = normalise
         self.seed = recipe.seed
         self.count = len(engine.labels)
-        taken = not_resting(self.count, recipe.data.skip_easy)
+        taken = kept_per_epoch(self.count, recipe.data.skip_easy)
         self.batch_size = min(recipe.training.batch_size, taken)
         full, rest = divmod(taken, self.batch_size)
         self.steps = full if recipe.training.drop_last or not rest else full + 1

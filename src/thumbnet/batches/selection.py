@@ -69,8 +69,8 @@ class Selection:
             self._noted.zero_()
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "selection", epoch))
             order = torch.randperm(len(self._losses), generator=generator)
-            rested_first = self._losses.masked_fill(~self.taking_part, torch.inf)
-            order = order[rested_first[order].argsort(descending=True, stable=True)]
+            skipped_first = self._losses.masked_fill(~self.taking_part, torch.inf)
+            order = order[skipped_first[order].argsort(descending=True, stable=True)]
             self.taking_part = torch.zeros_like(self.taking_part)
             self.taking_part[order[: self.taken]] = True
             self.epoch = epoch

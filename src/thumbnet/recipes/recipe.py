@@ -33,7 +33,7 @@ from thumbnet.recipes.settings import (
     ScheduleSettings,
     TrainingSettings,
     check,
-    not_resting,
+    kept_per_epoch,
 )
 from thumbnet.recipes.tables import build, differences, known_keys, plain, unknown_key
 
@@ -105,7 +105,7 @@ class Recipe:
         training, optimizer = self.training, self.optimizer
         if not training.min_steps:
             return self
-        an_epoch = not_resting(min(pictures, self.data.subset_size or pictures), self.data.skip_easy)
+        an_epoch = kept_per_epoch(min(pictures, self.data.subset_size or pictures), self.data.skip_easy)
         size = max(training.epochs * an_epoch // training.min_steps, SMALLEST_BATCH)
         if size >= training.batch_size:
             return self

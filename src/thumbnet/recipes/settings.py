@@ -15,7 +15,7 @@ from thumbnet.recipes.networks import check_name
 
 AUTO = "auto"
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
-SMALLEST_BATCH = 32  # that `min_steps` asks for: BatchNorm takes its statistics from it
+SMALLEST_BATCH = 32  # to which `min_steps` shrinks batches: BatchNorm needs this many pictures for its statistics
 
 
 def check(ok: bool, key: str, expected: str, value: object) -> None:
@@ -29,43 +29,44 @@ class DataSettings:
     """How pictures become one uniform array.
 
     Attributes:
-        image_size: ``"auto"`` (the data's own size if all pictures share one of at least 16 pixels,
-            else 32), ``"32"``, or ``"HEIGHTxWIDTH"`` in pixels.
-        fit: what happens to a picture of another shape: ``pad`` (nothing is lost), ``crop`` (the
-            centre stays) or ``squash`` (the aspect ratio is lost).
-        largest_auto_size: longest side that ``image_size = "auto"`` chooses: larger pictures are brought to
-            it, with a note; 0 for none.
-        mean, std: per channel in [0, 1], or ``"auto"``: computed from the training split.
-        range: the values (low, high) that become 0 and 255 where pictures have more than 8 bits or are
-            float, or ``"auto"``: measured over the training split. 8-bit pictures keep their values.
-        background: what transparent pixels are laid on: ``"white"``, ``"black"``, ``"grey"``, three numbers
-            from 0 to 255 (RGB), or ``"auto"``: white, unless many training pictures would vanish on it.
-        val_fraction: part of the training split to set aside as ``val``.
-        test_fraction: part to set aside as ``test`` where the data has neither ``val`` nor ``test``; 0 for
-            none, so that all is trained on and no accuracy is measured.
-        split_seed: seed of both; not ``seed``, so that repeated runs are tested on the same pictures.
-        classes_from: which folder names a picture's class: ``top`` (the outermost below the split), ``leaf``
-            (the innermost), a depth such as ``"2"``, or ``here`` (the folders in the one that was named are
-            the classes, even if they are called train or test).
+        image_size: ``"auto"`` (the data's own size if all pictures share one of at least 16 pixels, else 32),
+            ``"32"``, or ``"HEIGHTxWIDTH"`` in pixels.
+        fit: what to do with another aspect ratio: ``pad`` (nothing is lost), ``crop`` (keeps the centre) or
+            ``squash`` (loses the aspect ratio).
+        largest_auto_size: longest side that ``image_size = "auto"`` chooses. Larger pictures are scaled down to it,
+            with a note. 0 for no limit.
+        mean, std: per channel in [0, 1], or ``"auto"`` to measure them on the training split.
+        range: the values (low, high) that become 0 and 255 if pictures have more than 8 bits or are float, or
+            ``"auto"`` to measure them on the training split. 8-bit pictures keep their values.
+        background: what is behind transparent pixels: ``"white"``, ``"black"``, ``"grey"``, three numbers from 0 to
+            255 (RGB), or ``"auto"``: white, unless many training pictures would vanish on it.
+        val_fraction: fraction of the training split to set aside as ``val``.
+        test_fraction: fraction to set aside as ``test`` if the data have neither ``val`` nor ``test``. 0 trains on
+            all pictures and measures no accuracy.
+        split_seed: seed of both. It is separate from ``seed``, so repeated runs are tested on the same pictures.
+        classes_from: which folder names a picture's class: ``top`` (the outermost below the split), ``leaf`` (the
+            innermost), a depth such as ``"2"``, or ``here`` (the folders in the given one are the classes, even if
+            they are called train or test).
         label_pattern: regular expression that finds the class in a picture's file name, with a group called
-            ``label``, or its first group; empty for the known forms.
-        group_by: keep pictures that belong together in one split when some are set aside: a regular
-            expression that finds the group in a picture's path (its first group, or the whole match), or the
-            name of a manifest's column; empty for none.
-        images: folder of a manifest's pictures; empty for the manifest's own.
+            ``label``, or its first group. Empty for the known forms.
+        group_by: keeps related pictures in one split when some are set aside: a regular expression that finds the
+            group in a picture's path (its first group, or the whole match), or the name of a manifest's column.
+            Empty for no groups.
+        images: folder of a manifest's pictures; empty for the manifest's own folder.
         path_column, label_column: columns of a manifest; empty to find them by name or by content.
         calibration_pictures: set aside up to this many training pictures, and at most a twentieth of them, to
-            calibrate the probabilities on; 0 for none. Where there is a ``val`` split, that is used instead.
-        subset_size: train on this many random pictures of the training split; 0 means all.
-        sampling: ``uniform`` shows each training picture once an epoch; ``balanced`` shows as many pictures
-            an epoch, but of each class equally many: those of rare classes several times.
-        skip_easy: part of the training pictures, up to half, that each epoch leaves out: those whose loss was
-            least when they were last seen, none of them twice running. So an epoch is that much shorter.
-        on_bad_image: what to do about pictures that cannot be read: ``stop`` and list them all, or ``skip``
-            them, which the run records.
-        engine: ``memory`` holds the split decoded; ``workers`` decodes in other processes as it goes;
-            ``auto`` takes memory where the split fits in a quarter of it. All give the same batches.
-        workers: processes of the ``workers`` engine.
+            calibrate the probabilities on. 0 for none. If there is a ``val`` split, it is used instead.
+        subset_size: train on this many random pictures of the training split. 0 means all.
+        sampling: ``uniform`` shows each training picture once per epoch. ``balanced`` shows as many pictures per
+            epoch, but the same number of each class, so pictures of rare classes come several times.
+        skip_easy: fraction of the training pictures, up to half, that each epoch skips: those with the smallest
+            loss when the network last saw them. No picture is skipped twice in a row. An epoch is shorter by
+            this fraction.
+        on_bad_image: what to do with pictures that cannot be read: ``stop`` and list them all, or ``skip`` them and
+            record which.
+        engine: ``memory`` holds the decoded split. ``workers`` decodes in other processes during the training.
+            ``auto`` uses memory if the split fits into a quarter of it. All give the same batches.
+        workers: number of processes of the ``workers`` engine.
     """
 
     image_size: str = AUTO
@@ -138,17 +139,16 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """What is done at random to training batches, and to them only.
+    """Random changes to training batches, and only to them.
 
     Attributes:
-        flip: left-right: ``none``, ``random`` (each picture, probability 1/2), or ``alternating``
-            (each picture every other epoch, so that two epochs show both; airbench, Jordan 2024).
-        translate: shift by up to this many pixels each way, both axes.
-        translate_fill: what comes in at the border: ``reflect`` or ``zero`` (black).
-        cutout: side of a square set to the mean colour (DeVries & Taylor 2017); 0 is off.
-        brightness: all of a picture is made lighter or darker by up to so many of the data's standard
-            deviations; 0 is off.
-        contrast: differences from the mean colour are multiplied by 1 - contrast to 1 + contrast; 0 is off.
+        flip: left-right: ``none``, ``random`` (each picture with probability 1/2), or ``alternating`` (each picture in
+            every other epoch, so that two epochs show both sides; airbench, Jordan 2024).
+        translate: shift by up to this many pixels in each direction, on both axes.
+        translate_fill: what appears at the border: ``reflect`` or ``zero`` (black).
+        cutout: side of a square set to the mean colour (DeVries & Taylor 2017). 0 is off.
+        brightness: make a picture lighter or darker by up to this many of the data's standard deviations. 0 is off.
+        contrast: multiply differences from the mean colour by 1 - contrast to 1 + contrast. 0 is off.
     """
 
     flip: Literal["none", "random", "alternating"] = "none"
@@ -184,13 +184,13 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """Other settings for the parameters whose name matches a pattern.
+    """Separate settings for the parameters whose name matches a pattern.
 
     Attributes:
-        match: shell-style pattern on the parameter's name, such as ``"*.bias"`` or ``"stem.*"``.
-            The first group that matches a parameter has it.
-        lr, weight_decay, momentum: in place of the optimizer's; the schedule scales this ``lr`` just
-            the same. AdamW has no ``momentum``.
+        match: shell-style pattern for the parameter's name, such as ``"*.bias"`` or ``"stem.*"``. A parameter belongs
+            to the first group that matches.
+        lr, weight_decay, momentum: replace the optimizer's. The schedule scales this ``lr`` as well. AdamW has no
+            ``momentum``.
     """
 
     match: str
@@ -211,9 +211,9 @@ class GroupSettings:
 class OptimizerSettings:
     """The optimizer.
 
-    ``sgd`` has ``momentum`` and ``nesterov``; ``adamw`` has ``betas``; ``muon`` orthogonalises the steps of
-    convolution filters and has ``momentum``; what is no filter takes SGD steps (Nesterov's), and wants a
-    group with a rate of its own.
+    ``sgd`` uses ``momentum`` and ``nesterov``; ``adamw`` uses ``betas``. ``muon`` orthogonalises the steps of convolution
+    filters and uses ``momentum``; all other parameters take SGD steps with Nesterov momentum, and need a group
+    with their own rate.
     """
 
     name: Literal["sgd", "adamw", "muon"] = "sgd"
@@ -237,25 +237,24 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """How the learning rate goes over the training, as a factor on each group's own rate.
+    """How the learning rate changes during the training, as a factor on each group's own rate.
 
-    Every time is a *fraction of the whole training*, so a recipe stays itself when ``--epochs``
-    changes: milestone 0.75 is epoch 150 of 200 and epoch 15 of 20.
+    Every time is a *fraction of the whole training*, so a recipe stays the same when ``--epochs`` changes: milestone
+    0.75 is epoch 150 of 200 and epoch 15 of 20.
 
     Attributes:
-        name: ``constant``; ``multistep`` (times ``factor`` at each milestone); ``cosine`` and ``linear``
-            (down to ``end``); ``one-cycle`` (cosine up from ``start``, cosine down to ``end``;
-            Smith & Topin 2018).
-        milestones, factor: of ``multistep``. A milestone of 1 or more would never come: refused.
-        warmup: fraction of the training in which the rate rises from ``start`` to its full height
-            (in a straight line, but for ``one-cycle``).
+        name: ``constant``; ``multistep`` (times ``factor`` at each milestone); ``cosine`` and ``linear`` (down to
+            ``end``); ``one-cycle`` (cosine up from ``start``, cosine down to ``end``; Smith & Topin 2018).
+        milestones, factor: for ``multistep``. A milestone of 1 or more would never be reached and is refused.
+        warmup: fraction of the training in which the rate rises from ``start`` to its full height, in a straight line
+            (for ``one-cycle``, along a cosine).
         start, end: factors at the beginning of the warm-up and at the end of the training.
-        small_sides: sides of the pictures at first, as parts of their full side, all for as long.
-            Smaller ones cost less, and what is learnt from them holds at full size (progressive resizing;
-            Howard 2018).
-        small_until: fraction of the training in which they are small; 0 is off.
-        begin_at: start this far into the schedule, which then runs to its end in the training's steps: as the
-            last part of a longer training. What ``--more-epochs`` sets.
+        small_sides: side lengths at the start of training, as fractions of the full side, each used for an equal share
+            of ``small_until``. Smaller pictures cost less, and what is learned from them holds at full size
+            (progressive resizing; Howard 2018).
+        small_until: fraction of the training with small pictures. 0 is off.
+        begin_at: start this far into the schedule, which then runs to its end within the training's steps, like the
+            last part of a longer training. ``--more-epochs`` sets it.
     """
 
     name: Literal["constant", "multistep", "cosine", "linear", "one-cycle"] = "constant"
@@ -286,33 +285,33 @@ class ScheduleSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The loop.
+    """The training loop.
 
     Attributes:
-        init: a run's folder, a ``model.safetensors`` or ``hf:OWNER/NAME`` from whose weights to begin (the
-            last layer's only for classes of the same name); empty for random ones.
+        init: a run's folder, a ``model.safetensors`` or ``hf:OWNER/NAME`` whose weights to start from (the last layer's
+            only for classes of the same name). Empty for random weights.
         epochs: passes over the training split.
-        batch_size: pictures a step.
-        min_steps: where the training would have fewer steps, batches are smaller, down to
-            ``SMALLEST_BATCH``, and all learning rates with the square root of their size (Krizhevsky 2014,
-            https://arxiv.org/abs/1404.5997); 0 is off.
-        micro_batch: pictures a forward pass; the gradients of a step's passes are added up. 0 is all at once.
-            Costs less memory for the same ``batch_size``; but BatchNorm sees so many pictures only.
-        drop_last: leave out an epoch's last batch where it is not full (other pictures each epoch).
+        batch_size: pictures per step.
+        min_steps: if the training would have fewer steps, batches become smaller, down to ``SMALLEST_BATCH``, and all
+            learning rates shrink with the square root of the batch size (Krizhevsky 2014,
+            https://arxiv.org/abs/1404.5997). 0 is off.
+        micro_batch: pictures per forward pass; 0 is the whole batch. Gradients accumulate over a step, which takes less
+            memory for the same ``batch_size``, but BatchNorm normalises over only this many pictures.
+        drop_last: drop an epoch's last batch if it is not full (different pictures in each epoch).
         label_smoothing: of the cross-entropy (Szegedy et al. 2016).
-        class_weights: of the loss: ``none``, or ``balanced``: in inverse proportion to the class' number of
-            training pictures, 1 on average over the pictures.
-        ema_decay: evaluate and keep an exponential moving average of the weights with this decay a
-            step; 0 is off. Early on the decay is held down so that the average can follow.
-        precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 where the hardware multiplies it fast.
+        class_weights: of the loss: ``none``, or ``balanced``: inversely proportional to the class's number of training
+            pictures, and 1 on average over the pictures.
+        ema_decay: evaluate and keep an exponential moving average of the weights with this decay per step. 0 is off.
+            The decay is smaller at the start, so that the average can follow.
+        precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 if the hardware multiplies it fast.
         channels_last: keep pictures as [B, H, W, C] in memory; shapes stay [B, C, H, W].
-        compile: ``torch.compile`` the network. Costs about a minute at the start.
-        compile_mode: its mode. ``reduce-overhead`` uses CUDA graphs, on GPUs; ``max-autotune`` also tries
-            more kernels, for minutes.
-        sync_batchnorm: where several processes train, BatchNorm takes the statistics of all their pictures,
-            as one process would; else each takes those of its own.
-        on_nonfinite: what to do when a loss or gradient is not finite: ``stop``, or ``skip`` that step.
-        max_skips: with ``skip``, stop all the same after so many.
+        compile: ``torch.compile`` the network, which takes about a minute at the start.
+        compile_mode: its mode. ``reduce-overhead`` uses CUDA graphs on GPUs. ``max-autotune`` also tries more kernels,
+            for minutes.
+        sync_batchnorm: if several processes train, BatchNorm uses the statistics of all their pictures, as one process
+            would. Otherwise each uses its own.
+        on_nonfinite: what to do if a loss or gradient is not finite: ``stop``, or ``skip`` that step.
+        max_skips: with ``skip``, stop after this many.
     """
 
     init: str = ""
@@ -349,14 +348,14 @@ class EvaluationSettings:
     """When and how to evaluate.
 
     Attributes:
-        every: evaluate after each so many epochs, and after the last one; 0 means only the last.
-            With a ``val`` split the best of these epochs is kept.
-        tta: test-time augmentation, the mean of the logits over views of a picture: ``none``;
-            ``mirror`` (two views); ``mirror-shift`` (those, also shifted by one pixel: six);
-            ``adaptive`` (these six where the first view leaves the network unsure, else that one).
-        sample: in epochs that ``every`` leaves out, score this many pictures of the split for the learning
-            curve; 0 for none. Such a score never chooses the epoch that is kept.
-        batch_size: pictures a forward pass.
+        every: evaluate after every this many epochs, and after the last one. 0 means only after the last one. With a
+            ``val`` split, the best of these epochs is kept.
+        tta: test-time augmentation, the mean of the logits over views of a picture: ``none``; ``mirror`` (two views);
+            ``mirror-shift`` (these, also shifted by one pixel: six); ``adaptive`` (six if the first view leaves the
+            network unsure, else one).
+        sample: in the other epochs, score this many pictures of the split for the learning curve. 0 for none. This
+            score never decides which epoch is kept.
+        batch_size: pictures per forward pass.
     """
 
     every: int = 1
@@ -372,11 +371,11 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """When to write a checkpoint, beside after each epoch and when the training is asked to stop.
+    """When to write a checkpoint, in addition to after each epoch and when the training is asked to stop.
 
     Attributes:
-        steps: after each so many steps; 0 is off.
-        minutes: when so much time has gone by since the last; 0 is off.
+        steps: after every this many steps. 0 is off.
+        minutes: when this much time has passed since the last one. 0 is off.
     """
 
     steps: int = 0
@@ -388,8 +387,8 @@ class CheckpointSettings:
         check(ok, "checkpoint.minutes", "0 (off) or a positive number", self.minutes)
 
 
-def not_resting(pictures: int, skip_easy: float) -> int:
-    """How many of so many training pictures take part in an epoch: see ``data.skip_easy``."""
+def kept_per_epoch(pictures: int, skip_easy: float) -> int:
+    """How many of ``pictures`` training pictures an epoch keeps: see ``data.skip_easy``."""
     return pictures - int(pictures * skip_easy)
 
 
