@@ -42,10 +42,25 @@ def test_the_page_about_own_networks_shows_the_example() -> None:
     assert shown == (ROOT / "examples" / "own_network.py").read_text()
 
 
-def test_every_module_is_in_the_architecture_page() -> None:
+def test_the_tree_in_the_architecture_page_is_the_tree() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
-    modules = {path.name for path in (ROOT / "src").rglob("*.py")} - {"__init__.py", "__main__.py"}
-    assert sorted(name for name in modules if name not in text) == []
+    (tree,) = re.findall(r"^```\nsrc/thumbnet/\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    listed: set[str] = set()
+    folder = ""
+    for line in tree.splitlines():
+        depth = len(line) - len(line.lstrip())
+        if depth == 2:
+            first = line.split()[0]
+            folder = first if first.endswith("/") else ""
+        names = re.match(r" +((?:[\w]+\.(?:py|c|h|html)(?:, *|$| ))+)", line)
+        listed |= (
+            {folder + name.strip(", ") for name in re.findall(r"\w+\.\w+", names[1])} if names else set()
+        )
+    source = ROOT / "src" / "thumbnet"
+    suffixes = (".py", ".c", ".h")
+    there = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.suffix in suffixes}
+    there = {path for path in there if not path.endswith("/__init__.py")} | {"cli/__init__.py"}
+    assert {path for path in listed if not path.endswith(".html")} == there
 
 
 def anchors(page: Path) -> set[str]:

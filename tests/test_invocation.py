@@ -90,7 +90,10 @@ def _installed_as(described: object, monkeypatch: pytest.MonkeyPatch) -> None:
             assert name == "direct_url.json"
             return None if described is None else json.dumps(described)
 
-    monkeypatch.setattr(metadata, "distribution", lambda name: Distribution())
+    distribution = metadata.distribution
+    monkeypatch.setattr(
+        metadata, "distribution", lambda name: Distribution() if name == "thumbnet" else distribution(name)
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,3 +121,14 @@ def test_an_extra_is_installed_from_where_thumbnet_came(
         str(MissingExtraError("a report", "report"))
         == f"a report needs the extra 'report': {shlex.join(expected)}"
     )
+
+
+def test_asking_how_to_install_leaves_setuptools_importable_for_torch_compile() -> None:
+    """It is not, once ``importlib.util.find_spec("pip")`` was called: setuptools then leaves distutils alone."""
+    code = (
+        "import sys; from thumbnet.invocation import install_command; print(install_command('plot')); "
+        "import setuptools, distutils; assert '_distutils' in distutils.__file__"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "[plot]" in done.stdout

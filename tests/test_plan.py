@@ -157,3 +157,14 @@ def test_only_one_module_talks_to_other_processes() -> None:
             if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch.distributed")
         }
         assert module in TALK_TO_PROCESSES or not (names | used), f"{module}: {names | used}"
+
+
+def test_every_module_has_its_test_module() -> None:
+    tests = Path(__file__).parent
+    untested = [
+        module
+        for module, path in MODULES.items()
+        if path.stem not in ("__init__", "__main__")
+        and not (tests / path.relative_to(SOURCE).parent / f"test_{path.stem}.py").is_file()
+    ]
+    assert untested == []

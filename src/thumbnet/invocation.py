@@ -53,8 +53,6 @@ def install_command(extra: str) -> str:
 
     It names what thumbnet was installed from: a clone, an archive, a repository, or else the package index.
     """
-    import importlib.util
-
     source = _installed_from()
     if source.startswith("-e "):
         what = ["-e", f"{source.removeprefix('-e ')}[{extra}]"]
@@ -62,11 +60,22 @@ def install_command(extra: str) -> str:
         what = [f"{NAME}[{extra}] @ {source}"]
     else:
         what = [f"{source or NAME}[{extra}]"]
-    if importlib.util.find_spec("pip") is None and shutil.which("uv"):
+    if not _has_pip() and shutil.which("uv"):
         tool = ["uv", "pip", "install", "--python", python()]
     else:
         tool = [python(), "-m", "pip", "install"]
     return " ".join(map(quoted, [*tool, *what]))
+
+
+def _has_pip() -> bool:
+    # Not by importlib.util.find_spec: setuptools answers a search for pip by giving up its own distutils for
+    # the rest of the process, and then cannot be imported, which torch.compile needs.
+    from importlib import metadata
+
+    try:
+        return bool(metadata.version("pip"))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def quoted(word: str) -> str:
