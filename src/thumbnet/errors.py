@@ -44,7 +44,7 @@ class UnreadableImageError(DataError):
 
 
 class UnknownFormatError(UnreadableImageError):
-    """These bytes are no picture in any format known here."""
+    """The bytes are not a picture in any format that thumbnet reads."""
 
     def __init__(self, name: str, reason: str = "not a picture in any format known here") -> None:
         super().__init__(name, reason)

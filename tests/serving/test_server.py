@@ -98,6 +98,6 @@ def test_an_application_that_cannot_start_is_an_error_and_is_not_greeted() -> No
             raise ValueError("no warm-up")
         yield
 
-    with listen("127.0.0.1", 0) as listener, pytest.raises((ThumbnetError, SystemExit)):
+    with listen("127.0.0.1", 0) as listener, pytest.raises(ThumbnetError, match="did not start"):
         serve(FastAPI(lifespan=lifespan), listener, greeted.append)
     assert greeted == []

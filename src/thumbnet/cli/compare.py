@@ -13,8 +13,8 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
         help="put runs side by side",
-        description="Put complete runs side by side. Those that differ in the seed alone are taken together: "
-        "mean, standard deviation, and a test (Welch's) of the difference from the first ones.",
+        description="Put complete runs side by side. Runs that differ only in the seed form a group, with "
+        "mean, standard deviation, and Welch's test of the difference from the first group.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="runs' folders")
     parser.add_argument("--plot", metavar="FILE", help="draw their learning curves (.png, .svg, .pdf)")

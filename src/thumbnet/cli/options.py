@@ -15,13 +15,12 @@ if TYPE_CHECKING:
 
 DATA_HELP = (
     "digits, cifar10, cifar100, mnist, fashion-mnist, kmnist, a folder, an archive (.tar, .tar.gz, .tar.xz, "
-    ".zip), "
-    "a .npz, .mat or idx file, or hf:OWNER/NAME"
+    ".zip), a .npz, .mat or idx file, or hf:OWNER/NAME"
 )
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """Which recipe, and what is different from it: what :func:`overrides` reads."""
+    """Options for the recipe and for changes to it, which :func:`overrides` reads."""
     parser.add_argument(
         "--recipe",
         metavar="NAME",
@@ -37,26 +36,28 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_on_bad_image(parser: argparse.ArgumentParser, default: str = "stop") -> None:
-    """What is to be done about pictures that cannot be read."""
+    """What to do with pictures that cannot be read."""
     parser.add_argument(
         "--on-bad-image", choices=["stop", "skip"],
-        help=f"for pictures that cannot be read (default: {default})",
+        help=f"what to do with pictures that cannot be read (default: {default})",
     )  # fmt: skip
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """How pictures become what the network sees, and what is held out."""
-    parser.add_argument("--image-size", metavar="SIZE", help="32, or HEIGHTxWIDTH as 32x64, in pixels")
-    parser.add_argument("--fit", choices=["pad", "crop", "squash"], help="for other shapes (default: pad)")
+    """How pictures become the network's input, and which are held out."""
+    parser.add_argument("--image-size", metavar="SIZE", help="in pixels: 32, or HEIGHTxWIDTH such as 32x64")
+    parser.add_argument(
+        "--fit", choices=["pad", "crop", "squash"], help="how to fit other shapes (default: pad)"
+    )
     add_reading_options(parser)
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """What is read as a picture's class and split, and what is held out."""
+    """How classes and splits are read, and which pictures are held out."""
     parser.add_argument("--val-fraction", type=float, metavar="F", help="part of train to set aside as val")
     parser.add_argument(
         "--test-fraction", type=float, metavar="F",
-        help="part to set aside as test where the data have neither test nor val (default: 0.2; 0: none)",
+        help="part to set aside as test if the data have neither test nor val (default: 0.2; 0 for none)",
     )  # fmt: skip
     parser.add_argument(
         "--group-by", metavar="REGEX_OR_COLUMN",
@@ -92,7 +93,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Any setting of a recipe."""
     parser.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE",
-        help="override a recipe's setting, as optimizer.lr=0.05; may be repeated",
+        help="override a setting of the recipe, such as optimizer.lr=0.05; may be repeated",
     )  # fmt: skip
 
 
@@ -103,7 +104,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run(parser: argparse.ArgumentParser, or_onnx: bool = False) -> None:
-    """A trained network; ``or_onnx``, if an exported one will do."""
+    """A trained network; with ``or_onnx``, also an exported one."""
     known = "a run's folder, a model.safetensors" + (", a MODEL.onnx, or hf:OWNER/NAME" if or_onnx else "")
     parser.add_argument("run", metavar="RUN", help=known)
     add_model_code(parser)
@@ -132,7 +133,7 @@ def import_model_code(options: argparse.Namespace) -> None:
 
 
 def add_data_of_run(parser: argparse.ArgumentParser) -> None:
-    """On what the run is looked at: what :func:`data_of_run` and :func:`split_of` read."""
+    """The data to use the run on, which :func:`data_of_run` and :func:`split_of` read."""
     parser.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP + " (default: the run's own)")
     parser.add_argument(
         "--split", help="train, val or test (default: test, or else val, or else all pictures)"

@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         help="train a network and leave a run's folder",
-        description="Train a network on DATA, or go on with a run that was stopped.",
+        description="Train a network on DATA, or resume a run that was stopped.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=textwrap.dedent("""\
             examples:
@@ -33,29 +33,38 @@ def add(commands: Any) -> None:
               %(prog)s --resume runs/2026-11-23-cifar10-resnet18-1 --more-epochs 10"""),
     )
     parser.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP)
-    parser.add_argument("--resume", metavar="RUN", help="go on with this run, to the very same result")
+    parser.add_argument("--resume", metavar="RUN", help="continue this run, to exactly the same result")
     parser.add_argument(
         "--more-epochs", type=int, metavar="N",
-        help="with --resume: train a finished run for N epochs more, in a new folder; the learning rate "
-        "rises again to where a training planned that long would be",
+        help="with --resume: train a finished run for N more epochs, in a new folder; the learning rate "
+        "starts where a training planned for that long would be",
     )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="the run's folder (default: a new name under runs/)")
     parser.add_argument(
         "--auto-resume", action="store_true",
-        help="go on with --out if that run was begun: for schedulers that start the same command again",
+        help="resume the run in --out if there is one, for schedulers that repeat the same command",
     )  # fmt: skip
-    parser.add_argument("--init", metavar="RUN", help="begin from this run's weights (or hf:OWNER/NAME)")
     parser.add_argument(
-        "--micro-batch", type=int, metavar="N", help="go through a batch N pictures at a time"
+        "--init", metavar="RUN", help="start from the weights of this run or of hf:OWNER/NAME"
     )
-    parser.add_argument("--on-nonfinite", choices=["stop", "skip"], help="for a loss that is not finite")
-    parser.add_argument("--checkpoint-steps", type=int, metavar="N", help="a checkpoint each N steps, too")
     parser.add_argument(
-        "--checkpoint-minutes", type=float, metavar="M", help="and each M minutes (default: 10)"
+        "--micro-batch",
+        type=int,
+        metavar="N",
+        help="pictures per forward pass; gradients accumulate over the batch",
     )
-    parser.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard, too")
-    parser.add_argument("--quiet", action="store_true", help="no progress; at the end the run's folder")
-    parser.add_argument("--json", action="store_true", help="at the end, the outcome as JSON")
+    parser.add_argument("--on-nonfinite", choices=["stop", "skip"], help="what to do if a loss is not finite")
+    parser.add_argument(
+        "--checkpoint-steps", type=int, metavar="N", help="also write a checkpoint every N steps"
+    )
+    parser.add_argument(
+        "--checkpoint-minutes", type=float, metavar="M", help="and every M minutes (default: 10)"
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="also write events for TensorBoard")
+    parser.add_argument(
+        "--quiet", action="store_true", help="show no progress, and print only the run's folder at the end"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON at the end")
     add_recipe_options(parser)
     add_common(parser)
     parser.set_defaults(command=execute)

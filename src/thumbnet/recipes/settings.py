@@ -15,7 +15,9 @@ from thumbnet.recipes.networks import check_name
 
 AUTO = "auto"
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
-SMALLEST_BATCH = 32  # to which `min_steps` shrinks batches: BatchNorm needs this many pictures for its statistics
+SMALLEST_BATCH = (
+    32  # to which `min_steps` shrinks batches: BatchNorm needs this many pictures for its statistics
+)
 
 
 def check(ok: bool, key: str, expected: str, value: object) -> None:
@@ -33,39 +35,40 @@ class DataSettings:
             ``"32"``, or ``"HEIGHTxWIDTH"`` in pixels.
         fit: what to do with another aspect ratio: ``pad`` (nothing is lost), ``crop`` (keeps the centre) or
             ``squash`` (loses the aspect ratio).
-        largest_auto_size: longest side that ``image_size = "auto"`` chooses. Larger pictures are scaled down to it,
-            with a note. 0 for no limit.
+        largest_auto_size: longest side that ``image_size = "auto"`` chooses. Larger pictures are scaled down
+            to it, with a note. 0 for no limit.
         mean, std: per channel in [0, 1], or ``"auto"`` to measure them on the training split.
         range: the values (low, high) that become 0 and 255 if pictures have more than 8 bits or are float, or
             ``"auto"`` to measure them on the training split. 8-bit pictures keep their values.
-        background: what is behind transparent pixels: ``"white"``, ``"black"``, ``"grey"``, three numbers from 0 to
-            255 (RGB), or ``"auto"``: white, unless many training pictures would vanish on it.
+        background: what is behind transparent pixels: ``"white"``, ``"black"``, ``"grey"``, three numbers
+            from 0 to 255 (RGB), or ``"auto"``: white, unless many training pictures would vanish on it.
         val_fraction: fraction of the training split to set aside as ``val``.
-        test_fraction: fraction to set aside as ``test`` if the data have neither ``val`` nor ``test``. 0 trains on
-            all pictures and measures no accuracy.
-        split_seed: seed of both. It is separate from ``seed``, so repeated runs are tested on the same pictures.
-        classes_from: which folder names a picture's class: ``top`` (the outermost below the split), ``leaf`` (the
-            innermost), a depth such as ``"2"``, or ``here`` (the folders in the given one are the classes, even if
-            they are called train or test).
+        test_fraction: fraction to set aside as ``test`` if the data have neither ``val`` nor ``test``. 0
+            trains on all pictures and measures no accuracy.
+        split_seed: seed of both. It is separate from ``seed``, so repeated runs are tested on the same
+            pictures.
+        classes_from: which folder names a picture's class: ``top`` (the outermost below the split), ``leaf``
+            (the innermost), a depth such as ``"2"``, or ``here`` (the folders in the given one are the
+            classes, even if they are called train or test).
         label_pattern: regular expression that finds the class in a picture's file name, with a group called
             ``label``, or its first group. Empty for the known forms.
-        group_by: keeps related pictures in one split when some are set aside: a regular expression that finds the
-            group in a picture's path (its first group, or the whole match), or the name of a manifest's column.
-            Empty for no groups.
+        group_by: keeps related pictures in one split when some are set aside: a regular expression that finds
+            the group in a picture's path (its first group, or the whole match), or the name of a manifest's
+            column. Empty for no groups.
         images: folder of a manifest's pictures; empty for the manifest's own folder.
         path_column, label_column: columns of a manifest; empty to find them by name or by content.
         calibration_pictures: set aside up to this many training pictures, and at most a twentieth of them, to
             calibrate the probabilities on. 0 for none. If there is a ``val`` split, it is used instead.
         subset_size: train on this many random pictures of the training split. 0 means all.
-        sampling: ``uniform`` shows each training picture once per epoch. ``balanced`` shows as many pictures per
-            epoch, but the same number of each class, so pictures of rare classes come several times.
-        skip_easy: fraction of the training pictures, up to half, that each epoch skips: those with the smallest
-            loss when the network last saw them. No picture is skipped twice in a row. An epoch is shorter by
-            this fraction.
-        on_bad_image: what to do with pictures that cannot be read: ``stop`` and list them all, or ``skip`` them and
-            record which.
-        engine: ``memory`` holds the decoded split. ``workers`` decodes in other processes during the training.
-            ``auto`` uses memory if the split fits into a quarter of it. All give the same batches.
+        sampling: ``uniform`` shows each training picture once per epoch. ``balanced`` shows as many pictures
+            per epoch, but the same number of each class, so pictures of rare classes come several times.
+        skip_easy: fraction of the training pictures, up to half, that each epoch skips: those with the
+            smallest loss when the network last saw them. No picture is skipped twice in a row. An epoch is
+            shorter by this fraction.
+        on_bad_image: what to do with pictures that cannot be read: ``stop`` and list them all, or ``skip``
+            them and record which.
+        engine: ``memory`` holds the decoded split. ``workers`` decodes in other processes during the
+            training. ``auto`` uses memory if the split fits into a quarter of it. All give the same batches.
         workers: number of processes of the ``workers`` engine.
     """
 
@@ -142,12 +145,13 @@ class AugmentSettings:
     """Random changes to training batches, and only to them.
 
     Attributes:
-        flip: left-right: ``none``, ``random`` (each picture with probability 1/2), or ``alternating`` (each picture in
-            every other epoch, so that two epochs show both sides; airbench, Jordan 2024).
+        flip: left-right: ``none``, ``random`` (each picture with probability 1/2), or ``alternating`` (each
+            picture in every other epoch, so that two epochs show both sides; airbench, Jordan 2024).
         translate: shift by up to this many pixels in each direction, on both axes.
         translate_fill: what appears at the border: ``reflect`` or ``zero`` (black).
         cutout: side of a square set to the mean colour (DeVries & Taylor 2017). 0 is off.
-        brightness: make a picture lighter or darker by up to this many of the data's standard deviations. 0 is off.
+        brightness: make a picture lighter or darker by up to this many of the data's standard deviations. 0
+            is off.
         contrast: multiply differences from the mean colour by 1 - contrast to 1 + contrast. 0 is off.
     """
 
@@ -187,10 +191,10 @@ class GroupSettings:
     """Separate settings for the parameters whose name matches a pattern.
 
     Attributes:
-        match: shell-style pattern for the parameter's name, such as ``"*.bias"`` or ``"stem.*"``. A parameter belongs
-            to the first group that matches.
-        lr, weight_decay, momentum: replace the optimizer's. The schedule scales this ``lr`` as well. AdamW has no
-            ``momentum``.
+        match: shell-style pattern for the parameter's name, such as ``"*.bias"`` or ``"stem.*"``. A parameter
+            belongs to the first group that matches.
+        lr, weight_decay, momentum: replace the optimizer's. The schedule scales this ``lr`` as well. AdamW
+            has no ``momentum``.
     """
 
     match: str
@@ -211,9 +215,9 @@ class GroupSettings:
 class OptimizerSettings:
     """The optimizer.
 
-    ``sgd`` uses ``momentum`` and ``nesterov``; ``adamw`` uses ``betas``. ``muon`` orthogonalises the steps of convolution
-    filters and uses ``momentum``; all other parameters take SGD steps with Nesterov momentum, and need a group
-    with their own rate.
+    ``sgd`` uses ``momentum`` and ``nesterov``; ``adamw`` uses ``betas``. ``muon`` orthogonalises the steps of
+    convolution filters and uses ``momentum``; all other parameters take SGD steps with Nesterov momentum, and
+    need a group with their own rate.
     """
 
     name: Literal["sgd", "adamw", "muon"] = "sgd"
@@ -239,22 +243,23 @@ class OptimizerSettings:
 class ScheduleSettings:
     """How the learning rate changes during the training, as a factor on each group's own rate.
 
-    Every time is a *fraction of the whole training*, so a recipe stays the same when ``--epochs`` changes: milestone
-    0.75 is epoch 150 of 200 and epoch 15 of 20.
+    Every time is a *fraction of the whole training*, so a recipe stays the same when ``--epochs`` changes:
+    milestone 0.75 is epoch 150 of 200 and epoch 15 of 20.
 
     Attributes:
-        name: ``constant``; ``multistep`` (times ``factor`` at each milestone); ``cosine`` and ``linear`` (down to
-            ``end``); ``one-cycle`` (cosine up from ``start``, cosine down to ``end``; Smith & Topin 2018).
+        name: ``constant``; ``multistep`` (times ``factor`` at each milestone); ``cosine`` and ``linear``
+            (down to ``end``); ``one-cycle`` (cosine up from ``start``, cosine down to ``end``; Smith & Topin
+            2018).
         milestones, factor: for ``multistep``. A milestone of 1 or more would never be reached and is refused.
-        warmup: fraction of the training in which the rate rises from ``start`` to its full height, in a straight line
-            (for ``one-cycle``, along a cosine).
+        warmup: fraction of the training in which the rate rises from ``start`` to its full height, in a
+            straight line (for ``one-cycle``, along a cosine).
         start, end: factors at the beginning of the warm-up and at the end of the training.
-        small_sides: side lengths at the start of training, as fractions of the full side, each used for an equal share
-            of ``small_until``. Smaller pictures cost less, and what is learned from them holds at full size
-            (progressive resizing; Howard 2018).
+        small_sides: side lengths at the start of training, as fractions of the full side, each used for an
+            equal share of ``small_until``. Smaller pictures cost less, and what is learned from them holds at
+            full size (progressive resizing; Howard 2018).
         small_until: fraction of the training with small pictures. 0 is off.
-        begin_at: start this far into the schedule, which then runs to its end within the training's steps, like the
-            last part of a longer training. ``--more-epochs`` sets it.
+        begin_at: start this far into the schedule, which then runs to its end within the training's steps,
+            like the last part of a longer training. ``--more-epochs`` sets it.
     """
 
     name: Literal["constant", "multistep", "cosine", "linear", "one-cycle"] = "constant"
@@ -288,28 +293,29 @@ class TrainingSettings:
     """The training loop.
 
     Attributes:
-        init: a run's folder, a ``model.safetensors`` or ``hf:OWNER/NAME`` whose weights to start from (the last layer's
-            only for classes of the same name). Empty for random weights.
+        init: a run's folder, a ``model.safetensors`` or ``hf:OWNER/NAME`` whose weights to start from (the
+            last layer's only for classes of the same name). Empty for random weights.
         epochs: passes over the training split.
         batch_size: pictures per step.
-        min_steps: if the training would have fewer steps, batches become smaller, down to ``SMALLEST_BATCH``, and all
-            learning rates shrink with the square root of the batch size (Krizhevsky 2014,
+        min_steps: if the training would have fewer steps, batches become smaller, down to ``SMALLEST_BATCH``,
+            and all learning rates shrink with the square root of the batch size (Krizhevsky 2014,
             https://arxiv.org/abs/1404.5997). 0 is off.
-        micro_batch: pictures per forward pass; 0 is the whole batch. Gradients accumulate over a step, which takes less
-            memory for the same ``batch_size``, but BatchNorm normalises over only this many pictures.
+        micro_batch: pictures per forward pass; 0 is the whole batch. Gradients accumulate over a step, which
+            takes less memory for the same ``batch_size``, but BatchNorm normalises over only this many
+            pictures.
         drop_last: drop an epoch's last batch if it is not full (different pictures in each epoch).
         label_smoothing: of the cross-entropy (Szegedy et al. 2016).
-        class_weights: of the loss: ``none``, or ``balanced``: inversely proportional to the class's number of training
-            pictures, and 1 on average over the pictures.
-        ema_decay: evaluate and keep an exponential moving average of the weights with this decay per step. 0 is off.
-            The decay is smaller at the start, so that the average can follow.
+        class_weights: of the loss: ``none``, or ``balanced``: inversely proportional to the class's number of
+            training pictures, and 1 on average over the pictures.
+        ema_decay: evaluate and keep an exponential moving average of the weights with this decay per step. 0
+            is off. The decay is smaller at the start, so that the average can follow.
         precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 if the hardware multiplies it fast.
         channels_last: keep pictures as [B, H, W, C] in memory; shapes stay [B, C, H, W].
         compile: ``torch.compile`` the network, which takes about a minute at the start.
-        compile_mode: its mode. ``reduce-overhead`` uses CUDA graphs on GPUs. ``max-autotune`` also tries more kernels,
-            for minutes.
-        sync_batchnorm: if several processes train, BatchNorm uses the statistics of all their pictures, as one process
-            would. Otherwise each uses its own.
+        compile_mode: its mode. ``reduce-overhead`` uses CUDA graphs on GPUs. ``max-autotune`` also tries more
+            kernels, for minutes.
+        sync_batchnorm: if several processes train, BatchNorm uses the statistics of all their pictures, as
+            one process would. Otherwise each uses its own.
         on_nonfinite: what to do if a loss or gradient is not finite: ``stop``, or ``skip`` that step.
         max_skips: with ``skip``, stop after this many.
     """
@@ -348,13 +354,13 @@ class EvaluationSettings:
     """When and how to evaluate.
 
     Attributes:
-        every: evaluate after every this many epochs, and after the last one. 0 means only after the last one. With a
-            ``val`` split, the best of these epochs is kept.
-        tta: test-time augmentation, the mean of the logits over views of a picture: ``none``; ``mirror`` (two views);
-            ``mirror-shift`` (these, also shifted by one pixel: six); ``adaptive`` (six if the first view leaves the
-            network unsure, else one).
-        sample: in the other epochs, score this many pictures of the split for the learning curve. 0 for none. This
-            score never decides which epoch is kept.
+        every: evaluate after every this many epochs, and after the last one. 0 means only after the last one.
+            With a ``val`` split, the best of these epochs is kept.
+        tta: test-time augmentation, the mean of the logits over views of a picture: ``none``; ``mirror`` (two
+            views); ``mirror-shift`` (these, also shifted by one pixel: six); ``adaptive`` (six if the first
+            view leaves the network unsure, else one).
+        sample: in the other epochs, score this many pictures of the split for the learning curve. 0 for none.
+            This score never decides which epoch is kept.
         batch_size: pictures per forward pass.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 import uvicorn
 from fastapi import FastAPI
@@ -47,7 +48,8 @@ def serve(app: FastAPI, listener: socket.socket, greet: Callable[[str], None]) -
     # After a clean shutdown, uvicorn raises the signal again, which would end this process: ignore it.
     before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
-        server.run(sockets=[listener])
+        with suppress(SystemExit):  # uvicorn's, where the application does not start
+            server.run(sockets=[listener])
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
