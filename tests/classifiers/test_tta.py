@@ -67,6 +67,11 @@ def test_the_lead_counts_before_the_logits_were_divided_by_the_temperature() -> 
     assert unsure(logits / 4, temperature=4.0).tolist() == [False, True]
 
 
+def test_the_lead_is_over_the_second_class_however_many_there_are() -> None:
+    logits = np.array([[0.0, 9.0, 9.5], [9.5, 0.0, 5.0]], dtype=np.float32)
+    assert unsure(logits).tolist() == [True, False]
+
+
 def test_nothing_more_is_computed_when_no_picture_is_unsure() -> None:
     def fail(pictures: np.ndarray) -> np.ndarray:
         raise AssertionError("a view was computed")

@@ -224,7 +224,7 @@ def test_a_recipe_opens_with_its_command_and_what_to_expect(name: str) -> None:
     if "--recipe" in words:
         assert words[words.index("--recipe") + 1] == name
     assert "easured" in opening
-    assert "%" in opening
+    assert "%" in opening or "No accuracy has been measured" in opening
 
 
 def test_only_the_recipes_that_come_with_thumbnet_have_an_opening() -> None:
