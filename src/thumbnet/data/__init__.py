@@ -1,1 +1,1 @@
-"""From labelled pictures to batches: splits → dataset → batches."""
+"""One picture, and the data set that every source becomes. No torch here."""

@@ -1,4 +1,4 @@
-"""The training pictures that are set aside to calibrate a network's probabilities on."""
+"""Set training pictures aside, to calibrate a network's probabilities on them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def with_calibration_split(data: Data, settings: DataSettings) -> Data:
 
 
 def _stratified(names: Iterable[str], labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """``count`` pictures, of each class its share, by a hash of their names: bool [N]."""
+    """Choose ``count`` pictures, a share of each class, by a hash of their names: bool [N]."""
     hashes = np.array([_hash(name, seed) for name in names], dtype=np.uint64)
     order = np.lexsort((hashes, labels))  # by class, and within a class by hash
     ordered = labels[order]
@@ -57,7 +57,7 @@ def _stratified(names: Iterable[str], labels: np.ndarray, count: int, seed: int)
 
 
 def _whole_groups(groups: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Groups by a hash of their names, as many as fit into ``count`` pictures: bool [N]."""
+    """Choose groups by a hash of their names, as many as fit into ``count`` pictures: bool [N]."""
     names, numbers, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     chosen, left = np.zeros(len(names), dtype=bool), count
     for place in sorted(range(len(names)), key=lambda one: _hash(str(names[one]), seed)):

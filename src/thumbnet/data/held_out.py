@@ -1,4 +1,4 @@
-"""Set part of the training split aside as test or val: of each class, and in whole groups where it has any.
+"""Set part of the training split aside as test or val, from each class, and in whole groups if it has groups.
 
 Which pictures go is decided by a hash of each picture's (or group's) name, so that a new one moves no other.
 """
@@ -53,7 +53,7 @@ def with_held_out(
 
 
 def _split_off(data: Data, name: str, fraction: float, seed: int) -> Data:
-    """With part of ``train`` as the split ``name``."""
+    """Move part of ``train`` to a new split ``name``."""
     train = data.splits["train"]
     groups = data.groups.get("train")
     if groups is None:
@@ -97,7 +97,7 @@ _WAY_ON = "To train on all pictures without measuring: --test-fraction 0"
 
 
 def _by_picture(train: Split, classes: int, fraction: float, seed: int) -> np.ndarray:
-    """Which pictures are set aside, bool [N]: of each class the fraction, and at least one if it has two."""
+    """Choose the fraction of each class, and at least one picture if it has two: bool [N]."""
     chosen = np.zeros(len(train), dtype=bool)
     for label in range(classes):
         members = np.flatnonzero(train.labels == label)
@@ -109,7 +109,7 @@ def _by_picture(train: Split, classes: int, fraction: float, seed: int) -> np.nd
 
 
 def _by_group(labels: np.ndarray, groups: np.ndarray, classes: int, fraction: float, seed: int) -> np.ndarray:
-    """Which pictures are set aside, bool [N]: whole groups, so that each class comes close to the fraction.
+    """Choose whole groups, such that each class comes close to the fraction: bool [N].
 
     Goes through the groups in the order of their hashes and takes each one that brings the classes nearer to
     their fractions than it takes them beyond. No class is taken whole.
@@ -143,7 +143,7 @@ def _by_group(labels: np.ndarray, groups: np.ndarray, classes: int, fraction: fl
 
 
 def _with_groups(data: Data, group_by: str) -> Data:
-    """With each picture's group: that of the source, or what the regular expression finds in its name."""
+    """Add each picture's group, from the source or found in its name by the regular expression."""
     if "train" in data.groups:
         return data
     groups: dict[str, np.ndarray] = {}
@@ -175,7 +175,7 @@ def _with_groups(data: Data, group_by: str) -> Data:
 
 
 def _groups_of(split: Split, regex: re.Pattern[str]) -> tuple[list[str], int]:
-    """Each picture's group, and how many pictures the expression matches; others are groups of one."""
+    """Find each picture's group and count the matches. Pictures that do not match are groups of one."""
     groups: list[str] = []
     matched = 0
     for index in range(len(split)):
@@ -188,7 +188,7 @@ def _groups_of(split: Split, regex: re.Pattern[str]) -> tuple[list[str], int]:
 
 
 def _with_shared_groups_noted(data: Data) -> Data:
-    """With a warning where two splits that the source has share a group."""
+    """Add a warning if two splits of the source share a group."""
     notes = list(data.notes)
     where: Mapping[str, set[str]] = defaultdict(set)
     for split, groups in data.groups.items():

@@ -1,4 +1,4 @@
-"""One picture: from the bytes of a file to RGB pixels of the size that the network takes.
+"""Turn one picture from the bytes of a file into RGB pixels of the network's size.
 
 There are three steps. *Decoding* (:func:`load_picture`) gives the first frame, upright, with all of its bits.
 *Rendering* (:class:`Rendering`) makes 8-bit RGB of it. *Fitting* (:func:`fit_pixels`) brings that to the
@@ -57,7 +57,7 @@ PICTURE_SUFFIXES = frozenset({
 
 
 def open_image(source: str | IO[bytes] | bytes, name: str) -> Image.Image:
-    """The picture in a file, a stream or bytes: as RGB, upright, its first frame.
+    """Open the picture in a file, a stream or bytes: its first frame, upright, as RGB.
 
     It is rendered by its type: transparent pixels on white, 16-bit values from 0..65535, floats from 0..1.
 
@@ -72,7 +72,7 @@ def open_image(source: str | IO[bytes] | bytes, name: str) -> Image.Image:
 
 
 def load_picture(source: str | IO[bytes] | bytes, name: str, max_pixels: int = MAX_PIXELS) -> Picture:
-    """The picture in a file, a stream or bytes, decoded: upright, its first frame, with all of its bits.
+    """Decode the picture in a file, a stream or bytes: its first frame, upright, with all of its bits.
 
     Returns:
         uint8 [H, W, 3] for a plain JPEG file (a Pillow image of these pixels, and pixels of that again, would
@@ -133,14 +133,14 @@ def _open(stream: IO[bytes], name: str, max_pixels: int, formats: list[str] = FO
 
 
 def decode(image: Image.Image) -> Image.Image:
-    """The first frame of an opened Pillow image, loaded, and upright by its EXIF; in its own mode."""
+    """Load the first frame of an opened Pillow image, upright by its EXIF, in its own mode."""
     image.seek(0)
     image.load()
     return _upright(image) if may_be_turned(image) else image
 
 
 def _lower_bytes(image: Image.Image) -> list[Any]:
-    """What makes Pillow decode the lower bytes of 16-bit colour; empty where the picture is something else.
+    """Tiles that make Pillow decode the lower bytes of 16-bit colour; empty for any other picture.
 
     Pillow has no mode for 16-bit colour and keeps the upper byte of each value. Told that the bytes are in
     the other order, it keeps the lower one. A grey PNG with alpha has as many bits in a pixel as 8-bit RGBA.
@@ -182,7 +182,7 @@ def _is_finite(image: Image.Image) -> bool:
 
 
 def other_formats(stream: IO[bytes], start: int, name: str, formats: list[str]) -> list[str]:
-    """Which other formats to read a picture with that is in none of ``formats``: those of a plug-in.
+    """Formats of a plug-in for a picture that is in none of ``formats``.
 
     ``stream`` is at ``start`` again afterwards.
 
@@ -198,7 +198,7 @@ def other_formats(stream: IO[bytes], start: int, name: str, formats: list[str]) 
 
 
 def read_plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
-    """What Pillow would give for a JPEG file, to the bit, in a seventh of the time.
+    """Decode a JPEG file to the same bits as Pillow, in a seventh of the time.
 
     Pillow takes 90 microseconds for a JPEG of 32 by 32 pixels, of which decoding is 10. Both decode with
     libjpeg-turbo.
@@ -235,7 +235,7 @@ def to_rgb(picture: Picture) -> Image.Image:
 
 
 def lies_on_its_side(image: Image.Image) -> bool:
-    """Whether its EXIF says that height and width are to be exchanged (5 to 8, see the standard)."""
+    """Whether the EXIF orientation exchanges height and width (values 5 to 8)."""
     try:
         return may_be_turned(image) and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     except Exception:  # see _upright
@@ -243,7 +243,7 @@ def lies_on_its_side(image: Image.Image) -> bool:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says, if that is to be understood."""
+    """Turn the picture as its EXIF says, if the orientation is valid."""
     try:
         return ImageOps.exif_transpose(image)
     except MemoryError:
@@ -366,12 +366,12 @@ def _straight(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _table(low: float, high: float) -> np.ndarray:
-    """What :func:`_straight` makes of each 16-bit value."""
+    """The result of :func:`_straight` for each 16-bit value."""
     return _straight(np.arange(65536), low, high)
 
 
 def _bands(image: Image.Image) -> list[tuple[int, int, int, int]]:
-    """A picture cut into boxes of its whole width: what a conversion makes on its way costs memory."""
+    """Cut a picture into boxes of its full width, to limit the memory of intermediate results."""
     rows = max(1, BAND_PIXELS // image.width)
     return [(0, y, image.width, min(y + rows, image.height)) for y in range(0, image.height, rows)]
 
@@ -394,7 +394,7 @@ def may_be_turned(image: Image.Image) -> bool:
 
 
 def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
-    """An RGB picture at ``size``, antialiased; untouched where it has that size already.
+    """Resize an RGB picture to ``size``, antialiased. A picture of that size is returned as it is.
 
     Args:
         image: in mode RGB.

@@ -1,4 +1,4 @@
-"""Picture formats that Pillow reads only with a plug-in, or not at all: how to know them, and what to do.
+"""Recognise picture formats that Pillow reads only with a plug-in or not at all, and say what to do.
 
 A plug-in that is installed is loaded when the first file with its signature is met. Ordinary pictures never
 come here.
@@ -43,7 +43,7 @@ class Kind:
 
     @property
     def advice(self) -> str:
-        """What to do about such a file."""
+        """What to do with such a file."""
         if self.package:
             return f"to read it, pip install {self.package}"
         return self.way
@@ -126,7 +126,7 @@ _STARTS: tuple[tuple[int, bytes, Kind], ...] = (
 
 
 def kind_of(head: bytes) -> Kind | None:
-    """What a file is whose first ``HEAD_BYTES`` are these; None for anything else, as for a JPEG."""
+    """Recognise a format by the first ``HEAD_BYTES`` of a file; None for all others, such as JPEG."""
     if head[4:8] == b"ftyp":
         brand = head[8:12]
         if brand == b"crx ":
@@ -143,14 +143,14 @@ def kind_of(head: bytes) -> Kind | None:
 
 
 def kind_by_name(name: str) -> Kind | None:
-    """What a file's name says that it is, if not a picture that Pillow reads by itself."""
+    """Recognise a format by the file's name; None for pictures that Pillow reads by itself."""
     lower = name.lower()
     return next((kind for kind in KINDS if lower.endswith(kind.suffixes)), None)
 
 
 @cache
 def installed(kind: Kind) -> bool:
-    """Whether the plug-in for ``kind`` is there. It is looked for, not loaded."""
+    """Whether the plug-in for ``kind`` is installed. It is not loaded."""
     try:
         return bool(kind.module) and find_spec(kind.module) is not None
     except (ImportError, ValueError):
@@ -163,7 +163,7 @@ def readable_suffixes() -> frozenset[str]:
 
 
 def fingerprint() -> str:
-    """Changes when a plug-in is installed or removed: caches of what is a picture depend on it."""
+    """A key that changes when a plug-in is installed or removed. Caches depend on it."""
     return " ".join(kind.module for kind in KINDS if installed(kind))
 
 
@@ -187,7 +187,7 @@ def _load(kind: Kind) -> bool:
 
 
 def reason(stream: IO[bytes]) -> str:
-    """Why Pillow reads no picture in ``stream``, from its present position on, and what to do about it."""
+    """Why Pillow cannot read a picture from ``stream`` at its present position, and what to do."""
     head = stream.read(HEAD_BYTES)
     if head.startswith(b"\xff\xd8"):
         special = _special_jpeg(head + stream.read(MAX_JPEG_HEADER))
@@ -240,7 +240,7 @@ def special_jpeg(stream: IO[bytes]) -> str | None:
 
 
 def notes_on(paths: Iterable[str]) -> list[str]:
-    """Notes on files that were passed over and would be pictures with a plug-in or after a conversion.
+    """Notes on skipped files that would be pictures with a plug-in or after a conversion.
 
     Returns:
         One note for each kind: how many there are, an example, and what to do.

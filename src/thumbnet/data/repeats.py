@@ -43,7 +43,7 @@ class CopiedClass(NamedTuple):
 
 @dataclass(frozen=True)
 class Repeats:
-    """What :func:`find_repeats` found.
+    """The result of :func:`find_repeats`.
 
     Attributes:
         leaks: each picture of a later split that is also in an earlier one: (earlier, later).
@@ -91,7 +91,7 @@ def picture_digests(images: np.ndarray) -> np.ndarray:
 
 
 def _shape_number(shape: tuple[int, ...]) -> int:
-    """A number that tells shapes apart: pictures of other sizes never have equal digests by their zeros."""
+    """A number that depends on the shape, so pictures of zeros in different sizes have different digests."""
     value = 1
     for side in shape:
         value = (value * 1_000_003 + side) % (1 << 32)

@@ -1,4 +1,4 @@
-"""What every source of data becomes: splits of labelled pictures, and the names of the classes."""
+"""Splits of labelled pictures and the names of the classes: what every source becomes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Split(ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """What to call a picture: a path where it has one, relative to the data's root."""
+        """The picture's name: its path relative to the data's root, if it has one."""
 
     @abstractmethod
     def read(self, index: int) -> Image.Image:
@@ -56,7 +56,7 @@ class Split(ABC):
         """
 
     def load(self, index: int) -> Picture:
-        """The picture decoded, with all of its bits; see :func:`thumbnet.data.images.load_picture`.
+        """Decode the picture with all of its bits; see :func:`thumbnet.data.images.load_picture`.
 
         Raises:
             UnreadableImageError: it cannot be decoded.
@@ -69,7 +69,7 @@ class Split(ABC):
 
     @abstractmethod
     def content(self, index: int) -> bytes:
-        """What identifies a picture's content: its file's bytes, or its pixels.
+        """Bytes that identify a picture's content: those of its file, or its pixels.
 
         Raises:
             UnreadableImageError: the file cannot be read.
@@ -97,11 +97,11 @@ class Split(ABC):
 
     @abstractmethod
     def content_stamp(self) -> Iterable[bytes]:
-        """What :meth:`content_key` is made of."""
+        """The parts of :meth:`content_key`."""
 
     @abstractmethod
     def stamp(self) -> Iterable[bytes]:
-        """What a fingerprint of this split is made of, cheap to get."""
+        """The parts of the split's fingerprint. They are cheap to compute."""
 
 
 class FileSplit(Split):
@@ -166,7 +166,7 @@ class FileSplit(Split):
 
 
 class EncodedSplit(Split):
-    """Pictures as encoded files that are not files of their own: ``names`` says what to call them."""
+    """Pictures as encoded files that are not separate files on disk. ``names`` has their names."""
 
     names: Sequence[str]
 
@@ -271,7 +271,7 @@ class ArraySplit(Split):
         yield from self._parts()
 
     def _parts(self) -> Iterable[bytes]:
-        """All pixels, some pictures at a time: the array may be larger than memory."""
+        """Iterate over the pixels, some pictures at a time, because the array may be larger than memory."""
         for start in range(0, len(self.images), 1024):
             yield self.images[start : start + 1024].tobytes()
 
@@ -298,7 +298,7 @@ def _as_pictures(images: np.ndarray, name: str) -> np.ndarray:
 
 
 def file_stamp(path: str, label: int, size: int) -> bytes:
-    """What a picture in a file adds to a fingerprint."""
+    """The part of a fingerprint for a picture in a file."""
     return f"{path}\0{label}\0{size}\n".encode(errors="surrogateescape")
 
 
@@ -377,7 +377,7 @@ class Data:
             )
 
     def check_trainable(self) -> None:
-        """See that there is something to tell apart.
+        """Check that there are at least two classes to learn.
 
         Raises:
             DataError: there are fewer than two classes.

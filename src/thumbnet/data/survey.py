@@ -32,7 +32,7 @@ QUANTILES = 1025  # of all sampled values: by these, lost levels are counted
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found in the sample.
+    """The measurements on the sample.
 
     Attributes:
         pictures: how many were looked at.
@@ -72,7 +72,7 @@ class Survey:
 
 
 def survey(split: Split) -> Survey:
-    """Look at a sample of ``split``. Pictures that cannot be read are passed over: decoding reports them."""
+    """Measure a sample of ``split``. Unreadable pictures are skipped, because decoding reports them."""
     if isinstance(split, ArraySplit) and split.images.dtype == np.uint8 and not _has_alpha(split.images[:1]):
         return Survey(pictures=len(split))
     positions = sample(len(split), SURVEYED)
@@ -135,7 +135,7 @@ def _some(values: np.ndarray) -> np.ndarray:
 
 
 def measured_range(extremes: np.ndarray) -> tuple[tuple[float, float], bool]:
-    """The range of a data set, from what :func:`_extremes` says of its pictures; and whether it clips.
+    """The range of a data set from the extremes of its pictures, and whether it clips values.
 
     It reaches from the 1st percentile of the minima to the 99th of the maxima, so that one broken picture
     does not decide. Where these lie far beyond nearly all pixels in most pictures (hot pixels of a sensor,
@@ -208,7 +208,7 @@ def _background(found: Survey, settings: DataSettings) -> tuple[int, int, int]:
 
 
 def rendering_notes(found: Survey, rendering: Rendering, settings: DataSettings) -> list[str]:
-    """What the user should know of how pictures are rendered; see ``notes`` of :class:`Prepared`."""
+    """Notes for the user on how pictures are rendered."""
     notes = []
     sampled = f"{found.pictures:,} training pictures looked at"
     if found.deep and rendering.range is not None:

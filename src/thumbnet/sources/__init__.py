@@ -1,1 +1,1 @@
-"""From what the user names to :class:`~thumbnet.data.splits.Data`: one module per form."""
+"""Read what the user names into :class:`~thumbnet.data.splits.Data`: one module per form of data."""

@@ -37,7 +37,7 @@ def is_archive_name(name: str) -> bool:
 
 
 def unpack(archive: Path, cache: Path) -> Unpacked:
-    """What the archive holds, in a folder below ``cache``; unpacked if it is not yet there.
+    """Unpack an archive into a folder below ``cache``, unless it is there already.
 
     Keyed by the archive's path, size and time. Unpacked elsewhere and renamed, so that the folder
     is whole whenever it exists.
@@ -84,7 +84,7 @@ def unpack(archive: Path, cache: Path) -> Unpacked:
 
 
 def _open(target: Path, key: str) -> Unpacked | None:
-    """What was unpacked before; None if it is not there or not whole."""
+    """The result of an earlier unpacking; None if there is none, or it is not complete."""
     try:
         return Unpacked(target / _FILES, Pack(target, key)) if (target / _FILES).is_dir() else None
     except (OSError, ValueError, TypeError, KeyError):
@@ -120,7 +120,7 @@ def _unpack_zip(archive: Path, writer: _Writer) -> None:
 
 
 class _Writer:
-    """Writes an archive's members: pictures to a pack, others, and every folder, to ``folder``."""
+    """Write an archive's members: pictures to a pack, other files and all folders to ``folder``."""
 
     def __init__(self, archive: Path, folder: Path, pictures: PackWriter, limit: int) -> None:
         self._archive, self._folder, self._pictures = archive, folder, pictures
@@ -129,7 +129,7 @@ class _Writer:
         folder.mkdir()
 
     def write(self, name: str, source: IO[bytes]) -> None:
-        """Write what ``source`` gives.
+        """Write the content of ``source``.
 
         Raises:
             DataError: it would land outside, or more comes out than ``limit`` bytes.

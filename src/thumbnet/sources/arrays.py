@@ -1,4 +1,4 @@
-"""From arrays of pictures and labels to :class:`Data`: what idx, npz, mat and Python input share.
+"""Turn arrays of pictures and labels into :class:`Data`. idx, npz, mat and Python input share this code.
 
 Pictures come as uint8, as wider integers or as floats, grey or in colour, channels first or last. Labels come
 as numbers, names or one-hot rows. Each of them is understood here, in one place, or refused with the reason.
@@ -52,7 +52,7 @@ class Arrays:
 
 
 def data_from_arrays(arrays: Arrays, source: str, layout: str, where: str | None = None) -> Data:
-    """The data set that arrays make up.
+    """Build a data set from arrays.
 
     Args:
         arrays: with a ``train`` split.
@@ -310,7 +310,7 @@ def _from_one_hot(values: np.ndarray, where: str) -> np.ndarray:
 
 
 def part_of(name: str) -> tuple[str, str | None, str | None]:
-    """What an array's name says: the rest of the name, its split and its role (``images``, ``labels``).
+    """Parse an array's name: the rest of the name, its split and its role (``images``, ``labels``).
 
     >>> part_of("x_train"), part_of("kmnist-test-labels")
     (('', 'train', 'images'), ('kmnist', 'test', 'labels'))
@@ -373,7 +373,7 @@ def pair_up(named: Mapping[str, Any], where: str) -> Arrays:
 
 
 def _by_shape(named: Mapping[str, Any], arrays: Arrays, where: str) -> None:
-    """Arrays that their names say nothing about, as ``numpy.savez(path, x, y)`` writes them."""
+    """Assign arrays with meaningless names, such as those of ``numpy.savez(path, x, y)``, by their shapes."""
     pictures = [value for value in named.values() if len(value.shape) >= 3]
     labels = [value for value in named.values() if len(value.shape) in (1, 2)]
     if not pictures or len(pictures) != len(labels) or len(pictures) > 3:

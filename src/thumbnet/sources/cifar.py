@@ -27,7 +27,7 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 @dataclass(frozen=True)
 class Archive:
-    """An official archive: where it is, and the digest that proves it whole."""
+    """An official archive: its address, and the digest that verifies it."""
 
     url: str
     sha256: str
@@ -180,7 +180,7 @@ def _class_names(batches: Batches) -> tuple[str, ...]:
 
 
 class _Array:
-    """Stands in for numpy.ndarray in a pickle: keeps the raw bytes, runs nothing."""
+    """Replaces numpy.ndarray in a pickle: keeps the raw bytes and runs nothing."""
 
     shape: tuple[Any, ...] = ()
     raw: object = b""
@@ -193,7 +193,7 @@ class _Array:
 
 
 class _DType:
-    """Stands in for numpy.dtype in a pickle."""
+    """Replaces numpy.dtype in a pickle."""
 
     def __init__(self, name: object = "", *_: object) -> None:
         self.name = name
@@ -203,7 +203,7 @@ class _DType:
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    """Stands in for _codecs.encode, by which Python 3 writes bytes into old pickles."""
+    """Replaces _codecs.encode, with which Python 3 writes bytes into old pickles."""
     return text.encode("latin1")
 
 

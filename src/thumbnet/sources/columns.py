@@ -1,4 +1,4 @@
-"""Which columns of a table have the pictures, the labels and the splits, and what classes the labels are."""
+"""Find the columns of a table that hold pictures, labels and splits, and turn labels into classes."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Columns:
 
 
 def split_word(text: str) -> str:
-    """``train``, ``val`` or ``test`` where a text is a usual name of one; else empty."""
+    """``train``, ``val`` or ``test`` if the text is a usual name for it; else empty."""
     return _SPLIT_WORDS.get(text.strip().casefold(), "")
 
 
@@ -109,7 +109,7 @@ def named(names: Iterable[str], known: Sequence[str]) -> list[str]:
 
 
 def label_candidates(names: Iterable[str]) -> list[str]:
-    """Columns whose names say that they have labels, the likeliest first."""
+    """Columns with names for labels, the most likely first."""
     return named(names, _LABELS)
 
 

@@ -1,4 +1,4 @@
-"""Fetch a file: whole and verified, or not at all; what was fetched before an interruption is kept."""
+"""Download a file, complete and verified or not at all. An interrupted download is resumed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Progress = Callable[[int, int | None], None]
 
 
 def download(url: str, target: Path, sha256: str, progress: Progress | None = None) -> Path:
-    """The file at ``url`` as ``target``, its SHA-256 verified.
+    """Download ``url`` to ``target`` and verify its SHA-256.
 
     Writes to ``target`` + ``.part`` and renames it when it is whole, so ``target`` is never half a
     file; a ``.part`` that is there already is continued where the server can.

@@ -1,4 +1,4 @@
-"""Labels in the names of files: ``0_frog.png``, ``cat.0.jpg``, ``american_bulldog_12.jpg``, or a pattern."""
+"""Find labels in file names: ``0_frog.png``, ``cat.0.jpg``, ``american_bulldog_12.jpg``, or by a pattern."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KNOWN = "0_cat.png, cat.0.jpg, cat_0.jpg, cat-0.jpg, cat0.jpg, cat (0).jpg"
 
 @dataclass(frozen=True)
 class NameLabels:
-    """What names say.
+    """The classes found in names.
 
     Attributes:
         form: in words, such as ``CLASS_NUMBER``; empty for a pattern.
@@ -140,7 +140,7 @@ def _tidy(label: str) -> str:
 
 
 def _plausible(labels: Sequence[str], numbers: Sequence[str]) -> bool:
-    """Whether these can be classes: two or more, repeated, and not what a camera writes."""
+    """Whether these can be classes: at least two, repeated, and not a camera's file names."""
     classes = set(labels)
     if len(classes) < 2 or len(classes) == len(labels):
         return False

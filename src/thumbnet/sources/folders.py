@@ -1,4 +1,4 @@
-"""A folder of pictures, in any of the shapes that people have them: reads what :mod:`layout` decides."""
+"""Read a folder of pictures in any usual layout, as :mod:`layout` decides it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["LAYOUTS_HELP", "label_from_name", "pictures_below", "read", "recogni
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
-    """Whether it is a folder: :func:`read` says what it lacks."""
+    """Whether it is a folder. :func:`read` says what is missing."""
     return place.path.is_dir()
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
-    """The data in a folder, its layout found out.
+    """Find out the layout of a folder and read its data.
 
     Raises:
         DataError: no known layout, or classes that differ between splits.
@@ -47,7 +47,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
 
 
 def wrapped(place: Place) -> Iterator[Place]:
-    """The place, and then the one folder in it, and in that, in which an archive often wraps everything."""
+    """The place, and then the single folders inside, in which archives often wrap everything."""
     yield place
     for _ in range(3):
         if not place.path.is_dir():

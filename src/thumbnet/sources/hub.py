@@ -37,7 +37,7 @@ _MOST_CLASSES = 0.5  # of a column's values may be different for it to be taken 
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
-    """Whether it is a folder that ``save_to_disk`` has written."""
+    """Whether it is a folder written by ``save_to_disk``."""
     folder = place.path
     try:
         single = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
@@ -47,7 +47,7 @@ def recognise(place: Place, settings: DataSettings) -> bool:
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
-    """The data in a folder that ``save_to_disk`` has written."""
+    """Read a folder written by ``save_to_disk``."""
     library = _library("reading a folder of the library datasets")
     try:
         loaded = library.load_from_disk(str(place.path))
@@ -117,7 +117,7 @@ def _read_tables(
 
 
 def _splits(tables: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
-    """For each of our splits the table whose name says so most plainly; notes on the others."""
+    """The table with the plainest name for each split, and notes on the others."""
     chosen: dict[str, str] = {}
     rank: dict[str, int] = {}
     for name in tables:
@@ -204,7 +204,7 @@ def _may_be_label(kind: Any) -> bool:
 
 
 def _known(label: str | int | None) -> str | int | None:
-    """A label; None for -1, by which the Hub says that there is none."""
+    """A label; None for -1, which means no label on the Hub."""
     return None if label == -1 else label
 
 

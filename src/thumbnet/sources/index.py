@@ -1,4 +1,4 @@
-"""Which pictures are below a folder: listed once, and remembered for the next time.
+"""List the pictures below a folder once, and remember them for the next time.
 
 Of an unpacked archive the folder has only the folders and other files, and the pictures are in a pack
 (:mod:`thumbnet.sources.packed`).
@@ -72,7 +72,7 @@ class Index:
         self.ignored: list[str] = []
 
     def pictures_below(self, folder: str) -> list[str]:
-        """Paths relative to ``root`` of the pictures below one of its folders, sorted; none if there is none.
+        """Sorted paths, relative to ``root``, of the pictures below one of its folders.
 
         Raises:
             DataError: a folder cannot be listed.

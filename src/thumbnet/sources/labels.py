@@ -39,7 +39,7 @@ class Numbered(NamedTuple):
 def number_classes(
     values: Mapping[str, Sequence[str | int]], where: str, names: Sequence[str] = ()
 ) -> Numbered:
-    """From labels as they stand in the data to positions in a list of class names.
+    """Turn labels as they are in the data into positions in a list of class names.
 
     Args:
         values: for each split what :func:`as_class` found; None is not among them.

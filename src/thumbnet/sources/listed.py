@@ -1,4 +1,4 @@
-"""Data sets that come with lists: of pictures in each split, and of their classes.
+"""Read data sets that come with lists of the pictures in each split and of their classes.
 
 ```text
 CUB-200:  images.txt, image_class_labels.txt, train_test_split.txt, classes.txt, images/CLASS/*.jpg

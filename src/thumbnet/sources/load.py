@@ -1,4 +1,4 @@
-"""From what the user names to :class:`Data`: ``mnist``, a folder, a file, an archive, ``hf:...``, arrays."""
+"""Load what the user names as :class:`Data`: ``mnist``, a folder, a file, an archive, ``hf:...``, arrays."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ FORMS: tuple[Form, ...] = (
 
 
 def can_be_loaded_again(source: str) -> bool:
-    """Whether a name or a path leads to the data; it does not where they were in memory."""
+    """Whether the data can be loaded again by name or path. Data in memory cannot."""
     return source in NAMED or source.startswith("hf:") or Path(source).expanduser().exists()
 
 
@@ -146,7 +146,7 @@ def _load_archive(path: Path, name: str, cache: Path, settings: DataSettings) ->
 
 
 def _read(place: Place, name: str, settings: DataSettings) -> Data:
-    """The data in a place, by the first form that recognises it or the one folder in which everything is."""
+    """Read the data in a place by the first form that recognises it, or that recognises its only folder."""
     for form in FORMS[:-1]:
         for level in wrapped(place):
             if form.recognise(level, settings):

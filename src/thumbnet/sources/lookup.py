@@ -1,4 +1,4 @@
-"""From the cells of a manifest to pictures."""
+"""Find the pictures that a manifest's cells name."""
 
 from __future__ import annotations
 

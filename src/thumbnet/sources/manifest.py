@@ -1,4 +1,4 @@
-"""A table that names pictures and their classes: labels.csv, train.csv with train/, metadata.jsonl, ..."""
+"""Read tables that name pictures and their classes: labels.csv, train.csv with train/, metadata.jsonl, ..."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures of an archive, one behind the other in one file.
+"""Keep the pictures of an archive one after the other in one file.
 
 To make 60,000 small files takes a system five times as long as to unpack them (25 s against 5 on two cores of
 an EPYC), and as many must be looked up again whenever a training begins. So the pictures of an archive stay
@@ -90,7 +90,7 @@ class Unpacked(NamedTuple):
 
 
 class PackWriter:
-    """Fills a pack in ``folder``, which is whole after its ``with``."""
+    """Writes a pack in ``folder``. It is complete when the ``with`` block ends."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -141,7 +141,7 @@ class PackedSplit(EncodedSplit):
         return PackedSplit(self._pack, self._root, [self.names[i] for i in indices], self.labels[indices])
 
     def stamp(self) -> Iterable[bytes]:
-        """As that of the same pictures in files."""
+        """The same as for these pictures in files."""
         for path, label in zip(self.names, self.labels, strict=True):
             yield file_stamp(path, label, self._place(path).size)
 

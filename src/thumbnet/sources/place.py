@@ -1,4 +1,4 @@
-"""Where data lie: a file or a folder, which may have come out of an archive."""
+"""Where data are: a file or a folder, possibly from an archive."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def has_pictures(place: Place) -> bool:
 
 
 class Form(Protocol):
-    """A form in which people have labelled pictures. Every module that reads one has these two functions."""
+    """A form of labelled pictures. Every module that reads one has these two functions."""
 
     def recognise(self, place: Place, settings: DataSettings) -> bool:
         """Whether ``place`` has this form. Looks at names and first bytes only, and never raises."""

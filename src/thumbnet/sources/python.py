@@ -1,4 +1,4 @@
-"""Data that are in Python already: arrays, tensors, lists of pictures or paths, data sets, pandas frames.
+"""Read data that are already in Python: arrays, tensors, lists of pictures or paths, data sets, data frames.
 
 ```python
 thumbnet.train((images, labels))
@@ -58,7 +58,7 @@ class _Part:
 
 
 def load_python(given: Any, class_names: Sequence[str] | None = None) -> Data:
-    """The data set that Python objects make up; see the module.
+    """Build a data set from Python objects; see the module.
 
     Args:
         given: what is described in ``EXPECTED``.
@@ -321,7 +321,7 @@ def _files(paths: list[str], labels: np.ndarray, where: str) -> FileSplit:
 
 
 def _tensor_as_array(array: np.ndarray) -> np.ndarray:
-    """Of a tensor [C, H, W] or [H, W]: channels last."""
+    """Move the channels of a tensor [C, H, W] or [H, W] to the end."""
     return array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] in (1, 3, 4) else array
 
 

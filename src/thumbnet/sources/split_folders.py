@@ -1,4 +1,4 @@
-"""Which folders are splits, and what is said about folders that are not used.
+"""Decide which folders are splits, and write notes about folders that are not used.
 
 The first part of the decision in :mod:`thumbnet.sources.layout`.
 """
@@ -48,7 +48,7 @@ class SplitFinder:
         self.top = tree
 
     def _unwrapped(self, folder: Folder) -> Folder:
-        """The one folder in which an archive often wraps everything, and the one in that."""
+        """Enter the single folders in which archives often wrap everything."""
         here = self.settings.classes_from == "here"
         while folder.filled():
             filled = folder.filled()
@@ -81,7 +81,7 @@ class SplitFinder:
         return plain and not self.settings.label_pattern and not self._names_have_labels(inner)
 
     def _wraps(self, inner: Folder) -> bool:
-        """Whether the one folder in another is no split, but only wraps what is in it."""
+        """Whether the only folder in another just wraps its content, and is not a split."""
         name = split_name(inner.name)
         if name is None or self._splits_inside(inner) or self.settings.classes_from == "here":
             return True
@@ -182,7 +182,7 @@ class SplitFinder:
         return chosen, spare
 
     def _are_splits(self, top: Folder, chosen: dict[str, Folder], others: list[Folder]) -> bool:
-        """Whether these are splits. No: they are classes, among ``others``.
+        """Whether these folders are splits rather than classes among ``others``.
 
         Raises:
             DataError: that cannot be told.
@@ -302,7 +302,7 @@ def _depth(folder: Folder) -> int:
 
 
 def _look_like_classes(others: list[Folder], train: Folder) -> bool:
-    """Whether folders beside ``train`` are as many and as full as classes, or have other folders in them."""
+    """Whether the folders next to ``train`` look like classes by their number and size."""
     inside = {each.name.casefold() for each in train.filled()}
     strange = [each for each in others if {one.name.casefold() for one in each.filled()} - inside]
     return bool(strange) or (len(others) > 1 and 2 * sum(each.count for each in others) >= train.count)

@@ -1,4 +1,4 @@
-"""Which split a folder's name speaks of: ``Training``, ``test_set``, ``seg_train``, ``01_valid``."""
+"""Recognise a split by a folder's name: ``Training``, ``test_set``, ``seg_train``, ``01_valid``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GLUED = re.compile(rf"(?P<word>{'|'.join(_WORDS)})(?:{_AFFIX})")
 
 
 class SplitName(NamedTuple):
-    """What a folder's name says about its split.
+    """The split in a folder's name.
 
     Attributes:
         split: ``train``, ``val`` or ``test``.
@@ -40,7 +40,7 @@ class SplitName(NamedTuple):
 
 
 def split_name(name: str) -> SplitName | None:
-    """Which split a folder's name speaks of, whatever its capitals and affixes; None for none or several."""
+    """The split that a folder's name means, regardless of case and affixes; None for none or several."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", unicodedata.normalize("NFC", name))
     text = re.sub(r"\b(hold|held)[ _-]*out", r"\1out", re.sub(r"[\W_]+", " ", spaced.casefold()))
     words: list[str] = []

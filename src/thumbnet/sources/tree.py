@@ -1,4 +1,4 @@
-"""The names below a folder, as a tree; the names of folders that no data are in."""
+"""The names below a folder as a tree, and the names of folders without data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What something is that no form recognises, and what is accepted: so that no message is a dead end.
+"""Say what something is that no form recognises, and what is accepted instead.
 
 Only names and first bytes are looked at; nothing is unpacked, imported or unpickled.
 """
@@ -90,13 +90,13 @@ _HEAD = 65_536
 
 
 def explain_file(path: Path) -> str:
-    """What a file is that no form recognises, and what to do, in two or three sentences."""
+    """Explain what an unrecognised file is and what to do, in two or three sentences."""
     what, way = _identify(path)
     return f"{printable(str(path))} is {what}. {_sentence(way)}.\n{ACCEPTED}"
 
 
 def not_an_archive(path: Path) -> str | None:
-    """Why a file is no archive whose name says that it is one; None for archives, damaged ones included."""
+    """Why a file named like an archive is not one; None for archives, including damaged ones."""
     head = _head(path)
     if not head or _is_page(head) or head.startswith((b"version https://git-lfs", b"Rar!", b"7z\xbc\xaf")):
         return explain_file(path)
@@ -104,14 +104,14 @@ def not_an_archive(path: Path) -> str | None:
 
 
 def explain_folder(place: Place) -> str | None:
-    """What a folder holds in which no pictures of classes were found; None where nothing special is known."""
+    """What a folder without pictures of classes contains; None if nothing special is known."""
     files = _files(place)
     found = files and (_other_task(place.path, *files) or _contents(place.path, *files))
     return f"{printable(str(place.path))} {found}.\n{ACCEPTED}" if found else None
 
 
 def explain_failure(place: Place, error: str) -> str:
-    """The message about a folder that could not be read, better where it is known what the folder holds.
+    """Improve the message about an unreadable folder if its content is known.
 
     Args:
         error: what :mod:`folders` says. Where it could not find the classes, it lists what is expected.

@@ -48,7 +48,7 @@ def recognise(place: Place, settings: DataSettings) -> bool:
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a name stands for several shards, as ``train-{000000..000003}.tar`` does."""
+    """Whether a name means several shards, such as ``train-{000000..000003}.tar``."""
     return name.endswith(".tar") and _BRACES.search(name) is not None and not name.startswith("hf:")
 
 
@@ -59,7 +59,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
 
 
 def read_pattern(name: str) -> Data:
-    """The pictures of the shards that a name with braces stands for.
+    """Read the shards that a name with braces means.
 
     Raises:
         DataError: one of them is missing; or as :func:`read_shards`.
@@ -267,7 +267,7 @@ def _from_json(content: bytes) -> object:
 
 
 def _split_of(shard: Path, shards: Sequence[Path]) -> str:
-    """The split that a shard's name speaks of, or that of its folder where there are several folders."""
+    """The split in a shard's name, or in its folder's name if there are several folders."""
     found = split_name(shard.stem)
     if found is None and len({path.parent for path in shards}) > 1:
         found = split_name(shard.parent.name)
@@ -275,7 +275,7 @@ def _split_of(shard: Path, shards: Sequence[Path]) -> str:
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    """Class names from a list beside the shards, or beside their folder."""
+    """Class names from a list next to the shards or to their folder."""
     for place in (folder, folder.parent):
         for name in _NAME_FILES:
             path = place / name
