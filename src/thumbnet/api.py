@@ -53,9 +53,15 @@ def train(
     """
     with shown(progress, listener) as told:
         return training.train(
-            data, recipe, overrides=overrides, out=out, device=device, data_dir=data_dir, listener=told,
+            data,
+            recipe,
+            overrides=overrides,
+            out=out,
+            device=device,
+            data_dir=data_dir,
+            listener=told,
             auto_resume=auto_resume,
-        )  # fmt: skip
+        )
 
 
 def resume(
@@ -94,9 +100,15 @@ def resume(
     """
     with shown(progress, listener) as told:
         return training.resume(
-            run_path, device=device, listener=told, more_epochs=more_epochs, out=out, overrides=overrides,
-            data=data, model=model,
-        )  # fmt: skip
+            run_path,
+            device=device,
+            listener=told,
+            more_epochs=more_epochs,
+            out=out,
+            overrides=overrides,
+            data=data,
+            model=model,
+        )
 
 
 @contextmanager

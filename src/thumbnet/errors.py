@@ -148,9 +148,15 @@ class MissingExtraError(ThumbnetError):
 
 # PyTorch has a class for this on GPUs only. oneDNN's "could not create a primitive" is a refused allocation.
 _NO_MEMORY = (
-    "can't allocate memory", "out of memory", "bad_alloc", "not enough memory", "alloc_failed",
-    "could not create a primitive", "could not execute a primitive", "could not create a memory",
-)  # fmt: skip
+    "can't allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "not enough memory",
+    "alloc_failed",
+    "could not create a primitive",
+    "could not execute a primitive",
+    "could not create a memory",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

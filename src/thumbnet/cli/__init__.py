@@ -37,8 +37,19 @@ from thumbnet.invocation import command, program
 from thumbnet.version import __version__
 
 COMMANDS = (
-    train, evaluate, predict, compare, report, export, push, serve, data, recipes, lr_find, completion,
-)  # fmt: skip
+    train,
+    evaluate,
+    predict,
+    compare,
+    report,
+    export,
+    push,
+    serve,
+    data,
+    recipes,
+    lr_find,
+    completion,
+)
 _TRAIN_MODULES = ("torch", "safetensors", "psutil", "filelock")  # what the extra `train` brings
 
 

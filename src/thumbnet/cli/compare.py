@@ -43,12 +43,14 @@ def execute(options: argparse.Namespace) -> int:
     if options.json:
         described = [
             {
-                "name": group.name, "runs": [str(run.path) for run in group.runs],
+                "name": group.name,
+                "runs": [str(run.path) for run in group.runs],
                 "accuracies": group.accuracies,
-                "mean": group.mean if group.accuracies else None, "deviation": group.deviation,
+                "mean": group.mean if group.accuracies else None,
+                "deviation": group.deviation,
             }
             for group in groups
-        ]  # fmt: skip
+        ]
         say(json.dumps({"groups": described, "differences": [asdict(one) for one in differences or []]}))
         return 0
     show_comparison(groups, differences)

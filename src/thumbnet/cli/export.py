@@ -35,9 +35,11 @@ def add(commands: Any) -> None:
     )
     add_run(parser)
     parser.add_argument(
-        "--format", default="onnx", help="(default: onnx)",
+        "--format",
+        default="onnx",
+        help="(default: onnx)",
         choices=["onnx", "onnx-any-size", "onnx-int8", "torch-export", "safetensors"],
-    )  # fmt: skip
+    )
     parser.add_argument("--out", metavar="FILE", help="(default: model.onnx, model.int8.onnx, ... in RUN)")
     parser.add_argument(
         "--data", metavar="DATA", help="data to calibrate and check with (default: the run's own)"

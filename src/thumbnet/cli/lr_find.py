@@ -51,9 +51,13 @@ def execute(options: argparse.Namespace) -> int:
     state = build_state(recipe, prepared, data.class_names, device)
     with counting("steps") as count:
         test = learning_rate_range_test(
-            state, prepared.train, lowest=options.lowest, highest=options.highest, steps=options.steps,
+            state,
+            prepared.train,
+            lowest=options.lowest,
+            highest=options.highest,
+            steps=options.steps,
             progress=count,
-        )  # fmt: skip
+        )
     say(f"loss falls fastest at {test.suggestion:.3g}, is least at {test.least:.3g}")
     say(f"suggestion: --set optimizer.lr={test.suggestion:.2g}  (the recipe has {recipe.optimizer.lr:g})")
     if target:

@@ -38,9 +38,10 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
 def add_on_bad_image(parser: argparse.ArgumentParser, default: str = "stop") -> None:
     """What to do with pictures that cannot be read."""
     parser.add_argument(
-        "--on-bad-image", choices=["stop", "skip"],
+        "--on-bad-image",
+        choices=["stop", "skip"],
         help=f"what to do with pictures that cannot be read (default: {default})",
-    )  # fmt: skip
+    )
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -56,13 +57,16 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     """How classes and splits are read, and which pictures are held out."""
     parser.add_argument("--val-fraction", type=float, metavar="F", help="part of train to set aside as val")
     parser.add_argument(
-        "--test-fraction", type=float, metavar="F",
+        "--test-fraction",
+        type=float,
+        metavar="F",
         help="part to set aside as test if the data have neither test nor val (default: 0.2; 0 for none)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--group-by", metavar="REGEX_OR_COLUMN",
+        "--group-by",
+        metavar="REGEX_OR_COLUMN",
         help="keep pictures of one group in one split: finds the group in a picture's path (its first group)",
-    )  # fmt: skip
+    )
     add_label_options(parser)
 
 
@@ -70,10 +74,11 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
     """Where a picture's class is."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--classes-from", metavar="WHICH",
+        "--classes-from",
+        metavar="WHICH",
         help="the folder that is a class: top (default), leaf, a depth such as 2, or here (the folders in "
         "DATA, even if they are called train or test)",
-    )  # fmt: skip
+    )
     which.add_argument(
         "--depth",
         dest="classes_from",
@@ -92,9 +97,13 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Any setting of a recipe."""
     parser.add_argument(
-        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE",
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
         help="override a setting of the recipe, such as optimizer.lr=0.05; may be repeated",
-    )  # fmt: skip
+    )
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -113,10 +122,11 @@ def add_run(parser: argparse.ArgumentParser, or_onnx: bool = False) -> None:
 def add_model_code(parser: argparse.ArgumentParser) -> None:
     """The code of a network of the user's own: what :func:`import_model_code` imports."""
     parser.add_argument(
-        "--model-code", metavar="MODULE:NAME",
+        "--model-code",
+        metavar="MODULE:NAME",
         help="import a network of your own, such as mypackage.nets:TinyNet: this runs the module's code. A "
         "network from register_model needs only MODULE",
-    )  # fmt: skip
+    )
 
 
 def import_model_code(options: argparse.Namespace) -> None:
@@ -154,11 +164,14 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
 def add_tta(parser: argparse.ArgumentParser) -> None:
     """Test-time augmentation."""
     parser.add_argument(
-        "--tta", nargs="?", const="mirror-shift", default=None,
+        "--tta",
+        nargs="?",
+        const="mirror-shift",
+        default=None,
         choices=["none", "mirror", "mirror-shift", "adaptive"],
         help="test-time augmentation: the mean over mirrored (and shifted) views, or none "
         "(default: as the run was measured)",
-    )  # fmt: skip
+    )
 
 
 def positive(text: str) -> int:

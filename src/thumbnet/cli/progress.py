@@ -233,9 +233,14 @@ class TrainingDisplay(StoppableListener):
         self._last_line = time.monotonic()
         if self.live:
             text = textwrap.fill(
-                text, self.progress.console.width, subsequent_indent=" " * 8, replace_whitespace=False,
-                drop_whitespace=True, break_long_words=False, break_on_hyphens=False,
-            )  # fmt: skip
+                text,
+                self.progress.console.width,
+                subsequent_indent=" " * 8,
+                replace_whitespace=False,
+                drop_whitespace=True,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
             self.progress.console.print(text, markup=False, soft_wrap=True)
         else:
             self._say_line(text)

@@ -29,21 +29,50 @@ def add(commands: Any) -> None:
         "/healthz, /readyz and /metrics. To require an API key, set THUMBNET_API_KEY or give --api-key-file.",
     )
     add_run(parser, or_onnx=True)
-    parser.add_argument("--data", metavar="DATA", help="offer this data set's hardest test pictures on the "
-                        "page (default: the run's data; 'none' to disable)")  # fmt: skip
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        help="offer this data set's hardest test pictures on the "
+        "page (default: the run's data; 'none' to disable)",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="0 for any free port (default: 8000)")
     parser.add_argument("--api-key-file", metavar="FILE", help="a file whose first line is the API key")
-    parser.add_argument("--max-batch", type=positive, default=64, metavar="N",
-                        help="most pictures per forward pass (default: 64)")  # fmt: skip
-    parser.add_argument("--max-queue", type=positive, default=256, metavar="N",
-                        help="most requests at a time; more are refused with 429 (default: 256)")  # fmt: skip
-    parser.add_argument("--max-megabytes", type=float, default=10.0, metavar="N",
-                        help="largest request; larger ones are refused with 413 (default: 10)")  # fmt: skip
-    parser.add_argument("--max-megapixels", type=float, default=25.0, metavar="N",
-                        help="largest picture; larger ones are refused with 413 (default: 25)")  # fmt: skip
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS",
-                        help="for a request to arrive, and again for its answer (default: 30)")  # fmt: skip
+    parser.add_argument(
+        "--max-batch",
+        type=positive,
+        default=64,
+        metavar="N",
+        help="most pictures per forward pass (default: 64)",
+    )
+    parser.add_argument(
+        "--max-queue",
+        type=positive,
+        default=256,
+        metavar="N",
+        help="most requests at a time; more are refused with 429 (default: 256)",
+    )
+    parser.add_argument(
+        "--max-megabytes",
+        type=float,
+        default=10.0,
+        metavar="N",
+        help="largest request; larger ones are refused with 413 (default: 10)",
+    )
+    parser.add_argument(
+        "--max-megapixels",
+        type=float,
+        default=25.0,
+        metavar="N",
+        help="largest picture; larger ones are refused with 413 (default: 25)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="for a request to arrive, and again for its answer (default: 30)",
+    )
     add_tta(parser)
     add_common(parser)
     parser.set_defaults(command=execute)

@@ -35,15 +35,18 @@ def add(commands: Any) -> None:
     parser.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP)
     parser.add_argument("--resume", metavar="RUN", help="continue this run, to exactly the same result")
     parser.add_argument(
-        "--more-epochs", type=int, metavar="N",
+        "--more-epochs",
+        type=int,
+        metavar="N",
         help="with --resume: train a finished run for N more epochs, in a new folder; the learning rate "
         "starts where a training planned for that long would be",
-    )  # fmt: skip
+    )
     parser.add_argument("--out", metavar="DIR", help="the run's folder (default: a new name under runs/)")
     parser.add_argument(
-        "--auto-resume", action="store_true",
+        "--auto-resume",
+        action="store_true",
         help="resume the run in --out if there is one, for schedulers that repeat the same command",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--init", metavar="RUN", help="start from the weights of this run or of hf:OWNER/NAME"
     )

@@ -15,25 +15,66 @@ from thumbnet.invocation import NAME, command, program
 
 # What other programs call a recipe's setting, by our key. Options that resemble a key need no line here.
 _OTHER_NAMES = {
-    "learning_rate": "optimizer.lr", "wd": "optimizer.weight_decay", "decay": "optimizer.weight_decay",
-    "optimizer": "optimizer.name", "optim": "optimizer.name", "opt": "optimizer.name",
-    "model": "model.name", "network": "model.name", "arch": "model.name", "architecture": "model.name",
-    "backbone": "model.name", "num_workers": "data.workers", "schedule": "schedule.name",
-    "scheduler": "schedule.name", "lr_scheduler": "schedule.name", "amp": "training.precision",
-    "fp16": "training.precision", "dtype": "training.precision", "mirror": "augment.flip",
-    "hflip": "augment.flip", "horizontal_flip": "augment.flip", "crop": "augment.translate",
-    "shift": "augment.translate", "smoothing": "training.label_smoothing", "ema": "training.ema_decay",
-    "normalize": "data.mean", "test_split": "data.test_fraction", "eval_every": "evaluation.every",
-}  # fmt: skip
+    "learning_rate": "optimizer.lr",
+    "wd": "optimizer.weight_decay",
+    "decay": "optimizer.weight_decay",
+    "optimizer": "optimizer.name",
+    "optim": "optimizer.name",
+    "opt": "optimizer.name",
+    "model": "model.name",
+    "network": "model.name",
+    "arch": "model.name",
+    "architecture": "model.name",
+    "backbone": "model.name",
+    "num_workers": "data.workers",
+    "schedule": "schedule.name",
+    "scheduler": "schedule.name",
+    "lr_scheduler": "schedule.name",
+    "amp": "training.precision",
+    "fp16": "training.precision",
+    "dtype": "training.precision",
+    "mirror": "augment.flip",
+    "hflip": "augment.flip",
+    "horizontal_flip": "augment.flip",
+    "crop": "augment.translate",
+    "shift": "augment.translate",
+    "smoothing": "training.label_smoothing",
+    "ema": "training.ema_decay",
+    "normalize": "data.mean",
+    "test_split": "data.test_fraction",
+    "eval_every": "evaluation.every",
+}
 _OTHER_OPTIONS = {
-    "epoch": "--epochs", "num_epochs": "--epochs", "n_epochs": "--epochs", "max_epochs": "--epochs",
-    "bs": "--batch-size", "batch": "--batch-size", "size": "--image-size", "img_size": "--image-size",
-    "imgsz": "--image-size", "resolution": "--image-size", "validation_split": "--val-fraction",
-    "val_split": "--val-fraction", "output": "--out", "output_dir": "--out", "save_dir": "--out",
-    "name": "--out", "gpu": "--device", "gpus": "--device", "weights": "--init", "pretrained": "--init",
-    "checkpoint": "--resume", "config": "--recipe", "data": "DATA", "dataset": "DATA",
-    "random_seed": "--seed", "topk": "--top", "k": "--top", "plot_file": "--plot", "output_file": "--out",
-}  # fmt: skip
+    "epoch": "--epochs",
+    "num_epochs": "--epochs",
+    "n_epochs": "--epochs",
+    "max_epochs": "--epochs",
+    "bs": "--batch-size",
+    "batch": "--batch-size",
+    "size": "--image-size",
+    "img_size": "--image-size",
+    "imgsz": "--image-size",
+    "resolution": "--image-size",
+    "validation_split": "--val-fraction",
+    "val_split": "--val-fraction",
+    "output": "--out",
+    "output_dir": "--out",
+    "save_dir": "--out",
+    "name": "--out",
+    "gpu": "--device",
+    "gpus": "--device",
+    "weights": "--init",
+    "pretrained": "--init",
+    "checkpoint": "--resume",
+    "config": "--recipe",
+    "data": "DATA",
+    "dataset": "DATA",
+    "random_seed": "--seed",
+    "topk": "--top",
+    "k": "--top",
+    "plot_file": "--plot",
+    "output_file": "--out",
+}
 _EXAMPLES = {
     "optimizer.lr": "0.1",
     "optimizer.name": "adamw",
@@ -164,9 +205,11 @@ def recipe_keys(asked: str) -> list[str]:
     ends: dict[str, list[str]] = {}
     for key in known:
         ends.setdefault(key.rpartition(".")[2], []).append(key)
-    candidates = {**{end: keys for end, keys in ends.items() if end not in ("name", "start", "end")},
-                  **{text: [key] for text, key in whole.items()},
-                  **{text: [key] for text, key in _OTHER_NAMES.items()}}  # fmt: skip
+    candidates = {
+        **{end: keys for end, keys in ends.items() if end not in ("name", "start", "end")},
+        **{text: [key] for text, key in whole.items()},
+        **{text: [key] for text, key in _OTHER_NAMES.items()},
+    }
     close = difflib.get_close_matches(asked, candidates, n=1, cutoff=0.7)
     return candidates[close[0]] if close else []
 

@@ -122,16 +122,32 @@ def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] |
             summary = run.summary
             low, high = summary["accuracy_interval"] or (0.0, 0.0)
             measured = summary["accuracy"] is not None
-            rows.append([
-                printable(str(run.path)), group.name, str(run.recipe.seed), str(summary["epochs"]),
-                percent(summary["accuracy"]) if measured else "-",
-                f"{100 * low:.2f} to {100 * high:.2f}" if measured else "-",
-                summary["tta"], _plain_accuracy(summary), duration(summary["seconds_total"]),
-            ])  # fmt: skip
+            rows.append(
+                [
+                    printable(str(run.path)),
+                    group.name,
+                    str(run.recipe.seed),
+                    str(summary["epochs"]),
+                    percent(summary["accuracy"]) if measured else "-",
+                    f"{100 * low:.2f} to {100 * high:.2f}" if measured else "-",
+                    summary["tta"],
+                    _plain_accuracy(summary),
+                    duration(summary["seconds_total"]),
+                ]
+            )
     first = groups[0].runs[0].summary
     split = first["split"] or ""
-    heads = ["run", "recipe", "seed", "epochs", f"{split} accuracy".strip(), "95 % interval", "tta",
-             "without tta", "time"]  # fmt: skip
+    heads = [
+        "run",
+        "recipe",
+        "seed",
+        "epochs",
+        f"{split} accuracy".strip(),
+        "95 % interval",
+        "tta",
+        "without tta",
+        "time",
+    ]
     say(table(heads, rows, left=2))
     if first["accuracy"] is None:
         say(f"\n{NOTHING_MEASURED}")
@@ -145,11 +161,13 @@ def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] |
     say()
     rows = [
         [
-            group.name, str(len(group.runs)), percent(group.mean),
+            group.name,
+            str(len(group.runs)),
+            percent(group.mean),
             "-" if group.deviation is None else f"{100 * group.deviation:.2f}",
         ]
         for group in groups
-    ]  # fmt: skip
+    ]
     say(table(["recipe", "runs", "mean accuracy", "standard deviation"], rows))
     if len(groups) > 1 and differences is not None and not differences:
         say("\nThe difference was not tested: that takes two or more runs each, not all equally accurate.")

@@ -50,10 +50,29 @@ APP1 = b"\xff\xe1"  # the marker of the part of a JPEG file that may hold an ori
 FORMATS = ["PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "TGA", "ICO", "JPEG2000"]
 FORMATS += ["AVIF"] if find_spec("PIL.AvifImagePlugin") else []  # since Pillow 11.3
 Image.preinit()  # the first five; the others are looked up when it is none of these
-PICTURE_SUFFIXES = frozenset({
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".jp2", ".avif",
-} | plugins.readable_suffixes())  # fmt: skip
+PICTURE_SUFFIXES = frozenset(
+    {
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".bmp",
+        ".gif",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".tga",
+        ".ico",
+        ".jp2",
+        ".avif",
+    }
+    | plugins.readable_suffixes()
+)
 
 
 def open_image(source: str | IO[bytes] | bytes, name: str) -> Image.Image:

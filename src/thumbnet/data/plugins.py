@@ -86,8 +86,23 @@ VIDEO = Kind(
     "save its frames as pictures first: ffmpeg -i VIDEO -r 1 %05d.png",
 )
 KINDS = (
-    HEIC, AVIF, JXL, RAW, PSD, XCF, SVG, PDF, EPS, DICOM, NIFTI, FITS, HDR, OTHER, SLIDE, VIDEO,
-)  # fmt: skip
+    HEIC,
+    AVIF,
+    JXL,
+    RAW,
+    PSD,
+    XCF,
+    SVG,
+    PDF,
+    EPS,
+    DICOM,
+    NIFTI,
+    FITS,
+    HDR,
+    OTHER,
+    SLIDE,
+    VIDEO,
+)
 
 _HEIC_BRANDS = frozenset(
     b"heic heix hevc hevx heim heis hevm hevs mif1 msf1".split()

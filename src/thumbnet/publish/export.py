@@ -218,9 +218,14 @@ def _onnx_model(network: nn.Module, example: Tensor, info: WeightsInfo, any_size
         raise MissingExtraError("writing ONNX", "export") from None
     with _naming(info.model.name), _quiet():
         program = torch.onnx.export(
-            network, (example,), dynamo=True, input_names=[INPUT], output_names=[OUTPUT],
-            dynamic_shapes=({0: "batch"},), verbose=False,
-        )  # fmt: skip
+            network,
+            (example,),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: "batch"},),
+            verbose=False,
+        )
     assert program is not None
     model = program.model_proto
     for node in model.graph.node:  # remove the paths and lines of our source
@@ -273,11 +278,16 @@ def _quantised(model: Any, data: Data | None, info: WeightsInfo, progress: Progr
         onnx.save(model, plain)
         quant_pre_process(plain, ready, skip_symbolic_shape=True)
         quantization.quantize_static(
-            ready, small, Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
+            ready,
+            small,
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
             op_types_to_quantize=["Conv", "Gemm", "MatMul"],
-            activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
             extra_options={"CalibMovingAverage": True},
-        )  # fmt: skip
+        )
         quantised = onnx.load(small)
     del quantised.metadata_props[:]
     onnx.helper.set_model_props(quantised, {METADATA: json.dumps(json.loads(info.to_json()))})

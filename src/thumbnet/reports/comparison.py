@@ -112,9 +112,12 @@ def welch_test(first: Group, second: Group) -> Difference | None:
     result = ttest_ind(second.accuracies, first.accuracies, equal_var=False)
     interval = result.confidence_interval(CONFIDENCE)
     return Difference(
-        first.name, second.name, second.mean - first.mean,
-        (float(interval.low), float(interval.high)), float(result.pvalue),
-    )  # fmt: skip
+        first.name,
+        second.name,
+        second.mean - first.mean,
+        (float(interval.low), float(interval.high)),
+        float(result.pvalue),
+    )
 
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:

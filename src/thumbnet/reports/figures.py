@@ -117,9 +117,14 @@ def draw_accuracies(
         tta = "" if summary["tta"] == "none" else f" ({summary['tta']})"
         label = f"{summary['split']} at the end{tta}: {100 * summary['accuracy']:.2f} %"
         axes.plot(
-            [summary["kept_epoch"]], [100 * summary["accuracy"]],
-            marker="*", markersize=11, linestyle="none", color=headline, label=label,
-        )  # fmt: skip
+            [summary["kept_epoch"]],
+            [100 * summary["accuracy"]],
+            marker="*",
+            markersize=11,
+            linestyle="none",
+            color=headline,
+            label=label,
+        )
 
 
 def _once(axes: Any, label: str) -> str:

@@ -21,9 +21,12 @@ class Measured:
             "thumbnet_requests", "Requests.", ["method", "path", "status"], registry=registry
         )
         self._seconds = Histogram(
-            "thumbnet_request_seconds", "Seconds until the response was sent.", ["path"],
-            registry=registry, buckets=LATENCIES,
-        )  # fmt: skip
+            "thumbnet_request_seconds",
+            "Seconds until the response was sent.",
+            ["path"],
+            registry=registry,
+            buckets=LATENCIES,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on to the application, and record it."""

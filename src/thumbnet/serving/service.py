@@ -137,15 +137,25 @@ def build_service(
     async def healthz() -> Health:
         return Health(status="ok")
 
-    @app.get("/readyz", summary="Does the service accept requests?", tags=["probes"],
-             responses={503: {"model": Health, "description": "it does not"}})  # fmt: skip
+    @app.get(
+        "/readyz",
+        summary="Does the service accept requests?",
+        tags=["probes"],
+        responses={503: {"model": Health, "description": "it does not"}},
+    )
     async def readyz(response: Response) -> Health:
         status = service.status()
         response.status_code = 200 if status == "ok" else 503
         return Health(status=status)
 
-    @app.get("/metrics", summary="For Prometheus", tags=["probes"], dependencies=key,
-             response_class=Response, responses={200: {"content": {"text/plain": {}}}, **locked})  # fmt: skip
+    @app.get(
+        "/metrics",
+        summary="For Prometheus",
+        tags=["probes"],
+        dependencies=key,
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}, **locked},
+    )
     async def metrics() -> Response:
         return Response(generate_latest(service.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
@@ -164,8 +174,13 @@ def build_service(
     async def hardest() -> HardPictures:
         return HardPictures(ready=service.hardest is not None, pictures=service.hardest or [])
 
-    @app.post("/predict", summary="Classify pictures", dependencies=key, responses=refusals,
-              openapi_extra=_takes_pictures(settings.max_pictures))  # fmt: skip
+    @app.post(
+        "/predict",
+        summary="Classify pictures",
+        dependencies=key,
+        responses=refusals,
+        openapi_extra=_takes_pictures(settings.max_pictures),
+    )
     async def predict(
         uploads: Annotated[list[Upload], Depends(service.uploads)],
         top: Annotated[int, Query(ge=1, le=1000, description="classes to return per picture")] = 5,
@@ -180,8 +195,13 @@ def build_service(
             ]
         )
 
-    @app.post("/explain", summary="Classify a picture and show where the network looked", dependencies=key,
-              responses=refusals, openapi_extra=_takes_pictures(1))  # fmt: skip
+    @app.post(
+        "/explain",
+        summary="Classify a picture and show where the network looked",
+        dependencies=key,
+        responses=refusals,
+        openapi_extra=_takes_pictures(1),
+    )
     async def explain(
         uploads: Annotated[list[Upload], Depends(service.uploads)],
         top: Annotated[int, Query(ge=1, le=1000, description="classes to return")] = 5,
@@ -221,9 +241,11 @@ class _Service:
         self.page = (resources.files("thumbnet.serving") / "page.html").read_text("utf-8")
         self.registry = CollectorRegistry()
         batches = Histogram(
-            "thumbnet_batch_pictures", "Pictures per forward pass.", registry=self.registry,
+            "thumbnet_batch_pictures",
+            "Pictures per forward pass.",
+            registry=self.registry,
             buckets=[2**k for k in range(10)],
-        )  # fmt: skip
+        )
         self._pictures = Counter(
             "thumbnet_pictures", "Uploaded pictures.", ["outcome"], registry=self.registry
         )

@@ -102,9 +102,20 @@ def load_data(
 # In this order; the first that recognises a place reads it. The folder of pictures comes last: it explains
 # what is accepted where nothing was recognised.
 FORMS: tuple[Form, ...] = (
-    cifar, stl10, idx, npz, mat, tiny_imagenet, webdataset, hub, listed, parquet, pixel_tables, manifest,
+    cifar,
+    stl10,
+    idx,
+    npz,
+    mat,
+    tiny_imagenet,
+    webdataset,
+    hub,
+    listed,
+    parquet,
+    pixel_tables,
+    manifest,
     folders,
-)  # fmt: skip
+)
 
 
 def can_be_loaded_again(source: str) -> bool:

@@ -224,9 +224,21 @@ def _explained(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except (
-        OSError, EOFError, ValueError, TypeError, SyntaxError, KeyError, IndexError, OverflowError,
-        RecursionError, NotImplementedError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error,
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        SyntaxError,
+        KeyError,
+        IndexError,
+        OverflowError,
+        RecursionError,
+        NotImplementedError,
+        RuntimeError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
         lzma.LZMAError,
-    ) as error:  # fmt: skip
+    ) as error:
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
         raise DataError(f"{path} is not a NumPy file, or is damaged: {reason}") from None

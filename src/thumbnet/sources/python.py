@@ -351,9 +351,10 @@ def _pixels(picture: Any, name: str) -> np.ndarray:
     if array.dtype.kind == "f":
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
             raise UnreadableImageError(
-                name, f"its values are {array.min():.3g} to {array.max():.3g}, expected [0, 1] or uint8: "
-                "leave out Normalize and the like, thumbnet measures mean and std itself"
-            )  # fmt: skip
+                name,
+                f"its values are {array.min():.3g} to {array.max():.3g}, expected [0, 1] or uint8: "
+                "leave out Normalize and the like, thumbnet measures mean and std itself",
+            )
         array = np.rint(array * 255)
     elif array.min() < 0 or array.max() > 255:
         raise UnreadableImageError(name, f"its values are {array.min()} to {array.max()}, expected 0 to 255")

@@ -8,11 +8,22 @@ from typing import NamedTuple
 
 SPLITS = ("train", "val", "test")
 _WORDS = {
-    "train": "train", "training": "train", "trainval": "train",
-    "val": "val", "valid": "val", "validation": "val", "validate": "val", "dev": "val", "development": "val",
-    "test": "test", "testing": "test", "eval": "test", "evaluation": "test", "holdout": "test",
+    "train": "train",
+    "training": "train",
+    "trainval": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "validate": "val",
+    "dev": "val",
+    "development": "val",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+    "holdout": "test",
     "heldout": "test",
-}  # fmt: skip
+}
 _EITHER = frozenset({"eval", "evaluation", "holdout", "heldout"})  # val where there is another test
 _AFFIX = (
     "set|sets|data|dataset|image|images|img|imgs|picture|pictures|pic|pics|photo|photos|folder|split|"

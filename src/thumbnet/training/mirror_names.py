@@ -30,11 +30,26 @@ _NUMBERS = [
     "twelve",
 ]
 _OPPOSITES = {
-    "left": "right", "leftward": "rightward", "leftwards": "rightwards", "lefthand": "righthand", "l": "r",
-    "links": "rechts", "gauche": "droite", "izquierda": "derecha", "左": "右",
-    "west": "east", "northwest": "northeast", "southwest": "southeast", "w": "e", "nw": "ne", "sw": "se",
-    "clockwise": "counterclockwise", "cw": "ccw", "b": "d", "p": "q",
-}  # fmt: skip
+    "left": "right",
+    "leftward": "rightward",
+    "leftwards": "rightwards",
+    "lefthand": "righthand",
+    "l": "r",
+    "links": "rechts",
+    "gauche": "droite",
+    "izquierda": "derecha",
+    "左": "右",
+    "west": "east",
+    "northwest": "northeast",
+    "southwest": "southeast",
+    "w": "e",
+    "nw": "ne",
+    "sw": "se",
+    "clockwise": "counterclockwise",
+    "cw": "ccw",
+    "b": "d",
+    "p": "q",
+}
 _SAME = {"anticlockwise": "counterclockwise", "acw": "ccw"}
 _GLUED = ("left", "right")  # found without a separator as well: turnleft, RIGHTARROW
 FEWEST_CHARACTERS = 3  # classes; two classes named a and b need not be letters

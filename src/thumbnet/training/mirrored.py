@@ -127,11 +127,19 @@ def _probe(
     held = _pair_engine(prepared.evaluation[split].engine, pair, PROBE_PICTURES)
     mirrored = MemoryEngine(held.images.flip(-1).contiguous(memory_format=torch.channels_last), held.labels)
     epochs = max(2, min(60, PROBE_VIEWS // len(train.labels)))
-    settings = load_recipe("small").override([
-        "augment.flip=none", "evaluation.tta=none", "evaluation.every=0", f"training.epochs={epochs}",
-        "model.width=0.5", "training.batch_size=64", "training.drop_last=false", f"seed={recipe.seed}",
-        f"training.precision={recipe.training.precision}",
-    ])  # fmt: skip
+    settings = load_recipe("small").override(
+        [
+            "augment.flip=none",
+            "evaluation.tta=none",
+            "evaluation.every=0",
+            f"training.epochs={epochs}",
+            "model.width=0.5",
+            "training.batch_size=64",
+            "training.drop_last=false",
+            f"seed={recipe.seed}",
+            f"training.precision={recipe.training.precision}",
+        ]
+    )
     normalise, size = prepared.train.normalise, prepared.preprocessing.size
     batches = TrainBatches(train, normalise, settings, size)
     with torch.random.fork_rng(devices=[]):
