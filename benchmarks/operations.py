@@ -91,8 +91,7 @@ def step_of(module: Any, shape: tuple[int, ...], extra: dict[str, Any]) -> Calla
                 return norm_act(x, module, **more)
             if isinstance(module, nn.ModuleList):
                 return conv_norm_act(x, *module, **more)
-            result: Tensor = module(x)
-            return result
+            return module(x)
 
     gradient = torch.randn_like(forward())
 

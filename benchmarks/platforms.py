@@ -84,8 +84,7 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"the process ended unexpectedly: {self.process.args!r}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return json.loads(line)
 
 
 def path_without_gcc(folder: Path) -> str:

@@ -244,8 +244,7 @@ def test_a_network_that_is_registered_in_the_program_itself_is_a_run(own: OwnPac
             self.head = nn.Linear(3, num_classes)
 
         def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = self.head(x.mean(dim=(2, 3)))
-            return logits
+            return self.head(x.mean(dim=(2, 3)))
 
     made = train(
         coloured_data(), "resnet18", overrides=[*SMALL, "model.name=pooled"], out="run", device="cpu"
@@ -339,7 +338,7 @@ def test_the_card_says_whose_code_it_needs_and_needs_none_itself(own: OwnPackage
     assert not own.was_imported()
     assert f"thumbnet predict --model-code {PATH} hf:someone/colours picture.jpg" in card
     assert "from mypackage.nets import TinyNet" in card
-    assert 'thumbnet.load_run("hf:someone/colours", model=TinyNet)' in card
+    assert 'thumbnet.load_classifier("hf:someone/colours", model=TinyNet)' in card
     assert "own code is not in this repository" in card
     assert f"{run.summary['parameters']:,} parameters" in card
 

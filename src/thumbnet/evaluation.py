@@ -94,8 +94,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Compute log-probabilities, float64 [N, classes]."""
     values = logits.astype(np.float64)
     values -= values.max(axis=1, keepdims=True)
-    logs: np.ndarray = values - np.log(np.exp(values).sum(axis=1, keepdims=True))
-    return logs
+    return values - np.log(np.exp(values).sum(axis=1, keepdims=True))
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def gradient(processes: int, target: Path, *arguments: str) -> dict[str, Any]:
     done = torchrun(processes, Path(__file__).with_name("gradients.py"), target, *arguments)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = torch.load(target, weights_only=True)
-    return found
+    return torch.load(target, weights_only=True)
 
 
 def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

@@ -40,8 +40,7 @@ class Plain(nn.Module):
         self.head = nn.Linear(4, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.conv(x).mean(dim=(2, 3)))
-        return logits
+        return self.head(self.conv(x).mean(dim=(2, 3)))
 
 
 def build(
@@ -232,8 +231,7 @@ class Headless(nn.Module):
         self.classify = nn.Linear(3, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.classify(x.mean(dim=(2, 3)))
-        return logits
+        return self.classify(x.mean(dim=(2, 3)))
 
 
 class WrongHead(Plain):
@@ -252,8 +250,7 @@ class OneSize(Plain):
         self.head = nn.Linear(3 * 16 * 20, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(x.flatten(1))
-        return logits
+        return self.head(x.flatten(1))
 
 
 @pytest.mark.parametrize(
@@ -305,8 +302,7 @@ def test_lazy_layers_take_their_sizes_from_the_pictures() -> None:
             self.head = nn.LazyLinear(num_classes)
 
         def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = self.head(x.flatten(1))
-            return logits
+            return self.head(x.flatten(1))
 
     model = build_model(ModelSettings("mine"), 5, sizes=[SIZE], builder=Lazy)
     assert model.head.weight.shape == (5, 3 * 16 * 20)  # type: ignore[union-attr]

@@ -43,8 +43,7 @@ def plain_norm(x: np.ndarray, norm: nn.BatchNorm2d, training: bool) -> np.ndarra
         mean, variance = norm.running_mean.numpy(), norm.running_var.numpy()
     shape = (1, -1, 1, 1)
     x = (x - mean.reshape(shape)) / np.sqrt(variance + norm.eps).reshape(shape)
-    scaled: np.ndarray = x * array(norm.weight).reshape(shape) + array(norm.bias).reshape(shape)
-    return scaled
+    return x * array(norm.weight).reshape(shape) + array(norm.bias).reshape(shape)
 
 
 def array(tensor: torch.Tensor) -> np.ndarray:
@@ -60,8 +59,7 @@ def plain_block(x: np.ndarray, block: ResidualBlock, training: bool) -> np.ndarr
         conv, norm = block.shortcut
         assert isinstance(norm, nn.BatchNorm2d)
         shortcut = plain_norm(plain_conv(x, array(conv.weight), stride), norm, training)  # type: ignore[arg-type]
-    summed: np.ndarray = np.maximum(out + shortcut, 0)
-    return summed
+    return np.maximum(out + shortcut, 0)
 
 
 def plain_resnet(x: np.ndarray, model: ResNet, training: bool) -> np.ndarray:
@@ -71,8 +69,7 @@ def plain_resnet(x: np.ndarray, model: ResNet, training: bool) -> np.ndarray:
         for block in stage:
             assert isinstance(block, ResidualBlock)
             x = plain_block(x, block, training)
-    logits: np.ndarray = x.mean(axis=(2, 3)) @ array(model.head.weight).T + array(model.head.bias)
-    return logits
+    return x.mean(axis=(2, 3)) @ array(model.head.weight).T + array(model.head.bias)
 
 
 def stirred(model: nn.Module) -> nn.Module:

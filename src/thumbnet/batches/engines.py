@@ -147,5 +147,4 @@ def sample_positions(count: int) -> Tensor:
     if count <= MANY:
         return torch.arange(count)
     generator = torch.Generator().manual_seed(0)
-    positions: Tensor = torch.randint(count, (SAMPLE,), generator=generator).unique()
-    return positions
+    return torch.randint(count, (SAMPLE,), generator=generator).unique()

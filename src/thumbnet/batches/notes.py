@@ -40,8 +40,7 @@ def picture_notes(engine: Engine, split: Split) -> list[str]:
 def _in_parts(engine: Engine, positions: torch.Tensor) -> Iterable[torch.Tensor]:
     """The pictures at ``positions``, in parts; all pictures, without a copy, if they are in memory."""
     if isinstance(engine, MemoryEngine):
-        parts: Sequence[torch.Tensor] = engine.images.split(1000)
-        return parts
+        return engine.images.split(1000)
     return engine.fetch(positions.split(1000))
 
 

@@ -49,14 +49,12 @@ def occlusion_map(classifier: Classifier, pixels: np.ndarray, label: int) -> np.
             cost[place] += before - value
             covered[place] += 1
     heat = np.clip(cost / covered, 0, None)
-    scaled: np.ndarray = (heat / max(heat.max(), 1e-9)).astype(np.float32)
-    return scaled
+    return (heat / max(heat.max(), 1e-9)).astype(np.float32)
 
 
 def highlight(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Darken a picture (uint8 [H, W, 3]) except where ``heat`` (float [H, W], 0 to 1) is high."""
-    shown: np.ndarray = (pixels * (0.12 + 0.88 * heat[..., None])).round().astype(np.uint8)
-    return shown
+    return (pixels * (0.12 + 0.88 * heat[..., None])).round().astype(np.uint8)
 
 
 def likely_label_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -84,5 +82,4 @@ def likely_label_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.nda
     sure = np.where(probabilities >= thresholds, probabilities, -1.0)
     doubted = np.flatnonzero((sure.max(axis=1) >= 0) & (sure.argmax(axis=1) != labels))
     margin = own[doubted] - probabilities[doubted].max(axis=1)
-    found: np.ndarray = doubted[np.argsort(margin, kind="stable")]
-    return found
+    return doubted[np.argsort(margin, kind="stable")]

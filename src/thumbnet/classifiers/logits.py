@@ -49,8 +49,7 @@ def predict_logits(
     """
 
     def forward(view: Tensor) -> Tensor:
-        logits: Tensor = model(view.contiguous(memory_format=torch.channels_last)).float()
-        return logits
+        return model(view.contiguous(memory_format=torch.channels_last)).float()
 
     with torch.inference_mode(), autocast(bf16, images.device):
         known = forward(images) if plain is None else plain

@@ -71,8 +71,7 @@ class OnnxClassifier(Classifier):
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
         if self.any_size:  # these pixels have the network's size already, so the graph does not resize them
             return np.concatenate([self.logits_of_picture(one) for one in pixels])
-        logits: np.ndarray = self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(pixels)})[0]
-        return logits
+        return self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(pixels)})[0]
 
     def _classify(self, pictures: Sequence[Picture], tta: str) -> tuple[np.ndarray, np.ndarray]:
         if not self.any_size or tta != "none":
@@ -94,5 +93,4 @@ class OnnxClassifier(Classifier):
             values = np.asarray(self.info.preprocessing.rendering.rgb(picture))
             if limits is not None:  # the scale of the network's training pictures
                 values = (values * ((limits[1] - limits[0]) / 255) + limits[0]).astype(np.float32)
-        logits: np.ndarray = self._session.run([OUTPUT], {PICTURE: np.ascontiguousarray(values)})[0]
-        return logits
+        return self._session.run([OUTPUT], {PICTURE: np.ascontiguousarray(values)})[0]

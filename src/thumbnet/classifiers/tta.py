@@ -113,5 +113,4 @@ def unsure(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
         temperature: the temperature that has divided them. The lead is measured before that division.
     """
     two = np.sort(logits, axis=1)[:, -2:]
-    asked: np.ndarray = (two[:, -1] - two[:, 0]) * np.float32(temperature) < SURE_LEAD
-    return asked
+    return (two[:, -1] - two[:, 0]) * np.float32(temperature) < SURE_LEAD

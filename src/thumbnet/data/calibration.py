@@ -64,8 +64,7 @@ def _whole_groups(groups: np.ndarray, count: int, seed: int) -> np.ndarray:
         if sizes[place] <= left:
             chosen[place] = True
             left -= int(sizes[place])
-    taken: np.ndarray = chosen[numbers]
-    return taken
+    return chosen[numbers]
 
 
 def _hash(name: str, seed: int) -> int:

@@ -138,8 +138,7 @@ def _by_group(labels: np.ndarray, groups: np.ndarray, classes: int, fraction: fl
         if possible:
             best = min(possible, key=lambda index: counts[index].sum())
             taken[best], held = True, held + counts[best]
-    chosen: np.ndarray = taken[position]
-    return chosen
+    return taken[position]
 
 
 def _with_groups(data: Data, group_by: str) -> Data:

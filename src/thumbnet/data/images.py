@@ -232,8 +232,7 @@ def read_plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray | N
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours not in ("YCbCr", "Gray") or height * width > max_pixels:
             return None
-        pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")
-        return pixels
+        return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError:
         return None
 
@@ -324,8 +323,7 @@ class Rendering:
             return values
         low, high = self.range or type_range(values.dtype)
         if values.dtype.kind == "u" and values.dtype.itemsize == 2:
-            table: np.ndarray = _table(low, high)[values]
-            return table
+            return _table(low, high)[values]
         return _straight(values, low, high)
 
     def _from_deep(self, band: Image.Image) -> Image.Image:

@@ -58,8 +58,7 @@ def norm_act(
     x = x.bfloat16()
     add = None if add is None else add.bfloat16().contiguous(memory_format=torch.channels_last)
     if norm.training:
-        fused: Tensor = _NormAct.apply(x, norm.weight, norm.bias, add, norm, act, pool)  # type: ignore[no-untyped-call]
-        return fused
+        return _NormAct.apply(x, norm.weight, norm.bias, add, norm, act, pool)  # type: ignore[no-untyped-call]
     if torch.is_grad_enabled() and x.requires_grad:
         return plain_norm_act(x, norm, act, pool=pool, add=add)
     scale, shift = _scale_and_shift(norm, norm.running_mean, norm.running_var)  # type: ignore[arg-type]

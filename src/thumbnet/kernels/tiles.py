@@ -84,8 +84,7 @@ def weight_gradient(x: Tensor, dy: Tensor, stride: int = 1) -> Tensor:
 def plain_weight_gradient(x: Tensor, dy: Tensor, stride: int = 1) -> Tensor:
     """The twin of :func:`weight_gradient`, in the inputs' precision."""
     shape = [dy.shape[1], x.shape[1], 3, 3]
-    dw: Tensor = conv2d_weight(x, shape, dy, stride=stride, padding=1)
-    return dw
+    return conv2d_weight(x, shape, dy, stride=stride, padding=1)
 
 
 def _by_patches(x: Tensor, matrix: Tensor) -> Tensor:

@@ -69,8 +69,7 @@ class FastNet(nn.Module):
             largest = x.flatten(2).max(dim=2).values
         else:
             largest = x.amax(dim=(2, 3))
-        logits: Tensor = self.head(largest) * HEAD_SCALE
-        return logits
+        return self.head(largest) * HEAD_SCALE
 
     @torch.no_grad()
     def initialise_from(self, images: Tensor) -> None:

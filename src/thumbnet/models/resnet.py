@@ -101,8 +101,7 @@ class ResNet(nn.Module):
         """[B, in_channels, H, W] → logits [B, num_classes]."""
         x = self.stages(norm_act(self.stem(x), self.norm, "relu"))
         # The mean over all positions works for any size; a fixed AvgPool2d(4) would only fit 32x32.
-        logits: Tensor = self.head(x.mean(dim=(2, 3)))
-        return logits
+        return self.head(x.mean(dim=(2, 3)))
 
 
 @register_model("resnet18")

@@ -67,8 +67,7 @@ def build(cls: type[T], settings: object) -> T:
     Raises:
         RecipeError: names the key, what was expected, and the nearest known key.
     """
-    built: T = _build(cls, settings, "", cls)
-    return built
+    return _build(cls, settings, "", cls)
 
 
 def _build(cls: Any, settings: object, path: str, root: Any) -> Any:

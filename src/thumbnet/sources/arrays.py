@@ -302,8 +302,7 @@ def _from_one_hot(values: np.ndarray, where: str) -> np.ndarray:
         else:
             reason = f"expected {EXPECTED_LABELS}"
         raise DataError(f"{where}: the labels of shape {list(values.shape)} are not one-hot: {reason}")
-    labels: np.ndarray = values.argmax(axis=1).astype(np.int64)
-    return labels
+    return values.argmax(axis=1).astype(np.int64)
 
 
 # --- names of arrays --------------------------------------------------------------------------------------

@@ -200,8 +200,7 @@ def read_idx(path: Path) -> np.ndarray:
     if len(content) != expected:
         state = "cut short" if len(content) < expected else "longer than that"
         raise DataError(f"{path} declares {' x '.join(map(str, shape))} values, but it is {state}")
-    values: np.ndarray = np.frombuffer(content, dtype=kind).reshape(shape)
-    return values
+    return np.frombuffer(content, dtype=kind).reshape(shape)
 
 
 _Files = dict[tuple[str, str], Path]

@@ -176,8 +176,7 @@ def _map(path: Path) -> np.ndarray:
         if math.prod(shape) == 0:
             return np.empty(shape, dtype=dtype)
         # "c": what is written stays in memory. Torch warns about arrays that cannot be written.
-        array: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
-        return array
+        return np.load(path, mmap_mode="c", allow_pickle=False)
 
 
 def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -70,8 +70,7 @@ def measure(
         return logits, state.world.gather(labels).numpy()
 
     def everywhere(logits: torch.Tensor) -> np.ndarray:
-        gathered: np.ndarray = state.world.gather(logits).numpy()
-        return gathered
+        return state.world.gather(logits).numpy()
 
     temperature, source, count = 1.0, None, 0
     fitted_on = next((name for name in ("val", SPLIT) if name in prepared.evaluation), None)
