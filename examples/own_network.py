@@ -44,4 +44,8 @@ if __name__ == "__main__":
     settings = ["model.name=squeeze", "data.image_size=16", "training.epochs=4", "training.batch_size=64"]
     run = thumbnet.train("digits", "resnet18", overrides=settings)
     print(f"accuracy {100 * run.summary['accuracy']:.2f} %, in {run.path}")
-    print(thumbnet.load_run(run.path).predict(thumbnet.load_data("digits").splits["test"].read(0))[0].label)
+    print(
+        thumbnet.load_classifier(run.path)
+        .predict(thumbnet.load_data("digits").splits["test"].read(0))[0]
+        .label
+    )

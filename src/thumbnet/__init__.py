@@ -4,7 +4,7 @@
 
     run = thumbnet.train("cifar10", "fast")
     print(run.summary["accuracy"])
-    print(thumbnet.load_run(run.path).predict("cat.png"))
+    print(thumbnet.load_classifier(run.path).predict("cat.png"))
 
 The public names are loaded when they are first used: ``import thumbnet`` imports no torch.
 """

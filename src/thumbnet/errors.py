@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ThumbnetError(Exception):
-    """Base of all errors that a user can mend. ``exit_status`` is what the command returns."""
+    """Base of all errors that a user can fix. ``exit_status`` is what the command returns."""
 
     exit_status = 2
 
@@ -61,7 +61,7 @@ class UnreadableImagesError(DataError):
         listing = "\n".join(f"  {printable(error.name)}: {error.reason}" for error in errors)
         super().__init__(
             f"{len(errors)} picture(s) cannot be read:\n{listing}\n"
-            "Mend or remove them, or go on without: --on-bad-image skip"
+            "Fix or remove them, or continue without them: --on-bad-image skip"
         )
         self.errors = errors
 

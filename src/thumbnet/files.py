@@ -32,7 +32,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 
 def write_with(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Have ``write`` fill a new file beside ``path``, sync it to the disk, and rename it to ``path``.
+    """Have ``write`` fill a new file in the same folder, sync it to the disk, and rename it to ``path``.
 
     Whatever happens, ``path`` is either as it was or complete.
 

@@ -95,7 +95,7 @@ def _escaped(character: str) -> str:
 
 
 def _script_of_environment() -> str | None:
-    """The script ``thumbnet`` beside the running interpreter."""
+    """The script ``thumbnet`` in the running interpreter's folder."""
     return shutil.which(NAME, path=os.path.dirname(sys.executable)) if sys.executable else None
 
 

@@ -92,7 +92,7 @@ def test_the_training_mode_is_set_in_training_and_eval_mode_in_evaluating() -> N
     class Watching(nn.Sequential):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             modes.append(self.training)
-            return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
+            return super().forward(x)  # type: ignore[no-untyped-call]
 
     def evaluate(model: nn.Module) -> Score:
         assert not model.training

@@ -71,7 +71,7 @@ def test_the_network_sees_small_pictures_while_the_schedule_says_so() -> None:
     class Watching(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
             seen.append(tuple(x.shape[-2:]))
-            return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
+            return super().forward(x)  # type: ignore[no-untyped-call]
 
     state = state_of("schedule.small_until=0.5", "schedule.small_sides=[0.5]", model=Watching(*linear()))  # type: ignore[misc]
     large = Batch(torch.zeros(2, 3, 64, 64), torch.tensor([0, 1]))
@@ -114,7 +114,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_although_the_loss_is() -> None
             self.inner = linear()
 
         def forward(self, x: Tensor) -> Tensor:
-            return Explosive.apply(self.inner(x))  # type: ignore[no-any-return, no-untyped-call]
+            return Explosive.apply(self.inner(x))  # type: ignore[no-untyped-call]
 
     state = state_of("training.on_nonfinite=skip", "training.max_skips=1", model=Net())
     before = [p.detach().clone() for p in state.model.parameters()]

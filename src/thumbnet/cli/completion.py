@@ -11,7 +11,7 @@ _FILES = frozenset({"DATA", "RUN", "PATH", "FILE", "DIR"})  # metavars of what a
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "completion",
-        help="a script by which a shell completes commands and options",
+        help="print a shell completion script",
         description="Print a script for your shell, as: %(prog)s bash "
         "> ~/.local/share/bash-completion/completions/thumbnet",
     )

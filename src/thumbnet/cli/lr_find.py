@@ -18,8 +18,22 @@ def add(commands: Any) -> None:
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
     parser.add_argument("--plot", metavar="FILE", help="draw loss against rate (.png, .svg, .pdf)")
     parser.add_argument("--steps", type=positive, default=100, help="training steps (default: 100)")
-    parser.add_argument("--from", dest="lowest", type=float, default=1e-4, metavar="LR", help="default: 1e-4")
-    parser.add_argument("--to", dest="highest", type=float, default=100.0, metavar="LR", help="default: 100")
+    parser.add_argument(
+        "--from",
+        dest="lowest",
+        type=float,
+        default=1e-4,
+        metavar="LR",
+        help="lowest learning rate (default: 1e-4)",
+    )
+    parser.add_argument(
+        "--to",
+        dest="highest",
+        type=float,
+        default=100.0,
+        metavar="LR",
+        help="highest learning rate (default: 100)",
+    )
     add_recipe_options(parser)
     add_common(parser)
     parser.set_defaults(command=execute)

@@ -71,7 +71,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_label_options(parser: argparse.ArgumentParser) -> None:
-    """Where a picture's class is."""
+    """Options that say how a picture's class is found."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--classes-from",
@@ -244,7 +244,7 @@ def data_settings(options: argparse.Namespace, settings: DataSettings | None = N
 
 
 def run_of(options: argparse.Namespace) -> Run | None:
-    """The run that was named; None where it is a file of weights alone."""
+    """The named run; None if it is only a file of weights."""
     from pathlib import Path
 
     folder = Path(options.run).expanduser()
@@ -260,7 +260,7 @@ def run_of(options: argparse.Namespace) -> Run | None:
 
 
 def data_settings_of_run(options: argparse.Namespace) -> DataSettings:
-    """Those of the run that was named, or the defaults where it is a file alone."""
+    """The settings of the named run, or the defaults if it is only a file of weights."""
     from thumbnet.recipes.settings import DataSettings
 
     run = run_of(options)
@@ -309,7 +309,7 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
 
 
 def _same_source(first: str, second: str) -> bool:
-    """Whether two names of data mean the same."""
+    """Whether two names refer to the same data."""
     if first == second:
         return True
     return os.path.exists(first) and os.path.realpath(first) == os.path.realpath(second)
@@ -327,5 +327,5 @@ def split_of(options: argparse.Namespace, data: Data) -> str:
 
 
 def rank() -> int:
-    """Which of the processes that torchrun started this is; 0 without it."""
+    """This process's rank under torchrun; 0 without it."""
     return int(os.environ.get("RANK", "0"))

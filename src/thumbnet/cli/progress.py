@@ -172,7 +172,7 @@ class TrainingDisplay(StoppableListener):
                 f"        an accuracy with ~ is of up to {sample:,} pictures; /s is pictures per second"
             )
         if recipe.training.compile:
-            missing = "left out, for there is no C++ compiler (g++ or clang++)"
+            missing = "not in use, because there is no C++ compiler (g++ or clang++)"
             self._line(f"        torch.compile: {'in use' if state.compiled else missing}")
         self._line(f"run     {run.path}")
         if state.step:

@@ -61,7 +61,10 @@ def add(commands: Any) -> None:
         "--checkpoint-steps", type=int, metavar="N", help="also write a checkpoint every N steps"
     )
     parser.add_argument(
-        "--checkpoint-minutes", type=float, metavar="M", help="and every M minutes (default: 10)"
+        "--checkpoint-minutes",
+        type=float,
+        metavar="M",
+        help="write a checkpoint every M minutes (default: 10)",
     )
     parser.add_argument("--tensorboard", action="store_true", help="also write events for TensorBoard")
     parser.add_argument(
