@@ -34,9 +34,8 @@ def _recipes_list(options: argparse.Namespace) -> int:
 
     recipes = [load_recipe(name) for name in recipe_names()]
     say(table(["recipe", "what it is"], [[r.name, r.description] for r in recipes], left=2))
-    say(
-        f"\n{command('recipes', 'show', 'NAME')} prints what differs from the defaults, as a start for a file of your own."
-    )
+    show = command("recipes", "show", "NAME")
+    say(f"\n{show} prints what differs from the defaults, as a start for a file of your own.")
     return 0
 
 
