@@ -31,7 +31,7 @@ from thumbnet.batches.engines import MANY, fits_in_memory, sample_positions
 from thumbnet.batches.statistics import CHANNELS, count_values
 from thumbnet.data import plugins
 from thumbnet.data.images import BY_TYPE, NOT_FINITE, Fit, Rendering, fit_pixels
-from thumbnet.data.splits import ArraySplit, Split
+from thumbnet.data.splits import ArraySplit, Progress, Split
 from thumbnet.data.survey import Survey, survey
 from thumbnet.errors import UnreadableImageError, UnreadableImagesError
 from thumbnet.files import cache_folder, clear_leftovers
@@ -45,9 +45,6 @@ _WORTH_A_THREAD = 5e-4
 _VERSION = 2  # raise it when the cache's format or the decoding changes
 
 T = TypeVar("T")
-
-Count = Callable[[int, int], None]
-"""Called with the number of pictures done and of all pictures."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def decode_split(
     split: Split,
     size: tuple[int, int],
     fit: Fit,
-    count: Count | None = None,
+    count: Progress | None = None,
     rendering: Rendering = BY_TYPE,
 ) -> Decoded:
     """Decode all pictures of a split to ``size`` (height, width), or take them from the cache.
@@ -89,7 +86,7 @@ def decode_split(
     return decoded
 
 
-def _whole_array(split: ArraySplit, rendering: Rendering, count: Count | None) -> np.ndarray:
+def _whole_array(split: ArraySplit, rendering: Rendering, count: Progress | None) -> np.ndarray:
     """Pictures that already have the right size, as uint8 [N, height, width, 3]. Copies only if it must."""
     images = split.images
     if images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == CHANNELS:
@@ -119,7 +116,7 @@ def surveyed(split: Split) -> Survey:
 
 
 def automatic_size(
-    split: Split, fit: Fit, count: Count | None = None, *, largest: int = 0, rendering: Rendering = BY_TYPE
+    split: Split, fit: Fit, count: Progress | None = None, *, largest: int = 0, rendering: Rendering = BY_TYPE
 ) -> tuple[int, int]:
     """The size (height, width) that ``image_size = "auto"`` means: :func:`own_size`, up to ``largest``."""
     return capped_size(own_size(split, fit, count, largest=largest, rendering=rendering), largest)
@@ -144,7 +141,7 @@ def capped_size(own: tuple[int, int], largest: int) -> tuple[int, int]:
 
 
 def own_size(
-    split: Split, fit: Fit, count: Count | None = None, *, largest: int = 0, rendering: Rendering = BY_TYPE
+    split: Split, fit: Fit, count: Progress | None = None, *, largest: int = 0, rendering: Rendering = BY_TYPE
 ) -> tuple[int, int]:
     """The pictures' own size (height, width) if all share it and no side is below 16 pixels, else 32 by 32.
 
@@ -213,7 +210,7 @@ def common_size(split: Split) -> tuple[int, int] | None:
     return sizes.pop() if sizes else None
 
 
-def find_unreadable(split: Split, count: Count | None = None) -> dict[int, UnreadableImageError]:
+def find_unreadable(split: Split, count: Progress | None = None) -> dict[int, UnreadableImageError]:
     """The errors of all pictures that cannot be decoded, by position. The cache keeps the result."""
     if isinstance(split, ArraySplit):
         if split.images.dtype.kind != "f":
@@ -243,7 +240,7 @@ def find_unreadable(split: Split, count: Count | None = None) -> dict[int, Unrea
     return errors
 
 
-def readable(split: Split, count: Count | None = None) -> tuple[Split, list[UnreadableImageError]]:
+def readable(split: Split, count: Progress | None = None) -> tuple[Split, list[UnreadableImageError]]:
     """``split`` without the pictures that cannot be decoded, and an error for each of those."""
     bad = find_unreadable(split, count)
     if not bad:
@@ -251,7 +248,7 @@ def readable(split: Split, count: Count | None = None) -> tuple[Split, list[Unre
     return split.subset(np.setdiff1d(np.arange(len(split)), list(bad))), list(bad.values())
 
 
-def _in_threads(work: Callable[[int], T], total: int, count: Count | None) -> Iterator[tuple[int, T]]:
+def _in_threads(work: Callable[[int], T], total: int, count: Progress | None) -> Iterator[tuple[int, T]]:
     """Do ``work`` for each position below ``total``; yield positions and results in order.
 
     It uses threads if the first results took long enough to be worth it.
@@ -277,7 +274,7 @@ def _decode(
     size: tuple[int, int],
     fit: Fit,
     rendering: Rendering,
-    count: Count | None,
+    count: Progress | None,
     own: tuple[int, int] | None = None,
 ) -> Tensor | None:
     """Decode a split to uint8 [N, 3, H, W]; None if ``own`` is given and a picture has another size."""

@@ -9,7 +9,6 @@ import torch
 from thumbnet.batches.batches import EvalBatches, TrainBatches
 from thumbnet.batches.dataset import random_subset
 from thumbnet.batches.decoding import (
-    Count,
     capped_size,
     decode_split,
     find_unreadable,
@@ -28,7 +27,7 @@ from thumbnet.batches.engines import (
 from thumbnet.batches.notes import picture_notes, size_note
 from thumbnet.batches.statistics import Normalise, channel_statistics, count_values
 from thumbnet.data.images import BY_TYPE, Preprocessing, Rendering
-from thumbnet.data.splits import Data, Split
+from thumbnet.data.splits import Data, Progress, Split
 from thumbnet.data.survey import choose_rendering, rendering_notes
 from thumbnet.distributed import ALONE, World
 from thumbnet.errors import DataError, UnreadableImageError, UnreadableImagesError, memory_guard
@@ -66,7 +65,7 @@ def prepare(
     data: Data,
     recipe: Recipe,
     device: torch.device,
-    on_decode: Count | None = None,
+    on_decode: Progress | None = None,
     world: World = ALONE,
 ) -> Prepared:
     """Decode ``data`` and make its batches as ``recipe`` says.
@@ -89,7 +88,7 @@ def prepare(
 
 
 def without_unreadable(
-    data: Data, on_decode: Count | None = None
+    data: Data, on_decode: Progress | None = None
 ) -> tuple[Data, tuple[tuple[str, str, str], ...]]:
     """``data`` without unreadable pictures, and the split, name and reason of each of these.
 
@@ -108,14 +107,14 @@ def without_unreadable(
     return replace(data, splits=splits), tuple(skipped)
 
 
-def all_unreadable(data: Data, on_decode: Count | None = None) -> UnreadableImagesError:
+def all_unreadable(data: Data, on_decode: Progress | None = None) -> UnreadableImagesError:
     """An error that lists the unreadable pictures of all splits."""
     found = [find_unreadable(split, on_decode) for split in data.splits.values()]
     return UnreadableImagesError([error for errors in found for error in errors.values()])
 
 
 def _prepare(
-    data: Data, recipe: Recipe, device: torch.device, on_decode: Count | None, world: World
+    data: Data, recipe: Recipe, device: torch.device, on_decode: Progress | None, world: World
 ) -> Prepared:
     settings = recipe.data
     for name, split in data.splits.items():
@@ -158,7 +157,7 @@ def build_engine(
     size: tuple[int, int],
     in_memory: bool,
     device: torch.device,
-    on_decode: Count | None = None,
+    on_decode: Progress | None = None,
     rendering: Rendering = BY_TYPE,
 ) -> Engine:
     """An engine for ``split``: pictures in ``device``'s memory, or decoded by worker processes."""

@@ -6,7 +6,7 @@ One subclass computes with torch, another with onnxruntime. This module imports 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,7 +17,7 @@ from PIL import Image
 from thumbnet.classifiers.tta import Arrays
 from thumbnet.data.images import Picture as DecodedPicture
 from thumbnet.data.images import decode, load_picture
-from thumbnet.data.splits import Data, Split
+from thumbnet.data.splits import Data, Progress, Split
 from thumbnet.errors import DataError, UnreadableImageError, UnreadableImagesError
 from thumbnet.evaluation import Evaluation, evaluate_logits, log_softmax
 from thumbnet.runs.weights_info import WeightsInfo
@@ -25,7 +25,6 @@ from thumbnet.runs.weights_info import WeightsInfo
 if TYPE_CHECKING:
     from torch import Tensor
 
-Progress = Callable[[int, int], None]
 CHANNELS = (1, 3, 4)  # the numbers of channels that a picture may have
 ROUNDING = 1e-3  # floats may exceed [0, 1] by this, for rounding errors; it is less than half a level of 255
 Picture: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"

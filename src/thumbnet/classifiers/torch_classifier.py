@@ -15,10 +15,10 @@ from thumbnet.batches.decoding import find_unreadable, readable
 from thumbnet.batches.engines import Engine, fits_in_memory
 from thumbnet.batches.prepare import build_engine
 from thumbnet.batches.statistics import Normalise
-from thumbnet.classifiers.base import Classifier, Progress
+from thumbnet.classifiers.base import Classifier
 from thumbnet.classifiers.logits import collect_views, predict_logits
 from thumbnet.classifiers.temperature import calibrated
-from thumbnet.data.splits import Split
+from thumbnet.data.splits import Progress, Split
 from thumbnet.errors import RunError, UnreadableImageError, UnreadableImagesError, memory_guard
 from thumbnet.hardware import choose_device, keep_freed_memory, use_bf16
 from thumbnet.models import build_model

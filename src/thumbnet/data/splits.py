@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,9 @@ from thumbnet.data.images import (
     to_rgb,
 )
 from thumbnet.errors import DataError, TooManyPixelsError, UnreadableImageError, printable
+
+# Called with the pictures done and their number.
+Progress = Callable[[int, int], None]
 
 
 class Split(ABC):

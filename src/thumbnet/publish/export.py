@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thumbnet.classifiers.base import Classifier, Progress, SplitLogits
+from thumbnet.classifiers.base import Classifier, SplitLogits
 from thumbnet.classifiers.onnx_classifier import INPUT, METADATA, OUTPUT, OnnxClassifier
 from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.data.images import Preprocessing
-from thumbnet.data.splits import ArraySplit, Data, Split
+from thumbnet.data.splits import ArraySplit, Data, Progress, Split
 from thumbnet.errors import DataError, MissingExtraError, RunError, ThumbnetError
 from thumbnet.evaluation import log_softmax
 from thumbnet.files import write_file

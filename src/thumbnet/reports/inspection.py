@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thumbnet.batches.decoding import Count, capped_size, decode_split, size_or_default, surveyed
+from thumbnet.batches.decoding import capped_size, decode_split, size_or_default, surveyed
 from thumbnet.batches.notes import copied_notes, flat_note, is_flat
 from thumbnet.batches.statistics import channel_statistics
 from thumbnet.data.images import Fit, Rendering, fit_pixels
 from thumbnet.data.repeats import Place, find_repeats
-from thumbnet.data.splits import Data
+from thumbnet.data.splits import Data, Progress
 from thumbnet.data.survey import choose_rendering, rendering_notes
 from thumbnet.errors import UnreadableImageError
 from thumbnet.recipes.settings import DataSettings
@@ -88,7 +88,7 @@ def inspect_data(
     data: Data,
     image_size: tuple[int, int] | None = None,
     fit: Fit = "pad",
-    progress: Count | None = None,
+    progress: Progress | None = None,
     settings: DataSettings | None = None,
 ) -> Inspection:
     """Read every picture of ``data`` once; unreadable pictures are listed, not raised.

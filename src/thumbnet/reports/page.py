@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from thumbnet.classifiers.base import Classifier, Progress, SplitLogits
+from thumbnet.classifiers.base import Classifier, SplitLogits
 from thumbnet.classifiers.explain import highlight, likely_label_errors, occlusion_map
 from thumbnet.classifiers.load import load_run
 from thumbnet.data.images import Preprocessing, as_data_address
-from thumbnet.data.splits import Data, Split
+from thumbnet.data.splits import Data, Progress, Split
 from thumbnet.errors import MissingExtraError, UnreadableImageError
 from thumbnet.evaluation import evaluate_logits, log_softmax, reliability_bins
 from thumbnet.files import write_file

@@ -14,11 +14,11 @@ from thumbnet.errors import DataError
 BLOCK = 1 << 18
 TIMEOUT = 30.0  # seconds without a byte
 
-Progress = Callable[[int, int | None], None]
+DownloadProgress = Callable[[int, int | None], None]
 """Called with the bytes that are there and the bytes in all, where known."""
 
 
-def download(url: str, target: Path, sha256: str, progress: Progress | None = None) -> Path:
+def download(url: str, target: Path, sha256: str, progress: DownloadProgress | None = None) -> Path:
     """Download ``url`` to ``target`` and verify its SHA-256.
 
     Writes to ``target`` + ``.part`` and renames it when it is whole, so ``target`` is never half a
@@ -50,7 +50,7 @@ def download(url: str, target: Path, sha256: str, progress: Progress | None = No
     return target
 
 
-def _fetch(url: str, part: Path, progress: Progress | None) -> None:
+def _fetch(url: str, part: Path, progress: DownloadProgress | None) -> None:
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "thumbnet"})
     if have:

@@ -22,7 +22,7 @@ from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
 from thumbnet.sources.arrays import Arrays, data_from_arrays
-from thumbnet.sources.download import Progress, download
+from thumbnet.sources.download import DownloadProgress, download
 from thumbnet.sources.place import Place
 
 _NAME = re.compile(
@@ -146,7 +146,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     return data_from_arrays(arrays, source, layout, str(folder))
 
 
-def load_published(name: str, cache: Path, settings: DataSettings, progress: Progress | None) -> Data:
+def load_published(name: str, cache: Path, settings: DataSettings, progress: DownloadProgress | None) -> Data:
     """A data set by name: as torchvision or an earlier call left it below ``cache``, else downloaded."""
     published = PUBLISHED[name]
     folder = cache / published.kept_by_torchvision

@@ -33,7 +33,7 @@ from thumbnet.sources import (
     webdataset,
 )
 from thumbnet.sources.archives import is_archive_name, unpack
-from thumbnet.sources.download import Progress, download
+from thumbnet.sources.download import DownloadProgress, download
 from thumbnet.sources.folders import wrapped
 from thumbnet.sources.place import Form, Place
 from thumbnet.sources.python import load_python
@@ -52,7 +52,7 @@ def load_data(
     *,
     data_dir: str | Path | None = None,
     settings: DataSettings | None = None,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
     one_class: bool = False,
     **changes: Any,
 ) -> Data:
@@ -186,7 +186,7 @@ def _load_digits() -> Data:
     return Data("digits", layout, names, {"train": ArraySplit(images, labels, "digits")})
 
 
-def _load_cifar(name: str, cache: Path, settings: DataSettings, progress: Progress | None) -> Data:
+def _load_cifar(name: str, cache: Path, settings: DataSettings, progress: DownloadProgress | None) -> Data:
     """The official binary archive: as found unpacked or packed in ``cache``, else downloaded."""
     archive = cifar.ARCHIVES[name]
     python_folder = archive.folder.replace("batches-bin", "batches-py").replace("100-binary", "100-python")
