@@ -55,8 +55,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a training runs.
+class Call:
+    """How a training was called.
 
     Attributes:
         device: the device's name, such as ``auto``.
@@ -111,14 +111,14 @@ def train(
     if auto_resume and out is None:
         raise RunError("--auto-resume needs the run's folder by name: --out DIR")
     with joined() as world, deterministic():
-        place = Place(device, listener or Listener(), world, started)
+        call = Call(device, listener or Listener(), world, started)
         begun = auto_resume and (Path(str(out)).expanduser() / "run.json").is_file()
         if out is not None and world.from_first(begun):
             with suppress(RecipeError):  # the run's own recipe counts, but this call may name its network
                 asked_recipe(recipe, overrides)
             given = None if isinstance(data, str | Path) else data
-            return _resume(out, given, place, complete_is_fine=True)
-        return _begin(Plan(data, recipe, overrides, out, data_dir), place)
+            return _resume(out, given, call, complete_is_fine=True)
+        return _begin(Plan(data, recipe, overrides, out, data_dir), call)
 
 
 def resume(
@@ -155,26 +155,26 @@ def resume(
     """
     started = time.perf_counter()
     with joined() as world, deterministic():
-        place = Place(device, listener or Listener(), world, started)
+        call = Call(device, listener or Listener(), world, started)
         if model is not None:
             name = world.from_first(Run.open(run_path).recipe.model.name if world.is_first else "")
             provide(name, model)
         if more_epochs is None:
-            return _resume(run_path, data, place)
+            return _resume(run_path, data, call)
         planned = continuation(run_path, more_epochs, overrides) if world.is_first else None
         more = world.from_first(planned)
         assert more is not None
         same_batches = [f"training.batch_size={more.recipe.training.batch_size}"]
         source = _own_data(more.data, more.record["run"], data)
-        return _begin(Plan(source, more.recipe, same_batches, out, more.data_dir, more), place)
+        return _begin(Plan(source, more.recipe, same_batches, out, more.data_dir, more), call)
 
 
-def _begin(plan: Plan, place: Place) -> Run:
+def _begin(plan: Plan, call: Call) -> Run:
     """Start a new run."""
-    world, listener = place.world, place.listener
+    world, listener = call.world, call.listener
     if plan.out is not None and world.is_first:
         Run.check_free(plan.out)  # before anything is decoded
-    device = place.choose_device()
+    device = call.choose_device()
     if device.type == "cpu":
         # If the kernels are not compiled yet, gcc compiles them while the data load, which saves 2 s.
         threading.Thread(target=load_kernels).start()
@@ -192,7 +192,7 @@ def _begin(plan: Plan, place: Place) -> Run:
     state = build_state(recipe, prepared, data.class_names, device, world)
     run = Run.create(plan.out, data.source, recipe.name) if world.is_first else Run(Path())
     run = Run(world.from_first(run.path))
-    session = Session(run, data, prepared, state, listener, place.started, fingerprint)
+    session = Session(run, data, prepared, state, listener, call.started, fingerprint)
     with run.locked(_wait(world)) if world.is_first else nullcontext():
         if world.is_first:
             run.write_skipped(prepared.skipped)
@@ -200,9 +200,9 @@ def _begin(plan: Plan, place: Place) -> Run:
         return session.train()
 
 
-def _resume(path: str | Path, data: Any, place: Place, complete_is_fine: bool = False) -> Run:
+def _resume(path: str | Path, data: Any, call: Call, complete_is_fine: bool = False) -> Run:
     """Train the rest of a run. ``data`` are the run's data if they were in memory."""
-    world = place.world
+    world = call.world
     run = Run.open(path) if world.is_first else Run(Path(path))  # the folder need not exist on every machine
     with run.locked(_wait(world)) if world.is_first else nullcontext():
         if world.from_first(run.is_complete):
@@ -217,33 +217,33 @@ def _resume(path: str | Path, data: Any, place: Place, complete_is_fine: bool = 
         assert kept is not None
         recipe, settings, checkpoint = kept
         find_builder(recipe.model.name)  # if its code is not allowed, say so before the data are read
-        device = place.choose_device()
-        loaded, fingerprint = _loaded_again(run, recipe, settings, data, place)
+        device = call.choose_device()
+        loaded, fingerprint = _loaded_again(run, recipe, settings, data, call)
         with world.one_per_machine_first():
-            prepared = prepare(loaded, recipe, device, place.listener.on_decode, world)
+            prepared = prepare(loaded, recipe, device, call.listener.on_decode, world)
         state = build_state(recipe, prepared, loaded.class_names, device, world)
         earlier = 0.0 if checkpoint is None else _restore(state, checkpoint, run)
-        started = place.started - earlier
-        return Session(run, loaded, prepared, state, place.listener, started, fingerprint).train()
+        started = call.started - earlier
+        return Session(run, loaded, prepared, state, call.listener, started, fingerprint).train()
 
 
 def _loaded_again(
-    run: Run, recipe: Recipe, settings: dict[str, Any], given: Any, place: Place
+    run: Run, recipe: Recipe, settings: dict[str, Any], given: Any, call: Call
 ) -> tuple[Data, str]:
     """Load a run's data again, with its calibration split; return them and their fingerprint.
 
     Raises:
         RunError: the data have changed since the run began.
     """
-    with place.world.one_per_machine_first():
+    with call.world.one_per_machine_first():
         source = _own_data(settings.get("data"), run.path, given)
         data = source
         if not isinstance(source, Data):
-            data = load_for(source, recipe, settings.get("data_dir"), place.listener)
+            data = load_for(source, recipe, settings.get("data_dir"), call.listener)
     fingerprint = data.fingerprint()
-    _check_same_everywhere(fingerprint, data.source, place.world)
+    _check_same_everywhere(fingerprint, data.source, call.world)
     data = with_calibration_split(data, recipe.data)
-    place.listener.on_data(data)
+    call.listener.on_data(data)
     if fingerprint != settings.get("fingerprint"):
         raise RunError(
             f"the data in {data.source} have changed since the run {run.path} began: its result could "
