@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_a_write_that_fails_leaves_the_former_file_and_nothing_else(error: Excep
     def fail(file: object) -> None:
         raise error
 
-    with pytest.raises(RunError, match=r"cannot write .*x\.txt: .*What was there before is kept"):
+    with pytest.raises(RunError, match=r"cannot write .*x\.txt: .*The former file is kept"):
         write_with(path, fail)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
@@ -48,12 +49,21 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_temporary_file_that_someone_else_removed_hides_no_error(tmp_path: Path) -> None:
+    def remove_and_fail(file: IO[bytes]) -> None:
+        Path(file.name).unlink()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunError, match="No space left on device"):
+        write_with(tmp_path / "x", remove_and_fail)
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot write .*nowhere/x: No such file"):
         write_file(tmp_path / "nowhere" / "x", "text")
 
 
-def test_bytes_of_a_file_name_that_are_no_text_can_be_written(tmp_path: Path) -> None:
+def test_bytes_of_a_file_name_that_are_not_utf_8_can_be_written(tmp_path: Path) -> None:
     write_file(tmp_path / "x", "a\udcffb")
     assert (tmp_path / "x").read_bytes() == b"a\\udcffb"
 
@@ -76,7 +86,7 @@ def test_the_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch:
     assert events == ["sync", "rename", "sync"]  # the file, its name, and the folder that has the name
 
 
-def test_the_cache_is_where_the_environment_says_or_the_users(
+def test_the_cache_is_in_the_folder_of_the_environment_variable_or_of_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path))
@@ -87,10 +97,9 @@ def test_the_cache_is_where_the_environment_says_or_the_users(
 
 
 def test_only_old_leftovers_of_that_name_are_cleared(tmp_path: Path) -> None:
-    for name in ("part-old", "part-new", "other-old"):
+    for name, age in (("part-old", 24 * 3600 + 60), ("part-new", 24 * 3600 - 60), ("other-old", 25 * 3600)):
         (tmp_path / name / "inside").mkdir(parents=True)
-    past = time.time() - 25 * 3600
-    os.utime(tmp_path / "part-old", (past, past))
-    os.utime(tmp_path / "other-old", (past, past))
+        past = time.time() - age
+        os.utime(tmp_path / name, (past, past))
     clear_leftovers(tmp_path, "part-")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other-old", "part-new"]

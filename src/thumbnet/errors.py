@@ -46,7 +46,7 @@ class UnreadableImageError(DataError):
 class UnknownFormatError(UnreadableImageError):
     """The bytes are not a picture in any format that thumbnet reads."""
 
-    def __init__(self, name: str, reason: str = "not a picture in any format known here") -> None:
+    def __init__(self, name: str, reason: str = "not a picture in a format that thumbnet reads") -> None:
         super().__init__(name, reason)
 
 

@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Write files completely or not at all, and find the cache folder."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ import platformdirs
 
 from thumbnet.errors import RunError
 
+DAY = 24 * 3600  # seconds
+
 
 def cache_folder() -> Path:
-    """Where thumbnet keeps what it can make again: ``THUMBNET_CACHE``, or the user's cache folder."""
+    """The folder for files that thumbnet can make again: ``THUMBNET_CACHE``, else the user's cache folder."""
     named = os.environ.get("THUMBNET_CACHE")
     return Path(named) if named else platformdirs.user_cache_path("thumbnet")
 
@@ -25,16 +27,17 @@ def cache_folder() -> Path:
 def write_file(path: Path, content: bytes | str) -> None:
     """Write ``content`` to ``path``; see :func:`write_with`.
 
-    Text as UTF-8; the bytes of a file name that are no text as ``\\udcff``, which is what JSON has for them.
+    Text is written as UTF-8. Bytes of a file name that are not UTF-8 become escapes such as ``\\udcff``, as
+    in JSON.
     """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     write_with(path, lambda file: file.write(data))
 
 
 def write_with(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Have ``write`` fill a new file in the same folder, sync it to the disk, and rename it to ``path``.
+    """Let ``write`` fill a temporary file in the same folder, sync it to disk, and rename it to ``path``.
 
-    Whatever happens, ``path`` is either as it was or complete.
+    If anything fails, ``path`` keeps its former content.
 
     Raises:
         RunError: the file cannot be written: no space, no permission, no such folder.
@@ -53,21 +56,22 @@ def write_with(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         temporary = None
         _sync_folder(path.parent)
     except OSError as error:
-        raise RunError(
-            f"cannot write {path}: {error.strerror or error}. What was there before is kept."
-        ) from None
+        raise RunError(f"cannot write {path}: {error.strerror or error}. The former file is kept.") from None
     except RuntimeError as error:  # torch reports a full disk as one
-        raise RunError(f"cannot write {path}: {error}. What was there before is kept.") from None
+        raise RunError(f"cannot write {path}: {error}. The former file is kept.") from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
 def clear_leftovers(folder: Path, prefix: str) -> None:
-    """Remove what processes killed a day ago or longer left in ``folder``, by its names' ``prefix``."""
+    """Remove folders in ``folder`` whose names begin with ``prefix`` and that are more than a day old.
+
+    Processes that were killed leave them behind.
+    """
     for path in folder.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > 24 * 3600:
+            if time.time() - path.stat().st_mtime > DAY:
                 shutil.rmtree(path)
 
 
@@ -78,7 +82,7 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """So that the rename itself survives a power cut, where the system can do that."""
+    """Sync a folder, where the system can do that, so that a rename in it survives a power cut."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

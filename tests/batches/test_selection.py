@@ -11,6 +11,7 @@ from thumbnet.batches.prepare import prepare
 from thumbnet.batches.selection import Selection
 from thumbnet.errors import RecipeError
 from thumbnet.recipes.recipe import load_recipe
+from thumbnet.seeds import derive_seed
 
 
 def train_epoch(selection: Selection, epoch: int, losses: Tensor) -> set[int]:
@@ -20,7 +21,7 @@ def train_epoch(selection: Selection, epoch: int, losses: Tensor) -> set[int]:
     return set(positions.tolist())
 
 
-def test_the_easiest_rest_and_come_back_in_the_next_epoch() -> None:
+def test_the_easiest_are_skipped_and_come_back_in_the_next_epoch() -> None:
     losses = torch.arange(12).float()
     selection = Selection(12, 8, seed=0)
     first = train_epoch(selection, 0, losses)
@@ -45,13 +46,35 @@ def test_a_loss_counts_until_the_picture_is_seen_again() -> None:
     assert easy not in train_epoch(selection, 2, losses)
 
 
+def test_pictures_with_equal_losses_are_chosen_at_random_but_stably() -> None:
+    """A stable sort keeps the order of the random permutation, so all devices and processes agree."""
+    chosen = Selection(5_000, 2_500, seed=1).begin(0)
+    order = torch.randperm(5_000, generator=torch.Generator().manual_seed(derive_seed(1, "selection", 0)))
+    assert torch.equal(chosen, order[:2_500].sort().values)
+
+
+def test_no_epoch_is_chosen_at_first_and_state_of_that_time_can_be_loaded() -> None:
+    fresh = Selection(6, 4, seed=0)
+    assert fresh.epoch == -1
+    other = Selection(6, 4, seed=0)
+    other.load_state_dict(fresh.state_dict())
+    assert torch.equal(other.begin(0), fresh.begin(0))
+
+
+def test_state_of_a_selection_of_one_picture_is_refused_by_others() -> None:
+    kept = Selection(6, 1, seed=0)
+    kept.begin(0)
+    with pytest.raises(ValueError, match="has changed"):
+        Selection(6, 4, seed=0).load_state_dict(kept.state_dict())
+
+
 def test_a_second_training_begins_anew() -> None:
     selection = Selection(30, 20, seed=0)
     first = [train_epoch(selection, epoch, torch.arange(30).float()) for epoch in range(3)]
     assert [train_epoch(selection, epoch, torch.arange(30).float()) for epoch in range(3)] == first
 
 
-def test_asked_again_an_epoch_is_the_same() -> None:
+def test_an_epoch_that_is_asked_for_again_is_the_same() -> None:
     selection = Selection(50, 30, seed=3)
     first = selection.begin(0)
     selection.note(first[:10], torch.ones(10))
@@ -60,7 +83,7 @@ def test_asked_again_an_epoch_is_the_same() -> None:
     assert not torch.equal(Selection(50, 30, seed=4).begin(0), first)
 
 
-def test_what_is_kept_and_loaded_goes_on_the_same_from_the_middle_of_an_epoch() -> None:
+def test_state_from_the_middle_of_an_epoch_continues_the_same_way() -> None:
     losses = torch.rand(40, generator=torch.Generator().manual_seed(0))
     whole, resumed = Selection(40, 25, seed=0), Selection(40, 25, seed=0)
     train_epoch(whole, 0, losses)
@@ -75,14 +98,14 @@ def test_what_is_kept_and_loaded_goes_on_the_same_from_the_middle_of_an_epoch() 
 
 
 @pytest.mark.parametrize(("count", "taken"), [(39, 25), (40, 24)])
-def test_what_was_kept_of_other_pictures_is_refused(count: int, taken: int) -> None:
+def test_state_of_other_pictures_is_refused(count: int, taken: int) -> None:
     kept = Selection(40, 25, seed=0)
     kept.begin(0)
     with pytest.raises(ValueError, match="has changed"):
         Selection(count, taken, seed=0).load_state_dict(kept.state_dict())
 
 
-def test_where_an_epoch_takes_less_than_half_everyone_still_has_a_turn() -> None:
+def test_every_picture_has_its_turn_even_if_an_epoch_takes_less_than_half() -> None:
     """50 pictures in batches of 23, the last one dropped: an epoch is one batch."""
     overrides = ["data.skip_easy=0.4", "training.batch_size=23", "training.drop_last=true"]
     prepared = prepare(coloured_data(50), load_recipe("tutorial", overrides), torch.device("cpu"))
@@ -95,7 +118,7 @@ def test_where_an_epoch_takes_less_than_half_everyone_still_has_a_turn() -> None
     assert set.union(*shown) == set(range(50))
 
 
-def test_batches_hold_the_chosen_and_mirror_by_how_often_each_was_shown() -> None:
+def test_batches_hold_the_chosen_pictures_and_mirror_them_by_their_number_of_visits() -> None:
     overrides = ["data.skip_easy=0.4", "training.batch_size=8", "augment.flip=alternating"]
     recipe = load_recipe("tutorial", overrides)
     prepared = prepare(coloured_data(), recipe, torch.device("cpu"))
@@ -119,11 +142,11 @@ def test_batches_hold_the_chosen_and_mirror_by_how_often_each_was_shown() -> Non
 
 
 @pytest.mark.parametrize("value", ["-0.1", "0.6", "nan"])
-def test_a_part_that_cannot_rest_is_refused(value: str) -> None:
+def test_a_share_that_cannot_be_skipped_is_refused(value: str) -> None:
     with pytest.raises(RecipeError, match=r"data\.skip_easy"):
         load_recipe("fast", [f"data.skip_easy={value}"])
 
 
-def test_balanced_classes_and_rest_are_refused_together() -> None:
+def test_balanced_classes_and_skipping_are_refused_together() -> None:
     with pytest.raises(RecipeError, match=r"data\.skip_easy"):
         load_recipe("fast", ["data.skip_easy=0.3", "data.sampling=balanced"])

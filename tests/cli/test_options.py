@@ -157,4 +157,4 @@ def test_pictures_of_one_class_alone_can_be_measured(
     found, _ = evaluate(capsys, run.path, tmp_path / "new")
     assert found["pictures"] == 5
     assert main(["train", str(tmp_path / "new"), "--out", str(tmp_path / "run")]) == 2
-    assert "two classes or more" in capsys.readouterr().err
+    assert "at least two classes" in capsys.readouterr().err

@@ -44,7 +44,7 @@ def test_an_unreadable_file_is_reported_in_its_place_and_the_rest_go_on(
     assert status == 1
     lines = stdout.splitlines()
     assert [re.split("  +", line)[:2] for line in lines[2:]] == [
-        [str(bad), "cannot be read: not a picture in any format known here"],
+        [str(bad), "cannot be read: not a picture in a format that thumbnet reads"],
         [str(tmp_path / "gone.png"), "cannot be read: there is no such file"],
         [str(good), "green"],
     ]

@@ -39,7 +39,7 @@ def test_a_class_with_one_picture_stays_in_train_with_a_note() -> None:
     assert len(data.splits["train"]) == 65
     assert "z/0" in names_of(data, "train")
     assert any(
-        "1 class(es) with one picture only stay in train" in note and "z" in note for note in data.notes
+        "1 class(es) with only one picture stay in train" in note and "z" in note for note in data.notes
     )
     assert data.set_aside == ("test",)
 
@@ -91,7 +91,7 @@ def test_groups_of_the_source_count_before_the_expression() -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
-    [("nobody(x)", "matches no picture, such as c0/person0_0"), ("(pers)", "the same group")],
+    [("nobody(x)", "matches none of the pictures, such as c0/person0_0"), ("(pers)", "the same group")],
 )
 def test_an_expression_that_finds_no_groups_is_refused_with_the_way_on(pattern: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
@@ -101,7 +101,10 @@ def test_an_expression_that_finds_no_groups_is_refused_with_the_way_on(pattern: 
 def test_each_picture_that_the_expression_does_not_match_is_alone() -> None:
     names = people(2, 10, 2) + [f"c{c}/loose{i}" for c in range(2) for i in range(10)]
     data = with_held_out(data_of({"train": names}), 0.2, 0.0, 0, r"(person\d+)_")
-    assert any("matches 40 pictures of train; each of the other 20 is alone" in note for note in data.notes)
+    assert any(
+        "matches 40 training pictures; each of the other 20 forms its own group" in note
+        for note in data.notes
+    )
     assert any("of 30 groups" in note for note in data.notes)
 
 
@@ -109,7 +112,7 @@ def test_a_class_in_one_group_stays_in_train() -> None:
     names = people(2, 10, 3) + [f"only/person77_{i}.png" for i in range(5)]
     data = with_held_out(data_of({"train": names}), 0.2, 0.0, 0, r"(person\d+)_")
     assert not any(name.startswith("only") for name in names_of(data, "test"))
-    assert any("one group only stay in train" in note and "only" in note for note in data.notes)
+    assert any("with only one group stay in train" in note and "only" in note for note in data.notes)
 
 
 def test_given_splits_that_share_groups_are_warned_of() -> None:
@@ -127,7 +130,7 @@ def test_given_splits_that_share_groups_are_warned_of() -> None:
     st.floats(0.05, 0.6),
     st.integers(0, 5),
 )
-def test_whatever_the_groups_none_is_divided_and_no_class_leaves_train(
+def test_no_group_is_divided_and_train_keeps_every_class(
     pictures: list[tuple[int, int]], fraction: float, seed: int
 ) -> None:
     names = [f"c{label}/g{group}_{number}" for number, (label, group) in enumerate(pictures)]
@@ -138,7 +141,7 @@ def test_whatever_the_groups_none_is_divided_and_no_class_leaves_train(
     try:
         data = with_held_out(data_of({"train": names}), fraction, 0.0, seed, r"/(g\d+)_")
     except DataError as error:
-        assert "each class is in one group only" in str(error)  # noqa: PT017
+        assert "each class is in only one group" in str(error)  # noqa: PT017
         return
     split = {s: names_of(data, s) for s in data.splits}
     assert Counter(split["train"] + split["test"]) == Counter(names)

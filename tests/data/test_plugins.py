@@ -108,9 +108,9 @@ def test_a_picture_of_the_plugins_that_declares_too_much_is_refused() -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (jpeg(12), "a JPEG of 12 bits per sample"),
-        (jpeg(12, 0xC1), "a JPEG of 12 bits per sample"),
-        (jpeg(16, 0xC3), "a lossless JPEG, of 16 bits per sample"),
+        (jpeg(12), "a JPEG with 12 bits per sample"),
+        (jpeg(12, 0xC1), "a JPEG with 12 bits per sample"),
+        (jpeg(16, 0xC3), "a lossless JPEG with 16 bits per sample"),
         (jpeg(8, 0xF7), "a JPEG-LS picture"),
         (b"\xff\x0a" + bytes(40), "JPEG XL picture; to read it, pip install pillow-jxl-plugin"),
         (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(40), "JPEG XL"),
@@ -125,7 +125,7 @@ def test_a_picture_of_the_plugins_that_declares_too_much_is_refused() -> None:
         (b"<!DOCTYPE html><html>", "a web page, not a picture"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"", "the file is empty"),
-        (b"hello", "not a picture in any format known here"),
+        (b"hello", "not a picture in a format that thumbnet reads"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, content: bytes, says: str) -> None:

@@ -215,7 +215,7 @@ def test_predict_says_why_a_folder_or_file_has_no_pictures(
     assert main(["predict", run, str(tmp_path / "a"), "--device", "cpu"]) == 0
     found = capsys.readouterr()
     assert "b.png" in found.out
-    assert "1 file(s) left out, each a DICOM file by its name" in found.err
+    assert "1 file(s) skipped, each a DICOM file by its name" in found.err
 
 
 @given(st.binary(max_size=400), st.sampled_from(["a", "a.json", "a.txt", "a.h5", "a.zip", "a.xml", "a.npyz"]))

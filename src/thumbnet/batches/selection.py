@@ -1,4 +1,4 @@
-"""Choose the pictures of each epoch: ``data.skip_easy`` skips those that are learnt already.
+"""Choose the pictures of each epoch: ``data.skip_easy`` skips those that are already learned.
 
 A picture that the network classifies with confidence changes little, but costs as much as any other. So each
 epoch skips the pictures whose loss was lowest when they were last seen. A skipped picture is kept in the next

@@ -1,4 +1,4 @@
-"""Set training pictures aside, to calibrate a network's probabilities on them."""
+"""Set training pictures aside to calibrate the network's probabilities."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from thumbnet.data.splits import Data
 from thumbnet.recipes.settings import DataSettings
 
 SPLIT = "calibration"
-FEWEST = 20  # pictures: from fewer the temperature would be guesswork
-LARGEST_PART = 20  # at most one training picture in so many is set aside
+FEWEST = 20  # pictures; fewer would make the temperature a guess
+LARGEST_PART = 20  # at most one training picture in this many is set aside
 
 
 def with_calibration_split(data: Data, settings: DataSettings) -> Data:
-    """``data`` with a split ``calibration`` set aside from ``train``, as a training with ``settings`` has it.
+    """``data`` with a split ``calibration`` taken from ``train``.
 
-    Nothing is set aside where the data have a ``val`` split, which then serves, or where a twentieth of the
-    training pictures would be fewer than ``FEWEST``. Every class is represented by its share. Pictures are
-    chosen by a hash of their names, and pictures of a group stay together, as in the other splits.
+    Data with a ``val`` split stay as they are, because ``val`` then serves for calibration, and so do data
+    with so few training pictures that a twentieth is less than ``FEWEST``. Every class gives the same share.
+    As for the other splits, a hash of the names decides, and the pictures of a group stay together.
     """
     train = data.splits["train"]
     count = min(settings.calibration_pictures, len(train) // LARGEST_PART)
@@ -44,7 +44,7 @@ def with_calibration_split(data: Data, settings: DataSettings) -> Data:
 
 
 def _stratified(names: Iterable[str], labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Choose ``count`` pictures, a share of each class, by a hash of their names: bool [N]."""
+    """Choose ``count`` pictures by a hash of their names, the same share of each class: bool [N]."""
     hashes = np.array([_hash(name, seed) for name in names], dtype=np.uint64)
     order = np.lexsort((hashes, labels))  # by class, and within a class by hash
     ordered = labels[order]
@@ -57,7 +57,7 @@ def _stratified(names: Iterable[str], labels: np.ndarray, count: int, seed: int)
 
 
 def _whole_groups(groups: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Choose groups by a hash of their names, as many as fit into ``count`` pictures: bool [N]."""
+    """Choose whole groups by a hash of their names, up to ``count`` pictures: bool [N]."""
     names, numbers, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     chosen, left = np.zeros(len(names), dtype=bool), count
     for place in sorted(range(len(names)), key=lambda one: _hash(str(names[one]), seed)):

@@ -1,6 +1,6 @@
-"""Set part of the training split aside as test or val, from each class, and in whole groups if it has groups.
+"""Split test or val off train: a fraction of each class, in whole groups if the pictures have groups.
 
-Which pictures go is decided by a hash of each picture's (or group's) name, so that a new one moves no other.
+A hash of each picture's (or group's) name decides, so adding a picture does not move any other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError, printable
 
-NOTHING_SET_ASIDE = "nothing is set aside: no accuracy will be measured (data.test_fraction is 0)"
+NOTHING_SET_ASIDE = "no test pictures are set aside (data.test_fraction is 0): no accuracy will be measured"
 
 
 def with_held_out(
@@ -24,18 +24,20 @@ def with_held_out(
 ) -> Data:
     """``data`` with ``test`` (if it has neither ``test`` nor ``val``) and ``val`` split off ``train``.
 
-    Stratified, and by a hash of each picture's name: adding pictures moves no other one. Pictures in one of
-    ``data.groups`` stay together. A class with one picture (or group) stays in ``train``.
+    The split is stratified and depends on a hash of each picture's name, so adding a picture does not move
+    any other. Pictures of one group (``data.groups``) stay together. A class with only one picture or group
+    stays in ``train``.
 
     Args:
-        data: has a split ``train``.
-        test_fraction: of each class; 0 for no test split.
-        val_fraction: of each class; 0 for no val split.
-        seed: decides which pictures.
-        group_by: regular expression that finds a picture's group in its name, if the source gave no groups.
+        data: a data set with a ``train`` split.
+        test_fraction: share of each class; 0 for no test split.
+        val_fraction: share of each class; 0 for no val split.
+        seed: selects the pictures.
+        group_by: a regular expression that finds a picture's group in its name, for sources without groups.
 
     Raises:
-        DataError: ``val`` is asked for and exists, nothing can be set aside, or ``group_by`` finds no groups.
+        DataError: ``val`` is asked for but exists already, nothing can be set aside, or ``group_by`` finds no
+            groups.
     """
     if group_by:
         data = _with_groups(data, group_by)
@@ -47,7 +49,7 @@ def with_held_out(
             data = replace(data, notes=(*data.notes, NOTHING_SET_ASIDE))
     if val_fraction > 0:
         if "val" in data.splits:
-            raise DataError(f"{data.source} has a val split of its own: leave out --val-fraction")
+            raise DataError(f"{data.source} already has a val split: leave out --val-fraction")
         data = _split_off(data, "val", val_fraction, seed + 1)
     return data
 
@@ -65,11 +67,11 @@ def _split_off(data: Data, name: str, fraction: float, seed: int) -> Data:
         share = chosen.sum() / max(len(train), 1)
         how = (
             f"{taken:,} of {all_groups:,} groups ({share:.0%} of the pictures) were set aside as {name}, "
-            f"each as a whole (seed {seed})"
+            f"undivided (seed {seed})"
         )
     if not chosen.any():
-        reason = "every class has one picture only" if groups is None else "each class is in one group only"
-        raise DataError(f"{data.source}: nothing can be set aside as {name}, because {reason}. {_WAY_ON}")
+        reason = "each class has only one picture" if groups is None else "each class is in only one group"
+        raise DataError(f"{data.source}: no pictures can be set aside as {name}, because {reason}. {_WAY_ON}")
     notes = [f"no test or val split: {how}" if name == "test" else how]
     present = np.bincount(train.labels, minlength=len(data.class_names))
     held = np.bincount(train.labels[chosen], minlength=len(data.class_names))
@@ -77,7 +79,7 @@ def _split_off(data: Data, name: str, fraction: float, seed: int) -> Data:
     if alone:
         some = ", ".join(alone[:5]) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
         why = "one picture" if groups is None else "one group"
-        notes.append(f"{len(alone)} class(es) with {why} only stay in train, and {name} has none: {some}")
+        notes.append(f"{len(alone)} class(es) with only {why} stay in train, and {name} lacks them: {some}")
     parts = {"train": np.flatnonzero(~chosen), name: np.flatnonzero(chosen)}
     splits = {**data.splits, **{split: train.subset(where) for split, where in parts.items()}}
     kept = data.groups
@@ -88,7 +90,7 @@ def _split_off(data: Data, name: str, fraction: float, seed: int) -> Data:
         splits=splits,
         groups=kept,
         set_aside=(*data.set_aside, name),
-        # Only a test split is news: val was asked for, and its size is shown.
+        # No note for val alone: the user asked for it, and its size is printed.
         notes=(*data.notes, *(notes if name == "test" or groups is not None else notes[1:])),
     )
 
@@ -97,7 +99,7 @@ _WAY_ON = "To train on all pictures without measuring: --test-fraction 0"
 
 
 def _by_picture(train: Split, classes: int, fraction: float, seed: int) -> np.ndarray:
-    """Choose the fraction of each class, and at least one picture if it has two: bool [N]."""
+    """Choose the fraction of each class, at least one picture of any class that has two: bool [N]."""
     chosen = np.zeros(len(train), dtype=bool)
     for label in range(classes):
         members = np.flatnonzero(train.labels == label)
@@ -109,13 +111,13 @@ def _by_picture(train: Split, classes: int, fraction: float, seed: int) -> np.nd
 
 
 def _by_group(labels: np.ndarray, groups: np.ndarray, classes: int, fraction: float, seed: int) -> np.ndarray:
-    """Choose whole groups, such that each class comes close to the fraction: bool [N].
+    """Choose whole groups so that each class comes close to the fraction: bool [N].
 
-    Goes through the groups in the order of their hashes and takes each one that brings the classes nearer to
-    their fractions than it takes them beyond. No class is taken whole.
+    Goes through the groups in the order of their hashes and takes a group if it fills more of what the
+    classes still lack than it adds above their targets. ``train`` keeps pictures of every class.
     """
     names, position = np.unique(groups, return_inverse=True)
-    counts = np.zeros((len(names), classes), dtype=np.int64)  # pictures by group and class
+    counts = np.zeros((len(names), classes), dtype=np.int64)  # pictures per group and class
     np.add.at(counts, (position, labels), 1)
     total = counts.sum(axis=0)
     wanted = np.where(total > 1, np.maximum(1, np.rint(total * fraction)), 0).astype(np.int64)
@@ -131,7 +133,7 @@ def _by_group(labels: np.ndarray, groups: np.ndarray, classes: int, fraction: fl
         beyond = np.maximum(after - wanted, 0).sum() - np.maximum(held - wanted, 0).sum()
         if nearer > beyond and may_go(index):
             taken[index], held = True, after
-    for label in np.flatnonzero((held == 0) & (wanted > 0)):  # only large groups: take the smallest
+    for label in np.flatnonzero((held == 0) & (wanted > 0)):  # all its groups are large: take the smallest
         if held[label]:
             continue
         possible = [index for index in order if counts[index, label] and may_go(index)]
@@ -142,7 +144,7 @@ def _by_group(labels: np.ndarray, groups: np.ndarray, classes: int, fraction: fl
 
 
 def _with_groups(data: Data, group_by: str) -> Data:
-    """Add each picture's group, from the source or found in its name by the regular expression."""
+    """Find each picture's group in its name by the regular expression, unless the source gave groups."""
     if "train" in data.groups:
         return data
     groups: dict[str, np.ndarray] = {}
@@ -154,27 +156,28 @@ def _with_groups(data: Data, group_by: str) -> Data:
     train = data.splits["train"]
     if not matched["train"]:
         raise DataError(
-            f"--group-by {group_by} matches no picture, such as {printable(train.name(0))}. Expected a "
-            "regular expression whose first group finds the group in a picture's path, as "
-            "'/([^/_]+)_[^/]*$' for what comes before the first _, or the name of a manifest's column"
+            f"--group-by {group_by} matches none of the pictures, such as {printable(train.name(0))}. Give a "
+            "regular expression whose first group matches the group's name in a picture's path, such as "
+            "'/([^/_]+)_[^/]*$' for the part before the first _, or give the name of a manifest's column"
         )
     if len(set(groups["train"].tolist())) == 1:
         raise DataError(
             f"--group-by {group_by} finds the same group, {printable(groups['train'][0])!r}, in all "
-            f"{len(train):,} pictures, such as {printable(train.name(0))}. Let its first group match what "
-            "differs, such as the person's number"
+            f"{len(train):,} pictures, such as {printable(train.name(0))}. Change the "
+            "expression so that its first group matches the part that differs, such as a person's number"
         )
     notes = list(data.notes)
     alone = len(train) - matched["train"]
     if alone:
         notes.append(
-            f"--group-by matches {matched['train']:,} pictures of train; each of the other {alone:,} is alone"
+            f"--group-by matches {matched['train']:,} training pictures; each of the other {alone:,} "
+            "forms its own group"
         )
     return replace(data, groups=groups, notes=tuple(notes))
 
 
 def _groups_of(split: Split, regex: re.Pattern[str]) -> tuple[list[str], int]:
-    """Find each picture's group and count the matches. Pictures that do not match are groups of one."""
+    """Find each picture's group and count the matches. A picture that does not match is its own group."""
     groups: list[str] = []
     matched = 0
     for index in range(len(split)):
@@ -182,12 +185,12 @@ def _groups_of(split: Split, regex: re.Pattern[str]) -> tuple[list[str], int]:
         match = regex.search(name)
         text = (match[min(regex.groups, 1)] or "") if match else ""
         matched += bool(text)
-        groups.append(text or f"\0{name}")  # no group can be called that
+        groups.append(text or f"\0{name}")  # not a name that a match can give
     return groups, matched
 
 
 def _with_shared_groups_noted(data: Data) -> Data:
-    """Add a warning if two splits of the source share a group."""
+    """Add a warning if a group has pictures in more than one split."""
     notes = list(data.notes)
     where: Mapping[str, set[str]] = defaultdict(set)
     for split, groups in data.groups.items():

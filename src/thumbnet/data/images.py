@@ -26,30 +26,30 @@ from thumbnet.errors import TooManyPixelsError, UnknownFormatError, UnreadableIm
 
 try:
     import simplejpeg
-except ImportError:  # there is none for this processor: Pillow reads every picture
+except ImportError:  # simplejpeg has no wheel for this processor: Pillow reads every picture
     simplejpeg = None  # type: ignore[assignment,unused-ignore]
 
 Fit = Literal["pad", "crop", "squash"]
 Picture: TypeAlias = "Image.Image | np.ndarray"
-"""A decoded picture: a Pillow image of any mode, or an array [H, W] or [H, W, 1, 3 or 4] of uint8, or of more
-bits: uint16, int32, or floats."""
+"""A decoded picture: a Pillow image of any mode, or an array [H, W] or [H, W, 1, 3 or 4] of uint8, uint16,
+int32 or floats."""
 WHITE = (255, 255, 255)
-MAX_PIXELS = 64_000_000  # a picture that declares more is taken for a decompression bomb
-BAND_PIXELS = 1 << 20  # converted at a time
+MAX_PIXELS = 64_000_000  # more could be a decompression bomb
+BAND_PIXELS = 1 << 20  # pixels that are converted at a time
 ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
-HEAD_BYTES = 4096  # of a file, by which :func:`is_plain` judges
+HEAD_BYTES = 4096  # the start of a file that :func:`is_plain` looks at
 TIFF_STARTS = (b"II*\0", b"MM\0*")
 TIFF_REFUSED = (
-    "a TIFF whose pixels are of a kind not known here, such as colour in floats: save it with 16 bits"
+    "a TIFF of a kind that thumbnet does not read, such as floating-point colour: save it with 16 bits"
 )
 NOT_FINITE = "it has pixel values that are not finite (NaN or infinity)"
-MAX_JPEG_BYTES = 64_000_000  # a larger file is read by Pillow, which takes it in parts
+MAX_JPEG_BYTES = 64_000_000  # Pillow reads larger files, in parts
 JPEG_START = b"\xff\xd8"
-APP1 = b"\xff\xe1"  # the marker of the part of a JPEG file that may hold an orientation
-# Not all that Pillow knows: for some (EPS) it starts other programs, and many are seldom tested.
+APP1 = b"\xff\xe1"  # marker of the JPEG segment that may hold an orientation
+# Only some of Pillow's formats: it starts other programs for EPS, and many others are rarely tested.
 FORMATS = ["PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "TGA", "ICO", "JPEG2000"]
 FORMATS += ["AVIF"] if find_spec("PIL.AvifImagePlugin") else []  # since Pillow 11.3
-Image.preinit()  # the first five; the others are looked up when it is none of these
+Image.preinit()  # loads the first five; Pillow loads the others when a file is in none of these
 PICTURE_SUFFIXES = frozenset(
     {
         ".png",
@@ -78,11 +78,11 @@ PICTURE_SUFFIXES = frozenset(
 def open_image(source: str | IO[bytes] | bytes, name: str) -> Image.Image:
     """Open the picture in a file, a stream or bytes: its first frame, upright, as RGB.
 
-    It is rendered by its type: transparent pixels on white, 16-bit values from 0..65535, floats from 0..1.
+    Rendering goes by its type: white behind transparent pixels, 0..65535 for 16-bit values, 0..1 for floats.
 
     Args:
         source: path, binary stream or bytes.
-        name: what an error calls the picture.
+        name: the picture's name in errors.
 
     Raises:
         UnreadableImageError: not a picture, damaged, or larger than ``MAX_PIXELS``.
@@ -91,19 +91,20 @@ def open_image(source: str | IO[bytes] | bytes, name: str) -> Image.Image:
 
 
 def load_picture(source: str | IO[bytes] | bytes, name: str, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Decode the picture in a file, a stream or bytes: its first frame, upright, with all of its bits.
+    """Decode the picture in a file, a stream or bytes: its first frame, upright, at its full bit depth.
 
     Returns:
-        uint8 [H, W, 3] for a plain JPEG file (a Pillow image of these pixels, and pixels of that again, would
-        cost as much as decoding them); uint16 [H, W, 3 or 4] for 16-bit colour, which Pillow has no mode for;
-        else a loaded Pillow image in the file's own mode.
+        - uint8 [H, W, 3] for a plain JPEG file: converting to a Pillow image and back would take as long as
+          decoding;
+        - uint16 [H, W, 3 or 4] for 16-bit colour, because Pillow has no mode for it;
+        - a loaded Pillow image in the file's own mode for everything else.
 
     Raises:
-        UnreadableImageError: as :func:`open_image`; also where values are not finite.
+        UnreadableImageError: as for :func:`open_image`, and if a value is not finite.
     """
     try:
         if isinstance(source, str):
-            if not stat.S_ISREG(os.stat(source).st_mode):  # to open a pipe would be to wait for a writer
+            if not stat.S_ISREG(os.stat(source).st_mode):  # opening a pipe would wait for a writer
                 raise UnreadableImageError(name, "not an ordinary file")
             with open(source, "rb") as file:
                 return _open(file, name, max_pixels)
@@ -124,7 +125,7 @@ def _open(stream: IO[bytes], name: str, max_pixels: int, formats: list[str] = FO
     stream.seek(start)
     try:
         with Image.open(stream, formats=formats) as image:
-            if image.width * image.height > max_pixels:  # below Pillow's own limit, which only warns
+            if image.width * image.height > max_pixels:  # Pillow's own limit is higher and only warns
                 raise TooManyPixelsError(name, f"declares {image.width}x{image.height} pixels")
             lower = _lower_bytes(image)
             picture = decode(image)
@@ -145,7 +146,7 @@ def _open(stream: IO[bytes], name: str, max_pixels: int, formats: list[str] = FO
         return _open(stream, name, max_pixels, other_formats(stream, start, name, formats))
     except (MemoryError, KeyboardInterrupt):
         raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+    except Exception as error:  # Pillow's decoders raise almost any exception on damaged files
         stream.seek(start)
         reason = plugins.special_jpeg(stream) or str(error) or type(error).__name__
         raise UnreadableImageError(name, reason) from None
@@ -161,8 +162,9 @@ def decode(image: Image.Image) -> Image.Image:
 def _lower_bytes(image: Image.Image) -> list[Any]:
     """Tiles that make Pillow decode the lower bytes of 16-bit colour; empty for any other picture.
 
-    Pillow has no mode for 16-bit colour and keeps the upper byte of each value. Told that the bytes are in
-    the other order, it keeps the lower one. A grey PNG with alpha has as many bits in a pixel as 8-bit RGBA.
+    Pillow has no mode for 16-bit colour and keeps the upper byte of each value. If we declare the opposite
+    byte order, it keeps the lower byte. A 16-bit grey PNG with alpha is decoded as 8-bit RGBA instead, which
+    has as many bits per pixel.
     """
     swapped = []
     for tile in getattr(image, "tile", ()):
@@ -183,9 +185,9 @@ _LOWER = {
 
 
 def _sixteen_bits(upper: Image.Image, lower: Image.Image, grey: bool) -> np.ndarray:
-    """uint16 [H, W, 3], or [H, W, 4] with alpha, of 16-bit colour decoded twice: see :func:`_lower_bytes`."""
+    """Combine the upper and lower bytes of 16-bit colour: uint16 [H, W, 3], or [H, W, 4] with alpha."""
     high, low = np.asarray(upper), np.asarray(lower)
-    if grey:  # both bytes of grey and of alpha are here
+    if grey:  # `low` has both bytes of grey and of alpha
         both = np.ascontiguousarray(low).view(">u2").astype(np.uint16)
         return np.dstack([both[..., :1], both[..., :1], both])
     values: np.ndarray = (high.astype(np.uint16) << 8) | low
@@ -201,12 +203,12 @@ def _is_finite(image: Image.Image) -> bool:
 
 
 def other_formats(stream: IO[bytes], start: int, name: str, formats: list[str]) -> list[str]:
-    """Formats of a plug-in for a picture that is in none of ``formats``.
+    """The formats of a plug-in that may read a picture that is in none of ``formats``.
 
-    ``stream`` is at ``start`` again afterwards.
+    Leaves ``stream`` at ``start``.
 
     Raises:
-        UnknownFormatError: there is none; it says what the file is, and what to do.
+        UnknownFormatError: no plug-in reads it. The message says what the file is and what to do.
     """
     stream.seek(start)
     found = plugins.load_formats(stream.read(plugins.HEAD_BYTES))
@@ -219,12 +221,11 @@ def other_formats(stream: IO[bytes], start: int, name: str, formats: list[str]) 
 def read_plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
     """Decode a JPEG file to the same bits as Pillow, in a seventh of the time.
 
-    Pillow takes 90 microseconds for a JPEG of 32 by 32 pixels, of which decoding is 10. Both decode with
-    libjpeg-turbo.
+    Both use libjpeg-turbo. Pillow takes 90 microseconds for a JPEG of 32x32 pixels; 10 of them are decoding.
 
     Returns:
-        uint8 [H, W, 3]; None where Pillow is to look at the file: other colours, turned by EXIF, damaged, or
-        large.
+        uint8 [H, W, 3]; None for files that Pillow has to read: other colour spaces, pictures turned by EXIF,
+        damaged and large files.
     """
     if simplejpeg is None or APP1 in data:
         return None
@@ -238,7 +239,7 @@ def read_plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray | N
 
 
 def to_rgb(picture: Picture) -> Image.Image:
-    """Any picture as RGB: turned upright by its EXIF, and rendered by its type, see :class:`Rendering`.
+    """Convert any picture to RGB: upright by its EXIF, rendered by its type (see :class:`Rendering`).
 
     Returns:
         A new, loaded picture in mode ``RGB``.
@@ -248,12 +249,12 @@ def to_rgb(picture: Picture) -> Image.Image:
     if isinstance(rgb, np.ndarray):
         return Image.fromarray(rgb)
     rgb = rgb.copy() if rgb is picture else rgb
-    rgb.info.clear()  # what it said, such as a transparent colour, has had its effect
+    rgb.info.clear()  # it has been applied, such as a transparent colour
     return rgb
 
 
 def lies_on_its_side(image: Image.Image) -> bool:
-    """Whether the EXIF orientation exchanges height and width (values 5 to 8)."""
+    """Whether the EXIF orientation swaps height and width (values 5 to 8)."""
     try:
         return may_be_turned(image) and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     except Exception:  # see _upright
@@ -261,30 +262,30 @@ def lies_on_its_side(image: Image.Image) -> bool:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn the picture as its EXIF says, if the orientation is valid."""
+    """Turn the picture upright by its EXIF, if the orientation is valid."""
     try:
         return ImageOps.exif_transpose(image)
     except MemoryError:
         raise
-    except Exception:  # Pillow's reader of EXIF raises nearly anything on rubbish
+    except Exception:  # Pillow's EXIF reader raises almost any exception on invalid data
         return image
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """How a decoded picture becomes 8-bit RGB: the same for every picture of a data set.
+    """How decoded pictures become 8-bit RGB, the same way for a whole data set.
 
     Attributes:
-        range: the values (low, high) that become 0 and 255 where pictures have more than 8 bits or are float;
-            None means by type: 0 to 65535 for integers, 0 to 1 for floats. 8-bit pictures keep their values.
-        background: what transparent pixels are laid on, RGB.
+        range: the values (low, high) that become 0 and 255 in pictures of more than 8 bits or floats. None
+            goes by type: 0 to 65535 for integers, 0 to 1 for floats. 8-bit pictures keep their values.
+        background: the colour behind transparent pixels, RGB.
     """
 
     range: tuple[float, float] | None = None
     background: tuple[int, int, int] = WHITE
 
     def rgb(self, picture: Picture) -> Picture:
-        """A decoded picture as uint8 [H, W, 3], or as a Pillow image in mode RGB."""
+        """Render a decoded picture: uint8 [H, W, 3], or a Pillow image in mode RGB."""
         if isinstance(picture, np.ndarray):
             if picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8:
                 return picture
@@ -299,11 +300,11 @@ class Rendering:
         return picture.convert("RGB")
 
     def arrays(self, images: np.ndarray, *, colour: bool) -> np.ndarray:
-        """Many pictures of one size as uint8 [N, H, W, 3].
+        """Render many pictures of one size: uint8 [N, H, W, 3].
 
         Args:
-            images: [N, H, W], or with ``colour`` [N, H, W, 1, 3 or 4], of the types that a picture can have.
-            colour: whether the last axis is that of channels.
+            images: [N, H, W], or [N, H, W, 1, 3 or 4] with ``colour``, of any type that a picture can have.
+            colour: whether the last axis holds the channels.
         """
         if not colour:
             images = images[..., None]
@@ -318,7 +319,7 @@ class Rendering:
         return np.asarray(_in_bands(flat, self._on_background)).reshape(*layer.shape[:3], 3)
 
     def levels(self, values: np.ndarray) -> np.ndarray:
-        """Values of any type and shape as uint8 of that shape: ``range`` to 0..255, in a straight line."""
+        """Map values of any type and shape to uint8, linearly from ``range`` to 0..255."""
         if values.dtype == np.uint8:
             return values
         low, high = self.range or type_range(values.dtype)
@@ -343,8 +344,8 @@ class Rendering:
 
 
 def with_alpha(image: Image.Image) -> Image.Image:
-    """A picture of 8 bits as RGBA."""
-    if image.mode == "La":  # which Pillow converts to nothing else
+    """Convert an 8-bit picture to RGBA."""
+    if image.mode == "La":  # Pillow converts it to LA only
         image = image.convert("LA")
     return image.convert("RGBA")
 
@@ -357,8 +358,10 @@ def is_deep(picture: Picture) -> bool:
 
 
 def is_plain(head: bytes) -> bool:
-    """Whether a picture whose file begins so surely has 8 bits and no transparency: no JPEG has more, and in
-    a PNG the header says it."""
+    """Whether a file that begins with ``head`` certainly has 8 bits and no transparency.
+
+    This is true of every JPEG that is read here; for a PNG the header tells.
+    """
     if head.startswith(JPEG_START):
         return True
     if head[:8] != b"\x89PNG\r\n\x1a\n" or head[12:16] != b"IHDR" or len(head) < 26:
@@ -369,7 +372,7 @@ def is_plain(head: bytes) -> bool:
 
 
 def type_range(dtype: np.dtype[Any]) -> tuple[float, float]:
-    """The values that become 0 and 255 where no range was measured or set."""
+    """The values that become 0 and 255 if no range was measured or set."""
     return (0.0, 1.0) if dtype.kind == "f" else (0.0, 65535.0)
 
 
@@ -388,13 +391,13 @@ def _table(low: float, high: float) -> np.ndarray:
 
 
 def _bands(image: Image.Image) -> list[tuple[int, int, int, int]]:
-    """Cut a picture into boxes of its full width, to limit the memory of intermediate results."""
+    """Cut a picture into boxes of full width, to limit the memory for intermediate results."""
     rows = max(1, BAND_PIXELS // image.width)
     return [(0, y, image.width, min(y + rows, image.height)) for y in range(0, image.height, rows)]
 
 
 def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """``convert`` to RGB, band by band where the picture is large."""
+    """``convert`` a picture to RGB, band by band if it is large."""
     bands = _bands(image)
     if len(bands) == 1:
         return convert(image)
@@ -405,13 +408,13 @@ def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image])
 
 
 def may_be_turned(image: Image.Image) -> bool:
-    """Whether to look for an EXIF orientation. Looking costs as much as decoding a small JPEG."""
+    """Whether the picture may have an EXIF orientation. Reading it takes as long as decoding a small JPEG."""
     plain = image.format in ("JPEG", "PNG", "GIF", "BMP", "PPM")
     return not plain or any(key in image.info for key in ("exif", "xmp", "XML:com.adobe.xmp"))
 
 
 def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
-    """Resize an RGB picture to ``size``, antialiased. A picture of that size is returned as it is.
+    """Resize an RGB picture to ``size``, antialiased. A picture of that size is returned unchanged.
 
     Args:
         image: in mode RGB.
@@ -432,7 +435,7 @@ def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Imag
         inner = image.resize(scaled, Image.Resampling.BILINEAR)
         canvas.paste(inner, ((width - scaled[0]) // 2, (height - scaled[1]) // 2))
         return canvas
-    # The part that stays, in source pixels: resizing just that never makes a huge intermediate picture.
+    # The part to keep, in source pixels. Resizing only this part avoids a huge intermediate picture.
     kept = (width / scale, height / scale)
     left, top = max(0.0, (image.width - kept[0]) / 2), max(0.0, (image.height - kept[1]) / 2)
     box = (left, top, min(left + kept[0], image.width), min(top + kept[1], image.height))
@@ -442,7 +445,7 @@ def fit_image(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Imag
 def fit_pixels(
     picture: Picture, size: tuple[int, int], fit: Fit, rendering: Rendering | None = None
 ) -> np.ndarray:
-    """A decoded picture at ``size`` (height, width), as the network takes it: uint8 [height, width, 3].
+    """Render a decoded picture and bring it to ``size``, the network's input: uint8 [height, width, 3].
 
     Args:
         picture: from :func:`load_picture` or :func:`decode`.
@@ -462,7 +465,7 @@ BY_TYPE = Rendering()
 
 
 def as_data_address(pixels: np.ndarray, *, lossless: bool = False) -> str:
-    """Pixels, uint8 [height, width, 3], as a ``data:`` address for a page."""
+    """Encode pixels, uint8 [height, width, 3], as a ``data:`` URL."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "WEBP", quality=80, method=4, lossless=lossless)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -470,12 +473,12 @@ def as_data_address(pixels: np.ndarray, *, lossless: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes what the network takes; stored with the weights.
+    """How a picture becomes the network's input; stored with the weights.
 
     Attributes:
         size: height, width in pixels.
-        fit: what happens to another aspect ratio, see :func:`fit_image`.
-        mean, std: of each channel, for pixels in [0, 1].
+        fit: how other aspect ratios are handled, see :func:`fit_image`.
+        mean, std: mean and standard deviation of each channel, for pixels in [0, 1].
         range, background: see :class:`Rendering`.
     """
 
@@ -492,5 +495,5 @@ class Preprocessing:
         return Rendering(self.range, self.background)
 
     def pixels(self, picture: Picture) -> np.ndarray:
-        """A decoded picture of any mode and size as uint8 [height, width, 3]."""
+        """Render and resize a decoded picture of any mode and size: uint8 [height, width, 3]."""
         return fit_pixels(picture, self.size, self.fit, self.rendering)

@@ -1,7 +1,7 @@
 """Recognise picture formats that Pillow reads only with a plug-in or not at all, and say what to do.
 
-A plug-in that is installed is loaded when the first file with its signature is met. Ordinary pictures never
-come here.
+An installed plug-in is loaded when the first file with its signature appears. Ordinary pictures never get
+here.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import IO
 from thumbnet.errors import printable
 
 HEAD_BYTES = 512
-MAX_JPEG_HEADER = 1 << 20  # bytes in which a JPEG's frame header is looked for
-UNKNOWN = "not a picture in any format known here"
+MAX_JPEG_HEADER = 1 << 20  # how many bytes to search for a JPEG's frame header
+UNKNOWN = "not a picture in a format that thumbnet reads"
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Kind:
     """A format that Pillow does not read by itself.
 
     Attributes:
-        name: what to call it, in the singular and with its article.
-        suffixes: of its files' names, in lower case.
-        way: what to do, as a sentence without a full stop.
-        format, module, package: Pillow's name for it, the plug-in that reads it, and what to install for
-            that; empty where thumbnet knows no plug-in.
+        name: its name in messages, with the article.
+        suffixes: file suffixes, in lower case.
+        way: how to convert it, as a sentence without a full stop.
+        format, module, package: Pillow's name for the format, the plug-in's module, and the package to
+            install; empty if thumbnet knows no plug-in.
     """
 
     name: str
@@ -104,9 +104,8 @@ KINDS = (
     VIDEO,
 )
 
-_HEIC_BRANDS = frozenset(
-    b"heic heix hevc hevx heim heis hevm hevs mif1 msf1".split()
-)  # of the box that such a file begins with
+# The brands in the `ftyp` box at the start of the file.
+_HEIC_BRANDS = frozenset(b"heic heix hevc hevx heim heis hevm hevs mif1 msf1".split())
 _AVIF_BRANDS = frozenset([b"avif", b"avis"])
 _STARTS: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"\xff\x0a", JXL),
@@ -141,12 +140,12 @@ _STARTS: tuple[tuple[int, bytes, Kind], ...] = (
 
 
 def kind_of(head: bytes) -> Kind | None:
-    """Recognise a format by the first ``HEAD_BYTES`` of a file; None for all others, such as JPEG."""
+    """Recognise one of ``KINDS`` by the first ``HEAD_BYTES`` of a file; None for all others, such as JPEG."""
     if head[4:8] == b"ftyp":
         brand = head[8:12]
         if brand == b"crx ":
             return RAW
-        # A file of the general brand mif1 says further on which codec it has.
+        # A file with the generic brand mif1 names its codec among the compatible brands.
         if brand in _AVIF_BRANDS or (brand in (b"mif1", b"msf1") and b"avif" in head[12:64]):
             return AVIF
         return HEIC if brand in _HEIC_BRANDS else VIDEO
@@ -158,14 +157,14 @@ def kind_of(head: bytes) -> Kind | None:
 
 
 def kind_by_name(name: str) -> Kind | None:
-    """Recognise a format by the file's name; None for pictures that Pillow reads by itself."""
+    """Recognise one of ``KINDS`` by the file's name; None for pictures that Pillow reads by itself."""
     lower = name.lower()
     return next((kind for kind in KINDS if lower.endswith(kind.suffixes)), None)
 
 
 @cache
 def installed(kind: Kind) -> bool:
-    """Whether the plug-in for ``kind`` is installed. It is not loaded."""
+    """Whether the plug-in for ``kind`` is installed, without loading it."""
     try:
         return bool(kind.module) and find_spec(kind.module) is not None
     except (ImportError, ValueError):
@@ -173,7 +172,7 @@ def installed(kind: Kind) -> bool:
 
 
 def readable_suffixes() -> frozenset[str]:
-    """Suffixes of the pictures that are read because a plug-in is installed."""
+    """The suffixes of all formats whose plug-in is installed."""
     return frozenset(suffix for kind in KINDS if installed(kind) for suffix in kind.suffixes)
 
 
@@ -183,7 +182,7 @@ def fingerprint() -> str:
 
 
 def load_formats(head: bytes) -> list[str]:
-    """Load the plug-in for a file that begins so, if there is one; Pillow's formats to read it with."""
+    """Load the plug-in for a file that begins with ``head``; the formats it adds to Pillow, empty if none."""
     kind = kind_of(head)
     if kind is None or not installed(kind):
         return []
@@ -196,13 +195,13 @@ def _load(kind: Kind) -> bool:
         module = import_module(kind.module)
         if kind is HEIC:
             module.register_heif_opener()
-    except Exception:  # a plug-in that does not fit this Pillow, or lacks its library
+    except Exception:  # a plug-in that does not work with this Pillow, or lacks its library
         return False
     return True
 
 
 def reason(stream: IO[bytes]) -> str:
-    """Why Pillow cannot read a picture from ``stream`` at its present position, and what to do."""
+    """Why Pillow cannot read the picture at the current position of ``stream``, and what to do."""
     head = stream.read(HEAD_BYTES)
     if head.startswith(b"\xff\xd8"):
         special = _special_jpeg(head + stream.read(MAX_JPEG_HEADER))
@@ -210,13 +209,13 @@ def reason(stream: IO[bytes]) -> str:
     if not head:
         return "the file is empty"
     if head.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS, not the picture itself: fetch that with git lfs pull"
+        return "a Git LFS pointer, not the picture itself: fetch the picture with git lfs pull"
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        return "a web page, not a picture: its download did not work"
+        return "a web page, not a picture: the download failed"
     kind = kind_of(head)
     if kind is None:
         return UNKNOWN
-    if kind is AVIF and find_spec("PIL.AvifImagePlugin"):  # Pillow reads it by itself since 11.3
+    if kind is AVIF and find_spec("PIL.AvifImagePlugin"):  # Pillow reads AVIF since 11.3
         return f"{kind.name}, but Pillow cannot read it: it is damaged or unusual"
     if installed(kind):
         return f"{kind.name}, but the plug-in {kind.package} cannot read it: it is damaged or unusual"
@@ -224,7 +223,7 @@ def reason(stream: IO[bytes]) -> str:
 
 
 def _special_jpeg(data: bytes) -> str | None:
-    """What is unusual about a JPEG file, by its frame header; None for ordinary and damaged ones."""
+    """Say what is unusual about a JPEG file, by its frame header; None for ordinary and damaged files."""
     at = 2
     while at + 5 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -232,7 +231,7 @@ def _special_jpeg(data: bytes) -> str | None:
             at += 1
             continue
         if marker in (0xC3, 0xC7, 0xCB, 0xCF):
-            return f"a lossless JPEG, of {data[at + 4]} bits per sample: convert it to PNG first"
+            return f"a lossless JPEG with {data[at + 4]} bits per sample: convert it to PNG first"
         if marker == 0xF7:
             return "a JPEG-LS picture: convert it to PNG first, with the package imagecodecs"
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
@@ -240,25 +239,24 @@ def _special_jpeg(data: bytes) -> str | None:
             if bits == 8:
                 return None
             return (
-                f"a JPEG of {bits} bits per sample, and only those of 8 are read: convert it to a 16-bit "
-                f"PNG or "
-                "TIFF, or to an 8-bit JPEG, first"
+                f"a JPEG with {bits} bits per sample, and thumbnet reads only 8: convert it to a "
+                "16-bit PNG or TIFF, or to an 8-bit JPEG, first"
             )
         at += 2 + int.from_bytes(data[at + 2 : at + 4])
     return None
 
 
 def special_jpeg(stream: IO[bytes]) -> str | None:
-    """As :func:`reason`, for a JPEG that Pillow could not decode; None if nothing is special about it."""
+    """Say why Pillow could not decode a JPEG; None if its header is ordinary."""
     data = stream.read(MAX_JPEG_HEADER)
     return _special_jpeg(data) if data.startswith(b"\xff\xd8") else None
 
 
 def notes_on(paths: Iterable[str]) -> list[str]:
-    """Notes on skipped files that would be pictures with a plug-in or after a conversion.
+    """Notes on skipped files that a plug-in or a conversion would make readable.
 
     Returns:
-        One note for each kind: how many there are, an example, and what to do.
+        One note per format, with the number of files, an example, and what to do.
     """
     found: dict[Kind, list[str]] = defaultdict(list)
     for path in paths:
@@ -266,7 +264,7 @@ def notes_on(paths: Iterable[str]) -> list[str]:
         if kind is not None:
             found[kind].append(path)
     return [
-        f"warning: {len(names)} file(s) left out, each {kind.name} by its name, such as "
+        f"warning: {len(names)} file(s) skipped, each {kind.name} by its name, such as "
         f"{printable(min(names))}: {kind.advice.replace('read it', 'read them')}"
         for kind, names in found.items()
     ]

@@ -1,7 +1,7 @@
-"""Pictures that occur more than once: within a split, across splits, or in two classes.
+"""Find pictures that occur more than once: within a split, in several splits, or in two classes.
 
-Pictures are compared by a digest of their decoded pixels, so that the same picture in two file formats counts
-as the same. Two different pictures share a digest with a probability of about 2**-66.
+Pictures are compared by a digest of their decoded pixels, so a picture saved in two lossless formats counts
+as one. Two different pictures have the same digest with a probability of about 2**-66.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-COPIED = 0.9  # a class is called a copy when at least this share of its pictures is also in another class
-_PART_BYTES = 1 << 22  # read at a time, so that a split mapped into memory is never copied as a whole
+COPIED = 0.9  # a class is a copy if at least this share of its pictures is also in another class
+_PART_BYTES = 1 << 22  # bytes to read at a time: a memory-mapped split is never copied as a whole
 
 
 class Place(NamedTuple):
     """Where a picture is."""
 
     split: str
-    index: int  # type: ignore[assignment]  # a tuple has a method of that name, which nobody needs here
+    index: int  # type: ignore[assignment]  # hides the method tuple.index, which is not used
 
 
 class CopiedClass(NamedTuple):
-    """A class nearly all of whose pictures are in another class too.
+    """A class most of whose pictures are also in another class.
 
     Attributes:
-        split: whose pictures of the class were looked at.
-        label, original: the class and the other one, positions in the class names.
-        shared, pictures: how many of these pictures are in the other class, in any split, and how many there
-            are.
+        split: the split in which the class's pictures were counted.
+        label, original: the class and the other class, as positions in the class names.
+        shared, pictures: how many of the class's pictures are also in the other class (in any split), and how
+            many it has.
     """
 
     split: str
@@ -46,9 +46,9 @@ class Repeats:
     """The result of :func:`find_repeats`.
 
     Attributes:
-        leaks: each picture of a later split that is also in an earlier one: (earlier, later).
-        conflicts: groups of equal pictures that do not all have the same label.
-        repeated: of each split, how many pictures repeat an earlier one of the same split.
+        leaks: pairs (earlier, later) for each picture of a later split that is also in an earlier split.
+        conflicts: groups of equal pictures with different labels.
+        repeated: by split, how many pictures repeat an earlier picture of the same split.
         copied_classes: classes that are copies of another class.
     """
 
@@ -61,11 +61,12 @@ class Repeats:
 def picture_digests(images: np.ndarray) -> np.ndarray:
     """Two 64-bit hashes of each picture's pixels.
 
-    Each is a sum of 32-bit words times random 64-bit numbers (multilinear hashing, Carter and Wegman 1979).
-    The numbers depend only on the shape of a picture, so digests can be stored and compared later.
+    Each is the sum of the picture's 32-bit words, each times a random 64-bit number (multilinear hashing,
+    Carter and Wegman 1979). The numbers depend only on the picture's shape, so digests can be stored and
+    compared later.
 
     Args:
-        images: uint8 [N, ...], any shape; it is read in parts.
+        images: uint8 [N, ...], of any shape; read in parts.
 
     Returns:
         uint64 [N, 2].
@@ -91,7 +92,7 @@ def picture_digests(images: np.ndarray) -> np.ndarray:
 
 
 def _shape_number(shape: tuple[int, ...]) -> int:
-    """A number that depends on the shape, so pictures of zeros in different sizes have different digests."""
+    """A number for the shape: without it, all-zero pictures of different sizes would share a digest."""
     value = 1
     for side in shape:
         value = (value * 1_000_003 + side) % (1 << 32)
@@ -99,15 +100,15 @@ def _shape_number(shape: tuple[int, ...]) -> int:
 
 
 def find_repeats(digests: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> Repeats:
-    """Repeats within and across splits, from what :func:`picture_digests` returned.
+    """Find repeats within and across splits.
 
     Args:
-        digests: of each split, uint64 [N, 2]. Earlier splits are the ones that later ones leak from: put
-            ``train`` first.
-        labels: of each split, int [N]. ``-1`` means unknown: such a picture is in no conflict.
+        digests: by split, uint64 [N, 2], from :func:`picture_digests`. Put ``train`` first: a picture of a
+            later split leaks if an earlier split has it.
+        labels: by split, int [N]. ``-1`` means unknown; such a picture is in no conflict.
 
     Returns:
-        All of them, in the order of the splits.
+        All repeats, in the order of the splits.
     """
     names = list(digests)
     lengths = [len(digests[name]) for name in names]
@@ -122,7 +123,7 @@ def find_repeats(digests: Mapping[str, np.ndarray], labels: Mapping[str, np.ndar
     new = np.ones(len(order), dtype=bool)
     new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
     group = np.empty(len(order), dtype=np.int64)
-    group[order] = np.cumsum(new) - 1  # by picture: equal pictures have equal numbers
+    group[order] = np.cumsum(new) - 1  # per picture: equal pictures have equal numbers
 
     def place(at: int) -> Place:
         return Place(names[split[at]], int(index[at]))
@@ -138,7 +139,7 @@ def find_repeats(digests: Mapping[str, np.ndarray], labels: Mapping[str, np.ndar
         known = label[members][label[members] >= 0]
         if len(known) and (known != known[0]).any():
             conflicts.append(tuple(place(at) for at in members))
-    again = np.flatnonzero(np.bincount(group)[group] > 1)  # all others are in no repeat
+    again = np.flatnonzero(np.bincount(group)[group] > 1)  # pictures that occur more than once
     numbers, where, of = group[again], split[again], label[again]
     repeated = {
         name: int((where == at).sum() - len(np.unique(numbers[where == at]))) for at, name in enumerate(names)
@@ -161,15 +162,16 @@ def find_repeats(digests: Mapping[str, np.ndarray], labels: Mapping[str, np.ndar
 def _copied_classes(
     split: str, here: np.ndarray, group: np.ndarray, label: np.ndarray, sizes: np.ndarray
 ) -> list[CopiedClass]:
-    """Classes of one split, with two pictures or more, that are copies of another one.
+    """Find classes of one split, with at least two pictures, that are copies of another class.
 
-    The other class may have the pictures in any split. Of two classes with the same pictures one is named.
+    The other class may have the pictures in any split. If two classes have the same pictures, only one of
+    them is reported.
 
     Args:
         split: the split's name.
-        here: which of the repeated pictures are in it, bool [M].
-        group, label: of all repeated pictures, int64 [M].
-        sizes: how many pictures each class has in the split, repeated or not.
+        here: which of the repeated pictures are in this split, bool [M].
+        group, label: group and label of every repeated picture, int64 [M].
+        sizes: how many pictures each class has in this split, repeated or not.
     """
     known = label >= 0
     if not (here & known).any():

@@ -1,4 +1,4 @@
-"""Splits of labelled pictures and the names of the classes: what every source becomes."""
+"""The common form of all data sets: splits of labelled pictures and the names of their classes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from thumbnet.data.images import (
 )
 from thumbnet.errors import DataError, TooManyPixelsError, UnreadableImageError, printable
 
-# Called with the pictures done and their number.
+# Called after each picture or batch, with how many pictures are done and how many there are.
 Progress = Callable[[int, int], None]
 
 
@@ -52,14 +52,14 @@ class Split(ABC):
 
     @abstractmethod
     def read(self, index: int) -> Image.Image:
-        """The picture, in RGB and its own size; rendered by its type, see :func:`to_rgb`.
+        """Decode the picture as RGB in its own size, rendered by its type (see :func:`to_rgb`).
 
         Raises:
             UnreadableImageError: it cannot be decoded.
         """
 
     def load(self, index: int) -> Picture:
-        """Decode the picture with all of its bits; see :func:`thumbnet.data.images.load_picture`.
+        """Decode the picture at its full bit depth (see :func:`thumbnet.data.images.load_picture`).
 
         Raises:
             UnreadableImageError: it cannot be decoded.
@@ -67,12 +67,12 @@ class Split(ABC):
         return self.read(index)
 
     def head(self, index: int) -> bytes:
-        """The first ``HEAD_BYTES`` of a picture's encoded file; empty where there is none, or not at once."""
+        """The first ``HEAD_BYTES`` of the encoded file; empty if there is no file or reading it is slow."""
         return b""
 
     @abstractmethod
     def content(self, index: int) -> bytes:
-        """Bytes that identify a picture's content: those of its file, or its pixels.
+        """Bytes that identify a picture's content: its file's bytes, or its pixels.
 
         Raises:
             UnreadableImageError: the file cannot be read.
@@ -80,10 +80,10 @@ class Split(ABC):
 
     @abstractmethod
     def peek(self, index: int) -> tuple[tuple[int, int], str]:
-        """Size (height, width; upright) and mode of a picture, without decoding it where possible.
+        """The upright size (height, width) and the mode of a picture, if possible without decoding it.
 
         Raises:
-            UnreadableImageError: it is no picture.
+            UnreadableImageError: the file is not a picture.
         """
 
     @abstractmethod
@@ -91,7 +91,7 @@ class Split(ABC):
         """The pictures at ``indices`` (int [M]), in that order."""
 
     def content_key(self) -> str:
-        """A digest that changes when a picture does; labels are not in it. Computed once."""
+        """A digest of the pictures, without their labels. Computed once."""
         return self._content_key
 
     @cached_property
@@ -100,11 +100,11 @@ class Split(ABC):
 
     @abstractmethod
     def content_stamp(self) -> Iterable[bytes]:
-        """The parts of :meth:`content_key`."""
+        """The bytes that :meth:`content_key` digests, in parts."""
 
     @abstractmethod
     def stamp(self) -> Iterable[bytes]:
-        """The parts of the split's fingerprint. They are cheap to compute."""
+        """The bytes that this split adds to :meth:`Data.fingerprint`, in parts. They are cheap to compute."""
 
 
 class FileSplit(Split):
@@ -112,7 +112,7 @@ class FileSplit(Split):
 
     def __init__(self, root: Path, paths: Sequence[str], labels: np.ndarray) -> None:
         self.root = root
-        self._root = str(root)  # to join strings takes a fifth of the time
+        self._root = str(root)  # joining strings is five times as fast as joining paths
         self.paths = np.asarray(paths, dtype=object)
         self.labels = np.asarray(labels, dtype=np.int64)
 
@@ -120,7 +120,7 @@ class FileSplit(Split):
         return str(self.paths[index])
 
     def path(self, index: int) -> Path:
-        """Where the picture's file is."""
+        """The path of the picture's file."""
         return self.root / str(self.paths[index])
 
     def read(self, index: int) -> Image.Image:
@@ -152,24 +152,24 @@ class FileSplit(Split):
         return FileSplit(self.root, self.paths[indices], self.labels[indices])
 
     def stamp(self) -> Iterable[bytes]:
-        """Names, labels and file sizes: reading every file would cost too much."""
+        """Names, labels and file sizes. Reading every file would take too long."""
         for path, label, (size, _) in zip(self.paths, self.labels, self._states, strict=True):
             yield file_stamp(path, label, size)
 
     def content_stamp(self) -> Iterable[bytes]:
-        """Names, file sizes and times of change."""
+        """Names, file sizes and modification times."""
         yield os.fsencode(self.root.resolve())
         for path, (size, changed) in zip(self.paths, self._states, strict=True):
             yield f"{path}\0{size}\0{changed}\n".encode(errors="surrogateescape")
 
     @cached_property
     def _states(self) -> list[tuple[int, int]]:
-        """Size and time of change, in nanoseconds, of every file; looked up once. -1 where there is none."""
+        """Size and modification time (ns) of every file, looked up once; -1 for a missing file."""
         return [_state(os.path.join(self._root, path)) for path in self.paths]
 
 
 class EncodedSplit(Split):
-    """Pictures as encoded files that are not separate files on disk. ``names`` has their names."""
+    """Encoded files that are not files on disk, such as members of an archive, with their ``names``."""
 
     names: Sequence[str]
 
@@ -192,7 +192,7 @@ class EncodedSplit(Split):
 
 
 class BytesSplit(EncodedSplit):
-    """Pictures as encoded files in memory, such as a column of a Parquet file."""
+    """Encoded files in memory, such as a column of a Parquet file."""
 
     def __init__(self, files: Sequence[bytes], labels: np.ndarray, names: Sequence[str]) -> None:
         self.files = files
@@ -218,13 +218,13 @@ class ArraySplit(Split):
     """Pictures as pixels: ``images`` [N, height, width] or [N, height, width, 1, 3 or 4].
 
     Args:
-        images: uint8, or of more bits: uint16, int32 or floats. Other integers and booleans become one of
-            these. How they become 8-bit RGB, a :class:`thumbnet.data.images.Rendering` says.
+        images: uint8, uint16, int32 or floats. Other integers and booleans are converted to one of these. A
+            :class:`thumbnet.data.images.Rendering` turns them into 8-bit RGB.
         labels: int [N].
-        prefix: what the pictures' names begin with.
+        prefix: the start of each picture's name.
 
     Raises:
-        DataError: another shape, or another type.
+        DataError: the shape or the type is not one of these.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, prefix: str) -> None:
@@ -267,23 +267,23 @@ class ArraySplit(Split):
         yield from self._parts()
 
     def content_key(self) -> str:
-        return _digest(self.content_stamp())  # not remembered: an array can be written to
+        return _digest(self.content_stamp())  # computed each time, because the array may have been written to
 
     def content_stamp(self) -> Iterable[bytes]:
         yield f"{self.images.shape} {self.images.dtype.str}".encode()
         yield from self._parts()
 
     def _parts(self) -> Iterable[bytes]:
-        """Iterate over the pixels, some pictures at a time, because the array may be larger than memory."""
+        """Yield the pixels, 1,024 pictures at a time, because the array may be larger than memory."""
         for start in range(0, len(self.images), 1024):
             yield self.images[start : start + 1024].tobytes()
 
 
 def _as_pictures(images: np.ndarray, name: str) -> np.ndarray:
-    """``images`` in one of the types that :class:`ArraySplit` holds."""
+    """Convert ``images`` to one of the types that :class:`ArraySplit` holds."""
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
         raise DataError(
-            f"{name}: an array of shape {list(images.shape)}: expected pictures [N, height, width] or "
+            f"{name}: the array has shape {list(images.shape)}, expected pictures [N, height, width] or "
             "[N, height, width, 1, 3 or 4]"
         )
     kind, wide = images.dtype.kind, images.dtype.itemsize
@@ -292,7 +292,7 @@ def _as_pictures(images: np.ndarray, name: str) -> np.ndarray:
     if images.dtype in (np.uint8, np.uint16, np.int32, np.float16, np.float32, np.float64):
         return images
     if kind not in "iu":
-        raise DataError(f"{name}: an array of {images.dtype}: expected pictures as integers or floats")
+        raise DataError(f"{name}: the array has type {images.dtype}, expected integers or floats")
     if wide < 4:  # int8, int16
         return images.astype(np.int32)
     least, most = (int(images.min()), int(images.max())) if images.size else (0, 0)
@@ -301,7 +301,7 @@ def _as_pictures(images: np.ndarray, name: str) -> np.ndarray:
 
 
 def file_stamp(path: str, label: int, size: int) -> bytes:
-    """The part of a fingerprint for a picture in a file."""
+    """The bytes that a picture in a file adds to a fingerprint."""
     return f"{path}\0{label}\0{size}\n".encode(errors="surrogateescape")
 
 
@@ -349,15 +349,15 @@ class Data:
 
     Attributes:
         source: what the user named: ``cifar10``, a folder's path, ...
-        layout: in words, what was recognised there.
-        class_names: a label is a position in it.
-        splits: by name, of ``train``, ``val`` and ``test``; ``train`` is always there. ``all`` is
-            ``train`` under the name by which it is measured, where the data have no other split.
-        notes: what the user should know, such as files that were passed over. One that begins with
-            ``warning: `` says that the result may be wrong.
-        groups: by split, where pictures belong together, such as those of one person: each picture's group,
-            str [N]. Pictures of a group stay together when some are set aside.
-        set_aside: the splits that are not the source's own, but were split off ``train``.
+        layout: the layout that was recognised, in words.
+        class_names: a label is a position in this tuple.
+        splits: ``train``, and ``val`` and ``test`` if there are any, by name. ``all`` is ``train`` again, for
+            measuring data that have no other split.
+        notes: what the user should know, such as files that were skipped. A note that begins with
+            ``warning: `` means that the result may be wrong.
+        groups: each picture's group, str [N], by split, if pictures belong together (those of one person, for
+            example). Held-out splits take whole groups.
+        set_aside: the splits that thumbnet split off ``train``, as opposed to the source's own.
     """
 
     source: str
@@ -369,14 +369,15 @@ class Data:
     set_aside: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        # Notes hold names of files: each note is one line, without control characters.
+        # Notes contain file names: remove control characters, and keep each note on one line.
         object.__setattr__(self, "notes", tuple(printable(note) for note in self.notes))
         if len(self.splits.get("train", ())) == 0:
-            raise DataError(f"{printable(self.source)}: there are no training pictures in it")
+            raise DataError(f"{printable(self.source)} has no training pictures")
         odd = [printable(name) for name in self.class_names if not name.isprintable()]
         if odd:
             raise DataError(
-                f"{printable(self.source)}: class names that are no text: {', '.join(odd)}. Rename them"
+                f"{printable(self.source)}: class names with control characters: {', '.join(odd)}. "
+                "Rename them"
             )
 
     def check_trainable(self) -> None:
@@ -387,27 +388,27 @@ class Data:
         """
         if len(self.class_names) < 2:
             raise DataError(
-                f"{printable(self.source)}: a classifier needs two classes or more, and there "
-                f"{'is one' if self.class_names else 'are none'}: {', '.join(self.class_names) or '-'}. "
-                "Put the pictures of each class in a folder of its own"
+                f"{printable(self.source)}: a classifier needs at least two classes, and there is "
+                f"{'only one: ' + self.class_names[0] if self.class_names else 'no class'}. "
+                "Put the pictures of each class in their own folder"
             )
 
     def split(self, name: str) -> Split:
         """The split of that name.
 
         Raises:
-            DataError: there is none.
+            DataError: there is no split of that name.
         """
         if name not in self.splits:
             raise DataError(f"{printable(self.source)} has no split {name!r}, only {', '.join(self.splits)}")
         return self.splits[name]
 
     def measured_split(self) -> str:
-        """The split to measure on: ``test``, or else ``val``, or else all pictures there are."""
+        """The name of the split to measure on: ``test``, else ``val``, else all pictures."""
         return next(name for name in ("test", "val", "all", "train") if name in self.splits)
 
     def fingerprint(self) -> str:
-        """A digest of class names, labels and pictures (files by name and size), as hex."""
+        """A digest of class names, labels and pictures (files count by name and size), in hexadecimal."""
         digest = hashlib.blake2b("\0".join(self.class_names).encode(), digest_size=16)
         for name, split in sorted(self.splits.items()):
             digest.update(f"\n{name}\n".encode())

@@ -1,11 +1,11 @@
-"""The value range and the background of a data set, measured on a sample of its training pictures.
+"""Measure the value range and choose the background of a data set, on a sample of its training pictures.
 
-Pictures of more than 8 bits, or of floats, need one range of values that becomes 0..255. Transparent
-ones need a background that they can be told from. Both are measured once over the training split, stored with
-the preprocessing, and used for every picture from then on. 8-bit pictures without transparency need neither.
-Where the first bytes of their files show that they are such, they are not even decoded for this.
+Pictures of more than 8 bits, and floats, need one range of values that becomes 0..255. Transparent pictures
+need a background that they stand out from. Both are measured once on the training split, stored with the
+preprocessing, and used for every later picture. Opaque 8-bit pictures need neither, and they are not decoded
+here if the first bytes of their files show that they are opaque and 8-bit.
 
-A fixed random sample of up to ``SURVEYED`` pictures is looked at, the same one for every engine and process.
+The sample is random but fixed, up to ``SURVEYED`` pictures, the same for every engine and process.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from thumbnet.errors import UnreadableImageError, printable
 from thumbnet.recipes.settings import AUTO, BACKGROUNDS, DataSettings
 
 SURVEYED = 5_000  # pictures looked at
-MEASURED = 1_000  # deep or transparent ones, of each kind, that are measured
-HOT = 4.0  # extremes that stretch the range this many times beyond 99 % of the pixels are hot pixels
+MEASURED = 1_000  # up to this many deep ones are measured, and as many transparent ones
+HOT = 4.0  # hot pixels stretch the range to more than this many times that of 99 % of the pixels
 USUAL = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (0.0, 4095.0), (0.0, 65535.0))
-FILLED = 0.8  # a usual range is taken where the values fill this share of it: at least 200 of 256 levels
-FAINT = 24.0  # of 255: a picture nearer to its background than this, on (quadratic) average, vanishes
-VANISHING = 0.05  # share of vanishing pictures that a background may have
-QUANTILES = 1025  # of all sampled values: by these, lost levels are counted
+FILLED = 0.8  # share of a usual range that the values must fill; 200 of 256 levels remain at least
+FAINT = 24.0  # a picture whose RMS distance to its background, out of 255, is smaller vanishes
+VANISHING = 0.05  # largest share of pictures that may vanish on a background
+QUANTILES = 1025  # how many quantiles of all sampled values are kept, to count lost levels
 
 
 @dataclass(frozen=True)
 class Survey:
-    """The measurements on the sample.
+    """What was measured on the sample.
 
     Attributes:
-        pictures: how many were looked at.
+        pictures: how many pictures the sample has.
         deep, transparent: how many have more than 8 bits (or floats); how many have transparent pixels.
-        range: the measured range of the deep ones.
-        hot: whether hot pixels, or other rare extremes, were left out of it.
-        values: quantiles of the deep ones' values.
-        vanishing: of the transparent ones, by the names of ``BACKGROUNDS``, the share that vanishes on it.
-        example: name of a transparent picture that vanishes on white, or "".
+        range: the measured range of the deep pictures.
+        hot: whether that range leaves out hot pixels or other rare extremes.
+        values: quantiles of the deep pictures' values.
+        vanishing: the share of transparent pictures that vanishes on each of ``BACKGROUNDS``.
+        example: the name of a transparent picture that vanishes on white, or "".
     """
 
     pictures: int = 0
@@ -54,15 +54,15 @@ class Survey:
     example: str = ""
 
     def to_json(self) -> str:
-        """As text, for the cache."""
+        """Encode as JSON, for the cache."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Survey:
-        """Back from :meth:`to_json`.
+        """Decode what :meth:`to_json` returned.
 
         Raises:
-            ValueError, TypeError, KeyError: it is something else.
+            ValueError, TypeError, KeyError: the text is something else.
         """
         found = json.loads(text)
         limits = found["range"]
@@ -72,7 +72,7 @@ class Survey:
 
 
 def survey(split: Split) -> Survey:
-    """Measure a sample of ``split``. Unreadable pictures are skipped, because decoding reports them."""
+    """Measure a sample of ``split``. Unreadable pictures are skipped: decoding reports them later."""
     if isinstance(split, ArraySplit) and split.images.dtype == np.uint8 and not _has_alpha(split.images[:1]):
         return Survey(pictures=len(split))
     positions = sample(len(split), SURVEYED)
@@ -111,14 +111,14 @@ def survey(split: Split) -> Survey:
 
 
 def sample(count: int, most: int) -> np.ndarray:
-    """All positions of up to ``most`` pictures, else always the same random ones: int64, rising."""
+    """Positions of a random sample of at most ``most`` pictures, always the same: int64, in rising order."""
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
 
 
 def colours(picture: Picture) -> np.ndarray:
-    """The values of a decoded picture without its alpha channel, [H, W] or [H, W, channels]."""
+    """A decoded picture's values without alpha: [H, W] or [H, W, channels]."""
     values = np.asarray(picture)
     return values[..., :3] if values.ndim == 3 else values
 
@@ -129,7 +129,7 @@ def _extremes(values: np.ndarray) -> np.ndarray:
 
 
 def _some(values: np.ndarray) -> np.ndarray:
-    """Up to 1,000 of a picture's values, evenly chosen."""
+    """Up to 1,000 values of a picture, evenly spaced."""
     flat = values.reshape(-1)
     return flat[np.linspace(0, flat.size - 1, min(flat.size, 1000)).astype(np.int64)].astype(np.float64)
 
@@ -137,10 +137,10 @@ def _some(values: np.ndarray) -> np.ndarray:
 def measured_range(extremes: np.ndarray) -> tuple[tuple[float, float], bool]:
     """The range of a data set from the extremes of its pictures, and whether it clips values.
 
-    It reaches from the 1st percentile of the minima to the 99th of the maxima, so that one broken picture
-    does not decide. Where these lie far beyond nearly all pixels in most pictures (hot pixels of a sensor,
-    cosmic rays), the range is twice that of the 99 % of pixels in the middle. A range that nearly fills a
-    usual one, such as 0 to 255, becomes that.
+    The range goes from the 1st percentile of the minima to the 99th percentile of the maxima, so a few broken
+    pictures do not matter. If most pictures have extremes far beyond 99 % of their pixels (a sensor's hot
+    pixels, cosmic rays), it is twice the range of the middle 99 % of pixels instead. A range that nearly
+    fills a usual one, such as 0 to 255, becomes the usual one.
     """
     low, high = np.quantile(extremes[:, 0], 0.01), np.quantile(extremes[:, 3], 0.99)
     inner = np.quantile(extremes[:, 1], 0.01), np.quantile(extremes[:, 2], 0.99)
@@ -161,14 +161,14 @@ def _has_alpha(images: np.ndarray) -> bool:
 
 
 def _visible(picture: Picture) -> tuple[np.ndarray, np.ndarray] | None:
-    """Colours and alpha of a picture with transparent pixels, float32 [pixels, 3] and [pixels]; else None."""
+    """Colours and alpha of the visible pixels, float32 [pixels, 3] and [pixels]; None if all are opaque."""
     if isinstance(picture, np.ndarray):
         if not _has_alpha(picture[None]):
             return None
         layer = np.dstack([BY_TYPE.levels(picture[..., :3]), BY_TYPE.levels(picture[..., 3])])
     elif picture.mode in ALPHA_MODES or "transparency" in picture.info:
         if is_deep(picture):
-            return None  # a single transparent value of 16-bit grey
+            return None  # 16-bit grey with one transparent value: not measured
         layer = np.asarray(with_alpha(picture))
     else:
         return None
@@ -180,7 +180,7 @@ def _visible(picture: Picture) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _contrasts(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """How far visible pixels are from each of ``BACKGROUNDS``: root mean square, weighted by alpha."""
+    """RMS distance of the visible pixels from each of ``BACKGROUNDS``, weighted by alpha."""
     if not len(rgb):
         return np.full(len(BACKGROUNDS), np.inf)  # nothing is visible on any background
     distances = [((rgb - ground) ** 2).mean(axis=1) for ground in np.array(list(BACKGROUNDS.values()))]
@@ -188,7 +188,7 @@ def _contrasts(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def choose_rendering(found: Survey, settings: DataSettings) -> Rendering:
-    """The rendering that a recipe asks for, or that was measured."""
+    """The rendering that the recipe sets, with measured values for what is ``auto``."""
     limits = found.range if isinstance(settings.range, str) else (settings.range[0], settings.range[1])
     return Rendering(limits, _background(found, settings))
 
@@ -210,24 +210,25 @@ def _background(found: Survey, settings: DataSettings) -> tuple[int, int, int]:
 def rendering_notes(found: Survey, rendering: Rendering, settings: DataSettings) -> list[str]:
     """Notes for the user on how pictures are rendered."""
     notes = []
-    sampled = f"{found.pictures:,} training pictures looked at"
+    sampled = f"{found.pictures:,} sampled training pictures"
     if found.deep and rendering.range is not None:
         low, high = rendering.range
         how = "measured" if settings.range == AUTO else "as data.range says"
         notes.append(
             f"{found.deep:,} of {sampled} have more than 8 bits: values {low:g} to {high:g} become 0 to 255 "
-            f"({how}, for every picture alike)"
+            f"({how}, the same for every picture)"
         )
         if found.hot and settings.range == AUTO:
             notes.append(
-                f"rare values beyond {low:g} to {high:g}, such as hot pixels, are clipped; to keep them set "
-                'the range: --set data.range="[LOW, HIGH]"'
+                f"rare values outside {low:g} to {high:g}, such as hot pixels, are clipped. To keep them: "
+                '--set data.range="[LOW, HIGH]"'
             )
         notes += _lost_levels(found, rendering)
         if found.deep < found.pictures:
             notes.append(
-                f"warning: pictures of 8 bits ({found.pictures - found.deep:,}) and of more ({found.deep:,}) "
-                "are mixed; the range applies to the latter only, so the two kinds may differ in brightness"
+                f"warning: 8-bit pictures ({found.pictures - found.deep:,}) and deeper ones "
+                f"({found.deep:,}) are mixed. The range applies only to the deeper ones, so the two kinds "
+                "may differ in brightness"
             )
     if found.transparent:
         name = next((k for k, v in BACKGROUNDS.items() if v == rendering.background), None)
@@ -235,14 +236,14 @@ def rendering_notes(found: Survey, rendering: Rendering, settings: DataSettings)
         lost = _vanishing_on(found, rendering)
         if lost > VANISHING:
             notes.append(
-                f"warning: {100 * lost:.0f} % of the transparent pictures can hardly be told from their "
-                f'background, {name}: choose another one, --set data.background="[R, G, B]"'
+                f"warning: {100 * lost:.0f} % of the transparent pictures hardly stand out from their "
+                f'background, {name}. Choose another: --set data.background="[R, G, B]"'
             )
         elif name != "white" and settings.background == AUTO:
             notes.append(
                 f"{found.transparent:,} of {sampled} have transparent pixels, and "
                 f"{100 * found.vanishing[0]:.0f} % of them would vanish on white, such as "
-                f"{printable(found.example)}: they are laid on {name}"
+                f"{printable(found.example)}: the background is {name}"
             )
     return notes
 
@@ -260,6 +261,6 @@ def _lost_levels(found: Survey, rendering: Rendering) -> list[str]:
     if before < 16 or after >= min(before, 256) / 4:
         return []
     return [
-        f"warning: most levels are lost: {before:,} distinct values become {after}. The pictures' values lie "
-        f'from {values[0]:g} to {values[-1]:g}: --set data.range=auto, or --set data.range="[LOW, HIGH]"'
+        f"warning: most levels are lost: {before:,} distinct values become {after}. The pictures' values go "
+        f'from {values[0]:g} to {values[-1]:g}. Try --set data.range=auto or --set data.range="[LOW, HIGH]"'
     ]
