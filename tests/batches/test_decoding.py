@@ -10,7 +10,7 @@ import torch
 
 from helpers import coloured_data, noise, write_class_folders, write_picture
 from thumbnet.batches import decoding
-from thumbnet.batches.decoding import automatic_size, decode_split
+from thumbnet.batches.decoding import decode_split, own_size
 from thumbnet.batches.statistics import channel_statistics
 from thumbnet.data.splits import ArraySplit, Split
 from thumbnet.sources.load import load_data
@@ -28,11 +28,11 @@ def test_statistics_agree_with_numpy() -> None:
 
 def test_the_size_is_the_datas_own_if_uniform_else_32(tmp_path: Path) -> None:
     write_class_folders(tmp_path, ["train", "test"], side=20)
-    assert automatic_size(load_data(tmp_path).splits["train"], "pad") == (20, 20)
+    assert own_size(load_data(tmp_path).splits["train"], "pad") == (20, 20)
     write_picture(tmp_path / "train" / "red" / "wide.png", noise(0, 20, 40))
-    assert automatic_size(load_data(tmp_path).splits["train"], "pad") == (32, 32)
+    assert own_size(load_data(tmp_path).splits["train"], "pad") == (32, 32)
     write_class_folders(tmp_path / "tiny", ["train", "test"], side=8)
-    assert automatic_size(load_data(tmp_path / "tiny").splits["train"], "pad") == (32, 32)
+    assert own_size(load_data(tmp_path / "tiny").splits["train"], "pad") == (32, 32)
 
 
 @pytest.fixture
@@ -57,14 +57,14 @@ def refuse(*_: object) -> None:
 def test_the_second_time_nothing_is_opened(
     cache: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = automatic_size(train_split(pictures), "pad")
+    size = own_size(train_split(pictures), "pad")
     first = decode_split(train_split(pictures), (20, 20), "pad")
     monkeypatch.setattr(decoding, "_decode", refuse)
     monkeypatch.setattr(decoding, "common_size", refuse)
     again = decode_split(train_split(pictures), (20, 20), "pad")
     assert torch.equal(first.images, again.images)
     assert torch.equal(first.counts, again.counts)
-    assert automatic_size(train_split(pictures), "pad") == size == (20, 20)
+    assert own_size(train_split(pictures), "pad") == size == (20, 20)
 
 
 @pytest.mark.parametrize("change", ["content", "new", "gone", "fit", "size"])

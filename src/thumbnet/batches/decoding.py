@@ -64,7 +64,7 @@ def decode_split(
     split: Split,
     size: tuple[int, int],
     fit: Fit,
-    count: Progress | None = None,
+    progress: Progress | None = None,
     rendering: Rendering = BY_TYPE,
 ) -> Decoded:
     """Decode all pictures of a split to ``size`` (height, width), or take them from the cache.
@@ -73,20 +73,20 @@ def decode_split(
         UnreadableImagesError: lists every picture that cannot be read.
     """
     if isinstance(split, ArraySplit) and split.images.shape[1:3] == size:
-        images = torch.from_numpy(_whole_array(split, rendering, count)).permute(0, 3, 1, 2)
+        images = torch.from_numpy(_whole_array(split, rendering, progress)).permute(0, 3, 1, 2)
         return Decoded(images, count_values(images))
     entry = _entry(split, _name(size, fit, rendering))
     kept = _load(entry, (len(split), *size, CHANNELS))
     if kept is not None:
         return kept
-    fresh = _decode(split, size, fit, rendering, count)
+    fresh = _decode(split, size, fit, rendering, progress)
     assert fresh is not None
     decoded = Decoded(fresh, count_values(fresh))
     _keep(entry, decoded)
     return decoded
 
 
-def _whole_array(split: ArraySplit, rendering: Rendering, count: Progress | None) -> np.ndarray:
+def _whole_array(split: ArraySplit, rendering: Rendering, progress: Progress | None) -> np.ndarray:
     """Pictures that already have the right size, as uint8 [N, height, width, 3]. Copies only if it must."""
     images = split.images
     if images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == CHANNELS:
@@ -98,8 +98,8 @@ def _whole_array(split: ArraySplit, rendering: Rendering, count: Progress | None
     for start in range(0, len(images), _CHUNK):
         part = slice(start, start + _CHUNK)
         rendered[part] = rendering.arrays(images[part], colour=images.ndim == 4)
-        if count:
-            count(min(start + _CHUNK, len(images)), len(images))
+        if progress:
+            progress(min(start + _CHUNK, len(images)), len(images))
     return rendered
 
 
@@ -113,13 +113,6 @@ def surveyed(split: Split) -> Survey:
     found = survey(split)
     _write(entry, lambda folder: (folder / "survey.json").write_text(found.to_json(), "utf-8"))
     return found
-
-
-def automatic_size(
-    split: Split, fit: Fit, count: Progress | None = None, *, largest: int = 0, rendering: Rendering = BY_TYPE
-) -> tuple[int, int]:
-    """The size (height, width) that ``image_size = "auto"`` means: :func:`own_size`, up to ``largest``."""
-    return capped_size(own_size(split, fit, count, largest=largest, rendering=rendering), largest)
 
 
 def capped_size(own: tuple[int, int], largest: int) -> tuple[int, int]:
@@ -141,7 +134,12 @@ def capped_size(own: tuple[int, int], largest: int) -> tuple[int, int]:
 
 
 def own_size(
-    split: Split, fit: Fit, count: Progress | None = None, *, largest: int = 0, rendering: Rendering = BY_TYPE
+    split: Split,
+    fit: Fit,
+    progress: Progress | None = None,
+    *,
+    largest: int = 0,
+    rendering: Rendering = BY_TYPE,
 ) -> tuple[int, int]:
     """The pictures' own size (height, width) if all share it and no side is below 16 pixels, else 32 by 32.
 
@@ -152,7 +150,7 @@ def own_size(
     Args:
         split: the training pictures.
         fit, rendering: how they will be decoded.
-        count: called with the progress.
+        progress: called with how many pictures are done, and how many there are.
         largest: upper limit of the longer side for decoding, see :func:`capped_size`.
 
     Raises:
@@ -171,7 +169,7 @@ def own_size(
         first = split.peek(0)[0]
         used = capped_size(first, largest)
         if size_or_default(first) == first and fits_in_memory(split, used):
-            images = _decode(split, used, fit, rendering, count, own=first)
+            images = _decode(split, used, fit, rendering, progress, own=first)
             if images is not None:
                 _keep(_entry(split, _name(used, fit, rendering)), Decoded(images, count_values(images)))
             return _remember(entry, first if images is not None else size_or_default(None))
@@ -210,7 +208,7 @@ def common_size(split: Split) -> tuple[int, int] | None:
     return sizes.pop() if sizes else None
 
 
-def find_unreadable(split: Split, count: Progress | None = None) -> dict[int, UnreadableImageError]:
+def find_unreadable(split: Split, progress: Progress | None = None) -> dict[int, UnreadableImageError]:
     """The errors of all pictures that cannot be decoded, by position. The cache keeps the result."""
     if isinstance(split, ArraySplit):
         if split.images.dtype.kind != "f":
@@ -232,7 +230,7 @@ def find_unreadable(split: Split, count: Progress | None = None) -> dict[int, Un
 
     errors = {
         index: UnreadableImageError(split.name(index), error.reason)
-        for index, error in _in_threads(look, len(split), count)
+        for index, error in _in_threads(look, len(split), progress)
         if error is not None
     }
     text = json.dumps({index: error.reason for index, error in errors.items()})
@@ -240,15 +238,15 @@ def find_unreadable(split: Split, count: Progress | None = None) -> dict[int, Un
     return errors
 
 
-def readable(split: Split, count: Progress | None = None) -> tuple[Split, list[UnreadableImageError]]:
+def readable(split: Split, progress: Progress | None = None) -> tuple[Split, list[UnreadableImageError]]:
     """``split`` without the pictures that cannot be decoded, and an error for each of those."""
-    bad = find_unreadable(split, count)
+    bad = find_unreadable(split, progress)
     if not bad:
         return split, []
     return split.subset(np.setdiff1d(np.arange(len(split)), list(bad))), list(bad.values())
 
 
-def _in_threads(work: Callable[[int], T], total: int, count: Progress | None) -> Iterator[tuple[int, T]]:
+def _in_threads(work: Callable[[int], T], total: int, progress: Progress | None) -> Iterator[tuple[int, T]]:
     """Do ``work`` for each position below ``total``; yield positions and results in order.
 
     It uses threads if the first results took long enough to be worth it.
@@ -264,8 +262,8 @@ def _in_threads(work: Callable[[int], T], total: int, count: Progress | None) ->
     starts = range(0, total, _CHUNK)
     with ThreadPoolExecutor(threads) as pool:
         for start, results in zip(starts, itertools.chain([first], pool.map(chunk, starts[1:])), strict=True):
-            if count:
-                count(min(start + _CHUNK, total), total)
+            if progress:
+                progress(min(start + _CHUNK, total), total)
             yield from enumerate(results, start=start)
 
 
@@ -274,7 +272,7 @@ def _decode(
     size: tuple[int, int],
     fit: Fit,
     rendering: Rendering,
-    count: Progress | None,
+    progress: Progress | None,
     own: tuple[int, int] | None = None,
 ) -> Tensor | None:
     """Decode a split to uint8 [N, 3, H, W]; None if ``own`` is given and a picture has another size."""
@@ -297,8 +295,8 @@ def _decode(
         return None
 
     def report(done: int, total: int) -> None:
-        if count and not others:
-            count(done, total)
+        if progress and not others:
+            progress(done, total)
 
     errors = [error for _, error in _in_threads(decode, len(split), report) if error is not None]
     if others:

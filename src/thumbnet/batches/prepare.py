@@ -65,7 +65,7 @@ def prepare(
     data: Data,
     recipe: Recipe,
     device: torch.device,
-    on_decode: Progress | None = None,
+    progress: Progress | None = None,
     world: World = ALONE,
 ) -> Prepared:
     """Decode ``data`` and make its batches as ``recipe`` says.
@@ -80,15 +80,15 @@ def prepare(
     try:
         with memory_guard(str(device), "preparing the pictures", advice):
             if recipe.data.on_bad_image == "stop":
-                return _prepare(data, recipe, device, on_decode, world)
-            data, skipped = without_unreadable(data, on_decode)
-            return replace(_prepare(data, recipe, device, on_decode, world), skipped=skipped)
+                return _prepare(data, recipe, device, progress, world)
+            data, skipped = without_unreadable(data, progress)
+            return replace(_prepare(data, recipe, device, progress, world), skipped=skipped)
     except (UnreadableImageError, UnreadableImagesError):
-        raise all_unreadable(data, on_decode) from None
+        raise all_unreadable(data, progress) from None
 
 
 def without_unreadable(
-    data: Data, on_decode: Progress | None = None
+    data: Data, progress: Progress | None = None
 ) -> tuple[Data, tuple[tuple[str, str, str], ...]]:
     """``data`` without unreadable pictures, and the split, name and reason of each of these.
 
@@ -98,7 +98,7 @@ def without_unreadable(
     skipped: list[tuple[str, str, str]] = []
     splits = {}
     for name, split in data.splits.items():
-        splits[name], bad = readable(split, on_decode)
+        splits[name], bad = readable(split, progress)
         skipped += [(name, error.name, error.reason) for error in bad]
     lost = set(data.splits["train"].labels.tolist()) - set(splits["train"].labels.tolist())
     if lost:
@@ -107,14 +107,14 @@ def without_unreadable(
     return replace(data, splits=splits), tuple(skipped)
 
 
-def all_unreadable(data: Data, on_decode: Progress | None = None) -> UnreadableImagesError:
+def all_unreadable(data: Data, progress: Progress | None = None) -> UnreadableImagesError:
     """An error that lists the unreadable pictures of all splits."""
-    found = [find_unreadable(split, on_decode) for split in data.splits.values()]
+    found = [find_unreadable(split, progress) for split in data.splits.values()]
     return UnreadableImagesError([error for errors in found for error in errors.values()])
 
 
 def _prepare(
-    data: Data, recipe: Recipe, device: torch.device, on_decode: Progress | None, world: World
+    data: Data, recipe: Recipe, device: torch.device, progress: Progress | None, world: World
 ) -> Prepared:
     settings = recipe.data
     for name, split in data.splits.items():
@@ -126,7 +126,7 @@ def _prepare(
     notes = rendering_notes(found, rendering, settings)
     if settings.image_size == AUTO:
         largest = settings.largest_auto_size
-        own = own_size(train_split, settings.fit, on_decode, largest=largest, rendering=rendering)
+        own = own_size(train_split, settings.fit, progress, largest=largest, rendering=rendering)
         size = capped_size(own, largest)
         if size != own:
             notes.append(size_note(own, size, len(train_split), recipe, len(data.class_names), device))
@@ -134,14 +134,14 @@ def _prepare(
         size = parse_image_size(settings.image_size)
     fits = len(train_split) <= MANY and fits_in_memory(train_split, size)
     in_memory = settings.engine == "memory" or (settings.engine == AUTO and fits)
-    train_engine = build_engine(train_split, settings, size, in_memory, device, on_decode, rendering)
+    train_engine = build_engine(train_split, settings, size, in_memory, device, progress, rendering)
     preprocessing = resolve_preprocessing(settings, size, train_engine, rendering)
     normalise = Normalise(preprocessing, device)
     train = TrainBatches(train_engine, normalise, recipe, size, world)
     evaluation: dict[str, EvalBatches] = {}
     for name in ("val", "test", "calibration"):
         if name in data.splits and len(data.splits[name]):
-            engine = build_engine(data.splits[name], settings, size, in_memory, device, on_decode, rendering)
+            engine = build_engine(data.splits[name], settings, size, in_memory, device, progress, rendering)
             evaluation[name] = EvalBatches(
                 engine, normalise, batch_size=recipe.evaluation.batch_size, world=world
             )
@@ -157,12 +157,12 @@ def build_engine(
     size: tuple[int, int],
     in_memory: bool,
     device: torch.device,
-    on_decode: Progress | None = None,
+    progress: Progress | None = None,
     rendering: Rendering = BY_TYPE,
 ) -> Engine:
     """An engine for ``split``: pictures in ``device``'s memory, or decoded by worker processes."""
     if in_memory:
-        decoded = decode_split(split, size, settings.fit, on_decode, rendering)
+        decoded = decode_split(split, size, settings.fit, progress, rendering)
         # A GPU holds the pictures in its own memory. It would mostly wait if every batch came from the CPU.
         return MemoryEngine(decoded.images.to(device), torch.from_numpy(split.labels.copy()), decoded.counts)
     return WorkerEngine(split, size, settings.fit, settings.workers, rendering)
