@@ -75,7 +75,7 @@ def recognise(place: Place, settings: DataSettings) -> bool:
         if not files:
             return False
         return _image_column(_open(files[0])) != ""
-    except MissingExtraError:  # unless there are other folders, which may have the pictures
+    except MissingExtraError:  # accept the place, unless other folders may have the pictures
         return place.path.is_file() or not any(p.is_dir() and p.name != "data" for p in place.path.iterdir())
     except (DataError, OSError, ValueError):
         return False
@@ -205,8 +205,8 @@ def _label_column(file: Any, image: str, path: Path, settings: DataSettings) -> 
     choices = declared or label_candidates(names) or (names if len(names) == 1 else [])
     if not choices:
         raise DataError(
-            f"{printable(path.name)}: it is unclear which column has the labels. The columns next to the "
-            f"pictures: {', '.join(map(printable, names)) or 'none'}. "
+            f"{printable(path.name)}: it is unclear which column has the labels. "
+            f"Columns other than the pictures: {', '.join(map(printable, names)) or 'none'}. "
             "Name the right one: --label-column NAME"
         )
     return str((label_candidates(choices) or choices)[0])
