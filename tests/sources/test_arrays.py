@@ -8,7 +8,7 @@ from thumbnet.errors import DataError
 from thumbnet.sources.arrays import as_array, channels_last, narrowed, part_of, same_length
 
 
-def test_numbers_of_pictures_and_labels_must_agree() -> None:
+def test_there_must_be_as_many_labels_as_pictures() -> None:
     same_length(3, 3, "x")
     with pytest.raises(DataError, match="3 pictures but 1,000 labels"):
         same_length(3, 1000, "x")
@@ -24,15 +24,13 @@ def test_numbers_of_pictures_and_labels_must_agree() -> None:
         ((5, 784), (5, 28, 28)),
     ],
 )
-def test_pictures_of_every_shape_have_channels_last(
-    shape: tuple[int, ...], expected: tuple[int, ...]
-) -> None:
+def test_every_known_shape_becomes_channels_last(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     notes: list[str] = []
     assert channels_last(np.zeros(shape, np.uint8), "x", notes).shape == expected
     assert bool(notes) is (shape != expected)
 
 
-def test_where_both_are_possible_the_caller_decides() -> None:
+def test_the_caller_decides_about_ambiguous_shapes() -> None:
     images = np.arange(5 * 3 * 4 * 3, dtype=np.uint8).reshape(5, 3, 4, 3)
     assert np.array_equal(channels_last(images, "x", []), images)
     assert channels_last(images, "x", [], first=True).shape == (5, 4, 3, 3)
@@ -44,12 +42,12 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
         channels_last(np.zeros(shape, np.uint8), "x", [])
 
 
-def test_words_are_no_pictures() -> None:
+def test_text_is_refused_as_pictures() -> None:
     with pytest.raises(DataError, match="expected numbers"):
         channels_last(np.array([["a", "b"]]), "x", [])
 
 
-def test_whole_numbers_up_to_255_become_bytes_and_others_stay_what_they_are() -> None:
+def test_whole_numbers_up_to_255_become_bytes_and_others_keep_their_type() -> None:
     whole = narrowed({"train": np.full((2, 4, 4), 200, np.int64), "test": np.full((1, 4, 4), 7.0)}, "x")
     assert {one.dtype for one in whole.values()} == {np.dtype(np.uint8)}
     deep = narrowed({"train": np.full((2, 4, 4), 700, np.int64)}, "x")
@@ -76,5 +74,5 @@ def test_tensors_and_ragged_lists_become_arrays() -> None:
         ("kmnist-test-labels", ("kmnist", "test", "labels")),
     ],
 )
-def test_names_of_arrays_say_split_and_role(name: str, expected: tuple[str, str, str]) -> None:
+def test_split_and_role_are_parsed_from_array_names(name: str, expected: tuple[str, str, str]) -> None:
     assert part_of(name) == expected

@@ -21,7 +21,7 @@ def table(names: list[str], rows: list[list[str]]) -> Table:
     return Table(Path("x.csv"), names, rows, list(range(2, 2 + len(rows))), header=True)
 
 
-def test_columns_are_found_by_their_names() -> None:
+def test_columns_are_found_by_name() -> None:
     found = find_columns(
         table(["id", "filename", "class"], [["1", "a.png", "cat"], ["2", "b.png", "dog"]]), DataSettings()
     )
@@ -29,13 +29,13 @@ def test_columns_are_found_by_their_names() -> None:
     assert found.labelled
 
 
-def test_columns_are_found_by_their_content() -> None:
+def test_columns_are_found_by_content() -> None:
     rows = [[f"{n}.png", "cat" if n % 2 else "dog"] for n in range(8)]
     found = find_columns(table(["one", "two"], rows), DataSettings())
     assert (found.path, found.label) == ("one", "two")
 
 
-def test_settings_decide_and_a_column_that_is_not_there_is_refused() -> None:
+def test_settings_take_precedence_and_must_name_an_existing_column() -> None:
     rows = [["a.png", "cat", "x"], ["b.png", "dog", "y"]]
     names = ["filename", "label", "kind"]
     assert find_columns(table(names, rows), DataSettings(label_column="kind")).label == "kind"
@@ -43,7 +43,7 @@ def test_settings_decide_and_a_column_that_is_not_there_is_refused() -> None:
         find_columns(table(names, rows), DataSettings(label_column="lable"))
 
 
-def test_one_column_per_class_is_one_label_and_two_ones_are_refused() -> None:
+def test_one_hot_columns_give_one_label_and_rows_with_two_are_refused() -> None:
     rows = [["a.png", "1", "0"], ["b.png", "0", "1"], ["c.png", "0", "0"]]
     one_hot = table(["image", "MEL", "NV"], rows)
     columns = find_columns(one_hot, DataSettings())
@@ -57,17 +57,17 @@ def test_one_column_per_class_is_one_label_and_two_ones_are_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "split"), [("Training", "train"), (" valid ", "val"), ("TEST", "test"), ("cat", "")]
 )
-def test_words_for_splits(text: str, split: str) -> None:
+def test_common_words_for_splits_are_known(text: str, split: str) -> None:
     assert split_word(text) == split
 
 
-def test_a_file_names_one_split_or_none() -> None:
+def test_a_file_name_has_a_split_only_if_it_mentions_exactly_one() -> None:
     assert split_of_name("sign_mnist_train") == "train"
     assert split_of_name("train_test") == ""
     assert split_of_name("numbers") == ""
 
 
-def test_classes_that_are_whole_numbers_are_ordered_by_value_and_fractions_are_refused() -> None:
+def test_whole_number_classes_are_ordered_by_value_and_fractions_are_refused() -> None:
     assert list(class_names(["10", "9", "2.0"]).values()) == ["2", "9", "10"]
     assert list(class_names(["b", "a", ""])) == ["a", "b"]
     assert list(class_names(["007", "7"])) == ["007", "7"]

@@ -74,7 +74,7 @@ def test_path_and_label_columns_are_found_by_name_or_content(
                 assert split.read(index).size == (16, 16)
 
 
-def test_a_manifest_in_a_zip_reads_as_in_a_folder(tmp_path: Path) -> None:
+def test_a_manifest_in_a_zip_reads_like_one_in_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "kaggle"
     pictures(folder / "train", [f"{n:04x}.png" for n in range(COUNT)])
     pictures(folder / "test", [f"{n:04x}.png" for n in range(100, 103)])
@@ -105,7 +105,7 @@ def test_a_table_in_an_archive_cannot_name_files_outside_it(tmp_path: Path) -> N
         archive.unlink()
 
 
-def test_gtsrb_as_downloaded(tmp_path: Path) -> None:
+def test_gtsrb_is_read_as_downloaded(tmp_path: Path) -> None:
     header = "Width,Height,Roi.X1,Roi.Y1,Roi.X2,Roi.Y2,ClassId,Path"
     classes = (2, 10, 20)
     for split in ("Train", "Test"):
@@ -127,7 +127,7 @@ def test_gtsrb_as_downloaded(tmp_path: Path) -> None:
     assert counts(data) == {"train": 12, "test": 12}
 
 
-def test_isics_one_hot_columns(tmp_path: Path) -> None:
+def test_isics_one_hot_columns_become_classes(tmp_path: Path) -> None:
     names = ["MEL", "NV", "BCC"]
     pictures(tmp_path, [f"ISIC_{n:07}.jpg" for n in range(COUNT)])
 
@@ -141,7 +141,7 @@ def test_isics_one_hot_columns(tmp_path: Path) -> None:
         load_data(tmp_path)
 
 
-def test_a_column_says_the_split(tmp_path: Path) -> None:
+def test_a_column_can_name_the_split(tmp_path: Path) -> None:
     pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
     table(
         tmp_path / "all.csv",
@@ -163,7 +163,7 @@ def test_a_group_column_reaches_the_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "latin-1"])
-def test_encodings(encoding: str, tmp_path: Path) -> None:
+def test_tables_in_any_common_encoding_are_read(encoding: str, tmp_path: Path) -> None:
     pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
     table(tmp_path / "l.csv", "image,label", lambda n: f"{n}.png,{('café', 'thé')[n % 2]}", encoding)
     data = load_data(tmp_path)
@@ -182,17 +182,17 @@ def test_missing_pictures_are_listed_or_skipped(tmp_path: Path) -> None:
     assert any("2 row(s)" in note for note in data.notes)
 
 
-def test_what_rows_say_twice_or_not_at_all_is_noted(tmp_path: Path) -> None:
+def test_repeated_pictures_and_missing_labels_are_noted(tmp_path: Path) -> None:
     pictures(tmp_path, [f"{n}.png" for n in range(14)])
     path = table(tmp_path / "l.csv", "image,label", lambda n: f"{n}.png,c{n % 2}")
     path.write_text(path.read_text() + "0.png,c1\n12.png,\n")
     notes = "\n".join(load_data(tmp_path).notes)
     assert "warning: 1 row(s) give a picture a second label, such as 0.png (c0 and c1)" in notes
-    assert "1 row(s) of train without a label" in notes
-    assert "2 picture(s) that no row names" in notes
+    assert "skipped 1 row(s) of train without a label" in notes
+    assert "skipped 2 picture(s) that no row names" in notes
 
 
-def test_pictures_elsewhere_and_paths_out_of_the_folder(tmp_path: Path) -> None:
+def test_pictures_may_be_outside_the_folder_of_the_table(tmp_path: Path) -> None:
     pictures(tmp_path / "elsewhere", [f"{n}.png" for n in range(COUNT)])
     path = table(tmp_path / "tables" / "l.csv", "image,label", lambda n: f"{n}.png,c{n % 2}")
     assert sum(counts(load_data(path, images=str(tmp_path / "elsewhere"))).values()) == COUNT
@@ -201,7 +201,7 @@ def test_pictures_elsewhere_and_paths_out_of_the_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["labels.csv", "styles.csv"])
-def test_class_folders_win_over_a_table_beside_them(name: str, tmp_path: Path) -> None:
+def test_class_folders_take_precedence_over_a_table_next_to_them(name: str, tmp_path: Path) -> None:
     for c in CLASSES:
         pictures(tmp_path / "train" / c, [f"{c}{n}.png" for n in range(5)])
     table(tmp_path / name, "image,label", lambda n: f"blue{n % 5}.png,x{n % 2}")
@@ -210,7 +210,7 @@ def test_class_folders_win_over_a_table_beside_them(name: str, tmp_path: Path) -
     assert load_data(tmp_path).class_names == CLASSES
 
 
-def test_folders_that_are_parts_of_the_pictures_do_not_win(tmp_path: Path) -> None:
+def test_folders_that_only_divide_the_pictures_do_not_take_precedence(tmp_path: Path) -> None:
     for n in range(COUNT):
         write_picture(tmp_path / f"HAM10000_images_part_{1 + n % 2}" / f"ISIC_{n}.jpg", coloured(n, n))
     table(
@@ -221,7 +221,7 @@ def test_folders_that_are_parts_of_the_pictures_do_not_win(tmp_path: Path) -> No
     assert load_data(tmp_path).class_names == CLASSES
 
 
-def test_hub_image_folders_with_metadata(tmp_path: Path) -> None:
+def test_hub_image_folders_are_read_from_their_metadata(tmp_path: Path) -> None:
     for split in ("train", "test"):
         pictures(tmp_path / split, [f"{n}.png" for n in range(COUNT)])
         lines = [json.dumps({"file_name": f"{n}.png", "label": n % 3}) for n in range(COUNT)]
@@ -231,7 +231,7 @@ def test_hub_image_folders_with_metadata(tmp_path: Path) -> None:
     assert data.splits["test"].name(0) == "test/0.png"
 
 
-def test_class_names_of_integers_come_from_a_file_where_it_fits(tmp_path: Path) -> None:
+def test_integer_classes_take_their_names_from_a_matching_file(tmp_path: Path) -> None:
     pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
     table(tmp_path / "l.csv", "image,label", lambda n: f"{n}.png,{n % 2}")
     (tmp_path / "label_num_to_disease_map.json").write_text('{"0": "healthy", "1": "rust"}')
@@ -239,7 +239,7 @@ def test_class_names_of_integers_come_from_a_file_where_it_fits(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("cells", [["a|b", "a", "b"], ["haze water", "haze road", "water road", "haze"]])
-def test_several_labels_in_a_cell_are_refused(cells: list[str], tmp_path: Path) -> None:
+def test_several_labels_in_one_cell_are_refused(cells: list[str], tmp_path: Path) -> None:
     pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
     table(tmp_path / "l.csv", "image,label", lambda n: f"{n}.png,{cells[n % len(cells)]}")
     with pytest.raises(DataError, match="several labels"):
@@ -264,7 +264,7 @@ def test_two_word_species_are_single_labels(tmp_path: Path) -> None:
         (b"image,label\n1.png,0.5\n2.png,0.7\n", "fractions|no"),
     ],
 )
-def test_damaged_tables_are_refused_with_the_line(content: bytes, message: str, tmp_path: Path) -> None:
+def test_errors_about_damaged_tables_name_the_line(content: bytes, message: str, tmp_path: Path) -> None:
     pictures(tmp_path, ["1.png", "2.png"])
     (tmp_path / "l.csv").write_bytes(content)
     with pytest.raises(DataError, match=message):
@@ -283,7 +283,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_characters='\0\r\n"'), min_s
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(labels=st.lists(TEXT, min_size=1, max_size=9), separator=st.sampled_from(",;\t|"))
-def test_quoted_cells_come_back_with_any_separator(labels: list[str], separator: str, tmp_path: Path) -> None:
+def test_quoted_cells_are_read_with_any_separator(labels: list[str], separator: str, tmp_path: Path) -> None:
     path = tmp_path / "l.csv"
     lines = [f'"{n}.png"{separator}"{label}"' for n, label in enumerate(labels)]
     path.write_text(f"image{separator}label\n" + "\n".join(lines) + "\n", "utf-8", newline="")

@@ -20,7 +20,7 @@ RGB = np.random.default_rng(1).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
 Y = np.arange(30) % 3
 
 
-def test_medmnists_arrays_are_three_splits(tmp_path: Path) -> None:
+def test_medmnists_arrays_become_three_splits(tmp_path: Path) -> None:
     parts = {
         f"{split}_{kind}": values
         for split in ("train", "val", "test")
@@ -37,14 +37,14 @@ def test_medmnists_arrays_are_three_splits(tmp_path: Path) -> None:
     "names",
     [("X", "y"), ("images", "labels"), ("data", "target"), ("arr_0", "arr_1"), ("x_train", "y_train")],
 )
-def test_one_pair_of_arrays_by_usual_names_is_split(names: tuple[str, str], tmp_path: Path) -> None:
+def test_a_single_pair_of_arrays_with_usual_names_is_split(names: tuple[str, str], tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", **dict(zip(names, (X, Y), strict=True)))  # type: ignore[arg-type]
     data = load_data(tmp_path / "mine.npz")
     assert len(data.splits["train"]) + len(data.splits["test"]) == 30
     assert data.class_names == ("0", "1", "2")
 
 
-def test_keras_arrays_in_one_file_or_in_a_folder_of_npy_are_the_same(tmp_path: Path) -> None:
+def test_keras_arrays_read_the_same_from_one_npz_or_a_folder_of_npy(tmp_path: Path) -> None:
     arrays: dict[str, np.ndarray] = {"x_train": X, "y_train": Y, "x_test": X[:9], "y_test": Y[:9]}
     np.savez(tmp_path / "keras.npz", **arrays)  # type: ignore[arg-type]
     (tmp_path / "folder").mkdir()
@@ -57,7 +57,7 @@ def test_keras_arrays_in_one_file_or_in_a_folder_of_npy_are_the_same(tmp_path: P
     assert load_data(packed, data_dir=tmp_path / "cache").fingerprint() == one.fingerprint()
 
 
-def test_kuzushijis_pairs_of_files_belong_together(tmp_path: Path) -> None:
+def test_kuzushijis_separate_files_of_pictures_and_labels_are_paired(tmp_path: Path) -> None:
     for split, count in (("train", 30), ("test", 9)):
         np.savez(tmp_path / f"kmnist-{split}-imgs.npz", X[:count])
         np.savez(tmp_path / f"kmnist-{split}-labels.npz", Y[:count])
@@ -83,20 +83,20 @@ def test_labels_may_be_one_hot_names_or_any_whole_numbers(
     assert data.splits["train"].labels.tolist() == Y.tolist()
 
 
-def test_channels_may_come_first_and_it_is_said(tmp_path: Path) -> None:
+def test_channels_may_come_first_which_is_noted(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=RGB.transpose(0, 3, 1, 2), labels=Y)
     data = load_data(tmp_path / "a.npz", test_fraction=0.0)
     assert (np.asarray(data.splits["train"].read(2)) == RGB[2]).all()
     assert any("channels" in note for note in data.notes)
 
 
-def test_whole_numbers_up_to_255_are_bytes_whatever_their_type(tmp_path: Path) -> None:
+def test_whole_numbers_up_to_255_are_read_as_bytes_whatever_their_type(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=RGB.astype(np.int64), labels=Y)
     np.savez(tmp_path / "b.npz", images=RGB, labels=Y)
     assert load_data(tmp_path / "a.npz").fingerprint() == load_data(tmp_path / "b.npz").fingerprint()
 
 
-def test_one_file_per_class_is_labelled_by_its_name(tmp_path: Path) -> None:
+def test_files_with_one_class_each_are_labelled_by_their_names(tmp_path: Path) -> None:
     for name in ("cat", "ship"):
         np.save(tmp_path / f"full_numpy_bitmap_{name}.npy", X.reshape(30, 784))
     data = load_data(tmp_path)
@@ -104,7 +104,7 @@ def test_one_file_per_class_is_labelled_by_its_name(tmp_path: Path) -> None:
     assert any("one file per class" in note for note in data.notes)
 
 
-def test_arrays_beside_class_folders_do_not_take_their_place(tmp_path: Path) -> None:
+def test_class_folders_take_precedence_over_arrays_next_to_them(tmp_path: Path) -> None:
     write_class_folders(tmp_path, ["train", "test"])
     np.save(tmp_path / "features.npy", np.zeros((10, 512)))
     assert load_data(tmp_path).layout == "train/CLASS/* + test/CLASS/*"
@@ -123,7 +123,7 @@ def test_arrays_beside_class_folders_do_not_take_their_place(tmp_path: Path) -> 
         ({"x_train": X, "y_train": Y, "x_test": X / 255.0, "y_test": Y}, "same type"),
     ],
 )
-def test_what_is_not_understood_is_refused_with_the_reason(
+def test_unknown_arrays_are_refused_with_the_reason(
     arrays: dict[str, np.ndarray], words: str, tmp_path: Path
 ) -> None:
     np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
@@ -141,7 +141,7 @@ def test_objects_are_never_unpickled(tmp_path: Path) -> None:
     assert not harmed.exists()
 
 
-def test_headers_that_declare_too_much_are_refused_before_memory_is_taken(tmp_path: Path) -> None:
+def test_headers_that_declare_too_much_are_refused_before_memory_is_allocated(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         buffer, {"descr": "|u1", "fortran_order": False, "shape": (10**6, 1024, 1024)}
@@ -158,7 +158,7 @@ def test_headers_that_declare_too_much_are_refused_before_memory_is_taken(tmp_pa
 
 
 @given(st.binary(max_size=300))
-def test_whatever_bytes_a_file_has_only_a_data_error_comes_out(content: bytes) -> None:
+def test_a_file_of_random_bytes_raises_only_a_data_error(content: bytes) -> None:
     import tempfile
 
     from thumbnet.recipes.settings import DataSettings
@@ -172,7 +172,7 @@ def test_whatever_bytes_a_file_has_only_a_data_error_comes_out(content: bytes) -
                 npz.read(Place(path), "a", DataSettings())
 
 
-def test_a_picture_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+def test_a_picture_is_read_exactly_as_it_was_saved(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=np.stack([noise(i) for i in range(12)]), labels=np.arange(12) % 2)
     train = load_data(tmp_path / "a.npz", test_fraction=0.0).splits["train"]
     assert (np.asarray(train.read(5)) == noise(5)).all()

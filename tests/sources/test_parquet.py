@@ -32,7 +32,7 @@ def write(path: Path, labels: list[object], names: list[str] | None, column: str
     pq.write_table(table, path)
 
 
-def test_the_hubs_parquet_files_with_class_names(tmp_path: Path) -> None:
+def test_the_hubs_parquet_files_are_read_with_their_class_names(tmp_path: Path) -> None:
     names = ["red", "green", "blue"]
     write(tmp_path / "data" / "train-00000-of-00002.parquet", [0, 1, 2] * 2, names, "fine_label")
     write(tmp_path / "data" / "train-00001-of-00002.parquet", [0, 1, 2], names, "fine_label")
@@ -45,13 +45,13 @@ def test_the_hubs_parquet_files_with_class_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("labels", [["b", "a"], [10, 2]])
-def test_labels_without_names_are_text_or_integers(labels: list[object], tmp_path: Path) -> None:
+def test_labels_without_class_names_may_be_text_or_integers(labels: list[object], tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", labels * 5, None)
     data = load_data(tmp_path / "train.parquet")
     assert data.class_names == tuple(map(str, sorted(labels, key=lambda c: (len(str(c)), str(c)))))
 
 
-def test_a_parquet_table_of_paths_is_a_manifest(tmp_path: Path) -> None:
+def test_a_parquet_table_of_paths_is_read_as_a_manifest(tmp_path: Path) -> None:
     for n in range(10):
         write_picture(tmp_path / "images" / f"{n}.png", coloured(n, n))
     table = pa.table(
@@ -61,13 +61,13 @@ def test_a_parquet_table_of_paths_is_a_manifest(tmp_path: Path) -> None:
     assert load_data(tmp_path).class_names == ("c0", "c1")
 
 
-def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1 nonsense PAR1")
     with pytest.raises(DataError, match="train.parquet"):
         load_data(tmp_path / "train.parquet")
 
 
-def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyarrow_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "train.parquet", [0, 1] * 4, None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(MissingExtraError, match="formats"):

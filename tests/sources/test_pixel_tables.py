@@ -20,7 +20,7 @@ def write(path: Path, header: str, values: np.ndarray) -> Path:
     return path
 
 
-def test_kaggles_digit_recognizer(tmp_path: Path) -> None:
+def test_kaggles_digit_recognizer_is_read_without_its_unlabelled_test_table(tmp_path: Path) -> None:
     header = ",".join(f"pixel{n}" for n in range(784))
     values = grid(40, 784)
     labelled = np.column_stack([np.arange(40) % 10, values])
@@ -30,17 +30,17 @@ def test_kaggles_digit_recognizer(tmp_path: Path) -> None:
     data = load_data(tmp_path)
     assert data.class_names == tuple("0123456789")
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 30, "test": 10}
-    assert any("test.csv has no labels: its 5 rows" in note for note in data.notes)
+    assert any("test.csv has no labels: its 5 rows were skipped" in note for note in data.notes)
     alone = load_data(tmp_path / "train.csv").splits["train"]
     pixels = np.asarray(alone.read(0))
     match = (values == pixels[..., 0].reshape(-1)).all(axis=1)
     assert match.sum() == 1
     assert match.argmax() % 10 == alone.labels[0]
-    with pytest.raises(DataError, match="no column of labels"):
+    with pytest.raises(DataError, match="no label column"):
         load_data(tmp_path / "test.csv")
 
 
-def test_sign_mnist_has_a_test_table(tmp_path: Path) -> None:
+def test_sign_mnist_has_a_table_per_split(tmp_path: Path) -> None:
     header = "label," + ",".join(f"pixel{n}" for n in range(1, 785))
     for split in ("train", "test"):
         labels = np.array([0, 1, 10, 24] * 5)
@@ -50,7 +50,7 @@ def test_sign_mnist_has_a_test_table(tmp_path: Path) -> None:
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 20, "test": 20}
 
 
-def test_fer2013(tmp_path: Path) -> None:
+def test_fer2013_has_all_pixels_in_one_cell_and_splits_in_a_column(tmp_path: Path) -> None:
     values = grid(12, 2304)
     usage = ["Training"] * 6 + ["PublicTest"] * 3 + ["PrivateTest"] * 3
     rows = [f"{n % 3},{' '.join(map(str, values[n]))},{usage[n]}" for n in range(12)]
@@ -60,7 +60,7 @@ def test_fer2013(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(data.splits["train"].read(2))[..., 1].reshape(-1), values[2])
 
 
-def test_a_to_z_has_no_header_and_the_label_first(tmp_path: Path) -> None:
+def test_without_a_header_the_first_column_is_the_label(tmp_path: Path) -> None:
     write(tmp_path / "A_Z Handwritten Data.csv", "", np.column_stack([np.arange(52) % 26, grid(52, 784)]))
     text = (tmp_path / "A_Z Handwritten Data.csv").read_text().lstrip("\n")
     (tmp_path / "A_Z Handwritten Data.csv").write_text(text)
@@ -69,7 +69,7 @@ def test_a_to_z_has_no_header_and_the_label_first(tmp_path: Path) -> None:
     assert sum(len(split) for split in data.splits.values()) == 52
 
 
-def test_three_channels_plane_after_plane_or_interleaved(tmp_path: Path) -> None:
+def test_three_channels_are_read_plane_after_plane_or_interleaved(tmp_path: Path) -> None:
     ramp = np.add.outer(np.arange(32), np.arange(32))
     picture = np.stack([ramp, 200 - ramp, ramp // 2], axis=-1)
     for name, row in (("planes", picture.transpose(2, 0, 1)), ("rgb", picture)):
@@ -79,7 +79,7 @@ def test_three_channels_plane_after_plane_or_interleaved(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("bad", ["256", "-1", "x", "0.5", ""])
-def test_what_is_no_pixel_is_refused(bad: str, tmp_path: Path) -> None:
+def test_cells_that_are_not_pixels_are_refused(bad: str, tmp_path: Path) -> None:
     header = "label," + ",".join(f"pixel{n}" for n in range(784))
     path = write(tmp_path / "t.csv", header, np.column_stack([np.arange(10) % 2, grid(10, 784)]))
     lines = path.read_text().splitlines()
@@ -91,7 +91,7 @@ def test_what_is_no_pixel_is_refused(bad: str, tmp_path: Path) -> None:
         load_data(path)
 
 
-def test_ten_thousand_rows_take_seconds(tmp_path: Path) -> None:
+def test_ten_thousand_rows_are_read_in_seconds(tmp_path: Path) -> None:
     header = "label," + ",".join(f"pixel{n}" for n in range(784))
     row = ",".join(map(str, grid(1, 784)[0]))
     text = "\n".join(f"{n % 10},{row}" for n in range(10_000))

@@ -29,7 +29,7 @@ TINY = [
 
 
 class Pictures:
-    """A data set in torchvision's style; it counts how often it is asked."""
+    """A data set in torchvision's style, with pictures in the given form."""
 
     classes = ("red", "green", "blue")
 
@@ -70,20 +70,20 @@ def test_every_form_gives_the_same_pictures_and_labels(name: str) -> None:
     assert all((np.asarray(train.read(i)) == X[i]).all() for i in range(0, 60, 7))
 
 
-def test_grey_arrays_and_floats_are_pictures_too() -> None:
+def test_grey_arrays_and_floats_are_read_as_pictures() -> None:
     grey = load_data((X[..., 0], Y), test_fraction=0.0).splits["train"]
     assert (np.asarray(grey.read(5)) == X[5, :, :, :1]).all()
     assert len(load_data((X / 255.0, Y)).splits["test"]) == 12
 
 
-def test_keras_pairs_of_pairs_and_named_splits_are_splits() -> None:
+def test_splits_can_be_given_as_nested_pairs_or_by_name() -> None:
     nested = load_data(((X, Y), (X[:12], Y[:12])))
     named = load_data({"train": (X, Y), "validation": (X[:9], Y[:9])})
     assert {name: len(split) for name, split in nested.splits.items()} == {"train": 60, "test": 12}
     assert {name: len(split) for name, split in named.splits.items()} == {"train": 60, "val": 9}
 
 
-def test_paths_and_a_frame_of_paths_are_read_from_their_files(tmp_path: Path) -> None:
+def test_files_are_read_from_lists_and_frames_of_paths(tmp_path: Path) -> None:
     folder = write_class_folders(tmp_path, [""], per_class=4)
     paths = sorted(folder.rglob("*.png"))
     labels = [path.parent.name for path in paths]
@@ -95,12 +95,12 @@ def test_paths_and_a_frame_of_paths_are_read_from_their_files(tmp_path: Path) ->
     assert by_frame.splits["train"].labels.tolist() == data.splits["train"].labels.tolist()
 
 
-def test_a_data_set_that_gives_other_pictures_each_time_is_warned_of() -> None:
-    class Restless(Pictures):
+def test_a_data_set_whose_pictures_change_causes_a_warning() -> None:
+    class Changing(Pictures):
         def __getitem__(self, index: int) -> tuple[Any, int]:
             return np.random.default_rng().integers(0, 256, (16, 16, 3), dtype=np.uint8), int(Y[index])
 
-    assert any(note.startswith("warning: ") for note in load_data(Restless("")).notes)
+    assert any(note.startswith("warning: ") for note in load_data(Changing("")).notes)
 
 
 @pytest.mark.parametrize(
@@ -114,15 +114,15 @@ def test_a_data_set_that_gives_other_pictures_each_time_is_warned_of() -> None:
         ((X, [None] * 60), "label 0 is None"),
         ({"test": (X, Y)}, "no split 'train'"),
         (([], []), "empty"),
-        ((["nowhere.png"], ["a"]), "not there"),
+        ((["nowhere.png"], ["a"]), "1 of 1 files do not exist"),
     ],
 )
-def test_what_is_not_a_data_set_is_refused_with_what_was_expected(given: Any, words: str) -> None:
+def test_errors_about_other_objects_say_what_was_expected(given: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         load_data(given)
 
 
-def test_floats_that_are_not_finite_name_their_picture(tmp_path: Path) -> None:
+def test_the_error_about_nan_names_the_picture(tmp_path: Path) -> None:
     broken = X / 255.0
     broken[7] = np.nan
     with pytest.raises(ThumbnetError, match=r"\[7\]"):
@@ -141,7 +141,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> thumbnet.Run:
     return training.train((X, Y), "resnet18", overrides=TINY, out=out, device="cpu")
 
 
-def test_a_run_of_arrays_can_be_measured_on_arrays(trained: thumbnet.Run) -> None:
+def test_a_run_trained_on_arrays_can_be_evaluated_on_arrays(trained: thumbnet.Run) -> None:
     predictor = load_run(trained.path, "cpu")
     found = predictor.evaluate((X, Y))
     assert found.pictures == 60
@@ -153,7 +153,7 @@ def test_a_run_of_arrays_can_be_measured_on_arrays(trained: thumbnet.Run) -> Non
     assert one_class.pictures == 20
 
 
-def test_a_run_of_arrays_can_be_exported_and_says_on_what_it_was_checked(
+def test_a_run_trained_on_arrays_can_be_exported_and_is_checked_on_random_pixels(
     trained: thumbnet.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("onnxruntime")
@@ -169,14 +169,16 @@ def test_a_run_of_arrays_can_be_exported_and_says_on_what_it_was_checked(
 
 
 @pytest.mark.parametrize("command", [["evaluate"], ["report"]])
-def test_what_needs_the_data_says_that_they_were_in_memory(
+def test_commands_that_need_the_data_say_that_it_was_in_memory(
     command: list[str], trained: thumbnet.Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command, str(trained.path)]) == 2
     assert "in memory" in capsys.readouterr().err
 
 
-def test_a_report_of_such_a_run_takes_the_same_data_from_disk(trained: thumbnet.Run, tmp_path: Path) -> None:
+def test_a_report_of_such_a_run_can_read_the_same_data_from_disk(
+    trained: thumbnet.Run, tmp_path: Path
+) -> None:
     pytest.importorskip("jinja2")
     np.savez(tmp_path / "same.npz", x_train=X, y_train=Y, x_test=X[:12], y_test=Y[:12])
     page = tmp_path / "page.html"
@@ -184,7 +186,7 @@ def test_a_report_of_such_a_run_takes_the_same_data_from_disk(trained: thumbnet.
     assert "accuracy" in page.read_text()
 
 
-def test_it_is_resumed_with_its_data_and_no_others(tmp_path: Path) -> None:
+def test_such_a_run_resumes_only_with_its_own_data(tmp_path: Path) -> None:
     class Stop(Listener):
         def should_stop(self) -> bool:
             return True
@@ -202,7 +204,7 @@ def test_it_is_resumed_with_its_data_and_no_others(tmp_path: Path) -> None:
     assert resumed.weights_path.read_bytes() == whole.weights_path.read_bytes()
 
 
-def test_numbered_classes_are_mirrored_where_their_pictures_are_in_colour(tmp_path: Path) -> None:
+def test_pictures_of_numbered_classes_are_flipped_only_if_they_are_in_colour(tmp_path: Path) -> None:
     settings = [*TINY[:-1], "training.epochs=1"]
     colour = training.train((X, Y), "resnet18", overrides=settings, out=tmp_path / "a", device="cpu")
     grey = training.train((X[..., 0], Y), "resnet18", overrides=settings, out=tmp_path / "b", device="cpu")

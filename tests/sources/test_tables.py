@@ -15,7 +15,7 @@ def table(tmp_path: Path, content: str | bytes, name: str = "x.csv") -> Path:
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
-def test_separators_header_rows_and_lines(separator: str, tmp_path: Path) -> None:
+def test_header_rows_and_line_numbers_are_read_with_any_separator(separator: str, tmp_path: Path) -> None:
     text = "\n".join(separator.join(row) for row in (["file", "label"], ["a.png", "cat"], ["b.png", "dog"]))
     found = read_table(table(tmp_path, text))
     assert (found.header, found.names) == (True, ["file", "label"])
@@ -37,26 +37,26 @@ def test_a_quoted_cell_may_span_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
-def test_encodings_are_recognised(encoding: str, tmp_path: Path) -> None:
+def test_the_encoding_is_detected(encoding: str, tmp_path: Path) -> None:
     found = read_table(table(tmp_path, "file,label\na.png,caf\xe9\n".encode(encoding)))
     assert found.names == ["file", "label"]
     assert found.column("label") == ["caf\xe9"]
 
 
-def test_json_lines_are_a_table(tmp_path: Path) -> None:
+def test_json_lines_are_read_as_a_table(tmp_path: Path) -> None:
     lines = '{"file": "a.png", "label": 3}\n{"file": "b.png", "label": null}\n'
     found = read_table(table(tmp_path, lines, "x.jsonl"))
     assert found.names == ["file", "label"]
     assert found.rows[0] == ["a.png", "3"]
 
 
-def test_only_the_first_rows_are_read_if_so_asked(tmp_path: Path) -> None:
+def test_a_limit_reads_only_the_first_rows(tmp_path: Path) -> None:
     path = table(tmp_path, "file,label\n" + "a.png,cat\n" * 100)
     assert len(read_table(path, limit=3).rows) == 3
 
 
 @pytest.mark.parametrize("content", [b"\x00\x01\x02" * 50, b"a,b\n1,2,3\n", b'{"a": 1'])
-def test_what_is_no_table_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
+def test_errors_about_files_that_are_not_tables_name_the_file(content: bytes, tmp_path: Path) -> None:
     name = "x.jsonl" if content.startswith(b"{") else "x.csv"
     with pytest.raises(DataError, match=name):
         read_table(table(tmp_path, content, name))

@@ -1,7 +1,7 @@
 """Turn arrays of pictures and labels into :class:`Data`. idx, npz, mat and Python input share this code.
 
 Pictures come as uint8, as wider integers or as floats, grey or in colour, channels first or last. Labels come
-as numbers, names or one-hot rows. Each of them is understood here, in one place, or refused with the reason.
+as numbers, names or one-hot rows. This module reads all these forms and refuses others with the reason.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from thumbnet.errors import DataError, printable
 CHANNELS = (1, 3, 4)
 EXPECTED_PICTURES = "[N, H, W], [N, H, W, 1, 3 or 4] or [N, 3, H, W]"
 EXPECTED_LABELS = "one whole number or name per picture ([N] or [N, 1]), or one-hot rows [N, classes]"
-_AT_A_TIME = 1024  # pictures that are converted at a time
+_CHUNK = 1024  # pictures converted at a time
 
 _SPLITS = {
     "train": ("train", "training", "tr"),
@@ -39,9 +39,9 @@ class Arrays:
     """Pictures and labels by split, and what is known about them.
 
     Attributes:
-        images: by split, an array of pictures.
-        labels: by split, what says their classes.
-        class_names: where they are known.
+        images: for each split, an array of pictures.
+        labels: for each split, the pictures' classes: numbers, names or one-hot rows.
+        class_names: the names of all classes, if known.
         notes: what the user should know.
     """
 
@@ -55,13 +55,13 @@ def data_from_arrays(arrays: Arrays, source: str, layout: str, where: str | None
     """Build a data set from arrays.
 
     Args:
-        arrays: with a ``train`` split.
+        arrays: pictures and labels; there must be a ``train`` split.
         source: what the user named.
-        layout: in words, what was recognised.
-        where: what messages name, where that is not ``source``.
+        layout: a description of what was recognised.
+        where: what error messages name, if not ``source``.
 
     Raises:
-        DataError: pictures or labels are not understood, or their numbers differ.
+        DataError: the pictures or labels have no known form, or their numbers differ.
     """
     where = where or source
     notes = list(arrays.notes)
@@ -91,10 +91,12 @@ def same_length(pictures: int, labels: int, where: str) -> None:
 
 
 def channels_last(images: np.ndarray, where: str, notes: list[str], first: bool = False) -> np.ndarray:
-    """Pictures as [N, H, W] or [N, H, W, C], a view; ``first``: channels come first where both are possible.
+    """Return a view of the pictures as [N, H, W] or [N, H, W, C].
+
+    ``first`` decides where the shape is ambiguous: if it is True, channels come first.
 
     Raises:
-        DataError: these are not pictures.
+        DataError: the array does not hold pictures.
     """
     shape = images.shape
     if images.dtype.kind not in "biuf":
@@ -107,8 +109,8 @@ def channels_last(images: np.ndarray, where: str, notes: list[str], first: bool 
             notes.append(f"each row of {shape[1]} values was read as a grey picture of {side}x{side}")
             return images.reshape(-1, side, side)
         raise DataError(
-            f"{where}: the pictures are rows of {shape[1]} values, which are not the pixels of a square grey "
-            f"picture. Reshape them to {EXPECTED_PICTURES}"
+            f"{where}: the pictures are rows of {shape[1]} values, which do not make a square grey picture. "
+            f"Reshape them to {EXPECTED_PICTURES}"
         )
     is_first = images.ndim == 4 and shape[1] in CHANNELS and (first or shape[3] not in CHANNELS)
     if is_first:
@@ -119,7 +121,7 @@ def channels_last(images: np.ndarray, where: str, notes: list[str], first: bool 
     if not fits or 0 in images.shape[1:]:
         hint = ""
         if images.ndim == 4:
-            hint = ". Volumes (3-D) and pictures of more than four channels are not read"
+            hint = ". Volumes (3-D) and pictures with more than four channels are not supported"
         raise DataError(
             f"{where}: the pictures have the shape {list(shape)}, expected {EXPECTED_PICTURES}{hint}"
         )
@@ -127,38 +129,40 @@ def channels_last(images: np.ndarray, where: str, notes: list[str], first: bool 
 
 
 def narrowed(images: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-    """Pictures of all splits as bytes, where all are whole numbers from 0 to 255; else as they are.
+    """Convert pictures to uint8 if those of all splits are whole numbers from 0 to 255.
 
-    Deeper pictures and floats stay what they are: one range for all of them is measured over the training
-    split when they are decoded (:mod:`thumbnet.data.survey`).
+    Otherwise they keep their type. Deep and float pictures are mapped to 0 to 255 when they are decoded, with
+    one range that :mod:`thumbnet.data.survey` measures on the training split.
 
     Raises:
-        DataError: some splits are bytes and others are not.
+        DataError: some splits are uint8 and others are not.
     """
-    if all(_are_bytes(one) for one in images.values()):
-        return {split: one if one.dtype == np.uint8 else _to_bytes(one) for split, one in images.items()}
-    bytes_only = [split for split, one in images.items() if one.dtype == np.uint8]
+    if all(_are_bytes(part) for part in images.values()):
+        return {split: part if part.dtype == np.uint8 else _to_bytes(part) for split, part in images.items()}
+    bytes_only = [split for split, part in images.items() if part.dtype == np.uint8]
     if bytes_only:
         other = next(split for split in images if split not in bytes_only)
         raise DataError(
             f"{where}: the pictures of {bytes_only[0]} are uint8, but those of {other} are "
-            f"{images[other].dtype}: "
-            "give all splits the same type"
+            f"{images[other].dtype}: give all splits the same type"
         )
     return dict(images)
 
 
-def _parts(images: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(images), _AT_A_TIME):
-        yield np.asarray(images[start : start + _AT_A_TIME])
+def _chunks(images: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(images), _CHUNK):
+        yield np.asarray(images[start : start + _CHUNK])
 
 
 def _are_bytes(images: np.ndarray) -> bool:
-    """Whether all values are whole numbers from 0 to 255, and not just zeros and ones."""
+    """Whether all values are whole numbers from 0 to 255.
+
+    Except for uint8, False if no value is above 1, because 1 may then mean white.
+    """
     if images.dtype == np.uint8:
         return True
     highest = 0.0
-    for part in _parts(images):
+    for part in _chunks(images):
         if part.dtype.kind not in "iuf" or not np.isfinite(part).all():
             return False
         if part.min() < 0 or part.max() > 255 or (part.dtype.kind == "f" and (part != np.rint(part)).any()):
@@ -169,7 +173,7 @@ def _are_bytes(images: np.ndarray) -> bool:
 
 def _to_bytes(images: np.ndarray) -> np.ndarray:
     converted = np.empty(images.shape, dtype=np.uint8)
-    for start, part in zip(range(0, len(images), _AT_A_TIME), _parts(images), strict=True):
+    for start, part in zip(range(0, len(images), _CHUNK), _chunks(images), strict=True):
         converted[start : start + len(part)] = part
     return converted
 
@@ -180,15 +184,15 @@ def _to_bytes(images: np.ndarray) -> np.ndarray:
 def class_labels(
     labels: Mapping[str, Any], class_names: Sequence[str] | None, where: str
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Class names, and each split's labels as positions in them, int64 [N].
+    """Return the class names, and each split's labels as positions in them, int64 [N].
 
     Args:
-        labels: by split; whole numbers, names, or one-hot rows.
-        class_names: where they are known. Numbers are then positions in them.
-        where: what messages name.
+        labels: for each split, whole numbers, names or one-hot rows.
+        class_names: the names of all classes, if known. Labels that are numbers are then positions in them.
+        where: what error messages name.
 
     Raises:
-        DataError: labels are neither, or name a class that there is not.
+        DataError: labels have none of these forms, are not among the known classes, or do not occur in train.
     """
     values = {split: _flat(part, f"{where}, {split}") for split, part in labels.items()}
     if class_names is None:
@@ -212,7 +216,9 @@ def class_labels(
         unknown = [value for value in distinct.tolist() if value not in position]
         if unknown:
             shown = ", ".join(printable(str(value)) for value in unknown[:10])
-            raise DataError(f"{where}, {split}: labels {shown} of {len(class_names)} classes: no such class")
+            raise DataError(
+                f"{where}, {split}: the labels {shown} are not among the {len(class_names)} classes"
+            )
         table = np.array([position[value] for value in distinct.tolist()], dtype=np.int64)
         numbered[split] = table[inverse.reshape(-1)] if len(part) else np.empty(0, dtype=np.int64)
     if "train" in numbered:
@@ -221,12 +227,12 @@ def class_labels(
             strange = sorted(set(part.tolist()) - trained)
             if strange:
                 shown = ", ".join(printable(class_names[label]) for label in strange[:10])
-                raise DataError(f"{where}: {split} has classes of which train has no picture: {shown}")
+                raise DataError(f"{where}: {split} has classes that train lacks: {shown}")
     return tuple(class_names), numbered
 
 
 def as_array(values: Any) -> np.ndarray:
-    """An array, tensor, series or list as a NumPy array."""
+    """Convert an array, tensor, series or list to a NumPy array."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = values.float() if str(values.dtype) == "torch.bfloat16" else values
@@ -247,10 +253,10 @@ def _is_wide(labels: Any) -> bool:
 
 
 def _flat(labels: Any, where: str) -> np.ndarray:
-    """Labels [N] of whole numbers or names.
+    """Flatten labels to whole numbers (int64) or names, [N].
 
     Raises:
-        DataError: they are neither.
+        DataError: the labels are neither numbers nor names.
     """
     values = as_array(labels)
     if values.ndim == 2 and 1 in values.shape:
@@ -276,7 +282,7 @@ def _flat(labels: Any, where: str) -> np.ndarray:
 
 
 def _from_objects(values: np.ndarray, where: str) -> np.ndarray:
-    """Labels in a list or a column of Python objects."""
+    """Convert labels that are Python objects to an array of whole numbers or names."""
     items = [item.item() if isinstance(item, np.generic) else item for item in values.tolist()]
     items = [item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in items]
     if all(isinstance(item, str) for item in items):
@@ -284,8 +290,8 @@ def _from_objects(values: np.ndarray, where: str) -> np.ndarray:
     if all(isinstance(item, int) for item in items):
         return np.array(items, dtype=np.int64)
     odd = next((i for i, item in enumerate(items) if not isinstance(item, str | int)), None)
-    what = "are of mixed types" if odd is None else f"are not all there: label {odd} is {items[odd]!r:.40}"
-    raise DataError(f"{where}: the labels {what}, expected {EXPECTED_LABELS}")
+    what = "the labels are of mixed types" if odd is None else f"label {odd} is {items[odd]!r:.40}"
+    raise DataError(f"{where}: {what}, expected {EXPECTED_LABELS}")
 
 
 def _from_one_hot(values: np.ndarray, where: str) -> np.ndarray:
@@ -298,7 +304,7 @@ def _from_one_hot(values: np.ndarray, where: str) -> np.ndarray:
     wrong = np.flatnonzero((ones != 1) | others)
     if len(wrong):
         if not others.any():
-            reason = f"picture {wrong[0]} has {ones[wrong[0]]} classes at once; one per picture is expected"
+            reason = f"picture {wrong[0]} has {ones[wrong[0]]} classes, expected one"
         else:
             reason = f"expected {EXPECTED_LABELS}"
         raise DataError(f"{where}: the labels of shape {list(values.shape)} are not one-hot: {reason}")
@@ -309,7 +315,9 @@ def _from_one_hot(values: np.ndarray, where: str) -> np.ndarray:
 
 
 def part_of(name: str) -> tuple[str, str | None, str | None]:
-    """Parse an array's name: the rest of the name, its split and its role (``images``, ``labels``).
+    """Parse an array's name into the rest of the name, its split and its role.
+
+    The role is ``images``, ``labels`` or ``names`` (of the classes).
 
     >>> part_of("x_train"), part_of("kmnist-test-labels")
     (('', 'train', 'images'), ('kmnist', 'test', 'labels'))
@@ -333,14 +341,14 @@ def part_of(name: str) -> tuple[str, str | None, str | None]:
 
 
 def pair_up(named: Mapping[str, Any], where: str) -> Arrays:
-    """Find pictures and labels among named arrays, by their names, else by their shapes.
+    """Find pictures and labels among named arrays, by their names or else by their shapes.
 
     Args:
-        named: arrays, or things with ``shape``; only what is chosen is passed on.
-        where: what messages name.
+        named: arrays, or other objects with a ``shape``. The result holds the chosen ones, unchanged.
+        where: what error messages name.
 
     Raises:
-        DataError: they are not among them; the message says what is there and what is expected.
+        DataError: there is no clear match; the message says what was found and what is expected.
     """
     arrays = Arrays()
     for name, value in named.items():
@@ -348,13 +356,13 @@ def pair_up(named: Mapping[str, Any], where: str) -> Arrays:
         if role == "names" and len(value.shape) == 1:
             arrays.class_names = value
         elif role in ("images", "labels"):
-            there = arrays.images if role == "images" else arrays.labels
-            if (split or "train") in there:
+            found = arrays.images if role == "images" else arrays.labels
+            if (split or "train") in found:
                 raise DataError(
-                    f"{where}: {', '.join(map(printable, named))}: it is not clear which of them are the "
-                    f"{role}"
+                    f"{where}: it is unclear which of these arrays are the {role} of {split or 'train'}: "
+                    f"{', '.join(map(printable, named))}"
                 )
-            there[split or "train"] = value
+            found[split or "train"] = value
     if not arrays.images and not arrays.labels:
         _by_shape(named, arrays, where)
     lacking = sorted(set(arrays.images) ^ set(arrays.labels))
@@ -364,7 +372,7 @@ def pair_up(named: Mapping[str, Any], where: str) -> Arrays:
         if lacking:
             what = f"{lacking[0]} has no {'labels' if lacking[0] in arrays.images else 'pictures'}"
         raise DataError(
-            f"{where}: {what}. The arrays in it are {listing or 'none'}. Expected pictures and labels under "
+            f"{where}: {what}. The arrays found: {listing or 'none'}. Expected pictures and labels under "
             "names such as x_train and y_train, train_images and train_labels, images and labels, data and "
             "target, X and y"
         )
@@ -381,6 +389,6 @@ def _by_shape(named: Mapping[str, Any], arrays: Arrays, where: str) -> None:
     for split, x, y in zip(order, pictures, labels, strict=True):
         arrays.images[split], arrays.labels[split] = x, y
     arrays.notes.append(
-        f"the arrays {', '.join(map(printable, named))} were read by their shapes as "
+        f"judging by their shapes, the arrays {', '.join(map(printable, named))} are "
         + ", ".join(f"pictures and labels of {split}" for split in order)
     )

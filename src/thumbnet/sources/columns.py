@@ -77,7 +77,10 @@ EMPTY = frozenset(("", "nan", "NaN"))
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of a table's columns. ``label`` is empty without labels; ``one_hot`` are classes instead."""
+    """The names of a table's columns, empty where there is no such column.
+
+    Labels are either in the column ``label`` or in the columns ``one_hot``, one per class.
+    """
 
     path: str
     label: str = ""
@@ -91,33 +94,37 @@ class Columns:
 
 
 def split_word(text: str) -> str:
-    """``train``, ``val`` or ``test`` if the text is a usual name for it; else empty."""
+    """``train``, ``val`` or ``test`` if the text is a common name for it, else an empty string."""
     return _SPLIT_WORDS.get(text.strip().casefold(), "")
 
 
 def split_of_name(stem: str) -> str:
-    """The split that a file's name mentions: ``sign_mnist_train`` → ``train``; empty for none or several."""
+    """The split that a file's name mentions, such as ``train`` for ``sign_mnist_train``.
+
+    Empty if it mentions no split, or more than one.
+    """
     words = re.findall(r"[A-Za-z]+", stem)
     found = {split_word(word) for word in words} - {""}
     return found.pop() if len(found) == 1 else ""
 
 
 def named(names: Iterable[str], known: Sequence[str]) -> list[str]:
-    """Those of ``names`` that are in ``known``, ignoring case and punctuation, in the order of ``known``."""
+    """The ``names`` that are in ``known``, ignoring case and punctuation, in the order of ``known``."""
     plain = {name: re.sub(r"[^a-z0-9]", "", name.lower()) for name in names}
     return [name for wanted in known for name, key in plain.items() if key == wanted]
 
 
 def label_candidates(names: Iterable[str]) -> list[str]:
-    """Columns with names for labels, the most likely first."""
+    """The columns whose names suggest labels, most likely first."""
     return named(names, _LABELS)
 
 
 def find_columns(table: Table, settings: DataSettings) -> Columns:
-    """The columns of a manifest, by the recipe's settings, by name, then by content.
+    """Find a manifest's columns: by the recipe's settings, then by name, then by content.
 
     Raises:
-        DataError: a setting names no column, or it cannot be told which column it is.
+        DataError: the table lacks a column that a setting names, or it is unclear which column has the
+            pictures or the labels.
     """
     for key in ("path_column", "label_column"):
         chosen = getattr(settings, key)
@@ -130,12 +137,13 @@ def find_columns(table: Table, settings: DataSettings) -> Columns:
     path = settings.path_column or _path_column(sample)
     if not path:
         raise DataError(
-            f"{printable(table.path.name)}: no column names pictures among {_listing(table.names)}. "
-            "Say which: --path-column NAME"
+            f"{printable(table.path.name)}: no column appears to name pictures. "
+            f"The columns are {_listing(table.names)}. "
+            "Name the right one: --path-column NAME"
         )
     rest = [name for name in table.names if name != path]
-    by_words = [name for name in rest if len(set(sample[name]) - EMPTY) > 1]
-    split = next((c for c in (*named(rest, _SPLITS), *by_words) if _has_splits(table.column(c))), "")
+    varied = [name for name in rest if len(set(sample[name]) - EMPTY) > 1]
+    split = next((c for c in (*named(rest, _SPLITS), *varied) if _has_splits(table.column(c))), "")
     rest = [name for name in rest if name not in (split, settings.group_by)]
     if settings.label_column:
         return Columns(path, settings.label_column, split)
@@ -149,7 +157,7 @@ def find_columns(table: Table, settings: DataSettings) -> Columns:
     if len(by_content) > 1:
         raise DataError(
             f"{printable(table.path.name)}: which column has the labels: {_listing(by_content)}? "
-            "Say which: --label-column NAME"
+            "Name it: --label-column NAME"
         )
     return Columns(path, by_content[0] if by_content else "", split)
 
@@ -168,8 +176,8 @@ def _path_column(sample: dict[str, list[str]]) -> str:
     best = max(by_content, key=lambda name: (by_content[name], name in likely), default="")
     if best and by_content[best]:
         return best
-    unlike = [name for name in likely if len(set(sample[name])) > len(sample[name]) // 2]
-    return (unlike or likely or [""])[0]
+    distinct = [name for name in likely if len(set(sample[name])) > len(sample[name]) // 2]
+    return (distinct or likely or [""])[0]
 
 
 def _has_splits(cells: list[str]) -> bool:
@@ -187,7 +195,7 @@ def _repeats(cells: list[str]) -> bool:
 
 
 def labels_of(table: Table, columns: Columns) -> list[str]:
-    """The class of each row as text; empty where it has none.
+    """Each row's class as text, or an empty string for a row without a label.
 
     Raises:
         DataError: a row has several labels.
@@ -203,7 +211,7 @@ def labels_of(table: Table, columns: Columns) -> list[str]:
         if len(ones) > 1:
             raise DataError(
                 f"{printable(table.path.name)}, line {line}: {len(ones)} labels ({_listing(ones)}). "
-                "thumbnet learns one class per picture. If one column alone has the labels: "
+                "thumbnet learns one class per picture. If a single column has the labels, name it: "
                 "--label-column NAME"
             )
         labels.append(ones[0] if ones else "")
@@ -227,10 +235,13 @@ def _refuse_several(table: Table, column: str, labels: set[str]) -> None:
 
 
 def class_names(labels: Iterable[str]) -> dict[str, str]:
-    """The class name of each label, in the order of the classes: whole numbers by value, else sorted text.
+    """Map each label to the name of its class, in class order.
+
+    Whole numbers are ordered by value, and ``2`` and ``2.0`` are one class. If any label is not a number or
+    has leading zeros, all labels are ordered as text.
 
     Raises:
-        DataError: the labels are fractions: quantities, not classes.
+        DataError: the labels are numbers with fractions, which are quantities rather than classes.
     """
     found = sorted(set(labels) - {""})
     try:

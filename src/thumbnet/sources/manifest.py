@@ -38,13 +38,13 @@ _NO_CLASS = re.compile(
     re.I,
 )
 _CLASS_FILES = ("labels.txt", "classes.txt", "label_num_to_disease_map.json")
-_TABLES_OF_SPLITS = ("metadata.csv", "metadata.jsonl", "_classes.csv")  # the Hub's, and Roboflow's
-_SHOWN = 5  # examples in a message
+_SPLIT_FOLDER_TABLES = ("metadata.csv", "metadata.jsonl", "_classes.csv")  # the Hub's and Roboflow's
+_MAX_SHOWN = 5  # missing pictures that an error lists
 
 
 @dataclass(frozen=True)
 class _Manifest:
-    """A table and what its columns mean. Paths are relative to ``base``, a folder below the root."""
+    """A table and the meaning of its columns. Paths are relative to ``base``, a folder below the root."""
 
     table: Table
     columns: Columns
@@ -54,7 +54,7 @@ class _Manifest:
 
 @dataclass
 class _Rows:
-    """The rows of one split so far."""
+    """The rows collected so far for one split."""
 
     paths: list[str]
     labels: list[str]
@@ -62,7 +62,10 @@ class _Rows:
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
-    """Whether it is a table of pictures, or a folder with one that is not a folder of class folders."""
+    """Whether the place is a table that names pictures, or a folder with one.
+
+    Class folders take precedence over a table, unless only tables label the test pictures.
+    """
     try:
         if place.path.is_file():
             return _is_table_name(place.path) and _is_manifest(place.path, settings, None)
@@ -75,10 +78,10 @@ def recognise(place: Place, settings: DataSettings) -> bool:
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
-    """The data that one table, or one per split, describes.
+    """Read the pictures that one table, or one table per split, names.
 
     Raises:
-        DataError: a table cannot be read, columns cannot be told apart, or pictures are missing.
+        DataError: a table cannot be read, its columns are ambiguous, or pictures are missing.
     """
     alone = place.path.is_file()
     root = Place(place.path.parent) if alone else place
@@ -90,21 +93,21 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     for manifest in manifests:
         notes += _collect(manifest, pictures, splits, missing, settings)
     if missing:
-        shown = "\n".join(f"  {line}" for line in missing[:_SHOWN])
-        more = f"\n  and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        shown = "\n".join(f"  {line}" for line in missing[:_MAX_SHOWN])
+        more = f"\n  and {len(missing) - _MAX_SHOWN} more" if len(missing) > _MAX_SHOWN else ""
         what = f"{len(missing)} row(s) name pictures that are not in {printable(str(pictures.index.root))}"
         if settings.on_bad_image != "skip" or not any(rows.paths for rows in splits.values()):
             raise DataError(
-                f"{what} (looked for by path, by file name, and without suffix):\n{shown}{more}\n"
-                "Say where the pictures are: --images FOLDER; "
-                "or leave these rows out: --on-bad-image skip"
+                f"{what} (searched by path, by file name, and without the suffix):\n{shown}{more}\n"
+                "Name the folder of the pictures with --images FOLDER, "
+                "or skip these rows with --on-bad-image skip"
             )
-        notes.append(f"{what}: left out, such as {missing[0]}")
-    notes += _twice(splits)
+        notes.append(f"{what} and were skipped, such as {missing[0]}")
+    notes += _duplicate_notes(splits)
     unnamed = pictures.beside({path for rows in splits.values() for path in rows.paths})
     if unnamed:
         notes.append(
-            f"{len(unnamed):,} picture(s) that no row names were left out, such as {printable(unnamed[0])}"
+            f"skipped {len(unnamed):,} picture(s) that no row names, such as {printable(unnamed[0])}"
         )
     return _data(source, root.path, manifests, pictures, splits, notes, settings)
 
@@ -165,12 +168,12 @@ def _described(manifest: _Manifest) -> str:
 def _choose(
     files: list[tuple[Path, str]], settings: DataSettings, folder: Place | None
 ) -> tuple[list[_Manifest], list[str]]:
-    """The tables to learn from, one per split, and notes about the others."""
+    """The tables to train and test on, one per split, and notes about the others."""
     labelled: list[_Manifest] = []
     notes: list[str] = []
     for path, base in files:
         if folder is not None and not _is_manifest(path, settings, folder, labelled=False):
-            notes.append(f"{printable(path.name)} was passed over: it names no pictures")
+            notes.append(f"{printable(path.name)} was skipped: it names no pictures")
             continue
         table = _load(path)
         columns = find_columns(table, settings)
@@ -178,17 +181,19 @@ def _choose(
         if not columns.labelled or "submission" in path.stem.lower():
             if folder is None:
                 raise DataError(
-                    f"{printable(path.name)}: no column has labels among "
+                    f"{printable(path.name)}: no column appears to have labels. The columns are "
                     f"{', '.join(map(printable, table.names[:12]))}. "
-                    "Say which: --label-column NAME"
+                    "Name the right one: --label-column NAME"
                 )
-            notes.append(
-                f"{printable(path.name)} has no labels: its {len(table.rows):,} rows were passed over"
-            )
+            notes.append(f"{printable(path.name)} has no labels: its {len(table.rows):,} rows were skipped")
             continue
         labelled.append(_Manifest(table, columns, base, split))
     if len(labelled) > 1 and any(manifest.split == "train" for manifest in labelled):
-        notes += [f"{printable(m.table.path.name)} was passed over" for m in labelled if not m.split]
+        notes += [
+            f"{printable(m.table.path.name)} was skipped: its name does not mention a split"
+            for m in labelled
+            if not m.split
+        ]
         labelled = [manifest for manifest in labelled if manifest.split]
     if len(labelled) == 1:
         labelled = [_Manifest(labelled[0].table, labelled[0].columns, labelled[0].base, "train")]
@@ -196,10 +201,10 @@ def _choose(
     if len(set(splits)) < len(splits) or "" in splits:
         listing = ", ".join(printable(manifest.table.path.name) for manifest in labelled)
         raise DataError(
-            f"several tables have labels ({listing}): name the one to learn from instead of the folder"
+            f"several tables have labels ({listing}). Pass the one to train on instead of the folder"
         )
     if not labelled:
-        raise DataError(f"none of {', '.join(printable(path.name) for path, _ in files)} has labels")
+        raise DataError(f"no table has labels: {', '.join(printable(path.name) for path, _ in files)}")
     return labelled, notes
 
 
@@ -210,18 +215,18 @@ def _collect(
     missing: list[str],
     settings: DataSettings,
 ) -> list[str]:
-    """Add a table's rows to the splits; return notes."""
+    """Add a table's rows to the splits, and return notes about them."""
     table, columns = manifest.table, manifest.columns
     notes = list(table.notes)
     labels = labels_of(table, columns)
     cells = table.column(columns.path)
     parts = [split_word(cell) for cell in table.column(columns.split)] if columns.split else []
     groups = table.column(settings.group_by) if settings.group_by in table.names else []
-    empty: dict[str, int] = defaultdict(int)
+    unlabelled: dict[str, int] = defaultdict(int)
     for row, (cell, label) in enumerate(zip(cells, labels, strict=True)):
         split = (parts[row] or "train") if parts else manifest.split
         if not label:
-            empty[split] += 1
+            unlabelled[split] += 1
             continue
         path = pictures.find(cell, manifest.base, split, label) if cell else None
         if path is None:
@@ -232,30 +237,40 @@ def _collect(
         splits[split].paths.append(path)
         splits[split].labels.append(label)
         splits[split].groups.append(groups[row] if groups else "")
-    place = f"{manifest.base}/" if manifest.base else ""
-    notes.append(f"{printable(place + table.path.name)}: {len(table.rows):,} rows")
+    folder = f"{manifest.base}/" if manifest.base else ""
+    notes.append(f"{printable(folder + table.path.name)}: {len(table.rows):,} rows")
     notes += [
-        f"{printable(table.path.name)}: {n:,} row(s) of {s} without a label left out"
-        for s, n in empty.items()
+        f"{printable(table.path.name)}: skipped {count:,} row(s) of {split} without a label"
+        for split, count in unlabelled.items()
     ]
     return notes
 
 
-def _twice(splits: dict[str, _Rows]) -> list[str]:
+def _duplicate_notes(splits: dict[str, _Rows]) -> list[str]:
+    """Warnings about pictures that several rows name, with the same label or with different ones."""
     seen: dict[str, str] = {}
-    two, again = [], 0
+    conflicts = []
     for rows in splits.values():
         for path, label in zip(rows.paths, rows.labels, strict=True):
             before = seen.setdefault(path, label)
             if before != label:
-                two.append(f"{printable(path)} ({printable(before)} and {printable(label)})")
-    again = sum(len(rows.paths) for rows in splits.values()) - len(seen) - len(two)
-    notes = [f"warning: {len(two)} row(s) give a picture a second label, such as {two[0]}"] if two else []
-    return notes + ([f"warning: {again} row(s) name a picture that another row names, too"] if again else [])
+                conflicts.append(f"{printable(path)} ({printable(before)} and {printable(label)})")
+    repeats = sum(len(rows.paths) for rows in splits.values()) - len(seen) - len(conflicts)
+    notes = []
+    if conflicts:
+        notes.append(
+            f"warning: {len(conflicts)} row(s) give a picture a second label, such as {conflicts[0]}"
+        )
+    if repeats:
+        notes.append(f"warning: {repeats} row(s) name a picture that an earlier row already names")
+    return notes
 
 
 def _titles(folder: Path, order: list[str]) -> tuple[tuple[str, ...], list[str]]:
-    """Names for integer classes from a file in the folder, where it has one for each and no others."""
+    """The class names, and a note about their file if they have one.
+
+    Integer classes take their names from a file in the folder that names exactly these classes.
+    """
     if not all(name.isdecimal() for name in order):
         return tuple(order), []
     for name in _CLASS_FILES:
@@ -269,7 +284,7 @@ def _titles(folder: Path, order: list[str]) -> tuple[tuple[str, ...], list[str]]
         except (OSError, ValueError, AttributeError, RecursionError):
             continue
         if set(found) == set(order) and len(set(found.values())) == len(found):
-            return tuple(found[key] for key in order), [f"class names are from {name}"]
+            return tuple(found[key] for key in order), [f"class names come from {name}"]
     return tuple(order), []
 
 
@@ -294,7 +309,7 @@ def _is_table_name(path: Path) -> bool:
 
 
 def _table_files(folder: Path) -> list[tuple[Path, str]]:
-    """Tables in a folder, and those of the Hub's image folders in its split folders, with their bases."""
+    """The tables in a folder and in its split folders, each with the folder that its paths start from."""
     found = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
@@ -306,13 +321,17 @@ def _table_files(folder: Path) -> list[tuple[Path, str]]:
         ):
             found.append((path, ""))
         elif split_word(path.name):
-            inner = [path / name for name in _TABLES_OF_SPLITS if (path / name).is_file()]
+            inner = [path / name for name in _SPLIT_FOLDER_TABLES if (path / name).is_file()]
             found += [(table, path.name) for table in inner[:1]]
     return found
 
 
 def _is_manifest(path: Path, settings: DataSettings, folder: Place | None, labelled: bool = True) -> bool:
-    """Whether a table's first rows name pictures. ``folder`` is None if the user named the table itself."""
+    """Whether a table's first rows name pictures.
+
+    ``folder`` is None if the user named the table itself. A table found in a folder must also have labels,
+    unless ``labelled`` is False.
+    """
     named = folder is None
     try:
         table = _load(path, 200)
@@ -335,7 +354,10 @@ def _is_manifest(path: Path, settings: DataSettings, folder: Place | None, label
 
 
 def _any_picture(place: Place, cells: list[str]) -> bool:
-    """Whether pictures that cells name without a suffix are in the folder or one in it."""
+    """Whether the folder, or a folder directly in it, has a picture that a cell names.
+
+    From 200 cells on, any picture counts.
+    """
     stems = {re.split(r"[/\\]", cell)[-1] for cell in cells}
     for folder in [place.path, *[path for path in place.path.iterdir() if path.is_dir()][:50]]:
         for name in _picture_names(folder, place):
@@ -354,7 +376,7 @@ def _picture_names(folder: Path, place: Place) -> list[str]:
 
 
 def class_folders(place: Place) -> bool:
-    """Whether the folder, or its train split's, has two or more class folders with pictures."""
+    """Whether the folder, or its train folder, has two or more class folders with pictures."""
     folders = [path for path in place.path.iterdir() if path.is_dir() and not path.name.startswith(".")]
     base = [path for path in folders if split_word(path.name) == "train"] or [place.path]
     inner = [path for path in base[0].iterdir() if path.is_dir() and not path.name.startswith((".", "__"))]
@@ -363,7 +385,7 @@ def class_folders(place: Place) -> bool:
 
 
 def _splits_by_table(place: Place, found: list[tuple[Path, str]], settings: DataSettings) -> bool:
-    """Whether tables label test pictures that lie flat, as GTSRB's do: then class folders do not suffice."""
+    """Whether the test pictures are in no class folders and get their labels from a table, as in GTSRB."""
     tables = {split_of_name(path.stem) for path, _ in found if _is_manifest(path, settings, place)}
     tests = [path for path in place.path.iterdir() if path.is_dir() and split_word(path.name) == "test"]
     flat = any(

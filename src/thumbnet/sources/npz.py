@@ -1,7 +1,7 @@
-"""NumPy's ``.npz`` and ``.npy``: MedMNIST's, Keras', Kuzushiji-MNIST's and one's own.
+"""Read NumPy's ``.npz`` and ``.npy`` files, such as those of MedMNIST, Keras and Kuzushiji-MNIST.
 
-Nothing is unpickled. What a header declares is compared with what the file can hold before memory is taken.
-A ``.npy`` file is mapped into memory, not read.
+Nothing is unpickled. The size that a header declares is checked against the file before memory is allocated.
+A ``.npy`` file is memory-mapped.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _BLOCK = 1 << 20
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
-    """Whether it is a ``.npz`` or ``.npy`` file, or a folder with such files and without pictures."""
+    """Whether the place is a ``.npz`` or ``.npy`` file, or a folder with such files and without pictures."""
     return bool(_files(place.path)) and (place.path.is_file() or not has_pictures(place))
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
-    """The pictures and labels in NumPy's files.
+    """Read the pictures and labels in NumPy files.
 
     Raises:
-        DataError: a file is damaged or holds Python objects, or pictures and labels are not found in it.
+        DataError: a file is damaged or holds Python objects, or there are no pictures with labels.
     """
     by_class = _one_file_per_class(place.path)
     if by_class:
@@ -64,7 +64,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
 
 
 def _one_file_per_class(path: Path) -> dict[str, Path]:
-    """The files of a folder by class, where each has the pictures of one (as in Quick, Draw!); else none."""
+    """A folder's files by class if each holds the pictures of one class (as in Quick, Draw!), else empty."""
     files = _files(path) if path.is_dir() else []
     if len(files) < 2 or any(
         f.suffix.lower() != ".npy" or part_of(f.stem)[1:] != (None, None) for f in files
@@ -76,17 +76,18 @@ def _one_file_per_class(path: Path) -> dict[str, Path]:
         return {}
     if len(shapes[0]) < 2 or any(len(shape) < 2 or shape[1:] != shapes[0][1:] for shape in shapes):
         return {}
-    words = [re.split(r"(?<=[_ -])", file.stem) for file in files]  # full_numpy_bitmap_cat: all but the last
-    start = sum(len(word) for word in words[0][:-1])
-    same = all(file.stem[:start] == files[0].stem[:start] for file in files)
-    return {file.stem[start if same else 0 :]: file for file in files}
+    # Drop a prefix that all names share, up to the last word: full_numpy_bitmap_cat is the class "cat".
+    words = re.split(r"(?<=[_ -])", files[0].stem)
+    prefix = "".join(words[:-1])
+    shared = all(file.stem.startswith(prefix) for file in files)
+    return {file.stem[len(prefix) if shared else 0 :]: file for file in files}
 
 
 def _read_classes(by_class: dict[str, Path], source: str) -> Data:
     images = [_map(file) for file in by_class.values()]
     labels = np.arange(len(images)).repeat([len(one) for one in images])
     first = next(iter(by_class.items()))
-    notes = [f"one file per class: {printable(first[1].name)} is {printable(first[0])!r}"]
+    notes = [f"one file per class: {printable(first[1].name)} has the class {printable(first[0])!r}"]
     arrays = Arrays({"train": np.concatenate(images)}, {"train": labels}, list(by_class), notes)
     return data_from_arrays(arrays, source, f"{len(images)} NumPy files, one per class")
 
@@ -101,7 +102,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _chosen(path: Path) -> list[Path]:
-    """The files of one data set: those in a folder, or the one that was named with its siblings.
+    """The files of one data set: those in the folder, or the named file and its siblings.
 
     Raises:
         DataError: the folder has several data sets.
@@ -123,32 +124,32 @@ def _chosen(path: Path) -> list[Path]:
         return next(iter(related.values()))
     if len(groups) > 1:
         names = ", ".join(printable(files[0].name) for files in list(groups.values())[:10])
-        raise DataError(f"{path} has several data sets: {names}. Name the file of one")
+        raise DataError(f"{path} has several data sets: {names}. Pass one of these files instead")
     return next(iter(groups.values()))
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a ``.npz`` has pictures and labels, and needs no other file."""
-    with _explained(path), zipfile.ZipFile(path) as zipped:
+    """Whether a ``.npz`` has both pictures and labels, so that no other file is needed."""
+    with _damage_as_data_error(path), zipfile.ZipFile(path) as zipped:
         roles = {part_of(Path(info.filename).stem)[2] for info in zipped.infolist()}
         return {"images", "labels"} <= roles
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Every array in a ``.npz``.
+    """Read every array in a ``.npz``.
 
     Raises:
-        DataError: damaged, a bomb, or with Python objects in it.
+        DataError: the file is damaged, is a decompression bomb, or holds Python objects.
     """
     arrays = {}
-    with _explained(path), zipfile.ZipFile(path) as zipped:
+    with _damage_as_data_error(path), zipfile.ZipFile(path) as zipped:
         infos = [info for info in zipped.infolist() if info.filename.endswith(".npy")]
         limit = MAX_EXPANSION * path.stat().st_size + _BLOCK
         if sum(info.file_size for info in infos) > limit:
             raise DataError(
-                f"{path} declares more than {MAX_EXPANSION} times its {path.stat().st_size:,} bytes: "
-                "refused as "
-                "a bomb. If it is right, save it with numpy.savez instead of numpy.savez_compressed"
+                f"{path} declares more than {MAX_EXPANSION} times its {path.stat().st_size:,} bytes and is "
+                "refused as a decompression bomb. If it is genuine, save it with numpy.savez instead of "
+                "numpy.savez_compressed"
             )
         for info in infos:
             where = f"{path}, array {printable(info.filename.removesuffix('.npy'))}"
@@ -164,8 +165,8 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _map(path: Path) -> np.ndarray:
-    """The array in a ``.npy``, mapped into memory."""
-    with _explained(path):
+    """Memory-map the array in a ``.npy`` file."""
+    with _damage_as_data_error(path):
         with path.open("rb") as file:
             shape, _, dtype = _header(file, str(path))
             held = path.stat().st_size - file.tell()
@@ -175,27 +176,27 @@ def _map(path: Path) -> np.ndarray:
             )
         if math.prod(shape) == 0:
             return np.empty(shape, dtype=dtype)
-        # "c": what is written stays in memory. Torch warns about arrays that cannot be written.
+        # "c" is copy-on-write: the file stays unchanged, and torch does not warn about a read-only array.
         return np.load(path, mmap_mode="c", allow_pickle=False)
 
 
 def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, order (Fortran's or not) and type that a ``.npy`` declares.
+    """The shape, order (True for Fortran's) and dtype that a ``.npy`` file declares.
 
     Raises:
-        DataError: it holds Python objects.
-        ValueError: it is no such file.
+        DataError: it holds Python objects, or records instead of numbers or names.
+        ValueError: it is not a ``.npy`` file.
     """
     version = npy.read_magic(file)
     if version == (1, 0):
         shape, fortran, dtype = npy.read_array_header_1_0(file)
-    elif version in ((2, 0), (3, 0)):  # a third version differs by the encoding of field names only
+    elif version in ((2, 0), (3, 0)):  # version 3 differs only in the encoding of field names
         shape, fortran, dtype = npy.read_array_header_2_0(file)
     else:
-        raise ValueError(f"it is of version {version}")
+        raise ValueError(f"unknown .npy version {version}")
     if dtype.hasobject:
         raise DataError(
-            f"{where} holds Python objects (a pickle), which may run any code when they are loaded: refused. "
+            f"{where} holds Python objects (a pickle) and is refused, because loading them can run any code. "
             "Save labels as numpy.array(labels, dtype=str) and pictures as an array of numbers"
         )
     if dtype.fields or any(size < 0 for size in shape):
@@ -204,20 +205,20 @@ def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtyp
 
 
 def _content(file: IO[bytes], expected: int, held: int, where: str) -> bytearray:
-    """``expected`` bytes, in memory that grows as they come."""
+    """Read ``expected`` bytes. Memory grows with what is read, not with what the header declares."""
     if expected > held:
         raise DataError(f"{where} declares {expected:,} bytes of values, but holds at most {held:,}")
     content = bytearray()
     while len(content) < expected and (block := file.read(min(_BLOCK, expected - len(content)))):
         content += block
     if len(content) < expected:
-        raise DataError(f"{where} is cut short: {len(content):,} of {expected:,} bytes")
+        raise DataError(f"{where} is truncated: it has {len(content):,} of {expected:,} bytes")
     return content
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """With what goes wrong in a damaged file as a :class:`DataError`."""
+def _damage_as_data_error(path: Path) -> Iterator[None]:
+    """Raise the errors that a damaged file causes as :class:`DataError`."""
     try:
         yield
     except DataError:

@@ -1,4 +1,4 @@
-"""Parquet files: tables of paths, and pictures within columns as the Hugging Face Hub has them."""
+"""Read Parquet files: tables of paths, and columns that hold the pictures, as on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def _pyarrow() -> Any:
 
 
 def read_rows(path: Path, limit: int | None = None) -> Table:
-    """A Parquet file's columns of text, numbers and truth values, as text.
+    """Read a Parquet file's columns of text, numbers and booleans, or their first ``limit`` rows, as text.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
         MissingExtraError: pyarrow is not installed.
     """
     file = _open(path)
@@ -66,23 +66,26 @@ def _open(path: Path) -> Any:
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
-    """Whether Parquet files with pictures are there, or cannot be looked into: then :func:`read` says why."""
+    """Whether the place is a Parquet file with pictures, or a folder with such files.
+
+    Without pyarrow it accepts them unopened, so that :func:`read` can name the missing extra.
+    """
     try:
         files = _files(place.path)
         if not files:
             return False
         return _image_column(_open(files[0])) != ""
-    except MissingExtraError:  # read says so, unless there are other folders that may have the pictures
+    except MissingExtraError:  # accept the place, unless other folders may have the pictures
         return place.path.is_file() or not any(p.is_dir() and p.name != "data" for p in place.path.iterdir())
     except (DataError, OSError, ValueError):
         return False
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
-    """The pictures and labels in Parquet files, one or several per split.
+    """Read the pictures and labels in Parquet files, one or several per split.
 
     Raises:
-        DataError: a file is damaged, has no labels, or it cannot be told which column has them.
+        DataError: a file is damaged or has no labels, or it is unclear which column has them.
         MissingExtraError: pyarrow is not installed.
     """
     by_split: dict[str, list[Path]] = defaultdict(list)
@@ -96,7 +99,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
         if split:
             by_split[split].append(path)
         else:
-            notes.append(f"{printable(path.name)} was passed over: its name says no split")
+            notes.append(f"{printable(path.name)} was skipped: its name does not mention a split")
     found: dict[str, tuple[list[bytes], list[str], list[str]]] = {}
     titles: list[str] | None = None
     column = ""
@@ -112,11 +115,11 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
             _read_file(file, path, (image, column), (contents, labels, names), split)
         kept = [i for i, label in enumerate(labels) if label not in ("", "-1")]
         if len(kept) < len(labels):
-            notes.append(f"{split}: {len(labels) - len(kept):,} row(s) without a label left out")
+            notes.append(f"{split}: skipped {len(labels) - len(kept):,} row(s) without a label")
         if kept:
             found[split] = ([contents[i] for i in kept], [labels[i] for i in kept], [names[i] for i in kept])
     if "train" not in found:
-        raise DataError(f"{source}: none of its Parquet files has labelled pictures of a train split")
+        raise DataError(f"{source}: none of its Parquet files has labelled training pictures")
     return _data(source, column, titles, found, notes)
 
 
@@ -133,7 +136,9 @@ def _data(
         known = class_names(label for _, labels, _ in found.values() for label in labels)
     odd = sorted({label for _, labels, _ in found.values() for label in labels} - set(known))
     if odd:
-        raise DataError(f"{source}: the label {printable(odd[0])} has no name; there are {len(known)} names")
+        raise DataError(
+            f"{source}: the label {printable(odd[0])} is not among the {len(known)} classes with names"
+        )
     order = list(dict.fromkeys(known.values()))
     at = {label: order.index(name) for label, name in known.items()}
     splits: dict[str, Split] = {
@@ -159,9 +164,7 @@ def _read_file(
             for cell, value in zip(cells, values, strict=True):
                 content = cell.get("bytes") if isinstance(cell, dict) else cell
                 if not content:
-                    raise DataError(
-                        f"{printable(str(path))}: row {len(names)} of {split} has no picture's bytes"
-                    )
+                    raise DataError(f"{printable(str(path))}: row {len(names)} of {split} has no picture")
                 contents.append(content)
                 labels.append("" if value is None else str(value))
                 names.append(f"{split}[{len(names)}]")
@@ -177,7 +180,10 @@ def _files(path: Path) -> list[Path]:
 
 
 def _image_column(file: Any) -> str:
-    """The column of pictures: a struct of bytes and path, or bytes that a usual name calls pictures."""
+    """The column of pictures, empty if there is none.
+
+    It is a struct with bytes, as on the Hub, or a binary column with a common name for pictures.
+    """
     fields = list(file.schema_arrow)
     for field in fields:
         if str(field.type).startswith("struct<") and "bytes:" in str(field.type):
@@ -199,15 +205,15 @@ def _label_column(file: Any, image: str, path: Path, settings: DataSettings) -> 
     choices = declared or label_candidates(names) or (names if len(names) == 1 else [])
     if not choices:
         raise DataError(
-            f"{printable(path.name)}: which column has the labels: "
-            f"{', '.join(map(printable, names)) or 'there is none'}? "
-            "Say which: --label-column NAME"
+            f"{printable(path.name)}: it is unclear which column has the labels. "
+            f"Columns other than the pictures: {', '.join(map(printable, names)) or 'none'}. "
+            "Name the right one: --label-column NAME"
         )
     return str((label_candidates(choices) or choices)[0])
 
 
 def _titles(file: Any, column: str) -> list[str] | None:
-    """The class names that the Hub keeps in the schema's metadata."""
+    """The class names that the Hub keeps in the schema's metadata, or None."""
     try:
         info = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
         names = info["info"]["features"][column]["names"]

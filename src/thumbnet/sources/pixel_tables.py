@@ -1,4 +1,7 @@
-"""Pixels in a table: Kaggle's digit recognizer, sign-MNIST, FER2013, A-Z handwritten, 3,072 columns."""
+"""Read tables of pixels: Kaggle's Digit Recognizer, Sign Language MNIST, FER2013, A-Z Handwritten, ...
+
+Each row is a picture. Its pixels fill one column each, or all of them are in one cell, as in FER2013.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,16 @@ from thumbnet.sources.manifest import class_folders
 from thumbnet.sources.place import Place
 from thumbnet.sources.tables import Table, read_table
 
-_LEAST = 64  # pixels: 8x8
+_MIN_PIXELS = 64  # 8x8
 _SUFFIXES = (".csv", ".tsv")
 _Read = tuple[np.ndarray, list[str] | None, list[str] | None]  # pixels [N, P], labels, splits
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
-    """Whether a table, or one in a folder, has pixels in its columns.
+    """Whether the place is a table of pixels, or a folder with one.
 
-    Not where another table in the folder labels real pictures, as in HAM10000: its pixels are smaller copies.
+    A folder that also has class folders, or a table of picture files, does not count: in HAM10000 the tables
+    of pixels are smaller copies of the pictures.
     """
     try:
         if place.path.is_dir() and (class_folders(place) or manifest.recognise(place, settings)):
@@ -38,10 +42,10 @@ def recognise(place: Place, settings: DataSettings) -> bool:
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
-    """The pictures in tables of pixels: one table, or one per split.
+    """Read the pictures in one table of pixels, or in one table per split.
 
     Raises:
-        DataError: a cell is not a whole number from 0 to 255, rows differ in length, or no labels.
+        DataError: a cell is not a whole number from 0 to 255, rows differ in length, or there are no labels.
     """
     alone = place.path.is_file()
     notes: list[str] = []
@@ -49,24 +53,30 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     used: list[str] = []
     for path in _files(place.path):
         if not _is_pixels(path):
-            notes.append(f"{printable(path.name)} was passed over: it has no pixels in its columns")
+            notes.append(f"{printable(path.name)} was skipped: it has no pixels in its columns")
             continue
         pixels, labels, splits = _read_table(path, settings)
         if labels is None:
             if alone:
-                raise DataError(f"{printable(path.name)} has pixels but no column of labels")
-            notes.append(f"{printable(path.name)} has no labels: its {len(pixels):,} rows were passed over")
+                raise DataError(
+                    f"{printable(path.name)} has pixels but no label column. Pass a table with labels, "
+                    "or name the column: --label-column NAME"
+                )
+            notes.append(f"{printable(path.name)} has no labels: its {len(pixels):,} rows were skipped")
             continue
         if "emnist" in path.name.lower():
             pixels = _upright(pixels)
-            notes.append(f"{printable(path.name)}: EMNIST's pictures lie on their side; they are set upright")
+            notes.append(
+                f"{printable(path.name)}: EMNIST stores its pictures transposed; they are set upright"
+            )
         by_row = splits or [split_of_name(path.stem) if not alone else "train"] * len(labels)
         used.append(f"{printable(path.name)} ({len(pixels):,} rows)")
         for split in dict.fromkeys(by_row):
             chosen = [row for row, name in enumerate(by_row) if name == split]
             if (split or "train") in found:
                 raise DataError(
-                    f"several tables have pixels of {split or 'train'}: name the one to learn from"
+                    f"several tables have pixels for the split {split or 'train'!r}. "
+                    "Pass the one to train on instead of the folder"
                 )
             found[split or "train"] = (pixels[chosen], [labels[row] for row in chosen])
     if len(found) == 1:
@@ -75,7 +85,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
 
 
 def _upright(pixels: np.ndarray) -> np.ndarray:
-    """EMNIST's grey pictures [N, side * side] with rows and columns exchanged."""
+    """EMNIST's grey pictures, [N, side * side], with rows and columns swapped."""
     side = math.isqrt(pixels.shape[1])
     if side * side != pixels.shape[1]:
         return pixels
@@ -93,7 +103,7 @@ def _data(
     for split, (pixels, labels) in found.items():
         kept = [row for row, label in enumerate(labels) if label]
         if len(kept) < len(labels):
-            notes.append(f"{split}: {len(labels) - len(kept):,} row(s) without a label left out")
+            notes.append(f"{split}: skipped {len(labels) - len(kept):,} row(s) without a label")
         images, shape = _images(pixels[kept], source)
         shapes.append(shape)
         made[split] = ArraySplit(images, np.array([at[labels[row]] for row in kept], dtype=np.int64), split)
@@ -102,7 +112,10 @@ def _data(
 
 
 def _images(pixels: np.ndarray, source: str) -> tuple[np.ndarray, str]:
-    """uint8 [N, P] as [N, side, side, 3]; three channels are taken as CIFAR's, one plane after another."""
+    """Reshape uint8 [N, P] to [N, side, side, 3], and describe the shape.
+
+    Three channels may be stored plane after plane, as in CIFAR, or interleaved.
+    """
     count = pixels.shape[1]
     side = math.isqrt(count)
     if side * side == count:
@@ -112,16 +125,16 @@ def _images(pixels: np.ndarray, source: str) -> tuple[np.ndarray, str]:
     if 3 * side * side == count:
         planes = pixels.reshape(-1, 3, side, side)
         interleaved = pixels.reshape(-1, side, side, 3)
-        # Neighbouring pixels are alike: the order in which they are is the right one.
+        # Neighbouring pixels are alike, so the right order is the one with smaller differences.
         sample = slice(0, 200)
-        rough = [
+        roughness = [
             np.abs(np.diff(a.astype(np.int16), axis=axis)).mean()
             for a, axis in ((planes[sample], 3), (interleaved[sample], 2))
         ]
-        if rough[0] <= rough[1]:
+        if roughness[0] <= roughness[1]:
             return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), f"{side}x{side}, plane after plane"
         return np.ascontiguousarray(interleaved), f"{side}x{side} RGB"
-    raise DataError(f"{source}: {count} pixels are no square picture, neither grey nor with three channels")
+    raise DataError(f"{source}: {count} pixels per row do not make a square picture, grey or in colour")
 
 
 def _files(path: Path) -> list[Path]:
@@ -134,28 +147,34 @@ def _is_pixels(path: Path) -> bool:
         table = read_table(path, 3)
     except DataError:
         return False
-    return bool(_string_column(table)) or len(_pixel_columns(table)) >= _LEAST
+    return bool(_string_column(table)) or len(_pixel_columns(table)) >= _MIN_PIXELS
 
 
 def _string_column(table: Table) -> str:
-    """The column with all pixels of a picture in each cell, as FER2013 has it."""
+    """The column whose cells each hold all pixels of a picture, as in FER2013; empty if there is none."""
     for name in table.names:
         cells = table.column(name)
-        if cells and all(len(cell.split()) >= _LEAST and cell.replace(" ", "").isdigit() for cell in cells):
+        if cells and all(
+            len(cell.split()) >= _MIN_PIXELS and cell.replace(" ", "").isdigit() for cell in cells
+        ):
             return name
     return ""
 
 
 def _pixel_columns(table: Table) -> list[int]:
-    """The positions of columns with pixels: called pixel0, 1x1, ...; without a header all but the first."""
+    """The positions of the columns of pixels, empty if the table has none.
+
+    They are all columns except those whose names suggest labels, ids or splits. If no name does and the
+    columns do not make a square picture, the first one is taken as the label.
+    """
     names = table.names
-    if len(names) < _LEAST or not all(_is_byte_like(cell) for row in table.rows for cell in row[1:-1]):
+    if len(names) < _MIN_PIXELS or not all(_is_byte_like(cell) for row in table.rows for cell in row[1:-1]):
         return []
     ends = {names.index(name) for name in label_candidates(names)}
     ends |= {i for i, name in enumerate(names) if name.lower() in ("id", "", "index", "usage", "split")}
     chosen = [position for position in range(len(names)) if position not in ends]
     if len(chosen) == len(names) and not _is_square(len(chosen)):
-        chosen = chosen[1:]  # the label comes first
+        chosen = chosen[1:]
     return chosen if _is_square(len(chosen)) else []
 
 
@@ -177,7 +196,7 @@ def _read_table(path: Path, settings: DataSettings) -> _Read:
     by_name = label_candidates(head.names[i] for i in others)
     label = settings.label_column or (by_name[0] if by_name else "" if head.header else head.names[0])
     if label and (label not in head.names or head.names.index(label) not in others):
-        raise DataError(f"{printable(path.name)} has no column of labels {label!r} (data.label_column)")
+        raise DataError(f"{printable(path.name)} has no label column {label!r} (data.label_column)")
     at = head.names.index(label) if label else -1
     pixels, labels = [], []
     line = 1 + head.header
@@ -200,13 +219,14 @@ def _read_table(path: Path, settings: DataSettings) -> _Read:
 
 
 def _block(
-    path: Path, lines: list[str], separator: str, first: int, where: tuple[list[int], int, int]
+    path: Path, lines: list[str], separator: str, first: int, columns: tuple[list[int], int, int]
 ) -> tuple[np.ndarray, list[str]]:
-    """The pixels, uint8 [N, P], and labels of some lines, the first of which has the number ``first``.
+    """Parse lines into pixels, uint8 [N, P], and labels. ``first`` is the number of the first line.
 
-    ``where`` has the positions of the pixels, that of the label (-1: none), and a row's number of cells.
+    ``columns`` has the positions of the pixels, the position of the label (-1 if there is no label), and the
+    number of cells per row.
     """
-    chosen, at, width = where
+    chosen, at, width = columns
     rows, labels = [], []
     for number, line in enumerate(lines, first):
         row = line.strip("\r\n").replace('"', "")
@@ -235,7 +255,7 @@ def _block(
 
 
 def _numbers(text: str, separator: str) -> np.ndarray | None:
-    """Numbers in a text, whole ones the faster way; None where there is something else in it."""
+    """The numbers in a text, or None if it holds anything else. Parsing whole numbers first is faster."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)
         for kind in (np.int64, np.float64):
@@ -251,7 +271,7 @@ def _as_bytes(values: np.ndarray, path: Path, first: int) -> np.ndarray:
     if not good.all():
         row, column = np.argwhere(~good)[0]
         raise DataError(
-            f"{printable(str(path))}, near line {first + row}: {values[row, column]:g} is no pixel; "
+            f"{printable(str(path))}, near line {first + row}: {values[row, column]:g} is not a pixel; "
             "expected whole numbers from 0 to 255"
         )
     return values.astype(np.uint8)
@@ -262,17 +282,17 @@ def _read_strings(path: Path, column: str, settings: DataSettings) -> _Read:
     rest = [name for name in table.names if name != column]
     label = settings.label_column or next(iter(label_candidates(rest)), "")
     if label and label not in rest:
-        raise DataError(f"{printable(path.name)} has no column of labels {label!r} (data.label_column)")
+        raise DataError(f"{printable(path.name)} has no label column {label!r} (data.label_column)")
     usage = next(iter(named(rest, ("usage", "split", "set", "subset"))), "")
     pixels: list[np.ndarray] = []
     for line, cell in zip(table.lines, table.column(column), strict=True):
         try:
             row = np.array(cell.split(), dtype=np.float64)
         except ValueError:
-            raise DataError(f"{printable(str(path))}, line {line}: a pixel is no number") from None
+            raise DataError(f"{printable(str(path))}, line {line}: a pixel is not a number") from None
         if pixels and len(row) != pixels[0].shape[1]:
             raise DataError(
-                f"{printable(str(path))}, line {line}: {len(row)} pixels, not {pixels[0].shape[1]}"
+                f"{printable(str(path))}, line {line}: {len(row)} pixels instead of {pixels[0].shape[1]}"
             )
         pixels.append(_as_bytes(row[None], path, line))
     splits = [split_word(cell) or "train" for cell in table.column(usage)] if usage else None

@@ -1,4 +1,4 @@
-"""Read data that are already in Python: arrays, tensors, lists of pictures or paths, data sets, data frames.
+"""Read data given as Python objects: arrays, tensors, lists of pictures or paths, data sets, data frames.
 
 ```python
 thumbnet.train((images, labels))
@@ -33,15 +33,13 @@ from thumbnet.sources.arrays import (
 from thumbnet.sources.index import is_picture_name
 
 IN_MEMORY = "data in Python"
-"""The source of data that no path leads to."""
+"""The ``source`` of data that was given as Python objects."""
 
 EXPECTED = (
     "Expected (images, labels); ((x_train, y_train), (x_test, y_test)); {'train': (images, labels), 'test': "
-    "...}; a "
-    "data set with __len__ and __getitem__ that gives (picture, label); or a pandas frame with a column of "
-    "paths and "
-    "one of labels. Images are an array [N, H, W] or [N, H, W, C], a tensor [N, C, H, W], or a list of PIL "
-    "pictures, arrays or paths"
+    "...}; a data set with __len__ and __getitem__, which returns (picture, label); or a pandas frame with a "
+    "column of paths and a column of labels. Images are an array [N, H, W] or [N, H, W, C], a tensor "
+    "[N, C, H, W], or a list of PIL pictures, arrays or paths"
 )
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _ORDER = {1: ("train",), 2: ("train", "test"), 3: ("train", "val", "test")}
@@ -49,7 +47,10 @@ _ORDER = {1: ("train",), 2: ("train", "test"), 3: ("train", "val", "test")}
 
 @dataclass(frozen=True)
 class _Part:
-    """One split as the user gave it: an array or a list of pictures, or a data set; and its labels."""
+    """One split as the user gave it: its pictures (an array, a list or a data set) and its labels.
+
+    ``pixels_digest`` is set for a data set only.
+    """
 
     pictures: Any
     labels: Any
@@ -58,17 +59,18 @@ class _Part:
 
 
 def load_python(given: Any, class_names: Sequence[str] | None = None) -> Data:
-    """Build a data set from Python objects; see the module.
+    """Build a data set from Python objects.
 
     Args:
-        given: what is described in ``EXPECTED``.
-        class_names: those of a network. Labels that are numbers are positions in them, unless they are names.
+        given: pictures and labels in one of the forms that ``EXPECTED`` describes.
+        class_names: a network's class names. Labels that are numbers are positions in them, unless the
+            network has classes by these names.
 
     Raises:
-        DataError: it is something else, and the message says what was expected.
+        DataError: ``given`` has another form; the message says what was expected.
     """
     notes: list[str] = []
-    parts = {split: _part(one, split, notes) for split, one in _splits(given).items()}
+    parts = {split: _part(value, split, notes) for split, value in _splits(given).items()}
     if "train" not in parts:
         raise DataError(f"{IN_MEMORY}: there is no split 'train', only {', '.join(parts)}. {EXPECTED}")
     stated = _stated_names(given) or next((p.class_names for p in parts.values() if p.class_names), None)
@@ -89,7 +91,7 @@ def _numbered(
         return names, numbers
     if not set(names) <= set(network) and stated is None:
         return class_labels(labels, network, IN_MEMORY)
-    if set(names) <= set(network):  # all of the network's, so that one class alone can be measured
+    if set(names) <= set(network):  # keep all of the network's classes, even if the data has just one
         position = np.array([list(network).index(name) for name in names], dtype=np.int64)
         return tuple(network), {split: position[part] for split, part in numbers.items()}
     return names, numbers
@@ -99,7 +101,7 @@ def _numbered(
 
 
 def _splits(given: Any) -> dict[str, Any]:
-    """By split, what the user gave for it."""
+    """What the user gave for each split."""
     if isinstance(given, Mapping):
         known = {str(key): _SPLIT_NAMES.get(str(key).lower()) for key in given}
         if any(known.values()):
@@ -107,7 +109,7 @@ def _splits(given: Any) -> dict[str, Any]:
             if odd:
                 raise DataError(
                     f"{IN_MEMORY}: the key {printable(odd[0])!r} is not a split: expected train, val or test "
-                    "(and class_names)"
+                    "(and optionally class_names)"
                 )
             return {split: given[key] for key, split in known.items() if split}
         paired = pair_up({str(key): as_array(value) for key, value in given.items()}, IN_MEMORY)
@@ -123,7 +125,7 @@ def _splits(given: Any) -> dict[str, Any]:
         raise DataError(f"{IN_MEMORY}: an array alone has no labels. {EXPECTED}")
     hint = ""
     if hasattr(given, "dataset") and hasattr(given, "__iter__"):
-        hint = "This looks like a DataLoader: give its data set, loader.dataset. "
+        hint = "This looks like a DataLoader: pass its data set, loader.dataset. "
     raise DataError(f"{IN_MEMORY}: a {type(given).__name__} is not a data set. {hint}{EXPECTED}")
 
 
@@ -158,18 +160,22 @@ def _part(given: Any, split: str, notes: list[str]) -> _Part:
         raise DataError(f"{where}: a {type(given).__name__} is not a split. {EXPECTED}")
     pictures, labels = given
     if isinstance(labels, str) or not hasattr(labels, "__len__"):
-        raise DataError(f"{where}: a {type(labels).__name__} in the place of the labels. {EXPECTED}")
+        raise DataError(f"{where}: expected labels, got a {type(labels).__name__}. {EXPECTED}")
     if hasattr(pictures, "detach"):  # a tensor: channels come first
         pictures = channels_last(as_array(pictures), where, [], first=True)
     elif hasattr(pictures, "to_numpy"):  # a column of paths
         pictures = pictures.tolist()
     elif isinstance(pictures, str | bytes) or not hasattr(pictures, "__len__"):
-        raise DataError(f"{where}: a {type(pictures).__name__} in the place of the pictures. {EXPECTED}")
+        raise DataError(f"{where}: expected pictures, got a {type(pictures).__name__}. {EXPECTED}")
     return _Part(pictures, labels)
 
 
 def _from_frame(frame: Any, where: str) -> _Part:
-    """Paths and labels of a pandas frame: a column of picture names, and one called label or so."""
+    """Find the columns of paths and of labels in a pandas frame.
+
+    Paths are recognised by their content. Labels are in the column with a common name for them, or in the
+    only other column.
+    """
     columns = {column: frame[column].tolist() for column in frame.columns}
     if not len(frame):
         raise DataError(f"{where}: the frame has no rows")
@@ -185,15 +191,17 @@ def _from_frame(frame: Any, where: str) -> _Part:
         what = "paths of pictures" if len(paths) != 1 else "labels"
         listing = ", ".join(printable(str(column)) for column in columns)
         raise DataError(
-            f"{where}: it is not clear which column has the {what}; the columns are {listing}. Give the two "
-            "as lists: "
-            "(frame['path'].tolist(), frame['label'].tolist())"
+            f"{where}: it is unclear which column has the {what}; the columns are {listing}. Pass the two "
+            "columns as lists: (frame['path'].tolist(), frame['label'].tolist())"
         )
     return _Part([str(path) for path in columns[paths[0]]], columns[labels[0]])
 
 
 def _from_dataset(dataset: Any, split: str, where: str, notes: list[str]) -> _Part:
-    """A data set in torchvision's or the Hub's style: every item is looked at once, and none is kept."""
+    """Read the labels of a data set in torchvision's or the Hub's style, and a digest of its pictures.
+
+    It goes through the items one at a time and keeps no pictures in memory.
+    """
     labels: list[Any] = []
     digest = hashlib.blake2b(digest_size=16)
     first = b""
@@ -209,18 +217,17 @@ def _from_dataset(dataset: Any, split: str, where: str, notes: list[str]) -> _Pa
     again = _pixels(_item(dataset, 0, where)[0], f"{split}[0]")
     if f"{again.shape}".encode() + again.tobytes() != first:
         notes.append(
-            f"warning: {split}: the data set gives another picture each time it is asked for the same one. "
-            "Leave out "
-            "its random transform: a recipe's augment settings do that, and only in training"
+            f"warning: {split}: the same item of the data set is a different picture each time. Remove its "
+            "random transform: the recipe's augment settings do the same, but only in training"
         )
     return _Part(dataset, labels, _names_of(dataset), digest.hexdigest())
 
 
 def _item(dataset: Any, index: int, where: str) -> tuple[Any, Any]:
-    """A picture and its label.
+    """Read an item's picture and label.
 
     Raises:
-        DataError: the data set gives something else.
+        DataError: the data set fails or returns something else.
     """
     try:
         item = dataset[index]
@@ -242,7 +249,7 @@ def _item(dataset: Any, index: int, where: str) -> tuple[Any, Any]:
 
 
 def _names_of(dataset: Any) -> Sequence[str] | None:
-    """Class names where a data set, or the one that it is a part of, has them."""
+    """The class names of a data set, or of the one that it is a subset of; None if they are not known."""
     for _ in range(5):
         positions = getattr(dataset, "class_to_idx", None)
         if isinstance(positions, Mapping) and sorted(positions.values()) == list(range(len(positions))):
@@ -266,7 +273,7 @@ def _names_of(dataset: Any) -> Sequence[str] | None:
 def _pictures(
     parts: Mapping[str, _Part], labels: Mapping[str, np.ndarray], notes: list[str]
 ) -> dict[str, Split]:
-    """A split of each part."""
+    """Turn each part into a split."""
     arrays: dict[str, np.ndarray] = {}
     splits: dict[str, Split] = {}
     for split, part in parts.items():
@@ -291,7 +298,10 @@ def _pictures(
 
 
 def _listed(pictures: list[Any], where: str) -> np.ndarray | list[str] | list[Image.Image]:
-    """A list of pictures as one array where they are arrays of one shape; else paths, or PIL pictures."""
+    """Turn a list of pictures into one array, absolute paths or PIL pictures.
+
+    Arrays become one array if they share a shape and a type, and PIL pictures otherwise.
+    """
     if not pictures:
         raise DataError(f"{where}: the list of pictures is empty")
     if all(isinstance(one, str | Path) for one in pictures):
@@ -314,22 +324,22 @@ def _files(paths: list[str], labels: np.ndarray, where: str) -> FileSplit:
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
         raise DataError(
-            f"{where}: {len(missing):,} of {len(paths):,} files are not there, such as {missing[0]}"
+            f"{where}: {len(missing):,} of {len(paths):,} files do not exist, such as {missing[0]}"
         )
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     return FileSplit(Path(root), [os.path.relpath(path, root) for path in paths], labels)
 
 
 def _tensor_as_array(array: np.ndarray) -> np.ndarray:
-    """Move the channels of a tensor [C, H, W] or [H, W] to the end."""
+    """Move the channels of a tensor [C, H, W] to the end; [H, W] stays unchanged."""
     return array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] in (1, 3, 4) else array
 
 
 def _pixels(picture: Any, name: str) -> np.ndarray:
-    """One picture as uint8 [H, W] or [H, W, C].
+    """Convert one picture to uint8 [H, W] or [H, W, C].
 
     Raises:
-        UnreadableImageError: it is not a picture, or its values have no certain range.
+        UnreadableImageError: it is not a picture, or has floats outside [0, 1] or integers outside 0 to 255.
     """
     if isinstance(picture, Image.Image):
         return np.asarray(to_rgb(picture))
@@ -352,12 +362,14 @@ def _pixels(picture: Any, name: str) -> np.ndarray:
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
             raise UnreadableImageError(
                 name,
-                f"its values are {array.min():.3g} to {array.max():.3g}, expected [0, 1] or uint8: "
-                "leave out Normalize and the like, thumbnet measures mean and std itself",
+                f"its values range from {array.min():.3g} to {array.max():.3g}, expected [0, 1] or uint8. "
+                "Remove transforms such as Normalize: thumbnet measures mean and std itself",
             )
         array = np.rint(array * 255)
     elif array.min() < 0 or array.max() > 255:
-        raise UnreadableImageError(name, f"its values are {array.min()} to {array.max()}, expected 0 to 255")
+        raise UnreadableImageError(
+            name, f"its values range from {array.min()} to {array.max()}, expected 0 to 255"
+        )
     return np.ascontiguousarray(array.astype(np.uint8))
 
 
@@ -376,7 +388,7 @@ class PicturesSplit(Split):
             return to_rgb(self.pictures[index])
         except (MemoryError, KeyboardInterrupt):
             raise
-        except Exception as error:  # Pillow reads a file only now
+        except Exception as error:  # Pillow opens files lazily: they may fail here
             raise UnreadableImageError(self.name(index), str(error) or type(error).__name__) from None
 
     def content(self, index: int) -> bytes:
@@ -399,14 +411,14 @@ class PicturesSplit(Split):
 
 
 class DatasetSplit(Split):
-    """Pictures that a data set gives when it is asked.
+    """Pictures that are read from a data set when they are needed.
 
     Args:
-        dataset: ``dataset[i]`` gives a picture and a label.
-        positions: which of its items these are, int [N].
+        dataset: ``dataset[i]`` returns a picture and a label.
+        positions: the positions of this split's pictures in the data set, int [N].
         labels: int [N].
-        prefix: a picture is called ``prefix[position]``.
-        digest: of all the data set's pictures.
+        prefix: pictures are named ``prefix[position]``.
+        digest: a digest of all pictures in the data set.
     """
 
     def __init__(

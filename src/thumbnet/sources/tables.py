@@ -1,4 +1,4 @@
-"""Text tables (CSV, TSV, lists of paths, JSON lines): encoding, separator, header and rows."""
+"""Read text tables (CSV, TSV, lists of paths, JSON lines), whatever their encoding, separator and header."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from thumbnet.errors import DataError, printable
 from thumbnet.sources.index import is_picture_name
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson")
-MAX_LINE = 4 << 20  # characters; longer lines are not those of a table
+MAX_LINE = 4 << 20  # characters; a file with a longer line is refused
 
 _SEPARATORS = (",", ";", "\t", "|")
-_HEAD = 1 << 16
+_HEAD = 1 << 16  # bytes in which the encoding is detected
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Table:
 
     Attributes:
         path: the file.
-        names: of the columns; ``column 1``, ``column 2``, ... where the file has no header.
-        rows: cells, each row as long as ``names``.
-        lines: the line of the file that each row begins in.
+        names: the columns' names; ``column 1``, ``column 2``, ... if the file has no header.
+        rows: the cells; each row is as long as ``names``.
+        lines: for each row, the number of the line where it begins.
         header: whether the file names its columns.
         notes: what the user should know.
     """
@@ -47,10 +47,10 @@ class Table:
 
 
 def read_table(path: Path, limit: int | None = None) -> Table:
-    """The table in a text file, or its first ``limit`` rows.
+    """Read the table in a text file, or its first ``limit`` rows.
 
     Raises:
-        DataError: it is not text or not a table; the message names the line.
+        DataError: the file cannot be read, or is not a text table; the message names the line at fault.
     """
     try:
         encoding, note = _encoding(path)
@@ -73,7 +73,7 @@ def _encoding(path: Path) -> tuple[str, str]:
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "utf-16", ""
     even, odd = head[0::2].count(0), head[1::2].count(0)
-    if min(even, odd) == 0 and max(even, odd) > len(head) // 4:  # UTF-16 without its mark
+    if min(even, odd) == 0 and max(even, odd) > len(head) // 4:  # UTF-16 without a byte order mark
         return ("utf-16-le" if odd else "utf-16-be"), ""
     return "utf-8-sig", ""
 
@@ -84,10 +84,13 @@ def _lines(path: Path, encoding: str) -> Iterator[str]:
         while line := file.readline(MAX_LINE + 1):
             number += 1
             if len(line) > MAX_LINE:
-                raise DataError(f"{printable(str(path))}, line {number}: longer than {MAX_LINE:,} characters")
+                raise DataError(
+                    f"{printable(str(path))}, line {number}: the line has more than {MAX_LINE:,} characters; "
+                    "this is not a text table"
+                )
             if "\0" in line:
                 raise DataError(
-                    f"{printable(str(path))}, line {number}: a NUL character; this is not a table"
+                    f"{printable(str(path))}, line {number}: a NUL character; this is not a text table"
                 )
             yield line
 
@@ -116,15 +119,17 @@ def _read(path: Path, encoding: str, note: str, limit: int | None) -> Table:
             )
     names = rows[0] if header else [f"column {number + 1}" for number in range(width)]
     names = [name or f"column {number + 1}" for number, name in enumerate(names)]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"{printable(str(path))}: two columns are called {printable(twice[0])!r}. Rename one")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise DataError(
+            f"{printable(str(path))}: two columns are called {printable(repeated[0])!r}. Rename one"
+        )
     skip = int(header)
     return Table(path, names, rows[skip:], lines[skip:], header, (note,) if note else ())
 
 
 def _cells(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """The line number and the cells of each row that is not blank."""
+    """Yield the line number and the cells of each row that is not blank."""
     if separator == " ":
         for number, line in enumerate(_lines(path, encoding), 1):
             if line.strip():
@@ -142,7 +147,10 @@ def _cells(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, lis
 
 
 def _separator(lines: list[str]) -> str:
-    """The separator by which most lines have as many cells as the first, more than one."""
+    """The separator that splits most lines into as many cells as the first line, which has at least two.
+
+    If there is no such separator, it is a space or a comma.
+    """
     best, choice = (0.0, 0), ""
     for separator in _SEPARATORS:
         try:
@@ -162,7 +170,7 @@ def _separator(lines: list[str]) -> str:
 
 
 def _has_header(rows: list[list[str]]) -> bool:
-    """False where the first row has a picture's name, or numbers only."""
+    """Whether the first row is a header: it names no picture, and is not all numbers."""
     first = rows[0]
     if any(is_picture_name(re.split(r"[/\\]", cell)[-1]) for cell in first):
         return False
