@@ -49,9 +49,7 @@ class Pack:
         self.places: dict[str, Place] = {}
         start = 0
         for name, end in zip(index["names"], index["ends"], strict=True):
-            self.places[name] = Place(
-                start, end - start
-            )  # the last of several members with the same name counts
+            self.places[name] = Place(start, end - start)  # replaces an earlier picture of the same name
             start = end
         if self._path.stat().st_size != start:
             raise ValueError(f"{self._path} does not have the size in its index: {start:,} bytes")
