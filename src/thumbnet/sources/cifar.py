@@ -137,7 +137,7 @@ def load_batches(batches: Batches, source: str) -> Data:
 
 
 def _read_binary(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Planes (uint8 [N, 3072]) and labels (int64 [N]); of CIFAR-100, the fine labels, which come second."""
+    """Planes (uint8 [N, 3072]) and labels (int64 [N]). CIFAR-100's second label byte is the fine label."""
     try:
         raw = np.fromfile(path, dtype=np.uint8)
     except OSError as error:

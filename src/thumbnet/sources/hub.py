@@ -1,4 +1,4 @@
-"""Read image-classification data sets from the Hugging Face Hub, such as ``hf:OWNER/NAME``.
+"""Read image-classification data sets from the Hugging Face Hub, named ``hf:OWNER/NAME``.
 
 The library ``datasets`` downloads them. Folders written by its ``save_to_disk`` are read too.
 """
@@ -171,7 +171,11 @@ def _holds_files(kind: Any) -> bool:
 
 
 def _label_column(table: Any, wanted: str, image: str, where: str, notes: list[str]) -> str:
-    """The column of labels: ``wanted``, else a ClassLabel, else by its usual name, else by its values."""
+    """The column of labels.
+
+    That is ``wanted``, else the first ClassLabel, else the first column with a usual name, else the only
+    column with few distinct values.
+    """
     features = table.features
     possible = [key for key, kind in features.items() if key != image and _may_be_label(kind)]
     typed = [key for key in possible if type(features[key]).__name__ == "ClassLabel"]
@@ -182,7 +186,7 @@ def _label_column(table: Any, wanted: str, image: str, where: str, notes: list[s
         return wanted
     lower = {key.lower(): key for key in possible}
     named = [lower[name] for name in _LABEL_NAMES if name in lower]
-    # CIFAR-100 has fine_label, then coarse_label: the usual task is the first.
+    # The first one counts. For CIFAR-100, which has fine_label and coarse_label, that is the usual task.
     found: list[str] = typed or named
     if not found:
         few = [key for key in possible if 2 <= len(set(table[key])) <= _MOST_CLASSES * len(table)]

@@ -121,7 +121,9 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     sets = _find(place.path)
     if len(sets) > 1:
         some = sorted(str(files.get(("train", "images"), *files.values())) for files in sets.values())
-        raise DataError(f"{place.path} has several data sets. Name a file of one, such as {some[0]}")
+        raise DataError(
+            f"{place.path} has several data sets. Choose one by naming one of its files, such as {some[0]}"
+        )
     ((prefix, files),) = sets.items()
     arrays = Arrays()
     for split in dict.fromkeys(split for split, _ in files):
@@ -147,7 +149,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
 
 
 def load_published(name: str, cache: Path, settings: DataSettings, progress: DownloadProgress | None) -> Data:
-    """A data set of :data:`PUBLISHED`; downloads it unless torchvision or an earlier call has already."""
+    """A data set of :data:`PUBLISHED`; downloads it unless torchvision or an earlier call has done so."""
     published = PUBLISHED[name]
     folder = cache / published.kept_by_torchvision
     if set(_split_names(_find(folder))) != {"train", "test"}:
@@ -280,7 +282,7 @@ def _name_classes(arrays: Arrays, prefix: str, folder: Path, layout: str) -> Non
 
 
 def _read_mapping(path: Path) -> tuple[list[str], list[int]]:
-    """Class names and their labels. A line has a label, and the code of its character in one or two cases."""
+    """Class names and their labels. A line has a label and one or two character codes; the first counts."""
     try:
         lines = [line.split() for line in path.read_text("ascii").splitlines() if line.strip()]
         names = [chr(int(codes[0])) for _, *codes in lines]

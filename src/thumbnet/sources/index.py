@@ -32,7 +32,7 @@ from thumbnet.sources.packed import PackedSplit, Unpacked
 from thumbnet.sources.tree import Folder, is_tool_folder, join
 
 WORTH_KEEPING = 10_000  # pictures; listing fewer is so fast that a cache is not worth it
-_SURE_AFTER = 2_000_000_000  # nanoseconds; some file systems keep times only this precisely
+_SURE_AFTER = 2_000_000_000  # nanoseconds, the resolution of the coarsest file system clocks
 _VERSION = f"3 {plugins.fingerprint()}"  # the plug-ins decide which files are pictures
 _MAX_LINKS = 3  # links to folders on one path
 
@@ -73,7 +73,7 @@ class Index:
         self.ignored: list[str] = []
 
     def pictures_below(self, folder: str) -> list[str]:
-        """Sorted paths, relative to ``root``, of the pictures below ``folder``, which is relative to it too.
+        """Sorted paths of the pictures below ``folder``. It and the paths are relative to ``root``.
 
         Raises:
             DataError: a folder cannot be listed.

@@ -146,6 +146,6 @@ class PackedSplit(EncodedSplit):
             yield file_stamp(path, label, self._place(path).size)
 
     def content_stamp(self) -> Iterable[bytes]:
-        """The key of the pack, then the paths of the pictures."""
+        """The key of the pack and the root, then the paths of the pictures."""
         yield f"{self._pack.key}\0{self._root}\n".encode(errors="surrogateescape")
         yield "\n".join(self.names).encode(errors="surrogateescape")

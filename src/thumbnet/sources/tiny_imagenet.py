@@ -27,7 +27,7 @@ _WNID = re.compile(r"n\d{8}")
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
-    """Whether a folder has a list of WordNet identifiers and a folder ``train``."""
+    """Whether ``place`` is a folder with a list of WordNet identifiers and a folder ``train``."""
     try:
         return (place.path / "wnids.txt").is_file() and (place.path / "train").is_dir()
     except OSError:
@@ -115,7 +115,7 @@ def _val(place: Place, index: Index, wnids: Sequence[str], notes: list[str]) -> 
 
 
 def _class_names(root: Path, wnids: Sequence[str]) -> tuple[str, ...]:
-    """The first name of each WordNet identifier in words.txt, plus the identifier if others share the name."""
+    """The first name in words.txt of each WordNet identifier, plus the identifier if others share it."""
     words: dict[str, str] = {}
     wanted = set(wnids)
     if (root / "words.txt").is_file():
