@@ -1,5 +1,6 @@
-"""A stand-in for the Hugging Face Hub's interface, on loopback: as much of it as ``datasets``,
-and whoever publishes a model, asks for.
+"""A server on loopback that stands in for the Hugging Face Hub.
+
+It answers the requests that ``datasets`` makes, and those that publish a model.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ COMMIT = "c0ffee" * 6 + "cafe"
 
 
 class HubStandIn:
-    """Keeps the files of one repository: a data set, or a model, which can be published, too.
+    """Serves the files of one repository: a data set, or a model, which also accepts uploads.
 
-    As on the Hub, weights go by LFS and other files with the commit. ``log`` keeps the requests.
+    As on the Hub, weights are uploaded by LFS and other files in the commit. ``log`` lists the requests.
     """
 
     def __init__(self, name: str, files: dict[str, bytes], kind: str = "datasets", token: str = "") -> None:
@@ -105,7 +106,7 @@ class HubStandIn:
                     self.files[value["path"]] = content
             self._json(request, {"commitUrl": f"{here}/{self.name}/commit/{COMMIT}", "commitOid": COMMIT})
         else:
-            self._json(request, {"error": f"no such thing: {path}"}, 404)
+            self._json(request, {"error": f"not found: {path}"}, 404)
 
     def _entry(self, name: str) -> dict[str, object]:
         content = self.files[name]

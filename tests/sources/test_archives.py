@@ -46,7 +46,7 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     ],
     ids=lambda member: member.name,
 )
-def test_a_tar_that_reaches_out_is_refused_and_leaves_nothing(
+def test_a_tar_with_a_hostile_member_is_refused_and_writes_nothing(
     member: tarfile.TarInfo, tmp_path: Path
 ) -> None:
     archive = tar_with(tmp_path / "evil.tar", member)
@@ -56,7 +56,7 @@ def test_a_tar_that_reaches_out_is_refused_and_leaves_nothing(
 
 
 def test_absolute_names_in_a_tar_stay_inside(tmp_path: Path) -> None:
-    # The "data" filter strips the leading slash, as tar itself does.
+    # The leading slash is stripped, as tar itself does.
     outside = tmp_path / "outside.png"
     archive = tar_with(tmp_path / "evil.tar", tarfile.TarInfo(str(outside)), tarfile.TarInfo("/notes.txt"))
     unpacked = unpack(archive, tmp_path / "cache")
@@ -66,7 +66,7 @@ def test_absolute_names_in_a_tar_stay_inside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "/outside.png", "a/../../b.png", "..\\b.png", "C:/b.png"])
-def test_a_zip_that_reaches_out_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_zip_with_a_member_outside_the_folder_is_refused(name: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as zipped:
         zipped.writestr(zipfile.ZipInfo(name), b"x")
     with pytest.raises(DataError, match="outside"):
@@ -100,14 +100,14 @@ def test_a_bomb_is_refused(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tar.xz"])
 @pytest.mark.parametrize("content", [b"", b"rubbish" * 200])
-def test_a_damaged_archive_is_named(kind: str, content: bytes, tmp_path: Path) -> None:
+def test_the_error_names_a_damaged_archive(kind: str, content: bytes, tmp_path: Path) -> None:
     archive = tmp_path / f"broken.{kind}"
     archive.write_bytes(content)
     with pytest.raises(DataError, match="broken"):
         unpack(archive, tmp_path / "cache")
 
 
-def test_an_archive_cut_short_leaves_no_folder(tmp_path: Path) -> None:
+def test_an_archive_that_is_cut_short_leaves_no_files(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "whole.tar.gz", "w:gz") as tar:
         member = tarfile.TarInfo("a.png")
         member.size = 1 << 20
@@ -120,7 +120,7 @@ def test_an_archive_cut_short_leaves_no_folder(tmp_path: Path) -> None:
 
 
 def zipped_folders(tmp_path: Path, splits: list[str]) -> tuple[Path, Path]:
-    """A folder of pictures, and an archive of it within one more folder."""
+    """A folder of pictures, and a zip whose members are below the folder ``data``."""
     root = write_class_folders(tmp_path / "data", splits)
     (root / "notes.txt").write_text("hello")
     (root / splits[0] / "red" / "notes.txt").write_text("hello")
@@ -136,7 +136,7 @@ def train_split(archive: Path) -> Split:
 
 
 @pytest.mark.parametrize("splits", [["train", "test"], [""]])
-def test_an_archive_is_the_same_data_as_its_folder(splits: list[str], tmp_path: Path) -> None:
+def test_an_archive_gives_the_same_data_as_its_folder(splits: list[str], tmp_path: Path) -> None:
     root, archive = zipped_folders(tmp_path, splits)
     plain, packed = (load_data(source, data_dir=tmp_path / "cache") for source in (root, archive))
     assert (packed.layout, packed.class_names, packed.notes) == (plain.layout, plain.class_names, plain.notes)
@@ -151,7 +151,7 @@ def test_an_archive_is_the_same_data_as_its_folder(splits: list[str], tmp_path: 
             assert split.peek(index) == other.peek(index)
 
 
-def test_the_tutorials_layout_in_an_archive(tmp_path: Path) -> None:
+def test_the_layout_of_the_tutorial_is_read_from_an_archive(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as zipped:
         zipped.writestr("labels.txt", "red\ngreen\n")
         for number in range(4):
@@ -165,13 +165,13 @@ def test_the_tutorials_layout_in_an_archive(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(data.splits["train"].read(3)), noise(3))
 
 
-def test_a_packed_split_passes_to_other_processes(tmp_path: Path) -> None:
+def test_a_packed_split_can_be_pickled_for_another_process(tmp_path: Path) -> None:
     split = train_split(zipped_folders(tmp_path, ["train", "test"])[1])
     before = split.content(5)
     assert pickle.loads(pickle.dumps(split)).content(5) == before  # noqa: S301
 
 
-def test_pictures_of_another_archive_have_another_key(tmp_path: Path) -> None:
+def test_the_content_key_depends_on_the_archive_and_the_pictures(tmp_path: Path) -> None:
     archive = zipped_folders(tmp_path, ["train", "test"])[1]
     first = train_split(archive)
     assert first.content_key() == train_split(archive).content_key()
@@ -182,7 +182,7 @@ def test_pictures_of_another_archive_have_another_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["pictures.bin", "pictures.json"])
 @pytest.mark.parametrize("damage", ["remove", "cut"])
-def test_what_was_unpacked_and_is_damaged_is_unpacked_anew(name: str, damage: str, tmp_path: Path) -> None:
+def test_a_damaged_unpacked_archive_is_unpacked_again(name: str, damage: str, tmp_path: Path) -> None:
     archive = zipped_folders(tmp_path, ["train", "test"])[1]
     before = train_split(archive).content(0)
     (kept,) = (tmp_path / "cache").rglob(name)
@@ -193,7 +193,7 @@ def test_what_was_unpacked_and_is_damaged_is_unpacked_anew(name: str, damage: st
     assert train_split(archive).content(0) == before
 
 
-def test_pictures_that_are_empty_are_named(tmp_path: Path) -> None:
+def test_the_error_names_empty_pictures(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "empty.zip", "w") as zipped:
         for name in ("train/a/1.png", "train/b/2.png", "test/a/3.png"):
             zipped.writestr(name, b"")
@@ -202,7 +202,7 @@ def test_pictures_that_are_empty_are_named(tmp_path: Path) -> None:
         decode_split(split, (16, 16), "pad")
 
 
-def test_a_damaged_picture_in_an_archive_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_damaged_picture_in_an_archive(tmp_path: Path) -> None:
     root, _ = zipped_folders(tmp_path, ["train", "test"])
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as zipped:
         for path in root.rglob("*.png"):

@@ -35,7 +35,7 @@ def write_binary10(root: Path) -> Path:
 
 
 def write_python10(root: Path, protocol: int = 2) -> Path:
-    """As the official files: protocol 2, byte-string keys."""
+    """Batches like the official ones: protocol 2, keys of bytes."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
@@ -80,7 +80,7 @@ def test_binary_and_python_versions_give_the_same_pictures(tmp_path: Path) -> No
         assert all(a.content(i) == b.content(i) for i in range(count))
 
 
-def test_planes_become_pixels_the_right_way_round(tmp_path: Path) -> None:
+def test_channels_rows_and_columns_keep_their_order(tmp_path: Path) -> None:
     split = load_data(write_binary10(tmp_path)).splits["train"]
     planes, labels = pictures(0)
     picture = np.asarray(split.read(2))
@@ -89,7 +89,7 @@ def test_planes_become_pixels_the_right_way_round(tmp_path: Path) -> None:
     assert split.labels[2] == labels[2]
 
 
-def test_of_cifar100_the_fine_labels_count(tmp_path: Path) -> None:
+def test_cifar100_is_read_with_its_fine_labels(tmp_path: Path) -> None:
     binary, python = load_data(write_100(tmp_path, False)), load_data(write_100(tmp_path, True))
     assert binary.layout == "CIFAR-100, binary version"
     assert len(binary.class_names) == 100
@@ -100,7 +100,9 @@ def test_of_cifar100_the_fine_labels_count(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("python", [False, True])
-def test_what_is_in_the_data_dir_already_is_used_as_it_is(packed: bool, python: bool, tmp_path: Path) -> None:
+def test_batches_already_in_the_data_dir_are_used_without_a_download(
+    packed: bool, python: bool, tmp_path: Path
+) -> None:
     cache = tmp_path / "cache"
     folder = (write_python10 if python else write_binary10)(tmp_path if packed else cache)
     if packed:
@@ -113,12 +115,12 @@ def test_what_is_in_the_data_dir_already_is_used_as_it_is(packed: bool, python: 
     assert data.source == "cifar10"
 
 
-def test_the_official_archives_are_the_binary_ones() -> None:
+def test_downloads_are_the_official_binary_archives() -> None:
     assert all("binary" in archive.url and len(archive.sha256) == 64 for archive in ARCHIVES.values())
 
 
 @pytest.mark.parametrize("size", [0, 1, 3072, 3073 * PER_FILE - 1])
-def test_a_batch_cut_short_is_refused(size: int, tmp_path: Path) -> None:
+def test_a_batch_that_is_cut_short_is_refused(size: int, tmp_path: Path) -> None:
     path = write_binary10(tmp_path) / "data_batch_3.bin"
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(DataError, match=r"data_batch_3\.bin"):
@@ -131,7 +133,7 @@ def test_a_missing_batch_and_a_wrong_label_are_refused(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[0] = 77
     path.write_bytes(bytes(content))
-    with pytest.raises(DataError, match="label 77 of 10"):
+    with pytest.raises(DataError, match="test has the label 77, but there are only 10 classes"):
         load_data(folder)
     path.unlink()
     with pytest.raises(DataError, match="test_batch"):
@@ -147,21 +149,21 @@ def test_a_crafted_pickle_runs_nothing(where: str, protocol: int, tmp_path: Path
     with pytest.raises(DataError, match=r"nothing in it was run"):
         load_data(folder)
     assert not trace.exists()
-    # The payload is a real one: the ordinary way, it would have run.
+    # The payload works: an ordinary unpickler runs it.
     pickle.loads(pickle.dumps(Payload(trace)))  # noqa: S301
     assert trace.exists()
 
 
-def test_allowed_globals_cannot_be_bent_to_run_anything(tmp_path: Path) -> None:
+def test_allowed_globals_cannot_be_abused_to_run_code(tmp_path: Path) -> None:
     folder = write_python10(tmp_path)
     for text in (
         b"cbuiltins\neval\n(S'1'\ntR.",
         b"cnumpy\nload\n(S'x'\ntR.",
-        b"c_codecs\nencode\n(S'x'\nS'utf8'\ntR.",  # allowed, but no dictionary comes of it
+        b"c_codecs\nencode\n(S'x'\nS'utf8'\ntR.",  # allowed, but the result is not a dictionary
         b"cnumpy\ndtype.__init__\n.",
         pickle.dumps({b"data": np.array([Payload(tmp_path / "trace")]), b"labels": [1]}, 2),
     ):
-        list(pickletools.genops(text))  # well formed: it is refused for what it asks
+        list(pickletools.genops(text))  # well formed, so it is not refused as damaged
         (folder / "data_batch_1").write_bytes(text)
         with pytest.raises(DataError, match="data_batch_1"):
             load_data(folder)

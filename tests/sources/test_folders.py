@@ -431,5 +431,5 @@ def test_links_to_class_folders_are_followed_and_mutual_links_refused(tmp_path: 
     for first, second in (("a", "b"), ("b", "a")):
         (tmp_path / "mutual" / first).mkdir(parents=True)
         (tmp_path / "mutual" / first / "x").symlink_to(tmp_path / "mutual" / second, target_is_directory=True)
-    with pytest.raises(DataError, match="link to a folder that it is in"):
+    with pytest.raises(DataError, match="link to a folder that contains it"):
         load_data(tmp_path / "mutual")

@@ -49,7 +49,7 @@ def parquet(count: int, features: dict[str, Any] | None = None, **columns: list[
 
 
 def load(hub: HubStandIn, source: str, home: Path) -> subprocess.CompletedProcess[str]:
-    """``load_data(source)`` in a process of its own, whose Hub is ``hub``."""
+    """Run ``load_data(source)`` in a new process that uses ``hub`` as its Hub."""
     code = (
         "import json, sys; from thumbnet.sources.load import load_data\n"
         "from thumbnet.errors import ThumbnetError\n"
@@ -70,7 +70,7 @@ def load(hub: HubStandIn, source: str, home: Path) -> subprocess.CompletedProces
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
-def test_a_data_set_in_parquet_is_read_as_cifar10s_mirror_is(tmp_path: Path) -> None:
+def test_a_data_set_in_parquet_laid_out_like_cifar10_is_read(tmp_path: Path) -> None:
     files = {
         "README.md": CARD,
         "plain_text/train-00000-of-00001.parquet": parquet(9),
@@ -99,13 +99,13 @@ def test_a_data_set_in_folders_of_pictures_is_read(tmp_path: Path) -> None:
     assert set(labels) == {"train", "val"}
 
 
-def test_a_data_set_of_another_kind_or_none_at_all_is_explained(tmp_path: Path) -> None:
+def test_the_error_explains_a_data_set_of_another_kind_or_a_missing_one(tmp_path: Path) -> None:
     lists = datasets.Sequence(datasets.Value("int64"))
     other = parquet(3, {"img": datasets.Image(), "label": lists}, label=[[1], [2], [3]])
     hub = HubStandIn("someone/other", {"data/train-00000-of-00001.parquet": other})
     done = load(hub, "hf:someone/other", tmp_path)
     assert "refused" in done.stderr
-    assert "no image-classification data set" in done.stderr
+    assert "cannot tell which column has the labels: none looks like labels" in done.stderr
     assert "Its columns: img (Image), label (" in done.stderr
     done = load(hub, "hf:someone/missing", tmp_path)
     assert "refused: cannot load hf:someone/missing" in done.stderr
@@ -130,7 +130,7 @@ def test_one_of_several_label_columns_can_be_chosen(tmp_path: Path) -> None:
 
 
 def saved(path: Path, splits: dict[str, Any]) -> Path:
-    """A folder that the library has written, which needs no Hub."""
+    """A folder saved by the library; reading it needs no Hub."""
     made = {
         name: datasets.Dataset.from_dict(columns, features=datasets.Features(features))
         for name, (columns, features) in splits.items()
@@ -176,7 +176,7 @@ def test_a_label_column_is_found_by_its_values_or_can_be_named(tmp_path: Path) -
     assert load_data(two, label_column="place").class_names == ("x", "y")
 
 
-def test_splits_have_any_usual_names_and_unlabelled_ones_are_noted(tmp_path: Path) -> None:
+def test_splits_may_have_any_usual_name_and_a_note_lists_those_without_labels(tmp_path: Path) -> None:
     features = {"image": IMAGE, "label": datasets.ClassLabel(names=NAMES)}
     folder = saved(
         tmp_path / "d",
@@ -189,22 +189,22 @@ def test_splits_have_any_usual_names_and_unlabelled_ones_are_noted(tmp_path: Pat
     )
     data = load_data(folder)
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 12, "val": 3}
-    assert "test: 4 of 4 pictures were left out, which have no label" in data.notes
+    assert "test: 4 of 4 pictures were left out because they have no label" in data.notes
     assert "the split 'unsupervised' was left out" in data.notes
 
 
-def test_of_several_columns_of_pictures_the_note_says_which_was_taken(tmp_path: Path) -> None:
+def test_a_note_says_which_of_several_columns_of_pictures_is_read(tmp_path: Path) -> None:
     made = columns(12, label=[0, 1, 2] * 4)
     made["mask"] = list(reversed(made["image"]))
     features = {"image": IMAGE, "mask": IMAGE, "label": datasets.ClassLabel(names=NAMES)}
     folder = saved(tmp_path / "d", {"train": (made, features)})
     data = load_data(folder)
-    assert any("'image' was taken" in note and "mask" in note for note in data.notes)
+    assert any("pictures: column 'image'; choose another (mask)" in note for note in data.notes)
     other = load_data(folder, path_column="mask")
     assert other.splits["train"].content(0) != data.splits["train"].content(0)
 
 
-def test_columns_of_plain_bytes_are_pictures(tmp_path: Path) -> None:
+def test_a_column_of_bytes_is_read_as_pictures(tmp_path: Path) -> None:
     made = {"jpg": [encoded(i % 3, i) for i in range(12)], "label": ["a", "b", "c"] * 4}
     data = load_data(saved(tmp_path / "d", {"all": (made, {"jpg": datasets.Value("binary"), "label": TEXT})}))
     assert len(data.splits["train"]) + len(data.splits["test"]) == 12
@@ -216,7 +216,7 @@ def test_columns_of_plain_bytes_are_pictures(tmp_path: Path) -> None:
         bad.splits["train"].read(0)
 
 
-def test_a_damaged_folder_of_the_library_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_folder_saved_by_the_library_is_refused(tmp_path: Path) -> None:
     folder = saved(
         tmp_path / "d", {"train": (columns(3, label=["a", "b", "c"]), {"image": IMAGE, "label": TEXT})}
     )

@@ -22,7 +22,7 @@ NAMES = {"train": "train", "test": "t10k"}
 
 
 def idx_bytes(values: np.ndarray) -> bytes:
-    """An array of bytes in MNIST's format."""
+    """An array of bytes in the idx format."""
     return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
 
 
@@ -46,7 +46,7 @@ def write_mnist(
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("place", [".", "raw", "MNIST/raw"])
-def test_mnists_files_are_read_packed_or_not_where_torchvision_leaves_them(
+def test_mnist_is_read_plain_or_gzipped_from_the_folders_that_torchvision_uses(
     packed: bool, place: str, tmp_path: Path
 ) -> None:
     write_mnist(tmp_path / place, packed=packed)
@@ -58,7 +58,7 @@ def test_mnists_files_are_read_packed_or_not_where_torchvision_leaves_them(
     assert data.splits["train"].labels.tolist() == labels.tolist()
 
 
-def test_one_file_stands_for_its_siblings_and_an_archive_for_its_files(tmp_path: Path) -> None:
+def test_one_file_or_an_archive_loads_the_same_data_as_the_folder(tmp_path: Path) -> None:
     folder = write_mnist(tmp_path / "mnist")
     by_file = load_data(folder / "train-images-idx3-ubyte")
     archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
@@ -66,7 +66,7 @@ def test_one_file_stands_for_its_siblings_and_an_archive_for_its_files(tmp_path:
     assert by_file.fingerprint() == by_archive.fingerprint() == load_data(folder).fingerprint()
 
 
-def test_the_other_spelling_of_the_names_is_read_too(tmp_path: Path) -> None:
+def test_file_names_with_a_dot_before_idx_are_read_too(tmp_path: Path) -> None:
     folder = write_mnist(tmp_path)
     for path in list(folder.iterdir()):
         path.rename(folder / path.name.replace("-idx", ".idx"))
@@ -79,7 +79,7 @@ def test_fashion_mnist_gets_its_class_names(tmp_path: Path) -> None:
     assert any("Fashion-MNIST" in note for note in data.notes)
 
 
-def test_emnist_is_set_upright_and_named_by_its_mapping(tmp_path: Path) -> None:
+def test_emnist_is_turned_upright_and_its_mapping_gives_the_class_names(tmp_path: Path) -> None:
     write_mnist(tmp_path, "emnist-balanced-")
     (tmp_path / "emnist-balanced-mapping.txt").write_text("".join(f"{i} {65 + i}\n" for i in range(10)))
     data = load_data(tmp_path)
@@ -98,11 +98,11 @@ def damaged(folder: Path, name: str, content: bytes) -> Path:
     ("content", "words"),
     [
         (b"", "not an idx file"),
-        (b"\0\0\x0d\x03" + b"\0" * 20, "not an idx file of bytes"),
+        (b"\0\0\x0d\x03" + b"\0" * 20, "not an idx file of bytes or 32-bit integers"),
         (b"\0\0\x08\x03\0\0", "cut short"),
         (struct.pack(">HBB3I", 0, 8, 3, 2**31, 2**31, 2**31), "more than its"),
         (idx_bytes(np.zeros((40, 28, 28), np.uint8))[:-5], "cut short|more than its"),
-        (idx_bytes(np.zeros((40, 28, 28), np.uint8)) + b"x", "longer"),
+        (idx_bytes(np.zeros((40, 28, 28), np.uint8)) + b"x", "has more"),
         (idx_bytes(np.zeros((39, 28, 28), np.uint8)), "39 pictures but 40 labels"),
         (idx_bytes(np.zeros((40, 28), np.uint8)), "expected 3"),
     ],
@@ -112,7 +112,7 @@ def test_damaged_and_hostile_files_are_refused(content: bytes, words: str, tmp_p
         load_data(damaged(write_mnist(tmp_path), "train-images-idx3-ubyte", content))
 
 
-def test_a_bomb_of_gzip_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
     folder = write_mnist(tmp_path, packed=True)
     header = struct.pack(">HBB3I", 0, 8, 3, 10**6, 28, 28)
     damaged(folder, "train-images-idx3-ubyte.gz", gzip.compress(header + bytes(1 << 22)))
@@ -120,14 +120,14 @@ def test_a_bomb_of_gzip_is_refused_before_it_fills_the_memory(tmp_path: Path) ->
         load_data(folder)
 
 
-def test_labels_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_the_error_names_missing_labels(tmp_path: Path) -> None:
     (write_mnist(tmp_path) / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(DataError, match="labels of test"):
+    with pytest.raises(DataError, match="labels of test are missing"):
         load_data(tmp_path)
 
 
 @given(st.binary(max_size=200))
-def test_whatever_a_file_holds_it_is_an_array_or_a_data_error(content: bytes) -> None:
+def test_any_bytes_in_a_file_give_an_array_or_a_data_error(content: bytes) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -140,7 +140,7 @@ def test_whatever_a_file_holds_it_is_an_array_or_a_data_error(content: bytes) ->
 
 
 @pytest.mark.parametrize("name", ["mnist", "MNIST", "fashion_mnist", "fmnist"])
-def test_mnist_is_downloaded_by_name_verified_and_found_again(
+def test_mnist_is_downloaded_by_name_once_and_verified(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -179,7 +179,7 @@ def test_what_torchvision_has_downloaded_is_not_downloaded_again(
     assert len(load_data("mnist", data_dir=tmp_path).splits["test"]) == 20
 
 
-def test_where_the_host_is_away_the_mirror_is_offered(
+def test_the_error_offers_the_mirror_if_the_server_cannot_be_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(idx.PUBLISHED, "mnist", replace(idx.PUBLISHED["mnist"], url="http://127.0.0.1:9/"))

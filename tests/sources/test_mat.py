@@ -23,7 +23,7 @@ def write_svhn(folder: Path, *parts: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["", "train_32x32.mat"])
-def test_svhns_ten_is_the_digit_zero_and_pictures_come_last_in_its_arrays(name: str, tmp_path: Path) -> None:
+def test_svhn_is_read_with_pictures_on_the_last_axis_and_10_as_the_digit_0(name: str, tmp_path: Path) -> None:
     data = load_data(write_svhn(tmp_path, "train", "test") / name)
     assert {split: len(one) for split, one in data.splits.items()} == {"train": 20, "test": 20}
     assert data.class_names == tuple("0123456789")
@@ -31,14 +31,14 @@ def test_svhns_ten_is_the_digit_zero_and_pictures_come_last_in_its_arrays(name: 
     assert (np.asarray(data.splits["test"].read(3)) == X[3]).all()
 
 
-def test_svhns_extra_pictures_are_used_where_they_are_named(tmp_path: Path) -> None:
+def test_svhns_extra_pictures_are_used_only_if_the_user_names_their_file(tmp_path: Path) -> None:
     write_svhn(tmp_path, "train", "test", "extra")
     assert len(load_data(tmp_path).splits["train"]) == 20
     assert any("extra" in note for note in load_data(tmp_path).notes)
     assert len(load_data(tmp_path / "extra_32x32.mat").splits["train"]) == 40
 
 
-def test_any_arrays_of_pictures_and_labels_are_read(tmp_path: Path) -> None:
+def test_a_file_with_an_array_of_pictures_and_one_of_labels_is_read(tmp_path: Path) -> None:
     scipy_io.savemat(tmp_path / "mine.mat", {"images": X, "labels": Y[:, None]})
     data = load_data(tmp_path / "mine.mat", test_fraction=0.0)
     assert (np.asarray(data.splits["train"].read(6)) == X[6]).all()
@@ -53,7 +53,7 @@ def test_any_arrays_of_pictures_and_labels_are_read(tmp_path: Path) -> None:
         (b"", "damaged"),
     ],
 )
-def test_newer_and_damaged_files_are_refused_with_the_way_on(
+def test_files_of_version_7_3_and_damaged_files_are_refused(
     content: bytes, words: str, tmp_path: Path
 ) -> None:
     (tmp_path / "a.mat").write_bytes(content)
@@ -61,13 +61,13 @@ def test_newer_and_damaged_files_are_refused_with_the_way_on(
         load_data(tmp_path / "a.mat")
 
 
-def test_lists_beside_class_folders_do_not_take_their_place(tmp_path: Path) -> None:
+def test_a_mat_file_next_to_class_folders_is_not_read_instead_of_them(tmp_path: Path) -> None:
     write_class_folders(tmp_path, ["train", "test"])
     scipy_io.savemat(tmp_path / "file_list.mat", {"labels": Y})
     assert load_data(tmp_path).layout == "train/CLASS/* + test/CLASS/*"
 
 
-def test_without_scipy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scipy_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_svhn(tmp_path, "train")
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(MissingExtraError, match="formats"):

@@ -29,14 +29,14 @@ def pack(tmp_path: Path) -> Pack:
     return Pack(tmp_path, "key")
 
 
-def test_what_was_packed_is_read_back(pack: Pack) -> None:
+def test_packed_pictures_are_read_back(pack: Pack) -> None:
     assert list(pack.places) == ["r/a.png", "g/b.png", "c.png", "empty.png"]
     assert pack.read(pack.places["g/b.png"]) == encoded(1)
     assert pack.read(pack.places["empty.png"]) == b""
     assert pack.by_folder == {"r": ["a.png"], "g": ["b.png"], "": ["c.png", "empty.png"]}
 
 
-def test_of_members_with_one_name_the_last_counts(tmp_path: Path) -> None:
+def test_the_last_of_several_pictures_with_the_same_name_is_kept(tmp_path: Path) -> None:
     with PackWriter(tmp_path) as writer:
         writer.add("a.png", [b"first"])
         writer.add("a.png", [b"second"])
@@ -44,10 +44,10 @@ def test_of_members_with_one_name_the_last_counts(tmp_path: Path) -> None:
     assert found.read(found.places["a.png"]) == b"second"
 
 
-def test_a_pack_that_is_cut_short_or_was_not_finished_is_refused(pack: Pack, tmp_path: Path) -> None:
+def test_a_pack_that_is_cut_short_or_unfinished_is_refused(pack: Pack, tmp_path: Path) -> None:
     data = tmp_path / "pictures.bin"
     data.write_bytes(data.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="has not the size"):
+    with pytest.raises(ValueError, match="does not have the size in its index"):
         Pack(tmp_path, "key")
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
@@ -58,7 +58,7 @@ def test_a_pack_that_is_cut_short_or_was_not_finished_is_refused(pack: Pack, tmp
         Pack(unfinished, "key")
 
 
-def test_a_split_of_a_pack_reads_pictures_below_its_root_and_passes_to_other_processes(pack: Pack) -> None:
+def test_a_split_of_a_pack_reads_pictures_below_its_root_and_can_be_pickled(pack: Pack) -> None:
     split = PackedSplit(pack, "g", ["b.png"], np.array([1]))
     again = pickle.loads(pickle.dumps(split))  # noqa: S301
     for one in (split, again):
@@ -66,6 +66,6 @@ def test_a_split_of_a_pack_reads_pictures_below_its_root_and_passes_to_other_pro
     assert split.subset(np.array([0])).labels.tolist() == [1]
 
 
-def test_an_empty_picture_is_named(pack: Pack) -> None:
+def test_the_error_names_an_empty_picture(pack: Pack) -> None:
     with pytest.raises(UnreadableImageError, match=r"empty\.png"):
         PackedSplit(pack, "", ["empty.png"], np.array([0])).load(0)

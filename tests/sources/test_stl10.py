@@ -24,7 +24,7 @@ def write_stl10(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("place", ["", "stl10_binary", "stl10_binary/train_X.bin"])
-def test_stl10s_columns_become_rows(place: str, tmp_path: Path) -> None:
+def test_pictures_stored_by_columns_are_turned_upright(place: str, tmp_path: Path) -> None:
     write_stl10(tmp_path / "stl10_binary")
     data = load_data(tmp_path / place)
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 12, "test": 12}
@@ -33,12 +33,12 @@ def test_stl10s_columns_become_rows(place: str, tmp_path: Path) -> None:
     assert data.splits["train"].labels.tolist() == Y.tolist()
 
 
-def test_files_that_are_cut_short_or_lacking_are_named(tmp_path: Path) -> None:
+def test_files_that_are_cut_short_or_missing_are_refused(tmp_path: Path) -> None:
     folder = write_stl10(tmp_path)
     (folder / "train_X.bin").write_bytes(X.tobytes()[:-1])
     with pytest.raises(DataError, match="cut short"):
         load_data(folder)
     write_stl10(folder)
     (folder / "train_y.bin").unlink()
-    with pytest.raises(DataError, match="train_y"):
+    with pytest.raises(DataError, match="has no labels: train_y"):
         load_data(folder)

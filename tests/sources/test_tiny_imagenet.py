@@ -18,7 +18,7 @@ WORDS = (
 
 
 def tiny_imagenet(root: Path, folder: str = "tiny-imagenet-200") -> Path:
-    """As it is downloaded, with three classes of four training pictures."""
+    """The folder as it is downloaded, with three classes of four training pictures."""
     top = root / folder
     annotations = []
     for label, wnid in enumerate(WNIDS):
@@ -41,7 +41,7 @@ def tiny_imagenet(root: Path, folder: str = "tiny-imagenet-200") -> Path:
     return top
 
 
-def test_val_is_labelled_by_its_annotations_and_classes_have_their_words(tmp_path: Path) -> None:
+def test_val_gets_labels_from_its_annotations_and_classes_get_names_from_words(tmp_path: Path) -> None:
     data = load_data(tiny_imagenet(tmp_path))
     assert data.class_names == ("goldfish", "crane (n01532829)", "crane (n03126707)")
     assert set(data.splits) == {"train", "val"}
@@ -51,14 +51,14 @@ def test_val_is_labelled_by_its_annotations_and_classes_have_their_words(tmp_pat
     assert found == {f"val_{number}.JPEG": (2 - number) % 3 for number in range(6)}
 
 
-def test_the_unlabelled_test_pictures_are_noted_and_left_out(tmp_path: Path) -> None:
+def test_the_unlabelled_test_pictures_are_left_out_with_a_note(tmp_path: Path) -> None:
     notes = load_data(tiny_imagenet(tmp_path)).notes
     assert len(notes) == 1
-    assert "test/ has 2 pictures without labels" in notes[0]
+    assert "test/ was left out: it has 2 pictures without labels" in notes[0]
     assert "thumbnet predict" in notes[0]
 
 
-def test_the_zip_is_the_same_data_as_its_folder(tmp_path: Path) -> None:
+def test_the_zip_gives_the_same_data_as_its_folder(tmp_path: Path) -> None:
     folder = tiny_imagenet(tmp_path)
     archive = shutil.make_archive(str(tmp_path / "tiny-imagenet-200"), "zip", tmp_path, folder.name)
     packed, plain = load_data(archive, data_dir=tmp_path / "cache"), load_data(folder)
@@ -66,7 +66,7 @@ def test_the_zip_is_the_same_data_as_its_folder(tmp_path: Path) -> None:
     assert packed.splits["val"].read(3).tobytes() == plain.splits["val"].read(3).tobytes()
 
 
-def test_val_that_somebody_sorted_into_class_folders_is_read(tmp_path: Path) -> None:
+def test_val_sorted_into_class_folders_is_read(tmp_path: Path) -> None:
     folder = tiny_imagenet(tmp_path)
     for line in (folder / "val" / "val_annotations.txt").read_text().splitlines():
         name, wnid = line.split("\t")[:2]
@@ -76,7 +76,7 @@ def test_val_that_somebody_sorted_into_class_folders_is_read(tmp_path: Path) -> 
     assert load_data(folder).splits["val"].labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_a_part_of_the_classes_is_enough(tmp_path: Path) -> None:
+def test_classes_without_training_pictures_are_left_out(tmp_path: Path) -> None:
     folder = tiny_imagenet(tmp_path)
     shutil.rmtree(folder / "train" / WNIDS[1])
     data = load_data(folder)
@@ -86,13 +86,13 @@ def test_a_part_of_the_classes_is_enough(tmp_path: Path) -> None:
     assert any("val: 2 pictures were left out" in note for note in data.notes)
 
 
-def test_without_words_the_identifiers_are_the_names(tmp_path: Path) -> None:
+def test_without_words_the_identifiers_are_the_class_names(tmp_path: Path) -> None:
     folder = tiny_imagenet(tmp_path)
     (folder / "words.txt").unlink()
     assert load_data(folder).class_names == WNIDS
 
 
-def test_a_damaged_annotation_is_named_with_its_line(tmp_path: Path) -> None:
+def test_the_error_names_the_line_of_a_damaged_annotation(tmp_path: Path) -> None:
     folder = tiny_imagenet(tmp_path)
     with (folder / "val" / "val_annotations.txt").open("a") as file:
         file.write("val_9.JPEG\n")

@@ -29,7 +29,7 @@ def jpeg(label: int, seed: int, kind: str = "JPEG") -> bytes:
 
 
 def write_shard(path: Path, samples: list[dict[str, Any]]) -> Path:
-    """A shard by the library's own writer."""
+    """Write a shard with the library's own writer."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with wds.TarWriter(str(path)) as writer:
         for number, sample in enumerate(samples):
@@ -42,7 +42,7 @@ def classes(count: int, start: int = 0) -> list[dict[str, Any]]:
 
 
 def shards(root: Path) -> Path:
-    """Two shards of train and one of val, with a list of the classes."""
+    """Two shards for train and one for val, with a list of the classes."""
     for number in range(2):
         write_shard(root / f"train-{number:06}.tar", classes(9, 9 * number))
     write_shard(root / "val-000000.tar", classes(6, 51))
@@ -50,7 +50,7 @@ def shards(root: Path) -> Path:
     return root
 
 
-def test_a_folder_of_shards_has_the_splits_of_their_names(tmp_path: Path) -> None:
+def test_the_names_of_the_shards_give_the_splits(tmp_path: Path) -> None:
     data = load_data(shards(tmp_path))
     assert data.class_names == NAMES
     assert {name: split.labels.tolist() for name, split in data.splits.items()} == {
@@ -63,7 +63,7 @@ def test_a_folder_of_shards_has_the_splits_of_their_names(tmp_path: Path) -> Non
     assert data.splits["train"].subset(data.splits["train"].labels.argsort()).content(0) == jpeg(0, 0)
 
 
-def test_folders_named_after_splits_hold_shards_too(tmp_path: Path) -> None:
+def test_shards_in_folders_named_after_splits_are_read(tmp_path: Path) -> None:
     write_shard(tmp_path / "train" / "0.tar", classes(9))
     write_shard(tmp_path / "test" / "0.tar", classes(3, 20))
     (tmp_path / "classnames.txt").write_text("\n".join(NAMES))
@@ -71,7 +71,7 @@ def test_folders_named_after_splits_hold_shards_too(tmp_path: Path) -> None:
     assert (data.class_names, len(data.splits["train"]), len(data.splits["test"])) == (NAMES, 9, 3)
 
 
-def test_one_shard_is_no_ordinary_archive_and_a_part_of_it_is_set_aside(tmp_path: Path) -> None:
+def test_a_single_shard_is_not_unpacked_and_part_of_it_becomes_the_test_split(tmp_path: Path) -> None:
     data = load_data(write_shard(tmp_path / "shard-000000.tar", classes(30)))
     assert data.class_names == ("0", "1", "2")
     assert (len(data.splits["train"]), len(data.splits["test"])) == (24, 6)
@@ -82,7 +82,7 @@ def test_braces_stand_for_several_shards(tmp_path: Path) -> None:
     data = load_data(f"{tmp_path}/{{train-{{000000..000001}},val-000000}}.tar")
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 18, "val": 6}
     with pytest.raises(
-        DataError, match=r"stands for 4 shards, of which 2 are not there, such as .*train-000002"
+        DataError, match=r"stands for 4 shards, but 2 of them do not exist, such as .*train-000002"
     ):
         load_data(f"{tmp_path}/train-{{000000..000003}}.tar")
 
@@ -96,7 +96,7 @@ def test_braces_stand_for_several_shards(tmp_path: Path) -> None:
         ("json", [{"class": "b", "id": 1}, {"class": "a", "id": 2}, {"class": "c"}], ("a", "b", "c")),
     ],
 )
-def test_labels_are_numbers_words_or_keys_of_json(
+def test_labels_are_integers_words_or_values_in_json(
     tmp_path: Path, member: str, values: list[Any], names: tuple[str, ...]
 ) -> None:
     samples = [{"png": jpeg(i % 3, i, "PNG"), member: values[i % 3]} for i in range(12)]
@@ -110,7 +110,7 @@ def test_labels_are_numbers_words_or_keys_of_json(
         assert names[split.labels[at]] == str(value)
 
 
-def test_names_in_dataset_info_are_used(tmp_path: Path) -> None:
+def test_class_names_in_dataset_info_are_used(tmp_path: Path) -> None:
     shards(tmp_path)
     (tmp_path / "classes.txt").unlink()
     info = {
@@ -120,7 +120,7 @@ def test_names_in_dataset_info_are_used(tmp_path: Path) -> None:
     assert load_data(tmp_path).class_names == ("r", "g", "b")
 
 
-def test_pickled_members_are_not_looked_into(tmp_path: Path) -> None:
+def test_pickled_members_are_never_read(tmp_path: Path) -> None:
     for ending in ("pyd", "pickle"):
         samples = [{**sample, ending: Payload(tmp_path / "mark")} for sample in classes(12)]
         if ending == "pickle":
@@ -131,20 +131,20 @@ def test_pickled_members_are_not_looked_into(tmp_path: Path) -> None:
     assert not (tmp_path / "mark").exists()
 
 
-def test_samples_without_label_or_picture_are_counted(tmp_path: Path) -> None:
+def test_samples_without_a_label_or_a_picture_are_counted(tmp_path: Path) -> None:
     samples = [*classes(12), {"jpg": jpeg(0, 99)}, {"cls": 1}, {"jpg": jpeg(0, 98), "json": {"id": 3}}]
     notes = load_data(write_shard(tmp_path / "a.tar", samples)).notes
-    assert "2 samples were left out: no label" in notes
-    assert "1 samples were left out: no picture" in notes
+    assert "2 sample(s) were left out: no label" in notes
+    assert "1 sample(s) were left out: no picture" in notes
 
 
-def test_captions_are_no_classes(tmp_path: Path) -> None:
+def test_captions_are_refused_as_classes(tmp_path: Path) -> None:
     samples = [{"jpg": jpeg(0, i), "txt": f"a photo of {i} things"} for i in range(40)]
     with pytest.raises(DataError, match="captions"):
         load_data(write_shard(tmp_path / "00000.tar", samples))
 
 
-def test_an_archive_of_class_folders_is_no_shard(tmp_path: Path) -> None:
+def test_an_archive_of_class_folders_is_not_taken_for_a_shard(tmp_path: Path) -> None:
     path = tmp_path / "pictures.tar"
     with tarfile.open(path, "w") as tar:
         for label, name in enumerate(NAMES):
@@ -157,14 +157,16 @@ def test_an_archive_of_class_folders_is_no_shard(tmp_path: Path) -> None:
     assert data.layout == "CLASS/*"
 
 
-def test_a_shard_that_is_cut_short_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_shard_that_is_cut_short(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "train-0.tar", classes(12))
     path.write_bytes(path.read_bytes()[:9_000])
     with pytest.raises(DataError, match=r"cannot read the shard .*train-0.tar"):
         load_data(path)
 
 
-def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_the_error_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_shard(tmp_path / "a.tar", classes(12))
     monkeypatch.setitem(sys.modules, "webdataset.tariterators", None)
     with pytest.raises(MissingExtraError, match=r"formats"):

@@ -1,4 +1,4 @@
-"""Unpack an archive into the cache folder, safely and once."""
+"""Unpack an archive into the cache folder. Safe for hostile archives, and done only once per archive."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ from thumbnet.sources.index import is_picture_name, is_picture_start
 from thumbnet.sources.packed import Pack, PackWriter, Unpacked
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz", ".zip")
-MAX_EXPANSION = 200  # how many times its own size an archive may unpack to: more is a bomb
+MAX_EXPANSION = 200  # an archive that unpacks to more than this many times its size is refused as a bomb
 
 _BLOCK = 1 << 20  # bytes read and written at a time
-_FILES = "files"  # the folder of what is no picture
-_VERSION = f"3 {plugins.fingerprint()}"  # of what an archive becomes: plug-ins decide what is a picture
+_FILES = "files"  # the folder for files that are not pictures
+_VERSION = f"3 {plugins.fingerprint()}"  # of the unpacked form; the plug-ins decide which files are pictures
 
 
 def is_archive_name(name: str) -> bool:
-    """Whether a file's name says that it is an archive known here."""
+    """Whether a file name has the suffix of a supported archive."""
     return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
 def unpack(archive: Path, cache: Path) -> Unpacked:
-    """Unpack an archive into a folder below ``cache``, unless it is there already.
+    """Unpack an archive into a folder below ``cache``, unless an earlier call has done so.
 
-    Keyed by the archive's path, size and time. Unpacked elsewhere and renamed, so that the folder
-    is whole whenever it exists.
+    The folder's name depends on the archive's path, size and modification time. The archive is unpacked into
+    a temporary folder, which is then renamed, so a folder with the final name is always complete.
 
     Raises:
-        DataError: damaged, a bomb, or with members that would land outside the folder.
+        DataError: the archive is damaged, encrypted or a bomb, has a member that would be written outside the
+            folder or is not a plain file, or cannot be read or unpacked.
     """
     try:
         state = archive.stat()
@@ -67,8 +68,8 @@ def unpack(archive: Path, cache: Path) -> Unpacked:
                 _unpack_zip(archive, writer)
             else:
                 _unpack_tar(archive, writer)
-        if _open(target, key) is None:  # else another process was faster with the same archive
-            shutil.rmtree(target, ignore_errors=True)  # a damaged one
+        if _open(target, key) is None:  # otherwise another process has unpacked it in the meantime
+            shutil.rmtree(target, ignore_errors=True)  # a damaged earlier result
             with contextlib.suppress(OSError):
                 temporary.rename(target)
         return Unpacked(target / _FILES, Pack(target, key))
@@ -84,7 +85,7 @@ def unpack(archive: Path, cache: Path) -> Unpacked:
 
 
 def _open(target: Path, key: str) -> Unpacked | None:
-    """The result of an earlier unpacking; None if there is none, or it is not complete."""
+    """The result of an earlier call; None if it does not exist or is damaged."""
     try:
         return Unpacked(target / _FILES, Pack(target, key)) if (target / _FILES).is_dir() else None
     except (OSError, ValueError, TypeError, KeyError):
@@ -96,23 +97,23 @@ def _unpack_tar(archive: Path, writer: _Writer) -> None:
         for member in tar:
             if member.isdir():
                 continue
-            if not member.isreg():  # links and devices have no place among pictures
+            if not member.isreg():  # a link or a device
                 raise DataError(
-                    f"{printable(str(archive))}: the member {member.name!r} is not an ordinary file: refused"
+                    f"{printable(str(archive))} is refused: the member {member.name!r} is not a plain file"
                 )
             source = tar.extractfile(member)
-            assert source is not None  # of ordinary files only
-            writer.write(member.name.lstrip("/"), source)  # tar itself strips leading slashes, too
+            assert source is not None  # None only for members that are not plain files
+            writer.write(member.name.lstrip("/"), source)  # tar strips leading slashes too
 
 
 def _unpack_zip(archive: Path, writer: _Writer) -> None:
     with zipfile.ZipFile(archive) as zipped:
         for info in zipped.infolist():
             if stat.S_ISLNK(info.external_attr >> 16):
-                raise DataError(f"{printable(str(archive))}: the member {info.filename!r} is a link: refused")
+                raise DataError(f"{printable(str(archive))} is refused: {info.filename!r} in it is a link")
             if info.flag_bits & 1:
                 raise DataError(
-                    f"{printable(str(archive))} is encrypted: unpack it yourself and name the folder"
+                    f"{printable(str(archive))} is encrypted: unpack it yourself and pass the folder"
                 )
             if not info.is_dir():
                 with zipped.open(info) as source:
@@ -120,7 +121,7 @@ def _unpack_zip(archive: Path, writer: _Writer) -> None:
 
 
 class _Writer:
-    """Write an archive's members: pictures to a pack, other files and all folders to ``folder``."""
+    """Writes the members of an archive: pictures to a pack, other files and all folders to ``folder``."""
 
     def __init__(self, archive: Path, folder: Path, pictures: PackWriter, limit: int) -> None:
         self._archive, self._folder, self._pictures = archive, folder, pictures
@@ -129,16 +130,17 @@ class _Writer:
         folder.mkdir()
 
     def write(self, name: str, source: IO[bytes]) -> None:
-        """Write the content of ``source``.
+        """Write the content of ``source`` under ``name``.
 
         Raises:
-            DataError: it would land outside, or more comes out than ``limit`` bytes.
-            OSError: it cannot be written.
+            DataError: ``name`` is outside the folder, or the archive unpacks to more than ``limit`` bytes.
+            OSError: the file cannot be written.
         """
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or not path.parts or ":" in path.parts[0] or "\0" in name:
             raise DataError(
-                f"{printable(str(self._archive))}: the member {name!r} would land outside: refused"
+                f"{printable(str(self._archive))} is refused: the member {name!r} would be written outside "
+                "the target folder"
             )
         if path.parent not in self._parents:
             (self._folder / path.parent).mkdir(parents=True, exist_ok=True)
@@ -153,12 +155,13 @@ class _Writer:
                 file.writelines(blocks)
 
     def _blocks(self, source: IO[bytes]) -> Iterator[bytes]:
+        """The content of ``source`` in blocks, counted against the limit: declared sizes may be false."""
         while block := source.read(_BLOCK):
-            self._total += len(block)  # what comes out counts, not what is declared
+            self._total += len(block)
             if self._total > self._limit:
                 raise DataError(
                     f"{printable(str(self._archive))} unpacks to more than {MAX_EXPANSION} times its "
-                    f"{os.path.getsize(self._archive):,} bytes: refused as a bomb. If it is right, unpack it "
-                    "yourself and name the folder."
+                    f"{os.path.getsize(self._archive):,} bytes: refused as a bomb. If you trust it, unpack "
+                    "it yourself and pass the folder."
                 )
             yield block

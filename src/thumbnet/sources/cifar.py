@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) in their official binary and python formats.
+"""Read CIFAR-10 and CIFAR-100 (Krizhevsky 2009) in their official binary and python formats.
 
-The python format is a pickle, and a pickle may run any code when it is loaded. Here it is read by
-an unpickler that knows three inert stand-ins and nothing else.
+The python format is a pickle, and loading a pickle may run any code. The unpickler here runs none: it accepts
+only the few globals that a CIFAR batch needs, and replaces each with a harmless stand-in.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 @dataclass(frozen=True)
 class Archive:
-    """An official archive: its address, and the digest that verifies it."""
+    """An official archive: its address, its SHA-256 digest, and the folder in it."""
 
     url: str
     sha256: str
@@ -50,7 +50,15 @@ ARCHIVES = {
 
 @dataclass(frozen=True)
 class Batches:
-    """A folder that holds CIFAR's batches: which files are which split, and their format."""
+    """A folder with CIFAR's batches.
+
+    Attributes:
+        folder: the folder.
+        files: the names of each split's files.
+        meta: the name of the file with the class names.
+        label_bytes: label bytes per picture in the binary format: 1 for CIFAR-10, 2 for CIFAR-100.
+        python: whether the format is python rather than binary.
+    """
 
     folder: Path
     files: dict[str, tuple[str, ...]]
@@ -60,18 +68,18 @@ class Batches:
 
     @property
     def layout(self) -> str:
-        """In words."""
+        """The data set and its format, such as ``CIFAR-10, binary version``."""
         number = 10 if self.label_bytes == 1 else 100
         return f"CIFAR-{number}, {'python' if self.python else 'binary'} version"
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
-    """Whether all training batches of a known version are in a folder, or beside the batch that was named."""
+    """Whether ``place`` is a folder with all training batches of a version, or a batch in such a folder."""
     return _batches_of(place.path) is not None
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
-    """See :func:`load_batches`."""
+    """The pictures of the batches. See :func:`load_batches`."""
     batches = _batches_of(place.path)
     assert batches is not None
     return load_batches(batches, source)
@@ -86,9 +94,9 @@ def _batches_of(path: Path) -> Batches | None:
 
 
 def find_batches(folder: Path) -> Batches | None:
-    """The CIFAR batches in ``folder``, or None where it holds none."""
+    """The CIFAR batches in ``folder``; None if any training batch is missing."""
     ten = tuple(f"data_batch_{number}" for number in range(1, 6))
-    shapes = [
+    versions = [
         Batches(
             folder,
             {"train": tuple(f"{n}.bin" for n in ten), "test": ("test_batch.bin",)},
@@ -100,14 +108,14 @@ def find_batches(folder: Path) -> Batches | None:
         Batches(folder, {"train": ("train.bin",), "test": ("test.bin",)}, "fine_label_names.txt", 2, False),
         Batches(folder, {"train": ("train",), "test": ("test",)}, "meta", 2, True),
     ]
-    return next((s for s in shapes if all((folder / f).is_file() for f in s.files["train"])), None)
+    return next((v for v in versions if all((folder / f).is_file() for f in v.files["train"])), None)
 
 
 def load_batches(batches: Batches, source: str) -> Data:
-    """All pictures of a folder of batches, in memory: 184 MB for the full data set.
+    """All pictures of a folder of batches, in memory: 184 MB for a full data set.
 
     Raises:
-        DataError: a file is missing, of a wrong length, or holds what CIFAR's does not.
+        DataError: a file is missing, has the wrong length, or is not a CIFAR batch.
     """
     read = _read_python if batches.python else _read_binary
     splits = {}
@@ -122,14 +130,14 @@ def load_batches(batches: Batches, source: str) -> Data:
     for split, part in splits.items():
         if len(part) and int(part.labels.max()) >= len(names):
             raise DataError(
-                f"{printable(str(batches.folder))}: {split} has label {part.labels.max()} of {len(names)} "
-                f"classes"
+                f"{printable(str(batches.folder))}: {split} has the label {part.labels.max()}, but there are "
+                f"only {len(names)} classes"
             )
     return Data(source, batches.layout, names, dict(splits))
 
 
 def _read_binary(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Records of label byte(s) and 3,072 pixel bytes; of CIFAR-100's two the second is fine."""
+    """Planes (uint8 [N, 3072]) and labels (int64 [N]). CIFAR-100's second label byte is the fine label."""
     try:
         raw = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
@@ -138,13 +146,14 @@ def _read_binary(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     if len(raw) == 0 or len(raw) % record:
         raise DataError(
             f"{printable(str(path))} has {len(raw)} bytes, not a multiple of {record}: it is cut short or "
-            f"damaged"
+            "damaged"
         )
     records = raw.reshape(-1, record)
     return records[:, label_bytes:], records[:, label_bytes - 1].astype(np.int64)
 
 
 def _read_python(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Like :func:`_read_binary`, from a pickle."""
     batch = _load_inert(path)
     images = batch.get(b"data")
     labels = batch.get(b"labels" if label_bytes == 1 else b"fine_labels")
@@ -157,7 +166,7 @@ def _read_python(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
         or len(images.raw) != len(labels) * PICTURE_BYTES
         or not labels
     ):
-        raise DataError(f"{printable(str(path))} does not hold what a CIFAR batch holds")
+        raise DataError(f"{printable(str(path))} is not a CIFAR batch: unpack the archive again")
     pixels = np.frombuffer(images.raw, dtype=np.uint8)
     if images.fortran:
         return pixels.reshape(PICTURE_BYTES, -1).T, np.array(labels)
@@ -169,18 +178,22 @@ def _class_names(batches: Batches) -> tuple[str, ...]:
     if not path.is_file():
         if batches.label_bytes == 1:
             return CIFAR10_CLASSES
-        raise DataError(f"{printable(str(path))} is missing: the class names are in it")
+        raise DataError(
+            f"{printable(str(path))}, which has the class names, is missing: unpack the archive again"
+        )
     if batches.python:
         key = b"label_names" if batches.label_bytes == 1 else b"fine_label_names"
         names = _load_inert(path).get(key)
         if not isinstance(names, list) or not all(isinstance(name, bytes | str) for name in names):
-            raise DataError(f"{printable(str(path))} does not hold CIFAR's class names")
+            raise DataError(
+                f"{printable(str(path))} does not have CIFAR's class names: unpack the archive again"
+            )
         return tuple(name if isinstance(name, str) else name.decode("utf-8", "replace") for name in names)
     return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
 
 
 class _Array:
-    """Replaces numpy.ndarray in a pickle: keeps the raw bytes and runs nothing."""
+    """Stands in for numpy.ndarray in a pickle: keeps the raw bytes and runs nothing."""
 
     shape: tuple[Any, ...] = ()
     raw: object = b""
@@ -189,11 +202,11 @@ class _Array:
     def __setstate__(self, state: Any) -> None:
         _, self.shape, dtype, self.fortran, self.raw = state
         if not isinstance(dtype, _DType) or dtype.name not in ("u1", b"u1"):
-            raise pickle.UnpicklingError("an array that is not of unsigned bytes")
+            raise pickle.UnpicklingError("it has an array that is not uint8")
 
 
 class _DType:
-    """Replaces numpy.dtype in a pickle."""
+    """Stands in for numpy.dtype in a pickle."""
 
     def __init__(self, name: object = "", *_: object) -> None:
         self.name = name
@@ -203,7 +216,7 @@ class _DType:
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    """Replaces _codecs.encode, with which Python 3 writes bytes into old pickles."""
+    """Stands in for _codecs.encode, by which Python 3 stores bytes in pickles of old protocols."""
     return text.encode("latin1")
 
 
@@ -216,7 +229,7 @@ _INERT: dict[tuple[str, str], Any] = {
 }
 
 
-# The unpickler in Python, not the one in C: that sets aside memory for whatever a file declares.
+# This is the unpickler written in Python: the one in C allocates whatever size a file declares.
 class _InertUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -226,20 +239,21 @@ class _InertUnpickler(pickle._Unpickler):
 
 
 def _load_inert(path: Path) -> dict[Any, Any]:
-    """A dictionary of plain values and :class:`_Array` from a pickle; nothing in it is run.
+    """A dictionary of plain values and :class:`_Array` from a pickle. Runs nothing in it.
 
     Raises:
-        DataError: damaged, or it asks for anything but what a CIFAR batch holds.
+        DataError: the pickle is damaged, asks for a global that a CIFAR batch does not need, or is not a
+            dictionary.
     """
     try:
         content = _InertUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
     except OSError as error:
         raise DataError(f"cannot read {printable(str(path))}: {error.strerror}") from None
-    except Exception as error:  # a damaged pickle raises nearly anything
+    except Exception as error:  # a damaged pickle can raise almost any exception
         raise DataError(
             f"{printable(str(path))} is not a CIFAR batch ({printable(str(error))}); nothing in it was run. "
             f"Use the binary version: {command('train', 'cifar10')}"
         ) from None
     if not isinstance(content, dict):
-        raise DataError(f"{printable(str(path))} does not hold what a CIFAR batch holds")
+        raise DataError(f"{printable(str(path))} is not a CIFAR batch: unpack the archive again")
     return content

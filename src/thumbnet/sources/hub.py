@@ -1,6 +1,6 @@
-"""``hf:OWNER/NAME``: any image-classification data set of the Hugging Face Hub, by the library ``datasets``.
+"""Read image-classification data sets from the Hugging Face Hub, named ``hf:OWNER/NAME``.
 
-Folders that the library has written with ``save_to_disk`` are read, too.
+The library ``datasets`` downloads them. Folders written by its ``save_to_disk`` are read too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from thumbnet.sources.labels import as_class, number_classes
 from thumbnet.sources.place import Place
 from thumbnet.sources.split_names import split_name
 
-# What label columns are called, likeliest first, where no column has the library's type for labels.
+# Usual names of label columns, likeliest first. They count only if no column has the type ClassLabel.
 _LABEL_NAMES = [
     "label",
     "labels",
@@ -33,11 +33,11 @@ _LABEL_NAMES = [
     "species",
     "breed",
 ]
-_MOST_CLASSES = 0.5  # of a column's values may be different for it to be taken for labels unasked
+_MOST_CLASSES = 0.5  # distinct values as a share of the rows, at most, for a column to be guessed as labels
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
-    """Whether it is a folder written by ``save_to_disk``."""
+    """Whether ``place`` is a folder written by ``save_to_disk``."""
     folder = place.path
     try:
         single = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
@@ -47,14 +47,19 @@ def recognise(place: Place, settings: DataSettings) -> bool:
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
-    """Read a folder written by ``save_to_disk``."""
-    library = _library("reading a folder of the library datasets")
+    """The labelled pictures in a folder written by ``save_to_disk``.
+
+    Raises:
+        MissingExtraError: the library ``datasets`` is not installed.
+        DataError: the folder is damaged, or has no column of pictures or of labels.
+    """
+    library = _library("reading a folder saved by the library datasets")
     try:
         loaded = library.load_from_disk(str(place.path))
     except Exception as error:  # the library raises a different class for every way to fail
         raise DataError(f"cannot load {printable(source)}: {_first_line(error)}") from None
     tables = loaded if isinstance(loaded, dict) else {"train": loaded}
-    return _read_tables(tables, "", source, settings, "written by the library datasets")
+    return _read_tables(tables, "", source, settings, "saved by the library datasets")
 
 
 def load_hub(
@@ -63,18 +68,18 @@ def load_hub(
     cache: Path | None,
     settings: DataSettings = DataSettings(),  # noqa: B008
 ) -> Data:
-    """A data set of the Hub with a column of pictures and one of labels: integers, words, or class labels.
+    """A data set on the Hub with a column of pictures and one of labels: integers, words or class labels.
 
     Args:
-        name: ``OWNER/NAME``, with ``:CONFIG`` where it has several and ``#COLUMN`` where it has
-            several labels, as in ``hf:uoft-cs/cifar100#coarse_label``.
+        name: ``OWNER/NAME``, then ``:CONFIG`` if it has several configurations, then ``#COLUMN`` if it has
+            several label columns, as in ``uoft-cs/cifar100#coarse_label``.
         source: what the user wrote.
-        cache: where to keep it; None is the library's own place.
+        cache: the folder to download to; None for the library's own cache.
         settings: ``path_column`` and ``label_column`` name the columns of pictures and labels.
 
     Raises:
         MissingExtraError: the library ``datasets`` is not installed.
-        DataError: it cannot be fetched, or has no such columns.
+        DataError: the data set cannot be downloaded, or has no column of pictures or of labels.
     """
     library = _library("reading from the Hugging Face Hub")
     path, _, label_column = name.partition("#")
@@ -102,12 +107,12 @@ def _read_tables(
         with_label = [index for index, value in enumerate(labels) if value is not None]
         if len(with_label) < len(table):
             count = f"{len(table) - len(with_label):,} of {len(table):,}"
-            notes.append(f"{split}: {count} pictures were left out, which have no label")
+            notes.append(f"{split}: {count} pictures were left out because they have no label")
         if with_label or split == "train":
             contents[split] = _read_pictures(table, image, with_label, split, where)
             values[split] = [value for value in labels if value is not None]
     if not values["train"]:
-        raise DataError(f"{where}: no picture of its training split has a label in the column {label!r}")
+        raise DataError(f"{where}: no training picture has a label in the column {label!r}")
     names = tuple(getattr(features[label], "names", None) or ())
     class_names, numbers, more = number_classes(values, where, names)
     splits: dict[str, Split] = {
@@ -117,7 +122,7 @@ def _read_tables(
 
 
 def _splits(tables: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
-    """The table with the plainest name for each split, and notes on the others."""
+    """For each split, the non-empty table whose name fits best; and notes on the tables left out."""
     chosen: dict[str, str] = {}
     rank: dict[str, int] = {}
     for name in tables:
@@ -127,8 +132,8 @@ def _splits(tables: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list
     if "train" not in chosen:
         filled = [name for name in tables if len(tables[name])]
         if len(filled) != 1:
-            listing = ", ".join(map(printable, tables)) or "none"
-            raise DataError(f"{where}: the data set has no train split, only {listing}")
+            listing = f", only {', '.join(map(printable, tables))}" if tables else ""
+            raise DataError(f"{where}: the data set has no train split{listing}")
         chosen = {"train": filled[0]}
     left_out = [printable(name) for name in tables if name not in chosen.values()]
     notes = [f"the split {name!r} was left out" for name in left_out]
@@ -136,7 +141,7 @@ def _splits(tables: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list
 
 
 def _image_column(features: Mapping[str, Any], wanted: str, where: str, notes: list[str]) -> str:
-    """The column of pictures: the one asked for, else the first of the library's type, else one of bytes."""
+    """The column of pictures: ``wanted``, else the first of type Image, else the first of bytes."""
     found = [key for key, kind in features.items() if type(kind).__name__ == "Image"]
     found = found or [key for key, kind in features.items() if _holds_files(kind)]
     if wanted:
@@ -147,50 +152,54 @@ def _image_column(features: Mapping[str, Any], wanted: str, where: str, notes: l
         return wanted
     if not found:
         raise DataError(
-            f"{where} is no image-classification data set: none of its columns has pictures: "
+            f"{where} is not an image-classification data set: no column has pictures. Its columns: "
             f"{_listing(features)}"
         )
     if len(found) > 1:
         others = ", ".join(printable(key) for key in found[1:])
         notes.append(
-            f"of {len(found)} columns with pictures {printable(found[0])!r} was taken; {others}: "
-            "--path-column NAME"
+            f"pictures: column {printable(found[0])!r}; choose another ({others}) with --path-column NAME"
         )
     return found[0]
 
 
 def _holds_files(kind: Any) -> bool:
-    """Whether a column has the bytes of files, as tables that pandas has written have them."""
+    """Whether a column has the bytes of files, as in tables that pandas writes."""
     if isinstance(kind, dict):
         return "bytes" in kind and getattr(kind["bytes"], "dtype", "") == "binary"
     return getattr(kind, "dtype", "") in ("binary", "large_binary")
 
 
 def _label_column(table: Any, wanted: str, image: str, where: str, notes: list[str]) -> str:
+    """The column of labels.
+
+    That is ``wanted``, else the first ClassLabel, else the first column with a usual name, else the only
+    column with few distinct values.
+    """
     features = table.features
-    plain = [key for key, kind in features.items() if key != image and _may_be_label(kind)]
-    typed = [key for key in plain if type(features[key]).__name__ == "ClassLabel"]
+    possible = [key for key, kind in features.items() if key != image and _may_be_label(kind)]
+    typed = [key for key in possible if type(features[key]).__name__ == "ClassLabel"]
     if wanted:
-        if wanted not in plain:
-            choices = [printable(key) for key in plain]
-            raise DataError(f"{where}: no column of labels {printable(wanted)!r}. {nearest(wanted, choices)}")
+        if wanted not in possible:
+            choices = [printable(key) for key in possible]
+            raise DataError(f"{where}: no column {printable(wanted)!r} of labels. {nearest(wanted, choices)}")
         return wanted
-    lower = {key.lower(): key for key in plain}
+    lower = {key.lower(): key for key in possible}
     named = [lower[name] for name in _LABEL_NAMES if name in lower]
-    # CIFAR-100's come as fine_label, coarse_label: the first is the one that is meant.
+    # The first one counts. For CIFAR-100, which has fine_label and coarse_label, that is the usual task.
     found: list[str] = typed or named
     if not found:
-        few = [key for key in plain if 2 <= len(set(table[key])) <= _MOST_CLASSES * len(table)]
+        few = [key for key in possible if 2 <= len(set(table[key])) <= _MOST_CLASSES * len(table)]
         found = few if len(few) == 1 else []
     if not found:
         several = f"several columns may be the label ({', '.join(map(printable, few))})"
-        what = several if few else "no column of labels"
+        what = several if few else "none looks like labels"
         raise DataError(
-            f"{where} is no image-classification data set that is understood: {what}. Its columns: "
-            f"{_listing(features)}. Name one: {where}#COLUMN, or --label-column COLUMN"
+            f"{where}: cannot tell which column has the labels: {what}. Its columns: {_listing(features)}. "
+            "Name the column with --label-column COLUMN or, on the Hub, hf:OWNER/NAME#COLUMN"
         )
     if len(found) > 1 or not typed:
-        others = [printable(key) for key in plain if key != found[0]]
+        others = [printable(key) for key in possible if key != found[0]]
         also = f"; others: {', '.join(others)}" if others else ""
         notes.append(f"labels: column {printable(found[0])!r}{also}")
     return found[0]
@@ -204,14 +213,14 @@ def _may_be_label(kind: Any) -> bool:
 
 
 def _known(label: str | int | None) -> str | int | None:
-    """A label; None for -1, which means no label on the Hub."""
+    """The label; None for -1, by which the Hub marks a missing label."""
     return None if label == -1 else label
 
 
 def _read_pictures(
     table: Any, image: str, chosen: Sequence[int], split: str, where: str
 ) -> tuple[list[bytes], list[str]]:
-    """The files of the pictures at ``chosen``, and what to call them."""
+    """The encoded pictures at the rows ``chosen``, and names for them in messages."""
     library = _library("reading from the Hugging Face Hub")
     files, names = [], []
     try:
@@ -220,9 +229,9 @@ def _read_pictures(
             content, path = item["bytes"], item.get("path")
             files.append(content if content is not None else Path(path).read_bytes())
             names.append(f"{split}/{path}[{index}]" if path else f"{split}[{index}]")
-    except Exception as error:  # a column of anything; a file that is not there
+    except Exception as error:  # the column may hold anything, and a file may be missing
         raise DataError(
-            f"{where}: column {printable(image)!r} has no pictures: {_first_line(error)}"
+            f"{where}: cannot read pictures from the column {printable(image)!r}: {_first_line(error)}"
         ) from None
     return files, names
 

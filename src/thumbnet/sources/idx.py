@@ -1,7 +1,7 @@
-"""MNIST's idx files (LeCun), packed by gzip or not: MNIST, Fashion-MNIST, KMNIST, EMNIST, QMNIST.
+"""Read MNIST's idx files (LeCun), plain or gzipped: MNIST, Fashion-MNIST, KMNIST, EMNIST, QMNIST.
 
-Four bytes say the type of the values and how many dimensions follow; then come the sizes, big-endian, and the
-values. A size is believed only as far as the file can bear it out.
+The first four bytes give the type of the values and the number of dimensions. Then come the sizes, in
+big-endian, and the values. Sizes that the file is too small for are refused before any memory is taken.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Published:
 
     Attributes:
         url: the folder with its four files.
-        sha256: of each file. Torchvision checks the same files by MD5; these are stronger.
-        kept_by_torchvision: where torchvision puts them below its root.
-        mirror: where else to get it.
+        sha256: the SHA-256 digest of each file. Torchvision checks the same files with MD5, which is weaker.
+        kept_by_torchvision: the folder below its root where torchvision puts them.
+        mirror: another source of the same data, as ``thumbnet train`` takes it.
     """
 
     url: str
@@ -108,12 +108,12 @@ PUBLISHED = {
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
-    """Whether it is an idx file, or a folder with idx files in it or in ``raw``."""
+    """Whether ``place`` is an idx file, or a folder with idx files in it or where torchvision puts them."""
     return bool(_find(place.path))
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
-    """The pictures and labels of idx files, in memory.
+    """The pictures and labels in idx files, in memory.
 
     Raises:
         DataError: a file is missing, damaged or not what its name says, or the folder has several data sets.
@@ -121,21 +121,23 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     sets = _find(place.path)
     if len(sets) > 1:
         some = sorted(str(files.get(("train", "images"), *files.values())) for files in sets.values())
-        raise DataError(f"{place.path} has several data sets. Name a file of one of them, such as {some[0]}")
+        raise DataError(
+            f"{place.path} has several data sets. Choose one by naming one of its files, such as {some[0]}"
+        )
     ((prefix, files),) = sets.items()
     arrays = Arrays()
     for split in dict.fromkeys(split for split, _ in files):
-        lacking = [kind for kind in ("images", "labels") if (split, kind) not in files]
-        if lacking:
-            there = next(path for (one, _), path in files.items() if one == split)
-            raise DataError(f"{there} is there, but the {lacking[0]} of {split} are not beside it")
+        missing = [kind for kind in ("images", "labels") if (split, kind) not in files]
+        if missing:
+            found = next(path for (one, _), path in files.items() if one == split)
+            raise DataError(f"the {missing[0]} of {split} are missing: their file belongs next to {found}")
         images = read_idx(files[split, "images"])
         labels = read_idx(files[split, "labels"])
         if images.ndim != 3:
             raise DataError(
                 f"{files[split, 'images']} has {images.ndim} dimension(s), expected 3 for pictures"
             )
-        # Of QMNIST's eight numbers per picture, the first is the class.
+        # QMNIST stores eight numbers per picture; the first is the class.
         labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] else labels
         if prefix.startswith("emnist"):
             images = images.transpose(0, 2, 1)
@@ -147,7 +149,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
 
 
 def load_published(name: str, cache: Path, settings: DataSettings, progress: DownloadProgress | None) -> Data:
-    """A data set by name: as torchvision or an earlier call left it below ``cache``, else downloaded."""
+    """A data set of :data:`PUBLISHED`; downloads it unless torchvision or an earlier call has done so."""
     published = PUBLISHED[name]
     folder = cache / published.kept_by_torchvision
     if set(_split_names(_find(folder))) != {"train", "test"}:
@@ -159,16 +161,17 @@ def load_published(name: str, cache: Path, settings: DataSettings, progress: Dow
             if published.mirror is None:
                 raise
             raise DataError(
-                f"{error}\nIf the host is slow or away, use the mirror: thumbnet train {published.mirror}"
+                f"{error}\nIf the server is slow or cannot be reached, use the mirror: "
+                f"thumbnet train {published.mirror}"
             ) from None
     return read(Place(folder), name, settings)
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array in an idx file; no more memory is taken than the file's content fills.
+    """The array in an idx file, uint8 or big-endian int32. Takes no more memory than the content needs.
 
     Raises:
-        DataError: not an idx file, cut short, too long, or a bomb.
+        DataError: the file is not an idx file, is cut short or too long, or is a decompression bomb.
     """
     try:
         size = path.stat().st_size
@@ -179,12 +182,11 @@ def read_idx(path: Path) -> np.ndarray:
             head = file.read(4)
             kind = _TYPES.get(head[2]) if len(head) == 4 and head[:2] == b"\0\0" else None
             if kind is None or not 1 <= head[3] <= 4:
-                raise DataError(
-                    f"{path} is not an idx file of bytes: it begins with {head.hex(' ') or 'nothing'}"
-                )
+                found = f"begins with {head.hex(' ')}" if head else "is empty"
+                raise DataError(f"{path} is not an idx file of bytes or 32-bit integers: it {found}")
             sizes = file.read(4 * head[3])
             if len(sizes) < 4 * head[3]:
-                raise DataError(f"{path} is cut short: its header is not complete")
+                raise DataError(f"{path} is cut short: its header is incomplete")
             shape = struct.unpack(f">{head[3]}I", sizes)
             expected = math.prod(shape) * kind.itemsize
             if expected > limit:
@@ -198,16 +200,16 @@ def read_idx(path: Path) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     if len(content) != expected:
-        state = "cut short" if len(content) < expected else "longer than that"
-        raise DataError(f"{path} declares {' x '.join(map(str, shape))} values, but it is {state}")
+        state = "is cut short" if len(content) < expected else "has more"
+        raise DataError(f"{path} declares {' x '.join(map(str, shape))} values, but {state}")
     return np.frombuffer(content, dtype=kind).reshape(shape)
 
 
-_Files = dict[tuple[str, str], Path]
+_Files = dict[tuple[str, str], Path]  # (split, "images" or "labels") to file
 
 
 def _find(path: Path) -> dict[str, _Files]:
-    """By what their names begin with, the files of each data set: (split, kind) → path."""
+    """The files of each data set, by the prefix of their names."""
     try:
         if path.is_file():
             named = _NAME.fullmatch(path.name)
@@ -230,7 +232,7 @@ def _in_folder(folder: Path) -> dict[str, _Files]:
         named = _NAME.fullmatch(path.name)
         if named is None:
             continue
-        if path.is_dir():  # some unpackers put each file into a folder of its own name
+        if path.is_dir():  # some tools unpack each file into a folder with the same name
             path = path / path.name
         if path.is_file():
             key = (_SPLITS[named["split"].lower()], named["kind"].lower())
@@ -243,7 +245,7 @@ def _split_names(sets: dict[str, _Files]) -> list[str]:
 
 
 def _title(prefix: str, place: Place, source: str) -> str:
-    """What the data set is called, as far as names tell."""
+    """The name of the data set, as far as file, folder and source names tell."""
     if prefix.startswith("emnist"):
         return "EMNIST " + prefix.removeprefix("emnist").strip("-_.")
     said = "/".join((source, *place.path.parts[-4:], prefix)).lower()
@@ -253,9 +255,9 @@ def _title(prefix: str, place: Place, source: str) -> str:
 
 
 def _name_classes(arrays: Arrays, prefix: str, folder: Path, layout: str) -> None:
-    """idx files hold numbers only: names come from EMNIST's mapping, or from which data set this is."""
+    """Add class names, from EMNIST's mapping file or the known data set: idx files hold only numbers."""
     if prefix.startswith("emnist"):
-        arrays.notes.append("EMNIST stores its pictures transposed: they were set upright")
+        arrays.notes.append("EMNIST stores its pictures transposed: they were turned upright")
         mapping = folder / f"{prefix}mapping.txt"
         if mapping.is_file():
             arrays.class_names, numbers = _read_mapping(mapping)
@@ -263,13 +265,13 @@ def _name_classes(arrays: Arrays, prefix: str, folder: Path, layout: str) -> Non
                 unknown = sorted(set(labels.tolist()) - set(numbers))
                 if unknown:
                     raise DataError(
-                        f"{mapping} does not name the label(s) {', '.join(map(str, unknown[:10]))}"
+                        f"{mapping} has no character for the label(s) {', '.join(map(str, unknown[:10]))}"
                     )
                 table = np.full(max(numbers) + 1, -1, dtype=np.int64)
                 table[numbers] = np.arange(len(numbers))
                 arrays.labels[split] = table[labels]
         else:
-            arrays.notes.append(f"{mapping.name} is not there: the classes are named by their numbers")
+            arrays.notes.append(f"{mapping.name} is missing: the class names are the label numbers")
         return
     names = {"Fashion-MNIST": FASHION, "KMNIST": KUZUSHIJI}.get(layout.partition(":")[0])
     if names and all(int(part.max(initial=0)) < len(names) for part in arrays.labels.values()):
@@ -280,7 +282,7 @@ def _name_classes(arrays: Arrays, prefix: str, folder: Path, layout: str) -> Non
 
 
 def _read_mapping(path: Path) -> tuple[list[str], list[int]]:
-    """Class names and the label of each. A line has a label and the code of its character, perhaps of two."""
+    """Class names and their labels. A line has a label and one or two character codes; the first counts."""
     try:
         lines = [line.split() for line in path.read_text("ascii").splitlines() if line.strip()]
         names = [chr(int(codes[0])) for _, *codes in lines]

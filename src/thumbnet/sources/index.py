@@ -1,12 +1,12 @@
-"""List the pictures below a folder once, and remember them for the next time.
+"""List the pictures below a folder, and cache the listing for the next run.
 
-Of an unpacked archive the folder has only the folders and other files, and the pictures are in a pack
-(:mod:`thumbnet.sources.packed`).
+An unpacked archive keeps its pictures in a pack (:mod:`thumbnet.sources.packed`). Its folder holds only the
+subfolders and the other files.
 
-What was found is kept in the folder ``index`` of :func:`thumbnet.files.cache_folder`, each folder with its
-time of change: the system sets that anew whenever a name in it comes or goes. A folder is listed again if its
-time is another, or so recent that a change might have been missed. Sizes and times of the files themselves
-are looked up every time (:class:`thumbnet.data.splits.FileSplit`).
+The cache is the folder ``index`` of :func:`thumbnet.files.cache_folder`. It stores each folder's listing with
+the folder's modification time, which the system updates whenever a name is added or removed. A folder is
+listed again if that time has changed, or if it was so recent that a later change could have the same time.
+The sizes and times of the files themselves are not cached (:class:`thumbnet.data.splits.FileSplit`).
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from thumbnet.files import cache_folder, write_file
 from thumbnet.sources.packed import PackedSplit, Unpacked
 from thumbnet.sources.tree import Folder, is_tool_folder, join
 
-WORTH_KEEPING = 10_000  # pictures; fewer are listed in no time
-_SURE_AFTER = 2_000_000_000  # nanoseconds: clocks of file systems are this coarse
-_VERSION = f"3 {plugins.fingerprint()}"  # what is a picture depends on the plug-ins
-_MAX_LINKS = 3  # links to folders that are followed one after the other
+WORTH_KEEPING = 10_000  # pictures; listing fewer is so fast that a cache is not worth it
+_SURE_AFTER = 2_000_000_000  # nanoseconds, the resolution of the coarsest file system clocks
+_VERSION = f"3 {plugins.fingerprint()}"  # the plug-ins decide which files are pictures
+_MAX_LINKS = 3  # links to folders on one path
 
 HEAD_BYTES = 16
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
-_NEVER_CLASSES = frozenset([".git", ".svn", ".hg", ".venv"])  # not even searched for pictures
+_NEVER_CLASSES = frozenset([".git", ".svn", ".hg", ".venv"])  # pictures in these are not even counted
 
 
 def is_picture_name(name: str) -> bool:
-    """Whether a file's name says that it is a picture."""
+    """Whether a file name has the suffix of a picture and is not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
 
 
@@ -58,10 +58,11 @@ class Index:
     """The pictures below ``root``.
 
     Args:
-        unpacked: the archive that ``root`` is in.
+        root: a folder.
+        unpacked: the archive that ``root`` is in, if any.
 
     Attributes:
-        ignored: paths, relative to ``root``, of the files that :meth:`pictures_below` passed over so far.
+        ignored: paths, relative to ``root``, of the other files that :meth:`pictures_below` has found so far.
     """
 
     def __init__(self, root: Path, unpacked: Unpacked | None = None) -> None:
@@ -72,7 +73,7 @@ class Index:
         self.ignored: list[str] = []
 
     def pictures_below(self, folder: str) -> list[str]:
-        """Sorted paths, relative to ``root``, of the pictures below one of its folders.
+        """Sorted paths of the pictures below ``folder``. It and the paths are relative to ``root``.
 
         Raises:
             DataError: a folder cannot be listed.
@@ -84,12 +85,12 @@ class Index:
         return sorted(tree.pictures_below())
 
     def tree(self, folder: str = "") -> Folder:
-        """All folders below ``folder`` with the names in them, but not the folders of systems and tools.
+        """All folders below ``folder`` with the names in them, except folders of systems and tools.
 
-        A link to a folder is followed where no pictures lie beside it, and ignored elsewhere.
+        A link to a folder is followed only if the folder that contains it has no pictures.
 
         Raises:
-            DataError: a folder cannot be listed, or a link leads to a folder that it is in.
+            DataError: a folder cannot be listed, or a link leads to a folder that contains it.
         """
         tree = Folder(folder)
         order: list[Folder] = []
@@ -115,25 +116,25 @@ class Index:
                 else:
                     parent.folders.append(child)
                     pending.append((child, links))
-        for each in reversed(order):  # inner folders come after those that they are in
+        for each in reversed(order):  # children before their parents
             each.count = len(each.pictures) + sum(child.count for child in each.folders)
         return tree
 
     def _count(self, folder: str) -> int:
-        """How many pictures are in a folder of a tool, and below."""
+        """The number of pictures in and below a folder of a system or tool."""
         count, pending = 0, [] if folder.rpartition("/")[2] in _NEVER_CLASSES else [folder]
         while pending:
             parent = pending.pop()
             try:
                 listing = self._list(parent)
-            except DataError:  # nobody wants what is in there
+            except DataError:  # the count is only for a note, so an unreadable folder is no error
                 continue
             count += len(listing.pictures) + len(self._packed(parent))
             pending += [join(parent, name) for name in listing.folders]
         return count
 
     def _packed(self, folder: str) -> list[str]:
-        """The names of the pictures of a folder that are in the pack."""
+        """The names of the pictures that the pack has in a folder."""
         if self._pack is None:
             return []
         return self._pack.by_folder.get("/".join(PurePath(self._in_pack, folder).parts), [])
@@ -145,12 +146,12 @@ class Index:
         return FileSplit(Path(self.root), paths, labels)
 
     def keep(self) -> None:
-        """Remember what was listed, where that saves time."""
+        """Cache the listing, unless the cache has it already or there are too few pictures to be worth it."""
         pictures = sum(len(listing.pictures) for listing in self._listed.values())
         if self._listed == self._kept or pictures < WORTH_KEEPING:
             return
         content = json.dumps({"version": _VERSION, "folders": self._listed})
-        with contextlib.suppress(OSError, RunError):  # a cache that cannot be written is none
+        with contextlib.suppress(OSError, RunError):  # without a cache, the next run lists again
             self._kept_at.parent.mkdir(parents=True, exist_ok=True)
             write_file(self._kept_at, content)
 
@@ -161,7 +162,7 @@ class Index:
 
     @cached_property
     def _kept(self) -> dict[str, _Listing]:
-        """What was listed before."""
+        """The cached listing of each folder."""
         return self._read()
 
     def _read(self) -> dict[str, _Listing]:
@@ -180,7 +181,7 @@ class Index:
             listing = self._kept.get(folder)
             if listing is None or listing.changed != changed:
                 if time.time_ns() - changed < _SURE_AFTER:
-                    changed = -1  # a change from now on might not show
+                    changed = -1  # a later change could leave the same time: always list this folder again
                 listing = _Listing(changed, *_scan(path))
         except OSError as error:
             raise DataError(
@@ -191,7 +192,7 @@ class Index:
 
 
 def _scan(path: str) -> tuple[list[str], list[str], list[str], list[str]]:
-    """Names of pictures, of other things, of folders, and of links to folders in a folder."""
+    """The names in a folder: pictures, other files, folders, and links to folders."""
     pictures: list[str] = []
     ignored: list[str] = []
     folders: list[str] = []
@@ -212,7 +213,7 @@ def _scan(path: str) -> tuple[list[str], list[str], list[str], list[str]]:
 
 
 def _begins_as_picture(entry: os.DirEntry[str]) -> bool:
-    """Whether a file without a suffix, as browsers and buckets leave them, has a picture's first bytes."""
+    """Whether the content of a file begins like a picture; browsers and buckets often drop the suffix."""
     try:
         if not entry.is_file():
             return False
@@ -228,27 +229,27 @@ def is_picture_start(head: bytes) -> bool:
 
 
 def _target(link: str, followed: tuple[str, ...]) -> str:
-    """Where a link leads to.
+    """The folder that a link leads to.
 
     Raises:
-        DataError: to a folder that it is in, or where another link on the way led to.
+        DataError: the link is inside that folder, or another link on the path led there already.
     """
     target, here = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
     if target in followed or Path(here).is_relative_to(target):
-        raise DataError(f"{printable(link)} is a link to a folder that it is in itself: remove it")
+        raise DataError(f"{printable(link)} is a link to a folder that contains it: remove the link")
     return target
 
 
 def _leads_to_folder(link: os.DirEntry[str]) -> bool:
     try:
         return link.is_dir()
-    except OSError:  # links in a circle
+    except OSError:  # a cycle of links
         return False
 
 
 def _may_be_read(entry: os.DirEntry[str]) -> bool:
-    """Not so of pipes, sockets and devices. A link to nothing is a picture that cannot be read."""
+    """False for pipes, sockets and devices. A broken link counts as a picture: reading it reports it."""
     try:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
-    except OSError:  # links in a circle
+    except OSError:  # a cycle of links
         return True

@@ -1,4 +1,4 @@
-"""MATLAB's ``.mat`` files with pictures and labels, by SciPy: SVHN's, and others of their kind."""
+"""Read pictures and labels from MATLAB's ``.mat`` files with SciPy: those of SVHN, and similar ones."""
 
 from __future__ import annotations
 
@@ -34,16 +34,19 @@ _NUMBERS = {
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
-    """Whether it is a ``.mat`` file, or a folder with one and without pictures (it may list those)."""
+    """Whether ``place`` is a ``.mat`` file, or a folder with one and no pictures.
+
+    A ``.mat`` file next to pictures may only be a list of them.
+    """
     return bool(_files(place.path)) and (place.path.is_file() or not has_pictures(place))
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
-    """The pictures and labels in MATLAB's files.
+    """The pictures and labels in ``.mat`` files.
 
     Raises:
         MissingExtraError: SciPy is not installed.
-        DataError: damaged, of version 7.3, or without pictures and labels.
+        DataError: a file is damaged, has version 7.3, or has no pictures and labels.
     """
     files = _files(place.path)
     folder = files[0].parent
@@ -55,7 +58,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
         if None in splits or len(splits) != len(files):
             names = ", ".join(printable(path.name) for path in files[:10])
             raise DataError(
-                f"{folder} has several .mat files: {names}. Name the one with the pictures and labels"
+                f"{folder} has several .mat files: {names}. Name the file with the pictures and labels"
             )
     paired = Arrays()
     for path in files:
@@ -68,11 +71,11 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
 
 
 def _read_svhn(files: dict[str, Path], with_extra: bool, source: str, folder: Path) -> Data:
-    """Street View House Numbers: X [32, 32, 3, N]; y [N, 1] from 1 to 10, where 10 is the digit 0."""
+    """Street View House Numbers: X [32, 32, 3, N], y [N, 1]. Labels are 1 to 10; 10 means the digit 0."""
     arrays = Arrays(class_names=[str(digit) for digit in range(10)])
     for part, path in files.items():
         if part == "extra" and not with_extra:
-            arrays.notes.append(f"{path.name} was left out; name it to train on it, too: {path}")
+            arrays.notes.append(f"{path.name} was left out; to train on it too, name it: {path}")
             continue
         one = _orient(pair_up(_load(path), str(path)), path)
         images, labels = one.images["train"], one.labels["train"].reshape(-1) % 10
@@ -81,7 +84,7 @@ def _read_svhn(files: dict[str, Path], with_extra: bool, source: str, folder: Pa
             images = np.concatenate([arrays.images[split], images])
             labels = np.concatenate([arrays.labels[split], labels])
         arrays.images[split], arrays.labels[split] = images, labels
-    arrays.notes.append("the label 10 was read as the digit 0")
+    arrays.notes.append("the label 10 means the digit 0")
     return data_from_arrays(arrays, source, "SVHN, MATLAB version", str(folder))
 
 
@@ -98,11 +101,11 @@ def _files(path: Path) -> list[Path]:
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of numbers in a file.
+    """The arrays of numbers in a file, by name.
 
     Raises:
         MissingExtraError: SciPy is not installed.
-        DataError: damaged, of version 7.3, or it declares more than it can hold.
+        DataError: the file is damaged, has version 7.3, or declares more values than it can hold.
     """
     try:
         from scipy.io import loadmat, whosmat
@@ -113,9 +116,8 @@ def _load(path: Path) -> dict[str, np.ndarray]:
             head = file.read(520)
         if head.startswith((b"MATLAB 7.3", _HDF5)) or head[512:] == _HDF5:
             raise DataError(
-                f"{path} is a MATLAB file of version 7.3 (HDF5), which is not read here. In MATLAB, save it "
-                "with "
-                "save(FILE, ..., '-v7'); in Python, read it with h5py and save it with numpy.savez"
+                f"{path} is a MATLAB file of version 7.3 (HDF5), which thumbnet cannot read. In MATLAB, save "
+                "it with save(FILE, ..., '-v7'). In Python, read it with h5py and save it with numpy.savez"
             )
         found = [(name, shape) for name, shape, kind in whosmat(path) if kind in _NUMBERS]
         limit = MAX_EXPANSION * path.stat().st_size + (1 << 20)
@@ -127,13 +129,13 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         raise
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # SciPy raises nearly anything on damaged files
+    except Exception as error:  # SciPy can raise almost any exception for a damaged file
         reason = str(error).split("\n")[0] or type(error).__name__
         raise DataError(f"{path} is not a MATLAB file, or is damaged: {printable(reason)}") from None
 
 
 def _orient(arrays: Arrays, path: Path) -> Arrays:
-    """With the pictures along the first axis: MATLAB has them along the last."""
+    """Move the pictures to the first axis: MATLAB usually has them along the last."""
     for split, images in arrays.images.items():
         labels: Any = arrays.labels[split]
         count = max(labels.shape) if 1 in labels.shape or labels.ndim == 1 else labels.shape[0]

@@ -1,8 +1,8 @@
-"""Keep the pictures of an archive one after the other in one file.
+"""Keep the pictures of an archive in a single file, one after the other.
 
-To make 60,000 small files takes a system five times as long as to unpack them (25 s against 5 on two cores of
-an EPYC), and as many must be looked up again whenever a training begins. So the pictures of an archive stay
-together: ``pictures.bin`` has their bytes, ``pictures.json`` their names and where each ends.
+Creating 60,000 small files takes five times as long as unpacking them (25 s against 5 s, on two cores of an
+EPYC), and every training would have to look them all up again. So the pictures of an archive stay together:
+``pictures.bin`` has their bytes, and ``pictures.json`` has their names and the offset where each one ends.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BYTES, _INDEX = "pictures.bin", "pictures.json"
 
 
 class Place(NamedTuple):
-    """Where a picture's bytes are."""
+    """Where a picture's bytes are in the pack."""
 
     offset: int
     size: int
@@ -34,12 +34,12 @@ class Pack:
     """A pack in ``folder``, open for reading.
 
     Attributes:
-        key: changes when a picture does.
-        places: by name, of every picture.
+        key: a string that changes when a picture changes.
+        places: for each picture's path in the archive, where its bytes are.
 
     Raises:
-        OSError: it is not there.
-        ValueError: it is not whole.
+        OSError: the pack does not exist.
+        ValueError: the pack is incomplete.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
@@ -49,14 +49,14 @@ class Pack:
         self.places: dict[str, Place] = {}
         start = 0
         for name, end in zip(index["names"], index["ends"], strict=True):
-            self.places[name] = Place(start, end - start)  # of members with the same name, the last counts
+            self.places[name] = Place(start, end - start)  # replaces an earlier picture of the same name
             start = end
         if self._path.stat().st_size != start:
-            raise ValueError(f"{self._path} has not the size that its index says")
+            raise ValueError(f"{self._path} does not have the size in its index: {start:,} bytes")
 
     @cached_property
     def by_folder(self) -> dict[str, list[str]]:
-        """The names of the pictures in each folder, without it; the outermost folder is ``""``."""
+        """For each folder, the names of the pictures directly in it; ``""`` is the outermost folder."""
         found = defaultdict(list)
         for path in self.places:
             folder, _, name = path.rpartition("/")
@@ -72,9 +72,9 @@ class Pack:
         """A picture's bytes.
 
         Raises:
-            OSError: the file has gone.
+            OSError: the file no longer exists.
         """
-        if not place.size:  # the whole file may be empty then, and cannot be mapped
+        if not place.size:  # the whole pack may be empty, and an empty file cannot be mapped
             return b""
         return self._bytes[place.offset : place.offset + place.size]
 
@@ -83,14 +83,14 @@ class Pack:
 
 
 class Unpacked(NamedTuple):
-    """An archive: its pictures, and the folder with all its folders and other files."""
+    """An unpacked archive: ``folder`` has its folders and other files, ``pictures`` has its pictures."""
 
     folder: Path
     pictures: Pack
 
 
 class PackWriter:
-    """Writes a pack in ``folder``. It is complete when the ``with`` block ends."""
+    """Writes a pack to ``folder``. The pack is complete when the ``with`` block ends without an error."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -102,8 +102,8 @@ class PackWriter:
         """Append a picture.
 
         Args:
-            name: its path, its parts separated by ``/``.
-            blocks: its bytes, in parts.
+            name: the picture's path, its parts separated by ``/``.
+            blocks: the picture's bytes, in blocks of any size.
         """
         for block in blocks:
             self._file.write(block)
@@ -121,7 +121,7 @@ class PackWriter:
 
 
 class PackedSplit(EncodedSplit):
-    """Pictures in a pack. ``paths`` are relative to ``root``, a folder in it (``""`` for the outermost)."""
+    """Pictures in a pack. ``paths`` are relative to ``root``, a folder in it (``""`` is the outermost)."""
 
     def __init__(self, pack: Pack, root: str, paths: Sequence[str], labels: np.ndarray) -> None:
         self._pack, self._root = pack, root
@@ -141,11 +141,11 @@ class PackedSplit(EncodedSplit):
         return PackedSplit(self._pack, self._root, [self.names[i] for i in indices], self.labels[indices])
 
     def stamp(self) -> Iterable[bytes]:
-        """The same as for these pictures in files."""
+        """The same stamps as if these pictures were files."""
         for path, label in zip(self.names, self.labels, strict=True):
             yield file_stamp(path, label, self._place(path).size)
 
     def content_stamp(self) -> Iterable[bytes]:
-        """The archive's, and which of its pictures these are."""
+        """The key of the pack and the root, then the paths of the pictures."""
         yield f"{self._pack.key}\0{self._root}\n".encode(errors="surrogateescape")
         yield "\n".join(self.names).encode(errors="surrogateescape")

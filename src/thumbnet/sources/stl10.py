@@ -1,4 +1,4 @@
-"""STL-10 (Coates, Ng and Lee 2011) in its binary version: 96x96 pictures stored column by column."""
+"""Read STL-10 (Coates, Ng and Lee 2011) in its binary version: 96x96 pictures stored column by column."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "unlabeled_X
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
-    """Whether it is a folder with STL-10's training pictures, or one of its files."""
+    """Whether ``place`` is a folder with STL-10's training pictures, or one of the files in it."""
     try:
         return _folder(place.path) is not None
     except OSError:
@@ -30,7 +30,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     """STL-10's labelled pictures, mapped into memory.
 
     Raises:
-        DataError: a file is missing or cut short, or a label is not one of its classes.
+        DataError: a file is missing or cut short, or a label has no class.
     """
     folder = _folder(place.path)
     assert folder is not None
@@ -40,7 +40,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
         if split == "test" and not pictures.is_file() and not labels.is_file():
             continue
         if not labels.is_file():
-            raise DataError(f"{pictures} is there, but its labels, {labels.name}, are not beside it")
+            raise DataError(f"{pictures} has no labels: {labels.name} belongs in the same folder")
         try:
             stored = pictures.stat().st_size
             if stored == 0 or stored % PICTURE_BYTES:
@@ -55,7 +55,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
             raise DataError(f"cannot read {getattr(error, 'filename', None) or folder}: {reason}") from None
         arrays.images[split] = columns.transpose(0, 3, 2, 1)
         if len(numbers) and numbers.min() == 0:
-            raise DataError(f"{labels} has the label 0: STL-10's are 1 to 10")
+            raise DataError(f"{labels} has the label 0, but STL-10's labels are 1 to 10")
         arrays.labels[split] = numbers - 1
     if (folder / "unlabeled_X.bin").is_file():
         arrays.notes.append("unlabeled_X.bin was left out: its pictures have no labels")
@@ -63,6 +63,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
 
 
 def _folder(path: Path) -> Path | None:
+    """The folder with STL-10's files; None if ``path`` is neither it nor a file in it."""
     if path.is_file():
         path = path.parent if path.name in _FILES else path
     return path if path.is_dir() and (path / _FILES[0]).is_file() else None
@@ -77,5 +78,5 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from None
     if len(set(names)) != len(names):
-        raise DataError(f"{path} names a class twice")
+        raise DataError(f"{path} has the same class name twice")
     return names

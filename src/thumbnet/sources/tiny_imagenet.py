@@ -1,4 +1,6 @@
-"""Tiny ImageNet as it is downloaded: readable class names, ``val`` from its annotations, an unlabelled test.
+"""Read Tiny ImageNet as it is downloaded.
+
+Class names come from words.txt and the labels of ``val`` from its annotations. ``test`` has no labels.
 
 tiny-imagenet-200/wnids.txt, words.txt
                   train/n01443537/images/n01443537_0.JPEG, n01443537_boxes.txt
@@ -25,7 +27,7 @@ _WNID = re.compile(r"n\d{8}")
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
-    """Whether there are a list of WordNet identifiers and the training pictures."""
+    """Whether ``place`` is a folder with a list of WordNet identifiers and a folder ``train``."""
     try:
         return (place.path / "wnids.txt").is_file() and (place.path / "train").is_dir()
     except OSError:
@@ -33,7 +35,7 @@ def recognise(place: Place, settings: DataSettings) -> bool:
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
-    """The training pictures, and ``val`` where there is one. Classes without training pictures are left out.
+    """The training pictures, and ``val`` if it exists. Leaves out classes without training pictures.
 
     Raises:
         DataError: a list cannot be read, or there are no training pictures.
@@ -44,9 +46,8 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     wnids = [wnid for wnid in train if train[wnid]]
     if not wnids:
         raise DataError(
-            f"{printable(str(place.path))}: wnids.txt is there as in Tiny ImageNet, but train/ has no "
-            f"pictures "
-            "of its classes: unpack the archive again"
+            f"{printable(str(place.path))} has a wnids.txt like Tiny ImageNet, but train/ has no pictures of "
+            "its classes: unpack the archive again"
         )
     if len(wnids) < len(train):
         notes.append(f"{len(train) - len(wnids)} of the {len(train)} classes have no pictures in train/")
@@ -59,40 +60,40 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     unlabelled = len(index.pictures_below("test"))
     if unlabelled:
         notes.append(
-            f"test/ has {unlabelled:,} pictures without labels, which were left out: once there is a run, "
-            "thumbnet predict RUN gives their classes"
+            f"test/ was left out: it has {unlabelled:,} pictures without labels. After training, classify "
+            "them with thumbnet predict RUN"
         )
     index.keep()
     return Data(source, "Tiny ImageNet, as downloaded", _class_names(place.path, wnids), splits, tuple(notes))
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a list.
+    """The lines of a text file.
 
     Raises:
-        DataError: it cannot be read, or is not text.
+        DataError: the file cannot be read, or is not UTF-8.
     """
     try:
         return path.read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise DataError(f"{printable(str(path))} is not text in UTF-8") from None
+        raise DataError(f"{printable(str(path))} is not UTF-8 text") from None
     except OSError as error:
         raise DataError(f"cannot read {printable(str(path))}: {error.strerror}") from None
 
 
 def _val(place: Place, index: Index, wnids: Sequence[str], notes: list[str]) -> tuple[list[str], np.ndarray]:
-    """The validation pictures by their annotations, or by class folders that somebody sorted them into."""
+    """Paths and labels (int64 [N]) of the validation pictures, by annotations or else class folders."""
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
-    list_of_names = place.path / "val" / "val_annotations.txt"
+    annotations = place.path / "val" / "val_annotations.txt"
     annotated: dict[str, str] = {}
-    if list_of_names.is_file():
-        for number, line in enumerate(read_lines(list_of_names), start=1):
+    if annotations.is_file():
+        for number, line in enumerate(read_lines(annotations), start=1):
             fields = line.split("\t") if "\t" in line else line.split()
             if not line.strip():
                 continue
             if len(fields) < 2 or not _WNID.fullmatch(fields[1].strip()):
                 raise DataError(
-                    f"{printable(str(list_of_names))}, line {number}: expected a picture's name, a tab and a "
+                    f"{printable(str(annotations))}, line {number}: expected a picture's name, a tab and a "
                     f"class such as n01443537, got {printable(line[:60])!r}"
                 )
             annotated[fields[0].strip()] = fields[1].strip()
@@ -106,15 +107,15 @@ def _val(place: Place, index: Index, wnids: Sequence[str], notes: list[str]) -> 
         else:
             unknown += 1
     if unknown:
-        notes.append(f"val: {unknown:,} pictures were left out, which have no annotation or another class")
-    lacking = len(set(annotated) - {path.replace("\\", "/").rpartition("/")[2] for path in paths})
-    if lacking and not unknown:
-        notes.append(f"val: {lacking:,} annotated pictures are not there or of a class that train/ lacks")
+        notes.append(f"val: {unknown:,} pictures were left out: no annotation, or a class that train/ lacks")
+    missing = len(set(annotated) - {path.replace("\\", "/").rpartition("/")[2] for path in paths})
+    if missing and not unknown:
+        notes.append(f"val: {missing:,} annotated pictures are missing or have a class that train/ lacks")
     return paths, np.array(labels, dtype=np.int64)
 
 
 def _class_names(root: Path, wnids: Sequence[str]) -> tuple[str, ...]:
-    """For each WordNet identifier its first name in words.txt; with the identifier where two are the same."""
+    """The first name in words.txt of each WordNet identifier, plus the identifier if others share it."""
     words: dict[str, str] = {}
     wanted = set(wnids)
     if (root / "words.txt").is_file():

@@ -1,7 +1,7 @@
-"""WebDataset's shards: tar files in which KEY.cls (or KEY.json, KEY.txt) follows KEY.jpg.
+"""Read WebDataset shards: tar files in which KEY.cls (or KEY.json, KEY.txt) follows KEY.jpg.
 
-The library ``webdataset`` says which members make a sample. Pictures stay where they are in the shards, and
-are read from there. Members in Python's pickle format (``.pyd``, ``.pickle``) are never looked into.
+The library ``webdataset`` groups the members into samples. Pictures are not unpacked: each is read from its
+shard when it is needed. Members in Python's pickle format (``.pyd``, ``.pickle``) are never read.
 """
 
 from __future__ import annotations
@@ -29,15 +29,19 @@ from thumbnet.sources.split_names import split_name
 
 LABELS = ("cls", "json", "txt", "label", "class")
 _JSON_KEYS = ("label", "class", "cls", "class_name", "label_name", "category", "target", "class_id")
-_LOOKED_AT = 12  # members of a shard by which it is recognised
+_MEMBERS_CHECKED = 12  # at the start of a tar file, to decide whether it is a shard
 _MAX_SHARDS = 100_000
-_MAX_LABEL = 1 << 20  # bytes of a label or description
+_PICKLED = ("pyd", "pickle", "pkl", "pth")
+_MAX_LABEL = 1 << 20  # bytes in a label or in a list of class names
 _BRACES = re.compile(r"\{[^{}]*(?:\.\.|,)[^{}]*\}")
 _NAME_FILES = ("classes.txt", "classnames.txt", "labels.txt", "dataset_info.json")
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
-    """Whether it is a shard, or a folder whose first tar file, or that of a folder in it, is one."""
+    """Whether ``place`` is a shard, or a folder whose first tar file is one.
+
+    A folder without tar files may have them in the folders of its splits.
+    """
     try:
         if place.path.is_file():
             return _is_shard(place.path)
@@ -48,39 +52,38 @@ def recognise(place: Place, settings: DataSettings) -> bool:
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a name means several shards, such as ``train-{000000..000003}.tar``."""
+    """Whether a name stands for several shards, such as ``train-{000000..000003}.tar``."""
     return name.endswith(".tar") and _BRACES.search(name) is not None and not name.startswith("hf:")
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
-    """The pictures of a shard or a folder of shards."""
+    """The labelled pictures of a shard or of a folder of shards. See :func:`read_shards`."""
     shards = [place.path] if place.path.is_file() else _shards(place.path)
     return read_shards(shards, source)
 
 
 def read_pattern(name: str) -> Data:
-    """Read the shards that a name with braces means.
+    """The labelled pictures of the shards that a name with braces stands for.
 
     Raises:
-        DataError: one of them is missing; or as :func:`read_shards`.
+        DataError: a shard is missing, or :func:`read_shards` cannot read them.
     """
     braceexpand = _library("braceexpand")
     try:
         shards = [Path(each).expanduser() for each in islice(braceexpand.braceexpand(name), _MAX_SHARDS)]
     except ValueError as error:
-        raise DataError(f"{printable(name)}: the braces cannot be understood: {error}") from None
+        raise DataError(f"{printable(name)}: cannot expand the braces: {error}") from None
     missing = [path for path in shards if not path.is_file()]
     if missing:
         raise DataError(
-            f"{printable(name)} stands for {len(shards)} shards, of which {len(missing)} are not there, "
-            f"such as "
-            f"{printable(str(missing[0]))}"
+            f"{printable(name)} stands for {len(shards)} shards, but {len(missing)} of them do not exist, "
+            f"such as {printable(str(missing[0]))}"
         )
     return read_shards(shards, name)
 
 
 class Spot(NamedTuple):
-    """Where a picture's bytes are."""
+    """Where a picture's bytes are: the index of the shard, then offset and size in bytes."""
 
     shard: int
     offset: int
@@ -88,11 +91,11 @@ class Spot(NamedTuple):
 
 
 def read_shards(shards: Sequence[Path], source: str) -> Data:
-    """The labelled pictures of ``shards``; which split a shard is in, its name says, or its folder's.
+    """The labelled pictures of ``shards``. The name of a shard or of its folder gives its split.
 
     Raises:
         MissingExtraError: the library ``webdataset`` is not installed.
-        DataError: a shard is damaged, or there are no pictures with labels, or their labels are no classes.
+        DataError: a shard is damaged, no picture has a label, or the labels are not classes.
     """
     group = _library("webdataset.tariterators").group_by_keys
     where = printable(source)
@@ -100,8 +103,8 @@ def read_shards(shards: Sequence[Path], source: str) -> Data:
     places: dict[str, list[Spot]] = defaultdict(list)
     values: dict[str, list[str | int]] = defaultdict(list)
     left_out: Counter[str] = Counter()
-    others: set[str] = set()
-    several: set[str] = set()
+    pickled: set[str] = set()
+    extra_pictures: set[str] = set()
     for number, shard in enumerate(shards):
         split = _split_of(shard, shards)
         try:
@@ -111,12 +114,12 @@ def read_shards(shards: Sequence[Path], source: str) -> Data:
                     left_out["no picture"] += 1
                     continue
                 kind, picture = pictures[0]
-                several |= {f".{key}" for key, _ in pictures[1:]}
+                extra_pictures |= {f".{key}" for key, _ in pictures[1:]}
                 label = _label(sample)
                 if label is None:
                     left_out["no label"] += 1
                     continue
-                others |= {key for key in sample if key.rpartition(".")[2] in ("pyd", "pickle", "pkl", "pth")}
+                pickled |= {key for key in sample if key.rpartition(".")[2] in _PICKLED}
                 names[split].append(f"{shard.name}/{sample['__key__']}.{kind}")
                 places[split].append(picture)
                 values[split].append(label)
@@ -127,22 +130,22 @@ def read_shards(shards: Sequence[Path], source: str) -> Data:
             ) from None
     if not values:
         raise DataError(
-            f"{where}: its shards have no pictures with a label: {_counts(left_out)}. Each needs KEY.cls, "
-            f"KEY.txt or "
-            f"KEY.json (with {_JSON_KEYS[0]!r} or {_JSON_KEYS[1]!r}) beside KEY.jpg"
+            f"{where}: no picture in the shards has a label: {_counts(left_out)}. Each KEY.jpg needs a "
+            f"KEY.cls, KEY.txt or KEY.json (with {_JSON_KEYS[0]!r} or {_JSON_KEYS[1]!r}) in the same shard"
         )
     if "train" not in values:
         only = next(iter(values))
         if len(values) > 1:
-            raise DataError(f"{where} has shards of {' and '.join(values)}, but none of train")
+            raise DataError(f"{where} has shards for {' and '.join(values)}, but none for train")
         names["train"], places["train"] = names.pop(only), places.pop(only)
         values["train"] = values.pop(only)
     classes, labels, notes = number_classes(values, where, _class_names(shards[0].parent))
-    notes += [f"{count:,} samples were left out: {why}" for why, count in left_out.items()]
-    if several:
-        notes.append(f"samples have several pictures: {', '.join(sorted(several))} was left out")
-    if others:
-        notes.append(f"members in Python's pickle format were not looked into: .{', .'.join(sorted(others))}")
+    notes += [f"{count:,} sample(s) were left out: {why}" for why, count in left_out.items()]
+    if extra_pictures:
+        left = ", ".join(sorted(extra_pictures))
+        notes.append(f"some samples have several pictures: the first is used, {left} left out")
+    if pickled:
+        notes.append(f"members in Python's pickle format were not read: .{', .'.join(sorted(pickled))}")
     splits: dict[str, Split] = {
         split: ShardSplit(shards, names[split], places[split], labels[split]) for split in names
     }
@@ -150,7 +153,7 @@ def read_shards(shards: Sequence[Path], source: str) -> Data:
 
 
 class ShardSplit(EncodedSplit):
-    """Pictures in tar files, each where ``places`` says."""
+    """Pictures in tar files; ``places`` says where each one is."""
 
     def __init__(
         self, shards: Sequence[Path], names: Sequence[str], places: Sequence[Spot], labels: np.ndarray
@@ -167,7 +170,7 @@ class ShardSplit(EncodedSplit):
         except OSError as error:
             raise UnreadableImageError(self.names[index], error.strerror or str(error)) from None
         if len(content) < size:
-            raise UnreadableImageError(self.names[index], "its shard has become shorter")
+            raise UnreadableImageError(self.names[index], "its shard has become shorter since it was listed")
         return content
 
     def subset(self, indices: np.ndarray) -> ShardSplit:
@@ -179,7 +182,7 @@ class ShardSplit(EncodedSplit):
             yield file_stamp(name, label, place.size)
 
     def content_stamp(self) -> Iterable[bytes]:
-        """The shards' paths, sizes and times of change, and which pictures these are."""
+        """The paths, sizes and modification times of the shards, then the places of the pictures in them."""
         for number in sorted({place.shard for place in self._places}):
             shard = self._shards[number]
             try:
@@ -194,7 +197,7 @@ class ShardSplit(EncodedSplit):
 
 
 def _shards(folder: Path) -> list[Path]:
-    """The tar files in a folder, or in the folders of splits in it, sorted."""
+    """The tar files in a folder, sorted; if it has none, those in the folders of its splits."""
     entries = list(folder.iterdir())
     tars = [path for path in entries if path.suffix == ".tar" and path.is_file()]
     if not tars:
@@ -204,11 +207,11 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _is_shard(path: Path) -> bool:
-    """Whether the first members are pictures and labels of the same keys."""
+    """Whether the first members include a picture and a label with the same key."""
     seen: dict[str, set[str]] = defaultdict(set)
-    damaged = (tarfile.TarError, EOFError, OSError, ValueError)  # what comes before the damage still says it
+    damaged = (tarfile.TarError, EOFError, OSError, ValueError)  # the members before the damage are enough
     with suppress(*damaged), tarfile.open(path, "r:") as tar:
-        for _, member in zip(range(_LOOKED_AT), tar, strict=False):
+        for _, member in zip(range(_MEMBERS_CHECKED), tar, strict=False):
             if member.isreg():
                 key, _, suffix = _base(member.name)
                 seen[key].add("picture" if is_picture_name(f"x.{suffix}") else suffix)
@@ -216,14 +219,14 @@ def _is_shard(path: Path) -> bool:
 
 
 def _base(name: str) -> tuple[str, str, str]:
-    """A member's key, all of its suffixes, and the last of these in lower case."""
+    """The key of a member, all its suffixes, and the last suffix in lower case."""
     folder, slash, last = name.rpartition("/")
     key, _, suffixes = last.partition(".")
     return folder + slash + key, suffixes, suffixes.rpartition(".")[2].lower()
 
 
 def _members(shard: Path, number: int) -> Iterator[dict[str, Any]]:
-    """What ``webdataset`` groups: of pictures where they are, of labels their bytes, of others nothing."""
+    """The members of a shard for ``webdataset``: a picture as its Spot, a label as bytes, others as None."""
     size = shard.stat().st_size
     with tarfile.open(shard, "r:") as tar:
         for member in tar:
@@ -231,7 +234,7 @@ def _members(shard: Path, number: int) -> Iterator[dict[str, Any]]:
             if not member.isreg() or os.path.basename(name).startswith(".") or name.startswith("__"):
                 continue
             if member.issparse() or member.offset_data + member.size > size:
-                raise ValueError(f"the member {name!r} is not whole")
+                raise ValueError(f"the member {name!r} is incomplete")
             suffix = _base(name)[2]
             value: object = None
             if is_picture_name(f"x.{suffix}"):
@@ -243,7 +246,7 @@ def _members(shard: Path, number: int) -> Iterator[dict[str, Any]]:
 
 
 def _label(sample: dict[str, Any]) -> str | int | None:
-    """The label of a sample: a whole number or a word from .cls or .txt, or that of a key of .json."""
+    """The label of a sample: an integer or a word from .cls or .txt, or from a known key in .json."""
     for wanted in LABELS:
         for key, content in sample.items():
             if key.rpartition(".")[2] == wanted and isinstance(content, bytes):
@@ -267,7 +270,7 @@ def _from_json(content: bytes) -> object:
 
 
 def _split_of(shard: Path, shards: Sequence[Path]) -> str:
-    """The split in a shard's name, or in its folder's name if there are several folders."""
+    """The split in the name of a shard or, if there are several folders, in the name of its folder."""
     found = split_name(shard.stem)
     if found is None and len({path.parent for path in shards}) > 1:
         found = split_name(shard.parent.name)
@@ -275,7 +278,7 @@ def _split_of(shard: Path, shards: Sequence[Path]) -> str:
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    """Class names from a list next to the shards or to their folder."""
+    """Class names from a list in the folder of the shards or in its parent; empty if there is no list."""
     for place in (folder, folder.parent):
         for name in _NAME_FILES:
             path = place / name
@@ -291,7 +294,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _names_in_json(text: str) -> list[str]:
-    """The names of the first feature that has some, as the library ``datasets`` writes them."""
+    """The class names in a ``dataset_info.json`` file: those of its first feature with any."""
     try:
         features = json.loads(text)["features"]
         for feature in features.values():
@@ -312,4 +315,4 @@ def _library(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError:
-        raise MissingExtraError("reading WebDataset's shards", "formats") from None
+        raise MissingExtraError("reading WebDataset shards", "formats") from None
