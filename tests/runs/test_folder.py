@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -64,7 +65,7 @@ def test_an_existing_run_is_never_overwritten(tiny_run: Run, tmp_path: Path) -> 
     assert Run.create(tmp_path / "empty", "x", "y").path == tmp_path / "empty"
 
 
-def test_what_is_no_run_is_explained(tmp_path: Path, tiny_run: Run) -> None:
+def test_a_folder_that_is_not_a_run_is_explained(tmp_path: Path, tiny_run: Run) -> None:
     with pytest.raises(RunError, match="there is no run"):
         find_weights(tmp_path / "nowhere")
     with pytest.raises(RunError, match="not a run's folder"):
@@ -131,3 +132,139 @@ def test_a_write_that_dies_at_any_moment_leaves_the_former_file(tmp_path: Path) 
             write_with(path, die_halfway)
         assert os.waitpid(child, 0)[1] == 9
         assert path.read_bytes() == b"before"
+
+
+def begun(path: Path) -> Run:
+    """A run's folder with a recipe, as after the first step."""
+    run = Run.create(path, "data", "fast")
+    run.begin(load_recipe("tutorial"), {"data": "digits", "who": "né"}, torch.device("cpu"))
+    return run
+
+
+def test_new_runs_are_numbered_from_one_and_named_by_data_without_their_scheme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = (Run.create(None, "hf:uoft-cs/cifar10", "fast") for _ in range(2))
+    assert first.path.name.endswith("-cifar10-fast-1")
+    assert second.path.name.endswith("-cifar10-fast-2")
+    assert Run.create(tmp_path / "deep" / "er", "x", "y").path.is_dir()
+
+
+def test_a_folder_with_other_files_is_not_taken_for_a_run(tmp_path: Path, tiny_run: Run) -> None:
+    (tmp_path / "picture.png").write_text("x")
+    with pytest.raises(RunError, match="not empty: choose another folder"):
+        Run.check_free(tmp_path)
+    with pytest.raises(RunError, match=r"holds a run.*--more-epochs 10"):
+        Run.check_free(tiny_run.path)
+    unfinished = begun(tmp_path / "unfinished")
+    with pytest.raises(RunError, match="holds a run") as caught:
+        Run.check_free(unfinished.path)
+    assert "--more-epochs" not in str(caught.value)
+    assert "--resume" in str(caught.value)
+
+
+def test_the_error_names_a_folder_that_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").write_text("a file")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        RunError, match=r"cannot create the run's folder runs/: (File exists|Not a directory)"
+    ):
+        Run.create(None, "x", "y")
+    with pytest.raises(RunError, match=r"cannot create the run's folder .*runs/below: "):
+        Run.create(tmp_path / "runs" / "below", "x", "y")
+
+
+def test_a_second_process_is_told_at_once_and_leftovers_are_removed_under_the_lock(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    leftover = run.path / ".checkpoint.pt.abc.tmp"
+    leftover.write_text("half")
+    with run.locked():
+        assert not leftover.exists()
+        started = time.perf_counter()
+        with pytest.raises(RunError, match="another process is training"), Run(run.path).locked():
+            pass
+        assert time.perf_counter() - started < 0.5
+    with Run(run.path).locked():
+        pass
+
+
+def test_a_folder_that_is_gone_cannot_be_locked(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunError, match=r"cannot write in .*file"), Run(tmp_path / "file").locked():
+        pass
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100_000])
+def test_a_damaged_json_file_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(RunError, match=r"cannot read .*run\.json: "):
+        _ = Run(tmp_path).settings
+    with pytest.raises(RunError, match=r"cannot read .*environment\.json: .*No such file"):
+        _ = Run(tmp_path).environment
+
+
+def test_a_json_file_without_an_object_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("[1]")
+    with pytest.raises(RunError, match=r"run\.json does not hold a JSON object"):
+        _ = Run(tmp_path).settings
+
+
+def test_json_is_written_for_people_to_read(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    assert (run.path / "run.json").read_text("utf-8") == '{\n  "data": "digits",\n  "who": "né"\n}\n'
+
+
+def test_skipped_pictures_are_listed_and_no_list_is_written_without_any(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.write_skipped([])
+    assert list(tmp_path.iterdir()) == []
+    run.write_skipped([("train", "é/1.png", "empty"), ("test", "b.png", "damaged")])
+    assert (tmp_path / "skipped.jsonl").read_text("utf-8") == (
+        '{"split": "train", "name": "é/1.png", "reason": "empty"}\n'
+        '{"split": "test", "name": "b.png", "reason": "damaged"}\n'
+    )
+
+
+def test_a_run_is_complete_only_with_both_summary_and_weights(tmp_path: Path, tiny_run: Run) -> None:
+    assert tiny_run.is_complete
+    run = begun(tmp_path / "run")
+    run.save_summary({"accuracy": 1.0})
+    assert not run.is_complete
+    (run.path / "summary.json").unlink()
+    run.weights_path.write_bytes(b"x")
+    assert not run.is_complete
+    with pytest.raises(RunError, match="is not complete"):
+        _ = run.summary
+
+
+def test_a_checkpoint_is_loaded_and_that_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    assert run.load_checkpoint() is None
+    run.save_checkpoint({"recipe": run.recipe.to_toml(), "step": 3})
+    assert run.load_checkpoint() == {"recipe": run.recipe.to_toml(), "step": 3}
+    write_file(run.path / "recipe.toml", load_recipe("tutorial", ["training.epochs=3"]).to_toml())
+    with pytest.raises(RunError, match=r"run/recipe\.toml has changed since this run started"):
+        run.load_checkpoint()
+
+
+@pytest.mark.parametrize("state", [[1, 2], {"step": 1}, {"recipe": 3}])
+def test_a_file_of_tensors_that_is_not_a_checkpoint_is_refused(state: Any, tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    torch.save(state, run.path / "checkpoint.pt")
+    with pytest.raises(RunError, match="is not a checkpoint of thumbnet"):
+        run.load_checkpoint()
+
+
+def test_one_changed_byte_in_a_checkpoint_is_found(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    run.save_checkpoint({"recipe": run.recipe.to_toml(), "tensor": torch.arange(1000)})
+    path = run.path / "checkpoint.pt"
+    content = bytearray(path.read_bytes())
+    at = content.index(torch.arange(500, 504).numpy().tobytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunError, match="the checksum of .* is wrong"):
+        run.load_checkpoint()

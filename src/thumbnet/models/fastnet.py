@@ -85,10 +85,11 @@ class FastNet(nn.Module):
         # float64, which Apple's GPUs do not support.
         device = torch.device("cpu") if images.device.type == "mps" else images.device
         covariance = torch.zeros(PATCH**2 * channels, PATCH**2 * channels, dtype=torch.float64, device=device)
-        for some in images.split(250):  # all at once took four times as long: 0.6 s
-            shifted = [some[:, :, top:, left:][:, :, :height, :width] for top, left in corners]
-            patches = torch.cat(shifted, dim=1).permute(0, 2, 3, 1).flatten(0, 2).to(device).double()
-            covariance += patches.T @ patches
+        for some in images.split(250):  # all at once took four times as long
+            planes = some.to(device).transpose(0, 1).double()  # [C, N, H, W]
+            shifted = [planes[:, :, top:, left:][:, :, :height, :width].flatten(1) for top, left in corners]
+            patches = torch.cat(shifted)
+            covariance += patches @ patches.T
         covariance /= len(images) * height * width
         values, vectors = torch.linalg.eigh(covariance.cpu())
         # The sign of an axis is arbitrary, and libraries choose differently. Make its largest entry positive.

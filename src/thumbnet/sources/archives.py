@@ -22,6 +22,7 @@ from thumbnet.errors import DataError, printable
 from thumbnet.files import clear_leftovers
 from thumbnet.sources.index import is_picture_name, is_picture_start
 from thumbnet.sources.packed import Pack, PackWriter, Unpacked
+from thumbnet.sources.tar import members
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz", ".zip")
 MAX_EXPANSION = 200  # an archive that unpacks to more than this many times its size is refused as a bomb
@@ -93,17 +94,10 @@ def _open(target: Path, key: str) -> Unpacked | None:
 
 
 def _unpack_tar(archive: Path, writer: _Writer) -> None:
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            if member.isdir():
-                continue
-            if not member.isreg():  # a link or a device
-                raise DataError(
-                    f"{printable(str(archive))} is refused: the member {member.name!r} is not a plain file"
-                )
-            source = tar.extractfile(member)
-            assert source is not None  # None only for members that are not plain files
-            writer.write(member.name.lstrip("/"), source)  # tar strips leading slashes too
+    for name, content in members(archive):
+        if content is None:
+            raise DataError(f"{printable(str(archive))} is refused: the member {name!r} is not a plain file")
+        writer.write(name.lstrip("/"), content)  # tar strips leading slashes too
 
 
 def _unpack_zip(archive: Path, writer: _Writer) -> None:
@@ -126,7 +120,7 @@ class _Writer:
     def __init__(self, archive: Path, folder: Path, pictures: PackWriter, limit: int) -> None:
         self._archive, self._folder, self._pictures = archive, folder, pictures
         self._limit, self._total = limit, 0
-        self._parents: set[PurePosixPath] = set()
+        self._folders: dict[str, str] = {}  # as in the archive: as written
         folder.mkdir()
 
     def write(self, name: str, source: IO[bytes]) -> None:
@@ -136,23 +130,36 @@ class _Writer:
             DataError: ``name`` is outside the folder, or the archive unpacks to more than ``limit`` bytes.
             OSError: the file cannot be written.
         """
-        path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or not path.parts or ":" in path.parts[0] or "\0" in name:
-            raise DataError(
-                f"{printable(str(self._archive))} is refused: the member {name!r} would be written outside "
-                "the target folder"
-            )
-        if path.parent not in self._parents:
-            (self._folder / path.parent).mkdir(parents=True, exist_ok=True)
-            self._parents.add(path.parent)
+        folder, slash, base = name.replace("\\", "/").rpartition("/")
+        folder = folder or slash  # "/" for a file in the root
+        if folder not in self._folders:
+            self._folders[folder] = self._make(folder, name)
+        if base in ("", ".", "..") or "\0" in base or (not folder and ":" in base):
+            raise self._outside(name)
+        path = self._folders[folder] + base
         blocks = self._blocks(source)
         head = next(blocks, b"")
         blocks = itertools.chain([head], blocks) if head else blocks
-        if is_picture_name(path.name) or ("." not in path.name and is_picture_start(head)):
-            self._pictures.add(str(path), blocks)
+        if is_picture_name(base) or ("." not in base and is_picture_start(head)):
+            self._pictures.add(path, blocks)
         else:
             with (self._folder / path).open("wb") as file:
                 file.writelines(blocks)
+
+    def _make(self, folder: str, member: str) -> str:
+        """Make a member's folder, and return its path with a slash at the end; ``""`` for the outermost."""
+        path = PurePosixPath(folder)
+        first = path.parts[0] if path.parts else ""
+        if path.is_absolute() or ".." in path.parts or ":" in first or "\0" in folder:
+            raise self._outside(member)
+        (self._folder / path).mkdir(parents=True, exist_ok=True)
+        return f"{path}/" if path.parts else ""
+
+    def _outside(self, member: str) -> DataError:
+        return DataError(
+            f"{printable(str(self._archive))} is refused: the member {member!r} would be written outside "
+            "the target folder"
+        )
 
     def _blocks(self, source: IO[bytes]) -> Iterator[bytes]:
         """The content of ``source`` in blocks, counted against the limit: declared sizes may be false."""
