@@ -51,12 +51,13 @@ class SplitFinder:
 
     def _unwrapped(self, folder: Folder) -> Folder:
         """Enter the folders that only wrap the content, as archives often have."""
+        # "here" means this folder. Only an archive is still entered: the user cannot name the folders in it.
         here = self.settings.classes_from == "here"
         while folder.filled():
             filled = folder.filled()
             inner = filled[0]
             if here and (len(filled) > 1 or folder.pictures or not self.packed):
-                return folder  # in an archive the search goes on: the user cannot name the folders inside
+                return folder
             if folder.pictures and (len(filled) > 1 or inner.count <= len(folder.pictures)):
                 return folder
             if len(filled) > 1:
