@@ -159,7 +159,7 @@ def test_a_folder_without_classes_says_what_is_in_it(tmp_path: Path) -> None:
         ("cifra_100", "Did you mean 'cifar100'?"),
         ("digit", "Did you mean 'digits'?"),
         ("https://huggingface.co/datasets/ylecun/mnist", "thumbnet train hf:ylecun/mnist"),
-        ("https://example.org/a.zip", "Addresses are not fetched: download the file"),
+        ("https://example.org/a.zip", "does not download from addresses: download the file"),
         ("ylecun/mnist", "hf:ylecun/mnist"),
     ],
 )
@@ -172,7 +172,7 @@ def test_a_name_that_is_no_path_leads_on(name: str, says: str) -> None:
 
 def test_a_misspelt_path_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "flowers" / "train").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"Near it is '.*/flowers'"):
+    with pytest.raises(DataError, match=r"A similar path is '.*/flowers'"):
         load_data(tmp_path / "flower" / "train")
     with pytest.raises(DataError, match=r"has no 'cars'"):
         load_data(tmp_path / "cars")
