@@ -126,7 +126,7 @@ def can_be_loaded_again(source: str) -> bool:
 
 
 def _canonical(name: str) -> str:
-    """The usual spelling of a known name, such as ``fashion_mnist``, unless a file has that name."""
+    """``mnist`` for ``MNIST``, ``fashion-mnist`` for ``fashion_mnist``, unless a file has that name."""
     spelt = name.lower().replace("-", "").replace("_", "")
     if name in NAMED or spelt not in _ALSO or Path(name).exists():
         return name
