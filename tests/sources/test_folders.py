@@ -289,7 +289,7 @@ def test_the_index_is_saved_and_follows_every_change(tmp_path: Path, monkeypatch
     before = load_data(root).fingerprint()
     write_picture(
         root / "train" / "red" / "1.png", noise(5, 20, 20)
-    )  # the same name: the folder does not change
+    )  # a file replaced in place: the folder itself does not change
     assert load_data(root).fingerprint() != before
 
 

@@ -88,7 +88,7 @@ class _Decision(SplitFinder):
         self.read_labels = read_labels
 
     def layout(self) -> Layout:
-        """Decide."""
+        """Decide what the tree means."""
         if not self.tree.count:
             raise DataError(
                 f"no pictures were recognised in {self.base}{self._only_skipped()}. {LAYOUTS_HELP}"

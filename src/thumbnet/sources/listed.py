@@ -113,7 +113,7 @@ def _read_cub(root: Path, known: Mapping[str, str]) -> Found:
 
 
 def _numbered(path: Path) -> dict[str, str]:
-    """Lines such as ``17 001.Black_footed_Albatross/Black_footed_Albatross_0046_18.jpg``."""
+    """Read lines such as ``17 001.Black_footed_Albatross/Black_footed_Albatross_0046_18.jpg``."""
     lines = (line.strip().partition(" ") for line in read_lines(path) if line.strip())
     return {number: rest.strip() for number, _, rest in lines}
 
