@@ -287,9 +287,8 @@ def test_the_index_is_saved_and_follows_every_change(tmp_path: Path, monkeypatch
     (root / "test" / "blue").rename(root / "test" / "violet")
     assert load()[0] == sorted(name.replace("blue", "violet") for name in first)
     before = load_data(root).fingerprint()
-    write_picture(
-        root / "train" / "red" / "1.png", noise(5, 20, 20)
-    )  # a file replaced in place: the folder itself does not change
+    # Replacing a file in place does not change its folder.
+    write_picture(root / "train" / "red" / "1.png", noise(5, 20, 20))
     assert load_data(root).fingerprint() != before
 
 

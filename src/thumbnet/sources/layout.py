@@ -262,10 +262,12 @@ class _Decision(SplitFinder):
         return self.settings.classes_from in ("top", "here", "1")
 
     def _train_names(self, classes: dict[str, list[Folder]], folder: Folder) -> dict[str, str]:
-        """The name of each class, by its key in ``classes``. Notes similar names and empty class folders.
+        """The name of each class, by its key in ``classes``.
+
+        Also notes names that look alike and class folders without pictures.
 
         Raises:
-            DataError: fewer than two classes have pictures.
+            DataError: without its empty class folders, the folder has fewer than two classes.
         """
         names = {name: name for name in classes}
         if not self._by_top():
