@@ -291,7 +291,7 @@ def test_one_class_alone_is_refused(tmp_path: Path) -> None:
 def test_classes_that_differ_in_case_only_are_two_with_a_note(folder: Path) -> None:
     for number in range(3):
         write_picture(folder / "train" / "Red" / f"{number}.png", coloured(1, number))
-    taken(folder, "upper and lower case", train=12)
+    taken(folder, "differ only in case", train=12)
 
 
 def test_a_class_of_test_that_train_lacks_is_named(folder: Path) -> None:
