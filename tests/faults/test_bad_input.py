@@ -255,7 +255,7 @@ def test_links_to_pictures_are_followed(folder: Path) -> None:
     taken(folder, train=10)
 
 
-def test_pipes_sockets_and_devices_are_passed_over(folder: Path) -> None:
+def test_pipes_sockets_and_devices_are_skipped(folder: Path) -> None:
     os.mkfifo(folder / "train" / "red" / "pipe.png")
     (folder / "train" / "red" / "zero.png").symlink_to("/dev/zero")
     with socket.socket(socket.AF_UNIX) as listening:
@@ -265,7 +265,7 @@ def test_pipes_sockets_and_devices_are_passed_over(folder: Path) -> None:
             listening.bind("socket.png")
         finally:
             os.chdir(former)
-        taken(folder, "3 file(s) passed over")
+        taken(folder, "skipped 3 file(s)")
 
 
 def test_predicting_a_pipe_or_a_device_is_refused(folder: Path, tiny_run: Run) -> None:
@@ -291,7 +291,7 @@ def test_one_class_alone_is_refused(tmp_path: Path) -> None:
 def test_classes_that_differ_in_case_only_are_two_with_a_note(folder: Path) -> None:
     for number in range(3):
         write_picture(folder / "train" / "Red" / f"{number}.png", coloured(1, number))
-    taken(folder, "upper and lower case", train=12)
+    taken(folder, "differ only in case", train=12)
 
 
 def test_a_class_of_test_that_train_lacks_is_named(folder: Path) -> None:
@@ -342,10 +342,10 @@ def test_bytes_that_are_no_text_in_a_file_name(folder: Path) -> None:
     assert skipping.status == 0, skipping.errors
 
 
-def test_hidden_and_other_files_are_passed_over(folder: Path) -> None:
+def test_hidden_and_other_files_are_skipped(folder: Path) -> None:
     for name in (".hidden.png", "Thumbs.db", "notes.txt", "._0.png"):
         (folder / "train" / "red" / name).write_bytes(b"x")
-    taken(folder, "2 file(s) passed over")
+    taken(folder, "skipped 2 file(s)")
 
 
 def test_a_picture_that_is_a_folder(folder: Path) -> None:

@@ -19,7 +19,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server:
-    """Serves CONTENT; ``cut`` ends a first answer early, ``ranges`` says whether parts can be had."""
+    """Serves ``content``. ``cut`` ends the first response early; ``ranges`` allows requests for a part."""
 
     def __init__(self, content: bytes = CONTENT, cut: int | None = None, ranges: bool = True) -> None:
         self.content, self.cut, self.ranges = content, cut, ranges
@@ -40,7 +40,7 @@ class Server:
         request.wfile.write(body[:cut])
 
 
-def test_a_file_is_fetched_whole_with_progress(tmp_path: Path) -> None:
+def test_a_file_is_downloaded_with_progress(tmp_path: Path) -> None:
     seen: list[tuple[int, int | None]] = []
     with serve(Server()) as address:
         path = download.download(
@@ -62,27 +62,27 @@ def test_an_interrupted_download_is_continued(tmp_path: Path) -> None:
     assert (tmp_path / "f").read_bytes() == CONTENT
 
 
-def test_a_server_without_ranges_sends_the_whole_again(tmp_path: Path) -> None:
+def test_a_server_without_ranges_sends_the_whole_file_again(tmp_path: Path) -> None:
     (tmp_path / "f.part").write_bytes(CONTENT[:1000])
     with serve(Server(ranges=False)) as address:
         download.download(f"{address}/f", tmp_path / "f", SHA256)
     assert (tmp_path / "f").read_bytes() == CONTENT
 
 
-def test_a_part_that_is_whole_already_is_taken(tmp_path: Path) -> None:
+def test_a_complete_part_is_used(tmp_path: Path) -> None:
     (tmp_path / "f.part").write_bytes(CONTENT)
     with serve(Server()) as address:
         download.download(f"{address}/f", tmp_path / "f", SHA256)
     assert (tmp_path / "f").read_bytes() == CONTENT
 
 
-def test_a_wrong_checksum_is_refused_and_nothing_is_kept(tmp_path: Path) -> None:
+def test_a_wrong_checksum_is_an_error_and_nothing_is_kept(tmp_path: Path) -> None:
     with serve(Server(content=CONTENT[:-1] + b"!")) as address, pytest.raises(DataError, match="SHA-256"):
         download.download(f"{address}/f", tmp_path / "f", SHA256)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_that_is_away_or_has_no_such_file_is_explained(tmp_path: Path) -> None:
+def test_an_unreachable_server_or_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot download"):
         download.download("http://127.0.0.1:9/f", tmp_path / "f", SHA256)
 
@@ -93,7 +93,7 @@ def test_a_server_that_is_away_or_has_no_such_file_is_explained(tmp_path: Path) 
         download.download(f"{address}/f", tmp_path / "f", SHA256)
 
 
-def test_a_server_that_stalls_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_that_stalls_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
     monkeypatch.setattr(download, "TIMEOUT", 0.3)
@@ -113,9 +113,7 @@ def test_a_server_that_stalls_is_given_up(tmp_path: Path, monkeypatch: pytest.Mo
         release.set()
 
 
-def test_cifar10_is_downloaded_unpacked_and_found_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cifar10_is_downloaded_once_and_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_binary10(tmp_path)
     with tarfile.open(tmp_path / "made.tar.gz", "w:gz") as tar:
         tar.add(folder, folder.name)
@@ -135,7 +133,7 @@ def test_cifar10_is_downloaded_unpacked_and_found_again(
     assert first.fingerprint() == second.fingerprint()
 
 
-def test_where_the_official_host_is_away_the_mirror_is_offered(
+def test_the_error_offers_a_mirror_if_the_official_host_is_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away = replace(cifar.ARCHIVES["cifar100"], url="http://127.0.0.1:9/cifar-100-binary.tar.gz")

@@ -44,30 +44,30 @@ def test_known_forms_of_names_give_their_labels(
         some("IMG_{}.jpg", 5),
         some("IMG_{}.jpg", 5) + some("DSC_{}.jpg", 5),  # two cameras are not two classes
         some("{}.jpg", 5),
-        some("ab{}.jpg", 5) + some("cd{}.jpg", 5),  # too short for words: a hash, perhaps
+        some("ab{}.jpg", 5) + some("cd{}.jpg", 5),  # too short to be words; perhaps hashes
         some("cat_{}.jpg", 5),  # one class only
-        ["holiday_1.jpg", "beach_2.jpg", "party_3.jpg"],  # each name another word
+        ["holiday_1.jpg", "beach_2.jpg", "party_3.jpg"],  # a different word in each name
         [
             f"{digit}_{number:03}.png" for digit in range(10) for number in range(3)
-        ],  # which number is the class?
+        ],  # either number could be the class
         ["a1b2c3.png", "d4e5f6.png"],
         some("Screenshot 2021-05-0{}.png", 4) + some("Photo {}.png", 3),
     ],
 )
-def test_names_without_labels_are_not_recognised_and_the_message_shows_them(names: list[str]) -> None:
+def test_names_without_labels_are_an_error_that_shows_some(names: list[str]) -> None:
     assert labels_from_names(names) is None
     with pytest.raises(DataError, match=r"no labels were recognised.*--label-pattern") as error:
         meaning([f"train/{name}" for name in names])
     assert min(names) in str(error.value)
 
 
-def test_names_that_break_the_form_of_the_others_are_listed() -> None:
+def test_the_error_lists_names_that_break_the_form_of_the_others() -> None:
     names = [*some("cat.{}.jpg", 5), *some("dog.{}.jpg", 5), "readme.jpg"]
     with pytest.raises(DataError, match=r"10 of 11 names have the form CLASS.NUMBER.*not readme.jpg"):
         labels_from_names(names)
 
 
-def test_a_pattern_finds_labels_by_its_first_group_or_the_one_called_label() -> None:
+def test_a_pattern_finds_labels_by_its_first_group_or_its_group_called_label() -> None:
     names = ["subj7-happy-01.png", "subj8-sad-02.png"]
     for pattern in ("-([a-z]+)-", r"^(\w+)-(?P<label>[a-z]+)", "(?<=-)[a-z]+"):
         found = labels_from_names(names, pattern)
@@ -77,14 +77,14 @@ def test_a_pattern_finds_labels_by_its_first_group_or_the_one_called_label() -> 
         labels_from_names([*names, "other.png"], "-([a-z]+)-")
 
 
-def test_a_pattern_reads_names_whatever_folders_they_are_in() -> None:
+def test_a_pattern_reads_names_in_any_folders() -> None:
     paths = ["train/a/x-cat-1.png", "train/b/x-dog-1.png", "train/x-cat-2.png", "test/q/x-dog-9.png"]
     found = meaning(paths, label_pattern="-([a-z]+)-")
     assert found.layout.class_names == ("cat", "dog")
     assert found.label_of("test/q/x-dog-9.png") == ("test", "dog")
 
 
-def test_a_test_split_whose_names_have_no_labels_is_unlabelled() -> None:
+def test_a_test_split_without_labels_in_its_names_is_unlabelled() -> None:
     found = meaning(some("train/cat.{}.jpg", 3) + some("train/dog.{}.jpg", 3) + some("test/{}.jpg", 4))
     assert found.counts == {"train": 6}
     assert "test/ has no labels (4 pictures, such as test/0.jpg)" in found.notes
@@ -108,8 +108,8 @@ LABELS = st.from_regex(r"[a-z]{3,8}( [a-z]{2,5})?", fullmatch=True).filter(lambd
         ["{label}.{n}.jpg", "{label}_{n}.jpg", "{label}-{n}.png", "{label} ({n}).jpg", "{n}_{label}.png"]
     ),
 )
-def test_any_words_in_a_known_form_are_the_labels(labels: set[str], form: str) -> None:
+def test_words_in_a_known_form_are_the_labels(labels: set[str], form: str) -> None:
     names = [form.format(label=label, n=number) for label in labels for number in range(3)]
     found = labels_from_names(names)
-    if found is not None:  # not so where one is a camera's word, such as img
+    if found is not None:  # None if a label is a camera's word, such as img
         assert found.labels == [label for label in labels for _ in range(3)]

@@ -31,12 +31,12 @@ def test_train_and_test_folders_of_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("alias", ["val", "valid", "validation"])
-def test_val_has_several_names_and_needs_no_test(alias: str, tmp_path: Path) -> None:
+def test_val_has_several_names_and_does_not_need_test(alias: str, tmp_path: Path) -> None:
     data = load_data(write_class_folders(tmp_path, ["train", alias]))
     assert set(data.splits) == {"train", "val"}
 
 
-def test_bare_class_folders_are_split_stratified_and_always_alike(tmp_path: Path) -> None:
+def test_bare_class_folders_are_split_by_class_and_always_in_the_same_way(tmp_path: Path) -> None:
     write_class_folders(tmp_path, [""], per_class=10)
     data = load_data(tmp_path)
     assert data.layout == "CLASS/*"
@@ -89,7 +89,7 @@ def test_the_tutorials_layout_with_another_suffix_or_without_labels_file(tmp_pat
     assert any("labels.txt" in note for note in data.notes)
 
 
-def test_labels_come_from_file_names() -> None:
+def test_file_names_give_labels() -> None:
     assert label_from_name("0_frog.png") == "frog"
     assert label_from_name("12_frog.jpeg") == "frog"
     assert label_from_name("3_polar_bear.v2.png") == "polar_bear.v2"
@@ -98,7 +98,7 @@ def test_labels_come_from_file_names() -> None:
             label_from_name(bad)
 
 
-def test_a_class_that_labels_txt_lacks_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_class_that_labels_txt_lacks(tmp_path: Path) -> None:
     write_tutorial(tmp_path)
     (tmp_path / "labels.txt").write_text("frog\ncat\n")
     with pytest.raises(DataError, match="traffic_light"):
@@ -112,7 +112,7 @@ def test_archives_of_a_folder_give_the_folders_pictures(kind: str, tmp_path: Pat
     if kind == "zip":
         with zipfile.ZipFile(archive, "w") as zipped:
             for path in sorted(folder.rglob("*.png")):
-                zipped.write(path, path.relative_to(tmp_path))  # wrapped in one more folder
+                zipped.write(path, path.relative_to(tmp_path))  # wrapped in another folder
     else:
         with tarfile.open(archive, f"w:{kind.partition('.')[2]}") as tar:  # type: ignore[call-overload]
             tar.add(folder, ".")
@@ -123,19 +123,19 @@ def test_archives_of_a_folder_give_the_folders_pictures(kind: str, tmp_path: Pat
         assert names(data, split) == names(plain, split)
         for number in range(6):
             assert data.splits[split].content(number) == plain.splits[split].content(number)
-    # Unpacked once, found again.
+    # The second time, the unpacked files are used again.
     before = list((tmp_path / "cache").rglob("*.png"))
     load_data(archive, data_dir=tmp_path / "cache")
     assert list((tmp_path / "cache").rglob("*.png")) == before
 
 
-def test_files_that_are_no_pictures_are_passed_over_and_reported(tmp_path: Path) -> None:
+def test_files_that_are_not_pictures_are_skipped_with_a_note(tmp_path: Path) -> None:
     write_class_folders(tmp_path, ["train", "test"])
     (tmp_path / "train" / "red" / "Thumbs.db").write_bytes(b"x")
     (tmp_path / "train" / "red" / ".DS_Store").write_bytes(b"x")
     data = load_data(tmp_path)
     assert len(data.splits["train"]) == 18
-    assert any("1 file(s) passed over" in note and "Thumbs.db" in note for note in data.notes)
+    assert any("skipped 1 file(s)" in note and "Thumbs.db" in note for note in data.notes)
 
 
 def test_wrong_folders_are_explained(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_wrong_folders_are_explained(tmp_path: Path) -> None:
         load_data(tmp_path / "file.txt")
 
 
-def test_a_test_class_missing_in_train_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_test_class_that_train_lacks(tmp_path: Path) -> None:
     write_class_folders(tmp_path, ["train", "test"])
     write_picture(tmp_path / "test" / "purple" / "0.png", noise(0))
     with pytest.raises(DataError, match="purple"):
@@ -189,7 +189,7 @@ def names(data: Data, split: str) -> list[str]:
 
 # --- properties ------------------------------------------------------------------------------------------
 
-# Any character that a file's name may have, but for control characters; not hidden, no folder of CIFAR's.
+# Any characters that a file name can have, except control characters. No hidden names and no names of splits.
 _NAMES = st.text(
     st.characters(exclude_categories=("C", "Z"), exclude_characters="/\\"), min_size=1, max_size=12
 ).filter(lambda name: not name.startswith(".") and name.isprintable() and split_name(name) is None)
@@ -216,7 +216,7 @@ def test_any_name_gives_a_label_or_a_clear_error(name: str) -> None:
     counts=st.dictionaries(_NAMES, st.tuples(st.integers(2, 4), st.integers(0, 3)), min_size=2, max_size=5),
     layout=st.sampled_from(["class folders", "bare"]),
 )
-def test_whatever_the_classes_are_called_each_picture_has_its_folders_label(
+def test_each_picture_has_the_label_of_its_folder_whatever_the_class_names(
     counts: dict[str, tuple[int, int]], layout: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     root = tmp_path_factory.mktemp("any")
@@ -248,14 +248,14 @@ def test_whatever_the_classes_are_called_each_picture_has_its_folders_label(
 
 
 def aged(root: Path) -> Path:
-    """Folders changed a minute ago: too recent a time is not relied on."""
+    """Make all folders a minute old: the index does not trust a folder that changed a moment ago."""
     past = time.time() - 60
     for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
         os.utime(folder, (past, past))
     return root
 
 
-def test_the_index_is_kept_and_follows_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_is_saved_and_follows_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "WORTH_KEEPING", 1)
     monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
     scanned: list[str] = []
@@ -279,7 +279,7 @@ def test_the_index_is_kept_and_follows_every_change(tmp_path: Path, monkeypatch:
     assert load() == ([name for name in first if name != "train/red/0.png"], ["train/red"])
     write_picture(root / "train" / "red" / "0.png", noise(0))
     assert load() == (first, ["train/red"])
-    assert load() == (first, ["train/red"])  # changed a moment ago: not relied on
+    assert load() == (first, ["train/red"])  # changed a moment ago: not trusted
     aged(root)
     assert load()[1] != []
     assert load() == (first, [])
@@ -287,18 +287,15 @@ def test_the_index_is_kept_and_follows_every_change(tmp_path: Path, monkeypatch:
     (root / "test" / "blue").rename(root / "test" / "violet")
     assert load()[0] == sorted(name.replace("blue", "violet") for name in first)
     before = load_data(root).fingerprint()
-    write_picture(
-        root / "train" / "red" / "1.png", noise(5, 20, 20)
-    )  # the same name: the folder does not change
+    # Replacing a file in place does not change its folder.
+    write_picture(root / "train" / "red" / "1.png", noise(5, 20, 20))
     assert load_data(root).fingerprint() != before
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b'{"version": 1, "folders": {"train/red": 7}}', b"\xff"]
 )
-def test_a_damaged_index_is_made_anew(
-    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_index_is_rebuilt(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "WORTH_KEEPING", 1)
     monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
     root = aged(write_class_folders(tmp_path / "data", ["train", "test"], per_class=3))
@@ -308,7 +305,7 @@ def test_a_damaged_index_is_made_anew(
     assert names(load_data(root), "train") == expected
 
 
-# --- layouts on disk and in archives (what each means: test_layout.py) -------------------------------------
+# --- layouts on disk and in archives (test_layout.py tests the decisions) ----------------------------------
 
 
 def packed(folder: Path, kind: str) -> Path:
@@ -330,7 +327,7 @@ TOOLS = {"train": 3, "test": 2, "train/red/.ipynb_checkpoints": 1, "__MACOSX/tra
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 @pytest.mark.parametrize("splits", [INTEL, TUMOR, TOOLS], ids=["intel", "tumor", "tools"])
-def test_archives_mean_what_their_folders_mean(splits: dict[str, int], kind: str, tmp_path: Path) -> None:
+def test_an_archive_is_read_like_its_folder(splits: dict[str, int], kind: str, tmp_path: Path) -> None:
     root = tmp_path / "pictures"
     for split, count in splits.items():
         for label, name in enumerate(("blue", "red")):
@@ -352,14 +349,14 @@ def test_archives_mean_what_their_folders_mean(splits: dict[str, int], kind: str
     assert plain.notes == archived.notes
 
 
-def test_an_archive_of_a_test_folder_alone_is_read_as_what_is_in_it(tmp_path: Path) -> None:
+def test_an_archive_of_just_a_test_folder_is_read_as_class_folders(tmp_path: Path) -> None:
     archive = packed(write_class_folders(tmp_path / "test", [""], per_class=10), "zip")
     data = load_data(archive, data_dir=tmp_path / "cache")
     assert data.layout == "CLASS/*"
     assert data.class_names == ("blue", "green", "red")
 
 
-def test_classes_called_train_and_test_can_be_said_to_be_classes_in_archives_too(tmp_path: Path) -> None:
+def test_the_user_can_say_that_train_and_test_are_classes_in_folders_and_archives(tmp_path: Path) -> None:
     root = tmp_path / "trains"
     for name in ("train", "test"):
         for number in range(5):
@@ -371,7 +368,7 @@ def test_classes_called_train_and_test_can_be_said_to_be_classes_in_archives_too
         assert data.class_names == ("test", "train")
 
 
-def test_with_a_test_fraction_of_0_everything_is_trained_on_and_that_is_said(tmp_path: Path) -> None:
+def test_a_test_fraction_of_0_trains_on_everything_with_a_note(tmp_path: Path) -> None:
     data = load_data(write_class_folders(tmp_path, [""], per_class=4), test_fraction=0)
     assert set(data.splits) == {"train"}
     assert len(data.splits["train"]) == 12
@@ -380,7 +377,7 @@ def test_with_a_test_fraction_of_0_everything_is_trained_on_and_that_is_said(tmp
         load_data(tmp_path, test_fraction=1)
 
 
-def test_unlabelled_pictures_in_an_archive_are_offered_after_unpacking(tmp_path: Path) -> None:
+def test_a_note_says_how_to_classify_unlabelled_pictures_in_an_archive(tmp_path: Path) -> None:
     root = write_class_folders(tmp_path / "pictures", ["train"], per_class=10)
     for number in range(5):
         write_picture(root / "test" / f"{number}.png", noise(number))
@@ -392,7 +389,7 @@ def test_unlabelled_pictures_in_an_archive_are_offered_after_unpacking(tmp_path:
     assert "unpack the archive, then thumbnet predict RUN test" in archived.notes[0]
 
 
-def test_pictures_with_their_class_in_the_name_are_read(tmp_path: Path) -> None:
+def test_pictures_with_the_class_in_their_name_are_read(tmp_path: Path) -> None:
     for number in range(6):
         write_picture(tmp_path / "train" / f"{('cat', 'dog')[number % 2]}.{number}.jpg", noise(number))
         write_picture(tmp_path / "test" / f"{number}.jpg", noise(number))
@@ -403,7 +400,7 @@ def test_pictures_with_their_class_in_the_name_are_read(tmp_path: Path) -> None:
     assert len(data.splits["train"]) + len(data.splits["test"]) == 6
 
 
-def test_settings_say_what_the_classes_are_and_which_pictures_belong_together(tmp_path: Path) -> None:
+def test_settings_choose_the_classes_and_keep_groups_of_pictures_together(tmp_path: Path) -> None:
     for alphabet in ("Greek", "Latin"):
         for character in range(2):
             for number in range(10):
@@ -421,7 +418,7 @@ def test_settings_say_what_the_classes_are_and_which_pictures_belong_together(tm
     assert not writers["train"] & writers["test"]
 
 
-def test_links_to_class_folders_are_followed_and_mutual_links_refused(tmp_path: Path) -> None:
+def test_links_to_class_folders_are_followed_but_circular_links_are_refused(tmp_path: Path) -> None:
     store = write_class_folders(tmp_path / "store", [""], per_class=5)
     root = tmp_path / "data"
     root.mkdir()

@@ -14,14 +14,14 @@ KNOWN = ("digits", "cifar10", "mnist")
     [
         ("CIFAR-10", "Did you mean 'cifar10'?"),
         ("cifra10", "Did you mean 'cifar10'?"),
-        ("https://example.com/x.zip", "Addresses are not fetched"),
+        ("https://example.com/x.zip", "thumbnet does not download from addresses"),
         ("https://huggingface.co/datasets/uoft-cs/cifar10", "thumbnet train hf:uoft-cs/cifar10"),
         ("someone/pictures", "If it is on the Hugging Face Hub: hf:someone/pictures"),
         ("imagenet", "imagenet"),
         ("ILSVRC2012", ""),
     ],
 )
-def test_a_name_that_is_no_path_gets_the_way_on(
+def test_the_error_about_an_unknown_name_says_what_to_do(
     name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -30,12 +30,12 @@ def test_a_name_that_is_no_path_gets_the_way_on(
     assert words.lower() in message.lower()
 
 
-def test_the_nearest_path_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_a_similar_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pictures").mkdir()
-    assert "Near it is 'pictures'" in explain("pictrues", KNOWN)
+    assert "A similar path is 'pictures'" in explain("pictrues", KNOWN)
     assert "has no 'deeper'" in explain("pictures/deeper/x", KNOWN)
 
 
-def test_control_characters_are_not_repeated() -> None:
+def test_the_error_escapes_control_characters() -> None:
     assert "\x1b" not in explain("a\x1b[31m", KNOWN)

@@ -15,13 +15,13 @@ from thumbnet.sources.labels import as_class, number_classes
         ("\u0663", "\u0663"),
     ],
 )  # fmt: skip
-def test_labels_are_integers_words_or_nothing(value: object, expected: str | int | None) -> None:
+def test_labels_are_integers_words_or_none(value: object, expected: str | int | None) -> None:
     found = as_class(value)
     assert found == expected
     assert type(found) is type(expected)
 
 
-def test_integers_are_ordered_by_value_and_words_by_the_alphabet() -> None:
+def test_integers_are_sorted_by_value_and_words_alphabetically() -> None:
     assert number_classes({"train": [10, 9, 100]}, "x").class_names == ("9", "10", "100")
     found = number_classes({"train": ["b", "a", "b"], "test": ["b"]}, "x")
     assert found.class_names == ("a", "b")
@@ -30,14 +30,14 @@ def test_integers_are_ordered_by_value_and_words_by_the_alphabet() -> None:
     assert found.labels["test"].dtype == np.int64
 
 
-def test_names_stand_for_integers_and_those_without_pictures_are_left_out() -> None:
+def test_names_replace_integers_and_names_without_pictures_are_left_out() -> None:
     found = number_classes({"train": [2, 0, 2]}, "x", ["zero", "one", "two"])
     assert found.class_names == ("zero", "two")
     assert found.labels["train"].tolist() == [1, 0, 1]
     assert found.notes == ["1 of the 3 classes have no training pictures"]
 
 
-def test_labels_beyond_the_names_that_train_lacks_or_like_captions_are_refused() -> None:
+def test_labels_without_a_name_or_missing_from_train_or_like_captions_are_refused() -> None:
     with pytest.raises(DataError, match="labels such as 3, but only 2 class names"):
         number_classes({"train": [0, 3]}, "x", ["a", "b"])
     with pytest.raises(DataError, match="train has no pictures of c"):

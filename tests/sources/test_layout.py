@@ -44,7 +44,7 @@ def classes(folder: str, count: int = 3, names: tuple[str, ...] = CLASSES) -> li
         ("train", "test1", "test"),
     ],
 )
-def test_folders_are_splits_whatever_their_capitals_and_affixes(train: str, other: str, split: str) -> None:
+def test_splits_are_recognised_regardless_of_case_and_affixes(train: str, other: str, split: str) -> None:
     found = meaning(classes(train, 4) + classes(other, 2))
     assert found.layout.class_names == CLASSES
     assert found.counts == {"train": 12, split: 6}
@@ -54,17 +54,17 @@ def test_folders_are_splits_whatever_their_capitals_and_affixes(train: str, othe
 @pytest.mark.parametrize(
     "name", ["constraint", "strain", "contest", "valve", "evaluator_x", "rain", "developer", "latest", "cat"]
 )
-def test_words_that_only_contain_a_splits_name_are_no_splits(name: str) -> None:
+def test_words_that_merely_contain_a_splits_name_are_not_splits(name: str) -> None:
     found = split_name(name)
     assert found is None or found.rank == 2
 
 
-def test_names_of_splits_that_are_not_plain_are_said() -> None:
+def test_unusual_names_of_splits_are_noted() -> None:
     assert "Training/ is train, Testing/ is test" in meaning(classes("Training") + classes("Testing")).notes
     assert meaning(classes("train") + classes("val") + classes("test")).notes == ""
 
 
-def test_two_folders_for_one_split_are_refused_by_name() -> None:
+def test_an_error_names_two_folders_for_the_same_split() -> None:
     with pytest.raises(
         DataError, match=r"dev/ \(9 pictures\) and val/ \(9 pictures\) both look like the val"
     ):
@@ -73,13 +73,13 @@ def test_two_folders_for_one_split_are_refused_by_name() -> None:
         meaning(classes("train") + classes("Training"))
 
 
-def test_eval_and_holdout_are_val_where_there_is_a_test() -> None:
+def test_eval_and_holdout_are_val_if_there_is_a_test_folder() -> None:
     found = meaning(classes("train") + classes("test", 2) + classes("eval", 1))
     assert found.counts == {"train": 9, "test": 6, "val": 3}
     assert "eval/ is val" in found.notes
 
 
-def test_an_empty_split_is_none_and_does_not_rival_another() -> None:
+def test_an_empty_split_folder_does_not_count_as_a_split() -> None:
     found = meaning([*classes("train"), "test/", "val/cat/", "val/dog/"])
     assert found.counts == {"train": 9}
     assert "test/ has no pictures" in found.notes
@@ -87,13 +87,13 @@ def test_an_empty_split_is_none_and_does_not_rival_another() -> None:
     assert meaning([*classes("train"), *classes("val"), "valid/"]).counts == {"train": 9, "val": 9}
 
 
-def test_pictures_beside_the_splits_are_named_and_left_out() -> None:
+def test_pictures_next_to_the_splits_are_ignored_with_a_note() -> None:
     found = meaning(classes("Train") + classes("Test") + some("Meta/{}.png", 43) + ["Train.csv"])
     assert found.counts == {"train": 9, "test": 9}
-    assert "left out, beside the splits: Meta/ (43 pictures)" in found.notes
+    assert "ignored next to the splits: Meta/ (43 pictures)" in found.notes
 
 
-def test_a_class_called_train_works_where_its_siblings_show_it() -> None:
+def test_a_folder_called_train_is_a_class_if_its_siblings_are_classes() -> None:
     found = meaning([path for name in ("bus", "car", "train") for path in some(f"{name}/{{}}.png", 5)])
     assert found.layout.class_names == ("bus", "car", "train")
     assert found.counts == {"train": 15}
@@ -105,11 +105,9 @@ def test_a_class_called_train_works_where_its_siblings_show_it() -> None:
     assert inside.label_of("test/train/0.png") == ("test", "train")
 
 
-def test_a_class_called_test_is_refused_with_the_reason_unless_the_user_says_so() -> None:
+def test_a_class_called_test_is_refused_unless_the_user_says_that_it_is_a_class() -> None:
     paths = [path for name in ("blood", "test", "urine") for path in some(f"{name}/{{}}.png", 5)]
-    with pytest.raises(
-        DataError, match=r"test/ but no train/; beside it: blood/, urine/.*--classes-from here"
-    ):
+    with pytest.raises(DataError, match=r"test/ but no train/, only blood/, urine/.*--classes-from here"):
         meaning(paths)
     assert meaning(paths, classes_from="here").layout.class_names == ("blood", "test", "urine")
     both = [path for name in ("bus", "test", "train") for path in some(f"{name}/{{}}.png", 5)]
@@ -118,26 +116,26 @@ def test_a_class_called_test_is_refused_with_the_reason_unless_the_user_says_so(
     assert meaning(both, classes_from="here").layout.class_names == ("bus", "test", "train")
 
 
-def test_train_and_test_are_never_classes_by_themselves() -> None:
+def test_train_and_test_alone_are_never_classes() -> None:
     with pytest.raises(DataError, match=r"no labels were recognised.*such as 0\.png, 1\.png"):
         meaning(some("train/{}.png", 5) + some("test/{}.png", 5))
 
 
-def test_a_train_folder_of_classes_beside_other_classes_is_refused() -> None:
+def test_a_train_folder_of_classes_next_to_other_classes_is_refused() -> None:
     flat = [path for name in ("bus", "car") for path in some(f"{name}/{{}}.png", 5)]
     trains = some("train/steam/{}.png", 3) + some("train/electric/{}.png", 3)
-    with pytest.raises(DataError, match="as classes do"):
+    with pytest.raises(DataError, match="look like classes"):
         meaning(flat + trains)
-    with pytest.raises(DataError, match="as classes do"):
+    with pytest.raises(DataError, match="look like classes"):
         meaning(trains + some("bus/red/{}.png", 3) + some("bus/blue/{}.png", 3))
 
 
-def test_a_test_folder_alone_says_what_to_name() -> None:
+def test_the_error_about_a_lone_test_folder_says_what_to_name() -> None:
     with pytest.raises(DataError, match=r"has test/ but no train/.*name data/test"):
         meaning(classes("test"))
 
 
-def test_splits_within_train_and_within_classes_are_splits() -> None:
+def test_splits_inside_train_or_inside_classes_are_found() -> None:
     found = meaning(classes("train/train", 4) + classes("train/val", 2) + classes("test", 1))
     assert found.counts == {"train": 12, "val": 6, "test": 3}
     outside = meaning(
@@ -169,60 +167,62 @@ def test_several_data_sets_in_one_folder_are_not_classes() -> None:
 
 def test_splits_with_classes_in_their_names_are_refused() -> None:
     paths = [p for s in ("train", "test") for c in ("pos", "neg") for p in some(f"{s}_{c}/{{}}.png", 2)]
-    with pytest.raises(DataError, match="have a split and something else in their names"):
+    with pytest.raises(DataError, match="combine a split with something else"):
         meaning(paths)
 
 
-def test_a_class_with_a_splits_name_in_its_own_is_a_class_and_that_is_said() -> None:
+def test_a_class_whose_name_contains_that_of_a_split_is_noted() -> None:
     found = meaning([p for c in ("train_station", "bus_stop", "airport") for p in some(f"{c}/{{}}.png", 2)])
     assert found.layout.class_names == ("airport", "bus_stop", "train_station")
     assert "train_station/: taken as a class, not as a split" in found.notes
 
 
-def test_a_copy_of_the_class_folders_among_them_is_left_out() -> None:
+def test_a_copy_of_the_class_folders_is_ignored() -> None:
     names = ("Parasitized", "Uninfected")
     found = meaning(classes("cell_images", 4, names) + classes("cell_images/cell_images", 4, names))
     assert found.layout.class_names == names
     assert found.counts == {"train": 8}
-    assert "left out, as it has the same class folders in it again: cell_images/ (8 pictures)" in found.notes
+    assert (
+        "ignored because it contains the same class folders again: cell_images/ (8 pictures)" in found.notes
+    )
 
 
-def test_pictures_beside_a_wrapping_folder_are_left_out() -> None:
+def test_pictures_next_to_a_wrapping_folder_are_ignored() -> None:
     found = meaning([*classes("flowers"), "preview.png", "LICENSE"])
     assert found.layout.root == "flowers"
-    assert "left out, beside flowers/: 1 picture, such as preview.png" in found.notes
+    assert "ignored next to flowers/: 1 picture, such as preview.png" in found.notes
 
 
-def test_domains_with_the_same_classes_are_warned_of() -> None:
+def test_domains_with_the_same_classes_give_a_warning() -> None:
     domains = [p for d in ("amazon", "dslr", "webcam") for p in classes(f"{d}/images", 2)]
     found = meaning(domains)
     assert found.layout.class_names == ("amazon", "dslr", "webcam")
-    assert "warning: all class folders (amazon/, dslr/, webcam/) have the same 3 folders" in found.notes
+    assert "warning: all class folders (amazon/, dslr/, webcam/) contain the same 3 folders" in found.notes
     assert meaning(domains, classes_from="3").layout.class_names[0] == "amazon/images/cat"
 
 
-def test_unlabelled_pictures_beside_labelled_ones_are_left_out() -> None:
+def test_unlabelled_pictures_next_to_labelled_ones_are_ignored() -> None:
     found = meaning(classes("labeled") + some("unlabeled/{}.png", 10))
     assert found.layout.class_names == CLASSES
-    assert "left out, beside labeled/: unlabeled/ (10 pictures)" in found.notes
+    assert "ignored next to labeled/: unlabeled/ (10 pictures)" in found.notes
 
 
 # --- splits without labels -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("inner", ["test", "test/unknown", "test/test", "test/images", "Test/unlabeled"])
-def test_a_test_folder_without_labels_is_noted_with_the_command_for_it(inner: str) -> None:
+def test_a_note_gives_the_command_for_a_test_folder_without_labels(inner: str) -> None:
     found = meaning(classes("train") + some(f"{inner}/{{}}.png", 5))
     assert found.counts == {"train": 9}
     assert "has no labels (5 pictures" in found.notes
     assert "thumbnet predict RUN data/" + inner.partition("/")[0] in found.notes
 
 
-def test_a_test_folder_with_trains_classes_in_its_files_names_is_labelled() -> None:
+def test_a_test_folder_with_trains_classes_in_its_file_names_is_labelled() -> None:
     found = meaning([*classes("train"), "test/cat.1.jpg", "test/dog.2.jpg", "test/cat.3.jpg"])
     assert found.counts == {"train": 9, "test": 3}
     assert found.label_of("test/dog.2.jpg") == ("test", "dog")
-    assert "the classes are in the names of the files (CLASS.NUMBER.*)" in found.notes
+    assert "classes taken from the file names (CLASS.NUMBER.*)" in found.notes
 
 
 def test_a_test_folder_of_classes_that_train_lacks_is_refused() -> None:
@@ -230,7 +230,7 @@ def test_a_test_folder_of_classes_that_train_lacks_is_refused() -> None:
         meaning(classes("train") + classes("test", names=("ape", "bee")))
 
 
-# --- tools, hidden folders -------------------------------------------------------------------------------
+# --- tool and hidden folders -----------------------------------------------------------------------------
 
 
 def test_folders_of_tools_are_skipped_at_every_depth_and_counted() -> None:
@@ -241,17 +241,17 @@ def test_folders_of_tools_are_skipped_at_every_depth_and_counted() -> None:
     found = meaning(paths)
     assert found.layout.class_names == CLASSES
     assert found.counts == {"train": 9, "test": 9}
-    assert "48 pictures in 24 hidden or tool folder(s) passed over" in found.notes
+    assert "skipped 48 pictures in 24 hidden or tool folder(s)" in found.notes
 
 
-def test_a_hidden_folder_of_pictures_is_named_and_init_is_a_class() -> None:
+def test_a_hidden_folder_of_pictures_is_noted_and_init_is_a_class() -> None:
     found = meaning([p for name in (".net", "__init__", "java", "rust") for p in some(f"{name}/{{}}.png", 4)])
     assert found.layout.class_names == ("__init__", "java", "rust")
     assert ".net/ (4): rename it if it is a class" in found.notes
 
 
-def test_only_hidden_pictures_are_refused_with_that_reason() -> None:
-    with pytest.raises(DataError, match="but for 3 pictures in hidden or tool folders"):
+def test_the_error_says_if_all_pictures_are_hidden() -> None:
+    with pytest.raises(DataError, match="except 3 pictures in hidden or tool folders"):
         meaning(some(".cache/{}.png", 3))
 
 
@@ -267,10 +267,10 @@ def test_unicode_forms_of_a_class_name_are_one_class() -> None:
     both = meaning(classes("train", names=(nfc, nfd, "tea")))
     assert both.layout.class_names == ("café", "tea")
     assert both.label_of(f"train/{nfd}/0.png") == ("train", "café")
-    assert "two Unicode forms" in both.notes
+    assert "differ only in their Unicode form" in both.notes
 
 
-def test_case_and_spaces_do_not_matter_across_splits_but_within_one_they_do() -> None:
+def test_case_and_spaces_matter_within_a_split_but_not_across_splits() -> None:
     found = meaning(classes("train", names=("Cat", "dog")) + classes("test", names=("cat", "dog ")))
     assert found.layout.class_names == ("Cat", "dog")
     assert found.label_of("test/cat/0.png") == ("test", "Cat")
@@ -279,12 +279,12 @@ def test_case_and_spaces_do_not_matter_across_splits_but_within_one_they_do() ->
     two = meaning(classes("train", names=("Cat", "cat")) + classes("test", names=("cat",)))
     assert two.layout.class_names == ("Cat", "cat")
     assert two.label_of("test/cat/0.png") == ("test", "cat")
-    assert "differ in upper and lower case" in two.notes
+    assert "differ only in case or spaces" in two.notes
     with pytest.raises(DataError, match="CAT"):
         meaning(classes("train", names=("Cat", "cat")) + classes("test", names=("CAT",)))
 
 
-def test_spaces_around_a_class_name_go_where_that_makes_no_other_class() -> None:
+def test_spaces_around_a_class_name_are_removed_unless_another_class_has_that_name() -> None:
     found = meaning(classes("train", names=("cat ", "dog")))
     assert found.layout.class_names == ("cat", "dog")
     assert "without spaces" in found.notes
@@ -299,7 +299,7 @@ def test_an_empty_class_is_left_out_unless_too_few_remain() -> None:
         meaning([*some("train/cat/{}.png", 3), "train/purple/"])
 
 
-# --- folders within classes ------------------------------------------------------------------------------
+# --- folders inside classes ------------------------------------------------------------------------------
 
 OMNIGLOT = [
     path
@@ -309,7 +309,7 @@ OMNIGLOT = [
 ]
 
 
-def test_folders_within_classes_are_merged_with_a_note_or_become_classes() -> None:
+def test_folders_inside_classes_are_merged_with_a_note_or_become_classes() -> None:
     merged = meaning(OMNIGLOT)
     assert merged.layout.class_names == ("Greek", "Latin")
     assert "--depth 2" in merged.notes
@@ -322,7 +322,7 @@ def test_folders_within_classes_are_merged_with_a_note_or_become_classes() -> No
     assert split.counts == {"train": 28, "test": 28}
 
 
-def test_only_the_leaf_names_the_class_where_it_is_unique() -> None:
+def test_the_leaf_alone_names_the_class_if_it_is_unique() -> None:
     paths = some("animal/cat/{}.jpg", 3) + some("animal/dog/{}.jpg", 3) + some("plant/rose/{}.jpg", 3)
     assert meaning(paths).layout.class_names == ("animal", "plant")
     assert "animal/cat/ and animal/dog/ became 'animal'" in meaning(paths).notes
@@ -332,7 +332,7 @@ def test_only_the_leaf_names_the_class_where_it_is_unique() -> None:
     assert archive.layout.class_names == ("cat", "dog", "rose")
 
 
-def test_a_depth_keeps_the_pictures_that_lie_higher() -> None:
+def test_a_depth_keeps_the_pictures_above_it() -> None:
     paths = some("animal/{}.jpg", 2) + some("animal/cat/{}.jpg", 3) + some("animal/cat/old/{}.jpg", 1)
     found = meaning([*paths, *some("plant/rose/{}.jpg", 3)], classes_from="2")
     assert found.counts == {"train": 9}
@@ -340,7 +340,7 @@ def test_a_depth_keeps_the_pictures_that_lie_higher() -> None:
     assert found.label_of("animal/cat/old/0.jpg") == ("train", "cat")
 
 
-# --- data sets as they are downloaded --------------------------------------------------------------------
+# --- well-known data sets as downloaded ------------------------------------------------------------------
 
 
 def test_intel_image_classification() -> None:
@@ -353,7 +353,7 @@ def test_intel_image_classification() -> None:
     assert "seg_pred/ (7 pictures)" in found.notes
 
 
-def test_chest_xray_with_a_copy_of_itself_and_a_macosx_folder_within() -> None:
+def test_chest_xray_with_a_copy_of_itself_and_a_macosx_folder_inside() -> None:
     names = ("NORMAL", "PNEUMONIA")
     once = classes("train", 4, names) + classes("val", 1, names) + classes("test", 2, names)
     paths = [f"chest_xray/{path}" for path in once]
@@ -379,13 +379,13 @@ def test_fruits_360() -> None:
 def test_plant_village_asks_which_version_is_meant() -> None:
     versions = [p for v in ("color", "grayscale", "segmented") for p in classes(v, names=("rust", "scab"))]
     with pytest.raises(
-        DataError, match=r"color/, grayscale/, segmented/ have the same 2 folders.*data/color"
+        DataError, match=r"color/, grayscale/, segmented/ contain the same 2 folders.*data/color"
     ):
         meaning(versions)
     assert meaning(versions, classes_from="1").layout.class_names == ("color", "grayscale", "segmented")
 
 
-def test_rock_paper_scissors_one_archive_within_folders() -> None:
+def test_rock_paper_scissors_in_nested_folders() -> None:
     found = meaning(classes("rps/rps", names=("paper", "rock", "scissors")))
     assert (found.layout.root, found.layout.shape) == ("rps/rps", "CLASS/*")
 
@@ -427,7 +427,7 @@ def test_each_split_may_be_wrapped_in_a_folder_of_any_name() -> None:
     assert found.label_of("test/animals/dog/0.png") == ("test", "dog")
 
 
-def test_a_wrapping_folder_of_wrapping_folders_for_each_split() -> None:
+def test_wrapping_folders_inside_a_wrapping_folder() -> None:
     found = meaning(
         classes("10-monkey/training/training", 3, ("n0", "n1"))
         + classes("10-monkey/validation/validation", 2, ("n0", "n1"))
@@ -467,7 +467,7 @@ PATHS = st.builds(lambda folders, name: "/".join([*folders, name]), st.lists(NAM
 
 @settings(max_examples=300)
 @given(st.lists(PATHS, max_size=14, unique=True), st.sampled_from(["top", "leaf", "2", "here"]))
-def test_any_names_have_a_meaning_or_a_clear_refusal(paths: list[str], by: str) -> None:
+def test_any_names_give_a_layout_or_a_clear_error(paths: list[str], by: str) -> None:
     try:
         found = meaning(paths, classes_from=by)
     except DataError as error:
@@ -482,7 +482,7 @@ def test_any_names_have_a_meaning_or_a_clear_refusal(paths: list[str], by: str) 
         assert not len(labels) or labels.max() < len(found.layout.class_names)
     assert all(unicodedata.is_normalized("NFC", name) for name in found.layout.class_names)
     assert len(set(found.layout.class_names)) == len(found.layout.class_names)
-    # What no split has is spoken of.
+    # A note mentions the pictures that are in no split.
     pictures = [p for p in paths if p.endswith(("png", "jpg")) and not p.rpartition("/")[2].startswith(".")]
     if len(everything) < len(pictures):
         assert found.notes

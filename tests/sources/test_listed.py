@@ -15,7 +15,7 @@ NAMES = ("cat", "dog", "frog")
 
 
 def write_lists(root: Path, form: str) -> Path:
-    """Four training and two test pictures of each class, as the named data set has them."""
+    """Write four training and two test pictures per class in the form of a well-known data set."""
     lines: dict[str, list[str]] = {"train": [], "test": []}
     cub: list[tuple[str, str, int]] = []
     for label, name in enumerate(NAMES):
@@ -66,9 +66,7 @@ def write_lists(root: Path, form: str) -> Path:
         ("cub", NAMES),
     ],
 )
-def test_a_data_set_with_lists_is_split_as_they_say(
-    tmp_path: Path, form: str, names: tuple[str, ...]
-) -> None:
+def test_lists_decide_the_splits_and_classes(tmp_path: Path, form: str, names: tuple[str, ...]) -> None:
     data = load_data(write_lists(tmp_path / form, form))
     assert data.class_names == names
     assert {name: split.labels.tolist() for name, split in data.splits.items()} == {
@@ -84,7 +82,7 @@ def test_a_data_set_with_lists_is_split_as_they_say(
 
 
 @pytest.mark.parametrize("form", ["food", "cub", "pets"])
-def test_the_archive_is_the_same_data_as_its_folder(tmp_path: Path, form: str) -> None:
+def test_an_archive_gives_the_same_data_as_its_folder(tmp_path: Path, form: str) -> None:
     folder = write_lists(tmp_path / form, form)
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
         tar.add(folder, form)
@@ -104,18 +102,18 @@ def test_one_of_several_lists_can_be_chosen(tmp_path: Path) -> None:
     assert load_data(folder, label_column="variant").class_names == ("cat 707", "dog 717", "frog 727")
 
 
-def test_pictures_that_are_not_there_or_in_no_list_are_counted(tmp_path: Path) -> None:
+def test_missing_and_unlisted_pictures_are_counted(tmp_path: Path) -> None:
     folder = write_lists(tmp_path, "food")
     with (folder / "meta" / "train.txt").open("a") as file:
         file.write("cat/900\n")
     write_picture(folder / "images" / "cat" / "77.jpg", coloured(0, 77))
     data = load_data(folder)
     assert len(data.splits["train"]) == 12
-    assert "warning: 1 pictures that the lists name are not there" in data.notes
-    assert "1 pictures that no list names were left out" in data.notes
+    assert "warning: 1 picture(s) in the lists do not exist" in data.notes
+    assert "skipped 1 picture(s) that no list names" in data.notes
 
 
-def test_lists_of_other_pictures_do_not_count(tmp_path: Path) -> None:
+def test_lists_of_other_pictures_are_ignored(tmp_path: Path) -> None:
     folder = write_class_folders(tmp_path, ["train", "test"])
     (folder / "train.txt").write_text("cat/1.jpg 0\ndog/2.jpg 1\n")
     assert load_data(folder).class_names == ("blue", "green", "red")

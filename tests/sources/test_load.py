@@ -7,7 +7,7 @@ from thumbnet.data.splits import ArraySplit
 from thumbnet.sources.load import load_data
 
 
-def test_digits_are_scikit_learns_shown_as_32x32_rgb() -> None:
+def test_digits_are_scikit_learns_enlarged_to_32x32_rgb() -> None:
     data = load_data("digits")
     expected = load_digits()
     pairs = []

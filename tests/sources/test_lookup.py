@@ -25,16 +25,16 @@ def test_another_suffix_of_the_same_picture_is_found(pictures: Pictures) -> None
     assert pictures.find("b.png", "", "", "") == "images/b.jpg"
 
 
-def test_of_pictures_with_the_same_name_folder_or_label_decides_and_else_none(pictures: Pictures) -> None:
+def test_folder_or_label_decides_between_pictures_of_the_same_name(pictures: Pictures) -> None:
     assert pictures.find("dog/same.png", "", "", "") == "train/dog/same.png"
     assert pictures.find("same.png", "", "", "cat") == "train/cat/same.png"
     assert pictures.find("same.png", "", "", "") is None
 
 
-def test_what_is_not_there_is_none(pictures: Pictures) -> None:
+def test_a_missing_picture_is_none(pictures: Pictures) -> None:
     assert pictures.find("nothing.png", "", "", "") is None
     assert pictures.find("", "", "", "") is None
 
 
-def test_pictures_beside_those_that_were_found_are_told(pictures: Pictures) -> None:
+def test_other_pictures_in_the_same_folders_are_listed(pictures: Pictures) -> None:
     assert pictures.beside({"images/a.png"}) == ["images/b.jpg"]

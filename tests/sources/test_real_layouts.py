@@ -1,4 +1,4 @@
-"""Layouts from public threads and tools, none of them in the issue's cases: each was tried by hand first."""
+"""Layouts of data sets from public threads and tools."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from thumbnet.sources.load import load_data
 
 
 def picture(path: Path, seed: int) -> str:
-    """A picture whose suffix may be missing; its name."""
+    """Write a picture, whose path may lack a suffix, and return its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noise(seed)).save(path, "PNG")
     return path.name
@@ -62,7 +62,7 @@ def test_automls_import_file_has_the_split_first_and_no_header(tmp_path: Path) -
     }
 
 
-def test_label_studios_export_has_its_classes_in_choice(tmp_path: Path) -> None:
+def test_label_studios_export_has_its_classes_in_the_choice_column(tmp_path: Path) -> None:
     lines = ["annotation_id,annotator,choice,id,image,lead_time"]
     for i in range(12):
         picture(tmp_path / "upload" / "1" / f"{i:08x}-p.png", i)
@@ -71,7 +71,7 @@ def test_label_studios_export_has_its_classes_in_choice(tmp_path: Path) -> None:
     assert counts(tmp_path, test_fraction=0.0) == {"train": {"cat": 6, "ship": 6}}
 
 
-def test_ham10000s_two_folders_of_pictures_are_no_classes(tmp_path: Path) -> None:
+def test_ham10000s_two_folders_of_pictures_are_not_classes(tmp_path: Path) -> None:
     lines, pixels = (
         ["lesion_id,image_id,dx,dx_type,age"],
         [",".join([f"pixel{i:04}" for i in range(192)] + ["label"])],
@@ -85,7 +85,7 @@ def test_ham10000s_two_folders_of_pictures_are_no_classes(tmp_path: Path) -> Non
     assert counts(tmp_path, test_fraction=0.0) == {"train": {"bkl": 4, "mel": 4, "nv": 4}}
 
 
-def test_a_noisy_csv_beside_imagenettes_folders_does_not_take_their_place(tmp_path: Path) -> None:
+def test_imagenettes_folders_win_over_the_noisy_csv_next_to_them(tmp_path: Path) -> None:
     lines = ["path,noisy_labels_0,is_valid"]
     for split in ("train", "val"):
         for i in range(8):
@@ -96,7 +96,7 @@ def test_a_noisy_csv_beside_imagenettes_folders_does_not_take_their_place(tmp_pa
     assert load_data(tmp_path).layout == "train/CLASS/* + val/CLASS/*"
 
 
-def test_words_such_as_train_in_the_names_of_pictures_make_no_splits(tmp_path: Path) -> None:
+def test_words_such_as_train_in_picture_names_do_not_make_splits(tmp_path: Path) -> None:
     lines = []
     for i, word in enumerate(("a cat", "a train", "test tubes") * 4):
         name = picture(tmp_path / f"photo of {word} {i}.png", i)
@@ -106,7 +106,7 @@ def test_words_such_as_train_in_the_names_of_pictures_make_no_splits(tmp_path: P
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_pictures_without_a_suffix_are_known_by_their_first_bytes(packed: bool, tmp_path: Path) -> None:
+def test_pictures_without_a_suffix_are_recognised_by_their_first_bytes(packed: bool, tmp_path: Path) -> None:
     for i in range(8):
         picture(tmp_path / "pictures" / ("cat", "ship")[i % 2] / f"{i:032x}", i)
     (tmp_path / "pictures" / "cat" / "LICENSE").write_text("no picture")
@@ -119,7 +119,7 @@ def test_pictures_without_a_suffix_are_known_by_their_first_bytes(packed: bool, 
     assert counts(source, test_fraction=0.0, data_dir=tmp_path / "cache") == {"train": {"cat": 4, "ship": 4}}
 
 
-def test_names_made_of_several_numbers_are_refused_not_guessed(tmp_path: Path) -> None:
+def test_names_of_several_numbers_are_refused_instead_of_guessed(tmp_path: Path) -> None:
     for suite in range(5):
         for code in range(4):
             picture(tmp_path / f"input_{suite}_1_{code}.jpg", 10 * suite + code)
@@ -129,7 +129,7 @@ def test_names_made_of_several_numbers_are_refused_not_guessed(tmp_path: Path) -
     assert read == {"train": {"0": 5, "1": 5, "2": 5, "3": 5}}
 
 
-def test_a_zip_from_windows_has_backslashes_and_one_from_a_mac_has_its_own_files(tmp_path: Path) -> None:
+def test_zips_with_windows_backslashes_or_mac_files_are_read(tmp_path: Path) -> None:
     windows, mac = tmp_path / "windows.zip", tmp_path / "mac.zip"
     buffer = io.BytesIO()
     Image.fromarray(coloured(0, 0)).save(buffer, "PNG")
@@ -150,8 +150,8 @@ def test_a_zip_from_windows_has_backslashes_and_one_from_a_mac_has_its_own_files
     assert counts(mac, test_fraction=0.0, data_dir=cache) == {"train": {"normal_10": 4, "normal_2": 4}}
 
 
-def test_16_bit_png_of_high_values_keeps_its_levels(tmp_path: Path) -> None:
-    """As in pytorch/pytorch issue 20524: values of about 40,000 became white."""
+def test_16_bit_pngs_of_high_values_keep_their_levels(tmp_path: Path) -> None:
+    """In pytorch/pytorch issue 20524, values of about 40,000 became white."""
     for i in range(8):
         values = 35_000 + 50 * coloured(i % 2, i).mean(axis=2).astype(np.uint16)
         write_picture(tmp_path / ("a", "b")[i % 2] / f"{i}.png", Image.fromarray(values))

@@ -23,7 +23,7 @@ def test_a_folder_that_wraps_everything_is_entered() -> None:
     }
 
 
-def test_two_folders_for_one_split_are_refused_by_name() -> None:
+def test_an_error_names_two_folders_for_the_same_split() -> None:
     with pytest.raises(DataError, match="dev"):
         meaning(classes("train") + classes("val") + classes("dev"))
 
@@ -33,17 +33,17 @@ def test_a_class_called_train_among_other_classes_is_a_class() -> None:
     assert found.layout.class_names == ("bus", "car", "train")
 
 
-def test_here_means_that_the_named_folders_are_classes() -> None:
+def test_here_makes_the_folders_inside_the_named_one_classes() -> None:
     paths = some("train/{}.png", 4) + some("test/{}.png", 4)
     assert meaning(paths, classes_from="here").layout.class_names == ("test", "train")
 
 
-def test_a_finder_begins_at_the_tree_and_has_nothing_to_say() -> None:
+def test_a_new_finder_starts_at_the_tree_without_notes() -> None:
     tree = tree_of(classes("train"))
     finder = SplitFinder(tree, "data/", DataSettings(), packed=False)
     assert (finder.top, finder.base, finder.notes) == (tree, "data", [])
 
 
-def test_counts_in_words() -> None:
+def test_picture_counts_are_formatted() -> None:
     assert picture_count(1).startswith("1 ")
     assert "1,000" in picture_count(1000)

@@ -22,7 +22,7 @@ from thumbnet.sources.split_names import split_name
         ("test-multiple_fruits", "test", 2),
     ],
 )
-def test_usual_names_of_splits_are_understood(name: str, split: str, rank: int) -> None:
+def test_common_names_of_splits_are_recognised(name: str, split: str, rank: int) -> None:
     found = split_name(name)
     assert found is not None
     assert found.split == split
@@ -30,7 +30,7 @@ def test_usual_names_of_splits_are_understood(name: str, split: str, rank: int) 
 
 
 @pytest.mark.parametrize("name", ["cat", "trainers", "contest", "testify", "train_test", "", "2019"])
-def test_other_names_are_no_splits(name: str) -> None:
+def test_other_names_are_not_splits(name: str) -> None:
     assert split_name(name) is None
 
 
@@ -40,6 +40,6 @@ def test_train_and_val_together_mean_train() -> None:
     assert found.split == "train"
 
 
-def test_plain_words_rank_before_affixes_and_those_before_other_words() -> None:
+def test_plain_words_rank_before_affixes_and_affixes_before_other_words() -> None:
     ranks = [found.rank for name in ("test", "test_set", "test-fruits") if (found := split_name(name))]
     assert ranks == [0, 1, 2]

@@ -9,18 +9,18 @@ from thumbnet.sources.tree import is_known_tool, is_tool_folder, join
 @pytest.mark.parametrize(
     "name", ["__MACOSX", ".ipynb_checkpoints", "$RECYCLE.BIN", "System Volume Information"]
 )
-def test_folders_of_systems_and_tools_are_known_whatever_their_case(name: str) -> None:
+def test_folders_of_systems_and_tools_are_known_in_any_case(name: str) -> None:
     assert is_known_tool(name)
     assert is_tool_folder(name)
 
 
-def test_a_hidden_folder_is_passed_over_and_an_ordinary_one_is_not() -> None:
+def test_a_hidden_folder_is_skipped_and_an_ordinary_one_is_not() -> None:
     assert is_tool_folder(".hidden")
     assert not is_known_tool(".hidden")
     assert not is_tool_folder("cat")
 
 
-def test_a_tree_knows_what_is_in_it_and_below() -> None:
+def test_a_tree_lists_what_is_in_it_and_below_it() -> None:
     tree = tree_of(["a/1.png", "a/2.png", "a/deep/3.png", "a/notes.txt", "b/", "c/4.png"])
     assert [folder.path for folder in tree.walk()] == ["", "a", "a/deep", "b", "c"]
     assert [folder.name for folder in tree.filled()] == ["a", "c"]
@@ -29,5 +29,5 @@ def test_a_tree_knows_what_is_in_it_and_below() -> None:
     assert tree.ignored_below() == ["a/notes.txt"]
 
 
-def test_paths_are_joined_with_slashes_and_the_outermost_folder_adds_none() -> None:
+def test_paths_are_joined_with_slashes_except_below_the_outermost_folder() -> None:
     assert (join("", "a"), join("a", "b")) == ("a", "a/b")

@@ -1,4 +1,4 @@
-"""Trees of names for tests of what a folder means, without a disk."""
+"""Trees of names that tests of layouts use instead of folders on disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def some(pattern: str, count: int, first: int = 0) -> list[str]:
 
 
 def tree_of(paths: Iterable[str]) -> Folder:
-    """The tree of these files; a path that ends in ``/`` is an empty folder."""
+    """Build the tree of these files. A path that ends in ``/`` is an empty folder."""
     tree = Folder("")
     for path in paths:
         *folders, name = path.split("/")
@@ -47,7 +47,7 @@ def tree_of(paths: Iterable[str]) -> Folder:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a list of files means, in a form that is easy to compare."""
+    """The layout of a list of files, in a form that is easy to compare."""
 
     layout: Layout
     counts: dict[str, int]
@@ -63,7 +63,7 @@ class Meaning:
 
 
 def meaning(paths: Iterable[str], **settings: str) -> Meaning:
-    """What these files mean."""
+    """Decide the layout of these files."""
     layout = decide(tree_of(paths), "data", DataSettings(**settings))  # type: ignore[arg-type]
     counts = {split: len(found) for split, (found, _) in layout.splits.items()}
     return Meaning(layout, counts, "\n".join(layout.notes))

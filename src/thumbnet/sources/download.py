@@ -1,4 +1,4 @@
-"""Download a file, complete and verified or not at all. An interrupted download is resumed."""
+"""Download a file completely and verify it. An interrupted download is resumed."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ BLOCK = 1 << 18
 TIMEOUT = 30.0  # seconds without a byte
 
 DownloadProgress = Callable[[int, int | None], None]
-"""Called with the bytes that are there and the bytes in all, where known."""
+"""Called with the number of bytes so far and the total, or None if the server does not say."""
 
 
 def download(url: str, target: Path, sha256: str, progress: DownloadProgress | None = None) -> Path:
     """Download ``url`` to ``target`` and verify its SHA-256.
 
-    Writes to ``target`` + ``.part`` and renames it when it is whole, so ``target`` is never half a
-    file; a ``.part`` that is there already is continued where the server can.
+    Writes to ``target`` + ``.part`` and renames that once it is verified, so ``target`` is never incomplete.
+    Continues an existing ``.part`` if the server can. Returns ``target`` at once if it exists.
 
     Raises:
-        DataError: the server cannot be reached, stalls, or sends something else.
+        DataError: the server cannot be reached, stalls, or sends a file with another checksum.
     """
     if target.exists():
         return target
@@ -37,7 +37,7 @@ def download(url: str, target: Path, sha256: str, progress: DownloadProgress | N
         reason = getattr(error, "reason", None) or error
         kept = f" {part.stat().st_size:,} bytes are kept." if part.exists() else ""
         raise DataError(
-            f"cannot download {url}: {reason}.{kept} Run the same command again to go on."
+            f"cannot download {url}: {reason}.{kept} Run the same command again to continue."
         ) from None
     actual = _digest(part)
     if actual != sha256:
@@ -58,12 +58,12 @@ def _fetch(url: str, part: Path, progress: DownloadProgress | None) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is left to send: the part is whole, or it is not ours
+        if error.code == 416:  # nothing left to send: the part is complete, or of another file
             return
         raise
     with response:
         if response.status != 206:
-            have = 0  # the server sends the whole again
+            have = 0  # the server sends the whole file again
         length = response.headers.get("Content-Length")
         total = have + int(length) if length and length.isdigit() else None
         with part.open("ab" if have else "wb") as file:

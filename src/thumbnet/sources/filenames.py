@@ -12,7 +12,7 @@ from thumbnet.errors import DataError, printable
 _TUTORIAL_NAME = re.compile(r"(?P<number>\d+)_(?P<label>.+)\.[^.]+")
 _LABEL = r"(?P<label>[^\W\d_](?:.*[^\W_])?)"  # begins with a letter and ends with a letter or digit
 
-# In this order; the first that fits all names is taken.
+# Tried in this order; the first form that fits all names is used.
 FORMS = {
     "NUMBER_CLASS": _TUTORIAL_NAME,
     "CLASS.NUMBER": re.compile(_LABEL + r"\.\d+\.[^.]+"),
@@ -21,7 +21,7 @@ FORMS = {
     "CLASS (NUMBER)": re.compile(_LABEL + r"[ _-]*\(\d+\)\.[^.]+"),
 }
 
-# How cameras, phones and programs begin the names of their files. None of these is a class.
+# Words with which cameras, phones and programs begin file names. They are never classes.
 _CAMERA_WORDS = (
     "img image images photo photos picture pic pics dsc dscn dscf pxl mvimg vid video frame file scan "
     "imag gopr screenshot screen sample test train val valid copy untitled whatsapp download unnamed wp "
@@ -34,11 +34,11 @@ KNOWN = "0_cat.png, cat.0.jpg, cat_0.jpg, cat-0.jpg, cat0.jpg, cat (0).jpg"
 
 @dataclass(frozen=True)
 class NameLabels:
-    """The classes found in names.
+    """The classes found in file names.
 
     Attributes:
-        form: in words, such as ``CLASS_NUMBER``; empty for a pattern.
-        labels: for each name its class.
+        form: the form of the names, such as ``CLASS_NUMBER``; empty for a pattern.
+        labels: the class of each name.
     """
 
     form: str
@@ -58,15 +58,15 @@ def label_from_name(name: str) -> str:
 
 
 def labels_from_names(names: Sequence[str], pattern: str = "") -> NameLabels | None:
-    """The classes in the names of files (without folders), or None where they follow no known form.
+    """The classes in file names (without folders), or None if the names follow no known form.
 
     Args:
-        names: of all pictures of a training split.
-        pattern: a regular expression that finds the class, in place of the known forms: its group ``label``,
-            or its first group, or else the whole match.
+        names: the names of all pictures in a training split.
+        pattern: a regular expression to use instead of the known forms. The class is its group ``label``,
+            else its first group, else the whole match.
 
     Raises:
-        DataError: the pattern or form fits some names only; the message lists some that it does not fit.
+        DataError: the pattern or form fits only some names; the message lists some that it does not fit.
     """
     if pattern:
         return NameLabels("", labels_by_pattern(names, pattern))
@@ -94,7 +94,7 @@ def labels_by_pattern(names: Sequence[str], pattern: str) -> list[str]:
     """The class that ``pattern`` finds in each name.
 
     Raises:
-        DataError: it does not fit some names, or finds nothing in them.
+        DataError: the pattern finds no class in some names.
     """
     regex = re.compile(pattern)
     group: str | int = "label" if "label" in regex.groupindex else min(regex.groups, 1)
@@ -110,7 +110,7 @@ def labels_by_pattern(names: Sequence[str], pattern: str) -> list[str]:
 
 
 def labels_in_form(names: Sequence[str], form: str, pattern: str) -> list[str | None]:
-    """The classes in names of another split, read as those of the training split were; None for no class."""
+    """The classes in another split's names, read like those of the training split; None for no class."""
     regex = re.compile(pattern) if pattern else FORMS[form]
     group: str | int = "label" if "label" in regex.groupindex else min(regex.groups, 1)
     find = regex.search if pattern else regex.fullmatch
@@ -119,19 +119,18 @@ def labels_in_form(names: Sequence[str], form: str, pattern: str) -> list[str | 
 
 
 def number_first(path: str) -> tuple[int, str]:
-    """A key that sorts ``2_cat.png`` before ``10_frog.png``."""
+    """A sort key that puts ``2_cat.png`` before ``10_frog.png``."""
     name = path.rpartition("/")[2]
     match = _TUTORIAL_NAME.fullmatch(name)
     return (int(match["number"]) if match else -1, name)
 
 
 def unrecognised(names: Sequence[str]) -> str:
-    """Sentences that say that these names have no label known here, and what to do."""
+    """The message that no labels were recognised in these names, and what to do."""
     return (
         f"no labels were recognised in the names of its {len(names):,} pictures, such as {_some(names)}. "
         f"Put the pictures of each class in a folder of its own, name them in a known form ({KNOWN}), or "
-        "say where in the name the class is: --label-pattern '^([a-z]+)' takes the letters at its "
-        "beginning"
+        "say where in the name the class is: --label-pattern '^([a-z]+)' takes the letters at the start"
     )
 
 
@@ -140,14 +139,14 @@ def _tidy(label: str) -> str:
 
 
 def _plausible(labels: Sequence[str], numbers: Sequence[str]) -> bool:
-    """Whether these can be classes: at least two, repeated, and not a camera's file names."""
+    """Whether these can be classes: at least two, repeated, and without a camera's words such as IMG."""
     classes = set(labels)
     if len(classes) < 2 or len(classes) == len(labels):
         return False
     if all(label.isdecimal() for label in classes) and len(set(numbers)) < len(numbers):
-        return False  # 7_001.png, 7_002.png: the first number is repeated, so it does not count the pictures
+        return False  # 7_001.png, 7_002.png: the first number repeats, so it is not the picture's number
     if len({re.sub(r"\d+", "#", label) for label in classes}) == 1 and len(re.findall(r"\d+", labels[0])) > 1:
-        return False  # input_3_1_7.jpg: nothing says which of the numbers is the class
+        return False  # input_3_1_7.jpg: any of the numbers could be the class
     words = {re.split(r"[\W\d_]", label, maxsplit=1)[0].casefold() for label in classes}
     return not words & _NO_CLASSES
 

@@ -1,4 +1,4 @@
-"""Read a folder of pictures in any usual layout, as :mod:`layout` decides it."""
+"""Read a folder of pictures in any common layout; :mod:`thumbnet.sources.layout` decides which it is."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ __all__ = ["LAYOUTS_HELP", "label_from_name", "pictures_below", "read", "recogni
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
-    """Whether it is a folder. :func:`read` says what is missing."""
+    """Whether ``place`` is a folder. :func:`read` reports what is wrong with its content."""
     return place.path.is_dir()
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
-    """Find out the layout of a folder and read its data.
+    """Decide the layout of a folder and read its data.
 
     Raises:
-        DataError: no known layout, or classes that differ between splits.
+        DataError: the layout is unknown, or another split has classes that train lacks.
     """
     index = place.index()
     base = source if place.unpacked else str(place.path)
@@ -47,7 +47,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
 
 
 def wrapped(place: Place) -> Iterator[Place]:
-    """The place, and then the single folders inside, in which archives often wrap everything."""
+    """The place, then up to three nested folders that only wrap its content, as archives often have."""
     yield place
     for _ in range(3):
         if not place.path.is_dir():
@@ -62,9 +62,9 @@ def wrapped(place: Place) -> Iterator[Place]:
 
 
 def pictures_below(folder: str | Path) -> list[str]:
-    """The paths of all files in ``folder`` and below whose names say that they are pictures.
+    """The paths of all pictures in ``folder`` and below, found as for training.
 
-    Hidden files, and folders of systems and tools, are passed over, as they are where data are read.
+    Hidden files, hidden folders and the folders of tools are skipped.
 
     Raises:
         DataError: a folder cannot be listed.
@@ -89,5 +89,5 @@ def _read_labels_file(root: Path) -> tuple[str, ...] | None:
         raise DataError(f"cannot read {path}: {error}") from None
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise DataError(f"{path} names classes twice: {', '.join(twice)}")
+        raise DataError(f"{path} lists classes more than once: {', '.join(twice)}")
     return names

@@ -1,4 +1,4 @@
-"""What to do where somebody names a data set, an address or a path that is not there."""
+"""Explain what to do when a data set, address or path that the user named does not exist."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from thumbnet.errors import nearest, printable
 
-# By names without capitals, spaces and signs: where to get a well-known data set.
+# Where to get well-known data sets, by their names in lower case without spaces and punctuation.
 _HUB = {
     "mnist": "hf:ylecun/mnist",
     "fashionmnist": "hf:zalando-datasets/fashion_mnist",
@@ -42,25 +42,23 @@ _HUB = {
     "cinic10": "hf:flwrlabs/cinic10",
 }
 _OWN = {
-    "imagenet": "ImageNet has to be fetched with an account at image-net.org; then name its folder. A small "
-    "part of it comes without: thumbnet train hf:zh-plus/tiny-imagenet",
-    "medmnist": "MedMNIST comes as one .npz file for each data set, from medmnist.com; name such a file",
-    "coco": "COCO has boxes for objects, and thumbnet classifies whole pictures: cut the objects out, and "
-    "sort "
-    "them into a folder for each class",
-    "lfw": "LFW comes as one folder for each person, from vis-www.cs.umass.edu/lfw; name that folder",
-    "celeba": "CelebA has forty attributes for each picture; make a CSV file of pictures and one "
-    "attribute, and "
-    "name it",
+    "imagenet": "ImageNet has to be downloaded with an account at image-net.org; then name its folder. A "
+    "small part of it needs no account: thumbnet train hf:zh-plus/tiny-imagenet",
+    "medmnist": "MedMNIST comes as one .npz file per data set, from medmnist.com; name such a file",
+    "coco": "COCO has boxes for objects, but thumbnet classifies whole pictures: crop the objects, and sort "
+    "them into one folder per class",
+    "lfw": "LFW comes as one folder per person, from vis-www.cs.umass.edu/lfw; name that folder",
+    "celeba": "CelebA has forty attributes per picture; write a CSV file of the pictures and one attribute, "
+    "and name it",
 }
 _ALSO = {"imagenet1k": "imagenet", "ilsvrc": "imagenet", "ilsvrc2012": "imagenet", "coco2017": "coco"}
 
 
 def explain(name: str, known: Sequence[str]) -> str:
-    """What is wrong with ``name``, which is no path that exists, and what to do.
+    """Say that ``name`` is neither a data set nor an existing path, and what to do.
 
     Args:
-        known: the names of data sets that are known.
+        known: the names of the known data sets.
     """
     what = f"there is no data set, folder or archive {printable(name)!r}."
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
@@ -79,28 +77,28 @@ def explain(name: str, known: Sequence[str]) -> str:
         r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/datasets/([\w.-]+/[\w.-]+).*", name
     )
     if address:
-        return f"{what} For this data set of the Hugging Face Hub: thumbnet train hf:{address[1]}"
+        return f"{what} This data set is on the Hugging Face Hub: thumbnet train hf:{address[1]}"
     if re.match(r"[a-z0-9+]+://", name, re.IGNORECASE):
-        return f"{what} Addresses are not fetched: download the file, and name it"
+        return f"{what} thumbnet does not download from addresses: download the file, and name it"
     return f"{what} {_near_path(name)}{nearest(name, known)}"
 
 
 def _near_path(name: str) -> str:
-    """A sentence that helps with a path: the nearest that exists, or the Hub's prefix that is lacking."""
+    """A sentence that suggests a similar path or the Hub's prefix ``hf:``, or says what the folder lacks."""
     path = Path(name).expanduser()
     try:
         parent = next((folder for folder in path.parents if folder.is_dir()), None)
-        lacking = path.relative_to(parent).parts[0] if parent else ""
+        missing = path.relative_to(parent).parts[0] if parent else ""
         there = sorted(os.listdir(parent)) if parent else []
     except (OSError, ValueError):
         return ""
     close = difflib.get_close_matches(
-        lacking, [each for each in there if not each.startswith(".")], n=1, cutoff=0.7
+        missing, [each for each in there if not each.startswith(".")], n=1, cutoff=0.7
     )
     if close and parent:
-        return f"Near it is {printable(str(parent / close[0]))!r}. "
+        return f"A similar path is {printable(str(parent / close[0]))!r}. "
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         return f"If it is on the Hugging Face Hub: hf:{printable(name)}. "
     if parent and parent != Path():
-        return f"The folder {printable(str(parent))!r} has no {printable(lacking)!r}. "
-    return f"The current folder, {printable(os.getcwd())!r}, has no {printable(lacking)!r}. "
+        return f"The folder {printable(str(parent))!r} has no {printable(missing)!r}. "
+    return f"The current folder, {printable(os.getcwd())!r}, has no {printable(missing)!r}. "

@@ -1,4 +1,4 @@
-"""From the labels that a table or a shard has, integers or words, to positions in a list of class names."""
+"""Convert the labels in a table or shard, integers or words, to indices into a list of class names."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ MOST_CLASSES = 20_000
 
 
 def as_class(value: object) -> str | int | None:
-    """A label as it stands in a table: an integer, a word, or None where there is none.
+    """Convert a table's cell to a label: an integer, a word, or None if it holds no label.
 
-    Booleans and whole floats are integers, and so are words of digits; lists and others are no labels.
+    Booleans, whole floats and decimal strings without leading zeros become integers. Lists and other types
+    give None.
     """
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
@@ -29,7 +30,7 @@ def as_class(value: object) -> str | int | None:
 
 
 class Numbered(NamedTuple):
-    """Class names, for each split its labels (int64 [N]), and notes."""
+    """Class names, the labels of each split (int64 [N]), and notes."""
 
     class_names: tuple[str, ...]
     labels: dict[str, np.ndarray]
@@ -39,19 +40,20 @@ class Numbered(NamedTuple):
 def number_classes(
     values: Mapping[str, Sequence[str | int]], where: str, names: Sequence[str] = ()
 ) -> Numbered:
-    """Turn labels as they are in the data into positions in a list of class names.
+    """Convert labels to indices into a list of class names.
 
     Args:
-        values: for each split what :func:`as_class` found; None is not among them.
-        where: what a message calls the data, printable.
-        names: the names that integer labels stand for, where a list of them was found.
+        values: for each split, the labels from :func:`as_class`, without None.
+        where: what messages call the data, printable.
+        names: the names that integer labels stand for, if the data have a list of them.
 
     Returns:
-        Classes in the order of ``names``, else of the integers, else of the alphabet. Those without training
-        pictures are left out.
+        Classes in the order of ``names``, otherwise integers by value and then words alphabetically. Classes
+        without training pictures are left out.
 
     Raises:
-        DataError: labels beyond ``names``, labels that training lacks, or about a class for each picture.
+        DataError: ``names`` has no name for a label, train lacks a label of another split, or nearly every
+            picture has a label of its own.
     """
     train = values["train"]
     known = set(train)
@@ -72,9 +74,7 @@ def number_classes(
     if len(ordered) > MOST_CLASSES or (len(train) > 20 and len(ordered) > 0.9 * len(train)):
         raise DataError(
             f"{where} has {len(ordered):,} different labels for {len(train):,} pictures, such as "
-            f"{printable(str(train[0]))[:60]!r}: these look like captions or numbers of the pictures, not "
-            f"like "
-            "classes"
+            f"{printable(str(train[0]))[:60]!r}: these look like captions or picture numbers, not classes"
         )
     position = {value: number for number, value in enumerate(ordered)}
     labels = {split: np.array([position[v] for v in part], dtype=np.int64) for split, part in values.items()}

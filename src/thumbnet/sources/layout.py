@@ -1,7 +1,7 @@
-"""What a folder of pictures means: its splits, its classes, and what is left out, decided from names alone.
+"""Decide from names alone what a folder of pictures means: its splits, its classes and what to ignore.
 
-:func:`decide` gets all names below a folder (a :class:`Folder`) and touches no file: folders, archives and
-tests use the same decision. :mod:`thumbnet.sources.folders` lists the folder and reads what was decided.
+:func:`decide` takes the names below a folder (a :class:`Folder`) and opens no file, so folders, archives and
+tests share the same code. :mod:`thumbnet.sources.folders` lists the folder and builds the splits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from thumbnet.sources.split_folders import CONTAINERS, LAYOUTS_HELP, SplitFinder
 from thumbnet.sources.split_names import SPLITS, split_name
 from thumbnet.sources.tree import Folder, is_known_tool
 
-# Several versions of the same pictures, or parts of them: the class folders are one level below.
+# Names of folders that hold versions (color, grayscale) or parts (fold_1) of one data set. The class folders
+# are one level below them.
 _VERSION = re.compile(
     r"(color|colour|gray|grey|grayscale|greyscale|rgb|segmented|segmentation|original|augmented|augmentation|"
     r"raw|resized|cropped|cleaned|clean|processed|preprocessed|masks|images|noisy|denoised|bw|"
@@ -36,11 +37,11 @@ class Layout(NamedTuple):
     """What a folder means.
 
     Attributes:
-        root: the folder that all paths begin at; below the one that was named if that one only wraps it.
-        shape: in words, such as ``train/CLASS/* + test/CLASS/*``.
-        class_names: a label is a position in it.
-        splits: for each split its pictures' paths relative to ``root``, and their labels, int64.
-        notes: what was understood in a way that one might not expect, and what was passed over.
+        root: the path of the folder that holds the splits or classes, below folders that only wrap it.
+        shape: the layout in words, such as ``train/CLASS/* + test/CLASS/*``.
+        class_names: a label is an index into this tuple.
+        splits: for each split, the paths of its pictures relative to ``root`` and their labels, int64.
+        notes: what might surprise the user, such as ignored folders.
     """
 
     root: str
@@ -57,22 +58,23 @@ def decide(
     read_labels: Callable[[str], tuple[str, ...] | None] = lambda _: None,
     packed: bool = False,
 ) -> Layout:
-    """What the folder ``tree`` means.
+    """Decide what the folder ``tree`` means.
 
     Args:
-        base: what to call it in messages, such as its path.
-        settings: ``classes_from`` and ``label_pattern`` count.
-        read_labels: gives the class names in the ``labels.txt`` of a folder (by its path), if there is one.
-        packed: whether it is in an archive, so that its folders cannot be named.
+        base: what messages call the folder, such as its path.
+        settings: only ``classes_from`` and ``label_pattern`` are used.
+        read_labels: takes a folder's path and returns the class names in its ``labels.txt``, or None if there
+            is no such file.
+        packed: whether the folder is in an archive, so that the user cannot name the folders inside it.
 
     Raises:
-        DataError: no known layout, or several that are equally likely; the message says what to do.
+        DataError: the layout is unknown or ambiguous; the message says what to do.
     """
     return _Decision(tree, base, settings, read_labels, packed).layout()
 
 
 class _Decision(SplitFinder):
-    """How :func:`decide` finds out. ``notes`` fills up on the way."""
+    """Makes the decision for :func:`decide`. ``notes`` collects the notes along the way."""
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class _Decision(SplitFinder):
         self.read_labels = read_labels
 
     def layout(self) -> Layout:
-        """The decision."""
+        """Decide what the tree means."""
         if not self.tree.count:
             raise DataError(
                 f"no pictures were recognised in {self.base}{self._only_skipped()}. {LAYOUTS_HELP}"
@@ -100,12 +102,12 @@ class _Decision(SplitFinder):
     # --- class folders ---
 
     def _split_folders(self, chosen: dict[str, Folder]) -> Layout:
-        """The layout of folders that are splits."""
+        """The layout of a folder that contains split folders."""
         chosen = self._expanded(chosen)
         train = self._inner_split(chosen["train"], None)
         if not train.filled() or self.settings.label_pattern:
             return self._by_names({**chosen, "train": train})
-        classes = self._classes(train, "train")
+        classes = self._classes(train)
         names = self._train_names(classes, train)
         splits = {"train": classes}
         folders = {"train": train}
@@ -117,25 +119,25 @@ class _Decision(SplitFinder):
                     splits[split] = found
                     folders[split] = folder
         order = [split for split in chosen if split in folders]
-        shape = " + ".join(f"{self._say(folders[split])}/{self._class_shape()}" for split in order)
+        shape = " + ".join(f"{self._short(folders[split])}/{self._class_shape()}" for split in order)
         return self._finish(shape, names, {split: splits[split] for split in order}, folders)
 
     def _expanded(self, chosen: dict[str, Folder]) -> dict[str, Folder]:
-        """With the splits inside train/ in its place: train/train, train/val, test."""
+        """Replace train by the splits inside it, as in train/train, train/val, test."""
         train = chosen["train"]
         if not self._splits_inside(train):
             return chosen
         inner = self._splits(train)
         twice = [split for split in inner if split in chosen and split != "train"]
         if twice:
-            first, second = self._say(chosen[twice[0]]), self._say(inner[twice[0]])
+            first, second = self._short(chosen[twice[0]]), self._short(inner[twice[0]])
             raise DataError(
                 f"{self.base}: both {first}/ and {second}/ look like the {twice[0]} split. Remove one"
             )
         return {**chosen, **inner}
 
     def _inner_split(self, folder: Folder, names: Iterable[str] | None) -> Folder:
-        """The one folder in a split that wraps all of it: seg_train/seg_train, training/training."""
+        """Enter the folders that only wrap a split's content: seg_train/seg_train, training/training."""
         known = {_plain(name) for name in names or ()}
         while not folder.pictures and len(folder.filled()) == 1 and self.settings.classes_from == "top":
             inner = folder.filled()[0]
@@ -149,23 +151,23 @@ class _Decision(SplitFinder):
         return folder
 
     def _bare(self, top: Folder) -> Layout:
-        """The layout of class folders, or of pictures, without splits."""
+        """The layout of a folder without splits: class folders, or pictures with the class in their name."""
         if self.settings.label_pattern or not top.filled() or self._mostly_named(top):
             return self._by_names({"train": top})
         inside = self._splits_in_classes(top)
         if inside is not None:
             return inside
-        self._refuse_versions(top)
-        classes = self._classes(top, "")
+        self._check_versions(top)
+        classes = self._classes(top)
         names = self._train_names(classes, top)
         return self._finish(self._class_shape(), names, {"train": classes}, {"train": top})
 
     def _mostly_named(self, top: Folder) -> bool:
-        """Whether nearly all pictures lie in ``top`` itself, with labels in their names."""
+        """Whether over 90% of the pictures are directly in ``top``, with labels in their names."""
         return 10 * len(top.pictures) > 9 * top.count and self._names_have_labels(top)
 
     def _splits_in_classes(self, top: Folder) -> Layout | None:
-        """CLASS/train/* and CLASS/test/*: classes outside, splits inside."""
+        """The layout CLASS/train/* + CLASS/test/*, or None if no class folder contains splits."""
         if self.settings.classes_from != "top" or len(top.filled()) < 2:
             return None
         outer = [each for each in top.filled() if self._has_splits(each)]
@@ -174,11 +176,10 @@ class _Decision(SplitFinder):
         inner = [each for folder in top.filled() for each in folder.filled()]
         whole = len(outer) == len(top.filled()) and not top.pictures
         if not whole or not all(map(self._splits_inside, outer)) or any(each.filled() for each in inner):
-            some = ", ".join(f"{self._say(each)}/" for each in outer[:3])
+            some = ", ".join(f"{self._short(each)}/" for each in outer[:3])
             raise DataError(
-                f"{self.base}: there are splits in {some}, as in whole data sets. Name one of them: "
-                f"{self._full(outer[0])}. If they are classes, whose folders are to be merged, say so: "
-                "--depth 1"
+                f"{self.base}: there are splits in {some}, as in separate data sets. Name one of them: "
+                f"{self._full(outer[0])}. If they are classes, merge the folders inside each: --depth 1"
             )
         splits: dict[str, dict[str, list[Folder]]] = {}
         for folder in top.filled():
@@ -190,41 +191,41 @@ class _Decision(SplitFinder):
         names = self._train_names(found["train"], top)
         shape = " + ".join(f"CLASS/{split}/*" for split in found)
         self.notes.append(
-            "each class folder has its own splits, such as " + self._say(top.filled()[0].filled()[0]) + "/"
+            "each class folder has its own splits, such as " + self._short(top.filled()[0].filled()[0]) + "/"
         )
         return self._finish(shape, names, found, dict.fromkeys(found, top))
 
     def _has_splits(self, folder: Folder) -> bool:
-        """Whether splits are among the folders in it, or in the one folder that it wraps."""
+        """Whether the folder contains splits, directly or inside folders that only wrap them."""
         while len(folder.filled()) == 1 and not folder.pictures:
             folder = folder.filled()[0]
         names = [split_name(each.name) for each in folder.filled()]
         kinds = {name.split for name in names if name and name.rank < 2}
         return "train" in kinds and len(kinds) > 1
 
-    def _refuse_versions(self, top: Folder) -> None:
-        """``color``, ``grayscale`` and ``segmented``, each with the same class folders in it."""
+    def _check_versions(self, top: Folder) -> None:
+        """Refuse or note folders with the same class folders inside, such as ``color`` and ``grayscale``."""
         if self.settings.classes_from != "top" or len(top.filled()) < 2 or top.pictures:
             return
         inner = [{_plain(each.name) for each in _sole(folder).filled()} for folder in top.filled()]
         if len(inner[0]) < 2 or any(names != inner[0] for names in inner):
             return
-        found = ", ".join(f"{self._say(each)}/" for each in top.filled()[:5])
+        found = ", ".join(f"{self._short(each)}/" for each in top.filled()[:5])
         example = _sole(top.filled()[0]).filled()[0].name
         if all(_VERSION.fullmatch(each.name) for each in top.filled()):
             raise DataError(
-                f"{self.base}: {found} have the same {len(inner[0])} folders in them, such as "
-                f"{printable(example)}/: they look like versions or parts of one data set. Name one of "
+                f"{self.base}: {found} contain the same {len(inner[0])} folders, such as "
+                f"{printable(example)}/, so they look like versions or parts of one data set. Name one of "
                 f"them: {self._full(top.filled()[0])}. If they are the classes, say so: --depth 1"
             )
         self.notes.append(
-            f"warning: all class folders ({found}) have the same {len(inner[0])} folders in them, such as "
+            f"warning: all class folders ({found}) contain the same {len(inner[0])} folders, such as "
             f"{printable(example)}/, which were merged. If those are the classes, name one of the outer "
-            "folders as the data, or take each as a class of its own: --classes-from leaf"
+            "folders as the data, or make each inner folder a class: --classes-from leaf"
         )
 
-    def _classes(self, folder: Folder, split: str) -> dict[str, list[Folder]]:
-        """By class, the folders that hold its pictures. Class names are paths below ``folder``, in NFC."""
+    def _classes(self, folder: Folder) -> dict[str, list[Folder]]:
+        """The folders that hold each class's pictures. Keys are paths below ``folder``, in NFC."""
         found: dict[str, list[Folder]] = defaultdict(list)
         start = len(folder.path) + 1 if folder.path else 0
         by = self.settings.classes_from
@@ -239,29 +240,35 @@ class _Decision(SplitFinder):
                         each if not each.filled() else Folder(each.path, each.pictures, each.ignored)
                     )
         if folder.pictures:
-            self._stray(folder, "beside the class folders")
+            self._note_loose_pictures(folder, "next to the class folders")
         return found
 
     def _without_copies(self, folder: Folder) -> list[Folder]:
-        """The class folders, but for one that has the same class folders in it again, as some archives do."""
+        """The class folders, except one that contains copies of all the others, as in some archives."""
         filled = folder.filled()
         copies = []
         for each in filled:
-            inner = {_plain(one.name) for one in each.filled()}
-            others = {_plain(one.name) for one in filled if one is not each}
+            inner = {_plain(child.name) for child in each.filled()}
+            others = {_plain(other.name) for other in filled if other is not each}
             if len(inner) > 1 and inner == others and self.settings.classes_from == "top":
                 copies.append(each)
         if len(copies) == 1:
-            self._left_out(copies, "as it has the same class folders in it again")
+            self._note_ignored(copies, "because it contains the same class folders again")
             return [each for each in filled if each is not copies[0]]
         return filled
 
     def _by_top(self) -> bool:
-        """Whether the outermost folder is the class."""
+        """Whether the outermost folder names the class."""
         return self.settings.classes_from in ("top", "here", "1")
 
     def _train_names(self, classes: dict[str, list[Folder]], folder: Folder) -> dict[str, str]:
-        """What each class is called, by its folder's name; notes on names that look the same."""
+        """The name of each class, by its key in ``classes``.
+
+        Also notes names that look alike and class folders without pictures.
+
+        Raises:
+            DataError: without its empty class folders, the folder has fewer than two classes.
+        """
         names = {name: name for name in classes}
         if not self._by_top():
             leaves = defaultdict(set)
@@ -275,7 +282,7 @@ class _Decision(SplitFinder):
             if list(stripped.values()).count(stripped[name]) == 1:
                 names[name] = stripped[name]
                 self.notes.append(
-                    f"the class folder {name!r} is the class {stripped[name]!r}, without spaces"
+                    f"the class folder {name!r} became the class {stripped[name]!r}, without spaces around it"
                 )
         self._note_alike(list(names.values()))
         merged = [
@@ -283,8 +290,8 @@ class _Decision(SplitFinder):
         ]
         if merged and self._by_top():
             self.notes.append(
-                f"{len(merged)} class(es) have two folders, whose names are the same text in two Unicode "
-                f"forms: merged, such as {merged[0]}"
+                f"{len(merged)} class(es) have two folders whose names differ only in their Unicode form: "
+                f"merged, such as {merged[0]}"
             )
         self._note_subfolders(classes, folder)
         splits = [] if folder is not self.top else [each for each in folder.folders if split_name(each.name)]
@@ -302,33 +309,33 @@ class _Decision(SplitFinder):
         return names
 
     def _note_alike(self, names: list[str]) -> None:
-        """Cat and cat are two classes here, and one on many other systems."""
+        """Note names such as Cat and cat: two classes here, but one on many other systems."""
         spelt: dict[str, list[str]] = defaultdict(list)
         for name in names:
             spelt[_plain(name)].append(name)
         alike = [same for same in spelt.values() if len(same) > 1]
         if alike:
             shown = ", ".join(" and ".join(map(repr, sorted(same))) for same in alike)
-            self.notes.append(f"class names that differ in upper and lower case or spaces only: {shown}")
+            self.notes.append(f"class names that differ only in case or spaces: {shown}")
 
     def _note_subfolders(self, classes: dict[str, list[Folder]], folder: Folder) -> None:
-        """Say that folders within a class are merged, and how to make them classes."""
+        """Note that the folders inside a class were merged, and how to make them classes."""
         if self.settings.classes_from not in ("top", "here"):
             return
         nested = [f for several in classes.values() for f in several if f.filled()]
-        plain = not any(one.filled() for f in nested for one in f.filled()) and all(
+        plain = not any(child.filled() for f in nested for child in f.filled()) and all(
             not f.pictures and len(f.filled()) == 1 for several in classes.values() for f in several
         )
         if any(note.startswith("warning: all class folders") for note in self.notes):
-            return  # said already
+            return  # already noted
         if not nested or (plain and len({_plain(f.filled()[0].name) for f in nested}) == 1):
             return
         example = max(nested, key=lambda f: len(f.filled()))
-        inner = " and ".join(f"{self._say(f)}/" for f in example.filled()[:2])
+        inner = " and ".join(f"{self._short(f)}/" for f in example.filled()[:2])
         more = f" (and {len(example.filled()) - 2} more)" if len(example.filled()) > 2 else ""
         self.notes.append(
-            f"{len(nested)} class folder(s) have folders in them, which were merged: {inner}{more} became "
-            f"{_nfc(example.name)!r}. To make them classes of their own: --classes-from leaf, or --depth 2"
+            f"{len(nested)} class folder(s) contain folders, which were merged: {inner}{more} became "
+            f"{_nfc(example.name)!r}. To make each a class: --classes-from leaf, or --depth 2"
         )
 
     def _labelled(
@@ -339,18 +346,18 @@ class _Decision(SplitFinder):
         train: Folder,
         train_classes: dict[str, list[Folder]],
     ) -> dict[str, list[Folder]] | None:
-        """By class, the folders of another split; None if its pictures have no labels.
+        """The folders of each class in a split other than train; None if its pictures have no labels.
 
         Raises:
-            DataError: it has classes that train lacks.
+            DataError: the split has classes that train lacks.
         """
         inner = folder.filled()
         if not inner:
             found = self._named_as(folder, split, names)
             if found is None:
-                self._unlabelled(folder, split)
+                self._note_unlabelled(folder, split)
             return found
-        classes = self._classes(folder, split)
+        classes = self._classes(folder)
         alike: dict[str, list[str]] = defaultdict(list)
         for name in names:
             alike[_plain(name)].append(name)
@@ -366,7 +373,7 @@ class _Decision(SplitFinder):
             known = {each.name for each in train_classes[same[0]]}
             respelt += [(each.name, same[0]) for each in folders if each.name not in known and self._by_top()]
         if stray and not found and len(inner) == 1 and not alike.get(_plain(stray[0])):
-            self._unlabelled(folder, split)
+            self._note_unlabelled(folder, split)
             return None
         if stray:
             raise DataError(
@@ -377,8 +384,8 @@ class _Decision(SplitFinder):
             first, second = respelt[0]
             form = " (in another Unicode form)" if _nfc(first) == second else ""
             self.notes.append(
-                f"{split}: {len(respelt)} class folder(s) are spelt otherwise than in train, and are taken "
-                f"as the same classes: {first!r} is {second!r}{form}"
+                f"{split}: {len(respelt)} class folder(s) are spelt differently from train's but taken as "
+                f"the same classes: {first!r} is {second!r}{form}"
             )
         lacking = [shown for name, shown in names.items() if name not in found]
         if lacking:
@@ -389,7 +396,7 @@ class _Decision(SplitFinder):
     # --- labels in names ---
 
     def _named_as(self, folder: Folder, split: str, names: dict[str, str]) -> dict[str, list[Folder]] | None:
-        """By class, the pictures of a split whose names all begin with train's classes: ``cat.1.jpg``."""
+        """A split's pictures by class if all their names contain one of train's classes: ``cat.1.jpg``."""
         for form in filenames.FORMS:
             labels = filenames.labels_in_form(folder.pictures, form, "")
             if all(label in names for label in labels):
@@ -399,11 +406,11 @@ class _Decision(SplitFinder):
         found: dict[str, list[Folder]] = {}
         for name, label in zip(folder.pictures, labels, strict=True):
             found.setdefault(str(label), [Folder(folder.path)])[0].pictures.append(name)
-        self.notes.append(f"{split}: the classes are in the names of the files ({form}.*)")
+        self.notes.append(f"{split}: classes taken from the file names ({form}.*)")
         return found
 
     def _by_names(self, chosen: dict[str, Folder]) -> Layout:
-        """The layout of pictures that have their classes in their names."""
+        """The layout of pictures with the class in their names."""
         pattern, train = self.settings.label_pattern, chosen["train"]
         paths = {split: self._named_pictures(folder) for split, folder in chosen.items()}
         form, labels = "", {}
@@ -421,20 +428,20 @@ class _Decision(SplitFinder):
             names = tuple(sorted(set(labels["train"])))
             first, label = _base_names(paths["train"])[0], labels["train"][0]
             self.notes.append(
-                "there is no labels.txt: the classes are those of the file names, sorted"
+                "there is no labels.txt: the classes are those in the file names, sorted"
                 if form == "NUMBER_CLASS"
-                else f"classes by the names of the files: {printable(first)} is {label!r}"
+                else f"classes taken from the file names: {printable(first)} is {label!r}"
             )
         for split in [split for split in chosen if split != "train"]:
             others = filenames.labels_in_form(_base_names(paths[split]), form, pattern)
             if not any(others) or not paths[split]:
-                self._unlabelled(chosen[split], split)
+                self._note_unlabelled(chosen[split], split)
                 continue
             bad = [path for path, label in zip(paths[split], others, strict=True) if label is None]
             if bad:
                 raise DataError(
-                    f"{self._full(chosen[split])}: {len(bad):,} name(s) have no label of the form {form}, "
-                    f"which those of train have, such as {printable(min(bad))}. {LAYOUTS_HELP}"
+                    f"{self._full(chosen[split])}: {len(bad):,} name(s) have no label of the form "
+                    f"{form or pattern}, unlike those in train, such as {printable(min(bad))}. {LAYOUTS_HELP}"
                 )
             labels[split] = [label for label in others if label is not None]
         lacked = "labels.txt" if self.read_labels(self.top.path) is not None else "train"
@@ -449,14 +456,14 @@ class _Decision(SplitFinder):
         }
         files = f"{form}.*" if form else "*"
         kind = "the tutorial's" if form == "NUMBER_CLASS" else f"classes by {pattern}" if pattern else ""
-        shape = " + ".join(f"{self._say(chosen[split])}/{files}" for split in labels)
+        shape = " + ".join(f"{self._short(chosen[split])}/{files}" for split in labels)
         shape = shape.removeprefix("/") + (f" ({kind})" if kind else "")
         return Layout(self.top.path, shape, names, splits, self._all_notes(chosen))
 
     def _named_pictures(self, folder: Folder) -> list[str]:
         return sorted(folder.pictures_below(), key=filenames.number_first)
 
-    # --- what is said ---
+    # --- results and notes ---
 
     def _finish(
         self,
@@ -479,15 +486,15 @@ class _Decision(SplitFinder):
         return Layout(self.top.path, shape, class_names, made, self._all_notes(folders))
 
     def _all_notes(self, folders: dict[str, Folder]) -> tuple[str, ...]:
-        """Those so far, and what was passed over within the splits."""
+        """The notes so far, and notes on ignored files and on hidden folders."""
         for split, folder in folders.items():
             ignored = [self._below_top([path])[0] for path in folder.ignored_below()]
             if ignored and folder is not self.top:
-                self.notes += _passed_over(split, ignored)
+                self.notes += _notes_on_ignored(split, ignored)
             elif ignored:
                 inner = [path for path in ignored if "/" in path]
                 if inner:
-                    self.notes += _passed_over(split, inner)
+                    self.notes += _notes_on_ignored(split, inner)
         skipped = [(path, count) for each in self.tree.walk() for path, count in each.skipped if count]
         hidden = [(path, count) for path, count in skipped if not is_known_tool(path.rpartition("/")[2])]
         if skipped:
@@ -495,7 +502,7 @@ class _Decision(SplitFinder):
             path = path.removeprefix(f"{self.top.path}/")
             total = sum(count for _, count in skipped)
             self.notes.append(
-                f"{picture_count(total)} in {len(skipped)} hidden or tool folder(s) passed over, such as "
+                f"skipped {picture_count(total)} in {len(skipped)} hidden or tool folder(s), such as "
                 f"{printable(path)}/ ({count:,})" + (": rename it if it is a class" if hidden else "")
             )
         return tuple(dict.fromkeys(self.notes))
@@ -508,7 +515,7 @@ class _Decision(SplitFinder):
 
 
 def _sole(folder: Folder) -> Folder:
-    """The folder in it that holds everything, or the one in that; else itself."""
+    """The innermost folder that holds all pictures of ``folder``."""
     while not folder.pictures and len(folder.filled()) == 1:
         folder = folder.filled()[0]
     return folder
@@ -519,7 +526,7 @@ def _nfc(name: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name without what the eye overlooks: Unicode's form, capitals, spaces at its ends."""
+    """A name to compare by: in NFC, case-folded, without outer spaces."""
     return _nfc(name).strip().casefold()
 
 
@@ -527,11 +534,11 @@ def _base_names(paths: Sequence[str]) -> list[str]:
     return [path.rpartition("/")[2] for path in paths]
 
 
-def _passed_over(split: str, ignored: list[str]) -> list[str]:
-    """Notes on files that are not read: those that a plug-in would read, and others."""
+def _notes_on_ignored(split: str, ignored: list[str]) -> list[str]:
+    """Notes on ignored files: those in formats that need a plug-in or conversion, and the others."""
     special = plugins.notes_on(ignored)
     others = [path for path in ignored if plugins.kind_by_name(path) is None]
     if not others:
         return special
-    what = f"{len(others)} file(s) passed over, no pictures by their name or kind"
-    return [*special, f"{split}: {what}, such as {printable(min(others))}"]
+    skipped = f"skipped {len(others)} file(s) that are not pictures, such as {printable(min(others))}"
+    return [*special, f"{split}: {skipped}"]

@@ -27,19 +27,19 @@ from thumbnet.sources.tiny_imagenet import read_lines
 _CUB = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
 _LIST_FOLDERS = ("", "meta", "labels", "annotations", "splits", "lists", "data")
 _PICTURE_FOLDERS = ("", "images", "data/images", "image", "jpg", "data")
-_THERE = 0.9  # part of the pictures in the list of train that must be there
+_THERE = 0.9  # share of the pictures in train's list that must exist
 _MAX_LIST = 100_000_000  # bytes
 
 
 class _Line(NamedTuple):
-    """What a line of a list says: a picture's path, without its suffix perhaps, and its class or nothing."""
+    """A line of a list: a picture's path, possibly without suffix, and its class or an empty string."""
 
     path: str
     label: str
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
-    """Whether the lists are there, and nearly all pictures that the one of train names."""
+    """Whether there are CUB-200's files, or lists and at least 90% of the pictures in that of train."""
     try:
         if all((place.path / name).is_file() for name in _CUB):
             return True
@@ -56,29 +56,29 @@ def recognise(place: Place, settings: DataSettings) -> bool:
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
-    """The pictures that the lists name.
+    """Read the pictures that the lists name.
 
     Raises:
-        DataError: a list is damaged, or its classes differ between splits.
+        DataError: a list is damaged, or another split has classes that train lacks.
     """
     index = place.index()
     known = _by_stem(index.pictures_below(""))
     if all((place.path / name).is_file() for name in _CUB):
-        paths, values, lacking = _read_cub(place.path, known)
+        paths, values, missing = _read_cub(place.path, known)
         shape = "CUB-200's lists"
     else:
         lists = _lists(place.path, settings.label_column)
-        paths, values, lacking = _read_lists(lists, known)
-        called = [os.path.relpath(path, place.path) for path in lists.values()]
-        shape = f"lists of pictures: {', '.join(called)}"
+        paths, values, missing = _read_lists(lists, known)
+        names = [os.path.relpath(path, place.path) for path in lists.values()]
+        shape = f"lists of pictures: {', '.join(names)}"
     if not values.get("train"):
-        raise DataError(f"{printable(str(place.path))}: no picture that its lists give to train is there")
+        raise DataError(f"{printable(str(place.path))}: none of the pictures in its list for train exist")
     class_names, labels, notes = number_classes(values, printable(source))
-    if lacking:
-        notes.append(f"warning: {lacking:,} pictures that the lists name are not there")
+    if missing:
+        notes.append(f"warning: {missing:,} picture(s) in the lists do not exist")
     unlisted = len(index.pictures_below("")) - sum(map(len, paths.values()))
     if unlisted > 0:
-        notes.append(f"{unlisted:,} pictures that no list names were left out")
+        notes.append(f"skipped {unlisted:,} picture(s) that no list names")
     index.keep()
     return Data(
         source,
@@ -90,7 +90,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
 
 
 Found = tuple[dict[str, list[str]], dict[str, list[str | int]], int]
-"""For each split paths and classes; and how many pictures are not there."""
+"""Paths by split, classes by split, and how many pictures do not exist."""
 
 
 def _read_cub(root: Path, known: Mapping[str, str]) -> Found:
@@ -98,22 +98,22 @@ def _read_cub(root: Path, known: Mapping[str, str]) -> Found:
     files, class_of, in_train, classes = (table[name] for name in _CUB)
     paths: dict[str, list[str]] = {"train": [], "test": []}
     values: dict[str, list[str | int]] = {"train": [], "test": []}
-    lacking = 0
+    missing = 0
     for number, path in files.items():
         if class_of.get(number) not in classes or number not in in_train:
             raise DataError(f"{printable(str(root))}: picture {printable(number)} has no class or no split")
         found = _find(path, known)
         if found is None:
-            lacking += 1
+            missing += 1
             continue
         split = "train" if in_train[number] == "1" else "test"
         paths[split].append(found)
         values[split].append(re.sub(r"^\d+\.", "", classes[class_of[number]]))
-    return paths, values, lacking
+    return paths, values, missing
 
 
 def _numbered(path: Path) -> dict[str, str]:
-    """Lines such as ``17 001.Black_footed_Albatross/Black_footed_Albatross_0046_18.jpg``."""
+    """Read lines such as ``17 001.Black_footed_Albatross/Black_footed_Albatross_0046_18.jpg``."""
     lines = (line.strip().partition(" ") for line in read_lines(path) if line.strip())
     return {number: rest.strip() for number, _, rest in lines}
 
@@ -121,22 +121,22 @@ def _numbered(path: Path) -> dict[str, str]:
 def _read_lists(lists: Mapping[str, Path], known: Mapping[str, str]) -> Found:
     paths: dict[str, list[str]] = {}
     lines: dict[str, list[_Line]] = {}
-    lacking = 0
+    missing = 0
     for split, path in lists.items():
         found = [_line(text, known) for text in read_lines(path) if text.strip()]
         lines[split] = [line for line in found if line is not None]
         paths[split] = [known_path for line in lines[split] if (known_path := _find(line.path, known))]
-        lacking += len(found) - len(lines[split])
+        missing += len(found) - len(lines[split])
     words = _words([line for part in lines.values() for line in part])
     values = {
         split: [words.get(_class_of(line)) or as_class(_class_of(line)) or 0 for line in part]
         for split, part in lines.items()
     }
-    return paths, values, lacking
+    return paths, values, missing
 
 
 def _words(lines: Sequence[_Line]) -> dict[str, str]:
-    """Names for labels that are numbers: the folder's, or the file name's beginning, where they fit."""
+    """Names for numeric labels, from folders or file names if these match the labels one to one."""
     for name_of in (_folder, lambda line: re.sub(r"[_-]?\d+$", "", line.path.rpartition("/")[2])):
         pairs = {(line.label, name_of(line)) for line in lines}
         labels, names = Counter(label for label, _ in pairs), Counter(name for _, name in pairs)
@@ -155,7 +155,7 @@ def _folder(line: _Line) -> str:
 
 
 def _line(text: str, known: Mapping[str, str]) -> _Line | None:
-    """A line of a list; None where the picture that it names is not there."""
+    """Parse a line of a list; None if its picture does not exist."""
     text = text.strip()
     if _find(text, known):
         return _Line(text.removeprefix("./"), "")
@@ -167,7 +167,7 @@ def _line(text: str, known: Mapping[str, str]) -> _Line | None:
 
 
 def _find(path: str, known: Mapping[str, str]) -> str | None:
-    """The picture that a list calls so: with or without its suffix, in one of the usual folders."""
+    """The picture that a list calls ``path``, with or without suffix, in one of the usual folders."""
     stem = _stem(path.removeprefix("./"))
     for folder in _PICTURE_FOLDERS:
         for each in (f"{folder}/{path}" if folder else path, f"{folder}/{stem}" if folder else stem):
@@ -177,7 +177,7 @@ def _find(path: str, known: Mapping[str, str]) -> str | None:
 
 
 def _by_stem(paths: Sequence[str]) -> dict[str, str]:
-    """Each picture's path, by that path without its suffix."""
+    """The paths of pictures by path without suffix."""
     return {_stem(path.replace(os.sep, "/")): path for path in paths}
 
 
@@ -187,10 +187,10 @@ def _stem(path: str) -> str:
 
 
 def _lists(root: Path, word: str) -> dict[str, Path]:
-    """The list of each split, all in one folder; the plainest names win, as ``train.txt`` does over others.
+    """The list of each split, all from one folder. The plainest name wins, such as ``train.txt``.
 
     Args:
-        word: only lists that have it in their names count, as ``family`` is in ``images_family_train.txt``.
+        word: only lists with this in their names count: ``family`` selects ``images_family_train.txt``.
     """
     for folder in _LIST_FOLDERS:
         chosen: dict[str, Path] = {}

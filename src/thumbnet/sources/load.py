@@ -1,4 +1,4 @@
-"""Load what the user names as :class:`Data`: ``mnist``, a folder, a file, an archive, ``hf:...``, arrays."""
+"""Load what the user names as :class:`Data`: a folder, file, archive, ``mnist``, ``hf:...`` or arrays."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from thumbnet.sources.python import load_python
 from thumbnet.sources.split_names import SPLITS
 
 NAMED = ("digits", *cifar.ARCHIVES, *idx.PUBLISHED)
-# Other spellings, as :func:`_canonical` compares them: in small letters and without signs.
+# Other spellings, in the form that :func:`_canonical` compares: lower case without ``-`` and ``_``.
 _ALSO = {name.replace("-", ""): name for name in NAMED} | {
     "fmnist": "fashion-mnist",
     "kuzushijimnist": "kmnist",
@@ -56,7 +56,7 @@ def load_data(
     one_class: bool = False,
     **changes: Any,
 ) -> Data:
-    """The splits and class names of a data set.
+    """Load the splits and class names of a data set.
 
     >>> data = load_data("digits")
     >>> len(data.splits["train"]), len(data.splits["test"]), data.class_names[:3]
@@ -65,17 +65,19 @@ def load_data(
     Args:
         source: ``"digits"``; ``"cifar10"``, ``"cifar100"``, ``"mnist"``, ``"fashion-mnist"`` or ``"kmnist"``
             (downloaded once); a folder, a file, or an archive of one (see the modules of
-            :mod:`thumbnet.sources` for their forms); ``"hf:OWNER/NAME"``; or what is in Python already, such
-            as ``(images, labels)`` (see :mod:`thumbnet.sources.python`).
-        data_dir: where downloads and unpacked archives are kept; the user's cache folder by default.
-        settings: a recipe's ``data`` settings; those count that say what is read and what is set aside.
-        progress: called with (bytes so far, bytes in all) during a download.
-        one_class: whether one class is enough, as it is for measuring a network on it.
-        changes: single settings in place of those, such as ``val_fraction=0.1``, ``test_fraction=0.2``,
-            ``split_seed=1``, ``label_pattern=...``: see :class:`~thumbnet.recipes.settings.DataSettings`.
+            :mod:`thumbnet.sources` for their forms); ``"hf:OWNER/NAME"``; or Python objects such as
+            ``(images, labels)`` (see :mod:`thumbnet.sources.python`).
+        data_dir: the folder for downloads and unpacked archives; the user's cache folder by default.
+        settings: a recipe's ``data`` settings, of which those about reading data and setting pictures aside
+            are used.
+        progress: called with (bytes so far, total bytes) during a download.
+        one_class: whether a single class is enough, as it is for an evaluation.
+        changes: single settings that override ``settings``, such as ``val_fraction=0.1``,
+            ``test_fraction=0.2``, ``split_seed=1``, ``label_pattern=...``: see
+            :class:`~thumbnet.recipes.settings.DataSettings`.
 
     Raises:
-        DataError: it cannot be found, fetched or understood; the message says what to do.
+        DataError: the data cannot be found, downloaded or understood; the message says what to do.
         RecipeError: a setting is out of range.
         TypeError: there is no such setting.
     """
@@ -99,8 +101,8 @@ def load_data(
     return with_held_out(data, chosen.test_fraction, chosen.val_fraction, chosen.split_seed, chosen.group_by)
 
 
-# In this order; the first that recognises a place reads it. The folder of pictures comes last: it explains
-# what is accepted where nothing was recognised.
+# Tried in this order: the first form that recognises a place reads it. Folders of pictures come last, because
+# their errors explain what is accepted.
 FORMS: tuple[Form, ...] = (
     cifar,
     stl10,
@@ -124,7 +126,7 @@ def can_be_loaded_again(source: str) -> bool:
 
 
 def _canonical(name: str) -> str:
-    """``MNIST`` and ``fashion_mnist`` as ``mnist`` and ``fashion-mnist``, where there is no such file."""
+    """``mnist`` for ``MNIST``, ``fashion-mnist`` for ``fashion_mnist``, unless a file has that name."""
     spelt = name.lower().replace("-", "").replace("_", "")
     if name in NAMED or spelt not in _ALSO or Path(name).exists():
         return name
@@ -157,7 +159,7 @@ def _load_archive(path: Path, name: str, cache: Path, settings: DataSettings) ->
 
 
 def _read(place: Place, name: str, settings: DataSettings) -> Data:
-    """Read the data in a place by the first form that recognises it, or that recognises its only folder."""
+    """Read a place with the first form that recognises it, or a folder in it that wraps everything."""
     for form in FORMS[:-1]:
         for level in wrapped(place):
             if form.recognise(level, settings):
@@ -175,7 +177,7 @@ def _read(place: Place, name: str, settings: DataSettings) -> Data:
 
 
 def _load_digits() -> Data:
-    """scikit-learn's handwritten digits, 8x8 with grey levels 0 to 16, shown as 32x32 RGB."""
+    """scikit-learn's handwritten digits: 8x8 pixels with grey levels 0 to 16, enlarged to 32x32 RGB."""
     with (resources.files("thumbnet.sources") / "digits.npz").open("rb") as file, np.load(file) as arrays:
         grey, labels = arrays["images"], arrays["labels"]
     levels = np.minimum(grey.astype(np.uint16) * 16, 255).astype(np.uint8)
@@ -187,7 +189,7 @@ def _load_digits() -> Data:
 
 
 def _load_cifar(name: str, cache: Path, settings: DataSettings, progress: DownloadProgress | None) -> Data:
-    """The official binary archive: as found unpacked or packed in ``cache``, else downloaded."""
+    """Load CIFAR from ``cache``, packed or unpacked, or else download the official binary archive."""
     archive = cifar.ARCHIVES[name]
     python_folder = archive.folder.replace("batches-bin", "batches-py").replace("100-binary", "100-python")
     for folder in (cache / archive.folder, cache / python_folder):
@@ -203,6 +205,6 @@ def _load_cifar(name: str, cache: Path, settings: DataSettings, progress: Downlo
             packed = download(archive.url, binary, archive.sha256, progress)
         except DataError as error:
             raise DataError(
-                f"{error}\nIf the official host is slow or away, take the mirror: {command('train', mirror)}"
+                f"{error}\nIf the official host is slow or down, use the mirror: {command('train', mirror)}"
             ) from None
     return _load_archive(packed, name, cache, settings)

@@ -1,4 +1,4 @@
-"""Find the pictures that a manifest's cells name."""
+"""Find the pictures that the cells of a manifest name."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from thumbnet.sources.place import Place
 
 
 class Pictures:
-    """The pictures that a manifest can mean.
+    """The pictures that a manifest can refer to.
 
     Args:
         place: the folder that paths are relative to.
-        trusted: whether paths may lead out of it: the user named the table, and it is not from an archive.
+        trusted: whether paths may lead out of that folder, as they may if the user named the table and it is
+            not from an archive.
     """
 
     def __init__(self, place: Place, trusted: bool) -> None:
@@ -37,7 +38,7 @@ class Pictures:
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
-        """By file name and by file name without its suffix, in lower case."""
+        """The pictures by file name and by file name without suffix, both in lower case."""
         found = defaultdict(list)
         for path in self.all:
             name = os.path.basename(path).casefold()
@@ -46,7 +47,10 @@ class Pictures:
         return found
 
     def find(self, cell: str, base: str, split: str, label: str) -> str | None:
-        """The picture that a cell names, or None: relative to the table's folder ``base``, else by file name.
+        """The picture that a cell names, or None.
+
+        Tries the path relative to the table's folder, ``base``, and then the file name. If several pictures
+        have that name, the folders in the cell, ``split`` and ``label`` decide.
 
         Raises:
             DataError: a path leads out of an archive.
@@ -80,7 +84,7 @@ class Pictures:
             return [entry.name for entry in entries if is_picture_name(entry.name)]
 
     def beside(self, found: set[str]) -> list[str]:
-        """The pictures in the folders of those that were found that are not among them."""
+        """The other pictures in the folders of the ``found`` ones."""
         folders = {os.path.dirname(path) for path in found}
         plain = {os.path.normpath(path) for path in found}
         if "all" in self.__dict__:
@@ -93,7 +97,7 @@ class Pictures:
 
 
 def _best(candidates: list[str], folders: list[str], split: str, label: str) -> str | None:
-    """The candidate whose folders agree best with the cell's, the split or the label; None if several do."""
+    """The candidate whose folders best match the cell's, then the split, then the label; None on a tie."""
     if len(candidates) <= 1:
         return candidates[0] if candidates else None
 

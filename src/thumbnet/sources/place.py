@@ -1,4 +1,4 @@
-"""Where data are: a file or a folder, possibly from an archive."""
+"""Where data are stored: a file or folder, possibly unpacked from an archive."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Place:
     """A file or folder that the user named, or the folder that an archive was unpacked to.
 
     Attributes:
-        path: where it is on disk. An archive's pictures are not there but in its pack: ask :meth:`index`.
-        unpacked: the archive, if there is one.
+        path: its path on disk. The pictures of an archive are in its pack instead; :meth:`index` finds both.
+        unpacked: the unpacked archive that contains it, if any.
     """
 
     path: Path
@@ -35,7 +35,7 @@ class Place:
 
 
 def has_pictures(place: Place) -> bool:
-    """Whether there are pictures in a folder or below; False where it cannot be listed."""
+    """Whether there are pictures in a folder or below it; False if it cannot be listed."""
     try:
         return bool(place.index().pictures_below(""))
     except DataError:
@@ -43,14 +43,14 @@ def has_pictures(place: Place) -> bool:
 
 
 class Form(Protocol):
-    """A form of labelled pictures. Every module that reads one has these two functions."""
+    """A form in which labelled pictures come. Every module that reads one has these two functions."""
 
     def recognise(self, place: Place, settings: DataSettings) -> bool:
         """Whether ``place`` has this form. Looks at names and first bytes only, and never raises."""
 
     def read(self, place: Place, source: str, settings: DataSettings) -> Data:
-        """The data in a place that :meth:`recognise` accepted. ``source`` is what the user named.
+        """Read the data in a place that :meth:`recognise` accepted. ``source`` is what the user named.
 
         Raises:
-            DataError: they cannot be read; the message says what, where and what to do.
+            DataError: the data cannot be read; the message says what is wrong, where, and what to do.
         """

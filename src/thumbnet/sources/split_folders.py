@@ -1,6 +1,6 @@
-"""Decide which folders are splits, and write notes about folders that are not used.
+"""Decide which folders are splits, and note the folders that are not used.
 
-The first part of the decision in :mod:`thumbnet.sources.layout`.
+This is the first part of the decision in :mod:`thumbnet.sources.layout`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from thumbnet.sources.tree import Folder, join
 
 LAYOUTS_HELP = (
     "Expected one of: train/CLASS/* with test/CLASS/* or val/CLASS/* (also Training/, valid/, test_set/, "
-    f"...); CLASS/* alone; pictures with their class in their name ({filenames.KNOWN}), in train/ or "
-    "alone; or CIFAR's own batches."
+    f"...); CLASS/* alone; pictures with the class in the file name ({filenames.KNOWN}), in train/ or "
+    "alone; or CIFAR's original batch files."
 )
 
-# Folders that hold all pictures, and folders of what belongs to them: never classes beside each other.
+# Containers hold all pictures; companions hold what accompanies them, such as masks. A container with
+# companions next to it is not a class.
 _CONTAINER_WORDS = (
     "images image imgs img pictures photos data dataset jpegimages jpg jpeg png labeled labelled"
 )
@@ -36,9 +37,10 @@ class SplitFinder:
     """Finds the splits below ``tree``.
 
     Attributes:
-        base: what to call the tree in messages.
-        top: the folder that holds the splits or classes, once that is known; messages call others below it.
-        notes: what is to be said, so far.
+        base: what messages call the tree.
+        top: the folder that holds the splits or classes; ``tree`` until it is found. Messages show paths
+            relative to it.
+        notes: the notes for the user so far.
     """
 
     def __init__(self, tree: Folder, base: str, settings: DataSettings, packed: bool) -> None:
@@ -48,13 +50,14 @@ class SplitFinder:
         self.top = tree
 
     def _unwrapped(self, folder: Folder) -> Folder:
-        """Enter the single folders in which archives often wrap everything."""
+        """Enter the folders that only wrap the content, as archives often have."""
+        # "here" means this folder. Only an archive is still entered: the user cannot name the folders in it.
         here = self.settings.classes_from == "here"
         while folder.filled():
             filled = folder.filled()
             inner = filled[0]
             if here and (len(filled) > 1 or folder.pictures or not self.packed):
-                return folder  # what is wrapped in an archive cannot be named by itself
+                return folder
             if folder.pictures and (len(filled) > 1 or inner.count <= len(folder.pictures)):
                 return folder
             if len(filled) > 1:
@@ -63,7 +66,7 @@ class SplitFinder:
                 if len(container) != 1 or len(companions) != len(filled) - 1:
                     return folder
                 inner = container[0]
-                self._left_out(companions, f"beside {inner.name}/")
+                self._note_ignored(companions, f"next to {inner.name}/")
             elif not self._wraps(inner) or self._is_only_class(inner):
                 return folder
             if self.settings.classes_from.isdigit() and _depth(inner) < int(self.settings.classes_from):
@@ -71,33 +74,33 @@ class SplitFinder:
             if folder.pictures:
                 if self.settings.label_pattern or self._names_have_labels(folder):
                     return folder
-                self._stray(folder, f"beside {printable(inner.name)}/")
+                self._note_loose_pictures(folder, f"next to {printable(inner.name)}/")
             folder = inner
         return folder
 
     def _is_only_class(self, inner: Folder) -> bool:
-        """Whether the one folder is a class: a network may be measured on pictures of one class alone."""
+        """Whether the only folder is a class: a network may be evaluated on pictures of a single class."""
         plain = not inner.filled() and inner.name.casefold() not in CONTAINERS
         return plain and not self.settings.label_pattern and not self._names_have_labels(inner)
 
     def _wraps(self, inner: Folder) -> bool:
-        """Whether the only folder in another just wraps its content, and is not a split."""
+        """Whether ``inner``, the only folder in another, just wraps its content and is not a split."""
         name = split_name(inner.name)
         if name is None or self._splits_inside(inner) or self.settings.classes_from == "here":
             return True
-        return self.packed and name.split != "train"  # test.zip with test/CLASS/*: all that there is
+        return self.packed and name.split != "train"  # test.zip with only test/CLASS/*: these are the data
 
     def _splits_inside(self, folder: Folder) -> bool:
-        """Whether all folders in it are splits, of two kinds or more: then it wraps them."""
+        """Whether the folder contains nothing but splits: train and at least one other."""
         names = [split_name(each.name) for each in folder.filled()]
         kinds = {name.split for name in names if name and name.rank < 2}
         return "train" in kinds and len(kinds) > 1 and all(names) and not folder.pictures
 
     def _splits(self, top: Folder) -> dict[str, Folder]:
-        """Which folders in ``top`` are splits; none where they are classes.
+        """The split folders in ``top``, or nothing if its folders are classes.
 
         Raises:
-            DataError: that cannot be told from the names.
+            DataError: the names are ambiguous.
         """
         named = {each.path: name for each in top.folders if (name := split_name(each.name)) is not None}
         filled = [each for each in top.filled() if each.path in named]
@@ -108,7 +111,7 @@ class SplitFinder:
             self._note_unsure(filled)
             return {}
         chosen, spare = self._one_for_each(sure, named)
-        for each in filled:  # test-multiple_fruits/ where there is no other test/
+        for each in filled:  # accept test-multiple_fruits/ if there is no other test folder
             name = named[each.path]
             rivals = [e for e in filled if named[e.path].split == name.split]
             if each not in sure and name.split not in chosen and len(rivals) == 1 and "train" in chosen:
@@ -117,18 +120,18 @@ class SplitFinder:
         if not self._are_splits(top, chosen, [each for each in others if each not in spare]):
             return {}
         self._note_splits(top, chosen, named)
-        self._left_out(others, "beside the splits")
+        self._note_ignored(others, "next to the splits")
         if top.pictures:
-            self._stray(top, "beside the splits")
+            self._note_loose_pictures(top, "next to the splits")
         return chosen
 
     def _splits_with_other_words(
         self, filled: list[Folder], named: dict[str, SplitName], sure: list[Folder]
     ) -> list[Folder]:
-        """``mnist_train`` and ``mnist_test``, with the same other word; or one ``mnist_train`` with ``test``.
+        """Accept ``mnist_train`` with ``mnist_test`` (the same other word), or with a plain ``test``.
 
         Raises:
-            DataError: splits and classes in one, as ``train_cats``, ``train_dogs``, ``test_cats``.
+            DataError: names combine a split and a class: ``train_cats``, ``train_dogs``, ``test_cats``.
         """
         weak = [each for each in filled if named[each.path].rank == 2]
         kinds = {named[each.path].split for each in weak}
@@ -139,24 +142,27 @@ class SplitFinder:
         if same and "train" in kinds and len(kinds) == len(weak) > 1:
             return weak
         if len(train) > 1 and len(kinds) > 1:
-            found = ", ".join(f"{self._say(each)}/" for each in weak[:4])
+            found = ", ".join(f"{self._short(each)}/" for each in weak[:4])
             raise DataError(
-                f"{self.base}: {found} have a split and something else in their names. Put each class into "
-                "its split, as train/CLASS and test/CLASS; or, if they are the classes, say so: "
-                "--classes-from here"
+                f"{self.base}: the names of {found} combine a split with something else. Arrange them as "
+                "train/CLASS and test/CLASS. If they are the classes, say so: --classes-from here"
             )
         return []
 
     def _note_unsure(self, weak: list[Folder]) -> None:
-        """Say that a class has a split's name in its own: ``train_station``, ``cifar_test``."""
+        """Note classes whose names contain that of a split: ``train_station``, ``cifar_test``."""
         if weak:
-            found = ", ".join(f"{self._say(each)}/" for each in weak[:3])
+            found = ", ".join(f"{self._short(each)}/" for each in weak[:3])
             self.notes.append(f"{found}: taken as a class, not as a split")
 
     def _one_for_each(
         self, sure: list[Folder], named: dict[str, SplitName]
     ) -> tuple[dict[str, Folder], list[Folder]]:
-        """One folder for each split, and those that also look like one."""
+        """The best folder for each split, and the other candidates.
+
+        Raises:
+            DataError: two folders match a split equally well.
+        """
         by_split: dict[str, list[Folder]] = defaultdict(list)
         for each in sure:
             by_split[named[each.path].split].append(each)
@@ -172,32 +178,32 @@ class SplitFinder:
                 continue
             best = [e for e in candidates if named[e.path].rank == named[candidates[0].path].rank]
             if len(best) > 1:
-                both = " and ".join(f"{self._say(e)}/ ({picture_count(e.count)})" for e in best)
+                both = " and ".join(f"{self._short(e)}/ ({picture_count(e.count)})" for e in best)
                 raise DataError(
-                    f"{self.base}: {both} both look like the {split} split. Rename the one that is not "
-                    "meant, or move it elsewhere"
+                    f"{self.base}: {both} both look like the {split} split. Rename or move the one that "
+                    "is not"
                 )
             chosen[split] = best[0]
             spare += candidates[1:]
         return chosen, spare
 
     def _are_splits(self, top: Folder, chosen: dict[str, Folder], others: list[Folder]) -> bool:
-        """Whether these folders are splits rather than classes among ``others``.
+        """Whether the ``chosen`` folders are splits, rather than classes like the ``others``.
 
         Raises:
-            DataError: that cannot be told.
+            DataError: the names are ambiguous, or train is missing.
         """
-        beside = ", ".join(f"{printable(each.name)}/" for each in others[:3])
+        siblings = ", ".join(f"{printable(each.name)}/" for each in others[:3])
         train = chosen.get("train")
         if train is None:
             found = " and ".join(f"{printable(each.name)}/" for each in chosen.values())
             empty = [each for each in top.folders if not each.count and _is_train(each)]
             if empty:
-                raise DataError(f"{self._full(empty[0])} has no pictures in it, but {found} has")
+                raise DataError(f"{self._full(empty[0])} has no pictures, but {found} has")
             if others:
                 raise DataError(
-                    f"{self.base} has {found} but no train/; beside it: {beside}. Put the training classes "
-                    f"into a folder train/; or, if {found} is a class, say so: --classes-from here"
+                    f"{self.base} has {found} but no train/, only {siblings}. Put the training classes "
+                    f"into a folder train/. If {found} is a class, say so: --classes-from here"
                 )
             one = self._full(next(iter(chosen.values())))
             raise DataError(
@@ -208,23 +214,24 @@ class SplitFinder:
             alone = set(chosen) == {"train"} and not self.settings.label_pattern
             if classes_inside and alone and _look_like_classes(others, train):
                 raise DataError(
-                    f"{self.base}: {printable(train.name)}/ has folders in it as a split has, but {beside} "
-                    "lie beside it as classes do. If it is the training split, name it: "
+                    f"{self.base}: {printable(train.name)}/ contains folders like a split, but the folders "
+                    f"next to it look like classes ({siblings}). If it is the training split, name it: "
                     f"{self._full(train)}. If it is a class, say so: --classes-from here"
                 )
             return True
         if not others:
-            return True  # pictures without labels, which is said later
+            return True  # pictures without labels: reported later
         companions = [each for each in others if each.name.casefold() in _COMPANIONS | CONTAINERS]
         if set(chosen) != {"train"} or len(companions) == len(others):
             found = " and ".join(f"{printable(each.name)}/" for each in chosen.values())
+            looks = "looks like a split" if len(chosen) == 1 else "look like splits"
             raise DataError(
-                f"{self.base}: {found} look like splits, but {filenames.unrecognised(train.pictures)}. If "
-                f"they are classes as {beside} are, say so: --classes-from here"
+                f"{self.base}: {found} {looks}, but {filenames.unrecognised(train.pictures)}. If the folders "
+                f"here are classes, including {siblings}, say so: --classes-from here"
             )
         self.notes.append(
-            f"{printable(train.name)}/ is a class here, not a split: it has no class folders, and lies "
-            f"beside {beside}"
+            f"{printable(train.name)}/ is a class here, not a split: it contains no class folders and is "
+            f"next to {siblings}"
         )
         return False
 
@@ -232,46 +239,46 @@ class SplitFinder:
         try:
             return filenames.labels_from_names(folder.pictures) is not None
         except DataError:
-            return True  # of most of them: reading them says of which not
+            return True  # most names have a label; reading them later reports the others
 
     def _note_splits(self, top: Folder, chosen: dict[str, Folder], named: dict[str, SplitName]) -> None:
-        """Say which folder is which split, where its name is not the split's; and which are empty."""
+        """Note which folder is which split unless the names are plain, and which split folders are empty."""
         if any(each.name not in (split, "valid", "validation") for split, each in chosen.items()):
-            which = ", ".join(f"{self._say(each)}/ is {split}" for split, each in chosen.items())
-            self.notes.append(f"splits by the names of the folders: {which}")
+            which = ", ".join(f"{self._short(each)}/ is {split}" for split, each in chosen.items())
+            self.notes.append(f"splits taken from the folder names: {which}")
         for each in top.folders:
             name = named.get(each.path)
             if not each.count and name is not None:
-                none = "" if name.split in chosen else f": there is no {name.split} split"
-                self.notes.append(f"{self._say(each)}/ has no pictures{none}")
+                missing = "" if name.split in chosen else f": there is no {name.split} split"
+                self.notes.append(f"{self._short(each)}/ has no pictures{missing}")
 
-    # --- what is said ---
+    # --- notes and messages ---
 
-    def _unlabelled(self, folder: Folder, split: str) -> None:
+    def _note_unlabelled(self, folder: Folder, split: str) -> None:
         example = printable(self._below_top([min(folder.pictures_below())])[0])
         first = "unpack the archive, then " if self.packed else ""
-        place = self._say(folder) if self.packed else self._full(folder)
+        place = self._short(folder) if self.packed else self._full(folder)
         self.notes.append(
-            f"{self._say(folder)}/ has no labels ({picture_count(folder.count)}, such as {example}): it is "
-            f"not used as {split}. To classify them after training: {first}thumbnet predict RUN "
+            f"{self._short(folder)}/ has no labels ({picture_count(folder.count)}, such as {example}), so it "
+            f"is not used as {split}. To classify its pictures after training: {first}thumbnet predict RUN "
             f"{_quoted(place)}"
         )
 
-    def _left_out(self, folders: list[Folder], where: str) -> None:
+    def _note_ignored(self, folders: list[Folder], why: str) -> None:
         if folders:
-            found = ", ".join(f"{self._say(each)}/ ({picture_count(each.count)})" for each in folders[:5])
+            found = ", ".join(f"{self._short(each)}/ ({picture_count(each.count)})" for each in folders[:5])
             more = f" and {len(folders) - 5} more" if len(folders) > 5 else ""
-            self.notes.append(f"left out, {where}: {found}{more}")
+            self.notes.append(f"ignored {why}: {found}{more}")
 
-    def _stray(self, folder: Folder, where: str) -> None:
+    def _note_loose_pictures(self, folder: Folder, where: str) -> None:
         example = printable(join(folder.path, min(folder.pictures)))
-        self.notes.append(f"left out, {where}: {picture_count(len(folder.pictures))}, such as {example}")
+        self.notes.append(f"ignored {where}: {picture_count(len(folder.pictures))}, such as {example}")
 
     def _only_skipped(self) -> str:
         count = sum(count for each in self.tree.walk() for _, count in each.skipped)
-        return f", but for {picture_count(count)} in hidden or tool folders" if count else ""
+        return f", except {picture_count(count)} in hidden or tool folders" if count else ""
 
-    def _say(self, folder: Folder) -> str:
+    def _short(self, folder: Folder) -> str:
         """A folder's path below ``top``, for a message."""
         return printable(self._below_top([folder.path])[0])
 
@@ -284,17 +291,17 @@ class SplitFinder:
 
 
 def picture_count(count: int) -> str:
-    """A number of pictures, in words."""
+    """``1 picture``, ``1,000 pictures``."""
     return f"{count:,} picture{'' if count == 1 else 's'}"
 
 
 def _quoted(path: str) -> str:
-    """A path for a command in a message."""
+    """A path for a command in a message, quoted if necessary."""
     return f"'{path}'" if re.search(r"[\s'\"$&;()*?]", path) else path
 
 
 def _depth(folder: Folder) -> int:
-    """How many folders deep the deepest pictures are."""
+    """How many folders deep the deepest pictures are below ``folder``."""
     start = folder.path.count("/") + 1 if folder.path else 0
     return max(
         (each.path.count("/") + 1 if each.path else 0) - start for each in folder.walk() if each.pictures
@@ -302,9 +309,9 @@ def _depth(folder: Folder) -> int:
 
 
 def _look_like_classes(others: list[Folder], train: Folder) -> bool:
-    """Whether the folders next to ``train`` look like classes by their number and size."""
+    """Whether the folders next to ``train`` look like classes, judging by their subfolders and sizes."""
     inside = {each.name.casefold() for each in train.filled()}
-    strange = [each for each in others if {one.name.casefold() for one in each.filled()} - inside]
+    strange = [each for each in others if {child.name.casefold() for child in each.filled()} - inside]
     return bool(strange) or (len(others) > 1 and 2 * sum(each.count for each in others) >= train.count)
 
 

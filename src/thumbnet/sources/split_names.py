@@ -24,7 +24,7 @@ _WORDS = {
     "holdout": "test",
     "heldout": "test",
 }
-_EITHER = frozenset({"eval", "evaluation", "holdout", "heldout"})  # val where there is another test
+_EITHER = frozenset({"eval", "evaluation", "holdout", "heldout"})  # val if there is another test folder
 _AFFIX = (
     "set|sets|data|dataset|image|images|img|imgs|picture|pictures|pic|pics|photo|photos|folder|split|"
     "seg|cls|jpg|jpeg|png|raw|resized|cropped|small|full|final|labeled|labelled|my|the"
@@ -34,14 +34,14 @@ _GLUED = re.compile(rf"(?P<word>{'|'.join(_WORDS)})(?:{_AFFIX})")
 
 
 class SplitName(NamedTuple):
-    """The split in a folder's name.
+    """The split that a folder's name stands for.
 
     Attributes:
         split: ``train``, ``val`` or ``test``.
-        rank: 0 for a plain word such as ``Testing``, 1 with a usual affix (``test_set``, ``01_test``), 2 with
-            other words (``test-multiple_fruits``), which alone does not make it a split.
+        rank: 0 for a plain word such as ``Testing``, 1 with a common affix (``test_set``, ``01_test``), 2
+            with other words (``test-multiple_fruits``), which is not enough to make the folder a split.
         rest: the other words.
-        either: it is ``val`` where another folder is ``test``.
+        either: whether the split becomes ``val`` if another folder is ``test``, as for ``eval``.
     """
 
     split: str
@@ -51,7 +51,7 @@ class SplitName(NamedTuple):
 
 
 def split_name(name: str) -> SplitName | None:
-    """The split that a folder's name means, regardless of case and affixes; None for none or several."""
+    """The split in a folder's name, ignoring case and affixes; None if it names no split or several."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", unicodedata.normalize("NFC", name))
     text = re.sub(r"\b(hold|held)[ _-]*out", r"\1out", re.sub(r"[\W_]+", " ", spaced.casefold()))
     words: list[str] = []
@@ -65,7 +65,7 @@ def split_name(name: str) -> SplitName | None:
             rest.append(token)
     found = {_WORDS[word] for word in words}
     if found == {"train", "val"}:
-        found = {"train"}  # train_val, as VOC has it
+        found = {"train"}  # train_val, as in VOC
     if len(found) != 1:
         return None
     plain = not rest and not re.search(r"\d", text)

@@ -1,39 +1,39 @@
-"""The names below a folder as a tree, and the names of folders without data."""
+"""The files and folders below a folder as a tree of names, and the names of folders that hold no data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-# Folders that systems and tools make. Others whose names begin with a dot are passed over as well.
+# Folders that operating systems and tools create. Other folders whose names begin with a dot are skipped too.
 _TOOLS = (
     "__macosx __pycache__ @eadir @__thumb #recycle #snapshot $recycle.bin lost+found .ipynb_checkpoints "
-    ".git .svn "
-    ".hg .venv .idea .vscode .cache .trash .trashes .thumbnails .appledouble .spotlight-v100 .fseventsd .dvc"
+    ".git .svn .hg .venv .idea .vscode .cache .trash .trashes .thumbnails .appledouble .spotlight-v100 "
+    ".fseventsd .dvc"
 )
 _TOOL_FOLDERS = frozenset([*_TOOLS.split(), "system volume information"])
 
 
 def is_known_tool(name: str) -> bool:
-    """Whether a folder's name is that of a system or tool: ``.ipynb_checkpoints``, ``__MACOSX``, ..."""
+    """Whether a system or tool creates folders of this name: ``.ipynb_checkpoints``, ``__MACOSX``, ..."""
     return name.casefold() in _TOOL_FOLDERS
 
 
 def is_tool_folder(name: str) -> bool:
-    """Whether a folder is passed over: one of a system or tool, or hidden."""
+    """Whether a folder is skipped because it is hidden or created by a tool."""
     return name.startswith(".") or is_known_tool(name)
 
 
 @dataclass
 class Folder:
-    """The names in a folder and below.
+    """The names in a folder and below it.
 
     Attributes:
-        path: where it is, its parts separated by ``/``; ``""`` for the outermost.
-        pictures, ignored: names of files that are pictures by their names, and of others.
-        folders: those in it, sorted by name, but for those of systems and tools.
-        skipped: path, and how many pictures are below, of each folder of a system or tool in it.
-        count: how many pictures are in it and below.
+        path: its path, with parts separated by ``/``; ``""`` for the outermost folder.
+        pictures, ignored: the names of the pictures in it, and of its other files.
+        folders: the folders in it, sorted by name, without hidden folders and those of tools.
+        skipped: the hidden folders and those of tools in it: path and number of pictures below.
+        count: how many pictures are in it and below it.
     """
 
     path: str
@@ -45,15 +45,15 @@ class Folder:
 
     @property
     def name(self) -> str:
-        """The last part of its path."""
+        """The last part of the path."""
         return self.path.rpartition("/")[2]
 
     def filled(self) -> list[Folder]:
-        """The folders in it that hold pictures, at whatever depth."""
+        """The folders in it that hold pictures, at any depth."""
         return [folder for folder in self.folders if folder.count]
 
     def walk(self) -> Iterator[Folder]:
-        """This folder and all below."""
+        """This folder and all folders below it, each before the folders inside it."""
         pending = [self]
         while pending:
             folder = pending.pop()
@@ -61,7 +61,7 @@ class Folder:
             pending += reversed(folder.folders)
 
     def pictures_below(self) -> list[str]:
-        """The paths of all pictures in it and below."""
+        """The paths of all pictures in it and below it."""
         found: list[str] = []
         for folder in self.walk():
             start = join(folder.path, "")
@@ -69,10 +69,10 @@ class Folder:
         return found
 
     def ignored_below(self) -> list[str]:
-        """The paths of all other files in it and below."""
+        """The paths of all other files in it and below it."""
         return [join(folder.path, name) for folder in self.walk() for name in folder.ignored]
 
 
 def join(folder: str, name: str) -> str:
-    """A path below a folder; ``""`` is the outermost."""
+    """The path of ``name`` in ``folder``, where ``""`` is the outermost folder."""
     return f"{folder}/{name}" if folder else name
