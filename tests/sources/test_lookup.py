@@ -37,4 +37,4 @@ def test_a_missing_picture_is_none(pictures: Pictures) -> None:
 
 
 def test_other_pictures_in_the_same_folders_are_listed(pictures: Pictures) -> None:
-    assert pictures.beside({"images/a.png"}) == ["images/b.jpg"]
+    assert pictures.neighbours({"images/a.png"}) == ["images/b.jpg"]

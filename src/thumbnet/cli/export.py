@@ -68,11 +68,11 @@ def execute(options: argparse.Namespace) -> int:
 
     suffix = SUFFIXES[options.format]
     place = Path(options.run).expanduser()
-    beside = place if place.is_dir() else place.parent
-    out = Path(options.out).expanduser() if options.out else beside / f"model{suffix}"
+    folder = place if place.is_dir() else place.parent
+    out = Path(options.out).expanduser() if options.out else folder / f"model{suffix}"
     if out.suffix != Path(f"model{suffix}").suffix:
         raise ThumbnetError(f"--out {out}: a file of this format must end in {suffix}")
-    if out.name == "model.safetensors" and beside == out.parent:
+    if out.name == "model.safetensors" and folder == out.parent:
         raise ThumbnetError(f"{out} is the run's own file: name another with --out FILE")
     data = _data(options)
     with counting("calibrating") as count:

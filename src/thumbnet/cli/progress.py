@@ -117,7 +117,7 @@ class TrainingDisplay(StoppableListener):
         super().on_start(run, state, prepared)
         if prepared.skipped:
             self._line(
-                f"        {len(prepared.skipped)} picture(s) left out, see {run.path / 'skipped.jsonl'}"
+                f"        {len(prepared.skipped)} picture(s) skipped, see {run.path / 'skipped.jsonl'}"
             )
         for text in prepared.notes:
             self._line(f"        {text}")

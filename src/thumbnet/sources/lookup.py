@@ -83,7 +83,7 @@ class Pictures:
         with os.scandir(self._root) as entries:
             return [entry.name for entry in entries if is_picture_name(entry.name)]
 
-    def beside(self, found: set[str]) -> list[str]:
+    def neighbours(self, found: set[str]) -> list[str]:
         """The other pictures in the folders of the ``found`` ones."""
         folders = {os.path.dirname(path) for path in found}
         plain = {os.path.normpath(path) for path in found}

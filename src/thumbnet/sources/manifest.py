@@ -104,7 +104,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
             )
         notes.append(f"{what} and were skipped, such as {missing[0]}")
     notes += _duplicate_notes(splits)
-    unnamed = pictures.beside({path for rows in splits.values() for path in rows.paths})
+    unnamed = pictures.neighbours({path for rows in splits.values() for path in rows.paths})
     if unnamed:
         notes.append(
             f"skipped {len(unnamed):,} picture(s) that no row names, such as {printable(unnamed[0])}"
