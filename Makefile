@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test test-faults fuzz check docs package bench clean
+.PHONY: train test test-faults fuzz check docs package bench records clean
 
 train: $(VENV)/.installed  ## train a real model on the embedded data set
 	$(BIN)/thumbnet train digits
@@ -61,6 +61,10 @@ bench: $(VENV)/.installed-dev  ## measure what docs/results.md and docs/notebook
 		--json $(BENCH)/pareto.json --plot $(BENCH)/pareto.png
 	$(BIN)/python benchmarks/faults.py --json $(BENCH)/faults.json --plot $(BENCH)/faults.png
 	$(BIN)/python benchmarks/howtos.py --json $(BENCH)/howtos.json
+
+# REFERENCE=PATH/airbench94_muon.py also runs the reference in turns, 23 minutes each time. Goes on where it stopped.
+records: $(VENV)/.installed-dev  ## measure the headline numbers from this commit, into docs/records: an hour, or two and a half with REFERENCE
+	$(BIN)/python benchmarks/records.py $(if $(REFERENCE),--reference $(REFERENCE))
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
