@@ -15,14 +15,13 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from thumbnet.data import plugins
 from thumbnet.errors import DataError, printable
 from thumbnet.files import clear_leftovers
 from thumbnet.sources.index import is_picture_name, is_picture_start
 from thumbnet.sources.packed import Pack, PackWriter, Unpacked
-from thumbnet.sources.tar import members
+from thumbnet.sources.tar import Readable, members
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz", ".zip")
 MAX_EXPANSION = 200  # an archive that unpacks to more than this many times its size is refused as a bomb
@@ -123,7 +122,7 @@ class _Writer:
         self._folders: dict[str, str] = {}  # as in the archive: as written
         folder.mkdir()
 
-    def write(self, name: str, source: IO[bytes]) -> None:
+    def write(self, name: str, source: Readable) -> None:
         """Write the content of ``source`` under ``name``.
 
         Raises:
@@ -161,7 +160,7 @@ class _Writer:
             "the target folder"
         )
 
-    def _blocks(self, source: IO[bytes]) -> Iterator[bytes]:
+    def _blocks(self, source: Readable) -> Iterator[bytes]:
         """The content of ``source`` in blocks, counted against the limit: declared sizes may be false."""
         while block := source.read(_BLOCK):
             self._total += len(block)

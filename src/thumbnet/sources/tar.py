@@ -16,7 +16,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple, Self
+from typing import IO, NamedTuple, Protocol, Self
 
 _HEADER = tarfile.BLOCKSIZE
 _CHUNK = 1 << 18  # compressed bytes to read at a time
@@ -25,6 +25,13 @@ _AHEAD = 32  # blocks to decompress ahead
 _XZ, _BZIP2, _GZIP = b"\xfd7zXZ\0", b"BZh", b"\x1f\x8b"
 _ZEROS = bytes(_HEADER)
 _POSIX, _GNU = b"ustar\x0000", b"ustar  \0"
+
+
+class Readable(Protocol):
+    """Something to read from."""
+
+    def read(self, size: int = ..., /) -> bytes:
+        """The next ``size`` bytes, or all; fewer only at the end."""
 
 
 class Member(NamedTuple):
@@ -37,7 +44,7 @@ class Member(NamedTuple):
     """
 
     name: str
-    content: IO[bytes] | None
+    content: Readable | None
 
 
 def members(archive: Path) -> Iterator[Member]:
@@ -126,7 +133,7 @@ def _rest(stream: _Stream) -> Iterator[Member]:
 class _Stream:
     """Sequential reads from a file, with one step back."""
 
-    def __init__(self, file: IO[bytes] | _ReadAhead) -> None:
+    def __init__(self, file: Readable) -> None:
         self._file = file
         self._block, self._at = b"", 0
 
@@ -154,11 +161,10 @@ class _Stream:
         self._block, self._at = data + self._block[self._at :], 0
 
 
-class _Content(io.RawIOBase):
+class _Content:
     """The content of a large member."""
 
     def __init__(self, stream: _Stream, size: int) -> None:
-        super().__init__()
         self._stream, self._left = stream, size
 
     def read(self, size: int = -1) -> bytes:
@@ -199,8 +205,8 @@ class _ReadAhead:
                 self._blocks.get_nowait()
             self._thread.join(0.01)
 
-    def read(self, _: int) -> bytes:
-        """The next block, of up to 1 MiB; empty at the end."""
+    def read(self, size: int = 0) -> bytes:
+        """The next block, of up to 1 MiB whatever ``size`` is; empty at the end."""
         block = self._blocks.get()
         if isinstance(block, Exception):
             raise block
