@@ -27,29 +27,32 @@ def train(
     progress: bool = True,
     listener: Listener | None = None,
     auto_resume: bool = False,
+    minutes: float | None = None,
 ) -> Run:
-    """Train a network, show how it goes, and leave a run's folder.
+    """Train a network, show the progress, and write a run's folder.
 
     >>> run = train("digits", "digits", overrides=["training.epochs=1"], out=tmp / "run", progress=False)
     >>> run.summary["split"], run.summary["epochs"]
     ('test', 1)
 
     Args:
-        data: what :func:`thumbnet.load_data` takes, or what it returned.
+        data: anything that :func:`thumbnet.load_data` accepts or returned.
         recipe: a name, a TOML file, or a :class:`~thumbnet.Recipe`; by default ``digits`` for the
             digits, ``small`` for up to ten thousand training pictures, else ``fast``.
         overrides: ``"section.key=value"`` settings on top of ``recipe``.
-        out: the run's folder; a new one below ``runs/`` by default.
+        out: the run's folder; by default a new one in ``runs/``.
         device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``.
-        data_dir: where downloads are kept.
-        progress: show it: a bar on a terminal, a line an epoch in a notebook (among the cell's output) and
+        data_dir: folder for downloads.
+        progress: show a bar on a terminal, and one line per epoch in a notebook (in the cell's output) or
             elsewhere (on stderr). False prints nothing.
-        listener: is told what happens, in place of what shows the progress.
-        auto_resume: go on with ``out`` if that run was begun, and leave it alone if it is complete: the
-            same call is right however often a scheduler repeats it.
+        listener: receives the events of the training instead of showing the progress.
+        auto_resume: resume the run in ``out`` if it has begun, and return it unchanged if it is complete. A
+            scheduler can then repeat the same call as often as it likes.
+        minutes: train the best network that this computer can in this wall time, which includes decoding and
+            the final evaluation. What was chosen for it is in the run's recipe.
 
     Raises:
-        ThumbnetError: what the user can mend: data, recipe, folder, divergence.
+        ThumbnetError: something that the user can fix: data, recipe, folder, divergence, memory.
     """
     with shown(progress, listener) as told:
         return training.train(
@@ -61,6 +64,7 @@ def train(
             data_dir=data_dir,
             listener=told,
             auto_resume=auto_resume,
+            minutes=minutes,
         )
 
 
@@ -76,27 +80,27 @@ def resume(
     listener: Listener | None = None,
     model: Callable[..., nn.Module] | None = None,
 ) -> Run:
-    """Go on with an unfinished run, to the very result that it would have had uninterrupted.
+    """Resume an unfinished run. The result is the same as without the interruption.
 
     With ``more_epochs``, train a finished run for longer instead.
 
     Args:
         run_path: the run's folder.
-        more_epochs: train a finished run for this many epochs more, in a new folder. The finished run is not
-            changed. The new run starts from its weights, with a new optimizer and new random numbers. The
-            learning rate rises again to where the schedule of one long training would be at that point (30
-            epochs and then 10 more: three quarters through), and falls to its end.
-        out, overrides: for ``more_epochs``: the new run's folder, and settings that are to change.
-        data: the run's data, where they were in memory, such as ``(images, labels)``.
+        more_epochs: train a finished run for this many more epochs, in a new folder. The finished run does
+            not change. The new run starts from its weights, with a new optimizer and new random numbers. Its
+            learning rate starts where the schedule of one long training would be (for 10 more epochs after
+            30: at three quarters), and falls to the end.
+        out, overrides: with ``more_epochs``, the new run's folder and settings to change.
+        data: the run's data, if they were in memory, such as ``(images, labels)``.
         device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``.
         progress, listener: as for :func:`train`.
-        model: the class or function that builds the run's network, where it is one of your own. It is not
-            needed once the code that registers the network has been imported.
+        model: the class or function that builds the run's network, if it is one of your own. It is not
+            needed if the code that registers the network has been imported.
 
     Raises:
-        RunError: no such run, it is complete (or, with ``more_epochs``, not complete), another process
-            trains in it, its checkpoint is damaged, or it needs a network of the user's own.
-        DataError: its data are gone or have changed.
+        RunError: there is no such run, it is complete (or, with ``more_epochs``, not complete), another
+            process is training in it, its checkpoint is damaged, or it needs a network of the user's own.
+        DataError: its data cannot be loaded, or have changed.
     """
     with shown(progress, listener) as told:
         return training.resume(

@@ -268,3 +268,27 @@ def test_one_changed_byte_in_a_checkpoint_is_found(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(RunError, match="the checksum of .* is wrong"):
         run.load_checkpoint()
+
+
+def test_a_checkpoint_from_before_the_plan_changed_belongs_to_the_run(tmp_path: Path) -> None:
+    """A training with a time budget writes the changed plan first, and its checkpoint later."""
+    run = begun(tmp_path / "run")
+    run.write_recipe(load_recipe("tutorial", ["training.steps=40", "training.epochs=2"]))
+    run.save_checkpoint({"recipe": run.recipe.to_toml(), "step": 3})
+    plan = ["training.steps=30", "schedule.planned_at=[0,10]", "schedule.planned_steps=[40,30]"]
+    run.write_recipe(load_recipe("tutorial", plan))
+    assert run.load_checkpoint() is not None
+    run.write_recipe(load_recipe("tutorial", [*plan, "optimizer.lr=0.5"]))
+    with pytest.raises(RunError, match="has changed"):
+        run.load_checkpoint()
+
+
+def test_a_checkpoint_whose_recipe_lacks_newer_keys_can_be_loaded(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    text = run.recipe.to_toml()
+    assert "steps = 0\n" in text
+    run.save_checkpoint({"recipe": text.replace("steps = 0\n", "", 1), "step": 3})
+    assert run.load_checkpoint() is not None
+    run.save_checkpoint({"recipe": "name = [", "step": 3})
+    with pytest.raises(RunError, match="not a checkpoint of this version"):
+        run.load_checkpoint()

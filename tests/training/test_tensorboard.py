@@ -63,7 +63,7 @@ def test_losses_and_scores_are_written_under_their_steps(tmp_path: Path) -> None
     with TensorBoardWriter() as writer:
         writer.on_start(Run(tmp_path), state, nothing)
         for step, loss in enumerate([None, 2.0, 2.0, 1.5], start=1):  # the same loss twice: not read again
-            writer.on_step(StepResult(1, step, 4, step, 8 * step, loss))
+            writer.on_step(StepResult(1, step, 4, step, 4, 8 * step, loss))
         score = Score("test", 0.75, 0.5, 8)
         writer.on_epoch(EpochResult(1, 4, 1.75, 0.1, 2.0, 16.0, None, 0.5, score))
         writer.on_epoch(EpochResult(2, 8, 1.25, 0.05, 2.0, 16.0, score, 0.6))

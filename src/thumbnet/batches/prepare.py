@@ -60,6 +60,12 @@ class Prepared:
     skipped: tuple[tuple[str, str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
+    def with_recipe(self, recipe: Recipe) -> Prepared:
+        """The same pictures in the batches of ``recipe``, which must have the same ``data`` settings."""
+        old = self.train
+        train = TrainBatches(old.engine, old.normalise, recipe, self.preprocessing.size, old.world)
+        return replace(self, train=train)
+
 
 def prepare(
     data: Data,

@@ -1,6 +1,6 @@
-"""The progress of a training, and of other work on many pictures.
+"""Show the progress of a training, and of other work on many pictures.
 
-On a terminal there is a live bar; where the output is a file or a pipe there are plain lines.
+On a terminal this is a live bar. If the output goes to a file or a pipe, plain lines take its place.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ PLAIN_EVERY = 10.0  # seconds between plain lines of progress
 
 
 def _why_no_kernels(state: TrainingState) -> str | None:
-    """Why a training on the CPU has to do without the compiled kernels; None where it has them or a GPU."""
+    """Why a training on the CPU does not use the compiled kernels; None if it does, or runs on a GPU."""
     if state.device.type != "cpu" or state.uses_kernels:
         return None
     if state.compiled:
-        return "torch.compile takes their place"
+        return "torch.compile is used instead"
     from thumbnet.kernels.library import why_off
 
     return why_off() or "they compute in bf16, and the recipe has training.precision = 'fp32'"
 
 
 def _why_kernels_are_not_kept(state: TrainingState) -> str | None:
-    """Why the cache does not keep the kernels that this training uses; None if it does or uses none."""
+    """Why the kernels that this training uses are not in the cache; None if they are, or it uses none."""
     if not state.uses_kernels:
         return None
     from thumbnet.kernels.library import why_not_kept
@@ -66,10 +66,10 @@ class _RateColumn(ProgressColumn):
 
 
 class TrainingDisplay(StoppableListener):
-    """A listener that shows a training. Use as a context manager."""
+    """A listener that shows a training. Use it as a context manager."""
 
     def __init__(self, say_line: Callable[[str], None] = note) -> None:
-        """Show on stderr; ``say_line`` prints the plain lines where stderr is no terminal."""
+        """Show progress on stderr. ``say_line`` prints the plain lines if stderr is not a terminal."""
         super().__init__()
         self.live = progress_console.is_terminal
         self._say_line = say_line
@@ -102,18 +102,18 @@ class TrainingDisplay(StoppableListener):
         self._advance("downloading (MB)", done // 1_000_000, None if total is None else total // 1_000_000)
 
     def on_data(self, data: Data) -> None:
-        """Say what was found."""
+        """Show what was loaded."""
         counts = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
         self._line(f"data    {data.source}: {data.layout}; {len(data.class_names)} classes; {counts}")
         for text in data.notes:
             self._line(f"        {text}")
 
     def on_decode(self, done: int, total: int) -> None:
-        """Show the decoding of a split."""
+        """Show how many pictures are decoded."""
         self._advance("decoding", done, total)
 
     def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:
-        """Say what is about to be trained, and how the outcome is chosen."""
+        """Show what will be trained, and how the result is chosen."""
         super().on_start(run, state, prepared)
         if prepared.skipped:
             self._line(
@@ -181,8 +181,9 @@ class TrainingDisplay(StoppableListener):
         self._began = (time.monotonic(), state.step)
 
     def on_step(self, step: StepResult) -> None:
-        """Move the bar, or print a line now and then."""
-        total = step.steps_per_epoch * self._epochs
+        """Move the bar, or print a line every ``PLAIN_EVERY`` seconds."""
+        total = step.total_steps
+        self._epochs = -(-total // step.steps_per_epoch)
         if step.skipped:
             self._line(f"        step {step.step} skipped: its loss or gradient is not finite")
         assert self._began is not None
@@ -195,7 +196,7 @@ class TrainingDisplay(StoppableListener):
             if "train" not in self.tasks:
                 self.tasks["train"] = self.progress.add_task(text, total=total, loss=loss, rate=rate)
             self.progress.update(
-                self.tasks["train"], description=text, completed=step.step, loss=loss, rate=rate
+                self.tasks["train"], description=text, completed=step.step, total=total, loss=loss, rate=rate
             )
         elif time.monotonic() - self._last_line > PLAIN_EVERY:
             left = (total - step.step) * elapsed / max(1, steps)
@@ -205,7 +206,7 @@ class TrainingDisplay(StoppableListener):
             )
 
     def on_epoch(self, result: EpochResult) -> None:
-        """A line for each epoch, of at most 80 characters."""
+        """Print a line of at most 80 characters."""
         score = "" if math.isnan(result.train_accuracy) else f"  train {100 * result.train_accuracy:.0f} %"
         if result.score is not None:
             score += f"  {result.score.split} {percent(result.score.accuracy)}"
@@ -218,7 +219,7 @@ class TrainingDisplay(StoppableListener):
         )
 
     def on_note(self, text: str) -> None:
-        """A line of what was found."""
+        """Print a note."""
         self._line(f"        {text}")
 
     def _advance(self, what: str, done: int, total: int | None) -> None:
@@ -248,7 +249,7 @@ class TrainingDisplay(StoppableListener):
 
 @contextmanager
 def counting(what: str) -> Iterator[_Counter]:
-    """A bar for work on many pictures; nothing where stderr is no terminal."""
+    """Show a bar for work on many pictures; nothing if stderr is not a terminal."""
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -6,6 +6,7 @@ import argparse
 import json
 import signal
 import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ def add(commands: Any) -> None:
             examples:
               %(prog)s digits
               %(prog)s pictures/ --epochs 20 --val-fraction 0.1
+              %(prog)s cifar10 --minutes 2
               %(prog)s cifar10 --recipe resnet18 --set optimizer.lr=0.05
               %(prog)s --resume runs/2026-11-23-cifar10-resnet18-1
               %(prog)s --resume runs/2026-11-23-cifar10-resnet18-1 --more-epochs 10"""),
@@ -46,6 +48,12 @@ def add(commands: Any) -> None:
         "--auto-resume",
         action="store_true",
         help="resume the run in --out if there is one, for schedulers that repeat the same command",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="train the best network that this computer can in M minutes, start and evaluation included",
     )
     parser.add_argument(
         "--init", metavar="RUN", help="start from the weights of this run or of hf:OWNER/NAME"
@@ -77,6 +85,7 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
+    started = time.perf_counter()  # the imports below take a second, which counts
     _check_what_is_trained(options)
 
     from thumbnet.cli.console import say
@@ -112,6 +121,8 @@ def execute(options: argparse.Namespace) -> int:
                 data_dir=options.data_dir,
                 listener=listener,
                 auto_resume=options.auto_resume,
+                minutes=options.minutes,
+                started=started,
             )
     if not first:
         return 0
@@ -125,16 +136,21 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _check_what_is_trained(options: argparse.Namespace) -> None:
-    """DATA, or a run to go on with; and to that nothing that would change its result."""
+    """Check that DATA or a run to resume is named, and nothing that would change a resumed run's result."""
     if options.data is None and options.resume is None:
         raise ThumbnetError(
             f"name the data, as in: {command('train', 'digits')}\n"
-            f"DATA is {DATA_HELP}. To go on with a run: {command('train', '--resume', 'RUN')}"
+            f"DATA is {DATA_HELP}. To resume a run: {command('train', '--resume', 'RUN')}"
         )
     if options.data is not None and options.resume is not None:
         raise ThumbnetError(
             f"name either DATA or --resume RUN: a resumed run has its own data. To begin a new run from "
             f"the weights of one: {command('train', options.data, '--init', options.resume)}"
+        )
+    if options.minutes is not None and (options.resume is not None or options.epochs is not None):
+        raise ThumbnetError(
+            "--minutes plans the length of a new training: leave out --epochs, and --resume, which continues "
+            "as planned"
         )
     if options.more_epochs is not None:
         if options.resume is None:
@@ -169,14 +185,14 @@ def _check_what_is_trained(options: argparse.Namespace) -> None:
 
 
 class Terminated(BaseException):
-    """SIGTERM, where nothing is to be saved."""
+    """SIGTERM arrived when there was nothing to save."""
 
 
 @contextmanager
 def _stopping(listener: StoppableListener) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM of a training asks it to stop after the step; a second ends it at once.
+    """Let the first Ctrl-C or SIGTERM stop the training after its step, and the second one at once.
 
-    Ends it with 128 + the signal's number, as shells have it and schedulers understand it.
+    The exit status is 128 + the signal's number, the convention of shells and schedulers.
     """
     received = []
 

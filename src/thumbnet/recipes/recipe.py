@@ -101,14 +101,17 @@ class Recipe:
         return recipe
 
     def fitted(self, pictures: int) -> Recipe:
-        """For so many training pictures: with the batches and rates that ``training.min_steps`` asks for."""
-        training, optimizer = self.training, self.optimizer
+        """The recipe for this many training pictures, with smaller batches if ``training.min_steps`` asks."""
+        training = self.training
         if not training.min_steps:
             return self
         an_epoch = kept_per_epoch(min(pictures, self.data.subset_size or pictures), self.data.skip_easy)
         size = max(training.epochs * an_epoch // training.min_steps, SMALLEST_BATCH)
-        if size >= training.batch_size:
-            return self
+        return self.with_batch_size(size) if size < training.batch_size else self
+
+    def with_batch_size(self, size: int) -> Recipe:
+        """The recipe with batches of ``size``, and learning rates that change with the square root of it."""
+        training, optimizer = self.training, self.optimizer
         factor = (size / training.batch_size) ** 0.5
         groups = tuple(g if g.lr is None else replace(g, lr=g.lr * factor) for g in optimizer.groups)
         return replace(

@@ -260,6 +260,9 @@ class ScheduleSettings:
         small_until: fraction of the training with small pictures. 0 is off.
         begin_at: start this far into the schedule, which then runs to its end within the training's steps,
             like the last part of a longer training. ``--more-epochs`` sets it.
+        planned_at, planned_steps: if the training's length changed on the way: from step ``planned_at[i]``
+            on, the rest of the schedule was spread over the steps up to ``planned_steps[i]``. ``--minutes``
+            sets them.
     """
 
     name: Literal["constant", "multistep", "cosine", "linear", "one-cycle"] = "constant"
@@ -271,6 +274,8 @@ class ScheduleSettings:
     small_sides: tuple[float, ...] = (0.75,)
     small_until: float = 0.0
     begin_at: float = 0.0
+    planned_at: tuple[int, ...] = ()
+    planned_steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         stones = self.milestones
@@ -286,6 +291,11 @@ class ScheduleSettings:
         check(ok, "schedule.small_sides", "factors, each in (0, 1]", self.small_sides)
         check(0 <= self.begin_at < 1, "schedule.begin_at", "a fraction in [0, 1)", self.begin_at)
         check(0 <= self.small_until <= 1, "schedule.small_until", "a fraction in [0, 1]", self.small_until)
+        at, steps = self.planned_at, self.planned_steps
+        ok = len(at) == len(steps) and list(at) == sorted(set(at)) and at[:1] in ((), (0,))
+        check(ok, "schedule.planned_at", "rising steps from 0 on, as many as in schedule.planned_steps", at)
+        ok = all(end > max(start, after) for start, end, after in zip(at, steps, (*at, 0)[1:], strict=True))
+        check(ok, "schedule.planned_steps", "step numbers that lie after those of schedule.planned_at", steps)
 
 
 @dataclass(frozen=True)
@@ -296,6 +306,7 @@ class TrainingSettings:
         init: a run's folder, a ``model.safetensors`` or ``hf:OWNER/NAME`` whose weights to start from (the
             last layer's only for classes of the same name). Empty for random weights.
         epochs: passes over the training split.
+        steps: end after this many steps, within the last epoch if need be. 0 is all steps of all epochs.
         batch_size: pictures per step.
         min_steps: if the training would have fewer steps, batches become smaller, down to ``SMALLEST_BATCH``,
             and all learning rates shrink with the square root of the batch size (Krizhevsky 2014,
@@ -322,6 +333,7 @@ class TrainingSettings:
 
     init: str = ""
     epochs: int = 10
+    steps: int = 0
     batch_size: int = 128
     min_steps: int = 0
     micro_batch: int = 0
@@ -339,6 +351,7 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "training.epochs", "1 or more", self.epochs)
+        check(self.steps >= 0, "training.steps", "0 (all) or more", self.steps)
         ok = self.micro_batch == 0 or self.micro_batch >= 2
         check(ok, "training.micro_batch", "0 (the whole batch) or 2 or more", self.micro_batch)
         check(self.min_steps >= 0, "training.min_steps", "0 (off) or more", self.min_steps)

@@ -21,8 +21,10 @@ import io
 import itertools
 import json
 import re
+import tomllib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thumbnet.errors import RunError
+from thumbnet.errors import RecipeError, RunError
 from thumbnet.files import write_file, write_with
 from thumbnet.invocation import command
-from thumbnet.recipes.recipe import Recipe, read_recipe
+from thumbnet.recipes.recipe import Recipe, read_recipe, recipe_from_dict
 from thumbnet.runs.environment import environment
 from thumbnet.runs.finding import is_finished, is_run, no_run
 from thumbnet.runs.weights import WEIGHTS_NAME, write_weights
@@ -178,9 +180,13 @@ class Run:
 
     def begin(self, recipe: Recipe, settings: dict[str, Any], device: torch.device) -> None:
         """Write the recipe, the environment and ``run.json``, before the first step."""
-        write_file(self.path / "recipe.toml", recipe.to_toml())
+        self.write_recipe(recipe)
         write_file(self.path / "environment.json", _pretty(environment(device)))
         write_file(self.path / "run.json", _pretty(settings))
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Write or replace ``recipe.toml``."""
+        write_file(self.path / "recipe.toml", recipe.to_toml())
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rewrite ``metrics.jsonl`` and ``metrics.csv``, so that they always match the checkpoint."""
@@ -221,7 +227,11 @@ class Run:
             raise RunError(f"cannot read {path}: {reason}") from None
         if not isinstance(state, dict) or not isinstance(state.get("recipe"), str):
             raise RunError(f"{path} is not a checkpoint of thumbnet")
-        if state["recipe"] != self.recipe.to_toml():
+        try:
+            begun = recipe_from_dict(tomllib.loads(state["recipe"]))
+        except (tomllib.TOMLDecodeError, RecipeError):
+            raise RunError(f"{path} is not a checkpoint of this version of thumbnet") from None
+        if _without_plan(begun) != _without_plan(self.recipe):
             raise RunError(
                 f"{self.path / 'recipe.toml'} has changed since this run started: restore it, "
                 "or start a new run with the changed recipe"
@@ -244,6 +254,14 @@ class Run:
         if not isinstance(values, dict):
             raise RunError(f"{self.path / name} does not hold a JSON object")
         return values
+
+
+def _without_plan(recipe: Recipe) -> Recipe:
+    """The recipe without the settings that a training with a time budget changes on its way."""
+    if not recipe.training.steps:
+        return recipe
+    schedule = replace(recipe.schedule, planned_at=(), planned_steps=())
+    return replace(recipe, schedule=schedule, training=replace(recipe.training, steps=0, epochs=1))
 
 
 def _is_unbegun(folder: Path) -> bool:

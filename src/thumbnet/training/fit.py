@@ -38,6 +38,7 @@ class StepResult:
         step_in_epoch: steps done in this epoch.
         steps_per_epoch: steps in every epoch.
         step: steps done since the training began.
+        total_steps: steps of the whole training, as planned now.
         pictures: pictures seen so far in this epoch.
         loss: the newest loss that was read from the device; None before the first one.
         skipped: whether this step was skipped, see ``training.on_nonfinite``.
@@ -47,6 +48,7 @@ class StepResult:
     step_in_epoch: int
     steps_per_epoch: int
     step: int
+    total_steps: int
     pictures: int
     loss: float | None
     skipped: bool = False
@@ -78,19 +80,19 @@ def fit(
         DivergedError: a loss is not finite, or too many steps were skipped.
         OutOfMemoryError: a step does not fit into the device's memory.
     """
-    recipe = state.recipe
     newest_loss: float | None = None
-    for epoch in range(state.epoch, recipe.training.epochs):
+    while not state.is_over:
         state.model.train()
         resumed_at = state.seconds_in_epoch
         started = time.perf_counter()
-        for batch in _delivered(state, batches, epoch):
-            loss = train_step(state, batch, factor_at(recipe.schedule, state.step, state.total_steps))
+        for batch in _delivered(state, batches, state.epoch):
+            factor = factor_at(state.recipe.schedule, state.step, state.total_steps)
+            loss = train_step(state, batch, factor)
             state.losses[state.step_in_epoch] = loss
             state.step += 1
             state.pictures_in_epoch += batch.total
             state.seconds_in_epoch = resumed_at + time.perf_counter() - started
-            if state.step_in_epoch % LOOK_EVERY == 0 or state.step_in_epoch == state.steps_per_epoch:
+            if state.step_in_epoch % LOOK_EVERY == 0 or state.epoch_is_over:
                 newest_loss = state.check_losses()
             if on_step is not None:
                 on_step(_step_result(state, newest_loss))
@@ -98,12 +100,12 @@ def fit(
 
 
 def _delivered(state: TrainingState, batches: Batches, epoch: int) -> Iterator[Batch]:
-    """The remaining batches of an epoch. Uploading and augmenting them can run out of memory as well."""
+    """The batches of the steps left in an epoch. Uploading and augmenting can run out of memory as well."""
     size = state.recipe.training.batch_size
     smaller = f"--batch-size {max(2, size // 2)}"
     advice = f"Use a smaller batch: {smaller}; or keep the pictures out of memory: {WORKERS}"
     waiting = iter(batches.epoch(epoch, start=state.step_in_epoch))
-    while True:
+    while not state.epoch_is_over:
         with memory_guard(str(state.device), f"preparing a batch of {size} pictures", advice):
             batch = next(waiting, None)
         if batch is None:
@@ -117,6 +119,7 @@ def _step_result(state: TrainingState, loss: float | None) -> StepResult:
         step_in_epoch=state.step_in_epoch,
         steps_per_epoch=state.steps_per_epoch,
         step=state.step,
+        total_steps=state.total_steps,
         pictures=state.pictures_in_epoch,
         loss=loss,
         skipped=state.skipped[-1:] == [state.step],
@@ -130,7 +133,7 @@ def _finish_epoch(
 ) -> EpochResult:
     """Evaluate if the recipe asks for it, keep the weights that are best on ``val``, and close the epoch."""
     number = state.epoch + 1
-    every, last = state.recipe.evaluation.every, number == state.recipe.training.epochs
+    every, last = state.recipe.evaluation.every, state.step >= state.total_steps
     score = sample = None
     whole = last or (every and number % every == 0)
     chosen = evaluate if whole else evaluate_sample

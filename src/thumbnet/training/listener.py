@@ -34,7 +34,7 @@ class Listener:
         """An epoch is done and its checkpoint is saved."""
 
     def on_note(self, text: str) -> None:
-        """The training found something that the user should know."""
+        """The training found or decided something that the user should know."""
 
     def should_stop(self) -> bool:
         """Called after each step. Return True to save a checkpoint and end the training."""

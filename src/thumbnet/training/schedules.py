@@ -6,6 +6,7 @@ Nothing here counts calls, so the schedule cannot get out of step: the first ste
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,21 +44,52 @@ def factor_at(settings: ScheduleSettings, step: int, total_steps: int) -> float:
 def done_at(settings: ScheduleSettings, step: float, total_steps: int) -> float:
     """The part of the schedule that is over at ``step``, in [0, 1]."""
     done = step / total_steps
+    if settings.planned_at:
+        done = 0.0
+        for start, end, until in zip(
+            settings.planned_at, settings.planned_steps, (*settings.planned_at[1:], math.inf), strict=True
+        ):
+            done += (1 - done) * (min(step, until) - start) / (end - start)
+            if step <= until:
+                break
     return settings.begin_at + (1 - settings.begin_at) * done if settings.begin_at else done
+
+
+def replanned(settings: ScheduleSettings, step: int, total_steps: int, new_total: int) -> ScheduleSettings:
+    """The schedule for a training that at ``step`` decides to end after ``new_total`` steps instead.
+
+    Up to ``step`` nothing changes. From there on, the rest of the schedule is spread over the steps left, so
+    that the training still ends at its last learning rate.
+
+    Args:
+        settings: the schedule until now.
+        step: the number of steps done.
+        total_steps: the number of steps that the training had until now.
+        new_total: its number of steps from now on, greater than ``step``.
+    """
+    at, steps = settings.planned_at or (0,), settings.planned_steps or (total_steps,)
+    if at[-1] == step:
+        at, steps = at[:-1], steps[:-1]
+    return replace(settings, planned_at=(*at, step), planned_steps=(*steps, new_total))
 
 
 def resize_at(settings: ScheduleSettings, images: Tensor, step: int, total_steps: int) -> Tensor:
     """Scale a batch (float [B, C, H, W]) down to the size that pictures have at ``step``, antialiased."""
     done = done_at(settings, step, total_steps)
-    if done >= settings.small_until:
-        return images
     height, width = images.shape[-2:]
-    sides = settings.small_sides
-    number = min(int(done / settings.small_until * len(sides)), len(sides) - 1)
-    size = _scaled(sides[number], height, width)
+    size = size_at(settings, done, (height, width))
     if size == (height, width):
         return images
     return F.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def size_at(settings: ScheduleSettings, done: float, size: tuple[int, int]) -> tuple[int, int]:
+    """The size (height, width) of pictures of ``size`` when the part ``done`` of the schedule is over."""
+    if done >= settings.small_until:
+        return size
+    sides = settings.small_sides
+    number = min(int(done / settings.small_until * len(sides)), len(sides) - 1)
+    return _scaled(sides[number], *size)
 
 
 def smaller_sizes(settings: ScheduleSettings, size: tuple[int, int]) -> list[tuple[int, int]]:

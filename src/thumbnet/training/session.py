@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from thumbnet.training.listener import Listener
 from thumbnet.training.mirrored import find_mirrored
 from thumbnet.training.results import Findings, Measured, RepeatTeller, measure, summary_of
 from thumbnet.training.state import Score, TrainingState
+from thumbnet.training.time_budget import TimeBudget
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Session:
         started: when the training began, in seconds of ``time.perf_counter``. For a resumed run, the time
             that it had taken before is subtracted.
         fingerprint: fingerprint of ``data`` before pictures were set aside for calibration.
+        budget: changes the number of steps so that the training ends in time; None for no time.
     """
 
     run: Run
@@ -48,6 +50,7 @@ class Session:
     listener: Listener
     started: float
     fingerprint: str
+    budget: TimeBudget | None = None
     _last_saved: float = field(default_factory=time.monotonic)
     _newest_logits: torch.Tensor | None = None  # this process's share of the watched split
 
@@ -73,6 +76,8 @@ class Session:
         repeats = None
         if self.world.is_first:
             repeats = RepeatTeller(self.run, self.prepared, self.data.class_names, self.listener)
+        if self.budget is not None:
+            self.budget.begin()
         try:
             self._fit(repeats)
         except UnreadableImageError:
@@ -122,7 +127,9 @@ class Session:
         return memory_guard(str(self.state.device), f"evaluating {size} pictures at a time", advice)
 
     def _on_step(self, step: StepResult) -> None:
-        self.listener.on_step(step)
+        if self.budget is not None:
+            self._keep_to(self.budget)
+        self.listener.on_step(replace(step, total_steps=self.state.total_steps))
         settings = self.state.recipe.checkpoint
         due = settings.minutes > 0 and time.monotonic() - self._last_saved > 60 * settings.minutes
         due = due or (settings.steps > 0 and step.step % settings.steps == 0)
@@ -132,6 +139,16 @@ class Session:
         if stop:
             options = code_options(self.state.recipe.model.name)
             raise InterruptedRunError(self.run.path, self.state.epoch + 1, self.state.step, options)
+
+    def _keep_to(self, budget: TimeBudget) -> None:
+        """Change the number of steps if the training would not end in time, and write down the new plan."""
+        before = self.state.recipe
+        note = budget.after_step(self.state, self.world)
+        if self.state.recipe is not before and self.world.is_first:
+            # Before the next checkpoint: an earlier one goes on with the new plan just as well.
+            self.run.write_recipe(self.state.recipe)
+        if note:
+            self.listener.on_note(note)
 
     def save(self) -> None:
         """Write a checkpoint and the metrics up to now."""

@@ -7,7 +7,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from thumbnet.models import DataInitialised, build_model
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.seeds import derive_seed
 from thumbnet.training.optimizers import build_optimizer
-from thumbnet.training.schedules import factor_at, smaller_sizes
+from thumbnet.training.schedules import factor_at, replanned, smaller_sizes
 from thumbnet.training.transfer import begin_from
 
 INITIAL_PICTURES = 5000  # pictures for networks that initialise weights from data; more make no difference
@@ -107,7 +107,8 @@ class TrainingState:
         self.world = world
         self.device = device
         self.steps_per_epoch = steps_per_epoch
-        self.total_steps = steps_per_epoch * recipe.training.epochs
+        whole = steps_per_epoch * recipe.training.epochs
+        self.total_steps = min(recipe.training.steps or whole, whole)
         self.bf16 = use_bf16(recipe.training.precision, device)
         self.layout = torch.channels_last if recipe.training.channels_last else torch.contiguous_format
         self.model: nn.Module = model.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
@@ -160,6 +161,16 @@ class TrainingState:
         return self.step - self.epoch * self.steps_per_epoch
 
     @property
+    def epoch_is_over(self) -> bool:
+        """Whether the current epoch has had all of its steps. The last epoch may end early."""
+        return self.step_in_epoch >= self.steps_per_epoch or self.step >= self.total_steps
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the training has reached its last step, and that epoch's result is in the history."""
+        return bool(self.history) and self.history[-1].step >= self.total_steps
+
+    @property
     def lr(self) -> float:
         """The recipe's learning rate at the current step."""
         return self.recipe.optimizer.lr * factor_at(self.recipe.schedule, self.step, self.total_steps)
@@ -168,6 +179,15 @@ class TrainingState:
     def evaluated_model(self) -> nn.Module:
         """The network to evaluate and keep: the average of the weights if the recipe asks for one."""
         return self.model if self.average is None else self.average
+
+    def replan(self, total_steps: int) -> None:
+        """Change the length of the training to ``total_steps``, more than are done; see :func:`replanned`."""
+        training = replace(
+            self.recipe.training, steps=total_steps, epochs=-(-total_steps // self.steps_per_epoch)
+        )
+        schedule = replanned(self.recipe.schedule, self.step, self.total_steps, total_steps)
+        self.recipe = replace(self.recipe, training=training, schedule=schedule)
+        self.total_steps = total_steps
 
     def final_weights(self) -> dict[str, Tensor]:
         """The weights to keep: those of the epoch that is best on ``val``, else the newest ones."""
@@ -229,7 +249,8 @@ class TrainingState:
         """Mean loss of this epoch's steps, without skipped ones; nan if there are no others."""
         done = torch.arange(self.epoch * self.steps_per_epoch + 1, self.step + 1)
         kept = ~torch.isin(done, torch.tensor(self.skipped, dtype=torch.int64))
-        return float(self.all_losses()[kept].double().mean()) if bool(kept.any()) else math.nan
+        losses = self.all_losses()[: len(done)]
+        return float(losses[kept].double().mean()) if bool(kept.any()) else math.nan
 
     def check_losses(self) -> float:
         """Check this epoch's losses and return the newest one.

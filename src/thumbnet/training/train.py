@@ -35,6 +35,7 @@ from thumbnet.training.continue_run import Continuation, continuation
 from thumbnet.training.listener import Listener
 from thumbnet.training.session import Session
 from thumbnet.training.state import TrainingState, build_state
+from thumbnet.training.time_budget import TimeBudget, check_free_of_length, check_minutes, may_widen
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Plan:
     """What a new training should do.
 
     Attributes:
-        data, recipe, overrides, out, data_dir: see :func:`train`.
+        data, recipe, overrides, out, data_dir, minutes: see :func:`train`.
         continued: the finished run that this one continues, if any.
     """
 
@@ -52,6 +53,7 @@ class Plan:
     out: str | Path | None
     data_dir: str | Path | None
     continued: Continuation | None = None
+    minutes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def train(
     data_dir: str | Path | None = None,
     listener: Listener | None = None,
     auto_resume: bool = False,
+    minutes: float | None = None,
+    started: float | None = None,
 ) -> Run:
     """Train a network and write a run's folder.
 
@@ -103,11 +107,17 @@ def train(
         listener: receives the events of the training.
         auto_resume: resume the run in ``out`` if it has begun, and return it unchanged if it is complete. A
             scheduler can then repeat the same call as often as it likes.
+        minutes: wall time for everything, from ``started`` to the final evaluation. The number of steps, and
+            for FastNet the width, are chosen for it; see :mod:`thumbnet.training.time_budget`.
+        started: when the clock started, in seconds of ``time.perf_counter``; by default now.
 
     Raises:
         ThumbnetError: something that the user can fix: data, recipe, folder, divergence, memory.
     """
-    started = time.perf_counter()
+    started = time.perf_counter() if started is None else started
+    if minutes is not None:
+        check_minutes(minutes)
+        check_free_of_length(overrides)
     if auto_resume and out is None:
         raise RunError("--auto-resume needs the run's folder by name: --out DIR")
     with joined() as world, deterministic():
@@ -118,7 +128,7 @@ def train(
                 asked_recipe(recipe, overrides)
             given = None if isinstance(data, str | Path) else data
             return _resume(out, given, call, complete_is_fine=True)
-        return _begin(Plan(data, recipe, overrides, out, data_dir), call)
+        return _begin(Plan(data, recipe, overrides, out, data_dir, minutes=minutes), call)
 
 
 def resume(
@@ -189,10 +199,16 @@ def _begin(plan: Plan, call: Call) -> Run:
             _check_unchanged(plan.continued, fingerprint, data.source)
         prepared = prepare(data, recipe, device, listener.on_decode, world)
     _check_same_everywhere(fingerprint, data.source, world)
+    budget = None
+    if plan.minutes is not None:
+        budget = TimeBudget(plan.minutes, call.started, may_widen(plan.recipe, plan.overrides, recipe))
+        recipe, note = world.from_first(budget.plan(recipe, prepared, len(data.class_names), device))
+        prepared = prepared.with_recipe(recipe)
+        listener.on_note(note)
     state = build_state(recipe, prepared, data.class_names, device, world)
     run = Run.create(plan.out, data.source, recipe.name) if world.is_first else Run(Path())
     run = Run(world.from_first(run.path))
-    session = Session(run, data, prepared, state, listener, call.started, fingerprint)
+    session = Session(run, data, prepared, state, listener, call.started, fingerprint, budget)
     with run.locked(_wait(world)) if world.is_first else nullcontext():
         if world.is_first:
             run.write_skipped(prepared.skipped)
@@ -264,11 +280,13 @@ def _restore(state: TrainingState, checkpoint: dict[str, Any], run: Run) -> floa
 
 def _settings(plan: Plan, data: Data, fingerprint: str) -> dict[str, Any]:
     """The contents of ``run.json``."""
-    settings = {
+    settings: dict[str, Any] = {
         "data": _where_again(data.source),
         "data_dir": None if plan.data_dir is None else str(Path(plan.data_dir).resolve()),
         "fingerprint": fingerprint,
     }
+    if plan.minutes is not None:
+        settings["minutes"] = plan.minutes
     return settings if plan.continued is None else {**settings, "continues": plan.continued.record}
 
 

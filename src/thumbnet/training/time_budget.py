@@ -1,0 +1,350 @@
+"""Plan a training that ends after a given wall time, and keep to the plan.
+
+``thumbnet train DATA --minutes M`` measures for a second or two how long a step takes, and chooses how many
+steps, and how wide a network, fit into what is left of M minutes after decoding and before the final
+evaluation. While the training runs, :class:`TimeBudget` compares its pace with the measured one. If the end
+moves away from M minutes, because other work slows the computer down or has ended, it changes the number of
+steps. The learning rate then falls to its end over the steps that are left; the schedule is never cut off.
+
+What was chosen, first and later, is in the run's recipe (``training.steps``, ``schedule.planned_at``), so a
+resumed or repeated run does exactly the same without a clock.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from thumbnet.batches.batches import Batch
+from thumbnet.batches.prepare import Prepared
+from thumbnet.distributed import World
+from thumbnet.errors import RecipeError, memory_guard
+from thumbnet.hardware import autocast
+from thumbnet.models import build_model
+from thumbnet.recipes.recipe import Recipe, recipe_names
+from thumbnet.recipes.settings import SMALLEST_BATCH, ScheduleSettings, kept_per_epoch
+from thumbnet.training.schedules import done_at, size_at, smaller_sizes
+from thumbnet.training.state import TrainingState
+from thumbnet.training.step import accumulate_gradients
+
+Size: TypeAlias = tuple[int, int]
+
+LONGEST = 60 * 24 * 30  # minutes: a month
+MEASURED = 256  # pictures in the batches that are timed
+MEASURE_SECONDS = 0.25  # for each picture size, after a first pass
+LEAST_STEPS = 10
+# If the time is enough for fewer or more epochs than these, a narrower or wider network makes better use of
+# it (docs/notebook/minutes.md).
+NARROW_BELOW, NARROW = 2.5, 0.5
+WIDE_ABOVE, WIDE = 40.0, 2.0
+UNSURE = 0.5  # share of pictures that adaptive test-time augmentation looks at in all views, at a guess
+VIEWS = {"none": 1.0, "mirror": 2.0, "mirror-shift": 6.0, "adaptive": 1.0 + 5 * UNSURE}
+AT_THE_END = 1.0  # seconds for writing, comparing and the rest after the last evaluation
+RESOLUTION = 200  # parts of the schedule over which step times are averaged
+CHECK_SECONDS = 1.0  # between two looks at the clock
+TOLERANCE = 0.015  # of the budget: how far the end may move before the plan changes
+NOTED = 0.05  # relative change in the steps left from which the user is told
+SELDOM = 0.04  # of the budget: the least time between two changes of the plan
+LAST_CHANGE = 0.97  # of the schedule: afterwards the plan stays
+
+
+def check_minutes(minutes: float) -> None:
+    """Check a budget.
+
+    Raises:
+        RecipeError: not a positive number, or more than a month.
+    """
+    if not (math.isfinite(minutes) and 0 < minutes <= LONGEST):
+        raise RecipeError(
+            f"--minutes {minutes:g}: expected a number of minutes, above 0 and at most {LONGEST:,}"
+        )
+
+
+def check_free_of_length(overrides: Sequence[str]) -> None:
+    """Check that no setting names the training's length, which the time decides.
+
+    Raises:
+        RecipeError: one does.
+    """
+    for assignment in overrides:
+        key = assignment.partition("=")[0].strip()
+        if key in ("training.epochs", "training.steps"):
+            raise RecipeError(f"{key} and --minutes cannot go together: the time decides how long to train")
+
+
+def may_widen(asked: str | Path | Recipe | None, overrides: Sequence[str], recipe: Recipe) -> bool:
+    """Whether the network's width may be chosen: FastNet's, unless the user names it or brings a recipe."""
+    named = any(assignment.partition("=")[0].strip() == "model.width" for assignment in overrides)
+    own = asked is not None and asked not in recipe_names()
+    return recipe.model.name == "fastnet" and recipe.model.width == 1 and not named and not own
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast this computer trains and evaluates a network.
+
+    Attributes:
+        per_picture: seconds to train on one picture, by its size (height, width).
+        per_step: seconds that a step takes in addition, mostly for the optimizer.
+        evaluating: seconds to classify one picture in one view.
+    """
+
+    per_picture: Mapping[Size, float]
+    per_step: float
+    evaluating: float
+
+    def step(self, size: Size, batch_size: int) -> float:
+        """Seconds of a step of ``batch_size`` pictures of ``size``."""
+        return self.per_picture[size] * batch_size + self.per_step
+
+
+def measure_speed(recipe: Recipe, prepared: Prepared, classes: int, device: torch.device) -> Speed:
+    """Time a new network of ``recipe`` on random pictures; takes a second or two.
+
+    Raises:
+        OutOfMemoryError: a step does not fit into the device's memory.
+    """
+    size = prepared.preprocessing.size
+    count = min(MEASURED, recipe.training.batch_size)
+    sizes = [*smaller_sizes(recipe.schedule, size), size]
+    plain = replace(recipe, training=replace(recipe.training, compile=False, micro_batch=0))
+    advice = "Use a narrower network: --set model.width=0.5"
+    with torch.random.fork_rng(devices=[]), memory_guard(str(device), f"with {count} pictures", advice):
+        state = TrainingState(build_model(plain.model, classes, sizes=sizes), plain, 1, device)
+        labels = torch.randint(classes, (count,), device=device)
+
+        def pictures(size: Size) -> torch.Tensor:
+            return torch.randn(count, 3, *size, device=device).contiguous(memory_format=state.layout)
+
+        def train_on(images: torch.Tensor) -> None:
+            state.optimizer.zero_grad()
+            float(accumulate_gradients(state, Batch(images, labels)))
+
+        def classify(images: torch.Tensor) -> None:
+            with torch.inference_mode(), autocast(state.bf16, device):
+                float(state.model(images).sum())
+
+        def optimize(_: torch.Tensor) -> None:
+            state.optimizer.step()
+            float(next(state.model.parameters()).sum())
+
+        state.model.train()
+        per_picture = {one: _seconds(train_on, pictures(one)) / count for one in sizes}
+        per_step = _seconds(optimize, pictures(size))
+        state.model.eval()
+        return Speed(per_picture, per_step, _seconds(classify, pictures(size)) / count)
+
+
+def _seconds(work: Callable[[torch.Tensor], None], images: torch.Tensor) -> float:
+    """The median time of ``work`` on ``images``, after a first call that does not count."""
+    work(images)
+    times: list[float] = []
+    until = time.perf_counter() + MEASURE_SECONDS
+    while not times or (time.perf_counter() < until and len(times) < 50):
+        started = time.perf_counter()
+        work(images)
+        times.append(time.perf_counter() - started)
+    return sorted(times)[len(times) // 2]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a training with its evaluations costs, in seconds.
+
+    Attributes:
+        speed: as measured.
+        schedule: says when pictures are small.
+        size: the full size, height and width.
+        batch_size: pictures per step, of one process.
+        per_epoch: seconds of evaluation after an epoch, on average.
+        at_the_end: seconds after the last step.
+    """
+
+    speed: Speed
+    schedule: ScheduleSettings
+    size: Size
+    batch_size: int
+    per_epoch: float
+    at_the_end: float
+
+    def mean_step(self, done: float = 0.0) -> float:
+        """Mean seconds of the steps after the part ``done`` of the schedule."""
+        parts = [done + (1 - done) * (part + 0.5) / RESOLUTION for part in range(RESOLUTION)]
+        sizes = [size_at(self.schedule, part, self.size) for part in parts]
+        return sum(self.speed.step(size, self.batch_size) for size in sizes) / RESOLUTION
+
+
+def costs(recipe: Recipe, prepared: Prepared, speed: Speed) -> Costs:
+    """What a training of ``recipe`` costs at ``speed``."""
+    watched = next(
+        (prepared.evaluation[name] for name in ("val", "test") if name in prepared.evaluation), None
+    )
+    settings, processes = recipe.evaluation, prepared.train.world.size
+    pictures = 0 if watched is None else len(watched.engine.labels)
+    sampled = min(settings.sample, pictures)
+    each = pictures / settings.every + sampled * (1 - 1 / settings.every) if settings.every else sampled
+    measured = sum(
+        len(batches.engine.labels) for name, batches in prepared.evaluation.items() if name != "val"
+    )
+    last = VIEWS[settings.tta] * measured + pictures
+    return Costs(
+        speed,
+        recipe.schedule,
+        prepared.preprocessing.size,
+        -(-recipe.training.batch_size // processes),
+        each * speed.evaluating / processes,
+        last * speed.evaluating / processes + AT_THE_END,
+    )
+
+
+def fit_steps(recipe: Recipe, prepared: Prepared, speed: Speed, seconds: float) -> Recipe:
+    """The recipe with as many steps as fit into ``seconds``, which include the final evaluation.
+
+    As ``training.min_steps`` asks, batches become smaller where there would be too few steps.
+    """
+    pictures = kept_per_epoch(prepared.train.count, recipe.data.skip_easy)
+    least = recipe.training.min_steps
+    found = costs(recipe, prepared, speed)
+    step = found.mean_step() + found.per_epoch * recipe.training.batch_size / pictures
+    left = seconds - found.at_the_end
+    if left / step < least:
+        per_picture = (step - speed.per_step) / recipe.training.batch_size
+        size = int((left / least - speed.per_step) / per_picture)
+        recipe = recipe.with_batch_size(min(max(size, SMALLEST_BATCH), recipe.training.batch_size))
+        step = per_picture * recipe.training.batch_size + speed.per_step
+    steps = max(LEAST_STEPS, int(left / step))
+    batch = min(recipe.training.batch_size, pictures)
+    per_epoch = pictures // batch if recipe.training.drop_last else -(-pictures // batch)
+    training = replace(recipe.training, steps=steps, epochs=-(-steps // per_epoch), min_steps=0)
+    return replace(recipe, training=training)
+
+
+@dataclass
+class TimeBudget:
+    """A training's wall time: the first plan, and the changes to it while the training runs.
+
+    Attributes:
+        minutes: the whole time, from ``started`` to the end of the final evaluation.
+        started: when the clock started, in seconds of ``time.perf_counter``.
+        may_widen: whether the width of the network may be chosen.
+        clock: gives the time in seconds.
+    """
+
+    minutes: float
+    started: float
+    may_widen: bool = False
+    clock: Callable[[], float] = time.perf_counter
+    _costs: Costs | None = None
+    _expected: float = 0.0  # seconds for the steps since the last look, at the measured speed
+    _since: float = 0.0  # when the clock was last read
+    _pace: list[tuple[float, float]] = field(default_factory=list)  # (expected, taken) of recent looks
+    _changed: float = 0.0  # when the plan was last changed
+    _told: float = 1.0  # the pace at which the user was last told of a change
+
+    @property
+    def deadline(self) -> float:
+        """When the training should end, in seconds of ``time.perf_counter``."""
+        return self.started + 60 * self.minutes
+
+    def plan(
+        self, recipe: Recipe, prepared: Prepared, classes: int, device: torch.device
+    ) -> tuple[Recipe, str]:
+        """Choose the number of steps and the network's width.
+
+        Returns:
+            The recipe for the training, and a sentence that says what was chosen and why.
+
+        Raises:
+            OutOfMemoryError: a step does not fit into the device's memory.
+        """
+        before = self.clock() - self.started
+        speed = measure_speed(recipe, prepared, classes, device)
+        chosen, epochs = self._fitted(recipe, prepared, speed)
+        other = NARROW if epochs < NARROW_BELOW else WIDE if epochs > WIDE_ABOVE else None
+        if self.may_widen and other is not None:
+            recipe = replace(recipe, model=replace(recipe.model, width=other))
+            speed = measure_speed(recipe, prepared, classes, device)
+            chosen, epochs = self._fitted(recipe, prepared, speed)
+        found = self._costs = costs(chosen, prepared, speed)
+        total = chosen.training.steps
+        width = f" of width {chosen.model.width:g}" if self.may_widen else ""
+        note = (
+            f"{self.minutes:g} minute(s): {before:.0f} s until now, about {found.at_the_end:.0f} s at the "
+            f"end; {1 / speed.per_picture[found.size]:,.0f} pictures/s at full size, so {total:,} steps "
+            f"({epochs:.1f} epochs){width}"
+        )
+        if total == LEAST_STEPS:
+            note = f"warning: {self.minutes:g} minute(s) are too short for a training; it will take longer"
+        return chosen, note
+
+    def _fitted(self, recipe: Recipe, prepared: Prepared, speed: Speed) -> tuple[Recipe, float]:
+        """The recipe for the time that is left, and its number of epochs."""
+        chosen = fit_steps(recipe, prepared, speed, self.deadline - self.clock())
+        return chosen, chosen.training.steps / len(prepared.with_recipe(chosen).train)
+
+    def begin(self) -> None:
+        """Start to compare the pace with the plan; call it before the first step."""
+        self._since = self._changed = self.clock()
+
+    def after_step(self, state: TrainingState, world: World) -> str | None:
+        """Look at the clock after a step, and change the number of steps if the end has moved.
+
+        Returns:
+            A sentence for the user if the change is large, else None.
+        """
+        found = self._costs
+        assert found is not None
+        schedule, total = state.recipe.schedule, state.total_steps
+        last = done_at(schedule, state.step - 0.5, total)
+        self._expected += found.speed.step(size_at(schedule, last, found.size), found.batch_size)
+        if state.step_in_epoch == 0 or state.epoch_is_over:
+            self._expected += found.per_epoch
+        now = self.clock()
+        # All processes must decide the same, so the first one decides, at steps that all know.
+        due = state.step % 10 == 0 if world.size > 1 else now - self._since > CHECK_SECONDS
+        if not due:
+            return None
+        new_total = world.from_first(self._new_total(state, now) if world.is_first else None)
+        if new_total is None:
+            return None
+        change = (new_total - state.step) / max(1, total - state.step)
+        state.replan(new_total)
+        pace = self._recent_pace()
+        if abs(change - 1) < NOTED and abs(pace / self._told - 1) < 2 * NOTED:
+            return None
+        self._told = pace
+        how = f"{abs(pace - 1):.0%} {'slower' if pace > 1 else 'faster'} than measured"
+        epochs = new_total / state.steps_per_epoch
+        return f"{how}: {epochs:.1f} epochs instead of {total / state.steps_per_epoch:.1f}, to end in time"
+
+    def _recent_pace(self) -> float:
+        """Seconds taken per second expected."""
+        expected, taken = (sum(column) for column in zip(*self._pace, strict=True))
+        return taken / expected
+
+    def _new_total(self, state: TrainingState, now: float) -> int | None:
+        """The number of steps with which the training ends in time; None for no change."""
+        found = self._costs
+        assert found is not None
+        self._pace.append((self._expected, now - self._since))
+        # The pace of the last tenth of the budget, or of the last ten seconds, counts.
+        while len(self._pace) > 1 and sum(taken for _, taken in self._pace[1:]) > max(10.0, 6 * self.minutes):
+            self._pace.pop(0)
+        self._expected, self._since = 0.0, now
+        done = done_at(state.recipe.schedule, state.step, state.total_steps)
+        if done > LAST_CHANGE or now - self._changed < SELDOM * 60 * self.minutes:
+            return None
+        pace = self._recent_pace()
+        step = found.mean_step(done) + found.per_epoch / state.steps_per_epoch
+        left = self.deadline - now - pace * found.at_the_end
+        planned = (state.total_steps - state.step) * step * pace
+        if abs(planned - left) < max(TOLERANCE * 60 * self.minutes, step * pace):
+            return None
+        self._changed = now
+        return state.step + max(1, round(left / (step * pace)))

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import coloured_data
+from thumbnet.batches.prepare import Prepared, prepare
+from thumbnet.distributed import ALONE
+from thumbnet.errors import InterruptedRunError, RecipeError
+from thumbnet.models import build_model
+from thumbnet.recipes.recipe import Recipe, load_recipe
+from thumbnet.runs.folder import Run
+from thumbnet.training.fit import StepResult
+from thumbnet.training.listener import Listener
+from thumbnet.training.schedules import done_at, factor_at
+from thumbnet.training.state import EpochResult, TrainingState
+from thumbnet.training.time_budget import (
+    LEAST_STEPS,
+    Speed,
+    TimeBudget,
+    check_minutes,
+    costs,
+    fit_steps,
+    may_widen,
+    measure_speed,
+)
+from thumbnet.training.train import resume, train
+
+CPU = torch.device("cpu")
+SPEED = Speed({(16, 16): 0.001, (20, 20): 0.002, (24, 24): 0.003, (32, 32): 0.004}, 0.01, 0.0005)
+QUICK = ["model.width=0.125", "data.engine=memory", "training.precision=fp32"]
+
+
+def prepared_for(recipe: Recipe, count: int = 400, side: int = 32) -> Prepared:
+    return prepare(coloured_data(count, side), recipe, CPU)
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    return prepared_for(load_recipe("fast", ["training.batch_size=20"]))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def simulate(
+    recipe: Recipe, prepared: Prepared, budget: TimeBudget, clock: Clock, slowness: Callable[[float], float]
+) -> tuple[TrainingState, list[str]]:
+    """Pretend to train: each step takes what it costs, times ``slowness`` at that time."""
+    found = costs(recipe, prepared, SPEED)
+    budget._costs = found
+    train = prepared.with_recipe(recipe).train
+    state = TrainingState(build_model(recipe.model, 3), recipe, len(train), CPU)
+    notes = []
+    budget.begin()
+    while not state.is_over:
+        done = done_at(state.recipe.schedule, state.step + 0.5, state.total_steps)
+        size = (20, 20) if done < 0.25 else (24, 24) if done < 0.5 else (32, 32)
+        clock.now += SPEED.step(size, found.batch_size) * slowness(clock.now)
+        state.step += 1
+        note = budget.after_step(state, ALONE)
+        notes += [note] if note else []
+        if state.epoch_is_over:
+            clock.now += found.per_epoch * slowness(clock.now)
+            result = EpochResult(state.epoch + 1, state.step, 1.0, 0.1, 1.0, 1.0, None)
+            state.close_epoch(result)
+    clock.now += found.at_the_end * slowness(clock.now)
+    return state, notes
+
+
+@pytest.mark.parametrize(
+    ("slowness", "told"),
+    [
+        (lambda now: 1.0, False),
+        (lambda now: 2.0, True),
+        (lambda now: 0.4, True),
+        (lambda now: 1.0 if now < 150 else 3.0, True),
+        (lambda now: 3.0 if now < 150 else 1.0, True),
+        (lambda now: 0.9 + 0.2 * (int(now) % 2), False),
+    ],
+    ids=["as measured", "twice as slow", "faster", "slower later", "faster later", "noisy"],
+)
+def test_the_training_ends_in_time_and_at_the_end_of_its_schedule(
+    slowness: Callable[[float], float], told: bool, prepared: Prepared
+) -> None:
+    clock = Clock()
+    budget = TimeBudget(2.0, clock(), clock=clock)
+    recipe = load_recipe("fast", ["training.batch_size=20", "training.min_steps=0"])
+    recipe = fit_steps(recipe, prepared, SPEED, 115.0)
+    clock.now += 5.0  # for the start
+    state, notes = simulate(recipe, prepared, budget, clock, slowness)
+    assert clock.now == pytest.approx(100 + 120, abs=0.03 * 120)
+    assert factor_at(state.recipe.schedule, state.step - 1, state.total_steps) < 0.02
+    assert done_at(state.recipe.schedule, state.step, state.total_steps) == pytest.approx(1.0)
+    assert state.recipe.training.steps in (state.step, recipe.training.steps)
+    assert bool(notes) == told
+    assert len(state.recipe.schedule.planned_at) < 1 / 0.04
+
+
+def test_the_note_says_that_the_computer_became_slower(prepared: Prepared) -> None:
+    clock = Clock()
+    recipe = fit_steps(load_recipe("fast", ["training.batch_size=20"]), prepared, SPEED, 120.0)
+    _, notes = simulate(recipe, prepared, TimeBudget(2.0, clock(), clock=clock), clock, lambda _: 2.0)
+    assert notes[0].startswith("100% slower than measured: ")
+    assert notes[0].endswith(", to end in time")
+
+
+def test_as_many_steps_are_planned_as_fit_into_the_time(prepared: Prepared) -> None:
+    recipe = load_recipe("fast", ["training.batch_size=20", "training.min_steps=0", "evaluation.every=0"])
+    chosen = fit_steps(recipe, prepared, SPEED, 100.0)
+    mean = 20 * (0.25 * 0.002 + 0.25 * 0.003 + 0.5 * 0.004) + 0.01
+    at_the_end = (3.5 * 400 + 400) * 0.0005 + 1.0  # adaptive test-time augmentation, and all pictures once
+    per_step = mean + 400 * 0.0005 * 20 / 268  # a sample of up to 1,000 pictures after each of 268
+    assert chosen.training.steps == pytest.approx((100 - at_the_end) / per_step, abs=1)
+    steps_per_epoch = 268 // 20
+    assert chosen.training.epochs == -(-chosen.training.steps // steps_per_epoch)
+
+
+def test_batches_become_smaller_where_there_would_be_too_few_steps(prepared: Prepared) -> None:
+    recipe = load_recipe("fast", ["training.batch_size=200", "training.min_steps=130", "evaluation.sample=0"])
+    chosen = fit_steps(recipe, prepared, SPEED, 20.0)
+    assert 32 <= chosen.training.batch_size < 200
+    assert chosen.training.steps >= 125
+    factor = (chosen.training.batch_size / 200) ** 0.5
+    assert chosen.optimizer.lr == pytest.approx(recipe.optimizer.lr * factor)
+    assert fit_steps(recipe, prepared, SPEED, 0.5).training.steps == LEAST_STEPS
+
+
+def test_a_planned_recipe_is_not_fitted_again(prepared: Prepared) -> None:
+    chosen = fit_steps(load_recipe("fast"), prepared, SPEED, 20.0)
+    assert chosen.fitted(400) == chosen
+
+
+@pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan"), float("inf"), 1e9])
+def test_a_time_that_is_none_is_refused(minutes: float) -> None:
+    with pytest.raises(RecipeError, match="expected a number of minutes"):
+        check_minutes(minutes)
+
+
+def test_time_and_length_cannot_both_be_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"training\.epochs and --minutes cannot go together"):
+        train(coloured_data(), "fast", overrides=["training.epochs=3"], minutes=1, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_fastnets_width_is_chosen_and_only_if_the_user_has_not() -> None:
+    fast = load_recipe("fast")
+    assert may_widen(None, [], fast)
+    assert may_widen("fast", ["seed=1"], fast)
+    assert not may_widen("fast", ["model.width=1"], fast)
+    assert not may_widen("my.toml", [], fast)
+    assert not may_widen(fast, [], fast)
+    assert not may_widen("resnet18", [], load_recipe("resnet18"))
+
+
+def test_measuring_takes_a_moment_and_leaves_random_numbers_alone(prepared: Prepared) -> None:
+    recipe = load_recipe("fast", [*QUICK, "training.batch_size=20"])
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    speed = measure_speed(recipe, prepared, 3, CPU)
+    assert torch.equal(torch.rand(2), expected)
+    assert set(speed.per_picture) == {(20, 20), (24, 24), (32, 32)}
+    assert 0 < speed.per_picture[20, 20] < speed.per_picture[32, 32] < 1
+    assert 0 < speed.evaluating < speed.per_picture[32, 32]
+    assert speed.per_step > 0
+
+
+class StopAfter(Listener):
+    def __init__(self, steps: int) -> None:
+        self.steps, self.step = steps, 0
+        self.notes: list[str] = []
+
+    def on_step(self, step: StepResult) -> None:
+        self.step = step.step
+
+    def on_note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def should_stop(self) -> bool:
+        return self.step >= self.steps
+
+
+def test_a_repeat_and_a_resume_do_what_was_planned_without_a_clock(tmp_path: Path) -> None:
+    data = coloured_data(200)
+    stop = StopAfter(8)
+    with pytest.raises(InterruptedRunError):
+        train(data, "fast", overrides=QUICK, minutes=0.15, out=tmp_path / "run", device="cpu", listener=stop)
+    assert any("0.15 minute(s)" in note for note in stop.notes)
+    run = resume(tmp_path / "run", data=data, device="cpu")
+    recipe = run.recipe
+    assert recipe.training.steps >= LEAST_STEPS
+    assert run.settings["minutes"] == 0.15
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    assert f'"step": {recipe.training.steps}' in lines[-1]
+    again = train(data, recipe, out=tmp_path / "again", device="cpu")
+    assert again.recipe == recipe
+    assert torch.equal(weights(again), weights(run))
+
+
+def weights(run: Run) -> torch.Tensor:
+    from safetensors.torch import load_file
+
+    return torch.cat([tensor.double().flatten() for tensor in load_file(run.weights_path).values()])
+
+
+def test_a_plan_that_was_changed_is_followed_to_the_bit(tmp_path: Path) -> None:
+    """The recipe that a changed plan leaves gives the same training from its start."""
+    data = coloured_data(200)
+    recipe = load_recipe("fast", [*QUICK, "training.batch_size=20", "training.steps=30", "training.epochs=5"])
+    changed = replace(
+        recipe,
+        training=replace(recipe.training, steps=24),
+        schedule=replace(recipe.schedule, planned_at=(0, 12, 18), planned_steps=(30, 20, 24)),
+    )
+
+    class Replan(StopAfter):
+        def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:
+            self.state = state
+
+        def on_step(self, step: StepResult) -> None:
+            super().on_step(step)
+            if step.step in (12, 18):
+                self.state.replan({12: 20, 18: 24}[step.step])
+
+    first = train(data, recipe, out=tmp_path / "a", device="cpu", listener=Replan(1000))
+    second = train(data, changed, out=tmp_path / "b", device="cpu")
+    assert torch.equal(weights(first), weights(second))
+    assert not torch.equal(weights(first), weights(train(data, recipe, out=tmp_path / "c", device="cpu")))
