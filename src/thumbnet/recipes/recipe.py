@@ -1,7 +1,7 @@
-"""A recipe: every setting of a training, in one frozen object and one TOML file.
+"""A recipe: every setting of a training, as one frozen object or one TOML file.
 
-Same recipe + same data + same seed = same result, so nothing that changes a result may be set
-anywhere else. What may be set, and what is checked, is in :mod:`thumbnet.recipes.settings`.
+The same recipe, data and seed give the same result, so a setting that changes a result must not be anywhere
+else. :mod:`thumbnet.recipes.settings` has all settings and their checks.
 
     recipe = load_recipe("fast", ["training.epochs=4", "optimizer.lr=0.2"])
     print(recipe.to_toml())
@@ -40,7 +40,7 @@ from thumbnet.recipes.tables import build, differences, known_keys, plain, unkno
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole training, but for the data. ``seed`` decides every random choice."""
+    """A whole training except its data. ``seed`` decides every random choice."""
 
     name: str = "custom"
     description: str = ""
@@ -58,14 +58,14 @@ class Recipe:
         check(0 <= self.seed < 2**63, "seed", "a number from 0 to 2**63 - 1", self.seed)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain dictionaries, lists, numbers and strings; what is None is left out."""
+        """Convert to plain dictionaries, lists, numbers and strings, without settings that are None."""
         return typing.cast(dict[str, Any], plain(dataclasses.asdict(self)))
 
     def to_toml(self, *, whole: bool = True) -> str:
-        """As TOML text that :func:`load_recipe` reads back to an equal recipe.
+        """Convert to TOML text that :func:`load_recipe` reads back to an equal recipe.
 
         Args:
-            whole: write every setting; else only those that differ from the defaults.
+            whole: write every setting, or only those that differ from the defaults.
         """
         import tomli_w
 
@@ -73,12 +73,12 @@ class Recipe:
         return tomli_w.dumps(settings if whole else differences(settings, Recipe().to_dict()))
 
     def override(self, assignments: Iterable[str]) -> Recipe:
-        """With ``"section.key=value"`` applied; the value is TOML, or a bare string.
+        """The recipe with ``"section.key=value"`` assignments applied. A value is TOML, or a bare string.
 
-        A network that is named here by its import path is one that the user allows to be imported.
+        Naming a network by its import path here allows it to be imported.
 
         Raises:
-            RecipeError: an assignment has no ``=``, or its key or value is refused.
+            RecipeError: an assignment has no ``=``, or its key or value is invalid.
         """
         settings = self.to_dict()
         names_network = False
@@ -128,13 +128,13 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe by its name or from a TOML file, with ``"key=value"`` overrides applied.
+    """Load a recipe by its name or from a TOML file, and apply ``"key=value"`` overrides.
 
-    A file may begin with ``extends = "fast"`` and name only what differs. A network that it names by its
-    import path may be imported from now on: call this only with a file that the user has chosen.
+    A file may begin with ``extends = "fast"`` and list only what differs. If it names a network by its import
+    path, that network may be imported from now on, so call this only with a file that the user has chosen.
 
     Raises:
-        RecipeError: no such recipe or file, not TOML, or a key is unknown, ill-typed or out of range.
+        RecipeError: there is no such recipe or file, it is not TOML, or a key is unknown or its value invalid.
     """
     recipe = read_recipe(name_or_path).override(overrides)
     accept(recipe.model.name)
@@ -142,18 +142,18 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
 
 
 def read_recipe(name_or_path: str | Path) -> Recipe:
-    """A recipe as :func:`load_recipe` reads it, from a file that may be a stranger's, such as a run's.
+    """Read a recipe from a file that need not be trusted, such as a run's.
 
-    It allows no network to be imported, and the network need not be known here.
+    Unlike :func:`load_recipe`, this does not allow its network to be imported, nor does it look for it.
 
     Raises:
-        RecipeError: as :func:`load_recipe`.
+        RecipeError: as for :func:`load_recipe`.
     """
     return recipe_from_dict(_read_toml(str(name_or_path), seen=()))
 
 
 def opening_comment(name: str) -> str:
-    """What a recipe that comes with thumbnet says first: how to run it, and what to expect. Lines with ``#``.
+    """The comment at the start of a built-in recipe: how to run it and what to expect. Each line has ``#``.
 
     Raises:
         RecipeError: there is no recipe of that name.
@@ -165,17 +165,17 @@ def opening_comment(name: str) -> str:
 
 
 def recipe_from_dict(settings: Mapping[str, Any]) -> Recipe:
-    """A checked recipe from nested dictionaries, as TOML gives them; missing keys get their defaults.
+    """Build a recipe from nested dictionaries, such as those from TOML. Missing keys get their defaults.
 
     Raises:
-        RecipeError: names the key, what was expected, and the nearest known key.
+        RecipeError: a key is unknown or its value invalid. The message says what was expected.
     """
     return build(Recipe, settings)
 
 
 def _read_toml(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if name in seen:
-        raise RecipeError(f"recipes extend one another in a circle: {' -> '.join((*seen, name))}")
+        raise RecipeError(f"these recipes extend each other in a circle: {' -> '.join((*seen, name))}")
     path = Path(name)
     try:
         if name in recipe_names():
@@ -186,11 +186,11 @@ def _read_toml(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
             raise _no_recipe_file(path)
         else:
             hint = nearest(name, recipe_names())
-            raise RecipeError(f"there is no recipe {name!r}. {hint} A file of your own must end in .toml.")
+            raise RecipeError(f"there is no recipe {name!r}. {hint} The name of a file must end in .toml.")
         settings = tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read the recipe {name}: {error}") from None
-    except (ValueError, RecursionError) as error:  # also numbers and lists without end
+    except (ValueError, RecursionError) as error:  # also for endless numbers and lists
         raise RecipeError(f"the recipe {name} is not valid TOML: {error}") from None
     base = settings.pop("extends", None)
     if base is None:
@@ -209,7 +209,7 @@ def _no_recipe_file(path: Path) -> RecipeError:
     print_one = command("recipes", "show", "fast")
     return RecipeError(
         f"there is no recipe file {path}.{there} Recipes by name: {', '.join(recipe_names())}. "
-        f"To begin a file of your own: {print_one} > {quoted(str(path))}"
+        f"To start your own file: {print_one} > {quoted(str(path))}"
     )
 
 
@@ -225,4 +225,4 @@ def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
-        return text  # `--set model.name=resnet34`: quotes would have to survive the shell
+        return text  # `--set model.name=resnet34`: the shell would remove quotes

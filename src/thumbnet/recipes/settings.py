@@ -15,9 +15,7 @@ from thumbnet.recipes.networks import check_name
 
 AUTO = "auto"
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
-SMALLEST_BATCH = (
-    32  # to which `min_steps` shrinks batches: BatchNorm needs this many pictures for its statistics
-)
+SMALLEST_BATCH = 32  # `min_steps` makes batches no smaller: BatchNorm's statistics need this many pictures
 
 
 def check(ok: bool, key: str, expected: str, value: object) -> None:
