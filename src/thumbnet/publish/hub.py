@@ -200,7 +200,7 @@ def _results(run: Run, summary: dict[str, Any]) -> str:
         lines.append(f"| {split} | {100 * summary['accuracy_plain']:.2f} % | | | none |")
     looked = [line for line in read_metrics(run) if f"{split}_accuracy" in line]
     if is_optimistic(summary):
-        chosen = f"{OPTIMISTIC[0].upper()}{OPTIMISTIC[1:]}."
+        chosen = f"The {split} accuracy is {OPTIMISTIC}."
     elif summary["kept_by"] == "best on val":
         chosen = f"The best epoch was chosen on a separate split; {split} was measured once."
     else:
