@@ -391,7 +391,7 @@ class _Service:
             self.hardest = []
 
     async def _find_hardest(self, data: Data) -> list[HardPicture]:
-        """Find the most confident mistakes on the split test, or else val or all; the most confident first."""
+        """Find the mistakes on the split test, or else val or all; the most confident first."""
         name = next((name for name in ("test", "val", "all") if name in data.splits), None)
         if name is None:
             return []
