@@ -166,7 +166,7 @@ def test_a_score_that_chose_the_epoch_is_called_optimistic(
     from thumbnet.cli.views import show_summary
 
     show_summary(found)
-    assert "chosen by it, so it is optimistic" in capsys.readouterr().out
+    assert "optimistic, because the same pictures chose the epoch" in capsys.readouterr().out
 
 
 def test_leaks_and_pictures_in_two_classes_are_named(

@@ -21,7 +21,7 @@ from thumbnet.runs.folder import Run
 @pytest.mark.parametrize(
     ("kind", "name"), [("onnx", "a.onnx"), ("torch-export", "a.pt2"), ("safetensors", "a.safetensors")]
 )
-def test_an_export_computes_what_the_run_does(tiny_run: Run, tmp_path: Path, kind: str, name: str) -> None:
+def test_an_export_computes_the_same_as_its_run(tiny_run: Run, tmp_path: Path, kind: str, name: str) -> None:
     data = coloured_data()
     export(tiny_run.path, kind, tmp_path / name, data)
     check = check_export(tiny_run.path, tmp_path / name, data, "test")
@@ -30,7 +30,9 @@ def test_an_export_computes_what_the_run_does(tiny_run: Run, tmp_path: Path, kin
     assert check.accuracy_run == check.accuracy_export
 
 
-def test_eight_bits_are_smaller_and_nearly_the_same(tiny_run: Run, tmp_path: Path, onnx_file: Path) -> None:
+def test_an_int8_export_is_smaller_and_predicts_nearly_the_same(
+    tiny_run: Run, tmp_path: Path, onnx_file: Path
+) -> None:
     data = coloured_data()
     out = tmp_path / "small.onnx"
     export(tiny_run.path, "onnx-int8", out, data)
@@ -40,7 +42,7 @@ def test_eight_bits_are_smaller_and_nearly_the_same(tiny_run: Run, tmp_path: Pat
     assert check.same_class > 0.9
 
 
-def test_a_check_sees_another_network(tiny_run: Run, tmp_path: Path) -> None:
+def test_the_check_detects_other_weights(tiny_run: Run, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
@@ -51,7 +53,7 @@ def test_a_check_sees_another_network(tiny_run: Run, tmp_path: Path) -> None:
     assert check_export(tiny_run.path, other.weights_path, coloured_data(), "test").largest_difference > 0.01
 
 
-def test_the_command_writes_checks_and_says_so(
+def test_the_command_writes_checks_and_reports_the_result(
     tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", str(tiny_run.path), "--out", str(tmp_path / "x.pt")]) == 2
@@ -74,7 +76,7 @@ def test_the_command_writes_checks_and_says_so(
     assert "the run's own" in capsys.readouterr().err
 
 
-def test_the_graph_with_resizing_computes_what_the_run_does(
+def test_the_graph_with_resizing_computes_the_same_as_the_run(
     tiny_run: Run, any_size_file: Path, tmp_path: Path
 ) -> None:
     check = check_export(tiny_run.path, any_size_file, of_many_sizes(tmp_path), "test")

@@ -21,7 +21,7 @@ NAME = "someone/colours"
 def thumbnet(
     hub: HubStandIn, home: Path, *arguments: str, token: str = "t0ken"
 ) -> subprocess.CompletedProcess[str]:
-    """A command whose Hub is ``hub``."""
+    """Run a command that talks to ``hub`` as if it were the Hub."""
     with hub.serve() as address:
         environment = {
             **os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1",
@@ -31,7 +31,7 @@ def thumbnet(
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
-def test_what_is_pushed_can_be_used_elsewhere(tiny_run: Run, tmp_path: Path) -> None:
+def test_a_pushed_run_can_be_used_elsewhere(tiny_run: Run, tmp_path: Path) -> None:
     hub = HubStandIn(NAME, {}, "models", token="t0ken")
     done = thumbnet(hub, tmp_path / "one", "push", str(tiny_run.path), f"hf:{NAME}", "--license", "mit")
     assert done.returncode == 0, done.stderr
@@ -41,7 +41,9 @@ def test_what_is_pushed_can_be_used_elsewhere(tiny_run: Run, tmp_path: Path) -> 
         "metrics.jsonl", "metrics.csv",
     }  # fmt: skip
     assert hub.files["model.safetensors"] == tiny_run.weights_path.read_bytes()
-    assert sum("POST" in line and "/commit/" in line for line in hub.log) == 1  # whole or not at all
+    assert (
+        sum("POST" in line and "/commit/" in line for line in hub.log) == 1
+    )  # one commit: all files or nothing
 
     picture = write_picture(tmp_path / "green.png", coloured(1, 123))
     done = thumbnet(hub, tmp_path / "two", "predict", f"hf:{NAME}", str(picture))
@@ -52,7 +54,7 @@ def test_what_is_pushed_can_be_used_elsewhere(tiny_run: Run, tmp_path: Path) -> 
     assert any(f"/{NAME}/resolve/v1/model.safetensors" in line for line in hub.log)
 
 
-def test_what_the_hub_refuses_is_said_in_a_line(tiny_run: Run, tmp_path: Path) -> None:
+def test_a_refusal_of_the_hub_is_reported_in_one_line(tiny_run: Run, tmp_path: Path) -> None:
     hub = HubStandIn(NAME, {}, "models", token="t0ken")
     for arguments, says in (
         (("push", str(tiny_run.path), f"hf:{NAME}"), "cannot publish someone/colours: "),

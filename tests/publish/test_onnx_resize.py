@@ -15,7 +15,7 @@ pytest.importorskip("onnx", reason="the extra 'export' is not installed")
 
 
 def fitting_graph(preprocessing: Preprocessing) -> Any:
-    """An onnxruntime session of the resizing alone: its logits are the pixels."""
+    """Build an onnxruntime session that only resizes: its logits are the pixels."""
     import onnxruntime
     from onnx import TensorProto, checker, helper
 
@@ -55,10 +55,10 @@ def test_the_graph_resizes_as_preprocessing_does(fit: Fit, size: tuple[int, int]
         difference = np.abs(found[0] - expected)
         assert difference.max() <= 1, shape
         exact += int(difference.max() == 0)
-    assert exact > len(shapes) / 2  # the others: Pillow goes along columns first
+    assert exact > len(shapes) / 2  # for the others, Pillow resizes vertically first
 
 
-def test_a_picture_of_the_right_size_is_left_as_it_is() -> None:
+def test_a_picture_of_the_right_size_is_not_changed() -> None:
     picture = noise(0, 24, 40)
     for fit in get_args(Fit):
         session = fitting_graph(Preprocessing((24, 40), fit, (0.5,) * 3, (0.5,) * 3))

@@ -21,7 +21,7 @@ Make = Callable[..., Run]
 
 @pytest.fixture
 def make(tiny_run: Run, tmp_path: Path) -> Make:
-    """A complete run with another accuracy, seed or learning rate."""
+    """Make copies of a complete run with another accuracy, seed, learning rate or fingerprint."""
 
     def one(accuracy: float, seed: int = 0, lr: float = 0.05, fingerprint: str = "same") -> Run:
         path = tmp_path / f"{lr}-{seed}"
@@ -36,7 +36,7 @@ def make(tiny_run: Run, tmp_path: Path) -> Make:
     return one
 
 
-def test_runs_that_differ_in_the_seed_alone_are_one_group(make: Make) -> None:
+def test_runs_that_differ_only_in_the_seed_form_one_group(make: Make) -> None:
     groups = group_runs([make(0.9, 0), make(0.8, 0, lr=0.1), make(0.92, 1), make(0.94, 2)])
     assert [group.name for group in groups] == ["resnet18", "resnet18 (2)"]
     assert groups[0].accuracies == (0.9, 0.92, 0.94)
@@ -45,13 +45,13 @@ def test_runs_that_differ_in_the_seed_alone_are_one_group(make: Make) -> None:
     assert groups[1].deviation is None
 
 
-def test_the_difference_is_welchs(make: Make) -> None:
+def test_the_difference_is_tested_by_welchs_formulas(make: Make) -> None:
     a, b = (0.90, 0.92, 0.94, 0.93), (0.95, 0.97, 0.96)
     runs = [make(x, seed) for seed, x in enumerate(a)] + [make(x, seed, lr=0.1) for seed, x in enumerate(b)]
     first, second = group_runs(runs)
     found = welch_test(first, second)
     assert found is not None
-    # By the formulas of Welch (1947), Satterthwaite's degrees of freedom.
+    # Welch's formulas (1947), with Satterthwaite's degrees of freedom.
     va, vb = (sum((x - sum(s) / len(s)) ** 2 for x in s) / (len(s) - 1) / len(s) for s in (a, b))
     freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
     t = (sum(b) / len(b) - sum(a) / len(a)) / math.sqrt(va + vb)
@@ -63,19 +63,19 @@ def test_the_difference_is_welchs(make: Make) -> None:
     assert found.interval == pytest.approx((found.difference - half, found.difference + half))
 
 
-def test_single_runs_and_equal_ones_are_not_tested(make: Make) -> None:
+def test_single_runs_and_equal_accuracies_are_not_tested(make: Make) -> None:
     first, second = group_runs([make(0.9), make(0.95, lr=0.1)])
     assert welch_test(first, second) is None
     first, second = group_runs([make(0.9, 5), make(0.9, 6), make(0.9, 5, lr=0.2), make(0.9, 6, lr=0.2)])
     assert welch_test(first, second) is None
 
 
-def test_runs_on_other_pictures_do_not_compare(make: Make) -> None:
+def test_runs_measured_on_different_pictures_cannot_be_compared(make: Make) -> None:
     with pytest.raises(RunError, match="different pictures"):
         group_runs([make(0.9), make(0.9, 1, fingerprint="other")])
 
 
-def test_the_command_shows_tables_test_and_curves(
+def test_the_command_shows_tables_a_test_and_curves(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [make(0.90 + seed / 100, seed) for seed in range(3)] + [
@@ -94,7 +94,7 @@ def test_the_command_shows_tables_test_and_curves(
     assert found["differences"][0]["p"] < 0.01
 
 
-def test_without_scipy_the_tables_are_shown_all_the_same(
+def test_without_scipy_the_tables_are_still_shown(
     make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import sys
@@ -109,21 +109,23 @@ def test_without_scipy_the_tables_are_shown_all_the_same(
 
 
 @pytest.mark.parametrize("content", ["{", "[1]\n", '{"loss": 1}\n', "[" * 100_000])
-def test_damaged_metrics_are_named(content: str, make: Make) -> None:
+def test_an_error_names_the_damaged_metrics_file(content: str, make: Make) -> None:
     run = make(0.9)
     (run.path / "metrics.jsonl").write_text(content)
     with pytest.raises(RunError, match=r"metrics\.jsonl"):
         read_metrics(run)
 
 
-def test_what_is_not_complete_is_named(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_incomplete_run_is_an_error_that_suggests_resume(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make(0.9)
     (run.path / "summary.json").unlink()
     assert main(["compare", str(run.path)]) == 2
     assert "--resume" in capsys.readouterr().err
 
 
-def test_the_spreadsheet_has_the_metrics(tiny_run: Run) -> None:
+def test_the_csv_file_has_the_same_metrics(tiny_run: Run) -> None:
     with (tiny_run.path / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     metrics = comparison.read_metrics(tiny_run)

@@ -23,7 +23,7 @@ from thumbnet.training.range_test import RangeTest
 
 
 def drawn(line: Any) -> tuple[list[float], list[float]]:
-    """A line's positions and values."""
+    """The x and y values of a line."""
     return [float(x) for x in line.get_xdata()], [float(y) for y in line.get_ydata()]
 
 
@@ -33,7 +33,7 @@ def evaluation_of(classes: int) -> Evaluation:
     return evaluate_logits(logits, labels, tuple(f"class {i}" for i in range(classes)))
 
 
-def test_every_known_suffix_gives_a_file_of_its_kind(tmp_path: Path) -> None:
+def test_every_known_suffix_gives_a_file_of_that_format(tmp_path: Path) -> None:
     figure = figures.new_figure(2, 1)
     for name, head in (("a.png", b"\x89PNG"), ("a.SVG", b"<?xml"), ("a.pdf", b"%PDF")):
         figures.save(figure, tmp_path / name)
@@ -47,7 +47,7 @@ def test_a_figure_shows_itself_in_a_notebook() -> None:
 @pytest.mark.parametrize(
     ("name", "message"), [("a.bmp", "must end in .png, .svg, .pdf"), ("no/such/a.png", "there is no folder")]
 )
-def test_a_plot_that_cannot_be_written_is_refused_before_the_work(
+def test_a_path_that_cannot_be_written_is_refused_before_the_work(
     name: str, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ThumbnetError, match=message):
@@ -55,14 +55,16 @@ def test_a_plot_that_cannot_be_written_is_refused_before_the_work(
     assert figures.check_plot_path(tmp_path / "a.png") == tmp_path / "a.png"
 
 
-def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_error_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match="plot"):
         figures.check_plot_path(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(("classes", "numbers"), [(3, True), (26, False), (60, False)])
-def test_a_confusion_matrix_has_its_counts_where_there_is_room(classes: int, numbers: bool) -> None:
+def test_a_confusion_matrix_shows_counts_if_they_fit(classes: int, numbers: bool) -> None:
     evaluation = evaluation_of(classes)
     (axes,) = figures.confusion_figure(evaluation, "a title").axes
     shares = np.asarray(axes.images[0].get_array())
@@ -74,14 +76,12 @@ def test_a_confusion_matrix_has_its_counts_where_there_is_room(classes: int, num
     assert axes.get_title() == "a title"
 
 
-def test_the_names_of_many_classes_are_thinned_out() -> None:
+def test_with_many_classes_only_some_names_are_shown() -> None:
     (axes,) = figures.confusion_figure(evaluation_of(120), "").axes
     assert [one.get_text() for one in axes.get_xticklabels()] == [f"class {i}" for i in range(0, 120, 3)]
 
 
-def test_curves_have_a_line_for_each_run_and_one_legend_entry_for_each_group(
-    tiny_run: Run, tmp_path: Path
-) -> None:
+def test_curves_have_one_line_per_run_and_one_legend_entry_per_group(tiny_run: Run, tmp_path: Path) -> None:
     for seed in (1, 2):
         shutil.copytree(tiny_run.path, tmp_path / str(seed))
     (group,) = group_runs([tiny_run, Run(tmp_path / "1"), Run(tmp_path / "2")])
@@ -99,7 +99,7 @@ def test_curves_have_a_line_for_each_run_and_one_legend_entry_for_each_group(
     assert losses.get_legend_handles_labels()[1] == ["test", "training"]
 
 
-def test_a_run_that_measured_nothing_has_no_star(tiny_run: Run) -> None:
+def test_a_run_without_a_final_accuracy_has_no_star(tiny_run: Run) -> None:
     axes = figures.new_figure(2, 2).add_subplot()
     summary = {**tiny_run.summary, "accuracy": None}
     figures.draw_accuracies(axes, summary, [{"epoch": 1}, {"epoch": 2, "train_accuracy": 0.5}], "red", "blue")
@@ -107,7 +107,7 @@ def test_a_run_that_measured_nothing_has_no_star(tiny_run: Run) -> None:
     assert drawn(line) == ([2], [50.0])
 
 
-def test_a_range_test_marks_its_suggestion() -> None:
+def test_a_range_test_marks_the_suggested_rate() -> None:
     test = RangeTest([1e-4, 1e-3, 1e-2, 1e-1], [2.0, 1.5, 1.0, 9.0], suggestion=1e-3, least=1e-2)
     (axes,) = figures.range_test_figure(test).axes
     assert axes.get_xscale() == "log"
@@ -126,7 +126,7 @@ def test_a_schedule_is_drawn_over_the_epochs_up_to_the_peak_rate() -> None:
     assert max(rates) == pytest.approx(recipe.optimizer.lr, rel=0.01)
 
 
-def test_a_grid_has_a_row_for_each_class_and_room_where_pictures_lack() -> None:
+def test_a_grid_has_a_row_per_class_and_empty_cells_if_pictures_are_missing() -> None:
     cell = np.zeros((4, 4, 3), dtype=np.uint8)
     figure = figures.grid_figure({"a": [cell, cell], "b" * 30: [cell], "c": []}, "samples")
     shown = [len(axes.images) for axes in figure.axes]

@@ -11,7 +11,7 @@ from thumbnet.reports.inspection import inspect_data, sample_grid
 from thumbnet.sources.load import load_data
 
 
-def test_everything_in_a_folder_is_found(tmp_path: Path) -> None:
+def test_an_inspection_reports_sizes_modes_duplicates_and_unreadable_pictures(tmp_path: Path) -> None:
     write_class_folders(tmp_path, ["train", "test"])
     shutil.copy(tmp_path / "train/red/0.png", tmp_path / "test/red/copy.png")
     shutil.copy(tmp_path / "train/red/0.png", tmp_path / "train/red/again.png")
@@ -30,7 +30,7 @@ def test_everything_in_a_folder_is_found(tmp_path: Path) -> None:
     assert seen[-1] == (40, 40)
 
 
-def test_mean_and_std_are_of_the_training_split_only(tmp_path: Path) -> None:
+def test_mean_and_std_are_measured_on_the_training_split_only(tmp_path: Path) -> None:
     for number in range(3):
         write_picture(tmp_path / "train/a" / f"{number}.png", np.full((16, 16, 3), 51, np.uint8))
         write_picture(tmp_path / "train/b" / f"{number}.png", np.full((16, 16, 3), 153, np.uint8))

@@ -13,7 +13,7 @@ from thumbnet.runs.folder import Run
 from thumbnet.training.train import train
 
 
-def test_a_report_stands_alone(tiny_run: Run, tmp_path: Path) -> None:
+def test_a_report_loads_nothing_from_elsewhere(tiny_run: Run, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     write_report(tiny_run, coloured_data(), "test", out)
     page = out.read_text("utf-8")
@@ -28,8 +28,8 @@ def test_a_report_stands_alone(tiny_run: Run, tmp_path: Path) -> None:
     assert len(re.findall(r"<img(?![^>]*alt=)", page)) == 0
 
 
-def test_names_are_text_on_the_page(tmp_path: Path) -> None:
-    """Class names come from folders that strangers make."""
+def test_class_names_are_escaped(tmp_path: Path) -> None:
+    """Class names come from folder names, which may come from a stranger."""
     evil = "</script><img src=x onerror=alert(1)>"
     plain = coloured_data()
     data = Data(evil, evil, (evil, "green", "blue"), plain.splits)
@@ -41,7 +41,7 @@ def test_names_are_text_on_the_page(tmp_path: Path) -> None:
     assert page.count("</script>") == 2
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_a_report_into_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_class_folders(tmp_path / "data", ("train", "test"))
     run = tmp_path / "run"
     assert main(["train", str(tmp_path / "data"), "--out", str(run), "--epochs", "1"]) == 0

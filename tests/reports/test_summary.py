@@ -1,4 +1,4 @@
-"""A run's summary as sentences."""
+"""Sentences about a run's summary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from thumbnet.reports.summary import describe_calibration, is_optimistic, percen
 @pytest.mark.parametrize(
     ("share", "text"), [(0.9312, "93.12 %"), (0, "0.00 %"), (1, "100.00 %"), (0.99999, "100.00 %")]
 )
-def test_a_share_is_shown_in_per_cent_with_two_digits(share: float, text: str) -> None:
+def test_a_share_is_shown_in_per_cent_with_two_decimals(share: float, text: str) -> None:
     assert percent(share) == text
 
 
@@ -20,7 +20,7 @@ def test_a_share_is_shown_in_per_cent_with_two_digits(share: float, text: str) -
     ("split", "kept_by", "optimistic"),
     [("val", "best on val", True), ("val", "last epoch", False), ("test", "best on val", False)],
 )
-def test_an_accuracy_is_optimistic_only_where_the_same_pictures_chose_the_epoch(
+def test_an_accuracy_is_optimistic_only_if_the_same_pictures_chose_the_epoch(
     split: str, kept_by: str, optimistic: bool
 ) -> None:
     assert is_optimistic({"split": split, "kept_by": kept_by}) is optimistic
@@ -33,7 +33,7 @@ def calibrated(**changes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_a_calibration_says_on_what_and_how_much_it_helped() -> None:
+def test_a_calibration_names_its_pictures_and_its_effect() -> None:
     assert describe_calibration(calibrated()) == (
         "calibrated on 2,500 pictures (set aside from train): temperature 1.23, "
         "test calibration error 5.12 % before, 1.23 % after"
@@ -41,7 +41,7 @@ def test_a_calibration_says_on_what_and_how_much_it_helped() -> None:
     assert "2,500 pictures (val): " in str(describe_calibration(calibrated(calibrated_on="val")))
 
 
-def test_a_calibration_that_was_not_measured_claims_no_error() -> None:
+def test_a_calibration_without_a_measured_error_claims_no_error() -> None:
     text = describe_calibration(calibrated(calibration_error=None, calibration_error_before=None))
     assert text == "calibrated on 2,500 pictures (set aside from train): temperature 1.23"
 
@@ -55,5 +55,5 @@ def test_without_calibration_the_reason_is_given(pictures: int, why: str) -> Non
     assert text.startswith(f"probabilities are not calibrated: {why}")
 
 
-def test_runs_of_versions_without_calibration_say_nothing_of_it() -> None:
+def test_runs_of_older_versions_say_nothing_about_calibration() -> None:
     assert describe_calibration({"split": "test"}) is None

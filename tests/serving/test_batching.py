@@ -1,4 +1,4 @@
-"""Requests that come together share a forward pass."""
+"""Concurrent requests share a forward pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from thumbnet.serving.batching import Batcher
 
 
 class Recording:
-    """In place of a classifier: its prediction is a picture's first pixel. It can be held up."""
+    """A fake classifier that predicts a picture's first pixel. A test can make it wait."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -52,14 +52,14 @@ def batcher_of(
 
 
 async def held_up(classifier: Recording, batcher: Batcher) -> asyncio.Task[list[Prediction]]:
-    """A request that keeps the thread busy until the classifier may go on."""
+    """Send a request that keeps the thread busy until the classifier may go on."""
     classifier.may_go_on.clear()
     first = asyncio.create_task(batcher.classify(pictures(0)))
     await asyncio.to_thread(classifier.started.wait, 30)
     return first
 
 
-def test_requests_that_come_during_a_batch_make_up_the_next_ones() -> None:
+def test_requests_that_arrive_during_a_batch_form_the_next_ones() -> None:
     classifier, sizes = Recording(), list[int]()
     batcher = batcher_of(classifier, most=4, tta="mirror", on_batch=sizes.append)
 
@@ -78,7 +78,7 @@ def test_requests_that_come_during_a_batch_make_up_the_next_ones() -> None:
     assert len(classifier.thread_names) == 1
 
 
-def test_a_request_that_is_larger_than_a_batch_is_one_all_the_same() -> None:
+def test_a_request_larger_than_max_batch_is_classified_in_one_batch() -> None:
     classifier = Recording()
     batcher = batcher_of(classifier, most=2)
     assert labels(asyncio.run(batcher.classify(pictures(1, 2, 3, 4, 5)))) == [1, 2, 3, 4, 5]
@@ -86,7 +86,7 @@ def test_a_request_that_is_larger_than_a_batch_is_one_all_the_same() -> None:
     batcher.close()
 
 
-def test_an_idle_thread_begins_at_once_and_again_after_a_pause() -> None:
+def test_an_idle_thread_starts_at_once_also_after_a_pause() -> None:
     classifier = Recording()
     batcher = batcher_of(classifier)
 
@@ -100,7 +100,7 @@ def test_an_idle_thread_begins_at_once_and_again_after_a_pause() -> None:
     assert classifier.batches == [1, 1, 1]
 
 
-def test_who_has_gone_is_not_classified() -> None:
+def test_a_cancelled_request_is_not_classified() -> None:
     classifier = Recording()
     batcher = batcher_of(classifier)
 
@@ -120,7 +120,7 @@ def test_who_has_gone_is_not_classified() -> None:
     assert classifier.batches == [1, 1]
 
 
-def test_who_goes_during_the_forward_pass_disturbs_no_other() -> None:
+def test_a_request_cancelled_during_the_forward_pass_does_not_affect_others() -> None:
     classifier = Recording()
     batcher = batcher_of(classifier)
 
@@ -136,7 +136,7 @@ def test_who_goes_during_the_forward_pass_disturbs_no_other() -> None:
     batcher.close()
 
 
-def test_an_error_reaches_all_of_its_batch_and_only_them() -> None:
+def test_an_error_reaches_every_request_of_its_batch_and_no_other() -> None:
     classifier = Recording()
     batcher = batcher_of(classifier, most=2)
 

@@ -1,4 +1,4 @@
-"""The pages in a real browser: Debian's chromium, without a window."""
+"""The pages in a real browser: Debian's Chromium, headless."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def browser() -> Iterator[Any]:
     for option in OPTIONS:
         options.add_argument(option)
     found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    found.set_window_size(390, 900)  # a phone's
+    found.set_window_size(390, 900)  # the size of a phone
     yield found
     found.quit()
 
@@ -55,7 +55,7 @@ def errors(browser: Any) -> list[str]:
 
 
 def answer(browser: Any, name: str) -> None:
-    """Wait until the page's first bar is of that class, and look at what else it shows."""
+    """Wait until the page's first bar names this class, then check the pictures and the bar's length."""
     wait_for(browser, f"document.querySelector('#bars li span')?.textContent === '{name}'")
     assert find(browser, "#answer").is_displayed()
     for picture in ("seen", "lit"):
@@ -66,7 +66,7 @@ def answer(browser: Any, name: str) -> None:
     browser.execute_script("document.getElementById('bars').replaceChildren()")
 
 
-# A file of the page's own making, as a drop or a paste brings one.
+# Scripts that make a file in the page, and drop or paste it.
 TRANSFER = """
 const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0)), transfer = new DataTransfer();
 transfer.items.add(new File([bytes], "a.png", { type: "image/png" }));
@@ -78,10 +78,10 @@ PASTE = (
 )
 
 
-def test_the_page_of_the_service(browser: Any, tmp_path: Path, tiny_run: Run) -> None:
+def test_the_page_classifies_pictures_from_every_source(browser: Any, tmp_path: Path, tiny_run: Run) -> None:
     pictures = [write_picture(tmp_path / f"{label}.png", coloured(label, 99)) for label in range(3)]
     _, green, blue = (base64.b64encode(one.read_bytes()).decode() for one in pictures)
-    # Labels that are wrong make the hardest pictures: everything red lies in the folder of green.
+    # Wrong labels give the page hard pictures: the folder green holds red ones.
     data = write_class_folders(tmp_path / "data", ["train", "test"])
     shutil.rmtree(data / "test" / "green")
     shutil.copytree(data / "test" / "red", data / "test" / "green")
@@ -94,7 +94,7 @@ def test_the_page_of_the_service(browser: Any, tmp_path: Path, tiny_run: Run) ->
             browser,
             "document.getElementById('model').textContent.includes('knows 3 classes: red, green, blue')",
         )
-        browser.get_log("browser")  # the 401 was to be
+        browser.get_log("browser")  # the 401 is expected
         assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
 
         find(browser, "#file").send_keys(str(pictures[0]))
@@ -103,7 +103,7 @@ def test_the_page_of_the_service(browser: Any, tmp_path: Path, tiny_run: Run) ->
         answer(browser, "green")
         browser.execute_script(PASTE, blue)
         answer(browser, "blue")
-        find(browser, "#camera").click()  # chromium's false camera shows green
+        find(browser, "#camera").click()  # Chromium's fake camera shows green
         wait_for(browser, "document.getElementById('video').videoWidth > 0")
         find(browser, "#shoot").click()
         answer(browser, "green")
@@ -112,7 +112,7 @@ def test_the_page_of_the_service(browser: Any, tmp_path: Path, tiny_run: Run) ->
         wait_for(browser, "document.querySelectorAll('#hard button').length > 0")
         hard = find(browser, "#hard button")
         assert hard.text == "green, not red"
-        hard.send_keys("\ue007")  # by the keyboard
+        hard.send_keys("\ue007")  # press Enter
         answer(browser, "red")
         assert errors(browser) == []
 
@@ -121,9 +121,9 @@ def test_the_page_of_the_service(browser: Any, tmp_path: Path, tiny_run: Run) ->
         assert not find(browser, "#answer").is_displayed()
 
 
-def test_the_report(browser: Any, tmp_path: Path, tiny_run: Run) -> None:
+def test_the_report_works_offline_and_is_readable(browser: Any, tmp_path: Path, tiny_run: Run) -> None:
     write_report(tiny_run, coloured_data(), "test", tmp_path / "report.html")
-    for log in ("browser", "performance"):  # of the test before
+    for log in ("browser", "performance"):  # drop the entries of the test before
         browser.get_log(log)
     browser.get((tmp_path / "report.html").as_uri())
     assert errors(browser) == []
@@ -141,7 +141,7 @@ def test_the_report(browser: Any, tmp_path: Path, tiny_run: Run) -> None:
     ]
     assert asked
     assert not any('"url":"http' in one for one in asked)
-    for scheme in ("light", "dark"):  # text stands out from the page: WCAG's contrast, AA
+    for scheme in ("light", "dark"):  # WCAG AA: text needs a contrast of at least 4.5
         feature = {"name": "prefers-color-scheme", "value": scheme}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
         assert browser.execute_script(LEAST_CONTRAST) >= 4.5

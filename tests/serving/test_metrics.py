@@ -1,4 +1,4 @@
-"""Requests, counted for Prometheus."""
+"""Requests are counted and timed for Prometheus."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROUTE = SimpleNamespace(path="/predict")
 
 
 def answering(status: int | None, route: Any = ROUTE) -> Any:
-    """An application that answers with ``status``, or fails before it does."""
+    """An application that answers with ``status``, or raises an error if it is None."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if route is not None:
@@ -53,7 +53,7 @@ def ask(app: Any, registry: CollectorRegistry, method: str = "GET", kind: str = 
 
 
 def requests(registry: CollectorRegistry) -> dict[tuple[str, str, str], float]:
-    """Counts by method, path and status."""
+    """The number of requests by method, path and status."""
     return {
         (one.labels["method"], one.labels["path"], one.labels["status"]): one.value
         for family in registry.collect()
@@ -72,17 +72,17 @@ def test_a_request_is_counted_by_method_route_and_status(registry: CollectorRegi
     assert 0 < seconds < 10
 
 
-def test_invented_paths_and_methods_make_no_labels(registry: CollectorRegistry) -> None:
+def test_unknown_paths_and_methods_add_no_labels(registry: CollectorRegistry) -> None:
     ask(answering(404, route=None), registry, "BREW")
     assert requests(registry) == {("other", "other", "404"): 1}
 
 
-def test_an_application_that_fails_counts_as_500_and_its_error_goes_on(registry: CollectorRegistry) -> None:
+def test_an_error_of_the_application_counts_as_500_and_is_raised_again(registry: CollectorRegistry) -> None:
     with pytest.raises(ValueError, match="broken"):
         ask(answering(None), registry)
     assert requests(registry) == {("GET", "/predict", "500"): 1}
 
 
-def test_what_is_not_http_is_not_counted(registry: CollectorRegistry) -> None:
+def test_events_other_than_http_requests_are_not_counted(registry: CollectorRegistry) -> None:
     ask(answering(200), registry, kind="lifespan")
     assert requests(registry) == {}

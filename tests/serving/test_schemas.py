@@ -1,4 +1,4 @@
-"""The JSON that the service answers with: what programs rely on."""
+"""The service's JSON responses, which programs rely on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def models() -> dict[str, Any]:
     return {name: one for name, one in found.items() if one.__module__ == schemas.__name__}
 
 
-def test_every_answer_has_its_fields_and_all_are_required() -> None:
+def test_every_response_has_exactly_its_fields_and_all_are_required() -> None:
     assert {name: set(model.model_fields) for name, model in models().items()} == PUBLIC
     for model in models().values():
         assert set(model.model_json_schema()["required"]) == set(model.model_fields)
@@ -40,13 +40,13 @@ def test_a_probability_is_between_0_and_1(value: Any) -> None:
         schemas.ClassProbability(name="cat", probability=value)
 
 
-def test_every_answer_is_described_for_openapi() -> None:
+def test_every_response_has_a_description_for_openapi() -> None:
     assert [
         name for name, model in models().items() if not model.model_json_schema().get("description")
     ] == []
 
 
-def test_predictions_come_back_from_their_json() -> None:
+def test_predictions_survive_a_round_trip_through_json() -> None:
     one = schemas.ClassProbability(name="Käfer", probability=1.0)
     answer = schemas.Predictions(predictions=[schemas.PicturePrediction(name="a.png", classes=[one])])
     assert schemas.Predictions.model_validate_json(answer.model_dump_json()) == answer

@@ -27,7 +27,7 @@ def test_port_0_gives_a_free_port_that_is_open_at_once() -> None:
         socket.create_connection((host, port), timeout=5).close()
 
 
-def test_an_address_of_ipv6_is_listened_on() -> None:
+def test_it_listens_on_an_ipv6_address() -> None:
     if not socket.has_ipv6:
         pytest.skip("no IPv6 here")
     try:
@@ -39,12 +39,12 @@ def test_an_address_of_ipv6_is_listened_on() -> None:
 
 
 @pytest.mark.parametrize(("host", "port"), [("203.0.113.1", 0), ("127.0.0.1", 99_999), ("no such host", 0)])
-def test_an_address_that_cannot_be_listened_on_is_named(host: str, port: int) -> None:
+def test_the_error_names_an_address_that_cannot_be_used(host: str, port: int) -> None:
     with pytest.raises(ThumbnetError, match=f"cannot listen on {host} port {port}: .* --port"):
         listen(host, port)
 
 
-def test_a_port_that_is_taken_is_named() -> None:
+def test_the_error_names_a_port_that_is_in_use() -> None:
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ThumbnetError, match=f"port {port}: Address already in use"):
@@ -67,7 +67,7 @@ def app_with(events: list[str]) -> FastAPI:
     return app
 
 
-def test_it_greets_once_it_answers_ends_with_a_signal_and_prints_nothing(
+def test_it_greets_once_it_is_ready_stops_on_a_signal_and_prints_nothing(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     events: list[str] = []
@@ -89,7 +89,7 @@ def test_it_greets_once_it_answers_ends_with_a_signal_and_prints_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_application_that_cannot_start_is_an_error_and_is_not_greeted() -> None:
+def test_an_application_that_does_not_start_raises_an_error_and_does_not_greet() -> None:
     greeted: list[str] = []
 
     @asynccontextmanager

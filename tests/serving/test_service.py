@@ -39,7 +39,7 @@ LIMITS = ServiceSettings(max_bytes=100_000, max_pixels=10_000, max_pictures=8)
 
 
 class Slow(Classifier):
-    """Says how bright a picture is, when it is let."""
+    """A classifier of brightness. A test can make it wait."""
 
     def __init__(self) -> None:
         half = (0.5, 0.5, 0.5)
@@ -78,7 +78,7 @@ def client(tiny_run: Run) -> Iterator[Any]:
         yield client
 
 
-def test_it_answers_as_the_library_does(client: Any, tiny_run: Run) -> None:
+def test_predictions_equal_those_of_the_library(client: Any, tiny_run: Run) -> None:
     pictures = [coloured(label, 77 + label) for label in (2, 0, 1)]
     files = [("file", (f"{n}.png", encoded(one), "image/png")) for n, one in enumerate(pictures)]
     answer = client.post("/predict", files=files)
@@ -93,7 +93,7 @@ def test_it_answers_as_the_library_does(client: Any, tiny_run: Run) -> None:
 
 
 @pytest.mark.parametrize("kind", ["image/png", "application/octet-stream"])
-def test_a_raw_picture(client: Any, kind: str) -> None:
+def test_a_body_may_be_a_single_picture(client: Any, kind: str) -> None:
     body = encoded(coloured(1, 5))
     answer = client.post("/predict?top=1", content=body, headers={"Content-Type": kind})
     assert [len(one["classes"]) for one in answer.json()["predictions"]] == [1]
@@ -125,22 +125,26 @@ FORM = {"Content-Type": "multipart/form-data; boundary=x"}
         (422, {"files": {"file": grey(9)}, "params": {"top": "many"}}, "top: "),
     ],
 )
-def test_what_is_wrong_is_said(client: Any, status: int, options: dict[str, Any], says: str) -> None:
+def test_an_error_says_what_is_wrong_with_the_request(
+    client: Any, status: int, options: dict[str, Any], says: str
+) -> None:
     answer = client.post("/predict", **options)
     assert answer.status_code == status, answer.text
     assert says in answer.json()["detail"]
 
 
-def test_explanation(client: Any) -> None:
+def test_an_explanation_has_the_classes_and_two_pictures(client: Any) -> None:
     answer = client.post("/explain", files={"file": encoded(coloured(0, 3))}).json()
     assert answer["classes"][0]["name"] == "red"
     assert all(answer[key].startswith("data:image/webp;base64,") for key in ("picture", "lit"))
     assert client.post("/explain", files=[("file", grey(9))] * 2).status_code == 422
 
 
-def test_the_hardest_pictures_are_mistakes(tiny_run: Run) -> None:
+def test_the_hardest_pictures_are_mistakes_most_confident_first(tiny_run: Run) -> None:
     data = coloured_data()
-    swapped = Data(data.source, data.layout, ("green", "red", "blue"), data.splits)  # so that it is wrong
+    swapped = Data(
+        data.source, data.layout, ("green", "red", "blue"), data.splits
+    )  # so that predictions are mistakes
     with client_of(build_service(load_run(tiny_run.path), LIMITS, lambda: swapped)) as client:
         while not (answer := client.get("/hardest").json())["ready"]:
             time.sleep(0.05)
@@ -153,9 +157,7 @@ def test_the_hardest_pictures_are_mistakes(tiny_run: Run) -> None:
         assert confidences == sorted(confidences, reverse=True)
 
 
-def test_data_that_do_not_belong_to_the_network_are_no_end(
-    tiny_run: Run,
-) -> None:
+def test_data_with_unknown_classes_only_cause_a_warning(tiny_run: Run) -> None:
     data = coloured_data()
     other = Data(data.source, data.layout, ("fork", "knife", "spoon"), data.splits)
     warnings: list[str] = []
@@ -168,7 +170,7 @@ def test_data_that_do_not_belong_to_the_network_are_no_end(
     assert "classes that the network does not know: fork" in warnings[0]
 
 
-def test_probes_metrics_and_page(client: Any) -> None:
+def test_probes_metrics_and_the_page_answer(client: Any) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"status": "ok"}
     assert client.get("/model").json()["classes"] == ["red", "green", "blue"]
@@ -181,7 +183,7 @@ def test_probes_metrics_and_page(client: Any) -> None:
     assert not re.search(r"(?:src|href)=\"(?!data:|/openapi)", page.text)
 
 
-def test_with_a_key_nothing_but_the_page_and_the_probes_is_open(tiny_run: Run) -> None:
+def test_with_a_key_only_the_page_and_the_probes_are_open(tiny_run: Run) -> None:
     with client_of(build_service(load_run(tiny_run.path), replace(LIMITS, api_key="secret"))) as client:
         for path in ("/", "/healthz", "/readyz"):
             assert client.get(path).status_code == 200
@@ -196,13 +198,13 @@ def test_with_a_key_nothing_but_the_page_and_the_probes_is_open(tiny_run: Run) -
         )
 
 
-def test_other_names_than_its_own_are_refused(tiny_run: Run) -> None:
+def test_requests_for_other_host_names_are_refused(tiny_run: Run) -> None:
     with client_of(build_service(load_run(tiny_run.path), replace(LIMITS, hosts=("localhost",)))) as client:
         assert client.get("/model").status_code == 200
         assert client.get("/model", headers={"Host": "rebound.example"}).status_code == 400
 
 
-def test_what_comes_together_is_classified_together() -> None:
+def test_concurrent_requests_are_classified_together() -> None:
     classifier = Slow()
     with (
         client_of(build_service(classifier, replace(LIMITS, max_batch=4))) as client,
@@ -214,17 +216,17 @@ def test_what_comes_together_is_classified_together() -> None:
         wait_until(lambda: classifier.batches == [1])
         others = [pool.submit(client.post, "/predict", files={"file": grey(20 * n)}) for n in range(1, 10)]
         wait_until(lambda: "thumbnet_requests_in_flight 10.0" in client.get("/metrics").text)
-        time.sleep(0.3)  # for the last to be decoded
+        time.sleep(0.3)  # until the last picture is decoded
         classifier.may_go_on.set()
         answers = [one.result().json()["predictions"][0] for one in (first, *others)]
         assert classifier.batches == [1, 4, 4, 1]
-    # Each got its own.
+    # Each request got its own answer.
     bright = [next(c["probability"] for c in one["classes"] if c["name"] == "bright") for one in answers]
     expected = [1 / (1 + np.exp(1 - 2 * (20 * n / 255))) for n in range(10)]
     np.testing.assert_allclose(bright, expected, atol=1e-5)
 
 
-def test_a_full_queue_and_a_late_answer() -> None:
+def test_a_full_queue_gives_429_and_a_late_answer_gives_503() -> None:
     classifier = Slow()
     settings = replace(LIMITS, max_queue=2, timeout=1.0)
     with client_of(build_service(classifier, settings)) as client, ThreadPoolExecutor(4) as pool:
@@ -235,12 +237,12 @@ def test_a_full_queue_and_a_late_answer() -> None:
         assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
         assert [one.result().status_code for one in waiting] == [503, 503]
         assert client.get("/readyz").status_code == 200
-        time.sleep(0.2)  # the network is still at the first, and the second waits: nobody wants either
+        time.sleep(0.2)  # the network is still busy with the first request; both clients have given up
         classifier.may_go_on.set()
         assert client.post("/predict", files={"file": grey(0)}).status_code == 200
 
 
-def test_a_failure_of_the_network_is_not_the_end() -> None:
+def test_the_service_survives_a_failure_of_the_network() -> None:
     classifier = Slow()
     app = build_service(classifier, LIMITS)
     with testclient.TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
@@ -255,7 +257,7 @@ def test_a_failure_of_the_network_is_not_the_end() -> None:
 
 @contextmanager
 def served(run: Run, *options: str, key: str | None = None) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """``thumbnet serve`` on a free port, and its address."""
+    """Run ``thumbnet serve`` on a free port; yield its address and its process."""
     command = [
         sys.executable,
         "-m",
@@ -284,7 +286,7 @@ def served(run: Run, *options: str, key: str | None = None) -> Iterator[tuple[st
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_with_the_last_answer(tiny_run: Run, number: int) -> None:
+def test_on_a_signal_it_finishes_the_running_request_and_exits(tiny_run: Run, number: int) -> None:
     with served(tiny_run) as (address, process):
         body = encoded(coloured(1, 5))
         host, port = address.removeprefix("http://").split(":")
@@ -303,7 +305,7 @@ def test_it_ends_with_the_last_answer(tiny_run: Run, number: int) -> None:
         assert process.stderr.read() == ""
 
 
-def test_a_body_that_does_not_come(tiny_run: Run) -> None:
+def test_a_body_that_does_not_arrive_gives_408(tiny_run: Run) -> None:
     with served(tiny_run, "--timeout", "1", key="k") as (address, _):
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as connection:
@@ -314,12 +316,12 @@ def test_a_body_that_does_not_come(tiny_run: Run) -> None:
 
 
 @pytest.mark.parametrize("key", [None, "secret"])
-def test_it_keeps_what_its_description_promises(tiny_run: Run, tmp_path: Path, key: str | None) -> None:
-    """Whatever schemathesis makes up: no 5xx, no status, type or shape of an answer that OpenAPI does not say."""
+def test_it_does_what_its_openapi_description_says(tiny_run: Run, tmp_path: Path, key: str | None) -> None:
+    """Requests that schemathesis makes up never get a 5xx, nor a response that OpenAPI does not describe."""
     pytest.importorskip("schemathesis")
     with served(tiny_run, key=key) as (address, _):
         command = [str(Path(sys.executable).with_name("schemathesis")), "run", address + "/openapi.json"]
-        # A description cannot say which bytes are a picture, so what it allows may be refused.
+        # OpenAPI cannot say which bytes are a picture, so a request that it allows may be refused.
         command += ["--exclude-checks", "positive_data_acceptance", "--max-examples", "40", "--seed", "1"]
         command += ["-H", f"X-API-Key: {key}"] if key else []
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
@@ -341,7 +343,9 @@ def read_all(connection: socket.socket) -> bytes:
     return found
 
 
-def test_bad_options(tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_options_exit_with_status_2(
+    tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = str(tiny_run.path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

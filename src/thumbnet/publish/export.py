@@ -2,8 +2,9 @@
 
 Every exported graph takes pixels, uint8 [B, height, width, 3] with any B from 1, and returns logits,
 float32 [B, classes]. Normalisation is part of the graph. Resizing is not: the metadata holds ``size`` and
-``fit``, and :class:`thumbnet.data.images.Preprocessing` resizes by them, as in training. Only the graph of
-``onnx-any-size`` resizes too; it takes one picture of any size, see :mod:`thumbnet.publish.onnx_resize`.
+``fit``, and :class:`thumbnet.data.images.Preprocessing` resizes accordingly, as in training. The exception is
+``onnx-any-size``: its graph also resizes, and takes one picture of any size, see
+:mod:`thumbnet.publish.onnx_resize`.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ SUFFIXES = {
 CALIBRATION_PICTURES = 1000
 CHECKED_PICTURES = 10_000
 RANDOM_PICTURES = 256  # used when there are no real pictures
-TOLERANCE = 1e-3  # of a probability; float32 sums in another order differ far less
-TOLERANCE_ANY_SIZE = 0.02  # if the graph resizes, pixels may differ by one level; we measured up to 0.004
+TOLERANCE = 1e-3  # in a probability; summing float32 in another order changes far less
+TOLERANCE_ANY_SIZE = 0.02  # resizing in the graph may change pixels by one level; we measured up to 0.004
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ class ExportCheck:
 
     Attributes:
         pictures: the number of pictures.
-        largest_difference: the largest difference between two probabilities of a class, over all pictures.
+        largest_difference: the largest difference in the probability of a class, over all pictures.
         same_class: the share of pictures for which both predict the same class.
         accuracy_run, accuracy_export: the accuracies with the test-time augmentation ``tta``, 0 to 1.
-        accuracy_plain: the export's accuracy without it, which is what the graph alone reaches.
+        accuracy_plain: the export's accuracy without it, which is what the graph alone achieves.
         tta: the test-time augmentation with which the run was measured.
     """
 
@@ -75,7 +76,7 @@ class ExportCheck:
 class Deployed(nn.Module):
     """A network with its normalisation: pixels, uint8 [B, height, width, 3], to logits, float32 [B, classes].
 
-    The logits are divided by ``temperature``, so that their softmax gives calibrated probabilities.
+    The logits are divided by ``temperature``, so their softmax gives calibrated probabilities.
     """
 
     mean: Tensor
@@ -97,7 +98,7 @@ class Deployed(nn.Module):
 
 
 class _Exported(Classifier):
-    """A classifier that runs a ``.pt2``, for the check."""
+    """A classifier that runs a ``.pt2`` file, for the check."""
 
     def __init__(self, path: Path, info: WeightsInfo) -> None:
         super().__init__(info)
@@ -120,17 +121,19 @@ def export(
             of ``data``'s training split; ``torch-export`` (a ``.pt2`` for :func:`torch.export.load`);
             ``safetensors`` (the weights and their description).
         out: the file to write.
-        data: the training data; only ``onnx-int8`` uses it, and requires it.
+        data: the training data; required by ``onnx-int8``, ignored by the other kinds.
         progress: called with the number of calibration pictures done and their total.
 
     Raises:
-        RunError: the run does not exist, or the file cannot be written.
+        RunError: the run does not exist, PyTorch cannot export the network, or the file cannot be written.
         DataError: ``onnx-int8`` without training pictures.
+        ModelCodeError: the network is the user's own, and its import path was not named.
+        NetworkError: the user's own network cannot be imported.
         MissingExtraError: a library for this format is not installed.
     """
     path = find_weights(run)
     weights, info = read_weights(path)
-    find_builder(info.model.name)  # fail now if the check after the export cannot build it
+    find_builder(info.model.name)  # fail before the export, not after it, if the network's code is missing
     if kind == "safetensors":
         write_file(Path(out), path.read_bytes())
         return
@@ -153,7 +156,7 @@ def export(
 
 
 def random_pictures(run: str | Path) -> Data:
-    """Make pictures of random pixels at the network's size, to check an export without real pictures.
+    """Make pictures of random pixels in the network's size, to check an export without real pictures.
 
     Raises:
         RunError: the run does not exist.
@@ -168,7 +171,7 @@ def random_pictures(run: str | Path) -> Data:
 def check_export(
     run: str | Path, out: str | Path, data: Data, split: str, *, progress: Progress | None = None
 ) -> ExportCheck:
-    """Compare an export with its run on up to ``CHECKED_PICTURES`` pictures, evenly spaced over a split.
+    """Compare an export with its run on up to ``CHECKED_PICTURES`` pictures, spread evenly over a split.
 
     Raises:
         RunError: the run or the export cannot be read.
@@ -182,13 +185,13 @@ def check_export(
     first = ask(Predictor(weights, replace(info, precision="fp32"), "cpu"))
     second = ask(_open(Path(out), info))
     probabilities = [np.exp(log_softmax(one.logits)) for one in (first, second)]
-    named = [one.logits.argmax(axis=1) for one in (first, second)]
+    predicted = [one.logits.argmax(axis=1) for one in (first, second)]
     return ExportCheck(
         pictures=len(first.labels),
         largest_difference=float(np.abs(probabilities[0] - probabilities[1]).max()),
-        same_class=float((named[0] == named[1]).mean()),
-        accuracy_run=float((named[0] == first.labels).mean()),
-        accuracy_export=float((named[1] == second.labels).mean()),
+        same_class=float((predicted[0] == predicted[1]).mean()),
+        accuracy_run=float((predicted[0] == first.labels).mean()),
+        accuracy_export=float((predicted[1] == second.labels).mean()),
         accuracy_plain=float((second.plain.argmax(axis=1) == second.labels).mean()),
         tta=second.tta,
     )
@@ -210,10 +213,10 @@ def _evenly(split: Split, most: int) -> Split:
 
 
 def _onnx_model(network: nn.Module, example: Tensor, info: WeightsInfo, any_size: bool) -> Any:
-    """Build the graph with its description, an ``onnx.ModelProto``."""
+    """Build the graph, an ``onnx.ModelProto``, with the network's description in its metadata."""
     try:
         import onnx
-        import onnxscript  # noqa: F401  torch's exporter needs it
+        import onnxscript  # noqa: F401  torch's exporter imports it
     except ImportError:
         raise MissingExtraError("writing ONNX", "export") from None
     with _naming(info.model.name), _quiet():
@@ -228,7 +231,7 @@ def _onnx_model(network: nn.Module, example: Tensor, info: WeightsInfo, any_size
         )
     assert program is not None
     model = program.model_proto
-    for node in model.graph.node:  # remove the paths and lines of our source
+    for node in model.graph.node:  # remove the file paths and line numbers of our source
         del node.metadata_props[:]
         node.doc_string = ""
     model.producer_name, model.producer_version = "thumbnet", info.thumbnet
@@ -243,7 +246,7 @@ def _onnx_model(network: nn.Module, example: Tensor, info: WeightsInfo, any_size
 def _quantised(model: Any, data: Data | None, info: WeightsInfo, progress: Progress | None) -> Any:
     """Quantise the convolutions and the linear layer statically to 8 bits.
 
-    Weights have one scale per channel. The scales of activations come from training pictures, evenly spaced.
+    Weights have one scale per channel. The scales of the activations are measured on training pictures.
     """
     try:
         from onnxruntime import quantization
@@ -253,9 +256,9 @@ def _quantised(model: Any, data: Data | None, info: WeightsInfo, progress: Progr
     import onnx
 
     if data is None:
-        raise DataError("quantisation needs training pictures to calibrate with: name them with --data DATA")
+        raise DataError("onnx-int8 is calibrated on training pictures: name them with --data DATA")
     if "train" not in data.splits:
-        raise DataError(f"{data.source} has no training pictures to calibrate the quantisation with")
+        raise DataError(f"onnx-int8 is calibrated on training pictures, and {data.source} has none")
     pre = info.preprocessing
     split = _evenly(data.splits["train"], CALIBRATION_PICTURES)
 
@@ -296,7 +299,7 @@ def _quantised(model: Any, data: Data | None, info: WeightsInfo, progress: Progr
 
 @contextmanager
 def _naming(network: str) -> Iterator[None]:
-    """Turn a failure of PyTorch's exporter on a user's own network into an error that names the network.
+    """If PyTorch's exporter fails on a user's own network, raise an error that names the network.
 
     Raises:
         RunError: the exporter fails.
@@ -309,13 +312,13 @@ def _naming(network: str) -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise RunError(
             f"PyTorch cannot export the network {network}: {lines[0] if lines else type(error).__name__}\n"
-            "Its forward must not branch on the values of tensors, and must take any number of pictures"
+            "Its forward method must take any batch size, and must not branch on the values of tensors"
         ) from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporters' warnings, which are for their own developers."""
+    """Silence the exporters' warnings, which are meant for their own developers."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

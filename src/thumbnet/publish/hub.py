@@ -17,8 +17,8 @@ from thumbnet.version import __version__
 PREFIX = "hf:"
 PUBLISHED = (WEIGHTS_NAME, "recipe.toml", "summary.json", "environment.json", "metrics.jsonl", "metrics.csv")
 LISTED_CLASSES = 100
-MEASURED = """It was measured only on the split above. Expect a lower accuracy on pictures from
-another source, and measure it there."""
+MEASURED = """The accuracy was measured only on the split above. Expect a lower accuracy on pictures
+from another source, and measure it there."""
 NOT_MEASURED = "Measure it on your own pictures before you use it."
 USE = """```sh
 pip install './thumbnet[train,hub]'
@@ -33,8 +33,8 @@ print(classifier.predict("picture.jpg")[0].label)
 ```"""
 OWN_CODE = """
 
-The network's own code is not in this repository. Its author has it as `{network}`. thumbnet never imports it
-by itself, because importing code runs it: name it as above."""
+The network's own code is not in this repository. Its author calls it `{network}`.
+Importing code runs it, so thumbnet never does that by itself: get the code, and name it as above."""
 CARD = """---
 {metadata}
 ---
@@ -60,9 +60,9 @@ Install thumbnet {version} or newer from a clone of its repository. With the clo
 
 ## Intended use, and limits
 
-Use it for pictures like those of the data above. It assigns one of these classes to every picture, also to
-pictures of something else. {limits} Groups that are rare in
-the data are recognised less well. Its robustness to adversarial attacks was not tested.
+Use it for pictures like those of the data above. It assigns one of these classes to every picture, even to
+pictures of something else. {limits} Expect more mistakes on
+groups that are rare in the data. Its robustness to adversarial attacks was not tested.
 
 ## Training
 
@@ -78,19 +78,19 @@ The same recipe, data, seed and device give the same weights.
 def push(run: Run, repository: str, *, private: bool = False, licence: str | None = None) -> str:
     """Publish a run with a model card, in one commit.
 
-    ``run.json``, which holds local paths of the data, and the checkpoint are not uploaded.
+    It does not upload the checkpoint, nor ``run.json``, which holds local paths of the data.
 
     Args:
         run: a complete run.
         repository: ``OWNER/NAME`` or ``hf:OWNER/NAME``; created if it does not exist.
         private: make a new repository private.
-        licence: the licence of the weights, by the Hub's name for it, such as ``mit``.
+        licence: the licence of the weights, as the Hub names it, such as ``mit``.
 
     Returns:
         The address of the repository.
 
     Raises:
-        RunError: the run is not complete, or the Hub refuses.
+        RunError: the run is not complete, or the Hub refuses the upload or cannot be reached.
         MissingExtraError: huggingface_hub is not installed.
     """
     hub = import_hub()
@@ -103,7 +103,7 @@ def push(run: Run, repository: str, *, private: bool = False, licence: str | Non
     try:
         api.create_repo(name, private=private, exist_ok=True)
         api.create_commit(name, changes, commit_message=f"Trained by thumbnet {__version__}")
-    except Exception as error:  # the library has a different class for each kind of failure
+    except Exception as error:  # huggingface_hub raises many unrelated classes
         raise RunError(f"cannot publish {name}: {hub_reason(error)}") from None
     return f"{api.endpoint}/{name}"
 
@@ -149,12 +149,12 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
 
 
 def _use(address: str, own: str | None) -> str:
-    """Say how to use the network published at ``address``; ``own`` names a network that is not thumbnet's."""
+    """Say how to use the network published at ``address``; ``own`` names a network that is not built in."""
     if own is None:
         return USE.format(option="", address=address, imports="", model="")
     module, is_path, name = own.partition(":")
     option = f"--model-code {own if is_path else 'MODULE'} "
-    imports = f"from {module} import {name}\n" if is_path else "import MODULE  # it registers the network\n"
+    imports = f"from {module} import {name}\n" if is_path else "import MODULE  # registers the network\n"
     model = f", model={name}" if is_path else ""
     used = USE.format(option=option, address=address, imports=imports, model=model)
     return used + OWN_CODE.format(network=own)
@@ -185,7 +185,7 @@ def _eval_results(hub: Any, summary: dict[str, Any], data: str) -> list[Any] | N
 
 
 def _results(run: Run, summary: dict[str, Any]) -> str:
-    """Write the card's table of accuracies, and say how they were measured."""
+    """Write the card's table of accuracies, and sentences on how they were measured."""
     split = summary["split"]
     if summary["accuracy"] is None:
         return f"{NOTHING_MEASURED[0].upper()}{NOTHING_MEASURED[1:]}. One training, seed {run.recipe.seed}."
@@ -198,22 +198,22 @@ def _results(run: Run, summary: dict[str, Any]) -> str:
     ]
     if summary["tta"] != "none" and summary.get("accuracy_plain") is not None:
         lines.append(f"| {split} | {100 * summary['accuracy_plain']:.2f} % | | | none |")
-    looked = [line for line in read_metrics(run) if f"{split}_accuracy" in line]
+    scored = [line for line in read_metrics(run) if f"{split}_accuracy" in line]
     if is_optimistic(summary):
-        chosen = f"{OPTIMISTIC[0].upper()}{OPTIMISTIC[1:]}."
+        chosen = f"The {split} accuracy is {OPTIMISTIC}."
     elif summary["kept_by"] == "best on val":
         chosen = f"The best epoch was chosen on a separate split; {split} was measured once."
     else:
-        chosen = f"The last epoch was kept; {split} was measured {len(looked)} time(s) during training."
+        chosen = f"The last epoch was kept; {split} was measured {len(scored)} time(s) during training."
     calibration = describe_calibration(summary)
     sentences = [f"One training, seed {run.recipe.seed}.", chosen]
     sentences += [f"{calibration[0].upper()}{calibration[1:]}."] if calibration else []
-    found = [*(summary.get("repeats") or {}).get("lines", ()), *summary.get("warnings", ())]
+    notes = [*(summary.get("repeats") or {}).get("lines", ()), *summary.get("warnings", ())]
     return "\n".join(
-        [*lines, "", " ".join(sentences), *(f"\n{text[0].upper()}{text[1:]}." for text in found)]
+        [*lines, "", " ".join(sentences), *(f"\n{text[0].upper()}{text[1:]}." for text in notes)]
     )
 
 
 def _public_name(source: str) -> str:
-    """Return the name of data without the local folder, which is private."""
+    """Return the name of the data without its local folder, which is private."""
     return source if source.startswith(PREFIX) else Path(source).name

@@ -1,12 +1,12 @@
 """Resize a picture of any size to the network's pixels, with nodes of an ONNX graph.
 
 The nodes compute what :func:`thumbnet.data.images.fit_image` does with Pillow: bilinear resizing with
-antialiasing, that is, a triangle filter that widens as the picture shrinks. Pillow resizes along rows first,
-has weights of 22 bits, and rounds to 8 bits after each direction. ONNX's own ``Resize`` can antialias, but it
-rounds only once and cannot crop at fractions of a pixel. Here, each direction is a product with a matrix of
-weights that the graph computes from the picture's size. In float64 these products are exact sums of
-integers, so the pixels equal Pillow's to the bit. There is one exception: since version 13, Pillow resizes
-along columns first if the height shrinks much more than the width; some pixels then differ by one level.
+antialiasing, that is, a triangle filter that widens as the picture shrinks. Pillow resizes horizontally
+first, uses 22-bit fixed-point weights, and rounds to 8 bits after each direction. ONNX's own ``Resize`` can
+antialias, but it rounds only once and cannot crop at fractions of a pixel. Here, each direction is a product
+with a matrix of weights that the graph computes from the picture's size. In float64 these products are exact
+sums of integers, so the pixels equal Pillow's to the bit. There is one exception: since version 13, Pillow
+resizes vertically first if the height shrinks much more than the width. Some pixels then differ by one level.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Nodes:
 
 
 def with_any_size(model: Any, preprocessing: Preprocessing, input_name: str) -> Any:
-    """Replace the model's input ``input_name`` by an input ``picture`` of any size.
+    """Replace the model's input ``input_name`` with an input ``picture`` of any size.
 
     Args:
         model: an ``onnx.ModelProto`` that takes uint8 [B, height, width, 3]. It is changed in place.
@@ -74,7 +74,7 @@ def with_any_size(model: Any, preprocessing: Preprocessing, input_name: str) -> 
     graph.node.extend(nodes)
     graph.input.append(picture)
     graph.initializer.extend(new.constants)
-    del graph.value_info[:]  # these shapes still say any number of pictures
+    del graph.value_info[:]  # these shapes still allow any batch size
     graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
     return model
 
@@ -100,7 +100,7 @@ def _levels(new: _Nodes, low: float, high: float) -> str:
 
 
 def _axes(new: _Nodes, preprocessing: Preprocessing, sides: list[str]) -> tuple[str, str]:
-    """Compute the weights of the rows, float64 [height, H], and of the columns, float64 [width, W]."""
+    """Compute the weights for rows, float64 [height, H], and for columns, float64 [width, W]."""
     zero, size = new.constant(0.0), [float(side) for side in preprocessing.size]
     wanted = [new.constant(side) for side in size]
     if preprocessing.fit == "squash":
@@ -124,16 +124,18 @@ def _axes(new: _Nodes, preprocessing: Preprocessing, sides: list[str]) -> tuple[
         kept = new.add("Div", want, ratio)
         start = new.add("Max", new.add("Div", new.add("Sub", side, kept), new.constant(2.0)), zero)
         stop = new.add("Min", new.add("Add", start, kept), side)
-        start, stop = (new.cast(name, np.float32) for name in (start, stop))  # Pillow has the box in float32
+        # Pillow stores the box as float32.
+        start, stop = (new.cast(name, np.float32) for name in (start, stop))
         extent = new.cast(new.add("Sub", stop, start), np.float64)
         both.append(_weights(new, int(count), side, new.cast(start, np.float64), extent, want, zero))
     return both[0], both[1]
 
 
 def _weights(new: _Nodes, count: int, side: str, start: str, extent: str, scaled: str, before: str) -> str:
-    """Compute how much each of ``side`` pixels counts for each of the network's: float64 [count, side].
+    """Compute the weight of each input pixel in each output pixel: float64 [count, side].
 
-    ``extent`` pixels from ``start`` are resized to ``scaled`` pixels, after ``before`` black ones.
+    ``extent`` input pixels from ``start`` on become ``scaled`` output pixels, after ``before`` black ones.
+    Weights are integers: ``STEPS`` stands for 1.
     """
     half, one, zero = new.constant(0.5), new.constant(1.0), new.constant(0.0)
     index = new.add("Sub", new.constant(np.arange(count)[:, None]), before)

@@ -26,7 +26,7 @@ class Group:
     Attributes:
         name: the recipe's name, with a number if several recipes share it.
         runs: the runs, in the order given.
-        accuracies: their final accuracies on the split that they report; empty if nothing was measured.
+        accuracies: their final accuracies on the split that the runs report; empty if nothing was measured.
     """
 
     name: str
@@ -46,7 +46,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference of two groups' mean accuracies, by Welch's t-test (1947): variances may differ.
+    """The difference between two groups' mean accuracies, by Welch's t-test (1947).
+
+    Welch's test allows the groups to have different variances.
 
     Attributes:
         first, second: the groups' names.
@@ -78,10 +80,10 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
             described.pop(key, None)
         members.setdefault(json.dumps(described, sort_keys=True), []).append(run)
     if len(measured) > 1:
-        one, other, *_ = measured.values()
+        first, second, *_ = measured.values()
         raise RunError(
-            f"{one.path} and {other.path} were measured on different pictures: their accuracies cannot be "
-            "compared"
+            f"{first.path} and {second.path} were measured on different pictures, so their accuracies "
+            "cannot be compared"
         )
     groups = []
     names: dict[str, int] = {}
@@ -90,15 +92,15 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
         names[name] = names.get(name, 0) + 1
         label = name if names[name] == 1 else f"{name} ({names[name]})"
         found = [run.summary["accuracy"] for run in same]
-        accuracies = tuple(float(one) for one in found if one is not None)
+        accuracies = tuple(float(value) for value in found if value is not None)
         groups.append(Group(label, tuple(same), accuracies))
     return groups
 
 
 def welch_test(first: Group, second: Group) -> Difference | None:
-    """Test whether the means of two groups differ; None if there is no spread to judge by.
+    """Test whether the means of two groups differ; None if that cannot be tested.
 
-    There is none if a group has only one run, or if all accuracies within each group are equal.
+    That is the case if a group has only one run, or if all runs within each group have the same accuracy.
 
     Raises:
         MissingExtraError: SciPy is not installed.
@@ -108,7 +110,7 @@ def welch_test(first: Group, second: Group) -> Difference | None:
     try:
         from scipy.stats import ttest_ind
     except ImportError:
-        raise MissingExtraError("a test of the difference", "report") from None
+        raise MissingExtraError("testing the difference", "report") from None
     result = ttest_ind(second.accuracies, first.accuracies, equal_var=False)
     interval = result.confidence_interval(CONFIDENCE)
     return Difference(

@@ -39,7 +39,7 @@ def new_figure(width: float, height: float) -> Figure:
         raise MissingExtraError("drawing", "plot") from None
 
     class ShownFigure(Figure):
-        """A figure that notebooks can show; they show matplotlib's own only if pyplot was imported."""
+        """A figure that notebooks display even if pyplot was never imported."""
 
         def _repr_png_(self) -> bytes:
             buffer = io.BytesIO()
@@ -73,7 +73,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def confusion_figure(evaluation: Evaluation, title: str) -> Figure:
-    """Draw the confusion matrix: colours show shares of each true class, with counts if there is room."""
+    """Draw the confusion matrix: colours show shares of each true class, numbers show counts if they fit."""
     counts = np.array(evaluation.confusion)
     names = [score.name for score in evaluation.classes]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -104,18 +104,18 @@ def draw_accuracies(
     """Draw the training accuracy by epoch, and the run's final accuracy as a star at the kept epoch.
 
     Args:
-        axes: matplotlib's; accuracies are in per cent.
-        summary, metrics: the run's; older versions did not record the training accuracy.
-        train, headline: the colours of the curve and of the star.
+        axes: the matplotlib axes to draw on; the y axis is in per cent.
+        summary, metrics: the run's own; runs of older versions have no training accuracy.
+        train, headline: the colours of the curve and the star.
     """
     known = [line for line in metrics if line.get("train_accuracy") is not None]
     if known:
         at, values = [line["epoch"] for line in known], [100 * line["train_accuracy"] for line in known]
-        label = _once(axes, "training, as augmented")
+        label = _once(axes, "training, on augmented pictures")
         axes.plot(at, values, marker=".", color=train, alpha=0.6, linestyle="--", label=label)
     if summary["accuracy"] is not None:
         tta = "" if summary["tta"] == "none" else f" ({summary['tta']})"
-        label = f"{summary['split']} at the end{tta}: {100 * summary['accuracy']:.2f} %"
+        label = f"final {summary['split']} accuracy{tta}: {100 * summary['accuracy']:.2f} %"
         axes.plot(
             [summary["kept_epoch"]],
             [100 * summary["accuracy"]],
@@ -128,7 +128,7 @@ def draw_accuracies(
 
 
 def _once(axes: Any, label: str) -> str:
-    """Return ``label``, or "_", which matplotlib leaves out of the legend, if the label is already there."""
+    """Return ``label``, or "_" if the legend already has it: matplotlib leaves "_" out of the legend."""
     return "_" if label in axes.get_legend_handles_labels()[1] else label
 
 
@@ -166,7 +166,7 @@ def curves_figure(groups: Sequence[Group]) -> Figure:
 
 
 def range_test_figure(test: RangeTest) -> Figure:
-    """Draw the loss against the learning rate, and mark the suggestion."""
+    """Draw the loss against the learning rate, and mark the suggested rate."""
     figure = new_figure(7, 4.2)
     axes = figure.add_subplot()
     axes.plot(test.rates, test.losses, color=INK)

@@ -21,17 +21,18 @@ from thumbnet.recipes.settings import DataSettings
 
 @dataclass(frozen=True)
 class Inspection:
-    """What reading every picture of a data set has found.
+    """What was found by reading every picture of a data set.
 
     Attributes:
         counts: for each split, the number of pictures of each class.
         sizes: each (height, width) with its number of pictures, most frequent first.
         modes: each Pillow mode, such as RGB or L, with its number of pictures, most frequent first.
-        unreadable: name and reason of each picture that cannot be decoded.
+        unreadable: the name of each picture that cannot be decoded, and the reason.
         duplicates: pairs of pictures with identical pixels in two splits; each picture is (split, name).
-        repeated: the number of pictures that repeat another of the same split.
+        repeated: the number of pictures that repeat another picture of the same split.
         image_size: (height, width) at which mean and std were measured.
-        mean, std: those of the readable training pictures, per channel, in [0, 1].
+        mean, std: the mean and standard deviation of each channel over the readable training pictures, with
+            values scaled to [0, 1].
         conflicts: groups of pictures with identical pixels and different labels; each picture is (split,
             name, class).
         notes: other facts about the pixels that the user should know; see ``notes`` of :class:`Data`.
@@ -65,7 +66,7 @@ class _Seen:
         self.flat: list[bool] = []
 
     def look(self, name: str, index: int) -> None:
-        """Read one picture of the split ``name``."""
+        """Read one picture of the split ``name``, and record its facts."""
         split = self.data.splits[name]
         try:
             size, mode = split.peek(index)
@@ -95,10 +96,10 @@ def inspect_data(
 
     Args:
         data: the data set.
-        image_size: (height, width); None for the size that training would choose.
+        image_size: (height, width) for mean and std; None for the size that training would use.
         fit: see :func:`thumbnet.data.images.fit_image`.
         progress: called with the number of pictures done and their total.
-        settings: range, background and largest size, as in a recipe.
+        settings: the recipe's data settings: range, background and largest automatic size apply.
     """
     settings = settings or DataSettings()
     found = surveyed(data.splits["train"])
@@ -115,12 +116,13 @@ def inspect_data(
     if progress:
         progress(total, total)
     if image_size is None:
-        own = size_or_default(next(iter(seen.train_sizes)) if len(seen.train_sizes) == 1 else None)
-        image_size = capped_size(own, settings.largest_auto_size)
-        if image_size != own:
+        original = size_or_default(next(iter(seen.train_sizes)) if len(seen.train_sizes) == 1 else None)
+        image_size = capped_size(original, settings.largest_auto_size)
+        if image_size != original:
+            before = f"{original[0]}x{original[1]}"
             notes.append(
-                f"training resizes these pictures from {own[0]}x{own[1]} to {image_size[0]}x{image_size[1]} "
-                f"(data.largest_auto_size); --image-size {own[0]}x{own[1]} keeps their size, but takes longer"
+                f"training resizes these pictures from {before} to {image_size[0]}x{image_size[1]} "
+                f"(data.largest_auto_size). --image-size {before} keeps their size, but takes longer"
             )
     names = {name: [split.name(i) for i in seen.readable[name]] for name, split in data.splits.items()}
     labels = {name: split.labels[seen.readable[name]] for name, split in data.splits.items()}
@@ -160,8 +162,8 @@ def inspect_data(
 def _counts(data: Data) -> dict[str, dict[str, int]]:
     counts = {}
     for name, split in data.splits.items():
-        of_each = np.bincount(split.labels, minlength=len(data.class_names)).tolist()
-        counts[name] = dict(zip(data.class_names, of_each, strict=True))
+        per_class = np.bincount(split.labels, minlength=len(data.class_names)).tolist()
+        counts[name] = dict(zip(data.class_names, per_class, strict=True))
     return counts
 
 

@@ -29,17 +29,17 @@ from thumbnet.runs.weights import read_weights
 from thumbnet.training.schedules import factor_at
 from thumbnet.version import __version__
 
-MATRIX_CLASSES = 20  # the most classes for which the page shows the whole confusion matrix
-CELL_PICTURES = 8
+MATRIX_CLASSES = 20  # with at most this many classes, the page shows the whole confusion matrix
+CELL_PICTURES = 8  # pictures per cell of the confusion matrix
 LISTED_CELLS = 60  # with more classes, the page lists this many of the most frequent confusions
-LISTED = 24  # confident mistakes, and doubtful labels
-LOOKED_AT = 20  # heat maps
-SAMPLES = 8  # pictures per class
+LISTED = 24  # pictures in the list of mistakes, and in the list of doubtful labels
+HEAT_MAPS = 20
+SAMPLES = 8  # training pictures per class
 SHOWN_CLASSES = 100
-PICTURE_BYTES = 3_500_000  # room for all pictures together; later ones are left out
+PICTURE_BYTES = 3_500_000  # for all pictures together; once they are used up, pictures are left out
 
 
-BLUE, ORANGE = "#3b82c4", "#d97706"  # both are visible on white and on black
+BLUE, ORANGE = "#3b82c4", "#d97706"  # visible on white and on black
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class _Shown:
 
 
 class _Album:
-    """Encodes pictures as data URLs, as long as there is room on the page."""
+    """Encodes pictures as data URLs, until ``PICTURE_BYTES`` are used up."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self._preprocessing = preprocessing
@@ -62,6 +62,7 @@ class _Album:
         return self._preprocessing.pixels(split.load(index))
 
     def encode(self, pixels: np.ndarray) -> str | None:
+        """Return a picture as a data URL, or None if there is no room left."""
         if self._room < 0:
             return None
         source = as_data_address(pixels)
@@ -70,7 +71,7 @@ class _Album:
 
 
 class _Answers:
-    """The network's predictions for a split, with the pictures."""
+    """The network's predictions for a split, and the split's pictures."""
 
     def __init__(self, classifier: Classifier, found: SplitLogits, album: _Album) -> None:
         self.split, self.labels, self.names = found.split, found.labels, classifier.class_names
@@ -82,55 +83,56 @@ class _Answers:
         self._encoded: dict[int, str | None] = {}
 
     def show(self, index: int) -> _Shown | None:
-        """Return a picture with its caption, or None if there is no more room."""
+        """Return a picture with its caption, or None if there is no room left."""
         if index not in self._encoded:
             self._encoded[index] = self._album.encode(self._album.pixels(self.split, index))
         source = self._encoded[index]
-        actual, said = self.names[self.labels[index]], self.names[self.predicted[index]]
-        text = (
-            f"{actual if actual == said else f'{actual} → {said}'}, {100 * self.confidence[index]:.0f}\u00a0%"
-        )
+        actual, guess = self.names[self.labels[index]], self.names[self.predicted[index]]
+        names = actual if actual == guess else f"{actual} → {guess}"
+        text = f"{names}, {100 * self.confidence[index]:.0f}\u00a0%"
         return None if source is None else _Shown(source, text)
 
     def gallery(self, indices: np.ndarray) -> list[_Shown]:
-        return [one for index in indices if (one := self.show(int(index)))]
+        return [picture for index in indices if (picture := self.show(int(index)))]
 
-    def surest(self, where: np.ndarray, most: int) -> np.ndarray:
-        """Return the most confident predictions among the pictures for which ``where`` is true."""
+    def most_confident(self, where: np.ndarray, most: int) -> np.ndarray:
+        """Return the indices of up to ``most`` pictures where ``where`` is true, most confident first."""
         chosen = np.flatnonzero(where)
         return chosen[np.argsort(-self.confidence[chosen], kind="stable")][:most]
 
     def confusions(self) -> list[tuple[int, int, int]]:
-        """Return (pictures, actual class, predicted class) of the cells to show, most pictures first."""
+        """Return (pictures, true class, predicted class) for each cell to show, most pictures first."""
         cells = [
-            (pictures, actual, said)
+            (pictures, actual, guess)
             for actual, row in enumerate(self.evaluation.confusion)
-            for said, pictures in enumerate(row)
-            if pictures and (actual != said or len(self.names) <= MATRIX_CLASSES)
+            for guess, pictures in enumerate(row)
+            if pictures and (actual != guess or len(self.names) <= MATRIX_CLASSES)
         ]
         return sorted(cells, reverse=True)[
             : MATRIX_CLASSES**2 if len(self.names) <= MATRIX_CLASSES else LISTED_CELLS
         ]
 
-    def cell(self, actual: int, said: int) -> list[tuple[str, str]]:
-        inside = self.surest((self.labels == actual) & (self.predicted == said), CELL_PICTURES)
-        return [(one.source, one.text) for one in self.gallery(inside)]
+    def cell(self, actual: int, guess: int) -> list[tuple[str, str]]:
+        """Return the data URLs and captions of a cell's most confident pictures."""
+        inside = self.most_confident((self.labels == actual) & (self.predicted == guess), CELL_PICTURES)
+        return [(picture.source, picture.text) for picture in self.gallery(inside)]
 
     def heat_maps(self, progress: Progress | None) -> list[tuple[_Shown, str]]:
-        """Return pictures, each with a copy that is bright where the network looks; mistakes come first."""
+        """Return pictures, mistakes first, each with a copy that is bright where the network looks."""
         right = self.predicted == self.labels
-        by_class = [self.surest(right & (self.labels == label), 1) for label in range(len(self.names))]
-        sure = np.concatenate(by_class)[: LOOKED_AT // 2]
-        looked = np.concatenate([self.surest(~right, LOOKED_AT // 2), sure])
+        classes = range(len(self.names))
+        by_class = [self.most_confident(right & (self.labels == label), 1) for label in classes]
+        correct = np.concatenate(by_class)[: HEAT_MAPS // 2]
+        chosen = np.concatenate([self.most_confident(~right, HEAT_MAPS // 2), correct])
         maps = []
-        for number, index in enumerate(looked):
+        for number, index in enumerate(chosen):
             pixels = self._album.pixels(self.split, int(index))
             heat = occlusion_map(self._classifier, pixels, int(self.predicted[index]))
-            plain, light = self.show(int(index)), self._album.encode(highlight(pixels, heat))
-            if plain and light:
-                maps.append((plain, light))
+            plain, lit = self.show(int(index)), self._album.encode(highlight(pixels, heat))
+            if plain and lit:
+                maps.append((plain, lit))
             if progress:
-                progress(number + 1, len(looked))
+                progress(number + 1, len(chosen))
         return maps
 
 
@@ -151,8 +153,8 @@ def write_report(run: Run, data: Data, split: str, out: Path, *, progress: Progr
     try:
         import jinja2
     except ImportError:
-        raise MissingExtraError("a report", "report") from None
-    summary = {"accuracy_plain": None, "parameters": None, **run.summary}  # missing in older runs
+        raise MissingExtraError("writing a report", "report") from None
+    summary = {"accuracy_plain": None, "parameters": None, **run.summary}  # older runs lack these two
     weights, info = read_weights(run.weights_path)
     predictor = load_run(run.path)
     album = _Album(predictor.info.preprocessing)
@@ -180,7 +182,7 @@ def write_report(run: Run, data: Data, split: str, out: Path, *, progress: Progr
         counts={
             name: np.bincount(one.labels, minlength=len(data.class_names)).tolist()
             for name, one in data.splits.items()
-            if name != "train" or "all" not in data.splits  # the same pictures
+            if name != "train" or "all" not in data.splits  # "all" holds the same pictures
         },
         split=split,
         names=answers.names,
@@ -195,15 +197,15 @@ def write_report(run: Run, data: Data, split: str, out: Path, *, progress: Progr
         curves=_curves(run),
         schedule=_schedule(run),
         reliability=_reliability(answers.confidence, right),
-        # Most valuable first: once the room is used up, pictures are left out.
-        mistakes=answers.gallery(answers.surest(~right, LISTED)),
+        # The most useful pictures come first, because pictures are left out once the room is used up.
+        mistakes=answers.gallery(answers.most_confident(~right, LISTED)),
         doubted=answers.gallery(doubted[:LISTED]),
         doubted_count=len(doubted),
         heat_maps=answers.heat_maps(progress),
         samples=_samples(data, album),
         matrix=len(answers.names) <= MATRIX_CLASSES,
         confusions=confusions,
-        cells={f"{actual}-{said}": answers.cell(actual, said) for _, actual, said in confusions},
+        cells={f"{actual}-{guess}": answers.cell(actual, guess) for _, actual, guess in confusions},
     )
     write_file(out, page)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 NOTHING_MEASURED = "nothing was measured: all pictures were used for training"
-OPTIMISTIC = "the epoch was chosen by it, so it is optimistic"
+OPTIMISTIC = "optimistic, because the same pictures chose the epoch"
 
 
 def percent(share: float) -> str:
@@ -14,12 +14,12 @@ def percent(share: float) -> str:
 
 
 def is_optimistic(summary: dict[str, Any]) -> bool:
-    """Tell whether the accuracy was measured on the pictures that also chose the epoch."""
+    """Whether the accuracy was measured on the pictures that also chose the epoch."""
     return bool(summary["split"] == "val" and summary["kept_by"] == "best on val")
 
 
 def describe_calibration(summary: dict[str, Any]) -> str | None:
-    """Say how a run's probabilities were calibrated; None for runs of versions that did not calibrate."""
+    """Say how a run's probabilities were calibrated; None for runs of older versions, which did not."""
     if "temperature" not in summary:
         return None
     if summary["calibrated_on"] is None:

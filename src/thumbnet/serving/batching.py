@@ -1,4 +1,4 @@
-"""Batch concurrent requests, so that they share a forward pass."""
+"""Batch concurrent requests so that they share a forward pass."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ T = TypeVar("T")
 class Batcher:
     """Classifies batches in one thread; the requests that arrive during one batch form the next.
 
-    No request waits for others: if the thread is idle, a request is classified at once, as its own batch. The
-    busier the service, the larger the batches.
+    No request waits for others to arrive: if the thread is idle, a request is classified at once, as its own
+    batch. The busier the service, the larger the batches.
 
     Args:
         classifier: the classifier to call.
@@ -45,7 +45,7 @@ class Batcher:
         return await future
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Run ``function``, which also uses the network, in the same thread between two batches."""
+        """Run ``function`` in the same thread, between two batches, so that it may use the network."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class Batcher:
                 continue
             for part, future in batch:
                 predictions = [next(found) for _ in part]
-                if not future.done():  # else the client has disconnected
+                if not future.done():  # it is if the client has disconnected
                     future.set_result(predictions)
         self._task = None
 

@@ -13,7 +13,7 @@ KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPT
 
 
 class Measured:
-    """ASGI middleware that counts requests by method, path and status, and measures their seconds."""
+    """ASGI middleware that counts requests by method, path and status, and measures how long they take."""
 
     def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
         self._app = app
@@ -44,7 +44,8 @@ class Measured:
         try:
             await self._app(scope, receive, watched)
         finally:
-            route: Any = scope.get("route")  # not the raw path: each invented one would add a label
+            # Not the raw path: every path that a client invents would add a label.
+            route: Any = scope.get("route")
             path = getattr(route, "path", "other")
             method = scope["method"] if scope["method"] in KNOWN_METHODS else "other"
             self._requests.labels(method, path, status).inc()

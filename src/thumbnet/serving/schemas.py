@@ -26,11 +26,13 @@ class Predictions(BaseModel):
 
 
 class Explanation(BaseModel):
-    """A prediction, and a picture of where the network looked; pictures are ``data:`` URLs."""
+    """A prediction, and where the network looked. Pictures are ``data:`` URLs."""
 
     classes: list[ClassProbability]
     picture: str = Field(description="the picture as the network sees it")
-    lit: str = Field(description="the same picture, bright where covering it costs the predicted class most")
+    lit: str = Field(
+        description="the same picture, bright where covering it lowers the predicted class's probability most"
+    )
 
 
 class HardPicture(BaseModel):
@@ -43,7 +45,7 @@ class HardPicture(BaseModel):
 
 
 class HardPictures(BaseModel):
-    """The hardest test pictures; ``ready`` is false until the search for them has ended."""
+    """The hardest test pictures. ``ready`` is false until the search for them has ended."""
 
     ready: bool
     pictures: list[HardPicture]

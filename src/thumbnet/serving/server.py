@@ -1,4 +1,4 @@
-"""Run uvicorn on our own socket, so that the port is known before the service starts."""
+"""Run uvicorn on our own socket so that the port is known before the service starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from thumbnet.errors import ThumbnetError
 
-GRACE = 20  # seconds that running requests get to finish at shutdown
+GRACE = 20  # seconds for running requests to finish at shutdown
 BACKLOG = 1024
 
 
@@ -31,12 +31,15 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(app: FastAPI, listener: socket.socket, greet: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM; requests that are running then still finish.
+    """Serve until SIGINT or SIGTERM, then let running requests finish.
 
     Args:
         app: from :func:`thumbnet.serving.service.build_service`.
         listener: from :func:`listen`.
         greet: called with the service's address once it accepts requests.
+
+    Raises:
+        ThumbnetError: the application did not start.
     """
     host, port = listener.getsockname()[:2]
     server = _Server(
@@ -45,10 +48,10 @@ def serve(app: FastAPI, listener: socket.socket, greet: Callable[[str], None]) -
         ),
         lambda: greet(f"http://{f'[{host}]' if ':' in host else host}:{port}"),
     )
-    # After a clean shutdown, uvicorn raises the signal again, which would end this process: ignore it.
+    # After a clean shutdown, uvicorn sends the signal again, which would end this process. Ignore it.
     before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with suppress(SystemExit):  # uvicorn's, where the application does not start
+        with suppress(SystemExit):  # uvicorn raises it if the application does not start
             server.run(sockets=[listener])
     finally:
         for one, handler in before.items():

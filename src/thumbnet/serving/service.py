@@ -48,7 +48,7 @@ from thumbnet.version import __version__
 
 HARDEST = 24  # test pictures that the page offers
 SEARCHED = 10_000  # the most test pictures that the search classifies
-SEARCHED_AT_ONCE = 200  # few, so that requests do not wait long
+SEARCHED_AT_ONCE = 200  # small, so that requests do not wait long for the search
 PAGE_POLICY = (
     "default-src 'none'; img-src 'self' data: blob:; media-src blob:; connect-src 'self'; "
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
@@ -64,14 +64,15 @@ class ServiceSettings:
         max_bytes: the most bytes in a request's body.
         max_pixels: the most pixels in a picture.
         max_pictures: the most pictures in a request.
-        max_queue: the most requests with pictures at a time, running and waiting; more are refused.
+        max_queue: the most requests with pictures, running or waiting, at a time; more are refused.
         max_batch: the most pictures in a forward pass.
-        timeout: seconds for a request's body to arrive, and again for its answer.
-        tta: test-time augmentation, see :meth:`Classifier.logits`; None for the one with which the accuracy
-            was measured.
-        api_key: required by every route except the page and the probes; None for no key.
-        hosts: accepted host names; None for any. On loopback, this keeps other sites' pages from reaching
-            the service through a host name of theirs (DNS rebinding).
+        timeout: seconds that a request's body may take to arrive, and that its answer may then take.
+        tta: test-time augmentation, see :meth:`Classifier.logits`; None for the one that the accuracy was
+            measured with.
+        api_key: required by every route except ``/``, ``/healthz``, ``/readyz`` and ``/openapi.json``; None
+            for no key.
+        hosts: accepted host names; None for any. On loopback, the check stops pages of other sites from
+            reaching the service through a host name that they point at it (DNS rebinding).
     """
 
     max_bytes: int = 10_000_000
@@ -141,7 +142,7 @@ def build_service(
         "/readyz",
         summary="Does the service accept requests?",
         tags=["probes"],
-        responses={503: {"model": Health, "description": "it does not"}},
+        responses={503: {"model": Health, "description": "it does not accept requests now"}},
     )
     async def readyz(response: Response) -> Health:
         status = service.status()
@@ -150,7 +151,7 @@ def build_service(
 
     @app.get(
         "/metrics",
-        summary="For Prometheus",
+        summary="Metrics for Prometheus",
         tags=["probes"],
         dependencies=key,
         response_class=Response,
@@ -170,7 +171,7 @@ def build_service(
             thumbnet=classifier.info.thumbnet,
         )
 
-    @app.get("/hardest", summary="The hardest test pictures", dependencies=key, responses=locked)
+    @app.get("/hardest", summary="List the hardest test pictures", dependencies=key, responses=locked)
     async def hardest() -> HardPictures:
         return HardPictures(ready=service.hardest is not None, pictures=service.hardest or [])
 
@@ -221,7 +222,7 @@ REFUSALS = {
     408: "the body did not arrive in time",
     413: "too many bytes or pixels",
     415: "neither multipart/form-data nor a picture, or a picture in an unknown format",
-    422: "no picture, a damaged one, or too many; or a parameter is out of range",
+    422: "no picture, too many pictures, a damaged picture, or a parameter out of range",
     429: "the queue is full: try again",
     503: "no answer in time: try again",
 }
@@ -254,8 +255,8 @@ class _Service:
             "Requests with pictures, running or waiting.",
             registry=self.registry,
         )
-        self._flying = 0
-        self._in_flight.set_function(lambda: self._flying)
+        self._active = 0
+        self._in_flight.set_function(lambda: self._active)
         self.batcher = Batcher(classifier, settings.max_batch, settings.tta, batches.observe)
         self._decoders = ThreadPoolExecutor(4, "decode")
         self._ready = False
@@ -263,9 +264,9 @@ class _Service:
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
-        """Warm up before the first request; stop the threads after the last."""
+        """Warm up before the first request, and stop the threads after the last one."""
         size = self.classifier.info.preprocessing.size
-        for pictures in (1, self.settings.max_batch):  # the first pass of each size is slow
+        for pictures in (1, self.settings.max_batch):  # the first pass with each batch size is slow
             blank = np.zeros((pictures, *size, 3), np.uint8)
             await self.batcher.run(partial(self.classifier.logits, blank))
         self._ready = True
@@ -279,7 +280,7 @@ class _Service:
     def status(self) -> str:
         if not self._ready:
             return "not ready"
-        return "queue is full" if self._flying >= self.settings.max_queue else "ok"
+        return "queue is full" if self._active >= self.settings.max_queue else "ok"
 
     async def check_key(
         self, given: Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
@@ -291,14 +292,14 @@ class _Service:
             )
 
     async def uploads(self, request: Request) -> AsyncIterator[list[Upload]]:
-        """Read the pictures of a request, which counts towards ``max_queue`` until it is answered."""
-        if self._flying >= self.settings.max_queue:
+        """Read the pictures of a request. The request counts towards ``max_queue`` until it is answered."""
+        if self._active >= self.settings.max_queue:
             raise HTTPException(429, "the queue is full: try again", {"Retry-After": "1"})
-        self._flying += 1
+        self._active += 1
         try:
             yield await self._read_uploads(request)
         finally:
-            self._flying -= 1
+            self._active -= 1
 
     async def _read_uploads(self, request: Request) -> list[Upload]:
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
@@ -310,7 +311,7 @@ class _Service:
         if not multipart:
             return [Upload(kind, body)]
         most = self.settings.max_pictures
-        # The form parser needs a stream: replay the body, whose size has been checked.
+        # The form parser needs a stream, so replay the body. Its size has been checked.
         whole = Request(request.scope, _replayed(body))
         try:
             async with whole.form(max_files=most, max_fields=most) as form:
@@ -346,7 +347,7 @@ class _Service:
         return bytes(body)
 
     async def decode(self, uploads: list[Upload]) -> np.ndarray:
-        """Decode pictures to pixels, uint8 [B, height, width, 3]; refuse what is not a picture."""
+        """Decode pictures to pixels, uint8 [B, height, width, 3]; refuse the request if any is unreadable."""
         run = asyncio.get_running_loop().run_in_executor
         pending = [run(self._decoders, self._decode, one) for one in uploads]
         results = await asyncio.gather(*pending, return_exceptions=True)
@@ -378,16 +379,19 @@ class _Service:
         )
 
     async def _search_hardest(self) -> None:
-        """Search in the background, between the batches: only one thread may use the network."""
+        """Search for the hardest pictures in the background.
+
+        The search runs between the batches, because only one thread may use the network.
+        """
         try:
             data = await asyncio.to_thread(self._load_data)
             self.hardest = [] if data is None else await self._find_hardest(data)
         except ThumbnetError as error:
-            self._warn(f"no test pictures on the page: {error}")
+            self._warn(f"the page offers no test pictures: {error}")
             self.hardest = []
 
     async def _find_hardest(self, data: Data) -> list[HardPicture]:
-        """Find the most confident mistakes on test (or else validation) pictures, most confident first."""
+        """Find the mistakes on the split test, or else val or all; the most confident first."""
         name = next((name for name in ("test", "val", "all") if name in data.splits), None)
         if name is None:
             return []
@@ -411,7 +415,7 @@ class _Service:
         names = self.classifier.class_names
         return [
             HardPicture(
-                # Lossless, so that trying it on the page gives the same answer.
+                # Lossless, so that the page gets the same answer when the user tries it.
                 picture=as_data_address(self._fit(found.split.load(index)), lossless=True),
                 label=names[found.labels[index]],
                 predicted=names[predicted_label],
@@ -458,7 +462,7 @@ async def _describe_invalid(_: Request, error: Exception) -> JSONResponse:
 
 
 def _takes_pictures(most: int) -> dict[str, Any]:
-    """Describe the body in OpenAPI; FastAPI cannot, because we read it ourselves to enforce the limits."""
+    """Describe the body for OpenAPI. FastAPI cannot, because we read it ourselves to enforce the limits."""
     file = {"type": "string", "format": "binary"}
     form = {
         "type": "object",
