@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from thumbnet.errors import RecipeError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.recipes.settings import ScheduleSettings
-from thumbnet.training.schedules import factor_at, resize_at
+from thumbnet.training.schedules import done_at, factor_at, learning_rates, replanned, resize_at
 
 
 def test_multistep_equals_torchs_own_schedule_epoch_by_epoch() -> None:
@@ -148,3 +148,44 @@ def test_pictures_grow_in_equal_steps() -> None:
 def test_sides_that_cannot_be_are_refused(sides: list[float]) -> None:
     with pytest.raises(RecipeError, match=r"schedule\.small_sides"):
         load_recipe("fast", [f"schedule.small_sides={sides}"])
+
+
+def test_a_changed_plan_keeps_what_was_done_and_ends_at_the_end() -> None:
+    plan = ScheduleSettings(name="linear")
+    later = replanned(plan, 40, 100, 60)
+    assert (later.planned_at, later.planned_steps) == ((0, 40), (100, 60))
+    assert [done_at(later, step, 60) for step in (0, 20, 40)] == [0.0, 0.2, 0.4]
+    assert done_at(later, 50, 60) == pytest.approx(0.7)
+    assert done_at(later, 60, 60) == pytest.approx(1.0)
+    again = replanned(later, 50, 60, 80)
+    assert again.planned_at == (0, 40, 50)
+    assert done_at(again, 65, 80) == pytest.approx(0.85)
+    assert done_at(again, 80, 80) == pytest.approx(1.0)
+    assert replanned(again, 50, 80, 70).planned_steps == (100, 60, 70)  # decided anew at the same step
+    for step in range(80):
+        assert factor_at(again, step + 1, 80) < factor_at(again, step, 80)
+
+
+def test_the_size_of_pictures_follows_the_changed_plan() -> None:
+    plan = ScheduleSettings(small_until=0.5, small_sides=(0.625, 0.75))
+    later = replanned(plan, 20, 100, 52)
+    sides = [resize_at(later, torch.zeros(1, 3, 32, 32), step, 52).shape[-1] for step in range(52)]
+    assert sides == [20] * 22 + [24] * 10 + [32] * 20
+
+
+@pytest.mark.parametrize(
+    ("at", "steps"),
+    [((0,), ()), ((5,), (10,)), ((0, 5), (10, 5)), ((0, 12), (10, 20)), ((0, 5, 5), (9, 8, 7))],
+)
+def test_a_plan_that_cannot_be_is_refused(at: tuple[int, ...], steps: tuple[int, ...]) -> None:
+    with pytest.raises(RecipeError, match=r"schedule\.planned_"):
+        ScheduleSettings(planned_at=at, planned_steps=steps)
+
+
+def test_the_figure_of_a_changed_plan_has_its_kink() -> None:
+    recipe = load_recipe("fast", ["schedule.planned_at=[0,50]", "schedule.planned_steps=[100,60]"])
+    epochs, rates = learning_rates(recipe, 60)
+    assert len(epochs) == len(rates) == 60
+    assert rates[50] == pytest.approx(0.1, rel=0.15)
+    assert rates[59] < 0.02
+    assert learning_rates(load_recipe("fast"), 50)[1][25] == pytest.approx(0.1, rel=0.03)

@@ -134,7 +134,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     path, that network may be imported from now on, so call this only with a file that the user has chosen.
 
     Raises:
-        RecipeError: there is no such recipe or file, it is not TOML, or a key is unknown or its value invalid.
+        RecipeError: there is no such recipe or file, it is not TOML, or a key or value is invalid.
     """
     recipe = read_recipe(name_or_path).override(overrides)
     accept(recipe.model.name)

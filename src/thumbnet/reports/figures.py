@@ -16,7 +16,7 @@ from thumbnet.files import write_file
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.reports.comparison import Group, read_metrics
 from thumbnet.training.range_test import RangeTest
-from thumbnet.training.schedules import factor_at
+from thumbnet.training.schedules import learning_rates
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -184,10 +184,8 @@ def range_test_figure(test: RangeTest) -> Figure:
 
 def schedule_figure(recipe: Recipe) -> Figure:
     """Draw the learning rate over the epochs."""
-    steps = 2000
     epochs = recipe.training.epochs
-    times = [epochs * step / steps for step in range(steps)]
-    rates = [recipe.optimizer.lr * factor_at(recipe.schedule, step, steps) for step in range(steps)]
+    times, rates = learning_rates(recipe, 2000)
     figure = new_figure(7, 3.8)
     axes = figure.add_subplot()
     axes.plot(times, rates, color=INK)

@@ -26,7 +26,7 @@ from thumbnet.reports.figures import INK, draw_accuracies, new_figure
 from thumbnet.reports.summary import NOTHING_MEASURED, OPTIMISTIC, describe_calibration, is_optimistic
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights
-from thumbnet.training.schedules import factor_at
+from thumbnet.training.schedules import learning_rates
 from thumbnet.version import __version__
 
 MATRIX_CLASSES = 20  # with at most this many classes, the page shows the whole confusion matrix
@@ -250,11 +250,10 @@ def _curves(run: Run) -> str:
 
 
 def _schedule(run: Run) -> str:
-    recipe, steps = run.recipe, 400
+    recipe = run.recipe
+    times, rates = learning_rates(recipe, 400)
     figure = new_figure(6.4, 2.6)
     axes = figure.add_subplot()
-    times = [recipe.training.epochs * step / steps for step in range(steps)]
-    rates = [recipe.optimizer.lr * factor_at(recipe.schedule, step, steps) for step in range(steps)]
     axes.plot(times, rates, color=BLUE)
     axes.set_xlabel("epoch")
     axes.set_ylabel("learning rate")

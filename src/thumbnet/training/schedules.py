@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor
 
+from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import ScheduleSettings
 
 SMALLEST_SIDE = 16  # pixels; the networks here are not made for smaller pictures
@@ -39,6 +40,14 @@ def factor_at(settings: ScheduleSettings, step: int, total_steps: int) -> float:
     left = min(max(left, 0.0), 1.0)
     height = 1 - left if settings.name == "linear" else (1 + math.cos(math.pi * left)) / 2
     return settings.end + (1 - settings.end) * height
+
+
+def learning_rates(recipe: Recipe, points: int) -> tuple[list[float], list[float]]:
+    """The learning rate at evenly spaced ``points`` of a training, for a figure: epochs and rates."""
+    total = (recipe.schedule.planned_steps or (points,))[-1]
+    steps = [total * point // points for point in range(points)]
+    epochs = [recipe.training.epochs * step / total for step in steps]
+    return epochs, [recipe.optimizer.lr * factor_at(recipe.schedule, step, total) for step in steps]
 
 
 def done_at(settings: ScheduleSettings, step: float, total_steps: int) -> float:
