@@ -88,6 +88,11 @@ def execute(options: argparse.Namespace) -> int:
     started = time.perf_counter()  # the imports below take a second, which counts
     _check_what_is_trained(options)
 
+    if rank() == 0 and options.resume is None:
+        from thumbnet.sources.load import unpack_ahead
+
+        unpack_ahead(options.data, options.data_dir)  # while torch is imported
+
     from thumbnet.cli.console import say
     from thumbnet.cli.progress import TrainingDisplay
     from thumbnet.cli.views import show_summary

@@ -11,6 +11,7 @@ import shutil
 import stat
 import tarfile
 import tempfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -36,8 +37,13 @@ def is_archive_name(name: str) -> bool:
     return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
+_unpacking = threading.Lock()
+
+
 def unpack(archive: Path, cache: Path) -> Unpacked:
     """Unpack an archive into a folder below ``cache``, unless an earlier call has done so.
+
+    If another thread is unpacking, wait for it.
 
     The folder's name depends on the archive's path, size and modification time. The archive is unpacked into
     a temporary folder, which is then renamed, so a folder with the final name is always complete.
@@ -46,6 +52,11 @@ def unpack(archive: Path, cache: Path) -> Unpacked:
         DataError: the archive is damaged, encrypted or a bomb, has a member that would be written outside the
             folder or is not a plain file, or cannot be read or unpacked.
     """
+    with _unpacking:
+        return _unpack(archive, cache)
+
+
+def _unpack(archive: Path, cache: Path) -> Unpacked:
     try:
         state = archive.stat()
     except OSError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -99,6 +101,24 @@ def load_data(
     if not one_class:
         data.check_trainable()
     return with_held_out(data, chosen.test_fraction, chosen.val_fraction, chosen.split_seed, chosen.group_by)
+
+
+def unpack_ahead(source: str | None, data_dir: str | Path | None) -> None:
+    """Start to unpack ``source`` in a thread if it is an archive; :func:`load_data` then waits for the end.
+
+    Errors are not reported here, because :func:`load_data` meets them again.
+    """
+    path = Path(source or "").expanduser()
+    if not is_archive_name(path.name) or not path.is_file():
+        return
+    cache = Path(data_dir).expanduser() if data_dir else cache_folder()
+
+    def work() -> None:
+        with suppress(DataError, OSError):
+            if not webdataset.recognise(Place(path), DataSettings()) and not unknown.not_an_archive(path):
+                unpack(path, cache)
+
+    threading.Thread(target=work, daemon=True).start()
 
 
 # Tried in this order: the first form that recognises a place reads it. Folders of pictures come last, because
