@@ -55,7 +55,7 @@ def test_what_is_wrong_is_named_by_its_key(settings: dict[str, object], message:
 def test_an_unknown_key_is_told_its_siblings_and_nothing_where_nothing_is_near() -> None:
     error = str(unknown_key("inner.qqqq", known_keys(Outer)))
     assert error.endswith("Known keys here: inner.rate, inner.names, inner.size, inner.limit.")
-    assert str(unknown_key("qqqq", ["a", "b.c"])) == "unknown recipe key 'qqqq' Known keys here: a."
+    assert str(unknown_key("qqqq", ["a", "b.c"])) == "unknown recipe key 'qqqq'. Known keys here: a."
 
 
 def test_known_keys_are_dotted() -> None:
