@@ -16,7 +16,7 @@ from thumbnet.training.state import EpochResult
 ONE = [*TINY, "training.epochs=1"]
 
 
-def test_training_in_python_shows_a_line_an_epoch_on_stderr(
+def test_training_in_python_shows_one_line_per_epoch_on_stderr(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = thumbnet.train(coloured_data(), "resnet18", overrides=ONE, out=tmp_path / "run")
@@ -32,9 +32,7 @@ def test_without_progress_nothing_is_printed(tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_listener_takes_the_place_of_what_is_printed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_with_a_listener_nothing_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Keep(Listener):
         def __init__(self) -> None:
             self.epochs: list[int] = []
@@ -72,7 +70,7 @@ def test_resuming_in_python_shows_progress_too(tmp_path: Path, capsys: pytest.Ca
     assert again.settings["continues"]["epochs"] == 1
 
 
-def test_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
+def test_a_terminal_shows_a_progress_bar(tmp_path: Path) -> None:
     """In a pseudo-terminal, as Python's prompt has it."""
     import os
     import pty

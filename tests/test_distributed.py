@@ -46,7 +46,9 @@ def joined_up(batches: list[Batch]) -> Batch:
 
 @pytest.mark.parametrize("size", [2, 3, 8])
 @pytest.mark.parametrize(("count", "batch_size"), [(60, 16), (61, 20), (33, 32)])
-def test_shares_of_a_batch_are_the_batch_of_one_process(size: int, count: int, batch_size: int) -> None:
+def test_the_shares_of_all_processes_together_are_the_batch_of_a_single_process(
+    size: int, count: int, batch_size: int
+) -> None:
     alone = list(train_batches(count, batch_size, ALONE).epoch(1))
     shares = [list(train_batches(count, batch_size, World(rank, size)).epoch(1)) for rank in range(size)]
     assert {len(own) for own in shares} == {len(alone)}
@@ -80,7 +82,7 @@ def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) ->
         assert world.from_first("x") == "x"
 
 
-def test_norms_are_synchronised_in_place_with_their_tensors() -> None:
+def test_norms_are_synchronised_in_place_and_keep_their_tensors() -> None:
     model = build_model(ModelSettings("resnet20", 0.5), 3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     parameters = dict(model.named_parameters())
@@ -91,7 +93,7 @@ def test_norms_are_synchronised_in_place_with_their_tensors() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_a_synchronised_norm_does_in_evaluation_what_a_plain_one_does() -> None:
+def test_a_synchronised_norm_evaluates_like_an_ordinary_one() -> None:
     plain, synced = nn.BatchNorm2d(4).eval(), SyncBatchNorm2d(4).eval()
     with torch.no_grad():
         for norm in (plain, synced):

@@ -27,7 +27,9 @@ from thumbnet.runs.folder import Run
     ],
 )
 @pytest.mark.usefixtures("own")  # leaves the registry of networks as it was
-def test_docstring_examples(module: str, tiny_run: Run, tmp_path: Path) -> None:
+def test_docstring_examples_give_the_results_that_they_show(
+    module: str, tiny_run: Run, tmp_path: Path
+) -> None:
     imported = importlib.import_module(module)
     run = tiny_run
     if module == "thumbnet.classifiers.load":  # its examples are about the run that train's example makes
@@ -83,7 +85,7 @@ def docstrings(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES)
-def test_code_in_a_docstring_is_shown_as_code(path: str) -> None:
+def test_code_in_a_docstring_is_fenced_or_indented(path: str) -> None:
     flat = [code for docstring in docstrings((ROOT / path).read_text()) for code in flat_code(docstring)]
     assert flat == [], f"{path}: put it between ```python (or sh, text) and ```"
 

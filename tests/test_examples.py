@@ -18,12 +18,12 @@ SHOWS = {
 }
 
 
-def test_every_example_is_tried() -> None:
+def test_every_example_is_tested() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(SHOWS)
 
 
 @pytest.mark.parametrize("name", SHOWS)
-def test_the_program_runs(name: str, tmp_path: Path) -> None:
+def test_every_example_program_runs(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name)], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )

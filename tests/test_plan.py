@@ -85,17 +85,17 @@ def is_in(module: str, rooms: tuple[str, ...]) -> bool:
     return any(module == room or (bool(room) and module.startswith(f"{room}.")) for room in rooms)
 
 
-def test_every_module_stands_on_a_floor() -> None:
+def test_every_module_belongs_to_a_layer() -> None:
     assert {module.partition(".")[0] for module in MODULES} == {*FLOORS, ""}
 
 
-def test_at_most_ten_modules_stand_at_the_top() -> None:
+def test_at_most_ten_modules_are_at_the_top_level() -> None:
     top = [path.stem for path in SOURCE.glob("*.py") if path.stem not in ("__init__", "__main__")]
     assert len(top) <= 10, top
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name])
-def test_a_module_imports_nothing_from_a_higher_floor(module: str) -> None:
+def test_a_module_imports_nothing_from_a_higher_layer(module: str) -> None:
     height = FLOORS.index(module.partition(".")[0])
     for name in imports_of(module).all:
         if name in MODULES:
@@ -103,7 +103,7 @@ def test_a_module_imports_nothing_from_a_higher_floor(module: str) -> None:
             assert FLOORS.index(name.partition(".")[0]) <= height, f"{module} imports {name}"
 
 
-def test_no_modules_import_each_other_in_a_loop() -> None:
+def test_there_are_no_circular_imports() -> None:
     finished: set[str] = set()
 
     def follow(module: str, trail: tuple[str, ...]) -> None:
@@ -118,7 +118,7 @@ def test_no_modules_import_each_other_in_a_loop() -> None:
         follow(module, ())
 
 
-def test_what_must_start_without_torch_imports_no_torch() -> None:
+def test_modules_that_must_start_without_torch_do_not_import_it() -> None:
     def path_to_torch(module: str, seen: set[str]) -> list[str]:
         seen.add(module)
         for name in sorted(imports_of(module).at_once):
@@ -148,7 +148,7 @@ def test_only_the_command_line_prints() -> None:
             assert not bad, f"{module}, line {getattr(node, 'lineno', 0)}"
 
 
-def test_only_one_module_talks_to_other_processes() -> None:
+def test_only_one_module_uses_torch_distributed() -> None:
     for module in MODULES:
         names = {name for name in imports_of(module).all if name.startswith("torch.distributed")}
         used = {
@@ -159,7 +159,7 @@ def test_only_one_module_talks_to_other_processes() -> None:
         assert module in TALK_TO_PROCESSES or not (names | used), f"{module}: {names | used}"
 
 
-def test_every_module_has_its_test_module() -> None:
+def test_every_module_has_a_test_module() -> None:
     tests = Path(__file__).parent
     untested = [
         module

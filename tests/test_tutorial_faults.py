@@ -49,7 +49,7 @@ def test_fault_1_the_flip_is_left_to_right() -> None:
     assert not np.array_equal(mirrored, upside_down)
 
 
-def test_fault_2_pixels_are_in_zero_to_one_before_the_statistics_apply() -> None:
+def test_fault_2_pixels_are_scaled_to_0_to_1_before_they_are_normalised() -> None:
     image = np.full((1, 1, 3), 128, np.uint8)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
     unscaled = (image - np.array(mean)) / np.array(std)
@@ -58,7 +58,7 @@ def test_fault_2_pixels_are_in_zero_to_one_before_the_statistics_apply() -> None
     assert normalise(to_tensor(image)[None]).abs().max() < 1
 
 
-def test_fault_3_height_stays_height_and_width_width() -> None:
+def test_fault_3_height_and_width_are_not_swapped() -> None:
     image = noise(0, height=16, width=24)
     assert image.transpose(2, 1, 0).shape == (3, 24, 16)  # the fault
     tensor = to_tensor(image)
@@ -116,7 +116,7 @@ def test_fault_7_other_sizes_than_32x32_work() -> None:
         assert model(torch.zeros(1, 3, size, size)).shape == (1, 10)
 
 
-def test_fault_8_the_first_rate_is_used_and_every_milestone_comes() -> None:
+def test_fault_8_the_first_learning_rate_is_used_and_every_milestone_is_reached() -> None:
     parameter = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.SGD([parameter], lr=0.1)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[1, 3], gamma=0.1)
@@ -192,7 +192,7 @@ def test_fault_10_the_loss_is_not_fetched_from_the_device_at_each_step() -> None
     assert looked == [20, 30]  # every twentieth step, and the epoch's last
 
 
-def test_fault_11_labels_belong_to_the_data_and_any_suffix_goes(tmp_path: Path) -> None:
+def test_fault_11_labels_belong_to_the_data_set_and_any_suffix_works(tmp_path: Path) -> None:
     assert "0_frog.jpeg"[:-4].split("_")[-1] == "frog."  # the fault
     assert label_from_name("0_frog.jpeg") == "frog"
     for number, (name, suffix) in enumerate(itertools.product(("frog", "cat"), ("png", "jpeg", "jpg"))):
@@ -227,7 +227,7 @@ def test_fault_12_workers_are_processes_and_a_dataset_is_a_sequence() -> None:
     assert [list(generator), list(generator)] == [[0, 1, 2], []]
 
 
-def test_fault_13_the_number_of_epochs_asked_for_is_the_number_done() -> None:
+def test_fault_13_training_runs_the_requested_number_of_epochs() -> None:
     assert load_recipe("tutorial").training.epochs == 200
     for epochs in (1, 3):
         recipe = load_recipe("tutorial", [*TINY, f"training.epochs={epochs}"])

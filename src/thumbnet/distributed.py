@@ -258,7 +258,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronise_norms(model: nn.Module) -> nn.Module:
-    """Replace each BatchNorm2d within ``model``, in place, with a synchronised one that has the same tensors."""
+    """Replace every BatchNorm2d in ``model`` with a synchronised one that has the same tensors, in place."""
     for name, child in model.named_children():
         if type(child) is nn.BatchNorm2d:
             momentum = 0.1 if child.momentum is None else child.momentum
