@@ -1,4 +1,4 @@
-"""thumbnet.train and thumbnet.resume show how it goes, and can be silenced."""
+"""thumbnet.train and thumbnet.resume show progress, and can be told not to."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_resuming_in_python_shows_progress_too(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_a_terminal_shows_a_progress_bar(tmp_path: Path) -> None:
-    """In a pseudo-terminal, as Python's prompt has it."""
+    """Run it in a pseudo-terminal, as from Python's prompt."""
     import os
     import pty
 
@@ -94,7 +94,7 @@ def test_a_terminal_shows_a_progress_bar(tmp_path: Path) -> None:
             break
         seen += block
     assert os.waitpid(pid, 0)[1] == 0, seen.decode(errors="replace")
-    assert b"\x1b[" in seen  # it moves
+    assert b"\x1b[" in seen  # control sequences that redraw the line
     assert b"epoch 1/1" in seen
 
 

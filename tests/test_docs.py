@@ -1,4 +1,4 @@
-"""What the documents say is true of the code."""
+"""The documentation agrees with the code."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_architecture_page_lists_every_source_file() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The ids of a page's headings, as GitHub and Python-Markdown make them."""
+    """The ids that GitHub and Python-Markdown give to a page's headings."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     found: set[str] = set()
     for heading in re.findall(r"^#{1,6} +(.*?)#*$", text, re.MULTILINE):
@@ -85,8 +85,7 @@ def test_links_between_pages_have_a_target(page: str) -> None:
             assert anchor in anchors(linked), f"{page} links to {target}: {linked.name} has no such heading"
 
 
-# Everything that a page may link to outside, by its beginning. A link to a place of our own, which is not there yet,
-# leads nowhere: name the file instead.
+# External links must begin with one of these. thumbnet has no public address yet: name a file instead of linking to it.
 OUTSIDE = (
     "https://arxiv.org/abs/", "https://github.com/KellerJordan/", "https://github.com/hiverge/",
     "https://github.com/uxlfoundation/oneDNN/", "https://keepachangelog.com", "https://kellerjordan.github.io/",
@@ -101,7 +100,9 @@ SHOWN = [
 @pytest.mark.parametrize("page", SHOWN)
 def test_external_links_are_on_the_list(page: str) -> None:
     for target in re.findall(r"https?://[^\s)\"'<>,`]+", (ROOT / page).read_text()):
-        assert target.startswith(OUTSIDE), f"{page} links to {target}: does it lead somewhere?"
+        assert target.startswith(OUTSIDE), (
+            f"{page} links to {target}: check that it exists, then add it to OUTSIDE"
+        )
 
 
 @pytest.mark.parametrize("page", SHOWN)

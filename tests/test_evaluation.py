@@ -47,7 +47,7 @@ def test_the_interval_agrees_with_scipys_wilson_interval() -> None:
 
 
 def test_the_calibration_error_agrees_with_one_computed_by_hand() -> None:
-    # Two pictures at 0.9, one right: |0.9 - 0.5|; two at 0.6, both right: |0.6 - 1|. Mean: 0.4.
+    # Two pictures at 0.9, one of them right: |0.9 - 0.5|. Two at 0.6, both right: |0.6 - 1|. The mean is 0.4.
     probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]], dtype=torch.float64)
     result = evaluate_logits(probabilities.log().numpy(), np.array([0, 1, 0, 0]), ("a", "b"))
     assert result.calibration_error == pytest.approx(0.4)

@@ -87,7 +87,7 @@ def test_the_file_is_synced_to_disk_before_it_is_renamed(
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(Path, "replace", rename)
     write_file(tmp_path / "x", "text")
-    assert events == ["sync", "rename", "sync"]  # the file, its name, and the folder that has the name
+    assert events == ["sync", "rename", "sync"]  # sync the file, rename it, sync the folder
 
 
 def test_the_cache_folder_is_that_of_the_environment_variable_or_the_users_own(

@@ -1,4 +1,4 @@
-"""Commands in messages are what the user has to type, wherever and however thumbnet was started."""
+"""Commands in messages can be typed as shown, no matter where and how thumbnet was started."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from thumbnet.invocation import command, install_command, quoted
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An environment with an interpreter and a script, which was started by its path."""
+    """The script of an environment, which was started by its path."""
     script = tmp_path / "clone" / ".venv" / "bin" / "thumbnet"
     script.parent.mkdir(parents=True)
     for name in ("thumbnet", "python"):
@@ -126,7 +126,7 @@ def test_an_extra_is_installed_from_the_same_source_as_thumbnet(
 
 
 def test_asking_how_to_install_leaves_setuptools_importable_for_torch_compile() -> None:
-    """It is not, once ``importlib.util.find_spec("pip")`` was called: setuptools then leaves distutils alone."""
+    """``importlib.util.find_spec("pip")`` would make setuptools disable its distutils, and its import fail."""
     code = (
         "import sys; from thumbnet.invocation import install_command; print(install_command('plot')); "
         "import setuptools, distutils; assert '_distutils' in distutils.__file__"

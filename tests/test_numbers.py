@@ -1,4 +1,4 @@
-"""One run, one set of numbers: wherever an accuracy is shown or can be computed, it is the same."""
+"""Every place that shows or computes the accuracy of a run gives the same number."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from thumbnet.training.train import train
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Half of the pictures of each class are hard to tell, so that no number is 100 %."""
+    """A data set with pictures that are hard to classify, so that no accuracy is 100 %."""
     root = tmp_path_factory.mktemp("pictures")
     write_class_folders(root, ["train", "test"], per_class=16)
     for label, name in enumerate(("red", "green", "blue")):
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Measured with test-time augmentation; its temperature is set, as so few pictures do not calibrate."""
+    """A run measured with test-time augmentation. Its temperature is set: it has too few pictures to calibrate."""
     out = tmp_path_factory.mktemp("runs") / "run"
     found = train(folder, "resnet18", overrides=[*TINY, "evaluation.tta=adaptive"], out=out, device="cpu")
     from dataclasses import replace
@@ -172,7 +172,6 @@ def test_a_validation_score_that_chose_the_epoch_is_called_optimistic(
 def test_leaks_and_pictures_in_two_classes_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Cases r13 and r14."""
     for split in ("train", "test"):
         for label, name in enumerate(("first", "second")):
             for number in range(12):

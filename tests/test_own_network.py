@@ -1,4 +1,4 @@
-"""A network of the user's own is a run like any other; and a stranger's file never imports its code."""
+"""The user's own networks work in every command, and a stranger's file never imports code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CODE = ["--model-code", PATH]
 
 
 class StopAfter(Listener):
-    """Asks to stop after so many steps."""
+    """Asks the training to stop after ``step`` steps."""
 
     def __init__(self, step: int) -> None:
         self.step, self.seen = step, 0
@@ -62,7 +62,7 @@ def data(own: OwnPackage) -> Path:
 
 @pytest.fixture
 def run(own: OwnPackage, data: Path) -> Run:
-    """A finished run of the user's own network, in what is like a new process."""
+    """A finished run of the user's own network, in a process that has forgotten the network."""
     words = ["train", str(data), "--recipe", "resnet18", *SETTINGS, "--out", "run", "--quiet"]
     assert main([*words, "--device", "cpu"]) == 0
     own.forget()
@@ -73,7 +73,7 @@ def run(own: OwnPackage, data: Path) -> Run:
 
 
 def test_the_default_recipe_of_an_own_network_suits_any_network(own: OwnPackage) -> None:
-    """Those of ``fast`` and ``small`` are for FastNet's layers, by their names."""
+    """The recipes ``fast`` and ``small`` set learning rates for FastNet's layers by name."""
     trained = train(coloured_data(), overrides=[f"model.name={PATH}", "training.epochs=1"], out="run")
     assert trained.recipe.name == "resnet18"
     assert trained.recipe.model.name == PATH
@@ -81,7 +81,7 @@ def test_the_default_recipe_of_an_own_network_suits_any_network(own: OwnPackage)
 
 
 def test_the_installed_script_trains_a_network_that_a_recipe_file_names(own: OwnPackage, data: Path) -> None:
-    """As the script ``thumbnet`` does, Python is told not to look into the current folder by itself."""
+    """Like the script ``thumbnet``, Python here does not have the current folder on its path."""
     own.write("mine.toml", f'extends = "resnet18"\n[model]\nname = "{PATH}"\n[training]\nepochs = 1\n')
     script = "import sys; from thumbnet.__main__ import main; sys.exit(main())"
     words = ["train", str(data), "--recipe", "mine.toml", "--out", "run", "--set", "training.batch_size=16"]
@@ -142,7 +142,7 @@ def test_a_resumed_run_with_dropout_gives_the_same_weights_as_an_uninterrupted_r
 
 
 def test_dropout_changes_the_trained_weights(own: OwnPackage, data: Path) -> None:
-    """Otherwise the test above would prove nothing."""
+    """Otherwise the test of resuming with dropout would prove nothing."""
     weights = []
     for out in ("with", "without"):
         run = train(data, "resnet18", overrides=OWN, out=out, device="cpu")
@@ -191,7 +191,7 @@ def test_an_own_network_can_be_trained_for_longer(own: OwnPackage, run: Run) -> 
     assert Run(Path("longer")).recipe.model.name == PATH
     own.forget()
     shutil.rmtree("longer")
-    assert main([*longer, "--set", f"model.name={PATH}"]) == 0  # named again, which is as good
+    assert main([*longer, "--set", f"model.name={PATH}"]) == 0  # naming the network again allows it, too
 
 
 def test_the_weights_of_an_own_network_can_start_another_training(own: OwnPackage, run: Run) -> None:
@@ -341,11 +341,11 @@ def test_the_model_card_names_the_code_and_is_made_without_importing_it(own: Own
     assert f"{run.summary['parameters']:,} parameters" in card
 
 
-# --- strangers -------------------------------------------------------------------------------------------
+# --- files of strangers -------------------------------------------------------------------------------------------
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a command prints that is refused for want of permission."""
+    """Run a command that must be refused; returns the command that it says would be allowed."""
     capsys.readouterr()
     assert main(words) == 2
     printed = capsys.readouterr().err
@@ -456,7 +456,7 @@ def test_a_weights_file_that_names_other_code_does_not_run_it(own: OwnPackage, r
 
 def test_a_network_that_the_program_registered_or_passed_is_allowed(own: OwnPackage, run: Run) -> None:
     network = own.import_it().TinyNet
-    with pytest.raises(ModelCodeError):  # imported, but neither registered nor passed
+    with pytest.raises(ModelCodeError):  # it is imported, but neither registered nor passed
         thumbnet.load_run("run")
     passed = thumbnet.load_run("run", "cpu", model=network)
     thumbnet.register_model("tiny")(network)

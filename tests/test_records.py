@@ -1,4 +1,4 @@
-"""The numbers in README and docs are those of the newest record in docs/records/ (see benchmarks/records.py)."""
+"""The numbers in README and docs agree with the newest records in docs/records/ (see benchmarks/records.py)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLAIN = rf"(?P<plain>{NUMBER}) %"
 CLOCK = r"(?P<clock>\d+:\d\d)"
 N = r"n = (?P<n>\d+)"
 ROW = rf"[,，] ?{N} \| {ACCURACY} \| {PLAIN} \| {CLOCK} \|"
-# The file, the runs that a sentence is about, and the sentence with its numbers as groups.
+# A file, the runs that a sentence in it is about, and a pattern for the sentence with its numbers as groups.
 CLAIMS = [
     ("README.md", FAST, rf"`fast` reaches {ACCURACY} in {CLOCK} on two CPU cores \({N}\)"),
     ("README.md", REFERENCE, rf"needs (?P<minutes>\d+) minutes on the same processor for {ACCURACY} \({N}\)"),
@@ -70,7 +70,7 @@ def test_published_numbers_agree_with_the_newest_record(
             "n": str(found.n),
             "minutes": f"{median(found.seconds) / 60:.0f}",
         }[name]
-        assert text == measured, f"{file} says {name} {text}, the record {measured}"
+        assert text == measured, f"{file} says {name} {text}, but the record says {measured}"
 
 
 def test_the_results_table_agrees_with_the_records() -> None:
@@ -80,14 +80,16 @@ def test_the_results_table_agrees_with_the_records() -> None:
 
 
 def test_every_accuracy_in_the_readmes_is_compared_with_a_record() -> None:
-    """A new number in README needs a claim above."""
+    """A new number in a README needs an entry in CLAIMS."""
     for file in ("README.md", "README.zh.md"):
         text = (ROOT / file).read_text("utf-8")
         for name, _, sentence in CLAIMS:
             if name == file:
                 text = re.sub(sentence, "", text)
         left = re.findall(r"\b[4-9]\d\.\d+ %", text)
-        assert left in ([], ["99.72 %"]), f"{file}: {left}"  # the Chinese row of digits
+        assert left in ([], ["99.72 %"]), (
+            f"{file}: {left}"
+        )  # the row of digits in the Chinese table has no claim
 
 
 def one_run(seed: int, accuracy: float, seconds: float, **more: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which names a recipe may give its network, and which of them allow code to be imported."""
+"""Which network names a recipe may have, and which of them allow code to be imported."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_the_error_for_a_wrong_setting_names_the_key_and_what_was_expected(
 @pytest.mark.parametrize(
     ("overrides", "pictures", "size"),
     [
-        (["training.epochs=16"], 50_000, 1000),  # 528 steps anyway
+        (["training.epochs=16"], 50_000, 1000),  # 528 steps without a change
         (["training.epochs=1"], 50_000, 257),  # 33,500 pictures in 130 steps
         (["training.epochs=1", "data.skip_easy=0"], 50_000, 384),
         (["training.epochs=2", "data.subset_size=10000"], 50_000, 103),
@@ -212,7 +212,7 @@ def test_a_recipe_can_be_written_as_only_its_differences_from_the_defaults(name:
     short.write_text(recipe.to_toml(whole=False))
     assert load_recipe(short) == recipe
     assert len(short.read_text().splitlines()) < len(recipe.to_toml().splitlines()) / 2
-    assert "[checkpoint]" not in short.read_text()  # all of it is as by default
+    assert "[checkpoint]" not in short.read_text()  # it has only defaults
 
 
 @pytest.mark.parametrize("name", recipe_names())

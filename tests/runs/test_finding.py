@@ -1,4 +1,4 @@
-"""Runs in a folder, and what is said where there is none."""
+"""Finding the runs in a folder, and the errors if a path is not a run."""
 
 from __future__ import annotations
 

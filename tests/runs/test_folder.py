@@ -44,7 +44,7 @@ def test_a_complete_run_has_all_of_its_files(tiny_run: Run) -> None:
 
 def test_the_checkpoint_loads_with_weights_only(tiny_run: Run) -> None:
     state = torch.load(tiny_run.path / "checkpoint.pt", weights_only=True)
-    assert state["state"]["step"] == 12 - 3  # drop_last: three batches of 16 of 60 pictures, three epochs
+    assert state["state"]["step"] == 12 - 3  # 3 epochs of 3 batches: drop_last drops the fourth
 
 
 def test_new_runs_never_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path: Path) ->
 
 
 def begun(path: Path) -> Run:
-    """A run's folder with a recipe, as after the first step."""
+    """A run's folder as it is before the first step: with a recipe and settings, without weights."""
     run = Run.create(path, "data", "fast")
     run.begin(load_recipe("tutorial"), {"data": "digits", "who": "né"}, torch.device("cpu"))
     return run

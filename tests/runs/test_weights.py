@@ -1,4 +1,4 @@
-"""Files of weights: found, read, verified, fetched from the Hub."""
+"""Weights files are found, read, verified, and fetched from the Hub."""
 
 from __future__ import annotations
 
