@@ -59,9 +59,8 @@ class OwnPackage:
         self.write("mypackage/__init__.py", "")
         self.write("mypackage/nets.py", NETS.format(trace=str(self.trace)))
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(
-            sys, "dont_write_bytecode", True
-        )  # bytecode is outdated only if the time in seconds differs
+        # Bytecode would go stale if a test changes a module twice within a second.
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
         self.forget()
 
     def write(self, name: str, text: str) -> Path:

@@ -341,7 +341,7 @@ def test_the_model_card_names_the_code_and_is_made_without_importing_it(own: Own
     assert f"{run.summary['parameters']:,} parameters" in card
 
 
-# --- files of strangers -------------------------------------------------------------------------------------------
+# --- files of strangers ----------------------------------------------------------------------------------
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

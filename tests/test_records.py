@@ -87,9 +87,8 @@ def test_every_accuracy_in_the_readmes_is_compared_with_a_record() -> None:
             if name == file:
                 text = re.sub(sentence, "", text)
         left = re.findall(r"\b[4-9]\d\.\d+ %", text)
-        assert left in ([], ["99.72 %"]), (
-            f"{file}: {left}"
-        )  # the row of digits in the Chinese table has no claim
+        # The row of digits in the Chinese table has no claim.
+        assert left in ([], ["99.72 %"]), f"{file}: {left}"
 
 
 def one_run(seed: int, accuracy: float, seconds: float, **more: Any) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def test_the_error_for_a_wrong_setting_names_the_key_and_what_was_expected(
 @pytest.mark.parametrize(
     ("overrides", "pictures", "size"),
     [
-        (["training.epochs=16"], 50_000, 1000),  # 528 steps without a change
+        (["training.epochs=16"], 50_000, 1000),  # 528 steps: enough, so nothing changes
         (["training.epochs=1"], 50_000, 257),  # 33,500 pictures in 130 steps
         (["training.epochs=1", "data.skip_easy=0"], 50_000, 384),
         (["training.epochs=2", "data.subset_size=10000"], 50_000, 103),
