@@ -19,14 +19,14 @@ def epochs(number: int) -> list[str]:
 def run_cli(
     *arguments: str | Path, stdin: bytes | None = None, cwd: Path | None = None
 ) -> tuple[int, str, str]:
-    """The real command in a process of its own: status, stdout, stderr."""
+    """Run the real command in a process of its own; returns its status, stdout and stderr."""
     command = [sys.executable, "-m", "thumbnet", *map(str, arguments)]
     done = subprocess.run(command, input=stdin or b"", capture_output=True, cwd=cwd, timeout=300)
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
 def interrupt_when(process: subprocess.Popen[str], word: str, number: int = signal.SIGINT) -> str:
-    """Send a signal once ``word`` was printed to stderr; the rest of what was printed there."""
+    """Send a signal once a line on stderr has ``word`` in it; returns the rest of stderr."""
     assert process.stderr is not None
     for line in process.stderr:
         if word in line:

@@ -16,7 +16,7 @@ from own_networks import OwnPackage
 from thumbnet.runs.folder import Run
 from thumbnet.training.train import train
 
-# A busy machine is no failure; and the same examples every time, so that CI means something.
+# A busy machine must not fail a test, and CI must test the same examples every time.
 settings.register_profile(
     "thumbnet", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -24,9 +24,9 @@ settings.load_profile("thumbnet")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tests, and the processes that they start, leave the user's cache alone."""
+    """Give the tests, and the processes that they start, a cache of their own."""
     os.environ["THUMBNET_CACHE"] = tempfile.mkdtemp(prefix="thumbnet-cache-")
-    if "PYTEST_XDIST_WORKER" in os.environ:  # several tests at a time: each, and its processes, with a thread
+    if "PYTEST_XDIST_WORKER" in os.environ:  # tests run in parallel, so each gets one thread
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
 
@@ -37,13 +37,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """A test draws the same numbers whichever others ran before it, in whichever process."""
+    """Let a test draw the same random numbers regardless of which tests ran before it."""
     torch.manual_seed(1)
 
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnPackage]:
-    """A network of the user's own in the current folder, which nothing has imported yet."""
+    """The user's own network in the current folder; nothing has imported it yet."""
     package = OwnPackage(tmp_path, monkeypatch)
     yield package
     package.forget()
@@ -51,7 +51,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnPackage]
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A complete run on three coloured classes."""
+    """A complete run on the three classes of :func:`helpers.coloured_data`."""
     out = tmp_path_factory.mktemp("tiny") / "run"
     return train(coloured_data(), "resnet18", overrides=TINY, out=out, device="cpu")
 
@@ -66,13 +66,13 @@ def exported(run: Run, kind: str, out: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def onnx_file(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``tiny_run``, exported."""
+    """``tiny_run``, exported to ONNX."""
     return exported(tiny_run, "onnx", tmp_path_factory.mktemp("onnx") / "tiny.onnx")
 
 
 @pytest.fixture(scope="session")
 def any_size_file(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``tiny_run``, exported for pictures of any size."""
+    """``tiny_run``, exported to ONNX for pictures of any size."""
     return exported(tiny_run, "onnx-any-size", tmp_path_factory.mktemp("onnx") / "tiny.any-size.onnx")
 
 

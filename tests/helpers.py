@@ -1,4 +1,4 @@
-"""What several tests make use of: pictures, folders of them, tiny recipes, a server on loopback."""
+"""Helpers for several tests: pictures, folders of pictures, a tiny recipe, a local server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TINY = [
     "augment.flip=random",
     "augment.translate=2",
 ]
-"""Overrides that make a recipe small: a second or so an epoch on :func:`coloured_data`."""
+"""Overrides that make a recipe small: about a second per epoch on :func:`coloured_data`."""
 
 
 def noise(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
@@ -36,7 +36,7 @@ def noise(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
 
 
 def coloured(label: int, seed: int, side: int = 16) -> np.ndarray:
-    """A picture whose brightest channel is its label's: easy to learn, not trivially constant."""
+    """A noisy picture whose brightest channel is its label's, so it is easy to learn."""
     image = noise(seed, side, side) // 3
     image[..., label % 3] += 120
     return image
@@ -53,7 +53,7 @@ def coloured_data(count: int = 60, side: int = 16, splits: Sequence[str] = ("tra
 
 
 def write_picture(path: Path, image: np.ndarray | Image.Image, **options: Any) -> Path:
-    """Save a picture, making its folder."""
+    """Save a picture, and create its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     picture.save(path, **options)
@@ -71,7 +71,7 @@ def write_class_folders(root: Path, splits: Sequence[str], per_class: int = 6, s
 
 
 def of_many_sizes(root: Path) -> Data:
-    """60 pictures of as many sizes, in train and in test."""
+    """60 pictures, each of a different size, both in train and in test."""
     from thumbnet.sources.load import load_data
 
     for number in range(60):
@@ -85,7 +85,7 @@ def of_many_sizes(root: Path) -> Data:
 
 
 class Payload:
-    """Unpickled the ordinary way, it would write a file."""
+    """An object that runs a shell command, which writes a file, when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.command = f"echo gotcha > {path}"
@@ -96,7 +96,7 @@ class Payload:
 
 @contextmanager
 def serve(handle: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
-    """A server on loopback whose requests are answered by ``handle``; gives its address."""
+    """Run a server on loopback that answers requests with ``handle``; yields its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

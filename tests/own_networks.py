@@ -1,4 +1,4 @@
-"""A package with a network of the user's own, which says when it is imported; and a process that forgets it."""
+"""A package with the user's own network. It shows whether it was imported, and the process can forget it."""
 
 from __future__ import annotations
 
@@ -59,26 +59,27 @@ class OwnPackage:
         self.write("mypackage/__init__.py", "")
         self.write("mypackage/nets.py", NETS.format(trace=str(self.trace)))
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a module may be changed twice in a second
+        # Bytecode would go stale if a test changes a module twice within a second.
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
         self.forget()
 
     def write(self, name: str, text: str) -> Path:
-        """A file in the current folder."""
+        """Write a file in the current folder."""
         path = self.folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
         return path
 
     def import_it(self) -> Any:
-        """``mypackage.nets``, imported as a program of the user's would."""
+        """Import ``mypackage.nets`` as the user's program would."""
         self._monkeypatch.setattr(sys, "path", [str(self.folder), *sys.path])
         return importlib.import_module("mypackage.nets")
 
     def forget(self) -> None:
-        """As in a new process: nothing of the package is imported, registered or allowed."""
+        """Pretend to be a new process: nothing of the package is imported, registered or allowed."""
         for name in [name for name in sys.modules if name.partition(".")[0] == "mypackage"]:
             del sys.modules[name]
-        built_in = {name: one for name, one in registry._BUILDERS.items() if _is_thumbnets(name)}
+        built_in = {name: one for name, one in registry._BUILDERS.items() if _is_built_in(name)}
         self._monkeypatch.setattr(registry, "_BUILDERS", built_in)
         self._monkeypatch.setattr(networks, "_known", set(networks.MODEL_NAMES))
         self._monkeypatch.setattr(networks, "_allowed", set())
@@ -90,5 +91,5 @@ class OwnPackage:
         return self.trace.exists() or "mypackage.nets" in sys.modules
 
 
-def _is_thumbnets(name: str) -> bool:
+def _is_built_in(name: str) -> bool:
     return name in networks.MODEL_NAMES or name.startswith("thumbnet.")

@@ -1,4 +1,4 @@
-"""thumbnet.train and thumbnet.resume show how it goes, and can be silenced."""
+"""thumbnet.train and thumbnet.resume show progress, and can be told not to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from thumbnet.training.state import EpochResult
 ONE = [*TINY, "training.epochs=1"]
 
 
-def test_training_in_python_shows_a_line_an_epoch_on_stderr(
+def test_training_in_python_shows_one_line_per_epoch_on_stderr(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = thumbnet.train(coloured_data(), "resnet18", overrides=ONE, out=tmp_path / "run")
@@ -32,9 +32,7 @@ def test_without_progress_nothing_is_printed(tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_listener_takes_the_place_of_what_is_printed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_with_a_listener_nothing_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Keep(Listener):
         def __init__(self) -> None:
             self.epochs: list[int] = []
@@ -72,8 +70,8 @@ def test_resuming_in_python_shows_progress_too(tmp_path: Path, capsys: pytest.Ca
     assert again.settings["continues"]["epochs"] == 1
 
 
-def test_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
-    """In a pseudo-terminal, as Python's prompt has it."""
+def test_a_terminal_shows_a_progress_bar(tmp_path: Path) -> None:
+    """Run it in a pseudo-terminal, as from Python's prompt."""
     import os
     import pty
 
@@ -96,7 +94,7 @@ def test_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
             break
         seen += block
     assert os.waitpid(pid, 0)[1] == 0, seen.decode(errors="replace")
-    assert b"\x1b[" in seen  # it moves
+    assert b"\x1b[" in seen  # control sequences that redraw the line
     assert b"epoch 1/1" in seen
 
 

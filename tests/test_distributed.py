@@ -1,4 +1,4 @@
-"""What each of several processes is given; without starting any. With real ones: tests/faults."""
+"""Which pictures each of several processes gets. tests/faults starts real processes; here there are none."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def engine(count: int) -> MemoryEngine:
     split = coloured_data(count).splits["train"]
     assert isinstance(split, ArraySplit)
     images = torch.from_numpy(np.ascontiguousarray(split.images)).permute(0, 3, 1, 2)
-    return MemoryEngine(images, torch.arange(count))  # a label says which picture it is
+    return MemoryEngine(images, torch.arange(count))  # the label is the index of the picture
 
 
 def train_batches(count: int, batch_size: int, world: World) -> TrainBatches:
@@ -37,8 +37,8 @@ def train_batches(count: int, batch_size: int, world: World) -> TrainBatches:
     )
 
 
-def joined_up(batches: list[Batch]) -> Batch:
-    """The shares of one batch put together, without what does not count."""
+def merged(batches: list[Batch]) -> Batch:
+    """Put the shares of a batch together again, without the padding."""
     labels = torch.cat([batch.labels for batch in batches])
     images = torch.cat([batch.images for batch in batches])
     return Batch(images[labels != NO_LABEL], labels[labels != NO_LABEL], batches[0].total)
@@ -46,12 +46,14 @@ def joined_up(batches: list[Batch]) -> Batch:
 
 @pytest.mark.parametrize("size", [2, 3, 8])
 @pytest.mark.parametrize(("count", "batch_size"), [(60, 16), (61, 20), (33, 32)])
-def test_shares_of_a_batch_are_the_batch_of_one_process(size: int, count: int, batch_size: int) -> None:
+def test_the_shares_of_all_processes_together_are_the_batch_of_a_single_process(
+    size: int, count: int, batch_size: int
+) -> None:
     alone = list(train_batches(count, batch_size, ALONE).epoch(1))
     shares = [list(train_batches(count, batch_size, World(rank, size)).epoch(1)) for rank in range(size)]
     assert {len(own) for own in shares} == {len(alone)}
     for whole, *parts in zip(alone, *shares, strict=True):
-        together = joined_up(parts)
+        together = merged(parts)
         assert torch.equal(together.images, whole.images)
         assert torch.equal(together.labels, whole.labels)
         assert {part.total for part in parts} == {len(whole.labels)}
@@ -80,7 +82,7 @@ def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) ->
         assert world.from_first("x") == "x"
 
 
-def test_norms_are_synchronised_in_place_with_their_tensors() -> None:
+def test_norms_are_synchronised_in_place_and_keep_their_tensors() -> None:
     model = build_model(ModelSettings("resnet20", 0.5), 3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     parameters = dict(model.named_parameters())
@@ -91,7 +93,7 @@ def test_norms_are_synchronised_in_place_with_their_tensors() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_a_synchronised_norm_does_in_evaluation_what_a_plain_one_does() -> None:
+def test_a_synchronised_norm_evaluates_like_an_ordinary_one() -> None:
     plain, synced = nn.BatchNorm2d(4).eval(), SyncBatchNorm2d(4).eval()
     with torch.no_grad():
         for norm in (plain, synced):

@@ -1,4 +1,4 @@
-"""What the documents say is true of the code."""
+"""The documentation agrees with the code."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_page_about_own_networks_shows_the_example() -> None:
     assert shown == (ROOT / "examples" / "own_network.py").read_text()
 
 
-def test_the_tree_in_the_architecture_page_is_the_tree() -> None:
+def test_the_architecture_page_lists_every_source_file() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     (tree,) = re.findall(r"^```\nsrc/thumbnet/\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     listed: set[str] = set()
@@ -64,7 +64,7 @@ def test_the_tree_in_the_architecture_page_is_the_tree() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The ids of a page's headings, as GitHub and Python-Markdown make them."""
+    """The ids that GitHub and Python-Markdown give to a page's headings."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     found: set[str] = set()
     for heading in re.findall(r"^#{1,6} +(.*?)#*$", text, re.MULTILINE):
@@ -74,7 +74,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_between_pages_lead_somewhere(page: str) -> None:
+def test_links_between_pages_have_a_target(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\((?!https?:)([^)]+)", path.read_text()):
         name, _, anchor = target.partition("#")
@@ -85,8 +85,7 @@ def test_links_between_pages_lead_somewhere(page: str) -> None:
             assert anchor in anchors(linked), f"{page} links to {target}: {linked.name} has no such heading"
 
 
-# Everything that a page may link to outside, by its beginning. A link to a place of our own, which is not there yet,
-# leads nowhere: name the file instead.
+# External links must begin with one of these. thumbnet has no public address yet: name a file instead of linking to it.
 OUTSIDE = (
     "https://arxiv.org/abs/", "https://github.com/KellerJordan/", "https://github.com/hiverge/",
     "https://github.com/uxlfoundation/oneDNN/", "https://keepachangelog.com", "https://kellerjordan.github.io/",
@@ -99,17 +98,19 @@ SHOWN = [
 
 
 @pytest.mark.parametrize("page", SHOWN)
-def test_links_to_outside_are_known(page: str) -> None:
+def test_external_links_are_on_the_list(page: str) -> None:
     for target in re.findall(r"https?://[^\s)\"'<>,`]+", (ROOT / page).read_text()):
-        assert target.startswith(OUTSIDE), f"{page} links to {target}: does it lead somewhere?"
+        assert target.startswith(OUTSIDE), (
+            f"{page} links to {target}: check that it exists, then add it to OUTSIDE"
+        )
 
 
 @pytest.mark.parametrize("page", SHOWN)
-def test_no_page_installs_what_is_not_published(page: str) -> None:
+def test_no_page_installs_thumbnet_from_the_package_index(page: str) -> None:
     assert re.findall(r"pip install +['\"]?thumbnet", (ROOT / page).read_text()) == []
 
 
-def test_the_readmes_are_in_step() -> None:
+def test_the_english_and_chinese_readmes_have_the_same_commands_and_tables() -> None:
     english, chinese = ((ROOT / name).read_text() for name in ("README.md", "README.zh.md"))
 
     def commands(text: str) -> list[str]:
@@ -128,7 +129,7 @@ def test_the_readmes_are_in_step() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_in_the_pages_are_commands_of_thumbnet(page: str) -> None:
+def test_thumbnet_accepts_the_commands_in_the_pages(page: str) -> None:
     from thumbnet.cli import build_parser
 
     for block in re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):

@@ -1,4 +1,4 @@
-"""The examples in docstrings do what they say, and are shown as code."""
+"""The examples in docstrings work, and the site shows them as code."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ from thumbnet.runs.folder import Run
         "thumbnet.models.registry",
     ],
 )
-@pytest.mark.usefixtures("own")  # leaves the registry of networks as it was
-def test_docstring_examples(module: str, tiny_run: Run, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("own")  # restores the registry of networks afterwards
+def test_docstring_examples_give_the_results_that_they_show(
+    module: str, tiny_run: Run, tmp_path: Path
+) -> None:
     imported = importlib.import_module(module)
     run = tiny_run
-    if module == "thumbnet.classifiers.load":  # its examples are about the run that train's example makes
+    if module == "thumbnet.classifiers.load":  # its examples use the run that the example of train creates
         from thumbnet.training.train import train
 
         run = train("digits", "digits", overrides=["training.epochs=1"], out=tmp_path / "run", device="cpu")
@@ -54,7 +56,7 @@ SHELL = ("curl ", "git ", "make ", "pip ", "python ", "thumbnet ", "torchrun ")
 
 
 def flat_code(docstring: str) -> list[str]:
-    """The paragraphs of a docstring that are code, but neither fenced nor indented: Markdown joins their lines."""
+    """The paragraphs of code that are neither fenced nor indented. Markdown would join their lines."""
     outside = re.sub(r"^ *```.*?^ *```$", "", inspect.cleandoc(docstring), flags=re.DOTALL | re.MULTILINE)
     paragraphs = [part.strip("\n") for part in re.split(r"\n\s*\n", outside)]
     return [part for part in paragraphs if not part.startswith(("    ", ">>>")) and _is_code(part)]
@@ -74,7 +76,7 @@ def _is_code(paragraph: str) -> bool:
 
 
 def docstrings(text: str) -> list[str]:
-    """Every docstring of a module's text."""
+    """Every docstring in the source of a module."""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     found = (
         ast.get_docstring(node, clean=False) for node in ast.walk(ast.parse(text)) if isinstance(node, kinds)
@@ -83,7 +85,7 @@ def docstrings(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES)
-def test_code_in_a_docstring_is_shown_as_code(path: str) -> None:
+def test_code_in_a_docstring_is_fenced_or_indented(path: str) -> None:
     flat = [code for docstring in docstrings((ROOT / path).read_text()) for code in flat_code(docstring)]
     assert flat == [], f"{path}: put it between ```python (or sh, text) and ```"
 
@@ -98,7 +100,7 @@ def test_code_in_a_docstring_is_shown_as_code(path: str) -> None:
     ],
 )
 def test_the_formatter_flattens_indented_code_and_leaves_fenced_code(language: str, code: str) -> None:
-    """Where all later lines of a docstring are indented, the formatter takes the indentation away."""
+    """If all lines of a docstring after the first are indented, the formatter removes the indentation."""
     indented = '"""What it does.\n\n' + "".join(f"    {line}\n" for line in code.splitlines()) + '"""\n'
     (lost,) = docstrings(formatted(indented))
     assert flat_code(lost) == [code]
@@ -109,7 +111,7 @@ def test_the_formatter_flattens_indented_code_and_leaves_fenced_code(language: s
 
 
 def formatted(text: str) -> str:
-    """A module's text, as ruff formats it."""
+    """The source of a module after ruff has formatted it."""
     command = [sys.executable, "-m", "ruff", "format", "-"]
     return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
 

@@ -22,7 +22,7 @@ from thumbnet.errors import (
 )
 
 
-def test_every_error_is_of_one_family_and_has_an_exit_status() -> None:
+def test_every_error_derives_from_thumbnet_error_and_has_an_exit_status() -> None:
     every = [one for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, Exception)]
     found = [one for one in every if issubclass(one, ThumbnetError)]
     assert len(found) > 12
@@ -31,12 +31,12 @@ def test_every_error_is_of_one_family_and_has_an_exit_status() -> None:
     assert statuses == {InterruptedRunError: 130, LostContactError: 1}
 
 
-def test_no_control_character_gets_out_of_a_message() -> None:
+def test_control_characters_in_messages_are_escaped() -> None:
     assert str(ThumbnetError("a\x1b[31mb\nsecond\tline")) == "a\\x1b[31mb\nsecond\\tline"
     assert printable("caf\xe9 \u4e2d \x07 \udcff") == "caf\xe9 \u4e2d \\x07 \\udcff"
 
 
-def test_an_unreadable_picture_passes_between_processes() -> None:
+def test_the_error_for_an_unreadable_picture_can_be_pickled() -> None:
     again = pickle.loads(pickle.dumps(UnreadableImageError("a.png", "cut short")))  # noqa: S301
     assert (again.name, again.reason) == ("a.png", "cut short")
     both = UnreadableImagesError([again, UnreadableImageError("b.png", "empty")])
@@ -48,7 +48,7 @@ def test_an_unreadable_picture_passes_between_processes() -> None:
     assert "--on-bad-image skip" in str(both)
 
 
-def test_a_divergence_names_step_rate_and_what_to_change() -> None:
+def test_the_error_for_divergence_names_the_step_the_learning_rate_and_what_to_change() -> None:
     error = DivergedError(7, float("nan"), 0.25)
     assert "at step 7 (learning rate 0.25)" in str(error)
     for setting in ("optimizer.lr", "schedule.warmup", "training.precision=fp32"):
@@ -78,7 +78,7 @@ def test_a_stopped_run_says_how_to_resume(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_refused_memory_is_recognised_and_becomes_our_error(error: Exception) -> None:
+def test_failed_allocations_become_an_out_of_memory_error(error: Exception) -> None:
     assert is_out_of_memory(error)
     with pytest.raises(OutOfMemoryError) as caught, memory_guard("cuda:1", "doing it", "Do less"):
         raise error
@@ -87,7 +87,7 @@ def test_refused_memory_is_recognised_and_becomes_our_error(error: Exception) ->
     assert caught.value.__suppress_context__
 
 
-def test_other_errors_pass_the_guard_and_so_does_our_own() -> None:
+def test_the_memory_guard_lets_other_errors_and_its_own_pass() -> None:
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
     with pytest.raises(RuntimeError, match="shape mismatch"), memory_guard("cpu", "a", "b"):
         raise RuntimeError("shape mismatch")
@@ -97,7 +97,7 @@ def test_other_errors_pass_the_guard_and_so_does_our_own() -> None:
     assert caught.value is inner
 
 
-def test_the_nearest_name_is_offered_whatever_its_case() -> None:
+def test_the_nearest_name_is_suggested_regardless_of_case() -> None:
     assert nearest("fats", ["small", "fast"]) == "Did you mean 'fast'? Known: fast, small."
     assert nearest("FAST", ["small", "fast"]) == "Did you mean 'fast'? Known: fast, small."
     assert nearest("zzz", ["small", "fast"]) == "Known: fast, small."

@@ -40,14 +40,14 @@ def test_measures_agree_with_scikit_learn(sample: tuple[torch.Tensor, torch.Tens
     assert result.top5 == pytest.approx(metrics.top_k_accuracy_score(labels, logits, k=5, labels=range(8)))
 
 
-def test_the_interval_is_wilsons() -> None:
+def test_the_interval_agrees_with_scipys_wilson_interval() -> None:
     for correct, count in ((0, 10), (10, 10), (7, 10), (9321, 10_000)):
         expected = binomtest(correct, count).proportion_ci(method="wilson")
         assert wilson_interval(correct, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_calibration_error_by_hand() -> None:
-    # Two pictures at 0.9, one right: |0.9 - 0.5|; two at 0.6, both right: |0.6 - 1|. Mean: 0.4.
+def test_the_calibration_error_agrees_with_one_computed_by_hand() -> None:
+    # Two pictures at 0.9, one of them right: |0.9 - 0.5|. Two at 0.6, both right: |0.6 - 1|. The mean is 0.4.
     probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]], dtype=torch.float64)
     result = evaluate_logits(probabilities.log().numpy(), np.array([0, 1, 0, 0]), ("a", "b"))
     assert result.calibration_error == pytest.approx(0.4)
@@ -55,6 +55,6 @@ def test_calibration_error_by_hand() -> None:
     assert sure.calibration_error == pytest.approx(0, abs=1e-9)
 
 
-def test_top5_is_for_more_than_five_classes(sample: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_top5_needs_more_than_five_classes(sample: tuple[torch.Tensor, torch.Tensor]) -> None:
     logits, labels = sample
     assert evaluate_logits(logits[:, :5].numpy(), labels.clamp(max=4).numpy(), NAMES[:5]).top5 is None

@@ -1,4 +1,4 @@
-"""The examples run, and show what they promise."""
+"""The examples run and print what they should."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SHOWS = {
 }
 
 
-def test_every_example_is_tried() -> None:
+def test_every_example_is_tested() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(SHOWS)
 
 
 @pytest.mark.parametrize("name", SHOWS)
-def test_the_program_runs(name: str, tmp_path: Path) -> None:
+def test_every_example_program_runs(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name)], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
@@ -36,7 +36,7 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
-    assert all(not cell.get("outputs") for cell in notebook.cells)  # none are kept
+    assert all(not cell.get("outputs") for cell in notebook.cells)  # the committed notebook has no outputs
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     printed = [
         output.get("text", "") or output.get("data", {}).get("text/plain", "")
@@ -45,9 +45,9 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     ]
     (accuracy,) = re.findall(r"accuracy (\d+\.\d+) %, 95", "".join(printed))
     assert float(accuracy) > 95
-    assert "epoch 4/4  loss" in "".join(printed)  # the training shows how it goes
+    assert "epoch 4/4  loss" in "".join(printed)  # training shows its progress
     streams = {o["name"] for cell in notebook.cells for o in cell.get("outputs", []) if "name" in o}
-    assert streams == {"stdout"}  # stderr looks like a fault
+    assert streams == {"stdout"}  # notebooks show stderr in red, like an error
     (drawn,) = [cell for cell in notebook.cells if "confusion_figure(" in cell.source]
     assert drawn.outputs[-1]["data"]["image/png"].startswith("iVBORw0KGgo")  # PNG
     pictures = [

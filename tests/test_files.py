@@ -11,7 +11,7 @@ from thumbnet.errors import RunError
 from thumbnet.files import cache_folder, clear_leftovers, write_file, write_with
 
 
-def test_a_file_is_replaced_whole_with_ordinary_permissions(tmp_path: Path) -> None:
+def test_a_file_is_replaced_and_has_ordinary_permissions(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     write_file(path, "first")
     write_file(path, b"second")
@@ -27,7 +27,9 @@ def _umask() -> int:
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("disk full")])
-def test_a_write_that_fails_leaves_the_former_file_and_nothing_else(error: Exception, tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary_file(
+    error: Exception, tmp_path: Path
+) -> None:
     path = tmp_path / "x.txt"
     write_file(path, "before")
 
@@ -49,7 +51,7 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_temporary_file_that_someone_else_removed_hides_no_error(tmp_path: Path) -> None:
+def test_the_error_is_reported_even_if_the_temporary_file_is_gone(tmp_path: Path) -> None:
     def remove_and_fail(file: IO[bytes]) -> None:
         Path(file.name).unlink()
         raise OSError(28, "No space left on device")
@@ -58,7 +60,7 @@ def test_a_temporary_file_that_someone_else_removed_hides_no_error(tmp_path: Pat
         write_with(tmp_path / "x", remove_and_fail)
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot write .*nowhere/x: No such file"):
         write_file(tmp_path / "nowhere" / "x", "text")
 
@@ -68,7 +70,9 @@ def test_bytes_of_a_file_name_that_are_not_utf_8_can_be_written(tmp_path: Path) 
     assert (tmp_path / "x").read_bytes() == b"a\\udcffb"
 
 
-def test_the_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_synced_to_disk_before_it_is_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     events: list[str] = []
     synced, replaced = os.fsync, Path.replace
 
@@ -83,10 +87,10 @@ def test_the_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(Path, "replace", rename)
     write_file(tmp_path / "x", "text")
-    assert events == ["sync", "rename", "sync"]  # the file, its name, and the folder that has the name
+    assert events == ["sync", "rename", "sync"]  # sync the file, rename it, sync the folder
 
 
-def test_the_cache_is_in_the_folder_of_the_environment_variable_or_of_the_user(
+def test_the_cache_folder_is_that_of_the_environment_variable_or_the_users_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path))
@@ -96,7 +100,7 @@ def test_the_cache_is_in_the_folder_of_the_environment_variable_or_of_the_user(
     assert cache_folder() != tmp_path
 
 
-def test_only_old_leftovers_of_that_name_are_cleared(tmp_path: Path) -> None:
+def test_only_old_folders_with_the_prefix_are_removed(tmp_path: Path) -> None:
     for name, age in (("part-old", 24 * 3600 + 60), ("part-new", 24 * 3600 - 60), ("other-old", 25 * 3600)):
         (tmp_path / name / "inside").mkdir(parents=True)
         past = time.time() - age

@@ -1,4 +1,4 @@
-"""The guide's programs run; and the guide has the same programs in both languages."""
+"""The guide's programs run and are the same in both languages."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def programs(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
 
 
-def words(program: str) -> list[str]:
-    """Of a program all but comments, docstrings and how its lines are set."""
+def tokens_of(program: str) -> list[str]:
+    """The tokens of a program without comments, docstrings and line breaks."""
     skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE}
     tokens = [
         one for one in tokenize.generate_tokens(io.StringIO(program).readline) if one.type not in skipped
@@ -45,7 +45,7 @@ def test_both_languages_have_the_same_chapters() -> None:
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_both_languages_have_the_same_programs_commands_and_pictures(name: str) -> None:
     ours, theirs = GUIDE / name, GUIDE / "zh" / name
-    assert [words(one) for one in programs(ours)] == [words(one) for one in programs(theirs)]
+    assert [tokens_of(one) for one in programs(ours)] == [tokens_of(one) for one in programs(theirs)]
     for pattern in (r"```sh\n(.*?)```", r"\((?:\.\./)+(images/[^)]+)\)", r"(https://[^)\s]+)"):
         found = [re.findall(pattern, page.read_text("utf-8"), re.DOTALL) for page in (ours, theirs)]
         assert found[0] == found[1]

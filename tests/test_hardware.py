@@ -32,7 +32,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_without_a_gpu_auto_means_the_cpu_and_asking_for_one_is_explained() -> None:
+def test_without_a_gpu_auto_means_the_cpu_and_asking_for_a_gpu_is_an_error() -> None:
     assert choose_device("auto") == choose_device("cpu") == CPU
     for name in ("gpu", "cuda", "cuda:1"):
         with pytest.raises(ThumbnetError, match=f"--device {name}: there is no GPU") as caught:
@@ -42,7 +42,7 @@ def test_without_a_gpu_auto_means_the_cpu_and_asking_for_one_is_explained() -> N
 
 @pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize("name", ["abacus", "", "cpu:x"])
-def test_a_device_that_does_not_exist_is_named_with_the_ones_that_may(name: str) -> None:
+def test_the_error_for_a_device_that_does_not_exist_lists_possible_names(name: str) -> None:
     with pytest.raises(ThumbnetError, match="is not available") as caught:
         choose_device(name)
     assert repr(name) in str(caught.value)
@@ -50,12 +50,12 @@ def test_a_device_that_does_not_exist_is_named_with_the_ones_that_may(name: str)
     assert "\n" not in str(caught.value)
 
 
-def test_a_process_gets_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_gets_the_gpu_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto", 3) == choose_device("gpu", 3) == torch.device("cuda", 3)
 
 
-def test_precision_is_bfloat16_if_named_or_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_used_if_asked_for_or_if_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     for fast in (True, False):
         monkeypatch.setattr(hardware, "multiplies_bf16", lambda fast=fast: fast)
         assert use_bf16("bf16", CPU)
@@ -63,7 +63,7 @@ def test_precision_is_bfloat16_if_named_or_fast(monkeypatch: pytest.MonkeyPatch)
         assert use_bf16("auto", CPU) is fast
 
 
-def test_products_are_bfloat16_only_where_asked() -> None:
+def test_matrix_products_are_bfloat16_only_if_asked_for() -> None:
     a = torch.ones(2, 2)
     with autocast(True, CPU):
         assert (a @ a).dtype == torch.bfloat16
@@ -72,7 +72,7 @@ def test_products_are_bfloat16_only_where_asked() -> None:
 
 
 @pytest.mark.parametrize("before", [(False, True), (True, False), (False, False)])
-def test_cudnns_flags_are_the_callers_again_also_after_an_error(before: tuple[bool, bool]) -> None:
+def test_cudnns_flags_are_restored_even_after_an_error(before: tuple[bool, bool]) -> None:
     flags = torch.backends.cudnn
     original = flags.deterministic, flags.benchmark
     try:
@@ -85,7 +85,7 @@ def test_cudnns_flags_are_the_callers_again_also_after_an_error(before: tuple[bo
         flags.deterministic, flags.benchmark = original
 
 
-def test_the_number_of_threads_is_the_callers_again_also_after_an_error() -> None:
+def test_the_number_of_threads_is_restored_even_after_an_error() -> None:
     original = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -99,12 +99,12 @@ def test_the_number_of_threads_is_the_callers_again_also_after_an_error() -> Non
         torch.set_num_threads(original)
 
 
-def test_what_is_on_the_device_already_is_not_copied() -> None:
+def test_a_tensor_that_is_already_on_the_device_is_not_copied() -> None:
     tensor = torch.ones(3)
     assert send(tensor, CPU) is tensor
 
 
-def test_keeping_freed_memory_does_nothing_where_there_is_no_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keeping_freed_memory_does_nothing_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise OSError(name)
 

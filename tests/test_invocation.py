@@ -1,4 +1,4 @@
-"""Commands in messages are what the user has to type, wherever and however thumbnet was started."""
+"""Commands in messages can be typed as shown, no matter where and how thumbnet was started."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from thumbnet.invocation import command, install_command, quoted
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An environment with an interpreter and a script, which was started by its path."""
+    """The script of an environment, which was started by its path."""
     script = tmp_path / "clone" / ".venv" / "bin" / "thumbnet"
     script.parent.mkdir(parents=True)
     for name in ("thumbnet", "python"):
@@ -30,25 +30,25 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return script
 
 
-def test_a_script_that_is_not_on_the_path_is_named_from_here(script: Path) -> None:
+def test_a_script_that_is_not_on_the_path_is_shown_with_its_relative_path(script: Path) -> None:
     assert command("evaluate", "runs/1") == ".venv/bin/thumbnet evaluate runs/1"
 
 
-def test_from_elsewhere_the_shorter_path_is_shown(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_absolute_path_is_shown_if_it_is_shorter(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/usr/lib")
     assert command("data") == f"{script} data"
     monkeypatch.chdir(script.parent)
     assert command("data") == "./thumbnet data"
 
 
-def test_with_the_environment_active_it_is_the_bare_name(
+def test_in_an_active_environment_only_the_name_is_shown(
     script: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{script.parent}:/nowhere")
     assert command("evaluate") == "thumbnet evaluate"
 
 
-def test_another_environments_thumbnet_on_the_path_is_not_taken_for_this_one(
+def test_another_environments_thumbnet_on_the_path_is_not_shown(
     script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "other"
@@ -59,14 +59,16 @@ def test_another_environments_thumbnet_on_the_path_is_not_taken_for_this_one(
     assert command("evaluate") == ".venv/bin/thumbnet evaluate"
 
 
-def test_started_as_a_module_it_is_shown_so(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_started_as_a_module_is_shown_as_a_module(
+    script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/thumbnet/__main__.py"])
     assert command("evaluate") == ".venv/bin/python -m thumbnet evaluate"
     monkeypatch.setenv("PATH", str(script.parent))
     assert command("evaluate") == "python -m thumbnet evaluate"
 
 
-def test_from_python_the_environments_script_is_shown_or_else_the_module(
+def test_a_python_program_shows_the_environments_script_or_else_the_module(
     script: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train_cats.py"])
@@ -111,7 +113,7 @@ def _installed_as(described: object, monkeypatch: pytest.MonkeyPatch) -> None:
         ([], ["thumbnet[report]"]),
     ],
 )  # fmt: skip
-def test_an_extra_is_installed_from_where_thumbnet_came(
+def test_an_extra_is_installed_from_the_same_source_as_thumbnet(
     described: object, words: list[str], script: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _installed_as(described, monkeypatch)
@@ -124,7 +126,7 @@ def test_an_extra_is_installed_from_where_thumbnet_came(
 
 
 def test_asking_how_to_install_leaves_setuptools_importable_for_torch_compile() -> None:
-    """It is not, once ``importlib.util.find_spec("pip")`` was called: setuptools then leaves distutils alone."""
+    """``importlib.util.find_spec("pip")`` would make setuptools disable its distutils, and its import fail."""
     code = (
         "import sys; from thumbnet.invocation import install_command; print(install_command('plot')); "
         "import setuptools, distutils; assert '_distutils' in distutils.__file__"

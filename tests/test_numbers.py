@@ -1,4 +1,4 @@
-"""One run, one set of numbers: wherever an accuracy is shown or can be computed, it is the same."""
+"""Every place that shows or computes the accuracy of a run gives the same number."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from thumbnet.training.train import train
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Half of the pictures of each class are hard to tell, so that no number is 100 %."""
+    """A data set with pictures that are hard to classify, so that no accuracy is 100 %."""
     root = tmp_path_factory.mktemp("pictures")
     write_class_folders(root, ["train", "test"], per_class=16)
     for label, name in enumerate(("red", "green", "blue")):
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Measured with test-time augmentation; its temperature is set, as so few pictures do not calibrate."""
+    """A run measured with test-time augmentation. Its temperature is set: it has too few pictures to calibrate."""
     out = tmp_path_factory.mktemp("runs") / "run"
     found = train(folder, "resnet18", overrides=[*TINY, "evaluation.tta=adaptive"], out=out, device="cpu")
     from dataclasses import replace
@@ -46,7 +46,7 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return found
 
 
-def test_evaluate_predict_report_card_compare_and_onnx_say_what_train_said(
+def test_evaluate_predict_report_card_compare_and_onnx_agree_with_train(
     run: Run, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     headline, plain = run.summary["accuracy"], run.summary["accuracy_plain"]
@@ -109,7 +109,7 @@ def test_evaluate_predict_report_card_compare_and_onnx_say_what_train_said(
     assert f"| test | {100 * plain:.2f} % |" in card
 
 
-def test_the_service_answers_as_predict_does_by_default(run: Run, folder: Path) -> None:
+def test_by_default_the_service_predicts_with_the_same_test_time_augmentation(run: Run, folder: Path) -> None:
     pytest.importorskip("fastapi")
     from thumbnet.serving.service import ServiceSettings
 
@@ -120,7 +120,7 @@ def test_the_service_answers_as_predict_does_by_default(run: Run, folder: Path) 
     assert by_service != predictor.predict_pixels(pixels, tta="none")
 
 
-def test_descriptions_of_older_versions_load_and_impossible_ones_do_not(run: Run) -> None:
+def test_descriptions_of_older_versions_load_and_invalid_ones_do_not(run: Run) -> None:
     values = json.loads(load_run(run.path, "cpu").info.to_json())
     old = {key: value for key, value in values.items() if key not in ("tta", "temperature")}
     assert WeightsInfo.from_json(json.dumps(old)).temperature == 1.0
@@ -148,7 +148,7 @@ def test_a_run_trained_on_everything_says_that_nothing_was_measured(
     assert "Nothing was measured: all pictures were used for training" in model_card(found, "me/x")
 
 
-def test_every_epoch_has_a_point_and_only_whole_evaluations_can_be_kept(tmp_path: Path) -> None:
+def test_every_epoch_is_evaluated_but_only_epochs_with_a_full_evaluation_can_be_kept(tmp_path: Path) -> None:
     data = coloured_data(splits=("train", "val", "test"))
     overrides = [*TINY, "evaluation.every=2", "evaluation.sample=9"]
     found = train(data, "resnet18", overrides=overrides, out=tmp_path / "run", device="cpu")
@@ -158,7 +158,7 @@ def test_every_epoch_has_a_point_and_only_whole_evaluations_can_be_kept(tmp_path
     assert found.summary["kept_epoch"] in (2, 3)
 
 
-def test_a_score_that_chose_the_epoch_is_called_optimistic(
+def test_a_validation_score_that_chose_the_epoch_is_called_optimistic(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = coloured_data(splits=("train", "val"))
@@ -172,7 +172,6 @@ def test_a_score_that_chose_the_epoch_is_called_optimistic(
 def test_leaks_and_pictures_in_two_classes_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Cases r13 and r14."""
     for split in ("train", "test"):
         for label, name in enumerate(("first", "second")):
             for number in range(12):
@@ -206,7 +205,7 @@ def test_leaks_and_pictures_in_two_classes_are_named(
     assert "were in the training split (such as" in capsys.readouterr().out
 
 
-def test_evaluating_a_run_of_everything_asks_for_other_pictures(
+def test_evaluating_a_run_trained_on_everything_asks_for_other_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = train(

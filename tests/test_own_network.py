@@ -1,4 +1,4 @@
-"""A network of the user's own is a run like any other; and a stranger's file never imports its code."""
+"""The user's own networks work in every command, and a stranger's file never imports code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CODE = ["--model-code", PATH]
 
 
 class StopAfter(Listener):
-    """Asks to stop after so many steps."""
+    """Asks the training to stop after ``step`` steps."""
 
     def __init__(self, step: int) -> None:
         self.step, self.seen = step, 0
@@ -62,7 +62,7 @@ def data(own: OwnPackage) -> Path:
 
 @pytest.fixture
 def run(own: OwnPackage, data: Path) -> Run:
-    """A finished run of the user's own network, in what is like a new process."""
+    """A finished run of the user's own network, in a process that has forgotten the network."""
     words = ["train", str(data), "--recipe", "resnet18", *SETTINGS, "--out", "run", "--quiet"]
     assert main([*words, "--device", "cpu"]) == 0
     own.forget()
@@ -72,16 +72,16 @@ def run(own: OwnPackage, data: Path) -> Run:
 # --- training --------------------------------------------------------------------------------------------
 
 
-def test_the_default_recipe_of_an_own_network_has_rates_for_any_network(own: OwnPackage) -> None:
-    """Those of ``fast`` and ``small`` are for FastNet's layers, by their names."""
+def test_the_default_recipe_of_an_own_network_suits_any_network(own: OwnPackage) -> None:
+    """The recipes ``fast`` and ``small`` set learning rates for FastNet's layers by name."""
     trained = train(coloured_data(), overrides=[f"model.name={PATH}", "training.epochs=1"], out="run")
     assert trained.recipe.name == "resnet18"
     assert trained.recipe.model.name == PATH
     assert trained.summary["parameters"] == sum(p.numel() for p in Predictor.load("run").model.parameters())
 
 
-def test_a_recipe_file_names_the_network_and_a_script_anywhere_trains_it(own: OwnPackage, data: Path) -> None:
-    """As the script ``thumbnet`` does, Python is told not to look into the current folder by itself."""
+def test_the_installed_script_trains_a_network_that_a_recipe_file_names(own: OwnPackage, data: Path) -> None:
+    """Like the script ``thumbnet``, Python here does not have the current folder on its path."""
     own.write("mine.toml", f'extends = "resnet18"\n[model]\nname = "{PATH}"\n[training]\nepochs = 1\n')
     script = "import sys; from thumbnet.__main__ import main; sys.exit(main())"
     words = ["train", str(data), "--recipe", "mine.toml", "--out", "run", "--set", "training.batch_size=16"]
@@ -91,7 +91,7 @@ def test_a_recipe_file_names_the_network_and_a_script_anywhere_trains_it(own: Ow
     assert re.search(rf"thumbnet evaluate --model-code {PATH} run\n", done.stdout)
 
 
-def test_an_error_of_the_network_comes_before_the_data_are_read(
+def test_a_wrong_network_is_reported_before_the_data_are_read(
     own: OwnPackage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["train", "no-such-data", "--set", "model.name=mypackage.nets:TinyNte"]
@@ -99,7 +99,7 @@ def test_an_error_of_the_network_comes_before_the_data_are_read(
     assert "Did you mean 'TinyNet'" in capsys.readouterr().err
 
 
-def test_a_network_for_one_size_is_refused_by_a_recipe_that_trains_on_smaller_pictures(
+def test_a_recipe_that_starts_with_smaller_pictures_refuses_a_network_for_a_single_size(
     own: OwnPackage,
 ) -> None:
     own.write(
@@ -120,7 +120,7 @@ def test_a_network_for_one_size_is_refused_by_a_recipe_that_trains_on_smaller_pi
 
 
 @pytest.mark.parametrize("average", ["0", "0.8"])
-def test_a_resumed_run_with_dropout_is_bit_for_bit_the_uninterrupted_one(
+def test_a_resumed_run_with_dropout_gives_the_same_weights_as_an_uninterrupted_run(
     own: OwnPackage, data: Path, average: str
 ) -> None:
     overrides = [*OWN, f"training.ema_decay={average}"]
@@ -141,8 +141,8 @@ def test_a_resumed_run_with_dropout_is_bit_for_bit_the_uninterrupted_one(
     assert Run(Path("stopped")).weights_path.read_bytes() == whole.weights_path.read_bytes()
 
 
-def test_dropout_takes_part_in_the_training(own: OwnPackage, data: Path) -> None:
-    """Otherwise the test above would prove nothing."""
+def test_dropout_changes_the_trained_weights(own: OwnPackage, data: Path) -> None:
+    """Otherwise the test of resuming with dropout would prove nothing."""
     weights = []
     for out in ("with", "without"):
         run = train(data, "resnet18", overrides=OWN, out=out, device="cpu")
@@ -153,7 +153,7 @@ def test_dropout_takes_part_in_the_training(own: OwnPackage, data: Path) -> None
     assert weights[0] != weights[1]
 
 
-def test_auto_resume_is_allowed_by_the_command_that_names_the_network(own: OwnPackage, data: Path) -> None:
+def test_a_command_that_names_the_network_may_resume_automatically(own: OwnPackage, data: Path) -> None:
     words = [
         "train",
         str(data),
@@ -172,7 +172,7 @@ def test_auto_resume_is_allowed_by_the_command_that_names_the_network(own: OwnPa
     assert Run(Path("run")).is_complete
 
 
-def test_training_for_longer_begins_from_the_own_network(own: OwnPackage, run: Run) -> None:
+def test_an_own_network_can_be_trained_for_longer(own: OwnPackage, run: Run) -> None:
     longer = [
         "train",
         "--resume",
@@ -191,12 +191,10 @@ def test_training_for_longer_begins_from_the_own_network(own: OwnPackage, run: R
     assert Run(Path("longer")).recipe.model.name == PATH
     own.forget()
     shutil.rmtree("longer")
-    assert main([*longer, "--set", f"model.name={PATH}"]) == 0  # named again, which is as good
+    assert main([*longer, "--set", f"model.name={PATH}"]) == 0  # naming the network again allows it, too
 
 
-def test_another_training_begins_from_its_weights_by_the_last_layer_that_it_names(
-    own: OwnPackage, run: Run
-) -> None:
+def test_the_weights_of_an_own_network_can_start_another_training(own: OwnPackage, run: Run) -> None:
     weights, info = read_weights(run.weights_path)
     write_class_folders(own.folder / "more", ["train"], per_class=8)
     for number in range(8):
@@ -230,13 +228,13 @@ def test_weights_of_a_network_whose_code_has_changed_are_refused(own: OwnPackage
         thumbnet.load_run("run", model=own.import_it().TinyNet)
 
 
-def test_the_learning_rate_range_test_takes_it(own: OwnPackage, data: Path) -> None:
+def test_the_learning_rate_range_test_accepts_an_own_network(own: OwnPackage, data: Path) -> None:
     words = ["lr-find", str(data), "--recipe", "resnet18", *SETTINGS, "--steps", "20", "--device", "cpu"]
     assert main(words) == 0
     assert own.was_imported()
 
 
-def test_a_network_that_is_registered_in_the_program_itself_is_a_run(own: OwnPackage) -> None:
+def test_a_network_registered_in_the_program_itself_can_be_trained_and_loaded(own: OwnPackage) -> None:
     @thumbnet.register_model("pooled")
     class Pooled(nn.Module):
         def __init__(self, num_classes: int, width: float = 1.0) -> None:
@@ -259,7 +257,7 @@ def test_a_network_that_is_registered_in_the_program_itself_is_a_run(own: OwnPac
     assert thumbnet.load_run("run", model=Pooled).class_names == ("red", "green", "blue")
 
 
-def test_a_module_that_registers_networks_may_be_named_alone(own: OwnPackage, data: Path) -> None:
+def test_a_module_that_registers_networks_may_be_allowed_by_its_name(own: OwnPackage, data: Path) -> None:
     words = ["train", str(data), "--recipe", "resnet18", "--set", "model.name=wide-tiny", "--epochs", "1",
              "--set", "model.width=0.5", "--out", "run", "--quiet", "--device", "cpu"]  # fmt: skip
     assert main(words) == 2
@@ -273,7 +271,7 @@ def test_a_module_that_registers_networks_may_be_named_alone(own: OwnPackage, da
 # --- a finished run --------------------------------------------------------------------------------------
 
 
-def test_it_is_evaluated_predicted_compared_and_reported(
+def test_a_run_of_an_own_network_can_be_evaluated_reported_and_compared(
     own: OwnPackage, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = str(write_picture(own.folder / "x.png", coloured(1, 99)))
@@ -290,7 +288,7 @@ def test_it_is_evaluated_predicted_compared_and_reported(
     assert not own.was_imported()
 
 
-def test_every_format_of_export_is_the_same_network(own: OwnPackage, run: Run) -> None:
+def test_an_own_network_can_be_exported_in_every_format(own: OwnPackage, run: Run) -> None:
     pytest.importorskip("onnxscript")
     for kind, name in (
         ("onnx", "a.onnx"),
@@ -306,7 +304,7 @@ def test_every_format_of_export_is_the_same_network(own: OwnPackage, run: Run) -
     assert check.largest_difference < 1e-5
 
 
-def test_a_network_that_pytorch_cannot_export_is_refused_in_a_line(own: OwnPackage, run: Run) -> None:
+def test_a_network_that_pytorch_cannot_export_gives_a_clear_error(own: OwnPackage, run: Run) -> None:
     pytest.importorskip("onnxscript")
     nets = own.folder / "mypackage" / "nets.py"
     choosing = "if x.mean() > 0:\n            x = x + 1\n        return self.fc"
@@ -317,7 +315,7 @@ def test_a_network_that_pytorch_cannot_export_is_refused_in_a_line(own: OwnPacka
             export("run", kind, "a.onnx")
 
 
-def test_the_service_answers_with_it(own: OwnPackage, run: Run) -> None:
+def test_the_service_predicts_with_an_own_network(own: OwnPackage, run: Run) -> None:
     pytest.importorskip("fastapi")
     pytest.importorskip("httpx")
     from fastapi.testclient import TestClient
@@ -332,7 +330,7 @@ def test_the_service_answers_with_it(own: OwnPackage, run: Run) -> None:
     assert answer.status_code == 200, answer.text
 
 
-def test_the_card_says_whose_code_it_needs_and_needs_none_itself(own: OwnPackage, run: Run) -> None:
+def test_the_model_card_names_the_code_and_is_made_without_importing_it(own: OwnPackage, run: Run) -> None:
     pytest.importorskip("huggingface_hub")
     card = model_card(run, "someone/colours")
     assert not own.was_imported()
@@ -343,11 +341,11 @@ def test_the_card_says_whose_code_it_needs_and_needs_none_itself(own: OwnPackage
     assert f"{run.summary['parameters']:,} parameters" in card
 
 
-# --- strangers -------------------------------------------------------------------------------------------
+# --- files of strangers ----------------------------------------------------------------------------------
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a command prints that is refused for want of permission."""
+    """Run a command that must be refused; returns the command that it says would be allowed."""
     capsys.readouterr()
     assert main(words) == 2
     printed = capsys.readouterr().err
@@ -368,7 +366,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ],
     ids=lambda words: "-".join(words[:1] + words[3:4]),
 )  # fmt: skip
-def test_a_runs_folder_imports_nothing(
+def test_commands_on_a_runs_folder_do_not_import_its_network(
     words: list[str], own: OwnPackage, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_picture(own.folder / "x.png", coloured(1, 99))
@@ -377,7 +375,7 @@ def test_a_runs_folder_imports_nothing(
     assert not Path("b.safetensors").exists()
 
 
-def test_a_run_that_was_not_finished_imports_nothing_when_it_is_resumed(
+def test_resuming_a_run_does_not_import_its_network(
     own: OwnPackage, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InterruptedRunError):
@@ -388,7 +386,7 @@ def test_a_run_that_was_not_finished_imports_nothing_when_it_is_resumed(
     assert main(["train", "--resume", "run", *CODE, "--quiet"]) == 0  # the command that was printed
 
 
-def test_a_file_of_weights_imports_nothing(
+def test_a_weights_file_does_not_import_its_network(
     own: OwnPackage, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stranger = shutil.copy(run.weights_path, own.folder / "stranger.safetensors")
@@ -400,7 +398,7 @@ def test_a_file_of_weights_imports_nothing(
     assert not own.was_imported()
 
 
-def test_weights_from_the_hub_import_nothing(
+def test_weights_from_the_hub_do_not_import_their_network(
     own: OwnPackage, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weights_module, "fetch_weights", lambda source: run.weights_path)
@@ -424,13 +422,13 @@ def test_an_exported_model_predicts_without_the_code(
     assert not own.was_imported()
 
 
-def test_weights_to_begin_from_import_nothing(own: OwnPackage, run: Run) -> None:
+def test_weights_to_start_from_do_not_import_their_network(own: OwnPackage, run: Run) -> None:
     with pytest.raises(RunError, match=f"run has the network {PATH}"):
         train("data", "resnet18", overrides=[*SMALL, "training.init=run"], out="second", device="cpu")
     assert not own.was_imported()
 
 
-def test_a_recipe_that_was_read_from_a_run_imports_nothing(own: OwnPackage, run: Run) -> None:
+def test_a_recipe_read_from_a_run_does_not_import_its_network(own: OwnPackage, run: Run) -> None:
     with pytest.raises(ModelCodeError):
         train("data", run.recipe, out="second", device="cpu")
     with pytest.raises(ModelCodeError):
@@ -444,7 +442,7 @@ def test_a_recipe_that_was_read_from_a_run_imports_nothing(own: OwnPackage, run:
 @pytest.mark.parametrize(
     "path", ["os:system", "builtins:exec", "subprocess:Popen", "torch.hub:load", "this:d"]
 )
-def test_a_file_that_names_any_other_code_calls_nothing(own: OwnPackage, run: Run, path: str) -> None:
+def test_a_weights_file_that_names_other_code_does_not_run_it(own: OwnPackage, run: Run, path: str) -> None:
     weights, info = read_weights(run.weights_path)
     from dataclasses import replace
 
@@ -456,11 +454,9 @@ def test_a_file_that_names_any_other_code_calls_nothing(own: OwnPackage, run: Ru
     assert "this" not in sys.modules
 
 
-def test_what_is_registered_or_passed_in_this_process_needs_no_more_permission(
-    own: OwnPackage, run: Run
-) -> None:
+def test_a_network_that_the_program_registered_or_passed_is_allowed(own: OwnPackage, run: Run) -> None:
     network = own.import_it().TinyNet
-    with pytest.raises(ModelCodeError):  # imported, but neither registered nor passed
+    with pytest.raises(ModelCodeError):  # it is imported, but neither registered nor passed
         thumbnet.load_run("run")
     passed = thumbnet.load_run("run", "cpu", model=network)
     thumbnet.register_model("tiny")(network)
@@ -472,14 +468,14 @@ def test_what_is_registered_or_passed_in_this_process_needs_no_more_permission(
 @pytest.mark.parametrize(
     ("model", "says"), [(3, "is a int"), (nn.Linear(2, 2), "is a Linear"), (dict, "is a class of")]
 )
-def test_what_is_passed_must_build_a_network(run: Run, model: Any, says: str) -> None:
+def test_the_model_argument_must_build_a_network(run: Run, model: Any, says: str) -> None:
     with pytest.raises(NetworkError, match=says):
         thumbnet.load_run("run", model=model)
     with pytest.raises(NetworkError, match=says):
         thumbnet.resume("run", model=model)
 
 
-def test_a_recipe_made_in_python_is_told_what_to_do(own: OwnPackage) -> None:
+def test_a_recipe_made_in_python_does_not_allow_its_network(own: OwnPackage) -> None:
     recipe = Recipe(model=ModelSettings(PATH))
     with pytest.raises(ModelCodeError, match="register_model"):
         train(coloured_data(), recipe, out="second", device="cpu")

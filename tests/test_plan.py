@@ -1,4 +1,4 @@
-"""The plan of the house, kept true by reading the imports: see docs/architecture.md."""
+"""Modules import only what docs/architecture.md allows. The tests read the imports in the source."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import pytest
 import thumbnet
 
 SOURCE = Path(thumbnet.__file__).parent
-# From the ground up. A room imports only from rooms before it.
-FLOORS = (
+# From the bottom up. A package imports only from packages before it.
+LAYERS = (
     "version", "invocation", "errors", "files", "seeds", "evaluation", "distributed", "kernels", "hardware",
     "recipes", "data", "sources", "models", "batches", "runs", "classifiers", "training", "reports", "publish",
     "serving", "cli", "api", "__main__",
 )  # fmt: skip
-# What starts without torch: the commands that only read, and everything that an exported model needs.
+# These start without torch: the commands that only read, and everything that an exported model needs.
 NO_TORCH = (
     "", "version", "invocation", "errors", "files", "seeds", "evaluation", "recipes", "data", "sources",
     "runs.finding", "runs.weights", "runs.weights_info", "classifiers.base", "classifiers.load",
     "classifiers.onnx_classifier", "classifiers.temperature", "cli", "__main__",
 )  # fmt: skip
 PRINT = ("cli", "__main__")
-TALK_TO_PROCESSES = ("distributed",)
+USE_DISTRIBUTED = ("distributed",)
 
 
 @dataclass
 class Imports:
-    """Names of modules that one module imports."""
+    """The names of the modules that a module imports."""
 
     at_once: set[str] = field(default_factory=set)
-    later: set[str] = field(default_factory=set)  # within a function
+    later: set[str] = field(default_factory=set)  # inside functions
 
     @property
     def all(self) -> set[str]:
@@ -55,7 +55,7 @@ def tree_of(module: str) -> ast.Module:
 
 @functools.cache
 def imports_of(module: str) -> Imports:
-    """What a module imports when it runs: names below thumbnet without that prefix, others as they are."""
+    """What a module imports at run time; the prefix ``thumbnet.`` is removed from names."""
     found = Imports()
 
     def visit(node: ast.AST, names: set[str]) -> None:
@@ -81,29 +81,29 @@ def local_name(name: str) -> str:
     return "" if name == "thumbnet" else name.removeprefix("thumbnet.")
 
 
-def is_in(module: str, rooms: tuple[str, ...]) -> bool:
-    return any(module == room or (bool(room) and module.startswith(f"{room}.")) for room in rooms)
+def is_in(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == name or (bool(name) and module.startswith(f"{name}.")) for name in packages)
 
 
-def test_every_module_stands_on_a_floor() -> None:
-    assert {module.partition(".")[0] for module in MODULES} == {*FLOORS, ""}
+def test_every_module_belongs_to_a_layer() -> None:
+    assert {module.partition(".")[0] for module in MODULES} == {*LAYERS, ""}
 
 
-def test_at_most_ten_modules_stand_at_the_top() -> None:
+def test_at_most_ten_modules_are_at_the_top_level() -> None:
     top = [path.stem for path in SOURCE.glob("*.py") if path.stem not in ("__init__", "__main__")]
     assert len(top) <= 10, top
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name])
-def test_a_module_imports_nothing_from_a_higher_floor(module: str) -> None:
-    height = FLOORS.index(module.partition(".")[0])
+def test_a_module_imports_nothing_from_a_higher_layer(module: str) -> None:
+    height = LAYERS.index(module.partition(".")[0])
     for name in imports_of(module).all:
         if name in MODULES:
             assert name, f"{module} imports the package itself, which imports everything"
-            assert FLOORS.index(name.partition(".")[0]) <= height, f"{module} imports {name}"
+            assert LAYERS.index(name.partition(".")[0]) <= height, f"{module} imports {name}"
 
 
-def test_no_modules_import_each_other_in_a_loop() -> None:
+def test_there_are_no_circular_imports() -> None:
     finished: set[str] = set()
 
     def follow(module: str, trail: tuple[str, ...]) -> None:
@@ -118,7 +118,7 @@ def test_no_modules_import_each_other_in_a_loop() -> None:
         follow(module, ())
 
 
-def test_what_must_start_without_torch_imports_no_torch() -> None:
+def test_modules_that_must_start_without_torch_do_not_import_it() -> None:
     def path_to_torch(module: str, seen: set[str]) -> list[str]:
         seen.add(module)
         for name in sorted(imports_of(module).at_once):
@@ -148,7 +148,7 @@ def test_only_the_command_line_prints() -> None:
             assert not bad, f"{module}, line {getattr(node, 'lineno', 0)}"
 
 
-def test_only_one_module_talks_to_other_processes() -> None:
+def test_only_one_module_uses_torch_distributed() -> None:
     for module in MODULES:
         names = {name for name in imports_of(module).all if name.startswith("torch.distributed")}
         used = {
@@ -156,10 +156,10 @@ def test_only_one_module_talks_to_other_processes() -> None:
             for node in ast.walk(tree_of(module))
             if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch.distributed")
         }
-        assert module in TALK_TO_PROCESSES or not (names | used), f"{module}: {names | used}"
+        assert module in USE_DISTRIBUTED or not (names | used), f"{module}: {names | used}"
 
 
-def test_every_module_has_its_test_module() -> None:
+def test_every_module_has_a_test_module() -> None:
     tests = Path(__file__).parent
     untested = [
         module

@@ -1,4 +1,4 @@
-"""The numbers in README and docs are those of the newest record in docs/records/ (see benchmarks/records.py)."""
+"""The numbers in README and docs agree with the newest records in docs/records/ (see benchmarks/records.py)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLAIN = rf"(?P<plain>{NUMBER}) %"
 CLOCK = r"(?P<clock>\d+:\d\d)"
 N = r"n = (?P<n>\d+)"
 ROW = rf"[,，] ?{N} \| {ACCURACY} \| {PLAIN} \| {CLOCK} \|"
-# The file, the runs that a sentence is about, and the sentence with its numbers as groups.
+# A file, the runs that a sentence in it is about, and a pattern for the sentence with its numbers as groups.
 CLAIMS = [
     ("README.md", FAST, rf"`fast` reaches {ACCURACY} in {CLOCK} on two CPU cores \({N}\)"),
     ("README.md", REFERENCE, rf"needs (?P<minutes>\d+) minutes on the same processor for {ACCURACY} \({N}\)"),
@@ -55,7 +55,7 @@ def rounded(value: float, like: str) -> str:
 
 
 @pytest.mark.parametrize(("file", "runs", "sentence"), CLAIMS)
-def test_published_numbers_are_those_of_the_newest_record(
+def test_published_numbers_agree_with_the_newest_record(
     file: str, runs: tuple[str, int], sentence: str
 ) -> None:
     found = records.newest()[runs]
@@ -70,24 +70,25 @@ def test_published_numbers_are_those_of_the_newest_record(
             "n": str(found.n),
             "minutes": f"{median(found.seconds) / 60:.0f}",
         }[name]
-        assert text == measured, f"{file} says {name} {text}, the record {measured}"
+        assert text == measured, f"{file} says {name} {text}, but the record says {measured}"
 
 
-def test_the_table_of_results_is_the_one_that_the_records_give() -> None:
+def test_the_results_table_agrees_with_the_records() -> None:
     page = (ROOT / "docs" / "results.md").read_text("utf-8")
     for found in records.newest().values():
         assert f"| {' | '.join(records.row(found))} |" in page
 
 
-def test_readme_has_no_accuracy_that_is_not_compared() -> None:
-    """A new number in README needs a claim above."""
+def test_every_accuracy_in_the_readmes_is_compared_with_a_record() -> None:
+    """A new number in a README needs an entry in CLAIMS."""
     for file in ("README.md", "README.zh.md"):
         text = (ROOT / file).read_text("utf-8")
         for name, _, sentence in CLAIMS:
             if name == file:
                 text = re.sub(sentence, "", text)
         left = re.findall(r"\b[4-9]\d\.\d+ %", text)
-        assert left in ([], ["99.72 %"]), f"{file}: {left}"  # the Chinese row of digits
+        # The row of digits in the Chinese table has no claim.
+        assert left in ([], ["99.72 %"]), f"{file}: {left}"
 
 
 def one_run(seed: int, accuracy: float, seconds: float, **more: Any) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def one_run(seed: int, accuracy: float, seconds: float, **more: Any) -> dict[str
     return {"what": "fast", "epochs": 15, "seed": seed, **numbers, **more}
 
 
-def test_a_summary_has_mean_error_and_the_time_of_undisturbed_runs() -> None:
+def test_a_summary_has_the_mean_its_standard_error_and_the_times_of_undisturbed_runs() -> None:
     runs = [one_run(1, 0.91, 100.0), one_run(0, 0.90, 300.0), one_run(2, 0.92, 900.0, quiet=False)]
     found = records.summaries({"runs": runs})[FAST]
     assert found.accuracies == (90.0, 91.0, 92.0)
@@ -104,7 +105,7 @@ def test_a_summary_has_mean_error_and_the_time_of_undisturbed_runs() -> None:
     assert (found.seconds, found.work, found.clock) == ((300.0, 100.0), (150.0, 50.0), "3:20")
 
 
-def test_the_newest_record_that_has_a_run_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newest_record_with_a_run_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "RECORDS", tmp_path)
     late = {"commit": "a", "begun": "2026-02-01T00:00", "runs": [one_run(0, 0.92, 1.0)]}
     early = {
@@ -119,7 +120,7 @@ def test_the_newest_record_that_has_a_run_counts(tmp_path: Path, monkeypatch: py
     assert (found[FAST].mean, found[ONE].mean) == (92.0, 50.0)
 
 
-def test_the_reference_takes_turns_with_the_seeds() -> None:
+def test_the_reference_runs_alternate_with_the_seeds() -> None:
     order = [job.what for job in records.jobs(10, 3, (1, 4), 3)]
     assert order[:11] == [*["fast"] * 3, records.REFERENCE] * 2 + ["fast"] * 3
     assert order.count(records.REFERENCE) == 3

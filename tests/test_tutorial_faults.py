@@ -1,6 +1,6 @@
 """The thirteen faults of TUTORIAL.md: each test shows the fault, and that thumbnet does not have it.
 
-"Shows the fault" means: computes what the tutorial's way gives, and that it is not what was meant.
+To show a fault, a test runs the tutorial's code and checks that its result is not the intended one.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def test_fault_1_the_flip_is_left_to_right() -> None:
     assert not np.array_equal(mirrored, upside_down)
 
 
-def test_fault_2_pixels_are_in_zero_to_one_before_the_statistics_apply() -> None:
+def test_fault_2_pixels_are_scaled_to_0_to_1_before_they_are_normalised() -> None:
     image = np.full((1, 1, 3), 128, np.uint8)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
     unscaled = (image - np.array(mean)) / np.array(std)
@@ -58,7 +58,7 @@ def test_fault_2_pixels_are_in_zero_to_one_before_the_statistics_apply() -> None
     assert normalise(to_tensor(image)[None]).abs().max() < 1
 
 
-def test_fault_3_height_stays_height_and_width_width() -> None:
+def test_fault_3_height_and_width_are_not_swapped() -> None:
     image = noise(0, height=16, width=24)
     assert image.transpose(2, 1, 0).shape == (3, 24, 16)  # the fault
     tensor = to_tensor(image)
@@ -70,7 +70,7 @@ def test_fault_4_test_pictures_are_never_flipped_so_accuracy_is_not_random() -> 
     image = noise(0)
     generator = np.random.default_rng(0)
     flipped = [image[:, ::-1] if generator.random() < 0.5 else image for _ in range(20)]
-    assert len({view.tobytes() for view in flipped}) == 2  # the fault: a test picture is now this, now that
+    assert len({view.tobytes() for view in flipped}) == 2  # the fault: a test picture is sometimes flipped
     recipe = load_recipe("tutorial", ["augment.flip=random", "augment.translate=4", "augment.cutout=6"])
     test = prepare(coloured_data(), recipe, CPU).evaluation["test"]
     first, second = (torch.cat([batch.images for batch in test.epoch(e)]) for e in (0, 1))
@@ -85,8 +85,8 @@ def test_fault_5_a_bad_subset_size_is_caught(size: int) -> None:
     as_printed = 'if not 0 <= size <= 60:\n    assert("Data size should be between 0 and ...")'
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)
-        exec(as_printed, {"size": size})  # the fault: a string is true, so this passes whatever the size
-        with pytest.raises(AssertionError):  # as it was meant
+        exec(as_printed, {"size": size})  # the fault: a non-empty string is true, so this always passes
+        with pytest.raises(AssertionError):  # the intended check
             exec(as_printed.replace("assert(", "assert False, ("), {"size": size})
     with pytest.raises(DataError, match="expected 0"):
         ImageDataset(coloured_data().splits["train"], subset_size=size)
@@ -116,7 +116,7 @@ def test_fault_7_other_sizes_than_32x32_work() -> None:
         assert model(torch.zeros(1, 3, size, size)).shape == (1, 10)
 
 
-def test_fault_8_the_first_rate_is_used_and_every_milestone_comes() -> None:
+def test_fault_8_the_first_learning_rate_is_used_and_every_milestone_is_reached() -> None:
     parameter = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.SGD([parameter], lr=0.1)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[1, 3], gamma=0.1)
@@ -132,7 +132,7 @@ def test_fault_8_the_first_rate_is_used_and_every_milestone_comes() -> None:
         optimizer.param_groups[0]["base_lr"] = 0.1
         set_learning_rate(optimizer, factor_at(schedule, step, 3))
         assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
-    # A milestone at the end, as 200 of 200 epochs, would never come: it is refused, not ignored.
+    # A milestone at the end (200 of 200 epochs) would never be reached, so the recipe is refused.
     with pytest.raises(RecipeError, match="milestones"):
         load_recipe("tutorial", ["schedule.milestones=[0.75, 1.0]"])
 
@@ -150,13 +150,13 @@ def test_fault_9_a_list_is_not_scaled_by_multiplying_it() -> None:
 
     combined = nn.Sequential(Multiply(5), Multiply(10))
     assert combined(torch.tensor([3.0, 4.0])).tolist() == [150, 200]
-    # thumbnet's networks take tensors and say so when they are given something else.
+    # thumbnet's networks take only tensors and raise an error for anything else.
     with pytest.raises(TypeError):
         resnet18()([3, 4])
 
 
 class _Fetches(TorchDispatchMode):
-    """Counts what makes Python wait for a GPU: a tensor's value, or a shape that depends on values."""
+    """Counts operations that make Python wait for a GPU: reading a value, or a shape that depends on values."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -189,10 +189,10 @@ def test_fault_10_the_loss_is_not_fetched_from_the_device_at_each_step() -> None
     assert len(losses) == 30
     assert losses[:19] == [None] * 19
     looked = [step for step, (before, after) in enumerate(pairwise([0, *fetched]), 1) if after > before]
-    assert looked == [20, 30]  # every twentieth step, and the epoch's last
+    assert looked == [20, 30]  # every twentieth step, and the last step of the epoch
 
 
-def test_fault_11_labels_belong_to_the_data_and_any_suffix_goes(tmp_path: Path) -> None:
+def test_fault_11_labels_belong_to_the_data_set_and_any_suffix_works(tmp_path: Path) -> None:
     assert "0_frog.jpeg"[:-4].split("_")[-1] == "frog."  # the fault
     assert label_from_name("0_frog.jpeg") == "frog"
     for number, (name, suffix) in enumerate(itertools.product(("frog", "cat"), ("png", "jpeg", "jpg"))):
@@ -202,13 +202,13 @@ def test_fault_11_labels_belong_to_the_data_and_any_suffix_goes(tmp_path: Path) 
     dataset = ImageDataset(tmp_path)
     assert dataset.class_names == ("frog", "cat")
     assert [label for _, label in (dataset[i] for i in range(6))] == [0, 0, 0, 1, 1, 1]
-    # No module-level table of labels: another data set, other labels, at the same time.
+    # There is no module-level table of labels, so two data sets can have different labels at the same time.
     other = ImageDataset("digits")
     assert len(other.class_names) == 10
     assert dataset.class_names == ("frog", "cat")
 
 
-class Tattling(ImageDataset):
+class WithWorkerIds(ImageDataset):
     def __getitem__(self, index: int) -> tuple[int, int]:
         worker = get_worker_info()
         return os.getpid(), -1 if worker is None else worker.id
@@ -216,18 +216,18 @@ class Tattling(ImageDataset):
 
 def test_fault_12_workers_are_processes_and_a_dataset_is_a_sequence() -> None:
     split = coloured_data().splits["train"]
-    loader = DataLoader(Tattling(split), batch_size=10, num_workers=2)
+    loader = DataLoader(WithWorkerIds(split), batch_size=10, num_workers=2)
     processes = {int(pid) for pids, _ in loader for pid in pids}
-    assert os.getpid() not in processes  # threads would have our process' number
+    assert os.getpid() not in processes  # threads would have the id of this process
     assert len(processes) == 2
     dataset = ImageDataset(split)
-    assert len(dataset) == 60  # a generator has neither a length ...
-    assert torch.equal(dataset[5][0], dataset[5][0])  # ... nor an index, and gives each thing once
+    assert len(dataset) == 60  # a generator has no length ...
+    assert torch.equal(dataset[5][0], dataset[5][0])  # ... and no index, and can be read only once
     generator = (index for index in range(3))
     assert [list(generator), list(generator)] == [[0, 1, 2], []]
 
 
-def test_fault_13_the_number_of_epochs_asked_for_is_the_number_done() -> None:
+def test_fault_13_training_runs_the_requested_number_of_epochs() -> None:
     assert load_recipe("tutorial").training.epochs == 200
     for epochs in (1, 3):
         recipe = load_recipe("tutorial", [*TINY, f"training.epochs={epochs}"])
@@ -238,7 +238,7 @@ def test_fault_13_the_number_of_epochs_asked_for_is_the_number_done() -> None:
 
 
 def test_pictures_on_disk_reach_the_network_the_right_way_round(tmp_path: Path) -> None:
-    """Faults 1 to 3 together: a red dot near the top right is near the top right in the batch."""
+    """Faults 1 to 3 together: a red dot near the top right stays near the top right in the batch."""
     for number in range(4):
         image = np.zeros((16, 16, 3), np.uint8)
         image[2, 13] = (255, 0, 0)

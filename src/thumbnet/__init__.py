@@ -1,4 +1,4 @@
-"""thumbnet: classifiers of small pictures, trained from scratch on the computer that you have.
+"""Train classifiers of small pictures from scratch, on the computer that you have.
 
     import thumbnet
 
@@ -6,7 +6,7 @@
     print(run.summary["accuracy"])
     print(thumbnet.load_classifier(run.path).predict("cat.png"))
 
-The public names are loaded when they are first used: ``import thumbnet`` imports no torch.
+Public names are loaded on first use, so ``import thumbnet`` does not import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The process ``thumbnet``, or ``python -m thumbnet``: the command, and what Ctrl-C does to it."""
+"""Start the command, as ``thumbnet`` or ``python -m thumbnet``, and handle Ctrl-C."""
 
 import os
 import signal
@@ -7,8 +7,9 @@ from types import FrameType
 
 
 def main() -> int:
-    """The command with the process' own arguments; the exit status."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # by nohup it is ignored
+    """Run the command with the arguments of this process and return the exit status."""
+    # Jobs that a shell script starts in the background ignore SIGINT: leave that as it is.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     from thumbnet import cli
 
@@ -16,9 +17,9 @@ def main() -> int:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, as Python does; but while torch is imported, end here.
+    """Raise KeyboardInterrupt, as Python does, but exit at once while torch is being imported.
 
-    An exception within its C++ code may abort the process: one in a hundred did, of 200 interrupted there.
+    An exception within torch's C++ code may abort the process: it did in 1 % of 200 interrupted imports.
     """
     while frame is not None:
         if frame.f_globals.get("__name__") == "torch" and frame.f_code.co_name == "<module>":

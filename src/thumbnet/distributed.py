@@ -112,7 +112,7 @@ class World:
 
     @contextlib.contextmanager
     def one_per_machine_first(self) -> Iterator[None]:
-        """Within, one process per machine works first; the others then find its results in the cache."""
+        """In this block, one process per machine works first; the others then find its results cached."""
         if self.size > 1 and self.local_rank > 0:
             dist.barrier()
         yield
@@ -158,7 +158,7 @@ def joined() -> Iterator[World]:
         ) from None
     finally:
         # Free everything that still refers to the group, such as a wrapped network, before the group itself.
-        # Without this, one in ten processes aborted at its exit (gloo, PyTorch 2.13).
+        # Without this, one in ten processes aborted on exit (gloo, PyTorch 2.13).
         gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -175,26 +175,27 @@ def _agree(store: Any, world: World, seconds: float) -> str:
         LostContactError: rank 0 did not answer in time.
     """
     deadline = time.monotonic() + seconds
-    number = secrets.token_hex(8)
     if world.is_first:
-        store.set("thumbnet/word", number)
-        answers = [f"thumbnet/{number}/{rank}" for rank in range(1, world.size)]
+        token = secrets.token_hex(8)
+        store.set("thumbnet/token", token)
+        answers = [f"thumbnet/{token}/{rank}" for rank in range(1, world.size)]
         store.wait(answers, timedelta(seconds=seconds))
-        store.set(f"thumbnet/{number}", b" ".join(store.get(answer) for answer in answers))
-        return number
+        store.set(f"thumbnet/{token}", b" ".join(store.get(answer) for answer in answers))
+        return token
+    nonce = secrets.token_hex(8)
     while time.monotonic() < deadline:
-        word = str(store.get("thumbnet/word").decode())
-        store.set(f"thumbnet/{word}/{world.rank}", number)
-        if store.check([f"thumbnet/{word}"]) and number in store.get(f"thumbnet/{word}").decode().split():
-            return word
+        token = str(store.get("thumbnet/token").decode())
+        store.set(f"thumbnet/{token}/{world.rank}", nonce)
+        if store.check([f"thumbnet/{token}"]) and nonce in store.get(f"thumbnet/{token}").decode().split():
+            return token
         time.sleep(0.02)
     raise LostContactError(f"process {world.rank} of {world.size} got no answer from process 0")
 
 
 def _end_with_parent() -> None:
-    """Have Linux send SIGTERM to this process when torchrun's agent dies; otherwise it would go on.
+    """Have Linux send SIGTERM to this process if torchrun's agent dies; otherwise the process would go on.
 
-    On SIGTERM all processes save and end, and the other machines' agents start a smaller world.
+    On SIGTERM, all processes save and end. The agents on the other machines then start a smaller world.
     """
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1  # noqa: N806 - see prctl(2)
@@ -207,7 +208,7 @@ def _is_about_others(error: RuntimeError) -> bool:
 
 
 class _SumOverAll(torch.autograd.Function):
-    """Sums values over all processes. The backward pass sums the gradients in the same way."""
+    """Sum values over all processes; the backward pass sums the gradients in the same way."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -257,7 +258,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronise_norms(model: nn.Module) -> nn.Module:
-    """Replace every BatchNorm2d within ``model`` by a synchronised one with the same tensors, in place."""
+    """Replace every BatchNorm2d in ``model`` with a synchronised one that has the same tensors, in place."""
     for name, child in model.named_children():
         if type(child) is nn.BatchNorm2d:
             momentum = 0.1 if child.momentum is None else child.momentum

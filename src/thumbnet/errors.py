@@ -1,7 +1,7 @@
-"""What thumbnet raises when the user, not the code, has to change something.
+"""Errors that the user can fix, as opposed to bugs in thumbnet.
 
-Every message says what was wrong, where, and what to do. The command line turns any of these into
-one message and an exit status, without a traceback.
+Every message says what is wrong, where, and what to do. The command prints the message without a traceback
+and returns the error's exit status.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 from thumbnet.invocation import command, install_command
 
 if TYPE_CHECKING:
-    from pathlib import Path  # not at run time: see thumbnet.invocation
+    from pathlib import Path  # only for type hints: see thumbnet.invocation
 
 
 class ThumbnetError(Exception):
-    """Base of all errors that a user can fix. ``exit_status`` is what the command returns."""
+    """Base class of all errors that a user can fix. ``exit_status`` is what the command returns."""
 
     exit_status = 2
 
     def __str__(self) -> str:
-        """The message. No control character gets out, even one that a name from outside brought in."""
+        """The message, with control characters escaped: a file name in it may contain some."""
         return "\n".join(printable(line) for line in super().__str__().split("\n"))
 
 
@@ -32,7 +32,7 @@ class DataError(ThumbnetError):
 
 
 class UnreadableImageError(DataError):
-    """One picture cannot be decoded. ``name`` says which, ``reason`` why."""
+    """A picture cannot be decoded: ``name`` is its name, ``reason`` says why."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"cannot read the picture {printable(name)}: {reason}")
@@ -40,7 +40,7 @@ class UnreadableImageError(DataError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[UnreadableImageError], tuple[str, str]]:
-        return type(self), (self.name, self.reason)  # so that it passes between processes
+        return type(self), (self.name, self.reason)  # lets it be pickled, to pass between processes
 
 
 class UnknownFormatError(UnreadableImageError):
@@ -51,11 +51,11 @@ class UnknownFormatError(UnreadableImageError):
 
 
 class TooManyPixelsError(UnreadableImageError):
-    """The picture declares more pixels than are decoded."""
+    """The picture declares more pixels than thumbnet decodes."""
 
 
 class UnreadableImagesError(DataError):
-    """Pictures that cannot be decoded: ``errors``, one of each."""
+    """Some pictures cannot be decoded. ``errors`` has one error per picture."""
 
     def __init__(self, errors: Sequence[UnreadableImageError]) -> None:
         listing = "\n".join(f"  {printable(error.name)}: {error.reason}" for error in errors)
@@ -75,7 +75,7 @@ class RunError(ThumbnetError):
 
 
 class NetworkError(ThumbnetError):
-    """The code of a network of the user's own cannot be imported, or the network is not as it must be."""
+    """The code of the user's own network cannot be imported, or it does not build a usable network."""
 
 
 class ModelCodeError(RunError):
@@ -89,9 +89,9 @@ class ModelCodeError(RunError):
         module, is_path, name = network.partition(":")
         self.code = network if is_path else "MODULE"
         why = (
-            f"it is in the Python module {module}, and importing that runs its code. If you trust it"
+            f"it is in the Python module {module}, and importing that module runs its code. If you trust it"
             if is_path
-            else "no code has registered it here. If it is yours, name the module that does"
+            else "no imported code has registered it. If it is yours, name the module that registers it"
         )
         super().__init__(
             f"the network {network} is not part of thumbnet: {why}: --model-code {self.code} "
@@ -100,19 +100,19 @@ class ModelCodeError(RunError):
 
 
 class DivergedError(ThumbnetError):
-    """The loss is not finite any more. ``step`` counts optimisation steps from 1."""
+    """The loss is no longer finite. ``step`` counts optimisation steps from 1."""
 
     def __init__(self, step: int, loss: float, lr: float) -> None:
         super().__init__(
             f"the loss is {loss} at step {step} (learning rate {lr:.4g}): the training has diverged.\n"
-            "Lower the rate (--set optimizer.lr=...), lengthen the warm-up (--set schedule.warmup=...), "
-            "or compute in 32 bits (--set training.precision=fp32)."
+            "Lower the learning rate (--set optimizer.lr=...), lengthen the warm-up "
+            "(--set schedule.warmup=...), or compute in float32 (--set training.precision=fp32)."
         )
         self.step = step
 
 
 class OutOfMemoryError(ThumbnetError):
-    """A device's memory, or this machine's, does not hold what is to be computed."""
+    """The computation needs more memory than the device or this machine has."""
 
     def __init__(self, device: str, doing: str, advice: str) -> None:
         super().__init__(
@@ -123,18 +123,18 @@ class OutOfMemoryError(ThumbnetError):
 class InterruptedRunError(ThumbnetError):
     """The user stopped the training; its checkpoint is saved in the folder ``path``."""
 
-    exit_status = 130  # 128 + SIGINT, as shells have it
+    exit_status = 130  # 128 + SIGINT, as in shells
 
     def __init__(self, path: Path, epoch: int, step: int, options: Sequence[str] = ()) -> None:
         super().__init__(
             f"stopped in epoch {epoch} at step {step}; everything is saved.\n"
-            f"Go on to the very same result: {command('train', '--resume', path, *options)}"
+            f"Continue to exactly the same result: {command('train', '--resume', path, *options)}"
         )
         self.path = path
 
 
 class LostContactError(ThumbnetError):
-    """Another process of the training has ended or is out of reach. ``torchrun`` starts all of them anew."""
+    """Another process of the training has ended or cannot be reached. ``torchrun`` restarts all of them."""
 
     exit_status = 1
 
@@ -146,7 +146,8 @@ class MissingExtraError(ThumbnetError):
         super().__init__(f"{what} needs the extra '{extra}': {install_command(extra)}")
 
 
-# PyTorch has a class for this on GPUs only. oneDNN's "could not create a primitive" is a refused allocation.
+# PyTorch has a class for this error only on GPUs. oneDNN reports a failed allocation as "could not create a
+# primitive".
 _NO_MEMORY = (
     "can't allocate memory",
     "out of memory",
@@ -160,18 +161,18 @@ _NO_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error``, from PyTorch, NumPy or Python, reports that memory was refused."""
+    """Whether ``error``, from PyTorch, NumPy or Python, reports a failed allocation."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
 
 
 @contextmanager
 def memory_guard(device: str, doing: str, advice: str) -> Iterator[None]:
-    """Raise refused memory within as an :class:`OutOfMemoryError`.
+    """Turn a failed allocation in this block into an :class:`OutOfMemoryError`.
 
     Args:
-        device: whose memory it is.
-        doing: completes "out of memory on DEVICE".
+        device: the device that allocates the memory.
+        doing: what is being done; completes "out of memory on DEVICE".
         advice: what to change, without a full stop.
     """
     try:
@@ -183,12 +184,12 @@ def memory_guard(device: str, doing: str, advice: str) -> Iterator[None]:
 
 
 def printable(name: str) -> str:
-    r"""A file's name for a line of text: control characters, and bytes that are no text, as ``\x1b``."""
+    r"""Escape control characters and undecodable bytes in a file name, as in ``\x1b``."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that helps with a misspelt ``name``: the closest known one, and all of them."""
+    """Help with a misspelt ``name``: suggest the closest known name, and list all of them."""
     choices = sorted(known)
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     close = close or difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.5)

@@ -32,12 +32,12 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The measures of a network on a split.
+    """Measures of a network's quality on a split.
 
     Attributes:
         pictures: the number of pictures.
         accuracy: top-1 accuracy, 0 to 1.
-        balanced_accuracy: mean recall over the classes that have pictures: all classes weigh the same.
+        balanced_accuracy: mean recall over the classes that have pictures, so all classes weigh the same.
         interval: the 95 % confidence interval of the accuracy (Wilson 1927).
         top5: share of pictures whose class is among the five most probable; None with five classes or fewer.
         loss: mean cross-entropy, in nats.
@@ -124,7 +124,7 @@ def reliability_bins(confidence: np.ndarray, right: np.ndarray) -> list[Reliabil
 
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
-    """Compute the 95 % interval of a proportion (Wilson 1927), which stays within 0 and 1 even near them."""
+    """Compute the 95 % interval of a proportion (Wilson 1927). It always stays between 0 and 1."""
     share = correct / count
     spread = Z95 * math.sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2))
     middle = share + Z95**2 / (2 * count)

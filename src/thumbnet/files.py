@@ -19,7 +19,7 @@ DAY = 24 * 3600  # seconds
 
 
 def cache_folder() -> Path:
-    """The folder for files that thumbnet can make again: ``THUMBNET_CACHE``, else the user's cache folder."""
+    """The folder for files that thumbnet can recreate: ``THUMBNET_CACHE``, else the user's cache folder."""
     named = os.environ.get("THUMBNET_CACHE")
     return Path(named) if named else platformdirs.user_cache_path("thumbnet")
 
@@ -57,7 +57,7 @@ def write_with(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}. The former file is kept.") from None
-    except RuntimeError as error:  # torch reports a full disk as one
+    except RuntimeError as error:  # how torch reports a full disk
         raise RunError(f"cannot write {path}: {error}. The former file is kept.") from None
     finally:
         if temporary is not None:

@@ -1,4 +1,4 @@
-"""The hardware: choose device and precision, and use them well. No other module asks about hardware."""
+"""Choose the device and the precision, and use the hardware well. No other module asks about hardware."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def choose_device(name: str = "auto", number: int = 0) -> torch.device:
     if name == "gpu" or (name.split(":")[0] == "cuda" and not torch.cuda.is_available()):
         raise ThumbnetError(
             f"--device {name}: there is no GPU that PyTorch {torch.__version__} can use (CUDA, ROCm or "
-            "Apple's MPS). Leave --device out, or compute on the processor: --device cpu"
+            "Apple's MPS). Leave --device out, or use the CPU: --device cpu"
         )
     try:
         device = torch.device("cuda", number) if name == "cuda" else torch.device(name)
@@ -64,27 +64,30 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """What a recipe's ``training.precision`` means on ``device``."""
+    """Whether a recipe's ``training.precision`` means bfloat16 on ``device``."""
     return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
 
 
 def autocast(bf16: bool, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Within, compute convolutions and matrix products in bfloat16 if ``bf16``, else leave float32."""
+    """In this block, compute convolutions and matrix products in bfloat16 if ``bf16`` is true."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy ``tensor`` to ``device`` without waiting for the GPU to finish its queued work.
 
-    An ordinary copy waits, and then the GPU waits for the next step's calls. CUDA keeps the source alive
-    until it is copied. Other devices may not, so for them the copy is an ordinary one.
+    An ordinary copy waits, and then the GPU is idle until the next step's calls arrive. CUDA keeps the source
+    alive until it is copied. Other devices may not, so they get an ordinary copy.
     """
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
-    """Within, cuDNN uses deterministic algorithms and times none, so the same seed gives the same result."""
+    """In this block, cuDNN uses only deterministic algorithms and does not choose them by timing.
+
+    Thus the same seed gives the same result.
+    """
     flags = torch.backends.cudnn
     before = flags.deterministic, flags.benchmark
     flags.deterministic, flags.benchmark = True, False
@@ -96,10 +99,10 @@ def deterministic() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_thread(only: bool = True) -> Iterator[None]:
-    """Within, run operations on one CPU thread if ``only`` is true.
+    """In this block, run operations on one CPU thread if ``only`` is true.
 
-    If other processes keep the cores busy, an operation on two threads waits until the second one is
-    scheduled: milliseconds for an operation that takes a tenth of one.
+    If other processes keep the cores busy, an operation on two threads waits until the second thread is
+    scheduled. That takes milliseconds, for an operation that itself takes 0.1 ms.
     """
     threads = torch.get_num_threads()
     if not only or threads == 1:

@@ -1,6 +1,6 @@
-"""Commands as the user has to type them: `thumbnet`, `.venv/bin/thumbnet`, `python -m thumbnet`.
+"""Write commands as the user has to type them: `thumbnet`, `.venv/bin/thumbnet`, `python -m thumbnet`.
 
-Every command that a message shows is made here, so that it runs where it is read. Imports nothing heavy.
+Every command in a message is built here, so that the user can paste and run it. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path  # not at run time: `thumbnet --help` would take 10 ms longer
+    from pathlib import Path  # only for type hints: it would slow `thumbnet --help` down by 10 ms
 
 NAME = "thumbnet"
 
@@ -27,10 +27,10 @@ def command(*words: str | Path) -> str:
 
 
 def program() -> str:
-    """What starts thumbnet here, quoted for the shell.
+    """The program that starts thumbnet here, quoted for the shell.
 
-    ``thumbnet`` where the shell finds this environment's by that name; else the script's path, or
-    ``PYTHON -m thumbnet`` if it was started so or there is no script.
+    This is ``thumbnet`` if the shell finds this environment's script by that name, else the script's path. It
+    is ``PYTHON -m thumbnet`` if thumbnet was started that way, or if there is no script.
     """
     started = sys.argv[0] if sys.argv else ""
     folder, name = os.path.split(started)
@@ -44,14 +44,14 @@ def program() -> str:
 
 
 def python() -> str:
-    """The running interpreter, as the shell finds it."""
+    """The running interpreter, by the shortest name that the shell finds."""
     return _shortest(sys.executable) if sys.executable else "python"
 
 
 def install_command(extra: str) -> str:
     """The command that installs an optional part of thumbnet into the running environment.
 
-    It names what thumbnet was installed from: a clone, an archive, a repository, or else the package index.
+    It installs from where thumbnet itself came from: a clone, an archive, a repository, or the package index.
     """
     source = _installed_from()
     if source.startswith("-e "):
@@ -68,8 +68,8 @@ def install_command(extra: str) -> str:
 
 
 def _has_pip() -> bool:
-    # Not by importlib.util.find_spec: setuptools answers a search for pip by giving up its own distutils for
-    # the rest of the process, and then cannot be imported, which torch.compile needs.
+    # importlib.util.find_spec("pip") would make setuptools disable its own distutils for the rest of the
+    # process. After that, setuptools cannot be imported, but torch.compile needs it.
     from importlib import metadata
 
     try:
@@ -79,7 +79,7 @@ def _has_pip() -> bool:
 
 
 def quoted(word: str) -> str:
-    r"""``word`` for the shell; with control characters, or bytes that are no text, as ``$'\x1b'``."""
+    r"""Quote ``word`` for the shell; control characters and undecodable bytes become ``$'\x1b'``."""
     if sys.platform == "win32":
         import subprocess
 
@@ -100,7 +100,10 @@ def _script_of_environment() -> str | None:
 
 
 def _shortest(path: str) -> str:
-    """The name by which the shell finds the program ``path``, or its path: from here if that is shorter."""
+    """The shortest way to call the program ``path``: by name if the shell finds it, else by its path.
+
+    The path is relative to the current folder if that is shorter.
+    """
     by_name = shutil.which(_stem(path))
     if by_name is not None and _same_program(by_name, path):
         return _stem(path)
@@ -117,7 +120,7 @@ def _shortest(path: str) -> str:
 def _same_program(found: str, path: str) -> bool:
     """Whether two paths start the same program in the same environment.
 
-    The interpreters of two environments may be links to one file, so it is their folders that count.
+    The interpreters of two environments may be links to the same file, so this compares their folders.
     """
     if _stem(found) == NAME:
         return os.path.realpath(found) == os.path.realpath(path)
@@ -125,13 +128,19 @@ def _same_program(found: str, path: str) -> bool:
 
 
 def _stem(path: str) -> str:
-    """``python`` of ``bin/python`` and of ``Scripts\\python.exe``; ``python3.11`` stays itself."""
+    """The file name without ``.exe``: ``python`` for ``bin/python`` and ``Scripts\\python.exe``.
+
+    Other suffixes stay, as in ``python3.11``.
+    """
     name = os.path.basename(path)
     return name[:-4] if name.lower().endswith(".exe") else name
 
 
 def _installed_from() -> str:
-    """``-e FOLDER``, a folder, or a URL; empty where it came from a package index or is not installed."""
+    """Where thumbnet was installed from: ``-e FOLDER``, a folder or a URL.
+
+    Empty if it came from a package index or is not installed.
+    """
     import json
     from importlib import metadata
 

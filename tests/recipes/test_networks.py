@@ -1,4 +1,4 @@
-"""Which names a recipe may give its network, and which of them allow code to be imported."""
+"""Which network names a recipe may have, and which of them allow code to be imported."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ def test_a_name_or_an_import_path_may_name_a_network(name: str) -> None:
     ["", "a:", ":B", "a:b:c", "a b:C", "a.:B", ".a:B", "a..b:C", "../nets:TinyNet", "nets.py:T()", "1a:B", "a:B.C",
      "os;x:y", "tiny net", "-x", "x\x1b[2J", "__import__('os').system('ls')", "a" * 201, f"{'a' * 200}:b"],
 )  # fmt: skip
-def test_what_is_neither_is_refused(name: str) -> None:
+def test_anything_else_is_refused_as_a_network_name(name: str) -> None:
     with pytest.raises(RecipeError, match=r"model\.name.*Known: fastnet.*MODULE:NAME"):
         ModelSettings(name)
 
 
 @pytest.mark.parametrize("name", [["resnet18"], 3, None])
-def test_a_name_that_is_no_string_is_refused(name: object) -> None:
+def test_a_name_that_is_not_a_string_is_refused(name: object) -> None:
     with pytest.raises(RecipeError, match=r"model\.name"):
         ModelSettings(name)  # type: ignore[arg-type]
 
 
-def test_an_unknown_name_gets_the_nearest_one() -> None:
+def test_the_error_for_an_unknown_network_suggests_the_nearest_name() -> None:
     with pytest.raises(RecipeError, match="Did you mean 'resnet34'"):
         load_recipe("fast", ["model.name=resnet-34"])
     with pytest.raises(RecipeError, match="such as mypackage.nets:TinyNet"):
         load_recipe("fast", ["model.name=mypackage.nets.TinyNet"])
 
 
-def test_an_override_of_the_user_allows_an_import_path() -> None:
+def test_a_users_override_allows_an_import_path() -> None:
     load_recipe("resnet18", [f"model.name={PATH}"])
     assert is_allowed(PATH)
     assert not is_allowed("mypackage.nets:Other")
@@ -59,7 +59,7 @@ def test_an_override_of_the_user_allows_an_import_path() -> None:
     assert is_allowed("a:B")
 
 
-def test_a_recipe_file_of_the_user_allows_what_it_and_its_base_name(tmp_path: Path) -> None:
+def test_a_users_recipe_file_allows_the_networks_that_it_and_its_base_name(tmp_path: Path) -> None:
     (tmp_path / "base.toml").write_text(f'[model]\nname = "{PATH}"\n')
     (tmp_path / "mine.toml").write_text('extends = "base.toml"\nseed = 3\n')
     assert load_recipe(tmp_path / "mine.toml").model.name == PATH
@@ -73,7 +73,7 @@ def test_a_recipe_that_is_only_read_allows_nothing(tmp_path: Path) -> None:
     assert not is_allowed(PATH)
 
 
-def test_a_recipe_that_is_only_read_may_name_a_network_that_is_not_known_here(tmp_path: Path) -> None:
+def test_a_recipe_that_is_only_read_may_name_an_unknown_network(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text('[model]\nname = "tiny"\n')
     assert read_recipe(tmp_path / "recipe.toml").override(["seed=1"]).model.name == "tiny"
     with pytest.raises(RecipeError, match="Known: fastnet"):
@@ -93,7 +93,7 @@ def test_reading_and_showing_a_recipe_imports_neither_the_network_nor_torch(own:
     assert not own.was_imported()
 
 
-def test_the_names_that_are_known_without_torch_are_the_registered_ones() -> None:
+def test_the_network_names_known_without_torch_are_the_registered_ones() -> None:
     program = "from thumbnet.models.registry import model_names; print(*model_names())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == list(MODEL_NAMES)

@@ -80,7 +80,7 @@ def test_overrides_are_applied_with_their_types() -> None:
         ("optimizer.lr", ["KEY=VALUE"]),
     ],
 )
-def test_a_wrong_setting_is_refused_by_its_name_with_what_was_expected(
+def test_the_error_for_a_wrong_setting_names_the_key_and_what_was_expected(
     assignment: str, words: list[str]
 ) -> None:
     with pytest.raises(RecipeError) as caught:
@@ -92,7 +92,7 @@ def test_a_wrong_setting_is_refused_by_its_name_with_what_was_expected(
 @pytest.mark.parametrize(
     ("overrides", "pictures", "size"),
     [
-        (["training.epochs=16"], 50_000, 1000),  # 528 steps anyway
+        (["training.epochs=16"], 50_000, 1000),  # 528 steps: enough, so nothing changes
         (["training.epochs=1"], 50_000, 257),  # 33,500 pictures in 130 steps
         (["training.epochs=1", "data.skip_easy=0"], 50_000, 384),
         (["training.epochs=2", "data.subset_size=10000"], 50_000, 103),
@@ -101,7 +101,7 @@ def test_a_wrong_setting_is_refused_by_its_name_with_what_was_expected(
         (["training.epochs=1", "training.min_steps=0"], 50_000, 1000),
     ],
 )
-def test_batches_and_rates_are_fitted_to_the_least_number_of_steps(
+def test_batch_size_and_learning_rates_are_fitted_to_the_minimum_number_of_steps(
     overrides: list[str], pictures: int, size: int
 ) -> None:
     recipe = load_recipe("fast", overrides)
@@ -115,14 +115,14 @@ def test_batches_and_rates_are_fitted_to_the_least_number_of_steps(
     assert same == recipe
 
 
-def test_an_unknown_recipe_names_the_nearest() -> None:
+def test_the_error_for_an_unknown_recipe_suggests_the_nearest_name() -> None:
     with pytest.raises(RecipeError, match="Did you mean 'tutorial'"):
         load_recipe("tutorail")
     with pytest.raises(RecipeError, match=r"there is no recipe file nowhere\.toml"):
         load_recipe("nowhere.toml")
 
 
-def test_a_file_may_extend_a_recipe_and_name_only_what_differs(tmp_path: Path) -> None:
+def test_a_recipe_file_may_extend_another_recipe(tmp_path: Path) -> None:
     (tmp_path / "base.toml").write_text('extends = "fast"\nname = "base"\n[training]\nepochs = 3\n')
     (tmp_path / "top.toml").write_text('extends = "base.toml"\n[optimizer]\nlr = 0.25\n')
     recipe = load_recipe(tmp_path / "top.toml")
@@ -130,7 +130,7 @@ def test_a_file_may_extend_a_recipe_and_name_only_what_differs(tmp_path: Path) -
     assert recipe.model.name == load_recipe("fast").model.name
 
 
-def test_recipes_that_extend_one_another_are_refused(tmp_path: Path) -> None:
+def test_recipes_that_extend_each_other_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(f'extends = "{tmp_path}/b.toml"\n')
     (tmp_path / "b.toml").write_text(f'extends = "{tmp_path}/a.toml"\n')
     with pytest.raises(RecipeError, match="circle"):
@@ -206,13 +206,13 @@ def test_a_valid_recipe_round_trips_through_toml(lr: float, epochs: int, seed: i
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_what_differs_from_the_defaults_is_a_recipe_file_of_its_own(name: str, tmp_path: Path) -> None:
+def test_a_recipe_can_be_written_as_only_its_differences_from_the_defaults(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
     short = tmp_path / "short.toml"
     short.write_text(recipe.to_toml(whole=False))
     assert load_recipe(short) == recipe
     assert len(short.read_text().splitlines()) < len(recipe.to_toml().splitlines()) / 2
-    assert "[checkpoint]" not in short.read_text()  # all of it is as by default
+    assert "[checkpoint]" not in short.read_text()  # it has only defaults
 
 
 @pytest.mark.parametrize("name", recipe_names())

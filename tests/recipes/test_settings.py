@@ -88,7 +88,7 @@ NAN, INF = float("nan"), float("inf")
     ],
     ids=str,
 )
-def test_a_value_out_of_range_is_refused_by_its_key_and_says_what_was_expected(
+def test_the_error_for_a_value_out_of_range_names_the_key_and_what_was_expected(
     section: Any, settings: dict[str, Any], key: str
 ) -> None:
     with pytest.raises(RecipeError) as caught:
@@ -137,6 +137,6 @@ def test_an_image_size_is_height_and_width(text: str, size: tuple[int, int]) -> 
 @pytest.mark.parametrize(
     "text", ["", "x", "15", "1025", "32x", "32x32x32", "-32", "3 2", "\u0663\u0662", "100000"]
 )
-def test_what_is_no_image_size_is_refused(text: str) -> None:
+def test_an_invalid_image_size_is_refused(text: str) -> None:
     with pytest.raises(RecipeError, match="image size"):
         parse_image_size(text)

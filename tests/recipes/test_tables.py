@@ -23,7 +23,7 @@ class Outer:
     inner: Inner = field(default_factory=Inner)
 
 
-def test_missing_keys_get_their_defaults_and_whole_numbers_pass_as_numbers() -> None:
+def test_missing_keys_get_their_defaults_and_integers_become_floats() -> None:
     built = build(Outer, {"required": 1, "inner": {"rate": 2, "names": ["a"]}})
     assert built == Outer(1, inner=Inner(2.0, ("a",)))
     assert type(built.inner.rate) is float
@@ -46,27 +46,27 @@ def test_missing_keys_get_their_defaults_and_whole_numbers_pass_as_numbers() -> 
         ({"required": 1, "rate": 1}, "unknown recipe key 'rate': did you mean 'inner.rate'"),
     ],
 )
-def test_what_is_wrong_is_named_by_its_key(settings: dict[str, object], message: str) -> None:
+def test_the_error_names_the_wrong_key(settings: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         build(Outer, settings)
     assert message in str(caught.value)
 
 
-def test_an_unknown_key_is_told_its_siblings_and_nothing_where_nothing_is_near() -> None:
+def test_the_error_for_an_unknown_key_lists_its_siblings_and_suggests_only_similar_keys() -> None:
     error = str(unknown_key("inner.qqqq", known_keys(Outer)))
     assert error.endswith("Known keys here: inner.rate, inner.names, inner.size, inner.limit.")
-    assert str(unknown_key("qqqq", ["a", "b.c"])) == "unknown recipe key 'qqqq' Known keys here: a."
+    assert str(unknown_key("qqqq", ["a", "b.c"])) == "unknown recipe key 'qqqq'. Known keys here: a."
 
 
 def test_known_keys_are_dotted() -> None:
     assert known_keys(Outer) == ["required", "on", "inner.rate", "inner.names", "inner.size", "inner.limit"]
 
 
-def test_plain_tables_have_lists_and_nothing_that_is_none() -> None:
+def test_plain_tables_have_lists_instead_of_tuples_and_no_none() -> None:
     assert plain({"a": (1, {"b": None, "c": 2}), "d": None}) == {"a": [1, {"c": 2}]}
 
 
-def test_only_what_differs_is_left() -> None:
+def test_only_differences_are_left() -> None:
     base = {"a": 1, "b": {"c": 1, "d": [1]}, "e": {"f": 2}}
     assert differences({"a": 1, "b": {"c": 2, "d": [1]}, "e": {"f": 2}}, base) == {"b": {"c": 2}}
     assert differences({"a": 1, "b": {"c": 1, "d": [1, 2]}, "e": {"f": 2}}, base) == {"b": {"d": [1, 2]}}

@@ -30,7 +30,7 @@ def test_the_environment_names_versions_hardware_and_start() -> None:
     assert before <= datetime.fromisoformat(found["started"]) <= datetime.now().astimezone()
 
 
-def test_the_commit_is_marked_where_tracked_files_differ_from_it(
+def test_the_commit_is_marked_if_tracked_files_differ_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -54,7 +54,7 @@ def test_outside_git_or_without_git_there_is_no_commit(
     assert environment(torch.device("cpu"))["git_commit"] is None
 
 
-def test_a_git_that_hangs_or_fails_stops_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_or_failing_git_does_not_stop_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def hang(*_: object, **__: object) -> None:
         raise subprocess.TimeoutExpired("git", 5)
 

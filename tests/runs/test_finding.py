@@ -1,4 +1,4 @@
-"""Runs in a folder, and what is said where there is none."""
+"""Finding the runs in a folder, and the errors if a path is not a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def make_run(folder: Path, *, finished: bool = True, age: int = 0) -> Path:
     return folder
 
 
-def test_a_run_has_a_recipe_and_settings_and_is_finished_with_a_summary(tmp_path: Path) -> None:
+def test_a_run_has_a_recipe_and_settings_and_a_finished_run_has_a_summary(tmp_path: Path) -> None:
     begun = make_run(tmp_path / "begun", finished=False)
     done = make_run(tmp_path / "done")
     assert (is_run(begun), is_finished(begun)) == (True, False)
@@ -37,14 +37,14 @@ def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
     assert runs_in(tmp_path / "nowhere") == runs_in(tmp_path / "file") == []
 
 
-def test_a_run_that_is_not_complete_is_to_be_resumed(tmp_path: Path) -> None:
+def test_the_error_for_an_incomplete_run_says_how_to_resume_it(tmp_path: Path) -> None:
     run = make_run(tmp_path / "begun", finished=False)
     text = str(no_run(run))
     assert "is not complete" in text
     assert f"train --resume {run}" in text
 
 
-def test_a_folder_of_runs_lists_them_and_marks_the_incomplete(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_of_runs_lists_them_and_marks_incomplete_ones(tmp_path: Path) -> None:
     make_run(tmp_path / "done", age=2)
     make_run(tmp_path / "begun", finished=False, age=1)
     text = str(no_run(tmp_path))
@@ -60,7 +60,7 @@ def test_at_most_eight_runs_are_listed(tmp_path: Path) -> None:
     assert lines[8:] == ["  and 2 more"]
 
 
-def test_a_misspelt_run_gets_the_nearest_name_and_the_list(tmp_path: Path) -> None:
+def test_the_error_for_a_misspelt_run_suggests_the_nearest_name_and_lists_the_others(tmp_path: Path) -> None:
     make_run(tmp_path / "cats-fast-1")
     text = str(no_run(tmp_path / "cats-fats-1"))
     assert "there is no run" in text
@@ -68,7 +68,9 @@ def test_a_misspelt_run_gets_the_nearest_name_and_the_list(tmp_path: Path) -> No
     assert text.endswith(f"  {tmp_path}/cats-fast-1")
 
 
-def test_runs_below_the_usual_folder_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_lists_the_runs_in_the_usual_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     make_run(Path("runs/cats"))
     assert "  runs/cats" in str(no_run(Path("elsewhere/dogs")))
@@ -83,7 +85,7 @@ def test_runs_below_the_usual_folder_are_offered(tmp_path: Path, monkeypatch: py
         ("empty", ["is not a run's folder", "recipe.toml"]),
     ],
 )
-def test_what_is_no_run_is_named_with_what_to_do(
+def test_the_error_for_a_path_that_is_not_a_run_says_what_to_do(
     name: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -93,6 +95,6 @@ def test_what_is_no_run_is_named_with_what_to_do(
     assert [part for part in expected if part not in text] == []
 
 
-def test_control_characters_in_the_name_of_a_run_are_not_printed(tmp_path: Path) -> None:
+def test_control_characters_in_the_name_of_a_run_are_escaped(tmp_path: Path) -> None:
     make_run(tmp_path / "red\x1b[31m")
     assert "\x1b" not in str(no_run(tmp_path)).split("\n", 1)[1]

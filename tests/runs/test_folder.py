@@ -19,7 +19,7 @@ from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import find_weights
 
 
-def test_a_complete_run_holds_what_is_promised(tiny_run: Run) -> None:
+def test_a_complete_run_has_all_of_its_files(tiny_run: Run) -> None:
     assert {path.name for path in tiny_run.path.iterdir()} == {
         "recipe.toml", "run.json", "environment.json", "metrics.jsonl",
         "checkpoint.pt", "model.safetensors", "summary.json", ".lock", "metrics.csv", "digests.npy",
@@ -44,7 +44,7 @@ def test_a_complete_run_holds_what_is_promised(tiny_run: Run) -> None:
 
 def test_the_checkpoint_loads_with_weights_only(tiny_run: Run) -> None:
     state = torch.load(tiny_run.path / "checkpoint.pt", weights_only=True)
-    assert state["state"]["step"] == 12 - 3  # drop_last: three batches of 16 of 60 pictures, three epochs
+    assert state["state"]["step"] == 12 - 3  # 3 epochs of 3 batches: drop_last drops the fourth
 
 
 def test_new_runs_never_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +86,7 @@ def flipped(content: bytes) -> bytes:
     return content[:9] + bytes([content[9] ^ 0x10]) + content[10:]
 
 
-def test_a_crafted_checkpoint_runs_nothing(tmp_path: Path) -> None:
+def test_a_malicious_checkpoint_runs_no_code(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     torch.save({"state": Payload(trace)}, tmp_path / "checkpoint.pt")
     with pytest.raises(RunError, match="cannot read"):
@@ -101,7 +101,7 @@ def test_a_damaged_checkpoint_gives_a_clear_error(damage: Any, tiny_run: Run, tm
         Run(tmp_path).load_checkpoint()
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_file(path, "before")
 
@@ -123,7 +123,7 @@ def die_halfway(file: IO[bytes]) -> None:
     os.kill(os.getpid(), 9)
 
 
-def test_a_write_that_dies_at_any_moment_leaves_the_former_file(tmp_path: Path) -> None:
+def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_file(path, b"before")
     for _ in range(3):
@@ -135,13 +135,13 @@ def test_a_write_that_dies_at_any_moment_leaves_the_former_file(tmp_path: Path) 
 
 
 def begun(path: Path) -> Run:
-    """A run's folder with a recipe, as after the first step."""
+    """A run's folder as it is before the first step: with a recipe and settings, without weights."""
     run = Run.create(path, "data", "fast")
     run.begin(load_recipe("tutorial"), {"data": "digits", "who": "né"}, torch.device("cpu"))
     return run
 
 
-def test_new_runs_are_numbered_from_one_and_named_by_data_without_their_scheme(
+def test_new_runs_are_numbered_from_one_and_named_after_the_data_without_the_scheme(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -164,7 +164,7 @@ def test_a_folder_with_other_files_is_not_taken_for_a_run(tmp_path: Path, tiny_r
     assert "--resume" in str(caught.value)
 
 
-def test_the_error_names_a_folder_that_cannot_be_made(
+def test_the_error_names_a_folder_that_cannot_be_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "runs").write_text("a file")
@@ -177,7 +177,7 @@ def test_the_error_names_a_folder_that_cannot_be_made(
         Run.create(tmp_path / "runs" / "below", "x", "y")
 
 
-def test_a_second_process_is_told_at_once_and_leftovers_are_removed_under_the_lock(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_at_once_and_the_first_removes_leftovers(tmp_path: Path) -> None:
     run = begun(tmp_path / "run")
     leftover = run.path / ".checkpoint.pt.abc.tmp"
     leftover.write_text("half")
@@ -191,7 +191,7 @@ def test_a_second_process_is_told_at_once_and_leftovers_are_removed_under_the_lo
         pass
 
 
-def test_a_folder_that_is_gone_cannot_be_locked(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_folder_cannot_be_locked(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunError, match=r"cannot write in .*file"), Run(tmp_path / "file").locked():
         pass
@@ -217,7 +217,7 @@ def test_json_is_written_for_people_to_read(tmp_path: Path) -> None:
     assert (run.path / "run.json").read_text("utf-8") == '{\n  "data": "digits",\n  "who": "né"\n}\n'
 
 
-def test_skipped_pictures_are_listed_and_no_list_is_written_without_any(tmp_path: Path) -> None:
+def test_skipped_pictures_are_listed_in_a_file_only_if_there_are_any(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.write_skipped([])
     assert list(tmp_path.iterdir()) == []
@@ -240,7 +240,7 @@ def test_a_run_is_complete_only_with_both_summary_and_weights(tmp_path: Path, ti
         _ = run.summary
 
 
-def test_a_checkpoint_is_loaded_and_that_of_another_recipe_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_is_loaded_but_not_if_its_recipe_has_changed(tmp_path: Path) -> None:
     run = begun(tmp_path / "run")
     assert run.load_checkpoint() is None
     run.save_checkpoint({"recipe": run.recipe.to_toml(), "step": 3})

@@ -1,4 +1,4 @@
-"""Files of weights: found, read, verified, fetched from the Hub."""
+"""Weights files are found, read, verified, and fetched from the Hub."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from thumbnet.runs.weights import (
 )
 
 
-def test_the_weights_metadata_is_all_that_a_reader_needs(tiny_run: Run, tmp_path: Path) -> None:
+def test_a_weights_file_has_everything_needed_to_use_it(tiny_run: Run, tmp_path: Path) -> None:
     lonely = tmp_path / "model.safetensors"
     lonely.write_bytes(tiny_run.weights_path.read_bytes())
     predictor = load_run(lonely)
@@ -60,7 +60,7 @@ def test_damaged_weights_give_a_clear_error(damage: Any, tiny_run: Run, tmp_path
         load_run(path)
 
 
-def test_weights_of_something_else_give_a_clear_error(tiny_run: Run, tmp_path: Path) -> None:
+def test_weights_of_another_program_give_a_clear_error(tiny_run: Run, tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"x": torch.zeros(3)}, path)
     with pytest.raises(RunError, match="not written by thumbnet"):
@@ -75,13 +75,13 @@ def test_weights_of_something_else_give_a_clear_error(tiny_run: Run, tmp_path: P
         load_run(path)
 
 
-def test_weights_are_found_in_a_run_and_at_their_own_path(tiny_run: Run) -> None:
+def test_weights_are_found_by_the_path_of_the_run_or_the_file(tiny_run: Run) -> None:
     assert find_weights(tiny_run.path) == tiny_run.weights_path
     assert find_weights(str(tiny_run.weights_path)) == tiny_run.weights_path
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.safetensors", "empty"])
-def test_where_there_are_no_weights_the_error_names_the_place(name: str, tmp_path: Path) -> None:
+def test_the_error_for_missing_weights_names_the_path(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match=name):
         find_weights(tmp_path / name)
@@ -150,14 +150,16 @@ def hub_that(answer: Any, asked: list[Any]) -> Any:
     return SimpleNamespace(hf_hub_download=download)
 
 
-def test_an_address_of_the_hub_may_name_a_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_address_may_name_a_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(weights_module, "import_hub", lambda: hub_that("/cache/model.safetensors", asked))
     assert fetch_weights("hf:me/cats") == find_weights("hf:me/cats@v2") == Path("/cache/model.safetensors")
     assert asked == [("me/cats", "model.safetensors", None), ("me/cats", "model.safetensors", "v2")]
 
 
-def test_a_refusal_of_the_hub_names_the_address_and_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_failed_download_names_the_address_and_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     refusal = ValueError("\n  Repository Not Found\nmore lines")
     monkeypatch.setattr(weights_module, "import_hub", lambda: hub_that(refusal, []))
     with pytest.raises(RunError) as error:
@@ -165,7 +167,7 @@ def test_a_refusal_of_the_hub_names_the_address_and_the_reason(monkeypatch: pyte
     assert str(error.value) == "cannot fetch hf:me/cats: Repository Not Found"
 
 
-def test_the_reason_of_a_refused_login_says_how_to_log_in() -> None:
+def test_the_error_for_a_refused_login_says_how_to_log_in() -> None:
     class Refused(Exception):
         response = SimpleNamespace(status_code=401)
 
@@ -178,7 +180,7 @@ def test_the_reason_of_a_refused_login_says_how_to_log_in() -> None:
     assert "\x1b" not in hub_reason(ValueError("\x1b[31mred"))
 
 
-def test_without_the_library_of_the_hub_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_hub_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MissingExtraError, match="hub"):
         import_hub()

@@ -25,7 +25,7 @@ def test_range_and_background_are_stored_with_the_weights(changes: dict[str, Any
     assert WeightsInfo.from_json(before.to_json()) == before
 
 
-def test_a_description_without_range_and_background_means_by_type_and_white() -> None:
+def test_a_description_without_range_and_background_means_the_types_range_and_white() -> None:
     values = json.loads(info().to_json())
     del values["preprocessing"]["range"], values["preprocessing"]["background"]
     pre = WeightsInfo.from_json(json.dumps(values)).preprocessing
@@ -39,7 +39,7 @@ def test_a_description_without_range_and_background_means_by_type_and_white() ->
         ("background", [1, 2]), ("background", [0, 0, 256]), ("background", [-1, 0, 0]), ("background", "white"),
     ],
 )  # fmt: skip
-def test_a_range_or_background_that_is_none_is_refused(key: str, value: Any) -> None:
+def test_an_invalid_range_or_background_is_refused(key: str, value: Any) -> None:
     values = json.loads(info().to_json())
     values["preprocessing"][key] = value
     with pytest.raises((ValueError, TypeError)):

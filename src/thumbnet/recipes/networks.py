@@ -1,9 +1,9 @@
-"""Names of networks: which ones a recipe may use, and whose code the user has allowed. Imports no torch.
+"""Keep track of which networks a recipe may name, and whose code the user has allowed. Imports no torch.
 
-``model.name`` is the name of a registered network (``resnet18``), or the import path of one
+``model.name`` is the name of a registered network (``resnet18``), or an import path
 (``mypackage.nets:TinyNet``). Importing a module runs its code, so thumbnet imports only what the user has
 named: on the command line, in a call from Python, or in a recipe file that the user passed. A run's folder
-and a file of weights also hold a name, but they may come from a stranger: reading them allows nothing.
+and a weights file also contain such a name, but they may come from a stranger: reading them allows nothing.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def is_module(name: str) -> bool:
 
 
 def check_name(name: str) -> None:
-    """Check that ``name`` could be a network's; :func:`accept` checks that there is one.
+    """Check that ``name`` has the form of a network's name; :func:`accept` checks that the network is known.
 
     Raises:
-        RecipeError: it could not.
+        RecipeError: it does not have that form.
     """
     plain = isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name)
     if (not plain and not (isinstance(name, str) and is_import_path(name))) or len(name) > _LONGEST:
@@ -42,7 +42,7 @@ def check_name(name: str) -> None:
 
 
 def accept(name: str) -> None:
-    """Take ``name`` from the user: it must be known, or it is an import path, which is allowed from now on.
+    """Accept a ``name`` from the user. An import path is allowed from now on; any other name must be known.
 
     Raises:
         RecipeError: no network has this name.
@@ -60,7 +60,7 @@ def is_allowed(path: str) -> bool:
 
 
 def code_options(name: str) -> tuple[str, ...]:
-    """The options by which a command may use the network ``name``: none for a network of thumbnet's."""
+    """The options that allow a command to use the network ``name``; empty for thumbnet's own networks."""
     if name in MODEL_NAMES:
         return ()
     return ("--model-code", name if is_import_path(name) else "MODULE")
@@ -72,11 +72,11 @@ def add_known(name: str) -> None:
 
 
 def unknown(name: str) -> RecipeError:
-    """The error for a name that no network has, with the nearest known one."""
+    """The error for an unknown ``name``; it suggests the nearest known name."""
     module, _, attribute = name.rpartition(".")
     example = f"{module}:{attribute}"
     own = example if is_import_path(example) else "mypackage.nets:TinyNet"
     return RecipeError(
         f"recipe key 'model.name' is {name!r}. {nearest(name, _known)} "
-        f"A network of your own is named by MODULE:NAME, such as {own}."
+        f"Name a network of your own as MODULE:NAME, such as {own}."
     )

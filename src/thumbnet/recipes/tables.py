@@ -1,4 +1,4 @@
-"""From nested tables, as TOML gives them, to frozen dataclasses, each value checked against its type hint."""
+"""Convert nested tables, as read from TOML, to dataclasses, and check every value against its type hint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def plain(value: Any) -> Any:
-    """Nested dictionaries and lists without None, as TOML takes them."""
+    """Convert nested values to dictionaries and lists without None, which TOML cannot store."""
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list | tuple):
@@ -47,14 +47,14 @@ def known_keys(cls: Any, prefix: str = "") -> list[str]:
 
 
 def unknown_key(key: str, known: Sequence[str]) -> RecipeError:
-    """The error for ``key``, with the nearest of the ``known`` ones."""
+    """The error for an unknown ``key``; it suggests the nearest of the ``known`` keys."""
     last = key.rpartition(".")[2]
     same_ending = [k for k in known if k.rpartition(".")[2] == last]
     close = same_ending or difflib.get_close_matches(key, known, n=1, cutoff=0.4)
     if not close:
         endings = {k.rpartition(".")[2]: k for k in known}
         close = [endings[e] for e in difflib.get_close_matches(last, endings, n=1, cutoff=0.5)]
-    hint = f": did you mean {' or '.join(repr(k) for k in close)}?" if close else ""
+    hint = f": did you mean {' or '.join(repr(k) for k in close)}?" if close else "."
     section = key.rpartition(".")[0]
     siblings = [k for k in known if k.rpartition(".")[0] == section]
     listing = f" Known keys here: {', '.join(siblings)}." if siblings else ""
@@ -62,16 +62,16 @@ def unknown_key(key: str, known: Sequence[str]) -> RecipeError:
 
 
 def build(cls: type[T], settings: object) -> T:
-    """An instance of the dataclass ``cls`` from nested tables; missing keys get their defaults.
+    """Build an instance of the dataclass ``cls`` from nested tables; missing keys get their defaults.
 
     Raises:
-        RecipeError: names the key, what was expected, and the nearest known key.
+        RecipeError: a key is unknown or missing, or a value has the wrong type.
     """
     return _build(cls, settings, "", cls)
 
 
 def _build(cls: Any, settings: object, path: str, root: Any) -> Any:
-    """The part of ``root`` at ``path``."""
+    """Build the part of ``root`` at ``path``."""
     if not isinstance(settings, Mapping):
         raise RecipeError(f"recipe key '{path}' is {settings!r}: expected a table, [{path}]")
     hints = typing.get_type_hints(cls)
@@ -87,7 +87,7 @@ def _build(cls: Any, settings: object, path: str, root: Any) -> Any:
 
 
 def _convert(value: Any, hint: Any, key: str, root: Any) -> Any:
-    """``value`` as the type ``hint`` asks, or a RecipeError. Integers pass as floats; nothing else bends."""
+    """Check that ``value`` has the type ``hint``, or raise RecipeError. Integers are accepted as floats."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, key, root)

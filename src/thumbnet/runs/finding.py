@@ -31,7 +31,7 @@ def runs_in(folder: Path) -> list[Path]:
 
 
 def no_run(place: Path) -> RunError:
-    """Build the error for a ``place`` that should be a run or a weights file: what is wrong, what to do."""
+    """Build the error for a ``place`` that should be a run or a weights file but is not."""
     if is_run(place):
         return RunError(f"{place} is not complete. Resume it: {command('train', '--resume', place)}")
     if place.is_dir():

@@ -85,7 +85,7 @@ class Run:
             RunError: ``out`` is a file, or a folder that is not empty.
         """
         path = Path(out).expanduser()
-        if not path.exists() or (path.is_dir() and _is_unbegun(path)):
+        if not path.exists() or (path.is_dir() and _is_unused(path)):
             return
         if not path.is_dir():
             raise RunError(f"{path} is a file: --out must name a new folder for the run")
@@ -111,7 +111,7 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self, wait: float = 0.0) -> Iterator[None]:
-        """Lock the folder so that no other process trains in it, and delete temporary files of killed ones.
+        """Lock the folder so that no other process trains in it, and delete what killed processes left.
 
         This is an operating-system lock on the file ``.lock``: it is released when its process ends.
 
@@ -264,8 +264,8 @@ def _without_plan(recipe: Recipe) -> Recipe:
     return replace(recipe, schedule=schedule, training=replace(recipe.training, steps=0, epochs=1))
 
 
-def _is_unbegun(folder: Path) -> bool:
-    """Tell whether a folder is empty, or holds only what a training killed before its first step left."""
+def _is_unused(folder: Path) -> bool:
+    """Tell whether a folder has nothing in it but files of a training killed before its first step."""
     if (folder / "run.json").exists():
         return False
     known = {LOCK_NAME, "recipe.toml", "environment.json", *(path.name for path in folder.glob(LEFTOVERS))}

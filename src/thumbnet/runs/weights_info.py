@@ -61,7 +61,7 @@ class WeightsInfo:
         values = json.loads(text)
         if values.pop("format") != WEIGHTS_FORMAT:
             raise ValueError(
-                f"thumbnet {values.get('thumbnet')} wrote it, in a format that this version does not know"
+                f"thumbnet {values.get('thumbnet')} wrote it in a format that this version does not know"
             )
         pre = values["preprocessing"]
         height, width = (int(side) for side in pre["size"])
