@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import shutil
+import threading
+import time
+from pathlib import Path
+
 import numpy as np
+import pytest
 from sklearn.datasets import load_digits
 
+from helpers import write_class_folders
 from thumbnet.data.splits import ArraySplit
-from thumbnet.sources.load import load_data
+from thumbnet.errors import DataError
+from thumbnet.sources.archives import _unpack_tar
+from thumbnet.sources.load import load_data, unpack_ahead
 
 
 def test_digits_are_scikit_learns_enlarged_to_32x32_rgb() -> None:
@@ -44,3 +53,41 @@ def test_a_fingerprint_changes_with_any_pixel_or_label() -> None:
     assert data.fingerprint() == before
     split.labels[0] = (split.labels[0] + 1) % 10
     assert data.fingerprint() != before
+
+
+def test_an_archive_that_is_unpacked_ahead_is_unpacked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_class_folders(tmp_path / "data", ["train", "test"])
+    archive = shutil.make_archive(str(tmp_path / "data"), "tar", tmp_path / "data")
+    calls: list[Path] = []
+
+    def slowly(path: Path, writer: object) -> None:
+        calls.append(path)
+        time.sleep(0.3)
+        _unpack_tar(path, writer)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("thumbnet.sources.archives._unpack_tar", slowly)
+    unpack_ahead(archive, tmp_path / "cache")
+    time.sleep(0.1)
+    data = load_data(archive, data_dir=tmp_path / "cache")
+    assert len(data.splits["train"]) == 18
+    assert calls == [Path(archive)]
+
+
+@pytest.mark.parametrize("name", ["damaged.tar", "missing.tar", "digits", "", None])
+def test_unpacking_ahead_leaves_errors_to_loading(
+    name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", errors.append)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "damaged.tar").write_bytes(b"x" * 2000)
+    unpack_ahead(name, tmp_path / "cache")
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and thread.daemon:
+            thread.join(2)
+    assert errors == []
+    if name == "damaged.tar":
+        with pytest.raises(DataError, match="cannot unpack"):
+            load_data(name, data_dir=tmp_path / "cache")
