@@ -44,7 +44,7 @@ def test_evaluating_other_data_another_split_and_with_tta(
     assert "train: 60 pictures (test-time augmentation: mirror)" in stdout
     status, _, stderr = run_cli("evaluate", out / "model.safetensors")
     assert status == 2
-    assert "name the data" in stderr
+    assert "name the data (DATA)" in stderr
     status, _, stderr = run_cli("evaluate", out, "--split", "val")
     assert status == 2
     assert "no split 'val'" in stderr

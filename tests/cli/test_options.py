@@ -48,7 +48,7 @@ def test_all_of_other_class_folders_is_measured_and_that_is_said(
     other = write_colours(tmp_path, [""], 7)
     found, said = evaluate(capsys, run.path, other)
     assert (found["split"], found["pictures"]) == ("all", 21)
-    assert f"all 21 pictures: {other} has no splits of its own" in said
+    assert f"using all 21 pictures: {other} has no splits of its own" in said
     assert "set aside" not in said
 
 

@@ -45,12 +45,12 @@ def test_an_evaluation_names_both_accuracies_only_where_they_differ(
     shown = capsys.readouterr().out
     assert "75.00 %" in shown
     assert "test-time augmentation: mirror" in shown
-    assert "  without it       50.00 %" in shown
+    assert "  without tta      50.00 %" in shown
     assert "warning: look" in shown
     show_evaluation(replace(result), "x, test", "none", 0.75, [])
     shown = capsys.readouterr().out
     assert "test-time augmentation" not in shown
-    assert "without it" not in shown
+    assert "without tta" not in shown
 
 
 def test_a_summary_ends_with_commands(tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
