@@ -73,7 +73,7 @@ def execute(options: argparse.Namespace) -> int:
     folder = place if place.is_dir() else place.parent
     out = Path(options.out).expanduser() if options.out else folder / f"model{suffix}"
     if out.suffix != Path(f"model{suffix}").suffix:
-        raise ThumbnetError(f"--out {out}: the name of a file for {options.format} must end in {suffix}")
+        raise ThumbnetError(f"--out {out}: with --format {options.format}, the name must end in {suffix}")
     if out.name == "model.safetensors" and folder == out.parent:
         raise ThumbnetError(f"{out} is the run's own file: choose another name with --out FILE")
     data = _data(options)

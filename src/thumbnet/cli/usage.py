@@ -141,7 +141,7 @@ def unrecognised(parser: argparse.ArgumentParser, words: Sequence[str], line: Se
         extra = " ".join(map(printable, words))
         takes = " ".join(str(a.metavar or a.dest) for a in parser._actions if not a.option_strings)
         advice = " To use pictures from several folders, put them into one." if "DATA" in takes else ""
-        return f"{name} takes {takes or 'only options'}, but there is also {extra}.{advice}"
+        return f"{name} takes {takes or 'only options'}, but there is also '{extra}'.{advice}"
     values = {}
     for word, following in zip(line, [*line[1:], ""], strict=True):
         if word in options:
@@ -173,15 +173,15 @@ def _no_option(parser: argparse.ArgumentParser, option: str, value: str) -> str:
     if "--set" in here:
         keys = recipe_keys(asked)
         if len(keys) > 2:
-            return f"{said}. Use --set KEY=VALUE with one of these settings of the recipe: {', '.join(keys)}"
+            return f"{said}. Use --set KEY=VALUE with one of these recipe settings: {', '.join(keys)}"
         if keys:
             shown = " or ".join(
                 f"--set {key}={printable(value) or _EXAMPLES.get(key, 'VALUE')}" for key in keys
             )
-            return f"{said}. Change the recipe's setting: {shown}"
+            return f"{said}. Set it in the recipe: {shown}"
     page = command(*words_of(parser), "--help")
     others = (
-        f". All settings for --set: {command('recipes', 'show', 'NAME', '--all')}" if "--set" in here else ""
+        f"\nAll settings for --set: {command('recipes', 'show', 'NAME', '--all')}" if "--set" in here else ""
     )
     return f"{said}. Its options: {page}{others}"
 
