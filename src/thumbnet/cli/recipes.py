@@ -37,7 +37,7 @@ def _recipes_list(options: argparse.Namespace) -> int:
     recipes = [load_recipe(name) for name in recipe_names()]
     say(table(["recipe", "description"], [[r.name, r.description] for r in recipes], left=2))
     show = command("recipes", "show", "NAME")
-    say(f"\n{show} prints the settings that differ from the defaults. Start your own recipe from them.")
+    say(f"\nTo print a recipe, as a starting point for your own: {show}")
     return 0
 
 
