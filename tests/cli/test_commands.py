@@ -36,7 +36,7 @@ from thumbnet.cli import main
     ],
     ids=" ".join,
 )
-def test_a_mistake_gets_one_clear_message_and_status_2(
+def test_a_wrong_command_line_gets_one_clear_message_and_status_2(
     arguments: Sequence[str],
     words: Sequence[str],
     tmp_path: Path,
@@ -51,7 +51,7 @@ def test_a_mistake_gets_one_clear_message_and_status_2(
     assert "Traceback" not in captured.err
     for word in words:
         assert word in captured.err
-    assert list(tmp_path.iterdir()) == []  # nothing was begun
+    assert list(tmp_path.iterdir()) == []  # nothing was started
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_mistake_gets_one_clear_message_and_status_2(
         ("shtab", ["completion", "bash"], "completion"),
     ],
 )
-def test_a_missing_extra_is_one_line_that_says_what_to_install(
+def test_a_missing_extra_is_reported_in_one_line_with_the_install_command(
     missing: str,
     arguments: list[str],
     extra: str,
@@ -102,7 +102,7 @@ def test_help_and_import_are_quick_and_need_no_torch() -> None:
     assert run_cli("train", "--nonsense")[0] == 2
 
 
-def test_all_public_names_are_there() -> None:
+def test_every_public_name_can_be_imported() -> None:
     assert set(thumbnet.__all__) == {"__version__", *thumbnet._PUBLIC}
     for name in thumbnet.__all__:
         assert getattr(thumbnet, name) is not None

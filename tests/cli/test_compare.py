@@ -8,7 +8,7 @@ from thumbnet.cli import main
 from thumbnet.runs.folder import Run
 
 
-def test_runs_are_compared_and_drawn(
+def test_comparing_prints_accuracies_and_draws_learning_curves(
     tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plot = tmp_path / "curves.png"
@@ -17,6 +17,6 @@ def test_runs_are_compared_and_drawn(
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_is_no_run_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_a_run_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err

@@ -10,7 +10,7 @@ from cli_helpers import run_cli
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_shells_complete(tmp_path: Path, shell: str) -> None:
+def test_the_completion_script_works_in_the_shell(tmp_path: Path, shell: str) -> None:
     pytest.importorskip("shtab")
     status, script, _ = run_cli("completion", shell)
     assert status == 0

@@ -15,7 +15,7 @@ def test_results_go_to_stdout_and_notes_to_stderr(capsys: pytest.CaptureFixture[
     assert capsys.readouterr() == ("result\n", "by the way\n")
 
 
-def test_a_table_is_aligned_also_with_wide_characters_and_short_rows() -> None:
+def test_a_table_stays_aligned_with_wide_characters_and_short_rows() -> None:
     text = table(["class", "n"], [["cat", "5"], ["\u732b", "1,000"], ["a sentence that is longer than all"]])
     lines = text.splitlines()
     assert lines[0] == "class      n"
@@ -28,7 +28,7 @@ def test_a_table_is_aligned_also_with_wide_characters_and_short_rows() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (60, "1:00"), (75.4, "1:15"), (3700, "1:01:40")]
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_a_duration_is_formatted_by_its_length(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 

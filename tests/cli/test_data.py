@@ -8,7 +8,9 @@ import pytest
 from thumbnet.cli import main
 
 
-def test_data_shows_what_was_found(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_prints_layout_sizes_and_counts_and_draws_pictures(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plot = tmp_path / "grid.png"
     assert main(["data", str(folder), "--plot", str(plot)]) == 0
     out = capsys.readouterr().out

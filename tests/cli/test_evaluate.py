@@ -7,7 +7,9 @@ from cli_helpers import run_cli
 from thumbnet.runs.folder import Run
 
 
-def test_evaluating_shows_what_training_ended_with(trained: tuple[Path, str, str], tmp_path: Path) -> None:
+def test_evaluating_a_run_gives_the_accuracy_that_training_reported(
+    trained: tuple[Path, str, str], tmp_path: Path
+) -> None:
     out, _, _ = trained
     accuracy = Run(out).summary["accuracy"]
     plot = tmp_path / "confusion.png"
@@ -33,7 +35,7 @@ def test_evaluating_shows_what_training_ended_with(trained: tuple[Path, str, str
     assert {"interval", "loss", "calibration_error", "classes", "top5"} <= set(values)
 
 
-def test_evaluating_other_data_another_split_and_with_tta(
+def test_other_data_another_split_and_test_time_augmentation_can_be_chosen(
     trained: tuple[Path, str, str], folder: Path
 ) -> None:
     out, _, _ = trained
@@ -44,7 +46,7 @@ def test_evaluating_other_data_another_split_and_with_tta(
     assert "train: 60 pictures (test-time augmentation: mirror)" in stdout
     status, _, stderr = run_cli("evaluate", out / "model.safetensors")
     assert status == 2
-    assert "name the data" in stderr
+    assert "name the data (DATA)" in stderr
     status, _, stderr = run_cli("evaluate", out, "--split", "val")
     assert status == 2
     assert "no split 'val'" in stderr

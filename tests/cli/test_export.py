@@ -16,7 +16,7 @@ from thumbnet.runs.folder import Run
         (["--format", "onnx-int8"], "--data"),
     ],
 )
-def test_what_cannot_be_exported_is_explained_and_nothing_is_written(
+def test_an_impossible_export_is_explained_and_writes_nothing(
     words: list[str],
     message: str,
     tiny_run: Run,

@@ -25,19 +25,19 @@ def values_of(options: argparse.Namespace) -> dict[str, object]:
     return {name: value for name, value in vars(options).items() if name != "parser"}
 
 
-FREE = [
+TAKES_OPTIONAL = [
     name
     for name, parser in commands().items()
     if any(action.nargs in ("?", "*", "+") for action in positionals(parser))
 ]
 
 
-def test_there_are_commands_with_optional_arguments() -> None:
-    assert {"train", "evaluate", "report", "predict", "compare"} <= set(FREE)
+def test_several_commands_take_optional_or_repeated_arguments() -> None:
+    assert {"train", "evaluate", "report", "predict", "compare"} <= set(TAKES_OPTIONAL)
 
 
-@pytest.mark.parametrize("name", FREE)
-def test_options_and_arguments_may_stand_in_any_order(name: str) -> None:
+@pytest.mark.parametrize("name", TAKES_OPTIONAL)
+def test_options_and_arguments_may_come_in_any_order(name: str) -> None:
     parser = commands()[name]
     values = [f"value{number}" for number, _ in enumerate(positionals(parser))]
     flags = [
@@ -53,12 +53,12 @@ def test_options_and_arguments_may_stand_in_any_order(name: str) -> None:
     parts = [[value] for value in values] + flags
     for order in itertools.permutations(range(len(parts))):
         if [i for i in order if i < len(values)] != list(range(len(values))):
-            continue  # the arguments among themselves keep their order
+            continue  # only orders that keep the positional arguments in sequence
         given = [text for index in order for text in parts[index]]
         assert values_of(build_parser().parse_args([name, *given])) == values_of(plain), given
 
 
-def test_an_unknown_option_alone_is_the_error() -> None:
+def test_only_the_unknown_option_is_reported() -> None:
     with pytest.raises(UsageError, match="no option --nosuch"):
         parse(["evaluate", "run", "--nosuch", "data"])
     with pytest.raises(UsageError, match="RUN"):
@@ -67,7 +67,7 @@ def test_an_unknown_option_alone_is_the_error() -> None:
 
 
 @pytest.mark.parametrize("command", ["train", "data", "lr-find"])
-def test_what_is_read_can_be_said_in_each_command_that_reads_data(command: str) -> None:
+def test_every_command_that_reads_data_takes_the_reading_options(command: str) -> None:
     options = build_parser().parse_args(
         [
             command,
@@ -98,12 +98,12 @@ def test_what_is_read_can_be_said_in_each_command_that_reads_data(command: str) 
 
 
 @pytest.mark.parametrize("value", ["leaf", "here", "3", "top"])
-def test_classes_from_takes_words_and_depths(value: str) -> None:
+def test_classes_from_takes_names_and_depths(value: str) -> None:
     options = build_parser().parse_args(["data", "pictures", "--classes-from", value])
     assert data_settings(options).classes_from == value
 
 
-def test_a_wrong_setting_is_refused_by_its_key(tmp_path: Path) -> None:
+def test_an_invalid_setting_is_reported_with_its_key(tmp_path: Path) -> None:
     options = build_parser().parse_args(["data", "pictures", "--label-pattern", "(("])
     with pytest.raises(RecipeError, match=r"data\.label_pattern"):
         data_settings(options)

@@ -8,7 +8,7 @@ from cli_helpers import SETTINGS
 from thumbnet.cli import main
 
 
-def test_lr_find_prints_a_suggestion_and_draws_it(
+def test_lr_find_prints_a_suggestion_and_draws_the_losses(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plot = tmp_path / "lr.png"

@@ -1,4 +1,4 @@
-"""What evaluate, export and report measure where DATA is another folder than the run's, or its own."""
+"""Which pictures evaluate, export and report measure, for the run's own data and for other data."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def evaluate(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[di
     return json.loads(shown.out), shown.err
 
 
-def test_all_of_other_class_folders_is_measured_and_that_is_said(
+def test_other_data_without_splits_are_measured_whole_and_a_note_says_so(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = write_colours(tmp_path, [""], 7)
     found, said = evaluate(capsys, run.path, other)
     assert (found["split"], found["pictures"]) == ("all", 21)
-    assert f"all 21 pictures: {other} has no splits of its own" in said
+    assert f"using all 21 pictures: {other} has no splits of its own" in said
     assert "set aside" not in said
 
 
 @pytest.mark.parametrize(
     ("splits", "measured"), [(["train", "test"], "test"), (["Training", "valid"], "val")]
 )
-def test_other_data_with_splits_are_measured_on_theirs(
+def test_other_data_with_splits_are_measured_on_their_test_or_val_split(
     splits: list[str], measured: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found, said = evaluate(capsys, run.path, write_colours(tmp_path, splits, 5))
@@ -63,7 +63,7 @@ def test_other_data_with_splits_are_measured_on_theirs(
     assert "no splits of its own" not in said
 
 
-def test_the_runs_own_data_are_measured_on_its_own_test_split_however_they_are_named(
+def test_the_runs_own_data_are_measured_on_its_test_split_under_any_path(
     run: Run, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "link").symlink_to(own, target_is_directory=True)
@@ -76,7 +76,7 @@ def test_the_runs_own_data_are_measured_on_its_own_test_split_however_they_are_n
     assert evaluate(capsys, run.path, own, "--split", "val")[0]["pictures"] == 6
 
 
-def test_groups_of_the_run_do_not_matter_to_other_data(
+def test_the_runs_group_by_does_not_apply_to_other_data(
     own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [*TINY, "training.epochs=1", r"data.group_by='(\d)\.png'"]
@@ -87,7 +87,7 @@ def test_groups_of_the_run_do_not_matter_to_other_data(
     assert evaluate(capsys, grouped.path, other)[0]["pictures"] == 3
 
 
-def test_report_export_and_serve_take_the_same_split(run: Run, tmp_path: Path) -> None:
+def test_report_export_and_serve_use_the_same_split(run: Run, tmp_path: Path) -> None:
     other = write_colours(tmp_path / "other", [""], 4)
     pytest.importorskip("jinja2")
     out = tmp_path / "page.html"
@@ -117,7 +117,7 @@ def test_an_export_is_checked_on_all_of_other_data(
     assert (found["split"], found["pictures"]) == ("all", 12)
 
 
-def test_predicting_a_folder_skips_what_reading_data_skips(
+def test_predict_skips_the_same_files_in_a_folder_as_training(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in (
@@ -138,7 +138,7 @@ def test_predicting_a_folder_skips_what_reading_data_skips(
     assert "sub/b.png" in lines[1]
 
 
-def test_where_the_classes_of_other_data_are_can_be_said(
+def test_options_say_how_to_find_the_classes_of_other_data(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for label, name in enumerate(("red", "green", "blue")):

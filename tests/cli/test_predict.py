@@ -14,7 +14,7 @@ from cli_helpers import run_cli
 from helpers import coloured, write_picture
 
 
-def test_predicting_files_folders_globs_and_stdin(trained: tuple[Path, str, str], tmp_path: Path) -> None:
+def test_predict_takes_files_folders_globs_and_stdin(trained: tuple[Path, str, str], tmp_path: Path) -> None:
     out, _, _ = trained
     red = write_picture(tmp_path / "in" / "red.png", coloured(0, 1))
     write_picture(tmp_path / "in" / "deep" / "blue.png", coloured(2, 2))
@@ -33,7 +33,7 @@ def test_predicting_files_folders_globs_and_stdin(trained: tuple[Path, str, str]
     assert stdout.splitlines()[2].split()[:2] == ["-", "red"]
 
 
-def test_an_unreadable_file_is_reported_in_its_place_and_the_rest_go_on(
+def test_an_unreadable_file_is_reported_in_its_place_and_the_others_are_classified(
     trained: tuple[Path, str, str], tmp_path: Path
 ) -> None:
     out, _, _ = trained
@@ -58,7 +58,7 @@ def test_an_unreadable_file_is_reported_in_its_place_and_the_rest_go_on(
     assert float(rows[1]["probability_1"]) > float(rows[1]["probability_2"])
 
 
-def test_a_glob_or_folder_without_pictures_is_a_mistake(
+def test_a_glob_or_folder_without_pictures_is_an_error(
     trained: tuple[Path, str, str], tmp_path: Path
 ) -> None:
     out, _, _ = trained
@@ -68,7 +68,9 @@ def test_a_glob_or_folder_without_pictures_is_a_mistake(
         assert str(tmp_path) in stderr
 
 
-def test_a_reader_that_goes_away_is_no_error(trained: tuple[Path, str, str], folder: Path) -> None:
+def test_a_reader_that_closes_the_pipe_causes_no_traceback(
+    trained: tuple[Path, str, str], folder: Path
+) -> None:
     out, _, _ = trained
     command = f"{sys.executable} -m thumbnet predict {out} {folder}/train/* {folder}/test/* | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)

@@ -14,8 +14,8 @@ from thumbnet.training.train import train
 
 
 @pytest.mark.parametrize("no_colour", [False, True])
-def test_the_live_bar_at_80_columns(folder: Path, tmp_path: Path, no_colour: bool) -> None:
-    """In a pseudo-terminal: what a person sees."""
+def test_the_live_bar_fits_in_80_columns(folder: Path, tmp_path: Path, no_colour: bool) -> None:
+    """Runs in a pseudo-terminal, to read what a person sees."""
     import pty
 
     pid, descriptor = pty.fork()
@@ -36,10 +36,10 @@ def test_the_live_bar_at_80_columns(folder: Path, tmp_path: Path, no_colour: boo
     text = shown.decode(errors="replace")
     for word in ("pictures/s", "loss ", "0:00:0", "epoch 8/8", "  test "):
         assert word in text
-    assert "\x1b[" in text  # it does move
+    assert "\x1b[" in text  # the bar moves the cursor
     assert bool(re.search(r"\x1b\[[0-9;]*3[0-9]", text)) is not no_colour
     lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text))
-    own = [line for line in lines if str(tmp_path) not in line]  # a path is not broken
+    own = [line for line in lines if str(tmp_path) not in line]  # a long path may be wider
     assert max(map(len, own)) <= 80
 
 

@@ -8,7 +8,7 @@ from thumbnet.cli import main
 from thumbnet.runs.folder import Run
 
 
-def test_the_card_alone_is_printed_and_nothing_is_sent(
+def test_card_prints_the_model_card_and_publishes_nothing(
     tiny_run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("huggingface_hub")
@@ -20,6 +20,6 @@ def test_the_card_alone_is_printed_and_nothing_is_sent(
     assert "thumbnet predict hf:someone/colours" in card
 
 
-def test_a_run_that_is_not_there_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_run_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["push", str(tmp_path / "nothing"), "hf:a/b"]) == 2
     assert "there is no run" in capsys.readouterr().err

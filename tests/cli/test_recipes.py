@@ -8,7 +8,7 @@ from thumbnet.cli import main
 from thumbnet.recipes.recipe import load_recipe, recipe_names
 
 
-def test_recipes_are_listed_shown_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipes_are_listed_printed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == main(["recipes", "list"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in recipe_names())
@@ -20,7 +20,7 @@ def test_recipes_are_listed_shown_and_drawn(tmp_path: Path, capsys: pytest.Captu
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_recipe_is_shown_as_its_opening_and_what_differs_and_whole_with_all(
+def test_show_prints_the_comment_and_the_changed_settings_and_all_settings_with_all(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "mine.toml"
@@ -33,4 +33,4 @@ def test_a_recipe_is_shown_as_its_opening_and_what_differs_and_whole_with_all(
     assert "thumbnet train cifar10 --recipe fast" in shown[()]
     assert "on_bad_image" not in shown[()]
     assert "on_bad_image" in shown["--all",]
-    assert "#" not in shown["--set", "seed=3"]  # what was measured is another recipe's
+    assert "#" not in shown["--set", "seed=3"]  # the results in the comment belong to the unchanged recipe

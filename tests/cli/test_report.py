@@ -9,7 +9,7 @@ from thumbnet.cli import main
 from thumbnet.runs.folder import Run
 
 
-def test_a_report_is_written_into_the_run_or_where_it_is_asked_for(
+def test_a_report_is_written_to_out(
     tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_class_folders(tmp_path / "data", ["train", "test"], per_class=4)
@@ -19,7 +19,7 @@ def test_a_report_is_written_into_the_run_or_where_it_is_asked_for(
     assert out.read_text("utf-8").startswith("<!doctype html>")
 
 
-def test_a_folder_that_is_not_there_is_a_mistake(
+def test_a_missing_folder_for_the_report_is_an_error(
     tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_class_folders(tmp_path / "data", ["train", "test"], per_class=4)

@@ -20,7 +20,7 @@ from thumbnet.runs.folder import Run
         (["--host", "192.0.2.1", "--port", "0"], "cannot listen"),
     ],
 )
-def test_what_cannot_be_served_is_explained(
+def test_invalid_options_are_explained(
     words: list[str],
     message: str,
     tiny_run: Run,
@@ -34,7 +34,7 @@ def test_what_cannot_be_served_is_explained(
     assert message in capsys.readouterr().err
 
 
-def test_the_first_line_of_the_file_is_the_key_and_else_the_environment(
+def test_the_api_key_is_the_first_line_of_the_file_or_else_comes_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "key").write_text(" secret \nsecond line\n")

@@ -13,7 +13,7 @@ from helpers import noise, write_picture
 from thumbnet.runs.folder import Run
 
 
-def test_training_ends_with_the_accuracy_the_folder_and_what_to_do_next(
+def test_training_ends_with_the_accuracy_the_run_and_the_next_commands(
     trained: tuple[Path, str, str],
 ) -> None:
     out, stdout, stderr = trained
@@ -25,11 +25,11 @@ def test_training_ends_with_the_accuracy_the_folder_and_what_to_do_next(
     assert "train/CLASS/* + test/CLASS/*; 3 classes; 60 train, 60 test" in stderr
     assert "no val split: the last epoch is kept" in stderr
     assert stderr.count("  test ") == 8
-    assert "\x1b" not in stdout + stderr  # plain lines, for this is no terminal
+    assert "\x1b" not in stdout + stderr  # plain lines, because stderr is not a terminal
     assert "\r" not in stdout + stderr
 
 
-def test_without_out_a_readable_new_folder_is_made(folder: Path, tmp_path: Path) -> None:
+def test_without_out_every_run_gets_a_new_folder_with_a_readable_name(folder: Path, tmp_path: Path) -> None:
     for number in (1, 2):
         arguments: list[str | Path] = ["train", folder, *SETTINGS, *epochs(1), "--recipe", "tutorial"]
         status, stdout, _ = run_cli(*arguments, cwd=tmp_path)
@@ -51,7 +51,9 @@ def test_shortcuts_and_set_reach_the_recipe(folder: Path, tmp_path: Path) -> Non
     assert "the best epoch on val is kept" in stderr
 
 
-def test_a_diverging_training_is_stopped_with_step_and_rate(folder: Path, tmp_path: Path) -> None:
+def test_a_diverging_training_stops_and_names_the_step_and_the_learning_rate(
+    folder: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     status, _, stderr = run_cli(
         "train", folder, "--recipe", "tutorial", "--out", out, *SETTINGS, "--set", "optimizer.lr=1e25"
@@ -62,7 +64,7 @@ def test_a_diverging_training_is_stopped_with_step_and_rate(folder: Path, tmp_pa
     assert "Traceback" not in stderr
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on_to_the_very_same_result(folder: Path, tmp_path: Path) -> None:
+def test_after_ctrl_c_a_run_is_saved_and_resumes_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
     arguments = ["train", str(folder), "--recipe", "tutorial", *SETTINGS, *epochs(6)]
     assert run_cli(*arguments, "--out", tmp_path / "whole")[0] == 0
     out = tmp_path / "stopped"
@@ -82,7 +84,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on_to_the_very_same_result(folder: Path
     assert Run(out).weights_path.read_bytes() == Run(tmp_path / "whole").weights_path.read_bytes()
 
 
-def test_killed_at_any_moment_a_run_resumes_to_the_very_same_result(folder: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
     arguments = ["train", str(folder), "--recipe", "tutorial", *SETTINGS, *epochs(4)]
     assert run_cli(*arguments, "--out", tmp_path / "whole")[0] == 0
     out = tmp_path / "killed"
@@ -109,7 +111,7 @@ def test_ctrl_c_before_the_first_step_ends_without_a_traceback(folder: Path, tmp
     assert "Error" not in stderr
 
 
-def test_ctrl_c_while_torch_is_imported_ends_before_its_code_can_abort(folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_during_the_import_of_torch_ends_without_an_abort(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text(
         "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    os.abort()\n"
     )
@@ -123,7 +125,7 @@ def test_ctrl_c_while_torch_is_imported_ends_before_its_code_can_abort(folder: P
     assert (done.returncode, done.stderr) == (130, "\nthumbnet: stopped\n")
 
 
-def test_quiet_and_json(folder: Path, tmp_path: Path) -> None:
+def test_quiet_prints_only_the_run_and_json_prints_the_summary(folder: Path, tmp_path: Path) -> None:
     arguments = ["train", str(folder), "--recipe", "tutorial", *SETTINGS, *epochs(1)]
     status, stdout, stderr = run_cli(*arguments, "--out", tmp_path / "a", "--quiet")
     assert (status, stdout, stderr) == (0, f"{tmp_path / 'a'}\n", "")
@@ -132,7 +134,7 @@ def test_quiet_and_json(folder: Path, tmp_path: Path) -> None:
     assert "epoch 1/1" in stderr
 
 
-def test_sixteen_pixels_and_odd_shapes_train(tmp_path: Path) -> None:
+def test_pictures_of_different_shapes_train_at_16_pixels(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for label in range(2):
             for number in range(4):

@@ -1,4 +1,4 @@
-"""What a mistake on the command line is told: what is wrong, and what to type instead."""
+"""Errors on the command line say what is wrong and what to type instead."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ MISTAKES = [
     ("predict runs/cats --top 0 x.png", ["--top 0: expected 1 or more"]),
     ("train digits --nonsense", ["no option --nonsense", "train --help"]),
     ("evaluate runs/cats --epochs 3", ["evaluate has no option --epochs", "evaluate --help"]),
-    ("train pictures more", ["train takes DATA", "more"]),
+    ("train pictures more", ["train takes DATA", "'more'"]),
     ("train digits --epochs ten", ["--epochs ten", "a whole number"]),
     ("train digits --epochs 1.5", ["--epochs 1.5", "a whole number"]),
     ("train digits --epochs 0", ["--epochs is 0", "1 or more"]),
@@ -92,7 +92,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("line", "words"), MISTAKES, ids=[line or "nothing" for line, _ in MISTAKES])
-def test_a_mistake_is_told_with_the_way_on(
+def test_an_error_says_what_to_do_instead(
     line: str,
     words: Sequence[str],
     finished: Path,
@@ -107,7 +107,7 @@ def test_a_mistake_is_told_with_the_way_on(
     half.mkdir()
     for name in ("recipe.toml", "run.json"):
         (half / name).write_bytes((finished / name).read_bytes())
-    os_utime(half, 1)
+    set_time_of_run(half, 1)
     write_class_folders(tmp_path / "pictures", ["train"], per_class=1)
     (tmp_path / "other.toml").write_text("")
     before = sorted(tmp_path.rglob("*"))
@@ -122,16 +122,16 @@ def test_a_mistake_is_told_with_the_way_on(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def os_utime(run: Path, time: float) -> None:
+def set_time_of_run(run: Path, time: float) -> None:
     import os
 
     os.utime(run / "run.json", (time, time))
 
 
-def test_a_complete_looking_command_in_a_message_runs(
+def test_a_command_in_a_message_can_be_pasted_into_the_shell(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A path with a space and a quote comes out such that the shell reads it back."""
+    """The path has a space and a quote, which the message must quote for the shell."""
     import subprocess
     import sys
 
@@ -149,7 +149,7 @@ def test_a_complete_looking_command_in_a_message_runs(
     assert "accuracy" in done.stdout
 
 
-def test_every_key_of_a_recipe_is_found_by_its_own_name() -> None:
+def test_every_recipe_key_is_found_by_its_own_name() -> None:
     from thumbnet.recipes.recipe import Recipe
     from thumbnet.recipes.tables import known_keys
 
@@ -160,7 +160,7 @@ def test_every_key_of_a_recipe_is_found_by_its_own_name() -> None:
             assert recipe_keys(last) != [], key
 
 
-def test_help_shows_commands_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_the_program_as_it_was_started(capsys: pytest.CaptureFixture[str]) -> None:
     from thumbnet.invocation import program
 
     for words in (["--help"], ["train", "--help"], ["export", "--help"], ["completion", "--help"]):
@@ -169,7 +169,7 @@ def test_help_shows_commands_as_they_are_typed(capsys: pytest.CaptureFixture[str
         assert program() in re.sub(r"\s+", " ", capsys.readouterr().out)
 
 
-def test_a_gcc_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_failing_gcc_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from thumbnet.kernels import library
 
     fake = tmp_path / "gcc"

@@ -36,7 +36,7 @@ def test_predictions_as_json_csv_and_a_table(capsys: pytest.CaptureFixture[str])
     assert "cannot be read: cut short" in shown
 
 
-def test_an_evaluation_names_both_accuracies_only_where_they_differ(
+def test_an_evaluation_shows_the_accuracy_without_tta_only_if_tta_was_used(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 2]] * 5
@@ -45,21 +45,23 @@ def test_an_evaluation_names_both_accuracies_only_where_they_differ(
     shown = capsys.readouterr().out
     assert "75.00 %" in shown
     assert "test-time augmentation: mirror" in shown
-    assert "  without it       50.00 %" in shown
+    assert "  without tta      50.00 %" in shown
     assert "warning: look" in shown
     show_evaluation(replace(result), "x, test", "none", 0.75, [])
     shown = capsys.readouterr().out
     assert "test-time augmentation" not in shown
-    assert "without it" not in shown
+    assert "without tta" not in shown
 
 
-def test_a_summary_ends_with_commands(tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_summary_ends_with_the_next_commands(tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     show_summary(tiny_run)
     shown = capsys.readouterr().out
     assert f"test accuracy {100 * tiny_run.summary['accuracy']:.2f} %" in shown
     assert f"thumbnet evaluate {tiny_run.path}" in shown
 
 
-def test_a_comparison_has_a_row_per_group(tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_comparison_prints_the_accuracy_of_each_run(
+    tiny_run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     show_comparison(group_runs([tiny_run]), None)
     assert f"{100 * tiny_run.summary['accuracy']:.2f}" in capsys.readouterr().out

@@ -175,9 +175,9 @@ def test_they_can_be_skipped_and_are_recorded(
     assert sum(record["split"] == "test" for record in records) == 7
     assert all(record["reason"] for record in records)
     assert Run(out).summary["skipped_pictures"] == len(unreadable) + 7
-    again = run("evaluate", out)  # as the run was trained
+    again = run("evaluate", out)  # uses the run's own on_bad_image
     assert again.status == 0, again.errors
-    assert "7 picture(s) cannot be read" in again.errors
+    assert "7 unreadable picture(s) were skipped" in again.errors
     assert run("evaluate", out, "--on-bad-image", "stop").status == 2
 
 

@@ -1,9 +1,10 @@
-"""The command ``thumbnet``: parse, call, show. What it shows is in console.py and views.py.
+"""The ``thumbnet`` command: parse the command line, call the library, print the result.
 
-A module for each command, with its parser and what it does. Heavy modules are imported within the functions
-that need them, so that ``thumbnet --help`` answers at once. Exit status: 0 done; 1 some pictures could not be
-read, or another process of the training was lost; 2 the user has something to mend; 130 stopped by Ctrl-C;
-143 stopped by SIGTERM.
+Each command has a module with its parser and its function; console.py and views.py print. Functions import
+heavy modules themselves, so that ``thumbnet --help`` answers at once.
+
+The exit status is 0 for success; 1 if some pictures could not be read, or another process of the training
+was lost; 2 for an error that the user can fix; 130 after Ctrl-C; 143 after SIGTERM.
 """
 
 from __future__ import annotations
@@ -50,14 +51,14 @@ COMMANDS = (
     lr_find,
     completion,
 )
-_TRAIN_MODULES = ("torch", "safetensors", "psutil", "filelock")  # what the extra `train` brings
+_TRAIN_MODULES = ("torch", "safetensors", "psutil", "filelock")  # installed by the extra `train`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with ``arguments`` (the process' own by default); the exit status."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that are no text
+    """Run the command with ``arguments`` (default: the process's own) and return its exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold bytes that are not text
         sys.stdout.reconfigure(errors="backslashreplace")
-    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture, its error says
+    warnings.filterwarnings("ignore", module="PIL")  # thumbnet's errors say what is wrong with a picture
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         options = parse(words)
@@ -72,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except ThumbnetError as error:
         if rank() == 0:
-            print(f"thumbnet: {by_option(str(error), words)}{_allowing(error, words)}", file=sys.stderr)
-        elif error.exit_status < 128:  # that it was stopped, the first process says for all
+            print(f"thumbnet: {by_option(str(error), words)}{_how_to_allow(error, words)}", file=sys.stderr)
+        elif error.exit_status < 128:  # 128 and above: stopped, which only rank 0 reports
             print(f"thumbnet (process {rank()}): {error}", file=sys.stderr)
         return error.exit_status
     except train.Terminated:
@@ -81,23 +82,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nthumbnet: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `thumbnet predict ... | head`: the reader has seen enough
+    except BrokenPipeError:  # the reader of a pipe has ended: `thumbnet predict ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # 128 + SIGPIPE, as shells have it
+        return 141  # 128 + SIGPIPE, the convention of shells
 
 
-def _allowing(error: ThumbnetError, words: Sequence[str]) -> str:
-    """The whole command that allows the code of a network, where ``error`` is that it is not allowed."""
+def _how_to_allow(error: ThumbnetError, words: Sequence[str]) -> str:
+    """Show the whole command that allows the network's code if ``error`` says that it is not allowed."""
     if not isinstance(error, ModelCodeError):
         return ""
     return f"\nThe command that allows it: {command(words[0], '--model-code', error.code, *words[1:])}"
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """The options of a command line.
+    """Parse a command line.
 
     Raises:
-        UsageError: it is not understood; the message says what to write instead.
+        UsageError: the command line is invalid; the message says what to write instead.
     """
     parser = build_parser(program())
     if words and words[0].startswith("-") and words[0] not in parser._option_string_actions:
@@ -111,15 +112,15 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def build_parser(prog: str = "thumbnet") -> Parser:
-    """The parser of all commands; each sets ``command`` to a function of the parsed options.
+    """Build the parser of all commands. Each command sets ``command`` to its function of the parsed options.
 
     Args:
-        prog: what starts thumbnet, as its help shows it.
+        prog: the command that starts thumbnet, for the help texts.
     """
     parser = Parser(
         prog=prog,
         description="Train classifiers of small pictures from scratch, on the computer that you have.",
-        epilog="Begin with: %(prog)s train digits",
+        epilog="To start: %(prog)s train digits",
     )
     parser.add_argument("--version", action="version", version=f"thumbnet {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

@@ -12,12 +12,12 @@ from thumbnet.errors import MissingExtraError
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
-        help="put runs side by side",
-        description="Put complete runs side by side. Runs that differ only in the seed form a group, with "
-        "mean, standard deviation, and Welch's test of the difference from the first group.",
+        help="compare runs side by side",
+        description="Compare complete runs. Runs that differ only in the seed form a group, described by "
+        "its mean, its standard deviation and Welch's t-test against the first group.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs' folders")
-    parser.add_argument("--plot", metavar="FILE", help="draw their learning curves (.png, .svg, .pdf)")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a complete run")
+    parser.add_argument("--plot", metavar="FILE", help="draw the learning curves (.png, .svg, .pdf)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(command=execute)
 
@@ -51,9 +51,9 @@ def execute(options: argparse.Namespace) -> int:
             }
             for group in groups
         ]
-        say(json.dumps({"groups": described, "differences": [asdict(one) for one in differences or []]}))
+        say(json.dumps({"groups": described, "differences": [asdict(test) for test in differences or []]}))
         return 0
     show_comparison(groups, differences)
     if target:
-        say(f"drawn: {target}")
+        say(f"written: {target}")
     return 0

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-_FILES = frozenset({"DATA", "RUN", "PATH", "FILE", "DIR"})  # metavars of what a shell completes by itself
+_FILES = frozenset({"DATA", "RUN", "PATH", "FILE", "DIR"})  # metavars of paths, which the shell completes
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "completion",
         help="print a shell completion script",
-        description="Print a script for your shell, as: %(prog)s bash "
-        "> ~/.local/share/bash-completion/completions/thumbnet",
+        description="Print a completion script for your shell. For bash:\n"
+        "  %(prog)s bash > ~/.local/share/bash-completion/completions/thumbnet",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("shell", metavar="SHELL", choices=["bash", "zsh", "tcsh"], help="bash, zsh or tcsh")
     parser.set_defaults(command=execute)
@@ -27,7 +28,7 @@ def execute(options: argparse.Namespace) -> int:
     try:
         import shtab
     except ImportError:
-        raise MissingExtraError("a script for your shell", "completion") from None
+        raise MissingExtraError("a completion script", "completion") from None
     parser = options.build_parser()
     for each in with_subparsers(parser):
         for action in each._actions:

@@ -1,4 +1,4 @@
-"""Lines, tables and numbers on the terminal."""
+"""Print lines, and format tables and numbers for the terminal."""
 
 from __future__ import annotations
 
@@ -13,39 +13,43 @@ progress_console = Console(stderr=True, highlight=False)
 
 
 def say(text: str = "") -> None:
-    """A line of results, to stdout."""
+    """Print a line of results to stdout."""
     print(text, flush=True)
 
 
 def json_line(value: object) -> str:
-    """A value as one line of JSON, readable but without control characters, even those that JSON allows."""
+    """Format a value as one line of JSON.
+
+    Text in any language stays readable; characters that are not printable are escaped, even where JSON allows
+    them.
+    """
     text = json.dumps(value, ensure_ascii=False)
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def note(text: str) -> None:
-    """A line that is no result, to stderr."""
+    """Print a line that is not part of the result to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """An aligned table in plain text; the first ``left`` columns to the left, the others to the right.
+    """Format a plain-text table: the first ``left`` columns are left-aligned, the others right-aligned.
 
-    A row may be short: then its last cell takes what room it needs.
+    A row may have fewer cells than ``headers``. Its last cell may then be wider than its column.
     """
     cells = [list(headers), *(list(row) for row in rows)]
     widths = [_width(head) for head in headers]
     for row in cells:
-        whole = row if len(row) == len(headers) else row[:-1]
-        for column, text in enumerate(whole):
+        bounded = row if len(row) == len(headers) else row[:-1]
+        for column, text in enumerate(bounded):
             widths[column] = max(widths[column], _width(text))
     lines = []
     for row in cells:
         parts = []
         for column, text in enumerate(row):
             space = " " * (widths[column] - _width(text))
-            last = column == len(row) - 1 < len(headers) - 1
-            parts.append(text + space if column < left or last else space + text)
+            unbounded = column == len(row) - 1 < len(headers) - 1
+            parts.append(text + space if column < left or unbounded else space + text)
         lines.append("  ".join(parts).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
@@ -58,7 +62,7 @@ def _width(text: str) -> int:
 
 
 def duration(seconds: float) -> str:
-    """75 → ``1:15``; 3700 → ``1:01:40``; under a minute with a decimal."""
+    """Format seconds: 12.34 gives ``12.3 s``, 75 gives ``1:15``, and 3700 gives ``1:01:40``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -22,7 +22,8 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "data",
         help="show what is in a data set",
-        description="Read all of DATA and show layout, classes, sizes, unreadable files, duplicates.",
+        description="Read all of DATA and show its layout, classes, picture sizes, unreadable files "
+        "and duplicates.",
     )
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
     parser.add_argument(
@@ -66,5 +67,5 @@ def execute(options: argparse.Namespace) -> int:
         return 0
     show_inspection(data, found, fit)
     if target:
-        say(f"drawn: {target}")
+        say(f"written: {target}")
     return 0

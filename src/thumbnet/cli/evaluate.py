@@ -27,14 +27,15 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="measure a run on a data set",
-        description="Measure RUN on DATA (by default its own): accuracy, classes, confusion, calibration.",
+        description="Measure RUN on DATA: accuracy, precision and recall per class, confusion matrix "
+        "and calibration.",
     )
     add_run(parser, or_onnx=True)
     add_data_of_run(parser)
     add_tta(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--plot", metavar="FILE", help="draw the confusion matrix (.png, .svg, .pdf)")
-    add_on_bad_image(parser, "as the run was trained")
+    add_on_bad_image(parser, "the run's setting")
     add_common(parser)
     parser.set_defaults(command=execute)
 
@@ -59,8 +60,8 @@ def execute(options: argparse.Namespace) -> int:
     data = data_of_run(options, settings)
     if options.data is None and options.split is None and not {"test", "val"} & data.splits.keys():
         raise DataError(
-            f"{options.run} was trained on all pictures of {data.source}: none are left to measure it on. "
-            f"Name other pictures: thumbnet evaluate {options.run} DATA"
+            f"{options.run} was trained on all pictures of {data.source}: no pictures are left to measure "
+            f"it on. Name other data: thumbnet evaluate {options.run} DATA"
         )
     split = split_of(options, data)
     on_bad_image = options.on_bad_image or settings.on_bad_image
@@ -81,8 +82,8 @@ def execute(options: argparse.Namespace) -> int:
         lines = [f"{split} accuracy: {OPTIMISTIC}", *lines]
     left_out = len(data.splits[split]) - result.pictures
     if left_out:
-        listed = command("data", data.source)
-        note(f"thumbnet: {left_out} picture(s) cannot be read and were skipped. To list them: {listed}")
+        show = command("data", data.source)
+        note(f"thumbnet: {left_out} unreadable picture(s) were skipped. To list them: {show}")
     if target:
         title = f"{data.source}, {split}: accuracy {100 * result.accuracy:.2f} %"
         plots.save(plots.confusion_figure(result, title), target)
@@ -93,14 +94,14 @@ def execute(options: argparse.Namespace) -> int:
     else:
         show_evaluation(result, f"{data.source}, {split}", found.tta, plain, lines)
     if target and not options.json:
-        say(f"drawn: {target}")
+        say(f"written: {target}")
     return 0
 
 
 def _repeats(
     options: argparse.Namespace, run: Run | None, predictor: Classifier, found: SplitLogits, split: str
 ) -> list[str]:
-    """Describe pictures that occur more than once, in the run's own data or shared with DATA."""
+    """Describe repeated pictures: in the run's data, or in DATA, including those in the run's train split."""
     if run is None:
         return []
     if options.data is None:

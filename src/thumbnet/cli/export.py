@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "export",
-        help="write a run's network in another format, and check it",
-        description="Write RUN's network in another format, and check it against RUN on real pictures.",
+        help="export a run's network to another format and check it",
+        description="Export RUN's network to another format, and compare the file with RUN on real pictures.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=textwrap.dedent(f"""\
             formats:
-              onnx           for onnxruntime and others; the graph normalises; any batch size
-              onnx-any-size  the same for one picture of any size; the graph resizes too
-              onnx-int8      the same as onnx in 8 bits, calibrated with training pictures
-              torch-export   a .pt2 for torch.export.load
+              onnx           for ONNX Runtime and others; normalises its input; any batch size
+              onnx-any-size  like onnx, but takes one picture of any size and resizes it
+              onnx-int8      like onnx, in 8 bits, calibrated with training pictures
+              torch-export   a .pt2 file for torch.export.load
               safetensors    the weights and their description
 
             example:
@@ -37,12 +37,14 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--format",
         default="onnx",
-        help="(default: onnx)",
+        help="one of the formats below (default: onnx)",
         choices=["onnx", "onnx-any-size", "onnx-int8", "torch-export", "safetensors"],
     )
-    parser.add_argument("--out", metavar="FILE", help="(default: model.onnx, model.int8.onnx, ... in RUN)")
     parser.add_argument(
-        "--data", metavar="DATA", help="data to calibrate and check with (default: the run's own)"
+        "--out", metavar="FILE", help="file to write (default: model.onnx, model.int8.onnx, ... in RUN)"
+    )
+    parser.add_argument(
+        "--data", metavar="DATA", help="data for calibration and the check (default: the run's data)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_data_dir(parser)
@@ -71,9 +73,9 @@ def execute(options: argparse.Namespace) -> int:
     folder = place if place.is_dir() else place.parent
     out = Path(options.out).expanduser() if options.out else folder / f"model{suffix}"
     if out.suffix != Path(f"model{suffix}").suffix:
-        raise ThumbnetError(f"--out {out}: a file of this format must end in {suffix}")
+        raise ThumbnetError(f"--out {out}: with --format {options.format}, the name must end in {suffix}")
     if out.name == "model.safetensors" and folder == out.parent:
-        raise ThumbnetError(f"{out} is the run's own file: name another with --out FILE")
+        raise ThumbnetError(f"{out} is the run's own file: choose another name with --out FILE")
     data = _data(options)
     with counting("calibrating") as count:
         export(options.run, options.format, out, data, progress=count)
@@ -94,9 +96,9 @@ def execute(options: argparse.Namespace) -> int:
         say(json.dumps(described))
     else:
         say(f"written: {out}  ({size / 1e6:.2f} MB)")
-        what = "pictures of random pixels" if on_random else f"pictures of {data.source}, {split}"
+        what = "pictures of random pixels" if on_random else f"pictures from {data.source}, {split}"
         say(f"checked against the run in float32 on {check.pictures:,} {what}")
-        say(f"largest difference  {check.largest_difference:.2g}  (of a probability)")
+        say(f"largest difference  {check.largest_difference:.2g}  (between two probabilities)")
         say(f"same class          {percent(check.same_class)}")
     if not (options.json or on_random):
         both = f"run {percent(check.accuracy_run)}, export {percent(check.accuracy_export)}"
@@ -107,12 +109,12 @@ def execute(options: argparse.Namespace) -> int:
             say(f"  the graph alone   {alone} (the file does not contain it; thumbnet adds it)")
     allowed = TOLERANCE_ANY_SIZE if options.format == "onnx-any-size" else TOLERANCE
     if options.format != "onnx-int8" and check.largest_difference > allowed:
-        raise RunError(f"{out} does not compute the same as the run: do not use it")
+        raise RunError(f"{out} gives other probabilities than the run: do not use it")
     return 0
 
 
 def _data(options: argparse.Namespace) -> Data | None:
-    """Load the data to calibrate and check with; None if none are named and the run's were in memory."""
+    """Load the data for calibration and the check; None if neither ``--data`` nor the run names any."""
     run = run_of(options)
     if options.data is None and (run is None or run.settings.get("data") is None):
         return None

@@ -1,4 +1,4 @@
-"""Options and arguments in any order, in commands too."""
+"""Accept options and arguments in any order, also after a command's name."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 class IntermixedParser(argparse.ArgumentParser):
-    """A command's parser that takes ``RUN --json DATA`` as well as ``RUN DATA --json``.
+    """A parser that accepts ``RUN --json DATA`` as well as ``RUN DATA --json``.
 
-    argparse fills optional arguments such as ``[DATA]`` as soon as it meets the first one, and calls later
-    ones unrecognised. Its ``parse_intermixed_args`` does better, but not for commands: they are parsed by
-    ``parse_known_args``, which this class makes intermixed.
+    argparse fills optional arguments such as ``[DATA]`` when it meets the first argument, and reports later
+    arguments as unrecognised. Its ``parse_intermixed_args`` avoids this, but argparse parses commands with
+    ``parse_known_args``. So this class makes ``parse_known_args`` accept intermixed arguments.
     """
 
     _intermixing = False
@@ -20,7 +20,7 @@ class IntermixedParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
-        """As argparse's, but the order of options and arguments is free."""
+        """Parse like argparse's method, but accept options and arguments in any order."""
         nested = any(action.nargs in (argparse.PARSER, argparse.REMAINDER) for action in self._actions)
         if self._intermixing or nested:
             return super().parse_known_args(args, namespace)
@@ -29,6 +29,6 @@ class IntermixedParser(argparse.ArgumentParser):
             namespace, extras = super().parse_known_intermixed_args(args, namespace)
         finally:
             self._intermixing = False
-        # An unknown option separates arguments, so that known ones are left over too: it alone is the error.
+        # After an unknown option, argparse leaves valid arguments over too. Only the option is the error.
         unknown = [text for text in extras if text.startswith("-") and text != "-"]
         return namespace, unknown or extras

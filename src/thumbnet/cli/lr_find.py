@@ -13,11 +13,16 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "lr-find",
         help="find a learning rate",
-        description="A learning-rate range test on DATA: train for some steps at rising rates.",
+        description="Run a learning-rate range test: train on DATA while the learning rate "
+        "rises with every step.",
     )
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
-    parser.add_argument("--plot", metavar="FILE", help="draw loss against rate (.png, .svg, .pdf)")
-    parser.add_argument("--steps", type=positive, default=100, help="training steps (default: 100)")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw the loss against the learning rate (.png, .svg, .pdf)"
+    )
+    parser.add_argument(
+        "--steps", type=positive, default=100, metavar="N", help="number of training steps (default: 100)"
+    )
     parser.add_argument(
         "--from",
         dest="lowest",
@@ -59,7 +64,7 @@ def execute(options: argparse.Namespace) -> int:
     recipe, data = choose_recipe(
         options.data, options.recipe, overrides(options), options.data_dir, Listener()
     )
-    data = replace(data, splits={"train": data.splits["train"]})  # nothing else is looked at
+    data = replace(data, splits={"train": data.splits["train"]})  # the test needs no other split
     with counting("decoding") as count:
         prepared = prepare(data, recipe, device, count)
     state = build_state(recipe, prepared, data.class_names, device)
@@ -72,9 +77,9 @@ def execute(options: argparse.Namespace) -> int:
             steps=options.steps,
             progress=count,
         )
-    say(f"loss falls fastest at {test.suggestion:.3g}, is least at {test.least:.3g}")
+    say(f"the loss falls fastest at lr {test.suggestion:.3g} and is lowest at lr {test.least:.3g}")
     say(f"suggestion: --set optimizer.lr={test.suggestion:.2g}  (the recipe has {recipe.optimizer.lr:g})")
     if target:
         plots.save(plots.range_test_figure(test), target)
-        say(f"drawn: {target}")
+        say(f"written: {target}")
     return 0

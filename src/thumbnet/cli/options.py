@@ -1,4 +1,4 @@
-"""Options that commands share, and what they mean."""
+"""Options that several commands share, and the functions that read them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,20 @@ DATA_HELP = (
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """Options for the recipe and for changes to it, which :func:`overrides` reads."""
+    """Add the options that choose and change a recipe. :func:`overrides` reads them."""
     parser.add_argument(
         "--recipe",
         metavar="NAME",
-        help="a name or a TOML file (default: small or fast, by the data)",
+        help="a recipe's name or TOML file (default: digits, small or fast, depending on the data)",
     )
-    parser.add_argument("--epochs", type=int, help="as --set training.epochs=N; the schedule scales")
-    parser.add_argument("--batch-size", type=int, help="as --set training.batch_size=N")
-    parser.add_argument("--seed", type=int, help="as --set seed=N")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="short for --set training.epochs=N; the schedule scales with it",
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="short for --set training.batch_size=N")
+    parser.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N")
     add_data_options(parser)
     add_on_bad_image(parser)
     add_overrides(parser)
@@ -36,7 +41,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_on_bad_image(parser: argparse.ArgumentParser, default: str = "stop") -> None:
-    """What to do with pictures that cannot be read."""
+    """Add ``--on-bad-image``; ``default`` describes its default."""
     parser.add_argument(
         "--on-bad-image",
         choices=["stop", "skip"],
@@ -45,95 +50,113 @@ def add_on_bad_image(parser: argparse.ArgumentParser, default: str = "stop") -> 
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """How pictures become the network's input, and which are held out."""
-    parser.add_argument("--image-size", metavar="SIZE", help="in pixels: 32, or HEIGHTxWIDTH such as 32x64")
+    """Add the options for the network's input size and for reading the data."""
     parser.add_argument(
-        "--fit", choices=["pad", "crop", "squash"], help="how to fit other shapes (default: pad)"
+        "--image-size",
+        metavar="SIZE",
+        help="size of the network's input in pixels: 32, or HEIGHTxWIDTH such as 32x64",
+    )
+    parser.add_argument(
+        "--fit",
+        choices=["pad", "crop", "squash"],
+        help="how to fit pictures of another shape into it (default: pad)",
     )
     add_reading_options(parser)
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """How classes and splits are read, and which pictures are held out."""
-    parser.add_argument("--val-fraction", type=float, metavar="F", help="part of train to set aside as val")
+    """Add the options for splits, groups and classes."""
+    parser.add_argument(
+        "--val-fraction", type=float, metavar="F", help="fraction of train to set aside as val"
+    )
     parser.add_argument(
         "--test-fraction",
         type=float,
         metavar="F",
-        help="part to set aside as test if the data have neither test nor val (default: 0.2; 0 for none)",
+        help="fraction to set aside as test if the data have neither test nor val (default: 0.2; "
+        "0: no test split)",
     )
     parser.add_argument(
         "--group-by",
         metavar="REGEX_OR_COLUMN",
-        help="keep pictures of one group in one split: finds the group in a picture's path (its first group)",
+        help="keep each group of pictures in one split. A picture's group is what the regular expression's "
+        "first group matches in its path, or its value in this column of the table",
     )
     add_label_options(parser)
 
 
 def add_label_options(parser: argparse.ArgumentParser) -> None:
-    """Options that say how a picture's class is found."""
+    """Add the options that say how to find a picture's class."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--classes-from",
         metavar="WHICH",
-        help="the folder that is a class: top (default), leaf, a depth such as 2, or here (the folders in "
-        "DATA, even if they are called train or test)",
+        help="which folder names the class: top (default), leaf, a depth such as 2, or here (the folders "
+        "directly in DATA, even if they are called train or test)",
     )
     which.add_argument(
         "--depth",
         dest="classes_from",
         type=depth,
         metavar="N",
-        help="as --classes-from N: 2 for GROUP/CLASS/*",
+        help="short for --classes-from N, such as 2 for GROUP/CLASS/*",
     )
     parser.add_argument(
-        "--label-pattern", metavar="REGEX", help="finds the class in a file's name (its first group)"
+        "--label-pattern",
+        metavar="REGEX",
+        help="regular expression whose first group matches the class in a file's name",
     )
-    parser.add_argument("--images", metavar="DIR", help="folder of a table's pictures (default: the table's)")
-    parser.add_argument("--path-column", metavar="COLUMN", help="column of a table that names the pictures")
+    parser.add_argument(
+        "--images", metavar="DIR", help="folder with a table's pictures (default: the table's folder)"
+    )
+    parser.add_argument("--path-column", metavar="COLUMN", help="column of a table with the pictures' paths")
     parser.add_argument("--label-column", metavar="COLUMN", help="column of a table with the classes")
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Any setting of a recipe."""
+    """Add ``--set``, which changes any setting of a recipe."""
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         dest="overrides",
         metavar="KEY=VALUE",
-        help="override a setting of the recipe, such as optimizer.lr=0.05; may be repeated",
+        help="override a setting of the recipe, such as optimizer.lr=0.05; can be repeated",
     )
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """The device, and where downloads are."""
+    """Add ``--device`` and ``--data-dir``."""
     add_device(parser)
     add_data_dir(parser)
 
 
 def add_run(parser: argparse.ArgumentParser, or_onnx: bool = False) -> None:
-    """A trained network; with ``or_onnx``, also an exported one."""
-    known = "a run's folder, a model.safetensors" + (", a MODEL.onnx, or hf:OWNER/NAME" if or_onnx else "")
+    """Add RUN, a trained network; ``or_onnx`` adds exported networks and the Hub to its help."""
+    known = (
+        "a run's folder, a model.safetensors, a MODEL.onnx, or hf:OWNER/NAME"
+        if or_onnx
+        else "a run's folder or a model.safetensors"
+    )
     parser.add_argument("run", metavar="RUN", help=known)
     add_model_code(parser)
 
 
 def add_model_code(parser: argparse.ArgumentParser) -> None:
-    """The code of a network of the user's own: what :func:`import_model_code` imports."""
+    """Add ``--model-code``, the code of the user's own network. :func:`import_model_code` imports it."""
     parser.add_argument(
         "--model-code",
         metavar="MODULE:NAME",
-        help="import a network of your own, such as mypackage.nets:TinyNet: this runs the module's code. A "
-        "network from register_model needs only MODULE",
+        help="import your own network, such as mypackage.nets:TinyNet. This runs the module's code. MODULE "
+        "is enough if the module registers the network with register_model",
     )
 
 
 def import_model_code(options: argparse.Namespace) -> None:
-    """Import what ``--model-code`` names.
+    """Import the code that ``--model-code`` names.
 
     Raises:
-        NetworkError: it cannot be imported.
+        NetworkError: the code cannot be imported.
     """
     code = getattr(options, "model_code", None)
     if code is not None:
@@ -143,39 +166,41 @@ def import_model_code(options: argparse.Namespace) -> None:
 
 
 def add_data_of_run(parser: argparse.ArgumentParser) -> None:
-    """The data to use the run on, which :func:`data_of_run` and :func:`split_of` read."""
-    parser.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP + " (default: the run's own)")
+    """Add the data to use the run on. :func:`data_of_run` and :func:`split_of` read these options."""
+    parser.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP + " (default: the run's data)")
     parser.add_argument(
-        "--split", help="train, val or test (default: test, or else val, or else all pictures)"
+        "--split", help="train, val or test (default: test if there is one, else val, else all pictures)"
     )
     add_label_options(parser)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """The device."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, gpu, cuda, cuda:1, mps (default: auto)")
+    """Add ``--device``."""
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, gpu, cuda, cuda:1 or mps (default: auto)"
+    )
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
-    """Where downloads are."""
-    parser.add_argument("--data-dir", metavar="DIR", help="where downloads are kept")
+    """Add ``--data-dir``."""
+    parser.add_argument("--data-dir", metavar="DIR", help="folder for downloads")
 
 
 def add_tta(parser: argparse.ArgumentParser) -> None:
-    """Test-time augmentation."""
+    """Add ``--tta``, test-time augmentation."""
     parser.add_argument(
         "--tta",
         nargs="?",
         const="mirror-shift",
         default=None,
         choices=["none", "mirror", "mirror-shift", "adaptive"],
-        help="test-time augmentation: the mean over mirrored (and shifted) views, or none "
-        "(default: as the run was measured)",
+        help="test-time augmentation: average over mirrored (and shifted) views of all pictures, or of "
+        "uncertain ones only (adaptive); --tta alone is mirror-shift (default: as the run was measured)",
     )
 
 
 def positive(text: str) -> int:
-    """A whole number of 1 or more, for argparse."""
+    """Parse a whole number of 1 or more, for argparse."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
@@ -183,7 +208,7 @@ def positive(text: str) -> int:
 
 
 def depth(text: str) -> str:
-    """A number of folders, for argparse."""
+    """Parse a number of folder levels, for argparse."""
     return str(positive(text))
 
 
@@ -211,7 +236,7 @@ SHORTCUTS = {
 
 
 def by_option(message: str, words: Sequence[str]) -> str:
-    """An error's ``message``, with the option in place of the recipe key where ``words`` used the option."""
+    """Replace the recipe key in an error's ``message`` by its option, if ``words`` contain that option."""
     for option, key in SHORTCUTS.items():
         flag = f"--{option.replace('_', '-')}"
         given = any(word == flag or word.startswith(f"{flag}=") for word in words)
@@ -221,7 +246,7 @@ def by_option(message: str, words: Sequence[str]) -> str:
 
 
 def overrides(options: argparse.Namespace) -> list[str]:
-    """The settings that the options change; shortcuts such as --epochs come before --set."""
+    """List the settings that the options change: shortcuts such as ``--epochs`` first, so ``--set`` wins."""
     shortcuts = []
     for option, key in SHORTCUTS.items():
         value = getattr(options, option, None)
@@ -232,10 +257,10 @@ def overrides(options: argparse.Namespace) -> list[str]:
 
 
 def data_settings(options: argparse.Namespace, settings: DataSettings | None = None) -> DataSettings:
-    """The ``data`` settings of a recipe (the default ones if None), with what the options change.
+    """Apply the options to the ``data`` settings of a recipe; None means the default settings.
 
     Raises:
-        RecipeError: one is out of range.
+        RecipeError: a setting is invalid.
     """
     from thumbnet.recipes.recipe import Recipe
 
@@ -244,7 +269,11 @@ def data_settings(options: argparse.Namespace, settings: DataSettings | None = N
 
 
 def run_of(options: argparse.Namespace) -> Run | None:
-    """The named run; None if it is only a file of weights."""
+    """Open the run that RUN names; None if RUN is a file or on the Hub, and so not a run's folder.
+
+    Raises:
+        RunError: RUN does not exist, or its folder is not a run.
+    """
     from pathlib import Path
 
     folder = Path(options.run).expanduser()
@@ -260,7 +289,7 @@ def run_of(options: argparse.Namespace) -> Run | None:
 
 
 def data_settings_of_run(options: argparse.Namespace) -> DataSettings:
-    """The settings of the named run, or the defaults if it is only a file of weights."""
+    """Return the run's data settings, or the defaults if RUN is not a run's folder."""
     from thumbnet.recipes.settings import DataSettings
 
     run = run_of(options)
@@ -268,10 +297,14 @@ def data_settings_of_run(options: argparse.Namespace) -> DataSettings:
 
 
 def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
-    """The data that were named, or the run's own; split as the run split them.
+    """Load DATA, or the run's data if DATA is not given.
 
-    Where other data than the run's own were named, and they have no splits of their own, all of their
-    pictures are in a split called ``all``.
+    The run's data are split as in training. Other data keep their own splits; if they have none, a split
+    called ``all`` contains all pictures.
+
+    Raises:
+        RunError: DATA is not given and RUN does not name any data.
+        DataError: the data cannot be loaded.
     """
     from dataclasses import replace
 
@@ -288,11 +321,11 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
         source = own
     if source is None:
         why = (
-            "is a file alone, which does not say where they are"
+            "does not say which data it was trained on"
             if run is None
-            else "was trained on data in memory"
+            else "was trained on data in memory, so save them to disk first"
         )
-        raise RunError(f"name the data, DATA: {options.run} {why}. Give them in a form that is on disk")
+        raise RunError(f"name the data (DATA): {options.run} {why}")
     if run is not None and own is not None and _same_source(source, own):
         data_dir = data_dir or run.settings.get("data_dir")
         return with_calibration_split(load_data(source, data_dir=data_dir, settings=settings), settings)
@@ -302,24 +335,24 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
     splits = dict(data.splits)
     if set(splits) == {"train"}:
         splits["all"] = splits["train"]
-        notes.append(f"all {len(splits['all']):,} pictures: {source} has no splits of its own")
+        notes.append(f"using all {len(splits['all']):,} pictures: {source} has no splits of its own")
     for text in notes:
         note(f"thumbnet: {text}")
     return replace(data, splits=splits, notes=tuple(notes))
 
 
 def _same_source(first: str, second: str) -> bool:
-    """Whether two names refer to the same data."""
+    """Tell whether two names refer to the same data."""
     if first == second:
         return True
     return os.path.exists(first) and os.path.realpath(first) == os.path.realpath(second)
 
 
 def split_of(options: argparse.Namespace, data: Data) -> str:
-    """The split that was named, or the one to measure on: ``test``, ``val``, or else all pictures.
+    """Return ``--split``, or the split to measure on: ``test``, else ``val``, else all pictures.
 
     Raises:
-        DataError: there is none of that name.
+        DataError: there is no split of that name.
     """
     name: str = getattr(options, "split", None) or data.measured_split()
     data.split(name)
@@ -327,5 +360,5 @@ def split_of(options: argparse.Namespace, data: Data) -> str:
 
 
 def rank() -> int:
-    """This process's rank under torchrun; 0 without it."""
+    """Return this process's rank under torchrun; 0 without torchrun."""
     return int(os.environ.get("RANK", "0"))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from thumbnet.data.images import Preprocessing
 
-PREDICT_BATCH = 256  # pictures to classify and show at a time
+PREDICT_BATCH = 256  # pictures that are classified and printed at a time
 
 
 def add(commands: Any) -> None:
@@ -28,10 +28,14 @@ def add(commands: Any) -> None:
     )
     add_run(parser, or_onnx=True)
     parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help="files, folders, globs, or - for one picture on stdin"
+        "paths", nargs="+", metavar="PATH", help="files, folders, globs, or - to read one picture from stdin"
     )
     parser.add_argument(
-        "--top", type=positive, default=3, metavar="K", help="classes per picture (default: 3)"
+        "--top",
+        type=positive,
+        default=3,
+        metavar="K",
+        help="number of classes to print per picture (default: 3)",
     )
     add_tta(parser)
     shape = parser.add_mutually_exclusive_group()
@@ -64,9 +68,9 @@ def execute(options: argparse.Namespace) -> int:
 def _decoded(
     names: Iterable[str], preprocessing: Preprocessing
 ) -> Iterator[list[tuple[str, np.ndarray | str]]]:
-    """Yield names with their pixels, or with why they cannot be read, ``PREDICT_BATCH`` at a time.
+    """Yield batches of names, each with its pixels or the reason why it cannot be read.
 
-    Threads decode the next pictures while the network classifies these.
+    Threads decode the next batch while the network classifies this one.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -85,14 +89,14 @@ def _decoded(
         chunk = list(islice(remaining, PREDICT_BATCH))
         work = [pool.submit(pixels_of, name) for name in chunk]
         while chunk:
-            coming = list(islice(remaining, PREDICT_BATCH))
-            work_coming = [pool.submit(pixels_of, name) for name in coming]
-            yield [(name, one.result()) for name, one in zip(chunk, work, strict=True)]
-            chunk, work = coming, work_coming
+            next_chunk = list(islice(remaining, PREDICT_BATCH))
+            next_work = [pool.submit(pixels_of, name) for name in next_chunk]
+            yield [(name, task.result()) for name, task in zip(chunk, work, strict=True)]
+            chunk, work = next_chunk, next_work
 
 
 def _expand(paths: Sequence[str]) -> Iterator[str]:
-    """Yield files as they are, the pictures of folders, and the matches of globs."""
+    """Yield the named files, the pictures in the named folders, and the matches of globs."""
     import glob
 
     for path in paths:
@@ -106,11 +110,11 @@ def _expand(paths: Sequence[str]) -> Iterator[str]:
                 raise ThumbnetError(f"no file matches {printable(path)}")
             yield from _expand(matches)
         else:
-            yield path  # will be reported as unreadable, at its place in the output
+            yield path  # reported as unreadable, in its place in the output
 
 
 def _pictures_in(folder: str) -> list[str]:
-    """List the pictures below a folder, sorted; name files that need a plug-in on standard error."""
+    """List the pictures below a folder, sorted. Tell the user on stderr about files that need a plug-in."""
     from pathlib import Path
 
     from thumbnet.data import plugins

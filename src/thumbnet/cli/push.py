@@ -13,13 +13,15 @@ def add(commands: Any) -> None:
         description="Publish a run's weights, recipe and metrics with a generated model card. Log in first "
         "with hf auth login, or set HF_TOKEN.",
     )
-    parser.add_argument("run", metavar="RUN", help="a complete run's folder")
-    parser.add_argument("repository", metavar="hf:OWNER/NAME", help="created if it does not exist")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("run", metavar="RUN", help="folder of a complete run")
     parser.add_argument(
-        "--license", metavar="NAME", help="the weights' licence, as the Hub names it, such as mit"
+        "repository", metavar="hf:OWNER/NAME", help="repository; created if it does not exist"
     )
-    parser.add_argument("--card", action="store_true", help="print the model card and publish nothing")
+    parser.add_argument("--private", action="store_true", help="make the repository private if it is new")
+    parser.add_argument(
+        "--license", metavar="NAME", help="licence of the weights, by its name on the Hub, such as mit"
+    )
+    parser.add_argument("--card", action="store_true", help="print the model card, but publish nothing")
     parser.set_defaults(command=execute)
 
 

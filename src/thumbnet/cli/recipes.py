@@ -1,4 +1,4 @@
-"""``thumbnet recipes list`` and ``show``."""
+"""``thumbnet recipes list`` and ``thumbnet recipes show``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("recipes", help="list recipes, or show one")
     inner = parser.add_subparsers(title="commands", metavar="COMMAND")
     parser.set_defaults(command=_recipes_list)
-    listing = inner.add_parser("list", help="the recipes that come with thumbnet")
+    listing = inner.add_parser("list", help="list the recipes that come with thumbnet")
     listing.set_defaults(command=_recipes_list)
     show = inner.add_parser(
         "show",
@@ -22,7 +22,9 @@ def add(commands: Any) -> None:
     )
     show.add_argument("recipe", metavar="NAME", help="a recipe's name or a TOML file")
     show.add_argument("--all", action="store_true", help="print every setting")
-    show.add_argument("--plot", metavar="FILE", help="draw its learning rate over the epochs")
+    show.add_argument(
+        "--plot", metavar="FILE", help="draw the learning rate over the epochs (.png, .svg, .pdf)"
+    )
     add_overrides(show)
     show.set_defaults(command=_recipes_show)
 
@@ -33,9 +35,9 @@ def _recipes_list(options: argparse.Namespace) -> int:
     from thumbnet.recipes.recipe import load_recipe, recipe_names
 
     recipes = [load_recipe(name) for name in recipe_names()]
-    say(table(["recipe", "what it is"], [[r.name, r.description] for r in recipes], left=2))
+    say(table(["recipe", "description"], [[r.name, r.description] for r in recipes], left=2))
     show = command("recipes", "show", "NAME")
-    say(f"\n{show} prints what differs from the defaults, as a start for a file of your own.")
+    say(f"\nTo print a recipe, as a starting point for your own: {show}")
     return 0
 
 
@@ -49,8 +51,9 @@ def _recipes_show(options: argparse.Namespace) -> int:
 
         target = plots.check_plot_path(options.plot)
         plots.save(plots.schedule_figure(recipe), target)
-        note(f"drawn: {target}")
-    if options.recipe in recipe_names() and not options.overrides:  # else another result is to be expected
+        note(f"written: {target}")
+    # The comment states the recipe's results, so it does not hold for a changed recipe.
+    if options.recipe in recipe_names() and not options.overrides:
         say(opening_comment(options.recipe))
     say(recipe.to_toml(whole=options.all).rstrip())
     return 0

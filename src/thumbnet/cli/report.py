@@ -11,15 +11,15 @@ from thumbnet.cli.options import add_data_dir, add_data_of_run, add_model_code, 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "report",
-        help="write a report of a run, one HTML page with pictures",
-        description="Write a self-contained HTML page: curves, confusion with the pictures of each cell, "
-        "classes, calibration, mistakes, doubtful labels, where the network looks, data, recipe.",
+        help="write a report on a run: one HTML page with pictures",
+        description="Write a self-contained HTML page: learning curves, the confusion matrix with its "
+        "pictures, measures per class, calibration, mistakes, doubtful labels, heat maps, data and recipe.",
     )
-    parser.add_argument("run", metavar="RUN", help="a complete run's folder")
+    parser.add_argument("run", metavar="RUN", help="folder of a complete run")
     add_model_code(parser)
     add_data_of_run(parser)
-    parser.add_argument("--out", metavar="FILE", help="(default: report.html in RUN)")
-    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    parser.add_argument("--out", metavar="FILE", help="file to write (default: report.html in RUN)")
+    parser.add_argument("--open", action="store_true", help="then open the page in the browser")
     add_data_dir(parser)
     parser.set_defaults(command=execute)
 
@@ -37,7 +37,7 @@ def execute(options: argparse.Namespace) -> int:
     data = data_of_run(options, run.recipe.data)
     split = split_of(options, data)
     out = Path(options.out).expanduser() if options.out else run.path / "report.html"
-    with counting("looking") as count:
+    with counting("heat maps") as count:
         write_report(run, data, split, out, progress=count)
     say(f"written: {out}  ({out.stat().st_size / 1e6:.2f} MB)")
     if options.open:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "serve",
-        help="classify pictures over HTTP, with a web page to try it",
+        help="classify pictures over HTTP, with a web page to try it out",
         description="Serve a trained network: a page at /, POST /predict for programs (see /openapi.json), "
         "/healthz, /readyz and /metrics. To require an API key, set THUMBNET_API_KEY or give --api-key-file.",
     )
@@ -36,21 +36,23 @@ def add(commands: Any) -> None:
         "page (default: the run's data; 'none' to disable)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="0 for any free port (default: 8000)")
-    parser.add_argument("--api-key-file", metavar="FILE", help="a file whose first line is the API key")
+    parser.add_argument(
+        "--port", type=int, default=8000, help="port to listen on; 0 for any free one (default: 8000)"
+    )
+    parser.add_argument("--api-key-file", metavar="FILE", help="file whose first line is the API key")
     parser.add_argument(
         "--max-batch",
         type=positive,
         default=64,
         metavar="N",
-        help="most pictures per forward pass (default: 64)",
+        help="largest number of pictures per forward pass (default: 64)",
     )
     parser.add_argument(
         "--max-queue",
         type=positive,
         default=256,
         metavar="N",
-        help="most requests at a time; more are refused with 429 (default: 256)",
+        help="largest number of requests at a time; others are refused with 429 (default: 256)",
     )
     parser.add_argument(
         "--max-megabytes",
@@ -71,7 +73,7 @@ def add(commands: Any) -> None:
         type=float,
         default=30.0,
         metavar="SECONDS",
-        help="for a request to arrive, and again for its answer (default: 30)",
+        help="time limit for a request to arrive, and again for its answer (default: 30)",
     )
     add_tta(parser)
     add_common(parser)
@@ -89,7 +91,7 @@ def execute(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("thumbnet"):
             raise
-        raise MissingExtraError("a service", "serve") from None
+        raise MissingExtraError("thumbnet serve", "serve") from None
     if min(options.max_megabytes, options.max_megapixels, options.timeout) <= 0:
         raise ThumbnetError("--max-megabytes, --max-megapixels and --timeout must be more than 0")
     key = _api_key(options.api_key_file)

@@ -1,4 +1,4 @@
-"""Messages for command lines that argparse refuses: what is wrong, and what to type instead."""
+"""Explain the command lines that argparse rejects: what is wrong, and what to type instead."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from thumbnet.cli.intermixed import IntermixedParser
 from thumbnet.errors import ThumbnetError, nearest, printable
 from thumbnet.invocation import NAME, command, program
 
-# What other programs call a recipe's setting, by our key. Options that resemble a key need no line here.
+# Other programs' names for the recipe's settings. Names that resemble the recipe key need no entry.
 _OTHER_NAMES = {
     "learning_rate": "optimizer.lr",
     "wd": "optimizer.weight_decay",
@@ -90,24 +90,24 @@ _SECTIONS = {
 
 
 class UsageError(ThumbnetError):
-    """The words of a command line are not understood."""
+    """The command line is invalid."""
 
 
 class Parser(IntermixedParser):
-    """Raises a :class:`UsageError` that says how to go on, in place of printing all that there is."""
+    """Raises a :class:`UsageError` that says what to type instead of printing all options."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        # Abbreviations off: `train --data pictures` would set --data-dir, and say nothing.
+        # With abbreviations, `train --data pictures` would silently set --data-dir.
         super().__init__(*arguments, **{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
-        """Raise what ``message``, of argparse, means."""
-        raise UsageError(explained(self, message))
+        """Raise a :class:`UsageError` that explains argparse's ``message``."""
+        raise UsageError(explain(self, message))
 
 
-def explained(parser: argparse.ArgumentParser, message: str) -> str:
-    """What argparse complains about, and what to do."""
-    helped = f"More: {command(*words_of(parser), '--help')}"
+def explain(parser: argparse.ArgumentParser, message: str) -> str:
+    """Translate argparse's ``message``: what is wrong, and what to do."""
+    help_line = f"Help: {command(*words_of(parser), '--help')}"
     if match := re.match(r"argument (\S+): invalid choice: '(.*?)' \(", message):
         name, given = match.groups()
         action = next((a for a in parser._actions if name in _names(a)), None)
@@ -129,19 +129,19 @@ def explained(parser: argparse.ArgumentParser, message: str) -> str:
         meaning = f" ({action.help})" if action is not None and action.help else ""
         return f"{match[1]} needs a value: {match[1]} {value}{meaning % {'prog': parser.prog}}"
     if message.startswith("the following arguments are required: "):
-        return _missing(parser, message.partition(": ")[2].split(", "), helped)
-    return f"{message}. {helped}"
+        return _missing(parser, message.partition(": ")[2].split(", "), help_line)
+    return f"{message}. {help_line}"
 
 
 def unrecognised(parser: argparse.ArgumentParser, words: Sequence[str], line: Sequence[str]) -> str:
-    """What to write in place of the ``words`` of a ``line`` that a command's ``parser`` does not know."""
+    """Explain ``words`` of the command ``line`` that ``parser`` does not know, and what to write instead."""
     name = " ".join(words_of(parser))
     options = [word for word in words if word.startswith("-") and word != "-"]
     if not options:
         extra = " ".join(map(printable, words))
         takes = " ".join(str(a.metavar or a.dest) for a in parser._actions if not a.option_strings)
-        more = " To use the pictures of several folders, put them into one." if "DATA" in takes else ""
-        return f"{name} takes {takes or 'options only'}: {extra} is more than that.{more}"
+        advice = " To use pictures from several folders, put them into one." if "DATA" in takes else ""
+        return f"{name} takes {takes or 'only options'}, but there is also '{extra}'.{advice}"
     values = {}
     for word, following in zip(line, [*line[1:], ""], strict=True):
         if word in options:
@@ -151,7 +151,7 @@ def unrecognised(parser: argparse.ArgumentParser, words: Sequence[str], line: Se
 
 
 def words_of(parser: argparse.ArgumentParser) -> list[str]:
-    """The command that ``parser`` parses, as ``["recipes", "show"]``; nothing for the outermost one."""
+    """Return ``parser``'s command, such as ``["recipes", "show"]``; an empty list for the main parser."""
     for start in (program(), NAME):
         if parser.prog == start or parser.prog.startswith(f"{start} "):
             return parser.prog.removeprefix(start).split()
@@ -164,7 +164,7 @@ def _no_option(parser: argparse.ArgumentParser, option: str, value: str) -> str:
     said = f"{name} has no option {printable(option)}"
     meant = _OTHER_OPTIONS.get(asked)
     if meant == "DATA" and meant in {action.metavar for action in parser._actions}:
-        return f"{said}: data is named without one, as in {command(*words_of(parser), value or 'DATA')}"
+        return f"{said}: name the data without an option, as in {command(*words_of(parser), value or 'DATA')}"
     if meant in here:
         return f"{said}. Did you mean {meant} {printable(value) or meant.strip('-').upper()}?"
     close = difflib.get_close_matches(f"--{asked.replace('_', '-')}", here, n=1, cutoff=0.75)
@@ -173,23 +173,21 @@ def _no_option(parser: argparse.ArgumentParser, option: str, value: str) -> str:
     if "--set" in here:
         keys = recipe_keys(asked)
         if len(keys) > 2:
-            return f"{said}. Settings of the recipe, each as --set KEY=VALUE: {', '.join(keys)}"
+            return f"{said}. Use --set KEY=VALUE with one of these recipe settings: {', '.join(keys)}"
         if keys:
             shown = " or ".join(
                 f"--set {key}={printable(value) or _EXAMPLES.get(key, 'VALUE')}" for key in keys
             )
-            return f"{said}. It is a setting of the recipe: {shown}"
+            return f"{said}. Set it in the recipe: {shown}"
     page = command(*words_of(parser), "--help")
     others = (
-        f"; {command('recipes', 'show', 'NAME', '--all')} shows all settings for --set"
-        if "--set" in here
-        else ""
+        f"\nAll settings for --set: {command('recipes', 'show', 'NAME', '--all')}" if "--set" in here else ""
     )
     return f"{said}. Its options: {page}{others}"
 
 
 def recipe_keys(asked: str) -> list[str]:
-    """The keys of a recipe that an option such as ``learning_rate`` may mean, the likeliest first."""
+    """Return the recipe keys that a name such as ``learning_rate`` may mean."""
     from thumbnet.recipes.recipe import Recipe
     from thumbnet.recipes.tables import known_keys
 
@@ -240,10 +238,10 @@ def _no_command(parser: argparse.ArgumentParser, given: str, choices: list[str])
 NAMED_DATA = ("digits", "cifar10", "cifar100", "mnist", "fashion-mnist")
 
 
-def _missing(parser: argparse.ArgumentParser, names: list[str], helped: str) -> str:
+def _missing(parser: argparse.ArgumentParser, names: list[str], help_line: str) -> str:
     words = words_of(parser)
     if names == ["COMMAND"] or not words:
-        return f"name a command. Begin with: {command('train', 'digits')}\n{helped}"
+        return f"name a command. To start: {command('train', 'digits')}\n{help_line}"
     takes = [
         f"{action.metavar or action.dest}{'...' if action.nargs == '+' else ''}"
         for action in parser._actions
@@ -260,7 +258,7 @@ def _missing(parser: argparse.ArgumentParser, names: list[str], helped: str) -> 
             else f"\nTrain a run first: {command('train', 'DATA')}"
         )
     if "PATH" in names:
-        said += "\nPATH is a picture, a folder of pictures, a glob such as 'new/*.jpg', or - for one on stdin"
+        said += "\nPATH is a picture, a folder of pictures, a glob such as 'new/*.jpg', or - for stdin"
     return said
 
 
@@ -270,7 +268,7 @@ def _names(action: argparse.Action) -> list[str]:
 
 
 def with_subparsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """``parser`` and those of its commands, however deep."""
+    """Yield ``parser`` and, recursively, the parsers of its commands."""
     yield parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -64,13 +64,13 @@ def show_summary(run: Run) -> None:
 def show_evaluation(
     result: Evaluation, where: str, tta: str, plain: float | None = None, lines: Sequence[str] = ()
 ) -> None:
-    """Print measures, classes, and confusions: the matrix, or the most frequent ones for many classes.
+    """Print measures, classes and the confusion matrix; for many classes, only the most frequent confusions.
 
     Args:
         result: the measures, with the test-time augmentation ``tta``.
         where: names the data and the split.
         tta: name of the test-time augmentation.
-        plain: the accuracy without it.
+        plain: the accuracy without test-time augmentation.
         lines: notes about the data, such as leaks.
     """
     low, high = result.interval
@@ -78,9 +78,9 @@ def show_evaluation(
     say(f"{where}: {result.pictures:,} pictures{with_tta}")
     say(f"accuracy           {percent(result.accuracy)}  (95 % interval {100 * low:.2f} to {100 * high:.2f})")
     if tta != "none" and plain is not None:
-        say(f"  without it       {percent(plain)}  (each picture seen once, unchanged)")
+        say(f"  without tta      {percent(plain)}  (each picture seen once, unchanged)")
     if abs(result.balanced_accuracy - result.accuracy) > 1e-9:
-        say(f"balanced accuracy  {percent(result.balanced_accuracy)}  (all classes weigh the same)")
+        say(f"balanced accuracy  {percent(result.balanced_accuracy)}  (every class has the same weight)")
     if result.top5 is not None:
         say(f"top-5 accuracy     {percent(result.top5)}")
     say(f"loss               {result.loss:.4f}")
@@ -115,7 +115,7 @@ def show_evaluation(
 
 
 def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] | None) -> None:
-    """Print one line per run, one per group, and the tests of their differences (None without SciPy)."""
+    """Print a line per run, a line per group, and the tests of their differences (None without SciPy)."""
     rows = []
     for group in groups:
         for run in group.runs:
@@ -156,7 +156,7 @@ def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] |
         say(f"\n{split} accuracy: {OPTIMISTIC}.")
     if all(len(group.runs) == 1 for group in groups):
         if len(groups) > 1:
-            say("\nOne run each: only repeated seeds would show whether they differ by more than chance.")
+            say("\nOne run per recipe: runs with other seeds would show whether the difference is chance.")
         return
     say()
     rows = [
@@ -170,12 +170,12 @@ def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] |
     ]
     say(table(["recipe", "runs", "mean accuracy", "standard deviation"], rows))
     if len(groups) > 1 and differences is not None and not differences:
-        say("\nThe difference was not tested: that takes two or more runs each, not all equally accurate.")
-    for one in differences or []:
-        low, high = one.interval
+        say("\nNo difference was tested: that needs two or more runs per group, not all equally accurate.")
+    for test in differences or []:
+        low, high = test.interval
         say(
-            f"\n{one.second} against {one.first}: {100 * one.difference:+.2f} points "
-            f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}; p = {one.p:.2g}, Welch's t-test)"
+            f"\n{test.second} against {test.first}: {100 * test.difference:+.2f} points "
+            f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}; p = {test.p:.2g}, Welch's t-test)"
         )
 
 
@@ -248,13 +248,13 @@ def show_inspection(data: Data, found: Inspection, fit: Fit) -> None:
     more = f", and {len(found.sizes) - 6} more" if len(found.sizes) > 6 else ""
     say(f"sizes      {sizes or '-'}{more}  (height x width)")
     say(f"modes      {', '.join(f'{mode} ({count:,})' for mode, count in found.modes) or '-'}")
-    say(f"shown as   {found.image_size[0]}x{found.image_size[1]} RGB, fit: {fit}")
+    say(f"input      {found.image_size[0]}x{found.image_size[1]} RGB, fit: {fit}")
     say(f"mean, std  {_numbers(found.mean)}; {_numbers(found.std)}  (training pictures, in [0, 1])")
-    say(f"repeated   {found.repeated:,} picture(s) repeat another of their split")
+    say(f"repeated   {found.repeated:,} picture(s) repeat another one in their split")
     say(f"shared     {len(found.duplicates):,} picture(s) are in two splits")
     for first, second in found.duplicates[:10]:
         say(f"           {first[0]}: {printable(first[1])} = {second[0]}: {printable(second[1])}")
-    say(f"conflicts  {len(found.conflicts):,} picture(s) in two classes")
+    say(f"conflicts  {len(found.conflicts):,} picture(s) are in two classes")
     for group in found.conflicts[:10]:
         say("           " + " = ".join(f"{split}: {printable(name)} ({of})" for split, name, of in group[:4]))
     say(f"unreadable {len(found.unreadable):,} file(s)")
