@@ -11,7 +11,8 @@ import pytest
 
 from helpers import TINY, write_class_folders
 from thumbnet.cli import main
-from thumbnet.cli.usage import recipe_keys
+from thumbnet.cli.usage import NAMED_DATA, recipe_keys
+from thumbnet.sources.load import NAMED
 from thumbnet.training.train import train
 
 
@@ -186,3 +187,7 @@ def test_the_error_of_a_failing_gcc_is_quoted(tmp_path: Path, monkeypatch: pytes
     finally:
         monkeypatch.undo()
         library.forget()
+
+
+def test_every_data_set_by_name_is_recognised_where_a_command_should_be() -> None:
+    assert set(NAMED_DATA) == set(NAMED)

@@ -61,7 +61,7 @@ def execute(options: argparse.Namespace) -> int:
     if options.data is None and options.split is None and not {"test", "val"} & data.splits.keys():
         raise DataError(
             f"{options.run} was trained on all pictures of {data.source}: no pictures are left to measure "
-            f"it on. Name other data: thumbnet evaluate {options.run} DATA"
+            f"it on. Name other data: {command('evaluate', options.run, 'DATA')}"
         )
     split = split_of(options, data)
     on_bad_image = options.on_bad_image or settings.on_bad_image

@@ -144,7 +144,7 @@ def _check_what_is_trained(options: argparse.Namespace) -> None:
     """Check that DATA or a run to resume is named, and nothing that would change a resumed run's result."""
     if options.data is None and options.resume is None:
         raise ThumbnetError(
-            f"name the data, as in: {command('train', 'digits')}\n"
+            f"name the data, for example: {command('train', 'digits')}\n"
             f"DATA is {DATA_HELP}. To resume a run: {command('train', '--resume', 'RUN')}"
         )
     if options.data is not None and options.resume is not None:

@@ -235,7 +235,7 @@ def _no_command(parser: argparse.ArgumentParser, given: str, choices: list[str])
     return f"there is no command {printable(given)!r}. {guess}Commands: {', '.join(choices)}."
 
 
-NAMED_DATA = ("digits", "cifar10", "cifar100", "mnist", "fashion-mnist")
+NAMED_DATA = ("digits", "cifar10", "cifar100", "mnist", "fashion-mnist", "kmnist")
 
 
 def _missing(parser: argparse.ArgumentParser, names: list[str], help_line: str) -> str:
