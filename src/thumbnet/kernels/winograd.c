@@ -283,8 +283,7 @@ INLINE void read_points(int kind, int pooled, int size, const Pixel *pixels, int
     points_of(kind, size, d, 1, t, 6);
 }
 
-/* What to do with points: keep them as floats, store them as bfloat16, or store pairs of kept and new ones.
- */
+/* What to do with points: keep them as floats, store them as bfloat16, or store them with kept ones. */
 enum { KEEP, STORE, PAIR };
 
 INLINE void put(int how, __m512 value, __m512 *kept, bf16 *to) {
