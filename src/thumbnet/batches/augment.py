@@ -85,7 +85,7 @@ class Augmentation:
         return images
 
     def relight(self, images: Tensor, draw: Draw) -> Tensor:
-        """Change the light of normalised ``images`` (float32 [B, C, H, W]), possibly in place."""
+        """Change brightness and contrast of normalised ``images``, float32 [B, C, H, W], in place."""
         if not (self.settings.brightness or self.settings.contrast):
             return images
         light = send(draw.light, images.device)[:, :, None, None, None]

@@ -3,7 +3,7 @@
 The cache is the folder ``decoded`` in :func:`thumbnet.files.cache_folder`. Each entry is named by a digest of
 everything that it depends on: the files' names, sizes and times (or their bytes), the size in pixels, and how
 pictures are rendered and fitted. An entry is written to a temporary folder and then renamed, so it is always
-complete, even if several processes write it at the same time. A deleted entry is simply made again.
+complete, even if several processes write it at the same time. Deleted entries are created again when needed.
 """
 
 from __future__ import annotations

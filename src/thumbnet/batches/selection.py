@@ -53,7 +53,7 @@ class Selection:
         self.epoch = -1
         self.taking_part = torch.zeros(len(self._noted), dtype=torch.bool)
         self.visits = torch.zeros(len(self._noted), dtype=torch.int64)
-        self._losses = torch.zeros(len(self._noted))  # of when each picture was last seen, before this epoch
+        self._losses = torch.zeros(len(self._noted))  # when each picture was last seen, before this epoch
 
     def begin(self, epoch: int) -> Tensor:
         """Positions of the pictures of ``epoch`` (from 0): int64 [taken], ascending.

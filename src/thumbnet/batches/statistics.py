@@ -29,7 +29,7 @@ def channel_statistics(counts: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     weights = counts.double() / counts.sum(dim=1, keepdim=True)
     mean = weights @ values
     std = (weights @ values.square() - mean.square()).clamp(min=0).sqrt()
-    # At least one grey level: a constant channel would otherwise lead to a division by zero.
+    # At least one grey level, because the deviation of a constant channel is 0 and cannot divide.
     return tuple(round(m, 6) for m in mean.tolist()), tuple(round(max(s, 1 / 255), 6) for s in std.tolist())
 
 
