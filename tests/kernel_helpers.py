@@ -1,6 +1,7 @@
-"""What the tests of the kernels share.
+"""Helpers for the tests of the kernels.
 
-Every kernel is compared with its twin in float64, forwards and backwards, on inputs that are bfloat16 for both.
+The tests compare every kernel with its reference implementation in float64, forwards and backwards, on the same
+inputs, which are rounded to bfloat16.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from torch import Tensor
 from thumbnet.kernels import library
 from thumbnet.kernels.library import load_kernels
 
-# Tolerances as parts of the largest value: what is stored as bfloat16 is rounded; sums that stay float32 are not.
+# Tolerances, relative to the largest value. Results stored as bfloat16 are rounded; float32 sums are not.
 BF16, FP32 = 2**-8, 1e-5
 
 needs_kernels = pytest.mark.skipif(
-    load_kernels() is None, reason="no AVX-512 BF16 or no gcc here: only the twins run"
+    load_kernels() is None, reason="no AVX-512 BF16 or no gcc here: only the reference implementations run"
 )
 
 
@@ -44,7 +45,7 @@ def on_threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def loaded(kernels: ctypes.CDLL, has_tiles: bool) -> Iterator[None]:
-    """Within, all operations use this library."""
+    """Make all operations in the context use this library."""
     before = library._loaded
     library._loaded = dataclasses.replace(library._kernels(), library=kernels, has_tiles=has_tiles)
     try:
@@ -67,7 +68,7 @@ def assert_close(actual: Tensor | None, expected: Tensor | None, tolerance: floa
 
 
 def assert_near(ours: Tensor, exact: Tensor | None) -> None:
-    """Within 1.5 % (root mean square): Winograd's error. With factors that bfloat16 holds it would be 0.2 %."""
+    """Check that the error is below 1.5 % (root mean square), as usual for Winograd's algorithm in bfloat16."""
     assert exact is not None
     assert ours.shape == exact.shape
     assert float((ours.double() - exact).norm() / exact.norm()) < 0.015

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,28 @@ def test_every_setting_is_in_the_recipes_page() -> None:
     missing = [key for key in known_keys(Recipe) if f"`{key.rpartition('.')[2]}`" not in text]
     assert missing == []
     assert all(f"`{name}`" in text for name in recipe_names())
+
+
+SECTION = re.compile(r"^### `\[+(\w+)\]+`", re.MULTILINE)
+
+
+def test_the_defaults_in_the_recipes_page_are_the_defaults() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    parts = SECTION.split(page)
+    compared = 0
+    for section, text in zip(parts[1::2], parts[2::2], strict=True):
+        for keys, said in re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| ([^|]+) \|", text, re.MULTILINE):
+            names = re.findall(r"`(\w+)`", keys)
+            values = [value.strip("`") for value in re.split(r", (?![^\[]*\])", said)]
+            values *= len(names) if len(values) == 1 else 1
+            for name, value in zip(names, values, strict=True):
+                default = Recipe().to_dict()[section][name]
+                if value == "none":
+                    assert default in ([], "", None, "none"), f"[{section}] {name} is {default}, not none"
+                else:
+                    assert default == tomllib.loads(f"v = {value}")["v"], f"[{section}] {name}"
+                compared += 1
+    assert compared > 60
 
 
 def test_the_recipe_in_the_recipes_page_is_valid(tmp_path: Path) -> None:

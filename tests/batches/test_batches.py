@@ -59,7 +59,7 @@ def plain(settings: Recipe, data: Data) -> Prepared:
     return prepare(data, settings, CPU)
 
 
-def test_an_epoch_holds_each_picture_once_in_another_order_each_time() -> None:
+def test_each_epoch_has_every_picture_once_in_a_new_order() -> None:
     labels = np.arange(50)
     images = np.broadcast_to(labels[:, None, None, None].astype(np.uint8), (50, 16, 16, 3))
     data = Data("x", "x", tuple(map(str, labels)), {"train": ArraySplit(images, labels, "t")})
@@ -70,7 +70,7 @@ def test_an_epoch_holds_each_picture_once_in_another_order_each_time() -> None:
         seen = torch.cat([batch.labels for batch in batches])
         assert sorted(seen.tolist()) == labels.tolist()
         orders.append(seen.tolist())
-        # Labels stay with their pictures.
+        # Every label stays with its picture.
         values = torch.cat([batch.images[:, 0, 0, 0] for batch in batches])
         assert torch.equal(values.argsort(), seen.argsort())
     assert orders[0] != orders[1]
@@ -78,7 +78,7 @@ def test_an_epoch_holds_each_picture_once_in_another_order_each_time() -> None:
     assert sum(again, []) == orders[1]
 
 
-def test_an_epoch_can_be_entered_at_any_step() -> None:
+def test_an_epoch_can_start_at_any_step() -> None:
     train = plain(recipe(), coloured_data()).train
     whole = list(train.epoch(3))
     for start in (0, 1, 5, len(whole) - 1, len(whole)):
@@ -88,7 +88,7 @@ def test_an_epoch_can_be_entered_at_any_step() -> None:
             assert torch.equal(a.images, b.images)
 
 
-def test_the_last_short_batch_can_be_dropped_and_small_data_make_one_batch() -> None:
+def test_a_short_last_batch_can_be_dropped_but_small_data_make_one_batch() -> None:
     kept = plain(recipe(), coloured_data()).train
     dropped = plain(recipe("training.drop_last=true"), coloured_data()).train
     assert [len(b.labels) for b in kept.epoch(0)] == [7] * 8 + [4]
@@ -98,7 +98,7 @@ def test_the_last_short_batch_can_be_dropped_and_small_data_make_one_batch() -> 
     assert [len(b.labels) for b in small.epoch(0)] == [60]
 
 
-def test_evaluation_batches_are_always_the_same_and_in_order() -> None:
+def test_evaluation_batches_are_in_order_and_always_the_same() -> None:
     data = coloured_data()
     batches = plain(recipe("augment.cutout=4", "evaluation.batch_size=16"), data).evaluation["test"]
     first, second = list(batches.epoch(0)), list(batches.epoch(1))
@@ -107,7 +107,7 @@ def test_evaluation_batches_are_always_the_same_and_in_order() -> None:
         assert torch.equal(a.images, b.images)
 
 
-def test_batches_are_normalised_channels_first_and_channels_last_in_memory() -> None:
+def test_batches_are_normalised_and_stored_channels_last() -> None:
     prepared = plain(recipe("augment.flip=none", "augment.translate=0"), coloured_data())
     images = torch.cat([batch.images for batch in prepared.train.epoch(0)])
     assert images.shape == (60, 3, 16, 16)
@@ -126,14 +126,14 @@ def test_normalising_divides_by_255_before_it_subtracts_the_mean() -> None:
     assert torch.allclose(out, torch.tensor(expected), atol=1e-5)
 
 
-def test_pictures_of_one_colour_do_not_divide_by_zero() -> None:
+def test_pictures_of_one_colour_cause_no_division_by_zero() -> None:
     images = np.zeros((4, 16, 16, 3), np.uint8)
     data = Data("x", "x", ("a", "b"), {"train": ArraySplit(images, np.array([0, 1, 0, 1]), "t")})
     for batch in plain(recipe(), data).train.epoch(0):
         assert batch.images.isfinite().all()
 
 
-def test_sizes_that_are_not_square_go_through(tmp_path: Path) -> None:
+def test_sizes_need_not_be_square(tmp_path: Path) -> None:
     prepared = prepare(coloured_data(), recipe("data.image_size=32x48", "augment.cutout=8"), CPU)
     assert next(prepared.train.epoch(0)).images.shape == (7, 3, 32, 48)
 
@@ -151,7 +151,7 @@ def test_all_unreadable_pictures_are_listed_at_once(tmp_path: Path) -> None:
         prepare(load_data(tmp_path), recipe(), CPU)
 
 
-def test_a_loader_of_ones_own_serves_as_batches() -> None:
+def test_a_data_loader_can_provide_the_batches() -> None:
     dataset = ImageDataset(coloured_data().splits["train"], transform=lambda image: np.asarray(image) / 255)
     loader: DataLoader[Any] = DataLoader(dataset, batch_size=16, shuffle=True)
     batches = LoaderBatches(loader)
@@ -159,7 +159,7 @@ def test_a_loader_of_ones_own_serves_as_batches() -> None:
     assert len(batches) == len(list(batches.epoch(0))) == 4
 
 
-def test_derived_seeds_differ_by_every_part_of_their_path() -> None:
+def test_derived_seeds_depend_on_every_part_of_their_path() -> None:
     seeds = {derive_seed(s, p, e) for s in range(3) for p in ("order", "augment") for e in range(5)}
     assert len(seeds) == 30
     assert all(0 <= seed < 2**63 for seed in seeds)
@@ -173,7 +173,7 @@ def test_derived_seeds_differ_by_every_part_of_their_path() -> None:
     seed=st.integers(0, 2**32),
     batch_size=st.integers(2, 30),
 )
-def test_augmentation_changes_no_label_and_no_order(
+def test_augmentation_changes_neither_labels_nor_order(
     flip: Any, translate: int, cutout: int, epoch: int, seed: int, batch_size: int
 ) -> None:
     data = coloured_data(30).splits["train"]
@@ -196,7 +196,7 @@ def test_augmentation_changes_no_label_and_no_order(
     assert sorted(torch.cat([batch.labels for batch in augmented]).tolist()) == list(range(30))
 
 
-def test_of_very_many_pictures_a_sample_tells_and_nothing_is_decoded_beforehand(
+def test_very_many_pictures_are_sampled_and_decoded_during_the_training(
     folder: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (engines, decoding, preparing):

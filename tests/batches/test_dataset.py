@@ -20,7 +20,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_class_folders(tmp_path_factory.mktemp("pictures"), ["train", "test"])
 
 
-def test_a_picture_is_a_uint8_tensor_channels_first_with_its_label(root: Path) -> None:
+def test_an_item_is_a_uint8_tensor_with_channels_first_and_its_label(root: Path) -> None:
     dataset = ImageDataset(root)
     image, label = dataset[7]
     assert image.shape == (3, 16, 16)
@@ -29,7 +29,7 @@ def test_a_picture_is_a_uint8_tensor_channels_first_with_its_label(root: Path) -
     assert len(dataset) == 18
 
 
-def test_a_picture_is_read_only_when_it_is_asked_for(root: Path, tmp_path: Path) -> None:
+def test_a_picture_is_read_only_when_it_is_accessed(root: Path, tmp_path: Path) -> None:
     write_class_folders(tmp_path, ["train", "test"])
     dataset = ImageDataset(tmp_path)
     (tmp_path / "train" / "red" / "5.png").unlink()
@@ -38,7 +38,7 @@ def test_a_picture_is_read_only_when_it_is_asked_for(root: Path, tmp_path: Path)
         dataset[17]
 
 
-def test_a_subset_is_random_seeded_and_of_the_asked_size(root: Path) -> None:
+def test_a_subset_is_random_seeded_and_has_the_given_size(root: Path) -> None:
     subset = ImageDataset(root, subset_size=6)
     names = [subset.split.name(i) for i in range(6)]
     assert len(set(names)) == len(subset) == 6
@@ -51,12 +51,12 @@ def test_a_subset_is_random_seeded_and_of_the_asked_size(root: Path) -> None:
 
 @pytest.mark.parametrize("size", [-1, 19, 10**9])
 def test_an_impossible_subset_is_refused(size: int, root: Path) -> None:
-    with pytest.raises(DataError, match="expected 0 \\(all\\) to 18"):
+    with pytest.raises(DataError, match="expected 0 \\(all pictures\\) to 18"):
         ImageDataset(root, subset_size=size)
 
 
 class TorchvisionStyle:
-    """As torchvision's Compose: called with the PIL picture."""
+    """Called with a PIL picture, like torchvision's Compose."""
 
     def __call__(self, img: Image.Image) -> torch.Tensor:
         assert isinstance(img, Image.Image)
@@ -65,7 +65,7 @@ class TorchvisionStyle:
 
 
 class AlbumentationsStyle:
-    """With the signature of albumentations' Compose: keywords only, a dictionary back."""
+    """Takes keyword arguments only and returns a dictionary, like albumentations' Compose."""
 
     def __call__(self, *args: Any, force_apply: bool = False, **data: Any) -> dict[str, Any]:
         if args:
@@ -87,14 +87,14 @@ def test_transforms_of_both_styles_work_in_loaders_with_workers(root: Path) -> N
         assert labels.dtype == torch.int64
 
 
-def test_torchvision_itself_works_where_it_is_installed(root: Path) -> None:
+def test_torchvision_itself_works_if_it_is_installed(root: Path) -> None:
     v2 = pytest.importorskip("torchvision.transforms.v2", reason="torchvision has no CPU build here")
     transform = v2.Compose([v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     image, _ = ImageDataset(root, transform=transform)[0]
     assert image.shape == (3, 16, 16)
 
 
-def test_pictures_can_be_brought_to_one_size(root: Path) -> None:
+def test_pictures_can_be_resized_to_one_size(root: Path) -> None:
     image, _ = ImageDataset(root, image_size=(24, 32))[0]
     assert image.shape == (3, 24, 32)
 
@@ -104,7 +104,7 @@ def test_an_unknown_split_is_named(root: Path) -> None:
         ImageDataset(root, "val")
 
 
-def test_pictures_of_more_bits_are_rendered_as_asked(tmp_path: Path) -> None:
+def test_pictures_with_more_than_8_bits_are_rendered_as_requested(tmp_path: Path) -> None:
     values = np.full((16, 16), 750, dtype=np.uint16)
     for name in "ab":
         for number in range(3):

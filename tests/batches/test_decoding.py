@@ -26,7 +26,7 @@ def test_statistics_agree_with_numpy() -> None:
     assert np.allclose(std, values.std(0), atol=1e-6)
 
 
-def test_the_size_is_the_datas_own_if_uniform_else_32(tmp_path: Path) -> None:
+def test_the_size_is_that_of_all_pictures_if_it_is_uniform_else_32(tmp_path: Path) -> None:
     write_class_folders(tmp_path, ["train", "test"], side=20)
     assert own_size(load_data(tmp_path).splits["train"], "pad") == (20, 20)
     write_picture(tmp_path / "train" / "red" / "wide.png", noise(0, 20, 40))
@@ -54,9 +54,7 @@ def refuse(*_: object) -> None:
     raise AssertionError("decoded although it is in the cache")
 
 
-def test_the_second_time_nothing_is_opened(
-    cache: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cached_split_opens_no_file(cache: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = own_size(train_split(pictures), "pad")
     first = decode_split(train_split(pictures), (20, 20), "pad")
     monkeypatch.setattr(decoding, "_decode", refuse)
@@ -68,7 +66,7 @@ def test_the_second_time_nothing_is_opened(
 
 
 @pytest.mark.parametrize("change", ["content", "new", "gone", "fit", "size"])
-def test_what_has_changed_is_decoded_again(cache: Path, pictures: Path, change: str) -> None:
+def test_a_changed_split_is_decoded_again(cache: Path, pictures: Path, change: str) -> None:
     decode_split(train_split(pictures), (20, 20), "pad")
     victim = sorted((pictures / "train").rglob("*.png"))[0]
     size, fit = (20, 20), "pad"
@@ -90,7 +88,7 @@ def test_what_has_changed_is_decoded_again(cache: Path, pictures: Path, change: 
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "other shape", "pickle", "no counts"])
-def test_a_damaged_entry_is_made_anew(cache: Path, pictures: Path, damage: str) -> None:
+def test_a_damaged_entry_is_replaced(cache: Path, pictures: Path, damage: str) -> None:
     right = decode_split(train_split(pictures), (20, 20), "pad")
     (entry,) = cache.iterdir()
     file = entry / "images.npy"
@@ -108,16 +106,16 @@ def test_a_damaged_entry_is_made_anew(cache: Path, pictures: Path, damage: str) 
     assert decoding._load(entry, (len(right.images), 20, 20, 3)) is not None
 
 
-def test_a_cache_that_cannot_be_written_is_none(
+def test_decoding_works_without_a_writable_cache(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocked = tmp_path / "blocked"
-    blocked.write_text("a file, no folder")
+    blocked.write_text("a file, not a folder")
     monkeypatch.setenv("THUMBNET_CACHE", str(blocked))
     assert decode_split(train_split(pictures), (20, 20), "pad").images.shape[2:] == (20, 20)
 
 
-def test_a_writer_that_dies_leaves_nothing_whole(
+def test_an_interrupted_writer_leaves_no_entry(
     cache: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = np.save

@@ -30,7 +30,7 @@ def split(tmp_path: Path) -> Split:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_deliver_the_pictures_of_memory_in_the_asked_order(split: Split, workers: int) -> None:
+def test_both_engines_deliver_the_same_pictures_in_the_given_order(split: Split, workers: int) -> None:
     decoded = decode_split(split, (16, 16), "pad").images
     memory = MemoryEngine(decoded, torch.from_numpy(np.array(split.labels)))
     others = WorkerEngine(split, (16, 16), "pad", workers)
@@ -42,22 +42,24 @@ def test_workers_deliver_the_pictures_of_memory_in_the_asked_order(split: Split,
     assert torch.equal(memory.value_counts(), others.value_counts())
 
 
-def test_counts_that_are_known_are_not_made_again(split: Split) -> None:
+def test_known_counts_are_not_computed_again(split: Split) -> None:
     images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     known = torch.full((3, 256), 7)
     assert MemoryEngine(images, torch.arange(2), known).value_counts() is known
     assert torch.equal(MemoryEngine(images, torch.arange(2)).value_counts(), count_values(images))
 
 
-def test_a_picture_that_a_worker_cannot_read_is_our_error_with_its_name(split: Split, tmp_path: Path) -> None:
+def test_a_picture_that_a_worker_cannot_read_raises_an_error_with_its_name(
+    split: Split, tmp_path: Path
+) -> None:
     engine = WorkerEngine(split, (16, 16), "pad", 1)
     bad = next((tmp_path / "data" / "train").rglob("*.png"))
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"not a picture")
     with pytest.raises(UnreadableImageError, match=bad.name):
         list(engine.fetch(torch.arange(len(split)).split(4)))
 
 
-def test_a_split_fits_if_it_takes_less_than_a_quarter_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_split_fits_if_it_needs_less_than_a_quarter_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.zeros((10, 8, 8, 3), np.uint8)
     split = ArraySplit(images, np.zeros(10, np.int64), "x")
     memory = namedtuple("memory", "total")
@@ -66,7 +68,7 @@ def test_a_split_fits_if_it_takes_less_than_a_quarter_of_the_memory(monkeypatch:
         assert fits_in_memory(split, (8, 8)) is fits
 
 
-def test_only_very_many_pictures_are_sampled_and_always_the_same_ones() -> None:
+def test_only_very_many_pictures_are_sampled_and_always_the_same_way() -> None:
     assert torch.equal(sample_positions(MANY), torch.arange(MANY))
     sampled = sample_positions(MANY + 1)
     assert 0.9 * SAMPLE < len(sampled) <= SAMPLE

@@ -38,7 +38,7 @@ def search(train: ArraySplit, test: ArraySplit) -> RepeatSearch:
     return RepeatSearch(engines, splits, NAMES)
 
 
-def test_leaks_conflicts_and_repeats_are_told_and_written(tmp_path: Path) -> None:
+def test_leaks_conflicts_and_repeats_are_reported_and_written(tmp_path: Path) -> None:
     train = split_of([1, 2, 3, 3], [0, 1, 0, 1], "train")
     test = split_of([9, 2], [0, 1], "test")
     found = search(train, test).finish(tmp_path)
@@ -49,14 +49,14 @@ def test_leaks_conflicts_and_repeats_are_told_and_written(tmp_path: Path) -> Non
     assert "two classes" in conflict
     assert "cat" in conflict
     assert "dog" in conflict
-    assert rest == ["1 train picture repeats another of train"]
+    assert rest == ["1 train picture repeats another train picture"]
     rows = [json.loads(line) for line in (tmp_path / LEAKS_NAME).read_text().splitlines()]
     assert [row["kind"] for row in rows] == ["leak", "two classes"]
     assert {one["split"] for one in rows[0]["pictures"]} == {"train", "test"}
     assert {one["class"] for one in rows[1]["pictures"]} == {"cat", "dog"}
 
 
-def test_clean_data_leave_no_lines_and_take_an_old_file_away(tmp_path: Path) -> None:
+def test_clean_data_give_no_lines_and_remove_an_old_file(tmp_path: Path) -> None:
     (tmp_path / LEAKS_NAME).write_text("old")
     train, test = split_of([1, 2], [0, 1], "train"), split_of([3, 4], [0, 1], "test")
     looking = search(train, test)
@@ -89,21 +89,21 @@ def test_other_data_are_compared_with_the_training_split() -> None:
     )
     assert lines[0].startswith("warning: 1 of these 4 pictures were in the training split")
     assert other.name(1) in lines[0]
-    assert lines[1:] == ["1 test picture repeats another of test"]
+    assert lines[1:] == ["1 test picture repeats another test picture"]
     unknown = lines_about(
         engine_of(other), other, "test", labels=other.labels, class_names=NAMES, trained_on=None
     )
     assert unknown == lines[1:]
 
 
-def test_a_run_without_digests_has_none_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+def test_missing_digests_are_none_and_damaged_ones_are_refused(tmp_path: Path) -> None:
     assert training_digests(tmp_path) is None
     path = tmp_path / DIGESTS_NAME
     path.write_bytes(b"damaged")
     with pytest.raises(RunError, match="cannot read"):
         training_digests(tmp_path)
     np.save(path, np.zeros((3, 2), np.float32))
-    with pytest.raises(RunError, match="does not hold digests"):
+    with pytest.raises(RunError, match="does not contain digests"):
         training_digests(tmp_path)
 
 

@@ -27,7 +27,7 @@ def test_a_picture_is_flat_if_no_channel_varies_by_more_than_the_limit() -> None
     at_limit, beyond, lone = plain.copy(), plain.copy(), plain.copy()
     at_limit[0, 0, 1] += FLAT
     beyond[8, 8, 1] += FLAT + 1
-    lone[3, 7, 2] = 255  # a pixel that a coarse look misses
+    lone[3, 7, 2] = 255  # a pixel that the coarse check does not see
     found = is_flat(np.stack([plain, at_limit, beyond, lone, noise(1)]))
     assert found.tolist() == [True, True, False, False, False]
 
@@ -35,19 +35,19 @@ def test_a_picture_is_flat_if_no_channel_varies_by_more_than_the_limit() -> None
 @pytest.mark.parametrize(
     ("flat", "total", "warns"), [(1, 50, False), (2, 50, True), (3, 300, False), (4, 300, True)]
 )
-def test_more_than_one_in_a_hundred_flat_pictures_are_a_warning(flat: int, total: int, warns: bool) -> None:
+def test_more_than_one_flat_picture_in_a_hundred_is_a_warning(flat: int, total: int, warns: bool) -> None:
     (note,) = flat_note(np.arange(total) < flat, ["a.png"])
     assert note.startswith("warning: ") is warns
     assert f"{flat} of {total} training pictures" in note
     assert note.endswith("such as a.png")
 
 
-def test_no_flat_picture_is_no_note() -> None:
+def test_without_flat_pictures_there_is_no_note() -> None:
     assert flat_note(np.zeros(10, dtype=bool), []) == []
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_flat_training_pictures_are_named_for_both_engines(in_memory: bool) -> None:
+def test_both_engines_name_a_flat_training_picture(in_memory: bool) -> None:
     images = np.stack([noise(1), np.full((16, 16, 3), 9, np.uint8), noise(2)])
     split = ArraySplit(images, np.array([0, 1, 0]), "train")
     memory = MemoryEngine(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(split.labels))
@@ -57,13 +57,13 @@ def test_flat_training_pictures_are_named_for_both_engines(in_memory: bool) -> N
     assert split.name(1) in note
 
 
-def test_a_copied_class_is_a_warning_that_names_both() -> None:
+def test_a_copied_class_gives_a_warning_that_names_both_classes() -> None:
     repeats = Repeats((), (), {}, (CopiedClass("train", 1, 0, 19, 20),))
     (note,) = copied_notes(repeats, ("cat", "dog"))
     assert note.startswith("warning: the class 'dog' is a copy of 'cat': 19 of its 20 pictures in train")
 
 
-def test_the_note_on_size_scales_the_time_by_the_area(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_note_on_the_size_scales_the_time_with_the_area(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("thumbnet.batches.notes.epoch_seconds", lambda *_: 30.0)
     note = size_note((400, 200), (96, 48), 1000, load_recipe("tutorial"), 3, CPU)
     assert "400x200" in note
@@ -73,7 +73,7 @@ def test_the_note_on_size_scales_the_time_by_the_area(monkeypatch: pytest.Monkey
     assert "--image-size 400x200" in note
 
 
-def test_an_epochs_time_grows_with_the_pictures_and_draws_no_random_number_of_the_callers() -> None:
+def test_an_epochs_time_grows_with_the_pictures_and_leaves_the_callers_generator_alone() -> None:
     recipe = load_recipe("tutorial", ["model.name=resnet20", "model.width=0.25"])
     torch.manual_seed(3)
     expected = torch.rand(2)

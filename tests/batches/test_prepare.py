@@ -19,7 +19,7 @@ from thumbnet.sources.load import load_data
 CPU = torch.device("cpu")
 
 
-def test_pictures_that_cannot_be_read_are_left_out_and_listed_if_the_recipe_says_so(tmp_path: Path) -> None:
+def test_unreadable_pictures_are_skipped_and_listed_if_the_recipe_says_so(tmp_path: Path) -> None:
     write_class_folders(tmp_path, ["train", "test"])
     for name in ("train/red/0.png", "test/blue/3.png"):
         (tmp_path / name).write_bytes(b"broken")
@@ -31,22 +31,22 @@ def test_pictures_that_cannot_be_read_are_left_out_and_listed_if_the_recipe_says
     assert len(prepared.train.engine.labels) == 17
 
 
-def test_a_class_that_would_have_no_picture_left_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_class_without_readable_pictures_is_named(tmp_path: Path) -> None:
     write_class_folders(tmp_path, ["train"], per_class=2)
     for number in range(2):
         (tmp_path / "train" / "green" / f"{number}.png").write_bytes(b"broken")
-    with pytest.raises(DataError, match=r"no training picture can be read of the class\(es\) green"):
+    with pytest.raises(DataError, match=r"no training picture of the class\(es\) green can be read"):
         without_unreadable(load_data(tmp_path))
 
 
 def test_fewer_pictures_than_processes_are_refused() -> None:
     few = coloured_data()
     few = replace(few, splits={**few.splits, "test": few.splits["test"].subset(np.arange(3))})
-    with pytest.raises(DataError, match="test has 3 pictures for 4 processes"):
+    with pytest.raises(DataError, match="test has 3 pictures for 4 processes: use fewer processes"):
         prepare(few, load_recipe("tutorial"), CPU, world=World(0, 4))
 
 
-def test_a_named_mean_is_kept_and_an_automatic_one_measured() -> None:
+def test_a_given_mean_is_kept_and_an_automatic_one_is_measured() -> None:
     data = coloured_data()
     engine = prepare(data, load_recipe("tutorial"), CPU).train.engine
     named = load_recipe("tutorial", ["data.mean=[0.1, 0.2, 0.3]", "data.std='auto'"]).data
@@ -69,7 +69,7 @@ def test_large_pictures_are_scaled_down_with_a_note_that_says_how_to_keep_them()
 @pytest.mark.parametrize(
     "refusal", [MemoryError(), RuntimeError("not enough memory: you tried to allocate 9")]
 )
-def test_memory_refused_to_the_pictures_names_the_other_engine(
+def test_pictures_that_do_not_fit_into_memory_suggest_the_other_engine(
     refusal: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:

@@ -21,16 +21,16 @@ def train_epoch(selection: Selection, epoch: int, losses: Tensor) -> set[int]:
     return set(positions.tolist())
 
 
-def test_the_easiest_are_skipped_and_come_back_in_the_next_epoch() -> None:
+def test_the_easiest_pictures_are_skipped_and_return_in_the_next_epoch() -> None:
     losses = torch.arange(12).float()
     selection = Selection(12, 8, seed=0)
     first = train_epoch(selection, 0, losses)
     second = train_epoch(selection, 1, losses)
     third = train_epoch(selection, 2, losses)
-    everyone = set(range(12))
+    everything = set(range(12))
     assert len(first) == len(second) == len(third) == 8
-    assert second == (everyone - first) | set(sorted(first)[-4:])
-    assert third == (everyone - second) | set(sorted(second)[-4:])
+    assert second == (everything - first) | set(sorted(first)[-4:])
+    assert third == (everything - second) | set(sorted(second)[-4:])
 
 
 def test_a_loss_counts_until_the_picture_is_seen_again() -> None:
@@ -46,14 +46,14 @@ def test_a_loss_counts_until_the_picture_is_seen_again() -> None:
     assert easy not in train_epoch(selection, 2, losses)
 
 
-def test_pictures_with_equal_losses_are_chosen_at_random_but_stably() -> None:
+def test_pictures_with_equal_losses_are_chosen_at_random_but_reproducibly() -> None:
     """A stable sort keeps the order of the random permutation, so all devices and processes agree."""
     chosen = Selection(5_000, 2_500, seed=1).begin(0)
     order = torch.randperm(5_000, generator=torch.Generator().manual_seed(derive_seed(1, "selection", 0)))
     assert torch.equal(chosen, order[:2_500].sort().values)
 
 
-def test_no_epoch_is_chosen_at_first_and_state_of_that_time_can_be_loaded() -> None:
+def test_state_from_before_the_first_epoch_can_be_loaded() -> None:
     fresh = Selection(6, 4, seed=0)
     assert fresh.epoch == -1
     other = Selection(6, 4, seed=0)
@@ -61,20 +61,20 @@ def test_no_epoch_is_chosen_at_first_and_state_of_that_time_can_be_loaded() -> N
     assert torch.equal(other.begin(0), fresh.begin(0))
 
 
-def test_state_of_a_selection_of_one_picture_is_refused_by_others() -> None:
+def test_state_with_a_single_chosen_picture_is_refused_by_other_selections() -> None:
     kept = Selection(6, 1, seed=0)
     kept.begin(0)
     with pytest.raises(ValueError, match="has changed"):
         Selection(6, 4, seed=0).load_state_dict(kept.state_dict())
 
 
-def test_a_second_training_begins_anew() -> None:
+def test_a_second_training_starts_from_scratch() -> None:
     selection = Selection(30, 20, seed=0)
     first = [train_epoch(selection, epoch, torch.arange(30).float()) for epoch in range(3)]
     assert [train_epoch(selection, epoch, torch.arange(30).float()) for epoch in range(3)] == first
 
 
-def test_an_epoch_that_is_asked_for_again_is_the_same() -> None:
+def test_choosing_an_epoch_again_gives_the_same_pictures() -> None:
     selection = Selection(50, 30, seed=3)
     first = selection.begin(0)
     selection.note(first[:10], torch.ones(10))
@@ -105,8 +105,8 @@ def test_state_of_other_pictures_is_refused(count: int, taken: int) -> None:
         Selection(count, taken, seed=0).load_state_dict(kept.state_dict())
 
 
-def test_every_picture_has_its_turn_even_if_an_epoch_takes_less_than_half() -> None:
-    """50 pictures in batches of 23, the last one dropped: an epoch is one batch."""
+def test_every_picture_is_used_even_if_an_epoch_takes_less_than_half() -> None:
+    """50 pictures in batches of 23, without the last one, leave one batch per epoch."""
     overrides = ["data.skip_easy=0.4", "training.batch_size=23", "training.drop_last=true"]
     prepared = prepare(coloured_data(50), load_recipe("tutorial", overrides), torch.device("cpu"))
     selection = prepared.train.selection
@@ -118,7 +118,7 @@ def test_every_picture_has_its_turn_even_if_an_epoch_takes_less_than_half() -> N
     assert set.union(*shown) == set(range(50))
 
 
-def test_batches_hold_the_chosen_pictures_and_mirror_them_by_their_number_of_visits() -> None:
+def test_batches_contain_the_chosen_pictures_mirrored_at_every_other_visit() -> None:
     overrides = ["data.skip_easy=0.4", "training.batch_size=8", "augment.flip=alternating"]
     recipe = load_recipe("tutorial", overrides)
     prepared = prepare(coloured_data(), recipe, torch.device("cpu"))

@@ -25,7 +25,7 @@ def test_every_value_is_counted_in_its_own_channel(count: int) -> None:
         assert counts[channel].tolist() == expected.tolist()
 
 
-def test_mean_and_deviation_are_numpys_in_any_order_of_the_pictures() -> None:
+def test_mean_and_deviation_equal_numpys_in_any_order_of_the_pictures() -> None:
     images = pictures(700)
     mean, std = channel_statistics(count_values(images))
     parts = images.numpy().transpose(1, 0, 2, 3).reshape(3, -1) / 255
@@ -42,7 +42,7 @@ def test_a_constant_channel_has_the_deviation_of_one_grey_level() -> None:
     assert std[1] == round(1 / 255, 6)
 
 
-def test_normalising_follows_its_formula_and_leaves_the_bytes_alone() -> None:
+def test_normalising_follows_its_formula_and_does_not_change_its_input() -> None:
     mean, std = (0.5, 0.1, 0.9), (0.2, 0.3, 0.4)
     normalise = Normalise(Preprocessing((4, 5), "pad", mean, std), CPU)
     images = pictures(6)

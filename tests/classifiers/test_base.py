@@ -1,4 +1,4 @@
-"""What every classifier does, whatever computes its logits."""
+"""What all classifiers do, no matter how they compute logits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = ("dark", "middle", "bright")
 
 
 class Brightness(Classifier):
-    """Says how bright the left half of a picture is: mirrored, it answers by the right half."""
+    """Classifies the brightness of a picture's left half, so a mirrored picture may get another class."""
 
     def __init__(self, tta: str = "none") -> None:
         pre = Preprocessing((8, 8), "squash", (0.5,) * 3, (0.5,) * 3)
@@ -48,7 +48,7 @@ def split_of(levels: list[int], labels: list[int]) -> Split:
     return ArraySplit(grey(*levels), np.array(labels), "s")
 
 
-def test_predictions_are_ranked_probabilities_of_the_logits() -> None:
+def test_predictions_are_the_ranked_probabilities_of_the_logits() -> None:
     classifier = Brightness()
     for found, level in zip(classifier.predict(grey(0, 130, 250)), (0, 130, 250), strict=True):
         probabilities = np.exp(log_softmax(classifier.logits(grey(level))))[0]
@@ -58,7 +58,7 @@ def test_predictions_are_ranked_probabilities_of_the_logits() -> None:
         assert (found.label, found.probability) == (found.labels[0], found.probabilities[0])
 
 
-def test_classes_of_equal_probability_keep_the_order_of_the_names() -> None:
+def test_classes_with_equal_probabilities_keep_the_order_of_the_names() -> None:
     class Undecided(Brightness):
         def _forward(self, pixels: np.ndarray) -> np.ndarray:
             return np.zeros((len(pixels), 3), dtype=np.float32)
@@ -74,7 +74,7 @@ def test_many_pictures_are_classified_in_batches() -> None:
     assert classifier.predict([]) == []
 
 
-def test_the_networks_own_test_time_augmentation_is_the_default() -> None:
+def test_the_default_is_the_networks_own_test_time_augmentation() -> None:
     picture = halves(0, 255)[None]
     mirrored = Brightness("mirror")
     mean = (mirrored.logits(picture, tta="none") + mirrored.logits(picture[:, :, ::-1], tta="none")) / 2
@@ -83,7 +83,7 @@ def test_the_networks_own_test_time_augmentation_is_the_default() -> None:
     assert not np.allclose(mean, mirrored.logits(picture, tta="none"))
 
 
-def test_a_split_is_classified_batch_by_batch_with_its_progress() -> None:
+def test_a_split_is_classified_in_batches_and_reports_progress() -> None:
     classifier, seen = Brightness("mirror"), list[tuple[int, int]]()
     split = split_of([0, 120, 255, 10, 240], [0, 1, 2, 0, 2])
     found = classifier.classify_split(
@@ -95,7 +95,7 @@ def test_a_split_is_classified_batch_by_batch_with_its_progress() -> None:
     assert found.logits.argmax(axis=1).tolist() == found.labels.tolist() == [0, 1, 2, 0, 2]
 
 
-def test_labels_are_matched_by_the_names_of_the_classes() -> None:
+def test_labels_are_matched_by_class_name() -> None:
     found = Brightness().classify_split(split_of([255, 0], [0, 1]), ("bright", "dark"))
     assert found.labels.tolist() == [2, 0]
     with pytest.raises(DataError, match="does not know: mauve. It knows dark, middle, bright"):
@@ -123,7 +123,7 @@ def test_unreadable_pictures_are_all_listed_or_skipped(tmp_path: Path) -> None:
         Brightness().classify_split(split, data.class_names, batch_size=2)
     assert str(caught.value).count("bad.png") == 2
     bad = {i for i in range(len(split)) if "bad" in split.name(i)}
-    for batch_size in (1, 2, 500):  # one batch has nothing but a bad picture
+    for batch_size in (1, 2, 500):  # a batch of 1 may contain nothing but an unreadable picture
         found = Brightness().classify_split(
             split, data.class_names, on_bad_image="skip", batch_size=batch_size
         )
@@ -132,7 +132,7 @@ def test_unreadable_pictures_are_all_listed_or_skipped(tmp_path: Path) -> None:
         assert found.logits.argmax(axis=1).tolist() == found.labels.tolist()
 
 
-def test_evaluating_takes_data_in_memory_and_chooses_the_split_to_measure() -> None:
+def test_evaluate_accepts_data_in_memory_and_chooses_the_split_to_measure() -> None:
     labels = np.array([0, 1, 2, 1])
     images = grey(0, 128, 255, 255)
     assert Brightness().evaluate((images, labels)).accuracy == 0.75
@@ -142,14 +142,14 @@ def test_evaluating_takes_data_in_memory_and_chooses_the_split_to_measure() -> N
     assert Brightness().evaluate(data, "val").accuracy == 0
 
 
-def test_one_picture_and_a_sequence_of_one_are_the_same(tmp_path: Path) -> None:
+def test_a_picture_and_a_sequence_of_one_picture_give_the_same(tmp_path: Path) -> None:
     path = write_picture(tmp_path / "x.png", halves(0, 255))
     classifier = Brightness()
     for picture in (path, str(path), Image.fromarray(halves(0, 255)), halves(0, 255)):
         assert classifier.predict(picture) == classifier.predict([picture])
 
 
-def test_what_is_no_picture_is_named_with_what_was_expected() -> None:
+def test_an_error_says_what_was_given_instead_of_a_picture() -> None:
     with pytest.raises(DataError, match=r"expected a picture \(a path, .*\), got a dict"):
         Brightness().predict([{}])  # type: ignore[list-item]
     with pytest.raises(UnreadableImageError, match="nowhere"):

@@ -1,4 +1,4 @@
-"""Where a network looks, and which labels it doubts."""
+"""Where a network looks, and which labels are probably wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from thumbnet.classifiers.explain import highlight, likely_label_errors, occlusi
 
 
 class SeesACorner:
-    """Says the second class by how bright a corner is, of pictures 24 wide and 16 high."""
+    """Predicts the second class if a corner is bright. The pictures are 24 wide and 16 high."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, str | None]] = []
@@ -36,11 +36,11 @@ def test_the_heat_is_where_the_classifier_looks() -> None:
     assert (heat.min(), heat.max()) == (0, 1)
     assert heat[2:6, 16:22].mean() > 0.8
     assert heat[:, :8].max() < 0.01
-    # For the other class covering the corner helps, and nothing costs.
+    # For the other class, covering the corner helps, and covering other places makes no difference.
     assert corner_map(pixels, 0).max() < 0.01
 
 
-def test_light_falls_on_the_heat() -> None:
+def test_highlighting_darkens_pixels_without_heat() -> None:
     pixels = np.full((4, 4, 3), 200, dtype=np.uint8)
     shown = highlight(pixels, np.eye(4, dtype=np.float32))
     assert (shown[0, 0] == 200).all()
@@ -57,17 +57,19 @@ def test_planted_label_errors_are_found() -> None:
     planted = rng.choice(2000, 60, replace=False)
     labels[planted] = (actual[planted] + rng.integers(1, 4, 60)) % 4
     found = likely_label_errors(probabilities, labels)
-    assert len(set(found[:60]) & set(planted)) >= 52  # precision of what is shown first
+    assert len(set(found[:60]) & set(planted)) >= 52  # precision of the first 60
     assert len(set(found) & set(planted)) >= 56  # recall
     assert len(likely_label_errors(probabilities, actual)) < 40
 
 
-def test_a_class_without_pictures_is_never_the_better_label() -> None:
+def test_a_class_without_pictures_is_never_suggested() -> None:
     probabilities = np.array([[0.1, 0.9], [0.2, 0.8]])
     assert likely_label_errors(probabilities, np.array([0, 0])).tolist() == []
 
 
-def test_covered_pictures_are_classified_in_batches_and_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_covered_pictures_are_classified_in_batches_and_without_augmentation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pixels = np.zeros((16, 24, 3), dtype=np.uint8)
     pixels[2:6, 16:22] = 255
     whole, parts = SeesACorner(), SeesACorner()
@@ -86,7 +88,7 @@ def test_a_picture_of_one_colour_has_no_heat() -> None:
 
 
 @pytest.mark.parametrize("heat", [0.0, 0.5, 1.0])
-def test_light_keeps_the_type_and_never_brightens(heat: float) -> None:
+def test_highlighting_keeps_the_type_and_never_brightens(heat: float) -> None:
     pixels: Any = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     shown = highlight(pixels, np.full((5, 6), heat, dtype=np.float32))
     assert shown.dtype == np.uint8

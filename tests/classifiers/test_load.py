@@ -13,7 +13,7 @@ from thumbnet.publish.export import export
 from thumbnet.runs.folder import Run
 
 
-def test_a_run_its_weights_and_an_exported_model_open_by_one_function(tiny_run: Run, tmp_path: Path) -> None:
+def test_one_function_loads_a_run_its_weights_and_an_exported_model(tiny_run: Run, tmp_path: Path) -> None:
     exported = tmp_path / "model.onnx"
     export(tiny_run.path, "onnx", exported)
     data = coloured_data()
@@ -29,7 +29,7 @@ def test_load_run_is_the_same_function() -> None:
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.bin", "x.onnx"])
-def test_what_is_no_model_is_explained(name: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_is_explained(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(b"\x08\x09\x12\x07pytorch" * 100)
     with pytest.raises(RunError, match="cannot read") as caught:

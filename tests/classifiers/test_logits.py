@@ -1,4 +1,4 @@
-"""From a network and pictures to logits, by torch."""
+"""Computing logits with torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 class Position(nn.Module):
-    """Logits that tell where the brightest pixel is: its column, and its row."""
+    """Its two logits are the column and the row of the brightest pixel."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         index = x[:, 0].flatten(1).argmax(1)
@@ -29,17 +29,17 @@ def test_test_time_augmentation_is_the_mean_over_its_views() -> None:
     model = Position()
     assert predict_logits(model, image, bf16=False).tolist() == [[3, 5]]
     assert predict_logits(model, image, bf16=False, tta="mirror").tolist() == [[7.5, 5]]  # (3 + 12) / 2
-    # Shifted by one both ways, the shifts cancel out.
+    # The two shifts, by one pixel in opposite directions, cancel out.
     assert predict_logits(model, image, bf16=False, tta="mirror-shift").tolist() == [[7.5, 5]]
     assert [len(Tensors(CPU).of(image, tta)) for tta in ("none", "mirror", "mirror-shift")] == [1, 2, 6]
-    both = torch.cat([image, image.roll(2, 3)])  # leads of 2 and 0: the second is unsure
+    both = torch.cat([image, image.roll(2, 3)])  # leads of 2 and 0, so the second is uncertain
     assert predict_logits(model, both, bf16=False, tta="adaptive").tolist() == [[3, 5], [7.5, 5]]
     shifted = Tensors(CPU).of(image, "mirror-shift")[1]
     assert shifted.shape == image.shape
     assert model(shifted).tolist() == [[4, 6]]
 
 
-def test_collecting_sets_eval_mode_and_keeps_no_gradients() -> None:
+def test_collecting_logits_sets_eval_mode_and_keeps_no_gradients() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(768, 3), nn.Dropout(0.9))
     recipe = load_recipe("tutorial", ["evaluation.batch_size=7"])
     batches = prepare(coloured_data(), recipe, torch.device("cpu")).evaluation["test"]
@@ -53,7 +53,7 @@ def test_collecting_sets_eval_mode_and_keeps_no_gradients() -> None:
 
 
 @pytest.mark.parametrize("tta", ["none", "mirror", "mirror-shift", "adaptive"])
-def test_logits_that_are_known_are_not_computed_again(tta: str) -> None:
+def test_known_logits_are_not_computed_again(tta: str) -> None:
     recipe = load_recipe("tutorial", ["evaluation.batch_size=7"])
     batches = prepare(coloured_data(), recipe, torch.device("cpu")).evaluation["test"]
     model, pictures = nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), 0
@@ -65,10 +65,10 @@ def test_logits_that_are_known_are_not_computed_again(tta: str) -> None:
     plain, _ = collect_logits(model, batches, bf16=False)
     kept = plain.clone()
     model.register_forward_pre_hook(count)
-    anew, _ = collect_logits(model, batches, bf16=False, tta=tta)
+    fresh, _ = collect_logits(model, batches, bf16=False, tta=tta)
     without, pictures = pictures, 0
     known, _ = collect_logits(model, batches, bf16=False, tta=tta, plain=plain)
-    assert torch.equal(known, anew)
+    assert torch.equal(known, fresh)
     assert torch.equal(plain, kept)
     assert pictures == without - 60
 
@@ -79,7 +79,7 @@ def eval_batches() -> EvalBatches:
 
 
 @pytest.mark.parametrize("tta", ["none", "mirror", "mirror-shift", "adaptive"])
-def test_both_logits_come_of_one_reading_and_are_those_of_two(tta: str) -> None:
+def test_collecting_both_logits_at_once_equals_collecting_them_separately(tta: str) -> None:
     batches, model = eval_batches(), nn.Sequential(nn.Flatten(), nn.Linear(768, 3)).train()
     logits, plain, labels = collect_views(model, batches, bf16=False, tta=tta)
     assert not model.training
@@ -89,7 +89,7 @@ def test_both_logits_come_of_one_reading_and_are_those_of_two(tta: str) -> None:
     assert (logits.dtype, labels.dtype, labels.tolist()) == (torch.float32, torch.int64, [0, 1, 2] * 20)
 
 
-def test_known_logits_are_left_as_they_are() -> None:
+def test_known_logits_are_not_changed() -> None:
     image, model = torch.rand(2, 3, 16, 16), nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
     plain = predict_logits(model, image, bf16=False)
     kept = plain.clone()
@@ -97,7 +97,7 @@ def test_known_logits_are_left_as_they_are() -> None:
     assert torch.equal(plain, kept)
 
 
-def test_logits_are_float32_whatever_the_network_computes_in() -> None:
+def test_logits_are_float32_even_if_the_network_computes_in_bfloat16() -> None:
     image, model = torch.rand(2, 3, 16, 16), nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
     exact, rough = (predict_logits(model, image, bf16=bf16, tta="mirror") for bf16 in (False, True))
     assert exact.dtype == rough.dtype == torch.float32

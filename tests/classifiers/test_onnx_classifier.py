@@ -1,4 +1,4 @@
-"""An exported model, computed by onnxruntime."""
+"""Classifying with an exported model and onnxruntime."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WITHOUT_TORCH = (
 
 
 @pytest.mark.parametrize("tta", ["none", "mirror", "mirror-shift", "adaptive"])
-def test_onnx_and_torch_agree_on_every_view(tiny_run: Run, onnx_file: Path, tta: str) -> None:
+def test_onnx_and_torch_agree_with_every_augmentation(tiny_run: Run, onnx_file: Path, tta: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
     size = load_run(tiny_run.path).info.preprocessing.size
     pixels = np.tile(pixels, (1, size[0] // 16, size[1] // 16, 1))
@@ -39,7 +39,7 @@ def _both(run: Run, onnx_file: Path) -> tuple[Classifier, Classifier]:
     return load_classifier(run.path), load_classifier(onnx_file)
 
 
-def test_onnx_leaves_out_what_cannot_be_read_or_lists_it(onnx_file: Path, tmp_path: Path) -> None:
+def test_unreadable_pictures_are_skipped_or_listed(onnx_file: Path, tmp_path: Path) -> None:
     from PIL import Image
 
     from thumbnet.sources.load import load_data
@@ -49,7 +49,7 @@ def test_onnx_leaves_out_what_cannot_be_read_or_lists_it(onnx_file: Path, tmp_pa
         for split in ("train", "test"):
             (tmp_path / split / name).mkdir(parents=True)
             Image.new("RGB", (20, 30)).save(tmp_path / split / name / "a.png")
-    (tmp_path / "test" / names[0] / "b.png").write_bytes(b"no picture")
+    (tmp_path / "test" / names[0] / "b.png").write_bytes(b"not a picture")
     data = load_data(tmp_path)
     with pytest.raises(UnreadableImagesError, match=r"b\.png"):
         OnnxClassifier(onnx_file).evaluate(data, "test")
@@ -61,8 +61,8 @@ def test_onnx_leaves_out_what_cannot_be_read_or_lists_it(onnx_file: Path, tmp_pa
         OnnxClassifier(onnx_file).evaluate(data, "val")
 
 
-def test_without_torch(onnx_file: Path, tmp_path: Path) -> None:
-    """What `pip install 'thumbnet[onnx]'` has: predict, in under a second, and evaluate."""
+def test_an_exported_model_predicts_and_evaluates_without_torch(onnx_file: Path, tmp_path: Path) -> None:
+    """After `pip install 'thumbnet[onnx]'`, predict takes less than a second, and evaluate works."""
     from PIL import Image
 
     names = OnnxClassifier(onnx_file).class_names
@@ -95,7 +95,7 @@ def test_without_torch(onnx_file: Path, tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_what_is_no_exported_model(onnx_file: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_exported_model_is_refused(onnx_file: Path, tmp_path: Path) -> None:
     import onnx
 
     with pytest.raises(RunError, match="there is no file"):
@@ -121,7 +121,7 @@ def test_what_is_no_exported_model(onnx_file: Path, tmp_path: Path) -> None:
             OnnxClassifier(broken)
 
 
-def test_a_classifier_of_any_size_answers_as_the_fixed_one(
+def test_a_model_for_any_size_agrees_with_one_for_a_fixed_size(
     onnx_file: Path, any_size_file: Path, tmp_path: Path
 ) -> None:
     fixed, any_size = OnnxClassifier(onnx_file), OnnxClassifier(any_size_file)
@@ -161,7 +161,7 @@ def test_a_graph_that_does_not_match_its_description_is_refused(onnx_file: Path,
         OnnxClassifier(tmp_path / "two.onnx")
 
 
-def test_one_thread_computes_the_same(onnx_file: Path) -> None:
+def test_one_thread_gives_the_same_logits(onnx_file: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     one, all_cores = OnnxClassifier(onnx_file, threads=1), OnnxClassifier(onnx_file)
     np.testing.assert_allclose(one.logits(pixels), all_cores.logits(pixels), atol=1e-5)

@@ -15,7 +15,7 @@ from thumbnet.training.train import train
 
 
 def drawn(count: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Logits, and labels drawn by their softmax: calibrated at temperature 1."""
+    """Logits, and labels drawn from their softmax, so they are calibrated at temperature 1."""
     random = np.random.default_rng(seed)
     logits = random.normal(size=(count, classes)) * 2
     labels = [random.choice(classes, p=row) for row in np.exp(log_softmax(logits))]
@@ -27,7 +27,7 @@ def mean_surprise(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("factor", [0.25, 1.0, 3.0])
-def test_it_undoes_the_factor_by_which_logits_are_too_large(factor: float) -> None:
+def test_the_temperature_undoes_the_factor_by_which_logits_are_too_large(factor: float) -> None:
     logits, labels = drawn(3000, 4)
     assert fit_temperature(logits * factor, labels) == pytest.approx(factor, rel=0.06)
 
@@ -40,13 +40,13 @@ def test_no_other_temperature_fits_many_pictures_better() -> None:
         assert mean_surprise(logits * 2.5 / other, labels) > best
 
 
-def test_fewer_pictures_than_the_fewest_leave_the_logits_alone() -> None:
+def test_the_temperature_is_1_with_too_few_pictures() -> None:
     logits, labels = drawn(FEWEST, 3)
     assert fit_temperature(logits[:-1] * 4, labels[:-1]) == 1.0
     assert fit_temperature(logits * 4, labels) != 1.0
 
 
-def test_the_prior_keeps_a_few_right_answers_from_making_the_network_certain() -> None:
+def test_the_prior_keeps_a_few_correct_predictions_from_making_the_network_certain() -> None:
     right = np.eye(5)[np.arange(25) % 5] * 4
     few = fit_temperature(right, np.arange(25) % 5)
     many = fit_temperature(np.tile(right, (40, 1)), np.tile(np.arange(25) % 5, 40))
@@ -60,12 +60,12 @@ def test_the_temperature_stays_between_its_bounds() -> None:
     assert fit_temperature(1000 * wrong, labels) == pytest.approx(np.exp(3), rel=1e-4)
 
 
-def test_it_has_six_digits_so_that_files_and_prints_agree() -> None:
+def test_the_temperature_has_six_digits_so_that_files_and_output_agree() -> None:
     found = fit_temperature(*drawn(500, 3))
     assert found == float(f"{found:.6g}")
 
 
-def test_dividing_keeps_type_order_and_predictions() -> None:
+def test_calibrating_keeps_type_order_and_predictions() -> None:
     logits, _ = drawn(50, 4)
     found = calibrated(logits, 2.0)
     assert found.dtype == np.float32
@@ -74,7 +74,7 @@ def test_dividing_keeps_type_order_and_predictions() -> None:
     assert calibrated(logits, 1.0) is logits
 
 
-def test_calibration_lowers_the_error_on_the_digits_and_changes_no_accuracy(tmp_path: Path) -> None:
+def test_calibration_lowers_the_calibration_error_but_keeps_the_accuracy(tmp_path: Path) -> None:
     small = ["training.epochs=2", "model.width=0.25", "data.subset_size=600"]
     found = train("digits", "digits", overrides=small, out=tmp_path / "run", device="cpu")
     summary = found.summary

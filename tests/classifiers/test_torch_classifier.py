@@ -22,7 +22,7 @@ def predictor(tiny_run: Run) -> Predictor:
     return Predictor.load(tiny_run.path, "cpu")
 
 
-def test_a_picture_gives_the_same_in_every_form(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_picture_gives_the_same_prediction_in_every_form(predictor: Predictor, tmp_path: Path) -> None:
     pixels = coloured(1, 5)
     path = write_picture(tmp_path / "x.png", pixels)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
@@ -30,7 +30,7 @@ def test_a_picture_gives_the_same_in_every_form(predictor: Predictor, tmp_path: 
     predictions = predictor.predict(forms)
     assert len(predictions) == 6
     assert all(prediction == predictions[0] for prediction in predictions)
-    # Another number of pictures may be added up in another order.
+    # With another batch size, sums may be computed in another order.
     for form in (path, pixels[None], tensor[None].repeat(2, 1, 1, 1)):
         for prediction in predictor.predict(form):
             assert prediction.labels == predictions[0].labels
@@ -41,19 +41,19 @@ def test_classes_are_ranked_and_probabilities_sum_to_one(predictor: Predictor) -
     images = [coloured(i % 3, 500 + i) for i in range(30)]
     predictions = predictor.predict(images, batch_size=7)
     right = sum(p.label == ("red", "green", "blue")[i % 3] for i, p in enumerate(predictions))
-    assert right >= 24  # learnt: by chance 10
+    assert right >= 24  # chance would give 10
     for prediction in predictions:
         assert sum(prediction.probabilities) == pytest.approx(1, abs=1e-5)
         assert list(prediction.probabilities) == sorted(prediction.probabilities, reverse=True)
         assert set(prediction.labels) == {"red", "green", "blue"}
 
 
-def test_other_sizes_and_modes_go_the_way_of_training(predictor: Predictor) -> None:
+def test_pictures_of_other_sizes_and_modes_are_accepted(predictor: Predictor) -> None:
     grey = Image.fromarray(coloured(0, 1, side=50)[..., 0])
     assert len(predictor.predict([grey, Image.new("RGBA", (3, 90)), coloured(0, 1)[..., :1]])) == 3
 
 
-def test_what_is_no_picture_is_refused(predictor: Predictor, tmp_path: Path) -> None:
+def test_anything_that_is_not_a_picture_is_refused(predictor: Predictor, tmp_path: Path) -> None:
     with pytest.raises(UnreadableImageError, match="nowhere"):
         predictor.predict("nowhere.png")
     for bad in (
@@ -72,7 +72,7 @@ def test_evaluating_matches_classes_by_name(predictor: Predictor) -> None:
     data = coloured_data()
     split = data.splits["test"]
     assert isinstance(split, ArraySplit)
-    # The same pictures, their classes in another order and one left out.
+    # The same pictures with the classes in another order, and without one class.
     keep = np.flatnonzero(split.labels != 1)
     renamed = Data(
         "x", "x", ("blue", "red"),
@@ -105,7 +105,7 @@ def tensors() -> torch.Tensor:
         lambda t: (t.permute(1, 2, 0).int().numpy() * 257).astype(np.uint16), lambda t: t / 255 * 1.0005 - 0.0002,
     ],
 )  # fmt: skip
-def test_values_on_a_known_scale_give_what_the_file_gives(predictor: Predictor, form: Any) -> None:
+def test_values_on_a_known_scale_give_the_same_prediction(predictor: Predictor, form: Any) -> None:
     expected, found = (predictor.predict(one)[0] for one in (tensors(), form(tensors())))
     assert found.labels == expected.labels
     assert found.probabilities == pytest.approx(expected.probabilities, abs=0.02)
@@ -131,17 +131,17 @@ def test_values_on_a_known_scale_give_what_the_file_gives(predictor: Predictor, 
         (lambda t: np.zeros((2, 3, 8, 8)), r"not a picture"),
     ],
 )
-def test_r10_values_and_shapes_out_of_range_are_refused_with_what_was_expected(
+def test_values_and_shapes_out_of_range_are_refused_with_the_expected_ones(
     predictor: Predictor, form: Any, words: str
 ) -> None:
     for given in (form(tensors()), [form(tensors())]):
         if isinstance(given, list) and "end" in words:
-            continue  # in a list it is one picture for certain
+            continue  # in a list, it can only be one picture
         with pytest.raises(DataError, match=words):
             predictor.predict(given)
 
 
-def test_grey_pictures_in_one_array_are_as_many_predictions(predictor: Predictor) -> None:
+def test_an_array_of_grey_pictures_gives_a_prediction_per_picture(predictor: Predictor) -> None:
     grey = np.stack([coloured(i % 3, i)[..., 0] for i in range(7)])
     alone = [predictor.predict(one)[0] for one in grey]
     for form in (grey, torch.from_numpy(grey), grey[..., None], torch.from_numpy(grey)[:, None]):
@@ -151,12 +151,12 @@ def test_grey_pictures_in_one_array_are_as_many_predictions(predictor: Predictor
 
 @pytest.fixture(scope="module")
 def deep_predictor(predictor: Predictor) -> Predictor:
-    """As if it had been trained on 12-bit pictures."""
+    """A network that appears to have been trained on 12-bit pictures."""
     info = replace(predictor.info, preprocessing=replace(predictor.info.preprocessing, range=(500.0, 1500.0)))
     return Predictor(predictor.model.state_dict(), info, "cpu")
 
 
-def test_a_network_of_deep_pictures_takes_arrays_on_their_scale(
+def test_a_network_for_deep_pictures_accepts_arrays_on_their_scale(
     deep_predictor: Predictor, tmp_path: Path
 ) -> None:
     values = np.random.default_rng(0).integers(500, 1500, (16, 16), dtype=np.uint16)
@@ -173,7 +173,7 @@ def test_a_network_of_deep_pictures_takes_arrays_on_their_scale(
     assert np.array_equal(deep_predictor.info.preprocessing.pixels(bright), bright)
 
 
-def test_evaluating_and_predicting_deep_arrays_agree(deep_predictor: Predictor) -> None:
+def test_evaluate_and_predict_agree_on_deep_arrays(deep_predictor: Predictor) -> None:
     images = np.random.default_rng(1).integers(400, 1600, (9, 16, 16), dtype=np.uint16)
     splits: dict[str, Split] = {
         name: ArraySplit(images, np.zeros(9, dtype=np.int64), name) for name in ("train", "test")

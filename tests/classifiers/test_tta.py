@@ -30,17 +30,19 @@ def test_tensors_and_arrays_have_the_same_views(tta: str) -> None:
     assert sum(WEIGHTS[tta]) == 1
 
 
-def test_the_views_are_mirrored_and_shifted_by_one_pixel() -> None:
+def test_views_are_mirrored_and_shifted_by_one_pixel() -> None:
     plain, down_right, up_left, mirrored, *_ = Arrays().of(PICTURES, "mirror-shift")
     assert np.array_equal(plain, PICTURES)
     assert np.array_equal(down_right[:, 1:, 1:], PICTURES[:, :-1, :-1])
     assert np.array_equal(up_left[:, :-1, :-1], PICTURES[:, 1:, 1:])
     assert np.array_equal(mirrored, PICTURES[:, :, ::-1])
-    assert np.array_equal(down_right[:, 0, 1:], PICTURES[:, 1, :-1])  # reflected, not repeated
+    assert np.array_equal(
+        down_right[:, 0, 1:], PICTURES[:, 1, :-1]
+    )  # the border is a reflection, not a repetition
 
 
 @pytest.mark.parametrize("tta", [*WEIGHTS, "adaptive"])
-def test_tensors_and_arrays_have_the_same_logits_and_leave_the_plain_ones_alone(tta: str) -> None:
+def test_tensors_and_arrays_give_the_same_logits_and_keep_the_plain_ones(tta: str) -> None:
     plain = of_arrays(PICTURES)
     kept = plain.copy()
     array = Arrays().logits(of_arrays, PICTURES, plain, tta)
@@ -51,28 +53,28 @@ def test_tensors_and_arrays_have_the_same_logits_and_leave_the_plain_ones_alone(
     assert (tta == "none") == np.array_equal(array, plain)
 
 
-def test_adaptive_takes_all_views_of_the_unsure_pictures_and_one_of_the_others() -> None:
+def test_adaptive_uses_all_views_of_uncertain_pictures_and_one_of_the_others() -> None:
     plain = of_arrays(PICTURES)
     asked = unsure(plain)
-    assert 0 < asked.sum() < len(plain)  # both kinds are there
+    assert 0 < asked.sum() < len(plain)  # there are pictures of both kinds
     adaptive = Arrays().logits(of_arrays, PICTURES, plain, "adaptive")
     whole = Arrays().logits(of_arrays, PICTURES, plain, "mirror-shift")
     assert np.array_equal(adaptive[~asked], plain[~asked])
     assert np.allclose(adaptive[asked], whole[asked], atol=1e-6)
 
 
-def test_the_lead_counts_before_the_logits_were_divided_by_the_temperature() -> None:
+def test_the_lead_is_that_of_the_logits_before_they_were_divided_by_the_temperature() -> None:
     logits = np.array([[0.0, SURE_LEAD], [0.0, 0.99 * SURE_LEAD]], dtype=np.float32)
     assert unsure(logits).tolist() == [False, True]
     assert unsure(logits / 4, temperature=4.0).tolist() == [False, True]
 
 
-def test_the_lead_is_over_the_second_class_however_many_there_are() -> None:
+def test_the_lead_is_that_over_the_second_class() -> None:
     logits = np.array([[0.0, 9.0, 9.5], [9.5, 0.0, 5.0]], dtype=np.float32)
     assert unsure(logits).tolist() == [True, False]
 
 
-def test_nothing_more_is_computed_when_no_picture_is_unsure() -> None:
+def test_no_view_is_computed_if_no_picture_is_uncertain() -> None:
     def fail(pictures: np.ndarray) -> np.ndarray:
         raise AssertionError("a view was computed")
 

@@ -1,4 +1,4 @@
-"""The corpus of broken pictures: every format that Pillow writes here, damaged in every way; and built by hand."""
+"""The corpus of broken pictures: each format that Pillow can write, damaged in many ways, and handmade files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUFFIX = {"jpeg": "jpg", "tiff": "tif", "jpeg2000": "jp2"}
 
 
 def corpus() -> Iterator[tuple[str, bytes]]:
-    """File names and contents; a few of them turn out to be readable."""
+    """Names and contents of the files. A few of them are readable."""
     for name in FORMATS:
         whole = encoded(name)
         if whole is not None:
@@ -32,7 +32,7 @@ def encoded(name: str) -> bytes | None:
     stream = io.BytesIO()
     try:
         Image.fromarray(noise(0, 24, 24)).save(stream, name)
-    except (KeyError, OSError):  # this Pillow does not write it
+    except (KeyError, OSError):  # this Pillow cannot write the format
         return None
     return stream.getvalue()
 
@@ -81,7 +81,7 @@ def saved(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def bombs() -> Iterator[tuple[str, bytes]]:
-    """Small files of huge pictures. The first ones only say so; the last ones are, just below the limit."""
+    """Small files. Most only declare huge pictures; those called ``largest`` are just below the size limit."""
     for side in (10_000, 20_000, 65_535, 2**31 - 1):
         yield f"bomb-declared-{side}.png", png(side, side)
     yield "bomb-declared-0.png", png(0, 0)
@@ -135,7 +135,7 @@ def bombs() -> Iterator[tuple[str, bytes]]:
 
 
 def odd_ones() -> Iterator[tuple[str, bytes]]:
-    """Unusual, and to be read or refused with a reason."""
+    """Unusual files, which must be read or refused with a reason."""
     picture = Image.fromarray(noise(1, 24, 24))
     yield "one-pixel.png", saved(Image.new("RGB", (1, 1)), "png")
     yield "one-row.png", saved(Image.new("RGB", (60_000, 1)), "png")

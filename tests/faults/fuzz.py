@@ -1,10 +1,10 @@
-"""Coverage-guided fuzzing of whatever reads a stranger's bytes: ``make fuzz``, or
+"""Coverage-guided fuzzing of the code that reads untrusted bytes: ``make fuzz``, or
 
     python tests/faults/fuzz.py TARGET SECONDS [FOLDER]
 
-A target must return or raise what thumbnet documents; anything else is a finding, which libFuzzer writes to a
-file ``crash-...``. Findings become tests in test_hostile.py and test_bad_input.py. FOLDER keeps the inputs that
-reached something new, to begin from the next time.
+A target must return, or raise an error that thumbnet documents. Anything else is a finding. libFuzzer writes the
+input to a file ``crash-...``, and it becomes a test in test_hostile.py or test_bad_input.py. FOLDER keeps the
+inputs that reached new code, so that the next run can start with them.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def label(data: bytes) -> None:
         assert label_from_name(data.decode("utf-8", "surrogateescape"))
 
 
-def beginnings(name: str) -> list[bytes]:
-    """Whole ones, to begin from."""
+def seeds(name: str) -> list[bytes]:
+    """Valid inputs to start from."""
     if name == "picture":
         return [content for kind in FORMATS if (content := encoded(kind))]
     if name == "recipe":
@@ -118,8 +118,8 @@ if __name__ == "__main__":
     name, seconds = sys.argv[1], sys.argv[2]
     folder = Path(sys.argv[3]) if len(sys.argv) > 3 else SCRATCH / "corpus"
     folder.mkdir(parents=True, exist_ok=True)
-    for number, content in enumerate(beginnings(name)):
-        (folder / f"beginning-{number}").write_bytes(content)
+    for number, content in enumerate(seeds(name)):
+        (folder / f"seed-{number}").write_bytes(content)
     options = [f"-max_total_time={seconds}", "-timeout=5", "-rss_limit_mb=3000", "-print_final_stats=1"]
     atheris.Setup([sys.argv[0], str(folder), *options], TARGETS[name])
     atheris.Fuzz()

@@ -1,4 +1,4 @@
-"""Run by torchrun in test_many_processes.py: the gradient of one batch, its loss and statistics, to a file.
+"""Write the gradient, loss and statistics of one batch to a file. test_many_processes.py runs it by torchrun.
 
 ```sh
 torchrun --nproc-per-node 2 gradients.py FILE MODEL PRECISION SYNC

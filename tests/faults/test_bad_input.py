@@ -1,6 +1,6 @@
-"""Three hundred broken pictures and twenty broken folders: a clear error or a documented handling of each.
+"""Three hundred broken pictures and twenty broken folders: each gives a clear error or is handled as documented.
 
-Everything runs under limits of time and memory: five seconds a picture, and one GiB above what the process had.
+Everything runs with limits: five seconds per picture, and 1 GiB of additional memory.
 """
 
 from __future__ import annotations
@@ -29,10 +29,8 @@ from thumbnet.data.images import open_image
 from thumbnet.errors import UnreadableImageError, printable
 from thumbnet.runs.folder import Run
 
-SECONDS = 5  # a picture
-COMMAND_SECONDS = (
-    20  # a command, which trains a network and decodes hundreds of good and bad pictures besides
-)
+SECONDS = 5  # per picture
+COMMAND_SECONDS = 20  # per command, which may train a network and decode hundreds of pictures
 GIBIBYTE = 1 << 30
 FILES = dict(corpus())
 TRAINING = ["--recipe", "resnet18", *(f"--set={setting}" for setting in TINY), "--set=training.epochs=1"]
@@ -47,7 +45,7 @@ class Outcome:
 
 @contextlib.contextmanager
 def limits(seconds: int = SECONDS) -> Iterator[None]:
-    """Raises when what is within takes too long, or took too much memory."""
+    """Fail if the code in the context takes too much time or memory."""
 
     def too_slow(signum: int, frame: FrameType | None) -> None:
         raise AssertionError(f"not done after {seconds} s")
@@ -67,7 +65,7 @@ def limits(seconds: int = SECONDS) -> Iterator[None]:
 
 
 def forget_peak() -> bool:
-    """Have the system measure this process' greatest memory anew, see proc(5); False where it cannot."""
+    """Reset this process's peak memory, see proc(5). Return False if that is impossible."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -76,7 +74,7 @@ def forget_peak() -> bool:
 
 
 def memory(which: str) -> int:
-    """Bytes that this process has (VmRSS), or has had at most (VmHWM)."""
+    """The memory of this process in bytes: now (VmRSS), or at its peak (VmHWM)."""
     found = re.search(rf"{which}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return int(found[1]) * 1024
@@ -125,7 +123,7 @@ def outcome_of(path: Path, name: str) -> Image.Image | UnreadableImageError:
 
 @pytest.fixture(scope="module")
 def unreadable() -> set[str]:
-    """The names of those of the corpus that cannot be read."""
+    """The names of the files in the corpus that cannot be read."""
     found = set()
     for name, content in FILES.items():
         try:
@@ -138,7 +136,7 @@ def unreadable() -> set[str]:
 
 @pytest.fixture(scope="module")
 def bad_folder(tmp_path_factory: pytest.TempPathFactory, unreadable: set[str]) -> Path:
-    """Three classes; in one of them, and in test, the corpus (but for pictures of 64 million pixels)."""
+    """Three classes. One has the whole corpus except for its largest pictures; ``test`` has a few files of it."""
     root = write_class_folders(tmp_path_factory.mktemp("bad") / "data", ["train", "test"], per_class=4)
     for name, content in FILES.items():
         if not name.startswith("largest"):
@@ -148,7 +146,7 @@ def bad_folder(tmp_path_factory: pytest.TempPathFactory, unreadable: set[str]) -
     return root
 
 
-def test_by_default_training_stops_and_lists_all_of_them(
+def test_by_default_training_stops_and_lists_all_unreadable_pictures(
     bad_folder: Path, unreadable: set[str], tmp_path: Path
 ) -> None:
     outcome = run("train", bad_folder, *TRAINING, "--out", tmp_path / "run")
@@ -161,7 +159,7 @@ def test_by_default_training_stops_and_lists_all_of_them(
 
 
 @pytest.mark.parametrize("engine", ["memory", "workers"])
-def test_they_can_be_skipped_and_are_recorded(
+def test_unreadable_pictures_can_be_skipped_and_are_recorded(
     bad_folder: Path, unreadable: set[str], tmp_path: Path, engine: str
 ) -> None:
     out = tmp_path / "run"
@@ -175,26 +173,28 @@ def test_they_can_be_skipped_and_are_recorded(
     assert sum(record["split"] == "test" for record in records) == 7
     assert all(record["reason"] for record in records)
     assert Run(out).summary["skipped_pictures"] == len(unreadable) + 7
-    again = run("evaluate", out)  # uses the run's own on_bad_image
+    again = run("evaluate", out)  # with the settings of the training
     assert again.status == 0, again.errors
     assert "7 unreadable picture(s) were skipped" in again.errors
     assert run("evaluate", out, "--on-bad-image", "stop").status == 2
 
 
-def test_predicting_goes_on_past_them(bad_folder: Path, unreadable: set[str], tiny_run: Run) -> None:
+def test_predict_continues_after_unreadable_pictures(
+    bad_folder: Path, unreadable: set[str], tiny_run: Run
+) -> None:
     outcome = run("predict", tiny_run.path, bad_folder / "train" / "red", "--json")
     assert outcome.status == 1
     lines = [json.loads(line) for line in outcome.out.splitlines()]
     assert {Path(line["path"]).name for line in lines if "error" in line} == unreadable
 
 
-def test_data_lists_them(bad_folder: Path, unreadable: set[str]) -> None:
+def test_data_lists_unreadable_pictures(bad_folder: Path, unreadable: set[str]) -> None:
     outcome = run("data", bad_folder, "--json")
     assert outcome.status == 0
     assert len(json.loads(outcome.out)["unreadable"]) == len(unreadable) + 7
 
 
-def test_a_class_of_which_nothing_can_be_read_is_named(tmp_path: Path) -> None:
+def test_a_class_without_readable_pictures_is_named(tmp_path: Path) -> None:
     root = write_class_folders(tmp_path, ["train", "test"], per_class=3)
     for path in (root / "train" / "green").iterdir():
         path.write_bytes(b"x")
@@ -212,14 +212,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refused(folder: Path, *words: str) -> None:
-    """Both commands that read a folder refuse it, with these words."""
+    """Check that both commands that read a folder refuse it with these words."""
     for outcome in (run("data", folder), run("train", folder, *TRAINING, "--out", folder.parent / "run")):
         assert outcome.status == 2
         assert all(word in outcome.errors for word in words), outcome.errors
 
 
-def taken(folder: Path, *words: str, train: int = 9) -> None:
-    """Both take it, with these words among the notes."""
+def accepted(folder: Path, *words: str, train: int = 9) -> None:
+    """Check that both commands accept a folder, with these words in the notes."""
     outcome = run("data", folder, "--json")
     assert outcome.status == 0, outcome.errors
     found = json.loads(outcome.out)
@@ -229,12 +229,12 @@ def taken(folder: Path, *words: str, train: int = 9) -> None:
     assert f"{train} train" in outcome.errors
 
 
-def test_a_link_to_a_folder_above_itself_is_refused(folder: Path) -> None:
+def test_a_link_to_a_parent_folder_is_refused(folder: Path) -> None:
     (folder / "train" / "loop").symlink_to(folder / "train", target_is_directory=True)
     refused(folder, "loop", "link")
 
 
-def test_links_that_go_in_circles_within_a_class_are_not_followed(folder: Path) -> None:
+def test_circular_links_in_a_class_are_not_followed(folder: Path) -> None:
     (folder / "train" / "red" / "loop").symlink_to(folder / "train" / "red", target_is_directory=True)
     (folder / "train" / "red" / "a.png").symlink_to("b.png")
     (folder / "train" / "red" / "b.png").symlink_to("a.png")
@@ -243,7 +243,7 @@ def test_links_that_go_in_circles_within_a_class_are_not_followed(folder: Path) 
     assert "2 picture(s) cannot be read" in outcome.errors
 
 
-def test_a_link_to_nothing_is_a_picture_that_cannot_be_read(folder: Path) -> None:
+def test_a_broken_link_is_an_unreadable_picture(folder: Path) -> None:
     (folder / "train" / "red" / "gone.png").symlink_to(folder / "nowhere.png")
     outcome = run("train", folder, *TRAINING, "--out", folder.parent / "run")
     assert outcome.status == 2
@@ -252,7 +252,7 @@ def test_a_link_to_nothing_is_a_picture_that_cannot_be_read(folder: Path) -> Non
 
 def test_links_to_pictures_are_followed(folder: Path) -> None:
     (folder / "train" / "red" / "linked.png").symlink_to(folder / "train" / "red" / "0.png")
-    taken(folder, train=10)
+    accepted(folder, train=10)
 
 
 def test_pipes_sockets_and_devices_are_skipped(folder: Path) -> None:
@@ -260,15 +260,15 @@ def test_pipes_sockets_and_devices_are_skipped(folder: Path) -> None:
     (folder / "train" / "red" / "zero.png").symlink_to("/dev/zero")
     with socket.socket(socket.AF_UNIX) as listening:
         former = Path.cwd()
-        os.chdir(folder / "train" / "red")  # a socket's path must be short
+        os.chdir(folder / "train" / "red")  # the path of a socket must be short
         try:
             listening.bind("socket.png")
         finally:
             os.chdir(former)
-        taken(folder, "skipped 3 file(s)")
+        accepted(folder, "skipped 3 file(s)")
 
 
-def test_predicting_a_pipe_or_a_device_is_refused(folder: Path, tiny_run: Run) -> None:
+def test_predict_refuses_a_pipe_or_a_device(folder: Path, tiny_run: Run) -> None:
     os.mkfifo(folder / "pipe.png")
     outcome = run(
         "predict", tiny_run.path, folder / "pipe.png", "/dev/zero", folder / "train" / "red" / "0.png"
@@ -277,24 +277,24 @@ def test_predicting_a_pipe_or_a_device_is_refused(folder: Path, tiny_run: Run) -
     assert outcome.out.count("not an ordinary file") == 2
 
 
-def test_an_empty_class_is_named_and_left_out(folder: Path) -> None:
+def test_an_empty_class_is_named_and_skipped(folder: Path) -> None:
     (folder / "train" / "purple").mkdir()
-    taken(folder, "purple", "no pictures")
+    accepted(folder, "purple", "no pictures")
 
 
-def test_one_class_alone_is_refused(tmp_path: Path) -> None:
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
     write_picture(tmp_path / "data" / "train" / "cat" / "0.png", noise(0))
     write_picture(tmp_path / "data" / "test" / "cat" / "0.png", noise(1))
     refused(tmp_path / "data", "two classes")
 
 
-def test_classes_that_differ_in_case_only_are_two_with_a_note(folder: Path) -> None:
+def test_classes_that_differ_only_in_case_are_kept_apart_with_a_note(folder: Path) -> None:
     for number in range(3):
         write_picture(folder / "train" / "Red" / f"{number}.png", coloured(1, number))
-    taken(folder, "differ only in case", train=12)
+    accepted(folder, "differ only in case", train=12)
 
 
-def test_a_class_of_test_that_train_lacks_is_named(folder: Path) -> None:
+def test_a_class_that_only_test_has_is_named(folder: Path) -> None:
     write_picture(folder / "test" / "purple" / "0.png", noise(0))
     refused(folder, "purple")
 
@@ -306,7 +306,7 @@ def test_a_picture_in_two_splits_is_found(folder: Path) -> None:
     assert "again.png" in json.dumps(json.loads(outcome.out)["duplicates"])
 
 
-def test_an_empty_folder_a_file_and_nothing_are_refused(tmp_path: Path) -> None:
+def test_an_empty_folder_a_file_and_a_missing_path_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
     for name in ("empty", "file", "nowhere", "a\nb", "x" * 300, "\0", ""):
@@ -314,7 +314,7 @@ def test_an_empty_folder_a_file_and_nothing_are_refused(tmp_path: Path) -> None:
         assert outcome.status == 2, name
 
 
-def test_names_in_any_script_and_deep_folders(tmp_path: Path) -> None:
+def test_names_in_any_script_and_deep_folders_are_accepted(tmp_path: Path) -> None:
     root = tmp_path / "data"
     for label, name in enumerate(("猫", "собака", "grüne Äpfel", "with space")):
         for number in range(3):
@@ -322,19 +322,19 @@ def test_names_in_any_script_and_deep_folders(tmp_path: Path) -> None:
     deep = root / "train" / "猫" / Path(*["d"] * 60)
     write_picture(deep / "x.png", coloured(0, 7))
     shutil.copytree(root / "train", root / "test")
-    taken(root, train=13)
+    accepted(root, train=13)
 
 
 @pytest.mark.parametrize("name", [b"b\xff\xfe", b"a\nb", b"\x1b[31m"])
-def test_class_names_that_are_no_text_are_refused(name: bytes, folder: Path) -> None:
+def test_class_names_that_are_not_text_are_refused(name: bytes, folder: Path) -> None:
     write_picture(folder / "train" / os.fsdecode(name) / "0.png", noise(0))
     refused(folder, "Rename", printable(os.fsdecode(name)))
 
 
-def test_bytes_that_are_no_text_in_a_file_name(folder: Path) -> None:
+def test_a_file_name_may_contain_bytes_that_are_not_text(folder: Path) -> None:
     name = os.fsdecode(b"\xff\xfe\x80.png")
     write_picture(folder / "train" / "red" / name, coloured(0, 50))
-    taken(folder, train=10)
+    accepted(folder, train=10)
     (folder / "train" / "red" / name).write_bytes(b"x")
     shutil.rmtree(folder.parent / "run")
     assert run("train", folder, *TRAINING, "--out", folder.parent / "run").status == 2
@@ -345,21 +345,21 @@ def test_bytes_that_are_no_text_in_a_file_name(folder: Path) -> None:
 def test_hidden_and_other_files_are_skipped(folder: Path) -> None:
     for name in (".hidden.png", "Thumbs.db", "notes.txt", "._0.png"):
         (folder / "train" / "red" / name).write_bytes(b"x")
-    taken(folder, "skipped 2 file(s)")
+    accepted(folder, "skipped 2 file(s)")
 
 
-def test_a_picture_that_is_a_folder(folder: Path) -> None:
+def test_a_folder_with_the_name_of_a_picture_is_ignored(folder: Path) -> None:
     (folder / "train" / "red" / "folder.png").mkdir()
-    taken(folder)
+    accepted(folder)
 
 
-def test_a_class_that_is_a_file(folder: Path) -> None:
+def test_a_file_in_the_place_of_a_class_is_ignored(folder: Path) -> None:
     (folder / "train" / "purple").write_bytes(b"x")
-    taken(folder)
+    accepted(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\0", b"red\nred\n", b"\n\n\n", b"x" * 1_000_000])
-def test_broken_label_files(content: bytes, tmp_path: Path) -> None:
+def test_broken_label_files_are_refused(content: bytes, tmp_path: Path) -> None:
     for number in range(6):
         write_picture(
             tmp_path / "data" / "train" / f"{number}_{('red', 'green')[number % 2]}.png", noise(number)
@@ -368,10 +368,10 @@ def test_broken_label_files(content: bytes, tmp_path: Path) -> None:
     assert run("data", tmp_path / "data").status == 2
 
 
-def test_extreme_shapes_are_trained_on(tmp_path: Path) -> None:
+def test_pictures_of_extreme_shapes_can_be_trained_on(tmp_path: Path) -> None:
     for label, name in enumerate(("a", "b")):
         for number, size in enumerate([(1, 1), (5000, 1), (1, 5000), (16, 16), (3, 700)]):
             write_picture(
                 tmp_path / "data" / name / f"{number}.png", Image.new("RGB", size, (99 * label, 0, 9))
             )
-    taken(tmp_path / "data", train=8)
+    accepted(tmp_path / "data", train=8)

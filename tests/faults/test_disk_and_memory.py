@@ -1,4 +1,4 @@
-"""A disk that is full, a folder that may not be written or is gone, memory that does not suffice."""
+"""A full disk, folders that are not writable or disappear, and too little memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SETTINGS = ["--epochs", "4", "--set", "checkpoint.steps=1", "--set", "data.subset_size=400"]
-CHECKPOINT = 14_000_000  # bytes, and a little more
+CHECKPOINT = 14_000_000  # bytes, rounded up
 
 
 def command(*arguments: str | Path) -> list[str]:
@@ -40,40 +40,42 @@ def run(arguments: list[str], limit: Callable[[], None] | None = None) -> subpro
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Of the training undisturbed."""
+    """The weights of an undisturbed training."""
     out = tmp_path_factory.mktemp("reference") / "run"
     assert run(begin(out)).returncode == 0
     return (out / "model.safetensors").read_bytes()
 
 
-def refuses(done: subprocess.CompletedProcess[str] | subprocess.Popen[str], errors: str, *words: str) -> None:
+def assert_refused(
+    done: subprocess.CompletedProcess[str] | subprocess.Popen[str], errors: str, *words: str
+) -> None:
     assert done.returncode == 2, errors
     assert "Traceback" not in errors
     assert all(word in errors for word in ("thumbnet: ", *words)), errors
 
 
-def goes_on(out: Path, weights: bytes) -> None:
+def assert_resumes(out: Path, weights: bytes) -> None:
     done = run(command("train", "--resume", out))
     assert done.returncode == 0, done.stderr
     assert (out / "model.safetensors").read_bytes() == weights
     assert not list(out.glob(".*.tmp"))
 
 
-def test_a_file_that_cannot_grow_leaves_the_run_to_be_resumed(tmp_path: Path, weights: bytes) -> None:
+def test_a_run_whose_file_cannot_grow_can_be_resumed(tmp_path: Path, weights: bytes) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (CHECKPOINT // 2, CHECKPOINT // 2))
 
     out = tmp_path / "run"
     done = run(begin(out), limit)
-    refuses(done, done.stderr, "checkpoint.pt", "kept")
+    assert_refused(done, done.stderr, "checkpoint.pt", "kept")
     assert not list(out.glob(".*.tmp"))
     assert not (out / "checkpoint.pt").exists()
-    goes_on(out, weights)
+    assert_resumes(out, weights)
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, with room for a run and hardly more."""
+    """A separate file system with hardly more space than a run needs."""
     folder = tmp_path / "disk"
     folder.mkdir()
     size = f"size={5 * CHECKPOINT}"
@@ -98,7 +100,7 @@ def wait_for_step(out: Path, step: int, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-def test_a_disk_that_fills_up_leaves_the_former_checkpoint(small_disk: Path, weights: bytes) -> None:
+def test_a_full_disk_leaves_the_previous_checkpoint(small_disk: Path, weights: bytes) -> None:
     out = small_disk / "run"
     process = subprocess.Popen(begin(out), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     wait_for_step(out, 2, process)
@@ -107,25 +109,25 @@ def test_a_disk_that_fills_up_leaves_the_former_checkpoint(small_disk: Path, wei
         while True:
             file.write(bytes(1 << 20))
     _, errors = process.communicate(timeout=60)
-    refuses(process, errors, "No space left", "kept")
+    assert_refused(process, errors, "No space left", "kept")
     checkpoint = Run(out).load_checkpoint()
     assert checkpoint is not None
     assert checkpoint["state"]["step"] >= 2
-    done = run(command("train", "--resume", out))  # still full: nothing is lost by trying
+    done = run(command("train", "--resume", out))  # the disk is still full, but trying must not lose anything
     assert done.returncode in (0, 2)
     assert Run(out).load_checkpoint() is not None
     filler.unlink()
     if done.returncode == 2:
-        goes_on(out, weights)
+        assert_resumes(out, weights)
 
 
-def test_a_folder_deleted_under_the_run(tmp_path: Path, weights: bytes) -> None:
+def test_a_run_whose_folder_is_deleted_fails_with_an_error(tmp_path: Path, weights: bytes) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(begin(out), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     wait_for_step(out, 2, process)
     shutil.rmtree(out, ignore_errors=True)
     _, errors = process.communicate(timeout=60)
-    refuses(process, errors, "No such file or directory")
+    assert_refused(process, errors, "No such file or directory")
     shutil.rmtree(out, ignore_errors=True)
     assert run(begin(out)).returncode == 0
     assert (out / "model.safetensors").read_bytes() == weights
@@ -133,53 +135,55 @@ def test_a_folder_deleted_under_the_run(tmp_path: Path, weights: bytes) -> None:
 
 @pytest.fixture
 def ordinary() -> list[str]:
-    """What a command is led by so that permissions count: to root they do not."""
+    """A prefix that makes permissions apply to a command even if root runs it."""
     if os.geteuid() != 0:
         return []
     command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
     if shutil.which("setpriv") is None or subprocess.run([*command, "true"]).returncode:
-        pytest.skip("setpriv is not there or may not: root may write and read anything")
+        pytest.skip("setpriv is missing or not permitted, and root can read and write anything")
     return command
 
 
-def test_a_folder_that_may_not_be_written(tmp_path: Path, ordinary: list[str]) -> None:
+def test_a_folder_that_is_not_writable_is_an_error(tmp_path: Path, ordinary: list[str]) -> None:
     tmp_path.chmod(0o555)
     try:
         done = run([*ordinary, *begin(tmp_path / "run")])
-        refuses(done, done.stderr, "Permission denied")
+        assert_refused(done, done.stderr, "Permission denied")
     finally:
         tmp_path.chmod(0o755)
 
 
-def test_a_run_that_may_not_be_written_any_more(tmp_path: Path, ordinary: list[str], weights: bytes) -> None:
+def test_a_run_that_becomes_read_only_can_be_resumed_later(
+    tmp_path: Path, ordinary: list[str], weights: bytes
+) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen([*ordinary, *begin(out)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     wait_for_step(out, 2, process)
     out.chmod(0o555)
     try:
         _, errors = process.communicate(timeout=60)
-        refuses(process, errors, "Permission denied", "kept")
+        assert_refused(process, errors, "Permission denied", "kept")
         done = run([*ordinary, *command("train", "--resume", out)])
-        refuses(done, done.stderr, "Permission denied")
+        assert_refused(done, done.stderr, "Permission denied")
     finally:
         out.chmod(0o755)
-    goes_on(out, weights)
+    assert_resumes(out, weights)
 
 
-def test_pictures_and_folders_that_may_not_be_read(tmp_path: Path, ordinary: list[str]) -> None:
+def test_pictures_and_folders_without_read_permission_are_named(tmp_path: Path, ordinary: list[str]) -> None:
     root = write_class_folders(tmp_path / "data", ["train", "test"], per_class=3)
     (root / "train" / "red" / "0.png").chmod(0)
     done = run([*ordinary, *command("train", root, "--out", tmp_path / "run")])
-    refuses(done, done.stderr, "0.png: Permission denied", "1 picture(s)")
+    assert_refused(done, done.stderr, "0.png: Permission denied", "1 picture(s)")
     (root / "train" / "green").chmod(0)
     try:
         done = run([*ordinary, *command("data", root)])
-        refuses(done, done.stderr, "green", "Permission denied")
+        assert_refused(done, done.stderr, "green", "Permission denied")
     finally:
         (root / "train" / "green").chmod(0o755)
 
 
-# The limit counts from what the process has once PyTorch is loaded.
+# The limit is relative to the memory of the process after importing PyTorch.
 LIMITED = """
 import resource, sys
 import psutil, torch
@@ -192,14 +196,14 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_memory_that_does_not_suffice_is_explained_and_micro_batches_do(tmp_path: Path) -> None:
+def test_too_little_memory_is_explained_and_micro_batches_help(tmp_path: Path) -> None:
     arguments = [
         "train", "digits", "--recipe", "resnet18", "--epochs", "1", "--set", "data.subset_size=600",
         "--set", "model.width=0.5", "--set", "training.precision=fp32", "--batch-size", "600",
         "--set", "evaluation.batch_size=20",
     ]  # fmt: skip
     done = run([sys.executable, "-c", LIMITED, *arguments, "--out", str(tmp_path / "a")])
-    refuses(done, done.stderr, "out of memory", "600", "--micro-batch")
+    assert_refused(done, done.stderr, "out of memory", "600", "--micro-batch")
     done = run(
         [sys.executable, "-c", LIMITED, *arguments, "--micro-batch", "20", "--out", str(tmp_path / "b")]
     )

@@ -1,4 +1,4 @@
-"""Files from a stranger: what is crafted runs nothing, what is damaged is named, a bad server is given up."""
+"""Untrusted files: crafted ones run nothing, damaged ones are named, and downloads from bad servers stop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from thumbnet.sources.archives import unpack
 
 
 def begun(tmp_path: Path, tiny_run: Run) -> Path:
-    """A run that can be resumed, on data of its own."""
+    """A run with its own data that can be resumed."""
     data = write_class_folders(tmp_path / "data", ["train", "test"], per_class=4)
     out = tmp_path / "run"
     options = [
@@ -51,7 +51,7 @@ def begun(tmp_path: Path, tiny_run: Run) -> Path:
 
 
 def as_zip(payload: Payload) -> bytes:
-    """A checkpoint in PyTorch's format with the payload where the tensors would be."""
+    """A checkpoint in PyTorch's format with the payload in the place of the tensors."""
     stream = io.BytesIO()
     torch.save({"recipe": "", "state": payload}, stream)
     return stream.getvalue()
@@ -69,7 +69,7 @@ def test_a_crafted_checkpoint_runs_nothing(
     assert main(["train", "--resume", str(out)]) == 2
     assert "checkpoint.pt" in capsys.readouterr().err
     assert not trace.exists()
-    if form is not as_zip:  # the payload is a live one
+    if form is not as_zip:  # this shows that the payload works
         pickle.loads(content)  # noqa: S301
         assert trace.exists()
 
@@ -77,14 +77,14 @@ def test_a_crafted_checkpoint_runs_nothing(
 @pytest.mark.parametrize(
     "bomb",
     [
-        b"r" + struct.pack("<I", 2**30) + b".",  # LONG_BINPUT: a memo of a thousand million entries
+        b"r" + struct.pack("<I", 2**30) + b".",  # LONG_BINPUT: a memo with a billion entries
         b"\x8e" + struct.pack("<Q", 2**40) + b"x.",  # BINBYTES8
         b"\x95" + struct.pack("<Q", 2**60) + b".",  # FRAME
         b"(" * 10_000 + b"l" * 10_000 + b".",
         b"]" + b"2" * 1000 + b".",
     ],
 )
-def test_a_pickle_that_declares_much_takes_little(bomb: bytes, tmp_path: Path) -> None:
+def test_a_pickle_that_declares_huge_objects_takes_little_memory(bomb: bytes, tmp_path: Path) -> None:
     (tmp_path / "data_batch_1").write_bytes(b"\x80\x04}" + bomb)
     before = psutil.Process().memory_info().rss
     with pytest.raises(DataError, match="data_batch_1"):
@@ -118,7 +118,7 @@ def test_crafted_weights_run_nothing(
         b"\xff" * 64,
     ],
 )
-def test_crafted_headers_of_weights_are_refused(header: bytes, tmp_path: Path) -> None:
+def test_weights_with_crafted_headers_are_refused(header: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
     with pytest.raises(RunError, match="safetensors"):
@@ -149,7 +149,7 @@ def test_a_crafted_recipe_runs_nothing(text: str, tmp_path: Path, capsys: pytest
     assert main(["recipes", "show", str(path)]) == 2
     errors = capsys.readouterr().err
     assert errors.startswith("thumbnet: ")
-    assert "root:" not in errors  # no word of a file that is no recipe
+    assert "root:" not in errors  # nothing from a file that is not a recipe
     assert len(errors) < 2000
     assert not Path("trace").exists()
 
@@ -160,7 +160,7 @@ def test_a_crafted_setting_is_refused(value: str, capsys: pytest.CaptureFixture[
     assert "seed" in capsys.readouterr().err
 
 
-def test_endless_lists_in_a_runs_files_are_refused(tiny_run: Run, tmp_path: Path) -> None:
+def test_deeply_nested_lists_in_a_runs_files_are_refused(tiny_run: Run, tmp_path: Path) -> None:
     run = Path(shutil.copytree(tiny_run.path, tmp_path / "run"))
     for name in ("run.json", "summary.json"):
         (run / name).write_text("[" * 100_000)
@@ -170,7 +170,7 @@ def test_endless_lists_in_a_runs_files_are_refused(tiny_run: Run, tmp_path: Path
         _ = Run(run).summary
 
 
-def test_a_run_of_a_stranger_runs_nothing(tiny_run: Run, tmp_path: Path) -> None:
+def test_an_untrusted_run_runs_nothing(tiny_run: Run, tmp_path: Path) -> None:
     run = Path(shutil.copytree(tiny_run.path, tmp_path / "run"))
     for name in ("run.json", "summary.json", "recipe.toml", "metrics.jsonl", "environment.json"):
         (run / name).write_bytes(pickle.dumps(Payload(tmp_path / "trace")))
@@ -183,7 +183,7 @@ def test_a_run_of_a_stranger_runs_nothing(tiny_run: Run, tmp_path: Path) -> None
 
 
 def flips(content: bytes, count: int) -> list[bytes]:
-    """``content`` with one bit flipped: in each of the first bytes, and anywhere."""
+    """Copies of ``content`` with one bit flipped: in every third of the first bytes, and in ``count`` random ones."""
     draw = random.Random(0)
     places = [*range(0, 200, 3), *(draw.randrange(len(content)) for _ in range(count))]
     damaged = []
@@ -194,7 +194,7 @@ def flips(content: bytes, count: int) -> list[bytes]:
     return damaged
 
 
-def test_any_flipped_bit_of_the_weights_is_noticed(tiny_run: Run, tmp_path: Path) -> None:
+def test_every_flipped_bit_of_the_weights_is_noticed(tiny_run: Run, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     for damaged in flips(tiny_run.weights_path.read_bytes(), 150):
         path.write_bytes(damaged)
@@ -202,7 +202,7 @@ def test_any_flipped_bit_of_the_weights_is_noticed(tiny_run: Run, tmp_path: Path
             read_weights(path)
 
 
-def test_a_flipped_bit_of_a_checkpoint_is_noticed_or_without_effect(tiny_run: Run, tmp_path: Path) -> None:
+def test_a_flipped_bit_of_a_checkpoint_is_noticed_or_has_no_effect(tiny_run: Run, tmp_path: Path) -> None:
     whole = Run(tiny_run.path).load_checkpoint()
     assert whole is not None
     shutil.copy(tiny_run.path / "recipe.toml", tmp_path)
@@ -216,7 +216,7 @@ def test_a_flipped_bit_of_a_checkpoint_is_noticed_or_without_effect(tiny_run: Ru
             noticed += 1
             assert "checkpoint.pt" in str(error)  # noqa: PT017
             continue
-        assert read is not None  # it hit what is padding
+        assert read is not None  # the bit was in the padding
         for name, tensor in whole["state"]["model"].items():
             assert torch.equal(tensor, read["state"]["model"][name])
         assert read["state"]["step"] == whole["state"]["step"]
@@ -224,7 +224,7 @@ def test_a_flipped_bit_of_a_checkpoint_is_noticed_or_without_effect(tiny_run: Ru
 
 
 @pytest.mark.parametrize("part", range(0, 100, 7))
-def test_what_is_cut_short_is_noticed(part: int, tiny_run: Run, tmp_path: Path) -> None:
+def test_truncated_files_are_noticed(part: int, tiny_run: Run, tmp_path: Path) -> None:
     shutil.copy(tiny_run.path / "recipe.toml", tmp_path)
     for name in ("checkpoint.pt", "model.safetensors"):
         content = (tiny_run.path / name).read_bytes()
@@ -238,8 +238,8 @@ def test_what_is_cut_short_is_noticed(part: int, tiny_run: Run, tmp_path: Path) 
 # --- archives and downloads ------------------------------------------------------------------------------
 
 
-def test_a_bomb_within_an_archive_is_not_unpacked(tmp_path: Path) -> None:
-    """An archive in an archive is a file like any other: passed over, never opened."""
+def test_a_bomb_inside_an_archive_is_not_unpacked(tmp_path: Path) -> None:
+    """An archive inside an archive is skipped like any other file, and never opened."""
     inner = io.BytesIO()
     with zipfile.ZipFile(inner, "w", zipfile.ZIP_DEFLATED) as zipped:
         zipped.writestr("zeros.png", bytes(50 << 20))
@@ -254,7 +254,7 @@ def test_a_bomb_within_an_archive_is_not_unpacked(tmp_path: Path) -> None:
     assert main(["train", str(tmp_path / "outer.tar.gz"), "--data-dir", str(tmp_path / "cache")]) == 2
 
 
-def test_a_bomb_of_very_many_members_is_refused(tmp_path: Path) -> None:
+def test_a_bomb_with_very_many_members_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "many.zip", "w", zipfile.ZIP_DEFLATED) as zipped:
         for number in range(300):
             zipped.writestr(f"{number}.png", bytes(1 << 20))
@@ -262,7 +262,7 @@ def test_a_bomb_of_very_many_members_is_refused(tmp_path: Path) -> None:
         unpack(tmp_path / "many.zip", tmp_path / "cache")
 
 
-def test_members_that_overlap_or_come_twice_land_inside(tmp_path: Path) -> None:
+def test_duplicate_members_are_unpacked_and_clashing_ones_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "twice.zip", "w") as zipped:
         zipped.writestr("a/b.png", b"1")
         with pytest.warns(UserWarning, match="Duplicate"):
@@ -275,7 +275,7 @@ def test_members_that_overlap_or_come_twice_land_inside(tmp_path: Path) -> None:
         unpack(tmp_path / "clash.zip", tmp_path / "cache")
 
 
-def test_a_redirect_in_a_circle_is_given_up(tmp_path: Path) -> None:
+def test_a_circular_redirect_is_an_error(tmp_path: Path) -> None:
     requests = 0
 
     def redirect(request: BaseHTTPRequestHandler) -> None:
@@ -293,7 +293,7 @@ def test_a_redirect_in_a_circle_is_given_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:text/plain,hello"])
-def test_a_redirect_to_something_else_than_the_web_is_refused(location: str, tmp_path: Path) -> None:
+def test_a_redirect_to_anything_but_the_web_is_refused(location: str, tmp_path: Path) -> None:
     def redirect(request: BaseHTTPRequestHandler) -> None:
         request.send_response(302)
         request.send_header("Location", location)
@@ -305,7 +305,7 @@ def test_a_redirect_to_something_else_than_the_web_is_refused(location: str, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_metrics_and_summary_of_strangers_are_only_text(tiny_run: Run, tmp_path: Path) -> None:
+def test_an_untrusted_summary_that_is_not_an_object_is_refused(tiny_run: Run, tmp_path: Path) -> None:
     run = Path(shutil.copytree(tiny_run.path, tmp_path / "run"))
     (run / "summary.json").write_text(json.dumps([1, 2]))
     with pytest.raises(RunError, match=r"summary\.json"):

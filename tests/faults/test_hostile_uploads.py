@@ -1,4 +1,4 @@
-"""The corpus of broken pictures, sent to the service: each is answered with 200 or refused with a reason."""
+"""The corpus of broken pictures, sent to the service. Each is answered with 200 or refused with a reason."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def test_every_broken_picture_is_answered(tiny_run: Run) -> None:
         assert set(found) <= {200, 413, 415, 422}
         assert found[422] > 50
         assert found[415] > 20
-        # Names are a stranger's as well.
+        # File names are untrusted as well.
         for name in ('"; rm -rf /', "\x1b[2J\x00", "../../etc/passwd", "é" * 5000, "<script>"):
             assert client.post("/predict", files={"file": (name, b"x")}).status_code in (400, 415, 422)
-        # And it still works.
+        # The service still works.
         assert client.get("/readyz").status_code == 200
         good = next(content for name, content in pictures if name.startswith("png-doubled"))
         assert client.post("/predict", files={"file": good}).status_code == 200

@@ -1,4 +1,4 @@
-"""Trainings that are killed, interrupted and started twice: real processes, real signals."""
+"""Trainings that are killed, interrupted or started twice, with real processes and signals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def checkpoint_state(out: Path) -> int:
-    """Steps done, by the checkpoint; -1 where there is none."""
+    """The number of steps in the checkpoint; -1 if there is no checkpoint."""
     checkpoint = Run(out).load_checkpoint() if (out / "checkpoint.pt").exists() else None
     return -1 if checkpoint is None else int(checkpoint["state"]["step"])
 
@@ -57,7 +57,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 
 def kill_and_resume(out: Path, after: float, reference: Reference) -> str:
-    """What was found when the training was killed ``after`` seconds; checks all that must hold."""
+    """Kill a training ``after`` seconds, resume it and check its weights. Return when the kill happened."""
     process = subprocess.Popen(
         begin(out), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -76,7 +76,7 @@ def kill_and_resume(out: Path, after: float, reference: Reference) -> str:
     return "before a checkpoint" if steps < 0 else "between"
 
 
-def test_a_killed_training_goes_on_to_the_very_same_weights(tmp_path: Path, reference: Reference) -> None:
+def test_a_killed_training_resumes_to_exactly_the_same_weights(tmp_path: Path, reference: Reference) -> None:
     draw = random.Random(0)
     moments = [draw.uniform(0.3, 1.0) * reference.seconds for _ in range(KILLS)]
     with ThreadPoolExecutor(2) as pool:
@@ -86,11 +86,13 @@ def test_a_killed_training_goes_on_to_the_very_same_weights(tmp_path: Path, refe
     print({what: found.count(what) for what in found})
     assert len(found) == KILLS
     if KILLS == 50:
-        assert set(found) >= {"while writing", "between"}, "the moments did not hit what they were to hit"
+        assert set(found) >= {"while writing", "between"}, (
+            "the kills did not happen at all the intended moments"
+        )
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_within_the_step(
+def test_a_signal_saves_a_checkpoint_within_the_step(
     tmp_path: Path, reference: Reference, signum: signal.Signals, status: int
 ) -> None:
     out = tmp_path / "run"
@@ -108,17 +110,17 @@ def test_a_signal_saves_within_the_step(
     assert (out / "model.safetensors").read_bytes() == reference.weights
 
 
-def test_a_signal_before_the_first_step_ends_it_cleanly(tmp_path: Path) -> None:
+def test_a_signal_before_the_first_step_ends_the_training_cleanly(tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(begin(out), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    time.sleep(0.8)  # while it imports, or decodes
+    time.sleep(0.8)  # while it is importing or decoding
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (143, -signal.SIGTERM)
     assert "Traceback" not in errors
 
 
-def test_a_run_is_worked_on_by_one_process_only(tmp_path: Path) -> None:
+def test_only_one_process_at_a_time_can_train_a_run(tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = subprocess.Popen(begin(out, "--epochs", "200"), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     try:
@@ -135,7 +137,7 @@ def test_a_run_is_worked_on_by_one_process_only(tmp_path: Path) -> None:
     stopped = checkpoint_state(out)
     third = subprocess.Popen(command("train", "--resume", out), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     try:
-        while checkpoint_state(out) <= stopped:  # the lock went with the process that had it
+        while checkpoint_state(out) <= stopped:  # the lock disappeared with the process that held it
             assert third.poll() is None
             time.sleep(0.05)
     finally:

@@ -1,4 +1,4 @@
-"""A training of very many steps, and a folder of very many pictures: what must not grow does not."""
+"""A training with very many steps and a folder with very many pictures need no more resources than they should."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PICTURES = 1_000_000 if FULL else 30_000
 MEGABYTE = 1 << 20
 
 
-def test_memory_and_open_files_stay_as_they_are_over_very_many_steps(tmp_path: Path) -> None:
+def test_memory_and_open_files_do_not_grow_over_very_many_steps(tmp_path: Path) -> None:
     out, per_epoch = tmp_path / "run", 100
     process = subprocess.Popen(
         [sys.executable, "-m", "thumbnet", "train", "digits", "--recipe", "resnet18", "--out", str(out),
@@ -65,7 +65,7 @@ def test_memory_and_open_files_stay_as_they_are_over_very_many_steps(tmp_path: P
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """PICTURES links to few files: train/CLASS/* and test/CLASS/*, 100 classes."""
+    """PICTURES links to a few files in train/CLASS and test/CLASS, for 100 classes."""
     root = tmp_path_factory.mktemp("large")
     for label in range(100):
         picture = root / f"{label}.jpg"
@@ -75,7 +75,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder.mkdir(parents=True)
             for number in range(PICTURES // 100 * share // 100):
                 os.link(picture, folder / f"picture-{number:06}.jpg")
-    past = time.time() - 60  # else the folders' times are too recent to be relied on
+    past = time.time() - 60  # otherwise the folders' times would be too recent to be trusted
     for folder in (root / "data").rglob("class*"):
         os.utime(folder, (past, past))
     return root / "data"
@@ -98,7 +98,9 @@ print(json.dumps({
 """
 
 
-def test_a_very_large_folder_is_indexed_quickly_and_again_more_quickly(large: Path, tmp_path: Path) -> None:
+def test_a_very_large_folder_is_indexed_quickly_and_faster_the_second_time(
+    large: Path, tmp_path: Path
+) -> None:
     environment = {**os.environ, "THUMBNET_CACHE": str(tmp_path)}
 
     def index() -> dict[str, float]:
@@ -116,7 +118,7 @@ def test_a_very_large_folder_is_indexed_quickly_and_again_more_quickly(large: Pa
     first = index()
     second = min(
         (index() for _ in range(3)), key=lambda found: found["seconds"]
-    )  # a busy machine is no fault
+    )  # the fastest, in case the machine is busy
     print(first, second)
     assert first["seconds"] < 2 + PICTURES * 2e-5
     assert first["with_files"] < 2 + PICTURES * 5e-5
@@ -124,7 +126,7 @@ def test_a_very_large_folder_is_indexed_quickly_and_again_more_quickly(large: Pa
     assert second["seconds"] < first["seconds"]
 
 
-def test_a_training_on_it_starts_soon(large: Path, tmp_path: Path) -> None:
+def test_a_training_on_a_very_large_folder_starts_soon(large: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     started = time.monotonic()
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Trainings of several processes, started by torchrun: on one machine, and on two behind a link that is cut."""
+"""Trainings in several processes, started by torchrun: on one machine, and on two whose link is cut."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "THUMBNET_TIMEOUT": "60"}
 FULL = os.environ.get("THUMBNET_FAULTS") == "full"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-# A calm training: at higher rates a rounding grows to a difference that one sees within ten steps.
+# At higher learning rates, a rounding error would grow to a visible difference within ten steps.
 OVERRIDES = [f"--set={setting}" for setting in [*TINY, "optimizer.lr=0.005", "schedule.name=constant"]]
 
 
@@ -60,12 +60,12 @@ def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
 
 @pytest.mark.parametrize(
     ("model", "precision", "tolerance"),
-    # 64 bits: where a rounding changes the sign before a ReLU or the greatest of a pool, the gradient jumps. In
-    # 16 bits each rounding is one of 2**-9, and BatchNorm's gradient is a difference of sums; and one process'
-    # batch may be large enough for Winograd's convolution where the halves are not (ops.winograd_pays).
+    # In 64 bits, because the gradient jumps if rounding changes the sign before a ReLU or the maximum of a pool.
+    # In bf16, the rounding errors are up to 2**-9, and BatchNorm's gradient is a difference of sums. Besides, one
+    # process's batch may be large enough for Winograd's convolution (winograd_pays) although its halves are not.
     [("resnet20", "fp64", 1e-5), ("fastnet", "fp64", 1e-5), ("fastnet", "bf16", 0.1)][0 if FULL else 1 :],
 )
-def test_the_gradient_of_two_processes_is_that_of_one(
+def test_two_processes_compute_the_same_gradient_as_one(
     tmp_path: Path, model: str, precision: str, tolerance: float
 ) -> None:
     one = gradient(1, tmp_path / "1.pt", model, precision, "true")
@@ -75,7 +75,7 @@ def test_the_gradient_of_two_processes_is_that_of_one(
     assert relative_difference(two["buffers"], one["buffers"]) < tolerance
 
 
-def test_without_synchronised_statistics_the_gradient_is_another(tmp_path: Path) -> None:
+def test_without_synchronised_statistics_the_gradient_differs(tmp_path: Path) -> None:
     one = gradient(1, tmp_path / "1.pt", "resnet20", "fp64", "false")
     two = gradient(2, tmp_path / "2.pt", "resnet20", "fp64", "false")
     assert relative_difference(two["gradients"], one["gradients"]) > 1e-2
@@ -85,7 +85,7 @@ def metrics(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_learn_as_one_does_and_one_of_them_writes(folder: Path, tmp_path: Path) -> None:
+def test_two_processes_learn_like_one_and_only_one_of_them_writes(folder: Path, tmp_path: Path) -> None:
     arguments: list[str | Path] = [
         folder,
         "--recipe",
@@ -94,12 +94,12 @@ def test_two_processes_learn_as_one_does_and_one_of_them_writes(folder: Path, tm
         "--set",
         "training.ema_decay=0.9",
         "--set",
-        "data.skip_easy=0.3",  # each process knows the losses of its share only
+        "data.skip_easy=0.3",  # each process knows only the losses of its share
     ]
     for processes in (1, 2):
         done = train(processes, *arguments, "--out", tmp_path / str(processes))
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("test accuracy") == 1  # the first alone prints
+        assert done.stdout.count("test accuracy") == 1  # only the first process prints
         assert done.stderr.count("epoch 3/3") == 1
     one, two = metrics(tmp_path / "1"), metrics(tmp_path / "2")
     for alone, together in zip(one, two, strict=True):
@@ -120,7 +120,7 @@ def test_two_processes_learn_as_one_does_and_one_of_them_writes(folder: Path, tm
     assert json.loads(done.stdout)["accuracy"] == Run(tmp_path / "2").summary["accuracy"]
 
 
-def test_an_error_of_one_process_ends_all_with_one_message(folder: Path, tmp_path: Path) -> None:
+def test_an_error_in_one_process_ends_all_of_them(folder: Path, tmp_path: Path) -> None:
     started = time.monotonic()
     done = train(
         2,
@@ -137,13 +137,13 @@ def test_an_error_of_one_process_ends_all_with_one_message(folder: Path, tmp_pat
     assert "training.batch_size" in done.stderr
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").touch()
-    done = train(2, folder, *OVERRIDES, "--out", tmp_path / "full")  # only the first process sees that
+    done = train(2, folder, *OVERRIDES, "--out", tmp_path / "full")  # only the first process sees this
     assert done.returncode != 0
     assert "already exists" in done.stderr
     assert time.monotonic() - started < 60
 
 
-def test_a_killed_process_is_started_again_and_the_result_is_the_same(folder: Path, tmp_path: Path) -> None:
+def test_a_killed_process_is_restarted_and_the_result_is_the_same(folder: Path, tmp_path: Path) -> None:
     arguments: list[str | Path] = [
         folder, "--recipe", "resnet18", *OVERRIDES, "--set", "training.epochs=30", "--checkpoint-steps", "1", "--auto-resume",
     ]  # fmt: skip
@@ -186,10 +186,10 @@ def ip(*words: str) -> None:
 
 @pytest.fixture
 def machines() -> Iterator[tuple[str, str]]:
-    """Two network namespaces, each with a loopback of its own, joined by one link: 10.77.0.1 and 10.77.0.2."""
+    """Two network namespaces with their own loopbacks, joined by a link: 10.77.0.1 and 10.77.0.2."""
     names = (f"thumbnet-{os.getpid()}-a", f"thumbnet-{os.getpid()}-b")
     if shutil.which("ip") is None:
-        pytest.skip("there is no command ip (iproute2)")
+        pytest.skip("the command ip (iproute2) is not installed")
     try:
         try:
             for name in names:
@@ -201,7 +201,7 @@ def machines() -> Iterator[tuple[str, str]]:
                 ip("-n", name, "link", "set", "lo", "up")
                 ip("-n", name, "link", "set", "thumb0", "up")
         except subprocess.CalledProcessError as error:
-            pytest.skip(f"network namespaces cannot be made and joined here: {error.stderr.decode().strip()}")
+            pytest.skip(f"cannot create and join network namespaces here: {error.stderr.decode().strip()}")
         yield names
     finally:
         for name in names:
@@ -211,7 +211,7 @@ def machines() -> Iterator[tuple[str, str]]:
 def start_agent(
     machine: str, address: str, least: int, log: Path, *arguments: str | Path
 ) -> subprocess.Popen[bytes]:
-    # The agent that is the meeting point knows it by its machine's name; a namespace has none of its own.
+    # An agent recognises itself as the rendezvous host by its host name, but both namespaces share one.
     conf = "last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3,is_host="
     conf += str(address == "10.77.0.1").lower()
     environment = {**ENVIRONMENT, "GLOO_SOCKET_IFNAME": "thumb0", "THUMBNET_TIMEOUT": "10"}
@@ -230,7 +230,7 @@ def start_agent(
 def test_two_machines_train_and_survive(
     folder: Path, tmp_path: Path, machines: tuple[str, str], fault: str
 ) -> None:
-    """The link is cut for good, or the other machine's agent dies: the first goes on alone, and is right."""
+    """If the link is cut or the other machine's agent dies, the first goes on alone to the correct result."""
     arguments: list[str | Path] = [
         folder, "--recipe", "resnet18", *OVERRIDES, "--set", "training.epochs=40", "--checkpoint-steps", "1", "--auto-resume",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The kernels, compiled so that tests can refuse memory and run matrix tiles on any processor."""
+"""The kernels, compiled so that tests can refuse them memory and emulate matrix tiles."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 def test_kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """A library with emulated tile instructions and ``allocations_granted``."""
     if load_kernels() is None:
-        pytest.skip("no AVX-512 BF16 or no gcc here: only the twins run")
+        pytest.skip("no AVX-512 BF16 or no gcc here: only the reference implementations run")
     target = tmp_path_factory.mktemp("kernels") / "test_kernels.so"
     headers = [HERE / "emulated_tiles.h", HERE / "refusing_memory.h"]
     compile_library(gcc(), target, [flag for header in headers for flag in ("-include", str(header))])
@@ -27,7 +27,7 @@ def test_kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @pytest.fixture(params=["emulated", "real"])
 def tiles(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Matrix tiles: those of the processor, if it has any, and emulated ones."""
+    """Use matrix tiles: emulated ones, and those of the processor if it has any."""
     if request.param == "real":
         if not has_tiles():
             pytest.skip("no AMX here")

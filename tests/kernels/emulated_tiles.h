@@ -1,5 +1,5 @@
-/* AMX tile instructions in plain C, so that tests can run tiles.c on processors without AMX: gcc -include
- * this file. The tests load the resulting library and compare its sums with PyTorch's. */
+/* AMX tile instructions in plain C, so that tests can run tiles.c on processors without AMX. Tests compile
+ * the kernels with `gcc -include` and this file, and compare their sums with PyTorch's. */
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
@@ -38,7 +38,7 @@ static inline float emulated_float(uint32_t bits) {
     return value;
 }
 
-/* Like the instruction, sums the even and the odd products apart, then adds both to the destination. */
+/* Like the instruction, sums even and odd products separately, then adds both sums to the destination. */
 static inline void emulated_dpbf16ps(int to, int a, int b) {
     for (int row = 0; row < 16; row++)
         for (int column = 0; column < 16; column++) {

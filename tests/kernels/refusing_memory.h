@@ -1,7 +1,7 @@
-/* Lets tests refuse the kernels' allocations: gcc -include this file. */
+/* Lets tests refuse the kernels' allocations. Tests compile the kernels with `gcc -include` and this file. */
 #include <stdlib.h>
 
-/* How many allocations to grant before all are refused; one variable for the whole library. */
+/* The number of allocations to grant before refusing all; one variable for the whole library. */
 __attribute__((weak)) int allocations_granted = 1 << 30;
 
 static inline void *refusing_alloc(size_t alignment, size_t bytes) {

@@ -22,7 +22,7 @@ def draw(count: int, height: int, width: int, reach: int) -> tuple[Tensor, Tenso
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("reflect", [True, False])
 @pytest.mark.parametrize("size", [(60, 16, 20, 5), (7, 9, 1, 3), (1, 1, 6, 8), (3, 5, 5, 20)], ids=str)
-def test_moved_pictures_equal_those_of_the_twin(
+def test_moved_pictures_equal_those_of_the_reference(
     size: tuple[int, int, int, int], reflect: bool, threads: int
 ) -> None:
     images, flip, shift = draw(*size)
@@ -32,13 +32,13 @@ def test_moved_pictures_equal_those_of_the_twin(
     assert torch.equal(moved, translate(mirror(images, flip), shift, reflect))
 
 
-def test_a_row_wider_than_a_thread_s_stack_is_moved() -> None:
-    images, flip, shift = draw(2, 1, 3_000_000, 5)  # 12 MB of columns; a stack has 8 MB
+def test_a_row_too_wide_for_a_stack_is_moved() -> None:
+    images, flip, shift = draw(2, 1, 3_000_000, 5)  # 12 MB of columns, but a stack has only 8 MB
     moved = mirror_and_translate(images, flip, shift, reflect=True)
     assert torch.equal(moved, translate(mirror(images, flip), shift, reflect=True))
 
 
-def test_only_rgb_bytes_stored_channels_last_are_moved() -> None:
+def test_the_kernel_moves_only_rgb_bytes_stored_channels_last() -> None:
     images, _, _ = draw(2, 4, 4, 1)
     assert can_move(images)
     assert not can_move(images.contiguous())

@@ -39,7 +39,7 @@ def normalise() -> list[Tensor]:
         return [norm_act(X, nn.BatchNorm2d(64), "relu", pool=2)]
 
 
-# Each kernel that allocates: its name, a call, and how many blocks it needs.
+# The kernels that allocate: the name of each, a call, and the number of allocations.
 ALLOCATING: dict[str, tuple[Callable[[], list[Tensor]], int]] = {
     "conv3x3_weight_gradient": (lambda: [weight_gradient(X, DY)], 5),
     "winograd": (lambda: [winograd(X, FILTERS), *winograd_pooled(X, FILTERS)], 6),
@@ -50,7 +50,7 @@ ALLOCATING: dict[str, tuple[Callable[[], list[Tensor]], int]] = {
 
 
 class Memory:
-    """How many more allocations of the kernels are granted."""
+    """Sets how many more allocations the kernels are granted."""
 
     def __init__(self, kernels: ctypes.CDLL) -> None:
         self._granted = ctypes.c_int.in_dll(kernels, "allocations_granted")
@@ -66,7 +66,7 @@ class Memory:
 
 @pytest.fixture
 def memory(test_kernels: ctypes.CDLL) -> Iterator[Memory]:
-    """Grants all allocations at first; matrix tiles are emulated, and not used for whole convolutions."""
+    """Grants all allocations at first. Matrix tiles are emulated, and not used for whole convolutions."""
     controlled = Memory(test_kernels)
     controlled.granted = 1000
     with loaded(test_kernels, has_tiles=False):
@@ -74,7 +74,7 @@ def memory(test_kernels: ctypes.CDLL) -> Iterator[Memory]:
     controlled.granted = 1 << 30
 
 
-@pytest.mark.timeout(60)  # a thread that waits for one which gave up would wait for ever
+@pytest.mark.timeout(60)  # a thread that waits for one that gave up would wait forever
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("name", ALLOCATING)
 def test_each_refused_allocation_is_a_memory_error(name: str, threads: int, memory: Memory) -> None:
@@ -94,8 +94,10 @@ def test_each_refused_allocation_is_a_memory_error(name: str, threads: int, memo
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("granted", [0, 1])
-def test_memory_refused_on_the_way_back_is_a_memory_error(granted: int, threads: int, memory: Memory) -> None:
-    """Through PyTorch's autograd: first backward_sums allocates, then the convolution."""
+def test_memory_refused_in_the_backward_pass_is_a_memory_error(
+    granted: int, threads: int, memory: Memory
+) -> None:
+    """In PyTorch's autograd, backward_sums allocates first, and then the convolution."""
     layer, norm = Conv3x3(64, 64), nn.BatchNorm2d(64)
     with on_threads(threads):
         with torch.autocast("cpu", torch.bfloat16):
@@ -116,7 +118,7 @@ def test_every_function_that_allocates_is_tested() -> None:
 
 
 @pytest.mark.timeout(120)
-def test_a_training_whose_kernel_gets_no_memory_ends_with_the_out_of_memory_error(
+def test_a_training_whose_kernel_gets_no_memory_raises_out_of_memory_error(
     memory: Memory, tmp_path: Path
 ) -> None:
     memory.granted = 3
@@ -152,7 +154,7 @@ moved(10)()  # starts all threads
 if name != "mirror_and_translate":
     winograd(x[:, :32].contiguous(memory_format=torch.channels_last), filters[:32, :32])
 pages = int(open("/proc/self/statm").read().split()[0])
-most = pages * resource.getpagesize() + 60 * 2**20  # holds the result, but not the scratch memory, too
+most = pages * resource.getpagesize() + 60 * 2**20  # enough for the result, but not for the scratch memory as well
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
 try:
     run()
@@ -165,7 +167,7 @@ except MemoryError as error:
 @pytest.mark.parametrize(
     "name", ["winograd", "winograd_weight_gradient", "conv3x3_weight_gradient", "mirror_and_translate"]
 )
-def test_a_process_that_may_have_no_more_memory_gets_the_error_and_lives_on(
+def test_a_process_at_its_memory_limit_gets_the_error_and_continues(
     name: str, test_kernels: ctypes.CDLL
 ) -> None:
     done = subprocess.run(
@@ -195,8 +197,8 @@ for result in (weight_gradient(x, dy), winograd_weight_gradient(x, dy), winograd
 """
 
 
-def test_fewer_threads_than_asked_for_give_the_same_bits(test_kernels: ctypes.CDLL) -> None:
-    """OpenMP may start fewer: for OMP_THREAD_LIMIT, or within another parallel region."""
+def test_fewer_threads_than_requested_give_the_same_bits(test_kernels: ctypes.CDLL) -> None:
+    """OpenMP may start fewer because of OMP_THREAD_LIMIT, or inside another parallel region."""
 
     def sums(limit: int) -> str:
         return subprocess.run(
@@ -233,7 +235,7 @@ def state_of_the_process() -> dict[str, Any]:
 
 
 @needs_kernels
-def test_kernels_leave_the_state_of_the_process_as_it_was(
+def test_kernels_do_not_change_the_state_of_the_process(
     test_kernels: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for flag in ("benchmark", "deterministic"):

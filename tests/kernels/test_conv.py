@@ -15,7 +15,7 @@ from thumbnet.recipes.settings import ModelSettings
 
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the kernels that run, on a processor without tiles."""
+    """The names of the kernels that run; the processor appears to have no tiles."""
     monkeypatch.setattr(conv, "has_tiles", lambda: False)
     names: list[str] = []
 
@@ -30,7 +30,9 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @needs_kernels
 @pytest.mark.parametrize(("side", "runs"), [(8, True), (5, True), (1, False)])
-def test_winograd_runs_forwards_and_backwards_where_it_pays(side: int, runs: bool, called: list[str]) -> None:
+def test_winograd_runs_forwards_and_backwards_where_it_is_faster(
+    side: int, runs: bool, called: list[str]
+) -> None:
     layer = Conv3x3(64, 64).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = pictures(300, 64, side, side).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
@@ -51,8 +53,8 @@ def test_a_convolution_and_its_normalisation_run_in_seven_calls(pool: int, calle
 
 
 @needs_kernels
-def test_too_many_output_channels_run_in_pytorch(called: list[str]) -> None:
-    """The kernels' row of zeros is 4,096 channels long; the gradient of the output would be read beyond it."""
+def test_convolutions_with_too_many_output_channels_run_in_pytorch(called: list[str]) -> None:
+    """The kernels' zero pixel has 4,096 channels. The gradient of the output would be read beyond its end."""
     x, wide = pictures(300, 16, 8, 8).requires_grad_(), Conv3x3(16, 4100)
     with torch.autocast("cpu", torch.bfloat16):
         assert uses_winograd(x, Conv3x3(16, 4096))
@@ -62,7 +64,7 @@ def test_too_many_output_channels_run_in_pytorch(called: list[str]) -> None:
 
 
 @needs_kernels
-def test_a_wrong_number_of_input_channels_gets_the_error_of_pytorch(called: list[str]) -> None:
+def test_a_wrong_number_of_input_channels_raises_the_error_of_pytorch(called: list[str]) -> None:
     with (
         torch.autocast("cpu", torch.bfloat16),
         pytest.raises(RuntimeError, match="expected input.* to have 64 channels, but got 128"),
@@ -73,10 +75,10 @@ def test_a_wrong_number_of_input_channels_gets_the_error_of_pytorch(called: list
 
 @needs_kernels
 @pytest.mark.parametrize("name", ["fastnet", "resnet18"])
-def test_a_network_learns_the_same_with_and_without_kernels(
+def test_a_network_has_similar_gradients_with_and_without_kernels(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gradients of one step, all layers: about as near those in float32 as plain bfloat16 gets."""
+    """With kernels, the gradients of all layers are about as close to float32's as with plain bfloat16."""
     x = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(16) % 10
 
@@ -94,7 +96,7 @@ def test_a_network_learns_the_same_with_and_without_kernels(
     assert (ours - exact).norm() < 0.5 * exact.norm()
 
 
-def test_without_kernels_the_twins_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kernels_the_reference_implementations_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "load_kernels", lambda: None)
     layer, normalise = Conv3x3(8, 32), nn.BatchNorm2d(32)
     with torch.autocast("cpu", torch.bfloat16):

@@ -15,7 +15,7 @@ import pytest
 from kernel_helpers import gcc, needs_kernels
 from thumbnet.kernels import library
 
-# A library that leaves a file behind as soon as anyone loads it.
+# A library that creates a file when it is loaded.
 TRAP = """
 #include <stdio.h>
 __attribute__((constructor)) static void run(void) { FILE *file = fopen("%s", "w"); if (file) fclose(file); }
@@ -24,7 +24,7 @@ int ask_for_tiles(void) { return 0; }
 
 
 @pytest.fixture(autouse=True)
-def start_anew() -> Iterator[None]:
+def forget_the_kernels() -> Iterator[None]:
     library.forget()
     yield
     library.forget()
@@ -32,13 +32,13 @@ def start_anew() -> Iterator[None]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the library will lie, in a cache that is not there yet."""
+    """The folder of the library, in a cache that does not exist yet."""
     monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "kernels"
 
 
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Make ``gcc`` a shell script that tells gcc's version; $target is the file that it should write."""
+def fake_gcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Replace ``gcc`` by a shell script that prints gcc's version; $target is the file that it should write."""
     real, fake = gcc(), tmp_path / "bin" / "gcc"
     fake.parent.mkdir()
     find = 'for word; do test "$last" = -o && target=$word; last=$word; done'
@@ -49,10 +49,10 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> No
 
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test_kernels: ctypes.CDLL) -> None:
-    """``gcc`` takes a moment for what takes it seconds: it copies a library that is compiled already."""
-    stand_in(tmp_path, monkeypatch, f"sleep 0.3; cp {test_kernels._name} $target")
+    """Make ``gcc`` fast: it copies a library that is already compiled."""
+    fake_gcc(tmp_path, monkeypatch, f"sleep 0.3; cp {test_kernels._name} $target")
     load = ctypes.CDLL
-    # By the name in the file system: of one name, a process loads only the first library.
+    # Load by the real path: a process loads only one library per name.
     monkeypatch.setattr(ctypes, "CDLL", lambda path: load(os.path.realpath(path)))
 
 
@@ -69,7 +69,7 @@ def trap(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sprung(trap: Path) -> bool:
-    """Whether a trap was loaded since the last question."""
+    """Whether a trap was loaded since the last call."""
     mark = trap.with_name("sprung")
     found = mark.exists()
     mark.unlink(missing_ok=True)
@@ -77,7 +77,7 @@ def sprung(trap: Path) -> bool:
 
 
 def set_up(trap: Path, folder: Path) -> Path:
-    """Put the trap where the library is expected."""
+    """Put the trap in the place of the library."""
     folder.mkdir(parents=True, mode=0o700)
     target = folder / name()
     target.write_bytes(trap.read_bytes())
@@ -98,20 +98,20 @@ def name() -> str:
 
 
 def start() -> tuple[str | None, str | None]:
-    """Load the kernels: why they are off, and why they are not kept."""
+    """Load the kernels, and return why they are off and why they are not kept."""
     library.forget()
     return library.why_off(), library.why_not_kept()
 
 
 def start_processes(count: int) -> list[int]:
-    """Load the kernels in that many new processes at once: their exit statuses."""
+    """Load the kernels in ``count`` new processes at once, and return their exit statuses."""
     code = "from thumbnet.kernels import library as k; assert k.load_kernels() and not k.why_not_kept()"
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
     return [process.wait(timeout=300) for process in processes]
 
 
 @needs_kernels
-def test_the_kernels_are_compiled_once_and_kept_for_their_user_alone(
+def test_the_kernels_are_compiled_once_and_kept_for_their_user_only(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = os.umask(0)
@@ -150,8 +150,8 @@ def test_a_folder_that_others_can_write_to_is_not_used(others: int, folder: Path
 
 @needs_kernels
 @pytest.mark.usefixtures("quick")
-def test_in_a_private_folder_a_library_is_loaded_as_it_is(folder: Path, trap: Path) -> None:
-    """So the traps of these tests would work."""
+def test_a_library_in_a_private_folder_is_loaded(folder: Path, trap: Path) -> None:
+    """This shows that the traps of these tests work."""
     set_up(trap, folder)
     assert start() == (None, None)
     assert sprung(trap)
@@ -171,7 +171,7 @@ def test_a_library_that_others_can_write_to_is_not_loaded(others: int, folder: P
 @pytest.mark.usefixtures("quick")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 @pytest.mark.parametrize("what", ["folder", "library"])
-def test_what_belongs_to_another_user_is_not_loaded(what: str, folder: Path, trap: Path) -> None:
+def test_a_library_or_folder_of_another_user_is_not_used(what: str, folder: Path, trap: Path) -> None:
     planted = set_up(trap, folder)
     given_away = folder if what == "folder" else planted
     os.chown(given_away, 12345, -1)
@@ -192,7 +192,7 @@ def test_a_link_to_a_library_elsewhere_is_not_followed(folder: Path, trap: Path)
 
 @needs_kernels
 @pytest.mark.usefixtures("quick")
-def test_where_no_folder_is_private_the_twins_run_and_the_reason_is_told(
+def test_without_a_private_folder_the_kernels_are_off_and_the_reason_is_given(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 12345)
@@ -202,8 +202,8 @@ def test_where_no_folder_is_private_the_twins_run_and_the_reason_is_told(
 
 @needs_kernels
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("content", [b"", b"no library", b"\x7fELF"])
-def test_a_damaged_library_is_compiled_anew(content: bytes, folder: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF"])
+def test_a_damaged_library_is_compiled_again(content: bytes, folder: Path) -> None:
     folder.mkdir(parents=True, mode=0o700)
     (folder / name()).write_bytes(content)
     (folder / name()).chmod(0o600)
@@ -214,16 +214,16 @@ def test_a_damaged_library_is_compiled_anew(content: bytes, folder: Path) -> Non
 
 @needs_kernels
 @pytest.mark.usefixtures("quick")
-def test_several_processes_compile_at_once(folder: Path) -> None:
+def test_several_processes_can_compile_at_once(folder: Path) -> None:
     assert start_processes(4) == [0] * 4
     assert kept(folder) == [folder / name()]
 
 
 @needs_kernels
-def test_a_compilation_that_fails_half_way_leaves_nothing(
+def test_a_compilation_that_fails_half_way_leaves_no_file(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stand_in(
+    fake_gcc(
         tmp_path,
         monkeypatch,
         "echo half > $target; echo disk full >&2; exit 1",
@@ -238,7 +238,7 @@ def test_a_compilation_that_is_killed_leaves_nothing_under_the_final_name(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test_kernels: ctypes.CDLL
 ) -> None:
     with monkeypatch.context() as changed:
-        stand_in(tmp_path, changed, "echo half > $target; kill -9 $PPID")
+        fake_gcc(tmp_path, changed, "echo half > $target; kill -9 $PPID")
         assert start_processes(1) == [-signal.SIGKILL]
     (left,) = kept(folder)
     assert left.is_dir()
@@ -246,7 +246,7 @@ def test_a_compilation_that_is_killed_leaves_nothing_under_the_final_name(
     with monkeypatch.context() as changed:
         changed.setattr(library, "compile_library", lambda _, made: shutil.copy(test_kernels._name, made))
         assert start() == (None, None)
-    assert kept(folder) == [folder / name()]  # what was left a day ago or longer is removed
+    assert kept(folder) == [folder / name()]  # leftovers that are at least a day old are removed
 
 
 def test_the_name_depends_on_sources_flags_compiler_and_processor(
@@ -276,7 +276,7 @@ def test_the_name_depends_on_sources_flags_compiler_and_processor(
     assert digest() == digests[0]
 
 
-def test_all_sources_take_part() -> None:
+def test_all_sources_are_compiled() -> None:
     names = [path.name for path in library.SOURCES]
     assert names == ["augment.c", "memory.h", "norm.c", "tiles.c", "vectors.h", "winograd.c"]
 
@@ -297,7 +297,7 @@ def test_the_processor_is_described_by_its_model_and_its_instructions() -> None:
     ],
     ids=["old processor", "no compiler", "other system"],
 )
-def test_kernels_that_cannot_run_say_why(
+def test_the_reason_is_given_if_kernels_cannot_run(
     changes: dict[str, object], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for key, value in changes.items():
@@ -315,7 +315,7 @@ def test_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_kernels
-def test_kernels_that_are_loaded_are_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_loaded_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = library.load_kernels()
     monkeypatch.setattr(library, "_load", lambda: pytest.fail("loaded again"))
     assert isinstance(first, ctypes.CDLL)

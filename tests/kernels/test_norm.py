@@ -21,14 +21,14 @@ CASES = [
 @needs_kernels
 @pytest.mark.parametrize("shape", [(6, 64, 9, 7), (3, 32, 8, 8), (2, 96, 2, 3)], ids=str)
 @pytest.mark.parametrize(("act", "pool", "adds"), CASES)
-def test_a_fused_normalisation_equals_its_twin(
+def test_a_fused_normalisation_equals_its_reference(
     act: Activation, pool: int, adds: bool, shape: tuple[int, int, int, int]
 ) -> None:
     count, channels, height, width = shape
     norm = nn.BatchNorm2d(channels, momentum=0.4)
     nn.init.normal_(norm.weight, 1, 0.2)
     nn.init.normal_(norm.bias)
-    twin = copy.deepcopy(norm).double()
+    reference = copy.deepcopy(norm).double()
     x = pictures(*shape, scale=2, shift=1).requires_grad_()
     x64 = x.detach().double().requires_grad_()
     smaller = (count, channels, height // pool, width // pool)
@@ -36,30 +36,30 @@ def test_a_fused_normalisation_equals_its_twin(
     add64 = None if add is None else add.detach().double().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         y = norm_act(x, norm, act, pool=pool, add=add)
-    y64 = plain_norm_act(x64, twin, act, pool=pool, add=add64)
+    y64 = plain_norm_act(x64, reference, act, pool=pool, add=add64)
     dy = pictures(*smaller, seed=1)
     y.backward(dy)
     y64.backward(dy.double())
     assert y.dtype == torch.bfloat16
     assert_close(y, y64, BF16)
-    if height * width > 8:  # with fewer, rounding may put a ReLU on its other side
+    if height * width > 8:  # with fewer, rounding may change the sign before a ReLU
         assert_close(x.grad, x64.grad, 1.5 * BF16)  # rounded twice: before and after the normalisation
-        assert_close(norm.weight.grad, twin.weight.grad, FP32 if act == "none" else BF16)
-        assert_close(norm.bias.grad, twin.bias.grad, FP32 if act == "none" else BF16)
-    assert_close(norm.running_mean, twin.running_mean, FP32)
-    assert_close(norm.running_var, twin.running_var, FP32)
+        assert_close(norm.weight.grad, reference.weight.grad, FP32 if act == "none" else BF16)
+        assert_close(norm.bias.grad, reference.bias.grad, FP32 if act == "none" else BF16)
+    assert_close(norm.running_mean, reference.running_mean, FP32)
+    assert_close(norm.running_var, reference.running_var, FP32)
     if add is not None and add64 is not None:
         assert_close(add.grad, add64.grad, BF16)
     norm.eval()
-    twin.eval()
+    reference.eval()
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         evaluated = norm_act(x, norm, act, pool=pool, add=add)
-    assert_close(evaluated, plain_norm_act(x64, twin, act, pool=pool, add=add64), BF16)
+    assert_close(evaluated, plain_norm_act(x64, reference, act, pool=pool, add=add64), BF16)
 
 
 @needs_kernels
 @pytest.mark.parametrize("value", [-1e4, -88.0, -1e-3, 0.0, 1e-3, 88.0, 1e4])
-def test_silu_is_right_at_extremes(value: float) -> None:
+def test_silu_is_correct_for_extreme_values(value: float) -> None:
     norm = nn.BatchNorm2d(32).eval()
     x = torch.full((1, 32, 2, 2), value, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
@@ -69,7 +69,7 @@ def test_silu_is_right_at_extremes(value: float) -> None:
 
 
 @needs_kernels
-def test_shapes_that_do_not_match_get_the_error_of_pytorch() -> None:
+def test_shapes_that_do_not_match_raise_the_error_of_pytorch() -> None:
     x = pictures(4, 64, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
         with pytest.raises(RuntimeError, match="running_mean should contain 64 elements not 32"):
@@ -82,13 +82,13 @@ def test_shapes_that_do_not_match_get_the_error_of_pytorch() -> None:
 @pytest.mark.parametrize(
     "settings", [{"momentum": None}, {"affine": False}, {"track_running_stats": False}], ids=str
 )
-def test_norms_of_other_kinds_run_in_pytorch(settings: dict[str, bool | None]) -> None:
+def test_unusual_norms_run_in_pytorch(settings: dict[str, bool | None]) -> None:
     x, norm = pictures(4, 64, 8, 8), nn.BatchNorm2d(64, **settings)  # type: ignore[arg-type]
     with torch.autocast("cpu", torch.bfloat16):
         y = norm_act(x, norm, "relu")
     assert_close(y, plain_norm_act(x.double(), nn.BatchNorm2d(64).double(), "relu"), BF16)
 
 
-def test_a_single_value_per_channel_gets_the_error_of_pytorch() -> None:
+def test_a_single_value_per_channel_raises_the_error_of_pytorch() -> None:
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="more than 1 value"):
         norm_kernels.norm_act(pictures(1, 32, 1, 1), nn.BatchNorm2d(32))

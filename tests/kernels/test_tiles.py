@@ -27,13 +27,13 @@ pytestmark = pytest.mark.usefixtures("tiles")
         (70, 32, 32, 4, 4, 1),
     ],
 )
-def test_a_convolution_with_tiles_equals_its_twin(
+def test_a_convolution_with_tiles_equals_its_reference(
     count: int, inputs: int, outputs: int, height: int, width: int, stride: int, threads: int
 ) -> None:
     x = pictures(count, inputs, height, width).requires_grad_()
     conv = Conv3x3(inputs, outputs, stride)
-    twin = copy.deepcopy(conv).double()
-    twin.weight.data.copy_(conv.weight.bfloat16())
+    reference = copy.deepcopy(conv).double()
+    reference.weight.data.copy_(conv.weight.bfloat16())
     with on_threads(threads):
         with torch.autocast("cpu", torch.bfloat16):
             assert uses_tiles(x, conv)
@@ -41,14 +41,14 @@ def test_a_convolution_with_tiles_equals_its_twin(
         dy = pictures(*y.shape, seed=1)
         y.backward(dy)
     x64 = x.detach().double().requires_grad_()
-    y64 = twin(x64)
+    y64 = reference(x64)
     y64.backward(dy.double())
     assert_close(y, y64, BF16)
     assert_close(x.grad, x64.grad, BF16)
-    assert_close(conv.weight.grad, twin.weight.grad, FP32)
+    assert_close(conv.weight.grad, reference.weight.grad, FP32)
 
 
-def test_the_weight_gradient_equals_its_twin() -> None:
+def test_the_weight_gradient_equals_its_reference() -> None:
     x, dy = pictures(6, 32, 8, 8), pictures(6, 48, 8, 8, seed=1)
     assert_close(weight_gradient(x, dy), plain_weight_gradient(x.double(), dy.double()), FP32)
 
@@ -59,7 +59,7 @@ def test_the_weight_gradient_has_the_same_bits_every_time() -> None:
     assert all(torch.equal(first, weight_gradient(x, dy)) for _ in range(5))
 
 
-def test_small_maps_are_convolved_as_products_of_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_maps_are_convolved_as_a_product_of_patches(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = pictures(3, 32, 4, 3), pictures(48, 32, 3, 3, seed=1)
     dy = pictures(3, 48, 4, 3, seed=2)
     patches = tile_kernels.conv3x3(x, weight), tile_kernels.input_gradient(x, weight, dy)

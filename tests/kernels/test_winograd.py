@@ -30,7 +30,7 @@ pytestmark = needs_kernels
         (300, 256, 16, 7, 7),  # more pairs of tiles than are transformed at a time
     ],
 )
-def test_winograd_is_near_its_twin(
+def test_winograd_is_close_to_its_reference(
     count: int, inputs: int, outputs: int, height: int, width: int, threads: int
 ) -> None:
     x, g = pictures(count, inputs, height, width), pictures(count, outputs, height, width, seed=1)
@@ -58,10 +58,10 @@ def test_winograd_is_near_its_twin(
         (300, 256, 16, 7, 7),  # more pairs of tiles than are transformed at a time
     ],
 )
-def test_winograd_with_pooling_is_near_its_twin(
+def test_winograd_with_pooling_is_close_to_its_reference(
     count: int, inputs: int, outputs: int, height: int, width: int, threads: int
 ) -> None:
-    """Forwards, the maxima are as near as without pooling; backwards, those that the kernel chose count."""
+    """The maxima are as precise as without pooling. Gradients flow to those that the kernel chose."""
     x, weight = pictures(count, inputs, height, width), pictures(outputs, inputs, 3, 3, seed=2).float()
     x64, weight64 = x.double().requires_grad_(), weight.double().requires_grad_()
     y64 = nn.functional.conv2d(x64, weight64, padding=1)
@@ -83,7 +83,7 @@ def test_winograd_with_pooling_is_near_its_twin(
         assert_near(ours, exact)
 
 
-def test_of_equal_results_the_first_is_the_maximum() -> None:
+def test_the_first_of_equal_results_is_the_maximum() -> None:
     y, which = winograd_pooled(pictures(2, 32, 6, 6) * 0, pictures(32, 32, 3, 3).float())
     assert not y.any()
     assert not which.any()

@@ -19,7 +19,11 @@ from thumbnet.kernels.winograd_constants import POINTS, Matrix, transforms
 
 HERE = Path(__file__).parent
 FOLDER = SOURCES[0].parent
-PLACES = {4: [0, 1, 2, 3, 4, 5], 3: [0, 1, 2, 3, 5], 2: [0, 1, 2, 5]}  # of the points, in winograd.c
+PLACES = {
+    4: [0, 1, 2, 3, 4, 5],
+    3: [0, 1, 2, 3, 5],
+    2: [0, 1, 2, 5],
+}  # the places of the points in winograd.c
 INPUT_POINTS, RESULTS_OF_POINTS, RESULT_POINTS, WEIGHT_POINTS, WEIGHT_GRADIENTS = range(5)
 
 
@@ -44,7 +48,7 @@ def test_smaller_tiles_share_the_weights_of_the_large_one(size: int) -> None:
     assert transforms(size).G == [large[place] for place in PLACES[size]]
 
 
-def test_the_source_has_the_points_of_the_script() -> None:
+def test_the_c_source_and_the_script_have_the_same_points() -> None:
     text = (FOLDER / "winograd.c").read_text()
     a, b = (Fraction(re.findall(rf"#define {name}1 ([0-9.]+)f", text)[0]) for name in "AB")
     assert POINTS == (Fraction(0), a, -a, b, -b)
@@ -59,7 +63,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def matrix_of(compiled: ctypes.CDLL, which: int, size: int, columns: list[int], rows: list[int]) -> Tensor:
-    """The matrix of a transform in C, from what it does to unit vectors."""
+    """The matrix of a transform in C, from the images of unit vectors."""
     found = torch.zeros(6, 6)
     for column, unit in enumerate(torch.eye(6)):
         to = torch.full((6,), torch.nan)
@@ -86,8 +90,8 @@ def test_the_compiled_transforms_are_the_derived_matrices(compiled: ctypes.CDLL,
         assert torch.allclose(ours, exact, rtol=1e-6, atol=0), which
 
 
-def test_these_points_lose_less_than_half_of_what_the_usual_ones_lose() -> None:
-    """With factors rounded to bfloat16, summed over 64 channels."""
+def test_the_error_is_less_than_half_of_that_with_the_usual_points() -> None:
+    """The factors are rounded to bfloat16, and the results summed over 64 channels."""
     generator = torch.Generator().manual_seed(0)
     d = torch.randn(200, 64, 6, 6, generator=generator).bfloat16().double()
     w = torch.randn(64, 3, 3, generator=generator).double()
@@ -106,7 +110,7 @@ def test_these_points_lose_less_than_half_of_what_the_usual_ones_lose() -> None:
     assert error(POINTS) < error(usual) / 2
 
 
-def test_the_script_shows_what_its_docstring_says() -> None:
+def test_the_examples_in_the_docstring_are_correct() -> None:
     done = doctest.testmod(winograd_constants)
     assert done.attempted > 0
     assert done.failed == 0

@@ -1,9 +1,9 @@
-/* Winograd's one-dimensional transforms, for tests to call: each reads and writes single floats. */
+/* Winograd's one-dimensional transforms on single floats, for tests. */
 #include "winograd.c"
 
 enum { INPUT_POINTS, RESULTS_OF_POINTS, RESULT_POINTS, WEIGHT_POINTS, WEIGHT_GRADIENTS };
 
-/* Six floats -> six floats, of which the transform may use fewer; what it does not write is 0. */
+/* Transforms up to six floats into six floats. Results that the transform does not write are 0. */
 void transform(int which, int size, const float *from, float *to) {
     __m512 in[6], out[6];
     for (int i = 0; i < 6; i++) {

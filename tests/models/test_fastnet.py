@@ -9,13 +9,13 @@ from thumbnet.models.fastnet import FastBlock, FastNet, fastnet
 
 
 def correlated_images(count: int = 400) -> torch.Tensor:
-    """Pictures whose neighbouring pixels resemble one another, as in real ones."""
+    """Pictures whose neighbouring pixels are correlated, as in real pictures."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(count, 3, 20, 20, generator=generator)
     return F.avg_pool2d(noise, 5, stride=1) * 5 + noise[:, :1, 2:18, 2:18]
 
 
-def test_the_first_layer_whitens_the_patches_it_was_computed_from() -> None:
+def test_the_first_layer_whitens_the_patches_that_it_was_computed_from() -> None:
     images = correlated_images()
     model = FastNet([8, 8, 8])
     model.initialise_from(images)
@@ -28,7 +28,7 @@ def test_the_first_layer_whitens_the_patches_it_was_computed_from() -> None:
     assert torch.allclose(second_moments, torch.eye(half), atol=0.02)
 
 
-def test_the_first_layer_is_not_learnt() -> None:
+def test_the_first_layer_is_not_learned() -> None:
     model = fastnet()
     assert not model.whiten.weight.requires_grad
     assert model.whiten.bias is not None
@@ -42,15 +42,15 @@ def test_whitening_is_the_same_every_time() -> None:
     assert torch.equal(first.whiten.weight, second.whiten.weight)
 
 
-def test_convolutions_begin_as_the_identity_on_the_channels_there_are() -> None:
+def test_convolutions_start_as_the_identity_on_their_input_channels() -> None:
     block = FastBlock(4, 6)
     x = torch.randn(2, 4, 8, 8)
     with torch.no_grad():
         assert torch.equal(block.conv1(x)[:, :4], x)
 
 
-def test_grey_pictures_learn_in_bfloat16_as_they_do_in_float32() -> None:
-    """Along 8 of the 12 axes of their patches they do not vary."""
+def test_gradients_on_grey_pictures_are_similar_in_bfloat16_and_float32() -> None:
+    """Patches of grey pictures are constant along 8 of their 12 axes."""
     images = correlated_images(64)[:, :1].repeat(1, 3, 1, 1).contiguous(memory_format=torch.channels_last)
     torch.manual_seed(0)
     model = FastNet([32, 32, 32]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -70,8 +70,8 @@ def test_grey_pictures_learn_in_bfloat16_as_they_do_in_float32() -> None:
 
 
 @pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="torch.compile needs a C++ compiler")
-def test_compiled_in_bfloat16_it_has_the_gradient_of_the_plain_one() -> None:
-    """That of the largest activation was 0 / 0: the compiler compares what it has not rounded yet."""
+def test_the_gradient_compiled_in_bfloat16_is_close_to_the_plain_one() -> None:
+    """A compiled amax would have the gradient 0 / 0, because it compares values before and after rounding."""
     torch.manual_seed(0)
     model, images = FastNet([8, 16, 16]), torch.randn(16, 3, 20, 20)
     labels = torch.arange(16) % 10

@@ -1,4 +1,4 @@
-"""Networks of the user's own: how they are registered and imported, and what they must offer."""
+"""Networks that users write: how they are registered and imported, and the contract that they must fulfil."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from thumbnet.recipes.networks import accept
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.recipes.settings import ModelSettings
 
-pytestmark = pytest.mark.usefixtures("own")  # leaves the registry as it was
+pytestmark = pytest.mark.usefixtures("own")  # restores the registry
 SIZE = (16, 20)
 
 
 class Plain(nn.Module):
-    """Keeps the contract, with no more than it has to."""
+    """Fulfils the contract with as little as possible."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -70,12 +70,12 @@ def test_a_registered_network_is_known_by_its_name_and_its_import_path() -> None
 
 def test_a_name_that_is_taken_is_refused() -> None:
     for name in ("resnet18", "resnet20"):
-        with pytest.raises(NetworkError, match=f"has the name '{name}'"):
+        with pytest.raises(NetworkError, match=f"the name '{name}' already belongs to the network"):
             register_model(name)(Plain)
-        with pytest.raises(NetworkError, match=f"has the name '{name}'"):
+        with pytest.raises(NetworkError, match=f"the name '{name}' already belongs to the network"):
             register_model(name)(partial(Plain))
     register_model("plain")(Plain)
-    with pytest.raises(NetworkError, match=r"Plain has the name 'plain'"):
+    with pytest.raises(NetworkError, match=r"the name 'plain' already belongs to the network .*:Plain"):
         register_model("plain")(Other)
 
 
@@ -83,7 +83,7 @@ class Other(Plain):
     pass
 
 
-def test_a_cell_that_is_run_again_replaces_its_own_network() -> None:
+def test_running_a_cell_again_replaces_its_network() -> None:
     register_model("plain")(Plain)
     again = type("Plain", (Plain,), {"__module__": Plain.__module__, "__qualname__": "Plain"})
     register_model("plain")(again)
@@ -91,7 +91,7 @@ def test_a_cell_that_is_run_again_replaces_its_own_network() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "x/y", "a:b:c"])
-def test_a_name_that_no_recipe_could_have_is_refused(name: str) -> None:
+def test_a_name_that_no_recipe_can_use_is_refused(name: str) -> None:
     with pytest.raises(RecipeError, match=r"model\.name"):
         register_model(name)(Plain)
 
@@ -99,7 +99,7 @@ def test_a_name_that_no_recipe_could_have_is_refused(name: str) -> None:
 # --- importing -------------------------------------------------------------------------------------------
 
 
-def test_an_import_path_needs_the_users_word(own: OwnPackage) -> None:
+def test_an_import_path_needs_the_users_permission(own: OwnPackage) -> None:
     with pytest.raises(ModelCodeError, match=r"--model-code mypackage.nets:TinyNet") as caught:
         build_model(ModelSettings(own.path), 3)
     assert isinstance(caught.value, RunError)
@@ -109,28 +109,28 @@ def test_an_import_path_needs_the_users_word(own: OwnPackage) -> None:
     model = build_model(ModelSettings(own.path), 3, sizes=[SIZE])
     assert own.was_imported()
     assert type(model).__name__ == "TinyNet"
-    assert str(own.folder) == sys.path[-1]  # after the installed packages
+    assert str(own.folder) == sys.path[-1]  # searched after the installed packages
 
 
-def test_a_path_to_anything_that_python_has_imported_is_not_called_either(own: OwnPackage) -> None:
+def test_objects_that_python_has_already_imported_are_not_called_either(own: OwnPackage) -> None:
     for path in ("os:getcwd", "builtins:exec", "torch.hub:load", "torch.nn:Identity"):
         with pytest.raises(ModelCodeError):
             build_model(ModelSettings(path), 3)
 
 
-def test_a_name_that_nobody_registered_here_asks_for_the_module(own: OwnPackage) -> None:
+def test_an_unregistered_name_asks_for_the_module(own: OwnPackage) -> None:
     with pytest.raises(ModelCodeError, match="wide-tiny is not part of thumbnet.*--model-code MODULE"):
         build_model(ModelSettings("wide-tiny"), 3)
     import_code("mypackage.nets")
     model = build_model(ModelSettings("wide-tiny", 2.0), 3)
     assert model.head.weight.shape == (3, 16)  # type: ignore[union-attr]
-    with pytest.raises(ModelCodeError):  # allowed was the module, not every path into it
+    with pytest.raises(ModelCodeError):  # the module was allowed, but not every path into it
         build_model(ModelSettings(own.path), 3)
     import_code(own.path)
     build_model(ModelSettings(own.path), 3)
 
 
-def test_a_module_that_was_changed_and_imported_again_gives_the_new_network(own: OwnPackage) -> None:
+def test_a_module_that_is_reloaded_gives_the_new_network(own: OwnPackage) -> None:
     import importlib
 
     accept(own.path)
@@ -146,14 +146,14 @@ def test_a_module_that_was_changed_and_imported_again_gives_the_new_network(own:
         ("nowhere.nets:TinyNet", "no Python module nowhere, neither in "),
         ("mypackage.nowhere:TinyNet", r"no Python module mypackage\.nowhere"),
         ("mypackage.nets:TinyNte", r"nets\.py\) has no 'TinyNte'. Did you mean 'TinyNet'\?"),
-        ("mypackage.nets:Path", "Path is a class of something else: expected an nn.Module class"),
+        ("mypackage.nets:Path", "Path is a class of another kind: expected an nn.Module class"),
         ("mypackage.nets:torch", "is a module: expected an nn.Module class"),
         ("mypackage.broken:Net", r"cannot import the module mypackage.broken: ZeroDivisionError: .*broken.py, line 2\)"),
         ("mypackage.syntax:Net", r"cannot import the module mypackage.syntax: SyntaxError: .*syntax.py, line 1\)"),
         ("mypackage.needs:Net", r"ModuleNotFoundError: No module named 'einopsy' .*needs.py, line 1\)"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_imported_is_explained(own: OwnPackage, path: str, says: str) -> None:
+def test_a_failed_import_is_explained(own: OwnPackage, path: str, says: str) -> None:
     own.write("mypackage/broken.py", "x = 1\n1 / 0\n")
     own.write("mypackage/syntax.py", "def Net(:\n")
     own.write("mypackage/needs.py", "import einopsy\n")
@@ -163,7 +163,7 @@ def test_what_cannot_be_imported_is_explained(own: OwnPackage, path: str, says: 
 
 
 @pytest.mark.parametrize("name", ["mypackage/nets.py:TinyNet", "a b", "", "mypackage.nets:"])
-def test_an_option_that_is_no_import_path_is_explained(name: str) -> None:
+def test_an_option_that_is_not_an_import_path_is_explained(name: str) -> None:
     with pytest.raises(NetworkError, match="--model-code .* expected MODULE:NAME or MODULE"):
         import_code(name)
 
@@ -171,7 +171,7 @@ def test_an_option_that_is_no_import_path_is_explained(name: str) -> None:
 # --- the contract ----------------------------------------------------------------------------------------
 
 
-def test_a_builder_is_called_with_what_its_signature_names() -> None:
+def test_a_builder_gets_only_the_arguments_in_its_signature() -> None:
     assert build(Plain)(torch.zeros(1, 3, 9, 9)).shape == (1, 5)
     given = []
 
@@ -257,7 +257,7 @@ class OneSize(Plain):
     ("builder", "says"),
     [
         (Positional, r"cannot build mine\(classes: .*missing a required argument: 'classes'.* num_classes"),
-        (Needs, "missing a required argument: 'depth'.*everything else needs a default"),
+        (Needs, "missing a required argument: 'depth'.*every other argument needs a default"),
         (Fails, r"cannot build the network mine: ValueError: no such depth \(.*test_registry.py, line \d+\)"),
         (lambda num_classes: 3, "builds a int: expected an nn.Module"),
         (Plain(3), "mine is a Plain: expected an nn.Module class, or a function"),
@@ -266,7 +266,7 @@ class OneSize(Plain):
         (Several, r"returns tuple for pictures"),
         (Headless, r'no layer called \'head\' with weights.* head_name = "classify"'),
         (WrongHead, r"conv.weight of the last layer has the shape \[4, 3, 3, 3\]: expected a row per class, 5"),
-        (Viewing, r"test_registry.py, line \d+\).*use flatten or reshape in place of view"),
+        (Viewing, r"test_registry.py, line \d+\).*use flatten or reshape instead of view"),
         (OneSize, r"fails on pictures of shape \[2, 3, 16, 16\].*--image-size.*schedule.small_until=0"),
     ],
 )  # fmt: skip
@@ -275,14 +275,14 @@ def test_a_network_that_breaks_the_contract_is_refused(builder: Callable[..., nn
         build(builder)
 
 
-def test_a_network_without_width_or_channels_takes_the_usual_ones_only() -> None:
-    with pytest.raises(NetworkError, match=r"mine takes no width: set model.width to 1 \(it is 0.5\)"):
+def test_a_network_without_width_or_in_channels_is_built_only_with_the_defaults() -> None:
+    with pytest.raises(NetworkError, match=r"mine does not take width: set model.width to 1 \(it is 0.5\)"):
         build(Plain, width=0.5)
     with pytest.raises(NetworkError, match="cannot be built for 1 channels"):
         build(Plain, channels=1)
 
 
-def test_the_last_layer_may_be_named_anywhere_in_the_network() -> None:
+def test_head_name_may_be_a_path_into_the_network() -> None:
     class Deep(nn.Sequential):
         head_name = "2.0"
 
@@ -295,7 +295,7 @@ def test_the_last_layer_may_be_named_anywhere_in_the_network() -> None:
     assert head_name(build(Plain)) == "head"
 
 
-def test_lazy_layers_take_their_sizes_from_the_pictures() -> None:
+def test_lazy_layers_get_their_sizes_from_the_pictures() -> None:
     class Lazy(nn.Module):
         def __init__(self, num_classes: int) -> None:
             super().__init__()
@@ -306,10 +306,10 @@ def test_lazy_layers_take_their_sizes_from_the_pictures() -> None:
 
     model = build_model(ModelSettings("mine"), 5, sizes=[SIZE], builder=Lazy)
     assert model.head.weight.shape == (5, 3 * 16 * 20)  # type: ignore[union-attr]
-    build_model(ModelSettings("mine"), 5, builder=Lazy)  # without pictures they are left open
+    build_model(ModelSettings("mine"), 5, builder=Lazy)  # without pictures, the sizes stay open
 
 
-def test_the_trial_changes_neither_statistics_nor_mode_nor_random_numbers() -> None:
+def test_trying_a_network_changes_neither_statistics_nor_mode_nor_random_numbers() -> None:
     class Normed(Plain):
         def __init__(self, num_classes: int) -> None:
             super().__init__(num_classes)

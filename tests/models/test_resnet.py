@@ -16,11 +16,11 @@ from thumbnet.recipes.networks import MODEL_NAMES
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.recipes.settings import ModelSettings
 
-# --- an independent computation, in NumPy: loops over taps, float64, no torch ---------------------------
+# --- an independent computation in NumPy: loops over taps, in float64, without torch --------------------
 
 
 def plain_conv(x: np.ndarray, weight: np.ndarray, stride: int) -> np.ndarray:
-    """[B, C, H, W] with [O, C, k, k], padded by k // 2."""
+    """Convolve x [B, C, H, W] with weight [O, C, k, k], padded by k // 2."""
     size = weight.shape[2]
     pad = size // 2
     padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
@@ -72,8 +72,8 @@ def plain_resnet(x: np.ndarray, model: ResNet, training: bool) -> np.ndarray:
     return x.mean(axis=(2, 3)) @ array(model.head.weight).T + array(model.head.bias)
 
 
-def stirred(model: nn.Module) -> nn.Module:
-    """With statistics, scales and biases that are not the trivial ones they begin with."""
+def randomised(model: nn.Module) -> nn.Module:
+    """``model`` in float64, with random statistics, scales and biases instead of the trivial initial ones."""
     generator = torch.Generator().manual_seed(7)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -90,7 +90,7 @@ def test_a_residual_block_equals_the_plain_computation(
 ) -> None:
     torch.manual_seed(0)
     block = ResidualBlock(channels, out, stride)
-    stirred(block).train(training)
+    randomised(block).train(training)
     x = torch.randn(3, channels, 9, 7, dtype=torch.float64)
     expected = plain_block(x.numpy(), block, training)
     assert np.allclose(block(x).detach().numpy(), expected, rtol=1e-10, atol=1e-10)
@@ -102,7 +102,7 @@ def test_a_residual_block_equals_the_plain_computation(
 def test_resnets_equal_the_plain_computation(size: tuple[int, int], training: bool) -> None:
     torch.manual_seed(0)
     for model in (resnet18(7, width=0.125), narrow_resnet(20, 7)):
-        stirred(model).train(training)
+        randomised(model).train(training)
         x = torch.randn(2, 3, *size, dtype=torch.float64)
         expected = plain_resnet(x.numpy(), model, training)
         assert np.allclose(model(x).detach().numpy(), expected, rtol=1e-9, atol=1e-9)
@@ -112,15 +112,15 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def test_parameter_counts_are_the_known_ones() -> None:
+def test_parameter_counts_are_the_published_ones() -> None:
     assert parameters(resnet18()) == 11_173_962
     assert parameters(resnet34()) == 21_282_122
-    # He et al., table 6 give 0.27M, 0.46M, 0.66M, 0.85M; projections (option B) add a little.
+    # He et al., table 6, give 0.27M, 0.46M, 0.66M and 0.85M; projections (option B) add a little.
     counts = [parameters(narrow_resnet(depth)) for depth in (20, 32, 44, 56)]
     assert counts == [272_474, 466_906, 661_338, 855_770]
 
 
-def test_the_stages_have_the_tutorials_shapes() -> None:
+def test_the_stages_have_the_shapes_of_the_tutorial() -> None:
     model = resnet18()
     x = model.stem(torch.zeros(1, 3, 32, 32))
     shapes = []
@@ -132,7 +132,7 @@ def test_the_stages_have_the_tutorials_shapes() -> None:
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (17, 33), (96, 64)])
-def test_any_size_any_classes_any_channels(name: str, height: int, width: int) -> None:
+def test_networks_work_with_any_size_classes_and_channels(name: str, height: int, width: int) -> None:
     model = build_model(ModelSettings(name, width=0.25), num_classes=3, in_channels=4).eval()
     with torch.no_grad():
         assert model(torch.randn(2, 4, height, width)).shape == (2, 3)
@@ -142,9 +142,9 @@ def test_gradients_reach_every_parameter() -> None:
     for name in ("resnet18", "resnet20", "fastnet"):
         model = build_model(ModelSettings(name, width=0.25), num_classes=5)
         model(torch.randn(4, 3, 16, 16)).square().sum().backward()
-        learnt = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        assert learnt
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for _, p in learnt), name
+        learned = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        assert learned
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for _, p in learned), name
 
 
 def test_a_wrong_depth_or_name_is_refused() -> None:
@@ -169,7 +169,7 @@ print("alive")
 """
 
 
-def test_a_narrow_strided_projection_does_not_write_past_its_memory() -> None:
+def test_a_narrow_projection_with_a_stride_does_not_write_past_its_memory() -> None:
     done = subprocess.run([sys.executable, "-c", CRASHER], capture_output=True, text=True)
     assert done.stdout == "alive\n", done.stderr
 

@@ -44,3 +44,35 @@ def test_an_invalid_range_or_background_is_refused(key: str, value: Any) -> None
     values["preprocessing"][key] = value
     with pytest.raises((ValueError, TypeError)):
         WeightsInfo.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("temperature", 0.0), ("temperature", -0.5), ("temperature", float("inf")), ("temperature", True),
+        ("temperature", "1"), ("tta", "all"), ("format", 0), ("format", 2),
+    ],
+)  # fmt: skip
+def test_an_invalid_description_is_refused(key: str, value: Any) -> None:
+    values = {**json.loads(info().to_json()), key: value}
+    with pytest.raises((ValueError, TypeError)):
+        WeightsInfo.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("fit", "stretch"), ("mean", [0.5]), ("std", [0.5, 0.5]), ("range", [3, 3])]
+)
+def test_each_invalid_part_of_the_preprocessing_is_refused_by_itself(key: str, value: Any) -> None:
+    values = json.loads(info().to_json())
+    values["preprocessing"][key] = value
+    with pytest.raises(ValueError):
+        WeightsInfo.from_json(json.dumps(values))
+
+
+def test_a_description_is_the_same_text_whatever_the_order_of_its_keys() -> None:
+    """Its digest names the weights, so it must not depend on the order of a dictionary."""
+    text = info().to_json()
+    assert json.loads(text)["temperature"] == 1.0
+    shuffled = json.dumps(dict(reversed(json.loads(text).items())))
+    assert WeightsInfo.from_json(shuffled).to_json() == text
+    assert list(json.loads(text)) == sorted(json.loads(text))

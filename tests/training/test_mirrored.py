@@ -32,7 +32,7 @@ def test_only_pairs_confused_by_chance_among_classes_told_apart_are_suspicious()
     assert suspicious_pairs(np.array([[25, 25, 0], [24, 26, 0], [0, 1, 49]])) == [(0, 1)]
     assert suspicious_pairs(np.array([[50, 0], [50, 0]])) == [(0, 1)]  # all called the same
     assert suspicious_pairs(np.array([[45, 5, 0], [6, 44, 0], [0, 1, 49]])) == []
-    assert suspicious_pairs(np.array([[17, 17, 16], [17, 17, 16], [16, 17, 17]])) == []  # nothing is learnt
+    assert suspicious_pairs(np.array([[17, 17, 16], [17, 17, 16], [16, 17, 17]])) == []  # nothing is learned
     assert suspicious_pairs(np.array([[3, 3], [3, 3]])) == []  # too few
 
 

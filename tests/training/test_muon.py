@@ -52,7 +52,7 @@ def test_orthogonalising_keeps_the_singular_vectors() -> None:
 def test_orthogonalising_by_the_small_matrix_is_the_iteration_of_the_large_one(
     bf16: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The plain twin, in float64; off by so much in the mean square."""
+    """Compare with the plain iteration in float64; the tolerance is for the root mean square."""
     monkeypatch.setattr("thumbnet.training.muon.has_fast_bf16", lambda device: bf16)
     for shape in ((256, 2304), (256, 288), (32, 216), (64, 27)):
         sizes = torch.logspace(0, -3, shape[0])[:, None]

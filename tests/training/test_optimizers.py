@@ -46,7 +46,7 @@ def test_a_pattern_that_matches_nothing_is_refused_with_the_names_there_are() ->
         build_optimizer(settings, small())
 
 
-def test_what_is_not_learnt_is_not_given_to_the_optimizer() -> None:
+def test_what_is_not_learned_is_not_given_to_the_optimizer() -> None:
     model = fastnet()
     optimizer = build_optimizer(OptimizerSettings(), model)
     given = {id(p) for g in optimizer.param_groups for p in g["params"]}

@@ -49,7 +49,7 @@ def test_another_network_is_refused_with_what_to_do(tiny_run: Run) -> None:
 
 
 def test_a_training_begins_where_the_other_ended(tiny_run: Run, tmp_path: Path) -> None:
-    """At a rate of nearly nothing, one epoch leaves what was learnt."""
+    """At a rate of nearly nothing, one epoch leaves what was learned."""
     still = [*TINY, "training.epochs=1", "optimizer.lr=1e-9"]
     scratch = train(coloured_data(), "resnet18", overrides=still, out=tmp_path / "scratch", device="cpu")
     still.append(f'training.init="{tiny_run.path}"')

@@ -50,7 +50,10 @@ class Augmentation:
         self._first_flip = torch.rand(count, generator=generator) < 0.5
 
     def draw(self, indices: Tensor, turns: Tensor | int, generator: torch.Generator) -> Draw:
-        """Draw for the pictures at ``indices`` (int64 [B]), seen ``turns`` (int, or int64 [B]) times."""
+        """Draw the choices for the pictures at ``indices`` (int64 [B]).
+
+        ``turns`` (int, or int64 [B]) says how often each picture was seen before.
+        """
         count, (height, width), reach = len(indices), self.size, self.settings.translate
         if self.settings.flip == "alternating":
             flip = self._first_flip[indices] ^ (torch.as_tensor(turns) % 2 == 1)
@@ -82,7 +85,7 @@ class Augmentation:
         return images
 
     def relight(self, images: Tensor, draw: Draw) -> Tensor:
-        """Change brightness and contrast of normalised ``images`` (float32 [B, C, H, W]), maybe in place."""
+        """Change brightness and contrast of normalised ``images``, float32 [B, C, H, W], in place."""
         if not (self.settings.brightness or self.settings.contrast):
             return images
         light = send(draw.light, images.device)[:, :, None, None, None]

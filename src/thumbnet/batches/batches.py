@@ -37,7 +37,7 @@ class Batch:
     Attributes:
         images: float32 [B, C, H, W], normalised.
         labels: int64 [B]; ``NO_LABEL`` for a picture that does not count.
-        total: number of pictures in this batch over all processes; by default those here.
+        total: number of pictures in this batch over all processes; by default the length of ``labels``.
         positions: positions in the training split, int64 [B]; None if nothing uses them.
     """
 
@@ -64,14 +64,14 @@ class Batches(Protocol):
 class TrainBatches:
     """Shuffled, augmented, normalised batches.
 
-    An epoch has each picture once, each class equally often, or the pictures that are not learnt yet,
+    An epoch has each picture once, each class equally often, or the pictures that are not learned yet,
     depending on the recipe.
 
     Args:
         engine: delivers the pictures.
         normalise: its device is the device of the batches.
-        recipe: for batch size, sampling, augmentation and seed. With ``data.skip_easy``, the caller must pass
-            the losses to ``selection``.
+        recipe: gives batch size, sampling, augmentation and seed. With ``data.skip_easy``, the caller must
+            pass the losses to ``selection``.
         size: height, width in pixels.
         world: the processes; each one takes its share of every batch.
     """
@@ -128,7 +128,7 @@ class TrainBatches:
             yield Batch(images, send(labels, device), len(whole), indices)
 
     def _share(self, items: Tensor) -> Tensor:
-        """This process's part, or one picture that does not count if the last batch is too small for all."""
+        """This process's share of a batch; if it is empty, one picture, whose label will not count."""
         share = self.world.share(items)
         return share if len(share) else items[:1]
 

@@ -101,7 +101,7 @@ def random_subset(split: Split, size: int, seed: int) -> Split:
         DataError: ``size`` is negative or larger than the split.
     """
     if not 0 <= size <= len(split):
-        raise DataError(f"a subset of {size} pictures was asked for: expected 0 (all) to {len(split)}")
+        raise DataError(f"the subset size is {size}: expected 0 (all pictures) to {len(split)}")
     if size in (0, len(split)):
         return split
     generator = torch.Generator().manual_seed(seed)

@@ -3,7 +3,7 @@
 The cache is the folder ``decoded`` in :func:`thumbnet.files.cache_folder`. Each entry is named by a digest of
 everything that it depends on: the files' names, sizes and times (or their bytes), the size in pixels, and how
 pictures are rendered and fitted. An entry is written to a temporary folder and then renamed, so it is always
-complete, even if several processes write it at the same time. Deleted entries are made again.
+complete, even if several processes write it at the same time. Deleted entries are created again when needed.
 """
 
 from __future__ import annotations
@@ -145,12 +145,12 @@ def own_size(
 
     The cheapest check is to decode them: if the size is uniform, the pictures are then in the cache for
     :func:`decode_split`. If a split is too large for memory, only the headers are read; if it is very large,
-    only those of a sample.
+    only the headers of a sample.
 
     Args:
         split: the training pictures.
         fit, rendering: how they will be decoded.
-        progress: called with how many pictures are done, and how many there are.
+        progress: called with the number of pictures done and their total.
         largest: upper limit of the longer side for decoding, see :func:`capped_size`.
 
     Raises:
@@ -350,7 +350,7 @@ def _write(entry: Path, write: Callable[[Path], object]) -> None:
         temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=entry.parent))
         try:
             write(temporary)
-            shutil.rmtree(entry, ignore_errors=True)  # a damaged one
+            shutil.rmtree(entry, ignore_errors=True)  # a damaged entry
             temporary.rename(entry)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -34,7 +34,7 @@ class Engine(Protocol):
 
     Attributes:
         labels: int64 [N].
-        workers: number of other processes that it uses.
+        workers: number of worker processes; 0 if the pictures are in memory.
     """
 
     labels: Tensor
@@ -81,7 +81,7 @@ class WorkerEngine:
             batch_sampler=[indices.tolist() for indices in batches],
             num_workers=self.workers,
             prefetch_factor=4,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             worker_init_fn=_leave_signals_to_the_parent,
             pin_memory=torch.cuda.is_available(),
         )
@@ -96,7 +96,7 @@ class WorkerEngine:
 
 
 class _Pictures(Dataset[Tensor]):
-    """Gives whole batches, uint8 [B, H, W, 3], so that a worker transfers one array, not many small ones.
+    """Returns whole batches, uint8 [B, H, W, 3], so that a worker transfers one array, not many small ones.
 
     If a picture cannot be read, it returns the error. An error raised in a worker would arrive as text.
     """
@@ -123,14 +123,14 @@ def _leave_signals_to_the_parent(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     show = sys.excepthook
 
-    def show_unless_cut_off(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    def show_unless_disconnected(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         if not issubclass(kind, ConnectionError):  # the parent stopped in the middle of an epoch
             show(kind, error, trace)
 
-    sys.excepthook = show_unless_cut_off
+    sys.excepthook = show_unless_disconnected
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
@@ -140,9 +140,9 @@ def fits_in_memory(split: Split, size: tuple[int, int]) -> bool:
 
 
 def sample_positions(count: int) -> Tensor:
-    """All positions if there are up to ``MANY``, else about ``SAMPLE`` random ones: int64 [N], ascending.
+    """All positions if there are at most ``MANY``, else about ``SAMPLE`` of them: int64 [N], ascending.
 
-    The random positions are always the same.
+    The sample is random, but always the same.
     """
     if count <= MANY:
         return torch.arange(count)

@@ -19,11 +19,15 @@ from thumbnet.errors import RunError, printable
 from thumbnet.files import write_file, write_with
 
 LEAKS_NAME, DIGESTS_NAME = "leaks.jsonl", "digests.npy"
-NOT_LOOKED = "pictures were not compared: they are decoded as the training goes (thumbnet data compares them)"
+NOT_COMPARED = (
+    "pictures were not compared: they are decoded during the training (thumbnet data compares them)"
+)
+    "pictures were not compared: they are decoded during the training (thumbnet data compares them)"
+)
 
 
 def engine_digests(engine: Engine) -> np.ndarray | None:
-    """Digests of an engine's pictures, uint64 [N, 2]; None if they are not all in memory."""
+    """Digests of an engine's pictures, uint64 [N, 2]; None if the pictures are not all in memory."""
     if not isinstance(engine, MemoryEngine):
         return None
     return picture_digests(engine.images.permute(0, 2, 3, 1).cpu().numpy())
@@ -77,7 +81,7 @@ class RepeatSearch:
 def write_leaks(
     path: Path, found: Repeats, splits: Mapping[str, Split], class_names: tuple[str, ...]
 ) -> None:
-    """Write a line of JSON per leak and per picture in two classes; remove the file if there are none."""
+    """Write a line of JSON per leak and per picture in two classes; remove the file if nothing was found."""
 
     def where(place: Place) -> dict[str, str]:
         label = int(splits[place.split].labels[place.index])
@@ -134,7 +138,7 @@ def describe(
     for name, count in found.repeated.items():
         if count:
             lines.append(
-                f"{count:,} {name} picture{'s repeat' if count > 1 else ' repeats'} another of {name}"
+                f"{count:,} {name} picture{'s repeat' if count > 1 else ' repeats'} another {name} picture"
             )
     return {
         "leaks": len(found.leaks),
@@ -158,7 +162,7 @@ def training_digests(folder: Path) -> np.ndarray | None:
     except (OSError, ValueError, EOFError) as error:
         raise RunError(f"cannot read {path}: {error}") from None
     if digests.dtype != np.uint64 or digests.ndim != 2 or digests.shape[1] != 2:
-        raise RunError(f"{path} does not hold digests of pictures")
+        raise RunError(f"{path} does not contain digests of pictures")
     return digests
 
 
@@ -171,7 +175,7 @@ def lines_about(
     class_names: tuple[str, ...],
     trained_on: np.ndarray | None,
 ) -> list[str]:
-    """Sentences about a split of other data: pictures that repeat, and pictures of the training split.
+    """Sentences about a split of other data: which pictures repeat, and which are in the training split.
 
     Args:
         engine: delivers the split's pictures as the run sees them.

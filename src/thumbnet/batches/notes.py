@@ -17,8 +17,8 @@ from thumbnet.hardware import autocast, use_bf16
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe
 
-FLAT = 8  # of 255: a picture is (nearly) of one colour if no channel varies by more than this
-MANY_FLAT = 0.01  # warn if the share of such pictures is larger
+FLAT = 8  # grey levels: a picture is (nearly) of one colour if no channel varies by more
+MANY_FLAT = 0.01  # warn if a larger share of the pictures is flat
 LOOKED_AT = 1_000  # size of the sample if pictures are decoded during the training
 TIMED = 16  # pictures per step when estimating the time of an epoch
 
@@ -75,7 +75,7 @@ def copied_notes(repeats: Repeats, class_names: Sequence[str]) -> list[str]:
     return [
         f"warning: the class {printable(class_names[one.label])!r} is a copy of "
         f"{printable(class_names[one.original])!r}: {one.shared:,} of its {one.pictures:,} pictures in "
-        f"{one.split} are also in that one, so no network can tell them apart"
+        f"{one.split} are also in that class, so no network can tell them apart"
         for one in repeats.copied_classes
     ]
 
@@ -88,7 +88,7 @@ def size_note(
     classes: int,
     device: torch.device,
 ) -> str:
-    """Why the pictures are scaled down, how much time that saves, and how to keep their own size."""
+    """Say why the pictures are scaled down, how much time that saves, and how to keep their own size."""
     seconds = epoch_seconds(used, pictures, recipe, classes, device)
     at_own = seconds * own[0] * own[1] / (used[0] * used[1])
     flag = f"{own[0]}x{own[1]}"

@@ -44,9 +44,9 @@ class Prepared:
     Attributes:
         preprocessing: size, fit, mean and std, with every ``auto`` resolved.
         train: shuffled, augmented batches.
-        evaluation: batches of ``val``, ``test`` and ``calibration``, as far as the data have them.
+        evaluation: batches of ``val``, ``test`` and ``calibration``, if the data have these splits.
         engine: the chosen engine, ``memory`` or ``workers``.
-        splits: the pictures in use, by split, in the order of the engines.
+        splits: the pictures in use, by split, in the same order as in the engines.
         skipped: split, name and reason for each picture that was left out because it cannot be read.
         notes: what the user should know about the pixels. A note that begins with ``warning: `` means that
             the result may be wrong.
@@ -96,10 +96,10 @@ def prepare(
 def without_unreadable(
     data: Data, progress: Progress | None = None
 ) -> tuple[Data, tuple[tuple[str, str, str], ...]]:
-    """``data`` without unreadable pictures, and the split, name and reason of each of these.
+    """``data`` without its unreadable pictures, and the split, name and reason of each of them.
 
     Raises:
-        DataError: no training picture of a class can be read.
+        DataError: a class has no readable training picture.
     """
     skipped: list[tuple[str, str, str]] = []
     splits = {}
@@ -109,7 +109,7 @@ def without_unreadable(
     lost = set(data.splits["train"].labels.tolist()) - set(splits["train"].labels.tolist())
     if lost:
         names = ", ".join(data.class_names[label] for label in sorted(lost))
-        raise DataError(f"{data.source}: no training picture can be read of the class(es) {names}")
+        raise DataError(f"{data.source}: no training picture of the class(es) {names} can be read")
     return replace(data, splits=splits), tuple(skipped)
 
 
@@ -125,7 +125,10 @@ def _prepare(
     settings = recipe.data
     for name, split in data.splits.items():
         if 0 < len(split) < world.size:
-            raise DataError(f"{data.source}: {name} has {len(split)} pictures for {world.size} processes")
+            raise DataError(
+                f"{data.source}: {name} has {len(split)} pictures for {world.size} processes: "
+                "use fewer processes"
+            )
     train_split = random_subset(data.splits["train"], settings.subset_size, recipe.seed)
     found = surveyed(train_split)
     rendering = choose_rendering(found, settings)
@@ -166,10 +169,10 @@ def build_engine(
     progress: Progress | None = None,
     rendering: Rendering = BY_TYPE,
 ) -> Engine:
-    """An engine for ``split``: pictures in ``device``'s memory, or decoded by worker processes."""
+    """An engine that keeps the pictures of ``split`` in ``device``'s memory, or decodes them in workers."""
     if in_memory:
         decoded = decode_split(split, size, settings.fit, progress, rendering)
-        # A GPU holds the pictures in its own memory. It would mostly wait if every batch came from the CPU.
+        # A GPU keeps the pictures in its own memory. It would mostly wait if every batch came from the CPU.
         return MemoryEngine(decoded.images.to(device), torch.from_numpy(split.labels.copy()), decoded.counts)
     return WorkerEngine(split, size, settings.fit, settings.workers, rendering)
 
@@ -177,7 +180,7 @@ def build_engine(
 def resolve_preprocessing(
     settings: DataSettings, size: tuple[int, int], engine: Engine, rendering: Rendering = BY_TYPE
 ) -> Preprocessing:
-    """The preprocessing with the recipe's mean and std, or measured ones where it says ``auto``."""
+    """The preprocessing, with the recipe's mean and std; those that are ``auto`` are measured."""
     if isinstance(settings.mean, str) or isinstance(settings.std, str):
         measured_mean, measured_std = channel_statistics(_value_counts(engine))
     mean = measured_mean if isinstance(settings.mean, str) else settings.mean

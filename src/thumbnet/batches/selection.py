@@ -27,7 +27,7 @@ class Selection:
         count: number of training pictures.
         taken: pictures per epoch. Below half of ``count`` (possible with ``drop_last`` and few pictures), not
             all skipped pictures can return in the next epoch; which ones do is random.
-        seed: decides between pictures with equal losses, as all are before the first epoch.
+        seed: breaks ties between equal losses. Before the first epoch, all losses are equal.
         device: where the losses are recorded.
         world: the processes; each one records the losses of its share.
 
@@ -53,7 +53,7 @@ class Selection:
         self.epoch = -1
         self.taking_part = torch.zeros(len(self._noted), dtype=torch.bool)
         self.visits = torch.zeros(len(self._noted), dtype=torch.int64)
-        self._losses = torch.zeros(len(self._noted))  # when last seen, before this epoch
+        self._losses = torch.zeros(len(self._noted))  # when each picture was last seen, before this epoch
 
     def begin(self, epoch: int) -> Tensor:
         """Positions of the pictures of ``epoch`` (from 0): int64 [taken], ascending.
@@ -81,7 +81,7 @@ class Selection:
         self._noted.index_add_(0, send(positions, self._noted.device), losses.detach())
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes, summed over all processes."""
+        """Everything that changes during a training; losses are summed over all processes."""
         return {
             "epoch": self.epoch,
             "taking_part": self.taking_part,
@@ -94,7 +94,7 @@ class Selection:
         """Restore what :meth:`state_dict` returned.
 
         Raises:
-            KeyError, ValueError: it belongs to other data.
+            KeyError, ValueError: the state belongs to other data.
         """
         count, taken = len(state["losses"]), int(state["taking_part"].sum())
         if count != len(self._losses) or taken not in (0, self.taken):

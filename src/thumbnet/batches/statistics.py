@@ -23,13 +23,13 @@ def count_values(images: Tensor) -> Tensor:
 def channel_statistics(counts: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over all pixels, in [0, 1].
 
-    They come from exact counts of the 256 values, so they do not depend on an order of summation.
+    They come from exact counts of the 256 values, so they do not depend on the order of summation.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     weights = counts.double() / counts.sum(dim=1, keepdim=True)
     mean = weights @ values
     std = (weights @ values.square() - mean.square()).clamp(min=0).sqrt()
-    # At least one grey level, or a constant channel would divide by zero.
+    # At least one grey level, because the deviation of a constant channel is 0 and cannot divide.
     return tuple(round(m, 6) for m in mean.tolist()), tuple(round(max(s, 1 / 255), 6) for s in std.tolist())
 
 

@@ -31,10 +31,10 @@ def load_classifier(
             an exported model.
 
     Raises:
-        RunError: there is no such run or model, it is not complete, it is damaged, or it needs a network of
-            the user's own.
+        RunError: the run or model does not exist, is incomplete or damaged, or needs a network that is not
+            part of thumbnet.
         NetworkError: the network's own code fails.
-        MissingExtraError: the library that computes it is not installed.
+        MissingExtraError: the library that computes its logits is not installed.
     """
     if Path(path).suffix.lower() == ".onnx":
         from thumbnet.classifiers.onnx_classifier import OnnxClassifier

@@ -45,7 +45,7 @@ def predict_logits(
         images: float [B, C, H, W].
         bf16: whether to compute in bfloat16.
         tta: test-time augmentation, see :meth:`thumbnet.classifiers.tta.Views.logits`.
-        plain: the logits without it, if they are known.
+        plain: the logits without test-time augmentation, if they are known.
     """
 
     def forward(view: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from thumbnet.runs.weights_info import WeightsInfo
 
 
 class Predictor(Classifier):
-    """A trained network with its preprocessing and class names, computed by torch.
+    """A trained network with its preprocessing and class names, which computes with torch.
 
     Args:
         weights: the network's tensors.
@@ -72,7 +72,7 @@ class Predictor(Classifier):
         """Load a run's folder, a ``model.safetensors``, or ``hf:OWNER/NAME[@REVISION]`` from the Hub.
 
         Raises:
-            RunError: the run does not exist, is not complete, or is damaged.
+            RunError: the run does not exist, is incomplete, or is damaged.
         """
         weights, info = read_weights(find_weights(path))
         return cls(weights, info, device, model=model)
@@ -90,7 +90,7 @@ class Predictor(Classifier):
     def _memory(self) -> AbstractContextManager[None]:
         advice = "Close other programs that use much memory"
         if self.device.type != "cpu":
-            advice = "Compute on the processor: --device cpu"
+            advice = "Use the CPU instead: --device cpu"
         return memory_guard(str(self.device), "classifying pictures", advice)
 
     def engine(self, split: Split, progress: Progress | None = None) -> Engine:
@@ -111,7 +111,7 @@ class Predictor(Classifier):
             with self._memory():
                 batches = EvalBatches(self.engine(split, progress), self.normalise, batch_size=batch_size)
                 logits, plain, _ = collect_views(self.model, batches, bf16=self.bf16, tta=tta)
-        except UnreadableImageError:  # from a worker, which stops at its first; find all
+        except UnreadableImageError:  # a worker reports only its first one: find all of them
             raise UnreadableImagesError(list(find_unreadable(split, progress).values())) from None
         temperature = self.info.temperature
         return split, calibrated(logits.numpy(), temperature), calibrated(plain.numpy(), temperature)

@@ -110,7 +110,7 @@ def unsure(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 
     Args:
         logits: logits of the plain view, float [N, classes].
-        temperature: the temperature that has divided them. The lead is measured before that division.
+        temperature: the temperature by which they were divided. The lead is that of the undivided logits.
     """
     two = np.sort(logits, axis=1)[:, -2:]
     return (two[:, -1] - two[:, 0]) * np.float32(temperature) < SURE_LEAD

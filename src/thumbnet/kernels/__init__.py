@@ -1,4 +1,4 @@
-"""Operations that PyTorch runs slowly on a CPU that multiplies bfloat16, as kernels in C.
+"""Kernels in C for operations that PyTorch runs slowly on CPUs with bfloat16 instructions.
 
-Each has a plain twin in PyTorch, which says what it computes and runs wherever the kernels cannot.
+Each kernel has a reference implementation in PyTorch. It defines the result, and runs if the kernel cannot.
 """

@@ -4,14 +4,14 @@
 #include <omp.h>
 #include <stdint.h>
 
-/* Reflects positions beyond the ends back inside; the ends are not repeated. */
+/* Reflects a position beyond an end back inside, without repeating the end itself. */
 static inline int reflected(int at, int length) {
     at = at < 0 ? -at : at;
     at = at < length ? at : 2 * (length - 1) - at;
     return at < 0 ? 0 : at > length - 1 ? length - 1 : at;
 }
 
-/* For one picture's rows: the byte that each of W pixels comes from; -1 for outside. */
+/* Finds the byte of the source row that each of W pixels of a picture's rows comes from; -1 if outside. */
 static inline void find_columns(int W, int shift, int flip, int reflect, int *from) {
     for (int x = 0; x < W; x++) {
         const int at = x - shift, inside = at >= 0 && at < W, column = reflected(at, W);
@@ -19,7 +19,7 @@ static inline void find_columns(int W, int shift, int flip, int reflect, int *fr
     }
 }
 
-/* Copies a row of W pixels, each from the byte that `from` names; 0 if that is outside, or the row is. */
+/* Copies a row of W pixels. Pixel x comes from byte from[x]; it is 0 if that or the whole row is outside. */
 static inline void move_row(int W, const uint8_t *row, const int *restrict from, int exists,
                             uint8_t *restrict to) {
     for (int x = 0; x < W; x++, to += 3) {
@@ -28,11 +28,12 @@ static inline void move_row(int W, const uint8_t *row, const int *restrict from,
     }
 }
 
-/* uint8 images [N, H, W, 3] -> moved, same shape: mirrored left to right where flip [N] is set, then moved by
- * shift [N, 2], pixels down and right. Pixels from outside are reflected, or 0. Returns DONE or NO_MEMORY. */
+/* uint8 images [N, H, W, 3] -> moved, of the same shape: mirrored left to right if flip [N] is set, then
+ * shifted by shift [N, 2], in pixels down and right. The border is a reflection, or 0. Returns DONE or
+ * NO_MEMORY. */
 int mirror_and_translate(const uint8_t *images, uint8_t *moved, const uint8_t *flip, const int64_t *shift,
                          int N, int H, int W, int reflect, int threads) {
-    int *columns = allocate(sizeof(int) * W * threads); /* a thread's stack might not hold a wide picture's */
+    int *columns = allocate(sizeof(int) * W * threads); /* too large for a stack if a picture is wide */
     if (!columns) return NO_MEMORY;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int n = 0; n < N; n++) {

@@ -1,4 +1,4 @@
-"""Mirror and move pictures in one pass."""
+"""Mirror and shift pictures in one pass."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from thumbnet.kernels.calls import available, call
 
 
 def mirror_and_translate(images: Tensor, flip: Tensor, shift: Tensor, reflect: bool) -> Tensor:
-    """``translate(mirror(images, flip), shift, reflect)``, its twin in :mod:`thumbnet.batches.augment`.
+    """Mirror and shift pictures in one pass.
+
+    The reference is ``translate(mirror(images, flip), shift, reflect)`` in :mod:`thumbnet.batches.augment`.
 
     Args:
         images: uint8 [B, 3, H, W] for which :func:`can_move` is true.
         flip: bool [B], whether to mirror.
         shift: int64 [B, 2], pixels down and right.
-        reflect: whether the reflection fills the border; otherwise 0 does.
+        reflect: whether to fill the border with a reflection; otherwise it becomes 0.
 
     Raises:
-        MemoryError: the system refuses the memory.
+        MemoryError: the system is out of memory.
     """
     count, _, height, width = images.shape
     moved = torch.empty_like(images)
@@ -28,7 +30,7 @@ def mirror_and_translate(images: Tensor, flip: Tensor, shift: Tensor, reflect: b
 
 
 def can_move(images: Tensor) -> bool:
-    """Whether :func:`mirror_and_translate` can run: ``images`` are uint8 on the CPU, stored [B, H, W, 3]."""
+    """Whether :func:`mirror_and_translate` can run: on uint8 ``images`` on the CPU, stored [B, H, W, 3]."""
     return (
         images.device.type == "cpu"
         and images.dtype == torch.uint8

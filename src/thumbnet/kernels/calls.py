@@ -1,4 +1,4 @@
-"""What all kernels share: whether they can run, and how to call one."""
+"""Check whether kernels can run, and call them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def available() -> bool:
 def applies(x: Tensor) -> bool:
     """Whether kernels can run: bfloat16 autocast is on, and ``x`` is on the CPU, stored channels last.
 
-    While torch.compile traces, the answer is no, so that it sees only the twins.
+    While torch.compile traces, the answer is False, so that it traces the reference implementations.
     """
     return (
-        isinstance(x, Tensor)  # anything else gets PyTorch's own error
+        isinstance(x, Tensor)  # for anything else, PyTorch raises its own error
         and x.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and torch.is_autocast_enabled("cpu")
@@ -37,10 +37,10 @@ def applies(x: Tensor) -> bool:
 
 
 def call(name: str, *arguments: Tensor | int | None) -> None:
-    """Run a kernel: tensors are passed as pointers, and the number of threads is added at the end.
+    """Run a kernel. Tensors are passed as pointers; the last argument, the number of threads, is added here.
 
     Raises:
-        MemoryError: the system refused the kernel's scratch memory. No result is written.
+        MemoryError: the kernel could not allocate its scratch memory. It has written no result.
     """
     library = load_kernels()
     assert library is not None
@@ -50,5 +50,5 @@ def call(name: str, *arguments: Tensor | int | None) -> None:
 
 
 def empty(*shape: int) -> Tensor:
-    """bfloat16 of ``shape`` [B, C, H, W], stored channels last."""
+    """An uninitialised bfloat16 tensor of ``shape`` [B, C, H, W], stored channels last."""
     return torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)

@@ -1,8 +1,8 @@
-"""The 3x3 convolution that the networks use: by a kernel where one is faster, otherwise by PyTorch.
+"""The networks' 3x3 convolution. A kernel computes it where that is faster, otherwise PyTorch does.
 
-There are kernels for two kinds of processors. With matrix tiles (AMX), multiplying costs next to nothing, and
-a kernel computes the weights' gradient (:mod:`~thumbnet.kernels.tiles`). Without them, Winograd's algorithm
-multiplies less (:mod:`~thumbnet.kernels.winograd`).
+There are kernels for two kinds of processors. On processors with matrix tiles (AMX), multiplications cost
+almost nothing, and a kernel computes only the weight gradient (:mod:`~thumbnet.kernels.tiles`). On other
+processors, Winograd's algorithm saves multiplications (:mod:`~thumbnet.kernels.winograd`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Conv3x3(nn.Conv2d):
         """[B, in_channels, H, W] → [B, out_channels, H / stride, W / stride].
 
         Raises:
-            MemoryError: the system refuses a kernel's memory.
+            MemoryError: a kernel cannot allocate its memory.
         """
         convolved: Tensor
         if uses_winograd(x, self):
@@ -40,12 +40,12 @@ class Conv3x3(nn.Conv2d):
 
 
 def uses_winograd(x: Tensor, conv: Conv3x3, pool: int = 1) -> bool:
-    """Whether Winograd's algorithm convolves ``x``, followed by pooling if ``pool`` is 2."""
+    """Whether to convolve ``x`` with Winograd's algorithm, followed by 2x2 pooling if ``pool`` is 2."""
     return _fits(x, conv) and not has_tiles() and conv.stride[0] == 1 and winograd_pays(x, conv.weight, pool)
 
 
 def uses_tiles(x: Tensor, conv: Conv3x3) -> bool:
-    """Whether the kernel with matrix tiles will compute the weights' gradient for ``x``."""
+    """Whether to compute the weight gradient for ``x`` with the matrix-tile kernel."""
     return (
         _fits(x, conv)
         and has_tiles()
@@ -56,5 +56,5 @@ def uses_tiles(x: Tensor, conv: Conv3x3) -> bool:
 
 
 def _fits(x: Tensor, conv: Conv3x3) -> bool:
-    """Whether kernels can run. An ``x`` with the wrong channels goes to PyTorch, which says so."""
+    """Whether kernels can run. If ``x`` has a wrong number of channels, PyTorch must report that."""
     return applies(x) and x.shape[1] == conv.in_channels and conv.out_channels <= MAX_CHANNELS

@@ -1,9 +1,10 @@
 """Compile the kernels with gcc at first use, keep the library in the user's cache, and load it.
 
-A library is code that this process will run. So it is kept in a folder that only its user can write to, and
-it is loaded only if this user owns both and nobody else can write to them. Otherwise each process compiles
-its own library, in a private folder; :func:`why_not_kept` says why. If the kernels cannot run at all, their
-twins in PyTorch do; :func:`why_off` says why.
+A shared library is code that this process will run. It is therefore kept in a folder that only the user can
+write to, and loaded only if the user owns the folder and the library and nobody else can write to them.
+Otherwise every process compiles its own library in a private folder, and :func:`why_not_kept` gives the
+reason. If the kernels cannot run at all, their reference implementations in PyTorch run instead, and
+:func:`why_off` gives the reason.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from thumbnet.files import cache_folder, clear_leftovers
 SOURCES = tuple(sorted(Path(__file__).parent.glob("*.[ch]")))
 _INSTRUCTIONS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "amx-tile", "amx-bf16")
 FLAGS = ("-O3", "-shared", "-fPIC", "-fopenmp", *(f"-m{name}" for name in _INSTRUCTIONS))
-_COMPILING = ".compiling-"  # how the folders of unfinished compilations begin
+_COMPILING = ".compiling-"  # prefix of the folders of unfinished compilations
 
 
 @dataclass(frozen=True)
 class _Kernels:
-    """What came of loading the kernels."""
+    """The result of loading the kernels."""
 
     library: ctypes.CDLL | None = None
     has_tiles: bool = False
@@ -46,9 +47,9 @@ _loading = threading.Lock()
 
 
 def load_kernels() -> ctypes.CDLL | None:
-    """The compiled kernels; None where they cannot run (see :func:`why_off`).
+    """The compiled kernels; None if they cannot run (see :func:`why_off`).
 
-    The first call loads them, and compiles them if they are not in the cache, which takes seconds.
+    The first call loads them. If they are not in the cache, it compiles them first, which takes seconds.
     """
     return _kernels().library
 
@@ -64,18 +65,18 @@ def why_off() -> str | None:
 
 
 def why_not_kept() -> str | None:
-    """Why the cache does not hold the kernels, so that every process compiles them anew; None if it does."""
+    """Why the kernels are not cached, so that every process compiles them again; None if they are."""
     return _kernels().why_not_kept
 
 
 def forget() -> None:
-    """Load the kernels again at the next call. For tests."""
+    """Forget the loaded kernels, so that the next call loads them again. For tests."""
     global _loaded
     _loaded = None
 
 
 def multiplies_bf16() -> bool:
-    """Whether the processor multiplies bfloat16, by matrix tiles (AMX) or by vectors (AVX-512 BF16)."""
+    """Whether the processor can multiply bfloat16, with matrix tiles (AMX) or vectors (AVX-512 BF16)."""
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
@@ -93,7 +94,7 @@ def compile_library(compiler: str, target: Path, extra_flags: Sequence[str] = ()
 def _kernels() -> _Kernels:
     global _loaded
     if _loaded is None:
-        with _loading:  # two threads may ask at once
+        with _loading:  # two threads may get here at the same time
             if _loaded is None:
                 _loaded = _load()
     return _loaded
@@ -103,7 +104,7 @@ def _load() -> _Kernels:
     off = _obstacle()
     compiler = shutil.which("gcc")
     if off is None and compiler is None:
-        off = "there is no gcc to compile them with; install it, and the next start uses them"
+        off = "there is no gcc to compile them: install gcc and start again"
     if off is not None or compiler is None:
         return _Kernels(why_off=off)
     try:
@@ -130,7 +131,7 @@ def _obstacle() -> str | None:
 
 
 def _kept_or_private(compiler: str) -> tuple[ctypes.CDLL, str | None]:
-    """The library from the cache; or one for this process alone, and why."""
+    """The library from the cache and None; or a library for this process alone, and the reason."""
     name = f"kernels-{_digest(compiler)}.so"
     try:
         return _kept(compiler, cache_folder() / "kernels", name), None
@@ -142,11 +143,11 @@ def _kept_or_private(compiler: str) -> tuple[ctypes.CDLL, str | None]:
 
 
 def _kept(compiler: str, folder: Path, name: str) -> ctypes.CDLL:
-    """The library ``name`` from ``folder``, compiled if it is not there or damaged.
+    """The library ``name`` from ``folder``. It is compiled if it is missing or damaged.
 
     Raises:
         PermissionError: another user owns the folder or the library, or can write to it.
-        OSError: the folder cannot be written, or the library not loaded.
+        OSError: the folder cannot be written, or the library cannot be loaded.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -156,32 +157,32 @@ def _kept(compiler: str, folder: Path, name: str) -> ctypes.CDLL:
             return _load_checked(folder, name)
         except PermissionError:
             raise
-        except OSError:  # damaged: the new one takes its place
+        except OSError:  # damaged: replace it below
             pass
     _compile_whole(compiler, folder, name)
     return _load_checked(folder, name)
 
 
 def _compile_whole(compiler: str, folder: Path, name: str) -> None:
-    """Compile in a new folder, then rename to ``folder / name``; several processes may do so at once."""
+    """Compile in a new folder, then rename to ``folder / name``. Several processes may do this at once."""
     clear_leftovers(folder, _COMPILING)
     with tempfile.TemporaryDirectory(dir=folder, prefix=_COMPILING) as place:
         made = Path(place) / name
         compile_library(compiler, made)
-        made.chmod(0o600)  # whatever the umask is
+        made.chmod(0o600)  # regardless of the umask
         with made.open("rb") as file:
-            os.fsync(file.fileno())  # so that a power cut leaves no empty file under the final name
+            os.fsync(file.fileno())  # so that a power failure cannot leave an empty file under the final name
         made.replace(folder / name)
 
 
 def _load_checked(folder: Path, name: str) -> ctypes.CDLL:
     """Load the library ``name`` from ``folder`` if only this user can have written it.
 
-    Checking and loading go through one open folder, so nobody can exchange it in between.
+    Both the check and the loading use the same open folder, so nobody can replace it in between.
 
     Raises:
         PermissionError: another user owns the folder or the library, or can write to it.
-        OSError: it cannot be loaded.
+        OSError: the library cannot be loaded.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -209,7 +210,7 @@ def _digest(compiler: str) -> str:
 
 
 def _processor() -> list[str]:
-    """The model and the instructions of the first processor, as Linux lists them."""
+    """The lines with the model and the instruction sets of the first processor, from Linux."""
     first = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").split("\n\n")[0]
     return [line for line in first.splitlines() if line.startswith(("model name", "flags"))]
 

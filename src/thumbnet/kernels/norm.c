@@ -1,7 +1,8 @@
-/* Max-pooling, batch normalisation, addition and activation in one pass over memory.
+/* Max-pooling, batch normalisation, addition and activation in one pass over memory. PyTorch needs three to
+ * five passes.
  *
- * Each channel is scaled and shifted: y = act(scale[c] * pool(x)[c] + shift[c] + add). C is a multiple of 32:
- * the kernels work on one cache line of channels at a time. PyTorch takes three to five passes. */
+ * Normalisation scales and shifts each channel: y = act(scale[c] * pool(x)[c] + shift[c] + add). The kernels
+ * work on one cache line of channels at a time, so C must be a multiple of 32. */
 #include "memory.h"
 #include "vectors.h"
 
@@ -38,7 +39,7 @@ static inline Line plus(Line a, Line b) {
     return (Line){_mm512_add_ps(a.low, b.low), _mm512_add_ps(a.high, b.high)};
 }
 
-/* 1 / (1 + exp(-x)), to 1.4e-4, which is less than bfloat16 rounds off. */
+/* 1 / (1 + exp(-x)), with an error of 1.4e-4, which is less than the rounding error of bfloat16. */
 static inline __m512 sigmoid(__m512 x) {
     const __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f));
     const __m512 whole = _mm512_roundscale_ps(t, 0), part = _mm512_sub_ps(t, whole); /* in [-0.5, 0.5] */
@@ -62,12 +63,12 @@ static inline __m512 silu_backward(__m512 dy, __m512 z) {
     return _mm512_mul_ps(dy, _mm512_mul_ps(s, _mm512_fmadd_ps(z, _mm512_sub_ps(one, s), one)));
 }
 
-/* bfloat16 -> 16-bit integers that sort the same way; its own inverse. */
+/* Maps bfloat16 to 16-bit integers with the same order, and back: it is its own inverse. */
 static inline __m512i sortable(__m512i line) {
     return _mm512_xor_si512(line, _mm512_srli_epi16(_mm512_srai_epi16(line, 15), 1));
 }
 
-/* The largest of a 2x2 window's four values and its place, 0 to 3 in reading order; the first if equal. */
+/* The maximum of a 2x2 window. `which` becomes its position, 0 to 3 in reading order, the first if equal. */
 static inline __m512i largest(const bf16 *corner, size_t right, size_t down, __m512i *which) {
     __m512i best = sortable(raw(corner)), index = _mm512_setzero_si512();
     const size_t others[3] = {right, down, down + right};
@@ -87,7 +88,7 @@ static inline void add_to_doubles(double *to, Line value) {
     for (int i = 0; i < 32; i++) to[i] += lanes[i];
 }
 
-/* A zero for each of `count` sums of each thread; NULL if the system refuses the memory. */
+/* `count` sums per thread, all 0; NULL if there is not enough memory. */
 static double *partial_sums(int count, int threads) {
     const size_t bytes = sizeof(double) * count * threads;
     double *partial = allocate(bytes);
@@ -102,9 +103,9 @@ static void add_up(double *sums, const double *partial, int count, int threads) 
     }
 }
 
-/* If pool is 2: x [N, H, W, C] -> the maxima `pooled` [N, H/2, W/2, C] and their places `which` (same shape).
- * If pool is 1, neither is written. sums [2, C]: of the pooled values, and of their squares.
- * Returns DONE or NO_MEMORY. */
+/* If pool is 2, writes the maxima of the 2x2 windows of x [N, H, W, C] to `pooled` [N, H/2, W/2, C], and
+ * their positions in the windows to `which`, of the same shape. If pool is 1, writes neither. sums [2, C]
+ * become the sums of the pooled values and of their squares. Returns DONE or NO_MEMORY. */
 int pool_and_sum(const bf16 *x, bf16 *pooled, uint8_t *which, double *sums, int N, int H, int W, int C,
                  int pool, int threads) {
     const int h = H / pool, w = W / pool;
@@ -164,9 +165,10 @@ int scale_and_activate(const bf16 *x, const bf16 *add, bf16 *y, const float *sca
     return DONE;
 }
 
-/* The gradient before the activation, dz, from the one after it, dy; both, pooled and y have the shape
- * [N, positions, C]. ReLU's derivative comes from its result y, SiLU's from its argument. For NONE, dz is dy
- * itself and not written. sums [2, C]: of dz, and of dz * pooled. Returns DONE or NO_MEMORY. */
+/* Computes dz, the gradient before the activation, from dy, the gradient after it. dz, dy, pooled and y all
+ * have the shape [N, positions, C]. ReLU's derivative comes from its result y, SiLU's from its argument. For
+ * NONE, dz equals dy and is not written. sums [2, C] become the sums of dz and of dz * pooled. Returns DONE
+ * or NO_MEMORY. */
 int backward_sums(const bf16 *dy, const bf16 *pooled, const bf16 *y, bf16 *dz, const float *scale,
                   const float *shift, double *sums, int N, int positions, int C, int act, int threads) {
     double *partial = partial_sums(2 * C, threads);
@@ -183,7 +185,7 @@ int backward_sums(const bf16 *dy, const bf16 *pooled, const bf16 *y, bf16 *dz, c
                     const size_t at = ((size_t)n * positions + p) * C + c;
                     const Line value = widen(raw(pooled + at));
                     __m512i line = raw(dy + at);
-                    if (act == RELU) /* y is never negative: its bits are > 0 exactly where z > 0 */
+                    if (act == RELU) /* y is never negative, so its bits are > 0 exactly where z > 0 */
                         line = _mm512_maskz_mov_epi16(
                             _mm512_cmpgt_epi16_mask(raw(y + at), _mm512_setzero_si512()), line);
                     if (act == SILU) {
@@ -203,8 +205,8 @@ int backward_sums(const bf16 *dy, const bf16 *pooled, const bf16 *y, bf16 *dz, c
     return DONE;
 }
 
-/* dx [N, H, W, C] from dz [N, H/pool, W/pool, C]: scale * dz + slope * pooled + base at the maximum of each
- * window, 0 elsewhere. Returns DONE. */
+/* Computes dx [N, H, W, C] from dz [N, H/pool, W/pool, C]: scale * dz + slope * pooled + base at the maximum
+ * of each window, and 0 elsewhere. Returns DONE. */
 int backward(const bf16 *dz, const bf16 *pooled, const uint8_t *which, bf16 *dx, const float *scale,
              const float *slope, const float *base, int N, int H, int W, int C, int pool, int threads) {
     const int h = H / pool, w = W / pool;
@@ -230,7 +232,7 @@ int backward(const bf16 *dz, const bf16 *pooled, const uint8_t *which, bf16 *dx,
                     }
                 }
         }
-        /* No window covers an odd last row or column. */
+        /* An odd last row or column is in no window. */
         for (int row = 0; row < H && pool * w < W; row++)
             memset(dx + (((size_t)n * H + row) * W + W - 1) * C, 0, (size_t)C * sizeof(bf16));
         if (pool * h < H) memset(dx + ((size_t)n * H + H - 1) * W * C, 0, (size_t)W * C * sizeof(bf16));

@@ -22,13 +22,13 @@ _CHANNELS = 32  # the kernels work on this many channels at a time
 def conv_norm_act(
     x: Tensor, conv: Conv3x3, norm: nn.BatchNorm2d, act: Activation = "relu", *, pool: int = 1
 ) -> Tensor:
-    """:func:`norm_act` of ``conv(x)``, its twin; Winograd's algorithm pools within the convolution.
+    """:func:`norm_act` of ``conv(x)``, the reference. Winograd's kernel pools inside the convolution.
 
-    The convolution's result is four times as large as the maxima, and so is its gradient, of which three
-    quarters are zeros. Pooling within the convolution, neither is written to memory.
+    The convolution's result is four times as large as the maxima. So is its gradient, three quarters of which
+    are zeros. With pooling inside the convolution, neither is written to memory.
 
     Raises:
-        MemoryError: the system refuses a kernel's memory.
+        MemoryError: a kernel cannot allocate its memory.
     """
     if pool == 2 and uses_winograd(x, conv, pool):
         return norm_act(WinogradConv.apply(x, conv.weight, pool), norm, act)  # type: ignore[no-untyped-call]
@@ -42,16 +42,16 @@ def norm_act(
 
     Args:
         x: [B, C, H, W].
-        norm: in training mode, its running statistics are updated.
+        norm: the normalisation; in training mode, its running statistics are updated.
         act: the activation.
-        pool: 2 for the maxima of 2x2 windows, which leave out an odd last row or column; 1 for no pooling.
+        pool: 2 for the maxima of 2x2 windows, without an odd last row or column; 1 for no pooling.
         add: [B, C, H / pool, W / pool], added before the activation.
 
     Returns:
         [B, C, H / pool, W / pool].
 
     Raises:
-        MemoryError: the system refuses a kernel's memory.
+        MemoryError: a kernel cannot allocate its memory.
     """
     if not _fits(x, norm, act, pool, add):
         return plain_norm_act(x, norm, act, pool=pool, add=add)
@@ -68,7 +68,7 @@ def norm_act(
 def plain_norm_act(
     x: Tensor, norm: nn.BatchNorm2d, act: Activation = "relu", *, pool: int = 1, add: Tensor | None = None
 ) -> Tensor:
-    """The twin of :func:`norm_act`."""
+    """The reference implementation of :func:`norm_act`."""
     x = norm(F.max_pool2d(x, pool) if pool > 1 else x)
     if add is not None:
         x = x + add
@@ -121,11 +121,11 @@ class _NormAct(torch.autograd.Function):
         sums = torch.empty(2, channels, dtype=torch.float64)
         positions = (count, here // count, channels)
         call("backward_sums", dy, pooled, y, dz, scale, shift, sums, *positions, _ACTIVATIONS[ctx.act])
-        # With u = (pooled - mean) / deviation, and weight * u + bias before the activation:
-        # dx = scale * (dz - mean(dz) - u * mean(dz * u)), which is scale * dz + slope * pooled + base.
+        # Let u = (pooled - mean) / deviation, so that weight * u + bias is the activation's argument. Then
+        # dx = scale * (dz - mean(dz) - u * mean(dz * u)) = scale * dz + slope * pooled + base.
         inverse = (variance + ctx.eps).rsqrt()
         dweight, dbias = inverse * (sums[1] - mean * sums[0]), sums[0].float()
-        if ctx.sync:  # dx needs the sums over all processes now; those of dweight and dbias come later
+        if ctx.sync:  # dx needs sums over all processes; dweight and dbias are summed later
             sum_over_processes(sums)
         slope = -scale.double() * inverse.square() * (sums[1] - mean * sums[0]) / ctx.positions
         base = -scale.double() * sums[0] / ctx.positions - slope * mean
@@ -136,7 +136,7 @@ class _NormAct(torch.autograd.Function):
 
 
 def _fits(x: Tensor, norm: nn.BatchNorm2d, act: Activation, pool: int, add: Tensor | None) -> bool:
-    """Whether the kernels can run. Shapes that do not match go to PyTorch, which says so."""
+    """Whether the kernels can run. If shapes do not match, PyTorch must report that."""
     if not applies(x) or x.shape[1] % _CHANNELS or x.shape[1] != norm.num_features:
         return False
     count, channels, height, width = x.shape
@@ -148,7 +148,7 @@ def _fits(x: Tensor, norm: nn.BatchNorm2d, act: Activation, pool: int, add: Tens
 
 
 def _scale_and_shift(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalisation as one multiplication and one addition: float32 [C] each."""
+    """The factor and the summand, float32 [C] each, that normalise a channel."""
     scale = norm.weight.double() * (variance.double() + norm.eps).rsqrt()
     return scale.float(), (norm.bias.double() - mean.double() * scale).float()
 

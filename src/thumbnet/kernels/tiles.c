@@ -1,12 +1,12 @@
-/* The weight gradient of a 3x3 convolution by AMX, the matrix tiles of Intel's Sapphire Rapids and later.
+/* The weight gradient of a 3x3 convolution with AMX, the matrix tiles of Intel's Sapphire Rapids and later.
  *
- * dw[o][dy][dx][i] = sum over positions p of g[p][o] * x[p + (dy, dx)][i]: for each of the nine taps, a
- * matrix product whose inner dimension is all positions of all pictures. Positions are laid out with a border
- * of zeros, (H + 1) x (W + 1) per picture, so that each tap is a constant distance in the layout. With stride
- * 2, x has four such layouts, of its even and odd rows and columns, each as large as that of g.
+ * dw[o][dy][dx][i] = sum over positions p of g[p][o] * x[p + (dy, dx)][i]. For each of the nine taps, this is
+ * a matrix product whose inner dimension is all positions of all pictures. Positions are laid out with a
+ * border of zeros, (H + 1) x (W + 1) per picture, so that every tap is a constant offset in the layout. With
+ * stride 2, x has four layouts of the size of g's, one per combination of even or odd rows and columns.
  *
- * A tile instruction multiplies A [16 x 32] with B [32 x 16], whose rows are interleaved in pairs. Here A is
- * g transposed and B is x. Both are packed once per chunk of about a thousand positions and stay in the L2
+ * A tile instruction multiplies A [16 x 32] by B [32 x 16], whose rows are interleaved in pairs. Here A is g
+ * transposed and B is x. Both are packed once per chunk of about a thousand positions, and stay in the L2
  * cache while all nine taps use them. x is packed twice, in pairs that begin at even and at odd positions, so
  * that every tap reads whole cache lines. */
 #include "memory.h"
@@ -17,7 +17,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Linux gives the tile registers only to processes that ask for them. Returns 1 if it does. */
+/* Asks Linux for the tile registers, which a process gets only on request. Returns 1 if it gets them. */
 int ask_for_tiles(void) {
     const int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
@@ -29,18 +29,18 @@ typedef struct {
     uint8_t rows[16];
 } TileConfig;
 
-enum { CHUNK = 1024, STRIP = 8 }; /* positions packed at a time; tiles of 32 positions between two taps */
+enum { CHUNK = 1024, STRIP = 8 }; /* positions packed at a time; tiles of 32 positions per tap at a time */
 
 /* How the work is laid out and shared. */
 typedef struct {
-    int N, H, W, CI, CO, stride;  /* of g, except CI; x is [N, H stride, W stride, CI] */
-    int pitch, picture;           /* positions per row and per picture, border included */
-    int together, chunks;         /* pictures per chunk; chunks */
+    int N, H, W, CI, CO, stride;  /* g is [N, H, W, CO], x is [N, H stride, W stride, CI] */
+    int pitch, picture;           /* positions per row and per picture, with the border */
+    int together, chunks;         /* pictures per chunk; number of chunks */
     int steps;                    /* tiles of 32 positions per chunk */
-    int halo;                     /* zeros before the first position; even */
-    int pairs, layouts;           /* pairs of positions per layout of x; layouts */
-    int blocks_in, blocks_out;    /* blocks of 16 channels; even */
-    int shares, groups, mine;     /* threads that share the channels, the pictures; blocks_out per thread */
+    int halo;                     /* zeros before the first position, an even number */
+    int pairs, layouts;           /* pairs of positions per layout of x; number of layouts */
+    int blocks_in, blocks_out;    /* blocks of 16 channels, even numbers */
+    int shares, groups, mine;     /* parts of the channels, of the pictures; blocks_out per thread */
     size_t tiles;                 /* tiles of sums per thread */
     const int *g_pixel, *x_pixel; /* the chunk's pixel at each position, -1 in the border */
 } Plan;
@@ -58,7 +58,7 @@ static Plan plan_of(int N, int H, int W, int CI, int CO, int stride, int threads
     plan.layouts = stride * stride;
     plan.blocks_in = rounded_up(CI, 32) / 16;
     plan.blocks_out = rounded_up(CO, 32) / 16;
-    /* Threads share the output channels while one thread's sums would not fit its cache, then pictures. */
+    /* Threads divide the output channels until one thread's sums fit into its cache, then the pictures. */
     plan.shares = 1;
     while (threads % (2 * plan.shares) == 0 && plan.blocks_out / 2 % (2 * plan.shares) == 0 &&
            36L * CI * CO / plan.shares > 1L << 20)
@@ -80,7 +80,7 @@ static void find_pixels(const Plan *plan, int *g_pixel, int *x_pixel) {
     }
 }
 
-/* 16 channels of two positions: a[c] and b[c] side by side in 32 bits. */
+/* Interleaves 16 channels of two positions: a[c] and b[c] are neighbours in 32 bits. */
 static inline __m512i interleave(const bf16 *a, const bf16 *b, __mmask16 mask) {
     const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, a));
     const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, b));
@@ -112,7 +112,7 @@ static inline void transpose(__m512i r[16]) { /* 16 x 16 values of 32 bits */
     memcpy(r, t, sizeof t);
 }
 
-/* Whether position q is one of the chunk's `pixels` pixels; the last chunk may have fewer than fit. */
+/* Whether position q is one of the chunk's `pixels` pixels. The last chunk may have fewer than the others. */
 static inline int exists(const Plan *plan, int q, int pixels) {
     return plan->g_pixel[q] >= 0 && plan->g_pixel[q] < pixels;
 }
@@ -125,7 +125,7 @@ static inline const bf16 *g_at(const Plan *plan, const bf16 *g, int q, int pixel
     return exists(plan, q, pixels) ? g + (size_t)plan->g_pixel[q] * plan->CO : zero_pixel;
 }
 
-/* A chunk of x -> packed [layout][even or odd pairs][block][pair][16][2]. */
+/* Packs a chunk of x as [layout][even or odd pairs][block][pair][16][2]. */
 INLINE void pack_x(const Plan *plan, const bf16 *x, int pixels, bf16 *packed) {
     for (int r = 0; r < plan->layouts * plan->pairs; r++) {
         const int layout = r / plan->pairs, q = r % plan->pairs * 2;
@@ -142,7 +142,7 @@ INLINE void pack_x(const Plan *plan, const bf16 *x, int pixels, bf16 *packed) {
     }
 }
 
-/* A chunk of g, of one share of its channels -> packed [block][step][16 channels][32 positions]. */
+/* Packs one share of a chunk's channels of g as [block][step][16 channels][32 positions]. */
 INLINE void pack_g(const Plan *plan, const bf16 *g, int share, int pixels, bf16 *packed) {
     for (int k = 0; k < plan->steps; k++)
         for (int o = 0; o < plan->mine; o++) {
@@ -160,8 +160,8 @@ INLINE void pack_g(const Plan *plan, const bf16 *g, int share, int pixels, bf16 
         }
 }
 
-/* Adds one tap's products over `steps` tiles of positions to the sums of 32 x 32 channels, which are four
- * tiles: s0 and s1 have two each. a0, a1: 16 channels of g; b0, b1: 16 channels of x. */
+/* Adds one tap's products over `steps` tiles of positions to the sums of 32 x 32 channels. The sums are four
+ * tiles, two each in s0 and s1. a0 and a1 hold 16 channels of g each, b0 and b1 16 channels of x. */
 INLINE void multiply_tap(const bf16 *a0, const bf16 *a1, const bf16 *b0, const bf16 *b1, float *s0, float *s1,
                          int steps) {
     _tile_loadd(0, s0, 64);
@@ -207,10 +207,10 @@ INLINE void multiply_chunk(const Plan *plan, const bf16 *xs, const bf16 *gs, flo
             }
 }
 
-/* One thread's part: the sums over its pictures, of its channels. */
+/* Computes one thread's part: the sums over its pictures for its channels. */
 static void sum_part(const Plan *shared, const bf16 *x, const bf16 *g, int part, bf16 *xs, bf16 *gs,
                      float *sum) {
-    const Plan local = *shared, *plan = &local; /* no store below can change it, so it stays in registers */
+    const Plan local = *shared, *plan = &local; /* no store can change this copy, so it stays in registers */
     const int share = part % plan->shares, group = part / plan->shares;
     const size_t map = (size_t)plan->H * plan->W;
     memset(sum, 0, plan->tiles * 1024);
@@ -219,7 +219,7 @@ static void sum_part(const Plan *shared, const bf16 *x, const bf16 *g, int part,
         config.bytes[i] = 64;
         config.rows[i] = 16;
     }
-    _tile_storeconfig(&before); /* that of oneDNN */
+    _tile_storeconfig(&before); /* the configuration that oneDNN uses */
     _tile_loadconfig(&config);
     const int first = (long)plan->chunks * group / plan->groups;
     const int last = (long)plan->chunks * (group + 1) / plan->groups;
@@ -237,7 +237,7 @@ static void sum_part(const Plan *shared, const bf16 *x, const bf16 *g, int part,
         _tile_release();
 }
 
-/* All threads' sums -> output channel o of dw [CO, 3, 3, CI]. */
+/* Adds up all threads' sums for output channel o, and writes it to dw [CO, 3, 3, CI]. */
 static void add_up(const Plan *plan, const float *sums, int o, float *dw) {
     const int block = o / 16, mine = plan->mine, CI = plan->CI;
     const float *from = sums + plan->tiles * 256 * (block / mine);
@@ -251,8 +251,8 @@ static void add_up(const Plan *plan, const float *sums, int o, float *dw) {
         }
 }
 
-/* x [N, H stride, W stride, CI], g [N, H, W, CO] (CI, CO <= MAX_CHANNELS) -> dw [CO, 3, 3, CI]. Padding 1,
- * stride 1 or 2. Returns DONE or NO_MEMORY. */
+/* Computes dw [CO, 3, 3, CI] from x [N, H stride, W stride, CI] and g [N, H, W, CO], for padding 1 and stride
+ * 1 or 2. CI and CO must not exceed MAX_CHANNELS. Returns DONE or NO_MEMORY. */
 int conv3x3_weight_gradient(const bf16 *x, const bf16 *g, float *dw, int N, int H, int W, int CI, int CO,
                             int stride, int threads) {
     Plan plan = plan_of(N, H, W, CI, CO, stride, threads);

@@ -1,7 +1,7 @@
 """3x3 convolutions for processors with matrix tiles (AMX).
 
-Multiplying costs next to nothing there, so oneDNN's convolutions are fast except where they move too much
-memory: in the weights' gradient, and on small maps.
+Multiplications cost almost nothing there, so oneDNN's convolutions are fast except where they move too much
+memory: for the weight gradient, and on small maps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SMALL_MAP = 4 * 4
 
 
 class TileConv(torch.autograd.Function):
-    """``TileConv.apply(x, weight, stride)``: a 3x3 convolution, padding 1; a kernel computes dw."""
+    """``TileConv.apply(x, weight, stride)``: a 3x3 convolution, padding 1; the kernel computes only dw."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -50,21 +50,21 @@ def conv3x3(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
 
 
 def input_gradient(x: Tensor, weight: Tensor, dy: Tensor, stride: int = 1) -> Tensor:
-    """The gradient of :func:`conv3x3` with regard to ``x``, in its shape; ``dy`` is that of the result."""
+    """The gradient of :func:`conv3x3` with respect to ``x``, from its result's gradient ``dy``."""
     if stride > 1 or x.shape[2] * x.shape[3] > _SMALL_MAP:
         steps, padding = [stride, stride], [1, 1]
         dx: Tensor = torch.ops.aten.convolution_backward(
             dy, x, weight, None, steps, padding, [1, 1], False, [0, 0], 1, [True, False, False]
         )[0]
         return dx
-    # It is a convolution of dy, with the filters rotated by 180 degrees, and inputs and outputs exchanged.
+    # A convolution of dy with the filters rotated by 180 degrees, and with inputs and outputs exchanged.
     return _by_patches(dy, weight.flip(2, 3).permute(2, 3, 0, 1).flatten(0, 2))
 
 
 def weight_gradient(x: Tensor, dy: Tensor, stride: int = 1) -> Tensor:
     """The weight gradient of a 3x3 convolution with padding 1: float32 [CO, CI, 3, 3].
 
-    oneDNN's took two thirds of the convolutions' time. On maps of 8x8 and less it is 3 to 10 times slower.
+    oneDNN's took two thirds of the convolutions' time. On maps of up to 8x8 it is 3 to 10 times slower.
 
     Args:
         x: the convolution's input, bfloat16 [B, CI, H * stride, W * stride], channels last.
@@ -72,7 +72,7 @@ def weight_gradient(x: Tensor, dy: Tensor, stride: int = 1) -> Tensor:
         stride: 1 or 2.
 
     Raises:
-        MemoryError: the system refuses the memory.
+        MemoryError: the kernel cannot allocate its memory.
     """
     count, outputs, height, width = dy.shape
     inputs = x.shape[1]
@@ -82,7 +82,7 @@ def weight_gradient(x: Tensor, dy: Tensor, stride: int = 1) -> Tensor:
 
 
 def plain_weight_gradient(x: Tensor, dy: Tensor, stride: int = 1) -> Tensor:
-    """The twin of :func:`weight_gradient`, in the inputs' precision."""
+    """The reference implementation of :func:`weight_gradient`, in the precision of its inputs."""
     shape = [dy.shape[1], x.shape[1], 3, 3]
     return conv2d_weight(x, shape, dy, stride=stride, padding=1)
 
@@ -90,8 +90,8 @@ def plain_weight_gradient(x: Tensor, dy: Tensor, stride: int = 1) -> Tensor:
 def _by_patches(x: Tensor, matrix: Tensor) -> Tensor:
     """A 3x3 convolution as one product of all patches with ``matrix`` [9 CI, CO].
 
-    The matrix' rows are ordered by filter row, filter column, input channel. On maps of up to 4x4 with 512
-    channels this is twice as fast as oneDNN's convolution.
+    The rows of the matrix are ordered by filter row, filter column and input channel. On maps of up to 4x4
+    with 512 channels this is twice as fast as oneDNN's convolution.
     """
     count, inputs, height, width = x.shape
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))

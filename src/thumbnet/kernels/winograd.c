@@ -1,19 +1,21 @@
 /* 3x3 convolutions with a quarter of the multiplications, for AVX-512 BF16 (AMD from Zen 4 on).
  *
  * Winograd's F(4x4, 3x3) (Lavin & Gray 2016, https://arxiv.org/abs/1509.09308) computes 4x4 results from 6x6
- * inputs with 36 multiplications per pair of channels; the direct way takes 144. Each picture's map is cut
- * into such tiles. Each tile is transformed; the 36 points of all tiles give 36 matrix products over the
- * channels; the products are transformed back. The interpolation points are 0, +-11/16, +-3/2 and infinity.
- * With bfloat16 factors the result is off by 1.2 % (root mean square); with the usual points 0, +-1, +-2 the
+ * inputs with 36 multiplications per pair of channels, where a direct convolution needs 144. Each picture's
+ * map is divided into tiles of 4x4 results. First, the inputs of every tile are transformed into 36 points.
+ * Then 36 matrix products, one per point, multiply all tiles by the transformed weights. Finally, the
+ * products are transformed back. The interpolation points are 0, +-11/16, +-3/2 and infinity. With bfloat16
+ * factors, the result has an error of 1.2 % (root mean square); with the usual points 0, +-1 and +-2, the
  * error is more than twice as large. winograd_constants.py derives the matrices.
  *
- * If 4 does not divide a side, the tiles at its end are 3 or 2 pixels high or wide and need 5 or 4 points:
- * 7 = 4 + 3, 5 = 3 + 2. A tile of 3 leaves out the point -3/2, a tile of 2 also +3/2. All tiles share the
- * transformed weights; their factors include the distances to the points left out, and the inputs' transform
- * multiplies those back in. Each matrix product covers the tiles that have its point.
+ * If a side is not a multiple of 4, the tiles at its end are 3 or 2 pixels high or wide and need 5 or 4
+ * points: 7 = 4 + 3, 5 = 3 + 2. A tile of 3 omits the point -3/2, a tile of 2 also +3/2. All tiles use the
+ * same transformed weights. These are divided by the distances to all points, so the input transform of a
+ * smaller tile multiplies by the distances to the points that it omits. Each matrix product covers the tiles
+ * that have its point.
  *
- * The vector instruction multiplies two neighbouring values of the summed index at a time, so these lie side
- * by side. */
+ * The vector instruction multiplies and adds two neighbouring values of the summed index at a time, so such
+ * values are stored in pairs. */
 #include "memory.h"
 #include "vectors.h"
 
@@ -27,9 +29,9 @@
 #define B2 (B1 * B1)
 #define B3 (B2 * B1)
 
-enum { POINTS = 36, ROWS = 8 }; /* points per tile; rows of a product at a time */
-enum { TILES = 32, WIDE = 64 }; /* tiles and outputs at a time: their products stay in the L2 cache */
-/* Bytes per thread in the weight gradient: the points transformed at a time, and the sums. */
+enum { POINTS = 36, ROWS = 8 }; /* points per tile; rows of a matrix product at a time */
+enum { TILES = 32, WIDE = 64 }; /* tiles and output channels at a time; their products stay in the L2 cache */
+/* Bytes per thread in the weight gradient: the points transformed at a time, and the sums at most. */
 enum { TRANSFORMED = 2 << 20, MOST_SUMS = 8 << 20 };
 
 /* The size of a picture's map, in pixels and in tiles. */
@@ -39,11 +41,12 @@ typedef struct {
 
 static inline Map map_of(int H, int W) { return (Map){H, W, (H + 3) / 4, (W + 3) / 4}; }
 
-/* The first pixel of a side's tile number i, and how many pixels the tile has. */
+/* The first pixel of tile number i along a side. */
 static inline int tile_start(int side, int i) {
     return side % 4 == 1 && side > 1 && i == side / 4 ? side - 2 : 4 * i;
 }
 
+/* The number of pixels of tile number i along a side. */
 static inline int tile_size(int side, int i) {
     const int left = side - 4 * i;
     return left == 5 ? 3 : left == 1 ? 2 : left < 4 ? left : 4; /* a side of 1 is half a tile of 2 */
@@ -61,7 +64,7 @@ static inline Tile tile_of(Map map, int picture, int place) {
 
 static inline int has_point(int size, int i) { return size == 4 || (i != 4 && (size == 3 || i != 3)); }
 
-/* The points that a tile has, out of 36. */
+/* The points, out of 36, that a tile has. */
 typedef struct {
     int count;
     uint8_t at[POINTS];
@@ -77,7 +80,7 @@ static void list_points(Points lists[3][3]) {
         }
 }
 
-/* call(size) with a constant size, which the compiler can unroll. */
+/* call(size) with a constant size, so that the compiler can unroll it. */
 #define BY_SIZE(size, call)                                                                                  \
     switch (size) {                                                                                          \
     case 4: call(4); break;                                                                                  \
@@ -85,7 +88,7 @@ static void list_points(Points lists[3][3]) {
     default: call(2);                                                                                        \
     }
 
-#define NOT_INLINE static __attribute__((noinline)) /* compiled once, not for every caller */
+#define NOT_INLINE static __attribute__((noinline)) /* compiled once instead of into every caller */
 
 static inline __m512 times(__m512 a, float b) { return _mm512_mul_ps(a, _mm512_set1_ps(b)); }
 
@@ -93,7 +96,7 @@ static inline __m512 plus_times(__m512 a, __m512 b, float c) {
     return _mm512_fmadd_ps(b, _mm512_set1_ps(c), a);
 }
 
-/* size + 2 inputs -> size + 2 points (of six places): rows of B^T in winograd_constants.py. */
+/* Transforms size + 2 inputs into size + 2 of the six points: B^T in winograd_constants.py. */
 INLINE void input_points(int size, const __m512 *d, int from, __m512 *t, int to) {
     const __m512 d0 = d[0], d1 = d[from], d2 = d[2 * from], d3 = d[3 * from];
     if (size == 2) {
@@ -125,7 +128,7 @@ INLINE void input_points(int size, const __m512 *d, int from, __m512 *t, int to)
     t[5 * to] = plus_times(plus_times(d5, d3, -A2 - B2), d1, A2 * B2);
 }
 
-/* Points -> `size` results: rows of A^T. */
+/* Transforms points into `size` results: A^T. */
 INLINE void results(int size, const __m512 *m, int from, __m512 *y, int to) {
     const __m512 pa = _mm512_add_ps(m[from], m[2 * from]), ma = _mm512_sub_ps(m[from], m[2 * from]);
     if (size == 2) {
@@ -147,7 +150,7 @@ INLINE void results(int size, const __m512 *m, int from, __m512 *y, int to) {
     y[3 * to] = plus_times(plus_times(m[5 * from], mb, B3), ma, A3);
 }
 
-/* `size` gradients of results -> gradients of points: the transpose of `results`. */
+/* Transforms `size` gradients of results into gradients of points: the transpose of `results`. */
 INLINE void result_points(int size, const __m512 *g, int from, __m512 *t, int to) {
     const __m512 g0 = g[0], g1 = g[from];
     t[0] = g0;
@@ -175,12 +178,12 @@ INLINE void result_points(int size, const __m512 *g, int from, __m512 *t, int to
     t[5 * to] = g3;
 }
 
-/* For each point, 1 / the product of its distances to the other finite points. */
+/* 1 / the product of a point's distances to the other finite points, for 0, +-A1 and +-B1. */
 #define F0 (1 / (A2 * B2))
 #define FA (1 / (2 * A2 * (A2 - B2)))
 #define FB (1 / (2 * B2 * (B2 - A2)))
 
-/* Three weights -> six points: rows of G. */
+/* Transforms three weights into six points: G. */
 static inline void weight_points(const __m512 *w, int from, __m512 *t, int to) {
     const __m512 w0 = w[0], w1 = w[from], w2 = w[2 * from];
     const __m512 ea = times(plus_times(w0, w2, A2), FA), eb = times(plus_times(w0, w2, B2), FB);
@@ -192,7 +195,7 @@ static inline void weight_points(const __m512 *w, int from, __m512 *t, int to) {
     t[5 * to] = w2;
 }
 
-/* Gradients of six points -> gradients of three weights: the transpose of `weight_points`. */
+/* Transforms gradients of six points into gradients of three weights: the transpose of `weight_points`. */
 static inline void weight_gradients(const __m512 *t, int from, __m512 *w, int to) {
     const __m512 pa = _mm512_add_ps(t[from], t[2 * from]), ma = _mm512_sub_ps(t[from], t[2 * from]);
     const __m512 pb = _mm512_add_ps(t[3 * from], t[4 * from]), mb = _mm512_sub_ps(t[3 * from], t[4 * from]);
@@ -201,7 +204,7 @@ static inline void weight_gradients(const __m512 *t, int from, __m512 *w, int to
     w[2 * to] = plus_times(plus_times(t[5 * from], pa, A2 * FA), pb, B2 * FB);
 }
 
-/* 16 bfloat16 values as floats: each goes to the upper half of 32 bits. */
+/* Loads 16 bfloat16 values as floats. Each goes to the upper half of 32 bits. */
 static inline __m512 load_bf16(__mmask16 mask, const bf16 *from) {
     const __m512i places =
         _mm512_set_epi32(15 << 16, 14 << 16, 13 << 16, 12 << 16, 11 << 16, 10 << 16, 9 << 16, 8 << 16,
@@ -210,7 +213,7 @@ static inline __m512 load_bf16(__mmask16 mask, const bf16 *from) {
     return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, places, values));
 }
 
-/* Two vectors of 16 floats -> bfloat16 in pairs: a[0], b[0], a[1], b[1], ... */
+/* Rounds two vectors of 16 floats to bfloat16, and interleaves them: a[0], b[0], a[1], b[1], ... */
 static inline __m512i side_by_side(__m512 a, __m512 b) {
     const __m512i places =
         _mm512_set_epi32(31 << 16 | 15, 30 << 16 | 14, 29 << 16 | 13, 28 << 16 | 12, 27 << 16 | 11,
@@ -219,9 +222,9 @@ static inline __m512i side_by_side(__m512 a, __m512 b) {
     return _mm512_permutexvar_epi16(places, (__m512i)_mm512_cvtne2ps_pbh(b, a));
 }
 
-/* Values [N, height, width, C]. With `which` [same shape] they are gradients of 2x2 maxima, [N, height / 2,
- * width / 2, C]: each belongs to the pixel of its window that `which` names, 0 to 3 in reading order; the
- * other three pixels get 0. */
+/* Values [N, height, width, C]. With `which`, they are gradients of 2x2 maxima: `values` and `which` are
+ * [N, height / 2, width / 2, C], and each value belongs to the pixel of its window that `which` gives, 0 to 3
+ * in reading order. The other three pixels are 0. */
 typedef struct {
     const bf16 *values;
     const uint8_t *which;
@@ -234,13 +237,13 @@ typedef struct {
     int corner;
 } Pixel;
 
-/* The pixels of a tile and of a border around it, six per row; zeros outside the picture. */
+/* Finds the pixels of a tile with a border, six per row; zeros outside the picture. */
 static inline void find_tile(Pictures from, Tile tile, int border, Pixel *pixels) {
     const int halve = from.which != NULL, height = from.height >> halve, width = from.width >> halve;
     const int top = tile.top - border, left = tile.left - border, columns = tile.columns + 2 * border;
     const unsigned rows_there = height << halve, columns_there = width << halve;
     for (int i = 0; i < tile.rows + 2 * border; i++) {
-        const unsigned row = top + i; /* a negative row becomes a very large one */
+        const unsigned row = top + i; /* a negative row becomes a huge one */
         const size_t line = ((size_t)tile.picture * height + (row >> halve)) * width;
         for (int j = 0; j < columns; j++) {
             const unsigned column = left + j;
@@ -262,7 +265,7 @@ INLINE __m512 load_pixel(int pooled, Pixel pixel, int channel, __mmask16 mask) {
     return load_bf16(mask, pixel.values + channel);
 }
 
-/* What a tile's pixels are: gradients of its results; or its inputs, with a border of one pixel. */
+/* A tile's pixels are gradients of its results, or its inputs with a border of one pixel. */
 enum { RESULTS, INPUTS };
 
 INLINE void points_of(int kind, int size, const __m512 *d, int from, __m512 *t, int to) {
@@ -280,7 +283,7 @@ INLINE void read_points(int kind, int pooled, int size, const Pixel *pixels, int
     points_of(kind, size, d, 1, t, 6);
 }
 
-/* What to do with points: keep them as floats, store them as bfloat16, or store pairs with kept ones. */
+/* What to do with points: keep them as floats, store them as bfloat16, or store them with kept ones. */
 enum { KEEP, STORE, PAIR };
 
 INLINE void put(int how, __m512 value, __m512 *kept, bf16 *to) {
@@ -312,7 +315,7 @@ INLINE void tile_points(int kind, int pooled, int how, int rows, int columns, co
 #undef ACROSS
 }
 
-/* Transforms 16 channels of a tile, from `channel` on; writes point p to to[p] + offset. */
+/* Transforms 16 channels of a tile, from `channel` on. Point p goes to to[p] + offset. */
 typedef void Transform(Tile tile, const Pixel *pixels, int channel, __mmask16 mask, __m512 *kept,
                        bf16 *const *to, size_t offset);
 
@@ -352,7 +355,7 @@ INLINE void result_of(int rows, int columns, const float *const *points, int cha
 #undef ACROSS
 }
 
-/* The points of 16 channels, point p at points[p] + channel -> a tile's results, four per row. */
+/* Transforms 16 channels of points, point p at points[p] + channel, into a tile's results, four per row. */
 NOT_INLINE void transform_result(Tile tile, const float *const *points, int channel, __m512 *result) {
     if (tile.rows == 4 && tile.columns == 4)
         result_of(4, 4, points, channel, result); /* the usual case */
@@ -360,8 +363,9 @@ NOT_INLINE void transform_result(Tile tile, const float *const *points, int chan
         result_of(tile.rows, tile.columns, points, channel, result);
 }
 
-/* sums [ROWS][32], whose rows are `row` floats apart, = a times b, or += if `add`. a[r * down + k * along]
- * holds two neighbouring values in 32 bits; b0 and b1 each hold pairs of neighbours for 16 outputs. */
+/* Multiplies a by b, and writes the product to sums [ROWS][32], or adds it if `add` is set. The rows of sums
+ * are `row` floats apart. a[r * down + k * along] holds two neighbouring values in 32 bits; b0 and b1 hold
+ * pairs of neighbours for 16 outputs each. */
 static inline void multiply(float *sums, size_t row, const int32_t *a, size_t down, size_t along,
                             const bf16 *b0, const bf16 *b1, int pairs, int add) {
     __m512 left[ROWS], right[ROWS];
@@ -385,8 +389,8 @@ static inline void multiply(float *sums, size_t row, const int32_t *a, size_t do
     }
 }
 
-/* w [inputs, 3, 3, outputs] -> u [36, outputs / 16, inputs / 2, 16, 2], padded with zeros. `flip` rotates the
- * filters by 180 degrees. */
+/* Transforms w [inputs, 3, 3, outputs] into u [36, outputs / 16, inputs / 2, 16, 2], padded with zeros.
+ * `flip` rotates the filters by 180 degrees. */
 static void transform_weights(const float *w, bf16 *u, int inputs, int outputs, int flip, int threads) {
     const int pairs = rounded_up(inputs, 16) / 2, blocks = rounded_up(outputs, 32) / 16;
 #pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
@@ -409,13 +413,13 @@ static void transform_weights(const float *w, bf16 *u, int inputs, int outputs, 
         }
 }
 
-/* bfloat16 -> 16-bit integers that sort the same way; its own inverse. */
+/* Maps bfloat16 to 16-bit integers with the same order, and back: it is its own inverse. */
 static inline __m256i sortable_half(__m256i line) {
     return _mm256_xor_si256(line, _mm256_srli_epi16(_mm256_srai_epi16(line, 15), 1));
 }
 
-/* Offsets of a tile's results in y [N, height, width, channels], four per row. With window 2, offsets of the
- * 2x2 windows' maxima, each in the place of the window's first pixel. */
+/* Computes the offsets of a tile's results in y [N, height, width, channels], four per row. With window 2,
+ * these are the offsets of the maxima of 2x2 windows, each in the place of the window's first pixel. */
 static inline void place_results(Tile tile, Map map, int window, int channels, size_t *at) {
     for (int i = 0; i < tile.rows; i += window)
         for (int j = 0; j < tile.columns; j += window) {
@@ -424,7 +428,8 @@ static inline void place_results(Tile tile, Map map, int window, int channels, s
         }
 }
 
-/* Stores 16 channels of results at y + channel; with `which`, the maxima of 2x2 windows and their places. */
+/* Stores 16 channels of results at y + channel. With `which`, stores the maxima of 2x2 windows and their
+ * positions instead. */
 static inline void store_results(Tile tile, Map map, const __m512 *result, const size_t *at, bf16 *y,
                                  uint8_t *which, int channel, __mmask16 mask) {
     if (!which) {
@@ -450,7 +455,7 @@ static inline void store_results(Tile tile, Map map, const __m512 *result, const
         }
 }
 
-/* What all threads need to know of a convolution. */
+/* What all threads need to know about a convolution. */
 typedef struct {
     Pictures pictures;
     Transform *store;
@@ -458,17 +463,17 @@ typedef struct {
     const bf16 *u; /* the transformed weights */
     bf16 *y;
     uint8_t *y_which;
-    int outputs_there, inputs, outputs, wide; /* CO; CI and CO rounded up; outputs at a time */
+    int outputs_there, inputs, outputs, wide; /* CO; CI and CO rounded up; output channels at a time */
     size_t v_point, m_point;                  /* distances between the points in v and m */
     Points lists[3][3];
 } Convolution;
 
-/* Convolves the `count` tiles from number `first` on. v and m are this thread's scratch memory. */
+/* Convolves `count` tiles, from number `first` on. v and m are this thread's scratch memory. */
 INLINE void convolve_tiles(const Convolution *job, long first, int count, bf16 *v, float *m) {
     const int places = job->map.down * job->map.across;
     const int inputs = job->inputs, outputs = job->outputs, wide = job->wide, CO = job->outputs_there;
     const size_t v_point = job->v_point, m_point = job->m_point;
-    int counts[POINTS] = {0}; /* how many of the tiles so far have each point */
+    int counts[POINTS] = {0}; /* how many of the tiles so far have this point */
     Tile tiles[TILES];
     const float *from[TILES][POINTS]; /* the products of each tile's points */
     size_t at[TILES][16];             /* offsets of each tile's results */
@@ -491,7 +496,7 @@ INLINE void convolve_tiles(const Convolution *job, long first, int count, bf16 *
         for (int p = 0; p < POINTS; p++)
             for (int c = 0; c < wide; c += 32) {
                 const bf16 *b = job->u + ((size_t)p * outputs + o + c) * inputs;
-                for (int t = 0; t < counts[p]; t += ROWS) /* products of rows past the end are not used */
+                for (int t = 0; t < counts[p]; t += ROWS) /* products of rows past the end are ignored */
                     multiply(m + p * m_point + t * wide + c, wide,
                              (const int32_t *)(v + p * v_point + t * inputs), inputs / 2, 1, b,
                              b + 16 * inputs, inputs / 2, 0);
@@ -506,15 +511,15 @@ INLINE void convolve_tiles(const Convolution *job, long first, int count, bf16 *
     }
 }
 
-/* The convolution, padding 1, of x with w [CI, 3, 3, CO] float32 -> y [N, H, W, CO]; `flip` rotates the
- * filters by 180 degrees. x is [N, H, W, CI], or with `x_which` the gradient of 2x2 maxima, [N, H/2, W/2,
- * CI]. With `y_which` [N, H/2, W/2, CO], y holds the maxima of 2x2 windows, and y_which gets their places.
- * Returns DONE or NO_MEMORY. */
+/* Convolves x with w [CI, 3, 3, CO], float32, with padding 1, and writes the result to y [N, H, W, CO].
+ * `flip` rotates the filters by 180 degrees. x is [N, H, W, CI]; with `x_which` it is the gradient of 2x2
+ * maxima, [N, H/2, W/2, CI]. With `y_which` [N, H/2, W/2, CO], y becomes the maxima of 2x2 windows, of the
+ * same shape, and y_which their positions. Returns DONE or NO_MEMORY. */
 int winograd(const bf16 *x, const uint8_t *x_which, const float *w, bf16 *y, uint8_t *y_which, int N, int H,
              int W, int CI, int CO, int flip, int threads) {
     const int inputs = rounded_up(CI, 16), outputs = rounded_up(CO, 32), wide = outputs % WIDE ? 32 : WIDE;
     const size_t u_size = (size_t)POINTS * inputs * outputs;
-    /* A cache line more than a power of two: else all 36 points would fall into the same set of the cache. */
+    /* A cache line more than a power of two. Otherwise all 36 points would share one set of the cache. */
     const size_t v_point = TILES * inputs + 32, m_point = TILES * wide + 16;
     bf16 *u = allocate(sizeof(bf16) * u_size), *vs = allocate(sizeof(bf16) * POINTS * v_point * threads);
     float *ms = allocate(sizeof(float) * POINTS * m_point * threads);
@@ -523,7 +528,7 @@ int winograd(const bf16 *x, const uint8_t *x_which, const float *w, bf16 *y, uin
         Convolution job = {.u = u, .y = y, .y_which = y_which, .outputs_there = CO, .inputs = inputs};
         job.pictures = (Pictures){x, x_which, H, W, CI};
         job.store = x_which ? store_pooled_inputs : store_inputs;
-        job.map = y_which ? map_of(H / 2 * 2, W / 2 * 2) : map_of(H, W); /* an odd last row is in no window */
+        job.map = y_which ? map_of(H / 2 * 2, W / 2 * 2) : map_of(H, W); /* no window has an odd last row */
         job.outputs = outputs;
         job.wide = wide;
         job.v_point = v_point;
@@ -544,8 +549,8 @@ int winograd(const bf16 *x, const uint8_t *x_which, const float *w, bf16 *y, uin
     return ready ? DONE : NO_MEMORY;
 }
 
-/* Transforms a pair of tiles, in the same place of two pictures: channels `begin` to `end`, point p to to[p],
- * 16 channels every `along`. If there is no second picture, its values are zeros. */
+/* Transforms channels `begin` to `end` of a pair of tiles, in the same place of two pictures. Point p goes to
+ * to[p]; blocks of 16 channels are `along` apart. If there is no second picture, its values are zeros. */
 static void transform_pair(int kind, Pictures pictures, int N, int begin, int end, Tile tile, bf16 *const *to,
                            size_t along) {
     Pixel pixels[2][36];
@@ -565,12 +570,12 @@ static void transform_pair(int kind, Pictures pictures, int N, int begin, int en
     }
 }
 
-/* What all threads need to know of a weight gradient, and how they share the work. */
+/* What all threads need to know about a weight gradient, and how they divide the work. */
 typedef struct {
     Pictures x, g;
     Map map;
     int N, inputs, outputs;         /* CI and CO rounded up */
-    int shares, groups, mine;       /* threads that share the outputs, the pictures; outputs per thread */
+    int shares, groups, mine;       /* parts of the outputs, of the pictures; outputs per thread */
     int chunk;                      /* pairs of tiles transformed at a time */
     size_t point, v_point, z_point; /* distances between the points in the sums, in v and in z */
     Points lists[3][3];
@@ -595,8 +600,8 @@ static WeightGradient plan_gradient(Pictures x, Pictures g, int N, int threads) 
     return job;
 }
 
-/* Transforms the `count` pairs of tiles from number `first` on, to v and z [16 channels][pair of
- * tiles][16][2] per point. slots: how many of the pairs have each point. */
+/* Transforms `count` pairs of tiles, from number `first` on, into v and z, which are [16 channels][pair of
+ * tiles][16][2] per point. slots becomes the number of pairs that have each point. */
 INLINE void transform_chunk(const WeightGradient *job, int share, long first, int count, bf16 *v, bf16 *z,
                             uint16_t *slots) {
     const int places = job->map.down * job->map.across, along = 32 * job->chunk;
@@ -616,7 +621,7 @@ INLINE void transform_chunk(const WeightGradient *job, int share, long first, in
     }
 }
 
-/* One thread's part: over its pictures, of its outputs -> sum [point][inputs / 32][outputs][32]. */
+/* Computes one thread's sums over its pictures for its outputs: [point][inputs / 32][outputs][32]. */
 INLINE void sum_part(const WeightGradient *job, int part, bf16 *v, bf16 *z, float *sum) {
     const int places = job->map.down * job->map.across, share = part % job->shares,
               group = part / job->shares;
@@ -638,7 +643,7 @@ INLINE void sum_part(const WeightGradient *job, int part, bf16 *v, bf16 *z, floa
     }
 }
 
-/* All threads' sums, transformed back -> output channel o of dw [CO, 3, 3, CI]. */
+/* Adds up all threads' sums for output channel o, and transforms them back into dw [CO, 3, 3, CI]. */
 INLINE void finish_gradient(const WeightGradient *job, const float *sums, int o, float *dw) {
     const int CI = job->x.channels, mine = job->mine;
     const size_t point = job->point;
@@ -660,11 +665,13 @@ INLINE void finish_gradient(const WeightGradient *job, const float *sums, int o,
     }
 }
 
-/* The gradient of `winograd` with regard to w: x [N, H, W, CI], g [N, H, W, CO] (or with `which` of 2x2
- * maxima, [N, H/2, W/2, CO]) -> dw [CO, 3, 3, CI]. The products sum over pairs of tiles in the same place of
- * two pictures, which have the same points. Threads share the pictures; they share the output channels too
- * while one thread's sums would be too large. No thread reads what another transforms: on two distant cores,
- * that made two threads as slow as one. Returns DONE or NO_MEMORY. */
+/* Computes dw [CO, 3, 3, CI], the gradient of `winograd` with respect to w, from x [N, H, W, CI] and g
+ * [N, H, W, CO]. With `which`, g is the gradient of 2x2 maxima, [N, H/2, W/2, CO].
+ *
+ * The matrix products sum over pairs of tiles. The tiles of a pair are in the same place of two pictures, so
+ * they have the same points. Threads divide the pictures, and also the output channels if one thread's sums
+ * would be too large. Every thread transforms all the tiles that it needs itself: on two distant cores,
+ * sharing them made two threads as slow as one. Returns DONE or NO_MEMORY. */
 int winograd_weight_gradient(const bf16 *x, const bf16 *g, const uint8_t *which, float *dw, int N, int H,
                              int W, int CI, int CO, int threads) {
     const WeightGradient job =

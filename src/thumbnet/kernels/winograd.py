@@ -10,15 +10,15 @@ from torch.autograd.function import once_differentiable
 
 from thumbnet.kernels.calls import call, empty
 
-_MIN_INPUTS = 16  # with fewer channels, vectors would be half zeros, and oneDNN is faster
-# The transforms pay off from this many pairs of channels and this many tiles on (docs/results.md).
+_MIN_INPUTS = 16  # with fewer channels, more than half of a vector would be zeros, and oneDNN is faster
+# With fewer pairs of channels or fewer tiles, the transforms cost more than they save (docs/results.md).
 _MIN_PAIRS = 32 * 64
 _MAX_PAIRS = 1 << 20  # the transformed filters take 72 bytes per pair, the sums of their gradients 144
 _MIN_TILES = 256
 
 
 class WinogradConv(torch.autograd.Function):
-    """``WinogradConv.apply(x, weight, pool)``: a 3x3 convolution, padding 1, then 2x2 maxima if pool is 2."""
+    """``WinogradConv.apply(x, weight, pool)``: a 3x3 convolution, padding 1; then 2x2 maxima if pool is 2."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, pool: int) -> Tensor:
@@ -43,7 +43,7 @@ class WinogradConv(torch.autograd.Function):
 def winograd_pays(x: Tensor, weight: Tensor, pool: int = 1) -> bool:
     """Whether :func:`winograd` is faster than a plain convolution of ``x`` [B, CI, H, W] with ``weight``.
 
-    With pooling it pays off from a quarter of the pairs of channels on.
+    With pooling, a quarter of the pairs of channels is enough.
     """
     count, inputs, height, width = x.shape
     tiles = -(-height // 4) * -(-width // 4)
@@ -52,10 +52,10 @@ def winograd_pays(x: Tensor, weight: Tensor, pool: int = 1) -> bool:
 
 
 def winograd(x: Tensor, weight: Tensor) -> Tensor:
-    """``F.conv2d(x, weight, padding=1)``, its twin, with a quarter of the multiplications.
+    """Convolve like ``F.conv2d(x, weight, padding=1)``, the reference, with a quarter of the multiplications.
 
-    The result is off by 1.0 to 1.4 % (root mean square): the factors are rounded to bfloat16 after they are
-    transformed.
+    The result has an error of 1.0 to 1.4 % (root mean square), because the factors are rounded to bfloat16
+    after they are transformed.
 
     Args:
         x: bfloat16 [B, CI, H, W], channels last.
@@ -65,7 +65,7 @@ def winograd(x: Tensor, weight: Tensor) -> Tensor:
         bfloat16 [B, CO, H, W], channels last.
 
     Raises:
-        MemoryError: the system refuses the memory.
+        MemoryError: the kernel cannot allocate its memory.
     """
     y = empty(len(x), len(weight), *x.shape[2:])
     _convolve(x, None, weight.permute(1, 2, 3, 0), y, None, x.shape[2:], rotated=False)
@@ -73,11 +73,13 @@ def winograd(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def winograd_pooled(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """``F.max_pool2d(F.conv2d(x, weight, padding=1), 2)``, its twin, by :func:`winograd`.
+    """Convolve with :func:`winograd`, and pool.
+
+    The reference is ``F.max_pool2d(F.conv2d(x, weight, padding=1), 2)``.
 
     Returns:
-        The maxima, bfloat16 [B, CO, H / 2, W / 2], and the place of each in its window, uint8
-        [B, H / 2, W / 2, CO]: 0 to 3 in reading order, the first of equal ones.
+        The maxima, bfloat16 [B, CO, H / 2, W / 2], and their positions in the windows, uint8
+        [B, H / 2, W / 2, CO]: 0 to 3 in reading order, the first if several are equal.
     """
     y = empty(len(x), len(weight), x.shape[2] // 2, x.shape[3] // 2)
     which = torch.empty(y.permute(0, 2, 3, 1).shape, dtype=torch.uint8)
@@ -88,13 +90,13 @@ def winograd_pooled(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 def winograd_input_gradient(
     dy: Tensor, weight: Tensor, size: tuple[int, int], which: Tensor | None = None
 ) -> Tensor:
-    """The gradient of :func:`winograd` with regard to ``x``: a convolution of ``dy`` with rotated filters.
+    """The gradient of :func:`winograd` with respect to ``x``: a convolution of ``dy`` with rotated filters.
 
     Args:
         dy: the gradient of the result, bfloat16, channels last.
         weight: float32 [CO, CI, 3, 3].
         size: height and width of ``x``.
-        which: for :func:`winograd_pooled`, the places that it returned.
+        which: for :func:`winograd_pooled`, the positions that it returned.
     """
     dx = empty(len(dy), weight.shape[1], *size)
     _convolve(dy, which, weight.permute(0, 2, 3, 1), dx, None, size, rotated=True)
@@ -102,12 +104,14 @@ def winograd_input_gradient(
 
 
 def winograd_weight_gradient(x: Tensor, dy: Tensor, which: Tensor | None = None) -> Tensor:
-    """The gradient of :func:`winograd` with regard to ``weight``: float32 [CO, CI, 3, 3], as far off as that.
+    """The gradient of :func:`winograd` with respect to ``weight``: float32 [CO, CI, 3, 3].
+
+    Its error is similar to that of :func:`winograd`.
 
     Args:
         x: bfloat16 [B, CI, H, W], channels last.
         dy: the gradient of the result, bfloat16, channels last.
-        which: for :func:`winograd_pooled`, the places that it returned.
+        which: for :func:`winograd_pooled`, the positions that it returned.
     """
     count, inputs, height, width = x.shape
     outputs = dy.shape[1]
@@ -125,7 +129,7 @@ def _convolve(
     size: tuple[int, ...],
     rotated: bool,
 ) -> None:
-    """Write ``y``. ``filters``: [inputs, 3, 3, outputs]; ``size``: height and width before any pooling."""
+    """Convolve into ``y``. ``filters`` are [inputs, 3, 3, outputs]; ``size`` is before any pooling."""
     inputs, outputs = filters.shape[0], filters.shape[3]
     shape = (len(x), *size, inputs, outputs)
     call("winograd", x, x_which, filters.contiguous(), y, y_which, *shape, int(rotated))

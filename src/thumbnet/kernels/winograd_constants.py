@@ -1,24 +1,24 @@
-r"""The matrices of Winograd's F(m x m, 3 x 3), derived exactly; winograd.c has them as constants.
+r"""Derive the matrices of Winograd's F(m x m, 3 x 3) exactly; winograd.c has them as constants.
 
-A convolution of 3 weights over m + 2 inputs gives m results. Cook and Toom compute it as
+A convolution of m + 2 inputs with 3 weights gives m results. The algorithm of Cook and Toom computes it as
 
     results = A^T [(G weights) * (B^T inputs)]
 
 where * multiplies element by element. Each of the m + 2 products belongs to an interpolation point: the m + 1
 finite points p_i, and infinity.
 
-- A^T: column i holds the powers p_i^0 ... p_i^(m-1). The column of infinity is 0 but for a last 1.
-- G: row i holds the powers p_i^0, p_i^1, p_i^2, divided by the product of the distances of p_i to all other
+- A^T: column i has the powers p_i^0 ... p_i^(m-1). The column of infinity is 0 except for a 1 at the end.
+- G: row i has the powers p_i^0, p_i^1, p_i^2, divided by the product of the distances of p_i to all other
   finite points. The row of infinity is [0, 0, 1].
-- B^T: row i holds the coefficients of the product of (x - p_k) over all finite k other than i. In the row of
-  infinity no factor is left out.
+- B^T: row i has the coefficients of the product of (x - p_k) over all finite points except p_i. The row of
+  infinity omits no point.
 
-For two dimensions, the matrices are applied to the columns and then to the rows (Lavin & Gray 2016,
+In two dimensions, the matrices are applied first to the columns and then to the rows (Lavin & Gray 2016,
 https://arxiv.org/abs/1509.09308).
 
-Tiles at the end of a side have m = 3 or m = 2 and use fewer of the points, but the same transformed weights:
-G is always that of m = 4. It divides by the distances to points that a smaller tile leaves out, so the row of
-B^T is multiplied by them.
+Tiles at the end of a side have m = 3 or m = 2. They use fewer of the points, but the same transformed
+weights: G is always that of m = 4. It divides by the distances to the points that a smaller tile omits, so
+each row of B^T is multiplied by these distances.
 
 >>> for row in transforms(4).B:
 ...     print(*row)
@@ -38,8 +38,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
 
-# Fractions that bfloat16 holds exactly. With bfloat16 factors, the convolution is off by less than half as
-# much as with the usual points 0, 1, -1, 2, -2.
+# bfloat16 can represent these fractions exactly. With bfloat16 factors, the error of the convolution is less
+# than half of that with the usual points 0, 1, -1, 2, -2.
 POINTS = (Fraction(0), Fraction(11, 16), Fraction(-11, 16), Fraction(3, 2), Fraction(-3, 2))
 
 Matrix = list[list[Fraction]]
@@ -61,7 +61,7 @@ class Transforms:
 
 
 def transforms(size: int, points: tuple[Fraction, ...] = POINTS) -> Transforms:
-    """The matrices for ``size`` results per side: 4, 3 or 2. The row or column of infinity is the last."""
+    """The matrices for ``size`` results per side: 4, 3 or 2. The row or column of infinity is last."""
     used, left_out = points[: size + 1], points[size + 1 :]
     zero, one = Fraction(0), Fraction(1)
     powers = [[point**row for point in used] for row in range(size)]

@@ -43,22 +43,22 @@ def build_model(
     sizes: Sequence[tuple[int, int]] = (),
     builder: Builder | None = None,
 ) -> nn.Module:
-    """The network that a recipe names: [B, in_channels, H, W] → logits [B, num_classes].
+    """Build the network that a recipe names: [B, in_channels, H, W] → logits [B, num_classes].
 
     Its weights are drawn from torch's global generator.
 
     Args:
         settings: the recipe's ``[model]``.
         num_classes: length of the logits.
-        in_channels: of the pictures.
-        sizes: (height, width) in pixels of the pictures that it has to classify. A network of the user's own
-            is tried on a tiny batch of each.
-        builder: a class or function to build the network with, whatever name ``settings`` has for it.
+        in_channels: number of channels of the pictures.
+        sizes: (height, width) in pixels of the pictures that it has to classify. A network that does not come
+            with thumbnet is tried on a tiny batch of each size.
+        builder: a class or function that builds the network, in place of the one that ``settings`` names.
 
     Raises:
         ModelCodeError: the network is not part of thumbnet, and the user has not allowed its code.
-        NetworkError: a network of the user's own cannot be imported or built, or does not keep the contract
-            in :mod:`thumbnet.models.registry`.
+        NetworkError: the user's network cannot be imported or built, or it breaks the contract in
+            :mod:`thumbnet.models.registry`.
     """
     if builder is None:
         builder = find_builder(settings.name)
@@ -68,10 +68,10 @@ def build_model(
 
 
 def count_parameters(weights: Mapping[str, Tensor], settings: ModelSettings, num_classes: int) -> int:
-    """Parameters among a network's ``weights``. Running statistics do not count.
+    """Count the parameters among a network's ``weights``. Running statistics do not count.
 
     Raises:
-        ModelCodeError, NetworkError: as :func:`build_model`.
+        ModelCodeError, NetworkError: as in :func:`build_model`.
     """
-    learnt = dict(build_model(settings, num_classes).named_parameters())
-    return sum(tensor.numel() for name, tensor in weights.items() if name in learnt)
+    learned = dict(build_model(settings, num_classes).named_parameters())
+    return sum(tensor.numel() for name, tensor in weights.items() if name in learned)

@@ -1,9 +1,9 @@
 """FastNet: the small network of the ``fast`` recipe.
 
-The ideas come from airbench (Jordan 2024, https://arxiv.org/abs/2404.00498) and from what it builds on (Page
-2019; tysam's hlb-CIFAR10 2023). The first layer whitens 2x2 patches; its weights are computed from the data
-instead of learnt. Convolutions start as the identity. Normalisation has a bias but no scale. A linear layer
-with a small scale follows the largest activation over all positions.
+The ideas come from airbench (Jordan 2024, https://arxiv.org/abs/2404.00498) and from the work that it builds
+on (Page 2019; tysam's hlb-CIFAR10 2023). The first layer whitens 2x2 patches; its weights are computed from
+the data instead of learned. Convolutions start as the identity. Normalisation has a bias but no scale. At the
+end, each channel's maximum over all positions goes to a linear layer, and the logits are scaled down.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from thumbnet.models.registry import register_model
 from thumbnet.models.resnet import scaled
 
 PATCH = 2
-NORM_MOMENTUM = 0.4  # PyTorch's momentum, the weight of the newest batch; short trainings need a high one
+NORM_MOMENTUM = 0.4  # in PyTorch, the weight of the newest batch; short trainings need a high one
 HEAD_SCALE = 1 / 9
-# An axis of the patches with less variance counts as constant. Rounding normalised pixels to bfloat16 gives
-# about half as much.
+# Patches with less variance than this along an axis count as constant there. Rounding normalised pixels to
+# bfloat16 causes about half as much variance.
 LEAST_VARIANCE = 1e-5
 
 
@@ -54,7 +54,7 @@ class FastNet(nn.Module):
         whitened = 2 * in_channels * PATCH**2
         self.whiten = nn.Conv2d(in_channels, whitened, PATCH)
         nn.init.zeros_(self.whiten.bias)  # type: ignore[arg-type]
-        self.whiten.requires_grad_(False)  # so nothing before the first block needs a gradient
+        self.whiten.requires_grad_(False)  # so the first block computes no gradient of its input
         self.blocks = nn.Sequential(
             *(FastBlock(a, b) for a, b in zip([whitened, *widths[:-1]], widths, strict=True))
         )
@@ -65,7 +65,7 @@ class FastNet(nn.Module):
         x = self.blocks(F.silu(self.whiten(x), inplace=True))
         if self.training and torch.compiler.is_compiling():
             # The compiled gradient of amax compares the result, rounded to bfloat16, with inputs that are not
-            # rounded. It finds no match, and gives 0 / 0.
+            # rounded. No input matches, so the gradient would be 0 / 0.
             largest = x.flatten(2).max(dim=2).values
         else:
             largest = x.amax(dim=(2, 3))
@@ -73,19 +73,21 @@ class FastNet(nn.Module):
 
     @torch.no_grad()
     def initialise_from(self, images: Tensor) -> None:
-        """Make the first layer whiten ``images``, float32 [N, C, H, W], normalised. A few thousand will do.
+        """Make the first layer whiten ``images``, float32 [N, C, H, W], normalised; a few thousand suffice.
 
         Its filters are the principal axes of the patches, each divided by the standard deviation along it,
-        and their negatives, because the activation treats signs differently. Pictures may not vary along some
-        axes: grey ones are constant along 8 of 12. Normalising a constant would blow up its gradient layer by
-        layer, without bound in bfloat16. So the filters of the other axes are repeated in place of these.
+        and their negatives, because the activation treats the two signs differently.
+
+        Pictures may be constant along some axes: grey pictures are along 8 of 12. Normalising a constant
+        would make its gradient grow from layer to layer, in bfloat16 without bound. Such axes get no filter
+        of their own; the filters of the other axes are repeated in their place.
         """
         channels, height, width = images.shape[1], images.shape[2] - PATCH + 1, images.shape[3] - PATCH + 1
         corners = [(top, left) for top in range(PATCH) for left in range(PATCH)]
-        # float64, which Apple's GPUs do not support.
+        # In float64, which Apple's GPUs do not support.
         device = torch.device("cpu") if images.device.type == "mps" else images.device
         covariance = torch.zeros(PATCH**2 * channels, PATCH**2 * channels, dtype=torch.float64, device=device)
-        for some in images.split(250):  # all at once took four times as long
+        for some in images.split(250):  # one product over all pictures took four times as long
             planes = some.to(device).transpose(0, 1).double()  # [C, N, H, W]
             shifted = [planes[:, :, top:, left:][:, :, :height, :width].flatten(1) for top, left in corners]
             patches = torch.cat(shifted)

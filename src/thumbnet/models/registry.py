@@ -1,20 +1,22 @@
-"""Every network has its entry here: those of thumbnet, and the user's own.
+"""The registry of networks: those of thumbnet, and those that users write.
 
-A network is a builder: an ``nn.Module`` class, or a function that returns a module. Its contract:
+A network is registered as a builder: an ``nn.Module`` class, or a function that returns a module. Its
+contract:
 
-- It takes ``num_classes`` as a keyword. It may take ``in_channels`` (3 here) and ``width`` (a factor on the
-  number of channels). thumbnet looks at the signature, and passes only what the builder names.
+- It takes ``num_classes`` as a keyword argument. It may also take ``in_channels`` (3 in thumbnet) and
+  ``width`` (a factor on the number of channels). thumbnet passes only the arguments in its signature.
 - ``forward`` takes pictures, float32 [B, in_channels, H, W], normalised, and returns logits [B, num_classes].
-- The last layer is called ``head``, or the module says what it is called: ``head_name = "fc"``. Every tensor
-  of that layer has a row per class. ``--init`` uses it to carry classes over by name.
-- What a training step changes besides the parameters is a buffer, so that a checkpoint holds it.
+- The last layer is called ``head``, or the module gives its name: ``head_name = "fc"``. Every tensor of that
+  layer has a row per class. ``--init`` uses this to transfer the rows of classes with the same name.
+- Anything that a training step changes, other than parameters, is a buffer, so that checkpoints contain it.
 
     @thumbnet.register_model("tiny")
     class TinyNet(nn.Module):
         def __init__(self, num_classes: int) -> None: ...
 
-A recipe names the network ``tiny`` once this code has been imported, or ``mypackage.nets:TinyNet``, which
-:func:`find_builder` imports if the user has allowed it: see :mod:`thumbnet.recipes.networks`.
+Once this code has been imported, a recipe can name the network ``tiny``. It can also name the import path
+``mypackage.nets:TinyNet``. :func:`find_builder` imports it if the user has allowed that, see
+:mod:`thumbnet.recipes.networks`.
 """
 
 from __future__ import annotations
@@ -51,10 +53,10 @@ _BUILDERS: dict[str, Builder] = {}
 
 
 def register_model(name: str) -> Callable[[B], B]:
-    """A decorator: recipes call this network ``name`` from now on.
+    """A decorator that registers a network, so that recipes can name it ``name``.
 
-    It registers an ``nn.Module`` class, or a function that builds a module. The contract of such a builder is
-    in :mod:`thumbnet.models.registry`. A cell or module that is run again replaces its own network.
+    It decorates an ``nn.Module`` class, or a function that builds a module. The contract of such a builder is
+    in :mod:`thumbnet.models.registry`. Running the same notebook cell or module again replaces the network.
 
     >>> @register_model("linear")
     ... class Linear(torch.nn.Module):
@@ -68,7 +70,7 @@ def register_model(name: str) -> Callable[[B], B]:
 
     Raises:
         RecipeError: ``name`` cannot be a network's name.
-        NetworkError: another network has this name, or what is decorated builds no network.
+        NetworkError: another network has this name, or the decorated object does not build a network.
     """
     check_name(name)
 
@@ -78,7 +80,7 @@ def register_model(name: str) -> Callable[[B], B]:
         holder = _BUILDERS.get(name)
         if holder is not None and (is_built_in(name) or _path_of(holder) != path):
             raise NetworkError(
-                f"the network {_path_of(holder) or name} has the name {name!r}: choose another one"
+                f"the name {name!r} already belongs to the network {_path_of(holder) or name}: choose another"
             )
         _BUILDERS[name] = builder
         add_known(name)
@@ -90,10 +92,10 @@ def register_model(name: str) -> Callable[[B], B]:
 
 
 def provide(name: str, builder: Builder) -> None:
-    """Use ``builder`` in this process for the network that a run calls ``name``: the user has passed it.
+    """Use ``builder``, which the user passed, for the network that a run calls ``name``, in this process.
 
     Raises:
-        NetworkError: it builds no network, or ``name`` is a network of thumbnet's.
+        NetworkError: it does not build a network, or ``name`` is one of thumbnet's networks.
     """
     check_builder(builder, name)
     if is_built_in(name):
@@ -103,13 +105,13 @@ def provide(name: str, builder: Builder) -> None:
 
 
 def _path_of(builder: Builder) -> str | None:
-    """``MODULE:NAME`` of a class or function; None where it has none."""
+    """The import path ``MODULE:NAME`` of a class or function; None if it has no import path."""
     path = f"{getattr(builder, '__module__', '')}:{getattr(builder, '__qualname__', '')}"
     return path if is_import_path(path) else None
 
 
 def model_names() -> list[str]:
-    """The names that are registered, in the order of their registration."""
+    """The registered names, in the order of registration."""
     return [name for name in _BUILDERS if not is_import_path(name)]
 
 
@@ -119,11 +121,11 @@ def is_built_in(name: str) -> bool:
 
 
 def find_builder(name: str) -> Builder:
-    """The builder of a network: a registered one, or one that the user allows thumbnet to import.
+    """The builder of a network. It is registered, or the user has allowed thumbnet to import it.
 
     Raises:
-        ModelCodeError: it is not registered, and the user has not named its import path.
-        NetworkError: its module cannot be imported, or has no such network.
+        ModelCodeError: it is not registered, and the user has not allowed its import path.
+        NetworkError: its module cannot be imported, or does not contain the network.
     """
     if is_allowed(name):
         return _load(name)
@@ -133,17 +135,18 @@ def find_builder(name: str) -> Builder:
 
 
 def same_network(first: str, second: str) -> bool:
-    """Whether two names mean one network. Imports nothing."""
+    """Whether two names stand for the same network. This imports nothing."""
     return first == second or (first in _BUILDERS and _BUILDERS[first] is _BUILDERS.get(second))
 
 
 def import_code(name: str) -> None:
-    """Import what the user has named with ``--model-code``: ``MODULE:NAME``, or ``MODULE``.
+    """Import the ``MODULE:NAME`` or ``MODULE`` that the user gave as ``--model-code``.
 
-    The module is imported at once. It may register networks, and a run that names ``MODULE:NAME`` may use it.
+    The module is imported immediately, so networks that it registers are known. With ``MODULE:NAME``, a run
+    may also name that path.
 
     Raises:
-        NetworkError: it is neither, the module cannot be imported, or it has no such network.
+        NetworkError: ``name`` has another form, the module cannot be imported, or it has no such network.
     """
     if is_import_path(name):
         accept(name)
@@ -171,15 +174,15 @@ def _load(path: str) -> Builder:
 
 
 def _import(name: str) -> ModuleType:
-    """Import a module, which may lie in the current folder.
+    """Import a module; it may be in the current folder.
 
     Raises:
-        NetworkError: there is no such module, or running it fails.
+        NetworkError: the module does not exist, or its code fails.
     """
     here = os.getcwd() if os.path.isdir(".") else ""  # the current folder may have been deleted
     if here not in sys.path:
-        sys.path.append(here)  # last, so that its files never take the place of an installed package
-    importlib.invalidate_caches()  # the module may have been written a moment ago
+        sys.path.append(here)  # last, so that its files never hide an installed package
+    importlib.invalidate_caches()  # in case the module was only just written
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -200,7 +203,7 @@ def check_builder(builder: object, name: str) -> None:
     """
     other_class = isinstance(builder, type) and not issubclass(builder, nn.Module)
     if other_class or isinstance(builder, nn.Module) or not callable(builder):
-        kind = "class of something else" if other_class else type(builder).__name__
+        kind = "class of another kind" if other_class else type(builder).__name__
         raise NetworkError(
             f"{name} is a {kind}: expected an nn.Module class, or a function that builds a module"
         )
@@ -210,16 +213,16 @@ def check_builder(builder: object, name: str) -> None:
 def arguments_for(
     builder: Builder, name: str, num_classes: int, in_channels: int, width: float
 ) -> dict[str, Any]:
-    """The keyword arguments that a builder's signature asks for.
+    """The keyword arguments to pass to a builder, according to its signature.
 
     Raises:
-        NetworkError: it takes no ``num_classes``, it needs others, or it cannot be built for this number of
-            channels or this width.
+        NetworkError: it does not take ``num_classes``, it requires other arguments, or it does not support
+            this number of channels or this width.
     """
     try:
         signature = inspect.signature(builder)
     except (TypeError, ValueError):
-        raise NetworkError(f"{name} has no signature to read, so thumbnet cannot call it") from None
+        raise NetworkError(f"{name} has no signature that thumbnet can read: wrap it in a function") from None
     named = {
         key
         for key, one in signature.parameters.items()
@@ -232,13 +235,13 @@ def arguments_for(
         signature.bind(**given)
     except TypeError as error:
         raise NetworkError(
-            f"thumbnet cannot build {name}{signature}: {error}. A network takes num_classes as a keyword, "
-            "and in_channels and width if it names them; everything else needs a default"
+            f"thumbnet cannot build {name}{signature}: {error}. It passes num_classes as a keyword argument, "
+            "and in_channels and width if the network takes them; every other argument needs a default"
         ) from None
     if "in_channels" not in named and in_channels != 3:
-        raise NetworkError(f"{name} takes no in_channels, so it cannot be built for {in_channels} channels")
+        raise NetworkError(f"{name} does not take in_channels: it cannot be built for {in_channels} channels")
     if "width" not in named and width != 1:
-        raise NetworkError(f"{name} takes no width: set model.width to 1 (it is {width:g})")
+        raise NetworkError(f"{name} does not take width: set model.width to 1 (it is {width:g})")
     return given
 
 
@@ -250,16 +253,16 @@ def build(
     width: float,
     sizes: Sequence[tuple[int, int]],
 ) -> nn.Module:
-    """Build a network of the user's own, and check that it keeps the contract.
+    """Build a user's network, and check that it fulfils the contract.
 
     Args:
-        builder: what :func:`find_builder` gave, or what the user passed.
-        name: of the network, for errors.
+        builder: from :func:`find_builder`, or from the user.
+        name: the network's name, for errors.
         num_classes, in_channels, width: see the contract.
-        sizes: (height, width) in pixels of the pictures that it has to classify. It is tried on each.
+        sizes: (height, width) in pixels of the pictures that it has to classify. It is tried on each size.
 
     Raises:
-        NetworkError: the code fails, or does not keep the contract.
+        NetworkError: the code fails, or it breaks the contract.
     """
     check_builder(builder, name)
     arguments = arguments_for(builder, name, num_classes, in_channels, width)
@@ -273,12 +276,12 @@ def build(
 
 
 def head_name(model: nn.Module) -> str:
-    """What the last layer of ``model`` is called: ``head``, unless its ``head_name`` says otherwise."""
+    """The name of the last layer of ``model``: its ``head_name``, or ``head`` if it has none."""
     return str(getattr(model, "head_name", "head"))
 
 
 def is_of_head(model: nn.Module, tensor: str) -> bool:
-    """Whether the tensor of this name in ``model.state_dict()`` belongs to the last layer."""
+    """Whether the tensor with this name in ``model.state_dict()`` belongs to the last layer."""
     return f"{tensor}.".startswith(f"{head_name(model)}.")
 
 
@@ -290,14 +293,14 @@ def _check_head(model: nn.Module, name: str, num_classes: int) -> None:
         layers = dict.fromkeys(key.rpartition(".")[0] for key, _ in model.named_parameters())
         last = next(reversed(layers), "fc") or "fc"
         raise NetworkError(
-            f"{name} has no layer called {head!r} with weights, and thumbnet must know the last layer. Call "
-            f'it self.head, or say what it is called, as head_name = "{last}"'
+            f"{name} has no layer called {head!r} with weights, but thumbnet must know the last layer. Call "
+            f'it self.head, or give its name in the class: head_name = "{last}"'
         )
     for key, tensor in tensors.items():
         if not is_lazy(tensor) and tensor.shape[:1] != (num_classes,):
             raise NetworkError(
                 f"{name}: {key} of the last layer has the shape {list(tensor.shape)}: expected a row per "
-                f"class, {num_classes}. If another layer is the last one, say so: head_name"
+                f"class, {num_classes}. If another layer is the last one, give its name as head_name"
             )
 
 
@@ -305,7 +308,7 @@ def _check_head(model: nn.Module, name: str, num_classes: int) -> None:
 def _check_forward(
     model: nn.Module, name: str, num_classes: int, in_channels: int, sizes: Sequence[tuple[int, int]]
 ) -> None:
-    """Check the logits of two pictures and of one, of each size."""
+    """Check the logits of a batch of two pictures, and of a single one, for each size."""
     training = model.training
     model.eval()
     for height, width in sizes:
@@ -325,7 +328,7 @@ def _check_forward(
 
 @contextmanager
 def _failing(what: str) -> Iterator[None]:
-    """Turn what the user's code raises into a NetworkError that begins with ``what``."""
+    """Turn an exception in the user's code into a NetworkError whose message begins with ``what``."""
     try:
         yield
     except MemoryError:
@@ -334,17 +337,17 @@ def _failing(what: str) -> Iterator[None]:
         text = str(error)
         hint = ""
         if "view size is not compatible" in text:
-            hint = ". Pictures come in channels_last order: use flatten or reshape in place of view"
+            hint = ". Pictures are stored in channels_last order: use flatten or reshape instead of view"
         elif "shapes cannot be multiplied" in text or "size mismatch" in text:
             hint = (
-                ". If the network takes one size only, train at that size (--image-size), and never at a "
+                ". If the network accepts only one size, train at that size (--image-size), and never at a "
                 "smaller one (--set schedule.small_until=0)"
             )
         raise NetworkError(f"{what}: {_described(error)}{hint}") from error
 
 
 def _described(error: BaseException) -> str:
-    """An error's type and first line, and the line of the user's code that raised it."""
+    """An error's type, the first line of its message, and the line of the user's code that raised it."""
     text = (str(error).strip().splitlines() or [""])[0]
     where = ""
     if isinstance(error, SyntaxError):

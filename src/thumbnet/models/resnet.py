@@ -24,16 +24,16 @@ from thumbnet.models.registry import register_model
 class Conv1x1(nn.Conv2d):
     """A 1x1 convolution without bias, [B, in_channels, H, W] → [B, out_channels, ceil(H / s), ceil(W / s)].
 
-    With fewer than 16 input channels, it picks the positions before it convolves: oneDNN 3.12 would write
-    past its memory when it computes the filters' gradient with a stride other than 1 (float32,
-    https://github.com/uxlfoundation/oneDNN/issues/6035).
+    With fewer than 16 input channels, it selects the positions before it convolves. Otherwise oneDNN 3.12
+    writes past its memory when it computes the filters' gradient in float32 with a stride other than 1
+    (https://github.com/uxlfoundation/oneDNN/issues/6035).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__(in_channels, out_channels, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """[B, in_channels, H, W] → [B, out_channels, ceil(H / s), ceil(W / s)]."""
         if self.in_channels >= 16 or self.stride[0] == 1:
             return super().forward(x)
         return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight)
@@ -74,7 +74,7 @@ class ResNet(nn.Module):
         blocks: number of blocks per stage.
         widths: number of channels per stage. Each stage but the first halves height and width.
         num_classes: length of the logits.
-        in_channels: of the pictures.
+        in_channels: number of channels of the pictures.
 
     Shapes: [B, in_channels, H, W] → [B, num_classes], for any H and W from 16 up.
     """
@@ -117,7 +117,7 @@ def resnet34(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) ->
 
 
 def narrow_resnet(depth: int, num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> ResNet:
-    """The paper's CIFAR family: ``depth`` is 6n + 2, such as 20, 32, 44 or 56.
+    """A network of the paper's CIFAR family; ``depth`` is 6n + 2, such as 20, 32, 44 or 56.
 
     Raises:
         ValueError: ``depth`` does not have this form.
@@ -133,5 +133,5 @@ for _depth in (20, 32, 44, 56):
 
 
 def scaled(widths: Sequence[int], factor: float) -> list[int]:
-    """Channels times ``factor``, rounded to a multiple of 8, which suits vector units best."""
+    """Multiply channel counts by ``factor``, and round them to multiples of 8 for the vector units."""
     return [max(8, round(width * factor / 8) * 8) for width in widths]

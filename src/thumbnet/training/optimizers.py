@@ -32,10 +32,10 @@ def build_optimizer(settings: OptimizerSettings, model: nn.Module) -> torch.opti
 
 def parameter_groups(settings: OptimizerSettings, model: nn.Module) -> list[dict[str, Any]]:
     """One group per pattern of the recipe, and one for all other parameters."""
-    learnt = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     wanted = [*settings.groups, GroupSettings(match="*")]
     members: list[list[str]] = [[] for _ in wanted]
-    for name in learnt:
+    for name in trainable:
         first = next(i for i, group in enumerate(wanted) if fnmatchcase(name, group.match))
         members[first].append(name)
     groups = []
@@ -43,12 +43,12 @@ def parameter_groups(settings: OptimizerSettings, model: nn.Module) -> list[dict
         if not names and group.match != "*":
             raise RecipeError(
                 f"recipe key 'optimizer.groups': the pattern {group.match!r} matches no parameter that is "
-                f"still free. Parameters: {', '.join(learnt)}"
+                f"still free. Parameters: {', '.join(trainable)}"
             )
         if names:
             lr = settings.lr if group.lr is None else group.lr
             decay = settings.weight_decay if group.weight_decay is None else group.weight_decay
-            parameters = [learnt[name] for name in names]
+            parameters = [trainable[name] for name in names]
             made = {"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay}
             if settings.name != "adamw":
                 made["momentum"] = settings.momentum if group.momentum is None else group.momentum

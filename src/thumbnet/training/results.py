@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from thumbnet.batches.leaks import NOT_LOOKED, RepeatSearch, snapshot
+from thumbnet.batches.leaks import NOT_COMPARED, RepeatSearch, snapshot
 from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.logits import collect_logits
 from thumbnet.classifiers.temperature import calibrated, fit_temperature
@@ -169,7 +169,7 @@ class RepeatTeller:
         """Wait for the search to end, and report its result."""
         if self._told is None:
             found = self._search.finish(self._folder)
-            self._told = {"lines": [NOT_LOOKED]} if found is None else found
+            self._told = {"lines": [NOT_COMPARED]} if found is None else found
             for line in self._told["lines"]:
                 self._listener.on_note(line)
         return self._told
