@@ -22,8 +22,6 @@ LEAKS_NAME, DIGESTS_NAME = "leaks.jsonl", "digests.npy"
 NOT_COMPARED = (
     "pictures were not compared: they are decoded during the training (thumbnet data compares them)"
 )
-    "pictures were not compared: they are decoded during the training (thumbnet data compares them)"
-)
 
 
 def engine_digests(engine: Engine) -> np.ndarray | None:
