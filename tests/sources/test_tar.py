@@ -65,7 +65,15 @@ def test_the_result_is_that_of_tarfile(
 
 
 def test_ordinary_members_do_without_tarfile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "x", {f"{i}.png": NOISE[:i] for i in range(600)}, "w:xz")
+    with tarfile.open(tmp_path / "x", "w:xz", format=tarfile.GNU_FORMAT) as archive:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for size in range(600):
+            info = tarfile.TarInfo(f"folder/{size}.png")
+            info.size = size
+            archive.addfile(info, io.BytesIO(NOISE[:size]))
+    path = tmp_path / "x"
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError

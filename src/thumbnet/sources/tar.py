@@ -1,7 +1,7 @@
 """Read the members of a tar archive one after the other, several times as fast as :mod:`tarfile` alone.
 
-``tarfile`` takes 40 microseconds for a member, more than decoding a small picture. Here ordinary headers
-(a regular file with a short name) are read directly, and xz and bzip2 are decompressed ahead in a thread.
+``tarfile`` takes 20 microseconds for a member, more than decoding a small picture. Here ordinary headers
+(files and folders with short names) are read directly, and xz and bzip2 are decompressed ahead in a thread.
 From the first header of another kind on (long names, links, sparse files), ``tarfile`` reads the rest.
 """
 
@@ -82,7 +82,9 @@ def _members(stream: _Stream) -> Iterator[Member]:
             yield from _rest(stream)
             return
         empty = False
-        name, size = plain
+        name, size, is_folder = plain
+        if is_folder:
+            continue
         padding = -size % _HEADER
         if size <= _BLOCK:
             data = stream.read(size + padding)
@@ -95,12 +97,13 @@ def _members(stream: _Stream) -> Iterator[Member]:
             content.skip(padding)
 
 
-def _plain(header: bytes) -> tuple[str, int] | None:
-    """Name and size from the header of a regular file; None for every other header.
+def _plain(header: bytes) -> tuple[str, int, bool] | None:
+    """Name, size and whether it is a folder, from the header of a file or folder; None for all others.
 
     The fields are those of POSIX.1-1988 (ustar); GNU's header uses the prefix field for other things.
     """
-    if len(header) != _HEADER or header[156:157] != b"0":
+    kind = header[156:157]
+    if len(header) != _HEADER or kind not in (b"0", b"5"):
         return None
     size, checksum = header[124:136].strip(b" \0"), header[148:156].strip(b" \0")
     if not size.isdigit() or not checksum.isdigit():  # GNU writes large sizes in base 256
@@ -119,7 +122,7 @@ def _plain(header: bytes) -> tuple[str, int] | None:
         path = prefix + b"/" + path if prefix else path
     elif magic != _GNU:
         return None
-    return path.decode("utf-8", "surrogateescape"), length
+    return path.decode("utf-8", "surrogateescape"), length, kind == b"5"
 
 
 def _rest(stream: _Stream) -> Iterator[Member]:
