@@ -41,7 +41,7 @@ MEASURE_SECONDS = 0.25  # for each picture size, after a first pass
 LEAST_STEPS = 10
 # If the time is enough for fewer or more epochs than these, a narrower or wider network makes better use of
 # it (docs/notebook/minutes.md).
-NARROW_BELOW, NARROW = 2.5, 0.5
+NARROW_BELOW, NARROW = 5.0, 0.5
 WIDE_ABOVE, WIDE = 40.0, 2.0
 UNSURE = 0.5  # share of pictures that adaptive test-time augmentation looks at in all views, at a guess
 VIEWS = {"none": 1.0, "mirror": 2.0, "mirror-shift": 6.0, "adaptive": 1.0 + 5 * UNSURE}
