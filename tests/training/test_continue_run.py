@@ -131,3 +131,19 @@ def test_the_digits_do_not_collapse(tmp_path: Path) -> None:
     run = train("digits", "digits", overrides=few, out=tmp_path / "run")
     more = resume(run.path, more_epochs=1, out=tmp_path / "more")
     assert more.summary["accuracy"] > run.summary["accuracy"] - 0.02
+
+
+def test_a_run_that_was_planned_for_a_time_is_continued_for_whole_epochs(first: Run, tmp_path: Path) -> None:
+    plan = ["training.steps=8", "schedule.planned_at=[0,4]", "schedule.planned_steps=[9,8]"]
+    timed = train(
+        str(first.settings["data"]),
+        "resnet18",
+        overrides=[*TINY, *plan],
+        out=tmp_path / "timed",
+        device="cpu",
+    )
+    assert timed.summary["epochs"] == 3
+    planned = continuation(timed.path, 2).recipe
+    assert (planned.training.steps, planned.training.epochs) == (0, 2)
+    assert planned.schedule.planned_at == planned.schedule.planned_steps == ()
+    assert planned.schedule.begin_at == pytest.approx(3 / 5)

@@ -65,8 +65,10 @@ def continuation(path: str | Path, epochs: int, overrides: Sequence[str] = ()) -
     longer = replace(
         recipe,
         seed=(recipe.seed + before) % 2**63,
-        schedule=replace(recipe.schedule, begin_at=before / (before + epochs)),
-        training=replace(recipe.training, epochs=epochs, init=place),
+        schedule=replace(
+            recipe.schedule, begin_at=before / (before + epochs), planned_at=(), planned_steps=()
+        ),
+        training=replace(recipe.training, epochs=epochs, steps=0, init=place),
     )
     return Continuation(
         data=settings.get("data"),

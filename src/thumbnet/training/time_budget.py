@@ -36,8 +36,8 @@ from thumbnet.training.step import accumulate_gradients
 Size: TypeAlias = tuple[int, int]
 
 LONGEST = 60 * 24 * 30  # minutes: a month
-MEASURED = 256  # pictures in the batches that are timed
-MEASURE_SECONDS = 0.25  # for each picture size, after a first pass
+FEWEST, MOST = 32, 256  # pictures in the batches that are timed
+MEASURE_SECONDS = 0.25  # for timing a part of a step
 LEAST_STEPS = 10
 # If the time is enough for fewer or more epochs than these, a narrower or wider network makes better use of
 # it (docs/notebook/minutes.md).
@@ -105,52 +105,68 @@ class Speed:
 
 
 def measure_speed(recipe: Recipe, prepared: Prepared, classes: int, device: torch.device) -> Speed:
-    """Time a new network of ``recipe`` on random pictures; takes a second or two.
+    """Time a new network of ``recipe`` on random pictures. Takes a second or two.
 
     Raises:
         OutOfMemoryError: a step does not fit into the device's memory.
     """
     size = prepared.preprocessing.size
-    count = min(MEASURED, recipe.training.batch_size)
     sizes = [*smaller_sizes(recipe.schedule, size), size]
     plain = replace(recipe, training=replace(recipe.training, compile=False, micro_batch=0))
     advice = "Use a narrower network: --set model.width=0.5"
-    with torch.random.fork_rng(devices=[]), memory_guard(str(device), f"with {count} pictures", advice):
+    with torch.random.fork_rng(devices=[]), memory_guard(str(device), "measuring the speed", advice):
         state = TrainingState(build_model(plain.model, classes, sizes=sizes), plain, 1, device)
-        labels = torch.randint(classes, (count,), device=device)
-
-        def pictures(size: Size) -> torch.Tensor:
-            return torch.randn(count, 3, *size, device=device).contiguous(memory_format=state.layout)
-
-        def train_on(images: torch.Tensor) -> None:
-            state.optimizer.zero_grad()
-            float(accumulate_gradients(state, Batch(images, labels)))
-
-        def classify(images: torch.Tensor) -> None:
-            with torch.inference_mode(), autocast(state.bf16, device):
-                float(state.model(images).sum())
-
-        def optimize(_: torch.Tensor) -> None:
-            state.optimizer.step()
-            float(next(state.model.parameters()).sum())
-
-        state.model.train()
-        per_picture = {one: _seconds(train_on, pictures(one)) / count for one in sizes}
-        per_step = _seconds(optimize, pictures(size))
+        timer = _Timer(state, classes)
+        per_picture = {one: timer.per_picture(timer.train_on, one) for one in sizes}
+        per_step = timer.seconds(timer.optimize, timer.batch(size, FEWEST))
         state.model.eval()
-        return Speed(per_picture, per_step, _seconds(classify, pictures(size)) / count)
+        return Speed(per_picture, per_step, timer.per_picture(timer.classify, size))
 
 
-def _seconds(work: Callable[[torch.Tensor], None], images: torch.Tensor) -> float:
-    """The median time of ``work`` on ``images``, after a first call that does not count."""
-    work(images)
-    times: list[float] = []
-    until = time.perf_counter() + MEASURE_SECONDS
-    while not times or (time.perf_counter() < until and len(times) < 50):
+class _Timer:
+    """Times the parts of a step on random pictures."""
+
+    def __init__(self, state: TrainingState, classes: int) -> None:
+        self._state, self._classes = state, classes
+
+    def batch(self, size: Size, count: int) -> Batch:
+        """A batch of ``count`` random pictures."""
+        device, layout = self._state.device, self._state.layout
+        images = torch.randn(count, 3, *size, device=device).contiguous(memory_format=layout)
+        return Batch(images, torch.randint(self._classes, (count,), device=device))
+
+    def train_on(self, batch: Batch) -> None:
+        self._state.optimizer.zero_grad()
+        float(accumulate_gradients(self._state, batch))
+
+    def classify(self, batch: Batch) -> None:
+        with torch.inference_mode(), autocast(self._state.bf16, self._state.device):
+            float(self._state.model(batch.images).sum())
+
+    def optimize(self, _: Batch) -> None:
+        self._state.optimizer.step()
+        float(next(self._state.model.parameters()).sum())
+
+    def per_picture(self, work: Callable[[Batch], None], size: Size) -> float:
+        """Seconds of ``work`` for a picture, from batches that a slow computer makes smaller."""
+        few = self.batch(size, FEWEST)
+        work(few)  # the first call prepares memory and code
         started = time.perf_counter()
-        work(images)
-        times.append(time.perf_counter() - started)
-    return sorted(times)[len(times) // 2]
+        work(few)
+        first = time.perf_counter() - started
+        count = min(MOST, int(FEWEST * MEASURE_SECONDS / 2 / first))
+        return first / FEWEST if count <= FEWEST else self.seconds(work, self.batch(size, count)) / count
+
+    def seconds(self, work: Callable[[Batch], None], batch: Batch) -> float:
+        """The median time of ``work`` on ``batch``, after a first call that does not count."""
+        work(batch)
+        times: list[float] = []
+        until = time.perf_counter() + MEASURE_SECONDS
+        while not times or (time.perf_counter() < until and len(times) < 50):
+            started = time.perf_counter()
+            work(batch)
+            times.append(time.perf_counter() - started)
+        return sorted(times)[len(times) // 2]
 
 
 @dataclass(frozen=True)
