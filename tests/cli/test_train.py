@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from cli_helpers import SETTINGS, epochs, interrupt_when, run_cli
 from helpers import noise, write_picture
+from thumbnet.cli import main
 from thumbnet.runs.folder import Run
 
 
@@ -146,3 +150,38 @@ def test_pictures_of_different_shapes_train_at_16_pixels(tmp_path: Path) -> None
     )  # fmt: skip
     assert status == 0, stderr
     assert "pictures, 16x16 (pad), from memory" in stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["digits", "--minutes", "1", "--epochs", "3"], "leave out --epochs"),
+        (["--resume", "RUN", "--minutes", "1"], "leave out --epochs, and --resume"),
+        (["digits", "--minutes", "0"], "--minutes 0: expected a number of minutes"),
+        (["digits", "--minutes", "nan"], "--minutes nan: expected a number of minutes"),
+        (["digits", "--minutes", "1", "--set", "training.steps=5"], "cannot go together"),
+        (["digits", "--minutes", "soon"], "--minutes soon: expected a number"),
+    ],
+)
+def test_a_time_that_cannot_be_kept_is_an_error(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_for_a_given_time_says_what_it_chose_and_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "digits", "--minutes", "0.15", "--out", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().err
+    assert re.search(r"0\.15 minute\(s\)(: .* so [\d,]+ steps \(.* epochs\)| are too short)", shown), shown
+    run = Run(tmp_path / "run")
+    assert run.settings["minutes"] == 0.15
+    assert run.recipe.training.steps > 0
