@@ -25,7 +25,7 @@ from thumbnet.training.time_budget import (
     check_minutes,
     costs,
     fit_steps,
-    may_widen,
+    may_narrow,
     measure_speed,
 )
 from thumbnet.training.train import resume, train
@@ -154,12 +154,12 @@ def test_time_and_length_cannot_both_be_named(tmp_path: Path) -> None:
 
 def test_only_fastnets_width_is_chosen_and_only_if_the_user_has_not() -> None:
     fast = load_recipe("fast")
-    assert may_widen(None, [], fast)
-    assert may_widen("fast", ["seed=1"], fast)
-    assert not may_widen("fast", ["model.width=1"], fast)
-    assert not may_widen("my.toml", [], fast)
-    assert not may_widen(fast, [], fast)
-    assert not may_widen("resnet18", [], load_recipe("resnet18"))
+    assert may_narrow(None, [], fast)
+    assert may_narrow("fast", ["seed=1"], fast)
+    assert not may_narrow("fast", ["model.width=1"], fast)
+    assert not may_narrow("my.toml", [], fast)
+    assert not may_narrow(fast, [], fast)
+    assert not may_narrow("resnet18", [], load_recipe("resnet18"))
 
 
 def test_measuring_takes_a_moment_and_leaves_random_numbers_alone(prepared: Prepared) -> None:

@@ -39,10 +39,9 @@ LONGEST = 60 * 24 * 30  # minutes: a month
 FEWEST, MOST = 32, 256  # pictures in the batches that are timed
 MEASURE_SECONDS = 0.25  # for timing a part of a step
 LEAST_STEPS = 10
-# If the time is enough for fewer or more epochs than these, a narrower or wider network makes better use of
-# it (docs/notebook/minutes.md).
+# If the time is enough for fewer epochs than this, the network of half the width makes better use of it
+# (docs/notebook/minutes.md).
 NARROW_BELOW, NARROW = 5.0, 0.5
-WIDE_ABOVE, WIDE = 40.0, 2.0
 UNSURE = 0.5  # share of pictures that adaptive test-time augmentation looks at in all views, at a guess
 VIEWS = {"none": 1.0, "mirror": 2.0, "mirror-shift": 6.0, "adaptive": 1.0 + 5 * UNSURE}
 AT_THE_END = 1.0  # seconds for writing, comparing and the rest after the last evaluation
@@ -78,7 +77,7 @@ def check_free_of_length(overrides: Sequence[str]) -> None:
             raise RecipeError(f"{key} and --minutes cannot go together: the time decides how long to train")
 
 
-def may_widen(asked: str | Path | Recipe | None, overrides: Sequence[str], recipe: Recipe) -> bool:
+def may_narrow(asked: str | Path | Recipe | None, overrides: Sequence[str], recipe: Recipe) -> bool:
     """Whether the network's width may be chosen: FastNet's, unless the user names it or brings a recipe."""
     named = any(assignment.partition("=")[0].strip() == "model.width" for assignment in overrides)
     own = asked is not None and asked not in recipe_names()
@@ -248,13 +247,13 @@ class TimeBudget:
     Attributes:
         minutes: the whole time, from ``started`` to the end of the final evaluation.
         started: when the clock started, in seconds of ``time.perf_counter``.
-        may_widen: whether the width of the network may be chosen.
+        may_narrow: whether the width of the network may be chosen.
         clock: gives the time in seconds.
     """
 
     minutes: float
     started: float
-    may_widen: bool = False
+    may_narrow: bool = False
     clock: Callable[[], float] = time.perf_counter
     _costs: Costs | None = None
     _expected: float = 0.0  # seconds for the steps since the last look, at the measured speed
@@ -282,14 +281,13 @@ class TimeBudget:
         before = self.clock() - self.started
         speed = measure_speed(recipe, prepared, classes, device)
         chosen, epochs = self._fitted(recipe, prepared, speed)
-        other = NARROW if epochs < NARROW_BELOW else WIDE if epochs > WIDE_ABOVE else None
-        if self.may_widen and other is not None:
-            recipe = replace(recipe, model=replace(recipe.model, width=other))
+        if self.may_narrow and epochs < NARROW_BELOW:
+            recipe = replace(recipe, model=replace(recipe.model, width=NARROW))
             speed = measure_speed(recipe, prepared, classes, device)
             chosen, epochs = self._fitted(recipe, prepared, speed)
         found = self._costs = costs(chosen, prepared, speed)
         total = chosen.training.steps
-        width = f" of width {chosen.model.width:g}" if self.may_widen else ""
+        width = f" of width {chosen.model.width:g}" if self.may_narrow else ""
         note = (
             f"{self.minutes:g} minute(s): {before:.0f} s until now, about {found.at_the_end:.0f} s at the "
             f"end; {1 / speed.per_picture[found.size]:,.0f} pictures/s at full size, so {total:,} steps "

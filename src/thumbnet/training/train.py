@@ -35,7 +35,7 @@ from thumbnet.training.continue_run import Continuation, continuation
 from thumbnet.training.listener import Listener
 from thumbnet.training.session import Session
 from thumbnet.training.state import TrainingState, build_state
-from thumbnet.training.time_budget import TimeBudget, check_free_of_length, check_minutes, may_widen
+from thumbnet.training.time_budget import TimeBudget, check_free_of_length, check_minutes, may_narrow
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _begin(plan: Plan, call: Call) -> Run:
     _check_same_everywhere(fingerprint, data.source, world)
     budget = None
     if plan.minutes is not None:
-        budget = TimeBudget(plan.minutes, call.started, may_widen(plan.recipe, plan.overrides, recipe))
+        budget = TimeBudget(plan.minutes, call.started, may_narrow(plan.recipe, plan.overrides, recipe))
         recipe, note = world.from_first(budget.plan(recipe, prepared, len(data.class_names), device))
         prepared = prepared.with_recipe(recipe)
         listener.on_note(note)
