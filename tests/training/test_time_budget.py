@@ -25,6 +25,7 @@ from thumbnet.training.time_budget import (
     check_minutes,
     costs,
     fit_steps,
+    is_short,
     may_narrow,
     measure_speed,
 )
@@ -236,3 +237,12 @@ def test_a_plan_that_was_changed_is_followed_to_the_bit(tmp_path: Path) -> None:
     second = train(data, changed, out=tmp_path / "b", device="cpu")
     assert torch.equal(weights(first), weights(second))
     assert not torch.equal(weights(first), weights(train(data, recipe, out=tmp_path / "c", device="cpu")))
+
+
+@pytest.mark.parametrize(
+    ("steps", "pictures", "short"),
+    [(164, 50_000, True), (166, 50_000, False), (50, 2_000, True), (70, 2_000, False)],
+)
+def test_a_short_time_is_measured_in_pictures_shown(steps: int, pictures: int, short: bool) -> None:
+    recipe = load_recipe("fast", [f"training.steps={steps}", "training.batch_size=1000"])
+    assert is_short(recipe, pictures) is short
