@@ -46,7 +46,7 @@ AT_THE_END = 1.0  # seconds for writing, comparing and the rest after the last e
 RESOLUTION = 200  # parts of the schedule over which step times are averaged
 CHECK_SECONDS = 1.0  # between two looks at the clock
 TOLERANCE = 0.015  # of the budget: how far the end may move before the plan changes
-NOTED = 0.05  # relative change in the steps left from which the user is told
+NOTED = 0.1  # relative change in the number of steps from which the user is told
 SELDOM = 0.04  # of the budget: the least time between two changes of the plan
 LAST_CHANGE = 0.97  # of the schedule: afterwards the plan stays
 
@@ -266,7 +266,7 @@ class TimeBudget:
     _since: float = 0.0  # when the clock was last read
     _pace: list[tuple[float, float]] = field(default_factory=list)  # (expected, taken) of recent looks
     _changed: float = 0.0  # when the plan was last changed
-    _told: float = 1.0  # the pace at which the user was last told of a change
+    _told: int = 0  # the number of steps that the user was last told; 0 for the first plan
 
     @property
     def deadline(self) -> float:
@@ -333,15 +333,14 @@ class TimeBudget:
         new_total = world.from_first(self._new_total(state, now) if world.is_first else None)
         if new_total is None:
             return None
-        change = (new_total - state.step) / max(1, total - state.step)
+        told = self._told or total
         state.replan(new_total)
-        pace = self._recent_pace()
-        if abs(change - 1) < NOTED and abs(pace / self._told - 1) < 2 * NOTED:
+        if abs(new_total / told - 1) < NOTED:
             return None
-        self._told = pace
-        how = f"{abs(pace - 1):.0%} {'slower' if pace > 1 else 'faster'} than measured"
-        epochs = new_total / state.steps_per_epoch
-        return f"{how}: {epochs:.1f} epochs instead of {total / state.steps_per_epoch:.1f}, to end in time"
+        self._told = new_total
+        how = "slower" if new_total < told else "faster"
+        now_epochs, then = (steps / state.steps_per_epoch for steps in (new_total, told))
+        return f"the computer is {how} now: {now_epochs:.1f} epochs instead of {then:.1f}, to end in time"
 
     def _recent_pace(self) -> float:
         """Seconds taken per second expected."""
