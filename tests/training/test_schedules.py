@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from thumbnet.errors import RecipeError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.recipes.settings import ScheduleSettings
-from thumbnet.training.schedules import done_at, factor_at, learning_rates, replanned, resize_at
+from thumbnet.training.schedules import (
+    done_at,
+    factor_at,
+    learning_rates,
+    replanned,
+    resize_at,
+    smaller_sizes,
+)
 
 
 def test_multistep_equals_torchs_own_schedule_epoch_by_epoch() -> None:
@@ -189,3 +196,16 @@ def test_the_figure_of_a_changed_plan_has_its_kink() -> None:
     assert rates[50] == pytest.approx(0.1, rel=0.15)
     assert rates[59] < 0.02
     assert learning_rates(load_recipe("fast"), 50)[1][25] == pytest.approx(0.1, rel=0.03)
+    assert learning_rates(load_recipe("fast"), 50)[0][25] == pytest.approx(7.5)  # half of 15 epochs
+
+
+def test_a_constant_rate_stays_at_its_full_height() -> None:
+    assert [factor_at(ScheduleSettings(name="constant"), step, 10) for step in range(10)] == [1.0] * 10
+
+
+def test_the_smaller_sizes_are_those_that_a_training_really_uses() -> None:
+    settings = ScheduleSettings(small_until=0.5, small_sides=(0.625, 0.75, 1.0))
+    assert smaller_sizes(settings, (32, 48)) == [(20, 30), (24, 36)]
+    assert smaller_sizes(replace(settings, begin_at=0.4), (32, 32)) == [(20, 20), (24, 24)]
+    assert smaller_sizes(replace(settings, begin_at=0.5), (32, 32)) == []
+    assert smaller_sizes(ScheduleSettings(), (32, 32)) == []
