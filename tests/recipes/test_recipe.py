@@ -230,3 +230,34 @@ def test_a_recipe_opens_with_its_command_and_what_to_expect(name: str) -> None:
 def test_only_the_recipes_that_come_with_thumbnet_have_an_opening() -> None:
     with pytest.raises(RecipeError, match="there is no recipe 'fsat'. Did you mean 'fast'"):
         opening_comment("fsat")
+
+
+def test_a_seed_is_a_63_bit_number_and_0_by_default() -> None:
+    assert Recipe().seed == 0
+    assert [Recipe(seed=seed).seed for seed in (0, 2**63 - 1)] == [0, 2**63 - 1]
+    for seed in (-1, 2**63):
+        with pytest.raises(RecipeError, match=r"recipe key 'seed' is .*from 0 to 2\*\*63 - 1"):
+            Recipe(seed=seed)
+
+
+def test_the_error_for_a_missing_recipe_file_lists_up_to_eight_others(tmp_path: Path) -> None:
+    for name in ("pyproject", *(f"mine{number}" for number in range(9))):
+        (tmp_path / f"{name}.toml").write_text("")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "missing.toml")
+    there = str(caught.value).partition("TOML files there: ")[2].partition(". Recipes by name")[0]
+    assert [Path(one).stem for one in there.split(", ")] == [f"mine{number}" for number in range(8)]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "empty" / "missing.toml")
+    assert "TOML files there" not in str(caught.value)
+
+
+def test_a_table_in_a_file_is_merged_with_the_one_it_extends_and_cannot_become_a_number(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine.toml").write_text('extends = "fast"\n[training]\nepochs = 3\n')
+    assert load_recipe(tmp_path / "mine.toml").training.label_smoothing == 0.2
+    (tmp_path / "mine.toml").write_text('extends = "fast"\ntraining = 3\n')
+    with pytest.raises(RecipeError, match="expected a table"):
+        load_recipe(tmp_path / "mine.toml")
