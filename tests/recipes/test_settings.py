@@ -7,6 +7,7 @@ import pytest
 
 from thumbnet.errors import RecipeError
 from thumbnet.recipes.settings import (
+    BACKGROUNDS,
     AugmentSettings,
     CheckpointSettings,
     DataSettings,
@@ -16,6 +17,7 @@ from thumbnet.recipes.settings import (
     OptimizerSettings,
     ScheduleSettings,
     TrainingSettings,
+    kept_per_epoch,
     parse_image_size,
 )
 
@@ -76,6 +78,22 @@ NAN, INF = float("nan"), float("inf")
         (ScheduleSettings, {"factor": 1.1}, "schedule.factor"),
         (ScheduleSettings, {"small_sides": (0.5, 1.1)}, "schedule.small_sides"),
         (ScheduleSettings, {"warmup": 1.0}, "schedule.warmup"),
+        (ScheduleSettings, {"warmup": -0.1}, "schedule.warmup"),
+        (ScheduleSettings, {"start": -0.1}, "schedule.start"),
+        (ScheduleSettings, {"end": 1.1}, "schedule.end"),
+        (ScheduleSettings, {"begin_at": -0.1}, "schedule.begin_at"),
+        (ScheduleSettings, {"small_until": -0.1}, "schedule.small_until"),
+        (ScheduleSettings, {"milestones": (0.0, 0.5)}, "schedule.milestones"),
+        (ScheduleSettings, {"small_sides": (0.0,)}, "schedule.small_sides"),
+        (TrainingSettings, {"label_smoothing": -0.1}, "training.label_smoothing"),
+        (TrainingSettings, {"ema_decay": -0.1}, "training.ema_decay"),
+        (CheckpointSettings, {"minutes": -0.5}, "checkpoint.minutes"),
+        (GroupSettings, {"match": "*", "momentum": -0.1}, "optimizer.groups.momentum"),
+        (OptimizerSettings, {"betas": (-0.1, 0.9)}, "optimizer.betas"),
+        (DataSettings, {"test_fraction": 1.0}, "data.test_fraction"),
+        (DataSettings, {"skip_easy": -0.1}, "data.skip_easy"),
+        (DataSettings, {"background": (-1, 0, 0)}, "data.background"),
+        (DataSettings, {"mean": (-0.1, 0.5, 0.5)}, "data.mean"),
         (ScheduleSettings, {"start": 1.1}, "schedule.start"),
         (ScheduleSettings, {"end": -0.1}, "schedule.end"),
         (ScheduleSettings, {"small_sides": ()}, "schedule.small_sides"),
@@ -124,6 +142,12 @@ def test_the_error_for_a_value_out_of_range_names_the_key_and_what_was_expected(
             ScheduleSettings,
             {"start": 1.0, "end": 1.0, "factor": 1.0, "small_until": 1.0, "small_sides": (1.0,)},
         ),
+        (ScheduleSettings, {"planned_at": (0, 12), "planned_steps": (30, 20)}),
+        (ScheduleSettings, {"planned_at": (0,), "planned_steps": (1,)}),
+        (ScheduleSettings, {"milestones": (0.1, 0.9)}),
+        (DataSettings, {"range": (-1.0, 1.0), "classes_from": "1", "calibration_pictures": 0}),
+        (DataSettings, {"test_fraction": 0.0}),
+        (OptimizerSettings, {"nesterov": True, "momentum": 0.5}),
         (TrainingSettings, {"epochs": 1, "batch_size": 2, "micro_batch": 2, "max_skips": 0}),
         (EvaluationSettings, {"every": 0, "sample": 0, "batch_size": 1}),
         (CheckpointSettings, {"steps": 0, "minutes": 0.0}),
@@ -149,3 +173,13 @@ def test_an_image_size_is_height_and_width(text: str, size: tuple[int, int]) -> 
 def test_an_invalid_image_size_is_refused(text: str) -> None:
     with pytest.raises(RecipeError, match="image size"):
         parse_image_size(text)
+
+
+def test_backgrounds_are_the_colours_that_they_are_called() -> None:
+    expected = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
+    assert expected == BACKGROUNDS
+
+
+def test_an_epoch_keeps_all_but_the_skipped_share() -> None:
+    assert kept_per_epoch(1000, 0.33) == 670
+    assert kept_per_epoch(10, 0.0) == 10
