@@ -8,7 +8,7 @@ from typing import IO
 import pytest
 
 from thumbnet.errors import RunError
-from thumbnet.files import cache_folder, clear_leftovers, write_file, write_with
+from thumbnet.files import cache_folder, clear_leftovers, remove_file, write_file, write_with
 
 
 def test_a_file_is_replaced_and_has_ordinary_permissions(tmp_path: Path) -> None:
@@ -58,6 +58,22 @@ def test_the_error_is_reported_even_if_the_temporary_file_is_gone(tmp_path: Path
 
     with pytest.raises(RunError, match="No space left on device"):
         write_with(tmp_path / "x", remove_and_fail)
+
+
+def test_the_error_is_reported_even_if_the_temporary_file_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    def fail(file: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(RunError, match="No space left on device"):
+        write_with(tmp_path / "x", fail)
+    with pytest.raises(RunError, match="cannot remove .*x: Permission denied"):
+        remove_file(tmp_path / "x")
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

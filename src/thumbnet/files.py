@@ -61,7 +61,20 @@ def write_with(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise RunError(f"cannot write {path}: {error}. The former file is kept.") from None
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder may have become read-only; the first error counts
+                temporary.unlink()
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, which may be missing.
+
+    Raises:
+        RunError: the file cannot be removed, for lack of permission for example.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot remove {path}: {error.strerror or error}") from None
 
 
 def clear_leftovers(folder: Path, prefix: str) -> None:

@@ -140,3 +140,10 @@ def test_the_error_offers_a_mirror_if_the_official_host_is_down(
     monkeypatch.setitem(cifar.ARCHIVES, "cifar100", away)
     with pytest.raises(DataError, match="hf:uoft-cs/cifar100"):
         load_data("cifar100", data_dir=tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_or_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    refused = pytest.raises(DataError, match="cannot download .*: .*(File exists|Not a directory)")
+    with serve(Server()) as address, refused:
+        download.download(f"{address}/f", tmp_path / "file" / "f", SHA256)

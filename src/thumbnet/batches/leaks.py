@@ -16,7 +16,7 @@ from thumbnet.batches.notes import copied_notes
 from thumbnet.data.repeats import Place, Repeats, find_repeats, picture_digests
 from thumbnet.data.splits import Split
 from thumbnet.errors import RunError, printable
-from thumbnet.files import write_file, write_with
+from thumbnet.files import remove_file, write_file, write_with
 
 LEAKS_NAME, DIGESTS_NAME = "leaks.jsonl", "digests.npy"
 NOT_COMPARED = (
@@ -94,7 +94,7 @@ def write_leaks(
     if rows:
         write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     else:
-        path.unlink(missing_ok=True)
+        remove_file(path)
 
 
 def describe(

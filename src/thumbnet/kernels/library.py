@@ -166,7 +166,7 @@ def _kept(compiler: str, folder: Path, name: str) -> ctypes.CDLL:
 def _compile_whole(compiler: str, folder: Path, name: str) -> None:
     """Compile in a new folder, then rename to ``folder / name``. Several processes may do this at once."""
     clear_leftovers(folder, _COMPILING)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=_COMPILING) as place:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_COMPILING, ignore_cleanup_errors=True) as place:
         made = Path(place) / name
         compile_library(compiler, made)
         made.chmod(0o600)  # regardless of the umask

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from thumbnet.errors import DataError
+from thumbnet.files import remove_file
 
 BLOCK = 1 << 18
 TIMEOUT = 30.0  # seconds without a byte
@@ -25,13 +26,15 @@ def download(url: str, target: Path, sha256: str, progress: DownloadProgress | N
     Continues an existing ``.part`` if the server can. Returns ``target`` at once if it exists.
 
     Raises:
-        DataError: the server cannot be reached, stalls, or sends a file with another checksum.
+        DataError: the server cannot be reached, stalls, or sends a file with another checksum; or the file
+            cannot be written.
+        RunError: a file with another checksum cannot be removed.
     """
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         _fetch(url, part, progress)
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", None) or error
@@ -41,12 +44,15 @@ def download(url: str, target: Path, sha256: str, progress: DownloadProgress | N
         ) from None
     actual = _digest(part)
     if actual != sha256:
-        part.unlink()
+        remove_file(part)
         raise DataError(
             f"{url} has SHA-256 {actual}, expected {sha256}: the file is damaged or not the official one. "
             "It was deleted; run the same command again."
         )
-    part.replace(target)
+    try:
+        part.replace(target)
+    except OSError as error:
+        raise DataError(f"cannot write {target}: {error.strerror or error}") from None
     return target
 
 
