@@ -64,7 +64,7 @@ bench: $(VENV)/.installed-dev  ## measure what docs/results.md and docs/notebook
 
 # REFERENCE=PATH/airbench94_muon.py also runs the reference in turns, 23 minutes each time. Goes on where it stopped.
 records: $(VENV)/.installed-dev  ## measure the headline numbers from this commit, into docs/records: an hour, or two and a half with REFERENCE
-	$(BIN)/python benchmarks/records.py $(if $(REFERENCE),--reference $(REFERENCE))
+	$(BIN)/python benchmarks/records.py $(if $(REFERENCE),--reference $(REFERENCE)) $(if $(DATA),--data $(DATA))
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -3,11 +3,13 @@
     git clone https://github.com/KellerJordan/cifar10-airbench
     python benchmarks/records.py --reference cifar10-airbench/airbench94_muon.py
     python benchmarks/records.py --show
+    python benchmarks/records.py --data cifar10     # the original pictures, downloaded
 
 The trainings of ``fast`` take turns with the reference, each in a process of its own with an empty cache. The
 record, ``docs/records/DATE-COMMIT.json``, is written after every run. If the program is interrupted, call it
 again: it goes on. With fewer ``--seeds`` or without ``--reference`` it takes less than the whole three hours.
-``tests/test_records.py`` compares the numbers in README and docs with the newest records.
+``tests/test_records.py`` compares the numbers in README and docs with the newest records of CIFAR-10 (JPEG
+copy). Records of other data have the data's name in theirs.
 """
 
 from __future__ import annotations
@@ -120,23 +122,26 @@ def run(job: Job, data: str, reference: Path | None) -> dict[str, Any]:
             found = json.loads(out.read_text())
         kept = {"seconds": found["seconds_in_all"], "plain_accuracy": None}
         return {"accuracy": found["accuracy"], "product_tflops": found["product_tflops"], **kept}
+    cold = Path(data).exists()  # with an empty cache, every run would download the data again
     options = argparse.Namespace(
-        data="digits" if job.what == "digits" else data, recipe=job.what, overrides=[], cold=True
+        data="digits" if job.what == "digits" else data, recipe=job.what, overrides=[], cold=cold
     )
     return train_in_child(options, job.epochs, job.seed)
 
 
-def record_path(commit: str) -> Path:
+def record_path(commit: str, data: str) -> Path:
     """The file of this commit's record: an earlier day's, if the measuring began then."""
-    return next(RECORDS.glob(f"*-{commit}.json"), RECORDS / f"{date.today()}-{commit}.json")
+    name = commit if data == SHARED.name else f"{commit}-{data}"
+    return next(RECORDS.glob(f"*-{name}.json"), RECORDS / f"{date.today()}-{name}.json")
 
 
-def begin(commit: str) -> dict[str, Any]:
+def begin(commit: str, data: str) -> dict[str, Any]:
     """A new record, without runs."""
-    earlier = records()
+    earlier = records(data)
     changes = git("log", "--format=%h %s", f"{earlier[-1]['commit']}..", "--", "src") if earlier else ""
     return {
         "commit": commit,
+        "data": data,
         "begun": datetime.now().isoformat(timespec="minutes"),
         "machine": {**describe(torch.device("cpu")), "identity": processor()},
         "software": {"python": platform.python_version(), "torch": torch.__version__},
@@ -158,9 +163,10 @@ def git(*words: str) -> str:
     return done.stdout.strip()
 
 
-def records() -> list[dict[str, Any]]:
-    """All records, oldest first."""
+def records(data: str = SHARED.name) -> list[dict[str, Any]]:
+    """All records of ``data``, oldest first."""
     found = [json.loads(path.read_text("utf-8")) for path in RECORDS.glob("*.json")]
+    found = [record for record in found if record["data"] == data]
     return sorted(found, key=lambda record: str(record["begun"]))
 
 
@@ -236,8 +242,9 @@ def main() -> None:
     if git("status", "--porcelain", "--untracked-files=no", "--", "src"):
         raise SystemExit("src/ has changes that are not committed: a record is of a commit")
     commit = git("log", "-1", "--format=%h", "--", "src")
-    path = record_path(commit)
-    record = json.loads(path.read_text("utf-8")) if path.exists() else begin(commit)
+    data = Path(options.data).name
+    path = record_path(commit, data)
+    record = json.loads(path.read_text("utf-8")) if path.exists() else begin(commit, data)
     done = {Job(one["what"], one["epochs"], one["seed"]) for one in record["runs"]}
     references = options.references if options.reference else 0
     for job in jobs(options.seeds, references, tuple(options.epochs), options.short_seeds):

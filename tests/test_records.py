@@ -107,17 +107,32 @@ def test_a_summary_has_the_mean_its_standard_error_and_the_times_of_undisturbed_
 
 def test_the_newest_record_with_a_run_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "RECORDS", tmp_path)
-    late = {"commit": "a", "begun": "2026-02-01T00:00", "runs": [one_run(0, 0.92, 1.0)]}
+    late = {
+        "commit": "a",
+        "data": records.SHARED.name,
+        "begun": "2026-02-01T00:00",
+        "runs": [one_run(0, 0.92, 1.0)],
+    }
     early = {
         "commit": "b",
+        "data": records.SHARED.name,
         "begun": "2026-01-01T00:00",
         "runs": [one_run(0, 0.91, 1.0), {**one_run(0, 0.5, 1.0), "epochs": 1}],
     }
     (tmp_path / "1.json").write_text(records.to_text(late))
     (tmp_path / "2.json").write_text(records.to_text(early))
+    original = {
+        "commit": "c",
+        "data": "cifar10",
+        "begun": "2026-03-01T00:00",
+        "runs": [one_run(0, 0.94, 1.0)],
+    }
+    (tmp_path / "3.json").write_text(records.to_text(original))
     assert json.loads(records.to_text(late)) == late
     found = records.newest()
     assert (found[FAST].mean, found[ONE].mean) == (92.0, 50.0)
+    assert [record["commit"] for record in records.records("cifar10")] == ["c"]
+    assert records.record_path("c", "cifar10").name.endswith("-c-cifar10.json")
 
 
 def test_the_reference_runs_alternate_with_the_seeds() -> None:
