@@ -12,12 +12,14 @@ print(log.copies, log.waits)
 ```
 
 Below Python, a GpuTensor is a tensor on the CPU, because PyTorch's CPU build has no CUDA streams for autograd. So
-only Python sees ``cuda:0``, and ``torch.autocast("cuda")`` casts what autocast on the CPU casts.
+only Python sees ``cuda:0``, ``torch.autocast("cuda")`` casts what autocast on the CPU casts, and no gradient flows
+back through a copy between host and GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import weakref
 from collections import Counter
@@ -343,12 +345,9 @@ class _Mode(TorchDispatchMode):
 
 def _run(gpu: _Gpu, func: Any, args: Any, kwargs: dict[str, Any], mode: _Mode | None = None) -> Any:
     """Run an operation where its arguments are."""
-    # Within inference mode, operations arrive that consist of others. Those must be seen one by one.
-    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+    if _consists_of_others(func):
         with mode or contextlib.nullcontext():
-            result = func.decompose(*args, **kwargs)
-        if result is not NotImplemented:
-            return result
+            return func.decompose(*args, **kwargs)
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     here = any(isinstance(tensor, GpuTensor) for tensor in tensors)
     if func is aten.copy_.default and here:
@@ -363,6 +362,13 @@ def _run(gpu: _Gpu, func: Any, args: Any, kwargs: dict[str, Any], mode: _Mode | 
         args = _check(gpu, func, args, kwargs, tensors)
         _note_waits(gpu, func, args)
     return _compute(gpu, func, args, kwargs, on_gpu, uploads=not here)
+
+
+@functools.cache
+def _consists_of_others(func: Any) -> bool:
+    """Whether an operation is made of others. Inference mode passes it whole, but its parts must be seen."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return has_kernel(func.name(), "CompositeImplicitAutograd") and not has_kernel(func.name(), "CPU")
 
 
 def _compute(gpu: _Gpu, func: Any, args: Any, kwargs: dict[str, Any], on_gpu: bool, uploads: bool) -> Any:
