@@ -93,7 +93,7 @@ class TrainBatches:
         self.normalise = normalise
         self.seed = recipe.seed
         self.count = len(engine.labels)
-        self._labels = send(engine.labels, engine.device)
+        self._labels = send(engine.labels, engine.home)
         taken = kept_per_epoch(self.count, recipe.data.skip_easy)
         self.batch_size = min(recipe.training.batch_size, taken)
         full, rest = divmod(taken, self.batch_size)
@@ -108,7 +108,7 @@ class TrainBatches:
         return self.steps
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        device, home = self.normalise.device, self.engine.device
+        device, home = self.normalise.device, self.engine.home
         order, visits = self._order(epoch)
         batches = list(order.split(self.batch_size))[start : len(self)]
         shares = [self._share(indices) for indices in batches]
@@ -131,7 +131,7 @@ class TrainBatches:
         Both are where the pictures are, so that a step need not copy them. The second, int64 [count], is None
         without a selection.
         """
-        order, home = self.shuffle(epoch), self.engine.device
+        order, home = self.shuffle(epoch), self.engine.home
         if self.selection is None:
             return send(order, home), None
         chosen = self.selection.begin(epoch)
@@ -189,7 +189,7 @@ class EvalBatches:
         self.normalise = normalise
         self.batch_size = batch_size
         self.positions = world.share(torch.arange(len(engine.labels)))
-        self._labels = send(engine.labels, engine.device)
+        self._labels = send(engine.labels, engine.home)
 
     def __len__(self) -> int:
         return -(-len(self.positions) // self.batch_size)
@@ -204,7 +204,7 @@ class EvalBatches:
         return chosen
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        positions = send(self.positions, self.engine.device)
+        positions = send(self.positions, self.engine.home)
         batches = list(positions.split(self.batch_size))[start:]
         for indices, images in zip(batches, self.engine.fetch(batches), strict=True):
             with one_thread(self.engine.workers > 0):

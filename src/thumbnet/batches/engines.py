@@ -27,6 +27,7 @@ from thumbnet.hardware import send
 # the training, and their statistics come from a sample of SAMPLE pictures.
 MANY = 500_000
 SAMPLE = 50_000
+CPU = torch.device("cpu")
 
 
 class Engine(Protocol):
@@ -35,19 +36,19 @@ class Engine(Protocol):
     Attributes:
         labels: int64 [N], on the CPU.
         workers: number of worker processes; 0 if the pictures are in memory.
-        device: where the pictures are when they are delivered.
+        home: the device where ``fetch`` uses positions; it delivers the pictures there or nearer to the GPU.
     """
 
     labels: Tensor
     workers: int
 
     @property
-    def device(self) -> torch.device: ...
+    def home(self) -> torch.device: ...
 
     def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Deliver the pictures, uint8 [B, 3, H, W], for each batch of positions (int64 [B]).
 
-        Positions on :attr:`device` need not be copied.
+        Positions on :attr:`home` need not be copied.
         """
 
     def value_counts(self) -> Tensor:
@@ -65,7 +66,7 @@ class MemoryEngine:
         self._counts = counts
 
     @property
-    def device(self) -> torch.device:
+    def home(self) -> torch.device:
         """The device whose memory holds the pictures."""
         return self.images.device
 
@@ -80,14 +81,10 @@ class MemoryEngine:
 class WorkerEngine:
     """Decodes and prefetches pictures in the worker processes of a DataLoader.
 
-    Args:
-        split, size, fit, rendering: the pictures, and how to decode them to ``size`` (height, width).
-        workers: number of processes.
-        pinned: deliver the pictures in pinned memory. A copy from there to a CUDA GPU does not make the host
-            wait. Without a GPU, pinned memory is of no use.
+    ``device`` is where the batches are needed.
     """
 
-    device = torch.device("cpu")
+    home = CPU
 
     def __init__(
         self,
@@ -96,13 +93,12 @@ class WorkerEngine:
         fit: Fit,
         workers: int,
         rendering: Rendering = BY_TYPE,
-        *,
-        pinned: bool = False,
+        device: torch.device = CPU,
     ) -> None:
+        self._device = device
         self.pictures = _Pictures(split, size, fit, rendering)
         self.labels = torch.from_numpy(np.array(split.labels))
         self.workers = workers
-        self.pinned = pinned
 
     def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         loader = DataLoader(
@@ -112,7 +108,7 @@ class WorkerEngine:
             prefetch_factor=4,
             collate_fn=_unchanged,
             worker_init_fn=_leave_signals_to_the_parent,
-            pin_memory=self.pinned,
+            pin_memory=self._device.type == "cuda",
         )
         for images in loader:
             if isinstance(images, UnreadableImageError):

@@ -14,7 +14,7 @@ ALIGNMENT = 8  # bytes; each tensor in a packed buffer begins at a multiple
 
 
 def send_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Send those of ``tensors`` that are on the CPU to ``device``, in one copy that does not make the host wait.
+    """Send those of ``tensors`` that are on the CPU to ``device``, in one copy without waiting for it.
 
     The results on a GPU share one buffer. On the CPU they are ``tensors`` themselves.
     """
