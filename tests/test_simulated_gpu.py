@@ -49,8 +49,9 @@ PER_STEP = 1
 PER_EPOCH = 2
 # Waits of a step in which the losses are checked: every LOOK_EVERY steps, and an epoch's last step.
 PER_LOOK = 1
-# Waits after an epoch's last step: losses, hits, and logits and labels of an evaluation; but for the checkpoint.
-PER_EPOCH_END = 4
+# Waits after an epoch's last step: logits and labels of an evaluation; losses and correct answers, for the epoch's
+# result and again for the checkpoint. Writing the checkpoint, which copies every tensor, is not counted.
+PER_EPOCH_END = 6
 
 
 @dataclass

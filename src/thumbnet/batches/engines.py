@@ -36,7 +36,7 @@ class Engine(Protocol):
     Attributes:
         labels: int64 [N], on the CPU.
         workers: number of worker processes; 0 if the pictures are in memory.
-        home: the device where ``fetch`` uses positions; it delivers the pictures there or nearer to the GPU.
+        home: the device on which ``fetch`` looks pictures up.
     """
 
     labels: Tensor
@@ -48,7 +48,7 @@ class Engine(Protocol):
     def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Deliver the pictures, uint8 [B, 3, H, W], for each batch of positions (int64 [B]).
 
-        Positions on :attr:`home` need not be copied.
+        Positions on :attr:`home` are used as they are; others are copied there.
         """
 
     def value_counts(self) -> Tensor:

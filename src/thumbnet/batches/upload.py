@@ -14,11 +14,11 @@ ALIGNMENT = 8  # bytes; each tensor in a packed buffer begins at a multiple
 
 
 def send_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Send those of ``tensors`` that are on the CPU to ``device``, in one copy without waiting for it.
+    """Send those of ``tensors`` that are on the CPU to ``device``; to CUDA in one copy, without waiting.
 
-    The results on a GPU share one buffer. On the CPU they are ``tensors`` themselves.
+    The results of that copy share one buffer.
     """
-    if device.type == "cpu":
+    if device.type != "cuda":
         return [send(tensor, device) for tensor in tensors]
     here = [tensor for tensor in tensors if tensor.device.type == "cpu"]
     arrived = iter(unpack(send(pack(here), device), here) if here else [])
