@@ -41,6 +41,7 @@ CUDA = torch.device("cuda", 0)
 CPU = torch.device("cpu")
 STAGED = 64 * 1024  # CUDA copies this many bytes from ordinary memory without waiting
 _SOURCE = str(Path(thumbnet.__file__).parent)
+_HELPERS = ("/hardware.py", "/batches/upload.py")  # they copy for others
 _PASSED_OVER = (str(Path(torch.__file__).parent), __file__, contextlib.__file__)
 aten = torch.ops.aten
 _current: _Gpu | None = None  # the GPU of the innermost simulated_gpu()
@@ -391,7 +392,10 @@ def _compute(gpu: _Gpu, func: Any, args: Any, kwargs: dict[str, Any], on_gpu: bo
         gpu.log.launches[func.name().removeprefix("aten::")] += 1
     if any(written):
         return _written(func, args, kwargs)
-    return tree_map(lambda x: GpuTensor(x, gpu) if isinstance(x, Tensor) and on_gpu else x, result)
+    # Whether a view belongs to inference mode depends on its source, not on where it is taken.
+    inference = args[0].is_inference() if is_view else torch.is_inference_mode_enabled()
+    with torch.inference_mode(inference):
+        return tree_map(lambda x: GpuTensor(x, gpu) if isinstance(x, Tensor) and on_gpu else x, result)
 
 
 def _inner(value: Any) -> Any:
@@ -459,12 +463,12 @@ def _note_waits(gpu: _Gpu, func: Any, args: Any) -> None:
 
 
 def _place() -> str:
-    """The line of thumbnet that is running, else the line of the caller."""
+    """The line of thumbnet that asked for it, else the line of the caller."""
     outside = ""
     frame: FrameType | None = sys._getframe(1)
     while frame:
         name = frame.f_code.co_filename
-        if name.startswith(_SOURCE):
+        if name.startswith(_SOURCE) and not name.endswith(_HELPERS):
             return f"{name.removeprefix(_SOURCE + '/')}:{frame.f_lineno}"
         if not outside and not name.startswith(_PASSED_OVER):
             outside = f"{Path(name).name}:{frame.f_lineno}"
@@ -514,6 +518,9 @@ def _patches(gpu: _Gpu, fast_bf16: bool) -> list[tuple[Any, str, Any]]:
         (torch, "tensor", built_on_the_host(torch.tensor)),
         (torch, "as_tensor", built_on_the_host(torch.as_tensor)),
         (torch.accelerator, "is_available", lambda check_available=False: True),
+        (torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda")),
+        (torch.accelerator, "current_device_index", lambda: 0),
+        (torch.accelerator, "set_device_index", lambda device: None),
         (torch.Tensor, "to", _to),
         (
             torch.Tensor,

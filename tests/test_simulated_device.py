@@ -155,6 +155,19 @@ def test_changes_in_place_and_through_views_reach_the_tensor() -> None:
         assert torch.equal(x.cpu(), torch.tensor([[1.0, 1, 5], [0, 0, 5]]))
 
 
+def test_slices_can_be_taken_and_filled_in_inference_mode() -> None:
+    with simulated_gpu():
+        outside = gpu_tensor(torch.zeros(3))
+        with torch.inference_mode():
+            outside[:][1:].fill_(2)
+            inside = outside + 1
+            inside[:2].add_(1)
+            assert inside.is_inference()
+            assert inside[:].is_inference()
+            assert not outside[:].is_inference()
+        assert torch.equal(inside.cpu(), torch.tensor([2.0, 4, 3]))
+
+
 def test_autocast_computes_in_bfloat16() -> None:
     with simulated_gpu(), torch.autocast("cuda", dtype=torch.bfloat16):
         x = gpu_tensor(torch.ones(2, 2))

@@ -47,11 +47,14 @@ TINY = [
 PER_STEP = 1
 # Copies before an epoch's first step: its order, and with `skip_easy` the order of equal losses.
 PER_EPOCH = 2
+# A copy before a training's first step: which pictures are mirrored first.
+PER_TRAINING = 1
 # Waits of a step in which the losses are checked: every LOOK_EVERY steps, and an epoch's last step.
 PER_LOOK = 1
 # Waits after an epoch's last step: logits and labels of an evaluation; losses and correct answers, for the epoch's
-# result and again for the checkpoint. Writing the checkpoint, which copies every tensor, is not counted.
-PER_EPOCH_END = 6
+# result and again for the checkpoint; and four tensors of `skip_easy` for the checkpoint. Writing the checkpoint,
+# which copies every other tensor, is not counted.
+PER_EPOCH_END = 10
 
 
 @dataclass
@@ -139,9 +142,10 @@ def assert_no_step_waits(recorder: Recorder, sent: int = PER_STEP, waits: int = 
         assert len(span.waits) == waits, span.waits
         assert len(span.copies) <= sent + waits, span.copies
         assert sum(copy.blocking for copy in span.copies) <= waits, span.copies
-    for span in recorder.first:
+    for number, span in enumerate(recorder.first):
         assert len(span.waits) == waits, span.waits
-        assert len(span.copies) <= sent + PER_EPOCH + waits, span.copies
+        before = PER_EPOCH + (PER_TRAINING if number == 0 else 0)
+        assert len(span.copies) <= before + sent + waits, span.copies
     for span in recorder.looks:
         assert len(span.waits) <= PER_LOOK + waits, span.waits
     for span in recorder.ends:
@@ -154,7 +158,8 @@ def test_a_recipe_trains_resumes_and_predicts_as_on_the_cpu_and_no_step_waits(
 ) -> None:
     on_cpu, on_gpu, recorder = learn(recipe, [], tmp_path)
     assert_equal_weights(on_gpu, on_cpu)
-    assert on_gpu.summary["loss"] == on_cpu.summary["loss"]
+    # With `tta = "adaptive"`, pictures are in other batches, so that matrix products are rounded differently.
+    assert on_gpu.summary["loss"] == pytest.approx(on_cpu.summary["loss"], rel=1e-5)
     assert len(recorder.inner) >= 4
     assert_no_step_waits(recorder)
 
@@ -167,7 +172,8 @@ def test_a_recipe_trains_resumes_and_predicts_as_on_the_cpu_and_no_step_waits(
         classifier, expected = load_classifier(on_gpu.path, "cuda"), load_classifier(on_cpu.path, "cpu")
         picture = [DATA.splits["test"].load(0)]
         assert classifier.predict(picture) == expected.predict(picture)
-        assert classifier.evaluate(DATA, "test").loss == expected.evaluate(DATA, "test").loss
+        found = classifier.evaluate(DATA, "test").loss
+        assert found == pytest.approx(expected.evaluate(DATA, "test").loss, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +181,7 @@ def test_a_recipe_trains_resumes_and_predicts_as_on_the_cpu_and_no_step_waits(
     [
         ["training.ema_decay=0.9"],
         ["data.sampling=balanced", "data.skip_easy=0"],
-        ["training.micro_batch=5"],
+        ["training.micro_batch=8"],
         ["data.skip_easy=0.4", "augment.flip=random"],
         ["augment.cutout=6", "augment.translate_fill=zero"],
         ["training.class_weights=balanced", "evaluation.every=1"],
@@ -198,7 +204,8 @@ def test_skipping_steps_that_are_not_finite_costs_one_wait_per_step(tmp_path: Pa
 
 def test_pictures_from_workers_are_sent_from_pinned_memory(tmp_path: Path) -> None:
     """Each step has two copies: the pictures, and everything else."""
-    settings = ["data.engine=workers", "data.workers=1", "data.skip_easy=0", "training.batch_size=32"]
+    settings = ["data.engine=workers", "data.workers=1", "data.skip_easy=0"]
+    settings += ["training.batch_size=32", "data.image_size=32"]
     on_cpu, on_gpu, recorder = learn("fast", settings, tmp_path)
     assert_equal_weights(on_gpu, on_cpu)
     assert_no_step_waits(recorder, sent=2)
@@ -261,7 +268,7 @@ def test_an_evaluation_with_all_views_waits_no_more_often_for_more_batches(log: 
     prepared = prepare(coloured_data(200), recipe, CUDA)
     model = build_state(recipe, prepared, DATA.class_names, CUDA).model
     with torch.no_grad():
-        model.head.weight.mul_(3)  # type: ignore[union-attr, operator]
+        model.head.weight.mul_(100)  # type: ignore[union-attr, operator]
     batches: list[int] = []
     model.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
     log.clear()

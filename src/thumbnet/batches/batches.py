@@ -9,6 +9,7 @@ generator's saved state.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -196,11 +197,11 @@ class EvalBatches:
 
     def sample(self, count: int, world: World = ALONE) -> EvalBatches:
         """Batches of up to ``count`` evenly spaced pictures, always the same ones."""
-        chosen = EvalBatches(self.engine, self.normalise, batch_size=self.batch_size)
-        total = len(self.engine.labels)
+        chosen, total = copy.copy(self), len(self.engine.labels)
+        positions = torch.arange(total)
         if count < total:
-            chosen.positions = torch.linspace(0, total - 1, count, dtype=torch.float64).round().long()
-        chosen.positions = world.share(chosen.positions)
+            positions = torch.linspace(0, total - 1, count, dtype=torch.float64).round().long()
+        chosen.positions = world.share(positions)
         return chosen
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:

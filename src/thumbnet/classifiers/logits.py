@@ -101,7 +101,8 @@ class _Held:
     ``adaptive`` looks at all views of a fifth of the pictures. If each batch looked at its own, a GPU would
     get six small batches for a large one, and the host would wait for each batch's logits to choose among its
     pictures. So batches are held, up to ``HELD_BYTES``, and the pictures chosen from all of them share
-    batches.
+    batches. Within other batches, a picture's logits may differ in the last bit. A CPU gains nothing from
+    waiting less often, so it chooses after each batch.
     """
 
     def __init__(self, model: nn.Module, bf16: bool, tta: str) -> None:
@@ -118,7 +119,8 @@ class _Held:
             self._logits.append(self._with_views(images, alone, self._tta))
             return
         self._images.append(images)
-        if sum(held.numel() * held.element_size() for held in self._images) >= HELD_BYTES:
+        held = sum(one.numel() * one.element_size() for one in self._images)
+        if images.device.type == "cpu" or held >= HELD_BYTES:
             self._choose()
 
     def finish(self) -> tuple[Tensor, Tensor]:
