@@ -486,6 +486,11 @@ def _patches(gpu: _Gpu, fast_bf16: bool) -> list[tuple[Any, str, Any]]:
         name="simulated GPU", total_memory=gpu.memory, major=9, minor=0, multi_processor_count=132
     )
 
+    def wait() -> None:
+        log.wait("synchronize")
+
+    stream = SimpleNamespace(is_capturing=lambda: False, synchronize=wait)
+
     def built_on_the_host(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def build(data: Any, *, device: Any = None, **kwargs: Any) -> Tensor:
             return make(data, **kwargs) if device is None else make(data, **kwargs).to(device)
@@ -510,7 +515,8 @@ def _patches(gpu: _Gpu, fast_bf16: bool) -> list[tuple[Any, str, Any]]:
         "memory_allocated": lambda device=None: log.allocated,
         "max_memory_allocated": lambda device=None: log.peak,
         "empty_cache": lambda: None,
-        "synchronize": lambda device=None: log.wait("synchronize"),
+        "synchronize": lambda device=None: wait(),
+        "current_stream": lambda device=None: stream,
     }
     return [
         *((torch.cuda, name, value) for name, value in cuda.items()),
@@ -521,6 +527,7 @@ def _patches(gpu: _Gpu, fast_bf16: bool) -> list[tuple[Any, str, Any]]:
         (torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda")),
         (torch.accelerator, "current_device_index", lambda: 0),
         (torch.accelerator, "set_device_index", lambda device: None),
+        (torch.accelerator, "current_stream", lambda device=None: stream),
         (torch.Tensor, "to", _to),
         (
             torch.Tensor,
