@@ -27,21 +27,29 @@ from thumbnet.hardware import send
 # the training, and their statistics come from a sample of SAMPLE pictures.
 MANY = 500_000
 SAMPLE = 50_000
+CPU = torch.device("cpu")
 
 
 class Engine(Protocol):
     """Delivers pictures by their positions.
 
     Attributes:
-        labels: int64 [N].
+        labels: int64 [N], on the CPU.
         workers: number of worker processes; 0 if the pictures are in memory.
+        home: the device on which ``fetch`` looks pictures up.
     """
 
     labels: Tensor
     workers: int
 
+    @property
+    def home(self) -> torch.device: ...
+
     def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Deliver the pictures, uint8 [B, 3, H, W], for each batch of positions (int64 [B])."""
+        """Deliver the pictures, uint8 [B, 3, H, W], for each batch of positions (int64 [B]).
+
+        Positions on :attr:`home` are used as they are; others are copied there.
+        """
 
     def value_counts(self) -> Tensor:
         """How often each of the 256 values occurs per channel, over all pictures: int64 [3, 256]."""
@@ -57,6 +65,11 @@ class MemoryEngine:
         self.labels = labels
         self._counts = counts
 
+    @property
+    def home(self) -> torch.device:
+        """The device whose memory holds the pictures."""
+        return self.images.device
+
     def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         for indices in batches:
             yield self.images[send(indices, self.images.device)]
@@ -66,11 +79,23 @@ class MemoryEngine:
 
 
 class WorkerEngine:
-    """Decodes and prefetches pictures in the worker processes of a DataLoader."""
+    """Decodes and prefetches pictures in the worker processes of a DataLoader.
+
+    ``device`` is where the batches are needed.
+    """
+
+    home = CPU
 
     def __init__(
-        self, split: Split, size: tuple[int, int], fit: Fit, workers: int, rendering: Rendering = BY_TYPE
+        self,
+        split: Split,
+        size: tuple[int, int],
+        fit: Fit,
+        workers: int,
+        rendering: Rendering = BY_TYPE,
+        device: torch.device = CPU,
     ) -> None:
+        self._device = device
         self.pictures = _Pictures(split, size, fit, rendering)
         self.labels = torch.from_numpy(np.array(split.labels))
         self.workers = workers
@@ -83,7 +108,7 @@ class WorkerEngine:
             prefetch_factor=4,
             collate_fn=_unchanged,
             worker_init_fn=_leave_signals_to_the_parent,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self._device.type == "cuda",
         )
         for images in loader:
             if isinstance(images, UnreadableImageError):
