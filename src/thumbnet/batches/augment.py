@@ -41,13 +41,19 @@ class Draw:
 
 
 class Augmentation:
-    """A recipe's augmentation, for a training split of ``count`` pictures of ``size`` (height, width)."""
+    """A recipe's augmentation, for a training split of ``count`` pictures of ``size`` (height, width).
+
+    Attributes:
+        settings: the recipe's.
+        size: height, width in pixels.
+        first_flip: bool [count], whether ``flip = "alternating"`` mirrors a picture when it is first seen.
+    """
 
     def __init__(self, settings: AugmentSettings, count: int, size: tuple[int, int], seed: int) -> None:
         self.settings = settings
         self.size = size
         generator = torch.Generator().manual_seed(seed)
-        self._first_flip = torch.rand(count, generator=generator) < 0.5
+        self.first_flip = torch.rand(count, generator=generator) < 0.5
 
     def draw(self, indices: Tensor, turns: Tensor | int, generator: torch.Generator) -> Draw:
         """Draw the choices for the pictures at ``indices`` (int64 [B]).
@@ -56,7 +62,7 @@ class Augmentation:
         """
         count, (height, width), reach = len(indices), self.size, self.settings.translate
         if self.settings.flip == "alternating":
-            flip = self._first_flip[indices] ^ (torch.as_tensor(turns) % 2 == 1)
+            flip = self.first_flip[indices] ^ (torch.as_tensor(turns) % 2 == 1)
         elif self.settings.flip == "random":
             flip = torch.rand(count, generator=generator) < 0.5
         else:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from thumbnet.batches.augment import Augmentation
+from thumbnet.batches.augment import Augmentation, Draw
 from thumbnet.batches.engines import Engine
 from thumbnet.batches.selection import Selection
 from thumbnet.batches.statistics import Normalise
@@ -104,28 +104,40 @@ class TrainBatches:
         return self.steps
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         device = self.normalise.device
+        order, turns = self.shuffle(epoch), torch.tensor(epoch)
         if self.selection is not None:
-            chosen = self.selection.begin(epoch)
-            order = chosen[torch.randperm(len(chosen), generator=generator)]
-        elif self.sampling == "balanced":
-            order = balanced_order(self.engine.labels, generator)
-        else:
-            order = torch.randperm(self.count, generator=generator)
+            order = self.selection.begin(epoch).cpu()[order]
+            turns = self.selection.visits.cpu()
         batches = list(order.split(self.batch_size))[start : len(self)]
         shares = [self._share(indices) for indices in batches]
         fetched = zip(batches, shares, self.engine.fetch(shares), strict=True)
         for step, (whole, indices, images) in enumerate(fetched, start=start):
-            generator.manual_seed(derive_seed(self.seed, "augment", epoch, step))
-            turns = epoch if self.selection is None else self.selection.visits[whole]
-            draw = self.augmentation.draw(whole, turns, generator).map(self._share)
+            seen = turns[whole] if self.selection is not None else turns
+            draw = self.draw(whole, seen, epoch, step).map(self._share)
             own = len(whole) > self.world.rank
             with one_thread(self.engine.workers > 0):
                 images = self.augmentation.apply(send(images, device), draw, self.normalise.mean_pixel)
                 images = self.augmentation.relight(self.normalise(images), draw)
             labels = self.engine.labels[indices] if own else torch.full((len(indices),), NO_LABEL)
             yield Batch(images, send(labels, device), len(whole), indices)
+
+    def shuffle(self, epoch: int) -> Tensor:
+        """The random order of an epoch: int64 [N], on the CPU.
+
+        With a selection, it orders the chosen pictures; otherwise, it holds positions in the split.
+        """
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+        if self.selection is not None:
+            return torch.randperm(self.selection.taken, generator=generator)
+        if self.sampling == "balanced":
+            return balanced_order(self.engine.labels, generator)
+        return torch.randperm(self.count, generator=generator)
+
+    def draw(self, indices: Tensor, turns: Tensor | int, epoch: int, step: int) -> Draw:
+        """The augmentation of a step of an epoch, both from 0; see :meth:`Augmentation.draw`."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, step))
+        return self.augmentation.draw(indices, turns, generator)
 
     def _share(self, items: Tensor) -> Tensor:
         """This process's share of a batch; if it is empty, one picture, whose label will not count."""
