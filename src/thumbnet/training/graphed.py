@@ -142,7 +142,13 @@ class GraphedSteps:
     def _changed(self) -> list[Tensor]:
         """Every tensor that a step changes and that the next steps or the caller read."""
         state = self._state
-        found = [*state.model.parameters(), *state.model.buffers(), state.losses, state.hits, self._epoch.step]
+        found = [
+            *state.model.parameters(),
+            *state.model.buffers(),
+            state.losses,
+            state.hits,
+            self._epoch.step,
+        ]
         if state.average is not None:
             found += state.average.state_dict().values()
         for kept in state.optimizer.state.values():
