@@ -167,7 +167,8 @@ def test_the_losses_are_those_of_the_ordinary_loop(
 
 
 @pytest.mark.parametrize(
-    ("name", "stop_at"), [("fast", 1), ("fast", 4), *((name, 3) for name in RECIPES if name != "all pictures")]
+    ("name", "stop_at"),
+    [("fast", 1), ("fast", 4), *((name, 3) for name in RECIPES if name != "all pictures")],
 )
 def test_stopped_at_any_step_and_resumed_it_ends_bit_for_bit_the_same(
     name: str, stop_at: int, graphs: None
@@ -197,7 +198,7 @@ def test_a_training_that_began_with_graphs_can_go_on_without(
         begun, prepared = fresh(name)
         next(fit(begun, prepared.train))
         saved = begun.state_dict()
-        settings = [group for group in saved["optimizer"]["param_groups"]]
+        settings = saved["optimizer"]["param_groups"]
         assert all(type(group["lr"]) is float and not group.get("fused") for group in settings)
         resumed, prepared = fresh(name)
         resumed.load_state_dict(saved)

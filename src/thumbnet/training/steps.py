@@ -1,4 +1,4 @@
-"""How the steps of an epoch are taken: each operation launched by itself, or all of them as one CUDA graph."""
+"""How the steps of an epoch are taken: launched one operation at a time, or replayed as a CUDA graph."""
 
 from __future__ import annotations
 
