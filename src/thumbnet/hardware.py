@@ -19,6 +19,8 @@ from torch import Tensor
 from thumbnet.errors import ThumbnetError
 from thumbnet.kernels.library import load_kernels, multiplies_bf16
 
+STAGED_BYTES = 64 * 1024  # CUDA copies this much from ordinary memory without making the host wait
+
 
 def choose_device(name: str = "auto", number: int = 0) -> torch.device:
     """Choose a device by name.
@@ -77,9 +79,15 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy ``tensor`` to ``device`` without waiting for the GPU to finish its queued work.
 
     An ordinary copy waits, and then the GPU is idle until the next step's calls arrive. CUDA keeps the source
-    alive until it is copied. Other devices may not, so they get an ordinary copy.
+    alive until it is copied, and stages up to 64 KB; a larger source must be in pinned memory. Other devices
+    may not keep the source alive, so they get an ordinary copy.
     """
-    return tensor.to(device, non_blocking=device.type == "cuda")
+    if device.type != "cuda":
+        return tensor.to(device)
+    large = tensor.device.type == "cpu" and tensor.numel() * tensor.element_size() > STAGED_BYTES
+    if large and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from thumbnet.batches.augment import Augmentation, Draw
 from thumbnet.batches.engines import Engine
 from thumbnet.batches.selection import Selection
 from thumbnet.batches.statistics import Normalise
+from thumbnet.batches.upload import send_together
 from thumbnet.distributed import ALONE, World
 from thumbnet.hardware import one_thread, send
 from thumbnet.recipes.recipe import Recipe
@@ -39,6 +40,8 @@ class Batch:
         labels: int64 [B]; ``NO_LABEL`` for a picture that does not count.
         total: number of pictures in this batch over all processes; by default the length of ``labels``.
         positions: positions in the training split, int64 [B]; None if nothing uses them.
+
+    All tensors are on one device.
     """
 
     images: Tensor
@@ -90,6 +93,7 @@ class TrainBatches:
         self.normalise = normalise
         self.seed = recipe.seed
         self.count = len(engine.labels)
+        self._labels = send(engine.labels, engine.device)
         taken = kept_per_epoch(self.count, recipe.data.skip_easy)
         self.batch_size = min(recipe.training.batch_size, taken)
         full, rest = divmod(taken, self.batch_size)
@@ -104,23 +108,34 @@ class TrainBatches:
         return self.steps
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        device = self.normalise.device
-        order, turns = self.shuffle(epoch), torch.tensor(epoch)
-        if self.selection is not None:
-            order = self.selection.begin(epoch).cpu()[order]
-            turns = self.selection.visits.cpu()
+        device, home = self.normalise.device, self.engine.device
+        order, visits = self._order(epoch)
         batches = list(order.split(self.batch_size))[start : len(self)]
         shares = [self._share(indices) for indices in batches]
         fetched = zip(batches, shares, self.engine.fetch(shares), strict=True)
         for step, (whole, indices, images) in enumerate(fetched, start=start):
-            seen = turns[whole] if self.selection is not None else turns
-            draw = self.draw(whole, seen, epoch, step).map(self._share)
+            turns = epoch if visits is None else visits[whole]
+            draw = self.draw(whole, turns, epoch, step).map(self._share)
             own = len(whole) > self.world.rank
+            labels = self._labels[indices] if own else torch.full((len(indices),), NO_LABEL, device=home)
+            indices, labels, *choices = send_together([indices, labels, *draw], device)
+            draw = Draw(*choices)
             with one_thread(self.engine.workers > 0):
                 images = self.augmentation.apply(send(images, device), draw, self.normalise.mean_pixel)
                 images = self.augmentation.relight(self.normalise(images), draw)
-            labels = self.engine.labels[indices] if own else torch.full((len(indices),), NO_LABEL)
-            yield Batch(images, send(labels, device), len(whole), indices)
+            yield Batch(images, labels, len(whole), indices)
+
+    def _order(self, epoch: int) -> tuple[Tensor, Tensor | None]:
+        """The positions of an epoch in random order, int64 [N], and how often every picture was seen before.
+
+        Both are where the pictures are, so that a step need not copy them. The second, int64 [count], is None
+        without a selection.
+        """
+        order, home = self.shuffle(epoch), self.engine.device
+        if self.selection is None:
+            return send(order, home), None
+        chosen = self.selection.begin(epoch)
+        return chosen[send(order, chosen.device)].to(home), self.selection.visits.to(home)
 
     def shuffle(self, epoch: int) -> Tensor:
         """The random order of an epoch: int64 [N], on the CPU.
@@ -174,6 +189,7 @@ class EvalBatches:
         self.normalise = normalise
         self.batch_size = batch_size
         self.positions = world.share(torch.arange(len(engine.labels)))
+        self._labels = send(engine.labels, engine.device)
 
     def __len__(self) -> int:
         return -(-len(self.positions) // self.batch_size)
@@ -188,12 +204,12 @@ class EvalBatches:
         return chosen
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        batches = list(self.positions.split(self.batch_size))[start:]
+        positions = send(self.positions, self.engine.device)
+        batches = list(positions.split(self.batch_size))[start:]
         for indices, images in zip(batches, self.engine.fetch(batches), strict=True):
             with one_thread(self.engine.workers > 0):
                 images = self.normalise(images)
-            labels = send(self.engine.labels[indices], self.normalise.device)
-            yield Batch(images, labels)
+            yield Batch(images, send(self._labels[indices], self.normalise.device))
 
 
 class LoaderBatches:

@@ -33,15 +33,22 @@ class Engine(Protocol):
     """Delivers pictures by their positions.
 
     Attributes:
-        labels: int64 [N].
+        labels: int64 [N], on the CPU.
         workers: number of worker processes; 0 if the pictures are in memory.
+        device: where the pictures are when they are delivered.
     """
 
     labels: Tensor
     workers: int
 
+    @property
+    def device(self) -> torch.device: ...
+
     def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Deliver the pictures, uint8 [B, 3, H, W], for each batch of positions (int64 [B])."""
+        """Deliver the pictures, uint8 [B, 3, H, W], for each batch of positions (int64 [B]).
+
+        Positions on :attr:`device` need not be copied.
+        """
 
     def value_counts(self) -> Tensor:
         """How often each of the 256 values occurs per channel, over all pictures: int64 [3, 256]."""
@@ -57,6 +64,11 @@ class MemoryEngine:
         self.labels = labels
         self._counts = counts
 
+    @property
+    def device(self) -> torch.device:
+        """The device whose memory holds the pictures."""
+        return self.images.device
+
     def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         for indices in batches:
             yield self.images[send(indices, self.images.device)]
@@ -66,14 +78,31 @@ class MemoryEngine:
 
 
 class WorkerEngine:
-    """Decodes and prefetches pictures in the worker processes of a DataLoader."""
+    """Decodes and prefetches pictures in the worker processes of a DataLoader.
+
+    Args:
+        split, size, fit, rendering: the pictures, and how to decode them to ``size`` (height, width).
+        workers: number of processes.
+        pinned: deliver the pictures in pinned memory. A copy from there to a CUDA GPU does not make the host
+            wait. Without a GPU, pinned memory is of no use.
+    """
+
+    device = torch.device("cpu")
 
     def __init__(
-        self, split: Split, size: tuple[int, int], fit: Fit, workers: int, rendering: Rendering = BY_TYPE
+        self,
+        split: Split,
+        size: tuple[int, int],
+        fit: Fit,
+        workers: int,
+        rendering: Rendering = BY_TYPE,
+        *,
+        pinned: bool = False,
     ) -> None:
         self.pictures = _Pictures(split, size, fit, rendering)
         self.labels = torch.from_numpy(np.array(split.labels))
         self.workers = workers
+        self.pinned = pinned
 
     def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         loader = DataLoader(
@@ -83,7 +112,7 @@ class WorkerEngine:
             prefetch_factor=4,
             collate_fn=_unchanged,
             worker_init_fn=_leave_signals_to_the_parent,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.pinned,
         )
         for images in loader:
             if isinstance(images, UnreadableImageError):

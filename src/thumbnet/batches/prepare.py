@@ -174,7 +174,8 @@ def build_engine(
         decoded = decode_split(split, size, settings.fit, progress, rendering)
         # A GPU keeps the pictures in its own memory. It would mostly wait if every batch came from the CPU.
         return MemoryEngine(decoded.images.to(device), torch.from_numpy(split.labels.copy()), decoded.counts)
-    return WorkerEngine(split, size, settings.fit, settings.workers, rendering)
+    pinned = device.type == "cuda"
+    return WorkerEngine(split, size, settings.fit, settings.workers, rendering, pinned=pinned)
 
 
 def resolve_preprocessing(

@@ -6,8 +6,6 @@ order and the augmentation are the same as those of :class:`~thumbnet.batches.ba
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +14,11 @@ from torch import Tensor
 from thumbnet.batches.augment import Draw
 from thumbnet.batches.batches import Batch, TrainBatches
 from thumbnet.batches.engines import MemoryEngine
+from thumbnet.batches.upload import pack, unpack
 from thumbnet.hardware import send
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.training.schedules import factor_at
 from thumbnet.training.state import TrainingState
-
-ALIGNMENT = 8  # bytes; each tensor in a packed buffer begins at a multiple
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,6 @@ class DeviceEpoch:
         device = engine.images.device
         self._labels = send(engine.labels, device)
         self._first_flip = send(batches.augmentation.first_flip, device)
-        self._fill = send(batches.normalise.mean_pixel, device)
         parts = self._choices(state.epoch)
         self._drawn = Drawn(state.epoch, state.recipe, _pinned(pack(parts), device))  # the newest one
         self._packed = torch.zeros(len(pack(parts)), dtype=torch.uint8, device=device)
@@ -113,7 +109,7 @@ class DeviceEpoch:
             self._row(self._draw.hole, settings.cutout > 0)[:count],
             self._row(self._draw.light, settings.brightness > 0 or settings.contrast > 0)[:count],
         )
-        moved = self._augmentation.apply(images.permute(0, 3, 1, 2), draw, self._fill)
+        moved = self._augmentation.apply(images.permute(0, 3, 1, 2), draw, self._batches.normalise.mean_pixel)
         lit = self._augmentation.relight(self._batches.normalise(moved), draw)
         labels = self._labels.index_select(0, positions)
         return Batch(lit, labels, count, positions), self._row(self._rates)
@@ -146,25 +142,6 @@ class DeviceEpoch:
             factor = factor_at(state.recipe.schedule, step, state.total_steps)
             rows.append([*(lr * factor for lr in full), state.newest_weight(step)])
         return torch.tensor(rows)
-
-
-def pack(tensors: Sequence[Tensor]) -> Tensor:
-    """The bytes of ``tensors`` one after another: uint8 [bytes]."""
-    parts = []
-    for tensor in tensors:
-        content = tensor.contiguous().view(-1).view(torch.uint8)
-        parts += [content, content.new_zeros(-len(content) % ALIGNMENT)]
-    return torch.cat(parts)
-
-
-def unpack(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Views of a packed buffer with the shapes and types of ``like``."""
-    views, start = [], 0
-    for tensor in like:
-        size = math.prod(tensor.shape) * tensor.element_size()
-        views.append(packed[start : start + size].view(tensor.dtype).view(tensor.shape))
-        start += size + -size % ALIGNMENT
-    return views
 
 
 def _in_rows(values: Tensor, rows: int, length: int) -> Tensor:

@@ -54,6 +54,7 @@ def train_step(state: TrainingState, batch: Batch, factor: float) -> Tensor:
 
 
 def smaller_batch(state: TrainingState, pictures: int) -> str:
+    """What to do if a forward pass with ``pictures`` pictures does not fit into memory."""
     half = max(2, pictures // 2)
     return (
         f"Go through a batch of {state.recipe.training.batch_size} in parts, to the same gradient: "
