@@ -48,7 +48,8 @@ class DeviceEpoch:
         self._selection, self._augmentation = batches.selection, batches.augmentation
         self._steps, self._size = len(batches), batches.batch_size
         self._pictures = engine.images.permute(0, 2, 3, 1).flatten(1)  # each row holds a picture's bytes
-        self._shape = (engine.images.shape[2], engine.images.shape[3], engine.images.shape[1])
+        _, channels, height, width = engine.images.shape
+        self._shape = height, width, channels
         device = engine.images.device
         self._labels = send(engine.labels, device)
         self._first_flip = send(batches.augmentation.first_flip, device)
@@ -100,16 +101,16 @@ class DeviceEpoch:
         The last rate is the weight of the newest network in the average. Everything is computed on the
         device, from :attr:`step`.
         """
-        settings, height_width_channels = self._augmentation.settings, self._shape
+        settings = self._augmentation.settings
         positions = self._row(self._order)[:count]
-        images = self._pictures.index_select(0, positions).view(count, *height_width_channels)
+        images = self._pictures.index_select(0, positions).view(count, *self._shape).permute(0, 3, 1, 2)
         draw = Draw(
             self._row(self._draw.flip, settings.flip != "none")[:count],
             self._row(self._draw.shift, settings.translate > 0)[:count],
             self._row(self._draw.hole, settings.cutout > 0)[:count],
             self._row(self._draw.light, settings.brightness > 0 or settings.contrast > 0)[:count],
         )
-        moved = self._augmentation.apply(images.permute(0, 3, 1, 2), draw, self._batches.normalise.mean_pixel)
+        moved = self._augmentation.apply(images, draw, self._batches.normalise.mean_pixel)
         lit = self._augmentation.relight(self._batches.normalise(moved), draw)
         labels = self._labels.index_select(0, positions)
         return Batch(lit, labels, count, positions), self._row(self._rates)
@@ -127,9 +128,7 @@ class DeviceEpoch:
         for step in range(self._steps):
             indices = torch.zeros(self.count(step), dtype=torch.int64)  # alternating flips are added later
             draws.append(self._batches.draw(indices, epoch, epoch, step))
-        columns = zip(*((draw.flip, draw.shift, draw.hole, draw.light) for draw in draws), strict=True)
-        drawn = [torch.cat(column) for column in columns]
-        each = [self._batches.shuffle(epoch), *drawn]
+        each = [self._batches.shuffle(epoch), *map(torch.cat, zip(*draws, strict=True))]
         order, *rows = [_in_rows(values, self._steps, self._size) for values in each]
         return [order, ties, *rows, self._scheduled(epoch)]
 

@@ -90,7 +90,7 @@ class GraphedSteps:
             raise
 
     def epoch(self) -> Iterator[int]:
-        """Take the steps left in the state's epoch, one per iteration; yield how many pictures each one had."""
+        """Take the steps left in the state's epoch, one per iteration; yield the number of pictures."""
         state = self._state
         self._late.forget()
         with self._memory():
