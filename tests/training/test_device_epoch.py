@@ -98,15 +98,15 @@ def test_each_step_finds_the_rates_of_its_groups_and_the_averages_weight() -> No
 def test_a_new_plan_changes_the_rates_of_the_steps_left() -> None:
     state, prepared = made("schedule.name=linear", "schedule.milestones=[]")
     epoch = DeviceEpoch(state, prepared.train)
-    epoch.begin(0, 2)
-    before = epoch.batch(16)[1]
+    epoch.begin(0, 3)
+    before = epoch.batch(12)[1]
     epoch.follow_plan()
-    assert torch.equal(epoch.batch(16)[1], before)
+    assert torch.equal(epoch.batch(12)[1], before)
     state.step = 2
     state.replan(4)
     epoch.follow_plan()
-    after = epoch.batch(16)[1]
-    expected = state.recipe.optimizer.lr * factor_at(state.recipe.schedule, 2, 4)
+    after = epoch.batch(12)[1]
+    expected = state.recipe.optimizer.lr * factor_at(state.recipe.schedule, 3, 4)
     assert float(after[0]) == pytest.approx(expected, rel=1e-6)
     assert float(after[0]) < float(before[0])
 
