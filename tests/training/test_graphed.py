@@ -395,6 +395,10 @@ def test_what_is_not_thumbnets_own_keeps_the_ordinary_loop(
     assert "network" in reason(model=nn.Sequential(nn.Dropout()))
     assert "optimizer" in reason(optimizer=Optimizer(state.model.parameters()))
     assert "torch.compile" in reason(compiled=True)
+    monkeypatch.setattr(state, "scaler", torch.amp.GradScaler("cpu"), raising=False)
+    assert "float16" in reason()
+    monkeypatch.setattr(state, "scaler", torch.amp.GradScaler("cpu", enabled=False))
+    assert reason() == "None"
     assert "processes" in reason(world=replace(state.world, size=2))
     assert "batches" in str(why_not_graphed(state, [1, 2]))  # type: ignore[arg-type]
     engine = prepared.train.engine
