@@ -6,21 +6,25 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import thumbnet
 from helpers import coloured_data
 from thumbnet.batches.engines import MemoryEngine
 from thumbnet.batches.prepare import Prepared, prepare
-from thumbnet.errors import DivergedError, OutOfMemoryError
+from thumbnet.errors import DivergedError, InterruptedRunError, OutOfMemoryError
 from thumbnet.models import FastNet
 from thumbnet.recipes.recipe import load_recipe
+from thumbnet.runs.weights import read_weights
 from thumbnet.training import graphed
 from thumbnet.training.fit import StepResult, fit
 from thumbnet.training.graphed import GraphedSteps, why_not_graphed
+from thumbnet.training.listener import Listener
 from thumbnet.training.recording import Recorder
 from thumbnet.training.state import EpochResult, TrainingState, build_state
 
@@ -225,6 +229,30 @@ def test_a_plan_that_changes_within_an_epoch_is_followed(
     assert len(made.losses) == 11
     assert made.losses == plain.losses
     assert_same(made.state.state_dict(), plain.state.state_dict())
+
+
+def test_a_whole_run_learns_and_resumes_to_the_bit_with_evaluations_between(
+    graphs: None, tmp_path: Path
+) -> None:
+    class Stop(Listener):
+        done = 0
+
+        def on_step(self, step: StepResult) -> None:
+            self.done = step.step
+
+        def should_stop(self) -> bool:
+            return self.done == 17
+
+    data = coloured_data(70, side=32)
+    overrides = [*FAST, "training.epochs=12", "evaluation.every=3"]
+    whole = thumbnet.train(data, "fast", overrides=overrides, out=tmp_path / "whole", device="cpu")
+    with pytest.raises(InterruptedRunError):
+        thumbnet.train(data, "fast", overrides=overrides, out=tmp_path / "two", device="cpu", listener=Stop())
+    resumed = thumbnet.resume(tmp_path / "two", data=data, device="cpu")
+    assert whole.summary["accuracy"] > 0.9
+    assert resumed.summary["accuracy"] == whole.summary["accuracy"]
+    first, second = (read_weights(run.path / "model.safetensors")[0] for run in (whole, resumed))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 # --- recording -------------------------------------------------------------------------------------------
