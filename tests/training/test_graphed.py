@@ -153,6 +153,8 @@ def test_only_the_optimizers_rounding_differs_from_the_ordinary_loop(
     assert_same(made.state.state_dict(), plain.state.state_dict())
     assert [replace(step, loss=None) for step in made.steps] == [replace(s, loss=None) for s in plain.steps]
     assert made.steps[-1].loss == plain.steps[-1].loss
+    assert "replayed as CUDA graphs" in made.notes[0]
+    assert plain.notes == []
 
 
 @pytest.mark.parametrize("name", ["fast", "sgd", "balanced, adamw"])

@@ -92,6 +92,11 @@ class GraphedSteps:
             drop_device_state(state.optimizer)
             raise
 
+    @property
+    def graphs(self) -> int:
+        """The number of graphs that are recorded."""
+        return len(self._graphs)
+
     def epoch(self) -> Iterator[int]:
         """Take the steps left in the state's epoch, one per iteration; yield the number of pictures."""
         state = self._state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -40,14 +41,19 @@ class Steps(Protocol):
 def choose_steps(state: TrainingState, batches: Batches, on_note: Callable[[str], None]) -> Steps:
     """Graphs where :func:`~thumbnet.training.graphed.why_not_graphed` allows them and CUDA can record them.
 
-    ``on_note`` is called with a sentence for the user if recording failed.
+    ``on_note`` is called with a sentence for the user if CUDA recorded graphs, or failed to.
     """
     if why_not_graphed(state, batches) is None:
         assert isinstance(batches, TrainBatches)
+        started = time.perf_counter()
         try:
-            return GraphedSteps(state, batches)
+            steps = GraphedSteps(state, batches)
         except (RuntimeError, MemoryError) as error:
             reason = "out of memory" if is_out_of_memory(error) else str(error).split("\n")[0].rstrip(".")
+        else:
+            seconds = time.perf_counter() - started
+            on_note(f"steps are replayed as CUDA graphs; recording {steps.graphs} took {seconds:.1f} s")
+            return steps
         on_note(
             f"the training step could not be recorded as a CUDA graph ({reason}), so its operations are "
             "launched one by one, which is slower. To leave out the attempt: --set training.graph=off"
