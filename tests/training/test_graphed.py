@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from helpers import coloured_data
 from thumbnet.batches.engines import MemoryEngine
 from thumbnet.batches.prepare import Prepared, prepare
 from thumbnet.errors import DivergedError, InterruptedRunError, OutOfMemoryError
+from thumbnet.hardware import deterministic
 from thumbnet.models import FastNet
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.runs.weights import read_weights
@@ -71,11 +73,11 @@ class Trained:
     notes: list[str]
 
 
-def fresh(name: str, *more: str) -> tuple[TrainingState, Prepared]:
+def fresh(name: str, *more: str, device: torch.device = CPU) -> tuple[TrainingState, Prepared]:
     recipe = load_recipe(RECIPES[name][0], [*RECIPES[name][1], *more])
     data = coloured_data(70, side=32)
-    prepared = prepare(data, recipe, CPU)
-    return build_state(recipe, prepared, data.class_names, CPU), prepared
+    prepared = prepare(data, recipe, device)
+    return build_state(recipe, prepared, data.class_names, device), prepared
 
 
 def train(
@@ -441,3 +443,61 @@ def test_what_is_not_thumbnets_own_keeps_the_ordinary_loop(
 def test_a_short_training_is_not_worth_recording(graphs: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphed, "FEWEST_STEPS", 9)  # it has 8
     assert "fewer than 9 steps" in str(why_not_graphed(*_given(*fresh("fast"))))
+
+
+# --- on a real GPU ---------------------------------------------------------------------------------------
+
+on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+@on_cuda
+@every_recipe
+def test_replayed_graphs_do_what_the_ordinary_loop_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphed, "FEWEST_STEPS", 0)
+    device = torch.device("cuda", 0)
+    with deterministic():
+        made = train(*fresh(name, device=device))
+        assert "replayed as CUDA graphs" in made.notes[0]
+        plain = train(*fresh(name, "training.graph=off", device=device))
+        assert made.losses[:2] == pytest.approx(plain.losses[:2], rel=1e-4)
+        assert made.losses[:4] == pytest.approx(plain.losses[:4], rel=2e-2)
+        called = fresh(name, device=device)
+        monkeypatch.setattr(Recorder, "record", lambda self, work: work)
+        assert train(*called).losses == made.losses  # the same step without a graph, to the bit
+
+
+@on_cuda
+@every_recipe
+def test_on_the_same_gpu_a_graphed_training_repeats_and_resumes_to_the_bit(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphed, "FEWEST_STEPS", 0)
+    device = torch.device("cuda", 0)
+    saved: list[dict[str, Any]] = []
+    with deterministic():
+        whole = train(*fresh(name, device=device))
+        stopped, prepared = fresh(name, device=device)
+
+        def save(step: StepResult) -> None:
+            if step.step == 3:
+                saved.append(copy.deepcopy(stopped.state_dict()))
+
+        assert train(stopped, prepared, save).losses == whole.losses
+        resumed, prepared = fresh(name, device=device)
+        resumed.load_state_dict(saved[0])
+        assert train(resumed, prepared).losses == whole.losses[3:]
+
+
+@on_cuda
+def test_no_step_waits_for_a_real_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphed, "FEWEST_STEPS", 0)
+    state, prepared = fresh("fast", device=torch.device("cuda", 0))
+    steps = GraphedSteps(state, prepared.train).epoch()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in steps:
+            state.step += 1
+            if state.epoch_is_over:
+                break
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
