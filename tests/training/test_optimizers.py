@@ -6,7 +6,13 @@ import torch
 from thumbnet.errors import RecipeError
 from thumbnet.models import ResNet, fastnet
 from thumbnet.recipes.settings import GroupSettings, OptimizerSettings
-from thumbnet.training.optimizers import build_optimizer, set_learning_rate
+from thumbnet.training.optimizers import (
+    build_optimizer,
+    device_rates,
+    drop_device_state,
+    make_device_state,
+    set_learning_rate,
+)
 
 
 def small() -> ResNet:
@@ -60,3 +66,70 @@ def test_sgd_and_adamw_are_torchs_own_with_the_recipes_numbers() -> None:
     adamw = build_optimizer(OptimizerSettings("adamw", lr=1e-3, betas=(0.8, 0.95)), small())
     assert isinstance(adamw, torch.optim.AdamW)
     assert adamw.defaults["betas"] == (0.8, 0.95)
+
+
+KINDS = {
+    "sgd": OptimizerSettings(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "plain sgd": OptimizerSettings(lr=0.1, momentum=0.0, weight_decay=0.01),
+    "adamw": OptimizerSettings("adamw", lr=0.01, weight_decay=0.1),
+    "muon": OptimizerSettings("muon", lr=0.1, momentum=0.6, groups=(GroupSettings("*.bias", lr=0.2),)),
+}
+
+
+def stepped(settings: OptimizerSettings, on_device: bool) -> tuple[ResNet, torch.optim.Optimizer]:
+    """A network after three steps at falling rates."""
+    torch.manual_seed(0)
+    model = small()
+    optimizer = build_optimizer(settings, model)
+    full = [group["base_lr"] for group in optimizer.param_groups]
+    if on_device:
+        make_device_state(optimizer)
+    for factor in (1.0, 0.5, 0.25):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3, 16, 16)).square().sum().backward()
+        if on_device:
+            with device_rates(optimizer, torch.tensor(full) * factor):
+                optimizer.step()
+        else:
+            set_learning_rate(optimizer, factor)
+            optimizer.step()
+    return model, optimizer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rates_on_the_device_give_the_same_steps_to_within_rounding(kind: str) -> None:
+    (plain, _), (made, _) = stepped(KINDS[kind], False), stepped(KINDS[kind], True)
+    for (name, expected), found in zip(plain.named_parameters(), made.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_with_rates_on_the_device_leaves_no_trace_in_the_settings(kind: str) -> None:
+    settings = KINDS[kind]
+    _, optimizer = stepped(settings, True)
+    fresh = build_optimizer(settings, small())
+    for group, expected in zip(optimizer.param_groups, fresh.param_groups, strict=True):
+        assert {k: v for k, v in group.items() if k != "params"} == {
+            k: v for k, v in expected.items() if k != "params"
+        }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_that_is_made_beforehand_is_all_that_a_step_needs_and_changes_no_step(kind: str) -> None:
+    settings = KINDS[kind]
+    torch.manual_seed(0)
+    model, images = small(), torch.randn(4, 3, 16, 16)
+    expected = small()
+    expected.load_state_dict(model.state_dict())
+    optimizers = [build_optimizer(settings, one) for one in (model, expected)]
+    make_device_state(optimizers[0])
+    before = {(id(p), name): id(t) for p, s in optimizers[0].state.items() for name, t in s.items()}
+    drop_device_state(optimizers[0])  # as when recording failed
+    for one, optimizer in zip((model, expected), optimizers, strict=True):
+        one(images).square().sum().backward()
+        optimizer.step()
+    after = {
+        (id(p), name): id(t) for p, s in optimizers[0].state.items() for name, t in s.items() if t is not None
+    }
+    assert before == after
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))

@@ -35,6 +35,7 @@ class Selection:
         epoch: the epoch that was chosen last, from 0; -1 before the first.
         taking_part: bool [count], whether each picture is part of that epoch.
         visits: int64 [count], number of earlier epochs that each picture was part of.
+        noted: float32 [count], the losses of this process's pictures in that epoch.
 
     All tensors are on ``device``.
     """
@@ -48,14 +49,14 @@ class Selection:
         world: World = ALONE,
     ) -> None:
         self.taken, self.seed, self.world = taken, seed, world
-        self._noted = torch.zeros(count, device=device)  # this process's losses of this epoch
+        self.noted = torch.zeros(count, device=device)
         self._forget()
 
     def _forget(self) -> None:
         self.epoch = -1
-        self.taking_part = torch.zeros_like(self._noted, dtype=torch.bool)
-        self.visits = torch.zeros_like(self._noted, dtype=torch.int64)
-        self._losses = torch.zeros_like(self._noted)  # when each picture was last seen, before this epoch
+        self.taking_part = torch.zeros_like(self.noted, dtype=torch.bool)
+        self.visits = torch.zeros_like(self.noted, dtype=torch.int64)
+        self._losses = torch.zeros_like(self.noted)  # when each picture was last seen, before this epoch
 
     def tie_order(self, epoch: int) -> Tensor:
         """The random order in which ``epoch`` considers pictures of equal loss: int64 [count], on the CPU."""
@@ -77,8 +78,8 @@ class Selection:
                 self._forget()
             self._losses = torch.where(self.taking_part, self._all_noted(), self._losses)
             self.visits += self.taking_part
-            self._noted.zero_()
-            order = send(self.tie_order(epoch), self._noted.device) if ties is None else ties
+            self.noted.zero_()
+            order = send(self.tie_order(epoch), self.noted.device) if ties is None else ties
             skipped_first = self._losses.masked_fill(~self.taking_part, torch.inf)
             order = order[skipped_first[order].argsort(descending=True, stable=True)]
             self.taking_part = torch.zeros_like(self.taking_part).index_fill_(0, order[: self.taken], True)
@@ -88,7 +89,7 @@ class Selection:
 
     def note(self, positions: Tensor, losses: Tensor) -> None:
         """Record the losses (float32 [B]) of pictures in this epoch; 0 for a picture that does not count."""
-        self._noted.index_add_(0, send(positions, self._noted.device), losses.detach())
+        self.noted.index_add_(0, send(positions, self.noted.device), losses.detach())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes during a training; losses are summed over all processes."""
@@ -113,10 +114,10 @@ class Selection:
         self.taking_part.copy_(state["taking_part"])
         self.visits.copy_(state["visits"])
         self._losses.copy_(state["losses"])
-        self._noted.copy_(state["noted"] if self.world.is_first else torch.zeros_like(state["noted"]))
+        self.noted.copy_(state["noted"] if self.world.is_first else torch.zeros_like(state["noted"]))
 
     def _all_noted(self) -> Tensor:
         """This epoch's losses of all processes, on the device."""
         if self.world.size == 1:
-            return self._noted.clone()
-        return send(self.world.sum(self._noted.cpu().clone()), self._noted.device)
+            return self.noted.clone()
+        return send(self.world.sum(self.noted.cpu().clone()), self.noted.device)

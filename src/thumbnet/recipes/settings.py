@@ -323,6 +323,8 @@ class TrainingSettings:
         compile: ``torch.compile`` the network, which takes about a minute at the start.
         compile_mode: its mode. ``reduce-overhead`` uses CUDA graphs on GPUs. ``max-autotune`` also tries more
             kernels, for minutes.
+        graph: on an NVIDIA GPU, run the whole step as a CUDA graph: ``auto`` where that is possible, or
+            ``off``. docs/recipes.md lists where it is not.
         sync_batchnorm: if several processes train, BatchNorm uses the statistics of all their pictures, as
             one process would. Otherwise each uses its own.
         on_nonfinite: what to do if a loss or gradient is not finite: ``stop``, or ``skip`` that step.
@@ -343,6 +345,7 @@ class TrainingSettings:
     channels_last: bool = True
     compile: bool = False
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
+    graph: Literal["auto", "off"] = "auto"
     sync_batchnorm: bool = True
     on_nonfinite: Literal["stop", "skip"] = "stop"
     max_skips: int = 10

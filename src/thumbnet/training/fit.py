@@ -19,14 +19,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from thumbnet.batches.batches import Batch, Batches
-from thumbnet.batches.prepare import WORKERS
-from thumbnet.errors import memory_guard
+from thumbnet.batches.batches import Batches
 from thumbnet.training.schedules import factor_at
 from thumbnet.training.state import EpochResult, Score, TrainingState
-from thumbnet.training.step import train_step
+from thumbnet.training.steps import choose_steps
 
-LOOK_EVERY = 20  # steps between checks of the loss: each check makes the GPU wait for the CPU
+LOOK_EVERY = 20  # steps between checks of the loss: each check makes the CPU wait for the GPU
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,7 @@ def fit(
     evaluate: Callable[[nn.Module], Score] | None = None,
     evaluate_sample: Callable[[nn.Module], Score] | None = None,
     on_step: Callable[[StepResult], None] | None = None,
+    on_note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[EpochResult]:
     """Train from the step that ``state`` has reached to the end of the recipe.
 
@@ -72,6 +71,7 @@ def fit(
         evaluate_sample: called the same way after all other epochs.
         on_step: called after every step. If it raises an exception, the training ends and ``state`` is still
             consistent.
+        on_note: called with what the user should know about how the steps are taken.
 
     Yields:
         One result per epoch.
@@ -80,37 +80,24 @@ def fit(
         DivergedError: a loss is not finite, or too many steps were skipped.
         OutOfMemoryError: a step does not fit into the device's memory.
     """
+    steps = choose_steps(state, batches, on_note)
     newest_loss: float | None = None
     while not state.is_over:
         state.model.train()
         resumed_at = state.seconds_in_epoch
         started = time.perf_counter()
-        for batch in _delivered(state, batches, state.epoch):
-            factor = factor_at(state.recipe.schedule, state.step, state.total_steps)
-            loss = train_step(state, batch, factor)
-            state.losses[state.step_in_epoch] = loss
+        for pictures in steps.epoch():  # each iteration takes a step: see train_step
             state.step += 1
-            state.pictures_in_epoch += batch.total
-            state.seconds_in_epoch = resumed_at + time.perf_counter() - started
-            if state.step_in_epoch % LOOK_EVERY == 0 or state.epoch_is_over:
+            state.pictures_in_epoch += pictures
+            if state.epoch_is_over:
                 newest_loss = state.check_losses()
+            elif state.step_in_epoch % LOOK_EVERY == 0:
+                found = steps.look()
+                newest_loss = newest_loss if found is None else found
+            state.seconds_in_epoch = resumed_at + time.perf_counter() - started
             if on_step is not None:
                 on_step(_step_result(state, newest_loss))
         yield _finish_epoch(state, evaluate, evaluate_sample)
-
-
-def _delivered(state: TrainingState, batches: Batches, epoch: int) -> Iterator[Batch]:
-    """The batches of the steps left in an epoch. Uploading and augmenting can run out of memory as well."""
-    size = state.recipe.training.batch_size
-    smaller = f"--batch-size {max(2, size // 2)}"
-    advice = f"Use a smaller batch: {smaller}; or keep the pictures out of memory: {WORKERS}"
-    waiting = iter(batches.epoch(epoch, start=state.step_in_epoch))
-    while not state.epoch_is_over:
-        with memory_guard(str(state.device), f"preparing a batch of {size} pictures", advice):
-            batch = next(waiting, None)
-        if batch is None:
-            return
-        yield batch
 
 
 def _step_result(state: TrainingState, loss: float | None) -> StepResult:

@@ -29,7 +29,8 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: parameter groups with ``lr``, ``momentum`` and ``weight_decay``. The decay is added to the
-            gradient, as in SGD. Filters have no decay, because their norm is fixed.
+            gradient, as in SGD. Filters have no decay, because their norm is fixed. A group's ``lr`` may be
+            a tensor on the device of its parameters, float32 [].
         lr, momentum: defaults for groups without their own.
     """
 
@@ -52,10 +53,10 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_div_(sizes, [len(bank) ** 0.5 for bank in filters])
                 torch._foreach_div_(filters, sizes)
                 updates = [s.view_as(row).permute(0, 3, 1, 2) for s, row in zip(steps, rows, strict=True)]
-                torch._foreach_add_(filters, updates, alpha=-group["lr"])
+                _descend(filters, updates, group["lr"])
             if others:
                 updates = self._updates(others, group["momentum"], group["weight_decay"])
-                torch._foreach_add_(others, updates, alpha=-group["lr"])
+                _descend(others, updates, group["lr"])
 
     def _updates(self, parameters: list[Tensor], momentum: float, decay: float = 0.0) -> list[Tensor]:
         """Updates by Nesterov momentum, for all parameters at once because each call costs a GPU time."""
@@ -100,6 +101,15 @@ def orthogonalise(matrices: list[Tensor]) -> list[Tensor]:
             orthogonal[number] = product @ wide[number]
     pairs = zip(orthogonal, matrices, strict=True)
     return [(x if x.shape == matrix.shape else x.T).to(matrix.dtype) for x, matrix in pairs]
+
+
+def _descend(parameters: list[Tensor], updates: list[Tensor], lr: float | Tensor) -> None:
+    """Subtract ``lr`` times ``updates`` from ``parameters``, in place in both."""
+    if isinstance(lr, Tensor):  # on the device; ``alpha`` would have to be a number on the host
+        torch._foreach_mul_(updates, -lr)
+        torch._foreach_add_(parameters, updates)
+    else:
+        torch._foreach_add_(parameters, updates, alpha=-lr)
 
 
 def _norms(tensors: list[Tensor]) -> list[Tensor]:

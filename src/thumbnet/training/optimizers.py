@@ -1,12 +1,17 @@
-"""Build a recipe's optimizer, with parameter groups by name pattern."""
+"""Build a recipe's optimizer, with parameter groups by name pattern, and set its learning rates.
+
+The learning rates are numbers on the host, or tensors on the device for steps that a CUDA graph repeats.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from thumbnet.errors import RecipeError
 from thumbnet.recipes.settings import GroupSettings, OptimizerSettings
@@ -60,3 +65,56 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set every group's learning rate to ``factor`` times its full one."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
+
+
+def make_device_state(optimizer: torch.optim.Optimizer) -> None:
+    """Allocate the state that the optimizer would allocate at its first step, all of it on the device.
+
+    A CUDA graph must find all state at fixed places. The first step gives the same result as without this,
+    because momentum starts at 0.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            names = _state_names(optimizer, group)
+            for name in names:
+                if name not in state or state[name] is None:
+                    state[name] = torch.zeros_like(parameter)
+            if isinstance(optimizer, torch.optim.AdamW):
+                count = state.get("step", torch.zeros(()))
+                state["step"] = count.to(parameter.device, torch.float32)
+
+
+def drop_device_state(optimizer: torch.optim.Optimizer) -> None:
+    """Put AdamW's step counters back on the host, where its ordinary step reads them without waiting."""
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"] = state["step"].cpu()
+
+
+def _state_names(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the tensors, shaped like the parameter, that the optimizer keeps for each parameter."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        return ("exp_avg", "exp_avg_sq")
+    return ("momentum_buffer",) if group["momentum"] or isinstance(optimizer, Muon) else ()
+
+
+@contextmanager
+def device_rates(optimizer: torch.optim.Optimizer, rates: Tensor) -> Iterator[None]:
+    """In this block, the groups' learning rates are ``rates`` (float32 [groups], on the device).
+
+    A step in this block never waits for the device. PyTorch's SGD and AdamW read a rate from the device only
+    in their fused form, which rounds differently in the last bit. Afterwards, all settings are as before.
+    """
+    before = [dict(group) for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, rates.unbind(), strict=True):
+        group["lr"] = rate
+        if not isinstance(optimizer, Muon):
+            group["fused"], group["foreach"] = True, False
+        if isinstance(optimizer, torch.optim.AdamW):
+            group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group, settings in zip(optimizer.param_groups, before, strict=True):
+            group.update(settings)

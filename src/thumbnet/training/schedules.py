@@ -86,8 +86,12 @@ def resize_at(settings: ScheduleSettings, images: Tensor, step: int, total_steps
     """Scale a batch (float [B, C, H, W]) down to the size that pictures have at ``step``, antialiased."""
     done = done_at(settings, step, total_steps)
     height, width = images.shape[-2:]
-    size = size_at(settings, done, (height, width))
-    if size == (height, width):
+    return resize(images, size_at(settings, done, (height, width)))
+
+
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scale ``images`` (float [B, C, H, W]) to ``size`` (height, width), antialiased."""
+    if size == tuple(images.shape[-2:]):
         return images
     return F.interpolate(images, size, mode="bilinear", antialias=True)
 

@@ -93,6 +93,7 @@ class Session:
             evaluate=None if self.watched is None else self._score,
             evaluate_sample=None if sample is None else lambda model: self._score_on(model, sample)[0],
             on_step=self._on_step,
+            on_note=self.listener.on_note,
         )
         for result in results:
             self.save()

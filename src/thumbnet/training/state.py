@@ -252,14 +252,18 @@ class TrainingState:
         losses = self.all_losses()[: len(done)]
         return float(losses[kept].double().mean()) if bool(kept.any()) else math.nan
 
-    def check_losses(self) -> float:
+    def check_losses(self, losses: Tensor | None = None) -> float:
         """Check this epoch's losses and return the newest one.
+
+        Args:
+            losses: the losses of the epoch's first steps, float32 [steps] on the CPU, if they have been read
+                already. By default, all losses are read from the device, which waits for it.
 
         Raises:
             DivergedError: a loss is not finite and ``training.on_nonfinite`` is ``"stop"``. The error names
                 the first such step.
         """
-        losses = self.all_losses()[: self.step_in_epoch]
+        losses = self.all_losses()[: self.step_in_epoch] if losses is None else losses
         bad = (~losses.isfinite()).nonzero()
         if len(bad) and self.recipe.training.on_nonfinite == "stop":
             self.raise_diverged(self.epoch * self.steps_per_epoch + int(bad[0]) + 1, float(losses[bad[0]]))
@@ -287,16 +291,27 @@ class TrainingState:
         before = [r.score for r in self.history if r.score is not None and r.score.split == "val"]
         return all((score.accuracy, -score.loss) > (s.accuracy, -s.loss) for s in before)
 
-    def update_average(self) -> None:
-        """Move the averaged weights and running statistics towards the newest ones."""
+    def newest_weight(self, step: int) -> float:
+        """The weight of the newest network in the average after ``step``, counted from 0."""
+        # The decay starts low (1 - 9 / (10 + step)), so that the average forgets the random initial weights.
+        return 1 - min(self.recipe.training.ema_decay, (1 + step) / (10 + step))
+
+    def update_average(self, weight: Tensor | None = None) -> None:
+        """Move the averaged weights and running statistics towards the newest ones.
+
+        Args:
+            weight: :meth:`newest_weight` of this step, if it is on the device: float32 [].
+        """
         if self.average is None:
             return
-        # The decay starts low (1 - 9 / (10 + step)), so that the average forgets the random initial weights.
-        decay = min(self.recipe.training.ema_decay, (1 + self.step) / (10 + self.step))
         averaged, newest = self.average.state_dict().values(), self.model.state_dict().values()
         pairs = list(zip(averaged, newest, strict=True))
         floats = [(a, b) for a, b in pairs if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], 1 - decay)
+        old, new = [a for a, _ in floats], [b for _, b in floats]
+        if weight is None:
+            torch._foreach_lerp_(old, new, self.newest_weight(self.step))
+        else:
+            torch._foreach_lerp_(old, new, [weight] * len(old))
         for a, b in pairs:
             if not a.is_floating_point():  # counters
                 a.copy_(b)

@@ -38,7 +38,7 @@ def train_step(state: TrainingState, batch: Batch, factor: float) -> Tensor:
     recipe = state.recipe
     pictures = min(recipe.training.micro_batch or len(batch.images), len(batch.images))
     with memory_guard(
-        str(state.device), f"with {pictures} pictures in a forward pass", _smaller(state, pictures)
+        str(state.device), f"with {pictures} pictures in a forward pass", smaller_batch(state, pictures)
     ):
         set_learning_rate(state.optimizer, factor)
         images = resize_at(recipe.schedule, batch.images, state.step, state.total_steps)
@@ -53,7 +53,8 @@ def train_step(state: TrainingState, batch: Batch, factor: float) -> Tensor:
     return loss
 
 
-def _smaller(state: TrainingState, pictures: int) -> str:
+def smaller_batch(state: TrainingState, pictures: int) -> str:
+    """What to do if a forward pass with ``pictures`` pictures does not fit into memory."""
     half = max(2, pictures // 2)
     return (
         f"Go through a batch of {state.recipe.training.batch_size} in parts, to the same gradient: "

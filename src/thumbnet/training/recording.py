@@ -1,0 +1,110 @@
+"""Record work as a CUDA graph, and read results without making the GPU wait.
+
+A CUDA graph repeats a sequence of kernels, with the same arguments and at the same places in memory, after a
+single call. A step of ``fast`` has some hundred kernels, and launching each of them costs the host more time
+than the GPU needs to run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WARM_UPS = 3  # PyTorch allocates workspaces and chooses algorithms in the first runs, not while recording
+
+
+class Recorder:
+    """Records functions that work on the same tensors. Their graphs share memory for intermediate results.
+
+    Args:
+        device: where the functions compute. On other devices than CUDA's, a recorded function is the function
+            itself.
+        changed: every tensor that the functions change and that outlives them.
+    """
+
+    def __init__(self, device: torch.device, changed: Sequence[Tensor]) -> None:
+        self._device = device
+        self._changed = list(changed)
+        self._pool: Any = None
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """A function that repeats ``work``. Recording leaves all tensors in ``changed`` as they were.
+
+        Raises:
+            RuntimeError: CUDA refused to record.
+        """
+        before = [tensor.detach().clone() for tensor in self._changed]
+
+        def tried() -> None:
+            try:
+                work()
+            finally:
+                with torch.no_grad():
+                    for tensor, value in zip(self._changed, before, strict=True):
+                        tensor.copy_(value)
+
+        if self._device.type != "cuda":
+            for _ in range(WARM_UPS):
+                tried()
+            return work
+        with torch.cuda.device(self._device):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            try:
+                with torch.cuda.stream(side):
+                    for _ in range(WARM_UPS):
+                        tried()
+            finally:
+                torch.cuda.current_stream().wait_stream(side)
+            return self._captured(work)
+
+    def _captured(self, work: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        # "thread_local": the search for repeated pictures may use the GPU in another thread meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            work()
+        # No graph uses what another one left in this memory, so all of them can share it.
+        self._pool = self._pool or graph.pool()
+
+        def replay() -> None:
+            with torch.cuda.device(self._device):
+                graph.replay()
+
+        return replay
+
+
+class LateReader:
+    """Reads a tensor one request late, so that the device always has work while the host waits."""
+
+    def __init__(self) -> None:
+        self._before: tuple[Tensor, Callable[[], None]] | None = None
+
+    def read(self, tensor: Tensor) -> Tensor | None:
+        """Ask for ``tensor`` and return, on the CPU, what the previous call asked for; None at first.
+
+        The host waits until the work queued before the previous call is done, and for nothing later.
+        """
+        asked, self._before = self._before, _ask(tensor)
+        if asked is None:
+            return None
+        values, wait = asked
+        wait()
+        return values
+
+    def forget(self) -> None:
+        """Forget what the previous call asked for."""
+        self._before = None
+
+
+def _ask(tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
+    """Begin to copy ``tensor`` to the CPU; return the copy and a function that waits until it is complete."""
+    if tensor.device.type != "cuda":
+        return tensor.detach().cpu().clone(), lambda: None
+    with torch.cuda.device(tensor.device):
+        values = tensor.detach().to("cpu", non_blocking=True)  # into pinned memory
+        copied = torch.cuda.Event()
+        copied.record()
+    return values, copied.synchronize

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from thumbnet.training.recording import WARM_UPS, LateReader, Recorder
+
+CUDA = torch.device("cuda", 0)
+
+
+class FakeCuda:
+    """Stands in for ``torch.cuda``, and notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.pools: list[Any] = []
+        self.modes: list[str] = []
+        self.captured: list[FakeCuda.Graph] = []
+
+    class Graph:
+        def __init__(self) -> None:
+            self.replays = 0
+
+        def pool(self) -> str:
+            return "the pool"
+
+        def replay(self) -> None:
+            self.replays += 1
+
+    class Side:
+        def __init__(self, events: list[str], name: str) -> None:
+            self.events, self.name = events, name
+
+        def wait_stream(self, other: FakeCuda.Side) -> None:
+            self.events.append(f"{self.name} waits for {other.name}")
+
+    @contextlib.contextmanager
+    def stream(self, side: FakeCuda.Side) -> Iterator[None]:
+        self.events.append(f"on {side.name}")
+        yield
+
+    @contextlib.contextmanager
+    def graph(self, graph: FakeCuda.Graph, pool: Any, capture_error_mode: str) -> Iterator[None]:
+        self.events.append("capture")
+        self.pools.append(pool)
+        self.modes.append(capture_error_mode)
+        yield
+        self.captured.append(graph)
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        main = self.Side(self.events, "main")
+        patch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+        patch.setattr(torch.cuda, "Stream", lambda: self.Side(self.events, "side"))
+        patch.setattr(torch.cuda, "current_stream", lambda: main)
+        patch.setattr(torch.cuda, "stream", self.stream)
+        patch.setattr(torch.cuda, "CUDAGraph", self.Graph)
+        patch.setattr(torch.cuda, "graph", self.graph)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda()
+    fake.install(monkeypatch)
+    return fake
+
+
+def test_work_is_warmed_up_on_a_side_stream_undone_and_captured_once(cuda: FakeCuda) -> None:
+    weights, other = torch.ones(3), torch.zeros(1)
+    seen: list[float] = []
+
+    def work() -> None:
+        cuda.events.append("work")
+        seen.append(float(weights[0]))
+        weights.mul_(2)
+        other.add_(1)
+
+    replay = Recorder(CUDA, [weights]).record(work)
+    assert cuda.events == [
+        "side waits for main",
+        "on side",
+        *["work"] * WARM_UPS,
+        "main waits for side",
+        "capture",
+        "work",
+    ]
+    assert seen == [1.0] * (WARM_UPS + 1)  # every run begins with the tensors as they were
+    assert float(other) == WARM_UPS + 1  # not among the tensors to restore
+    replay()
+    replay()
+    assert cuda.captured[0].replays == 2
+    assert len(seen) == WARM_UPS + 1  # a replay runs no Python
+
+
+def test_all_graphs_share_their_memory_and_tolerate_other_threads(cuda: FakeCuda) -> None:
+    recorder = Recorder(CUDA, [])
+    for _ in range(3):
+        recorder.record(lambda: None)
+    assert cuda.pools == [None, "the pool", "the pool"]
+    assert cuda.modes == ["thread_local"] * 3
+
+
+def test_work_that_fails_leaves_the_tensors_as_they_were(cuda: FakeCuda) -> None:
+    weights = torch.ones(3)
+
+    def work() -> None:
+        weights.mul_(2)
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        Recorder(CUDA, [weights]).record(work)
+    assert torch.equal(weights, torch.ones(3))
+    assert cuda.events[-1] == "main waits for side"  # before anybody reads the restored tensors
+
+
+def test_without_cuda_the_recorded_function_is_the_function_itself() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+
+    def work() -> None:
+        with torch.no_grad():
+            parameter.add_(1)
+
+    assert Recorder(torch.device("cpu"), [parameter]).record(work) is work
+    assert parameter.tolist() == [1.0, 1.0]
+
+
+def test_a_late_reader_gives_what_it_was_asked_for_the_time_before() -> None:
+    reader, values = LateReader(), torch.tensor([1.0, 2.0])
+    assert reader.read(values) is None
+    values.fill_(7)
+    late = reader.read(values)
+    assert late is not None
+    assert late.tolist() == [1.0, 2.0]
+    reader.forget()
+    assert reader.read(values) is None
+
+
+def test_a_late_reader_waits_only_for_the_copy_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[int] = []
+    made: list[int] = []
+
+    def ask(tensor: torch.Tensor) -> tuple[torch.Tensor, Callable[[], None]]:
+        number = len(made)
+        made.append(number)
+        return tensor, lambda: waits.append(number)
+
+    monkeypatch.setattr("thumbnet.training.recording._ask", ask)
+    reader = LateReader()
+    for _ in range(3):
+        reader.read(torch.zeros(1))
+    assert waits == [0, 1]
