@@ -59,7 +59,7 @@ FLOAT32_WEIGHTS = (
 
 
 def write_pictures(data: Data, folder: Path) -> None:
-    """Write the pictures of ``data`` where the script looks for CIFAR-10: ``folder/cifar10/train.pt``, ``test.pt``."""
+    """Write the pictures of ``data`` where the script looks for CIFAR-10 when it runs in ``folder``."""
     place = folder / "cifar10"
     place.mkdir()
     for name in ("train", "test"):

@@ -1,7 +1,8 @@
 """Everything to measure in a short time on a GPU, in one command.
 
     python benchmarks/gpu.py --data cifar10-jpeg.tar.xz --total-minutes 15 --json gpu.json \\
-        --rival airbench=cifar10-airbench/airbench94_muon.py --rival hiverge=cifar10-speedrun/cifar10_speedrun.py
+        --rival airbench=cifar10-airbench/airbench94_muon.py \\
+        --rival hiverge=cifar10-speedrun/cifar10_speedrun.py
     python benchmarks/gpu.py --list
     python benchmarks/gpu.py --only checks turns --json gpu.json
     python benchmarks/gpu.py --device cpu --smoke --data digits --json smoke.json
@@ -231,21 +232,50 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", default=str(SHARED), help="as in thumbnet train (default: %(default)s)")
     parser.add_argument("--device", default="cuda", help="as in thumbnet train (default: cuda)")
-    parser.add_argument("--total-minutes", type=_positive, default=15.0, metavar="M", help="bounds everything")
-    parser.add_argument("--limit", action="append", default=[], type=_limit, metavar="PART=SECONDS",
-                        help="another time limit for a part")
-    parser.add_argument("--only", nargs="+", choices=names, default=[], metavar="PART",
-                        help="run only these parts (and machine)")
+    parser.add_argument("--total-minutes", type=_positive, default=15.0, metavar="M", help="for everything")
+    parser.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        type=_limit,
+        metavar="PART=SECONDS",
+        help="another time limit for a part",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=names,
+        default=[],
+        metavar="PART",
+        help="run only these parts (and machine)",
+    )
     parser.add_argument("--list", action="store_true", help="list the parts and their limits")
     parser.add_argument("--rounds", type=int, default=10, help="trainings of each contender in turns")
-    parser.add_argument("--rival", action="append", default=[], type=_rival, metavar="NAME=SCRIPT",
-                        help="airbench94_muon.py or cifar10_speedrun.py, from a clone of your own")
-    parser.add_argument("--variant", action="append", default=[], metavar="SETTINGS",
-                        help="one more contender: fast with KEY=VALUE settings, separated by spaces")
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE",
-                        help="a setting for every training of fast")
+    parser.add_argument(
+        "--rival",
+        action="append",
+        default=[],
+        type=_rival,
+        metavar="NAME=SCRIPT",
+        help="airbench94_muon.py or cifar10_speedrun.py, from a clone of your own",
+    )
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="SETTINGS",
+        help="one more contender: fast with KEY=VALUE settings, separated by spaces",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="a setting for every training of fast",
+    )
     parser.add_argument("--commit", help="what to record if this copy of thumbnet is not in git")
-    parser.add_argument("--smoke", action="store_true", help="few pictures, a tiny network: tries the program")
+    parser.add_argument("--smoke", action="store_true", help="few pictures, a tiny network: try the program")
     parser.add_argument("--json", metavar="FILE", help="write the results to this file as they come")
     found = parser.parse_args(arguments)  # fmt: skip
     for name, _ in found.limit:

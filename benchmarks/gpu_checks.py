@@ -1,7 +1,8 @@
 """PASS or FAIL: what must hold when thumbnet trains on a device.
 
-Each check trains ``fast`` on a few thousand pictures for a few epochs. A check that finds something wrong raises
-an exception; what it returns is noted with its PASS. A check that does not apply to the device is skipped.
+Each check trains ``fast`` on a few thousand pictures for a few epochs. A check that finds something wrong
+raises an exception; what it returns is noted with its PASS. A check that does not apply to the device is
+skipped.
 After an error that makes CUDA unusable in this process, the remaining checks run in a new one.
 """
 
@@ -192,7 +193,9 @@ def learns(bench: Bench, name: str) -> str:
     summary = bench.train(name.replace(" ", "-").replace("/", "-"), *VARIANTS[name]).summary
     chance = 1 / len(bench.data.class_names)
     few = bench.settings == FEWER  # too few to learn from
-    assert few or summary["accuracy"] > 1.5 * chance, f"accuracy {summary['accuracy']:.3f}, by chance {chance:.3f}"
+    assert few or summary["accuracy"] > 1.5 * chance, (
+        f"accuracy {summary['accuracy']:.3f}, by chance {chance:.3f}"
+    )
     return f"accuracy {summary['accuracy']:.3f} in {summary['seconds_training']:.1f} s"
 
 
@@ -279,7 +282,12 @@ def run_checks(
             said = f"{type(error).__name__}: {error}".strip()
             traceback.print_exc(limit=-5)
         seconds = time.perf_counter() - started
-        done[name] = {"passed": result != "FAIL", "result": result, "said": said, "seconds": round(seconds, 2)}
+        done[name] = {
+            "passed": result != "FAIL",
+            "result": result,
+            "said": said,
+            "seconds": round(seconds, 2),
+        }
         publish()
         print(f"{result} {name}: {said.splitlines()[0] if said else ''} ({seconds:.1f} s)", flush=True)
         if result == "FAIL" and not usable(bench.device):

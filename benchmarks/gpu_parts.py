@@ -117,7 +117,12 @@ def command(options: Options, notes: Notes, folder: Path) -> None:
         words = ["train", options.data, "--recipe", "fast", "--device", options.device, "--out", str(out)]
         settings = [*options.overrides]
         if options.smoke:
-            settings += ["data.subset_size=200", "training.epochs=1", "model.width=0.125", "training.min_steps=0"]
+            settings += [
+                "data.subset_size=200",
+                "training.epochs=1",
+                "model.width=0.125",
+                "training.min_steps=0",
+            ]
         words += [word for setting in settings for word in ("--set", setting)]
         started = time.perf_counter()
         subprocess.run(

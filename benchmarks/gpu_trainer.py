@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,7 @@ class Trainer:
         times.append(time.perf_counter())
         accuracy = self.evaluate()
         times.append(time.perf_counter())
-        phases = [after - before for before, after in zip(times, times[1:], strict=False)]
+        phases = [after - before for before, after in pairwise(times)]
         return Trained(accuracy, times[-1] - times[0], *phases)
 
     @property
@@ -95,9 +96,9 @@ class Trainer:
         return self.state.total_steps * self.recipe.training.batch_size
 
     def flops(self) -> float:
-        """FLOPs of a training's convolutions and matrix products, forwards and backwards, as torch counts them.
+        """FLOPs of a training's convolutions and matrix products, forwards and backwards.
 
-        Smaller pictures count with what they cost. The optimizer's products do not count.
+        Counted by torch. Smaller pictures count with what they cost. The optimizer's products do not count.
         """
         size, total = self.prepared.preprocessing.size, self.state.total_steps
         schedule = self.recipe.schedule

@@ -76,7 +76,7 @@ def median(values: Sequence[float]) -> float:
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """Number, mean, median, standard deviation, and standard error of the mean (both 0 for a single value)."""
+    """Number, mean, median, standard deviation and standard error of the mean (both 0 for one value)."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {
         "n": len(values), "mean": statistics.fmean(values), "median": median(values),

@@ -53,8 +53,8 @@ def flops_per_picture(state: TrainingState, batch: Batch) -> float:
 def training_rate(state: TrainingState, batches: RandomBatches) -> float:
     """Pictures per second over one epoch of ``batches``, without its first step.
 
-    A GPU still works on a step when ``on_step`` is called. So the clock starts only when the first step's work
-    is done, and stops when the last one's is.
+    A GPU still works on a step when ``on_step`` is called. So the clock starts when the first step's work is
+    done, and stops when the last one's is.
     """
     times = []
 
