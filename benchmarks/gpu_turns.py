@@ -5,10 +5,10 @@ recorded. Then a round is one training of each, with the round's number as the s
 hangs leaves the race; the others go on.
 
 A rival is a script with the outline of airbench94_muon.py, which cifar10_speedrun.py shares: ``CifarNet``,
-``main(run, model)`` and ``print_training_details(variables, is_final_entry)``. On a GPU it runs unchanged, with
-its own clock, which counts whitening, training and evaluation with test-time augmentation. Only its main block
-is left out: a loop over 200 runs, in which cifar10_speedrun.py also lets the GPU idle for some seconds before
-each run. Its pictures are the same as ours, uint8 from the same decoder.
+``main(run, model)`` and ``print_training_details(variables, is_final_entry)``. On a GPU it runs unchanged,
+with its own clock, which counts whitening, training and evaluation with test-time augmentation. Only its main
+block is left out: a loop over 200 runs, in which cifar10_speedrun.py also lets the GPU idle for some seconds
+before each run. Its pictures are the same as ours, uint8 from the same decoder.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ ON_CPU = (
     (r"\.half\(\)", ".bfloat16()"),
     (r"torch\.half\b", "torch.bfloat16"),
 )
-IN_SMOKE = ((r"batch_size = \d+\n", "batch_size = 50\n"),)
+IN_SMOKE = (
+    (r"batch_size = \d+\n", "batch_size = 50\n"),
+    (r"ceil\([\d.]+ \* len\(train_loader\)\)", "ceil(len(train_loader))"),
+)
 
 
 class Contender:
