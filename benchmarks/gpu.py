@@ -39,9 +39,12 @@ from thumbnet.files import write_file
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared" / "data" / "cifar10-jpeg.tar.xz"
 NOTES = "THUMBNET_NOTES"  # names the file in which a part keeps its results
+LIMIT = "THUMBNET_LIMIT"  # tells a part its time limit in seconds
 TAIL = 30  # lines of output that are recorded of a part that did not end well
 LEAST = 5.0  # seconds that must be left to start a part
-DONE, FAILED, TIMED_OUT, INTERRUPTED, NO_TIME = "done", "failed", "timed out", "interrupted", "no time left"
+POLL = 0.1  # seconds
+RUNNING, DONE, FAILED, TIMED_OUT = "running", "done", "failed", "timed out"
+INTERRUPTED, NO_TIME, WAITING = "interrupted", "no time left", "waiting"
 
 
 @dataclass(frozen=True)
@@ -100,61 +103,81 @@ def parts_for(options: Options, only: Sequence[str], limits: dict[str, float]) -
     ]  # fmt: skip
 
 
-def run_part(part: Part, limit: float, publish: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Run a part for at most ``limit`` seconds, and call ``publish`` with its entry whenever that changes.
+class Running:
+    """A part at work: its process, and what is known of it.
 
-    Returns:
-        The part's entry: its status, seconds, limit and results, and how it ended if it did not end well.
+    Attributes:
+        entry: the part's entry in the record: status, seconds, time limit and results, and how the part ended
+            if it did not end well.
     """
-    entry: dict[str, Any] = {"status": "running", "seconds": 0.0, "limit_seconds": limit, "results": {}}
+
+    def __init__(self, part: Part, limit: float, folder: Path) -> None:
+        self.log, self.notes = folder / "log", folder / "notes.json"
+        self.started = time.monotonic()
+        environment = {NOTES: str(self.notes), LIMIT: str(limit), "PYTHONUNBUFFERED": "1"}
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                part.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+        self._shown = 0
+        self.entry: dict[str, Any] = {"status": RUNNING, "seconds": 0, "limit_seconds": limit, "results": {}}
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def follow(self) -> bool:
+        """Pass on new output to stdout; return whether there are new results."""
+        with self.log.open("rb") as file:
+            file.seek(self._shown)
+            new = file.read()
+        self._shown += len(new)
+        sys.stdout.write(new.decode("utf-8", errors="replace"))
+        sys.stdout.flush()
+        results = json.loads(self.notes.read_text("utf-8")) if self.notes.exists() else {}
+        changed = bool(results != self.entry["results"])
+        self.entry.update(results=results, seconds=round(self.seconds, 2))
+        return changed
+
+    def finish(self, status: str) -> None:
+        """End the process if it still runs, and complete the entry."""
+        end(self.process)
+        self.follow()
+        self.entry["status"] = status
+        if status != DONE:
+            lines = self.log.read_text("utf-8", errors="replace").splitlines()
+            self.entry.update(exit_status=self.process.returncode, last_lines=lines[-TAIL:])
+
+
+def run_part(part: Part, limit: float, publish: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Run a part for at most ``limit`` seconds; return its entry.
+
+    ``publish`` is called with the entry whenever there are new results, and at the end.
+    """
     with tempfile.TemporaryDirectory(prefix="thumbnet-gpu-", ignore_cleanup_errors=True) as folder:
-        log, notes = Path(folder) / "log", Path(folder) / "notes.json"
-        started = time.monotonic()
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                part.command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                env={**os.environ, NOTES: str(notes), "PYTHONUNBUFFERED": "1"}, start_new_session=True,
-            )  # fmt: skip
-        shown = 0
-
-        def follow() -> None:
-            nonlocal shown
-            shown += _show(log, shown)
-            results = json.loads(notes.read_text("utf-8")) if notes.exists() else {}
-            if results != entry["results"]:
-                entry.update(results=results, seconds=round(time.monotonic() - started, 2))
-                publish(entry)
-
-        entry["status"] = TIMED_OUT
+        running = Running(part, limit, Path(folder))
+        status = TIMED_OUT
         try:
-            while time.monotonic() - started < limit:
-                if process.poll() is not None:
-                    entry["status"] = FAILED if process.returncode else DONE
+            while running.seconds < limit:
+                exit_status = running.process.poll()
+                if exit_status is not None:
+                    status = FAILED if exit_status else DONE
                     break
-                follow()
-                time.sleep(0.1)
+                if running.follow():
+                    publish(running.entry)
+                time.sleep(POLL)
         except KeyboardInterrupt:
-            entry["status"] = INTERRUPTED
+            status = INTERRUPTED
         finally:
-            end(process)
-        follow()
-        entry["seconds"] = round(time.monotonic() - started, 2)
-        if entry["status"] != DONE:
-            entry["exit_status"] = process.returncode
-            lines = log.read_text("utf-8", errors="replace").splitlines()
-            entry["last_lines"] = lines[-TAIL:]
-    publish(entry)
-    return entry
-
-
-def _show(log: Path, start: int) -> int:
-    """Pass on what was written to ``log`` after ``start``; return the number of bytes."""
-    with log.open("rb") as file:
-        file.seek(start)
-        new = file.read()
-    sys.stdout.write(new.decode("utf-8", errors="replace"))
-    sys.stdout.flush()
-    return len(new)
+            running.finish(status)
+    publish(running.entry)
+    return running.entry
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -179,14 +202,18 @@ def run_parts(parts: Sequence[Part], record: dict[str, Any], file: Path | None, 
         SystemExit: ``machine`` reported a mistake in the options, so nothing else can work.
     """
     started = time.monotonic()
-    record["parts"] = {part.name: {"status": "waiting"} for part in parts}
+    record["parts"] = {part.name: {"status": WAITING} for part in parts}
 
-    def publish(name: str, entry: dict[str, Any]) -> None:
-        record["parts"][name] = entry
+    def save() -> None:
         record["seconds"] = round(time.monotonic() - started, 2)
         if file is not None:
             write_file(file, json.dumps(record, indent=2) + "\n")
 
+    def publish(name: str, entry: dict[str, Any]) -> None:
+        record["parts"][name] = entry
+        save()
+
+    save()  # a file that cannot be written is known before anything runs
     for part in parts:
         left = total - (time.monotonic() - started)
         if left < LEAST:
@@ -324,6 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "options": asdict(options),
     }
     file = Path(found.json).resolve() if found.json else None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the part at work, as Ctrl-C does
     try:
         well = run_parts(
             parts_for(options, found.only, dict(found.limit)), record, file, 60 * found.total_minutes

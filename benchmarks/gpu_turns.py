@@ -32,13 +32,13 @@ from typing import Any
 
 import torch
 from airbench import write_pictures
-from gpu import Options
+from gpu import LIMIT, Options
 from gpu_trainer import loaded, options_from, trainer
 
 from thumbnet.hardware import choose_device
 
-WARM_SECONDS = 150.0  # to load, compile and train once
-ROUND_SECONDS = 60.0  # for one training
+WARM_PART = 0.4  # of the part's time limit, for each contender to load, compile and train once
+ROUND_PART = 0.2  # for one training
 
 # On a CPU, which is only for trying this program: no CUDA, bfloat16 for float16, and no compiling.
 ON_CPU = (
@@ -118,6 +118,9 @@ def race(
         folder: for the pictures of the rivals and the logs.
         publish: called with a contender's name and what is known of it after each of its trainings.
     """
+    limit = float(os.environ.get(LIMIT, "inf"))
+    longest = threading.TIMEOUT_MAX
+    warm_seconds, round_seconds = (min(part * limit, longest) for part in (WARM_PART, ROUND_PART))
     write_pictures(loaded(options), folder)
     asked: dict[str, Any] = {f"fast {settings}".strip(): settings for settings in ("", *options.variants)}
     kinds = {name: {"settings": settings.split()} for name, settings in asked.items()}
@@ -139,13 +142,13 @@ def race(
         for name, kind in kinds.items():  # one after the other: autotuning needs the GPU for itself
             racing[name] = Contender(name, {"options": asdict(options), **kind}, folder)
             started = time.perf_counter()
-            warm = ask(racing[name], "warm", WARM_SECONDS)
+            warm = ask(racing[name], "warm", warm_seconds)
             if warm is not None:
                 found[name]["seconds_to_warm_up"] = round(time.perf_counter() - started, 2)
                 publish(name, found[name])
         for seed in range(options.rounds):
             for name, contender in list(racing.items()):
-                answer = ask(contender, str(seed), ROUND_SECONDS)
+                answer = ask(contender, str(seed), round_seconds)
                 if answer is not None:
                     found[name]["runs"].append({"seed": seed, **answer})
                     publish(name, found[name])
