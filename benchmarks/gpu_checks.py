@@ -8,6 +8,7 @@ After an error that makes CUDA unusable in this process, the remaining checks ru
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import time
@@ -29,7 +30,8 @@ from thumbnet.classifiers.load import load_run
 from thumbnet.data.splits import Data
 from thumbnet.errors import InterruptedRunError, OutOfMemoryError
 from thumbnet.hardware import choose_device
-from thumbnet.recipes.recipe import load_recipe
+from thumbnet.recipes.recipe import Recipe, load_recipe
+from thumbnet.recipes.tables import known_keys
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights
 from thumbnet.training.fit import LOOK_EVERY, StepResult, fit
@@ -41,6 +43,7 @@ FEWER = ("training.epochs=4", "training.batch_size=50", "training.min_steps=0", 
 FIRST = 4  # steps whose losses are compared with the CPU's; later, rounding errors have grown
 CLOSE = 5e-3  # relative
 STOP_AFTER = 7  # steps, within an epoch
+EAGER = "training.graph=off"
 TINY_MEMORY = 0.004  # of the card's memory: 0.3 of 80 GB
 
 
@@ -65,6 +68,10 @@ class Bench:
             listener=listener,
         )  # fmt: skip
 
+    def trainer(self, *more: str, device: torch.device | None = None) -> Trainer:
+        """A trainer of ``fast`` with these settings."""
+        return Trainer(load_recipe("fast", [*self.settings, *more]), self.data, device or self.device)
+
 
 Check = Callable[[Bench], str]
 CHECKS: dict[str, Check] = {}
@@ -82,22 +89,34 @@ def check(name: str) -> Callable[[Check], Check]:
 
 @check("the first losses in float32 are the CPU's")
 def first_losses(bench: Bench) -> str:
-    more = (*bench.settings, "training.precision=fp32", "training.epochs=1")
     with exact_convolutions():
         here, there = (
-            losses(Trainer(load_recipe("fast", more), bench.data, device), FIRST)
+            losses(bench.trainer("training.precision=fp32", device=device), FIRST)
             for device in (bench.device, torch.device("cpu"))
         )
-    worst = float(((here - there).abs() / there.abs()).max())
-    assert worst < CLOSE, f"relative difference {worst:.1e}: {here.tolist()}, on the CPU {there.tolist()}"
-    return f"largest relative difference in {FIRST} steps: {worst:.1e}"
+    return close(here, there)
+
+
+@check("fast runs as CUDA graphs, with the losses of single operations")
+def graphed(bench: Bench) -> str:
+    if bench.device.type != "cuda":
+        raise SkipCheck("only CUDA has graphs")
+    if "training.graph" not in known_keys(Recipe):
+        raise SkipCheck("this version of thumbnet records no graphs")
+    steps, notes = importlib.import_module("thumbnet.training.steps"), list[str]()
+    trainer = bench.trainer()
+    chosen = steps.choose_steps(trainer.state, trainer.prepared.train, notes.append)
+    assert type(chosen).__name__ == "GraphedSteps", f"it does not: {' '.join(notes)}"
+    with exact_convolutions():
+        found = (losses(bench.trainer("training.precision=fp32", *more), FIRST) for more in ((), (EAGER,)))
+        return close(*found)
 
 
 @check("no step waits for the device")
 def no_waits(bench: Bench) -> str:
     if bench.device.type != "cuda":
         raise SkipCheck("only CUDA tells of its waits")
-    trainer = Trainer(load_recipe("fast", bench.settings), bench.data, bench.device)
+    trainer = bench.trainer()
     steps: list[int] = []
     places: list[tuple[int, str]] = []
     with warnings.catch_warnings():
@@ -227,6 +246,13 @@ def exact_convolutions() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
+
+
+def close(found: Tensor, expected: Tensor) -> str:
+    """Check that losses, float32 [steps], agree with those expected; return by how much."""
+    worst = float(((found - expected).abs() / expected.abs()).max())
+    assert worst < CLOSE, f"relative difference {worst:.1e}: {found.tolist()}, not {expected.tolist()}"
+    return f"largest relative difference in {len(found)} steps: {worst:.1e}"
 
 
 def losses(trainer: Trainer, steps: int) -> Tensor:

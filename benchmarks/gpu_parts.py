@@ -21,7 +21,7 @@ from gpu import NOTES, Options
 from gpu_checks import run_checks
 from gpu_trainer import Trained, Trainer, loaded, options_from, trainer
 from gpu_turns import race
-from measure import matrix_rate, median, product_side, spread, summary
+from measure import matrix_rate, median, product_side, spread, summary, wait
 from torch.profiler import ProfilerActivity, profile
 
 from thumbnet.cli.console import say, table
@@ -29,6 +29,7 @@ from thumbnet.errors import ThumbnetError
 from thumbnet.files import write_file
 from thumbnet.hardware import choose_device, describe
 from thumbnet.sources.load import load_data
+from thumbnet.training.fit import StepResult
 
 SMOKE_SIDE = 256  # of the matrices in a smoke test
 BUDGETS = {  # settings of `fast` by the work that they cost, in multiples of the recipe's
@@ -225,19 +226,27 @@ def peak_memory(device: torch.device) -> int:
 
 
 def profiled_step(trained: Trainer) -> dict[str, Any]:
-    """The mean step of a whole training under the profiler: kernels, busy time, and the longest kernels.
+    """The mean step of a training under the profiler: kernels, busy time, and the longest kernels.
 
-    On a CPU, operations take the place of kernels.
+    The first step does not count, nor does what came before it. On a CPU, operations stand in for kernels.
     """
     on_gpu = trained.device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    profiler = profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU])
+    started = 0.0
+
+    def on_step(step: StepResult) -> None:
+        nonlocal started
+        if step.step == 1:
+            wait(trained.device)
+            profiler.start()
+            started = time.perf_counter()
+
     trained.restart(0)
-    with profile(activities=activities) as profiler:
-        started = time.perf_counter()
-        trained.train()
-        seconds = time.perf_counter() - started
+    trained.train(on_step)
+    seconds = time.perf_counter() - started
+    profiler.stop()
     wanted = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
-    steps = trained.state.total_steps
+    steps = trained.state.total_steps - 1
     found: list[tuple[float, int, str]] = [
         (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count, event.key)
         for event in profiler.key_averages()
