@@ -210,7 +210,11 @@ def test_a_terminated_program_ends_its_part_and_keeps_the_file(tmp_path: Path) -
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("== machine")
-    children = psutil.Process(process.pid).children(recursive=True)
+    children: list[psutil.Process] = []
+    while not children:
+        time.sleep(0.1)
+        children = psutil.Process(process.pid).children(recursive=True)
+    time.sleep(0.5)  # the program is waiting for its part now
     process.terminate()
     assert process.wait(60) == 130
     process.stdout.close()
