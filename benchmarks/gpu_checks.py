@@ -119,17 +119,17 @@ def no_waits(bench: Bench) -> str:
     trainer = bench.trainer()
     steps: list[int] = []
     places: list[tuple[int, str]] = []
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
 
-        def note(message: Any, category: Any, filename: str, lineno: int, *_: Any) -> None:
-            if "synchroniz" in str(message):
-                places.append((len(steps), f"{Path(filename).name}:{lineno}"))
+        def on_step(step: StepResult) -> None:
+            places.extend((len(steps), place_of(one)) for one in seen if "synchroniz" in str(one.message))
+            seen.clear()
+            steps.append(step.step)
 
-        warnings.showwarning = note
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            for _ in fit(trainer.state, trainer.prepared.train, on_step=lambda step: steps.append(step.step)):
+            for _ in fit(trainer.state, trainer.prepared.train, on_step=on_step):
                 pass
         finally:
             torch.cuda.set_sync_debug_mode("default")
@@ -137,6 +137,11 @@ def no_waits(bench: Bench) -> str:
     within = [place for done, place in places if is_within(done, per_epoch)]
     assert not within, f"{len(within)} waits within {len(steps)} steps, at {', '.join(sorted(set(within)))}"
     return f"{len(places)} waits in {len(steps)} steps, all of them between epochs or to look at the losses"
+
+
+def place_of(warning: warnings.WarningMessage) -> str:
+    """The file and line that a warning names."""
+    return f"{Path(warning.filename).name}:{warning.lineno}"
 
 
 def is_within(done: int, per_epoch: int) -> bool:

@@ -245,12 +245,12 @@ def profiled_step(trained: Trainer) -> dict[str, Any]:
     trained.train(on_step)
     seconds = time.perf_counter() - started
     profiler.stop()
-    wanted = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
+    wanted = "CUDA" if on_gpu else "CPU"
     steps = trained.state.total_steps - 1
     found: list[tuple[float, int, str]] = [
         (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count, event.key)
         for event in profiler.key_averages()
-        if event.device_type == wanted
+        if event.device_type.name == wanted
     ]
     longest = sorted(found, reverse=True)[:KERNELS]
     return {

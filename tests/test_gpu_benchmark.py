@@ -258,6 +258,7 @@ def test_only_selects_parts_and_always_says_which_machine() -> None:
     assert gpu_trainer.options_from(json.loads(chosen[0].command[-1])) == options
 
 
+@pytest.mark.timeout(1800)  # a dozen processes; each imports torch
 def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
     rival, broken = tmp_path / "rival.py", tmp_path / "broken.py"
     rival.write_text(RIVAL)
@@ -370,7 +371,7 @@ def test_a_check_that_fails_is_noted_and_the_others_still_run(
         "works": lambda bench: "well",
     }
     monkeypatch.setattr(gpu_checks, "CHECKS", checks)
-    done = {"before": {"passed": True}}  # by a process that this one replaced
+    done: dict[str, dict[str, Any]] = {"before": {"passed": True}}  # by a process that this one replaced
     published: list[list[str]] = []
     options = gpu.Options(data="digits", device="cpu", smoke=True)
     gpu_checks.run_checks(options, tmp_path, done, lambda: published.append(list(done)))
@@ -408,16 +409,15 @@ def test_checks_go_on_in_a_new_process_when_the_device_is_unusable(
 
 def test_a_contender_that_hangs_leaves_the_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "rival.py"
-    script.write_text(
-        RIVAL.replace("def main(run, model):", "def main(run, model):\n    import time; time.sleep(600)")
-    )
-    monkeypatch.setenv(gpu.LIMIT, "100")  # 40 s to warm up
+    hang = "def main(run, model):\n    import time\n    time.sleep(0 if run == 'warmup' else 600)"
+    script.write_text(RIVAL.replace("def main(run, model):", hang))
+    monkeypatch.setenv(gpu.LIMIT, "75")  # 30 s to warm up, 15 s to train
     options = gpu.Options("digits", "cpu", 1, {"hangs": str(script)}, smoke=True)
     found: dict[str, dict[str, Any]] = {}
     began = time.monotonic()
     gpu_turns.race(options, tmp_path, found.__setitem__)
     assert time.monotonic() - began < 200
-    assert "no answer within 40 s" in found["hangs"]["failure"]
+    assert "no answer within 15 s" in found["hangs"]["failure"]
     assert len(found["fast"]["runs"]) == 1
 
 
