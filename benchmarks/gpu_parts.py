@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from gpu import NOTES, Options
 from gpu_checks import run_checks
@@ -89,7 +89,7 @@ def machine(options: Options, notes: Notes, folder: Path) -> None:
 
 def driver() -> str | None:
     """The version of NVIDIA's driver, or None."""
-    return (card_state("driver_version") or "").strip() or None
+    return (card_state("driver_version") or "").partition("\n")[0] or None
 
 
 def card_state(fields: str = "name,clocks.sm,clocks.max.sm,power.draw,temperature.gpu") -> str | None:
@@ -219,10 +219,10 @@ def measured_speed(trained: Trainer, peak: float, rounds: int) -> dict[str, Any]
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory that torch held at once on the device; for a CPU, the most of this process."""
+    """The most memory that torch held at once on a GPU; for a CPU, what this process holds now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return int(psutil.Process().memory_info().rss)
 
 
 def profiled_step(trained: Trainer) -> dict[str, Any]:
@@ -231,7 +231,10 @@ def profiled_step(trained: Trainer) -> dict[str, Any]:
     The first step does not count, nor does what came before it. On a CPU, operations stand in for kernels.
     """
     on_gpu = trained.device.type == "cuda"
-    profiler = profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU])
+    activities = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
+    with profile(activities=activities):  # graphs that are recorded before the first profile cannot be traced
+        torch.ones(1, device=trained.device) + 1
+    profiler = profile(activities=activities)
     started = 0.0
 
     def on_step(step: StepResult) -> None:

@@ -10,7 +10,10 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -355,6 +358,34 @@ def test_waits_between_epochs_and_looks_at_the_losses_are_allowed() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("waits_before", "passes"), [({0: 3, 5: 1, 9: 1, 10: 2}, True), ({7: 1}, False)])
+def test_a_wait_within_a_step_fails_its_check(
+    waits_before: dict[int, int], passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 15 steps in 3 epochs, ``waits_before`` counts the waits before the steps named, from 0."""
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def fit(state: Any, batches: Any, on_step: Callable[[Any], None]) -> Iterator[None]:
+        for step in range(15):
+            for _ in range(waits_before.get(step, 0)):
+                warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+            warnings.warn("something else", stacklevel=1)
+            on_step(SimpleNamespace(step=step + 1))
+        yield None
+
+    monkeypatch.setattr(gpu_checks, "fit", fit)
+    state = SimpleNamespace(steps_per_epoch=5)
+    fake = SimpleNamespace(state=state, prepared=SimpleNamespace(train=None))
+    bench: Any = SimpleNamespace(device=torch.device("cuda"), trainer=lambda: fake)
+    if passes:
+        assert gpu_checks.no_waits(bench).startswith("7 waits in 15 steps")
+    else:
+        with pytest.raises(AssertionError, match=r"1 waits within 15 steps, at test_gpu_benchmark\.py:\d+"):
+            gpu_checks.no_waits(bench)
+    assert modes == ["warn", "default"]
+
+
 def test_a_check_that_fails_is_noted_and_the_others_still_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -411,12 +442,14 @@ def test_a_contender_that_hangs_leaves_the_race(tmp_path: Path, monkeypatch: pyt
     script = tmp_path / "rival.py"
     hang = "def main(run, model):\n    import time\n    time.sleep(0 if run == 'warmup' else 600)"
     script.write_text(RIVAL.replace("def main(run, model):", hang))
-    monkeypatch.setenv(gpu.LIMIT, "75")  # 30 s to warm up, 15 s to train
+    monkeypatch.setenv(gpu.LIMIT, "300")
+    monkeypatch.setattr(gpu_turns, "WARM_PART", 1.0)
+    monkeypatch.setattr(gpu_turns, "ROUND_PART", 0.05)
     options = gpu.Options("digits", "cpu", 1, {"hangs": str(script)}, smoke=True)
     found: dict[str, dict[str, Any]] = {}
     began = time.monotonic()
     gpu_turns.race(options, tmp_path, found.__setitem__)
-    assert time.monotonic() - began < 200
+    assert time.monotonic() - began < 600
     assert "no answer within 15 s" in found["hangs"]["failure"]
     assert len(found["fast"]["runs"]) == 1
 
