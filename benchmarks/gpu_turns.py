@@ -121,7 +121,8 @@ def race(
     limit = float(os.environ.get(LIMIT, "inf"))
     longest = threading.TIMEOUT_MAX
     warm_seconds, round_seconds = (min(part * limit, longest) for part in (WARM_PART, ROUND_PART))
-    write_pictures(loaded(options), folder)
+    if options.rivals:
+        write_pictures(loaded(options), folder)
     asked: dict[str, Any] = {f"fast {settings}".strip(): settings for settings in ("", *options.variants)}
     kinds = {name: {"settings": settings.split()} for name, settings in asked.items()}
     kinds |= {name: {"script": script} for name, script in options.rivals.items()}
