@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test test-faults fuzz check docs package bench records clean
+.PHONY: train test test-faults test-torch fuzz check docs package bench records clean
 
 train: $(VENV)/.installed  ## train a real model on the embedded data set
 	$(BIN)/thumbnet train digits
@@ -23,6 +23,21 @@ test: $(VENV)/.installed-dev  ## run the tests
 FAULTS ?= full
 test-faults: $(VENV)/.installed-dev  ## inject faults, and see that nothing is lost
 	THUMBNET_FAULTS=$(FAULTS) $(PYTEST) -s tests/faults
+
+# Another torch than the pinned one, in an environment of its own: make test-torch TORCH=2.11.0
+# PyPI's torch for Linux brings several GB of CUDA. TORCH_INDEX=https://download.pytorch.org/whl/cpu takes the
+# build for the CPU. TESTS names the tests to run, TORCH_VENV another place for the environment.
+TORCH_VENV ?= build/torch-$(TORCH)
+TORCH_PIP = $(TORCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+TESTS ?= --ignore=tests/faults tests
+test-torch:  ## run the tests with another version of torch, in build/torch-VERSION
+	@test -n "$(TORCH)" || { echo "which version? for example: make test-torch TORCH=2.11.0" >&2; exit 2; }
+	test -x $(TORCH_VENV)/bin/python || $(PYTHON) -m venv $(TORCH_VENV)
+	grep -v -e '^torch==' -e '^setuptools==' constraints.txt > $(TORCH_VENV)/constraints.txt
+	$(TORCH_PIP) --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "torch==$(TORCH)"
+	$(TORCH_PIP) --constraint $(TORCH_VENV)/constraints.txt "torch==$(TORCH)" --editable '.[dev]'
+	$(TORCH_VENV)/bin/python -c 'import torch; print("torch", torch.__version__)'
+	$(TORCH_VENV)/bin/python -m pytest --numprocesses $(JOBS) --dist worksteal $(TESTS)
 
 FUZZ_SECONDS ?= 120
 fuzz: $(VENV)/.installed-dev  ## fuzz everything that reads bytes from others; findings are files crash-*

@@ -21,23 +21,26 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from measure import SHARED, matrix_rate, median, parser, report
 
 import thumbnet
 from thumbnet.cli.console import say
 from thumbnet.files import cache_folder
+from thumbnet.hardware import choose_device, describe
 
 
-def train_once(data: str, recipe: str, overrides: list[str]) -> dict[str, Any]:
-    """Train once in this process, which does nothing else."""
+def train_once(data: str, recipe: str, overrides: list[str], device: str = "auto") -> dict[str, Any]:
+    """Train once in this process, which does nothing else, and multiply matrices on the same device."""
     with tempfile.TemporaryDirectory() as folder:
-        run = thumbnet.train(data, recipe, overrides=overrides, out=Path(folder) / "run")
+        run = thumbnet.train(data, recipe, overrides=overrides, out=Path(folder) / "run", device=device)
         seconds = time.time() - psutil.Process().create_time()
         history = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
         summary = run.summary
     return {
         "accuracy": summary["accuracy"], "plain_accuracy": history["test_accuracy"], "tta": summary["tta"],
-        "seconds": seconds, "seconds_training": summary["seconds_training"], "product_tflops": matrix_rate(),
+        "seconds": seconds, "seconds_training": summary["seconds_training"],
+        "product_tflops": matrix_rate(choose_device(device)),
     }  # fmt: skip
 
 
@@ -46,7 +49,7 @@ def train_in_child(options: Any, epochs: int, seed: int) -> dict[str, Any]:
     overrides = [f"training.epochs={epochs}", f"seed={seed}", *options.overrides]
     with tempfile.TemporaryDirectory() as cold:
         cache = cold if options.cold else str(cache_folder())
-        asked = json.dumps([options.data, options.recipe, overrides])
+        asked = json.dumps([options.data, options.recipe, overrides, getattr(options, "device", "auto")])
         command = [sys.executable, __file__, "--child", asked]
         done = subprocess.run(
             command, check=True, stdout=subprocess.PIPE, env={**os.environ, "THUMBNET_CACHE": cache}
@@ -55,8 +58,10 @@ def train_in_child(options: Any, epochs: int, seed: int) -> dict[str, Any]:
     return {"epochs": epochs, "seed": seed, "cold": options.cold, **result}
 
 
-def plot(points: dict[int, list[dict[str, Any]]], reference: list[float] | None, file: str) -> None:
-    """Plot mean accuracy against median seconds, one point per number of epochs."""
+def plot(
+    points: dict[int, list[dict[str, Any]]], reference: list[float] | None, file: str, where: str
+) -> None:
+    """Plot mean accuracy against median seconds on the machine ``where``, one point per number of epochs."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -72,7 +77,7 @@ def plot(points: dict[int, list[dict[str, Any]]], reference: list[float] | None,
         axes.plot(
             *([value] for value in reference), "s", color="tab:red", label="airbench94_muon, 8 epochs (TTA)"
         )
-    axes.set(xscale="log", xlabel="seconds from the command to the accuracy, two CPU cores")
+    axes.set(xscale="log", xlabel=f"seconds from the command to the accuracy, {where}")
     axes.set(ylabel="test accuracy, %")
     ticks = [30, 60, 120, 300, 600, 1200]
     axes.set_xticks(ticks, [str(t) for t in ticks])
@@ -83,12 +88,18 @@ def plot(points: dict[int, list[dict[str, Any]]], reference: list[float] | None,
     figure.savefig(file, dpi=150)
 
 
+def machine_name(device: torch.device) -> str:
+    """What was measured on, for the plot: the GPU's name, or the number of CPU cores."""
+    described = describe(device)
+    return str(described.get("gpu") or f"{described['cores']} CPU cores")
+
+
 def main() -> None:
     """Train, print a table, write JSON and the plot."""
     if sys.argv[1:2] == ["--child"]:
         say(json.dumps(train_once(*json.loads(sys.argv[2]))))
         return
-    arguments = parser(__doc__, rounds=1)
+    arguments = parser(__doc__, rounds=1, device="auto")
     arguments.add_argument("--data", default=str(SHARED))
     arguments.add_argument("--recipe", default="fast")
     arguments.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
@@ -129,9 +140,9 @@ def main() -> None:
         ])  # fmt: skip
     title = f"{options.recipe} on {options.data}{', cold cache' if options.cold else ''}"
     header = ["epochs", "n", "mean %", "deviation", "without TTA", "seconds", "TFLOP", "product TFLOP/s"]
-    report(title, header, rows, options.json, {"runs": done})
+    report(title, header, rows, options.json, {"runs": done}, choose_device(options.device))
     if options.plot:
-        plot(points, options.reference, options.plot)
+        plot(points, options.reference, options.plot, machine_name(choose_device(options.device)))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import torch
 from measure import SHARED, matrix_rate, parser, report
 
 from thumbnet.batches.decoding import decode_split
+from thumbnet.data.splits import Data
 from thumbnet.sources.load import load_data
 
 STAND_INS = """
@@ -57,6 +58,17 @@ FLOAT32_WEIGHTS = (
 )
 
 
+def write_pictures(data: Data, folder: Path) -> None:
+    """Write the pictures of ``data`` where the script looks for CIFAR-10 when it runs in ``folder``."""
+    place = folder / "cifar10"
+    place.mkdir()
+    for name in ("train", "test"):
+        split = data.splits[name]
+        images = decode_split(split, (32, 32), "pad").images.permute(0, 2, 3, 1).clone()
+        labels = torch.from_numpy(split.labels.copy()).long()
+        torch.save({"images": images, "labels": labels, "classes": []}, place / f"{name}.pt")
+
+
 def adapted(script: str, epochs: float, weights: str) -> str:
     """The script, adapted to a CPU: one run after a warm-up of one step."""
     for old, new in CHANGES + (FLOAT32_WEIGHTS if weights == "float32" else ()):
@@ -80,12 +92,7 @@ def main() -> None:
     arguments.add_argument("--weights", choices=("float32", "bfloat16"), default="float32")
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        cifar = Path(folder) / "cifar10"
-        cifar.mkdir()
-        for name, split in load_data(options.data).splits.items():
-            images = decode_split(split, (32, 32), "pad").images.permute(0, 2, 3, 1).clone()
-            labels = torch.from_numpy(split.labels.copy()).long()
-            torch.save({"images": images, "labels": labels, "classes": []}, cifar / f"{name}.pt")
+        write_pictures(load_data(options.data), Path(folder))
         (Path(folder) / "run.py").write_text(
             adapted(options.script.read_text(), options.epochs, options.weights)
         )

@@ -1,136 +1,373 @@
-"""Compares ``fast`` with airbench94_muon on the same GPU and the same pictures.
+"""Everything to measure in a short time on a GPU, in one command.
 
-    git clone https://github.com/KellerJordan/cifar10-airbench
-    python benchmarks/gpu.py --airbench cifar10-airbench/airbench94_muon.py --rounds 20 --json gpu.json \\
-        --variant training.compile=true \\
-        --variant "training.compile=true training.compile_mode=reduce-overhead"
-    python benchmarks/gpu.py --recipe resnet18 --set training.epochs=20 --rounds 3
+    python benchmarks/gpu.py --data cifar10-jpeg.tar.xz --total-minutes 15 --json gpu.json \\
+        --rival airbench=cifar10-airbench/airbench94_muon.py \\
+        --rival hiverge=cifar10-speedrun/cifar10_speedrun.py
+    python benchmarks/gpu.py --list
+    python benchmarks/gpu.py --only checks turns --json gpu.json
+    python benchmarks/gpu.py --device cpu --smoke --data digits --json smoke.json
 
-Both are timed as airbench times itself: the pictures are on the GPU, everything is compiled and warm, and the
-clock counts the first layer's whitening, the training, and the evaluation with test-time augmentation. Each
-``--variant`` of the recipe takes turns with it, and compiles before the clock starts. Not yet run on a GPU.
+The parts run one after the other, the most valuable first. Each has a process of its own and a time limit of
+its own, so a part that fails, crashes or hangs costs no other part anything. Its status and the last lines of
+its output are recorded. The JSON file is rewritten, whole or not at all, whenever a part has a new result.
+
+The scripts of the rivals are not part of thumbnet: clone KellerJordan/cifar10-airbench and
+hiverge/cifar10-speedrun, and give the paths. docs/gpu.md explains the parts and how to use them.
 """
 
 from __future__ import annotations
 
-import re
+import argparse
+import contextlib
+import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-from measure import SHARED, matrix_rate, median, parser, report, spread
-from torch import Tensor
+from thumbnet.cli.console import say, table
+from thumbnet.errors import ThumbnetError
+from thumbnet.files import write_file
 
-from thumbnet.batches.prepare import Prepared, prepare
-from thumbnet.classifiers.logits import collect_logits
-from thumbnet.data.splits import Data
-from thumbnet.hardware import choose_device
-from thumbnet.recipes.recipe import Recipe
-from thumbnet.sources.load import load_data
-from thumbnet.training.choose import choose_recipe
-from thumbnet.training.fit import fit
-from thumbnet.training.listener import Listener
-from thumbnet.training.state import build_state
+HERE = Path(__file__).resolve().parent
+SHARED = HERE.parents[1] / "shared" / "data" / "cifar10-jpeg.tar.xz"
+NOTES = "THUMBNET_NOTES"  # names the file in which a part keeps its results
+LIMIT = "THUMBNET_LIMIT"  # tells a part its time limit in seconds
+TAIL = 30  # lines of output that are recorded of a part that did not end well
+LEAST = 5.0  # seconds that must be left to start a part
+POLL = 0.1  # seconds
+RUNNING, DONE, FAILED, TIMED_OUT = "running", "done", "failed", "timed out"
+INTERRUPTED, NO_TIME, WAITING = "interrupted", "no time left", "waiting"
 
 
-def train_once(recipe: Recipe, data: Data, prepared: Prepared, device: torch.device) -> tuple[float, float]:
-    """Train and evaluate once: accuracy with the recipe's test-time augmentation, and seconds."""
-    _wait(device)
-    started = time.perf_counter()
-    state = build_state(recipe, prepared, data.class_names, device)
-    for _ in fit(state, prepared.train):
-        pass
-    logits, labels = collect_logits(
-        state.evaluated_model, prepared.evaluation["test"], bf16=state.bf16, tta=recipe.evaluation.tta
+@dataclass(frozen=True)
+class Options:
+    """What the parts need to know.
+
+    Attributes:
+        data: as in ``thumbnet train``.
+        device: as in ``thumbnet train``.
+        rounds: trainings of each contender in ``turns``.
+        rivals: paths of the rivals' scripts, by name.
+        variants: further settings of ``fast`` that take turns with it.
+        overrides: settings for every training of ``fast``.
+        smoke: use few pictures and a tiny network, to try out the program itself.
+    """
+
+    data: str = str(SHARED)
+    device: str = "cuda"
+    rounds: int = 10
+    rivals: dict[str, str] = field(default_factory=dict)
+    variants: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    smoke: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part: its name, what it does, its time limit in seconds, and the command that runs it."""
+
+    name: str
+    what: str
+    limit: float
+    command: tuple[str, ...] = ()
+
+
+PARTS = (
+    Part("machine", "versions, the card, and its rate of a bf16 matrix product", 60),
+    Part("checks", "PASS or FAIL: what must hold on a device", 180),
+    Part("command", "`thumbnet train` from start to end, with a cold and a warm cache", 120),
+    Part("turns", "fast and its rivals in turns on the same pictures, warm", 420),
+    Part("speed", "pictures per second, fraction of the bf16 peak, peak memory, kernels of a step", 120),
+    Part("budgets", "fast for 3, 8 and 20 times the work: the 95 % and 96 % classes", 240),
+    Part("resnet18", "resnet18 for 26, 45 and 80 epochs", 420),
+)
+
+
+def parts_for(options: Options, only: Sequence[str], limits: dict[str, float]) -> list[Part]:
+    """The parts to run. ``machine`` is always the first."""
+    asked = json.dumps(asdict(options))
+    program = str(HERE / "gpu_parts.py")
+    return [
+        Part(part.name, part.what, limits.get(part.name, part.limit),
+             (sys.executable, program, part.name, asked))
+        for part in PARTS
+        if not only or part.name in only or part.name == "machine"
+    ]  # fmt: skip
+
+
+class Running:
+    """A part at work: its process, and what is known of it.
+
+    Attributes:
+        entry: the part's entry in the record: status, seconds, time limit and results, and how the part ended
+            if it did not end well.
+    """
+
+    def __init__(self, part: Part, limit: float, folder: Path) -> None:
+        self.log, self.notes = folder / "log", folder / "notes.json"
+        self.started = time.monotonic()
+        environment = {NOTES: str(self.notes), LIMIT: str(limit), "PYTHONUNBUFFERED": "1"}
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                part.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+        self._shown = 0
+        self.entry: dict[str, Any] = {"status": RUNNING, "seconds": 0, "limit_seconds": limit, "results": {}}
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def follow(self) -> bool:
+        """Pass on new output to stdout; return whether there are new results."""
+        with self.log.open("rb") as file:
+            file.seek(self._shown)
+            new = file.read()
+        self._shown += len(new)
+        sys.stdout.write(new.decode("utf-8", errors="replace"))
+        sys.stdout.flush()
+        results = json.loads(self.notes.read_text("utf-8")) if self.notes.exists() else {}
+        changed = bool(results != self.entry["results"])
+        self.entry.update(results=results, seconds=round(self.seconds, 2))
+        return changed
+
+    def finish(self, status: str) -> None:
+        """End the process if it still runs, and complete the entry."""
+        end(self.process)
+        self.follow()
+        self.entry["status"] = status
+        if status != DONE:
+            lines = self.log.read_text("utf-8", errors="replace").splitlines()
+            self.entry.update(exit_status=self.process.returncode, last_lines=lines[-TAIL:])
+
+
+def run_part(part: Part, limit: float, publish: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Run a part for at most ``limit`` seconds; return its entry.
+
+    ``publish`` is called with the entry whenever there are new results, and at the end.
+    """
+    with tempfile.TemporaryDirectory(prefix="thumbnet-gpu-", ignore_cleanup_errors=True) as folder:
+        running = Running(part, limit, Path(folder))
+        status = TIMED_OUT
+        try:
+            while running.seconds < limit:
+                exit_status = running.process.poll()
+                if exit_status is not None:
+                    status = FAILED if exit_status else DONE
+                    break
+                if running.follow():
+                    publish(running.entry)
+                time.sleep(POLL)
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+        finally:
+            running.finish(status)
+    publish(running.entry)
+    return running.entry
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started: its process group, where the system has such groups."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:  # pragma: no cover - Windows
+        process.kill()
+    process.wait()
+
+
+def run_parts(parts: Sequence[Part], record: dict[str, Any], file: Path | None, total: float) -> bool:
+    """Run ``parts`` within ``total`` seconds, and keep ``record`` in ``file`` up to date.
+
+    Returns:
+        Whether all parts ended well and no check failed.
+
+    Raises:
+        ThumbnetError: ``file`` cannot be written.
+        KeyboardInterrupt: the user interrupted a part. ``file`` has its results.
+        SystemExit: ``machine`` reported a mistake in the options, so nothing else can work.
+    """
+    started = time.monotonic()
+    record["parts"] = {part.name: {"status": WAITING} for part in parts}
+
+    def save() -> None:
+        record["seconds"] = round(time.monotonic() - started, 2)
+        if file is not None:
+            write_file(file, json.dumps(record, indent=2) + "\n")
+
+    def publish(name: str, entry: dict[str, Any]) -> None:
+        record["parts"][name] = entry
+        save()
+
+    save()  # a file that cannot be written is known before anything runs
+    for part in parts:
+        left = total - (time.monotonic() - started)
+        if left < LEAST:
+            publish(part.name, {"status": NO_TIME})
+            continue
+        limit = min(part.limit, left)
+        say(f"== {part.name}: {part.what} (at most {limit:.0f} s)")
+        entry = run_part(part, limit, lambda entry, name=part.name: publish(name, entry))  # type: ignore[misc]
+        say(f"== {part.name}: {entry['status']} after {entry['seconds']:.1f} s")
+        if entry["status"] == INTERRUPTED:
+            raise KeyboardInterrupt
+        if part.name == "machine" and entry.get("exit_status") == 2:
+            raise SystemExit(2)
+    return all(ended_well(entry) for entry in record["parts"].values())
+
+
+def ended_well(entry: dict[str, Any]) -> bool:
+    """Whether a part is done and none of its checks failed."""
+    checks = entry.get("results", {}).get("checks", {})
+    return entry["status"] == DONE and all(check["passed"] for check in checks.values())
+
+
+def commit() -> str | None:
+    """The commit of this copy of thumbnet, with "+" if tracked files differ; None outside git."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=HERE, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    return None
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line.
+
+    Raises:
+        SystemExit: an option is wrong.
+    """
+    names = [part.name for part in PARTS]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", default=str(SHARED), help="as in thumbnet train (default: %(default)s)")
+    parser.add_argument("--device", default="cuda", help="as in thumbnet train (default: cuda)")
+    parser.add_argument("--total-minutes", type=_positive, default=15.0, metavar="M", help="for everything")
+    parser.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        type=_limit,
+        metavar="PART=SECONDS",
+        help="another time limit for a part",
     )
-    _wait(device)
-    return float((logits.argmax(1) == labels).double().mean()), time.perf_counter() - started
-
-
-def airbench(script: Path, rounds: int, prepared: Prepared) -> list[tuple[float, float]]:
-    """Accuracies and seconds of airbench's own script, run in a folder with these pictures."""
-    with tempfile.TemporaryDirectory() as folder:
-        cifar = Path(folder) / "cifar10"
-        cifar.mkdir()
-        engines = {"train": prepared.train.engine, "test": prepared.evaluation["test"].engine}
-        for name, engine in engines.items():
-            images = torch.cat([*engine.fetch(torch.arange(len(engine.labels)).split(1000))])
-            content: dict[str, Tensor | list[str]] = {
-                "images": images.permute(0, 2, 3, 1).contiguous().cpu(),
-                "labels": engine.labels.cpu(),
-                "classes": [str(number) for number in range(10)],
-            }
-            torch.save(content, cifar / f"{name}.pt")
-        text = script.read_text().replace("range(200)", f"range({rounds})")
-        (Path(folder) / script.name).write_text(text)
-        done = subprocess.run(
-            [sys.executable, script.name], cwd=folder, check=True, capture_output=True, text=True
-        )
-    rows = [re.findall(r"[\w.]+", line) for line in done.stdout.splitlines() if "eval" in line]
-    finished = [row for row in rows if row and row[-1][0].isdigit() and float(row[-2]) > 0]
-    return [(float(row[-2]), float(row[-1])) for row in finished][-rounds:]
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def main() -> None:
-    """Measure, print a table, and write JSON."""
-    arguments = parser(__doc__, rounds=20)
-    arguments.add_argument("--data", default=str(SHARED))
-    arguments.add_argument("--airbench", type=Path, help="path of airbench94_muon.py in a clone")
-    arguments.add_argument("--recipe", default="fast")
-    arguments.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
-    arguments.add_argument(
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=names,
+        default=[],
+        metavar="PART",
+        help="run only these parts (and machine)",
+    )
+    parser.add_argument("--list", action="store_true", help="list the parts and their limits")
+    parser.add_argument("--rounds", type=int, default=10, help="trainings of each contender in turns")
+    parser.add_argument(
+        "--rival",
+        action="append",
+        default=[],
+        type=_rival,
+        metavar="NAME=SCRIPT",
+        help="airbench94_muon.py or cifar10_speedrun.py, from a clone of your own",
+    )
+    parser.add_argument(
         "--variant",
         action="append",
         default=[],
         metavar="SETTINGS",
-        help="settings of one more row: KEY=VALUE, separated by spaces",
+        help="one more contender: fast with KEY=VALUE settings, separated by spaces",
     )
-    arguments.add_argument("--device", default="cuda")
-    options = arguments.parse_args()
-    device = choose_device(options.device)
-    data = load_data(options.data)
-    recipes = {
-        f"{options.recipe} {settings}".strip(): choose_recipe(
-            data, options.recipe, [*options.overrides, *settings.split()], None, Listener()
-        )[0]
-        for settings in ("", *options.variant)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="a setting for every training of fast",
+    )
+    parser.add_argument("--commit", help="what to record if this copy of thumbnet is not in git")
+    parser.add_argument("--smoke", action="store_true", help="few pictures, a tiny network: try the program")
+    parser.add_argument("--json", metavar="FILE", help="write the results to this file as they come")
+    found = parser.parse_args(arguments)  # fmt: skip
+    for name, _ in found.limit:
+        if name not in names:
+            parser.error(f"--limit {name}: there is no such part; choose from {', '.join(names)}")
+    if found.json and not Path(found.json).resolve().parent.is_dir():
+        parser.error(f"--json {found.json}: there is no such folder")
+    return found
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def _limit(text: str) -> tuple[str, float]:
+    name, _, seconds = text.partition("=")
+    return name, _positive(seconds or "0")
+
+
+def _rival(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if not path or not Path(path).is_file():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=SCRIPT, with the path of a Python script")
+    return name, str(Path(path).resolve())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the parts; return 0 if all ended well, 1 if not, 2 for a mistake, 130 if interrupted."""
+    found = parse(arguments)
+    if found.list:
+        say(table(["part", "at most, s", "what"], [[p.name, f"{p.limit:.0f}", p.what] for p in PARTS]))
+        return 0
+    data = str(Path(found.data).resolve()) if Path(found.data).exists() else found.data
+    options = Options(
+        data, found.device, found.rounds, dict(found.rival), tuple(found.variant), tuple(found.overrides),
+        found.smoke,
+    )  # fmt: skip
+    record: dict[str, Any] = {
+        "title": "thumbnet on a GPU",
+        "commit": found.commit or commit(),
+        "begun": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "total_minutes": found.total_minutes,
+        "options": asdict(options),
     }
-    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in recipes}
-    for seed in range(-1, options.rounds):  # -1 warms up
-        for name, recipe in recipes.items():
-            seeded = replace(recipe, seed=max(seed, 0))
-            result = train_once(seeded, data, prepare(data, seeded, device), device)
-            if seed >= 0:
-                measured[name].append(result)
-    if options.airbench:
-        prepared = prepare(data, recipes[options.recipe], device)
-        measured["airbench94_muon"] = airbench(options.airbench, options.rounds, prepared)
-    rows, results = [], {}
-    for name, runs in measured.items():
-        accuracies: list[float] = [100 * accuracy for accuracy, _ in runs]
-        seconds = [taken for _, taken in runs]
-        mean = sum(accuracies) / len(runs)
-        rows.append([
-            name, str(len(runs)), f"{mean:.2f}", spread(accuracies, ".2f"), f"{median(seconds):.2f}",
-            spread(seconds, ".2f"),
-        ])  # fmt: skip
-        results[name] = runs
-    what: Any = torch.cuda.get_device_name(device) if device.type == "cuda" else device
-    title = f"{what}, product {matrix_rate(device):.0f} TFLOP/s"
-    report(
-        title, ["what", "n", "mean %", "spread", "seconds", "spread"], rows, options.json, {"runs": results}
-    )
+    file = Path(found.json).resolve() if found.json else None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the part at work, as Ctrl-C does
+    try:
+        well = run_parts(
+            parts_for(options, found.only, dict(found.limit)), record, file, 60 * found.total_minutes
+        )
+    except ThumbnetError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    entries = record["parts"]
+    say(table(
+        ["part", "status", "seconds"],
+        [[name, entry["status"], f"{entry.get('seconds', 0):.1f}"] for name, entry in entries.items()],
+    ))  # fmt: skip
+    return 0 if well else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,6 +16,7 @@ from measure import SHARED, parser, report, spread
 
 from thumbnet.classifiers.load import load_run
 from thumbnet.data.splits import Data
+from thumbnet.hardware import choose_device
 from thumbnet.sources.load import load_data
 from thumbnet.training.train import train
 
@@ -44,7 +45,8 @@ def part(data: Data, classes: tuple[str, ...], per_class: dict[str, int], seed: 
 
 def main() -> None:
     """Measure, print tables, and write JSON."""
-    options = parser(__doc__, rounds=3).parse_args()
+    options = parser(__doc__, rounds=3, device="auto").parse_args()
+    device = options.device
     data = load_data(str(SHARED))
     found: dict[str, list[float]] = {}
 
@@ -54,13 +56,15 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         others = part(data, tuple(n for n in data.class_names if n not in NEW), {}, 0)
-        first = train(others, "fast", overrides=["training.epochs=8"], out=Path(folder) / "first")
+        first = train(
+            others, "fast", overrides=["training.epochs=8"], out=Path(folder) / "first", device=device
+        )
         for seed in range(options.rounds):
             for pictures in (50, 500):
                 few = part(data, NEW, dict.fromkeys(NEW, pictures), seed)
                 for name, more in (("random weights", []), ("--init", [f'training.init="{first.path}"'])):
                     out = Path(folder) / f"{seed}-{pictures}-{name}"
-                    run = train(few, "small", overrides=[f"seed={seed}", *more], out=out)
+                    run = train(few, "small", overrides=[f"seed={seed}", *more], out=out, device=device)
                     note(f"new classes, {pictures} pictures each, {name}", 100 * run.summary["accuracy"])
             unequal = part(data, data.class_names, dict.fromkeys(RARE, RARE_PICTURES), seed)
             for name, more in (
@@ -69,14 +73,20 @@ def main() -> None:
                 ("training.class_weights=balanced", ["training.class_weights=balanced"]),
             ):
                 out = Path(folder) / f"{seed}-{name}"
-                run = train(unequal, "fast", overrides=[f"seed={seed}", "training.epochs=8", *more], out=out)
-                classes = load_run(run.path).evaluate(unequal, "test", tta="mirror-shift").classes
+                settings = [f"seed={seed}", "training.epochs=8", *more]
+                run = train(unequal, "fast", overrides=settings, out=out, device=device)
+                classes = load_run(run.path, device).evaluate(unequal, "test", tta="mirror-shift").classes
                 rare = statistics.mean(one.recall for one in classes if one.name in RARE)
                 note(f"unequal, {name}: accuracy", 100 * run.summary["accuracy"])
                 note(f"unequal, {name}: recall of the rare", 100 * rare)
     rows = [[name, f"{statistics.mean(values):.2f}", spread(values, ".2f")] for name, values in found.items()]
     report(
-        f"how-tos, n = {options.rounds}", ["what", "mean, %", "spread"], rows, options.json, {"found": found}
+        f"how-tos, n = {options.rounds}",
+        ["what", "mean, %", "spread"],
+        rows,
+        options.json,
+        {"found": found},
+        choose_device(device),
     )
 
 

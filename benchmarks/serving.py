@@ -21,19 +21,22 @@ import numpy as np
 from measure import matrix_rate, median, parser, report, spread
 from PIL import Image
 
+from thumbnet.hardware import choose_device
+
 SERVERS = {"batched": "64", "unbatched": "1"}
 UNIT_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 
 
 def main() -> None:
     """Measure, print a table, and write JSON."""
-    arguments = parser(__doc__, rounds=5)
+    arguments = parser(__doc__, rounds=5, device="auto")
     arguments.add_argument("models", nargs="+", metavar="MODEL", help="runs, or ONNX files")
     arguments.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
     arguments.add_argument("--seconds", type=int, default=4, help="seconds per measurement")
     options = arguments.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed: apt install wrk")
+    device = choose_device(options.device)
     rows, results = [], {}
     for model in options.models:
         rates: dict[str, list[float]] = {}
@@ -42,7 +45,7 @@ def main() -> None:
             script = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".lua"))
             script.write(_script())
             script.flush()
-            addresses = {name: _serve(stack, model, batch) for name, batch in SERVERS.items()}
+            addresses = {name: _serve(stack, model, batch, options.device) for name, batch in SERVERS.items()}
             for round_ in range(options.rounds + 1):
                 for clients in options.clients:
                     for name, address in addresses.items():
@@ -65,9 +68,9 @@ def main() -> None:
                     f"{p50:.1f}", f"{p99:.1f}", f"{ratio:.2f}" if name == "batched" else "",
                 ])  # fmt: skip
         results[str(model)] = {"rates": rates, "p50_p99_ms": late}
-    title = f"serving, product {matrix_rate():.2f} TFLOP/s, n = {options.rounds} of {options.seconds} s"
+    title = f"serving, product {matrix_rate(device):.2f} TFLOP/s, n = {options.rounds} of {options.seconds} s"
     header = ["model", "clients", "server", "requests/s", "spread", "p50, ms", "p99, ms", "ratio"]
-    report(title, header, rows, options.json, {"models": results})
+    report(title, header, rows, options.json, {"models": results}, device)
 
 
 def _script() -> str:
@@ -79,8 +82,9 @@ def _script() -> str:
     return f'wrk.method = "POST"\nwrk.headers["Content-Type"] = "image/jpeg"\nwrk.body = "{body}"\n'
 
 
-def _serve(stack: ExitStack, model: str, batch: str) -> str:
+def _serve(stack: ExitStack, model: str, batch: str, device: str) -> str:
     command = [sys.executable, "-m", "thumbnet", "serve", model, "--data", "none", "--port", "0"]
+    command += ["--device", device]
     process = subprocess.Popen([*command, "--max-batch", batch], stdout=subprocess.PIPE, text=True)
     stack.callback(process.wait)
     stack.callback(process.terminate)

@@ -1,0 +1,335 @@
+"""PASS or FAIL: what must hold when thumbnet trains on a device.
+
+Each check trains ``fast`` on a few thousand pictures for a few epochs. A check that finds something wrong
+raises an exception; what it returns is noted with its PASS. A check that does not apply to the device is
+skipped.
+After an error that makes CUDA unusable in this process, the remaining checks run in a new one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu import Options
+from gpu_trainer import Trainer, loaded
+from measure import wait
+from torch import Tensor
+
+from thumbnet.classifiers.load import load_run
+from thumbnet.data.splits import Data
+from thumbnet.errors import InterruptedRunError, OutOfMemoryError
+from thumbnet.hardware import choose_device
+from thumbnet.recipes.recipe import Recipe, load_recipe
+from thumbnet.recipes.tables import known_keys
+from thumbnet.runs.folder import Run
+from thumbnet.runs.weights import read_weights
+from thumbnet.training.fit import LOOK_EVERY, StepResult, fit
+from thumbnet.training.listener import Listener
+from thumbnet.training.train import resume, train
+
+FEW = ("data.subset_size=6000", "training.epochs=4", "training.batch_size=250", "training.min_steps=0")
+FEWER = ("training.epochs=4", "training.batch_size=50", "training.min_steps=0", "model.width=0.125")
+FIRST = 4  # steps whose losses are compared with the CPU's; later, rounding errors have grown
+CLOSE = 5e-3  # relative
+STOP_AFTER = 7  # steps, within an epoch
+EAGER = "training.graph=off"
+TINY_MEMORY = 0.004  # of the card's memory: 0.3 of 80 GB
+
+
+class SkipCheck(Exception):  # noqa: N818 - no error
+    """A check does not apply to this device; the text says why."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the checks work on: pictures, a device, settings for a small training, and a folder for runs."""
+
+    data: Data
+    device: torch.device
+    settings: tuple[str, ...]
+    folder: Path
+
+    def train(self, name: str, *more: str, listener: Listener | None = None) -> Run:
+        """Train ``fast`` with these settings into the folder ``name``."""
+        overrides = [*self.settings, *more]
+        return train(
+            self.data, "fast", overrides=overrides, out=self.folder / name, device=str(self.device),
+            listener=listener,
+        )  # fmt: skip
+
+    def trainer(self, *more: str, device: torch.device | None = None) -> Trainer:
+        """A trainer of ``fast`` with these settings."""
+        return Trainer(load_recipe("fast", [*self.settings, *more]), self.data, device or self.device)
+
+
+Check = Callable[[Bench], str]
+CHECKS: dict[str, Check] = {}
+
+
+def check(name: str) -> Callable[[Check], Check]:
+    """List a function in ``CHECKS`` under a name that says what must hold."""
+
+    def put(function: Check) -> Check:
+        CHECKS[name] = function
+        return function
+
+    return put
+
+
+@check("the first losses in float32 are the CPU's")
+def first_losses(bench: Bench) -> str:
+    with exact_convolutions():
+        here, there = (
+            losses(bench.trainer("training.precision=fp32", device=device), FIRST)
+            for device in (bench.device, torch.device("cpu"))
+        )
+    return close(here, there)
+
+
+@check("fast runs as CUDA graphs, with the losses of single operations")
+def graphed(bench: Bench) -> str:
+    if bench.device.type != "cuda":
+        raise SkipCheck("only CUDA has graphs")
+    if "training.graph" not in known_keys(Recipe):
+        raise SkipCheck("this version of thumbnet records no graphs")
+    steps, notes = importlib.import_module("thumbnet.training.steps"), list[str]()
+    trainer = bench.trainer()
+    chosen = steps.choose_steps(trainer.state, trainer.prepared.train, notes.append)
+    assert type(chosen).__name__ == "GraphedSteps", f"it does not: {' '.join(notes)}"
+    with exact_convolutions():
+        found = (losses(bench.trainer("training.precision=fp32", *more), FIRST) for more in ((), (EAGER,)))
+        return close(*found)
+
+
+@check("no step waits for the device")
+def no_waits(bench: Bench) -> str:
+    if bench.device.type != "cuda":
+        raise SkipCheck("only CUDA tells of its waits")
+    trainer = bench.trainer()
+    steps: list[int] = []
+    places: list[tuple[int, str]] = []
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+
+        def on_step(step: StepResult) -> None:
+            places.extend((len(steps), place_of(one)) for one in seen if "synchroniz" in str(one.message))
+            seen.clear()
+            steps.append(step.step)
+
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            for _ in fit(trainer.state, trainer.prepared.train, on_step=on_step):
+                pass
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    per_epoch = trainer.state.steps_per_epoch
+    within = [place for done, place in places if is_within(done, per_epoch)]
+    assert not within, f"{len(within)} waits within {len(steps)} steps, at {', '.join(sorted(set(within)))}"
+    return f"{len(places)} waits in {len(steps)} steps, all of them between epochs or to look at the losses"
+
+
+def place_of(warning: warnings.WarningMessage) -> str:
+    """The file and line that a warning names."""
+    return f"{Path(warning.filename).name}:{warning.lineno}"
+
+
+def is_within(done: int, per_epoch: int) -> bool:
+    """Whether a wait after ``done`` steps delays a step without need.
+
+    The first epoch may wait: kernels are loaded and graphs recorded. So may the beginning and the end of each
+    epoch, and the steps after which the losses are looked at.
+    """
+    next_step = done % per_epoch + 1
+    return done >= per_epoch and 1 < next_step < per_epoch and next_step % LOOK_EVERY != 0
+
+
+@check("the same training twice gives the same weights to the bit")
+def repeatable(bench: Bench) -> str:
+    first, second = bench.train("first"), bench.train("second")
+    assert_equal(weights(first), weights(second))
+    return f"accuracy {first.summary['accuracy']:.3f} twice"
+
+
+@check("a stopped training resumes to the same weights to the bit")
+def resumes(bench: Bench) -> str:
+    class Stop(Listener):
+        def __init__(self) -> None:
+            self.steps = 0
+
+        def on_step(self, step: StepResult) -> None:
+            self.steps = step.step
+
+        def should_stop(self) -> bool:
+            return self.steps >= STOP_AFTER
+
+    try:
+        bench.train("stopped", listener=Stop())
+    except InterruptedRunError:
+        pass
+    else:
+        raise AssertionError("the training did not stop when it was asked to")
+    resumed = resume(bench.folder / "stopped", device=str(bench.device), data=bench.data)
+    whole = Run(bench.folder / "first")
+    assert_equal(weights(whole if whole.is_complete else bench.train("whole")), weights(resumed))
+    return f"stopped after {STOP_AFTER} steps"
+
+
+@check("predict and evaluate agree with the training")
+def predicts(bench: Bench) -> str:
+    run = bench.train("predicted")
+    classifier = load_run(run.path, str(bench.device))
+    accuracy = classifier.evaluate(bench.data, "test").accuracy
+    assert accuracy == run.summary["accuracy"], f"{accuracy} and, by the training, {run.summary['accuracy']}"
+    label = classifier.predict([bench.data.splits["test"].load(0)])[0].label
+    assert label in bench.data.class_names, label
+    return f"accuracy {accuracy:.3f}, first picture: {label}"
+
+
+VARIANTS = {
+    "averaged weights (EMA) and cutout": ("training.ema_decay=0.99", "augment.cutout=4"),
+    "no skipping of easy pictures (skip_easy=0)": ("data.skip_easy=0",),
+    "steps that are not finite are skipped": ("training.on_nonfinite=skip",),
+    "micro-batches": ("training.micro_batch=25",),
+    "AdamW": ("optimizer.name=adamw", "optimizer.lr=0.001", "optimizer.groups=[]"),
+    "class-balanced sampling": ("data.sampling=balanced", "data.skip_easy=0"),
+    "pictures decoded by workers": ("data.engine=workers", "training.epochs=1"),
+    "resnet18": ("model.name=resnet18", "optimizer.name=sgd", "optimizer.lr=0.05", "optimizer.groups=[]",
+                 "training.epochs=2"),
+    "torch.compile": ("training.compile=true",),
+}  # fmt: skip
+
+
+def learns(bench: Bench, name: str) -> str:
+    """Train with one of ``VARIANTS``, and check that the network is better than guessing."""
+    if name == "torch.compile" and bench.device.type == "cpu":
+        raise SkipCheck("takes too long on a CPU")
+    summary = bench.train(name.replace(" ", "-").replace("/", "-"), *VARIANTS[name]).summary
+    chance = 1 / len(bench.data.class_names)
+    few = bench.settings == FEWER  # too few to learn from
+    assert few or summary["accuracy"] > 1.5 * chance, (
+        f"accuracy {summary['accuracy']:.3f}, by chance {chance:.3f}"
+    )
+    return f"accuracy {summary['accuracy']:.3f} in {summary['seconds_training']:.1f} s"
+
+
+for _name in VARIANTS:
+    CHECKS[f"trains: {_name}"] = lambda bench, name=_name: learns(bench, name)  # type: ignore[misc]
+
+
+@check("out of memory is an error of ours that says what to do")
+def out_of_memory(bench: Bench) -> str:
+    if bench.device.type != "cuda":
+        raise SkipCheck("only CUDA can be given less memory")
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(TINY_MEMORY, bench.device)
+    try:
+        bench.train("memory", "training.batch_size=5000", "model.width=4")
+    except OutOfMemoryError as error:
+        return str(error).splitlines()[0]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, bench.device)
+    raise AssertionError(f"it fitted into {TINY_MEMORY:.1%} of the memory")
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """In this block, cuDNN computes float32 convolutions in float32, not in TF32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def close(found: Tensor, expected: Tensor) -> str:
+    """Check that losses, float32 [steps], agree with those expected; return by how much."""
+    worst = float(((found - expected).abs() / expected.abs()).max())
+    assert worst < CLOSE, f"relative difference {worst:.1e}: {found.tolist()}, not {expected.tolist()}"
+    return f"largest relative difference in {len(found)} steps: {worst:.1e}"
+
+
+def losses(trainer: Trainer, steps: int) -> Tensor:
+    """The losses of the first ``steps`` steps of the trainer's first epoch: float32 [steps], on the CPU."""
+    found: list[Tensor] = []
+
+    class Enough(Exception):  # noqa: N818 - no error
+        pass
+
+    def on_step(step: StepResult) -> None:
+        if step.step == steps:
+            found.append(trainer.state.losses[:steps].clone())
+            raise Enough
+
+    try:
+        for _ in fit(trainer.state, trainer.prepared.train, on_step=on_step):
+            pass
+    except Enough:
+        pass
+    return found[0].cpu()
+
+
+def weights(run: Run) -> dict[str, Tensor]:
+    """The weights of a finished run."""
+    return read_weights(run.weights_path)[0]
+
+
+def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    """Check that two networks have the same weights to the bit."""
+    differ = [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
+    assert not differ, f"{len(differ)} of {len(first)} tensors differ, first {differ[0]}"
+
+
+def run_checks(
+    options: Options, folder: Path, done: dict[str, dict[str, Any]], publish: Callable[[], None]
+) -> None:
+    """Run the checks that are not in ``done`` yet, and note each there.
+
+    Each has ``passed``, ``said`` and ``seconds``. ``publish`` is called after each. If CUDA is unusable after
+    a check, this process is replaced by a new one, which goes on.
+    """
+    bench = Bench(loaded(options), choose_device(options.device), FEWER if options.smoke else FEW, folder)
+    for name, function in CHECKS.items():
+        if name in done:
+            continue
+        started = time.perf_counter()
+        result = "FAIL"
+        try:
+            said, result = function(bench), "PASS"
+        except SkipCheck as reason:
+            said, result = str(reason), "SKIP"
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}".strip()
+            traceback.print_exc(limit=-5)
+        seconds = time.perf_counter() - started
+        done[name] = {
+            "passed": result != "FAIL",
+            "result": result,
+            "said": said,
+            "seconds": round(seconds, 2),
+        }
+        publish()
+        print(f"{result} {name}: {said.splitlines()[0] if said else ''} ({seconds:.1f} s)", flush=True)
+        if result == "FAIL" and not usable(bench.device):
+            print("the device is unusable after that; going on in a new process", flush=True)
+            os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
+def usable(device: torch.device) -> bool:
+    """Whether the device still computes. After some errors, CUDA refuses everything in the same process."""
+    try:
+        wait(device)
+        return bool(torch.ones(1, device=device).item() == 1)
+    except RuntimeError:
+        return False

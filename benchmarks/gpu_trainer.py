@@ -1,0 +1,173 @@
+"""A training that can be repeated warm: compiling and recording CUDA graphs do not count."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from gpu import Options
+from measure import wait
+from torch.utils.flop_counter import FlopCounterMode
+
+from thumbnet.batches.prepare import prepare
+from thumbnet.classifiers.logits import collect_logits
+from thumbnet.data.splits import Data
+from thumbnet.hardware import choose_device, deterministic
+from thumbnet.recipes.recipe import Recipe
+from thumbnet.sources.load import load_data
+from thumbnet.training.choose import choose_recipe
+from thumbnet.training.fit import StepResult, fit
+from thumbnet.training.listener import Listener
+from thumbnet.training.schedules import done_at, size_at
+from thumbnet.training.state import build_state
+
+SMOKE = ("training.batch_size=50", "training.epochs=2", "training.min_steps=0", "model.width=0.125")
+SMOKE_PICTURES = 400
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One training: accuracy (0 to 1), and seconds in all and of each phase.
+
+    ``seconds_recording`` is how long recording the CUDA graphs of this training took. Rivals record theirs
+    once, before their clock starts, so it is in neither ``seconds`` nor ``seconds_training``.
+    """
+
+    accuracy: float
+    seconds: float
+    seconds_starting: float
+    seconds_training: float
+    seconds_evaluating: float
+    seconds_recording: float
+
+
+class Trainer:
+    """Trains the same network again and again, each time from new weights and in the same memory.
+
+    So what the first training compiles serves all later ones. As in ``thumbnet train``, cuDNN is limited to
+    deterministic algorithms. There is no evaluation during the training.
+    """
+
+    def __init__(self, recipe: Recipe, data: Data, device: torch.device) -> None:
+        self.recipe, self.data, self.device = recipe, data, device
+        self.prepared = prepare(data, recipe, device)
+        self.state = build_state(recipe, self.prepared, data.class_names, device)
+
+    def restart(self, seed: int) -> None:
+        """Put the state at the beginning of a training with ``seed``."""
+        recipe = replace(self.recipe, seed=seed)
+        self.prepared = self.prepared.with_recipe(recipe)
+        fresh = build_state(recipe, self.prepared, self.data.class_names, self.device)
+        self.state.recipe, self.state.selection = recipe, self.prepared.train.selection
+        self.state.load_state_dict(fresh.state_dict())
+
+    def train(self, on_step: Callable[[StepResult], None] | None = None) -> float:
+        """Train from where the state is to the end; return the seconds that recording CUDA graphs took."""
+        with deterministic(), timed_recording(self.device) as seconds:
+            for _ in fit(self.state, self.prepared.train, on_step=on_step):
+                pass
+            wait(self.device)
+        return sum(seconds)
+
+    def evaluate(self) -> float:
+        """The test accuracy, 0 to 1, with the recipe's test-time augmentation."""
+        tta, batches = self.recipe.evaluation.tta, self.prepared.evaluation["test"]
+        with deterministic():
+            logits, labels = collect_logits(
+                self.state.evaluated_model, batches, bf16=self.state.bf16, tta=tta
+            )
+        return float((logits.argmax(1) == labels).double().mean())
+
+    def run(self, seed: int) -> Trained:
+        """Train and evaluate. The clock runs from making new weights until the accuracy is on the host."""
+        wait(self.device)
+        times = [time.perf_counter()]
+        self.restart(seed)
+        wait(self.device)
+        times.append(time.perf_counter())
+        recording = self.train()
+        times.append(time.perf_counter())
+        accuracy = self.evaluate()
+        times.append(time.perf_counter())
+        starting, training, evaluating = (after - before for before, after in pairwise(times))
+        seconds = times[-1] - times[0] - recording
+        return Trained(accuracy, seconds, starting, training - recording, evaluating, recording)
+
+    @property
+    def pictures(self) -> int:
+        """Pictures in all steps of a training."""
+        return self.state.total_steps * self.recipe.training.batch_size
+
+    def flops(self) -> float:
+        """FLOPs of a training's convolutions and matrix products, forwards and backwards.
+
+        Counted by torch. Smaller pictures count with what they cost. The optimizer's products do not count.
+        """
+        size, total = self.prepared.preprocessing.size, self.state.total_steps
+        schedule = self.recipe.schedule
+        sizes = [size_at(schedule, done_at(schedule, step, total), size) for step in range(total)]
+        per_picture = {one: self._flops_per_picture(one) for one in dict.fromkeys(sizes)}
+        return self.recipe.training.batch_size * sum(per_picture[one] for one in sizes)
+
+    def _flops_per_picture(self, size: tuple[int, int]) -> float:
+        some = torch.randn(8, 3, *size, device=self.device)
+        with FlopCounterMode(display=False) as counter:
+            self.state.model(some).sum().backward()
+        self.state.optimizer.zero_grad()
+        return float(counter.get_total_flops()) / len(some)
+
+
+@contextmanager
+def timed_recording(device: torch.device) -> Iterator[list[float]]:
+    """In this block, note the seconds that ``fit`` takes to choose its steps, which is to record graphs."""
+    module, seconds = importlib.import_module("thumbnet.training.fit"), []
+    choose = getattr(module, "choose_steps", None)
+
+    def timed(*arguments: Any, **more: Any) -> Any:
+        assert choose is not None
+        wait(device)
+        started = time.perf_counter()
+        chosen = choose(*arguments, **more)
+        wait(device)
+        seconds.append(time.perf_counter() - started)
+        return chosen
+
+    if choose is None:  # before thumbnet recorded graphs
+        yield seconds
+        return
+    with mock.patch.object(module, "choose_steps", timed):
+        yield seconds
+
+
+def loaded(options: Options) -> Data:
+    """The data that ``options`` name; only a few pictures of them in a smoke test."""
+    data = load_data(options.data)
+    if not options.smoke:
+        return data
+    few = {
+        name: split.subset(np.random.default_rng(0).permutation(len(split))[:SMOKE_PICTURES])
+        for name, split in data.splits.items()
+    }
+    return replace(data, splits=few)
+
+
+def trainer(options: Options, data: Data, name: str, settings: tuple[str, ...] = ()) -> Trainer:
+    """A trainer of the recipe ``name`` with more ``settings``."""
+    overrides = [*options.overrides] if name == "fast" else []
+    small = SMOKE if options.smoke else ()
+    recipe, chosen = choose_recipe(data, name, [*overrides, *settings, *small], None, Listener())
+    return Trainer(recipe, chosen, choose_device(options.device))
+
+
+def options_from(values: dict[str, Any]) -> Options:
+    """The options from JSON, in which tuples have become lists."""
+    lists = {key: tuple(values[key]) for key in ("variants", "overrides")}
+    return Options(**{**values, **lists})

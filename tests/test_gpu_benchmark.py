@@ -1,0 +1,465 @@
+"""benchmarks/gpu.py: parts that cannot cost each other anything, tried on a CPU."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from helpers import coloured_data
+from thumbnet.recipes.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = ROOT / "benchmarks" / "gpu.py"
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import gpu  # noqa: E402
+import gpu_checks  # noqa: E402
+import gpu_parts  # noqa: E402
+import gpu_trainer  # noqa: E402
+import gpu_turns  # noqa: E402
+
+CPU = torch.device("cpu")
+
+# The outline of airbench94_muon.py, with a network of one layer.
+RIVAL = """
+import sys
+with open(sys.argv[0]) as f:
+    code = f.read()
+import torch
+from torch import nn
+import torchvision.transforms as T
+
+class CifarNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3 * 32 * 32, 10).half()
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+def print_training_details(variables, is_final_entry):
+    print(variables)
+
+def main(run, model):
+    batch_size = 2000
+    data = torch.load("cifar10/train.pt", map_location=torch.device("cuda"))
+    images = T.Normalize(torch.tensor((0.5, 0.5, 0.5)), torch.tensor((0.2, 0.2, 0.2)))(
+        (data["images"].half() / 255).permute(0, 3, 1, 2))
+    starter = torch.cuda.Event(enable_timing=True)
+    ender = torch.cuda.Event(enable_timing=True)
+    starter.record()
+    outputs = model(images[:batch_size])
+    noise = torch.rand(1).item()
+    ender.record()
+    torch.cuda.synchronize()
+    time_seconds = 1e-3 * starter.elapsed_time(ender)
+    print_training_details(dict(tta_val_acc=0.0, time_seconds=0.0), is_final_entry=False)
+    tta_val_acc = noise
+    print_training_details(locals(), is_final_entry=True)
+
+if __name__ == "__main__":
+    raise SystemExit("the main block must not run")
+"""
+
+
+def part(name: str, program: str, limit: float = 60) -> gpu.Part:
+    """A part that is a small program. ``note(results)`` writes its results."""
+    start = """
+        import json, os, sys, time
+        from pathlib import Path
+        def note(results):
+            file = Path(os.environ["THUMBNET_NOTES"])
+            file.with_suffix(".new").write_text(json.dumps(results))
+            file.with_suffix(".new").replace(file)
+    """
+    code = textwrap.dedent(start) + textwrap.dedent(program)
+    return gpu.Part(name, "a test", limit, (sys.executable, "-c", code))
+
+
+def run(*parts: gpu.Part, file: Path | None = None, total: float = 120) -> tuple[bool, dict[str, Any]]:
+    record: dict[str, Any] = {"title": "a test"}
+    return gpu.run_parts(parts, record, file, total), record["parts"]
+
+
+def test_a_part_that_ends_well_keeps_its_results(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    well, _ = run(part("one", "note({'rate': 7}); print('measured')"), file=file)
+    assert well
+    record = json.loads(file.read_text())
+    assert record["title"] == "a test"
+    entry = record["parts"]["one"]
+    assert (entry["status"], entry["results"]) == ("done", {"rate": 7})
+    assert 0 < entry["seconds"] < 60
+    assert "last_lines" not in entry
+
+
+def test_a_part_that_crashes_costs_the_next_one_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "gpu.json"
+    well, parts = run(
+        part("first", "note({'half': 1}); print('about to crash', flush=True); os.abort()"),
+        part("second", "note({'whole': 2})"),
+        file=file,
+    )
+    assert not well
+    assert parts["first"]["status"] == "failed"
+    assert parts["first"]["exit_status"] == -signal.SIGABRT
+    assert parts["first"]["results"] == {"half": 1}
+    assert "about to crash" in parts["first"]["last_lines"]
+    assert parts["second"]["status"] == "done"
+    assert json.loads(file.read_text())["parts"] == parts
+    assert "about to crash" in capfd.readouterr().out
+
+
+def test_only_the_last_lines_of_a_failed_part_are_recorded() -> None:
+    _, parts = run(part("one", "print('\\n'.join(map(str, range(1000)))); raise SystemExit(3)"))
+    assert parts["one"]["exit_status"] == 3
+    assert parts["one"]["last_lines"] == [str(number) for number in range(970, 1000)]
+
+
+def test_a_part_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    hanging = f"""
+        import subprocess
+        started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        Path({str(child)!r}).write_text(str(started.pid))
+        note({{'started': True}})
+        print("hanging now", flush=True)
+        time.sleep(600)
+    """
+    began = time.monotonic()
+    _, parts = run(part("hangs", hanging, limit=8), part("next", "note({'ran': True})"))
+    assert time.monotonic() - began < 60
+    assert parts["hangs"]["status"] == "timed out"
+    assert parts["hangs"]["results"] == {"started": True}
+    assert parts["hangs"]["last_lines"] == ["hanging now"]
+    assert parts["next"]["status"] == "done"
+    pid = int(child.read_text())
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_total_time_bounds_every_part() -> None:
+    began = time.monotonic()
+    well, parts = run(
+        part("long", "time.sleep(600)", limit=600), part("late", "note({'ran': True})"), total=6
+    )
+    assert time.monotonic() - began < 40
+    assert not well
+    assert parts["long"]["status"] == "timed out"
+    assert parts["long"]["limit_seconds"] <= 6
+    assert parts["late"] == {"status": "no time left"}
+
+
+def test_results_reach_the_file_while_the_part_is_still_at_work(tmp_path: Path) -> None:
+    file, seen = tmp_path / "gpu.json", tmp_path / "seen"
+    watching = f"""
+        note({{'round': 1}})
+        record = {{}}
+        while record.get("parts", {{}}).get("one", {{}}).get("results") != {{'round': 1}}:
+            time.sleep(0.05)
+            record = json.loads(Path({str(file)!r}).read_text())
+        Path({str(seen)!r}).write_text(record["parts"]["one"]["status"])
+    """
+    well, _ = run(part("one", watching), file=file)
+    assert well
+    assert seen.read_text() == "running"
+
+
+def test_a_failed_check_is_a_failure_although_its_part_is_done() -> None:
+    checks = "note({'checks': {'a': {'passed': True}, 'b': {'passed': %s}}})"
+    assert run(part("checks", checks % "True"))[0]
+    well, parts = run(part("checks", checks % "False"))
+    assert parts["checks"]["status"] == "done"
+    assert not well
+
+
+def test_a_mistake_in_the_options_ends_everything_at_once() -> None:
+    with pytest.raises(SystemExit) as error:
+        run(part("machine", "raise SystemExit(2)"), part("next", "note({'ran': True})"))
+    assert error.value.code == 2
+
+
+def program(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(PROGRAM), *words], capture_output=True, text=True, **more)
+
+
+def test_a_terminated_program_ends_its_part_and_keeps_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    command = [
+        sys.executable,
+        str(PROGRAM),
+        "--device",
+        "cpu",
+        "--smoke",
+        "--data",
+        "digits",
+        "--json",
+        str(file),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("== machine")
+    children: list[psutil.Process] = []
+    while not children:
+        time.sleep(0.1)
+        children = psutil.Process(process.pid).children(recursive=True)
+    time.sleep(0.5)  # the program is waiting for its part now
+    process.terminate()
+    assert process.wait(60) == 130
+    process.stdout.close()
+    assert json.loads(file.read_text())["parts"]["machine"]["status"] == "interrupted"
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rival", "airbench=missing.py"], "expected NAME=SCRIPT, with the path of a Python script"),
+        (["--rival", "airbench94_muon.py"], "expected NAME=SCRIPT"),
+        (["--limit", "turn=5"], "--limit turn: there is no such part; choose from machine, checks"),
+        (["--limit", "turns=-5"], "-5 is not a positive number"),
+        (["--total-minutes", "0"], "0 is not a positive number"),
+        (["--only", "everything"], "invalid choice: 'everything'"),
+        (["--json", "missing/gpu.json"], "there is no such folder"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_runs(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        gpu.main(words)
+    assert error.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_list_names_every_part_that_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--list"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert listed == list(gpu_parts.PARTS)
+
+
+def test_only_selects_parts_and_always_says_which_machine() -> None:
+    options = gpu.Options(data="digits", device="cpu", smoke=True)
+    chosen = gpu.parts_for(options, ["speed", "checks"], {"speed": 9.0})
+    assert [(one.name, one.limit) for one in chosen][::2] == [("machine", 60), ("speed", 9.0)]
+    assert [one.name for one in chosen] == ["machine", "checks", "speed"]
+    assert gpu_trainer.options_from(json.loads(chosen[0].command[-1])) == options
+
+
+@pytest.mark.timeout(1800)  # a dozen processes; each imports torch
+def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
+    rival, broken = tmp_path / "rival.py", tmp_path / "broken.py"
+    rival.write_text(RIVAL)
+    broken.write_text(RIVAL.replace("noise = torch.rand(1).item()", "noise = torch.rand(1).item() / 0"))
+    file = tmp_path / "gpu.json"
+    done = program(
+        "--device", "cpu", "--smoke", "--data", "digits", "--rounds", "2", "--json", str(file),
+        "--rival", f"tiny={rival}", "--rival", f"broken={broken}",
+        "--variant", "augment.flip=none", "--commit", "abc", "--total-minutes", "30",
+        *(word for one in gpu.PARTS for word in ("--limit", f"{one.name}=500")),
+    )  # fmt: skip
+    record = json.loads(file.read_text())
+    parts = record["parts"]
+    status = {name: one["status"] for name, one in parts.items()}
+    assert status == {name: "failed" if name == "turns" else "done" for name in gpu_parts.PARTS}, done.stdout
+    assert done.returncode == 1  # a contender failed
+    assert record["commit"] == "abc"
+    machine = parts["machine"]["results"]
+    assert machine["software"]["torch"] == torch.__version__
+    assert machine["hardware"]["device"] == "cpu"
+    assert machine["bf16_tflops"] > 0
+    assert machine["pictures"]["test"] > 100
+    checks = parts["checks"]["results"]["checks"]
+    assert {one["result"] for one in checks.values()} == {"PASS", "SKIP"}
+    assert list(checks) == list(gpu_checks.CHECKS)
+    assert [one["cache"] for one in parts["command"]["results"]["runs"]] == ["cold", "warm"]
+    contenders = parts["turns"]["results"]["contenders"]
+    assert set(contenders) == {"fast", "fast augment.flip=none", "tiny", "broken"}
+    for name in ("fast", "fast augment.flip=none", "tiny"):
+        assert [one["seed"] for one in contenders[name]["runs"]] == [0, 1], name
+        assert contenders[name]["seconds"]["n"] == 2
+    assert contenders["tiny"]["runs"][0]["accuracy"] != contenders["tiny"]["runs"][1]["accuracy"]
+    assert "ZeroDivisionError" in contenders["broken"]["failure"]
+    speed = parts["speed"]["results"]["recipes"]
+    assert all(0 < one["fraction_of_bf16_peak"] < 1 for one in speed.values())
+    assert speed["fast"]["peak_memory_bytes"] > 1e6
+    assert speed["resnet18"]["step"]["longest"][0]["ms_per_step"] > 0
+    assert len(parts["budgets"]["results"]["budgets"]) == len(gpu_parts.BUDGETS)
+    assert list(parts["resnet18"]["results"]["epochs"]) == ["26 epochs", "45 epochs", "80 epochs"]
+
+
+def test_a_missing_data_set_is_an_error_with_status_2(tmp_path: Path) -> None:
+    done = program("--device", "cpu", "--data", "no-such-data", "--json", "gpu.json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "error: " in done.stdout
+    assert "no-such-data" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def trainer(*settings: str) -> gpu_trainer.Trainer:
+    small = ["training.batch_size=20", "training.epochs=2", "training.min_steps=0", "model.width=0.125"]
+    recipe = load_recipe("fast", [*small, *settings])
+    return gpu_trainer.Trainer(recipe, coloured_data(count=90, side=32), CPU)
+
+
+def test_a_repeated_training_equals_a_new_one_to_the_bit() -> None:
+    repeated = trainer("training.ema_decay=0.9")
+    repeated.run(0)
+    repeated.run(5)
+    fresh = trainer("training.ema_decay=0.9", "seed=5")
+    fresh.train()
+    for first, second in ((repeated.state.model, fresh.state.model),
+                          (repeated.state.evaluated_model, fresh.state.evaluated_model)):  # fmt: skip
+        for name, tensor in first.state_dict().items():
+            assert torch.equal(tensor, second.state_dict()[name]), name
+
+
+def test_flops_count_smaller_pictures_with_what_they_cost() -> None:
+    whole = trainer("schedule.small_until=0")
+    small = trainer("schedule.small_until=1", "schedule.small_sides=[0.5]")
+    assert whole.pictures == small.pictures
+    assert 0.15 < small.flops() / whole.flops() < 0.3
+
+
+def test_recording_graphs_is_timed_and_the_function_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("thumbnet.training.fit")
+
+    def choose(value: int) -> int:
+        time.sleep(0.05)
+        return value
+
+    monkeypatch.setattr(module, "choose_steps", choose, raising=False)
+    with gpu_trainer.timed_recording(CPU) as seconds:
+        assert getattr(module, "choose_steps")(7) == 7  # noqa: B009 - not in every version
+    assert len(seconds) == 1
+    assert seconds[0] > 0.04
+    assert getattr(module, "choose_steps") is choose  # noqa: B009
+
+
+def test_waits_between_epochs_and_looks_at_the_losses_are_allowed() -> None:
+    within = [done for done in range(120) if gpu_checks.is_within(done, 30)]
+    assert within == [
+        done for done in range(30, 120) if done % 30 not in (0, 29) and (done % 30 + 1) % 20
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("waits_before", "passes"), [({0: 3, 5: 1, 9: 1, 10: 2}, True), ({7: 1}, False)])
+def test_a_wait_within_a_step_fails_its_check(
+    waits_before: dict[int, int], passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 15 steps in 3 epochs, ``waits_before`` counts the waits before the steps named, from 0."""
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def fit(state: Any, batches: Any, on_step: Callable[[Any], None]) -> Iterator[None]:
+        for step in range(15):
+            for _ in range(waits_before.get(step, 0)):
+                warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+            warnings.warn("something else", stacklevel=1)
+            on_step(SimpleNamespace(step=step + 1))
+        yield None
+
+    monkeypatch.setattr(gpu_checks, "fit", fit)
+    state = SimpleNamespace(steps_per_epoch=5)
+    fake = SimpleNamespace(state=state, prepared=SimpleNamespace(train=None))
+    bench: Any = SimpleNamespace(device=torch.device("cuda"), trainer=lambda: fake)
+    if passes:
+        assert gpu_checks.no_waits(bench).startswith("7 waits in 15 steps")
+    else:
+        with pytest.raises(AssertionError, match=r"1 waits within 15 steps, at test_gpu_benchmark\.py:\d+"):
+            gpu_checks.no_waits(bench)
+    assert modes == ["warn", "default"]
+
+
+def test_a_check_that_fails_is_noted_and_the_others_still_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def breaks(bench: gpu_checks.Bench) -> str:
+        raise AssertionError("they differ")
+
+    def does_not_apply(bench: gpu_checks.Bench) -> str:
+        raise gpu_checks.SkipCheck("no GPU")
+
+    checks = {
+        "before": lambda bench: "never",
+        "breaks": breaks,
+        "skips": does_not_apply,
+        "works": lambda bench: "well",
+    }
+    monkeypatch.setattr(gpu_checks, "CHECKS", checks)
+    done: dict[str, dict[str, Any]] = {"before": {"passed": True}}  # by a process that this one replaced
+    published: list[list[str]] = []
+    options = gpu.Options(data="digits", device="cpu", smoke=True)
+    gpu_checks.run_checks(options, tmp_path, done, lambda: published.append(list(done)))
+    assert [(name, one["passed"]) for name, one in done.items()] == [
+        ("before", True), ("breaks", False), ("skips", True), ("works", True),
+    ]  # fmt: skip
+    assert done["breaks"]["said"] == "AssertionError: they differ"
+    assert [len(one) for one in published] == [2, 3, 4]
+    out = capsys.readouterr().out
+    assert "FAIL breaks: AssertionError: they differ" in out
+    assert "SKIP skips: no GPU" in out
+
+
+def test_checks_go_on_in_a_new_process_when_the_device_is_unusable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Replaced(Exception):
+        pass
+
+    def execv(path: str, words: list[str]) -> None:
+        assert path == words[0] == sys.executable
+        raise Replaced
+
+    def breaks(bench: gpu_checks.Bench) -> str:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(gpu_checks, "CHECKS", {"breaks": breaks})
+    monkeypatch.setattr(gpu_checks, "usable", lambda device: False)
+    monkeypatch.setattr(os, "execv", execv)
+    done: dict[str, dict[str, Any]] = {}
+    with pytest.raises(Replaced):
+        gpu_checks.run_checks(gpu.Options("digits", "cpu", smoke=True), tmp_path, done, lambda: None)
+    assert done["breaks"]["said"] == "RuntimeError: CUDA error: device-side assert triggered"
+
+
+def test_a_contender_that_hangs_leaves_the_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "rival.py"
+    hang = "def main(run, model):\n    import time\n    time.sleep(0 if run == 'warmup' else 600)"
+    script.write_text(RIVAL.replace("def main(run, model):", hang))
+    monkeypatch.setenv(gpu.LIMIT, "300")
+    monkeypatch.setattr(gpu_turns, "WARM_PART", 1.0)
+    monkeypatch.setattr(gpu_turns, "ROUND_PART", 0.05)
+    options = gpu.Options("digits", "cpu", 1, {"hangs": str(script)}, smoke=True)
+    found: dict[str, dict[str, Any]] = {}
+    began = time.monotonic()
+    gpu_turns.race(options, tmp_path, found.__setitem__)
+    assert time.monotonic() - began < 600
+    assert "no answer within 15 s" in found["hangs"]["failure"]
+    assert len(found["fast"]["runs"]) == 1
+
+
+def test_a_script_with_another_outline_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "other.py"
+    script.write_text("print('hello')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gpu_turns.py"])
+    for name in ("Event", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, getattr(torch.cuda, name))  # put back afterwards
+    with pytest.raises(SystemExit, match="is not supported: it has no CifarNet"):
+        gpu_turns.load_script(script, CPU, smoke=True)
