@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import TRAIN_PICTURES, Plan, Task, commit_of, main, result
+from common import Plan, Task, commit_of, main, result
 
 from thumbnet.batches.decoding import decode_split
 from thumbnet.sources.load import load_data
@@ -79,7 +79,7 @@ def train(task: Task) -> dict[str, Any]:
     sys.stderr.write(done.stdout)
     accuracy, seconds, per_step = parsed(done.stdout)
     shown = BATCH * max(1, int(task.budget / per_step))
-    epochs = -(-shown // TRAIN_PICTURES)
+    epochs = -(-shown // task.pictures)
     version = f"cifar10-airbench {commit_of(clone)}"
     return result(seconds, accuracy, Plan(epochs, shown // epochs), version, per_step / BATCH)
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from subprocess import PIPE, run
 from typing import Any
 
-TRAIN_PICTURES = 50_000
 PROBE_PICTURES = 5_000
 
 
@@ -46,6 +45,11 @@ class Task:
     def budget(self) -> float:
         """The time to train, in seconds."""
         return 60 * self.minutes
+
+    @property
+    def pictures(self) -> int:
+        """The number of training pictures."""
+        return sum(1 for _ in (self.data / "train").glob("*/*"))
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,9 @@ class Clock:
 class Probe:
     """Measures the seconds per step in a short training, without its first steps.
 
-    Call ``tick`` after each step; it returns True once enough was measured: 10 seconds, or a sixth of a shorter
-    budget. Six steps are left out, in which processes start and memory is allocated; one if there is less than
-    a minute, which is only for trying the programs.
+    Call ``tick`` after each step; it returns True once enough was measured: 10 seconds, or a sixth of a
+    shorter budget. The first six steps do not count, as processes start and memory is allocated; with less than
+    a minute, which only tries the programs, it is the first.
     """
 
     def __init__(self, budget: float) -> None:
@@ -113,11 +117,11 @@ def seconds_per_step(times: Sequence[float], warmup: int) -> float:
     return (counted[-1] - counted[0]) / (len(counted) - 1)
 
 
-def plan(seconds_per_picture: float, budget: float, pictures: int = TRAIN_PICTURES) -> Plan:
-    """The epochs that fill ``budget`` seconds, of all pictures if possible.
+def plan(seconds_per_picture: float, budget: float, pictures: int) -> Plan:
+    """The epochs that fill ``budget`` seconds, with all pictures in each epoch if possible.
 
-    Whole epochs of all pictures if they leave at most a tenth of the time unused. Otherwise one epoch more, of
-    so many pictures that the time is used up.
+    Whole epochs of all pictures if they leave at most a tenth of the time unused. Otherwise one epoch more, and
+    as many fewer pictures as the time allows.
     """
     epochs = budget / (seconds_per_picture * pictures)
     whole = math.floor(epochs)

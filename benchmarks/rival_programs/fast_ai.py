@@ -1,4 +1,4 @@
-"""fastai's Learner with its own xresnet18 and one-cycle schedule, as its book's chapter 7 trains from scratch."""
+"""fastai's Learner, xresnet18 and one-cycle schedule, as chapter 7 of its book trains from scratch."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def train(task: Task) -> dict[str, Any]:
     with trial.no_bar(), trial.no_logging():
         trial.fit_one_cycle(1, 3e-3, cbs=Probing(probe))
     per_picture = probe.per_step / BATCH
-    chosen = plan(per_picture, task.budget)
+    chosen = plan(per_picture, task.budget, task.pictures)
     learn = learner(task, link_pictures(task.data, task.work / "pictures", chosen.pictures))
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(chosen.epochs, 3e-3, cbs=Timed(clock))

@@ -7,6 +7,7 @@ is not.
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -73,14 +74,12 @@ def train(task: Task) -> dict[str, Any]:
     torch.set_num_threads(task.threads)
     guide, probe, clock = Guide(task.clones / GUIDE), Probe(task.budget), Clock()
     few = link_pictures(task.data, task.work / "few", 4 * PROBE_PICTURES, 100)
-    try:
+    with contextlib.suppress(StopIteration):
         guide.network(task.size).fit(
             guide.pictures(few / "train", task.size, True), callbacks=[Probing(probe)], verbose=0
         )
-    except StopIteration:
-        pass
     per_picture = probe.per_step / guide.batch
-    chosen = plan(per_picture, task.budget)
+    chosen = plan(per_picture, task.budget, task.pictures)
     folder = link_pictures(task.data, task.work / "pictures", chosen.pictures)
     network = guide.network(task.size)
     network.fit(
