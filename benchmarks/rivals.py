@@ -1,25 +1,46 @@
-"""Trains CIFAR-10 with thumbnet and with what people would pick instead, for the same time on the same cores.
+"""Trains CIFAR-10 with thumbnet and with what people would pick instead: the same time, the same cores.
 
     python benchmarks/rivals.py --clones CLONES --minutes 1 4 15 --threads 2
     python benchmarks/rivals.py --clones CLONES --only fastai keras --minutes 1
     python benchmarks/rivals.py --show
 
-Each training is a process of its own, ``benchmarks/rival_programs/NAME.py``. Its set-up is not timed: imports,
-unpacking, compiling, and a short training that measures the seconds per step. From these it chooses the number
-of epochs (and of pictures, if there is no time for all), so that the rival's own schedule ends with the time.
-All 10,000 test pictures are classified after the clock stopped. thumbnet gets no set-up: its time is the whole
-command's, evaluation included.
+Each training is a process of its own, ``benchmarks/rival_programs/NAME.py``. Its set-up is not timed:
+imports, unpacking, compiling, and a short training that measures the seconds per step. From these it chooses
+the number of epochs (and of pictures, if there is no time for all), so that the rival's own schedule ends with
+the time. All 10,000 test pictures are classified after the clock stopped. thumbnet gets no set-up: its time is
+the whole command's, evaluation included.
 
-The JSON file is written after every training. If the program is interrupted, call it again: it trains only what
-the file lacks. A rival that fails or hangs is recorded with the reason, and tried again at the next call.
+The JSON file is written after every training. If the program is interrupted, call it again: it trains only
+what the file lacks. A rival that fails or hangs is recorded with the reason, and the next call tries it again.
 ``docs/notebook/rivals.md`` says how to install the rivals.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from measure import SHARED
+
+from thumbnet.cli.console import say
+from thumbnet.files import write_file
+from thumbnet.hardware import describe
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = Path(__file__).resolve().parent / "rival_programs"

@@ -84,8 +84,8 @@ class Probe:
     """Measures the seconds per step in a short training, without its first steps.
 
     Call ``tick`` after each step; it returns True once enough was measured: 10 seconds, or a sixth of a
-    shorter budget. The first six steps do not count, as processes start and memory is allocated; with less than
-    a minute, which only tries the programs, it is the first.
+    shorter budget. The first six steps do not count: processes start, memory is allocated. With less than a
+    minute, which only tries the programs, only the first does not count.
     """
 
     def __init__(self, budget: float) -> None:
@@ -120,8 +120,8 @@ def seconds_per_step(times: Sequence[float], warmup: int) -> float:
 def plan(seconds_per_picture: float, budget: float, pictures: int) -> Plan:
     """The epochs that fill ``budget`` seconds, with all pictures in each epoch if possible.
 
-    Whole epochs of all pictures if they leave at most a tenth of the time unused. Otherwise one epoch more, and
-    as many fewer pictures as the time allows.
+    Whole epochs of all pictures if they leave at most a tenth of the time unused. Otherwise one epoch more,
+    each of as many pictures as there is time for.
     """
     epochs = budget / (seconds_per_picture * pictures)
     whole = math.floor(epochs)
