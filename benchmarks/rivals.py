@@ -5,13 +5,13 @@
     python benchmarks/rivals.py --show
 
 Each training is a process of its own, ``benchmarks/rival_programs/NAME.py``. Its set-up is not timed:
-imports, unpacking, compiling, and a short training that measures the seconds per step. From these it chooses
-the number of epochs (and of pictures, if there is no time for all), so that the rival's own schedule ends with
-the time. All 10,000 test pictures are classified after the clock stopped. thumbnet gets no set-up: its time is
-the whole command's, evaluation included.
+imports, unpacking, compiling, and a short training that measures the seconds per step. From these it
+chooses the number of epochs (and of pictures, if there is no time for all), so that the rival's own schedule
+ends with the time. All 10,000 test pictures are classified after the clock stopped. thumbnet gets no set-up:
+its time is the whole command's, evaluation included.
 
 The JSON file is written after every training. If the program is interrupted, call it again: it trains only
-what the file lacks. A rival that fails or hangs is recorded with the reason, and the next call tries it again.
+what the file lacks. A rival that fails or hangs is recorded with the reason; the next call tries it again.
 ``docs/notebook/rivals.md`` says how to install the rivals.
 """
 
@@ -118,7 +118,7 @@ RIVALS = (
         "thumbnet",
         "thumbnet_minutes.py",
         "thumbnet train DATA --minutes M",
-        "../guide/index.md",
+        "minutes.md",
         nested=True,
     ),
     yolo(32),
