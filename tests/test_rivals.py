@@ -161,7 +161,10 @@ def test_a_rival_that_is_not_installed_is_skipped_with_the_reason(
 
 def test_only_what_has_no_accuracy_is_trained_and_the_shortest_first() -> None:
     one, two = rivals.RIVALS[:2]
-    runs = {one.name: {"1": {"accuracy": 0.9}, "4": {"failed": "status 1"}}, two.name: {"1": {"skipped": "x"}}}
+    runs = {
+        one.name: {"1": {"accuracy": 0.9}, "4": {"failed": "status 1"}},
+        two.name: {"1": {"skipped": "x"}},
+    }
     assert rivals.pending({"runs": runs}, [one, two], [4, 1]) == [(two, 1), (one, 4), (two, 4)]
 
 
@@ -183,7 +186,17 @@ def test_an_interrupted_call_goes_on_where_it_stopped(
     monkeypatch.setattr(rivals, "unpack", lambda archive, folder: folder)
     monkeypatch.setattr(rivals, "describe", lambda device: {})
     monkeypatch.setattr(rivals.os, "sched_setaffinity", lambda *_: None, raising=False)
-    words = ["rivals.py", "--only", "timm", "keras", "--minutes", "1", "4", "--json", str(tmp_path / "r.json")]
+    words = [
+        "rivals.py",
+        "--only",
+        "timm",
+        "keras",
+        "--minutes",
+        "1",
+        "4",
+        "--json",
+        str(tmp_path / "r.json"),
+    ]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(KeyboardInterrupt):
         rivals.main()
