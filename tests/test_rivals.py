@@ -41,16 +41,16 @@ time.sleep(600)
         (0.001, 90, common.Plan(2, 45_000)),  # 1.8 epochs
         (0.001, 54, common.Plan(1, 50_000)),  # 1.08 epochs
         (0.001, 20, common.Plan(1, 20_000)),  # less than one epoch
-        (10.0, 1, common.Plan(1, 1)),  # not even one picture
+        (10.0, 1, common.Plan(1, 64)),  # not even a batch
     ],
 )
 def test_the_plan_fills_the_time(per_picture: float, budget: float, expected: common.Plan) -> None:
-    assert common.plan(per_picture, budget, 50_000) == expected
+    assert common.plan(per_picture, budget, 50_000, 64) == expected
 
 
 @pytest.mark.parametrize("epochs", [0.07, 0.5, 0.99, 1.05, 1.3, 2.5, 7.2, 9.99, 33.3])
 def test_the_plan_is_never_too_long_and_leaves_at_most_a_tenth(epochs: float) -> None:
-    made = common.plan(1e-3, 50 * epochs, 50_000)
+    made = common.plan(1e-3, 50 * epochs, 50_000, 64)
     used = made.epochs * made.pictures / 50_000
     assert 0.9 * epochs - 1e-3 <= used <= epochs + 1e-9
     assert made.pictures <= 50_000
@@ -74,6 +74,13 @@ def test_a_probe_stops_after_a_sixth_of_a_short_budget(monkeypatch: pytest.Monke
         steps += 1
     assert steps == 1 + 7
     assert probe.per_step == 1.0
+
+
+def test_a_training_without_a_step_has_no_time() -> None:
+    clock = common.Clock()
+    clock.start()
+    with pytest.raises(ValueError, match="ended without a step"):
+        _ = clock.seconds
 
 
 def test_a_part_of_the_pictures_has_all_classes_alike(tmp_path: Path) -> None:

@@ -76,7 +76,13 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Seconds between start and stop."""
+        """Seconds between start and stop.
+
+        Raises:
+            ValueError: no step was trained.
+        """
+        if not self.stopped:
+            raise ValueError("the training ended without a step")
         return self.stopped - self.started
 
 
@@ -117,17 +123,17 @@ def seconds_per_step(times: Sequence[float], warmup: int) -> float:
     return (counted[-1] - counted[0]) / (len(counted) - 1)
 
 
-def plan(seconds_per_picture: float, budget: float, pictures: int) -> Plan:
+def plan(seconds_per_picture: float, budget: float, pictures: int, batch: int) -> Plan:
     """The epochs that fill ``budget`` seconds, with all pictures in each epoch if possible.
 
     Whole epochs of all pictures if they leave at most a tenth of the time unused. Otherwise one epoch more,
-    each of as many pictures as there is time for.
+    each of as many pictures as there is time for, at least a ``batch``.
     """
     epochs = budget / (seconds_per_picture * pictures)
     whole = math.floor(epochs)
     if whole >= 0.9 * epochs:
         return Plan(whole, pictures)
-    return Plan(whole + 1, max(1, int(pictures * epochs / (whole + 1))))
+    return Plan(whole + 1, max(batch, int(pictures * epochs / (whole + 1))))
 
 
 def link_pictures(data: Path, folder: Path, train: int, test: int | None = None) -> Path:

@@ -64,7 +64,7 @@ def train(task: Task) -> dict[str, Any]:
     with trial.no_bar(), trial.no_logging():
         trial.fit_one_cycle(1, 3e-3, cbs=Probing(probe))
     per_picture = probe.per_step / BATCH
-    chosen = plan(per_picture, task.budget, task.pictures)
+    chosen = plan(per_picture, task.budget, task.pictures, BATCH)
     learn = learner(task, link_pictures(task.data, task.work / "pictures", chosen.pictures))
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(chosen.epochs, 3e-3, cbs=Timed(clock))

@@ -79,7 +79,7 @@ def train(task: Task) -> dict[str, Any]:
             guide.pictures(few / "train", task.size, True), callbacks=[Probing(probe)], verbose=0
         )
     per_picture = probe.per_step / guide.batch
-    chosen = plan(per_picture, task.budget, task.pictures)
+    chosen = plan(per_picture, task.budget, task.pictures, guide.batch)
     folder = link_pictures(task.data, task.work / "pictures", chosen.pictures)
     network = guide.network(task.size)
     network.fit(

@@ -55,7 +55,7 @@ def seconds_per_step(task: Task) -> float:
 
 def train(task: Task) -> dict[str, Any]:
     per_picture = seconds_per_step(task) / BATCH
-    chosen = plan(per_picture, task.budget, task.pictures)
+    chosen = plan(per_picture, task.budget, task.pictures, BATCH)
     pictures = link_pictures(task.data, task.work / "pictures", chosen.pictures)
     seen: dict[str, float] = {}
 

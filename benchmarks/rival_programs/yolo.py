@@ -50,7 +50,7 @@ def train(task: Task) -> dict[str, Any]:
     few = link_pictures(task.data, task.work / "few", PROBE_PICTURES, 100)
     fit(task, str(few), "probe", {"on_train_batch_end": tick}, epochs=1)
     per_picture = probe.per_step / BATCH
-    chosen = plan(per_picture, task.budget, task.pictures)
+    chosen = plan(per_picture, task.budget, task.pictures, BATCH)
     pictures = link_pictures(task.data, task.work / "pictures", chosen.pictures)
     metrics = fit(
         task,
