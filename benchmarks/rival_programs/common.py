@@ -66,11 +66,11 @@ class Clock:
     def __init__(self) -> None:
         self.started = self.stopped = 0.0
 
-    def start(self, *_: object) -> None:
+    def start(self, *_: object, **__: object) -> None:
         """Start unless already started."""
         self.started = self.started or time.perf_counter()
 
-    def stop(self, *_: object) -> None:
+    def stop(self, *_: object, **__: object) -> None:
         """Note the time; the last call counts."""
         self.stopped = time.perf_counter()
 
