@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +70,8 @@ def test_a_probe_that_ended_too_early_says_so() -> None:
 
 def test_a_probe_stops_after_a_sixth_of_a_short_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = iter(range(1000))
-    monkeypatch.setattr(common.time, "perf_counter", lambda: float(next(ends)))
+    clock = SimpleNamespace(perf_counter=lambda: float(next(ends)))
+    monkeypatch.setattr(common, "time", clock)
     probe = common.Probe(30)  # leaves out one step, measures more than 5 seconds
     steps = 1
     while not probe.tick():
@@ -150,8 +154,8 @@ def test_a_rival_that_hangs_is_ended_with_its_children(
 def running(process: int) -> bool:
     """Whether a process exists and is not just waiting to be reaped."""
     try:
-        return rivals.psutil.Process(process).status() != rivals.psutil.STATUS_ZOMBIE
-    except rivals.psutil.NoSuchProcess:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 
@@ -192,7 +196,7 @@ def test_an_interrupted_call_goes_on_where_it_stopped(
     monkeypatch.setattr(rivals, "train", fake)
     monkeypatch.setattr(rivals, "unpack", lambda archive, folder: folder)
     monkeypatch.setattr(rivals, "describe", lambda device: {})
-    monkeypatch.setattr(rivals.os, "sched_setaffinity", lambda *_: None, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None, raising=False)
     words = [
         "rivals.py",
         "--only",
