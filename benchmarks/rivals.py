@@ -104,7 +104,7 @@ def yolo(size: int) -> Rival:
         f"ultralytics-{size}",
         f"Ultralytics, yolo11n-cls, {size}x{size}",
         "yolo.py",
-        f"yolo classify train model=yolo11n-cls.yaml data=DATA imgsz={size} epochs=E warmup_epochs=W "
+        f"yolo classify train model=yolo11n-cls.yaml data=DATA imgsz={size} batch=64 epochs=E warmup_epochs=W "
         "pretrained=False val=False cache=ram device=cpu",
         "https://docs.ultralytics.com/datasets/classify/cifar10/",
         packages=("ultralytics",),
@@ -128,7 +128,8 @@ RIVALS = (
         "timm's train.py, resnet18",
         "timm_script.py",
         "python train.py --data-dir DATA --val-split test --model resnet18 --num-classes 10 --img-size 32 "
-        "--epochs E --sched-on-updates --warmup-epochs W --val-interval 1000 --device cpu --workers 2",
+        "--epochs E --sched-on-updates --warmup-epochs W --val-interval 1000 --amp --amp-dtype bfloat16 "
+        "--channels-last --device cpu --workers 2",
         "https://huggingface.co/docs/timm/training_script",
         packages=("torchvision",),
         clones=("pytorch-image-models",),

@@ -21,7 +21,8 @@ def flags(task: Task, data: Path, epochs: int) -> list[str]:
     return [
         *("--data-dir", str(data), "--val-split", "test", "--model", "resnet18", "--num-classes", "10"),
         *("--img-size", str(task.size), "--epochs", str(epochs), "--sched-on-updates"),
-        *("--warmup-epochs", str(round(epochs / 60)), "--val-interval", "100000"),
+        *("--warmup-epochs", str(round(epochs / 60)), "--val-interval", "1000"),
+        *("--amp", "--amp-dtype", "bfloat16", "--channels-last"),
         *("--device", "cpu", "--workers", str(task.threads), "--output", str(task.work / "runs")),
     ]
 
