@@ -104,8 +104,8 @@ def yolo(size: int) -> Rival:
         f"ultralytics-{size}",
         f"Ultralytics, yolo11n-cls, {size}x{size}",
         "yolo.py",
-        f"yolo classify train model=yolo11n-cls.yaml data=DATA imgsz={size} batch=64 epochs=E warmup_epochs=W "
-        "pretrained=False val=False cache=ram device=cpu",
+        f"yolo classify train model=yolo11n-cls.yaml data=DATA imgsz={size} batch=64 epochs=E "
+        "warmup_epochs=W pretrained=False val=False cache=ram device=cpu",
         "https://docs.ultralytics.com/datasets/classify/cifar10/",
         packages=("ultralytics",),
         size=size,
