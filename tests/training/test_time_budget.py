@@ -136,6 +136,11 @@ def test_batches_become_smaller_where_there_would_be_too_few_steps(prepared: Pre
     assert fit_steps(recipe, prepared, SPEED, 0.5).training.steps == LEAST_STEPS
 
 
+def test_a_time_that_is_over_before_the_first_step_gets_the_fewest_steps(prepared: Prepared) -> None:
+    recipe = load_recipe("fast", ["training.batch_size=20", "training.min_steps=0"])
+    assert fit_steps(recipe, prepared, SPEED, -5.0).training.steps == LEAST_STEPS
+
+
 def test_a_planned_recipe_is_not_fitted_again(prepared: Prepared) -> None:
     chosen = fit_steps(load_recipe("fast"), prepared, SPEED, 20.0)
     assert chosen.fitted(400) == chosen
