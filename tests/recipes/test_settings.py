@@ -101,6 +101,16 @@ NAN, INF = float("nan"), float("inf")
         (ScheduleSettings, {"small_until": 1.1}, "schedule.small_until"),
         (TrainingSettings, {"epochs": 0}, "training.epochs"),
         (TrainingSettings, {"micro_batch": 1}, "training.micro_batch"),
+        (
+            TrainingSettings,
+            {"micro_batch": 8, "compile": True, "compile_mode": "reduce-overhead"},
+            "training.micro_batch",
+        ),
+        (
+            TrainingSettings,
+            {"micro_batch": 8, "compile": True, "compile_mode": "max-autotune"},
+            "training.micro_batch",
+        ),
         (TrainingSettings, {"min_steps": -1}, "training.min_steps"),
         (TrainingSettings, {"steps": -1}, "training.steps"),
         (TrainingSettings, {"max_skips": -1}, "training.max_skips"),
@@ -149,6 +159,9 @@ def test_the_error_for_a_value_out_of_range_names_the_key_and_what_was_expected(
         (DataSettings, {"test_fraction": 0.0}),
         (OptimizerSettings, {"nesterov": True, "momentum": 0.5}),
         (TrainingSettings, {"epochs": 1, "batch_size": 2, "micro_batch": 2, "max_skips": 0}),
+        (TrainingSettings, {"micro_batch": 8, "compile": True}),
+        (TrainingSettings, {"micro_batch": 8, "compile_mode": "reduce-overhead"}),  # not compiled
+        (TrainingSettings, {"compile": True, "compile_mode": "reduce-overhead"}),
         (EvaluationSettings, {"every": 0, "sample": 0, "batch_size": 1}),
         (CheckpointSettings, {"steps": 0, "minutes": 0.0}),
     ],
