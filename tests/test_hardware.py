@@ -4,11 +4,16 @@ import contextlib
 import ctypes
 import shutil
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from helpers import TINY, coloured_data
 from thumbnet import hardware
+from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.errors import ThumbnetError
 from thumbnet.hardware import (
     autocast,
@@ -17,10 +22,13 @@ from thumbnet.hardware import (
     describe,
     deterministic,
     keep_freed_memory,
+    memory_layout,
     one_thread,
     send,
     use_bf16,
 )
+from thumbnet.training import time_budget
+from thumbnet.training.train import train
 
 CPU = torch.device("cpu")
 
@@ -97,6 +105,60 @@ def test_the_number_of_threads_is_restored_even_after_an_error() -> None:
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(original)
+
+
+@pytest.mark.parametrize(
+    ("device", "version", "right"),
+    [
+        ("mps", "2.11.0", False),
+        ("mps", "2.13.1", False),
+        ("mps", "2.14.0.dev20261101", False),
+        ("mps", "2.14.0", True),
+        ("mps", "3.0.0", True),
+        ("cpu", "2.11.0+cpu", True),
+        ("cuda", "2.11.0+cu128", True),
+    ],
+)
+def test_apples_gpus_store_channels_last_only_where_batchnorms_gradient_is_right(
+    device: str, version: str, right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    expected = torch.channels_last if right else torch.contiguous_format
+    assert memory_layout(torch.device(device)) is expected
+    assert memory_layout(torch.device(device), channels_last=False) is torch.contiguous_format
+
+
+@pytest.mark.parametrize("name", ["fastnet", "resnet20"])
+def test_no_batchnorm_sees_channels_last_on_a_device_that_computes_it_wrongly(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU stands in for such a device, in training, evaluation, prediction and every estimate of time."""
+    seen = []
+
+    def watch(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, nn.BatchNorm2d):
+            seen.append(
+                (inputs[0].is_contiguous(memory_format=torch.channels_last), inputs[0].is_contiguous())
+            )
+
+    def train_and_predict(out: Path) -> None:
+        overrides = [one for one in TINY if "epochs" not in one]
+        overrides += [
+            f"model.name={name}",
+            "data.largest_auto_size=16",
+        ]  # the pictures are larger: a time note
+        run = train(coloured_data(side=24), "small", overrides=overrides, out=out, device="cpu", minutes=0.01)
+        Predictor.load(run.path, "cpu").logits(np.zeros((2, 16, 16, 3), np.uint8))
+
+    with nn.modules.module.register_module_forward_pre_hook(watch):
+        monkeypatch.setattr(time_budget, "MEASURE_SECONDS", 0.0)
+        train_and_predict(tmp_path / "last")
+        assert all(last for last, _ in seen)
+        seen.clear()
+        monkeypatch.setitem(hardware.WRONG_CHANNELS_LAST, "cpu", (99, 0))
+        train_and_predict(tmp_path / "first")
+        assert len(seen) > 20
+        assert all(first for _, first in seen)
 
 
 def test_a_tensor_that_is_already_on_the_device_is_not_copied() -> None:

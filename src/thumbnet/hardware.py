@@ -15,9 +15,14 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from thumbnet.errors import ThumbnetError
 from thumbnet.kernels.library import load_kernels, multiplies_bf16
+
+# Devices on which PyTorch before this version computes a wrong gradient of BatchNorm2d, or raises an error,
+# if pictures are stored channels last (https://github.com/pytorch/pytorch/issues/175189).
+WRONG_CHANNELS_LAST: dict[str, tuple[int, int]] = {"mps": (2, 14)}
 
 
 def choose_device(name: str = "auto", number: int = 0) -> torch.device:
@@ -71,6 +76,13 @@ def use_bf16(precision: str, device: torch.device) -> bool:
 def autocast(bf16: bool, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """In this block, compute convolutions and matrix products in bfloat16 if ``bf16`` is true."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+
+def memory_layout(device: torch.device, channels_last: bool = True) -> torch.memory_format:
+    """How ``device`` should store pictures and filters: channels last if that is wanted and right there."""
+    correct_from = WRONG_CHANNELS_LAST.get(device.type, (0, 0))
+    right = TorchVersion(torch.__version__) >= correct_from
+    return torch.channels_last if channels_last and right else torch.contiguous_format
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -134,6 +134,8 @@ def test_batches_become_smaller_where_there_would_be_too_few_steps(prepared: Pre
     factor = (chosen.training.batch_size / 200) ** 0.5
     assert chosen.optimizer.lr == pytest.approx(recipe.optimizer.lr * factor)
     assert fit_steps(recipe, prepared, SPEED, 0.5).training.steps == LEAST_STEPS
+    free = recipe.override(["training.min_steps=0"])
+    assert fit_steps(free, prepared, SPEED, 0.5).training.steps == LEAST_STEPS
 
 
 def test_a_planned_recipe_is_not_fitted_again(prepared: Prepared) -> None:

@@ -13,7 +13,7 @@ from thumbnet.data.repeats import Repeats
 from thumbnet.data.splits import Split
 from thumbnet.data.survey import sample
 from thumbnet.errors import printable
-from thumbnet.hardware import autocast, use_bf16
+from thumbnet.hardware import autocast, memory_layout, use_bf16
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe
 
@@ -105,10 +105,11 @@ def epoch_seconds(
     """Estimate the seconds per epoch from a forward and backward pass with a few pictures."""
     cuda = device.type == "cuda"
     count = min(pictures, TIMED * 8 if cuda else TIMED)
+    layout = memory_layout(device, recipe.training.channels_last)
     with torch.random.fork_rng(devices=[]):
         model = build_model(recipe.model, classes, sizes=[size])
-        model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = torch.zeros(count, 3, *size, device=device).contiguous(memory_format=torch.channels_last)
+        model = model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    images = torch.zeros(count, 3, *size, device=device).contiguous(memory_format=layout)
 
     bf16 = use_bf16(recipe.training.precision, device)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from thumbnet.batches.batches import Batches
 from thumbnet.classifiers.tta import Views
-from thumbnet.hardware import autocast
+from thumbnet.hardware import autocast, memory_layout
 
 
 class Tensors(Views[Tensor]):
@@ -48,8 +48,10 @@ def predict_logits(
         plain: the logits without test-time augmentation, if they are known.
     """
 
+    layout = memory_layout(images.device)
+
     def forward(view: Tensor) -> Tensor:
-        return model(view.contiguous(memory_format=torch.channels_last)).float()
+        return model(view.contiguous(memory_format=layout)).float()
 
     with torch.inference_mode(), autocast(bf16, images.device):
         known = forward(images) if plain is None else plain

@@ -20,7 +20,7 @@ from thumbnet.classifiers.logits import collect_views, predict_logits
 from thumbnet.classifiers.temperature import calibrated
 from thumbnet.data.splits import Progress, Split
 from thumbnet.errors import RunError, UnreadableImageError, UnreadableImagesError, memory_guard
-from thumbnet.hardware import choose_device, keep_freed_memory, use_bf16
+from thumbnet.hardware import choose_device, keep_freed_memory, memory_layout, use_bf16
 from thumbnet.models import build_model
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.runs.weights import find_weights, read_weights
@@ -62,7 +62,8 @@ class Predictor(Classifier):
             reason = str(error).split("\n")[1].strip() if "\n" in str(error) else str(error)
             raise RunError(f"the weights do not fit the network {info.model.name}: {reason}") from None
         keep_freed_memory()
-        self.model = network.to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        layout = memory_layout(self.device)
+        self.model = network.to(device=self.device, memory_format=layout).eval()  # type: ignore[call-overload]
         self.normalise = Normalise(info.preprocessing, self.device)
 
     @classmethod

@@ -322,7 +322,8 @@ class TrainingSettings:
         ema_decay: evaluate and keep an exponential moving average of the weights with this decay per step. 0
             is off. The decay is smaller at the start, so that the average can follow.
         precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 if the hardware multiplies it fast.
-        channels_last: keep pictures as [B, H, W, C] in memory; shapes stay [B, C, H, W].
+        channels_last: keep pictures as [B, H, W, C] in memory; shapes stay [B, C, H, W]. Devices on which
+            PyTorch computes wrongly in this layout do without it.
         compile: ``torch.compile`` the network, which takes about a minute at the start.
         compile_mode: its mode. ``reduce-overhead`` uses CUDA graphs on GPUs. ``max-autotune`` also tries more
             kernels, for minutes. Neither works with ``micro_batch``.
@@ -356,7 +357,9 @@ class TrainingSettings:
         ok = self.micro_batch == 0 or self.micro_batch >= 2
         check(ok, "training.micro_batch", "0 (the whole batch) or 2 or more", self.micro_batch)
         ok = not (self.compile and self.micro_batch and self.compile_mode in GRAPH_MODES)
-        expected = f"0 where training.compile_mode is {self.compile_mode!r}, which cannot accumulate gradients"
+        expected = (
+            f"0 where training.compile_mode is {self.compile_mode!r}, which cannot accumulate gradients"
+        )
         check(ok, "training.micro_batch", f"{expected}; 'default' can", self.micro_batch)
         check(self.min_steps >= 0, "training.min_steps", "0 (off) or more", self.min_steps)
         check(self.max_skips >= 0, "training.max_skips", "0 or more", self.max_skips)

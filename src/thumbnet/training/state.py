@@ -18,7 +18,7 @@ from thumbnet.batches.prepare import Prepared
 from thumbnet.batches.selection import Selection
 from thumbnet.distributed import ALONE, World, synchronise_norms
 from thumbnet.errors import DivergedError, memory_guard
-from thumbnet.hardware import can_compile, keep_freed_memory, use_bf16
+from thumbnet.hardware import can_compile, keep_freed_memory, memory_layout, use_bf16
 from thumbnet.kernels.library import load_kernels
 from thumbnet.models import DataInitialised, build_model
 from thumbnet.recipes.recipe import Recipe
@@ -110,7 +110,7 @@ class TrainingState:
         whole = steps_per_epoch * recipe.training.epochs
         self.total_steps = min(recipe.training.steps or whole, whole)
         self.bf16 = use_bf16(recipe.training.precision, device)
-        self.layout = torch.channels_last if recipe.training.channels_last else torch.contiguous_format
+        self.layout = memory_layout(device, recipe.training.channels_last)
         self.model: nn.Module = model.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
         if world.size > 1 and recipe.training.sync_batchnorm:
             synchronise_norms(self.model)

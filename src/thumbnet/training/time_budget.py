@@ -234,7 +234,7 @@ def fit_steps(recipe: Recipe, prepared: Prepared, speed: Speed, seconds: float) 
     found = costs(recipe, prepared, speed)
     step = found.mean_step() + found.per_epoch * recipe.training.batch_size / pictures
     left = seconds - found.at_the_end
-    if left / step < least:
+    if least and left / step < least:
         per_picture = (step - speed.per_step) / recipe.training.batch_size
         size = int((left / least - speed.per_step) / per_picture)
         recipe = recipe.with_batch_size(min(max(size, SMALLEST_BATCH), recipe.training.batch_size))
