@@ -14,7 +14,7 @@ from torch import nn
 from helpers import TINY, coloured_data
 from thumbnet import hardware
 from thumbnet.classifiers.torch_classifier import Predictor
-from thumbnet.errors import ThumbnetError
+from thumbnet.errors import FallbackWarning, ThumbnetError
 from thumbnet.hardware import (
     autocast,
     can_compile,
@@ -58,8 +58,70 @@ def test_the_error_for_a_device_that_does_not_exist_lists_possible_names(name: s
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture
+def broken_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch says that there is a CUDA GPU, but the first use of it fails, as with a card that is too old."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    hardware.why_unusable.cache_clear()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU works")
+@pytest.mark.usefixtures("broken_gpu")
+def test_auto_falls_back_from_a_gpu_that_does_not_work_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.warns(FallbackWarning, match=r"^cuda:0 cannot be used \(.+\): using cpu$"):
+        assert choose_device("auto") == CPU
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.warns(FallbackWarning, match=r"^cuda:0 .+\); mps cannot be used \(.+\): using cpu$"):
+        assert choose_device("auto") == CPU
+    monkeypatch.setattr(hardware, "why_unusable", lambda device: "too old" if device.type == "cuda" else None)
+    with pytest.warns(FallbackWarning, match=r"^cuda:0 cannot be used \(too old\): using mps$"):
+        assert choose_device("auto") == choose_device("gpu") == torch.device("mps")
+
+
+@pytest.mark.usefixtures("broken_gpu")
+@pytest.mark.parametrize("name", ["gpu", "cuda", "cuda:1"])
+def test_a_gpu_that_was_asked_for_and_does_not_work_is_an_error_with_the_reason(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # memory can be had, but no kernel runs
+    monkeypatch.setattr(hardware, "why_unusable", lambda device: "no kernel image is available")
+    with pytest.raises(ThumbnetError, match=f"--device {name}: cuda:[01] cannot be used.*no kernel image"):
+        choose_device(name)
+
+
+def test_a_device_is_tried_with_a_gradient_and_the_reason_is_the_first_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hardware._try_out(CPU)
+    message = "CUDA error: no kernel image is available for execution on the device.\nCUDA kernel errors"
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(torch.Tensor, "backward", fail)
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        hardware._try_out(CPU)
+    monkeypatch.setattr(hardware, "_try_out", fail)
+    hardware.why_unusable.cache_clear()
+    assert hardware.why_unusable(torch.device("mps")) == message.split(".\n")[0]
+    assert hardware.why_unusable(CPU) is None
+    hardware.why_unusable.cache_clear()
+
+
+@pytest.mark.usefixtures("broken_gpu")
+def test_a_process_without_a_gpu_of_its_own_is_told_how_many_to_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(hardware, "why_unusable", lambda device: None)
+    assert choose_device("auto", 1) == torch.device("cuda", 1)
+    with pytest.raises(ThumbnetError, match="process 2 of this machine .*--nproc-per-node 2"):
+        choose_device("auto", 2)
+
+
 def test_each_process_gets_the_gpu_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(hardware, "why_unusable", lambda device: None)
     assert choose_device("auto", 3) == choose_device("gpu", 3) == torch.device("cuda", 3)
 
 

@@ -146,6 +146,10 @@ class MissingExtraError(ThumbnetError):
         super().__init__(f"{what} needs the extra '{extra}': {install_command(extra)}")
 
 
+class FallbackWarning(UserWarning):
+    """Something does not work here, and thumbnet uses something else instead."""
+
+
 # PyTorch has a class for this error only on GPUs. oneDNN reports a failed allocation as "could not create a
 # primitive".
 _NO_MEMORY = (

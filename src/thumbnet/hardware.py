@@ -9,15 +9,17 @@ import os
 import platform
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import psutil
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from thumbnet.errors import ThumbnetError
+from thumbnet.errors import FallbackWarning, ThumbnetError
 from thumbnet.kernels.library import load_kernels, multiplies_bf16
 
 # Devices on which PyTorch before this version computes a wrong gradient of BatchNorm2d, or raises an error,
@@ -26,36 +28,95 @@ WRONG_CHANNELS_LAST: dict[str, tuple[int, int]] = {"mps": (2, 14)}
 
 
 def choose_device(name: str = "auto", number: int = 0) -> torch.device:
-    """Choose a device by name.
+    """Choose a device by name, and try a convolution and its gradient on it.
 
-    ``auto`` means the CUDA device ``number``, else Apple's GPU, else the CPU. ``gpu`` means the same without
-    the CPU, and ``cuda`` the CUDA device ``number``. Any other name goes to PyTorch.
+    ``auto`` means the CUDA device ``number``, else Apple's GPU, else the CPU. If one of them is there but does
+    not work, a :class:`FallbackWarning` says why the next one is used. ``gpu`` means the same without the CPU,
+    and ``cuda`` the CUDA device ``number``. Any other name goes to PyTorch.
 
     Raises:
-        ThumbnetError: the device is not available on this computer.
+        ThumbnetError: the device is not available on this computer, or does not work.
     """
     if name in ("auto", "gpu"):
-        if torch.cuda.is_available():
-            return torch.device("cuda", number)
-        if torch.backends.mps.is_available():
-            return torch.device("mps")
-        if name == "auto":
-            return torch.device("cpu")
-    if name == "gpu" or (name.split(":")[0] == "cuda" and not torch.cuda.is_available()):
-        raise ThumbnetError(
-            f"--device {name}: there is no GPU that PyTorch {torch.__version__} can use (CUDA, ROCm or "
-            "Apple's MPS). Leave --device out, or use the CPU: --device cpu"
-        )
+        return _best_device(name, number)
+    if name.split(":")[0] == "cuda" and not torch.cuda.is_available():
+        raise _no_gpu(name)
     try:
         device = torch.device("cuda", number) if name == "cuda" else torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split("\n")[0]
         raise ThumbnetError(
-            f"the device {name!r} is not available: {reason.rstrip('.')}. "
+            f"the device {name!r} is not available: {_reason(error)}. "
             "Choose auto, cpu, gpu, cuda, cuda:1 or mps."
         ) from None
+    failure = why_unusable(device)
+    if failure:
+        raise ThumbnetError(
+            f"--device {name}: {device} cannot be used: {failure}. "
+            "Leave --device out, or use the CPU: --device cpu"
+        )
     return device
+
+
+def _best_device(name: str, number: int) -> torch.device:
+    """The first device of ``auto`` or ``gpu`` that works."""
+    there = [torch.device("cuda", number)] if torch.cuda.is_available() else []
+    there += [torch.device("mps")] if torch.backends.mps.is_available() else []
+    count = torch.cuda.device_count() if there else 0
+    if 0 < count <= number:
+        raise ThumbnetError(
+            f"process {number} of this machine (they count from 0) has no GPU of its own: start {count} "
+            f"process(es) with --nproc-per-node {count}, or use the CPUs: --device cpu"
+        )
+    failures = []
+    for device in [*there, *([torch.device("cpu")] if name == "auto" else [])]:
+        failure = why_unusable(device)
+        if failure is None:
+            if failures:
+                warnings.warn(f"{'; '.join(failures)}: using {device}", FallbackWarning, stacklevel=3)
+            return device
+        failures.append(f"{device} cannot be used ({failure})")
+    if failures:
+        raise ThumbnetError(
+            f"--device {name}: {'; '.join(failures)}. Leave --device out, or use the CPU: --device cpu"
+        )
+    raise _no_gpu(name)
+
+
+@functools.cache
+def why_unusable(device: torch.device) -> str | None:
+    """Why ``device`` cannot train, found by trying; None if it can. The CPU always can.
+
+    ``torch.cuda.is_available()`` is also true for a GPU that is too old for PyTorch's kernels, and for one
+    whose memory is full.
+    """
+    if device.type == "cpu":
+        return None
+    try:
+        _try_out(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        return _reason(error)
+    return None
+
+
+def _try_out(device: torch.device) -> None:
+    """Compute a convolution and its gradient on ``device``."""
+    filters = torch.ones(4, 3, 3, 3, device=device, requires_grad=True)
+    F.conv2d(torch.ones(2, 3, 8, 8, device=device), filters).sum().backward()  # type: ignore[no-untyped-call]
+    assert filters.grad is not None
+    float(filters.grad.sum())  # waits for the device, which reports some errors late
+
+
+def _reason(error: Exception) -> str:
+    """The first line of PyTorch's message, without its full stop."""
+    return (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".")
+
+
+def _no_gpu(name: str) -> ThumbnetError:
+    return ThumbnetError(
+        f"--device {name}: there is no GPU that PyTorch {torch.__version__} can use (CUDA, ROCm or "
+        "Apple's MPS). Leave --device out, or use the CPU: --device cpu"
+    )
 
 
 def has_fast_bf16(device: torch.device) -> bool:

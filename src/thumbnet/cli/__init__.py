@@ -15,7 +15,9 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from thumbnet.cli import (
     compare,
@@ -33,7 +35,7 @@ from thumbnet.cli import (
 )
 from thumbnet.cli.options import by_option, import_model_code, rank
 from thumbnet.cli.usage import Parser, UsageError, unrecognised, with_subparsers
-from thumbnet.errors import MissingExtraError, ModelCodeError, ThumbnetError, printable
+from thumbnet.errors import FallbackWarning, MissingExtraError, ModelCodeError, ThumbnetError, printable
 from thumbnet.invocation import command, program
 from thumbnet.version import __version__
 
@@ -60,6 +62,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", module="PIL")  # thumbnet's errors say what is wrong with a picture
     words = sys.argv[1:] if arguments is None else list(arguments)
+    with _plain_warnings():
+        return _run(words)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """In this block, print thumbnet's own warnings as lines, without the place in its code."""
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        if issubclass(category, FallbackWarning):
+            print(f"thumbnet: {printable(str(message))}", file=sys.stderr)
+        else:
+            others(message, category, *rest)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = others
+
+
+def _run(words: Sequence[str]) -> int:
+    """Run the command of ``words`` and return its exit status."""
     try:
         options = parse(words)
         import_model_code(options)

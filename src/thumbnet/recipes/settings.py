@@ -14,8 +14,8 @@ from thumbnet.errors import RecipeError
 from thumbnet.recipes.networks import check_name
 
 AUTO = "auto"
-# Modes of torch.compile that record CUDA graphs. A graph's next run overwrites the gradients of the one before,
-# so gradients cannot accumulate (https://github.com/pytorch/pytorch/issues/169545).
+# Modes of torch.compile that record CUDA graphs. A graph overwrites the gradients of its previous run, so
+# gradients cannot accumulate (https://github.com/pytorch/pytorch/issues/169545).
 GRAPH_MODES = ("reduce-overhead", "max-autotune")
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 SMALLEST_BATCH = 32  # `min_steps` makes batches no smaller: BatchNorm's statistics need this many pictures
@@ -357,10 +357,8 @@ class TrainingSettings:
         ok = self.micro_batch == 0 or self.micro_batch >= 2
         check(ok, "training.micro_batch", "0 (the whole batch) or 2 or more", self.micro_batch)
         ok = not (self.compile and self.micro_batch and self.compile_mode in GRAPH_MODES)
-        expected = (
-            f"0 where training.compile_mode is {self.compile_mode!r}, which cannot accumulate gradients"
-        )
-        check(ok, "training.micro_batch", f"{expected}; 'default' can", self.micro_batch)
+        mode = f"training.compile_mode is {self.compile_mode!r}, which cannot accumulate gradients"
+        check(ok, "training.micro_batch", f"0 where {mode} ('default' can)", self.micro_batch)
         check(self.min_steps >= 0, "training.min_steps", "0 (off) or more", self.min_steps)
         check(self.max_skips >= 0, "training.max_skips", "0 or more", self.max_skips)
         check(self.batch_size >= 2, "training.batch_size", "2 or more", self.batch_size)

@@ -150,7 +150,7 @@ class _Timer:
 
     def optimize(self, _: Batch) -> None:
         self._state.optimizer.step()
-        float(next(self._state.model.parameters()).sum())
+        float(next(self._state.model.parameters()).detach().sum())
 
     def per_picture(self, work: Callable[[Batch], None], size: Size) -> float:
         """Seconds of ``work`` for a picture, from batches that a slow computer makes smaller."""

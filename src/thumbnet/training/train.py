@@ -22,7 +22,7 @@ from thumbnet.batches.prepare import prepare
 from thumbnet.data.calibration import with_calibration_split
 from thumbnet.data.splits import Data
 from thumbnet.distributed import World, joined
-from thumbnet.errors import DataError, RecipeError, RunError
+from thumbnet.errors import DataError, RecipeError, RunError, ThumbnetError
 from thumbnet.hardware import choose_device, deterministic
 from thumbnet.invocation import command
 from thumbnet.kernels.library import load_kernels
@@ -73,8 +73,21 @@ class Call:
     started: float
 
     def choose_device(self) -> torch.device:
-        """The device of this process."""
-        return choose_device(self.device, self.world.local_rank)
+        """The device of this process.
+
+        Raises:
+            ThumbnetError: it is not available, or the first process computes on another kind of device.
+        """
+        device = choose_device(self.device, self.world.local_rank)
+        first = self.world.from_first(device.type)
+        if first != device.type:
+            raise ThumbnetError(
+                f"process {self.world.rank} computes on {device} and process 0 on {first}: choose one kind "
+                "of device for all of them, such as --device cpu"
+            )
+        if self.world.size > 1 and device.type == "cuda":
+            torch.cuda.set_device(device)  # else every process would also take memory on the first GPU
+        return device
 
 
 def train(
