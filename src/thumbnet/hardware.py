@@ -30,9 +30,9 @@ WRONG_CHANNELS_LAST: dict[str, tuple[int, int]] = {"mps": (2, 14)}
 def choose_device(name: str = "auto", number: int = 0) -> torch.device:
     """Choose a device by name, and try a convolution and its gradient on it.
 
-    ``auto`` means the CUDA device ``number``, else Apple's GPU, else the CPU. If one of them is there but does
-    not work, a :class:`FallbackWarning` says why the next one is used. ``gpu`` means the same without the CPU,
-    and ``cuda`` the CUDA device ``number``. Any other name goes to PyTorch.
+    ``auto`` means the CUDA device ``number``, else Apple's GPU, else the CPU. If one of them is there but
+    does not work, a :class:`FallbackWarning` says why the next one is used. ``gpu`` means the same without
+    the CPU, and ``cuda`` the CUDA device ``number``. Any other name goes to PyTorch.
 
     Raises:
         ThumbnetError: the device is not available on this computer, or does not work.
@@ -153,6 +153,34 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     alive until it is copied. Other devices may not, so they get an ordinary copy.
     """
     return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+def pick(pictures: Tensor, positions: Tensor, device: torch.device) -> Tensor:
+    """``pictures[positions]`` on the CPU, where ``device`` can fetch it without waiting.
+
+    CUDA copies at its own pace only from memory that is pinned. Pinning each batch costs nothing, because
+    PyTorch uses the same memory again, and the split itself may stay in a file.
+
+    Args:
+        pictures: uint8 [N, 3, H, W], stored as [N, H, W, 3], on the CPU.
+        positions: int64 [B], on the CPU.
+        device: where the batch goes next.
+    """
+    stored = pictures.permute(0, 2, 3, 1)
+    shape = (len(positions), *stored.shape[1:])
+    picked = torch.empty(shape, dtype=pictures.dtype, pin_memory=device.type == "cuda")
+    return torch.index_select(stored, 0, positions, out=picked).permute(0, 3, 1, 2)
+
+
+def memory_of(device: torch.device) -> int:
+    """How many bytes there are to share out: all of a computer's memory, and what is free of a GPU's."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # PyTorch keeps freed memory for later, which the driver counts as used.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return int(psutil.virtual_memory().total)
 
 
 @contextlib.contextmanager

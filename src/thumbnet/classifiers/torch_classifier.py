@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from thumbnet.batches.batches import EvalBatches
 from thumbnet.batches.decoding import find_unreadable, readable
-from thumbnet.batches.engines import Engine, fits_in_memory
+from thumbnet.batches.engines import CPU, Engine, fits_in_memory
 from thumbnet.batches.prepare import build_engine
 from thumbnet.batches.statistics import Normalise
 from thumbnet.classifiers.base import Classifier
@@ -97,9 +97,10 @@ class Predictor(Classifier):
     def engine(self, split: Split, progress: Progress | None = None) -> Engine:
         """Build the engine that delivers a split's pictures with this network's preprocessing."""
         pre = self.info.preprocessing
-        in_memory = fits_in_memory(split, pre.size)
+        in_memory = fits_in_memory([split], pre.size)
+        store = self.device if fits_in_memory([split], pre.size, self.device) else CPU
         settings = DataSettings(fit=pre.fit)
-        return build_engine(split, settings, pre.size, in_memory, self.device, progress, pre.rendering)
+        return build_engine(split, settings, pre.size, in_memory, self.device, progress, pre.rendering, store)
 
     def _logits_of(
         self, split: Split, tta: str, batch_size: int, on_bad_image: str, progress: Progress | None

@@ -69,7 +69,8 @@ class DataSettings:
         on_bad_image: what to do with pictures that cannot be read: ``stop`` and list them all, or ``skip``
             them and record which.
         engine: ``memory`` holds the decoded split. ``workers`` decodes in other processes during the
-            training. ``auto`` uses memory if the split fits into a quarter of it. All give the same batches.
+            training. ``auto`` uses memory if all splits together fit into a quarter of it. All give the same
+            batches.
         workers: number of processes of the ``workers`` engine.
     """
 
