@@ -150,13 +150,16 @@ class FallbackWarning(UserWarning):
     """Something does not work here, and thumbnet uses something else instead."""
 
 
-# PyTorch has a class for this error only on GPUs. oneDNN reports a failed allocation as "could not create a
-# primitive".
+# PyTorch has a class for this error only on GPUs, and onnxruntime has none. oneDNN reports a failed
+# allocation as "could not create a primitive", Apple's GPUs some of them as "insufficient memory".
 _NO_MEMORY = (
     "can't allocate memory",
     "out of memory",
     "bad_alloc",
     "not enough memory",
+    "insufficient memory",
+    "failed to allocate memory",
+    "cannot allocate memory",
     "alloc_failed",
     "could not create a primitive",
     "could not execute a primitive",
@@ -165,7 +168,7 @@ _NO_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error``, from PyTorch, NumPy or Python, reports a failed allocation."""
+    """Whether ``error``, from PyTorch, onnxruntime, NumPy or Python, reports a failed allocation."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
 
@@ -181,8 +184,8 @@ def memory_guard(device: str, doing: str, advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+    except Exception as error:  # onnxruntime's exceptions have no base class of their own
+        if isinstance(error, ThumbnetError) or not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(device, doing, advice) from None
 

@@ -12,7 +12,7 @@ from thumbnet.batches.engines import Engine, MemoryEngine
 from thumbnet.data.repeats import Repeats
 from thumbnet.data.splits import Split
 from thumbnet.data.survey import sample
-from thumbnet.errors import printable
+from thumbnet.errors import memory_guard, printable
 from thumbnet.hardware import autocast, memory_layout, use_bf16
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe
@@ -89,7 +89,9 @@ def size_note(
     device: torch.device,
 ) -> str:
     """Say why the pictures are scaled down, how much time that saves, and how to keep their own size."""
-    seconds = epoch_seconds(used, pictures, recipe, classes, device)
+    advice = "Use a narrower network: --set model.width=0.5"
+    with memory_guard(str(device), "estimating the time of an epoch", advice):
+        seconds = epoch_seconds(used, pictures, recipe, classes, device)
     at_own = seconds * own[0] * own[1] / (used[0] * used[1])
     flag = f"{own[0]}x{own[1]}"
     return (

@@ -153,9 +153,7 @@ def _prepare(
         for name, split in used.items()
     }
     if in_memory and store != device:
-        notes.append(
-            f"the pictures stay in the computer's memory, because that of {device} has too little room"
-        )
+        notes.append(f"{device} has too little free memory for the pictures: they stay in the computer's")
     train_engine = engines.pop("train")
     preprocessing = resolve_preprocessing(settings, size, train_engine, rendering)
     normalise = Normalise(preprocessing, device)
@@ -189,8 +187,8 @@ def build_engine(
         device: where the batches are needed.
         progress: called with the number of decoded pictures and their total.
         rendering: how a decoded picture becomes 8-bit RGB.
-        store: in whose memory to keep them. By default ``device``: a GPU would mostly wait if every batch came
-            from the computer's memory.
+        store: in whose memory to keep them. By default ``device``, because a GPU may have to wait for
+            batches that come from the computer's memory.
     """
     if in_memory:
         decoded = decode_split(split, size, settings.fit, progress, rendering)

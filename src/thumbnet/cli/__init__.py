@@ -35,7 +35,15 @@ from thumbnet.cli import (
 )
 from thumbnet.cli.options import by_option, import_model_code, rank
 from thumbnet.cli.usage import Parser, UsageError, unrecognised, with_subparsers
-from thumbnet.errors import FallbackWarning, MissingExtraError, ModelCodeError, ThumbnetError, printable
+from thumbnet.errors import (
+    FallbackWarning,
+    MissingExtraError,
+    ModelCodeError,
+    OutOfMemoryError,
+    ThumbnetError,
+    is_out_of_memory,
+    printable,
+)
 from thumbnet.invocation import command, program
 from thumbnet.version import __version__
 
@@ -53,6 +61,7 @@ COMMANDS = (
     lr_find,
     completion,
 )
+FULL = "Use less at a time (--batch-size, --set evaluation.batch_size) or close other programs"
 _TRAIN_MODULES = ("torch", "safetensors", "psutil", "filelock")  # installed by the extra `train`
 
 
@@ -108,6 +117,11 @@ def _run(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\nthumbnet: stopped", file=sys.stderr)
         return 130
+    except (RuntimeError, MemoryError) as error:  # the last resort: wherever memory ran out, say so
+        if not is_out_of_memory(error):
+            raise
+        print(f"thumbnet: {OutOfMemoryError('this computer', f'in {words[0]}', FULL)}", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader of a pipe has ended: `thumbnet predict ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE, the convention of shells

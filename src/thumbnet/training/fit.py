@@ -96,7 +96,10 @@ def fit(
                 newest_loss = state.check_losses()
             if on_step is not None:
                 on_step(_step_result(state, newest_loss))
-        yield _finish_epoch(state, evaluate, evaluate_sample)
+        advice = "Use a narrower network: --set model.width=0.5"
+        with memory_guard(str(state.device), "after an epoch", advice):
+            result = _finish_epoch(state, evaluate, evaluate_sample)
+        yield result
 
 
 def _delivered(state: TrainingState, batches: Batches, epoch: int) -> Iterator[Batch]:

@@ -165,8 +165,8 @@ class Session:
     def _finish(self, repeats: RepeatTeller | None) -> None:
         state = self.state
         model = state.evaluated_model
-        model.load_state_dict(state.final_weights())
         with self.evaluation_memory():
+            model.load_state_dict(state.final_weights())
             measured = measure(model, state, self.prepared, self.data.class_names, self._known_logits())
         if repeats is not None:
             self.run.save_weights(model.state_dict(), self._weights_info(measured))
@@ -201,9 +201,10 @@ class Session:
         if measured.plain is None or measured.split is None:
             return []
         try:
-            found = find_mirrored(
-                self.state.recipe, self.prepared, measured.split, measured.plain, self.state.device
-            )
+            with self.evaluation_memory():
+                found = find_mirrored(
+                    self.state.recipe, self.prepared, measured.split, measured.plain, self.state.device
+                )
         except ThumbnetError:  # a probe that diverges or runs out of memory must not cost the run its summary
             return []
         return [pair.sentence(self.data.class_names) for pair in found]
