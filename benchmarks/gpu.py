@@ -46,7 +46,7 @@ def train_once(recipe: Recipe, data: Data, prepared: Prepared, device: torch.dev
     for _ in fit(state, prepared.train):
         pass
     logits, labels = collect_logits(
-        state.evaluated_model, prepared.evaluation["test"], bf16=state.bf16, tta=recipe.evaluation.tta
+        state.evaluated_model, prepared.evaluation["test"], dtype=state.dtype, tta=recipe.evaluation.tta
     )
     _wait(device)
     return float((logits.argmax(1) == labels).double().mean()), time.perf_counter() - started

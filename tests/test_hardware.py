@@ -19,13 +19,13 @@ from thumbnet.hardware import (
     autocast,
     can_compile,
     choose_device,
+    compute_dtype,
     describe,
     deterministic,
     keep_freed_memory,
     memory_layout,
     one_thread,
     send,
-    use_bf16,
 )
 from thumbnet.training import time_budget
 from thumbnet.training.train import train
@@ -128,17 +128,39 @@ def test_each_process_gets_the_gpu_with_its_number(monkeypatch: pytest.MonkeyPat
 def test_bfloat16_is_used_if_asked_for_or_if_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     for fast in (True, False):
         monkeypatch.setattr(hardware, "multiplies_bf16", lambda fast=fast: fast)
-        assert use_bf16("bf16", CPU)
-        assert not use_bf16("fp32", CPU)
-        assert use_bf16("auto", CPU) is fast
+        assert compute_dtype("bf16", CPU) == torch.bfloat16
+        assert compute_dtype("fp16", CPU) == torch.float16
+        assert compute_dtype("fp32", CPU) == torch.float32
+        assert compute_dtype("auto", CPU) == (torch.bfloat16 if fast else torch.float32)
 
 
-def test_matrix_products_are_bfloat16_only_if_asked_for() -> None:
+@pytest.mark.parametrize(
+    ("name", "capability", "dtype"),
+    [
+        ("NVIDIA H100", (9, 0), torch.bfloat16),
+        ("NVIDIA A100", (8, 0), torch.bfloat16),
+        ("Tesla T4", (7, 5), torch.float16),
+        ("Tesla V100-SXM2-16GB", (7, 0), torch.float16),
+        ("NVIDIA GeForce RTX 2080 Ti", (7, 5), torch.float16),
+        ("NVIDIA GeForce GTX 1660 Ti", (7, 5), torch.float32),
+        ("NVIDIA GeForce GTX 1080", (6, 1), torch.float32),
+    ],
+)
+def test_auto_is_the_fastest_type_of_a_gpu(
+    name: str, capability: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: capability >= (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert compute_dtype("auto", torch.device("cuda", 0)) == dtype
+    assert compute_dtype("fp32", torch.device("cuda", 0)) == torch.float32
+
+
+def test_matrix_products_have_the_type_that_was_asked_for() -> None:
     a = torch.ones(2, 2)
-    with autocast(True, CPU):
-        assert (a @ a).dtype == torch.bfloat16
-    with autocast(False, CPU):
-        assert (a @ a).dtype == torch.float32
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        with autocast(dtype, CPU):
+            assert (a @ a).dtype == dtype
 
 
 @pytest.mark.parametrize("before", [(False, True), (True, False), (False, False)])

@@ -100,11 +100,12 @@ class ModelCodeError(RunError):
 
 
 class DivergedError(ThumbnetError):
-    """The loss is no longer finite. ``step`` counts optimisation steps from 1."""
+    """The loss is no longer finite, or ``problem`` says what else. ``step`` counts steps from 1."""
 
-    def __init__(self, step: int, loss: float, lr: float) -> None:
+    def __init__(self, step: int, loss: float, lr: float, problem: str = "") -> None:
+        found = problem or f"the loss is {loss}"
         super().__init__(
-            f"the loss is {loss} at step {step} (learning rate {lr:.4g}): the training has diverged.\n"
+            f"{found} at step {step} (learning rate {lr:.4g}): the training has diverged.\n"
             "Lower the learning rate (--set optimizer.lr=...), lengthen the warm-up "
             "(--set schedule.warmup=...), or compute in float32 (--set training.precision=fp32)."
         )

@@ -22,6 +22,7 @@ from torch.torch_version import TorchVersion
 from thumbnet.errors import FallbackWarning, ThumbnetError
 from thumbnet.kernels.library import load_kernels, multiplies_bf16
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by training.precision
 # Devices on which PyTorch before this version computes a wrong gradient of BatchNorm2d, or raises an error,
 # if pictures are stored channels last (https://github.com/pytorch/pytorch/issues/175189).
 WRONG_CHANNELS_LAST: dict[str, tuple[int, int]] = {"mps": (2, 14)}
@@ -129,14 +130,30 @@ def has_fast_bf16(device: torch.device) -> bool:
     return False
 
 
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether a recipe's ``training.precision`` means bfloat16 on ``device``."""
-    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+def has_fast_fp16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies float16 faster than float32, and bfloat16 not: Volta (V100), Turing (T4).
+
+    The GTX 16 series has Turing's number, but no tensor cores, and its convolutions in float16 give nan
+    (https://github.com/pytorch/pytorch/issues/77955).
+    """
+    if device.type != "cuda" or has_fast_bf16(device):
+        return False
+    capability = torch.cuda.get_device_capability(device)
+    return (7, 0) <= capability < (8, 0) and "GTX 16" not in torch.cuda.get_device_name(device)
 
 
-def autocast(bf16: bool, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """In this block, compute convolutions and matrix products in bfloat16 if ``bf16`` is true."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The type in which ``device`` computes convolutions and matrix products, by ``training.precision``."""
+    if precision == "auto":
+        precision = "bf16" if has_fast_bf16(device) else "fp16" if has_fast_fp16(device) else "fp32"
+    return DTYPES[precision]
+
+
+def autocast(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """In this block, compute convolutions and matrix products of float32 tensors in ``dtype``."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
 
 
 def memory_layout(device: torch.device, channels_last: bool = True) -> torch.memory_format:

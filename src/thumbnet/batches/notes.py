@@ -13,7 +13,7 @@ from thumbnet.data.repeats import Repeats
 from thumbnet.data.splits import Split
 from thumbnet.data.survey import sample
 from thumbnet.errors import memory_guard, printable
-from thumbnet.hardware import autocast, memory_layout, use_bf16
+from thumbnet.hardware import autocast, compute_dtype, memory_layout
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe
 
@@ -113,11 +113,11 @@ def epoch_seconds(
         model = model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     images = torch.zeros(count, 3, *size, device=device).contiguous(memory_format=layout)
 
-    bf16 = use_bf16(recipe.training.precision, device)
+    dtype = compute_dtype(recipe.training.precision, device)
 
     def step() -> float:
         started = time.perf_counter()
-        with autocast(bf16, device):
+        with autocast(dtype, device):
             loss = model(images).float().square().mean()
         loss.backward()
         if cuda:

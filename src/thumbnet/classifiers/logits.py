@@ -36,14 +36,14 @@ class Tensors(Views[Tensor]):
 
 
 def predict_logits(
-    model: nn.Module, images: Tensor, *, bf16: bool, tta: str = "none", plain: Tensor | None = None
+    model: nn.Module, images: Tensor, *, dtype: torch.dtype, tta: str = "none", plain: Tensor | None = None
 ) -> Tensor:
     """Compute the logits of a normalised batch, float32 [B, classes].
 
     Args:
         model: the network, in eval mode.
         images: float [B, C, H, W].
-        bf16: whether to compute in bfloat16.
+        dtype: the type to compute in.
         tta: test-time augmentation, see :meth:`thumbnet.classifiers.tta.Views.logits`.
         plain: the logits without test-time augmentation, if they are known.
     """
@@ -53,13 +53,13 @@ def predict_logits(
     def forward(view: Tensor) -> Tensor:
         return model(view.contiguous(memory_format=layout)).float()
 
-    with torch.inference_mode(), autocast(bf16, images.device):
+    with torch.inference_mode(), autocast(dtype, images.device):
         known = forward(images) if plain is None else plain
         return known if tta == "none" else Tensors(images.device).logits(forward, images, known, tta)
 
 
 def collect_views(
-    model: nn.Module, batches: Batches, *, bf16: bool, tta: str
+    model: nn.Module, batches: Batches, *, dtype: torch.dtype, tta: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute a split's logits with and without ``tta``, reading each picture once. Sets eval mode.
 
@@ -72,17 +72,17 @@ def collect_views(
     plain: list[Tensor] = []
     labels: list[Tensor] = []
     for batch in batches.epoch(0):
-        alone = predict_logits(model, batch.images, bf16=bf16)
+        alone = predict_logits(model, batch.images, dtype=dtype)
         plain.append(alone)
         if tta != "none":
-            logits.append(predict_logits(model, batch.images, bf16=bf16, tta=tta, plain=alone))
+            logits.append(predict_logits(model, batch.images, dtype=dtype, tta=tta, plain=alone))
         labels.append(batch.labels)
     whole = torch.cat(plain).cpu()
     return (torch.cat(logits).cpu() if logits else whole), whole, torch.cat(labels).cpu()
 
 
 def collect_logits(
-    model: nn.Module, batches: Batches, *, bf16: bool, tta: str = "none", plain: Tensor | None = None
+    model: nn.Module, batches: Batches, *, dtype: torch.dtype, tta: str = "none", plain: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compute a split's logits, float32 [N, classes], and labels, int64 [N], on the CPU. Sets eval mode.
 
@@ -94,7 +94,7 @@ def collect_logits(
     done = 0
     for batch in batches.epoch(0):
         known = None if plain is None else plain[done : done + len(batch.images)]
-        logits.append(predict_logits(model, batch.images, bf16=bf16, tta=tta, plain=known))
+        logits.append(predict_logits(model, batch.images, dtype=dtype, tta=tta, plain=known))
         labels.append(batch.labels)
         done += len(batch.images)
     return torch.cat(logits).cpu(), torch.cat(labels).cpu()

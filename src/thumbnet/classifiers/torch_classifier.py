@@ -26,7 +26,7 @@ from thumbnet.errors import (
     is_out_of_memory,
     memory_guard,
 )
-from thumbnet.hardware import choose_device, keep_freed_memory, memory_layout, use_bf16
+from thumbnet.hardware import choose_device, compute_dtype, keep_freed_memory, memory_layout
 from thumbnet.models import build_model
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.runs.weights import find_weights, read_weights
@@ -59,7 +59,7 @@ class Predictor(Classifier):
     ) -> None:
         super().__init__(info)
         self.device = choose_device(device)
-        self.bf16 = use_bf16(info.precision, self.device)
+        self.dtype = compute_dtype(info.precision, self.device)
         keep_freed_memory()
         layout = memory_layout(self.device)
         with self._memory():
@@ -92,7 +92,7 @@ class Predictor(Classifier):
         tta = self.info.tta if tta is None else tta
         with self._memory():
             batch = self.normalise(torch.from_numpy(np.require(pixels, requirements="W")).permute(0, 3, 1, 2))
-            found = predict_logits(self.model, batch, bf16=self.bf16, tta=tta).cpu().numpy()
+            found = predict_logits(self.model, batch, dtype=self.dtype, tta=tta).cpu().numpy()
         return calibrated(found, self.info.temperature)
 
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
@@ -123,7 +123,7 @@ class Predictor(Classifier):
             return split, self._no_logits(), self._no_logits()
         try:
             batches = EvalBatches(self.engine(split, progress), self.normalise, batch_size=batch_size)
-            logits, plain, _ = collect_views(self.model, batches, bf16=self.bf16, tta=tta)
+            logits, plain, _ = collect_views(self.model, batches, dtype=self.dtype, tta=tta)
         except UnreadableImageError:  # a worker reports only its first one: find all of them
             raise UnreadableImagesError(list(find_unreadable(split, progress).values())) from None
         temperature = self.info.temperature

@@ -135,7 +135,7 @@ class TrainingDisplay(StoppableListener):
         self._line(
             f"        {state.total_steps:,} steps of {prepared.train.batch_size} pictures, "
             f"{pre.size[0]}x{pre.size[1]} ({pre.fit}), from {prepared.engine}; "
-            f"{'bf16' if state.bf16 else 'fp32'} on {state.device}"
+            f"{state.precision} on {state.device}"
             f"{' with kernels' if state.uses_kernels else ''}"
         )
         off = _why_no_kernels(state)

@@ -322,7 +322,9 @@ class TrainingSettings:
             training pictures, and 1 on average over the pictures.
         ema_decay: evaluate and keep an exponential moving average of the weights with this decay per step. 0
             is off. The decay is smaller at the start, so that the average can follow.
-        precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 if the hardware multiplies it fast.
+        precision: of convolutions and matrix products: ``fp32``; ``bf16``; ``fp16``, with a loss that is
+            scaled so that gradients fit into its range; or ``auto``: bf16 if the hardware multiplies it fast,
+            else fp16 if a CUDA device does, else fp32. Weights are float32 in any case.
         channels_last: keep pictures as [B, H, W, C] in memory; shapes stay [B, C, H, W]. Devices on which
             PyTorch computes wrongly in this layout do without it.
         compile: ``torch.compile`` the network, which takes about a minute at the start.
@@ -344,7 +346,7 @@ class TrainingSettings:
     label_smoothing: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     ema_decay: float = 0.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: bool = True
     compile: bool = False
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"

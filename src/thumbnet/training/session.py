@@ -115,7 +115,7 @@ class Session:
     def _score_on(self, model: nn.Module, batches: EvalBatches) -> tuple[Score, torch.Tensor]:
         """The score on the pictures of all processes, and the logits of this process's pictures."""
         with self.evaluation_memory():
-            logits, labels = collect_logits(model, batches, bf16=self.state.bf16)
+            logits, labels = collect_logits(model, batches, dtype=self.state.dtype)
         gathered = self.world.gather(logits).numpy(), self.world.gather(labels).numpy()
         found = evaluate_logits(*gathered, self.data.class_names)
         return Score(str(self.watched), found.accuracy, found.loss, found.pictures), logits

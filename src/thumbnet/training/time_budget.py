@@ -31,7 +31,7 @@ from thumbnet.recipes.recipe import Recipe, recipe_names
 from thumbnet.recipes.settings import SMALLEST_BATCH, ScheduleSettings, kept_per_epoch
 from thumbnet.training.schedules import done_at, size_at, smaller_sizes
 from thumbnet.training.state import TrainingState
-from thumbnet.training.step import accumulate_gradients
+from thumbnet.training.step import accumulate_gradients, take_step
 
 Size: TypeAlias = tuple[int, int]
 
@@ -145,11 +145,11 @@ class _Timer:
         float(accumulate_gradients(self._state, batch))
 
     def classify(self, batch: Batch) -> None:
-        with torch.inference_mode(), autocast(self._state.bf16, self._state.device):
+        with torch.inference_mode(), autocast(self._state.dtype, self._state.device):
             float(self._state.model(batch.images).sum())
 
     def optimize(self, _: Batch) -> None:
-        self._state.optimizer.step()
+        take_step(self._state)
         float(next(self._state.model.parameters()).detach().sum())
 
     def per_picture(self, work: Callable[[Batch], None], size: Size) -> float:
