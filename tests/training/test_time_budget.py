@@ -9,7 +9,7 @@ import torch
 
 from helpers import coloured_data
 from thumbnet.batches.prepare import Prepared, prepare
-from thumbnet.distributed import ALONE
+from thumbnet.distributed import ALONE, World
 from thumbnet.errors import InterruptedRunError, RecipeError
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe, load_recipe
@@ -105,6 +105,36 @@ def test_the_training_ends_in_time_and_at_the_end_of_its_schedule(
     assert state.recipe.training.steps in (state.step, recipe.training.steps)
     assert bool(notes) == told
     assert len(state.recipe.schedule.planned_at) < 1 / 0.04
+
+
+def test_several_processes_change_the_plan_only_where_they_meet_and_as_the_first_decides(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe("fast", ["training.batch_size=20", "training.min_steps=0"])
+    asked: list[int | None] = []
+
+    def from_first(world: World, value: int | None) -> int | None:
+        asked.append(value)
+        return 777 if world.rank else value
+
+    monkeypatch.setattr(World, "from_first", from_first)
+    for rank in (0, 1):
+        clock = Clock()
+        budget = TimeBudget(2.0, clock(), clock=clock)
+        recipe = fit_steps(recipe, prepared, SPEED, 120.0)
+        budget._costs = costs(recipe, prepared, SPEED)
+        train = prepared.with_recipe(recipe).train
+        state = TrainingState(build_model(recipe.model, 3), recipe, len(train), CPU)
+        before = state.total_steps
+        budget.begin()
+        for state.step in range(1, 101):
+            clock.now += 0.5  # far slower than planned
+            assert budget.after_step(state, World(rank, 2), meeting=False) is None
+        assert (asked, state.total_steps) == ([], before)
+        budget.after_step(state, World(rank, 2), meeting=True)
+        assert state.total_steps == (777 if rank else asked[0])
+        assert (asked[0] is None) == bool(rank)
+        asked.clear()
 
 
 def test_the_note_says_that_the_computer_became_slower(prepared: Prepared) -> None:

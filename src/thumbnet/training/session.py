@@ -13,7 +13,7 @@ from thumbnet.batches.batches import EvalBatches
 from thumbnet.batches.prepare import Prepared, all_unreadable
 from thumbnet.classifiers.logits import collect_logits
 from thumbnet.data.splits import Data
-from thumbnet.distributed import World
+from thumbnet.distributed import Meetings, World
 from thumbnet.errors import InterruptedRunError, ThumbnetError, UnreadableImageError, memory_guard
 from thumbnet.evaluation import evaluate_logits
 from thumbnet.recipes.networks import code_options
@@ -52,6 +52,8 @@ class Session:
     fingerprint: str
     budget: TimeBudget | None = None
     _last_saved: float = field(default_factory=time.monotonic)
+    _meetings: Meetings | None = None
+    _wants_to_stop: bool = False  # whether this process was asked to stop
     _newest_logits: torch.Tensor | None = None  # this process's share of the watched split
 
     @property
@@ -87,6 +89,7 @@ class Session:
 
     def _fit(self, repeats: RepeatTeller | None) -> None:
         sample = self._sample()
+        self._meetings = Meetings(self.world, self.state.step)
         results = fit(
             self.state,
             self.prepared.train,
@@ -127,23 +130,28 @@ class Session:
         return memory_guard(str(self.state.device), f"evaluating {size} pictures at a time", advice)
 
     def _on_step(self, step: StepResult) -> None:
+        assert self._meetings is not None
+        meeting = self._meetings.is_due(step.step, self.state.epoch_is_over)
         if self.budget is not None:
-            self._keep_to(self.budget)
+            self._keep_to(self.budget, meeting)
         self.listener.on_step(replace(step, total_steps=self.state.total_steps))
+        self._wants_to_stop = self._wants_to_stop or self.listener.should_stop()
         settings = self.state.recipe.checkpoint
-        due = settings.minutes > 0 and time.monotonic() - self._last_saved > 60 * settings.minutes
-        due = due or (settings.steps > 0 and step.step % settings.steps == 0)
-        stop, due = self.world.any_of(self.listener.should_stop(), due)
-        if stop or due:
+        stop = late = False
+        if meeting:
+            late = settings.minutes > 0 and time.monotonic() - self._last_saved > 60 * settings.minutes
+            stop, late = self._meetings.hold(step.step, self._wants_to_stop, late)
+        if stop or late or (settings.steps > 0 and step.step % settings.steps == 0):
             self.save()
         if stop:
+            self.world.any(False)  # no process ends before the checkpoint is written
             options = code_options(self.state.recipe.model.name)
             raise InterruptedRunError(self.run.path, self.state.epoch + 1, self.state.step, options)
 
-    def _keep_to(self, budget: TimeBudget) -> None:
+    def _keep_to(self, budget: TimeBudget, meeting: bool) -> None:
         """Change the number of steps if the training would not end in time, and write down the new plan."""
         before = self.state.recipe
-        note = budget.after_step(self.state, self.world)
+        note = budget.after_step(self.state, self.world, meeting)
         if self.state.recipe is not before and self.world.is_first:
             # Before the next checkpoint: an earlier one goes on with the new plan just as well.
             self.run.write_recipe(self.state.recipe)

@@ -117,7 +117,7 @@ class TrainingState:
         self.layout = memory_layout(device, recipe.training.channels_last)
         self.model: nn.Module = model.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
         if world.size > 1 and recipe.training.sync_batchnorm:
-            synchronise_norms(self.model)
+            self.model = synchronise_norms(self.model, device)
         forward: nn.Module = self.model
         if world.size > 1:
             # No step sends running statistics: they are equal in all processes, or sent before an evaluation.
