@@ -121,6 +121,8 @@ NAN, INF = float("nan"), float("inf")
         (EvaluationSettings, {"sample": -1}, "evaluation.sample"),
         (EvaluationSettings, {"batch_size": 0}, "evaluation.batch_size"),
         (CheckpointSettings, {"steps": -1}, "checkpoint.steps"),
+        (CheckpointSettings, {"min_seconds": -0.1}, "checkpoint.min_seconds"),
+        (CheckpointSettings, {"min_seconds": INF}, "checkpoint.min_seconds"),
         (CheckpointSettings, {"minutes": INF}, "checkpoint.minutes"),
     ],
     ids=str,
@@ -163,7 +165,7 @@ def test_the_error_for_a_value_out_of_range_names_the_key_and_what_was_expected(
         (TrainingSettings, {"micro_batch": 8, "compile_mode": "reduce-overhead"}),  # not compiled
         (TrainingSettings, {"compile": True, "compile_mode": "reduce-overhead"}),
         (EvaluationSettings, {"every": 0, "sample": 0, "batch_size": 1}),
-        (CheckpointSettings, {"steps": 0, "minutes": 0.0}),
+        (CheckpointSettings, {"steps": 0, "minutes": 0.0, "min_seconds": 0.0}),
     ],
     ids=str,
 )

@@ -398,17 +398,22 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """When to write a checkpoint, in addition to after each epoch and when the training is asked to stop.
+    """When to write a checkpoint, in addition to after the last epoch and when the training is asked to stop.
 
     Attributes:
+        min_seconds: after an epoch, if at least this much time has passed since the last checkpoint. 0 writes
+            one after every epoch. On a GPU an epoch may be shorter than writing one.
         steps: after every this many steps. 0 is off.
         minutes: when this much time has passed since the last one. 0 is off.
     """
 
+    min_seconds: float = 10.0
     steps: int = 0
     minutes: float = 10.0
 
     def __post_init__(self) -> None:
+        ok = math.isfinite(self.min_seconds) and self.min_seconds >= 0
+        check(ok, "checkpoint.min_seconds", "0 (every epoch) or a positive number", self.min_seconds)
         check(self.steps >= 0, "checkpoint.steps", "0 (off) or more", self.steps)
         ok = math.isfinite(self.minutes) and self.minutes >= 0
         check(ok, "checkpoint.minutes", "0 (off) or a positive number", self.minutes)

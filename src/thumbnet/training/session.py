@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -14,7 +14,14 @@ from thumbnet.batches.prepare import Prepared, all_unreadable
 from thumbnet.classifiers.logits import collect_logits
 from thumbnet.data.splits import Data
 from thumbnet.distributed import Meetings, World
-from thumbnet.errors import InterruptedRunError, ThumbnetError, UnreadableImageError, memory_guard
+from thumbnet.errors import (
+    DivergedError,
+    InterruptedRunError,
+    OutOfMemoryError,
+    ThumbnetError,
+    UnreadableImageError,
+    memory_guard,
+)
 from thumbnet.evaluation import evaluate_logits
 from thumbnet.recipes.networks import code_options
 from thumbnet.runs.folder import Run
@@ -51,7 +58,7 @@ class Session:
     started: float
     fingerprint: str
     budget: TimeBudget | None = None
-    _last_saved: float = field(default_factory=time.monotonic)
+    _last_saved: float = 0.0  # a reading of time.monotonic
     _meetings: Meetings | None = None
     _wants_to_stop: bool = False  # whether this process was asked to stop
     _newest_logits: torch.Tensor | None = None  # this process's share of the watched split
@@ -84,12 +91,16 @@ class Session:
             self._fit(repeats)
         except UnreadableImageError:
             raise all_unreadable(self.data, self.listener.on_decode) from None
+        except (DivergedError, OutOfMemoryError):
+            self._write_metrics()  # a later checkpoint writes them anew
+            raise
         self._finish(repeats)
         return self.run
 
     def _fit(self, repeats: RepeatTeller | None) -> None:
         sample = self._sample()
         self._meetings = Meetings(self.world, self.state.step)
+        self._last_saved = time.monotonic()
         results = fit(
             self.state,
             self.prepared.train,
@@ -98,7 +109,9 @@ class Session:
             on_step=self._on_step,
         )
         for result in results:
-            self.save()
+            waited = time.monotonic() - self._last_saved >= self.state.recipe.checkpoint.min_seconds
+            if self.state.is_over or self.world.any(waited):
+                self.save()
             self.listener.on_epoch(result)
             if repeats is not None:
                 repeats.tell_if_known()
@@ -167,8 +180,12 @@ class Session:
         }
         if self.world.is_first:
             self.run.save_checkpoint(saved)
-            self.run.write_metrics([result.row() for result in self.state.history])
+        self._write_metrics()
         self._last_saved = time.monotonic()
+
+    def _write_metrics(self) -> None:
+        if self.world.is_first:
+            self.run.write_metrics([result.row() for result in self.state.history])
 
     def _finish(self, repeats: RepeatTeller | None) -> None:
         state = self.state
@@ -178,7 +195,7 @@ class Session:
             measured = measure(model, state, self.prepared, self.data.class_names, self._known_logits())
         if repeats is not None:
             self.run.save_weights(model.state_dict(), self._weights_info(measured))
-            self.run.write_metrics([result.row() for result in state.history])
+            self._write_metrics()
             findings = Findings(repeats.tell(), self._mirrored(measured))
             skipped = len(self.prepared.skipped)
             self.run.save_summary(summary_of(state, measured, findings, self.started, skipped))
