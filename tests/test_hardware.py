@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import shutil
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from thumbnet.hardware import (
     memory_layout,
     one_thread,
     send,
+    why_not_compile,
 )
 from thumbnet.training import time_budget
 from thumbnet.training.train import train
@@ -263,10 +265,47 @@ def test_keeping_freed_memory_does_nothing_without_glibc(monkeypatch: pytest.Mon
 def test_compiling_for_the_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert not can_compile(CPU)
-    assert can_compile(torch.device("cuda"))
+    assert "no C++ compiler" in str(why_not_compile(CPU))
     monkeypatch.setenv("CXX", "mine")
     monkeypatch.setattr(shutil, "which", lambda name: name if name == "mine" else None)
     assert can_compile(CPU)
+
+
+@pytest.mark.parametrize(
+    ("triton", "capability", "reason"),
+    [
+        (True, (7, 0), None),
+        (True, (9, 0), None),
+        (True, (6, 1), "below compute capability 7.0"),
+        (False, (9, 0), "Triton is not installed"),
+    ],
+)
+def test_compiling_for_a_gpu_needs_triton_and_a_gpu_that_it_supports(
+    triton: bool, capability: tuple[int, int], reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if triton else None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert can_compile(gpu) is (reason is None)
+    assert (reason or "None") in str(why_not_compile(gpu))
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "tf32"),
+    [((8, 0), "tf32", True), ((9, 0), "tf32", True), ((8, 0), "ieee", False), ((7, 5), "tf32", False)],
+)
+def test_the_environment_says_whether_float32_convolutions_use_tf32(
+    capability: tuple[int, int], precision: str, tf32: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    before = torch.backends.cudnn.conv.fp32_precision
+    try:
+        torch.backends.cudnn.conv.fp32_precision = precision
+        assert describe(torch.device("cuda", 0))["tf32_convolutions"] is tf32
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+    assert "tf32_convolutions" not in describe(CPU)
 
 
 def test_the_computer_is_described_in_plain_values() -> None:

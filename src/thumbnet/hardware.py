@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib.util
 import os
 import platform
 import shutil
@@ -250,10 +251,38 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, -1)  # never
 
 
-def can_compile(device: torch.device) -> bool:
-    """Whether ``torch.compile`` can work. For the CPU it needs a C++ compiler."""
+def why_not_compile(device: torch.device) -> str | None:
+    """Why ``torch.compile`` cannot work on ``device``; None if it can.
+
+    It writes C++ for CPUs, and for CUDA devices programs in Triton, which supports compute capability 7.0 and
+    above and is not part of PyTorch on Windows.
+    """
+    if device.type == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed"
+        if torch.cuda.get_device_capability(device) < (7, 0):
+            return "Triton does not support GPUs below compute capability 7.0"
     compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
-    return device.type != "cpu" or any(shutil.which(name) for name in compilers)
+    if device.type == "cpu" and not any(shutil.which(name) for name in compilers):
+        return "there is no C++ compiler (g++ or clang++)"
+    return None
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether ``torch.compile`` can work, see :func:`why_not_compile`."""
+    return why_not_compile(device) is None
+
+
+def uses_tf32(device: torch.device) -> bool:
+    """Whether ``device`` rounds the factors of float32 convolutions to TF32, with 10 bits after the point.
+
+    PyTorch does so by default where the hardware can (from compute capability 8.0), because it is several
+    times as fast: ``torch.backends.cudnn.conv.fp32_precision = "ieee"`` switches it off.
+    """
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    able = torch.cuda.get_device_capability(device) >= (8, 0)
+    return able and torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -270,6 +299,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(device)
         described["gpus"] = torch.cuda.device_count()
+        described["tf32_convolutions"] = uses_tf32(device)
     return described
 
 

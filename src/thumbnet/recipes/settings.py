@@ -324,7 +324,8 @@ class TrainingSettings:
             is off. The decay is smaller at the start, so that the average can follow.
         precision: of convolutions and matrix products: ``fp32``; ``bf16``; ``fp16``, with a loss that is
             scaled so that gradients fit into its range; or ``auto``: bf16 if the hardware multiplies it fast,
-            else fp16 if a CUDA device does, else fp32. Weights are float32 in any case.
+            else fp16 if a CUDA device does, else fp32. Weights are float32 in any case. On CUDA devices that
+            have TF32, fp32 means convolutions in TF32, which is PyTorch's default.
         channels_last: keep pictures as [B, H, W, C] in memory; shapes stay [B, C, H, W]. Devices on which
             PyTorch computes wrongly in this layout do without it.
         compile: ``torch.compile`` the network, which takes about a minute at the start.
