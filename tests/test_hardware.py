@@ -5,6 +5,7 @@ import ctypes
 import importlib.util
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +62,13 @@ def test_the_error_for_a_device_that_does_not_exist_lists_possible_names(name: s
 
 
 @pytest.fixture
-def broken_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def broken_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """PyTorch says that there is a CUDA GPU, but the first use of it fails, as with a card that is too old."""
+    why_unusable = hardware.why_unusable
+    why_unusable.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    hardware.why_unusable.cache_clear()
+    yield
+    why_unusable.cache_clear()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU works")
