@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -245,7 +246,7 @@ def test_no_batchnorm_sees_channels_last_on_a_device_that_computes_it_wrongly(
         train_and_predict(tmp_path / "last")
         assert all(last for last, _ in seen)
         seen.clear()
-        monkeypatch.setitem(hardware.WRONG_CHANNELS_LAST, "cpu", (99, 0))
+        monkeypatch.setitem(hardware.WRONG_CHANNELS_LAST, "cpu", "99"
         train_and_predict(tmp_path / "first")
         assert len(seen) > 20
         assert all(first for _, first in seen)
@@ -303,12 +304,13 @@ def test_the_environment_says_whether_float32_convolutions_use_tf32(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    before = torch.backends.cudnn.conv.fp32_precision
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = conv.fp32_precision
     try:
-        torch.backends.cudnn.conv.fp32_precision = precision
+        conv.fp32_precision = precision
         assert describe(torch.device("cuda", 0))["tf32_convolutions"] is tf32
     finally:
-        torch.backends.cudnn.conv.fp32_precision = before
+        conv.fp32_precision = before
     assert "tf32_convolutions" not in describe(CPU)
 
 

@@ -300,7 +300,7 @@ def synchronise_norms(model: nn.Module, device: torch.device) -> nn.Module:
     On CUDA, PyTorch's own conversion also replaces the BatchNorm of other dimensions.
     """
     if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return converted
     for name, child in model.named_children():
         if type(child) is nn.BatchNorm2d:

@@ -26,7 +26,7 @@ from thumbnet.kernels.library import load_kernels, multiplies_bf16
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by training.precision
 # Devices on which PyTorch before this version computes a wrong gradient of BatchNorm2d, or raises an error,
 # if pictures are stored channels last (https://github.com/pytorch/pytorch/issues/175189).
-WRONG_CHANNELS_LAST: dict[str, tuple[int, int]] = {"mps": (2, 14)}
+WRONG_CHANNELS_LAST = {"mps": "2.14"}
 
 
 def choose_device(name: str = "auto", number: int = 0) -> torch.device:
@@ -70,7 +70,7 @@ def _best_device(name: str, number: int) -> torch.device:
             f"process {number} of this machine (they count from 0) has no GPU of its own: start {count} "
             f"process(es) with --nproc-per-node {count}, or use the CPUs: --device cpu"
         )
-    failures = []
+    failures: list[str] = []
     for device in [*there, *([torch.device("cpu")] if name == "auto" else [])]:
         failure = why_unusable(device)
         if failure is None:
@@ -104,7 +104,7 @@ def why_unusable(device: torch.device) -> str | None:
 def _try_out(device: torch.device) -> None:
     """Compute a convolution and its gradient on ``device``."""
     filters = torch.ones(4, 3, 3, 3, device=device, requires_grad=True)
-    F.conv2d(torch.ones(2, 3, 8, 8, device=device), filters).sum().backward()  # type: ignore[no-untyped-call]
+    F.conv2d(torch.ones(2, 3, 8, 8, device=device), filters).sum().backward()
     assert filters.grad is not None
     float(filters.grad.sum())  # waits for the device, which reports some errors late
 
@@ -159,8 +159,8 @@ def autocast(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractCon
 
 def memory_layout(device: torch.device, channels_last: bool = True) -> torch.memory_format:
     """How ``device`` should store pictures and filters: channels last if that is wanted and right there."""
-    correct_from = WRONG_CHANNELS_LAST.get(device.type, (0, 0))
-    right = TorchVersion(torch.__version__) >= correct_from
+    correct_from = WRONG_CHANNELS_LAST.get(device.type, "0")
+    right = TorchVersion(torch.__version__) >= TorchVersion(correct_from)
     return torch.channels_last if channels_last and right else torch.contiguous_format
 
 
@@ -282,7 +282,8 @@ def uses_tf32(device: torch.device) -> bool:
     if device.type != "cuda" or torch.version.hip is not None:
         return False
     able = torch.cuda.get_device_capability(device) >= (8, 0)
-    return able and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # unknown to PyTorch's own hints
+    return able and conv.fp32_precision == "tf32"
 
 
 def describe(device: torch.device) -> dict[str, Any]:

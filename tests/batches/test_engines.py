@@ -94,7 +94,8 @@ def test_all_splits_together_must_fit_into_the_free_memory_of_the_device_that_ke
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)  # 700 can be used again
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: free + 5)
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 5)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("memory", "total")(free))
+    memory = namedtuple("memory", "total")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(free))
     splits = [of(needed - 3), of(2), of(1)]
     assert fits_in_memory(splits, (8, 8), torch.device(device)) is (needed < 10)
 
@@ -109,7 +110,7 @@ def test_pictures_that_stay_on_the_host_reach_the_gpu_through_pinned_memory(
 
     def pin(*size: object, pin_memory: bool, **options: object) -> torch.Tensor:
         pinned.append(pin_memory)
-        return empty(*size, **options)  # type: ignore[call-overload,no-any-return]
+        return empty(*size, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(torch, "empty", pin)
     batches = [torch.tensor([5, 0, 17]), torch.tensor([3])]

@@ -80,7 +80,7 @@ class Waits(TorchDispatchMode):
     """Counts what would make the computer wait for a GPU: a value that is read from a tensor."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
@@ -181,7 +181,7 @@ class Overflowing(torch.autograd.Function):
 
 class Endless(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return Overflowing.apply(x)  # type: ignore[no-untyped-call,no-any-return]
+        return Overflowing.apply(x)  # type: ignore[no-untyped-call]
 
 
 class Repeated:

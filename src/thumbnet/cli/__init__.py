@@ -80,13 +80,13 @@ def _plain_warnings() -> Iterator[None]:
     """In this block, print thumbnet's own warnings as lines, without the place in its code."""
     others = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
         if issubclass(category, FallbackWarning):
             print(f"thumbnet: {printable(str(message))}", file=sys.stderr)
         else:
-            others(message, category, *rest)
+            others(message, category, *rest, **more)
 
-    warnings.showwarning = show
+    warnings.showwarning = show  # type: ignore[assignment]
     try:
         yield
     finally:

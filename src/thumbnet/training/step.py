@@ -93,7 +93,7 @@ def accumulate_gradients(state: TrainingState, batch: Batch) -> Tensor:
             with autocast(state.dtype, state.device):
                 logits = state.forward(images)
             part = summed_loss(logits.float(), labels, settings, state.class_weights) / batch.total
-            state.scaler.scale(part * world.size).backward()  # type: ignore[no-untyped-call]
+            state.scaler.scale(part * world.size).backward()
         whole += part.detach()
         state.hits += (logits.detach().argmax(dim=1) == labels).sum()
         if state.selection is not None:
