@@ -246,7 +246,7 @@ def test_no_batchnorm_sees_channels_last_on_a_device_that_computes_it_wrongly(
         train_and_predict(tmp_path / "last")
         assert all(last for last, _ in seen)
         seen.clear()
-        monkeypatch.setitem(hardware.WRONG_CHANNELS_LAST, "cpu", "99"
+        monkeypatch.setitem(hardware.WRONG_CHANNELS_LAST, "cpu", "99")
         train_and_predict(tmp_path / "first")
         assert len(seen) > 20
         assert all(first for _, first in seen)

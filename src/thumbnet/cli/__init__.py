@@ -86,7 +86,7 @@ def _plain_warnings() -> Iterator[None]:
         else:
             others(message, category, *rest, **more)
 
-    warnings.showwarning = show  # type: ignore[assignment]
+    warnings.showwarning = show
     try:
         yield
     finally:
