@@ -100,7 +100,7 @@ class FaultyBatches:
 
 def accuracy(state: TrainingState, batches: FaultyBatches) -> float:
     """Accuracy in percent."""
-    logits, labels = collect_logits(state.evaluated_model, batches, bf16=state.bf16, tta="none")
+    logits, labels = collect_logits(state.evaluated_model, batches, dtype=state.dtype, tta="none")
     return 100 * float((logits.argmax(1) == labels).double().mean())
 
 

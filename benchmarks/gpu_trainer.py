@@ -82,7 +82,7 @@ class Trainer:
         tta, batches = self.recipe.evaluation.tta, self.prepared.evaluation["test"]
         with deterministic():
             logits, labels = collect_logits(
-                self.state.evaluated_model, batches, bf16=self.state.bf16, tta=tta
+                self.state.evaluated_model, batches, dtype=self.state.dtype, tta=tta
             )
         return float((logits.argmax(1) == labels).double().mean())
 

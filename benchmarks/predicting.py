@@ -21,7 +21,7 @@ from thumbnet.batches.statistics import Normalise
 from thumbnet.classifiers.logits import collect_logits
 from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.data.images import Preprocessing
-from thumbnet.hardware import autocast, choose_device, keep_freed_memory, use_bf16
+from thumbnet.hardware import autocast, choose_device, compute_dtype, keep_freed_memory
 from thumbnet.kernels import calls
 from thumbnet.models import build_model
 from thumbnet.recipes.settings import ModelSettings
@@ -31,7 +31,7 @@ PREPROCESSING = Preprocessing((32, 32), "pad", (0.49, 0.48, 0.45), (0.25, 0.24, 
 NAMES = tuple("0123456789")
 
 
-def convolutions(model: nn.Module, images: Tensor, bf16: bool) -> list[tuple[nn.Module, Tensor]]:
+def convolutions(model: nn.Module, images: Tensor, dtype: torch.dtype) -> list[tuple[nn.Module, Tensor]]:
     """Each convolution with its input, found without the kernels, which pool within a convolution."""
     found: list[tuple[nn.Module, Tensor]] = []
     hooks = [
@@ -42,7 +42,7 @@ def convolutions(model: nn.Module, images: Tensor, bf16: bool) -> list[tuple[nn.
     with (
         mock.patch.object(calls, "load_kernels", return_value=None),
         torch.inference_mode(),
-        autocast(bf16, images.device),
+        autocast(dtype, images.device),
     ):
         model(images)
     for hook in hooks:
@@ -58,7 +58,7 @@ def main() -> None:
     options = arguments.parse_args()
     device = choose_device("cpu")
     keep_freed_memory()
-    bf16 = use_bf16("auto", device)
+    dtype = compute_dtype("auto", device)
     rows, results = [], {}
     for name in options.networks:
         settings = ModelSettings(name=name)
@@ -67,16 +67,16 @@ def main() -> None:
         pictures = torch.randint(256, (500 * options.batches, 32, 32, 3), dtype=torch.uint8)
         engine = MemoryEngine(pictures.permute(0, 3, 1, 2), torch.zeros(len(pictures), dtype=torch.int64))
         batches = EvalBatches(engine, Normalise(PREPROCESSING, device), batch_size=500)
-        layers = convolutions(predictor.model, next(batches.epoch()).images, bf16)
+        layers = convolutions(predictor.model, next(batches.epoch()).images, dtype)
 
         def ceiling(layers: list[tuple[nn.Module, Tensor]] = layers) -> None:
-            with torch.inference_mode(), autocast(bf16, device):
+            with torch.inference_mode(), autocast(dtype, device):
                 for _ in range(options.batches):
                     for module, images in layers:
                         module(images)
 
         def evaluate(predictor: Predictor = predictor, batches: EvalBatches = batches) -> None:
-            collect_logits(predictor.model, batches, bf16=bf16)
+            collect_logits(predictor.model, batches, dtype=dtype)
 
         def predict(predictor: Predictor = predictor, pictures: Tensor = pictures) -> None:
             for pixels in pictures.split(500):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helpers import coloured_data
@@ -14,7 +19,7 @@ from thumbnet.batches.engines import MemoryEngine
 from thumbnet.batches.statistics import Normalise
 from thumbnet.data.images import Preprocessing
 from thumbnet.data.splits import ArraySplit
-from thumbnet.distributed import ALONE, SyncBatchNorm2d, World, joined, synchronise_norms
+from thumbnet.distributed import ALONE, Meetings, SyncBatchNorm2d, World, joined, synchronise_norms
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import AugmentSettings, ModelSettings, TrainingSettings
@@ -77,7 +82,8 @@ def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) ->
     with joined() as world:
         assert world == ALONE
         assert world.is_first
-        assert world.any_of(True, False) == [True, False]
+        assert world.any(True)
+        assert not world.any(False)
         assert world.gather_numbers(2.5) == [2.5]
         assert world.from_first("x") == "x"
 
@@ -86,11 +92,104 @@ def test_norms_are_synchronised_in_place_and_keep_their_tensors() -> None:
     model = build_model(ModelSettings("resnet20", 0.5), 3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     parameters = dict(model.named_parameters())
-    synchronise_norms(model)
+    synchronise_norms(model, torch.device("cpu"))
     assert not [m for m in model.modules() if type(m) is nn.BatchNorm2d]
     assert [m for m in model.modules() if isinstance(m, SyncBatchNorm2d)]
     assert all(parameters[name] is p for name, p in model.named_parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["resnet20", "fastnet"])
+def test_on_cuda_norms_become_torchs_own_which_do_not_wait(name: str) -> None:
+    model = build_model(ModelSettings(name, 0.5), 3)
+    before = model.state_dict()
+    parameters = {key: (id(p), p.requires_grad) for key, p in model.named_parameters()}
+    synced = synchronise_norms(model, torch.device("cuda", 0))
+    norms = [m for m in synced.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(type(norm) is nn.SyncBatchNorm for norm in norms)
+    assert {key: (id(p), p.requires_grad) for key, p in synced.named_parameters()} == parameters
+    assert synced.state_dict().keys() == before.keys()
+    assert all(torch.equal(before[key], tensor) for key, tensor in synced.state_dict().items())
+
+
+@dataclass(frozen=True)
+class ThreadWorld(World):
+    """A process of a world whose processes are threads."""
+
+    barrier: threading.Barrier = field(default_factory=lambda: threading.Barrier(1))
+    given: list[Tensor] = field(default_factory=list)
+
+    def sum(self, values: Tensor) -> Tensor:
+        self.given[self.rank] = values.clone()
+        self.barrier.wait(60)
+        total = torch.stack(self.given).sum(dim=0)
+        self.barrier.wait(60)
+        return values.copy_(total)
+
+
+@dataclass
+class Walk:
+    """What one process saw: the steps of its meetings, when it was asked to stop, and where it stopped."""
+
+    meetings: list[int] = field(default_factory=list)
+    asked: float = 0.0
+    stopped: tuple[int, float] = (0, 0.0)
+
+
+def walk(world: World, pace: Callable[[int], float], ask_at: int, steps_per_epoch: int) -> Walk:
+    """Walk through steps that take ``pace(step)`` seconds until a meeting says to stop."""
+    now, seen = 1000.0 * world.rank, Walk()
+    meetings = Meetings(world, 0, clock=lambda: now)
+    asked = False
+    for step in range(1, 3000):
+        now += pace(step)
+        if step == ask_at:
+            asked, seen.asked = True, now
+        if meetings.is_due(step, step % steps_per_epoch == 0):
+            seen.meetings.append(step)
+            other, stop = meetings.hold(step, False, asked)
+            assert not other
+            if stop:
+                seen.stopped = (step, now)
+                return seen
+    raise AssertionError("it never stopped")
+
+
+@pytest.mark.parametrize(
+    ("pace", "most"),
+    [
+        (lambda step: 0.002, 30),
+        (lambda step: 0.05, 220),
+        (lambda step: 0.002 if step < 1000 else 0.0036, 40),
+        (lambda step: 3.0, 2001),
+    ],
+    ids=["fast", "slow", "slower when pictures grow", "very slow"],
+)
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_meet_seldom_and_stop_after_the_same_step(
+    pace: Callable[[int], float], most: int, size: int
+) -> None:
+    barrier, given = threading.Barrier(size), [torch.zeros(0)] * size
+    worlds = [ThreadWorld(rank, size, rank, barrier, given) for rank in range(size)]
+    ask = [10_000] * (size - 1) + [2001]  # only the last one is asked to stop
+    with ThreadPoolExecutor(size) as pool:
+        walks = list(pool.map(walk, worlds, [pace] * size, ask, [700] * size))
+    assert all(one.meetings == walks[0].meetings for one in walks)
+    assert len({one.stopped[0] for one in walks}) == 1
+    asked = walks[-1]
+    assert asked.stopped[1] - asked.asked <= max(1.0, pace(2001))
+    assert len(asked.meetings) <= most
+    assert {700, 1400} <= set(asked.meetings), "they also meet at the end of an epoch"
+
+
+def test_a_process_that_is_alone_asks_nobody_and_decides_after_every_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(World, "sum", None)
+    meetings = Meetings(ALONE, 0)
+    assert all(meetings.is_due(step, False) for step in range(1, 5))
+    assert meetings.hold(3, True, False) == [True, False]
 
 
 def test_a_synchronised_norm_evaluates_like_an_ordinary_one() -> None:

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import records  # noqa: E402
+from measure import SHARED  # noqa: E402
 
 FAST, FOUR, ONE = ("fast", 15), ("fast", 4), ("fast", 1)
 DIGITS, REFERENCE = ("digits", 20), (records.REFERENCE, 8)
@@ -109,13 +110,13 @@ def test_the_newest_record_with_a_run_is_used(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(records, "RECORDS", tmp_path)
     late = {
         "commit": "a",
-        "data": records.SHARED.name,
+        "data": SHARED.name,
         "begun": "2026-02-01T00:00",
         "runs": [one_run(0, 0.92, 1.0)],
     }
     early = {
         "commit": "b",
-        "data": records.SHARED.name,
+        "data": SHARED.name,
         "begun": "2026-01-01T00:00",
         "runs": [one_run(0, 0.91, 1.0), {**one_run(0, 0.5, 1.0), "epochs": 1}],
     }

@@ -272,7 +272,7 @@ def test_an_evaluation_with_all_views_waits_no_more_often_for_more_batches(log: 
     batches: list[int] = []
     model.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
     log.clear()
-    logits, plain, _ = collect_views(model, prepared.evaluation["test"], bf16=False, tta="adaptive")
+    logits, plain, _ = collect_views(model, prepared.evaluation["test"], dtype=torch.float32, tta="adaptive")
     changed = int((logits != plain).any(dim=1).sum())
     assert 10 < changed < 190
     assert len(log.waits) <= 4  # which pictures are uncertain; logits, plain logits, labels

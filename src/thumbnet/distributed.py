@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from thumbnet.errors import LostContactError
 T = TypeVar("T")
 
 DEFAULT_TIMEOUT = 600.0  # seconds to wait for the other processes
+MEETING_SECONDS = 0.5  # between two meetings of the processes; a slower next step makes it longer
 
 
 def sum_over_processes(tensor: Tensor) -> None:
@@ -68,15 +69,9 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def any_of(self, *flags: bool) -> list[bool]:
-        """For each of ``flags``, whether any process has set it."""
-        if self.size == 1:
-            return list(flags)
-        return [count > 0 for count in self.sum(torch.tensor(flags, dtype=torch.float32)).tolist()]
-
     def any(self, flag: bool) -> bool:
         """Whether any process has set ``flag``."""
-        return self.any_of(flag)[0]
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag))))
 
     def from_first(self, value: T) -> T:
         """The first process's ``value``, in every process."""
@@ -121,6 +116,48 @@ class World:
 
 
 ALONE = World()
+
+
+class Meetings:
+    """The steps after which the processes of a training tell each other their wishes, such as to stop.
+
+    After every step would be too often: on GPUs a message takes as long as a step. So they meet about every
+    ``seconds``. Each meeting fixes the step of the next one by the first process's clock, so that all of them
+    come to the same meetings. They also meet at the end of an epoch, before they evaluate. A process that is
+    alone decides for itself after every step.
+
+    Args:
+        world: the processes.
+        step: steps done before.
+        seconds: between two meetings; less at first, because the time between them at most doubles.
+        clock: gives the time in seconds.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        step: int,
+        seconds: float = MEETING_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.world, self._seconds, self._clock = world, seconds, clock
+        self._step, self._time, self._interval = step, clock(), 1
+
+    def is_due(self, step: int, epoch_is_over: bool) -> bool:
+        """Whether the processes meet after ``step``; the same answer in all of them."""
+        return self.world.size == 1 or epoch_is_over or step >= self._step + self._interval
+
+    def hold(self, step: int, *wishes: bool) -> list[bool]:
+        """For each of ``wishes``, whether any process has it. All processes call this if a meeting is due."""
+        if self.world.size == 1:
+            return list(wishes)
+        now = self._clock()
+        taken = (now - self._time) / max(1, step - self._step) if self.world.is_first else 0.0
+        *counts, per_step = self.world.sum(torch.tensor([*wishes, taken], dtype=torch.float64)).tolist()
+        fitting = int(self._seconds / max(per_step, 1e-6))
+        self._step, self._time = step, now
+        self._interval = max(1, min(fitting, 2 * self._interval))
+        return [count > 0 for count in counts]
 
 
 @contextlib.contextmanager
@@ -226,7 +263,7 @@ class _SumOverAll(torch.autograd.Function):
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d whose training statistics cover the pictures of all processes.
 
-    ``torch.nn.SyncBatchNorm`` does the same, but only on GPUs.
+    For the CPU. ``torch.nn.SyncBatchNorm`` does the same on GPUs, and nothing in it makes them wait.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -257,8 +294,14 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         self.num_batches_tracked += 1
 
 
-def synchronise_norms(model: nn.Module) -> nn.Module:
-    """Replace every BatchNorm2d in ``model`` with a synchronised one that has the same tensors, in place."""
+def synchronise_norms(model: nn.Module, device: torch.device) -> nn.Module:
+    """``model`` with every BatchNorm2d replaced by a synchronised one that has the same tensors.
+
+    On CUDA, PyTorch's own conversion also replaces the BatchNorm of other dimensions.
+    """
+    if device.type == "cuda":
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return converted
     for name, child in model.named_children():
         if type(child) is nn.BatchNorm2d:
             momentum = 0.1 if child.momentum is None else child.momentum
@@ -268,5 +311,5 @@ def synchronise_norms(model: nn.Module) -> nn.Module:
             norm.num_batches_tracked = child.num_batches_tracked
             setattr(model, name, norm)
         else:
-            synchronise_norms(child)
+            synchronise_norms(child, device)
     return model

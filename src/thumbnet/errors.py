@@ -100,11 +100,12 @@ class ModelCodeError(RunError):
 
 
 class DivergedError(ThumbnetError):
-    """The loss is no longer finite. ``step`` counts optimisation steps from 1."""
+    """The loss is no longer finite, or ``problem`` says what else. ``step`` counts steps from 1."""
 
-    def __init__(self, step: int, loss: float, lr: float) -> None:
+    def __init__(self, step: int, loss: float, lr: float, problem: str = "") -> None:
+        found = problem or f"the loss is {loss}"
         super().__init__(
-            f"the loss is {loss} at step {step} (learning rate {lr:.4g}): the training has diverged.\n"
+            f"{found} at step {step} (learning rate {lr:.4g}): the training has diverged.\n"
             "Lower the learning rate (--set optimizer.lr=...), lengthen the warm-up "
             "(--set schedule.warmup=...), or compute in float32 (--set training.precision=fp32)."
         )
@@ -146,13 +147,20 @@ class MissingExtraError(ThumbnetError):
         super().__init__(f"{what} needs the extra '{extra}': {install_command(extra)}")
 
 
-# PyTorch has a class for this error only on GPUs. oneDNN reports a failed allocation as "could not create a
-# primitive".
+class FallbackWarning(UserWarning):
+    """Something does not work here, and thumbnet uses something else instead."""
+
+
+# PyTorch has a class for this error only on GPUs, and onnxruntime has none. oneDNN reports a failed
+# allocation as "could not create a primitive", Apple's GPUs some of them as "insufficient memory".
 _NO_MEMORY = (
     "can't allocate memory",
     "out of memory",
     "bad_alloc",
     "not enough memory",
+    "insufficient memory",
+    "failed to allocate memory",
+    "cannot allocate memory",
     "alloc_failed",
     "could not create a primitive",
     "could not execute a primitive",
@@ -161,7 +169,7 @@ _NO_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error``, from PyTorch, NumPy or Python, reports a failed allocation."""
+    """Whether ``error``, from PyTorch, onnxruntime, NumPy or Python, reports a failed allocation."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
 
@@ -177,8 +185,8 @@ def memory_guard(device: str, doing: str, advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+    except Exception as error:  # onnxruntime's exceptions have no base class of their own
+        if isinstance(error, ThumbnetError) or not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(device, doing, advice) from None
 

@@ -5,54 +5,121 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib.util
 import os
 import platform
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import psutil
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
-from thumbnet.errors import ThumbnetError
+from thumbnet.errors import FallbackWarning, ThumbnetError
 from thumbnet.kernels.library import load_kernels, multiplies_bf16
 
 STAGED_BYTES = 64 * 1024  # CUDA copies this much from ordinary memory without making the host wait
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by training.precision
+# Devices on which PyTorch before this version computes a wrong gradient of BatchNorm2d, or raises an error,
+# if pictures are stored channels last (https://github.com/pytorch/pytorch/issues/175189).
+WRONG_CHANNELS_LAST = {"mps": "2.14"}
 
 
 def choose_device(name: str = "auto", number: int = 0) -> torch.device:
-    """Choose a device by name.
+    """Choose a device by name, and try a convolution and its gradient on it.
 
-    ``auto`` means the CUDA device ``number``, else Apple's GPU, else the CPU. ``gpu`` means the same without
+    ``auto`` means the CUDA device ``number``, else Apple's GPU, else the CPU. If one of them is there but
+    does not work, a :class:`FallbackWarning` says why the next one is used. ``gpu`` means the same without
     the CPU, and ``cuda`` the CUDA device ``number``. Any other name goes to PyTorch.
 
     Raises:
-        ThumbnetError: the device is not available on this computer.
+        ThumbnetError: the device is not available on this computer, or does not work.
     """
     if name in ("auto", "gpu"):
-        if torch.cuda.is_available():
-            return torch.device("cuda", number)
-        if torch.backends.mps.is_available():
-            return torch.device("mps")
-        if name == "auto":
-            return torch.device("cpu")
-    if name == "gpu" or (name.split(":")[0] == "cuda" and not torch.cuda.is_available()):
-        raise ThumbnetError(
-            f"--device {name}: there is no GPU that PyTorch {torch.__version__} can use (CUDA, ROCm or "
-            "Apple's MPS). Leave --device out, or use the CPU: --device cpu"
-        )
+        return _best_device(name, number)
+    if name.split(":")[0] == "cuda" and not torch.cuda.is_available():
+        raise _no_gpu(name)
     try:
         device = torch.device("cuda", number) if name == "cuda" else torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split("\n")[0]
         raise ThumbnetError(
-            f"the device {name!r} is not available: {reason.rstrip('.')}. "
+            f"the device {name!r} is not available: {_reason(error)}. "
             "Choose auto, cpu, gpu, cuda, cuda:1 or mps."
         ) from None
+    failure = why_unusable(device)
+    if failure:
+        raise ThumbnetError(
+            f"--device {name}: {device} cannot be used: {failure}. "
+            "Leave --device out, or use the CPU: --device cpu"
+        )
     return device
+
+
+def _best_device(name: str, number: int) -> torch.device:
+    """The first device of ``auto`` or ``gpu`` that works."""
+    there = [torch.device("cuda", number)] if torch.cuda.is_available() else []
+    there += [torch.device("mps")] if torch.backends.mps.is_available() else []
+    count = torch.cuda.device_count() if there else 0
+    if 0 < count <= number:
+        raise ThumbnetError(
+            f"process {number} of this machine (they count from 0) has no GPU of its own: start {count} "
+            f"process(es) with --nproc-per-node {count}, or use the CPUs: --device cpu"
+        )
+    failures: list[str] = []
+    for device in [*there, *([torch.device("cpu")] if name == "auto" else [])]:
+        failure = why_unusable(device)
+        if failure is None:
+            if failures:
+                warnings.warn(f"{'; '.join(failures)}: using {device}", FallbackWarning, stacklevel=3)
+            return device
+        failures.append(f"{device} cannot be used ({failure})")
+    if failures:
+        raise ThumbnetError(
+            f"--device {name}: {'; '.join(failures)}. Leave --device out, or use the CPU: --device cpu"
+        )
+    raise _no_gpu(name)
+
+
+@functools.cache
+def why_unusable(device: torch.device) -> str | None:
+    """Why ``device`` cannot train, found by trying; None if it can. The CPU always can.
+
+    ``torch.cuda.is_available()`` is also true for a GPU that is too old for PyTorch's kernels, and for one
+    whose memory is full.
+    """
+    if device.type == "cpu":
+        return None
+    try:
+        _try_out(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        return _reason(error)
+    return None
+
+
+def _try_out(device: torch.device) -> None:
+    """Compute a convolution and its gradient on ``device``."""
+    filters = torch.ones(4, 3, 3, 3, device=device, requires_grad=True)
+    F.conv2d(torch.ones(2, 3, 8, 8, device=device), filters).sum().backward()
+    assert filters.grad is not None
+    float(filters.grad.sum())  # waits for the device, which reports some errors late
+
+
+def _reason(error: Exception) -> str:
+    """The first line of PyTorch's message, without its full stop."""
+    return (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".")
+
+
+def _no_gpu(name: str) -> ThumbnetError:
+    return ThumbnetError(
+        f"--device {name}: there is no GPU that PyTorch {torch.__version__} can use (CUDA, ROCm or "
+        "Apple's MPS). Leave --device out, or use the CPU: --device cpu"
+    )
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -65,14 +132,37 @@ def has_fast_bf16(device: torch.device) -> bool:
     return False
 
 
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether a recipe's ``training.precision`` means bfloat16 on ``device``."""
-    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+def has_fast_fp16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies float16 faster than float32, and bfloat16 not: Volta (V100), Turing (T4).
+
+    The GTX 16 series has Turing's number, but no tensor cores, and its convolutions in float16 give nan
+    (https://github.com/pytorch/pytorch/issues/77955).
+    """
+    if device.type != "cuda" or has_fast_bf16(device):
+        return False
+    capability = torch.cuda.get_device_capability(device)
+    return (7, 0) <= capability < (8, 0) and "GTX 16" not in torch.cuda.get_device_name(device)
 
 
-def autocast(bf16: bool, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """In this block, compute convolutions and matrix products in bfloat16 if ``bf16`` is true."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The type in which ``device`` computes convolutions and matrix products, by ``training.precision``."""
+    if precision == "auto":
+        precision = "bf16" if has_fast_bf16(device) else "fp16" if has_fast_fp16(device) else "fp32"
+    return DTYPES[precision]
+
+
+def autocast(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """In this block, compute convolutions and matrix products of float32 tensors in ``dtype``."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def memory_layout(device: torch.device, channels_last: bool = True) -> torch.memory_format:
+    """How ``device`` should store pictures and filters: channels last if that is wanted and right there."""
+    correct_from = WRONG_CHANNELS_LAST.get(device.type, "0")
+    right = TorchVersion(torch.__version__) >= TorchVersion(correct_from)
+    return torch.channels_last if channels_last and right else torch.contiguous_format
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -88,6 +178,34 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     if large and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def pick(pictures: Tensor, positions: Tensor, device: torch.device) -> Tensor:
+    """``pictures[positions]`` on the CPU, where ``device`` can fetch it without waiting.
+
+    CUDA copies at its own pace only from memory that is pinned. Pinning each batch costs nothing, because
+    PyTorch uses the same memory again, and the split itself may stay in a file.
+
+    Args:
+        pictures: uint8 [N, 3, H, W], stored as [N, H, W, 3], on the CPU.
+        positions: int64 [B], on the CPU.
+        device: where the batch goes next.
+    """
+    stored = pictures.permute(0, 2, 3, 1)
+    shape = (len(positions), *stored.shape[1:])
+    picked = torch.empty(shape, dtype=pictures.dtype, pin_memory=device.type == "cuda")
+    return torch.index_select(stored, 0, positions, out=picked).permute(0, 3, 1, 2)
+
+
+def memory_of(device: torch.device) -> int:
+    """How many bytes there are to share out: all of a computer's memory, and what is free of a GPU's."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # PyTorch keeps freed memory for later, which the driver counts as used.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return int(psutil.virtual_memory().total)
 
 
 @contextlib.contextmanager
@@ -140,10 +258,39 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, -1)  # never
 
 
-def can_compile(device: torch.device) -> bool:
-    """Whether ``torch.compile`` can work. For the CPU it needs a C++ compiler."""
+def why_not_compile(device: torch.device) -> str | None:
+    """Why ``torch.compile`` cannot work on ``device``; None if it can.
+
+    It writes C++ for CPUs, and for CUDA devices programs in Triton, which supports compute capability 7.0 and
+    above and is not part of PyTorch on Windows.
+    """
+    if device.type == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed"
+        if torch.cuda.get_device_capability(device) < (7, 0):
+            return "Triton does not support GPUs below compute capability 7.0"
     compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
-    return device.type != "cpu" or any(shutil.which(name) for name in compilers)
+    if device.type == "cpu" and not any(shutil.which(name) for name in compilers):
+        return "there is no C++ compiler (g++ or clang++)"
+    return None
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether ``torch.compile`` can work, see :func:`why_not_compile`."""
+    return why_not_compile(device) is None
+
+
+def uses_tf32(device: torch.device) -> bool:
+    """Whether ``device`` rounds the factors of float32 convolutions to TF32, with 10 bits after the point.
+
+    PyTorch does so by default where the hardware can (from compute capability 8.0), because it is several
+    times as fast: ``torch.backends.cudnn.conv.fp32_precision = "ieee"`` switches it off.
+    """
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    able = torch.cuda.get_device_capability(device) >= (8, 0)
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # unknown to PyTorch's own hints
+    return able and conv.fp32_precision == "tf32"
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -160,6 +307,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(device)
         described["gpus"] = torch.cuda.device_count()
+        described["tf32_convolutions"] = uses_tf32(device)
     return described
 
 

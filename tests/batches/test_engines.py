@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from helpers import write_class_folders
+from thumbnet.batches import engines
 from thumbnet.batches.decoding import decode_split
 from thumbnet.batches.engines import (
     MANY,
@@ -65,7 +67,7 @@ def test_a_split_fits_if_it_needs_less_than_a_quarter_of_the_memory(monkeypatch:
     memory = namedtuple("memory", "total")
     for total, fits in ((4 * 10 * 8 * 8 * 3, False), (4 * 10 * 8 * 8 * 3 + 4, True)):
         monkeypatch.setattr(psutil, "virtual_memory", lambda total=total: memory(total))
-        assert fits_in_memory(split, (8, 8)) is fits
+        assert fits_in_memory([split], (8, 8)) is fits
 
 
 def test_only_very_many_pictures_are_sampled_and_always_the_same_way() -> None:
@@ -74,3 +76,64 @@ def test_only_very_many_pictures_are_sampled_and_always_the_same_way() -> None:
     assert 0.9 * SAMPLE < len(sampled) <= SAMPLE
     assert bool((sampled.diff() > 0).all())
     assert torch.equal(sampled, sample_positions(MANY + 1))
+
+
+def of(count: int) -> Split:
+    return ArraySplit(np.zeros((count, 8, 8, 3), np.uint8), np.zeros(count, np.int64), "x")
+
+
+@pytest.mark.parametrize(
+    ("device", "needed"), [("cuda", 10), ("cuda", 9), ("mps", 10), ("mps", 9), ("cpu", 10), ("cpu", 9)]
+)
+def test_all_splits_together_must_fit_into_the_free_memory_of_the_device_that_keeps_them(
+    device: str, needed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 4 * 10 * 8 * 8 * 3  # too little for ten pictures by one byte, as they may take a quarter of it
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free - 700, 10 * free))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)  # 700 can be used again
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: free + 5)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 5)
+    memory = namedtuple("memory", "total")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(free))
+    splits = [of(needed - 3), of(2), of(1)]
+    assert fits_in_memory(splits, (8, 8), torch.device(device)) is (needed < 10)
+
+
+def test_pictures_that_stay_on_the_host_reach_the_gpu_through_pinned_memory(
+    split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = decode_split(split, (16, 16), "pad").images
+    engine = MemoryEngine(decoded, torch.from_numpy(np.array(split.labels)), device=torch.device("cuda"))
+    pinned: list[bool] = []
+    empty = torch.empty
+
+    def pin(*size: object, pin_memory: bool, **options: object) -> torch.Tensor:
+        pinned.append(pin_memory)
+        return empty(*size, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(torch, "empty", pin)
+    batches = [torch.tensor([5, 0, 17]), torch.tensor([3])]
+    fetched = list(engine.fetch(batches))
+    assert pinned == [True, True]
+    for positions, images in zip(batches, fetched, strict=True):
+        assert torch.equal(images, decoded[positions])
+        assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_workers_pin_their_batches_only_for_a_gpu(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    class Loader:
+        def __init__(self, *_: object, pin_memory: bool, **__: object) -> None:
+            seen.append(pin_memory)
+
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            return iter([])
+
+    monkeypatch.setattr(engines, "DataLoader", Loader)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for device in ("cpu", "cuda"):
+        engine = WorkerEngine(split, (16, 16), "pad", 1, device=torch.device(device))
+        assert list(engine.fetch([torch.arange(3)])) == []
+    assert seen == [False, True]

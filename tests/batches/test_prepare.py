@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from helpers import coloured_data, write_class_folders
 from thumbnet.batches import prepare as preparing
 from thumbnet.batches.prepare import prepare, resolve_preprocessing, without_unreadable
-from thumbnet.data.splits import ArraySplit
+from thumbnet.data.splits import ArraySplit, Split
 from thumbnet.distributed import World
 from thumbnet.errors import DataError, OutOfMemoryError
 from thumbnet.recipes.recipe import load_recipe
@@ -78,3 +79,29 @@ def test_pictures_that_do_not_fit_into_memory_suggest_the_other_engine(
     monkeypatch.setattr(preparing, "decode_split", refuse)
     with pytest.raises(OutOfMemoryError, match=r"preparing the pictures.*\n.*data.engine=workers"):
         prepare(coloured_data(), load_recipe("tutorial", ["data.engine=memory"]), CPU)
+
+
+class EnoughSeenError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_all_splits_go_to_the_gpus_memory_or_none_does(fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    asked, stores = [], []
+
+    def fits_in_memory(splits: Iterable[Split], size: object, device: torch.device = CPU) -> bool:
+        asked.append((device, sum(map(len, splits))))
+        return fits or device == CPU
+
+    def record(*arguments: object) -> None:
+        stores.append(arguments[-1])
+        if len(stores) == 2:
+            raise EnoughSeenError
+
+    monkeypatch.setattr(preparing, "fits_in_memory", fits_in_memory)
+    monkeypatch.setattr(preparing, "build_engine", record)
+    with pytest.raises(EnoughSeenError):
+        prepare(coloured_data(60), load_recipe("tutorial"), gpu)
+    assert asked == [(CPU, 120), (gpu, 120)]
+    assert stores == [gpu if fits else CPU] * 2

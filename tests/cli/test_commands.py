@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 import thumbnet
 from cli_helpers import run_cli
+from helpers import coloured, write_picture
+from thumbnet import hardware
 from thumbnet.cli import main
 
 
@@ -52,6 +55,25 @@ def test_a_wrong_command_line_gets_one_clear_message_and_status_2(
     for word in words:
         assert word in captured.err
     assert list(tmp_path.iterdir()) == []  # nothing was started
+
+
+@pytest.fixture
+def broken_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    why = "CUDA error: no kernel image is available"
+    monkeypatch.setattr(hardware, "why_unusable", lambda device: None if device.type == "cpu" else why)
+
+
+@pytest.mark.usefixtures("broken_gpu")
+def test_a_command_uses_the_cpu_and_says_so_where_the_gpu_does_not_work(
+    trained: tuple[Path, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = write_picture(tmp_path / "a.png", coloured(0, 0))
+    assert main(["predict", str(trained[0]), str(picture)]) == 0
+    line = "thumbnet: cuda:0 cannot be used (CUDA error: no kernel image is available): using cpu"
+    assert line in capsys.readouterr().err.splitlines()
+    assert main(["predict", str(trained[0]), str(picture), "--device", "gpu"]) == 2
+    assert "--device gpu: cuda:0 cannot be used (CUDA error: no kernel" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,16 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from cli_helpers import SETTINGS, epochs
 from helpers import TINY, coloured_data
+from thumbnet import hardware
+from thumbnet.cli import progress
 from thumbnet.runs.folder import Run
 from thumbnet.training.train import train
 
@@ -98,3 +103,22 @@ def test_the_display_says_why_kernels_are_not_kept(
             )
         shown = capsys.readouterr().err
         assert (f"each start compiles the CPU kernels anew: {reason}" in shown) is (reason is not None)
+
+
+@pytest.mark.parametrize(
+    ("precision", "tf32", "text"),
+    [
+        ("fp32", True, "fp32 (convolutions in TF32) on cuda:0"),
+        ("fp32", False, "fp32 on cuda:0"),
+        ("fp16", True, "fp16 on cuda:0"),
+    ],
+)
+def test_the_display_says_in_which_precision_a_gpu_computes(
+    precision: str, tf32: bool, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "uses_tf32", lambda device: tf32)
+    gpu = torch.device("cuda", 0)
+    state: Any = SimpleNamespace(precision=precision, device=gpu, uses_kernels=False, compiled=False)
+    assert progress._how(state) == text
+    monkeypatch.setattr(hardware, "why_not_compile", lambda device: "Triton is not installed")
+    assert progress._whether_compiled(state) == "not in use, because Triton is not installed"

@@ -161,6 +161,31 @@ def test_a_killed_process_is_restarted_and_the_result_is_the_same(folder: Path, 
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "calm" / "model.safetensors").read_bytes()
 
 
+def test_a_request_to_stop_in_one_process_stops_all_after_the_same_step(folder: Path, tmp_path: Path) -> None:
+    arguments: list[str | Path] = [
+        folder, "--recipe", "resnet18", *OVERRIDES, "--set", "training.epochs=12", "--set", "training.batch_size=4",
+    ]  # fmt: skip
+    calm = train(2, *arguments, "--out", tmp_path / "calm")
+    assert calm.returncode == 0, calm.stderr
+    out = tmp_path / "stopped"
+    agent = subprocess.Popen(
+        [*TORCHRUN, "--nproc-per-node", "2", "-m", "thumbnet", "train", *map(str, arguments), "--out", str(out),
+         "--checkpoint-steps", "3"],
+        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for_step(out, 10, agent)
+    os.kill(children(agent.pid)[-1], signal.SIGTERM)
+    _, errors = agent.communicate(timeout=120)
+    assert agent.returncode != 0
+    assert "has lost contact" not in errors
+    checkpoint = Run(out).load_checkpoint()
+    assert checkpoint is not None
+    assert 10 <= checkpoint["state"]["step"] < 12 * 13
+    again = train(2, "--resume", out)
+    assert again.returncode == 0, again.stderr
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "calm" / "model.safetensors").read_bytes()
+
+
 def children(pid: int) -> list[int]:
     import psutil
 

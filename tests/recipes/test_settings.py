@@ -101,6 +101,16 @@ NAN, INF = float("nan"), float("inf")
         (ScheduleSettings, {"small_until": 1.1}, "schedule.small_until"),
         (TrainingSettings, {"epochs": 0}, "training.epochs"),
         (TrainingSettings, {"micro_batch": 1}, "training.micro_batch"),
+        (
+            TrainingSettings,
+            {"micro_batch": 8, "compile": True, "compile_mode": "reduce-overhead"},
+            "training.micro_batch",
+        ),
+        (
+            TrainingSettings,
+            {"micro_batch": 8, "compile": True, "compile_mode": "max-autotune"},
+            "training.micro_batch",
+        ),
         (TrainingSettings, {"min_steps": -1}, "training.min_steps"),
         (TrainingSettings, {"steps": -1}, "training.steps"),
         (TrainingSettings, {"max_skips": -1}, "training.max_skips"),
@@ -111,6 +121,8 @@ NAN, INF = float("nan"), float("inf")
         (EvaluationSettings, {"sample": -1}, "evaluation.sample"),
         (EvaluationSettings, {"batch_size": 0}, "evaluation.batch_size"),
         (CheckpointSettings, {"steps": -1}, "checkpoint.steps"),
+        (CheckpointSettings, {"min_seconds": -0.1}, "checkpoint.min_seconds"),
+        (CheckpointSettings, {"min_seconds": INF}, "checkpoint.min_seconds"),
         (CheckpointSettings, {"minutes": INF}, "checkpoint.minutes"),
     ],
     ids=str,
@@ -149,8 +161,11 @@ def test_the_error_for_a_value_out_of_range_names_the_key_and_what_was_expected(
         (DataSettings, {"test_fraction": 0.0}),
         (OptimizerSettings, {"nesterov": True, "momentum": 0.5}),
         (TrainingSettings, {"epochs": 1, "batch_size": 2, "micro_batch": 2, "max_skips": 0}),
+        (TrainingSettings, {"micro_batch": 8, "compile": True}),
+        (TrainingSettings, {"micro_batch": 8, "compile_mode": "reduce-overhead"}),  # not compiled
+        (TrainingSettings, {"compile": True, "compile_mode": "reduce-overhead"}),
         (EvaluationSettings, {"every": 0, "sample": 0, "batch_size": 1}),
-        (CheckpointSettings, {"steps": 0, "minutes": 0.0}),
+        (CheckpointSettings, {"steps": 0, "minutes": 0.0, "min_seconds": 0.0}),
     ],
     ids=str,
 )

@@ -47,7 +47,7 @@ def test_calibration_can_be_turned_off() -> None:
 def test_known_logits_are_used_and_give_the_same_result(tta: str, monkeypatch: pytest.MonkeyPatch) -> None:
     state, prepared = made(f"evaluation.tta={tta}", "data.calibration_pictures=0", splits=("train", "test"))
     expected = measure(state.model, state, prepared, NAMES, None)
-    logits, _ = collect_logits(state.model, prepared.evaluation["test"], bf16=state.bf16)
+    logits, _ = collect_logits(state.model, prepared.evaluation["test"], dtype=state.dtype)
     asked: list[object] = []
 
     def counting(*arguments: Any, **options: Any) -> Any:

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from helpers import TINY, coloured_data
+from thumbnet.batches.prepare import Prepared
+from thumbnet.distributed import World
 from thumbnet.errors import InterruptedRunError, OutOfMemoryError
 from thumbnet.runs.folder import Run
 from thumbnet.training import session as session_module
 from thumbnet.training.fit import StepResult
 from thumbnet.training.listener import Listener
+from thumbnet.training.state import TrainingState
 from thumbnet.training.train import resume, train
 
 
@@ -37,6 +42,77 @@ def test_a_stop_saves_the_very_step_and_leaves_no_summary(tmp_path: Path) -> Non
     checkpoint: Any = run.load_checkpoint()
     assert checkpoint["state"]["step"] == 6
     assert resume(run.path, data=data, device="cpu").is_complete
+
+
+@dataclass(frozen=True)
+class CountingWorld(World):
+    """Claims to be the first of two processes; the other one has nothing to say."""
+
+    sums: list[int] = field(default_factory=list)
+    broadcasts: list[int] = field(default_factory=list)
+
+    def share(self, items: torch.Tensor) -> torch.Tensor:
+        return items
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        self.sums.append(1)
+        return values
+
+    def from_first(self, value: Any) -> Any:
+        self.broadcasts.append(1)
+        return value
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows
+
+    def send_buffers(self, module: nn.Module) -> None:
+        pass
+
+
+class InTwo(Listener):
+    """Lets a training believe from its first step on that it has two processes."""
+
+    def __init__(self, stop_at: int = 0) -> None:
+        self.world = CountingWorld(0, 2)
+        self.stop_at, self.step = stop_at, 0
+
+    def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:
+        state.world = self.world
+        self.world.sums.clear()
+        self.world.broadcasts.clear()
+
+    def on_step(self, step: StepResult) -> None:
+        self.step = step.step
+
+    def should_stop(self) -> bool:
+        return self.step == self.stop_at  # asked only once
+
+
+SHORT_STEPS = [
+    *TINY,
+    "model.name=fastnet",
+    "model.width=0.05",
+    "training.min_steps=0",
+    "training.batch_size=2",
+]
+
+
+def test_several_processes_exchange_nothing_after_most_steps(tmp_path: Path) -> None:
+    listener = InTwo()
+    overrides = [*SHORT_STEPS, "evaluation.every=0", "evaluation.sample=0"]
+    train(coloured_data(), "fast", overrides=overrides, out=tmp_path / "r", device="cpu", listener=listener)
+    assert listener.step == 90
+    assert 0 < len(listener.world.sums) + len(listener.world.broadcasts) < 90 / 2
+
+
+def test_a_request_to_stop_between_two_meetings_is_not_forgotten(tmp_path: Path) -> None:
+    listener = InTwo(stop_at=17)
+    data = coloured_data()
+    with pytest.raises(InterruptedRunError) as caught:
+        train(data, "fast", overrides=SHORT_STEPS, out=tmp_path / "r", device="cpu", listener=listener)
+    checkpoint: Any = Run(caught.value.path).load_checkpoint()
+    assert 17 <= checkpoint["state"]["step"] == listener.step <= 30, "at the end of the epoch at the latest"
+    assert resume(tmp_path / "r", data=data, device="cpu").is_complete
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from helpers import coloured_data
 from thumbnet.batches.prepare import Prepared, prepare
-from thumbnet.distributed import ALONE
+from thumbnet.distributed import ALONE, World
 from thumbnet.errors import InterruptedRunError, RecipeError
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe, load_recipe
@@ -107,6 +107,36 @@ def test_the_training_ends_in_time_and_at_the_end_of_its_schedule(
     assert len(state.recipe.schedule.planned_at) < 1 / 0.04
 
 
+def test_several_processes_change_the_plan_only_where_they_meet_and_as_the_first_decides(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe("fast", ["training.batch_size=20", "training.min_steps=0"])
+    asked: list[int | None] = []
+
+    def from_first(world: World, value: int | None) -> int | None:
+        asked.append(value)
+        return 777 if world.rank else value
+
+    monkeypatch.setattr(World, "from_first", from_first)
+    for rank in (0, 1):
+        clock = Clock()
+        budget = TimeBudget(2.0, clock(), clock=clock)
+        recipe = fit_steps(recipe, prepared, SPEED, 120.0)
+        budget._costs = costs(recipe, prepared, SPEED)
+        train = prepared.with_recipe(recipe).train
+        state = TrainingState(build_model(recipe.model, 3), recipe, len(train), CPU)
+        before = state.total_steps
+        budget.begin()
+        for state.step in range(1, 101):
+            clock.now += 0.5  # far slower than planned
+            assert budget.after_step(state, World(rank, 2), meeting=False) is None
+        assert (asked, state.total_steps) == ([], before)
+        budget.after_step(state, World(rank, 2), meeting=True)
+        assert state.total_steps == (777 if rank else asked[0])
+        assert (asked[0] is None) == bool(rank)
+        asked.clear()
+
+
 def test_the_note_says_that_the_computer_became_slower(prepared: Prepared) -> None:
     clock = Clock()
     recipe = fit_steps(load_recipe("fast", ["training.batch_size=20"]), prepared, SPEED, 120.0)
@@ -134,6 +164,8 @@ def test_batches_become_smaller_where_there_would_be_too_few_steps(prepared: Pre
     factor = (chosen.training.batch_size / 200) ** 0.5
     assert chosen.optimizer.lr == pytest.approx(recipe.optimizer.lr * factor)
     assert fit_steps(recipe, prepared, SPEED, 0.5).training.steps == LEAST_STEPS
+    free = recipe.override(["training.min_steps=0"])
+    assert fit_steps(free, prepared, SPEED, 0.5).training.steps == LEAST_STEPS
 
 
 def test_a_time_that_is_over_before_the_first_step_gets_the_fewest_steps(prepared: Prepared) -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,15 +13,19 @@ import torch
 
 from helpers import TINY, coloured_data, noise, write_class_folders, write_picture
 from thumbnet import load_data, load_run
+from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.logits import collect_logits
 from thumbnet.data.splits import ArraySplit, Data
-from thumbnet.errors import InterruptedRunError, RunError
+from thumbnet.errors import DivergedError, InterruptedRunError, RunError
 from thumbnet.runs.folder import Run
+from thumbnet.training import session as session_module
 from thumbnet.training.choose import default_recipe
 from thumbnet.training.fit import StepResult
 from thumbnet.training.listener import Listener
-from thumbnet.training.state import EpochResult
+from thumbnet.training.state import EpochResult, TrainingState
 from thumbnet.training.train import resume, train
+
+SMALLEST = [*TINY, "model.name=fastnet", "model.width=0.1", "training.min_steps=0"]
 
 
 class StopAfter(Listener):
@@ -212,8 +218,66 @@ def test_checkpoints_are_written_within_epochs_too(
         original(self, state)
 
     monkeypatch.setattr(Run, "save_checkpoint", count)
-    train(folder, "fast", overrides=[*TINY, setting], out=tmp_path / "run", device="cpu")
+    overrides = [*TINY, setting, "checkpoint.min_seconds=0"]
+    train(folder, "fast", overrides=overrides, out=tmp_path / "run", device="cpu")
     assert sorted(steps) == sorted([*expected, 3, 6, 9])  # and after each epoch
+
+
+@pytest.mark.parametrize(
+    ("least", "saved"),
+    [("0", [1, 2, 3, 4, 5, 6]), ("9", [2, 4, 6]), ("12", [3, 6]), ("1000", [6])],
+)
+def test_an_epochs_end_is_saved_only_if_some_time_has_passed_but_the_last_one_always(
+    least: str, saved: list[int], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]  # each epoch takes five seconds
+    checkpoints: list[int] = []
+
+    class FiveSeconds(Listener):
+        def on_step(self, step: StepResult) -> None:
+            clock[0] += 5.0 / step.steps_per_epoch
+
+    def note(self: Run, state: dict[str, Any]) -> None:
+        checkpoints.append(len(state["state"]["history"]))
+
+    times = SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter)
+    monkeypatch.setattr(session_module, "time", times)
+    monkeypatch.setattr(Run, "save_checkpoint", note)
+    overrides = [*SMALLEST, "training.epochs=6", f"checkpoint.min_seconds={least}", "checkpoint.minutes=0"]
+    run = train(folder, "fast", overrides=overrides, out=tmp_path / "r", device="cpu", listener=FiveSeconds())
+    assert checkpoints == saved
+    assert len(metrics(run)) == 6
+
+
+def test_a_run_that_crashes_before_its_first_checkpoint_begins_again_and_ends_the_same(
+    folder: Path, tmp_path: Path
+) -> None:
+    class Crash(Listener):
+        def on_epoch(self, result: EpochResult) -> None:
+            if result.epoch == 2:
+                raise KeyboardInterrupt
+
+    whole = train(folder, "fast", overrides=SMALLEST, out=tmp_path / "whole", device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, "fast", overrides=SMALLEST, out=tmp_path / "r", device="cpu", listener=Crash())
+    assert not (tmp_path / "r" / "checkpoint.pt").exists()
+    assert not (tmp_path / "r" / "metrics.jsonl").exists(), "it agrees with the checkpoint"
+    again = resume(tmp_path / "r", device="cpu")
+    assert again.weights_path.read_bytes() == whole.weights_path.read_bytes()
+    assert len(metrics(again)) == len(metrics(whole)) == 3
+
+
+def test_a_training_that_diverges_leaves_the_metrics_of_its_epochs(folder: Path, tmp_path: Path) -> None:
+    class Break(Listener):
+        def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:
+            self.state = state
+
+        def on_epoch(self, result: EpochResult) -> None:
+            next(self.state.model.parameters()).data.fill_(torch.nan)
+
+    with pytest.raises(DivergedError):
+        train(folder, "fast", overrides=SMALLEST, out=tmp_path / "r", device="cpu", listener=Break())
+    assert len(metrics(Run(tmp_path / "r"))) == 1
 
 
 def test_the_same_call_begins_goes_on_and_leaves_alone(folder: Path, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def own_size(
     with contextlib.suppress(UnreadableImageError):  # reported below with all others
         first = split.peek(0)[0]
         used = capped_size(first, largest)
-        if size_or_default(first) == first and fits_in_memory(split, used):
+        if size_or_default(first) == first and fits_in_memory([split], used):
             images = _decode(split, used, fit, rendering, progress, own=first)
             if images is not None:
                 _keep(_entry(split, _name(used, fit, rendering)), Decoded(images, count_values(images)))

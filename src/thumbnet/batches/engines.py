@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -21,7 +20,7 @@ from thumbnet.batches.statistics import CHANNELS, count_values
 from thumbnet.data.images import BY_TYPE, Fit, Rendering, fit_pixels
 from thumbnet.data.splits import Split
 from thumbnet.errors import UnreadableImageError
-from thumbnet.hardware import send
+from thumbnet.hardware import memory_of, pick, send
 
 # Decoding more than MANY pictures before the first step would take minutes. Larger splits are decoded during
 # the training, and their statistics come from a sample of SAMPLE pictures.
@@ -56,14 +55,28 @@ class Engine(Protocol):
 
 
 class MemoryEngine:
-    """Keeps the decoded split in memory: ``images`` are uint8 [N, 3, H, W], stored as [N, H, W, 3]."""
+    """Keeps the decoded split in memory.
+
+    Args:
+        images: uint8 [N, 3, H, W], stored as [N, H, W, 3], in the memory of ``device`` or of the CPU.
+        labels: int64 [N].
+        counts: the result of :meth:`value_counts`, if it is known.
+        device: where the batches are needed; by default where ``images`` are.
+    """
 
     workers = 0
 
-    def __init__(self, images: Tensor, labels: Tensor, counts: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        counts: Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         self.images = images
         self.labels = labels
         self._counts = counts
+        self._device = images.device if device is None else device
 
     @property
     def home(self) -> torch.device:
@@ -71,8 +84,12 @@ class MemoryEngine:
         return self.images.device
 
     def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        here = self.images.device
         for indices in batches:
-            yield self.images[send(indices, self.images.device)]
+            if here.type == self._device.type:
+                yield self.images[send(indices, here)]
+            else:
+                yield pick(self.images, indices, self._device)
 
     def value_counts(self) -> Tensor:
         return count_values(self.images) if self._counts is None else self._counts
@@ -159,9 +176,15 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def fits_in_memory(split: Split, size: tuple[int, int]) -> bool:
-    """Whether the decoded split would take less than a quarter of this machine's memory."""
-    return len(split) * size[0] * size[1] * 3 < int(psutil.virtual_memory().total) // 4
+def fits_in_memory(splits: Iterable[Split], size: tuple[int, int], device: torch.device = CPU) -> bool:
+    """Whether the decoded splits together would take less than a quarter of the memory.
+
+    Args:
+        splits: the splits.
+        size: height, width in pixels.
+        device: whose memory: see :func:`thumbnet.hardware.memory_of`.
+    """
+    return sum(map(len, splits)) * size[0] * size[1] * CHANNELS < memory_of(device) // 4
 
 
 def sample_positions(count: int) -> Tensor:

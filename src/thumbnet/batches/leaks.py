@@ -15,7 +15,7 @@ from thumbnet.batches.engines import Engine, MemoryEngine
 from thumbnet.batches.notes import copied_notes
 from thumbnet.data.repeats import Place, Repeats, find_repeats, picture_digests
 from thumbnet.data.splits import Split
-from thumbnet.errors import RunError, printable
+from thumbnet.errors import RunError, is_out_of_memory, printable
 from thumbnet.files import remove_file, write_file, write_with
 
 LEAKS_NAME, DIGESTS_NAME = "leaks.jsonl", "digests.npy"
@@ -46,15 +46,21 @@ class RepeatSearch:
         self._splits, self._class_names = dict(splits), class_names
         self._digests: dict[str, np.ndarray] = {}
         self._found: Repeats | None = None
+        self._failed = False
         self._thread: threading.Thread | None = None
         if all(isinstance(engine, MemoryEngine) for engine in engines.values()):
             self._thread = threading.Thread(target=self._search, args=(dict(engines),), daemon=True)
             self._thread.start()
 
     def _search(self, engines: dict[str, Engine]) -> None:
-        digests = {name: engine_digests(engine) for name, engine in engines.items()}
-        self._digests = {name: one for name, one in digests.items() if one is not None}
-        self._found = find_repeats(self._digests, {name: self._splits[name].labels for name in engines})
+        try:
+            digests = {name: engine_digests(engine) for name, engine in engines.items()}
+            self._digests = {name: one for name, one in digests.items() if one is not None}
+            self._found = find_repeats(self._digests, {name: self._splits[name].labels for name in engines})
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._failed = True  # the training goes on without the comparison
 
     @property
     def is_done(self) -> bool:
@@ -65,11 +71,14 @@ class RepeatSearch:
         """Wait for the result, write its files into a run's folder, and describe it.
 
         Returns:
-            See :func:`describe`; None if pictures were not compared because not all are in memory.
+            See :func:`describe`; only its ``lines`` if memory ran out; None if pictures were not compared
+            because not all are in memory.
         """
         if self._thread is None:
             return None
         self._thread.join()
+        if self._failed:
+            return {"lines": ["pictures were not compared: there is too little memory"]}
         assert self._found is not None
         write_with(folder / DIGESTS_NAME, lambda file: np.save(file, self._digests["train"]))
         write_leaks(folder / LEAKS_NAME, self._found, self._splits, self._class_names)

@@ -12,8 +12,8 @@ from thumbnet.batches.engines import Engine, MemoryEngine
 from thumbnet.data.repeats import Repeats
 from thumbnet.data.splits import Split
 from thumbnet.data.survey import sample
-from thumbnet.errors import printable
-from thumbnet.hardware import autocast, use_bf16
+from thumbnet.errors import memory_guard, printable
+from thumbnet.hardware import autocast, compute_dtype, memory_layout
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe
 
@@ -89,7 +89,9 @@ def size_note(
     device: torch.device,
 ) -> str:
     """Say why the pictures are scaled down, how much time that saves, and how to keep their own size."""
-    seconds = epoch_seconds(used, pictures, recipe, classes, device)
+    advice = "Use a narrower network: --set model.width=0.5"
+    with memory_guard(str(device), "estimating the time of an epoch", advice):
+        seconds = epoch_seconds(used, pictures, recipe, classes, device)
     at_own = seconds * own[0] * own[1] / (used[0] * used[1])
     flag = f"{own[0]}x{own[1]}"
     return (
@@ -105,16 +107,17 @@ def epoch_seconds(
     """Estimate the seconds per epoch from a forward and backward pass with a few pictures."""
     cuda = device.type == "cuda"
     count = min(pictures, TIMED * 8 if cuda else TIMED)
+    layout = memory_layout(device, recipe.training.channels_last)
     with torch.random.fork_rng(devices=[]):
         model = build_model(recipe.model, classes, sizes=[size])
-        model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = torch.zeros(count, 3, *size, device=device).contiguous(memory_format=torch.channels_last)
+        model = model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    images = torch.zeros(count, 3, *size, device=device).contiguous(memory_format=layout)
 
-    bf16 = use_bf16(recipe.training.precision, device)
+    dtype = compute_dtype(recipe.training.precision, device)
 
     def step() -> float:
         started = time.perf_counter()
-        with autocast(bf16, device):
+        with autocast(dtype, device):
             loss = model(images).float().square().mean()
         loss.backward()
         if cuda:

@@ -17,6 +17,7 @@ from thumbnet.batches.decoding import (
     surveyed,
 )
 from thumbnet.batches.engines import (
+    CPU,
     MANY,
     Engine,
     MemoryEngine,
@@ -35,6 +36,7 @@ from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import AUTO, DataSettings, parse_image_size
 
 WORKERS = "--set data.engine=workers"
+MEASURED = ("val", "test", "calibration")  # the splits that are not trained on
 
 
 @dataclass(frozen=True)
@@ -141,23 +143,28 @@ def _prepare(
             notes.append(size_note(own, size, len(train_split), recipe, len(data.class_names), device))
     else:
         size = parse_image_size(settings.image_size)
-    fits = len(train_split) <= MANY and fits_in_memory(train_split, size)
+    used = {"train": train_split}
+    used |= {name: data.splits[name] for name in MEASURED if name in data.splits and len(data.splits[name])}
+    fits = len(train_split) <= MANY and fits_in_memory(used.values(), size)
     in_memory = settings.engine == "memory" or (settings.engine == AUTO and fits)
-    train_engine = build_engine(train_split, settings, size, in_memory, device, progress, rendering)
+    store = device if fits_in_memory(used.values(), size, device) else CPU
+    engines = {
+        name: build_engine(split, settings, size, in_memory, device, progress, rendering, store)
+        for name, split in used.items()
+    }
+    if in_memory and store != device:
+        notes.append(f"{device} has too little free memory for the pictures: they stay in the computer's")
+    train_engine = engines.pop("train")
     preprocessing = resolve_preprocessing(settings, size, train_engine, rendering)
     normalise = Normalise(preprocessing, device)
     train = TrainBatches(train_engine, normalise, recipe, size, world)
-    evaluation: dict[str, EvalBatches] = {}
-    for name in ("val", "test", "calibration"):
-        if name in data.splits and len(data.splits[name]):
-            engine = build_engine(data.splits[name], settings, size, in_memory, device, progress, rendering)
-            evaluation[name] = EvalBatches(
-                engine, normalise, batch_size=recipe.evaluation.batch_size, world=world
-            )
-    splits = {"train": train_split} | {name: data.splits[name] for name in evaluation}
+    evaluation = {
+        name: EvalBatches(engine, normalise, batch_size=recipe.evaluation.batch_size, world=world)
+        for name, engine in engines.items()
+    }
     notes += picture_notes(train_engine, train_split)
     engine_name = "memory" if in_memory else "workers"
-    return Prepared(preprocessing, train, evaluation, engine_name, splits, notes=tuple(notes))
+    return Prepared(preprocessing, train, evaluation, engine_name, used, notes=tuple(notes))
 
 
 def build_engine(
@@ -168,12 +175,25 @@ def build_engine(
     device: torch.device,
     progress: Progress | None = None,
     rendering: Rendering = BY_TYPE,
+    store: torch.device | None = None,
 ) -> Engine:
-    """An engine that keeps the pictures of ``split`` in ``device``'s memory, or decodes them in workers."""
+    """An engine for a split.
+
+    Args:
+        split: its pictures.
+        settings: how to fit them, and the number of workers.
+        size: height, width in pixels.
+        in_memory: keep the decoded pictures in memory; else workers decode them during the training.
+        device: where the batches are needed.
+        progress: called with the number of decoded pictures and their total.
+        rendering: how a decoded picture becomes 8-bit RGB.
+        store: in whose memory to keep them. By default ``device``, because a GPU may have to wait for
+            batches that come from the computer's memory.
+    """
     if in_memory:
         decoded = decode_split(split, size, settings.fit, progress, rendering)
-        # A GPU keeps the pictures in its own memory. It would mostly wait if every batch came from the CPU.
-        return MemoryEngine(decoded.images.to(device), torch.from_numpy(split.labels.copy()), decoded.counts)
+        images = decoded.images.to(device if store is None else store)
+        return MemoryEngine(images, torch.from_numpy(split.labels.copy()), decoded.counts, device)
     return WorkerEngine(split, size, settings.fit, settings.workers, rendering, device)
 
 

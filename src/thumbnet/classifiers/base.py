@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -18,7 +19,7 @@ from thumbnet.classifiers.tta import Arrays
 from thumbnet.data.images import Picture as DecodedPicture
 from thumbnet.data.images import decode, load_picture
 from thumbnet.data.splits import Data, Progress, Split
-from thumbnet.errors import DataError, UnreadableImageError, UnreadableImagesError
+from thumbnet.errors import DataError, UnreadableImageError, UnreadableImagesError, memory_guard
 from thumbnet.evaluation import Evaluation, evaluate_logits, log_softmax
 from thumbnet.runs.weights_info import WeightsInfo
 
@@ -93,8 +94,16 @@ class Classifier(ABC):
             pixels: from :meth:`thumbnet.data.images.Preprocessing.pixels`.
             tta: test-time augmentation: ``none``, ``mirror``, ``mirror-shift`` or ``adaptive``; by default
                 the one with which the network's accuracy was measured.
+
+        Raises:
+            OutOfMemoryError: the pictures do not fit the device's memory.
         """
-        return self._with_views(pixels, self._forward(pixels), self.info.tta if tta is None else tta)
+        with self._memory():
+            return self._with_views(pixels, self._forward(pixels), self.info.tta if tta is None else tta)
+
+    def _memory(self) -> AbstractContextManager[None]:
+        """In this block, a failed allocation becomes an :class:`~thumbnet.errors.OutOfMemoryError`."""
+        return memory_guard("cpu", "classifying pictures", "Close other programs that use much memory")
 
     def _with_views(self, pixels: np.ndarray, plain: np.ndarray, tta: str) -> np.ndarray:
         return Arrays().logits(self._forward, pixels, plain, tta, self.info.temperature)
@@ -244,7 +253,8 @@ class Classifier(ABC):
                 f"It knows {known}"
             )
         tta = self.info.tta if tta is None else tta
-        chosen, logits, plain = self._logits_of(split, tta, batch_size, on_bad_image, progress)
+        with self._memory():
+            chosen, logits, plain = self._logits_of(split, tta, batch_size, on_bad_image, progress)
         if len(chosen) == 0:
             raise DataError("there are no pictures to classify: the split is empty, or none can be read")
         position = np.array([self.class_names.index(name) for name in class_names])

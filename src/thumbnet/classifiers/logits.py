@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from thumbnet.batches.batches import Batches
 from thumbnet.classifiers.tta import Views, unsure
-from thumbnet.hardware import autocast, send
+from thumbnet.hardware import autocast, memory_layout, send
 
 HELD_BYTES = 128 * 2**20  # 10,000 normalised pictures of 32x32 are 123 MB
 
@@ -38,35 +38,37 @@ class Tensors(Views[Tensor]):
 
 
 def predict_logits(
-    model: nn.Module, images: Tensor, *, bf16: bool, tta: str = "none", plain: Tensor | None = None
+    model: nn.Module, images: Tensor, *, dtype: torch.dtype, tta: str = "none", plain: Tensor | None = None
 ) -> Tensor:
     """Compute the logits of a normalised batch, float32 [B, classes].
 
     Args:
         model: the network, in eval mode.
         images: float [B, C, H, W].
-        bf16: whether to compute in bfloat16.
+        dtype: the type to compute in.
         tta: test-time augmentation, see :meth:`thumbnet.classifiers.tta.Views.logits`.
         plain: the logits without test-time augmentation, if they are known.
     """
 
-    def forward(view: Tensor) -> Tensor:
-        return model(view.contiguous(memory_format=torch.channels_last)).float()
+    layout = memory_layout(images.device)
 
-    with torch.inference_mode(), autocast(bf16, images.device):
+    def forward(view: Tensor) -> Tensor:
+        return model(view.contiguous(memory_format=layout)).float()
+
+    with torch.inference_mode(), autocast(dtype, images.device):
         known = forward(images) if plain is None else plain
         return known if tta == "none" else Tensors(images.device).logits(forward, images, known, tta)
 
 
 def collect_views(
-    model: nn.Module, batches: Batches, *, bf16: bool, tta: str, plain: Tensor | None = None
+    model: nn.Module, batches: Batches, *, dtype: torch.dtype, tta: str, plain: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute a split's logits with and without ``tta``, reading each picture once. Sets eval mode.
 
     Args:
         model: the network.
         batches: the split.
-        bf16: whether to compute in bfloat16.
+        dtype: in which to compute convolutions and matrix products.
         tta: test-time augmentation, see :meth:`thumbnet.classifiers.tta.Views.logits`.
         plain: the split's logits without ``tta``, if they are known.
 
@@ -75,7 +77,7 @@ def collect_views(
         the labels, int64 [N]; all on the CPU.
     """
     model.eval()
-    held = _Held(model, bf16, tta)
+    held = _Held(model, dtype, tta)
     labels: list[Tensor] = []
     done = 0
     for batch in batches.epoch(0):
@@ -88,10 +90,10 @@ def collect_views(
 
 
 def collect_logits(
-    model: nn.Module, batches: Batches, *, bf16: bool, tta: str = "none", plain: Tensor | None = None
+    model: nn.Module, batches: Batches, *, dtype: torch.dtype, tta: str = "none", plain: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compute a split's logits, float32 [N, classes], and labels, int64 [N]: see :func:`collect_views`."""
-    logits, _, labels = collect_views(model, batches, bf16=bf16, tta=tta, plain=plain)
+    logits, _, labels = collect_views(model, batches, dtype=dtype, tta=tta, plain=plain)
     return logits, labels
 
 
@@ -105,15 +107,15 @@ class _Held:
     waiting less often, so it chooses after each batch.
     """
 
-    def __init__(self, model: nn.Module, bf16: bool, tta: str) -> None:
-        self._model, self._bf16, self._tta = model, bf16, tta
+    def __init__(self, model: nn.Module, dtype: torch.dtype, tta: str) -> None:
+        self._model, self._dtype, self._tta = model, dtype, tta
         self._logits: list[Tensor] = []
         self._plain: list[Tensor] = []
         self._images: list[Tensor] = []  # held batches; self._plain[-len(self._images):] are their logits
 
     def add(self, images: Tensor, plain: Tensor | None) -> None:
         """Compute the logits of the next batch, or hold its pictures until there are more."""
-        alone = predict_logits(self._model, images, bf16=self._bf16) if plain is None else plain
+        alone = predict_logits(self._model, images, dtype=self._dtype) if plain is None else plain
         self._plain.append(alone)
         if self._tta != "adaptive":
             self._logits.append(self._with_views(images, alone, self._tta))
@@ -149,4 +151,4 @@ class _Held:
         self._logits.append(logits)
 
     def _with_views(self, images: Tensor, plain: Tensor, tta: str) -> Tensor:
-        return predict_logits(self._model, images, bf16=self._bf16, tta=tta, plain=plain)
+        return predict_logits(self._model, images, dtype=self._dtype, tta=tta, plain=plain)

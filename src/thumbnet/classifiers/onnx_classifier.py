@@ -16,7 +16,7 @@ import numpy as np
 
 from thumbnet.classifiers.base import Classifier
 from thumbnet.data.images import Picture, is_deep
-from thumbnet.errors import MissingExtraError, RecipeError, RunError
+from thumbnet.errors import MissingExtraError, OutOfMemoryError, RecipeError, RunError, is_out_of_memory
 from thumbnet.runs.finding import no_run
 from thumbnet.runs.weights_info import WeightsInfo
 
@@ -53,6 +53,8 @@ class OnnxClassifier(Classifier):
             )
             text = self._session.get_modelmeta().custom_metadata_map.get(METADATA)
         except Exception as error:  # onnxruntime has a different class for each kind of failure
+            if is_out_of_memory(error):
+                raise OutOfMemoryError("cpu", f"reading {place}", "Close other programs") from None
             raise RunError(f"cannot read {place}: {str(error).splitlines()[0]}") from None
         if text is None:
             raise RunError(f"{place} was not exported by thumbnet: the model has no description")
@@ -83,7 +85,14 @@ class OnnxClassifier(Classifier):
         """Compute the logits, float32 [1, classes], of a decoded picture of any size; the graph resizes it.
 
         This needs a model of the format ``onnx-any-size``.
+
+        Raises:
+            OutOfMemoryError: the picture does not fit into memory.
         """
+        with self._memory():
+            return self._of_picture(picture)
+
+    def _of_picture(self, picture: Picture) -> np.ndarray:
         limits = self.info.preprocessing.range
         values = np.asarray(picture)
         if limits is not None and is_deep(picture) and values.shape[2:] in ((), (1,), (3,)):

@@ -12,15 +12,21 @@ from torch import Tensor, nn
 
 from thumbnet.batches.batches import EvalBatches
 from thumbnet.batches.decoding import find_unreadable, readable
-from thumbnet.batches.engines import Engine, fits_in_memory
+from thumbnet.batches.engines import CPU, Engine, fits_in_memory
 from thumbnet.batches.prepare import build_engine
 from thumbnet.batches.statistics import Normalise
 from thumbnet.classifiers.base import Classifier
 from thumbnet.classifiers.logits import collect_views, predict_logits
 from thumbnet.classifiers.temperature import calibrated
 from thumbnet.data.splits import Progress, Split
-from thumbnet.errors import RunError, UnreadableImageError, UnreadableImagesError, memory_guard
-from thumbnet.hardware import choose_device, keep_freed_memory, use_bf16
+from thumbnet.errors import (
+    RunError,
+    UnreadableImageError,
+    UnreadableImagesError,
+    is_out_of_memory,
+    memory_guard,
+)
+from thumbnet.hardware import choose_device, compute_dtype, keep_freed_memory, memory_layout
 from thumbnet.models import build_model
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.runs.weights import find_weights, read_weights
@@ -40,6 +46,7 @@ class Predictor(Classifier):
         RunError: the weights do not fit the network, or the network is not part of thumbnet and its code is
             not allowed.
         NetworkError: the network's own code fails.
+        OutOfMemoryError: the network does not fit the device's memory.
     """
 
     def __init__(
@@ -52,18 +59,22 @@ class Predictor(Classifier):
     ) -> None:
         super().__init__(info)
         self.device = choose_device(device)
-        self.bf16 = use_bf16(info.precision, self.device)
-        network = build_model(
-            info.model, len(info.class_names), sizes=[info.preprocessing.size], builder=model
-        )
-        try:
-            network.load_state_dict(weights)
-        except RuntimeError as error:
-            reason = str(error).split("\n")[1].strip() if "\n" in str(error) else str(error)
-            raise RunError(f"the weights do not fit the network {info.model.name}: {reason}") from None
+        self.dtype = compute_dtype(info.precision, self.device)
         keep_freed_memory()
-        self.model = network.to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.normalise = Normalise(info.preprocessing, self.device)
+        layout = memory_layout(self.device)
+        with self._memory():
+            network = build_model(
+                info.model, len(info.class_names), sizes=[info.preprocessing.size], builder=model
+            )
+            try:
+                network.load_state_dict(weights)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                reason = str(error).split("\n")[1].strip() if "\n" in str(error) else str(error)
+                raise RunError(f"the weights do not fit the network {info.model.name}: {reason}") from None
+            self.model = network.to(device=self.device, memory_format=layout).eval()  # type: ignore[call-overload]
+            self.normalise = Normalise(info.preprocessing, self.device)
 
     @classmethod
     def load(
@@ -81,24 +92,27 @@ class Predictor(Classifier):
         tta = self.info.tta if tta is None else tta
         with self._memory():
             batch = self.normalise(torch.from_numpy(np.require(pixels, requirements="W")).permute(0, 3, 1, 2))
-            found = predict_logits(self.model, batch, bf16=self.bf16, tta=tta).cpu().numpy()
+            found = predict_logits(self.model, batch, dtype=self.dtype, tta=tta).cpu().numpy()
         return calibrated(found, self.info.temperature)
 
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
         return self.logits(pixels, tta="none")
 
     def _memory(self) -> AbstractContextManager[None]:
-        advice = "Close other programs that use much memory"
-        if self.device.type != "cpu":
-            advice = "Use the CPU instead: --device cpu"
-        return memory_guard(str(self.device), "classifying pictures", advice)
+        if self.device.type == "cpu":
+            return super()._memory()
+        return memory_guard(str(self.device), "classifying pictures", "Use the CPU instead: --device cpu")
 
     def engine(self, split: Split, progress: Progress | None = None) -> Engine:
         """Build the engine that delivers a split's pictures with this network's preprocessing."""
         pre = self.info.preprocessing
-        in_memory = fits_in_memory(split, pre.size)
+        in_memory = fits_in_memory([split], pre.size)
+        store = self.device if fits_in_memory([split], pre.size, self.device) else CPU
         settings = DataSettings(fit=pre.fit)
-        return build_engine(split, settings, pre.size, in_memory, self.device, progress, pre.rendering)
+        with self._memory():
+            return build_engine(
+                split, settings, pre.size, in_memory, self.device, progress, pre.rendering, store
+            )
 
     def _logits_of(
         self, split: Split, tta: str, batch_size: int, on_bad_image: str, progress: Progress | None
@@ -108,9 +122,8 @@ class Predictor(Classifier):
         if len(split) == 0:
             return split, self._no_logits(), self._no_logits()
         try:
-            with self._memory():
-                batches = EvalBatches(self.engine(split, progress), self.normalise, batch_size=batch_size)
-                logits, plain, _ = collect_views(self.model, batches, bf16=self.bf16, tta=tta)
+            batches = EvalBatches(self.engine(split, progress), self.normalise, batch_size=batch_size)
+            logits, plain, _ = collect_views(self.model, batches, dtype=self.dtype, tta=tta)
         except UnreadableImageError:  # a worker reports only its first one: find all of them
             raise UnreadableImagesError(list(find_unreadable(split, progress).values())) from None
         temperature = self.info.temperature

@@ -15,7 +15,9 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from thumbnet.cli import (
     compare,
@@ -33,7 +35,15 @@ from thumbnet.cli import (
 )
 from thumbnet.cli.options import by_option, import_model_code, rank
 from thumbnet.cli.usage import Parser, UsageError, unrecognised, with_subparsers
-from thumbnet.errors import MissingExtraError, ModelCodeError, ThumbnetError, printable
+from thumbnet.errors import (
+    FallbackWarning,
+    MissingExtraError,
+    ModelCodeError,
+    OutOfMemoryError,
+    ThumbnetError,
+    is_out_of_memory,
+    printable,
+)
 from thumbnet.invocation import command, program
 from thumbnet.version import __version__
 
@@ -51,6 +61,7 @@ COMMANDS = (
     lr_find,
     completion,
 )
+FULL = "Use less at a time (--batch-size, --set evaluation.batch_size) or close other programs"
 _TRAIN_MODULES = ("torch", "safetensors", "psutil", "filelock")  # installed by the extra `train`
 
 
@@ -60,6 +71,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", module="PIL")  # thumbnet's errors say what is wrong with a picture
     words = sys.argv[1:] if arguments is None else list(arguments)
+    with _plain_warnings():
+        return _run(words)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """In this block, print thumbnet's own warnings as lines, without the place in its code."""
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, FallbackWarning):
+            print(f"thumbnet: {printable(str(message))}", file=sys.stderr)
+        else:
+            others(message, category, *rest, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = others
+
+
+def _run(words: Sequence[str]) -> int:
+    """Run the command of ``words`` and return its exit status."""
     try:
         options = parse(words)
         import_model_code(options)
@@ -82,6 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nthumbnet: stopped", file=sys.stderr)
         return 130
+    except (RuntimeError, MemoryError) as error:  # the last resort: wherever memory ran out, say so
+        if not is_out_of_memory(error):
+            raise
+        print(f"thumbnet: {OutOfMemoryError('this computer', f'in {words[0]}', FULL)}", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader of a pipe has ended: `thumbnet predict ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE, the convention of shells

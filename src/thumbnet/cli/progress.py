@@ -47,7 +47,23 @@ def _why_no_kernels(state: TrainingState) -> str | None:
         return "torch.compile is used instead"
     from thumbnet.kernels.library import why_off
 
-    return why_off() or "they compute in bf16, and the recipe has training.precision = 'fp32'"
+    return why_off() or f"they compute in bf16, and the recipe has training.precision = '{state.precision}'"
+
+
+def _how(state: TrainingState) -> str:
+    """How a training computes: its precision and device, and whether it uses the kernels."""
+    from thumbnet.hardware import uses_tf32
+
+    tf32 = " (convolutions in TF32)" if state.precision == "fp32" and uses_tf32(state.device) else ""
+    kernels = " with kernels" if state.uses_kernels else ""
+    return f"{state.precision}{tf32} on {state.device}{kernels}"
+
+
+def _whether_compiled(state: TrainingState) -> str:
+    """Whether ``torch.compile`` is in use, and why not."""
+    from thumbnet.hardware import why_not_compile
+
+    return "in use" if state.compiled else f"not in use, because {why_not_compile(state.device)}"
 
 
 def _why_kernels_are_not_kept(state: TrainingState) -> str | None:
@@ -135,8 +151,7 @@ class TrainingDisplay(StoppableListener):
         self._line(
             f"        {state.total_steps:,} steps of {prepared.train.batch_size} pictures, "
             f"{pre.size[0]}x{pre.size[1]} ({pre.fit}), from {prepared.engine}; "
-            f"{'bf16' if state.bf16 else 'fp32'} on {state.device}"
-            f"{' with kernels' if state.uses_kernels else ''}"
+            f"{_how(state)}"
         )
         off = _why_no_kernels(state)
         if off:
@@ -172,8 +187,7 @@ class TrainingDisplay(StoppableListener):
                 f"        an accuracy with ~ is of up to {sample:,} pictures; /s is pictures per second"
             )
         if recipe.training.compile:
-            missing = "not in use, because there is no C++ compiler (g++ or clang++)"
-            self._line(f"        torch.compile: {'in use' if state.compiled else missing}")
+            self._line(f"        torch.compile: {_whether_compiled(state)}")
         self._line(f"run     {run.path}")
         if state.step:
             at = f"epoch {state.epoch + 1}, step {state.step} of {state.total_steps}"

@@ -18,6 +18,7 @@ from thumbnet.cli.options import (
 from thumbnet.errors import ThumbnetError
 
 if TYPE_CHECKING:
+    from thumbnet.classifiers.base import Classifier
     from thumbnet.data.splits import Data
 
 
@@ -96,6 +97,7 @@ def execute(options: argparse.Namespace) -> int:
         raise ThumbnetError("--max-megabytes, --max-megapixels and --timeout must be more than 0")
     key = _api_key(options.api_key_file)
     classifier = load_classifier(options.run, options.device)
+    _check_memory(classifier, options)
     with listen(options.host, options.port) as listener:
         loopback = listener.getsockname()[0] in ("127.0.0.1", "::1")
         settings = ServiceSettings(
@@ -115,6 +117,26 @@ def execute(options: argparse.Namespace) -> int:
             )
         serve(service, listener, lambda address: say(f"serving at {address}   (Ctrl-C to stop)"))
     return 0
+
+
+def _check_memory(classifier: Classifier, options: argparse.Namespace) -> None:
+    """Classify the largest batch once.
+
+    Raises:
+        OutOfMemoryError: it does not fit the device's memory.
+    """
+    import numpy as np
+
+    from thumbnet.errors import OutOfMemoryError
+
+    most = options.max_batch
+    try:
+        blank = np.zeros((most, *classifier.info.preprocessing.size, 3), np.uint8)
+        classifier.logits(blank, tta=options.tta)
+    except OutOfMemoryError as error:
+        device = getattr(classifier, "device", "cpu")
+        advice = f"Use smaller batches: --max-batch {max(1, most // 2)}"
+        raise OutOfMemoryError(str(device), f"classifying {most} pictures at a time", advice) from error
 
 
 def _warn(text: str) -> None:

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from thumbnet.errors import ModelCodeError, NetworkError, nearest
+from thumbnet.errors import ModelCodeError, NetworkError, is_out_of_memory, nearest
 from thumbnet.recipes.networks import (
     MODEL_NAMES,
     accept,
@@ -331,9 +331,9 @@ def _failing(what: str) -> Iterator[None]:
     """Turn an exception in the user's code into a NetworkError whose message begins with ``what``."""
     try:
         yield
-    except MemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         text = str(error)
         hint = ""
         if "view size is not compatible" in text:

@@ -29,7 +29,14 @@ from thumbnet.classifiers.onnx_classifier import INPUT, METADATA, OUTPUT, OnnxCl
 from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.data.images import Preprocessing
 from thumbnet.data.splits import ArraySplit, Data, Progress, Split
-from thumbnet.errors import DataError, MissingExtraError, RunError, ThumbnetError
+from thumbnet.errors import (
+    DataError,
+    MissingExtraError,
+    RunError,
+    ThumbnetError,
+    is_out_of_memory,
+    memory_guard,
+)
 from thumbnet.evaluation import log_softmax
 from thumbnet.files import write_file
 from thumbnet.models.registry import find_builder, is_built_in
@@ -47,6 +54,7 @@ SUFFIXES = {
 CALIBRATION_PICTURES = 1000
 CHECKED_PICTURES = 10_000
 RANDOM_PICTURES = 256  # used when there are no real pictures
+OTHERS = "Close other programs that use much memory"
 TOLERANCE = 1e-3  # in a probability; summing float32 in another order changes far less
 TOLERANCE_ANY_SIZE = 0.02  # resizing in the graph may change pixels by one level; we measured up to 0.004
 
@@ -130,7 +138,15 @@ def export(
         ModelCodeError: the network is the user's own, and its import path was not named.
         NetworkError: the user's own network cannot be imported.
         MissingExtraError: a library for this format is not installed.
+        OutOfMemoryError: the network or its graph does not fit into memory.
     """
+    with memory_guard("cpu", "exporting the network", OTHERS):
+        _export(run, kind, out, data, progress)
+
+
+def _export(
+    run: str | Path, kind: str, out: str | Path, data: Data | None, progress: Progress | None
+) -> None:
     path = find_weights(run)
     weights, info = read_weights(path)
     find_builder(info.model.name)  # fail before the export, not after it, if the network's code is missing
@@ -175,7 +191,15 @@ def check_export(
 
     Raises:
         RunError: the run or the export cannot be read.
+        OutOfMemoryError: the run, the export or a batch does not fit into memory.
     """
+    with memory_guard("cpu", "checking the export", OTHERS):
+        return _check_export(run, out, data, split, progress)
+
+
+def _check_export(
+    run: str | Path, out: str | Path, data: Data, split: str, progress: Progress | None
+) -> ExportCheck:
     weights, info = read_weights(find_weights(run))
     chosen = _evenly(data.splits[split], CHECKED_PICTURES)
 
@@ -307,7 +331,7 @@ def _naming(network: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if is_built_in(network) or isinstance(error, MemoryError | ThumbnetError):
+        if is_built_in(network) or isinstance(error, ThumbnetError) or is_out_of_memory(error):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise RunError(

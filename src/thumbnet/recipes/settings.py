@@ -14,6 +14,9 @@ from thumbnet.errors import RecipeError
 from thumbnet.recipes.networks import check_name
 
 AUTO = "auto"
+# Modes of torch.compile that record CUDA graphs. A graph overwrites the gradients of its previous run, so
+# gradients cannot accumulate (https://github.com/pytorch/pytorch/issues/169545).
+GRAPH_MODES = ("reduce-overhead", "max-autotune")
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 SMALLEST_BATCH = 32  # `min_steps` makes batches no smaller: BatchNorm's statistics need this many pictures
 
@@ -66,7 +69,8 @@ class DataSettings:
         on_bad_image: what to do with pictures that cannot be read: ``stop`` and list them all, or ``skip``
             them and record which.
         engine: ``memory`` holds the decoded split. ``workers`` decodes in other processes during the
-            training. ``auto`` uses memory if the split fits into a quarter of it. All give the same batches.
+            training. ``auto`` uses memory if all splits together fit into a quarter of it. All give the same
+            batches.
         workers: number of processes of the ``workers`` engine.
     """
 
@@ -318,11 +322,15 @@ class TrainingSettings:
             training pictures, and 1 on average over the pictures.
         ema_decay: evaluate and keep an exponential moving average of the weights with this decay per step. 0
             is off. The decay is smaller at the start, so that the average can follow.
-        precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 if the hardware multiplies it fast.
-        channels_last: keep pictures as [B, H, W, C] in memory; shapes stay [B, C, H, W].
+        precision: of convolutions and matrix products: ``fp32``; ``bf16``; ``fp16``, with a loss that is
+            scaled so that gradients fit into its range; or ``auto``: bf16 if the hardware multiplies it fast,
+            else fp16 if a CUDA device does, else fp32. Weights are float32 in any case. On CUDA devices that
+            have TF32, fp32 means convolutions in TF32, which is PyTorch's default.
+        channels_last: keep pictures as [B, H, W, C] in memory; shapes stay [B, C, H, W]. Devices on which
+            PyTorch computes wrongly in this layout do without it.
         compile: ``torch.compile`` the network, which takes about a minute at the start.
         compile_mode: its mode. ``reduce-overhead`` uses CUDA graphs on GPUs. ``max-autotune`` also tries more
-            kernels, for minutes.
+            kernels, for minutes. Neither works with ``micro_batch``.
         graph: on an NVIDIA GPU, run the whole step as a CUDA graph: ``auto`` where that is possible, or
             ``off``. docs/recipes.md lists where it is not.
         sync_batchnorm: if several processes train, BatchNorm uses the statistics of all their pictures, as
@@ -341,7 +349,7 @@ class TrainingSettings:
     label_smoothing: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     ema_decay: float = 0.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: bool = True
     compile: bool = False
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
@@ -355,6 +363,9 @@ class TrainingSettings:
         check(self.steps >= 0, "training.steps", "0 (all) or more", self.steps)
         ok = self.micro_batch == 0 or self.micro_batch >= 2
         check(ok, "training.micro_batch", "0 (the whole batch) or 2 or more", self.micro_batch)
+        ok = not (self.compile and self.micro_batch and self.compile_mode in GRAPH_MODES)
+        mode = f"training.compile_mode is {self.compile_mode!r}, which cannot accumulate gradients"
+        check(ok, "training.micro_batch", f"0 where {mode} ('default' can)", self.micro_batch)
         check(self.min_steps >= 0, "training.min_steps", "0 (off) or more", self.min_steps)
         check(self.max_skips >= 0, "training.max_skips", "0 or more", self.max_skips)
         check(self.batch_size >= 2, "training.batch_size", "2 or more", self.batch_size)
@@ -391,17 +402,22 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """When to write a checkpoint, in addition to after each epoch and when the training is asked to stop.
+    """When to write a checkpoint, in addition to after the last epoch and when the training is asked to stop.
 
     Attributes:
+        min_seconds: after an epoch, if at least this much time has passed since the last checkpoint. 0 writes
+            one after every epoch. On a GPU an epoch may be shorter than writing one.
         steps: after every this many steps. 0 is off.
         minutes: when this much time has passed since the last one. 0 is off.
     """
 
+    min_seconds: float = 10.0
     steps: int = 0
     minutes: float = 10.0
 
     def __post_init__(self) -> None:
+        ok = math.isfinite(self.min_seconds) and self.min_seconds >= 0
+        check(ok, "checkpoint.min_seconds", "0 (every epoch) or a positive number", self.min_seconds)
         check(self.steps >= 0, "checkpoint.steps", "0 (off) or more", self.steps)
         ok = math.isfinite(self.minutes) and self.minutes >= 0
         check(ok, "checkpoint.minutes", "0 (off) or a positive number", self.minutes)

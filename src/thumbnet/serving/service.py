@@ -29,7 +29,13 @@ from thumbnet.classifiers.base import Classifier, Prediction
 from thumbnet.classifiers.explain import highlight, occlusion_map
 from thumbnet.data.images import Picture, as_data_address, load_picture
 from thumbnet.data.splits import Data
-from thumbnet.errors import ThumbnetError, TooManyPixelsError, UnknownFormatError, UnreadableImageError
+from thumbnet.errors import (
+    OutOfMemoryError,
+    ThumbnetError,
+    TooManyPixelsError,
+    UnknownFormatError,
+    UnreadableImageError,
+)
 from thumbnet.evaluation import log_softmax
 from thumbnet.serving.batching import Batcher
 from thumbnet.serving.metrics import Measured
@@ -121,6 +127,7 @@ def build_service(
     if settings.hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts), www_redirect=False)
     app.add_exception_handler(RequestValidationError, _describe_invalid)
+    app.add_exception_handler(OutOfMemoryError, service.describe_full)
 
     key = [Security(service.check_key, scopes=[])] if settings.api_key else []
     refusals: dict[int | str, dict[str, Any]] = {
@@ -224,7 +231,7 @@ REFUSALS = {
     415: "neither multipart/form-data nor a picture, or a picture in an unknown format",
     422: "no picture, too many pictures, a damaged picture, or a parameter out of range",
     429: "the queue is full: try again",
-    503: "no answer in time: try again",
+    503: "no answer in time, or too little memory: try again",
 }
 
 
@@ -276,6 +283,11 @@ class _Service:
         search.cancel()
         self._decoders.shutdown(cancel_futures=True)
         self.batcher.close()
+
+    async def describe_full(self, _: Request, error: Exception) -> JSONResponse:
+        """Answer a request whose pictures did not fit into memory, and print a line where it runs."""
+        self._warn(str(error))
+        return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "1"})
 
     def status(self) -> str:
         if not self._ready:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from thumbnet.batches.batches import Batches
+from thumbnet.errors import memory_guard
 from thumbnet.training.schedules import factor_at
 from thumbnet.training.state import EpochResult, Score, TrainingState
 from thumbnet.training.steps import choose_steps
@@ -97,7 +98,10 @@ def fit(
             state.seconds_in_epoch = resumed_at + time.perf_counter() - started
             if on_step is not None:
                 on_step(_step_result(state, newest_loss))
-        yield _finish_epoch(state, evaluate, evaluate_sample)
+        advice = "Use a narrower network: --set model.width=0.5"
+        with memory_guard(str(state.device), "after an epoch", advice):
+            result = _finish_epoch(state, evaluate, evaluate_sample)
+        yield result
 
 
 def _step_result(state: TrainingState, loss: float | None) -> StepResult:

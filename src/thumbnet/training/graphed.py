@@ -51,8 +51,7 @@ def why_not_graphed(state: TrainingState, batches: Batches) -> str | None:
         return "the recipe sets training.micro_batch"
     if settings.on_nonfinite == "skip":
         return "training.on_nonfinite = skip looks at every loss"
-    scaler = getattr(state, "scaler", None)
-    if scaler is not None and scaler.is_enabled():
+    if state.scaler.is_enabled():
         return "float16 scales the loss by what the gradients were"
     if state.compiled:
         return "torch.compile is in use"

@@ -31,7 +31,7 @@ class Listener:
         """A step is done."""
 
     def on_epoch(self, result: EpochResult) -> None:
-        """An epoch is done and its checkpoint is saved."""
+        """An epoch is done, and its checkpoint is saved if one was due."""
 
     def on_note(self, text: str) -> None:
         """The training found or decided something that the user should know."""

@@ -154,7 +154,7 @@ def _probe(
         shares = []
         for engine in (held, mirrored):
             logits, labels = collect_logits(
-                probe, EvalBatches(engine, normalise, batch_size=500), bf16=state.bf16
+                probe, EvalBatches(engine, normalise, batch_size=500), dtype=state.dtype
             )
             shares.append(float((logits.argmax(dim=1) == labels).double().mean()))
     return shares[0], 1 - shares[1]

@@ -18,10 +18,17 @@ from thumbnet.recipes.settings import GroupSettings, OptimizerSettings
 from thumbnet.training.muon import Muon
 
 
-def build_optimizer(settings: OptimizerSettings, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    settings: OptimizerSettings, model: nn.Module, *, fused: bool = False
+) -> torch.optim.Optimizer:
     """SGD, AdamW or Muon over the trainable parameters of ``model``.
 
     Each group keeps its full learning rate as ``base_lr``; :func:`set_learning_rate` scales that.
+
+    Args:
+        settings: the recipe's ``[optimizer]``.
+        model: the network, on its device.
+        fused: whether AdamW computes in one kernel, which also counts its steps on the device.
 
     Raises:
         RecipeError: a group's pattern matches no parameter.
@@ -29,7 +36,7 @@ def build_optimizer(settings: OptimizerSettings, model: nn.Module) -> torch.opti
     groups = parameter_groups(settings, model)
     if settings.name == "adamw":
         first, second = settings.betas
-        return torch.optim.AdamW(groups, lr=settings.lr, betas=(first, second))
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=(first, second), fused=fused)
     if settings.name == "muon":
         return Muon(groups, lr=settings.lr, momentum=settings.momentum)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)

@@ -66,7 +66,7 @@ def measure(
 
     def logits_of(split: str, tta: str, plain: torch.Tensor | None = None) -> tuple[torch.Tensor, np.ndarray]:
         batches = prepared.evaluation[split]
-        logits, labels = collect_logits(model, batches, bf16=state.bf16, tta=tta, plain=plain)
+        logits, labels = collect_logits(model, batches, dtype=state.dtype, tta=tta, plain=plain)
         return logits, state.world.gather(labels).numpy()
 
     def everywhere(logits: torch.Tensor) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -13,8 +13,15 @@ from thumbnet.batches.batches import EvalBatches
 from thumbnet.batches.prepare import Prepared, all_unreadable
 from thumbnet.classifiers.logits import collect_logits
 from thumbnet.data.splits import Data
-from thumbnet.distributed import World
-from thumbnet.errors import InterruptedRunError, ThumbnetError, UnreadableImageError, memory_guard
+from thumbnet.distributed import Meetings, World
+from thumbnet.errors import (
+    DivergedError,
+    InterruptedRunError,
+    OutOfMemoryError,
+    ThumbnetError,
+    UnreadableImageError,
+    memory_guard,
+)
 from thumbnet.evaluation import evaluate_logits
 from thumbnet.recipes.networks import code_options
 from thumbnet.runs.folder import Run
@@ -51,7 +58,9 @@ class Session:
     started: float
     fingerprint: str
     budget: TimeBudget | None = None
-    _last_saved: float = field(default_factory=time.monotonic)
+    _last_saved: float = 0.0  # a reading of time.monotonic
+    _meetings: Meetings | None = None
+    _wants_to_stop: bool = False  # whether this process was asked to stop
     _newest_logits: torch.Tensor | None = None  # this process's share of the watched split
 
     @property
@@ -82,11 +91,16 @@ class Session:
             self._fit(repeats)
         except UnreadableImageError:
             raise all_unreadable(self.data, self.listener.on_decode) from None
+        except (DivergedError, OutOfMemoryError):
+            self._write_metrics()  # a later checkpoint writes them anew
+            raise
         self._finish(repeats)
         return self.run
 
     def _fit(self, repeats: RepeatTeller | None) -> None:
         sample = self._sample()
+        self._meetings = Meetings(self.world, self.state.step)
+        self._last_saved = time.monotonic()
         results = fit(
             self.state,
             self.prepared.train,
@@ -96,7 +110,9 @@ class Session:
             on_note=self.listener.on_note,
         )
         for result in results:
-            self.save()
+            waited = time.monotonic() - self._last_saved >= self.state.recipe.checkpoint.min_seconds
+            if self.state.is_over or self.world.any(waited):
+                self.save()
             self.listener.on_epoch(result)
             if repeats is not None:
                 repeats.tell_if_known()
@@ -116,7 +132,7 @@ class Session:
     def _score_on(self, model: nn.Module, batches: EvalBatches) -> tuple[Score, torch.Tensor]:
         """The score on the pictures of all processes, and the logits of this process's pictures."""
         with self.evaluation_memory():
-            logits, labels = collect_logits(model, batches, bf16=self.state.bf16)
+            logits, labels = collect_logits(model, batches, dtype=self.state.dtype)
         gathered = self.world.gather(logits).numpy(), self.world.gather(labels).numpy()
         found = evaluate_logits(*gathered, self.data.class_names)
         return Score(str(self.watched), found.accuracy, found.loss, found.pictures), logits
@@ -128,23 +144,28 @@ class Session:
         return memory_guard(str(self.state.device), f"evaluating {size} pictures at a time", advice)
 
     def _on_step(self, step: StepResult) -> None:
+        assert self._meetings is not None
+        meeting = self._meetings.is_due(step.step, self.state.epoch_is_over)
         if self.budget is not None:
-            self._keep_to(self.budget)
+            self._keep_to(self.budget, meeting)
         self.listener.on_step(replace(step, total_steps=self.state.total_steps))
+        self._wants_to_stop = self._wants_to_stop or self.listener.should_stop()
         settings = self.state.recipe.checkpoint
-        due = settings.minutes > 0 and time.monotonic() - self._last_saved > 60 * settings.minutes
-        due = due or (settings.steps > 0 and step.step % settings.steps == 0)
-        stop, due = self.world.any_of(self.listener.should_stop(), due)
-        if stop or due:
+        stop = late = False
+        if meeting:
+            late = settings.minutes > 0 and time.monotonic() - self._last_saved > 60 * settings.minutes
+            stop, late = self._meetings.hold(step.step, self._wants_to_stop, late)
+        if stop or late or (settings.steps > 0 and step.step % settings.steps == 0):
             self.save()
         if stop:
+            self.world.any(False)  # no process ends before the checkpoint is written
             options = code_options(self.state.recipe.model.name)
             raise InterruptedRunError(self.run.path, self.state.epoch + 1, self.state.step, options)
 
-    def _keep_to(self, budget: TimeBudget) -> None:
+    def _keep_to(self, budget: TimeBudget, meeting: bool) -> None:
         """Change the number of steps if the training would not end in time, and write down the new plan."""
         before = self.state.recipe
-        note = budget.after_step(self.state, self.world)
+        note = budget.after_step(self.state, self.world, meeting)
         if self.state.recipe is not before and self.world.is_first:
             # Before the next checkpoint: an earlier one goes on with the new plan just as well.
             self.run.write_recipe(self.state.recipe)
@@ -160,18 +181,22 @@ class Session:
         }
         if self.world.is_first:
             self.run.save_checkpoint(saved)
-            self.run.write_metrics([result.row() for result in self.state.history])
+        self._write_metrics()
         self._last_saved = time.monotonic()
+
+    def _write_metrics(self) -> None:
+        if self.world.is_first:
+            self.run.write_metrics([result.row() for result in self.state.history])
 
     def _finish(self, repeats: RepeatTeller | None) -> None:
         state = self.state
         model = state.evaluated_model
-        model.load_state_dict(state.final_weights())
         with self.evaluation_memory():
+            model.load_state_dict(state.final_weights())
             measured = measure(model, state, self.prepared, self.data.class_names, self._known_logits())
         if repeats is not None:
             self.run.save_weights(model.state_dict(), self._weights_info(measured))
-            self.run.write_metrics([result.row() for result in state.history])
+            self._write_metrics()
             findings = Findings(repeats.tell(), self._mirrored(measured))
             skipped = len(self.prepared.skipped)
             self.run.save_summary(summary_of(state, measured, findings, self.started, skipped))
@@ -202,9 +227,10 @@ class Session:
         if measured.plain is None or measured.split is None:
             return []
         try:
-            found = find_mirrored(
-                self.state.recipe, self.prepared, measured.split, measured.plain, self.state.device
-            )
+            with self.evaluation_memory():
+                found = find_mirrored(
+                    self.state.recipe, self.prepared, measured.split, measured.plain, self.state.device
+                )
         except ThumbnetError:  # a probe that diverges or runs out of memory must not cost the run its summary
             return []
         return [pair.sentence(self.data.class_names) for pair in found]

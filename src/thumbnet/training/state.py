@@ -18,12 +18,13 @@ from thumbnet.batches.prepare import Prepared
 from thumbnet.batches.selection import Selection
 from thumbnet.distributed import ALONE, World, synchronise_norms
 from thumbnet.errors import DivergedError, memory_guard
-from thumbnet.hardware import can_compile, keep_freed_memory, use_bf16
+from thumbnet.hardware import DTYPES, can_compile, compute_dtype, keep_freed_memory, memory_layout
 from thumbnet.kernels.library import load_kernels
 from thumbnet.models import DataInitialised, build_model
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.seeds import derive_seed
 from thumbnet.training.optimizers import build_optimizer
+from thumbnet.training.scaling import LEAST_SCALE
 from thumbnet.training.schedules import factor_at, replanned, smaller_sizes
 from thumbnet.training.transfer import begin_from
 
@@ -85,6 +86,8 @@ class TrainingState:
         model: the network in training.
         step: optimisation steps done.
         history: the results of all finished epochs.
+        dtype: the type in which convolutions and matrix products are computed.
+        scaler: scales the loss if that is float16; otherwise it is not enabled.
         compiled: whether ``torch.compile`` is in use.
         selection: chooses each epoch's pictures; None unless the recipe sets ``data.skip_easy``.
         skipped: steps (from 1) that were skipped, see ``training.on_nonfinite``.
@@ -109,11 +112,12 @@ class TrainingState:
         self.steps_per_epoch = steps_per_epoch
         whole = steps_per_epoch * recipe.training.epochs
         self.total_steps = min(recipe.training.steps or whole, whole)
-        self.bf16 = use_bf16(recipe.training.precision, device)
-        self.layout = torch.channels_last if recipe.training.channels_last else torch.contiguous_format
+        self.dtype = compute_dtype(recipe.training.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.layout = memory_layout(device, recipe.training.channels_last)
         self.model: nn.Module = model.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
         if world.size > 1 and recipe.training.sync_batchnorm:
-            synchronise_norms(self.model)
+            self.model = synchronise_norms(self.model, device)
         forward: nn.Module = self.model
         if world.size > 1:
             # No step sends running statistics: they are equal in all processes, or sent before an evaluation.
@@ -131,7 +135,8 @@ class TrainingState:
             # Pictures have few different sizes, so each size gets its own compiled code.
             self.forward = torch.compile(forward, mode=recipe.training.compile_mode, dynamic=False)
         self.average = copy.deepcopy(self.model).eval() if recipe.training.ema_decay else None
-        self.optimizer = build_optimizer(recipe.optimizer, self.model)
+        # In float16 the device decides whether a step counts, so AdamW's counter must be there too.
+        self.optimizer = build_optimizer(recipe.optimizer, self.model, fused=self.scaler.is_enabled())
         self.step = 0
         # Losses of this epoch, on the device: this process's share of each step's mean over all processes.
         self.losses = torch.zeros(steps_per_epoch, device=device)
@@ -144,6 +149,16 @@ class TrainingState:
         self.history: list[EpochResult] = []
         self.best_epoch: int | None = None
         self.best_weights: dict[str, Tensor] | None = None
+
+    @property
+    def precision(self) -> str:
+        """The resolved ``training.precision``: ``fp32``, ``bf16`` or ``fp16``."""
+        return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
+
+    @property
+    def bf16(self) -> bool:
+        """Whether convolutions and matrix products are computed in bfloat16."""
+        return self.dtype == torch.bfloat16
 
     @property
     def uses_kernels(self) -> bool:
@@ -201,6 +216,7 @@ class TrainingState:
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "step": self.step,
             "losses": self.all_losses(),
             "hits": self.all_hits(),
@@ -225,6 +241,8 @@ class TrainingState:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled() and state.get("scaler"):  # none if it was not float16 until now
+            self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         self.losses.copy_(state["losses"] if self.world.is_first else torch.zeros_like(state["losses"]))
         self.hits.fill_(state["hits"] if self.world.is_first else 0)
@@ -261,18 +279,20 @@ class TrainingState:
 
         Raises:
             DivergedError: a loss is not finite and ``training.on_nonfinite`` is ``"stop"``. The error names
-                the first such step.
+                the first such step. Or gradients overflow float16 at every scale.
         """
         losses = self.all_losses()[: self.step_in_epoch] if losses is None else losses
         bad = (~losses.isfinite()).nonzero()
         if len(bad) and self.recipe.training.on_nonfinite == "stop":
             self.raise_diverged(self.epoch * self.steps_per_epoch + int(bad[0]) + 1, float(losses[bad[0]]))
+        if self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE:
+            self.raise_diverged(self.step, float(losses[-1]), "gradients overflow float16 at every scale")
         return float(losses[-1])
 
-    def raise_diverged(self, step: int, loss: float) -> None:
+    def raise_diverged(self, step: int, loss: float, problem: str = "") -> None:
         """Raise a :class:`DivergedError` for ``step``, counted from 1."""
         lr = self.recipe.optimizer.lr * factor_at(self.recipe.schedule, step - 1, self.total_steps)
-        raise DivergedError(step, loss, lr)
+        raise DivergedError(step, loss, lr, problem)
 
     def close_epoch(self, result: EpochResult) -> None:
         """Keep the weights if they are the best yet, record the result, and start the next epoch."""

@@ -16,6 +16,7 @@ from thumbnet.hardware import autocast
 from thumbnet.recipes.settings import TrainingSettings
 from thumbnet.training.optimizers import set_learning_rate
 from thumbnet.training.randomness import seeded_step
+from thumbnet.training.scaling import scaled_step
 from thumbnet.training.schedules import resize_at
 from thumbnet.training.state import TrainingState
 
@@ -48,9 +49,21 @@ def train_step(state: TrainingState, batch: Batch, factor: float) -> Tensor:
         with random, skip_if_nonfinite(state) as update:
             loss = accumulate_gradients(state, replace(batch, images=images))
             if update(loss):
-                state.optimizer.step()
+                take_step(state)
                 state.update_average()
     return loss
+
+
+def take_step(state: TrainingState) -> None:
+    """Update the weights with the gradients of :func:`accumulate_gradients`.
+
+    In float16 a step whose gradients overflow changes nothing but the scale, see
+    :mod:`thumbnet.training.scaling`.
+    """
+    if state.scaler.is_enabled():
+        scaled_step(state.optimizer, state.scaler)
+    else:
+        state.optimizer.step()
 
 
 def smaller_batch(state: TrainingState, pictures: int) -> str:
@@ -67,7 +80,8 @@ def accumulate_gradients(state: TrainingState, batch: Batch) -> Tensor:
     """Compute the gradient of a batch's mean loss in one or several passes; return the loss, float32 [].
 
     With several processes, each one has a share of the batch. It returns its share of the loss, but its
-    gradient is that of the whole batch.
+    gradient is that of the whole batch. In float16 the gradient is multiplied by the scale of
+    ``state.scaler``.
     """
     settings, world = state.recipe.training, state.world
     size = settings.micro_batch or len(batch.images)
@@ -77,10 +91,10 @@ def accumulate_gradients(state: TrainingState, batch: Batch) -> Tensor:
     for number, (images, labels) in enumerate(parts, start=1):
         # The last pass averages the gradients over the processes, so each loss is multiplied by their number.
         with contextlib.nullcontext() if number == len(parts) else state.hold_gradients():
-            with autocast(state.bf16, state.device):
+            with autocast(state.dtype, state.device):
                 logits = state.forward(images)
             part = summed_loss(logits.float(), labels, settings, state.class_weights) / batch.total
-            (part * world.size).backward()
+            state.scaler.scale(part * world.size).backward()
         whole += part.detach()
         state.hits += (logits.detach().argmax(dim=1) == labels).sum()
         if state.selection is not None:
@@ -115,7 +129,9 @@ def skip_if_nonfinite(state: TrainingState) -> Iterator[Callable[[Tensor], bool]
 
     With ``training.on_nonfinite = "stop"`` it always says yes, because ``fit`` checks the losses every
     ``LOOK_EVERY`` steps. With ``"skip"`` it checks loss and gradients at once. If they are not finite, it
-    restores the network's running statistics, records the skipped step and says no.
+    restores the network's running statistics, records the skipped step and says no. In float16 it checks only
+    the loss: gradients overflow now and then while the scale is being found, and :func:`take_step` deals with
+    that.
 
     Raises:
         DivergedError: more than ``training.max_skips`` steps were skipped.
@@ -126,7 +142,8 @@ def skip_if_nonfinite(state: TrainingState) -> Iterator[Callable[[Tensor], bool]
     before = [buffer.clone() for buffer in state.model.buffers()]
 
     def update(loss: Tensor) -> bool:
-        gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+        learning = [] if state.scaler.is_enabled() else list(state.model.parameters())
+        gradients = [p.grad for p in learning if p.grad is not None]
         finite = torch.stack([loss.isfinite(), *(g.isfinite().all() for g in gradients)]).all()
         if not state.world.any(not bool(finite)):
             return True

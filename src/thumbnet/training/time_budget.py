@@ -31,7 +31,7 @@ from thumbnet.recipes.recipe import Recipe, recipe_names
 from thumbnet.recipes.settings import SMALLEST_BATCH, ScheduleSettings, kept_per_epoch
 from thumbnet.training.schedules import done_at, size_at, smaller_sizes
 from thumbnet.training.state import TrainingState
-from thumbnet.training.step import accumulate_gradients
+from thumbnet.training.step import accumulate_gradients, take_step
 
 Size: TypeAlias = tuple[int, int]
 
@@ -145,12 +145,12 @@ class _Timer:
         float(accumulate_gradients(self._state, batch))
 
     def classify(self, batch: Batch) -> None:
-        with torch.inference_mode(), autocast(self._state.bf16, self._state.device):
+        with torch.inference_mode(), autocast(self._state.dtype, self._state.device):
             float(self._state.model(batch.images).sum())
 
     def optimize(self, _: Batch) -> None:
-        self._state.optimizer.step()
-        float(next(self._state.model.parameters()).sum())
+        take_step(self._state)
+        float(next(self._state.model.parameters()).detach().sum())
 
     def per_picture(self, work: Callable[[Batch], None], size: Size) -> float:
         """Seconds of ``work`` for a picture, from batches that a slow computer makes smaller."""
@@ -312,8 +312,14 @@ class TimeBudget:
         """Start to compare the pace with the plan; call it before the first step."""
         self._since = self._changed = self.clock()
 
-    def after_step(self, state: TrainingState, world: World) -> str | None:
+    def after_step(self, state: TrainingState, world: World, meeting: bool = True) -> str | None:
         """Look at the clock after a step, and change the number of steps if the end has moved.
+
+        Args:
+            state: the state of the training, after the step.
+            world: its processes. All of them do what the first one decides.
+            meeting: whether all processes meet after this step, see
+                :class:`~thumbnet.distributed.Meetings`. They change the number of steps only then.
 
         Returns:
             A sentence for the user if the change is large, else None.
@@ -325,12 +331,11 @@ class TimeBudget:
         self._expected += found.speed.step(size_at(schedule, last, found.size), found.batch_size)
         if state.step_in_epoch == 0 or state.epoch_is_over:
             self._expected += found.per_epoch
-        now = self.clock()
-        # All processes must decide the same, so the first one decides, at steps that all know.
-        due = state.step % 10 == 0 if world.size > 1 else now - self._since > CHECK_SECONDS
-        if not due:
+        if not meeting:
             return None
-        new_total = world.from_first(self._new_total(state, now) if world.is_first else None)
+        now = self.clock()
+        look = world.is_first and now - self._since > CHECK_SECONDS
+        new_total = world.from_first(self._new_total(state, now) if look else None)
         if new_total is None:
             return None
         told = self._told or total

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from thumbnet.batches.prepare import prepare
 from thumbnet.data.calibration import with_calibration_split
 from thumbnet.data.splits import Data
 from thumbnet.distributed import World, joined
-from thumbnet.errors import DataError, RecipeError, RunError
+from thumbnet.errors import DataError, RecipeError, RunError, ThumbnetError, memory_guard
 from thumbnet.hardware import choose_device, deterministic
 from thumbnet.invocation import command
 from thumbnet.kernels.library import load_kernels
@@ -73,8 +73,21 @@ class Call:
     started: float
 
     def choose_device(self) -> torch.device:
-        """The device of this process."""
-        return choose_device(self.device, self.world.local_rank)
+        """The device of this process.
+
+        Raises:
+            ThumbnetError: it is not available, or the first process computes on another kind of device.
+        """
+        device = choose_device(self.device, self.world.local_rank)
+        first = self.world.from_first(device.type)
+        if first != device.type:
+            raise ThumbnetError(
+                f"process {self.world.rank} computes on {device} and process 0 on {first}: choose one kind "
+                "of device for all of them, such as --device cpu"
+            )
+        if self.world.size > 1 and device.type == "cuda":
+            torch.cuda.set_device(device)  # else every process would also take memory on the first GPU
+        return device
 
 
 def train(
@@ -120,7 +133,7 @@ def train(
         check_free_of_length(overrides)
     if auto_resume and out is None:
         raise RunError("--auto-resume needs the run's folder by name: --out DIR")
-    with joined() as world, deterministic():
+    with joined() as world, deterministic(), _memory():
         call = Call(device, listener or Listener(), world, started)
         begun = auto_resume and (Path(str(out)).expanduser() / "run.json").is_file()
         if out is not None and world.from_first(begun):
@@ -164,7 +177,7 @@ def resume(
         DataError: its data cannot be loaded any more.
     """
     started = time.perf_counter()
-    with joined() as world, deterministic():
+    with joined() as world, deterministic(), _memory():
         call = Call(device, listener or Listener(), world, started)
         if model is not None:
             name = world.from_first(Run.open(run_path).recipe.model.name if world.is_first else "")
@@ -177,6 +190,12 @@ def resume(
         same_batches = [f"training.batch_size={more.recipe.training.batch_size}"]
         source = _own_data(more.data, more.record["run"], data)
         return _begin(Plan(source, more.recipe, same_batches, out, more.data_dir, more), call)
+
+
+def _memory() -> AbstractContextManager[None]:
+    """Turn a failed allocation into our error, wherever nothing closer to it does so with better advice."""
+    advice = "Use smaller batches (--batch-size) or a narrower network (--set model.width=0.5)"
+    return memory_guard("this computer", "during the training", advice)
 
 
 def _begin(plan: Plan, call: Call) -> Run:
@@ -270,8 +289,10 @@ def _loaded_again(
 
 def _restore(state: TrainingState, checkpoint: dict[str, Any], run: Run) -> float:
     """Load a checkpoint into ``state``; return the seconds that the run had taken until then."""
+    advice = "The run needs as much memory as when it began"
     try:
-        state.load_state_dict(checkpoint["state"])
+        with memory_guard(str(state.device), "restoring the checkpoint", advice):
+            state.load_state_dict(checkpoint["state"])
         return float(checkpoint["seconds_total"])
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         reason = str(error).split("\n")[0]
