@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
 
 from helpers import coloured_data
+from simulated_device import CUDA, simulated_gpu
 from thumbnet.batches.batches import EvalBatches
 from thumbnet.batches.prepare import prepare
 from thumbnet.classifiers.logits import Tensors, collect_logits, collect_views, predict_logits
@@ -89,6 +92,26 @@ def test_collecting_both_logits_at_once_equals_collecting_them_separately(tta: s
     assert torch.equal(logits, collect_logits(model, batches, dtype=torch.float32, tta=tta)[0])
     assert (logits is plain) is (tta == "none")
     assert (logits.dtype, labels.dtype, labels.tolist()) == (torch.float32, torch.int64, [0, 1, 2] * 20)
+
+
+@pytest.mark.parametrize("simulated", [False, True])
+def test_adaptive_computes_no_view_of_a_split_whose_pictures_are_all_certain(simulated: bool) -> None:
+    model, seen = nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), 0
+    with torch.no_grad():
+        model[1].bias.copy_(torch.tensor([1000.0, 0, 0]))
+
+    def count(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        nonlocal seen
+        seen += len(inputs[0])
+
+    model.register_forward_pre_hook(count)
+    with simulated_gpu() if simulated else contextlib.nullcontext():
+        device = CUDA if simulated else CPU
+        recipe = load_recipe("tutorial", ["evaluation.batch_size=7"])
+        batches = prepare(coloured_data(), recipe, device).evaluation["test"]
+        logits, plain, _ = collect_views(model.to(device), batches, bf16=False, tta="adaptive")
+    assert seen == 60
+    assert torch.equal(logits, plain)
 
 
 def test_known_logits_are_not_changed() -> None:

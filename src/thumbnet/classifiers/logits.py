@@ -77,15 +77,15 @@ def collect_views(
         the labels, int64 [N]; all on the CPU.
     """
     model.eval()
-    held = _Held(model, dtype, tta)
+    collector = _Collector(model, dtype, tta)
     labels: list[Tensor] = []
     done = 0
     for batch in batches.epoch(0):
         known = None if plain is None else plain[done : done + len(batch.images)]
-        held.add(batch.images, known)
+        collector.add(batch.images, known)
         labels.append(batch.labels)
         done += len(batch.images)
-    logits, alone = held.finish()
+    logits, alone = collector.finish()
     return logits, alone, torch.cat(labels).cpu()
 
 
@@ -97,7 +97,7 @@ def collect_logits(
     return logits, labels
 
 
-class _Held:
+class _Collector:
     """Computes the logits of one batch after another.
 
     ``adaptive`` looks at all views of a fifth of the pictures. If each batch looked at its own, a GPU would
@@ -146,8 +146,9 @@ class _Held:
                 parts.append(images[positions[first:last] - start])
                 start += len(images)
             self._images.clear()
-            for where, images in zip(positions.split(size), torch.cat(parts).split(size), strict=True):
-                logits[where] = self._with_views(images, logits[where], "mirror-shift")
+            if len(chosen):
+                for where, images in zip(positions.split(size), torch.cat(parts).split(size), strict=True):
+                    logits[where] = self._with_views(images, logits[where], "mirror-shift")
         self._logits.append(logits)
 
     def _with_views(self, images: Tensor, plain: Tensor, tta: str) -> Tensor:
