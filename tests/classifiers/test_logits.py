@@ -109,7 +109,7 @@ def test_adaptive_computes_no_view_of_a_split_whose_pictures_are_all_certain(sim
         device = CUDA if simulated else CPU
         recipe = load_recipe("tutorial", ["evaluation.batch_size=7"])
         batches = prepare(coloured_data(), recipe, device).evaluation["test"]
-        logits, plain, _ = collect_views(model.to(device), batches, bf16=False, tta="adaptive")
+        logits, plain, _ = collect_views(model.to(device), batches, dtype=torch.float32, tta="adaptive")
     assert seen == 60
     assert torch.equal(logits, plain)
 
