@@ -94,9 +94,10 @@ def test_collecting_both_logits_at_once_equals_collecting_them_separately(tta: s
 
 @pytest.mark.parametrize("simulated", [False, True])
 def test_adaptive_computes_no_view_of_a_split_whose_pictures_are_all_certain(simulated: bool) -> None:
-    model, seen = nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), 0
+    linear, seen = nn.Linear(768, 3), 0
     with torch.no_grad():
-        model[1].bias.copy_(torch.tensor([1000.0, 0, 0]))
+        linear.bias.copy_(torch.tensor([1000.0, 0, 0]))
+    model = nn.Sequential(nn.Flatten(), linear)
 
     def count(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         nonlocal seen
