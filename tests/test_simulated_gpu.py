@@ -256,7 +256,7 @@ def test_the_range_test_finds_the_rate_that_it_finds_on_the_cpu(log: Log) -> Non
     for device in (CPU, CUDA):
         prepared = prepare(DATA, recipe, device)
         state = build_state(recipe, prepared, DATA.class_names, device)
-        found.append(learning_rate_range_test(state, prepared.train, steps=30, highest=1.0))
+        found.append(learning_rate_range_test(state, prepared.train, steps=20, highest=1.0))
     assert found[0] == found[1]
 
 
