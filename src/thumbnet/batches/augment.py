@@ -1,7 +1,7 @@
 """Random changes to training pictures, for a whole batch at once on the batch's device.
 
-Drawing random choices and applying them are separate. The draws are small CPU tensors from one generator, so
-every device and engine gives the same pictures; applying them is a pure function. Pictures stay uint8
+Drawing random choices and applying them are separate. The random numbers come from one generator on the CPU,
+so every device and engine gives the same pictures; applying them is a pure function. Pictures stay uint8
 [B, C, H, W] until they are normalised, a quarter of float32's traffic; only brightness and contrast work on
 floats.
 """
@@ -9,7 +9,7 @@ floats.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +19,8 @@ from thumbnet.kernels.augment import can_move, mirror_and_translate
 from thumbnet.recipes.settings import AugmentSettings
 
 
-@dataclass(frozen=True)
-class Draw:
-    """The random choices for one batch, on the CPU.
+class Draw(NamedTuple):
+    """The random choices for one batch.
 
     Attributes:
         flip: bool [B], whether to mirror.
@@ -37,26 +36,37 @@ class Draw:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Draw:
         """Apply ``change`` to each of the four tensors."""
-        return Draw(change(self.flip), change(self.shift), change(self.hole), change(self.light))
+        return Draw(*map(change, self))
 
 
 class Augmentation:
-    """A recipe's augmentation, for a training split of ``count`` pictures of ``size`` (height, width)."""
+    """A recipe's augmentation, for a training split of ``count`` pictures of ``size`` (height, width).
+
+    Attributes:
+        settings: the recipe's.
+        size: height, width in pixels.
+        first_flip: bool [count], whether ``flip = "alternating"`` mirrors a picture when it is first seen; on
+            the CPU.
+    """
 
     def __init__(self, settings: AugmentSettings, count: int, size: tuple[int, int], seed: int) -> None:
         self.settings = settings
         self.size = size
         generator = torch.Generator().manual_seed(seed)
-        self._first_flip = torch.rand(count, generator=generator) < 0.5
+        self.first_flip = torch.rand(count, generator=generator) < 0.5
+        self._first_flip = self.first_flip  # on the device of the newest indices
 
     def draw(self, indices: Tensor, turns: Tensor | int, generator: torch.Generator) -> Draw:
         """Draw the choices for the pictures at ``indices`` (int64 [B]).
 
-        ``turns`` (int, or int64 [B]) says how often each picture was seen before.
+        ``turns`` (int, or int64 [B]) says how often each picture was seen before. Alternating flips are where
+        the indices are, everything else is on the CPU.
         """
         count, (height, width), reach = len(indices), self.size, self.settings.translate
         if self.settings.flip == "alternating":
-            flip = self._first_flip[indices] ^ (torch.as_tensor(turns) % 2 == 1)
+            if self._first_flip.device != indices.device:
+                self._first_flip = send(self.first_flip, indices.device)
+            flip = self._first_flip[indices] ^ (turns % 2 == 1)
         elif self.settings.flip == "random":
             flip = torch.rand(count, generator=generator) < 0.5
         else:
@@ -70,25 +80,25 @@ class Augmentation:
     def apply(self, images: Tensor, draw: Draw, fill: Tensor) -> Tensor:
         """Apply ``draw``, except for the light, to ``images`` (uint8 [B, C, H, W]).
 
-        ``fill`` (uint8 [C]) is the colour of the cutout.
+        ``fill`` (uint8 [C]) is the colour of the cutout. All are on one device.
         """
-        device, reflect = images.device, self.settings.translate_fill == "reflect"
+        reflect = self.settings.translate_fill == "reflect"
         if self.settings.translate and can_move(images):
             images = mirror_and_translate(images, draw.flip, draw.shift, reflect)
         else:
             if self.settings.flip != "none":
-                images = mirror(images, send(draw.flip, device))
+                images = mirror(images, draw.flip)
             if self.settings.translate:
-                images = translate(images, send(draw.shift, device), reflect)
+                images = translate(images, draw.shift, reflect)
         if self.settings.cutout:
-            images = cutout(images, send(draw.hole, device), self.settings.cutout, send(fill, device))
+            images = cutout(images, draw.hole, self.settings.cutout, fill)
         return images
 
     def relight(self, images: Tensor, draw: Draw) -> Tensor:
         """Change brightness and contrast of normalised ``images``, float32 [B, C, H, W], in place."""
         if not (self.settings.brightness or self.settings.contrast):
             return images
-        light = send(draw.light, images.device)[:, :, None, None, None]
+        light = draw.light[:, :, None, None, None]
         shift, factor = light[:, 0] * self.settings.brightness, 1 + light[:, 1] * self.settings.contrast
         return images.add_(shift).mul_(factor)
 
@@ -108,13 +118,14 @@ def translate(images: Tensor, shift: Tensor, reflect: bool) -> Tensor:
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device) - shift[:, :1]  # [B, H]: each row's source
     columns = torch.arange(width, device=images.device) - shift[:, 1:]
-    inside_rows, inside_columns = _inside(rows, height), _inside(columns, width)
-    rows, columns = _reflect(rows, height), _reflect(columns, width)
     batch = torch.arange(len(images), device=images.device)[:, None, None]
     # Indexing [B, H, W, C] by [B, H, W] keeps the bytes of a pixel together.
-    moved = images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
-    if not reflect:
-        moved = moved * (inside_rows[:, :, None] & inside_columns[:, None, :])[..., None]
+    pixels = images.permute(0, 2, 3, 1)
+    if reflect:
+        moved = pixels[batch, _reflect(rows, height)[:, :, None], _reflect(columns, width)[:, None, :]]
+    else:
+        moved = pixels[batch, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]]
+        moved = moved * (_inside(rows, height)[:, :, None] & _inside(columns, width)[:, None, :])[..., None]
     return moved.permute(0, 3, 1, 2)
 
 

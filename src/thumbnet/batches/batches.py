@@ -9,6 +9,7 @@ generator's saved state.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from thumbnet.batches.augment import Augmentation
+from thumbnet.batches.augment import Augmentation, Draw
 from thumbnet.batches.engines import Engine
 from thumbnet.batches.selection import Selection
 from thumbnet.batches.statistics import Normalise
+from thumbnet.batches.upload import send_together
 from thumbnet.distributed import ALONE, World
 from thumbnet.hardware import one_thread, send
 from thumbnet.recipes.recipe import Recipe
@@ -39,6 +41,8 @@ class Batch:
         labels: int64 [B]; ``NO_LABEL`` for a picture that does not count.
         total: number of pictures in this batch over all processes; by default the length of ``labels``.
         positions: positions in the training split, int64 [B]; None if nothing uses them.
+
+    All tensors are on one device.
     """
 
     images: Tensor
@@ -90,6 +94,7 @@ class TrainBatches:
         self.normalise = normalise
         self.seed = recipe.seed
         self.count = len(engine.labels)
+        self._labels = send(engine.labels, engine.home)
         taken = kept_per_epoch(self.count, recipe.data.skip_easy)
         self.batch_size = min(recipe.training.batch_size, taken)
         full, rest = divmod(taken, self.batch_size)
@@ -104,28 +109,51 @@ class TrainBatches:
         return self.steps
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-        device = self.normalise.device
-        if self.selection is not None:
-            chosen = self.selection.begin(epoch)
-            order = chosen[torch.randperm(len(chosen), generator=generator)]
-        elif self.sampling == "balanced":
-            order = balanced_order(self.engine.labels, generator)
-        else:
-            order = torch.randperm(self.count, generator=generator)
+        device, home = self.normalise.device, self.engine.home
+        order, visits = self._order(epoch)
         batches = list(order.split(self.batch_size))[start : len(self)]
         shares = [self._share(indices) for indices in batches]
         fetched = zip(batches, shares, self.engine.fetch(shares), strict=True)
         for step, (whole, indices, images) in enumerate(fetched, start=start):
-            generator.manual_seed(derive_seed(self.seed, "augment", epoch, step))
-            turns = epoch if self.selection is None else self.selection.visits[whole]
-            draw = self.augmentation.draw(whole, turns, generator).map(self._share)
+            turns = epoch if visits is None else visits[whole]
+            draw = self.draw(whole, turns, epoch, step).map(self._share)
             own = len(whole) > self.world.rank
+            labels = self._labels[indices] if own else torch.full((len(indices),), NO_LABEL, device=home)
+            indices, labels, *choices = send_together([indices, labels, *draw], device)
+            draw = Draw(*choices)
             with one_thread(self.engine.workers > 0):
                 images = self.augmentation.apply(send(images, device), draw, self.normalise.mean_pixel)
                 images = self.augmentation.relight(self.normalise(images), draw)
-            labels = self.engine.labels[indices] if own else torch.full((len(indices),), NO_LABEL)
-            yield Batch(images, send(labels, device), len(whole), indices)
+            yield Batch(images, labels, len(whole), indices)
+
+    def _order(self, epoch: int) -> tuple[Tensor, Tensor | None]:
+        """The positions of an epoch in random order, int64 [N], and how often every picture was seen before.
+
+        Both are where the pictures are, so that a step need not copy them. The second, int64 [count], is None
+        without a selection.
+        """
+        order, home = self.shuffle(epoch), self.engine.home
+        if self.selection is None:
+            return send(order, home), None
+        chosen = self.selection.begin(epoch)
+        return chosen[send(order, chosen.device)].to(home), self.selection.visits.to(home)
+
+    def shuffle(self, epoch: int) -> Tensor:
+        """The random order of an epoch: int64 [N], on the CPU.
+
+        With a selection, it orders the chosen pictures; otherwise, it holds positions in the split.
+        """
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+        if self.selection is not None:
+            return torch.randperm(self.selection.taken, generator=generator)
+        if self.sampling == "balanced":
+            return balanced_order(self.engine.labels, generator)
+        return torch.randperm(self.count, generator=generator)
+
+    def draw(self, indices: Tensor, turns: Tensor | int, epoch: int, step: int) -> Draw:
+        """The augmentation of a step of an epoch, both from 0; see :meth:`Augmentation.draw`."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, step))
+        return self.augmentation.draw(indices, turns, generator)
 
     def _share(self, items: Tensor) -> Tensor:
         """This process's share of a batch; if it is empty, one picture, whose label will not count."""
@@ -162,26 +190,27 @@ class EvalBatches:
         self.normalise = normalise
         self.batch_size = batch_size
         self.positions = world.share(torch.arange(len(engine.labels)))
+        self._labels = send(engine.labels, engine.home)
 
     def __len__(self) -> int:
         return -(-len(self.positions) // self.batch_size)
 
     def sample(self, count: int, world: World = ALONE) -> EvalBatches:
         """Batches of up to ``count`` evenly spaced pictures, always the same ones."""
-        chosen = EvalBatches(self.engine, self.normalise, batch_size=self.batch_size)
-        total = len(self.engine.labels)
+        chosen, total = copy.copy(self), len(self.engine.labels)
+        positions = torch.arange(total)
         if count < total:
-            chosen.positions = torch.linspace(0, total - 1, count, dtype=torch.float64).round().long()
-        chosen.positions = world.share(chosen.positions)
+            positions = torch.linspace(0, total - 1, count, dtype=torch.float64).round().long()
+        chosen.positions = world.share(positions)
         return chosen
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        batches = list(self.positions.split(self.batch_size))[start:]
+        positions = send(self.positions, self.engine.home)
+        batches = list(positions.split(self.batch_size))[start:]
         for indices, images in zip(batches, self.engine.fetch(batches), strict=True):
             with one_thread(self.engine.workers > 0):
                 images = self.normalise(images)
-            labels = send(self.engine.labels[indices], self.normalise.device)
-            yield Batch(images, labels)
+            yield Batch(images, send(self._labels[indices], self.normalise.device))
 
 
 class LoaderBatches:

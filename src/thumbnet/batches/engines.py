@@ -20,7 +20,7 @@ from thumbnet.batches.statistics import CHANNELS, count_values
 from thumbnet.data.images import BY_TYPE, Fit, Rendering, fit_pixels
 from thumbnet.data.splits import Split
 from thumbnet.errors import UnreadableImageError
-from thumbnet.hardware import memory_of, pick, send
+from thumbnet.hardware import memory_of, send
 
 # Decoding more than MANY pictures before the first step would take minutes. Larger splits are decoded during
 # the training, and their statistics come from a sample of SAMPLE pictures.
@@ -33,15 +33,22 @@ class Engine(Protocol):
     """Delivers pictures by their positions.
 
     Attributes:
-        labels: int64 [N].
+        labels: int64 [N], on the CPU.
         workers: number of worker processes; 0 if the pictures are in memory.
+        home: the device on which ``fetch`` looks pictures up.
     """
 
     labels: Tensor
     workers: int
 
+    @property
+    def home(self) -> torch.device: ...
+
     def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Deliver the pictures, uint8 [B, 3, H, W], for each batch of positions (int64 [B])."""
+        """Deliver the pictures, uint8 [B, 3, H, W], for each batch of positions (int64 [B]).
+
+        Positions on :attr:`home` are used as they are; others are copied there.
+        """
 
     def value_counts(self) -> Tensor:
         """How often each of the 256 values occurs per channel, over all pictures: int64 [3, 256]."""
@@ -51,33 +58,26 @@ class MemoryEngine:
     """Keeps the decoded split in memory.
 
     Args:
-        images: uint8 [N, 3, H, W], stored as [N, H, W, 3], in the memory of ``device`` or of the CPU.
+        images: uint8 [N, 3, H, W], stored as [N, H, W, 3], in the memory of any device.
         labels: int64 [N].
         counts: the result of :meth:`value_counts`, if it is known.
-        device: where the batches are needed; by default where ``images`` are.
     """
 
     workers = 0
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        counts: Tensor | None = None,
-        device: torch.device | None = None,
-    ) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, counts: Tensor | None = None) -> None:
         self.images = images
         self.labels = labels
         self._counts = counts
-        self._device = images.device if device is None else device
+
+    @property
+    def home(self) -> torch.device:
+        """The device whose memory holds the pictures."""
+        return self.images.device
 
     def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        here = self.images.device
         for indices in batches:
-            if here.type == self._device.type:
-                yield self.images[send(indices, here)]
-            else:
-                yield pick(self.images, indices, self._device)
+            yield self.images[send(indices, self.images.device)]
 
     def value_counts(self) -> Tensor:
         return count_values(self.images) if self._counts is None else self._counts
@@ -88,6 +88,8 @@ class WorkerEngine:
 
     ``device`` is where the batches are needed.
     """
+
+    home = CPU
 
     def __init__(
         self,

@@ -34,14 +34,19 @@ def channel_statistics(counts: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 class Normalise:
-    """uint8 [B, C, H, W] → float32: (pixel / 255 - mean) / std per channel, on ``device``."""
+    """uint8 [B, C, H, W] → float32: (pixel / 255 - mean) / std per channel, on ``device``.
+
+    Attributes:
+        device: where the normalised pictures are.
+        mean_pixel: the mean colour, uint8 [C], on ``device``.
+    """
 
     def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         self.device = device
         self._offset = (mean * 255).view(-1, 1, 1).to(device)
         self._scale = (1 / (std * 255)).view(-1, 1, 1).to(device)
-        self.mean_pixel = (mean * 255).round().to(torch.uint8)
+        self.mean_pixel = (mean * 255).round().to(torch.uint8).to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Normalise uint8 pictures [B, C, H, W] to float32 of the same shape."""

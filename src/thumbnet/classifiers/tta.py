@@ -43,7 +43,7 @@ class Views(ABC, Generic[A]):
 
     @abstractmethod
     def where(self, logits: A, chosen: Callable[[np.ndarray], np.ndarray]) -> Any:
-        """Call ``chosen`` on the logits as a NumPy array; return the result as an index for ``A``."""
+        """The positions at which ``chosen`` is true for the logits as a NumPy array: an index for ``A``."""
 
     def of(self, pictures: A, tta: str) -> list[A]:
         """Return all views of ``pictures``, the plain one first; one per weight of ``WEIGHTS[tta]``."""
@@ -76,7 +76,7 @@ class Views(ABC, Generic[A]):
         asked: Any = slice(None)
         if tta == "adaptive":
             tta, asked = "mirror-shift", self.where(result, lambda values: unsure(values, temperature))
-            if not bool(asked.any()):
+            if not len(asked):
                 return result
         if tta == "none":
             return result
@@ -102,7 +102,7 @@ class Arrays(Views[np.ndarray]):
         return logits.copy()
 
     def where(self, logits: np.ndarray, chosen: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        return chosen(logits)
+        return np.flatnonzero(chosen(logits))
 
 
 def unsure(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
