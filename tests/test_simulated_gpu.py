@@ -341,3 +341,11 @@ def test_pictures_that_a_gpu_has_no_room_for_reach_it_from_pinned_memory(
         assert not any(copy.blocking for copy in span.copies)
     for span in recorder.first:  # `skip_easy` chooses on the GPU, and the computer has to know what
         assert len(span.waits) <= 2
+
+
+def test_a_step_in_float16_does_not_wait_to_know_whether_gradients_overflowed(tmp_path: Path) -> None:
+    _, on_gpu, recorder = learn("small", ["training.precision=fp16"], tmp_path)
+    assert on_gpu.summary["skipped_steps"] == []
+    for span in recorder.inner:
+        assert span.waits == []
+        assert not any(copy.blocking for copy in span.copies)
