@@ -513,6 +513,7 @@ def _patches(gpu: _Gpu, fast_bf16: bool) -> list[tuple[Any, str, Any]]:
         "is_bf16_supported": lambda including_emulation=True: fast_bf16,
         "mem_get_info": lambda device=None: (gpu.memory - log.allocated, gpu.memory),
         "memory_allocated": lambda device=None: log.allocated,
+        "memory_reserved": lambda device=None: log.allocated,
         "max_memory_allocated": lambda device=None: log.peak,
         "empty_cache": lambda: None,
         "synchronize": lambda device=None: wait(),

@@ -18,6 +18,7 @@ from helpers import coloured_data
 from simulated_device import CUDA, STAGED, Copy, Log, Wait, gpu_tensor, simulated_gpu
 from thumbnet.batches import prepare as prepare_module
 from thumbnet.batches.augment import translate
+from thumbnet.batches.engines import fits_in_memory
 from thumbnet.batches.prepare import prepare
 from thumbnet.batches.selection import Selection
 from thumbnet.classifiers.load import load_classifier
@@ -322,3 +323,29 @@ def test_a_large_tensor_is_pinned_before_it_is_sent(log: Log) -> None:
     send(torch.zeros(3), CUDA)
     assert [copy.blocking for copy in log.copies] == [False, False]
     assert not log.waits
+
+
+@pytest.mark.parametrize("recipe", ["small", "fast"])
+def test_pictures_that_a_gpu_has_no_room_for_reach_it_from_pinned_memory(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        prepare_module,
+        "fits_in_memory",
+        lambda splits, size, device=CPU: device == CPU and fits_in_memory(splits, size),
+    )
+    on_cpu, on_gpu, recorder = learn(recipe, [], tmp_path)
+    assert_equal_weights(on_gpu, on_cpu)
+    for span in recorder.inner:
+        assert span.waits == []
+        assert not any(copy.blocking for copy in span.copies)
+    for span in recorder.first:  # `skip_easy` chooses on the GPU, and the computer has to know what
+        assert len(span.waits) <= 2
+
+
+def test_a_step_in_float16_does_not_wait_to_know_whether_gradients_overflowed(tmp_path: Path) -> None:
+    _, on_gpu, recorder = learn("small", ["training.precision=fp16"], tmp_path)
+    assert on_gpu.summary["skipped_steps"] == []
+    for span in recorder.inner:
+        assert span.waits == []
+        assert not any(copy.blocking for copy in span.copies)

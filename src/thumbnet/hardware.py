@@ -23,11 +23,11 @@ from torch.torch_version import TorchVersion
 from thumbnet.errors import FallbackWarning, ThumbnetError
 from thumbnet.kernels.library import load_kernels, multiplies_bf16
 
-STAGED_BYTES = 64 * 1024  # CUDA copies this much from ordinary memory without making the host wait
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by training.precision
 # Devices on which PyTorch before this version computes a wrong gradient of BatchNorm2d, or raises an error,
 # if pictures are stored channels last (https://github.com/pytorch/pytorch/issues/175189).
 WRONG_CHANNELS_LAST = {"mps": "2.14"}
+STAGED_BYTES = 64 * 1024  # CUDA copies this much from ordinary memory without making the host wait
 
 
 def choose_device(name: str = "auto", number: int = 0) -> torch.device:
@@ -178,23 +178,6 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     if large and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
-
-
-def pick(pictures: Tensor, positions: Tensor, device: torch.device) -> Tensor:
-    """``pictures[positions]`` on the CPU, where ``device`` can fetch it without waiting.
-
-    CUDA copies at its own pace only from memory that is pinned. Pinning each batch costs nothing, because
-    PyTorch uses the same memory again, and the split itself may stay in a file.
-
-    Args:
-        pictures: uint8 [N, 3, H, W], stored as [N, H, W, 3], on the CPU.
-        positions: int64 [B], on the CPU.
-        device: where the batch goes next.
-    """
-    stored = pictures.permute(0, 2, 3, 1)
-    shape = (len(positions), *stored.shape[1:])
-    picked = torch.empty(shape, dtype=pictures.dtype, pin_memory=device.type == "cuda")
-    return torch.index_select(stored, 0, positions, out=picked).permute(0, 3, 1, 2)
 
 
 def memory_of(device: torch.device) -> int:

@@ -100,27 +100,6 @@ def test_all_splits_together_must_fit_into_the_free_memory_of_the_device_that_ke
     assert fits_in_memory(splits, (8, 8), torch.device(device)) is (needed < 10)
 
 
-def test_pictures_that_stay_on_the_host_reach_the_gpu_through_pinned_memory(
-    split: Split, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decoded = decode_split(split, (16, 16), "pad").images
-    engine = MemoryEngine(decoded, torch.from_numpy(np.array(split.labels)), device=torch.device("cuda"))
-    pinned: list[bool] = []
-    empty = torch.empty
-
-    def pin(*size: object, pin_memory: bool, **options: object) -> torch.Tensor:
-        pinned.append(pin_memory)
-        return empty(*size, **options)  # type: ignore[call-overload]
-
-    monkeypatch.setattr(torch, "empty", pin)
-    batches = [torch.tensor([5, 0, 17]), torch.tensor([3])]
-    fetched = list(engine.fetch(batches))
-    assert pinned == [True, True]
-    for positions, images in zip(batches, fetched, strict=True):
-        assert torch.equal(images, decoded[positions])
-        assert images.is_contiguous(memory_format=torch.channels_last)
-
-
 def test_workers_pin_their_batches_only_for_a_gpu(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
 

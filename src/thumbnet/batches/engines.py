@@ -20,7 +20,7 @@ from thumbnet.batches.statistics import CHANNELS, count_values
 from thumbnet.data.images import BY_TYPE, Fit, Rendering, fit_pixels
 from thumbnet.data.splits import Split
 from thumbnet.errors import UnreadableImageError
-from thumbnet.hardware import memory_of, pick, send
+from thumbnet.hardware import memory_of, send
 
 # Decoding more than MANY pictures before the first step would take minutes. Larger splits are decoded during
 # the training, and their statistics come from a sample of SAMPLE pictures.
@@ -58,25 +58,17 @@ class MemoryEngine:
     """Keeps the decoded split in memory.
 
     Args:
-        images: uint8 [N, 3, H, W], stored as [N, H, W, 3], in the memory of ``device`` or of the CPU.
+        images: uint8 [N, 3, H, W], stored as [N, H, W, 3], in the memory of any device.
         labels: int64 [N].
         counts: the result of :meth:`value_counts`, if it is known.
-        device: where the batches are needed; by default where ``images`` are.
     """
 
     workers = 0
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        counts: Tensor | None = None,
-        device: torch.device | None = None,
-    ) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, counts: Tensor | None = None) -> None:
         self.images = images
         self.labels = labels
         self._counts = counts
-        self._device = images.device if device is None else device
 
     @property
     def home(self) -> torch.device:
@@ -84,12 +76,8 @@ class MemoryEngine:
         return self.images.device
 
     def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        here = self.images.device
         for indices in batches:
-            if here.type == self._device.type:
-                yield self.images[send(indices, here)]
-            else:
-                yield pick(self.images, indices, self._device)
+            yield self.images[send(indices, self.images.device)]
 
     def value_counts(self) -> Tensor:
         return count_values(self.images) if self._counts is None else self._counts

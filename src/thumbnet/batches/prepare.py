@@ -193,7 +193,7 @@ def build_engine(
     if in_memory:
         decoded = decode_split(split, size, settings.fit, progress, rendering)
         images = decoded.images.to(device if store is None else store)
-        return MemoryEngine(images, torch.from_numpy(split.labels.copy()), decoded.counts, device)
+        return MemoryEngine(images, torch.from_numpy(split.labels.copy()), decoded.counts)
     return WorkerEngine(split, size, settings.fit, settings.workers, rendering, device)
 
 
