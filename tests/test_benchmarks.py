@@ -87,6 +87,7 @@ def test_a_report_names_the_device_that_was_measured(tmp_path: Path, monkeypatch
     assert json.loads(file.read_text())["hardware"]["device"] == "cpu"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     measure.report("a title", ["what", "how fast"], [["a", "1"]], str(file), {"rate": [1.0]}, CUDA)
     written = json.loads(file.read_text())
     assert (written["hardware"]["device"], written["hardware"]["gpu"]) == ("cuda:0", "a card")
