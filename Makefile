@@ -15,8 +15,9 @@ PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 # COVERAGE=1 also measures which branches the tests take, and prints what they miss. CI does.
 COVER = $(if $(COVERAGE),--cov=thumbnet --cov-branch --cov-report=term:skip-covered)
 
+# SLOW=1 also tries out the whole benchmark for a GPU, on the CPU: some minutes.
 test: $(VENV)/.installed-dev  ## run the tests
-	$(PYTEST) $(COVER) --ignore=tests/faults
+	$(if $(SLOW),THUMBNET_SLOW=1) $(PYTEST) $(COVER) --ignore=tests/faults
 
 # Processes that are killed, disks that are full, links that are cut, broken and hostile files: 25 minutes.
 # FAULTS=small is what CI runs: fewer kills, fewer steps, smaller folders; 4 minutes.

@@ -8,7 +8,7 @@ mine = thumbnet.load_recipe(Path(__file__).with_name("my_recipe.toml"))
 wider = mine.override(["model.width=1.5", "seed=1"])
 print(wider.to_toml())
 
-for recipe in (mine, thumbnet.load_recipe("digits", ["training.epochs=6"])):
+for recipe in (mine, thumbnet.load_recipe("digits", ["training.epochs=3"])):
     run = thumbnet.train("digits", recipe)
     print(f"{recipe.name}: {100 * run.summary['accuracy']:.2f} %, {run.path}")
 print("thumbnet compare runs/*  shows them side by side")

@@ -261,6 +261,7 @@ def test_only_selects_parts_and_always_says_which_machine() -> None:
     assert gpu_trainer.options_from(json.loads(chosen[0].command[-1])) == options
 
 
+@pytest.mark.skipif("THUMBNET_SLOW" not in os.environ, reason="takes minutes: make test SLOW=1")
 @pytest.mark.timeout(1800)  # a dozen processes; each imports torch
 def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
     rival, broken = tmp_path / "rival.py", tmp_path / "broken.py"
