@@ -304,7 +304,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--commit", help="what to record if this copy of thumbnet is not in git")
     parser.add_argument("--smoke", action="store_true", help="few pictures, a tiny network: try the program")
     parser.add_argument("--json", metavar="FILE", help="write the results to this file as they come")
-    found = parser.parse_args(arguments)  # fmt: skip
+    found = parser.parse_args(arguments)
     for name, _ in found.limit:
         if name not in names:
             parser.error(f"--limit {name}: there is no such part; choose from {', '.join(names)}")

@@ -28,9 +28,8 @@ from thumbnet.recipes.settings import ModelSettings
 from thumbnet.runs import weights as weights_module
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights
-from thumbnet.training.fit import StepResult
-from thumbnet.training.listener import Listener
 from thumbnet.training.train import resume, train
+from training_helpers import StopAfter
 
 PATH = OwnPackage.path
 SMALL = [
@@ -40,19 +39,6 @@ SMALL = [
 OWN = [*SMALL, f"model.name={PATH}"]
 SETTINGS = [word for setting in OWN for word in ("--set", setting)]
 CODE = ["--model-code", PATH]
-
-
-class StopAfter(Listener):
-    """Asks the training to stop after ``step`` steps."""
-
-    def __init__(self, step: int) -> None:
-        self.step, self.seen = step, 0
-
-    def on_step(self, step: StepResult) -> None:
-        self.seen = step.step
-
-    def should_stop(self) -> bool:
-        return self.seen >= self.step
 
 
 @pytest.fixture

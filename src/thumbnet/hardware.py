@@ -23,6 +23,8 @@ from torch.torch_version import TorchVersion
 from thumbnet.errors import FallbackWarning, ThumbnetError
 from thumbnet.kernels.library import load_kernels, multiplies_bf16
 
+# How PyTorch reports a device that it cannot use; AssertionError if it was built without CUDA.
+UNAVAILABLE = (RuntimeError, AssertionError, NotImplementedError)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by training.precision
 # Devices on which PyTorch before this version computes a wrong gradient of BatchNorm2d, or raises an error,
 # if pictures are stored channels last (https://github.com/pytorch/pytorch/issues/175189).
@@ -47,7 +49,7 @@ def choose_device(name: str = "auto", number: int = 0) -> torch.device:
     try:
         device = torch.device("cuda", number) if name == "cuda" else torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except UNAVAILABLE as error:
         raise ThumbnetError(
             f"the device {name!r} is not available: {_reason(error)}. "
             "Choose auto, cpu, gpu, cuda, cuda:1 or mps."
@@ -97,7 +99,7 @@ def why_unusable(device: torch.device) -> str | None:
         return None
     try:
         _try_out(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except UNAVAILABLE as error:
         return _reason(error)
     return None
 

@@ -12,23 +12,9 @@ from thumbnet.errors import InterruptedRunError, RecipeError, RunError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.runs.folder import Run
 from thumbnet.training.continue_run import continuation
-from thumbnet.training.fit import StepResult
-from thumbnet.training.listener import Listener
 from thumbnet.training.schedules import done_at, factor_at, resize_at
 from thumbnet.training.train import resume, train
-
-
-class StopAt(Listener):
-    """Asks to stop after a step; 0 for never."""
-
-    def __init__(self, step: int) -> None:
-        self.step, self.seen = step, 0
-
-    def on_step(self, step: StepResult) -> None:
-        self.seen = step.step
-
-    def should_stop(self) -> bool:
-        return self.step > 0 and self.seen >= self.step
+from training_helpers import StopAfter
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +68,7 @@ def test_a_schedule_that_begins_later_has_less_of_everything_before_it() -> None
 def test_stopped_in_the_second_phase_it_resumes_to_the_very_same_weights(first: Run, tmp_path: Path) -> None:
     whole = resume(first.path, more_epochs=2, out=tmp_path / "whole")
     with pytest.raises(InterruptedRunError):
-        resume(first.path, more_epochs=2, out=tmp_path / "stopped", listener=StopAt(5))
+        resume(first.path, more_epochs=2, out=tmp_path / "stopped", listener=StopAfter(5))
     assert not Run(tmp_path / "stopped").is_complete
     again = resume(tmp_path / "stopped")
     assert again.weights_path.read_bytes() == whole.weights_path.read_bytes()
@@ -92,7 +78,7 @@ def test_stopped_in_the_second_phase_it_resumes_to_the_very_same_weights(first: 
 def test_an_unfinished_run_is_to_be_finished_first(first: Run, tmp_path: Path) -> None:
     data = first.settings["data"]
     with pytest.raises(InterruptedRunError):
-        train(data, "resnet18", overrides=TINY, out=tmp_path / "run", listener=StopAt(3))
+        train(data, "resnet18", overrides=TINY, out=tmp_path / "run", listener=StopAfter(3))
     with pytest.raises(RunError, match=r"not finished.*Finish it first: .*train --resume"):
         resume(tmp_path / "run", more_epochs=2)
 

@@ -26,9 +26,9 @@ from thumbnet.runs.weights import read_weights
 from thumbnet.training import graphed
 from thumbnet.training.fit import StepResult, fit
 from thumbnet.training.graphed import GraphedSteps, why_not_graphed
-from thumbnet.training.listener import Listener
 from thumbnet.training.recording import Recorder
 from thumbnet.training.state import EpochResult, TrainingState, build_state
+from training_helpers import StopAfter
 
 CPU = torch.device("cpu")
 FAST = [
@@ -238,20 +238,13 @@ def test_a_plan_that_changes_within_an_epoch_is_followed(
 def test_a_whole_run_learns_and_resumes_to_the_bit_with_evaluations_between(
     graphs: None, tmp_path: Path
 ) -> None:
-    class Stop(Listener):
-        done = 0
-
-        def on_step(self, step: StepResult) -> None:
-            self.done = step.step
-
-        def should_stop(self) -> bool:
-            return self.done == 17
-
     data = coloured_data(70, side=32)
     overrides = [*FAST, "training.epochs=12", "evaluation.every=3"]
     whole = thumbnet.train(data, "fast", overrides=overrides, out=tmp_path / "whole", device="cpu")
     with pytest.raises(InterruptedRunError):
-        thumbnet.train(data, "fast", overrides=overrides, out=tmp_path / "two", device="cpu", listener=Stop())
+        thumbnet.train(
+            data, "fast", overrides=overrides, out=tmp_path / "two", device="cpu", listener=StopAfter(17)
+        )
     resumed = thumbnet.resume(tmp_path / "two", data=data, device="cpu")
     assert whole.summary["accuracy"] > 0.9
     assert resumed.summary["accuracy"] == whole.summary["accuracy"]

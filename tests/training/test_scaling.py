@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import TINY, coloured_data
@@ -17,13 +17,13 @@ from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.errors import DivergedError, InterruptedRunError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.recipes.settings import OptimizerSettings
-from thumbnet.training.fit import StepResult, fit
-from thumbnet.training.listener import Listener
+from thumbnet.training.fit import fit
 from thumbnet.training.optimizers import build_optimizer
 from thumbnet.training.scaling import scaled_step
 from thumbnet.training.state import TrainingState
 from thumbnet.training.step import take_step, train_step
 from thumbnet.training.train import resume, train
+from training_helpers import Explosive, StopAfter
 
 CPU = torch.device("cpu")
 FP16 = [
@@ -107,17 +107,6 @@ def test_a_step_reads_nothing_from_the_device(name: str) -> None:
         assert ours.count == 0
 
 
-class StopAt(Listener):
-    def __init__(self, step: int) -> None:
-        self.limit, self.step = step, 0
-
-    def on_step(self, step: StepResult) -> None:
-        self.step = step.step
-
-    def should_stop(self) -> bool:
-        return self.step == self.limit
-
-
 @pytest.mark.parametrize(
     "more",
     [
@@ -135,7 +124,7 @@ def test_fp16_trains_on_the_cpu_and_resumes_to_the_bit(more: list[str], tmp_path
     assert rows[2]["loss"] < rows[0]["loss"]
     assert whole.summary["skipped_steps"] == []
     with pytest.raises(InterruptedRunError):
-        train(data, "fast", overrides=overrides, out=tmp_path / "cut", device="cpu", listener=StopAt(5))
+        train(data, "fast", overrides=overrides, out=tmp_path / "cut", device="cpu", listener=StopAfter(5))
     checkpoint: Any = torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)
     assert checkpoint["state"]["scaler"]["_growth_tracker"] <= 5
     again = resume(tmp_path / "cut", data=data, device="cpu")
@@ -169,21 +158,6 @@ def test_a_scaled_step_moves_the_weights_as_an_unscaled_one_does() -> None:
         torch.testing.assert_close(a, b, atol=2e-4, rtol=2e-2)
 
 
-class Overflowing(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: object, *gradients: Tensor) -> Tensor:
-        return gradients[0] * torch.inf
-
-
-class Endless(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return Overflowing.apply(x)  # type: ignore[no-untyped-call]
-
-
 class Repeated:
     def __len__(self) -> int:
         return 30
@@ -194,7 +168,7 @@ class Repeated:
 
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
 def test_gradients_that_overflow_at_every_scale_end_the_training(on_nonfinite: str) -> None:
-    state = state_of(f"training.on_nonfinite={on_nonfinite}", model=linear(Endless()))
+    state = state_of(f"training.on_nonfinite={on_nonfinite}", model=linear(Explosive()))
     before = [p.detach().clone() for p in state.model.parameters()]
     with pytest.raises(
         DivergedError, match="gradients overflow float16 at every scale at step 20 .*\n.*fp32"

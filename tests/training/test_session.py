@@ -19,23 +19,13 @@ from thumbnet.training.fit import StepResult
 from thumbnet.training.listener import Listener
 from thumbnet.training.state import TrainingState
 from thumbnet.training.train import resume, train
-
-
-class StopAt(Listener):
-    def __init__(self, step: int) -> None:
-        self.limit, self.step = step, 0
-
-    def on_step(self, step: StepResult) -> None:
-        self.step = step.step
-
-    def should_stop(self) -> bool:
-        return self.step == self.limit
+from training_helpers import StopAfter
 
 
 def test_a_stop_saves_the_very_step_and_leaves_no_summary(tmp_path: Path) -> None:
     data = coloured_data()
     with pytest.raises(InterruptedRunError) as caught:
-        train(data, "resnet18", overrides=TINY, out=tmp_path / "run", device="cpu", listener=StopAt(6))
+        train(data, "resnet18", overrides=TINY, out=tmp_path / "run", device="cpu", listener=StopAfter(6))
     assert caught.value.exit_status == 130
     run = Run.open(tmp_path / "run")
     assert not run.is_complete

@@ -11,6 +11,7 @@ from thumbnet.recipes.recipe import load_recipe
 from thumbnet.recipes.settings import TrainingSettings
 from thumbnet.training.state import TrainingState
 from thumbnet.training.step import accumulate_gradients, summed_loss, train_step
+from training_helpers import Explosive
 
 CPU = torch.device("cpu")
 
@@ -99,24 +100,9 @@ def test_a_class_weight_multiplies_the_loss_of_its_pictures() -> None:
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_although_the_loss_is() -> None:
-    class Explosive(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: object, x: Tensor) -> Tensor:
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx: object, *gradients: Tensor) -> Tensor:
-            return gradients[0] * torch.inf
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = linear()
-
-        def forward(self, x: Tensor) -> Tensor:
-            return Explosive.apply(self.inner(x))  # type: ignore[no-untyped-call]
-
-    state = state_of("training.on_nonfinite=skip", "training.max_skips=1", model=Net())
+    state = state_of(
+        "training.on_nonfinite=skip", "training.max_skips=1", model=nn.Sequential(linear(), Explosive())
+    )
     before = [p.detach().clone() for p in state.model.parameters()]
     assert bool(train_step(state, batch_of(), 1.0).isfinite())
     assert state.skipped == [1]

@@ -15,7 +15,6 @@ from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.runs.folder import Run
 from thumbnet.training.fit import StepResult
-from thumbnet.training.listener import Listener
 from thumbnet.training.schedules import done_at, factor_at
 from thumbnet.training.state import EpochResult, TrainingState
 from thumbnet.training.time_budget import (
@@ -30,6 +29,7 @@ from thumbnet.training.time_budget import (
     measure_speed,
 )
 from thumbnet.training.train import resume, train
+from training_helpers import StopAfter
 
 CPU = torch.device("cpu")
 SPEED = Speed({(16, 16): 0.001, (20, 20): 0.002, (24, 24): 0.003, (32, 32): 0.004}, 0.01, 0.0005)
@@ -213,24 +213,20 @@ def test_measuring_takes_a_moment_and_leaves_random_numbers_alone(prepared: Prep
     assert speed.per_step > 0
 
 
-class StopAfter(Listener):
-    def __init__(self, steps: int) -> None:
-        self.steps, self.step = steps, 0
-        self.notes: list[str] = []
+class Noting(StopAfter):
+    """Stops, and keeps the notes."""
 
-    def on_step(self, step: StepResult) -> None:
-        self.step = step.step
+    def __init__(self, steps: int) -> None:
+        super().__init__(steps)
+        self.notes: list[str] = []
 
     def on_note(self, text: str) -> None:
         self.notes.append(text)
 
-    def should_stop(self) -> bool:
-        return self.step >= self.steps
-
 
 def test_a_repeat_and_a_resume_do_what_was_planned_without_a_clock(tmp_path: Path) -> None:
     data = coloured_data(200)
-    stop = StopAfter(8)
+    stop = Noting(8)
     with pytest.raises(InterruptedRunError):
         train(data, "fast", overrides=QUICK, minutes=0.08, out=tmp_path / "run", device="cpu", listener=stop)
     assert any("0.08 minute(s)" in note for note in stop.notes)

@@ -24,19 +24,9 @@ from thumbnet.training.fit import StepResult
 from thumbnet.training.listener import Listener
 from thumbnet.training.state import EpochResult, TrainingState
 from thumbnet.training.train import resume, train
+from training_helpers import StopAfter
 
 SMALLEST = [*TINY, "model.name=fastnet", "model.width=0.1", "training.min_steps=0"]
-
-
-class StopAfter(Listener):
-    def __init__(self, step: int) -> None:
-        self.limit, self.step = step, 0
-
-    def on_step(self, step: StepResult) -> None:
-        self.step = step.step
-
-    def should_stop(self) -> bool:
-        return self.step >= self.limit
 
 
 @pytest.fixture(scope="module")
