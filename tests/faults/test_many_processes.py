@@ -30,8 +30,10 @@ OVERRIDES = [f"--set={setting}" for setting in [*TINY, "optimizer.lr=0.005", "sc
 
 
 def torchrun(processes: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a program in several processes; one process needs no torchrun, which takes seconds to start."""
+    many = [*TORCHRUN, "--nproc-per-node", str(processes)]
     return subprocess.run(
-        [*TORCHRUN, "--nproc-per-node", str(processes), *map(str, arguments)],
+        [*(many if processes > 1 else [sys.executable]), *map(str, arguments)],
         env=ENVIRONMENT, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
 

@@ -250,6 +250,13 @@ def test_a_checkpoint_is_loaded_but_not_if_its_recipe_has_changed(tmp_path: Path
         run.load_checkpoint()
 
 
+def test_a_run_that_lost_its_recipe_says_so(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    (run.path / "recipe.toml").unlink()
+    with pytest.raises(RunError, match=r"cannot read .*run/recipe\.toml: No such file or directory$"):
+        _ = run.recipe
+
+
 @pytest.mark.parametrize("state", [[1, 2], {"step": 1}, {"recipe": 3}])
 def test_a_file_of_tensors_that_is_not_a_checkpoint_is_refused(state: Any, tmp_path: Path) -> None:
     run = begun(tmp_path / "run")

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import itertools
 import json
+import os
 import re
 import tomllib
 import zipfile
@@ -147,8 +149,15 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The resolved recipe."""
-        return read_recipe(self.path / "recipe.toml")
+        """The resolved recipe.
+
+        Raises:
+            RunError: its file is missing, because someone deleted the run or a part of it.
+        """
+        path = self.path / "recipe.toml"
+        if not path.is_file():
+            raise RunError(f"cannot read {path}: {os.strerror(errno.ENOENT)}")
+        return read_recipe(path)
 
     @property
     def settings(self) -> dict[str, Any]:
