@@ -167,3 +167,11 @@ def test_thumbnet_accepts_the_commands_in_the_pages(page: str) -> None:
                 words = words[words.index("thumbnet") :] if "thumbnet" in words else []
             if words[:1] == ["thumbnet"] and "|" not in words:
                 build_parser().parse_args(words[1:])
+
+
+def test_every_promise_of_the_reliability_page_names_a_test_that_exists() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+    named = re.findall(r"^\| .+ \| `(\S+\.py)` `(test_\w+)` \|$", page, re.MULTILINE)
+    assert len(named) > 20
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text("utf-8"), f"{file}: {test}"
