@@ -1,0 +1,47 @@
+"""The workflows for GitHub take only actions pinned by digest, and hold no secret."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+yaml = pytest.importorskip("yaml")
+
+FOLDER = Path(__file__).parents[1] / ".github" / "workflows"
+FILES = sorted(FOLDER.glob("*.yml"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text("utf-8"))
+
+
+def test_there_are_workflows_for_ci_and_for_publishing() -> None:
+    assert [path.name for path in FILES] == ["ci.yml", "publish.yml"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_action_is_pinned_by_digest_and_names_its_release(path: Path) -> None:
+    uses = re.findall(r"uses: (.*)", path.read_text("utf-8"))
+    assert uses
+    for one in uses:
+        assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", one), one
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_workflow_gets_no_more_rights_than_it_needs(path: Path) -> None:
+    workflow = read(path)
+    assert workflow["permissions"] in ({}, {"contents": "read"})
+    granted = {name: job.get("permissions", {}) for name, job in workflow["jobs"].items()}
+    assert all(rights in ({}, {"contents": "read"}) for name, rights in granted.items() if name != "publish")
+    assert "secrets." not in path.read_text("utf-8")
+
+
+def test_the_job_that_publishes_runs_no_code_of_ours() -> None:
+    job = read(FOLDER / "publish.yml")["jobs"]["publish"]
+    assert job["permissions"] == {"id-token": "write"}
+    assert job["environment"]["name"] == "pypi"
+    assert not any("run" in step or "checkout" in step.get("uses", "") for step in job["steps"])
+    assert job["steps"][-1]["with"] == {"attestations": True}  # and so no password
