@@ -1,0 +1,186 @@
+"""What a person decided about pictures whose labels may be wrong, and how that changes a data set.
+
+The decisions are in a CSV file, by convention ``labels.csv``, with one row per decided picture:
+
+```text
+picture,label,split,was,decision
+train/cat/0012.jpg,dog,train,cat,relabel
+test/dog/0907.jpg,dog,test,dog,confirm
+train/dog/0013.jpg,,train,dog,drop
+new/0001.jpg,cat,train,,relabel
+```
+
+A row without ``was`` whose picture is a file adds this picture to ``train``. The pictures themselves are
+never changed, so deleting a row undoes it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from thumbnet.errors import DataError, nearest, printable
+from thumbnet.files import write_file
+
+DECISIONS = ("confirm", "relabel", "drop", "unsure")
+COLUMNS = ("picture", "label", "split", "was", "decision")
+FILE_NAME = "labels.csv"
+# Names of a split that mean train: pictures without labels have no split, `all` is what is measured if the
+# data have no split of their own, and calibration pictures are set aside from train.
+_TRAIN = ("", "train", "all", "calibration")
+_SPLITS = ("train", "test", "val")
+_UNKNOWN_SHOWN = 10  # class names that an error about an unknown class lists
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A person's decision about one picture. Classes are given by name.
+
+    Attributes:
+        name: the picture's name, as :meth:`thumbnet.data.splits.Split.name` returns it.
+        split: where the picture was when it was reviewed: ``train``, ``test`` or ``val``.
+        was: the class given by the data; empty for a picture without a label.
+        label: the class that the person decided on; empty for ``drop`` and ``unsure``.
+        decision: one of ``DECISIONS``.
+        where: file and line that it was read from, for messages; empty if it was not read from a file.
+    """
+
+    name: str
+    split: str
+    was: str
+    label: str
+    decision: str
+    where: str = field(default="", compare=False)
+
+
+def read_corrections(path: Path) -> list[Correction]:
+    """Read a file of corrections. Of several rows about one picture, the last one counts.
+
+    Args:
+        path: the file, or a folder (such as a run's) with a ``labels.csv``.
+
+    Raises:
+        DataError: the file cannot be read, or a line is wrong; the message says which line, and why.
+    """
+    path = path.expanduser()
+    path = path / FILE_NAME if path.is_dir() else path
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read the corrections in {path}: {error.strerror or error}") from None
+    return parse_corrections(content, path.name)
+
+
+def parse_corrections(content: bytes, name: str) -> list[Correction]:
+    """Parse the bytes of a file of corrections; ``name`` is the file's name, for messages.
+
+    Raises:
+        DataError: as for :func:`read_corrections`.
+    """
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content:
+        raise DataError(f"{name} is not a text file in UTF-8: save it as CSV in UTF-8")
+    # Names of files need not be UTF-8: their bytes survive as surrogates.
+    rows = _rows(content.decode("utf-8-sig", errors="surrogateescape"), name)
+    line, header = next(rows, (1, []))
+    header = [cell.strip().lower() for cell in header]
+    lacking = [column for column in COLUMNS if column not in header]
+    if lacking:
+        raise DataError(
+            f"{name}, line {line}: there is no column {lacking[0]!r}. A file of corrections has the columns "
+            f"{','.join(COLUMNS)}. A table of pictures and classes is no correction: use it as the data"
+        )
+    repeated = [column for column in COLUMNS if header.count(column) > 1]
+    if repeated:
+        raise DataError(f"{name}, line {line}: two columns are called {repeated[0]!r}")
+    found = []
+    for line, row in rows:
+        where = f"{name}, line {line}"
+        if len(row) != len(header):
+            raise DataError(f"{where}: {len(row)} cells, but the header has {len(header)}")
+        cells = dict(zip(header, row, strict=True))
+        found.append(_correction([cells[column] for column in COLUMNS], where))
+    return newest(found)
+
+
+def _rows(text: str, name: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of the first line and the cells of each row that is not blank."""
+    head = text[: text.find("\n")] if "\n" in text else text
+    # Spreadsheet programs of some countries save CSV with semicolons.
+    delimiter = next((mark for mark in (",", ";", "\t") if mark in head), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    start = 1
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                yield start, row
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{name}, line {start}: {error}") from None
+
+
+def _correction(cells: Sequence[str], where: str) -> Correction:
+    """Check the cells of a row, in the order of ``COLUMNS``."""
+    name, (label, split, was, decision) = cells[0], (cell.strip() for cell in cells[1:])
+    split, decision = split.lower(), decision.lower()
+    if not name.strip():
+        raise DataError(f"{where}: the row names no picture")
+    for cell in (label, was):
+        if any("\udc80" <= character <= "\udcff" for character in cell):
+            raise DataError(f"{where}: the class {printable(cell)} is not UTF-8: save the file in UTF-8")
+    if decision not in DECISIONS:
+        raise DataError(
+            f"{where}: there is no decision {printable(decision)!r}. {nearest(decision, DECISIONS)}"
+        )
+    split = "train" if split in _TRAIN else split
+    if split not in _SPLITS:
+        raise DataError(f"{where}: there is no split {printable(split)!r}. {nearest(split, _SPLITS)}")
+    if decision in ("drop", "unsure"):
+        return Correction(name, split, was, "", decision, where)
+    if decision == "confirm":
+        label = label or was
+        if was and label != was:
+            raise DataError(
+                f"{where}: confirms the class {printable(label)!r}, but the picture was in "
+                f"{printable(was)!r}. To change the class, the decision is relabel"
+            )
+    if not label:
+        raise DataError(f"{where}: the decision is {decision}, but the row has no label")
+    return Correction(name, split, was, label, decision, where)
+
+
+def newest(corrections: Iterable[Correction]) -> list[Correction]:
+    """One correction per picture: the last one, with the class that the data gave before the first one.
+
+    A class that returns to the one in the data is confirmed; any other class is a relabel.
+    """
+    kept: dict[tuple[str, str], Correction] = {}
+    for one in corrections:
+        earlier = kept.pop((one.name, one.split), None)  # the newest decision comes last
+        if earlier is not None:
+            one = replace(one, was=earlier.was)
+        if one.label and one.was:
+            one = replace(one, decision="confirm" if one.label == one.was else "relabel")
+        kept[one.name, one.split] = one
+    return list(kept.values())
+
+
+def write_corrections(path: Path, corrections: Sequence[Correction]) -> None:
+    """Write a file of corrections completely or not at all, one row per picture; see :func:`newest`.
+
+    Raises:
+        RunError: the file cannot be written. The former file is kept.
+    """
+    write_file(path, corrections_csv(corrections))
+
+
+def corrections_csv(corrections: Iterable[Correction]) -> bytes:
+    """The content of a file of corrections. Names that are not UTF-8 keep their bytes."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for one in newest(corrections):
+        writer.writerow([one.name, one.label, one.split, one.was, one.decision])
+    return text.getvalue().encode(errors="surrogateescape")
