@@ -113,6 +113,16 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label-column", metavar="COLUMN", help="column of a table with the classes")
 
 
+def add_labels(parser: argparse.ArgumentParser) -> None:
+    """Add ``--labels``, corrections of the data's labels."""
+    parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="apply these corrections of labels, such as the labels.csv that `review` writes: relabel and drop "
+        "pictures, and add new ones to train",
+    )
+
+
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Add ``--set``, which changes any setting of a recipe."""
     parser.add_argument(
@@ -299,7 +309,7 @@ def data_settings_of_run(options: argparse.Namespace) -> DataSettings:
 def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
     """Load DATA, or the run's data if DATA is not given.
 
-    The run's data are split as in training. Other data keep their own splits; if they have none, a split
+    The run's data are split as in training and have the same corrections of labels. Other data keep their own splits; if they have none, a split
     called ``all`` contains all pictures.
 
     Raises:
@@ -328,7 +338,8 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
         raise RunError(f"name the data (DATA): {options.run} {why}")
     if run is not None and own is not None and _same_source(source, own):
         data_dir = data_dir or run.settings.get("data_dir")
-        return with_calibration_split(load_data(source, data_dir=data_dir, settings=settings), settings)
+        data = load_data(source, data_dir=data_dir, settings=settings, labels=run.corrections)
+        return with_calibration_split(data, settings)
     settings = replace(settings, val_fraction=0.0, test_fraction=0.0, group_by="")
     data = load_data(source, data_dir=data_dir, settings=settings, one_class=True)
     notes = [text for text in data.notes if text != NOTHING_SET_ASIDE]
