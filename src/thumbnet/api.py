@@ -52,9 +52,9 @@ def train(
             scheduler can then repeat the same call as often as it likes.
         minutes: train the best network that this computer can in this wall time, which includes decoding and
             the final evaluation. What was chosen for it is in the run's recipe.
-        labels: corrections of the data's labels: the ``labels.csv`` that ``thumbnet review`` writes, or a list
-            of :class:`~thumbnet.data.corrections.Correction`. They relabel and drop pictures, and add new
-            ones to train. The run keeps a copy, and everything that loads its data again uses it.
+        labels: corrections of the data's labels: the ``labels.csv`` that ``thumbnet review`` writes, or a
+            list of :class:`~thumbnet.data.corrections.Correction`. They relabel and drop pictures, and add
+            new ones to train. The run keeps a copy, and everything that loads its data again uses it.
 
     Raises:
         ThumbnetError: something that the user can fix: data, recipe, folder, divergence, memory.

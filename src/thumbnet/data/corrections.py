@@ -443,10 +443,6 @@ def _unknown_class(one: Correction, data: Data) -> str:
         f"{one.where or 'corrections'}: {printable(one.name)} gets the class {printable(one.label)!r}, which "
         f"{data.source} does not have. {hint}{which}: {', '.join(listed)}"
     )
-    return (
-        f"{one.where or 'corrections'}: {printable(one.name)} gets the class {printable(one.label)!r}, which "
-        f"{data.source} does not have. {hint}{which}: {', '.join(shown)}"
-    )
 
 
 def _without_lost_classes(
@@ -458,15 +454,12 @@ def _without_lost_classes(
         DataError: a class lost its training pictures, and other splits have some.
     """
     size = len(data.class_names)
-
-    def counts(of: dict[str, Split], names: Iterable[str]) -> np.ndarray:
-        return sum((np.bincount(of[name].labels, minlength=size) for name in names), np.zeros(size, int))
-
-    gone = (counts(data.splits, ["train"]) > 0) & (counts(splits, ["train"]) == 0)
+    counts = {name: np.bincount(split.labels, minlength=size) for name, split in splits.items()}
+    gone = (np.bincount(data.splits["train"].labels, minlength=size) > 0) & (counts["train"] == 0)
     if not gone.any():
         return data.class_names, splits, []
-    held = counts(splits, [name for name in splits if name != "train"])
-    for label in np.flatnonzero(gone & (held > 0)):
+    held = sum(counts.values())  # train has none of these
+    for label in np.flatnonzero(gone & (held > 0)).tolist():
         raise DataError(
             f"{data.source}: the corrections leave no training picture of the class "
             f"{data.class_names[label]!r}, but {held[label]:,} to measure on: relabel or drop these as well"
@@ -474,17 +467,16 @@ def _without_lost_classes(
     position = np.cumsum(~gone) - 1
     renumbered = {name: split.with_labels(position[split.labels]) for name, split in splits.items()}
     names = tuple(name for name, lost in zip(data.class_names, gone, strict=True) if not lost)
-    lost = ", ".join(data.class_names[label] for label in np.flatnonzero(gone))
-    return names, renumbered, [f"no picture is left of {lost}, which is no longer a class"]
+    lost = ", ".join(data.class_names[label] for label in np.flatnonzero(gone).tolist())
+    return names, renumbered, [f"no picture is left of {lost}: no longer a class"]
 
 
 def describe_corrections(counts: Mapping[str, int]) -> str:
     """Say in a sentence what corrections changed; ``counts`` as from :meth:`Corrected.counts`."""
-    held = counts["held_out"]
     parts = [
         (counts["relabelled"], "relabelled"),
         (counts["dropped"], "dropped"),
-        (held, "of these in test or val"),
+        (counts["held_out"], "of these in test or val"),
         (counts["added"], "added to train"),
         (counts["unsure"], "unsure and left out of train"),
         (counts["unsure_kept"], "unsure but kept in test or val"),

@@ -108,18 +108,11 @@ def load_data(
     if not one_class:
         data.check_trainable()
     data = with_held_out(data, chosen.test_fraction, chosen.val_fraction, chosen.split_seed, chosen.group_by)
-    return data if corrections is None else with_corrections(data, corrections)
-
-
-def with_corrections(data: Data, corrections: Sequence[Correction]) -> Data:
-    """Apply corrections to loaded data that are to be trained on.
-
-    Raises:
-        DataError: they belong to other data, a label is not a class, or a single class remains.
-    """
-    corrected = apply_corrections(data, corrections, Path())
-    corrected.check_trainable()
-    return corrected
+    if corrections is not None:
+        data = apply_corrections(data, corrections, Path())
+        if not one_class:
+            data.check_trainable()
+    return data
 
 
 def unpack_ahead(source: str | None, data_dir: str | Path | None) -> None:

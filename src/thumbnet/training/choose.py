@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from thumbnet.data.corrections import Correction
+from thumbnet.data.corrections import Correction, apply_corrections
 from thumbnet.data.splits import Data
 from thumbnet.models.registry import find_builder, is_built_in
 from thumbnet.recipes.recipe import Recipe, load_recipe
-from thumbnet.sources.load import load_data, with_corrections
+from thumbnet.sources.load import load_data
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirror_names import named_keys, show_digits, without_mirroring
 
@@ -79,7 +79,7 @@ def load_for(
     ``listener`` hears about downloads.
     """
     if isinstance(source, Data):
-        return source if labels is None else with_corrections(source, labels)
+        return source if labels is None else apply_corrections(source, labels, Path())
     return load_data(
         source, data_dir=data_dir, settings=recipe.data, progress=listener.on_download, labels=labels
     )
