@@ -53,7 +53,7 @@ class Correction:
         was: the class given by the data; empty for a picture without a label.
         label: the class that the person decided on; empty for ``drop`` and ``unsure``.
         decision: one of ``DECISIONS``.
-        where: file and line that it was read from, for messages; empty if it was not read from a file.
+        line: the line of the file that it was read from, for messages; 0 if it was not read from a file.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Correction:
     was: str
     label: str
     decision: str
-    where: str = field(default="", compare=False)
+    line: int = field(default=0, compare=False)
 
 
 def read_corrections(path: Path) -> list[Correction]:
@@ -82,6 +82,11 @@ def read_corrections(path: Path) -> list[Correction]:
     return parse_corrections(content, path.name)
 
 
+def is_corrections(columns: Iterable[str]) -> bool:
+    """Whether a table with these columns is a file of corrections."""
+    return set(COLUMNS) <= {column.strip().lower() for column in columns}
+
+
 def parse_corrections(content: bytes, name: str) -> list[Correction]:
     """Parse the bytes of a file of corrections; ``name`` is the file's name, for messages.
 
@@ -98,7 +103,7 @@ def parse_corrections(content: bytes, name: str) -> list[Correction]:
     if lacking:
         raise DataError(
             f"{name}, line {line}: there is no column {lacking[0]!r}. A file of corrections has the columns "
-            f"{','.join(COLUMNS)}. A table of pictures and classes is no correction: use it as the data"
+            f"{','.join(COLUMNS)}. To train on a table of pictures and classes, name it as DATA"
         )
     repeated = [column for column in COLUMNS if header.count(column) > 1]
     if repeated:
@@ -109,7 +114,8 @@ def parse_corrections(content: bytes, name: str) -> list[Correction]:
         if len(row) != len(header):
             raise DataError(f"{where}: {len(row)} cells, but the header has {len(header)}")
         cells = dict(zip(header, row, strict=True))
-        found.append(_correction([cells[column] for column in COLUMNS], where))
+        checked = _correction([cells[column] for column in COLUMNS], where)
+        found.append(replace(checked, line=line))
     return newest(found)
 
 
@@ -131,8 +137,9 @@ def _rows(text: str, name: str) -> Iterator[tuple[int, list[str]]]:
 
 def _correction(cells: Sequence[str], where: str) -> Correction:
     """Check the cells of a row, in the order of ``COLUMNS``."""
-    name, (label, split, was, decision) = cells[0], (cell.strip() for cell in cells[1:])
-    split, decision = split.lower(), decision.lower()
+    name, label, split, was, decision = cells
+    split, decision = split.strip().lower(), decision.strip().lower()
+    label, was = (cell if cell.strip() else "" for cell in (label, was))
     if not name.strip():
         raise DataError(f"{where}: the row names no picture")
     for cell in (label, was):
@@ -146,17 +153,17 @@ def _correction(cells: Sequence[str], where: str) -> Correction:
     if split not in _SPLITS:
         raise DataError(f"{where}: there is no split {printable(split)!r}. {nearest(split, _SPLITS)}")
     if decision in ("drop", "unsure"):
-        return Correction(name, split, was, "", decision, where)
+        return Correction(name, split, was, "", decision)
     if decision == "confirm":
         label = label or was
-        if was and label != was:
+        if was and label.strip() != was.strip():
             raise DataError(
                 f"{where}: confirms the class {printable(label)!r}, but the picture was in "
                 f"{printable(was)!r}. To change the class, the decision is relabel"
             )
     if not label:
         raise DataError(f"{where}: the decision is {decision}, but the row has no label")
-    return Correction(name, split, was, label, decision, where)
+    return Correction(name, split, was, label, decision)
 
 
 def newest(corrections: Iterable[Correction]) -> list[Correction]:
@@ -402,7 +409,7 @@ class _Application:
 
     def _number(self, one: Correction) -> int:
         """The position of the correction's class in the class names."""
-        number = self._numbers.get(one.label)
+        number = self._numbers.get(one.label, self._numbers.get(one.label.strip()))
         if number is None:
             raise DataError(_unknown_class(one, self._data))
         return number
@@ -439,8 +446,9 @@ def _unknown_class(one: Correction, data: Data) -> str:
     hint = f"Did you mean {likely[0]!r}? " if likely else ""
     listed = difflib.get_close_matches(one.label, names, n=_UNKNOWN_SHOWN, cutoff=0.0)
     which = "The classes" if len(listed) == len(names) else f"The nearest of its {len(names):,} classes"
+    where = f"corrections, line {one.line}" if one.line else "corrections"
     return (
-        f"{one.where or 'corrections'}: {printable(one.name)} gets the class {printable(one.label)!r}, which "
+        f"{where}: {printable(one.name)} gets the class {printable(one.label)!r}, which "
         f"{data.source} does not have. {hint}{which}: {', '.join(listed)}"
     )
 
