@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import csv
 import difflib
+import functools
 import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -173,6 +174,10 @@ def newest(corrections: Iterable[Correction]) -> list[Correction]:
     """
     kept: dict[tuple[str, str], Correction] = {}
     for one in corrections:
+        if one.decision in ("drop", "unsure"):
+            one = replace(one, label="")
+        elif one.decision == "confirm":
+            one = replace(one, label=one.label or one.was)
         earlier = kept.pop((one.name, one.split), None)  # the newest decision comes last
         if earlier is not None:
             one = replace(one, was=earlier.was)
@@ -301,11 +306,13 @@ def _find(data: Data, corrections: Sequence[Correction]) -> _Found:
     """Find the pictures that corrections are about. Of several corrections, a picture gets the last one."""
     by_name = _places_by_name(data, {one.name for one in corrections})
     named_files = [one.name for one in corrections if os.path.isabs(one.name) and os.path.isfile(one.name)]
-    by_path = _places_by_path(data) if named_files else {}
+    real = functools.cache(os.path.realpath)  # of folders, of which there are few
+    by_path = _places_by_path(data, real) if named_files else {}
     files = set(named_files)
     found = _Found({name: {} for name in data.splits}, {}, [])
     for one in corrections:
-        places = by_path.get(one.name, [])
+        folder, name = os.path.split(one.name)
+        places = by_path.get((real(folder), name), []) if one.name in files else []
         if not places and (one.was or one.name not in files):
             places = _chosen_split(data, one, by_name.get(one.name, {}))
         for split, index in places:
@@ -328,14 +335,14 @@ def _places_by_name(data: Data, wanted: set[str]) -> dict[str, dict[str, list[in
     return places
 
 
-def _places_by_path(data: Data) -> dict[str, list[tuple[str, int]]]:
-    """The places of all pictures that are files, by absolute path."""
-    places: dict[str, list[tuple[str, int]]] = {}
-    for name, split in data.splits.items():
+def _places_by_path(data: Data, real: Callable[[str], str]) -> dict[tuple[str, str], list[tuple[str, int]]]:
+    """The places of all pictures that are files, by the folder that ``real`` gives and the file's name."""
+    places: dict[tuple[str, str], list[tuple[str, int]]] = {}
+    for split_name, split in data.splits.items():
         if isinstance(split, FileSplit):
-            root = os.path.abspath(split.root)
             for index, path in enumerate(split.paths):
-                places.setdefault(os.path.normpath(os.path.join(root, path)), []).append((name, index))
+                folder, name = os.path.split(os.path.join(split.root, path))
+                places.setdefault((real(folder), name), []).append((split_name, index))
     return places
 
 
@@ -466,7 +473,7 @@ def _without_lost_classes(
     gone = (np.bincount(data.splits["train"].labels, minlength=size) > 0) & (counts["train"] == 0)
     if not gone.any():
         return data.class_names, splits, []
-    held = sum(counts.values())  # train has none of these
+    held = np.sum(list(counts.values()), axis=0)  # train has none of these
     for label in np.flatnonzero(gone & (held > 0)).tolist():
         raise DataError(
             f"{data.source}: the corrections leave no training picture of the class "
