@@ -489,13 +489,13 @@ def _without_lost_classes(
 def describe_corrections(counts: Mapping[str, int]) -> str:
     """Say in a sentence what corrections changed; ``counts`` as from :meth:`Corrected.counts`."""
     parts = [
-        (counts["relabelled"], "relabelled"),
-        (counts["dropped"], "dropped"),
-        (counts["held_out"], "of these in test or val"),
-        (counts["added"], "added to train"),
-        (counts["unsure"], "unsure and left out of train"),
-        (counts["unsure_kept"], "unsure but kept in test or val"),
-        (counts["confirmed"], "confirmed"),
+        (counts.get("relabelled", 0), "relabelled"),
+        (counts.get("dropped", 0), "dropped"),
+        (counts.get("held_out", 0), "of these in test or val"),
+        (counts.get("added", 0), "added to train"),
+        (counts.get("unsure", 0), "unsure and left out of train"),
+        (counts.get("unsure_kept", 0), "unsure but kept in test or val"),
+        (counts.get("confirmed", 0), "confirmed"),
     ]
     told = [f"{count:,} {what}" for count, what in parts if count]
     return f"corrected labels: {', '.join(told) or 'nothing changed'}"
