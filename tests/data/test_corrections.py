@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import shutil
 import zipfile
@@ -135,6 +136,12 @@ def test_a_wrong_file_is_an_error_that_names_the_line(content: bytes, message: s
     (tmp_path / "labels.csv").write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_corrections(tmp_path / "labels.csv")
+
+
+@given(st.binary(max_size=80), st.booleans())
+def test_any_bytes_are_corrections_or_an_error(content: bytes, header: bool) -> None:
+    with contextlib.suppress(DataError):
+        parse_corrections(HEADER.encode() * header + content, "labels.csv")
 
 
 def test_a_file_that_cannot_be_read_or_written_is_an_error(tmp_path: Path) -> None:
