@@ -72,3 +72,47 @@ def test_an_exported_model_has_no_features(folder: Path, onnx_file: Path) -> Non
     assert found.features is None
     assert len(found.probabilities) == 12
     assert sorted(order_unlabelled(found.probabilities, None).tolist()) == list(range(12))
+
+
+def certain_and_uncertain(count: int, seed: int = 0) -> np.ndarray:
+    """Probabilities of three classes; the first tenth of the pictures are uncertain."""
+    rng = np.random.default_rng(seed)
+    probabilities = np.tile([0.9, 0.06, 0.04], (count, 1))
+    uncertain = count // 10
+    probabilities[:uncertain] = [0.4, 0.35, 0.25]
+    return rng.permuted(probabilities, axis=1)
+
+
+def test_the_order_has_every_picture_once_and_is_always_the_same() -> None:
+    probabilities = certain_and_uncertain(300)
+    features = np.random.default_rng(1).normal(size=(300, 8)).astype(np.float32)
+    order = order_unlabelled(probabilities, features)
+    assert sorted(order.tolist()) == list(range(300))
+    assert np.array_equal(order, order_unlabelled(probabilities, features))
+    assert sorted(order_unlabelled(probabilities, None).tolist()) == list(range(300))
+
+
+def test_uncertain_pictures_come_before_certain_ones_of_the_same_kind() -> None:
+    probabilities = certain_and_uncertain(300)
+    features = np.eye(3)[np.arange(300) % 3]
+    order = order_unlabelled(probabilities, features)
+    assert set(order[:30].tolist()) == set(range(30))
+
+
+def test_the_first_pictures_are_not_all_of_one_kind() -> None:
+    """Nine of ten uncertain pictures look alike; the others come early all the same."""
+    rng = np.random.default_rng(0)
+    probabilities = np.tile([0.4, 0.35, 0.25], (200, 1))
+    rare = np.arange(180, 200)
+    features = np.tile([1.0, 0, 0, 0], (200, 1))
+    features[rare] = [0, 1.0, 0, 0]
+    features += 0.01 * rng.normal(size=features.shape)
+    first = order_unlabelled(probabilities, features)[:40]
+    assert np.isin(first, rare).sum() > 4
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+def test_few_pictures_are_ordered_too(count: int) -> None:
+    probabilities = np.full((count, 3), 1 / 3)
+    features = np.zeros((count, 5), dtype=np.float32)
+    assert sorted(order_unlabelled(probabilities, features).tolist()) == list(range(count))

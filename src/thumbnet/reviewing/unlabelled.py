@@ -16,7 +16,9 @@ from thumbnet.evaluation import log_softmax
 from thumbnet.sources.index import Index
 
 NO_LABEL = -1
-_SEED = 0
+CLUSTERS = 50
+ROUNDS = 15  # of k-means
+SAMPLE = 10_000  # points on which the centres are found
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,50 @@ def score_unlabelled(
 def order_unlabelled(probabilities: np.ndarray, features: np.ndarray | None) -> np.ndarray:
     """Order pictures by how useful their labels would be, most useful first: int64 [N].
 
+    A label is useful if the network is uncertain and if the picture is unlike those before it. So the pictures
+    are divided into clusters, and each round takes the most uncertain picture that is left in every cluster.
+    Uncertain means a small margin between the two largest probabilities. Citovsky et al. 2021 choose in a
+    similar way, https://arxiv.org/abs/2107.14263
+
     Args:
         probabilities: float [N, classes].
-        features: float [N, features]; None to compare pictures by their probabilities.
+        features: float [N, features], see :class:`Unlabelled`; None to cluster the probabilities instead.
     """
-    raise NotImplementedError
+    margins = _margins(probabilities)
+    points = probabilities if features is None else features
+    clusters = _clusters(points.astype(np.float64), CLUSTERS)
+    rounds = np.empty(len(margins), dtype=np.int64)
+    for cluster in np.unique(clusters):
+        members = np.flatnonzero(clusters == cluster)
+        rounds[members[np.argsort(margins[members], kind="stable")]] = np.arange(len(members))
+    return np.lexsort((margins, rounds))
+
+
+def _margins(probabilities: np.ndarray) -> np.ndarray:
+    """The largest probability minus the second largest: float [N]."""
+    if probabilities.shape[1] < 2:
+        return np.zeros(len(probabilities))
+    ranked = np.sort(probabilities, axis=1)
+    return ranked[:, -1] - ranked[:, -2]
+
+
+def _clusters(points: np.ndarray, count: int) -> np.ndarray:
+    """The cluster of each of ``points`` (float [N, D]) by direction, with k-means: int64 [N].
+
+    The centres are found on up to ``SAMPLE`` of the points. The result is always the same.
+    """
+    rng = np.random.default_rng(0)
+    units = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
+    sample = units[rng.permutation(len(units))[:SAMPLE]]
+    centres = sample[:count].copy()
+    for _ in range(ROUNDS):
+        nearest = _nearest(sample, centres)
+        for cluster in np.unique(nearest):
+            centres[cluster] = sample[nearest == cluster].mean(axis=0)
+    return _nearest(units, centres)
+
+
+def _nearest(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The nearest of ``centres`` (float [K, D]) to each point (float [N, D]): int64 [N]."""
+    distances: np.ndarray = (centres**2).sum(axis=1) - 2 * points @ centres.T
+    return distances.argmin(axis=1)
