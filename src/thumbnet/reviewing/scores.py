@@ -155,9 +155,9 @@ class _Scorer:
         self.splits: dict[str, Split] = readable
         self.digests: np.ndarray | None = None
         if self.in_memory:
-            self.splits = {name: self._decoded(name, split) for name, split in readable.items()}
-            digests = [picture_digests(one.images) for one in self.splits.values()]  # type: ignore[attr-defined]
-            self.digests = np.concatenate(digests)
+            decoded = {name: self._decoded(name, split) for name, split in readable.items()}
+            self.splits = {**decoded}
+            self.digests = np.concatenate([picture_digests(one.images) for one in decoded.values()])
         self.labels = np.concatenate([split.labels for split in self.splits.values()])
         self.seen = self._seen()
         self.numbers = self._fold_numbers()

@@ -80,7 +80,7 @@ def score_unlabelled(
 def order_unlabelled(probabilities: np.ndarray, features: np.ndarray | None) -> np.ndarray:
     """Order pictures by how useful their labels would be, most useful first: int64 [N].
 
-    A label is useful if the network is uncertain and if the picture is unlike those before it. So the pictures
+    A label is useful if the network is uncertain and the picture is unlike those before it. So the pictures
     are divided into clusters, and each round takes the most uncertain picture that is left in every cluster.
     Uncertain means a small margin between the two largest probabilities. Citovsky et al. 2021 choose in a
     similar way, https://arxiv.org/abs/2107.14263
