@@ -76,6 +76,12 @@ def add(commands: Any) -> None:
         metavar="SECONDS",
         help="time limit for a request to arrive, and again for its answer (default: 30)",
     )
+    parser.add_argument(
+        "--access-log",
+        choices=["plain", "json", "off"],
+        default="plain",
+        help="how to log each request on standard error (default: plain)",
+    )
     add_tta(parser)
     add_common(parser)
     parser.set_defaults(command=execute)
@@ -87,6 +93,8 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet.errors import MissingExtraError
 
     try:
+        from thumbnet.serving.access_log import AccessLog
+        from thumbnet.serving.identity import identify
         from thumbnet.serving.server import listen, serve
         from thumbnet.serving.service import ServiceSettings, build_service
     except ModuleNotFoundError as error:
@@ -97,6 +105,7 @@ def execute(options: argparse.Namespace) -> int:
         raise ThumbnetError("--max-megabytes, --max-megapixels and --timeout must be more than 0")
     key = _api_key(options.api_key_file)
     classifier = load_classifier(options.run, options.device)
+    identity = identify(classifier, options.run)
     _check_memory(classifier, options)
     with listen(options.host, options.port) as listener:
         loopback = listener.getsockname()[0] in ("127.0.0.1", "::1")
@@ -110,7 +119,15 @@ def execute(options: argparse.Namespace) -> int:
             api_key=key,
             hosts=("localhost", "127.0.0.1", "::1", "[::1]", options.host) if loopback else None,
         )
-        service = build_service(classifier, settings, lambda: _data_to_try(options), _warn)
+        log = None if options.access_log == "off" else AccessLog(_write_line, options.access_log)
+        service = build_service(
+            classifier,
+            settings,
+            lambda: _data_to_try(options),
+            _warn,
+            identity=identity,
+            access_log=log,
+        )
         if not loopback and key is None:
             _warn(
                 "anyone who can reach this machine can use the service; set THUMBNET_API_KEY to require a key"
@@ -143,6 +160,14 @@ def _warn(text: str) -> None:
     from thumbnet.cli.console import note
 
     note(f"thumbnet: {text}")
+
+
+def _write_line(text: str) -> None:
+    """Write a line to standard error in one system call, so that lines do not mix.
+
+    print would hold the lock of sys.stderr while nobody reads the other end, also when the process ends.
+    """
+    os.write(2, f"{text}\n".encode())
 
 
 def _api_key(file: str | None) -> str | None:
