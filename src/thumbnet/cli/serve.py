@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,8 @@ def add(commands: Any) -> None:
         "serve",
         help="classify pictures over HTTP, with a web page to try it out",
         description="Serve a trained network: a page at /, POST /predict for programs (see /openapi.json), "
-        "/healthz, /readyz and /metrics. To require an API key, set THUMBNET_API_KEY or give --api-key-file.",
+        "/model, /healthz, /readyz and /metrics. To require an API key, set THUMBNET_API_KEY or give "
+        "--api-key-file.",
     )
     add_run(parser, or_onnx=True)
     parser.add_argument(
@@ -101,8 +103,9 @@ def execute(options: argparse.Namespace) -> int:
         if (error.name or "").startswith("thumbnet"):
             raise
         raise MissingExtraError("thumbnet serve", "serve") from None
-    if min(options.max_megabytes, options.max_megapixels, options.timeout) <= 0:
-        raise ThumbnetError("--max-megabytes, --max-megapixels and --timeout must be more than 0")
+    limits = (options.max_megabytes, options.max_megapixels, options.timeout)
+    if not all(0 < limit < math.inf for limit in limits):  # false for NaN too
+        raise ThumbnetError("--max-megabytes, --max-megapixels and --timeout must be more than 0 and finite")
     key = _api_key(options.api_key_file)
     classifier = load_classifier(options.run, options.device)
     identity = identify(classifier, options.run)
@@ -171,16 +174,21 @@ def _write_line(text: str) -> None:
 
 
 def _api_key(file: str | None) -> str | None:
+    """Read the API key from a file's first line, or else from the environment; None if there is none."""
     if file is None:
-        return os.environ.get("THUMBNET_API_KEY") or None
-    try:
-        with open(file, encoding="utf-8") as lines:
-            key = lines.readline().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ThumbnetError(f"cannot read the API key in {file}: {error}") from None
-    if not key:
-        raise ThumbnetError(f"the first line of {file} is empty: it must hold the API key")
-    return key
+        key, where = os.environ.get("THUMBNET_API_KEY", "").strip(), "THUMBNET_API_KEY"
+    else:
+        where = f"the first line of {file}"
+        try:
+            with open(file, encoding="utf-8") as lines:
+                key = lines.readline().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ThumbnetError(f"cannot read the API key in {file}: {error}") from None
+        if not key:
+            raise ThumbnetError(f"{where} is empty: it must hold the API key")
+    if not (key.isascii() and key.isprintable()):
+        raise ThumbnetError(f"the API key in {where} must have only letters, digits and signs of ASCII")
+    return key or None
 
 
 def _data_to_try(options: argparse.Namespace) -> Data | None:
