@@ -43,7 +43,7 @@ def browser() -> Iterator[Any]:
     found.quit()
 
 
-.fixture(scope="module")
+@pytest.fixture(scope="module")
 def address(tiny_run: Run) -> Iterator[str]:
     """The address of a service with ``tiny_run`` that needs no key."""
     with served(tiny_run) as (found, _):
@@ -235,7 +235,9 @@ def test_a_picture_is_sent_again_by_itself_if_the_service_is_busy_and_by_a_butto
     again = find(browser, "#cards button")
     assert again.get_attribute("aria-label") == "try again a.png"
     again.send_keys("\ue007")
-    wait_for(browser, "document.getElementById('message').textContent === 'a.png: probably frog, or else toad.'")
+    wait_for(
+        browser, "document.getElementById('message').textContent === 'a.png: probably frog, or else toad.'"
+    )
     assert browser.switch_to.active_element.get_attribute("aria-label") == "remove a.png"
     assert browser.find_elements("css selector", "#cards .error") == []
 
