@@ -505,7 +505,8 @@ async def _in_daemon_thread(function: Callable[[], T]) -> T:
             future.set_exception(error)
 
     def work() -> None:
-        result, problem = None, None
+        result: T | None = None
+        problem: Exception | None = None
         try:
             result = function()
         except Exception as error:
