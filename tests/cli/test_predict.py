@@ -20,7 +20,7 @@ def test_predict_takes_files_folders_globs_and_stdin(trained: tuple[Path, str, s
     write_picture(tmp_path / "in" / "deep" / "blue.png", coloured(2, 2))
     status, stdout, _ = run_cli("predict", out, red)
     assert status == 0
-    assert stdout.splitlines()[0].split() == ["picture", *["class", "probability"] * 3]
+    assert stdout.splitlines()[0].split() == ["picture", "answer", *["class", "probability"] * 3]
     assert stdout.splitlines()[2].split()[:2] == [str(red), "red"]
     status, stdout, _ = run_cli("predict", out, tmp_path / "in", "--json")
     lines = [json.loads(line) for line in stdout.splitlines()]

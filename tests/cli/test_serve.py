@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from thumbnet.cli import main
 from thumbnet.cli import serve as command
+from thumbnet.errors import ThumbnetError
 from thumbnet.runs.folder import Run
 
 
@@ -14,6 +17,9 @@ from thumbnet.runs.folder import Run
     [
         (["--timeout", "0"], "must be more than 0"),
         (["--max-megabytes", "-1"], "must be more than 0"),
+        (["--timeout", "nan"], "must be more than 0"),
+        (["--max-megapixels", "inf"], "must be more than 0"),
+        (["--api-key-file", "foreign"], "the API key in the first line of foreign must have only"),
         (["--api-key-file", "nowhere"], "cannot read the API key in nowhere"),
         (["--api-key-file", "empty"], "it must hold the API key"),
         (["--port", "99999"], "cannot listen"),
@@ -30,6 +36,7 @@ def test_invalid_options_are_explained(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").write_text("\n")
+    (tmp_path / "foreign").write_text("schl\u00fcssel", "utf-8")
     assert main(["serve", str(tiny_run.path), *words]) == 2
     assert message in capsys.readouterr().err
 
@@ -39,7 +46,35 @@ def test_the_api_key_is_the_first_line_of_the_file_or_else_comes_from_the_enviro
 ) -> None:
     (tmp_path / "key").write_text(" secret \nsecond line\n")
     assert command._api_key(str(tmp_path / "key")) == "secret"
-    monkeypatch.setenv("THUMBNET_API_KEY", "other")
+    monkeypatch.setenv("THUMBNET_API_KEY", " other\n")
     assert command._api_key(None) == "other"
+    monkeypatch.setenv("THUMBNET_API_KEY", "two\nlines")
+    with pytest.raises(ThumbnetError, match="the API key in THUMBNET_API_KEY"):
+        command._api_key(None)
     monkeypatch.delenv("THUMBNET_API_KEY")
     assert command._api_key(None) is None
+
+
+def test_a_full_pipe_on_standard_error_delays_neither_requests_nor_the_end_of_the_process() -> None:
+    pytest.importorskip("starlette", reason="the extra 'serve' is not installed")
+    code = """
+from thumbnet.cli.serve import _write_line
+from thumbnet.serving.access_log import AccessLog, Entry
+
+log = AccessLog(_write_line)
+for _ in range(400):
+    log.add(Entry(0.0, "client", "GET", "/" + "a" * 290, 404, 0, 0.0))
+log.close()
+"""
+    # 400 lines are 140 kB, a pipe holds 64 KiB, and nobody reads this one.
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+    try:
+        assert process.wait(30) == 0
+        assert process.stderr is not None
+        lines = process.stderr.read().splitlines()
+        assert 100 < len(lines) < 400
+        assert set(lines) == {
+            b"1970-01-01T00:00:00.000Z client GET /" + b"a" * 290 + b" 404 pictures=0 ms=0.0"
+        }
+    finally:
+        process.kill()

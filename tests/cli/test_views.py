@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -34,6 +35,22 @@ def test_predictions_as_json_csv_and_a_table(capsys: pytest.CaptureFixture[str])
     shown = capsys.readouterr().out
     assert "\x1b" not in shown
     assert "cannot be read: cut short" in shown
+
+
+def test_the_table_says_in_words_how_sure_the_answer_is_and_names_the_runner_up(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = ("frog", "toad\x1b", "newt")
+    found = [Prediction(names, (p, 1 - p, 0.0)) for p in (0.97, 0.8, 0.6)]
+    found.append(Prediction(names, (0.39, 0.31, 0.3)))
+    prediction_printer("table", 1)([(f"{n}.png", one) for n, one in enumerate(found)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.split("  +", line) for line in lines[2:]] == [
+        ["0.png", "frog", "frog", "97.0 %"],
+        ["1.png", "probably frog, or else toad\\x1b", "frog", "80.0 %"],
+        ["2.png", "perhaps frog, or else toad\\x1b", "frog", "60.0 %"],
+        ["3.png", "not sure: frog or toad\\x1b", "frog", "39.0 %"],
+    ]
 
 
 def test_an_evaluation_shows_the_accuracy_without_tta_only_if_tta_was_used(

@@ -76,3 +76,26 @@ def test_a_description_is_the_same_text_whatever_the_order_of_its_keys() -> None
     shuffled = json.dumps(dict(reversed(json.loads(text).items())))
     assert WeightsInfo.from_json(shuffled).to_json() == text
     assert list(json.loads(text)) == sorted(json.loads(text))
+
+
+def test_a_description_without_accuracy_and_run_says_that_they_are_not_known() -> None:
+    values = json.loads(info().to_json())
+    for key in ("accuracy", "accuracy_split", "accuracy_pictures", "run", "exported"):
+        del values[key]
+    found = WeightsInfo.from_json(json.dumps(values))
+    assert found == info()
+    assert (found.accuracy, found.accuracy_pictures, found.run) == (None, None, "")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("accuracy", 1.1), ("accuracy", -0.1), ("accuracy", float("nan")), ("accuracy", "0.9"), ("accuracy", True),
+        ("accuracy_pictures", 0), ("accuracy_pictures", 1.5), ("accuracy_pictures", True), ("run", 3),
+        ("accuracy_split", None), ("exported", []), ("fingerprint", 1), ("thumbnet", None),
+    ],
+)  # fmt: skip
+def test_an_invalid_accuracy_or_name_is_refused(key: str, value: Any) -> None:
+    values = {**json.loads(info().to_json()), key: value}
+    with pytest.raises(ValueError):
+        WeightsInfo.from_json(json.dumps(values))

@@ -78,11 +78,11 @@ def test_requests_that_arrive_during_a_batch_form_the_next_ones() -> None:
     assert len(classifier.thread_names) == 1
 
 
-def test_a_request_larger_than_max_batch_is_classified_in_one_batch() -> None:
-    classifier = Recording()
-    batcher = batcher_of(classifier, most=2)
+def test_a_request_larger_than_max_batch_takes_several_forward_passes() -> None:
+    classifier, sizes = Recording(), list[int]()
+    batcher = batcher_of(classifier, most=2, on_batch=sizes.append)
     assert labels(asyncio.run(batcher.classify(pictures(1, 2, 3, 4, 5)))) == [1, 2, 3, 4, 5]
-    assert classifier.batches == [5]
+    assert classifier.batches == sizes == [2, 2, 1]
     batcher.close()
 
 
@@ -166,3 +166,23 @@ def test_other_work_runs_in_the_same_thread() -> None:
     batcher.close()
     with pytest.raises(RuntimeError):
         asyncio.run(batcher.run(lambda: None))
+
+
+def test_a_batch_that_cannot_be_put_together_fails_and_the_next_one_is_classified() -> None:
+    classifier = Recording()
+    batcher = batcher_of(classifier)
+    other_size = np.zeros((1, 3, 3, 3), np.uint8)
+
+    async def scene() -> list[list[Prediction] | BaseException]:
+        first = await held_up(classifier, batcher)
+        together = [asyncio.create_task(batcher.classify(one)) for one in (pictures(1), other_size)]
+        await asyncio.sleep(0)
+        classifier.may_go_on.set()
+        found = await asyncio.gather(first, *together, return_exceptions=True)
+        return [*found, await asyncio.wait_for(batcher.classify(pictures(5)), 30)]
+
+    found = asyncio.run(scene())
+    batcher.close()
+    assert [type(one) for one in found] == [list, ValueError, ValueError, list]
+    assert isinstance(found[3], list)
+    assert labels(found[3]) == [5]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import csv
+import io
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 
 from helpers import coloured, coloured_data, write_class_folders, write_picture
-from serving.test_service import served
+from serving.test_service import encoded, served
 from thumbnet.reports.page import write_report
 from thumbnet.runs.folder import Run
 
@@ -40,6 +43,13 @@ def browser() -> Iterator[Any]:
     found.quit()
 
 
+@pytest.fixture(scope="module")
+def address(tiny_run: Run) -> Iterator[str]:
+    """The address of a service with ``tiny_run`` that needs no key."""
+    with served(tiny_run) as (found, _):
+        yield found
+
+
 def find(browser: Any, selector: str) -> Any:
     return browser.find_element("css selector", selector)
 
@@ -54,16 +64,22 @@ def errors(browser: Any) -> list[str]:
     return [one["message"] for one in browser.get_log("browser") if one["level"] == "SEVERE"]
 
 
-def answer(browser: Any, name: str) -> None:
-    """Wait until the page's first bar names this class, then check the pictures and the bar's length."""
-    wait_for(browser, f"document.querySelector('#bars li span')?.textContent === '{name}'")
-    assert find(browser, "#answer").is_displayed()
-    for picture in ("seen", "lit"):
-        wait_for(browser, f"document.getElementById('{picture}').naturalWidth === 16")
-    shown = find(browser, "#bars li div i").rect["width"] / find(browser, "#bars li div").rect["width"]
-    written = float(find(browser, "#bars li span:nth-child(2)").text[:-2])
+def newest(browser: Any, name: str) -> None:
+    """Wait until the newest card's first bar names this class, then check its pictures and the bar's length."""
+    first = "#cards li:first-child"
+    wait_for(browser, f"document.querySelector('{first} .bars span')?.textContent === '{name}'")
+    wait_for(browser, f"[...document.querySelectorAll('{first} img')].every((one) => one.naturalWidth > 0)")
+    assert len(browser.find_elements("css selector", f"{first} .looked img")) == 2
+    assert name in find(browser, f"{first} .words").text
+    shown = find(browser, f"{first} i").rect["width"] / find(browser, f"{first} .bars div").rect["width"]
+    written = float(find(browser, f"{first} .bars span:nth-child(2)").text[:-2])
     assert 100 * shown == pytest.approx(written, abs=1)
-    browser.execute_script("document.getElementById('bars').replaceChildren()")
+    find(browser, "#clear").click()
+    assert not find(browser, "#results").is_displayed()
+
+
+def encoded_text(content: bytes) -> str:
+    return base64.b64encode(content).decode()
 
 
 # Scripts that make a file in the page, and drop or paste it.
@@ -98,27 +114,170 @@ def test_the_page_classifies_pictures_from_every_source(browser: Any, tmp_path: 
         assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
 
         find(browser, "#file").send_keys(str(pictures[0]))
-        answer(browser, "red")
+        newest(browser, "red")
         browser.execute_script(DROP, green)
-        answer(browser, "green")
+        newest(browser, "green")
         browser.execute_script(PASTE, blue)
-        answer(browser, "blue")
+        newest(browser, "blue")
         find(browser, "#camera").click()  # Chromium's fake camera shows green
         wait_for(browser, "document.getElementById('video').videoWidth > 0")
         find(browser, "#shoot").click()
-        answer(browser, "green")
+        newest(browser, "green")
         find(browser, "#camera").click()
         assert not find(browser, "#video").is_displayed()
         wait_for(browser, "document.querySelectorAll('#hard button').length > 0")
         hard = find(browser, "#hard button")
         assert hard.text == "green, not red"
         hard.send_keys("\ue007")  # press Enter
-        answer(browser, "red")
+        newest(browser, "red")
         assert errors(browser) == []
 
         browser.execute_script(DROP, base64.b64encode(b"no picture").decode())
         wait_for(browser, "document.getElementById('message').textContent.includes('not a picture')")
-        assert not find(browser, "#answer").is_displayed()
+        assert "not a picture" in find(browser, "#cards .error").text
+        assert browser.find_elements("css selector", "#cards .bars") == []
+
+
+# Drops several pictures: arguments[0] lists pairs of a file name and its bytes in base 64.
+DROP_ALL = """
+const transfer = new DataTransfer();
+for (const [name, text] of arguments[0]) {
+  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  transfer.items.add(new File([bytes], name, { type: "image/png" }));
+}
+document.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true }));
+"""
+# Counts the requests that the page has under way, and keeps the CSV that it saves.
+WATCH = """
+window.most = 0;
+let now = 0;
+const fetch = window.fetch, address = URL.createObjectURL;
+window.fetch = async (...all) => {
+  window.most = Math.max(window.most, ++now);
+  try { return await fetch(...all); } finally { now--; }
+};
+URL.createObjectURL = (blob) => {
+  if (blob.type === "text/csv") blob.arrayBuffer().then((bytes) => { window.saved = String.fromCharCode(...new Uint8Array(bytes)); });
+  return address.call(URL, blob);
+};
+"""
+
+
+def test_many_pictures_are_answered_one_by_one_and_summarised(browser: Any, address: str) -> None:
+    labels = [0, 1, 2, 0, 0, 1, 0]
+    pictures = [
+        (f"{number}.png", encoded_text(encoded(coloured(label, number))))
+        for number, label in enumerate(labels)
+    ]
+    pictures[4] = ('=cmd(),"x".png', pictures[4][1])
+    pictures.insert(2, ("broken.png", encoded_text(b"no picture")))
+    browser.get(address)
+    wait_for(browser, "!document.getElementById('about').hidden")
+    browser.get_log("browser")
+    browser.execute_script(WATCH)
+    browser.execute_script(DROP_ALL, pictures)
+    wait_for(browser, "document.getElementById('message').textContent.includes('7 pictures classified')")
+    assert find(browser, "#message").text == "7 pictures classified, 1 picture without an answer."
+    cards = browser.find_elements("css selector", "#cards li.card")
+    names = [card.find_element("css selector", "h3").text for card in cards]
+    assert names == [name for name, _ in pictures]
+    assert len(browser.find_elements("css selector", "#cards .error")) == 1
+    assert browser.execute_script("return window.most") == 3
+    assert find(browser, "#summary summary").text == "By class: red 4 · green 2 · blue 1 · no answer 1"
+    find(browser, "#summary summary").click()
+    rows = [one.text for one in browser.find_elements("css selector", "#summary tbody tr")]
+    assert rows == ["red 4 0", "green 2 0", "blue 1 0"]
+
+    find(browser, "#csv").click()
+    wait_for(browser, "window.saved")
+    saved = browser.execute_script("return window.saved").encode("latin-1").decode("utf-8-sig")
+    found = list(csv.DictReader(io.StringIO(saved)))
+    assert [one["class_1"] for one in found] == ["red", "green", "", "blue", "red", "red", "green", "red"]
+    assert found[5]["picture"] == '\'=cmd(),"x".png'
+    assert "not a picture" in found[2]["error"]
+    assert float(found[0]["probability_1"]) > float(found[0]["probability_2"])
+    assert "red" in found[0]["answer"]
+
+    looked = cards[0].find_element("css selector", "button")
+    assert looked.get_attribute("aria-label") == "where did it look? 0.png"
+    looked.send_keys("\ue007")  # press Enter
+    wait_for(browser, "document.querySelectorAll('#cards li:first-child .looked img').length === 2")
+    remove = browser.switch_to.active_element
+    assert remove.get_attribute("aria-label") == "remove 0.png"  # the focus did not get lost
+    remove.send_keys("\ue007")
+    assert browser.switch_to.active_element.get_attribute("aria-label") == "remove 1.png"
+    assert len(browser.find_elements("css selector", "#cards li.card")) == 7
+    for message in errors(browser):
+        assert "415" in message  # the broken picture's
+
+
+# A service that is busy once, then fails once, and then answers with arguments[0].
+FALTERING = """
+const answers = [
+  new Response('{"detail": "the queue is full"}', { status: 429, headers: { "Retry-After": "0.05" } }),
+  new Response('{"detail": "no answer within 30 s"}', { status: 503 }),
+  new Response(JSON.stringify(arguments[0]), { status: 200 }),
+];
+window.fetch = async () => answers.shift();
+"""
+
+
+def test_a_picture_is_sent_again_by_itself_if_the_service_is_busy_and_by_a_button_if_it_fails(
+    browser: Any, address: str
+) -> None:
+    browser.get(address)
+    wait_for(browser, "!document.getElementById('about').hidden")
+    found = {"classes": [{"name": "frog", "probability": 0.8}], "words": "probably frog, or else toad"}
+    found |= {"certainty": "probable", "picture": "data:,", "lit": "data:,"}
+    browser.execute_script(FALTERING, found)
+    browser.execute_script(DROP_ALL, [("a.png", encoded_text(encoded(coloured(0, 1))))])
+    wait_for(browser, "document.querySelector('#cards .error')?.textContent === 'no answer within 30 s'")
+    again = find(browser, "#cards button")
+    assert again.get_attribute("aria-label") == "try again a.png"
+    again.send_keys("\ue007")
+    wait_for(
+        browser, "document.getElementById('message').textContent === 'a.png: probably frog, or else toad.'"
+    )
+    assert browser.switch_to.active_element.get_attribute("aria-label") == "remove a.png"
+    assert browser.find_elements("css selector", "#cards .error") == []
+
+
+# Answers in place of the service.
+PRETEND = """
+window.fetch = async () => new Response(JSON.stringify({ predictions: [arguments[0]] }), { status: 200 });
+"""
+
+
+def test_the_page_is_readable_at_any_width_in_light_and_dark(browser: Any, address: str) -> None:
+    pretend = {
+        "name": "a.png",
+        "classes": [{"name": "frog" * 30, "probability": 0.39}, {"name": "toad", "probability": 0.31}],
+        "words": "not sure: " + "frog" * 30 + " or toad",
+        "certainty": "unsure",
+        "unlike": True,
+        "unlikeness": -2.345,
+    }
+    picture = encoded_text(encoded(coloured(0, 1)))
+    browser.get(address)
+    wait_for(browser, "!document.getElementById('about').hidden")
+    browser.execute_script("document.getElementById('about').open = true")
+    browser.execute_script(PRETEND.replace("arguments[0]", json.dumps(pretend)))
+    browser.execute_script(DROP_ALL, [("n" * 200 + ".png", picture)] * 3)
+    wait_for(browser, "document.querySelectorAll('#cards .note').length === 3")
+    browser.execute_script("document.getElementById('summary').open = true")
+    assert "unlike the training pictures (score -2.35;" in find(browser, "#cards .note").text
+    assert find(browser, "#summary tbody tr").text.endswith(" 3 3")
+    try:
+        for width in (320, 768, 1280, 1920):
+            metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        for scheme in ("light", "dark"):
+            feature = {"name": "prefers-color-scheme", "value": scheme}
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+            assert browser.execute_script(LEAST_CONTRAST) >= 4.5
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_the_report_works_offline_and_is_readable(browser: Any, tmp_path: Path, tiny_run: Run) -> None:

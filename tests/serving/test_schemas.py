@@ -12,15 +12,19 @@ from thumbnet.serving import schemas  # noqa: E402
 
 PUBLIC = {
     "ClassProbability": {"name", "probability"},
-    "PicturePrediction": {"name", "classes"},
+    "PicturePrediction": {"name", "classes", "words", "certainty"},
     "Predictions": {"predictions"},
-    "Explanation": {"classes", "picture", "lit"},
+    "Explanation": {"classes", "words", "certainty", "picture", "lit"},
     "HardPicture": {"picture", "label", "predicted", "confidence"},
     "HardPictures": {"ready", "pictures"},
-    "ModelDescription": {"network", "classes", "height", "width", "thumbnet"},
+    "Accuracy": {"value", "split", "pictures"},
+    "ModelDescription": {
+        "run", "format", "digest", "accuracy", "fingerprint", "calibrated", "network", "classes", "height", "width",
+        "thumbnet", "served_by", "started",
+    },
     "Health": {"status"},
     "Problem": {"detail"},
-}
+}  # fmt: skip
 
 
 def models() -> dict[str, Any]:
@@ -48,5 +52,12 @@ def test_every_response_has_a_description_for_openapi() -> None:
 
 def test_predictions_survive_a_round_trip_through_json() -> None:
     one = schemas.ClassProbability(name="Käfer", probability=1.0)
-    answer = schemas.Predictions(predictions=[schemas.PicturePrediction(name="a.png", classes=[one])])
+    answer = schemas.Predictions(
+        predictions=[schemas.PicturePrediction(name="a.png", classes=[one], words="Käfer", certainty="sure")]
+    )
     assert schemas.Predictions.model_validate_json(answer.model_dump_json()) == answer
+
+
+def test_an_unknown_certainty_is_refused() -> None:
+    with pytest.raises(pydantic.ValidationError):
+        schemas.PicturePrediction(name="a.png", classes=[], words="", certainty="certain")  # type: ignore[arg-type]

@@ -30,6 +30,8 @@ from thumbnet.data.splits import Data
 from thumbnet.recipes.settings import ModelSettings
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights_info import WeightsInfo
+from thumbnet.serving.access_log import AccessLog, Entry
+from thumbnet.serving.identity import identify
 from thumbnet.serving.service import ServiceSettings, build_service
 
 httpx = pytest.importorskip("httpx")
@@ -204,6 +206,97 @@ def test_requests_for_other_host_names_are_refused(tiny_run: Run) -> None:
         assert client.get("/model", headers={"Host": "rebound.example"}).status_code == 400
 
 
+class Decided(Slow):
+    """A classifier of brightness with large logits."""
+
+    def _forward(self, pixels: np.ndarray) -> np.ndarray:
+        return 10 * super()._forward(pixels)
+
+
+def test_answers_say_in_words_how_sure_they_are() -> None:
+    with client_of(build_service(Decided(), LIMITS)) as client:
+        files = [("file", grey(level)) for level in (255, 150, 135)]
+        found = client.post("/predict?top=1", files=files).json()["predictions"]
+        assert [(one["certainty"], one["words"]) for one in found] == [
+            ("sure", "bright"),
+            ("probable", "probably bright, or else dark"),
+            ("possible", "perhaps bright, or else dark"),
+        ]
+        explained = client.post("/explain?top=1", files={"file": grey(120)}).json()
+        assert (explained["certainty"], explained["words"]) == ("possible", "perhaps dark, or else bright")
+
+
+def test_the_model_is_described_without_a_run_too(client: Any, tiny_run: Run) -> None:
+    found = client.get("/model").json()
+    assert (found["run"], found["format"], found["digest"]) == (None, None, None)
+    assert found["accuracy"] == {"value": tiny_run.summary["accuracy"], "split": "test", "pictures": 60}
+    identity = identify(load_run(tiny_run.path), tiny_run.path)
+    with client_of(build_service(load_run(tiny_run.path), LIMITS, identity=identity)) as named:
+        assert named.get("/model").json()["run"] == tiny_run.path.name
+        assert str(tiny_run.path.parent) not in named.get("/model").text
+
+
+class Kept(AccessLog):
+    """An access log that a test can read."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.closed = False
+
+    def add(self, entry: Entry) -> None:
+        self.entries.append(entry)
+
+    def close(self, seconds: float = 1.0) -> None:
+        self.closed = True
+
+
+def test_every_request_is_logged_with_its_pictures_also_one_that_is_refused() -> None:
+    log = Kept()
+    settings = replace(LIMITS, hosts=("localhost",), api_key="secret")
+    with client_of(build_service(Slow(), settings, access_log=log)) as client:
+        key = {"X-API-Key": "secret"}
+        client.post("/predict?top=1", files=[("file", grey(0))] * 3, headers=key)
+        client.post("/predict", files={"file": ("a.png", b"no picture")}, headers=key)
+        client.post("/predict", files={"file": grey(0)})
+        client.get("/nowhere%0A1%20x")
+        client.get("/model", headers={"Host": "rebound.example"})
+        assert not log.closed
+    assert log.closed
+    assert [(one.method, one.path, one.status, one.pictures) for one in log.entries] == [
+        ("POST", "/predict", 200, 3),
+        ("POST", "/predict", 415, 1),
+        ("POST", "/predict", 401, 0),
+        ("GET", "/nowhere%0A1%20x", 404, 0),
+        ("GET", "/model", 400, 0),
+    ]
+
+
+def test_a_search_for_hard_pictures_that_fails_ends_and_is_reported(tiny_run: Run) -> None:
+    def broken() -> Data:
+        raise ZeroDivisionError("broken data")
+
+    warnings: list[str] = []
+    app = build_service(load_run(tiny_run.path), LIMITS, broken, warnings.append)
+    with client_of(app) as client:
+        wait_until(lambda: client.get("/hardest").json()["ready"])
+        assert client.get("/hardest").json()["pictures"] == []
+    assert warnings == ["the page offers no test pictures: ZeroDivisionError('broken data')"]
+
+
+def test_a_service_that_stops_does_not_wait_for_data_that_are_still_loading() -> None:
+    may_end = threading.Event()
+
+    def slow() -> Data:
+        may_end.wait(60)
+        return coloured_data()
+
+    with client_of(build_service(Slow(), LIMITS, slow)) as client:
+        assert client.get("/hardest").json() == {"ready": False, "pictures": []}
+        start = time.monotonic()
+    assert time.monotonic() - start < 20
+    may_end.set()
+
+
 def test_concurrent_requests_are_classified_together() -> None:
     classifier = Slow()
     with (
@@ -256,7 +349,9 @@ def test_the_service_survives_a_failure_of_the_network() -> None:
 
 
 @contextmanager
-def served(run: Run, *options: str, key: str | None = None) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def served(
+    run: Run, *options: str, key: str | None = None, log: str = "off"
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Run ``thumbnet serve`` on a free port; yield its address and its process."""
     command = [
         sys.executable,
@@ -268,6 +363,8 @@ def served(run: Run, *options: str, key: str | None = None) -> Iterator[tuple[st
         "none",
         "--port",
         "0",
+        "--access-log",
+        log,
         *options,
     ]
     environment = {**os.environ, "THUMBNET_API_KEY": key or ""}
@@ -287,7 +384,7 @@ def served(run: Run, *options: str, key: str | None = None) -> Iterator[tuple[st
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_on_a_signal_it_finishes_the_running_request_and_exits(tiny_run: Run, number: int) -> None:
-    with served(tiny_run) as (address, process):
+    with served(tiny_run, log="plain") as (address, process):
         body = encoded(coloured(1, 5))
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as connection:
@@ -302,7 +399,8 @@ def test_on_a_signal_it_finishes_the_running_request_and_exits(tiny_run: Run, nu
             assert b'"green"' in read_all(connection)
         assert process.wait(20) == 0
         assert process.stderr
-        assert process.stderr.read() == ""
+        line = r"\S+Z 127\.0\.0\.1 POST /predict 200 pictures=1 ms=\S+\n"
+        assert re.fullmatch(line, process.stderr.read())
 
 
 def test_a_body_that_does_not_arrive_gives_408(tiny_run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,8 @@ def add(commands: Any) -> None:
         "serve",
         help="classify pictures over HTTP, with a web page to try it out",
         description="Serve a trained network: a page at /, POST /predict for programs (see /openapi.json), "
-        "/healthz, /readyz and /metrics. To require an API key, set THUMBNET_API_KEY or give --api-key-file.",
+        "/model, /healthz, /readyz and /metrics. To require an API key, set THUMBNET_API_KEY or give "
+        "--api-key-file.",
     )
     add_run(parser, or_onnx=True)
     parser.add_argument(
@@ -76,6 +78,12 @@ def add(commands: Any) -> None:
         metavar="SECONDS",
         help="time limit for a request to arrive, and again for its answer (default: 30)",
     )
+    parser.add_argument(
+        "--access-log",
+        choices=["plain", "json", "off"],
+        default="plain",
+        help="how to log each request on standard error (default: plain)",
+    )
     add_tta(parser)
     add_common(parser)
     parser.set_defaults(command=execute)
@@ -87,16 +95,20 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet.errors import MissingExtraError
 
     try:
+        from thumbnet.serving.access_log import AccessLog
+        from thumbnet.serving.identity import identify
         from thumbnet.serving.server import listen, serve
         from thumbnet.serving.service import ServiceSettings, build_service
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("thumbnet"):
             raise
         raise MissingExtraError("thumbnet serve", "serve") from None
-    if min(options.max_megabytes, options.max_megapixels, options.timeout) <= 0:
-        raise ThumbnetError("--max-megabytes, --max-megapixels and --timeout must be more than 0")
+    limits = (options.max_megabytes, options.max_megapixels, options.timeout)
+    if not all(0 < limit < math.inf for limit in limits):  # false for NaN too
+        raise ThumbnetError("--max-megabytes, --max-megapixels and --timeout must be more than 0 and finite")
     key = _api_key(options.api_key_file)
     classifier = load_classifier(options.run, options.device)
+    identity = identify(classifier, options.run)
     _check_memory(classifier, options)
     with listen(options.host, options.port) as listener:
         loopback = listener.getsockname()[0] in ("127.0.0.1", "::1")
@@ -110,7 +122,15 @@ def execute(options: argparse.Namespace) -> int:
             api_key=key,
             hosts=("localhost", "127.0.0.1", "::1", "[::1]", options.host) if loopback else None,
         )
-        service = build_service(classifier, settings, lambda: _data_to_try(options), _warn)
+        log = None if options.access_log == "off" else AccessLog(_write_line, options.access_log)
+        service = build_service(
+            classifier,
+            settings,
+            lambda: _data_to_try(options),
+            _warn,
+            identity=identity,
+            access_log=log,
+        )
         if not loopback and key is None:
             _warn(
                 "anyone who can reach this machine can use the service; set THUMBNET_API_KEY to require a key"
@@ -145,17 +165,30 @@ def _warn(text: str) -> None:
     note(f"thumbnet: {text}")
 
 
+def _write_line(text: str) -> None:
+    """Write a line to standard error in one system call, so that lines do not mix.
+
+    print would hold the lock of sys.stderr while nobody reads the other end, also when the process ends.
+    """
+    os.write(2, f"{text}\n".encode())
+
+
 def _api_key(file: str | None) -> str | None:
+    """Read the API key from a file's first line, or else from the environment; None if there is none."""
     if file is None:
-        return os.environ.get("THUMBNET_API_KEY") or None
-    try:
-        with open(file, encoding="utf-8") as lines:
-            key = lines.readline().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ThumbnetError(f"cannot read the API key in {file}: {error}") from None
-    if not key:
-        raise ThumbnetError(f"the first line of {file} is empty: it must hold the API key")
-    return key
+        key, where = os.environ.get("THUMBNET_API_KEY", "").strip(), "THUMBNET_API_KEY"
+    else:
+        where = f"the first line of {file}"
+        try:
+            with open(file, encoding="utf-8") as lines:
+                key = lines.readline().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ThumbnetError(f"cannot read the API key in {file}: {error}") from None
+        if not key:
+            raise ThumbnetError(f"{where} is empty: it must hold the API key")
+    if not (key.isascii() and key.isprintable()):
+        raise ThumbnetError(f"the API key in {where} must have only letters, digits and signs of ASCII")
+    return key or None
 
 
 def _data_to_try(options: argparse.Namespace) -> Data | None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from thumbnet.classifiers.words import in_words
 from thumbnet.cli.console import duration, json_line, say, table
 from thumbnet.data.corrections import describe_corrections
 from thumbnet.errors import printable
@@ -194,7 +195,8 @@ def prediction_printer(
     """Return a function that prints pictures' predictions, or why a picture could not be read.
 
     Args:
-        shape: an aligned table, one JSON object per line, or comma-separated values (prints the header now).
+        shape: an aligned table with the answer in words, one JSON object per line, or comma-separated values
+            (prints the header now).
         top: classes to print per picture.
     """
 
@@ -216,10 +218,13 @@ def prediction_printer(
             if isinstance(result, str):
                 rows.append([printable(name), f"cannot be read: {result}"])
             else:
-                cells = [cell for label, p in pairs(result) for cell in (label, f"{100 * p:.1f} %")]
-                rows.append([printable(name), *cells])
+                cells = [
+                    cell for label, p in pairs(result) for cell in (printable(label), f"{100 * p:.1f} %")
+                ]
+                words = in_words(result.labels, result.probabilities)
+                rows.append([printable(name), printable(words), *cells])
         if rows:
-            say(table(["picture", *["class", "probability"] * top], rows))
+            say(table(["picture", "answer", *["class", "probability"] * top], rows, left=2))
 
     if shape == "json":
         return as_json

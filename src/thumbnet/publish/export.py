@@ -41,6 +41,7 @@ from thumbnet.evaluation import log_softmax
 from thumbnet.files import write_file
 from thumbnet.models.registry import find_builder, is_built_in
 from thumbnet.publish.onnx_resize import with_any_size
+from thumbnet.runs.provenance import with_provenance
 from thumbnet.runs.weights import find_weights, read_weights
 from thumbnet.runs.weights_info import WeightsInfo
 
@@ -153,6 +154,7 @@ def _export(
     if kind == "safetensors":
         write_file(Path(out), path.read_bytes())
         return
+    info = replace(with_provenance(info, run), exported=kind)
     predictor = Predictor(weights, replace(info, precision="fp32"), "cpu")
     contiguous = predictor.model.to(memory_format=torch.contiguous_format)
     network = Deployed(contiguous, info.preprocessing, info.temperature).eval()

@@ -28,6 +28,12 @@ class WeightsInfo:
         thumbnet: the version of thumbnet that wrote it.
         tta: the test-time augmentation with which the accuracy was measured; the default for predictions.
         temperature: divides the logits so that their softmax gives calibrated probabilities.
+        accuracy: the accuracy at the end of the training, 0 to 1; None if it is not known.
+        accuracy_split: the split on which it was measured; empty if it is not known.
+        accuracy_pictures: the number of pictures in that split; None if it is not known.
+        run: the name of the run's folder; only in exports, see :mod:`thumbnet.runs.provenance`.
+        exported: the format of an export, such as ``onnx-int8``; empty in a run's weights, and in exports of
+            older versions.
     """
 
     model: ModelSettings
@@ -39,6 +45,11 @@ class WeightsInfo:
     thumbnet: str = __version__
     tta: str = "none"
     temperature: float = 1.0
+    accuracy: float | None = None
+    accuracy_split: str = ""
+    accuracy_pictures: int | None = None
+    run: str = ""
+    exported: str = ""
 
     def __post_init__(self) -> None:
         if self.tta not in TTA_NAMES:
@@ -46,6 +57,7 @@ class WeightsInfo:
         number = type(self.temperature) in (int, float)
         if not (number and math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"the temperature is {self.temperature!r}: expected a positive number")
+        _check_provenance(self)
 
     def to_json(self) -> str:
         """Return the description as one line of JSON."""
@@ -74,6 +86,18 @@ class WeightsInfo:
         )
         values["model"] = ModelSettings(**values["model"])
         return cls(**{**values, "class_names": names})
+
+
+def _check_provenance(info: WeightsInfo) -> None:
+    """Check the accuracy and the names, which may come from a stranger's file."""
+    share, count = info.accuracy, info.accuracy_pictures
+    if share is not None and not (type(share) in (int, float) and 0 <= share <= 1):
+        raise ValueError(f"the accuracy is {share!r}: expected a number from 0 to 1")
+    if count is not None and not (type(count) is int and count > 0):
+        raise ValueError(f"the accuracy was measured on {count!r} pictures: expected a whole number above 0")
+    for text in (info.fingerprint, info.thumbnet, info.accuracy_split, info.run, info.exported):
+        if not isinstance(text, str):
+            raise ValueError(f"expected text, got {text!r}")
 
 
 def _range(value: Any) -> tuple[float, float] | None:

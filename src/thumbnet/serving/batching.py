@@ -23,9 +23,9 @@ class Batcher:
 
     Args:
         classifier: the classifier to call.
-        max_batch: the most pictures in a batch; a single request may exceed it.
+        max_batch: the most pictures in a forward pass. A larger request takes several.
         tta: test-time augmentation, see :meth:`Classifier.logits`.
-        on_batch: called with the number of pictures in each batch.
+        on_batch: called with the number of pictures in each forward pass, in the batcher's thread.
     """
 
     def __init__(
@@ -53,24 +53,33 @@ class Batcher:
         self._thread.shutdown()
 
     async def _work(self) -> None:
-        while batch := self._next_batch():
-            pixels = np.concatenate([pixels for pixels, _ in batch])
-            self._on_batch(len(pixels))
-            try:
-                found = iter(await self.run(partial(self._predict, pixels)))
-            except Exception as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for part, future in batch:
-                predictions = [next(found) for _ in part]
-                if not future.done():  # it is if the client has disconnected
-                    future.set_result(predictions)
-        self._task = None
+        try:
+            while batch := self._next_batch():
+                await self._answer(batch)
+        finally:
+            self._task = None
 
-    def _predict(self, pixels: np.ndarray) -> list[Prediction]:
-        return self._classifier.predict_pixels(pixels, tta=self._tta)
+    async def _answer(self, batch: list[tuple[np.ndarray, asyncio.Future[list[Prediction]]]]) -> None:
+        try:
+            found = iter(await self.run(partial(self._predict, [pixels for pixels, _ in batch])))
+        except Exception as error:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for pixels, future in batch:
+            predictions = [next(found) for _ in pixels]
+            if not future.done():  # it is if the client has disconnected
+                future.set_result(predictions)
+
+    def _predict(self, requests: list[np.ndarray]) -> list[Prediction]:
+        pixels = np.concatenate(requests)
+        found: list[Prediction] = []
+        for start in range(0, len(pixels), self._max_batch):
+            part = pixels[start : start + self._max_batch]
+            self._on_batch(len(part))
+            found += self._classifier.predict_pixels(part, tta=self._tta)
+        return found
 
     def _next_batch(self) -> list[tuple[np.ndarray, asyncio.Future[list[Prediction]]]]:
         self._waiting = [one for one in self._waiting if not one[1].done()]

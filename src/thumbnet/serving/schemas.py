@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from pydantic import BaseModel, Field
+
+from thumbnet.classifiers.words import Certainty
+
+WORDS = "the answer in words, which claim no more than its probability"
+CERTAINTY = "how probable the first class is: 95, 75 or 50 % or more, or less"
 
 
 class ClassProbability(BaseModel):
@@ -17,6 +24,8 @@ class PicturePrediction(BaseModel):
 
     name: str = Field(description="the file name in the request")
     classes: list[ClassProbability]
+    words: str = Field(description=WORDS)
+    certainty: Certainty = Field(description=CERTAINTY)
 
 
 class Predictions(BaseModel):
@@ -29,6 +38,8 @@ class Explanation(BaseModel):
     """A prediction, and where the network looked. Pictures are ``data:`` URLs."""
 
     classes: list[ClassProbability]
+    words: str = Field(description=WORDS)
+    certainty: Certainty = Field(description=CERTAINTY)
     picture: str = Field(description="the picture as the network sees it")
     lit: str = Field(
         description="the same picture, bright where covering it lowers the predicted class's probability most"
@@ -51,14 +62,30 @@ class HardPictures(BaseModel):
     pictures: list[HardPicture]
 
 
-class ModelDescription(BaseModel):
-    """The network that is served."""
+class Accuracy(BaseModel):
+    """An accuracy, and the pictures that it was measured on."""
 
+    value: float = Field(ge=0, le=1)
+    split: str | None = Field(description="the split: test or val")
+    pictures: int | None = Field(description="the number of pictures in that split")
+
+
+class ModelDescription(BaseModel):
+    """The network that is served. A field is null if its value is not known."""
+
+    run: str | None = Field(description="the name of the run")
+    format: str | None = Field(description="run, safetensors, or the format of the export, such as onnx")
+    digest: str | None = Field(description="the digest of the weights' file: sha256: and 64 digits")
+    accuracy: Accuracy | None = Field(description="the accuracy at the end of the training")
+    fingerprint: str | None = Field(description="the fingerprint of the training data")
+    calibrated: bool = Field(description="whether the probabilities were calibrated on held-out pictures")
     network: str
     classes: list[str]
-    height: int
-    width: int
-    thumbnet: str
+    height: int = Field(description="the height in pixels of the pictures that the network sees")
+    width: int = Field(description="their width")
+    thumbnet: str | None = Field(description="the version of thumbnet that trained the network")
+    served_by: str = Field(description="the version of thumbnet that serves it")
+    started: datetime = Field(description="when the service started, in UTC")
 
 
 class Health(BaseModel):

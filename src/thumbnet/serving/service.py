@@ -4,13 +4,14 @@
 
 import asyncio
 import hmac
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, cast
 
 import numpy as np
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response, Security
@@ -25,8 +26,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
-from thumbnet.classifiers.base import Classifier, Prediction
+from thumbnet.classifiers.base import Classifier, Prediction, SplitLogits
 from thumbnet.classifiers.explain import highlight, occlusion_map
+from thumbnet.classifiers.words import certainty, in_words
 from thumbnet.data.images import Picture, as_data_address, load_picture
 from thumbnet.data.splits import Data
 from thumbnet.errors import (
@@ -37,7 +39,9 @@ from thumbnet.errors import (
     UnreadableImageError,
 )
 from thumbnet.evaluation import log_softmax
+from thumbnet.serving.access_log import PICTURES, AccessLog, Logged
 from thumbnet.serving.batching import Batcher
+from thumbnet.serving.identity import Identity, describe
 from thumbnet.serving.metrics import Measured
 from thumbnet.serving.schemas import (
     ClassProbability,
@@ -51,6 +55,8 @@ from thumbnet.serving.schemas import (
     Problem,
 )
 from thumbnet.version import __version__
+
+T = TypeVar("T")
 
 HARDEST = 24  # test pictures that the page offers
 SEARCHED = 10_000  # the most test pictures that the search classifies
@@ -105,6 +111,9 @@ def build_service(
     settings: ServiceSettings,
     load_data: Callable[[], Data | None] = lambda: None,
     warn: Callable[[str], None] = lambda text: None,
+    *,
+    identity: Identity | None = None,
+    access_log: AccessLog | None = None,
 ) -> FastAPI:
     """Build the service, an ASGI application.
 
@@ -113,8 +122,11 @@ def build_service(
         settings: limits and options.
         load_data: called in the background; returns the data whose test pictures the page offers, or None.
         warn: called with one line for each failure in the background.
+        identity: which network this is, for ``/model``; by default only what the classifier itself knows.
+        access_log: gets an entry per request. The service closes it when it stops.
     """
-    service = _Service(classifier, settings, load_data, warn)
+    service = _Service(classifier, settings, load_data, warn, access_log)
+    served = identity or Identity(classifier.info)
     app = FastAPI(
         title="thumbnet",
         version=__version__,
@@ -128,6 +140,8 @@ def build_service(
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts), www_redirect=False)
     app.add_exception_handler(RequestValidationError, _describe_invalid)
     app.add_exception_handler(OutOfMemoryError, service.describe_full)
+    if access_log is not None:  # the outermost middleware, which also sees requests that others refuse
+        app.add_middleware(Logged, log=access_log)
 
     key = [Security(service.check_key, scopes=[])] if settings.api_key else []
     refusals: dict[int | str, dict[str, Any]] = {
@@ -169,14 +183,7 @@ def build_service(
 
     @app.get("/model", summary="Describe the network", dependencies=key, responses=locked)
     async def model() -> ModelDescription:
-        height, width = classifier.info.preprocessing.size
-        return ModelDescription(
-            network=classifier.info.model.name,
-            classes=list(classifier.class_names),
-            height=height,
-            width=width,
-            thumbnet=classifier.info.thumbnet,
-        )
+        return describe(served)
 
     @app.get("/hardest", summary="List the hardest test pictures", dependencies=key, responses=locked)
     async def hardest() -> HardPictures:
@@ -198,7 +205,7 @@ def build_service(
             found = await service.batcher.classify(pixels)
         return Predictions(
             predictions=[
-                PicturePrediction(name=upload.name, classes=_classes(prediction, top))
+                PicturePrediction(name=upload.name, **_answer(prediction, top))
                 for upload, prediction in zip(uploads, found, strict=True)
             ]
         )
@@ -244,8 +251,10 @@ class _Service:
         settings: ServiceSettings,
         load_data: Callable[[], Data | None],
         warn: Callable[[str], None],
+        access_log: AccessLog | None,
     ) -> None:
         self.classifier, self.settings, self._load_data, self._warn = classifier, settings, load_data, warn
+        self._access_log = access_log
         self.page = (resources.files("thumbnet.serving") / "page.html").read_text("utf-8")
         self.registry = CollectorRegistry()
         batches = Histogram(
@@ -281,8 +290,12 @@ class _Service:
         yield
         self._ready = False
         search.cancel()
+        with suppress(asyncio.CancelledError):
+            await search
         self._decoders.shutdown(cancel_futures=True)
         self.batcher.close()
+        if self._access_log is not None:
+            self._access_log.close()
 
     async def describe_full(self, _: Request, error: Exception) -> JSONResponse:
         """Answer a request whose pictures did not fit into memory, and print a line where it runs."""
@@ -309,7 +322,9 @@ class _Service:
             raise HTTPException(429, "the queue is full: try again", {"Retry-After": "1"})
         self._active += 1
         try:
-            yield await self._read_uploads(request)
+            uploads = await self._read_uploads(request)
+            request.scope[PICTURES] = len(uploads)
+            yield uploads
         finally:
             self._active -= 1
 
@@ -385,7 +400,7 @@ class _Service:
         heat = occlusion_map(self.classifier, pixels, int(logits[0].argmax()))
         (prediction,) = self.classifier.predict_pixels(pixels[None], tta=self.settings.tta)
         return Explanation(
-            classes=_classes(prediction, top),
+            **_answer(prediction, top),
             picture=as_data_address(pixels),
             lit=as_data_address(highlight(pixels, heat)),
         )
@@ -396,10 +411,11 @@ class _Service:
         The search runs between the batches, because only one thread may use the network.
         """
         try:
-            data = await asyncio.to_thread(self._load_data)
+            data = await _in_daemon_thread(self._load_data)
             self.hardest = [] if data is None else await self._find_hardest(data)
-        except ThumbnetError as error:
-            self._warn(f"the page offers no test pictures: {error}")
+        except Exception as error:  # whatever fails, the page must not wait for the search for ever
+            reason = str(error) if isinstance(error, ThumbnetError) else repr(error)
+            self._warn(f"the page offers no test pictures: {reason}")
             self.hardest = []
 
     async def _find_hardest(self, data: Data) -> list[HardPicture]:
@@ -407,7 +423,7 @@ class _Service:
         name = next((name for name in ("test", "val", "all") if name in data.splits), None)
         if name is None:
             return []
-        split, mistakes = data.splits[name], []
+        split, mistakes = data.splits[name], list[tuple[float, SplitLogits, int, int]]()
         chosen = np.random.default_rng(0).permutation(len(split))[:SEARCHED]
         for start in range(0, len(chosen), SEARCHED_AT_ONCE):
             part = split.subset(np.sort(chosen[start : start + SEARCHED_AT_ONCE]))
@@ -424,6 +440,9 @@ class _Service:
             for index in np.flatnonzero(predicted != found.labels).tolist():
                 mistakes.append((float(sure[index]), found, index, int(predicted[index])))
         mistakes.sort(key=lambda mistake: -mistake[0])
+        return await _in_daemon_thread(partial(self._shown, mistakes[:HARDEST]))
+
+    def _shown(self, mistakes: list[tuple[float, SplitLogits, int, int]]) -> list[HardPicture]:
         names = self.classifier.class_names
         return [
             HardPicture(
@@ -433,7 +452,7 @@ class _Service:
                 predicted=names[predicted_label],
                 confidence=confidence,
             )
-            for confidence, found, index, predicted_label in mistakes[:HARDEST]
+            for confidence, found, index, predicted_label in mistakes
         ]
 
     def _fit(self, picture: Picture) -> np.ndarray:
@@ -451,6 +470,15 @@ def _classes(prediction: Prediction, top: int) -> list[ClassProbability]:
     return [ClassProbability(name=name, probability=min(1.0, value)) for name, value in pairs]
 
 
+def _answer(prediction: Prediction, top: int) -> dict[str, Any]:
+    """The fields that every answer about a picture has."""
+    return {
+        "classes": _classes(prediction, top),
+        "words": in_words(prediction.labels, prediction.probabilities),
+        "certainty": certainty(prediction.probability),
+    }
+
+
 @asynccontextmanager
 async def _within(seconds: float) -> AsyncIterator[None]:
     try:
@@ -458,6 +486,36 @@ async def _within(seconds: float) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise HTTPException(503, f"no answer within {seconds:g} s: try again", {"Retry-After": "1"}) from None
+
+
+async def _in_daemon_thread(function: Callable[[], T]) -> T:
+    """Run ``function`` in a thread that does not keep a stopped process alive.
+
+    asyncio.to_thread would: a service that is stopped while it loads a large data set must not wait for it.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: Exception | None) -> None:
+        if future.done():  # the service is stopping
+            return
+        if error is None:
+            future.set_result(cast(T, result))
+        else:
+            future.set_exception(error)
+
+    def work() -> None:
+        result: T | None = None
+        problem: Exception | None = None
+        try:
+            result = function()
+        except Exception as error:
+            problem = error
+        with suppress(RuntimeError):  # the loop has closed
+            loop.call_soon_threadsafe(settle, result, problem)
+
+    threading.Thread(target=work, name="load data", daemon=True).start()
+    return await future
 
 
 def _replayed(body: bytes) -> Receive:

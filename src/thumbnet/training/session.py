@@ -223,6 +223,9 @@ class Session:
             fingerprint=self.fingerprint,
             tta=recipe.evaluation.tta,
             temperature=measured.temperature,
+            accuracy=None if measured.headline is None else measured.headline.accuracy,
+            accuracy_split=measured.split or "",
+            accuracy_pictures=None if measured.headline is None else measured.headline.pictures,
         )
 
     def _mirrored(self, measured: Measured) -> list[str]:

@@ -1,0 +1,47 @@
+"""Find the name and accuracy of the run that a weights file belongs to. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from thumbnet.errors import printable
+from thumbnet.runs.finding import is_run
+from thumbnet.runs.weights import HUB, WEIGHTS_NAME
+from thumbnet.runs.weights_info import WeightsInfo
+
+
+def with_provenance(info: WeightsInfo, path: str | Path) -> WeightsInfo:
+    """Add the run's name to a network's description, and its accuracy if the file does not carry it.
+
+    Weights do not carry the name, because the same training must write the same file in any folder. Weights
+    of older versions carry no accuracy.
+
+    Args:
+        info: the description in the file.
+        path: where it was read: a run's folder, a file, or ``hf:OWNER/NAME[@REVISION]``. The name never
+            includes the folders above the run.
+    """
+    if str(path).startswith(HUB):
+        return replace(info, run=info.run or printable(str(path)))
+    folder = run_folder(Path(path).expanduser())
+    if folder is None:
+        return info
+    info = replace(info, run=printable(folder.resolve().name))
+    return info if info.accuracy is not None else _with_accuracy(info, folder)
+
+
+def run_folder(place: Path) -> Path | None:
+    """Return the run's folder if ``place`` is one, or is the weights file in one; else None."""
+    folder = place.parent if place.name == WEIGHTS_NAME else place
+    return folder if is_run(folder) else None
+
+
+def _with_accuracy(info: WeightsInfo, folder: Path) -> WeightsInfo:
+    try:
+        summary: Any = json.loads((folder / "summary.json").read_text("utf-8"))
+        return replace(info, accuracy=summary["accuracy"], accuracy_split=summary["split"] or "")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return info  # the description is still useful without an accuracy
