@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from thumbnet.data.images import WHITE, Fit, Preprocessing
 from thumbnet.recipes.settings import ModelSettings
+from thumbnet.runs.certainty import Thresholds, Unlikeness, thresholds_from, unlikeness_from
 from thumbnet.version import __version__
 
 WEIGHTS_FORMAT = 1
@@ -28,6 +29,8 @@ class WeightsInfo:
         thumbnet: the version of thumbnet that wrote it.
         tta: the test-time augmentation with which the accuracy was measured; the default for predictions.
         temperature: divides the logits so that their softmax gives calibrated probabilities.
+        thresholds: probabilities from which a prediction can be accepted; None if they were not measured.
+        unlike: how to tell pictures that are unlike the training pictures; None if it was not measured.
     """
 
     model: ModelSettings
@@ -39,6 +42,8 @@ class WeightsInfo:
     thumbnet: str = __version__
     tta: str = "none"
     temperature: float = 1.0
+    thresholds: Thresholds | None = None
+    unlike: Unlikeness | None = None
 
     def __post_init__(self) -> None:
         if self.tta not in TTA_NAMES:
@@ -73,6 +78,8 @@ class WeightsInfo:
             (height, width), pre["fit"], mean, std, _range(pre.get("range")), _colour(pre.get("background"))
         )
         values["model"] = ModelSettings(**values["model"])
+        values["thresholds"] = thresholds_from(values.get("thresholds"))
+        values["unlike"] = unlikeness_from(values.get("unlike"))
         return cls(**{**values, "class_names": names})
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
+UNLIKE = "whether the picture is unlike the training pictures; missing if the weights do not tell"
+UNLIKENESS = "the score that decides it, higher for pictures that are less like the training pictures"
+
 
 class ClassProbability(BaseModel):
     """A class and its probability."""
@@ -17,6 +20,8 @@ class PicturePrediction(BaseModel):
 
     name: str = Field(description="the file name in the request")
     classes: list[ClassProbability]
+    unlike: bool | None = Field(None, description=UNLIKE)
+    unlikeness: float | None = Field(None, description=UNLIKENESS)
 
 
 class Predictions(BaseModel):
@@ -29,6 +34,8 @@ class Explanation(BaseModel):
     """A prediction, and where the network looked. Pictures are ``data:`` URLs."""
 
     classes: list[ClassProbability]
+    unlike: bool | None = Field(None, description=UNLIKE)
+    unlikeness: float | None = Field(None, description=UNLIKENESS)
     picture: str = Field(description="the picture as the network sees it")
     lit: str = Field(
         description="the same picture, bright where covering it lowers the predicted class's probability most"

@@ -187,6 +187,7 @@ def build_service(
         summary="Classify pictures",
         dependencies=key,
         responses=refusals,
+        response_model_exclude_none=True,
         openapi_extra=_takes_pictures(settings.max_pictures),
     )
     async def predict(
@@ -198,7 +199,7 @@ def build_service(
             found = await service.batcher.classify(pixels)
         return Predictions(
             predictions=[
-                PicturePrediction(name=upload.name, classes=_classes(prediction, top))
+                PicturePrediction(name=upload.name, classes=_classes(prediction, top), **_unlike(prediction))
                 for upload, prediction in zip(uploads, found, strict=True)
             ]
         )
@@ -208,6 +209,7 @@ def build_service(
         summary="Classify a picture and show where the network looked",
         dependencies=key,
         responses=refusals,
+        response_model_exclude_none=True,
         openapi_extra=_takes_pictures(1),
     )
     async def explain(
@@ -386,6 +388,7 @@ class _Service:
         (prediction,) = self.classifier.predict_pixels(pixels[None], tta=self.settings.tta)
         return Explanation(
             classes=_classes(prediction, top),
+            **_unlike(prediction),
             picture=as_data_address(pixels),
             lit=as_data_address(highlight(pixels, heat)),
         )
@@ -449,6 +452,10 @@ def _status_of(error: BaseException) -> int:
 def _classes(prediction: Prediction, top: int) -> list[ClassProbability]:
     pairs = zip(prediction.labels[:top], prediction.probabilities[:top], strict=True)
     return [ClassProbability(name=name, probability=min(1.0, value)) for name, value in pairs]
+
+
+def _unlike(prediction: Prediction) -> dict[str, Any]:
+    return {"unlike": prediction.unlike, "unlikeness": prediction.unlikeness}
 
 
 @asynccontextmanager

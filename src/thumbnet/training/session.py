@@ -220,6 +220,8 @@ class Session:
             fingerprint=self.fingerprint,
             tta=recipe.evaluation.tta,
             temperature=measured.temperature,
+            thresholds=measured.thresholds,
+            unlike=measured.unlike,
         )
 
     def _mirrored(self, measured: Measured) -> list[str]:
