@@ -16,9 +16,9 @@ def add(commands: Any) -> None:
         "sort",
         help="sort a folder of pictures into one folder per class",
         description="Copy the pictures below DIR into one folder per class. Pictures of uncertain class go "
-        "into unsure/, pictures unlike the training pictures into unlike/. The originals stay as they are, and "
-        "no file is replaced. Repeat the command to go on after it was stopped, or to sort new pictures. The "
-        "exit status is 1 if some pictures could not be read.",
+        "into unsure/, pictures unlike the training pictures into unlike/. The originals stay as they are, "
+        "and no file is replaced. Repeat the command to go on after it was stopped, or to sort new "
+        "pictures. The exit status is 1 if some pictures could not be read.",
     )
     add_run(parser, or_onnx=True)
     parser.add_argument("folder", metavar="DIR", help="folder of pictures; folders below it are searched too")
@@ -31,9 +31,9 @@ def add(commands: Any) -> None:
         "--precision",
         type=float,
         metavar="P",
-        help="accept a class from the probability at which this share of the accepted pictures is right. The "
-        "run has thresholds for 0.9, 0.95, 0.98, 0.99 and 0.995, as far as its held-out pictures support them "
-        "(default: 0.95, or the highest below it)",
+        help="accept a class from the probability at which this share of the accepted pictures is right. "
+        "The run has thresholds for 0.9, 0.95, 0.98, 0.99 and 0.995, as far as its held-out pictures "
+        "support them (default: 0.95, or the highest below it)",
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--copy", action="store_true", help="copy the pictures (default)")
