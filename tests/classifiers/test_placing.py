@@ -132,16 +132,16 @@ def test_a_picture_is_found_in_any_class_folder_under_its_path_or_its_number(tmp
     written(tmp_path / "out" / "cat" / "x.png", b"another")
     out = target(tmp_path / "out")
     with out.opened():
-        assert out.find(source, "x.png") is None
+        assert out.find(tmp_path / "in", "x.png") is None
         out.put(source, "cat", "x.png")
     with out.opened():
-        assert out.find(source, "x.png") == "cat"
+        assert out.find(tmp_path / "in", "x.png") == "cat"
     (tmp_path / "out" / "unsure").mkdir()
     (tmp_path / "out" / "cat" / "x-2.png").rename(tmp_path / "out" / "unsure" / "x.png")
     moved = target(tmp_path / "out")
     with moved.opened():
-        assert moved.find(source, "x.png") == "unsure"
-        assert moved.find(source, "y.png") is None
+        assert moved.find(tmp_path / "in", "x.png") == "unsure"
+        assert moved.find(tmp_path / "in", "y.png") is None
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

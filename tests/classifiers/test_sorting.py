@@ -51,10 +51,23 @@ def test_a_picture_that_a_person_has_moved_stays_there(tmp_path: Path) -> None:
     folder, out = inbox(tmp_path / "in"), tmp_path / "out"
     Grey().sort(folder, out)
     (out / "unsure" / "b.png").rename(out / "dark" / "b.png")
+    (out / "bright" / "deep" / "er" / "a.png").rename(out / "middle" / "a.png")  # and not into middle/deep/er
     found = sort_folder(Grey(), folder, out, threshold=0.0)
-    assert "unsure/b.png" not in tree(out)
-    assert found.present["dark"] == 2
+    assert tree(out) == [
+        "bright/d.png", "dark/a.png", "dark/b.png", "middle/a.png", "middle/c.png", "unlike/e.png",
+    ]  # fmt: skip
+    assert (found.present["dark"], found.present["middle"]) == (2, 2)
     assert found.pictures == 0
+
+
+def test_equal_pictures_of_the_same_name_are_all_sorted_even_after_a_stop(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for name in ("a/x.png", "b/x.png", "x.png"):
+        picture(folder / name, DARK)
+    Grey().sort(folder, out)
+    (out / "dark" / "b" / "x.png").unlink()  # as if it had been stopped before this one
+    Grey().sort(folder, out)
+    assert tree(out) == ["dark/a/x.png", "dark/b/x.png", "dark/x.png"]
 
 
 def test_another_picture_of_the_same_path_gets_a_number(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ class Target:
     def __init__(self, root: Path, names: Sequence[str], link: bool) -> None:
         self.root, self._names, self._link = root, tuple(names), link
         self._there: dict[str, list[str]] = {}  # a path → the class folders that have a file of that path
+        self._by_name: dict[str, list[tuple[str, str]]] = {}  # a file name → class folders and paths
 
     def check_apart(self, folder: Path) -> None:
         """Check that sorting the pictures in ``folder`` cannot find its own results.
@@ -129,6 +130,7 @@ class Target:
             for name in self._names:
                 for path in self._files_in(name, locked):
                     self._there.setdefault(path, []).append(name)
+                    self._by_name.setdefault(os.path.basename(path), []).append((name, path))
             yield
 
     def _files_in(self, name: str, locked: bool) -> Iterator[str]:
@@ -142,14 +144,22 @@ class Target:
                 else:
                     yield file if below == "." else f"{below}/{file}"
 
-    def find(self, source: str, path: str) -> str | None:
-        """The class folder that has the picture ``source`` at ``path`` already; None if there is none."""
+    def find(self, folder: Path, path: str) -> str | None:
+        """The class folder that has the picture ``folder/path`` already; None if there is none.
+
+        The picture has the same path there or, if a person has moved it, at least the same file name.
+        """
+        source = os.path.join(folder, path)
         for candidate in _numbered(*os.path.splitext(path)):
             if candidate not in self._there:
-                return None
+                break
             for name in self._there[candidate]:
                 if _same(source, os.path.join(self.root, name, candidate)):
                     return name
+        for name, other in self._by_name.get(os.path.basename(path), []):
+            place = os.path.join(self.root, name, other)
+            if other != path and _same(source, place) and not _same(os.path.join(folder, other), place):
+                return name
         return None
 
     def put(self, source: str, name: str, path: str) -> None:

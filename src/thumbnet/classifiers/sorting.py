@@ -5,9 +5,8 @@ Pictures of uncertain class go into ``unsure``, pictures that are unlike the tra
 one a class of its own or the bin.
 
 The originals are only read. A file that exists is never replaced. A picture that is in one of the folders
-already, under the same path and with the same content, stays where it is. So the same command can be killed
-and repeated, new pictures can be added later, and a picture that a person has moved to another class stays
-there. Imports no torch.
+already, with its path or file name and its content, stays where it is. So the same command can be killed and
+repeated, new pictures can be added later, and a picture that a person has moved to another class stays there. Imports no torch.
 """
 
 from __future__ import annotations
@@ -168,8 +167,7 @@ def sort_folder(
     target.check_links(root, paths)
     found = _nothing_sorted(criterion, folders, notes)
     with target.opened(), ThreadPoolExecutor(COPIERS) as pool:
-        sources = [os.path.join(root, path) for path in paths]
-        places = list(pool.map(target.find, sources, paths))
+        places = list(pool.map(lambda path: target.find(root, path), paths))
         for place in places:
             if place is not None:
                 found.present[place] += 1
