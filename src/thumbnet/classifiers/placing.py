@@ -80,7 +80,9 @@ class Target:
     def __init__(self, root: Path, names: Sequence[str], link: bool) -> None:
         self.root, self._names, self._link = root, tuple(names), link
         self._there: dict[str, list[str]] = {}  # a path → the class folders that have a file of that path
-        self._by_name: dict[str, list[tuple[str, str]]] = {}  # a file name → class folders and paths
+        self._alike: dict[
+            tuple[str, int], list[tuple[str, str]]
+        ] = {}  # file name and size → folders and paths
 
     def check_apart(self, folder: Path) -> None:
         """Check that sorting the pictures in ``folder`` cannot find its own results.
@@ -130,7 +132,8 @@ class Target:
             for name in self._names:
                 for path in self._files_in(name, locked):
                     self._there.setdefault(path, []).append(name)
-                    self._by_name.setdefault(os.path.basename(path), []).append((name, path))
+                    key = _name_and_size(os.path.join(self.root, name, path))
+                    self._alike.setdefault(key, []).append((name, path))
             yield
 
     def _files_in(self, name: str, locked: bool) -> Iterator[str]:
@@ -156,7 +159,7 @@ class Target:
             for name in self._there[candidate]:
                 if _same(source, os.path.join(self.root, name, candidate)):
                     return name
-        for name, other in self._by_name.get(os.path.basename(path), []):
+        for name, other in self._alike.get(_name_and_size(source), []):
             place = os.path.join(self.root, name, other)
             if other != path and _same(source, place) and not _same(os.path.join(folder, other), place):
                 return name
@@ -226,6 +229,14 @@ def _link(source: str, place: str) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def _name_and_size(path: str) -> tuple[str, int]:
+    """A file's name and size in bytes; -1 for a broken link."""
+    try:
+        return os.path.basename(path), os.stat(path).st_size
+    except OSError:
+        return os.path.basename(path), -1
 
 
 def _same(first: str, second: str) -> bool:

@@ -6,7 +6,8 @@ one a class of its own or the bin.
 
 The originals are only read. A file that exists is never replaced. A picture that is in one of the folders
 already, with its path or file name and its content, stays where it is. So the same command can be killed and
-repeated, new pictures can be added later, and a picture that a person has moved to another class stays there. Imports no torch.
+repeated, new pictures can be added later, and a picture that a person has moved to another class stays there.
+Imports no torch.
 """
 
 from __future__ import annotations
