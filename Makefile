@@ -77,6 +77,7 @@ bench: $(VENV)/.installed-dev  ## measure what docs/results.md and docs/notebook
 		--json $(BENCH)/pareto.json --plot $(BENCH)/pareto.png
 	$(BIN)/python benchmarks/faults.py --json $(BENCH)/faults.json --plot $(BENCH)/faults.png
 	$(BIN)/python benchmarks/howtos.py --json $(BENCH)/howtos.json
+	$(BIN)/python benchmarks/unlike.py --pictures 50000 --epochs 15 --json $(BENCH)/unlike.json
 
 # REFERENCE=PATH/airbench94_muon.py also runs the reference in turns, 23 minutes each time. Goes on where it stopped.
 records: $(VENV)/.installed-dev  ## measure the headline numbers from this commit, into docs/records: an hour, or two and a half with REFERENCE

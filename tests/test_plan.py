@@ -21,8 +21,10 @@ LAYERS = (
 # These start without torch: the commands that only read, and everything that an exported model needs.
 NO_TORCH = (
     "", "version", "invocation", "errors", "files", "seeds", "evaluation", "recipes", "data", "sources",
-    "runs.finding", "runs.provenance", "runs.weights", "runs.weights_info", "classifiers.base", "classifiers.load",
-    "classifiers.onnx_classifier", "classifiers.temperature", "classifiers.words", "cli", "__main__",
+    "runs.finding", "runs.provenance", "runs.weights", "runs.weights_info", "runs.certainty", "classifiers.base",
+    "classifiers.load", "classifiers.onnx_classifier", "classifiers.temperature", "classifiers.thresholds",
+    "classifiers.unlike", "classifiers.reading", "classifiers.placing", "classifiers.sorting", "classifiers.words",
+    "cli", "__main__",
 )  # fmt: skip
 PRINT = ("cli", "__main__")
 USE_DISTRIBUTED = ("distributed",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.errors import DataError, UnreadableImageError, UnreadableImagesError
 from thumbnet.evaluation import log_softmax
 from thumbnet.recipes.settings import ModelSettings
+from thumbnet.runs.certainty import Unlikeness
 from thumbnet.runs.weights_info import WeightsInfo
 from thumbnet.sources.load import load_data
 
@@ -154,3 +156,32 @@ def test_an_error_says_what_was_given_instead_of_a_picture() -> None:
         Brightness().predict([{}])  # type: ignore[list-item]
     with pytest.raises(UnreadableImageError, match="nowhere"):
         Brightness().predict("nowhere.png")
+
+
+def test_a_prediction_tells_whether_the_picture_is_unlike_the_training_pictures() -> None:
+    classifier = Brightness()
+    (plain,) = classifier.predict(grey(0))
+    assert (plain.unlike, plain.unlikeness) == (None, None)  # weights of an older version
+    logits = classifier.logits(grey(0, 64))
+    energies = -np.log(np.exp(logits.astype(np.float64)).sum(axis=1))
+    middle = float(energies.mean())
+    classifier.info = replace(classifier.info, unlike=Unlikeness("energy", middle, 0.99, 100))
+    found = classifier.predict(grey(0, 64))
+    assert [one.unlike for one in found] == [False, True]
+    assert [one.unlikeness for one in found] == pytest.approx(energies)
+
+
+def test_the_score_does_not_depend_on_the_temperature() -> None:
+    pictures = grey(0, 64, 200)
+    cold = Brightness()
+    cold.info = replace(cold.info, unlike=Unlikeness("energy", 0.0, 0.99, 100))
+
+    class Warm(Brightness):
+        def _forward(self, pixels: np.ndarray) -> np.ndarray:
+            return super()._forward(pixels) / np.float32(2)
+
+    warm = Warm()
+    warm.info = replace(cold.info, temperature=2.0)
+    ours, theirs = cold.predict(pictures), warm.predict(pictures)
+    assert [one.unlikeness for one in theirs] == pytest.approx([one.unlikeness for one in ours], rel=1e-5)
+    assert [one.probability for one in theirs] != [one.probability for one in ours]

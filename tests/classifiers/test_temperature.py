@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -83,4 +85,11 @@ def test_calibration_lowers_the_calibration_error_but_keeps_the_accuracy(tmp_pat
     assert summary["calibration_error"] < 0.5 * summary["calibration_error_before"]
     info = load_run(found.path, "cpu").info
     assert info.temperature == summary["temperature"] != 1.0
+    assert info.thresholds is not None
+    assert (info.thresholds.split, info.thresholds.pictures) == ("calibration", 71)
+    assert json.loads(json.dumps(asdict(info.thresholds))) == summary["thresholds"]
+    assert info.unlike is not None
+    assert asdict(info.unlike) == summary["unlike"]
+    predictions = load_run(found.path, "cpu").predict(np.zeros((1, 32, 32, 3), np.uint8))
+    assert predictions[0].unlike is (predictions[0].unlikeness > info.unlike.threshold)  # type: ignore[operator]
     assert load_run(found.path, "cpu").evaluate(load_data("digits"), "test").accuracy == summary["accuracy"]

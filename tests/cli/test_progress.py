@@ -122,3 +122,18 @@ def test_the_display_says_in_which_precision_a_gpu_computes(
     assert progress._how(state) == text
     monkeypatch.setattr(hardware, "why_not_compile", lambda device: "Triton is not installed")
     assert progress._whether_compiled(state) == "not in use, because Triton is not installed"
+
+
+def test_counting_prints_lines_with_the_time_left_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    for plain in (True, False):
+        with progress.counting("sorting", plain=plain) as count:
+            count(1000, 9000)  # these were there before
+            for done in (2000, 3000, 4000):
+                clock.now += 8
+                count(done, 9000)
+        lines = capsys.readouterr().err.splitlines()
+        assert lines == (["sorting 3,000 of 9,000  48.0 s left"] if plain else [])

@@ -82,3 +82,35 @@ def test_a_comparison_prints_the_accuracy_of_each_run(
 ) -> None:
     show_comparison(group_runs([tiny_run]), None)
     assert f"{100 * tiny_run.summary['accuracy']:.2f}" in capsys.readouterr().out
+
+
+def test_a_picture_unlike_the_training_pictures_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    usual, odd = replace(FOUND, unlike=False, unlikeness=-3.5), replace(FOUND, unlike=True, unlikeness=2.25)
+    results: list[tuple[str, Prediction | str]] = [("a.png", usual), ("b.png", odd), ("c.png", "cut short")]
+    prediction_printer("json", 1, tells_unlike=True)(results)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line.get("unlike") for line in lines] == [False, True, None]
+    assert lines[1]["unlikeness"] == 2.25
+    prediction_printer("csv", 2, tells_unlike=True)(results)
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["unlike"] for row in rows] == ["false", "true", ""]
+    assert [row["error"] for row in rows] == ["", "", "cut short"]
+    prediction_printer("table", 2, tells_unlike=True)(results)
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.endswith("unlike the training pictures") for line in shown] == [
+        False,
+        False,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_without_a_score_nothing_is_said_about_unlike_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    for shape in ("json", "csv", "table"):
+        prediction_printer(shape, 2)([("a.png", FOUND)])  # type: ignore[arg-type]
+    assert "unlike" not in capsys.readouterr().out
+    prediction_printer("table", 2, tells_unlike=True)(
+        [("a.png", replace(FOUND, unlike=False, unlikeness=0.0))]
+    )
+    assert "unlike" not in capsys.readouterr().out

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from thumbnet.data.images import Preprocessing
 from thumbnet.recipes.settings import ModelSettings
+from thumbnet.runs.certainty import Threshold, Thresholds, Unlikeness
 from thumbnet.runs.weights_info import WeightsInfo
 
 
@@ -99,3 +101,19 @@ def test_an_invalid_accuracy_or_name_is_refused(key: str, value: Any) -> None:
     values = {**json.loads(info().to_json()), key: value}
     with pytest.raises(ValueError):
         WeightsInfo.from_json(json.dumps(values))
+
+
+def test_thresholds_and_the_score_for_unlike_pictures_are_stored_with_the_weights() -> None:
+    table = Thresholds("val", 500, 0.97, (Threshold(0.9, 0.5, 400, 370),))
+    before = replace(info(), thresholds=table, unlike=Unlikeness("energy", -1.5, 0.99, 500))
+    assert WeightsInfo.from_json(before.to_json()) == before
+
+
+def test_a_description_of_an_older_version_has_no_thresholds() -> None:
+    values = json.loads(info().to_json())
+    del values["thresholds"], values["unlike"]
+    found = WeightsInfo.from_json(json.dumps(values))
+    assert (found.thresholds, found.unlike) == (None, None)
+    for key, value in {"thresholds": [1], "unlike": {"score": "energy"}}.items():
+        with pytest.raises((ValueError, KeyError, TypeError)):
+            WeightsInfo.from_json(json.dumps({**values, key: value}))

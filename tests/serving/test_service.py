@@ -28,6 +28,7 @@ from thumbnet.cli import main
 from thumbnet.data.images import Preprocessing
 from thumbnet.data.splits import Data
 from thumbnet.recipes.settings import ModelSettings
+from thumbnet.runs.certainty import Unlikeness
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights_info import WeightsInfo
 from thumbnet.serving.access_log import AccessLog, Entry
@@ -470,3 +471,28 @@ def test_an_exported_model_is_served_without_torch() -> None:
         "import thumbnet.classifiers.onnx_classifier, thumbnet.serving.server, thumbnet.serving.service"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_answers_say_whether_a_picture_is_unlike_the_training_pictures() -> None:
+    classifier = Slow()
+    # The energy of a grey picture is -log(2 e^0.5) = -1.19, that of a black one -log(e + 1) = -1.31.
+    classifier.info = replace(classifier.info, unlike=Unlikeness("energy", -1.25, 0.99, 100))
+    with client_of(build_service(classifier, LIMITS)) as client:
+        for level, unlike in ((0, False), (128, True)):
+            headers = {"Content-Type": "image/png"}
+            (found,) = client.post("/predict", content=grey(level), headers=headers).json()["predictions"]
+            shown = client.post("/explain", content=grey(level), headers=headers).json()
+            assert found["unlike"] is shown["unlike"] is unlike
+            assert (
+                found["unlikeness"]
+                == shown["unlikeness"]
+                == pytest.approx(-1.31 if level == 0 else -1.19, abs=0.01)
+            )
+
+
+def test_answers_of_a_network_without_a_score_say_nothing_about_unlike_pictures() -> None:
+    with client_of(build_service(Slow(), LIMITS)) as client:
+        for path in ("/predict", "/explain"):
+            answer = client.post(path, content=grey(0), headers={"Content-Type": "image/png"})
+            assert answer.status_code == 200
+            assert "unlike" not in answer.text

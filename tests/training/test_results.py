@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,20 @@ def test_the_network_is_calibrated_on_val_and_measured_on_test() -> None:
     assert measured.headline is not None
     assert measured.headline.pictures == 60
     assert measured.temperature != 1.0
+    assert measured.thresholds is not None
+    assert (measured.thresholds.split, measured.thresholds.pictures) == ("val", 60)
+    assert measured.unlike is not None
+    assert (measured.unlike.pictures, measured.unlike.passed) == (60, 1.0)
+    summary = summary_of(state, measured, Findings(), 0.0, 0)
+    assert summary["thresholds"]["pictures"] == summary["unlike"]["pictures"] == 60
+    json.dumps(summary)
 
 
 def test_calibration_can_be_turned_off() -> None:
     state, prepared = made("data.calibration_pictures=0")
     measured = measure(state.model, state, prepared, NAMES, None)
     assert (measured.temperature, measured.calibrated_on) == (1.0, None)
+    assert (measured.thresholds, measured.unlike) == (None, None)
     assert measured.headline is not None
     assert measured.headline.calibration_error == measured.uncalibrated_error
 

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from thumbnet.classifiers.tta import Arrays
+from thumbnet.classifiers.unlike import unlikeness
 from thumbnet.data.images import Picture as DecodedPicture
 from thumbnet.data.images import decode, load_picture
 from thumbnet.data.splits import Data, Progress, Split
@@ -26,6 +27,8 @@ from thumbnet.runs.weights_info import WeightsInfo
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from thumbnet.classifiers.sorting import Sorted
+
 CHANNELS = (1, 3, 4)  # the numbers of channels that a picture may have
 ROUNDING = 1e-3  # floats may exceed [0, 1] by this, for rounding errors; it is less than half a level of 255
 Picture: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
@@ -33,10 +36,20 @@ Picture: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
 
 @dataclass(frozen=True)
 class Prediction:
-    """The class names and their probabilities for one picture, most probable first."""
+    """The prediction for one picture.
+
+    Attributes:
+        labels: the class names, most probable first.
+        probabilities: their probabilities.
+        unlike: whether the picture is unlike the training pictures; None if the weights do not tell.
+        unlikeness: the score that decides this, higher for pictures that are less like the training
+            pictures; None if the weights do not tell.
+    """
 
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
+    unlike: bool | None = None
+    unlikeness: float | None = None
 
     @property
     def label(self) -> str:
@@ -181,13 +194,51 @@ class Classifier(ABC):
 
     def predict_pixels(self, pixels: np.ndarray, *, tta: str | None = None) -> list[Prediction]:
         """Classify pictures that are preprocessed already: uint8 [B, height, width, 3]."""
-        probabilities = np.exp(log_softmax(self.logits(pixels, tta=tta)))
+        logits = self.logits(pixels, tta=tta)
+        probabilities = np.exp(log_softmax(logits))
         order = np.argsort(-probabilities, axis=1, kind="stable")
         ranked = np.take_along_axis(probabilities, order, axis=1)
+        verdicts = self._unlike(logits)
         return [
-            Prediction(tuple(self.class_names[i] for i in places), tuple(values))
-            for places, values in zip(order.tolist(), ranked.tolist(), strict=True)
+            Prediction(tuple(self.class_names[i] for i in places), tuple(values), *verdict)
+            for places, values, verdict in zip(order.tolist(), ranked.tolist(), verdicts, strict=True)
         ]
+
+    def _unlike(self, logits: np.ndarray) -> list[tuple[bool | None, float | None]]:
+        """Whether each picture is unlike the training pictures, and its score, from calibrated logits."""
+        how = self.info.unlike
+        if how is None:  # the weights of older versions do not tell
+            return [(None, None)] * len(logits)
+        scores = unlikeness(logits, self.info.temperature, how.score)
+        return [(score > how.threshold, score) for score in scores.tolist()]
+
+    def sort(
+        self,
+        folder: str | Path,
+        into: str | Path,
+        *,
+        threshold: float | None = None,
+        precision: float | None = None,
+        link: bool = False,
+        tta: str | None = None,
+        progress: Progress | None = None,
+    ) -> Sorted:
+        """Copy the pictures below a folder into one folder per class.
+
+        See :func:`thumbnet.classifiers.sorting.sort_folder`, which explains the arguments and the errors.
+        """
+        from thumbnet.classifiers.sorting import sort_folder
+
+        return sort_folder(
+            self,
+            folder,
+            into,
+            threshold=threshold,
+            precision=precision,
+            link=link,
+            tta=tta,
+            progress=progress,
+        )
 
     def evaluate(
         self,

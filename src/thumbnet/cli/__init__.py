@@ -31,6 +31,7 @@ from thumbnet.cli import (
     recipes,
     report,
     serve,
+    sort,
     train,
 )
 from thumbnet.cli.options import by_option, import_model_code, rank
@@ -51,6 +52,7 @@ COMMANDS = (
     train,
     evaluate,
     predict,
+    sort,
     compare,
     report,
     export,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-_FILES = frozenset({"DATA", "RUN", "PATH", "FILE", "DIR"})  # metavars of paths, which the shell completes
+_FILES = frozenset({"DATA", "RUN", "PATH", "FILE", "DIR", "OUT"})  # metavars of paths, for the shell
 
 
 def add(commands: Any) -> None:

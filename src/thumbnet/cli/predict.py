@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from thumbnet.cli.options import add_device, add_run, add_tta, positive
@@ -14,10 +13,6 @@ from thumbnet.errors import ThumbnetError, printable
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from thumbnet.data.images import Preprocessing
-
-PREDICT_BATCH = 256  # pictures that are classified and printed at a time
 
 
 def add(commands: Any) -> None:
@@ -49,13 +44,22 @@ def execute(options: argparse.Namespace) -> int:
     import numpy as np
 
     from thumbnet.classifiers.load import load_classifier
+    from thumbnet.classifiers.reading import read_ahead
     from thumbnet.cli.views import prediction_printer
+    from thumbnet.data.images import load_picture
 
     classifier = load_classifier(options.run, options.device)
+
+    def read(name: str) -> np.ndarray:
+        source = sys.stdin.buffer.read() if name == "-" else name
+        picture = load_picture(source, "stdin" if name == "-" else name)
+        return classifier.info.preprocessing.pixels(picture)
+
     shape: Literal["json", "csv", "table"] = "json" if options.json else "csv" if options.csv else "table"
-    show = prediction_printer(shape, min(options.top, len(classifier.class_names)))
+    top = min(options.top, len(classifier.class_names))
+    show = prediction_printer(shape, top, tells_unlike=classifier.info.unlike is not None)
     failures = 0
-    for pictures in _decoded(_expand(options.paths), classifier.info.preprocessing):
+    for pictures in read_ahead(_expand(options.paths), read):
         good = [pixels for _, pixels in pictures if not isinstance(pixels, str)]
         results = iter(classifier.predict_pixels(np.stack(good), tta=options.tta) if good else [])
         show([(name, found if isinstance(found, str) else next(results)) for name, found in pictures])
@@ -63,36 +67,6 @@ def execute(options: argparse.Namespace) -> int:
     if failures:
         print(f"thumbnet: {failures} picture(s) could not be read", file=sys.stderr)
     return 1 if failures else 0
-
-
-def _decoded(
-    names: Iterable[str], preprocessing: Preprocessing
-) -> Iterator[list[tuple[str, np.ndarray | str]]]:
-    """Yield batches of names, each with its pixels or the reason why it cannot be read.
-
-    Threads decode the next batch while the network classifies this one.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    from thumbnet.data.images import load_picture
-    from thumbnet.errors import UnreadableImageError
-
-    def pixels_of(name: str) -> np.ndarray | str:
-        try:
-            source = sys.stdin.buffer.read() if name == "-" else name
-            return preprocessing.pixels(load_picture(source, "stdin" if name == "-" else name))
-        except UnreadableImageError as error:
-            return error.reason
-
-    remaining = iter(names)
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        chunk = list(islice(remaining, PREDICT_BATCH))
-        work = [pool.submit(pixels_of, name) for name in chunk]
-        while chunk:
-            next_chunk = list(islice(remaining, PREDICT_BATCH))
-            next_work = [pool.submit(pixels_of, name) for name in next_chunk]
-            yield [(name, task.result()) for name, task in zip(chunk, work, strict=True)]
-            chunk, work = next_chunk, next_work
 
 
 def _expand(paths: Sequence[str]) -> Iterator[str]:
@@ -115,19 +89,9 @@ def _expand(paths: Sequence[str]) -> Iterator[str]:
 
 def _pictures_in(folder: str) -> list[str]:
     """List the pictures below a folder, sorted. Tell the user on stderr about files that need a plug-in."""
-    from pathlib import Path
+    from thumbnet.sources.unlabelled import find_pictures
 
-    from thumbnet.data import plugins
-    from thumbnet.sources.index import Index
-    from thumbnet.sources.place import Place
-    from thumbnet.sources.unknown import explain_folder
-
-    index = Index(Path(folder))
-    found = index.pictures_below("")
-    if not found:
-        what = explain_folder(Place(Path(folder)))
-        because = f": {what.splitlines()[0]}" if what else ""
-        raise ThumbnetError(f"there are no pictures in the folder {printable(folder)}{because}")
-    for note in plugins.notes_on(index.ignored):
+    found, notes = find_pictures(folder)
+    for note in notes:
         print(f"thumbnet: {note}", file=sys.stderr)
     return [os.path.join(folder, path) for path in found]

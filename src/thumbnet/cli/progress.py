@@ -262,8 +262,11 @@ class TrainingDisplay(StoppableListener):
 
 
 @contextmanager
-def counting(what: str) -> Iterator[_Counter]:
-    """Show a bar for work on many pictures; nothing if stderr is not a terminal."""
+def counting(what: str, plain: bool = False) -> Iterator[_Counter]:
+    """Show a bar for work on many pictures, with the time left.
+
+    If stderr is not a terminal, show nothing, or with ``plain`` a line every ``PLAIN_EVERY`` seconds.
+    """
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -274,13 +277,22 @@ def counting(what: str) -> Iterator[_Counter]:
         disable=not progress_console.is_terminal,
     )
     with progress:
-        yield _Counter(progress, what)
+        yield _Counter(progress, what, plain and not progress_console.is_terminal)
 
 
 class _Counter:
-    def __init__(self, progress: Progress, what: str) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress, what: str, plain: bool) -> None:
+        self._progress, self._what, self._plain = progress, what, plain
         self._task = progress.add_task(what, total=None)
+        self._last_line = time.monotonic()
+        self._began: tuple[float, int] | None = None
 
     def __call__(self, done: int, total: int | None) -> None:
         self._progress.update(self._task, completed=done, total=total)
+        now = time.monotonic()
+        self._began = self._began or (now, done)
+        since, before = self._began
+        if self._plain and total and done > before and now - self._last_line > PLAIN_EVERY:
+            self._last_line = now
+            left = (total - done) * (now - since) / (done - before)
+            note(f"{self._what} {done:,} of {total:,}  {duration(left)} left")

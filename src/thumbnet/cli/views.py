@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from thumbnet.runs.folder import Run
 
 
+UNLIKE_TRAINING = "unlike the training pictures"
+
+
 def show_summary(run: Run) -> None:
     """Print the outcome of a training, and what to do next."""
     summary = run.summary
@@ -190,7 +193,7 @@ def _plain_accuracy(summary: dict[str, Any]) -> str:
 
 
 def prediction_printer(
-    shape: Literal["table", "json", "csv"], top: int
+    shape: Literal["table", "json", "csv"], top: int, tells_unlike: bool = False
 ) -> Callable[[list[tuple[str, Prediction | str]]], None]:
     """Return a function that prints pictures' predictions, or why a picture could not be read.
 
@@ -198,6 +201,7 @@ def prediction_printer(
         shape: an aligned table with the answer in words, one JSON object per line, or comma-separated values
             (prints the header now).
         top: classes to print per picture.
+        tells_unlike: whether the predictions tell pictures that are unlike the training pictures.
     """
 
     def pairs(result: Prediction) -> list[tuple[str, float]]:
@@ -210,10 +214,13 @@ def prediction_printer(
             else:
                 classes = [{"class": label, "probability": round(p, 6)} for label, p in pairs(result)]
                 line = {"path": name, "predictions": classes}
+                if result.unlike is not None and result.unlikeness is not None:
+                    line |= {"unlike": result.unlike, "unlikeness": round(result.unlikeness, 6)}
             say(json_line(line))
 
     def as_table(results: list[tuple[str, Prediction | str]]) -> None:
         rows = []
+        marked = any(not isinstance(result, str) and result.unlike for _, result in results)
         for name, result in results:
             if isinstance(result, str):
                 rows.append([printable(name), f"cannot be read: {result}"])
@@ -222,9 +229,11 @@ def prediction_printer(
                     cell for label, p in pairs(result) for cell in (printable(label), f"{100 * p:.1f} %")
                 ]
                 words = in_words(result.labels, result.probabilities)
-                rows.append([printable(name), printable(words), *cells])
+                mark = [UNLIKE_TRAINING if result.unlike else ""] if marked else []
+                rows.append([printable(name), printable(words), *cells, *mark])
         if rows:
-            say(table(["picture", "answer", *["class", "probability"] * top], rows, left=2))
+            heads = ["picture", "answer", *["class", "probability"] * top, *(["note"] if marked else [])]
+            say(table(heads, rows, left=2))
 
     if shape == "json":
         return as_json
@@ -233,15 +242,17 @@ def prediction_printer(
 
     writer = csv.writer(sys.stdout, lineterminator="\n")
     heads = [head for k in range(1, top + 1) for head in (f"class_{k}", f"probability_{k}")]
-    writer.writerow(["path", *heads, "error"])
+    extra = ["unlike", "unlikeness"] if tells_unlike else []
+    writer.writerow(["path", *heads, *extra, "error"])
 
     def as_csv(results: list[tuple[str, Prediction | str]]) -> None:
         for name, result in results:
             if isinstance(result, str):
-                writer.writerow([name, *[""] * (2 * top), result])
+                writer.writerow([name, *[""] * (2 * top + len(extra)), result])
             else:
                 cells = [cell for label, p in pairs(result) for cell in (label, f"{p:.6f}")]
-                writer.writerow([name, *cells, ""])
+                told = [str(result.unlike).lower(), f"{result.unlikeness:.6g}"] if tells_unlike else []
+                writer.writerow([name, *cells, *told, ""])
 
     return as_csv
 

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from thumbnet.data.images import WHITE, Fit, Preprocessing
 from thumbnet.recipes.settings import ModelSettings
+from thumbnet.runs.certainty import Thresholds, Unlikeness, thresholds_from, unlikeness_from
 from thumbnet.version import __version__
 
 WEIGHTS_FORMAT = 1
@@ -34,6 +35,8 @@ class WeightsInfo:
         run: the name of the run's folder; only in exports, see :mod:`thumbnet.runs.provenance`.
         exported: the format of an export, such as ``onnx-int8``; empty in a run's weights, and in exports of
             older versions.
+        thresholds: probabilities from which a prediction can be accepted; None if they were not measured.
+        unlike: how to tell pictures that are unlike the training pictures; None if it was not measured.
     """
 
     model: ModelSettings
@@ -50,6 +53,8 @@ class WeightsInfo:
     accuracy_pictures: int | None = None
     run: str = ""
     exported: str = ""
+    thresholds: Thresholds | None = None
+    unlike: Unlikeness | None = None
 
     def __post_init__(self) -> None:
         if self.tta not in TTA_NAMES:
@@ -85,6 +90,8 @@ class WeightsInfo:
             (height, width), pre["fit"], mean, std, _range(pre.get("range")), _colour(pre.get("background"))
         )
         values["model"] = ModelSettings(**values["model"])
+        values["thresholds"] = thresholds_from(values.get("thresholds"))
+        values["unlike"] = unlikeness_from(values.get("unlike"))
         return cls(**{**values, "class_names": names})
 
 

@@ -194,6 +194,7 @@ def build_service(
         summary="Classify pictures",
         dependencies=key,
         responses=refusals,
+        response_model_exclude_none=True,
         openapi_extra=_takes_pictures(settings.max_pictures),
     )
     async def predict(
@@ -215,6 +216,7 @@ def build_service(
         summary="Classify a picture and show where the network looked",
         dependencies=key,
         responses=refusals,
+        response_model_exclude_none=True,
         openapi_extra=_takes_pictures(1),
     )
     async def explain(
@@ -476,6 +478,8 @@ def _answer(prediction: Prediction, top: int) -> dict[str, Any]:
         "classes": _classes(prediction, top),
         "words": in_words(prediction.labels, prediction.probabilities),
         "certainty": certainty(prediction.probability),
+        "unlike": prediction.unlike,
+        "unlikeness": prediction.unlikeness,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,11 @@ from thumbnet.batches.leaks import NOT_COMPARED, RepeatSearch, snapshot
 from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.logits import collect_logits
 from thumbnet.classifiers.temperature import calibrated, fit_temperature
+from thumbnet.classifiers.thresholds import choose_thresholds
+from thumbnet.classifiers.unlike import fit_unlikeness
 from thumbnet.data.calibration import FEWEST, SPLIT
 from thumbnet.evaluation import Evaluation, evaluate_logits
+from thumbnet.runs.certainty import Thresholds, Unlikeness
 from thumbnet.runs.folder import Run
 from thumbnet.training.listener import Listener
 from thumbnet.training.state import TrainingState
@@ -34,6 +37,8 @@ class Measured:
         temperature: see :func:`thumbnet.classifiers.temperature.fit_temperature`; 1 if it was not fitted.
         calibrated_on: the split on which the temperature was fitted, or None.
         calibration_pictures: number of pictures available for calibration.
+        thresholds: see :func:`thumbnet.classifiers.thresholds.choose_thresholds`; None without calibration.
+        unlike: see :func:`thumbnet.classifiers.unlike.fit_unlikeness`; None without calibration.
     """
 
     split: str | None = None
@@ -43,6 +48,8 @@ class Measured:
     temperature: float = 1.0
     calibrated_on: str | None = None
     calibration_pictures: int = 0
+    thresholds: Thresholds | None = None
+    unlike: Unlikeness | None = None
 
 
 def measure(
@@ -72,31 +79,41 @@ def measure(
     def everywhere(logits: torch.Tensor) -> np.ndarray:
         return state.world.gather(logits).numpy()
 
-    temperature, source, count = 1.0, None, 0
+    held_out = Measured()
     fitted_on = next((name for name in ("val", SPLIT) if name in prepared.evaluation), None)
     if fitted_on is not None and state.recipe.data.calibration_pictures:
-        count = len(prepared.evaluation[fitted_on].engine.labels)
-        if count >= FEWEST:
+        held_out = Measured(calibration_pictures=len(prepared.evaluation[fitted_on].engine.labels))
+        if held_out.calibration_pictures >= FEWEST:
             own, labels = logits_of(fitted_on, tta)
-            temperature, source = fit_temperature(everywhere(own), labels), fitted_on
+            held_out = _calibrate(everywhere(own), labels, fitted_on)
     split = next((name for name in ("test", "val") if name in prepared.evaluation), None)
     if split is None:
-        return Measured(temperature=temperature, calibrated_on=source, calibration_pictures=count)
+        return held_out
     plain = known[1] if known is not None and known[0] == split else None
     if plain is None:
         plain, labels = logits_of(split, "none")
         logits = plain if tta == "none" else logits_of(split, tta, plain)[0]
     else:
         logits, labels = logits_of(split, tta, plain)
-    raw, names = everywhere(logits), tuple(class_names)
-    return Measured(
+    raw, names, temperature = everywhere(logits), tuple(class_names), held_out.temperature
+    return replace(
+        held_out,
         split=split,
         headline=evaluate_logits(calibrated(raw, temperature), labels, names),
         plain=evaluate_logits(calibrated(everywhere(plain), temperature), labels, names),
         uncalibrated_error=evaluate_logits(raw, labels, names).calibration_error,
+    )
+
+
+def _calibrate(logits: np.ndarray, labels: np.ndarray, split: str) -> Measured:
+    """Fit the temperature and the thresholds on the uncalibrated logits of held-out pictures."""
+    temperature = fit_temperature(logits, labels)
+    return Measured(
         temperature=temperature,
-        calibrated_on=source,
-        calibration_pictures=count,
+        calibrated_on=split,
+        calibration_pictures=len(labels),
+        thresholds=choose_thresholds(calibrated(logits, temperature), labels, split),
+        unlike=fit_unlikeness(logits),
     )
 
 
@@ -131,6 +148,8 @@ def summary_of(
         "temperature": measured.temperature,
         "calibrated_on": measured.calibrated_on,
         "calibration_pictures": measured.calibration_pictures,
+        "thresholds": None if measured.thresholds is None else asdict(measured.thresholds),
+        "unlike": None if measured.unlike is None else asdict(measured.unlike),
         "calibration_error": None if final is None else final.calibration_error,
         "calibration_error_before": measured.uncalibrated_error,
         "parameters": sum(parameter.numel() for parameter in state.model.parameters()),

@@ -226,6 +226,8 @@ class Session:
             accuracy=None if measured.headline is None else measured.headline.accuracy,
             accuracy_split=measured.split or "",
             accuracy_pictures=None if measured.headline is None else measured.headline.pictures,
+            thresholds=measured.thresholds,
+            unlike=measured.unlike,
         )
 
     def _mirrored(self, measured: Measured) -> list[str]:

@@ -1,0 +1,53 @@
+"""What is stored about a network's certainty."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from thumbnet.runs.certainty import Threshold, Thresholds, Unlikeness, thresholds_from, unlikeness_from
+
+TABLE = Thresholds("val", 500, 0.9712, (Threshold(0.9, 0.5, 400, 370), Threshold(0.95, 0.7, 300, 291)))
+UNLIKE = Unlikeness("energy", -1.25, 0.99, 500)
+
+
+def test_thresholds_and_unlikeness_survive_json() -> None:
+    assert thresholds_from(json.loads(json.dumps(asdict(TABLE)))) == TABLE
+    assert unlikeness_from(json.loads(json.dumps(asdict(UNLIKE)))) == UNLIKE
+    assert thresholds_from(None) is None
+    assert unlikeness_from(None) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"highest": 1.2}, {"highest": float("nan")}, {"pictures": 0}, {"pictures": 350}, {"table": 3}, {"table": [{}]},
+        {"table": [{"precision": 2, "probability": 0.5, "accepted": 3, "right": 3}]},
+        {"table": [{"precision": 0.9, "probability": -1, "accepted": 3, "right": 3}]},
+        {"table": [{"precision": 0.9, "probability": 0.5, "accepted": 3, "right": 4}]},
+        {"table": [{"precision": 0.9, "probability": "x", "accepted": 3, "right": 3}]},
+    ],
+)  # fmt: skip
+def test_invalid_thresholds_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        thresholds_from({**asdict(TABLE), **change})
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        thresholds_from([])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"score": "magic"},
+        {"threshold": float("inf")},
+        {"threshold": None},
+        {"passed": -0.1},
+        {"pictures": "x"},
+    ],
+)
+def test_an_invalid_unlikeness_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        unlikeness_from({**asdict(UNLIKE), **change})
