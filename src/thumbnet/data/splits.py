@@ -50,6 +50,10 @@ class Split(ABC):
     def name(self, index: int) -> str:
         """The picture's name: its path relative to the data's root, if it has one."""
 
+    def file(self, index: int) -> Path | None:
+        """The picture's file on disk; None for pictures in archives, tables and arrays."""
+        return None
+
     @abstractmethod
     def read(self, index: int) -> Image.Image:
         """Decode the picture as RGB in its own size, rendered by its type (see :func:`to_rgb`).
@@ -122,6 +126,9 @@ class FileSplit(Split):
     def path(self, index: int) -> Path:
         """The path of the picture's file."""
         return self.root / str(self.paths[index])
+
+    def file(self, index: int) -> Path:
+        return self.path(index)
 
     def read(self, index: int) -> Image.Image:
         path = os.path.join(self._root, self.paths[index])
