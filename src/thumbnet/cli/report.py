@@ -46,8 +46,9 @@ def execute(options: argparse.Namespace) -> int:
     out = Path(options.out).expanduser() if options.out else run.path / "report.html"
     with counting("heat maps") as count:
         written = write_report(run, data, split, out, progress=count)
-    for path in written:
-        say(f"written: {path}  ({path.stat().st_size / 1e6:.2f} MB)")
+    say(f"written: {out}  ({out.stat().st_size / 1e6:.2f} MB)")
+    for path in written[1:]:
+        say(f"written: {path}")
     if options.open:
         import webbrowser
 

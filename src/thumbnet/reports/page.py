@@ -229,8 +229,6 @@ def _calibration(answers: Answers, summary: dict[str, Any]) -> dict[str, Any]:
         "calibration": describe_calibration(summary),
         "reliability": charts.reliability(bins),
         "bins": list(zip(ranges, bins, strict=True)),
-            (f"{low} to {high}\u00a0%", one) for low, high, one in zip(edges, edges[1:], bins, strict=False)
-        ],
     }
 
 
