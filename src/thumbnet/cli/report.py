@@ -13,8 +13,8 @@ def add(commands: Any) -> None:
         "report",
         help="write a report on a run: one HTML page with pictures",
         description="Write a self-contained HTML page: learning curves, the confusion matrix with its "
-        "pictures, measures and thresholds per class, calibration, mistakes, doubtful labels, heat maps, data "
-        "and recipe. The files mistakes.csv and suspects.csv next to it list all mistakes and doubtful labels.",
+        "pictures, measures and thresholds per class, calibration, mistakes, doubtful labels, heat maps, "
+        "data and recipe. Next to it, mistakes.csv lists all mistakes and suspects.csv all doubtful labels.",
     )
     parser.add_argument("run", metavar="RUN", help="folder of a complete run")
     add_model_code(parser)

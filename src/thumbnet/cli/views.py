@@ -11,6 +11,7 @@ from thumbnet.cli.console import duration, json_line, say, table
 from thumbnet.errors import printable
 from thumbnet.invocation import command
 from thumbnet.recipes.networks import code_options
+from thumbnet.reports.listings import safe_name, safe_text
 from thumbnet.reports.summary import (
     NOTHING_MEASURED,
     OPTIMISTIC,
@@ -230,10 +231,10 @@ def prediction_printer(
     def as_csv(results: list[tuple[str, Prediction | str]]) -> None:
         for name, result in results:
             if isinstance(result, str):
-                writer.writerow([name, *[""] * (2 * top), result])
+                writer.writerow([safe_name(name), *[""] * (2 * top), result])
             else:
-                cells = [cell for label, p in pairs(result) for cell in (label, f"{p:.6f}")]
-                writer.writerow([name, *cells, ""])
+                cells = [cell for label, p in pairs(result) for cell in (safe_text(label), f"{p:.6f}")]
+                writer.writerow([safe_name(name), *cells, ""])
 
     return as_csv
 
