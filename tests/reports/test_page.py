@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import json
 import os
 import re
@@ -76,6 +78,9 @@ def test_a_report_loads_nothing_from_elsewhere(tiny_run: Run, tmp_path: Path) ->
     assert len(names) == len(set(names))
     for target in re.findall(r'(?:href="#|url\(#|xlink:href="#)([^")]+)', text):
         assert target in names
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text  # a script that a class name smuggled in would not run
     assert text.count("<img") == text.count('<img src="data:image/webp;base64,')
     assert len(re.findall(r"<img(?![^>]*alt=)", text)) == 0
 
