@@ -96,7 +96,7 @@ def test_every_bin_of_the_reliability_diagram_says_how_many_pictures_it_has() ->
     assert {"accuracy", "mean confidence", "pictures", "confidence"} <= set(shown)
 
 
-def test_charts_have_no_ground_and_write_in_the_colour_of_the_page(tiny_run: Run) -> None:
+def test_charts_are_transparent_and_use_the_text_colour_of_the_page(tiny_run: Run) -> None:
     lines = lines_of(3)
     drawn = [charts.learning_curves(tiny_run), charts.schedule(tiny_run), charts.roc(lines)]
     for svg in drawn:

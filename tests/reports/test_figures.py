@@ -41,15 +41,15 @@ def test_every_known_suffix_gives_a_file_of_that_format(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes().startswith(head)
 
 
-def test_an_svg_has_no_ground_and_text_in_the_scheme_of_the_page(tmp_path: Path) -> None:
+def test_an_svg_is_transparent_and_its_text_follows_the_colour_scheme(tmp_path: Path) -> None:
     figures.save(figures.confusion_figure(evaluation_of(3), "a & b"), tmp_path / "a.svg")
     text = (tmp_path / "a.svg").read_text("utf-8")
     root = ElementTree.fromstring(text)
     assert root.get("fill") == "currentColor"
     assert "a & b" in [one.text for one in root.iter("{http://www.w3.org/2000/svg}text")]
     assert "@media (prefers-color-scheme: dark)" in text
-    for ground in ("#ffffff", "#000000", figures.INK.upper()):
-        assert ground not in text.replace("fill: #ffffff", "")  # white numbers on full cells
+    for colour in ("#ffffff", "#000000", figures.INK.upper()):
+        assert colour not in text.replace("fill: #ffffff", "")  # white numbers on full cells
     assert text.count(figures.INK) == 1  # in the style
 
 

@@ -1,6 +1,6 @@
 """Draw the commands' figures with matplotlib (an extra), as PNG, SVG or PDF.
 
-An SVG has no ground, and its text is dark on a light page and light on a dark one.
+An SVG has a transparent background, dark text on a light page, and light text on a dark page.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def as_svg(figure: Figure, title: str = "") -> str:
-    """Return a figure as an SVG element without a ground. Black and ``INK`` become the text's colour.
+    """Return a figure as a transparent SVG element. Black and ``INK`` become the colour of the page's text.
 
     Args:
         figure: the figure. Two figures on one page need different titles, because their ids begin with them.

@@ -1,7 +1,8 @@
 """Lists of pictures as CSV, safe to open in a spreadsheet. This module imports no torch.
 
-A spreadsheet computes a cell that begins with ``=``, ``+``, ``-`` or ``@``, even in quotes, and a formula can
-start programs or send data away. Names of files and folders may come from strangers, so no cell begins so.
+A spreadsheet computes cells that begin with ``=``, ``+``, ``-`` or ``@``, even quoted ones, and a formula can
+start programs or send data away. Names of files and folders may come from strangers, so no cell begins with
+these characters.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ def safe_text(text: str) -> str:
 
 
 def as_csv(head: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
-    """Format rows as CSV under ``head``. Text is in quotes, so that ``;`` divides a cell in no country."""
+    """Format rows as CSV with the header ``head``.
+
+    All text is quoted, so that programs that split cells at semicolons keep it whole.
+    """
     text = io.StringIO()
     writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     writer.writerow(head)
