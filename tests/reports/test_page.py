@@ -21,7 +21,7 @@ from thumbnet.data.splits import Data, FileSplit
 from thumbnet.errors import RunError
 from thumbnet.evaluation import best_f1, log_softmax, one_against_rest
 from thumbnet.reports import page, pictures
-from thumbnet.reports.page import describe_recorded, write_report
+from thumbnet.reports.page import describe_corrections, write_report
 from thumbnet.runs.folder import Run
 from thumbnet.training.train import train
 
@@ -108,8 +108,8 @@ def odd(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     data = Data("odd", "made by the test", ("red", "green", "blue"), {"train": test, "test": test})
     run = Run(root.parent / "run")
     shutil.copytree(tiny_run.path, run.path)
-    settings = {**run.settings, "corrections": {"relabelled": 1200, "dropped": 0, "sha256": "ab"}}
-    (run.path / "run.json").write_text(json.dumps(settings))
+    summary = {**run.summary, "labels": {"relabelled": 1200, "dropped": 0, "sha256": "ab"}}
+    (run.path / "summary.json").write_text(json.dumps(summary))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "HEAT_MAPS", 4)
         written = write_report(run, data, "test", run.path / "report.html")
@@ -185,10 +185,9 @@ def test_the_lists_hold_every_mistake_and_suspect_and_no_formula(odd: tuple[Path
 
 def test_the_page_tells_the_corrections_and_how_to_make_more(odd: tuple[Path, Data]) -> None:
     shown = Page((odd[0] / "report.html").read_text("utf-8")).text
-    assert "Labels were corrected before this training: 1,200 relabelled." in shown
+    assert "Corrected labels: 1,200 relabelled. The run keeps these corrections in corrections.csv." in shown
     assert re.search(r"mend them in the browser: \S.*thumbnet review ", shown)
-    assert describe_recorded(None) is None
-    assert describe_recorded({"relabelled": 0}) == "nothing changed"
+    assert describe_corrections({"relabelled": 0}) == "corrected labels: nothing changed"
 
 
 def test_the_page_shows_areas_and_thresholds_of_each_class(odd: tuple[Path, Data]) -> None:

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import os
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -183,20 +184,18 @@ def _head(run: Run, summary: dict[str, Any], split: str, found: SplitLogits) -> 
         "nothing_measured": NOTHING_MEASURED if summary["accuracy"] is None else None,
         "optimistic": OPTIMISTIC if is_optimistic({**summary, "split": split}) else None,
         "notes": [*(summary.get("repeats") or {}).get("lines", ()), *summary.get("warnings", ())],
-        "corrections": describe_recorded(run.settings.get("corrections")),
+        "corrections": describe_corrections(summary["labels"]) if summary.get("labels") else None,
     }
 
 
-def describe_recorded(corrections: Any) -> str | None:
-    """Say which corrections of labels a run had, from the numbers in ``run.json``; None if it had none."""
-    if not isinstance(corrections, dict):
-        return None
-    counts = [
+def describe_corrections(counts: Mapping[str, Any]) -> str:
+    """Say in a sentence how the labels were corrected before the training; ``counts`` are in the summary."""
+    told = [
         f"{count:,} {what.replace('_', ' ')}"
-        for what, count in corrections.items()
+        for what, count in counts.items()
         if type(count) is int and count
     ]
-    return ", ".join(counts) or "nothing changed"
+    return f"corrected labels: {', '.join(told) or 'nothing changed'}"
 
 
 def _thresholds(answers: Answers) -> dict[str, Any]:
