@@ -1,7 +1,7 @@
 """Accuracy against time: whole trainings, from the start of the command to the final accuracy.
 
     python benchmarks/accuracy.py --epochs 8 --seeds 5 --json accuracy.json
-    python benchmarks/accuracy.py --epochs 1 2 4 --seeds 1 --earlier accuracy.json --plot pareto.png
+    python benchmarks/accuracy.py --epochs 1 2 4 --seeds 1 --earlier accuracy.json --plot pareto.svg
 
 Each training runs in a process of its own, with an empty cache if ``--cold`` is given. The clock starts with
 the process, so it includes importing, unpacking, decoding and compiling. Right after the training, the same
@@ -28,6 +28,7 @@ import thumbnet
 from thumbnet.cli.console import say
 from thumbnet.files import cache_folder
 from thumbnet.hardware import choose_device, describe
+from thumbnet.reports.figures import new_figure, save
 
 
 def train_once(data: str, recipe: str, overrides: list[str], device: str = "auto") -> dict[str, Any]:
@@ -62,21 +63,16 @@ def plot(
     points: dict[int, list[dict[str, Any]]], reference: list[float] | None, file: str, where: str
 ) -> None:
     """Plot mean accuracy against median seconds on the machine ``where``, one point per number of epochs."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    figure = new_figure(7, 4.2)
+    axes = figure.add_subplot()
     seconds = [median([run["seconds"] for run in runs]) for runs in points.values()]
     means = [100 * sum(run["accuracy"] for run in runs) / len(runs) for runs in points.values()]
-    axes.plot(seconds, means, "o-", color="tab:blue", label="thumbnet, fast, by epochs (TTA)")
+    axes.plot(seconds, means, "o-", color="#3b82c4", label="thumbnet, fast, by epochs (TTA)")
     for x, y, epochs in zip(seconds, means, points, strict=True):
         axes.annotate(str(epochs), (x, y), textcoords="offset points", xytext=(5, -10), fontsize=8)
     if reference:
-        axes.plot(
-            *([value] for value in reference), "s", color="tab:red", label="airbench94_muon, 8 epochs (TTA)"
-        )
+        label = "airbench94_muon, 8 epochs (TTA)"
+        axes.plot(*([value] for value in reference), "s", color="#d97706", label=label)
     axes.set(xscale="log", xlabel=f"seconds from the command to the accuracy, {where}")
     axes.set(ylabel="test accuracy, %")
     ticks = [30, 60, 120, 300, 600, 1200]
@@ -84,8 +80,8 @@ def plot(
     axes.set_xticks([], minor=True)
     axes.margins(y=0.08)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(loc="lower right")
-    figure.savefig(file, dpi=150)
+    axes.legend(loc="lower right", frameon=False)
+    save(figure, Path(file))
 
 
 def machine_name(device: torch.device) -> str:
@@ -106,7 +102,7 @@ def main() -> None:
     arguments.add_argument("--epochs", type=int, nargs="+", default=[8])
     arguments.add_argument("--seeds", type=int, default=5)
     arguments.add_argument("--cold", action="store_true", help="start every training with an empty cache")
-    arguments.add_argument("--plot", metavar="PNG")
+    arguments.add_argument("--plot", metavar="FILE", help="plot the accuracies (.png, .svg, .pdf)")
     arguments.add_argument(
         "--earlier", nargs="+", default=[], metavar="JSON", help="include the runs of these files"
     )

@@ -1,12 +1,16 @@
-"""Draws two of the guide's figures. Commands next to the other figures draw those.
+"""Draws the figures of the documentation, as SVG that fits light and dark pages.
 
-    python docs/figures.py
+    python docs/figures.py [NAME ...]
 
-The figures are written to docs/images.
+The figures are written to docs/images. `pareto` and `faults` show the numbers in the pages' tables. `report`
+needs Chromium and its driver.
 """
 
 from __future__ import annotations
 
+import re
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +18,13 @@ import torch
 
 import thumbnet
 from thumbnet.batches.prepare import prepare
+from thumbnet.cli import main as run
 from thumbnet.reports.figures import INK, grid_figure, new_figure, save
 
-IMAGES = Path(__file__).with_name("images")
+DOCS = Path(__file__).parent
+IMAGES = DOCS / "images"
+BENCHMARKS = DOCS.parent / "benchmarks"
+AIRBENCH = [1367.0, 90.74]  # seconds and percent, from docs/results.md
 
 
 def residual_block() -> None:
@@ -27,18 +35,28 @@ def residual_block() -> None:
     axes.set_axis_off()
     axes.set_xlim(0, 10.4)
     axes.set_ylim(0, 3)
-    arrow = {"arrowstyle": "->", "color": INK}
-    axes.annotate("", (10.3, 0.8), (0.1, 0.8), arrowprops=arrow)
-    axes.plot([0.5, 0.5, 8.5], [0.8, 2.4, 2.4], color=INK, linewidth=1)
-    axes.annotate("", (8.5, 1.05), (8.5, 2.43), arrowprops=arrow)
-    steps = ("conv 3x3", "BatchNorm", "ReLU", "conv 3x3", "BatchNorm")
-    boxes = [(1.5 + 1.45 * number, 0.8, name, "#dce9f5", "round") for number, name in enumerate(steps)]
-    boxes += [(8.5, 0.8, "+", "#fbe3d3", "circle"), (9.4, 0.8, "ReLU", "#dce9f5", "round")]
-    boxes += [(4.4, 2.4, "identity, or conv 1x1 and BatchNorm", "white", "round")]
+    names = ("conv 3x3", "BatchNorm", "ReLU", "conv 3x3", "BatchNorm")
+    boxes = [(1.5 + 1.45 * number, 0.8, name, "#3b82c4", "round") for number, name in enumerate(names)]
+    boxes += [(8.5, 0.8, "+", "#d97706", "circle"), (9.4, 0.8, "ReLU", "#3b82c4", "round")]
+    boxes += [(4.4, 2.4, "identity, or conv 1x1 and BatchNorm", "#7d8794", "round")]
+    drawn = []
     for x, y, text, colour, shape in boxes:
-        box = {"boxstyle": f"{shape},pad=0.4", "facecolor": colour, "edgecolor": INK}
-        axes.text(x, y, text, ha="center", va="center", bbox=box, fontsize=9)
-    save(figure, IMAGES / "residual-block.png")
+        box = {"boxstyle": f"{shape},pad=0.4", "facecolor": f"{colour}38", "edgecolor": INK}
+        drawn.append(axes.text(x, y, text, ha="center", va="center", bbox=box, fontsize=9))
+    figure.canvas.draw()  # the boxes' places are known only then
+    ends = [(0.1, 0.1)]
+    for text in drawn[:-1]:
+        corners = text.get_bbox_patch().get_window_extent().transformed(axes.transData.inverted())
+        ends.append((corners.x0, corners.x1))
+    arrow = {"arrowstyle": "->", "color": INK, "shrinkA": 0, "shrinkB": 0}
+    for (_, left), (right, _) in zip(ends, [*ends[1:], (10.3, 10.3)], strict=True):
+        axes.annotate("", (right, 0.8), (left, 0.8), arrowprops=arrow)
+    identity = drawn[-1].get_bbox_patch().get_window_extent().transformed(axes.transData.inverted())
+    plus = drawn[5].get_bbox_patch().get_window_extent().transformed(axes.transData.inverted())
+    axes.plot([0.4, 0.4, identity.x0], [0.8, 2.4, 2.4], color=INK, linewidth=1)
+    axes.plot([identity.x1, 8.5], [2.4, 2.4], color=INK, linewidth=1)
+    axes.annotate("", (8.5, plus.y1), (8.5, 2.42), arrowprops=arrow)
+    save(figure, IMAGES / "residual-block.svg")
 
 
 def batches() -> None:
@@ -55,10 +73,79 @@ def batches() -> None:
         )
     save(
         grid_figure(shown, "the first pictures of three epochs: shuffled, shifted, with cutout"),
-        IMAGES / "batches.png",
+        IMAGES / "batches.svg",
     )
 
 
+def commands() -> None:
+    """The figures of `thumbnet data`, `recipes show` and `lr-find`, by the guide's commands."""
+    run(["data", "digits", "--plot", str(IMAGES / "samples.svg")])
+    run(["recipes", "show", "resnet18", "--plot", str(IMAGES / "one-cycle.svg")])
+    run(["lr-find", "digits", "--plot", str(IMAGES / "lr-find.svg")])
+
+
+def report() -> None:
+    """The confusion matrix and the report of a training on the digits."""
+    with tempfile.TemporaryDirectory() as folder:
+        trained = str(Path(folder) / "digits")
+        run(["train", "digits", "--out", trained, "--quiet"])
+        run(["evaluate", trained, "--plot", str(IMAGES / "confusion.svg")])
+        run(["report", trained])
+        for scheme, name in (("light", "report.png"), ("dark", "report-dark.png")):
+            photograph(Path(trained) / "report.html", scheme, IMAGES / name)
+
+
+def photograph(page: Path, scheme: str, out: Path) -> None:
+    """Write what a browser shows of a page, in a light or a dark scheme."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    for option in ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
+        options.add_argument(option)
+    browser: Any = webdriver.Chrome(options=options)
+    try:
+        browser.set_window_size(1100, 1200)
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        browser.get(page.as_uri())
+        browser.save_screenshot(str(out))
+    finally:
+        browser.quit()
+
+
+def pareto() -> None:
+    """Accuracy against time by epochs, from the table in the notebook."""
+    sys.path.insert(0, str(BENCHMARKS))
+    from accuracy import plot
+
+    points = {}
+    for cells in table(DOCS / "notebook" / "fast.md", "| epochs | n | test accuracy with TTA"):
+        points[int(cells[0])] = [{"accuracy": float(cells[2]) / 100, "seconds": float(cells[4])}]
+    plot(points, AIRBENCH, str(IMAGES / "pareto.svg"), "two CPU cores")
+
+
+def faults() -> None:
+    """Each fault's accuracies, from the guide's table: the third of three seeds follows from their mean."""
+    sys.path.insert(0, str(BENCHMARKS))
+    from faults import draw
+
+    found = {}
+    for name, mean, span, *_ in table(DOCS / "guide" / "faults.md", "| | test accuracy, % (mean)"):
+        least, most = (float(number) for number in span.split(" to "))
+        found[name] = [[least], [most], [3 * float(mean) - least - most]]
+    draw(found, str(IMAGES / "faults.svg"))
+
+
+def table(page: Path, head: str) -> list[list[str]]:
+    """The rows of the table in a page whose first line begins with ``head``."""
+    text = page.read_text()
+    lines = text[text.index(head) :].split("\n\n")[0].splitlines()
+    return [re.split(r" *\| *", line.strip("| ").replace("−", "-")) for line in lines[2:]]
+
+
+DRAWN = (residual_block, batches, commands, report, pareto, faults)
+
 if __name__ == "__main__":
-    residual_block()
-    batches()
+    for draw in DRAWN:
+        if not sys.argv[1:] or draw.__name__ in sys.argv[1:]:
+            draw()

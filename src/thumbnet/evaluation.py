@@ -139,3 +139,113 @@ def _class_score(name: str, confusion: np.ndarray, label: int) -> ClassScore:
     recall = hits / pictures if pictures else 0.0
     f1 = 2 * hits / (pictures + predicted) if pictures + predicted else 0.0
     return ClassScore(name, pictures, precision, recall, f1)
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """What a score finds of one class, at every threshold. A picture is found if its score reaches it.
+
+    Attributes:
+        positives, negatives: the number of pictures of the class, and of all other pictures.
+        thresholds: the distinct scores, highest first: float64 [T].
+        hits, false_alarms: the pictures found at each threshold, of the class and others: int64 [T].
+    """
+
+    positives: int
+    negatives: int
+    thresholds: np.ndarray
+    hits: np.ndarray
+    false_alarms: np.ndarray
+
+    @property
+    def recall(self) -> np.ndarray:
+        """The share of the class's pictures that are found (true positive rate), [T]; 0 without any."""
+        return self.hits / max(self.positives, 1)
+
+    @property
+    def false_positive_rate(self) -> np.ndarray:
+        """The share of all other pictures that are found, [T]; 0 without any."""
+        return self.false_alarms / max(self.negatives, 1)
+
+    @property
+    def precision(self) -> np.ndarray:
+        """The share of found pictures that belong to the class, [T]."""
+        return self.hits / (self.hits + self.false_alarms)
+
+    @property
+    def auroc(self) -> float:
+        """The area under the ROC curve; nan unless there are pictures both of the class and of others."""
+        if not self.positives or not self.negatives:
+            return math.nan
+        x, y = (np.concatenate([[0.0], one]) for one in (self.false_positive_rate, self.recall))
+        return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum())
+
+    @property
+    def average_precision(self) -> float:
+        """The mean precision over recall, without interpolation; nan if the class has no pictures."""
+        if not self.positives:
+            return math.nan
+        return float((np.diff(self.recall, prepend=0.0) * self.precision).sum())
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold for one class, and the precision, recall and F1 at it, 0 to 1."""
+
+    threshold: float
+    precision: float
+    recall: float
+    f1: float
+
+
+def curve_of(scores: np.ndarray, truth: np.ndarray) -> Curve:
+    """Compute a class's curve from its scores (float [N]) and whether pictures belong to it (bool [N])."""
+    order = np.argsort(-scores, kind="stable")
+    scores = scores[order].astype(np.float64)
+    hits = np.cumsum(truth[order], dtype=np.int64)
+    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # pictures of one score go together
+    positives = int(hits[-1])
+    hits = hits[last]
+    return Curve(positives, len(scores) - positives, scores[last], hits, last + 1 - hits)
+
+
+def one_against_rest(probabilities: np.ndarray, labels: np.ndarray) -> list[Curve]:
+    """Compute each class's curve from probabilities (float [N, classes]) and labels (int64 [N])."""
+    return [curve_of(column, labels == label) for label, column in enumerate(probabilities.T)]
+
+
+def micro_average(probabilities: np.ndarray, labels: np.ndarray) -> Curve:
+    """Compute one curve for all classes together: every pair of a picture and a class counts alike."""
+    truth = labels[:, None] == np.arange(probabilities.shape[1])
+    return curve_of(probabilities.ravel(), truth.ravel())
+
+
+def best_f1(curve: Curve) -> OperatingPoint | None:
+    """Return the threshold with the best F1 (the highest of several); None if the class has no pictures."""
+    if not curve.positives:
+        return None
+    return _point(curve, int(np.argmax(_f1(curve))))
+
+
+def at_precision(curve: Curve, wanted: float) -> OperatingPoint | None:
+    """Return the threshold with the highest recall whose precision is at least ``wanted``.
+
+    None if no threshold reaches it. Among equals, the highest threshold is chosen.
+    """
+    reached = np.flatnonzero((curve.precision >= wanted) & (curve.hits > 0))
+    if not len(reached):
+        return None
+    return _point(curve, int(reached[np.argmax(curve.hits[reached])]))
+
+
+def _f1(curve: Curve) -> np.ndarray:
+    return 2 * curve.hits / (curve.positives + curve.hits + curve.false_alarms)
+
+
+def _point(curve: Curve, place: int) -> OperatingPoint:
+    return OperatingPoint(
+        float(curve.thresholds[place]),
+        float(curve.precision[place]),
+        float(curve.recall[place]),
+        float(_f1(curve)[place]),
+    )

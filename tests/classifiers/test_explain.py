@@ -9,7 +9,13 @@ import pytest
 
 from thumbnet.classifiers import explain
 from thumbnet.classifiers.base import Classifier
-from thumbnet.classifiers.explain import highlight, likely_label_errors, occlusion_map
+from thumbnet.classifiers.explain import (
+    confident_classes,
+    doubts,
+    highlight,
+    likely_label_errors,
+    occlusion_map,
+)
 
 
 class SeesACorner:
@@ -103,3 +109,18 @@ def test_the_most_doubtful_label_comes_first() -> None:
     # Thresholds are the mean probability of a class on its own pictures: 0.5 and 0.8 here.
     probabilities = np.array([[0.9, 0.1], [0.1, 0.9], [0.5, 0.5], [0.2, 0.8], [0.2, 0.8]])
     assert likely_label_errors(probabilities, np.array([0, 0, 0, 1, 1])).tolist() == [1]
+
+
+def test_the_confident_class_is_the_most_probable_one_that_reaches_its_threshold() -> None:
+    # The thresholds are 0.7, 0.2 and 0.8, the means of the classes' own pictures.
+    probabilities = np.array([[0.9, 0.1, 0.0], [0.5, 0.4, 0.1], [0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
+    labels = np.array([0, 0, 1, 2])
+    assert confident_classes(probabilities, labels).tolist() == [0, 1, 0, 2]
+    assert likely_label_errors(probabilities, labels).tolist() == [2, 1]
+    # The second picture's label is its most probable class, but less probable than usual for that class.
+    assert doubts(probabilities, labels) == pytest.approx([0, 0, 0.5, 0])
+
+
+def test_a_picture_that_reaches_no_threshold_keeps_its_label() -> None:
+    probabilities = np.array([[1.0, 0.0], [0.6, 0.4], [0.0, 1.0]])
+    assert confident_classes(probabilities, np.array([0, 0, 1])).tolist() == [0, 0, 1]

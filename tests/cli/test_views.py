@@ -53,6 +53,15 @@ def test_the_table_says_in_words_how_sure_the_answer_is_and_names_the_runner_up(
     ]
 
 
+def test_predictions_as_csv_are_safe_to_open_in_a_spreadsheet(capsys: pytest.CaptureFixture[str]) -> None:
+    prediction_printer("csv", 1)(
+        [("=1+1.png", Prediction(("@cat",), (1.0,))), ("-", "cut short"), ("+.png", "bad")]
+    )
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["path"] for row in rows] == ["./=1+1.png", "-", "./+.png"]
+    assert rows[0]["class_1"] == "'@cat"
+
+
 def test_an_evaluation_shows_the_accuracy_without_tta_only_if_tta_was_used(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -40,6 +40,14 @@ def test_every_kind_of_split_has_pictures_labels_names_and_subsets(make: object,
     assert np.array_equal(np.asarray(part.read(1)), coloured(0, 0))
 
 
+def test_only_a_picture_in_a_file_has_a_file(tmp_path: Path) -> None:
+    files = as_files(tmp_path)
+    assert files.file(1) == tmp_path / "1.png"
+    assert files.subset(np.array([2])).file(0) == tmp_path / "2.png"
+    assert as_bytes(tmp_path).file(1) is None
+    assert as_array(tmp_path).file(1) is None
+
+
 def test_a_file_that_has_gone_is_an_unreadable_picture(tmp_path: Path) -> None:
     split = as_files(tmp_path)
     (tmp_path / "1.png").unlink()

@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -38,6 +39,34 @@ def test_every_known_suffix_gives_a_file_of_that_format(tmp_path: Path) -> None:
     for name, head in (("a.png", b"\x89PNG"), ("a.SVG", b"<?xml"), ("a.pdf", b"%PDF")):
         figures.save(figure, tmp_path / name)
         assert (tmp_path / name).read_bytes().startswith(head)
+
+
+def test_an_svg_is_transparent_and_its_text_follows_the_colour_scheme(tmp_path: Path) -> None:
+    figures.save(figures.confusion_figure(evaluation_of(3), "a & b"), tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text("utf-8")
+    root = ElementTree.fromstring(text)
+    assert root.get("fill") == "currentColor"
+    assert "a & b" in [one.text for one in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "@media (prefers-color-scheme: dark)" in text
+    for colour in ("#ffffff", "#000000", figures.INK.upper()):
+        assert colour not in text.replace("fill: #ffffff", "")  # white numbers on full cells
+    assert text.count(figures.INK) == 1  # in the style
+
+
+def test_names_with_dollar_signs_are_drawn_as_they_are() -> None:
+    """Between two dollar signs, matplotlib expects a formula, and fails if it is none."""
+    names = (r"$\oops$", "a$b$c", "100 $")
+    evaluation = evaluate_logits(np.eye(3), np.arange(3), names)
+    svg = figures.as_svg(figures.confusion_figure(evaluation, r"in $\oops$"))
+    shown = {one.text for one in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")}
+    assert {*names, r"in $\oops$"} <= shown
+
+
+def test_an_empty_cell_is_transparent() -> None:
+    (axes,) = figures.confusion_figure(evaluation_of(3), "").axes
+    colours = axes.images[0].get_cmap()
+    assert colours(0.0)[3] == 0
+    assert colours(1.0)[3] == 1
 
 
 def test_a_figure_shows_itself_in_a_notebook() -> None:

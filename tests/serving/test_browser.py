@@ -15,8 +15,10 @@ import pytest
 
 from helpers import coloured, coloured_data, write_class_folders, write_picture
 from serving.test_service import encoded, served
+from thumbnet.reports import pictures
 from thumbnet.reports.page import write_report
 from thumbnet.runs.folder import Run
+from thumbnet.sources.load import load_data
 
 webdriver = pytest.importorskip("selenium.webdriver")
 
@@ -41,6 +43,9 @@ def browser() -> Iterator[Any]:
     found.set_window_size(390, 900)  # the size of a phone
     yield found
     found.quit()
+
+
+SCREEN = {"height": 900, "deviceScaleFactor": 1, "mobile": False}
 
 
 @pytest.fixture(scope="module")
@@ -304,6 +309,28 @@ def test_the_report_works_offline_and_is_readable(browser: Any, tmp_path: Path, 
         feature = {"name": "prefers-color-scheme", "value": scheme}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
         assert browser.execute_script(LEAST_CONTRAST) >= 4.5
+    for width in (320, 768, 1280, 1920):
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {**SCREEN, "width": width})
+        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth"), width
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_report_links_to_the_pictures_behind_a_cell(
+    browser: Any, tmp_path: Path, tiny_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "HEAT_MAPS", 0)
+    data = load_data(write_class_folders(tmp_path / "my data", ["train", "test"]))
+    (tmp_path / "run").mkdir()
+    write_report(tiny_run, data, "test", tmp_path / "run" / "report.html")
+    browser.get((tmp_path / "run" / "report.html").as_uri())
+    green = data.class_names.index("green")
+    find(browser, f"[data-cell='{green}-{green}']").send_keys("\ue007")
+    links = browser.find_elements("css selector", "#cell li a")
+    assert {link.text for link in links} == {f"test/green/{number}.png" for number in range(6)}
+    links[0].click()
+    wait_for(browser, "document.images.length === 1 && document.images[0].naturalWidth === 16")
+    assert browser.current_url.startswith((tmp_path / "my data" / "test" / "green").as_uri())
+    assert errors(browser) == []
 
 
 LEAST_CONTRAST = """

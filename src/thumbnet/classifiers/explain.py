@@ -57,12 +57,11 @@ def highlight(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return (pixels * (0.12 + 0.88 * heat[..., None])).round().astype(np.uint8)
 
 
-def likely_label_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Find pictures whose label is probably wrong, most likely errors first, by confident learning.
+def confident_classes(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Find the class that each picture most probably shows, by confident learning.
 
-    A class's threshold is its mean probability on the pictures with that label. A label is doubted if, among
-    the classes whose thresholds the picture's probabilities reach, the most probable is not the label.
-    Doubted labels are ranked by how far their probability is behind the largest. The probabilities must come
+    A class's threshold is its mean probability on the pictures with that label. A picture's confident class
+    is the most probable of the classes whose thresholds its probabilities reach. The probabilities must come
     from a network that was not trained on these pictures. Northcutt et al. 2021,
     https://arxiv.org/abs/1911.00068
 
@@ -71,7 +70,7 @@ def likely_label_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.nda
         labels: int64 [N].
 
     Returns:
-        The indices of these pictures, int64 [M].
+        int64 [N]; a picture that reaches no threshold keeps its label.
     """
     classes = probabilities.shape[1]
     own = probabilities[np.arange(len(labels)), labels]
@@ -80,6 +79,22 @@ def likely_label_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.nda
         counts > 0, np.bincount(labels, own, minlength=classes) / np.maximum(counts, 1), np.inf
     )
     sure = np.where(probabilities >= thresholds, probabilities, -1.0)
-    doubted = np.flatnonzero((sure.max(axis=1) >= 0) & (sure.argmax(axis=1) != labels))
-    margin = own[doubted] - probabilities[doubted].max(axis=1)
-    return doubted[np.argsort(margin, kind="stable")]
+    return np.where(sure.max(axis=1) >= 0, sure.argmax(axis=1), labels)
+
+
+def likely_label_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Find pictures whose label is probably wrong, most likely errors first.
+
+    A label is doubted if it is not the picture's confident class (see :func:`confident_classes`, also for
+    the arguments). Doubted labels are ranked by :func:`doubts`.
+
+    Returns:
+        The indices of these pictures, int64 [M].
+    """
+    doubted = np.flatnonzero(confident_classes(probabilities, labels) != labels)
+    return doubted[np.argsort(-doubts(probabilities, labels)[doubted], kind="stable")]
+
+
+def doubts(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How far each label's probability is behind the largest one: float [N], 0 to 1."""
+    return probabilities.max(axis=1) - probabilities[np.arange(len(labels)), labels]

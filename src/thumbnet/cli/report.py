@@ -13,18 +13,25 @@ def add(commands: Any) -> None:
         "report",
         help="write a report on a run: one HTML page with pictures",
         description="Write a self-contained HTML page: learning curves, the confusion matrix with its "
-        "pictures, measures per class, calibration, mistakes, doubtful labels, heat maps, data and recipe.",
+        "pictures, measures and thresholds per class, calibration, mistakes, doubtful labels, heat maps, "
+        "data and recipe. Next to it, mistakes.csv lists all mistakes and suspects.csv all doubtful labels.",
     )
     parser.add_argument("run", metavar="RUN", help="folder of a complete run")
     add_model_code(parser)
     add_data_of_run(parser)
-    parser.add_argument("--out", metavar="FILE", help="file to write (default: report.html in RUN)")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="file to write (default: report.html in RUN). The lists next to NAME.html are then called "
+        "NAME-mistakes.csv and NAME-suspects.csv",
+    )
     parser.add_argument("--open", action="store_true", help="then open the page in the browser")
     add_data_dir(parser)
     parser.set_defaults(command=execute)
 
 
 def execute(options: argparse.Namespace) -> int:
+    import os
     from pathlib import Path
 
     from thumbnet.cli.console import say
@@ -38,10 +45,13 @@ def execute(options: argparse.Namespace) -> int:
     split = split_of(options, data)
     out = Path(options.out).expanduser() if options.out else run.path / "report.html"
     with counting("heat maps") as count:
-        write_report(run, data, split, out, progress=count)
+        written = write_report(run, data, split, out, progress=count)
     say(f"written: {out}  ({out.stat().st_size / 1e6:.2f} MB)")
+    for path in written[1:]:
+        say(f"written: {path}")
     if options.open:
         import webbrowser
 
-        webbrowser.open(out.resolve().as_uri())
+        # The links on the page start from this path, without following symbolic links.
+        webbrowser.open(Path(os.path.abspath(out)).as_uri())
     return 0

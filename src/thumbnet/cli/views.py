@@ -13,6 +13,7 @@ from thumbnet.data.corrections import describe_corrections
 from thumbnet.errors import printable
 from thumbnet.invocation import command
 from thumbnet.recipes.networks import code_options
+from thumbnet.reports.listings import safe_name, safe_text
 from thumbnet.reports.summary import (
     NOTHING_MEASURED,
     OPTIMISTIC,
@@ -248,11 +249,11 @@ def prediction_printer(
     def as_csv(results: list[tuple[str, Prediction | str]]) -> None:
         for name, result in results:
             if isinstance(result, str):
-                writer.writerow([name, *[""] * (2 * top + len(extra)), result])
+                writer.writerow([safe_name(name), *[""] * (2 * top + len(extra)), result])
             else:
-                cells = [cell for label, p in pairs(result) for cell in (label, f"{p:.6f}")]
+                cells = [cell for label, p in pairs(result) for cell in (safe_text(label), f"{p:.6f}")]
                 told = [str(result.unlike).lower(), f"{result.unlikeness:.6g}"] if tells_unlike else []
-                writer.writerow([name, *cells, *told, ""])
+                writer.writerow([safe_name(name), *cells, *told, ""])
 
     return as_csv
 

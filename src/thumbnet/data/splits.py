@@ -58,6 +58,10 @@ class Split(ABC):
         """What is hashed to choose the pictures of a held-out split: the name, except for arrays."""
         return self.name(index)
 
+    def file(self, index: int) -> Path | None:
+        """The picture's file on disk; None for pictures in archives, tables and arrays."""
+        return None
+
     @abstractmethod
     def read(self, index: int) -> Image.Image:
         """Decode the picture as RGB in its own size, rendered by its type (see :func:`to_rgb`).
@@ -136,6 +140,9 @@ class FileSplit(Split):
     def path(self, index: int) -> Path:
         """The path of the picture's file."""
         return self.root / str(self.paths[index])
+
+    def file(self, index: int) -> Path:
+        return self.path(index)
 
     def read(self, index: int) -> Image.Image:
         path = os.path.join(self._root, self.paths[index])

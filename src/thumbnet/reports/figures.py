@@ -1,10 +1,15 @@
-"""Draw the commands' figures with matplotlib (an extra), as PNG, SVG or PDF."""
+"""Draw the commands' figures with matplotlib (an extra), as PNG, SVG or PDF.
+
+An SVG has a transparent background, dark text on a light page, and light text on a dark page.
+"""
 
 from __future__ import annotations
 
 import io
 import itertools
+import re
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +28,8 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 INK, _ACCENT = "#1b3a57", "#d1495b"
+_LIGHT_INK = "#dbe5ee"  # the ink of an SVG on a dark page
+_CELL = (0.184, 0.435, 0.69)  # red, green, blue of a full cell; white text is readable on it
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 _COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442"]
 
@@ -66,22 +73,68 @@ def check_plot_path(path: str | Path) -> Path:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure atomically."""
+    """Write a figure atomically, in the format that the suffix of ``path`` names."""
+    kind = path.suffix.lower().lstrip(".")
+    if kind == "svg":
+        write_file(path, _standalone(as_svg(figure)))
+        return
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix.lower().lstrip("."))
+    figure.savefig(buffer, format=kind)
     write_file(path, buffer.getvalue())
+
+
+def as_svg(figure: Figure, title: str = "") -> str:
+    """Return a figure as a transparent SVG element. Black and ``INK`` become the colour of the page's text.
+
+    Args:
+        figure: the figure. Two figures on one page need different titles, because their ids begin with them.
+        title: what screen readers say.
+    """
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(f"{INK}|#000000", "currentColor", text)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    if not title:
+        return text.replace("<svg", '<svg fill="currentColor"', 1)
+    prefix = re.sub(r"\W", "", title)
+    text = re.sub(r'(id="|"#|url\(#)(?=[^"]*["\)])', rf"\g<1>{prefix}-", text)
+    label = f'role="img" aria-label="{escape(title)}"'
+    return text.replace("<svg", f'<svg {label} fill="currentColor"', 1)
+
+
+def _standalone(svg: str) -> str:
+    """Make an SVG element a file, whose text is light where the page around it is dark."""
+    style = (
+        f"<style>svg {{ color: {INK} }} "
+        f"@media (prefers-color-scheme: dark) {{ svg {{ color: {_LIGHT_INK} }} }}</style>"
+    )
+    head, bracket, rest = svg.partition(">")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{head}{bracket}\n {style}{rest}'
+
+
+def plain(text: str) -> str:
+    """Return ``text`` so that matplotlib draws it as it is: otherwise two dollar signs enclose a formula."""
+    return text.replace("$", r"\$")
 
 
 def confusion_figure(evaluation: Evaluation, title: str) -> Figure:
     """Draw the confusion matrix: colours show shares of each true class, numbers show counts if they fit."""
     counts = np.array(evaluation.confusion)
-    names = [score.name for score in evaluation.classes]
+    names = [plain(score.name) for score in evaluation.classes]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(14.0, max(4.5, 0.55 * len(names) + 1.5))
     figure = new_figure(side, side)
     axes = figure.add_subplot()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_title(title)
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colours = LinearSegmentedColormap.from_list("shares", [(*_CELL, 0.0), (*_CELL, 1.0)])
+    axes.imshow(shares, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
+    axes.set_title(plain(title))
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     step = max(1, len(names) // 40)
@@ -89,12 +142,10 @@ def confusion_figure(evaluation: Evaluation, title: str) -> Figure:
     axes.set_xticks(ticks, [names[i] for i in ticks], rotation=90)
     axes.set_yticks(ticks, [names[i] for i in ticks])
     if len(names) <= 25:
-        for row in range(len(names)):
-            for column in range(len(names)):
-                if counts[row, column]:
-                    colour = "white" if shares[row, column] > 0.5 else INK
-                    text = str(counts[row, column])
-                    axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+        for row, column in np.argwhere(counts):
+            colour = "white" if shares[row, column] > 0.75 else INK
+            text = str(counts[row, column])
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
     return figure
 
 
@@ -142,7 +193,7 @@ def curves_figure(groups: Sequence[Group]) -> Figure:
     for group, colour in zip(groups, itertools.cycle(_COLOURS), strict=False):
         count = len(group.runs)
         style = {"color": colour, "alpha": 0.9 if count == 1 else 0.6}
-        label = group.name + (f" (n = {count})" if count > 1 else "")
+        label = plain(group.name) + (f" (n = {count})" if count > 1 else "")
         for run in group.runs:
             metrics = read_metrics(run)
             split = "val" if any("val_accuracy" in line for line in metrics) else "test"
@@ -156,10 +207,10 @@ def curves_figure(groups: Sequence[Group]) -> Figure:
             axes[1].plot(at, losses, linestyle="--", label=_once(axes[1], "training"), **style)
             label = "_"  # one legend entry per group
     axes[1].set_ylabel("loss")
-    axes[1].legend(loc="upper right", fontsize=8)
+    axes[1].legend(loc="upper right", fontsize=8, frameon=False)
     axes[1].set_xlabel("epoch")
     axes[1].xaxis.get_major_locator().set_params(integer=True)
-    axes[0].legend(loc="lower right", fontsize=8)
+    axes[0].legend(loc="lower right", fontsize=8, frameon=False)
     for one in axes:
         one.grid(alpha=0.3)
     return figure
@@ -193,7 +244,7 @@ def schedule_figure(recipe: Recipe) -> Figure:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("epoch")
     axes.set_ylabel("learning rate")
-    axes.set_title(f"{recipe.name}: {recipe.schedule.name}, {epochs} epochs")
+    axes.set_title(plain(f"{recipe.name}: {recipe.schedule.name}, {epochs} epochs"))
     axes.grid(alpha=0.3)
     return figure
 
@@ -213,8 +264,8 @@ def grid_figure(grid: dict[str, list[np.ndarray]], title: str) -> Figure:
             else:
                 axes.axis("off")
         row[0].axis("on")
-        row[0].set_ylabel(_short(name), rotation=0, ha="right", va="center", fontsize=9)
-    figure.suptitle(title, fontsize=10)
+        row[0].set_ylabel(plain(_short(name)), rotation=0, ha="right", va="center", fontsize=9)
+    figure.suptitle(plain(title), fontsize=10)
     return figure
 
 

@@ -1,0 +1,188 @@
+"""The charts of a report, as inline SVG in the page's text colour. Needs matplotlib (an extra)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from thumbnet.evaluation import Curve, ReliabilityBin
+from thumbnet.reports.comparison import read_metrics
+from thumbnet.reports.figures import INK, as_svg, draw_accuracies, new_figure
+from thumbnet.runs.folder import Run
+from thumbnet.training.schedules import learning_rates
+
+WIDTH = 4.4  # inches; all charts are equally wide, so their text has the same size on the page
+BLUE, ORANGE = "#3b82c4", "#d97706"
+# Visible on white and on black. Each colour serves twice, the second time for a dashed line.
+COLOURS = (BLUE, ORANGE, "#1f9d6b", "#c2558f", "#7d8794")
+DASHES = (4.0, 2.0)
+DRAWN_CLASSES = 2 * len(COLOURS)  # with more classes, the curves of their averages are drawn
+GRID = np.linspace(0, 1, 201)  # where curves have points
+
+
+def learning_curves(run: Run) -> str:
+    """Draw accuracies and losses by epoch."""
+    metrics = read_metrics(run)
+    figure = new_figure(WIDTH, 5.4)
+    axes: Any = figure.subplots(2, 1, sharex=True)
+    for split in ("val", "test"):
+        scored = [line for line in metrics if f"{split}_accuracy" in line]
+        if scored:
+            at = [line["epoch"] for line in scored]
+            values = [100 * line[f"{split}_accuracy"] for line in scored]
+            axes[0].plot(at, values, marker=".", color=BLUE, label=split)
+            axes[1].plot(at, [line[f"{split}_loss"] for line in scored], marker=".", color=BLUE, label=split)
+    draw_accuracies(axes[0], run.summary, metrics, ORANGE, BLUE)
+    axes[0].set_ylabel("accuracy, %")
+    epochs = [line["epoch"] for line in metrics]
+    axes[1].plot(epochs, [line["loss"] for line in metrics], marker=".", color=ORANGE, label="training")
+    axes[1].set_ylabel("loss")
+    axes[1].set_xlabel("epoch")
+    axes[1].xaxis.get_major_locator().set_params(integer=True)
+    for one in axes:
+        one.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+    return _finished(figure, f"Learning curves over {len(metrics)} epochs")
+
+
+def schedule(run: Run) -> str:
+    """Draw the learning rate by epoch."""
+    times, rates = learning_rates(run.recipe, 400)
+    figure = new_figure(WIDTH, 2.8)
+    axes = figure.add_subplot()
+    axes.plot(times, rates, color=BLUE)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("learning rate")
+    return _finished(figure, f"Learning rate, {run.recipe.schedule.name}: at most {max(rates):.3g}")
+
+
+def reliability(bins: Sequence[ReliabilityBin]) -> str:
+    """Draw accuracy and mean confidence by bin of confidence, and the number of pictures in each bin."""
+    figure = new_figure(WIDTH, 5.0)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[5, 2])
+    width = 1 / len(bins)
+    for number, one in enumerate(bins):
+        if one.pictures:
+            middle, ends = (number + 0.5) * width, [number * width, (number + 1) * width]
+            upper.bar(middle, one.accuracy, width * 0.92, color=BLUE, label="_")
+            upper.plot(ends, [one.confidence] * 2, color=ORANGE, linewidth=2, label="_")
+            lower.bar(middle, one.pictures, width * 0.92, color=BLUE)
+            text = f" {one.pictures:,}"
+            lower.text(middle, one.pictures, text, rotation=90, ha="center", va="bottom", fontsize=8)
+    upper.plot([0, 1], [0, 1], color=INK, linestyle=":", linewidth=1)
+    upper.bar(0, 0, color=BLUE, label="accuracy")
+    upper.plot([], [], color=ORANGE, linewidth=2, label="mean confidence")
+    upper.legend(frameon=False, fontsize=9, loc="upper left")
+    upper.set_xlim(0, 1)
+    upper.set_ylim(0, 1)
+    upper.set_ylabel("accuracy")
+    lower.set_ylim(0, 1.6 * max(one.pictures for one in bins))  # with room for the numbers
+    lower.set_ylabel("pictures")
+    lower.set_xlabel("confidence")
+    return _finished(figure, "Reliability diagram: accuracy of the predictions by their confidence")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve in the charts and their legend.
+
+    Attributes:
+        name: the class, or the kind of average.
+        colour: its colour.
+        dashes: the lengths of dash and gap as SVG has them; empty for a solid line.
+        auroc, average_precision: the areas; nan if there is nothing to measure.
+        recalls: recall at the false positive rates ``GRID``; None if there is nothing to measure.
+        precisions: precision at the recalls ``GRID``; None if there is nothing to measure.
+    """
+
+    name: str
+    colour: str
+    dashes: str
+    auroc: float
+    average_precision: float
+    recalls: np.ndarray | None
+    precisions: np.ndarray | None
+
+
+def lines(names: Sequence[str], curves: Sequence[Curve], micro: Curve) -> list[Line]:
+    """Choose what to draw: each class, or the averages if there are more than ``DRAWN_CLASSES``."""
+    if len(names) > DRAWN_CLASSES:
+        return [_line(0, "micro average", [micro]), _line(1, "macro average", curves)]
+    return [_line(number, name, [curves[number]]) for number, name in enumerate(names)]
+
+
+def _line(number: int, name: str, curves: Sequence[Curve]) -> Line:
+    """Return the mean of the curves that can be measured, as line ``number`` of a chart."""
+    with_roc = [curve for curve in curves if curve.positives and curve.negatives]
+    with_pr = [curve for curve in curves if curve.positives]
+    return Line(
+        name,
+        COLOURS[number % len(COLOURS)],
+        "" if number < len(COLOURS) else " ".join(f"{2 * one:g}" for one in DASHES),
+        _mean([curve.auroc for curve in with_roc]),
+        _mean([curve.average_precision for curve in with_pr]),
+        np.mean([_recalls(curve) for curve in with_roc], axis=0) if with_roc else None,
+        np.mean([_precisions(curve) for curve in with_pr], axis=0) if with_pr else None,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else np.nan
+
+
+def _recalls(curve: Curve) -> np.ndarray:
+    """The recall at the lowest threshold whose false positive rate is at most each of ``GRID``."""
+    reached = np.searchsorted(curve.false_positive_rate, GRID, side="right")
+    return np.append(0.0, curve.recall)[reached]
+
+
+def _precisions(curve: Curve) -> np.ndarray:
+    """The precision at the highest threshold whose recall is at least each of ``GRID``."""
+    return curve.precision[np.searchsorted(curve.recall, GRID)]
+
+
+def roc(drawn: Sequence[Line]) -> str:
+    """Draw recall against the false positive rate."""
+    figure = new_figure(WIDTH, 4.0)
+    axes = figure.add_subplot()
+    for line in drawn:
+        if line.recalls is not None:
+            axes.plot(np.append(0, GRID), np.append(0, line.recalls), **_style(line))
+    axes.plot([0, 1], [0, 1], color=INK, linestyle=":", linewidth=1)
+    axes.set_xlabel("false positive rate")
+    axes.set_ylabel("recall (true positive rate)")
+    return _unit_square(figure, axes, "ROC curves")
+
+
+def precision_recall(drawn: Sequence[Line]) -> str:
+    """Draw precision against recall."""
+    figure = new_figure(WIDTH, 4.0)
+    axes = figure.add_subplot()
+    for line in drawn:
+        if line.precisions is not None:
+            axes.plot(GRID, line.precisions, **_style(line))
+    axes.set_xlabel("recall")
+    axes.set_ylabel("precision")
+    return _unit_square(figure, axes, "Precision-recall curves")
+
+
+def _style(line: Line) -> dict[str, Any]:
+    return {"color": line.colour, "linestyle": (0, DASHES) if line.dashes else "-", "linewidth": 1.6}
+
+
+def _unit_square(figure: Any, axes: Any, title: str) -> str:
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(-0.02, 1.02)
+    return _finished(figure, title)
+
+
+def _finished(figure: Any, title: str) -> str:
+    """Give a figure the look of the page."""
+    for axes in figure.axes:
+        axes.set_axisbelow(True)
+        axes.grid(alpha=0.25, color=INK)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    return as_svg(figure, title)
