@@ -37,7 +37,7 @@ def commands_page() -> str:
         lines += ["```text", usage[0], *(f"    {line.strip()}" for line in usage[1:]), "```", ""]
         rows = [row for row in map(_row, parser._actions) if row]
         if rows:
-            lines += ["| | |", "| --- | --- |", *rows, ""]
+            lines += ["| option | what it does |", "| --- | --- |", *rows, ""]
     return "\n".join(lines)
 
 
