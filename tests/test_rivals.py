@@ -253,8 +253,8 @@ def test_flags_and_lines_are_counted() -> None:
 
 
 def without_breaks(text: str) -> str:
-    """The text without white space, and without the backslashes that continue a line."""
-    return re.sub(r"\\\n|\s", "", text)
+    """The text without white space, backslashes at the ends of lines, and commas before a bracket."""
+    return re.sub(r"\\\n|\s|,\s*(?=\))", "", text)
 
 
 @pytest.mark.parametrize("rival", rivals.RIVALS, ids=lambda rival: rival.name)
