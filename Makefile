@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test test-faults test-torch fuzz check docs package bench records clean
+.PHONY: train test test-faults test-torch fuzz check docs picture package bench records clean
 
 train: $(VENV)/.installed  ## train a real model on the embedded data set
 	$(BIN)/thumbnet train digits
@@ -56,6 +56,10 @@ check: $(VENV)/.installed-dev  ## linter, formatters and type checker
 
 docs: $(VENV)/.installed-dev  ## build the documentation site, strictly, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# The picture shows times, so run this while the computer has nothing else to do.
+picture: $(VENV)/.installed-dev  ## record a training for the picture of the terminal in README.md
+	$(BIN)/python docs/terminal.py
 
 # PYTHONS: in which of them to install the wheel and train, as make package PYTHONS="python3.11 python3.13".
 PYTHONS ?= $(PYTHON)

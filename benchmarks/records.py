@@ -214,7 +214,7 @@ def row(found: Summary) -> list[str]:
     ]
 
 
-HEADER = ["", "n", "accuracy with TTA", "without TTA", "seconds in all", "machine work, TFLOP"]
+HEADER = ["training", "n", "accuracy with TTA", "without TTA", "seconds in all", "machine work, TFLOP"]
 
 
 def show() -> None:

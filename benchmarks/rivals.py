@@ -312,7 +312,7 @@ def markdown(content: dict[str, Any]) -> str:
     """The table of all results."""
     runs = content["runs"]
     times = sorted({float(m) for found in runs.values() for m in found})
-    header = ["", *(f"{m:g} min" for m in times), "epochs", "a user writes", "memory, GiB", "version"]
+    header = ["library", *(f"{m:g} min" for m in times), "epochs", "a user writes", "memory, GiB", "version"]
     rows = []
     for rival in RIVALS:
         found = [runs.get(rival.name, {}).get(f"{m:g}", {}) for m in times]

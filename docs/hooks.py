@@ -33,11 +33,12 @@ def commands_page() -> str:
             (parser.description or "").replace("%(prog)s", parser.prog) or f"{help_[:1].upper()}{help_[1:]}.",
             "",
         ]
+        parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=80)  # on any terminal
         usage = parser.format_usage().removeprefix("usage: ").strip().splitlines()
         lines += ["```text", usage[0], *(f"    {line.strip()}" for line in usage[1:]), "```", ""]
         rows = [row for row in map(_row, parser._actions) if row]
         if rows:
-            lines += ["| | |", "| --- | --- |", *rows, ""]
+            lines += ["| option | what it does |", "| --- | --- |", *rows, ""]
     return "\n".join(lines)
 
 

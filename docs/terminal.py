@@ -1,9 +1,9 @@
 """Draws the picture of the terminal that README.md and the home page show.
 
-    python docs/terminal.py
+    make picture
 
-It runs a real command in a pseudo-terminal of 80 columns and saves what is on the screen at the end. Run it
-while the computer has nothing else to do, because the picture shows times.
+It runs a real command in a pseudo-terminal of 80 columns and saves what is on the screen at the end. A test
+compares the picture with what the program prints now, apart from the numbers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 from rich.console import Console
 from rich.text import Text
@@ -85,6 +86,13 @@ def draw(command: str, lines: list[str], path: Path) -> None:
                 console.print(part, soft_wrap=True, highlight=False)
         picture = console.export_svg(title="thumbnet", unique_id="terminal")
     path.write_text(re.sub(r"\s*@font-face \{.*?\}", "", picture, flags=re.DOTALL))
+
+
+def words(path: Path) -> list[str]:
+    """Return the words that a picture made by :func:`draw` shows, the prompt and the command first."""
+    texts = ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}text")
+    shown = [text.text or "" for text in texts if text.get("class") != "terminal-title"]
+    return " ".join(shown).split()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A network of your own becomes a run, so training, resuming, predicting and exporting work as always."""
+"""A network of your own becomes a run, and trains, resumes and exports like any other."""
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class SqueezeNet(nn.Module):
             thumbnet.ResidualBlock(16, 32, stride=2), SqueezeExcite(32),
             thumbnet.ResidualBlock(32, 64, stride=2), SqueezeExcite(64),
         )  # fmt: skip
-        self.head = nn.Linear(64, num_classes)  # the last layer, by the name that thumbnet looks for
+        self.head = nn.Linear(64, num_classes)  # thumbnet finds the last layer by this name
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] → logits [B, num_classes]."""
@@ -41,7 +41,12 @@ class SqueezeNet(nn.Module):
 
 
 if __name__ == "__main__":
-    settings = ["model.name=squeeze", "data.image_size=16", "training.epochs=4", "training.batch_size=64"]
+    settings = [
+        "model.name=squeeze",
+        "data.image_size=16",
+        "training.epochs=4",
+        "training.batch_size=64",
+    ]
     run = thumbnet.train("digits", "resnet18", overrides=settings)
     print(f"accuracy {100 * run.summary['accuracy']:.2f} %, in {run.path}")
     print(

@@ -1,18 +1,31 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thumbnet.cli.console import duration, json_line, note, say, table
+from thumbnet.cli.console import duration, json_line, note, say, say_sentence, table
 
 
 def test_results_go_to_stdout_and_notes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     say("result")
     note("by the way")
     assert capsys.readouterr() == ("result\n", "by the way\n")
+
+
+def test_a_sentence_is_broken_between_words_only_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentence = "  calibrated on 71 pictures, error 6.32 % before"
+    say_sentence(sentence)
+    assert capsys.readouterr().out == f"{sentence}\n"
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    say_sentence(sentence)
+    assert capsys.readouterr().out == "  calibrated on 71 pictures,\n    error 6.32 % before\n"
 
 
 def test_a_table_stays_aligned_with_wide_characters_and_short_rows() -> None:

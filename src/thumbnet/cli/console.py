@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -15,6 +17,19 @@ progress_console = Console(stderr=True, highlight=False)
 def say(text: str = "") -> None:
     """Print a line of results to stdout."""
     print(text, flush=True)
+
+
+def say_sentence(text: str) -> None:
+    """Print a line of results. A terminal gets it broken between words; a file or pipe gets it whole."""
+    if sys.stdout.isatty():
+        text = textwrap.fill(
+            text,
+            shutil.get_terminal_size().columns,
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    say(text)
 
 
 def json_line(value: object) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from thumbnet.classifiers.words import in_words
-from thumbnet.cli.console import duration, json_line, say, table
+from thumbnet.cli.console import duration, json_line, say, say_sentence, table
 from thumbnet.data.corrections import describe_corrections
 from thumbnet.errors import printable
 from thumbnet.invocation import command
@@ -43,7 +43,7 @@ def show_summary(run: Run) -> None:
     else:
         tta = "" if summary["tta"] == "none" else f", test-time augmentation {summary['tta']}"
         low, high = summary["accuracy_interval"]
-        say(
+        say_sentence(
             f"{summary['split']} accuracy {percent(summary['accuracy'])} (95 % interval {100 * low:.2f} to "
             f"{100 * high:.2f}; epoch {summary['kept_epoch']}, {summary['kept_by']}{tta})"
         )
@@ -53,9 +53,9 @@ def show_summary(run: Run) -> None:
             say(f"  without test-time augmentation {percent(summary['accuracy_plain'])}")
     calibration = describe_calibration(summary)
     if calibration:
-        say(f"  {calibration}")
+        say_sentence(f"  {calibration}")
     if summary.get("labels"):
-        say(f"  {describe_corrections(summary['labels'])}")
+        say_sentence(f"  {describe_corrections(summary['labels'])}")
     for text in summary.get("warnings", ()):
         say(text)
     say(

@@ -11,7 +11,6 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
