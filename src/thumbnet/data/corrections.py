@@ -281,8 +281,8 @@ def apply_corrections(data: Data, corrections: Sequence[Correction], folder: Pat
     found = _find(data, decided)
     if decided and len(found.missing) == len(decided):
         raise DataError(
-            f"none of the {len(decided):,} corrections names a picture of {data.source}, such as "
-            f"{printable(decided[0].name)}: they belong to other data"
+            f"no correction names a picture of {data.source}, not even the first one, "
+            f"{printable(decided[0].name)}: the corrections belong to other data"
         )
     return _Application(data, found).result(content)
 
