@@ -183,8 +183,8 @@ def test_pictures_are_relabelled_dropped_and_left_out(folder: Path, tmp_path: Pa
     del expected["test/blue/2.png"]  # the unsure picture stays: without it, the accuracy would be too good
     assert labels_by_name(after, "test") == expected
     assert after.notes[-1] == (
-        "corrected labels: 2 relabelled, 2 dropped, 2 of these in test or val, 1 unsure and left out of train, "
-        "1 unsure but kept in test or val, 1 confirmed"
+        "corrected labels: 2 relabelled and 2 dropped, 2 of these in test or val; 1 unsure and left out of train; "
+        "1 unsure but kept in test or val; 1 confirmed"
     )
     assert after.corrected is not None
     assert after.corrected.counts() == {
@@ -271,7 +271,7 @@ def test_pictures_that_are_gone_are_counted_in_a_warning(folder: Path, tmp_path:
     assert note in data.notes
     assert data.corrected is not None
     assert data.corrected.missing == 2
-    with pytest.raises(DataError, match=r"none of the 2 corrections names a picture of .* to other data"):
+    with pytest.raises(DataError, match=r"no correction names a picture of .* to other data"):
         apply_corrections(load_data(folder), gone, tmp_path)
 
 
