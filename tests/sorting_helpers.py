@@ -20,7 +20,7 @@ THRESHOLDS = Thresholds(
     (Threshold(0.9, 0.4, 450, 425), Threshold(0.95, 0.8, 400, 392), Threshold(0.98, 0.9, 380, 379)),
 )
 UNLIKE = Unlikeness("energy", 5.0, 0.99, 500)
-DARK, BETWEEN, MIDDLE, BRIGHT = 0, 64, 128, 255  # grey levels; BETWEEN is unsure
+DARK, BETWEEN, MIDDLE, BRIGHT = 0, 63, 128, 255  # grey levels; BETWEEN is unsure
 RED = (255, 0, 0)  # unlike the training pictures
 
 
