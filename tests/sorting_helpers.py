@@ -54,7 +54,14 @@ def picture(path: Path, level: int | tuple[int, int, int]) -> Path:
 
 def inbox(root: Path) -> Path:
     """Pictures of every kind, in two folders with the same file names, and a file that is no picture."""
-    for name, level in {"a": DARK, "b": BETWEEN, "c": MIDDLE, "d": BRIGHT, "e": RED}.items():
+    levels: dict[str, int | tuple[int, int, int]] = {
+        "a": DARK,
+        "b": BETWEEN,
+        "c": MIDDLE,
+        "d": BRIGHT,
+        "e": RED,
+    }
+    for name, level in levels.items():
         picture(root / f"{name}.png", level)
     picture(root / "deep" / "er" / "a.png", BRIGHT)
     (root / "deep" / "broken.png").write_bytes(b"no picture")

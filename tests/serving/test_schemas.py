@@ -12,9 +12,9 @@ from thumbnet.serving import schemas  # noqa: E402
 
 PUBLIC = {
     "ClassProbability": {"name", "probability"},
-    "PicturePrediction": {"name", "classes"},
+    "PicturePrediction": {"name", "classes", "unlike", "unlikeness"},
     "Predictions": {"predictions"},
-    "Explanation": {"classes", "picture", "lit"},
+    "Explanation": {"classes", "unlike", "unlikeness", "picture", "lit"},
     "HardPicture": {"picture", "label", "predicted", "confidence"},
     "HardPictures": {"ready", "pictures"},
     "ModelDescription": {"network", "classes", "height", "width", "thumbnet"},
@@ -48,5 +48,6 @@ def test_every_response_has_a_description_for_openapi() -> None:
 
 def test_predictions_survive_a_round_trip_through_json() -> None:
     one = schemas.ClassProbability(name="Käfer", probability=1.0)
-    answer = schemas.Predictions(predictions=[schemas.PicturePrediction(name="a.png", classes=[one])])
+    found = schemas.PicturePrediction(name="a.png", classes=[one], unlike=True, unlikeness=1.5)
+    answer = schemas.Predictions(predictions=[found])
     assert schemas.Predictions.model_validate_json(answer.model_dump_json()) == answer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-UNLIKE = "whether the picture is unlike the training pictures; missing if the weights do not tell"
-UNLIKENESS = "the score that decides it, higher for pictures that are less like the training pictures"
+UNLIKE = "whether the picture is unlike the training pictures; null if the weights do not tell"
+UNLIKENESS = "the score that decides it, higher for less like; null if there is none"
 
 
 class ClassProbability(BaseModel):
@@ -20,8 +20,8 @@ class PicturePrediction(BaseModel):
 
     name: str = Field(description="the file name in the request")
     classes: list[ClassProbability]
-    unlike: bool | None = Field(None, description=UNLIKE)
-    unlikeness: float | None = Field(None, description=UNLIKENESS)
+    unlike: bool | None = Field(description=UNLIKE)
+    unlikeness: float | None = Field(description=UNLIKENESS)
 
 
 class Predictions(BaseModel):
@@ -34,8 +34,8 @@ class Explanation(BaseModel):
     """A prediction, and where the network looked. Pictures are ``data:`` URLs."""
 
     classes: list[ClassProbability]
-    unlike: bool | None = Field(None, description=UNLIKE)
-    unlikeness: float | None = Field(None, description=UNLIKENESS)
+    unlike: bool | None = Field(description=UNLIKE)
+    unlikeness: float | None = Field(description=UNLIKENESS)
     picture: str = Field(description="the picture as the network sees it")
     lit: str = Field(
         description="the same picture, bright where covering it lowers the predicted class's probability most"
