@@ -20,7 +20,7 @@ THRESHOLDS = Thresholds(
     (Threshold(0.9, 0.4, 450, 425), Threshold(0.95, 0.8, 400, 392), Threshold(0.98, 0.9, 380, 379)),
 )
 UNLIKE = Unlikeness("energy", 5.0, 0.99, 500)
-DARK, BETWEEN, MIDDLE, BRIGHT = 0, 64, 128, 255  # grey levels; BETWEEN is unsure
+DARK, BETWEEN, MIDDLE, BRIGHT = 0, 63, 128, 255  # grey levels; BETWEEN is unsure
 RED = (255, 0, 0)  # unlike the training pictures
 
 
@@ -54,7 +54,14 @@ def picture(path: Path, level: int | tuple[int, int, int]) -> Path:
 
 def inbox(root: Path) -> Path:
     """Pictures of every kind, in two folders with the same file names, and a file that is no picture."""
-    for name, level in {"a": DARK, "b": BETWEEN, "c": MIDDLE, "d": BRIGHT, "e": RED}.items():
+    levels: dict[str, int | tuple[int, int, int]] = {
+        "a": DARK,
+        "b": BETWEEN,
+        "c": MIDDLE,
+        "d": BRIGHT,
+        "e": RED,
+    }
+    for name, level in levels.items():
         picture(root / f"{name}.png", level)
     picture(root / "deep" / "er" / "a.png", BRIGHT)
     (root / "deep" / "broken.png").write_bytes(b"no picture")

@@ -117,7 +117,7 @@ def test_a_picture_unlike_the_training_pictures_is_marked(capsys: pytest.Capture
 
 def test_without_a_score_nothing_is_said_about_unlike_pictures(capsys: pytest.CaptureFixture[str]) -> None:
     for shape in ("json", "csv", "table"):
-        prediction_printer(shape, 2)([("a.png", FOUND)])  # type: ignore[arg-type]
+        prediction_printer(shape, 2)([("a.png", FOUND)])
     assert "unlike" not in capsys.readouterr().out
     prediction_printer("table", 2, tells_unlike=True)(
         [("a.png", replace(FOUND, unlike=False, unlikeness=0.0))]

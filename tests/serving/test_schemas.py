@@ -12,9 +12,9 @@ from thumbnet.serving import schemas  # noqa: E402
 
 PUBLIC = {
     "ClassProbability": {"name", "probability"},
-    "PicturePrediction": {"name", "classes", "words", "certainty"},
+    "PicturePrediction": {"name", "classes", "words", "certainty", "unlike", "unlikeness"},
     "Predictions": {"predictions"},
-    "Explanation": {"classes", "words", "certainty", "picture", "lit"},
+    "Explanation": {"classes", "words", "certainty", "unlike", "unlikeness", "picture", "lit"},
     "HardPicture": {"picture", "label", "predicted", "confidence"},
     "HardPictures": {"ready", "pictures"},
     "Accuracy": {"value", "split", "pictures"},
@@ -52,12 +52,15 @@ def test_every_response_has_a_description_for_openapi() -> None:
 
 def test_predictions_survive_a_round_trip_through_json() -> None:
     one = schemas.ClassProbability(name="Käfer", probability=1.0)
-    answer = schemas.Predictions(
-        predictions=[schemas.PicturePrediction(name="a.png", classes=[one], words="Käfer", certainty="sure")]
+    found = schemas.PicturePrediction(
+        name="a.png", classes=[one], words="Käfer", certainty="sure", unlike=True, unlikeness=1.5
     )
+    answer = schemas.Predictions(predictions=[found])
     assert schemas.Predictions.model_validate_json(answer.model_dump_json()) == answer
 
 
 def test_an_unknown_certainty_is_refused() -> None:
     with pytest.raises(pydantic.ValidationError):
-        schemas.PicturePrediction(name="a.png", classes=[], words="", certainty="certain")  # type: ignore[arg-type]
+        schemas.PicturePrediction(
+            name="a.png", classes=[], words="", certainty="certain", unlike=None, unlikeness=None
+        )  # type: ignore[arg-type]

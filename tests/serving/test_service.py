@@ -492,7 +492,8 @@ def test_answers_say_whether_a_picture_is_unlike_the_training_pictures() -> None
 
 def test_answers_of_a_network_without_a_score_say_nothing_about_unlike_pictures() -> None:
     with client_of(build_service(Slow(), LIMITS)) as client:
-        for path in ("/predict", "/explain"):
-            answer = client.post(path, content=grey(0), headers={"Content-Type": "image/png"})
-            assert answer.status_code == 200
-            assert "unlike" not in answer.text
+        headers = {"Content-Type": "image/png"}
+        (found,) = client.post("/predict", content=grey(0), headers=headers).json()["predictions"]
+        shown = client.post("/explain", content=grey(0), headers=headers).json()
+        for answer in (found, shown):
+            assert (answer["unlike"], answer["unlikeness"]) == (None, None)

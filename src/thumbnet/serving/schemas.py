@@ -10,8 +10,8 @@ from thumbnet.classifiers.words import Certainty
 
 WORDS = "the answer in words, which claim no more than its probability"
 CERTAINTY = "how probable the first class is: 95, 75 or 50 % or more, or less"
-UNLIKE = "whether the picture is unlike the training pictures; missing if the weights do not tell"
-UNLIKENESS = "the score that decides it, higher for pictures that are less like the training pictures"
+UNLIKE = "whether the picture is unlike the training pictures; null if the weights do not tell"
+UNLIKENESS = "the score that decides it, higher for less like; null if there is none"
 
 
 class ClassProbability(BaseModel):
@@ -28,8 +28,8 @@ class PicturePrediction(BaseModel):
     classes: list[ClassProbability]
     words: str = Field(description=WORDS)
     certainty: Certainty = Field(description=CERTAINTY)
-    unlike: bool | None = Field(None, description=UNLIKE)
-    unlikeness: float | None = Field(None, description=UNLIKENESS)
+    unlike: bool | None = Field(description=UNLIKE)
+    unlikeness: float | None = Field(description=UNLIKENESS)
 
 
 class Predictions(BaseModel):
@@ -44,8 +44,8 @@ class Explanation(BaseModel):
     classes: list[ClassProbability]
     words: str = Field(description=WORDS)
     certainty: Certainty = Field(description=CERTAINTY)
-    unlike: bool | None = Field(None, description=UNLIKE)
-    unlikeness: float | None = Field(None, description=UNLIKENESS)
+    unlike: bool | None = Field(description=UNLIKE)
+    unlikeness: float | None = Field(description=UNLIKENESS)
     picture: str = Field(description="the picture as the network sees it")
     lit: str = Field(
         description="the same picture, bright where covering it lowers the predicted class's probability most"

@@ -194,7 +194,6 @@ def build_service(
         summary="Classify pictures",
         dependencies=key,
         responses=refusals,
-        response_model_exclude_none=True,
         openapi_extra=_takes_pictures(settings.max_pictures),
     )
     async def predict(
@@ -216,7 +215,6 @@ def build_service(
         summary="Classify a picture and show where the network looked",
         dependencies=key,
         responses=refusals,
-        response_model_exclude_none=True,
         openapi_extra=_takes_pictures(1),
     )
     async def explain(
