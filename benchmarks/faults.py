@@ -112,7 +112,7 @@ def draw(found: dict[str, list[list[float]]], file: str) -> None:
     axes.axvline(right, color=INK, linestyle=":", linewidth=1)
     for row, (name, runs) in enumerate(found.items()):
         means = [statistics.mean(one) for one in runs]
-        axes.plot(means, [row] * len(means), "o", color="#d55e00" if name[0].isdigit() else "#0072b2")
+        axes.plot(means, [row] * len(means), "o", color="#d97706" if name[0].isdigit() else "#3b82c4")
     axes.set_yticks(range(len(found)), list(found))
     axes.invert_yaxis()
     axes.set_xlim(0, 100)

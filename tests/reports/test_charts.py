@@ -98,7 +98,9 @@ def test_every_bin_of_the_reliability_diagram_says_how_many_pictures_it_has() ->
 
 def test_charts_are_transparent_and_use_the_text_colour_of_the_page(tiny_run: Run) -> None:
     lines = lines_of(3)
-    drawn = [charts.learning_curves(tiny_run), charts.schedule(tiny_run), charts.roc(lines)]
+    curves = charts.learning_curves(tiny_run)
+    assert [title for title, _ in curves] == ["Accuracy", "Loss", "Learning rate"]
+    drawn = [*(chart for _, chart in curves), charts.roc(lines), charts.precision_recall(lines)]
     for svg in drawn:
         assert svg.startswith('<svg role="img" aria-label="')
         assert 'fill="currentColor"' in svg.split(">")[0]

@@ -89,7 +89,7 @@ def test_pictures_are_left_out_once_their_room_is_used_up(
     album = Album(load_run(tiny_run.path, "cpu").info.preprocessing, tmp_path)
     shown = [album.show(data.splits["test"], 0, "text") for _ in range(100)]
     kept = [one for one in shown if one]
-    size = sum(len(one.source) for one in kept)
-    assert 3000 - len(kept[0].source) < size + 100 * len(kept) < 3000 + 2 * (len(kept[0].source) + 100)
+    each = sum(map(len, (kept[0].source, "text", "test[0]")))
+    assert 3000 < each * len(kept) <= 3000 + each
     assert album.encode(coloured(0, 0)) is None
     assert album.samples(data) == [("red", []), ("green", []), ("blue", [])]

@@ -23,39 +23,64 @@ DRAWN_CLASSES = 2 * len(COLOURS)  # with more classes, the curves of their avera
 GRID = np.linspace(0, 1, 201)  # where curves have points
 
 
-def learning_curves(run: Run) -> str:
-    """Draw accuracies and losses by epoch."""
+def learning_curves(run: Run) -> list[tuple[str, str]]:
+    """Draw accuracy, loss and learning rate by epoch; return titles and charts."""
     metrics = read_metrics(run)
-    figure = new_figure(WIDTH, 5.4)
-    axes: Any = figure.subplots(2, 1, sharex=True)
+    return [
+        ("Accuracy", _accuracies(run, metrics)),
+        ("Loss", _losses(metrics)),
+        ("Learning rate", _rates(run)),
+    ]
+
+
+def _accuracies(run: Run, metrics: Sequence[dict[str, Any]]) -> str:
+    figure, axes = _by_epoch("accuracy, %")
     for split in ("val", "test"):
-        scored = [line for line in metrics if f"{split}_accuracy" in line]
-        if scored:
-            at = [line["epoch"] for line in scored]
-            values = [100 * line[f"{split}_accuracy"] for line in scored]
-            axes[0].plot(at, values, marker=".", color=BLUE, label=split)
-            axes[1].plot(at, [line[f"{split}_loss"] for line in scored], marker=".", color=BLUE, label=split)
-    draw_accuracies(axes[0], run.summary, metrics, ORANGE, BLUE)
-    axes[0].set_ylabel("accuracy, %")
-    epochs = [line["epoch"] for line in metrics]
-    axes[1].plot(epochs, [line["loss"] for line in metrics], marker=".", color=ORANGE, label="training")
-    axes[1].set_ylabel("loss")
-    axes[1].set_xlabel("epoch")
-    axes[1].xaxis.get_major_locator().set_params(integer=True)
-    for one in axes:
-        one.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
-    return _finished(figure, f"Learning curves over {len(metrics)} epochs")
+        _plot_known(axes, metrics, f"{split}_accuracy", 100, color=BLUE, label=split)
+    draw_accuracies(axes, run.summary, metrics, ORANGE, BLUE)
+    _add_legend(axes)
+    return _finished(figure, f"Accuracy over {len(metrics)} epochs")
 
 
-def schedule(run: Run) -> str:
-    """Draw the learning rate by epoch."""
+def _losses(metrics: Sequence[dict[str, Any]]) -> str:
+    figure, axes = _by_epoch("loss")
+    for split in ("val", "test"):
+        _plot_known(axes, metrics, f"{split}_loss", 1, color=BLUE, label=split)
+    _plot_known(axes, metrics, "loss", 1, color=ORANGE, label="training")
+    _add_legend(axes)
+    return _finished(figure, f"Loss over {len(metrics)} epochs")
+
+
+def _rates(run: Run) -> str:
     times, rates = learning_rates(run.recipe, 400)
-    figure = new_figure(WIDTH, 2.8)
-    axes = figure.add_subplot()
+    figure, axes = _by_epoch("learning rate")
     axes.plot(times, rates, color=BLUE)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("learning rate")
     return _finished(figure, f"Learning rate, {run.recipe.schedule.name}: at most {max(rates):.3g}")
+
+
+def _by_epoch(label: str) -> tuple[Any, Any]:
+    """Return a figure and its axes, which have whole epochs on the x axis."""
+    figure = new_figure(WIDTH, 3.4)
+    axes: Any = figure.add_subplot()
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure, axes
+
+
+def _plot_known(axes: Any, metrics: Sequence[dict[str, Any]], key: str, scale: float, **style: Any) -> None:
+    """Plot a measure by epoch, at the epochs that have it."""
+    known = [line for line in metrics if line.get(key) is not None]
+    if known:
+        axes.plot(
+            [line["epoch"] for line in known], [scale * line[key] for line in known], marker=".", **style
+        )
+
+
+def _add_legend(axes: Any) -> None:
+    """Write the legend above the axes, where it covers no line."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
 
 
 def reliability(bins: Sequence[ReliabilityBin]) -> str:
@@ -74,7 +99,7 @@ def reliability(bins: Sequence[ReliabilityBin]) -> str:
     upper.plot([0, 1], [0, 1], color=INK, linestyle=":", linewidth=1)
     upper.bar(0, 0, color=BLUE, label="accuracy")
     upper.plot([], [], color=ORANGE, linewidth=2, label="mean confidence")
-    upper.legend(frameon=False, fontsize=9, loc="upper left")
+    _add_legend(upper)
     upper.set_xlim(0, 1)
     upper.set_ylim(0, 1)
     upper.set_ylabel("accuracy")
@@ -139,8 +164,8 @@ def _recalls(curve: Curve) -> np.ndarray:
 
 
 def _precisions(curve: Curve) -> np.ndarray:
-    """The precision at the highest threshold whose recall is at least each of ``GRID``."""
-    return curve.precision[np.searchsorted(curve.recall, GRID)]
+    """The precision at the highest threshold that finds any and has at least each recall of ``GRID``."""
+    return curve.precision[np.searchsorted(curve.recall, np.maximum(GRID, 1 / curve.positives))]
 
 
 def roc(drawn: Sequence[Line]) -> str:

@@ -260,7 +260,7 @@ def grid_figure(grid: dict[str, list[np.ndarray]], title: str) -> Figure:
             axes.set_xticks([])
             axes.set_yticks([])
             if position < len(cells):
-                axes.imshow(cells[position], interpolation="nearest")
+                axes.imshow(cells[position], interpolation="none")  # an SVG keeps its own pixels
             else:
                 axes.axis("off")
         row[0].axis("on")

@@ -110,7 +110,6 @@ def write_report(
         lists=[(printable(name), quote(os.fsencode(name))) for name in lists],
         **_head(run, summary, split, found),
         curves=charts.learning_curves(run),
-        schedule=charts.schedule(run),
         **_thresholds(answers),
         **_calibration(answers, summary),
         # The most useful pictures come first, because pictures are left out once the room is used up.
