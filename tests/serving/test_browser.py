@@ -183,7 +183,7 @@ def test_many_pictures_are_answered_one_by_one_and_summarised(browser: Any, addr
     assert names == [name for name, _ in pictures]
     assert len(browser.find_elements("css selector", "#cards .error")) == 1
     assert browser.execute_script("return window.most") == 3
-    assert find(browser, "#summary summary").text == "By class: red 4 · green 2 · blue 1 · no answer 1"
+    assert find(browser, "#summary summary").text == "By class: red (4), green (2), blue (1), no answer (1)"
     find(browser, "#summary summary").click()
     rows = [one.text for one in browser.find_elements("css selector", "#summary tbody tr")]
     assert rows == ["red 4 0", "green 2 0", "blue 1 0"]
