@@ -265,7 +265,7 @@ def test_the_page_is_readable_at_any_width_in_light_and_dark(browser: Any, addre
     browser.execute_script(DROP_ALL, [("n" * 200 + ".png", picture)] * 3)
     wait_for(browser, "document.querySelectorAll('#cards .note').length === 3")
     browser.execute_script("document.getElementById('summary').open = true")
-    assert "unlike the training pictures (score -2.35;" in find(browser, "#cards .note").text
+    assert "Unlike the training pictures (score -2.35):" in find(browser, "#cards .note").text
     assert find(browser, "#summary tbody tr").text.endswith(" 3 3")
     try:
         for width in (320, 768, 1280, 1920):
