@@ -34,3 +34,15 @@ def test_a_picture_unlike_the_training_pictures_is_never_called_by_a_class_alone
 
 def test_a_network_of_one_class_has_no_runner_up() -> None:
     assert in_words(["frog"], [1.0]) == "frog"
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (["red", "round", "old"], "red, probably round, perhaps old"),
+        (["old"], "perhaps old"),
+        ([], "none of the labels"),
+    ],
+)
+def test_each_of_several_labels_gets_a_word_of_its_own_probability(found: list[str], words: str) -> None:
+    assert in_words(["red", "round", "old", "new"], [0.97, 0.8, 0.3, 0.1], found=found) == words

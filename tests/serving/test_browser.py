@@ -188,7 +188,7 @@ def test_many_pictures_are_answered_one_by_one_and_summarised(browser: Any, addr
     assert names == [name for name, _ in pictures]
     assert len(browser.find_elements("css selector", "#cards .error")) == 1
     assert browser.execute_script("return window.most") == 3
-    assert find(browser, "#summary summary").text == "By class: red 4 · green 2 · blue 1 · no answer 1"
+    assert find(browser, "#summary summary").text == "By class: red (4), green (2), blue (1), no answer (1)"
     find(browser, "#summary summary").click()
     rows = [one.text for one in browser.find_elements("css selector", "#summary tbody tr")]
     assert rows == ["red 4 0", "green 2 0", "blue 1 0"]
@@ -270,7 +270,7 @@ def test_the_page_is_readable_at_any_width_in_light_and_dark(browser: Any, addre
     browser.execute_script(DROP_ALL, [("n" * 200 + ".png", picture)] * 3)
     wait_for(browser, "document.querySelectorAll('#cards .note').length === 3")
     browser.execute_script("document.getElementById('summary').open = true")
-    assert "unlike the training pictures (score -2.35;" in find(browser, "#cards .note").text
+    assert "Unlike the training pictures (score -2.35):" in find(browser, "#cards .note").text
     assert find(browser, "#summary tbody tr").text.endswith(" 3 3")
     try:
         for width in (320, 768, 1280, 1920):

@@ -84,7 +84,14 @@ def test_an_export_of_an_older_version_names_its_format_by_its_graph(
 
 
 def test_what_is_not_known_is_null(classifier: Classifier) -> None:
-    bare = replace(classifier.info, accuracy=None, accuracy_split="", fingerprint="", thumbnet="")
+    bare = replace(
+        classifier.info,
+        accuracy=None,
+        accuracy_split="",
+        accuracy_pictures=None,
+        fingerprint="",
+        thumbnet="",
+    )
     found = json.loads(describe(Identity(bare)).model_dump_json())
     assert {key for key, value in found.items() if value is None} == {
         "run", "format", "digest", "accuracy", "fingerprint", "thumbnet",

@@ -261,8 +261,8 @@ def test_every_request_is_logged_with_its_pictures_also_one_that_is_refused() ->
         client.post("/predict", files={"file": grey(0)})
         client.get("/nowhere%0A1%20x")
         client.get("/model", headers={"Host": "rebound.example"})
-        assert not log.closed
-    assert log.closed
+        closed = log.closed
+    assert (closed, log.closed) == (False, True)
     assert [(one.method, one.path, one.status, one.pictures) for one in log.entries] == [
         ("POST", "/predict", 200, 3),
         ("POST", "/predict", 415, 1),

@@ -21,6 +21,12 @@ from typing import Literal, TypeAlias
 Certainty: TypeAlias = Literal["sure", "probable", "possible", "unsure"]
 
 SURE, PROBABLE, POSSIBLE = 0.95, 0.75, 0.5  # the lowest probability of each band
+_ADVERBS: dict[Certainty, str] = {
+    "sure": "",
+    "probable": "probably ",
+    "possible": "perhaps ",
+    "unsure": "perhaps ",
+}
 
 
 def certainty(probability: float) -> Certainty:
@@ -36,7 +42,13 @@ def certainty(probability: float) -> Certainty:
     return "possible" if probability >= POSSIBLE else "unsure"  # also if it is NaN
 
 
-def in_words(labels: Sequence[str], probabilities: Sequence[float], *, unlike: bool = False) -> str:
+def in_words(
+    labels: Sequence[str],
+    probabilities: Sequence[float],
+    *,
+    unlike: bool = False,
+    found: Sequence[str] | None = None,
+) -> str:
     """Say which class a picture has, or may have. The runner-up is named unless the answer is sure.
 
     >>> in_words(["frog", "toad"], [0.39, 0.31])
@@ -47,16 +59,21 @@ def in_words(labels: Sequence[str], probabilities: Sequence[float], *, unlike: b
         probabilities: their probabilities, 0 to 1.
         unlike: whether the picture is unlike the training pictures. It may then be of another class, and its
             probability means little.
+        found: if the network gives a picture several labels, those that it gives this one; else None.
     """
     first = labels[0]
     if unlike:
         return f"unlike the training pictures; most like {first}"
+    if found is not None:
+        shares = dict(zip(labels, probabilities, strict=False))
+        return (
+            ", ".join(f"{_ADVERBS[certainty(shares[name])]}{name}" for name in found) or "none of the labels"
+        )
     if len(labels) == 1:
         return first
-    runner_up = labels[1]
-    return {
-        "sure": first,
-        "probable": f"probably {first}, or else {runner_up}",
-        "possible": f"perhaps {first}, or else {runner_up}",
-        "unsure": f"not sure: {first} or {runner_up}",
-    }[certainty(probabilities[0])]
+    band = certainty(probabilities[0])
+    if band == "sure":
+        return first
+    if band == "unsure":
+        return f"not sure: {first} or {labels[1]}"
+    return f"{_ADVERBS[band]}{first}, or else {labels[1]}"

@@ -98,13 +98,17 @@ class WeightsInfo:
 def _check_provenance(info: WeightsInfo) -> None:
     """Check the accuracy and the names, which may come from a stranger's file."""
     share, count = info.accuracy, info.accuracy_pictures
-    if share is not None and not (type(share) in (int, float) and 0 <= share <= 1):
+    if share is not None and not (_is_number(share) and 0 <= share <= 1):
         raise ValueError(f"the accuracy is {share!r}: expected a number from 0 to 1")
     if count is not None and not (type(count) is int and count > 0):
         raise ValueError(f"the accuracy was measured on {count!r} pictures: expected a whole number above 0")
     for text in (info.fingerprint, info.thumbnet, info.accuracy_split, info.run, info.exported):
         if not isinstance(text, str):
             raise ValueError(f"expected text, got {text!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _range(value: Any) -> tuple[float, float] | None:
