@@ -27,7 +27,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_content(html: str, **_: Any) -> str:
     """Mark short options, so that the style can keep them from being broken after a hyphen."""
-    return re.sub(r"<code>(-[^<]{1,40})</code>", r'<code class="option">\1</code>', html)
+    return re.sub(r"<code>(-[^<]{1,28})</code>", r'<code class="option">\1</code>', html)
 
 
 def commands_page() -> str:
