@@ -1,10 +1,14 @@
-"""Generates the site's reference of commands from the code. MkDocs calls :func:`on_files`."""
+"""Generates the site's reference of commands from the code, and keeps options in one piece.
+
+MkDocs calls :func:`on_files` and :func:`on_page_content`.
+"""
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -19,6 +23,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
     files.append(File.generated(config, COMMANDS, content=commands_page()))
     return files
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Mark short options, so that the style can keep them from being broken after a hyphen."""
+    return re.sub(r"<code>(-[^<]{1,28})</code>", r'<code class="option">\1</code>', html)
 
 
 def commands_page() -> str:

@@ -32,7 +32,7 @@ class SqueezeNet(nn.Module):
             thumbnet.ResidualBlock(16, 32, stride=2), SqueezeExcite(32),
             thumbnet.ResidualBlock(32, 64, stride=2), SqueezeExcite(64),
         )  # fmt: skip
-        self.head = nn.Linear(64, num_classes)  # thumbnet finds the last layer by this name
+        self.head = nn.Linear(64, num_classes)  # thumbnet finds the last layer by its name
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] → logits [B, num_classes]."""

@@ -33,7 +33,8 @@ def train(
 ) -> Run:
     """Train a network, show the progress, and write a run's folder.
 
-    >>> run = train("digits", "digits", overrides=["training.epochs=1"], out=tmp / "run", progress=False)
+    >>> settings = ["training.epochs=1"]
+    >>> run = train("digits", "digits", overrides=settings, out=tmp / "run", progress=False)
     >>> run.summary["split"], run.summary["epochs"]
     ('test', 1)
 
