@@ -87,6 +87,7 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet.errors import MissingExtraError
 
     try:
+        from thumbnet.serving.protection import accepted_hosts
         from thumbnet.serving.server import listen, serve
         from thumbnet.serving.service import ServiceSettings, build_service
     except ModuleNotFoundError as error:
@@ -99,7 +100,7 @@ def execute(options: argparse.Namespace) -> int:
     classifier = load_classifier(options.run, options.device)
     _check_memory(classifier, options)
     with listen(options.host, options.port) as listener:
-        loopback = listener.getsockname()[0] in ("127.0.0.1", "::1")
+        hosts = accepted_hosts(listener, options.host)
         settings = ServiceSettings(
             max_bytes=int(1e6 * options.max_megabytes),
             max_pixels=int(1e6 * options.max_megapixels),
@@ -108,10 +109,10 @@ def execute(options: argparse.Namespace) -> int:
             timeout=options.timeout,
             tta=options.tta,
             api_key=key,
-            hosts=("localhost", "127.0.0.1", "::1", "[::1]", options.host) if loopback else None,
+            hosts=hosts,
         )
         service = build_service(classifier, settings, lambda: _data_to_try(options), _warn)
-        if not loopback and key is None:
+        if hosts is None and key is None:
             _warn(
                 "anyone who can reach this machine can use the service; set THUMBNET_API_KEY to require a key"
             )
