@@ -122,3 +122,18 @@ def test_the_display_says_in_which_precision_a_gpu_computes(
     assert progress._how(state) == text
     monkeypatch.setattr(hardware, "why_not_compile", lambda device: "Triton is not installed")
     assert progress._whether_compiled(state) == "not in use, because Triton is not installed"
+
+
+def test_the_display_of_a_scoring_prints_lines_with_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    from thumbnet.reviewing.scores import Scoring
+
+    monkeypatch.setattr(progress, "PLAIN_EVERY", -1.0)
+    lines: list[str] = []
+    with progress.ScoringDisplay(lines.append) as display:
+        display(Scoring(0, 3, 0.0, None, None))
+        display(Scoring(1, 3, 0.1, 1234.0, 75.0))
+        display(Scoring(2, 3, 0.5, 1234.0, 40.0))
+    assert len(lines) == 3
+    assert lines[0].startswith("training 3 networks, each without the part of the pictures")
+    assert lines[1] == "network 1 of 3  10 % of all  1,234 pictures/s  1:15 left"
+    assert lines[2] == "network 2 of 3  50 % of all  1,234 pictures/s  40.0 s left"

@@ -10,14 +10,13 @@ from importlib import resources
 from typing import Any
 
 import pytest
-
-testclient = pytest.importorskip("starlette.testclient")
-
 from fastapi import FastAPI, Request
 
 from thumbnet.serving.protection import accepted_hosts, page_policy, protect, read_body
 
-PAGES = [("serving", "page.html")]
+testclient = pytest.importorskip("starlette.testclient")
+
+PAGES = [("serving", "page.html"), ("reviewing", "page.html")]
 
 
 def client_of(hosts: tuple[str, ...] | None) -> Any:

@@ -30,6 +30,7 @@ from thumbnet.cli import (
     push,
     recipes,
     report,
+    review,
     serve,
     train,
 )
@@ -53,6 +54,7 @@ COMMANDS = (
     predict,
     compare,
     report,
+    review,
     export,
     push,
     serve,

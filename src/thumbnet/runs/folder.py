@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from thumbnet.errors import RecipeError, RunError
-from thumbnet.files import write_file, write_with
+from thumbnet.files import locked, write_file, write_with
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe, read_recipe, recipe_from_dict
 from thumbnet.runs.environment import environment
@@ -113,32 +113,18 @@ class Run:
     def locked(self, wait: float = 0.0) -> Iterator[None]:
         """Lock the folder so that no other process trains in it, and delete what killed processes left.
 
-        This is an operating-system lock on the file ``.lock``: it is released when its process ends.
-
         Args:
             wait: seconds to wait for another process to release the lock.
 
         Raises:
             RunError: another process holds the lock, or the folder is not writable.
         """
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.path / LOCK_NAME, timeout=wait)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise RunError(
-                f"another process is training in {self.path}: wait for it, or stop it first"
-            ) from None
-        except OSError as error:
-            raise RunError(f"cannot write in {self.path}: {error.strerror or error}") from None
-        try:
+        busy = f"another process is training in {self.path}: wait for it, or stop it first"
+        with locked(self.path / LOCK_NAME, busy, wait):
             for leftover in self.path.glob(LEFTOVERS):
                 with contextlib.suppress(OSError):
                     leftover.unlink()
             yield
-        finally:
-            lock.release()
 
     @property
     def weights_path(self) -> Path:

@@ -1,0 +1,1 @@
+"""Review labels: which are probably wrong, and which pictures without a label are worth labelling."""
