@@ -155,7 +155,7 @@ def test_what_cannot_be_reviewed_is_explained_before_anything_is_scored(
             (["gone"], "If the run's data have moved, name their new place: "),
             (["run", "--port", str(taken.getsockname()[1])], "Address already in use. Try another --port"),
             (["run", "--out", "pictures"], "pictures is a folder: --out must name a file"),
-            (["run", "--out", "no/folder.csv"], "cannot write in no"),
+            (["run", "--out", "no/folder.csv"], "there is no folder no"),
             (["run", "--out", "locked.csv"], "another review is writing locked.csv"),
             (["run", "--first", "0"], "--first 0: expected 1 or more"),
             (["run", "--run", "run"], "run is a run: with --run, name a folder of unlabelled pictures"),

@@ -142,6 +142,8 @@ class _Task:
             raise RunError(
                 f"{self.file} is a folder: --out must name a file, such as {self.file / 'labels.csv'}"
             )
+        if not self.file.parent.is_dir():
+            raise RunError(f"there is no folder {self.file.parent}: create it, or choose another --out")
         return lock_labels(self.file)
 
 
