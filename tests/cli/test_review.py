@@ -150,7 +150,7 @@ def test_what_cannot_be_reviewed_is_explained_before_anything_is_scored(
     with socket.create_server(("127.0.0.1", 0)) as taken, lock_labels(tmp_path / "locked.csv"):
         for words, message in (
             (["nowhere"], "there is no run nowhere"),
-            (["pictures"], "To label the pictures in this folder by means of a run: "),
+            (["pictures"], "To label the pictures in this folder with the help of a run: "),
             (["unfinished"], "is not complete. Resume it: "),
             (["gone"], "If the run's data have moved, name their new place: "),
             (["run", "--port", str(taken.getsockname()[1])], "Address already in use. Try another --port"),
@@ -221,4 +221,17 @@ def test_a_review_that_is_killed_loses_nothing(run: Path) -> None:
         process.communicate()
     assert len(read_corrections(run / "labels.csv")) == 3
     with lock_labels(run / "labels.csv"):  # the lock disappeared with its process
+        pass
+
+
+def test_ctrl_c_during_the_scoring_says_how_to_continue(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("thumbnet.reviewing.scores.score_pictures", stopped)
+    assert main(["review", str(run), *QUICK]) == 130
+    assert "the networks that are finished are kept. Continue: " in capsys.readouterr().err
+    with lock_labels(run / "labels.csv"):
         pass

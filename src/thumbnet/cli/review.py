@@ -40,7 +40,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "place", metavar="RUN", help="a run's folder; with --run, a folder of unlabelled pictures"
     )
-    parser.add_argument("--run", metavar="RUN", help="label the pictures of a folder by means of this run")
+    parser.add_argument(
+        "--run", metavar="RUN", help="label the pictures in a folder with the help of this run"
+    )
     parser.add_argument("--data", metavar="DATA", help=f"{DATA_HELP}: the run's data, if they have moved")
     parser.add_argument(
         "--folds",
@@ -87,9 +89,9 @@ def execute(options: argparse.Namespace) -> int:
     prepare = _Suspects if options.run is None else _Unlabelled
     task = prepare(options)
     with ExitStack() as stack:
-        # A busy port or file is reported now, not after the scoring.
-        listener = stack.enter_context(listen("127.0.0.1", options.port))
+        # A file or port that is in use is reported now, not after the scoring.
         stack.enter_context(task.lock())
+        listener = stack.enter_context(listen("127.0.0.1", options.port))
         review = task.review()
         heading = Heading(task.title, task.next_command(), accepted_hosts(listener, "localhost"))
         app = build_review(
@@ -167,7 +169,7 @@ class _Suspects(_Task):
                 f"{error}\nTo label the pictures in this folder with the help of a run: {label}"
             ) from None
         _ = self.run.summary  # refuse an incomplete run before anything is loaded
-        self.title = f"Review of {folder.name or folder}"
+        self.title = f"Review of {folder.resolve().name}"
         self.file = Path(options.out).expanduser() if options.out else self.run.path / "labels.csv"
         self.rendering = read_weights(self.run.weights_path)[1].preprocessing.rendering
 
@@ -175,16 +177,27 @@ class _Suspects(_Task):
         return str(self.options.data or self.run.settings.get("data"))
 
     def review(self) -> Review:
+        from thumbnet.cli.console import note
         from thumbnet.cli.progress import ScoringDisplay
         from thumbnet.reviewing.scores import FOLDS, score_pictures
         from thumbnet.reviewing.session import Review, suspicious_items
         from thumbnet.reviewing.suspects import find_suspects
 
         data = _data_of(self.run, self.options)
+        for text in data.notes:
+            if text.startswith("warning: "):
+                note(f"thumbnet: {text}")
         self.splits = data.splits
         folds = FOLDS if self.options.folds is None else self.options.folds
-        with ScoringDisplay() as display:
-            scores = score_pictures(self.run, data, folds=folds, device=self.options.device, progress=display)
+        try:
+            with ScoringDisplay() as display:
+                scores = score_pictures(
+                    self.run, data, folds=folds, device=self.options.device, progress=display
+                )
+        except KeyboardInterrupt:
+            again = command("review", self.options.place)
+            note(f"\nthumbnet: the networks that are finished are kept. Continue: {again}")
+            raise
         first = self.options.first
         items = suspicious_items(find_suspects(data, scores), scores, first)
         return Review(items, data.class_names, self.file, shown=first, inherited=self.run.corrections or ())
@@ -249,6 +262,7 @@ def _data_of(run: Run, options: argparse.Namespace) -> Data:
         RunError: the run does not name its data.
         DataError: they cannot be loaded.
     """
+    from thumbnet.cli.progress import counting
     from thumbnet.sources.load import load_data
 
     own = run.settings.get("data")
@@ -259,7 +273,14 @@ def _data_of(run: Run, options: argparse.Namespace) -> Data:
     source = options.data or own
     data_dir = options.data_dir or run.settings.get("data_dir")
     try:
-        return load_data(source, data_dir=data_dir, settings=run.recipe.data, labels=run.corrections)
+        with counting("downloading") as count:
+            return load_data(
+                source,
+                data_dir=data_dir,
+                settings=run.recipe.data,
+                progress=count,
+                labels=run.corrections,
+            )
     except DataError as error:
         if options.data is None and not os.path.exists(source):
             where = command("review", options.place, "--data", "DATA")
