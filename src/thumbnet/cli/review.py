@@ -40,9 +40,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "place", metavar="RUN", help="a run's folder; with --run, a folder of unlabelled pictures"
     )
-    parser.add_argument(
-        "--run", metavar="RUN", help="label the pictures in a folder with the help of this run"
-    )
+    parser.add_argument("--run", metavar="RUN", help="label a folder's pictures with the help of this run")
     parser.add_argument("--data", metavar="DATA", help=f"{DATA_HELP}: the run's data, if they have moved")
     parser.add_argument(
         "--folds",
