@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from thumbnet.data.corrections import Correction
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.folder import Run
 from thumbnet.training import train as training
@@ -28,6 +29,7 @@ def train(
     listener: Listener | None = None,
     auto_resume: bool = False,
     minutes: float | None = None,
+    labels: str | Path | Sequence[Correction] | None = None,
 ) -> Run:
     """Train a network, show the progress, and write a run's folder.
 
@@ -50,6 +52,9 @@ def train(
             scheduler can then repeat the same call as often as it likes.
         minutes: train the best network that this computer can in this wall time, which includes decoding and
             the final evaluation. What was chosen for it is in the run's recipe.
+        labels: corrections of the data's labels: the ``labels.csv`` that ``thumbnet review`` writes, or a
+            list of :class:`~thumbnet.data.corrections.Correction`. They relabel and drop pictures, and add
+            new ones to train. The run keeps a copy, and everything that loads its data again uses it.
 
     Raises:
         ThumbnetError: something that the user can fix: data, recipe, folder, divergence, memory.
@@ -65,6 +70,7 @@ def train(
             listener=told,
             auto_resume=auto_resume,
             minutes=minutes,
+            labels=labels,
         )
 
 

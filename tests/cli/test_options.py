@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,27 @@ def test_pictures_of_one_class_alone_can_be_measured(
     assert found["pictures"] == 5
     assert main(["train", str(tmp_path / "new"), "--out", str(tmp_path / "run")]) == 2
     assert "at least two classes" in capsys.readouterr().err
+
+
+def test_a_runs_corrections_apply_wherever_its_data_are_loaded_again(
+    run: Run, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, _ = evaluate(capsys, run.path)
+    data = data_of_run(build_parser().parse_args(["report", str(run.path)]), run.recipe.data)
+    name = data.splits["test"].name(0)
+    was = data.class_names[data.splits["test"].labels[0]]
+    text = f"picture,label,split,was,decision\n{name},,test,{was},drop\n"
+    (tmp_path / "labels.csv").write_text(text)
+    asked, _ = evaluate(capsys, run.path, "--labels", tmp_path / "labels.csv")
+    assert (before["pictures"], asked["pictures"]) == (12, 11)
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    (copy / "corrections.csv").write_text(text)
+    assert evaluate(capsys, copy)[0]["pictures"] == 11
+    assert evaluate(capsys, copy, own)[0]["pictures"] == 11
+    for command in (["report"], ["export"], ["serve"]):
+        options = build_parser().parse_args([*command, str(copy)])
+        loaded = data_of_run(options, run.recipe.data)
+        assert len(loaded.splits["test"]) == 11
+    other = write_colours(tmp_path / "other", [""], 5)
+    assert evaluate(capsys, copy, other)[0]["pictures"] == 15  # other data have none of these corrections

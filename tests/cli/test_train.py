@@ -185,3 +185,33 @@ def test_a_training_for_a_given_time_says_what_it_chose_and_why(
     run = Run(tmp_path / "run")
     assert run.settings["minutes"] == 0.15
     assert run.recipe.training.steps > 0
+
+
+def test_corrected_labels_are_told_at_the_start_and_at_the_end(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "labels.csv").write_text(
+        "picture,label,split,was,decision\ntrain/red/0.png,blue,train,red,relabel\n"
+    )
+    labels, out = str(tmp_path / "labels.csv"), str(tmp_path / "run")
+    assert main(["train", str(folder), "--labels", labels, "--out", out, *SETTINGS, *epochs(1)]) == 0
+    shown = capsys.readouterr()
+    assert "        corrected labels: 1 relabelled\n" in shown.err
+    assert "  corrected labels: 1 relabelled\n" in shown.out
+
+
+def test_a_resumed_run_keeps_its_own_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    for more in ([], ["--more-epochs", "2"]):
+        assert main(["train", "--resume", "runs/x", "--labels", "labels.csv", *more]) == 2
+        shown = capsys.readouterr().err
+        assert "leave out --labels" in shown
+        assert "train DATA --labels labels.csv --init runs/x" in shown
+
+
+def test_wrong_corrections_are_an_error_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "labels.csv").write_text("picture,label,split,was,decision\n1.png,b,train,a,relable\n")
+    for command in ("train", "lr-find", "data"):
+        assert main([command, str(tmp_path / "no-data"), "--labels", str(tmp_path / "labels.csv")]) == 2
+        assert "labels.csv, line 2: there is no decision 'relable'" in capsys.readouterr().err

@@ -84,3 +84,30 @@ def test_data_of_one_class_cannot_be_trained_on() -> None:
 def test_arrays_that_are_no_pictures_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError):
         ArraySplit(np.zeros(shape, np.uint8), np.zeros(4, np.int64), "x")
+
+
+@pytest.mark.parametrize("make", [as_files, as_bytes, as_array])
+def test_other_labels_leave_the_split_and_its_pictures_as_they_are(make: object, tmp_path: Path) -> None:
+    split = make(tmp_path)  # type: ignore[operator]
+    key = split.content_key()
+    changed = split.with_labels(np.array([2, 0, 1]))
+    assert changed.labels.tolist() == [2, 0, 1]
+    assert split.labels.tolist() == [0, 1, 2]
+    assert changed.content_key() == key
+    assert b"".join(changed.stamp()) != b"".join(split.stamp())
+
+
+def test_a_picture_of_an_array_keeps_its_name_in_every_subset(tmp_path: Path) -> None:
+    part = as_array(tmp_path).subset(np.array([2, 1])).subset(np.array([1]))
+    assert part.name(0) == "x[1]"
+    assert part.key(0) == "x[0]"  # what held-out splits are chosen by, as in older versions
+
+
+def test_the_fingerprint_of_some_splits_ignores_the_others() -> None:
+    data = coloured_data(6)
+    changed = Data(
+        "x", "x", data.class_names, {**data.splits, "train": data.splits["train"].subset(np.arange(5))}
+    )
+    assert changed.fingerprint("test") == data.fingerprint("test")
+    assert changed.fingerprint("train") != data.fingerprint("train")
+    assert changed.fingerprint() == changed.fingerprint("train", "test") != data.fingerprint()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,3 +92,11 @@ def test_the_card_says_what_was_measured(tiny_run: Run, capsys: pytest.CaptureFi
     assert str(tiny_run.path.parent) not in card
     assert main(["push", str(tiny_run.path), f"hf:{NAME}", "--card", "--license", "mit"]) == 0
     assert capsys.readouterr().out.strip() == card.strip()
+
+
+def test_the_card_says_which_labels_were_corrected(tiny_run: Run, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run.path, tmp_path / "run")
+    summary = {**tiny_run.summary, "labels": {"relabelled": 12, "dropped": 3, "sha256": "0"}}
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    card = model_card(Run(tmp_path / "run"), NAME)
+    assert "Corrected labels: 12 relabelled, 3 dropped. Classes: red, green, blue." in card

@@ -23,14 +23,25 @@ Make = Callable[..., Run]
 def make(tiny_run: Run, tmp_path: Path) -> Make:
     """Make copies of a complete run with another accuracy, seed, learning rate or fingerprint."""
 
-    def one(accuracy: float, seed: int = 0, lr: float = 0.05, fingerprint: str = "same") -> Run:
+    def one(
+        accuracy: float,
+        seed: int = 0,
+        lr: float = 0.05,
+        fingerprint: str = "same",
+        measured: str = "",
+        labels: dict[str, object] | None = None,
+    ) -> Run:
         path = tmp_path / f"{lr}-{seed}"
         shutil.copytree(tiny_run.path, path)
         recipe = tiny_run.recipe
         recipe = replace(recipe, seed=seed, optimizer=replace(recipe.optimizer, lr=lr))
         (path / "recipe.toml").write_text(recipe.to_toml())
         (path / "summary.json").write_text(json.dumps({**tiny_run.summary, "accuracy": accuracy}))
-        (path / "run.json").write_text(json.dumps({**tiny_run.settings, "fingerprint": fingerprint}))
+        settings = {**tiny_run.settings, "fingerprint": fingerprint}
+        settings["measured_fingerprint"] = measured or fingerprint
+        if labels:
+            settings["labels"] = labels
+        (path / "run.json").write_text(json.dumps(settings))
         return Run(path)
 
     return one
@@ -73,6 +84,33 @@ def test_single_runs_and_equal_accuracies_are_not_tested(make: Make) -> None:
 def test_runs_measured_on_different_pictures_cannot_be_compared(make: Make) -> None:
     with pytest.raises(RunError, match="different pictures"):
         group_runs([make(0.9), make(0.9, 1, fingerprint="other")])
+
+
+def test_runs_of_an_older_version_are_compared_by_all_their_data(make: Make) -> None:
+    new, old = make(0.9), make(0.9, 1)
+    settings = old.settings
+    del settings["measured_fingerprint"]
+    (old.path / "run.json").write_text(json.dumps(settings))
+    assert len(group_runs([new, old])) == 1
+    (old.path / "run.json").write_text(json.dumps({**settings, "fingerprint": "other"}))
+    with pytest.raises(RunError, match="different pictures"):
+        group_runs([new, old])
+
+
+def test_a_run_with_corrected_training_labels_is_a_group_of_its_own(make: Make) -> None:
+    runs = [make(0.9, measured="m"), make(0.91, 1, measured="m")]
+    runs += [make(0.93, seed, fingerprint="f", measured="m", labels={"relabelled": 1}) for seed in (2, 3)]
+    assert [(group.name, len(group.runs)) for group in group_runs(runs)] == [
+        ("resnet18", 2),
+        ("resnet18, corrected labels", 2),
+    ]
+
+
+def test_if_test_labels_were_corrected_the_error_says_how_to_measure_both(make: Make) -> None:
+    plain, changed = make(0.9), make(0.9, 1, fingerprint="f", labels={"relabelled": 1})
+    for runs in ([plain, changed], [changed, plain]):
+        with pytest.raises(RunError, match=f"evaluate {plain.path} --labels {changed.path}/corrections.csv"):
+            group_runs(runs)
 
 
 def test_the_command_shows_tables_a_test_and_curves(

@@ -326,3 +326,36 @@ def test_a_table_of_many_attributes_asks_for_the_label_column(tmp_path: Path) ->
     with pytest.raises(DataError, match=r"gender, season\?.*--label-column"):
         load_data(tmp_path)
     assert load_data(tmp_path, label_column="gender").class_names == ("M", "W")
+
+
+def test_a_file_of_corrections_is_a_table_too(tmp_path: Path) -> None:
+    pictures(tmp_path / "new", [f"{n}.png" for n in range(COUNT)])
+    rows = [f"{n}.png,{CLASSES[n % 3]},train,,relabel" for n in range(COUNT - 2)]
+    rows[0] = f"{tmp_path / 'new' / '0.png'},blue,train,green,relabel"  # an absolute path
+    rows += ["10.png,,train,red,drop", "11.png,red,train,red,unsure", "1.png,red,train,,relabel"]
+    file = tmp_path / "new" / "labels.csv"
+    file.write_text("picture,label,split,was,decision\n" + "\n".join(rows) + "\n")
+    for source in (file, file.parent):
+        data = load_data(source, test_fraction=0)
+        split = data.splits["train"]
+        found = {Path(split.name(i)).name: data.class_names[label] for i, label in enumerate(split.labels)}
+        expected = {f"{n}.png": CLASSES[n % 3] for n in range(COUNT - 2)}
+        assert found == expected | {"1.png": "red"}  # the last row counts
+        assert "labels.csv: 2 dropped or unsure picture(s) are left out" in data.notes
+    file.write_text("picture,label,split,was,decision\n10.png,,train,red,drop\n")
+    with pytest.raises(DataError, match="no row gives a picture a class"):
+        load_data(file)
+
+
+def test_corrections_of_other_data_say_how_to_apply_them(tmp_path: Path) -> None:
+    pictures(tmp_path / "data", ["a/0.png", "b/1.png"])
+    file = tmp_path / "labels.csv"
+    file.write_text(
+        "picture,label,split,was,decision\na/0.png,b,train,a,relabel\nb/9.png,b,train,a,relabel\n"
+    )
+    with pytest.raises(DataError, match=f"train DATA --labels {file}"):
+        load_data(file)
+    file.write_text(
+        "picture,label,split,was,decision\na/0.png,b,train,a,relabel\nb/1.png,a,train,b,relabel\n"
+    )
+    assert counts(load_data(file, images=str(tmp_path / "data"), test_fraction=0)) == {"train": 2}

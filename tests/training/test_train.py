@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import TINY, coloured_data, noise, write_class_folders, write_picture
+from helpers import TINY, coloured, coloured_data, noise, write_class_folders, write_picture
 from thumbnet import load_data, load_run
 from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.logits import collect_logits
@@ -304,3 +305,93 @@ def test_a_folder_with_what_a_killed_training_leaves_before_its_first_step_is_fr
     run = train(folder, "fast", overrides=[*TINY, "training.epochs=1"], out=out, device="cpu")
     assert run.is_complete
     assert not list(out.glob(".*.tmp"))
+
+
+@pytest.fixture(scope="module")
+def corrected(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on the folder's pictures with corrected labels and a new picture, stopped and resumed."""
+    place = tmp_path_factory.mktemp("corrected")
+    write_picture(place / "new.png", coloured(1, 4321))
+    (place / "labels.csv").write_text(
+        "picture,label,split,was,decision\n"
+        "train/red/0.png,blue,train,red,relabel\n"
+        "test/red/1.png,,test,red,drop\n"
+        "new.png,green,train,,relabel\n"
+    )
+    out = place / "run"
+    with pytest.raises(InterruptedRunError):
+        train(
+            folder, "fast", overrides=SMALLEST, out=out, device="cpu", labels=place / "labels.csv",
+            listener=StopAfter(2),
+        )  # fmt: skip
+    (place / "labels.csv").unlink()  # the run has its own copy
+    return resume(out, device="cpu")
+
+
+def test_a_run_with_corrected_labels_is_one_on_data_with_these_labels(
+    corrected: Run, folder: Path, tmp_path: Path
+) -> None:
+    data = load_data(folder, labels=corrected.corrections)
+    assert len(data.splits["train"]) == 61
+    assert len(data.splits["test"]) == 59
+    assert data.fingerprint() == corrected.settings["fingerprint"] != load_data(folder).fingerprint()
+    plain = Data(data.source, data.layout, data.class_names, data.splits)
+    whole = train(plain, "fast", overrides=SMALLEST, out=tmp_path / "run", device="cpu")
+    assert not (whole.path / "corrections.csv").exists()
+    assert "labels" not in whole.settings.keys() | whole.summary.keys()
+    weights = load_run(corrected.path).model.state_dict(), load_run(whole.path).model.state_dict()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert corrected.summary["accuracy"] == whole.summary["accuracy"]
+
+
+def test_a_run_records_what_was_corrected(corrected: Run) -> None:
+    copy = (corrected.path / "corrections.csv").read_bytes()
+    record = {
+        "relabelled": 1, "dropped": 1, "unsure": 0, "unsure_kept": 0, "added": 1, "confirmed": 0, "held_out": 1,
+        "missing": 0, "sha256": hashlib.sha256(copy).hexdigest(),
+    }  # fmt: skip
+    assert corrected.settings["labels"] == corrected.summary["labels"] == record
+    assert f"{corrected.path.parent}/new.png,green,train,,relabel" in copy.decode()
+
+
+def test_a_run_without_its_corrections_is_not_resumed(corrected: Run, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(corrected.path, copy)
+    (copy / "summary.json").unlink()
+    (copy / "corrections.csv").unlink()
+    with pytest.raises(RunError, match=r"corrections\.csv is missing"):
+        resume(copy, device="cpu")
+    kept = (corrected.path / "corrections.csv").read_text()
+    (copy / "corrections.csv").write_text(kept.replace("blue,train,red", "green,train,red"))
+    with pytest.raises(RunError, match="have changed since the run"):
+        resume(copy, device="cpu")
+
+
+def test_a_corrected_run_is_trained_for_longer_on_the_same_labels(corrected: Run, tmp_path: Path) -> None:
+    longer = resume(corrected.path, more_epochs=1, out=tmp_path / "longer", device="cpu")
+    assert longer.settings["labels"] == corrected.settings["labels"]
+    assert longer.corrections == corrected.corrections
+
+
+def test_the_same_call_resumes_only_with_the_same_corrections(
+    corrected: Run, folder: Path, tmp_path: Path
+) -> None:
+    def call(labels: object) -> Run:
+        return train(folder, out=corrected.path, device="cpu", auto_resume=True, labels=labels)  # type: ignore[arg-type]
+
+    assert call(None).path == corrected.path
+    assert call(corrected.path / "corrections.csv").path == corrected.path
+    (tmp_path / "labels.csv").write_text(
+        "picture,label,split,was,decision\ntrain/red/2.png,,train,red,drop\n"
+    )
+    with pytest.raises(RunError, match=f"the corrections have changed since the run {corrected.path} began"):
+        call(tmp_path / "labels.csv")
+
+
+def test_data_that_are_corrected_already_leave_the_same_run(
+    corrected: Run, folder: Path, tmp_path: Path
+) -> None:
+    data = load_data(folder, labels=corrected.corrections)
+    run = train(data, "fast", overrides=[*SMALLEST, "training.epochs=1"], out=tmp_path / "run", device="cpu")
+    assert run.settings["labels"] == corrected.settings["labels"]
+    assert (run.path / "corrections.csv").read_bytes() == (corrected.path / "corrections.csv").read_bytes()

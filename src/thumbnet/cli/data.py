@@ -9,6 +9,7 @@ from thumbnet.cli.options import (
     DATA_HELP,
     add_data_dir,
     add_data_options,
+    add_labels,
     add_on_bad_image,
     add_overrides,
     data_settings,
@@ -30,6 +31,7 @@ def add(commands: Any) -> None:
         "--plot", metavar="FILE", help="draw sample pictures of each class (.png, .svg, .pdf)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_labels(parser)
     add_data_options(parser)
     add_on_bad_image(parser)
     add_overrides(parser)
@@ -51,7 +53,13 @@ def execute(options: argparse.Namespace) -> int:
     size = parse_image_size(settings.image_size) if settings.image_size != AUTO else None
     fit: Fit = settings.fit
     with counting("downloading") as count:
-        data = load_data(options.data, data_dir=options.data_dir, settings=settings, progress=count)
+        data = load_data(
+            options.data,
+            data_dir=options.data_dir,
+            settings=settings,
+            progress=count,
+            labels=options.labels,
+        )
     with counting("reading") as count:
         found = inspect_data(data, size, fit, count)
     if target:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from thumbnet.cli.options import (
     add_common,
     add_data_of_run,
+    add_labels,
     add_on_bad_image,
     add_run,
     add_tta,
@@ -32,6 +33,7 @@ def add(commands: Any) -> None:
     )
     add_run(parser, or_onnx=True)
     add_data_of_run(parser)
+    add_labels(parser)
     add_tta(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--plot", metavar="FILE", help="draw the confusion matrix (.png, .svg, .pdf)")

@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from thumbnet.cli.options import DATA_HELP, add_common, add_recipe_options, overrides, positive
+from thumbnet.cli.options import (
+    DATA_HELP,
+    add_common,
+    add_labels,
+    add_recipe_options,
+    overrides,
+    positive,
+)
 from thumbnet.errors import ThumbnetError
 
 
@@ -39,6 +46,7 @@ def add(commands: Any) -> None:
         metavar="LR",
         help="highest learning rate (default: 100)",
     )
+    add_labels(parser)
     add_recipe_options(parser)
     add_common(parser)
     parser.set_defaults(command=execute)
@@ -52,6 +60,7 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet.batches.prepare import prepare
     from thumbnet.cli.console import say
     from thumbnet.cli.progress import counting
+    from thumbnet.data.corrections import corrections_of
     from thumbnet.hardware import choose_device
     from thumbnet.reports import figures as plots
     from thumbnet.training.choose import choose_recipe
@@ -61,8 +70,9 @@ def execute(options: argparse.Namespace) -> int:
 
     target = plots.check_plot_path(options.plot) if options.plot else None
     device = choose_device(options.device)
+    labels = None if options.labels is None else corrections_of(options.labels)
     recipe, data = choose_recipe(
-        options.data, options.recipe, overrides(options), options.data_dir, Listener()
+        options.data, options.recipe, overrides(options), options.data_dir, Listener(), labels
     )
     data = replace(data, splits={"train": data.splits["train"]})  # the test needs no other split
     with counting("decoding") as count:

@@ -113,6 +113,16 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label-column", metavar="COLUMN", help="column of a table with the classes")
 
 
+def add_labels(parser: argparse.ArgumentParser) -> None:
+    """Add ``--labels``, corrections of the data's labels."""
+    parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="corrections of labels, such as the labels.csv that `review` writes: relabel and drop pictures, "
+        "and add new ones to train",
+    )
+
+
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Add ``--set``, which changes any setting of a recipe."""
     parser.add_argument(
@@ -299,8 +309,8 @@ def data_settings_of_run(options: argparse.Namespace) -> DataSettings:
 def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
     """Load DATA, or the run's data if DATA is not given.
 
-    The run's data are split as in training. Other data keep their own splits; if they have none, a split
-    called ``all`` contains all pictures.
+    The run's data are split and corrected as in training, unless ``--labels`` names other corrections. Other
+    data keep their own splits; if they have none, a split called ``all`` contains all pictures.
 
     Raises:
         RunError: DATA is not given and RUN does not name any data.
@@ -310,12 +320,15 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
 
     from thumbnet.cli.console import note
     from thumbnet.data.calibration import with_calibration_split
+    from thumbnet.data.corrections import corrections_of
     from thumbnet.data.held_out import NOTHING_SET_ASIDE
     from thumbnet.errors import RunError
     from thumbnet.sources.load import load_data
 
     settings = data_settings(options, settings)
     source, data_dir, run = options.data, options.data_dir, run_of(options)
+    asked = getattr(options, "labels", None)
+    corrections = None if asked is None else corrections_of(asked)
     own = None if run is None else run.settings.get("data")
     if source is None:
         source = own
@@ -328,9 +341,11 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
         raise RunError(f"name the data (DATA): {options.run} {why}")
     if run is not None and own is not None and _same_source(source, own):
         data_dir = data_dir or run.settings.get("data_dir")
-        return with_calibration_split(load_data(source, data_dir=data_dir, settings=settings), settings)
+        corrections = run.corrections if corrections is None else corrections
+        data = load_data(source, data_dir=data_dir, settings=settings, labels=corrections)
+        return with_calibration_split(data, settings)
     settings = replace(settings, val_fraction=0.0, test_fraction=0.0, group_by="")
-    data = load_data(source, data_dir=data_dir, settings=settings, one_class=True)
+    data = load_data(source, data_dir=data_dir, settings=settings, one_class=True, labels=corrections)
     notes = [text for text in data.notes if text != NOTHING_SET_ASIDE]
     splits = dict(data.splits)
     if set(splits) == {"train"}:

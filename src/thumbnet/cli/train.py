@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.cli.options import DATA_HELP, SHORTCUTS, add_common, add_recipe_options, overrides, rank
+from thumbnet.cli.options import (
+    DATA_HELP,
+    SHORTCUTS,
+    add_common,
+    add_labels,
+    add_recipe_options,
+    overrides,
+    rank,
+)
 from thumbnet.errors import ThumbnetError
 from thumbnet.invocation import command
 
@@ -30,6 +38,7 @@ def add(commands: Any) -> None:
               %(prog)s digits
               %(prog)s pictures/ --epochs 20 --val-fraction 0.1
               %(prog)s cifar10 --minutes 2
+              %(prog)s pictures/ --labels runs/2026-11-23-pictures-small-1/labels.csv
               %(prog)s cifar10 --recipe resnet18 --set optimizer.lr=0.05
               %(prog)s --resume runs/2026-11-23-cifar10-resnet18-1
               %(prog)s --resume runs/2026-11-23-cifar10-resnet18-1 --more-epochs 10"""),
@@ -58,6 +67,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--init", metavar="RUN", help="start from the weights of this run or of hf:OWNER/NAME"
     )
+    add_labels(parser)
     parser.add_argument(
         "--micro-batch",
         type=int,
@@ -127,6 +137,7 @@ def execute(options: argparse.Namespace) -> int:
                 listener=listener,
                 auto_resume=options.auto_resume,
                 minutes=options.minutes,
+                labels=options.labels,
                 started=started,
             )
     if not first:
@@ -162,6 +173,8 @@ def _check_what_is_trained(options: argparse.Namespace) -> None:
             raise ThumbnetError("--more-epochs goes with --resume RUN; for a new run it is --epochs")
         if options.epochs is not None or options.auto_resume or options.init:
             raise ThumbnetError("--more-epochs goes without --epochs, --init and --auto-resume")
+        if options.labels is not None:
+            raise ThumbnetError(_own_labels(options))
         if options.recipe is not None:
             raise ThumbnetError(
                 "--more-epochs keeps the run's recipe; change single settings by --set KEY=VALUE"
@@ -169,6 +182,8 @@ def _check_what_is_trained(options: argparse.Namespace) -> None:
         return
     if options.resume is None:
         return
+    if options.labels is not None:
+        raise ThumbnetError(_own_labels(options))
     given = [flag for flag in ("recipe", "out", *SHORTCUTS) if getattr(options, flag, None) is not None]
     given += ["auto_resume"] if options.auto_resume else []
     if given or options.overrides:
@@ -187,6 +202,15 @@ def _check_what_is_trained(options: argparse.Namespace) -> None:
                 else f".\nOnce it is finished, it can be trained for longer: {longer}"
             )
         raise ThumbnetError(message)
+
+
+def _own_labels(options: argparse.Namespace) -> str:
+    """Say how to train a run's network on corrected labels."""
+    new = command("train", "DATA", "--labels", options.labels, "--init", options.resume)
+    return (
+        "--resume takes the run's own labels, with the corrections that it began with: leave out --labels.\n"
+        f"To train on the corrected labels, starting from the run's weights: {new}"
+    )
 
 
 class Terminated(BaseException):

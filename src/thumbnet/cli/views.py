@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from thumbnet.cli.console import duration, json_line, say, table
+from thumbnet.data.corrections import describe_corrections
 from thumbnet.errors import printable
 from thumbnet.invocation import command
 from thumbnet.recipes.networks import code_options
@@ -48,6 +49,8 @@ def show_summary(run: Run) -> None:
     calibration = describe_calibration(summary)
     if calibration:
         say(f"  {calibration}")
+    if summary.get("labels"):
+        say(f"  {describe_corrections(summary['labels'])}")
     for text in summary.get("warnings", ()):
         say(text)
     say(

@@ -30,7 +30,7 @@ def with_calibration_split(data: Data, settings: DataSettings) -> Data:
     seed = settings.split_seed + 2
     groups = data.groups.get("train")
     if groups is None:
-        chosen = _stratified((train.name(i) for i in range(len(train))), train.labels, count, seed)
+        chosen = _stratified((train.key(i) for i in range(len(train))), train.labels, count, seed)
     else:
         chosen = _whole_groups(groups, count, seed)
     if chosen.sum() < FEWEST:

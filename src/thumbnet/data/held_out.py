@@ -105,7 +105,7 @@ def _by_picture(train: Split, classes: int, fraction: float, seed: int) -> np.nd
         members = np.flatnonzero(train.labels == label)
         count = min(max(1, round(len(members) * fraction)), len(members) - 1)
         if count > 0:
-            ranked = sorted(members.tolist(), key=lambda index: _rank(train.name(index), seed))
+            ranked = sorted(members.tolist(), key=lambda index: _rank(train.key(index), seed))
             chosen[ranked[:count]] = True
     return chosen
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import io
 import os
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Self
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -48,7 +49,14 @@ class Split(ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """The picture's name: its path relative to the data's root, if it has one."""
+        """The picture's name: its path relative to the data's root, if it has one.
+
+        A subset of a split keeps the names.
+        """
+
+    def key(self, index: int) -> str:
+        """What is hashed to choose the pictures of a held-out split: the name, except for arrays."""
+        return self.name(index)
 
     @abstractmethod
     def read(self, index: int) -> Image.Image:
@@ -89,6 +97,12 @@ class Split(ABC):
     @abstractmethod
     def subset(self, indices: np.ndarray) -> Split:
         """The pictures at ``indices`` (int [M]), in that order."""
+
+    def with_labels(self, labels: np.ndarray) -> Self:
+        """The same pictures with other labels (int [N])."""
+        changed = copy.copy(self)
+        changed.labels = np.asarray(labels, dtype=np.int64)
+        return changed
 
     def content_key(self) -> str:
         """A digest of the pictures, without their labels. Computed once."""
@@ -221,13 +235,16 @@ class ArraySplit(Split):
         images: uint8, uint16, int32 or floats. Other integers and booleans are converted to one of these. A
             :class:`thumbnet.data.images.Rendering` turns them into 8-bit RGB.
         labels: int [N].
-        prefix: the start of each picture's name.
+        prefix: the start of each picture's name, which is ``prefix[number]``.
+        numbers: the pictures' positions in the whole array, int [N], if these are a part of it.
 
     Raises:
         DataError: the shape or the type is not one of these.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, prefix: str) -> None:
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, prefix: str, numbers: np.ndarray | None = None
+    ) -> None:
         self.images = _as_pictures(images, prefix)
         self.labels = np.asarray(labels, dtype=np.int64)
         if self.labels.shape != (len(images),):
@@ -236,8 +253,13 @@ class ArraySplit(Split):
                 f"expected [{len(images)}]"
             )
         self.prefix = prefix
+        self._numbers = np.arange(len(images)) if numbers is None else numbers
 
     def name(self, index: int) -> str:
+        return f"{self.prefix}[{self._numbers[index]}]"
+
+    def key(self, index: int) -> str:
+        """The name with the position in this split, so that older runs find the same held-out pictures."""
         return f"{self.prefix}[{index}]"
 
     def read(self, index: int) -> Image.Image:
@@ -260,7 +282,7 @@ class ArraySplit(Split):
         return (self.images.shape[1], self.images.shape[2]), mode
 
     def subset(self, indices: np.ndarray) -> ArraySplit:
-        return ArraySplit(self.images[indices], self.labels[indices], self.prefix)
+        return ArraySplit(self.images[indices], self.labels[indices], self.prefix, self._numbers[indices])
 
     def stamp(self) -> Iterable[bytes]:
         yield self.labels.tobytes()
@@ -344,6 +366,41 @@ def _peek_stream(stream: IO[bytes], name: str, formats: list[str]) -> tuple[tupl
 
 
 @dataclass(frozen=True)
+class Corrected:
+    """What a person's corrections changed in a data set; see :mod:`thumbnet.data.corrections`.
+
+    Attributes:
+        relabelled: how many pictures got another class.
+        dropped: how many pictures were left out.
+        unsure: how many pictures were left out of train because the person could not tell their class.
+        unsure_kept: how many such pictures stay in test and val, with the class given by the data.
+        added: how many pictures are new in train.
+        confirmed: how many pictures keep their class because the person confirmed it.
+        held_out: how many of the relabelled and dropped pictures are in test or val.
+        missing: how many corrections name a picture that the data do not have.
+        content: the corrections as a CSV file, valid in any folder.
+    """
+
+    relabelled: int = 0
+    dropped: int = 0
+    unsure: int = 0
+    unsure_kept: int = 0
+    added: int = 0
+    confirmed: int = 0
+    held_out: int = 0
+    missing: int = 0
+    content: bytes = field(default=b"", repr=False)
+
+    def counts(self) -> dict[str, int]:
+        """The numbers by name, without ``content``."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, int)}
+
+    def record(self) -> dict[str, Any]:
+        """The numbers, and the SHA-256 of ``content``: what a run keeps."""
+        return {**self.counts(), "sha256": hashlib.sha256(self.content).hexdigest()}
+
+
+@dataclass(frozen=True)
 class Data:
     """A data set: what :func:`thumbnet.load_data` returns.
 
@@ -358,6 +415,7 @@ class Data:
         groups: each picture's group, str [N], by split, if pictures belong together (those of one person, for
             example). Held-out splits take whole groups.
         set_aside: the splits that thumbnet split off ``train``, as opposed to the source's own.
+        corrected: what corrections of labels changed; None if there were none.
     """
 
     source: str
@@ -367,6 +425,7 @@ class Data:
     notes: tuple[str, ...] = field(default=())
     groups: Mapping[str, np.ndarray] = field(default_factory=dict)
     set_aside: tuple[str, ...] = ()
+    corrected: Corrected | None = None
 
     def __post_init__(self) -> None:
         # Notes contain file names: remove control characters, and keep each note on one line.
@@ -407,10 +466,15 @@ class Data:
         """The name of the split to measure on: ``test``, else ``val``, else all pictures."""
         return next(name for name in ("test", "val", "all", "train") if name in self.splits)
 
-    def fingerprint(self) -> str:
-        """A digest of class names, labels and pictures (files count by name and size), in hexadecimal."""
+    def fingerprint(self, *splits: str) -> str:
+        """A digest of class names, labels and pictures (files count by name and size), in hexadecimal.
+
+        With names of ``splits``, only these count.
+        """
         digest = hashlib.blake2b("\0".join(self.class_names).encode(), digest_size=16)
         for name, split in sorted(self.splits.items()):
+            if splits and name not in splits:
+                continue
             digest.update(f"\n{name}\n".encode())
             for part in split.stamp():
                 digest.update(part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from thumbnet.data.corrections import describe_corrections
 from thumbnet.errors import RunError
 from thumbnet.models import count_parameters
 from thumbnet.models.registry import is_built_in
@@ -56,7 +57,7 @@ Install thumbnet {version} or newer from a clone of its repository. With the clo
 
 ## Data
 
-{data}, fingerprint `{fingerprint}`. Classes: {names}.
+{data}, fingerprint `{fingerprint}`. {corrected}Classes: {names}.
 
 ## Intended use, and limits
 
@@ -140,6 +141,7 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
         limits=MEASURED if summary["accuracy"] is not None else NOT_MEASURED,
         data=data,
         fingerprint=info.fingerprint,
+        corrected=f"{describe_corrections(summary['labels']).capitalize()}. " if "labels" in summary else "",
         names=", ".join(names) + (f", and {rest} more" if rest else ""),
         epochs=summary["epochs"],
         seconds=f"{summary['seconds_training']:,.0f}",

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from thumbnet.errors import MissingExtraError, RunError
-from thumbnet.runs.folder import Run
+from thumbnet.invocation import command
+from thumbnet.runs.folder import CORRECTIONS_NAME, Run
 
 CONFIDENCE = 0.95
 
@@ -67,34 +68,53 @@ class Difference:
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Group runs that differ only in the seed, in the order of the groups' first runs.
 
+    Runs that were trained on different pictures or labels are in different groups.
+
     Raises:
-        RunError: a run is not complete, or the runs were measured on different pictures.
+        RunError: a run is not complete, or the runs were measured on different pictures or labels.
     """
     members: dict[str, list[Run]] = {}
-    measured: dict[tuple[Any, Any], Run] = {}
     for run in runs:
-        summary, settings = run.summary, run.settings
-        measured.setdefault((settings.get("fingerprint"), summary["split"]), run)
+        _check_measured_alike(runs[0], run)
         described = run.recipe.to_dict()
         for key in ("seed", "name", "description"):
             described.pop(key, None)
+        described["fingerprint"] = run.settings.get("fingerprint")
         members.setdefault(json.dumps(described, sort_keys=True), []).append(run)
-    if len(measured) > 1:
-        first, second, *_ = measured.values()
-        raise RunError(
-            f"{first.path} and {second.path} were measured on different pictures, so their accuracies "
-            "cannot be compared"
-        )
     groups = []
     names: dict[str, int] = {}
     for same in members.values():
         name = same[0].recipe.name
+        if same[0].settings.get("labels"):
+            name += ", corrected labels"
         names[name] = names.get(name, 0) + 1
         label = name if names[name] == 1 else f"{name} ({names[name]})"
         found = [run.summary["accuracy"] for run in same]
         accuracies = tuple(float(value) for value in found if value is not None)
         groups.append(Group(label, tuple(same), accuracies))
     return groups
+
+
+def _check_measured_alike(first: Run, second: Run) -> None:
+    """Check that two runs were measured on the same pictures, with the same labels.
+
+    Raises:
+        RunError: they were not, or a run is not complete.
+    """
+    one, other = first.settings, second.settings
+    key = "measured_fingerprint" if "measured_fingerprint" in one.keys() & other.keys() else "fingerprint"
+    if one.get(key) == other.get(key) and first.summary["split"] == second.summary["split"]:
+        return
+    message = (
+        f"{first.path} and {second.path} were measured on different pictures, so their accuracies "
+        "cannot be compared"
+    )
+    if one.get("labels") != other.get("labels"):
+        changed = second if other.get("labels") else first
+        plain = first if changed is second else second
+        measure = command("evaluate", plain.path, "--labels", changed.path / CORRECTIONS_NAME)
+        message += f".\nTo measure {plain.path} with the corrected labels of {changed.path}: {measure}"
+    raise RunError(message)
 
 
 def welch_test(first: Group, second: Group) -> Difference | None:

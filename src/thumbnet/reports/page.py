@@ -15,6 +15,7 @@ import numpy as np
 from thumbnet.classifiers.base import Classifier, SplitLogits
 from thumbnet.classifiers.explain import highlight, likely_label_errors, occlusion_map
 from thumbnet.classifiers.load import load_run
+from thumbnet.data.corrections import describe_corrections
 from thumbnet.data.images import Preprocessing, as_data_address
 from thumbnet.data.splits import Data, Progress, Split
 from thumbnet.errors import MissingExtraError, UnreadableImageError
@@ -192,7 +193,11 @@ def write_report(run: Run, data: Data, split: str, out: Path, *, progress: Progr
         nothing_measured=NOTHING_MEASURED if summary["accuracy"] is None else None,
         optimistic=OPTIMISTIC if is_optimistic({**summary, "split": split}) else None,
         calibration=describe_calibration(summary),
-        notes=[*(summary.get("repeats") or {}).get("lines", ()), *summary.get("warnings", ())],
+        notes=[
+            *([describe_corrections(summary["labels"])] if summary.get("labels") else []),
+            *(summary.get("repeats") or {}).get("lines", ()),
+            *summary.get("warnings", ()),
+        ],
         parameters=summary["parameters"] or count_parameters(weights, info.model, len(info.class_names)),
         curves=_curves(run),
         schedule=_schedule(run),

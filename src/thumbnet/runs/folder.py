@@ -4,6 +4,7 @@
 recipe.toml        every setting, resolved
 run.json           the data and their fingerprint; a resume needs both, along with the recipe
 environment.json   versions, hardware, git commit
+corrections.csv    the corrections of labels, if the run was trained with any
 metrics.jsonl      one line per epoch; metrics.csv holds the same rows for a spreadsheet
 checkpoint.pt      the state to resume from (tensors and plain values, loaded with weights_only=True)
 skipped.jsonl      the pictures that were skipped, and why; exists only if there were any
@@ -33,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thumbnet.data.corrections import Correction, read_corrections
 from thumbnet.errors import RecipeError, RunError
 from thumbnet.files import locked, write_file, write_with
 from thumbnet.invocation import command
@@ -43,6 +45,7 @@ from thumbnet.runs.weights import WEIGHTS_NAME, write_weights
 from thumbnet.runs.weights_info import WeightsInfo
 
 LOCK_NAME = ".lock"
+CORRECTIONS_NAME = "corrections.csv"
 LEFTOVERS = ".*.tmp"  # see thumbnet.files.write_with
 
 
@@ -143,6 +146,21 @@ class Run:
         return self._read_json("run.json")
 
     @property
+    def corrections(self) -> list[Correction] | None:
+        """The corrections of labels that the run was trained with; None if it was trained without any.
+
+        Raises:
+            RunError: their file is missing.
+            DataError: their file is damaged.
+        """
+        path = self.path / CORRECTIONS_NAME
+        if path.is_file():
+            return read_corrections(path)
+        if self.settings.get("labels"):
+            raise RunError(f"{path} is missing: without the corrections, these are not the run's data")
+        return None
+
+    @property
     def summary(self) -> dict[str, Any]:
         """The contents of ``summary.json``.
 
@@ -187,6 +205,10 @@ class Run:
         lines = [json.dumps(dict(zip(keys, one, strict=True)), ensure_ascii=False) for one in skipped]
         if lines:
             write_file(self.path / "skipped.jsonl", "".join(f"{line}\n" for line in lines))
+
+    def write_corrections(self, content: bytes) -> None:
+        """Write ``corrections.csv``, the corrections that :attr:`corrections` returns."""
+        write_file(self.path / CORRECTIONS_NAME, content)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint; the old one stays until the new one is complete."""
@@ -255,7 +277,8 @@ def _is_unused(folder: Path) -> bool:
     """Tell whether a folder has nothing in it but files of a training killed before its first step."""
     if (folder / "run.json").exists():
         return False
-    known = {LOCK_NAME, "recipe.toml", "environment.json", *(path.name for path in folder.glob(LEFTOVERS))}
+    known = {LOCK_NAME, CORRECTIONS_NAME, "recipe.toml", "environment.json"}
+    known |= {path.name for path in folder.glob(LEFTOVERS)}
     return all(path.name in known for path in folder.iterdir())
 
 

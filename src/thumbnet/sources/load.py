@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib import resources
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from thumbnet.data.corrections import Correction, apply_corrections, corrections_of
 from thumbnet.data.held_out import with_held_out
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, printable
@@ -56,6 +58,7 @@ def load_data(
     settings: DataSettings | None = None,
     progress: DownloadProgress | None = None,
     one_class: bool = False,
+    labels: str | Path | Sequence[Correction] | None = None,
     **changes: Any,
 ) -> Data:
     """Load the splits and class names of a data set.
@@ -74,6 +77,9 @@ def load_data(
             are used.
         progress: called with (bytes so far, total bytes) during a download.
         one_class: whether a single class is enough, as it is for an evaluation.
+        labels: corrections of labels, such as the ``labels.csv`` that ``thumbnet review`` writes: see
+            :func:`thumbnet.data.corrections.apply_corrections`. They are applied after pictures have been set
+            aside as ``test`` or ``val``, so these stay the same pictures.
         changes: single settings that override ``settings``, such as ``val_fraction=0.1``,
             ``test_fraction=0.2``, ``split_seed=1``, ``label_pattern=...``: see
             :class:`~thumbnet.recipes.settings.DataSettings`.
@@ -84,6 +90,7 @@ def load_data(
         TypeError: there is no such setting.
     """
     chosen = replace(settings or DataSettings(), **changes)
+    corrections = None if labels is None else corrections_of(labels)  # before anything is downloaded
     cache = Path(data_dir).expanduser() if data_dir else cache_folder()
     if not isinstance(source, str | Path):
         name, data = "", load_python(source)
@@ -100,7 +107,12 @@ def load_data(
     data = replace(data, splits={name: data.splits[name] for name in SPLITS if name in data.splits})
     if not one_class:
         data.check_trainable()
-    return with_held_out(data, chosen.test_fraction, chosen.val_fraction, chosen.split_seed, chosen.group_by)
+    data = with_held_out(data, chosen.test_fraction, chosen.val_fraction, chosen.split_seed, chosen.group_by)
+    if corrections is not None:
+        data = apply_corrections(data, corrections, Path())
+        if not one_class:
+            data.check_trainable()
+    return data
 
 
 def unpack_ahead(source: str | None, data_dir: str | Path | None) -> None:

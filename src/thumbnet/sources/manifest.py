@@ -13,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from thumbnet.data.corrections import COLUMNS, is_corrections, read_corrections
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, ThumbnetError, printable
+from thumbnet.invocation import command
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import parquet
 from thumbnet.sources.columns import (
@@ -97,10 +99,13 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
         more = f"\n  and {len(missing) - _MAX_SHOWN} more" if len(missing) > _MAX_SHOWN else ""
         what = f"{len(missing)} row(s) name pictures that are not in {printable(str(pictures.index.root))}"
         if settings.on_bad_image != "skip" or not any(rows.paths for rows in splits.values()):
+            corrections = any(is_corrections(manifest.table.names) for manifest in manifests)
+            correct = command("train", "DATA", "--labels", source)
+            other = f"\nTo correct the labels of other data by this file: {correct}" if corrections else ""
             raise DataError(
                 f"{what} (searched by path, by file name, and without the suffix):\n{shown}{more}\n"
                 "Name the folder of the pictures with --images FOLDER, "
-                "or skip these rows with --on-bad-image skip"
+                f"or skip these rows with --on-bad-image skip{other}"
             )
         notes.append(f"{what} and were skipped, such as {missing[0]}")
     notes += _duplicate_notes(splits)
@@ -301,7 +306,23 @@ def _picture_place(root: Place, settings: DataSettings) -> Place:
 
 
 def _load(path: Path, limit: int | None = None) -> Table:
-    return parquet.read_rows(path, limit) if path.suffix.lower() == ".parquet" else read_table(path, limit)
+    if path.suffix.lower() == ".parquet":
+        return parquet.read_rows(path, limit)
+    table = read_table(path, limit)
+    return _decided(path) if is_corrections(table.names) else table
+
+
+def _decided(path: Path) -> Table:
+    """A file of corrections as a table: its last row per picture, without dropped and unsure pictures."""
+    found = read_corrections(path)
+    labelled = [one for one in found if one.label]
+    if not labelled:
+        raise DataError(f"{printable(path.name)}: no row gives a picture a class")
+    rows = [[one.name, one.label.strip(), one.split, one.was, one.decision] for one in labelled]
+    left_out = len(found) - len(labelled)
+    note = f"{printable(path.name)}: {left_out:,} dropped or unsure picture(s) are left out"
+    lines = [one.line for one in labelled]
+    return Table(path, list(COLUMNS), rows, lines, True, (note,) if left_out else ())
 
 
 def _is_table_name(path: Path) -> bool:

@@ -376,11 +376,23 @@ def _pixels(picture: Any, name: str) -> np.ndarray:
 class PicturesSplit(Split):
     """PIL pictures in memory, of any size and mode."""
 
-    def __init__(self, pictures: Sequence[Image.Image], labels: np.ndarray, prefix: str) -> None:
+    def __init__(
+        self,
+        pictures: Sequence[Image.Image],
+        labels: np.ndarray,
+        prefix: str,
+        numbers: np.ndarray | None = None,
+    ) -> None:
+        """``numbers`` are the positions in the whole list, int [N], if these pictures are a part of it."""
         self.pictures, self.prefix = pictures, prefix
+        self._numbers = np.arange(len(pictures)) if numbers is None else numbers
         self.labels = np.asarray(labels, dtype=np.int64)
 
     def name(self, index: int) -> str:
+        return f"{self.prefix}[{self._numbers[index]}]"
+
+    def key(self, index: int) -> str:
+        """The name with the position in this split, so that older runs find the same held-out pictures."""
         return f"{self.prefix}[{index}]"
 
     def read(self, index: int) -> Image.Image:
@@ -400,7 +412,8 @@ class PicturesSplit(Split):
         return (picture.height, picture.width), self.pictures[index].mode
 
     def subset(self, indices: np.ndarray) -> PicturesSplit:
-        return PicturesSplit([self.pictures[i] for i in indices], self.labels[indices], self.prefix)
+        pictures = [self.pictures[i] for i in indices]
+        return PicturesSplit(pictures, self.labels[indices], self.prefix, self._numbers[indices])
 
     def stamp(self) -> Iterable[bytes]:
         yield self.labels.tobytes()

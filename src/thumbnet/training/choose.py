@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from thumbnet.data.corrections import Correction, apply_corrections
 from thumbnet.data.splits import Data
 from thumbnet.models.registry import find_builder, is_built_in
 from thumbnet.recipes.recipe import Recipe, load_recipe
@@ -24,8 +25,11 @@ def choose_recipe(
     overrides: Sequence[str],
     data_dir: str | Path | None,
     listener: Listener,
+    labels: Sequence[Correction] | None = None,
 ) -> tuple[Recipe, Data]:
     """Return the requested recipe, or the default one for the data, and the data that it loads.
+
+    ``labels`` are corrections of the data's labels.
 
     The recipe is fitted to the data in two ways: :meth:`thumbnet.Recipe.fitted` (unless ``overrides`` name a
     batch size) and :func:`~thumbnet.training.mirror_names.without_mirroring`.
@@ -37,7 +41,7 @@ def choose_recipe(
     """
     chosen = asked_recipe(recipe, overrides)
     find_builder(chosen.model.name)
-    loaded = data if isinstance(data, Data) else load_for(data, chosen, data_dir, listener)
+    loaded = load_for(data, chosen, data_dir, listener, labels)
     if recipe is None:
         default = default_recipe(loaded) if is_built_in(chosen.model.name) else FOR_OTHER_NETWORKS
         chosen = load_recipe(default, overrides)
@@ -63,6 +67,19 @@ def default_recipe(data: Data) -> str:
     return "small" if len(data.splits["train"]) <= FEW_PICTURES else "fast"
 
 
-def load_for(source: Any, recipe: Recipe, data_dir: str | Path | None, listener: Listener) -> Data:
-    """Load ``source`` with the recipe's data settings; ``listener`` hears about downloads."""
-    return load_data(source, data_dir=data_dir, settings=recipe.data, progress=listener.on_download)
+def load_for(
+    source: Any,
+    recipe: Recipe,
+    data_dir: str | Path | None,
+    listener: Listener,
+    labels: Sequence[Correction] | None = None,
+) -> Data:
+    """Load ``source`` with the recipe's data settings, unless it is loaded already, and correct its labels.
+
+    ``listener`` hears about downloads.
+    """
+    if isinstance(source, Data):
+        return source if labels is None else apply_corrections(source, labels, Path())
+    return load_data(
+        source, data_dir=data_dir, settings=recipe.data, progress=listener.on_download, labels=labels
+    )

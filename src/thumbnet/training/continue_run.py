@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from thumbnet.data.corrections import Correction
 from thumbnet.errors import RecipeError, RunError
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
@@ -29,6 +30,7 @@ class Continuation:
         recipe: that of the finished run, with new epochs, seed, initial weights and ``schedule.begin_at``.
         fingerprint: that of the finished run's data.
         record: goes into the new run's ``run.json``: the finished run, and all epochs trained up to its end.
+        corrections: those of the finished run, if any.
     """
 
     data: str | None
@@ -36,6 +38,7 @@ class Continuation:
     recipe: Recipe
     fingerprint: str
     record: dict[str, Any]
+    corrections: list[Correction] | None = None
 
 
 def continuation(path: str | Path, epochs: int, overrides: Sequence[str] = ()) -> Continuation:
@@ -76,4 +79,5 @@ def continuation(path: str | Path, epochs: int, overrides: Sequence[str] = ()) -
         recipe=longer.override(overrides),
         fingerprint=str(settings.get("fingerprint")),
         record={"run": place, "epochs": before},
+        corrections=run.corrections,
     )

@@ -199,7 +199,10 @@ class Session:
             self._write_metrics()
             findings = Findings(repeats.tell(), self._mirrored(measured))
             skipped = len(self.prepared.skipped)
-            self.run.save_summary(summary_of(state, measured, findings, self.started, skipped))
+            summary = summary_of(state, measured, findings, self.started, skipped)
+            if self.data.corrected is not None:
+                summary["labels"] = self.data.corrected.record()
+            self.run.save_summary(summary)
         self.world.any(False)  # no process ends before the summary is written
 
     def _known_logits(self) -> tuple[str, torch.Tensor] | None:

@@ -20,6 +20,7 @@ from torch import nn
 
 from thumbnet.batches.prepare import prepare
 from thumbnet.data.calibration import with_calibration_split
+from thumbnet.data.corrections import Correction, corrections_csv, corrections_of
 from thumbnet.data.splits import Data
 from thumbnet.distributed import World, joined
 from thumbnet.errors import DataError, RecipeError, RunError, ThumbnetError, memory_guard
@@ -44,6 +45,7 @@ class Plan:
 
     Attributes:
         data, recipe, overrides, out, data_dir, minutes: see :func:`train`.
+        labels: corrections of the data's labels, if any.
         continued: the finished run that this one continues, if any.
     """
 
@@ -52,6 +54,7 @@ class Plan:
     overrides: Sequence[str]
     out: str | Path | None
     data_dir: str | Path | None
+    labels: Sequence[Correction] | None = None
     continued: Continuation | None = None
     minutes: float | None = None
 
@@ -101,6 +104,7 @@ def train(
     listener: Listener | None = None,
     auto_resume: bool = False,
     minutes: float | None = None,
+    labels: str | Path | Sequence[Correction] | None = None,
     started: float | None = None,
 ) -> Run:
     """Train a network and write a run's folder.
@@ -122,6 +126,8 @@ def train(
             scheduler can then repeat the same call as often as it likes.
         minutes: wall time for everything, from ``started`` to the final evaluation. The number of steps, and
             for FastNet the width, are chosen for it; see :mod:`thumbnet.training.time_budget`.
+        labels: corrections of the data's labels, such as the ``labels.csv`` that ``thumbnet review`` writes;
+            see :func:`thumbnet.data.corrections.apply_corrections`. The run keeps a copy.
         started: when the clock started, in seconds of ``time.perf_counter``; by default now.
 
     Raises:
@@ -135,13 +141,18 @@ def train(
         raise RunError("--auto-resume needs the run's folder by name: --out DIR")
     with joined() as world, deterministic(), _memory():
         call = Call(device, listener or Listener(), world, started)
+        # Read before anything is downloaded. The files that they name are looked up here, by one process.
+        read = corrections_of(labels) if labels is not None and world.is_first else None
+        corrections = world.from_first(read)
         begun = auto_resume and (Path(str(out)).expanduser() / "run.json").is_file()
         if out is not None and world.from_first(begun):
             with suppress(RecipeError):  # the run's own recipe counts, but this call may name its network
                 asked_recipe(recipe, overrides)
             given = None if isinstance(data, str | Path) else data
+            if corrections is not None and world.is_first:
+                _check_same_corrections(Run.open(out), corrections)
             return _resume(out, given, call, complete_is_fine=True)
-        return _begin(Plan(data, recipe, overrides, out, data_dir, minutes=minutes), call)
+        return _begin(Plan(data, recipe, overrides, out, data_dir, corrections, minutes=minutes), call)
 
 
 def resume(
@@ -189,7 +200,21 @@ def resume(
         assert more is not None
         same_batches = [f"training.batch_size={more.recipe.training.batch_size}"]
         source = _own_data(more.data, more.record["run"], data)
-        return _begin(Plan(source, more.recipe, same_batches, out, more.data_dir, more), call)
+        plan = Plan(source, more.recipe, same_batches, out, more.data_dir, more.corrections, more)
+        return _begin(plan, call)
+
+
+def _check_same_corrections(run: Run, corrections: Sequence[Correction]) -> None:
+    """Check that a run that is to be resumed has these corrections.
+
+    Raises:
+        RunError: it has other ones, or none.
+    """
+    if corrections_csv(run.corrections or ()) != corrections_csv(corrections):
+        raise RunError(
+            f"the corrections have changed since the run {run.path} began. To train with the new ones, name "
+            "another folder with --out. To finish the run as it began, leave out --labels"
+        )
 
 
 def _memory() -> AbstractContextManager[None]:
@@ -208,7 +233,9 @@ def _begin(plan: Plan, call: Call) -> Run:
         # If the kernels are not compiled yet, gcc compiles them while the data load, which saves 2 s.
         threading.Thread(target=load_kernels).start()
     with world.one_per_machine_first():
-        recipe, loaded = choose_recipe(plan.data, plan.recipe, plan.overrides, plan.data_dir, listener)
+        recipe, loaded = choose_recipe(
+            plan.data, plan.recipe, plan.overrides, plan.data_dir, listener, plan.labels
+        )
         loaded.check_trainable()
         recipe = _with_absolute_init(recipe)
         fingerprint = loaded.fingerprint()  # of all training pictures, including those set aside below
@@ -231,6 +258,8 @@ def _begin(plan: Plan, call: Call) -> Run:
     with run.locked(_wait(world)) if world.is_first else nullcontext():
         if world.is_first:
             run.write_skipped(prepared.skipped)
+            if data.corrected is not None:
+                run.write_corrections(data.corrected.content)
             run.begin(recipe, _settings(plan, data, fingerprint), device)
         return session.train()
 
@@ -247,13 +276,15 @@ def _resume(path: str | Path, data: Any, call: Call, complete_is_fine: bool = Fa
                 f"{run.path} is complete already. Measure it: {command('evaluate', run.path)}\n"
                 f"Train it for longer: {command('train', '--resume', run.path, '--more-epochs', '10')}"
             )
-        kept = (run.recipe, run.settings, run.load_checkpoint()) if world.is_first else None
+        kept = None
+        if world.is_first:
+            kept = (run.recipe, run.settings, run.load_checkpoint(), run.corrections)
         kept = world.from_first(kept)
         assert kept is not None
-        recipe, settings, checkpoint = kept
+        recipe, settings, checkpoint, corrections = kept
         find_builder(recipe.model.name)  # if its code is not allowed, say so before the data are read
         device = call.choose_device()
-        loaded, fingerprint = _loaded_again(run, recipe, settings, data, call)
+        loaded, fingerprint = _loaded_again(run, recipe, settings, data, call, corrections)
         with world.one_per_machine_first():
             prepared = prepare(loaded, recipe, device, call.listener.on_decode, world)
         state = build_state(recipe, prepared, loaded.class_names, device, world)
@@ -263,18 +294,21 @@ def _resume(path: str | Path, data: Any, call: Call, complete_is_fine: bool = Fa
 
 
 def _loaded_again(
-    run: Run, recipe: Recipe, settings: dict[str, Any], given: Any, call: Call
+    run: Run,
+    recipe: Recipe,
+    settings: dict[str, Any],
+    given: Any,
+    call: Call,
+    corrections: Sequence[Correction] | None,
 ) -> tuple[Data, str]:
-    """Load a run's data again, with its calibration split; return them and their fingerprint.
+    """Load a run's data again, with its corrections and calibration split; return them and their fingerprint.
 
     Raises:
         RunError: the data have changed since the run began.
     """
     with call.world.one_per_machine_first():
         source = _own_data(settings.get("data"), run.path, given)
-        data = source
-        if not isinstance(source, Data):
-            data = load_for(source, recipe, settings.get("data_dir"), call.listener)
+        data = load_for(source, recipe, settings.get("data_dir"), call.listener, corrections)
     fingerprint = data.fingerprint()
     _check_same_everywhere(fingerprint, data.source, call.world)
     data = with_calibration_split(data, recipe.data)
@@ -305,7 +339,10 @@ def _settings(plan: Plan, data: Data, fingerprint: str) -> dict[str, Any]:
         "data": _where_again(data.source),
         "data_dir": None if plan.data_dir is None else str(Path(plan.data_dir).resolve()),
         "fingerprint": fingerprint,
+        "measured_fingerprint": data.fingerprint(data.measured_split()),
     }
+    if data.corrected is not None:
+        settings["labels"] = data.corrected.record()
     if plan.minutes is not None:
         settings["minutes"] = plan.minutes
     return settings if plan.continued is None else {**settings, "continues": plan.continued.record}
