@@ -13,6 +13,7 @@ from thumbnet.batches.leaks import (
     DIGESTS_NAME,
     LEAKS_NAME,
     RepeatSearch,
+    are_among,
     engine_digests,
     lines_about,
     snapshot,
@@ -110,3 +111,9 @@ def test_missing_digests_are_none_and_damaged_ones_are_refused(tmp_path: Path) -
 def test_a_snapshot_of_pictures_on_the_cpu_is_the_engine_itself() -> None:
     engine = engine_of(split_of([1], [0], "train"))
     assert snapshot(engine) is engine
+
+
+def test_known_digests_are_recognised() -> None:
+    digests = np.array([[1, 2], [3, 4], [2, 1]], dtype=np.uint64)
+    assert are_among(digests, np.array([[2, 1], [1, 2]], dtype=np.uint64)).tolist() == [True, False, True]
+    assert are_among(digests, np.empty((0, 2), dtype=np.uint64)).tolist() == [False, False, False]

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thumbnet.data.repeats import CopiedClass, Repeats, find_repeats, picture_digests
+from thumbnet.data.repeats import CopiedClass, Repeats, find_repeats, number_pictures, picture_digests
 
 
 def pictures(count: int, seed: int = 0, side: int = 7) -> np.ndarray:
@@ -161,3 +161,9 @@ def test_a_copy_is_found_although_a_part_of_each_class_was_set_aside() -> None:
     labels = {"train": [0] * 15 + [1] * 15, "test": [0] * 5 + [1] * 5}
     found = find({"train": train, "test": test}, labels).copied_classes
     assert CopiedClass("train", 0, 1, 15, 15) in found
+
+
+def test_equal_digests_share_a_number() -> None:
+    digests = np.array([[5, 1], [2, 9], [5, 1], [5, 2], [2, 9]], dtype=np.uint64)
+    assert number_pictures(digests).tolist() == [1, 0, 1, 2, 0]
+    assert number_pictures(np.empty((0, 2), dtype=np.uint64)).tolist() == []

@@ -173,6 +173,13 @@ def training_digests(folder: Path) -> np.ndarray | None:
     return digests
 
 
+def are_among(digests: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Which of ``digests`` (uint64 [N, 2]) are among ``known`` (uint64 [M, 2]): bool [N]."""
+    pairs = np.dtype([("a", np.uint64), ("b", np.uint64)])
+    found: np.ndarray = np.isin(*(np.ascontiguousarray(one).view(pairs).ravel() for one in (digests, known)))
+    return found
+
+
 def lines_about(
     engine: Engine,
     split: Split,
@@ -197,11 +204,7 @@ def lines_about(
         return ["pictures were not compared: there are too many to hold them in memory"]
     lines: list[str] = []
     if trained_on is not None:
-        pairs = np.dtype([("a", np.uint64), ("b", np.uint64)])
-        known = np.isin(
-            np.ascontiguousarray(digests).view(pairs).ravel(),
-            np.ascontiguousarray(trained_on).view(pairs).ravel(),
-        )
+        known = are_among(digests, trained_on)
         if known.any():
             example = printable(split.name(int(np.flatnonzero(known)[0])))
             lines.append(

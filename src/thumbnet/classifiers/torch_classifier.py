@@ -28,6 +28,7 @@ from thumbnet.errors import (
 )
 from thumbnet.hardware import choose_device, compute_dtype, keep_freed_memory, memory_layout
 from thumbnet.models import build_model
+from thumbnet.models.registry import head_name
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.runs.weights import find_weights, read_weights
 from thumbnet.runs.weights_info import WeightsInfo
@@ -128,3 +129,27 @@ class Predictor(Classifier):
             raise UnreadableImagesError(list(find_unreadable(split, progress).values())) from None
         temperature = self.info.temperature
         return split, calibrated(logits.numpy(), temperature), calibrated(plain.numpy(), temperature)
+
+    def features(self, split: Split, *, batch_size: int = 500) -> np.ndarray:
+        """Compute what the network's last layer sees of each picture, float32 [N, features].
+
+        If the last layer sees maps, [channels, height, width], the features are the means over each map.
+
+        Raises:
+            UnreadableImageError, UnreadableImagesError: a picture cannot be read.
+            OutOfMemoryError: a batch does not fit the device's memory.
+        """
+        found: list[np.ndarray] = []
+
+        def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen = inputs[0].float()
+            found.append((seen.flatten(2).mean(dim=2) if seen.ndim > 2 else seen).cpu().numpy())
+
+        batches = EvalBatches(self.engine(split), self.normalise, batch_size=batch_size)
+        hook = self.model.get_submodule(head_name(self.model)).register_forward_pre_hook(keep)
+        try:
+            with self._memory():
+                collect_views(self.model, batches, dtype=self.dtype, tta="none")
+        finally:
+            hook.remove()
+        return np.concatenate(found)

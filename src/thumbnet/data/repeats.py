@@ -99,6 +99,17 @@ def _shape_number(shape: tuple[int, ...]) -> int:
     return value
 
 
+def number_pictures(digests: np.ndarray) -> np.ndarray:
+    """Number the pictures so that equal pictures have equal numbers: int64 [N] from 0, of uint64 [N, 2]."""
+    order = np.lexsort((digests[:, 1], digests[:, 0]))
+    ordered = digests[order]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    numbers = np.empty(len(order), dtype=np.int64)
+    numbers[order] = np.cumsum(new) - 1
+    return numbers
+
+
 def find_repeats(digests: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> Repeats:
     """Find repeats within and across splits.
 
@@ -118,19 +129,15 @@ def find_repeats(digests: Mapping[str, np.ndarray], labels: Mapping[str, np.ndar
     label = np.concatenate([np.asarray(labels[name], dtype=np.int64) for name in names])
     split = np.repeat(np.arange(len(names)), lengths)
     index = np.concatenate([np.arange(length) for length in lengths])
-    order = np.lexsort((np.arange(len(every)), every[:, 1], every[:, 0]))
-    ordered = every[order]
-    new = np.ones(len(order), dtype=bool)
-    new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    group = np.empty(len(order), dtype=np.int64)
-    group[order] = np.cumsum(new) - 1  # per picture: equal pictures have equal numbers
+    group = number_pictures(every)
+    order = np.argsort(group, kind="stable")
 
     def place(at: int) -> Place:
         return Place(names[split[at]], int(index[at]))
 
     leaks: list[tuple[Place, Place]] = []
     conflicts: list[tuple[Place, ...]] = []
-    starts = np.flatnonzero(new)
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
     ends = np.append(starts[1:], len(order))
     several = ends - starts > 1
     for start, end in zip(starts[several].tolist(), ends[several].tolist(), strict=True):

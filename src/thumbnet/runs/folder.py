@@ -10,6 +10,7 @@ checkpoint.pt      the state to resume from (tensors and plain values, loaded wi
 skipped.jsonl      the pictures that were skipped, and why; exists only if there were any
 model.safetensors  the weights; the metadata holds everything needed to use them
 summary.json       the outcome; exists only when the training is complete
+scores/            probabilities of all pictures, for a review of the labels (see thumbnet.reviewing.scores)
 labels.csv         what a person decided about pictures in `thumbnet review`
 .lock              locked by the process that trains here
 ```

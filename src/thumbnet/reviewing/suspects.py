@@ -1,0 +1,149 @@
+"""Pictures whose label is probably wrong, most suspicious first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from thumbnet.classifiers.explain import likely_label_errors
+from thumbnet.data.repeats import number_pictures
+from thumbnet.data.splits import Data
+from thumbnet.reviewing.scores import Scores
+
+LABEL, COPY, CONFLICT = "label", "copy", "conflict"
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A picture and what speaks against its label.
+
+    Attributes:
+        split, index, name: where the picture is, and its name.
+        given, suggested: the label in the data, and the most probable class: positions in the class names.
+        doubt: how much speaks against the label, 0 to 1.
+        reasons: ``label`` (the network contradicts the label), ``copy`` (the same picture is elsewhere too),
+            ``conflict`` (the same picture has another label elsewhere).
+        copies: where the same picture is elsewhere, as (split, index).
+    """
+
+    split: str
+    index: int
+    name: str
+    given: int
+    suggested: int
+    doubt: float
+    reasons: tuple[str, ...]
+    copies: tuple[tuple[str, int], ...]
+
+
+def find_suspects(data: Data, scores: Scores) -> list[Suspect]:
+    """Rank every readable picture by how much speaks against its label, most suspicious first.
+
+    The order is that of :func:`label_doubts`, except for pictures with two labels. At least one of the two is
+    wrong, so these pictures have a doubt of at least 1/2.
+
+    Args:
+        data: the data that were scored.
+        scores: the result of :func:`thumbnet.reviewing.scores.score_pictures`.
+    """
+    pictures = _Pictures(data, scores)
+    probabilities, labels = pictures.probabilities, pictures.labels
+    if not len(labels):
+        return []
+    doubts = label_doubts(probabilities, labels)
+    suggested = probabilities.argmax(axis=1)
+    doubted = _doubted(probabilities, labels, pictures.held_out)
+    copies = pictures.copies()
+    conflicts = np.zeros(len(labels), dtype=bool)
+    for at, others in copies.items():
+        conflicts[at] = any(labels[other] != labels[at] for other in others)
+    doubts = np.where(conflicts, 0.5 + doubts / 2, doubts)
+    found = []
+    for at in np.argsort(-doubts, kind="stable").tolist():
+        split, index = pictures.place(at)
+        flags = ((LABEL, doubted[at]), (COPY, at in copies), (CONFLICT, conflicts[at]))
+        found.append(
+            Suspect(
+                split,
+                index,
+                data.splits[split].name(index),
+                int(labels[at]),
+                int(suggested[at]),
+                float(doubts[at]),
+                tuple(reason for reason, holds in flags if holds),
+                tuple(pictures.place(other) for other in copies.get(at, ())),
+            )
+        )
+    return found
+
+
+def label_doubts(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How much a network's probabilities speak against the labels, 0 to 1: float64 [N].
+
+    It depends on the margin, which is the label's probability minus the largest probability of another class:
+    1 if the network is sure of another class, 1/2 if the two are equal, 0 if it is sure of the label.
+
+    Args:
+        probabilities: float [N, classes], from a network that was not trained on these pictures.
+        labels: int64 [N].
+    """
+    values = probabilities.astype(np.float64)
+    rows = np.arange(len(labels))
+    own = values[rows, labels]
+    values[rows, labels] = -1.0
+    return np.clip((1 - own + np.maximum(values.max(axis=1), 0)) / 2, 0, 1)
+
+
+def _doubted(probabilities: np.ndarray, labels: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """Which labels are probably wrong, by confident learning: bool [N].
+
+    A network is surer of pictures that it was trained on, so these have thresholds of their own.
+    """
+    doubted = np.zeros(len(labels), dtype=bool)
+    for group in (np.flatnonzero(held_out), np.flatnonzero(~held_out)):
+        if len(group):
+            doubted[group[likely_label_errors(probabilities[group], labels[group])]] = True
+    return doubted
+
+
+class _Pictures:
+    """All readable pictures that have scores, as one sequence of N."""
+
+    def __init__(self, data: Data, scores: Scores) -> None:
+        self._names = [name for name in data.splits if name in scores.probabilities]
+        self._kept = [np.flatnonzero(~np.isnan(scores.probabilities[n]).any(axis=1)) for n in self._names]
+        self._ends = np.cumsum([len(kept) for kept in self._kept])
+        self._compared = all(name in scores.digests for name in self._names)
+
+        def together(values: list[np.ndarray]) -> np.ndarray:
+            return np.concatenate([one[kept] for one, kept in zip(values, self._kept, strict=True)])
+
+        names = self._names
+        self.probabilities = together([scores.probabilities[name] for name in names])
+        self.labels = together([data.splits[name].labels for name in names])
+        everywhere = [np.ones(len(data.splits[name]), dtype=bool) for name in names]
+        self.held_out = together(
+            [scores.held_out.get(name, all_) for name, all_ in zip(names, everywhere, strict=True)]
+        )
+        self._digests = together([scores.digests[name] for name in names]) if self._compared else None
+
+    def place(self, at: int) -> tuple[str, int]:
+        """The split and the index of a picture."""
+        number = int(np.searchsorted(self._ends, at, side="right"))
+        before = int(self._ends[number - 1]) if number else 0
+        return self._names[number], int(self._kept[number][at - before])
+
+    def copies(self) -> dict[int, list[int]]:
+        """The other pictures that equal a picture, for each picture that occurs more than once."""
+        if self._digests is None:
+            return {}
+        numbers = number_pictures(self._digests)
+        order = np.argsort(numbers, kind="stable")
+        starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
+        found: dict[int, list[int]] = {}
+        for members in np.split(order, starts[1:]):
+            if len(members) > 1:
+                equal = members.tolist()
+                found |= {at: [other for other in equal if other != at] for at in equal}
+        return found

@@ -1,0 +1,281 @@
+"""Every picture is judged by a network that was not trained on it; what is computed once is kept on disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers import Payload, coloured, coloured_data, write_class_folders
+from thumbnet.classifiers.base import log_softmax
+from thumbnet.classifiers.load import load_classifier
+from thumbnet.data.splits import ArraySplit, Data
+from thumbnet.errors import RunError, ThumbnetError
+from thumbnet.reviewing.scores import Scores, Scoring, fold_recipe, score_pictures
+from thumbnet.runs.folder import Run
+from thumbnet.sources.load import load_data
+
+
+class Stop(Exception):
+    """Raised by a progress callback."""
+
+
+class Watch:
+    """Notes which networks were trained, and stops before the network ``stop_at`` has taken a step."""
+
+    def __init__(self, stop_at: int = 0) -> None:
+        self.states: list[Scoring] = []
+        self.stop_at = stop_at
+
+    def __call__(self, state: Scoring) -> None:
+        if self.stop_at and state.network == self.stop_at:
+            raise Stop
+        self.states.append(state)
+
+    @property
+    def trained(self) -> set[int]:
+        return {state.network for state in self.states} - {0}
+
+
+@pytest.fixture
+def run(tiny_run: Run, tmp_path: Path) -> Run:
+    """A copy of the run that the tests share, so that scores can be written into it."""
+    shutil.copytree(tiny_run.path, tmp_path / "run")
+    return Run.open(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def scored(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Scores]:
+    """A run with the scores of two folds."""
+    folder = tmp_path_factory.mktemp("scored") / "run"
+    shutil.copytree(tiny_run.path, folder)
+    run = Run.open(folder)
+    return run, score_pictures(run, coloured_data(), folds=2, device="cpu")
+
+
+def copy_of(run: Run, folder: Path) -> Run:
+    shutil.copytree(run.path, folder)
+    return Run.open(folder)
+
+
+def own_probabilities(run: Run, data: Data, split: str) -> np.ndarray:
+    found = load_classifier(run.path, "cpu").classify_split(data.splits[split], data.class_names)
+    return np.exp(log_softmax(found.logits)).astype(np.float32)
+
+
+def with_labels(data: Data, labels: np.ndarray) -> Data:
+    train = data.splits["train"]
+    assert isinstance(train, ArraySplit)
+    return replace(data, splits={**data.splits, "train": ArraySplit(train.images, labels, "train")})
+
+
+def test_pictures_of_other_splits_are_judged_by_the_run_and_training_pictures_by_other_networks(
+    scored: tuple[Run, Scores],
+) -> None:
+    run, scores = scored
+    data = coloured_data()
+    assert set(scores.probabilities) == {"train", "test"}
+    for name, values in scores.probabilities.items():
+        assert values.shape == (60, 3)
+        assert values.dtype == np.float32
+        assert values.sum(axis=1) == pytest.approx(1, abs=1e-5)
+        assert scores.held_out[name].all()
+    assert np.array_equal(scores.probabilities["test"], own_probabilities(run, data, "test"))
+    assert (
+        not np.isclose(scores.probabilities["train"], own_probabilities(run, data, "train")).all(axis=1).any()
+    )
+
+
+def test_an_interrupted_scoring_goes_on_with_the_next_fold_and_gives_the_same_scores(
+    run: Run, scored: tuple[Run, Scores]
+) -> None:
+    first, second, third = Watch(stop_at=2), Watch(), Watch()
+    with pytest.raises(Stop):
+        score_pictures(run, coloured_data(), folds=2, device="cpu", progress=first)
+    assert first.trained == {1}
+    scores = score_pictures(run, coloured_data(), folds=2, device="cpu", progress=second)
+    assert second.trained == {2}
+    again = score_pictures(run, coloured_data(), folds=2, device="cpu", progress=third)
+    assert third.trained == set()
+    for found in (scores, again):
+        assert np.array_equal(found.probabilities["train"], scored[1].probabilities["train"])
+
+
+def test_the_progress_rises_to_1_and_estimates_the_time_left(run: Run) -> None:
+    watch = Watch()
+    score_pictures(run, coloured_data(), folds=2, device="cpu", progress=watch)
+    done = [state.done for state in watch.states]
+    assert (done[0], done[-1]) == (0, 1)
+    assert done == sorted(done)
+    training = [state for state in watch.states if state.network]
+    assert training[-1].done == 1
+    assert training[-1].seconds_left == 0
+    assert all(state.pictures_per_second for state in training)
+    assert all(state.seconds_left is not None and state.seconds_left > 0 for state in training[:-1])
+
+
+def test_without_folds_the_run_judges_all_pictures_and_says_so(run: Run) -> None:
+    watch, data = Watch(), coloured_data()
+    scores = score_pictures(run, data, folds=0, device="cpu", progress=watch)
+    assert watch.trained == set()
+    assert np.array_equal(scores.probabilities["train"], own_probabilities(run, data, "train"))
+    assert not scores.held_out["train"].any()
+    assert scores.held_out["test"].all()
+
+
+def changed_label(data: Data) -> Data:
+    labels = data.splits["train"].labels.copy()
+    labels[0] = (labels[0] + 1) % 3
+    return with_labels(data, labels)
+
+
+def changed_pixel(data: Data) -> Data:
+    train = data.splits["train"]
+    assert isinstance(train, ArraySplit)
+    images = train.images.copy()
+    images[0, 0, 0, 0] ^= 1
+    return replace(data, splits={**data.splits, "train": ArraySplit(images, train.labels, "train")})
+
+
+@pytest.mark.parametrize("change", [changed_label, changed_pixel])
+def test_scores_of_other_labels_or_pixels_are_not_used(
+    change: Callable[[Data], Data], scored: tuple[Run, Scores], tmp_path: Path
+) -> None:
+    run, watch = copy_of(scored[0], tmp_path / "other"), Watch(stop_at=1)
+    with pytest.raises(Stop):
+        score_pictures(run, change(coloured_data()), folds=2, device="cpu", progress=watch)
+
+
+def test_scores_of_another_number_of_folds_are_not_used(scored: tuple[Run, Scores], tmp_path: Path) -> None:
+    run = copy_of(scored[0], tmp_path / "other")
+    with pytest.raises(Stop):
+        score_pictures(run, coloured_data(), folds=3, device="cpu", progress=Watch(stop_at=1))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "pickle"])
+def test_a_damaged_file_is_computed_again_and_nothing_in_it_is_run(
+    damage: str, scored: tuple[Run, Scores], tmp_path: Path
+) -> None:
+    run = copy_of(scored[0], tmp_path / "other")
+    file = run.path / "scores" / "fold-1.npz"
+    if damage == "pickle":
+        np.savez(file, key=np.array([Payload(tmp_path / "hacked")], dtype=object), probabilities=np.zeros(1))
+    else:
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    watch = Watch()
+    found = score_pictures(run, coloured_data(), folds=2, device="cpu", progress=watch)
+    assert watch.trained == {1}
+    assert np.array_equal(found.probabilities["train"], scored[1].probabilities["train"])
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_a_test_picture_that_is_also_in_train_is_judged_by_the_network_that_judges_its_copy(run: Run) -> None:
+    data = coloured_data()
+    train, test = data.splits["train"], data.splits["test"]
+    assert isinstance(train, ArraySplit)
+    assert isinstance(test, ArraySplit)
+    leaked = ArraySplit(
+        np.concatenate([test.images, train.images[7:9]]),
+        np.concatenate([test.labels, train.labels[7:9]]),
+        "test",
+    )
+    scores = score_pictures(
+        run, replace(data, splits={"train": train, "test": leaked}), folds=2, device="cpu"
+    )
+    assert scores.probabilities["test"][60:] == pytest.approx(scores.probabilities["train"][7:9], abs=1e-5)
+    assert scores.held_out["test"].all()
+
+
+def test_new_pictures_in_train_are_judged_by_the_run(run: Run) -> None:
+    data = coloured_data()
+    train = data.splits["train"]
+    assert isinstance(train, ArraySplit)
+    new = np.stack([coloured(label, 5000 + label) for label in range(3)])
+    more = ArraySplit(np.concatenate([train.images, new]), np.append(train.labels, [0, 1, 2]), "train")
+    grown = replace(data, splits={**data.splits, "train": more})
+    scores = score_pictures(run, grown, folds=0, device="cpu")
+    assert scores.held_out["train"].tolist() == [False] * 60 + [True] * 3
+
+
+def test_unreadable_pictures_have_no_probabilities(run: Run, tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "data", ["train", "test"])
+    (folder / "train" / "green" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    data = load_data(folder)
+    scores = score_pictures(run, data, folds=0, device="cpu")
+    missing = np.isnan(scores.probabilities["train"]).any(axis=1)
+    names = [data.splits["train"].name(int(index)) for index in np.flatnonzero(missing)]
+    assert [Path(name).as_posix() for name in names] == ["train/green/2.png"]
+    assert not np.isnan(scores.probabilities["test"]).any()
+
+
+def test_a_class_that_the_run_does_not_know_has_no_probability_from_it(run: Run) -> None:
+    data = coloured_data()
+    more = replace(data, class_names=("black", *data.class_names))
+    more = with_labels(more, data.splits["train"].labels + 1)
+    scores = score_pictures(run, more, folds=0, device="cpu")
+    assert (scores.probabilities["test"][:, 0] == 0).all()
+    assert np.array_equal(scores.probabilities["test"][:, 1:], own_probabilities(run, data, "test"))
+
+
+def test_pictures_of_a_group_are_held_out_together(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from thumbnet.reviewing import scores as module
+
+    seen: list[np.ndarray] = []
+
+    def note(labels: np.ndarray, together: np.ndarray, folds: int, seed: int) -> np.ndarray:
+        seen.append(together)
+        raise Stop
+
+    monkeypatch.setattr(module, "fold_numbers", note)
+    groups = {"train": np.array([f"person {index // 6}" for index in range(60)], dtype=object)}
+    with pytest.raises(Stop):
+        score_pictures(run, replace(coloured_data(), groups=groups), folds=2, device="cpu")
+    assert len(set(seen[0].tolist())) == 10
+    assert all(len(set(seen[0][start : start + 6].tolist())) == 1 for start in range(0, 60, 6))
+
+
+@pytest.mark.parametrize("folds", [1, -1])
+def test_the_number_of_folds_is_checked(run: Run, folds: int) -> None:
+    with pytest.raises(ThumbnetError, match=f"the number of folds is {folds}: expected 2 or more, or 0"):
+        score_pictures(run, coloured_data(), folds=folds)
+
+
+def test_an_unfinished_run_is_refused(run: Run) -> None:
+    (run.path / "summary.json").unlink()
+    with pytest.raises(RunError, match=r"is not finished, .* train --resume"):
+        score_pictures(run, coloured_data(), folds=0)
+
+
+def test_the_networks_of_the_folds_begin_with_nothing_that_was_learned_from_the_same_data(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, init = run.recipe, str(run.path)
+    begun = replace(recipe, training=replace(recipe.training, init=init))
+    monkeypatch.setattr(Run, "recipe", begun)
+    assert fold_recipe(run, "coloured", 1).training.init == ""
+    assert fold_recipe(run, "other data", 1).training.init == init
+    assert len({fold_recipe(run, "coloured", fold).seed for fold in (1, 2, 3)} | {recipe.seed}) == 4
+    settings = {**run.settings, "continues": {"run": init, "epochs": 4}}
+    monkeypatch.setattr(Run, "settings", settings)
+    longer = fold_recipe(run, "coloured", 1)
+    assert (longer.training.init, longer.training.epochs) == ("", 4 + recipe.training.epochs)
+    assert longer.schedule.begin_at == 0
+
+
+def test_a_plan_for_a_given_time_becomes_a_number_of_epochs(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = run.recipe
+    planned = replace(
+        recipe,
+        training=replace(recipe.training, steps=50, epochs=5),
+        schedule=replace(recipe.schedule, planned_at=(10,), planned_steps=(50,)),
+    )
+    monkeypatch.setattr(Run, "recipe", planned)
+    plain = fold_recipe(run, "coloured", 1)
+    assert (plain.training.steps, plain.training.epochs, plain.schedule.planned_at) == (0, 5, ())

@@ -1,0 +1,118 @@
+"""Pictures without labels: read, classified, and put into a useful order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers import coloured, write_picture
+from thumbnet.classifiers.load import load_classifier
+from thumbnet.classifiers.torch_classifier import Predictor
+from thumbnet.errors import DataError
+from thumbnet.reviewing.unlabelled import order_unlabelled, read_unlabelled, score_unlabelled
+from thumbnet.runs.folder import Run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number in range(12):
+        write_picture(
+            tmp_path / ("a" if number % 2 else "b/c") / f"{number:02}.png", coloured(number, number)
+        )
+    (tmp_path / "a" / "notes.txt").write_text("not a picture")
+    (tmp_path / "a" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    return tmp_path
+
+
+def test_all_pictures_below_a_folder_are_found_and_have_no_label(folder: Path) -> None:
+    split = read_unlabelled(folder)
+    names = [split.name(index) for index in range(len(split))]
+    assert names == sorted(names)
+    assert len(names) == 13
+    assert set(split.labels.tolist()) == {-1}
+
+
+def test_a_missing_or_empty_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no folder"):
+        read_unlabelled(tmp_path / "none")
+    with pytest.raises(DataError, match="there are no pictures in the folder"):
+        read_unlabelled(tmp_path)
+
+
+def test_readable_pictures_are_classified_and_the_others_are_named(folder: Path, tiny_run: Run) -> None:
+    network = load_classifier(tiny_run.path, "cpu")
+    assert isinstance(network, Predictor)
+    found = score_unlabelled(network, read_unlabelled(folder))
+    assert len(found.split) == 12
+    assert [Path(name).as_posix() for name, _ in found.skipped] == ["a/broken.png"]
+    paths = [found.split.path(index) for index in range(12)]
+    expected = [one.probability for one in network.predict(paths)]
+    assert found.probabilities.max(axis=1) == pytest.approx(expected, abs=1e-5)
+    assert found.probabilities.dtype == np.float32
+    assert found.features is not None
+    assert found.features.shape[0] == 12
+
+
+def test_the_features_are_what_the_last_layer_sees(folder: Path, tiny_run: Run) -> None:
+    network = load_classifier(tiny_run.path, "cpu")
+    assert isinstance(network, Predictor)
+    kept = score_unlabelled(network, read_unlabelled(folder)).split
+    features = network.features(kept, batch_size=5)
+    state = network.model.state_dict()
+    logits = features @ state["head.weight"].numpy().T + state["head.bias"].numpy()
+    found = network.classify_split(kept, network.class_names, tta="none").logits
+    assert logits / network.info.temperature == pytest.approx(found, rel=0.02, abs=0.02)
+
+
+def test_an_exported_model_has_no_features(folder: Path, onnx_file: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    found = score_unlabelled(load_classifier(onnx_file), read_unlabelled(folder))
+    assert found.features is None
+    assert len(found.probabilities) == 12
+    assert sorted(order_unlabelled(found.probabilities, None).tolist()) == list(range(12))
+
+
+def certain_and_uncertain(count: int, seed: int = 0) -> np.ndarray:
+    """Probabilities of three classes; the first tenth of the pictures are uncertain."""
+    rng = np.random.default_rng(seed)
+    probabilities = np.tile([0.9, 0.06, 0.04], (count, 1))
+    uncertain = count // 10
+    probabilities[:uncertain] = [0.4, 0.35, 0.25]
+    return rng.permuted(probabilities, axis=1)
+
+
+def test_the_order_has_every_picture_once_and_is_always_the_same() -> None:
+    probabilities = certain_and_uncertain(300)
+    features = np.random.default_rng(1).normal(size=(300, 8)).astype(np.float32)
+    order = order_unlabelled(probabilities, features)
+    assert sorted(order.tolist()) == list(range(300))
+    assert np.array_equal(order, order_unlabelled(probabilities, features))
+    assert sorted(order_unlabelled(probabilities, None).tolist()) == list(range(300))
+
+
+def test_uncertain_pictures_come_before_certain_ones_of_the_same_kind() -> None:
+    probabilities = certain_and_uncertain(300)
+    features = np.eye(3)[np.arange(300) % 3]
+    order = order_unlabelled(probabilities, features)
+    assert set(order[:30].tolist()) == set(range(30))
+
+
+def test_the_first_pictures_are_not_all_of_one_kind() -> None:
+    """Nine of ten uncertain pictures look alike; the others come early all the same."""
+    rng = np.random.default_rng(0)
+    probabilities = np.tile([0.4, 0.35, 0.25], (200, 1))
+    rare = np.arange(180, 200)
+    features = np.tile([1.0, 0, 0, 0], (200, 1))
+    features[rare] = [0, 1.0, 0, 0]
+    features += 0.01 * rng.normal(size=features.shape)
+    first = order_unlabelled(probabilities, features)[:40]
+    assert np.isin(first, rare).sum() > 4
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+def test_few_pictures_are_ordered_too(count: int) -> None:
+    probabilities = np.full((count, 3), 1 / 3)
+    features = np.zeros((count, 5), dtype=np.float32)
+    assert sorted(order_unlabelled(probabilities, features).tolist()) == list(range(count))
