@@ -153,7 +153,7 @@ def test_what_cannot_be_reviewed_is_explained_before_anything_is_scored(
             (["pictures"], "To label the pictures in this folder with the help of a run: "),
             (["unfinished"], "is not complete. Resume it: "),
             (["gone"], "If the run's data have moved, name their new place: "),
-            (["run", "--port", str(taken.getsockname()[1])], "Address already in use. Try another --port"),
+            (["run", "--port", str(taken.getsockname()[1])], ": Address already in use"),
             (["run", "--out", "pictures"], "pictures is a folder: --out must name a file"),
             (["run", "--out", "no/folder.csv"], "there is no folder no"),
             (["run", "--out", "locked.csv"], "another review is writing locked.csv"),

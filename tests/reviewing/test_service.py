@@ -216,7 +216,7 @@ def test_pictures_of_more_than_8_bits_are_rendered_as_the_network_sees_them() ->
     deep = np.array([[100, 200], [150, 300]], dtype=np.uint16)
     shown = np.asarray(Image.open(io.BytesIO(as_png(deep, Rendering(range=(100, 200))))))
     assert shown.shape == (2, 2, 3)
-    assert shown[..., 0].tolist() == [[0, 255], [128, 255]]
+    assert shown[..., 0].tolist() == [[0, 255], [127, 255]]
 
 
 def test_names_that_are_not_text_reach_the_page_escaped(tmp_path: Path) -> None:
