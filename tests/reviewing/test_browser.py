@@ -129,12 +129,14 @@ def test_filters_the_grid_and_copies(browser: Any, tmp_path: Path) -> None:
         choose(browser, "cell", "2 0")
         shown(browser, "1.png")
         assert find(browser, "#place").text == "test, 1 of 2"
+        press(browser, ESCAPE)  # leaves the field, so that keys are commands again
         press(browser, "g")
         wait_for(browser, "document.querySelectorAll('#tiles button').length === 2")
         press(browser, RIGHT + "d")
         wait_for(browser, "document.querySelector('#tiles button:last-child .drop')")
         assert rows(review) == [("2.png", "", "drop")]
         choose(browser, "decision", "undecided")
+        press(browser, ESCAPE)
         wait_for(browser, "document.querySelectorAll('#tiles button').length === 1")
         visit(browser, browser.current_url)  # the address keeps the filters
         wait_for(browser, "document.querySelectorAll('#tiles button').length === 1")
