@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from thumbnet.data.corrections import read_corrections
 
 from helpers import coloured, write_picture
 from thumbnet.cli import main
 from thumbnet.cli import review as command
+from thumbnet.data.corrections import read_corrections
 from thumbnet.reviewing.session import lock_labels
 from thumbnet.runs.folder import Run
 from thumbnet.sources.load import load_data

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from thumbnet.data.corrections import read_corrections
 
 from review_helpers import item, load, made_review
 from serving.test_browser import LEAST_CONTRAST, browser, errors, find, wait_for
+from thumbnet.data.corrections import read_corrections
 from thumbnet.data.images import Rendering
 from thumbnet.reviewing.service import Heading, build_review
 from thumbnet.reviewing.session import Review

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from thumbnet.data.corrections import read_corrections
 
 from review_helpers import item, load, made_review
+from thumbnet.data.corrections import read_corrections
 from thumbnet.data.images import Rendering
 from thumbnet.errors import RunError, UnreadableImageError
 from thumbnet.reviewing.service import LARGEST_SIDE, MAX_BODY, TOKEN_HEADER, Heading, as_png, build_review

@@ -280,7 +280,7 @@ def _data_of(run: Run, options: argparse.Namespace) -> Data:
                 labels=run.corrections,
             )
     except DataError as error:
-        if options.data is None and not os.path.exists(source):
+        if options.data is None and not os.path.exists(str(source)):
             where = command("review", options.place, "--data", "DATA")
             raise DataError(f"{error}\nIf the run's data have moved, name their new place: {where}") from None
         raise
