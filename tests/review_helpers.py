@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from thumbnet.data.corrections import Correction
 
 from helpers import coloured
+from thumbnet.data.corrections import Correction
 from thumbnet.reviewing.session import Item, Review
 
 CLASSES = ("red", "green", "blue")

@@ -134,6 +134,6 @@ def test_the_display_of_a_scoring_prints_lines_with_the_time_left(monkeypatch: p
         display(Scoring(1, 3, 0.1, 1234.0, 75.0))
         display(Scoring(2, 3, 0.5, 1234.0, 40.0))
     assert len(lines) == 3
-    assert lines[0].startswith("training 3 networks, each without the part of the pictures")
+    assert lines[0] == "training 3 networks to judge the labels; the next review reuses the scores"
     assert lines[1] == "network 1 of 3  10 % of all  1,234 pictures/s  1:15 left"
     assert lines[2] == "network 2 of 3  50 % of all  1,234 pictures/s  40.0 s left"

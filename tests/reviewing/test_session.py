@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from thumbnet.data.corrections import read_corrections
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from review_helpers import correction, item, made_review
+from review_helpers import CLASSES, correction, item, made_review
+from thumbnet.data.corrections import read_corrections
 from thumbnet.data.splits import FileSplit
 from thumbnet.errors import DataError, RunError
 from thumbnet.reviewing import session
@@ -88,6 +91,48 @@ def test_a_new_review_continues_and_can_undo_what_an_earlier_one_decided(tmp_pat
     assert second.undo() == 5
     assert second.undo() == 2
     assert second.undo() is None
+
+
+ACTIONS = st.one_of(
+    st.tuples(st.integers(0, 3), st.sampled_from(["confirm", "drop", "unsure"]), st.none()),
+    st.tuples(st.integers(0, 3), st.just("relabel"), st.integers(0, 2)),
+    st.sampled_from(["undo", "open again"]),
+)
+
+
+@settings(max_examples=30)
+@given(st.lists(ACTIONS, max_size=12))
+def test_the_file_always_has_what_was_decided_and_not_undone(actions: list[Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        items = [item(number) for number in range(4)]
+        review = made_review(Path(folder), items)
+        expected: dict[int, tuple[str, str]] = {}  # newest last
+        past: list[tuple[int, tuple[str, str] | None]] = []
+        for action in actions:
+            if action == "open again":
+                review = made_review(Path(folder), items)
+                past = [(position, None) for position in expected]
+            elif action == "undo":
+                position, before = past.pop() if past else (None, None)
+                assert review.undo() == position
+                if position is not None:
+                    del expected[position]
+                    expected |= {} if before is None else {position: before}
+            else:
+                position, decision, label = action
+                review.decide(position, decision, label)
+                given_class = decision == "confirm" or label == 0
+                after = (
+                    ("red", "confirm") if given_class else ("" if label is None else CLASSES[label], decision)
+                )
+                if expected.get(position) != after:
+                    past.append((position, expected.pop(position, None)))
+                    expected[position] = after
+            found = rows(review.path) if review.path.exists() else []
+            assert [(row[0], row[1], row[4]) for row in found] == [
+                (f"{position}.png", *decided) for position, decided in expected.items()
+            ]
+            assert review.decided == len(expected)
 
 
 def test_rows_about_other_pictures_stay_in_the_file(tmp_path: Path) -> None:

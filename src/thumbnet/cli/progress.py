@@ -320,8 +320,7 @@ class ScoringDisplay:
         """Move the bar, or print a line every ``PLAIN_EVERY`` seconds."""
         if state.network and not self._network:
             self._say(
-                f"training {state.networks} networks, each without the part of the pictures that it judges; "
-                "the next review uses the same scores"
+                f"training {state.networks} networks to judge the labels; the next review reuses the scores"
             )
         self._network = max(self._network, state.network)
         what = f"network {state.network} of {state.networks}" if state.network else "scoring"
