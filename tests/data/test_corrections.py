@@ -183,8 +183,8 @@ def test_pictures_are_relabelled_dropped_and_left_out(folder: Path, tmp_path: Pa
     del expected["test/blue/2.png"]  # the unsure picture stays: without it, the accuracy would be too good
     assert labels_by_name(after, "test") == expected
     assert after.notes[-1] == (
-        "corrected labels: 2 relabelled, 2 dropped, 2 of these in test or val, 1 unsure and left out of train, "
-        "1 unsure but kept in test or val, 1 confirmed"
+        "corrected labels: 2 relabelled and 2 dropped, 2 of these in test or val; 1 unsure and left out of train; "
+        "1 unsure but kept in test or val; 1 confirmed"
     )
     assert after.corrected is not None
     assert after.corrected.counts() == {

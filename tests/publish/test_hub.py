@@ -99,4 +99,4 @@ def test_the_card_says_which_labels_were_corrected(tiny_run: Run, tmp_path: Path
     summary = {**tiny_run.summary, "labels": {"relabelled": 12, "dropped": 3, "sha256": "0"}}
     (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
     card = model_card(Run(tmp_path / "run"), NAME)
-    assert "Corrected labels: 12 relabelled, 3 dropped. Classes: red, green, blue." in card
+    assert "Corrected labels: 12 relabelled and 3 dropped. Classes: red, green, blue." in card

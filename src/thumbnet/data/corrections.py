@@ -488,14 +488,17 @@ def _without_lost_classes(
 
 def describe_corrections(counts: Mapping[str, int]) -> str:
     """Say in a sentence what corrections changed; ``counts`` as from :meth:`Corrected.counts`."""
-    parts = [
-        (counts.get("relabelled", 0), "relabelled"),
-        (counts.get("dropped", 0), "dropped"),
-        (counts.get("held_out", 0), "of these in test or val"),
-        (counts.get("added", 0), "added to train"),
-        (counts.get("unsure", 0), "unsure and left out of train"),
-        (counts.get("unsure_kept", 0), "unsure but kept in test or val"),
-        (counts.get("confirmed", 0), "confirmed"),
-    ]
-    told = [f"{count:,} {what}" for count, what in parts if count]
-    return f"corrected labels: {', '.join(told) or 'nothing changed'}"
+
+    def told(*keys_and_words: tuple[str, str]) -> list[str]:
+        return [f"{counts[key]:,} {words}" for key, words in keys_and_words if counts.get(key)]
+
+    changed = " and ".join(told(("relabelled", "relabelled"), ("dropped", "dropped")))
+    held = told(("held_out", "of these in test or val"))
+    others = told(
+        ("added", "added to train"),
+        ("unsure", "unsure and left out of train"),
+        ("unsure_kept", "unsure but kept in test or val"),
+        ("confirmed", "confirmed"),
+    )
+    parts = [", ".join([changed, *held]), *others] if changed else others
+    return f"corrected labels: {'; '.join(parts) or 'nothing changed'}"

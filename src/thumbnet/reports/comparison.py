@@ -106,8 +106,8 @@ def _check_measured_alike(first: Run, second: Run) -> None:
     if one.get(key) == other.get(key) and first.summary["split"] == second.summary["split"]:
         return
     message = (
-        f"{first.path} and {second.path} were measured on different pictures, so their accuracies "
-        "cannot be compared"
+        f"{first.path} and {second.path} were measured on different pictures or labels, so their "
+        "accuracies cannot be compared"
     )
     if one.get("labels") != other.get("labels"):
         changed = second if other.get("labels") else first
