@@ -125,9 +125,18 @@ def test_a_review_of_spoilt_labels_is_measured_and_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole program, on three colours with one seed."""
-    monkeypatch.setattr(label_noise, "load_data", lambda name: coloured_data(120))
-    words = ["--noise", "0.1", "--seeds", "1", "--folds", "2", "--recipe", "small", "--epochs", "2"]
-    words += ["--set", "training.batch_size=32", "--device", "cpu", "--work", str(tmp_path / "work")]
+    monkeypatch.setattr(label_noise, "load_data", lambda name: coloured_data())
+    words = ["--noise", "0.1", "--seeds", "1", "--folds", "2", "--recipe", "small", "--epochs", "1"]
+    words += [
+        "--set",
+        "training.batch_size=32",
+        "--set",
+        "model.width=0.25",
+        "--device",
+        "cpu",
+        "--work",
+        str(tmp_path / "work"),
+    ]
     monkeypatch.setattr(sys, "argv", ["label_noise.py", *words])
     label_noise.main()
     file = tmp_path / "work" / "results.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thumbnet.reviewing.folds import fold_numbers, joined
@@ -22,6 +22,7 @@ def test_every_fold_has_the_same_share_of_each_class(folds: int) -> None:
     assert sizes.max() - sizes.min() <= 1
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30)), min_size=1, max_size=80),
     st.integers(2, 4),

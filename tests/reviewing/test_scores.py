@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from helpers import Payload, coloured, coloured_data, write_class_folders
-from thumbnet.classifiers.base import log_softmax
 from thumbnet.classifiers.load import load_classifier
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import RunError, ThumbnetError
+from thumbnet.evaluation import log_softmax
 from thumbnet.reviewing.scores import Scores, Scoring, fold_recipe, score_pictures
 from thumbnet.runs.folder import Run
 from thumbnet.sources.load import load_data
@@ -274,7 +274,7 @@ def test_a_plan_for_a_given_time_becomes_a_number_of_epochs(
     planned = replace(
         recipe,
         training=replace(recipe.training, steps=50, epochs=5),
-        schedule=replace(recipe.schedule, planned_at=(10,), planned_steps=(50,)),
+        schedule=replace(recipe.schedule, planned_at=(0,), planned_steps=(50,)),
     )
     monkeypatch.setattr(Run, "recipe", planned)
     plain = fold_recipe(run, "coloured", 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -120,6 +120,7 @@ def test_training_pictures_have_thresholds_of_their_own() -> None:
     assert "label" not in find_suspects(data, scores)[0].reasons
 
 
+@settings(max_examples=40)
 @given(
     arrays.arrays(np.float64, (20, 4), elements=st.floats(1e-6, 1)),
     arrays.arrays(np.int64, 20, elements=st.integers(0, 3)),

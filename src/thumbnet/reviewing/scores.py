@@ -299,7 +299,7 @@ class _Scorer:
                 range=AUTO if self.in_memory or pre.range is None else pre.range,
                 background=AUTO if self.in_memory else pre.background,
                 subset_size=0,
-                engine=AUTO if self.in_memory else recipe.data.engine,
+                engine="auto" if self.in_memory else recipe.data.engine,
             ),
         )
 
