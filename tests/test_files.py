@@ -8,7 +8,7 @@ from typing import IO
 import pytest
 
 from thumbnet.errors import RunError
-from thumbnet.files import cache_folder, clear_leftovers, remove_file, write_file, write_with
+from thumbnet.files import cache_folder, clear_leftovers, locked, remove_file, write_file, write_with
 
 
 def test_a_file_is_replaced_and_has_ordinary_permissions(tmp_path: Path) -> None:
@@ -123,3 +123,14 @@ def test_only_old_folders_with_the_prefix_are_removed(tmp_path: Path) -> None:
         os.utime(tmp_path / name, (past, past))
     clear_leftovers(tmp_path, "part-")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other-old", "part-new"]
+
+
+def test_a_lock_excludes_others_until_it_is_released(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with locked(path, "busy"), pytest.raises(RunError, match="^busy$"), locked(path, "busy"):
+        pass
+    with locked(path, "busy"):
+        pass
+    path.write_text("a file, not a folder")
+    with pytest.raises(RunError, match="cannot write in .*lock"), locked(path / "inside", "busy"):
+        pass

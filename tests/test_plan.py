@@ -15,8 +15,8 @@ SOURCE = Path(thumbnet.__file__).parent
 # From the bottom up. A package imports only from packages before it.
 LAYERS = (
     "version", "invocation", "errors", "files", "seeds", "evaluation", "distributed", "kernels", "hardware",
-    "recipes", "data", "sources", "models", "batches", "runs", "classifiers", "training", "reviewing", "reports",
-    "publish", "serving", "cli", "api", "__main__",
+    "recipes", "data", "sources", "models", "batches", "runs", "classifiers", "training", "serving",
+    "reviewing", "reports", "publish", "cli", "api", "__main__",
 )  # fmt: skip
 # These start without torch: the commands that only read, and everything that an exported model needs.
 NO_TORCH = (

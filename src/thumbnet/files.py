@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -75,6 +75,33 @@ def remove_file(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(f"cannot remove {path}: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str, wait: float = 0.0) -> Iterator[None]:
+    """Hold the operating system's lock on the file ``path``. It is released when its process ends.
+
+    Args:
+        path: the file; it is created if needed.
+        busy: the error if another process holds the lock.
+        wait: seconds to wait for another process to release the lock.
+
+    Raises:
+        RunError: another process holds the lock, or the file's folder is not writable.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, timeout=wait)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(busy) from None
+    except OSError as error:
+        raise RunError(f"cannot write in {path.parent}: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def clear_leftovers(folder: Path, prefix: str) -> None:

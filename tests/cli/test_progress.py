@@ -137,3 +137,18 @@ def test_counting_prints_lines_with_the_time_left_where_there_is_no_terminal(
                 count(done, 9000)
         lines = capsys.readouterr().err.splitlines()
         assert lines == (["sorting 3,000 of 9,000  48.0 s left"] if plain else [])
+
+
+def test_the_display_of_a_scoring_prints_lines_with_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    from thumbnet.reviewing.scores import Scoring
+
+    monkeypatch.setattr(progress, "PLAIN_EVERY", -1.0)
+    lines: list[str] = []
+    with progress.ScoringDisplay(lines.append) as display:
+        display(Scoring(0, 3, 0.0, None, None))
+        display(Scoring(1, 3, 0.1, 1234.0, 75.0))
+        display(Scoring(2, 3, 0.5, 1234.0, 40.0))
+    assert len(lines) == 3
+    assert lines[0] == "training 3 networks to judge the labels; the next review reuses the scores"
+    assert lines[1] == "network 1 of 3  10 % of all  1,234 pictures/s  1:15 left"
+    assert lines[2] == "network 2 of 3  50 % of all  1,234 pictures/s  40.0 s left"

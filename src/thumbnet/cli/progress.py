@@ -18,6 +18,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from thumbnet.batches.prepare import Prepared
     from thumbnet.data.splits import Data
+    from thumbnet.reviewing.scores import Scoring
     from thumbnet.runs.folder import Run
     from thumbnet.training.fit import StepResult
     from thumbnet.training.state import EpochResult, TrainingState
@@ -296,3 +298,54 @@ class _Counter:
             self._last_line = now
             left = (total - done) * (now - since) / (done - before)
             note(f"{self._what} {done:,} of {total:,}  {duration(left)} left")
+
+
+class ScoringDisplay:
+    """Shows how far the scoring of pictures is. Use it as a context manager, and call it with the state."""
+
+    def __init__(self, say_line: Callable[[str], None] = note) -> None:
+        """Show a bar on stderr. ``say_line`` prints the plain lines if stderr is not a terminal."""
+        self.live = progress_console.is_terminal
+        self._say_line = say_line
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            _RateColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=progress_console,
+            transient=True,
+            disable=not self.live,
+        )
+        self._task = self._progress.add_task("scoring", total=1.0, rate=None, left="")
+        self._network = 0
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> ScoringDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, state: Scoring) -> None:
+        """Move the bar, or print a line every ``PLAIN_EVERY`` seconds."""
+        if state.network and not self._network:
+            self._say(
+                f"training {state.networks} networks to judge the labels; the next review reuses the scores"
+            )
+        self._network = max(self._network, state.network)
+        what = f"network {state.network} of {state.networks}" if state.network else "scoring"
+        left = "" if state.seconds_left is None else f"{duration(state.seconds_left)} left"
+        rate = state.pictures_per_second
+        self._progress.update(self._task, description=what, completed=state.done, rate=rate, left=left)
+        if not self.live and state.network and time.monotonic() - self._last_line > PLAIN_EVERY:
+            speed = "" if rate is None else f"{rate:,.0f} pictures/s  "
+            self._say(f"{what}  {100 * state.done:.0f} % of all  {speed}{left}")
+
+    def _say(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        if self.live:
+            self._progress.console.print(text, markup=False, soft_wrap=True)
+        else:
+            self._say_line(text)

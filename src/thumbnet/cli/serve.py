@@ -97,6 +97,7 @@ def execute(options: argparse.Namespace) -> int:
     try:
         from thumbnet.serving.access_log import AccessLog
         from thumbnet.serving.identity import identify
+        from thumbnet.serving.protection import accepted_hosts
         from thumbnet.serving.server import listen, serve
         from thumbnet.serving.service import ServiceSettings, build_service
     except ModuleNotFoundError as error:
@@ -111,7 +112,7 @@ def execute(options: argparse.Namespace) -> int:
     identity = identify(classifier, options.run)
     _check_memory(classifier, options)
     with listen(options.host, options.port) as listener:
-        loopback = listener.getsockname()[0] in ("127.0.0.1", "::1")
+        hosts = accepted_hosts(listener, options.host)
         settings = ServiceSettings(
             max_bytes=int(1e6 * options.max_megabytes),
             max_pixels=int(1e6 * options.max_megapixels),
@@ -120,7 +121,7 @@ def execute(options: argparse.Namespace) -> int:
             timeout=options.timeout,
             tta=options.tta,
             api_key=key,
-            hosts=("localhost", "127.0.0.1", "::1", "[::1]", options.host) if loopback else None,
+            hosts=hosts,
         )
         log = None if options.access_log == "off" else AccessLog(_write_line, options.access_log)
         service = build_service(
@@ -131,7 +132,7 @@ def execute(options: argparse.Namespace) -> int:
             identity=identity,
             access_log=log,
         )
-        if not loopback and key is None:
+        if hosts is None and key is None:
             _warn(
                 "anyone who can reach this machine can use the service; set THUMBNET_API_KEY to require a key"
             )

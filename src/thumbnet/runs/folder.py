@@ -11,6 +11,7 @@ skipped.jsonl      the pictures that were skipped, and why; exists only if there
 model.safetensors  the weights; the metadata holds everything needed to use them
 summary.json       the outcome; exists only when the training is complete
 scores/            probabilities of all pictures, for a review of the labels (see thumbnet.reviewing.scores)
+labels.csv         what a person decided about pictures in `thumbnet review`
 .lock              locked by the process that trains here
 ```
 """
@@ -38,7 +39,7 @@ from torch import Tensor
 
 from thumbnet.data.corrections import Correction, read_corrections
 from thumbnet.errors import RecipeError, RunError
-from thumbnet.files import write_file, write_with
+from thumbnet.files import locked, write_file, write_with
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe, read_recipe, recipe_from_dict
 from thumbnet.runs.environment import environment
@@ -119,32 +120,18 @@ class Run:
     def locked(self, wait: float = 0.0) -> Iterator[None]:
         """Lock the folder so that no other process trains in it, and delete what killed processes left.
 
-        This is an operating-system lock on the file ``.lock``: it is released when its process ends.
-
         Args:
             wait: seconds to wait for another process to release the lock.
 
         Raises:
             RunError: another process holds the lock, or the folder is not writable.
         """
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.path / LOCK_NAME, timeout=wait)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise RunError(
-                f"another process is training in {self.path}: wait for it, or stop it first"
-            ) from None
-        except OSError as error:
-            raise RunError(f"cannot write in {self.path}: {error.strerror or error}") from None
-        try:
+        busy = f"another process is training in {self.path}: wait for it, or stop it first"
+        with locked(self.path / LOCK_NAME, busy, wait):
             for leftover in self.path.glob(LEFTOVERS):
                 with contextlib.suppress(OSError):
                     leftover.unlink()
             yield
-        finally:
-            lock.release()
 
     @property
     def weights_path(self) -> Path:

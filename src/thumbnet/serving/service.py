@@ -22,8 +22,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
 from thumbnet.classifiers.base import Classifier, Prediction, SplitLogits
@@ -43,6 +41,7 @@ from thumbnet.serving.access_log import PICTURES, AccessLog, Logged
 from thumbnet.serving.batching import Batcher
 from thumbnet.serving.identity import Identity, describe
 from thumbnet.serving.metrics import Measured
+from thumbnet.serving.protection import page_policy, protect, read_body
 from thumbnet.serving.schemas import (
     ClassProbability,
     Explanation,
@@ -61,11 +60,6 @@ T = TypeVar("T")
 HARDEST = 24  # test pictures that the page offers
 SEARCHED = 10_000  # the most test pictures that the search classifies
 SEARCHED_AT_ONCE = 200  # small, so that requests do not wait long for the search
-PAGE_POLICY = (
-    "default-src 'none'; img-src 'self' data: blob:; media-src blob:; connect-src 'self'; "
-    "style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
-)
 
 
 @dataclass(frozen=True)
@@ -83,8 +77,7 @@ class ServiceSettings:
             measured with.
         api_key: required by every route except ``/``, ``/healthz``, ``/readyz`` and ``/openapi.json``; None
             for no key.
-        hosts: accepted host names; None for any. On loopback, the check stops pages of other sites from
-            reaching the service through a host name that they point at it (DNS rebinding).
+        hosts: accepted host names; None for any; see :func:`~thumbnet.serving.protection.accepted_hosts`.
     """
 
     max_bytes: int = 10_000_000
@@ -136,8 +129,7 @@ def build_service(
         redoc_url=None,
     )
     app.add_middleware(Measured, registry=service.registry)
-    if settings.hosts is not None:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts), www_redirect=False)
+    protect(app, settings.hosts)
     app.add_exception_handler(RequestValidationError, _describe_invalid)
     app.add_exception_handler(OutOfMemoryError, service.describe_full)
     if access_log is not None:  # the outermost middleware, which also sees requests that others refuse
@@ -153,7 +145,7 @@ def build_service(
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> HTMLResponse:
-        return HTMLResponse(service.page, headers={"Content-Security-Policy": PAGE_POLICY})
+        return HTMLResponse(service.page, headers={"Content-Security-Policy": page_policy(service.page)})
 
     @app.get("/healthz", summary="Is the process alive?", tags=["probes"])
     async def healthz() -> Health:
@@ -334,7 +326,8 @@ class _Service:
         if not (multipart or kind.startswith("image/") or kind == "application/octet-stream"):
             given = kind or "no Content-Type"
             raise HTTPException(415, f"{given}: send multipart/form-data, or a picture as image/jpeg etc.")
-        body = await self._read_body(request)
+        advice = "send smaller or fewer pictures"
+        body = await read_body(request, self.settings.max_bytes, self.settings.timeout, advice)
         if not multipart:
             return [Upload(kind, body)]
         most = self.settings.max_pictures
@@ -353,25 +346,6 @@ class _Service:
         if not uploads:
             raise HTTPException(422, "no picture: send at least one file, for example curl -F file=@cat.jpg")
         return uploads
-
-    async def _read_body(self, request: Request) -> bytes:
-        most = self.settings.max_bytes
-        too_large = HTTPException(413, f"more than {most:,} bytes: send smaller or fewer pictures")
-        declared = request.headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > most:
-            raise too_large
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self.settings.timeout):
-                async for part in request.stream():
-                    body += part
-                    if len(body) > most:
-                        raise too_large
-        except TimeoutError:
-            raise HTTPException(408, "the body did not arrive in time", {"Connection": "close"}) from None
-        except ClientDisconnect:
-            raise HTTPException(400, "the connection was closed") from None
-        return bytes(body)
 
     async def decode(self, uploads: list[Upload]) -> np.ndarray:
         """Decode pictures to pixels, uint8 [B, height, width, 3]; refuse the request if any is unreadable."""

@@ -1,0 +1,316 @@
+"""``thumbnet review``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thumbnet.cli.options import (
+    DATA_HELP,
+    add_common,
+    add_model_code,
+    positive,
+)
+from thumbnet.errors import DataError, MissingExtraError, RunError, ThumbnetError, printable
+from thumbnet.invocation import command
+
+if TYPE_CHECKING:
+    from thumbnet.data.images import Rendering
+    from thumbnet.data.splits import Data, Split
+    from thumbnet.reviewing.session import Review
+    from thumbnet.runs.folder import Run
+
+PORT = 8001  # not the one of `thumbnet serve`, so that both can run
+FIRST = 500  # pictures
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "review",
+        help="correct labels in the browser, or label new pictures",
+        description="Show the pictures of RUN's data whose labels are probably wrong, most suspicious first, "
+        "on a page in the browser. Decisions are written to labels.csv in RUN, for thumbnet train --labels. "
+        "With --run, show the unlabelled pictures in a folder, those first whose labels would help RUN most. "
+        "No picture is ever changed.",
+    )
+    parser.add_argument(
+        "place", metavar="RUN", help="a run's folder; with --run, a folder of unlabelled pictures"
+    )
+    parser.add_argument("--run", metavar="RUN", help="label a folder's pictures with the help of this run")
+    parser.add_argument("--data", metavar="DATA", help=f"{DATA_HELP}: the run's data, if they have moved")
+    parser.add_argument(
+        "--folds",
+        type=int,
+        metavar="K",
+        help="train K networks, each without a part of the training pictures, to judge that part "
+        "(default: 3); 0: let the run's own network judge them, at once but less well",
+    )
+    parser.add_argument(
+        "--first",
+        type=positive,
+        default=FIRST,
+        metavar="N",
+        help=f"number of pictures to review (default: {FIRST})",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="the file of labels (default: labels.csv in RUN; with --run, DIR-labels.csv beside the folder)",
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=PORT,
+        help=f"port of the page on this machine; 0 for any free one (default: {PORT})",
+    )
+    parser.add_argument("--no-browser", action="store_true", help="only print the page's address")
+    add_model_code(parser)
+    add_common(parser)
+    parser.set_defaults(command=execute)
+
+
+def execute(options: argparse.Namespace) -> int:
+    from thumbnet.cli.console import say
+
+    try:
+        from thumbnet.reviewing.service import Heading, build_review
+        from thumbnet.serving.protection import accepted_hosts
+        from thumbnet.serving.server import listen, serve
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("thumbnet"):
+            raise
+        raise MissingExtraError("thumbnet review", "serve") from None
+    prepare = _Suspects if options.run is None else _Unlabelled
+    task = prepare(options)
+    with ExitStack() as stack:
+        # A file or port that is in use is reported now, not after the scoring.
+        stack.enter_context(task.lock())
+        listener = stack.enter_context(listen("127.0.0.1", options.port))
+        review = task.review()
+        heading = Heading(task.title, task.next_command(), accepted_hosts(listener, "localhost"))
+        app = build_review(
+            review, heading, lambda item: task.splits[item.split].load(item.index), task.rendering
+        )
+        serve(app, listener, lambda address: _greet(address, review, options.no_browser))
+    say(_outcome(review, task))
+    return 0
+
+
+class _Task:
+    """What is reviewed.
+
+    Attributes:
+        title: what the page calls it.
+        file: the file of labels.
+        splits: the pictures by split, once :meth:`review` was called.
+        rendering: how they become RGB.
+    """
+
+    title: str
+    file: Path
+    splits: dict[str, Split]
+    rendering: Rendering
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+
+    def review(self) -> Review:
+        """Score the pictures and order them."""
+        raise NotImplementedError
+
+    def data_name(self) -> str:
+        """The data to train on with the labels."""
+        raise NotImplementedError
+
+    def next_command(self) -> str:
+        """The command that trains with the labels."""
+        return command("train", self.data_name(), "--labels", self.file)
+
+    def lock(self) -> Any:
+        """Keep other reviews from writing the file of labels.
+
+        Raises:
+            RunError: another review writes it, or its folder does not exist or is not writable.
+        """
+        from thumbnet.reviewing.session import lock_labels
+
+        if self.file.is_dir():
+            raise RunError(
+                f"{self.file} is a folder: --out must name a file, such as {self.file / 'labels.csv'}"
+            )
+        if not self.file.parent.is_dir():
+            raise RunError(f"there is no folder {self.file.parent}: create it, or choose another --out")
+        return lock_labels(self.file)
+
+
+class _Suspects(_Task):
+    """The pictures of a run's data whose labels are probably wrong."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        from thumbnet.runs.finding import is_run
+        from thumbnet.runs.folder import Run
+        from thumbnet.runs.weights import read_weights
+
+        super().__init__(options)
+        folder = Path(options.place).expanduser()
+        try:
+            self.run = Run.open(folder)
+        except RunError as error:
+            if is_run(folder) or not folder.is_dir():
+                raise
+            label = command("review", options.place, "--run", "RUN")
+            raise RunError(
+                f"{error}\nTo label the pictures in this folder with the help of a run: {label}"
+            ) from None
+        _ = self.run.summary  # refuse an incomplete run before anything is loaded
+        self.title = f"Review of {folder.resolve().name}"
+        self.file = Path(options.out).expanduser() if options.out else self.run.path / "labels.csv"
+        self.rendering = read_weights(self.run.weights_path)[1].preprocessing.rendering
+
+    def data_name(self) -> str:
+        return str(self.options.data or self.run.settings.get("data"))
+
+    def review(self) -> Review:
+        from thumbnet.cli.console import note
+        from thumbnet.cli.progress import ScoringDisplay
+        from thumbnet.reviewing.scores import FOLDS, score_pictures
+        from thumbnet.reviewing.session import Review, suspicious_items
+        from thumbnet.reviewing.suspects import find_suspects
+
+        data = _data_of(self.run, self.options)
+        for text in data.notes:
+            if text.startswith("warning: "):
+                note(f"thumbnet: {text}")
+        self.splits = data.splits
+        folds = FOLDS if self.options.folds is None else self.options.folds
+        try:
+            with ScoringDisplay() as display:
+                scores = score_pictures(
+                    self.run, data, folds=folds, device=self.options.device, progress=display
+                )
+        except KeyboardInterrupt:
+            again = command("review", self.options.place)
+            note(f"\nthumbnet: the networks that are finished are kept. Continue: {again}")
+            raise
+        first = self.options.first
+        items = suspicious_items(find_suspects(data, scores), scores, first)
+        return Review(items, data.class_names, self.file, shown=first, inherited=self.run.corrections or ())
+
+
+class _Unlabelled(_Task):
+    """The pictures of a folder, those first whose labels would help most."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        from thumbnet.runs.finding import is_run
+
+        super().__init__(options)
+        self.folder = Path(options.place).expanduser().resolve()
+        if is_run(self.folder):
+            raise ThumbnetError(
+                f"{options.place} is a run: with --run, name a folder of unlabelled pictures. To review the "
+                f"run's labels: {command('review', options.place)}"
+            )
+        if options.folds is not None or options.data is not None:
+            raise ThumbnetError(
+                "--folds and --data are for reviewing a run's own data: leave them out with --run"
+            )
+        self.title = f"Labels for {self.folder.name}"
+        beside = self.folder.with_name(f"{self.folder.name}-labels.csv")
+        self.file = Path(options.out).expanduser() if options.out else beside
+
+    def data_name(self) -> str:
+        from thumbnet.runs.finding import is_run
+        from thumbnet.runs.folder import Run
+
+        folder = Path(self.options.run).expanduser()
+        own = Run.open(folder).settings.get("data") if is_run(folder) else None
+        return str(own or "DATA")
+
+    def review(self) -> Review:
+        from thumbnet.classifiers.load import load_classifier
+        from thumbnet.cli.console import note
+        from thumbnet.cli.progress import counting
+        from thumbnet.reviewing.session import TRAIN, Review, unlabelled_items
+        from thumbnet.reviewing.unlabelled import order_unlabelled, read_unlabelled, score_unlabelled
+
+        pictures = read_unlabelled(self.folder)
+        classifier = load_classifier(self.options.run, self.options.device)
+        with counting("classifying") as count:
+            found = score_unlabelled(classifier, pictures, count)
+        if found.skipped:
+            name, reason = found.skipped[0]
+            note(
+                f"thumbnet: {len(found.skipped):,} picture(s) cannot be read and are skipped, such as "
+                f"{printable(name)}: {reason}"
+            )
+        self.splits, self.rendering = {TRAIN: found.split}, classifier.info.preprocessing.rendering
+        order = order_unlabelled(found.probabilities, found.features)
+        items = unlabelled_items(found, order, self.options.first, self.file.parent.resolve())
+        return Review(items, classifier.class_names, self.file)
+
+
+def _data_of(run: Run, options: argparse.Namespace) -> Data:
+    """Load the run's data, split and corrected as for its training, calibration pictures in ``train``.
+
+    Raises:
+        RunError: the run does not name its data.
+        DataError: they cannot be loaded.
+    """
+    from thumbnet.cli.progress import counting
+    from thumbnet.sources.load import load_data
+
+    own = run.settings.get("data")
+    if own is None and options.data is None:
+        raise RunError(
+            f"{run.path} was trained on data in memory: save them to disk, and name them with --data DATA"
+        )
+    source = options.data or own
+    data_dir = options.data_dir or run.settings.get("data_dir")
+    try:
+        with counting("downloading") as count:
+            return load_data(
+                source,
+                data_dir=data_dir,
+                settings=run.recipe.data,
+                progress=count,
+                labels=run.corrections,
+            )
+    except DataError as error:
+        if options.data is None and not os.path.exists(str(source)):
+            where = command("review", options.place, "--data", "DATA")
+            raise DataError(f"{error}\nIf the run's data have moved, name their new place: {where}") from None
+        raise
+
+
+def _greet(address: str, review: Review, no_browser: bool) -> None:
+    """Print the page's address and open it."""
+    from thumbnet.cli.console import say
+
+    say(f"review at {address}   {review.decided} of {review.shown} decided   (Ctrl-C to stop)")
+    if not no_browser and _has_display():
+        import threading
+        import webbrowser
+
+        # In a thread, because a browser's start may take long.
+        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+
+def _has_display() -> bool:
+    """Whether a browser can open a window here. Without one, it might take over the terminal."""
+    if sys.platform in ("win32", "darwin"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _outcome(review: Review, task: _Task) -> str:
+    """Say what was decided, and how to go on."""
+    if not review.path.is_file():
+        return "nothing is decided yet"
+    return (
+        f"{review.decided} of {review.shown} decided, written to {printable(str(review.path))}\n"
+        f"train with these labels: {task.next_command()}"
+    )

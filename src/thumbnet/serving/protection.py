@@ -1,0 +1,108 @@
+"""Protect pages and services on this machine from other sites: host names, headers, limits on bodies."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+import socket
+
+from fastapi import FastAPI, HTTPException, Request
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LOOPBACK = ("127.0.0.1", "::1")
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+
+
+def accepted_hosts(listener: socket.socket, named: str) -> tuple[str, ...] | None:
+    """The host names that a service on this socket accepts; None for any, if others can reach it.
+
+    On loopback, the check stops pages of other sites from reaching the service through a host name that they
+    point at it (DNS rebinding).
+
+    Args:
+        listener: the socket that the service listens on.
+        named: the address that the user gave.
+    """
+    if listener.getsockname()[0] not in LOOPBACK:
+        return None
+    return ("localhost", "127.0.0.1", "::1", "[::1]", named)
+
+
+def protect(app: FastAPI, hosts: tuple[str, ...] | None) -> None:
+    """Refuse requests for host names other than ``hosts``, and add ``HEADERS`` to every response."""
+    if hosts is not None:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    app.add_middleware(_WithHeaders)
+
+
+class _WithHeaders:
+    """ASGI middleware that adds ``HEADERS`` to every response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *HEADERS]
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
+
+
+def page_policy(page: str) -> str:
+    """Build the Content-Security-Policy of a page that is one self-contained file.
+
+    The browser runs the page's own scripts and styles, which the policy names by their digests, and nothing
+    that a file name or a class name might smuggle into it. It loads only from the page's own address.
+    """
+    return (
+        f"default-src 'none'; script-src {_digests('script', page)}; style-src {_digests('style', page)}; "
+        "img-src 'self' data: blob:; media-src blob:; connect-src 'self'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _digests(tag: str, page: str) -> str:
+    blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(block.encode()).digest()).decode() for block in blocks]
+    return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+
+
+async def read_body(request: Request, most: int, seconds: float, advice: str) -> bytes:
+    """Read a request's body.
+
+    Args:
+        request: the request.
+        most: the most bytes that it may have.
+        seconds: the time that it may take to arrive.
+        advice: what to do if it is too large.
+
+    Raises:
+        HTTPException: 413 if it is too large, 408 if it does not arrive in time, 400 if the client is gone.
+    """
+    too_large = HTTPException(413, f"more than {most:,} bytes: {advice}")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > most:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                body += part
+                if len(body) > most:
+                    raise too_large
+    except TimeoutError:
+        raise HTTPException(408, "the body did not arrive in time", {"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the connection was closed") from None
+    return bytes(body)

@@ -1,0 +1,237 @@
+"""``thumbnet review``: from a run or a folder to a file of labels."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers import coloured, write_picture
+from thumbnet.cli import main
+from thumbnet.cli import review as command
+from thumbnet.data.corrections import read_corrections
+from thumbnet.reviewing.session import lock_labels
+from thumbnet.runs.folder import Run
+from thumbnet.sources.load import load_data
+
+httpx = pytest.importorskip("httpx")
+testclient = pytest.importorskip("starlette.testclient")
+
+Visit = Callable[[Any, Any], None]
+QUICK = ["--folds", "0", "--port", "0", "--no-browser"]
+
+
+@pytest.fixture
+def run(trained: tuple[Path, str, str], tmp_path: Path) -> Path:
+    """A copy of a run, because a review writes into it."""
+    return Path(shutil.copytree(trained[0], tmp_path / "run"))
+
+
+@pytest.fixture
+def visiting(monkeypatch: pytest.MonkeyPatch) -> Callable[[Visit], None]:
+    """Replaces the server: the function that is set visits the page with a client."""
+
+    def set_visit(visit: Visit) -> None:
+        def serve(app: Any, listener: socket.socket, greet: Callable[[str], None]) -> None:
+            greet("http://127.0.0.1:1")
+            with testclient.TestClient(app, base_url="http://localhost") as client:
+                token = re.findall('name="token" content="(.+?)"', client.get("/").text)[0]
+
+                def decide(picture: int, decision: str, label: int | None = None) -> None:
+                    sent = {"picture": picture, "decision": decision, "label": label}
+                    answer = client.post("/decide", json=sent, headers={"X-Review-Token": token})
+                    assert answer.status_code == 200, answer.text
+
+                visit(client, decide)
+
+        monkeypatch.setattr("thumbnet.serving.server.serve", serve)
+
+    return set_visit
+
+
+def test_a_review_writes_labels_that_train_takes_and_the_next_one_continues(
+    run: Path, folder: Path, visiting: Callable[[Visit], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names: list[str] = []
+
+    def first(client: Any, decide: Any) -> None:
+        state = client.get("/state").json()
+        assert (state["title"], state["shown"], len(state["classes"])) == ("Review of run", 10, 3)
+        assert {one["split"] for one in state["pictures"]} <= {"train", "test"}
+        assert client.get("/picture/0").headers["Content-Type"] == "image/png"
+        names.extend(one["name"] for one in state["pictures"])
+        decide(0, "relabel", state["classes"].index("blue"))
+        decide(1, "drop")
+
+    visiting(first)
+    assert main(["review", str(run), "--first", "10", *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "review at http://127.0.0.1:1   0 of 10 decided" in out
+    assert f"2 of 10 decided, written to {run / 'labels.csv'}" in out
+    assert re.search(rf"train with these labels: .* train {folder} --labels {run / 'labels.csv'}\n", out)
+    written = read_corrections(run / "labels.csv")
+    assert [(one.name, one.label) for one in written] == [(names[0], "blue"), (names[1], "")]
+    corrected = load_data(str(folder), labels=run / "labels.csv")
+    assert sum(map(len, corrected.splits.values())) == 119
+
+    def second(client: Any, decide: Any) -> None:
+        state = client.get("/state").json()
+        assert [one["name"] for one in state["pictures"]] == names  # in the same order
+        assert (state["done"], state["undo"]) == (2, True)
+
+    visiting(second)
+    assert main(["review", str(run), "--first", "10", *QUICK]) == 0
+
+
+def test_a_review_without_a_decision_leaves_no_file(
+    run: Path, visiting: Callable[[Visit], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    visiting(lambda client, decide: None)
+    assert main(["review", str(run), *QUICK]) == 0
+    assert "nothing is decided yet" in capsys.readouterr().out
+    assert not (run / "labels.csv").exists()
+
+
+def test_new_pictures_get_labels_that_train_adds(
+    trained: tuple[Path, str, str],
+    folder: Path,
+    tmp_path: Path,
+    visiting: Callable[[Visit], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for number in range(5):
+        write_picture(tmp_path / "new" / f"{number}.png", coloured(number % 3, 500 + number))
+    (tmp_path / "new" / "broken.png").write_bytes(b"no picture")
+    names: list[str] = []
+
+    def visit(client: Any, decide: Any) -> None:
+        state = client.get("/state").json()
+        assert (state["title"], state["shown"]) == ("Labels for new", 5)
+        names.extend(one["name"] for one in state["pictures"])
+        decide(0, "relabel", 2)
+        decide(1, "drop")
+
+    visiting(visit)
+    words = ["review", str(tmp_path / "new"), "--run", str(trained[0]), "--port", "0", "--no-browser"]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "1 picture(s) cannot be read and are skipped, such as" in said.err
+    labels = tmp_path / "new-labels.csv"
+    assert f"train {folder} --labels {labels}" in said.out
+    assert sorted(names) == [f"new/{number}.png" for number in range(5)]
+    assert [(one.name, one.was, one.split) for one in read_corrections(labels)] == [
+        (names[0], "", "train"),
+        (names[1], "", "train"),
+    ]
+    assert len(load_data(str(folder), labels=labels).splits["train"]) == 61
+
+
+def test_what_cannot_be_reviewed_is_explained_before_anything_is_scored(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def scored(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("thumbnet.reviewing.scores.score_pictures", scored)
+    monkeypatch.setattr("thumbnet.reviewing.unlabelled.score_unlabelled", scored)
+    (tmp_path / "pictures").mkdir()
+    unfinished = Path(shutil.copytree(run, tmp_path / "unfinished"))
+    (unfinished / "summary.json").unlink()
+    gone = Path(shutil.copytree(run, tmp_path / "gone"))
+    settings = gone / "run.json"
+    settings.write_text(re.sub(r'"data": ".*?"', '"data": "/nowhere/pictures"', settings.read_text()))
+    with socket.create_server(("127.0.0.1", 0)) as taken, lock_labels(tmp_path / "locked.csv"):
+        for words, message in (
+            (["nowhere"], "there is no run nowhere"),
+            (["pictures"], "To label the pictures in this folder with the help of a run: "),
+            (["unfinished"], "is not complete. Resume it: "),
+            (["gone"], "If the run's data have moved, name their new place: "),
+            (["run", "--port", str(taken.getsockname()[1])], ": Address already in use"),
+            (["run", "--out", "pictures"], "pictures is a folder: --out must name a file"),
+            (["run", "--out", "no/folder.csv"], "there is no folder no"),
+            (["run", "--out", "locked.csv"], "another review is writing locked.csv"),
+            (["run", "--first", "0"], "--first 0: expected 1 or more"),
+            (["run", "--run", "run"], "run is a run: with --run, name a folder of unlabelled pictures"),
+            (["pictures", "--run", "run", "--folds", "2"], "--folds and --data are for a run's own data"),
+            (["pictures", "--run", "run"], "there are no pictures in the folder"),
+            (["elsewhere", "--run", "run"], "there is no folder"),
+        ):
+            monkeypatch.chdir(tmp_path)
+            port = [] if "--port" in words else ["--port", "0"]
+            assert main(["review", *words, *port, "--no-browser"]) == 2, words
+            error = capsys.readouterr().err
+            assert message in error, words
+            assert "Traceback" not in error
+
+
+def test_a_run_on_data_in_memory_needs_data(
+    tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "labels.csv")
+    assert main(["review", str(tiny_run.path), "--out", out, *QUICK]) == 2
+    assert "was trained on data in memory" in capsys.readouterr().err
+
+
+def test_without_the_extra_serve_it_says_how_to_install_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("thumbnet.serving.server", "thumbnet.serving.protection", "thumbnet.reviewing.service"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert main(["review", str(run), *QUICK]) == 2
+    assert "thumbnet review needs the extra 'serve': " in capsys.readouterr().err
+
+
+def test_a_browser_is_opened_only_where_it_can_open_a_window(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from review_helpers import made_review
+
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("threading.Thread.start", lambda thread: thread.run())
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    for display, no_browser in (("", False), (":0", True), (":0", False)):
+        monkeypatch.setenv("DISPLAY", display)
+        command._greet("http://127.0.0.1:1", made_review(tmp_path), no_browser)
+    assert opened == ["http://127.0.0.1:1"]
+
+
+def test_a_review_that_is_killed_loses_nothing(run: Path) -> None:
+    words = [sys.executable, "-m", "thumbnet", "review", str(run), "--first", "6", *QUICK]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        address = re.findall(r"http://\S+", process.stdout.readline())[0]
+        token = re.findall('name="token" content="(.+?)"', httpx.get(address).text)[0]
+        for position in range(3):
+            decision = {"picture": position, "decision": "drop"}
+            answer = httpx.post(f"{address}/decide", json=decision, headers={"X-Review-Token": token})
+            assert answer.json()["done"] == position + 1
+    finally:
+        process.kill()
+        process.communicate()
+    assert len(read_corrections(run / "labels.csv")) == 3
+    with lock_labels(run / "labels.csv"):  # the lock disappeared with its process
+        pass
+
+
+def test_ctrl_c_during_the_scoring_says_how_to_continue(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("thumbnet.reviewing.scores.score_pictures", stopped)
+    assert main(["review", str(run), *QUICK]) == 130
+    assert "the networks that are finished are kept. Continue: " in capsys.readouterr().err
+    with lock_labels(run / "labels.csv"):
+        pass

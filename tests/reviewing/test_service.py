@@ -1,0 +1,226 @@
+"""The review's page can decide; no other page can, and no request reaches the disk by a path."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from review_helpers import item, load, made_review
+from thumbnet.data.corrections import read_corrections
+from thumbnet.data.images import Rendering
+from thumbnet.errors import RunError, UnreadableImageError
+from thumbnet.reviewing.service import LARGEST_SIDE, MAX_BODY, TOKEN_HEADER, Heading, as_png, build_review
+from thumbnet.reviewing.session import Item, Review
+
+testclient = pytest.importorskip("starlette.testclient")
+
+HEADING = Heading("Review of run", "thumbnet train data --labels run/labels.csv", ("localhost",))
+
+
+@contextmanager
+def opened(review: Review, load_picture: Any = load) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A client, and the headers that the page sends with a decision."""
+    app = build_review(review, HEADING, load_picture, Rendering())
+    with testclient.TestClient(app, base_url="http://localhost") as client:
+        found = re.search('<meta name="token" content="(.+?)">', client.get("/").text)
+        assert found
+        yield client, {TOKEN_HEADER: found[1], "Origin": "http://localhost"}
+
+
+def test_the_page_shows_the_pictures_and_their_decisions_and_decides(tmp_path: Path) -> None:
+    review = made_review(tmp_path, shown=5)
+    with opened(review) as (client, headers):
+        state = client.get("/state").json()
+        assert (state["title"], state["command"], state["shown"]) == (HEADING.title, HEADING.continue_with, 5)
+        assert state["classes"] == ["red", "green", "blue"]
+        assert state["file"] == str(review.path)
+        first = state["pictures"][0]
+        assert (first["name"], first["split"], first["given"], first["suggested"]) == ("0.png", "train", 0, 1)
+        assert (first["likely"][0], first["reasons"], first["copies"]) == ([1, 0.75], ["label"], [3])
+        assert first["decided"] is None
+
+        decision = {"picture": 0, "decision": "relabel", "label": 2}
+        answer = client.post("/decide", json=decision, headers=headers).json()
+        assert answer == {
+            "picture": 0,
+            "decided": {"decision": "relabel", "label": "blue"},
+            "done": 1,
+            "undo": True,
+            "revision": 1,
+        }
+        assert [one.label for one in read_corrections(review.path)] == ["blue"]
+        assert client.get("/state").json()["pictures"][0]["decided"] == answer["decided"]
+
+        undone = client.post("/undo", json={}, headers=headers).json()
+        assert (undone["picture"], undone["decided"], undone["undo"]) == (0, None, False)
+        assert client.post("/undo", json={}, headers=headers).json()["picture"] is None
+
+
+@pytest.mark.parametrize("path", ["/decide", "/undo"])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {TOKEN_HEADER: None},
+        {TOKEN_HEADER: "guess"},
+        {TOKEN_HEADER: "gu\u00e9ss".encode("latin-1")},
+        {"Origin": "http://evil.example"},
+        {"Origin": "http://localhost:3000"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_another_page_cannot_decide(path: str, changed: dict[str, Any], tmp_path: Path) -> None:
+    review = made_review(tmp_path)
+    with opened(review) as (client, headers):
+        sent = {name: value for name, value in {**headers, **changed}.items() if value is not None}
+        answer = client.post(path, json={"picture": 0, "decision": "drop"}, headers=sent)
+        assert answer.status_code == 403
+        assert answer.json()["detail"]
+        assert not review.path.exists()
+
+
+def test_a_decision_is_a_post_and_the_answers_allow_no_other_origin(tmp_path: Path) -> None:
+    with opened(made_review(tmp_path)) as (client, headers):
+        assert client.get("/decide", headers=headers).status_code == 405
+        preflight = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+        answer = client.options("/decide", headers=preflight)
+        assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+
+
+def test_pages_elsewhere_cannot_read_the_pictures(tmp_path: Path) -> None:
+    with opened(made_review(tmp_path)) as (client, _):
+        for path in ("/state", "/picture/0"):
+            assert client.get(path, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+            assert client.get(path, headers={"Host": "rebound.example"}).status_code == 400
+            answer = client.get(path)
+            assert answer.status_code == 200
+            assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+            assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_the_policy_of_the_page_allows_only_its_own_script(tmp_path: Path) -> None:
+    with opened(made_review(tmp_path)) as (client, _):
+        page = client.get("/")
+        policy = page.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert page.headers["X-Frame-Options"] == "DENY"
+        assert '<html lang="en">' in page.text
+        assert "{{" not in page.text
+
+
+def test_each_review_has_a_token_of_its_own(tmp_path: Path) -> None:
+    review = made_review(tmp_path)
+    with opened(review) as (_, old), opened(review) as (client, new):
+        assert old != new
+        answer = client.post("/decide", json={"picture": 0, "decision": "drop"}, headers=old)
+        assert (answer.status_code, "reload the page" in answer.json()["detail"]) == (403, True)
+
+
+@pytest.mark.parametrize(
+    ("status", "options", "says"),
+    [
+        (422, {"json": {"picture": 9, "decision": "drop"}}, "there is no picture 9"),
+        (422, {"json": {"picture": 0, "decision": "burn"}}, "there is no decision 'burn'"),
+        (422, {"json": {"picture": 0, "decision": "relabel", "label": 7}}, "there is no class 7"),
+        (422, {"json": {"picture": True, "decision": "drop"}}, "picture: "),
+        (422, {"json": {"picture": "0", "decision": "drop"}}, "picture: "),
+        (422, {"json": {"picture": 0}}, "decision: "),
+        (422, {"json": {"picture": 0, "decision": "drop", "path": "/etc"}}, "path: "),
+        (422, {"content": b"{"}, "body: "),
+        (422, {"content": b"\xff"}, "body: "),
+        (413, {"content": b"x" * (MAX_BODY + 1)}, "bytes"),
+    ],
+)
+def test_a_wrong_decision_is_refused_with_a_reason(
+    status: int, options: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    review = made_review(tmp_path)
+    with opened(review) as (client, headers):
+        answer = client.post("/decide", headers=headers, **options)
+        assert answer.status_code == status, answer.text
+        assert says in answer.json()["detail"]
+    assert not review.path.exists()
+
+
+def test_a_full_disk_is_reported_and_the_decision_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    review = made_review(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise RunError("cannot write labels.csv: No space left on device")
+
+    monkeypatch.setattr("thumbnet.reviewing.session.write_corrections", fail)
+    with opened(review) as (client, headers):
+        answer = client.post("/decide", json={"picture": 0, "decision": "drop"}, headers=headers)
+        assert (answer.status_code, answer.json()["detail"]) == (
+            507,
+            "cannot write labels.csv: No space left on device",
+        )
+        assert client.get("/state").json()["done"] == 0
+
+
+def picture_of(answer: Any) -> np.ndarray:
+    assert answer.headers["Content-Type"] == "image/png"
+    return np.asarray(Image.open(io.BytesIO(answer.content)))
+
+
+def test_a_small_picture_arrives_with_exactly_its_pixels(tmp_path: Path) -> None:
+    with opened(made_review(tmp_path)) as (client, _):
+        for position in (0, 5):
+            expected = load(item(position))
+            np.testing.assert_array_equal(picture_of(client.get(f"/picture/{position}")), expected)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/picture/6", "/picture/-1", "/picture/..%2f..%2fetc%2fpasswd", f"/picture/{'9' * 40}", "/picture/"],
+)
+def test_only_positions_of_this_review_lead_to_a_picture(path: str, tmp_path: Path) -> None:
+    with opened(made_review(tmp_path)) as (client, _):
+        assert client.get(path).status_code in (404, 422)
+
+
+def test_a_picture_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
+    def broken(one: Item) -> Any:
+        raise UnreadableImageError(one.name, "the file is gone")
+
+    with opened(made_review(tmp_path), broken) as (client, _):
+        answer = client.get("/picture/0")
+        assert (answer.status_code, answer.json()["detail"]) == (
+            404,
+            "cannot read the picture 0.png: the file is gone",
+        )
+
+
+def test_a_large_picture_is_reduced_and_loses_its_metadata() -> None:
+    large = Image.new("RGB", (2 * LARGEST_SIDE, LARGEST_SIDE), "red")
+    large.info.update(exif=b"Exif\0\0secret place", comment=b"secret")
+    sent = as_png(large, Rendering())
+    assert b"secret" not in sent
+    assert Image.open(io.BytesIO(sent)).size == (LARGEST_SIDE, LARGEST_SIDE // 2)
+    assert large.size == (2 * LARGEST_SIDE, LARGEST_SIDE)
+
+
+def test_pictures_of_more_than_8_bits_are_rendered_as_the_network_sees_them() -> None:
+    deep = np.array([[100, 200], [150, 300]], dtype=np.uint16)
+    shown = np.asarray(Image.open(io.BytesIO(as_png(deep, Rendering(range=(100, 200))))))
+    assert shown.shape == (2, 2, 3)
+    assert shown[..., 0].tolist() == [[0, 255], [127, 255]]
+
+
+def test_names_that_are_not_text_reach_the_page_escaped(tmp_path: Path) -> None:
+    odd = item(0)
+    odd = Item(odd.split, 0, "caf\udce9\x1b[2J.png", 0, 1, odd.likely)
+    with opened(made_review(tmp_path, [odd])) as (client, _):
+        assert client.get("/state").json()["pictures"][0]["name"] == "caf\\udce9\\x1b[2J.png"
