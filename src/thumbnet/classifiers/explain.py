@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from thumbnet.classifiers.base import Classifier
-from thumbnet.evaluation import log_softmax
+from thumbnet.classifiers.labels import log_probabilities
 
 BATCH = 512  # covered pictures per forward pass
 
@@ -37,14 +37,14 @@ def occlusion_map(classifier: Classifier, pixels: np.ndarray, label: int) -> np.
         for x in range(-patch[1] // 2, width - patch[1] // 2, step[1])
     ]
     places = [(slice(max(0, y), y + patch[0]), slice(max(0, x), x + patch[1])) for y, x in corners]
-    before = log_softmax(classifier.logits(pixels[None], tta="none"))[0, label]
+    before = log_probabilities(classifier.logits(pixels[None], tta="none"), classifier.info)[0, label]
     cost, covered = np.zeros((height, width)), np.zeros((height, width))
     for start in range(0, len(places), BATCH):
         chosen = places[start : start + BATCH]
         views = np.repeat(pixels[None], len(chosen), axis=0)
         for view, place in zip(views, chosen, strict=True):
             view[place] = grey
-        after = log_softmax(classifier.logits(views, tta="none"))[:, label]
+        after = log_probabilities(classifier.logits(views, tta="none"), classifier.info)[:, label]
         for place, value in zip(chosen, after, strict=True):
             cost[place] += before - value
             covered[place] += 1

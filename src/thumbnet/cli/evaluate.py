@@ -21,6 +21,7 @@ from thumbnet.cli.options import (
 if TYPE_CHECKING:
     from thumbnet.classifiers.base import Classifier, SplitLogits
     from thumbnet.runs.folder import Run
+    from thumbnet.runs.weights_info import WeightsInfo
 
 
 def add(commands: Any) -> None:
@@ -41,14 +42,16 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     from thumbnet.classifiers.load import load_classifier
     from thumbnet.cli.console import note, say
     from thumbnet.cli.progress import counting
     from thumbnet.cli.views import show_evaluation
-    from thumbnet.errors import DataError
+    from thumbnet.errors import DataError, ThumbnetError
     from thumbnet.evaluation import evaluate_logits
     from thumbnet.invocation import command
-    from thumbnet.reports.summary import OPTIMISTIC, is_optimistic
+    from thumbnet.reports.summary import OPTIMISTIC, headline_name, is_optimistic
 
     target = None
     if options.plot:
@@ -57,6 +60,10 @@ def execute(options: argparse.Namespace) -> int:
         target = plots.check_plot_path(options.plot)
     predictor = load_classifier(options.run, options.device)
     settings = data_settings_of_run(options)
+    if predictor.info.multilabel:
+        settings = replace(settings, multilabel=True)  # a table may have one label in each row
+        if target:
+            raise ThumbnetError("--plot draws a confusion matrix, which needs one class per picture")
     data = data_of_run(options, settings)
     if options.data is None and options.split is None and not {"test", "val"} & data.splits.keys():
         raise DataError(
@@ -69,8 +76,6 @@ def execute(options: argparse.Namespace) -> int:
         found = predictor.classify_split(
             data.split(split), data.class_names, tta=options.tta, on_bad_image=on_bad_image, progress=count
         )
-    result = evaluate_logits(found.logits, found.labels, predictor.class_names)
-    plain = evaluate_logits(found.plain, found.labels, predictor.class_names).accuracy
     run = run_of(options)
     lines = _repeats(options, run, predictor, found, split)
     if (
@@ -79,11 +84,16 @@ def execute(options: argparse.Namespace) -> int:
         and options.data is None
         and is_optimistic({**run.summary, "split": split})
     ):
-        lines = [f"{split} accuracy: {OPTIMISTIC}", *lines]
-    left_out = len(data.splits[split]) - result.pictures
+        lines = [f"{split} {headline_name(run.summary)}: {OPTIMISTIC}", *lines]
+    left_out = len(data.splits[split]) - len(found.labels)
     if left_out:
         show = command("data", data.source)
         note(f"thumbnet: {left_out} unreadable picture(s) were skipped. To list them: {show}")
+    if predictor.info.multilabel:
+        _say_labels(options, predictor.info, found, f"{data.source}, {split}", lines)
+        return 0
+    result = evaluate_logits(found.logits, found.labels, predictor.class_names)
+    plain = evaluate_logits(found.plain, found.labels, predictor.class_names).accuracy
     if target:
         title = f"{data.source}, {split}: accuracy {100 * result.accuracy:.2f} %"
         plots.save(plots.confusion_figure(result, title), target)
@@ -96,6 +106,26 @@ def execute(options: argparse.Namespace) -> int:
     if target and not options.json:
         say(f"written: {target}")
     return 0
+
+
+def _say_labels(
+    options: argparse.Namespace, info: WeightsInfo, found: SplitLogits, where: str, lines: list[str]
+) -> None:
+    """Print the measures of a network that gives several labels."""
+    from thumbnet.cli.console import say
+    from thumbnet.cli.multilabel import show_label_evaluation
+    from thumbnet.multilabel import evaluate_labels
+
+    names, thresholds = info.class_names, info.label_thresholds
+    result = evaluate_labels(found.logits, found.labels, names, thresholds)
+    plain = evaluate_labels(found.plain, found.labels, names, thresholds, interval=False)
+    if not options.json:
+        show_label_evaluation(result, where, found.tta, plain.map, lines)
+        return
+    source, _, split = where.rpartition(", ")
+    described = {"data": source, "split": split, "tta": found.tta, "multilabel": True, **result.to_dict()}
+    described |= {"map_plain": plain.to_dict()["map"], "temperature": info.temperature, "notes": lines}
+    say(json.dumps(described, ensure_ascii=False))
 
 
 def _repeats(
@@ -117,7 +147,7 @@ def _repeats(
         predictor.engine(found.split),
         found.split,
         split,
-        labels=found.labels,
+        labels=found.labels if found.labels.ndim == 1 else found.split.single_classes(),
         class_names=predictor.class_names,
         trained_on=trained_on,
     )

@@ -35,7 +35,8 @@ def add(commands: Any) -> None:
         type=positive,
         default=3,
         metavar="K",
-        help="number of classes to print per picture (default: 3)",
+        help="number of classes to print per picture (default: 3); a network that gives several labels prints "
+        "all that reach their thresholds",
     )
     add_tta(parser)
     shape = parser.add_mutually_exclusive_group()
@@ -49,11 +50,15 @@ def execute(options: argparse.Namespace) -> int:
     import numpy as np
 
     from thumbnet.classifiers.load import load_classifier
+    from thumbnet.cli.multilabel import label_printer
     from thumbnet.cli.views import prediction_printer
 
     classifier = load_classifier(options.run, options.device)
     shape: Literal["json", "csv", "table"] = "json" if options.json else "csv" if options.csv else "table"
-    show = prediction_printer(shape, min(options.top, len(classifier.class_names)))
+    if classifier.info.multilabel:
+        show = label_printer(shape)
+    else:
+        show = prediction_printer(shape, min(options.top, len(classifier.class_names)))
     failures = 0
     for pictures in _decoded(_expand(options.paths), classifier.info.preprocessing):
         good = [pixels for _, pixels in pictures if not isinstance(pixels, str)]

@@ -29,6 +29,7 @@ def execute(options: argparse.Namespace) -> int:
 
     from thumbnet.cli.console import say
     from thumbnet.cli.progress import counting
+    from thumbnet.reports.label_page import write_label_report
     from thumbnet.reports.page import write_report
     from thumbnet.runs.folder import Run
 
@@ -38,7 +39,10 @@ def execute(options: argparse.Namespace) -> int:
     split = split_of(options, data)
     out = Path(options.out).expanduser() if options.out else run.path / "report.html"
     with counting("heat maps") as count:
-        write_report(run, data, split, out, progress=count)
+        if data.multilabel:
+            write_label_report(run, data, split, out)
+        else:
+            write_report(run, data, split, out, progress=count)
     say(f"written: {out}  ({out.stat().st_size / 1e6:.2f} MB)")
     if options.open:
         import webbrowser

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from thumbnet.evaluation import Evaluation
 from thumbnet.files import write_file
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.reports.comparison import Group, read_metrics
+from thumbnet.reports.summary import headline_key, headline_name
 from thumbnet.training.range_test import RangeTest
 from thumbnet.training.schedules import learning_rates
 
@@ -72,6 +75,30 @@ def save(figure: Figure, path: Path) -> None:
     write_file(path, buffer.getvalue())
 
 
+def as_svg(figure: Figure, title: str = "") -> str:
+    """Return a figure as an SVG element without a ground. Black and ``INK`` become the text's colour.
+
+    Args:
+        figure: the figure. Two figures on one page need different titles, because their ids begin with them.
+        title: what screen readers say.
+    """
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(f"{INK}|#000000", "currentColor", text)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    if not title:
+        return text.replace("<svg", '<svg fill="currentColor"', 1)
+    prefix = re.sub(r"\W", "", title)
+    text = re.sub(r'(id="|"#|url\(#)(?=[^"]*["\)])', rf"\g<1>{prefix}-", text)
+    label = f'role="img" aria-label="{escape(title)}"'
+    return text.replace("<svg", f'<svg {label} fill="currentColor"', 1)
+
+
 def confusion_figure(evaluation: Evaluation, title: str) -> Figure:
     """Draw the confusion matrix: colours show shares of each true class, numbers show counts if they fit."""
     counts = np.array(evaluation.confusion)
@@ -108,17 +135,19 @@ def draw_accuracies(
         summary, metrics: the run's own; runs of older versions have no training accuracy.
         train, headline: the colours of the curve and the star.
     """
-    known = [line for line in metrics if line.get("train_accuracy") is not None]
+    several = bool(summary.get("multilabel"))
+    known = [line for line in metrics if line.get("train_accuracy") is not None and not several]
     if known:
         at, values = [line["epoch"] for line in known], [100 * line["train_accuracy"] for line in known]
         label = _once(axes, "training, on augmented pictures")
         axes.plot(at, values, marker=".", color=train, alpha=0.6, linestyle="--", label=label)
-    if summary["accuracy"] is not None:
+    final = summary[headline_key(summary)]
+    if final is not None:
         tta = "" if summary["tta"] == "none" else f" ({summary['tta']})"
-        label = f"final {summary['split']} accuracy{tta}: {100 * summary['accuracy']:.2f} %"
+        label = f"final {summary['split']} {headline_name(summary)}{tta}: {100 * final:.2f} %"
         axes.plot(
             [summary["kept_epoch"]],
-            [100 * summary["accuracy"]],
+            [100 * final],
             marker="*",
             markersize=11,
             linestyle="none",
@@ -144,12 +173,12 @@ def curves_figure(groups: Sequence[Group]) -> Figure:
         style = {"color": colour, "alpha": 0.9 if count == 1 else 0.6}
         label = group.name + (f" (n = {count})" if count > 1 else "")
         for run in group.runs:
-            metrics = read_metrics(run)
+            metrics, key = read_metrics(run), headline_key(run.summary)
             split = "val" if any("val_accuracy" in line for line in metrics) else "test"
-            scored = [line for line in metrics if f"{split}_accuracy" in line]
-            epochs, values = [s["epoch"] for s in scored], [100 * s[f"{split}_accuracy"] for s in scored]
+            scored = [line for line in metrics if f"{split}_{key}" in line]
+            epochs, values = [s["epoch"] for s in scored], [100 * s[f"{split}_{key}"] for s in scored]
             axes[0].plot(epochs, values, marker=".", label=label, **style)
-            axes[0].set_ylabel(f"{split} accuracy, %")
+            axes[0].set_ylabel(f"{split} {headline_name(run.summary)}, %")
             draw_accuracies(axes[0], run.summary, metrics, colour, colour)
             axes[1].plot(epochs, [s[f"{split}_loss"] for s in scored], label=_once(axes[1], split), **style)
             at, losses = [line["epoch"] for line in metrics], [line["loss"] for line in metrics]

@@ -28,6 +28,9 @@ class WeightsInfo:
         thumbnet: the version of thumbnet that wrote it.
         tta: the test-time augmentation with which the accuracy was measured; the default for predictions.
         temperature: divides the logits so that their softmax gives calibrated probabilities.
+        multilabel: whether the network gives a picture several labels. A label's probability is then the
+            sigmoid of its logit.
+        label_thresholds: the probability from which on it gives each label; empty for 0.5.
     """
 
     model: ModelSettings
@@ -39,6 +42,8 @@ class WeightsInfo:
     thumbnet: str = __version__
     tta: str = "none"
     temperature: float = 1.0
+    multilabel: bool = False
+    label_thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.tta not in TTA_NAMES:
@@ -46,10 +51,23 @@ class WeightsInfo:
         number = type(self.temperature) in (int, float)
         if not (number and math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"the temperature is {self.temperature!r}: expected a positive number")
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        if type(self.multilabel) is not bool:
+            raise ValueError(f"multilabel is {self.multilabel!r}: expected true or false")
+        count = len(self.label_thresholds)
+        if count and not (self.multilabel and count == len(self.class_names)):
+            raise ValueError(f"it has {count} thresholds for {len(self.class_names)} labels")
+        if not all(type(one) in (int, float) and 0 <= one <= 1 for one in self.label_thresholds):
+            raise ValueError("its thresholds are not all numbers from 0 to 1")
 
     def to_json(self) -> str:
         """Return the description as one line of JSON."""
-        return json.dumps({"format": WEIGHTS_FORMAT, **asdict(self)}, sort_keys=True)
+        values = asdict(self)
+        if not self.multilabel:  # a description for one class per picture is as it always was
+            del values["multilabel"], values["label_thresholds"]
+        return json.dumps({"format": WEIGHTS_FORMAT, **values}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> WeightsInfo:
@@ -73,6 +91,7 @@ class WeightsInfo:
             (height, width), pre["fit"], mean, std, _range(pre.get("range")), _colour(pre.get("background"))
         )
         values["model"] = ModelSettings(**values["model"])
+        values["label_thresholds"] = tuple(values.get("label_thresholds", ()))
         return cls(**{**values, "class_names": names})
 
 

@@ -17,6 +17,9 @@ class PicturePrediction(BaseModel):
 
     name: str = Field(description="the file name in the request")
     classes: list[ClassProbability]
+    labels: list[str] | None = Field(
+        default=None, description="the labels that reach their thresholds, if the network gives several"
+    )
 
 
 class Predictions(BaseModel):
@@ -29,6 +32,7 @@ class Explanation(BaseModel):
     """A prediction, and where the network looked. Pictures are ``data:`` URLs."""
 
     classes: list[ClassProbability]
+    labels: list[str] | None = None
     picture: str = Field(description="the picture as the network sees it")
     lit: str = Field(
         description="the same picture, bright where covering it lowers the predicted class's probability most"
@@ -59,6 +63,7 @@ class ModelDescription(BaseModel):
     height: int
     width: int
     thumbnet: str
+    multilabel: bool = Field(default=False, description="whether the network gives a picture several labels")
 
 
 class Health(BaseModel):

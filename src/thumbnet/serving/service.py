@@ -118,7 +118,7 @@ def build_service(
     app = FastAPI(
         title="thumbnet",
         version=__version__,
-        description=f"Classifies pictures as one of {len(classifier.class_names)} classes.",
+        description=_description(classifier),
         lifespan=service.lifespan,
         docs_url=None,  # FastAPI's documentation pages load scripts from other sites
         redoc_url=None,
@@ -176,6 +176,7 @@ def build_service(
             height=height,
             width=width,
             thumbnet=classifier.info.thumbnet,
+            multilabel=classifier.info.multilabel,
         )
 
     @app.get("/hardest", summary="List the hardest test pictures", dependencies=key, responses=locked)
@@ -185,6 +186,7 @@ def build_service(
     @app.post(
         "/predict",
         summary="Classify pictures",
+        response_model_exclude_none=True,  # `labels` only where the network gives several
         dependencies=key,
         responses=refusals,
         openapi_extra=_takes_pictures(settings.max_pictures),
@@ -198,7 +200,9 @@ def build_service(
             found = await service.batcher.classify(pixels)
         return Predictions(
             predictions=[
-                PicturePrediction(name=upload.name, classes=_classes(prediction, top))
+                PicturePrediction(
+                    name=upload.name, classes=_classes(prediction, top), labels=_labels(prediction)
+                )
                 for upload, prediction in zip(uploads, found, strict=True)
             ]
         )
@@ -206,6 +210,7 @@ def build_service(
     @app.post(
         "/explain",
         summary="Classify a picture and show where the network looked",
+        response_model_exclude_none=True,
         dependencies=key,
         responses=refusals,
         openapi_extra=_takes_pictures(1),
@@ -386,6 +391,7 @@ class _Service:
         (prediction,) = self.classifier.predict_pixels(pixels[None], tta=self.settings.tta)
         return Explanation(
             classes=_classes(prediction, top),
+            labels=_labels(prediction),
             picture=as_data_address(pixels),
             lit=as_data_address(highlight(pixels, heat)),
         )
@@ -405,7 +411,7 @@ class _Service:
     async def _find_hardest(self, data: Data) -> list[HardPicture]:
         """Find the mistakes on the split test, or else val or all; the most confident first."""
         name = next((name for name in ("test", "val", "all") if name in data.splits), None)
-        if name is None:
+        if name is None or self.classifier.info.multilabel:  # a mistake is in one of several labels
             return []
         split, mistakes = data.splits[name], []
         chosen = np.random.default_rng(0).permutation(len(split))[:SEARCHED]
@@ -449,6 +455,17 @@ def _status_of(error: BaseException) -> int:
 def _classes(prediction: Prediction, top: int) -> list[ClassProbability]:
     pairs = zip(prediction.labels[:top], prediction.probabilities[:top], strict=True)
     return [ClassProbability(name=name, probability=min(1.0, value)) for name, value in pairs]
+
+
+def _description(classifier: Classifier) -> str:
+    count = len(classifier.class_names)
+    if classifier.info.multilabel:
+        return f"Gives each picture any number of {count} labels."
+    return f"Classifies pictures as one of {count} classes."
+
+
+def _labels(prediction: Prediction) -> list[str] | None:
+    return None if prediction.found is None else list(prediction.found)
 
 
 @asynccontextmanager

@@ -36,6 +36,7 @@ from thumbnet.sources import (
 )
 from thumbnet.sources.archives import is_archive_name, unpack
 from thumbnet.sources.download import DownloadProgress, download
+from thumbnet.sources.label_lists import check_several
 from thumbnet.sources.folders import wrapped
 from thumbnet.sources.place import Form, Place
 from thumbnet.sources.python import load_python
@@ -86,7 +87,7 @@ def load_data(
     chosen = replace(settings or DataSettings(), **changes)
     cache = Path(data_dir).expanduser() if data_dir else cache_folder()
     if not isinstance(source, str | Path):
-        name, data = "", load_python(source)
+        name, data = "", load_python(source, multilabel=chosen.multilabel)
     elif (name := _canonical(str(source))) == "digits":
         data = _load_digits()
     elif name in cifar.ARCHIVES:
@@ -98,6 +99,7 @@ def load_data(
     else:
         data = _load_path(Path(name).expanduser(), name, cache, chosen)
     data = replace(data, splits={name: data.splits[name] for name in SPLITS if name in data.splits})
+    check_several(data.source, data.layout, data.multilabel, chosen.multilabel)
     if not one_class:
         data.check_trainable()
     return with_held_out(data, chosen.test_fraction, chosen.val_fraction, chosen.split_seed, chosen.group_by)

@@ -306,6 +306,8 @@ def _settings(plan: Plan, data: Data, fingerprint: str) -> dict[str, Any]:
         "data_dir": None if plan.data_dir is None else str(Path(plan.data_dir).resolve()),
         "fingerprint": fingerprint,
     }
+    if data.multilabel:
+        settings["multilabel"] = True
     if plan.minutes is not None:
         settings["minutes"] = plan.minutes
     return settings if plan.continued is None else {**settings, "continues": plan.continued.record}
