@@ -4,8 +4,8 @@
 evaluation = evaluate_labels(logits, targets, class_names, thresholds)
 ```
 
-A label's probability is the sigmoid of its logit. This module imports no torch, so that exported models can be
-measured without it.
+A label's probability is the sigmoid of its logit. This module imports no torch, so that exported models can
+be measured without it.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from thumbnet.batches.selection import Selection
 from thumbnet.batches.statistics import Normalise
 from thumbnet.batches.upload import send_together
 from thumbnet.distributed import ALONE, World
+from thumbnet.errors import SeveralLabelsError
 from thumbnet.hardware import one_thread, send
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import kept_per_epoch
@@ -168,7 +169,12 @@ def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
 
     A frequent class leaves out some of its pictures. A rare class repeats pictures, but only after all of
     them have appeared.
+
+    Raises:
+        SeveralLabelsError: the pictures have several labels each.
     """
+    if labels.ndim == 2:
+        raise SeveralLabelsError
     classes = labels.unique()
     classes = classes[torch.randperm(len(classes), generator=generator)]  # random classes get one more
     share, rest = divmod(len(labels), len(classes))

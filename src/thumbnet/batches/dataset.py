@@ -95,7 +95,6 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
             result = self.transform(image)
         return result if isinstance(result, Tensor) else to_tensor(result), label
 
-
     def _label(self, index: int) -> Any:
         if self.split.multilabel:
             return torch.from_numpy(self.split.targets[index].astype(np.float32))

@@ -209,7 +209,9 @@ class Classifier(ABC):
             return predictions
         above = np.take_along_axis(labels_above(probabilities, self.info), order, axis=1)
         return [
-            replace(one, found=tuple(name for name, is_above in zip(one.labels, row, strict=True) if is_above))
+            replace(
+                one, found=tuple(name for name, is_above in zip(one.labels, row, strict=True) if is_above)
+            )
             for one, row in zip(predictions, above.tolist(), strict=True)
         ]
 

@@ -36,8 +36,8 @@ def check_kind(split: Split, info: WeightsInfo) -> None:
     """
     if split.multilabel and not info.multilabel:
         raise DataError(
-            "these pictures have several labels each, and the network gives a picture one class. If each cell "
-            "of the table is one class, read it so: --set data.multilabel=false"
+            "these pictures have several labels each, and the network gives a picture one class. If each "
+            "cell of the table is one class, read it so: --set data.multilabel=false"
         )
     if info.multilabel and not split.multilabel:
         raise DataError(

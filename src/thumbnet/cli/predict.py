@@ -35,8 +35,8 @@ def add(commands: Any) -> None:
         type=positive,
         default=3,
         metavar="K",
-        help="number of classes to print per picture (default: 3); a network that gives several labels prints "
-        "all that reach their thresholds",
+        help="number of classes to print per picture (default: 3); of a network that gives several labels, "
+        "all that reach their thresholds are printed",
     )
     add_tta(parser)
     shape = parser.add_mutually_exclusive_group()

@@ -9,17 +9,17 @@ OPTIMISTIC = "optimistic, because the same pictures chose the epoch"
 
 
 def headline_key(summary: dict[str, Any]) -> str:
-    """The key of a run's most important measure: ``map`` for several labels per picture, else ``accuracy``."""
+    """The key of a run's main measure: ``map`` for several labels per picture, else ``accuracy``."""
     return "map" if summary.get("multilabel") else "accuracy"
 
 
 def headline_name(summary: dict[str, Any]) -> str:
-    """The name of a run's most important measure: ``mAP`` or ``accuracy``."""
+    """The name of a run's main measure: ``mAP`` or ``accuracy``."""
     return "mAP" if summary.get("multilabel") else "accuracy"
 
 
 def interval_of(summary: dict[str, Any]) -> tuple[float, float] | None:
-    """The 95 % confidence interval of a run's most important measure; None if nothing was measured."""
+    """The 95 % confidence interval of a run's main measure; None if nothing was measured."""
     found = summary.get(f"{headline_key(summary)}_interval")
     return None if found is None else (float(found[0]), float(found[1]))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from thumbnet.data.splits import ArraySplit, Data, Split
+from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, printable
 
 CHANNELS = (1, 3, 4)

@@ -1,7 +1,7 @@
 """Labels in tables that name pictures: one class per picture, or several labels.
 
-Several labels are ``cat;dog`` or ``cat dog`` in a cell, a list in a cell (``["cat", "dog"]``), ones in several
-columns of a row, or several rows that name the same picture with different labels.
+Several labels are ``cat;dog`` or ``cat dog`` in a cell, a list in a cell (``["cat", "dog"]``), ones in
+several columns of a row, or several rows that name the same picture with different labels.
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ def read_labels(tables: Sequence[tuple[Table, Columns]], multilabel: bool | str)
 
 
 def _one_class(tables: Sequence[tuple[Table, Columns]]) -> RowLabels:
-    rows = [
-        [(label,) if label else () for label in labels_of(table, columns)] for table, columns in tables
-    ]
+    rows = [[(label,) if label else () for label in labels_of(table, columns)] for table, columns in tables]
     return RowLabels(rows, False)
 
 
@@ -145,6 +143,6 @@ def check_several(source: str, layout: str, several: bool, multilabel: bool | st
     if multilabel is True and not several:
         raise DataError(
             f"{printable(source)}: data.multilabel = true, but these data have one class per picture "
-            f"({printable(layout)}). Several labels come from a table that names pictures, or from a matrix of "
-            "labels in NumPy files or Python"
+            f"({printable(layout)}). Several labels come from a table that names pictures, or from a matrix "
+            "of labels in NumPy files or Python"
         )

@@ -120,8 +120,8 @@ def _column_names(
     names = [str(number) for number in range(widths[0])] if class_names is None else list(class_names)
     if widths != [len(names)]:
         raise DataError(
-            f"{where}: the matrices of labels have {' and '.join(map(str, widths))} columns, expected one per "
-            f"label: {len(names)}"
+            f"{where}: the matrices of labels have {' and '.join(map(str, widths))} columns, expected one "
+            f"per label: {len(names)}"
         )
     return tuple(map(str, names))
 

@@ -36,8 +36,8 @@ from thumbnet.sources import (
 )
 from thumbnet.sources.archives import is_archive_name, unpack
 from thumbnet.sources.download import DownloadProgress, download
-from thumbnet.sources.label_lists import check_several
 from thumbnet.sources.folders import wrapped
+from thumbnet.sources.label_lists import check_several
 from thumbnet.sources.place import Form, Place
 from thumbnet.sources.python import load_python
 from thumbnet.sources.split_names import SPLITS

@@ -282,8 +282,8 @@ def _several_notes(splits: dict[str, _Rows], how: str) -> list[str]:
     without = sum(not row for row in rows)
     mean = sum(map(len, rows)) / max(1, len(rows))
     notes = [
-        f"several labels per picture ({printable(how)}): {mean:.2f} on average, {without:,} picture(s) without "
-        "a label. To read each cell as one class: --set data.multilabel=false"
+        f"several labels per picture ({printable(how)}): {mean:.2f} on average, {without:,} picture(s) "
+        "without a label. To read each cell as one class: --set data.multilabel=false"
     ]
     return notes + [
         f"skipped {len(one.paths):,} picture(s) of {split}: none of them has a label"

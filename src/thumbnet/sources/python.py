@@ -61,9 +61,7 @@ class _Part:
     pixels_digest: str = ""
 
 
-def load_python(
-    given: Any, class_names: Sequence[str] | None = None, multilabel: bool | str = AUTO
-) -> Data:
+def load_python(given: Any, class_names: Sequence[str] | None = None, multilabel: bool | str = AUTO) -> Data:
     """Build a data set from Python objects.
 
     Args:

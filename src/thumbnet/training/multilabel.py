@@ -43,7 +43,7 @@ def for_several_labels(recipe: Recipe, data: Data) -> tuple[Recipe, list[str]]:
     """The recipe for pictures with several labels, and notes; both unchanged for one class per picture.
 
     ``data.multilabel`` becomes true, so the run reads its data in the same way again. Test-time augmentation
-    ``adaptive`` becomes ``mirror-shift``: the first chooses pictures by the lead of one class over the others.
+    ``adaptive`` becomes ``mirror-shift``, because ``adaptive`` chooses pictures by the lead of one class.
 
     Raises:
         RecipeError: a setting works only with one class per picture.

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from thumbnet.batches.prepare import Prepared
 from thumbnet.batches.selection import Selection
 from thumbnet.distributed import ALONE, World, synchronise_norms
-from thumbnet.errors import DivergedError, memory_guard
+from thumbnet.errors import DivergedError, SeveralLabelsError, memory_guard
 from thumbnet.hardware import DTYPES, can_compile, compute_dtype, keep_freed_memory, memory_layout
 from thumbnet.kernels.library import load_kernels
 from thumbnet.models import DataInitialised, build_model
@@ -388,7 +388,13 @@ def build_state(
 
 
 def balanced_weights(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Class weights, inversely proportional to class size and 1 on average per picture: float32 [classes]."""
+    """Class weights, inversely proportional to class size and 1 on average per picture: float32 [classes].
+
+    Raises:
+        SeveralLabelsError: the pictures have several labels each.
+    """
+    if labels.ndim == 2:
+        raise SeveralLabelsError
     counts = torch.bincount(labels.cpu(), minlength=num_classes)
     return len(labels) / (int((counts > 0).sum()) * counts.clamp(min=1)).float()
 
