@@ -14,15 +14,15 @@ import thumbnet
 SOURCE = Path(thumbnet.__file__).parent
 # From the bottom up. A package imports only from packages before it.
 LAYERS = (
-    "version", "invocation", "errors", "files", "seeds", "evaluation", "distributed", "kernels", "hardware",
+    "version", "invocation", "errors", "files", "seeds", "evaluation", "multilabel", "distributed", "kernels", "hardware",
     "recipes", "data", "sources", "models", "batches", "runs", "classifiers", "training", "reports", "publish",
     "serving", "cli", "api", "__main__",
 )  # fmt: skip
 # These start without torch: the commands that only read, and everything that an exported model needs.
 NO_TORCH = (
-    "", "version", "invocation", "errors", "files", "seeds", "evaluation", "recipes", "data", "sources",
+    "", "version", "invocation", "errors", "files", "seeds", "evaluation", "multilabel", "recipes", "data", "sources",
     "runs.finding", "runs.weights", "runs.weights_info", "classifiers.base", "classifiers.load",
-    "classifiers.onnx_classifier", "classifiers.temperature", "cli", "__main__",
+    "classifiers.labels", "classifiers.onnx_classifier", "classifiers.temperature", "cli", "__main__",
 )  # fmt: skip
 PRINT = ("cli", "__main__")
 USE_DISTRIBUTED = ("distributed",)
