@@ -2,10 +2,11 @@
 
     python benchmarks/several_labels.py --json labels.json
     python benchmarks/several_labels.py --source cifar10-jpeg.tar.xz --recipe fast
-    python benchmarks/several_labels.py --write quarters/     # as files with a table, for `thumbnet train quarters/`
+    python benchmarks/several_labels.py --write quarters/     # files and a table, for thumbnet train quarters/
 
-Each quarter of a 32x32 picture is empty or shows a picture of the source (the embedded digits by default), and the
-picture's labels are the classes that it shows. Pictures of a split are made of the source's pictures of that split only.
+Each quarter of a 32x32 picture is empty or shows a picture of the source (the embedded digits by default),
+and the picture's labels are the classes that it shows. Pictures of a split are made of the source's pictures
+of that split only.
 """
 
 from __future__ import annotations
@@ -69,12 +70,10 @@ def write(data: Data, folder: Path) -> None:
 def main() -> None:
     """Train, print a table, and write JSON."""
     options = parser(__doc__, rounds=3, device="auto")
-    options.add_argument(
-        "--source", default="digits", help="data set of the small pictures (default: digits)"
-    )
+    options.add_argument("--source", default="digits", help="data set of the small pictures")
     options.add_argument("--recipe", default="small", help="recipe (default: small)")
     options.add_argument(
-        "--pictures", type=int, nargs=2, default=(4000, 1000), help="train and test pictures"
+        "--pictures", type=int, nargs=2, default=(4000, 1000), help="numbers in train and test"
     )
     options.add_argument("--set", action="append", default=[], help="settings of the recipe")
     options.add_argument("--write", type=Path, help="write the pictures to this folder instead")

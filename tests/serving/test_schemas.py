@@ -12,12 +12,12 @@ from thumbnet.serving import schemas  # noqa: E402
 
 PUBLIC = {
     "ClassProbability": {"name", "probability"},
-    "PicturePrediction": {"name", "classes"},
+    "PicturePrediction": {"name", "classes", "labels"},
     "Predictions": {"predictions"},
-    "Explanation": {"classes", "picture", "lit"},
+    "Explanation": {"classes", "labels", "picture", "lit"},
     "HardPicture": {"picture", "label", "predicted", "confidence"},
     "HardPictures": {"ready", "pictures"},
-    "ModelDescription": {"network", "classes", "height", "width", "thumbnet"},
+    "ModelDescription": {"network", "classes", "height", "width", "thumbnet", "multilabel"},
     "Health": {"status"},
     "Problem": {"detail"},
 }
@@ -48,5 +48,7 @@ def test_every_response_has_a_description_for_openapi() -> None:
 
 def test_predictions_survive_a_round_trip_through_json() -> None:
     one = schemas.ClassProbability(name="Käfer", probability=1.0)
-    answer = schemas.Predictions(predictions=[schemas.PicturePrediction(name="a.png", classes=[one])])
+    answer = schemas.Predictions(
+        predictions=[schemas.PicturePrediction(name="a.png", classes=[one], labels=None)]
+    )
     assert schemas.Predictions.model_validate_json(answer.model_dump_json()) == answer

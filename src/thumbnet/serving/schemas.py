@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
+LABELS = "the labels that reach their thresholds; null if the network gives a picture one class"
+
 
 class ClassProbability(BaseModel):
     """A class and its probability."""
@@ -17,9 +19,7 @@ class PicturePrediction(BaseModel):
 
     name: str = Field(description="the file name in the request")
     classes: list[ClassProbability]
-    labels: list[str] | None = Field(
-        default=None, description="the labels that reach their thresholds, if the network gives several"
-    )
+    labels: list[str] | None = Field(description=LABELS)
 
 
 class Predictions(BaseModel):
@@ -32,7 +32,7 @@ class Explanation(BaseModel):
     """A prediction, and where the network looked. Pictures are ``data:`` URLs."""
 
     classes: list[ClassProbability]
-    labels: list[str] | None = None
+    labels: list[str] | None = Field(description=LABELS)
     picture: str = Field(description="the picture as the network sees it")
     lit: str = Field(
         description="the same picture, bright where covering it lowers the predicted class's probability most"
@@ -63,7 +63,7 @@ class ModelDescription(BaseModel):
     height: int
     width: int
     thumbnet: str
-    multilabel: bool = Field(default=False, description="whether the network gives a picture several labels")
+    multilabel: bool = Field(description="whether the network gives a picture several labels")
 
 
 class Health(BaseModel):

@@ -186,7 +186,6 @@ def build_service(
     @app.post(
         "/predict",
         summary="Classify pictures",
-        response_model_exclude_none=True,  # `labels` only where the network gives several
         dependencies=key,
         responses=refusals,
         openapi_extra=_takes_pictures(settings.max_pictures),
@@ -200,9 +199,7 @@ def build_service(
             found = await service.batcher.classify(pixels)
         return Predictions(
             predictions=[
-                PicturePrediction(
-                    name=upload.name, classes=_classes(prediction, top), labels=_labels(prediction)
-                )
+                PicturePrediction(name=upload.name, **_answer(prediction, top))
                 for upload, prediction in zip(uploads, found, strict=True)
             ]
         )
@@ -210,7 +207,6 @@ def build_service(
     @app.post(
         "/explain",
         summary="Classify a picture and show where the network looked",
-        response_model_exclude_none=True,
         dependencies=key,
         responses=refusals,
         openapi_extra=_takes_pictures(1),
@@ -390,8 +386,7 @@ class _Service:
         heat = occlusion_map(self.classifier, pixels, int(logits[0].argmax()))
         (prediction,) = self.classifier.predict_pixels(pixels[None], tta=self.settings.tta)
         return Explanation(
-            classes=_classes(prediction, top),
-            labels=_labels(prediction),
+            **_answer(prediction, top),
             picture=as_data_address(pixels),
             lit=as_data_address(highlight(pixels, heat)),
         )
@@ -464,8 +459,12 @@ def _description(classifier: Classifier) -> str:
     return f"Classifies pictures as one of {count} classes."
 
 
-def _labels(prediction: Prediction) -> list[str] | None:
-    return None if prediction.found is None else list(prediction.found)
+def _answer(prediction: Prediction, top: int) -> dict[str, Any]:
+    """The fields that every answer about a picture has."""
+    return {
+        "classes": _classes(prediction, top),
+        "labels": None if prediction.found is None else list(prediction.found),
+    }
 
 
 @asynccontextmanager
