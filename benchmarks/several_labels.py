@@ -2,7 +2,7 @@
 
     python benchmarks/several_labels.py --json labels.json
     python benchmarks/several_labels.py --source cifar10-jpeg.tar.xz --recipe fast
-    python benchmarks/several_labels.py --write quarters/     # files and a table, for thumbnet train quarters/
+    python benchmarks/several_labels.py --write quarters/   # files and a table, to train on
 
 Each quarter of a 32x32 picture is empty or shows a picture of the source (the embedded digits by default),
 and the picture's labels are the classes that it shows. Pictures of a split are made of the source's pictures

@@ -109,7 +109,9 @@ def test_the_interval_of_map_holds_the_value_and_narrows_with_more_pictures() ->
     few, many = (evaluate_labels(logits[:n], targets[:n], NAMES).map_interval for n in (60, 200))
     assert few is not None
     assert many is not None
-    assert many[0] <= evaluate_labels(logits, targets, NAMES, interval=False).map <= many[1]
+    quick = evaluate_labels(logits, targets, NAMES, quick=True)
+    assert many[0] <= quick.map <= many[1]
+    assert (quick.map_interval, quick.together) == (None, [])
     assert many[1] - many[0] < few[1] - few[0]
     assert bootstrap_interval(logits, targets) == bootstrap_interval(logits, targets)
 

@@ -73,7 +73,8 @@ class LabelEvaluation:
     Attributes:
         pictures: the number of pictures.
         map: mean average precision (mAP) over the labels that some picture has; nan if there is none.
-        map_interval: its 95 % confidence interval, by bootstrap over the pictures; None if not computed.
+        map_interval: its 95 % confidence interval, by bootstrap over the pictures; None if it was not computed
+            or there is no label.
         loss: binary cross-entropy, summed over the labels and averaged over the pictures, in nats.
         calibration_error: mean difference between probability and frequency, over 15 equal bins of
             probability; every label of every picture counts.
@@ -81,7 +82,7 @@ class LabelEvaluation:
         at_thresholds: the decisions at the network's own thresholds; they equal ``at_half`` if it has none.
         labels: the measures of each label.
         together: counts of pictures by pairs of labels that they have, one row and one column per label. The
-            diagonal has the counts of single labels.
+            diagonal has the counts of single labels. Empty if it was not computed.
     """
 
     pictures: int
@@ -115,7 +116,7 @@ def evaluate_labels(
     class_names: Sequence[str],
     thresholds: Sequence[float] = (),
     *,
-    interval: bool = True,
+    quick: bool = False,
 ) -> LabelEvaluation:
     """Measure logits against labels.
 
@@ -124,7 +125,7 @@ def evaluate_labels(
         targets: whether each picture has each label: bool, or 0 and 1, [N, labels].
         class_names: the names of the labels.
         thresholds: one per label; empty for 0.5.
-        interval: compute the interval of mAP, which takes as long as all the rest together.
+        quick: leave out the interval of mAP and the pairs of labels.
     """
     truth = targets.astype(bool)
     probabilities = sigmoid(logits)
@@ -143,17 +144,17 @@ def evaluate_labels(
         )
         for i, name in enumerate(class_names)
     ]
-    numbers = truth.astype(np.int64)
+    ones = np.zeros((0, 0)) if quick else truth.astype(np.float64)
     return LabelEvaluation(
         pictures=len(truth),
         map=_mean(precisions),
-        map_interval=bootstrap_interval(probabilities, truth) if interval else None,
+        map_interval=None if quick else bootstrap_interval(probabilities, truth),
         loss=float(binary_cross_entropy(logits, truth).sum(axis=1).mean()),
         calibration_error=calibration_error(probabilities, truth),
         at_half=_decisions(half, truth),
         at_thresholds=_decisions(given, truth),
         labels=scores,
-        together=(numbers.T @ numbers).tolist(),
+        together=(ones.T @ ones).astype(np.int64).tolist(),
     )
 
 

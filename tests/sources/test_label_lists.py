@@ -185,3 +185,22 @@ def test_a_table_that_thumbnet_predicts_reads_back_the_same(tmp_path: Path) -> N
     for name, split in data.splits.items():
         order = [int(Path(again.splits[name].name(i)).stem.rpartition("-")[2]) for i in range(20)]
         assert np.array_equal(again.splits[name].targets, split.targets[order][:, ::-1])
+
+
+def test_parquet_tables_may_have_a_column_of_lists(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra 'formats' is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write_table(tmp_path, "", lambda n, labels: "").unlink()
+    for kind, name in (
+        (pyarrow.string(), lambda label: label),
+        (pyarrow.int64(), ("cat", "dog", "hat").index),
+    ):
+        cells = [[name(label) for label in LABELS[n % len(LABELS)]] for n in range(COUNT)]
+        columns = {
+            "path": [f"{n}.png" for n in range(COUNT)],
+            "labels": pyarrow.array(cells, pyarrow.list_(kind)),
+        }
+        parquet.write_table(pyarrow.table(columns), tmp_path / "labels.parquet")
+        data = load_data(tmp_path / "labels.parquet", test_fraction=0)
+        assert data.multilabel
+        assert data.splits["train"].class_counts(3).tolist() == [6, 6, 6]

@@ -9,6 +9,7 @@ import numpy as np
 
 from thumbnet.classifiers.base import Classifier
 from thumbnet.classifiers.labels import log_probabilities
+from thumbnet.errors import SeveralLabelsError
 
 BATCH = 512  # covered pictures per forward pass
 
@@ -72,7 +73,12 @@ def likely_label_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.nda
 
     Returns:
         The indices of these pictures, int64 [M].
+
+    Raises:
+        SeveralLabelsError: the labels are a matrix.
     """
+    if labels.ndim == 2:
+        raise SeveralLabelsError
     classes = probabilities.shape[1]
     own = probabilities[np.arange(len(labels)), labels]
     counts = np.bincount(labels, minlength=classes)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from thumbnet.data.calibration import FEWEST
+from thumbnet.errors import SeveralLabelsError
 from thumbnet.evaluation import log_softmax
 from thumbnet.multilabel import binary_cross_entropy
 
@@ -33,7 +34,12 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     Returns:
         The temperature, between ``exp(-3)`` and ``exp(3)``, rounded to six digits; 1.0 for fewer than
         ``FEWEST`` pictures.
+
+    Raises:
+        SeveralLabelsError: the labels are a matrix, for :func:`fit_sigmoid_temperature`.
     """
+    if labels.ndim == 2:
+        raise SeveralLabelsError
     if len(labels) < FEWEST:
         return 1.0
     values, places = logits.astype(np.float64), np.arange(len(labels))

@@ -118,7 +118,7 @@ def _say_labels(
 
     names, thresholds = info.class_names, info.label_thresholds
     result = evaluate_labels(found.logits, found.labels, names, thresholds)
-    plain = evaluate_labels(found.plain, found.labels, names, thresholds, interval=False)
+    plain = evaluate_labels(found.plain, found.labels, names, thresholds, quick=True)
     if not options.json:
         show_label_evaluation(result, where, found.tta, plain.map, lines)
         return

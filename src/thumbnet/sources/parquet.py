@@ -17,6 +17,7 @@ from thumbnet.sources.columns import class_names, label_candidates, split_of_nam
 from thumbnet.sources.place import Place
 from thumbnet.sources.tables import Table
 
+_LABELS = re.compile(r"(large_)?list<\w+: ((large_)?string|u?int\d+)( not null)?>")
 _SHARD = re.compile(r"(?P<split>.+?)(-\d{5}-of-\d{5}.*)?", re.I)
 
 
@@ -31,24 +32,31 @@ def _pyarrow() -> Any:
 def read_rows(path: Path, limit: int | None = None) -> Table:
     """Read a Parquet file's columns of text, numbers and booleans, or their first ``limit`` rows, as text.
 
+    Lists of text or whole numbers are read as JSON.
+
     Raises:
         DataError: the file cannot be read.
         MissingExtraError: pyarrow is not installed.
     """
     file = _open(path)
-    names = [field.name for field in file.schema_arrow if not _is_nested(field.type)]
+    fields = list(file.schema_arrow)
+    names = [field.name for field in fields if not _is_nested(field.type) or _LABELS.match(str(field.type))]
     try:
         rows: list[list[str]] = []
         for batch in file.iter_batches(1 << 14, columns=names):
             columns = [batch.column(name).to_pylist() for name in names]
-            rows += [
-                ["" if cell is None else str(cell) for cell in row] for row in zip(*columns, strict=True)
-            ]
+            rows += [[_text(cell) for cell in row] for row in zip(*columns, strict=True)]
             if limit is not None and len(rows) >= limit:
                 break
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {printable(str(path))}: {error}") from None
     return Table(path, names, rows[:limit], list(range(1, len(rows) + 1))[:limit], True)
+
+
+def _text(cell: Any) -> str:
+    if isinstance(cell, list):
+        return json.dumps(cell)
+    return "" if cell is None else str(cell)
 
 
 def _is_nested(kind: Any) -> bool:

@@ -60,7 +60,7 @@ def score_of(split: str, logits: np.ndarray, labels: np.ndarray, class_names: tu
         class_names: class names by label.
     """
     if labels.ndim == 2:
-        several = evaluate_labels(logits, labels, class_names, interval=False)
+        several = evaluate_labels(logits, labels, class_names, quick=True)
         value = 0.0 if math.isnan(several.map) else several.map
         return Score(split, several.accuracy, several.loss, several.pictures, value)
     found = evaluate_logits(logits, labels, class_names)
