@@ -73,8 +73,8 @@ class LabelEvaluation:
     Attributes:
         pictures: the number of pictures.
         map: mean average precision (mAP) over the labels that some picture has; nan if there is none.
-        map_interval: its 95 % confidence interval, by bootstrap over the pictures; None if it was not computed
-            or there is no label.
+        map_interval: its 95 % confidence interval, by bootstrap over the pictures; None if it was not
+            computed or no picture has a label.
         loss: binary cross-entropy, summed over the labels and averaged over the pictures, in nats.
         calibration_error: mean difference between probability and frequency, over 15 equal bins of
             probability; every label of every picture counts.

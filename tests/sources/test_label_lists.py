@@ -204,3 +204,26 @@ def test_parquet_tables_may_have_a_column_of_lists(tmp_path: Path) -> None:
         data = load_data(tmp_path / "labels.parquet", test_fraction=0)
         assert data.multilabel
         assert data.splits["train"].class_counts(3).tolist() == [6, 6, 6]
+
+
+def test_parquet_files_with_pictures_may_have_lists_of_labels(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra 'formats' is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write_table(tmp_path, "", lambda n, labels: "").unlink()
+    names = ("cat", "dog", "hat")
+    table = pyarrow.table(
+        {
+            "image": [
+                {"bytes": (tmp_path / f"{n}.png").read_bytes(), "path": f"{n}.png"} for n in range(COUNT)
+            ],
+            "labels": [[names.index(label) for label in LABELS[n % len(LABELS)]] for n in range(COUNT)],
+        }
+    )
+    features = {"labels": {"feature": {"names": list(names), "_type": "ClassLabel"}, "_type": "Sequence"}}
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    parquet.write_table(table.replace_schema_metadata(metadata), tmp_path / "train.parquet")
+    data = load_data(tmp_path / "train.parquet", test_fraction=0)
+    assert data.multilabel
+    assert data.class_names == names
+    assert data.splits["train"].targets[0].tolist() == [True, True, False]
+    assert data.splits["train"].targets[2].tolist() == [False, False, False]
