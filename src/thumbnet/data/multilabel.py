@@ -18,6 +18,14 @@ from thumbnet.data.splits import Split
 from thumbnet.errors import DataError, SeveralLabelsError
 
 
+def as_matrix(rows: Sequence[Sequence[int]], classes: int) -> np.ndarray:
+    """Lists of positions in the class names, one list per picture, as a matrix: bool [N, classes]."""
+    matrix = np.zeros((len(rows), classes), dtype=bool)
+    for into, row in zip(matrix, rows, strict=True):
+        into[list(row)] = True
+    return matrix
+
+
 class MultiLabelSplit(Split):
     """Pictures with any number of labels each, also none.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from thumbnet.data.multilabel import MultiLabelSplit
+from thumbnet.data.multilabel import MultiLabelSplit, as_matrix
 from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError, printable
 from thumbnet.sources.arrays import Arrays, array_splits, as_array
@@ -141,12 +141,10 @@ def _numbered(
     if unknown:
         shown = ", ".join(map(printable, unknown[:10]))
         raise DataError(f"{where}: the labels {shown} are not among the {len(names)} classes")
-    matrices = {}
-    for split, part in rows.items():
-        matrix = matrices[split] = np.zeros((len(part), len(names)), dtype=bool)
-        for into, row in zip(matrix, part, strict=True):
-            into[[position[str(label)] for label in row]] = True
-    return names, matrices
+    numbers = {
+        split: [[position[str(label)] for label in row] for row in part] for split, part in rows.items()
+    }
+    return names, {split: as_matrix(part, len(names)) for split, part in numbers.items()}
 
 
 def _check_train(matrices: Mapping[str, np.ndarray], names: Sequence[str], where: str) -> None:

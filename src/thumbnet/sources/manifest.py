@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from thumbnet.data.multilabel import MultiLabelSplit
+from thumbnet.data.multilabel import MultiLabelSplit, as_matrix
 from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError, ThumbnetError, printable
 from thumbnet.recipes.settings import DataSettings
@@ -173,9 +173,7 @@ def _split(pictures: Pictures, rows: _Rows, names: dict[str, str], order: list[s
     if not rows.several:
         labels = [position[label] for (label,) in rows.labels]
         return pictures.index.split(rows.paths, np.array(labels, dtype=np.int64))
-    matrix = np.zeros((len(rows.paths), len(order)), dtype=bool)
-    for row, several in zip(matrix, rows.labels, strict=True):
-        row[[position[label] for label in several]] = True
+    matrix = as_matrix([[position[label] for label in row] for row in rows.labels], len(order))
     return MultiLabelSplit(pictures.index.split(rows.paths, np.zeros(len(matrix), dtype=np.int64)), matrix)
 
 

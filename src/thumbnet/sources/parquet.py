@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from thumbnet.data.multilabel import MultiLabelSplit
+from thumbnet.data.multilabel import MultiLabelSplit, as_matrix
 from thumbnet.data.splits import BytesSplit, Data, Split
 from thumbnet.errors import DataError, MissingExtraError, nearest, printable
 from thumbnet.recipes.settings import DataSettings
@@ -41,9 +41,7 @@ def read_rows(path: Path, limit: int | None = None) -> Table:
     """
     file = _open(path)
     names = [
-        field.name
-        for field in file.schema_arrow
-        if not _is_nested(field.type) or _holds_lists(file, str(field.name))
+        field.name for field in file.schema_arrow if not _is_nested(field.type) or _holds_lists(field.type)
     ]
     try:
         rows: list[list[str]] = []
@@ -57,9 +55,9 @@ def read_rows(path: Path, limit: int | None = None) -> Table:
     return Table(path, names, rows[:limit], list(range(1, len(rows) + 1))[:limit], True)
 
 
-def _holds_lists(file: Any, column: str) -> bool:
-    """Whether a column holds lists of text or whole numbers, which may be labels."""
-    return _LISTS.match(str(file.schema_arrow.field(column).type)) is not None
+def _holds_lists(kind: Any) -> bool:
+    """Whether a column of this type holds lists of text or whole numbers, which may be labels."""
+    return _LISTS.match(str(kind)) is not None
 
 
 def _text(cell: Any) -> str:
@@ -119,7 +117,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
             notes.append(f"{printable(path.name)} was skipped: its name does not mention a split")
     found: dict[str, tuple[list[bytes], list[str], list[str]]] = {}
     titles: list[str] | None = None
-    column, several = "", False
+    column, kinds = "", set[bool]()
     for split, paths in by_split.items():
         contents: list[bytes] = []
         labels: list[str] = []
@@ -129,7 +127,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
             image = _image_column(file)
             column = _label_column(file, image, path, settings)
             titles = titles or _titles(file, column)
-            several = _holds_lists(file, column) and settings.multilabel is not False
+            kinds.add(_holds_lists(file.schema_arrow.field(column).type))
             _read_file(file, path, (image, column), (contents, labels, names), split)
         kept = [i for i, label in enumerate(labels) if label not in ("", "-1")]
         if len(kept) < len(labels):
@@ -138,7 +136,12 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
             found[split] = ([contents[i] for i in kept], [labels[i] for i in kept], [names[i] for i in kept])
     if "train" not in found:
         raise DataError(f"{source}: none of its Parquet files has labelled training pictures")
-    return _data(source, column, titles, found, notes, several)
+    if len(kinds) > 1:
+        raise DataError(
+            f"{source}: the column {printable(column)!r} holds lists of labels in some files and single "
+            "labels in others"
+        )
+    return _data(source, column, titles, found, notes, kinds == {True} and settings.multilabel is not False)
 
 
 def _data(
@@ -169,11 +172,8 @@ def _data(
     for split, (contents, _, names) in found.items():
         numbers = [[at[label] for label in row] for row in rows[split]]
         if several:
-            matrix = np.zeros((len(numbers), len(order)), dtype=bool)
-            for into, row in zip(matrix, numbers, strict=True):
-                into[row] = True
             plain = BytesSplit(contents, np.zeros(len(numbers), dtype=np.int64), names)
-            splits[split] = MultiLabelSplit(plain, matrix)
+            splits[split] = MultiLabelSplit(plain, as_matrix(numbers, len(order)))
         else:
             splits[split] = BytesSplit(contents, np.array(numbers, dtype=np.int64).reshape(-1), names)
     layout = f"Parquet files with pictures, {'labels' if several else 'classes'} in {printable(column)!r}"
@@ -225,9 +225,7 @@ def _image_column(file: Any) -> str:
 
 def _label_column(file: Any, image: str, path: Path, settings: DataSettings) -> str:
     fields = [field for field in file.schema_arrow if field.name != image]
-    names = [
-        field.name for field in fields if not _is_nested(field.type) or _holds_lists(file, str(field.name))
-    ]
+    names = [field.name for field in fields if not _is_nested(field.type) or _holds_lists(field.type)]
     if settings.label_column:
         if settings.label_column not in names:
             raise DataError(
