@@ -18,8 +18,8 @@ from thumbnet.cli.multilabel import label_printer
 from thumbnet.runs.folder import Run
 from thumbnet.sources.load import load_data
 
-FOUND = Prediction(("cat", "dog", "hat"), (0.9, 0.6, 0.1), ("cat", "dog"))
-NONE = Prediction(("cat", "dog", "hat"), (0.2, 0.1, 0.1), ())
+FOUND = Prediction(("cat", "dog", "hat"), (0.9, 0.6, 0.1), found=("cat", "dog"))
+NONE = Prediction(("cat", "dog", "hat"), (0.2, 0.1, 0.1), found=())
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from helpers import TINY, coloured_data, coloured_labels
 from thumbnet.batches.batches import NO_LABEL, Batch, balanced_order
+from thumbnet.batches.dataset import ImageDataset
 from thumbnet.batches.prepare import prepare
 from thumbnet.classifiers.load import load_classifier
+from thumbnet.distributed import World
 from thumbnet.errors import InterruptedRunError, RecipeError, SeveralLabelsError
 from thumbnet.hardware import autocast
 from thumbnet.recipes.recipe import Recipe, load_recipe
@@ -24,7 +26,8 @@ from thumbnet.runs.weights import read_weights
 from thumbnet.training import step as step_module
 from thumbnet.training.multilabel import exact_hits, for_several_labels, label_losses
 from thumbnet.training.range_test import learning_rate_range_test
-from thumbnet.training.state import TrainingState, balanced_weights, build_state
+from thumbnet.training.results import score_of
+from thumbnet.training.state import EpochResult, TrainingState, balanced_weights, build_state
 from thumbnet.training.step import accumulate_gradients, summed_loss
 from thumbnet.training.train import resume, train
 from training_helpers import StopAfter
@@ -253,3 +256,37 @@ def test_the_recipe_is_fitted_to_several_labels_and_only_to_them() -> None:
     assert fitted.evaluation.tta == "mirror-shift"
     assert "mirror-shift" in notes[0]
     assert for_several_labels(recipe, coloured_data(20)) == (recipe, [])
+
+
+def test_processes_share_a_batch_and_one_without_pictures_counts_nothing() -> None:
+    """Three processes and batches of two pictures: the third has a picture whose labels do not count."""
+    data = coloured_labels(12)
+    recipe = load_recipe("resnet18", [*TINY, "training.batch_size=2"])
+    shares = [prepare(data, recipe, CPU, world=World(rank, 3)).train for rank in range(3)]
+    whole = prepare(data, recipe, CPU).train
+    for batch, *parts in zip(whole.epoch(0), *(one.epoch(0) for one in shares), strict=True):
+        assert torch.equal(torch.cat([part.labels for part in parts[:2]]), batch.labels)
+        assert (parts[2].labels == NO_LABEL).all()
+        assert parts[2].labels.shape == (1, 3)
+        assert parts[2].labels.dtype == torch.int8
+        assert all(part.total == 2 for part in parts)
+
+
+def test_an_image_dataset_gives_a_row_of_labels() -> None:
+    split = coloured_labels(6).splits["train"]
+    dataset = ImageDataset(split)
+    for index in range(6):
+        assert dataset[index][1].tolist() == split.targets[index].astype(float).tolist()
+
+
+def test_a_score_of_several_labels_is_judged_by_map() -> None:
+    logits = np.array([[2.0, -1.0], [1.0, 3.0], [-2.0, 1.0]], dtype=np.float32)
+    labels = np.array([[1, 0], [0, 1], [0, 1]], dtype=np.int8)
+    score = score_of("val", logits, labels, ("a", "b"))
+    assert (score.map, score.accuracy, score.pictures) == (1.0, pytest.approx(2 / 3), 3)
+    assert score.headline == 1.0
+    one = score_of("val", logits, labels.argmax(axis=1), ("a", "b"))
+    assert (one.map, one.headline) == (None, one.accuracy)
+    rows = [EpochResult(1, 1, 1.0, 0.1, 1.0, 1.0, each).row() for each in (score, one)]
+    assert rows[0]["val_map"] == 1.0
+    assert "val_map" not in rows[1]
