@@ -19,6 +19,8 @@ from thumbnet.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from thumbnet.classifiers.base import Classifier, SplitLogits
     from thumbnet.runs.folder import Run
     from thumbnet.runs.weights_info import WeightsInfo
@@ -35,7 +37,11 @@ def add(commands: Any) -> None:
     add_data_of_run(parser)
     add_tta(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--plot", metavar="FILE", help="draw the confusion matrix (.png, .svg, .pdf)")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw the confusion matrix, or the measures of each label (.png, .svg, .pdf)",
+    )
     add_on_bad_image(parser, "the run's setting")
     add_common(parser)
     parser.set_defaults(command=execute)
@@ -48,7 +54,7 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet.cli.console import note, say
     from thumbnet.cli.progress import counting
     from thumbnet.cli.views import show_evaluation
-    from thumbnet.errors import DataError, ThumbnetError
+    from thumbnet.errors import DataError
     from thumbnet.evaluation import evaluate_logits
     from thumbnet.invocation import command
     from thumbnet.reports.summary import OPTIMISTIC, headline_name, is_optimistic
@@ -62,8 +68,6 @@ def execute(options: argparse.Namespace) -> int:
     settings = data_settings_of_run(options)
     if predictor.info.multilabel:
         settings = replace(settings, multilabel=True)  # a table may have one label in each row
-        if target:
-            raise ThumbnetError("--plot draws a confusion matrix, which needs one class per picture")
     data = data_of_run(options, settings)
     if options.data is None and options.split is None and not {"test", "val"} & data.splits.keys():
         raise DataError(
@@ -90,7 +94,7 @@ def execute(options: argparse.Namespace) -> int:
         show = command("data", data.source)
         note(f"thumbnet: {left_out} unreadable picture(s) were skipped. To list them: {show}")
     if predictor.info.multilabel:
-        _say_labels(options, predictor.info, found, f"{data.source}, {split}", lines)
+        _say_labels(options, predictor.info, found, f"{data.source}, {split}", lines, target)
         return 0
     result = evaluate_logits(found.logits, found.labels, predictor.class_names)
     plain = evaluate_logits(found.plain, found.labels, predictor.class_names).accuracy
@@ -109,9 +113,14 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _say_labels(
-    options: argparse.Namespace, info: WeightsInfo, found: SplitLogits, where: str, lines: list[str]
+    options: argparse.Namespace,
+    info: WeightsInfo,
+    found: SplitLogits,
+    where: str,
+    lines: list[str],
+    target: Path | None,
 ) -> None:
-    """Print the measures of a network that gives several labels."""
+    """Print the measures of a network that gives several labels, and draw them if there is a ``target``."""
     from thumbnet.cli.console import say
     from thumbnet.cli.multilabel import show_label_evaluation
     from thumbnet.multilabel import evaluate_labels
@@ -119,8 +128,14 @@ def _say_labels(
     names, thresholds = info.class_names, info.label_thresholds
     result = evaluate_labels(found.logits, found.labels, names, thresholds)
     plain = evaluate_labels(found.plain, found.labels, names, thresholds, quick=True)
+    if target:
+        from thumbnet.reports import figures as plots
+
+        plots.save(plots.label_figure(result, f"{where}: mAP {100 * result.map:.2f} %"), target)
     if not options.json:
         show_label_evaluation(result, where, found.tta, plain.map, lines)
+        if target:
+            say(f"written: {target}")
         return
     source, _, split = where.rpartition(", ")
     described = {"data": source, "split": split, "tta": found.tta, "multilabel": True, **result.to_dict()}

@@ -15,6 +15,7 @@ import numpy as np
 from thumbnet.errors import MissingExtraError, ThumbnetError
 from thumbnet.evaluation import Evaluation
 from thumbnet.files import write_file
+from thumbnet.multilabel import LabelEvaluation
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.reports.comparison import Group, read_metrics
 from thumbnet.reports.summary import headline_key, headline_name
@@ -249,3 +250,20 @@ def grid_figure(grid: dict[str, list[np.ndarray]], title: str) -> Figure:
 
 def _short(name: str) -> str:
     return name if len(name) <= 20 else name[:19] + "…"
+
+
+def label_figure(evaluation: LabelEvaluation, title: str) -> Figure:
+    """Draw each label's average precision as a bar, and its F1 at the network's threshold as a dot."""
+    known = [one for one in evaluation.labels if one.average_precision is not None]
+    figure = new_figure(7, min(14.0, max(2.5, 0.28 * len(known) + 1.5)))
+    axes = figure.add_subplot()
+    places = range(len(known))
+    axes.barh(places, [one.average_precision or 0.0 for one in known], color=INK, label="average precision")
+    axes.plot([one.f1 for one in known], places, "o", color=_ACCENT, label="F1 at its threshold")
+    axes.set_yticks(places, [_short(one.name).replace("$", r"\$") for one in known])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_title(title.replace("$", r"\$"))
+    axes.legend(loc="lower left", fontsize=8)
+    axes.grid(alpha=0.3, axis="x")
+    return figure
