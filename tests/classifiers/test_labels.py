@@ -42,7 +42,7 @@ def test_a_network_of_one_class_names_no_labels(tiny_run: Run) -> None:
 def test_test_time_augmentation_averages_the_logits_of_all_views(label_run: Run) -> None:
     classifier = load_classifier(label_run.path, "cpu")
     pixels = np.stack([np.asarray(TEST.load(i)) for i in range(4)])
-    views = [classifier.logits(one, tta="none") for one in (pixels, pixels[:, :, ::-1])]
+    views = [classifier.logits(one, tta="none") for one in (pixels, pixels[:, :, ::-1].copy())]
     np.testing.assert_allclose(classifier.logits(pixels, tta="mirror"), np.mean(views, axis=0), atol=1e-5)
     all_views = classifier.logits(pixels, tta="mirror-shift")
     assert np.array_equal(classifier.logits(pixels, tta="adaptive"), all_views)

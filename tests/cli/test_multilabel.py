@@ -147,7 +147,7 @@ def test_compare_compares_map(
             "table",
             [
                 "picture  labels",
-                "-------  ------------------------",
+                "-------  -----------------------",
                 "a.png    cat 90.0 %, dog 60.0 %",
                 "b.png    -",
                 "c.png    cannot be read: damaged",

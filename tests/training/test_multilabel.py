@@ -132,7 +132,7 @@ def assert_same_weights(first: Run, second: Run) -> None:
 def test_a_run_learns_its_labels_and_says_so_everywhere(label_run: Run) -> None:
     summary = label_run.summary
     assert summary["multilabel"]
-    assert summary["map"] > 0.9
+    assert summary["map"] > 0.7  # by chance it would be 0.4
     assert summary["map_interval"][0] <= summary["map"] <= summary["map_interval"][1]
     assert 0 < summary["micro_f1"] <= 1
     assert summary["calibrated_on"] == "val"
