@@ -27,12 +27,13 @@ from thumbnet.training.train import train
 
 SIDE = 16  # pixels of a quarter
 FILLED = 0.5  # probability that a quarter shows a picture
+NOISE = 32  # levels of noise in empty quarters, so that no two pictures are the same
 
 
 def quarters(split: Split, classes: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Make ``count`` pictures, uint8 [N, 32, 32, 3], and their labels, bool [N, classes]."""
     generator = np.random.default_rng(seed)
-    images = np.zeros((count, 2 * SIDE, 2 * SIDE, 3), dtype=np.uint8)
+    images = generator.integers(0, NOISE, (count, 2 * SIDE, 2 * SIDE, 3), dtype=np.uint8)
     targets = np.zeros((count, classes), dtype=bool)
     for image, target in zip(images, targets, strict=True):
         for quarter in np.flatnonzero(generator.random(4) < FILLED):

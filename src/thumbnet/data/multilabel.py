@@ -75,7 +75,7 @@ class MultiLabelSplit(Split):
         return np.full(len(self), -1, dtype=np.int64)
 
     def label_text(self, index: int, class_names: Sequence[str]) -> str:
-        return ", ".join(class_names[i] for i in np.flatnonzero(self._targets[index])) or "no label"
+        return ", ".join(class_names[i] for i in np.flatnonzero(self._targets[index]).tolist()) or "no label"
 
     def reader(self) -> Split:
         return self.pictures

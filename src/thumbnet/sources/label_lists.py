@@ -76,7 +76,9 @@ def read_labels(tables: Sequence[tuple[Table, Columns]], multilabel: bool | str)
 
 
 def _one_class(tables: Sequence[tuple[Table, Columns]]) -> RowLabels:
-    rows = [[(label,) if label else () for label in labels_of(table, columns)] for table, columns in tables]
+    rows: list[list[tuple[str, ...]]] = [
+        [(label,) if label else () for label in labels_of(table, columns)] for table, columns in tables
+    ]
     return RowLabels(rows, False)
 
 

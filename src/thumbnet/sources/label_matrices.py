@@ -152,7 +152,7 @@ def _check_train(matrices: Mapping[str, np.ndarray], names: Sequence[str], where
         return
     trained = matrices["train"].any(axis=0)
     for split, matrix in matrices.items():
-        stray = [names[i] for i in np.flatnonzero(matrix.any(axis=0) & ~trained)]
+        stray = [names[i] for i in np.flatnonzero(matrix.any(axis=0) & ~trained).tolist()]
         if stray:
             shown = ", ".join(map(printable, stray[:10]))
             raise DataError(f"{where}: {split} has labels that train lacks: {shown}")
