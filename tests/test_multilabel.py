@@ -134,9 +134,14 @@ def test_no_threshold_has_a_higher_f1_than_the_chosen_one(seed: int) -> None:
         assert 0 <= threshold <= 1
 
 
-def test_a_label_with_few_pictures_keeps_the_threshold_of_a_half() -> None:
-    probabilities = np.array([[0.9], [0.2], [0.1], [0.05]])
-    assert choose_label_thresholds(probabilities, np.array([[1], [1], [0], [0]])) == (0.5,)
+def test_a_label_with_few_pictures_takes_the_threshold_of_all_labels_together() -> None:
+    frequent, rare = np.linspace(0.01, 0.99, 50), np.full(50, 0.01)
+    probabilities = np.stack([frequent, rare], axis=1)
+    targets = np.stack([frequent > 0.3, np.arange(50) < 2], axis=1)
+    first, second = choose_label_thresholds(probabilities, targets)
+    assert first == second == pytest.approx(0.3, abs=0.02)
+    few = choose_label_thresholds(probabilities[:4], targets[-4:] & False)
+    assert few == (0.5, 0.5)
 
 
 def test_extreme_logits_give_finite_numbers() -> None:

@@ -237,20 +237,27 @@ def bootstrap_interval(scores: np.ndarray, truth: np.ndarray) -> tuple[float, fl
 
 
 def choose_label_thresholds(probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, ...]:
-    """The threshold of each label with the highest F1; 0.5 for a label of fewer than ``FEWEST_POSITIVES``.
+    """The threshold of each label with the highest F1.
 
-    Choose on held-out pictures, and measure on others. A threshold lies halfway between two neighbouring
-    probabilities; of several equally good ones, the nearest to 0.5 is chosen.
+    A label that fewer than ``FEWEST_POSITIVES`` pictures have takes the threshold that is best for the
+    decisions about all labels together. Choose on held-out pictures, and measure on others. A threshold lies
+    halfway between two neighbouring probabilities; of several equally good ones, the nearest to 0.5 is
+    chosen.
 
     Args:
         probabilities: float [N, labels].
         targets: bool, or 0 and 1, [N, labels].
     """
     truth = targets.astype(bool)
-    return tuple(_best_threshold(probabilities[:, i], truth[:, i]) for i in range(truth.shape[1]))
+    together = _best_threshold(probabilities.ravel(), truth.ravel())
+    return tuple(
+        _best_threshold(probabilities[:, i], truth[:, i]) if count >= FEWEST_POSITIVES else together
+        for i, count in enumerate(truth.sum(axis=0).tolist())
+    )
 
 
 def _best_threshold(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    """The threshold with the highest F1 for decisions with these probabilities, [N]; else ``HALF``."""
     positives = int(truth.sum())
     if positives < FEWEST_POSITIVES:
         return HALF

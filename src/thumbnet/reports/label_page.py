@@ -18,8 +18,8 @@ import numpy as np
 from thumbnet.classifiers.base import SplitLogits
 from thumbnet.classifiers.labels import labels_above
 from thumbnet.classifiers.load import load_run
-from thumbnet.data.images import Preprocessing, as_data_address
-from thumbnet.data.splits import Data, Split
+from thumbnet.data.images import as_data_address
+from thumbnet.data.splits import Data
 from thumbnet.errors import MissingExtraError, printable
 from thumbnet.files import write_file
 from thumbnet.models import count_parameters
@@ -70,23 +70,24 @@ class _Mistakes:
 class _Album:
     """Encodes pictures as data URLs, until ``PICTURE_BYTES`` are used up."""
 
-    def __init__(self, split: Split, preprocessing: Preprocessing) -> None:
-        self._split, self._preprocessing = split, preprocessing
+    def __init__(self, found: SplitLogits, info: WeightsInfo) -> None:
+        self._split, self._truth, self._info = found.split, found.labels, info
         self._encoded: dict[int, str] = {}
         self._room = PICTURE_BYTES
 
     def show(self, indices: np.ndarray, probabilities: np.ndarray) -> list[_Shown]:
-        """Return pictures with their probabilities (float [N]) as captions."""
+        """Return pictures with the label's probability (float [N]) and their true labels as captions."""
         shown = []
         for index in indices.tolist():
             if self._room < 0:
                 break
             if index not in self._encoded:
-                pixels = self._preprocessing.pixels(self._split.load(index))
+                pixels = self._info.preprocessing.pixels(self._split.load(index))
                 self._encoded[index] = as_data_address(pixels)
             source = self._encoded[index]
             self._room -= len(source)
-            text = f"{100 * probabilities[index]:.0f}\u00a0%"
+            names = [self._info.class_names[i] for i in np.flatnonzero(self._truth[index]).tolist()]
+            text = f"{100 * probabilities[index]:.0f}\u00a0%; {', '.join(names) or 'no label'}"
             shown.append(_Shown(source, text, printable(self._split.name(index))))
         return shown
 
@@ -196,7 +197,7 @@ def _pairs(evaluation: LabelEvaluation) -> list[tuple[int, str, str]]:
 def _mistakes(found: SplitLogits, info: WeightsInfo) -> list[_Mistakes]:
     probabilities, truth = sigmoid(found.logits), found.labels.astype(bool)
     given = labels_above(probabilities, info)
-    album = _Album(found.split, info.preprocessing)
+    album = _Album(found, info)
     rows = []
     for label, name in enumerate(info.class_names[:SHOWN_LABELS]):
         own = probabilities[:, label]
