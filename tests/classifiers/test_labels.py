@@ -93,20 +93,34 @@ def test_one_temperature_makes_overconfident_labels_honest() -> None:
     assert fit_sigmoid_temperature(logits[:, :1], targets[:, :1]) == pytest.approx(same, rel=1e-4)
 
 
-def test_an_export_gives_the_same_labels(label_run: Run, tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
+def test_an_export_is_compared_by_labels_and_map(label_run: Run, tmp_path: Path) -> None:
     from thumbnet.publish.export import check_export, export, random_pictures
 
-    out = tmp_path / "labels.onnx"
-    export(label_run.path, "onnx", out)
+    out = tmp_path / "labels.safetensors"
+    export(label_run.path, "safetensors", out)
     check = check_export(label_run.path, out, coloured_labels(), "test")
     assert check.measure == "mAP"
-    assert check.largest_difference < 1e-3
-    assert check.same_class > 0.99
-    assert check.accuracy_run == pytest.approx(label_run.summary["map"], abs=1e-3)
-    classifier = load_classifier(out)
-    assert classifier.info.multilabel
-    assert classifier.evaluate_labels(coloured_labels(), "test").map == pytest.approx(
-        label_run.summary["map"], abs=1e-3
-    )
-    assert check_export(label_run.path, out, random_pictures(label_run.path), "train").same_class > 0.9
+    assert (check.largest_difference, check.same_class) == (0, 1)
+    assert check.accuracy_run == check.accuracy_export == pytest.approx(label_run.summary["map"], abs=1e-3)
+    assert check.accuracy_plain == pytest.approx(label_run.summary["map_plain"], abs=1e-3)
+    assert check_export(label_run.path, out, random_pictures(label_run.path), "train").same_class == 1
+
+
+def test_an_onnx_model_gives_several_labels_if_its_description_says_so(
+    onnx_file: Path, tmp_path: Path
+) -> None:
+    """The graph gives logits for either kind."""
+    onnx = pytest.importorskip("onnx", reason="the extra 'export' is not installed")
+    before = load_classifier(onnx_file)
+    model = onnx.load(onnx_file)
+    several = replace(before.info, multilabel=True, label_thresholds=(0.4, 0.5, 0.6))
+    onnx.helper.set_model_props(model, {"thumbnet": several.to_json()})
+    onnx.save(model, tmp_path / "labels.onnx")
+    classifier = load_classifier(tmp_path / "labels.onnx")
+    assert classifier.info == several
+    pixels = np.stack([np.asarray(TEST.load(i)) for i in range(8)])
+    expected = 1 / (1 + np.exp(-before.logits(pixels).astype(np.float64))) >= several.label_thresholds
+    found = [set(one.found or ()) for one in classifier.predict_pixels(pixels)]
+    names = np.array(classifier.class_names)
+    assert found == [set(names[row].tolist()) for row in expected]
+    assert 0 < classifier.evaluate_labels(coloured_labels(), "test").map <= 1

@@ -105,9 +105,10 @@ def test_one_class_per_picture_trains_to_the_same_bits_as_before(
     """Both trainings run here, so the test does not depend on the processor."""
     settings = [*TINY, "training.epochs=2", "data.skip_easy=0.25", "training.label_smoothing=0.1"]
     settings += ["training.micro_batch=8", "training.ema_decay=0.9"]
-    now = train(coloured_data(), "resnet18", overrides=settings, out=tmp_path / "now", device="cpu")
+    data = coloured_data(32)
+    now = train(data, "resnet18", overrides=settings, out=tmp_path / "now", device="cpu")
     monkeypatch.setattr(step_module, "accumulate_gradients", as_before)
-    before = train(coloured_data(), "resnet18", overrides=settings, out=tmp_path / "before", device="cpu")
+    before = train(data, "resnet18", overrides=settings, out=tmp_path / "before", device="cpu")
     assert now.weights_path.read_bytes() == before.weights_path.read_bytes()
     lines = [(run.path / "metrics.jsonl").read_text() for run in (now, before)]
     assert "map" not in lines[0]
