@@ -383,7 +383,8 @@ class _Service:
 
     def explain(self, pixels: np.ndarray, top: int) -> Explanation:
         logits = self.classifier.logits(pixels[None], tta=self.settings.tta)
-        heat = occlusion_map(self.classifier, pixels, int(logits[0].argmax()))
+        several = self.classifier.info.multilabel
+        heat = occlusion_map(self.classifier, pixels, int(logits[0].argmax()), multilabel=several)
         (prediction,) = self.classifier.predict_pixels(pixels[None], tta=self.settings.tta)
         return Explanation(
             **_answer(prediction, top),
