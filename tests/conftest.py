@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from helpers import TINY, coloured_data
+from helpers import TINY, coloured_data, coloured_labels
 from own_networks import OwnPackage
 from thumbnet.runs.folder import Run
 from thumbnet.training.train import train
@@ -54,6 +54,14 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A complete run on the three classes of :func:`helpers.coloured_data`."""
     out = tmp_path_factory.mktemp("tiny") / "run"
     return train(coloured_data(), "resnet18", overrides=TINY, out=out, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def label_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A complete run on the pictures with several labels of :func:`helpers.coloured_labels`."""
+    out = tmp_path_factory.mktemp("labels") / "run"
+    settings = [*TINY, "evaluation.tta=mirror", "training.label_smoothing=0.1"]
+    return train(coloured_labels(), "resnet18", overrides=settings, out=out, device="cpu")
 
 
 def exported(run: Run, kind: str, out: Path) -> Path:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from thumbnet.data.splits import ArraySplit, Data
+from thumbnet.data.multilabel import MultiLabelSplit
+from thumbnet.data.splits import ArraySplit, Data, Split
 
 TINY = [
     "model.name=resnet20",
@@ -50,6 +51,35 @@ def coloured_data(count: int = 60, side: int = 16, splits: Sequence[str] = ("tra
         images = np.stack([coloured(int(c), 10_000 * number + i, side) for i, c in enumerate(labels)])
         made[split] = ArraySplit(images, labels, split)
     return Data("coloured", "made by the tests", ("red", "green", "blue"), dict(made))
+
+
+def coloured_labels(
+    count: int = 120, splits: Sequence[str] = ("train", "val", "test"), side: int = 16
+) -> Data:
+    """Pictures with up to three labels, each of which brightens a channel; a network learns them quickly."""
+    made: dict[str, Split] = {}
+    for number, split in enumerate(splits):
+        generator = np.random.default_rng(number)
+        targets = generator.random((count, 3)) < 0.4
+        dark = generator.integers(0, 85, (count, side, side, 3))
+        images = (dark + 120 * targets[:, None, None, :]).astype(np.uint8)
+        pictures = ArraySplit(images, np.zeros(count, dtype=np.int64), split)
+        made[split] = MultiLabelSplit(pictures, targets)
+    return Data("colours", "made by the tests", ("red", "green", "blue"), made)
+
+
+def write_label_table(root: Path, data: Data, separator: str = ";") -> Path:
+    """``root/labels.csv`` with the columns path, labels and split, and the pictures in ``root``."""
+    lines = ["path,labels,split"]
+    for name, split in data.splits.items():
+        for index in range(len(split)):
+            path = f"{name}-{index}.png"
+            write_picture(root / path, np.asarray(split.load(index)))
+            found = np.flatnonzero(split.targets[index])
+            lines.append(f"{path},{separator.join(data.class_names[i] for i in found)},{name}")
+    table = root / "labels.csv"
+    table.write_text("\n".join(lines) + "\n")
+    return table
 
 
 def write_picture(path: Path, image: np.ndarray | Image.Image, **options: Any) -> Path:

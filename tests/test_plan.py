@@ -14,17 +14,17 @@ import thumbnet
 SOURCE = Path(thumbnet.__file__).parent
 # From the bottom up. A package imports only from packages before it.
 LAYERS = (
-    "version", "invocation", "errors", "files", "seeds", "evaluation", "distributed", "kernels", "hardware",
-    "recipes", "data", "sources", "models", "batches", "runs", "classifiers", "training", "serving",
+    "version", "invocation", "errors", "files", "seeds", "evaluation", "multilabel", "distributed", "kernels",
+    "hardware", "recipes", "data", "sources", "models", "batches", "runs", "classifiers", "training", "serving",
     "reviewing", "reports", "publish", "cli", "api", "__main__",
 )  # fmt: skip
 # These start without torch: the commands that only read, and everything that an exported model needs.
 NO_TORCH = (
-    "", "version", "invocation", "errors", "files", "seeds", "evaluation", "recipes", "data", "sources",
+    "", "version", "invocation", "errors", "files", "seeds", "evaluation", "multilabel", "recipes", "data", "sources",
     "runs.finding", "runs.provenance", "runs.weights", "runs.weights_info", "runs.certainty", "classifiers.base",
-    "classifiers.load", "classifiers.onnx_classifier", "classifiers.temperature", "classifiers.thresholds",
-    "classifiers.unlike", "classifiers.reading", "classifiers.placing", "classifiers.sorting", "classifiers.words",
-    "cli", "__main__",
+    "classifiers.labels", "classifiers.load", "classifiers.onnx_classifier", "classifiers.temperature",
+    "classifiers.thresholds", "classifiers.unlike", "classifiers.reading", "classifiers.placing",
+    "classifiers.sorting", "classifiers.words", "cli", "__main__",
 )  # fmt: skip
 PRINT = ("cli", "__main__")
 USE_DISTRIBUTED = ("distributed",)

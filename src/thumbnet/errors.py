@@ -31,6 +31,16 @@ class DataError(ThumbnetError):
     """The data cannot be found, read or understood."""
 
 
+class SeveralLabelsError(DataError):
+    """Something that needs one class per picture was asked of pictures that have several labels each."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "these pictures have several labels each (multi-label), and this works only with one class per "
+            "picture"
+        )
+
+
 class UnreadableImageError(DataError):
     """A picture cannot be decoded: ``name`` is its name, ``reason`` says why."""
 

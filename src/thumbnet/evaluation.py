@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from thumbnet.errors import SeveralLabelsError
+
 CALIBRATION_BINS = 15
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
@@ -62,7 +64,13 @@ class Evaluation:
 
 
 def evaluate_logits(logits: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Evaluation:
-    """Measure ``logits`` (float [N, classes]) against ``labels`` (int64 [N]); N is at least 1."""
+    """Measure ``logits`` (float [N, classes]) against ``labels`` (int64 [N]); N is at least 1.
+
+    Raises:
+        SeveralLabelsError: the labels are a matrix, see :mod:`thumbnet.multilabel`.
+    """
+    if labels.ndim == 2:
+        raise SeveralLabelsError
     count, classes = logits.shape
     log_probabilities = log_softmax(logits)
     predicted = logits.argmax(axis=1)

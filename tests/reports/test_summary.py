@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from thumbnet.reports.summary import describe_calibration, is_optimistic, percent
+from thumbnet.reports.summary import (
+    describe_calibration,
+    headline_key,
+    headline_name,
+    interval_of,
+    is_optimistic,
+    percent,
+)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +31,18 @@ def test_an_accuracy_is_optimistic_only_if_the_same_pictures_chose_the_epoch(
     split: str, kept_by: str, optimistic: bool
 ) -> None:
     assert is_optimistic({"split": split, "kept_by": kept_by}) is optimistic
+
+
+def test_the_main_measure_is_map_for_several_labels_and_otherwise_accuracy() -> None:
+    one = {"accuracy": 0.9, "accuracy_interval": [0.8, 0.95]}
+    several = {**one, "multilabel": True, "map": 0.7, "map_interval": [0.6, 0.75]}
+    assert (headline_key(one), headline_name(one), interval_of(one)) == ("accuracy", "accuracy", (0.8, 0.95))
+    assert (headline_key(several), headline_name(several), interval_of(several)) == (
+        "map",
+        "mAP",
+        (0.6, 0.75),
+    )
+    assert interval_of({"accuracy_interval": None}) is None
 
 
 def calibrated(**changes: Any) -> dict[str, Any]:

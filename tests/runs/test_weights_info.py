@@ -34,6 +34,30 @@ def test_a_description_without_range_and_background_means_the_types_range_and_wh
     assert (pre.range, pre.background) == (None, (255, 255, 255))
 
 
+def test_a_description_of_several_labels_is_stored_and_one_of_one_class_is_as_it_was() -> None:
+    plain = info()
+    assert not {"multilabel", "label_thresholds"} & json.loads(plain.to_json()).keys()
+    several = replace(plain, multilabel=True, label_thresholds=(0.25, 0.5))
+    assert WeightsInfo.from_json(several.to_json()) == several
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"multilabel": 1},
+        {"label_thresholds": [0.5, 0.5]},
+        {"multilabel": True, "label_thresholds": [0.5]},
+        {"multilabel": True, "label_thresholds": [0.5, 1.5]},
+        {"multilabel": True, "label_thresholds": [0.5, float("nan")]},
+        {"multilabel": True, "label_thresholds": [0.5, "x"]},
+        {"multilabel": True, "label_thresholds": 3},
+    ],
+)
+def test_invalid_labels_in_a_description_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        WeightsInfo.from_json(json.dumps({**json.loads(info().to_json()), **changes}))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

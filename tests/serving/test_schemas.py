@@ -12,15 +12,15 @@ from thumbnet.serving import schemas  # noqa: E402
 
 PUBLIC = {
     "ClassProbability": {"name", "probability"},
-    "PicturePrediction": {"name", "classes", "words", "certainty", "unlike", "unlikeness"},
+    "PicturePrediction": {"name", "classes", "words", "certainty", "unlike", "unlikeness", "labels"},
     "Predictions": {"predictions"},
-    "Explanation": {"classes", "words", "certainty", "unlike", "unlikeness", "picture", "lit"},
+    "Explanation": {"classes", "words", "certainty", "unlike", "unlikeness", "labels", "picture", "lit"},
     "HardPicture": {"picture", "label", "predicted", "confidence"},
     "HardPictures": {"ready", "pictures"},
     "Accuracy": {"value", "split", "pictures"},
     "ModelDescription": {
         "run", "format", "digest", "accuracy", "fingerprint", "calibrated", "network", "classes", "height", "width",
-        "thumbnet", "served_by", "started",
+        "thumbnet", "served_by", "started", "multilabel",
     },
     "Health": {"status"},
     "Problem": {"detail"},
@@ -53,7 +53,13 @@ def test_every_response_has_a_description_for_openapi() -> None:
 def test_predictions_survive_a_round_trip_through_json() -> None:
     one = schemas.ClassProbability(name="Käfer", probability=1.0)
     found = schemas.PicturePrediction(
-        name="a.png", classes=[one], words="Käfer", certainty="sure", unlike=True, unlikeness=1.5
+        name="a.png",
+        classes=[one],
+        words="Käfer",
+        certainty="sure",
+        unlike=True,
+        unlikeness=1.5,
+        labels=None,
     )
     answer = schemas.Predictions(predictions=[found])
     assert schemas.Predictions.model_validate_json(answer.model_dump_json()) == answer
@@ -62,5 +68,5 @@ def test_predictions_survive_a_round_trip_through_json() -> None:
 def test_an_unknown_certainty_is_refused() -> None:
     with pytest.raises(pydantic.ValidationError):
         schemas.PicturePrediction(
-            name="a.png", classes=[], words="", certainty="certain", unlike=None, unlikeness=None
+            name="a.png", classes=[], words="", certainty="certain", unlike=None, unlikeness=None, labels=None
         )  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 
-from helpers import coloured, coloured_data
+from helpers import coloured, coloured_data, coloured_labels
 from thumbnet.classifiers.base import Classifier
 from thumbnet.classifiers.load import load_run
 from thumbnet.cli import main
@@ -497,3 +497,25 @@ def test_answers_of_a_network_without_a_score_say_nothing_about_unlike_pictures(
         shown = client.post("/explain", content=grey(0), headers=headers).json()
         for answer in (found, shown):
             assert (answer["unlike"], answer["unlikeness"]) == (None, None)
+
+
+def test_a_network_of_several_labels_answers_with_a_list(label_run: Run) -> None:
+    picture = np.full((16, 16, 3), 40, dtype=np.uint8)
+    picture[..., :2] += 120  # red and green
+    with client_of(build_service(load_run(label_run.path), LIMITS, coloured_labels)) as client:
+        (found,) = client.post("/predict", files={"file": encoded(picture)}).json()["predictions"]
+        assert set(found["labels"]) == {"red", "green"}
+        assert sum(one["probability"] for one in found["classes"]) > 1
+        shown = client.post("/explain", files={"file": encoded(picture)}).json()
+        assert shown["labels"] == found["labels"]
+        assert client.get("/model").json()["multilabel"] is True
+        assert "any number of 3 labels" in client.get("/openapi.json").json()["info"]["description"]
+        while not (hard := client.get("/hardest").json())["ready"]:
+            time.sleep(0.05)
+        assert hard["pictures"] == []
+
+
+def test_a_network_of_one_class_answers_without_a_list(client: Any) -> None:
+    (found,) = client.post("/predict", files={"file": grey(9)}).json()["predictions"]
+    assert found["labels"] is None
+    assert client.get("/model").json()["multilabel"] is False

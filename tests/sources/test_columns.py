@@ -11,6 +11,7 @@ from thumbnet.sources.columns import (
     find_columns,
     label_candidates,
     labels_of,
+    ones_of,
     split_of_name,
     split_word,
 )
@@ -52,6 +53,7 @@ def test_one_hot_columns_give_one_label_and_rows_with_two_are_refused() -> None:
     both = table(["image", "MEL", "NV"], [["a.png", "1", "1"]])
     with pytest.raises(DataError, match="line 2: 2 labels"):
         labels_of(both, columns)
+    assert ones_of(both, columns) == [("MEL", "NV")]
 
 
 @pytest.mark.parametrize(

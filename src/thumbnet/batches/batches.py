@@ -24,12 +24,13 @@ from thumbnet.batches.selection import Selection
 from thumbnet.batches.statistics import Normalise
 from thumbnet.batches.upload import send_together
 from thumbnet.distributed import ALONE, World
+from thumbnet.errors import SeveralLabelsError
 from thumbnet.hardware import one_thread, send
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import kept_per_epoch
 from thumbnet.seeds import derive_seed
 
-NO_LABEL = -100  # cross_entropy ignores pictures with this label
+NO_LABEL = -100  # the loss ignores pictures with this label, or with this value for each of several labels
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Batch:
 
     Attributes:
         images: float32 [B, C, H, W], normalised.
-        labels: int64 [B]; ``NO_LABEL`` for a picture that does not count.
+        labels: int64 [B]; ``NO_LABEL`` for a picture that does not count. For several labels per picture,
+            int8 [B, classes] of 0 and 1, or ``NO_LABEL`` throughout.
         total: number of pictures in this batch over all processes; by default the length of ``labels``.
         positions: positions in the training split, int64 [B]; None if nothing uses them.
 
@@ -109,7 +111,7 @@ class TrainBatches:
         return self.steps
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        device, home = self.normalise.device, self.engine.home
+        device = self.normalise.device
         order, visits = self._order(epoch)
         batches = list(order.split(self.batch_size))[start : len(self)]
         shares = [self._share(indices) for indices in batches]
@@ -117,8 +119,9 @@ class TrainBatches:
         for step, (whole, indices, images) in enumerate(fetched, start=start):
             turns = epoch if visits is None else visits[whole]
             draw = self.draw(whole, turns, epoch, step).map(self._share)
-            own = len(whole) > self.world.rank
-            labels = self._labels[indices] if own else torch.full((len(indices),), NO_LABEL, device=home)
+            labels = self._labels[indices]
+            if len(whole) <= self.world.rank:  # this process has no picture of its own in this batch
+                labels = torch.full_like(labels, NO_LABEL)
             indices, labels, *choices = send_together([indices, labels, *draw], device)
             draw = Draw(*choices)
             with one_thread(self.engine.workers > 0):
@@ -166,7 +169,12 @@ def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
 
     A frequent class leaves out some of its pictures. A rare class repeats pictures, but only after all of
     them have appeared.
+
+    Raises:
+        SeveralLabelsError: the pictures have several labels each.
     """
+    if labels.ndim == 2:
+        raise SeveralLabelsError
     classes = labels.unique()
     classes = classes[torch.randperm(len(classes), generator=generator)]  # random classes get one more
     share, rest = divmod(len(labels), len(classes))

@@ -27,8 +27,10 @@ from thumbnet.sources.load import load_data
 Transform = Callable[..., Any]
 
 
-class ImageDataset(Dataset[tuple[Any, int]]):
+class ImageDataset(Dataset[tuple[Any, Any]]):
     """A sequence of (picture, label). It reads a picture only when it is accessed.
+
+    If the pictures have several labels each, a label is a tensor of zeros and ones, float32 [classes].
 
     Args:
         data: a :class:`~thumbnet.data.splits.Split`, or anything that :func:`thumbnet.load_data` accepts.
@@ -76,8 +78,8 @@ class ImageDataset(Dataset[tuple[Any, int]]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        label = int(self.split.labels[index])
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        label = self._label(index)
         if self.rendering is None:
             image = self.split.read(index)
         else:
@@ -92,6 +94,11 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         else:
             result = self.transform(image)
         return result if isinstance(result, Tensor) else to_tensor(result), label
+
+    def _label(self, index: int) -> Any:
+        if self.split.multilabel:
+            return torch.from_numpy(self.split.targets[index].astype(np.float32))
+        return int(self.split.labels[index])
 
 
 def random_subset(split: Split, size: int, seed: int) -> Split:

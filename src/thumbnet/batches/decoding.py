@@ -72,6 +72,7 @@ def decode_split(
     Raises:
         UnreadableImagesError: lists every picture that cannot be read.
     """
+    split = split.reader()
     if isinstance(split, ArraySplit) and split.images.shape[1:3] == size:
         images = torch.from_numpy(_whole_array(split, rendering, progress)).permute(0, 3, 1, 2)
         return Decoded(images, count_values(images))
@@ -105,6 +106,7 @@ def _whole_array(split: ArraySplit, rendering: Rendering, progress: Progress | N
 
 def surveyed(split: Split) -> Survey:
     """The result of :func:`thumbnet.data.survey.survey` for a split, cached."""
+    split = split.reader()
     if isinstance(split, ArraySplit):
         return survey(split)
     entry = _entry(split, "survey")
@@ -156,6 +158,7 @@ def own_size(
     Raises:
         UnreadableImagesError: lists every picture that cannot be read.
     """
+    split = split.reader()
     if isinstance(split, ArraySplit):
         return size_or_default(common_size(split))
     entry = _entry(split, "size")
@@ -210,6 +213,7 @@ def common_size(split: Split) -> tuple[int, int] | None:
 
 def find_unreadable(split: Split, progress: Progress | None = None) -> dict[int, UnreadableImageError]:
     """The errors of all pictures that cannot be decoded, by position. The cache keeps the result."""
+    split = split.reader()
     if isinstance(split, ArraySplit):
         if split.images.dtype.kind != "f":
             return {}

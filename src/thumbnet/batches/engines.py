@@ -33,7 +33,7 @@ class Engine(Protocol):
     """Delivers pictures by their positions.
 
     Attributes:
-        labels: int64 [N], on the CPU.
+        labels: the classes, int64 [N], or whether each picture has each label, int8 [N, classes]; on the CPU.
         workers: number of worker processes; 0 if the pictures are in memory.
         home: the device on which ``fetch`` looks pictures up.
     """
@@ -59,7 +59,7 @@ class MemoryEngine:
 
     Args:
         images: uint8 [N, 3, H, W], stored as [N, H, W, 3], in the memory of any device.
-        labels: int64 [N].
+        labels: int64 [N] or int8 [N, classes].
         counts: the result of :meth:`value_counts`, if it is known.
     """
 
@@ -102,7 +102,7 @@ class WorkerEngine:
     ) -> None:
         self._device = device
         self.pictures = _Pictures(split, size, fit, rendering)
-        self.labels = torch.from_numpy(np.array(split.labels))
+        self.labels = as_labels(split.targets)
         self.workers = workers
 
     def fetch(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -123,6 +123,11 @@ class WorkerEngine:
     def value_counts(self) -> Tensor:
         positions = torch.arange(len(self.labels)).split(1000)
         return torch.stack([count_values(images) for images in self.fetch(positions)]).sum(dim=0)
+
+
+def as_labels(targets: np.ndarray) -> Tensor:
+    """A copy of a split's ``targets`` as a tensor: int64 [N], or int8 [N, classes] for several labels."""
+    return torch.from_numpy(np.array(targets, dtype=np.int8 if targets.dtype == bool else None))
 
 
 class _Pictures(Dataset[Tensor]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from thumbnet.batches.batches import EvalBatches, TrainBatches
@@ -22,6 +23,7 @@ from thumbnet.batches.engines import (
     Engine,
     MemoryEngine,
     WorkerEngine,
+    as_labels,
     fits_in_memory,
     sample_positions,
 )
@@ -108,9 +110,10 @@ def without_unreadable(
     for name, split in data.splits.items():
         splits[name], bad = readable(split, progress)
         skipped += [(name, error.name, error.reason) for error in bad]
-    lost = set(data.splits["train"].labels.tolist()) - set(splits["train"].labels.tolist())
-    if lost:
-        names = ", ".join(data.class_names[label] for label in sorted(lost))
+    before, after = (one["train"].class_counts(len(data.class_names)) for one in (data.splits, splits))
+    lost = np.flatnonzero((before > 0) & (after == 0))
+    if len(lost):
+        names = ", ".join(data.class_names[label] for label in lost)
         raise DataError(f"{data.source}: no training picture of the class(es) {names} can be read")
     return replace(data, splits=splits), tuple(skipped)
 
@@ -193,7 +196,7 @@ def build_engine(
     if in_memory:
         decoded = decode_split(split, size, settings.fit, progress, rendering)
         images = decoded.images.to(device if store is None else store)
-        return MemoryEngine(images, torch.from_numpy(split.labels.copy()), decoded.counts)
+        return MemoryEngine(images, as_labels(split.targets), decoded.counts)
     return WorkerEngine(split, size, settings.fit, settings.workers, rendering, device)
 
 

@@ -8,20 +8,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from PIL import Image
 
+from thumbnet.classifiers.labels import check_kind, labels_above, log_probabilities, targets_for
 from thumbnet.classifiers.tta import Arrays
 from thumbnet.classifiers.unlike import unlikeness
 from thumbnet.data.images import Picture as DecodedPicture
 from thumbnet.data.images import decode, load_picture
 from thumbnet.data.splits import Data, Progress, Split
 from thumbnet.errors import DataError, UnreadableImageError, UnreadableImagesError, memory_guard
-from thumbnet.evaluation import Evaluation, evaluate_logits, log_softmax
+from thumbnet.evaluation import Evaluation, evaluate_logits
+from thumbnet.multilabel import LabelEvaluation, evaluate_labels
+from thumbnet.recipes.settings import AUTO
 from thumbnet.runs.weights_info import WeightsInfo
 
 if TYPE_CHECKING:
@@ -44,12 +47,15 @@ class Prediction:
         unlike: whether the picture is unlike the training pictures; None if the weights do not tell.
         unlikeness: the score that decides this, higher for pictures that are less like the training
             pictures; None if the weights do not tell.
+        found: the labels that reach their thresholds, most probable first, if the network gives several
+            labels; else None.
     """
 
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
     unlike: bool | None = None
     unlikeness: float | None = None
+    found: tuple[str, ...] | None = None
 
     @property
     def label(self) -> str:
@@ -68,9 +74,10 @@ class SplitLogits:
 
     Attributes:
         split: the pictures, without those that could not be read and were skipped.
-        logits: float32 [N, classes], in the order of the network's class names. Their softmax gives
-            calibrated probabilities.
-        labels: int64 [N], indices into the network's class names.
+        logits: float32 [N, classes], in the order of the network's class names. Their softmax (or sigmoid,
+            for several labels) gives calibrated probabilities.
+        labels: int64 [N], indices into the network's class names; or bool [N, classes], whether each picture
+            has each label, if the network gives several labels.
         plain: the same logits without test-time augmentation.
         tta: the test-time augmentation of ``logits``.
     """
@@ -112,7 +119,15 @@ class Classifier(ABC):
             OutOfMemoryError: the pictures do not fit the device's memory.
         """
         with self._memory():
-            return self._with_views(pixels, self._forward(pixels), self.info.tta if tta is None else tta)
+            return self._with_views(pixels, self._forward(pixels), self._tta(tta))
+
+    def _tta(self, asked: str | None) -> str:
+        """The test-time augmentation to use.
+
+        For several labels ``adaptive`` means ``mirror-shift``: it asks which pictures have no leading class.
+        """
+        chosen = self.info.tta if asked is None else asked
+        return "mirror-shift" if self.info.multilabel and chosen == "adaptive" else chosen
 
     def _memory(self) -> AbstractContextManager[None]:
         """In this block, a failed allocation becomes an :class:`~thumbnet.errors.OutOfMemoryError`."""
@@ -195,13 +210,22 @@ class Classifier(ABC):
     def predict_pixels(self, pixels: np.ndarray, *, tta: str | None = None) -> list[Prediction]:
         """Classify pictures that are preprocessed already: uint8 [B, height, width, 3]."""
         logits = self.logits(pixels, tta=tta)
-        probabilities = np.exp(log_softmax(logits))
+        probabilities = np.exp(log_probabilities(logits, self.info))
         order = np.argsort(-probabilities, axis=1, kind="stable")
         ranked = np.take_along_axis(probabilities, order, axis=1)
         verdicts = self._unlike(logits)
-        return [
+        predictions = [
             Prediction(tuple(self.class_names[i] for i in places), tuple(values), *verdict)
             for places, values, verdict in zip(order.tolist(), ranked.tolist(), verdicts, strict=True)
+        ]
+        if not self.info.multilabel:
+            return predictions
+        above = np.take_along_axis(labels_above(probabilities, self.info), order, axis=1)
+        return [
+            replace(
+                one, found=tuple(name for name, is_above in zip(one.labels, row, strict=True) if is_above)
+            )
+            for one, row in zip(predictions, above.tolist(), strict=True)
         ]
 
     def _unlike(self, logits: np.ndarray) -> list[tuple[bool | None, float | None]]:
@@ -252,24 +276,42 @@ class Classifier(ABC):
     ) -> Evaluation:
         """Measure the network on a split of ``data``; see :meth:`classify_split`.
 
+        A network that gives several labels is measured by :meth:`evaluate_labels` instead.
+
         Args:
             data: a data set, or data in memory such as ``(images, labels)``.
             split: the split to measure on; by default ``test``, or else ``val``, or else all pictures.
         """
-        if not isinstance(data, Data):
-            from thumbnet.sources.python import load_python
-
-            data = load_python(data, self.class_names)
-        pictures = data.split(split or data.measured_split())
+        if self.info.multilabel:
+            raise DataError("this network gives a picture several labels: measure it with evaluate_labels")
+        pictures, class_names = self._split_of(data, split)
         found = self.classify_split(
             pictures,
-            data.class_names,
+            class_names,
             tta=tta,
             batch_size=batch_size,
             on_bad_image=on_bad_image,
             progress=progress,
         )
         return evaluate_logits(found.logits, found.labels, self.class_names)
+
+    def evaluate_labels(
+        self, data: Any, split: str | None = None, *, tta: str | None = None, batch_size: int = 500
+    ) -> LabelEvaluation:
+        """Measure a network that gives a picture several labels. Arguments as for :meth:`evaluate`."""
+        if not self.info.multilabel:
+            raise DataError("this network gives a picture one class: measure it with evaluate")
+        pictures, class_names = self._split_of(data, split)
+        found = self.classify_split(pictures, class_names, tta=tta, batch_size=batch_size)
+        return evaluate_labels(found.logits, found.labels, self.class_names, self.info.label_thresholds)
+
+    def _split_of(self, data: Any, split: str | None) -> tuple[Split, tuple[str, ...]]:
+        """The split to measure on, and its class names."""
+        if not isinstance(data, Data):
+            from thumbnet.sources.python import load_python
+
+            data = load_python(data, self.class_names, self.info.multilabel or AUTO)
+        return data.split(split or data.measured_split()), data.class_names
 
     def classify_split(
         self,
@@ -293,7 +335,8 @@ class Classifier(ABC):
 
         Raises:
             UnreadableImagesError: some pictures cannot be read; lists all of them.
-            DataError: the split is empty, or has classes that the network does not know.
+            DataError: the split is empty, has classes that the network does not know, or has several labels
+                per picture where the network gives one class, or the other way round.
             OutOfMemoryError: a batch does not fit the device's memory.
         """
         unknown = [name for name in class_names if name not in self.class_names]
@@ -303,13 +346,13 @@ class Classifier(ABC):
                 f"the data have classes that the network does not know: {', '.join(unknown[:10])}. "
                 f"It knows {known}"
             )
-        tta = self.info.tta if tta is None else tta
+        check_kind(split, self.info)
+        tta = self._tta(tta)
         with self._memory():
             chosen, logits, plain = self._logits_of(split, tta, batch_size, on_bad_image, progress)
         if len(chosen) == 0:
             raise DataError("there are no pictures to classify: the split is empty, or none can be read")
-        position = np.array([self.class_names.index(name) for name in class_names])
-        return SplitLogits(chosen, logits, position[chosen.labels], plain, tta)
+        return SplitLogits(chosen, logits, targets_for(chosen, class_names, self.info), plain, tta)
 
 
 def _one_by_one(pictures: Any, limits: tuple[float, float] | None) -> Iterator[DecodedPicture]:

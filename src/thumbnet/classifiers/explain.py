@@ -8,12 +8,16 @@ from __future__ import annotations
 import numpy as np
 
 from thumbnet.classifiers.base import Classifier
+from thumbnet.errors import SeveralLabelsError
 from thumbnet.evaluation import log_softmax
+from thumbnet.multilabel import log_sigmoid
 
 BATCH = 512  # covered pictures per forward pass
 
 
-def occlusion_map(classifier: Classifier, pixels: np.ndarray, label: int) -> np.ndarray:
+def occlusion_map(
+    classifier: Classifier, pixels: np.ndarray, label: int, *, multilabel: bool = False
+) -> np.ndarray:
     """Map where the network looks: how much covering each place costs the class (Zeiler & Fergus 2014).
 
     A patch in the picture's mean colour, a quarter as wide and high as the picture, covers each place of a
@@ -23,6 +27,8 @@ def occlusion_map(classifier: Classifier, pixels: np.ndarray, label: int) -> np.
         classifier: the classifier; only its logits are used.
         pixels: uint8 [height, width, 3], preprocessed.
         label: the class, an index into the class names.
+        multilabel: whether the network gives a picture several labels, so that a probability is the sigmoid
+            of its logit.
 
     Returns:
         float32 [height, width] from 0 (covering the pixel costs nothing, or helps) to 1 (it costs most).
@@ -37,14 +43,15 @@ def occlusion_map(classifier: Classifier, pixels: np.ndarray, label: int) -> np.
         for x in range(-patch[1] // 2, width - patch[1] // 2, step[1])
     ]
     places = [(slice(max(0, y), y + patch[0]), slice(max(0, x), x + patch[1])) for y, x in corners]
-    before = log_softmax(classifier.logits(pixels[None], tta="none"))[0, label]
+    in_logs = log_sigmoid if multilabel else log_softmax
+    before = in_logs(classifier.logits(pixels[None], tta="none"))[0, label]
     cost, covered = np.zeros((height, width)), np.zeros((height, width))
     for start in range(0, len(places), BATCH):
         chosen = places[start : start + BATCH]
         views = np.repeat(pixels[None], len(chosen), axis=0)
         for view, place in zip(views, chosen, strict=True):
             view[place] = grey
-        after = log_softmax(classifier.logits(views, tta="none"))[:, label]
+        after = in_logs(classifier.logits(views, tta="none"))[:, label]
         for place, value in zip(chosen, after, strict=True):
             cost[place] += before - value
             covered[place] += 1
@@ -71,7 +78,12 @@ def confident_classes(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarr
 
     Returns:
         int64 [N]; a picture that reaches no threshold keeps its label.
+
+    Raises:
+        SeveralLabelsError: the labels are a matrix.
     """
+    if labels.ndim == 2:
+        raise SeveralLabelsError
     classes = probabilities.shape[1]
     own = probabilities[np.arange(len(labels)), labels]
     counts = np.bincount(labels, minlength=classes)

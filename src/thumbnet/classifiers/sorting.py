@@ -29,7 +29,7 @@ from thumbnet.classifiers.reading import read_ahead
 from thumbnet.classifiers.thresholds import describe_threshold, threshold_for
 from thumbnet.data.images import load_picture
 from thumbnet.data.splits import Progress
-from thumbnet.errors import RunError
+from thumbnet.errors import RunError, SeveralLabelsError
 from thumbnet.files import write_file
 from thumbnet.sources.unlabelled import find_pictures
 
@@ -155,9 +155,12 @@ def sort_folder(
 
     Raises:
         DataError: there are no pictures, or one of the two folders is within the other.
+        SeveralLabelsError: the network gives a picture several labels.
         RunError: the network has no threshold for this precision, a file cannot be written, or another
             process is sorting into the same folder.
     """
+    if classifier.info.multilabel:
+        raise SeveralLabelsError
     started = time.perf_counter()
     root = Path(folder).expanduser()
     criterion = criterion_for(classifier, threshold, precision)

@@ -12,7 +12,9 @@ from collections.abc import Callable
 import numpy as np
 
 from thumbnet.data.calibration import FEWEST
+from thumbnet.errors import SeveralLabelsError
 from thumbnet.evaluation import log_softmax
+from thumbnet.multilabel import binary_cross_entropy
 
 PRIOR_DEVIATION = 0.5  # standard deviation of the prior on the temperature's logarithm; its mean is 0
 _LOWEST, _HIGHEST, _GRID = -3.0, 3.0, 121  # bounds of that logarithm, and points of the first search
@@ -32,14 +34,38 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     Returns:
         The temperature, between ``exp(-3)`` and ``exp(3)``, rounded to six digits; 1.0 for fewer than
         ``FEWEST`` pictures.
+
+    Raises:
+        SeveralLabelsError: the labels are a matrix, for :func:`fit_sigmoid_temperature`.
     """
+    if labels.ndim == 2:
+        raise SeveralLabelsError
     if len(labels) < FEWEST:
         return 1.0
     values, places = logits.astype(np.float64), np.arange(len(labels))
+    return _least_surprise(lambda temperature: -log_softmax(values / temperature)[places, labels].sum())
+
+
+def fit_sigmoid_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Find the temperature with which ``sigmoid(logits / temperature)`` fits several labels best.
+
+    As :func:`fit_temperature`, with the binary cross-entropy of all labels.
+
+    Args:
+        logits: float [N, labels].
+        targets: bool, or 0 and 1, [N, labels].
+    """
+    if len(targets) < FEWEST:
+        return 1.0
+    values, truth = logits.astype(np.float64), targets.astype(bool)
+    return _least_surprise(lambda temperature: binary_cross_entropy(values / temperature, truth).sum())
+
+
+def _least_surprise(surprise: Callable[[float], float]) -> float:
+    """Find the temperature at which ``surprise``, in nats, and the prior on the temperature are lowest."""
 
     def cost(log_temperature: float) -> float:
-        surprise = -log_softmax(values / np.exp(log_temperature))[places, labels].sum()
-        return float(surprise + 0.5 * (log_temperature / PRIOR_DEVIATION) ** 2)
+        return float(surprise(np.exp(log_temperature)) + 0.5 * (log_temperature / PRIOR_DEVIATION) ** 2)
 
     grid = np.linspace(_LOWEST, _HIGHEST, _GRID)
     best = int(np.argmin([cost(one) for one in grid]))

@@ -90,7 +90,7 @@ class Predictor(Classifier):
         return cls(weights, info, device, model=model)
 
     def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:
-        tta = self.info.tta if tta is None else tta
+        tta = self._tta(tta)
         with self._memory():
             batch = self.normalise(torch.from_numpy(np.require(pixels, requirements="W")).permute(0, 3, 1, 2))
             found = predict_logits(self.model, batch, dtype=self.dtype, tta=tta).cpu().numpy()

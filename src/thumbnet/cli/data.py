@@ -71,6 +71,7 @@ def execute(options: argparse.Namespace) -> int:
 
         described = {"source": data.source, "layout": data.layout, **asdict(found)}
         described["notes"] = [*data.notes, *found.notes]
+        described["multilabel"] = data.multilabel
         say(json_line(described))
         return 0
     show_inspection(data, found, fit)

@@ -20,8 +20,11 @@ from thumbnet.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from thumbnet.classifiers.base import Classifier, SplitLogits
     from thumbnet.runs.folder import Run
+    from thumbnet.runs.weights_info import WeightsInfo
 
 
 def add(commands: Any) -> None:
@@ -36,13 +39,19 @@ def add(commands: Any) -> None:
     add_labels(parser)
     add_tta(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--plot", metavar="FILE", help="draw the confusion matrix (.png, .svg, .pdf)")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw the confusion matrix, or the measures of each label (.png, .svg, .pdf)",
+    )
     add_on_bad_image(parser, "the run's setting")
     add_common(parser)
     parser.set_defaults(command=execute)
 
 
 def execute(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     from thumbnet.classifiers.load import load_classifier
     from thumbnet.cli.console import note, say
     from thumbnet.cli.progress import counting
@@ -50,7 +59,7 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet.errors import DataError
     from thumbnet.evaluation import evaluate_logits
     from thumbnet.invocation import command
-    from thumbnet.reports.summary import OPTIMISTIC, is_optimistic
+    from thumbnet.reports.summary import OPTIMISTIC, headline_name, is_optimistic
 
     target = None
     if options.plot:
@@ -59,6 +68,8 @@ def execute(options: argparse.Namespace) -> int:
         target = plots.check_plot_path(options.plot)
     predictor = load_classifier(options.run, options.device)
     settings = data_settings_of_run(options)
+    if predictor.info.multilabel:
+        settings = replace(settings, multilabel=True)  # a table may have one label in each row
     data = data_of_run(options, settings)
     if options.data is None and options.split is None and not {"test", "val"} & data.splits.keys():
         raise DataError(
@@ -71,8 +82,6 @@ def execute(options: argparse.Namespace) -> int:
         found = predictor.classify_split(
             data.split(split), data.class_names, tta=options.tta, on_bad_image=on_bad_image, progress=count
         )
-    result = evaluate_logits(found.logits, found.labels, predictor.class_names)
-    plain = evaluate_logits(found.plain, found.labels, predictor.class_names).accuracy
     run = run_of(options)
     lines = _repeats(options, run, predictor, found, split)
     if (
@@ -81,11 +90,16 @@ def execute(options: argparse.Namespace) -> int:
         and options.data is None
         and is_optimistic({**run.summary, "split": split})
     ):
-        lines = [f"{split} accuracy: {OPTIMISTIC}", *lines]
-    left_out = len(data.splits[split]) - result.pictures
+        lines = [f"{split} {headline_name(run.summary)}: {OPTIMISTIC}", *lines]
+    left_out = len(data.splits[split]) - len(found.labels)
     if left_out:
         show = command("data", data.source)
         note(f"thumbnet: {left_out} unreadable picture(s) were skipped. To list them: {show}")
+    if predictor.info.multilabel:
+        _say_labels(options, predictor.info, found, f"{data.source}, {split}", lines, target)
+        return 0
+    result = evaluate_logits(found.logits, found.labels, predictor.class_names)
+    plain = evaluate_logits(found.plain, found.labels, predictor.class_names).accuracy
     if target:
         title = f"{data.source}, {split}: accuracy {100 * result.accuracy:.2f} %"
         plots.save(plots.confusion_figure(result, title), target)
@@ -98,6 +112,37 @@ def execute(options: argparse.Namespace) -> int:
     if target and not options.json:
         say(f"written: {target}")
     return 0
+
+
+def _say_labels(
+    options: argparse.Namespace,
+    info: WeightsInfo,
+    found: SplitLogits,
+    where: str,
+    lines: list[str],
+    target: Path | None,
+) -> None:
+    """Print the measures of a network that gives several labels, and draw them if there is a ``target``."""
+    from thumbnet.cli.console import say
+    from thumbnet.cli.multilabel import show_label_evaluation
+    from thumbnet.multilabel import evaluate_labels
+
+    names, thresholds = info.class_names, info.label_thresholds
+    result = evaluate_labels(found.logits, found.labels, names, thresholds)
+    plain = evaluate_labels(found.plain, found.labels, names, thresholds, quick=True)
+    if target:
+        from thumbnet.reports import figures as plots
+
+        plots.save(plots.label_figure(result, f"{where}: mAP {100 * result.map:.2f} %"), target)
+    if not options.json:
+        show_label_evaluation(result, where, found.tta, plain.map, lines)
+        if target:
+            say(f"written: {target}")
+        return
+    source, _, split = where.rpartition(", ")
+    described = {"data": source, "split": split, "tta": found.tta, "multilabel": True, **result.to_dict()}
+    described |= {"map_plain": plain.to_dict()["map"], "temperature": info.temperature, "notes": lines}
+    say(json.dumps(described, ensure_ascii=False))
 
 
 def _repeats(
@@ -119,7 +164,7 @@ def _repeats(
         predictor.engine(found.split),
         found.split,
         split,
-        labels=found.labels,
+        labels=found.labels if found.labels.ndim == 1 else found.split.single_classes(),
         class_names=predictor.class_names,
         trained_on=trained_on,
     )

@@ -99,11 +99,12 @@ def execute(options: argparse.Namespace) -> int:
         what = "pictures of random pixels" if on_random else f"pictures from {data.source}, {split}"
         say(f"checked against the run in float32 on {check.pictures:,} {what}")
         say(f"largest difference  {check.largest_difference:.2g}  (between two probabilities)")
-        say(f"same class          {percent(check.same_class)}")
+        same = "same class" if check.measure == "accuracy" else "same labels"
+        say(f"{same:18}  {percent(check.same_class)}")
     if not (options.json or on_random):
         both = f"run {percent(check.accuracy_run)}, export {percent(check.accuracy_export)}"
         with_tta = "" if check.tta == "none" else f" (test-time augmentation {check.tta})"
-        say(f"accuracy            {both}{with_tta}")
+        say(f"{check.measure:18}  {both}{with_tta}")
         if check.tta != "none" and options.format != "safetensors":
             alone = f"{percent(check.accuracy_plain)}, without test-time augmentation"
             say(f"  the graph alone   {alone} (the file does not contain it; thumbnet adds it)")

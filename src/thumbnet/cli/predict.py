@@ -30,7 +30,8 @@ def add(commands: Any) -> None:
         type=positive,
         default=3,
         metavar="K",
-        help="number of classes to print per picture (default: 3)",
+        help="number of classes to print per picture (default: 3); of a network that gives several labels, "
+        "all that reach their thresholds are printed",
     )
     add_tta(parser)
     shape = parser.add_mutually_exclusive_group()
@@ -45,6 +46,7 @@ def execute(options: argparse.Namespace) -> int:
 
     from thumbnet.classifiers.load import load_classifier
     from thumbnet.classifiers.reading import read_ahead
+    from thumbnet.cli.multilabel import label_printer
     from thumbnet.cli.views import prediction_printer
     from thumbnet.data.images import load_picture
 
@@ -56,8 +58,11 @@ def execute(options: argparse.Namespace) -> int:
         return classifier.info.preprocessing.pixels(picture)
 
     shape: Literal["json", "csv", "table"] = "json" if options.json else "csv" if options.csv else "table"
-    top = min(options.top, len(classifier.class_names))
-    show = prediction_printer(shape, top, tells_unlike=classifier.info.unlike is not None)
+    if classifier.info.multilabel:
+        show = label_printer(shape)
+    else:
+        top = min(options.top, len(classifier.class_names))
+        show = prediction_printer(shape, top, tells_unlike=classifier.info.unlike is not None)
     failures = 0
     for pictures in read_ahead(_expand(options.paths), read):
         good = [pixels for _, pixels in pictures if not isinstance(pixels, str)]

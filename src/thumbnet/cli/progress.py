@@ -122,7 +122,8 @@ class TrainingDisplay(StoppableListener):
     def on_data(self, data: Data) -> None:
         """Show what was loaded."""
         counts = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
-        self._line(f"data    {data.source}: {data.layout}; {len(data.class_names)} classes; {counts}")
+        what = "labels, several per picture" if data.multilabel else "classes"
+        self._line(f"data    {data.source}: {data.layout}; {len(data.class_names)} {what}; {counts}")
         for text in data.notes:
             self._line(f"        {text}")
 
@@ -224,10 +225,14 @@ class TrainingDisplay(StoppableListener):
     def on_epoch(self, result: EpochResult) -> None:
         """Print a line of at most 80 characters."""
         score = "" if math.isnan(result.train_accuracy) else f"  train {100 * result.train_accuracy:.0f} %"
+        found = result.score or result.sample
+        if found is not None and found.map is not None:
+            score = ""  # the share of training pictures whose labels are all right would confuse next to mAP
+        name = "" if found is None else f"{found.split} " if found.map is None else f"{found.split} mAP "
         if result.score is not None:
-            score += f"  {result.score.split} {percent(result.score.accuracy)}"
+            score += f"  {name}{percent(result.score.headline)}"
         elif result.sample is not None:
-            score += f"  {result.sample.split} ~{100 * result.sample.accuracy:.0f} %"
+            score += f"  {name}~{100 * result.sample.headline:.0f} %"
         width = len(str(self._epochs))
         self._line(
             f"epoch {result.epoch:{width}}/{self._epochs}  loss {result.loss:.3f}  lr {result.lr:<6.2g}  "

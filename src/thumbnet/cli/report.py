@@ -36,6 +36,7 @@ def execute(options: argparse.Namespace) -> int:
 
     from thumbnet.cli.console import say
     from thumbnet.cli.progress import counting
+    from thumbnet.reports.label_page import write_label_report
     from thumbnet.reports.page import write_report
     from thumbnet.runs.folder import Run
 
@@ -45,7 +46,10 @@ def execute(options: argparse.Namespace) -> int:
     split = split_of(options, data)
     out = Path(options.out).expanduser() if options.out else run.path / "report.html"
     with counting("heat maps") as count:
-        written = write_report(run, data, split, out, progress=count)
+        if data.multilabel:
+            written = write_label_report(run, data, split, out)
+        else:
+            written = write_report(run, data, split, out, progress=count)
     say(f"written: {out}  ({out.stat().st_size / 1e6:.2f} MB)")
     for path in written[1:]:
         say(f"written: {path}")

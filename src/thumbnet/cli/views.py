@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from thumbnet.classifiers.words import in_words
 from thumbnet.cli.console import duration, json_line, say, say_sentence, table
+from thumbnet.cli.multilabel import show_label_counts, show_label_summary
 from thumbnet.data.corrections import describe_corrections
 from thumbnet.errors import printable
 from thumbnet.invocation import command
@@ -18,6 +19,9 @@ from thumbnet.reports.summary import (
     NOTHING_MEASURED,
     OPTIMISTIC,
     describe_calibration,
+    headline_key,
+    headline_name,
+    interval_of,
     is_optimistic,
     percent,
 )
@@ -40,6 +44,8 @@ def show_summary(run: Run) -> None:
     summary = run.summary
     if summary["accuracy"] is None:
         say(NOTHING_MEASURED)
+    elif summary.get("multilabel"):
+        show_label_summary(summary)
     else:
         tta = "" if summary["tta"] == "none" else f", test-time augmentation {summary['tta']}"
         low, high = summary["accuracy_interval"]
@@ -128,15 +134,16 @@ def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] |
     for group in groups:
         for run in group.runs:
             summary = run.summary
-            low, high = summary["accuracy_interval"] or (0.0, 0.0)
-            measured = summary["accuracy"] is not None
+            value = summary[headline_key(summary)]
+            low, high = interval_of(summary) or (0.0, 0.0)
+            measured = value is not None
             rows.append(
                 [
                     printable(str(run.path)),
                     group.name,
                     str(run.recipe.seed),
                     str(summary["epochs"]),
-                    percent(summary["accuracy"]) if measured else "-",
+                    percent(value) if measured else "-",
                     f"{100 * low:.2f} to {100 * high:.2f}" if measured else "-",
                     summary["tta"],
                     _plain_accuracy(summary),
@@ -150,7 +157,7 @@ def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] |
         "recipe",
         "seed",
         "epochs",
-        f"{split} accuracy".strip(),
+        f"{split} {headline_name(first)}".strip(),
         "95 % interval",
         "tta",
         "without tta",
@@ -161,7 +168,7 @@ def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] |
         say(f"\n{NOTHING_MEASURED}")
         return
     if any(is_optimistic(run.summary) for group in groups for run in group.runs):
-        say(f"\n{split} accuracy: {OPTIMISTIC}.")
+        say(f"\n{split} {headline_name(first)}: {OPTIMISTIC}.")
     if all(len(group.runs) == 1 for group in groups):
         if len(groups) > 1:
             say("\nOne run per recipe: runs with other seeds would show whether the difference is chance.")
@@ -176,7 +183,7 @@ def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] |
         ]
         for group in groups
     ]
-    say(table(["recipe", "runs", "mean accuracy", "standard deviation"], rows))
+    say(table(["recipe", "runs", f"mean {headline_name(first)}", "standard deviation"], rows))
     if len(groups) > 1 and differences is not None and not differences:
         say("\nNo difference was tested: that needs two or more runs per group, not all equally accurate.")
     for test in differences or []:
@@ -189,7 +196,8 @@ def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] |
 
 def _plain_accuracy(summary: dict[str, Any]) -> str:
     """Format the accuracy without test-time augmentation; "-" for older runs, which did not record it."""
-    plain = summary.get("accuracy_plain", summary["accuracy"] if summary["tta"] == "none" else None)
+    key = headline_key(summary)
+    plain = summary.get(f"{key}_plain", summary[key] if summary["tta"] == "none" else None)
     return "-" if plain is None else percent(plain)
 
 
@@ -274,7 +282,10 @@ def show_inspection(data: Data, found: Inspection, fit: Fit) -> None:
     say(f"shared     {len(found.duplicates):,} picture(s) are in two splits")
     for first, second in found.duplicates[:10]:
         say(f"           {first[0]}: {printable(first[1])} = {second[0]}: {printable(second[1])}")
-    say(f"conflicts  {len(found.conflicts):,} picture(s) are in two classes")
+    if data.multilabel:
+        show_label_counts(data)
+    else:
+        say(f"conflicts  {len(found.conflicts):,} picture(s) are in two classes")
     for group in found.conflicts[:10]:
         say("           " + " = ".join(f"{split}: {printable(name)} ({of})" for split, name, of in group[:4]))
     say(f"unreadable {len(found.unreadable):,} file(s)")
@@ -283,8 +294,11 @@ def show_inspection(data: Data, found: Inspection, fit: Fit) -> None:
     say()
     splits = list(found.counts)
     rows = [[name, *(f"{found.counts[split][name]:,}" for split in splits)] for name in data.class_names]
-    rows.append(["all", *(f"{sum(found.counts[split].values()):,}" for split in splits)])
-    say(table(["class", *splits], rows))
+    if data.multilabel:
+        rows.append(["pictures", *(f"{len(data.splits[split]):,}" for split in splits)])
+    else:
+        rows.append(["all", *(f"{sum(found.counts[split].values()):,}" for split in splits)])
+    say(table(["label" if data.multilabel else "class", *splits], rows))
 
 
 def _numbers(values: Sequence[float]) -> str:

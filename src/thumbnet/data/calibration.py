@@ -20,8 +20,9 @@ def with_calibration_split(data: Data, settings: DataSettings) -> Data:
     """``data`` with a split ``calibration`` taken from ``train``.
 
     Data with a ``val`` split stay as they are, because ``val`` then serves for calibration, and so do data
-    with so few training pictures that a twentieth is less than ``FEWEST``. Every class gives the same share.
-    As for the other splits, a hash of the names decides, and the pictures of a group stay together.
+    with so few training pictures that a twentieth is less than ``FEWEST``. Every class gives the same share;
+    pictures with several labels are chosen without regard to them. As for the other splits, a hash of the
+    names decides, and the pictures of a group stay together.
     """
     train = data.splits["train"]
     count = min(settings.calibration_pictures, len(train) // LARGEST_PART)
@@ -30,7 +31,8 @@ def with_calibration_split(data: Data, settings: DataSettings) -> Data:
     seed = settings.split_seed + 2
     groups = data.groups.get("train")
     if groups is None:
-        chosen = _stratified((train.key(i) for i in range(len(train))), train.labels, count, seed)
+        classes = np.zeros(len(train), dtype=np.int64) if train.multilabel else train.labels
+        chosen = _stratified((train.key(i) for i in range(len(train))), classes, count, seed)
     else:
         chosen = _whole_groups(groups, count, seed)
     if chosen.sum() < FEWEST:

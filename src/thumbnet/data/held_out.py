@@ -59,10 +59,12 @@ def _split_off(data: Data, name: str, fraction: float, seed: int) -> Data:
     train = data.splits["train"]
     groups = data.groups.get("train")
     if groups is None:
-        chosen = _by_picture(train, len(data.class_names), fraction, seed)
-        how = f"{fraction:.0%} of each class was set aside as {name} (seed {seed})"
+        choose = _by_label if train.multilabel else _by_picture
+        chosen = choose(train, len(data.class_names), fraction, seed)
+        each = "label" if train.multilabel else "class"
+        how = f"{fraction:.0%} of each {each} was set aside as {name} (seed {seed})"
     else:
-        chosen = _by_group(train.labels, groups, len(data.class_names), fraction, seed)
+        chosen = _by_group(train, groups, len(data.class_names), fraction, seed)
         all_groups, taken = len(set(groups.tolist())), len(set(groups[chosen].tolist()))
         share = chosen.sum() / max(len(train), 1)
         how = (
@@ -73,21 +75,20 @@ def _split_off(data: Data, name: str, fraction: float, seed: int) -> Data:
         reason = "each class has only one picture" if groups is None else "each class is in only one group"
         raise DataError(f"{data.source}: no pictures can be set aside as {name}, because {reason}. {_WAY_ON}")
     notes = [f"no test or val split: {how}" if name == "test" else how]
-    present = np.bincount(train.labels, minlength=len(data.class_names))
-    held = np.bincount(train.labels[chosen], minlength=len(data.class_names))
+    parts = {"train": np.flatnonzero(~chosen), name: np.flatnonzero(chosen)}
+    made = {split: train.subset(where) for split, where in parts.items()}
+    present, held = (one.class_counts(len(data.class_names)) for one in (train, made[name]))
     alone = [data.class_names[label] for label in np.flatnonzero((present > 0) & (held == 0))]
     if alone:
         some = ", ".join(alone[:5]) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
         why = "one picture" if groups is None else "one group"
         notes.append(f"{len(alone)} class(es) with only {why} stay in train, and {name} lacks them: {some}")
-    parts = {"train": np.flatnonzero(~chosen), name: np.flatnonzero(chosen)}
-    splits = {**data.splits, **{split: train.subset(where) for split, where in parts.items()}}
     kept = data.groups
     if groups is not None:
         kept = {**kept, **{split: groups[where] for split, where in parts.items()}}
     return replace(
         data,
-        splits=splits,
+        splits={**data.splits, **made},
         groups=kept,
         set_aside=(*data.set_aside, name),
         # No note for val alone: the user asked for it, and its size is printed.
@@ -110,7 +111,33 @@ def _by_picture(train: Split, classes: int, fraction: float, seed: int) -> np.nd
     return chosen
 
 
-def _by_group(labels: np.ndarray, groups: np.ndarray, classes: int, fraction: float, seed: int) -> np.ndarray:
+def _by_label(train: Split, labels: int, fraction: float, seed: int) -> np.ndarray:
+    """Choose the fraction of each label's pictures: bool [N].
+
+    Goes through the labels from the rarest to the most frequent. Each label takes its share from those of its
+    pictures that are not decided yet, and then all of its pictures are decided. This is iterative
+    stratification (Sechidis et al. 2011) for two parts. Pictures without a label give the same fraction.
+    """
+    ranks = [_rank(train.name(index), seed) for index in range(len(train))]
+    chosen, decided = np.zeros(len(train), dtype=bool), np.zeros(len(train), dtype=bool)
+
+    def take(free: np.ndarray, count: int) -> None:
+        ranked = sorted(free.tolist(), key=ranks.__getitem__)
+        chosen[ranked[: max(0, count)]] = True
+        decided[free] = True
+
+    for label in np.argsort(train.class_counts(labels), kind="stable"):
+        members = train.members(int(label))
+        wanted = min(max(1, round(len(members) * fraction)), len(members) - 1)
+        take(members[~decided[members]], wanted - int(chosen[members].sum()))
+        if len(members) and chosen[members].all():  # rarer labels took all of them, but train needs one
+            chosen[max(members.tolist(), key=ranks.__getitem__)] = False
+    rest = np.flatnonzero(~decided)
+    take(rest, round(len(rest) * fraction))
+    return chosen
+
+
+def _by_group(train: Split, groups: np.ndarray, classes: int, fraction: float, seed: int) -> np.ndarray:
     """Choose whole groups so that each class comes close to the fraction: bool [N].
 
     Goes through the groups in the order of their hashes and takes a group if it fills more of what the
@@ -118,7 +145,10 @@ def _by_group(labels: np.ndarray, groups: np.ndarray, classes: int, fraction: fl
     """
     names, position = np.unique(groups, return_inverse=True)
     counts = np.zeros((len(names), classes), dtype=np.int64)  # pictures per group and class
-    np.add.at(counts, (position, labels), 1)
+    if train.multilabel:
+        np.add.at(counts, position, train.targets.astype(np.int64))
+    else:
+        np.add.at(counts, (position, train.labels), 1)
     total = counts.sum(axis=0)
     wanted = np.where(total > 1, np.maximum(1, np.rint(total * fraction)), 0).astype(np.int64)
     taken, held = np.zeros(len(names), dtype=bool), np.zeros(classes, dtype=np.int64)

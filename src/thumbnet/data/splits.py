@@ -39,13 +39,41 @@ class Split(ABC):
     """Labelled pictures in a fixed order, read one at a time.
 
     Attributes:
-        labels: int64 [N], positions in the data's class names.
+        labels: int64 [N], positions in the data's class names. A picture has one class, except in a
+            :class:`thumbnet.data.multilabel.MultiLabelSplit`, where this raises an error.
+        multilabel: whether the pictures have several labels each.
     """
 
     labels: np.ndarray
+    multilabel = False
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """What a network learns: :attr:`labels`, int64 [N], or bool [N, classes] for several labels."""
+        return self.labels
+
+    def class_counts(self, classes: int) -> np.ndarray:
+        """The number of pictures with each class or label: int64 [classes]."""
+        return np.bincount(self.labels, minlength=classes)
+
+    def members(self, label: int) -> np.ndarray:
+        """The positions of the pictures with a class or label: int64 [M], ascending."""
+        return np.flatnonzero(self.labels == label)
+
+    def single_classes(self) -> np.ndarray:
+        """The only class of each picture, int64 [N]; -1 for all of them if they have several labels."""
+        return self.labels
+
+    def reader(self) -> Split:
+        """The split that reads these pictures: itself, or the one that a split with several labels wraps."""
+        return self
+
+    def label_text(self, index: int, class_names: Sequence[str]) -> str:
+        """A picture's class in words; its labels, or ``no label``, if it may have several."""
+        return class_names[int(self.labels[index])]
 
     @abstractmethod
     def name(self, index: int) -> str:
@@ -439,12 +467,21 @@ class Data:
         object.__setattr__(self, "notes", tuple(printable(note) for note in self.notes))
         if len(self.splits.get("train", ())) == 0:
             raise DataError(f"{printable(self.source)} has no training pictures")
+        if len({split.multilabel for split in self.splits.values()}) > 1:
+            raise DataError(
+                f"{printable(self.source)}: some splits have one class per picture, others several labels"
+            )
         odd = [printable(name) for name in self.class_names if not name.isprintable()]
         if odd:
             raise DataError(
                 f"{printable(self.source)}: class names with control characters: {', '.join(odd)}. "
                 "Rename them"
             )
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether the pictures have several labels each."""
+        return self.splits["train"].multilabel
 
     def check_trainable(self) -> None:
         """Check that there are at least two classes to learn.

@@ -73,6 +73,7 @@ class Survey:
 
 def survey(split: Split) -> Survey:
     """Measure a sample of ``split``. Unreadable pictures are skipped: decoding reports them later."""
+    split = split.reader()
     if isinstance(split, ArraySplit) and split.images.dtype == np.uint8 and not _has_alpha(split.images[:1]):
         return Survey(pictures=len(split))
     positions = sample(len(split), SURVEYED)

@@ -25,9 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from thumbnet.classifiers.base import Classifier, SplitLogits
+from thumbnet.classifiers.labels import labels_above, log_probabilities
 from thumbnet.classifiers.onnx_classifier import INPUT, METADATA, OUTPUT, OnnxClassifier
 from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.data.images import Preprocessing
+from thumbnet.data.multilabel import MultiLabelSplit
 from thumbnet.data.splits import ArraySplit, Data, Progress, Split
 from thumbnet.errors import (
     DataError,
@@ -37,9 +39,9 @@ from thumbnet.errors import (
     is_out_of_memory,
     memory_guard,
 )
-from thumbnet.evaluation import log_softmax
 from thumbnet.files import write_file
 from thumbnet.models.registry import find_builder, is_built_in
+from thumbnet.multilabel import average_precisions, sigmoid
 from thumbnet.publish.onnx_resize import with_any_size
 from thumbnet.runs.provenance import with_provenance
 from thumbnet.runs.weights import find_weights, read_weights
@@ -67,10 +69,11 @@ class ExportCheck:
     Attributes:
         pictures: the number of pictures.
         largest_difference: the largest difference in the probability of a class, over all pictures.
-        same_class: the share of pictures for which both predict the same class.
+        same_class: the share of pictures for which both predict the same class, or the same labels.
         accuracy_run, accuracy_export: the accuracies with the test-time augmentation ``tta``, 0 to 1.
         accuracy_plain: the export's accuracy without it, which is what the graph alone achieves.
         tta: the test-time augmentation with which the run was measured.
+        measure: what the accuracies are: ``accuracy``, or ``mAP`` for several labels per picture.
     """
 
     pictures: int
@@ -80,12 +83,14 @@ class ExportCheck:
     accuracy_export: float
     accuracy_plain: float
     tta: str
+    measure: str = "accuracy"
 
 
 class Deployed(nn.Module):
     """A network with its normalisation: pixels, uint8 [B, height, width, 3], to logits, float32 [B, classes].
 
-    The logits are divided by ``temperature``, so their softmax gives calibrated probabilities.
+    The logits are divided by ``temperature``, so their softmax (or sigmoid, for several labels) gives
+    calibrated probabilities.
     """
 
     mean: Tensor
@@ -182,7 +187,9 @@ def random_pictures(run: str | Path) -> Data:
     _, info = read_weights(find_weights(run))
     shape = (RANDOM_PICTURES, *info.preprocessing.size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    split = ArraySplit(images, np.zeros(RANDOM_PICTURES, np.int64), "random")
+    split: Split = ArraySplit(images, np.zeros(RANDOM_PICTURES, np.int64), "random")
+    if info.multilabel:
+        split = MultiLabelSplit(split, np.zeros((RANDOM_PICTURES, len(info.class_names)), dtype=bool))
     return Data("random pixels", "made to check an export", info.class_names, {"train": split})
 
 
@@ -210,16 +217,42 @@ def _check_export(
 
     first = ask(Predictor(weights, replace(info, precision="fp32"), "cpu"))
     second = ask(_open(Path(out), info))
-    probabilities = [np.exp(log_softmax(one.logits)) for one in (first, second)]
+    probabilities = [np.exp(log_probabilities(one.logits, info)) for one in (first, second)]
+    difference = float(np.abs(probabilities[0] - probabilities[1]).max())
+    if info.multilabel:
+        return _check_labels(info, first, second, difference)
     predicted = [one.logits.argmax(axis=1) for one in (first, second)]
     return ExportCheck(
         pictures=len(first.labels),
-        largest_difference=float(np.abs(probabilities[0] - probabilities[1]).max()),
+        largest_difference=difference,
         same_class=float((predicted[0] == predicted[1]).mean()),
         accuracy_run=float((predicted[0] == first.labels).mean()),
         accuracy_export=float((predicted[1] == second.labels).mean()),
         accuracy_plain=float((second.plain.argmax(axis=1) == second.labels).mean()),
         tta=second.tta,
+    )
+
+
+def _check_labels(
+    info: WeightsInfo, first: SplitLogits, second: SplitLogits, difference: float
+) -> ExportCheck:
+    """The comparison for a network that gives several labels."""
+    given = [labels_above(sigmoid(one.logits), info) for one in (first, second)]
+    truth = first.labels.astype(bool)
+
+    def mean_precision(logits: np.ndarray) -> float:
+        found = average_precisions(logits, truth)
+        return float(np.nanmean(found)) if truth.any() else 0.0
+
+    return ExportCheck(
+        pictures=len(truth),
+        largest_difference=difference,
+        same_class=float((given[0] == given[1]).all(axis=1).mean()),
+        accuracy_run=mean_precision(first.logits),
+        accuracy_export=mean_precision(second.logits),
+        accuracy_plain=mean_precision(second.plain),
+        tta=second.tta,
+        measure="mAP",
     )
 
 

@@ -9,8 +9,15 @@ from thumbnet.data.corrections import describe_corrections
 from thumbnet.errors import RunError
 from thumbnet.models import count_parameters
 from thumbnet.models.registry import is_built_in
+from thumbnet.publish import label_card
 from thumbnet.reports.comparison import read_metrics
-from thumbnet.reports.summary import NOTHING_MEASURED, OPTIMISTIC, describe_calibration, is_optimistic
+from thumbnet.reports.summary import (
+    NOTHING_MEASURED,
+    OPTIMISTIC,
+    describe_calibration,
+    headline_name,
+    is_optimistic,
+)
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import WEIGHTS_NAME, hub_reason, import_hub, read_weights
 from thumbnet.version import __version__
@@ -30,8 +37,11 @@ thumbnet predict {option}{address} picture.jpg
 import thumbnet
 {imports}
 classifier = thumbnet.load_classifier("{address}"{model})
-print(classifier.predict("picture.jpg")[0].label)
+{answer}
 ```"""
+ANSWER = 'print(classifier.predict("picture.jpg")[0].label)'
+ONE_CLASS = """It assigns one of these classes to every picture, even to
+pictures of something else."""
 OWN_CODE = """
 
 The network's own code is not in this repository. Its author calls it `{network}`.
@@ -42,8 +52,7 @@ CARD = """---
 
 # {title}
 
-A {network} that classifies small pictures ({size} pixels)
-into {classes} classes, trained from scratch by thumbnet {version}.
+A {network} {what}, trained from scratch by thumbnet {version}.
 
 ## Use
 
@@ -61,8 +70,7 @@ Install thumbnet {version} or newer from a clone of its repository. With the clo
 
 ## Intended use, and limits
 
-Use it for pictures like those of the data above. It assigns one of these classes to every picture, even to
-pictures of something else. {limits} Expect more mistakes on
+Use it for pictures like those of the data above. {always} {limits} Expect more mistakes on
 groups that are rare in the data. Its robustness to adversarial attacks was not tested.
 
 ## Training
@@ -126,16 +134,18 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
         model_name=name.rpartition("/")[2],
         eval_results=_eval_results(hub, summary, data),
     )
-    pre = info.preprocessing
+    pre, classes = info.preprocessing, len(info.class_names)
     names = info.class_names[:LISTED_CLASSES]
-    rest = len(info.class_names) - len(names)
+    rest = classes - len(names)
+    size = f"{pre.size[1]}x{pre.size[0]}"
+    what = f"that classifies small pictures ({size} pixels)\ninto {classes} classes"
     return CARD.format(
         metadata=metadata.to_yaml(),
         title=name.rpartition("/")[2],
-        use=_use(PREFIX + name, own),
+        use=_use(PREFIX + name, own, label_card.USE if info.multilabel else ANSWER),
         network=f"{recipe.model.name} of {parameters:,} parameters",
-        classes=len(info.class_names),
-        size=f"{pre.size[1]}x{pre.size[0]}",
+        what=label_card.what_it_does(size, classes) if info.multilabel else what,
+        always=label_card.LIMITS if info.multilabel else ONE_CLASS,
         version=info.thumbnet,
         results=_results(run, summary),
         limits=MEASURED if summary["accuracy"] is not None else NOT_MEASURED,
@@ -150,15 +160,18 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
     )
 
 
-def _use(address: str, own: str | None) -> str:
-    """Say how to use the network published at ``address``; ``own`` names a network that is not built in."""
+def _use(address: str, own: str | None, answer: str) -> str:
+    """Say how to use the network published at ``address``.
+
+    ``own`` names a network that is not built in. ``answer`` is the line of Python that prints a prediction.
+    """
     if own is None:
-        return USE.format(option="", address=address, imports="", model="")
+        return USE.format(option="", address=address, imports="", model="", answer=answer)
     module, is_path, name = own.partition(":")
     option = f"--model-code {own if is_path else 'MODULE'} "
     imports = f"from {module} import {name}\n" if is_path else "import MODULE  # registers the network\n"
     model = f", model={name}" if is_path else ""
-    used = USE.format(option=option, address=address, imports=imports, model=model)
+    used = USE.format(option=option, address=address, imports=imports, model=model, answer=answer)
     return used + OWN_CODE.format(network=own)
 
 
@@ -167,7 +180,9 @@ def _eval_results(hub: Any, summary: dict[str, Any], data: str) -> list[Any] | N
     if summary["accuracy"] is None:
         return None
     values = {"accuracy": summary["accuracy"]}
-    if summary["tta"] != "none" and summary.get("accuracy_plain") is not None:
+    if summary.get("multilabel"):
+        values = label_card.measures(summary)
+    elif summary["tta"] != "none" and summary.get("accuracy_plain") is not None:
         values = {
             f"accuracy (test-time augmentation {summary['tta']})": summary["accuracy"],
             "accuracy (without test-time augmentation)": summary["accuracy_plain"],
@@ -178,7 +193,7 @@ def _eval_results(hub: Any, summary: dict[str, Any], data: str) -> list[Any] | N
             dataset_type=data.removeprefix(PREFIX),
             dataset_name=data,
             dataset_split=summary["split"],
-            metric_type="accuracy",
+            metric_type=headline_name(summary),
             metric_name=name,
             metric_value=value,
         )
@@ -198,11 +213,13 @@ def _results(run: Run, summary: dict[str, Any]) -> str:
         f"| {split} | {100 * summary['accuracy']:.2f} % | {low:.2f} to {high:.2f} | {summary['loss']:.4f} "
         f"| {summary['tta']} |",
     ]
-    if summary["tta"] != "none" and summary.get("accuracy_plain") is not None:
+    if summary.get("multilabel"):
+        lines = label_card.results_table(summary)
+    elif summary["tta"] != "none" and summary.get("accuracy_plain") is not None:
         lines.append(f"| {split} | {100 * summary['accuracy_plain']:.2f} % | | | none |")
     scored = [line for line in read_metrics(run) if f"{split}_accuracy" in line]
     if is_optimistic(summary):
-        chosen = f"The {split} accuracy is {OPTIMISTIC}."
+        chosen = f"The {split} {headline_name(summary)} is {OPTIMISTIC}."
     elif summary["kept_by"] == "best on val":
         chosen = f"The best epoch was chosen on a separate split; {split} was measured once."
     else:

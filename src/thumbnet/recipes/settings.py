@@ -58,6 +58,9 @@ class DataSettings:
             column. Empty for no groups.
         images: folder of a manifest's pictures; empty for the manifest's own folder.
         path_column, label_column: columns of a manifest; empty to find them by name or by content.
+        multilabel: whether pictures have several labels each: true, false, or ``"auto"`` to see it from a
+            manifest's cells, from several ones in a row of columns, or from a matrix of labels. A run of
+            several labels says true.
         calibration_pictures: set aside up to this many training pictures, and at most a twentieth of them, to
             calibrate the probabilities on. 0 for none. If there is a ``val`` split, it is used instead.
         subset_size: train on this many random pictures of the training split. 0 means all.
@@ -90,6 +93,7 @@ class DataSettings:
     images: str = ""
     path_column: str = ""
     label_column: str = ""
+    multilabel: bool | str = AUTO
     calibration_pictures: int = 500
     subset_size: int = 0
     sampling: Literal["uniform", "balanced"] = "uniform"
@@ -133,6 +137,8 @@ class DataSettings:
                 re.compile(pattern)
             except re.error as error:
                 check(False, f"data.{key}", f"a regular expression ({error})", pattern)
+        ok = isinstance(self.multilabel, bool) or self.multilabel == AUTO
+        check(ok, "data.multilabel", "true, false or 'auto'", self.multilabel)
         ok = self.calibration_pictures >= 0
         check(ok, "data.calibration_pictures", "0 (none) or a positive number", self.calibration_pictures)
         check(self.subset_size >= 0, "data.subset_size", "0 (all) or a positive number", self.subset_size)

@@ -15,6 +15,7 @@ from typing import Any
 
 from thumbnet.errors import MissingExtraError, RunError
 from thumbnet.invocation import command
+from thumbnet.reports.summary import headline_key
 from thumbnet.runs.folder import CORRECTIONS_NAME, Run
 
 CONFIDENCE = 0.95
@@ -28,6 +29,7 @@ class Group:
         name: the recipe's name, with a number if several recipes share it.
         runs: the runs, in the order given.
         accuracies: their final accuracies on the split that the runs report; empty if nothing was measured.
+            For runs on pictures with several labels, these are values of mAP.
     """
 
     name: str
@@ -89,7 +91,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
             name += ", corrected labels"
         names[name] = names.get(name, 0) + 1
         label = name if names[name] == 1 else f"{name} ({names[name]})"
-        found = [run.summary["accuracy"] for run in same]
+        found = [run.summary[headline_key(run.summary)] for run in same]
         accuracies = tuple(float(value) for value in found if value is not None)
         groups.append(Group(label, tuple(same), accuracies))
     return groups

@@ -18,8 +18,10 @@ import numpy as np
 from thumbnet.errors import MissingExtraError, ThumbnetError
 from thumbnet.evaluation import Evaluation
 from thumbnet.files import write_file
+from thumbnet.multilabel import LabelEvaluation
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.reports.comparison import Group, read_metrics
+from thumbnet.reports.summary import headline_key, headline_name
 from thumbnet.training.range_test import RangeTest
 from thumbnet.training.schedules import learning_rates
 
@@ -159,17 +161,19 @@ def draw_accuracies(
         summary, metrics: the run's own; runs of older versions have no training accuracy.
         train, headline: the colours of the curve and the star.
     """
-    known = [line for line in metrics if line.get("train_accuracy") is not None]
+    several = bool(summary.get("multilabel"))
+    known = [line for line in metrics if line.get("train_accuracy") is not None and not several]
     if known:
         at, values = [line["epoch"] for line in known], [100 * line["train_accuracy"] for line in known]
         label = _once(axes, "training, on augmented pictures")
         axes.plot(at, values, marker=".", color=train, alpha=0.6, linestyle="--", label=label)
-    if summary["accuracy"] is not None:
+    final = summary[headline_key(summary)]
+    if final is not None:
         tta = "" if summary["tta"] == "none" else f" ({summary['tta']})"
-        label = f"final {summary['split']} accuracy{tta}: {100 * summary['accuracy']:.2f} %"
+        label = f"final {summary['split']} {headline_name(summary)}{tta}: {100 * final:.2f} %"
         axes.plot(
             [summary["kept_epoch"]],
-            [100 * summary["accuracy"]],
+            [100 * final],
             marker="*",
             markersize=11,
             linestyle="none",
@@ -195,12 +199,12 @@ def curves_figure(groups: Sequence[Group]) -> Figure:
         style = {"color": colour, "alpha": 0.9 if count == 1 else 0.6}
         label = plain(group.name) + (f" (n = {count})" if count > 1 else "")
         for run in group.runs:
-            metrics = read_metrics(run)
+            metrics, key = read_metrics(run), headline_key(run.summary)
             split = "val" if any("val_accuracy" in line for line in metrics) else "test"
-            scored = [line for line in metrics if f"{split}_accuracy" in line]
-            epochs, values = [s["epoch"] for s in scored], [100 * s[f"{split}_accuracy"] for s in scored]
+            scored = [line for line in metrics if f"{split}_{key}" in line]
+            epochs, values = [s["epoch"] for s in scored], [100 * s[f"{split}_{key}"] for s in scored]
             axes[0].plot(epochs, values, marker=".", label=label, **style)
-            axes[0].set_ylabel(f"{split} accuracy, %")
+            axes[0].set_ylabel(f"{split} {headline_name(run.summary)}, %")
             draw_accuracies(axes[0], run.summary, metrics, colour, colour)
             axes[1].plot(epochs, [s[f"{split}_loss"] for s in scored], label=_once(axes[1], split), **style)
             at, losses = [line["epoch"] for line in metrics], [line["loss"] for line in metrics]
@@ -271,3 +275,20 @@ def grid_figure(grid: dict[str, list[np.ndarray]], title: str) -> Figure:
 
 def _short(name: str) -> str:
     return name if len(name) <= 20 else name[:19] + "…"
+
+
+def label_figure(evaluation: LabelEvaluation, title: str) -> Figure:
+    """Draw each label's average precision as a bar, and its F1 at the network's threshold as a dot."""
+    known = [one for one in evaluation.labels if one.average_precision is not None]
+    figure = new_figure(7, min(14.0, max(2.5, 0.28 * len(known) + 1.5)))
+    axes = figure.add_subplot()
+    places = range(len(known))
+    axes.barh(places, [one.average_precision or 0.0 for one in known], color=INK, label="average precision")
+    axes.plot([one.f1 for one in known], places, "o", color=_ACCENT, label="F1 at its threshold")
+    axes.set_yticks(places, [_short(one.name).replace("$", r"\$") for one in known])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_title(title.replace("$", r"\$"))
+    axes.legend(loc="lower left", fontsize=8)
+    axes.grid(alpha=0.3, axis="x")
+    return figure

@@ -125,7 +125,7 @@ def inspect_data(
                 f"(data.largest_auto_size). --image-size {before} keeps their size, but takes longer"
             )
     names = {name: [split.name(i) for i in seen.readable[name]] for name, split in data.splits.items()}
-    labels = {name: split.labels[seen.readable[name]] for name, split in data.splits.items()}
+    labels = {name: split.single_classes()[seen.readable[name]] for name, split in data.splits.items()}
     repeats = find_repeats(
         {
             name: np.frombuffer(b"".join(some), dtype=np.uint64).reshape(-1, 2)
@@ -162,7 +162,7 @@ def inspect_data(
 def _counts(data: Data) -> dict[str, dict[str, int]]:
     counts = {}
     for name, split in data.splits.items():
-        per_class = np.bincount(split.labels, minlength=len(data.class_names)).tolist()
+        per_class = split.class_counts(len(data.class_names)).tolist()
         counts[name] = dict(zip(data.class_names, per_class, strict=True))
     return counts
 
@@ -190,7 +190,7 @@ def sample_grid(
     grid: dict[str, list[np.ndarray]] = {}
     for label, name in enumerate(data.class_names):
         cells: list[np.ndarray] = []
-        for index in np.flatnonzero(chosen.labels == label):
+        for index in chosen.members(label):
             if len(cells) == per_class:
                 break
             try:

@@ -8,6 +8,22 @@ NOTHING_MEASURED = "nothing was measured: all pictures were used for training"
 OPTIMISTIC = "optimistic, because the same pictures chose the epoch"
 
 
+def headline_key(summary: dict[str, Any]) -> str:
+    """The key of a run's main measure: ``map`` for several labels per picture, else ``accuracy``."""
+    return "map" if summary.get("multilabel") else "accuracy"
+
+
+def headline_name(summary: dict[str, Any]) -> str:
+    """The name of a run's main measure: ``mAP`` or ``accuracy``."""
+    return "mAP" if summary.get("multilabel") else "accuracy"
+
+
+def interval_of(summary: dict[str, Any]) -> tuple[float, float] | None:
+    """The 95 % confidence interval of a run's main measure; None if nothing was measured."""
+    found = summary.get(f"{headline_key(summary)}_interval")
+    return None if found is None else (float(found[0]), float(found[1]))
+
+
 def percent(share: float) -> str:
     """Format a share as a percentage: 0.9312 gives ``93.12 %``."""
     return f"{100 * share:.2f} %"

@@ -37,6 +37,9 @@ class WeightsInfo:
             older versions.
         thresholds: probabilities from which a prediction can be accepted; None if they were not measured.
         unlike: how to tell pictures that are unlike the training pictures; None if it was not measured.
+        multilabel: whether the network gives a picture several labels. A label's probability is then the
+            sigmoid of its logit.
+        label_thresholds: the probability from which on it gives each label; empty for 0.5.
     """
 
     model: ModelSettings
@@ -55,6 +58,8 @@ class WeightsInfo:
     exported: str = ""
     thresholds: Thresholds | None = None
     unlike: Unlikeness | None = None
+    multilabel: bool = False
+    label_thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.tta not in TTA_NAMES:
@@ -63,10 +68,23 @@ class WeightsInfo:
         if not (number and math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"the temperature is {self.temperature!r}: expected a positive number")
         _check_provenance(self)
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        if type(self.multilabel) is not bool:
+            raise ValueError(f"multilabel is {self.multilabel!r}: expected true or false")
+        count = len(self.label_thresholds)
+        if count and not (self.multilabel and count == len(self.class_names)):
+            raise ValueError(f"it has {count} thresholds for {len(self.class_names)} labels")
+        if not all(type(one) in (int, float) and 0 <= one <= 1 for one in self.label_thresholds):
+            raise ValueError("its thresholds are not all numbers from 0 to 1")
 
     def to_json(self) -> str:
         """Return the description as one line of JSON."""
-        return json.dumps({"format": WEIGHTS_FORMAT, **asdict(self)}, sort_keys=True)
+        values = asdict(self)
+        if not self.multilabel:  # a description for one class per picture is as it always was
+            del values["multilabel"], values["label_thresholds"]
+        return json.dumps({"format": WEIGHTS_FORMAT, **values}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> WeightsInfo:
@@ -92,6 +110,7 @@ class WeightsInfo:
         values["model"] = ModelSettings(**values["model"])
         values["thresholds"] = thresholds_from(values.get("thresholds"))
         values["unlike"] = unlikeness_from(values.get("unlike"))
+        values["label_thresholds"] = tuple(values.get("label_thresholds", ()))
         return cls(**{**values, "class_names": names})
 
 

@@ -84,4 +84,5 @@ def describe(identity: Identity) -> ModelDescription:
         thumbnet=info.thumbnet or None,
         served_by=__version__,
         started=identity.started,
+        multilabel=info.multilabel,
     )

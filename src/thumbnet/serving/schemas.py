@@ -12,6 +12,7 @@ WORDS = "the answer in words, which claim no more than its probability"
 CERTAINTY = "how probable the first class is: 95, 75 or 50 % or more, or less"
 UNLIKE = "whether the picture is unlike the training pictures; null if the weights do not tell"
 UNLIKENESS = "the score that decides it, higher for less like; null if there is none"
+LABELS = "the labels that reach their thresholds; null if the network gives a picture one class"
 
 
 class ClassProbability(BaseModel):
@@ -30,6 +31,7 @@ class PicturePrediction(BaseModel):
     certainty: Certainty = Field(description=CERTAINTY)
     unlike: bool | None = Field(description=UNLIKE)
     unlikeness: float | None = Field(description=UNLIKENESS)
+    labels: list[str] | None = Field(description=LABELS)
 
 
 class Predictions(BaseModel):
@@ -46,6 +48,7 @@ class Explanation(BaseModel):
     certainty: Certainty = Field(description=CERTAINTY)
     unlike: bool | None = Field(description=UNLIKE)
     unlikeness: float | None = Field(description=UNLIKENESS)
+    labels: list[str] | None = Field(description=LABELS)
     picture: str = Field(description="the picture as the network sees it")
     lit: str = Field(
         description="the same picture, bright where covering it lowers the predicted class's probability most"
@@ -92,6 +95,7 @@ class ModelDescription(BaseModel):
     thumbnet: str | None = Field(description="the version of thumbnet that trained the network")
     served_by: str = Field(description="the version of thumbnet that serves it")
     started: datetime = Field(description="when the service started, in UTC")
+    multilabel: bool = Field(description="whether the network gives a picture several labels")
 
 
 class Health(BaseModel):

@@ -123,7 +123,7 @@ def build_service(
     app = FastAPI(
         title="thumbnet",
         version=__version__,
-        description=f"Classifies pictures as one of {len(classifier.class_names)} classes.",
+        description=_description(classifier),
         lifespan=service.lifespan,
         docs_url=None,  # FastAPI's documentation pages load scripts from other sites
         redoc_url=None,
@@ -371,7 +371,8 @@ class _Service:
 
     def explain(self, pixels: np.ndarray, top: int) -> Explanation:
         logits = self.classifier.logits(pixels[None], tta=self.settings.tta)
-        heat = occlusion_map(self.classifier, pixels, int(logits[0].argmax()))
+        several = self.classifier.info.multilabel
+        heat = occlusion_map(self.classifier, pixels, int(logits[0].argmax()), multilabel=several)
         (prediction,) = self.classifier.predict_pixels(pixels[None], tta=self.settings.tta)
         return Explanation(
             **_answer(prediction, top),
@@ -395,7 +396,7 @@ class _Service:
     async def _find_hardest(self, data: Data) -> list[HardPicture]:
         """Find the mistakes on the split test, or else val or all; the most confident first."""
         name = next((name for name in ("test", "val", "all") if name in data.splits), None)
-        if name is None:
+        if name is None or self.classifier.info.multilabel:  # a mistake is in one of several labels
             return []
         split, mistakes = data.splits[name], list[tuple[float, SplitLogits, int, int]]()
         chosen = np.random.default_rng(0).permutation(len(split))[:SEARCHED]
@@ -444,14 +445,27 @@ def _classes(prediction: Prediction, top: int) -> list[ClassProbability]:
     return [ClassProbability(name=name, probability=min(1.0, value)) for name, value in pairs]
 
 
+def _description(classifier: Classifier) -> str:
+    count = len(classifier.class_names)
+    if classifier.info.multilabel:
+        return f"Gives each picture any number of {count} labels."
+    return f"Classifies pictures as one of {count} classes."
+
+
 def _answer(prediction: Prediction, top: int) -> dict[str, Any]:
     """The fields that every answer about a picture has."""
     return {
         "classes": _classes(prediction, top),
-        "words": in_words(prediction.labels, prediction.probabilities),
+        "words": in_words(
+            prediction.labels,
+            prediction.probabilities,
+            unlike=bool(prediction.unlike),
+            found=prediction.found,
+        ),
         "certainty": certainty(prediction.probability),
         "unlike": prediction.unlike,
         "unlikeness": prediction.unlikeness,
+        "labels": None if prediction.found is None else list(prediction.found),
     }
 
 

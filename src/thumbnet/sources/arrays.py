@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from thumbnet.data.splits import ArraySplit, Data, Split
+from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, printable
 
 CHANNELS = (1, 3, 4)
@@ -52,7 +52,7 @@ class Arrays:
 
 
 def data_from_arrays(arrays: Arrays, source: str, layout: str, where: str | None = None) -> Data:
-    """Build a data set from arrays.
+    """Build a data set of one class per picture from arrays.
 
     Args:
         arrays: pictures and labels; there must be a ``train`` split.
@@ -63,7 +63,19 @@ def data_from_arrays(arrays: Arrays, source: str, layout: str, where: str | None
     Raises:
         DataError: the pictures or labels have no known form, or their numbers differ.
     """
-    where = where or source
+    names, labels = class_labels(arrays.labels, arrays.class_names, where or source)
+    splits, notes = array_splits(arrays, labels, where or source)
+    return Data(source, layout, names, dict(splits), tuple(notes))
+
+
+def array_splits(
+    arrays: Arrays, labels: Mapping[str, np.ndarray], where: str
+) -> tuple[dict[str, ArraySplit], list[str]]:
+    """The splits of arrays with ``labels`` (int64 [N] for each split), and notes.
+
+    Raises:
+        DataError: the pictures have no known form, or their number is not that of the labels.
+    """
     notes = list(arrays.notes)
     if "train" not in arrays.images:
         found = ", ".join(arrays.images) or "nothing"
@@ -72,13 +84,12 @@ def data_from_arrays(arrays: Arrays, source: str, layout: str, where: str | None
         split: channels_last(np.asanyarray(images), f"{where}, {split}", notes)
         for split, images in arrays.images.items()
     }
-    names, labels = class_labels(arrays.labels, arrays.class_names, where)
     for split, images in shaped.items():
         same_length(len(images), len(labels[split]), f"{where}, {split}")
-    splits: dict[str, Split] = {
+    splits = {
         split: ArraySplit(images, labels[split], split) for split, images in narrowed(shaped, where).items()
     }
-    return Data(source, layout, names, splits, tuple(dict.fromkeys(notes)))
+    return splits, list(dict.fromkeys(notes))
 
 
 def same_length(pictures: int, labels: int, where: str) -> None:

@@ -197,41 +197,29 @@ def _repeats(cells: list[str]) -> bool:
 def labels_of(table: Table, columns: Columns) -> list[str]:
     """Each row's class as text, or an empty string for a row without a label.
 
+    A cell is one class, whatever is in it. :mod:`thumbnet.sources.label_lists` reads several labels.
+
     Raises:
-        DataError: a row has several labels.
+        DataError: a row has ones in several columns.
     """
     if columns.label:
-        cells = ["" if cell in EMPTY else cell for cell in table.column(columns.label)]
-        _refuse_several(table, columns.label, set(cells) - {""})
-        return cells
-    positions = [table.names.index(name) for name in columns.one_hot]
+        return ["" if cell in EMPTY else cell for cell in table.column(columns.label)]
     labels = []
-    for line, row in zip(table.lines, table.rows, strict=True):
-        ones = [name for name, at in zip(columns.one_hot, positions, strict=True) if row[at] in ("1", "1.0")]
+    for line, ones in zip(table.lines, ones_of(table, columns), strict=True):
         if len(ones) > 1:
             raise DataError(
-                f"{printable(table.path.name)}, line {line}: {len(ones)} labels ({_listing(ones)}). "
-                "thumbnet learns one class per picture. If a single column has the labels, name it: "
-                "--label-column NAME"
+                f"{printable(table.path.name)}, line {line}: {len(ones)} labels ({_listing(ones)}), but one "
+                "class per picture was asked for (data.multilabel = false). If a single column has the "
+                "labels, name it: --label-column NAME"
             )
         labels.append(ones[0] if ones else "")
     return labels
 
 
-def _refuse_several(table: Table, column: str, labels: set[str]) -> None:
-    for separator in ("|", ";", ",", " "):
-        compound = [label for label in labels if len(set(label.split(separator)) - {""}) > 1]
-        whole = [
-            c for c in compound if all(part.strip() in labels for part in c.split(separator) if part.strip())
-        ]
-        parts = [part for label in compound for part in set(label.split(separator)) - {""}]
-        shared = len(compound) > 2 and all(parts.count(part) > 1 or part in labels for part in parts)
-        if shared or len(whole) > (separator == " "):
-            example = min(whole or compound)
-            raise DataError(
-                f"{printable(table.path.name)}: column {printable(column)!r} has several labels in one cell, "
-                f"such as {printable(example)!r}. thumbnet learns one class per picture"
-            )
+def ones_of(table: Table, columns: Columns) -> list[tuple[str, ...]]:
+    """For each row, which of the columns ``one_hot`` have a one."""
+    places = [(name, table.names.index(name)) for name in columns.one_hot]
+    return [tuple(name for name, at in places if row[at] in ("1", "1.0")) for row in table.rows]
 
 
 def class_names(labels: Iterable[str]) -> dict[str, str]:

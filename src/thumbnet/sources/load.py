@@ -39,6 +39,7 @@ from thumbnet.sources import (
 from thumbnet.sources.archives import is_archive_name, unpack
 from thumbnet.sources.download import DownloadProgress, download
 from thumbnet.sources.folders import wrapped
+from thumbnet.sources.label_lists import check_several
 from thumbnet.sources.place import Form, Place
 from thumbnet.sources.python import load_python
 from thumbnet.sources.split_names import SPLITS
@@ -93,7 +94,7 @@ def load_data(
     corrections = None if labels is None else corrections_of(labels)  # before anything is downloaded
     cache = Path(data_dir).expanduser() if data_dir else cache_folder()
     if not isinstance(source, str | Path):
-        name, data = "", load_python(source)
+        name, data = "", load_python(source, multilabel=chosen.multilabel)
     elif (name := _canonical(str(source))) == "digits":
         data = _load_digits()
     elif name in cifar.ARCHIVES:
@@ -105,6 +106,7 @@ def load_data(
     else:
         data = _load_path(Path(name).expanduser(), name, cache, chosen)
     data = replace(data, splits={name: data.splits[name] for name in SPLITS if name in data.splits})
+    check_several(data.source, data.layout, data.multilabel, chosen.multilabel)
     if not one_class:
         data.check_trainable()
     data = with_held_out(data, chosen.test_fraction, chosen.val_fraction, chosen.split_seed, chosen.group_by)

@@ -7,14 +7,15 @@ import json
 import os
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from thumbnet.data.corrections import COLUMNS, is_corrections, read_corrections
-from thumbnet.data.splits import Data
+from thumbnet.data.multilabel import MultiLabelSplit, as_matrix
+from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError, ThumbnetError, printable
 from thumbnet.invocation import command
 from thumbnet.recipes.settings import DataSettings
@@ -24,11 +25,11 @@ from thumbnet.sources.columns import (
     class_names,
     find_columns,
     label_candidates,
-    labels_of,
     split_of_name,
     split_word,
 )
 from thumbnet.sources.index import is_picture_name
+from thumbnet.sources.label_lists import read_labels
 from thumbnet.sources.lookup import Pictures
 from thumbnet.sources.place import Place
 from thumbnet.sources.tables import TEXT_SUFFIXES, Table, read_table
@@ -56,11 +57,26 @@ class _Manifest:
 
 @dataclass
 class _Rows:
-    """The rows collected so far for one split."""
+    """The rows collected so far for one split; a row has one label, or any number if ``several``."""
 
-    paths: list[str]
-    labels: list[str]
-    groups: list[str]
+    several: bool
+    paths: list[str] = field(default_factory=list)
+    labels: list[tuple[str, ...]] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+
+    def merged(self) -> _Rows:
+        """A row per picture, with the labels of all rows that name it."""
+        rows = _Rows(self.several)
+        at: dict[str, int] = {}
+        for path, labels, group in zip(self.paths, self.labels, self.groups, strict=True):
+            if path in at:
+                rows.labels[at[path]] = tuple(dict.fromkeys((*rows.labels[at[path]], *labels)))
+                continue
+            at[path] = len(rows.paths)
+            rows.paths.append(path)
+            rows.labels.append(labels)
+            rows.groups.append(group)
+        return rows
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
@@ -90,10 +106,11 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     files = [(place.path, "")] if alone else _table_files(place.path)
     manifests, notes = _choose(files, settings, None if alone else root)
     pictures = Pictures(_picture_place(root, settings), trusted=alone)
-    splits: dict[str, _Rows] = defaultdict(lambda: _Rows([], [], []))
+    found = read_labels([(one.table, one.columns) for one in manifests], settings.multilabel)
+    splits: dict[str, _Rows] = defaultdict(lambda: _Rows(found.several))
     missing: list[str] = []
-    for manifest in manifests:
-        notes += _collect(manifest, pictures, splits, missing, settings)
+    for manifest, labels in zip(manifests, found.rows, strict=True):
+        notes += _collect(manifest, labels, pictures, splits, missing, settings)
     if missing:
         shown = "\n".join(f"  {line}" for line in missing[:_MAX_SHOWN])
         more = f"\n  and {len(missing) - _MAX_SHOWN} more" if len(missing) > _MAX_SHOWN else ""
@@ -108,7 +125,12 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
                 f"or skip these rows with --on-bad-image skip{other}"
             )
         notes.append(f"{what} and were skipped, such as {missing[0]}")
-    notes += _duplicate_notes(splits)
+    if found.several:
+        splits = {split: rows.merged() for split, rows in splits.items()}
+        notes += _several_notes(splits, found.how)
+        splits = {split: rows for split, rows in splits.items() if any(rows.labels)}
+    else:
+        notes += _duplicate_notes(splits)
     unnamed = pictures.neighbours({path for rows in splits.values() for path in rows.paths})
     if unnamed:
         notes.append(
@@ -126,45 +148,50 @@ def _data(
     notes: list[str],
     settings: DataSettings,
 ) -> Data:
-    names = class_names(label for rows in splits.values() for label in rows.labels)
-    in_train = {names[label] for label in splits["train"].labels} if "train" in splits else set()
-    for split, rows in splits.items():
-        stray = sorted({names[label] for label in rows.labels} - in_train)
+    used = {split: {label for row in rows.labels for label in row} for split, rows in splits.items()}
+    names = class_names(set().union(*used.values()))
+    in_train = {names[label] for label in used.get("train", ())}
+    for split, labels in used.items():
+        stray = sorted({names[label] for label in labels} - in_train)
         if stray and in_train:
             raise DataError(
                 f"{source}: {split} has classes that train lacks: {', '.join(map(printable, stray[:20]))}"
             )
     order = list(dict.fromkeys(names.values()))
     titles, note = _titles(folder, order)
-    position = {name: number for number, name in enumerate(order)}
-    made = {
-        split: pictures.index.split(
-            rows.paths, np.array([position[names[c]] for c in rows.labels], dtype=np.int64)
-        )
-        for split, rows in splits.items()
-        if rows.paths
-    }
+    made = {split: _split(pictures, rows, names, order) for split, rows in splits.items() if rows.paths}
     grouped = {
         split: np.array(rows.groups) for split, rows in splits.items() if rows.paths and settings.group_by
     }
     pictures.index.keep()
-    layout = " + ".join(dict.fromkeys(_described(manifest) for manifest in manifests))
+    several = any(rows.several for rows in splits.values())
+    layout = " + ".join(dict.fromkeys(_described(manifest, several) for manifest in manifests))
     by_column = {split: groups for split, groups in grouped.items() if len(groups) == len(made[split])}
     return Data(
         source, layout, titles, made, (*notes, *note), by_column if _has_group(manifests, settings) else {}
     )
 
 
+def _split(pictures: Pictures, rows: _Rows, names: dict[str, str], order: list[str]) -> Split:
+    """The pictures of a split with their labels as positions in ``order``, or as a matrix of them."""
+    position = {label: order.index(name) for label, name in names.items()}
+    if not rows.several:
+        labels = [position[label] for (label,) in rows.labels]
+        return pictures.index.split(rows.paths, np.array(labels, dtype=np.int64))
+    matrix = as_matrix([[position[label] for label in row] for row in rows.labels], len(order))
+    return MultiLabelSplit(pictures.index.split(rows.paths, np.zeros(len(matrix), dtype=np.int64)), matrix)
+
+
 def _has_group(manifests: list[_Manifest], settings: DataSettings) -> bool:
     return all(settings.group_by in manifest.table.names for manifest in manifests)
 
 
-def _described(manifest: _Manifest) -> str:
+def _described(manifest: _Manifest, several: bool) -> str:
     columns = manifest.columns
     label = (
-        f"one column per class ({len(columns.one_hot)})"
+        f"one column per {'label' if several else 'class'} ({len(columns.one_hot)})"
         if columns.one_hot
-        else f"classes in {columns.label!r}"
+        else f"{'labels' if several else 'classes'} in {columns.label!r}"
     )
     split = f", splits in {columns.split!r}" if columns.split else ""
     return printable(f"{manifest.table.path.name}: pictures in {columns.path!r}, {label}{split}")
@@ -215,6 +242,7 @@ def _choose(
 
 def _collect(
     manifest: _Manifest,
+    labels: list[tuple[str, ...]],
     pictures: Pictures,
     splits: dict[str, _Rows],
     missing: list[str],
@@ -223,17 +251,17 @@ def _collect(
     """Add a table's rows to the splits, and return notes about them."""
     table, columns = manifest.table, manifest.columns
     notes = list(table.notes)
-    labels = labels_of(table, columns)
     cells = table.column(columns.path)
     parts = [split_word(cell) for cell in table.column(columns.split)] if columns.split else []
     groups = table.column(settings.group_by) if settings.group_by in table.names else []
     unlabelled: dict[str, int] = defaultdict(int)
     for row, (cell, label) in enumerate(zip(cells, labels, strict=True)):
         split = (parts[row] or "train") if parts else manifest.split
-        if not label:
+        if not label and not splits[split].several:
             unlabelled[split] += 1
             continue
-        path = pictures.find(cell, manifest.base, split, label) if cell else None
+        hint = label[0] if len(label) == 1 else ""
+        path = pictures.find(cell, manifest.base, split, hint) if cell else None
         if path is None:
             missing.append(
                 f"{printable(table.path.name)}, line {table.lines[row]}: {printable(cell) or 'no path'}"
@@ -251,12 +279,28 @@ def _collect(
     return notes
 
 
+def _several_notes(splits: dict[str, _Rows], how: str) -> list[str]:
+    """Say that pictures have several labels, how they are written, and which splits have none."""
+    rows = [row for one in splits.values() for row in one.labels]
+    without = sum(not row for row in rows)
+    mean = sum(map(len, rows)) / max(1, len(rows))
+    notes = [
+        f"several labels per picture ({printable(how)}): {mean:.2f} on average, {without:,} picture(s) "
+        "without a label. To read each cell as one class: --set data.multilabel=false"
+    ]
+    return notes + [
+        f"skipped {len(one.paths):,} picture(s) of {split}: none of them has a label"
+        for split, one in splits.items()
+        if one.paths and not any(one.labels)
+    ]
+
+
 def _duplicate_notes(splits: dict[str, _Rows]) -> list[str]:
     """Warnings about pictures that several rows name, with the same label or with different ones."""
     seen: dict[str, str] = {}
     conflicts = []
     for rows in splits.values():
-        for path, label in zip(rows.paths, rows.labels, strict=True):
+        for path, (label,) in zip(rows.paths, rows.labels, strict=True):
             before = seen.setdefault(path, label)
             if before != label:
                 conflicts.append(f"{printable(path)} ({printable(before)} and {printable(label)})")
@@ -264,7 +308,8 @@ def _duplicate_notes(splits: dict[str, _Rows]) -> list[str]:
     notes = []
     if conflicts:
         notes.append(
-            f"warning: {len(conflicts)} row(s) give a picture a second label, such as {conflicts[0]}"
+            f"warning: {len(conflicts)} row(s) give a picture a second label, such as {conflicts[0]}. If "
+            "pictures may have several labels: --set data.multilabel=true"
         )
     if repeats:
         notes.append(f"warning: {repeats} row(s) name a picture that an earlier row already names")

@@ -24,6 +24,7 @@ from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
 from thumbnet.sources.arrays import Arrays, data_from_arrays, pair_up, part_of
+from thumbnet.sources.label_matrices import data_from_matrices
 from thumbnet.sources.place import Place, has_pictures
 
 _SUFFIXES = (".npz", ".npy")
@@ -60,7 +61,8 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     names = paired.class_names
     paired.class_names = None if names is None else [str(name) for name in np.asarray(names).tolist()]
     layout = f"NumPy arrays {', '.join(map(printable, arrays))}"
-    return data_from_arrays(paired, source, layout, str(where))
+    several = data_from_matrices(paired, source, layout, str(where), settings.multilabel)
+    return several or data_from_arrays(paired, source, layout, str(where))
 
 
 def _one_file_per_class(path: Path) -> dict[str, Path]:

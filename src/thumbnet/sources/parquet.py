@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from thumbnet.data.multilabel import MultiLabelSplit, as_matrix
 from thumbnet.data.splits import BytesSplit, Data, Split
 from thumbnet.errors import DataError, MissingExtraError, nearest, printable
 from thumbnet.recipes.settings import DataSettings
@@ -17,6 +18,7 @@ from thumbnet.sources.columns import class_names, label_candidates, split_of_nam
 from thumbnet.sources.place import Place
 from thumbnet.sources.tables import Table
 
+_LISTS = re.compile(r"(large_)?list<\w+: ((large_)?string|u?int\d+)( not null)?>")
 _SHARD = re.compile(r"(?P<split>.+?)(-\d{5}-of-\d{5}.*)?", re.I)
 
 
@@ -31,24 +33,37 @@ def _pyarrow() -> Any:
 def read_rows(path: Path, limit: int | None = None) -> Table:
     """Read a Parquet file's columns of text, numbers and booleans, or their first ``limit`` rows, as text.
 
+    Lists of text or whole numbers are read as JSON.
+
     Raises:
         DataError: the file cannot be read.
         MissingExtraError: pyarrow is not installed.
     """
     file = _open(path)
-    names = [field.name for field in file.schema_arrow if not _is_nested(field.type)]
+    names = [
+        field.name for field in file.schema_arrow if not _is_nested(field.type) or _holds_lists(field.type)
+    ]
     try:
         rows: list[list[str]] = []
         for batch in file.iter_batches(1 << 14, columns=names):
             columns = [batch.column(name).to_pylist() for name in names]
-            rows += [
-                ["" if cell is None else str(cell) for cell in row] for row in zip(*columns, strict=True)
-            ]
+            rows += [[_text(cell) for cell in row] for row in zip(*columns, strict=True)]
             if limit is not None and len(rows) >= limit:
                 break
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {printable(str(path))}: {error}") from None
     return Table(path, names, rows[:limit], list(range(1, len(rows) + 1))[:limit], True)
+
+
+def _holds_lists(kind: Any) -> bool:
+    """Whether a column of this type holds lists of text or whole numbers, which may be labels."""
+    return _LISTS.match(str(kind)) is not None
+
+
+def _text(cell: Any) -> str:
+    if isinstance(cell, list):
+        return json.dumps(cell)
+    return "" if cell is None else str(cell)
 
 
 def _is_nested(kind: Any) -> bool:
@@ -102,7 +117,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
             notes.append(f"{printable(path.name)} was skipped: its name does not mention a split")
     found: dict[str, tuple[list[bytes], list[str], list[str]]] = {}
     titles: list[str] | None = None
-    column = ""
+    column, kinds = "", set[bool]()
     for split, paths in by_split.items():
         contents: list[bytes] = []
         labels: list[str] = []
@@ -112,6 +127,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
             image = _image_column(file)
             column = _label_column(file, image, path, settings)
             titles = titles or _titles(file, column)
+            kinds.add(_holds_lists(file.schema_arrow.field(column).type))
             _read_file(file, path, (image, column), (contents, labels, names), split)
         kept = [i for i, label in enumerate(labels) if label not in ("", "-1")]
         if len(kept) < len(labels):
@@ -120,7 +136,12 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
             found[split] = ([contents[i] for i in kept], [labels[i] for i in kept], [names[i] for i in kept])
     if "train" not in found:
         raise DataError(f"{source}: none of its Parquet files has labelled training pictures")
-    return _data(source, column, titles, found, notes)
+    if len(kinds) > 1:
+        raise DataError(
+            f"{source}: the column {printable(column)!r} holds lists of labels in some files and single "
+            "labels in others"
+        )
+    return _data(source, column, titles, found, notes, kinds == {True} and settings.multilabel is not False)
 
 
 def _data(
@@ -129,23 +150,33 @@ def _data(
     titles: list[str] | None,
     found: dict[str, tuple[list[bytes], list[str], list[str]]],
     notes: list[str],
+    several: bool,
 ) -> Data:
+    rows = {
+        split: [list(map(str, json.loads(label))) if several else [label] for label in labels]
+        for split, (_, labels, _) in found.items()
+    }
+    used = {label for part in rows.values() for row in part for label in row}
     if titles is not None:
         known = {str(number): title for number, title in enumerate(titles)}
     else:
-        known = class_names(label for _, labels, _ in found.values() for label in labels)
-    odd = sorted({label for _, labels, _ in found.values() for label in labels} - set(known))
+        known = class_names(used)
+    odd = sorted(used - set(known))
     if odd:
         raise DataError(
             f"{source}: the label {printable(odd[0])} is not among the {len(known)} classes with names"
         )
     order = list(dict.fromkeys(known.values()))
     at = {label: order.index(name) for label, name in known.items()}
-    splits: dict[str, Split] = {
-        split: BytesSplit(contents, np.array([at[label] for label in labels], dtype=np.int64), names)
-        for split, (contents, labels, names) in found.items()
-    }
-    layout = f"Parquet files with pictures, classes in {printable(column)!r}"
+    splits: dict[str, Split] = {}
+    for split, (contents, _, names) in found.items():
+        numbers = [[at[label] for label in row] for row in rows[split]]
+        if several:
+            plain = BytesSplit(contents, np.zeros(len(numbers), dtype=np.int64), names)
+            splits[split] = MultiLabelSplit(plain, as_matrix(numbers, len(order)))
+        else:
+            splits[split] = BytesSplit(contents, np.array(numbers, dtype=np.int64).reshape(-1), names)
+    layout = f"Parquet files with pictures, {'labels' if several else 'classes'} in {printable(column)!r}"
     return Data(source, layout, tuple(order), splits, tuple(notes))
 
 
@@ -166,7 +197,7 @@ def _read_file(
                 if not content:
                     raise DataError(f"{printable(str(path))}: row {len(names)} of {split} has no picture")
                 contents.append(content)
-                labels.append("" if value is None else str(value))
+                labels.append(_text(value))
                 names.append(f"{split}[{len(names)}]")
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {printable(str(path))}: {error}") from None
@@ -193,7 +224,8 @@ def _image_column(file: Any) -> str:
 
 
 def _label_column(file: Any, image: str, path: Path, settings: DataSettings) -> str:
-    names = [field.name for field in file.schema_arrow if field.name != image and not _is_nested(field.type)]
+    fields = [field for field in file.schema_arrow if field.name != image]
+    names = [field.name for field in fields if not _is_nested(field.type) or _holds_lists(field.type)]
     if settings.label_column:
         if settings.label_column not in names:
             raise DataError(
@@ -216,8 +248,9 @@ def _titles(file: Any, column: str) -> list[str] | None:
     """The class names that the Hub keeps in the schema's metadata, or None."""
     try:
         info = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
-        names = info["info"]["features"][column]["names"]
-    except (KeyError, ValueError, TypeError, RecursionError):
+        feature = info["info"]["features"][column]
+        names = feature.get("feature", feature)["names"]
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return None
     if isinstance(names, dict):
         names = [names[key] for key in sorted(names, key=int)]

@@ -20,8 +20,10 @@ import numpy as np
 from PIL import Image
 
 from thumbnet.data.images import open_image, to_rgb
+from thumbnet.data.multilabel import MultiLabelSplit
 from thumbnet.data.splits import ArraySplit, Data, FileSplit, Split
 from thumbnet.errors import DataError, UnreadableImageError, printable
+from thumbnet.recipes.settings import AUTO
 from thumbnet.sources.arrays import (
     as_array,
     channels_last,
@@ -31,6 +33,7 @@ from thumbnet.sources.arrays import (
     same_length,
 )
 from thumbnet.sources.index import is_picture_name
+from thumbnet.sources.label_matrices import label_matrices
 
 IN_MEMORY = "data in Python"
 """The ``source`` of data that was given as Python objects."""
@@ -58,11 +61,12 @@ class _Part:
     pixels_digest: str = ""
 
 
-def load_python(given: Any, class_names: Sequence[str] | None = None) -> Data:
+def load_python(given: Any, class_names: Sequence[str] | None = None, multilabel: bool | str = AUTO) -> Data:
     """Build a data set from Python objects.
 
     Args:
         given: pictures and labels in one of the forms that ``EXPECTED`` describes.
+        multilabel: see ``data.multilabel`` in :class:`~thumbnet.recipes.settings.DataSettings`.
         class_names: a network's class names. Labels that are numbers are positions in them, unless the
             network has classes by these names.
 
@@ -75,10 +79,17 @@ def load_python(given: Any, class_names: Sequence[str] | None = None) -> Data:
         raise DataError(f"{IN_MEMORY}: there is no split 'train', only {', '.join(parts)}. {EXPECTED}")
     stated = _stated_names(given) or next((p.class_names for p in parts.values() if p.class_names), None)
     labels = {split: part.labels for split, part in parts.items()}
-    names, numbers = _numbered(labels, stated, class_names)
+    several = label_matrices(labels, stated or class_names, multilabel, IN_MEMORY)
+    if several is None:
+        names, numbers = _numbered(labels, stated, class_names)
+    else:
+        names = several[0]
+        numbers = {split: np.zeros(len(rows), dtype=np.int64) for split, rows in several[1].items()}
     for split, part in parts.items():
         same_length(len(part.pictures), len(numbers[split]), f"{IN_MEMORY}, {split}")
     splits = _pictures(parts, numbers, notes)
+    if several is not None:
+        splits = {split: MultiLabelSplit(one, several[1][split]) for split, one in splits.items()}
     kinds = ", ".join(dict.fromkeys(_describe(split) for split in splits.values()))
     return Data(IN_MEMORY, kinds, names, splits, tuple(dict.fromkeys(notes)))
 
@@ -476,6 +487,7 @@ class DatasetSplit(Split):
 
 
 def _describe(split: Split) -> str:
+    split = split.reader()
     if isinstance(split, ArraySplit):
         return f"arrays of {split.images.shape[1]}x{split.images.shape[2]} pictures"
     if isinstance(split, FileSplit):

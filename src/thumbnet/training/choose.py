@@ -14,6 +14,7 @@ from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.sources.load import load_data
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirror_names import named_keys, show_digits, without_mirroring
+from thumbnet.training.multilabel import for_several_labels
 
 FEW_PICTURES = 10_000  # with this many or fewer, the few epochs of `fast` have too few steps
 FOR_OTHER_NETWORKS = "resnet18"  # `fast` and `small` name FastNet's layers, and their rates suit it
@@ -31,8 +32,9 @@ def choose_recipe(
 
     ``labels`` are corrections of the data's labels.
 
-    The recipe is fitted to the data in two ways: :meth:`thumbnet.Recipe.fitted` (unless ``overrides`` name a
-    batch size) and :func:`~thumbnet.training.mirror_names.without_mirroring`.
+    The recipe is fitted to the data in three ways: :meth:`thumbnet.Recipe.fitted` (unless ``overrides`` name
+    a batch size), :func:`~thumbnet.training.mirror_names.without_mirroring`, and
+    :func:`~thumbnet.training.multilabel.for_several_labels`.
 
     Raises:
         RecipeError: there is no such recipe, or a setting is invalid.
@@ -51,7 +53,8 @@ def choose_recipe(
     chosen, notes = without_mirroring(
         chosen, loaded.class_names, loaded.source, named, lambda: show_digits(loaded)
     )
-    return chosen, replace(loaded, notes=(*loaded.notes, *notes))
+    chosen, more = for_several_labels(chosen, loaded)
+    return chosen, replace(loaded, notes=(*loaded.notes, *notes, *more))
 
 
 def asked_recipe(recipe: str | Path | Recipe | None, overrides: Sequence[str]) -> Recipe:

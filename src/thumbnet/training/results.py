@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,15 +15,16 @@ from torch import nn
 from thumbnet.batches.leaks import NOT_COMPARED, RepeatSearch, snapshot
 from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.logits import collect_logits
-from thumbnet.classifiers.temperature import calibrated, fit_temperature
+from thumbnet.classifiers.temperature import calibrated, fit_sigmoid_temperature, fit_temperature
 from thumbnet.classifiers.thresholds import choose_thresholds
 from thumbnet.classifiers.unlike import fit_unlikeness
 from thumbnet.data.calibration import FEWEST, SPLIT
 from thumbnet.evaluation import Evaluation, evaluate_logits
+from thumbnet.multilabel import LabelEvaluation, choose_label_thresholds, evaluate_labels, sigmoid
 from thumbnet.runs.certainty import Thresholds, Unlikeness
 from thumbnet.runs.folder import Run
 from thumbnet.training.listener import Listener
-from thumbnet.training.state import TrainingState
+from thumbnet.training.state import Score, TrainingState
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,37 @@ class Measured:
         calibration_pictures: number of pictures available for calibration.
         thresholds: see :func:`thumbnet.classifiers.thresholds.choose_thresholds`; None without calibration.
         unlike: see :func:`thumbnet.classifiers.unlike.fit_unlikeness`; None without calibration.
+        label_thresholds: the probability from which on the network gives each label, chosen on the same
+            pictures as the temperature; empty for one class per picture, and for 0.5.
     """
 
     split: str | None = None
-    headline: Evaluation | None = None
-    plain: Evaluation | None = None
+    headline: Evaluation | LabelEvaluation | None = None
+    plain: Evaluation | LabelEvaluation | None = None
     uncalibrated_error: float | None = None
     temperature: float = 1.0
     calibrated_on: str | None = None
     calibration_pictures: int = 0
     thresholds: Thresholds | None = None
     unlike: Unlikeness | None = None
+    label_thresholds: tuple[float, ...] = ()
+
+
+def score_of(split: str, logits: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Score:
+    """The score of an evaluation during the training.
+
+    Args:
+        split: the name of the split.
+        logits: float [N, classes].
+        labels: int64 [N], or 0 and 1, [N, classes], for several labels per picture.
+        class_names: class names by label.
+    """
+    if labels.ndim == 2:
+        several = evaluate_labels(logits, labels, class_names, quick=True)
+        value = 0.0 if math.isnan(several.map) else several.map
+        return Score(split, several.accuracy, several.loss, several.pictures, value)
+    found = evaluate_logits(logits, labels, class_names)
+    return Score(split, found.accuracy, found.loss, found.pictures)
 
 
 def measure(
@@ -79,6 +101,11 @@ def measure(
     def everywhere(logits: torch.Tensor) -> np.ndarray:
         return state.world.gather(logits).numpy()
 
+    def evaluated(logits: np.ndarray) -> Evaluation | LabelEvaluation:
+        if labels.ndim == 2:
+            return evaluate_labels(logits, labels, names, held_out.label_thresholds)
+        return evaluate_logits(logits, labels, names)
+
     held_out = Measured()
     fitted_on = next((name for name in ("val", SPLIT) if name in prepared.evaluation), None)
     if fitted_on is not None and state.recipe.data.calibration_pictures:
@@ -99,14 +126,16 @@ def measure(
     return replace(
         held_out,
         split=split,
-        headline=evaluate_logits(calibrated(raw, temperature), labels, names),
-        plain=evaluate_logits(calibrated(everywhere(plain), temperature), labels, names),
-        uncalibrated_error=evaluate_logits(raw, labels, names).calibration_error,
+        headline=evaluated(calibrated(raw, temperature)),
+        plain=evaluated(calibrated(everywhere(plain), temperature)),
+        uncalibrated_error=evaluated(raw).calibration_error,
     )
 
 
 def _calibrate(logits: np.ndarray, labels: np.ndarray, split: str) -> Measured:
     """Fit the temperature and the thresholds on the uncalibrated logits of held-out pictures."""
+    if labels.ndim == 2:
+        return _calibrate_labels(logits, labels, split)
     temperature = fit_temperature(logits, labels)
     return Measured(
         temperature=temperature,
@@ -114,6 +143,17 @@ def _calibrate(logits: np.ndarray, labels: np.ndarray, split: str) -> Measured:
         calibration_pictures=len(labels),
         thresholds=choose_thresholds(calibrated(logits, temperature), labels, split),
         unlike=fit_unlikeness(logits),
+    )
+
+
+def _calibrate_labels(logits: np.ndarray, labels: np.ndarray, split: str) -> Measured:
+    """The same for several labels per picture: one temperature, and a threshold per label."""
+    temperature = fit_sigmoid_temperature(logits, labels)
+    return Measured(
+        temperature=temperature,
+        calibrated_on=split,
+        calibration_pictures=len(labels),
+        label_thresholds=choose_label_thresholds(sigmoid(calibrated(logits, temperature)), labels),
     )
 
 
@@ -138,6 +178,9 @@ def summary_of(
     seconds = sum(result.seconds for result in state.history)
     pictures = sum(result.pictures_per_second * result.seconds for result in state.history)
     final, plain = measured.headline, measured.plain
+    several: dict[str, Any] = {}
+    if isinstance(final, LabelEvaluation) and isinstance(plain, LabelEvaluation):
+        several = _several_labels(final, plain)
     return {
         "split": measured.split,
         "accuracy": None if final is None else final.accuracy,
@@ -164,6 +207,26 @@ def summary_of(
         "pictures_per_second": round(pictures / seconds, 1) if seconds else None,
         "repeats": findings.repeats,
         "warnings": findings.warnings,
+        **several,
+    }
+
+
+def _several_labels(final: LabelEvaluation, plain: LabelEvaluation) -> dict[str, Any]:
+    """What the summary says about a network that gives several labels, in addition to the rest.
+
+    ``accuracy`` is then the share of pictures whose labels are all right.
+    """
+    decisions = final.at_thresholds
+    return {
+        "multilabel": True,
+        "map": None if math.isnan(final.map) else final.map,
+        "map_interval": None if final.map_interval is None else list(final.map_interval),
+        "map_plain": None if math.isnan(plain.map) else plain.map,
+        "micro_f1": decisions.micro_f1,
+        "macro_f1": decisions.macro_f1,
+        "micro_f1_at_half": final.at_half.micro_f1,
+        "macro_f1_at_half": final.at_half.macro_f1,
+        "hamming_loss": decisions.hamming_loss,
     }
 
 

@@ -22,14 +22,14 @@ from thumbnet.errors import (
     UnreadableImageError,
     memory_guard,
 )
-from thumbnet.evaluation import evaluate_logits
+from thumbnet.evaluation import Evaluation
 from thumbnet.recipes.networks import code_options
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights_info import WeightsInfo
 from thumbnet.training.fit import StepResult, fit
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirrored import find_mirrored
-from thumbnet.training.results import Findings, Measured, RepeatTeller, measure, summary_of
+from thumbnet.training.results import Findings, Measured, RepeatTeller, measure, score_of, summary_of
 from thumbnet.training.state import Score, TrainingState
 from thumbnet.training.time_budget import TimeBudget
 
@@ -134,8 +134,7 @@ class Session:
         with self.evaluation_memory():
             logits, labels = collect_logits(model, batches, dtype=self.state.dtype)
         gathered = self.world.gather(logits).numpy(), self.world.gather(labels).numpy()
-        found = evaluate_logits(*gathered, self.data.class_names)
-        return Score(str(self.watched), found.accuracy, found.loss, found.pictures), logits
+        return score_of(str(self.watched), *gathered, self.data.class_names), logits
 
     def evaluation_memory(self) -> AbstractContextManager[None]:
         """Within, turn refused memory into an error that names the setting for smaller batches."""
@@ -228,12 +227,14 @@ class Session:
             accuracy_pictures=None if measured.headline is None else measured.headline.pictures,
             thresholds=measured.thresholds,
             unlike=measured.unlike,
+            multilabel=self.data.multilabel,
+            label_thresholds=measured.label_thresholds,
         )
 
     def _mirrored(self, measured: Measured) -> list[str]:
         """Warnings about classes that mirroring makes indistinguishable."""
-        if measured.plain is None or measured.split is None:
-            return []
+        if not isinstance(measured.plain, Evaluation) or measured.split is None:
+            return []  # nothing was measured, or the pictures have several labels each
         try:
             with self.evaluation_memory():
                 found = find_mirrored(

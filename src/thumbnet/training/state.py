@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from thumbnet.batches.prepare import Prepared
 from thumbnet.batches.selection import Selection
 from thumbnet.distributed import ALONE, World, synchronise_norms
-from thumbnet.errors import DivergedError, memory_guard
+from thumbnet.errors import DivergedError, SeveralLabelsError, memory_guard
 from thumbnet.hardware import DTYPES, can_compile, compute_dtype, keep_freed_memory, memory_layout
 from thumbnet.kernels.library import load_kernels
 from thumbnet.models import DataInitialised, build_model
@@ -33,12 +33,22 @@ INITIAL_PICTURES = 5000  # pictures for networks that initialise weights from da
 
 @dataclass(frozen=True)
 class Score:
-    """The result of evaluating after an epoch: accuracy (0 to 1) and loss on ``pictures`` of a split."""
+    """The result of evaluating after an epoch: accuracy (0 to 1) and loss on ``pictures`` of a split.
+
+    If the pictures have several labels each, ``accuracy`` is the share of those whose labels are all right,
+    and ``map`` the mean average precision, 0 to 1.
+    """
 
     split: str
     accuracy: float
     loss: float
     pictures: int = 0
+    map: float | None = None
+
+    @property
+    def headline(self) -> float:
+        """The measure that chooses the best epoch: mAP if the pictures have several labels, else accuracy."""
+        return self.accuracy if self.map is None else self.map
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ class EpochResult:
         score = score or sample
         if score:
             split = score.pop("split")
-            values |= {f"{split}_{key}": value for key, value in score.items()}
+            values |= {f"{split}_{key}": value for key, value in score.items() if value is not None}
         return values
 
 
@@ -307,9 +317,9 @@ class TrainingState:
         self.hits.zero_()
 
     def _is_best(self, score: Score) -> bool:
-        """Whether this ``val`` score beats every earlier one, by accuracy and then by loss."""
+        """Whether this ``val`` score beats every earlier one, by accuracy (or mAP) and then by loss."""
         before = [r.score for r in self.history if r.score is not None and r.score.split == "val"]
-        return all((score.accuracy, -score.loss) > (s.accuracy, -s.loss) for s in before)
+        return all((score.headline, -score.loss) > (s.headline, -s.loss) for s in before)
 
     def newest_weight(self, step: int) -> float:
         """The weight of the newest network in the average after ``step``, counted from 0."""
@@ -367,7 +377,8 @@ def build_state(
         if isinstance(model, DataInitialised):
             model.initialise_from(first_pictures(prepared))
         if recipe.training.init:
-            begin_from(model, recipe.model, recipe.training.init, class_names)
+            multilabel = prepared.train.engine.labels.ndim == 2
+            begin_from(model, recipe.model, recipe.training.init, class_names, multilabel=multilabel)
         weights = None
         if recipe.training.class_weights == "balanced":
             weights = balanced_weights(prepared.train.engine.labels, len(class_names))
@@ -377,7 +388,13 @@ def build_state(
 
 
 def balanced_weights(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Class weights, inversely proportional to class size and 1 on average per picture: float32 [classes]."""
+    """Class weights, inversely proportional to class size and 1 on average per picture: float32 [classes].
+
+    Raises:
+        SeveralLabelsError: the pictures have several labels each.
+    """
+    if labels.ndim == 2:
+        raise SeveralLabelsError
     counts = torch.bincount(labels.cpu(), minlength=num_classes)
     return len(labels) / (int((counts > 0).sum()) * counts.clamp(min=1)).float()
 

@@ -14,6 +14,7 @@ from thumbnet.batches.batches import Batch
 from thumbnet.errors import memory_guard
 from thumbnet.hardware import autocast
 from thumbnet.recipes.settings import TrainingSettings
+from thumbnet.training.multilabel import exact_hits, label_losses
 from thumbnet.training.optimizers import set_learning_rate
 from thumbnet.training.randomness import seeded_step
 from thumbnet.training.scaling import scaled_step
@@ -96,9 +97,9 @@ def accumulate_gradients(state: TrainingState, batch: Batch) -> Tensor:
             part = summed_loss(logits.float(), labels, settings, state.class_weights) / batch.total
             state.scaler.scale(part * world.size).backward()
         whole += part.detach()
-        state.hits += (logits.detach().argmax(dim=1) == labels).sum()
+        state.hits += count_hits(logits.detach(), labels)
         if state.selection is not None:
-            each.append(F.cross_entropy(logits.detach().float(), labels, reduction="none"))
+            each.append(picture_losses(logits.detach().float(), labels))
     if state.selection is not None and batch.positions is not None:
         state.selection.note(batch.positions, torch.cat(each))
     return whole
@@ -107,20 +108,38 @@ def accumulate_gradients(state: TrainingState, batch: Batch) -> Tensor:
 def summed_loss(
     logits: Tensor, labels: Tensor, settings: TrainingSettings, class_weights: Tensor | None
 ) -> Tensor:
-    """The sum of the pictures' cross-entropies: float32 [].
+    """The sum of the pictures' cross-entropies, or of their labels' binary ones: float32 [].
 
     Args:
         logits: float32 [B, classes].
-        labels: int64 [B]; ``NO_LABEL`` for a picture that does not count.
+        labels: int64 [B], or int8 [B, classes] for several labels; ``NO_LABEL`` for a picture that does not
+            count.
         settings: for the label smoothing.
-        class_weights: weight of a picture by its class, float32 [classes]; None means 1 for all.
+        class_weights: weight of a picture by its class, float32 [classes]; None means 1 for all, and is the
+            only choice for several labels.
     """
     smoothing = settings.label_smoothing
+    if labels.ndim == 2:
+        return label_losses(logits, labels, smoothing).sum()
     if class_weights is None:
         return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
     # cross_entropy's own weights would weight each class's smoothed term by that class, not by the label's.
     losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
     return (losses * class_weights[labels.clamp(min=0)]).sum()
+
+
+def picture_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss of each picture without label smoothing and weights, float32 [B]; see :func:`summed_loss`."""
+    if labels.ndim == 2:
+        return label_losses(logits, labels)
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def count_hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many pictures are classified correctly, in all of their labels if they have several: int64 []."""
+    if labels.ndim == 2:
+        return exact_hits(logits, labels)
+    return (logits.argmax(dim=1) == labels).sum()
 
 
 @contextlib.contextmanager

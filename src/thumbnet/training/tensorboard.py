@@ -66,4 +66,6 @@ class TensorBoardWriter(Listener):
             if score is not None:
                 self._writer.add_scalar(f"Loss/{score.split}{suffix}", score.loss, result.step)
                 self._writer.add_scalar(f"Accuracy/{score.split}{suffix}", score.accuracy, result.step)
+                if score.map is not None:
+                    self._writer.add_scalar(f"mAP/{score.split}{suffix}", score.map, result.step)
         self._writer.flush()

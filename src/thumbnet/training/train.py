@@ -343,6 +343,8 @@ def _settings(plan: Plan, data: Data, fingerprint: str) -> dict[str, Any]:
     }
     if data.corrected is not None:
         settings["labels"] = data.corrected.record()
+    if data.multilabel:
+        settings["multilabel"] = True
     if plan.minutes is not None:
         settings["minutes"] = plan.minutes
     return settings if plan.continued is None else {**settings, "continues": plan.continued.record}

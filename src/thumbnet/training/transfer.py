@@ -12,17 +12,27 @@ from thumbnet.recipes.settings import ModelSettings
 from thumbnet.runs.weights import find_weights, read_weights
 
 
-def begin_from(model: nn.Module, settings: ModelSettings, source: str, class_names: Sequence[str]) -> None:
+def begin_from(
+    model: nn.Module,
+    settings: ModelSettings,
+    source: str,
+    class_names: Sequence[str],
+    *,
+    multilabel: bool = False,
+) -> None:
     """Copy a run's weights into ``model``, in place.
 
     The last layer has a row per class. It takes the rows of the classes that the run knows by the same name,
-    and keeps its other rows. Only weights are read: code that ``source`` names is not imported.
+    and keeps its other rows. It keeps all of them if one of the two networks gives a picture several labels
+    and the other does not, because their logits mean different things. Only weights are read: code that
+    ``source`` names is not imported.
 
     Args:
         model: the network that ``settings`` describe, with one row in its last layer per class.
         settings: the recipe's model settings.
         source: a run's folder, a ``model.safetensors``, or ``hf:OWNER/NAME``.
         class_names: class names of the new data.
+        multilabel: whether the new data have several labels per picture.
 
     Raises:
         RunError: there is no such run, or it has another network.
@@ -36,7 +46,8 @@ def begin_from(model: nn.Module, settings: ModelSettings, source: str, class_nam
         )
     state = model.state_dict()
     _check_shapes(model, state, weights, source, settings.name)
-    known = {name: row for row, name in enumerate(info.class_names)}
+    same = info.multilabel == multilabel
+    known = {name: row for row, name in enumerate(info.class_names)} if same else {}
     rows = [(new, known[name]) for new, name in enumerate(class_names) if name in known]
     for name, tensor in state.items():
         if is_of_head(model, name):

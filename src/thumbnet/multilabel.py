@@ -1,0 +1,314 @@
+"""Measure a network that gives each picture several labels: average precision, F1, and more.
+
+```python
+evaluation = evaluate_labels(logits, targets, class_names, thresholds)
+```
+
+A label's probability is the sigmoid of its logit. This module imports no torch, so that exported models can
+be measured without it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from thumbnet.evaluation import CALIBRATION_BINS, wilson_interval
+
+HALF = 0.5  # the threshold of a label for which no other was chosen
+FEWEST_POSITIVES = 5  # pictures with a label; with fewer, its threshold would be a guess
+RESAMPLES = 200  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """The measures of one label.
+
+    Attributes:
+        name: the label.
+        pictures: how many pictures have it.
+        average_precision: 0 to 1; None if no picture has the label.
+        threshold: the probability from which on the network gives the label.
+        precision, recall, f1: at this threshold, 0 to 1; 0 if undefined.
+        f1_at_half: F1 at a threshold of 0.5.
+    """
+
+    name: str
+    pictures: int
+    average_precision: float | None
+    threshold: float
+    precision: float
+    recall: float
+    f1: float
+    f1_at_half: float
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """How good the decisions at certain thresholds are, 0 to 1.
+
+    Attributes:
+        precision, recall, micro_f1: over all decisions together, so frequent labels weigh more.
+        macro_f1: mean F1 of the labels that some picture has.
+        exact_match: share of pictures whose labels are all right, present and absent ones.
+        hamming_loss: share of wrong decisions among all pictures and labels.
+    """
+
+    precision: float
+    recall: float
+    micro_f1: float
+    macro_f1: float
+    exact_match: float
+    hamming_loss: float
+
+
+@dataclass(frozen=True)
+class LabelEvaluation:
+    """Measures of a network's quality on pictures with several labels.
+
+    Attributes:
+        pictures: the number of pictures.
+        map: mean average precision (mAP) over the labels that some picture has; nan if there is none.
+        map_interval: its 95 % confidence interval, by bootstrap over the pictures; None if it was not
+            computed or no picture has a label.
+        loss: binary cross-entropy, summed over the labels and averaged over the pictures, in nats.
+        calibration_error: mean difference between probability and frequency, over 15 equal bins of
+            probability; every label of every picture counts.
+        at_half: the decisions at a threshold of 0.5.
+        at_thresholds: the decisions at the network's own thresholds; they equal ``at_half`` if it has none.
+        labels: the measures of each label.
+        together: counts of pictures by pairs of labels that they have, one row and one column per label. The
+            diagonal has the counts of single labels. Empty if it was not computed.
+    """
+
+    pictures: int
+    map: float
+    map_interval: tuple[float, float] | None
+    loss: float
+    calibration_error: float
+    at_half: Decisions
+    at_thresholds: Decisions
+    labels: list[LabelScore]
+    together: list[list[int]]
+
+    @property
+    def accuracy(self) -> float:
+        """The share of pictures whose labels are all right at the network's thresholds."""
+        return self.at_thresholds.exact_match
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of :attr:`accuracy` (Wilson 1927)."""
+        return wilson_interval(round(self.accuracy * self.pictures), self.pictures)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {**asdict(self), "map": None if math.isnan(self.map) else self.map}
+
+
+def evaluate_labels(
+    logits: np.ndarray,
+    targets: np.ndarray,
+    class_names: Sequence[str],
+    thresholds: Sequence[float] = (),
+    *,
+    quick: bool = False,
+) -> LabelEvaluation:
+    """Measure logits against labels.
+
+    Args:
+        logits: float [N, labels]; N is at least 1.
+        targets: whether each picture has each label: bool, or 0 and 1, [N, labels].
+        class_names: the names of the labels.
+        thresholds: one per label; empty for 0.5.
+        quick: leave out the interval of mAP and the pairs of labels.
+    """
+    truth = targets.astype(bool)
+    probabilities = sigmoid(logits)
+    cuts = as_thresholds(thresholds, len(class_names))
+    precisions = average_precisions(probabilities, truth)
+    counts, half = truth.sum(axis=0), probabilities >= HALF
+    given = probabilities >= cuts
+    scores = [
+        LabelScore(
+            name,
+            int(counts[i]),
+            None if math.isnan(precisions[i]) else float(precisions[i]),
+            float(cuts[i]),
+            *_rates(given[:, i], truth[:, i]),
+            _rates(half[:, i], truth[:, i])[2],
+        )
+        for i, name in enumerate(class_names)
+    ]
+    ones = np.zeros((0, 0)) if quick else truth.astype(np.float64)
+    return LabelEvaluation(
+        pictures=len(truth),
+        map=_mean(precisions),
+        map_interval=None if quick else bootstrap_interval(probabilities, truth),
+        loss=float(binary_cross_entropy(logits, truth).sum(axis=1).mean()),
+        calibration_error=calibration_error(probabilities, truth),
+        at_half=_decisions(half, truth),
+        at_thresholds=_decisions(given, truth),
+        labels=scores,
+        together=(ones.T @ ones).astype(np.int64).tolist(),
+    )
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Compute probabilities, float64, of any shape."""
+    return np.exp(log_sigmoid(logits))
+
+
+def log_sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Compute log-probabilities, float64, of any shape."""
+    return -np.logaddexp(0.0, -logits.astype(np.float64))
+
+
+def binary_cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The surprise of each label of each picture, in nats: float64 [N, labels]."""
+    signs = np.where(targets, -1.0, 1.0)
+    return np.logaddexp(0.0, signs * logits.astype(np.float64))
+
+
+def as_thresholds(thresholds: Sequence[float], labels: int) -> np.ndarray:
+    """Thresholds as an array, float64 [labels]; ``HALF`` for all labels if there are none."""
+    return np.array(thresholds, dtype=np.float64) if len(thresholds) else np.full(labels, HALF)
+
+
+def average_precisions(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The average precision of each label: float64 [labels], nan for a label that no picture has.
+
+    The average precision is the sum over all distinct scores, from the highest down, of the precision at that
+    score times the gain in recall, as scikit-learn's ``average_precision_score`` defines it. (For a label
+    that no picture has, scikit-learn returns 0, which would make a mean depend on the choice of the split.)
+
+    Args:
+        scores: float [N, labels].
+        truth: bool [N, labels].
+    """
+    return np.array([_Ranked(scores[:, i], truth[:, i]).precision() for i in range(truth.shape[1])])
+
+
+class _Ranked:
+    """One label's pictures from the highest score to the lowest."""
+
+    def __init__(self, scores: np.ndarray, truth: np.ndarray) -> None:
+        self._order = np.argsort(-scores, kind="stable")
+        ordered = scores[self._order]
+        self._truth = truth[self._order]
+        # Pictures with the same score are taken together: only the last of them ends a step.
+        self._ends = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
+
+    def precision(self, weights: np.ndarray | None = None) -> float:
+        """The average precision, with a weight for each picture (float or int [N]); nan without positives."""
+        ordered = np.ones(len(self._order)) if weights is None else weights[self._order]
+        hits = np.cumsum(ordered * self._truth)[self._ends]
+        if not hits[-1]:
+            return math.nan
+        taken = np.cumsum(ordered)[self._ends]
+        gains = np.diff(hits, prepend=0.0) / hits[-1]
+        return float((gains * hits / np.maximum(taken, 1e-12)).sum())
+
+
+def bootstrap_interval(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float] | None:
+    """The 95 % interval of mAP: its percentiles over ``RESAMPLES`` resamples of the pictures (Efron 1979).
+
+    The resamples are always the same. None if no picture has any label.
+
+    Args:
+        scores: float [N, labels].
+        truth: bool [N, labels].
+    """
+    count = len(truth)
+    ranked = [_Ranked(scores[:, i], truth[:, i]) for i in np.flatnonzero(truth.any(axis=0))]
+    if not ranked:
+        return None
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(RESAMPLES):
+        weights = np.bincount(generator.integers(count, size=count), minlength=count)
+        found.append(_mean(np.array([one.precision(weights) for one in ranked])))
+    low, high = np.nanpercentile(found, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def choose_label_thresholds(probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, ...]:
+    """The threshold of each label with the highest F1.
+
+    A label that fewer than ``FEWEST_POSITIVES`` pictures have takes the threshold that is best for the
+    decisions about all labels together. Choose on held-out pictures, and measure on others. A threshold lies
+    halfway between two neighbouring probabilities; of several equally good ones, the nearest to 0.5 is
+    chosen.
+
+    Args:
+        probabilities: float [N, labels].
+        targets: bool, or 0 and 1, [N, labels].
+    """
+    truth = targets.astype(bool)
+    together = _best_threshold(probabilities.ravel(), truth.ravel())
+    return tuple(
+        _best_threshold(probabilities[:, i], truth[:, i]) if count >= FEWEST_POSITIVES else together
+        for i, count in enumerate(truth.sum(axis=0).tolist())
+    )
+
+
+def _best_threshold(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    """The threshold with the highest F1 for decisions with these probabilities, [N]; else ``HALF``."""
+    positives = int(truth.sum())
+    if positives < FEWEST_POSITIVES:
+        return HALF
+    order = np.argsort(-probabilities, kind="stable")
+    ordered = probabilities[order]
+    ends = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
+    hits = np.cumsum(truth[order])[ends]
+    f1 = 2 * hits / (ends + 1 + positives)
+    below = np.append(ordered[ends[:-1] + 1], 0.0)
+    cuts = (ordered[ends] + below) / 2
+    best = np.flatnonzero(f1 >= f1.max() - 1e-12)
+    return float(f"{cuts[best[np.abs(cuts[best] - HALF).argmin()]]:.6g}")
+
+
+def calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    """Expected difference between probability and frequency over 15 equal bins (Guo et al. 2017).
+
+    Args:
+        probabilities: float, of any shape.
+        truth: bool, of the same shape.
+    """
+    values, right = probabilities.ravel(), truth.ravel()
+    bins = np.clip(np.ceil(values * CALIBRATION_BINS).astype(np.int64), 1, CALIBRATION_BINS) - 1
+    sums, hits = (np.bincount(bins, weights, minlength=CALIBRATION_BINS) for weights in (values, right))
+    return float(np.abs(sums - hits).sum() / len(values))
+
+
+def _mean(precisions: np.ndarray) -> float:
+    known = precisions[~np.isnan(precisions)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _rates(given: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
+    """Precision, recall and F1; 0 where undefined."""
+    hits, called, real = int((given & truth).sum()), int(given.sum()), int(truth.sum())
+    return (
+        hits / called if called else 0.0,
+        hits / real if real else 0.0,
+        2 * hits / (called + real) if called + real else 0.0,
+    )
+
+
+def _decisions(given: np.ndarray, truth: np.ndarray) -> Decisions:
+    precision, recall, micro = _rates(given, truth)
+    known = np.flatnonzero(truth.any(axis=0))
+    each = [_rates(given[:, i], truth[:, i])[2] for i in known]
+    return Decisions(
+        precision=precision,
+        recall=recall,
+        micro_f1=micro,
+        macro_f1=float(np.mean(each)) if each else 0.0,
+        exact_match=float((given == truth).all(axis=1).mean()),
+        hamming_loss=float((given != truth).mean()),
+    )

@@ -1,0 +1,150 @@
+"""Labels in tables that name pictures: one class per picture, or several labels.
+
+Several labels are ``cat;dog`` or ``cat dog`` in a cell, a list in a cell (``["cat", "dog"]``), ones in
+several columns of a row, or several rows that name the same picture with different labels.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from thumbnet.errors import DataError, printable
+from thumbnet.sources.columns import EMPTY, Columns, labels_of, ones_of
+from thumbnet.sources.tables import Table
+
+SEPARATORS = ("|", ";", ",", " ")
+MANY_REPEATED = 0.1  # if more pictures have rows with different labels, these are no slips
+LONGEST_LIST = 10_000  # characters
+
+
+@dataclass(frozen=True)
+class RowLabels:
+    """The labels of tables.
+
+    Attributes:
+        rows: for each table, the labels of each row; of at most one label if pictures have one class.
+        several: whether the pictures have several labels each.
+        how: how they are written, in words; empty for one class.
+    """
+
+    rows: list[list[tuple[str, ...]]]
+    several: bool
+    how: str = ""
+
+
+def read_labels(tables: Sequence[tuple[Table, Columns]], multilabel: bool | str) -> RowLabels:
+    """Read the labels of all rows.
+
+    Args:
+        tables: the tables of a data set, which are read in the same way, and what their columns mean.
+        multilabel: see ``data.multilabel`` in :class:`~thumbnet.recipes.settings.DataSettings`.
+
+    Raises:
+        DataError: a row has ones in several columns, and one class per picture was asked for.
+    """
+    if multilabel is False:
+        return _one_class(tables)
+    ones = [ones_of(table, columns) if columns.one_hot else [] for table, columns in tables]
+    cells = [
+        ["" if cell in EMPTY else cell for cell in table.column(columns.label)] if columns.label else []
+        for table, columns in tables
+    ]
+    found = {cell for column in cells for cell in column} - {""}
+    are_lists = bool(found) and all(_list_in(cell) is not None for cell in found)
+    separator = "" if are_lists else separator_in(found)
+    how = _how(are_lists, separator, any(len(row) > 1 for rows in ones for row in rows))
+    if not how and _repeated(tables, cells):
+        how = "in several rows"
+    if not how and multilabel is not True:
+        return _one_class(tables)
+
+    def labels_in(cell: str) -> tuple[str, ...]:
+        if are_lists:
+            return tuple(_list_in(cell) or ())
+        parts = cell.split(separator) if separator else [cell]
+        return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+    rows = [
+        of_columns if columns.one_hot else [labels_in(cell) for cell in column]
+        for (_, columns), of_columns, column in zip(tables, ones, cells, strict=True)
+    ]
+    return RowLabels(rows, True, how or "one in each row")
+
+
+def _one_class(tables: Sequence[tuple[Table, Columns]]) -> RowLabels:
+    rows: list[list[tuple[str, ...]]] = [
+        [(label,) if label else () for label in labels_of(table, columns)] for table, columns in tables
+    ]
+    return RowLabels(rows, False)
+
+
+def _how(are_lists: bool, separator: str, several_ones: bool) -> str:
+    if are_lists:
+        return "as lists"
+    if separator:
+        return "separated by " + ("spaces" if separator == " " else repr(separator))
+    return "ones in several columns" if several_ones else ""
+
+
+def separator_in(labels: set[str]) -> str:
+    """The character that separates several labels in one cell; empty if each cell seems to be one label.
+
+    The parts of a cell must also occur alone, or in other cells. Two words are a name unless there are
+    several such cells, because ``Canis lupus`` is one class next to ``Canis aureus``.
+    """
+    for separator in SEPARATORS:
+        parts_of = {label: {part.strip() for part in label.split(separator)} - {""} for label in labels}
+        compound = {label: parts for label, parts in parts_of.items() if len(parts) > 1}
+        whole = [label for label, parts in compound.items() if parts <= labels]
+        counts = Counter(part for parts in compound.values() for part in parts)
+        shared = len(compound) > 2 and all(n > 1 or part in labels for part, n in counts.items())
+        if shared or len(whole) > (separator == " "):
+            return separator
+    return ""
+
+
+def _list_in(cell: str) -> list[str] | None:
+    """The labels in a cell that holds a list as JSON or Python writes it; None if it holds none."""
+    text = cell.strip()
+    if not (text.startswith("[") and text.endswith("]") and len(text) <= LONGEST_LIST):
+        return None
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            values = ast.literal_eval(text)  # reads constants only, and runs nothing
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return None
+    if not isinstance(values, list) or not all(isinstance(one, str | int) for one in values):
+        return None
+    return list(dict.fromkeys(label for one in values if (label := str(one).strip())))
+
+
+def _repeated(tables: Sequence[tuple[Table, Columns]], cells: list[list[str]]) -> bool:
+    """Whether so many pictures have rows with different labels that they have several labels."""
+    labels: dict[tuple[int, str], set[str]] = defaultdict(set)
+    for number, ((table, columns), column) in enumerate(zip(tables, cells, strict=True)):
+        if column:
+            for path, label in zip(table.column(columns.path), column, strict=True):
+                if path and label:
+                    labels[number, path].add(label)
+    several = sum(len(found) > 1 for found in labels.values())
+    return several > MANY_REPEATED * len(labels)
+
+
+def check_several(source: str, layout: str, several: bool, multilabel: bool | str) -> None:
+    """Refuse data with one class per picture if several labels were asked for.
+
+    Raises:
+        DataError: that is so.
+    """
+    if multilabel is True and not several:
+        raise DataError(
+            f"{printable(source)}: data.multilabel = true, but these data have one class per picture "
+            f"({printable(layout)}). Several labels come from a table that names pictures, or from a matrix "
+            "of labels in NumPy files or Python"
+        )

@@ -1,0 +1,168 @@
+"""The commands on pictures with several labels, from a table to predictions."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli_helpers import SETTINGS, epochs
+from helpers import coloured_labels, write_label_table, write_picture
+from thumbnet.classifiers.base import Prediction
+from thumbnet.cli import main
+from thumbnet.cli.multilabel import label_printer
+from thumbnet.runs.folder import Run
+from thumbnet.sources.load import load_data
+
+FOUND = Prediction(("cat", "dog", "hat"), (0.9, 0.6, 0.1), found=("cat", "dog"))
+NONE = Prediction(("cat", "dog", "hat"), (0.2, 0.1, 0.1), found=())
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_label_table(tmp_path_factory.mktemp("pictures"), coloured_labels(60))
+
+
+@pytest.fixture(scope="module")
+def training(table: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A run's folder, and what the command printed to stdout and stderr."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    command = ["train", str(table), "--recipe", "resnet18", "--out", str(out), "--device", "cpu"]
+    with redirect_stdout(io.StringIO()) as stdout, redirect_stderr(io.StringIO()) as stderr:
+        assert main([*command, *SETTINGS, *epochs(3)]) == 0
+    return out, stdout.getvalue(), stderr.getvalue()
+
+
+@pytest.fixture(scope="module")
+def trained(training: tuple[Path, str, str]) -> Path:
+    return training[0]
+
+
+def test_training_says_map_per_epoch_and_at_the_end(training: tuple[Path, str, str]) -> None:
+    _, stdout, stderr = training
+    assert "3 labels, several per picture" in stderr
+    lines = [line for line in stderr.splitlines() if re.match(r"epoch +\d+/3  loss", line)]
+    assert len(lines) == 3
+    assert all("val mAP " in line and len(line) <= 80 for line in lines)
+    assert "test mAP " in stdout
+    assert "micro F1" in stdout
+
+
+def test_data_says_that_there_are_several_labels(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", str(table)]) == 0
+    said = capsys.readouterr().out
+    mean = np.mean([one.targets.sum(axis=1).mean() for one in load_data(table).splits.values()])
+    assert f"several per picture (multi-label): {mean:.2f} on average, up to 3" in said
+    assert "conflicts" not in said
+    assert main(["data", str(table), "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["multilabel"] is True
+    counts = load_data(table).splits["train"].class_counts(3).tolist()
+    assert list(described["counts"]["train"].values()) == counts
+
+
+def test_evaluate_prints_text_and_json_and_draws(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(trained), "--plot", str(tmp_path / "labels.svg")]) == 0
+    said = capsys.readouterr().out
+    for word in ("mAP", "micro F1", "macro F1", "0.5 for all labels", "threshold", "most often together"):
+        assert word in said
+    assert main(["evaluate", str(trained), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["map"] == pytest.approx(Run.open(trained).summary["map"])
+    assert found["split"] == "test"
+    assert [one["name"] for one in found["labels"]] == ["blue", "green", "red"]
+    assert "<svg" in (tmp_path / "labels.svg").read_text()
+
+
+def test_evaluate_reads_a_table_with_one_label_in_each_row(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = []
+    for number in range(6):
+        image = np.full((16, 16, 3), 40, dtype=np.uint8)
+        image[..., number % 2] += 120
+        write_picture(tmp_path / f"{number}.png", image)
+        rows.append(f"{number}.png,{('red', 'green')[number % 2]}")
+    (tmp_path / "l.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    assert main(["evaluate", str(trained), str(tmp_path / "l.csv"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["pictures"] for one in found["labels"]] == [0, 3, 3]
+    assert found["labels"][0]["average_precision"] is None
+
+
+def test_predict_prints_all_labels_above_their_thresholds(
+    trained: Path, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = [str(path) for path in sorted(table.parent.glob("test-*.png"))[:8]]
+    assert main(["predict", str(trained), *pictures, "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["path"] for line in lines] == pictures
+    given = [[one["label"] for one in line["labels"]] for line in lines]
+    assert any(len(labels) > 1 for labels in given)
+    assert main(["predict", str(trained), *pictures, "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["labels"].split(";") if row["labels"] else [] for row in rows] == given
+
+
+def test_compare_compares_map(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    recipe = Run.open(other).recipe.override(["seed=1"])
+    (other / "recipe.toml").write_text(recipe.to_toml())
+    Run.open(other).save_summary({**Run.open(other).summary, "map": 0.5})
+    assert main(["compare", str(trained), str(other), "--plot", str(tmp_path / "c.svg")]) == 0
+    said = capsys.readouterr().out
+    assert "test mAP" in said
+    assert "mean mAP" in said
+    assert "50.00 %" in said
+    assert (tmp_path / "c.svg").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "lines"),
+    [
+        (
+            "json",
+            [
+                '{"path": "a.png", "labels": [{"label": "cat", "probability": 0.9}, '
+                '{"label": "dog", "probability": 0.6}]}',
+                '{"path": "b.png", "labels": []}',
+                '{"path": "c.png", "error": "damaged"}',
+            ],
+        ),
+        (
+            "csv",
+            [
+                "path,labels,probabilities,error",
+                "a.png,cat;dog,0.900000;0.600000,",
+                "b.png,,,",
+                "c.png,,,damaged",
+            ],
+        ),
+        (
+            "table",
+            [
+                "picture  labels",
+                "-------  -----------------------",
+                "a.png    cat 90.0 %, dog 60.0 %",
+                "b.png    -",
+                "c.png    cannot be read: damaged",
+            ],
+        ),
+    ],
+)
+def test_predictions_are_printed_in_three_shapes(
+    shape: str, lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    show = label_printer(shape)  # type: ignore[arg-type]
+    show([("a.png", FOUND), ("b.png", NONE), ("c.png", "damaged")])
+    assert capsys.readouterr().out.splitlines() == lines

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from helpers import coloured_labels
+from thumbnet.data.splits import Data
+from thumbnet.reports.label_page import write_label_report
+from thumbnet.runs.folder import Run
+from thumbnet.runs.weights import read_weights, write_weights
+
+
+@pytest.fixture(scope="module")
+def page(label_run: Run, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("report") / "report.html"
+    write_label_report(label_run, coloured_labels(), "test", out)
+    return out.read_text("utf-8")
+
+
+def test_the_page_shows_map_and_every_label(page: str, label_run: Run) -> None:
+    assert f"{100 * label_run.summary['map']:.2f} %" in page
+    for heading in ("Learning curves", "Labels together", "Mistakes per label", "Recipe"):
+        assert heading in page
+    for name in ("red", "green", "blue"):
+        assert f'<th scope="row">{name}</th>' in page
+        assert f"<h3>{name}</h3>" in page
+    together = int((coloured_labels().splits["test"].targets[:, :2]).all(axis=1).sum())
+    assert f">{together}</td>" in re.sub(r"\s+<", "<", page)
+
+
+def test_the_page_loads_nothing_from_elsewhere(page: str) -> None:
+    assert not re.search(r"(?:src|href|action)=\"(?!#|data:)|@import|url\((?!#)", page)
+    assert "://" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+    names = re.findall(r'id="([^"]+)"', page)
+    assert len(names) == len(set(names))
+    for target in re.findall(r'(?:href="#|url\(#|xlink:href="#)([^")]+)', page):
+        assert target in names
+    assert "<script" not in page
+
+
+def test_label_names_are_escaped(label_run: Run, tmp_path: Path) -> None:
+    evil = "</style><img src=x onerror=alert(1)>"
+    names = (evil, "green", "blue")
+    data = Data(evil, evil, names, coloured_labels(24).splits)
+    run = Run(tmp_path / "run")
+    shutil.copytree(label_run.path, run.path)
+    weights, info = read_weights(run.weights_path)
+    write_weights(run.weights_path, weights, replace(info, class_names=names))
+    write_label_report(run, data, "test", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert evil not in page
+    assert "&lt;img src=x" in page
+    assert page.count("<img") == page.count('<img src="data:')
