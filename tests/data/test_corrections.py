@@ -449,3 +449,28 @@ def test_a_new_picture_named_like_one_of_the_data_is_another_picture(folder: Pat
     found = labels_by_name(data, "train")
     assert found["train/red/0.png"] == "red"
     assert found[str(tmp_path / "train" / "red" / "0.png")] == "green"
+
+
+def test_a_new_picture_of_a_group_in_test_is_a_warning(tmp_path: Path) -> None:
+    for person in range(8):
+        for number in range(3):
+            name = ("red", "green")[person % 2]
+            write_picture(tmp_path / "data" / name / f"p{person}-{number}.png", coloured(person % 2, person))
+    by_person = {"group_by": "(p[0-9]+)-"}
+    tested = str(load_data(tmp_path / "data", **by_person).groups["test"][0])
+    new = [
+        Correction(
+            str(write_picture(tmp_path / "new" / f"{person}-9.png", coloured(0, 3))),
+            "train",
+            "",
+            "red",
+            "relabel",
+        )
+        for person in (tested, "p77")
+    ]
+    data = load_data(tmp_path / "data", labels=new, **by_person)
+    assert data.groups["train"].tolist()[-2:] == [tested, "p77"]
+    assert any(
+        f"1 group(s) have pictures in more than one of test and train, such as {tested}" in note
+        for note in data.notes
+    )
