@@ -4,7 +4,9 @@
 
 It trains ``fast`` on a part of CIFAR-10, once with all classes and once without two of them. The test
 pictures should look like the training pictures; digits, noise, plain colours and the two classes should not.
-The scores ``energy``, ``probability`` and ``logit`` need nothing but logits, as exported models give them.
+The scores ``energy``, ``probability`` and ``logit`` need nothing but logits, as exported models give them;
+``looks`` is the distance of a few statistics of the pixels, and ``shipped`` is what a run stores, ``logit`` and
+``looks`` together.
 ``mahalanobis`` and ``neighbours`` need the inputs of the last layer, and those of all training pictures.
 
 AUROC is the chance that a picture of the other set has a higher score than a test picture. FPR95 is the share
@@ -31,7 +33,7 @@ from thumbnet.classifiers.logits import collect_logits
 from thumbnet.classifiers.temperature import calibrated, fit_temperature
 from thumbnet.classifiers.thresholds import PRECISIONS, choose_thresholds
 from thumbnet.classifiers.torch_classifier import Predictor
-from thumbnet.classifiers.unlike import PASSED, SCORES, unlikeness
+from thumbnet.classifiers.unlike import MOST, PASSED, SCORES, distances, fit_unlikeness, looks, unlikeness
 from thumbnet.cli.console import say, table
 from thumbnet.data.calibration import SPLIT, with_calibration_split
 from thumbnet.data.splits import ArraySplit, Data, Split
@@ -184,11 +186,22 @@ class Scorer:
     Args:
         predictor: the network.
         known: its training pictures.
+        held_out: pictures that it was not trained on.
     """
 
-    def __init__(self, predictor: Predictor, known: Split) -> None:
+    def __init__(self, predictor: Predictor, known: Split, held_out: Split) -> None:
         self.predictor, self._labels = predictor, known.labels
         self._known = features(predictor, known)
+        some = known.subset(np.linspace(0, len(known) - 1, min(MOST, len(known))).round().astype(np.int64))
+        raw = self.logits(held_out) * predictor.info.temperature
+        fitted = fit_unlikeness(raw, looks(self.pixels(held_out)), looks(self.pixels(some)))
+        assert fitted is not None
+        self.shipped = fitted
+
+    def pixels(self, split: Split) -> np.ndarray:
+        """The pictures as the network sees them: uint8 [N, height, width, 3]."""
+        pre = self.predictor.info.preprocessing
+        return np.stack([pre.pixels(split.load(index)) for index in range(len(split))])
 
     def logits(self, split: Split) -> np.ndarray:
         """The calibrated logits of a split, as ``predict`` computes them."""
@@ -200,7 +213,11 @@ class Scorer:
     def scores(self, split: Split, logits: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Each score of a split, higher for pictures less like the training pictures: [N]."""
         logits = self.logits(split) if logits is None else logits
-        found = {name: unlikeness(logits, self.predictor.info.temperature, name) for name in SCORES}
+        temperature, how = self.predictor.info.temperature, self.shipped
+        found = {name: score(logits * temperature) for name, score in SCORES.items()}
+        look = looks(self.pixels(split))
+        found["looks"] = distances(look, np.array(how.mean), np.array(how.inverse))
+        found["shipped"] = unlikeness(logits, look, temperature, how)
         seen = features(self.predictor, split)
         found["mahalanobis"] = mahalanobis(self._known, self._labels, seen)
         found["neighbours"] = neighbours(self._known, seen)
@@ -278,7 +295,8 @@ def trained(data: Data, options: Any, seed: int, folder: Path) -> tuple[Scorer, 
     )
     say(f"{folder.name}: test accuracy {100 * run.summary['accuracy']:.2f} %")
     splits = with_calibration_split(data, run.recipe.data)
-    return Scorer(Predictor.load(run.path, options.device), splits.splits["train"]), splits
+    predictor = Predictor.load(run.path, options.device)
+    return Scorer(predictor, splits.splits["train"], splits.splits[SPLIT]), splits
 
 
 def measure_seed(data: Data, options: Any, seed: int, folder: Path) -> dict[str, Any]:

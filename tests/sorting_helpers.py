@@ -10,7 +10,7 @@ from helpers import write_picture
 from thumbnet.classifiers.base import Classifier
 from thumbnet.data.images import Preprocessing
 from thumbnet.recipes.settings import ModelSettings
-from thumbnet.runs.certainty import Threshold, Thresholds, Unlikeness
+from thumbnet.runs.certainty import LOOKS, Threshold, Thresholds, Unlikeness
 from thumbnet.runs.weights_info import WeightsInfo
 
 THRESHOLDS = Thresholds(
@@ -19,7 +19,15 @@ THRESHOLDS = Thresholds(
     0.9871,
     (Threshold(0.9, 0.4, 450, 425), Threshold(0.95, 0.8, 400, 392), Threshold(0.98, 0.9, 380, 379)),
 )
-UNLIKE = Unlikeness("energy", 5.0, 0.99, 500)
+
+
+def unlike_above(threshold: float, score: str = "energy") -> Unlikeness:
+    """Calls a picture unlike if the score of its logits is above the threshold, however it looks."""
+    flat = (0.0,) * LOOKS
+    return Unlikeness(score, threshold - 1, threshold, flat, (flat,) * LOOKS, 1e6, 1e6 + 1, 0.99, 500)
+
+
+UNLIKE = unlike_above(5.0)
 DARK, BETWEEN, MIDDLE, BRIGHT = 0, 63, 128, 255  # grey levels; BETWEEN is unsure
 RED = (255, 0, 0)  # unlike the training pictures
 

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from helpers import write_picture
+from sorting_helpers import unlike_above
 from thumbnet.classifiers.base import Classifier, Prediction
 from thumbnet.data.images import Preprocessing
 from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.errors import DataError, UnreadableImageError, UnreadableImagesError
 from thumbnet.evaluation import log_softmax
 from thumbnet.recipes.settings import ModelSettings
-from thumbnet.runs.certainty import Unlikeness
 from thumbnet.runs.weights_info import WeightsInfo
 from thumbnet.sources.load import load_data
 
@@ -165,16 +165,16 @@ def test_a_prediction_tells_whether_the_picture_is_unlike_the_training_pictures(
     logits = classifier.logits(grey(0, 64))
     energies = -np.log(np.exp(logits.astype(np.float64)).sum(axis=1))
     middle = float(energies.mean())
-    classifier.info = replace(classifier.info, unlike=Unlikeness("energy", middle, 0.99, 100))
+    classifier.info = replace(classifier.info, unlike=unlike_above(middle))
     found = classifier.predict(grey(0, 64))
     assert [one.unlike for one in found] == [False, True]
-    assert [one.unlikeness for one in found] == pytest.approx(energies)
+    assert [one.unlikeness for one in found] == pytest.approx(energies - middle + 1)
 
 
 def test_the_score_does_not_depend_on_the_temperature() -> None:
     pictures = grey(0, 64, 200)
     cold = Brightness()
-    cold.info = replace(cold.info, unlike=Unlikeness("energy", 0.0, 0.99, 100))
+    cold.info = replace(cold.info, unlike=unlike_above(0.0))
 
     class Warm(Brightness):
         def _forward(self, pixels: np.ndarray) -> np.ndarray:

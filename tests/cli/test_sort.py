@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from helpers import coloured, write_picture
-from sorting_helpers import SORTED, Grey, inbox, tree
+from sorting_helpers import SORTED, Grey, inbox, tree, unlike_above
 from thumbnet.classifiers.onnx_classifier import METADATA
 from thumbnet.cli import main
-from thumbnet.runs.certainty import Threshold, Thresholds, Unlikeness
+from thumbnet.runs.certainty import Threshold, Thresholds
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights, write_weights
 
@@ -109,7 +109,7 @@ def test_weights_and_an_exported_model_sort_alike(
     onnx = pytest.importorskip("onnx")
     weights, info = read_weights(tiny_run.weights_path)
     table = Thresholds("val", 100, 0.96, (Threshold(0.95, 0.2, 100, 99),))
-    described = replace(info, thresholds=table, unlike=Unlikeness("energy", 99.0, 0.99, 100))
+    described = replace(info, thresholds=table, unlike=unlike_above(99.0))
     write_weights(tmp_path / "tiny.safetensors", weights, described)
     model = onnx.load(onnx_file)
     del model.metadata_props[:]

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from thumbnet.runs.certainty import Threshold, Thresholds, Unlikeness, thresholds_from, unlikeness_from
+from sorting_helpers import unlike_above
+from thumbnet.runs.certainty import Threshold, Thresholds, thresholds_from, unlikeness_from
 
 TABLE = Thresholds("val", 500, 0.9712, (Threshold(0.9, 0.5, 400, 370), Threshold(0.95, 0.7, 300, 291)))
-UNLIKE = Unlikeness("energy", -1.25, 0.99, 500)
+UNLIKE = unlike_above(-1.25)
 
 
 def test_thresholds_and_unlikeness_survive_json() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from sorting_helpers import unlike_above
 from thumbnet.data.images import Preprocessing
 from thumbnet.recipes.settings import ModelSettings
-from thumbnet.runs.certainty import Threshold, Thresholds, Unlikeness
+from thumbnet.runs.certainty import Threshold, Thresholds
 from thumbnet.runs.weights_info import WeightsInfo
 
 
@@ -129,7 +130,7 @@ def test_an_invalid_accuracy_or_name_is_refused(key: str, value: Any) -> None:
 
 def test_thresholds_and_the_score_for_unlike_pictures_are_stored_with_the_weights() -> None:
     table = Thresholds("val", 500, 0.97, (Threshold(0.9, 0.5, 400, 370),))
-    before = replace(info(), thresholds=table, unlike=Unlikeness("energy", -1.5, 0.99, 500))
+    before = replace(info(), thresholds=table, unlike=unlike_above(-1.5))
     assert WeightsInfo.from_json(before.to_json()) == before
 
 

@@ -22,13 +22,13 @@ from fastapi import FastAPI
 from PIL import Image
 
 from helpers import coloured, coloured_data, coloured_labels
+from sorting_helpers import unlike_above
 from thumbnet.classifiers.base import Classifier
 from thumbnet.classifiers.load import load_run
 from thumbnet.cli import main
 from thumbnet.data.images import Preprocessing
 from thumbnet.data.splits import Data
 from thumbnet.recipes.settings import ModelSettings
-from thumbnet.runs.certainty import Unlikeness
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights_info import WeightsInfo
 from thumbnet.serving.access_log import AccessLog, Entry
@@ -476,7 +476,7 @@ def test_an_exported_model_is_served_without_torch() -> None:
 def test_answers_say_whether_a_picture_is_unlike_the_training_pictures() -> None:
     classifier = Slow()
     # The energy of a grey picture is -log(2 e^0.5) = -1.19, that of a black one -log(e + 1) = -1.31.
-    classifier.info = replace(classifier.info, unlike=Unlikeness("energy", -1.25, 0.99, 100))
+    classifier.info = replace(classifier.info, unlike=unlike_above(-1.25))
     with client_of(build_service(classifier, LIMITS)) as client:
         for level, unlike in ((0, False), (128, True)):
             headers = {"Content-Type": "image/png"}
@@ -486,7 +486,7 @@ def test_answers_say_whether_a_picture_is_unlike_the_training_pictures() -> None
             assert (
                 found["unlikeness"]
                 == shown["unlikeness"]
-                == pytest.approx(-1.31 if level == 0 else -1.19, abs=0.01)
+                == pytest.approx(2.25 + (-1.31 if level == 0 else -1.19), abs=0.01)
             )
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from thumbnet.classifiers.labels import check_kind, labels_above, log_probabilities, targets_for
 from thumbnet.classifiers.tta import Arrays
-from thumbnet.classifiers.unlike import unlikeness
+from thumbnet.classifiers.unlike import looks, unlikeness
 from thumbnet.data.images import Picture as DecodedPicture
 from thumbnet.data.images import decode, load_picture
 from thumbnet.data.splits import Data, Progress, Split
@@ -45,8 +45,7 @@ class Prediction:
         labels: the class names, most probable first.
         probabilities: their probabilities.
         unlike: whether the picture is unlike the training pictures; None if the weights do not tell.
-        unlikeness: the score that decides this, higher for pictures that are less like the training
-            pictures; None if the weights do not tell.
+        unlikeness: how unlike they are: 0 is usual, above 1 is unlike; None if the weights do not tell.
         found: the labels that reach their thresholds, most probable first, if the network gives several
             labels; else None.
     """
@@ -213,7 +212,7 @@ class Classifier(ABC):
         probabilities = np.exp(log_probabilities(logits, self.info))
         order = np.argsort(-probabilities, axis=1, kind="stable")
         ranked = np.take_along_axis(probabilities, order, axis=1)
-        verdicts = self._unlike(logits)
+        verdicts = self._unlike(pixels, logits)
         predictions = [
             Prediction(tuple(self.class_names[i] for i in places), tuple(values), *verdict)
             for places, values, verdict in zip(order.tolist(), ranked.tolist(), verdicts, strict=True)
@@ -228,13 +227,13 @@ class Classifier(ABC):
             for one, row in zip(predictions, above.tolist(), strict=True)
         ]
 
-    def _unlike(self, logits: np.ndarray) -> list[tuple[bool | None, float | None]]:
+    def _unlike(self, pixels: np.ndarray, logits: np.ndarray) -> list[tuple[bool | None, float | None]]:
         """Whether each picture is unlike the training pictures, and its score, from calibrated logits."""
         how = self.info.unlike
         if how is None:  # the weights of older versions do not tell
             return [(None, None)] * len(logits)
-        scores = unlikeness(logits, self.info.temperature, how.score)
-        return [(score > how.threshold, score) for score in scores.tolist()]
+        scores = unlikeness(logits, looks(pixels), self.info.temperature, how)
+        return [(score > 1, score) for score in scores.tolist()]
 
     def sort(
         self,

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 SCORE_NAMES = ("energy", "probability", "logit")  # the keys of thumbnet.classifiers.unlike.SCORES
+LOOKS = 9  # numbers that describe how a picture looks, see thumbnet.classifiers.unlike.looks
 
 
 @dataclass(frozen=True)
@@ -59,17 +61,28 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Unlikeness:
-    """How to tell pictures that are unlike the training pictures.
+    """How to tell pictures that are unlike the training pictures, by two scores.
+
+    A picture is unlike them if one of the scores is above its threshold.
 
     Attributes:
-        score: the name of the score, one of ``SCORE_NAMES``.
-        threshold: a picture with a higher score is unlike the training pictures.
-        passed: the share of held-out pictures that have no higher score, 0 to 1.
+        score: the score of the logits, one of ``SCORE_NAMES``.
+        median, threshold: its median on held-out pictures, and its threshold.
+        mean: the mean looks of training pictures, ``LOOKS`` numbers.
+        inverse: the inverse of their covariance, ``LOOKS`` rows of ``LOOKS`` numbers.
+        distance_median, distance_threshold: the median distance from that mean on held-out pictures, and the
+            threshold of the distance.
+        passed: the share of held-out pictures above neither threshold, 0 to 1.
         pictures: the number of held-out pictures.
     """
 
     score: str
+    median: float
     threshold: float
+    mean: tuple[float, ...]
+    inverse: tuple[tuple[float, ...], ...]
+    distance_median: float
+    distance_threshold: float
     passed: float
     pictures: int
 
@@ -77,8 +90,11 @@ class Unlikeness:
         if self.score not in SCORE_NAMES:
             raise ValueError(f"unknown score for unlike pictures {self.score!r}")
         _check_share("share of pictures that pass", self.passed)
-        if not math.isfinite(self.threshold):
-            raise ValueError(f"the threshold for unlike pictures is {self.threshold}")
+        limits = (self.median, self.threshold, self.distance_median, self.distance_threshold)
+        if not all(math.isfinite(value) for value in (*limits, *self.mean, *chain(*self.inverse))):
+            raise ValueError("a number for unlike pictures is not finite")
+        if len(self.mean) != LOOKS or [len(row) for row in self.inverse] != [LOOKS] * LOOKS:
+            raise ValueError(f"expected {LOOKS} numbers for how pictures look")
 
 
 def _check_share(name: str, value: float) -> None:
@@ -109,6 +125,11 @@ def unlikeness_from(values: Any) -> Unlikeness | None:
     """
     if values is None:
         return None
+    limits = ("median", "threshold", "distance_median", "distance_threshold", "passed")
     return Unlikeness(
-        str(values["score"]), float(values["threshold"]), float(values["passed"]), int(values["pictures"])
+        score=str(values["score"]),
+        mean=tuple(map(float, values["mean"])),
+        inverse=tuple(tuple(map(float, row)) for row in values["inverse"]),
+        pictures=int(values["pictures"]),
+        **{name: float(values[name]) for name in limits},
     )

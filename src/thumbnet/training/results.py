@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from thumbnet.batches.engines import Engine
 from thumbnet.batches.leaks import NOT_COMPARED, RepeatSearch, snapshot
 from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.logits import collect_logits
 from thumbnet.classifiers.temperature import calibrated, fit_sigmoid_temperature, fit_temperature
 from thumbnet.classifiers.thresholds import choose_thresholds
-from thumbnet.classifiers.unlike import fit_unlikeness
+from thumbnet.classifiers.unlike import MOST, fit_unlikeness, looks
 from thumbnet.data.calibration import FEWEST, SPLIT
 from thumbnet.evaluation import Evaluation, evaluate_logits
 from thumbnet.multilabel import LabelEvaluation, choose_label_thresholds, evaluate_labels, sigmoid
@@ -112,7 +113,7 @@ def measure(
         held_out = Measured(calibration_pictures=len(prepared.evaluation[fitted_on].engine.labels))
         if held_out.calibration_pictures >= FEWEST:
             own, labels = logits_of(fitted_on, tta)
-            held_out = _calibrate(everywhere(own), labels, fitted_on)
+            held_out = _calibrate(everywhere(own), labels, prepared, fitted_on)
     split = next((name for name in ("test", "val") if name in prepared.evaluation), None)
     if split is None:
         return held_out
@@ -132,8 +133,8 @@ def measure(
     )
 
 
-def _calibrate(logits: np.ndarray, labels: np.ndarray, split: str) -> Measured:
-    """Fit the temperature and the thresholds on the uncalibrated logits of held-out pictures."""
+def _calibrate(logits: np.ndarray, labels: np.ndarray, prepared: Prepared, split: str) -> Measured:
+    """Fit the temperature and all thresholds on the uncalibrated logits of held-out pictures."""
     if labels.ndim == 2:
         return _calibrate_labels(logits, labels, split)
     temperature = fit_temperature(logits, labels)
@@ -142,7 +143,7 @@ def _calibrate(logits: np.ndarray, labels: np.ndarray, split: str) -> Measured:
         calibrated_on=split,
         calibration_pictures=len(labels),
         thresholds=choose_thresholds(calibrated(logits, temperature), labels, split),
-        unlike=fit_unlikeness(logits),
+        unlike=_unlikeness(logits, prepared, split),
     )
 
 
@@ -155,6 +156,25 @@ def _calibrate_labels(logits: np.ndarray, labels: np.ndarray, split: str) -> Mea
         calibration_pictures=len(labels),
         label_thresholds=choose_label_thresholds(sigmoid(calibrated(logits, temperature)), labels),
     )
+
+
+def _unlikeness(logits: np.ndarray, prepared: Prepared, split: str) -> Unlikeness | None:
+    """Learn from the training pictures and the held-out ones to tell pictures that are unlike them."""
+    held_out, train = prepared.evaluation[split].engine, prepared.train.engine
+    places = _evenly(len(held_out.labels))
+    seen, known = _looks(held_out, places), _looks(train, _evenly(len(train.labels)))
+    return fit_unlikeness(logits[places.numpy()], seen, known)
+
+
+def _evenly(count: int) -> torch.Tensor:
+    """Up to ``MOST`` positions of ``count``, evenly spaced."""
+    return torch.linspace(0, count - 1, min(MOST, count), dtype=torch.float64).round().long()
+
+
+def _looks(engine: Engine, places: torch.Tensor) -> np.ndarray:
+    """The looks of the pictures at ``places``, float64 [N, LOOKS]."""
+    parts = engine.fetch(list(places.split(500)))
+    return np.concatenate([looks(part.permute(0, 2, 3, 1).cpu().numpy()) for part in parts])
 
 
 @dataclass
