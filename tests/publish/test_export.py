@@ -40,8 +40,11 @@ def test_an_int8_export_is_smaller_and_predicts_nearly_the_same(
     assert out.stat().st_size < onnx_file.stat().st_size
     assert 0 < check.largest_difference < 0.3
     assert check.same_class > 0.9
-    info = OnnxClassifier(out).info
-    assert (info.run, info.exported, info.accuracy_split) == (tiny_run.path.name, "onnx-int8", "test")
+    for path, kind in ((out, "onnx-int8"), (onnx_file, "onnx")):
+        info = OnnxClassifier(path).info
+        assert (info.run, info.exported) == (tiny_run.path.name, kind)
+        assert (info.accuracy, info.accuracy_split) == (tiny_run.summary["accuracy"], "test")
+        assert info.fingerprint == tiny_run.settings["fingerprint"]
 
 
 def test_the_check_detects_other_weights(tiny_run: Run, tmp_path: Path) -> None:
