@@ -68,7 +68,10 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert read_corrections(path) == []
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1), st.booleans())
+@given(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12),
+    st.booleans(),
+)
 def test_any_name_survives_the_file(name: str, added: bool) -> None:
     if name.strip():
         one = Correction(name, "train", "" if added else "a", "b", "relabel")
