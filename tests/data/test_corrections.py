@@ -6,6 +6,7 @@ import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -459,7 +460,7 @@ def test_a_new_picture_of_a_group_in_test_is_a_warning(tmp_path: Path) -> None:
         for number in range(3):
             name = ("red", "green")[person % 2]
             write_picture(tmp_path / "data" / name / f"p{person}-{number}.png", coloured(person % 2, person))
-    by_person = {"group_by": "(p[0-9]+)-"}
+    by_person: dict[str, Any] = {"group_by": "(p[0-9]+)-"}
     tested = str(load_data(tmp_path / "data", **by_person).groups["test"][0])
     new = [
         Correction(
