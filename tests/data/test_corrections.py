@@ -239,6 +239,17 @@ def test_a_picture_is_found_in_whichever_split_it_is_now(tmp_path: Path) -> None
         assert data.corrected.relabelled == 3
 
 
+def test_two_rows_about_one_picture_from_different_splits_are_two_reviews(
+    folder: Path, tmp_path: Path
+) -> None:
+    decided = [relabel("train/red/0.png", "blue", "red", "val"), relabel("train/red/0.png", "green", "blue")]
+    data = apply_corrections(load_data(folder), decided, tmp_path)
+    assert labels_by_name(data, "train")["train/red/0.png"] == "green"
+    assert not any(note.startswith("warning") for note in data.notes)
+    assert data.corrected is not None
+    assert data.corrected.relabelled == 1
+
+
 def test_the_held_out_pictures_stay_the_same_when_labels_change(tmp_path: Path) -> None:
     folder = write_class_folders(tmp_path / "data", [""], per_class=10)
     plain = load_data(folder, val_fraction=0.2)
