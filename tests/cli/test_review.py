@@ -159,7 +159,7 @@ def test_what_cannot_be_reviewed_is_explained_before_anything_is_scored(
             (["run", "--out", "locked.csv"], "another review is writing locked.csv"),
             (["run", "--first", "0"], "--first 0: expected 1 or more"),
             (["run", "--run", "run"], "run is a run: with --run, name a folder of unlabelled pictures"),
-            (["pictures", "--run", "run", "--folds", "2"], "--folds and --data are for a run's own data"),
+            (["pictures", "--run", "run", "--folds", "2"], "--folds and --data are for reviewing a run's own data"),
             (["pictures", "--run", "run"], "there are no pictures in the folder"),
             (["elsewhere", "--run", "run"], "there is no folder"),
         ):
