@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import coloured_data, noise, write_class_folders, write_picture
+from helpers import coloured, coloured_data, noise, write_class_folders, write_picture
 from thumbnet.batches import decoding
 from thumbnet.batches.decoding import decode_split, own_size
 from thumbnet.batches.statistics import channel_statistics
-from thumbnet.data.splits import ArraySplit, Split
+from thumbnet.data.joined import with_files
+from thumbnet.data.splits import ArraySplit, FileSplit, Split
 from thumbnet.sources.load import load_data
 
 
@@ -129,3 +130,13 @@ def test_an_interrupted_writer_leaves_no_entry(
     with pytest.raises(KeyboardInterrupt):
         decode_split(train_split(pictures), (20, 20), "pad")
     assert list(cache.iterdir()) == []
+
+
+def test_pictures_of_an_array_followed_by_files_are_decoded_as_each_would_be_alone(tmp_path: Path) -> None:
+    arrays = coloured_data(6).splits["train"]
+    paths = [str(write_picture(tmp_path / f"{n}.png", coloured(n % 3, 50 + n, side=24))) for n in range(2)]
+    files = FileSplit(tmp_path, paths, np.array([0, 1]))
+    joined = with_files(arrays, paths, files.labels)
+    for size in ((16, 16), (20, 20)):
+        parts = [decode_split(split, size, "pad").images for split in (arrays, files)]
+        assert torch.equal(decode_split(joined, size, "pad").images, torch.cat(parts))

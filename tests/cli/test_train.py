@@ -194,7 +194,8 @@ def test_corrected_labels_are_told_at_the_start_and_at_the_end(
         "picture,label,split,was,decision\ntrain/red/0.png,blue,train,red,relabel\n"
     )
     labels, out = str(tmp_path / "labels.csv"), str(tmp_path / "run")
-    assert main(["train", str(folder), "--labels", labels, "--out", out, *SETTINGS, *epochs(1)]) == 0
+    small = ["--set", "model.name=fastnet", "--set", "model.width=0.1", "--recipe", "fast"]
+    assert main(["train", str(folder), "--labels", labels, "--out", out, *SETTINGS, *small, *epochs(1)]) == 0
     shown = capsys.readouterr()
     assert "        corrected labels: 1 relabelled\n" in shown.err
     assert "  corrected labels: 1 relabelled\n" in shown.out

@@ -6,6 +6,7 @@ import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,10 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert read_corrections(path) == []
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1), st.booleans())
+@given(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12),
+    st.booleans(),
+)
 def test_any_name_survives_the_file(name: str, added: bool) -> None:
     if name.strip():
         one = Correction(name, "train", "" if added else "a", "b", "relabel")
@@ -235,6 +239,17 @@ def test_a_picture_is_found_in_whichever_split_it_is_now(tmp_path: Path) -> None
         assert data.corrected.relabelled == 3
 
 
+def test_two_rows_about_one_picture_from_different_splits_are_two_reviews(
+    folder: Path, tmp_path: Path
+) -> None:
+    decided = [relabel("train/red/0.png", "blue", "red", "val"), relabel("train/red/0.png", "green", "blue")]
+    data = apply_corrections(load_data(folder), decided, tmp_path)
+    assert labels_by_name(data, "train")["train/red/0.png"] == "green"
+    assert not any(note.startswith("warning") for note in data.notes)
+    assert data.corrected is not None
+    assert data.corrected.relabelled == 1
+
+
 def test_the_held_out_pictures_stay_the_same_when_labels_change(tmp_path: Path) -> None:
     folder = write_class_folders(tmp_path / "data", [""], per_class=10)
     plain = load_data(folder, val_fraction=0.2)
@@ -271,7 +286,7 @@ def test_pictures_that_are_gone_are_counted_in_a_warning(folder: Path, tmp_path:
     assert note in data.notes
     assert data.corrected is not None
     assert data.corrected.missing == 2
-    with pytest.raises(DataError, match=r"none of the 2 corrections names a picture of .* to other data"):
+    with pytest.raises(DataError, match=r"no correction names a picture of .* to other data"):
         apply_corrections(load_data(folder), gone, tmp_path)
 
 
@@ -449,3 +464,28 @@ def test_a_new_picture_named_like_one_of_the_data_is_another_picture(folder: Pat
     found = labels_by_name(data, "train")
     assert found["train/red/0.png"] == "red"
     assert found[str(tmp_path / "train" / "red" / "0.png")] == "green"
+
+
+def test_a_new_picture_of_a_group_in_test_is_a_warning(tmp_path: Path) -> None:
+    for person in range(8):
+        for number in range(3):
+            name = ("red", "green")[person % 2]
+            write_picture(tmp_path / "data" / name / f"p{person}-{number}.png", coloured(person % 2, person))
+    by_person: dict[str, Any] = {"group_by": "(p[0-9]+)-"}
+    tested = str(load_data(tmp_path / "data", **by_person).groups["test"][0])
+    new = [
+        Correction(
+            str(write_picture(tmp_path / "new" / f"{person}-9.png", coloured(0, 3))),
+            "train",
+            "",
+            "red",
+            "relabel",
+        )
+        for person in (tested, "p77")
+    ]
+    data = load_data(tmp_path / "data", labels=new, **by_person)
+    assert data.groups["train"].tolist()[-2:] == [tested, "p77"]
+    assert any(
+        f"1 group(s) have pictures in more than one of test and train, such as {tested}" in note
+        for note in data.notes
+    )

@@ -281,8 +281,8 @@ def apply_corrections(data: Data, corrections: Sequence[Correction], folder: Pat
     found = _find(data, decided)
     if decided and len(found.missing) == len(decided):
         raise DataError(
-            f"none of the {len(decided):,} corrections names a picture of {data.source}, such as "
-            f"{printable(decided[0].name)}: they belong to other data"
+            f"no correction names a picture of {data.source}, not even the first one, "
+            f"{printable(decided[0].name)}: the corrections belong to other data"
         )
     return _Application(data, found).result(content)
 
@@ -316,7 +316,8 @@ def _find(data: Data, corrections: Sequence[Correction]) -> _Found:
         if not places and (one.was or one.name not in files):
             places = _chosen_split(data, one, by_name.get(one.name, {}))
         for split, index in places:
-            found.places[split][index] = one
+            earlier = found.places[split].get(index, one)  # the data's class is the one of the first review
+            found.places[split][index] = replace(one, was=earlier.was)
         if not places and one.name in files:
             found.files[one.name] = one
         elif not places:

@@ -176,6 +176,22 @@ def _with_groups(data: Data, group_by: str) -> Data:
     return replace(data, groups=groups, notes=tuple(notes))
 
 
+def with_groups_of_new(data: Data, group_by: str, count: int) -> Data:
+    """Find the groups of the last ``count`` pictures of ``train``, which joined it later, in their names.
+
+    Warns if such a group is also in another split.
+
+    Args:
+        data: data whose groups were found by ``group_by``.
+        group_by: the regular expression that finds them.
+        count: how many pictures are new.
+    """
+    train, groups = data.splits["train"], data.groups["train"].astype(object)
+    new = train.subset(np.arange(len(train) - count, len(train)))
+    groups[len(train) - count :] = _groups_of(new, re.compile(group_by))[0]
+    return _with_shared_groups_noted(replace(data, groups={**data.groups, "train": groups}))
+
+
 def _groups_of(split: Split, regex: re.Pattern[str]) -> tuple[list[str], int]:
     """Find each picture's group and count the matches. A picture that does not match is its own group."""
     groups: list[str] = []

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from thumbnet.data.corrections import Correction, apply_corrections, corrections_of
-from thumbnet.data.held_out import with_held_out
+from thumbnet.data.held_out import with_groups_of_new, with_held_out
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, printable
 from thumbnet.files import cache_folder
@@ -107,9 +107,12 @@ def load_data(
     data = replace(data, splits={name: data.splits[name] for name in SPLITS if name in data.splits})
     if not one_class:
         data.check_trainable()
+    groups_in_names = bool(chosen.group_by) and "train" not in data.groups
     data = with_held_out(data, chosen.test_fraction, chosen.val_fraction, chosen.split_seed, chosen.group_by)
     if corrections is not None:
         data = apply_corrections(data, corrections, Path())
+        if groups_in_names and data.corrected is not None and data.corrected.added:
+            data = with_groups_of_new(data, chosen.group_by, data.corrected.added)
         if not one_class:
             data.check_trainable()
     return data
