@@ -151,3 +151,21 @@ def test_a_review_of_spoilt_labels_is_measured_and_resumed(
     before = file.stat().st_mtime_ns
     label_noise.main()
     assert file.stat().st_mtime_ns == before
+
+
+def test_chosen_labels_are_compared_with_random_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole program, on three colours with one seed."""
+    monkeypatch.setattr(labelling, "load_data", lambda name: coloured_data())
+    words = ["--pictures", "60", "--labelled", "12", "--added", "6", "--seeds", "1", "--trainings", "1"]
+    words += ["--epochs", "1", "--set", "model.width=0.25", "--device", "cpu"]
+    words += ["--json", str(tmp_path / "results.json")]
+    monkeypatch.setattr(sys, "argv", ["labelling.py", *words])
+    labelling.main()
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert list(results) == [f"{name}, seed 0, training 0" for name in ("before", "chosen", "random")]
+    labelled, _ = labelling.start(60, 12, 0)
+    chosen = results["before, seed 0, training 0"]["chosen"]
+    assert len(set(chosen)) == 6
+    assert not set(chosen) & set(labelled.tolist())
+    accuracies = [one["accuracy"] for one in results.values()]
+    assert all(0 <= accuracy <= 1 for accuracy in accuracies)
