@@ -16,7 +16,7 @@ import pytest
 from helpers import coloured, write_picture
 from thumbnet.cli import main
 from thumbnet.cli import review as command
-from thumbnet.data.corrections import read_corrections
+from thumbnet.data.corrections import Correction, read_corrections, write_corrections
 from thumbnet.reviewing.session import lock_labels
 from thumbnet.runs.folder import Run
 from thumbnet.sources.load import load_data
@@ -133,6 +133,33 @@ def test_new_pictures_get_labels_that_train_adds(
     assert len(load_data(str(folder), labels=labels).splits["train"]) == 61
 
 
+def test_labels_for_new_pictures_include_the_corrections_of_the_run(
+    run: Path, folder: Path, tmp_path: Path, visiting: Callable[[Visit], None]
+) -> None:
+    pictures = [write_picture(tmp_path / "new" / f"{n}.png", coloured(n, 500 + n)) for n in range(3)]
+    wrong = "train/red/0.png"
+    earlier = [
+        Correction(wrong, "train", "red", "blue", "relabel"),
+        Correction(str(pictures[0]), "train", "", "red", "relabel"),
+    ]
+    write_corrections(run / "corrections.csv", earlier)
+
+    def visit(client: Any, decide: Any) -> None:
+        state = client.get("/state").json()
+        decided = {one["name"]: one["decided"] for one in state["pictures"]}
+        assert decided["new/0.png"] == {"decision": "relabel", "label": "red"}
+        assert (state["done"], state["undo"]) == (1, False)
+        decide([one["name"] for one in state["pictures"]].index("new/2.png"), "relabel", 2)
+
+    visiting(visit)
+    assert main(["review", str(tmp_path / "new"), "--run", str(run), "--port", "0", "--no-browser"]) == 0
+    labels = tmp_path / "new-labels.csv"
+    assert [one.name for one in read_corrections(labels)] == [wrong, "new/0.png", "new/2.png"]
+    corrected = load_data(str(folder), labels=labels).corrected
+    assert corrected is not None
+    assert (corrected.relabelled, corrected.added) == (1, 2)
+
+
 def test_what_cannot_be_reviewed_is_explained_before_anything_is_scored(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,7 +186,10 @@ def test_what_cannot_be_reviewed_is_explained_before_anything_is_scored(
             (["run", "--out", "locked.csv"], "another review is writing locked.csv"),
             (["run", "--first", "0"], "--first 0: expected 1 or more"),
             (["run", "--run", "run"], "run is a run: with --run, name a folder of unlabelled pictures"),
-            (["pictures", "--run", "run", "--folds", "2"], "--folds and --data are for a run's own data"),
+            (
+                ["pictures", "--run", "run", "--folds", "2"],
+                "--folds and --data are for reviewing a run's own data",
+            ),
             (["pictures", "--run", "run"], "there are no pictures in the folder"),
             (["elsewhere", "--run", "run"], "there is no folder"),
         ):
@@ -232,6 +262,6 @@ def test_ctrl_c_during_the_scoring_says_how_to_continue(
 
     monkeypatch.setattr("thumbnet.reviewing.scores.score_pictures", stopped)
     assert main(["review", str(run), *QUICK]) == 130
-    assert "the networks that are finished are kept. Continue: " in capsys.readouterr().err
+    assert f"review {run} --folds 0\n" in capsys.readouterr().err
     with lock_labels(run / "labels.csv"):
         pass

@@ -59,7 +59,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="the file of labels (default: labels.csv in RUN; with --run, DIR-labels.csv beside the folder)",
+        help="the file of labels (default: labels.csv in RUN; with --run, DIR-labels.csv next to the folder)",
     )
     parser.add_argument(
         "--port",
@@ -193,7 +193,9 @@ class _Suspects(_Task):
                     self.run, data, folds=folds, device=self.options.device, progress=display
                 )
         except KeyboardInterrupt:
-            again = command("review", self.options.place)
+            given = [] if self.options.folds is None else ["--folds", str(folds)]
+            given += ["--data", self.options.data] if self.options.data else []
+            again = command("review", self.options.place, *given)
             note(f"\nthumbnet: the networks that are finished are kept. Continue: {again}")
             raise
         first = self.options.first
@@ -206,6 +208,7 @@ class _Unlabelled(_Task):
 
     def __init__(self, options: argparse.Namespace) -> None:
         from thumbnet.runs.finding import is_run
+        from thumbnet.runs.folder import Run
 
         super().__init__(options)
         self.folder = Path(options.place).expanduser().resolve()
@@ -219,22 +222,19 @@ class _Unlabelled(_Task):
                 "--folds and --data are for reviewing a run's own data: leave them out with --run"
             )
         self.title = f"Labels for {self.folder.name}"
-        beside = self.folder.with_name(f"{self.folder.name}-labels.csv")
-        self.file = Path(options.out).expanduser() if options.out else beside
+        named = Path(options.out).expanduser() if options.out else None
+        self.file = named or self.folder.with_name(f"{self.folder.name}-labels.csv")
+        folder = Path(options.run).expanduser()
+        self.run = Run.open(folder) if is_run(folder) else None  # None: a file, or a run on the Hub
 
     def data_name(self) -> str:
-        from thumbnet.runs.finding import is_run
-        from thumbnet.runs.folder import Run
-
-        folder = Path(self.options.run).expanduser()
-        own = Run.open(folder).settings.get("data") if is_run(folder) else None
-        return str(own or "DATA")
+        return str((self.run and self.run.settings.get("data")) or "DATA")
 
     def review(self) -> Review:
         from thumbnet.classifiers.load import load_classifier
         from thumbnet.cli.console import note
         from thumbnet.cli.progress import counting
-        from thumbnet.reviewing.session import TRAIN, Review, unlabelled_items
+        from thumbnet.reviewing.session import TRAIN, Review, renamed, unlabelled_items
         from thumbnet.reviewing.unlabelled import order_unlabelled, read_unlabelled, score_unlabelled
 
         pictures = read_unlabelled(self.folder)
@@ -249,8 +249,11 @@ class _Unlabelled(_Task):
             )
         self.splits, self.rendering = {TRAIN: found.split}, classifier.info.preprocessing.rendering
         order = order_unlabelled(found.probabilities, found.features)
-        items = unlabelled_items(found, order, self.options.first, self.file.parent.resolve())
-        return Review(items, classifier.class_names, self.file)
+        folder = self.file.parent.resolve()
+        items = unlabelled_items(found, order, self.options.first, folder)
+        # The next training needs the corrections of the run's data as well.
+        inherited = renamed((self.run and self.run.corrections) or (), folder)
+        return Review(items, classifier.class_names, self.file, inherited=inherited)
 
 
 def _data_of(run: Run, options: argparse.Namespace) -> Data:

@@ -7,9 +7,9 @@ or the computer may stop at any moment. The next review of the same pictures con
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,18 +70,29 @@ def suspicious_items(suspects: Sequence[Suspect], scores: Scores, first: int) ->
     return items
 
 
-def unlabelled_items(found: Unlabelled, order: np.ndarray, first: int, beside: Path) -> list[Item]:
-    """The ``first`` pictures in this order, named as the file of labels in the folder ``beside`` names them.
-
-    A picture below that folder is named by its path relative to it, and any other by its whole path.
-    """
+def unlabelled_items(found: Unlabelled, order: np.ndarray, first: int, folder: Path) -> list[Item]:
+    """The ``first`` pictures in this order, for a file of labels in ``folder``."""
     items = []
     for index in order[:first].tolist():
-        path, likely = found.split.path(index).resolve(), _likely(found.probabilities[index])
-        below = path.is_relative_to(beside)
-        name = path.relative_to(beside).as_posix() if below else str(path)
+        likely = _likely(found.probabilities[index])
+        name = _name_in(folder, found.split.path(index).resolve())
         items.append(Item(TRAIN, index, name, None, likely[0][0], likely))
     return items
+
+
+def renamed(corrections: Iterable[Correction], folder: Path) -> list[Correction]:
+    """Name pictures that corrections add to the data as :func:`unlabelled_items` does."""
+    return [
+        replace(one, name=_name_in(folder, Path(one.name).resolve()))
+        if not one.was and Path(one.name).is_absolute()
+        else one
+        for one in corrections
+    ]
+
+
+def _name_in(folder: Path, path: Path) -> str:
+    """A picture's name in a file of labels: relative to the file's ``folder`` or, outside it, absolute."""
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def _likely(probabilities: np.ndarray) -> tuple[tuple[int, float], ...]:
