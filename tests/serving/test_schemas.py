@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -61,3 +62,10 @@ def test_predictions_survive_a_round_trip_through_json() -> None:
 def test_an_unknown_certainty_is_refused() -> None:
     with pytest.raises(pydantic.ValidationError):
         schemas.PicturePrediction(name="a.png", classes=[], words="", certainty="certain")  # type: ignore[arg-type]
+
+
+def test_a_name_that_is_not_utf_8_can_be_sent() -> None:
+    one = schemas.ClassProbability(name="caf\udce9", probability=1.0)
+    assert json.loads(one.model_dump_json())["name"] == "caf\\udce9"
+    found = schemas.PicturePrediction(name="a", classes=[one], words="caf\udce9", certainty="sure")
+    assert found.words == "caf\\udce9"
