@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -71,3 +72,18 @@ def test_an_unknown_certainty_is_refused() -> None:
     )
     with pytest.raises(pydantic.ValidationError):
         schemas.PicturePrediction.model_validate({**sure.model_dump(), "certainty": "certain"})
+
+
+def test_a_name_that_is_not_utf_8_can_be_sent() -> None:
+    one = schemas.ClassProbability(name="caf\udce9", probability=1.0)
+    assert json.loads(one.model_dump_json())["name"] == "caf\\udce9"
+    found = schemas.PicturePrediction(
+        name="a",
+        classes=[one],
+        words="caf\udce9",
+        certainty="sure",
+        unlike=None,
+        unlikeness=None,
+        labels=None,
+    )
+    assert found.words == "caf\\udce9"

@@ -342,6 +342,8 @@ def test_the_service_survives_a_failure_of_the_network() -> None:
     with testclient.TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
         good, classifier.logits = classifier.logits, None  # type: ignore[assignment,method-assign]
         assert client.post("/predict", files={"file": grey(0)}).status_code == 500
+        classifier.logits = lambda pixels, tta: np.full((len(pixels), 2), np.nan)  # type: ignore[method-assign,misc,assignment]
+        assert client.post("/predict", files={"file": grey(0)}).status_code == 500  # not "100 %"
         classifier.logits = good  # type: ignore[method-assign]
         assert client.post("/predict", files={"file": grey(0)}).status_code == 200
 

@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from thumbnet.runs.folder import Run
 
 
-UNLIKE_TRAINING = "unlike the training pictures"
-
-
 def show_summary(run: Run) -> None:
     """Print the outcome of a training, and what to do next."""
     summary = run.summary
@@ -229,7 +226,6 @@ def prediction_printer(
 
     def as_table(results: list[tuple[str, Prediction | str]]) -> None:
         rows = []
-        marked = any(not isinstance(result, str) and result.unlike for _, result in results)
         for name, result in results:
             if isinstance(result, str):
                 rows.append([printable(name), f"cannot be read: {result}"])
@@ -237,12 +233,10 @@ def prediction_printer(
                 cells = [
                     cell for label, p in pairs(result) for cell in (printable(label), f"{100 * p:.1f} %")
                 ]
-                words = in_words(result.labels, result.probabilities)
-                mark = [UNLIKE_TRAINING if result.unlike else ""] if marked else []
-                rows.append([printable(name), printable(words), *cells, *mark])
+                words = in_words(result.labels, result.probabilities, unlike=bool(result.unlike))
+                rows.append([printable(name), printable(words), *cells])
         if rows:
-            heads = ["picture", "answer", *["class", "probability"] * top, *(["note"] if marked else [])]
-            say(table(heads, rows, left=2))
+            say(table(["picture", "answer", *["class", "probability"] * top], rows, left=2))
 
     if shape == "json":
         return as_json

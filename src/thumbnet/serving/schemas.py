@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from thumbnet.classifiers.words import Certainty
 
@@ -15,19 +16,27 @@ UNLIKENESS = "the score that decides it, higher for less like; null if there is 
 LABELS = "the labels that reach their thresholds; null if the network gives a picture one class"
 
 
+def _as_utf8(text: object) -> object:
+    return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else text
+
+
+# A class or a run may be named by a folder whose name is not UTF-8. JSON must be.
+Name = Annotated[str, BeforeValidator(_as_utf8)]
+
+
 class ClassProbability(BaseModel):
     """A class and its probability."""
 
-    name: str
+    name: Name
     probability: float = Field(ge=0, le=1)
 
 
 class PicturePrediction(BaseModel):
     """The most probable classes of a picture, most probable first."""
 
-    name: str = Field(description="the file name in the request")
+    name: Name = Field(description="the file name in the request")
     classes: list[ClassProbability]
-    words: str = Field(description=WORDS)
+    words: Name = Field(description=WORDS)
     certainty: Certainty = Field(description=CERTAINTY)
     unlike: bool | None = Field(description=UNLIKE)
     unlikeness: float | None = Field(description=UNLIKENESS)
@@ -44,7 +53,7 @@ class Explanation(BaseModel):
     """A prediction, and where the network looked. Pictures are ``data:`` URLs."""
 
     classes: list[ClassProbability]
-    words: str = Field(description=WORDS)
+    words: Name = Field(description=WORDS)
     certainty: Certainty = Field(description=CERTAINTY)
     unlike: bool | None = Field(description=UNLIKE)
     unlikeness: float | None = Field(description=UNLIKENESS)
@@ -59,8 +68,8 @@ class HardPicture(BaseModel):
     """A test picture that the network classifies wrongly, with high confidence."""
 
     picture: str
-    label: str
-    predicted: str
+    label: Name
+    predicted: Name
     confidence: float
 
 
@@ -82,14 +91,14 @@ class Accuracy(BaseModel):
 class ModelDescription(BaseModel):
     """The network that is served. A field is null if its value is not known."""
 
-    run: str | None = Field(description="the name of the run")
+    run: Name | None = Field(description="the name of the run")
     format: str | None = Field(description="run, safetensors, or the format of the export, such as onnx")
     digest: str | None = Field(description="the digest of the weights' file: sha256: and 64 digits")
     accuracy: Accuracy | None = Field(description="the accuracy at the end of the training")
     fingerprint: str | None = Field(description="the fingerprint of the training data")
     calibrated: bool = Field(description="whether the probabilities were calibrated on held-out pictures")
     network: str
-    classes: list[str]
+    classes: list[Name]
     height: int = Field(description="the height in pixels of the pictures that the network sees")
     width: int = Field(description="their width")
     thumbnet: str | None = Field(description="the version of thumbnet that trained the network")

@@ -442,7 +442,7 @@ def _status_of(error: BaseException) -> int:
 
 def _classes(prediction: Prediction, top: int) -> list[ClassProbability]:
     pairs = zip(prediction.labels[:top], prediction.probabilities[:top], strict=True)
-    return [ClassProbability(name=name, probability=min(1.0, value)) for name, value in pairs]
+    return [ClassProbability(name=name, probability=min(value, 1.0)) for name, value in pairs]
 
 
 def _description(classifier: Classifier) -> str:
