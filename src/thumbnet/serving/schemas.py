@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, Field
 
 UNLIKE = "whether the picture is unlike the training pictures; null if the weights do not tell"
-UNLIKENESS = "the score that decides it, higher for less like; null if there is none"
+UNLIKENESS = "how unlike they are: 0 is usual, above 1 is unlike; null if the weights do not tell"
 
 
 class ClassProbability(BaseModel):
