@@ -5,8 +5,8 @@
 It trains ``fast`` on a part of CIFAR-10, once with all classes and once without two of them. The test
 pictures should look like the training pictures; digits, noise, plain colours and the two classes should not.
 The scores ``energy``, ``probability`` and ``logit`` need nothing but logits, as exported models give them;
-``looks`` is the distance of a few statistics of the pixels, and ``shipped`` is what a run stores, ``logit``
-and ``looks`` together.
+``looks`` is the distance of a few statistics of the pixels; ``shipped`` is what a run stores, ``logit`` and
+``looks`` together.
 ``mahalanobis`` and ``neighbours`` need the inputs of the last layer, and those of all training pictures.
 
 AUROC is the chance that a picture of the other set has a higher score than a test picture. FPR95 is the share

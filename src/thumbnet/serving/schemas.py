@@ -12,7 +12,7 @@ from thumbnet.classifiers.words import Certainty
 WORDS = "the answer in words, which claim no more than its probability"
 CERTAINTY = "how probable the first class is: 95, 75 or 50 % or more, or less"
 UNLIKE = "whether the picture is unlike the training pictures; null if the weights do not tell"
-UNLIKENESS = "the score that decides it, higher for less like; null if there is none"
+UNLIKENESS = "how unlike they are: 0 is usual, above 1 is unlike; null if the weights do not tell"
 LABELS = "the labels that reach their thresholds; null if the network gives a picture one class"
 
 
