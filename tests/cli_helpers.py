@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 from helpers import TINY
+from thumbnet.cli import main
 
 SETTINGS = [argument for setting in TINY for argument in ("--set", setting)]
 
@@ -16,13 +20,29 @@ def epochs(number: int) -> list[str]:
     return ["--set", f"training.epochs={number}"]
 
 
-def run_cli(
-    *arguments: str | Path, stdin: bytes | None = None, cwd: Path | None = None
-) -> tuple[int, str, str]:
+def run_process(*arguments: str | Path) -> tuple[int, str, str]:
     """Run the real command in a process of its own; returns its status, stdout and stderr."""
     command = [sys.executable, "-m", "thumbnet", *map(str, arguments)]
-    done = subprocess.run(command, input=stdin or b"", capture_output=True, cwd=cwd, timeout=300)
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout, done.stderr
+
+
+def run_cli(*arguments: str | Path, stdin: bytes = b"", cwd: Path | None = None) -> tuple[int, str, str]:
+    """Run the command within this process, which saves importing torch; returns status, stdout and stderr."""
+    given, out, err = (io.TextIOWrapper(io.BytesIO(content), "utf-8") for content in (stdin, b"", b""))
+    with (
+        redirect_stdout(out),
+        redirect_stderr(err),
+        chdir(cwd or Path.cwd()),
+        mock.patch.multiple(sys, stdin=given, argv=["thumbnet"]),
+    ):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as end:  # how argparse ends --help and --version
+            status = int(end.code or 0)
+    for stream in (out, err):
+        stream.flush()
+    return status, *(stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]
 
 
 def interrupt_when(process: subprocess.Popen[str], word: str, number: int = signal.SIGINT) -> str:

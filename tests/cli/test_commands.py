@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import thumbnet
-from cli_helpers import run_cli
+from cli_helpers import run_process
 from helpers import coloured, write_picture
 from thumbnet import hardware
 from thumbnet.cli import main
@@ -117,11 +117,11 @@ def test_help_and_import_are_quick_and_need_no_torch() -> None:
     code = "import sys, thumbnet, thumbnet.cli; thumbnet.cli.build_parser(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-    status, stdout, _ = run_cli("--help")
+    status, stdout, _ = run_process("--help")
     assert status == 0
     assert "thumbnet train digits" in stdout
-    assert run_cli("--version")[1].strip() == f"thumbnet {thumbnet.__version__}"
-    assert run_cli("train", "--nonsense")[0] == 2
+    assert run_process("--version")[1].strip() == f"thumbnet {thumbnet.__version__}"
+    assert run_process("train", "--nonsense")[0] == 2
 
 
 def test_every_public_name_can_be_imported() -> None:
