@@ -56,7 +56,7 @@ def test_labels_are_counted_found_and_named() -> None:
     assert split.single_classes().tolist() == [-1] * 4
     chosen = split.subset(np.array([3, 1]))
     assert chosen.targets.tolist() == [[True] * 3, [False] * 3]
-    assert chosen.name(0) == "train[0]"
+    assert chosen.name(0) == "train[3]"  # its place in the whole split
 
 
 def test_one_class_per_picture_offers_the_same() -> None:
