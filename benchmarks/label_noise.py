@@ -85,13 +85,16 @@ def how_many_found(order: np.ndarray, spoilt: np.ndarray) -> dict[str, float]:
 
 
 def by_own_probability(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Rank by the label's probability, the lowest first ("self-confidence")."""
-    return np.argsort(probabilities[np.arange(len(labels)), labels], kind="stable")
+    """Rank by the label's probability, the lowest first ("self-confidence"), as ``find_suspects`` does."""
+    return np.argsort(-label_doubts(probabilities, labels), kind="stable")
 
 
 def by_margin(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Rank by the margin, as ``find_suspects`` does."""
-    return np.argsort(-label_doubts(probabilities, labels), kind="stable")
+    """Rank by the label's probability minus the largest probability of another class, the lowest first."""
+    values, rows = probabilities.astype(np.float64), np.arange(len(labels))
+    own = values[rows, labels]
+    values[rows, labels] = -np.inf
+    return np.argsort(own - values.max(axis=1), kind="stable")
 
 
 def by_confident_learning(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -125,8 +128,8 @@ def _first(some: np.ndarray, every: np.ndarray) -> np.ndarray:
 
 
 RANKINGS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "margin": by_margin,
     "own probability": by_own_probability,
+    "margin": by_margin,
     "confident learning": by_confident_learning,
     "adjusted margin": by_adjusted_margin,
 }

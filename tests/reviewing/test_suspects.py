@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
 from thumbnet.data.repeats import picture_digests
 from thumbnet.data.splits import ArraySplit, Data
@@ -52,7 +49,7 @@ def test_wrong_labels_come_first_with_the_class_that_the_network_sees() -> None:
     assert len(found) == 10
     doubts = [one.doubt for one in found]
     assert doubts == sorted(doubts, reverse=True)
-    assert doubts[0] == pytest.approx(0.925)
+    assert doubts[0] == pytest.approx(0.95)
 
 
 def test_copies_name_each_other_across_splits() -> None:
@@ -120,23 +117,12 @@ def test_training_pictures_have_thresholds_of_their_own() -> None:
     assert "label" not in find_suspects(data, scores)[0].reasons
 
 
-@settings(max_examples=40)
-@given(
-    arrays.arrays(np.float64, (20, 4), elements=st.floats(1e-6, 1)),
-    arrays.arrays(np.int64, 20, elements=st.integers(0, 3)),
-)
-def test_doubts_lie_between_0_and_1_and_exceed_one_half_only_if_another_class_is_more_probable(
-    values: np.ndarray, labels: np.ndarray
-) -> None:
-    probabilities = values / values.sum(axis=1, keepdims=True)
-    doubts = label_doubts(probabilities, labels)
-    assert ((doubts >= 0) & (doubts <= 1)).all()
-    own = probabilities[np.arange(20), labels]
-    behind = probabilities.max(axis=1) - own
-    assert (behind[doubts > 0.5] > 0).all()
-    assert (doubts[behind > 1e-9] > 0.5).all()
-
-
 def test_the_doubt_is_1_or_0_where_the_network_is_sure() -> None:
-    probabilities = np.array([[0.0, 1.0], [0.0, 1.0], [0.5, 0.5]])
-    assert label_doubts(probabilities, np.array([0, 1, 0])).tolist() == [1.0, 0.0, 0.5]
+    probabilities = np.array([[0.0, 1.0], [0.0, 1.0], [0.25, 0.75]], dtype=np.float32)
+    assert label_doubts(probabilities, np.array([0, 1, 0])).tolist() == [1.0, 0.0, 0.75]
+
+
+def test_the_lower_a_labels_probability_the_earlier_it_comes_whatever_the_other_classes_are() -> None:
+    rows = [[0.2, 0.75, 0.05], [0.15, 0.43, 0.42], [0.9, 0.05, 0.05], [0.1, 0.8, 0.1]]
+    data, scores = made({"train": (np.arange(4), [0, 0, 0, 1], rows)})
+    assert [one.name for one in find_suspects(data, scores)] == [f"train[{at}]" for at in (1, 0, 3, 2)]

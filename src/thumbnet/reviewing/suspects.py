@@ -40,7 +40,7 @@ class Suspect:
 def find_suspects(data: Data, scores: Scores) -> list[Suspect]:
     """Rank every readable picture by how much speaks against its label, most suspicious first.
 
-    The order is that of :func:`label_doubts`, except for pictures with two labels. At least one of the two is
+    The order is that of :func:`label_doubts`, except for pictures with two labels. At least one of these is
     wrong, so these pictures have a doubt of at least 1/2.
 
     Args:
@@ -81,29 +81,29 @@ def find_suspects(data: Data, scores: Scores) -> list[Suspect]:
 def label_doubts(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """How much a network's probabilities speak against the labels, 0 to 1: float64 [N].
 
-    It depends on the margin, which is the label's probability minus the largest probability of another class:
-    1 if the network is sure of another class, 1/2 if the two are equal, 0 if it is sure of the label.
+    It is 1 minus the label's probability. Of all scores that were tried, the library cleanlab's among them,
+    this simplest one finds the most wrong labels (docs/notebook/labels.md).
 
     Args:
         probabilities: float [N, classes], from a network that was not trained on these pictures.
         labels: int64 [N].
     """
-    values = probabilities.astype(np.float64)
-    rows = np.arange(len(labels))
-    own = values[rows, labels]
-    values[rows, labels] = -1.0
-    return np.clip((1 - own + np.maximum(values.max(axis=1), 0)) / 2, 0, 1)
+    own = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return np.clip(1 - own, 0, 1)
 
 
 def _doubted(probabilities: np.ndarray, labels: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-    """Which labels are probably wrong, by confident learning: bool [N].
+    """Which labels are probably wrong: bool [N].
 
-    A network is surer of pictures that it was trained on, so these have thresholds of their own.
+    Confident learning says how many, and the labels with the lowest probabilities are these. A network is
+    surer of pictures that it was trained on, so they are counted on their own.
     """
     doubted = np.zeros(len(labels), dtype=bool)
     for group in (np.flatnonzero(held_out), np.flatnonzero(~held_out)):
         if len(group):
-            doubted[group[likely_label_errors(probabilities[group], labels[group])]] = True
+            count = len(likely_label_errors(probabilities[group], labels[group]))
+            order = np.argsort(-label_doubts(probabilities[group], labels[group]), kind="stable")
+            doubted[group[order[:count]]] = True
     return doubted
 
 
