@@ -45,7 +45,8 @@ def residual_block() -> None:
     for x, y, text, colour, shape in boxes:
         box = {"boxstyle": f"{shape},pad=0.4", "facecolor": f"{colour}38", "edgecolor": INK}
         drawn.append(axes.text(x, y, text, ha="center", va="center", bbox=box, fontsize=9))
-    FigureCanvasAgg(figure).draw()  # the boxes' places are known only then
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()  # the boxes' places are known only then
     ends = [(0.1, 0.1)]
     for text in drawn[:-1]:
         corners = text.get_bbox_patch().get_window_extent().transformed(axes.transData.inverted())

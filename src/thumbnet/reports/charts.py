@@ -64,7 +64,7 @@ def _by_epoch(label: str) -> tuple[Any, Any]:
     axes: Any = figure.add_subplot()
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     return figure, axes
 
 

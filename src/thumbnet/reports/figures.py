@@ -166,7 +166,7 @@ def draw_accuracies(
     if known:
         at, values = [line["epoch"] for line in known], [100 * line["train_accuracy"] for line in known]
         label = _once(axes, "training, on augmented pictures")
-        axes.plot(at, values, marker=".", color=train, alpha=0.6, linestyle="--", label=label)
+        axes.plot(at, values, marker=".", color=train, alpha=0.8, linestyle="--", label=label)
     final = summary[headline_key(summary)]
     if final is not None:
         tta = "" if summary["tta"] == "none" else f" ({summary['tta']})"
@@ -213,7 +213,7 @@ def curves_figure(groups: Sequence[Group]) -> Figure:
     axes[1].set_ylabel("loss")
     axes[1].legend(loc="upper right", fontsize=8, frameon=False)
     axes[1].set_xlabel("epoch")
-    axes[1].xaxis.get_major_locator().set_params(integer=True)
+    axes[1].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes[0].legend(loc="lower right", fontsize=8, frameon=False)
     for one in axes:
         one.grid(alpha=0.3)
