@@ -45,6 +45,10 @@ TITLES = {
     "A network of your own": "自己的网络",
     "Classes of unequal size": "类别数量不均衡",
     "Choosing a recipe": "选择配方",
+    "Mending labels": "修正标签",
+    "Correcting labels": "在浏览器里改标签",
+    "Sort a folder of pictures": "整理一个图片文件夹",
+    "Several labels per picture": "一张图片多个标签",
     "Export": "导出",
     "Serving": "部署服务",
     "Several GPUs and machines": "多块 GPU 与多台机器",
@@ -67,6 +71,8 @@ TITLES = {
     "Kernels": "算子",
     "Speed": "速度",
     "Training for a given time": "限时训练",
+    "Wrong labels and new ones": "错误的标签与新的标签",
+    "Unlike the training pictures": "与训练图片不相像的图片",
 }
 
 

@@ -209,11 +209,3 @@ def test_the_switch_leads_to_the_same_page_in_the_other_language(pages: dict[str
         assert page.switch is not None, path
         assert target(path, page.switch) == (same if same in pages else "zh/index.html"), path
         assert is_chinese(path) <= (same in pages)
-
-
-def test_the_style_names_only_figures_that_exist() -> None:
-    """A figure that the style does not name lies on a light card in dark mode."""
-    style = (DOCS / "stylesheets" / "site.css").read_text()
-    named = re.findall(r'\[src\$="/([\w-]+\.png)"\]', style)
-    assert named
-    assert [name for name in named if not (DOCS / "images" / name).is_file()] == []
