@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thumbnet.evaluation import evaluate_logits
@@ -37,6 +37,7 @@ def average_precision(scores: list[float], truth: list[bool]) -> float:
     return total
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=30))
 def test_average_precision_is_that_of_the_definition_also_with_ties(pairs: list[tuple[int, bool]]) -> None:
     scores, truth = [float(score) for score, _ in pairs], [positive for _, positive in pairs]
@@ -116,6 +117,20 @@ def test_the_interval_of_map_holds_the_value_and_narrows_with_more_pictures() ->
     assert bootstrap_interval(logits, targets) == bootstrap_interval(logits, targets)
 
 
+def test_the_interval_of_map_is_as_wide_as_that_of_new_pictures() -> None:
+    """Half the width is 1.96 standard deviations of mAP over independent sets of as many pictures."""
+    generator = np.random.default_rng(1)
+    values, widths = [], []
+    for number in range(60):
+        targets = generator.random((300, 2)) < 0.3
+        logits = 1.5 * targets + generator.normal(size=targets.shape)
+        found = evaluate_labels(logits, targets, NAMES[:2], quick=number >= 4)
+        values.append(found.map)
+        if found.map_interval is not None:
+            widths.append((found.map_interval[1] - found.map_interval[0]) / 2)
+    assert np.mean(widths) == pytest.approx(1.96 * np.std(values), rel=0.3)
+
+
 def best_f1(probabilities: np.ndarray, truth: np.ndarray) -> float:
     cuts = [0.0, *probabilities.tolist()]
     return max(
@@ -123,6 +138,7 @@ def best_f1(probabilities: np.ndarray, truth: np.ndarray) -> float:
     )
 
 
+@settings(max_examples=30)
 @given(st.integers(0, 1000))
 def test_no_threshold_has_a_higher_f1_than_the_chosen_one(seed: int) -> None:
     generator = np.random.default_rng(seed)

@@ -141,7 +141,7 @@ PLACES: dict[str, tuple[str, Callable[[Path, Run], object]]] = {
         lambda out, run: export(run.path, "torch-export", out / "x.pt2"),
     ),
     "export: reading": ("publish.export:read_weights", lambda out, run: export(run.path, "onnx", out / "x.onnx")),
-    "export's check": ("publish.export:log_softmax", check),
+    "export's check": ("publish.export:log_probabilities", check),
 }  # fmt: skip
 
 
