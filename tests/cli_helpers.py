@@ -29,7 +29,8 @@ def run_process(*arguments: str | Path) -> tuple[int, str, str]:
 
 def run_cli(*arguments: str | Path, stdin: bytes = b"", cwd: Path | None = None) -> tuple[int, str, str]:
     """Run the command within this process, which saves importing torch; returns status, stdout and stderr."""
-    given, out, err = (io.TextIOWrapper(io.BytesIO(content), "utf-8") for content in (stdin, b"", b""))
+    printed, told = io.BytesIO(), io.BytesIO()
+    given, out, err = (io.TextIOWrapper(one, "utf-8") for one in (io.BytesIO(stdin), printed, told))
     with (
         redirect_stdout(out),
         redirect_stderr(err),
@@ -42,7 +43,7 @@ def run_cli(*arguments: str | Path, stdin: bytes = b"", cwd: Path | None = None)
             status = int(end.code or 0)
     for stream in (out, err):
         stream.flush()
-    return status, *(stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]
+    return status, printed.getvalue().decode(), told.getvalue().decode()
 
 
 def interrupt_when(process: subprocess.Popen[str], word: str, number: int = signal.SIGINT) -> str:

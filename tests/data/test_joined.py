@@ -38,6 +38,7 @@ def test_the_new_pictures_come_last_under_their_absolute_paths(joined: Split, tm
     assert np.array_equal(np.asarray(joined.load(3)), coloured(0, 3))
     assert np.array_equal(np.asarray(joined.read(5)), coloured(2, 91))
     assert joined.head(0) == b""
+    assert (joined.file(0), joined.file(4)) == (None, tmp_path / "0.png")
     assert joined.head(4).startswith(b"\x89PNG")
     assert joined.content(4) == (tmp_path / "0.png").read_bytes()
     assert joined.peek(6) == ((16, 16), "RGB")

@@ -52,6 +52,10 @@ class JoinedSplit(Split):
         part, at = self._at(index)
         return part.name(at)
 
+    def file(self, index: int) -> Path | None:
+        part, at = self._at(index)
+        return part.file(at)
+
     def key(self, index: int) -> str:
         part, at = self._at(index)
         return part.key(at)

@@ -9,6 +9,7 @@ message and computes nothing wrong.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -82,6 +83,9 @@ class MultiLabelSplit(Split):
 
     def name(self, index: int) -> str:
         return self.pictures.name(index)
+
+    def file(self, index: int) -> Path | None:
+        return self.pictures.file(index)
 
     def read(self, index: int) -> Image.Image:
         return self.pictures.read(index)
