@@ -11,7 +11,7 @@ from helpers import coloured, write_picture
 from thumbnet.classifiers.load import load_classifier
 from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.errors import DataError
-from thumbnet.reviewing.unlabelled import order_unlabelled, read_unlabelled, score_unlabelled
+from thumbnet.reviewing.unlabelled import CLUSTERS, order_unlabelled, read_unlabelled, score_unlabelled
 from thumbnet.runs.folder import Run
 
 
@@ -108,9 +108,9 @@ def test_the_first_pictures_are_not_all_of_one_kind() -> None:
     features[rare] = [0, 1.0, 0, 0]
     probabilities[rare] = [0.42, 0.34, 0.24]  # a little more certain, so by uncertainty alone they come last
     features += 0.01 * rng.normal(size=features.shape)
-    first = order_unlabelled(probabilities, features)[:40]
+    first = order_unlabelled(probabilities, features)[:CLUSTERS]
     assert np.isin(first, rare).any()
-    assert not np.isin(order_unlabelled(probabilities, np.ones((2000, 1)))[:40], rare).any()
+    assert not np.isin(order_unlabelled(probabilities, np.ones((2000, 1)))[:CLUSTERS], rare).any()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7])

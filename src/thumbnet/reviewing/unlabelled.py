@@ -85,8 +85,8 @@ def order_unlabelled(probabilities: np.ndarray, features: np.ndarray | None) -> 
     Uncertain means a small margin between the two largest probabilities. Citovsky et al. 2021 choose in a
     similar way, https://arxiv.org/abs/2107.14263
 
-    With few labels this did not beat chance: 200 pictures that it added to 500 of CIFAR-10 gave 0.7 points less
-    than 200 random ones (n = 3, docs/notebook/labels.md). For a network that classifies well, it has not been
+    With few labels this did not beat chance: 200 pictures that it added to 500 of CIFAR-10 gave 0.7 points
+    less than 200 random ones (n = 3, docs/notebook/labels.md). For a network that classifies well, it has not been
     measured.
 
     Args:
