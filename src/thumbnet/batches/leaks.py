@@ -176,7 +176,8 @@ def training_digests(folder: Path) -> np.ndarray | None:
 def are_among(digests: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Which of ``digests`` (uint64 [N, 2]) are among ``known`` (uint64 [M, 2]): bool [N]."""
     pairs = np.dtype([("a", np.uint64), ("b", np.uint64)])
-    found: np.ndarray = np.isin(*(np.ascontiguousarray(one).view(pairs).ravel() for one in (digests, known)))
+    one, other = (np.ascontiguousarray(part).view(pairs).ravel() for part in (digests, known))
+    found: np.ndarray = np.isin(one, other)
     return found
 
 
