@@ -108,7 +108,7 @@ def test_the_first_pictures_are_not_all_of_one_kind() -> None:
     features[rare] = [0, 1.0, 0, 0]
     probabilities[rare] = [0.42, 0.34, 0.24]  # a little more certain, so by uncertainty alone they come last
     features += 0.01 * rng.normal(size=features.shape)
-    first = order_unlabelled(probabilities, features)[:CLUSTERS]  # one of each cluster
+    first = order_unlabelled(probabilities, features)[:CLUSTERS]
     assert np.isin(first, rare).any()
     assert not np.isin(order_unlabelled(probabilities, np.ones((2000, 1)))[:CLUSTERS], rare).any()
 

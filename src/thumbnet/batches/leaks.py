@@ -56,8 +56,7 @@ class RepeatSearch:
         try:
             digests = {name: engine_digests(engine) for name, engine in engines.items()}
             self._digests = {name: one for name, one in digests.items() if one is not None}
-            classes = {name: self._splits[name].single_classes() for name in engines}
-            self._found = find_repeats(self._digests, classes)
+            self._found = find_repeats(self._digests, {name: self._splits[name].labels for name in engines})
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -92,11 +91,11 @@ def write_leaks(
     """Write a line of JSON per leak and per picture in two classes; remove the file if nothing was found."""
 
     def where(place: Place) -> dict[str, str]:
-        split = splits[place.split]
+        label = int(splits[place.split].labels[place.index])
         return {
             "split": place.split,
-            "name": split.name(place.index),
-            "class": split.label_text(place.index, class_names),
+            "name": splits[place.split].name(place.index),
+            "class": class_names[label],
         }
 
     rows = [{"kind": "leak", "pictures": [where(one) for one in pair]} for pair in found.leaks]
@@ -117,7 +116,7 @@ def describe(
 
     ``labels`` are positions in ``class_names``; the default is the splits' own labels.
     """
-    known = labels or {name: split.single_classes() for name, split in splits.items()}
+    known = labels or {name: split.labels for name, split in splits.items()}
 
     def named(place: Place) -> str:
         return f"{place.split}: {printable(splits[place.split].name(place.index))}"
@@ -177,8 +176,9 @@ def training_digests(folder: Path) -> np.ndarray | None:
 def are_among(digests: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Which of ``digests`` (uint64 [N, 2]) are among ``known`` (uint64 [M, 2]): bool [N]."""
     pairs = np.dtype([("a", np.uint64), ("b", np.uint64)])
-    these, those = (np.ascontiguousarray(one).view(pairs).ravel() for one in (digests, known))
-    return np.isin(these, those)
+    one, other = (np.ascontiguousarray(part).view(pairs).ravel() for part in (digests, known))
+    found: np.ndarray = np.isin(one, other)
+    return found
 
 
 def lines_about(

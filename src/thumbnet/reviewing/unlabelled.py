@@ -86,13 +86,15 @@ def order_unlabelled(probabilities: np.ndarray, features: np.ndarray | None) -> 
     similar way, https://arxiv.org/abs/2107.14263
 
     With few labels this did not beat chance: 200 pictures that it added to 500 of CIFAR-10 gave 0.7 points
-    less than 200 random ones (n = 3, docs/notebook/labels.md). For a network that classifies well, it has
-    not been measured.
+    less than 200 random ones (n = 3, docs/notebook/labels.md). For a network that classifies well, it has not
+    been measured.
 
     Args:
         probabilities: float [N, classes].
         features: float [N, features], see :class:`Unlabelled`; None to cluster the probabilities instead.
     """
+    if not len(probabilities):
+        return np.empty(0, dtype=np.int64)
     margins = _margins(probabilities)
     points = probabilities if features is None else features
     clusters = _clusters(points.astype(np.float64), CLUSTERS)
@@ -116,8 +118,6 @@ def _clusters(points: np.ndarray, count: int) -> np.ndarray:
 
     The centres are found on up to ``SAMPLE`` of the points. The result is always the same.
     """
-    if len(points) == 0:
-        return np.zeros(0, dtype=np.int64)
     rng = np.random.default_rng(0)
     units = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
     sample = units[rng.permutation(len(units))[:SAMPLE]]
