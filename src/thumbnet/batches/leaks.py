@@ -56,7 +56,8 @@ class RepeatSearch:
         try:
             digests = {name: engine_digests(engine) for name, engine in engines.items()}
             self._digests = {name: one for name, one in digests.items() if one is not None}
-            self._found = find_repeats(self._digests, {name: self._splits[name].labels for name in engines})
+            classes = {name: self._splits[name].single_classes() for name in engines}
+            self._found = find_repeats(self._digests, classes)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -91,11 +92,11 @@ def write_leaks(
     """Write a line of JSON per leak and per picture in two classes; remove the file if nothing was found."""
 
     def where(place: Place) -> dict[str, str]:
-        label = int(splits[place.split].labels[place.index])
+        split = splits[place.split]
         return {
             "split": place.split,
-            "name": splits[place.split].name(place.index),
-            "class": class_names[label],
+            "name": split.name(place.index),
+            "class": split.label_text(place.index, class_names),
         }
 
     rows = [{"kind": "leak", "pictures": [where(one) for one in pair]} for pair in found.leaks]
@@ -116,7 +117,7 @@ def describe(
 
     ``labels`` are positions in ``class_names``; the default is the splits' own labels.
     """
-    known = labels or {name: split.labels for name, split in splits.items()}
+    known = labels or {name: split.single_classes() for name, split in splits.items()}
 
     def named(place: Place) -> str:
         return f"{place.split}: {printable(splits[place.split].name(place.index))}"
@@ -176,9 +177,8 @@ def training_digests(folder: Path) -> np.ndarray | None:
 def are_among(digests: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Which of ``digests`` (uint64 [N, 2]) are among ``known`` (uint64 [M, 2]): bool [N]."""
     pairs = np.dtype([("a", np.uint64), ("b", np.uint64)])
-    one, other = (np.ascontiguousarray(part).view(pairs).ravel() for part in (digests, known))
-    found: np.ndarray = np.isin(one, other)
-    return found
+    these, those = (np.ascontiguousarray(one).view(pairs).ravel() for one in (digests, known))
+    return np.isin(these, those)
 
 
 def lines_about(
