@@ -26,12 +26,12 @@ import numpy as np
 from measure import SHARED
 from resumable import Results
 
-from thumbnet.classifiers.explain import likely_label_errors
+from thumbnet.classifiers.explain import doubts, likely_label_errors
 from thumbnet.cli.console import say, table
 from thumbnet.data.splits import Data, Split
 from thumbnet.hardware import choose_device
 from thumbnet.reviewing.scores import FOLDS, score_pictures
-from thumbnet.reviewing.suspects import find_suspects, label_doubts
+from thumbnet.reviewing.suspects import find_suspects
 from thumbnet.runs.folder import Run
 from thumbnet.sources.load import load_data
 from thumbnet.training.train import train
@@ -86,7 +86,7 @@ def how_many_found(order: np.ndarray, spoilt: np.ndarray) -> dict[str, float]:
 
 def by_own_probability(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Rank by the label's probability, the lowest first ("self-confidence"), as ``find_suspects`` does."""
-    return np.argsort(-label_doubts(probabilities, labels), kind="stable")
+    return np.argsort(-doubts(probabilities, labels), kind="stable")
 
 
 def by_margin(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -99,7 +99,9 @@ def by_margin(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def by_confident_learning(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Rank the labels that confident learning doubts first, then the others, each by their margin."""
-    return _first(likely_label_errors(probabilities, labels), by_margin(probabilities, labels))
+    order = by_margin(probabilities, labels)
+    doubted = np.isin(order, likely_label_errors(probabilities, labels))
+    return np.concatenate([order[doubted], order[~doubted]])
 
 
 def by_adjusted_margin(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -117,8 +117,11 @@ def test_the_confident_class_is_the_most_probable_one_that_reaches_its_threshold
     labels = np.array([0, 0, 1, 2])
     assert confident_classes(probabilities, labels).tolist() == [0, 1, 0, 2]
     assert likely_label_errors(probabilities, labels).tolist() == [2, 1]
-    # The second picture's label is its most probable class, but less probable than usual for that class.
-    assert doubts(probabilities, labels) == pytest.approx([0, 0, 0.5, 0])
+
+
+def test_the_doubt_is_1_or_0_where_the_network_is_sure() -> None:
+    probabilities = np.array([[0.0, 1.0], [0.0, 1.0], [0.25, 0.75]], dtype=np.float32)
+    assert doubts(probabilities, np.array([0, 1, 0])).tolist() == [1.0, 0.0, 0.75]
 
 
 def test_a_picture_that_reaches_no_threshold_keeps_its_label() -> None:

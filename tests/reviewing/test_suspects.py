@@ -8,7 +8,7 @@ import pytest
 from thumbnet.data.repeats import picture_digests
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.reviewing.scores import Scores
-from thumbnet.reviewing.suspects import Suspect, find_suspects, label_doubts
+from thumbnet.reviewing.suspects import Suspect, find_suspects
 
 
 def made(splits: dict[str, tuple[np.ndarray, list[int], list[list[float]]]]) -> tuple[Data, Scores]:
@@ -115,11 +115,6 @@ def test_training_pictures_have_thresholds_of_their_own() -> None:
     found = find_suspects(data, Scores(scores.probabilities, scores.digests, held))
     assert [one.name for one in found if "label" in one.reasons] == ["test[5]"]
     assert "label" not in find_suspects(data, scores)[0].reasons
-
-
-def test_the_doubt_is_1_or_0_where_the_network_is_sure() -> None:
-    probabilities = np.array([[0.0, 1.0], [0.0, 1.0], [0.25, 0.75]], dtype=np.float32)
-    assert label_doubts(probabilities, np.array([0, 1, 0])).tolist() == [1.0, 0.0, 0.75]
 
 
 def test_the_lower_a_labels_probability_the_earlier_it_comes_whatever_the_other_classes_are() -> None:

@@ -108,5 +108,11 @@ def likely_label_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.nda
 
 
 def doubts(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How far each label's probability is behind the largest one: float [N], 0 to 1."""
-    return probabilities.max(axis=1) - probabilities[np.arange(len(labels)), labels]
+    """How much a network's probabilities speak against the labels: float64 [N], 0 to 1.
+
+    It is 1 minus the label's probability. Of all scores that were tried, the library cleanlab's among them,
+    this simplest one finds the most wrong labels (docs/notebook/labels.md). For the arguments, see
+    :func:`confident_classes`.
+    """
+    own = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return np.clip(1 - own, 0, 1)

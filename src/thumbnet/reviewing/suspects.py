@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thumbnet.classifiers.explain import likely_label_errors
+from thumbnet.classifiers.explain import doubts, likely_label_errors
 from thumbnet.data.repeats import number_pictures
 from thumbnet.data.splits import Data
 from thumbnet.reviewing.scores import Scores
@@ -40,8 +40,8 @@ class Suspect:
 def find_suspects(data: Data, scores: Scores) -> list[Suspect]:
     """Rank every readable picture by how much speaks against its label, most suspicious first.
 
-    The order is that of :func:`label_doubts`, except for pictures with two labels. At least one of these is
-    wrong, so these pictures have a doubt of at least 1/2.
+    The order is that of :func:`~thumbnet.classifiers.explain.doubts`, except for pictures with two labels. At
+    least one of these labels is wrong, so such pictures have a doubt of at least 1/2.
 
     Args:
         data: the data that were scored.
@@ -51,16 +51,16 @@ def find_suspects(data: Data, scores: Scores) -> list[Suspect]:
     probabilities, labels = pictures.probabilities, pictures.labels
     if not len(labels):
         return []
-    doubts = label_doubts(probabilities, labels)
+    doubt = doubts(probabilities, labels)
     suggested = probabilities.argmax(axis=1)
     doubted = _doubted(probabilities, labels, pictures.held_out)
     copies = pictures.copies()
     conflicts = np.zeros(len(labels), dtype=bool)
     for at, others in copies.items():
         conflicts[at] = any(labels[other] != labels[at] for other in others)
-    doubts = np.where(conflicts, 0.5 + doubts / 2, doubts)
+    doubt = np.where(conflicts, 0.5 + doubt / 2, doubt)
     found = []
-    for at in np.argsort(-doubts, kind="stable").tolist():
+    for at in np.argsort(-doubt, kind="stable").tolist():
         split, index = pictures.place(at)
         flags = ((LABEL, doubted[at]), (COPY, at in copies), (CONFLICT, conflicts[at]))
         found.append(
@@ -70,26 +70,12 @@ def find_suspects(data: Data, scores: Scores) -> list[Suspect]:
                 data.splits[split].name(index),
                 int(labels[at]),
                 int(suggested[at]),
-                float(doubts[at]),
+                float(doubt[at]),
                 tuple(reason for reason, holds in flags if holds),
                 tuple(pictures.place(other) for other in copies.get(at, ())),
             )
         )
     return found
-
-
-def label_doubts(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How much a network's probabilities speak against the labels, 0 to 1: float64 [N].
-
-    It is 1 minus the label's probability. Of all scores that were tried, the library cleanlab's among them,
-    this simplest one finds the most wrong labels (docs/notebook/labels.md).
-
-    Args:
-        probabilities: float [N, classes], from a network that was not trained on these pictures.
-        labels: int64 [N].
-    """
-    own = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return np.clip(1 - own, 0, 1)
 
 
 def _doubted(probabilities: np.ndarray, labels: np.ndarray, held_out: np.ndarray) -> np.ndarray:
@@ -102,7 +88,7 @@ def _doubted(probabilities: np.ndarray, labels: np.ndarray, held_out: np.ndarray
     for group in (np.flatnonzero(held_out), np.flatnonzero(~held_out)):
         if len(group):
             count = len(likely_label_errors(probabilities[group], labels[group]))
-            order = np.argsort(-label_doubts(probabilities[group], labels[group]), kind="stable")
+            order = np.argsort(-doubts(probabilities[group], labels[group]), kind="stable")
             doubted[group[order[:count]]] = True
     return doubted
 

@@ -11,9 +11,8 @@ from thumbnet.batches.decoding import find_unreadable
 from thumbnet.classifiers.base import Classifier
 from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.data.splits import FileSplit, Progress
-from thumbnet.errors import DataError, printable
 from thumbnet.evaluation import log_softmax
-from thumbnet.sources.index import Index
+from thumbnet.sources.unlabelled import find_pictures
 
 NO_LABEL = -1
 CLUSTERS = 50
@@ -46,11 +45,7 @@ def read_unlabelled(folder: str | Path) -> FileSplit:
         DataError: there is no such folder, it cannot be listed, or it has no pictures.
     """
     root = Path(folder).expanduser()
-    if not root.is_dir():
-        raise DataError(f"there is no folder {printable(str(folder))}")
-    paths = Index(root).pictures_below("")
-    if not paths:
-        raise DataError(f"there are no pictures in the folder {printable(str(folder))}")
+    paths, _ = find_pictures(root)
     return FileSplit(root, paths, np.full(len(paths), NO_LABEL))
 
 

@@ -7,13 +7,13 @@ import base64
 import hashlib
 import re
 import socket
+from ipaddress import ip_address
 
 from fastapi import FastAPI, HTTPException, Request
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LOOPBACK = ("127.0.0.1", "::1")
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -32,7 +32,7 @@ def accepted_hosts(listener: socket.socket, named: str) -> tuple[str, ...] | Non
         listener: the socket that the service listens on.
         named: the address that the user gave.
     """
-    if listener.getsockname()[0] not in LOOPBACK:
+    if not ip_address(listener.getsockname()[0]).is_loopback:
         return None
     return ("localhost", "127.0.0.1", "::1", "[::1]", named)
 
