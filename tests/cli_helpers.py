@@ -10,6 +10,8 @@ from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
+import pytest
+
 from helpers import TINY
 from thumbnet.cli import main
 
@@ -44,6 +46,15 @@ def run_cli(*arguments: str | Path, stdin: bytes = b"", cwd: Path | None = None)
     for stream in (out, err):
         stream.flush()
     return status, printed.getvalue().decode(), told.getvalue().decode()
+
+
+def forget_modules(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    """Let modules be imported anew in this test; afterwards, their packages have the old ones again, too."""
+    before = dict(sys.modules)
+    for name in [name for name in before if name.startswith(prefix)]:
+        package, _, attribute = name.rpartition(".")
+        monkeypatch.setattr(before[package], attribute, before[name])
+        monkeypatch.delitem(sys.modules, name)
 
 
 def interrupt_when(process: subprocess.Popen[str], word: str, number: int = signal.SIGINT) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import thumbnet
-from cli_helpers import run_process
+from cli_helpers import forget_modules, run_process
 from helpers import coloured, write_picture
 from thumbnet import hardware
 from thumbnet.cli import main
@@ -103,8 +103,7 @@ def test_a_missing_extra_is_reported_in_one_line_with_the_install_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in [name for name in sys.modules if name.startswith("thumbnet.serving")]:
-        monkeypatch.delitem(sys.modules, name)
+    forget_modules(monkeypatch, "thumbnet.serving")
     monkeypatch.setitem(sys.modules, missing, None)
     places = {"RUN": str(trained[0]), "DATA": str(folder)}
     assert main([places.get(word, word) for word in arguments]) == 2

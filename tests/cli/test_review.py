@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cli_helpers import forget_modules
 from helpers import coloured, write_picture
 from thumbnet.cli import main
 from thumbnet.cli import review as command
@@ -213,7 +214,7 @@ def test_without_the_extra_serve_it_says_how_to_install_it(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for module in ("thumbnet.serving.server", "thumbnet.serving.protection", "thumbnet.reviewing.service"):
-        monkeypatch.delitem(sys.modules, module, raising=False)
+        forget_modules(monkeypatch, module)
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert main(["review", str(run), *QUICK]) == 2
     assert "thumbnet review needs the extra 'serve': " in capsys.readouterr().err
