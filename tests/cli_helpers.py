@@ -53,7 +53,7 @@ def forget_modules(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
     before = dict(sys.modules)
     for name in [name for name in before if name.startswith(prefix)]:
         package, _, attribute = name.rpartition(".")
-        monkeypatch.setattr(before[package], attribute, before[name])
+        monkeypatch.setattr(before[package], attribute, before[name], raising=False)
         monkeypatch.delitem(sys.modules, name)
 
 
