@@ -3,14 +3,13 @@
 The words assume calibrated probabilities: of all pictures for which a network says 80 %, about 80 % are of
 the class that it names. The bands follow from that:
 
-=============  ============  ===================================  ==============================
-certainty      probability   words                                wrong, on average
-=============  ============  ===================================  ==============================
-``sure``       95 % or more  frog                                 at most 1 in 20 per picture
-``probable``   75 % to 95 %  probably frog, or else toad          at most 1 in 4
-``possible``   50 % to 75 %  perhaps frog, or else toad           at most 1 in 2
-``unsure``     below 50 %    not sure: frog or toad               more often than right
-=============  ============  ===================================  ==============================
+```text
+certainty   probability    words                          wrong, on average
+sure        95 % or more   frog                           at most 1 in 20 pictures
+probable    75 % to 95 %   probably frog, or else toad    at most 1 in 4
+possible    50 % to 75 %   perhaps frog, or else toad     at most 1 in 2
+unsure      below 50 %     not sure: frog or toad         more often than right
+```
 """
 
 from __future__ import annotations
