@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thumbnet.evaluation import evaluate_logits
+from thumbnet.evaluation import calibration_error, evaluate_logits
 from thumbnet.multilabel import (
     average_precisions,
     binary_cross_entropy,
     bootstrap_interval,
-    calibration_error,
     choose_label_thresholds,
     evaluate_labels,
     log_sigmoid,

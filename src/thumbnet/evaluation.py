@@ -84,7 +84,6 @@ def evaluate_logits(logits: np.ndarray, labels: np.ndarray, class_names: tuple[s
         )
     correct = int(right.sum())
     scores = [_class_score(name, confusion, label) for label, name in enumerate(class_names)]
-    bins = reliability_bins(np.exp(log_probabilities.max(axis=1)), right)
     return Evaluation(
         pictures=count,
         accuracy=correct / count,
@@ -92,7 +91,7 @@ def evaluate_logits(logits: np.ndarray, labels: np.ndarray, class_names: tuple[s
         interval=wilson_interval(correct, count),
         top5=top5,
         loss=float(-log_probabilities[np.arange(count), labels].mean()),
-        calibration_error=sum(b.pictures * abs(b.confidence - b.accuracy) for b in bins) / count,
+        calibration_error=calibration_error(np.exp(log_probabilities.max(axis=1)), right),
         confusion=confusion.tolist(),
         classes=scores,
     )
@@ -131,13 +130,30 @@ def reliability_bins(confidence: np.ndarray, right: np.ndarray) -> list[Reliabil
     ]
 
 
+def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Compute the expected calibration error (Guo et al. 2017); arguments as for :func:`reliability_bins`."""
+    bins = reliability_bins(confidence, right)
+    return sum(b.pictures * abs(b.confidence - b.accuracy) for b in bins) / len(confidence)
+
+
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
     """Compute the 95 % interval of a proportion (Wilson 1927). It always stays between 0 and 1."""
+    low, high = wilson_bounds(np.array(correct), np.array(count), Z95)
+    return float(low), float(high)
+
+
+def wilson_bounds(correct: np.ndarray, count: np.ndarray, z: float) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the bounds of the proportions ``correct / count`` (Wilson 1927), 0 to 1.
+
+    Args:
+        correct, count: int, of equal shapes.
+        z: a quantile of the normal distribution; ``Z95`` for an interval of 95 %.
+    """
     share = correct / count
-    spread = Z95 * math.sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2))
-    middle = share + Z95**2 / (2 * count)
-    scale = 1 + Z95**2 / count
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+    spread = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    middle = share + z**2 / (2 * count)
+    scale = 1 + z**2 / count
+    return np.maximum(0.0, (middle - spread) / scale), np.minimum(1.0, (middle + spread) / scale)
 
 
 def _class_score(name: str, confusion: np.ndarray, label: int) -> ClassScore:
@@ -179,6 +195,11 @@ class Curve:
     def precision(self) -> np.ndarray:
         """The share of found pictures that belong to the class, [T]."""
         return self.hits / (self.hits + self.false_alarms)
+
+    @property
+    def f1(self) -> np.ndarray:
+        """The harmonic mean of precision and recall, [T]."""
+        return 2 * self.hits / (self.positives + self.hits + self.false_alarms)
 
     @property
     def auroc(self) -> float:
@@ -232,7 +253,7 @@ def best_f1(curve: Curve) -> OperatingPoint | None:
     """Return the threshold with the best F1 (the highest of several); None if the class has no pictures."""
     if not curve.positives:
         return None
-    return _point(curve, int(np.argmax(_f1(curve))))
+    return _point(curve, int(np.argmax(curve.f1)))
 
 
 def at_precision(curve: Curve, wanted: float) -> OperatingPoint | None:
@@ -246,14 +267,10 @@ def at_precision(curve: Curve, wanted: float) -> OperatingPoint | None:
     return _point(curve, int(reached[np.argmax(curve.hits[reached])]))
 
 
-def _f1(curve: Curve) -> np.ndarray:
-    return 2 * curve.hits / (curve.positives + curve.hits + curve.false_alarms)
-
-
 def _point(curve: Curve, place: int) -> OperatingPoint:
     return OperatingPoint(
         float(curve.thresholds[place]),
         float(curve.precision[place]),
         float(curve.recall[place]),
-        float(_f1(curve)[place]),
+        float(curve.f1[place]),
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from thumbnet.evaluation import CALIBRATION_BINS, Z95, wilson_interval
+from thumbnet.evaluation import Z95, calibration_error, curve_of, wilson_interval
 
 HALF = 0.5  # the threshold of a label for which no other was chosen
 FEWEST_POSITIVES = 5  # pictures with a label; with fewer, its threshold would be a guess
@@ -150,7 +150,7 @@ def evaluate_labels(
         map=_mean(precisions),
         map_interval=None if quick else bootstrap_interval(probabilities, truth),
         loss=float(binary_cross_entropy(logits, truth).sum(axis=1).mean()),
-        calibration_error=calibration_error(probabilities, truth),
+        calibration_error=calibration_error(probabilities.ravel(), truth.ravel()),
         at_half=_decisions(half, truth),
         at_thresholds=_decisions(given, truth),
         labels=scores,
@@ -265,31 +265,12 @@ def choose_label_thresholds(probabilities: np.ndarray, targets: np.ndarray) -> t
 
 def _best_threshold(probabilities: np.ndarray, truth: np.ndarray) -> float:
     """The threshold with the highest F1 for decisions with these probabilities, [N]; else ``HALF``."""
-    positives = int(truth.sum())
-    if positives < FEWEST_POSITIVES:
+    if int(truth.sum()) < FEWEST_POSITIVES:
         return HALF
-    order = np.argsort(-probabilities, kind="stable")
-    ordered = probabilities[order]
-    ends = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
-    hits = np.cumsum(truth[order])[ends]
-    f1 = 2 * hits / (ends + 1 + positives)
-    below = np.append(ordered[ends[:-1] + 1], 0.0)
-    cuts = (ordered[ends] + below) / 2
-    best = np.flatnonzero(f1 >= f1.max() - 1e-12)
+    curve = curve_of(probabilities, truth)
+    cuts = (curve.thresholds + np.append(curve.thresholds[1:], 0.0)) / 2
+    best = np.flatnonzero(curve.f1 >= curve.f1.max() - 1e-12)
     return float(f"{cuts[best[np.abs(cuts[best] - HALF).argmin()]]:.6g}")
-
-
-def calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """Expected difference between probability and frequency over 15 equal bins (Guo et al. 2017).
-
-    Args:
-        probabilities: float, of any shape.
-        truth: bool, of the same shape.
-    """
-    values, right = probabilities.ravel(), truth.ravel()
-    bins = np.clip(np.ceil(values * CALIBRATION_BINS).astype(np.int64), 1, CALIBRATION_BINS) - 1
-    sums, hits = (np.bincount(bins, weights, minlength=CALIBRATION_BINS) for weights in (values, right))
-    return float(np.abs(sums - hits).sum() / len(values))
 
 
 def _mean(precisions: np.ndarray) -> float:

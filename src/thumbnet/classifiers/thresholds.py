@@ -12,7 +12,7 @@ import numpy as np
 
 from thumbnet.data.calibration import FEWEST
 from thumbnet.errors import RunError
-from thumbnet.evaluation import log_softmax
+from thumbnet.evaluation import log_softmax, wilson_bounds
 from thumbnet.runs.certainty import Threshold, Thresholds
 
 PRECISIONS = (0.9, 0.95, 0.98, 0.99, 0.995)
@@ -52,10 +52,7 @@ def choose_thresholds(logits: np.ndarray, labels: np.ndarray, split: str) -> Thr
 
 def wilson_bound(right: np.ndarray, count: np.ndarray) -> np.ndarray:
     """The lower end of the one-sided 95 % interval of the shares ``right / count`` (Wilson 1927)."""
-    share, z = right / count, ONE_SIDED_95
-    spread = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    bound: np.ndarray = np.maximum(0.0, (share + z**2 / (2 * count) - spread) / (1 + z**2 / count))
-    return bound
+    return wilson_bounds(right, count, ONE_SIDED_95)[0]
 
 
 def threshold_for(thresholds: Thresholds | None, precision: float | None = None) -> Threshold:
