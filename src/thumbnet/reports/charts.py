@@ -11,6 +11,7 @@ import numpy as np
 from thumbnet.evaluation import Curve, ReliabilityBin
 from thumbnet.reports.comparison import read_metrics
 from thumbnet.reports.figures import INK, as_svg, draw_accuracies, new_figure
+from thumbnet.reports.summary import headline_key, headline_name
 from thumbnet.runs.folder import Run
 from thumbnet.training.schedules import learning_rates
 
@@ -24,22 +25,28 @@ GRID = np.linspace(0, 1, 201)  # where curves have points
 
 
 def learning_curves(run: Run) -> list[tuple[str, str]]:
-    """Draw accuracy, loss and learning rate by epoch; return titles and charts."""
-    metrics = read_metrics(run)
+    """Draw the main measure, loss and learning rate by epoch; return titles and charts."""
+    metrics, name = read_metrics(run), headline_name(run.summary)
     return [
-        ("Accuracy", _accuracies(run, metrics)),
+        (_title(name), _headline(run, metrics)),
         ("Loss", _losses(metrics)),
         ("Learning rate", _rates(run)),
     ]
 
 
-def _accuracies(run: Run, metrics: Sequence[dict[str, Any]]) -> str:
-    figure, axes = _by_epoch("accuracy, %")
+def _headline(run: Run, metrics: Sequence[dict[str, Any]]) -> str:
+    name, key = headline_name(run.summary), headline_key(run.summary)
+    figure, axes = _by_epoch(f"{name}, %")
     for split in ("val", "test"):
-        _plot_known(axes, metrics, f"{split}_accuracy", 100, color=BLUE, label=split)
+        _plot_known(axes, metrics, f"{split}_{key}", 100, color=BLUE, label=split)
     draw_accuracies(axes, run.summary, metrics, ORANGE, BLUE)
     _add_legend(axes)
-    return _finished(figure, f"Accuracy over {len(metrics)} epochs")
+    return _finished(figure, f"{_title(name)} over {len(metrics)} epochs")
+
+
+def _title(name: str) -> str:
+    """A name at the start of a line: ``Accuracy``, but ``mAP``."""
+    return name.capitalize() if name.islower() else name
 
 
 def _losses(metrics: Sequence[dict[str, Any]]) -> str:

@@ -18,11 +18,10 @@ from urllib.parse import quote
 
 import numpy as np
 
-from thumbnet.classifiers.base import SplitLogits
 from thumbnet.classifiers.explain import doubts
 from thumbnet.classifiers.load import load_run
 from thumbnet.data.corrections import describe_corrections
-from thumbnet.data.splits import Data, Progress
+from thumbnet.data.splits import Data, Progress, Split
 from thumbnet.errors import MissingExtraError, printable
 from thumbnet.evaluation import (
     CALIBRATION_BINS,
@@ -89,7 +88,7 @@ def write_report(
         RunError: the run is not complete, or a file cannot be written.
         MissingExtraError: jinja2 or matplotlib is not installed.
     """
-    _check_jinja()
+    check_jinja()
     summary = {"accuracy_plain": None, "parameters": None, **run.summary}  # older runs lack these two
     predictor = load_run(run.path)
     album = Album(predictor.info.preprocessing, out.parent)
@@ -98,26 +97,26 @@ def write_report(
     )
     answers = Answers(predictor, found, album)
     lists = _lists(answers, split, "" if out.name == "report.html" else f"{out.stem}-")
-    page = _render(
+    page = render(
+        "report.html",
+        run,
         sections=SECTIONS,
-        version=__version__,
-        run=run.path.resolve().name,
         summary=summary,
         data=data,
         split=split,
         names=answers.names,
         evaluation=answers.evaluation,
         lists=[(printable(name), quote(os.fsencode(name))) for name in lists],
-        **_head(run, summary, split, found),
-        curves=charts.learning_curves(run),
+        **head(run, summary, split),
+        accuracy_plain=float((found.plain.argmax(axis=1) == found.labels).mean()),
+        corrections=describe_corrections(summary["labels"]) if summary.get("labels") else None,
+        tta=found.tta,
         **_thresholds(answers),
         **_calibration(answers, summary),
         # The most useful pictures come first, because pictures are left out once the room is used up.
         **_pictures(answers, progress),
         **_data(data, album, predictor.info.preprocessing),
         **_confusion(answers),
-        recipe=run.recipe,
-        environment=json.dumps(run.environment, indent=2, ensure_ascii=False),
         review=command("review", run.path),
     )
     for name, content in lists.items():
@@ -126,22 +125,36 @@ def write_report(
     return (out, *(out.with_name(name) for name in lists))
 
 
-def _check_jinja() -> None:
+def check_jinja() -> None:
+    """Check that reports can be written, before long work.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
     try:
         import jinja2  # noqa: F401
     except ImportError:
         raise MissingExtraError("writing a report", "report") from None
 
 
-def _render(**values: Any) -> str:
-    """Fill the template. It escapes everything that is not marked as safe."""
+def render(template: str, run: Run, **values: Any) -> str:
+    """Fill a template of this folder for a run. It escapes everything that is not marked as safe."""
     import jinja2
 
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    template = (resources.files("thumbnet.reports") / "report.html").read_text("utf-8")
-    return environment.from_string(template).render(values, digest=_digest)
+    folder = resources.files("thumbnet.reports")
+    return environment.from_string((folder / template).read_text("utf-8")).render(
+        values,
+        style=(folder / "report.css").read_text("utf-8"),
+        digest=_digest,
+        version=__version__,
+        run=run.path.resolve().name,
+        recipe=run.recipe,
+        environment=json.dumps(run.environment, indent=2, ensure_ascii=False),
+        curves=charts.learning_curves(run),
+    )
 
 
 def _digest(script: str) -> str:
@@ -173,18 +186,20 @@ def _lists(answers: Answers, split: str, prefix: str) -> dict[str, str]:
     }
 
 
-def _head(run: Run, summary: dict[str, Any], split: str, found: SplitLogits) -> dict[str, Any]:
+def head(run: Run, summary: dict[str, Any], split: str) -> dict[str, Any]:
     """What stands above the sections: numbers, and what to know about them."""
     weights, info = read_weights(run.weights_path)
     return {
-        "accuracy_plain": float((found.plain.argmax(axis=1) == found.labels).mean()),
-        "tta": found.tta,
         "parameters": summary["parameters"] or count_parameters(weights, info.model, len(info.class_names)),
         "nothing_measured": NOTHING_MEASURED if summary["accuracy"] is None else None,
         "optimistic": OPTIMISTIC if is_optimistic({**summary, "split": split}) else None,
         "notes": [*(summary.get("repeats") or {}).get("lines", ()), *summary.get("warnings", ())],
-        "corrections": describe_corrections(summary["labels"]) if summary.get("labels") else None,
     }
+
+
+def shown_splits(data: Data) -> dict[str, Split]:
+    """The splits that the page counts: without ``train`` if ``all`` holds the same pictures."""
+    return {name: one for name, one in data.splits.items() if name != "train" or "all" not in data.splits}
 
 
 def _thresholds(answers: Answers) -> dict[str, Any]:
@@ -254,9 +269,7 @@ def _data(data: Data, album: Album, preprocessing: Any) -> dict[str, Any]:
         "preprocessing": preprocessing,
         "tiny": max(preprocessing.size) <= 104,  # pictures are shown 104 pixels wide
         "counts": {
-            name: np.bincount(one.labels, minlength=len(data.class_names)).tolist()
-            for name, one in data.splits.items()
-            if name != "train" or "all" not in data.splits  # "all" holds the same pictures
+            name: one.class_counts(len(data.class_names)).tolist() for name, one in shown_splits(data).items()
         },
         "samples": album.samples(data),
     }
