@@ -157,6 +157,20 @@ class MissingExtraError(ThumbnetError):
         super().__init__(f"{what} needs the extra '{extra}': {install_command(extra)}")
 
 
+@contextmanager
+def needs_extra(what: str, extra: str) -> Iterator[None]:
+    """In this block, a library that is not installed becomes a :class:`MissingExtraError`.
+
+    A missing module of thumbnet itself stays what it is, a bug.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("thumbnet"):
+            raise
+        raise MissingExtraError(what, extra) from None
+
+
 class FallbackWarning(UserWarning):
     """Something does not work here, and thumbnet uses something else instead."""
 

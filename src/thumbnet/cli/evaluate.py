@@ -96,7 +96,7 @@ def execute(options: argparse.Namespace) -> int:
         show = command("data", data.source)
         note(f"thumbnet: {left_out} unreadable picture(s) were skipped. To list them: {show}")
     if predictor.info.multilabel:
-        _say_labels(options, predictor.info, found, f"{data.source}, {split}", lines, target)
+        _say_labels(options, predictor.info, found, (data.source, split), lines, target)
         return 0
     result = evaluate_logits(found.logits, found.labels, predictor.class_names)
     plain = evaluate_logits(found.plain, found.labels, predictor.class_names).accuracy
@@ -118,15 +118,20 @@ def _say_labels(
     options: argparse.Namespace,
     info: WeightsInfo,
     found: SplitLogits,
-    where: str,
+    place: tuple[str, str],
     lines: list[str],
     target: Path | None,
 ) -> None:
-    """Print the measures of a network that gives several labels, and draw them if there is a ``target``."""
+    """Print the measures of a network that gives several labels, and draw them if there is a ``target``.
+
+    ``place`` has the data's source and the name of the split.
+    """
     from thumbnet.cli.console import say
     from thumbnet.cli.multilabel import show_label_evaluation
     from thumbnet.multilabel import evaluate_labels
 
+    source, split = place
+    where = f"{source}, {split}"
     names, thresholds = info.class_names, info.label_thresholds
     result = evaluate_labels(found.logits, found.labels, names, thresholds)
     plain = evaluate_labels(found.plain, found.labels, names, thresholds, quick=True)
@@ -139,7 +144,6 @@ def _say_labels(
         if target:
             say(f"written: {target}")
         return
-    source, _, split = where.rpartition(", ")
     described = {"data": source, "split": split, "tta": found.tta, "multilabel": True, **result.to_dict()}
     described |= {"map_plain": plain.to_dict()["map"], "temperature": info.temperature, "notes": lines}
     say(json.dumps(described, ensure_ascii=False))

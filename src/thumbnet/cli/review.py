@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from thumbnet.cli.options import (
     add_model_code,
     positive,
 )
-from thumbnet.errors import DataError, MissingExtraError, RunError, ThumbnetError, printable
+from thumbnet.errors import DataError, RunError, ThumbnetError, needs_extra, printable
 from thumbnet.invocation import command
 
 if TYPE_CHECKING:
@@ -76,14 +77,10 @@ def add(commands: Any) -> None:
 def execute(options: argparse.Namespace) -> int:
     from thumbnet.cli.console import say
 
-    try:
+    with needs_extra("thumbnet review", "serve"):
         from thumbnet.reviewing.service import Heading, build_review
         from thumbnet.serving.protection import accepted_hosts
         from thumbnet.serving.server import listen, serve
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("thumbnet"):
-            raise
-        raise MissingExtraError("thumbnet review", "serve") from None
     prepare = _Suspects if options.run is None else _Unlabelled
     task = prepare(options)
     with ExitStack() as stack:
@@ -100,7 +97,7 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-class _Task:
+class _Task(ABC):
     """What is reviewed.
 
     Attributes:
@@ -118,13 +115,13 @@ class _Task:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
 
+    @abstractmethod
     def review(self) -> Review:
         """Score the pictures and order them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def data_name(self) -> str:
         """The data to train on with the labels."""
-        raise NotImplementedError
 
     def next_command(self) -> str:
         """The command that trains with the labels."""

@@ -16,7 +16,7 @@ from thumbnet.cli.options import (
     positive,
     run_of,
 )
-from thumbnet.errors import ThumbnetError
+from thumbnet.errors import ThumbnetError, needs_extra
 
 if TYPE_CHECKING:
     from thumbnet.classifiers.base import Classifier
@@ -92,18 +92,13 @@ def add(commands: Any) -> None:
 def execute(options: argparse.Namespace) -> int:
     from thumbnet.classifiers.load import load_classifier
     from thumbnet.cli.console import say
-    from thumbnet.errors import MissingExtraError
 
-    try:
+    with needs_extra("thumbnet serve", "serve"):
         from thumbnet.serving.access_log import AccessLog
         from thumbnet.serving.identity import identify
         from thumbnet.serving.protection import accepted_hosts
         from thumbnet.serving.server import listen, serve
         from thumbnet.serving.service import ServiceSettings, build_service
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("thumbnet"):
-            raise
-        raise MissingExtraError("thumbnet serve", "serve") from None
     limits = (options.max_megabytes, options.max_megapixels, options.timeout)
     if not all(0 < limit < math.inf for limit in limits):  # false for NaN too
         raise ThumbnetError("--max-megabytes, --max-megapixels and --timeout must be more than 0 and finite")

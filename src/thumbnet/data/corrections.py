@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from thumbnet.data.joined import with_files
+from thumbnet.data.rows import numbered_rows
 from thumbnet.data.splits import Corrected, Data, FileSplit, Split
 from thumbnet.errors import DataError, nearest, printable
 from thumbnet.files import write_file
@@ -125,15 +126,7 @@ def _rows(text: str, name: str) -> Iterator[tuple[int, list[str]]]:
     head = text[: text.find("\n")] if "\n" in text else text
     # Spreadsheet programs of some countries save CSV with semicolons.
     delimiter = next((mark for mark in (",", ";", "\t") if mark in head), ",")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    start = 1
-    try:
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                yield start, row
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{name}, line {start}: {error}") from None
+    return numbered_rows(io.StringIO(text, newline=""), delimiter, name)
 
 
 def _correction(cells: Sequence[str], where: str) -> Correction:

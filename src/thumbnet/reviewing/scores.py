@@ -141,7 +141,7 @@ class _Scorer:
     ) -> None:
         self.run, self.data, self.folds, self.progress = run, data, folds, progress
         self.own = Predictor.load(run.path, device)
-        if getattr(self.own.info, "multilabel", False):
+        if self.own.info.multilabel:
             raise RunError(f"{run.path} has several labels per picture: only single labels can be reviewed")
         progress(Scoring(0, folds, 0.0))
         originals = {name: split for name, split in data.splits.items() if name != "all" and len(split)}

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, TypeAlias
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
+
+from thumbnet.serving.observer import Observer
 
 Style: TypeAlias = Literal["plain", "json"]
 
@@ -140,38 +142,24 @@ class AccessLog:
         )
 
 
-class Logged:
+class Logged(Observer):
     """ASGI middleware that adds an entry to an :class:`AccessLog` for every request."""
 
     def __init__(self, app: ASGIApp, log: AccessLog) -> None:
-        self._app, self._log = app, log
+        super().__init__(app)
+        self._log = log
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on to the application, and log it."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        arrived, start, status = time.time(), time.perf_counter(), 500
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watched)
-        finally:
-            client = scope.get("client")
-            raw = scope.get("raw_path")
-            self._log.add(
-                Entry(
-                    time=arrived,
-                    client=str(client[0]) if client else "",
-                    method=scope["method"],
-                    path=scope["path"] if raw is None else _ascii(raw),
-                    status=status,
-                    pictures=scope.get(PICTURES, 0),
-                    seconds=time.perf_counter() - start,
-                )
+    def record(self, scope: Scope, status: int, arrived: float, seconds: float) -> None:
+        client = scope.get("client")
+        raw = scope.get("raw_path")
+        self._log.add(
+            Entry(
+                time=arrived,
+                client=str(client[0]) if client else "",
+                method=scope["method"],
+                path=scope["path"] if raw is None else _ascii(raw),
+                status=status,
+                pictures=scope.get(PICTURES, 0),
+                seconds=seconds,
             )
+        )

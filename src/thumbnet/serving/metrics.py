@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
+
+from thumbnet.serving.observer import Observer
 
 LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-class Measured:
+class Measured(Observer):
     """ASGI middleware that counts requests by method, path and status, and measures how long they take."""
 
     def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
-        self._app = app
+        super().__init__(app)
         self._requests = Counter(
             "thumbnet_requests", "Requests.", ["method", "path", "status"], registry=registry
         )
@@ -28,25 +29,10 @@ class Measured:
             buckets=LATENCIES,
         )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on to the application, and record it."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        start, status = time.perf_counter(), 500
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watched)
-        finally:
-            # Not the raw path: every path that a client invents would add a label.
-            route: Any = scope.get("route")
-            path = getattr(route, "path", "other")
-            method = scope["method"] if scope["method"] in KNOWN_METHODS else "other"
-            self._requests.labels(method, path, status).inc()
-            self._seconds.labels(path).observe(time.perf_counter() - start)
+    def record(self, scope: Scope, status: int, arrived: float, seconds: float) -> None:
+        # Not the raw path: every path that a client invents would add a label.
+        route: Any = scope.get("route")
+        path = getattr(route, "path", "other")
+        method = scope["method"] if scope["method"] in KNOWN_METHODS else "other"
+        self._requests.labels(method, path, status).inc()
+        self._seconds.labels(path).observe(seconds)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from thumbnet.data.rows import numbered_rows
 from thumbnet.errors import DataError, printable
 from thumbnet.sources.index import is_picture_name
 
@@ -135,15 +136,7 @@ def _cells(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, lis
             if line.strip():
                 yield number, [cell.strip('"') for cell in line.strip().rsplit(maxsplit=1)]
         return
-    reader = csv.reader(_lines(path, encoding), delimiter=separator, strict=True)
-    start = 1
-    try:
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                yield start, row
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{printable(str(path))}, line {start}: {error}") from None
+    yield from numbered_rows(_lines(path, encoding), separator, printable(str(path)))
 
 
 def _separator(lines: list[str]) -> str:
