@@ -51,39 +51,30 @@ def test_every_response_has_a_description_for_openapi() -> None:
     ] == []
 
 
-def test_predictions_survive_a_round_trip_through_json() -> None:
-    one = schemas.ClassProbability(name="Käfer", probability=1.0)
-    found = schemas.PicturePrediction(
+def prediction(words: str, *classes: schemas.ClassProbability) -> schemas.PicturePrediction:
+    return schemas.PicturePrediction(
         name="a.png",
-        classes=[one],
-        words="Käfer",
+        classes=list(classes),
+        words=words,
         certainty="sure",
         unlike=True,
         unlikeness=1.5,
         labels=None,
     )
-    answer = schemas.Predictions(predictions=[found])
+
+
+def test_predictions_survive_a_round_trip_through_json() -> None:
+    one = schemas.ClassProbability(name="Käfer", probability=1.0)
+    answer = schemas.Predictions(predictions=[prediction("Käfer", one)])
     assert schemas.Predictions.model_validate_json(answer.model_dump_json()) == answer
 
 
 def test_an_unknown_certainty_is_refused() -> None:
-    sure = schemas.PicturePrediction(
-        name="a.png", classes=[], words="", certainty="sure", unlike=None, unlikeness=None, labels=None
-    )
     with pytest.raises(pydantic.ValidationError):
-        schemas.PicturePrediction.model_validate({**sure.model_dump(), "certainty": "certain"})
+        schemas.PicturePrediction.model_validate({**prediction("").model_dump(), "certainty": "certain"})
 
 
 def test_a_name_that_is_not_utf_8_can_be_sent() -> None:
     one = schemas.ClassProbability(name="caf\udce9", probability=1.0)
     assert json.loads(one.model_dump_json())["name"] == "caf\\udce9"
-    found = schemas.PicturePrediction(
-        name="a",
-        classes=[one],
-        words="caf\udce9",
-        certainty="sure",
-        unlike=None,
-        unlikeness=None,
-        labels=None,
-    )
-    assert found.words == "caf\\udce9"
+    assert prediction("caf\udce9", one).words == "caf\\udce9"
