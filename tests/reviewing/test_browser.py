@@ -142,6 +142,7 @@ def test_filters_the_grid_and_copies(browser: Any, tmp_path: Path) -> None:
         wait_for(browser, "document.querySelectorAll('#tiles button').length === 1")
         find(browser, "#tiles button").send_keys("c")
         wait_for(browser, "!document.getElementById('empty').hidden")
+        assert browser.execute_script("return document.activeElement.id") == "main"  # not a hidden button
         done(browser, 2, 4)
         press(browser, "z")
         done(browser, 1, 4)
