@@ -1,11 +1,16 @@
 """Measures how much more 200 labels are worth if ``order_unlabelled`` chooses the pictures, not chance.
 
     python benchmarks/labelling.py --pictures 10000 --labelled 500 --added 200 --json build/labelling.json
+    python benchmarks/labelling.py --long-tail 100 --pictures 12000 --labelled 1000 --json build/tail.json
 
 For each seed, it labels some pictures at random, trains a network on them, and lets the network order the
 others. It then trains on the first pictures of that order and on as many random ones, each in addition to the
 pictures that were labelled before, and compares the test accuracies. Each accuracy is the mean of several
 trainings with different seeds, because small trainings differ much.
+
+With ``--long-tail 100``, the most frequent class has about a hundred times as many pictures as the rarest
+one, as in many collections. Which class is how frequent depends on the seed. The test pictures stay as they
+are.
 
 Results are written after every training. If the program is interrupted, call it again: it continues.
 """
@@ -20,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from label_noise import part_of, spread
+from label_noise import spread
 from measure import SHARED
 from resumable import Results
 
@@ -35,10 +40,29 @@ from thumbnet.sources.load import load_data
 from thumbnet.training.train import train
 
 
-def start(pictures: int, labelled: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random positions of the pictures that have labels, and of the others in random order: int64 arrays."""
-    order = np.random.default_rng(seed).permutation(pictures)
-    return np.sort(order[:labelled]), order[labelled:]
+def start(
+    labels: np.ndarray, pictures: int, labelled: int, ratio: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Random positions of the pictures that have labels, and of the others in random order: int64 arrays.
+
+    Args:
+        labels: of all pictures, int64 [N].
+        pictures: how many to choose from.
+        labelled: how many have labels at the start.
+        ratio: between the frequencies of the first and the last class; those between fall geometrically.
+        seed: decides which pictures these are, and which class is how frequent.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(labels))
+    names = rng.permutation(np.unique(labels))
+    shares = ratio ** -np.linspace(0, 1, len(names))
+    counts = (shares / shares.sum() * pictures).astype(int)
+    if ratio == 1:
+        chosen = order[:pictures]
+    else:
+        parts = [order[labels[order] == name][:count] for name, count in zip(names, counts, strict=True)]
+        chosen = rng.permutation(np.concatenate(parts))
+    return np.sort(chosen[:labelled]), chosen[labelled:]
 
 
 class Experiment:
@@ -46,7 +70,10 @@ class Experiment:
 
     def __init__(self, options: argparse.Namespace, data: Data, seed: int) -> None:
         self.options, self.data, self.seed = options, data, seed
-        self.labelled, self.others = start(len(data.splits["train"]), options.labelled, seed)
+        labels = np.asarray(data.splits["train"].labels)
+        self.labelled, self.others = start(
+            labels, options.pictures, options.labelled, options.long_tail, seed
+        )
 
     def trained(self, positions: np.ndarray, training: int, out: Path) -> Run:
         """A run on the training pictures at these positions."""
@@ -117,6 +144,13 @@ def arguments() -> argparse.ArgumentParser:
     )
     made.add_argument("--labelled", type=int, default=500, help="labels at the start (default: %(default)s)")
     made.add_argument("--added", type=int, default=200, help="labels to add (default: %(default)s)")
+    made.add_argument(
+        "--long-tail",
+        type=float,
+        default=1,
+        metavar="RATIO",
+        help="how many times as frequent the first class is as the last (default: 1, all the same)",
+    )
     made.add_argument("--seeds", type=int, default=3, help="number of seeds (default: %(default)s)")
     made.add_argument("--trainings", type=int, default=3, help="trainings per accuracy")
     made.add_argument("--recipe", default="small")
@@ -130,10 +164,10 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     """Measure, and print a table."""
     options = arguments().parse_args()
-    kept = ("data", "pictures", "labelled", "added", "recipe", "epochs", "overrides")
+    kept = ("data", "pictures", "labelled", "added", "long_tail", "recipe", "epochs", "overrides")
     settings = {name: getattr(options, name) for name in kept}
     results = Results(Path(options.json), settings, choose_device(options.device))
-    data = part_of(load_data(options.data), options.pictures)
+    data = load_data(options.data)
     for seed in range(options.seeds):
         Experiment(options, data, seed).run(results)
     say(f"test accuracy, %, with {options.labelled} labels and with {options.added} more")

@@ -94,10 +94,19 @@ def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
 
 
 def test_labelled_pictures_and_the_others_are_all_pictures() -> None:
-    labelled, others = labelling.start(1000, 50, seed=2)
+    labels = np.arange(1000) % 4
+    labelled, others = labelling.start(labels, 1000, 50, ratio=1, seed=2)
     assert len(labelled) == 50
     assert sorted([*labelled.tolist(), *others.tolist()]) == list(range(1000))
-    assert not np.array_equal(labelled, labelling.start(1000, 50, seed=3)[0])
+    assert not np.array_equal(labelled, labelling.start(labels, 1000, 50, ratio=1, seed=3)[0])
+
+
+def test_the_classes_of_a_long_tail_are_unequally_frequent() -> None:
+    labels = np.arange(1000) % 4
+    labelled, others = labelling.start(labels, 400, 50, ratio=8, seed=2)
+    assert len(set(labelled) | set(others)) == len(labelled) + len(others)
+    counts = sorted(np.bincount(labels[np.concatenate([labelled, others])]).tolist())
+    assert counts == [26, 53, 106, 213]
 
 
 def test_the_tables_show_means_and_deviations() -> None:
@@ -163,7 +172,8 @@ def test_chosen_labels_are_compared_with_random_ones(tmp_path: Path, monkeypatch
     labelling.main()
     results = json.loads((tmp_path / "results.json").read_text())["results"]
     assert list(results) == [f"{name}, seed 0, training 0" for name in ("before", "chosen", "random")]
-    labelled, _ = labelling.start(60, 12, 0)
+    labels = np.asarray(coloured_data().splits["train"].labels)
+    labelled, _ = labelling.start(labels, 60, 12, 1, 0)
     chosen = results["before, seed 0, training 0"]["chosen"]
     assert len(set(chosen)) == 6
     assert not set(chosen) & set(labelled.tolist())

@@ -92,25 +92,28 @@ def test_the_order_has_every_picture_once_and_is_always_the_same() -> None:
     assert sorted(order_unlabelled(probabilities, None).tolist()) == list(range(300))
 
 
-def test_uncertain_pictures_come_before_certain_ones_of_the_same_kind() -> None:
-    probabilities = certain_and_uncertain(300)
-    features = np.eye(3)[np.arange(300) % 3]
+def test_the_predicted_classes_take_turns() -> None:
+    """Of 1,000 pictures, 10 look like the rare class: among the first 20, they are every other one."""
+    probabilities = np.tile([0.8, 0.2], (1000, 1))
+    rare = np.arange(500, 510)
+    probabilities[rare] = [0.45, 0.55]
+    features = np.random.default_rng(1).normal(size=(1000, 8))
     order = order_unlabelled(probabilities, features)
-    assert set(order[:30].tolist()) == set(range(30))
+    assert set(order[:20:2].tolist()) == set(rare.tolist())
 
 
-def test_the_first_pictures_are_not_all_of_one_kind() -> None:
-    """Of the uncertain pictures, nine of ten look alike; the others come early all the same."""
+def test_the_first_pictures_are_typical_of_their_kind_and_of_different_kinds() -> None:
+    """Two kinds of pictures in a class: the larger one's most typical picture is first, then the other's."""
     rng = np.random.default_rng(0)
-    probabilities = np.tile([0.4, 0.35, 0.25], (2000, 1)) + 1e-3 * rng.random((2000, 3))
-    rare = np.arange(1900, 2000)
     features = np.tile([1.0, 0, 0, 0], (2000, 1))
-    features[rare] = [0, 1.0, 0, 0]
-    probabilities[rare] = [0.42, 0.34, 0.24]  # a little more certain, so by uncertainty alone they come last
+    small = np.arange(1990, 2000)
+    features[small] = [0, 1.0, 0, 0]
+    outliers = np.arange(100)
     features += 0.01 * rng.normal(size=features.shape)
-    first = order_unlabelled(probabilities, features)[:CLUSTERS]
-    assert np.isin(first, rare).any()
-    assert not np.isin(order_unlabelled(probabilities, np.ones((2000, 1)))[:CLUSTERS], rare).any()
+    features[outliers] += 0.3 * rng.normal(size=(100, 4))
+    first = order_unlabelled(np.tile([0.7, 0.3], (2000, 1)), features)[:CLUSTERS]
+    assert np.isin(first, small).any()
+    assert not np.isin(first[0], outliers)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7])
