@@ -29,16 +29,17 @@ def thumbnet(*arguments: str | Path) -> str:
 
 
 def test_fast_learns_real_pictures_in_minutes_and_serves_them(cifar_folder: Path, tmp_path: Path) -> None:
-    """15,000 training pictures, 4 epochs of two thirds of them: 77.8 and 78.4 % with two seeds.
+    """7,500 training pictures, 4 epochs of two thirds of them: 72.9 and 71.8 % with two seeds.
 
-    With 6 epochs of all, 84.2 %, and one fault put in (n = 1 each): 77.9 % mirrored top to bottom, 70.1 %
+    With 6 epochs of 15,000, 84.2 %, and one fault put in (n = 1 each): 77.9 % mirrored top to bottom, 70.1 %
     with red and blue swapped in evaluation only, 32.4 % not normalised there, 32.1 % height and width swapped.
     """
     out = tmp_path / "run"
-    thumbnet("train", cifar_folder, "--recipe", "fast", "--epochs", "4", "--batch-size", "500", "--out", out)
+    settings = ["--epochs", "4", "--batch-size", "250", "--set", "data.subset_size=7500"]
+    thumbnet("train", cifar_folder, "--recipe", "fast", *settings, "--out", out)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["split"] == "test"
-    assert summary["accuracy"] > 0.76
+    assert summary["accuracy"] > 0.70
 
     evaluated = json.loads(thumbnet("evaluate", out, "--json", "--tta", summary["tta"]))
     assert evaluated["accuracy"] == summary["accuracy"]
