@@ -74,7 +74,9 @@ def test_pictures_are_mixed_across_processes_as_in_a_single_one(
 ) -> None:
     mixing = AugmentSettings(flip="alternating", rotate=10, mixup=0.4, cutmix=1.0)
     alone = list(train_batches(count, batch_size, ALONE, mixing).epoch(1))
-    shares = [list(train_batches(count, batch_size, World(rank, size), mixing).epoch(1)) for rank in range(size)]
+    shares = [
+        list(train_batches(count, batch_size, World(rank, size), mixing).epoch(1)) for rank in range(size)
+    ]
     for whole, *parts in zip(alone, *shares, strict=True):
         together = merged(parts)
         assert torch.equal(together.images, whole.images)

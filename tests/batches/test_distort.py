@@ -77,7 +77,9 @@ def test_no_change_of_colour_leaves_every_byte_as_it_is() -> None:
 
 def test_no_saturation_leaves_the_brightness_only() -> None:
     images = random_images()
-    assert torch.equal(coloured(images, 0.3, 0.0), luma(images).round().to(torch.uint8)[:, None].expand(4, 3, 16, 16))
+    assert torch.equal(
+        coloured(images, 0.3, 0.0), luma(images).round().to(torch.uint8)[:, None].expand(4, 3, 16, 16)
+    )
 
 
 def test_the_hue_turns_to_the_opposite_colour_and_back_at_the_same_brightness() -> None:

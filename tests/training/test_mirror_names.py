@@ -103,7 +103,11 @@ def test_names_with_an_affix_are_characters_too(names: tuple[str, ...]) -> None:
     ("names", "setting", "said"),
     [
         (("up", "down"), "augment.flip_vertical=random", "up and down are"),
-        (("arrow_top", "arrow_bottom", "other"), "augment.flip_vertical=random", "arrow_top and arrow_bottom"),
+        (
+            ("arrow_top", "arrow_bottom", "other"),
+            "augment.flip_vertical=random",
+            "arrow_top and arrow_bottom",
+        ),
         (("thumbsup", "thumbsdown"), "augment.flip_vertical=random", "thumbsup and thumbsdown"),
         (("0", "1", "2"), "augment.flip_vertical=random", "characters are"),
         (("向上", "向下"), "augment.flip_vertical=random", "向上 and 向下"),

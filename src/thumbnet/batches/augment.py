@@ -5,8 +5,8 @@ so every device and engine gives the same pictures; applying them is a pure func
 [B, C, H, W] until they are normalised, a quarter of float32's traffic. Rotation, scale, hue and saturation
 compute with floats in between; brightness, contrast and mixing follow the normalisation.
 
-A setting that is off draws no random numbers, and its tensor in a :class:`Draw` is empty. The first four tensors
-of a ``Draw`` are the exception: they are older, and leaving one out would change the results of old recipes.
+A setting that is off draws no random numbers, and its tensor in a :class:`Draw` is empty. The first four
+tensors of a ``Draw`` are always drawn, because leaving one out would change the results of older recipes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from thumbnet.batches.mixing import Mixed, draw_mixing, inside_box, mix
 from thumbnet.hardware import send
 from thumbnet.kernels.augment import can_move, mirror_and_translate
 from thumbnet.recipes.settings import AugmentSettings
-
 
 ERASE_ASPECT = 0.3  # height over width of an erased rectangle is between this and its inverse (Zhong 2017)
 
@@ -191,7 +190,7 @@ class Augmentation:
 
 
 def mirror(images: Tensor, where: Tensor, dim: int = -1) -> Tensor:
-    """Mirror the pictures that ``where`` (bool [B]) selects, left to right; top to bottom if ``dim`` is -2."""
+    """Mirror the pictures where ``where`` (bool [B]) is true: left to right, or along another ``dim``."""
     return torch.where(where[:, None, None, None], images.flip(dim), images)
 
 

@@ -35,8 +35,8 @@ def warp(images: Tensor, matrices: Tensor, reflect: bool) -> Tensor:
 
     Args:
         images: uint8 [B, C, H, W].
-        matrices: float32 [B, 2, 2]. Each maps (x, y) in the result to (x, y) in the picture, in pixels right of
-            and below the centre.
+        matrices: float32 [B, 2, 2]. Each maps (x, y) in the result to (x, y) in the picture. Both are in
+            pixels to the right of the centre and below it.
         reflect: fill the border with a reflection that does not repeat the edge; otherwise with 0.
 
     Returns:
@@ -72,8 +72,8 @@ def colour_matrices(turn: Tensor, saturation: Tensor) -> Tensor:
 def recolour(images: Tensor, matrices: Tensor) -> Tensor:
     """Multiply each pixel of ``images`` (uint8 [B, 3, H, W]) by its picture's matrix (float32 [B, 3, 3]).
 
-    Products and sums are rounded one by one, so all devices give the same bytes. The result is stored channels
-    last.
+    Products and sums are rounded one by one, so all devices give the same bytes. The result is stored
+    channels last.
     """
     red, green, blue = images.float().split(1, dim=1)
     by_red, by_green, by_blue = matrices[:, :, :, None, None].unbind(dim=2)  # [B, 3, 1, 1]

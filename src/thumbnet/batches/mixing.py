@@ -57,7 +57,9 @@ def draw_mixing(
     box, share = _cut(share, size, torch.from_numpy(random.random((count, 2))))
     if settings.mixup:
         blended = torch.from_numpy(random.random(count)) < 0.5
-        share = torch.where(blended, torch.from_numpy(random.beta(settings.mixup, settings.mixup, count)), share)
+        share = torch.where(
+            blended, torch.from_numpy(random.beta(settings.mixup, settings.mixup, count)), share
+        )
         box *= ~blended[:, None]
     return partner, share.float(), box
 

@@ -81,9 +81,7 @@ def preview_augmentation(
     return rows
 
 
-def _one_per_class(
-    data: Data, recipe: Recipe, size: tuple[int, int]
-) -> tuple[list[int], list[np.ndarray]]:
+def _one_per_class(data: Data, recipe: Recipe, size: tuple[int, int]) -> tuple[list[int], list[np.ndarray]]:
     """Positions of different pictures, one for each of the first classes, and their pixels."""
     split, positions, pixels = data.splits["train"], list[int](), list[np.ndarray]()
     rendering = choose_rendering(surveyed(split), recipe.data)
