@@ -1,7 +1,8 @@
 """Mix pictures and labels within a batch: mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019).
 
-Each picture has a partner in its batch, and a share of its own in the result. The loss is the same mixture of the
-losses for both labels, so one class and several labels per picture, class weights and label smoothing all work.
+Each picture has a partner in its batch, and a share of its own in the result. The loss is the same mixture of
+the losses for both labels. So mixing works with one class and with several labels per picture, with class
+weights and with label smoothing.
 """
 
 from __future__ import annotations
@@ -50,16 +51,16 @@ def draw_mixing(
     # PyTorch has no beta distribution that takes a generator.
     seed = int(torch.randint(2**62, (), generator=generator))
     random = np.random.Generator(np.random.PCG64(seed))
-    box = torch.zeros(count, 4, dtype=torch.int64)
+
+    def shares(alpha: float) -> Tensor:
+        return torch.from_numpy(random.beta(alpha, alpha, count))
+
     if not settings.cutmix:
-        return partner, torch.from_numpy(random.beta(settings.mixup, settings.mixup, count)).float(), box
-    share = torch.from_numpy(random.beta(settings.cutmix, settings.cutmix, count))
-    box, share = _cut(share, size, torch.from_numpy(random.random((count, 2))))
+        return partner, shares(settings.mixup).float(), torch.zeros(count, 4, dtype=torch.int64)
+    box, share = _cut(shares(settings.cutmix), size, torch.from_numpy(random.random((count, 2))))
     if settings.mixup:
         blended = torch.from_numpy(random.random(count)) < 0.5
-        share = torch.where(
-            blended, torch.from_numpy(random.beta(settings.mixup, settings.mixup, count)), share
-        )
+        share = torch.where(blended, shares(settings.mixup), share)
         box *= ~blended[:, None]
     return partner, share.float(), box
 
@@ -97,7 +98,10 @@ def mix(images: Tensor, partner: Tensor, share: Tensor, box: Tensor | None) -> T
 
 
 def inside_box(box: Tensor, height: int, width: int) -> Tensor:
-    """Which pixels lie in rectangles (int64 [B, 4]: top, left, bottom, right, both ends excluded): [B, H, W]."""
+    """Which pixels lie in rectangles: bool [B, H, W].
+
+    ``box`` is int64 [B, 4]: top, left, bottom, right. The last row is bottom - 1, the last column right - 1.
+    """
     rows = torch.arange(height, device=box.device)
     columns = torch.arange(width, device=box.device)
     down = (rows >= box[:, 0, None]) & (rows < box[:, 2, None])

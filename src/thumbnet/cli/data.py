@@ -44,8 +44,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--recipe",
         metavar="NAME",
-        help="with --preview-augment: a recipe's name or TOML file (default: digits, small or fast, depending "
-        "on the data). Its [data] settings apply as well",
+        help="with --preview-augment: a recipe's name or TOML file (default: digits, small or fast, "
+        "depending on the data). Its [data] settings apply as well",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_labels(parser)

@@ -1,4 +1,4 @@
-"""Find classes whose names say that mirroring or rotating changes them: left and right, up and down, digits."""
+"""Find classes whose names say that mirroring or rotating changes them: left and right, digits, letters."""
 
 from __future__ import annotations
 
