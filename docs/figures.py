@@ -83,6 +83,9 @@ def batches() -> None:
 def commands() -> None:
     """The figures of `thumbnet data`, `recipes show` and `lr-find`, by the guide's commands."""
     run(["data", "digits", "--plot", str(IMAGES / "samples.svg")])
+    changes = ["rotate=15", "scale=[0.8, 1.2]", "erase=0.3", "mixup=0.4"]
+    preview = ["data", "digits", "--preview-augment", str(IMAGES / "augment.svg")]
+    run([*preview, *(word for change in changes for word in ("--set", f"augment.{change}"))])
     run(["recipes", "show", "resnet18", "--plot", str(IMAGES / "one-cycle.svg")])
     run(["lr-find", "digits", "--plot", str(IMAGES / "lr-find.svg")])
 

@@ -88,7 +88,7 @@ def test_pictures_that_cannot_be_read_are_passed_over(monkeypatch: pytest.Monkey
 def test_the_figure_shows_every_view_and_names_what_is_mixed() -> None:
     figure = augmented_figure(preview(coloured_data(), "augment.mixup=1.0"), "a $ title $")
     assert len(figure.axes) == 3 * (1 + VIEWS)
-    assert all(axes.images[0].get_interpolation() == "nearest" for axes in figure.axes)
+    assert all(axes.images[0].get_interpolation() == "none" for axes in figure.axes)
     assert [axes.get_title() for axes in figure.axes[:3]] == ["as it is", "epoch 1", "epoch 2"]
     assert figure.axes[0].get_ylabel() == "red"
     share, own = figure.axes[1].get_xlabel().split("\n")[0].split(" % ")

@@ -287,7 +287,7 @@ def augmented_figure(rows: Sequence[AugmentedRow], title: str) -> Figure:
         for axes, pixels in zip(cells, [row.pixels, *row.views], strict=True):
             axes.set_xticks([])
             axes.set_yticks([])
-            axes.imshow(pixels, interpolation="nearest")
+            axes.imshow(pixels, interpolation="none")  # nearest in a PNG; an SVG keeps its own pixels
         cells[0].set_ylabel(plain(_short(row.label)), rotation=0, ha="right", va="center", fontsize=10)
         for axes, mixture in zip(cells[1:], row.mixtures, strict=True):
             if mixture is not None:
