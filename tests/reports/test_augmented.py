@@ -91,6 +91,6 @@ def test_the_figure_shows_every_view_and_names_what_is_mixed() -> None:
     assert all(axes.images[0].get_interpolation() == "none" for axes in figure.axes)
     assert [axes.get_title() for axes in figure.axes[:3]] == ["as it is", "epoch 1", "epoch 2"]
     assert figure.axes[0].get_ylabel() == "red"
-    share, own = figure.axes[1].get_xlabel().split("\n")[0].split(" % ")
-    assert own == "red"
-    assert 0 <= int(share) <= 100
+    own, other = figure.axes[1].get_xlabel().split("\n")
+    assert own.startswith("red: ")
+    assert sum(int(part.split(": ")[1].removesuffix(" %")) for part in (own, other)) == 100

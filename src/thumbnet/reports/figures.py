@@ -301,7 +301,7 @@ def augmented_figure(rows: Sequence[AugmentedRow], title: str) -> Figure:
 def _mixture(own: str, other: str, share: float) -> str:
     """What is in a mixed picture, in two lines."""
     parts = ((share, own), (1 - share, other))
-    return "\n".join(f"{100 * part:.0f} % {_short(name, 14)}" for part, name in parts)
+    return "\n".join(f"{_short(name, 14)}: {100 * part:.0f} %" for part, name in parts)
 
 
 def _short(name: str, length: int = 20) -> str:
