@@ -21,7 +21,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 import thumbnet
 from thumbnet.batches.prepare import prepare
 from thumbnet.cli import main as run
-from thumbnet.reports.figures import INK, grid_figure, new_figure, save
+from thumbnet.reports.augmented import preview_augmentation
+from thumbnet.reports.figures import INK, augmented_figure, grid_figure, new_figure, save
 
 DOCS = Path(__file__).parent
 IMAGES = DOCS / "images"
@@ -87,6 +88,16 @@ def commands() -> None:
     run(["lr-find", "digits", "--plot", str(IMAGES / "lr-find.svg")])
 
 
+def augment() -> None:
+    """A few digits, and what augmentation makes of them."""
+    changes = ["rotate=15", "scale=[0.8, 1.2]", "erase=0.3", "mixup=0.4"]
+    recipe = thumbnet.load_recipe("digits", [f"augment.{change}" for change in changes])
+    data = thumbnet.load_data("digits")
+    found = prepare(data, recipe, torch.device("cpu")).preprocessing
+    rows = preview_augmentation(data, recipe, found.size, found.mean, found.std)
+    save(augmented_figure(rows[:4], "digits: what the network sees in training"), IMAGES / "augment.svg")
+
+
 def report() -> None:
     """The confusion matrix and the report of a training on the digits."""
     with tempfile.TemporaryDirectory() as folder:
@@ -148,7 +159,7 @@ def table(page: Path, head: str) -> list[list[str]]:
     return [re.split(r" *\| *", line.strip("| ").replace("−", "-")) for line in lines[2:]]
 
 
-DRAWN = (residual_block, batches, commands, report, pareto, faults)
+DRAWN = (residual_block, batches, commands, augment, report, pareto, faults)
 
 if __name__ == "__main__":
     for draw in DRAWN:

@@ -35,11 +35,12 @@ def engine(count: int) -> MemoryEngine:
     return MemoryEngine(images, torch.arange(count))  # the label is the index of the picture
 
 
-def train_batches(count: int, batch_size: int, world: World) -> TrainBatches:
+def train_batches(
+    count: int, batch_size: int, world: World, augment: AugmentSettings = AUGMENT
+) -> TrainBatches:
     training = TrainingSettings(batch_size=batch_size)
-    return TrainBatches(
-        engine(count), NORMALISE, Recipe(seed=3, augment=AUGMENT, training=training), (16, 16), world
-    )
+    recipe = Recipe(seed=3, augment=augment, training=training)
+    return TrainBatches(engine(count), NORMALISE, recipe, (16, 16), world)
 
 
 def merged(batches: list[Batch]) -> Batch:
@@ -65,6 +66,32 @@ def test_the_shares_of_all_processes_together_are_the_batch_of_a_single_process(
         assert all(len(part.labels) >= 1 for part in parts), (
             "a process without a picture would have no gradient"
         )
+
+
+@pytest.mark.parametrize(("size", "count", "batch_size"), [(2, 60, 16), (8, 33, 32)])
+def test_pictures_are_mixed_across_processes_as_in_a_single_one(
+    size: int, count: int, batch_size: int
+) -> None:
+    mixing = AugmentSettings(flip="alternating", rotate=10, mixup=0.4, cutmix=1.0)
+    alone = list(train_batches(count, batch_size, ALONE, mixing).epoch(1))
+    shares = [
+        list(train_batches(count, batch_size, World(rank, size), mixing).epoch(1)) for rank in range(size)
+    ]
+    for whole, *parts in zip(alone, *shares, strict=True):
+        together = merged(parts)
+        assert torch.equal(together.images, whole.images)
+        assert torch.equal(together.labels, whole.labels)
+        assert whole.mixed is not None
+        partners, weights = [], []
+        for part in parts:
+            assert part.mixed is not None
+            assert len(part.images) == len(part.labels) == len(part.mixed.labels) == len(part.mixed.share)
+            absent = part.labels == NO_LABEL
+            assert (part.mixed.labels[absent] == NO_LABEL).all()  # or padding would have a loss
+            partners.append(part.mixed.labels[~absent])
+            weights.append(part.mixed.share[~absent])
+        assert torch.equal(torch.cat(partners), whole.mixed.labels)
+        assert torch.equal(torch.cat(weights), whole.mixed.share)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])

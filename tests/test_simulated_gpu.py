@@ -177,14 +177,24 @@ def test_a_recipe_trains_resumes_and_predicts_as_on_the_cpu_and_no_step_waits(
         assert found == pytest.approx(expected.evaluate(DATA, "test").loss, rel=1e-5)
 
 
+TURNED = [
+    "augment.flip_vertical=random",
+    "augment.rotate=20",
+    "augment.scale=[0.8, 1.2]",
+    "augment.hue=0.1",
+    "augment.saturation=0.3",
+    "augment.erase=0.5",
+]
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
         ["training.ema_decay=0.9"],
-        ["data.sampling=balanced", "data.skip_easy=0"],
+        ["data.sampling=balanced", "data.skip_easy=0", "augment.mixup=0.4", "augment.cutmix=1.0"],
         ["training.micro_batch=8"],
         ["data.skip_easy=0.4", "augment.flip=random"],
-        ["augment.cutout=6", "augment.translate_fill=zero"],
+        ["augment.cutout=6", "augment.translate_fill=zero", *TURNED],
         ["training.class_weights=balanced", "evaluation.every=1"],
         ["optimizer.name=adamw", "optimizer.lr=0.001", "optimizer.groups=[]"],
         ["schedule.small_until=0.5", "schedule.small_sides=[1.0]", "evaluation.tta=mirror"],

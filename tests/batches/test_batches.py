@@ -41,8 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 
 def test_both_engines_give_the_same_batches_to_the_bit(folder: Data) -> None:
-    memory = prepare(folder, recipe("data.engine=memory"), CPU)
-    workers = prepare(folder, recipe("data.engine=workers"), CPU)
+    changes = ["augment.rotate=20", "augment.hue=0.2", "augment.erase=0.5", "augment.mixup=0.4"]
+    memory = prepare(folder, recipe("data.engine=memory", *changes), CPU)
+    workers = prepare(folder, recipe("data.engine=workers", *changes), CPU)
     assert (memory.engine, workers.engine) == ("memory", "workers")
     assert memory.preprocessing == workers.preprocessing
     for epoch in (0, 1):
@@ -78,14 +79,36 @@ def test_each_epoch_has_every_picture_once_in_a_new_order() -> None:
     assert sum(again, []) == orders[1]
 
 
-def test_an_epoch_can_start_at_any_step() -> None:
-    train = plain(recipe(), coloured_data()).train
+@pytest.mark.parametrize("changes", [[], ["augment.scale=[0.5, 2]", "augment.mixup=1", "augment.cutmix=1"]])
+def test_an_epoch_can_start_at_any_step(changes: list[str]) -> None:
+    train = plain(recipe(*changes), coloured_data()).train
     whole = list(train.epoch(3))
     for start in (0, 1, 5, len(whole) - 1, len(whole)):
         rest = list(train.epoch(3, start))
         assert len(rest) == len(whole) - start
         for a, b in zip(rest, whole[start:], strict=True):
             assert torch.equal(a.images, b.images)
+            if changes:
+                assert a.mixed is not None
+                assert b.mixed is not None
+                assert torch.equal(a.mixed.share, b.mixed.share)
+
+
+def test_a_mixed_batch_says_what_is_in_its_pictures() -> None:
+    data = coloured_data()
+    settings = ["augment.flip=none", "augment.translate=0"]
+    pure = plain(recipe(*settings), data).train
+    mixing = plain(recipe(*settings, "augment.mixup=1"), data).train
+    for batch, unmixed in zip(mixing.epoch(0), pure.epoch(0), strict=True):
+        assert batch.mixed is not None
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(batch.labels, unmixed.labels)
+        for picture, own, other, share in zip(
+            batch.images, unmixed.images, batch.mixed.labels, batch.mixed.share, strict=True
+        ):
+            same_class = unmixed.images[unmixed.labels == other]
+            blends = share * own + (1 - share) * same_class
+            assert (blends - picture).abs().amax(dim=(1, 2, 3)).min() < 1e-5
 
 
 def test_a_short_last_batch_can_be_dropped_but_small_data_make_one_batch() -> None:

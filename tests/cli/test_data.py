@@ -38,3 +38,47 @@ def test_data_shows_what_corrections_change(
     values = json.loads(capsys.readouterr().out)
     assert values["counts"]["train"] == {"blue": 21, "green": 20, "red": 19}
     assert "corrected labels: 1 relabelled" in values["notes"]
+
+
+def test_data_previews_the_augmentation_of_a_recipe(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "preview.png"
+    augment = ["--recipe", "small", "--set", "augment.mixup=0.4", "--set", "augment.rotate=15"]
+    assert main(["data", str(folder), "--preview-augment", str(out), *augment]) == 0
+    assert f"written: {out}" in capsys.readouterr().out
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["preview.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--preview-augment", "x.bmp"], "--preview-augment x.bmp: the name must end in .png"),
+        (["--preview-augment", "no/such/x.png"], "--preview-augment no/such/x.png: there is no folder"),
+        (["--preview-augment", "x.png", "--recipe", "fats"], "there is no recipe 'fats'"),
+        (["--preview-augment", "x.png", "--recipe", "fast", "--set", "augment.cutmix=1"], "data.skip_easy=0"),
+        (["--preview-augment", "x.png", "--set", "augment.rotate=200"], "degrees in [0, 180]"),
+        (["--recipe", "fast"], "--preview-augment FILE"),
+    ],
+)
+def test_a_preview_that_cannot_be_made_is_refused_before_the_data_are_read(
+    options: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "digits", *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_preview_that_cannot_be_written_keeps_the_former_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.png").mkdir()
+    assert main(["data", str(folder), "--preview-augment", str(tmp_path / "x.png")]) == 2
+    assert "cannot write" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]

@@ -115,6 +115,14 @@ def test_batch_size_and_learning_rates_are_fitted_to_the_minimum_number_of_steps
     assert same == recipe
 
 
+def test_mixing_pictures_needs_an_epoch_of_all_pictures() -> None:
+    for setting in ("augment.mixup=0.2", "augment.cutmix=1"):
+        with pytest.raises(RecipeError, match=r"data.skip_easy.*--set data.skip_easy=0"):
+            load_recipe("fast", [setting])
+        assert load_recipe("fast", [setting, "data.skip_easy=0"]).augment.mixes
+        assert load_recipe("small", [setting]).augment.mixes
+
+
 def test_the_error_for_an_unknown_recipe_suggests_the_nearest_name() -> None:
     with pytest.raises(RecipeError, match="Did you mean 'tutorial'"):
         load_recipe("tutorail")

@@ -70,3 +70,11 @@ def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
 def test_data_are_loaded_with_the_recipes_settings() -> None:
     recipe = load_recipe("tutorial")
     assert load_for("digits", recipe, None, QUIET).source == "digits"
+
+
+def test_without_a_recipe_a_setting_need_only_suit_the_recipe_that_is_chosen() -> None:
+    mixing = ["augment.mixup=0.2"]
+    recipe, _ = choose_recipe(data_of(100), None, mixing, None, QUIET)
+    assert (recipe.name, recipe.augment.mixup) == ("small", 0.2)
+    with pytest.raises(RecipeError, match="data.skip_easy=0"):
+        choose_recipe(data_of(FEW_PICTURES + 1), None, mixing, None, QUIET)

@@ -27,6 +27,17 @@ RECIPES = {
         "augment.brightness=0.2",
         "augment.contrast=0.2",
     ],
+    "new changes": [
+        "augment.flip=alternating",
+        "augment.flip_vertical=random",
+        "augment.rotate=20",
+        "augment.scale=[0.8, 1.2]",
+        "augment.hue=0.1",
+        "augment.saturation=0.3",
+        "augment.erase=0.5",
+    ],
+    "mixup": ["augment.mixup=0.4", "data.sampling=balanced"],
+    "mixup and cutmix": ["augment.mixup=0.4", "augment.cutmix=1.0", "augment.translate=1"],
     "no change": ["augment.flip=none", "augment.translate=0"],
     "alternating": ["augment.flip=alternating", "augment.translate=1", "augment.translate_fill=zero"],
     "skip_easy": ["augment.flip=alternating", "data.skip_easy=0.3"],
@@ -54,6 +65,10 @@ def test_the_batches_are_those_of_train_batches_to_the_bit(name: str) -> None:
             epoch.step.add_(1)
             assert torch.equal(batch.images, expected.images), (number, step)
             assert torch.equal(batch.labels, expected.labels)
+            assert (batch.mixed is None) == (expected.mixed is None) == ("mixup" not in name)
+            if batch.mixed is not None and expected.mixed is not None:
+                assert torch.equal(batch.mixed.labels, expected.mixed.labels)
+                assert torch.equal(batch.mixed.share, expected.mixed.share)
             assert batch.positions is not None
             assert expected.positions is not None
             assert torch.equal(batch.positions, expected.positions)

@@ -53,10 +53,26 @@ RECIPES = {
     "fast in bf16": ("fast", [*FAST, "training.precision=bf16"]),
     "average, weights, cutout": (
         "fast",
-        [*FAST, "training.ema_decay=0.9", "training.class_weights=balanced", "augment.cutout=8"],
+        [
+            *FAST,
+            "training.ema_decay=0.9",
+            "training.class_weights=balanced",
+            "augment.cutout=8",
+            "augment.hue=0.1",
+        ],
     ),
     "all pictures": ("fast", [*FAST, "data.skip_easy=0", "augment.translate_fill=zero"]),
-    "sgd": ("resnet18", [*SGD, "augment.flip=random", "training.label_smoothing=0.1"]),
+    "sgd": (
+        "resnet18",
+        [
+            *SGD,
+            "augment.flip=random",
+            "augment.rotate=15",
+            "augment.mixup=0.4",
+            "augment.cutmix=1.0",
+            "training.label_smoothing=0.1",
+        ],
+    ),
     "balanced, adamw": ("resnet18", [*ADAMW, "data.sampling=balanced", "training.ema_decay=0.9"]),
 }
 every_recipe = pytest.mark.parametrize("name", RECIPES)

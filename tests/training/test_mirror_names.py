@@ -97,3 +97,49 @@ def test_names_with_an_affix_are_characters_too(names: tuple[str, ...]) -> None:
     chosen, notes = without_mirroring(load_recipe("fast"), names, "x", NOTHING)
     assert chosen.augment.flip == "none"
     assert "characters" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "setting", "said"),
+    [
+        (("up", "down"), "augment.flip_vertical=random", "up and down are"),
+        (
+            ("arrow_top", "arrow_bottom", "other"),
+            "augment.flip_vertical=random",
+            "arrow_top and arrow_bottom",
+        ),
+        (("thumbsup", "thumbsdown"), "augment.flip_vertical=random", "thumbsup and thumbsdown"),
+        (("0", "1", "2"), "augment.flip_vertical=random", "characters are"),
+        (("向上", "向下"), "augment.flip_vertical=random", "向上 and 向下"),
+        (("0", "6", "9"), "augment.rotate=180", "characters can be mistaken"),
+        (("turn left", "turn right"), "augment.rotate=90", "turn left and turn right"),
+        (("up", "down"), "augment.rotate=60", "up to 60 degrees"),
+    ],
+)
+def test_turning_pictures_against_the_class_names_is_obeyed_with_a_warning(
+    names: tuple[str, ...], setting: str, said: str
+) -> None:
+    recipe = load_recipe("digits", [setting])
+    kept, notes = without_mirroring(recipe, names, "x", named_keys("digits", [setting]))
+    assert kept.augment == recipe.augment
+    (note,) = notes
+    assert note.startswith("warning: ")
+    assert said in note
+    assert setting.partition("=")[0] in note
+
+
+@pytest.mark.parametrize(
+    ("names", "setting"),
+    [
+        (("left", "right"), "augment.flip_vertical=random"),
+        (("cat", "dog", "setup"), "augment.flip_vertical=random"),
+        (("0", "6", "9"), "augment.rotate=45"),
+        (("clockwise", "counterclockwise"), "augment.rotate=180"),
+        (("cat", "dog"), "augment.rotate=180"),
+    ],
+)
+def test_turning_pictures_that_stay_in_their_class_needs_no_warning(
+    names: tuple[str, ...], setting: str
+) -> None:
+    recipe = load_recipe("digits", [setting])
+    assert without_mirroring(recipe, names, "x", NOTHING) == (recipe, [])

@@ -273,6 +273,19 @@ def test_processes_share_a_batch_and_one_without_pictures_counts_nothing() -> No
         assert all(part.total == 2 for part in parts)
 
 
+def test_pictures_with_several_labels_are_mixed_and_resume_to_the_bit(tmp_path: Path) -> None:
+    data, settings = (
+        coloured_labels(40),
+        [*TINY, "training.epochs=1", "augment.mixup=0.4", "augment.cutmix=1.0"],
+    )
+    whole = train(data, "resnet18", overrides=settings, out=tmp_path / "whole", device="cpu")
+    with pytest.raises(InterruptedRunError):
+        train(data, "resnet18", overrides=settings, out=tmp_path / "two", device="cpu", listener=StopAfter(1))
+    resumed = resume(tmp_path / "two", data=data, device="cpu")
+    first, second = (read_weights(run.path / "model.safetensors")[0] for run in (whole, resumed))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
 def test_an_image_dataset_gives_a_row_of_labels() -> None:
     split = coloured_labels(6).splits["train"]
     dataset = ImageDataset(split)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thumbnet.batches.batches import NO_LABEL, Batch
+from thumbnet.batches.mixing import Mixed
 from thumbnet.errors import DivergedError, OutOfMemoryError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.recipes.settings import TrainingSettings
@@ -97,6 +100,55 @@ def test_a_class_weight_multiplies_the_loss_of_its_pictures() -> None:
     plain = [summed_loss(logits[i : i + 1], labels[i : i + 1], settings, None) for i in range(4)]
     weighted = summed_loss(logits, labels, settings, torch.tensor([0.5, 3.0]))
     torch.testing.assert_close(weighted, 0.5 * sum(plain[:3]) + 3.0 * plain[3])
+
+
+def mixed_batch(count: int = 8) -> Batch:
+    batch = batch_of(count)
+    share = torch.linspace(0, 1, count)
+    return replace(batch, mixed=Mixed(batch.labels.roll(1), share))
+
+
+def test_the_loss_of_a_mixed_picture_is_the_cross_entropy_with_both_classes() -> None:
+    logits, own, other = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.tensor([1, 1, 0, 2])
+    share = torch.tensor([0.1, 0.5, 0.9, 1.0])
+    settings = TrainingSettings(label_smoothing=0.2)
+    targets = share[:, None] * F.one_hot(own, 3) + (1 - share)[:, None] * F.one_hot(other, 3)
+    expected = F.cross_entropy(logits, targets, label_smoothing=0.2, reduction="sum")
+    mixed = Mixed(other, share)
+    torch.testing.assert_close(summed_loss(logits, own, settings, None, mixed), expected)
+    weights = torch.tensor([0.5, 3.0, 1.0])
+    plain = TrainingSettings(label_smoothing=0.0)
+    surprise = -(targets * weights * logits.log_softmax(dim=1)).sum()
+    torch.testing.assert_close(summed_loss(logits, own, plain, weights, mixed), surprise)
+
+
+def test_the_loss_of_mixed_pictures_with_several_labels_is_that_of_their_mixed_labels() -> None:
+    logits = torch.randn(3, 2)
+    own = torch.tensor([[1, 0], [1, 1], [0, 0]], dtype=torch.int8)
+    share, other = torch.tensor([0.3, 0.8, 0.5]), own.roll(1, dims=0)
+    targets = share[:, None] * own + (1 - share)[:, None] * other
+    expected = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    found = summed_loss(logits, own, TrainingSettings(label_smoothing=0.0), None, Mixed(other, share))
+    torch.testing.assert_close(found, expected)
+
+
+def test_mixed_pictures_give_the_same_gradient_in_parts() -> None:
+    whole, parts = state_of(), state_of("training.micro_batch=3")
+    batch = mixed_batch()
+    loss = accumulate_gradients(whole, batch)
+    torch.testing.assert_close(accumulate_gradients(parts, batch), loss)
+    assert not torch.isclose(accumulate_gradients(state_of(), replace(batch, mixed=None)), loss)
+    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    assert torch.equal(whole.hits, parts.hits)
+
+
+def test_a_hit_on_a_mixed_picture_is_the_class_with_the_larger_share() -> None:
+    state, batch = state_of(), mixed_batch()
+    accumulate_gradients(state, batch)
+    assert batch.mixed is not None
+    leading = torch.cat([batch.labels.roll(1)[:4], batch.labels[4:]])
+    assert int(state.hits) == int((state.model(batch.images).argmax(dim=1) == leading).sum())
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_although_the_loss_is() -> None:

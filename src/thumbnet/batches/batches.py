@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from thumbnet.batches.augment import Augmentation, Draw
 from thumbnet.batches.engines import Engine
+from thumbnet.batches.mixing import Mixed
 from thumbnet.batches.selection import Selection
 from thumbnet.batches.statistics import Normalise
 from thumbnet.batches.upload import send_together
@@ -43,6 +44,7 @@ class Batch:
             int8 [B, classes] of 0 and 1, or ``NO_LABEL`` throughout.
         total: number of pictures in this batch over all processes; by default the length of ``labels``.
         positions: positions in the training split, int64 [B]; None if nothing uses them.
+        mixed: what the pictures were mixed with, by mixup or CutMix; None for nothing.
 
     All tensors are on one device.
     """
@@ -51,6 +53,7 @@ class Batch:
     labels: Tensor
     total: int = 0
     positions: Tensor | None = None
+    mixed: Mixed | None = None
 
     def __post_init__(self) -> None:
         if not self.total:
@@ -114,11 +117,11 @@ class TrainBatches:
         device = self.normalise.device
         order, visits = self._order(epoch)
         batches = list(order.split(self.batch_size))[start : len(self)]
-        shares = [self._share(indices) for indices in batches]
+        shares = [self._needed(whole, epoch, step) for step, whole in enumerate(batches, start=start)]
         fetched = zip(batches, shares, self.engine.fetch(shares), strict=True)
         for step, (whole, indices, images) in enumerate(fetched, start=start):
             turns = epoch if visits is None else visits[whole]
-            draw = self.draw(whole, turns, epoch, step).map(self._share)
+            draw = self._draw_share(whole, turns, epoch, step)
             labels = self._labels[indices]
             if len(whole) <= self.world.rank:  # this process has no picture of its own in this batch
                 labels = torch.full_like(labels, NO_LABEL)
@@ -127,7 +130,9 @@ class TrainBatches:
             with one_thread(self.engine.workers > 0):
                 images = self.augmentation.apply(send(images, device), draw, self.normalise.mean_pixel)
                 images = self.augmentation.relight(self.normalise(images), draw)
-            yield Batch(images, labels, len(whole), indices)
+                images, mixed = self.augmentation.mix(images, labels, draw)
+            own = len(images)  # without the partners from other processes
+            yield Batch(images, labels[:own], len(whole), indices[:own], mixed)
 
     def _order(self, epoch: int) -> tuple[Tensor, Tensor | None]:
         """The positions of an epoch in random order, int64 [N], and how often every picture was seen before.
@@ -157,6 +162,37 @@ class TrainBatches:
         """The augmentation of a step of an epoch, both from 0; see :meth:`Augmentation.draw`."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, step))
         return self.augmentation.draw(indices, turns, generator)
+
+    def _needed(self, whole: Tensor, epoch: int, step: int) -> Tensor:
+        """The pictures of a batch that this process needs: positions in the split, int64 [B].
+
+        They are its share. If pictures are mixed with those of other processes, their partners follow, in the
+        same order: a process computes these once more, so that the mixture does not depend on the number of
+        processes.
+        """
+        if not self._mixes_across:
+            return self._share(whole)
+        partner = self.draw(whole, 0, epoch, step).partner
+        return self._with_partners(whole, partner)
+
+    @property
+    def _mixes_across(self) -> bool:
+        return self.augmentation.settings.mixes and self.world.size > 1
+
+    def _draw_share(self, whole: Tensor, turns: Tensor | int, epoch: int, step: int) -> Draw:
+        """The augmentation of the pictures that :meth:`_needed` names."""
+        draw = self.draw(whole, turns, epoch, step)
+        if not self._mixes_across:
+            return draw.map(self._share)
+        own = len(self._share(draw.partner))
+        needed = draw.map(lambda values: self._with_partners(values, draw.partner))
+        return needed._replace(
+            partner=torch.arange(own, 2 * own), share=needed.share[:own], pasted=needed.pasted[:own]
+        )
+
+    def _with_partners(self, items: Tensor, partner: Tensor) -> Tensor:
+        """This process's share of a batch's ``items`` [N, ...], then those of the partners (int64 [N])."""
+        return torch.cat([self._share(items), items[send(self._share(partner), items.device)]])
 
     def _share(self, items: Tensor) -> Tensor:
         """This process's share of a batch; if it is empty, one picture, whose label will not count."""

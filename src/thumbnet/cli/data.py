@@ -13,10 +13,15 @@ from thumbnet.cli.options import (
     add_on_bad_image,
     add_overrides,
     data_settings,
+    overrides,
 )
+from thumbnet.cli.usage import UsageError
 
 if TYPE_CHECKING:
     from thumbnet.data.images import Fit
+    from thumbnet.data.splits import Data
+    from thumbnet.recipes.recipe import Recipe
+    from thumbnet.recipes.settings import DataSettings
 
 
 def add(commands: Any) -> None:
@@ -29,6 +34,18 @@ def add(commands: Any) -> None:
     parser.add_argument("data", metavar="DATA", help=DATA_HELP)
     parser.add_argument(
         "--plot", metavar="FILE", help="draw sample pictures of each class (.png, .svg, .pdf)"
+    )
+    parser.add_argument(
+        "--preview-augment",
+        metavar="FILE",
+        help="draw a training picture of each class, and what the recipe's augmentation makes of it (.png, "
+        ".svg, .pdf)",
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="with --preview-augment: a recipe's name or TOML file (default: digits, small or fast, "
+        "depending on the data). Its [data] settings apply as well",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_labels(parser)
@@ -45,11 +62,14 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet.cli.views import show_inspection
     from thumbnet.recipes.settings import AUTO, parse_image_size
     from thumbnet.reports import figures as plots
+    from thumbnet.reports.augmented import preview_augmentation
     from thumbnet.reports.inspection import inspect_data, sample_grid
     from thumbnet.sources.load import load_data
 
     target = plots.check_plot_path(options.plot) if options.plot else None
-    settings = data_settings(options)
+    preview = options.preview_augment
+    preview = plots.check_plot_path(preview, "--preview-augment") if preview else None
+    settings = _settings(options)
     size = parse_image_size(settings.image_size) if settings.image_size != AUTO else None
     fit: Fit = settings.fit
     with counting("downloading") as count:
@@ -60,21 +80,53 @@ def execute(options: argparse.Namespace) -> int:
             progress=count,
             labels=options.labels,
         )
+    recipe, notes = _fitted_recipe(options, data) if preview else (None, ())
     with counting("reading") as count:
-        found = inspect_data(data, size, fit, count)
+        found = inspect_data(data, size, fit, count, settings)
     if target:
         shape = f"{found.image_size[0]}x{found.image_size[1]}"
-        grid = sample_grid(data, "train", 10, found.image_size, fit)
+        grid = sample_grid(data, "train", 10, found.image_size, fit, settings)
         plots.save(plots.grid_figure(grid, f"{data.source}, train, as the network sees it ({shape})"), target)
+    if preview and recipe:
+        rows = preview_augmentation(data, recipe, found.image_size, found.mean, found.std)
+        title = f"{data.source}: what the network sees in training ({recipe.name})"
+        plots.save(plots.augmented_figure(rows, title), preview)
     if options.json:
         from dataclasses import asdict
 
         described = {"source": data.source, "layout": data.layout, **asdict(found)}
-        described["notes"] = [*data.notes, *found.notes]
+        described["notes"] = [*data.notes, *found.notes, *notes]
         described["multilabel"] = data.multilabel
         say(json_line(described))
         return 0
     show_inspection(data, found, fit)
-    if target:
-        say(f"written: {target}")
+    for text in notes:
+        say(f"note: {text}")
+    for path in filter(None, (target, preview)):
+        say(f"written: {path}")
     return 0
+
+
+def _settings(options: argparse.Namespace) -> DataSettings:
+    """The ``data`` settings of the recipe, with the options applied.
+
+    Raises:
+        RecipeError: there is no such recipe, or a setting is invalid.
+        UsageError: there is a recipe, but nothing to preview.
+    """
+    if options.recipe is None:
+        return data_settings(options)
+    if not options.preview_augment:
+        raise UsageError("--recipe chooses the augmentation of --preview-augment FILE, which is missing")
+    from thumbnet.recipes.recipe import load_recipe
+
+    return load_recipe(options.recipe, overrides(options)).data
+
+
+def _fitted_recipe(options: argparse.Namespace, data: Data) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe as a training on ``data`` would fit it to them, and notes about what it changed."""
+    from thumbnet.training.choose import choose_recipe
+    from thumbnet.training.listener import Listener
+
+    recipe, chosen = choose_recipe(data, options.recipe, overrides(options), options.data_dir, Listener())
+    return recipe, chosen.notes[len(data.notes) :]

@@ -38,6 +38,15 @@ _OTHER_NAMES = {
     "horizontal_flip": "augment.flip",
     "crop": "augment.translate",
     "shift": "augment.translate",
+    "vflip": "augment.flip_vertical",
+    "vertical_flip": "augment.flip_vertical",
+    "rotation": "augment.rotate",
+    "degrees": "augment.rotate",
+    "zoom": "augment.scale",
+    "random_erasing": "augment.erase",
+    "reprob": "augment.erase",
+    "mixup_alpha": "augment.mixup",
+    "cutmix_alpha": "augment.cutmix",
     "smoothing": "training.label_smoothing",
     "ema": "training.ema_decay",
     "normalize": "data.mean",
@@ -80,6 +89,7 @@ _EXAMPLES = {
     "optimizer.name": "adamw",
     "model.name": "resnet18",
     "augment.flip": "random",
+    "augment.flip_vertical": "random",
 }
 _SECTIONS = {
     "augment": "augment",

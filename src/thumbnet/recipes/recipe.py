@@ -56,6 +56,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**63, "seed", "a number from 0 to 2**63 - 1", self.seed)
+        # The loss of a mixed picture does not say whether the network has learned the picture itself.
+        ok = not (self.data.skip_easy and self.augment.mixes)
+        expected = "0 where augment.mixup or augment.cutmix is on (--set data.skip_easy=0)"
+        check(ok, "data.skip_easy", expected, self.data.skip_easy)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain dictionaries, lists, numbers and strings, without settings that are None."""

@@ -161,6 +161,23 @@ class AugmentSettings:
         brightness: make a picture lighter or darker by up to this many of the data's standard deviations. 0
             is off.
         contrast: multiply differences from the mean colour by 1 - contrast to 1 + contrast. 0 is off.
+        flip_vertical: upside down: ``none``, or ``random`` (each picture with probability 1/2).
+        rotate: rotate by up to this many degrees in either direction, around the centre. 0 is off.
+        scale: the smallest and the largest factor by which a picture is zoomed around its centre; above 1
+            enlarges. The factor's logarithm is uniform. ``(1, 1)`` is off.
+        hue: rotate the colours by up to this fraction of the colour circle in either direction; 0.5 reaches
+            all of it. 0 is off.
+        saturation: multiply the colours' saturation by 1 - saturation to 1 + saturation. 0 is off.
+        erase: probability that a rectangle of the picture is set to the mean colour (random erasing, Zhong et
+            al. 2017). 0 is off.
+        erase_area: the smallest and the largest area of that rectangle, as fractions of the picture's.
+        mixup: blend each picture and its label with another picture of its batch; the first one's share comes
+            from Beta(mixup, mixup) (Zhang et al. 2018). 0 is off.
+        cutmix: paste a rectangle of another picture of the batch into each picture, and mix the labels by
+            area, which comes from Beta(cutmix, cutmix) (Yun et al. 2019). 0 is off. With ``mixup`` as well,
+            each picture gets one of the two, with equal probability.
+
+    ``translate_fill`` also says what appears at the border of a picture that was rotated or made smaller.
     """
 
     flip: Literal["none", "random", "alternating"] = "none"
@@ -169,12 +186,46 @@ class AugmentSettings:
     cutout: int = 0
     brightness: float = 0.0
     contrast: float = 0.0
+    flip_vertical: Literal["none", "random"] = "none"
+    rotate: float = 0.0
+    scale: tuple[float, ...] = (1.0, 1.0)
+    hue: float = 0.0
+    saturation: float = 0.0
+    erase: float = 0.0
+    erase_area: tuple[float, ...] = (0.02, 0.4)
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
         check(0 <= self.translate <= 15, "augment.translate", "0 to 15 pixels", self.translate)
         check(self.cutout >= 0, "augment.cutout", "0 (off) or pixels", self.cutout)
         check(0 <= self.brightness <= 2, "augment.brightness", "a number in [0, 2]", self.brightness)
         check(0 <= self.contrast <= 1, "augment.contrast", "a number in [0, 1]", self.contrast)
+        check(0 <= self.rotate <= 180, "augment.rotate", "degrees in [0, 180]", self.rotate)
+        ok = len(self.scale) == 2 and 0.1 <= self.scale[0] <= self.scale[1] <= 10
+        check(ok, "augment.scale", "two factors in [0.1, 10], the smaller one first", self.scale)
+        check(0 <= self.hue <= 0.5, "augment.hue", "a fraction of the colour circle in [0, 0.5]", self.hue)
+        check(0 <= self.saturation <= 1, "augment.saturation", "a number in [0, 1]", self.saturation)
+        check(0 <= self.erase <= 1, "augment.erase", "a probability in [0, 1]", self.erase)
+        ok = len(self.erase_area) == 2 and 0 < self.erase_area[0] <= self.erase_area[1] <= 1
+        check(ok, "augment.erase_area", "two fractions in (0, 1], the smaller one first", self.erase_area)
+        for key, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            check(0 <= alpha <= 100, f"augment.{key}", "0 (off) or a number up to 100", alpha)
+
+    @property
+    def warps(self) -> bool:
+        """Whether pictures are rotated or scaled."""
+        return self.rotate > 0 or self.scale != (1.0, 1.0)
+
+    @property
+    def recolours(self) -> bool:
+        """Whether the hue or the saturation of pictures changes."""
+        return self.hue > 0 or self.saturation > 0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether pictures are mixed with others of their batch."""
+        return self.mixup > 0 or self.cutmix > 0
 
 
 @dataclass(frozen=True)

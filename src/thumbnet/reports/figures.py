@@ -20,6 +20,7 @@ from thumbnet.evaluation import Evaluation
 from thumbnet.files import write_file
 from thumbnet.multilabel import LabelEvaluation
 from thumbnet.recipes.recipe import Recipe
+from thumbnet.reports.augmented import AugmentedRow
 from thumbnet.reports.comparison import Group, read_metrics
 from thumbnet.reports.summary import headline_key, headline_name
 from thumbnet.training.range_test import RangeTest
@@ -58,8 +59,8 @@ def new_figure(width: float, height: float) -> Figure:
     return ShownFigure(figsize=(width, height), dpi=120, layout="constrained")
 
 
-def check_plot_path(path: str | Path) -> Path:
-    """Return ``path`` if a plot can be written there. Call this before long work, not after.
+def check_plot_path(path: str | Path, option: str = "--plot") -> Path:
+    """Return ``path``, the value of ``option``, if a plot can be written there. Call this before long work.
 
     Raises:
         ThumbnetError: the suffix is unknown, or the folder does not exist.
@@ -67,9 +68,9 @@ def check_plot_path(path: str | Path) -> Path:
     """
     target = Path(path).expanduser()
     if target.suffix.lower() not in _SUFFIXES:
-        raise ThumbnetError(f"--plot {path}: the name must end in {', '.join(_SUFFIXES)}")
+        raise ThumbnetError(f"{option} {path}: the name must end in {', '.join(_SUFFIXES)}")
     if not target.parent.is_dir():
-        raise ThumbnetError(f"--plot {path}: there is no folder {target.parent}")
+        raise ThumbnetError(f"{option} {path}: there is no folder {target.parent}")
     new_figure(1, 1)
     return target
 
@@ -273,8 +274,38 @@ def grid_figure(grid: dict[str, list[np.ndarray]], title: str) -> Figure:
     return figure
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 20 else name[:19] + "…"
+def augmented_figure(rows: Sequence[AugmentedRow], title: str) -> Figure:
+    """Draw training pictures as they are and, to the right, as augmentation changes them.
+
+    Below a mixed picture stand the classes in it and their shares.
+    """
+    columns = 1 + max(len(row.views) for row in rows)
+    mixed = any(mixture is not None for row in rows for mixture in row.mixtures)
+    figure = new_figure(1.6 + 1.1 * columns, 0.9 + (1.4 if mixed else 1.1) * len(rows))
+    grid: Any = figure.subplots(len(rows), columns, squeeze=False)
+    for row, cells in zip(rows, grid, strict=True):
+        for axes, pixels in zip(cells, [row.pixels, *row.views], strict=True):
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.imshow(pixels, interpolation="none")  # nearest in a PNG; an SVG keeps its own pixels
+        cells[0].set_ylabel(plain(_short(row.label)), rotation=0, ha="right", va="center", fontsize=10)
+        for axes, mixture in zip(cells[1:], row.mixtures, strict=True):
+            if mixture is not None:
+                axes.set_xlabel(plain(_mixture(row.label, *mixture)), fontsize=7)
+    for number, axes in enumerate(grid[0]):
+        axes.set_title("as it is" if number == 0 else f"epoch {number}", fontsize=9)
+    figure.suptitle(plain(title), fontsize=11)
+    return figure
+
+
+def _mixture(own: str, other: str, share: float) -> str:
+    """What is in a mixed picture, in two lines."""
+    parts = ((share, own), (1 - share, other))
+    return "\n".join(f"{_short(name, 14)}: {100 * part:.0f} %" for part, name in parts)
+
+
+def _short(name: str, length: int = 20) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def label_figure(evaluation: LabelEvaluation, title: str) -> Figure:

@@ -58,8 +58,12 @@ def choose_recipe(
 
 
 def asked_recipe(recipe: str | Path | Recipe | None, overrides: Sequence[str]) -> Recipe:
-    """The requested recipe with ``overrides``; ``fast`` if ``recipe`` is None."""
-    asked = "fast" if recipe is None else recipe
+    """The requested recipe with ``overrides``; ``small`` if ``recipe`` is None.
+
+    All default recipes load data alike. ``small`` also allows ``overrides`` that ``fast`` refuses, such as
+    ``augment.mixup``, which does not go with ``data.skip_easy``.
+    """
+    asked = "small" if recipe is None else recipe
     return asked.override(overrides) if isinstance(asked, Recipe) else load_recipe(asked, overrides)
 
 

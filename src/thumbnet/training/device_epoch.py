@@ -57,8 +57,8 @@ class DeviceEpoch:
         self._drawn = Drawn(state.epoch, state.recipe, _pinned(pack(parts), device))  # the newest one
         self._packed = torch.zeros(len(pack(parts)), dtype=torch.uint8, device=device)
         views = unpack(self._packed, parts)
-        self._order, self._ties, flip, shift, hole, light, self._rates = views
-        self._draw = Draw(flip, shift, hole, light)
+        self._order, self._ties, *choices, self._rates = views
+        self._draw = Draw(*choices)
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
         self._planned = state.recipe  # the recipe of the rates on the device
 
@@ -101,26 +101,22 @@ class DeviceEpoch:
         The last rate is the weight of the newest network in the average. Everything is computed on the
         device, from :attr:`step`.
         """
-        settings = self._augmentation.settings
         positions = self._row(self._order)[:count]
         images = self._pictures.index_select(0, positions).view(count, *self._shape).permute(0, 3, 1, 2)
-        draw = Draw(
-            self._row(self._draw.flip, settings.flip != "none")[:count],
-            self._row(self._draw.shift, settings.translate > 0)[:count],
-            self._row(self._draw.hole, settings.cutout > 0)[:count],
-            self._row(self._draw.light, settings.brightness > 0 or settings.contrast > 0)[:count],
-        )
+        rows = zip(self._draw, self._augmentation.used, strict=True)
+        draw = Draw(*(self._row(values, used)[:count] for values, used in rows))
         moved = self._augmentation.apply(images, draw, self._batches.normalise.mean_pixel)
         lit = self._augmentation.relight(self._batches.normalise(moved), draw)
         labels = self._labels.index_select(0, positions)
-        return Batch(lit, labels, count, positions), self._row(self._rates)
+        images, mixed = self._augmentation.mix(lit, labels, draw)
+        return Batch(images, labels, count, positions, mixed), self._row(self._rates)
 
     def _row(self, rows: Tensor, used: bool = True) -> Tensor:
         """The next step's row of a buffer; any row if it is not ``used``, which costs nothing."""
         return rows.index_select(0, self.step)[0] if used else rows[0]
 
     def _choices(self, epoch: int) -> list[Tensor]:
-        """Order, ties, flip, shift, hole, light and rates of an epoch: a row per step, on the CPU."""
+        """Order, ties, the tensors of the draws, and rates of an epoch: a row per step, on the CPU."""
         ties = torch.empty(0, dtype=torch.int64)
         if self._selection is not None:
             ties = self._selection.tie_order(epoch)

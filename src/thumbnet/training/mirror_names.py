@@ -1,10 +1,10 @@
-"""Find classes whose names say that mirroring changes them: left and right, digits, letters."""
+"""Find classes whose names say that mirroring or rotating changes them: left and right, digits, letters."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,8 +50,37 @@ _OPPOSITES = {
     "b": "d",
     "p": "q",
 }
+_UPSIDE_DOWN = {
+    "up": "down",
+    "upward": "downward",
+    "upwards": "downwards",
+    "top": "bottom",
+    "upper": "lower",
+    "above": "below",
+    "oben": "unten",
+    "haut": "bas",
+    "arriba": "abajo",
+    "上": "下",
+    "north": "south",
+    "northwest": "southwest",
+    "northeast": "southeast",
+    "n": "s",
+    "nw": "sw",
+    "ne": "se",
+    "clockwise": "counterclockwise",
+    "cw": "ccw",
+    "b": "p",
+    "d": "q",
+}
+_NOT_BY_ROTATION = {"clockwise", "cw", "b", "d", "p"}  # only a mirror makes the one out of the other
 _SAME = {"anticlockwise": "counterclockwise", "acw": "ccw"}
 _GLUED = ("left", "right")  # found without a separator as well: turnleft, RIGHTARROW
+_GLUED_UPSIDE_DOWN = ("down", "up")
+_BY_ROTATION = (
+    {one: other for one, other in {**_OPPOSITES, **_UPSIDE_DOWN}.items() if one not in _NOT_BY_ROTATION},
+    (*_GLUED, *_GLUED_UPSIDE_DOWN),
+)
+STEEP = 45  # degrees: an arrow that is rotated by more points somewhere else
 FEWEST_CHARACTERS = 3  # classes; two classes named a and b need not be letters
 LOOKED_AT = 40  # pictures checked for colour
 COLOURLESS = 12  # of 255: a pixel is grey if its channels differ by no more than this
@@ -92,7 +121,41 @@ def without_mirroring(
                 f"warning: evaluation.tta = {recipe.evaluation.tta} shows mirrored pictures to a network "
                 "that is trained without them (augment.flip = none)"
             )
-    return recipe, notes
+    return recipe, [*notes, *_turned_classes(recipe, class_names, source, are_digits)]
+
+
+def _turned_classes(
+    recipe: Recipe, class_names: Sequence[str], source: str, are_digits: Callable[[], bool]
+) -> list[str]:
+    """Warnings if pictures are turned although the class names speak against it.
+
+    No recipe of thumbnet flips vertically or rotates, so the user has asked for it and gets it.
+    """
+    notes, augment = [], recipe.augment
+    if augment.flip_vertical == "none" and augment.rotate <= STEEP:
+        return []
+    characters = _are_characters(class_names, source, are_digits)
+    if augment.flip_vertical != "none":
+        pair = opposite_names(class_names, _UPSIDE_DOWN, _GLUED_UPSIDE_DOWN)
+        if characters or pair:
+            what = "characters are" if characters or pair is None else f"{_both(pair)} are, by their names,"
+            notes.append(
+                f"warning: {what} not the same upside down, but pictures are flipped vertically: "
+                "--set augment.flip_vertical=none"
+            )
+    if augment.rotate > STEEP:
+        pair = opposite_names(class_names, *_BY_ROTATION)
+        if characters or pair:
+            what = "characters" if characters or pair is None else f"{_both(pair)}"
+            notes.append(
+                f"warning: {what} can be mistaken for each other once they are rotated by up to "
+                f"{augment.rotate:g} degrees: --set augment.rotate=15"
+            )
+    return notes
+
+
+def _both(pair: tuple[str, str]) -> str:
+    return f"{printable(pair[0])} and {printable(pair[1])}"
 
 
 def named_keys(recipe: object, overrides: Sequence[str]) -> frozenset[str]:
@@ -131,14 +194,19 @@ def show_digits(data: Data) -> bool:
 def _reason(class_names: Sequence[str], source: str, are_digits: Callable[[], bool]) -> str | None:
     if source == "digits":
         return "digits are not the same mirrored"
-    if len(class_names) >= FEWEST_CHARACTERS and all(_is_character(name) for name in class_names):
-        if not all(name.isdecimal() for name in class_names) or are_digits():
-            return "the classes are characters by their names"
-        return None
+    if _are_characters(class_names, source, are_digits):
+        return "the classes are characters by their names"
     pair = opposite_names(class_names)
-    if pair is not None:
-        return f"{printable(pair[0])} and {printable(pair[1])} are mirror images by their names"
-    return None
+    return None if pair is None else f"{_both(pair)} are mirror images by their names"
+
+
+def _are_characters(class_names: Sequence[str], source: str, are_digits: Callable[[], bool]) -> bool:
+    """Whether the classes are digits or letters by their names. Numbered classes are, if they show digits."""
+    if source == "digits":
+        return True
+    if len(class_names) < FEWEST_CHARACTERS or not all(_is_character(name) for name in class_names):
+        return False
+    return not all(name.isdecimal() for name in class_names) or are_digits()
 
 
 def _is_character(name: str) -> bool:
@@ -152,38 +220,47 @@ def _is_character(name: str) -> bool:
     return len(parts) == 2 and parts[0] in words and (len(parts[1]) == 1 or parts[1] in _NUMBERS)
 
 
-def opposite_names(class_names: Sequence[str]) -> tuple[str, str] | None:
-    """The first two class names that differ only by left and right, or by a similar pair of words."""
+def opposite_names(
+    class_names: Sequence[str],
+    opposites: Mapping[str, str] = _OPPOSITES,
+    glued: Sequence[str] = _GLUED,
+) -> tuple[str, str] | None:
+    """The first two class names that differ only by left and right, or by another pair of ``opposites``.
+
+    Words in ``glued`` are found at the beginning or the end of longer words, too.
+    """
     seen: dict[tuple[str, ...], str] = {}
     for name in class_names:
-        seen.setdefault(tuple(_words(name)), name)
+        seen.setdefault(tuple(_words(name, opposites, glued)), name)
     for name in class_names:
-        words = _words(name)
+        words = _words(name, opposites, glued)
         for place, word in enumerate(words):
-            other = _OPPOSITES.get(word)
+            other = opposites.get(word)
             partner = seen.get((*words[:place], other, *words[place + 1 :])) if other else None
             if partner is not None:
                 return name, partner
-        turned = [_OPPOSITES.get(word, word) for word in words]
+        turned = [opposites.get(word, word) for word in words]
         if turned != words and tuple(turned) in seen:
             return name, seen[tuple(turned)]
     return None
 
 
-def _words(name: str) -> list[str]:
+def _words(name: str, opposites: Mapping[str, str], glued: Sequence[str]) -> list[str]:
     """Split a name into words: ``turnLeft``, ``turn_left`` and ``turnleft`` all become turn, left."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    sides = "[左右上下]"
     words = []
     for word in re.split(
-        r"[\W_\d]+|(?<=[左右])|(?=[左右])", spaced.casefold().replace("counter-", "counter")
+        rf"[\W_\d]+|(?<={sides})|(?={sides})", spaced.casefold().replace("counter-", "counter")
     ):
-        glued = next((end for end in _GLUED if len(word) > len(end) + 2 and word not in _OPPOSITES), None)
-        glued = next((one for one in _GLUED if glued and (word.endswith(one) or word.startswith(one))), None)
-        if glued is None or word in _OPPOSITES.values():
+        whole = word in opposites or word in opposites.values()
+        long = not whole and any(len(word) > len(one) + 2 for one in glued)
+        end = next((one for one in glued if long and (word.endswith(one) or word.startswith(one))), None)
+        if end is None:
             words.append(_SAME.get(word, word))
-        elif word.endswith(glued):
-            words += [word.removesuffix(glued), glued]
+        elif word.endswith(end):
+            words += [word.removesuffix(end), end]
         else:
-            words += [glued, word.removeprefix(glued)]
+            words += [end, word.removeprefix(end)]
     digits = re.sub(r"\D+", " ", name).split()
     return [word for word in words if word] + digits

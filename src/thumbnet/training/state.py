@@ -64,7 +64,8 @@ class EpochResult:
         pictures_per_second: training speed.
         score: score on the whole split; None if this epoch was not evaluated on it.
         train_accuracy: 0 to 1, measured on the augmented pictures as they passed through the network, each
-            with the weights of its step; nan if unknown.
+            with the weights of its step; nan if unknown. A mixed picture counts as right if the answer is the
+            class with the larger share.
         sample: score on a fixed sample of the split, if there is no ``score``.
     """
 

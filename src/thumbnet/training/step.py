@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from thumbnet.batches.batches import Batch
+from thumbnet.batches.mixing import Mixed
 from thumbnet.errors import memory_guard
 from thumbnet.hardware import autocast
 from thumbnet.recipes.settings import TrainingSettings
@@ -86,18 +87,21 @@ def accumulate_gradients(state: TrainingState, batch: Batch) -> Tensor:
     """
     settings, world = state.recipe.training, state.world
     size = settings.micro_batch or len(batch.images)
-    parts = list(zip(batch.images.split(size), batch.labels.split(size), strict=True))
+    images_and_labels = list(zip(batch.images.split(size), batch.labels.split(size), strict=True))
+    mixtures = [None] * len(images_and_labels) if batch.mixed is None else batch.mixed.split(size)
+    parts = list(zip(images_and_labels, mixtures, strict=True))
     each = []  # loss of each picture, by which the selection chooses the next epoch's
     whole = torch.zeros((), device=state.device)
-    for number, (images, labels) in enumerate(parts, start=1):
+    for number, ((images, labels), mixed) in enumerate(parts, start=1):
         # The last pass averages the gradients over the processes, so each loss is multiplied by their number.
         with contextlib.nullcontext() if number == len(parts) else state.hold_gradients():
             with autocast(state.dtype, state.device):
                 logits = state.forward(images)
-            part = summed_loss(logits.float(), labels, settings, state.class_weights) / batch.total
+            part = summed_loss(logits.float(), labels, settings, state.class_weights, mixed) / batch.total
             state.scaler.scale(part * world.size).backward()
         whole += part.detach()
-        state.hits += count_hits(logits.detach(), labels)
+        leading = labels if mixed is None else mixed.leading(labels)
+        state.hits += count_hits(logits.detach(), leading)
         if state.selection is not None:
             each.append(picture_losses(logits.detach().float(), labels))
     if state.selection is not None and batch.positions is not None:
@@ -106,7 +110,11 @@ def accumulate_gradients(state: TrainingState, batch: Batch) -> Tensor:
 
 
 def summed_loss(
-    logits: Tensor, labels: Tensor, settings: TrainingSettings, class_weights: Tensor | None
+    logits: Tensor,
+    labels: Tensor,
+    settings: TrainingSettings,
+    class_weights: Tensor | None,
+    mixed: Mixed | None = None,
 ) -> Tensor:
     """The sum of the pictures' cross-entropies, or of their labels' binary ones: float32 [].
 
@@ -117,15 +125,27 @@ def summed_loss(
         settings: for the label smoothing.
         class_weights: weight of a picture by its class, float32 [classes]; None means 1 for all, and is the
             only choice for several labels.
+        mixed: the labels that pictures are mixed with; the loss is mixed in the same way.
     """
+    if mixed is not None:
+        first = _smoothed_losses(logits, labels, settings, class_weights)
+        second = _smoothed_losses(logits, mixed.labels, settings, class_weights)
+        return (mixed.share * first + (1 - mixed.share) * second).sum()
+    if class_weights is None and labels.ndim == 1:
+        return F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing, reduction="sum")
+    return _smoothed_losses(logits, labels, settings, class_weights).sum()
+
+
+def _smoothed_losses(
+    logits: Tensor, labels: Tensor, settings: TrainingSettings, class_weights: Tensor | None
+) -> Tensor:
+    """The loss of each picture with label smoothing and class weights: float32 [B]."""
     smoothing = settings.label_smoothing
     if labels.ndim == 2:
-        return label_losses(logits, labels, smoothing).sum()
-    if class_weights is None:
-        return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
-    # cross_entropy's own weights would weight each class's smoothed term by that class, not by the label's.
+        return label_losses(logits, labels, smoothing)
     losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
-    return (losses * class_weights[labels.clamp(min=0)]).sum()
+    # cross_entropy's own weights would weight each class's smoothed term by that class, not by the label's.
+    return losses if class_weights is None else losses * class_weights[labels.clamp(min=0)]
 
 
 def picture_losses(logits: Tensor, labels: Tensor) -> Tensor:
