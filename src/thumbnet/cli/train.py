@@ -67,6 +67,13 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--init", metavar="RUN", help="start from the weights of this run or of hf:OWNER/NAME"
     )
+    parser.add_argument(
+        "--patience",
+        type=int,
+        metavar="N",
+        help="stop once N epochs have passed without a better score on val. Without a val split, a tenth of "
+        "train is set aside as one",
+    )
     add_labels(parser)
     parser.add_argument(
         "--micro-batch",

@@ -56,6 +56,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**63, "seed", "a number from 0 to 2**63 - 1", self.seed)
+        patience = self.training.patience
+        ok = not patience or self.evaluation.every > 0
+        check(ok, "training.patience", "0 (off) if evaluation.every is 0, only at the end", patience)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain dictionaries, lists, numbers and strings, without settings that are None."""
