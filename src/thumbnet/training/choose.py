@@ -101,19 +101,19 @@ def watching(
     if "val" not in loaded.splits:
         what = f"training.patience = {patience}" if patience else "training.keep = 'best'"
         if continues:
+            anew = command("train", loaded.source, "--patience", "5")
             raise RunError(
-                f"{what} needs a val split, and the finished run has none: pictures set aside now would be ones "
-                f"that it has trained on. Train anew: {command('train', loaded.source, '--patience', '5')}"
+                f"{what} needs a val split, and the finished run has none: it has already trained on the "
+                f"pictures that could be set aside now. Train anew: {anew}"
             )
         if "data.val_fraction" in named:
             raise RecipeError(
-                f"{what} needs a val split to watch, and data.val_fraction is 0: leave that out (a tenth of the "
-                "training pictures is then set aside), or give another fraction"
+                f"{what} needs a val split to watch, and data.val_fraction is 0: leave that out (a tenth of "
+                "train is then set aside), or give another fraction"
             )
         needed.append(f"data.val_fraction={VAL_FRACTION}")
-        notes.append(
-            f"{VAL_FRACTION:.0%} of train was set aside as val, to choose the epoch by; test chooses nothing"
-        )
+        untouched = "; test chooses nothing" if "test" in loaded.splits else ""
+        notes.append(f"{VAL_FRACTION:.0%} of train was set aside as val, to choose the epoch by{untouched}")
     if patience and recipe.evaluation.every > 1 and "evaluation.every" not in named and not is_whole:
         needed.append("evaluation.every=1")
     return needed, notes
@@ -126,8 +126,9 @@ def note_on_patience(recipe: Recipe) -> list[str]:
     if not recipe.training.patience or not falls:
         return []
     return [
-        f"the learning rate falls until the last planned epoch (schedule.name = '{schedule.name}'), and accuracy "
-        "rises most near that end, so early stopping rarely helps here; it suits 'constant' and 'multistep'"
+        f"the learning rate falls until the last planned epoch (schedule.name = '{schedule.name}'), and "
+        "accuracy rises most near that end, so early stopping rarely helps here; it suits 'constant' and "
+        "'multistep'"
     ]
 
 
@@ -153,8 +154,8 @@ def load_for(
 ) -> Data:
     """Load ``source`` with the recipe's data settings, unless it is loaded already, and correct its labels.
 
-    Data that are loaded already keep their splits. Only a recipe that needs a ``val`` split (:func:`watching`)
-    sets one aside if there is none.
+    Data that are loaded already keep their splits, unless they lack a ``val`` split and the recipe needs one:
+    see :func:`watching`.
 
     ``listener`` hears about downloads.
     """
