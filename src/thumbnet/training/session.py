@@ -95,6 +95,7 @@ class Session:
             self._write_metrics()  # a later checkpoint writes them anew
             raise
         self._finish(repeats)
+        self.listener.on_finish(self.run)
         return self.run
 
     def _fit(self, repeats: RepeatTeller | None) -> None:
