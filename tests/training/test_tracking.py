@@ -34,7 +34,7 @@ from tracking_helpers import NOTHING, epoch, run_in, state_of
 class Recorded:
     """A tracker that writes down what it is asked to do, and fails or hangs where it is told to."""
 
-    name = "Recorded"
+    name, where = "Recorded", ""
 
     def __init__(self, has: int = -1, fails: str = "", hangs: str = "") -> None:
         self.has, self.fails, self.hangs = has, fails, hangs

@@ -13,6 +13,8 @@ from thumbnet.training.tracking import InBackground
 from thumbnet.training.wandb_tracker import FILE, WandbTracker
 from tracking_helpers import NOTHING, epoch, install, run_in, state_of
 
+WHERE = "Weights & Biases: https://wandb.test/run"
+
 
 class StandIn:
     """What thumbnet uses of the module ``wandb``."""
@@ -25,6 +27,7 @@ class StandIn:
         self.saved: list[str] = []
         self.begun: dict[str, Any] = {}
         self.exit_code: int | None = None
+        self.url = "https://wandb.test/run"
 
     def login(self, *, prompt: bool, verify: bool) -> bool:
         assert not prompt, "it would ask in the middle of the progress"
@@ -34,7 +37,7 @@ class StandIn:
         self.begun = options
         config = SimpleNamespace(update=lambda values, allow_val_change: self.config.update(values))
         return SimpleNamespace(
-            step=self.step, dir=str(self.folder), config=config, summary=self.summary, log=self._log,
+            step=self.step, url=self.url, dir=str(self.folder), config=config, summary=self.summary, log=self._log,
             save=lambda path, base_path, policy: self.saved.append(Path(path).name), finish=self._finish,
         )  # fmt: skip
 
@@ -71,7 +74,7 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wandb_gets_recipe_epochs_result_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = StandIn(tmp_path)
     folder = tmp_path / "run"
-    assert follow(stand_in, monkeypatch, folder, 1, 2) == []
+    assert follow(stand_in, monkeypatch, folder, 1, 2) == [WHERE]
     begun = stand_in.begun
     assert (begun["project"], begun["name"], begun["resume"]) == ("thumbnet", "run", "allow")
     assert begun["id"] == json.loads((folder / FILE).read_text())["id"]
@@ -100,7 +103,7 @@ def test_without_a_key_it_says_how_to_log_in_unless_it_is_offline(
     (note,) = follow(stand_in, monkeypatch, tmp_path / "run", 1)
     assert "`wandb login`, or set WANDB_MODE=offline" in note
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert follow(stand_in, monkeypatch, tmp_path / "run", 1) == []
+    assert follow(stand_in, monkeypatch, tmp_path / "run", 1) == [WHERE]
     assert stand_in.logged == [(10, 0.1)]
 
 
@@ -123,7 +126,7 @@ def test_the_real_wandb_takes_it_all_offline(tmp_path: Path, monkeypatch: pytest
             for number in numbers:
                 listener.on_epoch(epoch(number))
             listener.on_finish(run)
-    assert notes == []
+    assert ["offline; to upload it later: wandb sync " in note for note in notes] == [True, True]
     (name,) = {path.name.rpartition("-")[2] for path in run.path.glob("wandb/offline-run-*")}
     assert name == json.loads((run.path / FILE).read_text())["id"]
     written = b"".join(path.read_bytes() for path in run.path.glob("wandb/offline-run-*/run-*.wandb"))

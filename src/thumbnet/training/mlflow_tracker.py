@@ -29,6 +29,7 @@ class MLflowTracker:
     """A run of MLflow. It uses a client of its own, so it leaves a notebook's active run alone."""
 
     name = "MLflow"
+    where = ""
 
     def __init__(self) -> None:
         self._client: Any = None

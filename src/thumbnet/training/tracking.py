@@ -60,6 +60,7 @@ class Tracker(Protocol):
     """A program that keeps the numbers of many trainings. Everything may raise any exception."""
 
     name: str
+    where: str  # after `begin`: what the user should know to find the entry; may be empty
 
     def begin(self, facts: Facts) -> int:
         """Open the training's entry, the same one after a resume; return the last step in it, or -1."""
@@ -127,17 +128,19 @@ class InBackground(Listener):
     """
 
     def __init__(self, tracker: Tracker, note: Callable[[str], None], wait: float = WAIT) -> None:
-        """``note`` is called with a sentence for the user if the tracker fails, at most once.
+        """``note`` is called with what the user should know: where the entry is, and at most one failure.
 
         ``wait`` is how long the end of the training waits for the tracker, in seconds.
         """
         self._tracker, self._note, self._wait = tracker, note, wait
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._is_closing = threading.Event()
+        self._last: Callable[[], None] | None = None  # the work after which the thread ends
         self._thread = threading.Thread(target=self._run, name=f"thumbnet {tracker.name}", daemon=True)
         self._logged = -1  # the last step in the tracker
         self._problem: str | None = None  # set by the thread
-        self._has_told = self._is_complete = False
+        self._where = ""  # set by the thread, too
+        self._told: set[str] = set()
+        self._is_complete = False
 
     def __enter__(self) -> InBackground:
         self._thread.start()
@@ -147,30 +150,28 @@ class InBackground(Listener):
         how: How = "finished" if self._is_complete else "failed"
         if isinstance(error, InterruptedRunError | KeyboardInterrupt):
             how = "stopped"
-
-        def close() -> None:
-            self._is_closing.set()
-            self._tracker.close(how)
-
-        self._work.put(close)
+        self._last = lambda: self._tracker.close(how)
+        self._work.put(self._last)
         self._thread.join(self._wait)
         if self._thread.is_alive() and self._problem is None:
-            self._problem = f"did not answer within {self._wait:g} s and may lack the last values"
+            self._problem = f"did not answer within {self._wait:g} s, and may lack the last values"
         self._tell()
 
     def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:
         """Open the entry, and add the epochs that it lacks."""
-        facts = Facts(run.path.resolve(), parameters_of(state.recipe), tags_of(run))
+        recipe = state.recipe
 
         def begin() -> None:
+            facts = Facts(run.path.resolve(), parameters_of(recipe), tags_of(run))
             self._logged = self._tracker.begin(facts)
+            self._where = self._tracker.where
 
         self._work.put(begin)
         for result in state.history:
             self._add(result)
 
     def on_step(self, step: StepResult) -> None:
-        """Tell the user if the tracker has failed."""
+        """Tell the user where the entry is, or that the tracker has failed."""
         self._tell()
 
     def on_epoch(self, result: EpochResult) -> None:
@@ -180,10 +181,12 @@ class InBackground(Listener):
     def on_finish(self, run: Run) -> None:
         """Add the final values, the recipe and the summary."""
         self._is_complete = True
-        summary = run.summary
-        values, tags = final_values(summary), final_tags(summary)
-        files = [run.path / name for name in FILES]
-        self._work.put(lambda: self._tracker.finish(values, tags, files))
+
+        def finish() -> None:
+            summary, files = run.summary, [run.path / name for name in FILES]
+            self._tracker.finish(final_values(summary), final_tags(summary), files)
+
+        self._work.put(finish)
 
     def _add(self, result: EpochResult) -> None:
         def add() -> None:
@@ -195,18 +198,25 @@ class InBackground(Listener):
 
     def _run(self) -> None:
         """Do the work in the queue. After a failure, the only work left is to close the entry."""
-        while not self._is_closing.is_set():
+        work = None
+        while work is None or work is not self._last:
             work = self._work.get()
-            if self._problem is None or work.__name__ == "close":
+            if self._problem is None or work is self._last:
                 try:
                     work()
                 except (Exception, SystemExit) as error:
-                    self._problem = self._problem or f"failed: {reason_of(error)}"
+                    why = f"failed: {reason_of(error)}; the training goes on without it"
+                    self._problem = self._problem or why
 
     def _tell(self) -> None:
-        if self._problem is not None and not self._has_told:
-            self._has_told = True
-            self._note(f"{self._tracker.name} {self._problem}; the training goes on without it")
+        name = self._tracker.name
+        for text in (
+            f"{name}: {self._where}" if self._where else "",
+            f"{name} {self._problem}" if self._problem else "",
+        ):
+            if text and text not in self._told:
+                self._told.add(text)
+                self._note(text)
 
 
 class Guarded(Listener):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FILE = "wandb.json"
 PROJECT = "thumbnet"
+TIMEOUT = 20.0  # seconds
 EXIT_CODE = {"finished": 0, "stopped": 130, "failed": 1}
 
 
@@ -27,11 +28,13 @@ class WandbTracker:
     """A run of Weights & Biases. It leaves the output, the code and a notebook's active run alone."""
 
     name = "Weights & Biases"
+    where = ""
 
     def __init__(self) -> None:
         self._run: Any = None
 
     def begin(self, facts: Facts) -> int:
+        os.environ.setdefault("WANDB_SILENT", "true")  # its messages would go into the progress
         import wandb
 
         path = facts.folder / FILE
@@ -49,8 +52,17 @@ class WandbTracker:
             dir=os.environ.get("WANDB_DIR") or str(facts.folder),
             reinit="create_new",
             # No git: the address of the repository, which W&B would keep, can have a password in it.
-            settings=wandb.Settings(console="off", disable_git=True, save_code=False, silent=True),
+            settings=wandb.Settings(
+                console="off",
+                disable_git=True,
+                save_code=False,
+                silent=True,
+                init_timeout=TIMEOUT,
+                finish_timeout=TIMEOUT,  # else an unreachable server would keep the process from ending
+                finish_timeout_raises=True,
+            ),
         )
+        self.where = self._run.url or f"offline; to upload it later: wandb sync {Path(self._run.dir).parent}"
         config = {**facts.parameters, **{f"thumbnet.{key}": value for key, value in facts.tags.items()}}
         self._run.config.update(config, allow_val_change=True)
         return int(self._run.step) - 1 if self._run.step else -1
