@@ -198,8 +198,7 @@ class InBackground(Listener):
 
     def _run(self) -> None:
         """Do the work in the queue. After a failure, the only work left is to close the entry."""
-        work = None
-        while work is None or work is not self._last:
+        while True:
             work = self._work.get()
             if self._problem is None or work is self._last:
                 try:
@@ -207,6 +206,8 @@ class InBackground(Listener):
                 except (Exception, SystemExit) as error:
                     why = f"failed: {reason_of(error)}; the training goes on without it"
                     self._problem = self._problem or why
+            if work is self._last:
+                return
 
     def _tell(self) -> None:
         name = self._tracker.name
