@@ -16,15 +16,13 @@ from thumbnet.training import tracking
 from thumbnet.training.fit import StepResult
 from thumbnet.training.listener import Listener
 from thumbnet.training.state import EpochResult, Score
+from thumbnet.training.tracker import Facts
 from thumbnet.training.tracking import (
-    Facts,
     Guarded,
     InBackground,
     final_values,
     parameters_of,
     reason_of,
-    remember,
-    remembered,
     tracked,
     values_of,
 )
@@ -214,13 +212,3 @@ def test_the_final_numbers_are_those_that_are_known() -> None:
 
 def test_an_error_without_a_message_is_named_by_its_kind() -> None:
     assert reason_of(TimeoutError()) == "TimeoutError"
-
-
-def test_a_remembered_name_is_believed_only_if_it_is_one(tmp_path: Path) -> None:
-    path = tmp_path / "mlflow.json"
-    assert remembered(path) is None
-    remember(path, "abc-123")
-    assert remembered(path) == "abc-123"
-    for content in ("", "[]", "{", '{"id": 3}', '{"id": "../x"}', '{"id": ""}', "[" * 100_000):
-        path.write_text(content)
-        assert remembered(path) is None

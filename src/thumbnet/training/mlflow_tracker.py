@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.training.tracking import remember, remembered
+from thumbnet.training.tracker import remember, remembered
 
 if TYPE_CHECKING:
-    from thumbnet.training.tracking import Facts, How
+    from thumbnet.training.tracker import Facts, How
 
 FILE = "mlflow.json"
 EXPERIMENT = "thumbnet"

@@ -14,15 +14,13 @@ import queue
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 from thumbnet.errors import InterruptedRunError, MissingExtraError, ThumbnetError
-from thumbnet.files import write_file
 from thumbnet.training.listener import Listener, Listeners
+from thumbnet.training.tracker import Facts, How, Tracker
 
 if TYPE_CHECKING:
     from thumbnet.batches.prepare import Prepared
@@ -38,41 +36,6 @@ FINAL = (
     "accuracy", "accuracy_plain", "loss", "map", "map_plain", "micro_f1", "macro_f1", "calibration_error",
     "temperature", "kept_epoch", "epochs", "parameters", "seconds_training", "seconds_total",
 )  # fmt: skip
-How = Literal["finished", "stopped", "failed"]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a tracker is told when a training begins.
-
-    Attributes:
-        folder: the run's folder. The tracker remembers its own name for the run there, for a resume.
-        parameters: the recipe, by key: ``optimizer.lr``.
-        tags: the data's name and fingerprint, the git commit, versions and the device.
-    """
-
-    folder: Path
-    parameters: Mapping[str, str | int | float]
-    tags: Mapping[str, str]
-
-
-class Tracker(Protocol):
-    """A program that keeps the numbers of many trainings. Everything may raise any exception."""
-
-    name: str
-    where: str  # after `begin`: what the user should know to find the entry; may be empty
-
-    def begin(self, facts: Facts) -> int:
-        """Open the training's entry, the same one after a resume; return the last step in it, or -1."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Add the values of an epoch that ended with ``step``."""
-
-    def finish(self, values: Mapping[str, float], tags: Mapping[str, str], files: Sequence[Path]) -> None:
-        """Add the final values and files."""
-
-    def close(self, how: How) -> None:
-        """Close the entry. A stopped training may be resumed later."""
 
 
 @contextmanager
@@ -334,18 +297,3 @@ def reason_of(error: BaseException) -> str:
     """The first line of an error's message, without a password in an address."""
     text = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     return re.sub(r"//[^/\s@]+@", "//***@", text).rstrip(".")
-
-
-def remembered(path: Path) -> str | None:
-    """The name under which a tracker knows the run, from a file in its folder; None if there is none."""
-    with suppress(OSError, ValueError, RecursionError):
-        values = json.loads(path.read_text("utf-8"))
-        name = values.get("id") if isinstance(values, dict) else None
-        if isinstance(name, str) and re.fullmatch(r"[\w-]{1,64}", name, re.ASCII):
-            return name
-    return None
-
-
-def remember(path: Path, name: str) -> None:
-    """Write the file that :func:`remembered` reads."""
-    write_file(path, json.dumps({"id": name}) + "\n")
