@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test test-faults test-torch fuzz check docs picture package bench records clean
+.PHONY: train test test-faults test-torch test-trackers fuzz check docs picture package bench records clean
 
 train: $(VENV)/.installed  ## train a real model on the embedded data set
 	$(BIN)/thumbnet train digits
@@ -39,6 +39,18 @@ test-torch:  ## run the tests with another version of torch, in build/torch-VERS
 	$(TORCH_PIP) --constraint $(TORCH_VENV)/constraints.txt "torch==$(TORCH)" --editable '.[dev]'
 	$(TORCH_VENV)/bin/python -c 'import torch; print("torch", torch.__version__)'
 	$(TORCH_VENV)/bin/python -m pytest --numprocesses $(JOBS) --dist worksteal $(TESTS)
+
+# MLflow and W&B, in an environment of their own that finds everything else in $(VENV): MLflow wants an older
+# importlib_metadata than constraints.txt. The last line of the recipe is all that connects the two.
+TRACKERS_VENV ?= build/trackers
+test-trackers: $(VENV)/.installed-dev  ## run the trackers' tests with MLflow and W&B themselves, in build/trackers
+	test -x $(TRACKERS_VENV)/bin/python || $(PYTHON) -m venv $(TRACKERS_VENV)
+	test -e $(TRACKERS_VENV)/.installed || \
+		$(TRACKERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'mlflow>=3' 'wandb>=0.31'
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(TRACKERS_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth"
+	touch $(TRACKERS_VENV)/.installed
+	$(TRACKERS_VENV)/bin/python -m pytest tests/training/test_tracking.py tests/training/test_*_tracker.py
 
 FUZZ_SECONDS ?= 120
 fuzz: $(VENV)/.installed-dev  ## fuzz everything that reads bytes from others; findings are files crash-*

@@ -15,6 +15,7 @@ from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.folder import Run
 from thumbnet.training import train as training
 from thumbnet.training.listener import Listener
+from thumbnet.training.tracking import tracked
 
 
 def train(
@@ -27,6 +28,7 @@ def train(
     data_dir: str | Path | None = None,
     progress: bool = True,
     listener: Listener | None = None,
+    track: Sequence[str] = (),
     auto_resume: bool = False,
     minutes: float | None = None,
     labels: str | Path | Sequence[Correction] | None = None,
@@ -49,6 +51,7 @@ def train(
         progress: show a bar on a terminal, and one line per epoch in a notebook (in the cell's output) or
             elsewhere (on stderr). False prints nothing.
         listener: receives the events of the training instead of showing the progress.
+        track: the trackers to write to as well: ``tensorboard``, ``mlflow``, ``wandb``.
         auto_resume: resume the run in ``out`` if it has begun, and return it unchanged if it is complete. A
             scheduler can then repeat the same call as often as it likes.
         minutes: train the best network that this computer can in this wall time, which includes decoding and
@@ -60,7 +63,7 @@ def train(
     Raises:
         ThumbnetError: something that the user can fix: data, recipe, folder, divergence, memory.
     """
-    with shown(progress, listener) as told:
+    with shown(progress, listener) as display, tracked(track, display) as told:
         return training.train(
             data,
             recipe,
@@ -85,6 +88,7 @@ def resume(
     device: str = "auto",
     progress: bool = True,
     listener: Listener | None = None,
+    track: Sequence[str] = (),
     model: Callable[..., nn.Module] | None = None,
 ) -> Run:
     """Resume an unfinished run. The result is the same as without the interruption.
@@ -100,7 +104,7 @@ def resume(
         out, overrides: with ``more_epochs``, the new run's folder and settings to change.
         data: the run's data, if they were in memory, such as ``(images, labels)``.
         device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``.
-        progress, listener: as for :func:`train`.
+        progress, listener, track: as for :func:`train`.
         model: the class or function that builds the run's network, if it is one of your own. It is not
             needed if the code that registers the network has been imported.
 
@@ -109,7 +113,7 @@ def resume(
             process is training in it, its checkpoint is damaged, or it needs a network of the user's own.
         DataError: its data cannot be loaded, or have changed.
     """
-    with shown(progress, listener) as told:
+    with shown(progress, listener) as display, tracked(track, display) as told:
         return training.resume(
             run_path,
             device=device,

@@ -14,7 +14,9 @@ from cli_helpers import SETTINGS, epochs
 from helpers import TINY, coloured_data
 from thumbnet import hardware
 from thumbnet.cli import progress
+from thumbnet.recipes.settings import TrainingSettings
 from thumbnet.runs.folder import Run
+from thumbnet.training.state import EpochResult
 from thumbnet.training.train import train
 
 
@@ -152,3 +154,34 @@ def test_the_display_of_a_scoring_prints_lines_with_the_time_left(monkeypatch: p
     assert lines[0] == "training 3 networks to judge the labels; the next review reuses the scores"
     assert lines[1] == "network 1 of 3  10 % of all  1,234 pictures/s  1:15 left"
     assert lines[2] == "network 2 of 3  50 % of all  1,234 pictures/s  40.0 s left"
+
+
+@pytest.mark.parametrize(
+    ("settings", "measured", "told"),
+    [
+        ({}, {"val", "test"}, "the best epoch on val is kept; test is looked at once, at the end"),
+        ({"keep": "last"}, {"val", "test"}, "the last epoch is kept; test is looked at once, at the end"),
+        ({"keep": "last"}, {"val"}, "the last epoch is kept"),
+        (
+            {"patience": 3, "keep": "last"},
+            {"val"},
+            "the last epoch is kept; the training stops after 3 epoch(s) without a better one on val; its accuracy "
+            "is optimistic, as it was chosen by it",
+        ),
+        ({}, {"test"}, "no val split: the last epoch is kept; test accuracies are only reported"),
+    ],
+)
+def test_the_display_says_how_the_epoch_is_chosen(
+    settings: dict[str, Any], measured: set[str], told: str
+) -> None:
+    assert progress._how_chosen(TrainingSettings(**settings), measured) == told
+
+
+def test_the_display_says_that_and_why_a_training_stopped() -> None:
+    lines: list[str] = []
+    display = progress.TrainingDisplay(lines.append)
+    display.live, display._epochs = False, 12
+    display.on_epoch(
+        EpochResult(8, 80, 0.5, 0.1, 1.0, 9.0, None, stopped="no better val accuracy since epoch 6")
+    )
+    assert lines[-1].strip() == "stopped after epoch 8 of 12: no better val accuracy since epoch 6"

@@ -8,6 +8,7 @@ import pytest
 
 from thumbnet.reports.summary import (
     describe_calibration,
+    describe_stop,
     headline_key,
     headline_name,
     interval_of,
@@ -76,3 +77,13 @@ def test_without_calibration_the_reason_is_given(pictures: int, why: str) -> Non
 
 def test_runs_of_older_versions_say_nothing_about_calibration() -> None:
     assert describe_calibration({"split": "test"}) is None
+
+
+def test_a_stop_by_the_measured_pictures_makes_their_accuracy_optimistic_too() -> None:
+    stop = {"epoch": 8, "planned_epochs": 12, "patience": 2, "why": "no better val accuracy since epoch 6"}
+    summary = {"split": "val", "kept_by": "last", "stopped_early": stop}
+    assert is_optimistic(summary)
+    assert not is_optimistic({**summary, "split": "test"})
+    told = "stopped after epoch 8 of 12: no better val accuracy since epoch 6 (patience 2)"
+    assert describe_stop(summary) == told
+    assert describe_stop({"split": "val"}) is None

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import coloured_data
+from helpers import coloured_data, write_class_folders
 from thumbnet.data.splits import ArraySplit, Data
-from thumbnet.errors import DataError, RecipeError
+from thumbnet.errors import DataError, RecipeError, RunError
 from thumbnet.recipes.recipe import load_recipe
-from thumbnet.training.choose import FEW_PICTURES, choose_recipe, default_recipe, load_for
+from thumbnet.training.choose import FEW_PICTURES, VAL_FRACTION, choose_recipe, default_recipe, load_for
 from thumbnet.training.listener import Listener
 
 QUIET = Listener()
@@ -78,3 +78,56 @@ def test_without_a_recipe_a_setting_need_only_suit_the_recipe_that_is_chosen() -
     assert (recipe.name, recipe.augment.mixup) == ("small", 0.2)
     with pytest.raises(RecipeError, match="data.skip_easy=0"):
         choose_recipe(data_of(FEW_PICTURES + 1), None, mixing, None, QUIET)
+
+
+PATIENT = ["training.patience=3"]
+
+
+@pytest.mark.parametrize("asked", [PATIENT, ["training.keep=best"]])
+def test_a_choice_of_the_epoch_sets_val_aside_and_leaves_test_alone(asked: list[str]) -> None:
+    given = coloured_data(count=90)
+    recipe, data = choose_recipe(given, "tutorial", asked, None, QUIET)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 81, "val": 9, "test": 90}
+    assert recipe.data.val_fraction == VAL_FRACTION
+    assert any("10% of train was set aside as val" in note for note in data.notes)
+    again = load_for(given, recipe, None, QUIET)  # as a resume does
+    assert again.fingerprint() == data.fingerprint()
+    _, unchanged = choose_recipe(given, "tutorial", [], None, QUIET)
+    assert unchanged.splits.keys() == given.splits.keys()
+
+
+def test_patience_watches_the_val_split_that_the_data_have(tmp_path: Path) -> None:
+    place = write_class_folders(tmp_path, ["train", "val", "test"])
+    recipe, data = choose_recipe(place, "tutorial", PATIENT, None, QUIET)
+    assert (recipe.data.val_fraction, len(data.splits["val"])) == (0, 18)
+    assert not any("set aside" in note for note in data.notes)
+
+
+def test_a_folder_is_read_again_with_the_fraction_that_its_recipe_records(tmp_path: Path) -> None:
+    place = write_class_folders(tmp_path, ["train", "test"], per_class=20)
+    recipe, data = choose_recipe(place, "small", PATIENT, None, QUIET)
+    assert len(data.splits["val"]) == 6
+    assert load_for(place, recipe, None, QUIET).fingerprint() == data.fingerprint()
+
+
+def test_patience_evaluates_every_epoch_unless_the_user_says_otherwise() -> None:
+    assert load_recipe("fast").evaluation.every > 1
+    recipe, _ = choose_recipe(coloured_data(), "fast", PATIENT, None, QUIET)
+    assert recipe.evaluation.every == 1
+    named, _ = choose_recipe(coloured_data(), "fast", [*PATIENT, "evaluation.every=2"], None, QUIET)
+    assert named.evaluation.every == 2
+    with pytest.raises(RecipeError, match=r"training\.patience.*evaluation\.every is 0"):
+        choose_recipe(coloured_data(), "fast", [*PATIENT, "evaluation.every=0"], None, QUIET)
+
+
+def test_patience_without_any_val_split_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"needs a val split.*val_fraction is 0"):
+        choose_recipe(coloured_data(), "fast", [*PATIENT, "data.val_fraction=0"], None, QUIET)
+    with pytest.raises(RunError, match=r"has already trained on(.|\n)*--patience"):
+        choose_recipe(coloured_data(), load_recipe("fast", PATIENT), [], None, QUIET, continues=True)
+
+
+def test_it_says_where_early_stopping_rarely_helps() -> None:
+    for recipe, helps in (("fast", False), ("resnet18", False), ("tutorial", True)):
+        _, data = choose_recipe(coloured_data(), recipe, PATIENT, None, QUIET)
+        assert any("rarely helps" in note for note in data.notes) is not helps

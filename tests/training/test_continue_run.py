@@ -133,3 +133,11 @@ def test_a_run_that_was_planned_for_a_time_is_continued_for_whole_epochs(first: 
     assert (planned.training.steps, planned.training.epochs) == (0, 2)
     assert planned.schedule.planned_at == planned.schedule.planned_steps == ()
     assert planned.schedule.begin_at == pytest.approx(3 / 5)
+
+
+def test_patience_is_refused_where_every_picture_of_a_val_split_was_trained_on(
+    first: Run, tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match=r"training\.patience = 2 needs a val split.*already trained on"):
+        resume(first.path, more_epochs=2, out=tmp_path / "second", overrides=["training.patience=2"])
+    assert not (tmp_path / "second").exists()

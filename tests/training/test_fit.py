@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from torch import nn
 from helpers import TINY, coloured_data
 from thumbnet.batches.batches import Batch, TrainBatches
 from thumbnet.batches.prepare import prepare
+from thumbnet.distributed import World
 from thumbnet.errors import DivergedError, OutOfMemoryError
 from thumbnet.hardware import can_compile
 from thumbnet.recipes.recipe import load_recipe
@@ -131,6 +135,89 @@ def test_of_equally_accurate_epochs_the_one_with_less_loss_is_best() -> None:
     state = state_of()
     list(fit(state, FixedBatches(), evaluate=lambda _: next(scores)))
     assert state.best_epoch == 2
+
+
+def scored(*accuracies: float, split: str = "val", loss: float = 1.0) -> Callable[[nn.Module], Score]:
+    """Evaluations with these results, one after the other."""
+    results = iter(accuracies)
+    return lambda _: Score(split, next(results), loss)
+
+
+def test_patience_ends_the_training_and_keeps_the_best_epoch_or_the_last() -> None:
+    for keep, kept in (("auto", 2), ("best", 2), ("last", 4)):
+        state = state_of("training.patience=2", "training.epochs=9", f"training.keep={keep}")
+        weights, results = [], []
+        for result in fit(state, FixedBatches(), evaluate=scored(0.5, 0.9, 0.8, 0.9)):
+            results.append(result)
+            weights.append({name: t.clone() for name, t in state.model.state_dict().items()})
+        assert [result.stopped for result in results] == ["", "", "", "no better val accuracy since epoch 2"]
+        assert state.history == results
+        assert (state.is_over, state.step, state.best_epoch, state.kept_epoch) == (True, 12, 2, kept)
+        final = state.final_weights()
+        assert all(torch.equal(final[name], tensor) for name, tensor in weights[kept - 1].items())
+        assert "stopped" in results[-1].row()
+        assert "stopped" not in results[0].row()
+
+
+def test_patience_is_about_the_scores_on_all_of_val_only() -> None:
+    state = state_of("training.patience=1", "evaluation.every=3", "training.epochs=9")
+    whole, sample = scored(0.9, 0.8), scored(*[0.1] * 9)
+    results = list(fit(state, FixedBatches(), evaluate=whole, evaluate_sample=sample))
+    assert (len(results), bool(results[-1].stopped)) == (6, True)
+    on_test = state_of("training.patience=1", "training.epochs=4")
+    results = list(fit(on_test, FixedBatches(), evaluate=scored(0.9, 0.8, 0.7, 0.6, split="test")))
+    assert (len(results), results[-1].stopped) == (4, "")
+
+
+def test_a_smaller_loss_at_the_same_accuracy_renews_the_patience() -> None:
+    scores = iter([Score("val", 0.9, loss, 8, 0.9) for loss in (0.5, 0.6, 0.4, 0.5, 0.4)])
+    state = state_of("training.patience=2", "training.epochs=9")
+    results = list(fit(state, FixedBatches(), evaluate=lambda _: next(scores)))
+    assert [result.stopped for result in results] == [*[""] * 4, "no better val mAP since epoch 3"]
+
+
+def test_a_training_that_ends_as_planned_was_not_stopped_early() -> None:
+    state = state_of("training.patience=2", "training.epochs=3")
+    results = list(fit(state, FixedBatches(), evaluate=scored(0.9, 0.8, 0.7)))
+    assert [result.stopped for result in results] == [""] * 3
+
+
+def test_a_restored_training_stops_at_the_same_epoch() -> None:
+    accuracies = (0.5, 0.9, 0.8, 0.7, 0.6)
+    settings = ("training.patience=3", "training.epochs=9")
+    state = state_of(*settings)
+    training = fit(state, FixedBatches(), evaluate=scored(*accuracies))
+    for _ in range(3):
+        next(training)
+    again = state_of(*settings)
+    again.load_state_dict(copy.deepcopy(state.state_dict()))
+    rest = [result.stopped for result in fit(again, FixedBatches(), evaluate=scored(*accuracies[3:]))]
+    assert rest == ["", "no better val accuracy since epoch 2"]
+    over = state_of(*settings)
+    over.load_state_dict(again.state_dict())
+    assert list(fit(over, FixedBatches())) == [], "it was over already"
+
+
+@dataclass(frozen=True)
+class SecondOfTwo(World):
+    """The second process of two. The first one has measured a little less."""
+
+    def from_first(self, value: Any) -> Any:
+        return replace(value, accuracy=value.accuracy - 0.1)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    def send_buffers(self, module: nn.Module) -> None:
+        pass
+
+
+def test_all_processes_stop_by_the_score_of_the_first() -> None:
+    state = state_of("training.patience=1", "training.epochs=9")
+    state.world = SecondOfTwo(1, 2)
+    results = list(fit(state, FixedBatches(), evaluate=scored(0.9, 0.8)))
+    assert [result.score.accuracy for result in results if result.score] == pytest.approx([0.8, 0.7])
+    assert results[-1].stopped
 
 
 class PoisonedBatches(FixedBatches):

@@ -45,6 +45,25 @@ def test_the_same_recipe_data_and_seed_give_the_same_run(folder: Path, tmp_path:
     assert first.weights_path.read_bytes() != other.weights_path.read_bytes()
 
 
+def test_an_early_stop_repeats_to_the_bit_after_an_interruption(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    noisy = Data("noise", "made by the tests", ("a", "b"), {"train": ArraySplit(pictures, rng.integers(0, 2, 40), "train"), "test": ArraySplit(pictures, rng.integers(0, 2, 40), "test")})  # fmt: skip
+    overrides = [*SMALLEST, "training.epochs=30", "training.patience=2", "training.ema_decay=0.5"]
+    whole = train(noisy, "fast", overrides=overrides, out=tmp_path / "whole", device="cpu")
+    stop = whole.summary["stopped_early"]
+    assert stop["epoch"] == whole.summary["epochs"] == whole.summary["kept_epoch"] + 2 < 30
+    assert (whole.summary["split"], whole.summary["kept_by"]) == ("test", "best on val")
+    assert metrics(whole)[-1]["stopped"] == stop["why"]
+    assert "stopped" not in metrics(whole)[0]
+    out = tmp_path / "stopped"
+    with pytest.raises(InterruptedRunError):
+        train(noisy, "fast", overrides=overrides, out=out, device="cpu", listener=StopAfter(4))
+    resumed = resume(out, data=noisy, device="cpu")
+    assert resumed.summary["stopped_early"] == stop
+    assert resumed.weights_path.read_bytes() == whole.weights_path.read_bytes()
+
+
 def test_training_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -224,6 +224,7 @@ def depth(text: str) -> str:
 
 SHORTCUTS = {
     "init": "training.init",
+    "patience": "training.patience",
     "micro_batch": "training.micro_batch",
     "on_nonfinite": "training.on_nonfinite",
     "checkpoint_steps": "checkpoint.steps",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from thumbnet.batches.prepare import Prepared
     from thumbnet.data.splits import Data
+    from thumbnet.recipes.settings import TrainingSettings
     from thumbnet.reviewing.scores import Scoring
     from thumbnet.runs.folder import Run
     from thumbnet.training.fit import StepResult
@@ -75,6 +76,21 @@ def _why_kernels_are_not_kept(state: TrainingState) -> str | None:
     from thumbnet.kernels.library import why_not_kept
 
     return why_not_kept()
+
+
+def _how_chosen(training: TrainingSettings, measured: Set[str]) -> str:
+    """Which epoch is kept, when the training stops, and what that means for the accuracy."""
+    if not measured:
+        return "all pictures are trained on: no accuracy is measured, the last epoch is kept"
+    if "val" not in measured:
+        return "no val split: the last epoch is kept; test accuracies are only reported"
+    text = "the last epoch is kept" if training.keep == "last" else "the best epoch on val is kept"
+    if training.patience:
+        text += f"; the training stops after {training.patience} epoch(s) without a better one on val"
+    if "test" in measured:
+        return f"{text}; test is looked at once, at the end"
+    chosen = training.patience or training.keep != "last"
+    return f"{text}; its accuracy is optimistic, as it was chosen by it" if chosen else text
 
 
 class _RateColumn(ProgressColumn):
@@ -174,16 +190,7 @@ class TrainingDisplay(StoppableListener):
                 f"        the learning rate starts again at {first} of the recipe's and ends at {last}"
             )
         measured = prepared.evaluation.keys() - {"calibration"}
-        if not measured:
-            self._line("        all pictures are trained on: no accuracy is measured, the last epoch is kept")
-        elif "test" not in measured:
-            self._line(
-                "        the best epoch on val is kept; its accuracy is optimistic, as it was chosen by it"
-            )
-        elif "val" in measured:
-            self._line("        the best epoch on val is kept; test is looked at once, at the end")
-        else:
-            self._line("        no val split: the last epoch is kept; test accuracies are only reported")
+        self._line(f"        {_how_chosen(recipe.training, measured)}")
         every, sample = recipe.evaluation.every, recipe.evaluation.sample
         if measured and sample and every != 1:
             self._line(
@@ -238,6 +245,8 @@ class TrainingDisplay(StoppableListener):
             f"epoch {result.epoch:{width}}/{self._epochs}  loss {result.loss:.3f}  lr {result.lr:<6.2g}  "
             f"{result.pictures_per_second:,.0f}/s  {duration(result.seconds)}{score}"
         )
+        if result.stopped:
+            self._line(f"        stopped after epoch {result.epoch} of {self._epochs}: {result.stopped}")
 
     def on_note(self, text: str) -> None:
         """Print a note."""

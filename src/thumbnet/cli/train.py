@@ -67,6 +67,13 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--init", metavar="RUN", help="start from the weights of this run or of hf:OWNER/NAME"
     )
+    parser.add_argument(
+        "--patience",
+        type=int,
+        metavar="N",
+        help="stop once N epochs have passed without a better score on val. Without a val split, a tenth of "
+        "train is set aside as one",
+    )
     add_labels(parser)
     parser.add_argument(
         "--micro-batch",
@@ -84,7 +91,13 @@ def add(commands: Any) -> None:
         metavar="M",
         help="write a checkpoint every M minutes (default: 10)",
     )
-    parser.add_argument("--tensorboard", action="store_true", help="also write events for TensorBoard")
+    parser.add_argument(
+        "--track",
+        action="append",
+        choices=["tensorboard", "mlflow", "wandb"],
+        help="also write the numbers to TensorBoard, MLflow or Weights & Biases; can be repeated",
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="short for --track tensorboard")
     parser.add_argument(
         "--quiet", action="store_true", help="show no progress, and print only the run's folder at the end"
     )
@@ -106,17 +119,15 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet.cli.console import say
     from thumbnet.cli.progress import TrainingDisplay
     from thumbnet.cli.views import show_summary
-    from thumbnet.training.listener import Listener, Listeners, StoppableListener
+    from thumbnet.training.listener import StoppableListener
+    from thumbnet.training.tracking import tracked
     from thumbnet.training.train import resume, train
 
     first = rank() == 0  # of several processes only the first shows anything
     shown = TrainingDisplay() if first and not options.quiet else nullcontext(StoppableListener())
     with shown as display, ExitStack() as stack, _stopping(display):
-        listener: Listener = display
-        if options.tensorboard and first:
-            from thumbnet.training.tensorboard import TensorBoardWriter
-
-            listener = Listeners(display, stack.enter_context(TensorBoardWriter()))
+        trackers = [*(options.track or ()), *(["tensorboard"] if options.tensorboard else [])]
+        listener = stack.enter_context(tracked(trackers, display))
         if options.resume is not None:
             run = resume(
                 options.resume,

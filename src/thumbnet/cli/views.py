@@ -19,6 +19,7 @@ from thumbnet.reports.summary import (
     NOTHING_MEASURED,
     OPTIMISTIC,
     describe_calibration,
+    describe_stop,
     headline_key,
     headline_name,
     interval_of,
@@ -54,9 +55,9 @@ def show_summary(run: Run) -> None:
             say(f"  {OPTIMISTIC}: measure it on other pictures too")
         if summary["tta"] != "none" and summary.get("accuracy_plain") is not None:
             say(f"  without test-time augmentation {percent(summary['accuracy_plain'])}")
-    calibration = describe_calibration(summary)
-    if calibration:
-        say_sentence(f"  {calibration}")
+    for told in (describe_stop(summary), describe_calibration(summary)):
+        if told:
+            say_sentence(f"  {told}")
     if summary.get("labels"):
         say_sentence(f"  {describe_corrections(summary['labels'])}")
     for text in summary.get("warnings", ()):

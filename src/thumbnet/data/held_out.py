@@ -73,7 +73,9 @@ def _split_off(data: Data, name: str, fraction: float, seed: int) -> Data:
         )
     if not chosen.any():
         reason = "each class has only one picture" if groups is None else "each class is in only one group"
-        raise DataError(f"{data.source}: no pictures can be set aside as {name}, because {reason}. {_WAY_ON}")
+        raise DataError(
+            f"{data.source}: no pictures can be set aside as {name}, because {reason}. {_WAY_ON[name]}"
+        )
     notes = [f"no test or val split: {how}" if name == "test" else how]
     parts = {"train": np.flatnonzero(~chosen), name: np.flatnonzero(chosen)}
     made = {split: train.subset(where) for split, where in parts.items()}
@@ -96,7 +98,10 @@ def _split_off(data: Data, name: str, fraction: float, seed: int) -> Data:
     )
 
 
-_WAY_ON = "To train on all pictures without measuring: --test-fraction 0"
+_WAY_ON = {
+    "test": "To train on all pictures without measuring: --test-fraction 0",
+    "val": "To train without val, leave out --val-fraction, --patience and training.keep",
+}
 
 
 def _by_picture(train: Split, classes: int, fraction: float, seed: int) -> np.ndarray:

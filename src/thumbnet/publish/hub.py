@@ -15,6 +15,7 @@ from thumbnet.reports.summary import (
     NOTHING_MEASURED,
     OPTIMISTIC,
     describe_calibration,
+    describe_stop,
     headline_name,
     is_optimistic,
 )
@@ -223,9 +224,12 @@ def _results(run: Run, summary: dict[str, Any]) -> str:
     elif summary["kept_by"] == "best on val":
         chosen = f"The best epoch was chosen on a separate split; {split} was measured once."
     else:
-        chosen = f"The last epoch was kept; {split} was measured {len(scored)} time(s) during training."
+        when = f"{len(scored)} time(s) during training" if scored else "once, at the end"
+        chosen = f"The last epoch was kept; {split} was measured {when}."
+    stop = describe_stop(summary)
     calibration = describe_calibration(summary)
     sentences = [f"One training, seed {run.recipe.seed}.", chosen]
+    sentences += [f"The training {stop}."] if stop else []
     sentences += [f"{calibration[0].upper()}{calibration[1:]}."] if calibration else []
     notes = [*(summary.get("repeats") or {}).get("lines", ()), *summary.get("warnings", ())]
     return "\n".join(

@@ -60,6 +60,9 @@ class Recipe:
         ok = not (self.data.skip_easy and self.augment.mixes)
         expected = "0 where augment.mixup or augment.cutmix is on (--set data.skip_easy=0)"
         check(ok, "data.skip_easy", expected, self.data.skip_easy)
+        patience = self.training.patience
+        ok = not patience or self.evaluation.every > 0
+        check(ok, "training.patience", "0 (off) if evaluation.every is 0, only at the end", patience)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain dictionaries, lists, numbers and strings, without settings that are None."""

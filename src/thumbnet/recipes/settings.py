@@ -394,6 +394,11 @@ class TrainingSettings:
             one process would. Otherwise each uses its own.
         on_nonfinite: what to do if a loss or gradient is not finite: ``stop``, or ``skip`` that step.
         max_skips: with ``skip``, stop after this many.
+        patience: end the training once this many epochs have passed without a better score on ``val``. 0 is
+            off. If the data have no ``val`` split, a tenth of ``train`` is set aside as one.
+        keep: the epoch whose weights the run keeps: ``auto`` (the best one on ``val`` if there is a ``val``
+            split, else the last one), ``best`` (the best one on ``val``, which is set aside if the data have
+            none) or ``last``. ``test`` never chooses.
     """
 
     init: str = ""
@@ -414,6 +419,8 @@ class TrainingSettings:
     sync_batchnorm: bool = True
     on_nonfinite: Literal["stop", "skip"] = "stop"
     max_skips: int = 10
+    patience: int = 0
+    keep: Literal["auto", "best", "last"] = "auto"
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "training.epochs", "1 or more", self.epochs)
@@ -425,6 +432,7 @@ class TrainingSettings:
         check(ok, "training.micro_batch", f"0 where {mode} ('default' can)", self.micro_batch)
         check(self.min_steps >= 0, "training.min_steps", "0 (off) or more", self.min_steps)
         check(self.max_skips >= 0, "training.max_skips", "0 or more", self.max_skips)
+        check(self.patience >= 0, "training.patience", "0 (off) or a number of epochs", self.patience)
         check(self.batch_size >= 2, "training.batch_size", "2 or more", self.batch_size)
         ok = 0 <= self.label_smoothing < 1
         check(ok, "training.label_smoothing", "a number in [0, 1)", self.label_smoothing)
@@ -437,7 +445,7 @@ class EvaluationSettings:
 
     Attributes:
         every: evaluate after every this many epochs, and after the last one. 0 means only after the last one.
-            With a ``val`` split, the best of these epochs is kept.
+            With a ``val`` split, the best of these epochs is kept (see ``training.keep``).
         tta: test-time augmentation, the mean of the logits over views of a picture: ``none``; ``mirror`` (two
             views); ``mirror-shift`` (these, also shifted by one pixel: six); ``adaptive`` (six if the first
             view leaves the network unsure, else one).

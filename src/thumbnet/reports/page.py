@@ -41,6 +41,7 @@ from thumbnet.reports.summary import (
     NOTHING_MEASURED,
     OPTIMISTIC,
     describe_calibration,
+    describe_stop,
     is_optimistic,
 )
 from thumbnet.runs.folder import Run
@@ -192,6 +193,7 @@ def head(run: Run, summary: dict[str, Any], split: str) -> dict[str, Any]:
     return {
         "parameters": summary["parameters"] or count_parameters(weights, info.model, len(info.class_names)),
         "nothing_measured": NOTHING_MEASURED if summary["accuracy"] is None else None,
+        "stopped": describe_stop(summary),
         "optimistic": OPTIMISTIC if is_optimistic({**summary, "split": split}) else None,
         "notes": [*(summary.get("repeats") or {}).get("lines", ()), *summary.get("warnings", ())],
     }

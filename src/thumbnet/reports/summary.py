@@ -31,7 +31,19 @@ def percent(share: float) -> str:
 
 def is_optimistic(summary: dict[str, Any]) -> bool:
     """Whether the accuracy was measured on the pictures that also chose the epoch."""
-    return bool(summary["split"] == "val" and summary["kept_by"] == "best on val")
+    chosen = summary["kept_by"] == "best on val" or summary.get("stopped_early") is not None
+    return bool(summary["split"] == "val" and chosen)
+
+
+def describe_stop(summary: dict[str, Any]) -> str | None:
+    """Say when and why a training stopped early; None if it did not."""
+    stop = summary.get("stopped_early")
+    if stop is None:
+        return None
+    return (
+        f"stopped after epoch {stop['epoch']} of {stop['planned_epochs']}: {stop['why']} "
+        f"(patience {stop['patience']})"
+    )
 
 
 def describe_calibration(summary: dict[str, Any]) -> str | None:

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from thumbnet.data.corrections import Correction, apply_corrections
+from thumbnet.data.held_out import with_held_out
 from thumbnet.data.splits import Data
+from thumbnet.errors import RecipeError, RunError
+from thumbnet.invocation import command
 from thumbnet.models.registry import find_builder, is_built_in
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.sources.load import load_data
@@ -16,6 +19,7 @@ from thumbnet.training.listener import Listener
 from thumbnet.training.mirror_names import named_keys, show_digits, without_mirroring
 from thumbnet.training.multilabel import for_several_labels
 
+VAL_FRACTION = 0.1  # of train, set aside as val if the recipe needs one and the data have none
 FEW_PICTURES = 10_000  # with this many or fewer, the few epochs of `fast` have too few steps
 FOR_OTHER_NETWORKS = "resnet18"  # `fast` and `small` name FastNet's layers, and their rates suit it
 
@@ -27,34 +31,105 @@ def choose_recipe(
     data_dir: str | Path | None,
     listener: Listener,
     labels: Sequence[Correction] | None = None,
+    continues: bool = False,
 ) -> tuple[Recipe, Data]:
     """Return the requested recipe, or the default one for the data, and the data that it loads.
 
-    ``labels`` are corrections of the data's labels.
+    ``labels`` are corrections of the data's labels. ``continues`` says whether the training continues a
+    finished run.
 
-    The recipe is fitted to the data in three ways: :meth:`thumbnet.Recipe.fitted` (unless ``overrides`` name
-    a batch size), :func:`~thumbnet.training.mirror_names.without_mirroring`, and
+    The recipe is fitted to the data in four ways: :func:`watching` (if the recipe needs a ``val`` split),
+    :meth:`thumbnet.Recipe.fitted` (unless ``overrides`` name a batch size),
+    :func:`~thumbnet.training.mirror_names.without_mirroring`, and
     :func:`~thumbnet.training.multilabel.for_several_labels`.
 
     Raises:
         RecipeError: there is no such recipe, or a setting is invalid.
+        RunError: the recipe needs a ``val`` split, and the finished run has trained on all pictures.
         DataError: the data cannot be loaded.
         ModelCodeError, NetworkError: the recipe's network is not registered, and cannot be imported.
     """
     chosen = asked_recipe(recipe, overrides)
     find_builder(chosen.model.name)
     loaded = load_for(data, chosen, data_dir, listener, labels)
+    named = named_keys(recipe, overrides)
+    needed, watched = watching(chosen, loaded, named, isinstance(recipe, Recipe), continues)
+    if needed:
+        overrides = [*overrides, *needed]
+        chosen = chosen.override(needed)
+        if "val" not in loaded.splits:
+            loaded = load_for(data, chosen, data_dir, listener, labels)
     if recipe is None:
         default = default_recipe(loaded) if is_built_in(chosen.model.name) else FOR_OTHER_NETWORKS
         chosen = load_recipe(default, overrides)
     if not any(assignment.partition("=")[0].strip() == "training.batch_size" for assignment in overrides):
         chosen = chosen.fitted(len(loaded.splits["train"]))
-    named = named_keys(recipe, overrides)
     chosen, notes = without_mirroring(
         chosen, loaded.class_names, loaded.source, named, lambda: show_digits(loaded)
     )
     chosen, more = for_several_labels(chosen, loaded)
-    return chosen, replace(loaded, notes=(*loaded.notes, *notes, *more))
+    return chosen, replace(loaded, notes=(*loaded.notes, *watched, *note_on_patience(chosen), *notes, *more))
+
+
+def watching(
+    recipe: Recipe, loaded: Data, named: frozenset[str], is_whole: bool, continues: bool
+) -> tuple[list[str], list[str]]:
+    """What a recipe that chooses an epoch by ``val`` needs to do so honestly.
+
+    Without a ``val`` split, a part of ``train`` is set aside as one, because a score on ``test`` that has
+    chosen the epoch would be too high. With ``training.patience``, each epoch is evaluated, unless the user
+    names ``evaluation.every``.
+
+    Args:
+        recipe: the requested recipe.
+        loaded: the data as that recipe loads them.
+        named: the keys that the user set.
+        is_whole: whether the user gave a whole recipe object, so that all keys count as named.
+        continues: whether the training continues a finished run.
+
+    Returns:
+        Overrides for the recipe, and sentences for the user.
+
+    Raises:
+        RecipeError: the user asked for no ``val`` split.
+        RunError: the finished run has trained on all pictures that could be set aside.
+    """
+    patience = recipe.training.patience
+    if not patience and recipe.training.keep != "best":
+        return [], []
+    needed, notes = [], []
+    if "val" not in loaded.splits:
+        what = f"training.patience = {patience}" if patience else "training.keep = 'best'"
+        if continues:
+            anew = command("train", loaded.source, "--patience", "5")
+            raise RunError(
+                f"{what} needs a val split, and the finished run has none: it has already trained on the "
+                f"pictures that could be set aside now. Train anew: {anew}"
+            )
+        if "data.val_fraction" in named:
+            raise RecipeError(
+                f"{what} needs a val split to watch, and data.val_fraction is 0: leave that out (a tenth of "
+                "train is then set aside), or give another fraction"
+            )
+        needed.append(f"data.val_fraction={VAL_FRACTION}")
+        untouched = "; test chooses nothing" if "test" in loaded.splits else ""
+        notes.append(f"{VAL_FRACTION:.0%} of train was set aside as val, to choose the epoch by{untouched}")
+    if patience and recipe.evaluation.every > 1 and "evaluation.every" not in named and not is_whole:
+        needed.append("evaluation.every=1")
+    return needed, notes
+
+
+def note_on_patience(recipe: Recipe) -> list[str]:
+    """A sentence for the user if the recipe's schedule makes early stopping rarely useful."""
+    schedule = recipe.schedule
+    falls = schedule.name in ("cosine", "linear", "one-cycle") and schedule.end < 1
+    if not recipe.training.patience or not falls:
+        return []
+    return [
+        f"the learning rate falls until the last planned epoch (schedule.name = '{schedule.name}'), and "
+        "accuracy rises most near that end, so early stopping rarely helps here; it suits 'constant' and "
+        "'multistep'"
+    ]
 
 
 def asked_recipe(recipe: str | Path | Recipe | None, overrides: Sequence[str]) -> Recipe:
@@ -83,9 +158,16 @@ def load_for(
 ) -> Data:
     """Load ``source`` with the recipe's data settings, unless it is loaded already, and correct its labels.
 
+    Data that are loaded already keep their splits, unless they lack a ``val`` split and the recipe needs one:
+    see :func:`watching`.
+
     ``listener`` hears about downloads.
     """
     if isinstance(source, Data):
+        settings = recipe.data
+        needs_val = bool(recipe.training.patience) or recipe.training.keep == "best"
+        if needs_val and settings.val_fraction and "val" not in source.splits:
+            source = with_held_out(source, 0, settings.val_fraction, settings.split_seed, settings.group_by)
         return source if labels is None else apply_corrections(source, labels, Path())
     return load_data(
         source, data_dir=data_dir, settings=recipe.data, progress=listener.on_download, labels=labels

@@ -62,7 +62,9 @@ def fit(
     on_step: Callable[[StepResult], None] | None = None,
     on_note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[EpochResult]:
-    """Train from the step that ``state`` has reached to the end of the recipe.
+    """Train from the step that ``state`` has reached to the end of the recipe, or until it stops early.
+
+    It stops early if ``training.patience`` asks for it and ``evaluate`` returns scores on ``val``.
 
     Args:
         state: changed in place, and consistent after every step.
@@ -122,7 +124,7 @@ def _finish_epoch(
     evaluate: Callable[[nn.Module], Score] | None,
     evaluate_sample: Callable[[nn.Module], Score] | None,
 ) -> EpochResult:
-    """Evaluate if the recipe asks for it, keep the weights that are best on ``val``, and close the epoch."""
+    """Evaluate if the recipe asks for it, and close the epoch."""
     number = state.epoch + 1
     every, last = state.recipe.evaluation.every, state.step >= state.total_steps
     score = sample = None
@@ -131,6 +133,7 @@ def _finish_epoch(
     if chosen is not None:
         state.world.send_buffers(state.evaluated_model)  # each process has its own running statistics
         found = chosen(state.evaluated_model.eval())
+        found = state.world.from_first(found)  # all processes choose and stop by the same score
         score, sample = (found, None) if whole else (None, found)
     last_factor = factor_at(state.recipe.schedule, state.step - 1, state.total_steps)
     seconds = state.seconds_in_epoch
@@ -145,5 +148,4 @@ def _finish_epoch(
         train_accuracy=state.all_hits() / max(1, state.pictures_in_epoch),
         sample=sample,
     )
-    state.close_epoch(result)
-    return result
+    return state.close_epoch(result)

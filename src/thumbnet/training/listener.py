@@ -33,6 +33,9 @@ class Listener:
     def on_epoch(self, result: EpochResult) -> None:
         """An epoch is done, and its checkpoint is saved if one was due."""
 
+    def on_finish(self, run: Run) -> None:
+        """The training is complete, and the first process has written the weights and the summary."""
+
     def on_note(self, text: str) -> None:
         """The training found or decided something that the user should know."""
 
@@ -70,6 +73,10 @@ class Listeners(Listener):
     def on_epoch(self, result: EpochResult) -> None:
         for one in self._listeners:
             one.on_epoch(result)
+
+    def on_finish(self, run: Run) -> None:
+        for one in self._listeners:
+            one.on_finish(run)
 
     def on_note(self, text: str) -> None:
         for one in self._listeners:

@@ -217,8 +217,9 @@ def summary_of(
         "calibration_error_before": measured.uncalibrated_error,
         "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
         "epochs": state.epoch,
-        "kept_epoch": state.best_epoch or state.epoch,
-        "kept_by": "best on val" if state.best_epoch else "last",
+        "kept_epoch": state.kept_epoch,
+        "kept_by": "last" if state.best_weights is None else "best on val",
+        "stopped_early": _stopped_early(state),
         "seconds_training": round(seconds, 3),
         "seconds_total": round(time.perf_counter() - started, 3),
         "processes": state.world.size,
@@ -228,6 +229,20 @@ def summary_of(
         "repeats": findings.repeats,
         "warnings": findings.warnings,
         **several,
+    }
+
+
+def _stopped_early(state: TrainingState) -> dict[str, Any] | None:
+    """When and why the training ended before its last planned epoch; None if it did not."""
+    why = state.history[-1].stopped if state.history else ""
+    if not why:
+        return None
+    return {
+        "epoch": state.epoch,
+        "planned_epochs": state.recipe.training.epochs,
+        "watched": "val",
+        "patience": state.recipe.training.patience,
+        "why": why,
     }
 
 

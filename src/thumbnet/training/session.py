@@ -95,6 +95,7 @@ class Session:
             self._write_metrics()  # a later checkpoint writes them anew
             raise
         self._finish(repeats)
+        self.listener.on_finish(self.run)
         return self.run
 
     def _fit(self, repeats: RepeatTeller | None) -> None:
@@ -206,7 +207,7 @@ class Session:
 
     def _known_logits(self) -> tuple[str, torch.Tensor] | None:
         """The watched split and its logits, if the final weights are the ones that gave them."""
-        unchanged = self.state.best_epoch in (None, self.state.epoch)
+        unchanged = self.state.kept_epoch == self.state.epoch
         if self.watched is None or self._newest_logits is None or not unchanged:
             return None
         return self.watched, self._newest_logits

@@ -67,6 +67,7 @@ class EpochResult:
             with the weights of its step; nan if unknown. A mixed picture counts as right if the answer is the
             class with the larger share.
         sample: score on a fixed sample of the split, if there is no ``score``.
+        stopped: why the training ends with this epoch, earlier than planned; empty if it does not.
     """
 
     epoch: int
@@ -78,11 +79,14 @@ class EpochResult:
     score: Score | None
     train_accuracy: float = math.nan
     sample: Score | None = None
+    stopped: str = ""
 
     def row(self) -> dict[str, Any]:
         """The values for a line of ``metrics.jsonl``. The split's name prefixes those of the score."""
         values = asdict(self)
         score, sample = values.pop("score"), values.pop("sample")
+        if not self.stopped:
+            del values["stopped"]
         score = score or sample
         if score:
             split = score.pop("split")
@@ -103,6 +107,7 @@ class TrainingState:
         selection: chooses each epoch's pictures; None unless the recipe sets ``data.skip_easy``.
         skipped: steps (from 1) that were skipped, see ``training.on_nonfinite``.
         best_epoch, best_weights: the epoch that is best on ``val``, and its weights; None without ``val``.
+            The weights are also None if the recipe keeps the last epoch.
     """
 
     def __init__(
@@ -193,8 +198,18 @@ class TrainingState:
 
     @property
     def is_over(self) -> bool:
-        """Whether the training has reached its last step, and that epoch's result is in the history."""
-        return bool(self.history) and self.history[-1].step >= self.total_steps
+        """Whether the training has reached its last step or was stopped early, at the end of an epoch."""
+        if not self.history:
+            return False
+        newest = self.history[-1]
+        return newest.step >= self.total_steps or bool(newest.stopped)
+
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch whose weights are kept: the best one on ``val``, or the last one."""
+        if self.best_epoch is None or self.recipe.training.keep == "last":
+            return self.epoch
+        return self.best_epoch
 
     @property
     def lr(self) -> float:
@@ -216,7 +231,7 @@ class TrainingState:
         self.total_steps = total_steps
 
     def final_weights(self) -> dict[str, Tensor]:
-        """The weights to keep: those of the epoch that is best on ``val``, else the newest ones."""
+        """The weights of :attr:`kept_epoch`."""
         if self.best_weights is not None:
             return self.best_weights
         return {name: tensor.detach().clone() for name, tensor in self.evaluated_model.state_dict().items()}
@@ -305,17 +320,38 @@ class TrainingState:
         lr = self.recipe.optimizer.lr * factor_at(self.recipe.schedule, step - 1, self.total_steps)
         raise DivergedError(step, loss, lr, problem)
 
-    def close_epoch(self, result: EpochResult) -> None:
-        """Keep the weights if they are the best yet, record the result, and start the next epoch."""
-        if result.score is not None and result.score.split == "val" and self._is_best(result.score):
-            self.best_epoch = result.epoch
-            weights = self.evaluated_model.state_dict()
-            self.best_weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
+    def close_epoch(self, result: EpochResult) -> EpochResult:
+        """Keep the weights if they are the best yet, record the result, and start the next epoch.
+
+        Returns:
+            The result as recorded: it says if the training ends here.
+        """
+        if result.score is not None and result.score.split == "val":
+            if self._is_best(result.score):
+                self.best_epoch = result.epoch
+                if self.recipe.training.keep != "last":
+                    weights = self.evaluated_model.state_dict()
+                    self.best_weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
+            result = replace(result, stopped=self._why_stop(result.epoch, result.score))
         self.history.append(result)
         self.seconds_in_epoch = 0.0
         self.pictures_in_epoch = 0
         self.losses.zero_()
         self.hits.zero_()
+        return result
+
+    def _why_stop(self, epoch: int, score: Score) -> str:
+        """Why the training ends with ``epoch``; empty if it goes on, or would end there anyway.
+
+        Depends only on the scores, so a resumed training stops at the same epoch.
+        """
+        patience = self.recipe.training.patience
+        if not patience or self.best_epoch is None or epoch - self.best_epoch < patience:
+            return ""
+        if self.step >= self.total_steps:
+            return ""
+        measure = "accuracy" if score.map is None else "mAP"
+        return f"no better val {measure} since epoch {self.best_epoch}"
 
     def _is_best(self, score: Score) -> bool:
         """Whether this ``val`` score beats every earlier one, by accuracy (or mAP) and then by loss."""

@@ -234,7 +234,13 @@ def _begin(plan: Plan, call: Call) -> Run:
         threading.Thread(target=load_kernels).start()
     with world.one_per_machine_first():
         recipe, loaded = choose_recipe(
-            plan.data, plan.recipe, plan.overrides, plan.data_dir, listener, plan.labels
+            plan.data,
+            plan.recipe,
+            plan.overrides,
+            plan.data_dir,
+            listener,
+            plan.labels,
+            continues=plan.continued is not None,
         )
         loaded.check_trainable()
         recipe = _with_absolute_init(recipe)
