@@ -82,7 +82,10 @@ def test_unknown_names_are_matched_by_order_and_shape_or_not_at_all() -> None:
 def test_layers_of_different_shapes_need_no_order() -> None:
     mine = {"a.weight": torch.zeros(4, 3, 3, 3), "b.weight": torch.zeros(5, 4, 3, 3)}
     file = {"x.weight": torch.zeros(4, 3, 3, 3), "y.weight": torch.zeros(5, 4, 3, 3)}
-    assert match(mine, file, is_head, in_order=False).pairs == {"a.weight": "x.weight", "b.weight": "y.weight"}
+    assert match(mine, file, is_head, in_order=False).pairs == {
+        "a.weight": "x.weight",
+        "b.weight": "y.weight",
+    }
 
 
 def test_a_weight_and_a_bias_of_equal_shape_are_never_exchanged() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,10 +57,12 @@ def read_any_weights(path: Path) -> AnyWeights:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
-            start = file.read(2)
+            start = file.read(9)
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror or error}") from None
-    if start in (b"PK", b"\x80\x02"):  # a zip archive, as torch.save writes it, or a bare pickle
+    # safetensors begins with a length of 8 bytes, which may look like anything, and then JSON. torch.save
+    # writes a zip archive or, long ago, bare pickles.
+    if start[8:] != b"{" and (start.startswith(b"PK") or start.startswith(b"\x80")):
         tensors = _tensors_in(_unpickled(path), path)
         return AnyWeights(path, digest, tensors, None, in_order=True)
     foreign = _foreign_safetensors(path)
@@ -89,7 +92,9 @@ def _unpickled(path: Path) -> Any:
         RunError: it is anything else, or the file is damaged.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about TorchScript, which is refused
+            return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # torch's safe unpickler can raise almost anything on a damaged file

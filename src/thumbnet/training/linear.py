@@ -233,8 +233,9 @@ def last_layer(model: nn.Module, prepared: Prepared) -> tuple[nn.Linear, float]:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            for tensor in head.parameters():  # they may be zeros, which would hide the constant
-                tensor.copy_(torch.randn(tensor.shape))
+            # Its own weights may be zeros, which would hide the constant. Large ones show what is not linear.
+            for tensor in head.parameters():
+                tensor.copy_(100 * torch.randn(tensor.shape))
             images = normalise(next(iter(engine.fetch([torch.arange(min(2, len(engine.labels)))]))))
             logits = model(images).double()
     finally:
