@@ -143,7 +143,7 @@ def test_the_layer_is_where_the_gradient_of_the_loss_with_l2_is_zero() -> None:
     loss = (losses * State.class_weights[labels]).mean() + 0.1 / 2 * (weight * spread).square().sum()
     assert losses.mean() < 0.9 * math.log(3)
     for gradient in torch.autograd.grad(loss, (weight, bias)):
-        assert gradient.abs().max() < 1e-4
+        assert gradient.abs().max() < 1e-3  # before the search it is 1
 
 
 def test_a_fifth_of_each_class_is_held_out() -> None:

@@ -118,8 +118,8 @@ def with_network_of_init(recipe: Recipe, named: frozenset[str]) -> Recipe:
             raise RecipeError(
                 f"data.{key} is {given!r}, but the frozen network was trained with {value!r}: leave it out"
             )
-    model = recipe.model if named & {"model", "model.name", "model.width"} else info.model
-    return replace(recipe, data=wanted, model=model)
+    own = {key: getattr(recipe.model, key) for key in ("name", "width") if named & {"model", f"model.{key}"}}
+    return replace(recipe, data=wanted, model=replace(info.model, **own))  # begin_from compares them
 
 
 def _square(size: str) -> str:
@@ -228,7 +228,7 @@ def last_layer(model: nn.Module, prepared: Prepared) -> tuple[nn.Linear, float]:
         )
     kept = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     outputs: list[Tensor] = []
-    hook = head.register_forward_hook(lambda layer, inputs, output: outputs.append(output.double()))
+    hook = head.register_forward_hook(lambda layer, inputs, output: outputs.append(output.cpu().double()))
     engine, normalise = prepared.train.engine, prepared.train.normalise
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -237,7 +237,7 @@ def last_layer(model: nn.Module, prepared: Prepared) -> tuple[nn.Linear, float]:
             for tensor in head.parameters():
                 tensor.copy_(100 * torch.randn(tensor.shape))
             images = normalise(next(iter(engine.fetch([torch.arange(min(2, len(engine.labels)))]))))
-            logits = model(images).double()
+            logits = model(images).cpu().double()
     finally:
         hook.remove()
         head.load_state_dict(kept)

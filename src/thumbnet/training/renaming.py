@@ -18,14 +18,14 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 COUNTER = "num_batches_tracked"  # BatchNorm's; it changes nothing, and files of old versions lack it
 
 # The names of torchvision, timm, pytorch-cifar and the tutorial → those of thumbnet's ResNet.
-_RESNET_NAMES = [
-    (re.compile(r"^conv1\."), "stem."),
-    (re.compile(r"^bn1\."), "norm."),
-    (re.compile(r"^(?:layer|block)(\d)\."), lambda found: f"stages.{int(found[1]) - 1}."),
-    (re.compile(r"^(stages\.\d\.\d+)\.bn(\d)\."), r"\1.norm\2."),
-    (re.compile(r"^(stages\.\d\.\d+)\.downsample\."), r"\1.shortcut."),
-    (re.compile(r"^(fc|linear|classifier)\."), "head."),
-]  # fmt: skip
+_RESNET_NAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    (r"^conv1\.", "stem."),
+    (r"^bn1\.", "norm."),
+    (r"^(?:layer|block)(\d)\.", lambda found: f"stages.{int(found[1]) - 1}."),
+    (r"^(stages\.\d\.\d+)\.bn(\d)\.", r"\1.norm\2."),
+    (r"^(stages\.\d\.\d+)\.downsample\.", r"\1.shortcut."),
+    (r"^(fc|linear|classifier)\.", "head."),
+]
 
 
 @dataclass
@@ -98,7 +98,7 @@ def _is_distinct(names: Mapping[str, str]) -> bool:
 
 def _resnet_name(name: str) -> str:
     for pattern, replacement in _RESNET_NAMES:
-        name = pattern.sub(replacement, name)  # type: ignore[arg-type]
+        name = re.sub(pattern, replacement, name)
     return name
 
 
