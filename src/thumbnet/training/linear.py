@@ -367,10 +367,10 @@ class Problem:
         def closure() -> Tensor:
             search.zero_grad()
             loss = self.loss(self.inputs @ weight.T + bias) + l2 / 2 * weight.square().sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return loss
 
-        search.step(closure)  # type: ignore[no-untyped-call,arg-type]
+        search.step(closure)
         self.start = weight.detach(), bias.detach()
         return self.start
 
