@@ -5,7 +5,7 @@ The weights may be a run's, or those of any other program if they fit: see :mod:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +109,7 @@ def begin_from(
                 tensor[new] = weights[name][old]
         else:
             tensor.copy_(weights[name])
-    counted = [name for name in state if not name.endswith(COUNTER)]
+    counted = _counted(state)
     taken = [name for name in counted if rows or not is_of_head(model, name)]
     return Start(source, file.digest, len(taken), len(counted))
 
@@ -127,13 +127,14 @@ def _begin_from_stranger(
         is_resnet=isinstance(model, ResNet),
         in_order=file.in_order,
     )
-    taken = [name for name in found.pairs if not name.endswith(COUNTER)]
-    if len(taken) < LEAST_SHARE * sum(not name.endswith(COUNTER) for name in body):
+    taken = _counted(found.pairs)
+    if len(taken) < LEAST_SHARE * len(_counted(body)):
         raise RunError(_too_little(settings, source, found, body, file.tensors))
-    if len(found.unused) > (1 - LEAST_SHARE) * len(file.tensors):
+    there_are = len(_counted(file.tensors))
+    if len(found.unused) > (1 - LEAST_SHARE) * there_are:
         raise RunError(
             f"{source} has another network than {settings.name} of width {settings.width:g}: "
-            f"{len(found.unused)} of its {len(file.tensors)} tensors have no place in it, such as "
+            f"{len(found.unused)} of its {there_are} tensors have no place in it, such as "
             f"{_some(found.unused)}"
         )
     _check_finite({there: file.tensors[there] for there in found.pairs.values()}, source)
@@ -145,11 +146,16 @@ def _begin_from_stranger(
         source,
         file.digest,
         len(taken),
-        sum(not name.endswith(COUNTER) for name in state),
+        len(_counted(state)),
         found.how,
         (*new, head),
         body_is_whole=not new,
     )
+
+
+def _counted(names: Iterable[str]) -> list[str]:
+    """The names without those of BatchNorm's counters."""
+    return [name for name in names if not name.endswith(COUNTER)]
 
 
 def _left(found: Match) -> list[str]:
@@ -181,7 +187,7 @@ def _too_little(
         example = f". For example, {named} has the shape {here} in the network and {there} in the file"
     return (
         f"the weights in {source} do not fit the network {settings.name} of width {settings.width:g}: of its "
-        f"{len(body)} tensors before the last layer, {len(found.missing)} have no counterpart in the file, "
+        f"{len(_counted(body))} tensors before the last layer, {len(found.missing)} have no counterpart in the file, "
         f"such as {_some(found.missing)}. The file has {_some(list(file))}{example}. Name the network that "
         "the weights are from: --set model.name=NAME --set model.width=WIDTH"
     )
