@@ -107,22 +107,20 @@ def with_network_of_init(recipe: Recipe, named: frozenset[str]) -> Recipe:
         "background": pre.background,
     }
     data |= {} if pre.range is None else {"range": pre.range}
-    wanted = replace(recipe.data, **data)
     for key, value in data.items():
         given = getattr(recipe.data, key)
-        if (
-            f"data.{key}" in named
-            and given != value
-            and not (key == "image_size" and _square(given) == value)
-        ):
+        same = given == value or (key == "image_size" and _in_full(given) == value)
+        if f"data.{key}" in named and not same:
             raise RecipeError(
                 f"data.{key} is {given!r}, but the frozen network was trained with {value!r}: leave it out"
             )
     own = {key: getattr(recipe.model, key) for key in ("name", "width") if named & {"model", f"model.{key}"}}
-    return replace(recipe, data=wanted, model=replace(info.model, **own))  # begin_from compares them
+    model = replace(info.model, **own)  # begin_from refuses another network
+    return replace(recipe, data=replace(recipe.data, **data), model=model)
 
 
-def _square(size: str) -> str:
+def _in_full(size: str) -> str:
+    """``"32"`` → ``"32x32"``."""
     return size if "x" in size.lower() else f"{size}x{size}"
 
 
