@@ -187,8 +187,8 @@ def _too_little(
         example = f". For example, {named} has the shape {here} in the network and {there} in the file"
     return (
         f"the weights in {source} do not fit the network {settings.name} of width {settings.width:g}: of its "
-        f"{len(_counted(body))} tensors before the last layer, {len(found.missing)} have no counterpart in the file, "
-        f"such as {_some(found.missing)}. The file has {_some(list(file))}{example}. Name the network that "
+        f"{len(_counted(body))} tensors before the last layer, {len(found.missing)} have no counterpart in the "
+        f"file, such as {_some(found.missing)}. The file has {_some(list(file))}{example}. Name the network that "
         "the weights are from: --set model.name=NAME --set model.width=WIDTH"
     )
 
