@@ -1,8 +1,8 @@
-"""Measures the numbers of the how-tos: new classes from another run's weights, and classes of unequal size.
+"""Measures the numbers of the how-to about classes of unequal size.
 
     python benchmarks/howtos.py --json howtos.json
 
-It trains on parts of CIFAR-10 with the recipe ``fast``, or ``small`` if there are few pictures.
+It trains on parts of CIFAR-10 with the recipe ``fast``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from thumbnet.hardware import choose_device
 from thumbnet.sources.load import load_data
 from thumbnet.training.train import train
 
-NEW = ("cat", "dog")
 RARE = ("bird", "cat", "deer", "dog", "frog")
 RARE_PICTURES = 250
 
@@ -55,17 +54,7 @@ def main() -> None:
         print(name, f"{value:.2f}", flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
-        others = part(data, tuple(n for n in data.class_names if n not in NEW), {}, 0)
-        first = train(
-            others, "fast", overrides=["training.epochs=8"], out=Path(folder) / "first", device=device
-        )
         for seed in range(options.rounds):
-            for pictures in (50, 500):
-                few = part(data, NEW, dict.fromkeys(NEW, pictures), seed)
-                for name, more in (("random weights", []), ("--init", [f'training.init="{first.path}"'])):
-                    out = Path(folder) / f"{seed}-{pictures}-{name}"
-                    run = train(few, "small", overrides=[f"seed={seed}", *more], out=out, device=device)
-                    note(f"new classes, {pictures} pictures each, {name}", 100 * run.summary["accuracy"])
             unequal = part(data, data.class_names, dict.fromkeys(RARE, RARE_PICTURES), seed)
             for name, more in (
                 ("nothing done", []),

@@ -153,7 +153,7 @@ def assert_no_step_waits(recorder: Recorder, sent: int = PER_STEP, waits: int = 
         assert len(span.waits) <= PER_EPOCH_END, span.waits
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("recipe", [name for name in recipe_names() if not load_recipe(name).training.frozen])
 def test_a_recipe_trains_resumes_and_predicts_as_on_the_cpu_and_no_step_waits(
     recipe: str, tmp_path: Path
 ) -> None:
@@ -185,6 +185,18 @@ TURNED = [
     "augment.saturation=0.3",
     "augment.erase=0.5",
 ]
+
+
+def test_a_last_layer_on_frozen_features_is_the_same_as_on_the_cpu(tiny_run: Run, tmp_path: Path) -> None:
+    settings = [
+        f'training.init="{tiny_run.path}"',
+        "training.class_weights=balanced",
+        "training.precision=fp32",
+    ]
+    on_cpu = train(DATA, "linear", overrides=settings, out=tmp_path / "cpu", device="cpu")
+    with simulated_gpu(fast_bf16=has_fast_bf16(CPU)):
+        on_gpu = train(DATA, "linear", overrides=settings, out=tmp_path / "gpu", device="cuda")
+    assert_equal_weights(on_gpu, on_cpu)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from helpers import TINY, coloured_data, write_class_folders
@@ -12,11 +14,11 @@ from thumbnet.batches.batches import NO_LABEL, balanced_order
 from thumbnet.cli import main
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import RunError
-from thumbnet.models import build_model
+from thumbnet.models import build_model, resnet18
 from thumbnet.recipes.recipe import load_recipe
-from thumbnet.recipes.settings import TrainingSettings
+from thumbnet.recipes.settings import ModelSettings, TrainingSettings
 from thumbnet.runs.folder import Run
-from thumbnet.runs.weights import read_weights
+from thumbnet.runs.weights import read_weights, write_weights
 from thumbnet.training.state import balanced_weights
 from thumbnet.training.step import summed_loss
 from thumbnet.training.train import resume, train
@@ -75,6 +77,123 @@ def test_the_command_from_elsewhere_and_a_resume(
     assert Run(tmp_path / "a").weights_path.read_bytes() == Run(tmp_path / "b").weights_path.read_bytes()
     assert main([*command, "--init", "nothing", "--out", str(tmp_path / "c")]) == 2
     assert not (tmp_path / "c").exists()
+
+
+# --- weights of other programs ---------------------------------------------------------------------------
+
+
+def as_stranger(path: Path, *, classes: int = 7, side: int = 3, seed: int = 3) -> dict[str, torch.Tensor]:
+    """Weights of a tiny ResNet-18 under torchvision's names, as torch.save writes them to ``path``."""
+    torch.manual_seed(seed)
+    renamed = {}
+    for name, tensor in resnet18(num_classes=classes, width=0.125).state_dict().items():
+        first, *rest = name.split(".")
+        if first == "stages":
+            words = [f"layer{int(rest[0]) + 1}", *rest[1:]]
+            words = [word.replace("norm", "bn").replace("shortcut", "downsample") for word in words]
+        else:
+            words = [{"stem": "conv1", "norm": "bn1", "head": "fc"}[first], *rest]
+        renamed[".".join(words)] = tensor
+    renamed["conv1.weight"] = torch.randn(8, 3, side, side)
+    torch.save({"epoch": 90, "state_dict": {f"module.{name}": t for name, t in renamed.items()}}, path)
+    return renamed
+
+
+SMALL = ModelSettings("resnet18", 0.125)
+
+
+def test_a_strangers_weights_are_taken_and_what_stays_new_is_said(tmp_path: Path) -> None:
+    theirs = as_stranger(tmp_path / "imagenet.pth", classes=1000, side=7)
+    model = build_model(SMALL, 3)
+    drawn = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    start = begin_from(model, SMALL, str(tmp_path / "imagenet.pth"), "abc")
+    state = model.state_dict()
+    assert torch.equal(state["stages.3.1.conv2.weight"], theirs["layer4.1.conv2.weight"])
+    assert torch.equal(state["stages.1.0.shortcut.1.bias"], theirs["layer2.0.downsample.1.bias"])
+    for new in ("stem.weight", "head.weight", "head.bias"):
+        assert torch.equal(state[new], drawn[new])
+    assert not start.body_is_whole
+    assert start.note() == (
+        f"99 of 102 tensors taken from {tmp_path / 'imagenet.pth'}, matched by the usual names of a ResNet's "
+        "layers; left new: stem.weight (8x3x7x7 in the file, 8x3x3x3 here), the last layer (1000 classes in "
+        "the file, 3 classes here)"
+    )
+
+
+def test_half_precision_becomes_single(tmp_path: Path) -> None:
+    theirs = {name: tensor.half() for name, tensor in as_stranger(tmp_path / "x.pth").items()}
+    torch.save(theirs, tmp_path / "half.pth")
+    model = build_model(SMALL, 3)
+    begin_from(model, SMALL, str(tmp_path / "half.pth"), "abc")
+    taken = model.state_dict()["stages.0.0.conv1.weight"]
+    assert torch.equal(taken, theirs["layer1.0.conv1.weight"].float())
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (("resnet34", 0.125), r"its 182 tensors have no place in it, such as"),
+        (("resnet18", 0.25), r"have no counterpart in the file.*has the shape \[8, 3, 3, 3\] in the network"),
+        (("fastnet", 1.0), r"have no counterpart in the file, such as stem.weight"),
+    ],
+)
+def test_another_network_of_a_stranger_is_refused(
+    other: tuple[str, float], words: str, tmp_path: Path
+) -> None:
+    weights = build_model(ModelSettings(*other), 3).state_dict()
+    torch.save(weights, tmp_path / "other.pth")
+    with pytest.raises(RunError, match=words):
+        begin_from(build_model(SMALL, 3), SMALL, str(tmp_path / "other.pth"), "abc")
+
+
+def test_weights_that_are_not_finite_are_refused(tiny_run: Run, tmp_path: Path) -> None:
+    theirs = as_stranger(tmp_path / "x.pth")
+    theirs["layer2.1.conv1.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(theirs, tmp_path / "x.pth")
+    with pytest.raises(RunError, match=r"layer2.1.conv1.weight has weights that are not finite"):
+        begin_from(build_model(SMALL, 3), SMALL, str(tmp_path / "x.pth"), "abc")
+    weights, info = read_weights(tiny_run.weights_path)
+    weights["norm.running_var"][0] = float("inf")
+    write_weights(tmp_path / "own.safetensors", weights, info)
+    settings = tiny_run.recipe.model
+    with pytest.raises(RunError, match=r"norm.running_var has weights that are not finite"):
+        begin_from(build_model(settings, 3), settings, str(tmp_path / "own.safetensors"), "abc")
+
+
+def test_a_network_of_ones_own_takes_weights_by_its_own_names(tmp_path: Path) -> None:
+    class Own(nn.Module):
+        head_name = "fc"
+
+        def __init__(self, num_classes: int) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.fc = nn.Linear(4, num_classes)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.conv(x).mean(dim=(2, 3)))
+
+    theirs = Own(9).state_dict()
+    torch.save(theirs, tmp_path / "own.pt")
+    model = Own(3)
+    start = begin_from(model, ModelSettings("tiny-own"), str(tmp_path / "own.pt"), "abc")
+    assert torch.equal(model.conv.weight, theirs["conv.weight"])
+    assert start.left_new == ("the last layer (9 classes in the file, 3 classes here)",)
+
+
+def test_the_run_records_the_digest_and_a_changed_file_cannot_be_resumed(tmp_path: Path) -> None:
+    as_stranger(tmp_path / "x.pth")
+    settings = [*TINY, "training.epochs=1", "model.width=0.125", "model.name=resnet18"]
+    settings.append(f'training.init="{tmp_path / "x.pth"}"')
+    data = coloured_data(12)
+    run = train(data, "resnet18", overrides=settings, out=tmp_path / "run", device="cpu")
+    kept = run.settings["init"]
+    assert kept["sha256"] == hashlib.sha256((tmp_path / "x.pth").read_bytes()).hexdigest()
+    assert (kept["taken"], kept["tensors"]) == (100, 102)
+    for name in ("summary.json", "model.safetensors", "checkpoint.pt"):  # killed before the first checkpoint
+        (run.path / name).unlink()
+    as_stranger(tmp_path / "x.pth", seed=4)
+    with pytest.raises(RunError, match="have changed since the run"):
+        resume(run.path, device="cpu", data=data)
 
 
 # --- classes of unequal size -----------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 The cache is the folder ``decoded`` in :func:`thumbnet.files.cache_folder`. Each entry is named by a digest of
 everything that it depends on: the files' names, sizes and times (or their bytes), the size in pixels, and how
-pictures are rendered and fitted. An entry is written to a temporary folder and then renamed, so it is always
-complete, even if several processes write it at the same time. Deleted entries are created again when needed.
+pictures are rendered and fitted. The features that a frozen network computes from a split have entries, too.
+An entry is written to a temporary folder and then renamed, so it is always complete, even if several
+processes write it at the same time. Deleted entries are created again when needed.
 """
 
 from __future__ import annotations
@@ -308,6 +309,38 @@ def _decode(
     if errors:
         raise UnreadableImagesError(errors)
     return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def cached_array(
+    split: Split, what: str, shape: tuple[int, ...], make: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """An array that was computed from a split's pictures, from the cache or by ``make``.
+
+    Args:
+        split: the pictures.
+        what: names everything that the array depends on, except the pictures.
+        shape: the array's shape; its type is float32.
+        make: computes it. A damaged entry is computed again.
+    """
+    entry = _entry(split.reader(), what)
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        kept = np.load(entry / "array.npy", allow_pickle=False)
+        digest = (entry / "digest.txt").read_text("ascii")
+        if kept.shape == shape and kept.dtype == np.float32 and _array_digest(kept) == digest:
+            return kept
+    made = np.ascontiguousarray(make(), dtype=np.float32)
+
+    def write(folder: Path) -> None:
+        if made.nbytes < shutil.disk_usage(folder).free // 4:
+            np.save(folder / "array.npy", made)
+            (folder / "digest.txt").write_text(_array_digest(made), "ascii")
+
+    _write(entry, write)
+    return made
+
+
+def _array_digest(array: np.ndarray) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()
 
 
 def _name(size: tuple[int, int], fit: Fit, rendering: Rendering) -> str:

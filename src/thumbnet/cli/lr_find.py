@@ -61,6 +61,7 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet.cli.console import say
     from thumbnet.cli.progress import counting
     from thumbnet.data.corrections import corrections_of
+    from thumbnet.errors import RecipeError
     from thumbnet.hardware import choose_device
     from thumbnet.reports import figures as plots
     from thumbnet.training.choose import choose_recipe
@@ -74,6 +75,8 @@ def execute(options: argparse.Namespace) -> int:
     recipe, data = choose_recipe(
         options.data, options.recipe, overrides(options), options.data_dir, Listener(), labels
     )
+    if recipe.training.frozen:
+        raise RecipeError(f"the recipe {recipe.name} trains only the last layer, without a learning rate")
     data = replace(data, splits={"train": data.splits["train"]})  # the test needs no other split
     with counting("decoding") as count:
         prepared = prepare(data, recipe, device, count)

@@ -40,6 +40,7 @@ def add(commands: Any) -> None:
               %(prog)s cifar10 --minutes 2
               %(prog)s pictures/ --labels runs/2026-11-23-pictures-small-1/labels.csv
               %(prog)s cifar10 --recipe resnet18 --set optimizer.lr=0.05
+              %(prog)s pictures/ --recipe linear --init runs/2026-11-23-cifar10-fast-1
               %(prog)s --resume runs/2026-11-23-cifar10-resnet18-1
               %(prog)s --resume runs/2026-11-23-cifar10-resnet18-1 --more-epochs 10"""),
     )
@@ -65,7 +66,10 @@ def add(commands: Any) -> None:
         help="train the best network that this computer can in M minutes, start and evaluation included",
     )
     parser.add_argument(
-        "--init", metavar="RUN", help="start from the weights of this run or of hf:OWNER/NAME"
+        "--init",
+        metavar="RUN",
+        help="start from the weights of this run, of a .safetensors, .pt or .pth file of any program, or of "
+        "hf:OWNER/NAME",
     )
     parser.add_argument(
         "--patience",

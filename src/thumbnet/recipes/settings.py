@@ -362,8 +362,10 @@ class TrainingSettings:
     """The training loop.
 
     Attributes:
-        init: a run's folder, a ``model.safetensors`` or ``hf:OWNER/NAME`` whose weights to start from (the
-            last layer's only for classes of the same name). Empty for random weights.
+        init: a run's folder, a ``.safetensors``, ``.pt`` or ``.pth`` file or ``hf:OWNER/NAME`` whose weights
+            to start from (the last layer's only for classes of the same name). Empty for random weights.
+        frozen: train only the last layer, on the features that the network of ``init`` computes; see
+            :mod:`thumbnet.training.linear`. Every picture passes the network once.
         epochs: passes over the training split.
         steps: end after this many steps, within the last epoch if need be. 0 is all steps of all epochs.
         batch_size: pictures per step.
@@ -402,6 +404,7 @@ class TrainingSettings:
     """
 
     init: str = ""
+    frozen: bool = False
     epochs: int = 10
     steps: int = 0
     batch_size: int = 128
@@ -437,6 +440,9 @@ class TrainingSettings:
         ok = 0 <= self.label_smoothing < 1
         check(ok, "training.label_smoothing", "a number in [0, 1)", self.label_smoothing)
         check(0 <= self.ema_decay < 1, "training.ema_decay", "a number in [0, 1)", self.ema_decay)
+        for key, only in (("epochs", 1), ("steps", 0), ("ema_decay", 0)) if self.frozen else ():
+            value = getattr(self, key)
+            check(value == only, f"training.{key}", f"{only} where training.frozen is true", value)
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,12 @@ from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import AUTO
 from thumbnet.reviewing.folds import fold_numbers, joined
+from thumbnet.runs.any_weights import read_any_weights
 from thumbnet.runs.folder import Run
-from thumbnet.runs.weights import find_weights, read_weights
+from thumbnet.runs.weights import find_weights
 from thumbnet.seeds import derive_seed
-from thumbnet.training.fit import StepResult, fit
+from thumbnet.training.fit import StepResult
+from thumbnet.training.linear import train_epochs
 from thumbnet.training.state import build_state
 
 FOLDS = 3
@@ -276,7 +278,7 @@ class _Scorer:
         prepared = prepare(part, recipe, self.own.device)
         state = build_state(recipe, prepared, part.class_names, self.own.device)
         count = self.meter.begin(number, prepared.train.batch_size)
-        for _ in fit(state, prepared.train, on_step=count):
+        for _ in train_epochs(state, prepared, on_step=count):
             pass
         self.meter.networks_done += 1
         model = state.evaluated_model
@@ -341,10 +343,22 @@ def fold_recipe(run: Run, source: str, number: int) -> Recipe:
     if isinstance(continued, dict):
         training = replace(training, init="", epochs=training.epochs + int(continued["epochs"]))
         schedule = replace(schedule, begin_at=0.0)
-    elif training.init and read_weights(find_weights(training.init))[1].source == source:
+    elif training.init and _was_trained_on(training.init, source):
+        if training.frozen:
+            raise RunError(
+                f"the features of {run.path} come from {training.init}, which was trained on the same "
+                "pictures. So no network of this recipe can judge their labels: review them with a run of "
+                "another recipe"
+            )
         training = replace(training, init="")
     seed = derive_seed(recipe.seed, "fold", number)
     return replace(recipe, seed=seed, training=training, schedule=schedule)
+
+
+def _was_trained_on(weights: str, source: str) -> bool:
+    """Whether a file of weights says that it was trained on ``source``. Only thumbnet's own files say so."""
+    info = read_any_weights(find_weights(weights)).info
+    return info is not None and info.source == source
 
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:

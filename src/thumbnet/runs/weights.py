@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS_NAME = "model.safetensors"
+WEIGHTS_ENDINGS = (".safetensors", ".pt", ".pth")
 HUB = "hf:"
 
 
@@ -34,6 +35,8 @@ def find_weights(path: str | Path) -> Path:
             return place / WEIGHTS_NAME
         raise no_run(place)
     if not place.exists():
+        if place.suffix in WEIGHTS_ENDINGS:
+            raise RunError(f"there is no file {place}")
         raise no_run(place)
     return place
 

@@ -62,6 +62,11 @@ def continuation(path: str | Path, epochs: int, overrides: Sequence[str] = ()) -
             f"{command('train', '--resume', run.path)}"
         )
     recipe, settings = run.recipe, run.settings
+    if recipe.training.frozen:
+        raise RunError(
+            f"{run.path} trained only its last layer, to the end: more epochs change nothing. To train all "
+            f"layers from its weights: {command('train', 'DATA', '--init', run.path)}"
+        )
     earlier = settings.get("continues")
     before = run.summary["epochs"] + (earlier["epochs"] if isinstance(earlier, dict) else 0)
     place = str(run.path.resolve())

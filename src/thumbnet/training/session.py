@@ -26,7 +26,8 @@ from thumbnet.evaluation import Evaluation
 from thumbnet.recipes.networks import code_options
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights_info import WeightsInfo
-from thumbnet.training.fit import StepResult, fit
+from thumbnet.training.fit import StepResult
+from thumbnet.training.linear import train_epochs
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirrored import find_mirrored
 from thumbnet.training.results import Findings, Measured, RepeatTeller, measure, score_of, summary_of
@@ -102,9 +103,9 @@ class Session:
         sample = self._sample()
         self._meetings = Meetings(self.world, self.state.step)
         self._last_saved = time.monotonic()
-        results = fit(
+        results = train_epochs(
             self.state,
-            self.prepared.train,
+            self.prepared,
             evaluate=None if self.watched is None else self._score,
             evaluate_sample=None if sample is None else lambda model: self._score_on(model, sample)[0],
             on_step=self._on_step,

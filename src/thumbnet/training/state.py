@@ -26,7 +26,7 @@ from thumbnet.seeds import derive_seed
 from thumbnet.training.optimizers import build_optimizer
 from thumbnet.training.scaling import LEAST_SCALE
 from thumbnet.training.schedules import factor_at, replanned, smaller_sizes
-from thumbnet.training.transfer import begin_from
+from thumbnet.training.transfer import Start, begin_from
 
 INITIAL_PICTURES = 5000  # pictures for networks that initialise weights from data; more make no difference
 
@@ -108,6 +108,7 @@ class TrainingState:
         skipped: steps (from 1) that were skipped, see ``training.on_nonfinite``.
         best_epoch, best_weights: the epoch that is best on ``val``, and its weights; None without ``val``.
             The weights are also None if the recipe keeps the last epoch.
+        start: what the training took from ``training.init``; None if that is empty.
     """
 
     def __init__(
@@ -165,6 +166,7 @@ class TrainingState:
         self.history: list[EpochResult] = []
         self.best_epoch: int | None = None
         self.best_weights: dict[str, Tensor] | None = None
+        self.start: Start | None = None
 
     @property
     def precision(self) -> str:
@@ -400,7 +402,7 @@ def build_state(
     """Build a new network and its optimizer, seeded by the recipe.
 
     Raises:
-        RunError: the run in ``training.init`` does not exist or has another network.
+        RunError: the weights in ``training.init`` do not exist, or belong to another network.
         OutOfMemoryError: the network does not fit into the device's memory.
         NetworkError: a network of the user's own fails on pictures of a size that the training uses.
     """
@@ -413,15 +415,18 @@ def build_state(
             model = build_model(recipe.model, len(class_names), sizes=sizes)
         if isinstance(model, DataInitialised):
             model.initialise_from(first_pictures(prepared))
+        start = None
         if recipe.training.init:
             multilabel = prepared.train.engine.labels.ndim == 2
-            begin_from(model, recipe.model, recipe.training.init, class_names, multilabel=multilabel)
+            start = begin_from(model, recipe.model, recipe.training.init, class_names, multilabel=multilabel)
         weights = None
         if recipe.training.class_weights == "balanced":
             weights = balanced_weights(prepared.train.engine.labels, len(class_names))
-        return TrainingState(
+        state = TrainingState(
             model, recipe, len(prepared.train), device, world, weights, prepared.train.selection
         )
+        state.start = start
+        return state
 
 
 def balanced_weights(labels: torch.Tensor, num_classes: int) -> torch.Tensor:

@@ -33,7 +33,9 @@ from thumbnet.runs.folder import Run
 from thumbnet.sources.load import NAMED, can_be_loaded_again
 from thumbnet.training.choose import asked_recipe, choose_recipe, load_for
 from thumbnet.training.continue_run import Continuation, continuation
+from thumbnet.training.linear import check_frozen, with_network_of_init
 from thumbnet.training.listener import Listener
+from thumbnet.training.mirror_names import named_keys
 from thumbnet.training.session import Session
 from thumbnet.training.state import TrainingState, build_state
 from thumbnet.training.time_budget import TimeBudget, check_free_of_length, check_minutes, may_narrow
@@ -233,6 +235,7 @@ def _begin(plan: Plan, call: Call) -> Run:
         # If the kernels are not compiled yet, gcc compiles them while the data load, which saves 2 s.
         threading.Thread(target=load_kernels).start()
     with world.one_per_machine_first():
+        check_frozen(asked_recipe(plan.recipe, plan.overrides), plan.minutes, world)
         recipe, loaded = choose_recipe(
             plan.data,
             plan.recipe,
@@ -243,7 +246,7 @@ def _begin(plan: Plan, call: Call) -> Run:
             continues=plan.continued is not None,
         )
         loaded.check_trainable()
-        recipe = _with_absolute_init(recipe)
+        recipe = with_network_of_init(_with_absolute_init(recipe), named_keys(plan.recipe, plan.overrides))
         fingerprint = loaded.fingerprint()  # of all training pictures, including those set aside below
         data = with_calibration_split(loaded, recipe.data)
         listener.on_data(data)
@@ -258,6 +261,8 @@ def _begin(plan: Plan, call: Call) -> Run:
         prepared = prepared.with_recipe(recipe)
         listener.on_note(note)
     state = build_state(recipe, prepared, data.class_names, device, world)
+    if state.start is not None and state.start.note():
+        listener.on_note(state.start.note())
     run = Run.create(plan.out, data.source, recipe.name) if world.is_first else Run(Path())
     run = Run(world.from_first(run.path))
     session = Session(run, data, prepared, state, listener, call.started, fingerprint, budget)
@@ -266,7 +271,7 @@ def _begin(plan: Plan, call: Call) -> Run:
             run.write_skipped(prepared.skipped)
             if data.corrected is not None:
                 run.write_corrections(data.corrected.content)
-            run.begin(recipe, _settings(plan, data, fingerprint), device)
+            run.begin(recipe, _settings(plan, data, fingerprint, state), device)
         return session.train()
 
 
@@ -294,6 +299,8 @@ def _resume(path: str | Path, data: Any, call: Call, complete_is_fine: bool = Fa
         with world.one_per_machine_first():
             prepared = prepare(loaded, recipe, device, call.listener.on_decode, world)
         state = build_state(recipe, prepared, loaded.class_names, device, world)
+        if checkpoint is None or recipe.training.frozen:  # it begins with the initial weights again
+            _check_same_start(state, settings, run)
         earlier = 0.0 if checkpoint is None else _restore(state, checkpoint, run)
         started = call.started - earlier
         return Session(run, loaded, prepared, state, call.listener, started, fingerprint).train()
@@ -339,7 +346,23 @@ def _restore(state: TrainingState, checkpoint: dict[str, Any], run: Run) -> floa
         raise RunError(f"the checkpoint in {run.path} does not belong to its recipe: {reason}") from None
 
 
-def _settings(plan: Plan, data: Data, fingerprint: str) -> dict[str, Any]:
+def _check_same_start(state: TrainingState, settings: dict[str, Any], run: Run) -> None:
+    """Check that the initial weights are those that the run began with.
+
+    Raises:
+        RunError: their file has changed.
+    """
+    before = settings.get("init")
+    if state.start is None or not isinstance(before, dict):
+        return
+    if before.get("sha256") != state.start.digest:
+        raise RunError(
+            f"the weights in {state.start.source} have changed since the run {run.path} began with them. Put "
+            "them back, or start a new run"
+        )
+
+
+def _settings(plan: Plan, data: Data, fingerprint: str, state: TrainingState) -> dict[str, Any]:
     """The contents of ``run.json``."""
     settings: dict[str, Any] = {
         "data": _where_again(data.source),
@@ -351,6 +374,8 @@ def _settings(plan: Plan, data: Data, fingerprint: str) -> dict[str, Any]:
         settings["labels"] = data.corrected.record()
     if data.multilabel:
         settings["multilabel"] = True
+    if state.start is not None:
+        settings["init"] = state.start.record()
     if plan.minutes is not None:
         settings["minutes"] = plan.minutes
     return settings if plan.continued is None else {**settings, "continues": plan.continued.record}

@@ -1,15 +1,62 @@
-"""Start a training from a trained network's weights instead of random ones."""
+"""Start a training from a trained network's weights instead of random ones.
+
+The weights may be a run's, or those of any other program if they fit: see :mod:`thumbnet.training.renaming`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from thumbnet.errors import RunError
+from thumbnet.errors import RunError, printable
 from thumbnet.models.registry import is_of_head, same_network
+from thumbnet.models.resnet import ResNet
 from thumbnet.recipes.settings import ModelSettings
-from thumbnet.runs.weights import find_weights, read_weights
+from thumbnet.runs.any_weights import AnyWeights, read_any_weights
+from thumbnet.runs.weights import find_weights
+from thumbnet.training.renaming import COUNTER, Match, match
+
+LEAST_SHARE = 0.75  # of the network's body, and of the file: with less, they are two different networks
+_LISTED = 4  # names in an error
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training took from a file of weights.
+
+    Attributes:
+        source: ``training.init``.
+        digest: SHA-256 of the file.
+        taken, tensors: how many of the network's tensors come from the file, and how many it has. Counters
+            do not count.
+        how: how the names were matched; empty for weights that thumbnet wrote.
+        left_new: what keeps its random weights, and why.
+        body_is_whole: whether everything but the last layer comes from the file.
+    """
+
+    source: str
+    digest: str
+    taken: int
+    tensors: int
+    how: str = ""
+    left_new: tuple[str, ...] = ()
+    body_is_whole: bool = True
+
+    def record(self) -> dict[str, Any]:
+        """What ``run.json`` keeps."""
+        kept = {"source": self.source, "sha256": self.digest, "taken": self.taken, "tensors": self.tensors}
+        return {**kept, "how": self.how, "left_new": list(self.left_new)} if self.how else kept
+
+    def note(self) -> str:
+        """What the user should know; empty for weights that thumbnet wrote."""
+        if not self.how:
+            return ""
+        new = f"; left new: {', '.join(self.left_new)}" if self.left_new else ""
+        return f"{self.taken} of {self.tensors} tensors taken from {self.source}, matched {self.how}{new}"
 
 
 def begin_from(
@@ -19,25 +66,31 @@ def begin_from(
     class_names: Sequence[str],
     *,
     multilabel: bool = False,
-) -> None:
-    """Copy a run's weights into ``model``, in place.
+) -> Start:
+    """Copy trained weights into ``model``, in place.
 
     The last layer has a row per class. It takes the rows of the classes that the run knows by the same name,
     and keeps its other rows. It keeps all of them if one of the two networks gives a picture several labels
-    and the other does not, because their logits mean different things. Only weights are read: code that
-    ``source`` names is not imported.
+    and the other does not, because their logits mean different things, and if the file does not name its
+    classes. A file of another program may also lack the first convolution, or have one of another size, such
+    as ImageNet's 7x7: then the network keeps its own. Only tensors are read: code that ``source`` names is
+    not imported.
 
     Args:
         model: the network that ``settings`` describe, with one row in its last layer per class.
         settings: the recipe's model settings.
-        source: a run's folder, a ``model.safetensors``, or ``hf:OWNER/NAME``.
+        source: a run's folder, a ``.safetensors``, ``.pt`` or ``.pth`` file, or ``hf:OWNER/NAME``.
         class_names: class names of the new data.
         multilabel: whether the new data have several labels per picture.
 
     Raises:
-        RunError: there is no such run, or it has another network.
+        RunError: there is no such file, it cannot be read, it has another network, or weights in it are not
+            finite.
     """
-    weights, info = read_weights(find_weights(source))
+    file = read_any_weights(find_weights(source))
+    if file.info is None:
+        return _begin_from_stranger(model, settings, source, file, len(class_names))
+    weights, info = file.tensors, file.info
     if not same_network(info.model.name, settings.name) or info.model.width != settings.width:
         raise RunError(
             f"{source} has the network {info.model.name} of width {info.model.width:g}, but the recipe asks "
@@ -46,6 +99,7 @@ def begin_from(
         )
     state = model.state_dict()
     _check_shapes(model, state, weights, source, settings.name)
+    _check_finite({name: weights[name] for name in state}, source)
     same = info.multilabel == multilabel
     known = {name: row for row, name in enumerate(info.class_names)} if same else {}
     rows = [(new, known[name]) for new, name in enumerate(class_names) if name in known]
@@ -55,6 +109,107 @@ def begin_from(
                 tensor[new] = weights[name][old]
         else:
             tensor.copy_(weights[name])
+    counted = _counted(state)
+    taken = [name for name in counted if rows or not is_of_head(model, name)]
+    return Start(source, file.digest, len(taken), len(counted))
+
+
+def _begin_from_stranger(
+    model: nn.Module, settings: ModelSettings, source: str, file: AnyWeights, classes: int
+) -> Start:
+    """Copy what fits from another program's weights; see :func:`begin_from`."""
+    state = model.state_dict()
+    body = {name: tensor for name, tensor in state.items() if not is_of_head(model, name)}
+    found = match(
+        body,
+        file.tensors,
+        lambda name: is_of_head(model, name),
+        is_resnet=isinstance(model, ResNet),
+        in_order=file.in_order,
+    )
+    taken = _counted(found.pairs)
+    if len(taken) < LEAST_SHARE * len(_counted(body)):
+        raise RunError(_too_little(settings, source, found, body, file.tensors))
+    there_are = len(_counted(file.tensors))
+    if len(found.unused) > (1 - LEAST_SHARE) * there_are:
+        raise RunError(
+            f"{source} has another network than {settings.name} of width {settings.width:g}: "
+            f"{len(found.unused)} of its {there_are} tensors have no place in it, such as "
+            f"{_some(found.unused)}"
+        )
+    _check_finite({there: file.tensors[there] for there in found.pairs.values()}, source)
+    for name, there in found.pairs.items():
+        state[name].copy_(file.tensors[there])
+    new = [f"{name} ({_shapes(name, found, body, file.tensors)})" for name in _left(found)]
+    head = f"the last layer ({_classes(found, file.tensors)}{classes} classes here)"
+    return Start(
+        source,
+        file.digest,
+        len(taken),
+        len(_counted(state)),
+        found.how,
+        (*new, head),
+        body_is_whole=not new,
+    )
+
+
+def _counted(names: Iterable[str]) -> list[str]:
+    """The names without those of BatchNorm's counters."""
+    return [name for name in names if not name.endswith(COUNTER)]
+
+
+def _left(found: Match) -> list[str]:
+    return [*([found.stem[0]] if found.stem else []), *found.missing]
+
+
+def _shapes(name: str, found: Match, body: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> str:
+    """The shapes of a tensor that stays new: in the file, if it is known, and in the network."""
+    here = "x".join(map(str, body[name].shape))
+    if found.stem is None or found.stem[0] != name:
+        return "not in the file"
+    return f"{'x'.join(map(str, file[found.stem[1]].shape))} in the file, {here} here"
+
+
+def _classes(found: Match, file: Mapping[str, Tensor]) -> str:
+    """How many classes the file's last layer has, if it is known."""
+    rows = {len(file[name]) for name in found.head if file[name].ndim}
+    return f"{rows.pop()} classes in the file, " if len(rows) == 1 else ""
+
+
+def _too_little(
+    settings: ModelSettings, source: str, found: Match, body: Mapping[str, Tensor], file: Mapping[str, Tensor]
+) -> str:
+    """Why the weights of a file are not used."""
+    named = next((name for name in found.missing if name in file), None)
+    example = ""
+    if named is not None:
+        there, here = (list(tensors[named].shape) for tensors in (file, body))
+        example = f". For example, {named} has the shape {here} in the network and {there} in the file"
+    return (
+        f"the weights in {source} do not fit the network {settings.name} of width {settings.width:g}: of its "
+        f"{len(_counted(body))} tensors before the last layer, {len(found.missing)} have no counterpart in the "
+        f"file, such as {_some(found.missing)}. The file has {_some(list(file))}{example}. Name the network that "
+        "the weights are from: --set model.name=NAME --set model.width=WIDTH"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(printable(name) for name in names[:_LISTED]) + more
+
+
+def _check_finite(weights: Mapping[str, Tensor], source: str) -> None:
+    """Check that no weight is infinite or not a number.
+
+    Raises:
+        RunError: one is; it names the tensor.
+    """
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise RunError(
+                f"{source}: {printable(name)} has weights that are not finite. The training that left them "
+                "diverged, so there is nothing to start from"
+            )
 
 
 def _check_shapes(

@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from helpers import coloured_data, coloured_labels
+from thumbnet.batches import decoding
+from thumbnet.classifiers.load import load_run
+from thumbnet.cli import main
+from thumbnet.data.splits import ArraySplit, Data
+from thumbnet.errors import InterruptedRunError, NetworkError, RecipeError, RunError, ThumbnetError
+from thumbnet.models.fastnet import FastNet
+from thumbnet.models.resnet import resnet18
+from thumbnet.recipes.recipe import load_recipe
+from thumbnet.reviewing.scores import fold_recipe
+from thumbnet.runs.folder import Run
+from thumbnet.runs.weights import read_weights
+from thumbnet.training.linear import L2, Problem, held_out, last_layer, with_network_of_init
+from thumbnet.training.listener import Listener
+from thumbnet.training.train import resume, train
+
+
+class Notes(Listener):
+    def __init__(self, stop: bool = False) -> None:
+        self.stop, self.notes, self.steps = stop, list[str](), 0
+
+    def on_note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def on_step(self, step: object) -> None:
+        self.steps += 1
+
+    def should_stop(self) -> bool:
+        return self.stop
+
+
+def other_classes(splits: tuple[str, ...] = ("train", "test")) -> Data:
+    """The coloured pictures under names that the tiny run does not know."""
+    return replace(coloured_data(splits=splits), class_names=("fire", "grass", "sea"))
+
+
+def linear(
+    source: Run, out: Path, *more: str, data: Data | None = None, listener: Listener | None = None
+) -> Run:
+    return train(
+        other_classes() if data is None else data,
+        "linear",
+        overrides=[f'training.init="{source.path}"', *more],
+        out=out,
+        device="cpu",
+        listener=listener,
+    )
+
+
+@pytest.fixture(scope="module")
+def linear_run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return linear(tiny_run, tmp_path_factory.mktemp("linear") / "run")
+
+
+def test_only_the_last_layer_changes_and_the_result_is_a_run_like_any_other(
+    tiny_run: Run, linear_run: Run
+) -> None:
+    before, info = read_weights(tiny_run.weights_path)
+    after, mine = read_weights(linear_run.weights_path)
+    for name, tensor in after.items():
+        assert torch.equal(tensor, before[name]) != name.startswith("head."), name
+    assert mine.model == info.model
+    assert mine.preprocessing == info.preprocessing
+    assert mine.class_names == ("fire", "grass", "sea")
+    assert linear_run.summary["accuracy"] > 0.95
+    assert load_run(linear_run.path, "cpu").evaluate(other_classes(), "test").accuracy > 0.95
+    (row,) = map(json.loads, (linear_run.path / "metrics.jsonl").read_text().splitlines())
+    assert row["epoch"] == 1
+    assert row["train_accuracy"] > 0.95
+    assert linear_run.settings["init"]["source"] == str(tiny_run.path)
+
+
+def test_features_come_from_the_cache_and_give_the_same_bits(
+    tiny_run: Run, linear_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached, fresh, damaged = Notes(), Notes(), Notes()
+    runs = [linear(tiny_run, tmp_path / "cached", listener=cached)]
+    monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
+    runs.append(linear(tiny_run, tmp_path / "fresh", listener=fresh))
+    (entry,) = (tmp_path / "cache" / "decoded").glob("*/array.npy")
+    content = bytearray(entry.read_bytes())
+    content[-2] ^= 64
+    entry.write_bytes(content)
+    runs.append(linear(tiny_run, tmp_path / "damaged", listener=damaged))
+    assert [one.steps for one in (cached, fresh, damaged)] == [0, 1, 1]
+    for run in runs:
+        assert run.weights_path.read_bytes() == linear_run.weights_path.read_bytes()
+
+
+def test_an_interrupted_training_begins_again_and_gives_the_same_bits(
+    tiny_run: Run, linear_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(InterruptedRunError):
+        linear(tiny_run, tmp_path / "run", listener=Notes(stop=True))
+    stopped = resume(tmp_path / "run", device="cpu", data=other_classes())
+    assert stopped.weights_path.read_bytes() == linear_run.weights_path.read_bytes()
+    shutil.copytree(stopped.path, tmp_path / "killed")
+    for name in ("summary.json", "model.safetensors"):  # killed after its only epoch
+        (tmp_path / "killed" / name).unlink()
+    killed = resume(tmp_path / "killed", device="cpu", data=other_classes())
+    assert killed.weights_path.read_bytes() == linear_run.weights_path.read_bytes()
+
+
+def test_several_labels_get_a_binary_regression(tiny_run: Run, tmp_path: Path) -> None:
+    notes = Notes()
+    run = linear(tiny_run, tmp_path / "labels", data=coloured_labels(), listener=notes)
+    assert run.summary["map"] > 0.95
+    assert run.summary["kept_by"] == "best on val"
+    assert any("120 held-out pictures of val" in note for note in notes.notes)
+
+
+def test_the_layer_is_where_the_gradient_of_the_loss_with_l2_is_zero() -> None:
+    """The loss is convex, so that is its minimum. It is written out here, in float64, with class weights."""
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.randn(1, 90, 5, generator=generator) * 3 + 1
+    labels = torch.arange(90) % 3
+    seen[0, :, 0] += 6 * labels
+
+    class State:
+        model = nn.ModuleDict({"head": nn.Linear(5, 3)})
+        recipe = load_recipe("linear", ["training.init=x"])
+        class_weights = torch.tensor([1.0, 2.0, 0.5])
+
+    problem = Problem.of(seen, labels, State(), True)  # type: ignore[arg-type]
+    weight, bias = (one.double().requires_grad_() for one in problem.minimum(0.1))
+    losses = F.cross_entropy(seen[0].double() @ weight.T + bias, labels, reduction="none")
+    spread = seen[0].double().std(dim=0, correction=0)
+    loss = (losses * State.class_weights[labels]).mean() + 0.1 / 2 * (weight * spread).square().sum()
+    assert losses.mean() < 0.9 * math.log(3)
+    for gradient in torch.autograd.grad(loss, (weight, bias)):
+        assert gradient.abs().max() < 1e-3  # before the search it is 1
+
+
+def test_a_fifth_of_each_class_is_held_out() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 10 + [2] * 3)
+    chosen = held_out(labels, 1)
+    assert torch.bincount(labels[chosen], minlength=3).tolist() == [10, 2, 0]
+    assert torch.equal(chosen, held_out(labels, 1))
+    assert not torch.equal(chosen, held_out(labels, 2))
+    assert held_out(torch.zeros(20, 4, dtype=torch.int8), 0).sum() == 4
+
+
+def test_noise_gets_a_stronger_l2_than_a_clear_signal(tiny_run: Run, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (60, 16, 16, 3), dtype=np.uint8)
+    noise = Data("noise", "made here", ("a", "b"), {"train": ArraySplit(images, np.arange(60) % 2, "train")})
+
+    def chosen(out: str, data: Data) -> float:
+        notes = Notes()
+        linear(tiny_run, tmp_path / out, data=data, listener=notes)
+        (note,) = [note for note in notes.notes if note.startswith("last layer")]
+        return float(note.split()[3].rstrip(","))
+
+    assert chosen("noise", noise) > 10 * chosen("clear", other_classes())
+    assert max(L2) == 1
+    assert math.isclose(min(L2), 1e-5)
+
+
+# --- networks --------------------------------------------------------------------------------------------
+
+
+class Prepared:
+    """Two normalised pictures, as ``last_layer`` asks for them."""
+
+    class train:
+        class engine:
+            labels = torch.zeros(2)
+
+            @staticmethod
+            def fetch(batches: object) -> list[torch.Tensor]:
+                return [torch.randn(2, 3, 16, 16)]
+
+        @staticmethod
+        def normalise(images: torch.Tensor) -> torch.Tensor:
+            return images
+
+
+def found(model: nn.Module) -> float:
+    return last_layer(model.eval(), Prepared())[1]  # type: ignore[arg-type]
+
+
+def test_the_constant_between_last_layer_and_logits_is_found() -> None:
+    fast = FastNet([8, 8, 8], 4)
+    kept = fast.head.weight.clone()
+    assert found(fast) == pytest.approx(1 / 9)
+    assert torch.equal(fast.head.weight, kept)
+    zeros = resnet18(num_classes=4, width=0.125)
+    nn.init.zeros_(zeros.head.weight)
+    assert found(zeros) == pytest.approx(1)
+
+
+def test_networks_with_another_end_are_refused() -> None:
+    class Squashed(FastNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).tanh()
+
+    with pytest.raises(NetworkError, match="logits that are the output of head"):
+        found(Squashed([8, 8, 8], 4))
+    maps = FastNet([8, 8, 8], 4)
+    maps.head = nn.Conv2d(8, 4, 1)  # type: ignore[assignment]
+    with pytest.raises(NetworkError, match="head is a Conv2d"):
+        found(maps)
+
+
+# --- what does not go together ---------------------------------------------------------------------------
+
+
+def test_it_needs_a_trained_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "nowhere", "--recipe", "linear", "--out", str(tmp_path / "run")]) == 2
+    assert "Name that network: --init RUN" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("data.sampling=balanced", "training.class_weights=balanced"),
+        ("data.skip_easy=0.3", "skip_easy does not go"),
+        ("training.epochs=2", "expected 1 where training.frozen"),
+        ("training.ema_decay=0.9", "expected 0 where training.frozen"),
+        ("data.image_size=24", r"data.image_size is '24', but .* was trained with '16x16'"),
+        ("model.width=0.25", "has the network resnet20 of width 0.5"),
+    ],
+)
+def test_settings_that_do_not_go_with_it_are_refused(
+    setting: str, words: str, tiny_run: Run, tmp_path: Path
+) -> None:
+    with pytest.raises(ThumbnetError, match=words):
+        linear(tiny_run, tmp_path / "run", setting)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_time_budget_and_more_epochs_are_refused(tiny_run: Run, linear_run: Run, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="leave out --minutes"):
+        train(
+            other_classes(),
+            "linear",
+            overrides=[f'training.init="{tiny_run.path}"'],
+            out=tmp_path / "run",
+            minutes=1,
+        )
+    with pytest.raises(RunError, match="more epochs change nothing"):
+        resume(linear_run.path, more_epochs=2, data=other_classes())
+
+
+def test_layers_without_trained_weights_are_refused(tmp_path: Path) -> None:
+    weights = resnet18(num_classes=4, width=0.125).state_dict()
+    weights["stem.weight"] = torch.randn(8, 3, 7, 7)
+    torch.save(weights, tmp_path / "x.pt")
+    settings = [f'training.init="{tmp_path / "x.pt"}"', "model.width=0.125"]
+    with pytest.raises(RunError, match=r"for all layers but the last.*stem.weight \(8x3x7x7"):
+        train(other_classes(), "linear", overrides=settings, out=tmp_path / "run", device="cpu")
+
+
+def test_a_strangers_network_gives_features_too(tmp_path: Path) -> None:
+    torch.save(resnet18(num_classes=4, width=0.125).state_dict(), tmp_path / "x.pt")
+    settings = [f'training.init="{tmp_path / "x.pt"}"', "model.width=0.125"]
+    run = train(other_classes(), "linear", overrides=settings, out=tmp_path / "run", device="cpu")
+    assert run.summary["accuracy"] > 0.6  # even random features tell colours
+    assert run.settings["init"]["how"] == "by name"
+
+
+def test_a_size_that_is_the_runs_own_may_be_named(tiny_run: Run) -> None:
+    settings = [f'training.init="{tiny_run.path}"', "data.image_size=16"]
+    recipe = with_network_of_init(load_recipe("linear", settings), frozenset({"data.image_size"}))
+    assert recipe.data.image_size == "16x16"
+    assert recipe.model == tiny_run.recipe.model
+
+
+def test_a_review_trains_its_folds_on_features_of_other_data_only(linear_run: Run) -> None:
+    recipe = fold_recipe(linear_run, "other pictures", 1)
+    assert recipe.training.frozen
+    assert recipe.training.init
+    source = read_weights(linear_run.weights_path)[1].source
+    with pytest.raises(RunError, match="no network of this recipe can judge"):
+        fold_recipe(linear_run, source, 1)
+
+
+def test_an_array_that_cannot_be_kept_is_still_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = other_classes().splits["train"]
+    monkeypatch.setenv("THUMBNET_CACHE", "/dev/null/nowhere")
+    made = decoding.cached_array(split, "x", (2,), lambda: np.ones(2, dtype=np.float32))
+    assert made.tolist() == [1, 1]
