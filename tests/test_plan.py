@@ -16,7 +16,7 @@ SOURCE = Path(thumbnet.__file__).parent
 LAYERS = (
     "version", "invocation", "errors", "files", "seeds", "evaluation", "multilabel", "distributed", "kernels",
     "hardware", "recipes", "data", "sources", "models", "batches", "runs", "classifiers", "training", "serving",
-    "reviewing", "reports", "publish", "cli", "api", "__main__",
+    "reviewing", "reports", "tuning", "publish", "cli", "api", "__main__",
 )  # fmt: skip
 # These start without torch: the commands that only read, and everything that an exported model needs.
 NO_TORCH = (

@@ -237,7 +237,7 @@ def _begin(plan: Plan, call: Call) -> Run:
             plan.data, plan.recipe, plan.overrides, plan.data_dir, listener, plan.labels
         )
         loaded.check_trainable()
-        recipe = _with_absolute_init(recipe)
+        recipe = with_absolute_init(recipe)
         fingerprint = loaded.fingerprint()  # of all training pictures, including those set aside below
         data = with_calibration_split(loaded, recipe.data)
         listener.on_data(data)
@@ -336,7 +336,7 @@ def _restore(state: TrainingState, checkpoint: dict[str, Any], run: Run) -> floa
 def _settings(plan: Plan, data: Data, fingerprint: str) -> dict[str, Any]:
     """The contents of ``run.json``."""
     settings: dict[str, Any] = {
-        "data": _where_again(data.source),
+        "data": where_again(data.source),
         "data_dir": None if plan.data_dir is None else str(Path(plan.data_dir).resolve()),
         "fingerprint": fingerprint,
         "measured_fingerprint": data.fingerprint(data.measured_split()),
@@ -364,7 +364,7 @@ def _own_data(source: str | None, run: str | Path, given: Any) -> Any:
     return source if given is None else given
 
 
-def _where_again(source: str) -> str | None:
+def where_again(source: str) -> str | None:
     """A source from which the data can be loaded in any working folder; None if they were in memory."""
     if not can_be_loaded_again(source):
         return None
@@ -372,7 +372,7 @@ def _where_again(source: str) -> str | None:
     return str(Path(source).expanduser().resolve()) if is_path else source
 
 
-def _with_absolute_init(recipe: Recipe) -> Recipe:
+def with_absolute_init(recipe: Recipe) -> Recipe:
     """Make the path of the initial weights absolute, because a resume may run in another folder."""
     source = recipe.training.init
     if not source or source.startswith("hf:"):

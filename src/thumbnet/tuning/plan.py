@@ -1,0 +1,188 @@
+"""Divide the time of a search between its trials and the final training.
+
+A third of the time is kept for the final training. The rest must hold ``TRIALS`` trainings of the recipe
+where the search starts. If it cannot, trials train for fewer epochs than the recipe, and the final training
+uses all the time that is left. Otherwise, the number of epochs is searched as well, and the final training
+has as many as the best trial.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from thumbnet.batches.prepare import Prepared
+from thumbnet.errors import ThumbnetError
+from thumbnet.recipes.recipe import Recipe
+from thumbnet.training.time_budget import AT_THE_END, NARROW, VIEWS, Speed, costs, is_short, measure_speed
+from thumbnet.tuning.parts import Parts
+from thumbnet.tuning.study import Record
+from thumbnet.tuning.trial import POINTS
+
+FINAL_SHARE = 1 / 3
+TRIALS = 8
+FEWEST_STEPS = 20  # of a trial's network; fewer say nothing
+GROWTH = 1.7  # a training takes as many times as long as this power of the width
+PER_NETWORK = 0.3  # seconds to build a network, in addition to its steps
+WRITING = 4.0  # seconds for the page
+SPARE = 1.2  # factor on the expected time of the final training
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Expects how long trainings take, from the speed of one network.
+
+    Attributes:
+        speed: as measured for a network of ``width``.
+        width: the measured network's width.
+        pace: seconds that trials took per second that was expected.
+    """
+
+    speed: Speed
+    width: float
+    pace: float = 1.0
+
+    @classmethod
+    def measure(cls, recipe: Recipe, parts: Parts, classes: int, device: torch.device) -> Cost:
+        """Measure the network of ``recipe``, which takes a second or two."""
+        return cls(measure_speed(recipe, parts.parts[0], classes, device), recipe.model.width)
+
+    def learn(self, records: Sequence[Record]) -> Cost:
+        """The same with the pace of these trials: the median of those that were complete."""
+        paces = sorted(one.seconds / one.predicted for one in records if one.state == "complete")
+        return replace(self, pace=paces[len(paces) // 2]) if paces else self
+
+    def trial(self, recipe: Recipe, parts: Sequence[Prepared]) -> float:
+        """Seconds of a trial that runs to its end."""
+        return self.pace * self.unpaced(recipe, parts)
+
+    def unpaced(self, recipe: Recipe, parts: Sequence[Prepared]) -> float:
+        """Seconds of a trial at the measured speed."""
+        return sum(
+            self._steps(recipe, part, 1.0)
+            + min(recipe.training.epochs, POINTS) * self._pictures(recipe, _held_out(part))
+            + PER_NETWORK
+            for part in parts
+        )
+
+    def final(self, recipe: Recipe, parts: Sequence[Prepared], pictures: int, measured: int) -> float:
+        """Seconds of the final training.
+
+        Args:
+            recipe: its recipe.
+            parts: the batches of the trials.
+            pictures: training pictures of the final training.
+            measured: pictures that it is measured on.
+        """
+        steps = self._steps(recipe, parts[0], pictures / parts[0].train.count)
+        settings = recipe.evaluation
+        often = recipe.training.epochs / settings.every if settings.every else 1
+        looks = VIEWS[settings.tta] + often
+        return self.pace * (steps + looks * self._pictures(recipe, measured)) + AT_THE_END + PER_NETWORK
+
+    def _steps(self, recipe: Recipe, part: Prepared, share: float) -> float:
+        batches = part.with_recipe(recipe)
+        step = costs(recipe, batches, self.speed).mean_step()
+        return share * recipe.training.epochs * len(batches.train) * step * self._factor(recipe)
+
+    def _pictures(self, recipe: Recipe, count: int) -> float:
+        return count * self.speed.evaluating * self._factor(recipe)
+
+    def _factor(self, recipe: Recipe) -> float:
+        return float((recipe.model.width / self.width) ** GROWTH)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the time of a search is used.
+
+    Attributes:
+        recipe: where the search starts.
+        shortened: whether trials are shorter than the recipe's training.
+        most_epochs: the longest training that a trial may have.
+        note: the plan in words.
+    """
+
+    recipe: Recipe
+    shortened: bool
+    most_epochs: int
+    note: str
+
+
+def plan(
+    recipe: Recipe, parts: Parts, cost: Cost, minutes: float, left: float, *, fixed: bool, may_narrow: bool
+) -> Plan:
+    """Plan a search of ``minutes``.
+
+    Args:
+        recipe: the recipe for the data.
+        parts: what trials train on.
+        cost: of the recipe's network.
+        minutes: the whole time.
+        left: seconds of it that are left.
+        fixed: whether the user set the number of epochs.
+        may_narrow: whether the network of half the width may be the start if the time is short.
+
+    Raises:
+        ThumbnetError: the time is too short for one trial and the final training.
+    """
+    for_trials = left - 60 * minutes * FINAL_SHARE - WRITING
+    per_trial = for_trials / TRIALS
+    wanted = recipe.training.epochs
+    possible = _epochs_within(per_trial, recipe, parts, cost)
+    if possible < wanted and not fixed:
+        if may_narrow and is_short(_of_length(recipe, possible, parts), parts.parts[0].train.count):
+            recipe = replace(recipe, model=replace(recipe.model, width=NARROW * recipe.model.width))
+            possible = min(wanted, _epochs_within(per_trial, recipe, parts, cost))
+        recipe = replace(
+            recipe, training=replace(recipe.training, epochs=max(possible, _fewest(recipe, parts)))
+        )
+    takes = cost.trial(recipe, parts.parts)
+    if takes > for_trials:
+        needed = math.ceil((60 * minutes - left + takes + WRITING) / (1 - FINAL_SHARE) / 6) / 10
+        raise ThumbnetError(
+            f"--minutes {minutes:g} is too short: one trial takes about {takes:.0f} s here, and a third of the "
+            f"time is kept for the final training. Give at least --minutes {max(needed, minutes + 0.1):g}, "
+            "and several times as much for a search that finds something"
+        )
+    shortened = recipe.training.epochs < wanted
+    most = (
+        recipe.training.epochs if shortened or fixed else _epochs_within(2 * per_trial, recipe, parts, cost)
+    )
+    networks = f" ({len(parts.parts)} networks)" if len(parts.parts) > 1 else ""
+    note = (
+        f"{minutes:g} minute(s): a trial takes about {takes:.0f} s{networks}, so about "
+        f"{max(1, int(for_trials / takes))} of them; a third of the time is kept for the final training"
+    )
+    if shortened:
+        note += f". Trials have {recipe.training.epochs} epochs instead of {wanted}, to compare more settings"
+    return Plan(recipe, shortened, most, note)
+
+
+def _epochs_within(seconds: float, recipe: Recipe, parts: Parts, cost: Cost) -> int:
+    """The number of epochs of a trial that takes at most ``seconds``; 0 if not even one fits."""
+    one, many = (
+        cost.trial(replace(recipe, training=replace(recipe.training, epochs=epochs)), parts.parts)
+        for epochs in (POINTS, 2 * POINTS)
+    )
+    per_epoch = (many - one) / POINTS
+    at_first = one - POINTS * per_epoch
+    return max(0, int((seconds - at_first) / per_epoch))
+
+
+def _of_length(recipe: Recipe, epochs: int, parts: Parts) -> Recipe:
+    """The recipe with the steps of ``epochs`` epochs written down, as ``is_short`` needs them."""
+    steps = max(1, epochs) * len(parts.parts[0].with_recipe(recipe).train)
+    return replace(recipe, training=replace(recipe.training, steps=steps))
+
+
+def _fewest(recipe: Recipe, parts: Parts) -> int:
+    """The least number of epochs of a trial."""
+    return min(recipe.training.epochs, -(-FEWEST_STEPS // len(parts.parts[0].with_recipe(recipe).train)))
+
+
+def _held_out(part: Prepared) -> int:
+    return len(part.evaluation["val"].engine.labels)
