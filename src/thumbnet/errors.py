@@ -145,7 +145,7 @@ class InterruptedRunError(ThumbnetError):
 
 
 class InterruptedTuneError(InterruptedRunError):
-    """The user stopped a search for settings; its ``trials`` finished trials are kept in the folder ``path``."""
+    """The user stopped a search for settings; ``trials`` finished trials are kept in the folder ``path``."""
 
     def __init__(self, path: Path, trials: int) -> None:
         ThumbnetError.__init__(

@@ -32,8 +32,8 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "tune",
         help="find the settings that suit the data, and train with them",
-        description="Search for the learning rate, weight decay, augmentation, network width and length that suit "
-        "DATA, then train a network with the best ones. Settings that you give by an option stay as they are.",
+        description="Search for the learning rate, weight decay, augmentation, width and length that suit "
+        "DATA, then train a network with the best ones. What you set by an option stays as it is.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=textwrap.dedent("""\
             examples:

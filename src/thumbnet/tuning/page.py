@@ -184,8 +184,8 @@ def _noise(first: Record, best: Record, held_out: int) -> str:
     low, high = wilson_interval(round(best.value * held_out), held_out)
     gain = 100 * (best.value - first.value)
     text = (
-        f"The best trial is {gain:.2f} points better than the start. It is the best of many, so its own value "
-        f"is optimistic; with {held_out:,} pictures, a single value is uncertain by "
+        f"The best trial is {gain:.2f} points better than the start. It is the best of many, so its own "
+        f"value is optimistic; with {held_out:,} pictures, a single value is uncertain by "
         f"{50 * (high - low):.1f} points in either direction (95 %)."
     )
     if gain < 50 * (high - low):

@@ -9,6 +9,7 @@ looked at.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -30,12 +31,16 @@ PARTS = 5  # of a larger data set, one part in this many is held out
 MOST_HELD_OUT = 5000  # pictures; more would cost time and decide nothing
 
 
+_Division: TypeAlias = tuple[tuple[Prepared, ...], int, str]  # batches, held-out pictures, in words
+
+
 @dataclass(frozen=True)
 class Parts:
     """What the trials of a search train on and are judged by.
 
     Attributes:
         parts: for each network of a trial, its batches; ``evaluation`` has only ``val``.
+        pictures: training pictures of the data, those that are held out included.
         held_out: pictures that judge a trial, over all parts.
         how: the division in words.
         size: height and width of the network's input.
@@ -44,6 +49,7 @@ class Parts:
     """
 
     parts: tuple[Prepared, ...]
+    pictures: int
     held_out: int
     how: str
     size: tuple[int, int]
@@ -58,18 +64,19 @@ def divide(data: Data, recipe: Recipe, device: torch.device, progress: Progress 
         DataError: there are too few pictures to hold any out.
         UnreadableImagesError, OutOfMemoryError: as for :func:`thumbnet.batches.prepare.prepare`.
     """
-    kept = {name: data.splits[name] for name in ("train", "val") if name in data.splits}
+    kept = {name: split for name, split in data.splits.items() if name in ("train", "val")}
     prepared = prepare(replace(data, splits=kept), recipe, device, progress)
     if "val" in prepared.evaluation:
         held_out = len(prepared.evaluation["val"].engine.labels)
-        parts, how = (prepared,), f"the val split, {held_out:,} pictures"
+        division: _Division = (prepared,), held_out, f"the val split, {held_out:,} pictures"
     else:
-        parts, held_out, how = _divided(data, prepared, recipe)
+        division = _divided(data, prepared, recipe)
+    parts, held_out, how = division
     size, skipped = prepared.preprocessing.size, len(prepared.skipped)
-    return Parts(parts, held_out, how, size, skipped, prepared.notes)
+    return Parts(parts, prepared.train.count, held_out, how, size, skipped, prepared.notes)
 
 
-def _divided(data: Data, prepared: Prepared, recipe: Recipe) -> tuple[tuple[Prepared, ...], int, str]:
+def _divided(data: Data, prepared: Prepared, recipe: Recipe) -> _Division:
     """Hold out each fold once, or only the first one of a larger data set."""
     count = prepared.train.count
     if count < FEWEST:

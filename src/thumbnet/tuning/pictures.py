@@ -15,7 +15,7 @@ from thumbnet.tuning.space import Knob
 from thumbnet.tuning.study import Record
 
 GREY = "#7d8794"
-LOWEST_PART = 0.8  # charts begin where all but this part of the complete trials lie, so that differences show
+LEFT_OUT = 0.2  # charts begin above about this part of the complete trials, so that differences show
 
 
 def history(records: Sequence[Record], measure: str) -> str:
@@ -48,10 +48,11 @@ def slices(knob: Knob, records: Sequence[Record], best: Record, measure: str) ->
     for some, style in ((complete, _COMPLETE), (stopped, _STOPPED)):
         axes.plot([one.point[knob.name] for one in some], [100 * one.value for one in some], **style)
     axes.plot([best.point[knob.name]], [100 * best.value], "D", color=ORANGE, label="best", markersize=7)
-    axes.axvline(knob.start, color=INK, linestyle=":", linewidth=1, label="start")
+    axes.axvline(knob.start, color=INK, linestyle=":", linewidth=1)
     if knob.log:
         axes.set_xscale("log")
         ticks = np.geomspace(knob.low, knob.high, 5)
+        ticks = np.unique(ticks.round()) if knob.kind == "int" else ticks
         axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
         axes.minorticks_off()
     axes.set_xlabel(_label(knob))
@@ -117,12 +118,12 @@ def _by_state(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
 def _finish_values(axes: Any, complete: Sequence[Record], measure: str) -> None:
     """Label the values, and leave out how far the worst trials fall."""
     values = np.array([100 * one.value for one in complete])
-    low, high = float(np.quantile(values, 1 - LOWEST_PART)), float(values.max())
+    low, high = float(np.quantile(values, LEFT_OUT)), float(values.max())
     room = max(0.5, 0.25 * (high - low))
     axes.set_ylim(max(0.0, low - 2 * room), min(101.0, high + room))
     axes.set_ylabel(f"{measure}, %")
     axes.legend(
-        frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2
+        frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2
     )
 
 

@@ -23,7 +23,7 @@ from thumbnet.tuning.study import Record
 from thumbnet.tuning.trial import POINTS
 
 FINAL_SHARE = 1 / 3
-TRIALS = 8
+TRIALS = 6
 FEWEST_STEPS = 20  # of a trial's network; fewer say nothing
 GROWTH = 1.7  # a training takes as many times as long as this power of the width
 PER_NETWORK = 0.3  # seconds to build a network, in addition to its steps
@@ -134,7 +134,8 @@ def plan(
     wanted = recipe.training.epochs
     possible = _epochs_within(per_trial, recipe, parts, cost)
     if possible < wanted and not fixed:
-        if may_narrow and is_short(_of_length(recipe, possible, parts), parts.parts[0].train.count):
+        for_final = 60 * minutes * FINAL_SHARE
+        if may_narrow and is_short(_of_length(recipe, for_final, cost), parts.pictures):
             recipe = replace(recipe, model=replace(recipe.model, width=NARROW * recipe.model.width))
             possible = min(wanted, _epochs_within(per_trial, recipe, parts, cost))
         recipe = replace(
@@ -144,9 +145,9 @@ def plan(
     if takes > for_trials:
         needed = math.ceil((60 * minutes - left + takes + WRITING) / (1 - FINAL_SHARE) / 6) / 10
         raise ThumbnetError(
-            f"--minutes {minutes:g} is too short: one trial takes about {takes:.0f} s here, and a third of the "
-            f"time is kept for the final training. Give at least --minutes {max(needed, minutes + 0.1):g}, "
-            "and several times as much for a search that finds something"
+            f"--minutes {minutes:g} is too short: one trial takes about {takes:.0f} s here, and a third of "
+            f"the time is kept for the final training. Give at least --minutes "
+            f"{max(needed, minutes + 0.1):.4g}, and several times as much for a search that finds something"
         )
     shortened = recipe.training.epochs < wanted
     most = (
@@ -158,7 +159,10 @@ def plan(
         f"{max(1, int(for_trials / takes))} of them; a third of the time is kept for the final training"
     )
     if shortened:
-        note += f". Trials have {recipe.training.epochs} epochs instead of {wanted}, to compare more settings"
+        note += (
+            f". Trials have {recipe.training.epochs} epochs instead of {wanted}, and the final training has "
+            "all the time that is left"
+        )
     return Plan(recipe, shortened, most, note)
 
 
@@ -173,9 +177,10 @@ def _epochs_within(seconds: float, recipe: Recipe, parts: Parts, cost: Cost) -> 
     return max(0, int((seconds - at_first) / per_epoch))
 
 
-def _of_length(recipe: Recipe, epochs: int, parts: Parts) -> Recipe:
-    """The recipe with the steps of ``epochs`` epochs written down, as ``is_short`` needs them."""
-    steps = max(1, epochs) * len(parts.parts[0].with_recipe(recipe).train)
+def _of_length(recipe: Recipe, seconds: float, cost: Cost) -> Recipe:
+    """The recipe with about as many steps as fit into ``seconds``."""
+    per_picture = max(cost.speed.per_picture.values())
+    steps = max(1, int(seconds / per_picture / recipe.training.batch_size))
     return replace(recipe, training=replace(recipe.training, steps=steps))
 
 

@@ -19,10 +19,11 @@ Point: TypeAlias = dict[str, float | int]
 RATES = 4.0  # learning rates are searched between a quarter and four times the recipe's
 DECAYS = 8.0
 WIDTHS = (0.5, 1.5)  # factors on the recipe's width
-EPOCHS = (0.5, 4.0)  # factors on the recipe's number of epochs
+EPOCHS = (0.5, 8.0)  # factors on the recipe's number of epochs
 STRONGEST_LIGHT = 0.5
 MOST_SHIFT = 8  # pixels
 MOST_SMOOTHING = 0.3
+ONLY_UPWARDS = ("width", "shift", "cutout", "light", "smoothing")  # in a search with short trials
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,13 @@ def knobs(
     *,
     takes_width: bool,
     most_epochs: int,
+    shortened: bool = False,
 ) -> tuple[Knob, ...]:
     """List what a search that starts from ``recipe`` varies.
+
+    Short trainings do best with weak augmentation, little smoothing, a narrow network and small batches, and
+    long ones do not. If trials are much shorter than the final training, augmentation, smoothing and width
+    are therefore searched only upwards from the recipe, and the batch size is left alone.
 
     Args:
         recipe: where the search starts.
@@ -75,6 +81,7 @@ def knobs(
         takes_width: whether the network's width can be chosen.
         most_epochs: the longest training that the time allows; the recipe's number of epochs or fewer to
             keep the number as it is.
+        shortened: whether trials are shorter than the final training.
     """
     training, augment, width = recipe.training, recipe.augment, recipe.model.width
     side = min(size)
@@ -84,10 +91,8 @@ def knobs(
         keys = ("optimizer.weight_decay", "optimizer.groups")
         found.append(_number("weight decay", 1 / DECAYS, DECAYS, 1.0, keys, log=True))
     if takes_width:
-        limits = [min(8.0, factor * width) for factor in WIDTHS]
-        found.append(_number("width", *limits, width, ("model.width",), log=True))
-    low, high = max(SMALLEST_BATCH, training.batch_size // 2), min(2 * training.batch_size, pictures // 4)
-    found.append(_whole("batch size", low, high, training.batch_size, ("training.batch_size",), log=True))
+        low, high = (min(8.0, factor * width) for factor in WIDTHS)
+        found.append(_number("width", low, high, width, ("model.width",), log=True))
     found.append(_whole("shift", 0, min(MOST_SHIFT, side // 4), augment.translate, ("augment.translate",)))
     found.append(_whole("cutout", 0, side // 2, augment.cutout, ("augment.cutout",)))
     if augment.brightness == augment.contrast:
@@ -95,10 +100,17 @@ def knobs(
         found.append(_number("light", 0.0, STRONGEST_LIGHT, augment.brightness, keys))
     smoothing = training.label_smoothing
     found.append(_number("smoothing", 0.0, MOST_SMOOTHING, smoothing, ("training.label_smoothing",)))
+    if shortened:
+        found = [replace(one, low=one.start) if one.name in ONLY_UPWARDS else one for one in found]
+    else:
+        least = max(SMALLEST_BATCH, training.batch_size // 2)
+        most = min(2 * training.batch_size, pictures // 4)
+        batch = ("training.batch_size",)
+        found.append(_whole("batch size", least, most, training.batch_size, batch, log=True))
     if most_epochs > training.epochs:
-        low, high = (max(1, int(factor * training.epochs)) for factor in EPOCHS)
-        high = min(high, most_epochs)
-        found.append(_whole("epochs", low, high, training.epochs, ("training.epochs",), log=True))
+        least, most = (max(1, int(factor * training.epochs)) for factor in EPOCHS)
+        length = ("training.epochs",)
+        found.append(_whole("epochs", least, min(most, most_epochs), training.epochs, length, log=True))
     return tuple(one for one in found if one.low < one.high and not named.intersection(one.keys))
 
 

@@ -105,7 +105,7 @@ class Study:
 
     def _forget_unfinished(self) -> None:
         states = self._optuna.trial.TrialState
-        for trial in self._study.get_trials(deepcopy=False, states=(states.RUNNING, states.WAITING)):
+        for trial in self._study.get_trials(deepcopy=False, states=(states.RUNNING,)):
             self._study.tell(trial.number, state=states.FAIL)
 
     def records(self) -> list[Record]:
@@ -117,7 +117,8 @@ class Study:
     def ask(self) -> Suggestion:
         """Suggest the next trial: first the recipe where the search started."""
         number = len(self.records()) + 1
-        if number == 1:
+        waiting = (self._optuna.trial.TrialState.WAITING,)
+        if number == 1 and not self._study.get_trials(deepcopy=False, states=waiting):
             self._study.enqueue_trial(start_of(self._varied))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # multivariate sampling is called experimental
@@ -131,9 +132,10 @@ class Study:
         return Suggestion(number, point, trial, self._study, self._optuna.trial.TrialState)
 
     def importances(self) -> dict[str, float]:
-        """Each knob's share in reaching the best quarter of the complete trials (PED-ANOVA, Watanabe et al. 2023).
+        """Each knob's share in reaching the best quarter of the complete trials.
 
-        Shares add up to 1, the largest first. Empty if there are too few complete trials.
+        This is PED-ANOVA (Watanabe et al. 2023, https://arxiv.org/abs/2304.10255). Shares add up to 1, the
+        largest first. Empty if there are too few complete trials.
         """
         complete = [one for one in self.records() if one.state == "complete"]
         if len(complete) < FEWEST_FOR_IMPORTANCE or not self._varied:

@@ -57,8 +57,8 @@ from thumbnet.training.time_budget import check_minutes, may_narrow
 from thumbnet.training.train import train, where_again, with_absolute_init
 from thumbnet.tuning.page import check_page, trials_csv, write_page
 from thumbnet.tuning.parts import Parts, divide
-from thumbnet.tuning.plan import SPARE, WRITING, Cost, plan
-from thumbnet.tuning.space import Knob, knobs, recipe_at
+from thumbnet.tuning.plan import FINAL_SHARE, SPARE, WRITING, Cost, plan
+from thumbnet.tuning.space import EPOCHS, Knob, knobs, recipe_at
 from thumbnet.tuning.study import Record, Study, Suggestion, best_of, load_optuna
 from thumbnet.tuning.trial import HopelessTrialError, run_trial
 
@@ -214,7 +214,7 @@ def tune(
         parts = divide(loaded, base, chosen, listener.on_decode)
         cost = Cost.measure(base, parts, len(loaded.class_names), chosen)
         named = frozenset(assignment.partition("=")[0].strip() for assignment in overrides)
-        notes, shortened, most = [], False, 4 * base.training.epochs
+        notes, shortened, most = [], False, int(EPOCHS[1] * base.training.epochs)
         if minutes is not None:
             left = started + 60 * minutes - time.perf_counter()
             fixed = "training.epochs" in named
@@ -225,10 +225,11 @@ def tune(
         varied = knobs(
             base,
             named,
-            parts.parts[0].train.count,
+            parts.pictures,
             parts.size,
             takes_width="width" in inspect.signature(find_builder(base.model.name)).parameters,
             most_epochs=most,
+            shortened=shortened,
         )
         run = Run.create(out, loaded.source, "tune")
         settings = {
@@ -458,8 +459,7 @@ class _Tuner:
         deadline = self.deadline
         if deadline is None:
             return None
-        minutes = float(self.search.settings["minutes"])
-        kept = 60 * minutes / 3
+        kept = 60 * float(self.search.settings["minutes"]) * FINAL_SHARE
         if not self.search.settings["shortened"] and self._best() is not None:
             kept = min(kept, SPARE * self._final_seconds(best_of(self.records)))
         return deadline - kept - WRITING - time.perf_counter()
@@ -474,8 +474,8 @@ class _Tuner:
         """How long the final training takes with the number of epochs that was found."""
         splits = self.search.data.splits
         measured = next((len(splits[name]) for name in ("test", "val") if name in splits), 0)
-        parts, pictures = self.search.parts.parts, len(splits["train"])
-        return self._cost().final(recipe_at(self.search.recipe, best.point), parts, pictures, measured)
+        recipe, parts = recipe_at(self.search.recipe, best.point), self.search.parts
+        return self._cost().final(recipe, parts.parts, parts.pictures, measured)
 
     def _recipe_of(self, best: Record) -> Recipe:
         """The recipe to keep: everything is decided, so nothing in it depends on the data any more."""
@@ -521,7 +521,7 @@ class _Tuner:
         if deadline is not None:
             left = deadline - WRITING / 2 - time.perf_counter()
             if search.settings["shortened"] or self._final_seconds(best) * SPARE > left:
-                minutes = max(left, 1.0) / 60
+                minutes = round(max(left, 1.0) / 60, 3)
         self.listener.on_final(best, minutes)
         try:
             return train(
