@@ -40,10 +40,10 @@ RECORDS = [
 ]
 
 
-def page(tmp_path: Path, run: Run | None = None, **changes: object) -> str:
+def write(folder: Path, run: Run | None = None, **changes: object) -> str:
     values: dict[str, object] = {
-        "name": "search",
-        "source": "pictures",
+        "name": "<b>search</b>",
+        "source": "<script>alert(1)</script>",
         "recipe": RECIPE,
         "varied": KNOBS,
         "records": RECORDS,
@@ -55,42 +55,48 @@ def page(tmp_path: Path, run: Run | None = None, **changes: object) -> str:
         "found": recipe_at(RECIPE, RECORDS[1].point),
         "run": run,
     }
-    write_page(tmp_path / "tune.html", **{**values, **changes})  # type: ignore[arg-type]
-    return (tmp_path / "tune.html").read_text("utf-8")
+    write_page(folder / "tune.html", **{**values, **changes})  # type: ignore[arg-type]
+    return (folder / "tune.html").read_text("utf-8")
 
 
-def test_the_page_shows_what_was_found_and_what_mattered(tmp_path: Path, tiny_run: Run) -> None:
-    text = page(tmp_path, tiny_run)
-    assert "62.50 %" in text
-    assert "50.00 %" in text
-    rows = re.findall(r'<tr><th scope="row">(\S+)</th><td>(\S+)</td><td>(\S+)</td></tr>', text)
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, tiny_run: Run) -> str:
+    return write(tmp_path_factory.mktemp("page"), tiny_run)
+
+
+def test_the_page_shows_what_was_found_and_what_mattered(page: str, tiny_run: Run) -> None:
+    assert "62.50 %" in page
+    assert "50.00 %" in page
+    rows = re.findall(r'<tr><th scope="row">(\S+)</th><td>(\S+)</td><td>(\S+)</td></tr>', page)
     assert ("optimizer.lr", "0.15", "0.3") in rows
-    assert "augment.translate" not in dict((row[0], row) for row in rows)  # it did not change
+    assert "augment.translate" not in [row[0] for row in rows]  # it did not change
     for title in ("Importance of each setting", "accuracy by shift", "accuracy of 4 trials over time"):
-        assert f'aria-label="{title}"' in text
-    assert f"test accuracy of the final network</dt><dd>{100 * tiny_run.summary['accuracy']:.2f} %" in text
-    assert "A gain this small may be chance" not in text
-    assert "the loss is nan at step 3" in text
+        assert f'aria-label="{title}"' in page
+    accuracy = 100 * tiny_run.summary["accuracy"]
+    assert f"test accuracy of the final network</dt><dd>{accuracy:.2f} %" in page
+    assert "A gain this small may be chance" not in page
+    assert "the loss is nan at step 3" in page
 
 
 def test_the_page_warns_when_the_gain_may_be_chance_or_there_is_none(tmp_path: Path) -> None:
     small = [RECORDS[0], record(2, 2.0, 3, 0.51)]
-    assert "A gain this small may be chance" in page(tmp_path, records=small, best=small[1])
-    alone = page(tmp_path, records=RECORDS[:1], best=RECORDS[0], found=RECIPE, importances={}, varied=())
+    unvaried: dict[str, object] = {"varied": (), "importances": {}}
+    assert "A gain this small may be chance" in write(tmp_path, records=small, best=small[1], **unvaried)
+    alone = write(tmp_path, records=RECORDS[:1], best=RECORDS[0], found=RECIPE, **unvaried)
     assert "No trial was better" in alone
     assert "The settings of small, unchanged" in alone
     assert "too few complete trials" in alone
 
 
-def test_the_page_loads_nothing_runs_nothing_and_escapes_names(tmp_path: Path) -> None:
-    text = page(tmp_path, source="<script>alert(1)</script>", name="<b>x</b>")
-    assert "<script" not in text
-    assert "<b>x" not in text
-    assert "default-src 'none'" in text
-    assert "script-src" not in text
-    loaded = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", text)
+def test_the_page_loads_nothing_runs_nothing_and_escapes_names(page: str) -> None:
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<b>search" not in page
+    assert "default-src 'none'" in page
+    assert "script-src" not in page
+    loaded = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page)
     assert all(target.startswith("#") for target in loaded), loaded
-    assert "@import" not in text
+    assert "@import" not in page
 
 
 def test_the_table_of_trials_has_the_settings_that_each_one_used() -> None:

@@ -54,7 +54,7 @@ class TuneDisplay(TrainingDisplay, TuneListener):
     def on_progress(self, progress: Progress) -> None:
         """Move the bar, or print a line every ``PLAIN_EVERY`` seconds."""
         best = "" if progress.best is None else f"best {percent(progress.best.value)}"
-        left = "" if progress.seconds_left is None else f"{duration(max(0.0, progress.seconds_left))} left"
+        left = f"{duration(max(0.0, progress.seconds_left))} left"
         if self.live:
             if BAR not in self.tasks:
                 self.tasks[BAR] = self.progress.add_task("", total=1000, loss="", rate=None)

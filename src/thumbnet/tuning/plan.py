@@ -52,7 +52,8 @@ class Cost:
 
     def learn(self, records: Sequence[Record]) -> Cost:
         """The same with the pace of these trials: the median of those that were complete."""
-        paces = sorted(one.seconds / one.predicted for one in records if one.state == "complete")
+        complete = [one for one in records if one.state == "complete" and one.predicted > 0]
+        paces = sorted(one.seconds / one.predicted for one in complete)
         return replace(self, pace=paces[len(paces) // 2]) if paces else self
 
     def trial(self, recipe: Recipe, parts: Sequence[Prepared]) -> float:

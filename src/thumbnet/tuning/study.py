@@ -45,7 +45,7 @@ class Record:
         loss: loss on the held-out pictures; nan if it is not complete.
         seconds: how long it took.
         elapsed: seconds of search when it ended.
-        predicted: how long it was expected to take.
+        predicted: how long it was expected to take at the measured speed; 0 in a search without a time.
         reason: why it failed.
         curve: value by point, see :func:`thumbnet.tuning.trial.run_trial`.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -75,6 +76,10 @@ def run_trial(
         for result in results:
             if result.score is None:
                 continue
+            if not math.isfinite(result.score.loss):
+                state.raise_diverged(
+                    state.step, result.score.loss, "the loss on held-out pictures is not finite"
+                )
             so_far = _mean([*done, result.score])
             point = number * POINTS + POINTS * result.step // state.total_steps
             if report(point, so_far.value) and not (state.is_over and number == len(parts) - 1):

@@ -77,7 +77,7 @@ class Progress:
         search: the share of the search that is done, 0 to 1.
         best: the best trial so far; None before the first one is complete.
         pictures_per_second: the speed of the training.
-        seconds_left: an estimate for the search; None if it is unknown.
+        seconds_left: an estimate for the search.
     """
 
     trial: int
@@ -85,7 +85,7 @@ class Progress:
     search: float
     best: Record | None
     pictures_per_second: float
-    seconds_left: float | None
+    seconds_left: float
 
 
 class TuneListener(Listener):
@@ -142,7 +142,7 @@ class _Search:
         parts: what trials train on.
         recipe: where the search starts.
         varied: what it varies.
-        cost: how long trainings take.
+        cost: how long trainings take; None for a search without a time.
         device, listener: as in the call.
         started: when the search began, in seconds of ``time.perf_counter``, without interruptions.
     """
@@ -155,7 +155,7 @@ class _Search:
     parts: Parts
     recipe: Recipe
     varied: tuple[Knob, ...]
-    cost: Cost
+    cost: Cost | None
     device: torch.device
     listener: TuneListener
     started: float
@@ -212,10 +212,10 @@ def tune(
         listener.on_data(loaded)
         base = _without_length_in_steps(with_absolute_init(base))
         parts = divide(loaded, base, chosen, listener.on_decode)
-        cost = Cost.measure(base, parts, len(loaded.class_names), chosen)
         named = frozenset(assignment.partition("=")[0].strip() for assignment in overrides)
-        notes, shortened, most = [], False, int(EPOCHS[1] * base.training.epochs)
+        notes, shortened, most, cost = [], False, int(EPOCHS[1] * base.training.epochs), None
         if minutes is not None:
+            cost = Cost.measure(base, parts, len(loaded.class_names), chosen)
             left = started + 60 * minutes - time.perf_counter()
             fixed = "training.epochs" in named
             narrow = may_narrow(recipe, overrides, base)
@@ -298,6 +298,7 @@ def resume_tuning(
             varied = tuple(Knob.from_dict(one) for one in settings["knobs"])
             source, data_dir = settings["data"], settings["data_dir"]
             corrected, fingerprint = settings["corrected"], settings["fingerprint"]
+            _check_asked(settings["minutes"], settings["trials"])
         except (KeyError, TypeError, AttributeError, tomllib.TOMLDecodeError) as error:
             raise RunError(f"{folder / SETTINGS} is damaged ({error}). Start a new search") from None
         find_builder(base.model.name)  # if its code is not allowed, say so before the data are read
@@ -316,7 +317,9 @@ def resume_tuning(
             )
         listener.on_data(loaded)
         parts = divide(loaded, base, chosen, listener.on_decode)
-        cost = Cost.measure(base, parts, len(loaded.class_names), chosen)
+        cost = None
+        if settings["minutes"] is not None:
+            cost = Cost.measure(base, parts, len(loaded.class_names), chosen)
         search = _Search(
             folder, settings, loaded, given, corrections, parts, base, varied, cost, chosen, listener, started
         )
@@ -385,13 +388,14 @@ class _Tuner:
         while not self._has_enough():
             suggestion = self.study.ask()
             recipe = recipe_at(self.search.recipe, suggestion.point)
-            predicted = self._cost().trial(recipe, self.search.parts.parts)
             left = self._search_left()
-            if left is not None and predicted > left and self.records:
-                suggestion.drop()
-                return
+            if left is not None and self.records:
+                cost = self._cost()
+                if cost is not None and cost.trial(recipe, self.search.parts.parts) > left:
+                    suggestion.drop()
+                    return
             try:
-                finished = self._try(suggestion, recipe, predicted, left)
+                finished = self._try(suggestion, recipe, left)
             except BaseException:
                 suggestion.drop()
                 raise
@@ -405,11 +409,11 @@ class _Tuner:
         trials = self.search.settings["trials"]
         return bool(self.records) and trials is not None and len(self.records) >= int(trials)
 
-    def _try(self, suggestion: Suggestion, recipe: Recipe, predicted: float, left: float | None) -> bool:
+    def _try(self, suggestion: Suggestion, recipe: Recipe, left: float | None) -> bool:
         """Run a trial, and tell the study how it ended; returns False if the time was over."""
         search, first = self.search, not self.records
         started = self._trial_started = time.perf_counter()
-        unpaced = search.cost.unpaced(recipe, search.parts.parts)
+        unpaced = 0.0 if search.cost is None else search.cost.unpaced(recipe, search.parts.parts)
         parts = len(search.parts.parts)
 
         def times() -> dict[str, float]:
@@ -421,7 +425,7 @@ class _Tuner:
                 raise InterruptedTuneError(search.path, len(self.records))
             if left is not None and not first and time.perf_counter() - started > LATE * left:
                 raise _OutOfTimeError
-            self._tell_progress(suggestion.number, step, part, parts, predicted)
+            self._tell_progress(suggestion.number, step, part, parts)
 
         try:
             found = run_trial(
@@ -439,7 +443,7 @@ class _Tuner:
             suggestion.fail(str(error).split("\n")[0], **times())
         return True
 
-    def _tell_progress(self, trial: int, step: StepResult, part: int, parts: int, predicted: float) -> None:
+    def _tell_progress(self, trial: int, step: StepResult, part: int, parts: int) -> None:
         done = (part + step.step / step.total_steps) / parts
         taken = time.perf_counter() - self._trial_started
         rate = step.pictures / step.step_in_epoch * (part * step.total_steps + step.step) / taken
@@ -447,11 +451,10 @@ class _Tuner:
         if left is not None:
             elapsed = time.perf_counter() - self.started
             share = elapsed / (elapsed + left) if left > 0 else 1.0
-        elif trials:
-            share = min(1.0, (trial - 1 + done) / int(trials))
-            left = (int(trials) - trial + 1 - done) * predicted
         else:
-            share, left = 0.0, None
+            whole = trial - 1 + done
+            share = min(1.0, whole / int(trials))
+            left = (sum(one.seconds for one in self.records) + taken) * (int(trials) / whole - 1)
         self.listener.on_progress(Progress(trial, done, share, self._best(), rate, left))
 
     def _search_left(self) -> float | None:
@@ -464,8 +467,8 @@ class _Tuner:
             kept = min(kept, SPARE * self._final_seconds(best_of(self.records)))
         return deadline - kept - WRITING - time.perf_counter()
 
-    def _cost(self) -> Cost:
-        return self.search.cost.learn(self.records)
+    def _cost(self) -> Cost | None:
+        return None if self.search.cost is None else self.search.cost.learn(self.records)
 
     def _best(self) -> Record | None:
         return best_of(self.records) if any(one.state == "complete" for one in self.records) else None
@@ -474,8 +477,9 @@ class _Tuner:
         """How long the final training takes with the number of epochs that was found."""
         splits = self.search.data.splits
         measured = next((len(splits[name]) for name in ("test", "val") if name in splits), 0)
-        recipe, parts = recipe_at(self.search.recipe, best.point), self.search.parts
-        return self._cost().final(recipe, parts.parts, parts.pictures, measured)
+        recipe, parts, cost = recipe_at(self.search.recipe, best.point), self.search.parts, self._cost()
+        assert cost is not None  # there is a time
+        return cost.final(recipe, parts.parts, parts.pictures, measured)
 
     def _recipe_of(self, best: Record) -> Recipe:
         """The recipe to keep: everything is decided, so nothing in it depends on the data any more."""
