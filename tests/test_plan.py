@@ -24,7 +24,7 @@ NO_TORCH = (
     "runs.finding", "runs.provenance", "runs.weights", "runs.weights_info", "runs.certainty", "classifiers.base",
     "classifiers.labels", "classifiers.load", "classifiers.onnx_classifier", "classifiers.temperature",
     "classifiers.thresholds", "classifiers.unlike", "classifiers.reading", "classifiers.placing",
-    "classifiers.sorting", "classifiers.words", "cli", "__main__",
+    "classifiers.sorting", "classifiers.words", "cli", "tuning.listener", "__main__",
 )  # fmt: skip
 PRINT = ("cli", "__main__")
 USE_DISTRIBUTED = ("distributed",)

@@ -6,8 +6,8 @@ import pytest
 
 from helpers import coloured_data
 from thumbnet.cli.tune_display import QuietTuning, TuneDisplay
+from thumbnet.tuning.listener import Progress
 from thumbnet.tuning.study import Record
-from thumbnet.tuning.tune import Progress
 
 
 def record(number: int, value: float, state: str = "complete", reason: str = "") -> Record:

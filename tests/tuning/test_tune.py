@@ -20,10 +20,11 @@ from thumbnet.training.fit import StepResult
 from thumbnet.training.time_budget import Speed
 from thumbnet.training.train import train
 from thumbnet.tuning import tune as module
+from thumbnet.tuning.listener import Progress, TuneListener
 from thumbnet.tuning.plan import Cost
 from thumbnet.tuning.study import JOURNAL, Record
 from thumbnet.tuning.trial import Outcome
-from thumbnet.tuning.tune import Progress, Tuned, TuneListener, resume_tuning, tune
+from thumbnet.tuning.tune import Tuned, resume_tuning, tune
 from tuning_helpers import TINY_SEARCH
 
 SETTINGS = [*TINY_SEARCH, "training.epochs=1", "optimizer.weight_decay=0"]

@@ -11,7 +11,7 @@ from thumbnet.cli.console import duration
 from thumbnet.cli.progress import PLAIN_EVERY, TrainingDisplay
 from thumbnet.reports.summary import percent
 from thumbnet.training.listener import StoppableListener
-from thumbnet.tuning.tune import Progress, TuneListener
+from thumbnet.tuning.listener import Progress, TuneListener
 
 if TYPE_CHECKING:
     from thumbnet.data.splits import Data

@@ -12,7 +12,7 @@ summary.json    the outcome; exists only when everything is done
 .lock           locked by the process that searches here
 ```
 
-Nothing here prints. A :class:`TuneListener` receives the progress.
+Nothing here prints. A :class:`~thumbnet.tuning.listener.TuneListener` receives the progress.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ from thumbnet.recipes.recipe import Recipe, recipe_from_dict
 from thumbnet.runs.folder import CORRECTIONS_NAME, LOCK_NAME, Run
 from thumbnet.training.choose import choose_recipe, load_for
 from thumbnet.training.fit import StepResult
-from thumbnet.training.listener import Listener
 from thumbnet.training.time_budget import check_minutes, may_narrow
 from thumbnet.training.train import train, where_again, with_absolute_init
+from thumbnet.tuning.listener import Progress, TuneListener
 from thumbnet.tuning.page import check_page, trials_csv, write_page
 from thumbnet.tuning.parts import Parts, divide
 from thumbnet.tuning.plan import FINAL_SHARE, SPARE, WRITING, Cost, plan
@@ -65,43 +65,6 @@ from thumbnet.tuning.trial import HopelessTrialError, run_trial
 SETTINGS = "tune.json"
 RUN = "run"
 LATE = 1.1  # a trial is given up if it would end later than its share of the time by this factor
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a search is.
-
-    Attributes:
-        trial: the trial that is running, counted from 1.
-        done: the share of it that is done, 0 to 1.
-        search: the share of the search that is done, 0 to 1.
-        best: the best trial so far; None before the first one is complete.
-        pictures_per_second: the speed of the training.
-        seconds_left: an estimate for the search.
-    """
-
-    trial: int
-    done: float
-    search: float
-    best: Record | None
-    pictures_per_second: float
-    seconds_left: float
-
-
-class TuneListener(Listener):
-    """Receives the events of a search, and those of the final training. Here the methods do nothing."""
-
-    def on_search(self, folder: Path, notes: Sequence[str]) -> None:
-        """The first trial is about to begin."""
-
-    def on_progress(self, progress: Progress) -> None:
-        """A step of a trial is done."""
-
-    def on_trial(self, record: Record, best: Record | None) -> None:
-        """A trial is finished."""
-
-    def on_final(self, best: Record, minutes: float | None) -> None:
-        """The final training is about to begin; ``minutes`` if the time decides its length."""
 
 
 @dataclass(frozen=True)
