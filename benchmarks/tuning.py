@@ -87,18 +87,8 @@ def tuned(options: argparse.Namespace, case: Case, seed: int, folder: Path) -> d
         settings = [f"seed={seed}", *case.settings]
         found = tune(data, minutes=options.minutes, overrides=settings, out=folder, device=options.device)
     summary = found.summary
-    kept = (
-        "accuracy",
-        "best",
-        "start",
-        "trials",
-        "complete",
-        "stopped",
-        "shortened",
-        "seconds_total",
-        "changed",
-    )
-    return {key: summary[key] for key in kept}
+    kept = ("accuracy", "best", "start", "trials", "complete", "stopped", "shortened", "changed")
+    return {key: summary[key] for key in (*kept, "seconds_total")}
 
 
 def trained(options: argparse.Namespace, case: Case, recipe: str, seed: int, folder: Path) -> dict[str, Any]:

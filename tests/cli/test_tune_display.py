@@ -71,8 +71,8 @@ def test_the_data_are_shown_once(display: TuneDisplay, lines: list[str]) -> None
 
 def test_a_quiet_search_can_be_stopped() -> None:
     quiet = QuietTuning()
-    assert not quiet.started
+    before = quiet.started
     quiet.on_search(Path("x"), [])
-    assert quiet.started
+    assert (before, quiet.started) == (False, True)
     quiet.stop_requested = True
     assert quiet.should_stop()

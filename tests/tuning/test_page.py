@@ -5,6 +5,7 @@ import io
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_the_page_shows_what_was_found_and_what_mattered(page: str, tiny_run: Ru
 
 def test_the_page_warns_when_the_gain_may_be_chance_or_there_is_none(tmp_path: Path) -> None:
     small = [RECORDS[0], record(2, 2.0, 3, 0.51)]
-    unvaried: dict[str, object] = {"varied": (), "importances": {}}
+    unvaried: dict[str, Any] = {"varied": (), "importances": {}}
     assert "A gain this small may be chance" in write(tmp_path, records=small, best=small[1], **unvaried)
     alone = write(tmp_path, records=RECORDS[:1], best=RECORDS[0], found=RECIPE, **unvaried)
     assert "No trial was better" in alone

@@ -18,7 +18,12 @@ NAMES = ("red", "green", "blue")
 def test_a_trial_is_judged_over_all_folds_and_repeats_to_the_bit() -> None:
     parts = divide(coloured_data(48), RECIPE, CPU).parts
     seen: list[tuple[int, float]] = []
-    first = run_trial(RECIPE, parts, NAMES, CPU, lambda point, value: bool(seen.append((point, value))))
+
+    def note(point: int, value: float) -> bool:
+        seen.append((point, value))
+        return False
+
+    first = run_trial(RECIPE, parts, NAMES, CPU, note)
     points = [point for point, _ in seen]
     assert points == sorted(set(points))
     assert points[-1] == POINTS * len(parts)
