@@ -12,8 +12,9 @@ pytest.importorskip("jinja2", reason="the extra 'tune' is not installed")
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import tuning  # noqa: E402
 from resumable import Results  # noqa: E402
+
+import tuning  # noqa: E402
 
 
 def test_every_way_is_measured_once_per_case_and_seed_and_not_again(

@@ -46,7 +46,16 @@ def test_without_optuna_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatc
 def test_a_search_ends_with_what_it_found_and_where_it_is(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
     out = tmp_path / "search"
-    words: list[str | Path] = [folder, *WORDS, "--set", "optimizer.weight_decay=0", "--device", "cpu", "--trials", "2"]
+    words: list[str | Path] = [
+        folder,
+        *WORDS,
+        "--set",
+        "optimizer.weight_decay=0",
+        "--device",
+        "cpu",
+        "--trials",
+        "2",
+    ]
     status, stdout, stderr = run_cli("tune", *words, "--recipe", "small", "--epochs", "1", "--out", out)
     assert status == 0, stderr
     summary = json.loads((out / "summary.json").read_text())

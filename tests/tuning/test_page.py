@@ -46,6 +46,7 @@ def write(folder: Path, run: Run | None = None, **changes: object) -> str:
         "name": "<b>search</b>",
         "source": "<script>alert(1)</script>",
         "recipe": RECIPE,
+        "trial_epochs": None,
         "varied": KNOBS,
         "records": RECORDS,
         "best": RECORDS[1],
@@ -83,7 +84,8 @@ def test_the_page_warns_when_the_gain_may_be_chance_or_there_is_none(tmp_path: P
     small = [RECORDS[0], record(2, 2.0, 3, 0.51)]
     unvaried: dict[str, Any] = {"varied": (), "importances": {}}
     assert "A gain this small may be chance" in write(tmp_path, records=small, best=small[1], **unvaried)
-    alone = write(tmp_path, records=RECORDS[:1], best=RECORDS[0], found=RECIPE, **unvaried)
+    alone = write(tmp_path, records=RECORDS[:1], best=RECORDS[0], found=RECIPE, trial_epochs=7, **unvaried)
+    assert "trials had 7 epochs instead of 30" in alone
     assert "No trial was better" in alone
     assert "The settings of small, unchanged" in alone
     assert "too few complete trials" in alone

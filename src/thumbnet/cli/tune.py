@@ -22,7 +22,7 @@ from thumbnet.errors import ThumbnetError
 from thumbnet.invocation import command
 
 if TYPE_CHECKING:
-    from thumbnet.tuning.tune import Tuned
+    from thumbnet.tuning.search import Tuned
 
 # The options that a search takes from its folder when it goes on.
 OF_NEW_SEARCHES = ("recipe", "minutes", "trials", "out", "labels", "data_dir")
