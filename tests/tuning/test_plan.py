@@ -10,7 +10,7 @@ from thumbnet.errors import ThumbnetError
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.training.time_budget import Speed
 from thumbnet.tuning.parts import Parts, divide
-from thumbnet.tuning.plan import FINAL_SHARE, GROWTH, TRIALS, WRITING, Cost, Plan, plan
+from thumbnet.tuning.plan import FINAL_SHARE, GROWTH, TRIALS, WRITING, Cost, Plan, final_share, plan
 from thumbnet.tuning.study import Record
 
 RECIPE = load_recipe("small", ["training.batch_size=32"])
@@ -47,7 +47,8 @@ def test_with_less_time_trials_are_shorter_so_that_enough_of_them_fit(parts: Par
     found = planned(parts, minutes, replace(RECIPE, model=replace(RECIPE.model, width=0.999)))
     assert found.shortened
     assert found.recipe.training.epochs == found.most_epochs < RECIPE.training.epochs
-    assert TRIALS * COST.trial(found.recipe, parts.parts) < 60 * minutes * (1 - FINAL_SHARE)
+    assert TRIALS * COST.trial(found.recipe, parts.parts) < 60 * minutes * (1 - final_share(True))
+    assert final_share(True) > final_share(False)
     assert f"{found.recipe.training.epochs} epochs instead of 30" in found.note
 
 

@@ -1,9 +1,9 @@
 """Divide the time of a search between its trials and the final training.
 
-A third of the time is kept for the final training. The rest must hold ``TRIALS`` trainings of the recipe
-where the search starts. If it cannot, trials train for fewer epochs than the recipe, and the final training
-uses all the time that is left. Otherwise, the number of epochs is searched as well, and the final training
-has as many as the best trial.
+A third of the time is kept for the final training. If the rest holds ``TRIALS`` trainings of the recipe where
+the search starts, the number of epochs is searched as well, and the final training has as many as the best
+trial. Otherwise, trials train for fewer epochs than the recipe. Half of the time is then kept for the final
+training, because its length matters more than its settings, and it uses all the time that is left.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from thumbnet.tuning.parts import Parts
 from thumbnet.tuning.study import Record
 from thumbnet.tuning.trial import POINTS
 
-FINAL_SHARE = 1 / 3
+FINAL_SHARE, FINAL_SHARE_AFTER_SHORT_TRIALS = 1 / 3, 1 / 2
 TRIALS = 6
 FEWEST_STEPS = 20  # of a trial's network; fewer say nothing
 GROWTH = 1.7  # a training takes as many times as long as this power of the width
@@ -130,34 +130,28 @@ def plan(
     Raises:
         ThumbnetError: the time is too short for one trial and the final training.
     """
-    for_trials = left - 60 * minutes * FINAL_SHARE - WRITING
-    per_trial = for_trials / TRIALS
     wanted = recipe.training.epochs
-    possible = _epochs_within(per_trial, recipe, parts, cost)
-    if possible < wanted and not fixed:
-        for_final = 60 * minutes * FINAL_SHARE
-        if may_narrow and is_short(_of_length(recipe, for_final, cost), parts.pictures):
-            recipe = replace(recipe, model=replace(recipe.model, width=NARROW * recipe.model.width))
-            possible = min(wanted, _epochs_within(per_trial, recipe, parts, cost))
-        recipe = replace(
-            recipe, training=replace(recipe.training, epochs=max(possible, _fewest(recipe, parts)))
-        )
-    takes = cost.trial(recipe, parts.parts)
-    if takes > for_trials:
-        needed = math.ceil((60 * minutes - left + takes + WRITING) / (1 - FINAL_SHARE) / 6) / 10
-        raise ThumbnetError(
-            f"--minutes {minutes:g} is too short: one trial takes about {takes:.0f} s here, and a third of "
-            f"the time is kept for the final training. Give at least --minutes "
-            f"{max(needed, minutes + 0.1):.4g}, and several times as much for a search that finds something"
-        )
+    if not fixed and _epochs_within(_share_of_a_trial(minutes, left, False), recipe, parts, cost) < wanted:
+        recipe = _for_short_time(recipe, parts, cost, minutes, left, may_narrow)
     shortened = recipe.training.epochs < wanted
-    most = (
-        recipe.training.epochs if shortened or fixed else _epochs_within(2 * per_trial, recipe, parts, cost)
-    )
+    for_trials = TRIALS * _share_of_a_trial(minutes, left, shortened)
+    takes = cost.trial(recipe, parts.parts)
+    kept = "half" if shortened else "a third"
+    if takes > for_trials:
+        least = (60 * minutes - left + takes + WRITING) / (1 - final_share(shortened)) / 60
+        least = max(math.ceil(10 * least) / 10, minutes + 0.1)
+        raise ThumbnetError(
+            f"--minutes {minutes:g} is too short: one trial takes about {takes:.0f} s here, and {kept} of "
+            f"the time is kept for the final training. Give at least --minutes {least:.4g}, and several times "
+            "as much for a search that finds something"
+        )
+    most = recipe.training.epochs
+    if not (shortened or fixed):
+        most = _epochs_within(2 * for_trials / TRIALS, recipe, parts, cost)
     networks = f" ({len(parts.parts)} networks)" if len(parts.parts) > 1 else ""
     note = (
         f"{minutes:g} minute(s): a trial takes about {takes:.0f} s{networks}, so about "
-        f"{max(1, int(for_trials / takes))} of them; a third of the time is kept for the final training"
+        f"{max(1, int(for_trials / takes))} of them; {kept} of the time is kept for the final training"
     )
     if shortened:
         note += (
@@ -165,6 +159,31 @@ def plan(
             "all the time that is left"
         )
     return Plan(recipe, shortened, most, note)
+
+
+def final_share(shortened: bool) -> float:
+    """The share of the time that is kept for the final training."""
+    return FINAL_SHARE_AFTER_SHORT_TRIALS if shortened else FINAL_SHARE
+
+
+def _share_of_a_trial(minutes: float, left: float, shortened: bool) -> float:
+    """Seconds that each of ``TRIALS`` trials may take."""
+    return (left - 60 * minutes * final_share(shortened) - WRITING) / TRIALS
+
+
+def _for_short_time(
+    recipe: Recipe, parts: Parts, cost: Cost, minutes: float, left: float, may_narrow: bool
+) -> Recipe:
+    """The recipe with a narrower network, if that suits the final training, and fewer epochs if need be."""
+    wanted = recipe.training.epochs
+    for_final = 60 * minutes * final_share(True)
+    if may_narrow and is_short(_of_length(recipe, for_final, cost), parts.pictures):
+        recipe = replace(recipe, model=replace(recipe.model, width=NARROW * recipe.model.width))
+        if _epochs_within(_share_of_a_trial(minutes, left, False), recipe, parts, cost) >= wanted:
+            return recipe
+    possible = _epochs_within(_share_of_a_trial(minutes, left, True), recipe, parts, cost)
+    epochs = min(wanted, max(possible, _fewest(recipe, parts)))
+    return replace(recipe, training=replace(recipe.training, epochs=epochs))
 
 
 def _epochs_within(seconds: float, recipe: Recipe, parts: Parts, cost: Cost) -> int:

@@ -31,7 +31,7 @@ from thumbnet.training.train import train
 from thumbnet.tuning.listener import Progress, TuneListener
 from thumbnet.tuning.page import trials_csv, write_page
 from thumbnet.tuning.parts import Parts
-from thumbnet.tuning.plan import FINAL_SHARE, SPARE, WRITING, Cost
+from thumbnet.tuning.plan import SPARE, WRITING, Cost, final_share
 from thumbnet.tuning.space import Knob, recipe_at
 from thumbnet.tuning.study import Record, Study, Suggestion, best_of
 from thumbnet.tuning.trial import HopelessTrialError, run_trial
@@ -213,8 +213,9 @@ class Tuner:
         deadline = self.deadline
         if deadline is None:
             return None
-        kept = 60 * float(self.search.settings["minutes"]) * FINAL_SHARE
-        if not self.search.settings["shortened"] and self._best() is not None:
+        shortened = bool(self.search.settings["shortened"])
+        kept = 60 * float(self.search.settings["minutes"]) * final_share(shortened)
+        if not shortened and self._best() is not None:
             kept = min(kept, SPARE * self._final_seconds(best_of(self.records)))
         return deadline - kept - WRITING - time.perf_counter()
 
