@@ -142,8 +142,8 @@ def plan(
         least = max(math.ceil(10 * least) / 10, minutes + 0.1)
         raise ThumbnetError(
             f"--minutes {minutes:g} is too short: one trial takes about {takes:.0f} s here, and {kept} of "
-            f"the time is kept for the final training. Give at least --minutes {least:.4g}, and several times "
-            "as much for a search that finds something"
+            f"the time is kept for the final training. Give at least --minutes {least:.4g}, and several "
+            "times as much for a search that finds something"
         )
     most = recipe.training.epochs
     if not (shortened or fixed):
