@@ -84,6 +84,9 @@ def test_the_page_warns_when_the_gain_may_be_chance_or_there_is_none(tmp_path: P
     small = [RECORDS[0], record(2, 2.0, 3, 0.51)]
     unvaried: dict[str, Any] = {"varied": (), "importances": {}}
     assert "A gain this small may be chance" in write(tmp_path, records=small, best=small[1], **unvaried)
+    several = write(tmp_path, records=small, best=small[1], measure="mAP", **unvaried)
+    assert "1.00 points better than the start" in several
+    assert "uncertain by" not in several
     alone = write(tmp_path, records=RECORDS[:1], best=RECORDS[0], found=RECIPE, trial_epochs=7, **unvaried)
     assert "trials had 7 epochs instead of 30" in alone
     assert "No trial was better" in alone

@@ -141,7 +141,7 @@ def write_page(
         measure=measure,
         best=best,
         facts=_facts(records, best, held_out, measure, run),
-        noise=_noise(records[0], best, held_out),
+        noise=_noise(records[0], best, held_out, measure),
         changes=[(key, before[key], after[key]) for key in before if before[key] != after[key]],
         history=pictures.history(records, measure),
         importances=pictures.importances(importances) if importances else None,
@@ -180,20 +180,23 @@ def _facts(
     return facts
 
 
-def _noise(first: Record, best: Record, held_out: int) -> str:
+def _noise(first: Record, best: Record, held_out: int, measure: str) -> str:
     """Say whether the gain is larger than chance would make it."""
     if best.number == first.number:
         return "No trial was better than the recipe where the search started, so the search keeps it."
-    low, high = wilson_interval(round(best.value * held_out), held_out)
     gain = 100 * (best.value - first.value)
     text = (
         f"The best trial is {gain:.2f} points better than the start. It is the best of many, so its own "
-        f"value is optimistic; with {held_out:,} pictures, a single value is uncertain by "
-        f"{50 * (high - low):.1f} points in either direction (95 %)."
+        "value is optimistic."
     )
-    if gain < 50 * (high - low):
-        text += " A gain this small may be chance."
-    return text
+    if measure != "accuracy":  # the interval is one of shares
+        return text
+    low, high = wilson_interval(round(best.value * held_out), held_out)
+    text += (
+        f" With {held_out:,} pictures, a single value is uncertain by {50 * (high - low):.1f} points in "
+        "either direction (95 %)."
+    )
+    return f"{text} A gain this small may be chance." if gain < 50 * (high - low) else text
 
 
 def _rows(varied: Sequence[Knob], records: Sequence[Record]) -> list[tuple[Any, ...]]:
