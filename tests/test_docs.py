@@ -121,7 +121,8 @@ OUTSIDE = (
 )  # fmt: skip
 SHOWN = [
     *PAGES, "pyproject.toml", "mkdocs.yml", "examples/tour.ipynb", "src/thumbnet/reports/report.html",
-    "src/thumbnet/serving/page.html", "src/thumbnet/reviewing/page.html", "src/thumbnet/publish/hub.py",
+    "src/thumbnet/serving/page.html", "src/thumbnet/reviewing/page.html", "src/thumbnet/tuning/page.html",
+    "src/thumbnet/publish/hub.py",
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ SOURCE = Path(thumbnet.__file__).parent
 LAYERS = (
     "version", "invocation", "errors", "files", "seeds", "evaluation", "multilabel", "distributed", "kernels",
     "hardware", "recipes", "data", "sources", "models", "batches", "runs", "classifiers", "training", "serving",
-    "reviewing", "reports", "publish", "cli", "api", "__main__",
+    "reviewing", "reports", "tuning", "publish", "cli", "api", "__main__",
 )  # fmt: skip
 # These start without torch: the commands that only read, and everything that an exported model needs.
 NO_TORCH = (
@@ -24,7 +24,7 @@ NO_TORCH = (
     "runs.finding", "runs.provenance", "runs.weights", "runs.weights_info", "runs.certainty", "classifiers.base",
     "classifiers.labels", "classifiers.load", "classifiers.onnx_classifier", "classifiers.temperature",
     "classifiers.thresholds", "classifiers.unlike", "classifiers.reading", "classifiers.placing",
-    "classifiers.sorting", "classifiers.words", "cli", "__main__",
+    "classifiers.sorting", "classifiers.words", "cli", "tuning.listener", "__main__",
 )  # fmt: skip
 PRINT = ("cli", "__main__")
 USE_DISTRIBUTED = ("distributed",)

@@ -144,6 +144,17 @@ class InterruptedRunError(ThumbnetError):
         self.path = path
 
 
+class InterruptedTuneError(InterruptedRunError):
+    """The user stopped a search for settings; ``trials`` finished trials are kept in the folder ``path``."""
+
+    def __init__(self, path: Path, trials: int) -> None:
+        ThumbnetError.__init__(
+            self,
+            f"stopped; {trials} finished trial(s) are kept.\nGo on: {command('tune', '--resume', path)}",
+        )
+        self.path = path
+
+
 class LostContactError(ThumbnetError):
     """Another process of the training has ended or cannot be reached. ``torchrun`` restarts all of them."""
 

@@ -34,6 +34,7 @@ from thumbnet.cli import (
     serve,
     sort,
     train,
+    tune,
 )
 from thumbnet.cli.options import by_option, import_model_code, rank
 from thumbnet.cli.usage import Parser, UsageError, unrecognised, with_subparsers
@@ -51,6 +52,7 @@ from thumbnet.version import __version__
 
 COMMANDS = (
     train,
+    tune,
     evaluate,
     predict,
     sort,

@@ -129,7 +129,7 @@ def execute(options: argparse.Namespace) -> int:
 
     first = rank() == 0  # of several processes only the first shows anything
     shown = TrainingDisplay() if first and not options.quiet else nullcontext(StoppableListener())
-    with shown as display, ExitStack() as stack, _stopping(display):
+    with shown as display, ExitStack() as stack, stopping(display):
         trackers = [*(options.track or ()), *(["tensorboard"] if options.tensorboard else [])]
         listener = stack.enter_context(tracked(trackers, display))
         if options.resume is not None:
@@ -233,7 +233,7 @@ class Terminated(BaseException):
 
 
 @contextmanager
-def _stopping(listener: StoppableListener) -> Iterator[None]:
+def stopping(listener: StoppableListener) -> Iterator[None]:
     """Let the first Ctrl-C or SIGTERM stop the training after its step, and the second one at once.
 
     The exit status is 128 + the signal's number, the convention of shells and schedulers.

@@ -41,7 +41,7 @@ def _headline(run: Run, metrics: Sequence[dict[str, Any]]) -> str:
         _plot_known(axes, metrics, f"{split}_{key}", 100, color=BLUE, label=split)
     draw_accuracies(axes, run.summary, metrics, ORANGE, BLUE)
     _add_legend(axes)
-    return _finished(figure, f"{_title(name)} over {len(metrics)} epochs")
+    return finished(figure, f"{_title(name)} over {len(metrics)} epochs")
 
 
 def _title(name: str) -> str:
@@ -55,14 +55,14 @@ def _losses(metrics: Sequence[dict[str, Any]]) -> str:
         _plot_known(axes, metrics, f"{split}_loss", 1, color=BLUE, label=split)
     _plot_known(axes, metrics, "loss", 1, color=ORANGE, label="training")
     _add_legend(axes)
-    return _finished(figure, f"Loss over {len(metrics)} epochs")
+    return finished(figure, f"Loss over {len(metrics)} epochs")
 
 
 def _rates(run: Run) -> str:
     times, rates = learning_rates(run.recipe, 400)
     figure, axes = _by_epoch("learning rate")
     axes.plot(times, rates, color=BLUE)
-    return _finished(figure, f"Learning rate, {run.recipe.schedule.name}: at most {max(rates):.3g}")
+    return finished(figure, f"Learning rate, {run.recipe.schedule.name}: at most {max(rates):.3g}")
 
 
 def _by_epoch(label: str) -> tuple[Any, Any]:
@@ -113,7 +113,7 @@ def reliability(bins: Sequence[ReliabilityBin]) -> str:
     lower.set_ylim(0, 1.6 * max(one.pictures for one in bins))  # with room for the numbers
     lower.set_ylabel("pictures")
     lower.set_xlabel("confidence")
-    return _finished(figure, "Reliability diagram: accuracy of the predictions by their confidence")
+    return finished(figure, "Reliability diagram: accuracy of the predictions by their confidence")
 
 
 @dataclass(frozen=True)
@@ -207,10 +207,10 @@ def _style(line: Line) -> dict[str, Any]:
 def _unit_square(figure: Any, axes: Any, title: str) -> str:
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
-    return _finished(figure, title)
+    return finished(figure, title)
 
 
-def _finished(figure: Any, title: str) -> str:
+def finished(figure: Any, title: str) -> str:
     """Give a figure the look of the page."""
     for axes in figure.axes:
         axes.set_axisbelow(True)

@@ -246,7 +246,7 @@ def _begin(plan: Plan, call: Call) -> Run:
             continues=plan.continued is not None,
         )
         loaded.check_trainable()
-        recipe = with_network_of_init(_with_absolute_init(recipe), named_keys(plan.recipe, plan.overrides))
+        recipe = with_network_of_init(with_absolute_init(recipe), named_keys(plan.recipe, plan.overrides))
         fingerprint = loaded.fingerprint()  # of all training pictures, including those set aside below
         data = with_calibration_split(loaded, recipe.data)
         listener.on_data(data)
@@ -365,7 +365,7 @@ def _check_same_start(state: TrainingState, settings: dict[str, Any], run: Run) 
 def _settings(plan: Plan, data: Data, fingerprint: str, state: TrainingState) -> dict[str, Any]:
     """The contents of ``run.json``."""
     settings: dict[str, Any] = {
-        "data": _where_again(data.source),
+        "data": where_again(data.source),
         "data_dir": None if plan.data_dir is None else str(Path(plan.data_dir).resolve()),
         "fingerprint": fingerprint,
         "measured_fingerprint": data.fingerprint(data.measured_split()),
@@ -395,7 +395,7 @@ def _own_data(source: str | None, run: str | Path, given: Any) -> Any:
     return source if given is None else given
 
 
-def _where_again(source: str) -> str | None:
+def where_again(source: str) -> str | None:
     """A source from which the data can be loaded in any working folder; None if they were in memory."""
     if not can_be_loaded_again(source):
         return None
@@ -403,7 +403,7 @@ def _where_again(source: str) -> str | None:
     return str(Path(source).expanduser().resolve()) if is_path else source
 
 
-def _with_absolute_init(recipe: Recipe) -> Recipe:
+def with_absolute_init(recipe: Recipe) -> Recipe:
     """Make the path of the initial weights absolute, because a resume may run in another folder."""
     source = recipe.training.init
     if not source or source.startswith("hf:"):

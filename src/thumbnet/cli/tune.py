@@ -1,0 +1,144 @@
+"""``thumbnet tune``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+import time
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from thumbnet.cli.options import (
+    DATA_HELP,
+    SHORTCUTS,
+    add_common,
+    add_labels,
+    add_recipe_options,
+    overrides,
+    positive,
+)
+from thumbnet.errors import ThumbnetError
+from thumbnet.invocation import command
+
+if TYPE_CHECKING:
+    from thumbnet.tuning.search import Tuned
+
+# The options that a search takes from its folder when it goes on.
+OF_NEW_SEARCHES = ("recipe", "minutes", "trials", "out", "labels", "data_dir")
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "tune",
+        help="find the settings that suit the data, and train with them",
+        description="Search for the learning rate, weight decay, augmentation, width and length that suit "
+        "DATA, then train a network with the best ones. What you set by an option stays as it is.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=textwrap.dedent("""\
+            examples:
+              %(prog)s pictures/ --minutes 20
+              %(prog)s digits --trials 30 --set model.width=0.5
+              %(prog)s --resume runs/2026-11-23-pictures-tune-1"""),
+    )
+    parser.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP)
+    parser.add_argument("--resume", metavar="DIR", help="go on with the search in this folder")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="time for everything; a third to a half of it is kept for the final training",
+    )
+    parser.add_argument(
+        "--trials",
+        type=positive,
+        metavar="N",
+        help="end the search after N trials; without --minutes, exactly N, which can be repeated exactly",
+    )
+    parser.add_argument("--out", metavar="DIR", help="the folder (default: a new name under runs/)")
+    add_labels(parser)
+    parser.add_argument(
+        "--quiet", action="store_true", help="show no progress, and print only the folder at the end"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON at the end")
+    add_recipe_options(parser)
+    add_common(parser)
+    parser.set_defaults(command=execute)
+
+
+def execute(options: argparse.Namespace) -> int:
+    started = time.perf_counter()  # the imports below take a second, which counts
+    _check_asked(options)
+
+    from thumbnet.cli.console import say
+    from thumbnet.cli.train import stopping
+    from thumbnet.cli.tune_display import QuietTuning, TuneDisplay
+    from thumbnet.tuning.tune import resume_tuning, tune
+
+    shown = nullcontext(QuietTuning()) if options.quiet else TuneDisplay()
+    with shown as display, stopping(display):
+        if options.resume is not None:
+            found = resume_tuning(options.resume, device=options.device, listener=display, started=started)
+        else:
+            found = tune(
+                options.data,
+                options.recipe,
+                minutes=options.minutes,
+                trials=options.trials,
+                overrides=overrides(options),
+                out=options.out,
+                device=options.device,
+                data_dir=options.data_dir,
+                listener=display,
+                labels=options.labels,
+                started=started,
+            )
+    if options.json:
+        say(json.dumps({"path": str(found.path), **found.summary}))
+    elif options.quiet:
+        say(str(found.path))
+    else:
+        _show(found)
+    return 0
+
+
+def _check_asked(options: argparse.Namespace) -> None:
+    """Check that DATA or a search to go on with is named, and a length for a new search."""
+    example = command("tune", options.data or "DATA", "--minutes", "20")
+    if options.resume is None:
+        if options.data is None:
+            raise ThumbnetError(
+                f"name the data, for example: {example}\n"
+                f"DATA is {DATA_HELP}. To go on with a search: {command('tune', '--resume', 'DIR')}"
+            )
+        if options.minutes is None and options.trials is None:
+            raise ThumbnetError(f"say how long to search: {example}, or --trials 30")
+        return
+    if options.data is not None:
+        raise ThumbnetError("name either DATA or --resume DIR: a search that goes on has its own data")
+    given = [flag for flag in (*OF_NEW_SEARCHES, *SHORTCUTS) if getattr(options, flag, None) is not None]
+    given += ["set"] if options.overrides else []
+    if given:
+        flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in given)
+        raise ThumbnetError(f"--resume takes everything from the search's folder: leave out {flags}")
+
+
+def _show(found: Tuned) -> None:
+    """Print what was found."""
+    from thumbnet.cli.console import say, say_sentence
+    from thumbnet.cli.views import show_summary
+    from thumbnet.reports.summary import percent
+    from thumbnet.tuning.page import used_settings
+
+    summary = found.summary
+    measure = "mAP" if summary["measure"] == "map" else "accuracy"
+    before, after = used_settings(found.start), used_settings(found.recipe)
+    changed = [f"{key} {before[key]:.4g} → {after[key]:.4g}" for key in before if before[key] != after[key]]
+    say_sentence(
+        f"best of {summary['trials']} trials: held-out {measure} {percent(summary['best'])}, "
+        f"{percent(summary['start'])} for {summary['start_recipe']} as it is ({summary['judged_by']})"
+    )
+    say_sentence(f"changed: {', '.join(changed)}" if changed else f"{summary['start_recipe']} stays as it is")
+    say(f"recipe  {found.path / 'recipe.toml'}")
+    say(f"page    {found.path / 'tune.html'}")
+    show_summary(found.run)

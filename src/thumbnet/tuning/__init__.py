@@ -1,0 +1,1 @@
+"""Finds the settings that suit a data set."""

@@ -1,0 +1,220 @@
+"""Write the page of a search, a single self-contained HTML file that shows what mattered, and its table.
+
+Needs the extra ``tune``. The page has the style of the report of a run, and no script.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from thumbnet.errors import MissingExtraError
+from thumbnet.evaluation import wilson_interval
+from thumbnet.files import write_file
+from thumbnet.invocation import command
+from thumbnet.recipes.recipe import Recipe
+from thumbnet.reports.figures import new_figure
+from thumbnet.reports.listings import as_csv
+from thumbnet.reports.summary import headline_key, percent
+from thumbnet.runs.folder import Run
+from thumbnet.tuning import pictures
+from thumbnet.tuning.space import Knob, recipe_at
+from thumbnet.tuning.study import FEWEST_FOR_IMPORTANCE, Record
+from thumbnet.version import __version__
+
+SHOWN = 30  # trials in the table of the page, the best ones
+
+
+def check_page() -> None:
+    """Check that the page can be written, before long work.
+
+    Raises:
+        MissingExtraError: jinja2 or matplotlib is not installed.
+    """
+    try:
+        import jinja2  # noqa: F401
+
+        new_figure(1, 1)
+    except (ImportError, MissingExtraError):
+        raise MissingExtraError("thumbnet tune", "tune") from None
+
+
+def trials_csv(recipe: Recipe, records: Sequence[Record]) -> str:
+    """The finished trials as CSV: results, and the settings that each one used.
+
+    Args:
+        recipe: where the search started.
+        records: the trials.
+    """
+    keys = list(used_settings(recipe))
+    head = ["trial", "state", "value", "loss", "seconds", "elapsed", *keys, "reason"]
+    rows: list[list[str | float]] = []
+    for one in records:
+        used = used_settings(recipe_at(recipe, one.point))
+        numbers = [_cell(one.value), _cell(one.loss), round(one.seconds, 2), round(one.elapsed, 2)]
+        rows.append([one.number, one.state, *numbers, *(used[key] for key in keys), one.reason])
+    return as_csv(head, rows)
+
+
+def _cell(value: float) -> float | str:
+    return "" if math.isnan(value) else round(value, 6)
+
+
+def used_settings(recipe: Recipe) -> dict[str, float]:
+    """The settings of a recipe that a search may change, by their keys."""
+    found: dict[str, float] = {
+        "training.epochs": recipe.training.epochs,
+        "training.batch_size": recipe.training.batch_size,
+        "training.label_smoothing": recipe.training.label_smoothing,
+        "model.width": recipe.model.width,
+        "augment.translate": recipe.augment.translate,
+        "augment.cutout": recipe.augment.cutout,
+        "augment.brightness": recipe.augment.brightness,
+        "augment.contrast": recipe.augment.contrast,
+        "optimizer.lr": recipe.optimizer.lr,
+        "optimizer.weight_decay": recipe.optimizer.weight_decay,
+    }
+    for group in recipe.optimizer.groups:
+        for key in ("lr", "weight_decay"):
+            value = getattr(group, key)
+            if value is not None:
+                found[f"optimizer.groups {group.match} {key}"] = value
+    return found
+
+
+def write_page(
+    out: Path,
+    *,
+    name: str,
+    source: str,
+    recipe: Recipe,
+    trial_epochs: int | None,
+    varied: Sequence[Knob],
+    records: Sequence[Record],
+    best: Record,
+    importances: Mapping[str, float],
+    held_out: int,
+    how: str,
+    measure: str,
+    found: Recipe,
+    run: Run | None,
+) -> None:
+    """Write the page atomically.
+
+    Args:
+        out: the HTML file.
+        name: the name of the search.
+        source: its data.
+        recipe: where it started.
+        trial_epochs: the number of epochs of each trial, if it is less than the recipe's.
+        varied: what it varied.
+        records: its finished trials.
+        best: the best one.
+        importances: the share of each knob, see :meth:`thumbnet.tuning.study.Study.importances`.
+        held_out: the number of pictures that judge a trial.
+        how: which pictures these are, in words.
+        measure: ``accuracy`` or ``mAP``.
+        found: the recipe that was found.
+        run: the final training; None before it.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = (resources.files("thumbnet.tuning") / "page.html").read_text("utf-8")
+    before, after = used_settings(recipe), used_settings(found)
+    page = environment.from_string(template).render(
+        style=(resources.files("thumbnet.reports") / "report.css").read_text("utf-8"),
+        version=__version__,
+        name=name,
+        source=source,
+        recipe=recipe,
+        trial_epochs=trial_epochs,
+        how=how,
+        measure=measure,
+        best=best,
+        facts=_facts(records, best, held_out, measure, run),
+        noise=_noise(records[0], best, held_out, measure),
+        changes=[(key, before[key], after[key]) for key in before if before[key] != after[key]],
+        history=pictures.history(records, measure),
+        importances=pictures.importances(importances) if importances else None,
+        fewest=FEWEST_FOR_IMPORTANCE,
+        slices=[(knob.name, pictures.slices(knob, records, best, measure)) for knob in varied],
+        parallel=pictures.parallel(varied, records, best, measure) if len(varied) > 1 else None,
+        rows=_rows(varied, records),
+        knobs=[knob.name for knob in varied],
+        trials=len(records),
+        toml=found.to_toml(whole=False),
+        again=command("train", source, "--recipe", out.with_name("recipe.toml")),
+        run=None if run is None else run.path.name,
+    )
+    write_file(out, page)
+
+
+def _facts(
+    records: Sequence[Record], best: Record, held_out: int, measure: str, run: Run | None
+) -> list[tuple[str, str]]:
+    """Names and values of the most important numbers."""
+    states = [one.state for one in records]
+    facts = [
+        (f"best {measure}, held out", percent(best.value)),
+        (f"{measure} at the start", percent(records[0].value)),
+        ("held-out pictures", f"{held_out:,}"),
+        ("trials", f"{len(records):,}"),
+        ("stopped early", f"{states.count('stopped'):,}"),
+        ("failed", f"{states.count('failed'):,}"),
+        ("search", f"{int(records[-1].elapsed // 60)}:{int(records[-1].elapsed % 60):02} min"),
+    ]
+    if run is not None and run.summary["split"] is not None:
+        summary = run.summary
+        value = summary[headline_key(summary)]
+        if value is not None:
+            facts.insert(2, (f"{summary['split']} {measure} of the final network", percent(value)))
+    return facts
+
+
+def _noise(first: Record, best: Record, held_out: int, measure: str) -> str:
+    """Say whether the gain is larger than chance would make it."""
+    if best.number == first.number:
+        return "No trial was better than the recipe where the search started, so the search keeps it."
+    gain = 100 * (best.value - first.value)
+    text = (
+        f"The best trial is {gain:.2f} points better than the start. It is the best of many, so its own "
+        "value is optimistic."
+    )
+    if measure != "accuracy":  # the interval is one of shares
+        return text
+    low, high = wilson_interval(round(best.value * held_out), held_out)
+    text += (
+        f" With {held_out:,} pictures, a single value is uncertain by {50 * (high - low):.1f} points in "
+        "either direction (95 %)."
+    )
+    return f"{text} A gain this small may be chance." if gain < 50 * (high - low) else text
+
+
+def _rows(varied: Sequence[Knob], records: Sequence[Record]) -> list[tuple[Any, ...]]:
+    """The best trials: number, state, value, seconds, and the values of the knobs."""
+    order = {"complete": 0, "stopped": 1, "failed": 2}
+    ranked = sorted(records, key=lambda one: (order[one.state], -_or_zero(one.value), one.number))
+    return [
+        (
+            one.number,
+            one.state,
+            "–" if math.isnan(one.value) else percent(one.value),
+            f"{one.seconds:.1f} s",
+            [f"{one.point[knob.name]:.4g}" for knob in varied],
+            one.reason,
+        )
+        for one in ranked[:SHOWN]
+    ]
+
+
+def _or_zero(value: float) -> float:
+    return 0.0 if math.isnan(value) else value

@@ -1,0 +1,359 @@
+"""One search in its folder: its trials, what it writes, and the final training."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thumbnet.data.corrections import Correction
+from thumbnet.data.splits import Data
+from thumbnet.errors import (
+    DivergedError,
+    InterruptedRunError,
+    InterruptedTuneError,
+    OutOfMemoryError,
+    RunError,
+)
+from thumbnet.evaluation import wilson_interval
+from thumbnet.files import write_file
+from thumbnet.recipes.recipe import Recipe, recipe_from_dict
+from thumbnet.runs.folder import Run
+from thumbnet.training.fit import StepResult
+from thumbnet.training.train import train
+from thumbnet.tuning.listener import Progress, TuneListener
+from thumbnet.tuning.page import trials_csv, write_page
+from thumbnet.tuning.parts import Parts
+from thumbnet.tuning.plan import SPARE, WRITING, Cost, final_share
+from thumbnet.tuning.space import Knob, recipe_at
+from thumbnet.tuning.study import Record, Study, Suggestion, best_of
+from thumbnet.tuning.trial import HopelessTrialError, run_trial
+
+SETTINGS = "tune.json"
+RUN = "run"
+LATE = 1.1  # a trial is given up once it has taken this many times the time that was left for it
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A finished search.
+
+    Attributes:
+        path: its folder.
+        recipe: the best settings.
+        run: the network that was trained with them.
+    """
+
+    path: Path
+    recipe: Recipe
+    run: Run
+
+    @property
+    def start(self) -> Recipe:
+        """The recipe where the search started, with its own number of epochs."""
+        settings = read_json(self.path / SETTINGS)
+        recipe = recipe_from_dict(tomllib.loads(settings["recipe"]))
+        return replace(recipe, training=replace(recipe.training, epochs=settings["epochs"]))
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The contents of ``summary.json``."""
+        return read_json(self.path / "summary.json")
+
+
+@dataclass(frozen=True)
+class Search:
+    """Everything that a search needs, from its arguments or from its folder.
+
+    Attributes:
+        path: the folder.
+        settings: the contents of ``tune.json``.
+        data: the loaded data, with corrections.
+        given: the data as the user gave them, for the final training.
+        corrections: corrections of labels, if any.
+        parts: what trials train on.
+        recipe: where the search starts, with as many epochs as its trials have.
+        varied: what it varies.
+        cost: how long trainings take; None for a search without a time.
+        device, listener: as in the call.
+        started: when the search began, in seconds of ``time.perf_counter``, without interruptions.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    data: Data
+    given: Any
+    corrections: Sequence[Correction] | None
+    parts: Parts
+    recipe: Recipe
+    varied: tuple[Knob, ...]
+    cost: Cost | None
+    device: torch.device
+    listener: TuneListener
+    started: float
+
+
+class Tuner:
+    """Runs the trials of one search, and then the final training."""
+
+    def __init__(self, search: Search) -> None:
+        self.search = search
+        self.listener = search.listener
+        self.study = Study(search.path, search.varied, search.recipe.seed)
+        self.records = self.study.records()
+        earlier = max((one.elapsed for one in self.records), default=0.0)
+        self.started = search.started - earlier
+        self._trial_started = 0.0
+
+    @property
+    def deadline(self) -> float | None:
+        """When everything has to end, in seconds of ``time.perf_counter``; None without a time."""
+        minutes = self.search.settings["minutes"]
+        return None if minutes is None else self.started + 60 * float(minutes)
+
+    def run(self, notes: Sequence[str]) -> Tuned:
+        """Search, write what was found, and train the final network."""
+        search = self.search
+        judged = f"a trial is judged by {search.parts.how}; the test split chooses nothing"
+        resumed = [f"{len(self.records)} trial(s) are finished already"] if self.records else []
+        if search.parts.skipped:
+            resumed.append(f"{search.parts.skipped} picture(s) cannot be read and are left out")
+        self.listener.on_search(search.path, [*search.parts.notes, judged, *notes, *resumed])
+        if self._best() is None or not (search.path / RUN).exists():
+            self._try_settings()
+            self._write_page(None)
+        best = best_of(self.records)
+        run = self._train(best)
+        write_file(search.path / "summary.json", pretty(self._summary(best, run)))
+        self._write_page(run)
+        return Tuned(search.path, self._recipe_of(best), run)
+
+    def _try_settings(self) -> None:
+        while not self._has_enough():
+            suggestion = self.study.ask()
+            recipe = recipe_at(self.search.recipe, suggestion.point)
+            left = self._search_left()
+            if left is not None and self.records:
+                cost = self._cost()
+                if cost is not None and cost.trial(recipe, self.search.parts.parts) > left:
+                    suggestion.drop()
+                    return
+            try:
+                finished = self._try(suggestion, recipe, left)
+            except BaseException:
+                suggestion.drop()
+                raise
+            if not finished:
+                return
+            self.records = self.study.records()
+            self._write_found()
+            self.listener.on_trial(self.records[-1], self._best())
+
+    def _has_enough(self) -> bool:
+        trials = self.search.settings["trials"]
+        return bool(self.records) and trials is not None and len(self.records) >= int(trials)
+
+    def _try(self, suggestion: Suggestion, recipe: Recipe, left: float | None) -> bool:
+        """Run a trial, and tell the study how it ended; returns False if the time was over."""
+        search, first = self.search, not self.records
+        started = self._trial_started = time.perf_counter()
+        unpaced = 0.0 if search.cost is None else search.cost.unpaced(recipe, search.parts.parts)
+        parts = len(search.parts.parts)
+
+        def times() -> dict[str, float]:
+            now = time.perf_counter()
+            return {"seconds": now - started, "elapsed": now - self.started, "predicted": unpaced}
+
+        def on_step(step: StepResult, part: int) -> None:
+            if self.listener.should_stop():
+                raise InterruptedTuneError(search.path, len(self.records))
+            if left is not None and not first and time.perf_counter() - started > LATE * left:
+                raise _OutOfTimeError
+            self._tell_progress(suggestion.number, step, part, parts)
+
+        try:
+            found = run_trial(
+                recipe, search.parts.parts, search.data.class_names, search.device, suggestion.report, on_step
+            )
+            suggestion.complete(found.value, found.loss, **times())
+        except HopelessTrialError:
+            suggestion.stop(**times())
+        except _OutOfTimeError:
+            suggestion.drop()
+            return False
+        except (DivergedError, OutOfMemoryError) as error:
+            if first:
+                raise  # the recipe itself does not work here
+            suggestion.fail(str(error).split("\n")[0], **times())
+        return True
+
+    def _tell_progress(self, trial: int, step: StepResult, part: int, parts: int) -> None:
+        done = (part + step.step / step.total_steps) / parts
+        taken = time.perf_counter() - self._trial_started
+        rate = step.pictures / step.step_in_epoch * (part * step.total_steps + step.step) / taken
+        left, trials = self._search_left(), self.search.settings["trials"]
+        if left is not None:
+            elapsed = time.perf_counter() - self.started
+            share = elapsed / (elapsed + left) if left > 0 else 1.0
+        else:
+            whole = trial - 1 + done
+            share = min(1.0, whole / int(trials))
+            left = (sum(one.seconds for one in self.records) + taken) * (int(trials) / whole - 1)
+        self.listener.on_progress(Progress(trial, done, share, self._best(), rate, left))
+
+    def _search_left(self) -> float | None:
+        """Seconds that are left for trials; None without a time."""
+        deadline = self.deadline
+        if deadline is None:
+            return None
+        shortened = bool(self.search.settings["shortened"])
+        kept = 60 * float(self.search.settings["minutes"]) * final_share(shortened)
+        if not shortened and self._best() is not None:
+            kept = min(kept, SPARE * self._final_seconds(best_of(self.records)))
+        return deadline - kept - WRITING - time.perf_counter()
+
+    def _cost(self) -> Cost | None:
+        return None if self.search.cost is None else self.search.cost.learn(self.records)
+
+    def _best(self) -> Record | None:
+        return best_of(self.records) if any(one.state == "complete" for one in self.records) else None
+
+    def _final_seconds(self, best: Record) -> float:
+        """How long the final training takes with the number of epochs that was found."""
+        splits = self.search.data.splits
+        measured = next((len(splits[name]) for name in ("test", "val") if name in splits), 0)
+        recipe, parts, cost = recipe_at(self.search.recipe, best.point), self.search.parts, self._cost()
+        assert cost is not None  # there is a time
+        return cost.final(recipe, parts.parts, parts.pictures, measured)
+
+    def _recipe_of(self, best: Record) -> Recipe:
+        """The recipe to keep: everything is decided, so nothing in it depends on the data any more."""
+        found = self._of_full_length(recipe_at(self.search.recipe, best.point))
+        source = Path(self.search.data.source).name or self.search.data.source
+        return replace(
+            found,
+            name="tuned",
+            description=f"found for {source} by thumbnet tune, starting from {self.search.recipe.name}",
+            training=replace(found.training, min_steps=0),
+        )
+
+    def _of_full_length(self, recipe: Recipe) -> Recipe:
+        """The recipe with the number of epochs that trials were shortened from, if they were."""
+        if not self.search.settings["shortened"]:
+            return recipe
+        epochs = int(self.search.settings["epochs"])
+        return replace(recipe, training=replace(recipe.training, epochs=epochs))
+
+    def _write_found(self) -> None:
+        """Write what is known, so that a kill loses nothing."""
+        best = self._best()
+        if best is not None:
+            write_file(self.search.path / "recipe.toml", self._recipe_of(best).to_toml())
+        write_file(self.search.path / "trials.csv", trials_csv(self.search.recipe, self.records))
+
+    def _write_page(self, run: Run | None) -> None:
+        self._write_found()
+        search = self.search
+        write_page(
+            search.path / "tune.html",
+            name=search.path.resolve().name,
+            source=search.data.source,
+            recipe=self._of_full_length(search.recipe),
+            trial_epochs=search.recipe.training.epochs if search.settings["shortened"] else None,
+            varied=search.varied,
+            records=self.records,
+            best=best_of(self.records),
+            importances=self.study.importances(),
+            held_out=search.parts.held_out,
+            how=search.parts.how,
+            measure="mAP" if search.data.multilabel else "accuracy",
+            found=self._recipe_of(best_of(self.records)),
+            run=run,
+        )
+
+    def _train(self, best: Record) -> Run:
+        """Train the final network on all training pictures, or go on with it."""
+        search, recipe, deadline = self.search, self._recipe_of(best), self.deadline
+        minutes = None
+        if deadline is not None:
+            left = deadline - WRITING / 2 - time.perf_counter()
+            if search.settings["shortened"] or self._final_seconds(best) * SPARE > left:
+                minutes = round(max(left, 1.0) / 60, 3)
+        self.listener.on_final(best, minutes)
+        try:
+            return train(
+                search.given,
+                recipe,
+                out=search.path / RUN,
+                device=str(search.device),
+                data_dir=search.settings["data_dir"],
+                listener=self.listener,
+                auto_resume=True,
+                minutes=minutes,
+                labels=search.corrections,
+            )
+        except InterruptedRunError:
+            raise InterruptedTuneError(search.path, len(self.records)) from None
+
+    def _summary(self, best: Record, run: Run) -> dict[str, Any]:
+        search, first = self.search, self.records[0]
+        states = [one.state for one in self.records]
+        right = round(best.value * search.parts.held_out)
+        several = search.data.multilabel
+        final = run.summary
+        return {
+            "measure": "map" if several else "accuracy",
+            "judged_by": search.parts.how,
+            "held_out_pictures": search.parts.held_out,
+            "best": best.value,
+            "best_interval": None if several else list(wilson_interval(right, search.parts.held_out)),
+            "start": first.value,
+            "best_trial": best.number,
+            "trials": len(states),
+            "complete": states.count("complete"),
+            "stopped": states.count("stopped"),
+            "failed": states.count("failed"),
+            "start_recipe": search.recipe.name,
+            "shortened": search.settings["shortened"],
+            "changed": best.point,
+            "importances": self.study.importances(),
+            "run": RUN,
+            "split": final["split"],
+            "accuracy": final["accuracy"],
+            "map": final.get("map"),
+            "minutes": search.settings["minutes"],
+            "seconds_search": round(self.records[-1].elapsed, 3),
+            "seconds_total": round(time.perf_counter() - self.started, 3),
+        }
+
+
+class _OutOfTimeError(Exception):
+    """The time for trials is over."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        RunError: the file cannot be read, or does not hold one.
+    """
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"cannot read {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{path} does not hold a JSON object")
+    return values
+
+
+def pretty(values: dict[str, Any]) -> str:
+    """Format a JSON object for a file; nan becomes null."""
+    plain = {key: None if isinstance(one, float) and math.isnan(one) else one for key, one in values.items()}
+    return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,240 @@
+"""The trials of a search: what to try next, and what is known, kept in a journal that survives a kill.
+
+Optuna (https://optuna.org, an extra) suggests each trial by its tree-structured Parzen estimator, and stops
+trials that are worse than the median of the others at the same point. The journal is Optuna's own: a line of
+JSON per change, appended and synced. It holds no pickles. A line that was cut off by a kill is removed when
+the search goes on, and so is the trial that was running.
+
+A suggestion depends only on the seed and on the finished trials, so a search that was interrupted suggests
+the same as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from thumbnet.errors import RunError, needs_extra
+from thumbnet.seeds import derive_seed
+from thumbnet.tuning.space import Knob, Point, start_of
+from thumbnet.tuning.trial import POINTS
+
+JOURNAL = "journal.jsonl"
+NAME = "thumbnet"
+AT_RANDOM = 6  # trials, the first one included, before suggestions depend on results
+UNPRUNED = 4  # trials that run to their end in any case
+JUDGED_FROM = POINTS // 2  # no trial is stopped before this point of its first network
+FEWEST_FOR_IMPORTANCE = 8  # complete trials
+BEST_PART = 0.25  # importance is about reaching this part of the complete trials
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished trial.
+
+    Attributes:
+        number: counted from 1. The first one is the recipe where the search started.
+        state: ``complete``, ``stopped`` (hopeless) or ``failed`` (diverged, or out of memory).
+        point: the value of every knob.
+        value: accuracy or mAP on the held-out pictures; if it was stopped, at that point; nan if it failed.
+        loss: loss on the held-out pictures; nan if it is not complete.
+        seconds: how long it took.
+        elapsed: seconds of search when it ended.
+        predicted: how long it was expected to take at the measured speed; 0 in a search without a time.
+        reason: why it failed.
+        curve: value by point, see :func:`thumbnet.tuning.trial.run_trial`.
+    """
+
+    number: int
+    state: str
+    point: Point
+    value: float
+    loss: float
+    seconds: float
+    elapsed: float
+    predicted: float
+    reason: str = ""
+    curve: Mapping[int, float] = field(default_factory=dict)
+
+
+def load_optuna() -> Any:
+    """Import Optuna, and keep it quiet.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    with needs_extra("thumbnet tune", "tune"):
+        import optuna
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+class Study:
+    """A search in a folder. Only one process may use it at a time."""
+
+    def __init__(self, folder: Path, varied: Sequence[Knob], seed: int) -> None:
+        """Open the journal in ``folder``, or begin one.
+
+        Raises:
+            RunError: the journal is damaged or cannot be written.
+            MissingExtraError: Optuna is not installed.
+        """
+        self._optuna = load_optuna()
+        self._varied, self._seed = tuple(varied), seed
+        self._file = folder / JOURNAL
+        pruner = self._optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED, n_warmup_steps=JUDGED_FROM)
+        try:
+            _mend(self._file)
+            backend = self._optuna.storages.journal.JournalFileBackend(str(self._file))
+            storage = self._optuna.storages.JournalStorage(backend)
+            self._study = self._optuna.create_study(
+                storage=storage, study_name=NAME, direction="maximize", pruner=pruner, load_if_exists=True
+            )
+            self._forget_unfinished()
+            self.records()
+        except OSError as error:
+            raise RunError(f"cannot write {self._file}: {error.strerror or error}") from None
+        except Exception as error:  # Optuna replays the lines without checking them
+            reason = str(error).split("\n")[0] or type(error).__name__
+            raise RunError(f"{self._file} is damaged ({reason}). Start a new search") from None
+
+    def _forget_unfinished(self) -> None:
+        states = self._optuna.trial.TrialState
+        for trial in self._study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+            self._study.tell(trial.number, state=states.FAIL)
+
+    def records(self) -> list[Record]:
+        """The finished trials, in the order in which they were tried."""
+        states = self._optuna.trial.TrialState
+        told = self._study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
+        return [_record(number, trial) for number, trial in enumerate(told, 1)]
+
+    def ask(self) -> Suggestion:
+        """Suggest the next trial: first the recipe where the search started."""
+        number = len(self.records()) + 1
+        waiting = (self._optuna.trial.TrialState.WAITING,)
+        if number == 1 and not self._study.get_trials(deepcopy=False, states=waiting):
+            self._study.enqueue_trial(start_of(self._varied))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # multivariate sampling is called experimental
+            self._study.sampler = self._optuna.samplers.TPESampler(
+                seed=derive_seed(self._seed, "suggestion", number) % 2**32,
+                n_startup_trials=AT_RANDOM,
+                multivariate=True,
+            )
+            trial = self._study.ask()
+            point = {knob.name: _suggested(trial, knob) for knob in self._varied}
+        return Suggestion(number, point, trial, self._study, self._optuna.trial.TrialState)
+
+    def importances(self) -> dict[str, float]:
+        """Each knob's share in reaching the best quarter of the complete trials.
+
+        This is PED-ANOVA (Watanabe et al. 2023, https://arxiv.org/abs/2304.10255). Shares add up to 1, the
+        largest first. Empty if there are too few complete trials.
+        """
+        complete = [one for one in self.records() if one.state == "complete"]
+        if len(complete) < FEWEST_FOR_IMPORTANCE or not self._varied:
+            return {}
+        evaluator = self._optuna.importance.PedAnovaImportanceEvaluator(target_quantile=BEST_PART)
+        with suppress(RuntimeError, ValueError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = self._optuna.importance.get_param_importances(self._study, evaluator=evaluator)
+            return {name: float(share) for name, share in found.items() if math.isfinite(share)}
+        return {}
+
+
+@dataclass
+class Suggestion:
+    """A trial to run. Exactly one of :meth:`complete`, :meth:`stop`, :meth:`fail` and :meth:`drop` ends it.
+
+    Attributes:
+        number: the number of its record.
+        point: the value of every knob.
+    """
+
+    number: int
+    point: Point
+    _trial: Any
+    _study: Any
+    _states: Any
+    _last: int = 0  # the last point with a value
+
+    def report(self, point: int, value: float) -> bool:
+        """Note the value at a point of the trial; returns whether it is hopeless."""
+        self._trial.report(value, point)
+        self._last = point
+        return self.number > 1 and bool(self._trial.should_prune())
+
+    def complete(self, value: float, loss: float, **times: float) -> None:
+        """End the trial with its result; ``times`` are seconds, elapsed and predicted."""
+        self._end("complete", {"loss": loss, **times})
+        self._study.tell(self._trial, value)
+
+    def stop(self, **times: float) -> None:
+        """End the trial as hopeless."""
+        self._end("stopped", times)
+        self._study.tell(self._trial, state=self._states.PRUNED)
+
+    def fail(self, reason: str, **times: float) -> None:
+        """End the trial as failed. Optuna learns that this point is bad."""
+        self._trial.report(0.0, self._last + 1)
+        self._end("failed", {"reason": reason, **times})
+        self._study.tell(self._trial, state=self._states.PRUNED)
+
+    def drop(self) -> None:
+        """Forget the trial: it was not run to an end."""
+        self._study.tell(self._trial, state=self._states.FAIL)
+
+    def _end(self, outcome: str, values: Mapping[str, Any]) -> None:
+        self._trial.set_user_attr("values", dict(values))
+        self._trial.set_user_attr("outcome", outcome)
+
+
+def best_of(records: Sequence[Record]) -> Record:
+    """The complete trial with the highest value; of equal ones that with the lowest loss, then the first."""
+    complete = [one for one in records if one.state == "complete"]
+    return min(complete, key=lambda one: (-one.value, one.loss, one.number))
+
+
+def _suggested(trial: Any, knob: Knob) -> float | int:
+    if knob.kind == "int":
+        return int(trial.suggest_int(knob.name, int(knob.low), int(knob.high), log=knob.log))
+    return float(trial.suggest_float(knob.name, knob.low, knob.high, log=knob.log))
+
+
+def _record(number: int, trial: Any) -> Record:
+    values, state = trial.user_attrs["values"], str(trial.user_attrs["outcome"])
+    curve = {int(point): float(value) for point, value in trial.intermediate_values.items()}
+    value = math.nan
+    if state == "complete":
+        value = float(trial.value)
+    elif state == "stopped":
+        value = curve[max(curve)]
+    return Record(
+        number,
+        state,
+        dict(trial.params),
+        value,
+        float(values.get("loss", math.nan)),
+        float(values["seconds"]),
+        float(values["elapsed"]),
+        float(values["predicted"]),
+        str(values.get("reason", "")),
+        curve,
+    )
+
+
+def _mend(journal: Path) -> None:
+    """Remove what a killed process left: a lock, and a last line without an end."""
+    for lock in journal.parent.glob(f"{journal.name}.*lock*"):
+        lock.unlink(missing_ok=True)
+    if not journal.is_file():
+        return
+    with journal.open("r+b") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)

@@ -1,0 +1,329 @@
+"""Find the settings that suit a data set, within a given time, and train a network with them.
+
+```text
+tune.json       the data, the time, the recipe where the search started, and what it varies
+journal.jsonl   every trial, by Optuna: see thumbnet.tuning.study
+corrections.csv the corrections of labels, if there were any
+recipe.toml     the best settings so far, for `thumbnet train DATA --recipe`
+trials.csv      the finished trials
+tune.html       what mattered
+run/            the final training
+summary.json    the outcome; exists only when everything is done
+.lock           locked by the process that searches here
+```
+
+Nothing here prints. A :class:`~thumbnet.tuning.listener.TuneListener` receives the progress.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import threading
+import time
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thumbnet.data.corrections import Correction, corrections_of, read_corrections
+from thumbnet.errors import RunError, ThumbnetError, memory_guard
+from thumbnet.files import locked, write_file
+from thumbnet.hardware import choose_device, deterministic
+from thumbnet.invocation import command
+from thumbnet.kernels.library import load_kernels
+from thumbnet.models.registry import find_builder
+from thumbnet.recipes.recipe import Recipe, recipe_from_dict
+from thumbnet.runs.folder import CORRECTIONS_NAME, LOCK_NAME, Run
+from thumbnet.training.choose import choose_recipe, load_for
+from thumbnet.training.time_budget import check_minutes, may_narrow
+from thumbnet.training.train import where_again, with_absolute_init
+from thumbnet.tuning.listener import TuneListener
+from thumbnet.tuning.page import check_page
+from thumbnet.tuning.parts import Parts, divide
+from thumbnet.tuning.plan import Cost, plan
+from thumbnet.tuning.search import SETTINGS, Search, Tuned, Tuner, pretty, read_json
+from thumbnet.tuning.space import EPOCHS, Knob, knobs
+from thumbnet.tuning.study import load_optuna
+
+
+def tune(
+    data: Any,
+    recipe: str | Path | Recipe | None = None,
+    *,
+    minutes: float | None = None,
+    trials: int | None = None,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    device: str = "auto",
+    data_dir: str | Path | None = None,
+    listener: TuneListener | None = None,
+    labels: str | Path | Sequence[Correction] | None = None,
+    started: float | None = None,
+) -> Tuned:
+    """Find the settings that suit ``data``, and train a network with them.
+
+    The test split chooses nothing. The first trial is the recipe as it is, so the result is never worse than
+    it by the search's own measure. The same seed and number of ``trials`` give the same result.
+
+    Args:
+        data: anything that :func:`thumbnet.load_data` accepts or returned.
+        recipe: where the search starts; by default the recipe that ``train`` would choose.
+        minutes: wall time for everything, the final training included.
+        trials: end the search after this many trials. Without ``minutes``, exactly this many.
+        overrides: ``"section.key=value"`` settings, which the search does not change.
+        out: the folder; by default a new one in ``runs/``.
+        device, data_dir, labels: see :func:`thumbnet.train`.
+        listener: receives the events.
+        started: when the clock started, in seconds of ``time.perf_counter``; by default now.
+
+    Raises:
+        ThumbnetError: something that the user can fix: data, recipe, folder, too little time, memory.
+        InterruptedTuneError: the listener asked to stop. :func:`resume_tuning` goes on.
+    """
+    started = time.perf_counter() if started is None else started
+    _check_asked(minutes, trials)
+    load_optuna()
+    check_page()
+    with deterministic(), _memory():
+        if out is not None:
+            Run.check_free(out)
+        chosen = choose_device(device)
+        if chosen.type == "cpu":
+            threading.Thread(target=load_kernels).start()  # compiles them, if needed, while the data load
+        listener = listener or TuneListener()
+        corrections = corrections_of(labels) if labels is not None else None
+        base, loaded = choose_recipe(data, recipe, overrides, data_dir, listener, corrections)
+        loaded.check_trainable()
+        listener.on_data(loaded)
+        base = _without_length_in_steps(with_absolute_init(base))
+        parts = divide(loaded, base, chosen, listener.on_decode)
+        start = _planned(base, parts, len(loaded.class_names), chosen, started, minutes, recipe, overrides)
+        run = Run.create(out, loaded.source, "tune")
+        settings = {
+            "data": where_again(loaded.source),
+            "data_dir": None if data_dir is None else str(Path(data_dir).resolve()),
+            "fingerprint": loaded.fingerprint(),
+            "corrected": corrections is not None,
+            "minutes": minutes,
+            "trials": trials,
+            "shortened": start.shortened,
+            "epochs": base.training.epochs,
+            "recipe": start.recipe.to_toml(),
+            "knobs": [knob.to_dict() for knob in start.varied],
+        }
+        if loaded.corrected is not None:
+            write_file(run.path / CORRECTIONS_NAME, loaded.corrected.content)
+        write_file(run.path / SETTINGS, pretty(settings))
+        search = Search(
+            path=run.path,
+            settings=settings,
+            data=loaded,
+            given=data,
+            corrections=corrections,
+            parts=parts,
+            recipe=start.recipe,
+            varied=start.varied,
+            cost=start.cost,
+            device=chosen,
+            listener=listener,
+            started=started,
+        )
+        return _locked(search, start.notes)
+
+
+def resume_tuning(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    listener: TuneListener | None = None,
+    data: Any = None,
+    started: float | None = None,
+) -> Tuned:
+    """Go on with a search that was stopped or killed. Finished trials are kept.
+
+    The time of the search is counted without the interruption.
+
+    Args:
+        path: the folder of the search.
+        device, listener, started: see :func:`tune`.
+        data: the data of the search, if they were in memory.
+
+    Raises:
+        RunError: there is no search in ``path``, it is finished, its files are damaged, its data have
+            changed, or another process searches there.
+        DataError: its data cannot be loaded any more.
+    """
+    started = time.perf_counter() if started is None else started
+    folder = Path(path).expanduser()
+    settings = _settings_of(folder)
+    load_optuna()
+    check_page()
+    with deterministic(), _memory():
+        listener = listener or TuneListener()
+        chosen = choose_device(device)
+        try:
+            base = recipe_from_dict(tomllib.loads(settings["recipe"]))
+            varied = tuple(Knob.from_dict(one) for one in settings["knobs"])
+            source, data_dir = settings["data"], settings["data_dir"]
+            corrected, fingerprint = settings["corrected"], settings["fingerprint"]
+            bool(settings["shortened"]), int(settings["epochs"])
+            _check_asked(settings["minutes"], settings["trials"])
+        except (KeyError, TypeError, AttributeError, tomllib.TOMLDecodeError) as error:
+            raise RunError(f"{folder / SETTINGS} is damaged ({error}). Start a new search") from None
+        find_builder(base.model.name)  # if its code is not allowed, say so before the data are read
+        given = source if data is None else data
+        if given is None:
+            raise RunError(
+                f"the data of {folder} were in memory, so only Python can go on with it: "
+                "thumbnet.tuning.tune.resume_tuning(FOLDER, data=(images, labels))"
+            )
+        corrections = read_corrections(folder / CORRECTIONS_NAME) if corrected else None
+        loaded = load_for(given, base, data_dir, listener, corrections)
+        if loaded.fingerprint() != fingerprint:
+            raise RunError(
+                f"the data in {loaded.source} have changed since the search {folder} began: its trials could "
+                "not be compared. Put them back, or start a new search"
+            )
+        listener.on_data(loaded)
+        parts = divide(loaded, base, chosen, listener.on_decode)
+        cost = None
+        if settings["minutes"] is not None:
+            cost = Cost.measure(base, parts, len(loaded.class_names), chosen)
+        search = Search(
+            path=folder,
+            settings=settings,
+            data=loaded,
+            given=given,
+            corrections=corrections,
+            parts=parts,
+            recipe=base,
+            varied=varied,
+            cost=cost,
+            device=chosen,
+            listener=listener,
+            started=started,
+        )
+        return _locked(search, [])
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a search starts.
+
+    Attributes:
+        recipe: the recipe, with as many epochs as trials have.
+        varied: what the search varies.
+        shortened: whether trials have fewer epochs than the recipe.
+        cost: how long trainings take; None without a time.
+        notes: what the user should know about the plan.
+    """
+
+    recipe: Recipe
+    varied: tuple[Knob, ...]
+    shortened: bool = False
+    cost: Cost | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _planned(
+    base: Recipe,
+    parts: Parts,
+    classes: int,
+    device: torch.device,
+    started: float,
+    minutes: float | None,
+    asked: str | Path | Recipe | None,
+    overrides: Sequence[str],
+) -> _Start:
+    """Decide how long trials are, and what is varied.
+
+    Args:
+        base: the recipe for the data.
+        parts: what trials train on.
+        classes: the number of classes.
+        device: where to compute.
+        started: when the clock started, in seconds of ``time.perf_counter``.
+        minutes: the whole time, if there is one.
+        asked: the recipe that the user asked for.
+        overrides: what the user set, which stays as it is.
+
+    Raises:
+        ThumbnetError: the time is too short.
+    """
+    named = frozenset(assignment.partition("=")[0].strip() for assignment in overrides)
+    made, most = _Start(base, ()), int(EPOCHS[1] * base.training.epochs)
+    if minutes is not None:
+        cost = Cost.measure(base, parts, classes, device)
+        left = started + 60 * minutes - time.perf_counter()
+        fixed, narrow = "training.epochs" in named, may_narrow(asked, overrides, base)
+        found = plan(base, parts, cost, minutes, left, fixed=fixed, may_narrow=narrow)
+        made, most = _Start(found.recipe, (), found.shortened, cost, (found.note,)), found.most_epochs
+    varied = knobs(
+        made.recipe,
+        named,
+        parts.pictures,
+        parts.size,
+        takes_width="width" in inspect.signature(find_builder(base.model.name)).parameters,
+        most_epochs=most,
+        shortened=made.shortened,
+    )
+    return replace(made, varied=varied)
+
+
+def _check_asked(minutes: float | None, trials: int | None) -> None:
+    """Check the length of a search.
+
+    Raises:
+        ThumbnetError: neither is given, or one is out of range, or several processes were started.
+    """
+    if minutes is None and trials is None:
+        raise ThumbnetError(
+            f"say how long to search: {command('tune', 'DATA', '--minutes', '20')}, or --trials 30"
+        )
+    if minutes is not None:
+        check_minutes(minutes)
+    if trials is not None and trials < 1:
+        raise ThumbnetError(f"--trials {trials}: expected 1 or more")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ThumbnetError("tune runs in one process: start it without torchrun")
+
+
+def _locked(search: Search, notes: Sequence[str]) -> Tuned:
+    """Run a search that no other process runs."""
+    busy = f"another process searches in {search.path}: wait for it, or stop it first"
+    with locked(search.path / LOCK_NAME, busy):
+        return Tuner(search).run(notes)
+
+
+def _memory() -> Any:
+    advice = "Use smaller batches (--batch-size) or a narrower network (--set model.width=0.5)"
+    return memory_guard("this computer", "during the search", advice)
+
+
+def _without_length_in_steps(recipe: Recipe) -> Recipe:
+    """The recipe with its length in epochs only. A recipe that --minutes planned also has steps."""
+    return replace(
+        recipe,
+        training=replace(recipe.training, steps=0),
+        schedule=replace(recipe.schedule, planned_at=(), planned_steps=()),
+    )
+
+
+def _settings_of(folder: Path) -> dict[str, Any]:
+    """The contents of ``tune.json`` of an unfinished search.
+
+    Raises:
+        RunError: there is no such search, or it is finished.
+    """
+    if not (folder / SETTINGS).is_file():
+        what = "there is no folder" if not folder.exists() else "there is no search in"
+        start = command("tune", "DATA", "--minutes", "20")
+        raise RunError(f"{what} {folder}: {SETTINGS} is missing. Start a search: {start}")
+    if (folder / "summary.json").is_file():
+        again = command("train", "DATA", "--recipe", folder / "recipe.toml")
+        raise RunError(f"the search in {folder} is finished. To train with its result again: {again}")
+    return read_json(folder / SETTINGS)

@@ -1,0 +1,44 @@
+"""The benchmark of `thumbnet tune`: what it compares, and what it keeps."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
+pytest.importorskip("jinja2", reason="the extra 'tune' is not installed")
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from resumable import Results  # noqa: E402
+
+import tuning  # noqa: E402
+
+
+def test_every_way_is_measured_once_per_case_and_seed_and_not_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    searched = {"accuracy": 0.6, "best": 0.5, "start": 0.45, "trials": 12, "seconds_total": 118.0}
+
+    def tuned(_: object, case: object, seed: int, folder: Path) -> dict[str, float]:
+        called.append(f"{folder.parent.name} tune")
+        return searched
+
+    def trained(_: object, case: object, recipe: str, seed: int, folder: Path) -> dict[str, float]:
+        called.append(f"{folder.parent.name} {recipe}")
+        return {"accuracy": 0.5 + 0.1 * seed, "seconds_total": 120.0}
+
+    monkeypatch.setattr(tuning, "tuned", tuned)
+    monkeypatch.setattr(tuning, "trained", trained)
+    words = ["--cases", "digits", "cifar-500", "--seeds", "2", "--work", str(tmp_path)]
+    options = tuning.arguments().parse_args(words)
+    file = tmp_path / "results.json"
+    tuning.measure(options, Results(file, {}))
+    assert len(called) == len(set(called)) == 2 * 2 * 3
+    tuning.measure(options, again := Results(file, {}))
+    assert len(called) == 12
+    first, _ = tuning.rows(again.found, options.cases, options.seeds)
+    assert first == ["digits", "60.00 ± 0.00", "55.00 ± 7.07", "55.00 ± 7.07", "12", "+5.00", "118"]

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("jinja2", reason="the extra 'tune' is not installed")
+pytest.importorskip("matplotlib", reason="the extra 'tune' is not installed")
+
+from thumbnet.errors import MissingExtraError
+from thumbnet.recipes.recipe import load_recipe
+from thumbnet.runs.folder import Run
+from thumbnet.tuning.page import check_page, trials_csv, used_settings, write_page
+from thumbnet.tuning.space import Knob, recipe_at
+from thumbnet.tuning.study import Record
+
+RECIPE = load_recipe("small")
+KNOBS = (
+    Knob("learning rate", "float", 0.25, 4.0, 1.0, True, ("optimizer.lr",)),
+    Knob("shift", "int", 0, 8, 3, False, ("augment.translate",)),
+)
+
+
+def record(number: int, rate: float, shift: int, value: float, state: str = "complete") -> Record:
+    reason = "the loss is nan at step 3" if state == "failed" else ""
+    loss = 1.0 if state == "complete" else math.nan
+    point: dict[str, float | int] = {"learning rate": rate, "shift": shift}
+    return Record(number, state, point, value, loss, 2.5, 3.0 * number, 2.0, reason)
+
+
+RECORDS = [
+    record(1, 1.0, 3, 0.5),
+    record(2, 2.0, 3, 0.625),
+    record(3, 0.3, 8, 0.2, "stopped"),
+    record(4, 4.0, 0, math.nan, "failed"),
+]
+
+
+def write(folder: Path, run: Run | None = None, **changes: object) -> str:
+    values: dict[str, object] = {
+        "name": "<b>search</b>",
+        "source": "<script>alert(1)</script>",
+        "recipe": RECIPE,
+        "trial_epochs": None,
+        "varied": KNOBS,
+        "records": RECORDS,
+        "best": RECORDS[1],
+        "importances": {"learning rate": 0.75, "shift": 0.25},
+        "held_out": 80,
+        "how": "3 folds of the 80 training pictures",
+        "measure": "accuracy",
+        "found": recipe_at(RECIPE, RECORDS[1].point),
+        "run": run,
+    }
+    write_page(folder / "tune.html", **{**values, **changes})  # type: ignore[arg-type]
+    return (folder / "tune.html").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, tiny_run: Run) -> str:
+    return write(tmp_path_factory.mktemp("page"), tiny_run)
+
+
+def test_the_page_shows_what_was_found_and_what_mattered(page: str, tiny_run: Run) -> None:
+    assert "62.50 %" in page
+    assert "50.00 %" in page
+    rows = re.findall(r'<tr><th scope="row">(\S+)</th><td>(\S+)</td><td>(\S+)</td></tr>', page)
+    assert ("optimizer.lr", "0.15", "0.3") in rows
+    assert "augment.translate" not in [row[0] for row in rows]  # it did not change
+    for title in ("Importance of each setting", "accuracy by shift", "accuracy of 4 trials over time"):
+        assert f'aria-label="{title}"' in page
+    accuracy = 100 * tiny_run.summary["accuracy"]
+    assert f"test accuracy of the final network</dt><dd>{accuracy:.2f} %" in page
+    assert "A gain this small may be chance" not in page
+    assert "the loss is nan at step 3" in page
+
+
+def test_the_page_warns_when_the_gain_may_be_chance_or_there_is_none(tmp_path: Path) -> None:
+    small = [RECORDS[0], record(2, 2.0, 3, 0.51)]
+    unvaried: dict[str, Any] = {"varied": (), "importances": {}}
+    assert "A gain this small may be chance" in write(tmp_path, records=small, best=small[1], **unvaried)
+    several = write(tmp_path, records=small, best=small[1], measure="mAP", **unvaried)
+    assert "1.00 points better than the start" in several
+    assert "uncertain by" not in several
+    alone = write(tmp_path, records=RECORDS[:1], best=RECORDS[0], found=RECIPE, trial_epochs=7, **unvaried)
+    assert "trials had 7 epochs instead of 30" in alone
+    assert "No trial was better" in alone
+    assert "The settings of small, unchanged" in alone
+    assert "too few complete trials" in alone
+
+
+def test_the_page_loads_nothing_runs_nothing_and_escapes_names(page: str) -> None:
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<b>search" not in page
+    assert "default-src 'none'" in page
+    assert "script-src" not in page
+    loaded = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page)
+    assert all(target.startswith("#") for target in loaded), loaded
+    assert "@import" not in page
+
+
+def test_the_table_of_trials_has_the_settings_that_each_one_used() -> None:
+    rows = list(csv.DictReader(io.StringIO(trials_csv(RECIPE, RECORDS))))
+    assert [row["trial"] for row in rows] == ["1", "2", "3", "4"]
+    assert [float(row["optimizer.lr"]) for row in rows] == [0.15, 0.3, 0.045, 0.6]
+    assert [row["augment.translate"] for row in rows] == ["3", "3", "8", "0"]
+    assert (rows[3]["state"], rows[3]["value"], rows[3]["reason"]) == (
+        "failed",
+        "",
+        "the loss is nan at step 3",
+    )
+
+
+def test_every_setting_that_a_search_changes_is_in_the_table() -> None:
+    before = RECIPE.to_dict()
+    point = {
+        "learning rate": 2.0,
+        "weight decay": 2.0,
+        "width": 0.7,
+        "shift": 5,
+        "cutout": 7,
+        "light": 0.3,
+        "smoothing": 0.2,
+        "batch size": 64,
+        "epochs": 50,
+    }
+    after = recipe_at(RECIPE, point)
+    changed = {
+        f"{section}.{key}"
+        for section in ("training", "model", "augment", "optimizer")
+        for key, value in after.to_dict()[section].items()
+        if value != before[section].get(key)
+    }
+    shown = {key.partition(" ")[0] for key, value in used_settings(after).items()}
+    assert changed <= shown
+
+
+def test_a_missing_library_is_an_error_before_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
+    with pytest.raises(MissingExtraError, match="needs the extra 'tune'"):
+        check_page()

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
+pytest.importorskip("jinja2", reason="the extra 'tune' is not installed")
+
+from helpers import coloured_data, write_class_folders
+from thumbnet.errors import DivergedError, InterruptedTuneError, RunError, ThumbnetError
+from thumbnet.recipes.recipe import Recipe, load_recipe, read_recipe, recipe_from_dict
+from thumbnet.runs.folder import Run
+from thumbnet.training.fit import StepResult
+from thumbnet.training.time_budget import Speed
+from thumbnet.tuning import search
+from thumbnet.tuning import tune as begin
+from thumbnet.tuning.listener import Progress, TuneListener
+from thumbnet.tuning.plan import Cost
+from thumbnet.tuning.study import Record
+from thumbnet.tuning.trial import Outcome
+from thumbnet.tuning.tune import resume_tuning, tune
+from tuning_helpers import SHORTEST, Stop, rows
+
+
+@dataclass
+class Pretend:
+    """Stands in for the clock, the trials and the final training: nothing is computed.
+
+    Attributes:
+        now: the time, in seconds.
+        seconds: how long a trial takes.
+        trials: the learning rates of the trials.
+        final: the arguments of the final training.
+    """
+
+    now: float = 100.0
+    seconds: float = 10.0
+    trials: list[float] = field(default_factory=list)
+    final: dict[str, Any] = field(default_factory=dict)
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def measure(self, *_: object) -> Cost:
+        return Cost(Speed({(16, 16): 0.001}, 0.002, 0.0005), 0.125)
+
+    def run_trial(self, recipe: Recipe, *arguments: Any) -> Outcome:
+        self.trials.append(recipe.optimizer.lr)
+        on_step = arguments[-1]
+        for step in range(1, 11):
+            self.now += self.seconds / 10
+            on_step(StepResult(1, step, 10, step, 10, 32 * step, 1.0), 0)
+        if recipe.optimizer.lr > 0.5:
+            raise DivergedError(3, float("nan"), recipe.optimizer.lr)
+        return Outcome(1 - recipe.optimizer.lr, 1.0)
+
+    def train(self, data: Any, recipe: Recipe, *, out: Path, **options: Any) -> Run:
+        self.final = {"data": data, "recipe": recipe, **options}
+        out.mkdir()
+        summary = {"split": "test", "accuracy": 0.5}
+        (out / "summary.json").write_text(json.dumps(summary))
+        return Run(out)
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Pretend:
+    made = Pretend()
+    for module in (begin, search):
+        monkeypatch.setattr(module, "time", made)
+    for name in ("run_trial", "train"):
+        monkeypatch.setattr(search, name, getattr(made, name))
+    monkeypatch.setattr(begin, "load_kernels", lambda: None)
+    monkeypatch.setattr(Cost, "measure", made.measure)
+    monkeypatch.setattr(search, "write_page", lambda *_, **__: None)
+    return made
+
+
+class Watch(TuneListener):
+    """Keeps what a search tells."""
+
+    def __init__(self) -> None:
+        self.progress: list[Progress] = []
+        self.minutes: list[float | None] = []
+
+    def on_progress(self, progress: Progress) -> None:
+        self.progress.append(progress)
+
+    def on_final(self, best: Record, minutes: float | None) -> None:
+        self.minutes.append(minutes)
+
+
+def test_a_search_uses_its_time_and_keeps_enough_for_the_final_training(
+    pretend: Pretend, tmp_path: Path
+) -> None:
+    watch, data = Watch(), coloured_data(24)
+    out = tmp_path / "search"
+    found = tune(data, "small", minutes=5, overrides=SHORTEST, out=out, listener=watch, device="cpu")
+    # The final training of one epoch takes seconds, so nearly all of the 300 s are for trials of 10 s.
+    assert 25 <= len(pretend.trials) <= 29
+    assert pretend.now - 100 < 300
+    left = [one.seconds_left for one in watch.progress]
+    assert left[0] > 180
+    assert all(one.pictures_per_second == pytest.approx(32) for one in watch.progress)
+    assert watch.minutes == [None]  # as many epochs as the best trial had
+    assert pretend.final["recipe"] == found.recipe
+    assert pretend.final["data"] is data
+
+
+def test_a_search_with_short_trials_leaves_the_rest_of_the_time_to_the_final_training(
+    pretend: Pretend, tmp_path: Path
+) -> None:
+    watch, out = Watch(), tmp_path / "search"
+    pretend.seconds = 1.5
+    settings = [one for one in SHORTEST if "epochs" not in one] + ["model.width=0.125"]
+    tune(coloured_data(90), "small", minutes=0.5, overrides=settings, out=out, listener=watch, device="cpu")
+    (minutes,) = watch.minutes
+    assert minutes is not None
+    assert 60 * minutes == pytest.approx(30 - (pretend.now - 100) - 2, abs=0.1)
+    assert 60 * minutes > 10
+    assert pretend.final["minutes"] == minutes
+    assert 5 <= len(pretend.trials) <= 11
+    settings_file = json.loads((out / "tune.json").read_text())
+    whole = load_recipe("small").training.epochs
+    assert settings_file["shortened"]
+    assert recipe_from_dict(tomllib.loads(settings_file["recipe"])).training.epochs < whole
+    # A later training with the recipe is not bound to the time of this search.
+    assert read_recipe(out / "recipe.toml").training.epochs == whole
+
+
+def test_a_trial_that_would_end_late_is_given_up_and_does_not_count(pretend: Pretend, tmp_path: Path) -> None:
+    out = tmp_path / "search"
+    pretend.seconds = 130
+    found = tune(coloured_data(24), "small", minutes=5, overrides=SHORTEST, out=out, device="cpu")
+    assert found.summary["trials"] == 2
+    assert pretend.now - 100 < 300 * 1.1
+
+
+def test_a_trial_that_diverges_is_failed_and_the_search_goes_on(pretend: Pretend, tmp_path: Path) -> None:
+    out = tmp_path / "search"
+    found = tune(coloured_data(24), "small", trials=14, overrides=SHORTEST, out=out, device="cpu")
+    wild = [rate > 0.5 for rate in pretend.trials]
+    assert 0 < sum(wild) < 14
+    assert found.summary["failed"] == sum(wild)
+    assert [row["state"] == "failed" for row in rows(out)] == wild
+    assert found.recipe.optimizer.lr == min(pretend.trials)
+
+
+def test_a_recipe_that_does_not_work_at_all_is_an_error(pretend: Pretend, tmp_path: Path) -> None:
+    wild = [*SHORTEST, "optimizer.lr=0.6"]
+    with pytest.raises(ThumbnetError, match="diverged"):
+        tune(coloured_data(24), "small", trials=2, overrides=wild, out=tmp_path / "x", device="cpu")
+
+
+def test_data_in_memory_need_to_be_given_again(pretend: Pretend, tmp_path: Path) -> None:
+    data, out = coloured_data(24), tmp_path / "search"
+    with pytest.raises(InterruptedTuneError):
+        tune(data, "small", trials=2, overrides=SHORTEST, out=out, device="cpu", listener=Stop(2))
+    with pytest.raises(RunError, match="were in memory"):
+        resume_tuning(out, device="cpu")
+    assert resume_tuning(out, data=data, device="cpu").summary["trials"] == 2
+
+
+def test_corrections_of_labels_reach_the_trials_and_the_final_training(
+    pretend: Pretend, tmp_path: Path
+) -> None:
+    folder = write_class_folders(tmp_path / "pictures", ["train", "test"], per_class=8)
+    labels, out = tmp_path / "labels.csv", tmp_path / "search"
+    labels.write_text("picture,label,split,was,decision\ntrain/red/0.png,,train,red,drop\n")
+    with pytest.raises(InterruptedTuneError):
+        tune(
+            folder,
+            "small",
+            trials=2,
+            overrides=SHORTEST,
+            out=out,
+            labels=labels,
+            device="cpu",
+            listener=Stop(2),
+        )
+    labels.unlink()
+    found = resume_tuning(out, device="cpu")
+    assert found.summary["held_out_pictures"] == 23
+    assert [one.decision for one in pretend.final["labels"]] == ["drop"]

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
+
+from thumbnet.errors import RunError
+from thumbnet.tuning.space import Knob
+from thumbnet.tuning.study import (
+    FEWEST_FOR_IMPORTANCE,
+    JOURNAL,
+    JUDGED_FROM,
+    UNPRUNED,
+    Record,
+    Study,
+    Suggestion,
+    best_of,
+)
+from thumbnet.tuning.trial import POINTS
+
+KNOBS = (
+    Knob("learning rate", "float", 0.25, 4.0, 1.0, True, ("optimizer.lr",)),
+    Knob("shift", "int", 0, 8, 3, False, ("augment.translate",)),
+)
+TIMES = {"seconds": 2.0, "elapsed": 3.0, "predicted": 1.0}
+
+
+def open_study(folder: Path, seed: int = 5) -> Study:
+    return Study(folder, KNOBS, seed)
+
+
+def value_of(suggestion: Suggestion) -> float:
+    """The best learning rate is 2; the shift does not matter."""
+    return 0.9 - 0.2 * abs(math.log2(suggestion.point["learning rate"]) - 1)
+
+
+def run(study: Study) -> None:
+    """One trial, which stops where the study says so."""
+    suggestion = study.ask()
+    value = value_of(suggestion)
+    for point in range(1, POINTS + 1):
+        if suggestion.report(point, value * point / POINTS):
+            suggestion.stop(**TIMES)
+            return
+    suggestion.complete(value, 1 - value, **TIMES)
+
+
+def test_the_first_trial_is_the_recipe_as_it_is(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    assert study.ask().point == {"learning rate": 1.0, "shift": 3}
+
+
+def test_a_search_finds_what_matters_and_stops_hopeless_trials(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    while [one.state for one in study.records()].count("complete") < FEWEST_FOR_IMPORTANCE + 2:
+        assert study.importances() == {} or len(study.records()) >= FEWEST_FOR_IMPORTANCE
+        run(study)
+    records = study.records()
+    stopped = [one for one in records if one.state == "stopped"]
+    assert stopped
+    assert all(one.number > UNPRUNED and max(one.curve) >= JUDGED_FROM for one in stopped)
+    assert all(one.value == one.curve[max(one.curve)] for one in stopped)
+    assert best_of(records).value > records[0].value
+    shares = study.importances()
+    assert sum(shares.values()) == pytest.approx(1)
+    assert next(iter(shares)) == "learning rate"
+
+
+def test_an_interrupted_search_suggests_the_same_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    study = open_study(whole)
+    for _ in range(9):
+        run(study)
+    for number in range(9):
+        interrupted = open_study(parts)
+        if number % 2:
+            interrupted.ask()  # a kill in the middle of a trial leaves it running
+            interrupted = open_study(parts)
+        run(interrupted)
+    assert [one.point for one in open_study(parts).records()] == [one.point for one in study.records()]
+    other = tmp_path / "other"
+    other.mkdir()
+    study = open_study(other, seed=6)
+    run(study)
+    assert study.ask().point != open_study(whole).records()[1].point
+
+
+def test_a_journal_cut_off_anywhere_keeps_every_trial_that_was_finished_by_then(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    ends = []  # the size of the journal after each trial
+    for _ in range(3):
+        run(study)
+        ends.append((tmp_path / JOURNAL).stat().st_size)
+    records, content = study.records(), (tmp_path / JOURNAL).read_bytes()
+    lines = [place for place, byte in enumerate(content) if byte == 10]
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    for place in [0, 7, *lines[::3], *(end + 1 for end in lines), *(end - 5 for end in lines[::5])]:
+        (cut / JOURNAL).write_bytes(content[:place])
+        finished = sum(end <= place for end in ends)
+        assert open_study(cut).records() == records[:finished], place
+
+
+def test_a_lock_that_a_killed_process_left_does_not_stop_a_search(tmp_path: Path) -> None:
+    run(open_study(tmp_path))
+    (tmp_path / f"{JOURNAL}.lock").symlink_to(tmp_path / JOURNAL)
+    assert len(open_study(tmp_path).records()) == 1
+
+
+@pytest.mark.parametrize("line", ["nonsense", '{"op_code": 99}', "[1, 2]", '{"op_code": 5}', "\x80\x04K"])
+def test_a_damaged_journal_is_an_error_that_names_it(tmp_path: Path, line: str) -> None:
+    run(open_study(tmp_path))
+    with (tmp_path / JOURNAL).open("a", encoding="latin-1") as file:
+        file.write(line + "\n" + "{}\n")
+    with pytest.raises(RunError, match=f"{JOURNAL} is damaged"):
+        open_study(tmp_path)
+
+
+def test_the_journal_is_lines_of_json(tmp_path: Path) -> None:
+    run(open_study(tmp_path))
+    lines = (tmp_path / JOURNAL).read_text("utf-8").splitlines()
+    assert all(isinstance(json.loads(line), dict) for line in lines)
+    assert {path.name for path in tmp_path.iterdir()} == {JOURNAL}
+
+
+def test_a_failed_trial_counts_and_a_dropped_one_does_not(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    run(study)
+    failed = study.ask()
+    failed.report(1, 0.5)
+    failed.fail("out of memory", **TIMES)
+    dropped = study.ask()
+    dropped.drop()
+    again = study.ask()
+    assert again.point == dropped.point
+    records = study.records()
+    assert [(one.state, one.reason) for one in records] == [("complete", ""), ("failed", "out of memory")]
+    assert math.isnan(records[1].value)
+    assert best_of(records).number == 1
+
+
+def test_of_equal_trials_the_one_with_the_lower_loss_is_best_and_then_the_first() -> None:
+    def record(number: int, value: float, loss: float, state: str = "complete") -> Record:
+        return Record(number, state, {}, value, loss, 1.0, 1.0, 1.0)
+
+    records = [record(1, 0.8, 0.5), record(2, 0.8, 0.4), record(3, 0.8, 0.4), record(4, 0.9, 0.1, "stopped")]
+    assert best_of(records).number == 2

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from helpers import coloured_data, coloured_labels
+from thumbnet.errors import DivergedError
+from thumbnet.recipes.recipe import load_recipe
+from thumbnet.tuning.parts import divide
+from thumbnet.tuning.trial import POINTS, HopelessTrialError, run_trial
+from tuning_helpers import TINY_SEARCH
+
+CPU = torch.device("cpu")
+RECIPE = load_recipe("small", [*TINY_SEARCH, "training.epochs=3", "data.image_size=16"])
+NAMES = ("red", "green", "blue")
+
+
+def test_a_trial_is_judged_over_all_folds_and_repeats_to_the_bit() -> None:
+    parts = divide(coloured_data(48), RECIPE, CPU).parts
+    seen: list[tuple[int, float]] = []
+
+    def note(point: int, value: float) -> bool:
+        seen.append((point, value))
+        return False
+
+    first = run_trial(RECIPE, parts, NAMES, CPU, note)
+    points = [point for point, _ in seen]
+    assert points == sorted(set(points))
+    assert points[-1] == POINTS * len(parts)
+    assert seen[-1][1] == first.value
+    assert (first.value * 48) % 1 == pytest.approx(0, abs=1e-9)  # a share of all 48 held-out pictures
+    assert first.value > 0.5  # better than guessing one of three
+    assert run_trial(RECIPE, parts, NAMES, CPU, lambda point, value: False) == first
+
+
+def test_a_hopeless_trial_stops_at_once() -> None:
+    parts = divide(coloured_data(48), RECIPE, CPU).parts
+    steps: list[int] = []
+    with pytest.raises(HopelessTrialError):
+        run_trial(RECIPE, parts, NAMES, CPU, lambda *_: True, lambda step, part: steps.append(part))
+    assert set(steps) == {0}
+
+
+def test_a_trial_with_several_labels_per_picture_is_judged_by_map() -> None:
+    data = coloured_labels(60)
+    parts = divide(data, RECIPE, CPU).parts
+    found = run_trial(RECIPE, parts, data.class_names, CPU, lambda *_: False)
+    assert 0.4 < found.value <= 1
+    assert found.loss > 0
+
+
+def test_a_trial_that_diverges_says_so() -> None:
+    parts = divide(coloured_data(48), RECIPE, CPU).parts
+    wild = RECIPE.override(["optimizer.name=sgd", "optimizer.lr=1e30", "optimizer.groups=[]"])
+    with pytest.raises(DivergedError):
+        run_trial(wild, parts, NAMES, CPU, lambda *_: False)

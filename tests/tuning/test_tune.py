@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
+pytest.importorskip("jinja2", reason="the extra 'tune' is not installed")
+
+from helpers import write_class_folders
+from thumbnet.errors import InterruptedTuneError, RunError, ThumbnetError
+from thumbnet.recipes.recipe import load_recipe
+from thumbnet.training.train import train
+from thumbnet.tuning import search
+from thumbnet.tuning.search import Tuned
+from thumbnet.tuning.study import JOURNAL
+from thumbnet.tuning.tune import resume_tuning, tune
+from tuning_helpers import SHORTEST, Stop, rows
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_class_folders(tmp_path_factory.mktemp("data"), ["train", "test"], per_class=8)
+
+
+@pytest.fixture(scope="module")
+def tuned(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+    out = tmp_path_factory.mktemp("tune") / "search"
+    return tune(folder, "small", trials=2, overrides=SHORTEST, out=out, device="cpu")
+
+
+def test_a_search_leaves_a_recipe_a_run_a_page_a_table_and_a_summary(tuned: Tuned, folder: Path) -> None:
+    names = {path.name for path in tuned.path.iterdir()}
+    expected = {
+        "recipe.toml",
+        "run",
+        "tune.html",
+        "trials.csv",
+        "summary.json",
+        "tune.json",
+        JOURNAL,
+        ".lock",
+    }
+    assert names == expected
+    summary = tuned.summary
+    assert (summary["trials"], summary["judged_by"]) == (2, "3 folds of the 24 training pictures")
+    assert summary["best"] >= summary["start"]
+    assert summary["accuracy"] == tuned.run.summary["accuracy"]
+    assert summary["split"] == "test"
+    table = rows(tuned.path)
+    assert [row["trial"] for row in table] == ["1", "2"]
+    assert float(table[0]["optimizer.lr"]) == load_recipe("small", SHORTEST).optimizer.lr
+    assert max(float(row["value"]) for row in table) == pytest.approx(summary["best"], abs=1e-6)
+
+
+def test_train_with_the_recipe_that_was_found_repeats_the_final_training(
+    tuned: Tuned, folder: Path, tmp_path: Path
+) -> None:
+    again = train(folder, tuned.path / "recipe.toml", out=tmp_path / "run", device="cpu")
+    assert again.weights_path.read_bytes() == tuned.run.weights_path.read_bytes()
+    assert len(json.loads((again.path / "metrics.jsonl").read_text().splitlines()[0])) > 3
+
+
+def test_a_search_that_is_stopped_twice_ends_like_one_that_was_not(
+    tuned: Tuned, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "write_page", lambda *_, **__: None)
+    out = tmp_path / "search"
+    first = Stop(2)
+    with pytest.raises(InterruptedTuneError, match=r"1 finished trial\(s\) are kept") as stopped:
+        tune(folder, "small", trials=2, overrides=SHORTEST, out=out, device="cpu", listener=first)
+    assert "tune --resume" in str(stopped.value)
+    assert first.finished == [1]
+    second = Stop(0)
+    with pytest.raises(InterruptedTuneError, match=r"2 finished trial\(s\) are kept"):
+        resume_tuning(out, device="cpu", listener=second)
+    assert second.finished == [2]
+    found = resume_tuning(out, device="cpu", listener=(third := Stop(9)))
+    assert third.finished == []
+    assert rows(out) == rows(tuned.path)
+    assert found.recipe == tuned.recipe
+    assert found.run.weights_path.read_bytes() == tuned.run.weights_path.read_bytes()
+
+
+def test_a_finished_search_says_what_to_do_with_it(tuned: Tuned, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"is finished. .*train DATA --recipe .*recipe.toml"):
+        resume_tuning(tuned.path)
+    with pytest.raises(RunError, match=r"there is no folder .*nowhere: tune.json is missing"):
+        resume_tuning(tmp_path / "nowhere")
+
+
+@pytest.fixture
+def unfinished(tuned: Tuned, tmp_path: Path) -> Path:
+    out = tmp_path / "copy"
+    shutil.copytree(tuned.path, out, ignore=shutil.ignore_patterns("summary.json", "run"))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "cannot read"), ("[]", "JSON object"), ("{}", "is damaged"), ('{"recipe": 5}', "is damaged")],
+)
+def test_damaged_settings_are_an_error_that_names_the_file(
+    unfinished: Path, content: str, message: str
+) -> None:
+    (unfinished / "tune.json").write_text(content)
+    with pytest.raises(RunError, match=message):
+        resume_tuning(unfinished)
+
+
+def test_data_that_have_changed_stop_a_search_that_goes_on(unfinished: Path) -> None:
+    settings = json.loads((unfinished / "tune.json").read_text())
+    (unfinished / "tune.json").write_text(json.dumps({**settings, "fingerprint": "0"}))
+    with pytest.raises(RunError, match="have changed since the search"):
+        resume_tuning(unfinished, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, "say how long to search"),
+        ({"minutes": 0}, "--minutes 0: expected"),
+        ({"trials": 0}, "--trials 0: expected 1 or more"),
+        ({"minutes": 0.02}, "--minutes 0.02 is too short: one trial takes about"),
+    ],
+)
+def test_a_length_that_makes_no_search_is_an_error(
+    folder: Path, tmp_path: Path, asked: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ThumbnetError, match=message):
+        tune(folder, "small", overrides=SHORTEST, out=tmp_path / "search", device="cpu", **asked)
+    assert not (tmp_path / "search").exists()
+
+
+def test_a_folder_that_is_in_use_is_an_error(tuned: Tuned, folder: Path) -> None:
+    with pytest.raises(RunError, match="already exists and is not empty"):
+        tune(folder, "small", trials=1, overrides=SHORTEST, out=tuned.path)
