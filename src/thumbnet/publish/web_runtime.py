@@ -53,7 +53,7 @@ def is_in(folder: Path) -> bool:
 
 
 def load_runtime(progress: DownloadProgress | None = None) -> WebRuntime:
-    """Read the runtime from the package or from the cache folder; fetch it into the cache if it is in neither.
+    """Read the runtime from the package or the cache folder. Fetch it into the cache if it is in neither.
 
     Raises:
         DataError: it cannot be downloaded.
@@ -79,7 +79,7 @@ def fetch_runtime(folder: Path, progress: DownloadProgress | None = None) -> Non
         DataError: the package cannot be downloaded.
         RunError: the files cannot be written.
     """
-    registry = os.environ.get("npm_config_registry") or os.environ.get("NPM_CONFIG_REGISTRY") or REGISTRY
+    registry = _setting("NPM_CONFIG_REGISTRY") or REGISTRY
     url = f"{registry.rstrip('/')}/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
     package = folder / f"onnxruntime-web-{VERSION}.tgz"
     sha512 = base64.b64decode(INTEGRITY.removeprefix("sha512-")).hex()
@@ -87,11 +87,16 @@ def fetch_runtime(folder: Path, progress: DownloadProgress | None = None) -> Non
         download(url, package, sha512, progress, algorithm="sha512")
     except DataError as error:
         raise DataError(
-            f"{error}\nThe page contains ONNX Runtime Web {VERSION} (33 MB to download, once). If this computer "
-            f"has no network, copy the folder {folder} from one that has written such a page"
+            f"{error}\nThe page contains ONNX Runtime Web {VERSION} (33 MB to download, once). If this "
+            f"computer has no network, copy the folder {folder} from one that has written such a page"
         ) from None
     unpack(package, folder)
     remove_file(package)
+
+
+def _setting(name: str) -> str | None:
+    """An environment variable of npm, which reads its name in both cases."""
+    return os.environ.get(name.lower()) or os.environ.get(name)
 
 
 def unpack(package: Path, folder: Path) -> None:

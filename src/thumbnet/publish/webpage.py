@@ -1,8 +1,9 @@
 """Build one HTML file that classifies pictures in a browser, without network: model, runtime and page.
 
-The page is that of ``thumbnet serve``, with a network that runs in the page in place of the service. It holds
-the network as ONNX, ONNX Runtime Web (:mod:`thumbnet.publish.web_runtime`) and ``web/classify.js``, which does
-what :mod:`thumbnet.classifiers` does in Python: decode, resize, average views, calibrate, put into words.
+The page is that of ``thumbnet serve``, with a network that runs in the page in place of the service. It
+holds the network as ONNX, ONNX Runtime Web (:mod:`thumbnet.publish.web_runtime`) and ``web/classify.js``,
+which does what :mod:`thumbnet.classifiers` does in Python: it decodes and resizes pictures, averages views,
+calibrates, and puts the answer into words.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
@@ -67,10 +69,10 @@ def web_page(model: Any, info: WeightsInfo, digest: str, runtime: WebRuntime) ->
         sizes.append(len(page) / 1e6)
     numbers = sum(int(np.prod(one.dims)) for one in model.graph.initializer)
     raise RunError(
-        f"the page would have {sizes[0]:.1f} MB, and {sizes[1]:.1f} MB with the weights in 16 bits. It may have "
-        f"{LIMIT / 1e6:.0f} MB. This network ({info.model.name}) has {numbers / 1e6:.1f} million weights; about "
-        "3.9 million fit. Train a smaller one, such as fastnet (1.9 million, the recipe fast), or export this "
-        "one with --format onnx"
+        f"the page would have {sizes[0]:.1f} MB, and {sizes[1]:.1f} MB with the weights in 16 bits. At most "
+        f"{LIMIT / 1e6:.0f} MB are allowed. This network ({info.model.name}) has {numbers / 1e6:.1f} million "
+        "weights; about 4 million fit. Train a smaller one, such as fastnet (1.9 million, the recipe fast), or "
+        "export this one with --format onnx"
     )
 
 
@@ -82,8 +84,8 @@ def check_web(info: WeightsInfo) -> None:
     """
     if info.preprocessing.range is not None:
         raise RunError(
-            "the network was trained on pictures of more than 8 bits per colour, and browsers decode pictures "
-            "to 8 bits: its answers would be wrong there. Use --format onnx"
+            "the network was trained on pictures of more than 8 bits per colour, and browsers decode "
+            "pictures to 8 bits: its answers would be wrong there. Use --format onnx"
         )
 
 
@@ -100,7 +102,15 @@ def describe(info: WeightsInfo, digest: str, weights: str) -> dict[str, Any]:
         }
     unlike = info.unlike and {
         key: getattr(info.unlike, key)
-        for key in ("score", "median", "threshold", "mean", "inverse", "distance_median", "distance_threshold")
+        for key in (
+            "score",
+            "median",
+            "threshold",
+            "mean",
+            "inverse",
+            "distance_median",
+            "distance_threshold",
+        )
     }
     return {
         "run": info.run or None,
@@ -126,7 +136,7 @@ def describe(info: WeightsInfo, digest: str, weights: str) -> dict[str, Any]:
         "sure_lead": SURE_LEAD,
         "temperature": info.temperature,
         "label_thresholds": info.label_thresholds,
-        "unlike": unlike,
+        "unlike": info.unlike and asdict(info.unlike),
         "bands": {"sure": SURE, "probable": PROBABLE, "possible": POSSIBLE},
     }
 
@@ -184,11 +194,10 @@ def model_in(page: str) -> bytes:
 
 
 def _block(page: str, name: str) -> str:
-    start = page.find(f'id="{name}">')
-    if start < 0:
-        raise RunError("thumbnet export --format web did not write this page")
-    start = page.index(">", start) + 1
-    return page[start : page.index("</script>", start)]
+    found = re.search(f'id="{name}">([^<]*)</script>', page)
+    if found is None:
+        raise RunError("thumbnet export --format web did not write this page, or it is damaged")
+    return found[1]
 
 
 def _assembled(described: dict[str, Any], model: bytes, runtime: WebRuntime) -> str:
@@ -220,7 +229,8 @@ def _as_object(module: str) -> str:
     """Turn an ES module into ``const ort = {...}``, so that one script holds it and the page's own code."""
     body, _, exports = module.rpartition("export{")
     names = dict(
-        reversed(one.split(" as ")) for one in exports.partition("}")[0].split(",")  # local as exported
+        reversed(one.split(" as "))
+        for one in exports.partition("}")[0].split(",")  # local as exported
     )
     wanted = ", ".join(f"{name}: {names[name]}" for name in ("InferenceSession", "Tensor", "env"))
     return f"const ort = (() => {{\n{body}\nreturn {{ {wanted} }};\n}})();"

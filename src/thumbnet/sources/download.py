@@ -54,8 +54,8 @@ def download(
     if actual != digest:
         remove_file(part)
         raise DataError(
-            f"{url} has SHA-{algorithm[3:]} {actual}, expected {digest}: the file is damaged or not the official one. "
-            "It was deleted; run the same command again."
+            f"{url} has SHA-{algorithm[3:]} {actual}, expected {digest}: the file is damaged or not the "
+            "official one. It was deleted; run the same command again."
         )
     try:
         part.replace(target)
