@@ -15,7 +15,16 @@ import pytest
 from helpers import serve
 from thumbnet.errors import DataError, RunError
 from thumbnet.publish import web_runtime
-from thumbnet.publish.web_runtime import WebRuntime, fetch_runtime, is_in, load_runtime, unpack
+from thumbnet.publish.web_runtime import (
+    SCRIPT,
+    WASM,
+    WebRuntime,
+    fetch_runtime,
+    install,
+    is_in,
+    load_runtime,
+    unpack,
+)
 
 FILES = {
     "package/dist/ort.all.js": b"not needed",
@@ -57,8 +66,8 @@ def test_the_runtime_is_fetched_once_verified_and_kept(
             found = load_runtime()
     assert (found.script, gzip.decompress(found.wasm)) == ("export{a as env}", b"\0asm" * 1000)
     assert asked == [f"/onnxruntime-web/-/onnxruntime-web-{web_runtime.VERSION}.tgz"] * 2
-    (folder,) = (tmp_path / "cache" / "onnxruntime-web").iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["ort.mjs", "ort.wasm.gz"]
+    folder = tmp_path / "cache" / "onnxruntime-web"
+    assert {path.name for path in folder.iterdir()} == {SCRIPT, WASM}
 
 
 def test_the_runtime_in_the_package_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +76,10 @@ def test_the_runtime_in_the_package_needs_no_network(tmp_path: Path, monkeypatch
     assert is_in(tmp_path)
     monkeypatch.setattr(web_runtime, "packaged_folder", lambda: tmp_path)
     monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9")
-    assert load_runtime() == WebRuntime("export{a as env}", (tmp_path / "ort.wasm.gz").read_bytes())
+    assert load_runtime() == WebRuntime("export{a as env}", (tmp_path / WASM).read_bytes())
+    (tmp_path / "ort-0.1.mjs").write_text("an older version")
+    install(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.tgz", SCRIPT, WASM}
     with pytest.raises(DataError, match="copy the folder"):
         fetch_runtime(tmp_path / "other")
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import base64
 import gzip
 import os
+import sys
 import tarfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from thumbnet.errors import DataError, RunError
+from thumbnet.errors import DataError, RunError, ThumbnetError
 from thumbnet.files import cache_folder, remove_file, write_file
 from thumbnet.sources.download import DownloadProgress, download
 
@@ -22,7 +23,7 @@ VERSION = "1.30.0"
 # As the registry states it: npm view onnxruntime-web@1.30.0 dist.integrity
 INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 REGISTRY = "https://registry.npmjs.org"
-SCRIPT, WASM = "ort.mjs", "ort.wasm.gz"
+SCRIPT, WASM = f"ort-{VERSION}.mjs", f"ort-{VERSION}.wasm.gz"
 _MEMBERS = {
     "package/dist/ort.wasm.bundle.min.mjs": SCRIPT,
     "package/dist/ort-wasm-simd-threaded.wasm": WASM,
@@ -61,7 +62,7 @@ def load_runtime(progress: DownloadProgress | None = None) -> WebRuntime:
     """
     folder = packaged_folder()
     if not is_in(folder):
-        folder = cache_folder() / "onnxruntime-web" / VERSION
+        folder = cache_folder() / "onnxruntime-web"
         if not is_in(folder):
             fetch_runtime(folder, progress)
     try:
@@ -120,6 +121,21 @@ def unpack(package: Path, folder: Path) -> None:
         raise RunError(f"{package} is not ONNX Runtime Web: delete it, and run the same command again")
 
 
+def install(folder: Path) -> None:
+    """Fetch the runtime into ``folder``, unless it is there, and remove other versions.
+
+    Raises:
+        DataError, RunError: as for :func:`fetch_runtime`.
+    """
+    if not is_in(folder):
+        fetch_runtime(folder)
+    for path in folder.glob("ort-*"):
+        if path.name not in _MEMBERS.values():
+            remove_file(path)
+
+
 if __name__ == "__main__":
-    if not is_in(packaged_folder()):
-        fetch_runtime(packaged_folder())
+    try:
+        install(packaged_folder())
+    except ThumbnetError as error:
+        sys.exit(str(error))

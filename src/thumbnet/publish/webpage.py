@@ -38,6 +38,7 @@ _SERVICE_HTML = re.compile(r"<!-- service -->.*?<!-- /service -->\n", re.DOTALL)
 _SERVICE_SCRIPT = re.compile(r"// <service>.*?// </service>\n", re.DOTALL)
 _SCRIPT = re.compile(r"<script>\n\"use strict\";\n(.*?)</script>", re.DOTALL)
 _STYLE = "pre { white-space: pre-wrap; font-size: .75rem; max-height: 24rem; overflow: auto; }\n"
+_NO_SCRIPT = "<noscript><p>This page needs JavaScript: open the file in a browser.</p></noscript>"
 _FOOT = """\
 <footer><p>This page needs no network. The pictures stay on this computer.</p>
 <details id="licences"><summary>Licences</summary><pre tabindex="0"></pre></details></footer>
@@ -71,8 +72,8 @@ def web_page(model: Any, info: WeightsInfo, digest: str, runtime: WebRuntime) ->
     raise RunError(
         f"the page would have {sizes[0]:.1f} MB, and {sizes[1]:.1f} MB with the weights in 16 bits. At most "
         f"{LIMIT / 1e6:.0f} MB are allowed. This network ({info.model.name}) has {numbers / 1e6:.1f} million "
-        "weights; about 4 million fit. Train a smaller one, such as fastnet (1.9 million, the recipe fast), or "
-        "export this one with --format onnx"
+        "weights; about 4 million fit. Train a smaller one, such as fastnet (1.9 million, the recipe fast), "
+        "or export this one with --format onnx"
     )
 
 
@@ -100,18 +101,6 @@ def describe(info: WeightsInfo, digest: str, weights: str) -> dict[str, Any]:
             "split": info.accuracy_split or None,
             "pictures": info.accuracy_pictures,
         }
-    unlike = info.unlike and {
-        key: getattr(info.unlike, key)
-        for key in (
-            "score",
-            "median",
-            "threshold",
-            "mean",
-            "inverse",
-            "distance_median",
-            "distance_threshold",
-        )
-    }
     return {
         "run": info.run or None,
         "format": "web",
@@ -201,28 +190,37 @@ def _block(page: str, name: str) -> str:
 
 
 def _assembled(described: dict[str, Any], model: bytes, runtime: WebRuntime) -> str:
+    """Put the page together. It is ASCII, so it reads the same whatever encoding a server claims for it."""
     shown = (resources.files("thumbnet.serving") / "page.html").read_text("utf-8")
-    web = resources.files("thumbnet.publish") / "web"
     shown = _SERVICE_HTML.sub("", shown).replace("</style>", f"{_STYLE}</style>")
-    found = _SCRIPT.search(shown)
+    shown = shown.replace("</header>", f"{_NO_SCRIPT}</header>").replace("</main>\n", f"</main>\n{_FOOT}")
+    found, style = _SCRIPT.search(shown), re.search(r"<style>(.*?)</style>", shown, re.DOTALL)
     assert found is not None, "the page of the service has no script"
-    classify = (web / "classify.js").read_text("utf-8")
-    script = _SERVICE_SCRIPT.sub(lambda _: classify, found[1])
-    script = f"\n{_as_object(runtime.script)}\n{script}".replace("</script", "<\\/script")
-    script = _ascii(script, lambda code: f"\\u{{{code:x}}}")
+    assert style is not None, "the page of the service has no style"
+    script = _script(found[1], runtime)
+    before = shown[: found.start()].replace("<title>", f"{_policy(script, style[1])}\n<title>", 1)
+    licences = resources.files("thumbnet.publish") / "web" / "licences.txt.gz"
     blocks = [
         _data("described", json.dumps(described).replace("<", "\\u003c"), "application/json"),
         _data("network", _packed(gzip.compress(model, 9, mtime=0))),
         _data("runtime", _packed(runtime.wasm)),
-        _data("licence-texts", _packed((web / "licences.txt.gz").read_bytes())),
+        _data("licence-texts", _packed(licences.read_bytes())),
     ]
-    before, after = shown[: found.start()], shown[found.end() :]
-    before = before.replace("</main>", f"</main>\n{_FOOT}")
-    style = re.search(r"<style>(.*?)</style>", before, re.DOTALL)
-    assert style is not None, "the page of the service has no style"
-    before = before.replace("<title>", f"{_policy(script, style[1])}\n<title>", 1)
-    ends = [_ascii(text, lambda code: f"&#{code};") for text in (before, after)]
-    return f'{ends[0]}{"".join(blocks)}<script type="module">{script}</script>{ends[1]}'
+    return "".join(
+        [
+            _ascii(before, lambda code: f"&#{code};"),
+            *blocks,
+            f'<script type="module">{script}</script>',
+            _ascii(shown[found.end() :], lambda code: f"&#{code};"),
+        ]
+    )
+
+
+def _script(page: str, runtime: WebRuntime) -> str:
+    """One script: the runtime, and the page's own with the network in place of the service."""
+    classify = (resources.files("thumbnet.publish") / "web" / "classify.js").read_text("utf-8")
+    script = f"\n{_as_object(runtime.script)}\n{_SERVICE_SCRIPT.sub(lambda _: classify, page)}"
+    return _ascii(script.replace("</script", "<\\/script"), lambda code: f"\\u{{{code:x}}}")
 
 
 def _as_object(module: str) -> str:
@@ -255,7 +253,7 @@ def _packed(content: bytes) -> str:
 
 
 def _ascii(text: str, escape: Callable[[int], str]) -> str:
-    """Escape what is not ASCII, so that the page reads the same whatever encoding a server claims for it."""
+    """Escape what is not ASCII."""
     return re.sub(r"[^\x00-\x7f]", lambda found: escape(ord(found[0])), text)
 
 

@@ -17,7 +17,7 @@ async function unpacked(id) {
 
 async function started() {
   if (typeof DecompressionStream === "undefined" || typeof WebAssembly === "undefined") {
-    throw new Error("This browser is too old for this page: use Chrome or Edge 97, Firefox 113, Safari 16.4, or newer.");
+    throw new Error("This browser is too old for this page, or WebAssembly is off: use Chrome or Edge 97, Firefox 113, Safari 16.4, or newer.");
   }
   ort.env.wasm.numThreads = 1;  // more need a server that isolates the page
   ort.env.wasm.wasmBinary = await unpacked("runtime");
