@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test test-faults test-torch test-trackers fuzz check docs picture package bench records clean
+.PHONY: web-runtime train test test-faults test-torch test-trackers fuzz check docs picture package bench records clean
 
 train: $(VENV)/.installed  ## train a real model on the embedded data set
 	$(BIN)/thumbnet train digits
@@ -17,6 +17,7 @@ COVER = $(if $(COVERAGE),--cov=thumbnet --cov-branch --cov-report=term:skip-cove
 
 # SLOW=1 also tries out the whole benchmark for a GPU, on the CPU: some minutes.
 test: $(VENV)/.installed-dev  ## run the tests
+	@$(MAKE) --no-print-directory web-runtime || echo "The tests that need ONNX Runtime Web are skipped." >&2
 	$(if $(SLOW),THUMBNET_SLOW=1) $(PYTEST) $(COVER) --ignore=tests/faults
 
 # Processes that are killed, disks that are full, links that are cut, broken and hostile files: 25 minutes.
@@ -73,9 +74,18 @@ docs: $(VENV)/.installed-dev  ## build the documentation site, strictly, in buil
 picture: $(VENV)/.installed-dev  ## record a training for the picture of the terminal in README.md
 	$(BIN)/python docs/terminal.py
 
+# Two files of the npm package onnxruntime-web, for `thumbnet export --format web`: 33 MB to download. The
+# wheel contains them. A checkout without them downloads them at the first such export.
+WEB := src/thumbnet/publish/web/runtime
+web-runtime: $(WEB)/.fetched  ## fetch ONNX Runtime Web from npm's registry, and verify it
+
+$(WEB)/.fetched: src/thumbnet/publish/web_runtime.py | $(VENV)/.installed-dev
+	$(BIN)/python -m thumbnet.publish.web_runtime
+	touch $@
+
 # PYTHONS: in which of them to install the wheel and train, as make package PYTHONS="python3.11 python3.13".
 PYTHONS ?= $(PYTHON)
-package: $(VENV)/.installed-dev  ## build what is published, and train with it in clean environments
+package: $(VENV)/.installed-dev web-runtime  ## build what is published, and train with it in clean environments
 	.ci/package $(PYTHONS)
 
 # Two hours and a half on two cores. Each line alone is a program: python benchmarks/NAME.py --help

@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,29 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+@contextmanager
+def chromium_with(*more: str) -> Iterator[Any]:
+    """Chromium with ``OPTIONS`` and ``more``; skips the test where there is none."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (chromium and driver):
         pytest.skip("no browser: apt install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    for option in OPTIONS:
+    for option in (*OPTIONS, *more):
         options.add_argument(option)
     found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     found.set_window_size(390, 900)  # the size of a phone
-    yield found
-    found.quit()
+    try:
+        yield found
+    finally:
+        found.quit()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium_with() as found:
+        yield found
 
 
 SCREEN = {"height": 900, "deviceScaleFactor": 1, "mobile": False}

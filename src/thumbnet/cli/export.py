@@ -28,6 +28,7 @@ def add(commands: Any) -> None:
               onnx-int8      like onnx, in 8 bits, calibrated with training pictures
               torch-export   a .pt2 file for torch.export.load
               safetensors    the weights and their description
+              web            one HTML file that classifies pictures in a browser, without network
 
             example:
               {command("export", "RUN", "--format", "onnx", "--out", "cats.onnx")}
@@ -38,7 +39,7 @@ def add(commands: Any) -> None:
         "--format",
         default="onnx",
         help="one of the formats below (default: onnx)",
-        choices=["onnx", "onnx-any-size", "onnx-int8", "torch-export", "safetensors"],
+        choices=["onnx", "onnx-any-size", "onnx-int8", "torch-export", "safetensors", "web"],
     )
     parser.add_argument(
         "--out", metavar="FILE", help="file to write (default: model.onnx, model.int8.onnx, ... in RUN)"
@@ -62,8 +63,10 @@ def execute(options: argparse.Namespace) -> int:
         SUFFIXES,
         TOLERANCE,
         TOLERANCE_ANY_SIZE,
+        TOLERANCE_HALF,
         check_export,
         export,
+        has_half_weights,
         random_pictures,
     )
     from thumbnet.reports.summary import percent
@@ -77,6 +80,8 @@ def execute(options: argparse.Namespace) -> int:
     if out.name == "model.safetensors" and folder == out.parent:
         raise ThumbnetError(f"{out} is the run's own file: choose another name with --out FILE")
     data = _data(options)
+    if options.format == "web":
+        _load_runtime()
     with counting("calibrating") as count:
         export(options.run, options.format, out, data, progress=count)
     on_random = data is None
@@ -85,6 +90,7 @@ def execute(options: argparse.Namespace) -> int:
     with counting("checking") as count:
         check = check_export(options.run, out, data, split, progress=count)
     size = out.stat().st_size
+    half = options.format == "web" and has_half_weights(out)
     if options.json:
         described = {
             "path": str(out),
@@ -96,6 +102,8 @@ def execute(options: argparse.Namespace) -> int:
         say(json.dumps(described))
     else:
         say(f"written: {out}  ({size / 1e6:.2f} MB)")
+        if half:
+            say("the weights are stored in 16 bits, to keep the page below 15 MB")
         what = "pictures of random pixels" if on_random else f"pictures from {data.source}, {split}"
         say(f"checked against the run in float32 on {check.pictures:,} {what}")
         say(f"largest difference  {check.largest_difference:.2g}  (between two probabilities)")
@@ -105,13 +113,24 @@ def execute(options: argparse.Namespace) -> int:
         both = f"run {percent(check.accuracy_run)}, export {percent(check.accuracy_export)}"
         with_tta = "" if check.tta == "none" else f" (test-time augmentation {check.tta})"
         say(f"{check.measure:18}  {both}{with_tta}")
-        if check.tta != "none" and options.format != "safetensors":
+        if check.tta != "none" and options.format not in ("safetensors", "web"):
             alone = f"{percent(check.accuracy_plain)}, without test-time augmentation"
             say(f"  the graph alone   {alone} (the file does not contain it; thumbnet adds it)")
-    allowed = TOLERANCE_ANY_SIZE if options.format == "onnx-any-size" else TOLERANCE
+    allowed = TOLERANCE_HALF if half else TOLERANCE
+    if options.format == "onnx-any-size":
+        allowed = TOLERANCE_ANY_SIZE
     if options.format != "onnx-int8" and check.largest_difference > allowed:
         raise RunError(f"{out} gives other probabilities than the run: do not use it")
     return 0
+
+
+def _load_runtime() -> None:
+    """Download the runtime that a page contains, unless it is there, and show the progress."""
+    from thumbnet.cli.progress import counting
+    from thumbnet.publish.web_runtime import load_runtime
+
+    with counting("downloading ONNX Runtime Web") as count:
+        load_runtime(lambda done, total: count(done, total or done))
 
 
 def _data(options: argparse.Namespace) -> Data | None:

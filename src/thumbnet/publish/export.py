@@ -9,6 +9,7 @@ float32 [B, classes]. Normalisation is part of the graph. Resizing is not: the m
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -43,6 +44,8 @@ from thumbnet.files import write_file
 from thumbnet.models.registry import find_builder, is_built_in
 from thumbnet.multilabel import average_precisions, sigmoid
 from thumbnet.publish.onnx_resize import with_any_size
+from thumbnet.publish.web_runtime import load_runtime
+from thumbnet.publish.webpage import HALF, check_web, described_in, model_in, web_page
 from thumbnet.runs.provenance import with_provenance
 from thumbnet.runs.weights import find_weights, read_weights
 from thumbnet.runs.weights_info import WeightsInfo
@@ -53,12 +56,14 @@ SUFFIXES = {
     "onnx-int8": ".int8.onnx",
     "torch-export": ".pt2",
     "safetensors": ".safetensors",
+    "web": ".html",
 }
 CALIBRATION_PICTURES = 1000
 CHECKED_PICTURES = 10_000
 RANDOM_PICTURES = 256  # used when there are no real pictures
 OTHERS = "Close other programs that use much memory"
 TOLERANCE = 1e-3  # in a probability; summing float32 in another order changes far less
+TOLERANCE_HALF = 0.02  # for weights stored in 16 bits; we measured up to MEASURED
 TOLERANCE_ANY_SIZE = 0.02  # resizing in the graph may change pixels by one level; we measured up to 0.004
 
 
@@ -133,14 +138,16 @@ def export(
         run: a run's folder or a ``model.safetensors``.
         kind: ``onnx``; ``onnx-any-size``, which resizes in the graph; ``onnx-int8``, quantised with pictures
             of ``data``'s training split; ``torch-export`` (a ``.pt2`` for :func:`torch.export.load`);
-            ``safetensors`` (the weights and their description).
+            ``safetensors`` (the weights and their description); ``web``, a page that classifies pictures in
+            a browser, see :mod:`thumbnet.publish.webpage`.
         out: the file to write.
         data: the training data; required by ``onnx-int8``, ignored by the other kinds.
         progress: called with the number of calibration pictures done and their total.
 
     Raises:
-        RunError: the run does not exist, PyTorch cannot export the network, or the file cannot be written.
-        DataError: ``onnx-int8`` without training pictures.
+        RunError: the run does not exist, PyTorch cannot export the network, the file cannot be written, or
+            the network is too large for ``web``.
+        DataError: ``onnx-int8`` without training pictures, or ``web`` cannot download its runtime.
         ModelCodeError: the network is the user's own, and its import path was not named.
         NetworkError: the user's own network cannot be imported.
         MissingExtraError: a library for this format is not installed.
@@ -159,6 +166,8 @@ def _export(
     if kind == "safetensors":
         write_file(Path(out), path.read_bytes())
         return
+    if kind == "web":
+        check_web(info)
     info = replace(with_provenance(info, run), exported=kind)
     predictor = Predictor(weights, replace(info, precision="fp32"), "cpu")
     contiguous = predictor.model.to(memory_format=torch.contiguous_format)
@@ -175,6 +184,10 @@ def _export(
     model = _onnx_model(network, example, info, any_size=kind == "onnx-any-size")
     if kind == "onnx-int8":
         model = _quantised(model, data, info, progress)
+    if kind == "web":
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        write_file(Path(out), web_page(model, info, digest, load_runtime()))
+        return
     write_file(Path(out), model.SerializeToString())
 
 
@@ -261,8 +274,29 @@ def _open(path: Path, info: WeightsInfo) -> Classifier:
         return OnnxClassifier(path)
     if path.suffix == ".pt2":
         return _Exported(path, info)
+    if path.suffix == ".html":
+        with tempfile.TemporaryDirectory() as folder:
+            network = Path(folder) / "network.onnx"
+            network.write_bytes(model_in(_page(path)))
+            return OnnxClassifier(network)
     weights, description = read_weights(path)
     return Predictor(weights, replace(description, precision="fp32"), "cpu")
+
+
+def has_half_weights(out: str | Path) -> bool:
+    """Whether an export of the format ``web`` stores its weights in 16 bits.
+
+    Raises:
+        RunError: the page cannot be read.
+    """
+    return described_in(_page(Path(out)))["weights"] == HALF
+
+
+def _page(path: Path) -> str:
+    try:
+        return path.read_text("ascii")
+    except (OSError, UnicodeError) as error:
+        raise RunError(f"cannot read {path}: {error}") from None
 
 
 def _evenly(split: Split, most: int) -> Split:
