@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from thumbnet.cli.console import json_line, say, table
+from thumbnet.data.listings import safe_name, safe_text
 from thumbnet.errors import printable
-from thumbnet.reports.listings import safe_name, safe_text
 from thumbnet.reports.summary import OPTIMISTIC, is_optimistic, percent
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def label_printer(
     def as_csv(results: list[tuple[str, Prediction | str]]) -> None:
         for name, result in results:
             if isinstance(result, str):
-                writer.writerow([safe_name(name), "", "", result])
+                writer.writerow([safe_name(name), "", "", safe_text(result)])
                 continue
             found = pairs(result)
             labels, probabilities = (label for label, _ in found), (f"{p:.6f}" for _, p in found)

@@ -11,10 +11,10 @@ from thumbnet.classifiers.words import in_words
 from thumbnet.cli.console import duration, json_line, say, say_sentence, table
 from thumbnet.cli.multilabel import show_label_counts, show_label_summary
 from thumbnet.data.corrections import describe_corrections
+from thumbnet.data.listings import safe_name, safe_text
 from thumbnet.errors import printable
 from thumbnet.invocation import command
 from thumbnet.recipes.networks import code_options
-from thumbnet.reports.listings import safe_name, safe_text
 from thumbnet.reports.summary import (
     NOTHING_MEASURED,
     OPTIMISTIC,
@@ -251,7 +251,7 @@ def prediction_printer(
     def as_csv(results: list[tuple[str, Prediction | str]]) -> None:
         for name, result in results:
             if isinstance(result, str):
-                writer.writerow([safe_name(name), *[""] * (2 * top + len(extra)), result])
+                writer.writerow([safe_name(name), *[""] * (2 * top + len(extra)), safe_text(result)])
             else:
                 cells = [cell for label, p in pairs(result) for cell in (safe_text(label), f"{p:.6f}")]
                 told = [str(result.unlike).lower(), f"{result.unlikeness:.6g}"] if tells_unlike else []

@@ -15,7 +15,7 @@ _SHOWN = 60  # characters of a wrong value in a message
 def table(
     value: object, where: str, required: Collection[str], optional: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Check that ``value`` is a JSON object with the ``required`` keys, and no others than ``optional`` ones."""
+    """Check that ``value`` is a JSON object with the ``required`` keys and no unknown ones."""
     if not isinstance(value, dict):
         raise wrong(value, where, "a JSON object")
     for key in value:
