@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from thumbnet.cli.console import json_line, say, table
+from thumbnet.cli.streams import ResultsFile
 from thumbnet.data.listings import safe_name, safe_text
 from thumbnet.errors import printable
 from thumbnet.reports.summary import OPTIMISTIC, is_optimistic, percent
@@ -154,7 +154,7 @@ def label_printer(
     if shape == "table":
         return as_table
 
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer = csv.writer(ResultsFile(), lineterminator="\n")
     writer.writerow(["path", "labels", "probabilities", "error"])
 
     def as_csv(results: list[tuple[str, Prediction | str]]) -> None:

@@ -19,6 +19,8 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 
+from thumbnet.errors import harmless
+
 # Also the same characters in full width, which spreadsheets in East Asia accept, and the white space that
 # some spreadsheets skip at the start of a cell.
 _FORMULA = r"(?:[\t\r\n]|\s*[=+\-@＝＋－＠].)"
@@ -26,8 +28,6 @@ _FORMULA = r"(?:[\t\r\n]|\s*[=+\-@＝＋－＠].)"
 _UNSAFE_NAME = re.compile(rf"(?:\./)*{_FORMULA}", re.DOTALL)
 _UNSAFE_TEXT = re.compile(rf"'*{_FORMULA}", re.DOTALL)
 _NUMBER = re.compile(r"[+-]\d+(\.\d+)?")
-# Control characters, ends of lines, marks and overrides of a text's direction, and bytes that are not text.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def safe_name(name: str) -> str:
@@ -36,7 +36,7 @@ def safe_name(name: str) -> str:
     >>> safe_name("=1+1.png"), safe_name("cats/1.png"), safe_name("\\x1b[2J.png")
     ('./=1+1.png', 'cats/1.png', '\\\\x1b[2J.png')
     """
-    return guarded_name(_escaped(name))
+    return guarded_name(harmless(name))
 
 
 def safe_text(text: str) -> str:
@@ -45,7 +45,7 @@ def safe_text(text: str) -> str:
     >>> safe_text("=1+1"), safe_text("-1")
     ("'=1+1", '-1')
     """
-    return guarded_text(_escaped(text))
+    return guarded_text(harmless(text))
 
 
 def guarded_name(name: str) -> str:
@@ -78,7 +78,3 @@ def as_csv(head: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
     writer.writerow(head)
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _escaped(text: str) -> str:
-    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
