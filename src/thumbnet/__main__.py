@@ -12,7 +12,9 @@ def main() -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     from thumbnet import cli
+    from thumbnet.cli.streams import open_standard_files
 
+    open_standard_files()
     return cli.main()
 
 

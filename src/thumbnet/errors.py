@@ -7,6 +7,7 @@ and returns the error's exit status.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -228,7 +229,24 @@ def memory_guard(device: str, doing: str, advice: str) -> Iterator[None]:
 
 def printable(name: str) -> str:
     r"""Escape control characters and undecodable bytes in a file name, as in ``\x1b``."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return "".join(c if c.isprintable() else _escape(c) for c in name)
+
+
+# Control characters, ends of lines, marks and overrides of a text's direction, and bytes that are not text.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def harmless(text: str, keep: str = "") -> str:
+    r"""Escape what a terminal obeys, as in ``\x1b``, except the characters in ``keep``.
+
+    Unlike :func:`printable`, it leaves unusual spaces and joined emoji as they are, so that most names of
+    files stay usable.
+    """
+    return _CONTROL.sub(lambda one: one.group() if one.group() in keep else _escape(one.group()), text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

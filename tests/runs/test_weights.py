@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +13,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from helpers import coloured_data
 from thumbnet import __version__
 from thumbnet.classifiers.load import load_run
 from thumbnet.errors import MissingExtraError, RunError
+from thumbnet.recipes.settings import ModelSettings
 from thumbnet.runs import weights as weights_module
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import (
@@ -184,3 +187,67 @@ def test_the_error_for_a_missing_hub_library_names_the_extra(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MissingExtraError, match="hub"):
         import_hub()
+
+
+def filter_of(tensors: dict[str, Tensor]) -> str:
+    """The name of a convolution's weights."""
+    return next(name for name, tensor in tensors.items() if tensor.ndim == 4)
+
+
+def with_value(value: float) -> Any:
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors[filter_of(tensors)].view(-1)[7] = value
+
+    return change
+
+
+def as_int8(tensors: dict[str, Tensor]) -> None:
+    tensors.update({name: tensor.to(torch.int8) for name, tensor in tensors.items()})
+
+
+def without_one(tensors: dict[str, Tensor]) -> None:
+    del tensors[filter_of(tensors)]
+
+
+def with_another(tensors: dict[str, Tensor]) -> None:
+    tensors["\x1b[2J"] = torch.zeros(3)
+
+
+def of_another_shape(tensors: dict[str, Tensor]) -> None:
+    tensors[filter_of(tensors)] = torch.zeros(1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_value(float("nan")), "has the value nan"), (with_value(float("-inf")), "has the value -inf"),
+        (as_int8, "int8: expected torch.float32"), (without_one, "the weights have no such tensor"),
+        (with_another, r"\\x1b\[2J: the network has no such tensor"), (of_another_shape, r"\[1, 2, 3, 4\]"),
+    ],
+)  # fmt: skip
+def test_wrong_tensors_are_refused_by_name(change: Any, message: str, tiny_run: Run, tmp_path: Path) -> None:
+    tensors, info = read_weights(tiny_run.weights_path)
+    change(tensors)
+    write_weights(tmp_path / "model.safetensors", tensors, info)
+    with pytest.raises(RunError, match=message):
+        load_run(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_names": tuple(f"class {number}" for number in range(50_000))}, "names 50,000 classes"),
+        ({"model": ModelSettings("resnet34", 8)}, "do not fit the network"),
+    ],
+)
+def test_a_description_that_asks_for_a_huge_network_takes_no_memory(
+    changes: dict[str, Any], message: str, tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors, info = read_weights(tiny_run.weights_path)
+    write_weights(tmp_path / "model.safetensors", tensors, replace(info, **changes))
+    built = []
+    monkeypatch.setattr(nn.Parameter, "__init__", lambda self, *_, **__: built.append(self.device.type))
+    with pytest.raises(RunError, match=message):
+        load_run(tmp_path / "model.safetensors")
+    assert set(built) <= {"meta"}
+    assert built or "classes" in message

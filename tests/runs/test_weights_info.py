@@ -142,3 +142,45 @@ def test_a_description_of_an_older_version_has_no_thresholds() -> None:
     for key, value in {"thresholds": [1], "unlike": {"score": "energy"}}.items():
         with pytest.raises((ValueError, KeyError, TypeError)):
             WeightsInfo.from_json(json.dumps({**values, key: value}))
+
+
+ESCAPES = "\x1b]0;PWNED\x07\x1b[2J"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(({"preprocessing.size": [side, 32]}, "size") for side in (0, -1, 1, 15, 1025, 200_000, 32.0, True)),
+        ({"preprocessing.size": [float("inf"), 32]}, "16 to 1,024"), ({"preprocessing.size": 32}, "a list of 2"),
+        *(({"preprocessing.mean": [value] * 3}, "0 to 1") for value in (float("nan"), 1e400, -1, 2, "0", 10**400)),
+        *(({"preprocessing.std": [value] * 3}, "std") for value in (0, float("nan"), float("inf"), -1, None)),
+        ({"preprocessing": [1, 2]}, "a JSON object"), ({"preprocessing": None}, "a JSON object"),
+        ({"preprocessing.fit": []}, "fit"), ({"preprocessing.background": [0.5, 0, 0]}, "0 to 255"),
+        ({"model": None}, "model is None: expected a JSON object"), ({"model": {"name": 3}}, "expected text"),
+        ({"model": {"width": "1"}}, "a finite number"), ({"model": {"depth": 2}}, "unknown entry 'depth'"),
+        ({"class_names": ["a", "a"]}, "same name, 'a'"), ({"class_names": "ab"}, "a list"), ({"class_names": []}, "empty"),
+        ({"class_names": [None, 1]}, "class name is None"), ({"class_names": ["a", "b\n"]}, "control characters"),
+        ({"class_names": ["a", ESCAPES]}, "control characters"), ({"class_names": ["a", "\ud800"]}, "control characters"),
+        ({"precision": ESCAPES}, "precision"), ({"source": ["x"]}, "source"), ({ESCAPES: 1}, "unknown entry"),
+        ({"thresholds": [1]}, "a JSON object"), ({"thresholds": {"table": []}}, "lacks the entry 'split'"),
+        ({"unlike": 3}, "a JSON object"), ({"label_thresholds": {"a": 1}}, "a list"),
+        ({"accuracy_pictures": 10**4000}, "accuracy_pictures"),
+    ],
+)  # fmt: skip
+def test_a_wrong_entry_of_a_description_is_named_in_our_words(changes: dict[str, Any], message: str) -> None:
+    values = json.loads(info().to_json())
+    for key, value in changes.items():
+        place, _, inner = key.rpartition(".")
+        (values[place] if place else values)[inner] = value
+    with pytest.raises(ValueError) as caught:
+        WeightsInfo.from_json(json.dumps(values))
+    text = str(caught.value)
+    assert message in text
+    assert "\x1b" not in text
+    assert not any(words in text for words in ("argument", "object is not", "not supported", "indices"))
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"x"', "{}", "[" * 100_000, '{"format": 1e999}'])
+def test_json_of_another_kind_is_no_description(content: str) -> None:
+    with pytest.raises((ValueError, RecursionError)):
+        WeightsInfo.from_json(content)

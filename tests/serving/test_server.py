@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import threading
+import time
 import urllib.request
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -17,6 +19,7 @@ pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
 from fastapi import FastAPI
 
+from thumbnet.serving import server
 from thumbnet.serving.server import listen, serve
 
 
@@ -101,3 +104,96 @@ def test_an_application_that_does_not_start_raises_an_error_and_does_not_greet()
     with listen("127.0.0.1", 0) as listener, pytest.raises(ThumbnetError, match="did not start"):
         serve(FastAPI(lifespan=lifespan), listener, greeted.append)
     assert greeted == []
+
+
+def with_service(visit: Callable[[int], None], app: FastAPI | None = None) -> None:
+    """Start a service, call ``visit`` with its port in another thread, and stop the service."""
+    failed: list[BaseException] = []
+
+    def work(address: str) -> None:
+        try:
+            visit(int(address.rpartition(":")[2]))
+        except BaseException as error:
+            failed.append(error)
+        signal.raise_signal(signal.SIGTERM)
+
+    with listen("127.0.0.1", 0) as listener:
+        greet = lambda address: threading.Thread(target=work, args=(address,)).start()  # noqa: E731
+        serve(app or app_with([]), listener, greet)
+    if failed:
+        raise failed[0]
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the service closes the connection within some seconds."""
+    connection.settimeout(20)
+    try:
+        while connection.recv(4096):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionResetError:
+        pass
+    return True
+
+
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"", GET, GET + b"\r\n" + GET, GET + b"Content-Length: 100\r\n\r\nx"],
+    ids=["nothing", "half a head", "a whole request, then half a head", "a body that nobody waits for"],
+)
+def test_a_head_that_does_not_end_closes_its_connection(
+    start: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.5)
+
+    def visit(port: int) -> None:
+        slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+        for connection in slow:
+            connection.sendall(start)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=30) as answer:
+            assert answer.status == 200
+        ends = time.monotonic() + 1.0
+        while start and time.monotonic() < ends:  # a byte now and then does not keep it open
+            for connection in slow:
+                with suppress(OSError):
+                    connection.sendall(b"x")
+            time.sleep(0.1)
+        assert all(map(is_closed, slow))
+
+    with_service(visit)
+
+
+def test_only_so_many_connections_are_open_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MOST_CONNECTIONS", 10)
+
+    def visit(port: int) -> None:
+        held = [socket.create_connection(("127.0.0.1", port)) for _ in range(10)]
+        time.sleep(0.2)  # until all are accepted
+        assert is_closed(socket.create_connection(("127.0.0.1", port)))
+        for connection in held:
+            connection.close()
+        time.sleep(0.2)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=30) as answer:
+            assert answer.status == 200
+
+    with_service(visit)
+
+
+def test_a_slow_answer_is_not_taken_for_a_slow_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.1)
+    app = app_with([])
+
+    @app.get("/slow")
+    async def slow() -> str:
+        await asyncio.sleep(0.5)
+        return "late"
+
+    def visit(port: int) -> None:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/slow", timeout=30) as answer:
+            assert answer.read() == b'"late"'
+
+    with_service(visit, app)

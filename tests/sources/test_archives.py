@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import copy
 import io
+import lzma
 import os
 import pickle
 import tarfile
+import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from helpers import noise, write_class_folders
 from thumbnet.batches.decoding import decode_split
 from thumbnet.data.splits import Split
 from thumbnet.errors import DataError, UnreadableImagesError
+from thumbnet.sources import archives
 from thumbnet.sources.archives import unpack
 from thumbnet.sources.load import load_data
 from thumbnet.sources.packed import PackedSplit
@@ -211,3 +216,72 @@ def test_the_error_names_a_damaged_picture_in_an_archive(tmp_path: Path) -> None
     split = train_split(tmp_path / "bad.zip")
     with pytest.raises(UnreadableImagesError, match=r"train/green/2\.png"):
         decode_split(split, (16, 16), "pad")
+
+
+def header(kind: bytes, size: int, name: str) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+HUGE = 40_000_000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (header(tarfile.GNUTYPE_LONGNAME, HUGE, "././@LongLink") + b"a" * HUGE, "a header has 40,000,000 bytes"),
+        (header(tarfile.XHDTYPE, HUGE, "x") + b"40000000 comment=" + b"a" * HUGE, "a header has 40,000,000 bytes"),
+        (header(b"5", 0, "a/") * 40_000, "far more than its own size"),
+        (b"".join(header(b"0", 0, f"{number}.txt") for number in range(3000)), "refused as a bomb"),
+    ],
+    ids=["long name", "extended attributes", "folders", "empty files"],
+)  # fmt: skip
+def test_headers_and_empty_members_cannot_fill_memory_or_disk(
+    content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "MAX_EXPANSION", 20)
+    (tmp_path / "x.tar.xz").write_bytes(lzma.compress(content + bytes(1024), preset=0))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=message):
+        unpack(tmp_path / "x.tar.xz", tmp_path / "cache")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 60 << 20
+    assert list((tmp_path / "cache" / "unpacked").iterdir()) == []
+
+
+def test_an_xz_archive_that_asks_for_gigabytes_is_refused(tmp_path: Path) -> None:
+    content = bytearray(lzma.compress(bytes(1024), preset=0))
+    place = content.index(b"\x21\x01", 12) + 2  # LZMA2's properties: one byte for the size of its dictionary
+    content[place] = 36  # 1 GiB
+    end = 12 + (content[12] + 1) * 4 - 4  # the block's header ends with its checksum
+    content[end : end + 4] = zlib.crc32(content[12:end]).to_bytes(4, "little")
+    (tmp_path / "x.tar.xz").write_bytes(content)
+    with pytest.raises(DataError, match="[Mm]emory"):
+        unpack(tmp_path / "x.tar.xz", tmp_path / "cache")
+
+
+def test_overlapping_members_of_a_zip_count_each_time(tmp_path: Path) -> None:
+    """Many entries of the directory point at the same compressed bytes."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr("0.bin", bytes(1 << 20))
+        first = zipped.infolist()[0]
+        for number in range(1, 400):
+            again = copy.copy(first)
+            again.filename = f"{number}.bin"
+            zipped.filelist.append(again)
+        zipped._didModify = True  # type: ignore[attr-defined]
+    (tmp_path / "overlap.zip").write_bytes(stream.getvalue())
+    with pytest.raises(DataError, match=r"overlap\.zip"):
+        unpack(tmp_path / "overlap.zip", tmp_path / "cache")
+
+
+def test_names_that_only_normalisation_makes_equal_stay_two_pictures(tmp_path: Path) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(picture, "PNG")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as zipped:
+        zipped.writestr("a/\u00c9.png", picture.getvalue())
+        zipped.writestr("a/E\u0301.png", picture.getvalue())
+    assert len(unpack(tmp_path / "x.zip", tmp_path / "cache").pictures.places) == 2

@@ -36,9 +36,9 @@ from thumbnet.data.splits import ArraySplit, Progress, Split
 from thumbnet.data.survey import Survey, survey
 from thumbnet.errors import UnreadableImageError, UnreadableImagesError
 from thumbnet.files import cache_folder, clear_leftovers
+from thumbnet.recipes.settings import LARGEST_SIDE, SMALLEST_SIDE
 
 DEFAULT_SIDE = 32
-SMALLEST_SIDE = 16
 _CHUNK = 256  # pictures per task of a decoding thread
 # Seconds per picture. Threads that decode faster mostly wait for the interpreter lock: CIFAR-10's 60,000
 # small JPEGs take 3.5 s with one thread and 12 s with two.
@@ -122,12 +122,13 @@ def capped_size(own: tuple[int, int], largest: int) -> tuple[int, int]:
     """Scale ``own`` (height, width) so that the longer side is at most ``largest``.
 
     If ``own`` shrinks, its shorter side becomes a multiple of 8, at least 16. A ``largest`` of 0 means no
-    limit.
+    limit but the one of every image size, ``LARGEST_SIDE``.
 
     >>> capped_size((480, 640), 96)
     (72, 96)
     """
-    if not largest or max(own) <= largest:
+    largest = min(largest or LARGEST_SIDE, LARGEST_SIDE)
+    if max(own) <= largest:
         return own
     factor = largest / max(own)
     height, width = (

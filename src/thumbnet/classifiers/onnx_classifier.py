@@ -60,7 +60,7 @@ class OnnxClassifier(Classifier):
             raise RunError(f"{place} was not exported by thumbnet: the model has no description")
         try:
             info = WeightsInfo.from_json(text)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RecipeError) as error:
+        except (ValueError, RecursionError, RecipeError) as error:
             raise RunError(f"cannot read the description in {place}: {error}") from None
         ends = (*self._session.get_inputs(), *self._session.get_outputs())
         self.any_size = [one.name for one in ends] == [PICTURE, OUTPUT]

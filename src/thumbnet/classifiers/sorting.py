@@ -28,6 +28,7 @@ from thumbnet.classifiers.placing import UNLIKE, UNSURE, Target, folder_names
 from thumbnet.classifiers.reading import read_ahead
 from thumbnet.classifiers.thresholds import describe_threshold, threshold_for
 from thumbnet.data.images import load_picture
+from thumbnet.data.listings import safe_name, safe_text
 from thumbnet.data.splits import Progress
 from thumbnet.errors import RunError, SeveralLabelsError
 from thumbnet.files import write_file
@@ -235,7 +236,8 @@ def list_folder(
     for batch in decisions(classifier, root, paths, criterion, folders, tta):
         for one in batch:
             picture = _path_in_table(root / one.picture, place.parent)
-            writer.writerow([picture, one.folder, *_cells(one.prediction), one.error])
+            cells = [safe_name(picture), safe_text(one.folder), *_cells(one.prediction), safe_text(one.error)]
+            writer.writerow(cells)
         _count(found, batch)
         done += len(batch)
         if progress:
@@ -254,7 +256,8 @@ def _cells(prediction: Prediction | None) -> list[str]:
     if prediction is None:
         return ["", "", ""]
     score = prediction.unlikeness
-    return [prediction.label, f"{prediction.probability:.6f}", "" if score is None else f"{score:.6g}"]
+    shown = "" if score is None else f"{score:.6g}"
+    return [safe_text(prediction.label), f"{prediction.probability:.6f}", shown]
 
 
 def _nothing_sorted(criterion: Criterion, folders: dict[str, str], notes: Sequence[str]) -> Sorted:

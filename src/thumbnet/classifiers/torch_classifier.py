@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from thumbnet.batches.batches import EvalBatches
 from thumbnet.batches.decoding import find_unreadable, readable
@@ -23,12 +24,11 @@ from thumbnet.errors import (
     RunError,
     UnreadableImageError,
     UnreadableImagesError,
-    is_out_of_memory,
     memory_guard,
 )
 from thumbnet.hardware import choose_device, compute_dtype, keep_freed_memory, memory_layout
 from thumbnet.models import build_model
-from thumbnet.models.registry import head_name
+from thumbnet.models.registry import head_name, is_built_in
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.runs.weights import find_weights, read_weights
 from thumbnet.runs.weights_info import WeightsInfo
@@ -64,16 +64,14 @@ class Predictor(Classifier):
         keep_freed_memory()
         layout = memory_layout(self.device)
         with self._memory():
+            if model is None and is_built_in(info.model.name):
+                with torch.device("meta"):  # takes no memory, so a wrong width cannot exhaust it
+                    _check_fit(build_model(info.model, len(info.class_names)), weights, info)
             network = build_model(
                 info.model, len(info.class_names), sizes=[info.preprocessing.size], builder=model
             )
-            try:
-                network.load_state_dict(weights)
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise
-                reason = str(error).split("\n")[1].strip() if "\n" in str(error) else str(error)
-                raise RunError(f"the weights do not fit the network {info.model.name}: {reason}") from None
+            _check_fit(network, weights, info)
+            network.load_state_dict(weights)
             self.model = network.to(device=self.device, memory_format=layout).eval()  # type: ignore[call-overload]
             self.normalise = Normalise(info.preprocessing, self.device)
 
@@ -153,3 +151,22 @@ class Predictor(Classifier):
         finally:
             hook.remove()
         return np.concatenate(found)
+
+
+def _check_fit(network: nn.Module, weights: dict[str, Tensor], info: WeightsInfo) -> None:
+    """Check that ``weights`` have the names, shapes and types of the network's own tensors.
+
+    Raises:
+        RunError: they do not.
+    """
+    own = network.state_dict()
+    for name in (*own, *weights):
+        described = [
+            f"{list(side[name].shape)} of {side[name].dtype}" if name in side else "no such tensor"
+            for side in (own, weights)
+        ]
+        if described[0] != described[1] and not (name in own and is_lazy(own[name])):
+            raise RunError(
+                f"the weights do not fit the network {info.model.name}: {name}: the network has "
+                f"{described[0]}, the weights have {described[1]}"
+            )

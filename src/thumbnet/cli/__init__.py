@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import signal
 import sys
 import warnings
@@ -37,6 +36,7 @@ from thumbnet.cli import (
     tune,
 )
 from thumbnet.cli.options import by_option, import_model_code, rank
+from thumbnet.cli.streams import ResultsLostError, discard_results, flush_results
 from thumbnet.cli.usage import Parser, UsageError, unrecognised, with_subparsers
 from thumbnet.errors import (
     FallbackWarning,
@@ -105,14 +105,24 @@ def _run(words: Sequence[str]) -> int:
         options = parse(words)
         import_model_code(options)
         status: int = options.command(options)
-        sys.stdout.flush()
+        flush_results()
         return status
     except ModuleNotFoundError as error:
         if error.name not in _TRAIN_MODULES:
             raise
         print(f"thumbnet: {MissingExtraError('this command', 'train')}", file=sys.stderr)
         return 2
+    except SystemExit:  # after --help and --version
+        try:
+            flush_results()
+        except ResultsLostError as error:
+            discard_results()
+            print(f"thumbnet: {error}", file=sys.stderr)
+            return 2
+        raise
     except ThumbnetError as error:
+        if isinstance(error, ResultsLostError):
+            discard_results()
         if rank() == 0:
             print(f"thumbnet: {by_option(str(error), words)}{_how_to_allow(error, words)}", file=sys.stderr)
         elif error.exit_status < 128:  # 128 and above: stopped, which only rank 0 reports
@@ -129,7 +139,7 @@ def _run(words: Sequence[str]) -> int:
         print(f"thumbnet: {OutOfMemoryError('this computer', f'in {words[0]}', FULL)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of a pipe has ended: `thumbnet predict ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_results()
         return 141  # 128 + SIGPIPE, the convention of shells
 
 

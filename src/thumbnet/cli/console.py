@@ -10,13 +10,32 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from thumbnet.cli.streams import ResultsLostError, discard_results, writing_results
+from thumbnet.errors import harmless
+
 # Progress goes to stderr, results to stdout: `thumbnet evaluate RUN --json > file` stays clean.
 progress_console = Console(stderr=True, highlight=False)
 
 
 def say(text: str = "") -> None:
-    """Print a line of results to stdout."""
-    print(text, flush=True)
+    """Print a line of results to stdout; see :func:`plain`."""
+    with writing_results():
+        print(plain(text), flush=True)
+
+
+def announce(text: str) -> None:
+    """Print a line to stdout; on stderr instead if stdout cannot be written. A service goes on either way."""
+    try:
+        say(text)
+    except (ResultsLostError, BrokenPipeError) as error:
+        discard_results()
+        note(f"thumbnet: {error}")
+        note(text)
+
+
+def plain(text: str) -> str:
+    """Escape what a terminal obeys. Every text that a command prints passes here, with all names in it."""
+    return harmless(text, keep="\n\t")
 
 
 def say_sentence(text: str) -> None:
@@ -43,8 +62,16 @@ def json_line(value: object) -> str:
 
 
 def note(text: str) -> None:
-    """Print a line that is not part of the result to stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line that is not part of the result to stderr; see :func:`plain`.
+
+    If stderr is on a full disk, the line is lost, and the work goes on.
+    """
+    try:
+        print(plain(text), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:

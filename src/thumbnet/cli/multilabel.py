@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from thumbnet.cli.console import json_line, say, table
+from thumbnet.cli.streams import ResultsFile
+from thumbnet.data.listings import safe_name, safe_text
 from thumbnet.errors import printable
-from thumbnet.reports.listings import safe_name, safe_text
 from thumbnet.reports.summary import OPTIMISTIC, is_optimistic, percent
 
 if TYPE_CHECKING:
@@ -154,13 +154,13 @@ def label_printer(
     if shape == "table":
         return as_table
 
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer = csv.writer(ResultsFile(), lineterminator="\n")
     writer.writerow(["path", "labels", "probabilities", "error"])
 
     def as_csv(results: list[tuple[str, Prediction | str]]) -> None:
         for name, result in results:
             if isinstance(result, str):
-                writer.writerow([safe_name(name), "", "", result])
+                writer.writerow([safe_name(name), "", "", safe_text(result)])
                 continue
             found = pairs(result)
             labels, probabilities = (label for label, _ in found), (f"{p:.6f}" for _, p in found)

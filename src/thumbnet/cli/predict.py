@@ -46,6 +46,7 @@ def execute(options: argparse.Namespace) -> int:
 
     from thumbnet.classifiers.load import load_classifier
     from thumbnet.classifiers.reading import read_ahead
+    from thumbnet.cli.console import note
     from thumbnet.cli.multilabel import label_printer
     from thumbnet.cli.views import prediction_printer
     from thumbnet.data.images import load_picture
@@ -70,7 +71,7 @@ def execute(options: argparse.Namespace) -> int:
         show([(name, found if isinstance(found, str) else next(results)) for name, found in pictures])
         failures += len(pictures) - len(good)
     if failures:
-        print(f"thumbnet: {failures} picture(s) could not be read", file=sys.stderr)
+        note(f"thumbnet: {failures} picture(s) could not be read")
     return 1 if failures else 0
 
 
@@ -94,9 +95,10 @@ def _expand(paths: Sequence[str]) -> Iterator[str]:
 
 def _pictures_in(folder: str) -> list[str]:
     """List the pictures below a folder, sorted. Tell the user on stderr about files that need a plug-in."""
+    from thumbnet.cli.console import note
     from thumbnet.sources.unlabelled import find_pictures
 
     found, notes = find_pictures(folder)
-    for note in notes:
-        print(f"thumbnet: {note}", file=sys.stderr)
+    for text in notes:
+        note(f"thumbnet: {text}")
     return [os.path.join(folder, path) for path in found]

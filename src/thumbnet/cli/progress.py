@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from thumbnet.cli.console import duration, note, progress_console
+from thumbnet.cli.console import duration, note, plain, progress_console
 from thumbnet.reports.summary import percent
 from thumbnet.training.listener import StoppableListener
 
@@ -272,7 +272,7 @@ class TrainingDisplay(StoppableListener):
                 break_long_words=False,
                 break_on_hyphens=False,
             )
-            self.progress.console.print(text, markup=False, soft_wrap=True)
+            self.progress.console.print(plain(text), markup=False, soft_wrap=True)
         else:
             self._say_line(text)
 
@@ -360,6 +360,6 @@ class ScoringDisplay:
     def _say(self, text: str) -> None:
         self._last_line = time.monotonic()
         if self.live:
-            self._progress.console.print(text, markup=False, soft_wrap=True)
+            self._progress.console.print(plain(text), markup=False, soft_wrap=True)
         else:
             self._say_line(text)

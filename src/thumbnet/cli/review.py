@@ -288,9 +288,9 @@ def _data_of(run: Run, options: argparse.Namespace) -> Data:
 
 def _greet(address: str, review: Review, no_browser: bool) -> None:
     """Print the page's address and open it."""
-    from thumbnet.cli.console import say
+    from thumbnet.cli.console import announce
 
-    say(f"review at {address}   {review.decided} of {review.shown} decided   (Ctrl-C to stop)")
+    announce(f"review at {address}   {review.decided} of {review.shown} decided   (Ctrl-C to stop)")
     if not no_browser and _has_display():
         import threading
         import webbrowser

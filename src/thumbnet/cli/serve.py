@@ -91,7 +91,7 @@ def add(commands: Any) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     from thumbnet.classifiers.load import load_classifier
-    from thumbnet.cli.console import say
+    from thumbnet.cli.console import announce
 
     with needs_extra("thumbnet serve", "serve"):
         from thumbnet.serving.access_log import AccessLog
@@ -131,7 +131,7 @@ def execute(options: argparse.Namespace) -> int:
             _warn(
                 "anyone who can reach this machine can use the service; set THUMBNET_API_KEY to require a key"
             )
-        serve(service, listener, lambda address: say(f"serving at {address}   (Ctrl-C to stop)"))
+        serve(service, listener, lambda address: announce(f"serving at {address}   (Ctrl-C to stop)"))
     return 0
 
 

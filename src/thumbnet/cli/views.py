@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from thumbnet.classifiers.words import in_words
 from thumbnet.cli.console import duration, json_line, say, say_sentence, table
 from thumbnet.cli.multilabel import show_label_counts, show_label_summary
+from thumbnet.cli.streams import ResultsFile
 from thumbnet.data.corrections import describe_corrections
+from thumbnet.data.listings import safe_name, safe_text
 from thumbnet.errors import printable
 from thumbnet.invocation import command
 from thumbnet.recipes.networks import code_options
-from thumbnet.reports.listings import safe_name, safe_text
 from thumbnet.reports.summary import (
     NOTHING_MEASURED,
     OPTIMISTIC,
@@ -244,7 +244,7 @@ def prediction_printer(
     if shape == "table":
         return as_table
 
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer = csv.writer(ResultsFile(), lineterminator="\n")
     heads = [head for k in range(1, top + 1) for head in (f"class_{k}", f"probability_{k}")]
     extra = ["unlike", "unlikeness"] if tells_unlike else []
     writer.writerow(["path", *heads, *extra, "error"])
@@ -252,7 +252,7 @@ def prediction_printer(
     def as_csv(results: list[tuple[str, Prediction | str]]) -> None:
         for name, result in results:
             if isinstance(result, str):
-                writer.writerow([safe_name(name), *[""] * (2 * top + len(extra)), result])
+                writer.writerow([safe_name(name), *[""] * (2 * top + len(extra)), safe_text(result)])
             else:
                 cells = [cell for label, p in pairs(result) for cell in (safe_text(label), f"{p:.6f}")]
                 told = [str(result.unlike).lower(), f"{result.unlikeness:.6g}"] if tells_unlike else []

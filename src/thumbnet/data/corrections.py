@@ -10,6 +10,9 @@ train/dog/0013.jpg,,train,dog,drop
 new/0001.jpg,cat,train,,relabel
 ```
 
+A name that looks like a formula begins with ``./``, and such a class with ``'``, so that a spreadsheet does
+not compute it. Reading takes these off again (:mod:`thumbnet.data.listings`).
+
 A row without ``was`` whose picture is a file adds this picture to ``train``. The pictures themselves are
 never changed, so deleting a row undoes it.
 """
@@ -29,6 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from thumbnet.data.joined import with_files
+from thumbnet.data.listings import guarded_name, guarded_text, unguarded_name, unguarded_text
 from thumbnet.data.rows import numbered_rows
 from thumbnet.data.splits import Corrected, Data, FileSplit, Split
 from thumbnet.errors import DataError, nearest, printable
@@ -133,7 +137,8 @@ def _correction(cells: Sequence[str], where: str) -> Correction:
     """Check the cells of a row, in the order of ``COLUMNS``."""
     name, label, split, was, decision = cells
     split, decision = split.strip().lower(), decision.strip().lower()
-    label, was = (cell if cell.strip() else "" for cell in (label, was))
+    name = unguarded_name(name)
+    label, was = (unguarded_text(cell) if cell.strip() else "" for cell in (label, was))
     if not name.strip():
         raise DataError(f"{where}: the row names no picture")
     for cell in (label, was):
@@ -190,12 +195,16 @@ def write_corrections(path: Path, corrections: Sequence[Correction]) -> None:
 
 
 def corrections_csv(corrections: Iterable[Correction]) -> bytes:
-    """The content of a file of corrections. Names that are not UTF-8 keep their bytes."""
+    """The content of a file of corrections, safe to open in a spreadsheet; see :mod:`thumbnet.data.listings`.
+
+    Names that are not UTF-8 keep their bytes.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for one in newest(corrections):
-        writer.writerow([one.name, one.label, one.split, one.was, one.decision])
+        label, was = guarded_text(one.label), guarded_text(one.was)
+        writer.writerow([guarded_name(one.name), label, one.split, was, one.decision])
     return text.getvalue().encode(errors="surrogateescape")
 
 

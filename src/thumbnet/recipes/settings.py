@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from thumbnet.errors import RecipeError
 from thumbnet.recipes.networks import check_name
 
 AUTO = "auto"
+SMALLEST_SIDE, LARGEST_SIDE = 16, 1024  # pixels of a network's input; networks here are made for these
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 # Modes of torch.compile that record CUDA graphs. A graph overwrites the gradients of its previous run, so
 # gradients cannot accumulate (https://github.com/pytorch/pytorch/issues/169545).
 GRAPH_MODES = ("reduce-overhead", "max-autotune")
@@ -414,7 +417,7 @@ class TrainingSettings:
     label_smoothing: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     ema_decay: float = 0.0
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     channels_last: bool = True
     compile: bool = False
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
@@ -511,6 +514,8 @@ def parse_image_size(text: str) -> tuple[int, int]:
             f"image size {text!r}: expected SIDE or HEIGHTxWIDTH in pixels, such as 32 or 32x64"
         )
     height, width = int(parts[0]), int(parts[-1])
-    if not (16 <= min(height, width) and max(height, width) <= 1024):
-        raise RecipeError(f"image size {text!r}: each side must have 16 to 1024 pixels")
+    if not (SMALLEST_SIDE <= min(height, width) and max(height, width) <= LARGEST_SIDE):
+        raise RecipeError(
+            f"image size {text!r}: each side must have {SMALLEST_SIDE} to {LARGEST_SIDE} pixels"
+        )
     return height, width

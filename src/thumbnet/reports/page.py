@@ -21,6 +21,7 @@ import numpy as np
 from thumbnet.classifiers.explain import doubts
 from thumbnet.classifiers.load import load_run
 from thumbnet.data.corrections import describe_corrections
+from thumbnet.data.listings import as_csv, safe_name, safe_text
 from thumbnet.data.splits import Data, Progress, Split
 from thumbnet.errors import MissingExtraError, printable
 from thumbnet.evaluation import (
@@ -35,7 +36,6 @@ from thumbnet.files import write_file
 from thumbnet.invocation import command
 from thumbnet.models import count_parameters
 from thumbnet.reports import charts
-from thumbnet.reports.listings import as_csv, safe_name, safe_text
 from thumbnet.reports.pictures import MATRIX_CLASSES, Album, Answers
 from thumbnet.reports.summary import (
     NOTHING_MEASURED,

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+
+from thumbnet.runs.fields import items, number, numbers, table, text, whole
 
 SCORE_NAMES = ("energy", "probability", "logit")  # the keys of thumbnet.classifiers.unlike.SCORES
+_MOST_PICTURES = 2**53
 LOOKS = 9  # numbers that describe how a picture looks, see thumbnet.classifiers.unlike.looks
 
 
@@ -102,34 +104,44 @@ def _check_share(name: str, value: float) -> None:
         raise ValueError(f"the {name} is {value!r}: expected a number from 0 to 1")
 
 
-def thresholds_from(values: Any) -> Thresholds | None:
+def thresholds_from(values: object) -> Thresholds | None:
     """Parse thresholds from JSON; None if there are none, as in files of older versions.
 
     Raises:
-        ValueError, KeyError, TypeError: ``values`` is something else.
+        ValueError: ``values`` is something else.
     """
     if values is None:
         return None
-    table = tuple(
-        Threshold(float(row["precision"]), float(row["probability"]), int(row["accepted"]), int(row["right"]))
-        for row in values["table"]
-    )
-    return Thresholds(str(values["split"]), int(values["pictures"]), float(values["highest"]), table)
+    given = table(values, "thresholds", ("split", "pictures", "highest", "table"))
+    rows = tuple(map(_threshold, items(given["table"], "thresholds.table")))
+    pictures = whole(given["pictures"], "thresholds.pictures", 1, _MOST_PICTURES)
+    highest = number(given["highest"], "thresholds.highest", 0, 1)
+    return Thresholds(text(given["split"], "thresholds.split"), pictures, highest, rows)
 
 
-def unlikeness_from(values: Any) -> Unlikeness | None:
+def _threshold(values: object) -> Threshold:
+    where = "thresholds.table"
+    row = table(values, where, ("precision", "probability", "accepted", "right"))
+    precision, probability = (number(row[key], where, 0, 1) for key in ("precision", "probability"))
+    accepted, right = (whole(row[key], where, 0, _MOST_PICTURES) for key in ("accepted", "right"))
+    return Threshold(precision, probability, accepted, right)
+
+
+def unlikeness_from(values: object) -> Unlikeness | None:
     """Parse an :class:`Unlikeness` from JSON; None if there is none, as in files of older versions.
 
     Raises:
-        ValueError, KeyError, TypeError: ``values`` is something else.
+        ValueError: ``values`` is something else.
     """
     if values is None:
         return None
     limits = ("median", "threshold", "distance_median", "distance_threshold", "passed")
+    given = table(values, "unlike", ("score", "mean", "inverse", "pictures", *limits))
+    rows = items(given["inverse"], "unlike.inverse", LOOKS)
     return Unlikeness(
-        score=str(values["score"]),
-        mean=tuple(map(float, values["mean"])),
-        inverse=tuple(tuple(map(float, row)) for row in values["inverse"]),
-        pictures=int(values["pictures"]),
-        **{name: float(values[name]) for name in limits},
+        score=text(given["score"], "unlike.score"),
+        mean=numbers(given["mean"], "unlike.mean", LOOKS),
+        inverse=tuple(numbers(row, "unlike.inverse", LOOKS) for row in rows),
+        pictures=whole(given["pictures"], "unlike.pictures", 0, _MOST_PICTURES),
+        **{name: number(given[name], f"unlike.{name}") for name in limits},
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from thumbnet.errors import MissingExtraError, RecipeError, RunError
 from thumbnet.files import write_file
+from thumbnet.recipes.networks import MODEL_NAMES
 from thumbnet.runs.finding import no_run
 from thumbnet.runs.weights_info import WeightsInfo
 
@@ -81,12 +82,40 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
         raise RunError(f"{path} was not written by thumbnet: its weights have no description")
     try:
         values = json.loads(text)
-        digest = values.pop("digest", None)  # missing in files of older versions
+        digest = values.pop("digest", None) if isinstance(values, dict) else None  # older versions wrote none
         if digest is not None and digest != weights_digest(tensors, values):
             raise RunError(f"{path} is damaged: its content does not match its digest")
-        return tensors, WeightsInfo.from_json(json.dumps(values))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RecipeError) as error:
+        info = WeightsInfo.from_json(json.dumps(values))
+    except (ValueError, RecursionError, RecipeError) as error:
         raise RunError(f"cannot read the description in {path}: {error}") from None
+    _check_tensors(tensors, info, path)
+    return tensors, info
+
+
+def _check_tensors(tensors: dict[str, Tensor], info: WeightsInfo, path: Path) -> None:
+    """Check the types and values of the tensors, and the number of classes, before a network is built.
+
+    Networks of users may have buffers of any type that hold infinity, such as masks. Those of thumbnet have
+    not.
+
+    Raises:
+        RunError: a tensor has a wrong type or is not finite, or the last layer has other classes.
+    """
+    import torch
+
+    ours = info.model.name in MODEL_NAMES
+    for name, tensor in tensors.items():
+        expected = torch.int64 if name.endswith("num_batches_tracked") else torch.float32
+        if ours and tensor.dtype != expected:
+            raise RunError(f"{path}: the tensor {name} holds {tensor.dtype}: expected {expected}")
+        bad = tensor.isnan() if not ours else ~tensor.isfinite()
+        if bad.any():
+            value = tensor[bad][0].item()
+            raise RunError(f"{path}: the tensor {name} has the value {value}, so the network cannot predict")
+    classes = len(info.class_names)
+    rows = {tensor.shape[:1] for name, tensor in tensors.items() if not ours or name.startswith("head.")}
+    if rows and (classes,) not in rows:
+        raise RunError(f"{path} names {classes:,} classes, but its last layer does not have that many rows")
 
 
 def write_weights(path: Path, weights: dict[str, Tensor], info: WeightsInfo) -> None:

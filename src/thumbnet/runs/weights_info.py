@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from collections import Counter
+from dataclasses import asdict, dataclass, fields
+from typing import get_args
 
 from thumbnet.data.images import WHITE, Fit, Preprocessing
-from thumbnet.recipes.settings import ModelSettings
+from thumbnet.recipes.settings import LARGEST_SIDE, PRECISIONS, SMALLEST_SIDE, ModelSettings
 from thumbnet.runs.certainty import Thresholds, Unlikeness, thresholds_from, unlikeness_from
+from thumbnet.runs.fields import items, number, numbers, shown, table, text, whole, wrong
 from thumbnet.version import __version__
 
 WEIGHTS_FORMAT = 1
@@ -63,21 +64,22 @@ class WeightsInfo:
 
     def __post_init__(self) -> None:
         if self.tta not in TTA_NAMES:
-            raise ValueError(f"unknown test-time augmentation {self.tta!r}")
-        number = type(self.temperature) in (int, float)
-        if not (number and math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"the temperature is {self.temperature!r}: expected a positive number")
+            raise wrong(self.tta, "tta", f"one of {', '.join(TTA_NAMES)}")
+        if self.precision not in PRECISIONS:
+            raise wrong(self.precision, "precision", f"one of {', '.join(PRECISIONS)}")
+        if number(self.temperature, "temperature") <= 0:
+            raise wrong(self.temperature, "temperature", "a positive number")
+        _check_names(self.class_names)
         _check_provenance(self)
         self._check_labels()
 
     def _check_labels(self) -> None:
         if type(self.multilabel) is not bool:
-            raise ValueError(f"multilabel is {self.multilabel!r}: expected true or false")
+            raise wrong(self.multilabel, "multilabel", "true or false")
         count = len(self.label_thresholds)
         if count and not (self.multilabel and count == len(self.class_names)):
             raise ValueError(f"it has {count} thresholds for {len(self.class_names)} labels")
-        if not all(type(one) in (int, float) and 0 <= one <= 1 for one in self.label_thresholds):
-            raise ValueError("its thresholds are not all numbers from 0 to 1")
+        numbers(self.label_thresholds, "label_thresholds", count, 0, 1)
 
     def to_json(self) -> str:
         """Return the description as one line of JSON."""
@@ -87,63 +89,95 @@ class WeightsInfo:
         return json.dumps({"format": WEIGHTS_FORMAT, **values}, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> WeightsInfo:
+    def from_json(cls, content: str) -> WeightsInfo:
         """Parse the output of :meth:`to_json`.
 
         Raises:
-            ValueError, KeyError, TypeError, RecipeError: ``text`` is something else.
+            ValueError: ``content`` is something else, or a value is out of range; names the entry.
+            RecipeError: the network's settings are out of range.
+            RecursionError: the JSON is nested too deeply.
         """
-        values = json.loads(text)
-        if values.pop("format") != WEIGHTS_FORMAT:
-            raise ValueError(
-                f"thumbnet {values.get('thumbnet')} wrote it in a format that this version does not know"
-            )
-        pre = values["preprocessing"]
-        height, width = (int(side) for side in pre["size"])
-        if pre["fit"] not in get_args(Fit) or len(pre["mean"]) != 3 or len(pre["std"]) != 3:
-            raise ValueError("its preprocessing is not valid")
-        mean, std = (tuple(float(v) for v in pre[key]) for key in ("mean", "std"))
-        names = tuple(str(name) for name in values["class_names"])
-        values["preprocessing"] = Preprocessing(
-            (height, width), pre["fit"], mean, std, _range(pre.get("range")), _colour(pre.get("background"))
+        values = json.loads(content)
+        if isinstance(values, dict) and values.get("format") != WEIGHTS_FORMAT:
+            writer = shown(values.get("thumbnet"))
+            raise ValueError(f"thumbnet {writer} wrote it in a format that this version does not know")
+        table(values, "the description", _REQUIRED, (*_OPTIONAL, "format"))
+        optional = {key: values[key] for key in _AS_THEY_ARE if key in values}
+        return cls(
+            model=_model(values["model"]),
+            class_names=tuple(items(values["class_names"], "class_names")),
+            preprocessing=_preprocessing(values["preprocessing"]),
+            precision=values["precision"],
+            source=values["source"],
+            fingerprint=values["fingerprint"],
+            thresholds=thresholds_from(values.get("thresholds")),
+            unlike=unlikeness_from(values.get("unlike")),
+            label_thresholds=tuple(items(values.get("label_thresholds", ()), "label_thresholds")),
+            **optional,
         )
-        values["model"] = ModelSettings(**values["model"])
-        values["thresholds"] = thresholds_from(values.get("thresholds"))
-        values["unlike"] = unlikeness_from(values.get("unlike"))
-        values["label_thresholds"] = tuple(values.get("label_thresholds", ()))
-        return cls(**{**values, "class_names": names})
+
+
+_REQUIRED = ("model", "class_names", "preprocessing", "precision", "source", "fingerprint")
+_OPTIONAL = tuple(known.name for known in fields(WeightsInfo) if known.name not in _REQUIRED)
+_AS_THEY_ARE = tuple(key for key in _OPTIONAL if key not in ("thresholds", "unlike", "label_thresholds"))
+
+
+def _check_names(names: tuple[str, ...]) -> None:
+    """Check that there are class names, that all are printable text, and that no two are equal."""
+    if not names:
+        raise ValueError("class_names is empty: expected one name per class")
+    for name in names:
+        if not isinstance(name, str) or not name.isprintable():
+            raise wrong(name, "a class name", "text without control characters")
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise ValueError(f"two classes have the same name, {shown(twice)}")
+
+
+def _model(value: object) -> ModelSettings:
+    given = table(value, "model", (), ("name", "width"))
+    name = text(given.get("name", ModelSettings.name), "model.name")
+    return ModelSettings(name, number(given.get("width", ModelSettings.width), "model.width"))
+
+
+def _preprocessing(value: object) -> Preprocessing:
+    given = table(value, "preprocessing", ("size", "fit", "mean", "std"), ("range", "background"))
+    height, width = (
+        whole(side, "preprocessing.size", SMALLEST_SIDE, LARGEST_SIDE)
+        for side in items(given["size"], "preprocessing.size", 2)
+    )
+    if given["fit"] not in get_args(Fit):
+        raise wrong(given["fit"], "preprocessing.fit", f"one of {', '.join(get_args(Fit))}")
+    mean = numbers(given["mean"], "preprocessing.mean", 3, 0, 1)
+    std = numbers(given["std"], "preprocessing.std", 3, 1e-6, 1)
+    limits, colour = _range(given.get("range")), _colour(given.get("background"))
+    return Preprocessing((height, width), given["fit"], mean, std, limits, colour)
 
 
 def _check_provenance(info: WeightsInfo) -> None:
     """Check the accuracy and the names, which may come from a stranger's file."""
-    share, count = info.accuracy, info.accuracy_pictures
-    if share is not None and not (_is_number(share) and 0 <= share <= 1):
-        raise ValueError(f"the accuracy is {share!r}: expected a number from 0 to 1")
-    if count is not None and not (type(count) is int and count > 0):
-        raise ValueError(f"the accuracy was measured on {count!r} pictures: expected a whole number above 0")
-    for text in (info.fingerprint, info.thumbnet, info.accuracy_split, info.run, info.exported):
-        if not isinstance(text, str):
-            raise ValueError(f"expected text, got {text!r}")
+    if info.accuracy is not None:
+        number(info.accuracy, "accuracy", 0, 1)
+    if info.accuracy_pictures is not None:
+        whole(info.accuracy_pictures, "accuracy_pictures", 1, 2**53)
+    for key in ("source", "fingerprint", "thumbnet", "accuracy_split", "run", "exported"):
+        text(getattr(info, key), key)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _range(value: Any) -> tuple[float, float] | None:
+def _range(value: object) -> tuple[float, float] | None:
     """Parse the value range; None (also in files of older versions) means the type's full range."""
     if value is None:
         return None
-    low, high = (float(limit) for limit in value)
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"its value range is {low:g} to {high:g}")
+    low, high = numbers(value, "preprocessing.range", 2)
+    if low >= high:
+        raise wrong(value, "preprocessing.range", "two numbers, the smaller one first")
     return low, high
 
 
-def _colour(value: Any) -> tuple[int, int, int]:
+def _colour(value: object) -> tuple[int, int, int]:
+    """Parse the background; None (in files of older versions) means white."""
     if value is None:
         return WHITE
-    red, green, blue = (int(channel) for channel in value)
-    if not all(0 <= channel <= 255 for channel in (red, green, blue)):
-        raise ValueError("its background is not a colour: expected three numbers from 0 to 255")
+    where = "preprocessing.background"
+    red, green, blue = (whole(channel, where, 0, 255) for channel in items(value, where, 3))
     return red, green, blue

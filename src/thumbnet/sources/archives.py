@@ -28,6 +28,8 @@ ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".
 MAX_EXPANSION = 200  # an archive that unpacks to more than this many times its size is refused as a bomb
 
 _BLOCK = 1 << 20  # bytes read and written at a time
+_PER_MEMBER = 2048  # bytes that a member counts beyond its content: empty files fill a disk as well
+_HEADERS = 4  # a tar may decompress to this many times the limit: headers and padding come on top of content
 _FILES = "files"  # the folder for files that are not pictures
 _VERSION = f"3 {plugins.fingerprint()}"  # of the unpacked form; the plug-ins decide which files are pictures
 
@@ -104,7 +106,7 @@ def _open(target: Path, key: str) -> Unpacked | None:
 
 
 def _unpack_tar(archive: Path, writer: _Writer) -> None:
-    for name, content in members(archive):
+    for name, content in members(archive, _HEADERS * writer.limit):
         if content is None:
             raise DataError(f"{printable(str(archive))} is refused: the member {name!r} is not a plain file")
         writer.write(name.lstrip("/"), content)  # tar strips leading slashes too
@@ -129,7 +131,7 @@ class _Writer:
 
     def __init__(self, archive: Path, folder: Path, pictures: PackWriter, limit: int) -> None:
         self._archive, self._folder, self._pictures = archive, folder, pictures
-        self._limit, self._total = limit, 0
+        self.limit, self._total = limit, 0
         self._folders: dict[str, str] = {}  # as in the archive: as written
         folder.mkdir()
 
@@ -147,6 +149,7 @@ class _Writer:
         if base in ("", ".", "..") or "\0" in base or (not folder and ":" in base):
             raise self._outside(name)
         path = self._folders[folder] + base
+        self._count(_PER_MEMBER)
         blocks = self._blocks(source)
         head = next(blocks, b"")
         blocks = itertools.chain([head], blocks) if head else blocks
@@ -174,11 +177,14 @@ class _Writer:
     def _blocks(self, source: Readable) -> Iterator[bytes]:
         """The content of ``source`` in blocks, counted against the limit: declared sizes may be false."""
         while block := source.read(_BLOCK):
-            self._total += len(block)
-            if self._total > self._limit:
-                raise DataError(
-                    f"{printable(str(self._archive))} unpacks to more than {MAX_EXPANSION} times its "
-                    f"{os.path.getsize(self._archive):,} bytes: refused as a bomb. If you trust it, unpack "
-                    "it yourself and pass the folder."
-                )
+            self._count(len(block))
             yield block
+
+    def _count(self, size: int) -> None:
+        self._total += size
+        if self._total > self.limit:
+            raise DataError(
+                f"{printable(str(self._archive))} unpacks to more than {MAX_EXPANSION} times its "
+                f"{os.path.getsize(self._archive):,} bytes: refused as a bomb. If you trust it, unpack "
+                "it yourself and pass the folder."
+            )

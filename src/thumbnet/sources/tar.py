@@ -11,10 +11,11 @@ import bz2
 import gzip
 import io
 import lzma
+import math
 import queue
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol, Self
 
@@ -23,6 +24,8 @@ _CHUNK = 1 << 18  # compressed bytes to read at a time
 _BLOCK = 1 << 20  # decompressed bytes to produce at a time; larger members are streamed
 _AHEAD = 32  # blocks to decompress ahead
 _XZ, _BZIP2, _GZIP = b"\xfd7zXZ\0", b"BZh", b"\x1f\x8b"
+_LONGEST_HEADER = 1 << 20  # bytes of a long name or of extended attributes, which tarfile reads at once
+_MOST_MEMORY = 1 << 29  # bytes for decompressing xz; its strongest preset takes 65 MB
 _ZEROS = bytes(_HEADER)
 _POSIX, _GNU = b"ustar\x0000", b"ustar  \0"
 
@@ -47,11 +50,12 @@ class Member(NamedTuple):
     content: Readable | None
 
 
-def members(archive: Path) -> Iterator[Member]:
+def members(archive: Path, most: float = math.inf) -> Iterator[Member]:
     """Yield the members of a tar archive in order, without its folders.
 
     Args:
         archive: a tar file, uncompressed or compressed with gzip, bzip2 or xz.
+        most: the most bytes, headers included, that it may decompress to.
 
     Raises:
         tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError: the archive is damaged or cannot be
@@ -61,13 +65,17 @@ def members(archive: Path) -> Iterator[Member]:
         start = file.read(len(_XZ))
         file.seek(0)
         if start.startswith((_XZ, _BZIP2)):
-            with _ReadAhead(file, lzma.LZMADecompressor if start == _XZ else bz2.BZ2Decompressor) as ahead:
-                yield from _members(_Stream(ahead))
+            with _ReadAhead(file, _xz if start == _XZ else bz2.BZ2Decompressor) as ahead:
+                yield from _members(_Stream(ahead, most))
         elif start.startswith(_GZIP):
             with gzip.open(file) as unzipped:
-                yield from _members(_Stream(unzipped))
+                yield from _members(_Stream(unzipped, most))
         else:
-            yield from _members(_Stream(file))
+            yield from _members(_Stream(file, most))
+
+
+def _xz() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(memlimit=_MOST_MEMORY)
 
 
 def _members(stream: _Stream) -> Iterator[Member]:
@@ -127,17 +135,35 @@ def _plain(header: bytes) -> tuple[str, int, bool] | None:
 
 def _rest(stream: _Stream) -> Iterator[Member]:
     """Read what is left of the stream with :mod:`tarfile`."""
-    with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Bounded) as tar:  # type: ignore[call-overload]
         for member in tar:
             if not member.isdir():
                 yield Member(member.name, tar.extractfile(member) if member.isreg() else None)
 
 
-class _Stream:
-    """Sequential reads from a file, with one step back."""
+class _Bounded(tarfile.TarInfo):
+    """A header that is refused if it is long: a few bytes may decompress to gigabytes of a name."""
 
-    def __init__(self, file: Readable) -> None:
-        self._file = file
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _LONG_TYPES and self.size > _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header has {self.size:,} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc, no-any-return]
+
+
+_LONG_TYPES = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+class _Stream:
+    """Sequential reads of at most ``most`` bytes from a file, with one step back."""
+
+    def __init__(self, file: Readable, most: float) -> None:
+        self._file, self._left = file, most
         self._block, self._at = b"", 0
 
     def read(self, size: int) -> bytes:
@@ -154,6 +180,9 @@ class _Stream:
             self._block = self._file.read(_BLOCK)
             if not self._block:
                 break
+            self._left -= len(self._block)
+            if self._left < 0:
+                raise tarfile.ReadError("it decompresses to far more than its own size: refused as a bomb")
             self._at = min(missing, len(self._block))
             parts.append(self._block[: self._at])
             missing -= self._at
@@ -190,7 +219,7 @@ class _ReadAhead:
     """Decompresses a file in a thread; both decompressors release the interpreter while they work."""
 
     def __init__(
-        self, file: IO[bytes], decompressor: type[lzma.LZMADecompressor | bz2.BZ2Decompressor]
+        self, file: IO[bytes], decompressor: Callable[[], lzma.LZMADecompressor | bz2.BZ2Decompressor]
     ) -> None:
         self._file, self._decompressor = file, decompressor
         self._blocks: queue.Queue[bytes | Exception] = queue.Queue(_AHEAD)

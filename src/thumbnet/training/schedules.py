@@ -12,9 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.recipes.settings import ScheduleSettings
-
-SMALLEST_SIDE = 16  # pixels; the networks here are not made for smaller pictures
+from thumbnet.recipes.settings import SMALLEST_SIDE, ScheduleSettings
 
 
 def factor_at(settings: ScheduleSettings, step: int, total_steps: int) -> float:

@@ -7,8 +7,18 @@ import io
 import os
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from thumbnet.reports.listings import as_csv, safe_name, safe_text
+from thumbnet.data.listings import (
+    as_csv,
+    guarded_name,
+    guarded_text,
+    safe_name,
+    safe_text,
+    unguarded_name,
+    unguarded_text,
+)
 
 FORMULAS = [
     "=1+1",
@@ -25,14 +35,14 @@ FORMULAS = [
 
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_a_name_that_looks_like_a_formula_becomes_a_path_to_the_same_file(formula: str) -> None:
-    safe = safe_name(formula)
+    safe = guarded_name(formula)
     assert safe == f"./{formula}"
     assert os.path.normpath(safe) == os.path.normpath(formula)
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_a_text_that_looks_like_a_formula_begins_with_an_apostrophe(formula: str) -> None:
-    assert safe_text(formula) == f"'{formula}"
+    assert guarded_text(formula) == f"'{formula}"
 
 
 @pytest.mark.parametrize("text", ["cats/=1.png", "train[3]", "-", "a=b", "", "'quoted'", "dog; =1+1"])
@@ -43,6 +53,27 @@ def test_other_cells_stay_as_they_are(text: str) -> None:
 @pytest.mark.parametrize("number", ["-1", "+1", "-0.5", "7"])
 def test_a_class_that_is_a_number_keeps_its_sign(number: str) -> None:
     assert safe_text(number) == number
+
+
+@given(st.text("=+-@'./ \t\n\r＝1a\x1b", max_size=8))
+def test_every_guard_can_be_taken_off_again(text: str) -> None:
+    assert unguarded_name(guarded_name(text)) == text
+    assert unguarded_text(guarded_text(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("\x1b]0;PWNED\x07\x1b[2J.png", r"\x1b]0;PWNED\x07\x1b[2J.png"),
+        ("\u202egnp.exe", r"\u202egnp.exe"),
+        ("a\nb", r"a\nb"),
+        ("\udcff.png", r"\udcff.png"),
+        ("Screenshot 3.00\u202fPM.png", "Screenshot 3.00\u202fPM.png"),
+        ("鲸\u3000👩‍🚀.png", "鲸\u3000👩‍🚀.png"),
+    ],
+)
+def test_a_list_for_people_escapes_what_a_terminal_obeys_and_nothing_else(name: str, cell: str) -> None:
+    assert safe_name(name) == safe_text(name) == cell
 
 
 def test_cells_with_commas_quotes_and_line_breaks_are_read_back() -> None:

@@ -1,0 +1,67 @@
+"""What a command writes to when stdout is closed, or its disk is full. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from thumbnet.errors import ThumbnetError
+
+
+class ResultsLostError(ThumbnetError):
+    """The results cannot be written to stdout."""
+
+
+@contextmanager
+def writing_results() -> Iterator[None]:
+    """In this block, which writes to stdout, a full disk is a :class:`ResultsLostError`."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ResultsLostError(f"cannot write the results to stdout: {error.strerror}") from None
+
+
+class ResultsFile:
+    """What a CSV writer writes to: stdout, see :func:`writing_results`."""
+
+    def write(self, text: str) -> None:
+        """Write a part of the results."""
+        with writing_results():
+            sys.stdout.write(text)
+
+
+def flush_results() -> None:
+    """Write what stdout still holds.
+
+    Raises:
+        ResultsLostError: stdout is on a full disk.
+    """
+    with writing_results():
+        sys.stdout.flush()
+
+
+def discard_results() -> None:
+    """Send the rest of stdout nowhere, so that Python does not fail on it when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def open_standard_files() -> None:
+    """Open the null device in place of stdin, stdout and stderr if the process was started without them.
+
+    Otherwise the next file that is opened would take their number, and whatever C code prints would be
+    written into it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
