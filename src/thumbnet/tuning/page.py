@@ -11,13 +11,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from thumbnet.data.listings import as_csv
 from thumbnet.errors import MissingExtraError
 from thumbnet.evaluation import wilson_interval
 from thumbnet.files import write_file
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.reports.figures import new_figure
-from thumbnet.reports.listings import as_csv
 from thumbnet.reports.summary import headline_key, percent
 from thumbnet.runs.folder import Run
 from thumbnet.tuning import pictures
