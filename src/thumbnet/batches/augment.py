@@ -42,8 +42,8 @@ class Draw(NamedTuple):
             stays whole.
         partner: int64 [B], position in the batch of the picture to mix with.
         share: float32 [B], a picture's own share in the mixture.
-        pasted: int64 [B, 4], the rectangle that CutMix takes from the partner. Its area is 0 if the picture is
-            blended instead.
+        pasted: int64 [B, 4], the rectangle that CutMix takes from the partner. Its area is 0 if the picture
+            is blended instead.
     """
 
     flip: Tensor

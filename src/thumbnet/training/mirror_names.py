@@ -146,8 +146,8 @@ def _turned_classes(
         what = _turned_into(characters, opposite_names(class_names, *_BY_ROTATION))
         if what:
             notes.append(
-                f"warning: augment.rotate = {augment.rotate:g} can turn {what}, by the class names. For smaller "
-                "angles: --set augment.rotate=15"
+                f"warning: augment.rotate = {augment.rotate:g} can turn {what}, by the class names. For "
+                "smaller angles: --set augment.rotate=15"
             )
     return notes
 
