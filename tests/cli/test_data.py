@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
+from helpers import write_class_folders
 from thumbnet.cli import main
 
 
@@ -72,13 +74,37 @@ def test_a_preview_that_cannot_be_made_is_refused_before_the_data_are_read(
     monkeypatch.chdir(tmp_path)
     assert main(["data", "digits", *options]) == 2
     assert said in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    (tmp_path / "y.png").mkdir()
+    assert main(["data", "digits", "--preview-augment", "y.png"]) == 2
+    assert "y.png: this is a folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["y.png"]
 
 
 def test_a_preview_that_cannot_be_written_keeps_the_former_file(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "x.png").mkdir()
-    assert main(["data", str(folder), "--preview-augment", str(tmp_path / "x.png")]) == 2
-    assert "cannot write" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    former = tmp_path / "x.svg"
+    former.write_text("former")
+    monkeypatch.setattr("thumbnet.files.os.fsync", full)
+    assert main(["data", str(folder), "--preview-augment", str(former)]) == 2
+    assert "No space left on device. The former file is kept" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["former"]
+
+
+def test_a_preview_says_what_the_classes_did_to_the_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_class_folders(tmp_path / "arrows", ["train"])
+    (root / "train/red").rename(root / "train/arrow up")
+    (root / "train/blue").rename(root / "train/arrow down")
+    out = str(tmp_path / "a.svg")
+    options = ["--set", "augment.flip_vertical=random", "--preview-augment", out]
+    assert main(["data", str(root), *options, "--json"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert any(
+        "turn arrow up into arrow down" in note or "arrow down into arrow up" in note for note in notes
+    )
+    assert Path(out).read_text().startswith("<?xml")

@@ -102,18 +102,18 @@ def test_names_with_an_affix_are_characters_too(names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("names", "setting", "said"),
     [
-        (("up", "down"), "augment.flip_vertical=random", "up and down are"),
+        (("up", "down"), "augment.flip_vertical=random", "turn up into down"),
         (
             ("arrow_top", "arrow_bottom", "other"),
             "augment.flip_vertical=random",
-            "arrow_top and arrow_bottom",
+            "arrow_top into arrow_bottom",
         ),
-        (("thumbsup", "thumbsdown"), "augment.flip_vertical=random", "thumbsup and thumbsdown"),
-        (("0", "1", "2"), "augment.flip_vertical=random", "characters are"),
-        (("向上", "向下"), "augment.flip_vertical=random", "向上 and 向下"),
-        (("0", "6", "9"), "augment.rotate=180", "characters can be mistaken"),
-        (("turn left", "turn right"), "augment.rotate=90", "turn left and turn right"),
-        (("up", "down"), "augment.rotate=60", "up to 60 degrees"),
+        (("thumbsup", "thumbsdown"), "augment.flip_vertical=random", "thumbsup into thumbsdown"),
+        (("0", "1", "2"), "augment.flip_vertical=random", "one character into another"),
+        (("向上", "向下"), "augment.flip_vertical=random", "向上 into 向下"),
+        (("0", "6", "9"), "augment.rotate=180", "one character into another"),
+        (("turn left", "turn right"), "augment.rotate=90", "turn left into turn right"),
+        (("up", "down"), "augment.rotate=60", "augment.rotate = 60"),
     ],
 )
 def test_turning_pictures_against_the_class_names_is_obeyed_with_a_warning(

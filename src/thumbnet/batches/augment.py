@@ -28,20 +28,22 @@ ERASE_ASPECT = 0.3  # height over width of an erased rectangle is between this a
 
 
 class Draw(NamedTuple):
-    """The random choices for one batch. Where nothing is drawn, a tensor has the shape [B, 0].
+    """The random choices for one batch. The tensor of a setting that is off has the shape [B, 0].
 
     Attributes:
         flip: bool [B], whether to mirror.
         shift: int64 [B, 2], pixels down and right.
         hole: int64 [B, 2], row and column of the cutout's centre.
         light: float32 [B, 2], in [-1, 1): brightness and contrast, as fractions of the recipe's maximum.
-        flip_vertical: bool [B], whether to turn upside down.
+        flip_vertical: bool [B], whether to mirror top to bottom.
         turn: float32 [B, 2, 2], rotation and scale, see :func:`~thumbnet.batches.distort.warp`.
         colours: float32 [B, 3, 3], hue and saturation, see :func:`~thumbnet.batches.distort.recolour`.
-        erased: int64 [B, 4], the rectangle to erase: top, left, bottom, right. Empty for most pictures.
+        erased: int64 [B, 4], the rectangle to erase: top, left, bottom, right. Its area is 0 if a picture
+            stays whole.
         partner: int64 [B], position in the batch of the picture to mix with.
         share: float32 [B], a picture's own share in the mixture.
-        pasted: int64 [B, 4], the rectangle that CutMix takes from the partner; empty to blend instead.
+        pasted: int64 [B, 4], the rectangle that CutMix takes from the partner. Its area is 0 if the picture
+            is blended instead.
     """
 
     flip: Tensor
@@ -125,9 +127,9 @@ class Augmentation:
             """Random numbers in [-1, 1)."""
             return 2 * torch.rand(count, dtype=torch.float64, generator=generator) - 1
 
-        upside = turn = colours = erased = partner = share = pasted = nothing
+        vertical = turn = colours = erased = partner = share = pasted = nothing
         if settings.flip_vertical != "none":
-            upside = torch.rand(count, generator=generator) < 0.5
+            vertical = torch.rand(count, generator=generator) < 0.5
         if settings.warps:
             low, high = map(math.log, settings.scale)
             degrees, place = spread() * settings.rotate, spread()
@@ -140,7 +142,7 @@ class Augmentation:
         if settings.mixes:
             partner, share, box = draw_mixing(settings, count, self.size, generator)
             pasted = box if settings.cutmix else nothing
-        return [upside, turn, colours, erased, partner, share, pasted]
+        return [vertical, turn, colours, erased, partner, share, pasted]
 
     def apply(self, images: Tensor, draw: Draw, fill: Tensor) -> Tensor:
         """Apply ``draw``, except for the light and the mixing, to ``images`` (uint8 [B, C, H, W]).

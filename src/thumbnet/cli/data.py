@@ -19,8 +19,6 @@ from thumbnet.cli.usage import UsageError
 
 if TYPE_CHECKING:
     from thumbnet.data.images import Fit
-    from thumbnet.data.splits import Data
-    from thumbnet.recipes.recipe import Recipe
     from thumbnet.recipes.settings import DataSettings
 
 
@@ -65,6 +63,8 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet.reports.augmented import preview_augmentation
     from thumbnet.reports.inspection import inspect_data, sample_grid
     from thumbnet.sources.load import load_data
+    from thumbnet.training.choose import choose_recipe
+    from thumbnet.training.listener import Listener
 
     target = plots.check_plot_path(options.plot) if options.plot else None
     preview = options.preview_augment
@@ -80,7 +80,10 @@ def execute(options: argparse.Namespace) -> int:
             progress=count,
             labels=options.labels,
         )
-    recipe, notes = _fitted_recipe(options, data) if preview else (None, ())
+    recipe = None
+    if preview:  # fitted to the data as in a training; the data's notes say what that changed
+        quiet = Listener()
+        recipe, data = choose_recipe(data, options.recipe, overrides(options), options.data_dir, quiet)
     with counting("reading") as count:
         found = inspect_data(data, size, fit, count, settings)
     if target:
@@ -95,13 +98,11 @@ def execute(options: argparse.Namespace) -> int:
         from dataclasses import asdict
 
         described = {"source": data.source, "layout": data.layout, **asdict(found)}
-        described["notes"] = [*data.notes, *found.notes, *notes]
+        described["notes"] = [*data.notes, *found.notes]
         described["multilabel"] = data.multilabel
         say(json_line(described))
         return 0
     show_inspection(data, found, fit)
-    for text in notes:
-        say(f"note: {text}")
     for path in filter(None, (target, preview)):
         say(f"written: {path}")
     return 0
@@ -121,12 +122,3 @@ def _settings(options: argparse.Namespace) -> DataSettings:
     from thumbnet.recipes.recipe import load_recipe
 
     return load_recipe(options.recipe, overrides(options)).data
-
-
-def _fitted_recipe(options: argparse.Namespace, data: Data) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe as a training on ``data`` would fit it to them, and notes about what it changed."""
-    from thumbnet.training.choose import choose_recipe
-    from thumbnet.training.listener import Listener
-
-    recipe, chosen = choose_recipe(data, options.recipe, overrides(options), options.data_dir, Listener())
-    return recipe, chosen.notes[len(data.notes) :]

@@ -164,7 +164,7 @@ class AugmentSettings:
         brightness: make a picture lighter or darker by up to this many of the data's standard deviations. 0
             is off.
         contrast: multiply differences from the mean colour by 1 - contrast to 1 + contrast. 0 is off.
-        flip_vertical: upside down: ``none``, or ``random`` (each picture with probability 1/2).
+        flip_vertical: top to bottom: ``none``, or ``random`` (each picture with probability 1/2).
         rotate: rotate by up to this many degrees in either direction, around the centre. 0 is off.
         scale: the smallest and the largest factor by which a picture is zoomed around its centre; above 1
             enlarges. The factor's logarithm is uniform. ``(1, 1)`` is off.

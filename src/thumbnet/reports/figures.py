@@ -63,7 +63,7 @@ def check_plot_path(path: str | Path, option: str = "--plot") -> Path:
     """Return ``path``, the value of ``option``, if a plot can be written there. Call this before long work.
 
     Raises:
-        ThumbnetError: the suffix is unknown, or the folder does not exist.
+        ThumbnetError: the suffix is unknown, the folder does not exist, or ``path`` is a folder itself.
         MissingExtraError: matplotlib is not installed.
     """
     target = Path(path).expanduser()
@@ -71,6 +71,8 @@ def check_plot_path(path: str | Path, option: str = "--plot") -> Path:
         raise ThumbnetError(f"{option} {path}: the name must end in {', '.join(_SUFFIXES)}")
     if not target.parent.is_dir():
         raise ThumbnetError(f"{option} {path}: there is no folder {target.parent}")
+    if target.is_dir():
+        raise ThumbnetError(f"{option} {path}: this is a folder; name a file in it")
     new_figure(1, 1)
     return target
 

@@ -136,22 +136,27 @@ def _turned_classes(
         return []
     characters = _are_characters(class_names, source, are_digits)
     if augment.flip_vertical != "none":
-        pair = opposite_names(class_names, _UPSIDE_DOWN, _GLUED_UPSIDE_DOWN)
-        if characters or pair:
-            what = "characters are" if characters or pair is None else f"{_both(pair)} are, by their names,"
+        what = _turned_into(characters, opposite_names(class_names, _UPSIDE_DOWN, _GLUED_UPSIDE_DOWN))
+        if what:
             notes.append(
-                f"warning: {what} not the same upside down, but pictures are flipped vertically: "
-                "--set augment.flip_vertical=none"
+                f"warning: augment.flip_vertical flips pictures top to bottom, which can turn {what}, by the "
+                "class names. To leave it out: --set augment.flip_vertical=none"
             )
     if augment.rotate > STEEP:
-        pair = opposite_names(class_names, *_BY_ROTATION)
-        if characters or pair:
-            what = "characters" if characters or pair is None else f"{_both(pair)}"
+        what = _turned_into(characters, opposite_names(class_names, *_BY_ROTATION))
+        if what:
             notes.append(
-                f"warning: {what} can be mistaken for each other once they are rotated by up to "
-                f"{augment.rotate:g} degrees: --set augment.rotate=15"
+                f"warning: augment.rotate = {augment.rotate:g} can turn {what}, by the class names. For "
+                "smaller angles: --set augment.rotate=15"
             )
     return notes
+
+
+def _turned_into(characters: bool, pair: tuple[str, str] | None) -> str:
+    """What becomes of which class; empty if nothing does."""
+    if characters:
+        return "one character into another"
+    return f"{printable(pair[0])} into {printable(pair[1])}" if pair else ""
 
 
 def _both(pair: tuple[str, str]) -> str:
