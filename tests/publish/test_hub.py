@@ -100,3 +100,13 @@ def test_the_card_says_which_labels_were_corrected(tiny_run: Run, tmp_path: Path
     (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
     card = model_card(Run(tmp_path / "run"), NAME)
     assert "Corrected labels: 12 relabelled and 3 dropped. Classes: red, green, blue." in card
+
+
+def test_the_card_says_when_and_why_the_training_stopped(tiny_run: Run, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run.path, tmp_path / "run")
+    stop = {"epoch": 2, "planned_epochs": 3, "patience": 1, "why": "no better val accuracy since epoch 1"}
+    (tmp_path / "run" / "summary.json").write_text(json.dumps({**tiny_run.summary, "stopped_early": stop}))
+    card = model_card(Run(tmp_path / "run"), NAME)
+    assert (
+        "The training stopped after epoch 2 of 3: no better val accuracy since epoch 1 (patience 1)." in card
+    )

@@ -27,7 +27,7 @@ from thumbnet.training import graphed
 from thumbnet.training.fit import StepResult, fit
 from thumbnet.training.graphed import GraphedSteps, why_not_graphed
 from thumbnet.training.recording import Recorder
-from thumbnet.training.state import EpochResult, TrainingState, build_state
+from thumbnet.training.state import EpochResult, Score, TrainingState, build_state
 from training_helpers import StopAfter
 
 CPU = torch.device("cpu")
@@ -510,3 +510,15 @@ def test_no_step_waits_for_a_real_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
                 break
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_replayed_steps_end_with_an_early_stop(graphs: None) -> None:
+    state, prepared = fresh("fast", "training.patience=1", "evaluation.every=1", "training.epochs=9")
+    notes, accuracies = list[str](), iter([0.6, 0.6])
+
+    def evaluate(_: nn.Module) -> Score:
+        return Score("val", next(accuracies), 1.0)
+
+    results = list(fit(state, prepared.train, evaluate=evaluate, on_note=notes.append))
+    assert [result.stopped for result in results] == ["", "no better val accuracy since epoch 1"]
+    assert (state.step, "CUDA graphs" in notes[0]) == (2 * state.steps_per_epoch, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,8 +53,9 @@ def follow(
     stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, folder: Path, *numbers: int, complete: bool = True
 ) -> list[str]:
     """Epochs with the stand-in; returns the notes for the user."""
+    mode = SimpleNamespace(settings=SimpleNamespace(mode=os.environ.get("WANDB_MODE", "online")))
     contents = {"login": stand_in.login, "init": stand_in.init, "Settings": SimpleNamespace}
-    install(monkeypatch, "wandb", **contents)
+    install(monkeypatch, "wandb", setup=lambda: mode, **contents)
     notes: list[str] = []
     run = run_in(folder)
     with InBackground(WandbTracker(), notes.append) as listener:
@@ -103,7 +105,8 @@ def test_without_a_key_it_says_how_to_log_in_unless_it_is_offline(
     (note,) = follow(stand_in, monkeypatch, tmp_path / "run", 1)
     assert "`wandb login`, or set WANDB_MODE=offline" in note
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert follow(stand_in, monkeypatch, tmp_path / "run", 1) == [WHERE]
+    (note,) = follow(stand_in, monkeypatch, tmp_path / "run", 1)
+    assert note == f"Weights & Biases: offline; to upload it later: wandb sync {tmp_path.parent}"
     assert stand_in.logged == [(10, 0.1)]
 
 

@@ -42,7 +42,10 @@ class WandbTracker:
         if run_id is None:
             run_id = secrets.token_hex(4)
             remember(path, run_id)
-        if _is_online() and not wandb.login(prompt=False, verify=False):  # init would ask for a key
+        mode = wandb.setup().settings.mode  # from WANDB_MODE, or from `wandb offline`
+        if mode not in ("offline", "disabled") and not wandb.login(
+            prompt=False, verify=False
+        ):  # init would ask for a key
             raise RuntimeError("there is no API key: run `wandb login`, or set WANDB_MODE=offline")
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or PROJECT,
@@ -62,7 +65,9 @@ class WandbTracker:
                 finish_timeout_raises=True,
             ),
         )
-        self.where = self._run.url or f"offline; to upload it later: wandb sync {Path(self._run.dir).parent}"
+        self.where = self._run.url or ""
+        if mode == "offline":
+            self.where = f"offline; to upload it later: wandb sync {Path(self._run.dir).parent}"
         config = {**facts.parameters, **{f"thumbnet.{key}": value for key, value in facts.tags.items()}}
         self._run.config.update(config, allow_val_change=True)
         return int(self._run.step) - 1 if self._run.step else -1
@@ -72,6 +77,8 @@ class WandbTracker:
 
     def finish(self, values: Mapping[str, float], tags: Mapping[str, str], files: Sequence[Path]) -> None:
         self._run.summary.update({**values, **{f"thumbnet.{key}": value for key, value in tags.items()}})
+        if not Path(self._run.dir).is_dir():  # WANDB_MODE=disabled writes nothing
+            return
         for path in files:
             copy = shutil.copy(path, self._run.dir)  # W&B would warn about a link to a file elsewhere
             self._run.save(copy, base_path=self._run.dir, policy="now")
@@ -79,7 +86,3 @@ class WandbTracker:
     def close(self, how: How) -> None:
         if self._run is not None:
             self._run.finish(exit_code=EXIT_CODE[how])
-
-
-def _is_online() -> bool:
-    return os.environ.get("WANDB_MODE", "online") == "online"
