@@ -226,10 +226,10 @@ def _script(page: str, runtime: WebRuntime) -> str:
 def _as_object(module: str) -> str:
     """Turn an ES module into ``const ort = {...}``, so that one script holds it and the page's own code."""
     body, _, exports = module.rpartition("export{")
-    names = dict(
-        reversed(one.split(" as "))
-        for one in exports.partition("}")[0].split(",")  # local as exported
-    )
+    names = {}
+    for one in exports.partition("}")[0].split(","):
+        local, _, exported = one.partition(" as ")
+        names[exported] = local
     wanted = ", ".join(f"{name}: {names[name]}" for name in ("InferenceSession", "Tensor", "env"))
     return f"const ort = (() => {{\n{body}\nreturn {{ {wanted} }};\n}})();"
 
