@@ -1,4 +1,4 @@
-"""Where ONNX Runtime Web comes from: the package, the cache, or npm's registry."""
+"""Where ONNX Runtime Web comes from: the package, the cache, or npm."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ import gzip
 import hashlib
 import io
 import tarfile
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
-from helpers import serve
-from thumbnet.errors import DataError, RunError
+from thumbnet.errors import RunError
 from thumbnet.publish import web_runtime
 from thumbnet.publish.web_runtime import (
     SCRIPT,
     WASM,
     WebRuntime,
-    fetch_runtime,
+    find_runtime,
     install,
     is_in,
     load_runtime,
@@ -43,45 +41,66 @@ def packed(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def test_the_runtime_is_fetched_once_verified_and_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package, asked = packed(FILES), []
-
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        asked.append(request.path)
-        request.send_response(200)
-        request.end_headers()
-        request.wfile.write(package)
-
-    digest = base64.b64encode(hashlib.sha512(package).digest()).decode()
+@pytest.fixture
+def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for npm, which notes its arguments in this file and copies tmp_path/package.tgz."""
+    calls = tmp_path / "calls"
+    program = tmp_path / "bin" / "npm"
+    program.parent.mkdir()
+    program.write_text(
+        f"""#!/bin/sh
+echo "$@" >> {calls}
+test -f {tmp_path}/package.tgz || {{ echo 'npm error network' >&2; exit 1; }}
+cp {tmp_path}/package.tgz onnxruntime-web-{web_runtime.VERSION}.tgz
+"""
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
     monkeypatch.setattr(web_runtime, "packaged_folder", lambda: tmp_path / "none")
     monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
-    with serve(answer) as address:
-        monkeypatch.setenv("npm_config_registry", f"{address}/")
-        with pytest.raises(DataError, match=r"has SHA-512 [0-9a-f]{128}, expected .*\n.*copy the folder"):
-            load_runtime()
-        monkeypatch.setattr(web_runtime, "INTEGRITY", f"sha512-{digest}")
-        for _ in range(2):
-            found = load_runtime()
-    assert (found.script, gzip.decompress(found.wasm)) == ("export{a as env}", b"\0asm" * 1000)
-    assert asked == [f"/onnxruntime-web/-/onnxruntime-web-{web_runtime.VERSION}.tgz"] * 2
+    return calls
+
+
+def test_npm_fetches_the_runtime_once_and_it_is_verified_and_kept(
+    npm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = packed(FILES)
+    (tmp_path / "package.tgz").write_bytes(package)
     folder = tmp_path / "cache" / "onnxruntime-web"
+    with pytest.raises(RunError, match=r"has the digest sha512-\S+, expected .*\n.*copy the folder"):
+        load_runtime()
+    assert find_runtime() is None
+    digest = base64.b64encode(hashlib.sha512(package).digest()).decode()
+    monkeypatch.setattr(web_runtime, "INTEGRITY", f"sha512-{digest}")
+    for _ in range(2):
+        found = load_runtime()
+    assert (found.script, gzip.decompress(found.wasm)) == ("export{a as env}", b"\0asm" * 1000)
+    pack = f"pack onnxruntime-web@{web_runtime.VERSION} --ignore-scripts --silent"
+    assert npm.read_text().splitlines() == [pack, pack]
     assert {path.name for path in folder.iterdir()} == {SCRIPT, WASM}
+    assert find_runtime() == folder
 
 
-def test_the_runtime_in_the_package_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_npm_or_a_network_the_error_says_what_to_do(
+    npm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RunError, match=r"npm cannot fetch .*: npm error network\.\n.*Install npm, or copy"):
+        load_runtime()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RunError, match=r"there is no npm on this computer\.\n.*copy the folder"):
+        load_runtime()
+
+
+def test_the_runtime_in_the_package_needs_no_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.tgz").write_bytes(packed(FILES))
     unpack(tmp_path / "a.tgz", tmp_path)
     assert is_in(tmp_path)
     monkeypatch.setattr(web_runtime, "packaged_folder", lambda: tmp_path)
-    monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9")
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert load_runtime() == WebRuntime("export{a as env}", (tmp_path / WASM).read_bytes())
     (tmp_path / "ort-0.1.mjs").write_text("an older version")
     install(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"a.tgz", SCRIPT, WASM}
-    with pytest.raises(DataError, match="copy the folder"):
-        fetch_runtime(tmp_path / "other")
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def execute(options: argparse.Namespace) -> int:
         raise ThumbnetError(f"{out} is the run's own file: choose another name with --out FILE")
     data = _data(options)
     if options.format == "web":
-        _load_runtime()
+        _fetch_runtime()
     with counting("calibrating") as count:
         export(options.run, options.format, out, data, progress=count)
     on_random = data is None
@@ -126,13 +126,14 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-def _load_runtime() -> None:
-    """Download the runtime that a page contains, unless it is there, and show the progress."""
-    from thumbnet.cli.progress import counting
-    from thumbnet.publish.web_runtime import load_runtime
+def _fetch_runtime() -> None:
+    """Fetch the runtime that a page contains, unless it is there."""
+    from thumbnet.cli.console import note
+    from thumbnet.publish.web_runtime import find_runtime, load_runtime
 
-    with counting("downloading ONNX Runtime Web") as count:
-        load_runtime(lambda done, total: count(done, total or done))
+    if find_runtime() is None:
+        note("thumbnet: npm fetches ONNX Runtime Web (33 MB, once)")
+    load_runtime()
 
 
 def _data(options: argparse.Namespace) -> Data | None:

@@ -1,28 +1,30 @@
 """ONNX Runtime Web, which runs a network in a browser: two files of its package on npm.
 
 They are part of thumbnet's wheel: ``make web-runtime`` fetches them when it is built. A source checkout
-without them fetches them at the first ``thumbnet export --format web``, into the cache folder.
+without them fetches them at the first ``thumbnet export --format web``, into the cache folder. npm does the
+download, so whatever it is set to use (a proxy, a registry, a cache) counts here too.
 """
 
 from __future__ import annotations
 
 import base64
 import gzip
-import os
+import hashlib
+import shutil
+import subprocess
 import sys
 import tarfile
+import tempfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from thumbnet.errors import DataError, RunError, ThumbnetError
+from thumbnet.errors import RunError, ThumbnetError, printable
 from thumbnet.files import cache_folder, remove_file, write_file
-from thumbnet.sources.download import DownloadProgress, download
 
 VERSION = "1.30.0"
-# As the registry states it: npm view onnxruntime-web@1.30.0 dist.integrity
+# As npm states it: npm view onnxruntime-web@1.30.0 dist.integrity
 INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-REGISTRY = "https://registry.npmjs.org"
 SCRIPT, WASM = f"ort-{VERSION}.mjs", f"ort-{VERSION}.wasm.gz"
 _MEMBERS = {
     "package/dist/ort.wasm.bundle.min.mjs": SCRIPT,
@@ -48,56 +50,73 @@ def packaged_folder() -> Path:
     return Path(str(resources.files("thumbnet.publish"))) / "web" / "runtime"
 
 
+def cached_folder() -> Path:
+    """The folder in the cache that holds the runtime of a source checkout."""
+    return cache_folder() / "onnxruntime-web"
+
+
 def is_in(folder: Path) -> bool:
     """Whether ``folder`` holds the runtime."""
     return all((folder / name).is_file() for name in _MEMBERS.values())
 
 
-def load_runtime(progress: DownloadProgress | None = None) -> WebRuntime:
+def find_runtime() -> Path | None:
+    """The folder that holds the runtime: in the package, or in the cache; None if neither does."""
+    folders = (packaged_folder(), cached_folder())
+    return next((folder for folder in folders if is_in(folder)), None)
+
+
+def load_runtime() -> WebRuntime:
     """Read the runtime from the package or the cache folder. Fetch it into the cache if it is in neither.
 
     Raises:
-        DataError: it cannot be downloaded.
-        RunError: it cannot be read or written.
+        RunError: it cannot be fetched, read or written.
     """
-    folder = packaged_folder()
-    if not is_in(folder):
-        folder = cache_folder() / "onnxruntime-web"
-        if not is_in(folder):
-            fetch_runtime(folder, progress)
+    folder = find_runtime()
+    if folder is None:
+        folder = cached_folder()
+        fetch_runtime(folder)
     try:
         return WebRuntime((folder / SCRIPT).read_text("utf-8"), (folder / WASM).read_bytes())
     except OSError as error:
         raise RunError(f"cannot read ONNX Runtime Web in {folder}: {error.strerror or error}") from None
 
 
-def fetch_runtime(folder: Path, progress: DownloadProgress | None = None) -> None:
-    """Download the package from npm's registry, verify it, and write its two files to ``folder``.
-
-    The environment variable ``npm_config_registry`` names another registry, as it does for npm.
+def fetch_runtime(folder: Path) -> None:
+    """Let npm download the package, verify it, and write its two files to ``folder``.
 
     Raises:
-        DataError: the package cannot be downloaded.
-        RunError: the files cannot be written.
+        RunError: there is no npm, it cannot download the package, the package is not the expected one, or the
+            files cannot be written.
     """
-    registry = _setting("NPM_CONFIG_REGISTRY") or REGISTRY
-    url = f"{registry.rstrip('/')}/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
-    package = folder / f"onnxruntime-web-{VERSION}.tgz"
-    sha512 = base64.b64decode(INTEGRITY.removeprefix("sha512-")).hex()
-    try:
-        download(url, package, sha512, progress, algorithm="sha512")
-    except DataError as error:
-        raise DataError(
-            f"{error}\nThe page contains ONNX Runtime Web {VERSION} (33 MB to download, once). If this "
-            f"computer has no network, copy the folder {folder} from one that has written such a page"
-        ) from None
-    unpack(package, folder)
-    remove_file(package)
-
-
-def _setting(name: str) -> str | None:
-    """An environment variable of npm, which reads its name in both cases."""
-    return os.environ.get(name.lower()) or os.environ.get(name)
+    advice = (
+        f"The page contains ONNX Runtime Web {VERSION} (33 MB to download, once). Install npm, or copy the "
+        f"folder {folder} from a computer that has written such a page"
+    )
+    npm = shutil.which("npm")
+    if npm is None:
+        raise RunError(f"cannot fetch ONNX Runtime Web: there is no npm on this computer.\n{advice}")
+    with tempfile.TemporaryDirectory(prefix="thumbnet-") as place:
+        asked = subprocess.run(
+            [npm, "pack", f"onnxruntime-web@{VERSION}", "--ignore-scripts", "--silent"],
+            cwd=place,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        package = Path(place) / f"onnxruntime-web-{VERSION}.tgz"
+        if asked.returncode or not package.is_file():
+            reason = asked.stderr.strip().splitlines()[-1:] or [f"npm ended with status {asked.returncode}"]
+            raise RunError(f"npm cannot fetch ONNX Runtime Web: {printable(reason[0])}.\n{advice}")
+        with package.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha512").digest()
+        found = f"sha512-{base64.b64encode(digest).decode()}"
+        if found != INTEGRITY:
+            raise RunError(
+                f"ONNX Runtime Web {VERSION} from npm has the digest {found}, expected {INTEGRITY}: it is "
+                f"damaged or not the official one, and was deleted.\n{advice}"
+            )
+        unpack(package, folder)
 
 
 def unpack(package: Path, folder: Path) -> None:
@@ -107,6 +126,7 @@ def unpack(package: Path, folder: Path) -> None:
         RunError: the package is damaged, or the files cannot be written.
     """
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with tarfile.open(package, "r|gz") as tar:
             for member in tar:
                 name = _MEMBERS.get(member.name)
@@ -125,7 +145,7 @@ def install(folder: Path) -> None:
     """Fetch the runtime into ``folder``, unless it is there, and remove other versions.
 
     Raises:
-        DataError, RunError: as for :func:`fetch_runtime`.
+        RunError: as for :func:`fetch_runtime`.
     """
     if not is_in(folder):
         fetch_runtime(folder)

@@ -8,7 +8,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from thumbnet.errors import DataError
 from thumbnet.files import remove_file
@@ -20,15 +19,8 @@ DownloadProgress = Callable[[int, int | None], None]
 """Called with the number of bytes so far and the total, or None if the server does not say."""
 
 
-def download(
-    url: str,
-    target: Path,
-    digest: str,
-    progress: DownloadProgress | None = None,
-    *,
-    algorithm: Literal["sha256", "sha512"] = "sha256",
-) -> Path:
-    """Download ``url`` to ``target`` and verify its ``digest``, in hexadecimal.
+def download(url: str, target: Path, sha256: str, progress: DownloadProgress | None = None) -> Path:
+    """Download ``url`` to ``target`` and verify its SHA-256.
 
     Writes to ``target`` + ``.part`` and renames that once it is verified, so ``target`` is never incomplete.
     Continues an existing ``.part`` if the server can. Returns ``target`` at once if it exists.
@@ -50,12 +42,12 @@ def download(
         raise DataError(
             f"cannot download {url}: {reason}.{kept} Run the same command again to continue."
         ) from None
-    actual = _digest(part, algorithm)
-    if actual != digest:
+    actual = _digest(part)
+    if actual != sha256:
         remove_file(part)
         raise DataError(
-            f"{url} has SHA-{algorithm[3:]} {actual}, expected {digest}: the file is damaged or not the "
-            "official one. It was deleted; run the same command again."
+            f"{url} has SHA-256 {actual}, expected {sha256}: the file is damaged or not the official one. "
+            "It was deleted; run the same command again."
         )
     try:
         part.replace(target)
@@ -90,6 +82,6 @@ def _fetch(url: str, part: Path, progress: DownloadProgress | None) -> None:
         raise http.client.HTTPException(f"the connection closed after {have:,} of {total:,} bytes")
 
 
-def _digest(path: Path, algorithm: str) -> str:
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
