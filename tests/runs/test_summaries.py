@@ -21,17 +21,18 @@ def test_the_summaries_of_trainings_are_accepted(tiny_run: Run, label_run: Run) 
     check_summary(label_run.summary)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
+ODD: tuple[Any, ...] = ([[]], "x", True)
+WRONG: list[tuple[str, Any]] = [
         *((key, MISSING) for key in ("split", "accuracy", "tta", "epochs", "seconds_total", "kept_by")),
-        *(("accuracy", value) for value in ([[]], "x", True, 1.5, float("nan"), float("inf"), 10**400)),
+        *[("accuracy", value) for value in (*ODD, 1.5, float("nan"), float("inf"), 10**400)],
         ("accuracy_interval", True), ("accuracy_interval", [1]), ("accuracy_plain", [[]]), ("tta", [[]]), ("tta", None),
         ("epochs", 1.5), ("epochs", None), ("seconds_total", []), ("seconds_total", "1"), ("split", 3),
         ("warnings", "text"), ("warnings", [3]), ("multilabel", 1), ("repeats", []), ("temperature", {}),
         ("repeats", {"lines": 3}), ("labels", {"dropped": "x"}), ("parameters", -1), ("kept_by", None),
-    ],
-)  # fmt: skip
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG)
 def test_a_wrong_entry_is_named(key: str, value: Any, tiny_run: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
