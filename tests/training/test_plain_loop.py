@@ -175,7 +175,7 @@ def network(*, normalised: bool = True) -> nn.Module:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4) if normalised else nn.Identity(), nn.ReLU()]
     more = [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64, 3)]
-    return nn.Sequential(*layers, *more).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return nn.Sequential(*layers, *more).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @pytest.fixture(scope="module")
