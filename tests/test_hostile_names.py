@@ -54,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("hostile run") / "run"
-    given = ["train", data, "--recipe", "resnet18", *SETTINGS, *epochs(1), "--out", out]
+    given: list[str | Path] = ["train", data, "--recipe", "resnet18", *SETTINGS, *epochs(1), "--out", out]
     status, printed, told = run_cli(*given)
     assert status == 0, told
     harmless(printed, told)
@@ -76,8 +76,12 @@ def test_no_command_prints_what_a_terminal_obeys(data: Path, run: Path, tmp_path
         (0, ["data", data, "--json"]),
         (0, ["evaluate", run]),
         (0, ["evaluate", run, "--json"]),
-        *((0, ["predict", run, data / "test", *shape]) for shape in ([], ["--json"], ["--csv"])),
-        *((1, ["predict", run, broken, *shape]) for shape in ([], ["--json"], ["--csv"])),
+        (0, ["predict", run, data / "test"]),
+        (0, ["predict", run, data / "test", "--json"]),
+        (0, ["predict", run, data / "test", "--csv"]),
+        (1, ["predict", run, broken]),
+        (1, ["predict", run, broken, "--json"]),
+        (1, ["predict", run, broken, "--csv"]),
         (1, ["sort", run, broken.parent, "--into", tmp_path / "sorted", "--threshold", "0"]),
         (2, ["data", tmp_path / NAMES[0]]),
         (2, ["train", data / NAMES[2]]),
@@ -160,7 +164,7 @@ def test_the_services_answers_and_logs_have_no_raw_names(run: Path, data: Path) 
     picture = (data / "test" / CLASSES[0] / NAMES[0]).read_bytes()
     for style in ("plain", "json"):
         lines: list[str] = []
-        log = AccessLog(lines.append, style)  # type: ignore[arg-type]
+        log = AccessLog(lines.append, style)
         with TestClient(
             build_service(load_classifier(run, "cpu"), ServiceSettings(), access_log=log)
         ) as client:

@@ -80,7 +80,8 @@ def set_up(trap: Path, folder: Path) -> Path:
     """Put the trap in the place of the library."""
     folder.mkdir(parents=True, mode=0o700)
     target = folder / name()
-    target.write_bytes(trap.read_bytes())
+    content = trap.read_bytes()
+    target.write_bytes(content + library._seal(content))
     target.chmod(0o600)
     return target
 
@@ -210,6 +211,18 @@ def test_a_damaged_library_is_compiled_again(content: bytes, folder: Path) -> No
     assert start() == (None, None)
     assert (folder / name()).stat().st_size > 10_000
     assert kept(folder) == [folder / name()]
+
+
+@needs_kernels
+@pytest.mark.usefixtures("quick")
+def test_a_library_with_a_flipped_bit_is_not_loaded_but_compiled_again(folder: Path, trap: Path) -> None:
+    planted = set_up(trap, folder)
+    content = bytearray(planted.read_bytes())
+    content[len(content) // 2] ^= 1
+    planted.write_bytes(content)
+    assert start() == (None, None)
+    assert not sprung(trap)
+    assert planted.read_bytes() != bytes(content)
 
 
 @needs_kernels

@@ -138,6 +138,20 @@ def test_a_recipe_file_may_extend_another_recipe(tmp_path: Path) -> None:
     assert recipe.model.name == load_recipe("fast").model.name
 
 
+def test_a_recipe_that_extends_itself_by_another_path_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(f'extends = "../{tmp_path.name}/a.toml"\n')
+    with pytest.raises(RecipeError, match="circle") as caught:
+        load_recipe(tmp_path / "a.toml")
+    assert str(caught.value).count("a.toml") == 2
+
+
+def test_a_huge_file_is_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "huge.toml").write_bytes(b"#" * (2 << 20))
+    (tmp_path / "a.toml").write_text('extends = "huge.toml"\n')
+    with pytest.raises(RecipeError, match=r"huge\.toml is no recipe: it has more than 1,048,576 bytes"):
+        load_recipe(tmp_path / "a.toml")
+
+
 def test_recipes_that_extend_each_other_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(f'extends = "{tmp_path}/b.toml"\n')
     (tmp_path / "b.toml").write_text(f'extends = "{tmp_path}/a.toml"\n')

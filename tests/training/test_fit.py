@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from helpers import TINY, coloured_data
@@ -54,21 +53,6 @@ def small_model() -> nn.Module:
 def state_of(*overrides: str, model: nn.Module | None = None) -> TrainingState:
     recipe = load_recipe("tutorial", ["training.precision=fp32", "training.epochs=4", *overrides])
     return TrainingState(model or small_model(), recipe, 3, CPU)
-
-
-def test_fit_does_what_a_loop_written_by_hand_does() -> None:
-    state, by_hand = state_of("schedule.milestones=[0.5]"), small_model()
-    for _ in fit(state, FixedBatches()):
-        pass
-    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    for epoch in range(4):
-        optimizer.param_groups[0]["lr"] = 0.1 if epoch < 2 else 0.01
-        for batch in FixedBatches().batches:
-            optimizer.zero_grad()
-            F.cross_entropy(by_hand(batch.images), batch.labels).backward()
-            optimizer.step()
-    for name, tensor in by_hand.state_dict().items():
-        assert torch.allclose(tensor, state.model.state_dict()[name], atol=1e-6), name
 
 
 def test_fit_yields_a_result_an_epoch_and_tells_every_step() -> None:

@@ -114,8 +114,8 @@ def plain_optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optim
         groups.append({"params": [parameter], **own})
     rates = [group["lr"] for group in groups]
     if wanted.name == "adamw":
-        for group in groups:
-            del group["momentum"]
+        for one in groups:
+            del one["momentum"]
         return torch.optim.AdamW(groups, betas=(wanted.betas[0], wanted.betas[1])), rates
     return torch.optim.SGD(groups, lr=wanted.lr, momentum=wanted.momentum, nesterov=wanted.nesterov), rates
 
@@ -175,7 +175,7 @@ def network(*, normalised: bool = True) -> nn.Module:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4) if normalised else nn.Identity(), nn.ReLU()]
     more = [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64, 3)]
-    return nn.Sequential(*layers, *more).to(memory_format=torch.channels_last)
+    return nn.Sequential(*layers, *more).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @pytest.fixture(scope="module")

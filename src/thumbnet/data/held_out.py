@@ -6,13 +6,13 @@ A hash of each picture's (or group's) name decides, so adding a picture does not
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
+from thumbnet.data.patterns import compile_pattern
 from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError, printable
 
@@ -184,9 +184,8 @@ def _with_groups(data: Data, group_by: str) -> Data:
         return data
     groups: dict[str, np.ndarray] = {}
     matched: dict[str, int] = {}
-    regex = re.compile(group_by)
     for name, split in data.splits.items():
-        found, matched[name] = _groups_of(split, regex)
+        found, matched[name] = _groups_of(split, group_by)
         groups[name] = np.array(found, dtype=object)
     train = data.splits["train"]
     if not matched["train"]:
@@ -223,16 +222,17 @@ def with_groups_of_new(data: Data, group_by: str, count: int) -> Data:
     """
     train, groups = data.splits["train"], data.groups["train"].astype(object)
     new = train.subset(np.arange(len(train) - count, len(train)))
-    groups[len(train) - count :] = _groups_of(new, re.compile(group_by))[0]
+    groups[len(train) - count :] = _groups_of(new, group_by)[0]
     return _with_shared_groups_noted(replace(data, groups={**data.groups, "train": groups}))
 
 
-def _groups_of(split: Split, regex: re.Pattern[str]) -> tuple[list[str], int]:
+def _groups_of(split: Split, group_by: str) -> tuple[list[str], int]:
     """Find each picture's group and count the matches. A picture that does not match is its own group."""
     groups: list[str] = []
     matched = 0
-    for index in range(len(split)):
-        name = split.name(index)
+    names = [split.name(index) for index in range(len(split))]
+    regex = compile_pattern(group_by, names, "--group-by")
+    for name in names:
         match = regex.search(name)
         text = (match[min(regex.groups, 1)] or "") if match else ""
         matched += bool(text)

@@ -29,6 +29,7 @@ from thumbnet.files import cache_folder, clear_leftovers
 SOURCES = tuple(sorted(Path(__file__).parent.glob("*.[ch]")))
 _INSTRUCTIONS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "amx-tile", "amx-bf16")
 FLAGS = ("-O3", "-shared", "-fPIC", "-fopenmp", *(f"-m{name}" for name in _INSTRUCTIONS))
+_SEAL = 32  # bytes of a SHA-256
 _COMPILING = ".compiling-"  # prefix of the folders of unfinished compilations
 
 
@@ -170,7 +171,10 @@ def _compile_whole(compiler: str, folder: Path, name: str) -> None:
         made = Path(place) / name
         compile_library(compiler, made)
         made.chmod(0o600)  # regardless of the umask
-        with made.open("rb") as file:
+        with made.open("r+b") as file:
+            content = file.read()
+            file.write(_seal(content))
+            file.flush()
             os.fsync(file.fileno())  # so that a power failure cannot leave an empty file under the final name
         made.replace(folder / name)
 
@@ -182,15 +186,28 @@ def _load_checked(folder: Path, name: str) -> ctypes.CDLL:
 
     Raises:
         PermissionError: another user owns the folder or the library, or can write to it.
-        OSError: the library cannot be loaded.
+        OSError: the library is damaged or cannot be loaded.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _check_owner(folder, os.fstat(descriptor))
         _check_owner(folder / name, os.stat(name, dir_fd=descriptor, follow_symlinks=False))
-        return ctypes.CDLL(f"/proc/self/fd/{descriptor}/{name}")
+        path = f"/proc/self/fd/{descriptor}/{name}"
+        content = Path(path).read_bytes()
+        if content[-_SEAL:] != _seal(content[:-_SEAL]):
+            raise OSError(f"{folder / name} is damaged")
+        return ctypes.CDLL(path)
     finally:
         os.close(descriptor)
+
+
+def _seal(content: bytes) -> bytes:
+    """The digest that ends the file of a library, after ``content``, where the loader ignores it.
+
+    A flipped bit would otherwise compute something else. It is no protection against an attacker: that is
+    the private folder.
+    """
+    return hashlib.sha256(content).digest()
 
 
 def _check_owner(path: Path, status: os.stat_result) -> None:

@@ -10,6 +10,7 @@ else. :mod:`thumbnet.recipes.settings` has all settings and their checks.
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,6 +37,8 @@ from thumbnet.recipes.settings import (
     kept_per_epoch,
 )
 from thumbnet.recipes.tables import build, differences, known_keys, plain, unknown_key
+
+_LONGEST = 1 << 20  # bytes of a recipe's file
 
 
 @dataclass(frozen=True)
@@ -181,14 +184,15 @@ def recipe_from_dict(settings: Mapping[str, Any]) -> Recipe:
 
 
 def _read_toml(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    if name in seen:
-        raise RecipeError(f"these recipes extend each other in a circle: {' -> '.join((*seen, name))}")
     path = Path(name)
+    place = name if name in recipe_names() else os.path.realpath(name)  # however the path is spelt
+    if place in seen:
+        raise RecipeError(f"these recipes extend each other in a circle: {' -> '.join((*seen, place))}")
     try:
         if name in recipe_names():
             text = (resources.files("thumbnet") / "recipes" / f"{name}.toml").read_text("utf-8")
         elif path.is_file():
-            text = path.read_text("utf-8")
+            text = _read_text(path)
         elif path.suffix == ".toml":
             raise _no_recipe_file(path)
         else:
@@ -206,7 +210,16 @@ def _read_toml(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
         raise RecipeError(f"recipe key 'extends' is {base!r}: expected a recipe's name or file")
     if base.endswith(".toml"):
         base = str(path.parent / base)
-    return _merge(_read_toml(base, (*seen, name)), settings)
+    return _merge(_read_toml(base, (*seen, place)), settings)
+
+
+def _read_text(path: Path) -> str:
+    """Read a recipe's file, which ``extends`` in a stranger's recipe may have named."""
+    with path.open("rb") as file:
+        content = file.read(_LONGEST + 1)
+    if len(content) > _LONGEST:
+        raise RecipeError(f"{path} is no recipe: it has more than {_LONGEST:,} bytes")
+    return content.decode("utf-8")
 
 
 def _no_recipe_file(path: Path) -> RecipeError:

@@ -44,6 +44,7 @@ from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe, read_recipe, recipe_from_dict
 from thumbnet.runs.environment import environment
 from thumbnet.runs.finding import is_finished, is_run, no_run
+from thumbnet.runs.summaries import check_summary
 from thumbnet.runs.weights import WEIGHTS_NAME, write_weights
 from thumbnet.runs.weights_info import WeightsInfo
 
@@ -175,13 +176,18 @@ class Run:
         """The contents of ``summary.json``.
 
         Raises:
-            RunError: the training is not complete.
+            RunError: the training is not complete, or the file is damaged.
         """
         if not (self.path / "summary.json").is_file():
             raise RunError(
                 f"{self.path} is not complete. Resume it: {command('train', '--resume', self.path)}"
             )
-        return self._read_json("summary.json")
+        summary = self._read_json("summary.json")
+        try:
+            check_summary(summary)
+        except ValueError as error:
+            raise RunError(f"cannot read {self.path / 'summary.json'}: {error}") from None
+        return summary
 
     @property
     def environment(self) -> dict[str, Any]:

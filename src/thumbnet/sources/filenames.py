@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from thumbnet.data.patterns import compile_pattern
 from thumbnet.errors import DataError, printable
 
 _TUTORIAL_NAME = re.compile(r"(?P<number>\d+)_(?P<label>.+)\.[^.]+")
@@ -96,7 +97,7 @@ def labels_by_pattern(names: Sequence[str], pattern: str) -> list[str]:
     Raises:
         DataError: the pattern finds no class in some names.
     """
-    regex = re.compile(pattern)
+    regex = compile_pattern(pattern, names, "--label-pattern")
     group: str | int = "label" if "label" in regex.groupindex else min(regex.groups, 1)
     matches = [regex.search(name) for name in names]
     labels = [_tidy(match[group] or "") if match else "" for match in matches]
@@ -111,7 +112,7 @@ def labels_by_pattern(names: Sequence[str], pattern: str) -> list[str]:
 
 def labels_in_form(names: Sequence[str], form: str, pattern: str) -> list[str | None]:
     """The classes in another split's names, read like those of the training split; None for no class."""
-    regex = re.compile(pattern) if pattern else FORMS[form]
+    regex = compile_pattern(pattern, names, "--label-pattern") if pattern else FORMS[form]
     group: str | int = "label" if "label" in regex.groupindex else min(regex.groups, 1)
     find = regex.search if pattern else regex.fullmatch
     found = [find(name) for name in names]

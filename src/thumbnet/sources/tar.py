@@ -147,7 +147,7 @@ class _Bounded(tarfile.TarInfo):
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _LONG_TYPES and self.size > _LONGEST_HEADER:
             raise tarfile.ReadError(f"a header has {self.size:,} bytes")
-        return super()._proc_member(tar)  # type: ignore[misc, no-any-return]
+        return super()._proc_member(tar)  # type: ignore[misc]
 
 
 _LONG_TYPES = (

@@ -1,0 +1,96 @@
+"""Check a run's ``summary.json``, which may be damaged or come from a stranger. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from thumbnet.runs.fields import items, number, numbers, text, whole, wrong
+
+_MOST = 2**53
+
+
+def check_summary(summary: dict[str, Any]) -> None:
+    """Check the entries that commands use.
+
+    Raises:
+        ValueError: an entry is missing or of a wrong kind; the message names it.
+    """
+    for key in _REQUIRED:
+        if key not in summary:
+            raise ValueError(f"the entry {key!r} is missing")
+    for key, check in _CHECKS.items():
+        if summary.get(key) is not None:
+            check(summary[key], key)
+        elif key in summary and key not in _MAY_BE_NONE:
+            raise wrong(None, key, "a value")
+
+
+def _share(value: object, key: str) -> None:
+    number(value, key, 0, 1)
+
+
+def _positive(value: object, key: str) -> None:
+    number(value, key, 0, _MOST)
+
+
+def _count(value: object, key: str) -> None:
+    whole(value, key, 0, _MOST)
+
+
+def _interval(value: object, key: str) -> None:
+    numbers(value, key, 2, 0, 1)
+
+
+def _lines(value: object, key: str) -> None:
+    for line in items(value, key):
+        text(line, key)
+
+
+def _answer(value: object, key: str) -> None:
+    if not isinstance(value, bool):
+        raise wrong(value, key, "true or false")
+
+
+def _repeats(value: object, key: str) -> None:
+    if not isinstance(value, dict):
+        raise wrong(value, key, "a JSON object")
+    _lines(value.get("lines", ()), f"{key}.lines")
+
+
+def _counts(value: object, key: str) -> None:
+    if not isinstance(value, dict):
+        raise wrong(value, key, "a JSON object")
+    for name, count in value.items():
+        _count(count, f"{key}.{name}")
+
+
+_REQUIRED = ("split", "accuracy", "tta", "epochs", "seconds_total", "kept_by")
+_MEASURES = (
+    "accuracy",
+    "accuracy_plain",
+    "map",
+    "map_plain",
+    "calibration_error",
+    "calibration_error_before",
+)
+_CHECKS: dict[str, Callable[[object, str], object]] = {
+    **dict.fromkeys(_MEASURES, _share),
+    **dict.fromkeys(("accuracy_interval", "map_interval"), _interval),
+    **dict.fromkeys(("split", "tta", "kept_by", "calibrated_on"), text),
+    **dict.fromkeys(("temperature", "seconds_total", "seconds_training"), _positive),
+    **dict.fromkeys(("epochs", "kept_epoch", "parameters", "calibration_pictures"), _count),
+    "warnings": _lines,
+    "multilabel": _answer,
+    "repeats": _repeats,
+    "labels": _counts,
+}
+_MAY_BE_NONE = (
+    *_MEASURES,
+    "accuracy_interval",
+    "map_interval",
+    "split",
+    "calibrated_on",
+    "repeats",
+    "labels",
+)

@@ -1,0 +1,47 @@
+"""A damaged or hostile summary.json is refused by the name of the wrong entry."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thumbnet.errors import RunError
+from thumbnet.runs.folder import Run
+from thumbnet.runs.summaries import check_summary
+
+MISSING = object()
+
+
+def test_the_summaries_of_trainings_are_accepted(tiny_run: Run, label_run: Run) -> None:
+    check_summary(tiny_run.summary)
+    check_summary(label_run.summary)
+
+
+ODD: tuple[Any, ...] = ([[]], "x", True)
+WRONG: list[tuple[str, Any]] = [
+        *((key, MISSING) for key in ("split", "accuracy", "tta", "epochs", "seconds_total", "kept_by")),
+        *[("accuracy", value) for value in (*ODD, 1.5, float("nan"), float("inf"), 10**400)],
+        ("accuracy_interval", True), ("accuracy_interval", [1]), ("accuracy_plain", [[]]), ("tta", [[]]), ("tta", None),
+        ("epochs", 1.5), ("epochs", None), ("seconds_total", []), ("seconds_total", "1"), ("split", 3),
+        ("warnings", "text"), ("warnings", [3]), ("multilabel", 1), ("repeats", []), ("temperature", {}),
+        ("repeats", {"lines": 3}), ("labels", {"dropped": "x"}), ("parameters", -1), ("kept_by", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG)
+def test_a_wrong_entry_is_named(key: str, value: Any, tiny_run: Run, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(tiny_run.path / "run.json", run)
+    summary = dict(tiny_run.summary)
+    if value is MISSING:
+        del summary[key]
+    else:
+        summary[key] = value
+    (run / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(RunError, match=rf"summary\.json: .*{key}"):
+        _ = Run(run).summary
