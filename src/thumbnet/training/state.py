@@ -136,6 +136,8 @@ class TrainingState:
             forward = DistributedDataParallel(
                 self.model,
                 device_ids=[device] if device.type == "cuda" else None,
+                # The layers that `head_first` freezes have no gradient to wait for.
+                find_unused_parameters=recipe.schedule.head_first > 0,
                 **buffers,
             )
         self.hold_gradients = getattr(forward, "no_sync", contextlib.nullcontext)
