@@ -7,8 +7,8 @@ Most of timm's networks were made for pictures of 224 pixels. They halve the res
 of 32 pixels would end as a single position. With ``model.stem = "small"`` the first layers keep the resolution.
 Pretrained weights fit all the same:
 
-- convolutional networks (``STEMS``): the stride of the first convolutions becomes 1, and the pooling right after
-  them is left out;
+- convolutional networks (``STEMS``): the first convolution has half its stride, and the pooling right after it is
+  left out;
 - vision transformers: patches become so small that eight of them fit along the shorter side. timm resamples
   pretrained patch and position embeddings.
 """
@@ -31,15 +31,16 @@ SMALL_SIDE = 64  # `model.stem = "auto"` adapts the first layers up to this shor
 PATCHES = 8  # along the shorter side, at least
 LARGEST_PATCH = SMALL_SIDE // PATCHES
 
-# timm's modules whose networks thumbnet can adapt: the layers at the start that shrink a picture.
+# timm's modules whose networks thumbnet can adapt, and the layers that follow their first convolution and shrink
+# a picture further.
 STEMS: dict[str, tuple[str, ...]] = {
-    "resnet": ("conv1", "maxpool"),
-    "resnetv2": ("stem.conv", "stem.pad", "stem.pool"),
-    "densenet": ("features.conv0", "features.pool0"),
-    "regnet": ("stem.conv",),
-    "efficientnet": ("conv_stem",),
-    "mobilenetv3": ("conv_stem",),
-    "convnext": ("stem",),
+    "resnet": ("maxpool",),
+    "resnetv2": ("stem.pad", "stem.pool"),
+    "densenet": ("features.pool0",),
+    "regnet": (),
+    "efficientnet": (),
+    "mobilenetv3": (),
+    "convnext": (),
 }
 TRANSFORMERS = ("vision_transformer", "deit")
 
@@ -122,8 +123,8 @@ def resolve_stem(settings: ModelSettings, size: tuple[int, int]) -> tuple[str, s
             "(model.stem=small)"
         )
     return "small", (
-        f"{settings.name} is adapted to pictures of {shown}: its first convolution has stride 1, and no pooling "
-        "follows it (model.stem=small)"
+        f"{settings.name} is adapted to pictures of {shown}: its first convolution has half its stride, and no "
+        "pooling follows (model.stem=small)"
     )
 
 
@@ -139,7 +140,9 @@ def timm_builder(settings: ModelSettings, size: tuple[int, int] | None = None) -
         NetworkError: timm has no such network, or thumbnet cannot use it.
         MissingExtraError: timm is not installed.
     """
-    pretrained_config(settings.name)
+    config = pretrained_config(settings.name)
+    if not isinstance(config.classifier, str):
+        raise NetworkError(f"{settings.name} has several last layers or none: thumbnet needs a network with one")
 
     def build(num_classes: int, in_channels: int = 3) -> nn.Module:
         return create(settings, num_classes, size, in_chans=in_channels)
@@ -153,9 +156,6 @@ def create(
     """Build a network with timm, and adapt it to ``size`` (height, width) as ``model.stem`` says.
 
     ``more`` are further arguments of ``timm.create_model``.
-
-    Raises:
-        NetworkError: thumbnet cannot use the network.
     """
     timm = import_timm()
     config, family = pretrained_config(settings.name), _family(settings.name)
@@ -170,12 +170,10 @@ def create(
             settings.name.removeprefix(TIMM), num_classes=num_classes, **more
         )
     if small and family in STEMS:
-        for name in STEMS[family]:
+        first = config.first_conv
+        for name in (*([first] if isinstance(first, str) else first or ()), *STEMS[family]):
             _keep_resolution(model, name)
-    head = config.classifier
-    if not isinstance(head, str):
-        raise NetworkError(f"{settings.name} has several last layers or none: thumbnet needs a network with one")
-    model.head_name = head  # type: ignore[assignment]
+    model.head_name = config.classifier
     return model
 
 
@@ -194,9 +192,9 @@ def _patch_size(size: tuple[int, int]) -> int:
 
 
 def _keep_resolution(model: nn.Module, name: str) -> None:
-    """Let the layer ``name``, if there is one, give maps as large as it gets.
+    """Let the layer ``name``, if there is one, shrink its maps half as much.
 
-    Convolutions in it get a stride of 1. A layer without weights, such as a pooling, is left out.
+    Convolutions in it get half their stride. A layer without weights, such as a pooling, is left out.
     """
     modules = dict(model.named_modules())
     layer = modules.get(name)
@@ -208,6 +206,6 @@ def _keep_resolution(model: nn.Module, name: str) -> None:
         return
     for part in layer.modules():
         if isinstance(part, nn.Conv2d) and max(part.stride) > 1:
-            part.stride = (1, 1)
-            if part.padding == (0, 0) and max(part.kernel_size) > 1:
-                part.padding = "same"  # ConvNeXt's patches of 4x4 pixels now overlap
+            if part.kernel_size == part.stride:  # patches side by side, as in ConvNeXt, now overlap
+                part.padding = (part.kernel_size[0] // 4, part.kernel_size[1] // 4)
+            part.stride = (part.stride[0] // 2, part.stride[1] // 2)

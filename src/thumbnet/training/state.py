@@ -24,6 +24,7 @@ from thumbnet.models import DataInitialised, build_model
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.seeds import derive_seed
 from thumbnet.training.optimizers import build_optimizer
+from thumbnet.training.pretrained import begin_pretrained
 from thumbnet.training.scaling import LEAST_SCALE
 from thumbnet.training.schedules import factor_at, replanned, smaller_sizes
 from thumbnet.training.transfer import begin_from
@@ -102,6 +103,7 @@ class TrainingState:
         selection: chooses each epoch's pictures; None unless the recipe sets ``data.skip_easy``.
         skipped: steps (from 1) that were skipped, see ``training.on_nonfinite``.
         best_epoch, best_weights: the epoch that is best on ``val``, and its weights; None without ``val``.
+        pretrained: where the pretrained weights of a network of timm come from, if it began with some.
     """
 
     def __init__(
@@ -161,6 +163,7 @@ class TrainingState:
         self.history: list[EpochResult] = []
         self.best_epoch: int | None = None
         self.best_weights: dict[str, Tensor] | None = None
+        self.pretrained: dict[str, str] | None = None
 
     @property
     def precision(self) -> str:
@@ -361,11 +364,18 @@ def build_state(
     class_names: Sequence[str],
     device: torch.device,
     world: World = ALONE,
+    *,
+    restored: bool = False,
 ) -> TrainingState:
     """Build a new network and its optimizer, seeded by the recipe.
 
+    Args:
+        recipe, prepared, class_names, device, world: of the training.
+        restored: the caller restores a checkpoint, so weights to start from are not read.
+
     Raises:
-        RunError: the run in ``training.init`` does not exist or has another network.
+        RunError: the run in ``training.init`` does not exist or has another network, or pretrained weights
+            cannot be downloaded.
         OutOfMemoryError: the network does not fit into the device's memory.
         NetworkError: a network of the user's own fails on pictures of a size that the training uses.
     """
@@ -378,15 +388,20 @@ def build_state(
             model = build_model(recipe.model, len(class_names), sizes=sizes)
         if isinstance(model, DataInitialised):
             model.initialise_from(first_pictures(prepared))
-        if recipe.training.init:
+        pretrained = None
+        if recipe.model.pretrained and not restored:
+            pretrained = begin_pretrained(model, recipe.model, len(class_names), size)
+        if recipe.training.init and not restored:
             multilabel = prepared.train.engine.labels.ndim == 2
             begin_from(model, recipe.model, recipe.training.init, class_names, multilabel=multilabel)
         weights = None
         if recipe.training.class_weights == "balanced":
             weights = balanced_weights(prepared.train.engine.labels, len(class_names))
-        return TrainingState(
+        state = TrainingState(
             model, recipe, len(prepared.train), device, world, weights, prepared.train.selection
         )
+        state.pretrained = pretrained
+        return state
 
 
 def balanced_weights(labels: torch.Tensor, num_classes: int) -> torch.Tensor:

@@ -34,6 +34,7 @@ from thumbnet.sources.load import NAMED, can_be_loaded_again
 from thumbnet.training.choose import asked_recipe, choose_recipe, load_for
 from thumbnet.training.continue_run import Continuation, continuation
 from thumbnet.training.listener import Listener
+from thumbnet.training.pretrained import check_same, with_stem
 from thumbnet.training.session import Session
 from thumbnet.training.state import TrainingState, build_state
 from thumbnet.training.time_budget import TimeBudget, check_free_of_length, check_minutes, may_narrow
@@ -245,6 +246,9 @@ def _begin(plan: Plan, call: Call) -> Run:
             _check_unchanged(plan.continued, fingerprint, data.source)
         prepared = prepare(data, recipe, device, listener.on_decode, world)
     _check_same_everywhere(fingerprint, data.source, world)
+    recipe, notes = with_stem(recipe, prepared.preprocessing.size)
+    for note in notes:
+        listener.on_note(note)
     budget = None
     if plan.minutes is not None:
         budget = TimeBudget(plan.minutes, call.started, may_narrow(plan.recipe, plan.overrides, recipe))
@@ -260,7 +264,7 @@ def _begin(plan: Plan, call: Call) -> Run:
             run.write_skipped(prepared.skipped)
             if data.corrected is not None:
                 run.write_corrections(data.corrected.content)
-            run.begin(recipe, _settings(plan, data, fingerprint), device)
+            run.begin(recipe, _settings(plan, data, fingerprint, state.pretrained), device)
         return session.train()
 
 
@@ -287,7 +291,10 @@ def _resume(path: str | Path, data: Any, call: Call, complete_is_fine: bool = Fa
         loaded, fingerprint = _loaded_again(run, recipe, settings, data, call, corrections)
         with world.one_per_machine_first():
             prepared = prepare(loaded, recipe, device, call.listener.on_decode, world)
-        state = build_state(recipe, prepared, loaded.class_names, device, world)
+        state = build_state(
+            recipe, prepared, loaded.class_names, device, world, restored=checkpoint is not None
+        )
+        check_same(state.pretrained, settings.get("pretrained"))
         earlier = 0.0 if checkpoint is None else _restore(state, checkpoint, run)
         started = call.started - earlier
         return Session(run, loaded, prepared, state, call.listener, started, fingerprint).train()
@@ -333,7 +340,9 @@ def _restore(state: TrainingState, checkpoint: dict[str, Any], run: Run) -> floa
         raise RunError(f"the checkpoint in {run.path} does not belong to its recipe: {reason}") from None
 
 
-def _settings(plan: Plan, data: Data, fingerprint: str) -> dict[str, Any]:
+def _settings(
+    plan: Plan, data: Data, fingerprint: str, pretrained: dict[str, str] | None
+) -> dict[str, Any]:
     """The contents of ``run.json``."""
     settings: dict[str, Any] = {
         "data": _where_again(data.source),
@@ -343,6 +352,8 @@ def _settings(plan: Plan, data: Data, fingerprint: str) -> dict[str, Any]:
     }
     if data.corrected is not None:
         settings["labels"] = data.corrected.record()
+    if pretrained is not None:
+        settings["pretrained"] = pretrained
     if data.multilabel:
         settings["multilabel"] = True
     if plan.minutes is not None:
