@@ -389,7 +389,7 @@ def build_state(
         if isinstance(model, DataInitialised):
             model.initialise_from(first_pictures(prepared))
         pretrained = None
-        if recipe.model.pretrained and not restored:
+        if recipe.model.pretrained is True and not restored:
             pretrained = begin_pretrained(model, recipe.model, len(class_names), size)
         if recipe.training.init and not restored:
             multilabel = prepared.train.engine.labels.ndim == 2
