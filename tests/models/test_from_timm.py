@@ -31,9 +31,13 @@ def test_without_timm_the_error_names_the_extra(
         find_builder("timm:resnet18")
 
 
-def test_a_torchvision_for_another_torch_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torchvision_for_another_torch_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _pretend("raise RuntimeError('operator torchvision::nms does not exist')", tmp_path, monkeypatch)
-    with pytest.raises(NetworkError, match=r"timm cannot be imported: operator .*nms.*\n.*the torchvision that was"):
+    with pytest.raises(
+        NetworkError, match=r"timm cannot be imported: operator .*nms.*\n.*the torchvision that was"
+    ):
         import_timm()
 
 
@@ -128,7 +132,9 @@ def test_larger_pictures_and_other_families_keep_the_first_layers(timm: Any) -> 
 
 
 def test_what_timm_does_not_have_is_refused_with_what_is_near(timm: Any) -> None:
-    with pytest.raises(NetworkError, match=r"timm [\d.]+ has no network 'resnet81'. Did you mean timm:resnet"):
+    with pytest.raises(
+        NetworkError, match=r"timm [\d.]+ has no network 'resnet81'. Did you mean timm:resnet"
+    ):
         find_builder("timm:resnet81")
     with pytest.raises(NetworkError, match=r"no weights 'mine' for resnet18. Known: a1_in1k, a2_in1k"):
         find_builder("timm:resnet18.mine")

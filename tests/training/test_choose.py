@@ -46,7 +46,7 @@ def test_without_a_recipe_the_default_one_takes_the_overrides() -> None:
 def test_a_network_of_timm_is_fine_tuned_by_default_unless_its_weights_are_random(
     overrides: list[str], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    asked: list[str] = []
     monkeypatch.setattr(choose, "find_builder", asked.append)
     monkeypatch.setattr(choose, "with_pretrained_settings", lambda recipe: (recipe, ["from afar"]))
     recipe, data = choose_recipe(data_of(100), None, ["model.name=timm:resnet18", *overrides], None, QUIET)

@@ -60,7 +60,9 @@ def trained(state: TrainingState, prepared: Prepared, on_step: Callable[[StepRes
         ("fast", ["model.name=fastnet", "model.width=0.125", "training.min_steps=0"]),  # Muon
     ],
 )  # fmt: skip
-def test_only_the_last_layer_changes_at_first_and_batchnorm_does_not_either(recipe: str, more: list[str]) -> None:
+def test_only_the_last_layer_changes_at_first_and_batchnorm_does_not_either(
+    recipe: str, more: list[str]
+) -> None:
     state, prepared = fresh(recipe, *more)
     body = {name for name in tensors(state) if not is_of_head(state.model, name)}
     learning = {name for name, p in state.model.named_parameters() if p.requires_grad}
@@ -98,7 +100,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_a_training_from_another_runs_weights_keeps_them_at_first(tiny_run: Run) -> None:
-    state, prepared = fresh("finetune", "model.name=resnet20", f"training.init={tiny_run.path}", "training.min_steps=0")
+    state, prepared = fresh(
+        "finetune", "model.name=resnet20", f"training.init={tiny_run.path}", "training.min_steps=0"
+    )
     given, _ = read_weights(tiny_run.weights_path)
 
     def check(step: StepResult) -> None:

@@ -28,7 +28,12 @@ from timm_helpers import TAG, hub_with, some_weights, timm_or_skip, weights_file
 from training_helpers import StopAfter
 
 NETWORK = "test_resnet"
-SETTINGS = ["model.name=timm:test_resnet", "training.min_steps=0", "training.epochs=2", "training.batch_size=16"]
+SETTINGS = [
+    "model.name=timm:test_resnet",
+    "training.min_steps=0",
+    "training.epochs=2",
+    "training.batch_size=16",
+]
 FILE = "model.safetensors"
 DATA = coloured_data(60, side=32)
 
@@ -61,7 +66,9 @@ def test_auto_means_pretrained_only_for_a_network_of_timm_that_has_no_other_begi
 
 def test_two_beginnings_are_refused() -> None:
     recipe = load_recipe("finetune", ["model.pretrained=true", "training.init=runs/1"])
-    with pytest.raises(RecipeError, match=r"model\.pretrained.*training\.init also says where to start \(runs/1\)"):
+    with pytest.raises(
+        RecipeError, match=r"model\.pretrained.*training\.init also says where to start \(runs/1\)"
+    ):
         with_pretrained_settings(recipe)
 
 
@@ -86,9 +93,9 @@ def hub(
 @pytest.fixture(scope="module")
 def tuned(tensors: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Run:
     place = tmp_path_factory.mktemp("tuned")
-    with pytest.MonkeyPatch.context() as patch:
-        with hub_with(NETWORK, {FILE: weights_file(tensors)}, place / "cache", patch):
-            return train(DATA, "finetune", overrides=SETTINGS, out=place / "run", device="cpu")
+    files = {FILE: weights_file(tensors)}
+    with pytest.MonkeyPatch.context() as patch, hub_with(NETWORK, files, place / "cache", patch):
+        return train(DATA, "finetune", overrides=SETTINGS, out=place / "run", device="cpu")
 
 
 def begun(settings: ModelSettings, size: tuple[int, int] = (32, 32)) -> tuple[dict[str, torch.Tensor], Any]:
@@ -98,7 +105,9 @@ def begun(settings: ModelSettings, size: tuple[int, int] = (32, 32)) -> tuple[di
     return model.state_dict(), model
 
 
-def test_all_but_the_last_layer_comes_from_the_file(hub: HubStandIn, tensors: dict[str, torch.Tensor]) -> None:
+def test_all_but_the_last_layer_comes_from_the_file(
+    hub: HubStandIn, tensors: dict[str, torch.Tensor]
+) -> None:
     settings = ModelSettings(f"timm:{NETWORK}", pretrained=True)
     torch.manual_seed(3)
     random = build_model(settings, 3, sizes=[(32, 32)]).state_dict()
@@ -143,7 +152,9 @@ def test_a_resume_gives_the_same_weights_to_the_bit_without_the_hub(
 ) -> None:
     """Step 1 trains only the last layer, of two steps that do."""
     with pytest.raises(InterruptedRunError):
-        train(DATA, "finetune", overrides=SETTINGS, out=tmp_path / "r", device="cpu", listener=StopAfter(stop))
+        train(
+            DATA, "finetune", overrides=SETTINGS, out=tmp_path / "r", device="cpu", listener=StopAfter(stop)
+        )
     monkeypatch.setattr(pretrained, "fetch", lambda name: pytest.fail("the checkpoint has all weights"))
     again, _ = read_weights(resume(tmp_path / "r", data=DATA, device="cpu").weights_path)
     for name, tensor in read_weights(tuned.weights_path)[0].items():
@@ -151,15 +162,19 @@ def test_a_resume_gives_the_same_weights_to_the_bit_without_the_hub(
 
 
 def test_a_run_that_begins_again_wants_the_same_weights(
-    hub: HubStandIn, tuned: Run, tensors: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: HubStandIn,
+    tuned: Run,
+    tensors: dict[str, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(InterruptedRunError):
         train(DATA, "finetune", overrides=SETTINGS, out=tmp_path / "r", device="cpu", listener=StopAfter(1))
     (tmp_path / "r" / "checkpoint.pt").unlink()  # killed before the first checkpoint
     changed = {**tensors, "fc.bias": tensors["fc.bias"] + 1}
-    with hub_with(NETWORK, {FILE: weights_file(changed)}, tmp_path / "other", monkeypatch):
-        with pytest.raises(RunError, match="have changed since the run began"):
-            resume(tmp_path / "r", data=DATA, device="cpu")
+    other, says = {FILE: weights_file(changed)}, "have changed since the run began"
+    with hub_with(NETWORK, other, tmp_path / "other", monkeypatch), pytest.raises(RunError, match=says):
+        resume(tmp_path / "r", data=DATA, device="cpu")
     again, _ = read_weights(resume(tmp_path / "r", data=DATA, device="cpu").weights_path)
     assert torch.equal(again["fc.weight"], read_weights(tuned.weights_path)[0]["fc.weight"])
 
@@ -186,7 +201,10 @@ def test_it_is_a_run_like_any_other(
     longer = ["train", "--resume", run, "--more-epochs", "1", "--out", str(tmp_path / "longer")]
     assert main(longer) == 0
     assert Run.open(tmp_path / "longer").recipe.model == ModelSettings("timm:test_resnet", stem="small")
-    assert main(["train", data, "--recipe", "finetune", "--init", run, *more, "--out", str(tmp_path / "two")]) == 0
+    assert (
+        main(["train", data, "--recipe", "finetune", "--init", run, *more, "--out", str(tmp_path / "two")])
+        == 0
+    )
     assert "pretrained" not in Run.open(tmp_path / "two").settings
 
 
@@ -218,7 +236,12 @@ def test_a_repository_with_only_a_pickle_is_refused_and_nothing_is_unpickled(
 ) -> None:
     torch.save(Payload(tmp_path / "ran"), tmp_path / "pytorch_model.bin")
     files = {"pytorch_model.bin": (tmp_path / "pytorch_model.bin").read_bytes()}
-    refused(files, tmp_path, monkeypatch, r"no pretrained weights of timm:test_resnet in safetensors.*can run code")
+    refused(
+        files,
+        tmp_path,
+        monkeypatch,
+        r"no pretrained weights of timm:test_resnet in safetensors.*can run code",
+    )
     assert not (tmp_path / "ran").exists()
 
 
@@ -228,8 +251,14 @@ def test_weights_that_do_not_fit_are_refused(
     some = {name: tensor for name, tensor in tensors.items() if not name.startswith("layer3")}
     for number, (content, says) in enumerate(
         [
-            (weights_file(some), r"do not fit timm:test_resnet: \d+ tensors are not in the file, such as layer3"),
-            (weights_file({**tensors, "conv1.0.weight": torch.zeros(3, 3)}), r"do not fit timm:test_resnet: .*conv1"),
+            (
+                weights_file(some),
+                r"do not fit timm:test_resnet: \d+ tensors are not in the file, such as layer3",
+            ),
+            (
+                weights_file({**tensors, "conv1.0.weight": torch.zeros(3, 3)}),
+                r"do not fit timm:test_resnet: .*conv1",
+            ),
             (weights_file(tensors)[:-5], r"cannot read the pretrained weights of timm:test_resnet"),
             (b"\x80\x04", r"cannot read the pretrained weights of timm:test_resnet"),
         ]

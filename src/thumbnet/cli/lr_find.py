@@ -75,7 +75,8 @@ def execute(options: argparse.Namespace) -> int:
         options.data, options.recipe, overrides(options), options.data_dir, Listener(), labels
     )
     data = replace(data, splits={"train": data.splits["train"]})  # the test needs no other split
-    recipe = replace(recipe, schedule=replace(recipe.schedule, head_first=0.0))  # the rate of the whole network
+    whole_network = replace(recipe.schedule, head_first=0.0)
+    recipe = replace(recipe, schedule=whole_network)
     with counting("decoding") as count:
         prepared = prepare(data, recipe, device, count)
     state = build_state(recipe, prepared, data.class_names, device)

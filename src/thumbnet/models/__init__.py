@@ -54,8 +54,8 @@ def build_model(
         num_classes: length of the logits.
         in_channels: number of channels of the pictures.
         sizes: (height, width) in pixels of the pictures that it has to classify, the full size first. A
-            network that does not come with thumbnet is tried on a tiny batch of each size. A network of timm is
-            built for the first one.
+            network that does not come with thumbnet is tried on a tiny batch of each size. A network of timm
+            is built for the first one.
         builder: a class or function that builds the network, in place of the one that ``settings`` names.
 
     Raises:

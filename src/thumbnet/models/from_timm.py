@@ -3,12 +3,12 @@
 :func:`timm_builder` makes a builder for ``timm:NAME``. It runs only the code of the installed timm and never
 loads weights; :mod:`thumbnet.training.pretrained` does that.
 
-Most of timm's networks were made for pictures of 224 pixels. They halve the resolution five times, so a picture
-of 32 pixels would end as a single position. With ``model.stem = "small"`` the first layers keep the resolution.
-Pretrained weights fit all the same:
+Most of timm's networks were made for pictures of 224 pixels. They halve the resolution five times, so a
+picture of 32 pixels would end as a single position. With ``model.stem = "small"`` the first layers keep the
+resolution. Pretrained weights fit all the same:
 
-- convolutional networks (``STEMS``): the first convolution has half its stride, and the pooling right after it is
-  left out;
+- convolutional networks (``STEMS``): the first convolution has half its stride, and the pooling right after
+  it is left out;
 - vision transformers: patches become so small that eight of them fit along the shorter side. timm resamples
   pretrained patch and position embeddings.
 """
@@ -31,8 +31,7 @@ SMALL_SIDE = 64  # `model.stem = "auto"` adapts the first layers up to this shor
 PATCHES = 8  # along the shorter side, at least
 LARGEST_PATCH = SMALL_SIDE // PATCHES
 
-# timm's modules whose networks thumbnet can adapt, and the layers that follow their first convolution and shrink
-# a picture further.
+# timm's modules whose networks thumbnet can adapt, and the pooling that follows their first convolution.
 STEMS: dict[str, tuple[str, ...]] = {
     "resnet": ("maxpool",),
     "resnetv2": ("stem.pad", "stem.pool"),
@@ -50,8 +49,8 @@ def import_timm() -> Any:
 
     Raises:
         MissingExtraError: it is not installed.
-        NetworkError: it is installed and cannot be imported, for example because torchvision is made for another
-            torch.
+        NetworkError: it is installed and cannot be imported, for example because torchvision was made for
+            another torch.
     """
     try:
         import timm
@@ -62,8 +61,8 @@ def import_timm() -> Any:
     except Exception as error:  # torchvision's C library fails in many ways
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise NetworkError(
-            f"timm cannot be imported: {text}\ntimm needs the torchvision that was made for the installed torch. "
-            "Install both from one place, as on https://pytorch.org/get-started"
+            f"timm cannot be imported: {text}\ntimm needs the torchvision that was made for the installed "
+            "torch. Install both from one place, as on https://pytorch.org/get-started"
         ) from error
     return timm
 
@@ -81,7 +80,7 @@ def pretrained_config(name: str) -> Any:
         close = difflib.get_close_matches(network, timm.list_models(), n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(TIMM + one for one in close)}?" if close else ""
         raise NetworkError(
-            f"timm {timm.__version__} has no network {network!r}.{hint} timm.list_models() in Python lists all names"
+            f"timm {timm.__version__} has no network {network!r}.{hint} In Python, timm.list_models() lists all"
         )
     found = timm.models.get_pretrained_cfg(network)
     tags = [one.partition(".")[2] for one in timm.list_pretrained(f"{network}.*")]
@@ -114,8 +113,11 @@ def resolve_stem(settings: ModelSettings, size: tuple[int, int]) -> tuple[str, s
         known = ", ".join((*STEMS, *TRANSFORMERS))
         why = f"thumbnet can adapt the first layers only of timm's families {known}"
         if settings.stem == "small":
-            raise NetworkError(f"model.stem is 'small', but {settings.name} is another kind of network: {why}")
-        return "original", f"{settings.name} keeps its first layers, made for larger pictures than {shown}: {why}"
+            raise NetworkError(
+                f"model.stem is 'small', but {settings.name} is another kind of network: {why}"
+            )
+        note = f"{settings.name} keeps its first layers, made for larger pictures than {shown}: {why}"
+        return "original", note
     if family in TRANSFORMERS:
         patch = _patch_size(size)
         return "small", (
@@ -123,8 +125,8 @@ def resolve_stem(settings: ModelSettings, size: tuple[int, int]) -> tuple[str, s
             "(model.stem=small)"
         )
     return "small", (
-        f"{settings.name} is adapted to pictures of {shown}: its first convolution has half its stride, and no "
-        "pooling follows (model.stem=small)"
+        f"{settings.name} is adapted to pictures of {shown}: its first convolution has half its stride, and "
+        "no pooling follows (model.stem=small)"
     )
 
 
@@ -142,7 +144,9 @@ def timm_builder(settings: ModelSettings, size: tuple[int, int] | None = None) -
     """
     config = pretrained_config(settings.name)
     if not isinstance(config.classifier, str):
-        raise NetworkError(f"{settings.name} has several last layers or none: thumbnet needs a network with one")
+        raise NetworkError(
+            f"{settings.name} has several last layers or none: thumbnet needs a network with one"
+        )
 
     def build(num_classes: int, in_channels: int = 3) -> nn.Module:
         return create(settings, num_classes, size, in_chans=in_channels)
@@ -150,9 +154,7 @@ def timm_builder(settings: ModelSettings, size: tuple[int, int] | None = None) -
     return build
 
 
-def create(
-    settings: ModelSettings, num_classes: int, size: tuple[int, int] | None, **more: Any
-) -> nn.Module:
+def create(settings: ModelSettings, num_classes: int, size: tuple[int, int] | None, **more: Any) -> nn.Module:
     """Build a network with timm, and adapt it to ``size`` (height, width) as ``model.stem`` says.
 
     ``more`` are further arguments of ``timm.create_model``.

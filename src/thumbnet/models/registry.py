@@ -127,7 +127,7 @@ def is_built_in(name: str) -> bool:
 
 
 def find_builder(name: str) -> Builder:
-    """The builder of a network. It is registered, it is timm's, or the user has allowed thumbnet to import it.
+    """The builder of a network: a registered one, timm's, or one that the user has allowed to be imported.
 
     Raises:
         ModelCodeError: it is not registered, and the user has not allowed its import path.

@@ -1,11 +1,11 @@
 """Keep track of which networks a recipe may name, and whose code the user has allowed. Imports no torch.
 
-``model.name`` is the name of a registered network (``resnet18``), a network of timm (``timm:resnet18``), or an
-import path (``mypackage.nets:TinyNet``). Importing a module runs its code, so thumbnet imports only what the
-user has named: on the command line, in a call from Python, or in a recipe file that the user passed. A run's
-folder and a weights file also contain such a name, but they may come from a stranger: reading them allows
-nothing. ``timm:NAME`` is safe in such a file, because it runs only the code of the installed timm. timm's names
-for repositories and folders, such as ``hf-hub:OWNER/NAME``, are refused.
+``model.name`` is the name of a registered network (``resnet18``), a network of timm (``timm:resnet18``), or
+an import path (``mypackage.nets:TinyNet``). Importing a module runs its code, so thumbnet imports only what
+the user has named: on the command line, in a call from Python, or in a recipe file that the user passed. A
+run's folder and a weights file also contain such a name, but they may come from a stranger: reading them
+allows nothing. ``timm:NAME`` is safe in such a file, because it runs only the code of the installed timm.
+timm's names for repositories and folders, such as ``hf-hub:OWNER/NAME``, are refused.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def check_name(name: str) -> None:
         return
     if name.startswith(TIMM):
         raise RecipeError(
-            f"recipe key 'model.name' is {name!r}: expected timm:NAME or timm:NAME.TAG, such as timm:resnet18 or "
-            "timm:resnet18.a1_in1k. thumbnet takes only the networks that come with timm, and neither a "
+            f"recipe key 'model.name' is {name!r}: expected timm:NAME or timm:NAME.TAG, such as timm:resnet18 "
+            "or timm:resnet18.a1_in1k. thumbnet takes only the networks that come with timm, and neither a "
             "repository (hf-hub:) nor a folder (local-dir:)"
         )
     if not re.fullmatch(r"\w[\w.-]*", name) and not is_import_path(name):

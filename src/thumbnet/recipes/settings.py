@@ -184,8 +184,8 @@ class ModelSettings:
     """Which network.
 
     Attributes:
-        name: a registered network, a network of timm as ``timm:NAME`` or ``timm:NAME.TAG``, or the import path
-            ``MODULE:NAME`` of one of your own.
+        name: a registered network, a network of timm as ``timm:NAME`` or ``timm:NAME.TAG``, or the import
+            path ``MODULE:NAME`` of one of your own.
         width: multiplies the number of its channels. 1 for a network that takes no ``width``.
         pretrained: start a network of timm from the weights that timm names, except its last layer: true,
             false, or ``"auto"``: true unless ``training.init`` says where to start. A run says true or false.
@@ -204,7 +204,9 @@ class ModelSettings:
         check_name(self.name)
         check(0 < self.width <= 8, "model.width", "a factor in (0, 8]", self.width)
         ok = self.width == 1 or not is_timm(self.name)
-        check(ok, "model.width", "1 for a network of timm (other widths are networks of their own)", self.width)
+        check(
+            ok, "model.width", "1 for a network of timm (other widths are networks of their own)", self.width
+        )
         ok = self.pretrained is True or self.pretrained is False or self.pretrained == AUTO
         check(ok, "model.pretrained", "true, false or 'auto'", self.pretrained)
         known = ", ".join(f"'{stem}'" for stem in STEMS)

@@ -3,9 +3,9 @@
 The finished run has reached the end of its schedule, where the learning rate is lowest. The new run repeats
 the last part of the schedule. To add N epochs to E, its rate starts where a training of E + N epochs would be
 after E of them, and falls to the end again. It starts from the weights that the finished run kept. The
-optimizer is new, because momentum gathered at a rate near zero says little. All layers learn from the first step
-on. The random numbers are new as
-well, because otherwise the same batches would come again. The finished run does not change.
+optimizer is new, because momentum gathered at a rate near zero says little. All layers learn from the first
+step on. The random numbers are new as well, because otherwise the same batches would come again. The
+finished run does not change.
 """
 
 from __future__ import annotations

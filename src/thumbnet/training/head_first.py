@@ -1,8 +1,8 @@
 """The first part of a training in which only the last layer learns, see ``schedule.head_first``.
 
-A new last layer sends meaningless gradients into layers that are trained already. So at first these layers stay as
-they are: no gradient, no update, no weight decay. They are in eval mode, so that BatchNorm uses the statistics that
-it has and does not change them.
+A new last layer sends meaningless gradients into layers that are trained already. So at first these layers
+stay as they are: no gradient, no update, no weight decay. They are in eval mode, so that BatchNorm uses the
+statistics that it has and does not change them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from thumbnet.training.state import TrainingState
 
 
 def set_phase(state: TrainingState) -> None:
-    """Before the step ``state.step``: freeze all layers but the last one, or let them learn, as the schedule says.
+    """Freeze all layers but the last one for the step ``state.step``, or let them learn.
 
-    It depends on nothing but the step, so a resumed training does the same.
+    The step alone decides, so a resumed training does the same.
     """
     schedule = state.recipe.schedule
     if not schedule.head_first:

@@ -1,9 +1,9 @@
 """Start a network of timm from pretrained weights.
 
-timm knows for each network the repository on the Hugging Face Hub that has its weights. thumbnet downloads the
-safetensors file from there itself and hands the tensors to timm, which renames and resamples them where the
-network needs that. timm alone would fall back to a pickle if a repository has no safetensors; thumbnet refuses
-such a repository, so nothing is ever unpickled.
+timm knows for each network the repository on the Hugging Face Hub that has its weights. thumbnet downloads
+the safetensors file from there itself and hands the tensors to timm, which renames and resamples them where
+the network needs that. timm alone would fall back to a pickle if a repository has no safetensors; thumbnet
+refuses such a repository, so nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from thumbnet.models.registry import is_of_head
 from thumbnet.recipes.networks import is_timm
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import AUTO, ModelSettings
-from thumbnet.runs.weights import import_hub, hub_reason
+from thumbnet.runs.weights import hub_reason, import_hub
 
 _SAFE_NAMES = {
     "": "model.safetensors",
@@ -41,7 +41,7 @@ class Download:
 
 
 def with_pretrained_settings(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """The recipe with ``model.pretrained`` resolved, and the normalisation with which timm trained the weights.
+    """The recipe with ``model.pretrained`` resolved, and the normalisation that the weights were trained with.
 
     ``data.mean`` and ``data.std`` that the recipe sets stay as they are.
 
@@ -73,14 +73,16 @@ def with_pretrained_settings(recipe: Recipe) -> tuple[Recipe, list[str]]:
         std=std if recipe.data.std == AUTO else recipe.data.std,
     )
     height, width = config.input_size[1:]
-    note = f"{model.name} begins with the weights {config.hf_hub_id}, pretrained on pictures of {height}x{width}"
+    note = (
+        f"{model.name} begins with the weights {config.hf_hub_id}, pretrained on pictures of {height}x{width}"
+    )
     if data != recipe.data:
         note += f", and normalises pictures as these were: mean {_shown(data.mean)}, std {_shown(data.std)}"
     return replace(recipe, data=data), [note]
 
 
 def with_stem(recipe: Recipe, size: tuple[int, int]) -> tuple[Recipe, list[str]]:
-    """The recipe with ``model.stem`` resolved for pictures of ``size`` (height, width), and notes for the user.
+    """The recipe with ``model.stem`` resolved for pictures of ``size`` (height, width), and notes.
 
     Raises:
         NetworkError: the recipe asks for first layers that the network cannot have.
@@ -117,12 +119,18 @@ def begin_pretrained(
         drawn = create(settings, num_classes, size).state_dict()
         torch.manual_seed(0)
         try:
-            begun = create(settings, num_classes, size, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
+            begun = create(
+                settings, num_classes, size, pretrained=True, pretrained_cfg_overlay=overlay
+            ).state_dict()
         except (RuntimeError, KeyError, ValueError, AttributeError, IndexError) as error:
             reason = str(error).strip().split("\n")[-1].strip()
-            raise RunError(f"the pretrained weights in {download.path} do not fit {settings.name}: {reason}") from None
+            raise RunError(
+                f"the pretrained weights in {download.path} do not fit {settings.name}: {reason}"
+            ) from None
     own = {name: tensor for name, tensor in model.state_dict().items() if not is_of_head(model, name)}
-    _check_all_came(own, begun, drawn, f"the pretrained weights in {download.path} do not fit {settings.name}")
+    _check_all_came(
+        own, begun, drawn, f"the pretrained weights in {download.path} do not fit {settings.name}"
+    )
     for name, tensor in own.items():
         tensor.copy_(begun[name])
     return download.record
@@ -178,16 +186,16 @@ def check_same(found: dict[str, str] | None, recorded: Any) -> None:
     digest = recorded.get("sha256") if isinstance(recorded, dict) else None
     if found is not None and found["sha256"] != digest:
         raise RunError(
-            f"the weights in {found['repository']} have changed since the run began (sha256 {found['sha256']}, "
-            f"then {digest}): start a new run"
+            f"the weights in {found['repository']} have changed since the run began (sha256 "
+            f"{found['sha256']}, then {digest}): start a new run"
         )
 
 
 def _cannot_fetch(name: str, repository: str, error: Exception) -> RunError:
     return RunError(
         f"cannot fetch the pretrained weights of {name} from {repository} on the Hugging Face Hub: "
-        f"{hub_reason(error)}\nWithout access to the Hub, copy its cache from a computer that has the weights "
-        "(~/.cache/huggingface, or HF_HOME), or start from random weights: --set model.pretrained=false"
+        f"{hub_reason(error)}\nWithout access to the Hub, copy its cache from a computer that has the "
+        "weights (~/.cache/huggingface, or HF_HOME), or start from random weights: --set model.pretrained=false"
     )
 
 
@@ -240,7 +248,9 @@ def _check_all_came(
         RunError: a tensor is as random as before.
     """
     missing = [name for name in own if begun[name].ndim > 1 and torch.equal(begun[name], drawn[name])]
-    missing = [name for name in missing if begun[name].is_floating_point() and begun[name].unique().numel() > 1]
+    missing = [
+        name for name in missing if begun[name].is_floating_point() and begun[name].unique().numel() > 1
+    ]
     if missing:
         raise RunError(f"{problem}: {len(missing)} tensors are not in the file, such as {missing[0]}")
 

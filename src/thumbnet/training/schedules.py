@@ -52,7 +52,7 @@ def trains_head_only(settings: ScheduleSettings, step: int, total_steps: int) ->
 
 
 def _after_head(settings: ScheduleSettings, done: float) -> float:
-    """The part of the schedule that is over when ``done`` of the whole training is, which began with the head."""
+    """The part of the schedule that is over when ``done`` of the training is; it begins after the head."""
     return max(0.0, (done - settings.head_first) / (1 - settings.head_first))
 
 

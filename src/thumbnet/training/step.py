@@ -27,8 +27,8 @@ def train_step(state: TrainingState, batch: Batch, factor: float) -> Tensor:
     """Train on ``batch`` at ``factor`` times every full learning rate.
 
     ``fit`` and the learning-rate range test share this function, so both see the same loss, with class
-    weights, micro-batches, the picture size and the layers that learn at ``state.step``. The caller counts the
-    step.
+    weights, micro-batches, the picture size and the layers that learn at ``state.step``. The caller counts
+    the step.
 
     Returns:
         The batch's mean loss, float32 []; with several processes, this process's share of it. If the step

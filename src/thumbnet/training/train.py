@@ -340,9 +340,7 @@ def _restore(state: TrainingState, checkpoint: dict[str, Any], run: Run) -> floa
         raise RunError(f"the checkpoint in {run.path} does not belong to its recipe: {reason}") from None
 
 
-def _settings(
-    plan: Plan, data: Data, fingerprint: str, pretrained: dict[str, str] | None
-) -> dict[str, Any]:
+def _settings(plan: Plan, data: Data, fingerprint: str, pretrained: dict[str, str] | None) -> dict[str, Any]:
     """The contents of ``run.json``."""
     settings: dict[str, Any] = {
         "data": _where_again(data.source),
