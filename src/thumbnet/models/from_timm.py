@@ -80,7 +80,7 @@ def pretrained_config(name: str) -> Any:
         close = difflib.get_close_matches(network, timm.list_models(), n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(TIMM + one for one in close)}?" if close else ""
         raise NetworkError(
-            f"timm {timm.__version__} has no network {network!r}.{hint} In Python, timm.list_models() lists all"
+            f"timm {timm.__version__} has no network {network!r}.{hint} timm.list_models() lists all names"
         )
     found = timm.models.get_pretrained_cfg(network)
     tags = [one.partition(".")[2] for one in timm.list_pretrained(f"{network}.*")]

@@ -41,7 +41,7 @@ class Download:
 
 
 def with_pretrained_settings(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """The recipe with ``model.pretrained`` resolved, and the normalisation that the weights were trained with.
+    """The recipe with ``model.pretrained`` resolved, and the normalisation that its weights expect.
 
     ``data.mean`` and ``data.std`` that the recipe sets stay as they are.
 
@@ -195,7 +195,8 @@ def _cannot_fetch(name: str, repository: str, error: Exception) -> RunError:
     return RunError(
         f"cannot fetch the pretrained weights of {name} from {repository} on the Hugging Face Hub: "
         f"{hub_reason(error)}\nWithout access to the Hub, copy its cache from a computer that has the "
-        "weights (~/.cache/huggingface, or HF_HOME), or start from random weights: --set model.pretrained=false"
+        "weights (~/.cache/huggingface, or HF_HOME), or start from random weights: "
+        "--set model.pretrained=false"
     )
 
 
