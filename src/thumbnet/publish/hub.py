@@ -161,7 +161,10 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
 
 
 def _use(address: str, network: str, answer: str) -> str:
-    """Say how to use the ``network`` published at ``address``; ``answer`` is the line that prints a prediction."""
+    """Say how to use the ``network`` published at ``address``.
+
+    ``answer`` is the line of Python that prints a prediction.
+    """
     extras = "train,hub,timm" if is_timm(network) else "train,hub"
     if not code_options(network):
         return USE.format(extras=extras, option="", address=address, imports="", model="", answer=answer)

@@ -50,9 +50,9 @@ def check_name(name: str) -> None:
         return
     if name.startswith(TIMM):
         raise RecipeError(
-            f"recipe key 'model.name' is {name!r}: expected timm:NAME or timm:NAME.TAG, such as timm:resnet18. "
-            "thumbnet takes only the networks that come with timm, and neither a repository (hf-hub:) nor a "
-            "folder (local-dir:)"
+            f"recipe key 'model.name' is {name!r}: expected timm:NAME or timm:NAME.TAG, such as timm:resnet18"
+            ". thumbnet takes only the networks that come with timm, and neither a repository (hf-hub:) nor "
+            "a folder (local-dir:)"
         )
     if not re.fullmatch(r"\w[\w.-]*", name) and not is_import_path(name):
         raise unknown(name)
