@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from thumbnet.models.registry import is_of_head
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights
-from thumbnet.training import graphed
+from thumbnet.training import graphed, session
 from thumbnet.training.continue_run import continuation
 from thumbnet.training.fit import StepResult, fit
 from thumbnet.training.graphed import why_not_graphed
@@ -27,8 +27,24 @@ from training_helpers import StopAfter
 CPU = torch.device("cpu")
 DATA = coloured_data(48)
 # 12 steps, of which the first 6 train only the last layer; that phase ends in the middle of an epoch.
-HALF = [*TINY, "training.epochs=4", "schedule.head_first=0.5", "optimizer.weight_decay=0.1"]
+HALF = [
+    *TINY,
+    "model.width=0.25",
+    "training.epochs=4",
+    "schedule.head_first=0.5",
+    "optimizer.weight_decay=0.1",
+    "evaluation.every=0",
+    "evaluation.sample=0",
+]
 STEPS, FROZEN = 12, 6
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_probe() -> Iterator[None]:
+    """No second training, which looks for mirrored classes, in the tests of the first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "find_mirrored", lambda *_: [])
+        yield
 
 
 def fresh(recipe: str, *more: str) -> tuple[TrainingState, Prepared]:
@@ -101,7 +117,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_a_training_from_another_runs_weights_keeps_them_at_first(tiny_run: Run) -> None:
     state, prepared = fresh(
-        "finetune", "model.name=resnet20", f"training.init={tiny_run.path}", "training.min_steps=0"
+        "finetune", "model.width=0.5", f"training.init={tiny_run.path}", "training.min_steps=0"
     )
     given, _ = read_weights(tiny_run.weights_path)
 
