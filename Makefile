@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: web-runtime train test test-faults test-torch test-trackers fuzz check docs picture package bench records clean
+.PHONY: web-runtime train test test-faults test-torch test-trackers test-timm fuzz check docs picture package bench records clean
 
 train: $(VENV)/.installed  ## train a real model on the embedded data set
 	$(BIN)/thumbnet train digits
@@ -25,6 +25,18 @@ test: $(VENV)/.installed-dev  ## run the tests
 FAULTS ?= full
 test-faults: $(VENV)/.installed-dev  ## inject faults, and see that nothing is lost
 	THUMBNET_FAULTS=$(FAULTS) $(PYTEST) -s tests/faults
+
+# timm and torchvision are installed alone, without what they depend on: all of that is in .venv, and PyPI's torchvision
+# would bring the torch for CUDA with its gigabytes. The new environment sees the packages of .venv through a .pth file.
+TIMM_VENV := .venv-timm
+TIMM_TESTS := tests/models/test_from_timm.py tests/training/test_pretrained.py
+test-timm: $(VENV)/.installed-dev  ## run the tests of timm's networks, in .venv-timm
+	test -x $(TIMM_VENV)/bin/python || $(BIN)/python -m venv $(TIMM_VENV)
+	$(TIMM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--constraint constraints.txt timm torchvision
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+		"$$($(TIMM_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/thumbnet-venv.pth"
+	PYTHONPATH=src $(TIMM_VENV)/bin/python -m pytest --numprocesses $(JOBS) --dist worksteal $(TIMM_TESTS)
 
 # Another torch than the pinned one, in an environment of its own: make test-torch TORCH=2.11.0
 # PyPI's torch for Linux brings several GB of CUDA. TORCH_INDEX=https://download.pytorch.org/whl/cpu takes the
@@ -110,7 +122,7 @@ records: $(VENV)/.installed-dev  ## measure the headline numbers from this commi
 	$(BIN)/python benchmarks/records.py $(if $(REFERENCE),--reference $(REFERENCE)) $(if $(DATA),--data $(DATA))
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(TIMM_VENV) build dist .mypy_cache .ruff_cache .pytest_cache
 
 # torch first and by itself: named alone with its exact version, pip takes the build for the CPU where
 # there is one at hand, before any other package can ask for the newest with its gigabytes of CUDA.

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from helpers import coloured, write_picture
 from sources.hub_standin import HubStandIn
 from thumbnet.cli import main
 from thumbnet.publish.hub import model_card
+from thumbnet.recipes.settings import ModelSettings
 from thumbnet.runs.folder import Run
+from thumbnet.runs.weights import read_weights, write_weights
 
 huggingface_hub = pytest.importorskip("huggingface_hub", reason="the extra 'hub' is not installed")
 
@@ -92,6 +95,19 @@ def test_the_card_says_what_was_measured(tiny_run: Run, capsys: pytest.CaptureFi
     assert str(tiny_run.path.parent) not in card
     assert main(["push", str(tiny_run.path), f"hf:{NAME}", "--card", "--license", "mit"]) == 0
     assert capsys.readouterr().out.strip() == card.strip()
+
+
+def test_the_card_says_that_a_network_is_timms_and_was_fine_tuned(tiny_run: Run, tmp_path: Path) -> None:
+    assert "trained from scratch by thumbnet" in model_card(tiny_run, NAME)
+    run = Run(Path(shutil.copytree(tiny_run.path, tmp_path / "run")))
+    weights, info = read_weights(run.weights_path)
+    model = ModelSettings("timm:resnet18", pretrained=True)
+    write_weights(run.weights_path, weights, replace(info, model=model))
+    run.write_recipe(replace(run.recipe, model=model))
+    card = model_card(run, NAME)
+    assert "pip install './thumbnet[train,hub,timm]'" in card
+    assert "fine-tuned by thumbnet" in card
+    assert "--model-code" not in card
 
 
 def test_the_card_says_which_labels_were_corrected(tiny_run: Run, tmp_path: Path) -> None:

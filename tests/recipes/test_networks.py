@@ -11,7 +11,14 @@ import pytest
 from own_networks import OwnPackage
 from thumbnet.errors import RecipeError
 from thumbnet.recipes import networks
-from thumbnet.recipes.networks import MODEL_NAMES, is_allowed
+from thumbnet.recipes.networks import (
+    MODEL_NAMES,
+    accept,
+    code_options,
+    is_allowed,
+    is_import_path,
+    is_timm,
+)
 from thumbnet.recipes.recipe import Recipe, load_recipe, read_recipe
 from thumbnet.recipes.settings import ModelSettings
 
@@ -36,6 +43,42 @@ def test_a_name_or_an_import_path_may_name_a_network(name: str) -> None:
 def test_anything_else_is_refused_as_a_network_name(name: str) -> None:
     with pytest.raises(RecipeError, match=r"model\.name.*Known: fastnet.*MODULE:NAME"):
         ModelSettings(name)
+
+
+TIMM_NAMES = ["timm:resnet18", "timm:resnet18.a1_in1k", "timm:vit_base_patch14_dinov2.lvd142m", "timm:hf_hub"]
+
+
+@pytest.mark.parametrize("name", TIMM_NAMES)
+def test_a_network_of_timm_is_neither_a_plain_name_nor_an_import_path(name: str) -> None:
+    assert ModelSettings(name).name == name
+    assert is_timm(name)
+    assert not is_import_path(name)
+    assert code_options(name) == ()
+    accept(name)
+    assert not is_allowed(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["timm:", "timm:hf-hub:a/b", "timm:hf_hub:b", "timm:local-dir:/tmp/x", "timm:a/b", "timm:ResNet", "timm:a.b.c",
+     "timm:resnet18\n", "timm:../x", "timm:resnet-18", "timm:é", "timm::resnet18"],
+)  # fmt: skip
+def test_timms_names_for_repositories_and_folders_are_refused(name: str) -> None:
+    assert not is_timm(name)
+    with pytest.raises(RecipeError, match=r"model\.name.*expected timm:NAME or timm:NAME\.TAG"):
+        ModelSettings(name)
+    with pytest.raises(RecipeError):
+        accept(name)
+
+
+def test_a_strangers_recipe_may_name_a_network_of_timm_and_that_imports_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys; from thumbnet.recipes.recipe import read_recipe; r = read_recipe(sys.argv[1]); "
+        "assert r.model.name == 'timm:resnet18'; assert not {'timm', 'torch'} & sys.modules.keys()"
+    )
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[model]\nname = "timm:resnet18"\n')
+    subprocess.run([sys.executable, "-c", code, str(recipe)], check=True)
 
 
 @pytest.mark.parametrize("name", [["resnet18"], 3, None])

@@ -42,6 +42,12 @@ def test_a_description_of_several_labels_is_stored_and_one_of_one_class_is_as_it
     assert WeightsInfo.from_json(several.to_json()) == several
 
 
+def test_what_only_a_network_of_timm_has_is_stored_only_with_one() -> None:
+    assert json.loads(info().to_json())["model"] == {"name": "resnet18", "width": 1.0}
+    timm = replace(info(), model=ModelSettings("timm:resnet18", pretrained=True, stem="small"))
+    assert WeightsInfo.from_json(timm.to_json()) == timm
+
+
 @pytest.mark.parametrize(
     "changes",
     [

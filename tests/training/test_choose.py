@@ -10,6 +10,7 @@ from helpers import coloured_data, write_class_folders
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, RecipeError, RunError
 from thumbnet.recipes.recipe import load_recipe
+from thumbnet.training import choose
 from thumbnet.training.choose import FEW_PICTURES, VAL_FRACTION, choose_recipe, default_recipe, load_for
 from thumbnet.training.listener import Listener
 
@@ -32,6 +33,25 @@ def test_without_a_recipe_the_default_one_takes_the_overrides() -> None:
     recipe, data = choose_recipe(data_of(100), None, ["training.epochs=7"], None, QUIET)
     assert (recipe.name, recipe.training.epochs) == ("small", 7)
     assert data.class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "finetune"),
+        (["model.pretrained=true"], "finetune"),
+        (["model.pretrained = false"], "resnet18"),
+    ],
+)
+def test_a_network_of_timm_is_fine_tuned_by_default_unless_its_weights_are_random(
+    overrides: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(choose, "find_builder", asked.append)
+    monkeypatch.setattr(choose, "with_pretrained_settings", lambda recipe: (recipe, ["from afar"]))
+    recipe, data = choose_recipe(data_of(100), None, ["model.name=timm:resnet18", *overrides], None, QUIET)
+    assert (recipe.name, asked) == (name, ["timm:resnet18"])
+    assert "from afar" in data.notes
 
 
 def test_a_small_data_set_gets_small_batches_unless_the_user_names_a_size() -> None:

@@ -38,6 +38,25 @@ def test_parameters_go_to_the_first_group_that_matches_and_to_one_only() -> None
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
 
 
+def test_the_last_layer_has_a_pattern_that_does_not_depend_on_its_name() -> None:
+    class Other(torch.nn.Module):
+        head_name = "top.fc"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = torch.nn.Linear(4, 4)
+            self.top = torch.nn.ModuleDict({"fc": torch.nn.Linear(4, 3), "fc2": torch.nn.Linear(4, 3)})
+
+    settings = OptimizerSettings(lr=0.1, groups=(GroupSettings("@head", lr=0.5),))
+    for model, of_head in ((small(), 2), (Other(), 2)):
+        first, rest = build_optimizer(settings, model).param_groups
+        assert (first["lr"], len(first["params"])) == (0.5, of_head)
+        assert {id(p) for p in first["params"]} == {
+            id(p) for p in model.get_submodule(getattr(model, "head_name", "head")).parameters()
+        }
+        assert len(rest["params"]) == len(list(model.parameters())) - of_head
+
+
 def test_the_schedule_scales_every_groups_own_rate() -> None:
     settings = OptimizerSettings(lr=0.1, groups=(GroupSettings("head.*", lr=0.5),))
     optimizer = build_optimizer(settings, small())

@@ -18,6 +18,7 @@ from thumbnet.training.schedules import (
     replanned,
     resize_at,
     smaller_sizes,
+    trains_head_only,
 )
 
 
@@ -31,6 +32,21 @@ def test_multistep_equals_torchs_own_schedule_epoch_by_epoch() -> None:
             assert factor == pytest.approx(optimizer.param_groups[0]["lr"]), epoch
         optimizer.step()
         torchs.step()
+
+
+def test_the_schedule_fills_what_the_head_leaves() -> None:
+    plain = ScheduleSettings("cosine", warmup=0.25, start=0.1, end=0.02)
+    first = replace(plain, head_first=0.2)
+    assert [trains_head_only(first, step, 50) for step in range(50)] == [True] * 10 + [False] * 40
+    assert not trains_head_only(plain, 0, 50)
+    assert [factor_at(first, step, 50) for step in range(10)] == [1.0] * 10
+    rest = [factor_at(first, 10 + step, 50) for step in range(40)]
+    assert rest == pytest.approx([factor_at(plain, step, 40) for step in range(40)])
+    stones = ScheduleSettings("multistep", milestones=(0.5,), head_first=0.2)
+    assert [factor_at(stones, step, 10) for step in range(10)] == [1] * 6 + [0.1] * 4
+    for wrong in (-0.1, 1.0):
+        with pytest.raises(RecipeError, match=r"schedule\.head_first"):
+            ScheduleSettings(head_first=wrong)
 
 
 def test_a_milestone_falls_on_its_very_step() -> None:

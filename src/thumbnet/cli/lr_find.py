@@ -78,6 +78,8 @@ def execute(options: argparse.Namespace) -> int:
     if recipe.training.frozen:
         raise RecipeError(f"the recipe {recipe.name} trains only the last layer, without a learning rate")
     data = replace(data, splits={"train": data.splits["train"]})  # the test needs no other split
+    whole_network = replace(recipe.schedule, head_first=0.0)
+    recipe = replace(recipe, schedule=whole_network)
     with counting("decoding") as count:
         prepared = prepare(data, recipe, device, count)
     state = build_state(recipe, prepared, data.class_names, device)

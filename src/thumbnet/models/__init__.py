@@ -8,8 +8,10 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from thumbnet.models.fastnet import FastNet, fastnet
+from thumbnet.models.from_timm import timm_builder
 from thumbnet.models.registry import Builder, build, find_builder, is_built_in, register_model
 from thumbnet.models.resnet import ResidualBlock, ResNet, narrow_resnet, resnet18, resnet34
+from thumbnet.recipes.networks import is_timm
 from thumbnet.recipes.settings import ModelSettings
 
 __all__ = [
@@ -51,16 +53,20 @@ def build_model(
         settings: the recipe's ``[model]``.
         num_classes: length of the logits.
         in_channels: number of channels of the pictures.
-        sizes: (height, width) in pixels of the pictures that it has to classify. A network that does not come
-            with thumbnet is tried on a tiny batch of each size.
+        sizes: (height, width) in pixels of the pictures that it has to classify, the full size first. A
+            network that does not come with thumbnet is tried on a tiny batch of each size. A network of timm
+            is built for the first one.
         builder: a class or function that builds the network, in place of the one that ``settings`` names.
 
     Raises:
         ModelCodeError: the network is not part of thumbnet, and the user has not allowed its code.
-        NetworkError: the user's network cannot be imported or built, or it breaks the contract in
+        MissingExtraError: it is a network of timm, and timm is not installed.
+        NetworkError: the user's network or timm's cannot be imported or built, or it breaks the contract in
             :mod:`thumbnet.models.registry`.
     """
-    if builder is None:
+    if builder is None and is_timm(settings.name):
+        builder = timm_builder(settings, sizes[0] if sizes else None)
+    elif builder is None:
         builder = find_builder(settings.name)
         if is_built_in(settings.name):
             return builder(num_classes=num_classes, in_channels=in_channels, width=settings.width)

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from thumbnet.errors import ModelCodeError, NetworkError, is_out_of_memory, nearest
+from thumbnet.models.from_timm import timm_builder
 from thumbnet.recipes.networks import (
     MODEL_NAMES,
     accept,
@@ -44,7 +45,9 @@ from thumbnet.recipes.networks import (
     is_allowed,
     is_import_path,
     is_module,
+    is_timm,
 )
+from thumbnet.recipes.settings import ModelSettings
 
 Builder = Callable[..., nn.Module]
 B = TypeVar("B", bound=Builder)
@@ -73,6 +76,8 @@ def register_model(name: str) -> Callable[[B], B]:
         NetworkError: another network has this name, or the decorated object does not build a network.
     """
     check_name(name)
+    if is_timm(name):
+        raise NetworkError(f"the name {name!r} belongs to timm: choose another")
 
     def register(builder: B) -> B:
         check_builder(builder, name)
@@ -95,11 +100,12 @@ def provide(name: str, builder: Builder) -> None:
     """Use ``builder``, which the user passed, for the network that a run calls ``name``, in this process.
 
     Raises:
-        NetworkError: it does not build a network, or ``name`` is one of thumbnet's networks.
+        NetworkError: it does not build a network, or ``name`` is one of thumbnet's or timm's networks.
     """
     check_builder(builder, name)
-    if is_built_in(name):
-        raise NetworkError(f"the run's network is {name}, which comes with thumbnet: leave out model=")
+    if is_built_in(name) or is_timm(name):
+        source = "timm" if is_timm(name) else "thumbnet"
+        raise NetworkError(f"the run's network is {name}, which comes with {source}: leave out model=")
     _BUILDERS[name] = builder
     add_known(name)
 
@@ -121,12 +127,15 @@ def is_built_in(name: str) -> bool:
 
 
 def find_builder(name: str) -> Builder:
-    """The builder of a network. It is registered, or the user has allowed thumbnet to import it.
+    """The builder of a network: a registered one, timm's, or one that the user has allowed to be imported.
 
     Raises:
         ModelCodeError: it is not registered, and the user has not allowed its import path.
-        NetworkError: its module cannot be imported, or does not contain the network.
+        NetworkError: its module cannot be imported, or does not contain the network; or timm does not.
+        MissingExtraError: it is a network of timm, and timm is not installed.
     """
+    if is_timm(name):
+        return timm_builder(ModelSettings(name))
     if is_allowed(name):
         return _load(name)
     if name not in _BUILDERS:
@@ -136,6 +145,8 @@ def find_builder(name: str) -> Builder:
 
 def same_network(first: str, second: str) -> bool:
     """Whether two names stand for the same network. This imports nothing."""
+    if is_timm(first) and is_timm(second):
+        return first.partition(".")[0] == second.partition(".")[0]  # the tag names only pretrained weights
     return first == second or (first in _BUILDERS and _BUILDERS[first] is _BUILDERS.get(second))
 
 

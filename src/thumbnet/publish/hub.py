@@ -8,8 +8,8 @@ from typing import Any
 from thumbnet.data.corrections import describe_corrections
 from thumbnet.errors import RunError
 from thumbnet.models import count_parameters
-from thumbnet.models.registry import is_built_in
 from thumbnet.publish import label_card
+from thumbnet.recipes.networks import code_options, is_timm
 from thumbnet.reports.comparison import read_metrics
 from thumbnet.reports.summary import (
     NOTHING_MEASURED,
@@ -30,7 +30,7 @@ MEASURED = """The accuracy was measured only on the split above. Expect a lower 
 from another source, and measure it there."""
 NOT_MEASURED = "Measure it on your own pictures before you use it."
 USE = """```sh
-pip install './thumbnet[train,hub]'
+pip install './thumbnet[{extras}]'
 thumbnet predict {option}{address} picture.jpg
 ```
 
@@ -53,7 +53,7 @@ CARD = """---
 
 # {title}
 
-A {network} {what}, trained from scratch by thumbnet {version}.
+A {network} {what}, {trained} by thumbnet {version}.
 
 ## Use
 
@@ -124,7 +124,6 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
     summary, recipe = run.summary, run.recipe
     weights, info = read_weights(run.weights_path)
     parameters = summary.get("parameters") or count_parameters(weights, info.model, len(info.class_names))
-    own = None if is_built_in(info.model.name) else info.model.name
     data = _public_name(info.source)
     metadata = hub.ModelCardData(
         license=licence,
@@ -143,7 +142,8 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
     return CARD.format(
         metadata=metadata.to_yaml(),
         title=name.rpartition("/")[2],
-        use=_use(PREFIX + name, own, label_card.USE if info.multilabel else ANSWER),
+        use=_use(PREFIX + name, info.model.name, label_card.USE if info.multilabel else ANSWER),
+        trained="fine-tuned" if recipe.model.pretrained or recipe.training.init else "trained from scratch",
         network=f"{recipe.model.name} of {parameters:,} parameters",
         what=label_card.what_it_does(size, classes) if info.multilabel else what,
         always=label_card.LIMITS if info.multilabel else ONE_CLASS,
@@ -161,19 +161,22 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
     )
 
 
-def _use(address: str, own: str | None, answer: str) -> str:
-    """Say how to use the network published at ``address``.
+def _use(address: str, network: str, answer: str) -> str:
+    """Say how to use the ``network`` published at ``address``.
 
-    ``own`` names a network that is not built in. ``answer`` is the line of Python that prints a prediction.
+    ``answer`` is the line of Python that prints a prediction.
     """
-    if own is None:
-        return USE.format(option="", address=address, imports="", model="", answer=answer)
-    module, is_path, name = own.partition(":")
-    option = f"--model-code {own if is_path else 'MODULE'} "
+    extras = "train,hub,timm" if is_timm(network) else "train,hub"
+    if not code_options(network):
+        return USE.format(extras=extras, option="", address=address, imports="", model="", answer=answer)
+    module, is_path, name = network.partition(":")
+    option = f"--model-code {network if is_path else 'MODULE'} "
     imports = f"from {module} import {name}\n" if is_path else "import MODULE  # registers the network\n"
     model = f", model={name}" if is_path else ""
-    used = USE.format(option=option, address=address, imports=imports, model=model, answer=answer)
-    return used + OWN_CODE.format(network=own)
+    used = USE.format(
+        extras=extras, option=option, address=address, imports=imports, model=model, answer=answer
+    )
+    return used + OWN_CODE.format(network=network)
 
 
 def _eval_results(hub: Any, summary: dict[str, Any], data: str) -> list[Any] | None:

@@ -1,9 +1,11 @@
 """Keep track of which networks a recipe may name, and whose code the user has allowed. Imports no torch.
 
-``model.name`` is the name of a registered network (``resnet18``), or an import path
-(``mypackage.nets:TinyNet``). Importing a module runs its code, so thumbnet imports only what the user has
-named: on the command line, in a call from Python, or in a recipe file that the user passed. A run's folder
-and a weights file also contain such a name, but they may come from a stranger: reading them allows nothing.
+``model.name`` is the name of a registered network (``resnet18``), a network of timm (``timm:resnet18``), or
+an import path (``mypackage.nets:TinyNet``). Importing a module runs its code, so thumbnet imports only what
+the user has named: on the command line, in a call from Python, or in a recipe file that the user passed. A
+run's folder and a weights file also contain such a name, but they may come from a stranger: reading them
+allows nothing. ``timm:NAME`` is safe in such a file, because it runs only the code of the installed timm.
+timm's names for repositories and folders, such as ``hf-hub:OWNER/NAME``, are refused.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import re
 from thumbnet.errors import RecipeError, nearest
 
 MODEL_NAMES = ("resnet18", "resnet34", "resnet20", "resnet32", "resnet44", "resnet56", "fastnet")
+TIMM = "timm:"
 _LONGEST = 200  # characters
 
 _known = set(MODEL_NAMES)
@@ -22,7 +25,12 @@ _allowed: set[str] = set()
 def is_import_path(name: str) -> bool:
     """Whether ``name`` is ``MODULE:NAME``, as in ``mypackage.nets:TinyNet``."""
     module, colon, attribute = name.partition(":")
-    return bool(colon) and attribute.isidentifier() and is_module(module)
+    return bool(colon) and attribute.isidentifier() and is_module(module) and not name.startswith(TIMM)
+
+
+def is_timm(name: str) -> bool:
+    """Whether ``name`` is ``timm:NAME`` or ``timm:NAME.TAG``, as in ``timm:resnet18.a1_in1k``."""
+    return bool(re.fullmatch(r"timm:[a-z0-9_]+(\.[a-z0-9_]+)?", name, re.ASCII))
 
 
 def is_module(name: str) -> bool:
@@ -36,13 +44,24 @@ def check_name(name: str) -> None:
     Raises:
         RecipeError: it does not have that form.
     """
-    plain = isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name)
-    if (not plain and not (isinstance(name, str) and is_import_path(name))) or len(name) > _LONGEST:
+    if not isinstance(name, str) or len(name) > _LONGEST:
         raise unknown(str(name))
+    if is_timm(name):
+        return
+    if name.startswith(TIMM):
+        raise RecipeError(
+            f"recipe key 'model.name' is {name!r}: expected timm:NAME or timm:NAME.TAG, such as timm:resnet18"
+            ". thumbnet takes only the networks that come with timm, and neither a repository (hf-hub:) nor "
+            "a folder (local-dir:)"
+        )
+    if not re.fullmatch(r"\w[\w.-]*", name) and not is_import_path(name):
+        raise unknown(name)
 
 
 def accept(name: str) -> None:
-    """Accept a ``name`` from the user. An import path is allowed from now on; any other name must be known.
+    """Accept a ``name`` from the user. An import path is allowed from now on.
+
+    Any other name must be known, except that timm itself knows its networks.
 
     Raises:
         RecipeError: no network has this name.
@@ -50,7 +69,7 @@ def accept(name: str) -> None:
     check_name(name)
     if is_import_path(name):
         _allowed.add(name)
-    elif name not in _known:
+    elif not is_timm(name) and name not in _known:
         raise unknown(name)
 
 
@@ -60,8 +79,8 @@ def is_allowed(path: str) -> bool:
 
 
 def code_options(name: str) -> tuple[str, ...]:
-    """The options that allow a command to use the network ``name``; empty for thumbnet's own networks."""
-    if name in MODEL_NAMES:
+    """The options that allow a command to use the network ``name``; empty for those of thumbnet and timm."""
+    if name in MODEL_NAMES or is_timm(name):
         return ()
     return ("--model-code", name if is_import_path(name) else "MODULE")
 
@@ -78,5 +97,5 @@ def unknown(name: str) -> RecipeError:
     own = example if is_import_path(example) else "mypackage.nets:TinyNet"
     return RecipeError(
         f"recipe key 'model.name' is {name!r}. {nearest(name, _known)} "
-        f"Name a network of your own as MODULE:NAME, such as {own}."
+        f"Name a network of timm as timm:NAME, and one of your own as MODULE:NAME, such as {own}."
     )

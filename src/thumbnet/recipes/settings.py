@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from thumbnet.errors import RecipeError
-from thumbnet.recipes.networks import check_name
+from thumbnet.recipes.networks import check_name, is_timm
 
 AUTO = "auto"
 SMALLEST_SIDE, LARGEST_SIDE = 16, 1024  # pixels of a network's input; networks here are made for these
@@ -21,6 +21,8 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 # gradients cannot accumulate (https://github.com/pytorch/pytorch/issues/169545).
 GRAPH_MODES = ("reduce-overhead", "max-autotune")
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
+STEMS = (AUTO, "small", "original")
+HEAD = "@head"  # stands for the last layer in a group's pattern, whatever its name is
 SMALLEST_BATCH = 32  # `min_steps` makes batches no smaller: BatchNorm's statistics need this many pictures
 
 
@@ -236,16 +238,37 @@ class ModelSettings:
     """Which network.
 
     Attributes:
-        name: a registered network, or the import path ``MODULE:NAME`` of one of your own.
+        name: a registered network, a network of timm as ``timm:NAME`` or ``timm:NAME.TAG``, or the import
+            path ``MODULE:NAME`` of one of your own.
         width: multiplies the number of its channels. 1 for a network that takes no ``width``.
+        pretrained: start a network of timm from the weights that timm names, except its last layer: true,
+            false, or ``"auto"``: true unless ``training.init`` says where to start. A run says true or false.
+        stem: the first layers of a network of timm, which were made for pictures of about 224 pixels:
+            ``original``; ``small``, which lets them keep more of a small picture; or ``auto``: ``small`` for
+            pictures whose shorter side has at most 64 pixels, if thumbnet can adapt the network. A run says
+            which.
     """
 
     name: str = "resnet18"
     width: float = 1.0
+    pretrained: bool | str = False
+    stem: str = AUTO
 
     def __post_init__(self) -> None:
         check_name(self.name)
         check(0 < self.width <= 8, "model.width", "a factor in (0, 8]", self.width)
+        ok = self.width == 1 or not is_timm(self.name)
+        check(
+            ok, "model.width", "1 for a network of timm (other widths are networks of their own)", self.width
+        )
+        ok = self.pretrained is True or self.pretrained is False or self.pretrained == AUTO
+        check(ok, "model.pretrained", "true, false or 'auto'", self.pretrained)
+        known = ", ".join(f"'{stem}'" for stem in STEMS)
+        check(self.stem in STEMS, "model.stem", f"one of {known}", self.stem)
+        if not is_timm(self.name):
+            expected = "only for a network of timm (timm:NAME); training.init starts from any run's weights"
+            check(self.pretrained is not True, "model.pretrained", expected, True)
+            check(self.stem != "small", "model.stem", "only for a network of timm (timm:NAME)", self.stem)
 
 
 @dataclass(frozen=True)
@@ -253,8 +276,9 @@ class GroupSettings:
     """Separate settings for the parameters whose name matches a pattern.
 
     Attributes:
-        match: shell-style pattern for the parameter's name, such as ``"*.bias"`` or ``"stem.*"``. A parameter
-            belongs to the first group that matches.
+        match: shell-style pattern for the parameter's name, such as ``"*.bias"`` or ``"stem.*"``, or
+            ``"@head"``: the last layer, whatever its name is. A parameter belongs to the first group that
+            matches.
         lr, weight_decay, momentum: replace the optimizer's. The schedule scales this ``lr`` as well. AdamW
             has no ``momentum``.
     """
@@ -316,6 +340,9 @@ class ScheduleSettings:
         warmup: fraction of the training in which the rate rises from ``start`` to its full height, in a
             straight line (for ``one-cycle``, along a cosine).
         start, end: factors at the beginning of the warm-up and at the end of the training.
+        head_first: fraction of the training in which only the last layer learns, at its full rate. All other
+            layers stay as they are, BatchNorm's statistics included. The schedule (milestones and warm-up
+            too) fills the rest.
         small_sides: side lengths at the start of training, as fractions of the full side, each used for an
             equal share of ``small_until``. Smaller pictures cost less, and what is learned from them holds at
             full size (progressive resizing; Howard 2018).
@@ -333,6 +360,7 @@ class ScheduleSettings:
     warmup: float = 0.0
     start: float = 0.0
     end: float = 0.0
+    head_first: float = 0.0
     small_sides: tuple[float, ...] = (0.75,)
     small_until: float = 0.0
     begin_at: float = 0.0
@@ -347,6 +375,7 @@ class ScheduleSettings:
         check(ok, "schedule.milestones", "at least one for 'multistep'", stones)
         check(0 < self.factor <= 1, "schedule.factor", "a number in (0, 1]", self.factor)
         check(0 <= self.warmup < 1, "schedule.warmup", "a fraction in [0, 1)", self.warmup)
+        check(0 <= self.head_first < 1, "schedule.head_first", "a fraction in [0, 1)", self.head_first)
         check(0 <= self.start <= 1, "schedule.start", "a factor in [0, 1]", self.start)
         check(0 <= self.end <= 1, "schedule.end", "a factor in [0, 1]", self.end)
         ok = all(0 < side <= 1 for side in self.small_sides) and bool(self.small_sides)

@@ -17,10 +17,10 @@ from thumbnet.version import __version__
 def environment(device: torch.device) -> dict[str, Any]:
     """Return what ``environment.json`` stores: versions, hardware, git commit and start time."""
     versions = {}
-    for package in ("torch", "numpy", "pillow", "safetensors"):
+    for package in ("torch", "numpy", "pillow", "safetensors", "timm"):
         try:
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # pragma: no cover - all are dependencies
+        except metadata.PackageNotFoundError:  # timm is an extra
             continue
     return {
         "thumbnet": __version__,

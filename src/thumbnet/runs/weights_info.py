@@ -86,6 +86,10 @@ class WeightsInfo:
         values = asdict(self)
         if not self.multilabel:  # a description for one class per picture is as it always was
             del values["multilabel"], values["label_thresholds"]
+        plain = asdict(ModelSettings())
+        for key in ("pretrained", "stem"):  # and so is one of a network that is not timm's
+            if values["model"][key] == plain[key]:
+                del values["model"][key]
         return json.dumps({"format": WEIGHTS_FORMAT, **values}, sort_keys=True)
 
     @classmethod

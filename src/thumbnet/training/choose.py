@@ -13,15 +13,18 @@ from thumbnet.data.splits import Data
 from thumbnet.errors import RecipeError, RunError
 from thumbnet.invocation import command
 from thumbnet.models.registry import find_builder, is_built_in
+from thumbnet.recipes.networks import is_timm
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.sources.load import load_data
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirror_names import named_keys, show_digits, without_mirroring
 from thumbnet.training.multilabel import for_several_labels
+from thumbnet.training.pretrained import with_pretrained_settings
 
 VAL_FRACTION = 0.1  # of train, set aside as val if the recipe needs one and the data have none
 FEW_PICTURES = 10_000  # with this many or fewer, the few epochs of `fast` have too few steps
 FOR_OTHER_NETWORKS = "resnet18"  # `fast` and `small` name FastNet's layers, and their rates suit it
+FOR_PRETRAINED = "finetune"
 
 
 def choose_recipe(
@@ -41,7 +44,8 @@ def choose_recipe(
     The recipe is fitted to the data in four ways: :func:`watching` (if the recipe needs a ``val`` split),
     :meth:`thumbnet.Recipe.fitted` (unless ``overrides`` name a batch size),
     :func:`~thumbnet.training.mirror_names.without_mirroring`, and
-    :func:`~thumbnet.training.multilabel.for_several_labels`.
+    :func:`~thumbnet.training.multilabel.for_several_labels`. It is fitted to pretrained weights by
+    :func:`~thumbnet.training.pretrained.with_pretrained_settings`.
 
     Raises:
         RecipeError: there is no such recipe, or a setting is invalid.
@@ -60,15 +64,16 @@ def choose_recipe(
         if "val" not in loaded.splits:
             loaded = load_for(data, chosen, data_dir, listener, labels)
     if recipe is None:
-        default = default_recipe(loaded) if is_built_in(chosen.model.name) else FOR_OTHER_NETWORKS
-        chosen = load_recipe(default, overrides)
+        chosen = load_recipe(_default_for(chosen.model.name, overrides, loaded), overrides)
+    chosen, begins = with_pretrained_settings(chosen)
     if not any(assignment.partition("=")[0].strip() == "training.batch_size" for assignment in overrides):
         chosen = chosen.fitted(len(loaded.splits["train"]))
     chosen, notes = without_mirroring(
         chosen, loaded.class_names, loaded.source, named, lambda: show_digits(loaded)
     )
     chosen, more = for_several_labels(chosen, loaded)
-    return chosen, replace(loaded, notes=(*loaded.notes, *watched, *note_on_patience(chosen), *notes, *more))
+    told = (*watched, *begins, *note_on_patience(chosen), *notes, *more)
+    return chosen, replace(loaded, notes=(*loaded.notes, *told))
 
 
 def watching(
@@ -140,6 +145,14 @@ def asked_recipe(recipe: str | Path | Recipe | None, overrides: Sequence[str]) -
     """
     asked = "small" if recipe is None else recipe
     return asked.override(overrides) if isinstance(asked, Recipe) else load_recipe(asked, overrides)
+
+
+def _default_for(network: str, overrides: Sequence[str], data: Data) -> str:
+    """The name of the recipe for ``network`` if the user names none."""
+    if is_built_in(network):
+        return default_recipe(data)
+    random = any(one.replace(" ", "") == "model.pretrained=false" for one in overrides)
+    return FOR_PRETRAINED if is_timm(network) and not random else FOR_OTHER_NETWORKS
 
 
 def default_recipe(data: Data) -> str:

@@ -3,8 +3,9 @@
 The finished run has reached the end of its schedule, where the learning rate is lowest. The new run repeats
 the last part of the schedule. To add N epochs to E, its rate starts where a training of E + N epochs would be
 after E of them, and falls to the end again. It starts from the weights that the finished run kept. The
-optimizer is new, because momentum gathered at a rate near zero says little. The random numbers are new as
-well, because otherwise the same batches would come again. The finished run does not change.
+optimizer is new, because momentum gathered at a rate near zero says little. All layers learn from the first
+step on. The random numbers are new as well, because otherwise the same batches would come again. The
+finished run does not change.
 """
 
 from __future__ import annotations
@@ -74,8 +75,13 @@ def continuation(path: str | Path, epochs: int, overrides: Sequence[str] = ()) -
         recipe,
         seed=(recipe.seed + before) % 2**63,
         schedule=replace(
-            recipe.schedule, begin_at=before / (before + epochs), planned_at=(), planned_steps=()
+            recipe.schedule,
+            begin_at=before / (before + epochs),
+            head_first=0.0,
+            planned_at=(),
+            planned_steps=(),
         ),
+        model=replace(recipe.model, pretrained=False),
         training=replace(recipe.training, epochs=epochs, steps=0, init=place),
     )
     return Continuation(

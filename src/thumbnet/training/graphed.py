@@ -53,6 +53,8 @@ def why_not_graphed(state: TrainingState, batches: Batches) -> str | None:
         return "training.on_nonfinite = skip looks at every loss"
     if state.scaler.is_enabled():
         return "float16 scales the loss by what the gradients were"
+    if state.recipe.schedule.head_first:
+        return "schedule.head_first freezes layers for a part of the training"
     if state.compiled:
         return "torch.compile is in use"
     if type(state.model) not in (FastNet, ResNet):

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from thumbnet.errors import RecipeError
-from thumbnet.recipes.settings import GroupSettings, OptimizerSettings
+from thumbnet.models.registry import is_of_head
+from thumbnet.recipes.settings import HEAD, GroupSettings, OptimizerSettings
 from thumbnet.training.muon import Muon
 
 
@@ -48,7 +49,12 @@ def parameter_groups(settings: OptimizerSettings, model: nn.Module) -> list[dict
     wanted = [*settings.groups, GroupSettings(match="*")]
     members: list[list[str]] = [[] for _ in wanted]
     for name in trainable:
-        first = next(i for i, group in enumerate(wanted) if fnmatchcase(name, group.match))
+        head = is_of_head(model, name)
+        first = next(
+            i
+            for i, group in enumerate(wanted)
+            if (head if group.match == HEAD else fnmatchcase(name, group.match))
+        )
         members[first].append(name)
     groups = []
     for group, names in zip(wanted, members, strict=True):

@@ -24,6 +24,10 @@ def factor_at(settings: ScheduleSettings, step: int, total_steps: int) -> float:
     done = done_at(settings, step, total_steps)
     # Taken at the middle of the step, so that a warm-up from 0 does not waste its first step on a rate of 0.
     middle = done_at(settings, step + 0.5, total_steps)
+    if settings.head_first:
+        if trains_head_only(settings, step, total_steps):
+            return 1.0
+        done, middle = (_after_head(settings, part) for part in (done, middle))
     if middle < settings.warmup:
         risen = middle / settings.warmup
         if settings.name == "one-cycle":
@@ -38,6 +42,16 @@ def factor_at(settings: ScheduleSettings, step: int, total_steps: int) -> float:
     left = min(max(left, 0.0), 1.0)
     height = 1 - left if settings.name == "linear" else (1 + math.cos(math.pi * left)) / 2
     return settings.end + (1 - settings.end) * height
+
+
+def trains_head_only(settings: ScheduleSettings, step: int, total_steps: int) -> bool:
+    """Whether only the last layer learns at ``step``, see ``schedule.head_first``."""
+    return round(done_at(settings, step, total_steps), 12) < settings.head_first
+
+
+def _after_head(settings: ScheduleSettings, done: float) -> float:
+    """The part of the schedule that is over when ``done`` of the training is; it begins after the head."""
+    return max(0.0, (done - settings.head_first) / (1 - settings.head_first))
 
 
 def learning_rates(recipe: Recipe, points: int) -> tuple[list[float], list[float]]:

@@ -24,6 +24,7 @@ from thumbnet.models import DataInitialised, build_model
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.seeds import derive_seed
 from thumbnet.training.optimizers import build_optimizer
+from thumbnet.training.pretrained import begin_pretrained
 from thumbnet.training.scaling import LEAST_SCALE
 from thumbnet.training.schedules import factor_at, replanned, smaller_sizes
 from thumbnet.training.transfer import Start, begin_from
@@ -109,6 +110,7 @@ class TrainingState:
         best_epoch, best_weights: the epoch that is best on ``val``, and its weights; None without ``val``.
             The weights are also None if the recipe keeps the last epoch.
         start: what the training took from ``training.init``; None if that is empty.
+        pretrained: where the pretrained weights of a network of timm come from, if it began with some.
     """
 
     def __init__(
@@ -143,6 +145,8 @@ class TrainingState:
             forward = DistributedDataParallel(
                 self.model,
                 device_ids=[device] if device.type == "cuda" else None,
+                # The layers that `head_first` freezes have no gradient to wait for.
+                find_unused_parameters=recipe.schedule.head_first > 0,
                 **buffers,
             )
         self.hold_gradients = getattr(forward, "no_sync", contextlib.nullcontext)
@@ -167,6 +171,7 @@ class TrainingState:
         self.best_epoch: int | None = None
         self.best_weights: dict[str, Tensor] | None = None
         self.start: Start | None = None
+        self.pretrained: dict[str, str] | None = None
 
     @property
     def precision(self) -> str:
@@ -398,11 +403,18 @@ def build_state(
     class_names: Sequence[str],
     device: torch.device,
     world: World = ALONE,
+    *,
+    restored: bool = False,
 ) -> TrainingState:
     """Build a new network and its optimizer, seeded by the recipe.
 
+    Args:
+        recipe, prepared, class_names, device, world: of the training.
+        restored: the caller restores a checkpoint, so weights to start from are not read.
+
     Raises:
-        RunError: the weights in ``training.init`` do not exist, or belong to another network.
+        RunError: the weights in ``training.init`` do not exist or belong to another network, or pretrained
+            weights cannot be downloaded.
         OutOfMemoryError: the network does not fit into the device's memory.
         NetworkError: a network of the user's own fails on pictures of a size that the training uses.
     """
@@ -415,8 +427,11 @@ def build_state(
             model = build_model(recipe.model, len(class_names), sizes=sizes)
         if isinstance(model, DataInitialised):
             model.initialise_from(first_pictures(prepared))
+        pretrained = None
+        if recipe.model.pretrained is True and not restored:
+            pretrained = begin_pretrained(model, recipe.model, len(class_names), size)
         start = None
-        if recipe.training.init:
+        if recipe.training.init and not restored:
             multilabel = prepared.train.engine.labels.ndim == 2
             start = begin_from(model, recipe.model, recipe.training.init, class_names, multilabel=multilabel)
         weights = None
@@ -426,6 +441,7 @@ def build_state(
             model, recipe, len(prepared.train), device, world, weights, prepared.train.selection
         )
         state.start = start
+        state.pretrained = pretrained
         return state
 
 

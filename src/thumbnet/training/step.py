@@ -15,6 +15,7 @@ from thumbnet.batches.mixing import Mixed
 from thumbnet.errors import memory_guard
 from thumbnet.hardware import autocast
 from thumbnet.recipes.settings import TrainingSettings
+from thumbnet.training.head_first import set_phase
 from thumbnet.training.multilabel import exact_hits, label_losses
 from thumbnet.training.optimizers import set_learning_rate
 from thumbnet.training.randomness import seeded_step
@@ -27,7 +28,7 @@ def train_step(state: TrainingState, batch: Batch, factor: float) -> Tensor:
     """Train on ``batch`` at ``factor`` times every full learning rate.
 
     ``fit`` and the learning-rate range test share this function, so both see the same loss, with class
-    weights, micro-batches and the picture size that the schedule has at ``state.step``. The caller counts
+    weights, micro-batches, the picture size and the layers that learn at ``state.step``. The caller counts
     the step.
 
     Returns:
@@ -44,6 +45,7 @@ def train_step(state: TrainingState, batch: Batch, factor: float) -> Tensor:
         str(state.device), f"with {pictures} pictures in a forward pass", smaller_batch(state, pictures)
     ):
         set_learning_rate(state.optimizer, factor)
+        set_phase(state)
         images = resize_at(recipe.schedule, batch.images, state.step, state.total_steps)
         images = images.contiguous(memory_format=state.layout)
         state.optimizer.zero_grad()

@@ -36,6 +36,7 @@ from thumbnet.training.continue_run import Continuation, continuation
 from thumbnet.training.linear import check_frozen, with_network_of_init
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirror_names import named_keys
+from thumbnet.training.pretrained import check_same, with_stem
 from thumbnet.training.session import Session
 from thumbnet.training.state import TrainingState, build_state
 from thumbnet.training.time_budget import TimeBudget, check_free_of_length, check_minutes, may_narrow
@@ -254,6 +255,9 @@ def _begin(plan: Plan, call: Call) -> Run:
             _check_unchanged(plan.continued, fingerprint, data.source)
         prepared = prepare(data, recipe, device, listener.on_decode, world)
     _check_same_everywhere(fingerprint, data.source, world)
+    recipe, notes = with_stem(recipe, prepared.preprocessing.size)
+    for note in notes:
+        listener.on_note(note)
     budget = None
     if plan.minutes is not None:
         budget = TimeBudget(plan.minutes, call.started, may_narrow(plan.recipe, plan.overrides, recipe))
@@ -298,9 +302,10 @@ def _resume(path: str | Path, data: Any, call: Call, complete_is_fine: bool = Fa
         loaded, fingerprint = _loaded_again(run, recipe, settings, data, call, corrections)
         with world.one_per_machine_first():
             prepared = prepare(loaded, recipe, device, call.listener.on_decode, world)
-        state = build_state(recipe, prepared, loaded.class_names, device, world)
-        if checkpoint is None or recipe.training.frozen:  # it begins with the initial weights again
-            _check_same_start(state, settings, run)
+        begins_again = checkpoint is None or recipe.training.frozen
+        state = build_state(recipe, prepared, loaded.class_names, device, world, restored=not begins_again)
+        _check_same_start(state, settings, run)
+        check_same(state.pretrained, settings.get("pretrained"))
         earlier = 0.0 if checkpoint is None else _restore(state, checkpoint, run)
         started = call.started - earlier
         return Session(run, loaded, prepared, state, call.listener, started, fingerprint).train()
@@ -372,6 +377,8 @@ def _settings(plan: Plan, data: Data, fingerprint: str, state: TrainingState) ->
     }
     if data.corrected is not None:
         settings["labels"] = data.corrected.record()
+    if state.pretrained is not None:
+        settings["pretrained"] = state.pretrained
     if data.multilabel:
         settings["multilabel"] = True
     if state.start is not None:
