@@ -2,9 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
+# Installs a lock and nothing else: each file must have a hash that the lock names, and only wheels are taken, because
+# building another package would run code that has no hash.
+FROM_LOCK := $(PIP_INSTALL) --require-hashes --no-deps --only-binary :all: --requirement
 
-.PHONY: train test test-faults test-torch fuzz check docs picture package bench records clean
+.PHONY: train test test-faults test-torch fuzz check docs picture package bench records lock upgrade clean
 
 train: $(VENV)/.installed  ## train a real model on the embedded data set
 	$(BIN)/thumbnet train digits
@@ -87,20 +91,48 @@ bench: $(VENV)/.installed-dev  ## measure what docs/results.md and docs/notebook
 records: $(VENV)/.installed-dev  ## measure the headline numbers from this commit, into docs/records: an hour, or two and a half with REFERENCE
 	$(BIN)/python benchmarks/records.py $(if $(REFERENCE),--reference $(REFERENCE)) $(if $(DATA),--data $(DATA))
 
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu also accepts that index's builds of torch, for every Python.
+lock: $(TOOLS)/.installed  ## write locks/ after a change of constraints.txt or of the dependencies: 10 seconds
+	$(TOOLS)/bin/python tools/lock.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+
+# torch stays at its version, because another one changes results: make upgrade TORCH=2.14.1
+upgrade: $(TOOLS)/.installed  ## renew constraints.txt and the locks
+	$(TOOLS)/bin/python tools/lock.py --upgrade $(if $(TORCH),--torch $(TORCH)) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
 
-# torch first and by itself: named alone with its exact version, pip takes the build for the CPU where
-# there is one at hand, before any other package can ask for the newest with its gigabytes of CUDA.
-$(VENV)/.torch: constraints.txt
+# Installs locks/$(1).txt and thumbnet itself. The build of torch for CUDA needs more than the one for the CPU.
+define install-lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(FROM_LOCK) locks/$(1).txt
+	! $(BIN)/python -m pip show torch | grep -q '^Requires:.*cuda' || $(BIN)/python $(FROM_LOCK) locks/cuda.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
+endef
+
+# The way without hashes: torch first and by itself, because pip takes the build for the CPU, where there is one, only
+# before another package asks for torch.
+define install-constrained
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) --editable '.[$(1)]'
+endef
+
+# LOCKED=0 installs without hashes, for a platform or a Python that a package of the locks has no wheel for.
+LOCKED ?= 1
+installed = $(if $(filter 0,$(LOCKED)),$(call install-constrained,$(2)),$(call install-lock,$(1)))
+
+$(VENV)/.installed: locks/train.txt pyproject.toml
+	$(call installed,train,all)
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable '.[all]'
-	touch $@
-
-$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable '.[dev]'
+$(VENV)/.installed-dev: locks/test.txt pyproject.toml
+	$(call installed,test,dev)
 	touch $@ $(VENV)/.installed
+
+# uv, pip-audit and hadolint, in an environment of their own.
+TOOLS := build/tools
+$(TOOLS)/.installed: locks/tools.txt
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python $(FROM_LOCK) locks/tools.txt
+	touch $@
