@@ -102,9 +102,12 @@ upgrade: $(TOOLS)/.installed  ## renew constraints.txt and the locks
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
 
-# Installs locks/$(1).txt and thumbnet itself. The build of torch for CUDA needs more than the one for the CPU.
+# Installs locks/$(1).txt and thumbnet itself. torch for the CPU comes first and by itself: pip prefers a file whose
+# hash the index states, which a folder of wheels (PIP_FIND_LINKS) cannot. Where there is no such build, the lock
+# brings the index's own; the one for CUDA needs more packages.
 define install-lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(FROM_LOCK) locks/torch-cpu.txt 2> /dev/null || echo "no CPU build of torch here; taking the index's"
 	$(BIN)/python $(FROM_LOCK) locks/$(1).txt
 	! $(BIN)/python -m pip show torch | grep -q '^Requires:.*cuda' || $(BIN)/python $(FROM_LOCK) locks/cuda.txt
 	$(PIP) --no-deps --no-build-isolation --editable .

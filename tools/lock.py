@@ -77,7 +77,7 @@ def cpu_builds(version: str, index: str | None) -> Pin:
     """The CPU builds of torch: those known, the one that pip would install here, and those of ``index``."""
     path = LOCKS / "torch-cpu.txt"
     known = read_pins(path).get("torch")
-    pin = Pin("torch", f"{version}+cpu")
+    pin = Pin("torch", f"{version}+cpu", "sys_platform == 'linux'")
     if known is not None and known.version == pin.version:
         pin.hashes += known.hashes
     pin.hashes += _of_pip(version)
