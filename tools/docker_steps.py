@@ -150,18 +150,23 @@ def serve() -> None:
     stage = read_stages(ROOT / "Dockerfile")["serve"]
     loopback_up()
     command = [*as_user(stage), *stage.words("ENTRYPOINT"), "/opt/model.onnx"]
-    server = subprocess.Popen(command, env=stage.environment(), cwd=stage.last("WORKDIR"), stdin=subprocess.DEVNULL)
+    server = subprocess.Popen(command, env=environment(stage), cwd=stage.last("WORKDIR"), stdin=subprocess.DEVNULL)
     try:
         wait_until_ready(server)
         writes_nothing(stage)
         health = [*as_user(stage), *stage.words("HEALTHCHECK")]
-        assert subprocess.run(health, env=stage.environment()).returncode == 0, "the health check fails"
+        assert subprocess.run(health, env=environment(stage)).returncode == 0, "the health check fails"
         assert predict(picture(8)) == 200
         assert predict(picture(1600)) == 200, "a large upload needs a writable /tmp"
         finishes_what_it_accepted(server)
     finally:
         server.kill()
     print("docker_steps: 1 passed, 0 failed", flush=True)
+
+
+def environment(stage: Stage) -> dict[str, str]:
+    """What ENV sets, and where this machine's Python, at a place it was not built for, finds its library."""
+    return {**stage.environment(), "LD_LIBRARY_PATH": "/opt/base/lib"}
 
 
 def as_user(stage: Stage) -> list[str]:
