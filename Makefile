@@ -2,13 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# uv, pip-audit and hadolint, in an environment of their own.
+TOOLS := build/tools
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 # Installs a lock and nothing else: each file must have a hash that the lock names, and only wheels are taken, because
 # building another package would run code that has no hash.
 FROM_LOCK := $(PIP_INSTALL) --require-hashes --no-deps --only-binary :all: --requirement
 
-.PHONY: train test test-faults test-torch fuzz check docs picture package bench records lock upgrade clean
+.PHONY: train test test-faults test-torch test-oldest test-newest fuzz check docs picture package bench records lock upgrade clean
 
 train: $(VENV)/.installed  ## train a real model on the embedded data set
 	$(BIN)/thumbnet train digits
@@ -43,6 +45,17 @@ test-torch:  ## run the tests with another version of torch, in build/torch-VERS
 	$(TORCH_PIP) --constraint $(TORCH_VENV)/constraints.txt "torch==$(TORCH)" --editable '.[dev]'
 	$(TORCH_VENV)/bin/python -c 'import torch; print("torch", torch.__version__)'
 	$(TORCH_VENV)/bin/python -m pytest --numprocesses $(JOBS) --dist worksteal $(TESTS)
+
+# The oldest versions that pyproject.toml allows, or the newest, in an environment of its own: make test-oldest
+# torch stays as it is pinned: with TORCH=2.11.0, an index for the CPU should be at hand (see test-torch).
+# TESTS="tests/sources tests/data" runs only these tests.
+test-oldest test-newest: test-%: $(TOOLS)/.installed  ## run the tests with the oldest or newest versions allowed
+	test -x build/$*/bin/python || $(PYTHON) -m venv build/$*
+	$(TOOLS)/bin/python tools/lock.py --resolve $* --out build/$*/pins.txt $(if $(TORCH),--torch $(TORCH))
+	build/$*/bin/python $(PIP_INSTALL) --no-deps "$$(grep '^torch==' build/$*/pins.txt)"
+	$(TOOLS)/bin/uv pip install --quiet --python build/$*/bin/python --no-deps --requirement build/$*/pins.txt
+	build/$*/bin/python $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	build/$*/bin/python -m pytest --numprocesses $(JOBS) --dist worksteal $(TESTS)
 
 FUZZ_SECONDS ?= 120
 fuzz: $(VENV)/.installed-dev  ## fuzz everything that reads bytes from others; findings are files crash-*
@@ -133,8 +146,6 @@ $(VENV)/.installed-dev: locks/test.txt pyproject.toml
 	$(call installed,test,dev)
 	touch $@ $(VENV)/.installed
 
-# uv, pip-audit and hadolint, in an environment of their own.
-TOOLS := build/tools
 $(TOOLS)/.installed: locks/tools.txt
 	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
 	$(TOOLS)/bin/python $(FROM_LOCK) locks/tools.txt

@@ -21,6 +21,8 @@ from pins import CONSTRAINTS, LOCKS, ROOT, Pin, read_pins, write_pins
 TOOLS = ROOT / "build" / "tools" / "bin"
 OLDEST_PYTHON = "3.11"
 EXTRAS = {"train": ["all"], "test": ["dev"], "serve": ["onnx", "serve"]}
+# What most of the tests need. The other tools ask for newer packages than the oldest that thumbnet allows.
+TEST_TOOLS = "pytest pytest-timeout pytest-xdist hypothesis httpx scikit-learn".replace(" ", "\n")
 WRITTEN_BY = "Written by `make lock` from pyproject.toml and constraints.txt. Do not edit."
 
 
@@ -50,12 +52,13 @@ def lock(torch_index: str | None) -> None:
     """Write every lock."""
     torch = read_pins(CONSTRAINTS)["torch"].version
     cpu = cpu_builds(torch, torch_index)
-    cuda = for_cuda(torch, locked("cuda", "-", stdin=f"torch=={torch}"))
+    only_cuda = for_cuda(torch)
+    cuda = {name: pin for name, pin in locked("cuda", "-", stdin=f"torch=={torch}").items() if name in only_cuda}
     write_pins(LOCKS / "cuda.txt", f"What torch's build for CUDA needs besides train.txt. {WRITTEN_BY}", cuda)
     for name, extras in EXTRAS.items():
         options = tuple(f"--extra={extra}" for extra in extras)
         pins = locked(name, "pyproject.toml", "-", stdin="setuptools", options=options)
-        pins = {one: pin for one, pin in pins.items() if one not in cuda}
+        pins = {one: pin for one, pin in pins.items() if one not in only_cuda}
         if "torch" in pins:
             pins["torch"].hashes = sorted({*pins["torch"].hashes, *cpu.hashes})
         if name == "serve":  # setuptools builds the wheel, and is not part of what serves
@@ -67,10 +70,13 @@ def lock(torch_index: str | None) -> None:
     write_pins(LOCKS / "tools.txt", f"What `make lock`, `audit` and `lint-docker` run. {WRITTEN_BY}", tools)
 
 
-def for_cuda(version: str, wanted: dict[str, Pin]) -> dict[str, Pin]:
-    """Those of the packages ``wanted`` by torch that it needs only for CUDA: on Windows it does without them."""
-    without = compiled("-", stdin=f"torch=={version}", options=("--python-platform=windows",))
-    return {name: pin for name, pin in wanted.items() if name not in without}
+def for_cuda(version: str) -> set[str]:
+    """Names of the packages that torch needs only for CUDA: on Linux, but not on Windows."""
+    names = [
+        set(compiled("-", stdin=f"torch=={version}", options=(f"--python-platform={platform}",)))
+        for platform in ("linux", "windows")
+    ]
+    return names[0] - names[1]
 
 
 def cpu_builds(version: str, index: str | None) -> Pin:
@@ -106,18 +112,40 @@ def upgrade(torch: str | None) -> None:
     torch = torch or read_pins(CONSTRAINTS)["torch"].version
     options = ("--extra=dev", "--upgrade", "--python-platform=linux")
     pins = compiled("pyproject.toml", "-", stdin=f"torch=={torch}\nsetuptools\n", options=options)
-    only_cuda = for_cuda(torch, compiled("-", stdin=f"torch=={torch}", options=options[2:]))
+    only_cuda = for_cuda(torch)
     comment = "Exact versions of everything that `make train` and `make test` install. `make upgrade` renews them."
     write_pins(CONSTRAINTS, comment, {name: pin for name, pin in pins.items() if name not in only_cuda})
+
+
+def resolve(which: str, torch: str | None, out: Path) -> None:
+    """Write the oldest versions that pyproject.toml allows of what thumbnet[all] needs, or the newest, as pins.
+
+    The test tools are as new as these let them be; the tests that need others are skipped. torch is the pinned one,
+    unless another is given.
+    """
+    torch = torch or read_pins(CONSTRAINTS)["torch"].version
+    options = ("--python-platform=linux", "--resolution=lowest-direct" if which == "oldest" else "--upgrade")
+    pins = compiled("pyproject.toml", "-", stdin=f"torch=={torch}", options=("--extra=all", *options))
+    write_pins(out, f"The {which} versions that pyproject.toml allows.", pins)
+    options = ("--python-platform=linux", "--extra=all", "--constraint", str(out))
+    pins = compiled("pyproject.toml", "-", stdin=f"torch=={torch}\nsetuptools\n{TEST_TOOLS}", options=options)
+    only_cuda = for_cuda(torch)
+    pins = {name: pin for name, pin in pins.items() if name not in only_cuda}
+    write_pins(out, f"The {which} versions that pyproject.toml allows, and the test tools. Written by `make`.", pins)
 
 
 def main() -> None:
     """Write the locks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--upgrade", action="store_true", help="renew constraints.txt first")
-    parser.add_argument("--torch", metavar="VERSION", help="with --upgrade: the version of torch (default: as it is)")
+    parser.add_argument("--torch", metavar="VERSION", help="the version of torch (default: as pinned)")
     parser.add_argument("--torch-index", metavar="URL", help="also accept this index's CPU builds of torch")
+    parser.add_argument("--resolve", choices=["oldest", "newest"], help="write such versions to --out, and no lock")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="with --resolve: where to")
     options = parser.parse_args()
+    if options.resolve:
+        resolve(options.resolve, options.torch, options.out)
+        return
     if options.upgrade:
         upgrade(options.torch)
     lock(options.torch_index)
