@@ -10,7 +10,8 @@ PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 # building another package would run code that has no hash.
 FROM_LOCK := $(PIP_INSTALL) --require-hashes --no-deps --only-binary :all: --requirement
 
-.PHONY: train test test-faults test-torch test-oldest test-newest fuzz check docs picture package bench records lock upgrade clean
+.PHONY: train test test-faults test-torch test-oldest test-newest fuzz check lint-docker \
+	test-docker-steps audit sbom licences docs picture package bench records lock upgrade clean
 
 train: $(VENV)/.installed  ## train a real model on the embedded data set
 	$(BIN)/thumbnet train digits
@@ -70,6 +71,28 @@ check: $(VENV)/.installed-dev  ## linter, formatters and type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror src/thumbnet/kernels/*.[ch] tests/kernels/*.[ch]
 	$(BIN)/mypy
+
+lint-docker: $(TOOLS)/.installed  ## linter for the Dockerfile
+	$(TOOLS)/bin/hadolint Dockerfile
+
+# As root, on Linux: it mounts a read-only file system in a namespace of its own.
+test-docker-steps: $(VENV)/.installed-dev  ## run the Dockerfile's steps without an engine, and the service as it starts it
+	$(BIN)/python tools/docker_steps.py
+
+# Asks PyPI's JSON API; AUDIT_SERVICE=osv asks osv.dev. --strict: a package that nobody knows is an error, not a pass.
+AUDIT_SERVICE ?= pypi
+audit: $(TOOLS)/.installed  ## look for known holes in every version of the locks
+	for lock in serve train cuda test tools; do \
+		$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --vulnerability-service $(AUDIT_SERVICE) \
+			--progress-spinner off --requirement locks/$$lock.txt || exit; \
+	done
+
+sbom: $(VENV)/.installed-dev $(TOOLS)/.installed  ## write and check the bill of materials of a release: build/sbom
+	$(BIN)/python tools/sbom.py build/sbom/thumbnet.cdx.json
+	$(TOOLS)/bin/python tools/sbom.py --check build/sbom/thumbnet.cdx.json
+
+licences: $(VENV)/.installed-dev  ## write docs/licences.md, and fail if a licence is not allowed
+	$(BIN)/python tools/licences.py
 
 docs: $(VENV)/.installed-dev  ## build the documentation site, strictly, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -36,20 +36,32 @@ PORT = 8000
 def main() -> None:
     """Make a model, and go on in a mount namespace."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", metavar="FILE", help="an exported model (default: trains one on the digits)")
-    parser.add_argument("--python", default=sys.base_prefix, metavar="PREFIX", help="stands for the base image")
-    parser.add_argument("--phase", choices=["start", "build", "serve"], default="start", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--model", metavar="FILE", help="an exported model (default: trains one on the digits)"
+    )
+    parser.add_argument(
+        "--python", default=sys.base_prefix, metavar="PREFIX", help="stands for the base image"
+    )
+    parser.add_argument(
+        "--phase", choices=["start", "build", "serve"], default="start", help=argparse.SUPPRESS
+    )
+    parser.add_argument("--scratch", metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if sys.platform != "linux" or os.geteuid() != 0:
-        sys.exit("docker_steps: needs Linux and root, to mount a read-only file system in a namespace of its own")
+        sys.exit(
+            "docker_steps: needs Linux and root, to mount a read-only file system in a namespace of its own"
+        )
     if options.phase == "build":
-        build(Path(options.python), Path(options.model))
+        build(Path(options.python), Path(options.model), options.scratch)
     elif options.phase == "serve":
         serve()
     else:
         with tempfile.TemporaryDirectory(prefix="thumbnet-docker-") as folder:
             model = Path(options.model or a_model(Path(folder))).resolve()
-            again("build", ["--mount"], "--python", options.python, "--model", str(model))
+            scratch = Path(folder, "opt")
+            scratch.mkdir()
+            more = ["--python", options.python, "--model", str(model), "--scratch", str(scratch)]
+            again("build", ["--mount"], *more)
 
 
 def again(phase: str, namespaces: list[str], *options: str) -> None:
@@ -68,24 +80,22 @@ def a_model(folder: Path) -> Path:
     return model
 
 
-def build(python: Path, model: Path) -> None:
+def build(python: Path, model: Path, scratch: str) -> None:
     """Run the build stage below an /opt of our own, and then the other stage."""
-    with tempfile.TemporaryDirectory(prefix="thumbnet-opt-") as folder:
-        mount("-t", "tmpfs", "none", folder)
-        upper, work = Path(folder, "upper"), Path(folder, "work")
-        upper.mkdir(mode=0o755)
-        work.mkdir()
-        mount("-t", "overlay", "overlay", "-o", f"lowerdir=/opt,upperdir={upper},workdir={work}", "/opt")
-        base = Path("/opt/base")
-        base.mkdir()
-        mount("--bind", str(python), str(base))  # the image's user may not look into /root
-        subprocess.run([base / "bin" / "python3", "-m", "venv", "/opt/image"], check=True)
-        run_build(read_stages(ROOT / "Dockerfile")["build"])
-        shutil.copyfile(model, "/opt/model.onnx")
-        report_size()
-        make_read_only()
-        again("serve", ["--mount", "--net"])
-        subprocess.run(["umount", "-l", folder], check=False)
+    mount("-t", "tmpfs", "none", scratch)
+    upper, work = Path(scratch, "upper"), Path(scratch, "work")
+    upper.mkdir(mode=0o755)
+    work.mkdir()
+    mount("-t", "overlay", "overlay", "-o", f"lowerdir=/opt,upperdir={upper},workdir={work}", "/opt")
+    base = Path("/opt/base")
+    base.mkdir()
+    mount("--bind", str(python), str(base))  # the image's user may not look into /root
+    subprocess.run([base / "bin" / "python3", "-m", "venv", "/opt/image"], check=True)
+    run_build(read_stages(ROOT / "Dockerfile")["build"])
+    shutil.copyfile(model, "/opt/model.onnx")
+    report_size()
+    make_read_only()
+    again("serve", ["--mount", "--net"])
 
 
 def mount(*arguments: str) -> None:
@@ -96,7 +106,11 @@ def mount(*arguments: str) -> None:
 def run_build(stage: Stage) -> None:
     """Do what WORKDIR, COPY and RUN say. `python` is the one of a fresh environment, which stands for the image's."""
     place = Path("/opt")
-    environment = {**os.environ, "PATH": f"/opt/image/bin:{os.environ['PATH']}", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    environment = {
+        **os.environ,
+        "PATH": f"/opt/image/bin:{os.environ['PATH']}",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
     environment.pop("PYTHONPATH", None)
     for keyword, arguments in stage.instructions:
         began = time.monotonic()
@@ -108,7 +122,9 @@ def run_build(stage: Stage) -> None:
             for source in sources:
                 copy(ROOT / source, place / target)
         elif keyword == "RUN":
-            subprocess.run(arguments, shell=True, cwd=place, env=environment, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                arguments, shell=True, cwd=place, env=environment, check=True, stdout=subprocess.DEVNULL
+            )
             print(f"{time.monotonic() - began:5.1f} s  {arguments[:90]}", flush=True)
         else:
             sys.exit(f"docker_steps: does not know {keyword}")
@@ -126,12 +142,20 @@ def copy(source: Path, target: Path) -> None:
 def report_size() -> None:
     """Print what is installed, and how large it is."""
     (packages,) = PREFIX.glob("lib/python3.*/site-packages")
-    sizes = {one.name: sum(f.stat().st_size for f in [one, *one.rglob("*")] if f.is_file()) for one in packages.iterdir()}
+    sizes = {
+        one.name: sum(f.stat().st_size for f in [one, *one.rglob("*")] if f.is_file())
+        for one in packages.iterdir()
+    }
     largest = sorted(sizes, key=lambda name: -sizes[name])[:5]
-    print(f"site-packages: {sum(sizes.values()) / 1e6:.0f} MB in {len(list(packages.glob('*.dist-info')))} packages;", end=" ")
+    print(
+        f"site-packages: {sum(sizes.values()) / 1e6:.0f} MB in {len(list(packages.glob('*.dist-info')))} packages;",
+        end=" ",
+    )
     print("largest: " + ", ".join(f"{name} {sizes[name] / 1e6:.0f}" for name in largest), flush=True)
     for module in ("torch", "pip", "setuptools"):
-        found = subprocess.run([PREFIX / "bin/python", "-I", "-c", f"import {module}"], capture_output=True, cwd="/")
+        found = subprocess.run(
+            [PREFIX / "bin/python", "-I", "-c", f"import {module}"], capture_output=True, cwd="/"
+        )
         assert b"ModuleNotFoundError" in found.stderr, f"{module} can be imported"
 
 
@@ -150,7 +174,9 @@ def serve() -> None:
     stage = read_stages(ROOT / "Dockerfile")["serve"]
     loopback_up()
     command = [*as_user(stage), *stage.words("ENTRYPOINT"), "/opt/model.onnx"]
-    server = subprocess.Popen(command, env=environment(stage), cwd=stage.last("WORKDIR"), stdin=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        command, env=environment(stage), cwd=stage.last("WORKDIR"), stdin=subprocess.DEVNULL
+    )
     try:
         wait_until_ready(server)
         writes_nothing(stage)
@@ -223,7 +249,11 @@ def picture(side: int) -> bytes:
 
 def upload(data: bytes) -> tuple[http.client.HTTPConnection, bytes]:
     """A connection that has sent the head of a request for predictions, and the body to send."""
-    body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + data + b"\r\n--x--\r\n"
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+        + data
+        + b"\r\n--x--\r\n"
+    )
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=30)
     connection.putrequest("POST", "/predict")
     connection.putheader("Content-Type", "multipart/form-data; boundary=x")

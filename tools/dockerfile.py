@@ -38,7 +38,9 @@ class Stage:
 
     def environment(self) -> dict[str, str]:
         """What ENV sets."""
-        values = [word for keyword, text in self.instructions if keyword == "ENV" for word in shlex.split(text)]
+        values = [
+            word for keyword, text in self.instructions if keyword == "ENV" for word in shlex.split(text)
+        ]
         return dict(value.split("=", 1) for value in values)
 
 

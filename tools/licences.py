@@ -15,7 +15,15 @@ from pins import LOCKS, ROOT, normalised, read_pins
 PAGE = ROOT / "docs" / "licences.md"
 # Licences that let anyone use, change and sell what contains the package. MPL-2.0 asks for changes of its own files.
 ALLOWED = {
-    *("0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0"),
+    *(
+        "0BSD",
+        "Apache-2.0",
+        "Apache-2.0 WITH LLVM-exception",
+        "BSD",
+        "BSD-2-Clause",
+        "BSD-3-Clause",
+        "BSL-1.0",
+    ),
     *("CC0-1.0", "ISC", "MIT", "MIT-CMU", "MPL-2.0", "PSF-2.0", "Python Software Foundation License", "Zlib"),
 }
 # What older metadata says, as it is in SPDX. "BSD" says only which family it is.
@@ -45,7 +53,9 @@ def licence(package: str) -> str:
         PackageNotFoundError: the package is not installed.
     """
     metadata = importlib.metadata.metadata(package)
-    classifiers = [text.rpartition(" :: ")[2] for text in metadata.get_all("Classifier") or [] if "License ::" in text]
+    classifiers = [
+        text.rpartition(" :: ")[2] for text in metadata.get_all("Classifier") or [] if "License ::" in text
+    ]
     free_text = (metadata.get("License") or "").partition("\n")[0]
     for found in (metadata.get("License-Expression") or "", free_text, " AND ".join(classifiers)):
         expression = " AND ".join(SPDX.get(part, part) for part in found.split(" AND "))
@@ -75,7 +85,10 @@ def installed_licences() -> dict[str, str]:
 def page(licences: dict[str, str]) -> str:
     """The text of docs/licences.md."""
     served = read_pins(LOCKS / "serve.txt")
-    rows = [f"| {name} | {licences[name]} | {'serve, onnx' if name in served else 'all'} |" for name in sorted(licences)]
+    rows = [
+        f"| {name} | {licences[name]} | {'serve, onnx' if name in served else 'all'} |"
+        for name in sorted(licences)
+    ]
     return HEAD + "\n".join(rows) + "\n"
 
 

@@ -26,10 +26,21 @@ TEST_TOOLS = "pytest pytest-timeout pytest-xdist hypothesis httpx scikit-learn".
 WRITTEN_BY = "Written by `make lock` from pyproject.toml and constraints.txt. Do not edit."
 
 
-def compiled(*inputs: str, stdin: str = "", options: tuple[str, ...] = (), out: Path | None = None) -> dict[str, Pin]:
+def compiled(
+    *inputs: str, stdin: str = "", options: tuple[str, ...] = (), out: Path | None = None
+) -> dict[str, Pin]:
     """Let uv resolve inputs (files, or - for ``stdin``); the versions in ``out`` are kept where they fit."""
     path = out or ROOT / "build" / "resolved.txt"
-    command = [TOOLS / "uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--output-file", path]
+    command = [
+        TOOLS / "uv",
+        "pip",
+        "compile",
+        "--quiet",
+        "--no-header",
+        "--no-annotate",
+        "--output-file",
+        path,
+    ]
     command += ["--python-version", OLDEST_PYTHON, "--only-binary", ":all:", *options, *inputs]
     environment = dict(os.environ)
     if "PIP_CERT" in environment:
@@ -53,7 +64,9 @@ def lock(torch_index: str | None) -> None:
     torch = read_pins(CONSTRAINTS)["torch"].version
     cpu = cpu_builds(torch, torch_index)
     only_cuda = for_cuda(torch)
-    cuda = {name: pin for name, pin in locked("cuda", "-", stdin=f"torch=={torch}").items() if name in only_cuda}
+    cuda = {
+        name: pin for name, pin in locked("cuda", "-", stdin=f"torch=={torch}").items() if name in only_cuda
+    }
     write_pins(LOCKS / "cuda.txt", f"What torch's build for CUDA needs besides train.txt. {WRITTEN_BY}", cuda)
     for name, extras in EXTRAS.items():
         options = tuple(f"--extra={extra}" for extra in extras)
@@ -92,14 +105,32 @@ def cpu_builds(version: str, index: str | None) -> Pin:
         pin.hashes += compiled("-", stdin=f"torch=={pin.version}", options=options)["torch"].hashes
     pin.hashes = sorted(set(pin.hashes))
     pins = {"torch": pin} if pin.hashes else {}
-    write_pins(path, f"The build of torch for the CPU, which the usual index does not have. {WRITTEN_BY}", pins)
+    write_pins(
+        path, f"The build of torch for the CPU, which the usual index does not have. {WRITTEN_BY}", pins
+    )
     return pin
 
 
 def _of_pip(version: str) -> list[str]:
     """The hash of the file that pip would install here, if it is a CPU build from elsewhere."""
-    command = [TOOLS / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--dry-run"]
-    command += ["--ignore-installed", "--no-deps", "--only-binary", ":all:", "--report", "-", f"torch=={version}"]
+    command = [
+        TOOLS / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--dry-run",
+    ]
+    command += [
+        "--ignore-installed",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--report",
+        "-",
+        f"torch=={version}",
+    ]
     report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     (install,) = report["install"]
     if install["metadata"]["version"] != f"{version}+cpu":
@@ -113,7 +144,9 @@ def upgrade(torch: str | None) -> None:
     options = ("--extra=dev", "--upgrade", "--python-platform=linux")
     pins = compiled("pyproject.toml", "-", stdin=f"torch=={torch}\nsetuptools\n", options=options)
     only_cuda = for_cuda(torch)
-    comment = "Exact versions of everything that `make train` and `make test` install. `make upgrade` renews them."
+    comment = (
+        "Exact versions of everything that `make train` and `make test` install. `make upgrade` renews them."
+    )
     write_pins(CONSTRAINTS, comment, {name: pin for name, pin in pins.items() if name not in only_cuda})
 
 
@@ -131,7 +164,9 @@ def resolve(which: str, torch: str | None, out: Path) -> None:
     pins = compiled("pyproject.toml", "-", stdin=f"torch=={torch}\nsetuptools\n{TEST_TOOLS}", options=options)
     only_cuda = for_cuda(torch)
     pins = {name: pin for name, pin in pins.items() if name not in only_cuda}
-    write_pins(out, f"The {which} versions that pyproject.toml allows, and the test tools. Written by `make`.", pins)
+    write_pins(
+        out, f"The {which} versions that pyproject.toml allows, and the test tools. Written by `make`.", pins
+    )
 
 
 def main() -> None:
@@ -140,7 +175,9 @@ def main() -> None:
     parser.add_argument("--upgrade", action="store_true", help="renew constraints.txt first")
     parser.add_argument("--torch", metavar="VERSION", help="the version of torch (default: as pinned)")
     parser.add_argument("--torch-index", metavar="URL", help="also accept this index's CPU builds of torch")
-    parser.add_argument("--resolve", choices=["oldest", "newest"], help="write such versions to --out, and no lock")
+    parser.add_argument(
+        "--resolve", choices=["oldest", "newest"], help="write such versions to --out, and no lock"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="with --resolve: where to")
     options = parser.parse_args()
     if options.resolve:
