@@ -1,9 +1,9 @@
 """Tries out the steps of the Dockerfile where there is no container engine: make test-docker-steps
 
-In a mount namespace, this runs the build stage on this machine's Python instead of the base image. Then it starts what
-the image would start: as the image's user, without capabilities, on a read-only file system with only /tmp writable,
-without a network. It asks for the health and for predictions, and stops it in the middle of a request.
-What it cannot try is the base image itself, and the removal of that image's pip.
+In a mount namespace, this runs the build stage on this machine's Python instead of the base image. Then it
+starts what the image would start: as the image's user, without capabilities and without a network, on a read-only
+file system of which only /tmp is writable. It asks for the health and for predictions, and stops the service in
+the middle of a request. It cannot try the base image itself, nor the removal of that image's pip.
 
 Needs Linux, root and util-linux (unshare, setpriv, mount).
 """
@@ -104,7 +104,7 @@ def mount(*arguments: str) -> None:
 
 
 def run_build(stage: Stage) -> None:
-    """Do what WORKDIR, COPY and RUN say. `python` is the one of a fresh environment, which stands for the image's."""
+    """Do what WORKDIR, COPY and RUN say. `python` is that of a fresh environment instead of the image's."""
     place = Path("/opt")
     environment = {
         **os.environ,
@@ -142,21 +142,22 @@ def copy(source: Path, target: Path) -> None:
 def report_size() -> None:
     """Print what is installed, and how large it is."""
     (packages,) = PREFIX.glob("lib/python3.*/site-packages")
-    sizes = {
-        one.name: sum(f.stat().st_size for f in [one, *one.rglob("*")] if f.is_file())
-        for one in packages.iterdir()
-    }
-    largest = sorted(sizes, key=lambda name: -sizes[name])[:5]
+    sizes = {one.name: size_of(one) for one in packages.iterdir()}
+    number = len(list(packages.glob("*.dist-info")))
+    largest = [f"{name} {sizes[name]:.0f}" for name in sorted(sizes, key=lambda name: -sizes[name])[:5]]
     print(
-        f"site-packages: {sum(sizes.values()) / 1e6:.0f} MB in {len(list(packages.glob('*.dist-info')))} packages;",
-        end=" ",
+        f"site-packages: {sum(sizes.values()):.0f} MB in {number} packages; {', '.join(largest)}", flush=True
     )
-    print("largest: " + ", ".join(f"{name} {sizes[name] / 1e6:.0f}" for name in largest), flush=True)
     for module in ("torch", "pip", "setuptools"):
         found = subprocess.run(
             [PREFIX / "bin/python", "-I", "-c", f"import {module}"], capture_output=True, cwd="/"
         )
         assert b"ModuleNotFoundError" in found.stderr, f"{module} can be imported"
+
+
+def size_of(path: Path) -> float:
+    """The size of a file, or of all files in a folder, in MB."""
+    return sum(one.stat().st_size for one in [path, *path.rglob("*")] if one.is_file()) / 1e6
 
 
 def make_read_only() -> None:
@@ -223,7 +224,7 @@ def wait_until_ready(server: subprocess.Popen[bytes]) -> None:
 
 
 def writes_nothing(stage: Stage) -> None:
-    """See that the service's user can write nowhere but in /tmp, and that it has left nothing there so far."""
+    """See that the service's user can write only in /tmp, and that the service has left nothing there."""
     for place in ("/", "/opt/thumbnet", "/var/tmp", "/opt"):
         touch = subprocess.run([*as_user(stage), "touch", f"{place}/x"], capture_output=True)
         assert touch.returncode != 0, f"{place} can be written to"

@@ -3,8 +3,8 @@
 uv resolves pyproject.toml within constraints.txt for all platforms at once. It asks the index for hashes and
 downloads no packages, so this takes seconds. `make upgrade` renews constraints.txt first.
 
-The index's torch for Linux needs gigabytes of CUDA. The build for the CPU comes from elsewhere, and its hashes
-stand in locks/torch-cpu.txt. Locks accept both builds. What only the CUDA build needs is in locks/cuda.txt.
+The index's torch for Linux needs gigabytes of CUDA. The build for the CPU comes from elsewhere, with its hashes
+in locks/torch-cpu.txt. The locks accept both builds. What only the CUDA build needs is in locks/cuda.txt.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def lock(torch_index: str | None) -> None:
     cuda = {
         name: pin for name, pin in locked("cuda", "-", stdin=f"torch=={torch}").items() if name in only_cuda
     }
-    write_pins(LOCKS / "cuda.txt", f"What torch's build for CUDA needs besides train.txt. {WRITTEN_BY}", cuda)
+    write_pins(LOCKS / "cuda.txt", f"What torch's build for CUDA needs, too. {WRITTEN_BY}", cuda)
     for name, extras in EXTRAS.items():
         options = tuple(f"--extra={extra}" for extra in extras)
         pins = locked(name, "pyproject.toml", "-", stdin="setuptools", options=options)
@@ -139,7 +139,7 @@ def _of_pip(version: str) -> list[str]:
 
 
 def upgrade(torch: str | None) -> None:
-    """Write the newest versions that pyproject.toml allows into constraints.txt; torch's stays unless given."""
+    """Write the newest versions that pyproject.toml allows into constraints.txt; torch stays unless given."""
     torch = torch or read_pins(CONSTRAINTS)["torch"].version
     options = ("--extra=dev", "--upgrade", "--python-platform=linux")
     pins = compiled("pyproject.toml", "-", stdin=f"torch=={torch}\nsetuptools\n", options=options)
@@ -151,10 +151,10 @@ def upgrade(torch: str | None) -> None:
 
 
 def resolve(which: str, torch: str | None, out: Path) -> None:
-    """Write the oldest versions that pyproject.toml allows of what thumbnet[all] needs, or the newest, as pins.
+    """Write the oldest or the newest versions that pyproject.toml allows of what thumbnet[all] needs, as pins.
 
-    The test tools are as new as these let them be; the tests that need others are skipped. torch is the pinned one,
-    unless another is given.
+    The test tools are as new as these let them be; the tests that need others are skipped. torch is the pinned
+    one, unless another is given.
     """
     torch = torch or read_pins(CONSTRAINTS)["torch"].version
     options = ("--python-platform=linux", "--resolution=lowest-direct" if which == "oldest" else "--upgrade")

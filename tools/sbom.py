@@ -1,7 +1,7 @@
 """Writes the software bill of materials of a release, in CycloneDX 1.6: make sbom
 
-It names the packages that `thumbnet[all]` was built and tested with: versions of locks/train.txt, licences and
-dependencies from the metadata of what is installed. The same commit gives the same file.
+It names the packages that `thumbnet[all]` was tested with. Versions come from locks/train.txt, licences and
+dependencies from the metadata of the installed packages. The same commit gives the same file.
 """
 
 from __future__ import annotations

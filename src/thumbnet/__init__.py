@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from thumbnet.version import __version__
 
-# onnxruntime reports to its makers and stores an identifier of the computer, unless this is set before its import.
+# Without this, importing onnxruntime stores an identifier of the computer and reports to its makers.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _PUBLIC = {
