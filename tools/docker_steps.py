@@ -1,9 +1,10 @@
 """Tries out the steps of the Dockerfile where there is no container engine: make test-docker-steps
 
-In a mount namespace, this runs the build stage on this machine's Python instead of the base image. Then it
-starts what the image would start: as the image's user, without capabilities and without a network, on a read-only
-file system of which only /tmp is writable. It asks for the health and for predictions, and stops the service in
-the middle of a request. It cannot try the base image itself, nor the removal of that image's pip.
+In a mount namespace, this runs the build stage on this machine's Python instead of the base image. Then
+it starts what the image would start: as the image's user, without capabilities and without a network, on
+a read-only file system of which only /tmp is writable. It asks for the health and for predictions, and
+stops the service in the middle of a request. It cannot try the base image itself, nor the removal of that
+image's pip.
 
 Needs Linux, root and util-linux (unshare, setpriv, mount).
 """

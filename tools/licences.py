@@ -1,7 +1,7 @@
 """Lists the licences of what thumbnet installs, and refuses those that are not allowed: make licences
 
-Reads the metadata of the packages installed in .venv and writes docs/licences.md. The page names no versions, so
-it changes only when a package is added, removed or relicensed.
+Reads the metadata of the packages installed in .venv and writes docs/licences.md. The page names no
+versions, so it changes only when a package is added, removed or relicensed.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ SPDX = {
 }
 HEAD = """# Licences
 
-thumbnet itself is under the MIT licence. This page lists the packages that `thumbnet[all]` installs. Those marked
-"serve, onnx" are also in the [container](serving.md#in-a-container). `make licences` writes the page from the
-packages' metadata, and fails if a licence is not among those that `tools/licences.py` allows.
+thumbnet itself is under the MIT licence. This page lists the packages that `thumbnet[all]` installs.
+Those marked "serve, onnx" are also in the [container](serving.md#in-a-container). `make licences` writes
+the page from the packages' metadata, and fails if a licence is not among those that `tools/licences.py`
+allows.
 
-Some wheels contain libraries under licences of their own, such as GCC's runtime in NumPy's and SciPy's (GPL with an
-exception for such use). Each wheel brings their texts. torch's build for CUDA also installs NVIDIA's libraries, which
-are proprietary and come under NVIDIA's terms; the build for the CPU does not.
+Some wheels contain libraries under licences of their own, such as GCC's runtime in NumPy's and SciPy's
+(GPL with an exception for such use). Each wheel brings their texts. torch's build for CUDA also installs
+NVIDIA's libraries, which are proprietary and come under NVIDIA's terms; the build for the CPU does not.
 
 | package | licence | needed by |
 | --- | --- | --- |

@@ -3,8 +3,9 @@
 uv resolves pyproject.toml within constraints.txt for all platforms at once. It asks the index for hashes and
 downloads no packages, so this takes seconds. `make upgrade` renews constraints.txt first.
 
-The index's torch for Linux needs gigabytes of CUDA. The build for the CPU comes from elsewhere, with its hashes
-in locks/torch-cpu.txt. The locks accept both builds. What only the CUDA build needs is in locks/cuda.txt.
+The index's torch for Linux needs gigabytes of CUDA. The build for the CPU comes from elsewhere, with its
+hashes in locks/torch-cpu.txt. The locks accept both builds. What only the CUDA build needs is in
+locks/cuda.txt.
 """
 
 from __future__ import annotations
@@ -151,10 +152,10 @@ def upgrade(torch: str | None) -> None:
 
 
 def resolve(which: str, torch: str | None, out: Path) -> None:
-    """Write the oldest or the newest versions that pyproject.toml allows of what thumbnet[all] needs, as pins.
+    """Write the oldest or newest versions that pyproject.toml allows of what thumbnet[all] needs, as pins.
 
-    The test tools are as new as these let them be; the tests that need others are skipped. torch is the pinned
-    one, unless another is given.
+    The test tools are as new as these let them be; the tests that need others are skipped. torch is the
+    pinned one, unless another is given.
     """
     torch = torch or read_pins(CONSTRAINTS)["torch"].version
     options = ("--python-platform=linux", "--resolution=lowest-direct" if which == "oldest" else "--upgrade")
