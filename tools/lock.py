@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from pins import CONSTRAINTS, LOCKS, ROOT, Pin, read_pins, write_pins
@@ -32,7 +31,7 @@ def compiled(
 ) -> dict[str, Pin]:
     """Let uv resolve inputs (files, or - for ``stdin``); the versions in ``out`` are kept where they fit."""
     path = out or ROOT / "build" / "resolved.txt"
-    command = [
+    command: list[str | Path] = [
         TOOLS / "uv",
         "pip",
         "compile",
@@ -114,7 +113,7 @@ def cpu_builds(version: str, index: str | None) -> Pin:
 
 def _of_pip(version: str) -> list[str]:
     """The hash of the file that pip would install here, if it is a CPU build from elsewhere."""
-    command = [
+    command: list[str | Path] = [
         TOOLS / "python",
         "-m",
         "pip",
@@ -190,4 +189,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
