@@ -54,15 +54,16 @@ def licence(package: str) -> str:
         PackageNotFoundError: the package is not installed.
     """
     metadata = importlib.metadata.metadata(package)
-    classifiers = [
-        text.rpartition(" :: ")[2] for text in metadata.get_all("Classifier") or [] if "License ::" in text
-    ]
-    free_text = (metadata.get("License") or "").partition("\n")[0]
-    for found in (metadata.get("License-Expression") or "", free_text, " AND ".join(classifiers)):
-        expression = " AND ".join(SPDX.get(part, part) for part in found.split(" AND "))
-        if expression and is_allowed(expression):
-            return expression
-    return metadata.get("License-Expression") or free_text or " AND ".join(classifiers) or "unknown"
+
+    def texts(field: str) -> list[str]:
+        return metadata.get_all(field) or []
+
+    if expressions := texts("License-Expression"):
+        return expressions[0]
+    of_classifiers = [text.rpartition(" :: ")[2] for text in texts("Classifier") if "License ::" in text]
+    free_text = "".join(texts("License")).partition("\n")[0]  # some packages put the whole licence here
+    found = [SPDX.get(text, text) for text in (free_text, " AND ".join(of_classifiers)) if text]
+    return next(filter(is_allowed, found), " or ".join(found) or "unknown")
 
 
 def is_allowed(expression: str) -> bool:

@@ -160,8 +160,9 @@ def resolve(which: str, torch: str | None, out: Path) -> None:
     options = ("--python-platform=linux", "--resolution=lowest-direct" if which == "oldest" else "--upgrade")
     pins = compiled("pyproject.toml", "-", stdin=f"torch=={torch}", options=("--extra=all", *options))
     write_pins(out, f"The {which} versions that pyproject.toml allows.", pins)
-    options = ("--python-platform=linux", "--extra=all", "--constraint", str(out))
-    pins = compiled("pyproject.toml", "-", stdin=f"torch=={torch}\nsetuptools\n{TEST_TOOLS}", options=options)
+    within = ("--python-platform=linux", "--extra=all", "--constraint", str(out))
+    tools = f"torch=={torch}\nsetuptools\n{TEST_TOOLS}"
+    pins = compiled("pyproject.toml", "-", stdin=tools, options=within)
     only_cuda = for_cuda(torch)
     pins = {name: pin for name, pin in pins.items() if name not in only_cuda}
     write_pins(
