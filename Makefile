@@ -2,9 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# uv, pip-audit and hadolint, in an environment of their own.
+TOOLS := build/tools
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
+# Installs a lock and nothing else: each file must have a hash that the lock names, and only wheels are taken, because
+# building another package would run code that has no hash.
+FROM_LOCK := $(PIP_INSTALL) --require-hashes --no-deps --only-binary :all: --requirement
 
-.PHONY: web-runtime train test test-faults test-torch test-trackers test-timm fuzz check docs picture package bench records clean
+.PHONY: train test test-faults test-torch test-trackers test-timm test-oldest test-newest fuzz check lint-docker \
+	test-docker-steps audit sbom licences docs picture web-runtime package bench records lock upgrade clean
 
 train: $(VENV)/.installed  ## train a real model on the embedded data set
 	$(BIN)/thumbnet train digits
@@ -65,6 +72,17 @@ test-trackers: $(VENV)/.installed-dev  ## run the trackers' tests with MLflow an
 	touch $(TRACKERS_VENV)/.installed
 	$(TRACKERS_VENV)/bin/python -m pytest tests/training/test_tracking.py tests/training/test_*_tracker.py
 
+# The oldest versions that pyproject.toml allows, or the newest, in an environment of its own: make test-oldest
+# torch stays as it is pinned: with TORCH=2.11.0, an index for the CPU should be at hand (see test-torch).
+# TESTS="tests/sources tests/data" runs only these tests.
+test-oldest test-newest: test-%: $(TOOLS)/.installed  ## run the tests with the oldest or newest versions allowed
+	test -x build/$*/bin/python || $(PYTHON) -m venv build/$*
+	$(TOOLS)/bin/python tools/lock.py --resolve $* --out build/$*/pins.txt $(if $(TORCH),--torch $(TORCH))
+	build/$*/bin/python $(PIP_INSTALL) --no-deps "$$(grep '^torch==' build/$*/pins.txt)"
+	$(TOOLS)/bin/uv pip install --quiet --python build/$*/bin/python --no-deps --requirement build/$*/pins.txt
+	build/$*/bin/python $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	build/$*/bin/python -m pytest --numprocesses $(JOBS) --dist worksteal $(TESTS)
+
 FUZZ_SECONDS ?= 120
 fuzz: $(VENV)/.installed-dev  ## fuzz everything that reads bytes from others; findings are files crash-*
 	$(PIP) atheris
@@ -78,6 +96,28 @@ check: $(VENV)/.installed-dev  ## linter, formatters and type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror src/thumbnet/kernels/*.[ch] tests/kernels/*.[ch]
 	$(BIN)/mypy
+
+lint-docker: $(TOOLS)/.installed  ## linter for the Dockerfile
+	$(TOOLS)/bin/hadolint Dockerfile
+
+# As root, on Linux: it mounts a read-only file system in a namespace of its own.
+test-docker-steps: $(VENV)/.installed-dev  ## run the Dockerfile's steps without an engine, and the service as it starts it
+	$(BIN)/python tools/docker_steps.py
+
+# Asks PyPI's JSON API; AUDIT_SERVICE=osv asks osv.dev. --strict: a package that nobody knows is an error, not a pass.
+AUDIT_SERVICE ?= pypi
+audit: $(TOOLS)/.installed  ## look for known holes in every version of the locks
+	for lock in serve train cuda test tools; do \
+		$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --vulnerability-service $(AUDIT_SERVICE) \
+			--progress-spinner off --requirement locks/$$lock.txt || exit; \
+	done
+
+sbom: $(VENV)/.installed-dev $(TOOLS)/.installed  ## write and check the bill of materials of a release: build/sbom
+	$(BIN)/python tools/sbom.py build/sbom/thumbnet.cdx.json
+	$(TOOLS)/bin/python tools/sbom.py --check build/sbom/thumbnet.cdx.json
+
+licences: $(VENV)/.installed-dev  ## write docs/licences.md, and fail if a licence is not allowed
+	$(BIN)/python tools/licences.py
 
 docs: $(VENV)/.installed-dev  ## build the documentation site, strictly, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
@@ -121,20 +161,49 @@ bench: $(VENV)/.installed-dev  ## measure what docs/results.md and docs/notebook
 records: $(VENV)/.installed-dev  ## measure the headline numbers from this commit, into docs/records: an hour, or two and a half with REFERENCE
 	$(BIN)/python benchmarks/records.py $(if $(REFERENCE),--reference $(REFERENCE)) $(if $(DATA),--data $(DATA))
 
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu also accepts that index's builds of torch, for every Python.
+lock: $(TOOLS)/.installed  ## write locks/ after a change of constraints.txt or of the dependencies: 10 seconds
+	$(TOOLS)/bin/python tools/lock.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+
+# torch stays at its version, because another one changes results: make upgrade TORCH=2.14.1
+upgrade: $(TOOLS)/.installed  ## renew constraints.txt and the locks
+	$(TOOLS)/bin/python tools/lock.py --upgrade $(if $(TORCH),--torch $(TORCH)) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+
 clean:
 	rm -rf $(VENV) $(TIMM_VENV) build dist .mypy_cache .ruff_cache .pytest_cache
 
-# torch first and by itself: named alone with its exact version, pip takes the build for the CPU where
-# there is one at hand, before any other package can ask for the newest with its gigabytes of CUDA.
-$(VENV)/.torch: constraints.txt
+# Installs locks/$(1).txt and thumbnet itself. torch for the CPU comes first and by itself: pip prefers a file whose
+# hash the index states, which a folder of wheels (PIP_FIND_LINKS) cannot. Where there is no such build, the lock
+# brings the index's own; the one for CUDA needs more packages.
+define install-lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(FROM_LOCK) locks/torch-cpu.txt 2> /dev/null || echo "no CPU build of torch here; taking the index's"
+	$(BIN)/python $(FROM_LOCK) locks/$(1).txt
+	! $(BIN)/python -m pip show torch | grep -q '^Requires:.*cuda' || $(BIN)/python $(FROM_LOCK) locks/cuda.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
+endef
+
+# The way without hashes: torch first and by itself, because pip takes the build for the CPU, where there is one, only
+# before another package asks for torch.
+define install-constrained
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) --editable '.[$(1)]'
+endef
+
+# LOCKED=0 installs without hashes, for a platform or a Python that a package of the locks has no wheel for.
+LOCKED ?= 1
+installed = $(if $(filter 0,$(LOCKED)),$(call install-constrained,$(2)),$(call install-lock,$(1)))
+
+$(VENV)/.installed: locks/train.txt pyproject.toml
+	$(call installed,train,all)
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable '.[all]'
-	touch $@
-
-$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable '.[dev]'
+$(VENV)/.installed-dev: locks/test.txt pyproject.toml
+	$(call installed,test,dev)
 	touch $@ $(VENV)/.installed
+
+$(TOOLS)/.installed: locks/tools.txt
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python $(FROM_LOCK) locks/tools.txt
+	touch $@

@@ -18,8 +18,8 @@ def read(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text("utf-8"))
 
 
-def test_there_are_workflows_for_ci_and_for_publishing() -> None:
-    assert [path.name for path in FILES] == ["ci.yml", "publish.yml"]
+def test_there_are_workflows_for_auditing_ci_and_publishing() -> None:
+    assert [path.name for path in FILES] == ["audit.yml", "ci.yml", "publish.yml"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -35,13 +35,27 @@ def test_a_workflow_gets_no_more_rights_than_it_needs(path: Path) -> None:
     workflow = read(path)
     assert workflow["permissions"] in ({}, {"contents": "read"})
     granted = {name: job.get("permissions", {}) for name, job in workflow["jobs"].items()}
-    assert all(rights in ({}, {"contents": "read"}) for name, rights in granted.items() if name != "publish")
+    others = [rights for name, rights in granted.items() if name not in ("publish", "attest")]
+    assert all(rights in ({}, {"contents": "read"}) for rights in others)
     assert "secrets." not in path.read_text("utf-8")
 
 
-def test_the_job_that_publishes_runs_no_code_of_ours() -> None:
-    job = read(FOLDER / "publish.yml")["jobs"]["publish"]
+def test_the_jobs_that_sign_and_publish_run_no_code_of_ours() -> None:
+    jobs = read(FOLDER / "publish.yml")["jobs"]
+    for name in ("attest", "publish"):
+        assert not any("run" in step or "checkout" in step.get("uses", "") for step in jobs[name]["steps"])
+    job = jobs["publish"]
     assert job["permissions"] == {"id-token": "write"}
     assert job["environment"]["name"] == "pypi"
-    assert not any("run" in step or "checkout" in step.get("uses", "") for step in job["steps"])
     assert job["steps"][-1]["with"] == {"attestations": True}  # and so no password
+
+
+def test_a_release_is_audited_and_signed_with_its_bill_of_materials_before_it_is_published() -> None:
+    jobs = read(FOLDER / "publish.yml")["jobs"]
+    assert any(step.get("run") == "make audit licences sbom" for step in jobs["build"]["steps"])
+    assert jobs["attest"]["permissions"] == {"id-token": "write", "attestations": "write"}
+    inputs = [step["with"] for step in jobs["attest"]["steps"] if "actions/attest@" in step["uses"]]
+    provenance, bill = inputs
+    assert provenance == {"subject-path": "dist/*"}
+    assert bill == {"subject-path": "dist/*", "sbom-path": "sbom/thumbnet.cdx.json"}
+    assert "attest" in jobs["publish"]["needs"]

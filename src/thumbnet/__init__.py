@@ -12,9 +12,13 @@ Public names are loaded on first use, so ``import thumbnet`` does not import tor
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.version import __version__
+
+# Without this, importing onnxruntime stores an identifier of the computer and reports to its makers.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _PUBLIC = {
     "Data": "thumbnet.data.splits",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -33,6 +34,16 @@ def test_onnx_and_torch_agree_with_every_augmentation(tiny_run: Run, onnx_file: 
     np.testing.assert_allclose(ours, theirs, atol=0.05)  # the run may compute in bf16
     alone = OnnxClassifier(onnx_file).logits(pixels[:1], tta=tta)
     np.testing.assert_allclose(alone, theirs[:1], atol=1e-4)
+
+
+def test_onnxruntime_reports_nothing_and_leaves_no_identifier(onnx_file: Path, tmp_path: Path) -> None:
+    code = f"import thumbnet; thumbnet.load_classifier({str(onnx_file)!r})"
+    environment = {**os.environ, "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    for name in ("CI", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        environment.pop(name, None)  # CI switches the telemetry off, too
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert not list(tmp_path.iterdir())
 
 
 def _both(run: Run, onnx_file: Path) -> tuple[Classifier, Classifier]:
