@@ -185,10 +185,11 @@ def _too_little(
     if named is not None:
         there, here = (list(tensors[named].shape) for tensors in (file, body))
         example = f". For example, {named} has the shape {here} in the network and {there} in the file"
+    count = len(_counted(body))
     return (
-        f"the weights in {source} do not fit the network {settings.name} of width {settings.width:g}: of its "
-        f"{len(_counted(body))} tensors before the last layer, {len(found.missing)} have no counterpart in the "
-        f"file, such as {_some(found.missing)}. The file has {_some(list(file))}{example}. Name the network that "
+        f"the weights in {source} do not fit the network {settings.name} of width {settings.width:g}: "
+        f"{len(found.missing)} of its {count} tensors before the last layer have no counterpart in the file, "
+        f"such as {_some(found.missing)}. The file has {_some(list(file))}{example}. Name the network that "
         "the weights are from: --set model.name=NAME --set model.width=WIDTH"
     )
 
