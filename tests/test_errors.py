@@ -10,6 +10,7 @@ from thumbnet import errors
 from thumbnet.errors import (
     DivergedError,
     InterruptedRunError,
+    InterruptedTuneError,
     LostContactError,
     OutOfMemoryError,
     ThumbnetError,
@@ -29,7 +30,7 @@ def test_every_error_derives_from_thumbnet_error_and_has_an_exit_status() -> Non
     assert len(found) > 12
     assert found == every
     statuses = {one: one.exit_status for one in found if one.exit_status != 2}
-    assert statuses == {InterruptedRunError: 130, LostContactError: 1}
+    assert statuses == {InterruptedRunError: 130, InterruptedTuneError: 130, LostContactError: 1}
 
 
 def test_control_characters_in_messages_are_escaped() -> None:

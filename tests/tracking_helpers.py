@@ -128,6 +128,9 @@ def run_in(folder: Path) -> Run:
         "accuracy": 0.75,
         "accuracy_interval": [0.7, 0.8],
         "kept_by": "last",
+        "tta": "none",
+        "epochs": 3,
+        "seconds_total": 1.0,
         "map": None,
     }
     files = {

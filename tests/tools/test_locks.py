@@ -55,7 +55,8 @@ def test_the_locks_have_the_versions_of_constraints(name: str) -> None:
 
 
 def test_the_lock_of_the_tests_has_everything_that_constraints_pin() -> None:
-    assert not read_pins(CONSTRAINTS).keys() - lock("test").keys(), RENEW
+    elsewhere = {"timm", "torchvision"}  # `make test-timm` installs them in an environment of their own
+    assert not read_pins(CONSTRAINTS).keys() - lock("test").keys() - elsewhere, RENEW
 
 
 @pytest.mark.parametrize(

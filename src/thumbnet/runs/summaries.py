@@ -8,6 +8,7 @@ from typing import Any
 from thumbnet.runs.fields import items, number, numbers, text, whole, wrong
 
 _MOST = 2**53
+_TEXTS = ("sha256",)  # of the corrections of labels; the rest is counts
 
 
 def check_summary(summary: dict[str, Any]) -> None:
@@ -58,11 +59,11 @@ def _repeats(value: object, key: str) -> None:
     _lines(value.get("lines", ()), f"{key}.lines")
 
 
-def _counts(value: object, key: str) -> None:
+def _corrections(value: object, key: str) -> None:
     if not isinstance(value, dict):
         raise wrong(value, key, "a JSON object")
-    for name, count in value.items():
-        _count(count, f"{key}.{name}")
+    for name, one in value.items():
+        (text if name in _TEXTS else _count)(one, f"{key}.{name}")
 
 
 _REQUIRED = ("split", "accuracy", "tta", "epochs", "seconds_total", "kept_by")
@@ -83,7 +84,7 @@ _CHECKS: dict[str, Callable[[object, str], object]] = {
     "warnings": _lines,
     "multilabel": _answer,
     "repeats": _repeats,
-    "labels": _counts,
+    "labels": _corrections,
 }
 _MAY_BE_NONE = (
     *_MEASURES,

@@ -139,9 +139,13 @@ def _check_names(names: tuple[str, ...]) -> None:
 
 
 def _model(value: object) -> ModelSettings:
-    given = table(value, "model", (), ("name", "width"))
-    name = text(given.get("name", ModelSettings.name), "model.name")
-    return ModelSettings(name, number(given.get("width", ModelSettings.width), "model.width"))
+    given = table(value, "model", (), ("name", "width", "pretrained", "stem"))
+    return ModelSettings(
+        text(given.get("name", ModelSettings.name), "model.name"),
+        number(given.get("width", ModelSettings.width), "model.width"),
+        given.get("pretrained", ModelSettings.pretrained),
+        text(given.get("stem", ModelSettings.stem), "model.stem"),
+    )
 
 
 def _preprocessing(value: object) -> Preprocessing:

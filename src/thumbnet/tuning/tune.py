@@ -252,8 +252,13 @@ def _planned(
         overrides: what the user set, which stays as it is.
 
     Raises:
-        ThumbnetError: the time is too short.
+        ThumbnetError: the time is too short, or the recipe leaves nothing to search.
     """
+    if base.training.frozen:
+        raise ThumbnetError(
+            f"the recipe {base.name} computes its only layer directly, so there is nothing to search: "
+            f"{command('train', 'DATA', '--recipe', base.name)}"
+        )
     named = frozenset(assignment.partition("=")[0].strip() for assignment in overrides)
     made, most = _Start(base, ()), int(EPOCHS[1] * base.training.epochs)
     if minutes is not None:
