@@ -19,7 +19,7 @@ train: $(VENV)/.installed  ## train a real model on the embedded data set
 # How many tests run at a time, each with one thread; JOBS=0 is one, with all threads, and shows what it prints.
 JOBS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
-# COVERAGE=1 also measures which branches the tests take, and prints what they miss. CI does.
+# COVERAGE=1 also measures which branches the tests take, and prints what they miss; it takes a third longer.
 COVER = $(if $(COVERAGE),--cov=thumbnet --cov-branch --cov-report=term:skip-covered)
 
 # SLOW=1 also tries out the whole benchmark for a GPU, on the CPU: some minutes.
