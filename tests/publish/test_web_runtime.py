@@ -110,6 +110,7 @@ def test_the_runtime_in_the_package_needs_no_npm(tmp_path: Path, monkeypatch: py
         (b"no archive", "cannot unpack"),
         (packed({"package/dist/ort.all.js": b""}), "is not ONNX Runtime Web"),
     ],
+    ids=["cut short", "no archive", "another package"],  # packed() holds the time, so it is no name
 )
 def test_a_damaged_package_is_an_error(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.tgz").write_bytes(content)
