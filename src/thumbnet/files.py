@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
@@ -22,6 +23,16 @@ def cache_folder() -> Path:
     """The folder for files that thumbnet can recreate: ``THUMBNET_CACHE``, else the user's cache folder."""
     named = os.environ.get("THUMBNET_CACHE")
     return Path(named) if named else platformdirs.user_cache_path("thumbnet")
+
+
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """The digest of a file's content, in hexadecimal.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def write_file(path: Path, content: bytes | str) -> None:

@@ -9,7 +9,6 @@ float32 [B, classes]. Normalisation is part of the graph. Resizing is not: the m
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -40,7 +39,7 @@ from thumbnet.errors import (
     is_out_of_memory,
     memory_guard,
 )
-from thumbnet.files import write_file
+from thumbnet.files import file_digest, write_file
 from thumbnet.models.registry import find_builder, is_built_in
 from thumbnet.multilabel import average_precisions, sigmoid
 from thumbnet.publish.onnx_resize import with_any_size
@@ -188,8 +187,7 @@ def _export(
     if kind == "onnx-int8":
         model = _quantised(model, data, info, progress)
     if kind == "web":
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        write_file(Path(out), web_page(model, info, digest, load_runtime()))
+        write_file(Path(out), web_page(model, info, file_digest(path), load_runtime()))
         return
     write_file(Path(out), model.SerializeToString())
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 
 from thumbnet.errors import RunError, ThumbnetError, printable
-from thumbnet.files import cache_folder, remove_file, write_file
+from thumbnet.files import cache_folder, file_digest, remove_file, write_file
 
 VERSION = "1.30.0"
 # As npm states it: npm view onnxruntime-web@1.30.0 dist.integrity
@@ -108,8 +107,7 @@ def fetch_runtime(folder: Path) -> None:
         if asked.returncode or not package.is_file():
             reason = asked.stderr.strip().splitlines()[-1:] or [f"npm ended with status {asked.returncode}"]
             raise RunError(f"npm cannot fetch ONNX Runtime Web: {printable(reason[0])}.\n{advice}")
-        with package.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha512").digest()
+        digest = bytes.fromhex(file_digest(package, "sha512"))
         found = f"sha512-{base64.b64encode(digest).decode()}"
         if found != INTEGRITY:
             raise RunError(

@@ -6,7 +6,6 @@ but tensors and plain values.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 import warnings
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from thumbnet.errors import RunError, printable
+from thumbnet.files import file_digest
 from thumbnet.runs.weights import read_weights
 from thumbnet.runs.weights_info import WeightsInfo
 
@@ -54,9 +54,8 @@ def read_any_weights(path: Path) -> AnyWeights:
             file could restore.
     """
     try:
+        digest = file_digest(path)
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
             start = file.read(9)
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror or error}") from None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from thumbnet.classifiers.base import Classifier
 from thumbnet.errors import RunError
+from thumbnet.files import file_digest
 from thumbnet.runs.provenance import run_folder, with_provenance
 from thumbnet.runs.weights import HUB, find_weights
 from thumbnet.runs.weights_info import WeightsInfo
@@ -45,8 +45,7 @@ def identify(classifier: Classifier, path: str | Path) -> Identity:
     """
     place = find_weights(path)
     try:
-        with place.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_digest(place)
     except OSError as error:
         raise RunError(f"cannot read {place}: {error.strerror or error}") from None
     info = with_provenance(classifier.info, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import urllib.error
 import urllib.request
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from thumbnet.errors import DataError
-from thumbnet.files import remove_file
+from thumbnet.files import file_digest, remove_file
 
 BLOCK = 1 << 18
 TIMEOUT = 30.0  # seconds without a byte
@@ -42,7 +41,7 @@ def download(url: str, target: Path, sha256: str, progress: DownloadProgress | N
         raise DataError(
             f"cannot download {url}: {reason}.{kept} Run the same command again to continue."
         ) from None
-    actual = _digest(part)
+    actual = file_digest(part)
     if actual != sha256:
         remove_file(part)
         raise DataError(
@@ -80,8 +79,3 @@ def _fetch(url: str, part: Path, progress: DownloadProgress | None) -> None:
                     progress(have, total)
     if total is not None and have < total:
         raise http.client.HTTPException(f"the connection closed after {have:,} of {total:,} bytes")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

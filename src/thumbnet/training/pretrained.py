@@ -8,7 +8,6 @@ refuses such a repository, so nothing is ever unpickled.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from thumbnet.errors import RecipeError, RunError
+from thumbnet.files import file_digest
 from thumbnet.models.from_timm import create, import_timm, pretrained_config, resolve_stem
 from thumbnet.models.registry import is_of_head
 from thumbnet.recipes.networks import is_timm
@@ -168,7 +168,7 @@ def fetch(name: str) -> Download:
         "repository": repository,
         "revision": path.parent.name,
         "file": file,
-        "sha256": _sha256(path),
+        "sha256": file_digest(path),
     }
     return Download(path, record)
 
@@ -254,11 +254,6 @@ def _check_all_came(
     ]
     if missing:
         raise RunError(f"{problem}: {len(missing)} tensors are not in the file, such as {missing[0]}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _shown(values: str | Sequence[float]) -> str:
