@@ -138,3 +138,12 @@ def test_a_length_that_makes_no_search_is_an_error(
 def test_a_folder_that_is_in_use_is_an_error(tuned: Tuned, folder: Path) -> None:
     with pytest.raises(RunError, match="already exists and is not empty"):
         tune(folder, "small", trials=1, overrides=SHORTEST, out=tuned.path)
+
+
+def test_a_recipe_that_leaves_nothing_to_search_is_refused_before_pictures_are_decoded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thumbnet.tuning.tune.divide", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ThumbnetError, match="linear computes its only layer directly.*--recipe linear"):
+        tune(folder, "linear", trials=1, out=tmp_path / "search", device="cpu")
+    assert not (tmp_path / "search").exists()

@@ -13,7 +13,6 @@ The layer goes back into the network, so the result is a run like any other.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +33,7 @@ from thumbnet.errors import NetworkError, RecipeError, RunError, memory_guard
 from thumbnet.models.registry import head_name, is_of_head
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.any_weights import read_any_weights
-from thumbnet.runs.weights import find_weights
+from thumbnet.runs.weights import find_weights, weights_digest
 from thumbnet.seeds import derive_seed
 from thumbnet.training.fit import StepResult, fit
 from thumbnet.training.state import EpochResult, Score, TrainingState
@@ -297,12 +296,8 @@ def features(
 
 def _body_digest(model: nn.Module) -> str:
     """A digest of all weights but those of the last layer."""
-    digest = hashlib.blake2b(type(model).__qualname__.encode(), digest_size=16)
-    for name, tensor in model.state_dict().items():
-        if not is_of_head(model, name):
-            digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    body = {name: one.cpu() for name, one in model.state_dict().items() if not is_of_head(model, name)}
+    return weights_digest(body, {"network": type(model).__qualname__})
 
 
 @dataclass

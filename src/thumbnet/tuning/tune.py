@@ -97,6 +97,11 @@ def tune(
         listener = listener or TuneListener()
         corrections = corrections_of(labels) if labels is not None else None
         base, loaded = choose_recipe(data, recipe, overrides, data_dir, listener, corrections)
+        if base.training.frozen:
+            raise ThumbnetError(
+                f"the recipe {base.name} computes its only layer directly, so there is nothing to search: "
+                f"{command('train', 'DATA', '--recipe', base.name)}"
+            )
         loaded.check_trainable()
         listener.on_data(loaded)
         base = _without_length_in_steps(with_absolute_init(base))
@@ -252,13 +257,8 @@ def _planned(
         overrides: what the user set, which stays as it is.
 
     Raises:
-        ThumbnetError: the time is too short, or the recipe leaves nothing to search.
+        ThumbnetError: the time is too short.
     """
-    if base.training.frozen:
-        raise ThumbnetError(
-            f"the recipe {base.name} computes its only layer directly, so there is nothing to search: "
-            f"{command('train', 'DATA', '--recipe', base.name)}"
-        )
     named = frozenset(assignment.partition("=")[0].strip() for assignment in overrides)
     made, most = _Start(base, ()), int(EPOCHS[1] * base.training.epochs)
     if minutes is not None:
