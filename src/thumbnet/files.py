@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import platformdirs
 
@@ -23,6 +24,26 @@ def cache_folder() -> Path:
     """The folder for files that thumbnet can recreate: ``THUMBNET_CACHE``, else the user's cache folder."""
     named = os.environ.get("THUMBNET_CACHE")
     return Path(named) if named else platformdirs.user_cache_path("thumbnet")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        RunError: the file cannot be read, or does not hold one.
+    """
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"cannot read {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{path} does not hold a JSON object")
+    return values
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object for people to read; see :func:`write_with`."""
+    write_file(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from thumbnet.data.corrections import Correction, read_corrections
 from thumbnet.errors import RecipeError, RunError
-from thumbnet.files import locked, write_file, write_with
+from thumbnet.files import locked, read_json, write_file, write_json, write_with
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe, read_recipe, recipe_from_dict
 from thumbnet.runs.environment import environment
@@ -154,7 +154,7 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """The contents of ``run.json``."""
-        return self._read_json("run.json")
+        return read_json(self.path / "run.json")
 
     @property
     def corrections(self) -> list[Correction] | None:
@@ -182,7 +182,7 @@ class Run:
             raise RunError(
                 f"{self.path} is not complete. Resume it: {command('train', '--resume', self.path)}"
             )
-        summary = self._read_json("summary.json")
+        summary = read_json(self.path / "summary.json")
         try:
             check_summary(summary)
         except ValueError as error:
@@ -192,7 +192,7 @@ class Run:
     @property
     def environment(self) -> dict[str, Any]:
         """The contents of ``environment.json``."""
-        return self._read_json("environment.json")
+        return read_json(self.path / "environment.json")
 
     @property
     def is_complete(self) -> bool:
@@ -202,8 +202,8 @@ class Run:
     def begin(self, recipe: Recipe, settings: dict[str, Any], device: torch.device) -> None:
         """Write the recipe, the environment and ``run.json``, before the first step."""
         self.write_recipe(recipe)
-        write_file(self.path / "environment.json", _pretty(environment(device)))
-        write_file(self.path / "run.json", _pretty(settings))
+        write_json(self.path / "environment.json", environment(device))
+        write_json(self.path / "run.json", settings)
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write or replace ``recipe.toml``."""
@@ -269,16 +269,7 @@ class Run:
 
     def save_summary(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json``, the last file of a training."""
-        write_file(self.path / "summary.json", _pretty(summary))
-
-    def _read_json(self, name: str) -> dict[str, Any]:
-        try:
-            values = json.loads((self.path / name).read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise RunError(f"cannot read {self.path / name}: {error}") from None
-        if not isinstance(values, dict):
-            raise RunError(f"{self.path / name} does not hold a JSON object")
-        return values
+        write_json(self.path / "summary.json", summary)
 
 
 def _without_plan(recipe: Recipe) -> Recipe:
@@ -306,7 +297,3 @@ def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _pretty(values: dict[str, Any]) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

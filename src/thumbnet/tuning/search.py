@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import tomllib
@@ -20,10 +19,9 @@ from thumbnet.errors import (
     InterruptedRunError,
     InterruptedTuneError,
     OutOfMemoryError,
-    RunError,
 )
 from thumbnet.evaluation import wilson_interval
-from thumbnet.files import write_file
+from thumbnet.files import read_json, write_file, write_json
 from thumbnet.recipes.recipe import Recipe, recipe_from_dict
 from thumbnet.runs.folder import Run
 from thumbnet.training.fit import StepResult
@@ -131,7 +129,7 @@ class Tuner:
             self._write_page(None)
         best = best_of(self.records)
         run = self._train(best)
-        write_file(search.path / "summary.json", pretty(self._summary(best, run)))
+        write_json(search.path / "summary.json", self._summary(best, run))
         self._write_page(run)
         return Tuned(search.path, self._recipe_of(best), run)
 
@@ -314,7 +312,7 @@ class Tuner:
             "held_out_pictures": search.parts.held_out,
             "best": best.value,
             "best_interval": None if several else list(wilson_interval(right, search.parts.held_out)),
-            "start": first.value,
+            "start": None if math.isnan(first.value) else first.value,
             "best_trial": best.number,
             "trials": len(states),
             "complete": states.count("complete"),
@@ -336,24 +334,3 @@ class Tuner:
 
 class _OutOfTimeError(Exception):
     """The time for trials is over."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        RunError: the file cannot be read, or does not hold one.
-    """
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"cannot read {path}: {error}") from None
-    if not isinstance(values, dict):
-        raise RunError(f"{path} does not hold a JSON object")
-    return values
-
-
-def pretty(values: dict[str, Any]) -> str:
-    """Format a JSON object for a file; nan becomes null."""
-    plain = {key: None if isinstance(one, float) and math.isnan(one) else one for key, one in values.items()}
-    return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"

@@ -31,7 +31,7 @@ import torch
 
 from thumbnet.data.corrections import Correction, corrections_of, read_corrections
 from thumbnet.errors import RunError, ThumbnetError, memory_guard
-from thumbnet.files import locked, write_file
+from thumbnet.files import locked, read_json, write_file, write_json
 from thumbnet.hardware import choose_device, deterministic
 from thumbnet.invocation import command
 from thumbnet.kernels.library import load_kernels
@@ -45,7 +45,7 @@ from thumbnet.tuning.listener import TuneListener
 from thumbnet.tuning.page import check_page
 from thumbnet.tuning.parts import Parts, divide
 from thumbnet.tuning.plan import Cost, plan
-from thumbnet.tuning.search import SETTINGS, Search, Tuned, Tuner, pretty, read_json
+from thumbnet.tuning.search import SETTINGS, Search, Tuned, Tuner
 from thumbnet.tuning.space import EPOCHS, Knob, knobs
 from thumbnet.tuning.study import load_optuna
 
@@ -122,7 +122,7 @@ def tune(
         }
         if loaded.corrected is not None:
             write_file(run.path / CORRECTIONS_NAME, loaded.corrected.content)
-        write_file(run.path / SETTINGS, pretty(settings))
+        write_json(run.path / SETTINGS, settings)
         search = Search(
             path=run.path,
             settings=settings,
