@@ -16,6 +16,15 @@ from PIL import Image
 from thumbnet.data.multilabel import MultiLabelSplit
 from thumbnet.data.splits import ArraySplit, Data, Split
 
+# What turns, recolours and erases pictures.
+TURNED = [
+    "augment.flip_vertical=random",
+    "augment.rotate=20",
+    "augment.scale=[0.8, 1.2]",
+    "augment.hue=0.1",
+    "augment.saturation=0.3",
+    "augment.erase=0.5",
+]
 TINY = [
     "model.name=resnet20",
     "model.width=0.5",

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import coloured_data
+from helpers import TURNED, coloured_data
 from simulated_device import CUDA, STAGED, Copy, Log, Wait, gpu_tensor, simulated_gpu
 from thumbnet.batches import prepare as prepare_module
 from thumbnet.batches.augment import translate
@@ -178,16 +178,6 @@ def test_a_recipe_trains_resumes_and_predicts_as_on_the_cpu_and_no_step_waits(
         assert classifier.predict(picture) == expected.predict(picture)
         found = classifier.evaluate(DATA, "test").loss
         assert found == pytest.approx(expected.evaluate(DATA, "test").loss, rel=1e-5)
-
-
-TURNED = [
-    "augment.flip_vertical=random",
-    "augment.rotate=20",
-    "augment.scale=[0.8, 1.2]",
-    "augment.hue=0.1",
-    "augment.saturation=0.3",
-    "augment.erase=0.5",
-]
 
 
 def test_a_last_layer_on_frozen_features_is_the_same_as_on_the_cpu(tiny_run: Run, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers import coloured_data
+from helpers import TURNED, coloured_data
 from thumbnet.batches.prepare import Prepared, prepare
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training.device_epoch import DeviceEpoch
@@ -29,12 +29,7 @@ RECIPES = {
     ],
     "new changes": [
         "augment.flip=alternating",
-        "augment.flip_vertical=random",
-        "augment.rotate=20",
-        "augment.scale=[0.8, 1.2]",
-        "augment.hue=0.1",
-        "augment.saturation=0.3",
-        "augment.erase=0.5",
+        *TURNED,
     ],
     "mixup": ["augment.mixup=0.4", "data.sampling=balanced"],
     "mixup and cutmix": ["augment.mixup=0.4", "augment.cutmix=1.0", "augment.translate=1"],
