@@ -98,7 +98,7 @@ def test_a_network_that_is_too_large_is_refused_with_the_sizes_and_leaves_no_fil
     monkeypatch.setattr(exporting, "_onnx_model", lambda *_, **__: onnx.load(onnx_file))
     monkeypatch.setattr(webpage, "LIMIT", 100_000)
     monkeypatch.setattr(exporting, "load_runtime", lambda: RUNTIME)
-    monkeypatch.setattr("thumbnet.publish.web_runtime.load_runtime", lambda: RUNTIME)
+    monkeypatch.setattr("thumbnet.publish.web_runtime.find_runtime", lambda: tmp_path)
     out = tmp_path / "page.html"
     assert main(["export", str(tiny_run.path), "--format", "web", "--out", str(out), "--data", "digits"]) == 2
     error = capsys.readouterr().err

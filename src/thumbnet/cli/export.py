@@ -129,11 +129,11 @@ def execute(options: argparse.Namespace) -> int:
 def _fetch_runtime() -> None:
     """Fetch the runtime that a page contains, unless it is there."""
     from thumbnet.cli.console import note
-    from thumbnet.publish.web_runtime import find_runtime, load_runtime
+    from thumbnet.publish.web_runtime import cached_folder, fetch_runtime, find_runtime
 
     if find_runtime() is None:
         note("thumbnet: npm fetches ONNX Runtime Web (33 MB, once)")
-    load_runtime()
+        fetch_runtime(cached_folder())
 
 
 def _data(options: argparse.Namespace) -> Data | None:
