@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from thumbnet.data.corrections import Correction
+from thumbnet.invocation import rank
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.folder import Run
 from thumbnet.training import train as training
@@ -132,7 +132,7 @@ def shown(progress: bool, listener: Listener | None = None) -> Iterator[Listener
 
     Of several processes of one training, only the first shows anything.
     """
-    if listener is not None or not progress or os.environ.get("RANK", "0") != "0":
+    if listener is not None or not progress or rank() != 0:
         yield listener or Listener()
         return
     from thumbnet.cli.console import note, progress_console, say

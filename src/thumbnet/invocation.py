@@ -1,6 +1,7 @@
 """Write commands as the user has to type them: `thumbnet`, `.venv/bin/thumbnet`, `python -m thumbnet`.
 
-Every command in a message is built here, so that the user can paste and run it. Imports nothing heavy.
+Every command in a message is built here, so that the user can paste and run it. The module also says which of
+several processes this one is. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ def command(*words: str | Path) -> str:
     True
     """
     return " ".join([program(), *(quoted(str(word)) for word in words)])
+
+
+def rank() -> int:
+    """This process's rank under torchrun; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def program() -> str:

@@ -35,7 +35,7 @@ from thumbnet.cli import (
     train,
     tune,
 )
-from thumbnet.cli.options import by_option, import_model_code, rank
+from thumbnet.cli.options import by_option, import_model_code
 from thumbnet.cli.streams import ResultsLostError, discard_results, flush_results
 from thumbnet.cli.usage import Parser, UsageError, unrecognised, with_subparsers
 from thumbnet.errors import (
@@ -47,7 +47,7 @@ from thumbnet.errors import (
     is_out_of_memory,
     printable,
 )
-from thumbnet.invocation import command, program
+from thumbnet.invocation import command, program, rank
 from thumbnet.version import __version__
 
 COMMANDS = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -111,6 +111,19 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--path-column", metavar="COLUMN", help="column of a table with the pictures' paths")
     parser.add_argument("--label-column", metavar="COLUMN", help="column of a table with the classes")
+
+
+def add_outcome(parser: argparse.ArgumentParser, folder: str) -> None:
+    """Add ``--quiet`` and ``--json`` of a command that trains into ``folder``."""
+    parser.add_argument(
+        "--quiet", action="store_true", help=f"show no progress, and print only {folder} at the end"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON at the end")
+
+
+def as_flags(names: Iterable[str]) -> str:
+    """Options as the user types them: ``"--out, --batch-size"``."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def add_labels(parser: argparse.ArgumentParser) -> None:
@@ -373,8 +386,3 @@ def split_of(options: argparse.Namespace, data: Data) -> str:
     name: str = getattr(options, "split", None) or data.measured_split()
     data.split(name)
     return name
-
-
-def rank() -> int:
-    """Return this process's rank under torchrun; 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))

@@ -16,12 +16,13 @@ from thumbnet.cli.options import (
     SHORTCUTS,
     add_common,
     add_labels,
+    add_outcome,
     add_recipe_options,
+    as_flags,
     overrides,
-    rank,
 )
 from thumbnet.errors import ThumbnetError
-from thumbnet.invocation import command
+from thumbnet.invocation import command, rank
 
 if TYPE_CHECKING:
     from thumbnet.training.listener import StoppableListener
@@ -102,10 +103,7 @@ def add(commands: Any) -> None:
         help="also write the numbers to TensorBoard, MLflow or Weights & Biases; can be repeated",
     )
     parser.add_argument("--tensorboard", action="store_true", help="short for --track tensorboard")
-    parser.add_argument(
-        "--quiet", action="store_true", help="show no progress, and print only the run's folder at the end"
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON at the end")
+    add_outcome(parser, "the run's folder")
     add_recipe_options(parser)
     add_common(parser)
     parser.set_defaults(command=execute)
@@ -206,7 +204,7 @@ def _check_what_is_trained(options: argparse.Namespace) -> None:
 
         from thumbnet.runs.finding import is_finished
 
-        flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in given or ["set"])
+        flags = as_flags(given or ["set"])
         message = f"--resume takes the run's own recipe and data: leave out {flags}"
         if options.epochs is not None:
             more = ["--more-epochs", str(options.epochs)]

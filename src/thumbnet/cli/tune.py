@@ -14,7 +14,9 @@ from thumbnet.cli.options import (
     SHORTCUTS,
     add_common,
     add_labels,
+    add_outcome,
     add_recipe_options,
+    as_flags,
     overrides,
     positive,
 )
@@ -57,10 +59,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--out", metavar="DIR", help="the folder (default: a new name under runs/)")
     add_labels(parser)
-    parser.add_argument(
-        "--quiet", action="store_true", help="show no progress, and print only the folder at the end"
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON at the end")
+    add_outcome(parser, "the folder")
     add_recipe_options(parser)
     add_common(parser)
     parser.set_defaults(command=execute)
@@ -119,8 +118,9 @@ def _check_asked(options: argparse.Namespace) -> None:
     given = [flag for flag in (*OF_NEW_SEARCHES, *SHORTCUTS) if getattr(options, flag, None) is not None]
     given += ["set"] if options.overrides else []
     if given:
-        flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in given)
-        raise ThumbnetError(f"--resume takes everything from the search's folder: leave out {flags}")
+        raise ThumbnetError(
+            f"--resume takes everything from the search's folder: leave out {as_flags(given)}"
+        )
 
 
 def _show(found: Tuned) -> None:

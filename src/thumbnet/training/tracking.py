@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import queue
 import re
 import threading
@@ -19,6 +18,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.errors import InterruptedRunError, MissingExtraError, ThumbnetError
+from thumbnet.invocation import rank
 from thumbnet.training.listener import Listener, Listeners
 from thumbnet.training.tracker import Facts, How, Tracker
 
@@ -48,7 +48,7 @@ def tracked(names: Sequence[str], listener: Listener) -> Iterator[Listener]:
         ThumbnetError: there is no such tracker.
         MissingExtraError: its library is not installed.
     """
-    if not names or os.environ.get("RANK", "0") != "0":
+    if not names or rank() != 0:
         yield listener
         return
     with ExitStack() as stack:
