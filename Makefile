@@ -94,7 +94,7 @@ fuzz: $(VENV)/.installed-dev  ## fuzz everything that reads bytes from others; f
 check: $(VENV)/.installed-dev  ## linter, formatters and type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror src/thumbnet/kernels/*.[ch] tests/kernels/*.[ch]
+	$(BIN)/clang-format --dry-run -Werror src/thumbnet/kernels/*.[ch] tests/kernels/*.[ch] tests/faults/*.c
 	$(BIN)/mypy
 
 lint-docker: $(TOOLS)/.installed  ## linter for the Dockerfile
