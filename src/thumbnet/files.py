@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -42,8 +43,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON object for people to read; see :func:`write_with`."""
-    write_file(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    """Write a JSON object for people to read; see :func:`finite` and :func:`write_with`."""
+    write_file(path, json.dumps(finite(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """``value`` with None in place of numbers that are not finite, which JSON cannot express."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
@@ -95,6 +105,45 @@ def write_with(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):  # the folder may have become read-only; the first error counts
                 temporary.unlink()
+
+
+def make_folder(path: Path, exist_ok: bool = True) -> None:
+    """Create a folder and its parents, so that they survive a power cut along with the files in them.
+
+    Syncing a file, or the folder that it is in, does not make that folder's own name last (fsync(2)).
+
+    Raises:
+        OSError: it cannot be created, or it exists and may not (``exist_ok``).
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=exist_ok)
+    for folder in made or [path]:  # an earlier process may have been killed before it synced the name
+        _sync_folder(folder.parent)
+
+
+def sync_below(folder: Path) -> None:
+    """Sync every file and folder below ``folder`` to disk, and ``folder`` itself.
+
+    A folder that is filled under a temporary name and then renamed needs this before the rename. Otherwise,
+    after a power cut, the final name may lead to files of zeros.
+
+    Raises:
+        OSError: something cannot be read or synced.
+    """
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            sync_file(Path(parent, name))
+        _sync_folder(Path(parent))
+
+
+def sync_file(path: Path) -> None:
+    """Sync the content of a file to disk.
+
+    Raises:
+        OSError: it cannot be opened or synced.
+    """
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def remove_file(path: Path) -> None:

@@ -50,9 +50,9 @@ from disk_model import Disk
 from fork_server import Fault, ForkServer, Job, Outcome, build_shim
 from helpers import coloured, coloured_labels, write_label_table
 
-RECIPES = 400  # different ones; each is trained once undisturbed and then kept
+RECIPES = 150  # different ones; each is trained once undisturbed and then kept
 DATA = ("folders", "one-folder", "sizes", "arrays", "zip", "several-labels", "unreadable")
-SEVERAL_PROCESSES = 0.06  # of the recipes
+SEVERAL_PROCESSES = 0.03  # of the recipes
 LIMIT = 60.0  # seconds that a command may take
 CHANGES = ("write", "fsync", "rename", "mkdir", "unlink", "truncate", "chmod")
 READS = ("open", "read", "close", "list", "lock", "map")
@@ -92,12 +92,12 @@ def draw_recipe(number: int) -> Recipe:
     data = draw.choice(DATA)
     several = data == "several-labels"
     ranks = 2 if draw.random() < SEVERAL_PROCESSES else 1
-    in_workers = draw.random() < (0.0 if ranks > 1 else 0.12) and data != "arrays"
+    in_workers = draw.random() < (0.0 if ranks > 1 else 0.06) and data != "arrays"
     batch = draw.choice((6, 8, 12, 16))
     values: dict[str, Any] = {
-        "model.name": draw.choice(("fastnet", "fastnet", "resnet20")),
+        "model.name": draw.choice(("fastnet",) * 7 + ("resnet20",)),
         "model.width": 0.05,
-        "training.epochs": draw.randint(1, 4),
+        "training.epochs": draw.choice((1, 2, 2, 3)),
         "training.batch_size": batch,
         "training.min_steps": 0,
         "training.precision": draw.choice(("fp32", "fp32", "fp32", "bf16")),
@@ -108,7 +108,7 @@ def draw_recipe(number: int) -> Recipe:
         "training.patience": draw.choice((0, 0, 0, 1)),
         "training.keep": draw.choice(("auto", "auto", "last", "best")),
         "training.class_weights": "none" if several else draw.choice(("none", "none", "balanced")),
-        "data.image_size": draw.choice(("16", "16", "16", "18x16", "auto")),
+        "data.image_size": draw.choice(("18", "18", "18", "20x18", "auto")),
         "data.val_fraction": draw.choice((0, 0, 0.2)),
         "data.calibration_pictures": draw.choice((0, 500)),
         "data.skip_easy": draw.choice((0, 0, 0.3, 0.5)),
@@ -144,13 +144,15 @@ def draw_recipe(number: int) -> Recipe:
         values["data.sampling"] = "balanced"
     if draw.random() < 0.25:
         values["schedule.small_until"] = 0.5
-        values["data.image_size"] = "24"
+        values["data.image_size"] = "28"
     recipe = draw.choice(("resnet18", "resnet18", "fast"))
     if recipe == "resnet18":
         values["optimizer.name"] = draw.choice(("sgd", "adamw"))
         values["optimizer.nesterov"] = False
         values["schedule.name"] = draw.choice(("constant", "cosine", "linear", "one-cycle"))
-    settings = tuple(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in values.items())
+    settings = tuple(
+        f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in values.items()
+    )
     return Recipe(number, data, (recipe, *settings), ranks, in_workers)
 
 
@@ -168,12 +170,18 @@ def write_data(kind: str, place: Path) -> Path:
 
 def _write_data(kind: str, place: Path) -> None:
     if kind == "several-labels":
-        write_label_table(place, coloured_labels(30, ("train", "test")))
+        write_label_table(place, coloured_labels(30, ("train", "test"), 18))
         return
     if kind == "arrays":
         labels = np.arange(36) % 3
-        images = np.stack([coloured(int(label), at) for at, label in enumerate(labels)])
-        np.savez(place / "arrays.npz", x_train=images[:24], y_train=labels[:24], x_test=images[24:], y_test=labels[24:])
+        images = np.stack([coloured(int(label), at, 18) for at, label in enumerate(labels)])
+        np.savez(
+            place / "arrays.npz",
+            x_train=images[:24],
+            y_train=labels[:24],
+            x_test=images[24:],
+            y_test=labels[24:],
+        )
         return
     root = place / "inside" if kind == "zip" else place
     splits = ("",) if kind == "one-folder" else ("train", "test")
@@ -182,7 +190,7 @@ def _write_data(kind: str, place: Path) -> None:
             folder = root / split / name
             folder.mkdir(parents=True)
             for number in range(10 - 5 * offset):
-                side = 16 if kind != "sizes" else 13 + number
+                side = 18 if kind != "sizes" else 13 + number
                 image = coloured(label, 10_000 * offset + 100 * label + number, side)
                 Image.fromarray(image).save(folder / f"{number}.png")
     if kind == "unreadable":
@@ -236,7 +244,19 @@ class World:
         self.place = place
         journal = place / "journal.so"
         source = Path(__file__).with_name("journal.c")
-        command = ["gcc", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-O2", "-o", str(journal), str(source), "-ldl"]
+        command = [
+            "gcc",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-shared",
+            "-fPIC",
+            "-O2",
+            "-o",
+            str(journal),
+            str(source),
+            "-ldl",
+        ]
         subprocess.run(command, check=True, timeout=60)
         preload = f"{build_shim(place)} {journal}"
         environment = {"LD_PRELOAD": preload, "THUMBNET_TIMEOUT": "30", "COLUMNS": "100"}
@@ -300,6 +320,7 @@ class Simulation:
         self.recipe = draw_recipe(number) if recipe is None else recipe
         self.data = world.data(self.recipe.data)
         self.log: list[str] = []
+        self.commands = 0
         self.claimed: dict[str, int] = {}
         self.floor = -1  # steps of the newest checkpoint that was seen
         (folder / "disk" / "runs").mkdir(parents=True)
@@ -317,7 +338,9 @@ class Simulation:
         first = ("train", str(self.data), "--recipe", name, "--out", str(self.run_folder), "--device", "cpu")
         return (*first, *flags, *(("--auto-resume",) if auto else ()))
 
-    def job(self, arguments: tuple[str, ...], rank: int, attempt: Attempt, port: int = 0, log: bool = False) -> Job:
+    def job(
+        self, arguments: tuple[str, ...], rank: int, attempt: Attempt, port: int = 0, log: bool = False
+    ) -> Job:
         """A command as rank ``rank``."""
         environment: dict[str, str | None] = {"THUMBNET_CACHE": str(self.folder / "disk" / "cache")}
         if port:
@@ -348,8 +371,11 @@ class Simulation:
             log=log,
         )
 
-    def command(self, arguments: tuple[str, ...], attempt: Attempt, ranks: int = 1, log: bool = False) -> list[Outcome]:
+    def command(
+        self, arguments: tuple[str, ...], attempt: Attempt, ranks: int = 1, log: bool = False
+    ) -> list[Outcome]:
         """Run a command in all ranks."""
+        self.commands += 1
         (self.folder / "shared").write_bytes(bytes(256))
         port = _free_port() if ranks > 1 else 0
         running = [
@@ -399,14 +425,19 @@ class Simulation:
         disturbed = draw.choice((1, 1, 2, 2, 3))
         self.note(f"recipe {self.recipe.number}: {self.recipe.data}, {self.recipe.ranks} rank(s)")
         for number in range(disturbed + 1):
-            attempt = self.attempt(reference.calls, reference.steps) if number < disturbed else Attempt(clock=self.clock())
+            attempt = (
+                self.attempt(reference.calls, reference.steps)
+                if number < disturbed
+                else Attempt(clock=self.clock())
+            )
             if self.train(attempt, auto):
                 break
         else:
             raise Violation("it is not complete after a command without faults")
         self.compare(reference)
-        self.evaluate(reference)
-        if draw.random() < 0.2:
+        if draw.random() < 0.5:
+            self.evaluate(reference)
+        if draw.random() < 0.1:
             self.again(auto)
         return self.digest
 
@@ -414,7 +445,9 @@ class Simulation:
         """Run one command of the training, and maybe a power cut; tell whether the run is complete."""
         begun = (self.run_folder / "run.json").is_file() and (self.run_folder / "recipe.toml").is_file()
         resumes = begun and not auto
-        arguments = ("train", "--resume", str(self.run_folder), "--device", "cpu") if resumes else self.training(auto)
+        arguments = (
+            ("train", "--resume", str(self.run_folder), "--device", "cpu") if resumes else self.training(auto)
+        )
         self.note(f"{'resume' if resumes else 'train'}: {_described(attempt)}")
         outcomes = self.command(arguments, attempt, self.recipe.ranks)
         self.judge(outcomes, attempt)
@@ -440,13 +473,15 @@ class Simulation:
     @property
     def is_complete(self) -> bool:
         """Whether the training has finished."""
-        return (self.run_folder / "summary.json").is_file() and (self.run_folder / "model.safetensors").is_file()
+        return (self.run_folder / "summary.json").is_file() and (
+            self.run_folder / "model.safetensors"
+        ).is_file()
 
     def evaluate(self, reference: Reference) -> None:
         """Evaluate, perhaps with a fault first; the result has to be the undisturbed one."""
         if self.draw.random() < 0.4:
             attempt = Attempt(clock=self.clock())
-            attempt.faults[0] = self.faults(reference.evaluation_calls, 1)
+            attempt.faults[0] = (self.fault(reference.evaluation_calls),)
             self.note(f"evaluate: {_described(attempt)}")
             outcomes = self.command(self.evaluation, attempt)
             self.judge(outcomes, attempt)
@@ -497,7 +532,7 @@ class Simulation:
             attempt.chunk = draw.choice((0, 3, 7))
         if draw.random() < 0.65:
             rank = draw.randrange(self.recipe.ranks)
-            attempt.faults[rank] = self.faults(calls, draw.choice((1, 1, 2)))
+            attempt.faults[rank] = tuple(self.fault(calls) for _ in range(draw.choice((1, 1, 2))))
         else:
             rank, step = draw.randrange(self.recipe.ranks), draw.randint(1, max(1, steps))
             if self.recipe.in_workers and draw.random() < 0.3:
@@ -510,10 +545,6 @@ class Simulation:
                 rank, step = draw.randrange(self.recipe.ranks), draw.randint(1, max(1, steps))
                 attempt.events.append((rank, step, "slow", draw.randint(1, 20)))
         return attempt
-
-    def faults(self, calls: list[tuple[str, str]], count: int) -> tuple[Fault, ...]:
-        """Draw ``count`` faults in one process, at calls like those of the undisturbed command."""
-        return tuple(self.fault(calls) for _ in range(count))
 
     def fault(self, calls: list[tuple[str, str]]) -> Fault:
         """Draw a call, and how it goes wrong."""
@@ -531,7 +562,9 @@ class Simulation:
         area = draw.choice(areas)
         number = draw.randint(1, sum(what == operation and _area(path) == area for what, path in chosen))
         kind = draw.choice(KINDS)
-        if (kind == "short" and operation not in ("read", "write")) or (kind == "end" and operation != "read"):
+        if (kind == "short" and operation not in ("read", "write")) or (
+            kind == "end" and operation != "read"
+        ):
             kind = "fail"
         error = draw.choice(ERRORS)
         if kind == "signal":
@@ -559,15 +592,15 @@ class Simulation:
                 raise Violation(f"rank {rank} has no message of ours: {errors}")
             allowed = self.allowed(rank, met, attempt, outcomes)
             if outcome.status not in allowed:
-                raise Violation(f"rank {rank} has status {outcome.status}, not one of {sorted(allowed)}: {errors}")
+                raise Violation(
+                    f"rank {rank} has status {outcome.status}, not one of {sorted(allowed)}: {errors}"
+                )
             if outcome.status in (1, 2) and "thumbnet" not in errors:
                 raise Violation(f"rank {rank} fails without a message: {errors}")
             if outcome.status == 0 and not errors.isprintable() and "\0" in errors:
                 raise Violation(f"rank {rank} prints nonsense: {errors}")
 
-    def allowed(
-        self, rank: int, met: list[Any], attempt: Attempt, outcomes: list[Outcome]
-    ) -> set[int]:
+    def allowed(self, rank: int, met: list[Any], attempt: Attempt, outcomes: list[Outcome]) -> set[int]:
         """The exit statuses that the faults allow."""
         allowed = {0}
         for fault, _ in met:
@@ -652,7 +685,9 @@ class Simulation:
             raise Violation(f"metrics.jsonl differs:\n{found['rows']}\n{reference.rows}")
         with (self.run_folder / "metrics.csv").open() as file:
             table = list(csv.DictReader(file))
-        as_text = [{key: "" if value is None else str(value) for key, value in row.items()} for row in found["rows"]]
+        as_text = [
+            {key: "" if value is None else str(value) for key, value in row.items()} for row in found["rows"]
+        ]
         if [{key: value for key, value in row.items() if value != ""} for row in table] != [
             {key: value for key, value in row.items() if value != ""} for row in as_text
         ]:
@@ -688,7 +723,13 @@ class Simulation:
 
 def _area(path: str) -> str:
     """A part of paths whose calls are counted together."""
-    for area in ("/runs/run/.checkpoint.pt", "/runs/run/checkpoint.pt", "/runs/run/.metrics", "/runs/run/", "/cache/"):
+    for area in (
+        "/runs/run/.checkpoint.pt",
+        "/runs/run/checkpoint.pt",
+        "/runs/run/.metrics",
+        "/runs/run/",
+        "/cache/",
+    ):
         if path.startswith(area):
             return area
     return "/data/" if path.startswith("/data/") else "/"
@@ -709,7 +750,11 @@ def _digest(path: Path) -> str:
 
 
 def _content(folder: Path) -> dict[str, str]:
-    return {path.name: _digest(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != ".lock"}
+    return {
+        path.name: _digest(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 def _no_constant(name: str) -> float:
@@ -749,23 +794,40 @@ def _described(attempt: Attempt) -> str:
     return "; ".join([*faults, *events, rest])
 
 
-def simulate(world: World, seed: int) -> tuple[str | None, list[str]]:
-    """Run one seed; return the digest of its events, or None after a violation, and the events."""
+@dataclass(frozen=True)
+class Result:
+    """What came of a seed.
+
+    Attributes:
+        digest: of the events; None if a promise was broken.
+        log: the events.
+        commands: how many commands of thumbnet ran.
+    """
+
+    digest: str | None
+    log: list[str]
+    commands: int
+
+
+def simulate(world: World, seed: int) -> Result:
+    """Run one seed."""
     with world.folder(f"seed-{seed}-{os.getpid()}") as folder:
         simulation = Simulation(world, seed, folder)
         try:
-            return simulation.run(), simulation.log
+            return Result(simulation.run(), simulation.log, simulation.commands)
         except Violation as error:
             simulation.note(f"VIOLATION: {simulation.plain(str(error))}")
         except Exception:
             simulation.note(f"VIOLATION: the simulation itself failed: {traceback.format_exc()}")
-        return None, simulation.log
+        return Result(None, simulation.log, simulation.commands)
 
 
 def scratch() -> Path:
     """A folder in memory, where there is one: the simulation syncs very often."""
     memory = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(prefix="thumbnet-simulate-", dir=memory if os.access(memory, os.W_OK) else None))
+    return Path(
+        tempfile.mkdtemp(prefix="thumbnet-simulate-", dir=memory if os.access(memory, os.W_OK) else None)
+    )
 
 
 def main() -> int:
@@ -776,27 +838,31 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="print all that happens")
     options = parser.parse_args()
     place = scratch()
-    failed = []
+    failed, commands = [], 0
     begun = time.monotonic()
     seeds = range(options.first, options.first + options.seeds) if options.seed is None else [options.seed]
     try:
         world = World(place)
         for number, seed in enumerate(seeds, start=1):
-            digest, log = simulate(world, seed)
+            result = simulate(world, seed)
+            commands += result.commands
             if options.verbose or options.seed is not None:
-                print("\n".join(log))
-            if digest is None:
+                print("\n".join(result.log))
+            if result.digest is None:
                 failed.append(seed)
-                print(f"seed {seed}: {log[-1]}\nreplay: make simulate SEED={seed}", flush=True)
+                print(f"seed {seed}: {result.log[-1]}\nreplay: make simulate SEED={seed}", flush=True)
             elif options.seed is not None:
-                print(f"seed {seed}: events {digest}")
+                print(f"seed {seed}: events {result.digest}")
             if number % 100 == 0:
                 print(f"{number} seeds, {len(failed)} failed, {time.monotonic() - begun:.0f} s", flush=True)
         world.close()
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    took = time.monotonic() - begun
-    print(f"{len(seeds)} seeds from {seeds[0]}: {len(failed)} failed {failed or ''} ({took:.0f} s)")
+    took, used = time.monotonic() - begun, sum(os.times()[:4])
+    print(
+        f"seeds {seeds[0]} to {seeds[-1]}, {commands} commands: {len(failed)} failed {failed or ''} "
+        f"({took:.0f} s, {used:.0f} s of a core)"
+    )
     return 1 if failed else 0
 
 

@@ -178,7 +178,11 @@ class _Ranks:
     def meet(self, step: int) -> None:
         """Wait until all ranks have done ``step``, or have ended."""
         for rank in range(RANKS):
-            while self._get(rank, _PID) and self._get(rank, _REACHED) < step and _is_alive(self._get(rank, _PID)):
+            while (
+                self._get(rank, _PID)
+                and self._get(rank, _REACHED) < step
+                and _is_alive(self._get(rank, _PID))
+            ):
                 time.sleep(0.0005)
 
     def outlive(self, rank: int) -> None:
@@ -193,9 +197,7 @@ def _is_alive(pid: int) -> bool:
     return False
 
 
-def _meet_events(
-    session: Any, ranks: _Ranks, clock: Clock, events: list[tuple[int, int, str, int]]
-) -> None:
+def _meet_events(session: Any, ranks: _Ranks, clock: Clock, events: list[tuple[int, int, str, int]]) -> None:
     on_step = session._on_step
     done = 0
 

@@ -35,7 +35,7 @@ from thumbnet.data.images import BY_TYPE, NOT_FINITE, Fit, Rendering, fit_pixels
 from thumbnet.data.splits import ArraySplit, Progress, Split
 from thumbnet.data.survey import Survey, survey
 from thumbnet.errors import UnreadableImageError, UnreadableImagesError
-from thumbnet.files import cache_folder, clear_leftovers
+from thumbnet.files import cache_folder, clear_leftovers, sync_below
 from thumbnet.recipes.settings import LARGEST_SIDE, SMALLEST_SIDE
 
 DEFAULT_SIDE = 32
@@ -388,6 +388,7 @@ def _write(entry: Path, write: Callable[[Path], object]) -> None:
         temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=entry.parent))
         try:
             write(temporary)
+            sync_below(temporary)
             shutil.rmtree(entry, ignore_errors=True)  # a damaged entry
             temporary.rename(entry)
         finally:

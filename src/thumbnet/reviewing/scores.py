@@ -41,7 +41,7 @@ from thumbnet.data.repeats import number_pictures, picture_digests
 from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.errors import RunError, ThumbnetError, memory_guard
 from thumbnet.evaluation import log_softmax
-from thumbnet.files import write_with
+from thumbnet.files import make_folder, write_with
 from thumbnet.hardware import compute_dtype, deterministic
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
@@ -390,7 +390,7 @@ class _Store:
             RunError: the file cannot be written.
         """
         try:
-            self._folder.mkdir(exist_ok=True)
+            make_folder(self._folder)
         except OSError as error:
             raise RunError(f"cannot create {self._folder}: {error.strerror or error}") from None
         content = {"key": np.array(self._key), "probabilities": probabilities}

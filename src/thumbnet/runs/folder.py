@@ -39,7 +39,7 @@ from torch import Tensor
 
 from thumbnet.data.corrections import Correction, read_corrections
 from thumbnet.errors import RecipeError, RunError
-from thumbnet.files import locked, read_json, write_file, write_json, write_with
+from thumbnet.files import finite, locked, make_folder, read_json, write_file, write_json, write_with
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe, read_recipe, recipe_from_dict
 from thumbnet.runs.environment import environment
@@ -70,14 +70,14 @@ class Run:
             if out is not None:
                 cls.check_free(out)
                 path = Path(out).expanduser()
-                path.mkdir(parents=True, exist_ok=True)
+                make_folder(path)
                 return cls(path)
             word = re.sub(r"[^\w.-]+", "-", Path(data_name.split(":")[-1]).name.split(".")[0]) or "data"
             stem = f"{datetime.now():%Y-%m-%d}-{word}-{recipe_name}"
             for number in itertools.count(1):
                 path = Path("runs") / f"{stem}-{number}"
                 try:
-                    path.mkdir(parents=True)
+                    make_folder(path, exist_ok=False)
                     return cls(path)
                 except FileExistsError:
                     continue
@@ -211,7 +211,7 @@ class Run:
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rewrite ``metrics.jsonl`` and ``metrics.csv``, so that they always match the checkpoint."""
-        plain = [{key: None if value != value else value for key, value in row.items()} for row in rows]
+        plain = finite(list(rows))
         write_file(self.path / "metrics.jsonl", "".join(f"{json.dumps(row)}\n" for row in plain))
         write_file(self.path / "metrics.csv", _as_csv(plain))
 

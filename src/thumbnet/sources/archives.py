@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from thumbnet.data import plugins
 from thumbnet.errors import DataError, printable
-from thumbnet.files import clear_leftovers
+from thumbnet.files import clear_leftovers, sync_below
 from thumbnet.sources.index import is_picture_name, is_picture_start
 from thumbnet.sources.packed import Pack, PackWriter, Unpacked
 from thumbnet.sources.tar import Readable, members
@@ -81,6 +81,7 @@ def _unpack(archive: Path, cache: Path) -> Unpacked:
                 _unpack_zip(archive, writer)
             else:
                 _unpack_tar(archive, writer)
+        sync_below(temporary)
         if _open(target, key) is None:  # otherwise another process has unpacked it in the meantime
             shutil.rmtree(target, ignore_errors=True)  # a damaged earlier result
             with contextlib.suppress(OSError):

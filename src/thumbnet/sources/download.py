@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from thumbnet.errors import DataError
-from thumbnet.files import file_digest, remove_file
+from thumbnet.files import file_digest, remove_file, sync_file
 
 BLOCK = 1 << 18
 TIMEOUT = 30.0  # seconds without a byte
@@ -49,6 +49,7 @@ def download(url: str, target: Path, sha256: str, progress: DownloadProgress | N
             "It was deleted; run the same command again."
         )
     try:
+        sync_file(part)
         part.replace(target)
     except OSError as error:
         raise DataError(f"cannot write {target}: {error.strerror or error}") from None

@@ -13,6 +13,7 @@ The layer goes back into the network, so the result is a run like any other.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -186,7 +187,7 @@ def fit_last_layer(
         loss=float(problem.loss(seen.flatten(0, 1) @ weight.T + bias)),
         lr=0.0,
         seconds=seconds,
-        pictures_per_second=count / seconds,
+        pictures_per_second=count / seconds if seconds else math.inf,
         score=None if evaluate is None else evaluate(state.model),
         train_accuracy=int(count_hits(plain, problem.labels[:count])) / count,
     )

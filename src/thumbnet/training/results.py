@@ -196,7 +196,9 @@ def summary_of(
 ) -> dict[str, Any]:
     """The contents of ``summary.json``. ``started`` is a reading of ``time.perf_counter``, in seconds."""
     seconds = sum(result.seconds for result in state.history)
-    pictures = sum(result.pictures_per_second * result.seconds for result in state.history)
+    # The speed is infinite in an epoch in which the clock stood still.
+    timed = [result for result in state.history if result.seconds]
+    pictures = sum(result.pictures_per_second * result.seconds for result in timed)
     final, plain = measured.headline, measured.plain
     several: dict[str, Any] = {}
     if isinstance(final, LabelEvaluation) and isinstance(plain, LabelEvaluation):

@@ -195,7 +195,8 @@ class Tuner:
     def _tell_progress(self, trial: int, step: StepResult, part: int, parts: int) -> None:
         done = (part + step.step / step.total_steps) / parts
         taken = time.perf_counter() - self._trial_started
-        rate = step.pictures / step.step_in_epoch * (part * step.total_steps + step.step) / taken
+        pictures = step.pictures / step.step_in_epoch * (part * step.total_steps + step.step)
+        rate = pictures / taken if taken else 0.0  # the clock may stand still
         left, trials = self._search_left(), self.search.settings["trials"]
         if left is not None:
             elapsed = time.perf_counter() - self.started
