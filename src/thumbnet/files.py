@@ -182,7 +182,8 @@ def locked(path: Path, busy: str, wait: float = 0.0) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
+        with contextlib.suppress(OSError):  # a network drive that is gone; the lock ends with the process
+            lock.release()
 
 
 def clear_leftovers(folder: Path, prefix: str) -> None:

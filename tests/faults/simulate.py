@@ -1,7 +1,7 @@
 """Simulate trainings from a seed: train, fail, resume, fail again, finish, evaluate.
 
-    python tests/faults/simulate.py --seeds 1000
-    python tests/faults/simulate.py --seed 17 --verbose
+    make simulate SEEDS=1000
+    make simulate SEED=17
 
 Everything follows from the seed: the data, the recipe, the number of processes, and what goes wrong when: calls that
 fail, files that are written in part, signals, power cuts, clocks that jump or stand still, slow or killed decoding
@@ -22,7 +22,6 @@ import errno
 import hashlib
 import json
 import math
-import mmap
 import os
 import random
 import re
@@ -44,10 +43,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
-from disk_model import Disk
-from fork_server import Fault, ForkServer, Job, Outcome, build_shim
+from faults.disk_model import Disk
+from faults.fork_server import Fault, ForkServer, Job, Outcome, build_shim
 from helpers import coloured, coloured_labels, write_label_table
 
 RECIPES = 150  # different ones; each is trained once undisturbed and then kept
@@ -645,7 +642,8 @@ class Simulation:
         Returns:
             The names of the files, the rows of the metrics, the summary, and the number of steps in the checkpoint.
         """
-        folder, found = self.run_folder, {"files": [], "rows": [], "summary": None, "step": -1}
+        folder = self.run_folder
+        found: dict[str, Any] = {"files": [], "rows": [], "summary": None, "step": -1}
         if not folder.is_dir():
             if self.floor >= 0:
                 raise Violation("the run's folder has disappeared")

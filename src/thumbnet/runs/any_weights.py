@@ -80,7 +80,7 @@ def _foreign_safetensors(path: Path) -> dict[str, Tensor] | None:
             if "thumbnet" in (file.metadata() or {}):
                 return None
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError):
+    except (SafetensorError, OSError, ValueError, RuntimeError):
         return None  # read_weights reports it
 
 

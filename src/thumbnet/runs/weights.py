@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.errors import MissingExtraError, RecipeError, RunError
+from thumbnet.errors import MissingExtraError, RecipeError, RunError, is_out_of_memory
 from thumbnet.files import write_file
 from thumbnet.recipes.networks import MODEL_NAMES
 from thumbnet.runs.finding import no_run
@@ -76,8 +76,11 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
             f"cannot read {path} as weights ({error}): expected a run's folder, its {WEIGHTS_NAME}, or an "
             "exported MODEL.onnx"
         ) from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {path}: {error}") from None
+    except (OSError, ValueError, RuntimeError) as error:  # torch maps the file, and reports a bad disk itself
+        if is_out_of_memory(error):
+            raise
+        reason = str(error).split("\n")[0]
+        raise RunError(f"cannot read {path}: {reason}") from None
     if text is None:
         raise RunError(f"{path} was not written by thumbnet: its weights have no description")
     try:

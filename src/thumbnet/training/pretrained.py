@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thumbnet.errors import RecipeError, RunError
+from thumbnet.errors import RecipeError, RunError, is_out_of_memory
 from thumbnet.files import file_digest
 from thumbnet.models.from_timm import create, import_timm, pretrained_config, resolve_stem
 from thumbnet.models.registry import is_of_head
@@ -231,7 +231,9 @@ def _read(path: Path, name: str) -> dict[str, Tensor]:
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # RuntimeError: a bad disk
+        if is_out_of_memory(error):
+            raise
         raise RunError(f"cannot read the pretrained weights of {name} in {path}: {error}") from None
 
 
