@@ -54,6 +54,10 @@ class UnreadableImageError(DataError):
         return type(self), (self.name, self.reason)  # lets it be pickled, to pass between processes
 
 
+class UnreadableFileError(UnreadableImageError):
+    """The system cannot read a picture's bytes, which says nothing about the picture and may pass."""
+
+
 class UnknownFormatError(UnreadableImageError):
     """The bytes are not a picture in any format that thumbnet reads."""
 
@@ -210,9 +214,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
 
 
+class LostWorkerError(ThumbnetError):
+    """A process that decodes pictures was killed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a process that decodes pictures was killed, most often because memory ran out. A run that was "
+            "begun can be resumed. Use fewer such processes (--set data.workers=1), or close other programs"
+        )
+
+
+def is_lost_worker(error: BaseException) -> bool:
+    """Whether PyTorch reports that a process of a ``DataLoader`` has died."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+
+
 @contextmanager
 def memory_guard(device: str, doing: str, advice: str) -> Iterator[None]:
     """Turn a failed allocation in this block into an :class:`OutOfMemoryError`.
+
+    A decoding process that was killed becomes a :class:`LostWorkerError`.
 
     Args:
         device: the device that allocates the memory.
@@ -222,6 +243,8 @@ def memory_guard(device: str, doing: str, advice: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # onnxruntime's exceptions have no base class of their own
+        if is_lost_worker(error):
+            raise LostWorkerError from None
         if isinstance(error, ThumbnetError) or not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(device, doing, advice) from None

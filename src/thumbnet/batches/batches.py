@@ -100,7 +100,7 @@ class TrainBatches:
         self.seed = recipe.seed
         self.count = len(engine.labels)
         self._labels = send(engine.labels, engine.home)
-        taken = kept_per_epoch(self.count, recipe.data.skip_easy)
+        self.taken = taken = kept_per_epoch(self.count, recipe.data.skip_easy)
         self.batch_size = min(recipe.training.batch_size, taken)
         full, rest = divmod(taken, self.batch_size)
         self.steps = full if recipe.training.drop_last or not rest else full + 1

@@ -34,7 +34,7 @@ from thumbnet.data import plugins
 from thumbnet.data.images import BY_TYPE, NOT_FINITE, Fit, Rendering, fit_pixels
 from thumbnet.data.splits import ArraySplit, Progress, Split
 from thumbnet.data.survey import Survey, survey
-from thumbnet.errors import UnreadableImageError, UnreadableImagesError
+from thumbnet.errors import UnreadableFileError, UnreadableImageError, UnreadableImagesError
 from thumbnet.files import cache_folder, clear_leftovers, sync_below
 from thumbnet.recipes.settings import LARGEST_SIDE, SMALLEST_SIDE
 
@@ -235,10 +235,12 @@ def find_unreadable(split: Split, progress: Progress | None = None) -> dict[int,
         return None
 
     errors = {
-        index: UnreadableImageError(split.name(index), error.reason)
+        index: type(error)(split.name(index), error.reason)
         for index, error in _in_threads(look, len(split), progress)
         if error is not None
     }
+    if any(isinstance(error, UnreadableFileError) for error in errors.values()):
+        return errors  # not kept, because it may pass
     text = json.dumps({index: error.reason for index, error in errors.items()})
     _write(entry, lambda folder: (folder / "unreadable.json").write_text(text, "utf-8"))
     return errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,8 +78,12 @@ def prepare(
     device: torch.device,
     progress: Progress | None = None,
     world: World = ALONE,
+    skipped: Sequence[tuple[str, str, str]] | None = None,
 ) -> Prepared:
     """Decode ``data`` and make its batches as ``recipe`` says.
+
+    A resumed run leaves out the pictures that it left out when it began (``skipped``, see
+    :class:`Prepared`), and needs all others.
 
     Raises:
         UnreadableImagesError: lists all pictures that cannot be read.
@@ -91,10 +96,23 @@ def prepare(
         with memory_guard(str(device), "preparing the pictures", advice):
             if recipe.data.on_bad_image == "stop":
                 return _prepare(data, recipe, device, progress, world)
-            data, skipped = without_unreadable(data, progress)
-            return replace(_prepare(data, recipe, device, progress, world), skipped=skipped)
-    except (UnreadableImageError, UnreadableImagesError):
-        raise all_unreadable(data, progress) from None
+            if skipped is None:
+                data, skipped = without_unreadable(data, progress)
+            else:
+                data = without_skipped(data, skipped)
+            return replace(_prepare(data, recipe, device, progress, world), skipped=tuple(skipped))
+    except (UnreadableImageError, UnreadableImagesError) as error:
+        raise all_unreadable(data, progress, error) from None
+
+
+def without_skipped(data: Data, skipped: Sequence[tuple[str, str, str]]) -> Data:
+    """``data`` without the pictures in ``skipped``: split, name and reason of each."""
+    left_out = {(split, name) for split, name, _ in skipped}
+    splits = {}
+    for name, split in data.splits.items():
+        kept = [at for at in range(len(split)) if (name, split.name(at)) not in left_out] if left_out else []
+        splits[name] = split.subset(np.array(kept, dtype=np.int64)) if left_out else split
+    return replace(data, splits=splits)
 
 
 def without_unreadable(
@@ -118,10 +136,13 @@ def without_unreadable(
     return replace(data, splits=splits), tuple(skipped)
 
 
-def all_unreadable(data: Data, progress: Progress | None = None) -> UnreadableImagesError:
-    """An error that lists the unreadable pictures of all splits."""
+def all_unreadable(
+    data: Data, progress: Progress | None, met: UnreadableImageError | UnreadableImagesError
+) -> UnreadableImageError | UnreadableImagesError:
+    """An error that lists the unreadable pictures of all splits; ``met`` if now all can be read."""
     found = [find_unreadable(split, progress) for split in data.splits.values()]
-    return UnreadableImagesError([error for errors in found for error in errors.values()])
+    errors = [error for each in found for error in each.values()]
+    return UnreadableImagesError(errors) if errors else met
 
 
 def _prepare(

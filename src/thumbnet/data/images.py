@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from thumbnet.data import plugins
-from thumbnet.errors import TooManyPixelsError, UnknownFormatError, UnreadableImageError
+from thumbnet.errors import TooManyPixelsError, UnknownFormatError, UnreadableFileError, UnreadableImageError
 
 try:
     import simplejpeg
@@ -112,7 +112,7 @@ def load_picture(source: str | IO[bytes] | bytes, name: str, max_pixels: int = M
     except FileNotFoundError:
         raise UnreadableImageError(name, "there is no such file") from None
     except OSError as error:
-        raise UnreadableImageError(name, error.strerror or str(error)) from None
+        raise UnreadableFileError(name, error.strerror or str(error)) from None
 
 
 def _open(stream: IO[bytes], name: str, max_pixels: int, formats: list[str] = FORMATS) -> Picture:
@@ -147,6 +147,8 @@ def _open(stream: IO[bytes], name: str, max_pixels: int, formats: list[str] = FO
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # Pillow's decoders raise almost any exception on damaged files
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's; Pillow's own have no number
+            raise
         stream.seek(start)
         reason = plugins.special_jpeg(stream) or str(error) or type(error).__name__
         raise UnreadableImageError(name, reason) from None

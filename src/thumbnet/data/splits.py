@@ -29,7 +29,13 @@ from thumbnet.data.images import (
     other_formats,
     to_rgb,
 )
-from thumbnet.errors import DataError, TooManyPixelsError, UnreadableImageError, printable
+from thumbnet.errors import (
+    DataError,
+    TooManyPixelsError,
+    UnreadableFileError,
+    UnreadableImageError,
+    printable,
+)
 
 # Called after each picture or batch, with how many pictures are done and how many there are.
 Progress = Callable[[int, int], None]
@@ -192,7 +198,7 @@ class FileSplit(Split):
         try:
             return self.path(index).read_bytes()
         except OSError as error:
-            raise UnreadableImageError(str(self.path(index)), error.strerror or str(error)) from None
+            raise UnreadableFileError(str(self.path(index)), error.strerror or str(error)) from None
 
     def peek(self, index: int) -> tuple[tuple[int, int], str]:
         return _peek(self.path(index), str(self.path(index)))

@@ -50,6 +50,7 @@ from thumbnet.runs.weights_info import WeightsInfo
 
 LOCK_NAME = ".lock"
 CORRECTIONS_NAME = "corrections.csv"
+SKIPPED_NAME = "skipped.jsonl"
 LEFTOVERS = ".*.tmp"  # see thumbnet.files.write_with
 
 
@@ -93,8 +94,11 @@ class Run:
             RunError: ``out`` is a file, or a folder that is not empty.
         """
         path = Path(out).expanduser()
-        if not path.exists() or (path.is_dir() and _is_unused(path)):
-            return
+        try:
+            if not path.exists() or (path.is_dir() and _is_unused(path)):
+                return
+        except OSError as error:
+            raise RunError(f"cannot look into {path}: {error.strerror or error}") from None
         if not path.is_dir():
             raise RunError(f"{path} is a file: --out must name a new folder for the run")
         if not is_run(path):
@@ -129,8 +133,8 @@ class Run:
         """
         busy = f"another process is training in {self.path}: wait for it, or stop it first"
         with locked(self.path / LOCK_NAME, busy, wait):
-            for leftover in self.path.glob(LEFTOVERS):
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # the next process tries again
+                for leftover in self.path.glob(LEFTOVERS):
                     leftover.unlink()
             yield
 
@@ -220,7 +224,24 @@ class Run:
         keys = ("split", "name", "reason")
         lines = [json.dumps(dict(zip(keys, one, strict=True)), ensure_ascii=False) for one in skipped]
         if lines:
-            write_file(self.path / "skipped.jsonl", "".join(f"{line}\n" for line in lines))
+            write_file(self.path / SKIPPED_NAME, "".join(f"{line}\n" for line in lines))
+
+    @property
+    def skipped(self) -> list[tuple[str, str, str]]:
+        """What :meth:`write_skipped` wrote.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        path = self.path / SKIPPED_NAME
+        try:
+            lines = path.read_text("utf-8").splitlines()
+            rows = [json.loads(line) for line in lines if line.strip()]
+            return [(str(row["split"]), str(row["name"]), str(row["reason"])) for row in rows]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"cannot read {path}: {error}") from None
 
     def write_corrections(self, content: bytes) -> None:
         """Write ``corrections.csv``, the corrections that :attr:`corrections` returns."""
@@ -284,9 +305,8 @@ def _is_unused(folder: Path) -> bool:
     """Tell whether a folder has nothing in it but files of a training killed before its first step."""
     if (folder / "run.json").exists():
         return False
-    known = {LOCK_NAME, CORRECTIONS_NAME, "recipe.toml", "environment.json"}
-    known |= {path.name for path in folder.glob(LEFTOVERS)}
-    return all(path.name in known for path in folder.iterdir())
+    known = {LOCK_NAME, CORRECTIONS_NAME, SKIPPED_NAME, "recipe.toml", "environment.json"}
+    return all(path.name in known or path.match(LEFTOVERS) for path in folder.iterdir())
 
 
 def _as_csv(rows: Sequence[dict[str, Any]]) -> str:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from thumbnet.data.splits import EncodedSplit, file_stamp
-from thumbnet.errors import UnreadableImageError
+from thumbnet.errors import UnreadableFileError
 
 _BYTES, _INDEX = "pictures.bin", "pictures.json"
 
@@ -135,7 +135,7 @@ class PackedSplit(EncodedSplit):
         try:
             return self._pack.read(self._place(self.names[index]))
         except OSError as error:
-            raise UnreadableImageError(self.names[index], error.strerror or str(error)) from None
+            raise UnreadableFileError(self.names[index], error.strerror or str(error)) from None
 
     def subset(self, indices: np.ndarray) -> PackedSplit:
         return PackedSplit(self._pack, self._root, [self.names[i] for i in indices], self.labels[indices])

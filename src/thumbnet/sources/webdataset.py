@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from thumbnet.data.splits import Data, EncodedSplit, Split, file_stamp
-from thumbnet.errors import DataError, MissingExtraError, UnreadableImageError, printable
+from thumbnet.errors import DataError, MissingExtraError, UnreadableFileError, UnreadableImageError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.labels import as_class, number_classes
@@ -168,7 +168,7 @@ class ShardSplit(EncodedSplit):
                 file.seek(offset)
                 content = file.read(size)
         except OSError as error:
-            raise UnreadableImageError(self.names[index], error.strerror or str(error)) from None
+            raise UnreadableFileError(self.names[index], error.strerror or str(error)) from None
         if len(content) < size:
             raise UnreadableImageError(self.names[index], "its shard has become shorter since it was listed")
         return content

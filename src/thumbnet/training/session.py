@@ -90,8 +90,8 @@ class Session:
             self.budget.begin()
         try:
             self._fit(repeats)
-        except UnreadableImageError:
-            raise all_unreadable(self.data, self.listener.on_decode) from None
+        except UnreadableImageError as error:
+            raise all_unreadable(self.data, self.listener.on_decode, error) from None
         except (DivergedError, OutOfMemoryError):
             self._write_metrics()  # a later checkpoint writes them anew
             raise

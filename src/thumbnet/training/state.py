@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from thumbnet.batches.prepare import Prepared
 from thumbnet.batches.selection import Selection
 from thumbnet.distributed import ALONE, World, synchronise_norms
-from thumbnet.errors import DivergedError, SeveralLabelsError, memory_guard
+from thumbnet.errors import DivergedError, RecipeError, SeveralLabelsError, memory_guard
 from thumbnet.hardware import DTYPES, can_compile, compute_dtype, keep_freed_memory, memory_layout
 from thumbnet.kernels.library import load_kernels
 from thumbnet.models import DataInitialised, build_model
@@ -427,6 +427,8 @@ def build_state(
             model = build_model(recipe.model, len(class_names), sizes=sizes)
         if isinstance(model, DataInitialised):
             model.initialise_from(first_pictures(prepared))
+        if world.size == 1 and 1 in passes(recipe, prepared.train.taken):
+            check_pass_of_one(model, sizes, recipe, prepared.train.taken)
         pretrained = None
         if recipe.model.pretrained is True and not restored:
             pretrained = begin_pretrained(model, recipe.model, len(class_names), size)
@@ -443,6 +445,53 @@ def build_state(
         state.start = start
         state.pretrained = pretrained
         return state
+
+
+def passes(recipe: Recipe, pictures: int) -> set[int]:
+    """The numbers of pictures that the forward passes of an epoch have, if it has ``pictures`` pictures."""
+    settings = recipe.training
+    batch = min(settings.batch_size, pictures)
+    batches = {batch, 0 if settings.drop_last else pictures % batch}
+    micro = settings.micro_batch or batch
+    return {min(micro, one) for one in batches} | {one % micro for one in batches} - {0}
+
+
+def check_pass_of_one(
+    model: nn.Module, sizes: Sequence[tuple[int, int]], recipe: Recipe, pictures: int
+) -> None:
+    """Check that the network can train on a single picture, which an epoch's last pass has.
+
+    BatchNorm cannot normalise one value per channel, and a small picture may be reduced to that.
+
+    Args:
+        model: the network.
+        sizes: heights and widths of its pictures.
+        recipe, pictures: see :func:`passes`.
+
+    Raises:
+        RecipeError: the network cannot.
+    """
+    trying = copy.deepcopy(model).cpu().train()  # its running statistics change
+    for height, width in sizes:
+        try:
+            with torch.no_grad():
+                trying(torch.zeros(1, 3, height, width))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            key = "micro_batch" if recipe.training.micro_batch else "batch_size"
+            size = getattr(recipe.training, key) + 1
+            while 1 in passes(_with_training(recipe, **{key: size}), pictures):
+                size += 1
+            raise RecipeError(
+                f"a forward pass of each epoch would have only 1 picture, and the network reduces {height}x"
+                f"{width} pixels to one value per channel, which BatchNorm cannot normalise. Use parts of "
+                f"another size: --{key.replace('_', '-')} {size}"
+            ) from None
+
+
+def _with_training(recipe: Recipe, **values: Any) -> Recipe:
+    return replace(recipe, training=replace(recipe.training, **values))
 
 
 def balanced_weights(labels: torch.Tensor, num_classes: int) -> torch.Tensor:

@@ -293,15 +293,15 @@ def _resume(path: str | Path, data: Any, call: Call, complete_is_fine: bool = Fa
             )
         kept = None
         if world.is_first:
-            kept = (run.recipe, run.settings, run.load_checkpoint(), run.corrections)
+            kept = (run.recipe, run.settings, run.load_checkpoint(), run.corrections, run.skipped)
         kept = world.from_first(kept)
         assert kept is not None
-        recipe, settings, checkpoint, corrections = kept
+        recipe, settings, checkpoint, corrections, skipped = kept
         find_builder(recipe.model.name)  # if its code is not allowed, say so before the data are read
         device = call.choose_device()
         loaded, fingerprint = _loaded_again(run, recipe, settings, data, call, corrections)
         with world.one_per_machine_first():
-            prepared = prepare(loaded, recipe, device, call.listener.on_decode, world)
+            prepared = prepare(loaded, recipe, device, call.listener.on_decode, world, skipped)
         begins_again = checkpoint is None or recipe.training.frozen
         state = build_state(recipe, prepared, loaded.class_names, device, world, restored=not begins_again)
         _check_same_start(state, settings, run)
