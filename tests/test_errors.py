@@ -103,3 +103,11 @@ def test_the_nearest_name_is_suggested_regardless_of_case() -> None:
     assert nearest("fats", ["small", "fast"]) == "Did you mean 'fast'? Known: fast, small."
     assert nearest("FAST", ["small", "fast"]) == "Did you mean 'fast'? Known: fast, small."
     assert nearest("zzz", ["small", "fast"]) == "Known: fast, small."
+
+
+def test_a_killed_decoding_process_is_explained() -> None:
+    with (
+        pytest.raises(errors.LostWorkerError, match="workers=1"),
+        errors.memory_guard("cpu", "training", "Rest"),
+    ):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import math
 import os
 import time
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import IO
 
 import pytest
 
+from thumbnet import files
 from thumbnet.errors import RunError
 from thumbnet.files import cache_folder, clear_leftovers, locked, remove_file, write_file, write_with
 
@@ -134,3 +137,30 @@ def test_a_lock_excludes_others_until_it_is_released(tmp_path: Path) -> None:
     path.write_text("a file, not a folder")
     with pytest.raises(RunError, match="cannot write in .*lock"), locked(path / "inside", "busy"):
         pass
+
+
+def test_a_new_folder_and_its_parents_are_synced_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "_sync_folder", synced.append)
+    files.make_folder(tmp_path / "a" / "b")
+    assert set(synced) == {tmp_path, tmp_path / "a"}
+    synced.clear()
+    files.make_folder(tmp_path / "a" / "b")  # an earlier process may have been killed before it synced
+    assert synced == [tmp_path / "a"]
+
+
+def test_everything_below_a_folder_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "file").write_bytes(b"content")
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    files.sync_below(tmp_path)
+    paths = (tmp_path, tmp_path / "inner", tmp_path / "inner" / "file")
+    assert set(synced) == {path.stat().st_ino for path in paths}
+
+
+def test_json_has_no_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"a": math.inf, "b": [math.nan, 1.5], "c": {"d": -math.inf}})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": None, "b": [None, 1.5], "c": {"d": None}}

@@ -14,6 +14,7 @@ from thumbnet.batches.decoding import decode_split, own_size
 from thumbnet.batches.statistics import channel_statistics
 from thumbnet.data.joined import with_files
 from thumbnet.data.splits import ArraySplit, FileSplit, Split
+from thumbnet.errors import UnreadableFileError
 from thumbnet.sources.load import load_data
 
 
@@ -140,3 +141,18 @@ def test_pictures_of_an_array_followed_by_files_are_decoded_as_each_would_be_alo
     for size in ((16, 16), (20, 20)):
         parts = [decode_split(split, size, "pad").images for split in (arrays, files)]
         assert torch.equal(decode_split(joined, size, "pad").images, torch.cat(parts))
+
+
+def test_a_read_error_that_passes_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = load_data(write_class_folders(tmp_path, ["train", "test"])).splits["train"]
+    load = FileSplit.load
+
+    def failing(self: FileSplit, index: int) -> object:
+        if index == 2:
+            raise UnreadableFileError(self.name(index), "Input/output error")
+        return load(self, index)
+
+    monkeypatch.setattr(FileSplit, "load", failing)
+    assert list(decoding.find_unreadable(split)) == [2]
+    monkeypatch.undo()
+    assert not decoding.find_unreadable(split)

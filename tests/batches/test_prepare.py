@@ -13,7 +13,7 @@ from thumbnet.batches import prepare as preparing
 from thumbnet.batches.prepare import prepare, resolve_preprocessing, without_unreadable
 from thumbnet.data.splits import ArraySplit, Split
 from thumbnet.distributed import World
-from thumbnet.errors import DataError, OutOfMemoryError
+from thumbnet.errors import DataError, OutOfMemoryError, UnreadableImagesError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.sources.load import load_data
 
@@ -105,3 +105,16 @@ def test_all_splits_go_to_the_gpus_memory_or_none_does(fits: bool, monkeypatch: 
         prepare(coloured_data(60), load_recipe("tutorial"), gpu)
     assert asked == [(CPU, 120), (gpu, 120)]
     assert stores == [gpu if fits else CPU] * 2
+
+
+def test_a_resumed_run_leaves_out_what_it_began_without_and_needs_all_else(tmp_path: Path) -> None:
+    root = write_class_folders(tmp_path, ["train", "test"])
+    recipe = load_recipe("tutorial", ["data.on_bad_image=skip"])
+    data = load_data(root)
+    name = data.splits["train"].name(1)
+    prepared = prepare(data, recipe, CPU, skipped=[("train", name, "Input/output error")])
+    assert len(prepared.splits["train"]) == len(data.splits["train"]) - 1
+    assert [one[1] for one in prepared.skipped] == [name]
+    (root / "train" / "red" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(UnreadableImagesError, match=r"0\.png"):
+        prepare(load_data(root), recipe, CPU, skipped=[])

@@ -261,6 +261,7 @@ class World:
         preload = f"{build_shim(place)} {journal}"
         environment = {"LD_PRELOAD": preload, "THUMBNET_TIMEOUT": "30", "COLUMNS": "100"}
         self.server = ForkServer(place, ("simulate_hooks", "torch.distributed"), environment)
+        self.hooks: tuple[tuple[str, dict[str, Any]], ...] = ()  # more of them in each process
         self._references: dict[int, Reference] = {}
         self._warm()
 
@@ -369,7 +370,7 @@ class Simulation:
             faults=attempt.faults[rank],
             environment=environment,
             folder=str(self.folder / "disk"),
-            hooks=(("simulate_hooks:install", values),),
+            hooks=(("simulate_hooks:install", values), *self.world.hooks),
             log=log,
         )
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 FULL = os.environ.get("THUMBNET_FAULTS") == "full"
 SEEDS = range(1000, 1300 if FULL else 1030)
-TWO_PROCESSES = 0  # the first seed whose recipe trains in two processes
+TWO_PROCESSES = 1084  # the first seed whose recipe trains in two processes
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +45,13 @@ def test_a_seed_gives_the_same_events_each_time(world: World) -> None:
 
 
 def test_it_notices_what_is_broken_on_purpose(world: World) -> None:
-    """A simulation that finds nothing proves something only if it would find what is wrong."""
-    for hook, words in BROKEN.items():
-        world.hooks = ((f"test_simulation_breaks:{hook}", {}),)
-        try:
-            found = [simulate(world, seed).log[-1] for seed in SEEDS[:15]]
-        finally:
-            world.hooks = ()
-        assert any(words in line for line in found), (hook, found)
-
-
-BROKEN = {"no_sync": "power cut"}
+    """A simulation that finds nothing says something only if it finds what is wrong: here, nothing is synced."""
+    world.hooks = (("simulate_hooks:sync_nothing", {}),)
+    try:
+        found = [simulate(world, seed).log[-1] for seed in SEEDS[:12]]
+    finally:
+        world.hooks = ()
+    assert any("lost after a power cut" in line for line in found), found
 
 
 def after_power_cuts(place: Path, work: Callable[[Disk], None]) -> set[bytes | None]:

@@ -299,3 +299,17 @@ def test_a_checkpoint_whose_recipe_lacks_newer_keys_can_be_loaded(tmp_path: Path
     run.save_checkpoint({"recipe": "name = [", "step": 3})
     with pytest.raises(RunError, match="not a checkpoint of this version"):
         run.load_checkpoint()
+
+
+def test_a_folder_in_which_only_skipped_pictures_were_written_down_is_free(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert run.skipped == []
+    run.write_skipped([("train", "red/\udcff3.png", "not a picture")])
+    Run.check_free(tmp_path)
+    assert run.skipped == [("train", "red/\udcff3.png", "not a picture")]
+
+
+def test_metrics_of_a_clock_that_stood_still_are_json(tmp_path: Path) -> None:
+    Run(tmp_path).write_metrics([{"epoch": 1, "pictures_per_second": float("inf"), "loss": float("nan")}])
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert row == {"epoch": 1, "pictures_per_second": None, "loss": None}
