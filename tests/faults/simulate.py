@@ -582,7 +582,7 @@ class Simulation:
             (operation, path)
             for operation, path in calls
             if operation in CHANGES or (operation in READS and (alone or path.startswith("/runs/run/")))
-            if operation != "close" or not path.startswith("/data/")  # nothing is lost
+            if _area(path) != "/" and (operation != "close" or _area(path) != "/data/")  # no loss
         ]
         operations = sorted({operation for operation, _ in chosen})
         operation = draw.choice(operations)

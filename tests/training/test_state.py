@@ -165,7 +165,7 @@ def test_memory_refused_to_a_new_network_is_our_error(monkeypatch: pytest.Monkey
 
 def test_a_pass_of_one_picture_that_the_network_cannot_normalise_is_refused_with_a_size_that_works() -> None:
     data = coloured_data(count=25)
-    settings = [*TINY, "model.name=fastnet", "training.batch_size=12", "data.image_size=16"]
+    settings = [*TINY, "model.name=fastnet", "training.batch_size=12", "training.drop_last=false"]
     recipe = load_recipe("resnet18", settings)
     cpu = torch.device("cpu")
     with pytest.raises(RecipeError, match="--batch-size 13"):
@@ -178,7 +178,9 @@ def test_a_pass_of_one_picture_that_the_network_cannot_normalise_is_refused_with
 
 
 def test_passes_are_those_of_full_batches_and_of_the_rest() -> None:
-    recipe = load_recipe("resnet18", ["training.batch_size=8", "training.micro_batch=4"])
+    recipe = load_recipe(
+        "resnet18", ["training.batch_size=8", "training.micro_batch=4", "training.drop_last=false"]
+    )
     assert state_module.passes(recipe, 21) == {4, 1}
     assert state_module.passes(recipe, 22) == {4, 2}
     assert state_module.passes(load_recipe("resnet18", ["training.batch_size=8"]), 16) == {8}

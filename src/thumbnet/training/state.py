@@ -453,7 +453,7 @@ def passes(recipe: Recipe, pictures: int) -> set[int]:
     batch = min(settings.batch_size, pictures)
     batches = {batch, 0 if settings.drop_last else pictures % batch}
     micro = settings.micro_batch or batch
-    return {min(micro, one) for one in batches} | {one % micro for one in batches} - {0}
+    return ({min(micro, one) for one in batches} | {one % micro for one in batches}) - {0}
 
 
 def check_pass_of_one(
