@@ -746,6 +746,8 @@ class Simulation:
     def plain(self, text: str) -> str:
         """``text`` without names that differ from run to run."""
         text = text.replace(str(self.folder / "disk"), "").replace(str(self.world.place), "")
+        text = re.sub(r"(lost contact with the others) \(.*?\)\. ", r"\1. ", text)  # names a port
+        text = re.sub(r"DataLoader worker \(pid \d+\)", "DataLoader worker", text)
         text = re.sub(r"\.[a-z0-9_]{8}\.tmp", ".*.tmp", text)
         text = re.sub(r"\.(writing|unpacking)-[a-z0-9_]{8}", r".\1-*", text)
         return re.sub(r"(decoded/|-)[0-9a-f]{16,32}\b", r"\1*", text)
