@@ -156,3 +156,8 @@ def test_a_read_error_that_passes_is_not_kept(tmp_path: Path, monkeypatch: pytes
     assert list(decoding.find_unreadable(split)) == [2]
     monkeypatch.undo()
     assert not decoding.find_unreadable(split)
+
+
+def test_an_empty_split_has_no_unreadable_pictures(tmp_path: Path) -> None:
+    split = load_data(write_class_folders(tmp_path, ["train", "test"])).splits["train"]
+    assert decoding.find_unreadable(split.subset(np.array([], dtype=np.int64))) == {}

@@ -263,6 +263,8 @@ def _in_threads(work: Callable[[int], T], total: int, progress: Progress | None)
     def chunk(start: int) -> list[T]:
         return [work(index) for index in range(start, min(start + _CHUNK, total))]
 
+    if not total:  # a split whose pictures were all left out
+        return
     started = time.perf_counter()
     first = chunk(0)
     each = (time.perf_counter() - started) / max(1, len(first))
