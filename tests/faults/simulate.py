@@ -266,8 +266,9 @@ class World:
         self._warm()
 
     def close(self) -> None:
-        """End the server."""
+        """End the server, and remove the folder."""
         self.server.close()
+        shutil.rmtree(self.place, ignore_errors=True)
 
     def _warm(self) -> None:
         """Import in the server what commands import on their way."""
