@@ -196,7 +196,7 @@ INLINE void values_along(int kind, const __m512 *d, int from, __m512 *t, int to)
 }
 
 /* Transforms 16 channels of a tile, from `channel` on, into values [9][9]. */
-INLINE void transform(int kind, const bf16 *const *pixels, int channel, __mmask16 mask, __m512 *values) {
+INLINE void transform_tile(int kind, const bf16 *const *pixels, int channel, __mmask16 mask, __m512 *values) {
     __m512 half[VALUES], column[SIDE];
     const int side = pixels_along(kind);
     for (int j = 0; j < side; j++) {
@@ -211,9 +211,9 @@ NOT_INLINE void store_values(int kind, const bf16 *const *pixels, int channel, _
                              bf16 *const *to) {
     __m512 values[VALUES];
     if (kind == INPUTS)
-        transform(INPUTS, pixels, channel, mask, values);
+        transform_tile(INPUTS, pixels, channel, mask, values);
     else
-        transform(GRADIENTS, pixels, channel, mask, values);
+        transform_tile(GRADIENTS, pixels, channel, mask, values);
     for (int n = 0; n < VALUES; n++)
         _mm256_store_si256((__m256i *)(to[n] + channel), (__m256i)_mm512_cvtneps_pbh(values[n]));
 }
@@ -351,9 +351,9 @@ NOT_INLINE void store_pairs(int kind, const bf16 *pixels[2][VALUES], int channel
     __m512 values[2][VALUES];
     for (int s = 0; s < 2; s++)
         if (kind == INPUTS)
-            transform(INPUTS, pixels[s], channel, masks[s], values[s]);
+            transform_tile(INPUTS, pixels[s], channel, masks[s], values[s]);
         else
-            transform(RESULTS, pixels[s], channel, masks[s], values[s]);
+            transform_tile(RESULTS, pixels[s], channel, masks[s], values[s]);
     for (int n = 0; n < VALUES; n++) _mm512_store_si512(to[n], side_by_side(values[0][n], values[1][n]));
 }
 

@@ -54,7 +54,7 @@ def strided_pays(x: Tensor, weight: Tensor) -> bool:
 
 
 def strided(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolve with 9/16 of the multiplications. ``F.conv2d(x, weight, stride=2, padding=1)`` is the reference.
+    """Convolve like ``F.conv2d(x, weight, stride=2, padding=1)``, with 9/16 of the multiplications.
 
     The result has an error of 0.5 to 0.6 % (root mean square), because the factors are rounded to bfloat16
     after they are transformed.

@@ -74,7 +74,7 @@ class Transforms:
 
 
 def transforms(size: int, points: tuple[Fraction, ...] = POINTS, taps: int = 3) -> Transforms:
-    """The matrices for ``size`` results per side and ``taps`` weights; the row or column of infinity is last."""
+    """The matrices for ``size`` results and ``taps`` weights per side; that of infinity is last."""
     used, left_out = points[: size + taps - 2], points[size + taps - 2 :]
     zero, one = Fraction(0), Fraction(1)
     powers = [[point**row for point in used] for row in range(size)]
