@@ -67,8 +67,11 @@ def assert_close(actual: Tensor | None, expected: Tensor | None, tolerance: floa
     assert float(error) < tolerance
 
 
-def assert_near(ours: Tensor, exact: Tensor | None) -> None:
-    """Check that the error is below 1.5 % (root mean square), as usual for Winograd's algorithm in bfloat16."""
+def assert_near(ours: Tensor, exact: Tensor | None, most: float = 0.015) -> None:
+    """Check that the error is below ``most`` (root mean square).
+
+    1.5 % is usual for Winograd's algorithm in bfloat16 with tiles of 4x4 results and 3x3 weights.
+    """
     assert exact is not None
     assert ours.shape == exact.shape
-    assert float((ours.double() - exact).norm() / exact.norm()) < 0.015
+    assert float((ours.double() - exact).norm() / exact.norm()) < most

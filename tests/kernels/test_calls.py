@@ -21,11 +21,13 @@ from thumbnet.kernels.augment import mirror_and_translate
 from thumbnet.kernels.calls import applies
 from thumbnet.kernels.conv import Conv3x3
 from thumbnet.kernels.norm import conv_norm_act, norm_act
+from thumbnet.kernels.strided import strided, strided_weight_gradient
 from thumbnet.kernels.tiles import weight_gradient
 from thumbnet.kernels.winograd import winograd, winograd_pooled, winograd_weight_gradient
 from thumbnet.training.train import train
 
 X, DY = pictures(40, 64, 8, 8), pictures(40, 64, 8, 8, seed=1)
+HALF_DY = pictures(40, 64, 4, 4, seed=1)
 FILTERS = pictures(64, 64, 3, 3, seed=2).float()
 
 
@@ -44,6 +46,8 @@ ALLOCATING: dict[str, tuple[Callable[[], list[Tensor]], int]] = {
     "conv3x3_weight_gradient": (lambda: [weight_gradient(X, DY)], 5),
     "winograd": (lambda: [winograd(X, FILTERS), *winograd_pooled(X, FILTERS)], 6),
     "winograd_weight_gradient": (lambda: [winograd_weight_gradient(X, DY)], 3),
+    "strided": (lambda: [strided(X, FILTERS)], 3),
+    "strided_weight_gradient": (lambda: [strided_weight_gradient(X, HALF_DY)], 3),
     "pool_and_sum": (normalise, 1),
     "mirror_and_translate": (move, 1),
 }
@@ -131,6 +135,7 @@ LIMITED = """
 import ctypes, json, resource, sys, torch
 from thumbnet.kernels import library
 from thumbnet.kernels.augment import mirror_and_translate
+from thumbnet.kernels.strided import strided, strided_weight_gradient
 from thumbnet.kernels.tiles import weight_gradient
 from thumbnet.kernels.winograd import winograd, winograd_weight_gradient
 
@@ -148,6 +153,8 @@ run = {
     "winograd": lambda: winograd(x, filters),
     "winograd_weight_gradient": lambda: winograd_weight_gradient(x, dy),
     "conv3x3_weight_gradient": lambda: weight_gradient(x, dy),
+    "strided": lambda: strided(x, filters),
+    "strided_weight_gradient": lambda: strided_weight_gradient(x, pictures(2)),
     "mirror_and_translate": moved(4_000_000),
 }[name]
 moved(10)()  # starts all threads
@@ -165,7 +172,15 @@ except MemoryError as error:
 
 
 @pytest.mark.parametrize(
-    "name", ["winograd", "winograd_weight_gradient", "conv3x3_weight_gradient", "mirror_and_translate"]
+    "name",
+    [
+        "winograd",
+        "winograd_weight_gradient",
+        "strided",
+        "strided_weight_gradient",
+        "conv3x3_weight_gradient",
+        "mirror_and_translate",
+    ],
 )
 def test_a_process_at_its_memory_limit_gets_the_error_and_continues(
     name: str, test_kernels: ctypes.CDLL
@@ -184,6 +199,7 @@ def test_a_process_at_its_memory_limit_gets_the_error_and_continues(
 SUMMED = """
 import ctypes, sys, torch
 from thumbnet.kernels import library
+from thumbnet.kernels.strided import strided, strided_weight_gradient
 from thumbnet.kernels.tiles import weight_gradient
 from thumbnet.kernels.winograd import winograd, winograd_weight_gradient
 
@@ -192,7 +208,11 @@ torch.set_num_threads(4)
 values = torch.randn(2, 40, 64, 8, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
 x, dy = (v.contiguous(memory_format=torch.channels_last) for v in values)
 weight = dy[:, :, :3, :3].float()
-for result in (weight_gradient(x, dy), winograd_weight_gradient(x, dy), winograd(x, weight)):
+half = dy[:, :, :4, :4].contiguous(memory_format=torch.channels_last)
+for result in (
+    weight_gradient(x, dy), winograd_weight_gradient(x, dy), winograd(x, weight),
+    strided_weight_gradient(x, half), strided(x, weight),
+):
     print(float(result.double().sum()), float(result.double().norm()))
 """
 

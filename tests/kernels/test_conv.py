@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from kernel_helpers import needs_kernels, pictures
-from thumbnet.kernels import calls, conv, norm, tiles, winograd
+from thumbnet.kernels import calls, conv, norm, strided, tiles, winograd
 from thumbnet.kernels.conv import Conv3x3, uses_winograd
 from thumbnet.kernels.library import load_kernels
 from thumbnet.kernels.norm import conv_norm_act, norm_act
@@ -23,7 +23,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(name)
         calls.call(name, *arguments)
 
-    for module in (norm, tiles, winograd):
+    for module in (norm, strided, tiles, winograd):
         monkeypatch.setattr(module, "call", watch)
     return names
 
@@ -38,6 +38,19 @@ def test_winograd_runs_forwards_and_backwards_where_it_is_faster(
     with torch.autocast("cpu", torch.bfloat16):
         layer(x).float().sum().backward()
     assert called == (["winograd", "winograd", "winograd_weight_gradient"] if runs else [])
+    assert layer.weight.grad is not None
+
+
+@needs_kernels
+@pytest.mark.parametrize(("side", "runs"), [(8, True), (5, False)])
+def test_a_strided_kernel_runs_forwards_and_backwards_where_it_is_faster(
+    side: int, runs: bool, called: list[str]
+) -> None:
+    layer = Conv3x3(64, 64, 2).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = pictures(300, 64, side, side).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x).float().sum().backward()
+    assert called == (["strided", "strided", "strided_weight_gradient"] if runs else [])
     assert layer.weight.grad is not None
 
 

@@ -291,7 +291,16 @@ def test_the_name_depends_on_sources_flags_compiler_and_processor(
 
 def test_all_sources_are_compiled() -> None:
     names = [path.name for path in library.SOURCES]
-    assert names == ["augment.c", "memory.h", "norm.c", "tiles.c", "vectors.h", "winograd.c"]
+    assert names == [
+        "augment.c",
+        "memory.h",
+        "norm.c",
+        "strided.c",
+        "tiles.c",
+        "vectors.h",
+        "winograd.c",
+        "winograd.h",
+    ]
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux only")

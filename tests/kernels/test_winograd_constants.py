@@ -15,7 +15,13 @@ from torch import Tensor
 from kernel_helpers import gcc, needs_kernels
 from thumbnet.kernels import winograd_constants
 from thumbnet.kernels.library import FLAGS, SOURCES
-from thumbnet.kernels.winograd_constants import POINTS, Matrix, transforms
+from thumbnet.kernels.winograd_constants import (
+    POINTS,
+    STRIDED_POINTS,
+    Matrix,
+    strided_transforms,
+    transforms,
+)
 
 HERE = Path(__file__).parent
 FOLDER = SOURCES[0].parent
@@ -48,28 +54,50 @@ def test_smaller_tiles_share_the_weights_of_the_large_one(size: int) -> None:
     assert transforms(size).G == [large[place] for place in PLACES[size]]
 
 
-def test_the_c_source_and_the_script_have_the_same_points() -> None:
-    text = (FOLDER / "winograd.c").read_text()
+def test_the_matrices_compute_a_convolution_with_stride_2_exactly() -> None:
+    chance = random.Random(0)
+    weights = [Fraction(chance.randint(-99, 99), 7) for _ in range(3)]
+    inputs = [Fraction(chance.randint(-99, 99), 5) for _ in range(9)]
+    made = strided_transforms()
+    products = [a * b for a, b in zip(times(made.G, weights), times(made.B, inputs), strict=True)]
+    direct = [sum(weights[k] * inputs[2 * i + k] for k in range(3)) for i in range(4)]
+    assert times(made.A, products) == direct
+
+
+@pytest.mark.parametrize(
+    ("source", "points"), [("winograd.c", POINTS[1:]), ("strided.c", STRIDED_POINTS)], ids=["1", "2"]
+)
+def test_the_c_source_and_the_script_have_the_same_points(source: str, points: tuple[Fraction, ...]) -> None:
+    text = (FOLDER / source).read_text()
     a, b = (Fraction(re.findall(rf"#define {name}1 ([0-9.]+)f", text)[0]) for name in "AB")
-    assert POINTS == (Fraction(0), a, -a, b, -b)
+    assert points == (a, -a, b, -b)
+
+
+def compiled_from(source: str, folder: Path) -> ctypes.CDLL:
+    target = folder / "transforms.so"
+    subprocess.run([gcc(), *FLAGS, "-I", str(FOLDER), "-o", str(target), str(HERE / source)], check=True)
+    return ctypes.CDLL(str(target))
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    target = tmp_path_factory.mktemp("transforms") / "transforms.so"
-    source = str(HERE / "winograd_transforms.c")
-    subprocess.run([gcc(), *FLAGS, "-I", str(FOLDER), "-o", str(target), source], check=True)
-    return ctypes.CDLL(str(target))
+    return compiled_from("winograd_transforms.c", tmp_path_factory.mktemp("transforms"))
 
 
-def matrix_of(compiled: ctypes.CDLL, which: int, size: int, columns: list[int], rows: list[int]) -> Tensor:
+def matrix_of(
+    compiled: ctypes.CDLL, which: int, size: int, columns: list[int], rows: list[int], length: int = 6
+) -> Tensor:
     """The matrix of a transform in C, from the images of unit vectors."""
-    found = torch.zeros(6, 6)
-    for column, unit in enumerate(torch.eye(6)):
-        to = torch.full((6,), torch.nan)
+    found = torch.zeros(length, length)
+    for column, unit in enumerate(torch.eye(length)):
+        to = torch.full((length,), torch.nan)
         compiled.transform(which, size, ctypes.c_void_p(unit.data_ptr()), ctypes.c_void_p(to.data_ptr()))
         found[:, column] = to
     return found[rows][:, columns]
+
+
+def transposed(matrix: Matrix) -> Matrix:
+    return [list(row) for row in zip(*matrix, strict=True)]
 
 
 @needs_kernels
@@ -81,12 +109,32 @@ def test_the_compiled_transforms_are_the_derived_matrices(compiled: ctypes.CDLL,
     for which, columns, rows, derived in (
         (INPUT_POINTS, inputs, points, made.B),
         (RESULTS_OF_POINTS, points, results, made.A),
-        (RESULT_POINTS, results, points, [list(row) for row in zip(*made.A, strict=True)]),
+        (RESULT_POINTS, results, points, transposed(made.A)),
         (WEIGHT_POINTS, weights, all_points, large),
-        (WEIGHT_GRADIENTS, all_points, weights, [list(row) for row in zip(*large, strict=True)]),
+        (WEIGHT_GRADIENTS, all_points, weights, transposed(large)),
     ):
         exact = torch.tensor([[float(value) for value in row] for row in derived])
         ours = matrix_of(compiled, which, size, columns, rows)
+        assert torch.allclose(ours, exact, rtol=1e-6, atol=0), which
+
+
+@needs_kernels
+def test_the_compiled_transforms_for_stride_2_are_the_derived_matrices(tmp_path: Path) -> None:
+    """The gradient of x: five gradients of results give nine values, and products of these give eight pixels."""
+    compiled = compiled_from("strided_transforms.c", tmp_path)
+    made, odd = strided_transforms(), transforms(4, STRIDED_POINTS, taps=2)
+    zero = Fraction(0)
+    values = [*odd.B, *([Fraction(int(i == j)) for j in range(5)] for i in range(4))]
+    pixels = []
+    for i in range(4):
+        pixels += [[zero] * 5 + [Fraction(int(i == j)) for j in range(4)], odd.A[i] + [zero] * 4]
+    weights = made.G[:6]  # the last three rows repeat the sixth
+    for which, derived in enumerate(
+        (made.B, made.A, values, pixels, transposed(made.A), weights, transposed(weights))
+    ):
+        exact = torch.tensor([[float(value) for value in row] for row in derived])
+        rows, columns = (list(range(length)) for length in exact.shape)
+        ours = matrix_of(compiled, which, 0, columns, rows, length=9)
         assert torch.allclose(ours, exact, rtol=1e-6, atol=0), which
 
 

@@ -2,7 +2,8 @@
 
 There are kernels for two kinds of processors. On processors with matrix tiles (AMX), multiplications cost
 almost nothing, and a kernel computes only the weight gradient (:mod:`~thumbnet.kernels.tiles`). On other
-processors, Winograd's algorithm saves multiplications (:mod:`~thumbnet.kernels.winograd`).
+processors, Winograd's algorithm saves multiplications, with stride 1 (:mod:`~thumbnet.kernels.winograd`) and
+with stride 2 (:mod:`~thumbnet.kernels.strided`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from thumbnet.kernels.calls import MAX_CHANNELS, applies
 from thumbnet.kernels.library import has_tiles
+from thumbnet.kernels.strided import StridedConv, strided_pays
 from thumbnet.kernels.tiles import TileConv
 from thumbnet.kernels.winograd import WinogradConv, winograd_pays
 
@@ -24,7 +26,7 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, H, W] → [B, out_channels, H / stride, W / stride].
+        """[B, in_channels, H, W] → [B, out_channels, ceil(H / stride), ceil(W / stride)].
 
         Raises:
             MemoryError: a kernel cannot allocate its memory.
@@ -32,6 +34,8 @@ class Conv3x3(nn.Conv2d):
         convolved: Tensor
         if uses_winograd(x, self):
             convolved = WinogradConv.apply(x, self.weight, 1)  # type: ignore[no-untyped-call]
+        elif uses_strided(x, self):
+            convolved = StridedConv.apply(x, self.weight)  # type: ignore[no-untyped-call]
         elif uses_tiles(x, self):
             convolved = TileConv.apply(x, self.weight, self.stride[0])  # type: ignore[no-untyped-call]
         else:
@@ -42,6 +46,11 @@ class Conv3x3(nn.Conv2d):
 def uses_winograd(x: Tensor, conv: Conv3x3, pool: int = 1) -> bool:
     """Whether to convolve ``x`` with Winograd's algorithm, followed by 2x2 pooling if ``pool`` is 2."""
     return _fits(x, conv) and not has_tiles() and conv.stride[0] == 1 and winograd_pays(x, conv.weight, pool)
+
+
+def uses_strided(x: Tensor, conv: Conv3x3) -> bool:
+    """Whether to convolve ``x`` with Winograd's algorithm for stride 2."""
+    return _fits(x, conv) and not has_tiles() and conv.stride[0] == 2 and strided_pays(x, conv.weight)
 
 
 def uses_tiles(x: Tensor, conv: Conv3x3) -> bool:

@@ -12,12 +12,9 @@
  * points: 7 = 4 + 3, 5 = 3 + 2. A tile of 3 omits the point -3/2, a tile of 2 also +3/2. All tiles use the
  * same transformed weights. These are divided by the distances to all points, so the input transform of a
  * smaller tile multiplies by the distances to the points that it omits. Each matrix product covers the tiles
- * that have its point.
- *
- * The vector instruction multiplies and adds two neighbouring values of the summed index at a time, so such
- * values are stored in pairs. */
+ * that have its point. */
+#include "winograd.h"
 #include "memory.h"
-#include "vectors.h"
 
 #include <omp.h>
 #include <string.h>
@@ -29,10 +26,8 @@
 #define B2 (B1 * B1)
 #define B3 (B2 * B1)
 
-enum { POINTS = 36, ROWS = 8 }; /* points per tile; rows of a matrix product at a time */
 enum { TILES = 32, WIDE = 64 }; /* tiles and output channels at a time; their products stay in the L2 cache */
-/* Bytes per thread in the weight gradient: the points transformed at a time, and the sums at most. */
-enum { TRANSFORMED = 2 << 20, MOST_SUMS = 8 << 20 };
+enum { TRANSFORMED = 2 << 20 }; /* bytes per thread of the points transformed at a time for weights */
 
 /* The size of a picture's map, in pixels and in tiles. */
 typedef struct {
@@ -87,14 +82,6 @@ static void list_points(Points lists[3][3]) {
     case 3: call(3); break;                                                                                  \
     default: call(2);                                                                                        \
     }
-
-#define NOT_INLINE static __attribute__((noinline)) /* compiled once instead of into every caller */
-
-static inline __m512 times(__m512 a, float b) { return _mm512_mul_ps(a, _mm512_set1_ps(b)); }
-
-static inline __m512 plus_times(__m512 a, __m512 b, float c) {
-    return _mm512_fmadd_ps(b, _mm512_set1_ps(c), a);
-}
 
 /* Transforms size + 2 inputs into size + 2 of the six points: B^T in winograd_constants.py. */
 INLINE void input_points(int size, const __m512 *d, int from, __m512 *t, int to) {
@@ -202,24 +189,6 @@ static inline void weight_gradients(const __m512 *t, int from, __m512 *w, int to
     w[0] = plus_times(plus_times(times(t[0], F0), pa, FA), pb, FB);
     w[to] = plus_times(times(ma, A1 * FA), mb, B1 * FB);
     w[2 * to] = plus_times(plus_times(t[5 * from], pa, A2 * FA), pb, B2 * FB);
-}
-
-/* Loads 16 bfloat16 values as floats. Each goes to the upper half of 32 bits. */
-static inline __m512 load_bf16(__mmask16 mask, const bf16 *from) {
-    const __m512i places =
-        _mm512_set_epi32(15 << 16, 14 << 16, 13 << 16, 12 << 16, 11 << 16, 10 << 16, 9 << 16, 8 << 16,
-                         7 << 16, 6 << 16, 5 << 16, 4 << 16, 3 << 16, 2 << 16, 1 << 16, 0);
-    const __m512i values = _mm512_castsi256_si512(_mm256_maskz_loadu_epi16(mask, from));
-    return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, places, values));
-}
-
-/* Rounds two vectors of 16 floats to bfloat16, and interleaves them: a[0], b[0], a[1], b[1], ... */
-static inline __m512i side_by_side(__m512 a, __m512 b) {
-    const __m512i places =
-        _mm512_set_epi32(31 << 16 | 15, 30 << 16 | 14, 29 << 16 | 13, 28 << 16 | 12, 27 << 16 | 11,
-                         26 << 16 | 10, 25 << 16 | 9, 24 << 16 | 8, 23 << 16 | 7, 22 << 16 | 6, 21 << 16 | 5,
-                         20 << 16 | 4, 19 << 16 | 3, 18 << 16 | 2, 17 << 16 | 1, 16 << 16);
-    return _mm512_permutexvar_epi16(places, (__m512i)_mm512_cvtne2ps_pbh(b, a));
 }
 
 /* Values [N, height, width, C]. With `which`, they are gradients of 2x2 maxima: `values` and `which` are
@@ -363,54 +332,13 @@ NOT_INLINE void transform_result(Tile tile, const float *const *points, int chan
         result_of(tile.rows, tile.columns, points, channel, result);
 }
 
-/* Multiplies a by b, and writes the product to sums [ROWS][32], or adds it if `add` is set. The rows of sums
- * are `row` floats apart. a[r * down + k * along] holds two neighbouring values in 32 bits; b0 and b1 hold
- * pairs of neighbours for 16 outputs each. */
-static inline void multiply(float *sums, size_t row, const int32_t *a, size_t down, size_t along,
-                            const bf16 *b0, const bf16 *b1, int pairs, int add) {
-    __m512 left[ROWS], right[ROWS];
-    for (int r = 0; r < ROWS; r++) {
-        left[r] = add ? _mm512_load_ps(sums + r * row) : _mm512_setzero_ps();
-        right[r] = add ? _mm512_load_ps(sums + r * row + 16) : _mm512_setzero_ps();
-    }
-    for (int k = 0; k < pairs; k++) {
-        const __m512bh x0 = (__m512bh)_mm512_load_si512(b0 + 32 * k),
-                       x1 = (__m512bh)_mm512_load_si512(b1 + 32 * k);
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++) {
-            const __m512bh y = (__m512bh)_mm512_set1_epi32(a[r * down + k * along]);
-            left[r] = _mm512_dpbf16_ps(left[r], y, x0);
-            right[r] = _mm512_dpbf16_ps(right[r], y, x1);
-        }
-    }
-    for (int r = 0; r < ROWS; r++) {
-        _mm512_store_ps(sums + r * row, left[r]);
-        _mm512_store_ps(sums + r * row + 16, right[r]);
-    }
-}
-
-/* Transforms w [inputs, 3, 3, outputs] into u [36, outputs / 16, inputs / 2, 16, 2], padded with zeros.
- * `flip` rotates the filters by 180 degrees. */
+/* Transforms w [inputs, 3, 3, outputs] into u. */
 static void transform_weights(const float *w, bf16 *u, int inputs, int outputs, int flip, int threads) {
     const int pairs = rounded_up(inputs, 16) / 2, blocks = rounded_up(outputs, 32) / 16;
 #pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
     for (int b = 0; b < blocks; b++)
-        for (int pair = 0; pair < pairs; pair++) {
-            __m512 points[2][36];
-            for (int s = 0; s < 2; s++) {
-                const int input = 2 * pair + s;
-                const __mmask16 mask = input < inputs ? channel_mask(16 * b, outputs) : 0;
-                __m512 taps[9], half[18];
-                for (int tap = 0; tap < 9; tap++)
-                    taps[tap] = _mm512_maskz_loadu_ps(
-                        mask, w + ((size_t)input * 9 + (flip ? 8 - tap : tap)) * outputs + 16 * b);
-                for (int j = 0; j < 3; j++) weight_points(taps + j, 3, half + j, 3);
-                for (int i = 0; i < 6; i++) weight_points(half + 3 * i, 1, points[s] + 6 * i, 1);
-            }
-            for (int p = 0; p < POINTS; p++)
-                _mm512_store_si512(u + (((size_t)p * blocks + b) * pairs + pair) * 32,
-                                   side_by_side(points[0][p], points[1][p]));
-        }
+        for (int pair = 0; pair < pairs; pair++)
+            transform_weights_of(weight_points, w, u, inputs, outputs, b, pair, flip);
 }
 
 /* Maps bfloat16 to 16-bit integers with the same order, and back: it is its own inverse. */
@@ -570,32 +498,26 @@ static void transform_pair(int kind, Pictures pictures, int N, int begin, int en
     }
 }
 
-/* What all threads need to know about a weight gradient, and how they divide the work. */
+/* What all threads need to know about a weight gradient. */
 typedef struct {
     Pictures x, g;
     Map map;
-    int N, inputs, outputs;         /* CI and CO rounded up */
-    int shares, groups, mine;       /* parts of the outputs, of the pictures; outputs per thread */
-    int chunk;                      /* pairs of tiles transformed at a time */
-    size_t point, v_point, z_point; /* distances between the points in the sums, in v and in z */
+    int N;
+    Division division;
+    int chunk;               /* pairs of tiles transformed at a time */
+    size_t v_point, z_point; /* distances between the points in v and in z */
     Points lists[3][3];
 } WeightGradient;
 
 static WeightGradient plan_gradient(Pictures x, Pictures g, int N, int threads) {
-    const int H = x.height, W = x.width, inputs = rounded_up(x.channels, 32),
-              outputs = rounded_up(g.channels, 16);
-    WeightGradient job = {.x = x, .g = g, .N = N, .inputs = inputs, .outputs = outputs, .shares = 1};
+    const int H = x.height, W = x.width;
+    WeightGradient job = {.x = x, .g = g, .N = N, .division = divide(x.channels, g.channels, threads)};
     job.map = g.which ? map_of(H / 2 * 2, W / 2 * 2) : map_of(H, W);
-    while (threads % (2 * job.shares) == 0 && outputs % (32 * job.shares) == 0 &&
-           4L * POINTS * inputs * outputs / job.shares > MOST_SUMS)
-        job.shares *= 2;
-    job.groups = threads / job.shares;
-    job.mine = outputs / job.shares;
-    const int fit = TRANSFORMED / (POINTS * 4 * (inputs + job.mine)) / 8 * 8;
+    const int inputs = job.division.inputs, mine = job.division.mine;
+    const int fit = TRANSFORMED / (POINTS * 4 * (inputs + mine)) / 8 * 8;
     job.chunk = fit < 16 ? 16 : fit > 512 ? 512 : fit;
-    job.point = (size_t)job.mine * inputs;
     job.v_point = 2 * job.chunk * inputs + 32;
-    job.z_point = 2 * job.chunk * job.mine + 32;
+    job.z_point = 2 * job.chunk * mine + 32;
     list_points(job.lists);
     return job;
 }
@@ -604,7 +526,7 @@ static WeightGradient plan_gradient(Pictures x, Pictures g, int N, int threads) 
  * tiles][16][2] per point. slots becomes the number of pairs that have each point. */
 INLINE void transform_chunk(const WeightGradient *job, int share, long first, int count, bf16 *v, bf16 *z,
                             uint16_t *slots) {
-    const int places = job->map.down * job->map.across, along = 32 * job->chunk;
+    const int places = job->map.down * job->map.across, along = 32 * job->chunk, mine = job->division.mine;
     memset(slots, 0, sizeof(uint16_t) * POINTS);
     for (int k = 0; k < count; k++) {
         const Tile tile = tile_of(job->map, (first + k) / places * 2, (first + k) % places);
@@ -615,20 +537,20 @@ INLINE void transform_chunk(const WeightGradient *job, int share, long first, in
             to_v[p] = v + p * job->v_point + 32 * slot;
             to_z[p] = z + p * job->z_point + 32 * slot;
         }
-        transform_pair(INPUTS, job->x, job->N, 0, job->inputs, tile, to_v, along);
-        transform_pair(RESULTS, job->g, job->N, share * job->mine, (share + 1) * job->mine, tile, to_z,
-                       along);
+        transform_pair(INPUTS, job->x, job->N, 0, job->division.inputs, tile, to_v, along);
+        transform_pair(RESULTS, job->g, job->N, share * mine, (share + 1) * mine, tile, to_z, along);
     }
 }
 
 /* Computes one thread's sums over its pictures for its outputs: [point][inputs / 32][outputs][32]. */
 INLINE void sum_part(const WeightGradient *job, int part, bf16 *v, bf16 *z, float *sum) {
-    const int places = job->map.down * job->map.across, share = part % job->shares,
-              group = part / job->shares;
-    const int inputs = job->inputs, mine = job->mine, chunk = job->chunk;
+    const Division *division = &job->division;
+    const int places = job->map.down * job->map.across, share = part % division->shares,
+              group = part / division->shares;
+    const int inputs = division->inputs, mine = division->mine, chunk = job->chunk;
     const long pairs = (job->N + 1L) / 2 * places;
-    const long begin = pairs * group / job->groups, end = pairs * (group + 1) / job->groups;
-    if (begin == end) memset(sum, 0, sizeof(float) * POINTS * job->point);
+    const long begin = pairs * group / division->groups, end = pairs * (group + 1) / division->groups;
+    if (begin == end) memset(sum, 0, sizeof(float) * POINTS * division->point);
     for (long first = begin; first < end; first += chunk) {
         uint16_t slots[POINTS];
         transform_chunk(job, share, first, end - first < chunk ? end - first : chunk, v, z, slots);
@@ -636,32 +558,10 @@ INLINE void sum_part(const WeightGradient *job, int part, bf16 *v, bf16 *z, floa
             for (int i = 0; i < inputs; i += 32) {
                 const bf16 *b = v + p * job->v_point + 2 * i * chunk;
                 for (int o = 0; o < mine; o += ROWS)
-                    multiply(sum + p * job->point + (size_t)i * mine + 32 * o, 32,
+                    multiply(sum + p * division->point + (size_t)i * mine + 32 * o, 32,
                              (const int32_t *)(z + p * job->z_point + 2 * (o / 16 * 16) * chunk) + o % 16, 1,
                              16, b, b + 32 * chunk, slots[p], first > begin);
             }
-    }
-}
-
-/* Adds up all threads' sums for output channel o, and transforms them back into dw [CO, 3, 3, CI]. */
-INLINE void finish_gradient(const WeightGradient *job, const float *sums, int o, float *dw) {
-    const int CI = job->x.channels, mine = job->mine;
-    const size_t point = job->point;
-    for (int i = 0; i < CI; i += 16) {
-        const __mmask16 mask = channel_mask(i, CI);
-        const float *sum =
-            sums + POINTS * point * (o / mine) + (size_t)(i / 32) * 32 * mine + 32 * (o % mine) + i % 32;
-        __m512 points[36], half[18], taps[9];
-        for (int p = 0; p < POINTS; p++) {
-            points[p] = _mm512_load_ps(sum + p * point);
-            for (int n = 1; n < job->groups; n++)
-                points[p] = _mm512_add_ps(points[p],
-                                          _mm512_load_ps(sum + p * point + POINTS * point * job->shares * n));
-        }
-        for (int j = 0; j < 6; j++) weight_gradients(points + j, 6, half + j, 6);
-        for (int k = 0; k < 3; k++) weight_gradients(half + 6 * k, 1, taps + 3 * k, 1);
-        for (int tap = 0; tap < 9; tap++)
-            _mm512_mask_storeu_ps(dw + ((size_t)o * 9 + tap) * CI + i, mask, taps[tap]);
     }
 }
 
@@ -676,7 +576,8 @@ int winograd_weight_gradient(const bf16 *x, const bf16 *g, const uint8_t *which,
                              int W, int CI, int CO, int threads) {
     const WeightGradient job =
         plan_gradient((Pictures){x, NULL, H, W, CI}, (Pictures){g, which, H, W, CO}, N, threads);
-    const size_t sum_size = POINTS * job.point, v_size = POINTS * job.v_point, z_size = POINTS * job.z_point;
+    const size_t sum_size = POINTS * job.division.point, v_size = POINTS * job.v_point,
+                 z_size = POINTS * job.z_point;
     float *sums = allocate(sizeof(float) * sum_size * threads);
     bf16 *vs = allocate(sizeof(bf16) * v_size * threads), *zs = allocate(sizeof(bf16) * z_size * threads);
     const int ready = sums && vs && zs;
@@ -685,7 +586,7 @@ int winograd_weight_gradient(const bf16 *x, const bf16 *g, const uint8_t *which,
         for (int part = 0; part < threads; part++)
             sum_part(&job, part, vs + v_size * part, zs + z_size * part, sums + sum_size * part);
 #pragma omp parallel for num_threads(threads) schedule(static)
-        for (int o = 0; o < CO; o++) finish_gradient(&job, sums, o, dw);
+        for (int o = 0; o < CO; o++) finish_gradient(weight_gradients, &job.division, sums, o, dw);
     }
     free(sums);
     free(vs);

@@ -1,4 +1,4 @@
-r"""Derive the matrices of Winograd's F(m x m, 3 x 3) exactly; winograd.c has them as constants.
+r"""Derive the matrices of Winograd's convolutions exactly; winograd.c and strided.c have them as constants.
 
 A convolution of m + 2 inputs with 3 weights gives m results. The algorithm of Cook and Toom computes it as
 
@@ -29,6 +29,17 @@ each row of B^T is multiplied by these distances.
 0 363/512 -121/256 -3/2 1 0
 0 1089/1024 0 -697/256 0 1
 
+With stride 2, a side has two parts: odd pixels, which two of the weights multiply by F(4, 2), and even ones,
+which the third weight multiplies directly. :func:`strided_transforms` has both parts in one set of matrices.
+
+>>> for row in strided_transforms().B[:5]:
+...     print(*row)
+-75/128 0 -25/16 0 3/8 0 1 0 0
+75/128 0 -25/16 0 -3/8 0 1 0 0
+-45/256 0 -9/64 0 5/4 0 1 0 0
+45/256 0 -9/64 0 -5/4 0 1 0 0
+225/1024 0 0 0 -109/64 0 0 0 1
+
 ``python -m doctest -v winograd_constants.py`` shows them.
 """
 
@@ -41,18 +52,20 @@ from math import prod
 # bfloat16 can represent these fractions exactly. With bfloat16 factors, the error of the convolution is less
 # than half of that with the usual points 0, 1, -1, 2, -2.
 POINTS = (Fraction(0), Fraction(11, 16), Fraction(-11, 16), Fraction(3, 2), Fraction(-3, 2))
+# For stride 2. By the formula for independent roundings, no point at 0 and these values round best.
+STRIDED_POINTS = (Fraction(3, 8), Fraction(-3, 8), Fraction(5, 4), Fraction(-5, 4))
 
 Matrix = list[list[Fraction]]
 
 
 @dataclass(frozen=True)
 class Transforms:
-    """The matrices of one tile size m.
+    """The matrices of one tile size m and a number of weights r, usually 3.
 
     Attributes:
-        A: A^T, [m, m + 2].
-        G: [m + 2, 3].
-        B: B^T, [m + 2, m + 2].
+        A: A^T, [m, m + r - 1].
+        G: [m + r - 1, r].
+        B: B^T, [m + r - 1, m + r - 1].
     """
 
     A: Matrix
@@ -60,15 +73,33 @@ class Transforms:
     B: Matrix
 
 
-def transforms(size: int, points: tuple[Fraction, ...] = POINTS) -> Transforms:
-    """The matrices for ``size`` results per side: 4, 3 or 2. The row or column of infinity is last."""
-    used, left_out = points[: size + 1], points[size + 1 :]
+def transforms(size: int, points: tuple[Fraction, ...] = POINTS, taps: int = 3) -> Transforms:
+    """The matrices for ``size`` results and ``taps`` weights per side; that of infinity is last."""
+    used, left_out = points[: size + taps - 2], points[size + taps - 2 :]
     zero, one = Fraction(0), Fraction(1)
     powers = [[point**row for point in used] for row in range(size)]
     a = [[*row, one if number == size - 1 else zero] for number, row in enumerate(powers)]
-    g = [[point**k / _distances(point, points) for k in range(3)] for point in used]
+    g = [[point**k / _distances(point, points) for k in range(taps)] for point in used]
     b = [[_distances(point, left_out) * c for c in _product(_others(point, used))] for point in used]
-    return Transforms(a, [*g, [zero, zero, one]], [*([*row, zero] for row in b), _product(used)])
+    return Transforms(a, [*g, [*[zero] * (taps - 1), one]], [*([*row, zero] for row in b), _product(used)])
+
+
+def strided_transforms() -> Transforms:
+    """The matrices for four results with stride 2, from nine pixels by nine products: A, G and B as above.
+
+    The first pixel is an odd one. The first five products are those of the odd pixels, and the last four are
+    the even pixels, each multiplied by the middle weight.
+    """
+    odd = transforms(4, STRIDED_POINTS, taps=2)
+    a = [[*row, *_unit(4, number)] for number, row in enumerate(odd.A)]
+    g = [[first, Fraction(0), last] for first, last in odd.G] + [_unit(3, 1)] * 4
+    spread = [[value for pixel in row for value in (pixel, Fraction(0))][:-1] for row in odd.B]
+    return Transforms(a, g, spread + [_unit(9, 2 * number + 1) for number in range(4)])
+
+
+def _unit(length: int, place: int) -> list[Fraction]:
+    """Zeros, and a 1 at ``place``."""
+    return [Fraction(int(number == place)) for number in range(length)]
 
 
 def _others(point: Fraction, points: tuple[Fraction, ...]) -> tuple[Fraction, ...]:
