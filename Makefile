@@ -33,7 +33,7 @@ FAULTS ?= full
 test-faults: $(VENV)/.installed-dev  ## inject faults, and see that nothing is lost
 	THUMBNET_FAULTS=$(FAULTS) $(PYTEST) -s tests/faults
 
-# An hour on two cores, most of it for the simulated GPU. `make test` tries a selection with every pair of values.
+# Long: most of it is the simulated GPU. `make test` tries a selection with every pair of values.
 table: $(VENV)/.installed-dev  ## try out every recipe x network x device x precision x engine; write docs/supported.md
 	THUMBNET_SLOW=1 $(PYTEST) --deselect tests/test_table.py::test_the_page_of_what_works_is_up_to_date tests/test_table.py
 	PYTHONPATH=tests $(BIN)/python tests/table.py
