@@ -10,7 +10,7 @@ PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 # building another package would run code that has no hash.
 FROM_LOCK := $(PIP_INSTALL) --require-hashes --no-deps --only-binary :all: --requirement
 
-.PHONY: train test test-faults simulate test-torch test-trackers test-timm test-oldest test-newest fuzz check lint-docker \
+.PHONY: train test table test-faults simulate test-torch test-trackers test-timm test-oldest test-newest fuzz check lint-docker \
 	test-docker-steps audit sbom licences docs picture web-runtime package bench records lock upgrade clean
 
 train: $(VENV)/.installed  ## train a real model on the embedded data set
@@ -39,6 +39,11 @@ SEEDS ?= 1000
 FIRST ?= 0
 simulate: $(VENV)/.installed-dev  ## train with faults drawn from a seed, resume, and compare to the bit: SEEDS=1000, or SEED=17
 	PYTHONPATH=tests $(BIN)/python tests/faults/simulate.py $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --first $(FIRST))
+
+# Long: most of it is the simulated GPU. `make test` tries a selection with every pair of values.
+table: $(VENV)/.installed-dev  ## try out every recipe x network x device x precision x engine; write docs/supported.md
+	THUMBNET_SLOW=1 $(PYTEST) --deselect tests/test_table.py::test_the_page_of_what_works_is_up_to_date tests/test_table.py
+	PYTHONPATH=tests $(BIN)/python tests/table.py
 
 # timm and torchvision are installed alone, without what they depend on: all of that is in .venv, and PyPI's torchvision
 # would bring the torch for CUDA with its gigabytes. The new environment sees the packages of .venv through a .pth file.
