@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from helpers import TINY, coloured_data, coloured_labels
 from own_networks import OwnPackage
 from thumbnet.runs.folder import Run
+from thumbnet.training import mirrored
 from thumbnet.training.train import train
 
 # A busy machine must not fail a test, and CI must test the same examples every time.
@@ -21,6 +22,8 @@ settings.register_profile(
     "thumbnet", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("thumbnet")
+
+WHOLE_PROBE = mirrored.PROBE_VIEWS
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,6 +34,11 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the long tests first, so that no worker waits at the end while another runs one."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(os.environ["THUMBNET_CACHE"], ignore_errors=True)
 
@@ -39,6 +47,24 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def _seeded() -> None:
     """Let a test draw the same random numbers regardless of which tests ran before it."""
     torch.manual_seed(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_probe() -> Iterator[None]:
+    """Make the probe for mirrored classes as short as it can be: two epochs.
+
+    Most tests train for so few steps that the network still confuses its classes. The probe would follow, ten
+    times as long as the training.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mirrored, "PROBE_VIEWS", 1)
+        yield
+
+
+@pytest.fixture
+def whole_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the probe for mirrored classes train for as long as a user's does."""
+    monkeypatch.setattr(mirrored, "PROBE_VIEWS", WHOLE_PROBE)
 
 
 @pytest.fixture

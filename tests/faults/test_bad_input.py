@@ -43,6 +43,15 @@ class Outcome:
     errors: str
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_heap() -> Iterator[None]:
+    """Let the garbage collections in :func:`limits` look only at objects that these tests create."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @contextlib.contextmanager
 def limits(seconds: int = SECONDS) -> Iterator[None]:
     """Fail if the code in the context takes too much time or memory."""

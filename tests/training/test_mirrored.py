@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.training.mirrored import suspicious_pairs
@@ -36,6 +37,7 @@ def test_only_pairs_confused_by_chance_among_classes_told_apart_are_suspicious()
     assert suspicious_pairs(np.array([[3, 3], [3, 3]])) == []  # too few
 
 
+@pytest.mark.usefixtures("whole_probe")
 def test_classes_that_mirroring_makes_alike_are_found_by_measuring(tmp_path: Path) -> None:
     overrides = ["training.epochs=6", "model.width=0.25", "seed=3"]
     run = train(arrows(400), "small", overrides=overrides, out=tmp_path / "run", device="cpu")
