@@ -78,9 +78,14 @@ def _read_svhn(files: dict[str, Path], with_extra: bool, source: str, folder: Pa
             arrays.notes.append(f"{path.name} was left out; to train on it too, name it: {path}")
             continue
         one = _orient(pair_up(_load(path), str(path)), path)
-        images, labels = one.images["train"], one.labels["train"].reshape(-1) % 10
+        if len(one.images) != 1:
+            raise DataError(f"{path} has pictures of {' and '.join(one.images)}, expected SVHN's arrays X and y")
+        (images,), (labels,) = one.images.values(), one.labels.values()
+        labels = labels.reshape(-1) % 10
         split = "test" if part == "test" else "train"
         if split in arrays.images:
+            if images.shape[1:] != arrays.images[split].shape[1:]:
+                raise DataError(f"{path} has pictures of another shape than the other files: {list(images.shape)}")
             images = np.concatenate([arrays.images[split], images])
             labels = np.concatenate([arrays.labels[split], labels])
         arrays.images[split], arrays.labels[split] = images, labels
