@@ -27,7 +27,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import atheris
 
-INSTRUMENTED = ["thumbnet", "PIL", "tomllib", "safetensors", "tarfile", "zipfile", "scipy.io", "numpy.lib", "webdataset"]
+INSTRUMENTED = [
+    "thumbnet",
+    "PIL",
+    "tomllib",
+    "safetensors",
+    "tarfile",
+    "zipfile",
+    "scipy.io",
+    "numpy.lib",
+    "webdataset",
+]
 with atheris.instrument_imports(include=INSTRUMENTED):
     from faults import fuzz_data, fuzz_runs
     from faults.broken import FORMATS, encoded
@@ -142,7 +152,9 @@ def collecting(run: Callable[[bytes], object], folder: Path) -> Callable[[bytes]
             if key not in seen:
                 seen.add(key)
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / f"{key:08x}.txt").write_text("".join(traceback.format_exception(error)), errors="replace")
+                (folder / f"{key:08x}.txt").write_text(
+                    "".join(traceback.format_exception(error)), errors="replace"
+                )
                 (folder / f"{key:08x}.bin").write_bytes(data)
 
     return collected

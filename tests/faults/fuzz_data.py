@@ -13,11 +13,12 @@ import tarfile
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from faults.fuzz_parts import SCRATCH, Target, folder_of, joined, read_data, split
+from faults.fuzz_parts import SCRATCH, Target, folder_of, joined, npy_file, read_data, split
 from helpers import coloured
 from thumbnet.errors import DataError
 from thumbnet.sources import tar
@@ -83,11 +84,6 @@ def _idx_seeds() -> list[bytes]:
     ]
 
 
-def _npy(header: bytes, payload: bytes) -> bytes:
-    """A ``.npy`` around any header text, with the right length."""
-    return b"\x93NUMPY\x02\0" + struct.pack("<I", len(header) + 1) + header + b"\n" + payload
-
-
 def _npy_parts(array: np.ndarray) -> tuple[bytes, bytes]:
     header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
     return repr(header).encode(), array.tobytes()
@@ -108,8 +104,8 @@ def npz(data: bytes) -> object:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED if flags & 2 else zipfile.ZIP_STORED) as zipped:
         for name, header, payload in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
-            if name:
-                zipped.writestr(name.decode("utf-8", "replace") + ".npy", _npy(header, payload))
+            if name.partition(b"\0")[0]:
+                zipped.writestr(name.decode("utf-8", "replace") + ".npy", npy_file(header, payload))
     return read_data(
         folder_of({"a.npz": buffer.getvalue()}) / "a.npz",
         multilabel=MULTILABEL[flags >> 6],
@@ -122,8 +118,8 @@ def npy(data: bytes) -> object:
     flags, parts = split(data, 12)
     files = {}
     for name, header, payload in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
-        if name and b"/" not in name and b"\0" not in name and len(name) < 100:
-            content = _npy(header, payload) if flags & 1 else payload
+        if name and b"/" not in name and b"\0" not in name and len(name) < 60:
+            content = npy_file(header, payload) if flags & 1 else payload
             files[f"{name.decode('utf-8', 'replace')}.npy"] = content
     return read_data(folder_of(files), test_fraction=0.0)
 
@@ -131,7 +127,7 @@ def npy(data: bytes) -> object:
 def _array_seeds() -> list[bytes]:
     grey = np.arange(4 * 16, dtype=np.uint8).reshape(4, 4, 4)
     several = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 0], [0, 0, 1]], dtype=np.uint8)
-    pairs = [
+    pairs: list[tuple[np.ndarray, np.ndarray]] = [
         (grey, np.array([0, 1, 0, 1], dtype=np.int64)),
         (np.stack([grey] * 3, axis=3).astype(np.float32) / 255, np.array(["a", "b", "a", "b"])),
         (np.stack([grey] * 3, axis=1).astype(np.uint16), np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]),
@@ -151,7 +147,9 @@ def _array_seeds() -> list[bytes]:
                 found.append(joined(flags, *fields, *test))
         titles = np.array(["cat", "dog"])
         x, y = pairs[0]
-        fields = [f for n, a in zip(_ARRAY_NAMES[2], (x, y, titles), strict=False) for f in (n, *_npy_parts(a))]
+        fields = [
+            f for n, a in zip(_ARRAY_NAMES[2], (x, y, titles), strict=False) for f in (n, *_npy_parts(a))
+        ]
         found.append(joined(flags, *fields, b"", b"", b""))
     return found
 
@@ -213,7 +211,10 @@ def _mat_seeds() -> list[bytes]:
                     _, size = struct.unpack_from("<II", raw, at)
                     elements.append(raw[at + 8 : at + 8 + size])
                     at += 8 + size
-                found += [joined(flags, raw[:116], *elements) for flags in (1, 3, *((0x83, 5) if "X" in values else ()))]
+                found += [
+                    joined(flags, raw[:116], *elements)
+                    for flags in (1, 3, *((0x83, 5) if "X" in values else ()))
+                ]
     return found
 
 
@@ -322,7 +323,7 @@ def parquet(data: bytes) -> object:
     if not flags & 1:
         return read_data(folder_of({**PICTURES, "train.parquet": data[1:]}) / "train.parquet", **settings)
     try:
-        columns = {}
+        columns: dict[str, list[Any]] = {}
         for part in parts[1:]:
             if part:
                 name, _, rest = part.decode("utf-8", "replace").partition("=")
@@ -354,7 +355,12 @@ def _arrow(pa, kind: str, values: str):  # type: ignore[no-untyped-def]
     kinds = {"timestamp": pa.timestamp("ns"), "decimal": pa.decimal128(5, 2), "duration": pa.duration("us")}
     kinds |= {"float16": pa.float16(), "uint64": pa.uint64(), "large": pa.large_string(), "null": pa.null()}
     kinds |= {"list": pa.list_(pa.int32()), "large list": pa.large_list(pa.string()), "binary": pa.binary()}
-    kinds |= {"time": pa.time64("ns"), "date": pa.date64(), "int8": pa.int8(), "map": pa.map_(pa.string(), pa.int8())}
+    kinds |= {
+        "time": pa.time64("ns"),
+        "date": pa.date64(),
+        "int8": pa.int8(),
+        "map": pa.map_(pa.string(), pa.int8()),
+    }
     return pa.array(found, kinds.get(kind))
 
 
@@ -369,7 +375,9 @@ def _parquet_seeds() -> list[bytes]:
         joined(0, buffer.getvalue()),
         joined(1, names, b"image=struct=[1,1,1,1]", b"label==[0,1,0,1]"),
         joined(1, b"{}", b"image=png=[1,1,1,1]", b'label==["x","y","x","y"]'),
-        joined(1, b"{}", b"image=png=[1,1,1,1]", b'label==[["x"],["y","x"],["x"],[]]', b"id=float16=[1,2,3,4]"),
+        joined(
+            1, b"{}", b"image=png=[1,1,1,1]", b'label==[["x"],["y","x"],["x"],[]]', b"id=float16=[1,2,3,4]"
+        ),
         joined(1, b"{}", b'path==["a.png","b.png","c.png","d/e.png"]', b'label=dictionary=["x","y","x","y"]'),
         joined(1, b"{}", b'path=large=["a.png","b.png","c.png","d/e.png"]', b"label=list=[[1],[2],[1,2],[]]"),
         joined(1, b"{}", b'path==["a.png","b.png","c.png","d/e.png"]', b"label=int8=[1,2,1,2]"),
@@ -398,7 +406,9 @@ def tiny_imagenet(data: bytes) -> object:
 def _tiny_imagenet_seeds() -> list[bytes]:
     wnids = b"n00000001\nn00000002\nn00000003\n"
     words = b"n00000001\tcat, kitty\nn00000002\tdog\nn00000003\tdog\n"
-    return [joined(0, wnids, words, b"val_0.JPEG\tn00000001\t0\t0\nval_1.JPEG\tn00000002\nval_2.JPEG n00000003\n")]
+    return [
+        joined(0, wnids, words, b"val_0.JPEG\tn00000001\t0\t0\nval_1.JPEG\tn00000002\nval_2.JPEG n00000003\n")
+    ]
 
 
 def listed(data: bytes) -> object:
@@ -407,7 +417,10 @@ def listed(data: bytes) -> object:
     names = ("train.txt", "test.txt", "meta/train.txt", "meta/test.txt")
     if flags & 1:
         names = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
-    files = {f"images/{n % 2}_kind/p{n}.jpg": PNG for n in range(4)} | {"images/q1.jpg": PNG, "images/q2.jpg": PNG}
+    files = {f"images/{n % 2}_kind/p{n}.jpg": PNG for n in range(4)} | {
+        "images/q1.jpg": PNG,
+        "images/q2.jpg": PNG,
+    }
     files |= {name: part for name, part in zip(names, parts, strict=True) if part or flags & 1}
     return read_data(folder_of(files))
 
@@ -472,26 +485,36 @@ def binaries(data: bytes) -> object:
     """CIFAR's and STL-10's binary files: headers and names vary, pictures are filled up to whole records."""
     flags, (first, second, text) = split(data, 3)
     if flags & 1:
+
         def records(part: bytes) -> bytes:
             return b"".join(bytes([byte]) + bytes(3072) for byte in part[:8]) + part[8:]
 
         files = {f"data_batch_{n}.bin": records(first) for n in range(1, 6)}
         files |= {"test_batch.bin": records(second), "batches.meta.txt": text}
     elif flags & 2:
+
         def fine(part: bytes) -> bytes:
             return b"".join(bytes([0, byte]) + bytes(3072) for byte in part[:8]) + part[8:]
 
         files = {"train.bin": fine(first), "test.bin": fine(second), "fine_label_names.txt": text}
     else:
         size = 3 * 96 * 96
-        files = {"train_X.bin": bytes(size * min(4, len(first))), "train_y.bin": first, "class_names.txt": text}
+        files = {
+            "train_X.bin": bytes(size * min(4, len(first))),
+            "train_y.bin": first,
+            "class_names.txt": text,
+        }
         files |= {"test_y.bin": second, "test_X.bin": bytes(size * min(4, len(second)))} if second else {}
     return read_data(folder_of(files))
 
 
 def _binary_seeds() -> list[bytes]:
     ten = "\n".join(f"class {n}" for n in range(10)).encode()
-    return [joined(1, b"\0\1\2", b"\1", ten), joined(2, b"\0\1\2", b"\1", ten), joined(4, b"\1\2\1\2", b"\2\1", ten)]
+    return [
+        joined(1, b"\0\1\2", b"\1", ten),
+        joined(2, b"\0\1\2", b"\1", ten),
+        joined(4, b"\1\2\1\2", b"\2\1", ten),
+    ]
 
 
 # --- archives ---------------------------------------------------------------------------------------------
@@ -523,7 +546,10 @@ def tar_archive(data: bytes) -> object:
 def _compare_with_tarfile(path: Path) -> None:
     """What our reader yields is what Python's yields, if both read the archive to its end."""
     try:
-        ours = [(one.name, None if one.content is None else one.content.read()) for one in tar.members(path, 1 << 24)]
+        ours = [
+            (one.name, None if one.content is None else one.content.read())
+            for one in tar.members(path, 1 << 24)
+        ]
         theirs = []
         with tarfile.open(path) as archive:
             for member in archive:
@@ -546,14 +572,20 @@ def _tar_bytes(files: dict[str, bytes], form: int = tarfile.GNU_FORMAT) -> bytes
     return buffer.getvalue()
 
 
-TREE = {f"{split}/{name}/{'n' * 101 if name == 'dog' else ''}1.png": PNG for split in ("train", "test") for name in ("cat", "dog")}
+TREE = {
+    f"{split}/{name}/{'n' * 101 if name == 'dog' else ''}1.png": PNG
+    for split in ("train", "test")
+    for name in ("cat", "dog")
+}
 
 
 def _tar_seeds() -> list[bytes]:
     short = {name.replace("n" * 101, ""): content for name, content in TREE.items()}
     plain = [_tar_bytes(TREE, tarfile.GNU_FORMAT), _tar_bytes(TREE, tarfile.PAX_FORMAT)]
     plain.append(_tar_bytes(short, tarfile.USTAR_FORMAT))
-    return [bytes([n]) + one for n in range(4) for one in plain] + [b"\4" + _PACKERS[n](plain[0]) for n in range(4)]
+    return [bytes([n]) + one for n in range(4) for one in plain] + [
+        b"\4" + _PACKERS[n](plain[0]) for n in range(4)
+    ]
 
 
 _TAR_WORDS = (
@@ -571,8 +603,9 @@ def zip_archive(data: bytes) -> object:
     methods = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", methods[flags >> 1 & 3]) as zipped:
-        for number, name in enumerate(part for part in parts[:6] if part):
-            zipped.writestr(zipfile.ZipInfo(name.decode("utf-8", "surrogateescape").encode("utf-8", "replace").decode()) if number % 2 else name.decode("utf-8", "replace"), PNG)
+        for name in parts[:6]:
+            if name.partition(b"\0")[0]:
+                zipped.writestr(name.decode("utf-8", "replace"), PNG)
     content = bytearray(buffer.getvalue())
     directory = content.find(b"PK\1\2")
     for offset, value in zip(parts[6][::2], parts[6][1::2], strict=False):
@@ -615,7 +648,17 @@ def _shard_seeds() -> list[bytes]:
     ]
 
 
-_SHARD_WORDS = (*_TAR_WORDS, b".cls", b".json", b".txt", b".pyd", b'{"label": null}', b'{"class": [1]}', b"1e999", b"names")
+_SHARD_WORDS = (
+    *_TAR_WORDS,
+    b".cls",
+    b".json",
+    b".txt",
+    b".pyd",
+    b'{"label": null}',
+    b'{"class": [1]}',
+    b"1e999",
+    b"names",
+)
 
 
 def packed(data: bytes) -> object:
@@ -630,7 +673,14 @@ def packed(data: bytes) -> object:
     again = unpack(archive, cache)
     assert again.pictures.by_folder
     found = {name: again.pictures.read(place) for name, place in again.pictures.places.items()}
-    index.write_text(json.dumps({"names": list(first.pictures.places), "ends": [p.offset + p.size for p in first.pictures.places.values()]}))
+    index.write_text(
+        json.dumps(
+            {
+                "names": list(first.pictures.places),
+                "ends": [p.offset + p.size for p in first.pictures.places.values()],
+            }
+        )
+    )
     return found
 
 
@@ -639,7 +689,19 @@ def _packed_seeds() -> list[bytes]:
     return [json.dumps({"names": list(TREE), "ends": ends}).encode()]
 
 
-_JSON_WORDS = (b"null", b"[]", b"{}", b"1e999", b"-1", b'"a"', b"[[[[", b"true", b"1.5", b"99999999999999999999", b"\\ud800")
+_JSON_WORDS = (
+    b"null",
+    b"[]",
+    b"{}",
+    b"1e999",
+    b"-1",
+    b'"a"',
+    b"[[[[",
+    b"true",
+    b"1.5",
+    b"99999999999999999999",
+    b"\\ud800",
+)
 
 TARGETS = {
     "idx": Target(idx, _idx_seeds),
@@ -650,8 +712,12 @@ TARGETS = {
     "labels": Target(labels, lambda: [b"a\nb", b"1\n2.0\n10", b"007\n8"], _TABLE_WORDS),
     "pixels": Target(pixels, _pixel_seeds, _TABLE_WORDS),
     "parquet": Target(parquet, _parquet_seeds, _PARQUET_WORDS),
-    "tiny_imagenet": Target(tiny_imagenet, _tiny_imagenet_seeds, (b"n00000001", b"\t", b"\n", b"val_0.JPEG", b"\xff")),
-    "listed": Target(listed, _listed_seeds, (b"0_kind/p0.jpg", b" ", b"\n", b"\t", b",", b"q1", b"-1", b"001.", b"./")),
+    "tiny_imagenet": Target(
+        tiny_imagenet, _tiny_imagenet_seeds, (b"n00000001", b"\t", b"\n", b"val_0.JPEG", b"\xff")
+    ),
+    "listed": Target(
+        listed, _listed_seeds, (b"0_kind/p0.jpg", b" ", b"\n", b"\t", b",", b"q1", b"-1", b"001.", b"./")
+    ),
     "names": Target(names, _name_seeds, _NAME_WORDS),
     "binaries": Target(binaries, _binary_seeds, (b"\n", b"class 1", b"\xff")),
     "tar": Target(tar_archive, _tar_seeds, _TAR_WORDS),

@@ -12,7 +12,7 @@ from contextlib import suppress
 import numpy as np
 import torch
 
-from faults.fuzz_parts import SCRATCH, Target, folder_of, joined, split
+from faults.fuzz_parts import SCRATCH, Target, folder_of, joined, npy_file, split
 from thumbnet.classifiers.onnx_classifier import INPUT, METADATA, OUTPUT, OnnxClassifier
 from thumbnet.data.corrections import corrections_csv, newest, parse_corrections
 from thumbnet.data.images import Preprocessing
@@ -60,7 +60,8 @@ def metrics(data: bytes) -> object:
         return None
     for row in rows:
         assert type(row["epoch"]) is int
-        assert all(value is None or math.isfinite(value) for value in row.values()), row
+        for key in ("loss", "lr", "test_loss", "test_accuracy"):
+            assert row.get(key) is None or not math.isnan(100 * row[key]), row
     return rows
 
 
@@ -115,10 +116,9 @@ def scores(data: bytes) -> object:
     content = data[1:]
     if flags & 1:
         buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as zipped:
-            for name, header, payload in (("key", *parts[:2]), ("probabilities", *parts[2:])):
-                start = b"\x93NUMPY\x02\0" + struct.pack("<I", len(header) + 1) + header + b"\n"
-                zipped.writestr(f"{name}.npy", start + payload)
+        with zipfile.ZipFile(buffer, "w") as zipped:
+            zipped.writestr("key.npy", npy_file(*parts[:2]))
+            zipped.writestr("probabilities.npy", npy_file(*parts[2:]))
         content = buffer.getvalue()
     found = _Store(folder_of({"network.npz": content}), "key").load(0)
     assert found is None or (found.dtype == np.float32 and found.ndim == 2)
@@ -159,11 +159,14 @@ def any_weights(data: bytes) -> object:
     content, name = data[1:], "weights.pt"
     if flags & 1:
         buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED if flags & 8 else zipfile.ZIP_STORED) as zipped:
+        with zipfile.ZipFile(
+            buffer, "w", zipfile.ZIP_DEFLATED if flags & 8 else zipfile.ZIP_STORED
+        ) as zipped:
             for member, inside in (("data.pkl", first), ("version", b"3\n"), ("byteorder", b"little")):
                 zipped.writestr(f"archive/{member}", inside)
-            for number in range(3):
-                zipped.writestr(f"archive/data/{number}", second)
+            sizes = (24, 8, len(second) % 1000)
+            for number, size in enumerate(sizes):
+                zipped.writestr(f"archive/data/{number}", second[:size].ljust(size, b"\0"))
         content = buffer.getvalue()
     elif flags & 2:
         content, name = struct.pack("<Q", len(first)) + first + second, "weights.safetensors"
@@ -269,20 +272,44 @@ def _onnx_seeds() -> list[bytes]:
 
 _JSON_WORDS = (
     b"null", b"[]", b"{}", b"1e999", b"NaN", b"-1", b'"a"', b"[[[[", b"true", b"1.5", b"9" * 20, b"\\ud800", b"\\u0000",
-    b'"epoch": 1', b'"test_accuracy": ', b'"train_loss": ', b"\n", b"\xe2\x80\xa8",
+    b'"epoch": 1', b'"test_accuracy": ', b'"loss": ', b"\n", b"\xe2\x80\xa8",
 )  # fmt: skip
-_ROW = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 0.9, "test_accuracy": 0.5, "lr": 0.1}
+_ROW = {
+    "epoch": 1,
+    "loss": 1.0,
+    "train_accuracy": 0.5,
+    "test_loss": 0.9,
+    "test_accuracy": 0.5,
+    "lr": 0.1,
+}
 _SUMMARY = json.dumps(SUMMARY).encode()
-_CORRECTIONS = (
-    b"picture,label,split,was,decision\n./=a.png,dog,train,cat,relabel\nb.png,'=x,test,'=x,confirm\nc.png,,train,dog,drop\n"
-)
+_CORRECTIONS = b"picture,label,split,was,decision\n./=a.png,dog,train,cat,relabel\nb.png,'=x,test,'=x,confirm\nc.png,,train,dog,drop\n"
 TARGETS = {
     "summary": Target(summary, lambda: [_SUMMARY], _JSON_WORDS),
-    "metrics": Target(metrics, lambda: [json.dumps(_ROW).encode() + b"\n" + json.dumps(_ROW | {"epoch": 2}).encode()], _JSON_WORDS),
+    "metrics": Target(
+        metrics,
+        lambda: [json.dumps(_ROW).encode() + b"\n" + json.dumps(_ROW | {"epoch": 2}).encode()],
+        _JSON_WORDS,
+    ),
     "corrections": Target(
         corrections,
         lambda: [_CORRECTIONS, _CORRECTIONS.replace(b",", b";")],
-        (b",", b'"', b"\n", b"\r", b"./", b"'", b"=", b"@", b"\xff", b"relabel", b"confirm", b"unsure", b"test", b"\t"),
+        (
+            b",",
+            b'"',
+            b"\n",
+            b"\r",
+            b"./",
+            b"'",
+            b"=",
+            b"@",
+            b"\xff",
+            b"relabel",
+            b"confirm",
+            b"unsure",
+            b"test",
+            b"\t",
+        ),
     ),
     "journal": Target(journal, _journal_seeds, _JSON_WORDS),
     "described": Target(described, lambda: [INFO.to_json().encode()], _JSON_WORDS),

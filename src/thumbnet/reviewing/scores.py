@@ -379,7 +379,10 @@ class _Store:
         # NumPy, zipfile and tokenize raise almost any exception for a damaged file.
         with suppress(Exception), np.load(self._path(number), allow_pickle=False) as file:
             members = file.zip.infolist()
-            if any(one.compress_type != zipfile.ZIP_STORED for one in members) or str(file["key"]) != self._key:
+            if (
+                any(one.compress_type != zipfile.ZIP_STORED for one in members)
+                or str(file["key"]) != self._key
+            ):
                 return None  # save() compresses nothing: what it declares could be a thousand times the file
             values = file["probabilities"]
             if values.dtype == np.float32 and values.ndim == 2:

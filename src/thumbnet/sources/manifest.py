@@ -160,7 +160,9 @@ def _data(
             )
     order, position = in_class_order(names)
     titles, note = _titles(folder, order)
-    made = {split: _split(pictures, rows, position, len(order)) for split, rows in splits.items() if rows.paths}
+    made = {
+        split: _split(pictures, rows, position, len(order)) for split, rows in splits.items() if rows.paths
+    }
     grouped = {
         split: np.array(rows.groups) for split, rows in splits.items() if rows.paths and settings.group_by
     }

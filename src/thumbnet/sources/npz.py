@@ -153,6 +153,12 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                 "numpy.savez_compressed"
             )
         for info in infos:
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                # zipfile decompresses the other methods without a limit.
+                raise DataError(
+                    f"{path} is compressed by method {info.compress_type}, which NumPy does not use: save it "
+                    "with numpy.savez_compressed"
+                )
             where = f"{path}, array {printable(info.filename.removesuffix('.npy'))}"
             with zipped.open(info) as file:
                 shape, fortran, dtype = _header(file, where)
@@ -215,7 +221,9 @@ def _check_text(array: np.ndarray, where: str) -> None:
         DataError: the array has such text.
     """
     if array.dtype.kind == "U" and array.dtype.itemsize:
-        codes = np.ascontiguousarray(array).reshape(-1).view(np.dtype("u4").newbyteorder(array.dtype.byteorder))
+        codes = (
+            np.ascontiguousarray(array).reshape(-1).view(np.dtype("u4").newbyteorder(array.dtype.byteorder))
+        )
         if codes.max(initial=0) > sys.maxunicode:
             raise DataError(f"{where} is damaged: it holds {array.dtype} with characters that do not exist")
 

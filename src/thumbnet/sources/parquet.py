@@ -76,7 +76,9 @@ def _batches(path: Path, size: int, names: Sequence[str]) -> Iterator[list[list[
             raise _bomb(path)
         leaves = [file.schema.column(number) for number in range(len(file.schema))]
         texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-        for batch in _pyarrow().ParquetFile(path, read_dictionary=texts).iter_batches(size, columns=list(names)):
+        for batch in (
+            _pyarrow().ParquetFile(path, read_dictionary=texts).iter_batches(size, columns=list(names))
+        ):
             columns = [_values(batch.column(name)) for name in names]
             most -= sum(_size(cell) for column in columns for cell in column)
             if most < 0:
@@ -86,8 +88,8 @@ def _batches(path: Path, size: int, names: Sequence[str]) -> Iterator[list[list[
 
 def _bomb(path: Path) -> DataError:
     return DataError(
-        f"{printable(str(path))} holds more than {MAX_EXPANSION} times its {path.stat().st_size:,} bytes and is "
-        "refused as a decompression bomb"
+        f"{printable(str(path))} holds more than {MAX_EXPANSION} times its {path.stat().st_size:,} bytes and "
+        "is refused as a decompression bomb"
     )
 
 
@@ -123,7 +125,9 @@ def _damage_as_data_error(path: Path) -> Iterator[None]:
         yield
     except (DataError, MissingExtraError):
         raise
-    except Exception as error:  # each of Arrow's exceptions is one of Python's: KeyError, NotImplementedError, ...
+    except (
+        Exception
+    ) as error:  # each of Arrow's exceptions is one of Python's: KeyError, NotImplementedError, ...
         reason = printable(str(error).split("\n")[0]) or type(error).__name__
         raise DataError(f"cannot read {printable(str(path))}: {reason}") from None
 

@@ -17,7 +17,14 @@ from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.errors import DataError, ThumbnetError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import manifest
-from thumbnet.sources.columns import class_names, in_class_order, label_candidates, named, split_of_name, split_word
+from thumbnet.sources.columns import (
+    class_names,
+    in_class_order,
+    label_candidates,
+    named,
+    split_of_name,
+    split_word,
+)
 from thumbnet.sources.manifest import class_folders
 from thumbnet.sources.place import Place
 from thumbnet.sources.tables import Table, read_table
