@@ -2,27 +2,46 @@
 
     python tests/faults/fuzz.py TARGET SECONDS [FOLDER]
 
-A target must return, or raise an error that thumbnet documents. Anything else is a finding. libFuzzer writes the
-input to a file ``crash-...``, and it becomes a test in test_hostile.py or test_bad_input.py. FOLDER keeps the
-inputs that reached new code, so that the next run can start with them.
+A target must return, or raise an error that thumbnet documents, within 5 seconds and 3 GB. Anything else is a
+finding. libFuzzer writes the input to a file ``crash-...``, and it becomes a test. With ``FUZZ_FINDINGS=FOLDER``
+a finding does not end the run: its traceback and its input go to that folder, once for each place in the code.
+FOLDER keeps the inputs that reached new code, so that the next run can start with them.
+
+``python tests/faults/fuzz.py`` lists the targets; ``test_fuzz_targets.py`` tries each of them without atheris.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import sys
-import tempfile
+import traceback
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import atheris
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-with atheris.instrument_imports(include=["thumbnet", "PIL", "tomllib", "safetensors"]):
+import atheris
+
+INSTRUMENTED = [
+    "thumbnet",
+    "PIL",
+    "tomllib",
+    "safetensors",
+    "tarfile",
+    "zipfile",
+    "scipy.io",
+    "numpy.lib",
+    "webdataset",
+]
+with atheris.instrument_imports(include=INSTRUMENTED):
+    from faults import fuzz_data, fuzz_runs
     from faults.broken import FORMATS, encoded
+    from faults.fuzz_parts import SCRATCH, SEPARATOR, Target
     from helpers import coloured_data
     from thumbnet.data.images import Preprocessing, open_image
     from thumbnet.errors import DataError, RecipeError, RunError, UnreadableImageError
@@ -32,7 +51,6 @@ with atheris.instrument_imports(include=["thumbnet", "PIL", "tomllib", "safetens
     from thumbnet.sources import cifar
     from thumbnet.sources.folders import label_from_name
 
-SCRATCH = Path(tempfile.mkdtemp(prefix="thumbnet-fuzz-"))
 PREPROCESSING = Preprocessing((32, 32), "pad", (0.5,) * 3, (0.2,) * 3)
 
 
@@ -110,16 +128,56 @@ def seeds(name: str) -> list[bytes]:
     return [b"optimizer.lr=0.05", b"12_frog.png"]
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {
-    one.__name__: one for one in (picture, recipe, setting, pickled, weights, checkpoint, label)
+def _plain(run: Callable[[bytes], None]) -> Target:
+    return Target(run, lambda: seeds(run.__name__))
+
+
+TARGETS: dict[str, Target] = {
+    one.__name__: _plain(one) for one in (picture, recipe, setting, pickled, weights, checkpoint, label)
 }
+TARGETS |= fuzz_data.TARGETS | fuzz_runs.TARGETS
+
+
+def collecting(run: Callable[[bytes], object], folder: Path) -> Callable[[bytes], None]:
+    """Write findings to a folder, once for each place in the code, and go on."""
+    seen: set[int] = set()
+
+    def collected(data: bytes) -> None:
+        try:
+            run(data)
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            place = [(type(error).__name__, frame.name, frame.lineno) for frame in frames[-6:]]
+            key = zlib.crc32(repr(place).encode())
+            if key not in seen:
+                seen.add(key)
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{key:08x}.txt").write_text(
+                    "".join(traceback.format_exception(error)), errors="replace"
+                )
+                (folder / f"{key:08x}.bin").write_bytes(data)
+
+    return collected
+
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        print(*TARGETS)
+        sys.exit()
     name, seconds = sys.argv[1], sys.argv[2]
     folder = Path(sys.argv[3]) if len(sys.argv) > 3 else SCRATCH / "corpus"
     folder.mkdir(parents=True, exist_ok=True)
-    for number, content in enumerate(seeds(name)):
+    target = TARGETS[name]
+    for number, content in enumerate(target.seeds()):
         (folder / f"seed-{number}").write_bytes(content)
     options = [f"-max_total_time={seconds}", "-timeout=5", "-rss_limit_mb=3000", "-print_final_stats=1"]
-    atheris.Setup([sys.argv[0], str(folder), *options], TARGETS[name])
+    if target.words:
+        dictionary = SCRATCH / "words"
+        lines = ("".join(f"\\x{byte:02x}" for byte in word) for word in (SEPARATOR, *target.words))
+        dictionary.write_text("".join(f'"{line}"\n' for line in lines))
+        options += [f"-dict={dictionary}", "-max_len=100000"]
+    run = target.run
+    if "FUZZ_FINDINGS" in os.environ:
+        run = collecting(run, Path(os.environ["FUZZ_FINDINGS"]) / name)
+    atheris.Setup([sys.argv[0], str(folder), *options], run)
     atheris.Fuzz()

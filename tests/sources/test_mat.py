@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from helpers import write_class_folders
-from thumbnet.errors import DataError, MissingExtraError
+from thumbnet.errors import DataError
 from thumbnet.sources.load import load_data
 
 scipy_io = pytest.importorskip("scipy.io")
@@ -65,10 +64,3 @@ def test_a_mat_file_next_to_class_folders_is_not_read_instead_of_them(tmp_path: 
     write_class_folders(tmp_path, ["train", "test"])
     scipy_io.savemat(tmp_path / "file_list.mat", {"labels": Y})
     assert load_data(tmp_path).layout == "train/CLASS/* + test/CLASS/*"
-
-
-def test_without_scipy_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_svhn(tmp_path, "train")
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(MissingExtraError, match="formats"):
-        load_data(tmp_path)

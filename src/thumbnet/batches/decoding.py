@@ -111,7 +111,7 @@ def surveyed(split: Split) -> Survey:
     if isinstance(split, ArraySplit):
         return survey(split)
     entry = _entry(split, "survey")
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, IndexError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, IndexError, RecursionError):
         return Survey.from_json((entry / "survey.json").read_text("utf-8"))
     found = survey(split)
     _write(entry, lambda folder: (folder / "survey.json").write_text(found.to_json(), "utf-8"))
@@ -164,7 +164,7 @@ def own_size(
     if isinstance(split, ArraySplit):
         return size_or_default(common_size(split))
     entry = _entry(split, "size")
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         height, width = json.loads((entry / "size.json").read_text())
         return int(height), int(width)
     if len(split) > MANY:
@@ -223,7 +223,7 @@ def find_unreadable(split: Split, progress: Progress | None = None) -> dict[int,
         bad = np.flatnonzero(~np.array(finite, dtype=bool)).tolist()
         return {index: UnreadableImageError(split.name(index), NOT_FINITE) for index in bad}
     entry = _entry(split, "unreadable")
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, IndexError, RecursionError):
         found = json.loads((entry / "unreadable.json").read_text("utf-8"))
         return {int(at): UnreadableImageError(split.name(int(at)), str(why)) for at, why in found.items()}
 
@@ -328,7 +328,7 @@ def cached_array(
         make: computes it. A damaged entry is computed again.
     """
     entry = _entry(split.reader(), what)
-    with contextlib.suppress(OSError, ValueError, EOFError):
+    with contextlib.suppress(Exception):  # NumPy raises almost any exception for a damaged file
         kept = np.load(entry / "array.npy", allow_pickle=False)
         digest = (entry / "digest.txt").read_text("ascii")
         if kept.shape == shape and kept.dtype == np.float32 and _array_digest(kept) == digest:
@@ -364,7 +364,7 @@ def _load(entry: Path, shape: tuple[int, ...]) -> Decoded | None:
     try:
         images = np.load(entry / "images.npy", mmap_mode="c", allow_pickle=False)
         counts = np.load(entry / "counts.npy", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except Exception:  # NumPy raises almost any exception for a damaged file
         return None
     whole = images.shape == shape and images.dtype == np.uint8 and counts.shape == (CHANNELS, 256)
     if not whole or counts.sum() != images.size:

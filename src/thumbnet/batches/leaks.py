@@ -166,8 +166,9 @@ def training_digests(folder: Path) -> np.ndarray | None:
     if not path.is_file():
         return None
     try:
-        digests: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        # A map takes no memory for what the file only declares.
+        digests: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # NumPy raises almost any exception for a damaged file
         raise RunError(f"cannot read {path}: {error}") from None
     if digests.dtype != np.uint64 or digests.ndim != 2 or digests.shape[1] != 2:
         raise RunError(f"{path} does not contain digests of pictures")

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -483,6 +484,10 @@ class Data:
                 f"{printable(self.source)}: class names with control characters: {', '.join(odd)}. "
                 "Rename them"
             )
+        if "" in self.class_names or len(set(self.class_names)) < len(self.class_names):
+            twice = next((name for name, n in Counter(self.class_names).items() if n > 1), "")
+            what = f"two classes are called {twice!r}" if twice else "a class has no name"
+            raise DataError(f"{printable(self.source)}: {what}. Rename one")
 
     @property
     def multilabel(self) -> bool:

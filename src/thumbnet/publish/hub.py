@@ -156,9 +156,16 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
         names=", ".join(names) + (f", and {rest} more" if rest else ""),
         epochs=summary["epochs"],
         seconds=f"{summary['seconds_training']:,.0f}",
-        device=run.environment["hardware"].get("device", "an unknown device"),
+        device=_device(run.environment),
         recipe=recipe.to_toml().strip(),
     )
+
+
+def _device(environment: dict[str, Any]) -> str:
+    """The device in a run's environment, as far as it is known."""
+    hardware = environment.get("hardware")
+    known = hardware.get("device") if isinstance(hardware, dict) else None
+    return str(known or "an unknown device")
 
 
 def _use(address: str, network: str, answer: str) -> str:

@@ -183,6 +183,18 @@ def recipe_from_dict(settings: Mapping[str, Any]) -> Recipe:
     return build(Recipe, settings)
 
 
+def recipe_from_toml(text: object) -> Recipe:
+    """Build a recipe from the TOML that a checkpoint or a search keeps.
+
+    Raises:
+        RecipeError: the text is not the TOML of a recipe.
+    """
+    try:
+        return recipe_from_dict(tomllib.loads(text))  # type: ignore[arg-type]
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise RecipeError(f"the recipe is not valid TOML: {error}") from None
+
+
 def _read_toml(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     path = Path(name)
     place = name if name in recipe_names() else os.path.realpath(name)  # however the path is spelt

@@ -17,6 +17,7 @@ from thumbnet.errors import MissingExtraError, RunError
 from thumbnet.invocation import command
 from thumbnet.reports.summary import headline_key
 from thumbnet.runs.folder import CORRECTIONS_NAME, Run
+from thumbnet.runs.summaries import check_metrics
 
 CONFIDENCE = 0.95
 
@@ -153,8 +154,10 @@ def read_metrics(run: Run) -> list[dict[str, Any]]:
     path = run.path / "metrics.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        if not all(isinstance(line, dict) for line in lines):
+            raise ValueError("it does not hold one JSON object per epoch")
+        for line in lines:
+            check_metrics(line)
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read {path}: {error}") from None
-    if not all(isinstance(line, dict) and "epoch" in line for line in lines):
-        raise RunError(f"{path} does not hold one JSON object per epoch")
     return lines

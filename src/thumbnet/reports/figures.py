@@ -204,13 +204,15 @@ def curves_figure(groups: Sequence[Group]) -> Figure:
         for run in group.runs:
             metrics, key = read_metrics(run), headline_key(run.summary)
             split = "val" if any("val_accuracy" in line for line in metrics) else "test"
-            scored = [line for line in metrics if f"{split}_{key}" in line]
+            scored = [line for line in metrics if line.get(f"{split}_{key}") is not None]
             epochs, values = [s["epoch"] for s in scored], [100 * s[f"{split}_{key}"] for s in scored]
             axes[0].plot(epochs, values, marker=".", label=label, **style)
             axes[0].set_ylabel(f"{split} {headline_name(run.summary)}, %")
             draw_accuracies(axes[0], run.summary, metrics, colour, colour)
-            axes[1].plot(epochs, [s[f"{split}_loss"] for s in scored], label=_once(axes[1], split), **style)
-            at, losses = [line["epoch"] for line in metrics], [line["loss"] for line in metrics]
+            axes[1].plot(
+                epochs, [s.get(f"{split}_loss") for s in scored], label=_once(axes[1], split), **style
+            )
+            at, losses = [line["epoch"] for line in metrics], [line.get("loss") for line in metrics]
             axes[1].plot(at, losses, linestyle="--", label=_once(axes[1], "training"), **style)
             label = "_"  # one legend entry per group
     axes[1].set_ylabel("loss")

@@ -34,6 +34,11 @@ def text(value: object, where: str) -> str:
     return value
 
 
+def optional_text(value: object, where: str) -> str | None:
+    """Check that ``value`` is a string or missing."""
+    return None if value is None else text(value, where)
+
+
 def number(value: object, where: str, low: float = -math.inf, high: float = math.inf) -> float:
     """Check that ``value`` is a finite number from ``low`` to ``high``."""
     try:

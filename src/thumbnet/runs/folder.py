@@ -26,7 +26,6 @@ import itertools
 import json
 import os
 import re
-import tomllib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -41,10 +40,10 @@ from thumbnet.data.corrections import Correction, read_corrections
 from thumbnet.errors import RecipeError, RunError
 from thumbnet.files import finite, locked, make_folder, read_json, write_file, write_json, write_with
 from thumbnet.invocation import command
-from thumbnet.recipes.recipe import Recipe, read_recipe, recipe_from_dict
+from thumbnet.recipes.recipe import Recipe, read_recipe, recipe_from_toml
 from thumbnet.runs.environment import environment
 from thumbnet.runs.finding import is_finished, is_run, no_run
-from thumbnet.runs.summaries import check_summary
+from thumbnet.runs.summaries import check_settings, check_summary
 from thumbnet.runs.weights import WEIGHTS_NAME, write_weights
 from thumbnet.runs.weights_info import WeightsInfo
 
@@ -157,8 +156,17 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The contents of ``run.json``."""
-        return read_json(self.path / "run.json")
+        """The contents of ``run.json``.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        settings = read_json(self.path / "run.json")
+        try:
+            check_settings(settings)
+        except ValueError as error:
+            raise RunError(f"cannot read {self.path / 'run.json'}: {error}") from None
+        return settings
 
     @property
     def corrections(self) -> list[Correction] | None:
@@ -274,8 +282,8 @@ class Run:
         if not isinstance(state, dict) or not isinstance(state.get("recipe"), str):
             raise RunError(f"{path} is not a checkpoint of thumbnet")
         try:
-            begun = recipe_from_dict(tomllib.loads(state["recipe"]))
-        except (tomllib.TOMLDecodeError, RecipeError):
+            begun = recipe_from_toml(state["recipe"])
+        except RecipeError:
             raise RunError(f"{path} is not a checkpoint of this version of thumbnet") from None
         if _without_plan(begun) != _without_plan(self.recipe):
             raise RunError(

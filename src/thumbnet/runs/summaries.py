@@ -1,11 +1,12 @@
-"""Check a run's ``summary.json``, which may be damaged or come from a stranger. Imports no torch."""
+"""Check a run's JSON files, which may be damaged or come from a stranger. Imports no torch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-from thumbnet.runs.fields import items, number, numbers, text, whole, wrong
+from thumbnet.runs.fields import items, number, numbers, optional_text, text, whole, wrong
 
 _MOST = 2**53
 _TEXTS = ("sha256",)  # of the corrections of labels; the rest is counts
@@ -25,6 +26,36 @@ def check_summary(summary: dict[str, Any]) -> None:
             check(summary[key], key)
         elif key in summary and key not in _MAY_BE_NONE:
             raise wrong(None, key, "a value")
+
+
+def check_settings(settings: dict[str, Any]) -> None:
+    """Check the entries of ``run.json`` that commands use.
+
+    Raises:
+        ValueError: an entry is of a wrong kind; the message names it.
+    """
+    for key in ("data", "data_dir", "fingerprint", "measured_fingerprint"):
+        optional_text(settings.get(key), key)
+    continued = settings.get("continues")
+    if continued is None:
+        return
+    if not isinstance(continued, dict):
+        raise wrong(continued, "continues", "a JSON object")
+    text(continued.get("run"), "continues.run")
+    whole(continued.get("epochs"), "continues.epochs", 1, _MOST)
+
+
+def check_metrics(row: dict[str, Any]) -> None:
+    """Check a line of ``metrics.jsonl``: the epoch, and numbers or nothing for all that is drawn.
+
+    Raises:
+        ValueError: an entry is missing or of a wrong kind; the message names it.
+    """
+    whole(row.get("epoch"), "epoch", 0, _MOST)
+    for key, value in row.items():
+        drawn = key in ("loss", "lr") or key.endswith(("_loss", "_accuracy", "_map"))
+        if drawn and value is not None and value not in (math.inf, -math.inf):
+            number(value, key)
 
 
 def _share(value: object, key: str) -> None:

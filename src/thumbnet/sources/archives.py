@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import lzma
 import os
 import shutil
 import stat
-import tarfile
+import struct
 import tempfile
 import threading
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -22,7 +20,7 @@ from thumbnet.errors import DataError, printable
 from thumbnet.files import clear_leftovers, sync_below
 from thumbnet.sources.index import is_picture_name, is_picture_start
 from thumbnet.sources.packed import Pack, PackWriter, Unpacked
-from thumbnet.sources.tar import Readable, members
+from thumbnet.sources.tar import DAMAGED, Readable, members
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz", ".zip")
 MAX_EXPANSION = 200  # an archive that unpacks to more than this many times its size is refused as a bomb
@@ -30,6 +28,11 @@ MAX_EXPANSION = 200  # an archive that unpacks to more than this many times its 
 _BLOCK = 1 << 20  # bytes read and written at a time
 _PER_MEMBER = 2048  # bytes that a member counts beyond its content: empty files fill a disk as well
 _HEADERS = 4  # a tar may decompress to this many times the limit: headers and padding come on top of content
+_SIP = 4096
+# What damage may raise. zipfile adds RuntimeError (encryption, unknown methods), struct.error and IndexError.
+_DAMAGED = (*DAMAGED, zipfile.BadZipFile, RuntimeError, struct.error, IndexError, OverflowError)
+_READ_IN_SIPS = (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, *_READ_IN_SIPS)
 _FILES = "files"  # the folder for files that are not pictures
 _VERSION = f"3 {plugins.fingerprint()}"  # of the unpacked form; the plug-ins decide which files are pictures
 
@@ -87,7 +90,7 @@ def _unpack(archive: Path, cache: Path) -> Unpacked:
             with contextlib.suppress(OSError):
                 temporary.rename(target)
         return Unpacked(target / _FILES, Pack(target, key))
-    except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError) as error:
+    except _DAMAGED as error:
         raise DataError(f"cannot unpack {printable(str(archive))}: {printable(str(error))}") from None
     except OSError as error:
         raise DataError(
@@ -122,9 +125,31 @@ def _unpack_zip(archive: Path, writer: _Writer) -> None:
                 raise DataError(
                     f"{printable(str(archive))} is encrypted: unpack it yourself and pass the folder"
                 )
+            if info.compress_type not in _METHODS:
+                raise DataError(
+                    f"{printable(str(archive))} is compressed by method {info.compress_type}, which thumbnet "
+                    "does not read: unpack it yourself and pass the folder"
+                )
             if not info.is_dir():
                 with zipped.open(info) as source:
-                    writer.write(info.filename, source)
+                    writer.write(
+                        info.filename, _Sips(source) if info.compress_type in _READ_IN_SIPS else source
+                    )
+
+
+class _Sips:
+    """A member of a zip that is read a little at a time.
+
+    zipfile decompresses all that it has read with bzip2 or LZMA at once, without a limit: a megabyte may
+    become gigabytes. Four kilobytes become 90 MB at most.
+    """
+
+    def __init__(self, source: Readable) -> None:
+        self._source = source
+
+    def read(self, size: int = _SIP) -> bytes:
+        """The next bytes, ``_SIP`` at most."""
+        return self._source.read(min(size, _SIP))
 
 
 class _Writer:

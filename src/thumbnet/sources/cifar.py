@@ -19,6 +19,7 @@ from thumbnet.errors import DataError, printable
 from thumbnet.invocation import command
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.place import Place
+from thumbnet.sources.tiny_imagenet import read_lines
 
 SIDE = 32
 PICTURE_BYTES = 3 * SIDE * SIDE
@@ -189,7 +190,7 @@ def _class_names(batches: Batches) -> tuple[str, ...]:
                 f"{printable(str(path))} does not have CIFAR's class names: unpack the archive again"
             )
         return tuple(name if isinstance(name, str) else name.decode("utf-8", "replace") for name in names)
-    return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
+    return tuple(line.strip() for line in read_lines(path) if line.strip())
 
 
 class _Array:

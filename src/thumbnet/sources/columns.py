@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from thumbnet.errors import DataError, nearest, printable
 from thumbnet.recipes.settings import DataSettings
@@ -73,6 +73,7 @@ _SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing", "tst", "privatetest"), "test"),
 }
 EMPTY = frozenset(("", "nan", "NaN"))
+_NUMBER = re.compile(r"[+-]?(?=.{1,40}$)(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -232,18 +233,23 @@ def class_names(labels: Iterable[str]) -> dict[str, str]:
         DataError: the labels are numbers with fractions, which are quantities rather than classes.
     """
     found = sorted(set(labels) - {""})
-    try:
-        numbers = {label: float(label) for label in found}
-    except ValueError:
-        return {label: label for label in found}
-    if any(not math.isfinite(n) for n in numbers.values()) or any(
+    if not all(_NUMBER.fullmatch(label) for label in found) or any(
         re.match(r"-?0\d", label) for label in found
     ):
         return {label: label for label in found}
-    odd = [label for label, number in numbers.items() if number != int(number)]
+    # A float would make one class of two long identifiers that differ in their last digits.
+    numbers = {label: Decimal(label) for label in found}
+    odd = [label for label, number in numbers.items() if number != number.to_integral_value()]
     if odd:
         raise DataError(
             f"the labels are numbers with fractions, such as {odd[0]}: "
             "thumbnet learns classes, not quantities"
         )
     return {label: str(int(numbers[label])) for label in sorted(found, key=lambda label: numbers[label])}
+
+
+def in_class_order(names: Mapping[str, str]) -> tuple[list[str], dict[str, int]]:
+    """The class names in order, and each label's position in them, from the result of :func:`class_names`."""
+    order = list(dict.fromkeys(names.values()))
+    at = {name: position for position, name in enumerate(order)}
+    return order, {label: at[name] for label, name in names.items()}

@@ -15,6 +15,7 @@ from thumbnet.sources.layout import decide
 from thumbnet.sources.place import Place
 from thumbnet.sources.split_folders import LAYOUTS_HELP
 from thumbnet.sources.split_names import split_name
+from thumbnet.sources.tables import repeated_names
 from thumbnet.sources.tree import is_tool_folder
 
 __all__ = ["LAYOUTS_HELP", "label_from_name", "pictures_below", "read", "recognise", "wrapped"]
@@ -87,7 +88,7 @@ def _read_labels_file(root: Path) -> tuple[str, ...] | None:
         names = tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from None
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = repeated_names(names)
     if twice:
         raise DataError(f"{path} lists classes more than once: {', '.join(twice)}")
     return names

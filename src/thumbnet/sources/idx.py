@@ -188,6 +188,8 @@ def read_idx(path: Path) -> np.ndarray:
             if len(sizes) < 4 * head[3]:
                 raise DataError(f"{path} is cut short: its header is incomplete")
             shape = struct.unpack(f">{head[3]}I", sizes)
+            if 0 in shape:
+                raise DataError(f"{path} declares {' x '.join(map(str, shape))} values: it is empty")
             expected = math.prod(shape) * kind.itemsize
             if expected > limit:
                 raise DataError(

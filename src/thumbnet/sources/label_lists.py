@@ -121,7 +121,10 @@ def _list_in(cell: str) -> list[str] | None:
             return None
     if not isinstance(values, list) or not all(isinstance(one, str | int) for one in values):
         return None
-    return list(dict.fromkeys(label for one in values if (label := str(one).strip())))
+    try:
+        return list(dict.fromkeys(label for one in values if (label := str(one).strip())))
+    except ValueError:  # an integer of more digits than Python converts, which may be written in hexadecimal
+        return None
 
 
 def _repeated(tables: Sequence[tuple[Table, Columns]], cells: list[list[str]]) -> bool:

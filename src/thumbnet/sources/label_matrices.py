@@ -11,7 +11,8 @@ from thumbnet.data.multilabel import MultiLabelSplit, as_matrix
 from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError, printable
 from thumbnet.sources.arrays import Arrays, array_splits, as_array
-from thumbnet.sources.columns import class_names as in_order
+from thumbnet.sources.columns import class_names as labels_by_name
+from thumbnet.sources.columns import in_class_order
 
 
 def label_matrices(
@@ -131,8 +132,8 @@ def _numbered(
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     used = {str(label) for part in rows.values() for row in part for label in row}
     if class_names is None:
-        names = tuple(dict.fromkeys(in_order(used).values()))
-        position = {label: names.index(name) for label, name in in_order(used).items()}
+        order, position = in_class_order(labels_by_name(used))
+        names = tuple(order)
     else:
         names = tuple(map(str, class_names))
         position = {str(number): number for number in range(len(names))}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -278,8 +278,9 @@ class _Decision(SplitFinder):
                 names = {name: name.rpartition("/")[2] for name in classes}
         stripped = {name: shown.strip() for name, shown in names.items()}
         changed = [name for name in names if stripped[name] != names[name] and stripped[name]]
+        alike = Counter(stripped.values())
         for name in changed:
-            if list(stripped.values()).count(stripped[name]) == 1:
+            if alike[stripped[name]] == 1:
                 names[name] = stripped[name]
                 self.notes.append(
                     f"the class folder {name!r} became the class {stripped[name]!r}, without spaces around it"

@@ -24,6 +24,7 @@ from thumbnet.sources.columns import (
     Columns,
     class_names,
     find_columns,
+    in_class_order,
     label_candidates,
     split_of_name,
     split_word,
@@ -157,9 +158,11 @@ def _data(
             raise DataError(
                 f"{source}: {split} has classes that train lacks: {', '.join(map(printable, stray[:20]))}"
             )
-    order = list(dict.fromkeys(names.values()))
+    order, position = in_class_order(names)
     titles, note = _titles(folder, order)
-    made = {split: _split(pictures, rows, names, order) for split, rows in splits.items() if rows.paths}
+    made = {
+        split: _split(pictures, rows, position, len(order)) for split, rows in splits.items() if rows.paths
+    }
     grouped = {
         split: np.array(rows.groups) for split, rows in splits.items() if rows.paths and settings.group_by
     }
@@ -172,13 +175,12 @@ def _data(
     )
 
 
-def _split(pictures: Pictures, rows: _Rows, names: dict[str, str], order: list[str]) -> Split:
-    """The pictures of a split with their labels as positions in ``order``, or as a matrix of them."""
-    position = {label: order.index(name) for label, name in names.items()}
+def _split(pictures: Pictures, rows: _Rows, position: dict[str, int], classes: int) -> Split:
+    """The pictures of a split with the positions of their labels, or as a matrix of them."""
     if not rows.several:
         labels = [position[label] for (label,) in rows.labels]
         return pictures.index.split(rows.paths, np.array(labels, dtype=np.int64))
-    matrix = as_matrix([[position[label] for label in row] for row in rows.labels], len(order))
+    matrix = as_matrix([[position[label] for label in row] for row in rows.labels], classes)
     return MultiLabelSplit(pictures.index.split(rows.paths, np.zeros(len(matrix), dtype=np.int64)), matrix)
 
 

@@ -1,8 +1,7 @@
-"""Read pictures and labels from MATLAB's ``.mat`` files with SciPy: those of SVHN, and similar ones."""
+"""Read pictures and labels from MATLAB's ``.mat`` files: those of SVHN, and similar ones."""
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -10,27 +9,13 @@ from typing import Any
 import numpy as np
 
 from thumbnet.data.splits import Data
-from thumbnet.errors import DataError, MissingExtraError, printable
+from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
-from thumbnet.sources.archives import MAX_EXPANSION
 from thumbnet.sources.arrays import CHANNELS, Arrays, data_from_arrays, pair_up, part_of
+from thumbnet.sources.matlab import numeric_arrays
 from thumbnet.sources.place import Place, has_pictures
 
 _SVHN = re.compile(r"(train|test|extra)_32x32\.mat", re.IGNORECASE)
-_HDF5 = b"\x89HDF\r\n\x1a\n"
-_NUMBERS = {
-    "uint8",
-    "int8",
-    "uint16",
-    "int16",
-    "uint32",
-    "int32",
-    "uint64",
-    "int64",
-    "single",
-    "double",
-    "logical",
-}
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
@@ -45,7 +30,6 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     """The pictures and labels in ``.mat`` files.
 
     Raises:
-        MissingExtraError: SciPy is not installed.
         DataError: a file is damaged, has version 7.3, or has no pictures and labels.
     """
     files = _files(place.path)
@@ -62,7 +46,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
             )
     paired = Arrays()
     for path in files:
-        one = _orient(pair_up(_load(path), str(path)), path)
+        one = _orient(pair_up(numeric_arrays(path), str(path)), path)
         for split in one.images:
             key = split if len(files) == 1 else str(part_of(path.stem)[1])
             paired.images[key], paired.labels[key] = one.images[split], one.labels[split]
@@ -77,10 +61,19 @@ def _read_svhn(files: dict[str, Path], with_extra: bool, source: str, folder: Pa
         if part == "extra" and not with_extra:
             arrays.notes.append(f"{path.name} was left out; to train on it too, name it: {path}")
             continue
-        one = _orient(pair_up(_load(path), str(path)), path)
-        images, labels = one.images["train"], one.labels["train"].reshape(-1) % 10
+        one = _orient(pair_up(numeric_arrays(path), str(path)), path)
+        if len(one.images) != 1:
+            raise DataError(
+                f"{path} has pictures of {' and '.join(one.images)}, expected SVHN's arrays X and y"
+            )
+        (images,), (labels,) = one.images.values(), one.labels.values()
+        labels = labels.reshape(-1) % 10
         split = "test" if part == "test" else "train"
         if split in arrays.images:
+            if images.shape[1:] != arrays.images[split].shape[1:]:
+                raise DataError(
+                    f"{path} has pictures of another shape than the other files: {list(images.shape)}"
+                )
             images = np.concatenate([arrays.images[split], images])
             labels = np.concatenate([arrays.labels[split], labels])
         arrays.images[split], arrays.labels[split] = images, labels
@@ -98,40 +91,6 @@ def _files(path: Path) -> list[Path]:
         return [p for p in _files(path.parent) if _SVHN.fullmatch(p.name)] if named else [path]
     except OSError:
         return []
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of numbers in a file, by name.
-
-    Raises:
-        MissingExtraError: SciPy is not installed.
-        DataError: the file is damaged, has version 7.3, or declares more values than it can hold.
-    """
-    try:
-        from scipy.io import loadmat, whosmat
-    except ImportError:
-        raise MissingExtraError(f"reading {path.name}", "formats") from None
-    try:
-        with path.open("rb") as file:
-            head = file.read(520)
-        if head.startswith((b"MATLAB 7.3", _HDF5)) or head[512:] == _HDF5:
-            raise DataError(
-                f"{path} is a MATLAB file of version 7.3 (HDF5), which thumbnet cannot read. In MATLAB, save "
-                "it with save(FILE, ..., '-v7'). In Python, read it with h5py and save it with numpy.savez"
-            )
-        found = [(name, shape) for name, shape, kind in whosmat(path) if kind in _NUMBERS]
-        limit = MAX_EXPANSION * path.stat().st_size + (1 << 20)
-        if sum(math.prod(map(int, shape)) for _, shape in found) > limit:
-            raise DataError(f"{path} declares more values than its {path.stat().st_size:,} bytes can hold")
-        loaded = loadmat(path, variable_names=[name for name, _ in found])
-        return {name: loaded[name] for name, _ in found}
-    except DataError:
-        raise
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # SciPy can raise almost any exception for a damaged file
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise DataError(f"{path} is not a MATLAB file, or is damaged: {printable(reason)}") from None
 
 
 def _orient(arrays: Arrays, path: Path) -> Arrays:

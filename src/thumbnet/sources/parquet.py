@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,14 @@ from thumbnet.data.multilabel import MultiLabelSplit, as_matrix
 from thumbnet.data.splits import BytesSplit, Data, Split
 from thumbnet.errors import DataError, MissingExtraError, nearest, printable
 from thumbnet.recipes.settings import DataSettings
-from thumbnet.sources.columns import class_names, label_candidates, split_of_name
+from thumbnet.sources.archives import MAX_EXPANSION
+from thumbnet.sources.columns import class_names, in_class_order, label_candidates, split_of_name
 from thumbnet.sources.place import Place
-from thumbnet.sources.tables import Table
+from thumbnet.sources.tables import Table, repeated_names
 
 _LISTS = re.compile(r"(large_)?list<\w+: ((large_)?string|u?int\d+)( not null)?>")
+_HOLDS_FILES = re.compile(r"struct<(\w+: (large_)?(string|binary), )*bytes: (large_)?binary\b")
+_ROWS_PER = 20  # a file may have MAX_EXPANSION / 20 rows per byte
 _SHARD = re.compile(r"(?P<split>.+?)(-\d{5}-of-\d{5}.*)?", re.I)
 
 
@@ -39,20 +44,92 @@ def read_rows(path: Path, limit: int | None = None) -> Table:
         DataError: the file cannot be read.
         MissingExtraError: pyarrow is not installed.
     """
-    file = _open(path)
     names = [
-        field.name for field in file.schema_arrow if not _is_nested(field.type) or _holds_lists(field.type)
+        field.name
+        for field in _open(path).schema_arrow
+        if not _is_nested(field.type) or _holds_lists(field.type)
     ]
-    try:
-        rows: list[list[str]] = []
-        for batch in file.iter_batches(1 << 14, columns=names):
-            columns = [batch.column(name).to_pylist() for name in names]
-            rows += [[_text(cell) for cell in row] for row in zip(*columns, strict=True)]
-            if limit is not None and len(rows) >= limit:
-                break
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {printable(str(path))}: {error}") from None
+    rows: list[list[str]] = []
+    for columns in _batches(path, 1 << 14, names):
+        rows += [[_text(cell) for cell in row] for row in zip(*columns, strict=True)]
+        if limit is not None and len(rows) >= limit:
+            break
     return Table(path, names, rows[:limit], list(range(1, len(rows) + 1))[:limit], True)
+
+
+def _batches(path: Path, size: int, names: Sequence[str]) -> Iterator[list[list[Any]]]:
+    """Yield the values of the columns ``names``, up to ``size`` rows at a time.
+
+    A file of 50 KB can hold one megabyte and repeat it in a million rows. Such a value is one object here.
+
+    Raises:
+        DataError: the file is damaged, or it holds far more than its size.
+    """
+    most = MAX_EXPANSION * path.stat().st_size + (1 << 20)
+    with _damage_as_data_error(path):
+        file = _open(path)
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+        declared = sum(chunk.total_uncompressed_size for chunk in chunks)
+        values = max((chunk.num_values for chunk in chunks), default=0)
+        if declared > most or values > most // _ROWS_PER:
+            raise _bomb(path)
+        leaves = [file.schema.column(number) for number in range(len(file.schema))]
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        for batch in (
+            _pyarrow().ParquetFile(path, read_dictionary=texts).iter_batches(size, columns=list(names))
+        ):
+            columns = [_values(batch.column(name)) for name in names]
+            most -= sum(_size(cell) for column in columns for cell in column)
+            if most < 0:
+                raise _bomb(path)
+            yield columns
+
+
+def _bomb(path: Path) -> DataError:
+    return DataError(
+        f"{printable(str(path))} holds more than {MAX_EXPANSION} times its {path.stat().st_size:,} bytes and "
+        "is refused as a decompression bomb"
+    )
+
+
+def _values(column: Any) -> list[Any]:
+    """The values of an Arrow array as Python objects; equal texts of a dictionary are one object."""
+    kind = str(column.type)
+    if kind.startswith("dictionary<"):
+        known = _values(column.dictionary)
+        return [None if at is None else known[at] for at in column.indices.to_pylist()]
+    if kind.startswith("struct<"):
+        names = [field.name for field in column.type]
+        rows = zip(*(_values(field) for field in column.flatten()), strict=True)
+        valid = column.is_valid().to_pylist()
+        return [dict(zip(names, row, strict=True)) if v else None for v, row in zip(valid, rows, strict=True)]
+    if kind.startswith(("list<", "large_list<")):
+        ends, values = column.offsets.to_pylist(), _values(column.values)
+        valid = column.is_valid().to_pylist()
+        return [values[a:b] if v else None for v, a, b in zip(valid, ends, ends[1:], strict=False)]
+    return list(column.to_pylist())
+
+
+def _size(cell: Any) -> int:
+    """The bytes of a cell, as far as they count."""
+    if isinstance(cell, bytes | str | list):
+        return len(cell) if not isinstance(cell, list) else sum(map(_size, cell))
+    return sum(map(_size, cell.values())) if isinstance(cell, dict) else 1
+
+
+@contextmanager
+def _damage_as_data_error(path: Path) -> Iterator[None]:
+    """Raise the errors that a damaged file causes as :class:`DataError`."""
+    try:
+        yield
+    except (DataError, MissingExtraError):
+        raise
+    except (
+        Exception
+    ) as error:  # each of Arrow's exceptions is one of Python's: KeyError, NotImplementedError, ...
+        reason = printable(str(error).split("\n")[0]) or type(error).__name__
+        raise DataError(f"cannot read {printable(str(path))}: {reason}") from None
 
 
 def _holds_lists(kind: Any) -> bool:
@@ -73,11 +150,12 @@ def _is_nested(kind: Any) -> bool:
 
 
 def _open(path: Path) -> Any:
-    library = _pyarrow()
-    try:
-        return library.ParquetFile(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {printable(str(path))}: {error}") from None
+    with _damage_as_data_error(path):
+        file = _pyarrow().ParquetFile(path)
+        twice = repeated_names(file.schema_arrow.names)
+    if twice:
+        raise DataError(f"{printable(str(path))}: two columns are called {printable(twice[0])!r}. Rename one")
+    return file
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
@@ -128,7 +206,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
             column = _label_column(file, image, path, settings)
             titles = titles or _titles(file, column)
             kinds.add(_holds_lists(file.schema_arrow.field(column).type))
-            _read_file(file, path, (image, column), (contents, labels, names), split)
+            _read_file(path, (image, column), (contents, labels, names), split)
         kept = [i for i, label in enumerate(labels) if label not in ("", "-1")]
         if len(kept) < len(labels):
             notes.append(f"{split}: skipped {len(labels) - len(kept):,} row(s) without a label")
@@ -166,8 +244,7 @@ def _data(
         raise DataError(
             f"{source}: the label {printable(odd[0])} is not among the {len(known)} classes with names"
         )
-    order = list(dict.fromkeys(known.values()))
-    at = {label: order.index(name) for label, name in known.items()}
+    order, at = in_class_order(known)
     splits: dict[str, Split] = {}
     for split, (contents, _, names) in found.items():
         numbers = [[at[label] for label in row] for row in rows[split]]
@@ -181,26 +258,20 @@ def _data(
 
 
 def _read_file(
-    file: Any,
     path: Path,
     columns: tuple[str, str],
     into: tuple[list[bytes], list[str], list[str]],
     split: str,
 ) -> None:
     contents, labels, names = into
-    image, column = columns
-    try:
-        for batch in file.iter_batches(512, columns=list(columns)):
-            cells, values = batch.column(image).to_pylist(), batch.column(column).to_pylist()
-            for cell, value in zip(cells, values, strict=True):
-                content = cell.get("bytes") if isinstance(cell, dict) else cell
-                if not content:
-                    raise DataError(f"{printable(str(path))}: row {len(names)} of {split} has no picture")
-                contents.append(content)
-                labels.append(_text(value))
-                names.append(f"{split}[{len(names)}]")
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {printable(str(path))}: {error}") from None
+    for cells, values in _batches(path, 512, columns):
+        for cell, value in zip(cells, values, strict=True):
+            content = cell.get("bytes") if isinstance(cell, dict) else cell
+            if not content:
+                raise DataError(f"{printable(str(path))}: row {len(names)} of {split} has no picture")
+            contents.append(content)
+            labels.append(_text(value))
+            names.append(f"{split}[{len(names)}]")
 
 
 def _files(path: Path) -> list[Path]:
@@ -217,7 +288,7 @@ def _image_column(file: Any) -> str:
     """
     fields = list(file.schema_arrow)
     for field in fields:
-        if str(field.type).startswith("struct<") and "bytes:" in str(field.type):
+        if _HOLDS_FILES.match(str(field.type)):
             return str(field.name)
     binary = [str(f.name) for f in fields if str(f.type) in ("binary", "large_binary")]
     return next((name for name in binary if name.lower() in ("image", "img", "bytes", "jpg", "png")), "")
@@ -250,8 +321,8 @@ def _titles(file: Any, column: str) -> list[str] | None:
         info = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
         feature = info["info"]["features"][column]
         names = feature.get("feature", feature)["names"]
+        if isinstance(names, dict):
+            names = [names[key] for key in sorted(names, key=int)]
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return None
-    if isinstance(names, dict):
-        names = [names[key] for key in sorted(names, key=int)]
-    return [str(name) for name in names]
+    return [str(name) for name in names] if isinstance(names, list) else None

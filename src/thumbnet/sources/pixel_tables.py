@@ -17,7 +17,14 @@ from thumbnet.data.splits import ArraySplit, Data, Split
 from thumbnet.errors import DataError, ThumbnetError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import manifest
-from thumbnet.sources.columns import class_names, label_candidates, named, split_of_name, split_word
+from thumbnet.sources.columns import (
+    class_names,
+    in_class_order,
+    label_candidates,
+    named,
+    split_of_name,
+    split_word,
+)
 from thumbnet.sources.manifest import class_folders
 from thumbnet.sources.place import Place
 from thumbnet.sources.tables import Table, read_table
@@ -37,7 +44,7 @@ def recognise(place: Place, settings: DataSettings) -> bool:
         if place.path.is_dir() and (class_folders(place) or manifest.recognise(place, settings)):
             return False
         return any(_is_pixels(path) for path in _files(place.path))
-    except (ThumbnetError, OSError, ValueError, csv.Error):
+    except (ThumbnetError, OSError, ValueError, csv.Error, RecursionError):
         return False
 
 
@@ -96,8 +103,7 @@ def _data(
     source: str, used: list[str], found: dict[str, tuple[np.ndarray, list[str]]], notes: list[str]
 ) -> Data:
     names = class_names(label for _, labels in found.values() for label in labels)
-    order = list(dict.fromkeys(names.values()))
-    at = {label: order.index(name) for label, name in names.items()}
+    order, at = in_class_order(names)
     made: dict[str, Split] = {}
     shapes = []
     for split, (pixels, labels) in found.items():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -43,8 +45,17 @@ class Table:
 
     def column(self, name: str) -> list[str]:
         """The cells of one column."""
-        position = self.names.index(name)
+        position = self._positions[name]
         return [row[position] for row in self.rows]
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {name: position for position, name in enumerate(self.names)}
+
+
+def repeated_names(names: Sequence[str]) -> list[str]:
+    """The names that occur more than once, sorted. There may be a million of them in a stranger's file."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
 def read_table(path: Path, limit: int | None = None) -> Table:
@@ -120,7 +131,7 @@ def _read(path: Path, encoding: str, note: str, limit: int | None) -> Table:
             )
     names = rows[0] if header else [f"column {number + 1}" for number in range(width)]
     names = [name or f"column {number + 1}" for number, name in enumerate(names)]
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = repeated_names(names)
     if repeated:
         raise DataError(
             f"{printable(str(path))}: two columns are called {printable(repeated[0])!r}. Rename one"

@@ -15,6 +15,7 @@ import math
 import queue
 import tarfile
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol, Self
@@ -26,6 +27,9 @@ _AHEAD = 32  # blocks to decompress ahead
 _XZ, _BZIP2, _GZIP = b"\xfd7zXZ\0", b"BZh", b"\x1f\x8b"
 _LONGEST_HEADER = 1 << 20  # bytes of a long name or of extended attributes, which tarfile reads at once
 _MOST_MEMORY = 1 << 29  # bytes for decompressing xz; its strongest preset takes 65 MB
+# What damage may raise, besides OSError. tarfile raises ValueError for wrong numbers in extended headers, and
+# RecursionError for thousands of headers that each belong to the next one.
+DAMAGED = (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, ValueError, RecursionError)
 _ZEROS = bytes(_HEADER)
 _POSIX, _GNU = b"ustar\x0000", b"ustar  \0"
 
@@ -58,8 +62,7 @@ def members(archive: Path, most: float = math.inf) -> Iterator[Member]:
         most: the most bytes, headers included, that it may decompress to.
 
     Raises:
-        tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError: the archive is damaged or cannot be
-            read.
+        OSError, or one of DAMAGED: the archive is damaged or cannot be read.
     """
     with archive.open("rb") as file:
         start = file.read(len(_XZ))

@@ -26,6 +26,7 @@ from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.labels import as_class, number_classes
 from thumbnet.sources.place import Place
 from thumbnet.sources.split_names import split_name
+from thumbnet.sources.tar import DAMAGED
 
 LABELS = ("cls", "json", "txt", "label", "class")
 _JSON_KEYS = ("label", "class", "cls", "class_name", "label_name", "category", "target", "class_id")
@@ -123,7 +124,7 @@ def read_shards(shards: Sequence[Path], source: str) -> Data:
                 names[split].append(f"{shard.name}/{sample['__key__']}.{kind}")
                 places[split].append(picture)
                 values[split].append(label)
-        except (tarfile.TarError, EOFError, OSError, ValueError, AssertionError) as error:
+        except (*DAMAGED, OSError, AssertionError) as error:
             raise DataError(
                 f"cannot read the shard {printable(str(shard))}: "
                 f"{printable(str(error.args[0]) if error.args else '')}"
@@ -209,8 +210,8 @@ def _shards(folder: Path) -> list[Path]:
 def _is_shard(path: Path) -> bool:
     """Whether the first members include a picture and a label with the same key."""
     seen: dict[str, set[str]] = defaultdict(set)
-    damaged = (tarfile.TarError, EOFError, OSError, ValueError)  # the members before the damage are enough
-    with suppress(*damaged), tarfile.open(path, "r:") as tar:
+    # The members before the damage are enough.
+    with suppress(*DAMAGED, OSError), tarfile.open(path, "r:") as tar:
         for _, member in zip(range(_MEMBERS_CHECKED), tar, strict=False):
             if member.isreg():
                 key, _, suffix = _base(member.name)

@@ -169,7 +169,7 @@ def named_keys(recipe: object, overrides: Sequence[str]) -> frozenset[str]:
     if isinstance(recipe, str | Path) and Path(recipe).suffix == ".toml":
         try:
             settings = tomllib.loads(Path(recipe).read_text("utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return frozenset(keys)
         tables = {section: table for section, table in settings.items() if isinstance(table, dict)}
         keys |= {f"{section}.{key}" for section, table in tables.items() for key in table}

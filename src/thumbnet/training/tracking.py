@@ -237,7 +237,7 @@ def parameters_of(recipe: Recipe) -> dict[str, str | int | float]:
 def tags_of(run: Run) -> dict[str, str]:
     """What identifies a training besides its recipe. Values that are unknown are left out."""
     settings, environment = run.settings, run.environment
-    hardware = environment.get("hardware")
+    hardware, packages = environment.get("hardware"), environment.get("packages")
     continues = settings.get("continues")
     found = {
         "run": str(run.path.resolve()),
@@ -245,7 +245,7 @@ def tags_of(run: Run) -> dict[str, str]:
         "data_fingerprint": settings.get("fingerprint"),
         "git_commit": environment.get("git_commit"),
         "thumbnet_version": environment.get("thumbnet"),
-        "torch_version": (environment.get("packages") or {}).get("torch"),
+        "torch_version": packages.get("torch") if isinstance(packages, dict) else None,
         "hardware": json.dumps(hardware) if isinstance(hardware, dict) else hardware,
         "continues": continues.get("run") if isinstance(continues, dict) else None,
     }

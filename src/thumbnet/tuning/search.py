@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from thumbnet.errors import (
 )
 from thumbnet.evaluation import wilson_interval
 from thumbnet.files import read_json, write_file, write_json
-from thumbnet.recipes.recipe import Recipe, recipe_from_dict
+from thumbnet.recipes.recipe import Recipe, recipe_from_toml
 from thumbnet.runs.folder import Run
 from thumbnet.training.fit import StepResult
 from thumbnet.training.train import train
@@ -57,7 +56,7 @@ class Tuned:
     def start(self) -> Recipe:
         """The recipe where the search started, with its own number of epochs."""
         settings = read_json(self.path / SETTINGS)
-        recipe = recipe_from_dict(tomllib.loads(settings["recipe"]))
+        recipe = recipe_from_toml(settings.get("recipe"))
         return replace(recipe, training=replace(recipe.training, epochs=settings["epochs"]))
 
     @property

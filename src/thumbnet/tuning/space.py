@@ -7,11 +7,12 @@ recipe may have several of each, and their ratios matter. All other knobs are th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
 
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import SMALLEST_BATCH, AugmentSettings, OptimizerSettings
+from thumbnet.runs.fields import items, number, shown, table, text
 
 Point: TypeAlias = dict[str, float | int]
 """A value for every knob, by its name."""
@@ -53,8 +54,17 @@ class Knob:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Knob:
-        """Rebuild a knob from the output of :meth:`to_dict`."""
-        return cls(**{**values, "keys": tuple(values["keys"])})
+        """Rebuild a knob from the output of :meth:`to_dict`.
+
+        Raises:
+            ValueError: an entry is missing, unknown or of a wrong kind.
+        """
+        given = table(values, "a knob", [known.name for known in fields(cls)])
+        low, high, start = (number(given[key], key) for key in ("low", "high", "start"))
+        if given["kind"] not in ("int", "float") or type(given["log"]) is not bool or low > high:
+            raise ValueError(f"a knob is {shown(values)}")
+        keys = tuple(text(one, "keys") for one in items(given["keys"], "keys"))
+        return cls(text(given["name"], "name"), given["kind"], low, high, start, given["log"], keys)
 
 
 def knobs(

@@ -21,7 +21,6 @@ import inspect
 import os
 import threading
 import time
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,13 +29,14 @@ from typing import Any
 import torch
 
 from thumbnet.data.corrections import Correction, corrections_of, read_corrections
-from thumbnet.errors import RunError, ThumbnetError, memory_guard
+from thumbnet.errors import RecipeError, RunError, ThumbnetError, memory_guard
 from thumbnet.files import locked, read_json, write_file, write_json
 from thumbnet.hardware import choose_device, deterministic
 from thumbnet.invocation import command
 from thumbnet.kernels.library import load_kernels
 from thumbnet.models.registry import find_builder
-from thumbnet.recipes.recipe import Recipe, recipe_from_dict
+from thumbnet.recipes.recipe import Recipe, recipe_from_toml
+from thumbnet.runs.fields import optional_text
 from thumbnet.runs.folder import CORRECTIONS_NAME, LOCK_NAME, Run
 from thumbnet.training.choose import choose_recipe, load_for
 from thumbnet.training.time_budget import check_minutes, may_narrow
@@ -171,13 +171,13 @@ def resume_tuning(
         listener = listener or TuneListener()
         chosen = choose_device(device)
         try:
-            base = recipe_from_dict(tomllib.loads(settings["recipe"]))
+            base = recipe_from_toml(settings["recipe"])
             varied = tuple(Knob.from_dict(one) for one in settings["knobs"])
-            source, data_dir = settings["data"], settings["data_dir"]
+            source, data_dir = (optional_text(settings[key], key) for key in ("data", "data_dir"))
             corrected, fingerprint = settings["corrected"], settings["fingerprint"]
             bool(settings["shortened"]), int(settings["epochs"])
             _check_asked(settings["minutes"], settings["trials"])
-        except (KeyError, TypeError, AttributeError, tomllib.TOMLDecodeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecipeError) as error:
             raise RunError(f"{folder / SETTINGS} is damaged ({error}). Start a new search") from None
         find_builder(base.model.name)  # if its code is not allowed, say so before the data are read
         given = source if data is None else data
