@@ -179,6 +179,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     made.add_argument(
         "--stop-after", type=float, default=4.0, help="seconds of load before each further stop"
     )
+    made.add_argument("--quick-stops", action="store_true", help="no clients that keep a stop waiting")
     made.add_argument("--growth", type=float, default=32.0, help="megabytes that memory may grow by")
     made.add_argument("--peak", type=float, default=1000.0, help="megabytes above the start, at any moment")
     made.add_argument(
@@ -229,7 +230,7 @@ async def _under_load(
     tasks = []
     for group, share in SHARES.items():
         kinds = GROUPS[group]
-        if number % 2:  # every second stop has no clients that hold it up for as long as it may take
+        if number % 2 or options.quick_stops:  # some clients hold a stop up for as long as it may take
             kinds = [one for one in kinds if one.name not in ("endless body", "no reader")]
         for client in range(max(1, round(options.clients * share / 32))):
             seed = f"{options.seed} {number} {group} {client}"
