@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,21 @@ def test_every_command_reports_a_full_disk_behind_stdout_in_one_line(
         assert told[-1] == "thumbnet: cannot write the results to stdout: No space left on device", arguments
         assert not any("Traceback" in line for line in told)
     assert (tmp_path / "sorted.csv").is_file()  # the work was done
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_help_and_version_report_a_full_disk_too(buffered: bool) -> None:
+    """argparse ignores what it cannot write; without a buffer, no later flush notices."""
+    commands = [["--help"], ["--version"], ["train", "--help"], ["recipes", "show", "--help"]]
+    for arguments in commands:
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            done = subprocess.run(
+                [sys.executable, *([] if buffered else ["-u"]), "-m", "thumbnet", *arguments],
+                env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+                stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+            )  # fmt: skip
+        told = "thumbnet: cannot write the results to stdout: No space left on device\n"
+        assert (arguments, done.returncode, done.stderr) == (arguments, 2, told)
 
 
 def test_a_training_whose_results_cannot_be_printed_ends_as_always(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import threading
@@ -17,9 +18,10 @@ from thumbnet.errors import ThumbnetError
 
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 
 from thumbnet.serving import server
+from thumbnet.serving.protection import protect, read_body
 from thumbnet.serving.server import listen, serve
 
 
@@ -197,3 +199,231 @@ def test_a_slow_answer_is_not_taken_for_a_slow_head(monkeypatch: pytest.MonkeyPa
             assert answer.read() == b'"late"'
 
     with_service(visit, app)
+
+
+def received(connection: socket.socket) -> bytes:
+    """Everything until the service closes the connection."""
+    connection.settimeout(20)
+    found = b""
+    with suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            found += part
+    return found
+
+
+def with_slow_and_large(events: list[str]) -> FastAPI:
+    """An application with ``/slow``, an answer of 200 kB at ``/large``, and ``/body``, which reads a body."""
+    app = app_with(events)
+
+    @app.get("/slow")
+    async def slow() -> str:
+        events.append("slow")
+        await asyncio.sleep(0.5)
+        return "late"
+
+    @app.get("/large")
+    async def large() -> Response:
+        return Response(bytes(200_000))
+
+    @app.post("/body")
+    async def body(request: Request) -> int:
+        return len(await read_body(request, 1_000_000, 20.0, "send less"))
+
+    @app.post("/late")
+    async def late(request: Request) -> str:
+        await request.body()
+        events.append("late")
+        await asyncio.sleep(0.5)
+        return "late"
+
+    return app
+
+
+CHUNKED = b"POST /body HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "more"),
+    [
+        (GET, b"X-Header: value\r\n" * 4000), (GET + b"X-Header: ", b"x" * 65_536), (b"GET /", b"x" * 65_536),
+        (b"", b"\r\n" * 30_000), (CHUNKED + b"1\r\nx\r\n0\r\n", b"X-Trailer: value\r\n" * 4000),
+        (CHUNKED + b"1\r\nx\r\n0\r\nX-Trailer: ", b"x" * 65_536), (CHUNKED + b"1;", b"x" * 65_536),
+    ],
+    ids=["headers", "a header", "a path", "empty lines", "trailers", "a trailer", "an extension of a chunk"],
+)  # fmt: skip
+def test_what_is_no_body_cannot_grow_without_end(start: bytes, more: bytes) -> None:
+    def visit(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            sent = 0
+            with suppress(OSError):
+                connection.sendall(start)
+                while sent < 50_000_000:
+                    connection.sendall(more)
+                    sent += len(more)
+            assert sent < 20_000_000  # less what lies in the buffers of the operating system
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=30) as answer:
+            assert answer.status == 200
+
+    with_service(visit, with_slow_and_large([]))
+
+
+def test_a_head_that_is_too_large_is_refused_with_431_and_one_of_60_kb_is_not() -> None:
+    def visit(port: int) -> None:
+        for size, status in ((60_000, b"200"), (100_000, b"431")):
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(GET + b"Connection: close\r\nX-Header: ")
+                with suppress(OSError):
+                    for _ in range(size // 1000):
+                        connection.sendall(b"x" * 1000)
+                        time.sleep(0.0002)
+                    connection.sendall(b"\r\n\r\n")
+                assert received(connection).startswith(b"HTTP/1.1 " + status)
+
+    with_service(visit)
+
+
+def test_a_body_of_many_small_chunks_and_an_unread_body_are_no_overhead() -> None:
+    def visit(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(CHUNKED + b"1\r\nx\r\n" * 100_000 + b"0\r\n\r\n")
+            connection.sendall(b"POST /body HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000000\r\n\r\n")
+            connection.sendall(bytes(2_000_000) + GET + b"Connection: close\r\n\r\n")
+            answers = received(connection).split(b"HTTP/1.1 ")
+            assert [answer[:3] for answer in answers] == [b"", b"200", b"413", b"200"]
+            assert answers[1].endswith(b"100000")
+
+    with_service(visit, with_slow_and_large([]))
+
+
+def test_only_so_many_requests_wait_on_a_connection() -> None:
+    def visit(port: int) -> None:
+        slow = GET.replace(b"/", b"/slow", 1) + b"\r\n"
+        for waiting in (99, 5000):
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                last = GET + b"Connection: close\r\n\r\n"
+                connection.sendall(slow + (GET + b"\r\n") * (waiting - 1) + last)
+                answers = received(connection).count(b"HTTP/1.1 200")
+                assert answers == (100 if waiting == 99 else 0)
+
+    with_service(visit, with_slow_and_large([]))
+
+
+def test_a_client_that_takes_no_answer_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "READ_SECONDS", 1.0)
+    large = GET.replace(b"/", b"/large", 1) + b"\r\n"
+
+    def visit(port: int) -> None:
+        for reads in (False, True):
+            connection = socket.socket()
+            if not reads:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", port))
+            connection.sendall(large * 79 + large.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            if not reads:
+                time.sleep(3)
+            assert (len(received(connection)) > 80 * 200_000) == reads
+            connection.close()
+
+    with_service(visit, with_slow_and_large([]))
+
+
+def test_what_is_no_http_is_not_answered_within_another_answer() -> None:
+    def visit(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(GET.replace(b"/", b"/slow", 1) + b"\r\n")
+            time.sleep(0.2)
+            connection.sendall(b"\x16\x03 no HTTP\r\n\r\n")
+            assert received(connection) == b""  # the client would take a 400 for the answer to its request
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"\x16\x03 no HTTP\r\n\r\n")
+            assert received(connection).startswith(b"HTTP/1.1 400")
+
+    with_service(visit, with_slow_and_large([]))
+
+
+def test_strange_requests_and_clients_that_leave_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n"
+    late = b"POST /late HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+    events: list[str] = []
+
+    def visit(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"no HTTP\r\n\r\n")
+            received(connection)
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(GET + upgrade)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")  # and it is no web socket
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(late * 3)
+            time.sleep(0.2)
+        time.sleep(1.5)
+
+    with_service(visit, with_slow_and_large(events))
+    assert events.count("late") == 1  # those after it have nobody to answer to
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_request_that_arrives_before_the_signal_is_answered_however_busy_the_service_is() -> None:
+    """Also if it is still in the operating system's buffers, or its connection is not accepted yet."""
+    busy = threading.Event()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async def block() -> None:
+            while True:
+                busy.set()
+                time.sleep(0.05)  # nothing else runs
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(block())
+        yield
+        task.cancel()
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.get("/")
+    async def root() -> str:
+        return "here"
+
+    found: list[bytes] = []
+
+    def visit(port: int) -> None:
+        kept = socket.create_connection(("127.0.0.1", port))
+        kept.settimeout(20)
+        kept.sendall(GET + b"\r\n")
+        assert kept.recv(4096).startswith(b"HTTP/1.1 200")
+        for _ in range(5):
+            busy.clear()
+            busy.wait()
+        new = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
+        for connection in (kept, *new):
+            connection.sendall(GET + b"\r\n")
+        os.kill(os.getpid(), signal.SIGTERM)
+        found.extend(received(connection) for connection in (kept, *new))
+
+    with_service(visit, app)
+    assert [answer.startswith(b"HTTP/1.1 200") for answer in found] == [True] * 41
+    assert all(b"connection: close" in answer for answer in found)
+
+
+def test_a_request_that_outlasts_the_stop_is_told_to_try_again(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server, "GRACE", 1)
+    app = with_slow_and_large([])
+    protect(app, None)
+    found: list[bytes] = []
+
+    def visit(port: int) -> None:
+        connection = socket.create_connection(("127.0.0.1", port))
+        connection.sendall(CHUNKED + b"1\r\nx\r\n")
+        time.sleep(0.3)
+        threading.Thread(target=lambda: found.append(received(connection))).start()
+
+    with_service(visit, app)
+    while not found:
+        time.sleep(0.01)
+    assert found[0].startswith(b"HTTP/1.1 503")
+    assert b"retry-after: 1" in found[0].lower()
+    assert found[0].endswith(b'{"detail":"the service is stopping: try again"}')
+    assert "Traceback" not in capfd.readouterr().err

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import re
@@ -334,6 +335,53 @@ def test_a_full_queue_gives_429_and_a_late_answer_gives_503() -> None:
         time.sleep(0.2)  # the network is still busy with the first request; both clients have given up
         classifier.may_go_on.set()
         assert client.post("/predict", files={"file": grey(0)}).status_code == 200
+
+
+def test_a_client_that_leaves_costs_no_forward_pass() -> None:
+    classifier = Slow()
+    app = build_service(classifier, LIMITS)
+    length = str(len(grey(0))).encode()
+    headers = [(b"host", b"localhost"), (b"content-type", b"image/png"), (b"content-length", length)]
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": "/predict", "raw_path": b"/predict", "query_string": b"", "headers": headers,
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2),
+    }  # fmt: skip
+
+    async def ask(left: asyncio.Event) -> int:
+        """The status of the answer to a client that leaves when ``left`` is set."""
+        messages = [{"type": "http.request", "body": grey(0), "more_body": False}]
+        statuses = []
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            statuses.extend([message["status"]] if "status" in message else [])
+
+        await app(dict(scope), receive, send)
+        return int(statuses[0])
+
+    async def visits() -> None:
+        async with app.router.lifespan_context(app):
+            classifier.batches.clear()
+            classifier.may_go_on.clear()
+            stays, leaves = asyncio.Event(), asyncio.Event()
+            first = asyncio.create_task(ask(stays))
+            while not classifier.batches:
+                await asyncio.sleep(0.01)
+            second, third = asyncio.create_task(ask(leaves)), asyncio.create_task(ask(stays))
+            await asyncio.sleep(0.3)  # until both wait for the network
+            leaves.set()
+            assert await second == 400  # nobody reads it, but it is in the log
+            classifier.may_go_on.set()
+            assert (await first, await third) == (200, 200)
+
+    asyncio.run(visits())
+    assert classifier.batches == [1, 1]
 
 
 def test_the_service_survives_a_failure_of_the_network() -> None:

@@ -27,6 +27,7 @@ from thumbnet.runs.weights import read_weights
 from thumbnet.training.linear import L2, Problem, held_out, last_layer, with_network_of_init
 from thumbnet.training.listener import Listener
 from thumbnet.training.train import resume, train
+from thumbnet.training.transfer import read_initial
 
 
 class Notes(Listener):
@@ -277,7 +278,8 @@ def test_a_strangers_network_gives_features_too(tmp_path: Path) -> None:
 
 def test_a_size_that_is_the_runs_own_may_be_named(tiny_run: Run) -> None:
     settings = [f'training.init="{tiny_run.path}"', "data.image_size=16"]
-    recipe = with_network_of_init(load_recipe("linear", settings), frozenset({"data.image_size"}))
+    initial = read_initial(str(tiny_run.path))
+    recipe = with_network_of_init(load_recipe("linear", settings), frozenset({"data.image_size"}), initial)
     assert recipe.data.image_size == "16x16"
     assert recipe.model == tiny_run.recipe.model
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ from thumbnet.errors import RunError
 from thumbnet.models import build_model, resnet18
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.recipes.settings import ModelSettings, TrainingSettings
+from thumbnet.runs.any_weights import AnyWeights, read_any_weights
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights, write_weights
+from thumbnet.training.listener import Listener
 from thumbnet.training.state import balanced_weights
 from thumbnet.training.step import summed_loss
 from thumbnet.training.train import resume, train
@@ -150,7 +153,7 @@ def test_weights_that_are_not_finite_are_refused(tiny_run: Run, tmp_path: Path) 
     theirs = as_stranger(tmp_path / "x.pth")
     theirs["layer2.1.conv1.weight"][0, 0, 0, 0] = float("nan")
     torch.save(theirs, tmp_path / "x.pth")
-    with pytest.raises(RunError, match=r"layer2.1.conv1.weight has weights that are not finite"):
+    with pytest.raises(RunError, match=r"x.pth: the tensor layer2.1.conv1.weight has the value nan"):
         begin_from(build_model(SMALL, 3), SMALL, str(tmp_path / "x.pth"), "abc")
     weights, info = read_weights(tiny_run.weights_path)
     weights["norm.running_var"][0] = float("inf")
@@ -180,6 +183,49 @@ def test_a_network_of_ones_own_takes_weights_by_its_own_names(tmp_path: Path) ->
     assert start.left_new == ("the last layer (9 classes in the file, 3 classes here)",)
 
 
+class Masked(nn.Module):
+    """A user's network with a mask in a buffer."""
+
+    head_name = "fc"
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.full((4,), float("-inf")))
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(x).mean(dim=(2, 3)).maximum(self.mask))
+
+
+@pytest.mark.parametrize("own_file", [False, True], ids=["another program's file", "thumbnet's file"])
+@pytest.mark.parametrize(
+    ("name", "value", "fits"),
+    [
+        ("mask", float("-inf"), True), ("mask", float("nan"), False),
+        ("conv.weight", float("inf"), False), ("conv.weight", float("nan"), False),
+    ],
+)  # fmt: skip
+def test_a_users_network_may_have_infinite_buffers_but_no_infinite_weights(
+    name: str, value: float, fits: bool, own_file: bool, tiny_run: Run, tmp_path: Path
+) -> None:
+    settings, theirs = ModelSettings("tiny-masked"), Masked(3).state_dict()
+    theirs[name].view(-1)[0] = value
+    path = tmp_path / ("own.safetensors" if own_file else "own.pt")
+    if own_file:
+        info = replace(read_weights(tiny_run.weights_path)[1], model=settings)
+        write_weights(path, theirs, info)
+    else:
+        torch.save(theirs, path)
+    model = Masked(3)
+    if fits:
+        begin_from(model, settings, str(path), "abc")
+        assert torch.equal(model.state_dict()["mask"], theirs["mask"])
+    else:
+        with pytest.raises(RunError, match=f"the tensor {name} has the value {value}"):
+            begin_from(model, settings, str(path), "abc")
+
+
 def test_the_run_records_the_digest_and_a_changed_file_cannot_be_resumed(tmp_path: Path) -> None:
     as_stranger(tmp_path / "x.pth")
     settings = [*TINY, "training.epochs=1", "model.width=0.125", "model.name=resnet18"]
@@ -194,6 +240,63 @@ def test_the_run_records_the_digest_and_a_changed_file_cannot_be_resumed(tmp_pat
     as_stranger(tmp_path / "x.pth", seed=4)
     with pytest.raises(RunError, match="have changed since the run"):
         resume(run.path, device="cpu", data=data)
+
+
+@pytest.mark.parametrize("recipe", ["resnet18", "linear"])
+def test_the_weights_are_read_once(
+    recipe: str, tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def counted(path: Path) -> AnyWeights:
+        read.append(path)
+        return read_any_weights(path)
+
+    for module in ("transfer", "linear"):
+        monkeypatch.setattr(f"thumbnet.training.{module}.read_any_weights", counted, raising=False)
+    settings = [*TINY, "training.epochs=1"] if recipe == "resnet18" else []
+    settings.append(f'training.init="{tiny_run.path}"')
+    train(coloured_data(12), recipe, overrides=settings, out=tmp_path / "run", device="cpu")
+    assert read == [tiny_run.weights_path]
+
+
+# --- pictures that the network has seen ------------------------------------------------------------------
+
+
+class Notes(Listener):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def on_note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_a_note_says_when_the_network_may_know_the_pictures_that_judge_it(tmp_path: Path) -> None:
+    data = write_class_folders(tmp_path / "data", ["train", "test"])
+    other = write_class_folders(tmp_path / "other", ["train", "test"])
+
+    def trained(name: str, source: Path, *settings: str) -> tuple[Path, list[str]]:
+        listener, overrides = Notes(), [*TINY, "training.epochs=1", *settings]
+        run = train(
+            str(source), "resnet18", overrides=overrides, out=tmp_path / name, device="cpu", listener=listener
+        )
+        return run.path, [note for note in listener.notes if "it may know pictures" in note]
+
+    apart = "data.val_fraction=0.25"
+    whole, none = trained("whole", data)
+    assert none == []
+    from_whole = f'training.init="{whole}"'
+    divided, (note,) = trained("divided", data, apart, from_whole)
+    assert note == (
+        f"the network in {whole} was trained on these data as they were divided then, so it may know "
+        "pictures that are now in val: the accuracy there may be too high"
+    )
+    # The same division, other pictures, no division: nothing to say.
+    assert trained("again", data, apart, f'training.init="{divided}"')[1] == []
+    assert trained("elsewhere", other, apart, from_whole)[1] == []
+    assert trained("undivided", data, from_whole)[1] == []
+    # Another division.
+    assert len(trained("other-seed", data, apart, "data.split_seed=5", f'training.init="{divided}"')[1]) == 1
 
 
 # --- classes of unequal size -----------------------------------------------------------------------------

@@ -6,10 +6,12 @@ import argparse
 import difflib
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from thumbnet.cli.intermixed import IntermixedParser
+from thumbnet.cli.streams import writing_results
 from thumbnet.errors import ThumbnetError, nearest, printable
 from thumbnet.invocation import NAME, command, program
 
@@ -113,6 +115,12 @@ class Parser(IntermixedParser):
     def error(self, message: str) -> NoReturn:
         """Raise a :class:`UsageError` that explains argparse's ``message``."""
         raise UsageError(explain(self, message))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print a help text or the version. argparse would ignore that it cannot be written."""
+        if message:
+            with writing_results():
+                (file or sys.stdout).write(message)
 
 
 def explain(parser: argparse.ArgumentParser, message: str) -> str:

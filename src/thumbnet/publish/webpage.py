@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import binascii
 import gzip
-import hashlib
 import json
 import re
 import zlib
@@ -26,6 +25,7 @@ import PIL
 from thumbnet.classifiers.tta import SURE_LEAD, WEIGHTS
 from thumbnet.classifiers.words import POSSIBLE, PROBABLE, SURE
 from thumbnet.errors import RunError
+from thumbnet.files import inline_source
 from thumbnet.publish import web_runtime
 from thumbnet.publish.web_runtime import WebRuntime
 from thumbnet.runs.weights_info import WeightsInfo
@@ -236,10 +236,9 @@ def _as_object(module: str) -> str:
 
 def _policy(script: str, style: str) -> str:
     """The page may run its own script and load nothing, so that pictures cannot leave it."""
-    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (script, style)]
     return (
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        f"script-src 'sha256-{digests[0]}' 'wasm-unsafe-eval'; style-src 'sha256-{digests[1]}'; "
+        f"script-src {inline_source(script)} 'wasm-unsafe-eval'; style-src {inline_source(style)}; "
         "img-src data: blob:; media-src blob:; base-uri 'none'; form-action 'none'\">"
     )
 

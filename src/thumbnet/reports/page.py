@@ -5,8 +5,6 @@ Needs the extra ``report``. Each section of the page has a function here that re
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import itertools
 import json
 import math
@@ -32,7 +30,7 @@ from thumbnet.evaluation import (
     one_against_rest,
     reliability_bins,
 )
-from thumbnet.files import write_file
+from thumbnet.files import inline_source, write_file
 from thumbnet.invocation import command
 from thumbnet.models import count_parameters
 from thumbnet.reports import charts
@@ -149,18 +147,13 @@ def render(template: str, run: Run, **values: Any) -> str:
     return environment.from_string((folder / template).read_text("utf-8")).render(
         values,
         style=(folder / "report.css").read_text("utf-8"),
-        digest=_digest,
+        inline_source=inline_source,
         version=__version__,
         run=run.path.resolve().name,
         recipe=run.recipe,
         environment=json.dumps(run.environment, indent=2, ensure_ascii=False),
         curves=charts.learning_curves(run),
     )
-
-
-def _digest(script: str) -> str:
-    """What the page's content security policy calls the page's only script: its SHA-256 in base64."""
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _lists(answers: Answers, split: str, prefix: str) -> dict[str, str]:

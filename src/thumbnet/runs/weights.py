@@ -7,7 +7,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+<<<<<<< HEAD
 from thumbnet.errors import MissingExtraError, RecipeError, RunError, is_out_of_memory
+=======
+from thumbnet.errors import MissingExtraError, RecipeError, RunError, printable
+>>>>>>> load
 from thumbnet.files import write_file
 from thumbnet.recipes.networks import MODEL_NAMES
 from thumbnet.runs.finding import no_run
@@ -98,9 +102,6 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
 def _check_tensors(tensors: dict[str, Tensor], info: WeightsInfo, path: Path) -> None:
     """Check the types and values of the tensors, and the number of classes, before a network is built.
 
-    Networks of users may have buffers of any type that hold infinity, such as masks. Those of thumbnet have
-    not.
-
     Raises:
         RunError: a tensor has a wrong type or is not finite, or the last layer has other classes.
     """
@@ -111,14 +112,36 @@ def _check_tensors(tensors: dict[str, Tensor], info: WeightsInfo, path: Path) ->
         expected = torch.int64 if name.endswith("num_batches_tracked") else torch.float32
         if ours and tensor.dtype != expected:
             raise RunError(f"{path}: the tensor {name} holds {tensor.dtype}: expected {expected}")
-        bad = tensor.isnan() if not ours else ~tensor.isfinite()
-        if bad.any():
-            value = tensor[bad][0].item()
-            raise RunError(f"{path}: the tensor {name} has the value {value}, so the network cannot predict")
+        # The file does not say which tensors are buffers.
+        check_finite(name, tensor, path, is_buffer=True, network=info.model.name)
     classes = len(info.class_names)
     rows = {tensor.shape[:1] for name, tensor in tensors.items() if not ours or name.startswith("head.")}
     if rows and (classes,) not in rows:
         raise RunError(f"{path} names {classes:,} classes, but its last layer does not have that many rows")
+
+
+def check_finite(name: str, tensor: Tensor, source: str | Path, *, is_buffer: bool, network: str) -> None:
+    """Check that a tensor can be part of a trained network.
+
+    Parameters must be finite. Buffers of users' networks may hold infinity, as masks do, but no NaN; those of
+    thumbnet's networks hold neither.
+
+    Args:
+        name: the tensor's name.
+        tensor: the tensor.
+        source: where it is from, for the message.
+        is_buffer: whether it is, or may be, a buffer.
+        network: the network's name.
+
+    Raises:
+        RunError: it has such a value.
+    """
+    bad = tensor.isnan() if is_buffer and network not in MODEL_NAMES else ~tensor.isfinite()
+    if bad.any():
+        raise RunError(
+            f"{source}: the tensor {printable(name)} has the value {tensor[bad][0].item()}, so the network "
+            "cannot predict. Its training may have diverged"
+        )
 
 
 def write_weights(path: Path, weights: dict[str, Tensor], info: WeightsInfo) -> None:

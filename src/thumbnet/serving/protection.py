@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import re
 import socket
 from ipaddress import ip_address
@@ -12,7 +10,10 @@ from ipaddress import ip_address
 from fastapi import FastAPI, HTTPException, Request
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from thumbnet.files import inline_source
 
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -42,6 +43,33 @@ def protect(app: FastAPI, hosts: tuple[str, ...] | None) -> None:
     if hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     app.add_middleware(_WithHeaders)
+    app.add_middleware(_Ending)
+
+
+class _Ending:
+    """ASGI middleware that answers 503 to a request that outlasts the time in which a service stops.
+
+    uvicorn cancels such a request, and without this it would print a traceback and answer 500.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except asyncio.CancelledError:
+            if scope["type"] == "http" and not started:
+                headers = {"Retry-After": "1", "Connection": "close"}
+                answer = JSONResponse({"detail": "the service is stopping: try again"}, 503, headers)
+                await answer(scope, receive, send)
 
 
 class _WithHeaders:
@@ -66,16 +94,15 @@ def page_policy(page: str) -> str:
     that a file name or a class name might smuggle into it. It loads only from the page's own address.
     """
     return (
-        f"default-src 'none'; script-src {_digests('script', page)}; style-src {_digests('style', page)}; "
+        f"default-src 'none'; script-src {_sources('script', page)}; style-src {_sources('style', page)}; "
         "img-src 'self' data: blob:; media-src blob:; connect-src 'self'; base-uri 'none'; "
         "form-action 'none'; frame-ancestors 'none'"
     )
 
 
-def _digests(tag: str, page: str) -> str:
+def _sources(tag: str, page: str) -> str:
     blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-    digests = [base64.b64encode(hashlib.sha256(block.encode()).digest()).decode() for block in blocks]
-    return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+    return " ".join(map(inline_source, blocks)) or "'none'"
 
 
 async def read_body(request: Request, most: int, seconds: float, advice: str) -> bytes:

@@ -189,10 +189,11 @@ def build_service(
         openapi_extra=_takes_pictures(settings.max_pictures),
     )
     async def predict(
+        request: Request,
         uploads: Annotated[list[Upload], Depends(service.uploads)],
         top: Annotated[int, Query(ge=1, le=1000, description="classes to return per picture")] = 5,
     ) -> Predictions:
-        async with _within(settings.timeout):
+        async with _answering(request, settings.timeout):
             pixels = await service.decode(uploads)
             found = await service.batcher.classify(pixels)
         return Predictions(
@@ -210,12 +211,13 @@ def build_service(
         openapi_extra=_takes_pictures(1),
     )
     async def explain(
+        request: Request,
         uploads: Annotated[list[Upload], Depends(service.uploads)],
         top: Annotated[int, Query(ge=1, le=1000, description="classes to return")] = 5,
     ) -> Explanation:
         if len(uploads) != 1:
             raise HTTPException(422, f"{len(uploads)} pictures: /explain takes one at a time")
-        async with _within(settings.timeout):
+        async with _answering(request, settings.timeout):
             pixels = await service.decode(uploads)
             return await service.batcher.run(partial(service.explain, pixels[0], top))
 
@@ -470,11 +472,31 @@ def _answer(prediction: Prediction, top: int) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _within(seconds: float) -> AsyncIterator[None]:
+async def _answering(request: Request, seconds: float) -> AsyncIterator[None]:
+    """Limit the time that an answer may take, and stop working on it if the client disconnects.
+
+    Raises:
+        HTTPException: 503 if it takes longer, 400 if the client is gone.
+    """
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        limit.reschedule(0)  # now
+
     try:
-        async with asyncio.timeout(seconds):
-            yield
+        async with asyncio.timeout(seconds) as limit:
+            watcher = asyncio.create_task(watch())
+            try:
+                yield
+            finally:
+                watcher.cancel()
     except TimeoutError:
+        if gone:
+            raise HTTPException(400, "the connection was closed") from None
         raise HTTPException(503, f"no answer within {seconds:g} s: try again", {"Retry-After": "1"}) from None
 
 

@@ -245,3 +245,11 @@ def _load_cifar(name: str, cache: Path, settings: DataSettings, progress: Downlo
                 f"{error}\nIf the official host is slow or down, use the mirror: {command('train', mirror)}"
             ) from None
     return _load_archive(packed, name, cache, settings)
+
+
+def where_again(source: str) -> str | None:
+    """A source from which the data can be loaded in any working folder; None if they were in memory."""
+    if not can_be_loaded_again(source):
+        return None
+    is_path = source not in NAMED and not source.startswith("hf:")
+    return str(Path(source).expanduser().resolve()) if is_path else source

@@ -33,8 +33,8 @@ from thumbnet.distributed import World
 from thumbnet.errors import NetworkError, RecipeError, RunError, memory_guard
 from thumbnet.models.registry import head_name, is_of_head
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.runs.any_weights import read_any_weights
-from thumbnet.runs.weights import find_weights, weights_digest
+from thumbnet.runs.any_weights import AnyWeights
+from thumbnet.runs.weights import weights_digest
 from thumbnet.seeds import derive_seed
 from thumbnet.training.fit import StepResult, fit
 from thumbnet.training.state import EpochResult, Score, TrainingState
@@ -79,7 +79,7 @@ def check_frozen(recipe: Recipe, minutes: float | None, world: World) -> None:
         )
 
 
-def with_network_of_init(recipe: Recipe, named: frozenset[str]) -> Recipe:
+def with_network_of_init(recipe: Recipe, named: frozenset[str], initial: AnyWeights | None) -> Recipe:
     """A frozen recipe with the network and the preprocessing of the run that it starts from.
 
     Frozen layers expect pictures of the size, and normalised in the way, that they were trained with. A file
@@ -88,16 +88,14 @@ def with_network_of_init(recipe: Recipe, named: frozenset[str]) -> Recipe:
     Args:
         recipe: any recipe; one that is not frozen is returned as it is.
         named: the keys that the user set.
+        initial: what ``training.init`` names; None if that is empty.
 
     Raises:
         RecipeError: the user set one of them to another value.
-        RunError: the file cannot be read.
     """
-    if not recipe.training.frozen:
+    if not recipe.training.frozen or initial is None or initial.info is None:
         return recipe
-    info = read_any_weights(find_weights(recipe.training.init)).info
-    if info is None:
-        return recipe
+    info = initial.info
     pre = info.preprocessing
     data: dict[str, Any] = {
         "image_size": f"{pre.size[0]}x{pre.size[1]}",

@@ -22,6 +22,7 @@ from thumbnet.hardware import DTYPES, can_compile, compute_dtype, keep_freed_mem
 from thumbnet.kernels.library import load_kernels
 from thumbnet.models import DataInitialised, build_model
 from thumbnet.recipes.recipe import Recipe
+from thumbnet.runs.any_weights import AnyWeights
 from thumbnet.seeds import derive_seed
 from thumbnet.training.optimizers import build_optimizer
 from thumbnet.training.pretrained import begin_pretrained
@@ -405,12 +406,14 @@ def build_state(
     world: World = ALONE,
     *,
     restored: bool = False,
+    initial: AnyWeights | None = None,
 ) -> TrainingState:
     """Build a new network and its optimizer, seeded by the recipe.
 
     Args:
         recipe, prepared, class_names, device, world: of the training.
         restored: the caller restores a checkpoint, so weights to start from are not read.
+        initial: what ``training.init`` names, if it has been read already.
 
     Raises:
         RunError: the weights in ``training.init`` do not exist or belong to another network, or pretrained
@@ -435,7 +438,8 @@ def build_state(
         start = None
         if recipe.training.init and not restored:
             multilabel = prepared.train.engine.labels.ndim == 2
-            start = begin_from(model, recipe.model, recipe.training.init, class_names, multilabel=multilabel)
+            source = recipe.training.init
+            start = begin_from(model, recipe.model, source, class_names, multilabel=multilabel, file=initial)
         weights = None
         if recipe.training.class_weights == "balanced":
             weights = balanced_weights(prepared.train.engine.labels, len(class_names))

@@ -30,7 +30,7 @@ from thumbnet.kernels.library import load_kernels
 from thumbnet.models.registry import find_builder, provide
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.folder import Run
-from thumbnet.sources.load import NAMED, can_be_loaded_again
+from thumbnet.sources.load import where_again
 from thumbnet.training.choose import asked_recipe, choose_recipe, load_for
 from thumbnet.training.continue_run import Continuation, continuation
 from thumbnet.training.linear import check_frozen, with_network_of_init
@@ -40,6 +40,7 @@ from thumbnet.training.pretrained import check_same, with_stem
 from thumbnet.training.session import Session
 from thumbnet.training.state import TrainingState, build_state
 from thumbnet.training.time_budget import TimeBudget, check_free_of_length, check_minutes, may_narrow
+from thumbnet.training.transfer import read_initial, seen_before
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,9 @@ def _begin(plan: Plan, call: Call) -> Run:
             continues=plan.continued is not None,
         )
         loaded.check_trainable()
-        recipe = with_network_of_init(with_absolute_init(recipe), named_keys(plan.recipe, plan.overrides))
+        recipe = with_absolute_init(recipe)
+        initial = read_initial(recipe.training.init) if recipe.training.init else None
+        recipe = with_network_of_init(recipe, named_keys(plan.recipe, plan.overrides), initial)
         fingerprint = loaded.fingerprint()  # of all training pictures, including those set aside below
         data = with_calibration_split(loaded, recipe.data)
         listener.on_data(data)
@@ -264,9 +267,11 @@ def _begin(plan: Plan, call: Call) -> Run:
         recipe, note = world.from_first(budget.plan(recipe, prepared, len(data.class_names), device))
         prepared = prepared.with_recipe(recipe)
         listener.on_note(note)
-    state = build_state(recipe, prepared, data.class_names, device, world)
-    if state.start is not None and state.start.note():
-        listener.on_note(state.start.note())
+    state = build_state(recipe, prepared, data.class_names, device, world, initial=initial)
+    if state.start is not None:
+        for note in (state.start.note(), seen_before(state.start.source, data, fingerprint)):
+            if note:
+                listener.on_note(note)
     run = Run.create(plan.out, data.source, recipe.name) if world.is_first else Run(Path())
     run = Run(world.from_first(run.path))
     session = Session(run, data, prepared, state, listener, call.started, fingerprint, budget)
@@ -400,14 +405,6 @@ def _own_data(source: str | None, run: str | Path, given: Any) -> Any:
             "thumbnet.resume(RUN, data=(images, labels))"
         )
     return source if given is None else given
-
-
-def where_again(source: str) -> str | None:
-    """A source from which the data can be loaded in any working folder; None if they were in memory."""
-    if not can_be_loaded_again(source):
-        return None
-    is_path = source not in NAMED and not source.startswith("hf:")
-    return str(Path(source).expanduser().resolve()) if is_path else source
 
 
 def with_absolute_init(recipe: Recipe) -> Recipe:

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from thumbnet.data.splits import Data
 from thumbnet.errors import RunError, printable
+from thumbnet.files import read_json
 from thumbnet.models.registry import is_of_head, same_network
 from thumbnet.models.resnet import ResNet
 from thumbnet.recipes.settings import ModelSettings
 from thumbnet.runs.any_weights import AnyWeights, read_any_weights
-from thumbnet.runs.weights import find_weights
+from thumbnet.runs.provenance import run_folder
+from thumbnet.runs.weights import HUB, check_finite, find_weights
+from thumbnet.sources.load import where_again
 from thumbnet.training.renaming import COUNTER, Match, match
 
 LEAST_SHARE = 0.75  # of the network's body, and of the file: with less, they are two different networks
@@ -59,6 +63,15 @@ class Start:
         return f"{self.taken} of {self.tensors} tensors taken from {self.source}, matched {self.how}{new}"
 
 
+def read_initial(source: str) -> AnyWeights:
+    """Read the weights that ``training.init`` names.
+
+    Raises:
+        RunError: there is no such file, or it cannot be read.
+    """
+    return read_any_weights(find_weights(source))
+
+
 def begin_from(
     model: nn.Module,
     settings: ModelSettings,
@@ -66,6 +79,7 @@ def begin_from(
     class_names: Sequence[str],
     *,
     multilabel: bool = False,
+    file: AnyWeights | None = None,
 ) -> Start:
     """Copy trained weights into ``model``, in place.
 
@@ -82,12 +96,13 @@ def begin_from(
         source: a run's folder, a ``.safetensors``, ``.pt`` or ``.pth`` file, or ``hf:OWNER/NAME``.
         class_names: class names of the new data.
         multilabel: whether the new data have several labels per picture.
+        file: the content of ``source``, if it has been read already.
 
     Raises:
         RunError: there is no such file, it cannot be read, it has another network, or weights in it are not
             finite.
     """
-    file = read_any_weights(find_weights(source))
+    file = file or read_initial(source)
     if file.info is None:
         return _begin_from_stranger(model, settings, source, file, len(class_names))
     weights, info = file.tensors, file.info
@@ -99,7 +114,7 @@ def begin_from(
         )
     state = model.state_dict()
     _check_shapes(model, state, weights, source, settings.name)
-    _check_finite({name: weights[name] for name in state}, source)
+    _check_finite(model, {name: name for name in state}, file, settings.name, source)
     same = info.multilabel == multilabel
     known = {name: row for row, name in enumerate(info.class_names)} if same else {}
     rows = [(new, known[name]) for new, name in enumerate(class_names) if name in known]
@@ -112,6 +127,36 @@ def begin_from(
     counted = _counted(state)
     taken = [name for name in counted if rows or not is_of_head(model, name)]
     return Start(source, file.digest, len(taken), len(counted))
+
+
+def seen_before(source: str, data: Data, fingerprint: str) -> str:
+    """Tell whether a network may know the pictures that are to judge the training which starts from it.
+
+    Only a run's record says what it was trained on. Nothing is known about other weights.
+
+    Args:
+        source: ``training.init``.
+        data: the data of the training.
+        fingerprint: their digest, without what was set aside for calibration.
+
+    Returns:
+        A note if the run had the same data, divided in another way; else an empty text.
+    """
+    aside = " and ".join(name for name in ("val", "test") if name in data.set_aside)
+    folder = None if source.startswith(HUB) else run_folder(Path(source).expanduser())
+    place = where_again(data.source)
+    if not aside or folder is None or place is None:
+        return ""
+    try:
+        settings = read_json(folder / "run.json")
+    except RunError:
+        return ""
+    if settings.get("data") != place or settings.get("fingerprint") == fingerprint:
+        return ""
+    return (
+        f"the network in {source} was trained on these data as they were divided then, so it may know "
+        f"pictures that are now in {aside}: the accuracy there may be too high"
+    )
 
 
 def _begin_from_stranger(
@@ -137,7 +182,7 @@ def _begin_from_stranger(
             f"{len(found.unused)} of its {there_are} tensors have no place in it, such as "
             f"{_some(found.unused)}"
         )
-    _check_finite({there: file.tensors[there] for there in found.pairs.values()}, source)
+    _check_finite(model, found.pairs, file, settings.name, source)
     for name, there in found.pairs.items():
         state[name].copy_(file.tensors[there])
     new = [f"{name} ({_shapes(name, found, body, file.tensors)})" for name in _left(found)]
@@ -199,18 +244,23 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(printable(name) for name in names[:_LISTED]) + more
 
 
-def _check_finite(weights: Mapping[str, Tensor], source: str) -> None:
-    """Check that no weight is infinite or not a number.
+def _check_finite(
+    model: nn.Module, pairs: Mapping[str, str], file: AnyWeights, network: str, source: str
+) -> None:
+    """Check the values of the tensors that ``model`` takes from ``file``; see :func:`check_finite`.
+
+    Args:
+        model: the network.
+        pairs: its tensors' names, and their names in the file.
+        file: the weights.
+        network, source: for :func:`check_finite`.
 
     Raises:
-        RunError: one is; it names the tensor.
+        RunError: one is not finite.
     """
-    for name, tensor in weights.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise RunError(
-                f"{source}: {printable(name)} has weights that are not finite. The training that left them "
-                "diverged, so there is nothing to start from"
-            )
+    buffers = {name for name, _ in model.named_buffers()}
+    for name, there in pairs.items():
+        check_finite(there, file.tensors[there], source, is_buffer=name in buffers, network=network)
 
 
 def _check_shapes(

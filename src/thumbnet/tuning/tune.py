@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from thumbnet.data.corrections import Correction, corrections_of, read_corrections
+from thumbnet.data.splits import Data
 from thumbnet.errors import RecipeError, RunError, ThumbnetError, memory_guard
 from thumbnet.files import locked, read_json, write_file, write_json
 from thumbnet.hardware import choose_device, deterministic
@@ -38,9 +39,10 @@ from thumbnet.models.registry import find_builder
 from thumbnet.recipes.recipe import Recipe, recipe_from_toml
 from thumbnet.runs.fields import optional_text
 from thumbnet.runs.folder import CORRECTIONS_NAME, LOCK_NAME, Run
+from thumbnet.sources.load import where_again
 from thumbnet.training.choose import choose_recipe, load_for
 from thumbnet.training.time_budget import check_minutes, may_narrow
-from thumbnet.training.train import where_again, with_absolute_init
+from thumbnet.training.train import with_absolute_init
 from thumbnet.tuning.listener import TuneListener
 from thumbnet.tuning.page import check_page
 from thumbnet.tuning.parts import Parts, divide
@@ -123,21 +125,8 @@ def tune(
         if loaded.corrected is not None:
             write_file(run.path / CORRECTIONS_NAME, loaded.corrected.content)
         write_json(run.path / SETTINGS, settings)
-        search = Search(
-            path=run.path,
-            settings=settings,
-            data=loaded,
-            given=data,
-            corrections=corrections,
-            parts=parts,
-            recipe=start.recipe,
-            varied=start.varied,
-            cost=start.cost,
-            device=chosen,
-            listener=listener,
-            started=started,
-        )
-        return _locked(search, start.notes)
+        called = _Call(data, corrections, chosen, listener, started)
+        return _search(run.path, settings, loaded, parts, start, called)
 
 
 def resume_tuning(
@@ -198,21 +187,19 @@ def resume_tuning(
         cost = None
         if settings["minutes"] is not None:
             cost = Cost.measure(base, parts, len(loaded.class_names), chosen)
-        search = Search(
-            path=folder,
-            settings=settings,
-            data=loaded,
-            given=given,
-            corrections=corrections,
-            parts=parts,
-            recipe=base,
-            varied=varied,
-            cost=cost,
-            device=chosen,
-            listener=listener,
-            started=started,
-        )
-        return _locked(search, [])
+        called = _Call(given, corrections, chosen, listener, started)
+        return _search(folder, settings, loaded, parts, _Start(base, varied, cost=cost), called)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a search has from its caller; see :class:`Search`."""
+
+    given: Any
+    corrections: Sequence[Correction] | None
+    device: torch.device
+    listener: TuneListener
+    started: float
 
 
 @dataclass(frozen=True)
@@ -297,11 +284,27 @@ def _check_asked(minutes: float | None, trials: int | None) -> None:
         raise ThumbnetError("tune runs in one process: start it without torchrun")
 
 
-def _locked(search: Search, notes: Sequence[str]) -> Tuned:
-    """Run a search that no other process runs."""
-    busy = f"another process searches in {search.path}: wait for it, or stop it first"
-    with locked(search.path / LOCK_NAME, busy):
-        return Tuner(search).run(notes)
+def _search(
+    folder: Path, settings: dict[str, Any], data: Data, parts: Parts, start: _Start, call: _Call
+) -> Tuned:
+    """Search in a folder in which no other process searches."""
+    search = Search(
+        path=folder,
+        settings=settings,
+        data=data,
+        given=call.given,
+        corrections=call.corrections,
+        parts=parts,
+        recipe=start.recipe,
+        varied=start.varied,
+        cost=start.cost,
+        device=call.device,
+        listener=call.listener,
+        started=call.started,
+    )
+    busy = f"another process searches in {folder}: wait for it, or stop it first"
+    with locked(folder / LOCK_NAME, busy):
+        return Tuner(search).run(start.notes)
 
 
 def _memory() -> Any:
