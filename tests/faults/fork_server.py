@@ -38,7 +38,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -122,6 +122,8 @@ class Job:
         folder: the working folder (default: the server's).
         hooks: functions ``MODULE:NAME`` and their keyword arguments, called before the command.
         log: whether :attr:`Outcome.calls` lists all calls.
+        program: the function ``MODULE:NAME`` that is run; it gets its arguments as ``sys.argv``, and returns the
+            exit status.
     """
 
     arguments: tuple[str, ...]
@@ -131,6 +133,7 @@ class Job:
     folder: str | None = None
     hooks: tuple[tuple[str, dict[str, Any]], ...] = ()
     log: bool = False
+    program: str = "thumbnet.__main__:main"
 
 
 @dataclass(frozen=True)
@@ -385,16 +388,14 @@ def _run(job: dict[str, Any], child: _Child, shim: ctypes.CDLL) -> int:
     if job["folder"] is not None:
         os.chdir(job["folder"])
     for hook, values in job["hooks"]:
-        module, _, name = hook.partition(":")
-        getattr(importlib.import_module(module), name)(**values)
-    from thumbnet.__main__ import main
-
+        _named(hook)(**values)
+    program = _named(job["program"])
     before = set(sys.modules)
     sys.argv = ["thumbnet", *job["arguments"]]
     shim.shim_attach(ctypes.byref(child.control))
     child.control.armed = 1
     try:
-        status = main()
+        status = program()
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(bool(error.code))
     finally:
@@ -403,6 +404,12 @@ def _run(job: dict[str, Any], child: _Child, shim: ctypes.CDLL) -> int:
     child.modules.write(json.dumps(sorted(set(sys.modules) - before)).encode())
     child.modules.flush()
     return status
+
+
+def _named(function: str) -> Callable[..., Any]:
+    module, _, name = function.partition(":")
+    named: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return named
 
 
 def _wait(pid: int, child: _Child, limit: float) -> dict[str, Any]:
