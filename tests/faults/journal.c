@@ -1,13 +1,14 @@
-/* Writes down what a process does to the names and files of some folders, so that a power cut can be played out later
- * (tests/faults/disk_model.py). For tests.
+/* Writes down what a process does to the names and files of some folders, so that a power cut can be played
+ * out later (tests/faults/disk_model.py). For tests.
  *
- * Preloaded behind shim.c, it sees only the calls that shim.c lets through. Each line of the journal is one call that
- * succeeded, with the numbers (inodes) of the folders and files:
+ * Preloaded behind shim.c, it sees only the calls that shim.c lets through. Each line of the journal is one
+ * call that succeeded, with the numbers (inodes) of the folders and files:
  *
  *   create FOLDER NAME FILE    mkdir FOLDER NAME NEW    remove FOLDER NAME    rename FOLDER NAME TO NEW-NAME
  *   sync FILE SIZE             sync-folder FOLDER
  *
- * Every new file also gets a second name, its number, in the folder `kept`, so that its content outlives a removal.
+ * Every new file also gets a second name, its number, in the folder `kept`, so that its content outlives a
+ * removal.
  *
  * Build: gcc -shared -fPIC -O2 -o journal.so journal.c -ldl */
 #define _GNU_SOURCE

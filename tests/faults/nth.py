@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from fork_server import OPERATIONS, Fault, ForkServer, Job, Outcome
+from faults.fork_server import OPERATIONS, Fault, ForkServer, Job, Outcome
 
 # How calls fail: kinds of faults and their errors. A full disk is also tried as one that stays full.
 _KILLS = (("kill-before", 0), ("kill-after", 0))
@@ -293,7 +293,13 @@ def _left(after: State, before: State, wanted: State, status: int | None) -> str
 
 def _grows(path: str) -> bool:
     """Whether a file has several contents in the course of a command."""
-    return os.path.basename(path) in ("checkpoint.pt", "metrics.jsonl", "metrics.csv", "digests.npy", "labels.csv")
+    return os.path.basename(path) in (
+        "checkpoint.pt",
+        "metrics.jsonl",
+        "metrics.csv",
+        "digests.npy",
+        "labels.csv",
+    )
 
 
 def _differences(after: State, wanted: State, allow_temporary: bool) -> str:

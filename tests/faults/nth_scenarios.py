@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from fork_server import Fault, Job
-from helpers import write_class_folders, write_picture, noise
-from nth import Bench, Scenario
+from faults.fork_server import Fault, Job
+from faults.nth import Bench, Scenario
+from helpers import noise, write_class_folders, write_picture
 
 SETTINGS = (
     "--recipe", "resnet18", "--set", "model.name=fastnet", "--set", "model.width=0.125",
@@ -88,15 +90,15 @@ def same(*arguments: str) -> tuple[Job, object]:
     return job, lambda bench: job
 
 
-def scenario(name: str, prepare: object, *arguments: str, **more: object) -> Scenario:
+def scenario(name: str, prepare: Callable[[Bench], None], *arguments: str, **more: Any) -> Scenario:
     """A command that is simply repeated afterwards."""
     job = Job(arguments)
-    return Scenario(name, prepare, job, lambda bench: job, **more)  # type: ignore[arg-type]
+    return Scenario(name, prepare, job, lambda bench: job, **more)
 
 
-def training(name: str, prepare: object, data: str, *settings: str, **more: object) -> Scenario:
+def training(name: str, prepare: Callable[[Bench], None], data: str, *settings: str, **more: Any) -> Scenario:
     job = Job(("train", data, *SETTINGS, *settings, "--out", RUN))
-    return Scenario(name, prepare, job, lambda bench: go_on(bench, data, *settings), **more)  # type: ignore[arg-type]
+    return Scenario(name, prepare, job, lambda bench: go_on(bench, data, *settings), **more)
 
 
 ARCHIVES = ("work/cache", "data.zip", "data.tar.gz")

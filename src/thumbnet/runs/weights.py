@@ -7,11 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-<<<<<<< HEAD
-from thumbnet.errors import MissingExtraError, RecipeError, RunError, is_out_of_memory
-=======
-from thumbnet.errors import MissingExtraError, RecipeError, RunError, printable
->>>>>>> load
+from thumbnet.errors import MissingExtraError, RecipeError, RunError, is_out_of_memory, printable
 from thumbnet.files import write_file
 from thumbnet.recipes.networks import MODEL_NAMES
 from thumbnet.runs.finding import no_run
