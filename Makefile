@@ -99,8 +99,8 @@ FUZZ_SECONDS ?= 120
 fuzz: $(VENV)/.installed-dev  ## fuzz everything that reads bytes from others; findings are files crash-*
 	$(PIP) atheris
 	mkdir -p build/fuzz
-	for target in picture pickled recipe setting weights checkpoint label; do \
-		(cd build/fuzz && $(CURDIR)/$(BIN)/python $(CURDIR)/tests/faults/fuzz.py $$target $(FUZZ_SECONDS)) || exit; \
+	cd build/fuzz && for target in $$($(CURDIR)/$(BIN)/python $(CURDIR)/tests/faults/fuzz.py); do \
+		$(CURDIR)/$(BIN)/python $(CURDIR)/tests/faults/fuzz.py $$target $(FUZZ_SECONDS) || exit; \
 	done
 
 check: $(VENV)/.installed-dev  ## linter, formatters and type checker

@@ -7,6 +7,7 @@ them. The first byte holds flags, among them whether the input is the raw file i
 
 from __future__ import annotations
 
+import atexit
 import random
 import shutil
 import struct
@@ -24,6 +25,7 @@ from thumbnet.sources.load import load_data
 
 SEPARATOR = b"<|>"
 SCRATCH = Path(tempfile.mkdtemp(prefix="thumbnet-fuzz-"))
+atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,9 @@ class OnnxClassifier(Classifier):
                 str(place), options, providers=["CPUExecutionProvider"]
             )
             text = self._session.get_modelmeta().custom_metadata_map.get(METADATA)
+            ends = [
+                (one.name, one.shape) for one in (*self._session.get_inputs(), *self._session.get_outputs())
+            ]
         except Exception as error:  # onnxruntime has a different class for each kind of failure
             if is_out_of_memory(error):
                 raise OutOfMemoryError("cpu", f"reading {place}", "Close other programs") from None
@@ -62,9 +65,8 @@ class OnnxClassifier(Classifier):
             info = WeightsInfo.from_json(text)
         except (ValueError, RecursionError, RecipeError) as error:
             raise RunError(f"cannot read the description in {place}: {error}") from None
-        ends = (*self._session.get_inputs(), *self._session.get_outputs())
-        self.any_size = [one.name for one in ends] == [PICTURE, OUTPUT]
-        shapes = [one.shape[1:] for one in ends]
+        self.any_size = [name for name, _ in ends] == [PICTURE, OUTPUT]
+        shapes = [shape[1:] for _, shape in ends]
         pixels = ["width", 3] if self.any_size else [*info.preprocessing.size, 3]
         if shapes != [pixels, [len(info.class_names)]]:
             raise RunError(f"the graph in {place} does not match its description: shapes {shapes}")

@@ -49,6 +49,8 @@ class Pack:
         self.places: dict[str, Place] = {}
         start = 0
         for name, end in zip(index["names"], index["ends"], strict=True):
+            if type(name) is not str or type(end) is not int or end < start:
+                raise ValueError(f"{folder / _INDEX} is damaged at {name!r}")
             self.places[name] = Place(start, end - start)  # replaces an earlier picture of the same name
             start = end
         if self._path.stat().st_size != start:

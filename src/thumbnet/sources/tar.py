@@ -226,6 +226,7 @@ class _ReadAhead:
     ) -> None:
         self._file, self._decompressor = file, decompressor
         self._blocks: queue.Queue[bytes | Exception] = queue.Queue(_AHEAD)
+        self._last: bytes | Exception | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -241,8 +242,10 @@ class _ReadAhead:
             self._thread.join(0.01)
 
     def read(self, size: int = 0) -> bytes:
-        """The next block, of up to 1 MiB whatever ``size`` is; empty at the end."""
-        block = self._blocks.get()
+        """The next block, of up to 1 MiB whatever ``size`` is; empty at the end, however often it is read."""
+        block = self._blocks.get() if self._last is None else self._last
+        if not block or isinstance(block, Exception):
+            self._last = block  # the thread adds nothing after it
         if isinstance(block, Exception):
             raise block
         return block
