@@ -69,6 +69,8 @@ _ONCE_PER_PATH = ("close", "list", "stat")
 _TIMES = re.compile(r"second|elapsed|per_second|time|started|date|speed", re.IGNORECASE)
 _RANDOM = re.compile(r"(?<=\.)[a-z0-9_]{8}(?=\.tmp$)|(?<=\.writing-)\w+|(?<=unpacking-)\w+")
 _TEMPORARY = re.compile(r"\.tmp$|\.writing-|\.part$|\.compiling-|\.thumbnet-part$|unpacking")
+_SAYS_SO = "the report is not of all pictures"
+_STATUS_1 = "has lost contact with the others|could not be read"  # what the exit status 1 stands for
 _LIMIT = 60.0  # seconds that a command may take
 _PORTS = itertools.count(20_000 + os.getpid() % 10_000)
 
@@ -85,6 +87,7 @@ class Scenario:
         watch: the folders below the root whose calls count.
         operations: which calls fail.
         ranks: the processes that train together. Each of them fails in turn.
+        tidies: whether the command that goes on removes what a killed one has left, except in the cache.
     """
 
     name: str
@@ -94,6 +97,7 @@ class Scenario:
     watch: tuple[str, ...] = ("",)
     operations: tuple[str, ...] = tuple(one for one in OPERATIONS if one != "collective")
     ranks: int = 1
+    tidies: bool = False
 
 
 @dataclass
@@ -188,9 +192,9 @@ class Trial:
         bench.keep()
         self._before = state(bench.root)
         self._job = replace(bench.filled(scenario.job, scenario.watch), log=True)
-        if scenario.ranks == 1:
-            bench.server.warm(self._job)
-            bench.restore()
+        for outcome in bench.run_ranks(self._job, scenario.ranks):
+            bench.server.load(outcome.modules)
+        bench.restore()
         self._undisturbed = bench.run_ranks(self._job, scenario.ranks)
         assert all(one.status == 0 for one in self._undisturbed), [one.errors for one in self._undisturbed]
         self._job = replace(self._job, log=False)
@@ -216,7 +220,7 @@ class Trial:
         made = replace(
             failure,
             path="" if first is None else first.path.replace(str(root), ""),
-            ended={0: "done", 2: "refused", -9: "killed", None: "hung"}.get(
+            ended={0: "done", 1: "refused", 2: "refused", -9: "killed", None: "hung"}.get(
                 outcome.status, f"status {outcome.status}"
             ),
         )
@@ -228,20 +232,21 @@ class Trial:
         killed = outcome.status == -9
         after = state(root)
         problem = _ending(outcome, failure.way, message) or self._others(outcomes, failure.rank)
-        problem = problem or _left(after, self._before, self._wanted, killed)
-        if not problem and any(one.status != 0 for one in outcomes):
+        incomplete = _SAYS_SO in outcome.errors  # a report may leave out what cannot be read if it says so
+        problem = problem or _left(
+            after, self._before, self._wanted, killed or failure.operation == "unlink", incomplete
+        )
+        if not problem and (incomplete or any(one.status != 0 for one in outcomes)):
             problem = self._go_on(after, killed)
         elif not problem:
-            different = _differences(after, self._wanted, killed, done=True)
+            different = _differences(after, self._wanted, killed or failure.operation == "unlink", done=True)
             problem = f"it ended well, and these differ: {different}" if different else ""
         return replace(made, problem=problem)
 
     def _others(self, outcomes: list[Outcome], failing: int) -> str:
         """What is wrong with how the processes have ended that met no fault."""
         for rank, one in enumerate(outcomes):
-            if rank != failing and (
-                one.status not in (0, 2) or (one.status == 2 and not re.search("^thumbnet", one.errors, re.MULTILINE))
-            ):
+            if rank != failing and one.status != 0 and (one.status != 1 or "has lost contact" not in one.errors):
                 return f"process {rank} ended with status {one.status}: {one.errors[-1500:]}"
         return ""
 
@@ -257,7 +262,7 @@ class Trial:
         for outcome in self.bench.run_ranks(job, self.scenario.ranks):
             if outcome.status != 0 and "complete already" not in outcome.errors:
                 return f"going on ended with status {outcome.status}: {outcome.errors[-600:]}"
-        different = _differences(state(self.bench.root), self._wanted, killed)
+        different = _differences(state(self.bench.root), self._wanted, killed and not self.scenario.tidies)
         return f"after going on, these differ: {different}" if different else ""
 
 
@@ -284,14 +289,14 @@ def _message(errors: str, root: Path) -> str:
 
 def _ending(outcome: Outcome, way: str, message: str) -> str:
     """What is wrong with how a command ended."""
-    if outcome.status not in (0, 2, -9):
+    if outcome.status not in (0, 2, -9) and not (outcome.status == 1 and re.search(_STATUS_1, outcome.errors)):
         return f"ended with status {outcome.status}: {outcome.errors[-1500:]}"
     if outcome.status == -9 and not way.startswith("kill"):
         return "was killed"
     for word in ("Traceback", "Exception ignored", "Warning:"):
         if word in outcome.errors:
             return f"printed {word}: {outcome.errors[-1500:]}"
-    return "" if outcome.status != 2 or message.startswith("thumbnet") else f"no message of ours: {message}"
+    return "" if outcome.status not in (1, 2) or message.startswith("thumbnet") else f"no message of ours: {message}"
 
 
 State = dict[str, Any]
@@ -338,17 +343,23 @@ def _plain(value: Any) -> Any:
     return repr(value) if isinstance(value, float) else value
 
 
-def _left(after: State, before: State, wanted: State, killed: bool) -> str:
-    """What is wrong with the files that a command has left."""
+def _left(after: State, before: State, wanted: State, leftovers: bool, incomplete: bool) -> str:
+    """What is wrong with the files that a command has left.
+
+    Args:
+        after, before, wanted: the files after it, before it, and after it without faults.
+        leftovers: whether something temporary may be left.
+        incomplete: whether the command has said that its results are not of all pictures.
+    """
     for path, was in before.items():
         if path not in after:
             if path in wanted:
                 return f"{path} is gone"
-        elif after[path] not in (was, wanted.get(path)) and not _grows(path):
+        elif after[path] not in (was, wanted.get(path)) and not _grows(path) and not incomplete:
             return f"{path} is neither what it was nor what it becomes: {str(after[path])[:200]}"
     for path, now in after.items():
         if _TEMPORARY.search(path):
-            if not killed:
+            if not leftovers:
                 return f"{path} is left over"
         elif isinstance(now, str) and now.startswith("cannot be read"):
             return f"{path} {now[:200]}"
@@ -370,16 +381,17 @@ def _grows(path: str) -> bool:
     )
 
 
-def _differences(after: State, wanted: State, killed: bool, done: bool = False) -> str:
+def _differences(after: State, wanted: State, leftovers: bool, done: bool = False) -> str:
     """The files that differ, at most six of them.
 
-    A kill may leave something temporary in the cache. A command that is ``done`` may have gone without the cache.
+    Something temporary may be in the cache, and with ``leftovers`` anywhere. A command that is ``done`` may have gone
+    without the cache.
     """
     names = [
         path
         for path in sorted(after.keys() | wanted.keys())
         if after.get(path, "missing") != wanted.get(path, "missing")
-        and not (killed and _TEMPORARY.search(path) and "/cache/" in f"/{path}")
+        and not (_TEMPORARY.search(path) and (leftovers or "/cache/" in f"/{path}"))
         and not (done and path not in after and "/cache/" in f"/{path}")
     ]
     return ", ".join(

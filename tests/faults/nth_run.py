@@ -53,8 +53,14 @@ def main() -> int:
     print(table(done))
     wrong = [one for one in done if one.problem]
     for one in wrong:
-        print(f"{' '.join(map(str, one.key))} at {one.path}: {one.problem}")
+        print(f"{' '.join(map(str, one.key))} at {one.path}: {shortened(one.problem)}")
     return 1 if wrong else 0
+
+
+def shortened(problem: str) -> str:
+    """The first and the last line of a problem."""
+    lines = problem.strip().splitlines()
+    return " ... ".join(dict.fromkeys(line[-300:] for line in (lines[0], lines[-1])))
 
 
 def read(path: Path) -> list[Failure]:

@@ -107,11 +107,11 @@ ARCHIVES = ("work/cache", "data.zip", "data.tar.gz")
 TABLE = ("work/cache", "pictures")
 OUT = "{root}/work/out/net"
 SCENARIOS = (
-    training("train", folders, "{root}/data", *STEPS),
+    training("train", folders, "{root}/data", *STEPS, tidies=True),
     training("train a .zip", packed, "{root}/data.zip", watch=ARCHIVES),
     training("train a .tar.gz", packed, "{root}/data.tar.gz", watch=ARCHIVES),
     training("train a table", tabled, "{root}/pictures/table.csv", watch=TABLE),
-    scenario("resume", begun, "train", "--resume", RUN),
+    scenario("resume", begun, "train", "--resume", RUN, tidies=True),
     scenario("evaluate", trained, "evaluate", RUN, "--json"),
     scenario("report", old_files, "report", RUN),
     scenario("export onnx", old_files, "export", RUN, "--out", f"{OUT}.onnx"),
@@ -121,7 +121,7 @@ SCENARIOS = (
     scenario("data", folders, "data", "{root}/data", "--json"),
     training(
         "train in two processes", folders, "{root}/data", *STEPS,
-        operations=("collective",), ranks=2,
+        operations=("collective",), ranks=2, tidies=True,
     ),
 )  # fmt: skip
 
