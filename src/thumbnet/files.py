@@ -47,7 +47,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_whole(path: Path, limit: int = -1) -> bytes:
     """Read a file, or its first ``limit`` bytes, and compare the length with what the file system says.
 
-    A failing disk or network drive may end a file early without an error. What is left can be valid: half of a
+    A failing disk or network drive may end a file early without an error. What is left can be valid: half a
     recipe is a recipe.
 
     Raises:

@@ -131,7 +131,9 @@ class Bench:
         assert outcome.status == 0, outcome.errors
         return outcome
 
-    def run_ranks(self, job: Job, ranks: int, faults: tuple[Fault, ...] = (), failing: int = 0) -> list[Outcome]:
+    def run_ranks(
+        self, job: Job, ranks: int, faults: tuple[Fault, ...] = (), failing: int = 0
+    ) -> list[Outcome]:
         """Run a command in ``ranks`` processes, of which ``failing`` meets the faults."""
         if ranks == 1:
             return [self.server.run(replace(job, faults=faults), limit=_LIMIT)]
@@ -207,7 +209,9 @@ class Trial:
             for operation in self.scenario.operations:
                 for at in _calls(undisturbed, operation):
                     for kind, error in WAYS[operation]:
-                        fault = Fault((operation,), at, "fail" if kind == "full" else kind, error, kind == "full")
+                        fault = Fault(
+                            (operation,), at, "fail" if kind == "full" else kind, error, kind == "full"
+                        )
                         yield Failure(self.scenario.name, operation, at, _way(kind, error), rank), fault
 
     def fail(self, failure: Failure, fault: Fault) -> Failure:
@@ -246,7 +250,11 @@ class Trial:
     def _others(self, outcomes: list[Outcome], failing: int) -> str:
         """What is wrong with how the processes have ended that met no fault."""
         for rank, one in enumerate(outcomes):
-            if rank != failing and one.status != 0 and (one.status != 1 or "has lost contact" not in one.errors):
+            if (
+                rank != failing
+                and one.status != 0
+                and (one.status != 1 or "has lost contact" not in one.errors)
+            ):
                 return f"process {rank} ended with status {one.status}: {one.errors[-1500:]}"
         return ""
 
@@ -289,14 +297,20 @@ def _message(errors: str, root: Path) -> str:
 
 def _ending(outcome: Outcome, way: str, message: str) -> str:
     """What is wrong with how a command ended."""
-    if outcome.status not in (0, 2, -9) and not (outcome.status == 1 and re.search(_STATUS_1, outcome.errors)):
+    if outcome.status not in (0, 2, -9) and not (
+        outcome.status == 1 and re.search(_STATUS_1, outcome.errors)
+    ):
         return f"ended with status {outcome.status}: {outcome.errors[-1500:]}"
     if outcome.status == -9 and not way.startswith("kill"):
         return "was killed"
     for word in ("Traceback", "Exception ignored", "Warning:"):
         if word in outcome.errors:
             return f"printed {word}: {outcome.errors[-1500:]}"
-    return "" if outcome.status not in (1, 2) or message.startswith("thumbnet") else f"no message of ours: {message}"
+    return (
+        ""
+        if outcome.status not in (1, 2) or message.startswith("thumbnet")
+        else f"no message of ours: {message}"
+    )
 
 
 State = dict[str, Any]

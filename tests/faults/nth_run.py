@@ -25,7 +25,9 @@ from faults.nth_scenarios import SCENARIOS, named, scratch, start_server
 
 def main() -> int:
     """Run the scenarios; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="the file of results")
     parser.add_argument("--scenario", action="append", help="only this one; may be given several times")
     parser.add_argument("--operation", action="append", help="only these calls; may be given several times")

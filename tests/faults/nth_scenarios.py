@@ -95,9 +95,7 @@ def scenario(name: str, prepare: Callable[[Bench], None], *arguments: str, **mor
     return Scenario(name, prepare, job, lambda bench: job, **more)
 
 
-def training(
-    name: str, prepare: Callable[[Bench], None], data: str, *settings: str, **more: Any
-) -> Scenario:
+def training(name: str, prepare: Callable[[Bench], None], data: str, *settings: str, **more: Any) -> Scenario:
     job = Job(("train", data, *SETTINGS, *settings, "--out", RUN))
     return Scenario(name, prepare, job, lambda bench: go_on(bench, data, *settings), **more)
 

@@ -74,14 +74,23 @@ def _count_decodes() -> None:
 
 
 def _count_collectives() -> None:
-    for name in ("init_process_group", "all_reduce", "broadcast", "broadcast_object_list", "all_gather", "barrier"):
+    for name in (
+        "init_process_group",
+        "all_reduce",
+        "broadcast",
+        "broadcast_object_list",
+        "all_gather",
+        "barrier",
+    ):
         setattr(dist, name, announced("collective", _lost, getattr(dist, name)))
 
 
 def _compute_before() -> None:
     hints = typing.get_type_hints
     known = functools.cache(hints)
-    typing.get_type_hints = lambda one, *more, **named: (hints if more or named else known)(one, *more, **named)
+    typing.get_type_hints = lambda one, *more, **named: (hints if more or named else known)(
+        one, *more, **named
+    )
     load_recipe("resnet18")
     cli.parse(["train", "digits"])
     stream = io.BytesIO()

@@ -207,7 +207,9 @@ def _copy(source: str, place: str) -> bool:
             os.fsync(copy.fileno())
             state = os.fstat(original.fileno())
             if copy.tell() != state.st_size:  # a failing disk may end a file early without an error
-                raise OSError(errno.EIO, f"only {copy.tell():,} of {state.st_size:,} bytes of {source} were read")
+                raise OSError(
+                    errno.EIO, f"only {copy.tell():,} of {state.st_size:,} bytes of {source} were read"
+                )
         with contextlib.suppress(OSError):
             os.utime(part, ns=(state.st_atime_ns, state.st_mtime_ns))
         return _name(part, place)

@@ -209,7 +209,11 @@ def head(run: Run, summary: dict[str, Any], split: str, more_notes: Sequence[str
         "nothing_measured": NOTHING_MEASURED if summary["accuracy"] is None else None,
         "stopped": describe_stop(summary),
         "optimistic": OPTIMISTIC if is_optimistic({**summary, "split": split}) else None,
-        "notes": [*more_notes, *(summary.get("repeats") or {}).get("lines", ()), *summary.get("warnings", ())],
+        "notes": [
+            *more_notes,
+            *(summary.get("repeats") or {}).get("lines", ()),
+            *summary.get("warnings", ()),
+        ],
     }
 
 
