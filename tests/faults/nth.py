@@ -235,7 +235,7 @@ class Trial:
             made = replace(made, message=message)
         killed = outcome.status == -9
         damaged = failure.operation == "decode" and failure.way == "EIO"
-        after = _without_verdicts(state(root)) if damaged else state(root)
+        after = _without_verdicts(state(root), self._wanted) if damaged else state(root)
         problem = _ending(outcome, failure.way, message) or self._others(outcomes, failure.rank)
         incomplete = _SAYS_SO in outcome.errors  # a report may leave out what cannot be read if it says so
         problem = problem or _left(
@@ -273,7 +273,7 @@ class Trial:
                 return f"going on ended with status {outcome.status}: {outcome.errors[-600:]}"
         after, wanted = state(self.bench.root), self._wanted
         if damaged:
-            after, wanted = _without_verdicts(after), _without_verdicts(wanted)
+            after, wanted = _without_verdicts(after, wanted), _without_verdicts(wanted, wanted)
         different = _differences(after, wanted, killed and not self.scenario.tidies)
         return f"after going on, these differ: {different}" if different else ""
 
@@ -388,12 +388,17 @@ def _left(after: State, before: State, wanted: State, leftovers: bool, incomplet
     return ""
 
 
-def _without_verdicts(found: State) -> State:
-    """Without what the cache knows of damaged pictures: a decoder's verdict is kept, unlike a disk's failure."""
-    alone = {os.path.dirname(path) for path in found if os.path.basename(path) == "unreadable.json"}
-    return {
-        path: one for path, one in found.items() if path not in alone and os.path.dirname(path) not in alone
-    }
+def _without_verdicts(found: State, wanted: State) -> State:
+    """Without what the cache knows of damaged pictures, and of their splits without these pictures.
+
+    A decoder's verdict is kept, unlike a disk's failure.
+    """
+
+    def is_verdict(path: str) -> bool:
+        alone = f"{path}/unreadable.json" in found or os.path.basename(path) == "unreadable.json"
+        return alone or ("/decoded/" in path and path not in wanted)
+
+    return {path: one for path, one in found.items() if not is_verdict(path)}
 
 
 def _grows(path: str) -> bool:
