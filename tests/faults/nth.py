@@ -234,14 +234,15 @@ class Trial:
         if made.ended == "refused":
             made = replace(made, message=message)
         killed = outcome.status == -9
-        after = state(root)
+        damaged = failure.operation == "decode" and failure.way == "EIO"
+        after = _without_verdicts(state(root), self._wanted) if damaged else state(root)
         problem = _ending(outcome, failure.way, message) or self._others(outcomes, failure.rank)
         incomplete = _SAYS_SO in outcome.errors  # a report may leave out what cannot be read if it says so
         problem = problem or _left(
             after, self._before, self._wanted, killed or failure.operation == "unlink", incomplete
         )
         if not problem and (incomplete or any(one.status != 0 for one in outcomes)):
-            problem = self._go_on(after, killed)
+            problem = self._go_on(after, killed, damaged)
         elif not problem:
             different = _differences(after, self._wanted, killed or failure.operation == "unlink", done=True)
             problem = f"it ended well, and these differ: {different}" if different else ""
@@ -258,19 +259,22 @@ class Trial:
                 return f"process {rank} ended with status {one.status}: {one.errors[-1500:]}"
         return ""
 
-    def _go_on(self, after: State, killed: bool) -> str:
+    def _go_on(self, after: State, killed: bool, damaged: bool) -> str:
         """What is wrong after the command that goes on. It runs once for each state of the files."""
-        key = json.dumps([killed, after], sort_keys=True)
+        key = json.dumps([killed, damaged, after], sort_keys=True)
         if key not in self._gone_on:
-            self._gone_on[key] = self._go_on_from_here(killed)
+            self._gone_on[key] = self._go_on_from_here(killed, damaged)
         return self._gone_on[key]
 
-    def _go_on_from_here(self, killed: bool) -> str:
+    def _go_on_from_here(self, killed: bool, damaged: bool) -> str:
         job = self.bench.filled(self.scenario.again(self.bench))
         for outcome in self.bench.run_ranks(job, self.scenario.ranks):
             if outcome.status != 0 and "complete already" not in outcome.errors:
                 return f"going on ended with status {outcome.status}: {outcome.errors[-600:]}"
-        different = _differences(state(self.bench.root), self._wanted, killed and not self.scenario.tidies)
+        after, wanted = state(self.bench.root), self._wanted
+        if damaged:
+            after, wanted = _without_verdicts(after, wanted), _without_verdicts(wanted, wanted)
+        different = _differences(after, wanted, killed and not self.scenario.tidies)
         return f"after going on, these differ: {different}" if different else ""
 
 
@@ -382,6 +386,19 @@ def _left(after: State, before: State, wanted: State, leftovers: bool, incomplet
         elif path not in before and now != wanted[path] and not _grows(path):
             return f"{path} is not what it becomes: {str(now)[:200]}"
     return ""
+
+
+def _without_verdicts(found: State, wanted: State) -> State:
+    """Without what the cache knows of damaged pictures, and of their splits without these pictures.
+
+    A decoder's verdict is kept, unlike a disk's failure.
+    """
+
+    def is_verdict(path: str) -> bool:
+        alone = f"{path}/unreadable.json" in found or os.path.basename(path) == "unreadable.json"
+        return alone or ("/decoded/" in path and path not in wanted)
+
+    return {path: one for path, one in found.items() if not is_verdict(path)}
 
 
 def _grows(path: str) -> bool:

@@ -275,8 +275,8 @@ def test_a_report_says_which_pictures_it_leaves_out(
 ) -> None:
     monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
     write_class_folders(tmp_path / "data", ("train", "test"))
-    arguments = ["report", str(tiny_run.path), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "a.html")]
-    assert main(arguments) == 0
+    arguments = ["report", str(tiny_run.path), str(tmp_path / "data"), "--out", str(tmp_path / "a.html")]
+    assert main(arguments) == 0, capsys.readouterr().err
     assert "could not be read" not in capsys.readouterr().err + (tmp_path / "a.html").read_text("utf-8")
     for split, count in (("test", 2), ("train", 1)):
         for number in range(count):
