@@ -54,10 +54,6 @@ class UnreadableImageError(DataError):
         return type(self), (self.name, self.reason)  # lets it be pickled, to pass between processes
 
 
-class UnreadableFileError(UnreadableImageError):
-    """The system cannot read a picture's bytes, which says nothing about the picture and may pass."""
-
-
 class UnknownFormatError(UnreadableImageError):
     """The bytes are not a picture in any format that thumbnet reads."""
 
@@ -79,6 +75,54 @@ class UnreadableImagesError(DataError):
             "Fix or remove them, or continue without them: --on-bad-image skip"
         )
         self.errors = errors
+
+
+_READ_AGAIN = (
+    "The system failed to read it, so its content is unknown, and it is not left out. Check the disk and the "
+    "permissions of the file, then run the command again; or move the file out of the data"
+)
+_MOST_SHOWN = 10  # files that an error lists: all files of a drive may fail at once
+
+
+class FailedReadError(DataError):
+    """The system failed to read a file (an I/O error, a lack of permission): ``name`` and ``reason``.
+
+    This says nothing about the file's content, and it may pass. So it is no :class:`UnreadableImageError`:
+    the file is not skipped, and nothing about it is cached.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"cannot read {printable(name)}: {reason}.\n{_READ_AGAIN}")
+        self.name = name
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[FailedReadError], tuple[str, str]]:
+        return type(self), (self.name, self.reason)
+
+
+class UnreadableFilesError(DataError):
+    """The system failed to read some files. ``errors`` has one error per file."""
+
+    def __init__(self, errors: Sequence[FailedReadError]) -> None:
+        shown = [f"  {printable(error.name)}: {error.reason}" for error in errors[:_MOST_SHOWN]]
+        if len(errors) > _MOST_SHOWN:
+            shown.append(f"  and {len(errors) - _MOST_SHOWN:,} more")
+        listing = "\n".join(shown)
+        super().__init__(
+            f"{len(errors):,} files cannot be read:\n{listing}\n"
+            "The system failed to read them, so their content is unknown, and they are not left out. Check "
+            "the disk and the permissions of the files, then run the command again; or move them out of the "
+            "data"
+        )
+        self.errors = errors
+
+
+def unreadable(errors: Sequence[UnreadableImageError | FailedReadError]) -> DataError:
+    """One error for several pictures: about failed reads if there are any, else about damaged pictures."""
+    failed = [error for error in errors if isinstance(error, FailedReadError)]
+    if failed:
+        return failed[0] if len(failed) == 1 else UnreadableFilesError(failed)
+    return UnreadableImagesError([error for error in errors if isinstance(error, UnreadableImageError)])
 
 
 class RecipeError(ThumbnetError):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from thumbnet.batches.decoding import decode_split, own_size
 from thumbnet.batches.statistics import channel_statistics
 from thumbnet.data.joined import with_files
 from thumbnet.data.splits import ArraySplit, FileSplit, Split
-from thumbnet.errors import UnreadableFileError
+from thumbnet.errors import FailedReadError, UnreadableFilesError, UnreadableImagesError
 from thumbnet.sources.load import load_data
 
 
@@ -143,19 +144,54 @@ def test_pictures_of_an_array_followed_by_files_are_decoded_as_each_would_be_alo
         assert torch.equal(decode_split(joined, size, "pad").images, torch.cat(parts))
 
 
-def test_a_read_error_that_passes_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    split = load_data(write_class_folders(tmp_path, ["train", "test"])).splits["train"]
-    load = FileSplit.load
+def test_a_failed_read_is_an_error_and_nothing_about_it_is_kept(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = load_data(write_class_folders(tmp_path / "data", ["train", "test"])).splits["train"]
+    load, failing = FileSplit.load, {2}
 
-    def failing(self: FileSplit, index: int) -> object:
-        if index == 2:
-            raise UnreadableFileError(self.name(index), "Input/output error")
+    def load_or_fail(self: FileSplit, index: int) -> object:
+        if index in failing:
+            raise FailedReadError(self.name(index), "Input/output error")
         return load(self, index)
 
-    monkeypatch.setattr(FileSplit, "load", failing)
-    assert list(decoding.find_unreadable(split)) == [2]
-    monkeypatch.undo()
+    monkeypatch.setattr(FileSplit, "load", load_or_fail)
+    work: list[Callable[[], object]] = [
+        lambda: decoding.find_unreadable(split),
+        lambda: decoding.readable(split),
+        lambda: decode_split(split, (16, 16), "pad"),
+        lambda: decoding.own_size(split, "pad"),
+    ]
+    for each in work:
+        with pytest.raises(FailedReadError, match=r"train/.*: Input/output error"):
+            each()
+    failing.add(4)
+    for each in work:
+        with pytest.raises(UnreadableFilesError, match="2 files cannot be read"):
+            each()
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
+    failing.clear()
     assert not decoding.find_unreadable(split)
+
+
+def test_damaged_pictures_next_to_a_failed_read_are_not_what_the_error_is_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_class_folders(tmp_path, ["train", "test"])
+    split = load_data(root).splits["train"]
+    (root / split.name(0)).write_bytes(b"no picture")
+    with pytest.raises(UnreadableImagesError, match="1 picture"):
+        decode_split(split, (16, 16), "pad")
+    load = FileSplit.load
+
+    def load_or_fail(self: FileSplit, index: int) -> object:
+        if index == 3:
+            raise FailedReadError(self.name(index), "Input/output error")
+        return load(self, index)
+
+    monkeypatch.setattr(FileSplit, "load", load_or_fail)
+    with pytest.raises(FailedReadError, match=split.name(3)):
+        decode_split(split, (16, 16), "pad")
 
 
 def test_an_empty_split_has_no_unreadable_pictures(tmp_path: Path) -> None:

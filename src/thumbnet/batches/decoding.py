@@ -34,7 +34,7 @@ from thumbnet.data import plugins
 from thumbnet.data.images import BY_TYPE, NOT_FINITE, Fit, Rendering, fit_pixels
 from thumbnet.data.splits import ArraySplit, Progress, Split
 from thumbnet.data.survey import Survey, survey
-from thumbnet.errors import UnreadableFileError, UnreadableImageError, UnreadableImagesError
+from thumbnet.errors import FailedReadError, UnreadableImageError, UnreadableImagesError, unreadable
 from thumbnet.files import cache_folder, clear_leftovers, sync_below
 from thumbnet.recipes.settings import LARGEST_SIDE, SMALLEST_SIDE
 
@@ -71,7 +71,8 @@ def decode_split(
     """Decode all pictures of a split to ``size`` (height, width), or take them from the cache.
 
     Raises:
-        UnreadableImagesError: lists every picture that cannot be read.
+        UnreadableImagesError: lists every damaged picture.
+        FailedReadError, UnreadableFilesError: the system failed to read a picture, or several.
     """
     split = split.reader()
     if isinstance(split, ArraySplit) and split.images.shape[1:3] == size:
@@ -158,7 +159,8 @@ def own_size(
         largest: upper limit of the longer side for decoding, see :func:`capped_size`.
 
     Raises:
-        UnreadableImagesError: lists every picture that cannot be read.
+        UnreadableImagesError: lists every damaged picture.
+        FailedReadError, UnreadableFilesError: the system failed to read a picture, or several.
     """
     split = split.reader()
     if isinstance(split, ArraySplit):
@@ -195,7 +197,8 @@ def common_size(split: Split) -> tuple[int, int] | None:
     """The size (height, width) that all pictures share; None if they differ or there are no pictures.
 
     Raises:
-        UnreadableImagesError: lists every picture whose header cannot be read.
+        UnreadableImagesError: lists every picture whose header is damaged.
+        FailedReadError: the system failed to read a picture.
     """
     sizes: set[tuple[int, int]] = set()
     errors: list[UnreadableImageError] = []
@@ -214,7 +217,12 @@ def common_size(split: Split) -> tuple[int, int] | None:
 
 
 def find_unreadable(split: Split, progress: Progress | None = None) -> dict[int, UnreadableImageError]:
-    """The errors of all pictures that cannot be decoded, by position. The cache keeps the result."""
+    """The errors of all pictures that cannot be decoded, by position. The cache keeps the result.
+
+    Raises:
+        FailedReadError, UnreadableFilesError: the system failed to read a picture, or several. Nothing is
+            cached.
+    """
     split = split.reader()
     if isinstance(split, ArraySplit):
         if split.images.dtype.kind != "f":
@@ -224,23 +232,20 @@ def find_unreadable(split: Split, progress: Progress | None = None) -> dict[int,
         return {index: UnreadableImageError(split.name(index), NOT_FINITE) for index in bad}
     entry = _entry(split, "unreadable")
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, IndexError, RecursionError):
-        found = json.loads((entry / "unreadable.json").read_text("utf-8"))
-        return {int(at): UnreadableImageError(split.name(int(at)), str(why)) for at, why in found.items()}
+        kept = json.loads((entry / "unreadable.json").read_text("utf-8"))
+        return {int(at): UnreadableImageError(split.name(int(at)), str(why)) for at, why in kept.items()}
 
-    def look(index: int) -> UnreadableImageError | None:
+    def look(index: int) -> UnreadableImageError | FailedReadError | None:
         try:
             split.load(index)
-        except UnreadableImageError as error:
+        except (UnreadableImageError, FailedReadError) as error:
             return error
         return None
 
-    errors = {
-        index: type(error)(split.name(index), error.reason)
-        for index, error in _in_threads(look, len(split), progress)
-        if error is not None
-    }
-    if any(isinstance(error, UnreadableFileError) for error in errors.values()):
-        return errors  # not kept, because it may pass
+    found = [(index, error) for index, error in _in_threads(look, len(split), progress) if error is not None]
+    if any(isinstance(error, FailedReadError) for _, error in found):
+        raise unreadable([error for _, error in found])
+    errors = {index: UnreadableImageError(split.name(index), error.reason) for index, error in found}
     text = json.dumps({index: error.reason for index, error in errors.items()})
     _write(entry, lambda folder: (folder / "unreadable.json").write_text(text, "utf-8"))
     return errors
@@ -285,17 +290,21 @@ def _decode(
     progress: Progress | None,
     own: tuple[int, int] | None = None,
 ) -> Tensor | None:
-    """Decode a split to uint8 [N, 3, H, W]; None if ``own`` is given and a picture has another size."""
+    """Decode a split to uint8 [N, 3, H, W]; None if ``own`` is given and a picture has another size.
+
+    Raises:
+        UnreadableImagesError, FailedReadError, UnreadableFilesError: as for :func:`decode_split`.
+    """
     height, width = size
     images = np.empty((len(split), height, width, CHANNELS), dtype=np.uint8)
     others: list[int] = []
 
-    def decode(index: int) -> UnreadableImageError | None:
+    def decode(index: int) -> UnreadableImageError | FailedReadError | None:
         if others:
             return None
         try:
             picture = split.load(index)
-        except UnreadableImageError as error:
+        except (UnreadableImageError, FailedReadError) as error:
             return error
         found = picture.shape[:2] if isinstance(picture, np.ndarray) else picture.size[::-1]
         if own is not None and found != own:
@@ -312,7 +321,7 @@ def _decode(
     if others:
         return None
     if errors:
-        raise UnreadableImagesError(errors)
+        raise unreadable(errors)
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 

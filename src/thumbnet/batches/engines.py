@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from thumbnet.batches.statistics import CHANNELS, count_values
 from thumbnet.data.images import BY_TYPE, Fit, Rendering, fit_pixels
 from thumbnet.data.splits import Split
-from thumbnet.errors import UnreadableImageError
+from thumbnet.errors import FailedReadError, UnreadableImageError
 from thumbnet.hardware import memory_of, send
 
 # Decoding more than MANY pictures before the first step would take minutes. Larger splits are decoded during
@@ -116,7 +116,7 @@ class WorkerEngine:
             pin_memory=self._device.type == "cuda",
         )
         for images in loader:
-            if isinstance(images, UnreadableImageError):
+            if isinstance(images, UnreadableImageError | FailedReadError):
                 raise images
             yield images.permute(0, 3, 1, 2)
 
@@ -142,12 +142,12 @@ class _Pictures(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitems__(self, indices: list[int]) -> Tensor | UnreadableImageError:
+    def __getitems__(self, indices: list[int]) -> Tensor | UnreadableImageError | FailedReadError:
         images = np.empty((len(indices), *self.size, CHANNELS), dtype=np.uint8)
         try:
             for to, index in zip(images, indices, strict=True):
                 to[:] = fit_pixels(self.split.load(index), self.size, self.fit, self.rendering)
-        except UnreadableImageError as error:
+        except (UnreadableImageError, FailedReadError) as error:
             return error
         return torch.from_numpy(images)
 

@@ -13,6 +13,7 @@ import torch
 
 from thumbnet.batches.engines import Engine, MemoryEngine
 from thumbnet.batches.notes import copied_notes
+from thumbnet.data.reading import is_file
 from thumbnet.data.repeats import Place, Repeats, find_repeats, picture_digests
 from thumbnet.data.splits import Split
 from thumbnet.errors import RunError, is_out_of_memory, printable
@@ -163,7 +164,7 @@ def training_digests(folder: Path) -> np.ndarray | None:
         RunError: the file is damaged.
     """
     path = folder / DIGESTS_NAME
-    if not path.is_file():
+    if not is_file(path):
         return None
     try:
         # A map takes no memory for what the file only declares.

@@ -52,7 +52,7 @@ class Prepared:
         evaluation: batches of ``val``, ``test`` and ``calibration``, if the data have these splits.
         engine: the chosen engine, ``memory`` or ``workers``.
         splits: the pictures in use, by split, in the same order as in the engines.
-        skipped: split, name and reason for each picture that was left out because it cannot be read.
+        skipped: split, name and reason for each picture that was left out because it is damaged.
         notes: what the user should know about the pixels. A note that begins with ``warning: `` means that
             the result may be wrong.
     """
@@ -86,7 +86,9 @@ def prepare(
     :class:`Prepared`), and needs all others.
 
     Raises:
-        UnreadableImagesError: lists all pictures that cannot be read.
+        UnreadableImagesError: lists all damaged pictures.
+        FailedReadError, UnreadableFilesError: the system failed to read a picture, or several, which
+            ``data.on_bad_image`` does not skip.
         DataError: the subset is larger than the split, there are fewer pictures than processes, or a class
             has no readable training picture.
         OutOfMemoryError: the decoded pictures do not fit into memory.
@@ -122,6 +124,7 @@ def without_unreadable(
 
     Raises:
         DataError: a class has no readable training picture.
+        FailedReadError, UnreadableFilesError: the system failed to read a picture, or several.
     """
     skipped: list[tuple[str, str, str]] = []
     splits = {}

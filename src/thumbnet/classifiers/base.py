@@ -21,7 +21,7 @@ from thumbnet.classifiers.unlike import looks, unlikeness
 from thumbnet.data.images import Picture as DecodedPicture
 from thumbnet.data.images import decode, load_picture
 from thumbnet.data.splits import Data, Progress, Split
-from thumbnet.errors import DataError, UnreadableImageError, UnreadableImagesError, memory_guard
+from thumbnet.errors import DataError, FailedReadError, UnreadableImageError, memory_guard, unreadable
 from thumbnet.evaluation import Evaluation, evaluate_logits
 from thumbnet.multilabel import LabelEvaluation, evaluate_labels
 from thumbnet.recipes.settings import AUTO
@@ -149,7 +149,7 @@ class Classifier(ABC):
         This default works batch by batch; a subclass may have a faster way.
         """
         kept: list[int] = []
-        errors: list[UnreadableImageError] = []
+        errors: list[UnreadableImageError | FailedReadError] = []
         logits, plain = [self._no_logits()], [self._no_logits()]
         for start in range(0, len(split), batch_size):
             stop = min(start + batch_size, len(split))
@@ -158,7 +158,7 @@ class Classifier(ABC):
                 try:
                     pictures.append(split.load(index))
                     kept.append(index)
-                except UnreadableImageError as error:
+                except (UnreadableImageError, FailedReadError) as error:
                     errors.append(error)
             if pictures and (not errors or on_bad_image == "skip"):
                 found = self._classify(pictures, tta)
@@ -166,8 +166,8 @@ class Classifier(ABC):
                 plain.append(found[1])
             if progress:
                 progress(stop, len(split))
-        if errors and on_bad_image != "skip":
-            raise UnreadableImagesError(errors)
+        if errors and (on_bad_image != "skip" or any(isinstance(one, FailedReadError) for one in errors)):
+            raise unreadable(errors)
         chosen = split.subset(np.array(kept, dtype=np.int64)) if errors else split
         return chosen, np.concatenate(logits), np.concatenate(plain)
 
@@ -197,6 +197,7 @@ class Classifier(ABC):
 
         Raises:
             UnreadableImageError: a picture cannot be decoded.
+            FailedReadError: the system failed to read a picture.
             DataError: an array or tensor has an unknown shape or type, or values out of range.
         """
         images = list(_one_by_one(pictures, self.info.preprocessing.range))
@@ -333,7 +334,9 @@ class Classifier(ABC):
             progress: called with the number of pictures done and their total.
 
         Raises:
-            UnreadableImagesError: some pictures cannot be read; lists all of them.
+            UnreadableImagesError: some pictures are damaged; lists all of them.
+            FailedReadError, UnreadableFilesError: the system failed to read a picture, or several, whatever
+                ``on_bad_image`` says.
             DataError: the split is empty, has classes that the network does not know, or has several labels
                 per picture where the network gives one class, or the other way round.
             OutOfMemoryError: a batch does not fit the device's memory.

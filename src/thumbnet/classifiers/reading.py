@@ -9,7 +9,7 @@ from itertools import islice
 
 import numpy as np
 
-from thumbnet.errors import UnreadableImageError
+from thumbnet.errors import FailedReadError, UnreadableImageError
 
 READ_BATCH = 256  # pictures
 
@@ -21,15 +21,15 @@ def read_ahead(
 
     Args:
         names: the names of the pictures.
-        read: returns a picture's pixels, uint8 [height, width, 3], or raises an ``UnreadableImageError``.
-            Threads call it.
+        read: returns a picture's pixels, uint8 [height, width, 3], or raises an ``UnreadableImageError`` or a
+            ``FailedReadError``. Threads call it.
         size: pictures per batch.
     """
 
     def pixels_of(name: str) -> np.ndarray | str:
         try:
             return read(name)
-        except UnreadableImageError as error:
+        except (UnreadableImageError, FailedReadError) as error:
             return error.reason
 
     remaining = iter(names)

@@ -123,8 +123,9 @@ class Predictor(Classifier):
         try:
             batches = EvalBatches(self.engine(split, progress), self.normalise, batch_size=batch_size)
             logits, plain, _ = collect_views(self.model, batches, dtype=self.dtype, tta=tta)
-        except UnreadableImageError:  # a worker reports only its first one: find all of them
-            raise UnreadableImagesError(list(find_unreadable(split, progress).values())) from None
+        except UnreadableImageError as error:  # a worker reports only its first one: find all of them
+            errors = list(find_unreadable(split, progress).values())
+            raise UnreadableImagesError(errors or [error]) from None
         temperature = self.info.temperature
         return split, calibrated(logits.numpy(), temperature), calibrated(plain.numpy(), temperature)
 
@@ -134,7 +135,7 @@ class Predictor(Classifier):
         If the last layer sees maps, [channels, height, width], the features are the means over each map.
 
         Raises:
-            UnreadableImageError, UnreadableImagesError: a picture cannot be read.
+            UnreadableImageError, UnreadableImagesError, FailedReadError: a picture cannot be read.
             OutOfMemoryError: a batch does not fit the device's memory.
         """
         found: list[np.ndarray] = []

@@ -33,6 +33,7 @@ import numpy as np
 
 from thumbnet.data.joined import with_files
 from thumbnet.data.listings import guarded_name, guarded_text, unguarded_name, unguarded_text
+from thumbnet.data.reading import is_file, is_folder, is_not_there, read_bytes, read_error
 from thumbnet.data.rows import numbered_rows
 from thumbnet.data.splits import Corrected, Data, FileSplit, Split
 from thumbnet.errors import DataError, nearest, printable
@@ -80,11 +81,13 @@ def read_corrections(path: Path) -> list[Correction]:
         DataError: the file cannot be read, or a line is wrong; the message says which line, and why.
     """
     path = path.expanduser()
-    path = path / FILE_NAME if path.is_dir() else path
+    path = path / FILE_NAME if is_folder(path) else path
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
-        raise DataError(f"cannot read the corrections in {path}: {error.strerror or error}") from None
+        if is_not_there(error):
+            raise DataError(f"cannot read the corrections in {path}: {error.strerror or error}") from None
+        raise read_error(error, path) from None
     return parse_corrections(content, path.name)
 
 
@@ -221,7 +224,7 @@ def corrections_of(labels: str | Path | Sequence[Correction]) -> list[Correction
     if not isinstance(labels, str | Path):
         return absolute(labels, Path())
     path = Path(labels).expanduser()
-    return absolute(read_corrections(path), path if path.is_dir() else path.parent)
+    return absolute(read_corrections(path), path if is_folder(path) else path.parent)
 
 
 def absolute(corrections: Iterable[Correction], folder: Path) -> list[Correction]:
@@ -238,7 +241,7 @@ def _file_of(one: Correction, folder: Path) -> str:
     if one.was and not os.path.isabs(one.name):
         return ""  # the name of a picture in the data, even if a file happens to have it
     path = os.path.abspath(os.path.join(folder, one.name))
-    return path if os.path.isfile(path) else ""
+    return path if is_file(path) else ""
 
 
 def apply_corrections(data: Data, corrections: Sequence[Correction], folder: Path) -> Data:
@@ -307,7 +310,7 @@ class _Found:
 def _find(data: Data, corrections: Sequence[Correction]) -> _Found:
     """Find the pictures that corrections are about. Of several corrections, a picture gets the last one."""
     by_name = _places_by_name(data, {one.name for one in corrections})
-    named_files = [one.name for one in corrections if os.path.isabs(one.name) and os.path.isfile(one.name)]
+    named_files = [one.name for one in corrections if os.path.isabs(one.name) and is_file(one.name)]
     real = functools.cache(os.path.realpath)  # of folders, of which there are few
     by_path = _places_by_path(data, real) if named_files else {}
     files = set(named_files)

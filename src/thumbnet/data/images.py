@@ -8,6 +8,7 @@ network's size. Training, evaluation and prediction all go through :func:`fit_pi
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import os
 import stat
@@ -16,19 +17,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import IO, Any, Literal, TypeAlias
+from typing import IO, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from thumbnet.data import plugins
-from thumbnet.errors import TooManyPixelsError, UnknownFormatError, UnreadableFileError, UnreadableImageError
+from thumbnet.data.reading import check_reads, is_not_there, is_of_the_system, open_whole, read_error
+from thumbnet.errors import TooManyPixelsError, UnknownFormatError, UnreadableImageError
 
 try:
     import simplejpeg
 except ImportError:  # simplejpeg has no wheel for this processor: Pillow reads every picture
     simplejpeg = None  # type: ignore[assignment,unused-ignore]
 
+T = TypeVar("T")
 Fit = Literal["pad", "crop", "squash"]
 Picture: TypeAlias = "Image.Image | np.ndarray"
 """A decoded picture: a Pillow image of any mode, or an array [H, W] or [H, W, 1, 3 or 4] of uint8, uint16,
@@ -44,6 +47,8 @@ TIFF_REFUSED = (
 )
 NOT_FINITE = "it has pixel values that are not finite (NaN or infinity)"
 MAX_JPEG_BYTES = 64_000_000  # Pillow reads larger files, in parts
+SMALL_FILE = 1 << 20  # bytes that :func:`from_file` reads at once
+MAX_REREAD = 256_000_000  # bytes of a file that :func:`from_file` reads again; hardly a picture is larger
 JPEG_START = b"\xff\xd8"
 APP1 = b"\xff\xe1"  # marker of the JPEG segment that may hold an orientation
 # Only some of Pillow's formats: it starts other programs for EPS, and many others are rarely tested.
@@ -85,7 +90,8 @@ def open_image(source: str | IO[bytes] | bytes, name: str) -> Image.Image:
         name: the picture's name in errors.
 
     Raises:
-        UnreadableImageError: not a picture, damaged, or larger than ``MAX_PIXELS``.
+        UnreadableImageError: missing, not a picture, damaged, or larger than ``MAX_PIXELS``.
+        FailedReadError: the system failed to read the file.
     """
     return to_rgb(load_picture(source, name))
 
@@ -101,18 +107,52 @@ def load_picture(source: str | IO[bytes] | bytes, name: str, max_pixels: int = M
 
     Raises:
         UnreadableImageError: as for :func:`open_image`, and if a value is not finite.
+        FailedReadError: the system failed to read the file.
+    """
+    if isinstance(source, str):
+        return from_file(source, name, lambda stream: _open(stream, name, max_pixels))
+    return _open(io.BytesIO(source) if isinstance(source, bytes) else source, name, max_pixels)
+
+
+def from_file(path: str, name: str, read: Callable[[IO[bytes]], T]) -> T:
+    """The result of ``read`` for the file at ``path``, whose bytes are all in memory if it is small.
+
+    Pillow takes some failed reads for damage, and others for the end of a picture. So what it finds in a
+    large file counts only if no read has failed. Damage also has to be found again in the bytes in memory,
+    because libtiff reads the file by itself.
+
+    Raises:
+        UnreadableImageError: from ``read``; or there is no such file, or it is a pipe or a folder.
+        FailedReadError: the system failed to read the file.
     """
     try:
-        if isinstance(source, str):
-            if not stat.S_ISREG(os.stat(source).st_mode):  # opening a pipe would wait for a writer
-                raise UnreadableImageError(name, "not an ordinary file")
-            with open(source, "rb") as file:
-                return _open(file, name, max_pixels)
-        return _open(io.BytesIO(source) if isinstance(source, bytes) else source, name, max_pixels)
-    except FileNotFoundError:
-        raise UnreadableImageError(name, "there is no such file") from None
+        state = os.stat(path)
+        if not stat.S_ISREG(state.st_mode):  # opening a pipe would wait for a writer
+            raise UnreadableImageError(name, "not an ordinary file")
+        if state.st_size <= SMALL_FILE:
+            return read(io.BytesIO(_all_of(path, state.st_size)))
+        with open_whole(path) as file:
+            try:
+                found = read(file)
+            except UnreadableImageError:
+                check_reads(file)
+                if state.st_size > MAX_REREAD:
+                    raise
+                return read(io.BytesIO(_all_of(path, state.st_size)))
+            check_reads(file)
+            return found
     except OSError as error:
-        raise UnreadableFileError(name, error.strerror or str(error)) from None
+        if is_not_there(error):
+            raise UnreadableImageError(name, "there is no such file") from None
+        raise read_error(error, name) from None
+
+
+def _all_of(path: str, size: int) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        content = file.read()
+    if len(content) < size:
+        raise OSError(errno.EIO, f"only {len(content):,} of its {size:,} bytes could be read", path)
+    return content
 
 
 def _open(stream: IO[bytes], name: str, max_pixels: int, formats: list[str] = FORMATS) -> Picture:
@@ -147,7 +187,7 @@ def _open(stream: IO[bytes], name: str, max_pixels: int, formats: list[str] = FO
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # Pillow's decoders raise almost any exception on damaged files
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's; Pillow's own have no number
+        if is_of_the_system(error):
             raise
         stream.seek(start)
         reason = plugins.special_jpeg(stream) or str(error) or type(error).__name__
@@ -259,7 +299,9 @@ def lies_on_its_side(image: Image.Image) -> bool:
     """Whether the EXIF orientation swaps height and width (values 5 to 8)."""
     try:
         return may_be_turned(image) and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    except Exception:  # see _upright
+    except Exception as error:  # see _upright
+        if is_of_the_system(error):
+            raise
         return False
 
 
@@ -269,7 +311,9 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except MemoryError:
         raise
-    except Exception:  # Pillow's EXIF reader raises almost any exception on invalid data
+    except Exception as error:  # Pillow's EXIF reader raises almost any exception on invalid data
+        if is_of_the_system(error):
+            raise
         return image
 
 

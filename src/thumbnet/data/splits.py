@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import io
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,16 +24,17 @@ from thumbnet.data.images import (
     MAX_PIXELS,
     NOT_FINITE,
     Picture,
+    from_file,
     lies_on_its_side,
     load_picture,
     open_image,
     other_formats,
     to_rgb,
 )
+from thumbnet.data.reading import is_not_there, is_of_the_system, read_bytes, read_error
 from thumbnet.errors import (
     DataError,
     TooManyPixelsError,
-    UnreadableFileError,
     UnreadableImageError,
     printable,
 )
@@ -103,6 +104,7 @@ class Split(ABC):
 
         Raises:
             UnreadableImageError: it cannot be decoded.
+            FailedReadError: the system failed to read it.
         """
 
     def load(self, index: int) -> Picture:
@@ -110,6 +112,7 @@ class Split(ABC):
 
         Raises:
             UnreadableImageError: it cannot be decoded.
+            FailedReadError: the system failed to read it.
         """
         return self.read(index)
 
@@ -122,7 +125,8 @@ class Split(ABC):
         """Bytes that identify a picture's content: its file's bytes, or its pixels.
 
         Raises:
-            UnreadableImageError: the file cannot be read.
+            UnreadableImageError: there is no such file.
+            FailedReadError: the system failed to read it.
         """
 
     @abstractmethod
@@ -131,6 +135,7 @@ class Split(ABC):
 
         Raises:
             UnreadableImageError: the file is not a picture.
+            FailedReadError: the system failed to read it.
         """
 
     @abstractmethod
@@ -189,20 +194,28 @@ class FileSplit(Split):
 
     def head(self, index: int) -> bytes:
         path = os.path.join(self._root, self.paths[index])
-        if not os.path.isfile(path):
-            return b""
-        with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
-            return file.read(HEAD_BYTES)
-        return b""
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                return b""
+            with open(path, "rb", buffering=0) as file:
+                return file.read(HEAD_BYTES)
+        except OSError as error:
+            if is_not_there(error):
+                return b""
+            raise read_error(error, path) from None
 
     def content(self, index: int) -> bytes:
+        path = os.path.join(self._root, self.paths[index])
         try:
-            return self.path(index).read_bytes()
+            return read_bytes(path)
         except OSError as error:
-            raise UnreadableFileError(str(self.path(index)), error.strerror or str(error)) from None
+            if is_not_there(error):
+                raise UnreadableImageError(path, "there is no such file") from None
+            raise read_error(error, path) from None
 
     def peek(self, index: int) -> tuple[tuple[int, int], str]:
-        return _peek(self.path(index), str(self.path(index)))
+        path = os.path.join(self._root, self.paths[index])
+        return from_file(path, path, lambda stream: _peek(stream, path))
 
     def subset(self, indices: np.ndarray) -> FileSplit:
         return FileSplit(self.root, self.paths[indices], self.labels[indices])
@@ -220,7 +233,11 @@ class FileSplit(Split):
 
     @cached_property
     def _states(self) -> list[tuple[int, int]]:
-        """Size and modification time (ns) of every file, looked up once; -1 for a missing file."""
+        """Size and modification time (ns) of every file, looked up once; -1 for a missing file.
+
+        Raises:
+            FailedReadError: the system cannot tell.
+        """
         return [_state(os.path.join(self._root, path)) for path in self.paths]
 
 
@@ -239,9 +256,10 @@ class EncodedSplit(Split):
         return load_picture(self.content(index), self.names[index])
 
     def head(self, index: int) -> bytes:
-        with contextlib.suppress(UnreadableImageError):
+        try:
             return self.content(index)[:HEAD_BYTES]
-        return b""
+        except UnreadableImageError:
+            return b""
 
     def peek(self, index: int) -> tuple[tuple[int, int], str]:
         return _peek(io.BytesIO(self.content(index)), self.names[index])
@@ -379,18 +397,21 @@ def _digest(parts: Iterable[bytes]) -> str:
 def _state(path: str) -> tuple[int, int]:
     try:
         state = os.stat(path)
-    except OSError:
-        return -1, -1
+    except OSError as error:
+        if is_not_there(error):
+            return -1, -1
+        raise read_error(error, path) from None
     return state.st_size, state.st_mtime_ns
 
 
-def _peek(source: Path | io.BytesIO, name: str) -> tuple[tuple[int, int], str]:
+def _peek(stream: IO[bytes], name: str) -> tuple[tuple[int, int], str]:
     try:
-        with open(source, "rb") if isinstance(source, Path) else source as stream:
-            return _peek_stream(stream, name, FORMATS)
+        return _peek_stream(stream, name, FORMATS)
     except UnreadableImageError:
         raise
     except Exception as error:
+        if is_of_the_system(error):
+            raise
         raise UnreadableImageError(name, str(error) or type(error).__name__) from None
 
 

@@ -72,7 +72,11 @@ class Survey:
 
 
 def survey(split: Split) -> Survey:
-    """Measure a sample of ``split``. Unreadable pictures are skipped: decoding reports them later."""
+    """Measure a sample of ``split``. Damaged pictures are skipped: decoding reports them later.
+
+    Raises:
+        FailedReadError: the system failed to read a picture.
+    """
     split = split.reader()
     if isinstance(split, ArraySplit) and split.images.dtype == np.uint8 and not _has_alpha(split.images[:1]):
         return Survey(pictures=len(split))

@@ -74,7 +74,7 @@ class DataSettings:
         skip_easy: fraction of the training pictures, up to half, that each epoch skips: those with the
             smallest loss when the network last saw them. No picture is skipped twice in a row. An epoch is
             shorter by this fraction.
-        on_bad_image: what to do with pictures that cannot be read: ``stop`` and list them all, or ``skip``
+        on_bad_image: what to do with damaged and missing pictures: ``stop`` and list them all, or ``skip``
             them and record which.
         engine: ``memory`` holds the decoded split. ``workers`` decodes in other processes during the
             training. ``auto`` uses memory if all splits together fit into a quarter of it. All give the same

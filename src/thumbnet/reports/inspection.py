@@ -92,7 +92,7 @@ def inspect_data(
     progress: Progress | None = None,
     settings: DataSettings | None = None,
 ) -> Inspection:
-    """Read every picture of ``data`` once; unreadable pictures are listed, not raised.
+    """Read every picture of ``data`` once; damaged pictures are listed, not raised.
 
     Args:
         data: the data set.
@@ -100,6 +100,9 @@ def inspect_data(
         fit: see :func:`thumbnet.data.images.fit_image`.
         progress: called with the number of pictures done and their total.
         settings: the recipe's data settings: range, background and largest automatic size apply.
+
+    Raises:
+        FailedReadError: the system failed to read a picture.
     """
     settings = settings or DataSettings()
     found = surveyed(data.splits["train"])

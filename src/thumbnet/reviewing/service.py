@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from thumbnet.data.images import Picture, Rendering
-from thumbnet.errors import RunError, ThumbnetError, UnreadableImageError, printable
+from thumbnet.errors import FailedReadError, RunError, ThumbnetError, UnreadableImageError, printable
 from thumbnet.reviewing.session import Item, Review
 from thumbnet.serving.protection import page_policy, protect, read_body
 
@@ -116,7 +116,7 @@ def build_review(
         try:
             with decoding:
                 content = as_png(load(review.items[position]), rendering)
-        except UnreadableImageError as error:
+        except (UnreadableImageError, FailedReadError) as error:
             raise HTTPException(404, str(error)) from None
         except MemoryError:
             raise HTTPException(503, "not enough memory to decode the picture") from None

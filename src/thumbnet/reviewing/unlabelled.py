@@ -52,7 +52,7 @@ def read_unlabelled(folder: str | Path) -> FileSplit:
 def score_unlabelled(
     classifier: Classifier, split: FileSplit, progress: Progress | None = None
 ) -> Unlabelled:
-    """Classify pictures without labels. Pictures that cannot be read are skipped.
+    """Classify pictures without labels. Damaged pictures are skipped.
 
     Args:
         classifier: a trained network.
@@ -61,6 +61,7 @@ def score_unlabelled(
 
     Raises:
         DataError: no picture can be read.
+        FailedReadError, UnreadableFilesError: the system failed to read a picture, or several.
         OutOfMemoryError: a batch does not fit the device's memory.
     """
     bad = find_unreadable(split)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from thumbnet.data import plugins
+from thumbnet.data.reading import open_whole, read_error
 from thumbnet.errors import DataError, printable
 from thumbnet.files import clear_leftovers, sync_below
 from thumbnet.sources.index import is_picture_name, is_picture_start
@@ -65,7 +66,7 @@ def _unpack(archive: Path, cache: Path) -> Unpacked:
     try:
         state = archive.stat()
     except OSError as error:
-        raise DataError(f"cannot read {printable(str(archive))}: {error.strerror}") from None
+        raise read_error(error, archive) from None
     depends = f"{_VERSION}\0{archive.resolve()}\0{state.st_size}\0{state.st_mtime_ns}"
     key = hashlib.blake2b(os.fsencode(depends), digest_size=8).hexdigest()
     target = cache / "unpacked" / f"{archive.name.split('.')[0]}-{key}"
@@ -117,7 +118,7 @@ def _unpack_tar(archive: Path, writer: _Writer) -> None:
 
 
 def _unpack_zip(archive: Path, writer: _Writer) -> None:
-    with zipfile.ZipFile(archive) as zipped:
+    with open_whole(archive) as file, zipfile.ZipFile(file) as zipped:
         for info in zipped.infolist():
             if stat.S_ISLNK(info.external_attr >> 16):
                 raise DataError(f"{printable(str(archive))} is refused: {info.filename!r} in it is a link")

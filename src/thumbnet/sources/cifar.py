@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from thumbnet.data.reading import is_file, is_folder, read_bytes, read_error
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, printable
 from thumbnet.invocation import command
@@ -87,7 +88,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
 
 
 def _batches_of(path: Path) -> Batches | None:
-    if path.is_dir():
+    if is_folder(path):
         return find_batches(path)
     batches = find_batches(path.parent)
     named = batches is not None and any(path.name in files for files in batches.files.values())
@@ -109,7 +110,7 @@ def find_batches(folder: Path) -> Batches | None:
         Batches(folder, {"train": ("train.bin",), "test": ("test.bin",)}, "fine_label_names.txt", 2, False),
         Batches(folder, {"train": ("train",), "test": ("test",)}, "meta", 2, True),
     ]
-    return next((v for v in versions if all((folder / f).is_file() for f in v.files["train"])), None)
+    return next((v for v in versions if all(is_file(folder / f) for f in v.files["train"])), None)
 
 
 def load_batches(batches: Batches, source: str) -> Data:
@@ -140,9 +141,9 @@ def load_batches(batches: Batches, source: str) -> Data:
 def _read_binary(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     """Planes (uint8 [N, 3072]) and labels (int64 [N]). CIFAR-100's second label byte is the fine label."""
     try:
-        raw = np.fromfile(path, dtype=np.uint8)
+        raw = np.frombuffer(read_bytes(path), dtype=np.uint8)
     except OSError as error:
-        raise DataError(f"cannot read {printable(str(path))}: {error.strerror}") from None
+        raise read_error(error, path) from None
     record = label_bytes + PICTURE_BYTES
     if len(raw) == 0 or len(raw) % record:
         raise DataError(
@@ -176,7 +177,7 @@ def _read_python(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _class_names(batches: Batches) -> tuple[str, ...]:
     path = batches.folder / batches.meta
-    if not path.is_file():
+    if not is_file(path):
         if batches.label_bytes == 1:
             return CIFAR10_CLASSES
         raise DataError(
@@ -247,9 +248,9 @@ def _load_inert(path: Path) -> dict[Any, Any]:
             dictionary.
     """
     try:
-        content = _InertUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        content = _InertUnpickler(io.BytesIO(read_bytes(path)), encoding="bytes").load()
     except OSError as error:
-        raise DataError(f"cannot read {printable(str(path))}: {error.strerror}") from None
+        raise read_error(error, path) from None
     except Exception as error:  # a damaged pickle can raise almost any exception
         raise DataError(
             f"{printable(str(path))} is not a CIFAR batch ({printable(str(error))}); nothing in it was run. "

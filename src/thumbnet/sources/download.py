@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from thumbnet.data.reading import exists
 from thumbnet.errors import DataError
 from thumbnet.files import file_digest, remove_file, sync_file
 
@@ -29,7 +30,7 @@ def download(url: str, target: Path, sha256: str, progress: DownloadProgress | N
             cannot be written.
         RunError: a file with another checksum cannot be removed.
     """
-    if target.exists():
+    if exists(target):
         return target
     part = target.with_name(target.name + ".part")
     try:

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from thumbnet.data.reading import inside, is_file, is_folder
 from thumbnet.data.splits import Data
-from thumbnet.errors import DataError, printable
+from thumbnet.errors import DataError
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.filenames import label_from_name
 from thumbnet.sources.index import Index
@@ -16,6 +17,7 @@ from thumbnet.sources.place import Place
 from thumbnet.sources.split_folders import LAYOUTS_HELP
 from thumbnet.sources.split_names import split_name
 from thumbnet.sources.tables import repeated_names
+from thumbnet.sources.tiny_imagenet import read_lines
 from thumbnet.sources.tree import is_tool_folder
 
 __all__ = ["LAYOUTS_HELP", "label_from_name", "pictures_below", "read", "recognise", "wrapped"]
@@ -23,7 +25,7 @@ __all__ = ["LAYOUTS_HELP", "label_from_name", "pictures_below", "read", "recogni
 
 def recognise(place: Place, settings: DataSettings) -> bool:
     """Whether ``place`` is a folder. :func:`read` reports what is wrong with its content."""
-    return place.path.is_dir()
+    return is_folder(place.path)
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
@@ -51,13 +53,13 @@ def wrapped(place: Place) -> Iterator[Place]:
     """The place, then up to three nested folders that only wrap its content, as archives often have."""
     yield place
     for _ in range(3):
-        if not place.path.is_dir():
+        if not is_folder(place.path):
             return
         inner = _subfolders(place.path)
         if len(inner) != 1 or split_name(inner[0].name):
             return
         place = place.inside(inner[0].name)
-        if not _subfolders(place.path) and not any(place.path.iterdir()):
+        if not inside(place.path):
             return
         yield place
 
@@ -74,20 +76,14 @@ def pictures_below(folder: str | Path) -> list[str]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    try:
-        return [path for path in folder.iterdir() if path.is_dir() and not is_tool_folder(path.name)]
-    except OSError as error:
-        raise DataError(f"cannot list {printable(str(folder))}: {error.strerror}") from None
+    return [path for path in inside(folder) if is_folder(path) and not is_tool_folder(path.name)]
 
 
 def _read_labels_file(root: Path) -> tuple[str, ...] | None:
     path = root / "labels.txt"
-    if not path.is_file():
+    if not is_file(path):
         return None
-    try:
-        names = tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}") from None
+    names = tuple(line.strip() for line in read_lines(path) if line.strip())
     twice = repeated_names(names)
     if twice:
         raise DataError(f"{path} lists classes more than once: {', '.join(twice)}")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from thumbnet.data.reading import is_file, is_of_the_system, read_bytes, read_error
 from thumbnet.data.splits import BytesSplit, Data, Split
 from thumbnet.errors import DataError, MissingExtraError, nearest, printable
 from thumbnet.recipes.settings import DataSettings
@@ -39,11 +40,8 @@ _MOST_CLASSES = 0.5  # distinct values as a share of the rows, at most, for a co
 def recognise(place: Place, settings: DataSettings) -> bool:
     """Whether ``place`` is a folder written by ``save_to_disk``."""
     folder = place.path
-    try:
-        single = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
-        return single or (folder / "dataset_dict.json").is_file()
-    except OSError:
-        return False
+    single = is_file(folder / "state.json") and is_file(folder / "dataset_info.json")
+    return single or is_file(folder / "dataset_dict.json")
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
@@ -57,6 +55,8 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     try:
         loaded = library.load_from_disk(str(place.path))
     except Exception as error:  # the library raises a different class for every way to fail
+        if is_of_the_system(error):
+            raise read_error(error, place.path) from None
         raise DataError(f"cannot load {printable(source)}: {_first_line(error)}") from None
     tables = loaded if isinstance(loaded, dict) else {"train": loaded}
     return _read_tables(tables, "", source, settings, "saved by the library datasets")
@@ -227,9 +227,11 @@ def _read_pictures(
         encoded = table.cast_column(image, library.Image(decode=False)).select(chosen)[image]
         for index, item in zip(chosen, encoded, strict=True):
             content, path = item["bytes"], item.get("path")
-            files.append(content if content is not None else Path(path).read_bytes())
+            files.append(content if content is not None else read_bytes(path))
             names.append(f"{split}/{path}[{index}]" if path else f"{split}[{index}]")
     except Exception as error:  # the column may hold anything, and a file may be missing
+        if is_of_the_system(error):
+            raise read_error(error, where) from None
         raise DataError(
             f"{where}: cannot read pictures from the column {printable(image)!r}: {_first_line(error)}"
         ) from None

@@ -11,12 +11,14 @@ import math
 import re
 import struct
 import zlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from thumbnet.data.reading import inside, is_file, is_folder, open_whole, read_error, read_text
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
@@ -175,10 +177,13 @@ def read_idx(path: Path) -> np.ndarray:
     """
     try:
         size = path.stat().st_size
-        with path.open("rb") as plain:
+        with open_whole(path) as plain:
             packed = plain.read(2) == b"\x1f\x8b"
         limit = MAX_EXPANSION * size + _BLOCK if packed else size
-        with gzip.open(path) if packed else path.open("rb") as file:
+        with (
+            open_whole(path) as plain,
+            gzip.GzipFile(fileobj=plain) if packed else nullcontext(plain) as file,
+        ):
             head = file.read(4)
             kind = _TYPES.get(head[2]) if len(head) == 4 and head[:2] == b"\0\0" else None
             if kind is None or not 1 <= head[3] <= 4:
@@ -199,8 +204,10 @@ def read_idx(path: Path) -> np.ndarray:
             content = bytearray()
             while len(content) <= expected and (block := file.read(min(_BLOCK, expected + 1 - len(content)))):
                 content += block
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    except OSError as error:
+        raise read_error(error, path) from None
     if len(content) != expected:
         state = "is cut short" if len(content) < expected else "has more"
         raise DataError(f"{path} declares {' x '.join(map(str, shape))} values, but {state}")
@@ -212,31 +219,28 @@ _Files = dict[tuple[str, str], Path]  # (split, "images" or "labels") to file
 
 def _find(path: Path) -> dict[str, _Files]:
     """The files of each data set, by the prefix of their names."""
-    try:
-        if path.is_file():
-            named = _NAME.fullmatch(path.name)
-            if named is None:
-                return {}
-            prefix = named["prefix"].lower()
-            return {key: files for key, files in _in_folder(path.parent).items() if key == prefix}
-        for folder in (path, path / "raw", path / "MNIST" / "raw"):
-            found = _in_folder(folder) if folder.is_dir() else {}
-            if found:
-                return found
-    except OSError:
-        pass
+    if is_file(path):
+        named = _NAME.fullmatch(path.name)
+        if named is None:
+            return {}
+        prefix = named["prefix"].lower()
+        return {key: files for key, files in _in_folder(path.parent).items() if key == prefix}
+    for folder in (path, path / "raw", path / "MNIST" / "raw"):
+        found = _in_folder(folder)
+        if found:
+            return found
     return {}
 
 
 def _in_folder(folder: Path) -> dict[str, _Files]:
     found: dict[str, _Files] = {}
-    for path in sorted(folder.iterdir()):
+    for path in inside(folder):
         named = _NAME.fullmatch(path.name)
         if named is None:
             continue
-        if path.is_dir():  # some tools unpack each file into a folder with the same name
+        if is_folder(path):  # some tools unpack each file into a folder with the same name
             path = path / path.name
-        if path.is_file():
+        if is_file(path):
             key = (_SPLITS[named["split"].lower()], named["kind"].lower())
             found.setdefault(named["prefix"].lower(), {}).setdefault(key, path)
     return found
@@ -261,7 +265,7 @@ def _name_classes(arrays: Arrays, prefix: str, folder: Path, layout: str) -> Non
     if prefix.startswith("emnist"):
         arrays.notes.append("EMNIST stores its pictures transposed: they were turned upright")
         mapping = folder / f"{prefix}mapping.txt"
-        if mapping.is_file():
+        if is_file(mapping):
             arrays.class_names, numbers = _read_mapping(mapping)
             for split, labels in arrays.labels.items():
                 unknown = sorted(set(labels.tolist()) - set(numbers))
@@ -286,10 +290,12 @@ def _name_classes(arrays: Arrays, prefix: str, folder: Path, layout: str) -> Non
 def _read_mapping(path: Path) -> tuple[list[str], list[int]]:
     """Class names and their labels. A line has a label and one or two character codes; the first counts."""
     try:
-        lines = [line.split() for line in path.read_text("ascii").splitlines() if line.strip()]
+        lines = [line.split() for line in read_text(path, "ascii").splitlines() if line.strip()]
         names = [chr(int(codes[0])) for _, *codes in lines]
         numbers = [int(label) for label, *_ in lines]
-    except (OSError, ValueError, IndexError, OverflowError) as error:
+    except OSError as error:
+        raise read_error(error, path) from None
+    except (ValueError, IndexError, OverflowError) as error:
         raise DataError(
             f"{path} is not EMNIST's mapping of labels to characters: {printable(str(error))}"
         ) from None

@@ -25,6 +25,7 @@ import numpy as np
 
 from thumbnet.data import plugins
 from thumbnet.data.images import PICTURE_SUFFIXES
+from thumbnet.data.reading import is_folder, is_not_there, open_whole, read_error
 from thumbnet.data.splits import FileSplit, Split
 from thumbnet.errors import DataError, RunError, printable
 from thumbnet.files import cache_folder, write_file
@@ -76,9 +77,10 @@ class Index:
         """Sorted paths of the pictures below ``folder``. It and the paths are relative to ``root``.
 
         Raises:
-            DataError: a folder cannot be listed.
+            FailedReadError: a folder cannot be listed.
+            DataError: as for :meth:`tree`.
         """
-        if not os.path.isdir(os.path.join(self.root, folder)):
+        if not is_folder(os.path.join(self.root, folder)):
             return []
         tree = self.tree("" if folder == "." else folder.replace(os.sep, "/"))
         self.ignored += tree.ignored_below()
@@ -90,7 +92,8 @@ class Index:
         A link to a folder is followed only if the folder that contains it has no pictures.
 
         Raises:
-            DataError: a folder cannot be listed, or a link leads to a folder that contains it.
+            FailedReadError: a folder cannot be listed.
+            DataError: a link leads to a folder that contains it.
         """
         tree = Folder(folder)
         order: list[Folder] = []
@@ -105,7 +108,7 @@ class Index:
             inner = [(name, followed) for name in listing.folders]
             for name in listing.links:
                 link = os.path.join(self.root, parent.path, name)
-                if parent.pictures or len(followed) == _MAX_LINKS or not os.path.isdir(link):
+                if parent.pictures or len(followed) == _MAX_LINKS or not is_folder(link):
                     parent.ignored.append(name)
                 else:
                     inner.append((name, (*followed, _target(link, followed))))
@@ -184,9 +187,7 @@ class Index:
                     changed = -1  # a later change could leave the same time: always list this folder again
                 listing = _Listing(changed, *_scan(path))
         except OSError as error:
-            raise DataError(
-                f"cannot list {printable(str(error.filename or path))}: {error.strerror}"
-            ) from None
+            raise read_error(error, path) from None
         self._listed[folder] = listing
         return listing
 
@@ -217,9 +218,11 @@ def _begins_as_picture(entry: os.DirEntry[str]) -> bool:
     try:
         if not entry.is_file():
             return False
-        with open(entry.path, "rb") as file:
+        with open_whole(entry.path) as file:
             return is_picture_start(file.read(HEAD_BYTES))
-    except OSError:
+    except OSError as error:
+        if not is_not_there(error):
+            raise
         return False
 
 
@@ -243,13 +246,15 @@ def _target(link: str, followed: tuple[str, ...]) -> str:
 def _leads_to_folder(link: os.DirEntry[str]) -> bool:
     try:
         return link.is_dir()
-    except OSError:  # a cycle of links
-        return False
+    except OSError as error:
+        if not is_not_there(error):
+            raise
+        return False  # a cycle of links
 
 
 def _may_be_read(entry: os.DirEntry[str]) -> bool:
     """False for pipes, sockets and devices. A broken link counts as a picture: reading it reports it."""
     try:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
-    except OSError:  # a cycle of links
+    except OSError:  # reading it reports what is wrong
         return True

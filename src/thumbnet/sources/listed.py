@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from thumbnet.data.reading import inside, is_file
 from thumbnet.data.splits import Data
-from thumbnet.errors import DataError, printable
+from thumbnet.errors import DataError, FailedReadError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.labels import as_class, number_classes
 from thumbnet.sources.place import Place
@@ -41,7 +42,7 @@ class _Line(NamedTuple):
 def recognise(place: Place, settings: DataSettings) -> bool:
     """Whether there are CUB-200's files, or lists and at least 90% of the pictures in that of train."""
     try:
-        if all((place.path / name).is_file() for name in _CUB):
+        if all(is_file(place.path / name) for name in _CUB):
             return True
         lists = _lists(place.path, settings.label_column)
         if "train" not in lists:
@@ -51,7 +52,9 @@ def recognise(place: Place, settings: DataSettings) -> bool:
         found = [line for line in lines if line is not None]
         there = len(found) >= _THERE * len(lines)
         return there and len({_class_of(line) for line in found} - {""}) > 1
-    except (OSError, DataError):
+    except FailedReadError:
+        raise
+    except DataError:
         return False
 
 
@@ -63,7 +66,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     """
     index = place.index()
     known = _by_stem(index.pictures_below(""))
-    if all((place.path / name).is_file() for name in _CUB):
+    if all(is_file(place.path / name) for name in _CUB):
         paths, values, missing = _read_cub(place.path, known)
         shape = "CUB-200's lists"
     else:
@@ -195,9 +198,9 @@ def _lists(root: Path, word: str) -> dict[str, Path]:
     for folder in _LIST_FOLDERS:
         chosen: dict[str, Path] = {}
         rank: dict[str, tuple[int, str]] = {}
-        for path in sorted((root / folder).glob("*.txt")) if (root / folder).is_dir() else ():
-            found = split_name(path.stem)
-            if not found or word not in path.stem or not path.is_file() or path.stat().st_size > _MAX_LIST:
+        for path in inside(root / folder):
+            found = split_name(path.stem) if path.suffix == ".txt" else None
+            if not found or word not in path.stem or not is_file(path) or path.stat().st_size > _MAX_LIST:
                 continue
             if (found.rank, path.name) < rank.get(found.split, (9, "")):
                 chosen[found.split], rank[found.split] = path, (found.rank, path.name)

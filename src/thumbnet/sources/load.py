@@ -14,8 +14,9 @@ import numpy as np
 
 from thumbnet.data.corrections import Correction, apply_corrections, corrections_of
 from thumbnet.data.held_out import with_groups_of_new, with_held_out
+from thumbnet.data.reading import exists, is_file, read_error
 from thumbnet.data.splits import ArraySplit, Data
-from thumbnet.errors import DataError, printable
+from thumbnet.errors import DataError, FailedReadError
 from thumbnet.files import cache_folder
 from thumbnet.invocation import command
 from thumbnet.recipes.settings import DataSettings
@@ -87,6 +88,7 @@ def load_data(
 
     Raises:
         DataError: the data cannot be found, downloaded or understood; the message says what to do.
+        FailedReadError: the system failed to read a file, so it is unknown what the data are.
         RecipeError: a setting is out of range.
         TypeError: there is no such setting.
     """
@@ -126,13 +128,14 @@ def unpack_ahead(source: str | None, data_dir: str | Path | None) -> None:
     Errors are not reported here, because :func:`load_data` meets them again.
     """
     path = Path(source or "").expanduser()
-    if not is_archive_name(path.name) or not path.is_file():
+    if not is_archive_name(path.name):
         return
     cache = Path(data_dir).expanduser() if data_dir else cache_folder()
 
     def work() -> None:
         with suppress(DataError, OSError):
-            if not webdataset.recognise(Place(path), DataSettings()) and not unknown.not_an_archive(path):
+            is_shard = not is_file(path) or webdataset.recognise(Place(path), DataSettings())
+            if not is_shard and not unknown.not_an_archive(path):
                 unpack(path, cache)
 
     threading.Thread(target=work, daemon=True).start()
@@ -159,13 +162,13 @@ FORMS: tuple[Form, ...] = (
 
 def can_be_loaded_again(source: str) -> bool:
     """Whether the data can be loaded again by name or path. Data in memory cannot."""
-    return source in NAMED or source.startswith("hf:") or Path(source).expanduser().exists()
+    return source in NAMED or source.startswith("hf:") or exists(Path(source).expanduser())
 
 
 def _canonical(name: str) -> str:
     """``mnist`` for ``MNIST``, ``fashion-mnist`` for ``fashion_mnist``, unless a file has that name."""
     spelt = name.lower().replace("-", "").replace("_", "")
-    if name in NAMED or spelt not in _ALSO or Path(name).exists():
+    if name in NAMED or spelt not in _ALSO or exists(name):
         return name
     return _ALSO[spelt]
 
@@ -176,14 +179,14 @@ def _load_path(path: Path, name: str, cache: Path, settings: DataSettings) -> Da
             "the name of the data is empty: name a folder, a file or a data set (. for this folder)"
         )
     try:
-        if webdataset.is_pattern(name) and not path.exists():
+        if webdataset.is_pattern(name) and not exists(path):
             return webdataset.read_pattern(name)
-        if path.is_file() and is_archive_name(path.name) and not webdataset.recognise(Place(path), settings):
+        if is_archive_name(path.name) and is_file(path) and not webdataset.recognise(Place(path), settings):
             return _load_archive(path, name, cache, settings)
-        if path.exists():
+        if exists(path):
             return _read(Place(path), name, settings)
     except OSError as error:
-        raise DataError(f"cannot read {printable(str(path))}: {error.strerror}") from None
+        raise read_error(error, path) from None
     raise DataError(known_names.explain(name, NAMED))
 
 
@@ -209,6 +212,8 @@ def _read(place: Place, name: str, settings: DataSettings) -> Data:
         raise DataError(wrong)
     try:
         return folders.read(place, name, settings)
+    except FailedReadError:
+        raise
     except DataError as error:
         raise DataError(str(error) if asked else unknown.explain_failure(place, str(error))) from None
 
@@ -235,7 +240,7 @@ def _load_cifar(name: str, cache: Path, settings: DataSettings, progress: Downlo
             return cifar.load_batches(batches, name)
     binary = cache / archive.url.rsplit("/", 1)[1]
     python = binary.with_name(binary.name.replace("-binary", "-python"))
-    packed = next((path for path in (binary, python) if path.is_file()), None)
+    packed = next((path for path in (binary, python) if is_file(path)), None)
     if packed is None:
         mirror = "hf:uoft-cs/" + name
         try:

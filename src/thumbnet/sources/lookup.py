@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from thumbnet.data.images import PICTURE_SUFFIXES
+from thumbnet.data.reading import is_file
 from thumbnet.errors import DataError, printable
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.place import Place
@@ -75,7 +76,7 @@ class Pictures:
     def _is_there(self, path: str) -> bool:
         if self._packed:
             return path in self._exact
-        return os.path.splitext(path)[1].lower() in PICTURE_SUFFIXES and os.path.isfile(
+        return os.path.splitext(path)[1].lower() in PICTURE_SUFFIXES and is_file(
             os.path.join(self._root, path)
         )
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from thumbnet.data.corrections import COLUMNS, is_corrections, read_corrections
 from thumbnet.data.multilabel import MultiLabelSplit, as_matrix
+from thumbnet.data.reading import inside, is_file, is_folder, read_error, read_text
 from thumbnet.data.splits import Data, Split
-from thumbnet.errors import DataError, ThumbnetError, printable
+from thumbnet.errors import DataError, FailedReadError, ThumbnetError, printable
 from thumbnet.invocation import command
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import parquet
@@ -86,13 +87,15 @@ def recognise(place: Place, settings: DataSettings) -> bool:
     Class folders take precedence over a table, unless only tables label the test pictures.
     """
     try:
-        if place.path.is_file():
+        if is_file(place.path):
             return _is_table_name(place.path) and _is_manifest(place.path, settings, None)
         found = _table_files(place.path)
         if not any(_is_manifest(path, settings, place) for path, _ in found):
             return False
         return not class_folders(place) or _splits_by_table(place, found, settings)
-    except (ThumbnetError, OSError, ValueError, csv.Error, RecursionError):
+    except FailedReadError:
+        raise
+    except (ThumbnetError, ValueError, csv.Error, RecursionError):
         return False
 
 
@@ -102,7 +105,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     Raises:
         DataError: a table cannot be read, its columns are ambiguous, or pictures are missing.
     """
-    alone = place.path.is_file()
+    alone = is_file(place.path)
     root = Place(place.path.parent) if alone else place
     files = [(place.path, "")] if alone else _table_files(place.path)
     manifests, notes = _choose(files, settings, None if alone else root)
@@ -327,13 +330,17 @@ def _titles(folder: Path, order: list[str]) -> tuple[tuple[str, ...], list[str]]
         return tuple(order), []
     for name in _CLASS_FILES:
         try:
-            text = (folder / name).read_text("utf-8")
+            if not is_file(folder / name):
+                continue
+            text = read_text(folder / name)
             if name.endswith(".json"):
                 found = {str(key): str(value) for key, value in json.loads(text).items()}
             else:
                 lines = [line.strip() for line in text.splitlines() if line.strip()]
                 found = {str(number): line for number, line in enumerate(lines)}
-        except (OSError, ValueError, AttributeError, RecursionError):
+        except OSError as error:
+            raise read_error(error, folder / name) from None
+        except (ValueError, AttributeError, RecursionError):
             continue
         if set(found) == set(order) and len(set(found.values())) == len(found):
             return tuple(found[key] for key in order), [f"class names come from {name}"]
@@ -344,10 +351,10 @@ def _picture_place(root: Place, settings: DataSettings) -> Place:
     if not settings.images:
         return root
     inner = root.inside(settings.images)
-    if root.unpacked and inner.path.is_dir():
+    if root.unpacked and is_folder(inner.path):
         return inner
     for folder in (Path(settings.images).expanduser(), inner.path):
-        if folder.is_dir():
+        if is_folder(folder):
             return Place(folder.absolute())
     raise DataError(f"data.images: there is no folder {settings.images!r}")
 
@@ -379,17 +386,17 @@ def _is_table_name(path: Path) -> bool:
 def _table_files(folder: Path) -> list[tuple[Path, str]]:
     """The tables in a folder and in its split folders, each with the folder that its paths start from."""
     found = []
-    for path in sorted(folder.iterdir()):
+    for path in inside(folder):
         if path.name.startswith("."):
             continue
         if (
-            path.is_file()
-            and _is_table_name(path)
+            _is_table_name(path)
+            and is_file(path)
             and (path.suffix.lower() != ".txt" or _LISTS.fullmatch(path.name))
         ):
             found.append((path, ""))
         elif split_word(path.name):
-            inner = [path / name for name in _SPLIT_FOLDER_TABLES if (path / name).is_file()]
+            inner = [path / name for name in _SPLIT_FOLDER_TABLES if is_file(path / name)]
             found += [(table, path.name) for table in inner[:1]]
     return found
 
@@ -404,6 +411,8 @@ def _is_manifest(path: Path, settings: DataSettings, folder: Place | None, label
     try:
         table = _load(path, 200)
         columns = find_columns(table, settings)
+    except FailedReadError:
+        raise
     except DataError as error:
         return (named and path.suffix.lower() != ".txt") or "--label-column" in str(error)
     if len(table.names) > 300:
@@ -427,7 +436,7 @@ def _any_picture(place: Place, cells: list[str]) -> bool:
     From 200 cells on, any picture counts.
     """
     stems = {re.split(r"[/\\]", cell)[-1] for cell in cells}
-    for folder in [place.path, *[path for path in place.path.iterdir() if path.is_dir()][:50]]:
+    for folder in [place.path, *[path for path in inside(place.path) if is_folder(path)][:50]]:
         for name in _picture_names(folder, place):
             if len(cells) >= 200 or os.path.splitext(name)[0] in stems or name in stems:
                 return True
@@ -445,9 +454,9 @@ def _picture_names(folder: Path, place: Place) -> list[str]:
 
 def class_folders(place: Place) -> bool:
     """Whether the folder, or its train folder, has two or more class folders with pictures."""
-    folders = [path for path in place.path.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    folders = [path for path in inside(place.path) if is_folder(path) and not path.name.startswith(".")]
     base = [path for path in folders if split_word(path.name) == "train"] or [place.path]
-    inner = [path for path in base[0].iterdir() if path.is_dir() and not path.name.startswith((".", "__"))]
+    inner = [path for path in inside(base[0]) if is_folder(path) and not path.name.startswith((".", "__"))]
     inner = [path for path in inner if not split_word(path.name) and not _NO_CLASS.fullmatch(path.name)]
     return sum(bool(_picture_names(path, place)) for path in inner[:50]) >= 2
 
@@ -455,8 +464,6 @@ def class_folders(place: Place) -> bool:
 def _splits_by_table(place: Place, found: list[tuple[Path, str]], settings: DataSettings) -> bool:
     """Whether the test pictures are in no class folders and get their labels from a table, as in GTSRB."""
     tables = {split_of_name(path.stem) for path, _ in found if _is_manifest(path, settings, place)}
-    tests = [path for path in place.path.iterdir() if path.is_dir() and split_word(path.name) == "test"]
-    flat = any(
-        bool(_picture_names(path, place)) and not any(p.is_dir() for p in path.iterdir()) for path in tests
-    )
+    tests = [path for path in inside(place.path) if split_word(path.name) == "test" and is_folder(path)]
+    flat = any(bool(_picture_names(path, place)) and not any(map(is_folder, inside(path))) for path in tests)
     return {"train", "test"} <= tables and flat

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from thumbnet.data.reading import inside, is_file, is_folder
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
@@ -23,7 +24,7 @@ def recognise(place: Place, settings: DataSettings) -> bool:
 
     A ``.mat`` file next to pictures may only be a list of them.
     """
-    return bool(_files(place.path)) and (place.path.is_file() or not has_pictures(place))
+    return bool(_files(place.path)) and (is_file(place.path) or not has_pictures(place))
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
@@ -35,7 +36,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     files = _files(place.path)
     folder = files[0].parent
     svhn = {match[1].lower(): path for path in files if (match := _SVHN.fullmatch(path.name))}
-    if svhn and (place.path.is_dir() or place.path in svhn.values()):
+    if svhn and (is_folder(place.path) or place.path in svhn.values()):
         return _read_svhn(svhn, place.path.name.lower().startswith("extra"), source, folder)
     if len(files) > 1:
         splits = {part_of(path.stem)[1] for path in files}
@@ -82,15 +83,12 @@ def _read_svhn(files: dict[str, Path], with_extra: bool, source: str, folder: Pa
 
 
 def _files(path: Path) -> list[Path]:
-    try:
-        if path.is_dir():
-            return sorted(p for p in path.iterdir() if p.suffix.lower() == ".mat" and p.is_file())
-        if path.suffix.lower() != ".mat" or not path.is_file():
-            return []
-        named = _SVHN.fullmatch(path.name)
-        return [p for p in _files(path.parent) if _SVHN.fullmatch(p.name)] if named else [path]
-    except OSError:
+    if is_folder(path):
+        return [p for p in inside(path) if p.suffix.lower() == ".mat" and is_file(p)]
+    if path.suffix.lower() != ".mat" or not is_file(path):
         return []
+    named = _SVHN.fullmatch(path.name)
+    return [p for p in _files(path.parent) if _SVHN.fullmatch(p.name)] if named else [path]
 
 
 def _orient(arrays: Arrays, path: Path) -> Arrays:

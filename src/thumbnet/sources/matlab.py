@@ -16,6 +16,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
+from thumbnet.data.reading import open_whole, read_error
 from thumbnet.errors import DataError, printable
 from thumbnet.sources.archives import MAX_EXPANSION
 
@@ -54,7 +55,7 @@ def numeric_arrays(path: Path) -> dict[str, np.ndarray]:
             size.
     """
     try:
-        with path.open("rb") as file:
+        with open_whole(path) as file:
             head = file.read(520)
             if head.startswith((b"MATLAB 7.3", _HDF5)) or head[512:] == _HDF5:
                 raise DataError(f"{path} is a MATLAB file of version 7.3 (HDF5), {_NOT_READ}")
@@ -67,7 +68,7 @@ def numeric_arrays(path: Path) -> dict[str, np.ndarray]:
             )
             return {name: array for name, array in found if name}
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+        raise read_error(error, path) from None
     except (DamagedError, zlib.error) as error:
         raise DataError(f"{path} is not a MATLAB file, or is damaged: {printable(str(error))}") from None
 

@@ -18,8 +18,9 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
+from thumbnet.data.reading import inside, is_file, is_folder, open_whole, read_error
 from thumbnet.data.splits import Data
-from thumbnet.errors import DataError, printable
+from thumbnet.errors import DataError, FailedReadError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
 from thumbnet.sources.arrays import Arrays, data_from_arrays, pair_up, part_of
@@ -32,7 +33,7 @@ _BLOCK = 1 << 20
 
 def recognise(place: Place, settings: DataSettings) -> bool:
     """Whether the place is a ``.npz`` or ``.npy`` file, or a folder with such files and without pictures."""
-    return bool(_files(place.path)) and (place.path.is_file() or not has_pictures(place))
+    return bool(_files(place.path)) and (is_file(place.path) or not has_pictures(place))
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
@@ -66,13 +67,15 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
 
 def _one_file_per_class(path: Path) -> dict[str, Path]:
     """A folder's files by class if each holds the pictures of one class (as in Quick, Draw!), else empty."""
-    files = _files(path) if path.is_dir() else []
+    files = _files(path) if is_folder(path) else []
     if len(files) < 2 or any(
         f.suffix.lower() != ".npy" or part_of(f.stem)[1:] != (None, None) for f in files
     ):
         return {}
     try:
         shapes = [_map(file).shape for file in files]
+    except FailedReadError:
+        raise
     except DataError:
         return {}
     if len(shapes[0]) < 2 or any(len(shape) < 2 or shape[1:] != shapes[0][1:] for shape in shapes):
@@ -94,12 +97,8 @@ def _read_classes(by_class: dict[str, Path], source: str) -> Data:
 
 
 def _files(path: Path) -> list[Path]:
-    try:
-        if path.is_dir():
-            return sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file())
-        return [path] if path.suffix.lower() in _SUFFIXES and path.is_file() else []
-    except OSError:
-        return []
+    files = inside(path) if is_folder(path) else [path]
+    return [file for file in files if file.suffix.lower() in _SUFFIXES and is_file(file)]
 
 
 def _chosen(path: Path) -> list[Path]:
@@ -108,7 +107,7 @@ def _chosen(path: Path) -> list[Path]:
     Raises:
         DataError: the folder has several data sets.
     """
-    named = path if path.is_file() else None
+    named = path if is_file(path) else None
     if named is not None and named.suffix.lower() == ".npz" and part_of(named.stem)[1:] == (None, None):
         return [named]
     if named is not None and named.suffix.lower() == ".npz" and _is_whole(named):
@@ -131,7 +130,7 @@ def _chosen(path: Path) -> list[Path]:
 
 def _is_whole(path: Path) -> bool:
     """Whether a ``.npz`` has both pictures and labels, so that no other file is needed."""
-    with _damage_as_data_error(path), zipfile.ZipFile(path) as zipped:
+    with _damage_as_data_error(path), open_whole(path) as file, zipfile.ZipFile(file) as zipped:
         roles = {part_of(Path(info.filename).stem)[2] for info in zipped.infolist()}
         return {"images", "labels"} <= roles
 
@@ -143,7 +142,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         DataError: the file is damaged, is a decompression bomb, or holds Python objects.
     """
     arrays = {}
-    with _damage_as_data_error(path), zipfile.ZipFile(path) as zipped:
+    with _damage_as_data_error(path), open_whole(path) as whole, zipfile.ZipFile(whole) as zipped:
         infos = [info for info in zipped.infolist() if info.filename.endswith(".npy")]
         limit = MAX_EXPANSION * path.stat().st_size + _BLOCK
         if sum(info.file_size for info in infos) > limit:
@@ -175,7 +174,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 def _map(path: Path) -> np.ndarray:
     """Memory-map the array in a ``.npy`` file."""
     with _damage_as_data_error(path):
-        with path.open("rb") as file:
+        with open_whole(path) as file:
             shape, _, dtype = _header(file, str(path))
             held = path.stat().st_size - file.tell()
         if math.prod(shape) * dtype.itemsize > held:
@@ -247,6 +246,10 @@ def _damage_as_data_error(path: Path) -> Iterator[None]:
         yield
     except DataError:
         raise
+    except OSError as error:
+        if error.errno is not None:
+            raise read_error(error, path) from None
+        raise DataError(f"{path} is not a NumPy file, or is damaged: {error}") from None
     except Exception as error:  # NumPy, zipfile and tokenize raise almost any exception for a damaged file
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
+        reason = str(error).split("\n")[0] or type(error).__name__
         raise DataError(f"{path} is not a NumPy file, or is damaged: {reason}") from None

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from thumbnet.data.splits import EncodedSplit, file_stamp
-from thumbnet.errors import UnreadableFileError
+from thumbnet.errors import FailedReadError
 
 _BYTES, _INDEX = "pictures.bin", "pictures.json"
 
@@ -32,7 +32,7 @@ class Pack:
         places: for each picture's path in the archive, the part of the file that its bytes are.
 
     Raises:
-        OSError: the pack does not exist.
+        OSError: the pack does not exist, or cannot be read.
         ValueError: the pack is incomplete.
     """
 
@@ -64,13 +64,16 @@ class Pack:
     @cached_property
     def _bytes(self) -> mmap.mmap:
         with self._path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            try:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self._path)) from None
 
     def read(self, place: slice) -> bytes:
         """A picture's bytes.
 
         Raises:
-            OSError: the file no longer exists.
+            OSError: the file no longer exists, or cannot be read.
         """
         if place.start == place.stop:  # the whole pack may be empty, and an empty file cannot be mapped
             return b""
@@ -133,7 +136,7 @@ class PackedSplit(EncodedSplit):
         try:
             return self._pack.read(self._place(self.names[index]))
         except OSError as error:
-            raise UnreadableFileError(self.names[index], error.strerror or str(error)) from None
+            raise FailedReadError(f"{self.names[index]} in {error.filename}", error.strerror or "") from None
 
     def subset(self, indices: np.ndarray) -> PackedSplit:
         return PackedSplit(self._pack, self._root, [self.names[i] for i in indices], self.labels[indices])

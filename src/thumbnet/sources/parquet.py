@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from thumbnet.data.multilabel import MultiLabelSplit, as_matrix
+from thumbnet.data.reading import inside, is_file, is_folder, is_of_the_system, read_error
 from thumbnet.data.splits import BytesSplit, Data, Split
-from thumbnet.errors import DataError, MissingExtraError, nearest, printable
+from thumbnet.errors import DataError, FailedReadError, MissingExtraError, nearest, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
 from thumbnet.sources.columns import class_names, in_class_order, label_candidates, split_of_name
@@ -128,6 +129,8 @@ def _damage_as_data_error(path: Path) -> Iterator[None]:
     except (
         Exception
     ) as error:  # each of Arrow's exceptions is one of Python's: KeyError, NotImplementedError, ...
+        if is_of_the_system(error):
+            raise read_error(error, path) from None
         reason = printable(str(error).split("\n")[0]) or type(error).__name__
         raise DataError(f"cannot read {printable(str(path))}: {reason}") from None
 
@@ -169,8 +172,10 @@ def recognise(place: Place, settings: DataSettings) -> bool:
             return False
         return _image_column(_open(files[0])) != ""
     except MissingExtraError:  # accept the place, unless other folders may have the pictures
-        return place.path.is_file() or not any(p.is_dir() and p.name != "data" for p in place.path.iterdir())
-    except (DataError, OSError, ValueError):
+        return is_file(place.path) or not any(is_folder(p) and p.name != "data" for p in inside(place.path))
+    except FailedReadError:
+        raise
+    except (DataError, ValueError):
         return False
 
 
@@ -275,10 +280,12 @@ def _read_file(
 
 
 def _files(path: Path) -> list[Path]:
-    if path.is_file():
+    if is_file(path):
         return [path] if path.suffix.lower() == ".parquet" else []
-    here = sorted(path.glob("*.parquet"))
-    return here or sorted((path / "data").glob("*.parquet"))
+    here, below = (
+        [file for file in inside(folder) if file.suffix == ".parquet"] for folder in (path, path / "data")
+    )
+    return here or below
 
 
 def _image_column(file: Any) -> str:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from thumbnet.data.reading import inside, is_file, is_folder, open_text
 from thumbnet.data.splits import ArraySplit, Data, Split
-from thumbnet.errors import DataError, ThumbnetError, printable
+from thumbnet.errors import DataError, FailedReadError, ThumbnetError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import manifest
 from thumbnet.sources.columns import (
@@ -41,10 +42,12 @@ def recognise(place: Place, settings: DataSettings) -> bool:
     of pixels are smaller copies of the pictures.
     """
     try:
-        if place.path.is_dir() and (class_folders(place) or manifest.recognise(place, settings)):
+        if is_folder(place.path) and (class_folders(place) or manifest.recognise(place, settings)):
             return False
         return any(_is_pixels(path) for path in _files(place.path))
-    except (ThumbnetError, OSError, ValueError, csv.Error, RecursionError):
+    except FailedReadError:
+        raise
+    except (ThumbnetError, ValueError, csv.Error, RecursionError):
         return False
 
 
@@ -54,7 +57,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     Raises:
         DataError: a cell is not a whole number from 0 to 255, rows differ in length, or there are no labels.
     """
-    alone = place.path.is_file()
+    alone = is_file(place.path)
     notes: list[str] = []
     found: dict[str, tuple[np.ndarray, list[str]]] = {}
     used: list[str] = []
@@ -144,8 +147,8 @@ def _images(pixels: np.ndarray, source: str) -> tuple[np.ndarray, str]:
 
 
 def _files(path: Path) -> list[Path]:
-    files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
-    return [file for file in files if file.suffix.lower() in _SUFFIXES and file.is_file()]
+    files = [path] if is_file(path) else inside(path)
+    return [file for file in files if file.suffix.lower() in _SUFFIXES and is_file(file)]
 
 
 def _is_pixels(path: Path) -> bool:
@@ -207,7 +210,7 @@ def _read_table(path: Path, settings: DataSettings) -> _Read:
     pixels, labels = [], []
     line = 1 + head.header
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with open_text(path, "utf-8-sig", newline="") as file:
             first = file.readline()
             separator = max(",;\t", key=first.count)
             lines = [] if head.header else [first]

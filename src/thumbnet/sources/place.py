@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from thumbnet.data.splits import Data
-from thumbnet.errors import DataError
+from thumbnet.errors import DataError, FailedReadError
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.index import Index
 from thumbnet.sources.packed import Unpacked
@@ -35,9 +35,15 @@ class Place:
 
 
 def has_pictures(place: Place) -> bool:
-    """Whether there are pictures in a folder or below it; False if it cannot be listed."""
+    """Whether there are pictures in a folder or below it; False if a link in it leads in a circle.
+
+    Raises:
+        FailedReadError: it cannot be listed.
+    """
     try:
         return bool(place.index().pictures_below(""))
+    except FailedReadError:
+        raise
     except DataError:
         return False
 
@@ -46,7 +52,11 @@ class Form(Protocol):
     """A form in which labelled pictures come. Every module that reads one has these two functions."""
 
     def recognise(self, place: Place, settings: DataSettings) -> bool:
-        """Whether ``place`` has this form. Looks at names and first bytes only, and never raises."""
+        """Whether ``place`` has this form. Looks at names and first bytes only.
+
+        Raises:
+            FailedReadError, OSError: the system failed to read something, so it cannot tell. Nothing else.
+        """
 
     def read(self, place: Place, source: str, settings: DataSettings) -> Data:
         """Read the data in a place that :meth:`recognise` accepted. ``source`` is what the user named.

@@ -21,8 +21,9 @@ from PIL import Image
 
 from thumbnet.data.images import open_image, to_rgb
 from thumbnet.data.multilabel import MultiLabelSplit
+from thumbnet.data.reading import is_file, is_not_there, is_of_the_system, read_error
 from thumbnet.data.splits import ArraySplit, Data, FileSplit, Split
-from thumbnet.errors import DataError, UnreadableImageError, printable
+from thumbnet.errors import DataError, FailedReadError, UnreadableImageError, printable
 from thumbnet.recipes.settings import AUTO
 from thumbnet.sources.arrays import (
     as_array,
@@ -242,9 +243,11 @@ def _item(dataset: Any, index: int, where: str) -> tuple[Any, Any]:
     """
     try:
         item = dataset[index]
-    except UnreadableImageError:
+    except (UnreadableImageError, FailedReadError):
         raise
     except Exception as error:
+        if is_of_the_system(error) and not is_not_there(error):
+            raise read_error(error, f"item {index} of {where}") from None
         reason = str(error).split("\n")[0] or type(error).__name__
         raise DataError(f"{where}: the data set fails at item {index}: {printable(reason)}") from None
     if isinstance(item, Mapping):
@@ -332,7 +335,7 @@ def _listed(pictures: list[Any], where: str) -> np.ndarray | list[str] | list[Im
 
 
 def _files(paths: list[str], labels: np.ndarray, where: str) -> FileSplit:
-    missing = [path for path in paths if not os.path.isfile(path)]
+    missing = [path for path in paths if not is_file(path)]
     if missing:
         raise DataError(
             f"{where}: {len(missing):,} of {len(paths):,} files do not exist, such as {missing[0]}"
@@ -412,6 +415,8 @@ class PicturesSplit(Split):
         except (MemoryError, KeyboardInterrupt):
             raise
         except Exception as error:  # Pillow opens files lazily: they may fail here
+            if is_of_the_system(error) and not is_not_there(error):
+                raise read_error(error, self.name(index)) from None
             raise UnreadableImageError(self.name(index), str(error) or type(error).__name__) from None
 
     def content(self, index: int) -> bytes:
@@ -461,6 +466,8 @@ class DatasetSplit(Split):
         name = self.name(index)
         try:
             picture, _ = _item(self._dataset, int(self._positions[index]), self.prefix)
+        except FailedReadError:
+            raise
         except DataError as error:
             raise UnreadableImageError(name, str(error)) from None
         return to_rgb(Image.fromarray(_pixels(picture, name)))

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from thumbnet.data.reading import is_file, is_folder, read_bytes, read_error
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.arrays import Arrays, data_from_arrays
 from thumbnet.sources.place import Place
+from thumbnet.sources.tiny_imagenet import read_lines
 
 SIDE = 96
 PICTURE_BYTES = 3 * SIDE * SIDE
@@ -20,10 +22,7 @@ _FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "unlabeled_X
 
 def recognise(place: Place, settings: DataSettings) -> bool:
     """Whether ``place`` is a folder with STL-10's training pictures, or one of the files in it."""
-    try:
-        return _folder(place.path) is not None
-    except OSError:
-        return False
+    return _folder(place.path) is not None
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
@@ -37,9 +36,9 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     arrays = Arrays(class_names=_class_names(folder))
     for split in ("train", "test"):
         pictures, labels = folder / f"{split}_X.bin", folder / f"{split}_y.bin"
-        if split == "test" and not pictures.is_file() and not labels.is_file():
+        if split == "test" and not is_file(pictures) and not is_file(labels):
             continue
-        if not labels.is_file():
+        if not is_file(labels):
             raise DataError(f"{pictures} has no labels: {labels.name} belongs in the same folder")
         try:
             stored = pictures.stat().st_size
@@ -49,34 +48,32 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
                     "damaged"
                 )
             columns = np.memmap(pictures, np.uint8, "c").reshape(-1, 3, SIDE, SIDE)
-            numbers = np.fromfile(labels, np.uint8).astype(np.int64)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise DataError(f"cannot read {getattr(error, 'filename', None) or folder}: {reason}") from None
+            numbers = np.frombuffer(read_bytes(labels), np.uint8).astype(np.int64)
+        except OSError as error:
+            raise read_error(error, pictures) from None
+        except ValueError as error:
+            raise DataError(f"cannot read {pictures}: {error}") from None
         arrays.images[split] = columns.transpose(0, 3, 2, 1)
         if len(numbers) and numbers.min() == 0:
             raise DataError(f"{labels} has the label 0, but STL-10's labels are 1 to 10")
         arrays.labels[split] = numbers - 1
-    if (folder / "unlabeled_X.bin").is_file():
+    if is_file(folder / "unlabeled_X.bin"):
         arrays.notes.append("unlabeled_X.bin was left out: its pictures have no labels")
     return data_from_arrays(arrays, source, "STL-10, binary version", str(folder))
 
 
 def _folder(path: Path) -> Path | None:
     """The folder with STL-10's files; None if ``path`` is neither it nor a file in it."""
-    if path.is_file():
+    if is_file(path):
         path = path.parent if path.name in _FILES else path
-    return path if path.is_dir() and (path / _FILES[0]).is_file() else None
+    return path if is_folder(path) and is_file(path / _FILES[0]) else None
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     path = folder / "class_names.txt"
-    if not path.is_file():
+    if not is_file(path):
         return CLASSES
-    try:
-        names = tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}") from None
+    names = tuple(line.strip() for line in read_lines(path) if line.strip())
     if len(set(names)) != len(names):
         raise DataError(f"{path} has the same class name twice")
     return names

@@ -12,6 +12,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
+from thumbnet.data.reading import open_text, open_whole, read_error
 from thumbnet.data.rows import numbered_rows
 from thumbnet.errors import DataError, printable
 from thumbnet.sources.index import is_picture_name
@@ -62,7 +63,8 @@ def read_table(path: Path, limit: int | None = None) -> Table:
     """Read the table in a text file, or its first ``limit`` rows.
 
     Raises:
-        DataError: the file cannot be read, or is not a text table; the message names the line at fault.
+        DataError: the file is missing, or is not a text table; the message names the line at fault.
+        FailedReadError: the system failed to read it.
     """
     try:
         encoding, note = _encoding(path)
@@ -74,13 +76,13 @@ def read_table(path: Path, limit: int | None = None) -> Table:
             note = f"{printable(path.name)} is not UTF-8 and was read as Latin-1"
             return _read(path, "latin-1", note, limit)
     except OSError as error:
-        raise DataError(f"cannot read {printable(str(path))}: {error.strerror}") from None
+        raise read_error(error, path) from None
     except UnicodeError as error:
         raise DataError(f"{printable(str(path))} is not text: {error}") from None
 
 
 def _encoding(path: Path) -> tuple[str, str]:
-    with path.open("rb") as file:
+    with open_whole(path) as file:
         head = file.read(_HEAD)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "utf-16", ""
@@ -91,7 +93,7 @@ def _encoding(path: Path) -> tuple[str, str]:
 
 
 def _lines(path: Path, encoding: str) -> Iterator[str]:
-    with path.open(encoding=encoding, newline="") as file:
+    with open_text(path, encoding, newline="") as file:
         number = 0
         while line := file.readline(MAX_LINE + 1):
             number += 1

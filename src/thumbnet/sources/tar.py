@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol, Self
 
+from thumbnet.data.reading import open_whole
+
 _HEADER = tarfile.BLOCKSIZE
 _CHUNK = 1 << 18  # compressed bytes to read at a time
 _BLOCK = 1 << 20  # decompressed bytes to produce at a time; larger members are streamed
@@ -64,7 +66,7 @@ def members(archive: Path, most: float = math.inf) -> Iterator[Member]:
     Raises:
         OSError, or one of DAMAGED: the archive is damaged or cannot be read.
     """
-    with archive.open("rb") as file:
+    with open_whole(archive) as file:
         start = file.read(len(_XZ))
         file.seek(0)
         if start.startswith((_XZ, _BZIP2)):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from thumbnet.data.reading import is_file, is_folder, read_error, read_text
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
@@ -28,10 +29,7 @@ _WNID = re.compile(r"n\d{8}")
 
 def recognise(place: Place, settings: DataSettings) -> bool:
     """Whether ``place`` is a folder with a list of WordNet identifiers and a folder ``train``."""
-    try:
-        return (place.path / "wnids.txt").is_file() and (place.path / "train").is_dir()
-    except OSError:
-        return False
+    return is_file(place.path / "wnids.txt") and is_folder(place.path / "train")
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
@@ -71,14 +69,15 @@ def read_lines(path: Path) -> list[str]:
     """The lines of a text file.
 
     Raises:
-        DataError: the file cannot be read, or is not UTF-8.
+        DataError: the file is missing, or is not UTF-8.
+        FailedReadError: the system failed to read it.
     """
     try:
-        return path.read_text("utf-8-sig").splitlines()
+        return read_text(path, "utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise DataError(f"{printable(str(path))} is not UTF-8 text") from None
     except OSError as error:
-        raise DataError(f"cannot read {printable(str(path))}: {error.strerror}") from None
+        raise read_error(error, path) from None
 
 
 def _val(place: Place, index: Index, wnids: Sequence[str], notes: list[str]) -> tuple[list[str], np.ndarray]:
@@ -86,7 +85,7 @@ def _val(place: Place, index: Index, wnids: Sequence[str], notes: list[str]) -> 
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     annotations = place.path / "val" / "val_annotations.txt"
     annotated: dict[str, str] = {}
-    if annotations.is_file():
+    if is_file(annotations):
         for number, line in enumerate(read_lines(annotations), start=1):
             fields = line.split("\t") if "\t" in line else line.split()
             if not line.strip():
@@ -118,7 +117,7 @@ def _class_names(root: Path, wnids: Sequence[str]) -> tuple[str, ...]:
     """The first name in words.txt of each WordNet identifier, plus the identifier if others share it."""
     words: dict[str, str] = {}
     wanted = set(wnids)
-    if (root / "words.txt").is_file():
+    if is_file(root / "words.txt"):
         for line in read_lines(root / "words.txt"):
             wnid, _, names = line.partition("\t")
             if wnid in wanted:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from thumbnet.data import plugins
+from thumbnet.data.reading import inside, is_folder
 from thumbnet.errors import DataError, printable
 from thumbnet.sources.folders import LAYOUTS_HELP
 from thumbnet.sources.index import is_picture_name
@@ -157,11 +158,7 @@ def refusal(place: Place) -> str | None:
 
 
 def _folders(path: Path) -> list[str]:
-    try:
-        with os.scandir(path) as entries:
-            return [e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__"))]
-    except OSError:
-        return []
+    return [each.name for each in inside(path) if not each.name.startswith((".", "__")) and is_folder(each)]
 
 
 def _are_companions(names: Sequence[str]) -> bool:
@@ -274,7 +271,7 @@ def _masks(pictures: Sequence[str]) -> str | None:
 def _contents(root: Path, pictures: Sequence[str], others: Sequence[str]) -> str | None:
     """What most files of a folder are, and what to do; None if that is unclear."""
     if not pictures and not others:
-        return "is empty: it has no files in it" if root.is_dir() else None
+        return "is empty: it has no files in it" if is_folder(root) else None
     names = {os.path.basename(path).lower() for path in others}
     if not pictures and "data.mdb" in names:
         return f"is an LMDB database. {_sentence(_EXPORT)}"

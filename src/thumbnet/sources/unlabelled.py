@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from thumbnet.data import plugins
+from thumbnet.data.reading import is_folder
 from thumbnet.errors import DataError, printable
 from thumbnet.sources.index import Index
 from thumbnet.sources.place import Place
@@ -21,7 +22,7 @@ def find_pictures(folder: str | Path) -> tuple[list[str], list[str]]:
         DataError: there is no such folder, it cannot be listed, or it has no pictures.
     """
     root = Path(folder)
-    if not root.is_dir():
+    if not is_folder(root):
         raise DataError(f"there is no folder {printable(str(folder))}")
     index = Index(root)
     found = index.pictures_below("")

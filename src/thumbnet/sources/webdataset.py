@@ -19,8 +19,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from thumbnet.data.reading import (
+    inside,
+    is_file,
+    is_folder,
+    is_not_there,
+    open_whole,
+    read_bytes,
+    read_error,
+)
 from thumbnet.data.splits import Data, EncodedSplit, Split, file_stamp
-from thumbnet.errors import DataError, MissingExtraError, UnreadableFileError, UnreadableImageError, printable
+from thumbnet.errors import DataError, FailedReadError, MissingExtraError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.labels import as_class, number_classes
@@ -43,13 +52,10 @@ def recognise(place: Place, settings: DataSettings) -> bool:
 
     A folder without tar files may have them in the folders of its splits.
     """
-    try:
-        if place.path.is_file():
-            return _is_shard(place.path)
-        first = next(iter(_shards(place.path)), None)
-        return first is not None and _is_shard(first)
-    except OSError:
-        return False
+    if is_file(place.path):
+        return _is_shard(place.path)
+    first = next(iter(_shards(place.path)), None)
+    return first is not None and _is_shard(first)
 
 
 def is_pattern(name: str) -> bool:
@@ -59,7 +65,7 @@ def is_pattern(name: str) -> bool:
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
     """The labelled pictures of a shard or of a folder of shards. See :func:`read_shards`."""
-    shards = [place.path] if place.path.is_file() else _shards(place.path)
+    shards = [place.path] if is_file(place.path) else _shards(place.path)
     return read_shards(shards, source)
 
 
@@ -74,7 +80,7 @@ def read_pattern(name: str) -> Data:
         shards = [Path(each).expanduser() for each in islice(braceexpand.braceexpand(name), _MAX_SHARDS)]
     except ValueError as error:
         raise DataError(f"{printable(name)}: cannot expand the braces: {error}") from None
-    missing = [path for path in shards if not path.is_file()]
+    missing = [path for path in shards if not is_file(path)]
     if missing:
         raise DataError(
             f"{printable(name)} stands for {len(shards)} shards, but {len(missing)} of them do not exist, "
@@ -124,7 +130,9 @@ def read_shards(shards: Sequence[Path], source: str) -> Data:
                 names[split].append(f"{shard.name}/{sample['__key__']}.{kind}")
                 places[split].append(picture)
                 values[split].append(label)
-        except (*DAMAGED, OSError, AssertionError) as error:
+        except OSError as error:
+            raise read_error(error, shard) from None
+        except (*DAMAGED, AssertionError) as error:
             raise DataError(
                 f"cannot read the shard {printable(str(shard))}: "
                 f"{printable(str(error.args[0]) if error.args else '')}"
@@ -165,13 +173,14 @@ class ShardSplit(EncodedSplit):
     def content(self, index: int) -> bytes:
         shard, offset, size = self._places[index]
         try:
-            with self._shards[shard].open("rb") as file:
+            with open_whole(self._shards[shard]) as file:
                 file.seek(offset)
                 content = file.read(size)
         except OSError as error:
-            raise UnreadableFileError(self.names[index], error.strerror or str(error)) from None
+            reason = f"its shard cannot be read: {error.strerror or error}"
+            raise FailedReadError(self.names[index], reason) from None
         if len(content) < size:
-            raise UnreadableImageError(self.names[index], "its shard has become shorter since it was listed")
+            raise FailedReadError(self.names[index], "its shard has become shorter since it was listed")
         return content
 
     def subset(self, indices: np.ndarray) -> ShardSplit:
@@ -188,7 +197,9 @@ class ShardSplit(EncodedSplit):
             shard = self._shards[number]
             try:
                 state = shard.stat()
-            except OSError:
+            except OSError as error:
+                if not is_not_there(error):
+                    raise read_error(error, shard) from None
                 yield f"{shard}\0gone\n".encode(errors="surrogateescape")
             else:
                 yield f"{shard.resolve()}\0{state.st_size}\0{state.st_mtime_ns}\n".encode(
@@ -199,11 +210,11 @@ class ShardSplit(EncodedSplit):
 
 def _shards(folder: Path) -> list[Path]:
     """The tar files in a folder, sorted; if it has none, those in the folders of its splits."""
-    entries = list(folder.iterdir())
-    tars = [path for path in entries if path.suffix == ".tar" and path.is_file()]
+    entries = inside(folder)
+    tars = [path for path in entries if path.suffix == ".tar" and is_file(path)]
     if not tars:
-        inner = [path for path in entries if split_name(path.name) and path.is_dir()]
-        tars = [path for each in inner for path in each.glob("*.tar") if path.is_file()]
+        inner = [path for path in entries if split_name(path.name) and is_folder(path)]
+        tars = [path for each in inner for path in inside(each) if path.suffix == ".tar" and is_file(path)]
     return sorted(tars)
 
 
@@ -211,7 +222,7 @@ def _is_shard(path: Path) -> bool:
     """Whether the first members include a picture and a label with the same key."""
     seen: dict[str, set[str]] = defaultdict(set)
     # The members before the damage are enough.
-    with suppress(*DAMAGED, OSError), tarfile.open(path, "r:") as tar:
+    with open_whole(path) as file, suppress(*DAMAGED), tarfile.open(fileobj=file, mode="r:") as tar:
         for _, member in zip(range(_MEMBERS_CHECKED), tar, strict=False):
             if member.isreg():
                 key, _, suffix = _base(member.name)
@@ -229,7 +240,7 @@ def _base(name: str) -> tuple[str, str, str]:
 def _members(shard: Path, number: int) -> Iterator[dict[str, Any]]:
     """The members of a shard for ``webdataset``: a picture as its Spot, a label as bytes, others as None."""
     size = shard.stat().st_size
-    with tarfile.open(shard, "r:") as tar:
+    with open_whole(shard) as whole, tarfile.open(fileobj=whole, mode="r:") as tar:
         for member in tar:
             name = member.name
             if not member.isreg() or os.path.basename(name).startswith(".") or name.startswith("__"):
@@ -283,8 +294,8 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     for place in (folder, folder.parent):
         for name in _NAME_FILES:
             path = place / name
-            if path.is_file() and path.stat().st_size < _MAX_LABEL:
-                text = path.read_bytes().decode("utf-8-sig", "replace")
+            if is_file(path) and path.stat().st_size < _MAX_LABEL:
+                text = read_bytes(path).decode("utf-8-sig", "replace")
                 found = (
                     _names_in_json(text) if name.endswith(".json") else [t.strip() for t in text.splitlines()]
                 )

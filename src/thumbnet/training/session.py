@@ -79,7 +79,8 @@ class Session:
 
         Raises:
             InterruptedRunError: the listener asked to stop. A checkpoint is saved.
-            UnreadableImagesError: some pictures cannot be read; the error lists all of them.
+            UnreadableImagesError: some pictures are damaged; the error lists all of them.
+            FailedReadError, UnreadableFilesError: the system failed to read a picture, or several.
             DivergedError, OutOfMemoryError: see :func:`~thumbnet.training.fit.fit`.
         """
         self.listener.on_start(self.run, self.state, self.prepared)

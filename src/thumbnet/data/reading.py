@@ -1,0 +1,181 @@
+"""Read files so that a failure of the system is not taken for a damaged file, or for one that is missing.
+
+Any read may fail because of the disk, a network drive or a lack of permission. That says nothing about the
+data and may pass, so it raises a :class:`FailedReadError`: nothing is skipped, decided or cached because of
+it. ``os.path.isfile`` and the like answer False instead, and a file whose reads end too early looks damaged.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from thumbnet.errors import DataError, FailedReadError, printable
+
+# A name too long or a cycle of links leads to no file either.
+_NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
+_NO_NAME_ON_WINDOWS = frozenset({123, 1921})  # a name that Windows does not allow, or a cycle of links
+
+
+def is_not_there(error: OSError) -> bool:
+    """Whether ``error`` says that there is no such file, as opposed to a read that failed."""
+    return error.errno in _NOT_THERE or getattr(error, "winerror", None) in _NO_NAME_ON_WINDOWS
+
+
+def is_of_the_system(error: Exception) -> TypeGuard[OSError]:
+    """Whether an error that passed through a library is the system's: a library's own have no number."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
+def read_error(error: OSError, path: str | Path) -> DataError:
+    """The error to raise for ``error``, which names a file by itself or else happened at ``path``.
+
+    It is a :class:`FailedReadError`, unless there is no such file, or a library raised ``error`` for a reason
+    of its own.
+    """
+    name = str(path if error.filename is None else os.fsdecode(error.filename))
+    reason = error.strerror or str(error)
+    if error.errno is None or is_not_there(error):
+        return DataError(f"cannot read {printable(name)}: {reason}")
+    return FailedReadError(name, reason)
+
+
+@contextmanager
+def reads(path: str | Path) -> Iterator[None]:
+    """In this block, an :class:`OSError` becomes the error that :func:`read_error` gives."""
+    try:
+        yield
+    except OSError as error:
+        raise read_error(error, path) from None
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is a file, or a link to one.
+
+    Raises:
+        FailedReadError: the system cannot tell.
+    """
+    state = _state(path)
+    return state is not None and stat.S_ISREG(state.st_mode)
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether there is a folder, or a link to one; see :func:`is_file`."""
+    state = _state(path)
+    return state is not None and stat.S_ISDIR(state.st_mode)
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is anything at ``path``; see :func:`is_file`."""
+    return _state(path) is not None
+
+
+def _state(path: str | Path) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError as error:
+        if is_not_there(error):
+            return None
+        raise read_error(error, path) from None
+    except ValueError:  # a NUL in the name
+        return None
+
+
+def inside(folder: str | Path) -> list[Path]:
+    """The files and folders in a folder, sorted; none if there is no such folder.
+
+    Raises:
+        FailedReadError: it cannot be listed.
+    """
+    try:
+        return sorted(Path(folder, name) for name in os.listdir(folder))
+    except OSError as error:
+        if is_not_there(error):
+            return []
+        raise read_error(error, folder) from None
+
+
+def open_whole(path: str | Path) -> io.BufferedReader:
+    """Open a file for reading. Errors name the file; a read that ends before the file does is one, too.
+
+    Raises:
+        OSError: from this call or from a later read.
+    """
+    return io.BufferedReader(_Whole(path))
+
+
+def check_reads(file: io.BufferedReader) -> None:
+    """Check that no read of a file from :func:`open_whole` has failed: some libraries go on after a failure.
+
+    Raises:
+        OSError: the first failure.
+    """
+    if isinstance(file.raw, _Whole) and file.raw.failure is not None:
+        raise file.raw.failure
+
+
+def open_text(path: str | Path, encoding: str, newline: str | None = None) -> io.TextIOWrapper:
+    """Open a text file for reading; see :func:`open_whole`."""
+    return io.TextIOWrapper(open_whole(path), encoding, newline=newline)
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """All bytes of a file.
+
+    Raises:
+        OSError: it cannot be read, or fewer bytes than its size.
+    """
+    with _Whole(path) as file:
+        return file.readall()
+
+
+def read_text(path: str | Path, encoding: str = "utf-8") -> str:
+    """All text of a file, with ``\\n`` at the ends of lines.
+
+    Raises:
+        OSError: as for :func:`read_bytes`.
+        UnicodeDecodeError: it is not text in that encoding.
+    """
+    with open_text(path, encoding) as file:
+        return file.read()
+
+
+class _Whole(io.FileIO):
+    """A file whose reads fail by name, and also if they end too early. ``failure`` is the first error."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(os.fspath(path))
+        self.failure: OSError | None = None
+
+    def readinto(self, buffer: Any, /) -> int:
+        try:
+            count = super().readinto(buffer)
+            if not count and len(buffer):
+                self._check_end()
+        except OSError as error:
+            raise self._failed(error) from None
+        return count
+
+    def readall(self) -> bytes:
+        try:
+            content = super().readall()
+            self._check_end()
+        except OSError as error:
+            raise self._failed(error) from None
+        return content
+
+    def _failed(self, error: OSError) -> OSError:
+        named = OSError(error.errno, error.strerror, self.name)
+        self.failure = self.failure or named
+        return named
+
+    def _check_end(self) -> None:
+        at, size = self.tell(), os.fstat(self.fileno()).st_size
+        if at < size:
+            raise OSError(errno.EIO, f"only {at:,} of its {size:,} bytes could be read")
