@@ -5,13 +5,23 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import IO
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pytest
 
 from thumbnet import files
 from thumbnet.errors import RunError
-from thumbnet.files import cache_folder, clear_leftovers, locked, remove_file, write_file, write_with
+from thumbnet.files import (
+    cache_folder,
+    clear_leftovers,
+    locked,
+    read_json,
+    read_whole,
+    remove_file,
+    write_file,
+    write_with,
+)
 
 
 def test_a_file_is_replaced_and_has_ordinary_permissions(tmp_path: Path) -> None:
@@ -164,3 +174,31 @@ def test_everything_below_a_folder_is_synced(tmp_path: Path, monkeypatch: pytest
 def test_json_has_no_numbers_that_are_not_finite(tmp_path: Path) -> None:
     files.write_json(tmp_path / "a.json", {"a": math.inf, "b": [math.nan, 1.5], "c": {"d": -math.inf}})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": None, "b": [None, 1.5], "c": {"d": None}}
+
+
+class EndsEarly:
+    """Stands for ``os`` where the file system knows of more bytes than can be read."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def fstat(self, descriptor: int) -> SimpleNamespace:
+        return SimpleNamespace(st_size=os.fstat(descriptor).st_size + 7)
+
+
+def test_a_file_that_ends_early_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(b'{"a": 1}')
+    assert read_whole(path) == b'{"a": 1}'
+    assert read_whole(path, limit=3) == b'{"a'
+    monkeypatch.setattr(files, "os", EndsEarly())
+    with pytest.raises(OSError, match=r"ended after 8 of 15 bytes.*x\.json"):
+        read_whole(path)
+    assert read_whole(path, limit=8) == b'{"a": 1}'
+    with pytest.raises(RunError, match=r"cannot read .*x\.json.*ended after 8 of 15 bytes"):
+        read_json(path)
+
+
+def test_an_error_in_the_middle_of_a_file_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        read_whole(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -35,12 +36,33 @@ def read_json(path: Path) -> dict[str, Any]:
         RunError: the file cannot be read, or does not hold one.
     """
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = json.loads(read_whole(path).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read {path}: {error}") from None
     if not isinstance(values, dict):
         raise RunError(f"{path} does not hold a JSON object")
     return values
+
+
+def read_whole(path: Path, limit: int = -1) -> bytes:
+    """Read a file, or its first ``limit`` bytes, and compare the length with what the file system says.
+
+    A failing disk or network drive may end a file early without an error. What is left can be valid: half a
+    recipe is a recipe.
+
+    Raises:
+        OSError: it cannot be read, or it ended early; the error names the file.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit)
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    expected = size if limit < 0 else min(size, limit)
+    if len(content) < expected:
+        raise OSError(errno.EIO, f"the file ended after {len(content):,} of {expected:,} bytes", str(path))
+    return content
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

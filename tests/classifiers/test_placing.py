@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import time
 import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 import pytest
 from hypothesis import given, settings
@@ -266,3 +268,13 @@ def test_a_killed_sort_leaves_whole_files_and_goes_on(tmp_path: Path) -> None:
     found = Grey().sort(tmp_path / "in", tmp_path / "out")
     assert tree(tmp_path / "out") == [f"dark/{number:02}.png" for number in range(12)]
     assert (found.counts["dark"], found.present["dark"]) == (12 - len(whole), len(whole))
+
+
+def test_a_picture_whose_copy_ends_early_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(original: IO[bytes], copy: IO[bytes], size: int) -> None:
+        copy.write(original.read(3))
+
+    monkeypatch.setattr(shutil, "copyfileobj", half)
+    with pytest.raises(RunError, match=r"only 3 of 7 bytes of .*x\.png were read.*repeat the command to go on"):
+        target(tmp_path / "out").put(written(tmp_path / "x.png", b"picture"), "cat", "x.png")
+    assert tree(tmp_path / "out") == []

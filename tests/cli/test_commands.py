@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -130,3 +131,24 @@ def test_every_public_name_can_be_imported() -> None:
     assert set(thumbnet.__all__) <= set(dir(thumbnet))
     with pytest.raises(AttributeError):
         thumbnet.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "some/place"),
+            "cannot use some/place: Permission denied",
+        ),
+        (OSError(errno.EIO, "Input/output error"), "cannot use a file: Input/output error"),
+    ],
+)
+def test_what_the_system_refuses_gets_a_message(
+    error: OSError, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: object) -> bool:
+        raise error
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    assert main(["evaluate", "run"]) == 2
+    assert capsys.readouterr().err == f"thumbnet: evaluate {told}\n"

@@ -15,7 +15,8 @@ with ForkServer(scratch) as server:
 
 :meth:`ForkServer.start` starts a command and returns at once; several may run at a time, such as the two processes
 of one training. They get signals from ``os.kill(running.pid, ...)`` or from a fault of the kind ``signal``. What no
-call of the C library reaches is reached by hooks: functions ``MODULE:NAME`` that the child calls before the command.
+call of the C library reaches is reached by hooks: functions ``MODULE:NAME`` that the child calls before the command,
+and by :func:`announce`, with which Python code counts what it does as calls.
 
 This file is also the server's program: the client starts it, and sends and receives lines of JSON.
 """
@@ -25,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import gc
 import importlib
 import json
 import mmap
@@ -48,7 +50,7 @@ SHIM = Path(__file__).with_name("shim.c")
 # The same order as in shim.c.
 OPERATIONS = (
     "open", "read", "write", "fsync", "rename", "mkdir", "unlink", "truncate", "link", "chmod", "close", "list",
-    "copy", "lock", "map", "stat", "allocate",
+    "copy", "lock", "map", "stat", "allocate", "decode", "collective",
 )  # fmt: skip
 KINDS = ("fail", "short", "end", "kill-before", "kill-half", "kill-after", "signal", "delay")
 _FAULTS, _FOLDERS, _LOGGED, _PATH = 16, 8, 16384, 256
@@ -283,6 +285,17 @@ class Running:
         return self.server.wait(self.pid, limit)
 
 
+# ------------------------------------------------------------------------------------------------- in a child of it
+
+
+def announce(operation: str, name: str, done: bool = False) -> int:
+    """Count something that no call of the C library does; return an errno if it is to fail, else 0.
+
+    ``done`` announces the end of one that went well. Either may kill the process.
+    """
+    return int(ctypes.CDLL(None).shim_call(OPERATIONS.index(operation), os.fsencode(name), int(done)))
+
+
 # ----------------------------------------------------------------------------------------------- the server itself
 
 
@@ -336,6 +349,7 @@ def _import(names: Iterable[str]) -> None:
             importlib.import_module(name)
         except Exception as error:
             print(f"fork server: cannot import {name}: {error}", file=sys.stderr)
+    gc.freeze()  # or each child's collections would copy all of the server's memory
 
 
 def _fork(job: dict[str, Any], shim: ctypes.CDLL) -> tuple[int, _Child]:

@@ -1,21 +1,24 @@
 """Let a command fail at its n-th call of every kind, for every n, and look at what is left.
 
 A :class:`Scenario` is a command on a small data set, the state that it starts from, and the command that goes on
-afterwards. :func:`failures` runs the command once without faults, counts its calls, and then runs it once for each
+afterwards. :class:`Trial` runs the command once without faults, counts its calls, and then runs it once for each
 call and each way in which that call can fail. After each failure it checks that
 
-- the command ended well, or with status 2 and one message of ours, or was killed;
+- the command ended well, or with status 2 and a message of ours, or was killed;
 - every file that was there, or is there under its final name, is what it was, or what the undisturbed command makes;
 - nothing temporary is left, except by a kill;
-- the command that goes on ends well, and leaves the same files with the same content as the undisturbed one.
+- the command that goes on ends well, and leaves the same files with the same content as the undisturbed one. What
+  follows depends on the files alone, so it runs once for each state of the files, not for each failure.
 """
 
 from __future__ import annotations
 
 import csv
 import errno
+import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -30,38 +33,46 @@ import torch
 
 from faults.fork_server import OPERATIONS, Fault, ForkServer, Job, Outcome
 
-# How calls fail: kinds of faults and their errors. A full disk is also tried as one that stays full.
+# How calls fail: kinds of faults and their errors. A full disk is also tried as one that stays full. Killing before a
+# call leaves what killing after the former change left, so calls that change nothing are not killed after it.
 _KILLS = (("kill-before", 0), ("kill-after", 0))
 WAYS: dict[str, tuple[tuple[str, int], ...]] = {
-    "open": (("fail", errno.EACCES), ("fail", errno.EIO), ("fail", errno.ENOSPC), *_KILLS),
+    "open": (("fail", errno.EACCES), ("fail", errno.EIO)),
     "read": (("fail", errno.EIO), ("short", 0), ("end", 0), ("kill-before", 0)),
     "write": (
         ("fail", errno.ENOSPC),
         ("fail", errno.EIO),
         ("full", errno.ENOSPC),
         ("short", 0),
-        *_KILLS,
         ("kill-half", 0),
+        ("kill-after", 0),
     ),
-    "fsync": (("fail", errno.EIO), ("fail", errno.ENOSPC), *_KILLS),
-    "rename": (("fail", errno.EACCES), ("fail", errno.EIO), ("fail", errno.ENOSPC), *_KILLS),
-    "mkdir": (("fail", errno.EACCES), ("fail", errno.EIO), ("fail", errno.ENOSPC), *_KILLS),
+    "fsync": (("fail", errno.EIO), ("fail", errno.ENOSPC), ("kill-before", 0)),
+    "rename": (("fail", errno.EACCES), ("fail", errno.ENOSPC), *_KILLS),
+    "mkdir": (("fail", errno.EACCES), ("fail", errno.ENOSPC), *_KILLS),
     "unlink": (("fail", errno.EACCES), ("fail", errno.EIO), *_KILLS),
     "truncate": (("fail", errno.EIO), ("fail", errno.ENOSPC), *_KILLS),
-    "link": (("fail", errno.EACCES), ("fail", errno.EIO), ("fail", errno.ENOSPC), *_KILLS),
-    "chmod": (("fail", errno.EACCES), ("fail", errno.EIO), *_KILLS),
-    "close": (("fail", errno.EIO), ("kill-before", 0)),
-    "list": (("fail", errno.EACCES), ("fail", errno.EIO), ("kill-before", 0)),
+    "link": (("fail", errno.EACCES), ("fail", errno.ENOSPC), *_KILLS),
+    "chmod": (("fail", errno.EACCES), ("kill-before", 0)),
     "copy": (("fail", errno.ENOSPC), ("fail", errno.EIO), ("short", 0), ("kill-half", 0)),
-    "lock": (("fail", errno.EIO), *_KILLS),
-    "map": (("fail", errno.ENOMEM), ("fail", errno.EIO), *_KILLS),
-    "stat": (("fail", errno.EACCES), ("fail", errno.EIO)),
+    "lock": (("fail", errno.EIO), ("kill-after", 0)),
+    "map": (("fail", errno.ENOMEM), ("fail", errno.EIO), ("kill-before", 0)),
     "allocate": (("fail", errno.ENOMEM), ("kill-before", 0)),
+    "decode": (("fail", errno.EIO), ("fail", errno.ENOMEM), ("kill-before", 0)),
+    "collective": (("fail", errno.ECONNRESET), *_KILLS),
+    "close": (("fail", errno.EIO),),
+    "list": (("fail", errno.EIO),),
+    "stat": (("fail", errno.EACCES),),
 }
-# What a full disk refuses: what needs new blocks.
-_NEEDS_SPACE = ("write", "mkdir", "copy", "link")
+# These fail at the first call on each path: of hundreds of calls, the others do the same again.
+_ONCE_PER_PATH = ("close", "list", "stat")
 _TIMES = re.compile(r"second|elapsed|per_second|time|started|date|speed", re.IGNORECASE)
-_TEMPORARY = re.compile(r"\.tmp$|\.writing-|\.part$|\.compiling-|\.thumbnet-part$|\.unpacking")
+_RANDOM = re.compile(r"(?<=\.)[a-z0-9_]{8}(?=\.tmp$)|(?<=\.writing-)\w+|(?<=unpacking-)\w+")
+_TEMPORARY = re.compile(r"\.tmp$|\.writing-|\.part$|\.compiling-|\.thumbnet-part$|unpacking")
+_SAYS_SO = "the report is not of all pictures"
+_STATUS_1 = "has lost contact with the others|could not be read"  # what the exit status 1 stands for
+_LIMIT = 60.0  # seconds that a command may take
+_PORTS = itertools.count(20_000 + os.getpid() % 10_000)
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,8 @@ class Scenario:
         again: the command that goes on after a failure.
         watch: the folders below the root whose calls count.
         operations: which calls fail.
+        ranks: the processes that train together. Each of them fails in turn.
+        tidies: whether the command that goes on removes what a killed one has left, except in the cache.
     """
 
     name: str
@@ -82,7 +95,9 @@ class Scenario:
     job: Job
     again: Callable[[Bench], Job]
     watch: tuple[str, ...] = ("",)
-    operations: tuple[str, ...] = OPERATIONS
+    operations: tuple[str, ...] = tuple(one for one in OPERATIONS if one != "collective")
+    ranks: int = 1
+    tidies: bool = False
 
 
 @dataclass
@@ -116,6 +131,25 @@ class Bench:
         assert outcome.status == 0, outcome.errors
         return outcome
 
+    def run_ranks(
+        self, job: Job, ranks: int, faults: tuple[Fault, ...] = (), failing: int = 0
+    ) -> list[Outcome]:
+        """Run a command in ``ranks`` processes, of which ``failing`` meets the faults."""
+        if ranks == 1:
+            return [self.server.run(replace(job, faults=faults), limit=_LIMIT)]
+        several = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(next(_PORTS))}
+        running = [
+            self.server.start(
+                replace(
+                    job,
+                    faults=faults if rank == failing else (),
+                    environment={**job.environment, **several, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                )
+            )
+            for rank in range(ranks)
+        ]
+        return [one.wait(_LIMIT) for one in running]
+
     def clear(self) -> None:
         for folder in (self.root, self.template):
             shutil.rmtree(folder, ignore_errors=True)
@@ -138,75 +172,124 @@ class Failure:
     operation: str
     at: int
     way: str
-    path: str
-    ended: str
+    rank: int = 0
+    path: str = ""
+    ended: str = ""
     problem: str = ""
     message: str = ""
 
-
-def failures(bench: Bench, scenario: Scenario, stride: int = 1) -> Iterator[Failure]:
-    """Fail every call of ``scenario`` in every way, or every ``stride``-th of these failures."""
-    bench.clear()
-    scenario.prepare(bench)
-    bench.keep()
-    job = bench.filled(scenario.job, scenario.watch)
-    before = state(bench.root)
-    bench.server.warm(job)
-    bench.restore()
-    undisturbed = bench.server.run(job)
-    assert undisturbed.status == 0, undisturbed.errors
-    wanted = state(bench.root)
-    number = 0
-    for operation in scenario.operations:
-        for at in range(1, undisturbed.counts[operation] + 1):
-            for kind, error in WAYS[operation]:
-                number += 1
-                if number % stride:
-                    continue
-                yield _fail(bench, scenario, job, _fault(operation, at, kind, error), before, wanted)
+    @property
+    def key(self) -> tuple[str, str, int, str, int]:
+        """Which failure it is."""
+        return self.scenario, self.operation, self.at, self.way, self.rank
 
 
-def _fault(operation: str, at: int, kind: str, error: int) -> tuple[str, tuple[Fault, ...]]:
-    """A name for the failure, and its faults."""
-    if kind == "full":  # from this write on, nothing that needs space works
-        return "disk stays full", (Fault((operation,), at, "fail", error, lasting=True),)
-    way = errno.errorcode[error] if kind == "fail" else kind
-    return way, (Fault((operation,), at, kind, error),)
+class Trial:
+    """A scenario that is ready: run once without faults, so that its calls are known."""
+
+    def __init__(self, bench: Bench, scenario: Scenario) -> None:
+        self.bench, self.scenario = bench, scenario
+        bench.clear()
+        scenario.prepare(bench)
+        bench.keep()
+        self._before = state(bench.root)
+        self._job = replace(bench.filled(scenario.job, scenario.watch), log=True)
+        for outcome in bench.run_ranks(self._job, scenario.ranks):
+            bench.server.load(outcome.modules)
+        bench.restore()
+        self._undisturbed = bench.run_ranks(self._job, scenario.ranks)
+        assert all(one.status == 0 for one in self._undisturbed), [one.errors for one in self._undisturbed]
+        self._job = replace(self._job, log=False)
+        self._wanted = state(bench.root)
+        self._gone_on: dict[str, str] = {}
+
+    def failures(self) -> Iterator[tuple[Failure, Fault]]:
+        """Every failure of every call."""
+        for rank, undisturbed in enumerate(self._undisturbed):
+            for operation in self.scenario.operations:
+                for at in _calls(undisturbed, operation):
+                    for kind, error in WAYS[operation]:
+                        fault = Fault(
+                            (operation,), at, "fail" if kind == "full" else kind, error, kind == "full"
+                        )
+                        yield Failure(self.scenario.name, operation, at, _way(kind, error), rank), fault
+
+    def fail(self, failure: Failure, fault: Fault) -> Failure:
+        """Let it happen, and look at what is left."""
+        bench, root = self.bench, self.bench.root
+        bench.restore()
+        outcomes = bench.run_ranks(self._job, self.scenario.ranks, (fault,), failure.rank)
+        outcome = outcomes[failure.rank]
+        first = outcome.failed[0]
+        made = replace(
+            failure,
+            path="" if first is None else first.path.replace(str(root), ""),
+            ended={0: "done", 1: "refused", 2: "refused", -9: "killed", None: "hung"}.get(
+                outcome.status, f"status {outcome.status}"
+            ),
+        )
+        if first is None and outcome.status == 0:
+            made = replace(made, ended="not reached")
+        message = _message(outcome.errors, root)
+        if made.ended == "refused":
+            made = replace(made, message=message)
+        killed = outcome.status == -9
+        damaged = failure.operation == "decode" and failure.way == "EIO"
+        after = _without_verdicts(state(root), self._wanted) if damaged else state(root)
+        problem = _ending(outcome, failure.way, message) or self._others(outcomes, failure.rank)
+        incomplete = _SAYS_SO in outcome.errors  # a report may leave out what cannot be read if it says so
+        problem = problem or _left(
+            after, self._before, self._wanted, killed or failure.operation == "unlink", incomplete
+        )
+        if not problem and (incomplete or any(one.status != 0 for one in outcomes)):
+            problem = self._go_on(after, killed, damaged)
+        elif not problem:
+            different = _differences(after, self._wanted, killed or failure.operation == "unlink", done=True)
+            problem = f"it ended well, and these differ: {different}" if different else ""
+        return replace(made, problem=problem)
+
+    def _others(self, outcomes: list[Outcome], failing: int) -> str:
+        """What is wrong with how the processes have ended that met no fault."""
+        for rank, one in enumerate(outcomes):
+            if (
+                rank != failing
+                and one.status != 0
+                and (one.status != 1 or "has lost contact" not in one.errors)
+            ):
+                return f"process {rank} ended with status {one.status}: {one.errors[-1500:]}"
+        return ""
+
+    def _go_on(self, after: State, killed: bool, damaged: bool) -> str:
+        """What is wrong after the command that goes on. It runs once for each state of the files."""
+        key = json.dumps([killed, damaged, after], sort_keys=True)
+        if key not in self._gone_on:
+            self._gone_on[key] = self._go_on_from_here(killed, damaged)
+        return self._gone_on[key]
+
+    def _go_on_from_here(self, killed: bool, damaged: bool) -> str:
+        job = self.bench.filled(self.scenario.again(self.bench))
+        for outcome in self.bench.run_ranks(job, self.scenario.ranks):
+            if outcome.status != 0 and "complete already" not in outcome.errors:
+                return f"going on ended with status {outcome.status}: {outcome.errors[-600:]}"
+        after, wanted = state(self.bench.root), self._wanted
+        if damaged:
+            after, wanted = _without_verdicts(after, wanted), _without_verdicts(wanted, wanted)
+        different = _differences(after, wanted, killed and not self.scenario.tidies)
+        return f"after going on, these differ: {different}" if different else ""
 
 
-def _fail(
-    bench: Bench,
-    scenario: Scenario,
-    job: Job,
-    fault: tuple[str, tuple[Fault, ...]],
-    before: State,
-    wanted: State,
-) -> Failure:
-    bench.restore()
-    way, faults = fault
-    outcome = bench.server.run(replace(job, faults=faults), limit=60)
-    first = outcome.failed[0]
-    made = Failure(
-        scenario.name,
-        faults[0].operations[0],
-        faults[0].at,
-        way,
-        "" if first is None else first.path.replace(str(bench.root), ""),
-        {0: "done", 2: "refused", -9: "killed", None: "hung"}.get(outcome.status, f"status {outcome.status}"),
-    )
-    if first is None and outcome.status == 0:
-        made = replace(made, ended="not reached")
-    message = _message(outcome.errors, bench.root)
-    made = replace(made, message=message if made.ended == "refused" else "")
-    problem = _ending(outcome, way, message) or _left(state(bench.root), before, wanted, outcome.status)
-    if not problem and outcome.status != 0:
-        again = bench.server.run(bench.filled(scenario.again(bench)), limit=60)
-        if again.status != 0 and "complete already" not in again.errors:
-            problem = f"going on ended with status {again.status}: {again.errors[-600:]}"
-    if not problem:
-        different = _differences(state(bench.root), wanted, allow_temporary=outcome.status == -9)
-        problem = f"afterwards, these differ: {different}" if different else ""
-    return replace(made, problem=problem)
+def _calls(undisturbed: Outcome, operation: str) -> list[int]:
+    """The numbers of the calls that are to fail."""
+    if operation not in _ONCE_PER_PATH:
+        return list(range(1, undisturbed.counts[operation] + 1))
+    paths = [_RANDOM.sub("", call.path) for call in undisturbed.calls if call.operation == operation]
+    return sorted({path: at for at, path in reversed(list(enumerate(paths, 1)))}.values())
+
+
+def _way(kind: str, error: int) -> str:
+    if kind == "full":  # from this write on, none works
+        return "disk stays full"
+    return errno.errorcode[error] if kind == "fail" else kind
 
 
 def _message(errors: str, root: Path) -> str:
@@ -218,14 +301,20 @@ def _message(errors: str, root: Path) -> str:
 
 def _ending(outcome: Outcome, way: str, message: str) -> str:
     """What is wrong with how a command ended."""
-    if outcome.status not in (0, 2, -9):
+    if outcome.status not in (0, 2, -9) and not (
+        outcome.status == 1 and re.search(_STATUS_1, outcome.errors)
+    ):
         return f"ended with status {outcome.status}: {outcome.errors[-1500:]}"
     if outcome.status == -9 and not way.startswith("kill"):
         return "was killed"
     for word in ("Traceback", "Exception ignored", "Warning:"):
         if word in outcome.errors:
             return f"printed {word}: {outcome.errors[-1500:]}"
-    return "" if outcome.status != 2 or message.startswith("thumbnet: ") else f"no message of ours: {message}"
+    return (
+        ""
+        if outcome.status not in (1, 2) or message.startswith("thumbnet")
+        else f"no message of ours: {message}"
+    )
 
 
 State = dict[str, Any]
@@ -236,27 +325,29 @@ def state(root: Path) -> State:
     found: State = {}
     for folder, folders, files in os.walk(root):
         for name in folders:
-            found[os.path.relpath(os.path.join(folder, name), root)] = None
+            found[_RANDOM.sub("...", os.path.relpath(os.path.join(folder, name), root))] = None
         for name in files:
             path = Path(folder, name)
-            found[str(path.relative_to(root))] = content(path)
+            data = path.read_bytes() if not path.is_symlink() else os.readlink(path).encode()
+            found[_RANDOM.sub("...", str(path.relative_to(root)))] = content(name, data)
     return found
 
 
-def content(path: Path) -> Any:
+@functools.lru_cache(100_000)
+def content(name: str, data: bytes) -> Any:
     """A file's content, without what a clock decides; the error if a reader cannot read it."""
-    data = path.read_bytes() if not path.is_symlink() else os.readlink(path).encode()
+    digest = hashlib.sha256(data).hexdigest()
     try:
-        if path.name == "checkpoint.pt":
+        if name == "checkpoint.pt":
             return _plain(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
-        if path.suffix in (".json", ".jsonl"):
-            lines = data.decode().splitlines() if path.suffix == ".jsonl" else [data.decode()]
+        if name.endswith((".json", ".jsonl")):
+            lines = data.decode().splitlines() if name.endswith(".jsonl") else [data.decode()]
             return _plain([json.loads(line) for line in lines])
-        if path.name == "metrics.csv":
+        if name == "metrics.csv":
             return _plain(list(csv.DictReader(io.StringIO(data.decode()))))
     except Exception as error:
-        return f"cannot be read: {error}"
-    return hashlib.sha256(data).hexdigest()
+        return f"cannot be read: {error} ({digest})"
+    return digest
 
 
 def _plain(value: Any) -> Any:
@@ -270,17 +361,23 @@ def _plain(value: Any) -> Any:
     return repr(value) if isinstance(value, float) else value
 
 
-def _left(after: State, before: State, wanted: State, status: int | None) -> str:
-    """What is wrong with the files that a command has left."""
+def _left(after: State, before: State, wanted: State, leftovers: bool, incomplete: bool) -> str:
+    """What is wrong with the files that a command has left.
+
+    Args:
+        after, before, wanted: the files after it, before it, and after it without faults.
+        leftovers: whether something temporary may be left.
+        incomplete: whether the command has said that its results are not of all pictures.
+    """
     for path, was in before.items():
         if path not in after:
             if path in wanted:
                 return f"{path} is gone"
-        elif after[path] not in (was, wanted.get(path)) and not _grows(path):
+        elif after[path] not in (was, wanted.get(path)) and not _grows(path) and not incomplete:
             return f"{path} is neither what it was nor what it becomes: {str(after[path])[:200]}"
     for path, now in after.items():
         if _TEMPORARY.search(path):
-            if status != -9:
+            if not leftovers:
                 return f"{path} is left over"
         elif isinstance(now, str) and now.startswith("cannot be read"):
             return f"{path} {now[:200]}"
@@ -289,6 +386,19 @@ def _left(after: State, before: State, wanted: State, status: int | None) -> str
         elif path not in before and now != wanted[path] and not _grows(path):
             return f"{path} is not what it becomes: {str(now)[:200]}"
     return ""
+
+
+def _without_verdicts(found: State, wanted: State) -> State:
+    """Without what the cache knows of damaged pictures, and of their splits without these pictures.
+
+    A decoder's verdict is kept, unlike a disk's failure.
+    """
+
+    def is_verdict(path: str) -> bool:
+        alone = f"{path}/unreadable.json" in found or os.path.basename(path) == "unreadable.json"
+        return alone or ("/decoded/" in path and path not in wanted)
+
+    return {path: one for path, one in found.items() if not is_verdict(path)}
 
 
 def _grows(path: str) -> bool:
@@ -302,12 +412,18 @@ def _grows(path: str) -> bool:
     )
 
 
-def _differences(after: State, wanted: State, allow_temporary: bool) -> str:
+def _differences(after: State, wanted: State, leftovers: bool, done: bool = False) -> str:
+    """The files that differ, at most six of them.
+
+    Something temporary may be in the cache, and with ``leftovers`` anywhere. A command that is ``done`` may have gone
+    without the cache.
+    """
     names = [
         path
         for path in sorted(after.keys() | wanted.keys())
         if after.get(path, "missing") != wanted.get(path, "missing")
-        and not (allow_temporary and _TEMPORARY.search(path) and "/cache/" in f"/{path}")
+        and not (_TEMPORARY.search(path) and (leftovers or "/cache/" in f"/{path}"))
+        and not (done and path not in after and "/cache/" in f"/{path}")
     ]
     return ", ".join(
         f"{path} ({'missing' if path not in after else 'extra' if path not in wanted else 'other content'})"
@@ -320,9 +436,12 @@ def table(found: list[Failure]) -> str:
     lines = []
     for scenario in dict.fromkeys(one.scenario for one in found):
         of_it = [one for one in found if one.scenario == scenario]
-        ends = Counter(one.ended for one in of_it)
-        lines.append(f"{scenario}: {len(of_it)} failures; {dict(ends)}")
+        lines.append(f"{scenario}: {_counted(of_it)}")
         for operation in dict.fromkeys(one.operation for one in of_it):
-            ways = Counter(one.way for one in of_it if one.operation == operation)
-            lines.append(f"  {operation}: {dict(ways)}")
-    return "\n".join(lines)
+            lines.append(f"  {operation}: {_counted([one for one in of_it if one.operation == operation])}")
+    return "\n".join([*lines, f"all: {_counted(found)}"])
+
+
+def _counted(found: list[Failure]) -> str:
+    ends = Counter("wrong" if one.problem else one.ended for one in found)
+    return f"{len(found)} failures: " + ", ".join(f"{count} {end}" for end, count in ends.most_common())

@@ -6,24 +6,30 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from faults.fork_server import Fault, Job
+from faults.fork_server import Fault, ForkServer, Job
 from faults.nth import Bench, Scenario
-from helpers import noise, write_class_folders, write_picture
+from helpers import coloured, write_picture
 
+CLASSES = ("green", "red")
 SETTINGS = (
-    "--recipe", "resnet18", "--set", "model.name=fastnet", "--set", "model.width=0.125",
-    "--set", "training.batch_size=5", "--epochs", "2", "--set", "checkpoint.min_seconds=0",
+    "--recipe", "resnet18", "--set", "model.name=fastnet", "--set", "model.width=0.05", "--set", "data.image_size=16",
+    "--set", "training.batch_size=2", "--epochs", "1", "--set", "checkpoint.min_seconds=0",
 )  # fmt: skip
 STEPS = ("--set", "checkpoint.steps=1")
 RUN = "{root}/work/run"
 
 
 def folders(bench: Bench) -> None:
-    """``root/data``: two splits of three classes, three pictures each."""
-    write_class_folders(bench.root / "data", ["train", "test"], per_class=3)
+    """``root/data``: two classes; two pictures each to train, and one to test."""
+    for split, count in (("train", 2), ("test", 1)):
+        for label, name in enumerate(CLASSES):
+            for number in range(count):
+                picture = coloured(label, 100 * count + 10 * label + number)
+                write_picture(bench.root / "data" / split / name / f"{number}.png", picture)
 
 
 def go_on(bench: Bench, data: str, *settings: str) -> Job:
@@ -40,12 +46,10 @@ def trained(bench: Bench) -> None:
 
 
 def begun(bench: Bench) -> None:
-    """A run that was killed after its second checkpoint."""
+    """A run that was killed after its first checkpoint, between its two steps."""
     folders(bench)
     job = bench.filled(Job(("train", "{root}/data", *SETTINGS, *STEPS, "--out", RUN)), ("work/run",))
-    kill = Fault(("rename",), 2, "kill-after", contains="checkpoint.pt")
-    from dataclasses import replace
-
+    kill = Fault(("rename",), 1, "kill-after", contains="checkpoint.pt")
     assert bench.server.run(replace(job, faults=(kill,))).status == -9
 
 
@@ -63,17 +67,17 @@ def packed(bench: Bench) -> None:
 def tabled(bench: Bench) -> None:
     """A table that names pictures and their classes."""
     lines = ["path,label,split"]
-    for number in range(12):
-        write_picture(bench.root / "pictures" / f"{number}.png", noise(number))
-        lines.append(f"{number}.png,{'abc'[number % 3]},{'train' if number < 9 else 'test'}")
+    for number in range(6):
+        write_picture(bench.root / "pictures" / f"{number}.png", coloured(number % 2, number))
+        lines.append(f"{number}.png,{CLASSES[number % 2]},{'train' if number < 4 else 'test'}")
     (bench.root / "pictures" / "table.csv").write_text("\n".join(lines) + "\n")
 
 
 def unsorted(bench: Bench) -> None:
     """A run, and pictures to sort."""
     trained(bench)
-    for number in range(4):
-        write_picture(bench.root / "new" / "a" / f"{number}.png", noise(number))
+    for number in range(3):
+        write_picture(bench.root / "new" / "a" / f"{number}.png", coloured(number % 2, number))
 
 
 def old_files(bench: Bench) -> None:
@@ -83,11 +87,6 @@ def old_files(bench: Bench) -> None:
     bench.run("report", RUN)
     for name in ("net.onnx", "net.pt2", "net.safetensors"):
         (bench.work / "out" / name).write_bytes(b"the former file")
-
-
-def same(*arguments: str) -> tuple[Job, object]:
-    job = Job(arguments)
-    return job, lambda bench: job
 
 
 def scenario(name: str, prepare: Callable[[Bench], None], *arguments: str, **more: Any) -> Scenario:
@@ -101,31 +100,38 @@ def training(name: str, prepare: Callable[[Bench], None], data: str, *settings: 
     return Scenario(name, prepare, job, lambda bench: go_on(bench, data, *settings), **more)
 
 
+# In these trainings, only what reads the data and fills the cache differs from the first.
 ARCHIVES = ("work/cache", "data.zip", "data.tar.gz")
+TABLE = ("work/cache", "pictures")
+OUT = "{root}/work/out/net"
 SCENARIOS = (
-    training("train", folders, "{root}/data", *STEPS),
+    training("train", folders, "{root}/data", *STEPS, tidies=True),
     training("train a .zip", packed, "{root}/data.zip", watch=ARCHIVES),
     training("train a .tar.gz", packed, "{root}/data.tar.gz", watch=ARCHIVES),
-    training("train a table", tabled, "{root}/pictures/table.csv", watch=("work/cache", "pictures")),
-    scenario("resume", begun, "train", "--resume", RUN),
+    training("train a table", tabled, "{root}/pictures/table.csv", watch=TABLE),
+    scenario("resume", begun, "train", "--resume", RUN, tidies=True),
     scenario("evaluate", trained, "evaluate", RUN, "--json"),
     scenario("report", old_files, "report", RUN),
-    scenario("export onnx", old_files, "export", RUN, "--out", "{root}/work/out/net.onnx"),
-    scenario(
-        "export torch-export", old_files, "export", RUN, "--format", "torch-export", "--out", "{root}/work/out/net.pt2"
-    ),
-    scenario(
-        "export safetensors",
-        old_files,
-        "export", RUN, "--format", "safetensors", "--out", "{root}/work/out/net.safetensors",
-    ),
+    scenario("export onnx", old_files, "export", RUN, "--out", f"{OUT}.onnx"),
+    scenario("export torch-export", old_files, "export", RUN, "--format", "torch-export", "--out", f"{OUT}.pt2"),
+    scenario("export safetensors", old_files, "export", RUN, "--format", "safetensors", "--out", f"{OUT}.safetensors"),
     scenario("sort", unsorted, "sort", RUN, "{root}/new", "--into", "{root}/work/sorted", "--threshold", "0.2"),
     scenario("data", folders, "data", "{root}/data", "--json"),
+    training(
+        "train in two processes", folders, "{root}/data", *STEPS,
+        operations=("collective",), ranks=2, tidies=True,
+    ),
 )  # fmt: skip
 
 
 def named(name: str) -> Scenario:
     return next(one for one in SCENARIOS if one.name == name)
+
+
+def start_server(place: Path) -> ForkServer:
+    """A server that has prepared what nth_warm.py prepares; ``place`` is for what it writes."""
+    environment = {"THUMBNET_TIMEOUT": "5", "NTH_GRAPHS": str(place / "graphs"), "COLUMNS": "100"}
+    return ForkServer(place, ("faults.nth_warm",), environment)
 
 
 def scratch() -> Path:

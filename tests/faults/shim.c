@@ -1,7 +1,7 @@
 /* Makes chosen calls of the C library fail, be cut short, or kill the process. For tests.
  *
  * Preloaded into a process (LD_PRELOAD), it counts the calls that work on files below the watched folders,
- * and the allocations of thumbnet's kernels. Nothing happens until shim_attach is given a `struct control`
+ * the allocations of thumbnet's kernels, and what Python announces with shim_call. Nothing happens until shim_attach is given a `struct control`
  * with `armed` set. That struct lies in memory shared with the process that set it, so that the counts
  * survive a SIGKILL, and workers count together with the process that forked them.
  * tests/faults/fork_server.py has the same struct in Python; keep both alike (shim_size tells whether they
@@ -30,7 +30,7 @@
 
 /* clang-format off */
 enum operation { OPEN, READ, WRITE, FSYNC, RENAME, MKDIR, UNLINK, TRUNCATE, LINK, CHMOD, CLOSE, LIST, COPY, LOCK, MAP,
-                 STAT, ALLOCATE, OPERATIONS };
+                 STAT, ALLOCATE, DECODE, COLLECTIVE, OPERATIONS };
 /* FAIL: return an error, and do nothing. SHORT: read or write only half. END: a read finds the end of the file.
  * KILL_BEFORE, KILL_HALF, KILL_AFTER: SIGKILL before the call, after half of its bytes, after it. SIGNAL: send this
  * process the signal `error`, then go on. DELAY: wait `error` milliseconds, then go on. */
@@ -371,4 +371,20 @@ void *aligned_alloc(size_t alignment, size_t size) {
     void *result = REAL(aligned_alloc)(alignment, size);
     after(fault);
     return result;
+}
+
+/* For what is no call of the C library: counts `operation`, and kills the process or returns an errno if it is to
+ * fail. With `done`, it is the end of an operation that went well. */
+static __thread struct fault *announced;
+int shim_call(int operation, const char *path, int done) {
+    if (done) {
+        after(announced);
+        return 0;
+    }
+    announced = NULL;
+    if (!is_active()) return 0;
+    inside = 1;
+    announced = met(operation, path);
+    inside = 0;
+    return announced && announced->kind == FAIL ? announced->error : 0;
 }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from thumbnet.classifiers.load import load_run
 from thumbnet.classifiers.onnx_classifier import OnnxClassifier
 from thumbnet.cli import main
 from thumbnet.data.splits import ArraySplit, Data, Split
+from thumbnet.errors import RunError
 from thumbnet.evaluation import log_softmax
+from thumbnet.publish import export as publish_export
 from thumbnet.publish.export import check_export, export
 from thumbnet.runs.folder import Run
 
@@ -130,3 +133,26 @@ def test_a_run_of_deep_pictures_is_exported_with_its_range(tmp_path: Path) -> No
         classifier.predict(mixed), load_run(result.path, "cpu").predict(mixed), strict=True
     ):
         assert one.probabilities == pytest.approx(other.probabilities, abs=0.02)
+
+
+def test_an_export_that_cannot_be_read_back_is_an_error(tiny_run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "a.pt2"
+    export(tiny_run.path, "torch-export", out)
+    content = out.read_bytes()
+    for damaged in (content[: len(content) // 2], b""):
+        out.write_bytes(damaged)
+        with pytest.raises(RunError, match=r"cannot read .*a\.pt2 back"):
+            check_export(tiny_run.path, out, coloured_data(), "test")
+
+
+def test_weights_that_cannot_be_read_whole_replace_nothing(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def early(path: Path) -> bytes:
+        raise OSError(errno.EIO, "the file ended after 1 of 2 bytes", str(path))
+
+    monkeypatch.setattr(publish_export, "read_whole", early)
+    (tmp_path / "a.safetensors").write_bytes(b"before")
+    with pytest.raises(RunError, match=r"cannot read .*model\.safetensors: the file ended after 1 of 2 bytes"):
+        export(tiny_run.path, "safetensors", tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == b"before"

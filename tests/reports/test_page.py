@@ -268,3 +268,21 @@ def test_the_command_writes_a_report_into_the_run(tmp_path: Path, capsys: pytest
         assert (run / name).is_file()
     assert main(["report", str(run), "--split", "val"]) == 2
     assert main(["report", str(tmp_path / "nothing")]) == 2
+
+
+def test_a_report_says_which_pictures_it_leaves_out(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
+    write_class_folders(tmp_path / "data", ("train", "test"))
+    arguments = ["report", str(tiny_run.path), str(tmp_path / "data"), "--out", str(tmp_path / "a.html")]
+    assert main(arguments) == 0, capsys.readouterr().err
+    assert "could not be read" not in capsys.readouterr().err + (tmp_path / "a.html").read_text("utf-8")
+    for split, count in (("test", 2), ("train", 1)):
+        for number in range(count):
+            (tmp_path / "data" / split / "red" / f"{number}.png").write_bytes(b"no picture")
+    assert main(arguments) == 0
+    told = capsys.readouterr().err
+    for text in (told, (tmp_path / "a.html").read_text("utf-8")):
+        assert "2 of 18 pictures in test could not be read: all measures are those of the others" in text
+        assert "1 training picture(s) could not be read, so others are shown" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import filecmp
 import itertools
 import os
@@ -191,7 +192,11 @@ def _cannot_write(place: str, error: OSError, link: bool) -> str:
 
 
 def _copy(source: str, place: str) -> bool:
-    """Copy a file and its modification time, whole or not at all; False if ``place`` exists."""
+    """Copy a file and its modification time, whole or not at all; False if ``place`` exists.
+
+    Raises:
+        OSError: the copy cannot be written, or the file cannot be read to its end.
+    """
     if os.path.lexists(place):
         return False
     part = os.path.join(os.path.dirname(place), f".{secrets.token_hex(8)}{PART}")
@@ -201,6 +206,10 @@ def _copy(source: str, place: str) -> bool:
             copy.flush()
             os.fsync(copy.fileno())
             state = os.fstat(original.fileno())
+            if copy.tell() != state.st_size:  # a failing disk may end a file early without an error
+                raise OSError(
+                    errno.EIO, f"only {copy.tell():,} of {state.st_size:,} bytes of {source} were read"
+                )
         with contextlib.suppress(OSError):
             os.utime(part, ns=(state.st_atime_ns, state.st_mtime_ns))
         return _name(part, place)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import signal
 import sys
 import warnings
@@ -141,6 +142,17 @@ def _run(words: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of a pipe has ended: `thumbnet predict ... | head`
         discard_results()
         return 141  # 128 + SIGPIPE, the convention of shells
+    except OSError as error:  # the last resort: wherever the system refused something, say what
+        if error.errno is None:
+            raise
+        print(f"thumbnet: {_refused(error, words)}", file=sys.stderr)
+        return 2
+
+
+def _refused(error: OSError, words: Sequence[str]) -> str:
+    """What the system refused, in one line."""
+    what = "" if error.filename is None else f" {os.fsdecode(error.filename)}"
+    return printable(f"{words[0]} cannot use{what or ' a file'}: {error.strerror or error}")
 
 
 def _how_to_allow(error: ThumbnetError, words: Sequence[str]) -> str:

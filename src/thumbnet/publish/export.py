@@ -39,7 +39,7 @@ from thumbnet.errors import (
     is_out_of_memory,
     memory_guard,
 )
-from thumbnet.files import file_digest, write_file
+from thumbnet.files import file_digest, read_whole, write_file
 from thumbnet.models.registry import find_builder, is_built_in
 from thumbnet.multilabel import average_precisions, sigmoid
 from thumbnet.publish.onnx_resize import with_any_size
@@ -123,7 +123,13 @@ class _Exported(Classifier):
 
     def __init__(self, path: Path, info: WeightsInfo) -> None:
         super().__init__(info)
-        self._module = torch.export.load(path).module()
+        try:
+            self._module = torch.export.load(path).module()
+        except Exception as error:  # it raises almost anything on a damaged file
+            if is_out_of_memory(error):
+                raise
+            lines = str(error).splitlines() or [type(error).__name__]
+            raise RunError(f"cannot read {path} back: {lines[0].rstrip('. ')}") from None
 
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -166,7 +172,11 @@ def _export(
     weights, info = read_weights(path)
     find_builder(info.model.name)  # fail before the export, not after it, if the network's code is missing
     if kind == "safetensors":
-        write_file(Path(out), path.read_bytes())
+        try:
+            content = read_whole(path)
+        except OSError as error:
+            raise RunError(f"cannot read {path}: {error.strerror or error}") from None
+        write_file(Path(out), content)
         return
     if kind == "web":
         check_web(info)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from thumbnet.errors import RecipeError, nearest, printable
+from thumbnet.files import read_whole
 from thumbnet.invocation import command, quoted
 from thumbnet.recipes.networks import accept
 from thumbnet.recipes.settings import (
@@ -227,8 +228,7 @@ def _read_toml(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     """Read a recipe's file, which ``extends`` in a stranger's recipe may have named."""
-    with path.open("rb") as file:
-        content = file.read(_LONGEST + 1)
+    content = read_whole(path, _LONGEST + 1)
     if len(content) > _LONGEST:
         raise RecipeError(f"{path} is no recipe: it has more than {_LONGEST:,} bytes")
     return content.decode("utf-8")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from thumbnet.errors import MissingExtraError, RunError
+from thumbnet.files import read_whole
 from thumbnet.invocation import command
 from thumbnet.reports.summary import headline_key
 from thumbnet.runs.folder import CORRECTIONS_NAME, Run
@@ -153,7 +154,7 @@ def read_metrics(run: Run) -> list[dict[str, Any]]:
     """
     path = run.path / "metrics.jsonl"
     try:
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        lines = [json.loads(line) for line in read_whole(path).decode().splitlines()]
         if not all(isinstance(line, dict) for line in lines):
             raise ValueError("it does not hold one JSON object per epoch")
         for line in lines:

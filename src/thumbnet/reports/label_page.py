@@ -18,7 +18,7 @@ from thumbnet.classifiers.load import load_run
 from thumbnet.data.splits import Data
 from thumbnet.files import write_file
 from thumbnet.multilabel import LabelEvaluation, evaluate_labels, sigmoid
-from thumbnet.reports.page import check_jinja, head, render, shown_splits
+from thumbnet.reports.page import check_jinja, head, left_out, render, shown_splits
 from thumbnet.reports.pictures import Album, Shown
 from thumbnet.reports.summary import (
     describe_calibration,
@@ -68,7 +68,8 @@ def write_label_report(run: Run, data: Data, split: str, out: Path) -> tuple[Pat
         data.split(split), data.class_names, tta=summary["tta"], on_bad_image="skip"
     )
     evaluation = evaluate_labels(found.logits, found.labels, info.class_names, info.label_thresholds)
-    above = head(run, summary, split)
+    album = Album(info.preprocessing, out.parent)
+    above = head(run, summary, split, left_out(data, split, found.split, album))
     page = render(
         "label_report.html",
         run,
@@ -83,7 +84,7 @@ def write_label_report(run: Run, data: Data, split: str, out: Path) -> tuple[Pat
         chosen=_how_chosen(info, summary),
         matrix=len(info.class_names) <= MATRIX_LABELS,
         pairs=_pairs(evaluation),
-        mistakes=_mistakes(found, info, data, Album(info.preprocessing, out.parent)),
+        mistakes=_mistakes(found, info, data, album),
         counts={name: one.class_counts(len(data.class_names)).tolist() for name, one in splits.items()},
         means={name: float(one.targets.sum(axis=1).mean()) for name, one in splits.items()},
     )

@@ -9,6 +9,8 @@ import itertools
 import json
 import math
 import os
+import warnings
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from thumbnet.classifiers.load import load_run
 from thumbnet.data.corrections import describe_corrections
 from thumbnet.data.listings import as_csv, safe_name, safe_text
 from thumbnet.data.splits import Data, Progress, Split
-from thumbnet.errors import MissingExtraError, printable
+from thumbnet.errors import FallbackWarning, MissingExtraError, printable
 from thumbnet.evaluation import (
     CALIBRATION_BINS,
     at_precision,
@@ -96,6 +98,14 @@ def write_report(
     )
     answers = Answers(predictor, found, album)
     lists = _lists(answers, split, "" if out.name == "report.html" else f"{out.stem}-")
+    parts = {
+        **_thresholds(answers),
+        **_calibration(answers, summary),
+        # The most useful pictures come first, because pictures are left out once the room is used up.
+        **_pictures(answers, progress),
+        **_data(data, album, predictor.info.preprocessing),
+        **_confusion(answers),
+    }
     page = render(
         "report.html",
         run,
@@ -106,16 +116,11 @@ def write_report(
         names=answers.names,
         evaluation=answers.evaluation,
         lists=[(printable(name), quote(os.fsencode(name))) for name in lists],
-        **head(run, summary, split),
+        **head(run, summary, split, left_out(data, split, found.split, album)),
         accuracy_plain=float((found.plain.argmax(axis=1) == found.labels).mean()),
         corrections=describe_corrections(summary["labels"]) if summary.get("labels") else None,
         tta=found.tta,
-        **_thresholds(answers),
-        **_calibration(answers, summary),
-        # The most useful pictures come first, because pictures are left out once the room is used up.
-        **_pictures(answers, progress),
-        **_data(data, album, predictor.info.preprocessing),
-        **_confusion(answers),
+        **parts,
         review=command("review", run.path),
     )
     for name, content in lists.items():
@@ -180,7 +185,23 @@ def _lists(answers: Answers, split: str, prefix: str) -> dict[str, str]:
     }
 
 
-def head(run: Run, summary: dict[str, Any], split: str) -> dict[str, Any]:
+def left_out(data: Data, split: str, measured: Split, album: Album) -> list[str]:
+    """What to say about pictures that could not be read, if there are any; also warns of them."""
+    lines = []
+    missing = len(data.split(split)) - len(measured)
+    if missing:
+        lines.append(
+            f"{missing:,} of {len(data.split(split)):,} pictures in {split} could not be read: "
+            "all measures are those of the others"
+        )
+    if album.unreadable:
+        lines.append(f"{album.unreadable:,} training picture(s) could not be read, so others are shown")
+    for line in lines:
+        warnings.warn(f"the report is not of all pictures: {line}", FallbackWarning, stacklevel=3)
+    return lines
+
+
+def head(run: Run, summary: dict[str, Any], split: str, more_notes: Sequence[str]) -> dict[str, Any]:
     """What stands above the sections: numbers, and what to know about them."""
     weights, info = read_weights(run.weights_path)
     return {
@@ -188,7 +209,11 @@ def head(run: Run, summary: dict[str, Any], split: str) -> dict[str, Any]:
         "nothing_measured": NOTHING_MEASURED if summary["accuracy"] is None else None,
         "stopped": describe_stop(summary),
         "optimistic": OPTIMISTIC if is_optimistic({**summary, "split": split}) else None,
-        "notes": [*(summary.get("repeats") or {}).get("lines", ()), *summary.get("warnings", ())],
+        "notes": [
+            *more_notes,
+            *(summary.get("repeats") or {}).get("lines", ()),
+            *summary.get("warnings", ()),
+        ],
     }
 
 

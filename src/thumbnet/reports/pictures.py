@@ -63,11 +63,15 @@ def link_to(file: Path | None, folder: Path) -> str:
 
 
 class Album:
-    """Encodes pictures as data URLs, until ``PICTURE_BYTES`` are used up. ``folder`` is the page's folder."""
+    """Encodes pictures as data URLs, until ``PICTURE_BYTES`` are used up. ``folder`` is the page's folder.
+
+    ``unreadable`` counts the training pictures that :meth:`samples` could not read.
+    """
 
     def __init__(self, preprocessing: Preprocessing, folder: Path) -> None:
         self._preprocessing, self._folder = preprocessing, folder
         self._room = PICTURE_BYTES
+        self.unreadable = 0
         self._encoded: dict[tuple[Split, int], str] = {}
 
     def pixels(self, split: Split, index: int) -> np.ndarray:
@@ -102,6 +106,7 @@ class Album:
                 try:
                     source = self.encode(self.pixels(split, int(index))) if len(row) < SAMPLES else None
                 except UnreadableImageError:
+                    self.unreadable += 1
                     continue
                 if source:
                     row.append(source)

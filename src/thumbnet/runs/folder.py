@@ -38,7 +38,16 @@ from torch import Tensor
 
 from thumbnet.data.corrections import Correction, read_corrections
 from thumbnet.errors import RecipeError, RunError
-from thumbnet.files import finite, locked, make_folder, read_json, write_file, write_json, write_with
+from thumbnet.files import (
+    finite,
+    locked,
+    make_folder,
+    read_json,
+    read_whole,
+    write_file,
+    write_json,
+    write_with,
+)
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe, read_recipe, recipe_from_toml
 from thumbnet.runs.environment import environment
@@ -243,7 +252,7 @@ class Run:
         """
         path = self.path / SKIPPED_NAME
         try:
-            lines = path.read_text("utf-8").splitlines()
+            lines = read_whole(path).decode().splitlines()
             rows = [json.loads(line) for line in lines if line.strip()]
             return [(str(row["split"]), str(row["name"]), str(row["reason"])) for row in rows]
         except FileNotFoundError:

@@ -136,7 +136,7 @@ def unpack_ahead(source: str | None, data_dir: str | Path | None) -> None:
         with suppress(DataError, FailedReadError, OSError):
             is_shard = not is_file(path) or webdataset.recognise(Place(path), DataSettings())
             if not is_shard and not unknown.not_an_archive(path):
-                unpack(path, cache)
+                unpack(path, cache, ahead=True)
 
     threading.Thread(target=work, daemon=True).start()
 
