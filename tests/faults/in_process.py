@@ -46,9 +46,10 @@ class Shim:
         finally:
             self._control.armed = 0
 
-    def count(self, operation: str) -> int:
-        """How many calls of ``operation`` the last block made."""
-        return int(self._control.counts[OPERATIONS.index(operation)])
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many calls of each operation the last block made."""
+        return dict(zip(OPERATIONS, self._control.counts, strict=True))
 
     @property
     def failed(self) -> Call | None:

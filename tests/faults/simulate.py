@@ -260,6 +260,8 @@ class World:
         subprocess.run(command, check=True, timeout=60)
         preload = f"{build_shim(place)} {journal}"
         environment = {"LD_PRELOAD": preload, "THUMBNET_TIMEOUT": "30", "COLUMNS": "100"}
+        if "THUMBNET_CACHE" in os.environ:  # it may have the compiled kernels, of which each job has a copy
+            environment["THUMBNET_CACHE"] = os.environ["THUMBNET_CACHE"]
         self.server = ForkServer(place, ("simulate_hooks", "torch.distributed"), environment)
         self.hooks: tuple[tuple[str, dict[str, Any]], ...] = ()  # more of them in each process
         self._references: dict[int, Reference] = {}
@@ -272,7 +274,7 @@ class World:
 
     def _warm(self) -> None:
         """Import in the server what commands import on their way. Folders of other pictures need nothing more."""
-        for number, kind in enumerate(("unreadable", "arrays", "zip", "several-labels")):
+        for number, kind in enumerate(("unreadable", "zip", "several-labels")):
             recipe = replace(draw_recipe(0), data=kind, ranks=1)
             with self.folder(f"warm-{number}") as folder:
                 simulation = Simulation(self, 0, folder, recipe)

@@ -16,7 +16,7 @@ from faults.simulate import Result, World, scratch, simulate
 pytestmark = pytest.mark.slow
 
 FULL = os.environ.get("THUMBNET_FAULTS") == "full"
-SEEDS = range(1000, 1300 if FULL else 1012)
+SEEDS = range(1000, 1300 if FULL else 1010)
 TWO_PROCESSES = 1084  # the first seed whose recipe trains in two processes
 FOUND = (32116,)  # seeds that broke a promise once: a picture was skipped because the disk failed
 
@@ -44,7 +44,7 @@ def test_trainings_with_faults_end_as_the_undisturbed_ones(results: dict[int, Re
 
 
 def test_a_seed_gives_the_same_events_each_time(world: World, results: dict[int, Result]) -> None:
-    for seed in (*SEEDS[:4], TWO_PROCESSES):
+    for seed in (*SEEDS[:2], TWO_PROCESSES):
         again = simulate(world, seed)
         assert again.log == results[seed].log
         assert again.digest == results[seed].digest is not None
@@ -54,7 +54,7 @@ def test_it_notices_what_is_broken_on_purpose(world: World) -> None:
     """A simulation that finds nothing says something only if it finds what is wrong: here, nothing is synced."""
     world.hooks = (("simulate_hooks:sync_nothing", {}),)
     try:
-        found = any("lost after a power cut" in simulate(world, seed).log[-1] for seed in SEEDS[:12])
+        found = any("lost after a power cut" in simulate(world, seed).log[-1] for seed in SEEDS[:10])
     finally:
         world.hooks = ()
     assert found

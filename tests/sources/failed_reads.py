@@ -304,11 +304,12 @@ class _Trial:
         self.shim = Shim((root, self.cache))
 
     def run(self, most: int) -> dict[str, Any]:
+        counts = {kept: self._counts(kept) for kept in (False, True)}
         every = [
             (kept, kind, operation, number)
             for kept in (False, True)
             for kind, operation in FAULTS
-            for number in range(1, self._count(kept, operation) + 1)
+            for number in range(1, counts[kept][operation] + 1)
         ]
         chosen = every if len(every) <= most else random.Random(0).sample(every, most)
         wrong = [problem for one in chosen if (problem := self._problem(*one))]
@@ -320,12 +321,12 @@ class _Trial:
             "form": _form_of(self.source),
         }
 
-    def _count(self, kept: bool, operation: str) -> int:
-        """How often an undisturbed load does this."""
+    def _counts(self, kept: bool) -> dict[str, int]:
+        """How often an undisturbed load does each operation."""
         self._reset(kept)
-        with self.shim.fault(Fault((operation,), at=-1)):
+        with self.shim.fault(Fault(("open",), at=-1)):
             outcome(self.source)
-        return self.shim.count(operation)
+        return self.shim.counts
 
     def _reset(self, kept: bool) -> None:
         shutil.rmtree(self.cache, ignore_errors=True)

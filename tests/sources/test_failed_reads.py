@@ -27,7 +27,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     if reason:
         pytest.skip(reason)
     modules = ("sources.failed_reads", "thumbnet.reports.inspection", "PIL.TiffImagePlugin")
-    with ForkServer(tmp_path_factory.mktemp("server"), modules) as made:
+    kernels = {"THUMBNET_CACHE": os.environ["THUMBNET_CACHE"]}  # may have them compiled
+    with ForkServer(tmp_path_factory.mktemp("server"), modules, kernels) as made:
         yield made
 
 
