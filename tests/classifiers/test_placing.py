@@ -275,6 +275,8 @@ def test_a_picture_whose_copy_ends_early_is_an_error(tmp_path: Path, monkeypatch
         copy.write(original.read(3))
 
     monkeypatch.setattr(shutil, "copyfileobj", half)
-    with pytest.raises(RunError, match=r"only 3 of 7 bytes of .*x\.png were read.*repeat the command to go on"):
+    with pytest.raises(
+        RunError, match=r"only 3 of 7 bytes of .*x\.png were read.*repeat the command to go on"
+    ):
         target(tmp_path / "out").put(written(tmp_path / "x.png", b"picture"), "cat", "x.png")
     assert tree(tmp_path / "out") == []

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from thumbnet.__main__ import main
 
@@ -23,7 +24,7 @@ synced = 0
 sync = os.fsync
 
 
-def kill_in_checkpoint(file: int) -> None:
+def kill_in_checkpoint(file: Any) -> None:
     """Sync ``file``; the third time that it is a checkpoint, leave half of it and kill this process."""
     global synced
     synced += "checkpoint.pt" in os.readlink(f"/proc/self/fd/{file}")
@@ -35,6 +36,6 @@ def kill_in_checkpoint(file: int) -> None:
 
 
 if killed and rank == "0" and not Path(killed).exists():
-    os.fsync = kill_in_checkpoint
+    os.fsync = kill_in_checkpoint  # type: ignore[assignment]
 sys.argv[1:] = [word.replace("{rank}", rank) for word in sys.argv[1:]]
 sys.exit(main())

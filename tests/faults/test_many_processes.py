@@ -201,7 +201,7 @@ def test_a_process_with_other_data_ends_the_training_before_it_begins(
         shutil.copy(picture, picture.with_name("more.png"))
     else:  # of the same size: only whoever reads it notices
         picture.write_bytes(bytes(picture.stat().st_size))
-    arguments = [*LONGER, "--on-bad-image", "skip", "--out", tmp_path / "run"]
+    arguments: list[str | Path] = [*LONGER, "--on-bad-image", "skip", "--out", tmp_path / "run"]
     done = torchrun(2, RANK, "train", tmp_path / "data-{rank}", *arguments)
     assert done.returncode != 0
     assert f"thumbnet (process 1): {tmp_path / 'data-1'} holds other" in done.stderr

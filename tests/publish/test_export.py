@@ -153,6 +153,8 @@ def test_weights_that_cannot_be_read_whole_replace_nothing(
 
     monkeypatch.setattr(publish_export, "read_whole", early)
     (tmp_path / "a.safetensors").write_bytes(b"before")
-    with pytest.raises(RunError, match=r"cannot read .*model\.safetensors: the file ended after 1 of 2 bytes"):
+    with pytest.raises(
+        RunError, match=r"cannot read .*model\.safetensors: the file ended after 1 of 2 bytes"
+    ):
         export(tiny_run.path, "safetensors", tmp_path / "a.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == b"before"
