@@ -5,8 +5,8 @@ Three kinds of things, none of which touches a file of a scenario:
 - pictures that are decoded and what the processes of a training tell each other are announced to the shim, so that
   they count and fail like system calls;
 - what every child would compute again before it comes to a file of ours is computed here;
-- PyTorch's graph for ONNX, which takes seconds, is taken from a former child that exported the same network, and
-  a report's curves are not drawn. Both only compute: they read and write no file of ours.
+- the graphs of exports, which take seconds, are taken from a former child that exported the same network, and a
+  report's curves are not drawn. Both only compute: they read and write no file of ours.
 """
 
 from __future__ import annotations
@@ -102,30 +102,46 @@ def _compute_before() -> None:
 def _keep_graphs() -> None:
     import onnx
 
-    export = torch.onnx.export
     folder = Path(os.environ["NTH_GRAPHS"])
     folder.mkdir(parents=True, exist_ok=True)
+    to_onnx: Any = torch.onnx.export
+    trace: Any = torch.export.export
+    save: Any = torch.export.save
 
-    class Kept:
+    def place(network: Any, *more: Any) -> Path:
+        """Where the graph of a network is kept."""
+        digest = hashlib.sha256(repr((network, *more)).encode())
+        for name, tensor in sorted(network.state_dict().items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        return folder / digest.hexdigest()
+
+    class Graph:
+        """What torch.onnx.export returns."""
+
         def __init__(self, content: bytes) -> None:
             self.model_proto = onnx.ModelProto.FromString(content)
 
-    @functools.wraps(export)
     def exporting(network: Any, example: Any, **options: Any) -> Any:
-        digest = hashlib.sha256(repr((network, example, sorted(options.items()))).encode())
-        for name, tensor in sorted(network.state_dict().items()):
-            digest.update(name.encode() + tensor.numpy().tobytes())
-        path = folder / digest.hexdigest()
+        path = place(network, "onnx", example, sorted(options.items()))
         if not path.exists():
-            content = export(network, example, **options).model_proto.SerializeToString()
-            path.write_bytes(content)
-        return Kept(path.read_bytes())
+            path.write_bytes(to_onnx(network, example, **options).model_proto.SerializeToString())
+        return Graph(path.read_bytes())
 
-    torch.onnx.export = exporting
+    def saving(program: Any, buffer: Any, extra_files: dict[str, str]) -> None:
+        network, *more = program
+        path = place(network, "pt2", more, sorted(extra_files.items()))
+        if not path.exists():
+            with path.open("wb") as file:
+                save(trace(network, *more[0], **more[1]), file, extra_files=extra_files)
+        buffer.write(path.read_bytes())
+
+    setattr(torch.onnx, "export", exporting)  # noqa: B010 - mypy refuses the assignment
+    setattr(torch.export, "export", lambda network, *more, **named: (network, more, named))  # noqa: B010
+    setattr(torch.export, "save", saving)  # noqa: B010
 
 
 def _draw_nothing() -> None:
-    charts.as_svg = lambda figure, title="": f'<svg aria-label="{title}"></svg>'
+    setattr(charts, "as_svg", lambda figure, title="": f'<svg aria-label="{title}"></svg>')  # noqa: B010
 
 
 _count_decodes()

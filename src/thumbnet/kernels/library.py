@@ -145,7 +145,8 @@ def _obstacle() -> str | None:
 
 def _ask_for_tiles() -> bool:
     """Ask Linux for the registers of matrix tiles, which a process gets only on request."""
-    return int(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST, _TILE_DATA)) == 0
+    request = map(ctypes.c_long, (_ARCH_PRCTL, _REQUEST, _TILE_DATA))
+    return int(ctypes.CDLL(None).syscall(*request)) == 0
 
 
 def _kept_or_private(compiler: str, units: Sequence[Path]) -> tuple[ctypes.CDLL, str | None]:
