@@ -155,6 +155,11 @@ def draw_recipe(number: int) -> Recipe:
     return Recipe(number, data, (recipe, *settings), ranks, in_workers)
 
 
+def recipe_number(seed: int) -> int:
+    """The number of the recipe that a seed's simulation trains."""
+    return random.Random(f"schedule {seed}").randrange(RECIPES)  # the first draw of Simulation
+
+
 def write_data(kind: str, place: Path) -> Path:
     """Write the pictures of ``kind`` below ``place``, unless they are there; return what to train on."""
     suffix = {"arrays": "/arrays.npz", "zip": "/pictures.zip"}.get(kind, "")

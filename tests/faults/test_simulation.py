@@ -11,12 +11,15 @@ import pytest
 
 from faults.disk_model import Disk
 from faults.fork_server import why_not
-from faults.simulate import Result, World, scratch, simulate
+from faults.simulate import Result, World, recipe_number, scratch, simulate
 
 pytestmark = pytest.mark.slow
 
 FULL = os.environ.get("THUMBNET_FAULTS") == "full"
-SEEDS = range(1000, 1300 if FULL else 1010)
+# Few recipes, because each is also trained undisturbed: arrays, an unreadable picture, a zip, several sizes and several
+# labels.
+FEW = (26, 53, 56, 116, 143)
+SEEDS = [seed for seed in range(1000, 1300) if FULL or recipe_number(seed) in FEW]
 TWO_PROCESSES = 1084  # the first seed whose recipe trains in two processes
 FOUND = (32116,)  # seeds that broke a promise once: a picture was skipped because the disk failed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from review_helpers import CLASSES, correction, item, made_review
+from thumbnet.data import reading
 from thumbnet.data.corrections import read_corrections
 from thumbnet.data.splits import FileSplit
-from thumbnet.errors import DataError, RunError
+from thumbnet.errors import DataError, FailedReadError, RunError
 from thumbnet.reviewing import session
 from thumbnet.reviewing.session import lock_labels, suspicious_items, unlabelled_items
 
@@ -39,6 +41,28 @@ def test_each_decision_is_in_the_file_at_once(tmp_path: Path) -> None:
         expected.append(row)
         assert rows(review.path) == expected
     assert (review.decided, review.revision) == (4, 4)
+
+
+@pytest.mark.parametrize("call", ["stat", "open"])
+def test_decisions_that_the_system_cannot_read_are_not_lost(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_review(tmp_path).decide(0, "drop")
+
+    def fail(path: object, *_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((os, "stat", fail) if call == "stat" else (reading, "_Whole", fail)))
+        with pytest.raises(FailedReadError, match="Input/output error"):
+            made_review(tmp_path)
+    review = made_review(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", fail)
+        with pytest.raises(FailedReadError, match="Input/output error"):
+            review.decide(1, "drop")
+    review.decide(1, "drop")
+    assert [row[0] for row in rows(review.path)] == ["0.png", "1.png"]
 
 
 def test_a_relabel_to_the_given_class_is_a_confirmation(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ import pytest
 
 from faults.fork_server import ForkServer, Job, why_not
 from sources.failed_reads import LAYOUTS
+from thumbnet import sources
 from thumbnet.sources.archives import is_archive_name
 from thumbnet.sources.load import FORMS
 
@@ -61,3 +63,25 @@ def test_every_form_of_data_has_such_a_test() -> None:
     tested = {layout.form for layout in LAYOUTS.values()}
     assert {form.__name__.rpartition(".")[2] for form in FORMS} <= tested  # type: ignore[attr-defined]
     assert "archives" in tested
+
+
+def test_no_reader_asks_for_a_file_in_a_way_that_takes_a_failure_for_absence() -> None:
+    """``os.path.isfile`` and, since Python 3.14, ``Path.is_file`` answer False if the system fails."""
+    asks = re.compile(
+        r"os\.path\.(isfile|isdir|exists)\(|\.(is_file|is_dir|exists|iterdir|glob|rglob)\(|np\.fromfile"
+    )
+    harmless = (
+        "entry.",  # from a listing: raises
+        "link.is_dir()",  # likewise
+        "info.is_dir()",  # of a zip
+        "(target / _FILES).is_dir()",  # else it is unpacked again
+        "part.exists()",  # of a download: else it begins again
+        "for folder in path.parents",  # for a message
+    )
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in sorted(Path(sources.__path__[0]).glob("*.py"))
+        for line in path.read_text().splitlines()
+        if asks.search(line) and not any(each in line for each in harmless)
+    ]
+    assert found == []

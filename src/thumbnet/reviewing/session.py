@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thumbnet.data.corrections import DECISIONS, Correction, newest, read_corrections, write_corrections
+from thumbnet.data.reading import is_file, is_not_there, read_error
 from thumbnet.errors import DataError, RunError
 from thumbnet.files import locked
 
@@ -128,6 +129,7 @@ class Review:
 
     Raises:
         DataError: the file exists and is not a file of labels.
+        FailedReadError: the system cannot read it, or tell whether it exists.
     """
 
     def __init__(
@@ -145,7 +147,7 @@ class Review:
         self._lock = threading.Lock()
         self._inherited = {_key(one): one for one in inherited}
         self._stamp = _stamp(path)
-        written = read_corrections(path) if path.is_file() else []
+        written = read_corrections(path) if is_file(path) else []
         self._decisions = {_key(one): one for one in newest([*inherited, *written])}
         position = {_key(item): number for number, item in enumerate(self.items)}
         # What undo brings back, newest last: a picture's position and the decision before.
@@ -250,9 +252,15 @@ def _key(one: Item | Correction) -> _Key:
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """Time and size of a file, which change if another program writes to it; None if it does not exist."""
+    """Time and size of a file, which change if another program writes to it; None if it does not exist.
+
+    Raises:
+        FailedReadError: the system cannot tell.
+    """
     try:
         state = path.stat()
-    except OSError:
-        return None
+    except OSError as error:
+        if is_not_there(error):
+            return None
+        raise read_error(error, path) from None
     return state.st_mtime_ns, state.st_size

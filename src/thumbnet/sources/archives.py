@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from thumbnet.data import plugins
-from thumbnet.data.reading import open_whole, read_error
+from thumbnet.data.reading import is_folder, open_whole, read_error
 from thumbnet.errors import DataError, printable
 from thumbnet.files import clear_leftovers, sync_below
 from thumbnet.sources.index import is_picture_name, is_picture_start
@@ -70,7 +70,7 @@ def unpack(archive: Path, cache: Path, *, ahead: bool = False) -> Unpacked:
         target = cache / "unpacked" / f"{archive.name.split('.')[0]}-{key}"
         limit = MAX_EXPANSION * state.st_size + (1 << 20)
         unpacked = _ahead.pop(target, None)
-        if unpacked is None or not unpacked.folder.is_dir():
+        if unpacked is None or not is_folder(unpacked.folder):
             unpacked = _open(target, key) or _unpack(archive, target, key, limit)
         if ahead:
             _ahead[target] = unpacked
