@@ -78,7 +78,7 @@ TRACKERS_VENV ?= build/trackers
 test-trackers: $(VENV)/.installed-dev  ## run the trackers' tests with MLflow and W&B themselves, in build/trackers
 	test -x $(TRACKERS_VENV)/bin/python || $(PYTHON) -m venv $(TRACKERS_VENV)
 	test -e $(TRACKERS_VENV)/.installed || \
-		$(TRACKERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'mlflow>=3' 'wandb>=0.31'
+		$(TRACKERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'mlflow>=3.9' 'wandb>=0.31'
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 		> "$$($(TRACKERS_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth"
 	touch $(TRACKERS_VENV)/.installed
@@ -86,14 +86,18 @@ test-trackers: $(VENV)/.installed-dev  ## run the trackers' tests with MLflow an
 
 # The oldest versions that pyproject.toml allows, or the newest, in an environment of its own: make test-oldest
 # torch stays as it is pinned: with TORCH=2.11.0, an index for the CPU should be at hand (see test-torch).
-# TESTS="tests/sources tests/data" runs only these tests.
+# TESTS="tests/sources tests/data" runs only these tests. EXTRAS=train,formats installs only these extras, to try a
+# version that is older than what another extra lets in.
+EXTRAS ?= all
+VERSIONS_VENV = build/$*$(if $(filter-out all,$(EXTRAS)),-$(EXTRAS))
 test-oldest test-newest: test-%: $(TOOLS)/.installed  ## run the tests with the oldest or newest versions allowed
-	test -x build/$*/bin/python || $(PYTHON) -m venv build/$*
-	$(TOOLS)/bin/python tools/lock.py --resolve $* --out build/$*/pins.txt $(if $(TORCH),--torch $(TORCH))
-	build/$*/bin/python $(PIP_INSTALL) --no-deps "$$(grep '^torch==' build/$*/pins.txt)"
-	$(TOOLS)/bin/uv pip install --quiet --python build/$*/bin/python --no-deps --requirement build/$*/pins.txt
-	build/$*/bin/python $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
-	build/$*/bin/python -m pytest --numprocesses $(JOBS) --dist worksteal $(TESTS)
+	test -x $(VERSIONS_VENV)/bin/python || $(PYTHON) -m venv $(VERSIONS_VENV)
+	$(TOOLS)/bin/python tools/lock.py --resolve $* --extras $(EXTRAS) --out $(VERSIONS_VENV)/pins.txt \
+		$(if $(TORCH),--torch $(TORCH))
+	$(VERSIONS_VENV)/bin/python $(PIP_INSTALL) --no-deps "$$(grep '^torch==' $(VERSIONS_VENV)/pins.txt)"
+	$(TOOLS)/bin/uv pip install --quiet --python $(VERSIONS_VENV)/bin/python --no-deps --requirement $(VERSIONS_VENV)/pins.txt
+	$(VERSIONS_VENV)/bin/python $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	$(VERSIONS_VENV)/bin/python -m pytest --numprocesses $(JOBS) --dist worksteal $(TESTS)
 
 FUZZ_SECONDS ?= 120
 fuzz: $(VENV)/.installed-dev  ## fuzz everything that reads bytes from others; findings are files crash-*

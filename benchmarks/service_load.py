@@ -38,6 +38,7 @@ from service_clients import (
     get,
     good_pictures,
     large_picture,
+    several,
     single,
     work,
 )
@@ -46,6 +47,7 @@ from thumbnet.cli.console import note, say, table
 from thumbnet.sources.load import load_data
 
 MEGABYTE = 1 << 20
+MOST_PICTURES = 64  # in a request and in a forward pass, unless `thumbnet serve` is told otherwise
 GRACE = 20.0  # seconds that a stop may take, as docs/serving.md promises
 SLACK = 10.0  # seconds more for a busy machine
 # Its access log, and what uvicorn says when a stop has taken as long as it may.
@@ -180,6 +182,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--stop-after", type=float, default=4.0, help="seconds of load before each further stop"
     )
     made.add_argument("--quick-stops", action="store_true", help="no clients that keep a stop waiting")
+    made.add_argument(
+        "--no-warm-up",
+        dest="every_batch_size",
+        action="store_false",
+        help="send no batch of each size before",
+    )
     made.add_argument("--growth", type=float, default=32.0, help="megabytes that memory may grow by")
     made.add_argument("--peak", type=float, default=1000.0, help="megabytes above the start, at any moment")
     made.add_argument(
@@ -199,6 +207,8 @@ async def _model(model: str, options: argparse.Namespace, template: Load) -> Res
             load = Load(service.place, pictures, template.large, template.broken, options.pause)
             result.loads.append(load)
             seconds = 60 * options.minutes
+            if number == 0 and options.every_batch_size:
+                await _every_batch_size(load)
             if number:
                 draw = random.Random(f"{options.seed} {number}")
                 seconds = options.stop_after * (0.5 + draw.random())
@@ -219,6 +229,20 @@ async def _known(load: Load, picture: Picture) -> Picture:
         raise SystemExit(f"the service refused {picture.name}: {answer.body!r}")
     classes = json.loads(answer.body)["predictions"][0]["classes"]
     return replace(picture, expected={one["name"]: one["probability"] for one in classes[:3]})
+
+
+async def _every_batch_size(load: Load) -> None:
+    """Send one request with each number of pictures to the idle service.
+
+    PyTorch keeps memory for each batch size that it has met, 150 MB in all for FastNet. Under load it takes
+    minutes until each of them has occurred, which would look like a leak.
+    """
+    for count in range(1, MOST_PICTURES + 1):
+        pictures = [load.pictures[number % len(load.pictures)] for number in range(count)]
+        async with load.connected() as connection:
+            await connection.send(several([(one.name, one.content) for one in pictures]))
+            answer = await connection.answer()
+        load.check(f"{count} pictures", answer, pictures)
 
 
 async def _under_load(

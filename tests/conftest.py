@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -27,8 +28,10 @@ WHOLE_PROBE = mirrored.PROBE_VIEWS
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give the tests, and the processes that they start, a cache of their own."""
+    """Give the tests, and the processes that they start, a cache of their own, and let Ctrl-C reach them."""
     os.environ["THUMBNET_CACHE"] = tempfile.mkdtemp(prefix="thumbnet-cache-")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job that a script started in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" in os.environ:  # tests run in parallel, so each gets one thread
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)

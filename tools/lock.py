@@ -150,17 +150,18 @@ def upgrade(torch: str | None) -> None:
     write_pins(CONSTRAINTS, comment, {name: pin for name, pin in pins.items() if name not in only_cuda})
 
 
-def resolve(which: str, torch: str | None, out: Path) -> None:
-    """Write the oldest or newest versions that pyproject.toml allows of what thumbnet[all] needs, as pins.
+def resolve(which: str, extras: str, torch: str | None, out: Path) -> None:
+    """Write the oldest or newest versions that pyproject.toml allows of what some extras need, as pins.
 
     The test tools are as new as these let them be; the tests that need others are skipped. torch is the
     pinned one, unless another is given.
     """
     torch = torch or read_pins(CONSTRAINTS)["torch"].version
-    options = ("--python-platform=linux", "--resolution=lowest-direct" if which == "oldest" else "--upgrade")
-    pins = compiled("pyproject.toml", "-", stdin=f"torch=={torch}", options=("--extra=all", *options))
+    common = ("--python-platform=linux", *(f"--extra={extra}" for extra in extras.split(",")))
+    resolution = "--resolution=lowest-direct" if which == "oldest" else "--upgrade"
+    pins = compiled("pyproject.toml", "-", stdin=f"torch=={torch}", options=(*common, resolution))
     write_pins(out, f"The {which} versions that pyproject.toml allows.", pins)
-    within = ("--python-platform=linux", "--extra=all", "--constraint", str(out))
+    within = (*common, "--constraint", str(out))
     tools = f"torch=={torch}\nsetuptools\n{TEST_TOOLS}"
     pins = compiled("pyproject.toml", "-", stdin=tools, options=within)
     only_cuda = for_cuda(torch)
@@ -179,10 +180,11 @@ def main() -> None:
     parser.add_argument(
         "--resolve", choices=["oldest", "newest"], help="write such versions to --out, and no lock"
     )
+    parser.add_argument("--extras", default="all", help="with --resolve: of these, as train,formats")
     parser.add_argument("--out", type=Path, metavar="FILE", help="with --resolve: where to")
     options = parser.parse_args()
     if options.resolve:
-        resolve(options.resolve, options.torch, options.out)
+        resolve(options.resolve, options.extras, options.torch, options.out)
         return
     if options.upgrade:
         upgrade(options.torch)

@@ -11,11 +11,15 @@ def main() -> int:
     # Jobs that a shell script starts in the background ignore SIGINT: leave that as it is.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
-    from thumbnet import cli
-    from thumbnet.cli.streams import open_standard_files
+    try:
+        from thumbnet import cli
+        from thumbnet.cli.streams import open_standard_files
 
-    open_standard_files()
-    return cli.main()
+        open_standard_files()
+        return cli.main()
+    except KeyboardInterrupt:  # during these imports; `cli.main` handles it otherwise
+        _say_stopped()
+        return 130
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -25,10 +29,14 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     """
     while frame is not None:
         if frame.f_globals.get("__name__") == "torch" and frame.f_code.co_name == "<module>":
-            print("\nthumbnet: stopped", file=sys.stderr, flush=True)
+            _say_stopped()
             os._exit(130)
         frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def _say_stopped() -> None:
+    print("\nthumbnet: stopped", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class ThumbnetError(Exception):
 
 
 class DataError(ThumbnetError):
-    """The data cannot be found, read or understood."""
+    """The data cannot be found or understood."""
 
 
 class SeveralLabelsError(DataError):
@@ -84,11 +84,11 @@ _READ_AGAIN = (
 _MOST_SHOWN = 10  # files that an error lists: all files of a drive may fail at once
 
 
-class FailedReadError(DataError):
+class FailedReadError(ThumbnetError):
     """The system failed to read a file (an I/O error, a lack of permission): ``name`` and ``reason``.
 
-    This says nothing about the file's content, and it may pass. So it is no :class:`UnreadableImageError`:
-    the file is not skipped, and nothing about it is cached.
+    This says nothing about the file's content, and it may pass. So it is no :class:`DataError`: the file is
+    not skipped, nothing about it is cached, and nothing is decided without it.
     """
 
     def __init__(self, name: str, reason: str) -> None:
@@ -100,7 +100,7 @@ class FailedReadError(DataError):
         return type(self), (self.name, self.reason)
 
 
-class UnreadableFilesError(DataError):
+class UnreadableFilesError(ThumbnetError):
     """The system failed to read some files. ``errors`` has one error per file."""
 
     def __init__(self, errors: Sequence[FailedReadError]) -> None:
@@ -117,7 +117,7 @@ class UnreadableFilesError(DataError):
         self.errors = errors
 
 
-def unreadable(errors: Sequence[UnreadableImageError | FailedReadError]) -> DataError:
+def unreadable(errors: Sequence[UnreadableImageError | FailedReadError]) -> ThumbnetError:
     """One error for several pictures: about failed reads if there are any, else about damaged pictures."""
     failed = [error for error in errors if isinstance(error, FailedReadError)]
     if failed:

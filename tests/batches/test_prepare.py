@@ -11,9 +11,9 @@ import torch
 from helpers import coloured_data, write_class_folders
 from thumbnet.batches import prepare as preparing
 from thumbnet.batches.prepare import prepare, resolve_preprocessing, without_unreadable
-from thumbnet.data.splits import ArraySplit, Split
+from thumbnet.data.splits import ArraySplit, FileSplit, Split
 from thumbnet.distributed import World
-from thumbnet.errors import DataError, OutOfMemoryError, UnreadableImagesError
+from thumbnet.errors import DataError, FailedReadError, OutOfMemoryError, UnreadableImagesError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.sources.load import load_data
 
@@ -118,3 +118,28 @@ def test_a_resumed_run_leaves_out_what_it_began_without_and_needs_all_else(tmp_p
     (root / "train" / "red" / "0.png").write_bytes(b"no picture")
     with pytest.raises(UnreadableImagesError, match=r"0\.png"):
         prepare(load_data(root), recipe, CPU, skipped=[])
+
+
+@pytest.mark.parametrize("engine", ["memory", "workers"])
+def test_a_picture_that_the_system_fails_to_read_is_not_skipped(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_class_folders(tmp_path / "data", ["train", "test"])
+    monkeypatch.setenv("THUMBNET_CACHE", str(tmp_path / "cache"))
+    (root / "train" / "red" / "0.png").write_bytes(b"no picture")
+    recipe = load_recipe("tutorial", ["data.on_bad_image=skip", f"data.engine={engine}", "data.workers=1"])
+    load = FileSplit.load
+
+    def load_or_fail(self: FileSplit, index: int) -> object:
+        if self.name(index) == "train/red/1.png":
+            raise FailedReadError(self.name(index), "Input/output error")
+        return load(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileSplit, "load", load_or_fail)
+        with pytest.raises(FailedReadError, match=r"train/red/1\.png"):
+            prepare(load_data(root), recipe, CPU)
+        with pytest.raises(FailedReadError, match=r"train/red/1\.png"):  # a resumed run
+            prepare(load_data(root), recipe, CPU, skipped=[("train", "train/red/0.png", "no picture")])
+    prepared = prepare(load_data(root), recipe, CPU)
+    assert [name for _, name, _ in prepared.skipped] == ["train/red/0.png"]

@@ -136,7 +136,10 @@ def test_every_public_name_can_be_imported() -> None:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (PermissionError(errno.EACCES, "Permission denied", "some/place"), "cannot use some/place: Permission denied"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "some/place"),
+            "cannot use some/place: Permission denied",
+        ),
         (OSError(errno.EIO, "Input/output error"), "cannot use a file: Input/output error"),
     ],
 )

@@ -102,16 +102,38 @@ def test_a_killed_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path) 
     assert Run(out).weights_path.read_bytes() == Run(tmp_path / "whole").weights_path.read_bytes()
 
 
-def test_ctrl_c_before_the_first_step_ends_without_a_traceback(folder: Path, tmp_path: Path) -> None:
+# As `python -m thumbnet`, but prints a line as soon as it handles Ctrl-C.
+ANNOUNCED = """
+import signal, sys
+from thumbnet.__main__ import main
+set_handler = signal.signal
+def announce(*arguments):
+    before = set_handler(*arguments)
+    print(flush=True)
+    return before
+signal.signal = announce
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3, 1.0])
+def test_ctrl_c_before_the_first_step_ends_without_a_traceback(
+    folder: Path, tmp_path: Path, seconds: float
+) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "thumbnet", "train", str(folder), "--out", str(tmp_path / "r")],
+        [sys.executable, "-c", ANNOUNCED, "train", str(folder), "--out", str(tmp_path / "r")],
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(0.5)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "\n"
+    time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode in (130, -signal.SIGINT)
+    assert process.returncode == 130
+    assert "thumbnet: " in stderr
+    assert "Traceback" not in stderr
     assert "Error" not in stderr
 
 

@@ -677,7 +677,7 @@ def packed(data: bytes) -> object:
         json.dumps(
             {
                 "names": list(first.pictures.places),
-                "ends": [p.offset + p.size for p in first.pictures.places.values()],
+                "ends": [place.stop for place in first.pictures.places.values()],
             }
         )
     )

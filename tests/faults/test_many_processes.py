@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "THUMBNET_TIMEOUT": "60"}
 FULL = os.environ.get("THUMBNET_FAULTS") == "full"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+RANK = Path(__file__).with_name("rank.py")
 # At higher learning rates, a rounding error would grow to a visible difference within ten steps.
 OVERRIDES = [f"--set={setting}" for setting in [*TINY, "optimizer.lr=0.005", "schedule.name=constant"]]
 
@@ -87,7 +88,10 @@ def metrics(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_learn_like_one_and_only_one_of_them_writes(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("several", [2, 3] if FULL else [3])
+def test_several_processes_learn_like_one_and_only_one_of_them_writes(
+    folder: Path, tmp_path: Path, several: int
+) -> None:
     arguments: list[str | Path] = [
         folder,
         "--recipe",
@@ -98,28 +102,28 @@ def test_two_processes_learn_like_one_and_only_one_of_them_writes(folder: Path, 
         "--set",
         "data.skip_easy=0.3",  # each process knows only the losses of its share
     ]
-    for processes in (1, 2):
+    for processes in (1, several):
         done = train(processes, *arguments, "--out", tmp_path / str(processes))
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("test accuracy") == 1  # only the first process prints
         assert done.stderr.count("epoch 3/3") == 1
-    one, two = metrics(tmp_path / "1"), metrics(tmp_path / "2")
-    for alone, together in zip(one, two, strict=True):
+    outs = [tmp_path / "1", tmp_path / str(several)]
+    for alone, together in zip(*map(metrics, outs), strict=True):
         assert together["loss"] == pytest.approx(alone["loss"], rel=1e-4)
         assert together["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-3)
         assert together["val_accuracy"] == pytest.approx(alone["val_accuracy"], abs=1 / 51 + 1e-9)
         assert together["step"] == alone["step"]
-    names = [{path.name for path in (tmp_path / out).iterdir()} for out in ("1", "2")]
+    names = [{path.name for path in out.iterdir()} for out in outs]
     assert names[0] == names[1]
-    weights = [read_weights(tmp_path / out / "model.safetensors")[0] for out in ("1", "2")]
+    weights = [read_weights(out / "model.safetensors")[0] for out in outs]
     assert relative_difference(weights[1], weights[0]) < 1e-3
-    assert Run(tmp_path / "2").summary["processes"] == 2
+    assert Run(outs[1]).summary["processes"] == several
     done = subprocess.run(
-        [sys.executable, "-m", "thumbnet", "evaluate", tmp_path / "2", "--json"],
+        [sys.executable, "-m", "thumbnet", "evaluate", outs[1], "--json"],
         capture_output=True,
         text=True,
     )
-    assert json.loads(done.stdout)["accuracy"] == Run(tmp_path / "2").summary["accuracy"]
+    assert json.loads(done.stdout)["accuracy"] == Run(outs[1]).summary["accuracy"]
 
 
 def test_an_error_in_one_process_ends_all_of_them(folder: Path, tmp_path: Path) -> None:
@@ -145,22 +149,63 @@ def test_an_error_in_one_process_ends_all_of_them(folder: Path, tmp_path: Path) 
     assert time.monotonic() - started < 60
 
 
-def test_a_killed_process_is_restarted_and_the_result_is_the_same(folder: Path, tmp_path: Path) -> None:
-    arguments: list[str | Path] = [
-        folder, "--recipe", "resnet18", *OVERRIDES, "--set", "training.epochs=30", "--checkpoint-steps", "1", "--auto-resume",
-    ]  # fmt: skip
-    done = train(2, *arguments, "--out", tmp_path / "calm")
+LONGER: list[str] = ["--recipe", "resnet18", *OVERRIDES, "--set", "training.epochs=30", "--checkpoint-steps", "1", "--auto-resume"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def calm(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights of two processes that nobody disturbs."""
+    out = tmp_path_factory.mktemp("calm") / "run"
+    done = train(2, folder, *LONGER, "--out", out)
     assert done.returncode == 0, done.stderr
-    out = tmp_path / "killed"
-    agent = subprocess.Popen(
-        [*TORCHRUN, "--nproc-per-node", "2", "--max-restarts", "2", "-m", "thumbnet", "train", *map(str, arguments),
-         "--out", str(out)],
-        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    return (out / "model.safetensors").read_bytes()
+
+
+def start_with_restarts(*arguments: str | Path, **variables: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*TORCHRUN, "--nproc-per-node", "2", "--max-restarts", "2", *map(str, arguments)],
+        env={**ENVIRONMENT, **variables}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
+
+
+def test_a_killed_process_is_restarted_and_the_result_is_the_same(
+    folder: Path, tmp_path: Path, calm: bytes
+) -> None:
+    out = tmp_path / "killed"
+    agent = start_with_restarts("-m", "thumbnet", "train", folder, *LONGER, "--out", out)
     wait_for_step(out, 4, agent)
     os.kill(children(agent.pid)[-1], signal.SIGKILL)
     assert agent.wait(timeout=120) == 0
-    assert (out / "model.safetensors").read_bytes() == (tmp_path / "calm" / "model.safetensors").read_bytes()
+    assert (out / "model.safetensors").read_bytes() == calm
+
+
+def test_a_process_killed_while_it_writes_a_checkpoint_is_restarted_and_the_result_is_the_same(
+    folder: Path, tmp_path: Path, calm: bytes
+) -> None:
+    out, killed = tmp_path / "run", tmp_path / "killed"
+    agent = start_with_restarts(RANK, "train", folder, *LONGER, "--out", out, THUMBNET_TEST_KILL=str(killed))
+    assert agent.wait(timeout=120) == 0
+    assert killed.exists()
+    assert not list(out.glob(".*.tmp"))
+    assert (out / "model.safetensors").read_bytes() == calm
+
+
+@pytest.mark.parametrize("other", ["more", "damaged"])
+def test_a_process_with_other_data_ends_the_training_before_it_begins(
+    folder: Path, tmp_path: Path, other: str
+) -> None:
+    for rank in range(2):
+        shutil.copytree(folder, tmp_path / f"data-{rank}")
+    picture = next((tmp_path / "data-1" / "train").glob("*/*.png"))
+    if other == "more":
+        shutil.copy(picture, picture.with_name("more.png"))
+    else:  # of the same size: only whoever reads it notices
+        picture.write_bytes(bytes(picture.stat().st_size))
+    arguments = [*LONGER, "--on-bad-image", "skip", "--out", tmp_path / "run"]
+    done = torchrun(2, RANK, "train", tmp_path / "data-{rank}", *arguments)
+    assert done.returncode != 0
+    assert f"thumbnet (process 1): {tmp_path / 'data-1'} holds other" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_request_to_stop_in_one_process_stops_all_after_the_same_step(folder: Path, tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ import pytest
 
 from faults.disk_model import Disk
 from faults.fork_server import why_not
-from faults.simulate import World, scratch, simulate
+from faults.simulate import Result, World, scratch, simulate
 
 pytestmark = pytest.mark.slow
 
 FULL = os.environ.get("THUMBNET_FAULTS") == "full"
-SEEDS = range(1000, 1300 if FULL else 1012)
+SEEDS = range(1000, 1300 if FULL else 1010)
 TWO_PROCESSES = 1084  # the first seed whose recipe trains in two processes
+FOUND = (32116,)  # seeds that broke a promise once: a picture was skipped because the disk failed
 
 
 @pytest.fixture(scope="module")
@@ -30,28 +31,33 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     made.close()
 
 
-def test_trainings_with_faults_end_as_the_undisturbed_ones(world: World) -> None:
-    broken = {seed: result.log for seed in SEEDS if (result := simulate(world, seed)).digest is None}
+@pytest.fixture(scope="module")
+def results(world: World) -> dict[int, Result]:
+    return {seed: simulate(world, seed) for seed in (*SEEDS, TWO_PROCESSES, *FOUND)}
+
+
+def test_trainings_with_faults_end_as_the_undisturbed_ones(results: dict[int, Result]) -> None:
+    broken = {seed: result.log for seed, result in results.items() if result.digest is None}
     for seed, log in broken.items():
         print(f"seed {seed}: {log[-1]}\nreplay: make simulate SEED={seed}")
     assert not broken, sorted(broken)
 
 
-def test_a_seed_gives_the_same_events_each_time(world: World) -> None:
-    for seed in (*SEEDS[:4], TWO_PROCESSES):
-        first, second = simulate(world, seed), simulate(world, seed)
-        assert first.log == second.log
-        assert first.digest == second.digest is not None
+def test_a_seed_gives_the_same_events_each_time(world: World, results: dict[int, Result]) -> None:
+    for seed in (*SEEDS[:2], TWO_PROCESSES):
+        again = simulate(world, seed)
+        assert again.log == results[seed].log
+        assert again.digest == results[seed].digest is not None
 
 
 def test_it_notices_what_is_broken_on_purpose(world: World) -> None:
     """A simulation that finds nothing says something only if it finds what is wrong: here, nothing is synced."""
     world.hooks = (("simulate_hooks:sync_nothing", {}),)
     try:
-        found = [simulate(world, seed).log[-1] for seed in SEEDS[:12]]
+        found = any("lost after a power cut" in simulate(world, seed).log[-1] for seed in SEEDS[:10])
     finally:
         world.hooks = ()
-    assert any("lost after a power cut" in line for line in found), found
+    assert found
 
 
 def after_power_cuts(place: Path, work: Callable[[Disk], None]) -> set[bytes | None]:

@@ -21,8 +21,17 @@ def test_kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         pytest.skip("no AVX-512 BF16 or no gcc here: only the reference implementations run")
     target = tmp_path_factory.mktemp("kernels") / "test_kernels.so"
     headers = [HERE / "emulated_tiles.h", HERE / "refusing_memory.h"]
-    compile_library(gcc(), target, [flag for header in headers for flag in ("-include", str(header))])
+    compile_library(
+        gcc(), target, extra_flags=[flag for header in headers for flag in ("-include", str(header))]
+    )
     return ctypes.CDLL(str(target))
+
+
+@pytest.fixture
+def no_tiles(test_kernels: ctypes.CDLL) -> Iterator[None]:
+    """Compute as on a processor without matrix tiles, with Winograd's algorithm."""
+    with loaded(test_kernels, has_tiles=False):
+        yield
 
 
 @pytest.fixture(params=["emulated", "real"])

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from kernel_helpers import needs_kernels, pictures
-from thumbnet.kernels import calls, conv, norm, strided, tiles, winograd
+from thumbnet.kernels import calls, norm, strided, tiles, winograd
 from thumbnet.kernels.conv import Conv3x3, uses_winograd
 from thumbnet.kernels.library import load_kernels
 from thumbnet.kernels.norm import conv_norm_act, norm_act
@@ -14,9 +14,8 @@ from thumbnet.recipes.settings import ModelSettings
 
 
 @pytest.fixture
-def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def called(monkeypatch: pytest.MonkeyPatch, no_tiles: None) -> list[str]:
     """The names of the kernels that run; the processor appears to have no tiles."""
-    monkeypatch.setattr(conv, "has_tiles", lambda: False)
     names: list[str] = []
 
     def watch(name: str, *arguments: Tensor | int | None) -> None:

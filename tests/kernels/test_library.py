@@ -7,10 +7,12 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from kernel_helpers import gcc, needs_kernels
 from thumbnet.kernels import library
@@ -19,7 +21,6 @@ from thumbnet.kernels import library
 TRAP = """
 #include <stdio.h>
 __attribute__((constructor)) static void run(void) { FILE *file = fopen("%s", "w"); if (file) fclose(file); }
-int ask_for_tiles(void) { return 0; }
 """
 
 
@@ -53,7 +54,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test_kernels: ctypes.
     fake_gcc(tmp_path, monkeypatch, f"sleep 0.3; cp {test_kernels._name} $target")
     load = ctypes.CDLL
     # Load by the real path: a process loads only one library per name.
-    monkeypatch.setattr(ctypes, "CDLL", lambda path: load(os.path.realpath(path)))
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: load(path and os.path.realpath(path)))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,12 @@ def kept(folder: Path) -> list[Path]:
 
 
 def name() -> str:
-    return f"kernels-{library._digest(gcc())}.so"
+    return f"kernels-{library._digest(gcc(), library.needed_units(tiles()))}.so"
+
+
+def tiles() -> bool:
+    """Whether this processor has matrix tiles, and the system grants them."""
+    return torch.cpu._is_amx_tile_supported() and library._ask_for_tiles()
 
 
 def start() -> tuple[str | None, str | None]:
@@ -257,7 +263,8 @@ def test_a_compilation_that_is_killed_leaves_nothing_under_the_final_name(
     assert left.is_dir()
     os.utime(left, (0, 0))
     with monkeypatch.context() as changed:
-        changed.setattr(library, "compile_library", lambda _, made: shutil.copy(test_kernels._name, made))
+        compiled = test_kernels._name
+        changed.setattr(library, "compile_library", lambda _, made, units: shutil.copy(compiled, made))
         assert start() == (None, None)
     assert kept(folder) == [folder / name()]  # leftovers that are at least a day old are removed
 
@@ -265,7 +272,7 @@ def test_a_compilation_that_is_killed_leaves_nothing_under_the_final_name(
 def test_the_name_depends_on_sources_flags_compiler_and_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def digest(version: str = "gcc 1", **changes: object) -> str:
+    def digest(version: str = "gcc 1", **changes: Any) -> str:
         compiler = tmp_path / "gcc"
         compiler.write_text(f"#!/bin/sh\necho '{version}'\n")
         compiler.chmod(0o755)
@@ -273,15 +280,20 @@ def test_the_name_depends_on_sources_flags_compiler_and_processor(
             changed.setattr(library, "_processor", lambda: ["model name : one"])
             for key, value in changes.items():
                 changed.setattr(library, key, value)
-            return library._digest(str(compiler))
+            return library._digest(str(compiler), changes.get("UNITS", library.UNITS))
 
     edited = tmp_path / "norm.c"
     edited.write_text("/* one more comment */" + (library.SOURCES[0].parent / "norm.c").read_text())
-    sources = tuple(edited if path.name == "norm.c" else path for path in library.SOURCES)
+    units = tuple(edited if path.name == "norm.c" else path for path in library.UNITS)
+    header = tmp_path / "memory.h"
+    header.write_text("/* one more comment */")
+    headers = tuple(header if path.name == "memory.h" else path for path in library.SOURCES)
     digests = [
         digest(),
         digest("gcc 2"),
-        digest(SOURCES=sources),
+        digest(UNITS=units),
+        digest(UNITS=library.needed_units(tiles=True)),
+        digest(SOURCES=headers),
         digest(FLAGS=(*library.FLAGS, "-g")),
         digest(_processor=lambda: ["model name : two"]),
     ]
@@ -301,6 +313,30 @@ def test_all_sources_are_compiled() -> None:
         "winograd.c",
         "winograd.h",
     ]
+
+
+def test_a_processor_with_matrix_tiles_needs_no_winograd_and_one_without_needs_no_tiles() -> None:
+    assert [path.name for path in library.needed_units(tiles=True)] == ["augment.c", "norm.c", "tiles.c"]
+    without = ["augment.c", "norm.c", "strided.c", "winograd.c"]
+    assert [path.name for path in library.needed_units(tiles=False)] == without
+
+
+@needs_kernels
+@pytest.mark.parametrize("granted", [False, True])
+def test_without_the_systems_leave_a_processor_with_tiles_computes_by_winograd(
+    granted: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, test_kernels: ctypes.CDLL
+) -> None:
+    asked = []
+
+    def compile_library(compiler: str, made: Path, units: Sequence[Path]) -> None:
+        asked.extend(path.name for path in units)
+        shutil.copy(test_kernels._name, made)
+
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(library, "_ask_for_tiles", lambda: granted)
+    monkeypatch.setattr(library, "compile_library", compile_library)
+    assert library.has_tiles() is granted
+    assert asked == [path.name for path in library.needed_units(granted)]
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux only")

@@ -9,6 +9,7 @@ from thumbnet.kernels.strided import strided, strided_input_gradient, strided_pa
 
 
 @needs_kernels
+@pytest.mark.usefixtures("no_tiles")
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize(
     ("count", "inputs", "outputs", "height", "width"),

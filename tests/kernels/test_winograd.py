@@ -12,7 +12,7 @@ from thumbnet.kernels.winograd import (
     winograd_weight_gradient,
 )
 
-pytestmark = needs_kernels
+pytestmark = [needs_kernels, pytest.mark.usefixtures("no_tiles")]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -12,8 +12,9 @@ from sklearn.datasets import load_digits
 from helpers import write_class_folders
 from thumbnet.data.splits import ArraySplit
 from thumbnet.errors import DataError
-from thumbnet.sources.archives import _unpack_tar
+from thumbnet.sources.archives import _unpack_tar, unpack
 from thumbnet.sources.load import load_data, unpack_ahead
+from thumbnet.sources.packed import Pack
 
 
 def test_digits_are_scikit_learns_enlarged_to_32x32_rgb() -> None:
@@ -73,6 +74,31 @@ def test_an_archive_that_is_unpacked_ahead_is_unpacked_once(
     data = load_data(archive, data_dir=tmp_path / "cache")
     assert len(data.splits["train"]) == 18
     assert calls == [Path(archive)]
+
+
+def test_what_was_unpacked_ahead_is_opened_once_unless_it_was_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_class_folders(tmp_path / "data", ["train", "test"])
+    archive = shutil.make_archive(str(tmp_path / "data"), "tar", tmp_path / "data")
+    cache, opened = tmp_path / "cache", []
+
+    def pack(folder: Path, key: str) -> Pack:
+        opened.append(folder)
+        return Pack(folder, key)
+
+    monkeypatch.setattr("thumbnet.sources.archives.Pack", pack)
+
+    def read() -> int:
+        before = len(opened)
+        assert len(load_data(archive, data_dir=cache).splits["train"]) == 18
+        return len(opened) - before
+
+    unpack(Path(archive), cache, ahead=True)
+    assert [read(), read()] == [0, 1]
+    unpack(Path(archive), cache, ahead=True)
+    shutil.rmtree(cache)
+    assert read() > 0
 
 
 @pytest.mark.parametrize("name", ["damaged.tar", "missing.tar", "digits", "", None])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 from pathlib import Path
 
@@ -56,6 +57,23 @@ def test_a_pack_that_is_cut_short_or_unfinished_is_refused(pack: Pack, tmp_path:
     writer.__exit__(RuntimeError("stopped"))
     with pytest.raises(OSError, match="No such file"):
         Pack(unfinished, "key")
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {"names": ["r/a.png", 2], "ends": [3, 4]},
+        {"names": ["r/a.png"], "ends": [3, 4]},
+        {"names": ["r/a.png", "g/b.png"], "ends": [4, 3]},
+        {"names": ["r/a.png", "g/b.png"], "ends": [-1, 3]},
+        {"names": ["r/a.png"], "ends": [True]},
+        {"names": ["r/a.png"], "ends": [3.0]},
+    ],
+)
+def test_a_damaged_index_is_refused(pack: Pack, tmp_path: Path, index: dict[str, object]) -> None:
+    (tmp_path / "pictures.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="is damaged"):
+        Pack(tmp_path, "key")
 
 
 def test_a_split_of_a_pack_reads_pictures_below_its_root_and_can_be_pickled(pack: Pack) -> None:

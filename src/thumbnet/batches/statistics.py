@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from thumbnet.data.images import Preprocessing
 from thumbnet.hardware import send
 
 CHANNELS = 3
+_COUNTED = 1 << 20  # pixels to count at a time
 
 
 def count_values(images: Tensor) -> Tensor:
     """How often each value occurs in each channel of ``images`` (uint8 [N, 3, H, W]): int64 [3, 256]."""
-    counts = torch.zeros(CHANNELS, 256, dtype=torch.int64)
-    for part in images.split(1000):
-        for channel in range(CHANNELS):
-            counts[channel] += torch.bincount(part[:, channel].reshape(-1).cpu(), minlength=256)
-    return counts
+    counts = np.zeros((CHANNELS, 256), dtype=np.int64)
+    height, width = images.shape[2:]
+    for part in images.split(max(1, _COUNTED // max(1, height * width))):
+        pixels = part.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        if pixels.size:
+            # Pillow counts 10 times as fast as torch.bincount. For it, the pictures are one high picture.
+            column = Image.frombuffer("RGB", (width, len(part) * height), pixels, "raw", "RGB", 0, 1)
+            counts += np.reshape(column.histogram(), counts.shape)
+    return torch.from_numpy(counts)
 
 
 def channel_statistics(counts: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from thumbnet.cli.importing import importing
 from thumbnet.cli.options import (
     DATA_HELP,
     add_data_dir,
@@ -55,16 +56,17 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    from thumbnet.cli.console import json_line, say
-    from thumbnet.cli.progress import counting
-    from thumbnet.cli.views import show_inspection
-    from thumbnet.recipes.settings import AUTO, parse_image_size
-    from thumbnet.reports import figures as plots
-    from thumbnet.reports.augmented import preview_augmentation
-    from thumbnet.reports.inspection import inspect_data, sample_grid
-    from thumbnet.sources.load import load_data
-    from thumbnet.training.choose import choose_recipe
-    from thumbnet.training.listener import Listener
+    with importing():
+        from thumbnet.cli.console import json_line, say
+        from thumbnet.cli.progress import counting
+        from thumbnet.cli.views import show_inspection
+        from thumbnet.recipes.settings import AUTO, parse_image_size
+        from thumbnet.reports import figures as plots
+        from thumbnet.reports.augmented import preview_augmentation
+        from thumbnet.reports.inspection import inspect_data, sample_grid
+        from thumbnet.sources.load import load_data
+        from thumbnet.training.choose import choose_recipe
+        from thumbnet.training.listener import Listener
 
     target = plots.check_plot_path(options.plot) if options.plot else None
     preview = options.preview_augment

@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from thumbnet.cli.importing import importing
 from thumbnet.cli.options import (
     add_common,
     add_data_of_run,
@@ -63,10 +64,12 @@ def execute(options: argparse.Namespace) -> int:
 
     target = None
     if options.plot:
-        from thumbnet.reports import figures as plots
+        with importing():
+            from thumbnet.reports import figures as plots
 
         target = plots.check_plot_path(options.plot)
-    predictor = load_classifier(options.run, options.device)
+    with importing():
+        predictor = load_classifier(options.run, options.device)
     settings = data_settings_of_run(options)
     if predictor.info.multilabel:
         settings = replace(settings, multilabel=True)  # a table may have one label in each row

@@ -7,6 +7,7 @@ import json
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from thumbnet.cli.importing import importing
 from thumbnet.cli.options import add_data_dir, add_run, data_of_run, data_settings_of_run, run_of
 from thumbnet.errors import ThumbnetError
 from thumbnet.invocation import command
@@ -56,20 +57,21 @@ def execute(options: argparse.Namespace) -> int:
     from dataclasses import asdict
     from pathlib import Path
 
-    from thumbnet.cli.console import say
-    from thumbnet.cli.progress import counting
-    from thumbnet.errors import RunError
-    from thumbnet.publish.export import (
-        SUFFIXES,
-        TOLERANCE,
-        TOLERANCE_ANY_SIZE,
-        TOLERANCE_HALF,
-        check_export,
-        export,
-        has_half_weights,
-        random_pictures,
-    )
-    from thumbnet.reports.summary import percent
+    with importing():
+        from thumbnet.cli.console import say
+        from thumbnet.cli.progress import counting
+        from thumbnet.errors import RunError
+        from thumbnet.publish.export import (
+            SUFFIXES,
+            TOLERANCE,
+            TOLERANCE_ANY_SIZE,
+            TOLERANCE_HALF,
+            check_export,
+            export,
+            has_half_weights,
+            random_pictures,
+        )
+        from thumbnet.reports.summary import percent
 
     suffix = SUFFIXES[options.format]
     place = Path(options.run).expanduser()

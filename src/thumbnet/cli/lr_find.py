@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from thumbnet.cli.importing import importing
 from thumbnet.cli.options import (
     DATA_HELP,
     add_common,
@@ -57,17 +58,18 @@ def execute(options: argparse.Namespace) -> int:
         raise ThumbnetError("--from and --to: expected 0 < FROM < TO")
     from dataclasses import replace
 
-    from thumbnet.batches.prepare import prepare
-    from thumbnet.cli.console import say
-    from thumbnet.cli.progress import counting
-    from thumbnet.data.corrections import corrections_of
-    from thumbnet.errors import RecipeError
-    from thumbnet.hardware import choose_device
-    from thumbnet.reports import figures as plots
-    from thumbnet.training.choose import choose_recipe
-    from thumbnet.training.listener import Listener
-    from thumbnet.training.range_test import learning_rate_range_test
-    from thumbnet.training.state import build_state
+    with importing():
+        from thumbnet.batches.prepare import prepare
+        from thumbnet.cli.console import say
+        from thumbnet.cli.progress import counting
+        from thumbnet.data.corrections import corrections_of
+        from thumbnet.errors import RecipeError
+        from thumbnet.hardware import choose_device
+        from thumbnet.reports import figures as plots
+        from thumbnet.training.choose import choose_recipe
+        from thumbnet.training.listener import Listener
+        from thumbnet.training.range_test import learning_rate_range_test
+        from thumbnet.training.state import build_state
 
     target = plots.check_plot_path(options.plot) if options.plot else None
     device = choose_device(options.device)

@@ -45,7 +45,7 @@ def add_on_bad_image(parser: argparse.ArgumentParser, default: str = "stop") -> 
     parser.add_argument(
         "--on-bad-image",
         choices=["stop", "skip"],
-        help=f"what to do with pictures that cannot be read (default: {default})",
+        help=f"what to do with damaged and missing pictures (default: {default})",
     )
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from thumbnet.cli.importing import importing
 from thumbnet.cli.options import add_device, add_run, add_tta, positive
 from thumbnet.errors import ThumbnetError, printable
 
@@ -51,7 +52,8 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet.cli.views import prediction_printer
     from thumbnet.data.images import load_picture
 
-    classifier = load_classifier(options.run, options.device)
+    with importing():
+        classifier = load_classifier(options.run, options.device)
 
     def read(name: str) -> np.ndarray:
         source = sys.stdin.buffer.read() if name == "-" else name

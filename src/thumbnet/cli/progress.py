@@ -99,6 +99,15 @@ class _RateColumn(ProgressColumn):
         return Text("" if rate is None else f"{rate:,.0f} pictures/s", style="cyan")
 
 
+class _Bars(Progress):
+    """Progress bars that print nothing while they are disabled."""
+
+    def stop(self) -> None:
+        """Remove the bars. Old versions of rich end disabled bars, too, with an empty line."""
+        if not self.disable:
+            super().stop()
+
+
 class TrainingDisplay(StoppableListener):
     """A listener that shows a training. Use it as a context manager."""
 
@@ -107,7 +116,7 @@ class TrainingDisplay(StoppableListener):
         super().__init__()
         self.live = progress_console.is_terminal
         self._say_line = say_line
-        self.progress = Progress(
+        self.progress = _Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
@@ -283,7 +292,7 @@ def counting(what: str, plain: bool = False) -> Iterator[_Counter]:
 
     If stderr is not a terminal, show nothing, or with ``plain`` a line every ``PLAIN_EVERY`` seconds.
     """
-    progress = Progress(
+    progress = _Bars(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -321,7 +330,7 @@ class ScoringDisplay:
         """Show a bar on stderr. ``say_line`` prints the plain lines if stderr is not a terminal."""
         self.live = progress_console.is_terminal
         self._say_line = say_line
-        self._progress = Progress(
+        self._progress = _Bars(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from thumbnet.cli.importing import importing
 from thumbnet.cli.options import add_data_dir, add_data_of_run, add_model_code, data_of_run, split_of
 
 
@@ -34,11 +35,12 @@ def execute(options: argparse.Namespace) -> int:
     import os
     from pathlib import Path
 
-    from thumbnet.cli.console import say
-    from thumbnet.cli.progress import counting
-    from thumbnet.reports.label_page import write_label_report
-    from thumbnet.reports.page import write_report
-    from thumbnet.runs.folder import Run
+    with importing():
+        from thumbnet.cli.console import say
+        from thumbnet.cli.progress import counting
+        from thumbnet.reports.label_page import write_label_report
+        from thumbnet.reports.page import write_report
+        from thumbnet.runs.folder import Run
 
     run = Run.open(options.run)
     _ = run.summary  # refuse an incomplete run before loading its data

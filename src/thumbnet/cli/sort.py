@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from thumbnet.cli.importing import importing
 from thumbnet.cli.options import add_device, add_run, add_tta
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def execute(options: argparse.Namespace) -> int:
         raise UsageError(
             "say where the pictures go: --into OUT for one folder per class, or --csv FILE for a table"
         )
-    classifier = load_classifier(options.run, options.device)
+    with importing():
+        classifier = load_classifier(options.run, options.device)
     how = {"threshold": options.threshold, "precision": options.precision, "tta": options.tta}
     with counting("sorting", plain=True) as progress:
         if options.csv is not None:

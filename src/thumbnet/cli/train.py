@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from thumbnet.cli.importing import importing
 from thumbnet.cli.options import (
     DATA_HELP,
     SHORTCUTS,
@@ -113,17 +114,18 @@ def execute(options: argparse.Namespace) -> int:
     started = time.perf_counter()  # the imports below take a second, which counts
     _check_what_is_trained(options)
 
-    if rank() == 0 and options.resume is None:
-        from thumbnet.sources.load import unpack_ahead
+    with importing():
+        if rank() == 0 and options.resume is None:
+            from thumbnet.sources.load import unpack_ahead
 
-        unpack_ahead(options.data, options.data_dir)  # while torch is imported
+            unpack_ahead(options.data, options.data_dir)  # while torch is imported
 
-    from thumbnet.cli.console import say
-    from thumbnet.cli.progress import TrainingDisplay
-    from thumbnet.cli.views import show_summary
-    from thumbnet.training.listener import StoppableListener
-    from thumbnet.training.tracking import tracked
-    from thumbnet.training.train import resume, train
+        from thumbnet.cli.console import say
+        from thumbnet.cli.progress import TrainingDisplay
+        from thumbnet.cli.views import show_summary
+        from thumbnet.training.listener import StoppableListener
+        from thumbnet.training.tracking import tracked
+        from thumbnet.training.train import resume, train
 
     first = rank() == 0  # of several processes only the first shows anything
     shown = TrainingDisplay() if first and not options.quiet else nullcontext(StoppableListener())

@@ -9,6 +9,7 @@ import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+from thumbnet.cli.importing import importing
 from thumbnet.cli.options import (
     DATA_HELP,
     SHORTCUTS,
@@ -69,10 +70,11 @@ def execute(options: argparse.Namespace) -> int:
     started = time.perf_counter()  # the imports below take a second, which counts
     _check_asked(options)
 
-    from thumbnet.cli.console import say
-    from thumbnet.cli.train import stopping
-    from thumbnet.cli.tune_display import QuietTuning, TuneDisplay
-    from thumbnet.tuning.tune import resume_tuning, tune
+    with importing():
+        from thumbnet.cli.console import say
+        from thumbnet.cli.train import stopping
+        from thumbnet.cli.tune_display import QuietTuning, TuneDisplay
+        from thumbnet.tuning.tune import resume_tuning, tune
 
     shown = nullcontext(QuietTuning()) if options.quiet else TuneDisplay()
     with shown as display, stopping(display):

@@ -47,7 +47,8 @@ def with_calibration_split(data: Data, settings: DataSettings) -> Data:
 
 def _stratified(names: Iterable[str], labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Choose ``count`` pictures by a hash of their names, the same share of each class: bool [N]."""
-    hashes = np.array([_hash(name, seed) for name in names], dtype=np.uint64)
+    digests = b"".join([_digest(name, seed) for name in names])
+    hashes = np.frombuffer(digests, ">u8").astype(np.uint64)
     order = np.lexsort((hashes, labels))  # by class, and within a class by hash
     ordered = labels[order]
     sizes = np.bincount(labels)
@@ -62,13 +63,13 @@ def _whole_groups(groups: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Choose whole groups by a hash of their names, up to ``count`` pictures: bool [N]."""
     names, numbers, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     chosen, left = np.zeros(len(names), dtype=bool), count
-    for place in sorted(range(len(names)), key=lambda one: _hash(str(names[one]), seed)):
+    for place in sorted(range(len(names)), key=lambda one: _digest(str(names[one]), seed)):
         if sizes[place] <= left:
             chosen[place] = True
             left -= int(sizes[place])
     return chosen[numbers]
 
 
-def _hash(name: str, seed: int) -> int:
+def _digest(name: str, seed: int) -> bytes:
     text = f"{seed}\0{name}".encode(errors="surrogateescape")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+    return hashlib.blake2b(text, digest_size=8).digest()

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from thumbnet.errors import DataError, FailedReadError, printable
+from thumbnet.errors import DataError, FailedReadError, ThumbnetError, printable
 
 # A name too long or a cycle of links leads to no file either.
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
@@ -33,11 +33,11 @@ def is_of_the_system(error: Exception) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno is not None
 
 
-def read_error(error: OSError, path: str | Path) -> DataError:
+def read_error(error: OSError, path: str | Path) -> ThumbnetError:
     """The error to raise for ``error``, which names a file by itself or else happened at ``path``.
 
-    It is a :class:`FailedReadError`, unless there is no such file, or a library raised ``error`` for a reason
-    of its own.
+    It is a :class:`FailedReadError`; a :class:`DataError` if there is no such file, or if a library raised
+    ``error`` for a reason of its own.
     """
     name = str(path if error.filename is None else os.fsdecode(error.filename))
     reason = error.strerror or str(error)

@@ -27,10 +27,12 @@ import torch
 from thumbnet.files import cache_folder, clear_leftovers
 
 SOURCES = tuple(sorted(Path(__file__).parent.glob("*.[ch]")))
+UNITS = tuple(path for path in SOURCES if path.suffix == ".c")
 _INSTRUCTIONS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "amx-tile", "amx-bf16")
 FLAGS = ("-O3", "-shared", "-fPIC", "-fopenmp", *(f"-m{name}" for name in _INSTRUCTIONS))
 _SEAL = 32  # bytes of a SHA-256
 _COMPILING = ".compiling-"  # prefix of the folders of unfinished compilations
+_ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # how to ask Linux on x86-64 for tiles: arch_prctl(2)
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,25 @@ def multiplies_bf16() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-def compile_library(compiler: str, target: Path, extra_flags: Sequence[str] = ()) -> None:
-    """Compile all kernels into the shared library ``target``.
+def needed_units(tiles: bool) -> tuple[Path, ...]:
+    """The C files that a processor needs, with matrix tiles or without.
+
+    Winograd's algorithm takes three quarters of the time to compile, and is not used with tiles.
+    """
+    unused = ("winograd.c", "strided.c") if tiles else ("tiles.c",)
+    return tuple(path for path in UNITS if path.name not in unused)
+
+
+def compile_library(
+    compiler: str, target: Path, units: Sequence[Path] = UNITS, extra_flags: Sequence[str] = ()
+) -> None:
+    """Compile kernels into the shared library ``target``: all of them, or those in ``units``.
 
     Raises:
         subprocess.SubprocessError: the compiler fails, or takes more than two minutes.
         OSError: the compiler cannot be started.
     """
-    units = [str(path) for path in SOURCES if path.suffix == ".c"]
-    _run([compiler, *FLAGS, *extra_flags, "-o", str(target), *units])
+    _run([compiler, *FLAGS, *extra_flags, "-o", str(target), *map(str, units)])
 
 
 def _kernels() -> _Kernels:
@@ -108,15 +120,15 @@ def _load() -> _Kernels:
         off = "there is no gcc to compile them: install gcc and start again"
     if off is not None or compiler is None:
         return _Kernels(why_off=off)
+    tiles = torch.cpu._is_amx_tile_supported() and _ask_for_tiles()
     try:
-        library, why_not_kept = _kept_or_private(compiler)
+        library, why_not_kept = _kept_or_private(compiler, needed_units(tiles))
     except subprocess.CalledProcessError as error:
         lines = (error.stderr or b"").decode(errors="replace").splitlines()
         reason = lines[0] if lines else f"exit status {error.returncode}"
         return _Kernels(why_off=f"{compiler} cannot compile them: {reason}")
     except (OSError, subprocess.SubprocessError) as error:
         return _Kernels(why_off=f"they cannot be compiled or loaded: {error}")
-    tiles = torch.cpu._is_amx_tile_supported() and bool(library.ask_for_tiles())
     return _Kernels(library, tiles, why_not_kept=why_not_kept)
 
 
@@ -131,19 +143,25 @@ def _obstacle() -> str | None:
     return None
 
 
-def _kept_or_private(compiler: str) -> tuple[ctypes.CDLL, str | None]:
+def _ask_for_tiles() -> bool:
+    """Ask Linux for the registers of matrix tiles, which a process gets only on request."""
+    request = map(ctypes.c_long, (_ARCH_PRCTL, _REQUEST, _TILE_DATA))
+    return int(ctypes.CDLL(None).syscall(*request)) == 0
+
+
+def _kept_or_private(compiler: str, units: Sequence[Path]) -> tuple[ctypes.CDLL, str | None]:
     """The library from the cache and None; or a library for this process alone, and the reason."""
-    name = f"kernels-{_digest(compiler)}.so"
+    name = f"kernels-{_digest(compiler, units)}.so"
     try:
-        return _kept(compiler, cache_folder() / "kernels", name), None
+        return _kept(compiler, units, cache_folder() / "kernels", name), None
     except OSError as error:
         why = str(error)
     with tempfile.TemporaryDirectory(prefix="thumbnet-kernels-") as private:
-        _compile_whole(compiler, Path(private), name)
+        _compile_whole(compiler, units, Path(private), name)
         return _load_checked(Path(private), name), why
 
 
-def _kept(compiler: str, folder: Path, name: str) -> ctypes.CDLL:
+def _kept(compiler: str, units: Sequence[Path], folder: Path, name: str) -> ctypes.CDLL:
     """The library ``name`` from ``folder``. It is compiled if it is missing or damaged.
 
     Raises:
@@ -160,16 +178,16 @@ def _kept(compiler: str, folder: Path, name: str) -> ctypes.CDLL:
             raise
         except OSError:  # damaged: replace it below
             pass
-    _compile_whole(compiler, folder, name)
+    _compile_whole(compiler, units, folder, name)
     return _load_checked(folder, name)
 
 
-def _compile_whole(compiler: str, folder: Path, name: str) -> None:
+def _compile_whole(compiler: str, units: Sequence[Path], folder: Path, name: str) -> None:
     """Compile in a new folder, then rename to ``folder / name``. Several processes may do this at once."""
     clear_leftovers(folder, _COMPILING)
     with tempfile.TemporaryDirectory(dir=folder, prefix=_COMPILING, ignore_cleanup_errors=True) as place:
         made = Path(place) / name
-        compile_library(compiler, made)
+        compile_library(compiler, made, units)
         made.chmod(0o600)  # regardless of the umask
         with made.open("r+b") as file:
             content = file.read()
@@ -219,9 +237,10 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
         raise PermissionError(f"other users can write to {path} (mode {mode:o}): chmod go-w {path}")
 
 
-def _digest(compiler: str) -> str:
+def _digest(compiler: str, units: Sequence[Path]) -> str:
     """16 hexadecimal digits that depend on the sources, the flags, the compiler and the processor."""
-    sources = [(path.name, path.read_bytes()) for path in SOURCES]
+    headers = [path for path in SOURCES if path.suffix == ".h"]
+    sources = [(path.name, path.read_bytes()) for path in (*units, *headers)]
     described = repr((sources, FLAGS, _run([compiler, "--version"]), _processor()))
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 

@@ -14,14 +14,6 @@
 
 #include <omp.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-/* Asks Linux for the tile registers, which a process gets only on request. Returns 1 if it gets them. */
-int ask_for_tiles(void) {
-    const int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
-    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
-}
 
 typedef struct {
     uint8_t palette, start_row, reserved[14];

@@ -88,9 +88,11 @@ class FastNet(nn.Module):
         device = torch.device("cpu") if images.device.type == "mps" else images.device
         covariance = torch.zeros(PATCH**2 * channels, PATCH**2 * channels, dtype=torch.float64, device=device)
         for some in images.split(250):  # one product over all pictures took four times as long
-            planes = some.to(device).transpose(0, 1).double()  # [C, N, H, W]
-            shifted = [planes[:, :, top:, left:][:, :, :height, :width].flatten(1) for top, left in corners]
-            patches = torch.cat(shifted)
+            planes = some.to(device).transpose(0, 1)  # [C, N, H, W]
+            shifted = covariance.new_empty(len(corners), channels, len(some), height, width)
+            for at, (top, left) in enumerate(corners):
+                shifted[at] = planes[:, :, top : top + height, left : left + width]
+            patches = shifted.view(len(covariance), -1)
             covariance += patches @ patches.T
         covariance /= len(images) * height * width
         values, vectors = torch.linalg.eigh(covariance.cpu())

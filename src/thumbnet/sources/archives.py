@@ -44,12 +44,14 @@ def is_archive_name(name: str) -> bool:
 
 
 _unpacking = threading.Lock()
+_ahead: dict[Path, Unpacked] = {}
 
 
-def unpack(archive: Path, cache: Path) -> Unpacked:
+def unpack(archive: Path, cache: Path, *, ahead: bool = False) -> Unpacked:
     """Unpack an archive into a folder below ``cache``, unless an earlier call has done so.
 
-    If another thread is unpacking, wait for it.
+    If another thread is unpacking, wait for it. If ``ahead``, the next call gets the same result without
+    opening it again.
 
     The folder's name depends on the archive's path, size and modification time. The archive is unpacked into
     a temporary folder, which is then renamed, so a folder with the final name is always complete.
@@ -59,21 +61,24 @@ def unpack(archive: Path, cache: Path) -> Unpacked:
             folder or is not a plain file, or cannot be read or unpacked.
     """
     with _unpacking:
-        return _unpack(archive, cache)
+        try:
+            state = archive.stat()
+        except OSError as error:
+            raise read_error(error, archive) from None
+        depends = f"{_VERSION}\0{archive.resolve()}\0{state.st_size}\0{state.st_mtime_ns}"
+        key = hashlib.blake2b(os.fsencode(depends), digest_size=8).hexdigest()
+        target = cache / "unpacked" / f"{archive.name.split('.')[0]}-{key}"
+        limit = MAX_EXPANSION * state.st_size + (1 << 20)
+        unpacked = _ahead.pop(target, None)
+        if unpacked is None or not unpacked.folder.is_dir():
+            unpacked = _open(target, key) or _unpack(archive, target, key, limit)
+        if ahead:
+            _ahead[target] = unpacked
+        return unpacked
 
 
-def _unpack(archive: Path, cache: Path) -> Unpacked:
-    try:
-        state = archive.stat()
-    except OSError as error:
-        raise read_error(error, archive) from None
-    depends = f"{_VERSION}\0{archive.resolve()}\0{state.st_size}\0{state.st_mtime_ns}"
-    key = hashlib.blake2b(os.fsencode(depends), digest_size=8).hexdigest()
-    target = cache / "unpacked" / f"{archive.name.split('.')[0]}-{key}"
-    kept = _open(target, key)
-    if kept is not None:
-        return kept
-    limit = MAX_EXPANSION * state.st_size + (1 << 20)
+def _unpack(archive: Path, target: Path, key: str, limit: int) -> Unpacked:
+    """Unpack an archive of at most ``limit`` bytes into the folder ``target``."""
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from thumbnet.data import plugins
 from thumbnet.data.images import PICTURE_SUFFIXES
 from thumbnet.data.reading import is_folder, is_not_there, open_whole, read_error
 from thumbnet.data.splits import FileSplit, Split
-from thumbnet.errors import DataError, RunError, printable
+from thumbnet.errors import DataError, FailedReadError, RunError, printable
 from thumbnet.files import cache_folder, write_file
 from thumbnet.sources.packed import PackedSplit, Unpacked
 from thumbnet.sources.tree import Folder, is_tool_folder, join
@@ -130,7 +130,7 @@ class Index:
             parent = pending.pop()
             try:
                 listing = self._list(parent)
-            except DataError:  # the count is only for a note, so an unreadable folder is no error
+            except FailedReadError:  # the count is only for a note
                 continue
             count += len(listing.pictures) + len(self._packed(parent))
             pending += [join(parent, name) for name in listing.folders]

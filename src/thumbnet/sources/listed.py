@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from thumbnet.data.reading import inside, is_file
 from thumbnet.data.splits import Data
-from thumbnet.errors import DataError, FailedReadError, printable
+from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.labels import as_class, number_classes
 from thumbnet.sources.place import Place
@@ -52,8 +52,6 @@ def recognise(place: Place, settings: DataSettings) -> bool:
         found = [line for line in lines if line is not None]
         there = len(found) >= _THERE * len(lines)
         return there and len({_class_of(line) for line in found} - {""}) > 1
-    except FailedReadError:
-        raise
     except DataError:
         return False
 

@@ -133,10 +133,10 @@ def unpack_ahead(source: str | None, data_dir: str | Path | None) -> None:
     cache = Path(data_dir).expanduser() if data_dir else cache_folder()
 
     def work() -> None:
-        with suppress(DataError, OSError):
+        with suppress(DataError, FailedReadError, OSError):
             is_shard = not is_file(path) or webdataset.recognise(Place(path), DataSettings())
             if not is_shard and not unknown.not_an_archive(path):
-                unpack(path, cache)
+                unpack(path, cache, ahead=True)
 
     threading.Thread(target=work, daemon=True).start()
 
@@ -212,8 +212,6 @@ def _read(place: Place, name: str, settings: DataSettings) -> Data:
         raise DataError(wrong)
     try:
         return folders.read(place, name, settings)
-    except FailedReadError:
-        raise
     except DataError as error:
         raise DataError(str(error) if asked else unknown.explain_failure(place, str(error))) from None
 

@@ -17,7 +17,7 @@ from thumbnet.data.corrections import COLUMNS, is_corrections, read_corrections
 from thumbnet.data.multilabel import MultiLabelSplit, as_matrix
 from thumbnet.data.reading import inside, is_file, is_folder, read_error, read_text
 from thumbnet.data.splits import Data, Split
-from thumbnet.errors import DataError, FailedReadError, ThumbnetError, printable
+from thumbnet.errors import DataError, MissingExtraError, printable
 from thumbnet.invocation import command
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import parquet
@@ -93,9 +93,7 @@ def recognise(place: Place, settings: DataSettings) -> bool:
         if not any(_is_manifest(path, settings, place) for path, _ in found):
             return False
         return not class_folders(place) or _splits_by_table(place, found, settings)
-    except FailedReadError:
-        raise
-    except (ThumbnetError, ValueError, csv.Error, RecursionError):
+    except (DataError, MissingExtraError, ValueError, csv.Error, RecursionError):
         return False
 
 
@@ -411,8 +409,6 @@ def _is_manifest(path: Path, settings: DataSettings, folder: Place | None, label
     try:
         table = _load(path, 200)
         columns = find_columns(table, settings)
-    except FailedReadError:
-        raise
     except DataError as error:
         return (named and path.suffix.lower() != ".txt") or "--label-column" in str(error)
     if len(table.names) > 300:

@@ -18,9 +18,9 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
-from thumbnet.data.reading import inside, is_file, is_folder, open_whole, read_error
+from thumbnet.data.reading import inside, is_file, is_folder, is_of_the_system, open_whole, read_error
 from thumbnet.data.splits import Data
-from thumbnet.errors import DataError, FailedReadError, printable
+from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
 from thumbnet.sources.arrays import Arrays, data_from_arrays, pair_up, part_of
@@ -74,8 +74,6 @@ def _one_file_per_class(path: Path) -> dict[str, Path]:
         return {}
     try:
         shapes = [_map(file).shape for file in files]
-    except FailedReadError:
-        raise
     except DataError:
         return {}
     if len(shapes[0]) < 2 or any(len(shape) < 2 or shape[1:] != shapes[0][1:] for shape in shapes):
@@ -246,10 +244,8 @@ def _damage_as_data_error(path: Path) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except OSError as error:
-        if error.errno is not None:
-            raise read_error(error, path) from None
-        raise DataError(f"{path} is not a NumPy file, or is damaged: {error}") from None
     except Exception as error:  # NumPy, zipfile and tokenize raise almost any exception for a damaged file
+        if is_of_the_system(error):
+            raise read_error(error, path) from None
         reason = str(error).split("\n")[0] or type(error).__name__
         raise DataError(f"{path} is not a NumPy file, or is damaged: {reason}") from None

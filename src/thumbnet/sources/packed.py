@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import operator
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -23,19 +24,12 @@ from thumbnet.errors import FailedReadError
 _BYTES, _INDEX = "pictures.bin", "pictures.json"
 
 
-class Place(NamedTuple):
-    """Where a picture's bytes are in the pack."""
-
-    offset: int
-    size: int
-
-
 class Pack:
     """A pack in ``folder``, open for reading.
 
     Attributes:
         key: a string that changes when a picture changes.
-        places: for each picture's path in the archive, where its bytes are.
+        places: for each picture's path in the archive, the part of the file that its bytes are.
 
     Raises:
         OSError: the pack does not exist, or cannot be read.
@@ -46,15 +40,17 @@ class Pack:
         self._path = folder / _BYTES
         self.key = key
         index = json.loads((folder / _INDEX).read_text("utf-8"))
-        self.places: dict[str, Place] = {}
-        start = 0
-        for name, end in zip(index["names"], index["ends"], strict=True):
-            if type(name) is not str or type(end) is not int or end < start:
-                raise ValueError(f"{folder / _INDEX} is damaged at {name!r}")
-            self.places[name] = Place(start, end - start)  # replaces an earlier picture of the same name
-            start = end
-        if self._path.stat().st_size != start:
-            raise ValueError(f"{self._path} does not have the size in its index: {start:,} bytes")
+        names, ends = index["names"], index["ends"]
+        starts = [0, *ends[:-1]]
+        # A loop over 60,000 pictures would take 10 times as long as these C functions.
+        typed = {*map(type, names)} <= {str} and {*map(type, ends)} <= {int}
+        if not typed or len(names) != len(ends) or any(map(operator.gt, starts, ends)):
+            raise ValueError(f"{folder / _INDEX} is damaged")
+        # A later picture replaces an earlier one of the same name.
+        self.places = dict(zip(names, map(slice, starts, ends), strict=True))
+        size = ends[-1] if ends else 0
+        if self._path.stat().st_size != size:
+            raise ValueError(f"{self._path} does not have the size in its index: {size:,} bytes")
 
     @cached_property
     def by_folder(self) -> dict[str, list[str]]:
@@ -73,15 +69,15 @@ class Pack:
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(self._path)) from None
 
-    def read(self, place: Place) -> bytes:
+    def read(self, place: slice) -> bytes:
         """A picture's bytes.
 
         Raises:
             OSError: the file no longer exists, or cannot be read.
         """
-        if not place.size:  # the whole pack may be empty, and an empty file cannot be mapped
+        if place.start == place.stop:  # the whole pack may be empty, and an empty file cannot be mapped
             return b""
-        return self._bytes[place.offset : place.offset + place.size]
+        return self._bytes[place]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_bytes"}
@@ -133,7 +129,7 @@ class PackedSplit(EncodedSplit):
         self.names = paths
         self.labels = np.asarray(labels, dtype=np.int64)
 
-    def _place(self, path: str) -> Place:
+    def _place(self, path: str) -> slice:
         return self._pack.places[f"{self._root}/{path}" if self._root else path]
 
     def content(self, index: int) -> bytes:
@@ -147,8 +143,12 @@ class PackedSplit(EncodedSplit):
 
     def stamp(self) -> Iterable[bytes]:
         """The same stamps as if these pictures were files."""
-        for path, label in zip(self.names, self.labels, strict=True):
-            yield file_stamp(path, label, self._place(path).size)
+        places = map(self._place, self.names)
+        stamps = [
+            file_stamp(path, label, place.stop - place.start)
+            for path, label, place in zip(self.names, self.labels.tolist(), places, strict=True)
+        ]
+        yield b"".join(stamps)
 
     def content_stamp(self) -> Iterable[bytes]:
         """The key of the pack and the root, then the paths of the pictures."""

@@ -15,7 +15,7 @@ import numpy as np
 from thumbnet.data.multilabel import MultiLabelSplit, as_matrix
 from thumbnet.data.reading import inside, is_file, is_folder, is_of_the_system, read_error
 from thumbnet.data.splits import BytesSplit, Data, Split
-from thumbnet.errors import DataError, FailedReadError, MissingExtraError, nearest, printable
+from thumbnet.errors import DataError, MissingExtraError, nearest, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
 from thumbnet.sources.columns import class_names, in_class_order, label_candidates, split_of_name
@@ -173,8 +173,6 @@ def recognise(place: Place, settings: DataSettings) -> bool:
         return _image_column(_open(files[0])) != ""
     except MissingExtraError:  # accept the place, unless other folders may have the pictures
         return is_file(place.path) or not any(is_folder(p) and p.name != "data" for p in inside(place.path))
-    except FailedReadError:
-        raise
     except (DataError, ValueError):
         return False
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from thumbnet.data.reading import inside, is_file, is_folder, open_text
 from thumbnet.data.splits import ArraySplit, Data, Split
-from thumbnet.errors import DataError, FailedReadError, ThumbnetError, printable
+from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import manifest
 from thumbnet.sources.columns import (
@@ -45,9 +45,7 @@ def recognise(place: Place, settings: DataSettings) -> bool:
         if is_folder(place.path) and (class_folders(place) or manifest.recognise(place, settings)):
             return False
         return any(_is_pixels(path) for path in _files(place.path))
-    except FailedReadError:
-        raise
-    except (ThumbnetError, ValueError, csv.Error, RecursionError):
+    except (DataError, ValueError, csv.Error, RecursionError):
         return False
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from thumbnet.data.splits import Data
-from thumbnet.errors import DataError, FailedReadError
+from thumbnet.errors import DataError
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.index import Index
 from thumbnet.sources.packed import Unpacked
@@ -42,8 +42,6 @@ def has_pictures(place: Place) -> bool:
     """
     try:
         return bool(place.index().pictures_below(""))
-    except FailedReadError:
-        raise
     except DataError:
         return False
 

@@ -466,8 +466,6 @@ class DatasetSplit(Split):
         name = self.name(index)
         try:
             picture, _ = _item(self._dataset, int(self._positions[index]), self.prefix)
-        except FailedReadError:
-            raise
         except DataError as error:
             raise UnreadableImageError(name, str(error)) from None
         return to_rgb(Image.fromarray(_pixels(picture, name)))

@@ -258,6 +258,7 @@ def _begin(plan: Plan, call: Call) -> Run:
             _check_unchanged(plan.continued, fingerprint, data.source)
         prepared = prepare(data, recipe, device, listener.on_decode, world)
     _check_same_everywhere(fingerprint, data.source, world)
+    _check_same_skipped(prepared.skipped, data.source, world)
     recipe, notes = with_stem(recipe, prepared.preprocessing.size)
     for note in notes:
         listener.on_note(note)
@@ -429,6 +430,23 @@ def _check_same_everywhere(fingerprint: str, source: str, world: World) -> None:
     """
     if world.from_first(fingerprint) != fingerprint:
         raise DataError(f"{source} holds other data here than where the first process runs")
+
+
+def _check_same_skipped(skipped: Sequence[tuple[str, str, str]], source: str, world: World) -> None:
+    """Check that all processes of a training leave out the same pictures, so that they draw the same batches.
+
+    Raises:
+        DataError: this process leaves out others than the first one.
+    """
+    first, here = (
+        {f"{split}: {name}" for split, name, _ in each} for each in (world.from_first(skipped), skipped)
+    )
+    if first != here:
+        example = sorted(first ^ here)[0]
+        raise DataError(
+            f"{source} holds other damaged pictures here than where the first process runs, for example "
+            f"{example}. Copy the pictures again, or remove the damaged ones everywhere"
+        )
 
 
 def _check_unchanged(continued: Continuation, fingerprint: str, source: str) -> None:
