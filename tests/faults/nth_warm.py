@@ -91,7 +91,7 @@ def _count_collectives() -> None:
     def preparing(self: Any, *arguments: Any, **named: Any) -> None:
         """Have Python sum the gradients as the wrapper itself would."""
         prepare(self, *arguments, **named)
-        self.register_comm_hook(None, announced("collective", _lost, allreduce_hook))
+        self.register_comm_hook(None, allreduce_hook)  # calls all_reduce, which is announced
 
     DistributedDataParallel.__init__ = preparing  # type: ignore[method-assign]
 
