@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,7 +20,15 @@ from thumbnet.batches.engines import MemoryEngine
 from thumbnet.batches.statistics import Normalise
 from thumbnet.data.images import Preprocessing
 from thumbnet.data.splits import ArraySplit
-from thumbnet.distributed import ALONE, Meetings, SyncBatchNorm2d, World, joined, synchronise_norms
+from thumbnet.distributed import (
+    ALONE,
+    Meetings,
+    SyncBatchNorm2d,
+    World,
+    _forget_frames,
+    joined,
+    synchronise_norms,
+)
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import AugmentSettings, ModelSettings, TrainingSettings
@@ -228,3 +237,26 @@ def test_a_synchronised_norm_evaluates_like_an_ordinary_one() -> None:
     x = torch.randn(5, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(plain(x), synced(x))
     assert F.mse_loss(synced(x), x) > 0
+
+
+def test_after_a_loss_of_contact_no_frame_keeps_the_network() -> None:
+    """The network must be freed before the group: see _forget_frames."""
+    networks: list[weakref.ref[nn.Module]] = []
+
+    def train() -> None:
+        network = nn.Linear(2, 2)
+        networks.append(weakref.ref(network))
+
+        def measure() -> None:
+            raise RuntimeError(f"gloo: the other side is gone, with {network}")
+
+        try:
+            measure()
+        except RuntimeError as first:
+            raise RuntimeError("gloo: so is the last message") from first
+
+    with pytest.raises(RuntimeError) as caught:
+        train()
+    assert networks[0]() is not None
+    _forget_frames(caught.value)
+    assert networks[0]() is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from thumbnet.files import (
     locked,
     read_json,
     read_whole,
+    reason,
     remove_file,
     write_file,
     write_with,
@@ -202,3 +204,17 @@ def test_a_file_that_ends_early_is_an_error(tmp_path: Path, monkeypatch: pytest.
 def test_an_error_in_the_middle_of_a_file_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match=str(tmp_path)):
         read_whole(tmp_path)
+
+
+def test_a_full_disk_is_named_even_if_a_library_names_something_else(tmp_path: Path) -> None:
+    def write(file: IO[bytes]) -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+    with pytest.raises(
+        RunError, match=r"cannot write .*x: No space left on device\. The former file is kept"
+    ):
+        write_with(tmp_path / "x", write)
+    assert reason(ValueError("of another kind")) == "of another kind"

@@ -185,9 +185,10 @@ def joined() -> Iterator[World]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         yield world
     except RuntimeError as error:
-        traceback.clear_frames(error.__traceback__)
         if not _is_about_others(error):
+            traceback.clear_frames(error.__traceback__)
             raise
+        _forget_frames(error)
         reason = re.sub(r"^\[[^ ]*\] ", "", str(error).strip()).split("\n")[0].split(". ")[0]
         raise LostContactError(
             f"process {rank} of {size} has lost contact with the others ({reason}). "
@@ -199,6 +200,24 @@ def joined() -> Iterator[World]:
         gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Free what the frames of an error, and of those before it, refer to; frames that still run keep theirs.
+
+    If the wrapped network outlives the group, it ends the group's threads, and holds Python's lock meanwhile.
+    One of these threads may wait for that lock to free a tensor: a deadlock (gloo, PyTorch 2.13). Clearing a
+    frame is not enough, because a nested function's frame also refers to what the function uses.
+    """
+    one: BaseException | None = error
+    while one is not None:
+        traceback.clear_frames(one.__traceback__)
+        entry = one.__traceback__
+        while entry is not None:
+            following = entry.tb_next
+            entry.tb_next = None
+            entry = following
+        one = one.__context__
 
 
 def _agree(store: Any, world: World, seconds: float) -> str:

@@ -38,10 +38,23 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(read_whole(path).decode())
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"cannot read {path}: {error}") from None
+        raise RunError(f"cannot read {path}: {reason(error)}") from None
     if not isinstance(values, dict):
         raise RunError(f"{path} does not hold a JSON object")
     return values
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong: of an error of the system its words, without number and path.
+
+    Libraries replace such errors: torch.save reports a full disk as a wrong position in the file.
+    """
+    one: BaseException | None = error
+    while one is not None:
+        if isinstance(one, OSError) and one.strerror:
+            return one.strerror
+        one = one.__context__
+    return str(error)
 
 
 def read_whole(path: Path, limit: int = -1) -> bytes:
@@ -129,9 +142,9 @@ def write_with(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         temporary = None
         _sync_folder(path.parent)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}. The former file is kept.") from None
+        raise RunError(f"cannot write {path}: {reason(error)}. The former file is kept.") from None
     except RuntimeError as error:  # how torch reports a full disk
-        raise RunError(f"cannot write {path}: {error}. The former file is kept.") from None
+        raise RunError(f"cannot write {path}: {reason(error)}. The former file is kept.") from None
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):  # the folder may have become read-only; the first error counts

@@ -235,11 +235,13 @@ class Trial:
             made = replace(made, message=message)
         killed = outcome.status == -9
         damaged = failure.operation == "decode" and failure.way == "EIO"
-        after = _without_verdicts(state(root), self._wanted) if damaged else state(root)
+        before, after = self._before, state(root)
+        if damaged:
+            before, after = (_without_verdicts(one, self._wanted) for one in (before, after))
         problem = _ending(outcome, failure.way, message) or self._others(outcomes, failure.rank)
         incomplete = _SAYS_SO in outcome.errors  # a report may leave out what cannot be read if it says so
         problem = problem or _left(
-            after, self._before, self._wanted, killed or failure.operation == "unlink", incomplete
+            after, before, self._wanted, killed or failure.operation == "unlink", incomplete
         )
         if not problem and (incomplete or any(one.status != 0 for one in outcomes)):
             problem = self._go_on(after, killed, damaged)

@@ -24,6 +24,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image, ImageFile
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from faults.fork_server import announce
 from thumbnet import cli
@@ -83,6 +85,15 @@ def _count_collectives() -> None:
         "barrier",
     ):
         setattr(dist, name, announced("collective", _lost, getattr(dist, name)))
+    prepare = DistributedDataParallel.__init__
+
+    @functools.wraps(prepare)
+    def preparing(self: Any, *arguments: Any, **named: Any) -> None:
+        """Have Python sum the gradients as the wrapper itself would."""
+        prepare(self, *arguments, **named)
+        self.register_comm_hook(None, allreduce_hook)  # calls all_reduce, which is announced
+
+    DistributedDataParallel.__init__ = preparing  # type: ignore[method-assign]
 
 
 def _compute_before() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -251,3 +253,28 @@ def test_a_description_that_asks_for_a_huge_network_takes_no_memory(
         load_run(tmp_path / "model.safetensors")
     assert set(built) <= {"meta"}
     assert built or "classes" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file"), "there is no file"),
+        (PermissionError(errno.EACCES, "Permission denied"), "cannot read .*: Permission denied"),
+        (None, "cannot read .*: the system did not open it at first"),
+    ],
+)
+def test_a_file_that_cannot_be_opened_is_not_called_missing(
+    error: OSError | None, told: str, tiny_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_opened(*_: object, **__: object) -> None:
+        raise FileNotFoundError("No such file or directory")
+
+    def refuse(*_: object) -> IO[bytes]:
+        if error is not None:
+            raise error
+        return io.BytesIO()
+
+    monkeypatch.setattr("safetensors.safe_open", not_opened)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(RunError, match=told):
+        read_weights(tiny_run.weights_path)

@@ -124,12 +124,16 @@ class _Exported(Classifier):
     def __init__(self, path: Path, info: WeightsInfo) -> None:
         super().__init__(info)
         try:
-            self._module = torch.export.load(path).module()
+            content = io.BytesIO(read_whole(path))
+        except OSError as error:
+            raise RunError(f"cannot read {path} back: {error.strerror or error}") from None
+        try:
+            with _quiet():
+                self._module = torch.export.load(content).module()
         except Exception as error:  # it raises almost anything on a damaged file
             if is_out_of_memory(error):
                 raise
-            lines = str(error).splitlines() or [type(error).__name__]
-            raise RunError(f"cannot read {path} back: {lines[0].rstrip('. ')}") from None
+            raise RunError(f"cannot read {path} back: the file is damaged. Export it again") from None
 
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

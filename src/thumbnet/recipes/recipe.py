@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from thumbnet.errors import RecipeError, nearest, printable
-from thumbnet.files import read_whole
+from thumbnet.files import read_whole, reason
 from thumbnet.invocation import command, quoted
 from thumbnet.recipes.networks import accept
 from thumbnet.recipes.settings import (
@@ -213,7 +213,7 @@ def _read_toml(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
             raise RecipeError(f"there is no recipe {name!r}. {hint} The name of a file must end in .toml.")
         settings = tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {name}: {error}") from None
+        raise RecipeError(f"cannot read the recipe {name}: {reason(error)}") from None
     except (ValueError, RecursionError) as error:  # also for endless numbers and lists
         raise RecipeError(f"the recipe {name} is not valid TOML: {error}") from None
     base = settings.pop("extends", None)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from thumbnet.errors import MissingExtraError, RunError
-from thumbnet.files import read_whole
+from thumbnet.files import read_whole, reason
 from thumbnet.invocation import command
 from thumbnet.reports.summary import headline_key
 from thumbnet.runs.folder import CORRECTIONS_NAME, Run
@@ -160,5 +160,5 @@ def read_metrics(run: Run) -> list[dict[str, Any]]:
         for line in lines:
             check_metrics(line)
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"cannot read {path}: {error}") from None
+        raise RunError(f"cannot read {path}: {reason(error)}") from None
     return lines

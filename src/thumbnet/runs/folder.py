@@ -44,6 +44,7 @@ from thumbnet.files import (
     make_folder,
     read_json,
     read_whole,
+    reason,
     write_file,
     write_json,
     write_with,
@@ -258,7 +259,7 @@ class Run:
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"cannot read {path}: {error}") from None
+            raise RunError(f"cannot read {path}: {reason(error)}") from None
 
     def write_corrections(self, content: bytes) -> None:
         """Write ``corrections.csv``, the corrections that :attr:`corrections` returns."""
@@ -286,8 +287,8 @@ class Run:
         except MemoryError:
             raise
         except Exception as error:  # torch's safe unpickler can raise almost anything on a damaged file
-            reason = str(error).split("\n")[0] or type(error).__name__
-            raise RunError(f"cannot read {path}: {reason}") from None
+            why = reason(error).split("\n")[0] or type(error).__name__
+            raise RunError(f"cannot read {path}: {why}") from None
         if not isinstance(state, dict) or not isinstance(state.get("recipe"), str):
             raise RunError(f"{path} is not a checkpoint of thumbnet")
         try:

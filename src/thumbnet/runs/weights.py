@@ -69,8 +69,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("thumbnet")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise RunError(f"there is no file {path}") from None
+    except FileNotFoundError:  # safetensors raises it whatever the system says
+        raise _not_opened(path) from None
     except SafetensorError as error:
         raise RunError(
             f"cannot read {path} as weights ({error}): expected a run's folder, its {WEIGHTS_NAME}, or an "
@@ -93,6 +93,17 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
         raise RunError(f"cannot read the description in {path}: {error}") from None
     _check_tensors(tensors, info, path)
     return tensors, info
+
+
+def _not_opened(path: Path) -> RunError:
+    """The error for a file that safetensors cannot open."""
+    try:
+        path.open("rb").close()
+    except FileNotFoundError:
+        return RunError(f"there is no file {path}")
+    except OSError as error:
+        return RunError(f"cannot read {path}: {error.strerror or error}")
+    return RunError(f"cannot read {path}: the system did not open it at first. Run the command again")
 
 
 def _check_tensors(tensors: dict[str, Tensor], info: WeightsInfo, path: Path) -> None:
