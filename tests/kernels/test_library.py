@@ -326,7 +326,7 @@ def test_a_processor_with_matrix_tiles_needs_no_winograd_and_one_without_needs_n
 def test_without_the_systems_leave_a_processor_with_tiles_computes_by_winograd(
     granted: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, test_kernels: ctypes.CDLL
 ) -> None:
-    asked = []
+    asked: list[str] = []
 
     def compile_library(compiler: str, made: Path, units: Sequence[Path]) -> None:
         asked.extend(path.name for path in units)
