@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import shutil
 import sys
@@ -28,6 +29,7 @@ from thumbnet.hardware import (
     keep_freed_memory,
     memory_layout,
     one_thread,
+    return_large_blocks,
     send,
     why_not_compile,
 )
@@ -257,14 +259,17 @@ def test_a_tensor_that_is_already_on_the_device_is_not_copied() -> None:
     assert send(tensor, CPU) is tensor
 
 
-def test_keeping_freed_memory_does_nothing_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ask", [keep_freed_memory, return_large_blocks])
+def test_freed_memory_is_left_alone_without_glibc(
+    ask: functools._lru_cache_wrapper[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def missing(name: str) -> None:
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    keep_freed_memory.__wrapped__()
+    ask.__wrapped__()
     monkeypatch.setattr(sys, "platform", "darwin")
-    keep_freed_memory.__wrapped__()
+    ask.__wrapped__()
 
 
 def test_compiling_for_the_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16} 
 # Devices on which PyTorch before this version computes a wrong gradient of BatchNorm2d, or raises an error,
 # if pictures are stored channels last (https://github.com/pytorch/pytorch/issues/175189).
 WRONG_CHANNELS_LAST = {"mps": "2.14"}
+_LARGE_BLOCK = 8 << 20  # bytes; Pillow decodes large pictures into blocks of a little less than 16 MB
 STAGED_BYTES = 64 * 1024  # CUDA copies this much from ordinary memory without making the host wait
 
 
@@ -234,13 +235,29 @@ def keep_freed_memory() -> None:
     and clear them page by page each time. docs/notebook/kernels.md has the measurement. This does nothing
     without Linux and glibc.
     """
+    _tell_glibc(most_mapped=0, mapped_from=_LARGE_BLOCK, kept=-1)
+
+
+@functools.cache
+def return_large_blocks() -> None:
+    """Tell glibc to return freed blocks of 8 MB or more: in a service, each thread would keep its largest.
+
+    With eight threads that decoded pictures of 12 megapixels, a process kept 1.3 GB instead of 0.45, and
+    predicted no faster for it. This does nothing without Linux and glibc.
+    """
+    _tell_glibc(most_mapped=65536, mapped_from=_LARGE_BLOCK, kept=4 * _LARGE_BLOCK)
+
+
+def _tell_glibc(most_mapped: int, mapped_from: int, kept: int) -> None:
+    """Set how many blocks are mapped on their own, from which size, and how much unused memory is kept."""
     if sys.platform != "linux":
         return
+    m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4  # malloc.h
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, -1)  # never
+        libc.mallopt(m_mmap_max, most_mapped)
+        libc.mallopt(m_mmap_threshold, mapped_from)
+        libc.mallopt(m_trim_threshold, kept)
 
 
 def why_not_compile(device: torch.device) -> str | None:

@@ -572,3 +572,34 @@ def test_a_network_of_one_class_answers_without_a_list(client: Any) -> None:
     (found,) = client.post("/predict", files={"file": grey(9)}).json()["predictions"]
     assert found["labels"] is None
     assert client.get("/model").json()["multilabel"] is False
+
+
+DECODE = """
+import io, sys
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np, psutil
+from PIL import Image
+from thumbnet.classifiers.load import load_run
+from thumbnet.serving.service import ServiceSettings, build_service
+
+app = build_service(load_run(sys.argv[1], "cpu"), ServiceSettings())
+stream = io.BytesIO()
+Image.effect_noise((400, 300), 60).convert("RGB").resize((4000, 3000)).save(stream, "jpeg", quality=60)
+
+def decode(_):
+    return int(np.asarray(Image.open(io.BytesIO(stream.getvalue()))).sum())
+
+process = psutil.Process()
+before = process.memory_info().rss
+list(ThreadPoolExecutor(4).map(decode, range(8)))
+print((process.memory_info().rss - before) // 2**20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told what to keep")
+def test_threads_that_decoded_large_pictures_keep_no_memory(tiny_run: Run) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DECODE, tiny_run.path], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 100  # 350 where all freed memory is kept

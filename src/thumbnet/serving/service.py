@@ -4,6 +4,7 @@
 
 import asyncio
 import hmac
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -267,6 +268,10 @@ class _Service:
         )
         self._active = 0
         self._in_flight.set_function(lambda: self._active)
+        if "torch" in sys.modules:  # which has asked to keep all freed memory; exported models do not use it
+            from thumbnet.hardware import return_large_blocks
+
+            return_large_blocks()
         self.batcher = Batcher(classifier, settings.max_batch, settings.tta, batches.observe)
         self._decoders = ThreadPoolExecutor(4, "decode")
         self._ready = False
