@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -50,6 +52,9 @@ def run_cli(*arguments: str | Path, stdin: bytes = b"", cwd: Path | None = None)
 
 def forget_modules(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
     """Let modules be imported anew in this test; afterwards, their packages have the old ones again, too."""
+    whole = importlib.import_module(prefix)
+    for inner in pkgutil.iter_modules(getattr(whole, "__path__", []), f"{prefix}."):
+        importlib.import_module(inner.name)  # one that the test imported first would outlast it
     before = dict(sys.modules)
     for name in [name for name in before if name.startswith(prefix)]:
         package, _, attribute = name.rpartition(".")
