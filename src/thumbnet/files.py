@@ -6,6 +6,7 @@ import base64
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -57,25 +58,61 @@ def reason(error: BaseException) -> str:
     return str(error)
 
 
-def read_whole(path: Path, limit: int = -1) -> bytes:
-    """Read a file, or its first ``limit`` bytes, and compare the length with what the file system says.
-
-    A failing disk or network drive may end a file early without an error. What is left can be valid: half a
-    recipe is a recipe.
+def read_whole(path: str | Path, limit: int = -1) -> bytes:
+    """Read a file, or its first ``limit`` bytes.
 
     Raises:
         OSError: it cannot be read, or it ended early; the error names the file.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(limit)
-            size = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    expected = size if limit < 0 else min(size, limit)
-    if len(content) < expected:
-        raise OSError(errno.EIO, f"the file ended after {len(content):,} of {expected:,} bytes", str(path))
-    return content
+    with open_whole(path) as file:
+        return file.read(limit)
+
+
+def open_whole(path: str | Path) -> io.BufferedReader:
+    """Open a file for reading. Errors name the file; a read that ends before the file does is one, too.
+
+    A failing disk or network drive may end a file early without an error. What is left can be valid: half
+    of a recipe is a recipe.
+
+    Raises:
+        OSError: from this call or from a later read.
+    """
+    return io.BufferedReader(WholeFile(path))
+
+
+class WholeFile(io.FileIO):
+    """A file whose reads fail by name, and also if they end too early. ``failure`` is the first error."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(os.fspath(path))
+        self.failure: OSError | None = None
+
+    def readinto(self, buffer: Any, /) -> int:
+        try:
+            count = super().readinto(buffer)
+            if not count and len(buffer):
+                self._check_end()
+        except OSError as error:
+            raise self._failed(error) from None
+        return count
+
+    def readall(self) -> bytes:
+        try:
+            content = super().readall()
+            self._check_end()
+        except OSError as error:
+            raise self._failed(error) from None
+        return content
+
+    def _failed(self, error: OSError) -> OSError:
+        named = OSError(error.errno, error.strerror, self.name)
+        self.failure = self.failure or named
+        return named
+
+    def _check_end(self) -> None:
+        size = os.fstat(self.fileno()).st_size  # 0 for a pipe, which has no position
+        if size and (at := self.tell()) < size:
+            raise OSError(errno.EIO, f"only {at:,} of its {size:,} bytes could be read")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -16,11 +16,13 @@ import pytest
 from PIL import Image
 
 from helpers import coloured, write_picture
+from thumbnet import files
 from thumbnet.data import images, reading
 from thumbnet.data.images import load_picture
 from thumbnet.data.reading import read_error, reads
 from thumbnet.data.splits import FileSplit
 from thumbnet.errors import DataError, FailedReadError, UnreadableFilesError, UnreadableImageError
+from thumbnet.files import WholeFile, open_whole, read_whole
 
 FAILURES = (errno.EIO, errno.EACCES, errno.ENOMEM, errno.EMFILE, errno.ESTALE)
 ABSENCES = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
@@ -97,24 +99,24 @@ def test_a_file_that_ends_before_its_size_is_a_failed_read(
 ) -> None:
     path = tmp_path / "table.csv"
     path.write_bytes(b"a,b\r\n1,2\r\n")
-    assert reading.read_bytes(path) == b"a,b\r\n1,2\r\n"
+    assert read_whole(path) == b"a,b\r\n1,2\r\n"
     assert reading.read_text(path) == "a,b\n1,2\n"
     with reading.open_text(path, "ascii", newline="") as text:
         assert text.readlines() == ["a,b\r\n", "1,2\r\n"]
     fstat = os.fstat
     monkeypatch.setattr(os, "fstat", lambda number: Early(fstat(number)))
-    with reading.open_whole(path) as file:
+    with open_whole(path) as file:
         assert file.read(4) == b"a,b\r"
         with pytest.raises(OSError, match=r"only 10 of its 15 bytes could be read.*table\.csv"):
             file.read()
-    for read in (reading.read_bytes, reading.read_text):
+    for read in (read_whole, reading.read_text):
         with pytest.raises(OSError, match="only 10 of its 15 bytes"):
             read(path)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no file whose reads fail")
 def test_a_read_that_fails_names_its_file() -> None:
-    for read in (reading.read_bytes, reading.read_text):
+    for read in (read_whole, reading.read_text):
         with pytest.raises(OSError, match=re.escape("Input/output error: '/proc/self/mem'")):
             read("/proc/self/mem")
 
@@ -142,7 +144,7 @@ class Flaky(io.FileIO):
         return self.readall() if size is None or size < 0 else super().read(size)
 
 
-class FlakyWhole(reading._Whole, Flaky):
+class FlakyWhole(WholeFile, Flaky):
     """The same, read as thumbnet reads files."""
 
 
@@ -187,7 +189,7 @@ def test_any_read_of_a_picture_may_fail_and_it_is_read_right_or_not_at_all(
     header = split.peek(0)
     if not small:
         monkeypatch.setattr(images, "SMALL_FILE", 10)
-    monkeypatch.setattr(reading, "_Whole", FlakyWhole)
+    monkeypatch.setattr(files, "WholeFile", FlakyWhole)
     monkeypatch.setattr(images, "open", lambda path, *_, **__: Flaky(path), raising=False)
     monkeypatch.setattr(Flaky, "ends", ends)
     for read in (lambda: np.asarray(load_picture(str(path), "x")), lambda: split.peek(0)):

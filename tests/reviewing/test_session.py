@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from review_helpers import CLASSES, correction, item, made_review
-from thumbnet.data import reading
+from thumbnet import files
 from thumbnet.data.corrections import read_corrections
 from thumbnet.data.splits import FileSplit
 from thumbnet.errors import DataError, FailedReadError, RunError
@@ -53,7 +53,7 @@ def test_decisions_that_the_system_cannot_read_are_not_lost(
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((os, "stat", fail) if call == "stat" else (reading, "_Whole", fail)))
+        patch.setattr(*((os, "stat", fail) if call == "stat" else (files, "WholeFile", fail)))
         with pytest.raises(FailedReadError, match="Input/output error"):
             made_review(tmp_path)
     review = made_review(tmp_path)

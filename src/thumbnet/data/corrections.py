@@ -33,11 +33,11 @@ import numpy as np
 
 from thumbnet.data.joined import with_files
 from thumbnet.data.listings import guarded_name, guarded_text, unguarded_name, unguarded_text
-from thumbnet.data.reading import is_file, is_folder, is_not_there, read_bytes, read_error
+from thumbnet.data.reading import is_file, is_folder, is_not_there, read_error
 from thumbnet.data.rows import numbered_rows
 from thumbnet.data.splits import Corrected, Data, FileSplit, Split
 from thumbnet.errors import DataError, nearest, printable
-from thumbnet.files import write_file
+from thumbnet.files import read_whole, write_file
 
 DECISIONS = ("confirm", "relabel", "drop", "unsure")
 COLUMNS = ("picture", "label", "split", "was", "decision")
@@ -83,7 +83,7 @@ def read_corrections(path: Path) -> list[Correction]:
     path = path.expanduser()
     path = path / FILE_NAME if is_folder(path) else path
     try:
-        content = read_bytes(path)
+        content = read_whole(path)
     except OSError as error:
         if is_not_there(error):
             raise DataError(f"cannot read the corrections in {path}: {error.strerror or error}") from None

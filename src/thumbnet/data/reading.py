@@ -14,9 +14,10 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from thumbnet.errors import DataError, FailedReadError, ThumbnetError, printable
+from thumbnet.files import WholeFile, open_whole
 
 # A name too long or a cycle of links leads to no file either.
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
@@ -101,81 +102,27 @@ def inside(folder: str | Path) -> list[Path]:
         raise read_error(error, folder) from None
 
 
-def open_whole(path: str | Path) -> io.BufferedReader:
-    """Open a file for reading. Errors name the file; a read that ends before the file does is one, too.
-
-    Raises:
-        OSError: from this call or from a later read.
-    """
-    return io.BufferedReader(_Whole(path))
-
-
 def check_reads(file: io.BufferedReader) -> None:
-    """Check that no read of a file from :func:`open_whole` has failed: some libraries go on after a failure.
+    """Check that no read of a file from ``open_whole`` has failed: some libraries go on after a failure.
 
     Raises:
         OSError: the first failure.
     """
-    if isinstance(file.raw, _Whole) and file.raw.failure is not None:
+    if isinstance(file.raw, WholeFile) and file.raw.failure is not None:
         raise file.raw.failure
 
 
 def open_text(path: str | Path, encoding: str, newline: str | None = None) -> io.TextIOWrapper:
-    """Open a text file for reading; see :func:`open_whole`."""
+    """Open a text file for reading; see :func:`~thumbnet.files.open_whole`."""
     return io.TextIOWrapper(open_whole(path), encoding, newline=newline)
-
-
-def read_bytes(path: str | Path) -> bytes:
-    """All bytes of a file.
-
-    Raises:
-        OSError: it cannot be read, or fewer bytes than its size.
-    """
-    with _Whole(path) as file:
-        return file.readall()
 
 
 def read_text(path: str | Path, encoding: str = "utf-8") -> str:
     """All text of a file, with ``\\n`` at the ends of lines.
 
     Raises:
-        OSError: as for :func:`read_bytes`.
+        OSError: as for :func:`~thumbnet.files.read_whole`.
         UnicodeDecodeError: it is not text in that encoding.
     """
     with open_text(path, encoding) as file:
         return file.read()
-
-
-class _Whole(io.FileIO):
-    """A file whose reads fail by name, and also if they end too early. ``failure`` is the first error."""
-
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(os.fspath(path))
-        self.failure: OSError | None = None
-
-    def readinto(self, buffer: Any, /) -> int:
-        try:
-            count = super().readinto(buffer)
-            if not count and len(buffer):
-                self._check_end()
-        except OSError as error:
-            raise self._failed(error) from None
-        return count
-
-    def readall(self) -> bytes:
-        try:
-            content = super().readall()
-            self._check_end()
-        except OSError as error:
-            raise self._failed(error) from None
-        return content
-
-    def _failed(self, error: OSError) -> OSError:
-        named = OSError(error.errno, error.strerror, self.name)
-        self.failure = self.failure or named
-        return named
-
-    def _check_end(self) -> None:
-        at, size = self.tell(), os.fstat(self.fileno()).st_size
-        if at < size:
-            raise OSError(errno.EIO, f"only {at:,} of its {size:,} bytes could be read")

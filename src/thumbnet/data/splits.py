@@ -31,13 +31,14 @@ from thumbnet.data.images import (
     other_formats,
     to_rgb,
 )
-from thumbnet.data.reading import is_not_there, is_of_the_system, read_bytes, read_error
+from thumbnet.data.reading import is_not_there, is_of_the_system, read_error
 from thumbnet.errors import (
     DataError,
     TooManyPixelsError,
     UnreadableImageError,
     printable,
 )
+from thumbnet.files import read_whole
 
 # Called after each picture or batch, with how many pictures are done and how many there are.
 Progress = Callable[[int, int], None]
@@ -207,7 +208,7 @@ class FileSplit(Split):
     def content(self, index: int) -> bytes:
         path = os.path.join(self._root, self.paths[index])
         try:
-            return read_bytes(path)
+            return read_whole(path)
         except OSError as error:
             if is_not_there(error):
                 raise UnreadableImageError(path, "there is no such file") from None

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from thumbnet.data import plugins
-from thumbnet.data.reading import is_folder, open_whole, read_error
+from thumbnet.data.reading import is_folder, read_error
 from thumbnet.errors import DataError, printable
-from thumbnet.files import clear_leftovers, sync_below
+from thumbnet.files import clear_leftovers, open_whole, sync_below
 from thumbnet.sources.index import is_picture_name, is_picture_start
 from thumbnet.sources.packed import Pack, PackWriter, Unpacked
 from thumbnet.sources.tar import DAMAGED, Readable, members

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from thumbnet.data.reading import is_file, is_folder, read_bytes, read_error
+from thumbnet.data.reading import is_file, is_folder, read_error
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, printable
+from thumbnet.files import read_whole
 from thumbnet.invocation import command
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.place import Place
@@ -141,7 +142,7 @@ def load_batches(batches: Batches, source: str) -> Data:
 def _read_binary(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     """Planes (uint8 [N, 3072]) and labels (int64 [N]). CIFAR-100's second label byte is the fine label."""
     try:
-        raw = np.frombuffer(read_bytes(path), dtype=np.uint8)
+        raw = np.frombuffer(read_whole(path), dtype=np.uint8)
     except OSError as error:
         raise read_error(error, path) from None
     record = label_bytes + PICTURE_BYTES
@@ -248,7 +249,7 @@ def _load_inert(path: Path) -> dict[Any, Any]:
             dictionary.
     """
     try:
-        content = _InertUnpickler(io.BytesIO(read_bytes(path)), encoding="bytes").load()
+        content = _InertUnpickler(io.BytesIO(read_whole(path)), encoding="bytes").load()
     except OSError as error:
         raise read_error(error, path) from None
     except Exception as error:  # a damaged pickle can raise almost any exception

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from thumbnet.data.reading import is_file, is_of_the_system, read_bytes, read_error
+from thumbnet.data.reading import is_file, is_of_the_system, read_error
 from thumbnet.data.splits import BytesSplit, Data, Split
 from thumbnet.errors import DataError, MissingExtraError, nearest, printable
+from thumbnet.files import read_whole
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.labels import as_class, number_classes
 from thumbnet.sources.place import Place
@@ -227,7 +228,7 @@ def _read_pictures(
         encoded = table.cast_column(image, library.Image(decode=False)).select(chosen)[image]
         for index, item in zip(chosen, encoded, strict=True):
             content, path = item["bytes"], item.get("path")
-            files.append(content if content is not None else read_bytes(path))
+            files.append(content if content is not None else read_whole(path))
             names.append(f"{split}/{path}[{index}]" if path else f"{split}[{index}]")
     except Exception as error:  # the column may hold anything, and a file may be missing
         if is_of_the_system(error):

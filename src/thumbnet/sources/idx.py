@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from thumbnet.data.reading import inside, is_file, is_folder, open_whole, read_error, read_text
+from thumbnet.data.reading import inside, is_file, is_folder, read_error, read_text
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, printable
+from thumbnet.files import open_whole
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
 from thumbnet.sources.arrays import Arrays, data_from_arrays

@@ -25,10 +25,10 @@ import numpy as np
 
 from thumbnet.data import plugins
 from thumbnet.data.images import PICTURE_SUFFIXES
-from thumbnet.data.reading import is_folder, is_not_there, open_whole, read_error
+from thumbnet.data.reading import is_folder, is_not_there, read_error
 from thumbnet.data.splits import FileSplit, Split
 from thumbnet.errors import DataError, FailedReadError, RunError, printable
-from thumbnet.files import cache_folder, write_file
+from thumbnet.files import cache_folder, open_whole, write_file
 from thumbnet.sources.packed import PackedSplit, Unpacked
 from thumbnet.sources.tree import Folder, is_tool_folder, join
 

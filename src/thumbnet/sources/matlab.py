@@ -16,8 +16,9 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from thumbnet.data.reading import open_whole, read_error
+from thumbnet.data.reading import read_error
 from thumbnet.errors import DataError, printable
+from thumbnet.files import open_whole
 from thumbnet.sources.archives import MAX_EXPANSION
 
 _BLOCK = 1 << 20

@@ -18,9 +18,10 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
-from thumbnet.data.reading import inside, is_file, is_folder, is_of_the_system, open_whole, read_error
+from thumbnet.data.reading import inside, is_file, is_folder, is_of_the_system, read_error
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, printable
+from thumbnet.files import open_whole
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
 from thumbnet.sources.arrays import Arrays, data_from_arrays, pair_up, part_of

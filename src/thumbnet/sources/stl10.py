@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from thumbnet.data.reading import is_file, is_folder, read_bytes, read_error
+from thumbnet.data.reading import is_file, is_folder, read_error
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError
+from thumbnet.files import read_whole
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.arrays import Arrays, data_from_arrays
 from thumbnet.sources.place import Place
@@ -48,7 +49,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
                     "damaged"
                 )
             columns = np.memmap(pictures, np.uint8, "c").reshape(-1, 3, SIDE, SIDE)
-            numbers = np.frombuffer(read_bytes(labels), np.uint8).astype(np.int64)
+            numbers = np.frombuffer(read_whole(labels), np.uint8).astype(np.int64)
         except OSError as error:
             raise read_error(error, pictures) from None
         except ValueError as error:

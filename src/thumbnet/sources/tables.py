@@ -12,9 +12,10 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-from thumbnet.data.reading import open_text, open_whole, read_error
+from thumbnet.data.reading import open_text, read_error
 from thumbnet.data.rows import numbered_rows
 from thumbnet.errors import DataError, printable
+from thumbnet.files import open_whole
 from thumbnet.sources.index import is_picture_name
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson")

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol, Self
 
-from thumbnet.data.reading import open_whole
+from thumbnet.files import open_whole
 
 _HEADER = tarfile.BLOCKSIZE
 _CHUNK = 1 << 18  # compressed bytes to read at a time

@@ -19,17 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from thumbnet.data.reading import (
-    inside,
-    is_file,
-    is_folder,
-    is_not_there,
-    open_whole,
-    read_bytes,
-    read_error,
-)
+from thumbnet.data.reading import inside, is_file, is_folder, is_not_there, read_error
 from thumbnet.data.splits import Data, EncodedSplit, Split, file_stamp
 from thumbnet.errors import DataError, FailedReadError, MissingExtraError, printable
+from thumbnet.files import open_whole, read_whole
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.labels import as_class, number_classes
@@ -295,7 +288,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
         for name in _NAME_FILES:
             path = place / name
             if is_file(path) and path.stat().st_size < _MAX_LABEL:
-                text = read_bytes(path).decode("utf-8-sig", "replace")
+                text = read_whole(path).decode("utf-8-sig", "replace")
                 found = (
                     _names_in_json(text) if name.endswith(".json") else [t.strip() for t in text.splitlines()]
                 )
