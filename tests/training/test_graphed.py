@@ -182,7 +182,9 @@ def test_the_losses_are_those_of_the_ordinary_loop(
     made = train(*fresh(name))
     no_graphs()
     plain = train(*fresh(name))
-    assert made.losses[:2] == plain.losses[:2]  # the first update that rounds differently acts on the third
+    assert made.losses[0] == plain.losses[0]
+    # On some CPUs the first update already rounds differently.
+    assert made.losses[1] == pytest.approx(plain.losses[1], rel=1e-6)
     assert made.losses[:4] == pytest.approx(plain.losses[:4], rel=5e-3)
     assert len(made.losses) == len(plain.losses)
     assert [r.train_accuracy for r in made.results] == pytest.approx(
