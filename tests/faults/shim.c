@@ -1,11 +1,11 @@
 /* Makes chosen calls of the C library fail, be cut short, or kill the process. For tests.
  *
  * Preloaded into a process (LD_PRELOAD), it counts the calls that work on files below the watched folders,
- * the allocations of thumbnet's kernels, and what Python announces with shim_call. Nothing happens until shim_attach is given a `struct control`
- * with `armed` set. That struct lies in memory shared with the process that set it, so that the counts
- * survive a SIGKILL, and workers count together with the process that forked them.
- * tests/faults/fork_server.py has the same struct in Python; keep both alike (shim_size tells whether they
- * are).
+ * the allocations of thumbnet's kernels, and what Python announces with shim_call. Nothing happens until
+ * shim_attach is given a `struct control` with `armed` set. That struct lies in memory shared with the
+ * process that set it, so that the counts survive a SIGKILL, and workers count together with the process that
+ * forked them. tests/faults/fork_server.py has the same struct in Python; keep both alike (shim_size tells
+ * whether they are).
  *
  * It cannot reach: pages read through mmap (only the call of mmap itself), what libc calls within itself (the
  * reads behind fread, the open behind opendir, dlopen), raw system calls, and io_uring.
@@ -373,8 +373,8 @@ void *aligned_alloc(size_t alignment, size_t size) {
     return result;
 }
 
-/* For what is no call of the C library: counts `operation`, and kills the process or returns an errno if it is to
- * fail. With `done`, it is the end of an operation that went well. */
+/* For what is no call of the C library: counts `operation`, and kills the process or returns an errno if it
+ * is to fail. With `done`, it is the end of an operation that went well. */
 static __thread struct fault *announced;
 int shim_call(int operation, const char *path, int done) {
     if (done) {
