@@ -13,7 +13,7 @@ from helpers import write_class_folders
 from thumbnet.data.splits import ArraySplit
 from thumbnet.errors import DataError
 from thumbnet.sources.archives import _unpack_tar, unpack
-from thumbnet.sources.load import load_data, unpack_ahead
+from thumbnet.sources.load import load_data, unpacking_ahead
 from thumbnet.sources.packed import Pack
 
 
@@ -69,11 +69,31 @@ def test_an_archive_that_is_unpacked_ahead_is_unpacked_once(
         _unpack_tar(path, writer)  # type: ignore[arg-type]
 
     monkeypatch.setattr("thumbnet.sources.archives._unpack_tar", slowly)
-    unpack_ahead(archive, tmp_path / "cache")
-    time.sleep(0.1)
-    data = load_data(archive, data_dir=tmp_path / "cache")
+    with unpacking_ahead(archive, tmp_path / "cache"):
+        time.sleep(0.1)
+        data = load_data(archive, data_dir=tmp_path / "cache")
     assert len(data.splits["train"]) == 18
     assert calls == [Path(archive)]
+
+
+def test_a_block_that_ends_early_stops_unpacking_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_class_folders(tmp_path / "data", ["train", "test"])
+    archive = shutil.make_archive(str(tmp_path / "data"), "gztar", tmp_path / "data")
+    begun, proceed = threading.Event(), threading.Event()
+
+    def slowly(path: Path, writer: object) -> None:
+        begun.set()
+        proceed.wait(5)
+        _unpack_tar(path, writer)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("thumbnet.sources.archives._unpack_tar", slowly)
+    with unpacking_ahead(archive, tmp_path / "cache"):
+        assert begun.wait(5)
+        assert list((tmp_path / "cache" / "unpacked").iterdir())
+        threading.Timer(0.2, proceed.set).start()
+    assert list((tmp_path / "cache" / "unpacked").iterdir()) == []
 
 
 def test_what_was_unpacked_ahead_is_opened_once_unless_it_was_deleted(
@@ -94,9 +114,9 @@ def test_what_was_unpacked_ahead_is_opened_once_unless_it_was_deleted(
         assert len(load_data(archive, data_dir=cache).splits["train"]) == 18
         return len(opened) - before
 
-    unpack(Path(archive), cache, ahead=True)
+    unpack(Path(archive), cache, ahead=threading.Event())
     assert [read(), read()] == [0, 1]
-    unpack(Path(archive), cache, ahead=True)
+    unpack(Path(archive), cache, ahead=threading.Event())
     shutil.rmtree(cache)
     assert read() > 0
 
@@ -109,10 +129,8 @@ def test_unpacking_ahead_leaves_errors_to_loading(
     monkeypatch.setattr(threading, "excepthook", errors.append)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "damaged.tar").write_bytes(b"x" * 2000)
-    unpack_ahead(name, tmp_path / "cache")
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and thread.daemon:
-            thread.join(2)
+    with unpacking_ahead(name, tmp_path / "cache"):
+        time.sleep(0.1)
     assert errors == []
     if name == "damaged.tar":
         with pytest.raises(DataError, match="cannot unpack"):

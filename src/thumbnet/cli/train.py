@@ -113,12 +113,16 @@ def add(commands: Any) -> None:
 def execute(options: argparse.Namespace) -> int:
     started = time.perf_counter()  # the imports below take a second, which counts
     _check_what_is_trained(options)
+    with ExitStack() as ahead:
+        return _train(options, ahead, started)
 
+
+def _train(options: argparse.Namespace, ahead: ExitStack, started: float) -> int:
     with importing():
         if rank() == 0 and options.resume is None:
-            from thumbnet.sources.load import unpack_ahead
+            from thumbnet.sources.load import unpacking_ahead
 
-            unpack_ahead(options.data, options.data_dir)  # while torch is imported
+            ahead.enter_context(unpacking_ahead(options.data, options.data_dir))  # while torch is imported
 
         from thumbnet.cli.console import say
         from thumbnet.cli.progress import TrainingDisplay

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from thumbnet.data import plugins
-from thumbnet.data.reading import is_folder, read_error
+from thumbnet.data.reading import check_reads, is_folder, read_error
 from thumbnet.errors import DataError, printable
 from thumbnet.files import clear_leftovers, open_whole, sync_below
 from thumbnet.sources.index import is_picture_name, is_picture_start
@@ -47,11 +47,11 @@ _unpacking = threading.Lock()
 _ahead: dict[Path, Unpacked] = {}
 
 
-def unpack(archive: Path, cache: Path, *, ahead: bool = False) -> Unpacked:
+def unpack(archive: Path, cache: Path, *, ahead: threading.Event | None = None) -> Unpacked:
     """Unpack an archive into a folder below ``cache``, unless an earlier call has done so.
 
-    If another thread is unpacking, wait for it. If ``ahead``, the next call gets the same result without
-    opening it again.
+    If another thread is unpacking, wait for it. With ``ahead``, the next call gets the same result without
+    opening it again, and once ``ahead`` is set, unpacking ends with a :class:`DataError` and leaves nothing.
 
     The folder's name depends on the archive's path, size and modification time. The archive is unpacked into
     a temporary folder, which is then renamed, so a folder with the final name is always complete.
@@ -71,22 +71,24 @@ def unpack(archive: Path, cache: Path, *, ahead: bool = False) -> Unpacked:
         limit = MAX_EXPANSION * state.st_size + (1 << 20)
         unpacked = _ahead.pop(target, None)
         if unpacked is None or not is_folder(unpacked.folder):
-            unpacked = _open(target, key) or _unpack(archive, target, key, limit)
-        if ahead:
+            unpacked = _open(target, key) or _unpack(archive, target, key, limit, ahead)
+        if ahead is not None:
             _ahead[target] = unpacked
         return unpacked
 
 
-def _unpack(archive: Path, target: Path, key: str, limit: int) -> Unpacked:
-    """Unpack an archive of at most ``limit`` bytes into the folder ``target``."""
+def _unpack(
+    archive: Path, target: Path, key: str, limit: int, stop: threading.Event | None = None
+) -> Unpacked:
+    """Unpack an archive of at most ``limit`` bytes into the folder ``target``, unless ``stop`` is set."""
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(target.parent, ".unpacking-")
         temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
         with PackWriter(temporary) as pictures:
-            writer = _Writer(archive, temporary / _FILES, pictures, limit)
-            if zipfile.is_zipfile(archive):
+            writer = _Writer(archive, temporary / _FILES, pictures, limit, stop)
+            if _is_zip(archive):
                 _unpack_zip(archive, writer)
             else:
                 _unpack_tar(archive, writer)
@@ -105,6 +107,13 @@ def _unpack(archive: Path, target: Path, key: str, limit: int) -> Unpacked:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_zip(archive: Path) -> bool:
+    with open_whole(archive) as file:
+        found = zipfile.is_zipfile(file)  # False, too, if a read has failed
+        check_reads(file)
+        return found
 
 
 def _open(target: Path, key: str) -> Unpacked | None:
@@ -161,8 +170,10 @@ class _Sips:
 class _Writer:
     """Writes the members of an archive: pictures to a pack, other files and all folders to ``folder``."""
 
-    def __init__(self, archive: Path, folder: Path, pictures: PackWriter, limit: int) -> None:
-        self._archive, self._folder, self._pictures = archive, folder, pictures
+    def __init__(
+        self, archive: Path, folder: Path, pictures: PackWriter, limit: int, stop: threading.Event | None
+    ) -> None:
+        self._archive, self._folder, self._pictures, self._stop = archive, folder, pictures, stop
         self.limit, self._total = limit, 0
         self._folders: dict[str, str] = {}  # as in the archive: as written
         folder.mkdir()
@@ -213,6 +224,8 @@ class _Writer:
             yield block
 
     def _count(self, size: int) -> None:
+        if self._stop is not None and self._stop.is_set():
+            raise DataError("unpacking was stopped")
         self._total += size
         if self._total > self.limit:
             raise DataError(

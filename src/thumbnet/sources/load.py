@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -122,13 +122,16 @@ def load_data(
     return data
 
 
-def unpack_ahead(source: str | None, data_dir: str | Path | None) -> None:
-    """Start to unpack ``source`` in a thread if it is an archive; :func:`load_data` then waits for the end.
+@contextmanager
+def unpacking_ahead(source: str | None, data_dir: str | Path | None) -> Iterator[None]:
+    """In this block, a thread unpacks ``source`` if it is an archive; :func:`load_data` waits for the end.
 
-    Errors are not reported here, because :func:`load_data` meets them again.
+    Errors are not reported here, because :func:`load_data` meets them again. If the block ends first, because
+    of another error, so does the thread, and it leaves nothing.
     """
-    path = Path(source or "").expanduser()
+    path, ended = Path(source or "").expanduser(), threading.Event()
     if not is_archive_name(path.name):
+        yield
         return
     cache = Path(data_dir).expanduser() if data_dir else cache_folder()
 
@@ -136,9 +139,15 @@ def unpack_ahead(source: str | None, data_dir: str | Path | None) -> None:
         with suppress(DataError, FailedReadError, OSError):
             is_shard = not is_file(path) or webdataset.recognise(Place(path), DataSettings())
             if not is_shard and not unknown.not_an_archive(path):
-                unpack(path, cache, ahead=True)
+                unpack(path, cache, ahead=ended)
 
-    threading.Thread(target=work, daemon=True).start()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(5)
 
 
 # Tried in this order: the first form that recognises a place reads it. Folders of pictures come last, because

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from thumbnet.data import plugins
-from thumbnet.data.reading import inside, is_folder
+from thumbnet.data.reading import inside, is_folder, reads
 from thumbnet.errors import DataError, printable
+from thumbnet.files import open_whole
 from thumbnet.sources.folders import LAYOUTS_HELP
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.place import Place
@@ -105,8 +106,13 @@ def explain_file(path: Path) -> str:
 
 
 def not_an_archive(path: Path) -> str | None:
-    """Why a file named like an archive is not one; None for archives, including damaged ones."""
-    head = _head(path)
+    """Why a file named like an archive is not one; None for archives, including damaged ones.
+
+    Raises:
+        FailedReadError: the system failed to read it.
+    """
+    with reads(path), open_whole(path) as file:
+        head = file.read(_HEAD)
     if not head or _is_page(head) or head.startswith((b"version https://git-lfs", b"Rar!", b"7z\xbc\xaf")):
         return explain_file(path)
     return None
