@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import subprocess
 import sys
 import time
 import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sorting_helpers import tree
+from thumbnet import files
 from thumbnet.classifiers import placing
 from thumbnet.classifiers.placing import LONGEST, Target, folder_names
 from thumbnet.errors import DataError, RunError
@@ -271,12 +270,11 @@ def test_a_killed_sort_leaves_whole_files_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_picture_whose_copy_ends_early_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(original: IO[bytes], copy: IO[bytes], size: int) -> None:
-        copy.write(original.read(3))
-
-    monkeypatch.setattr(shutil, "copyfileobj", half)
+    size_of_more = SimpleNamespace(fspath=os.fspath, fstat=lambda file: SimpleNamespace(st_size=15))
+    monkeypatch.setattr(files, "os", size_of_more)
+    source = written(tmp_path / "x.png", b"picture")
     with pytest.raises(
-        RunError, match=r"only 3 of 7 bytes of .*x\.png were read.*repeat the command to go on"
+        RunError, match=r"cannot read .*x\.png: only 7 of its 15 bytes.*repeat the command to go on"
     ):
-        target(tmp_path / "out").put(written(tmp_path / "x.png", b"picture"), "cat", "x.png")
+        target(tmp_path / "out").put(source, "cat", "x.png")
     assert tree(tmp_path / "out") == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import filecmp
 import itertools
 import os
@@ -16,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from thumbnet.errors import DataError, RunError, printable
+from thumbnet.files import open_whole
 
 UNSURE, UNLIKE = "unsure", "unlike"
 PART = ".thumbnet-part"  # the end of the names of unfinished copies
@@ -170,7 +170,7 @@ class Target:
         """Put the picture ``source`` into the class folder ``name``, under ``path`` or its next free number.
 
         Raises:
-            RunError: the file cannot be written.
+            RunError: the file cannot be written, or the picture cannot be read.
         """
         make = _link if self._link else _copy
         for candidate in _numbered(*os.path.splitext(path)):
@@ -180,13 +180,15 @@ class Target:
                 if make(source, place) or _same(source, place):
                     return
             except OSError as error:
-                raise RunError(_cannot_write(place, error, self._link)) from None
+                raise RunError(_failure(source, place, error, self._link)) from None
 
 
-def _cannot_write(place: str, error: OSError, link: bool) -> str:
+def _failure(source: str, place: str, error: OSError, link: bool) -> str:
+    """What to say when ``source`` could not be put into ``place``."""
+    failed = f"read {source}" if error.filename == source else f"write {place}"
     advice = "Copy the pictures instead of linking them, or repeat" if link else "Then repeat"
     return (
-        f"cannot write {place}: {error.strerror or error}. Pictures that are sorted already stay. "
+        f"cannot {failed}: {error.strerror or error}. Pictures that are sorted already stay. "
         f"{advice} the command to go on"
     )
 
@@ -201,15 +203,11 @@ def _copy(source: str, place: str) -> bool:
         return False
     part = os.path.join(os.path.dirname(place), f".{secrets.token_hex(8)}{PART}")
     try:
-        with open(source, "rb") as original, open(part, "xb") as copy:
+        with open_whole(source) as original, open(part, "xb") as copy:
             shutil.copyfileobj(original, copy, 2**20)
             copy.flush()
             os.fsync(copy.fileno())
             state = os.fstat(original.fileno())
-            if copy.tell() != state.st_size:  # a failing disk may end a file early without an error
-                raise OSError(
-                    errno.EIO, f"only {copy.tell():,} of {state.st_size:,} bytes of {source} were read"
-                )
         with contextlib.suppress(OSError):
             os.utime(part, ns=(state.st_atime_ns, state.st_mtime_ns))
         return _name(part, place)
