@@ -169,7 +169,7 @@ bench: $(VENV)/.installed-dev  ## measure what docs/results.md and docs/notebook
 	$(BIN)/python benchmarks/accuracy.py --epochs 15 --seeds 5 --cold --json $(BENCH)/accuracy.json
 	$(BIN)/python benchmarks/accuracy.py --epochs 1 2 4 8 12 20 32 --seeds 1 --cold --earlier $(BENCH)/accuracy.json \
 		--json $(BENCH)/pareto.json --plot $(BENCH)/pareto.png
-	$(BIN)/python benchmarks/faults.py --json $(BENCH)/faults.json --plot $(BENCH)/faults.png
+	$(BIN)/python benchmarks/tutorial_faults.py --json $(BENCH)/faults.json --plot $(BENCH)/faults.png
 	$(BIN)/python benchmarks/howtos.py --json $(BENCH)/howtos.json
 	$(BIN)/python benchmarks/unlike.py --pictures 50000 --epochs 15 --json $(BENCH)/unlike.json
 

@@ -143,7 +143,7 @@ def pareto() -> None:
 def faults() -> None:
     """Each fault's accuracies, from the guide's table: the third of three seeds follows from their mean."""
     sys.path.insert(0, str(BENCHMARKS))
-    from faults import draw
+    from tutorial_faults import draw
 
     found = {}
     for name, mean, span, *_ in table(DOCS / "guide" / "faults.md", "| | test accuracy, % (mean)"):

@@ -1,6 +1,6 @@
 """What the tutorial's faults cost in accuracy: one training without faults, and one per fault.
 
-    python benchmarks/faults.py --json faults.json
+    python benchmarks/tutorial_faults.py --json faults.json
 
 ResNet-20 trains on a part of CIFAR-10 with the tutorial's SGD and learning rates. Its twenty epochs stand for
 the tutorial's two hundred. All 10,000 test pictures are used. Faults 5, 6, 7, 9, 11 and 12 stop the program
