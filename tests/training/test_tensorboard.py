@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def test_tensorboard_events_go_on_after_a_resume(folder: Path, tmp_path: Path) -
     )
     interrupt_when(process, "epoch 2/4")
     assert process.wait(60) == 130
+    time.sleep(1)  # TensorBoard orders files by the second of their names, and then by the process
     assert run_cli("train", "--resume", out, "--tensorboard")[0] == 0
     events = accumulator.EventAccumulator(str(out / "tensorboard")).Reload()
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
