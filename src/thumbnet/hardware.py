@@ -235,7 +235,7 @@ def keep_freed_memory() -> None:
     and clear them page by page each time. docs/notebook/kernels.md has the measurement. This does nothing
     without Linux and glibc.
     """
-    _tell_glibc(most_mapped=0, mapped_from=_LARGE_BLOCK, kept=-1)
+    _tell_glibc(most_mapped=0, kept=-1)
 
 
 @functools.cache
@@ -245,18 +245,18 @@ def return_large_blocks() -> None:
     With eight threads that decoded pictures of 12 megapixels, a process kept 1.3 GB instead of 0.45, and
     predicted no faster for it. This does nothing without Linux and glibc.
     """
-    _tell_glibc(most_mapped=65536, mapped_from=_LARGE_BLOCK, kept=4 * _LARGE_BLOCK)
+    _tell_glibc(most_mapped=65536, kept=4 * _LARGE_BLOCK)
 
 
-def _tell_glibc(most_mapped: int, mapped_from: int, kept: int) -> None:
-    """Set how many blocks are mapped on their own, from which size, and how much unused memory is kept."""
+def _tell_glibc(most_mapped: int, kept: int) -> None:
+    """Set how many large blocks are mapped on their own, and how many bytes of unused memory are kept."""
     if sys.platform != "linux":
         return
     m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4  # malloc.h
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(m_mmap_max, most_mapped)
-        libc.mallopt(m_mmap_threshold, mapped_from)
+        libc.mallopt(m_mmap_threshold, _LARGE_BLOCK)
         libc.mallopt(m_trim_threshold, kept)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from thumbnet.data import plugins
-from thumbnet.data.reading import check_reads, is_folder, read_error
+from thumbnet.data.reading import check_reads, is_folder, reads
 from thumbnet.errors import DataError, printable
 from thumbnet.files import clear_leftovers, open_whole, sync_below
 from thumbnet.sources.index import is_picture_name, is_picture_start
@@ -61,10 +61,8 @@ def unpack(archive: Path, cache: Path, *, ahead: threading.Event | None = None) 
             folder or is not a plain file, or cannot be read or unpacked.
     """
     with _unpacking:
-        try:
+        with reads(archive):
             state = archive.stat()
-        except OSError as error:
-            raise read_error(error, archive) from None
         depends = f"{_VERSION}\0{archive.resolve()}\0{state.st_size}\0{state.st_mtime_ns}"
         key = hashlib.blake2b(os.fsencode(depends), digest_size=8).hexdigest()
         target = cache / "unpacked" / f"{archive.name.split('.')[0]}-{key}"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from thumbnet.data.reading import is_file, is_folder, read_error
+from thumbnet.data.reading import is_file, is_folder, read_error, reads
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, printable
 from thumbnet.files import read_whole
@@ -141,10 +141,8 @@ def load_batches(batches: Batches, source: str) -> Data:
 
 def _read_binary(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     """Planes (uint8 [N, 3072]) and labels (int64 [N]). CIFAR-100's second label byte is the fine label."""
-    try:
+    with reads(path):
         raw = np.frombuffer(read_whole(path), dtype=np.uint8)
-    except OSError as error:
-        raise read_error(error, path) from None
     record = label_bytes + PICTURE_BYTES
     if len(raw) == 0 or len(raw) % record:
         raise DataError(

@@ -25,7 +25,7 @@ import numpy as np
 
 from thumbnet.data import plugins
 from thumbnet.data.images import PICTURE_SUFFIXES
-from thumbnet.data.reading import is_folder, is_not_there, read_error
+from thumbnet.data.reading import is_folder, is_not_there, reads
 from thumbnet.data.splits import FileSplit, Split
 from thumbnet.errors import DataError, FailedReadError, RunError, printable
 from thumbnet.files import cache_folder, open_whole, write_file
@@ -179,15 +179,13 @@ class Index:
 
     def _list(self, folder: str) -> _Listing:
         path = os.path.join(self.root, folder)
-        try:
+        with reads(path):
             changed = os.stat(path).st_mtime_ns
             listing = self._kept.get(folder)
             if listing is None or listing.changed != changed:
                 if time.time_ns() - changed < _SURE_AFTER:
                     changed = -1  # a later change could leave the same time: always list this folder again
                 listing = _Listing(changed, *_scan(path))
-        except OSError as error:
-            raise read_error(error, path) from None
         self._listed[folder] = listing
         return listing
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from thumbnet.data.corrections import Correction, apply_corrections, corrections_of
 from thumbnet.data.held_out import with_groups_of_new, with_held_out
-from thumbnet.data.reading import exists, is_file, read_error
+from thumbnet.data.reading import exists, is_file, reads
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, FailedReadError
 from thumbnet.files import cache_folder
@@ -187,15 +187,13 @@ def _load_path(path: Path, name: str, cache: Path, settings: DataSettings) -> Da
         raise DataError(
             "the name of the data is empty: name a folder, a file or a data set (. for this folder)"
         )
-    try:
+    with reads(path):
         if webdataset.is_pattern(name) and not exists(path):
             return webdataset.read_pattern(name)
         if is_archive_name(path.name) and is_file(path) and not webdataset.recognise(Place(path), settings):
             return _load_archive(path, name, cache, settings)
         if exists(path):
             return _read(Place(path), name, settings)
-    except OSError as error:
-        raise read_error(error, path) from None
     raise DataError(known_names.explain(name, NAMED))
 
 
