@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -113,6 +114,33 @@ class WholeFile(io.FileIO):
         size = os.fstat(self.fileno()).st_size  # 0 for a pipe, which has no position
         if size and (at := self.tell()) < size:
             raise OSError(errno.EIO, f"only {at:,} of its {size:,} bytes could be read")
+
+
+def check_reads(file: io.BufferedReader) -> None:
+    """Check that no read of a file from :func:`open_whole` has failed: some libraries go on after a failure.
+
+    Raises:
+        OSError: the first failure.
+    """
+    if isinstance(file.raw, WholeFile) and file.raw.failure is not None:
+        raise file.raw.failure
+
+
+@contextlib.contextmanager
+def open_zip(path: str | Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip for reading. A failed read is an error of the system: zipfile would call the file damaged.
+
+    Raises:
+        OSError: from this call or in the block; see :func:`open_whole`.
+        zipfile.BadZipFile: it is not a zip, or is damaged.
+    """
+    with open_whole(path) as file:
+        try:
+            with zipfile.ZipFile(file) as zipped:
+                yield zipped
+        except Exception:
+            check_reads(file)
+            raise
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from thumbnet.data.images import load_picture
 from thumbnet.data.reading import read_error, reads
 from thumbnet.data.splits import FileSplit
 from thumbnet.errors import DataError, FailedReadError, UnreadableFilesError, UnreadableImageError
-from thumbnet.files import WholeFile, open_whole, read_whole
+from thumbnet.files import WholeFile, open_whole, open_zip, read_whole
 
 FAILURES = (errno.EIO, errno.EACCES, errno.ENOMEM, errno.EMFILE, errno.ESTALE)
 ABSENCES = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
@@ -204,6 +205,39 @@ def test_any_read_of_a_picture_may_fail_and_it_is_read_right_or_not_at_all(
                 assert ends or Flaky.done < Flaky.at  # where the file does end, nothing has failed
                 assert found == header if isinstance(found, tuple) else (found == right).all()
         assert Flaky.at > 1
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_any_read_of_a_zip_may_fail_and_it_is_not_called_damaged(
+    ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, content = tmp_path / "x.zip", bytes(range(256)) * 4
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as zipped:
+        for name in ("a", "b"):
+            zipped.writestr(name, content)
+    monkeypatch.setattr(files, "WholeFile", FlakyWhole)
+    monkeypatch.setattr(Flaky, "ends", ends)
+    Flaky.at = Flaky.done = 0
+    while Flaky.done >= Flaky.at:
+        Flaky.at, Flaky.done = Flaky.at + 1, 0
+        failure = None
+        try:
+            with open_zip(path) as zipped:
+                found = [zipped.read(name) for name in zipped.namelist()]
+        except OSError as error:
+            failure = error
+        if failure is None:
+            assert ends or Flaky.done < Flaky.at  # where the file does end, nothing has failed
+            assert found == [content] * 2
+        else:
+            assert (failure.errno, failure.filename) == (errno.EIO, str(path))
+    assert Flaky.at > 5
+
+
+def test_a_damaged_zip_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "x.zip").write_bytes(b"PK")
+    with pytest.raises(zipfile.BadZipFile), open_zip(tmp_path / "x.zip"):
+        pass
 
 
 def test_a_missing_picture_is_not_a_failed_read(tmp_path: Path) -> None:

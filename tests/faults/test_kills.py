@@ -18,7 +18,7 @@ from thumbnet.runs.folder import Run
 
 pytestmark = pytest.mark.slow
 
-KILLS = 50 if os.environ.get("THUMBNET_FAULTS") == "full" else 6
+KILLS = 50 if os.environ.get("THUMBNET_FAULTS") == "full" else 4
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SETTINGS = ["--epochs", "2", "--set", "checkpoint.steps=1", "--set", "data.subset_size=400"]
 

@@ -19,7 +19,7 @@ from helpers import noise
 pytestmark = pytest.mark.slow
 
 FULL = os.environ.get("THUMBNET_FAULTS") == "full"
-STEPS = 100_000 if FULL else 3_000
+STEPS = 100_000 if FULL else 1_500
 PICTURES = 1_000_000 if FULL else 30_000
 MEGABYTE = 1 << 20
 

@@ -210,7 +210,7 @@ def test_a_process_with_other_data_ends_the_training_before_it_begins(
 
 def test_a_request_to_stop_in_one_process_stops_all_after_the_same_step(folder: Path, tmp_path: Path) -> None:
     arguments: list[str | Path] = [
-        folder, "--recipe", "resnet18", *OVERRIDES, "--set", "training.epochs=12", "--set", "training.batch_size=4",
+        folder, "--recipe", "resnet18", *OVERRIDES, "--set", "training.epochs=6", "--set", "training.batch_size=4",
     ]  # fmt: skip
     calm = train(2, *arguments, "--out", tmp_path / "calm")
     assert calm.returncode == 0, calm.stderr
@@ -227,7 +227,7 @@ def test_a_request_to_stop_in_one_process_stops_all_after_the_same_step(folder: 
     assert "has lost contact" not in errors
     checkpoint = Run(out).load_checkpoint()
     assert checkpoint is not None
-    assert 10 <= checkpoint["state"]["step"] < 12 * 13
+    assert 10 <= checkpoint["state"]["step"] < 6 * 13
     again = train(2, "--resume", out)
     assert again.returncode == 0, again.stderr
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "calm" / "model.safetensors").read_bytes()
@@ -304,7 +304,7 @@ def test_two_machines_train_and_survive(
 ) -> None:
     """If the link is cut or the other machine's agent dies, the first goes on alone to the correct result."""
     arguments: list[str | Path] = [
-        folder, "--recipe", "resnet18", *OVERRIDES, "--set", "training.epochs=40", "--checkpoint-steps", "1", "--auto-resume",
+        folder, "--recipe", "resnet18", *OVERRIDES, "--set", "training.epochs=20", "--checkpoint-steps", "1", "--auto-resume",
     ]  # fmt: skip
     done = train(1, *arguments, "--out", tmp_path / "calm")
     assert done.returncode == 0, done.stderr
@@ -331,7 +331,7 @@ def test_two_machines_train_and_survive(
     assert "2 processes" in text
     assert (out / "summary.json").exists()
     calm, run = metrics(tmp_path / "calm"), metrics(out)
-    assert len(run) == 40
+    assert len(run) == 20
     assert run[-1]["loss"] == pytest.approx(calm[-1]["loss"], rel=0.05, abs=1e-3)
     assert Run(out).summary["accuracy"] == pytest.approx(Run(tmp_path / "calm").summary["accuracy"], abs=0.04)
     assert Run(out).summary["processes"] == (2 if fault == "none" else 1)

@@ -23,9 +23,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from thumbnet.data import plugins
-from thumbnet.data.reading import check_reads, is_not_there, is_of_the_system, read_error
+from thumbnet.data.reading import is_not_there, is_of_the_system, read_error
 from thumbnet.errors import TooManyPixelsError, UnknownFormatError, UnreadableImageError
-from thumbnet.files import open_whole
+from thumbnet.files import check_reads, open_whole
 
 try:
     import simplejpeg

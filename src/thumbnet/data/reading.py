@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from thumbnet.errors import DataError, FailedReadError, ThumbnetError, printable
-from thumbnet.files import WholeFile, open_whole
+from thumbnet.files import open_whole
 
 # A name too long or a cycle of links leads to no file either.
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
@@ -100,16 +100,6 @@ def inside(folder: str | Path) -> list[Path]:
         if is_not_there(error):
             return []
         raise read_error(error, folder) from None
-
-
-def check_reads(file: io.BufferedReader) -> None:
-    """Check that no read of a file from ``open_whole`` has failed: some libraries go on after a failure.
-
-    Raises:
-        OSError: the first failure.
-    """
-    if isinstance(file.raw, WholeFile) and file.raw.failure is not None:
-        raise file.raw.failure
 
 
 def open_text(path: str | Path, encoding: str, newline: str | None = None) -> io.TextIOWrapper:

@@ -26,7 +26,6 @@ import itertools
 import json
 import os
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -42,6 +41,7 @@ from thumbnet.files import (
     finite,
     locked,
     make_folder,
+    open_zip,
     read_json,
     read_whole,
     reason,
@@ -279,7 +279,7 @@ class Run:
         if not path.is_file():
             return None
         try:
-            with zipfile.ZipFile(path) as parts:
+            with open_zip(path) as parts:
                 damaged = parts.testzip()  # torch.load does not check the checksums
             if damaged is not None:
                 raise ValueError(f"the file is damaged: the checksum of {damaged} is wrong")

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from thumbnet.data import plugins
-from thumbnet.data.reading import check_reads, is_folder, reads
+from thumbnet.data.reading import is_folder, reads
 from thumbnet.errors import DataError, printable
-from thumbnet.files import clear_leftovers, open_whole, sync_below
+from thumbnet.files import check_reads, clear_leftovers, open_whole, open_zip, sync_below
 from thumbnet.sources.index import is_picture_name, is_picture_start
 from thumbnet.sources.packed import Pack, PackWriter, Unpacked
 from thumbnet.sources.tar import DAMAGED, Readable, members
@@ -130,7 +130,7 @@ def _unpack_tar(archive: Path, writer: _Writer) -> None:
 
 
 def _unpack_zip(archive: Path, writer: _Writer) -> None:
-    with open_whole(archive) as file, zipfile.ZipFile(file) as zipped:
+    with open_zip(archive) as zipped:
         for info in zipped.infolist():
             if stat.S_ISLNK(info.external_attr >> 16):
                 raise DataError(f"{printable(str(archive))} is refused: {info.filename!r} in it is a link")

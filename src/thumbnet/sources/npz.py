@@ -21,7 +21,7 @@ from numpy.lib import format as npy
 from thumbnet.data.reading import inside, is_file, is_folder, is_of_the_system, read_error
 from thumbnet.data.splits import Data
 from thumbnet.errors import DataError, printable
-from thumbnet.files import open_whole
+from thumbnet.files import open_whole, open_zip
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
 from thumbnet.sources.arrays import Arrays, data_from_arrays, pair_up, part_of
@@ -129,7 +129,7 @@ def _chosen(path: Path) -> list[Path]:
 
 def _is_whole(path: Path) -> bool:
     """Whether a ``.npz`` has both pictures and labels, so that no other file is needed."""
-    with _damage_as_data_error(path), open_whole(path) as file, zipfile.ZipFile(file) as zipped:
+    with _damage_as_data_error(path), open_zip(path) as zipped:
         roles = {part_of(Path(info.filename).stem)[2] for info in zipped.infolist()}
         return {"images", "labels"} <= roles
 
@@ -141,7 +141,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         DataError: the file is damaged, is a decompression bomb, or holds Python objects.
     """
     arrays = {}
-    with _damage_as_data_error(path), open_whole(path) as whole, zipfile.ZipFile(whole) as zipped:
+    with _damage_as_data_error(path), open_zip(path) as zipped:
         infos = [info for info in zipped.infolist() if info.filename.endswith(".npy")]
         limit = MAX_EXPANSION * path.stat().st_size + _BLOCK
         if sum(info.file_size for info in infos) > limit:
