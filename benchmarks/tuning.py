@@ -1,11 +1,10 @@
 """Compares ``thumbnet tune`` with ``small`` and ``fast`` that train for the same total time.
 
-    python benchmarks/tuning.py --minutes 10 --json build/tuning/results.json
+    python benchmarks/tuning.py --minutes 2 --folders pictures/ photos/
     python benchmarks/tuning.py --cases cifar-500 --minutes 2 --seeds 1
 
-The cases are parts of CIFAR-10 with 500, 2,000 and 10,000 training pictures, the embedded digits as a folder
-of PNG files, and CIFAR-10's cats and dogs, 500 of each, enlarged to 64 pixels. All are measured on test
-pictures that choose nothing: 2,000 of CIFAR-10's.
+The cases are parts of CIFAR-10 with 500, 2,000 and 10,000 training pictures, measured on 2,000 of its test
+pictures, and any folders of yours. Test pictures choose nothing.
 
 Results are written after every training. If the program is interrupted, call it again: it continues.
 """
@@ -14,16 +13,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from howtos import part
 from label_noise import part_of, spread
 from measure import SHARED
-from PIL import Image
 from resumable import Results
 
 from thumbnet.cli.console import say, table
@@ -34,77 +31,47 @@ from thumbnet.training.train import train
 from thumbnet.tuning.tune import resume_tuning, tune
 
 RIVALS = ("small", "fast")
-PETS = ("cat", "dog")
-PETS_EACH = 500
-TESTED = 2000  # test pictures of CIFAR-10
+PARTS = {"cifar-500": 500, "cifar-2000": 2000, "cifar-10000": 10_000}  # training pictures of CIFAR-10
+TESTED = 2000  # test pictures of CIFAR-10: looking at all of them would take longer than training
 
 
-@dataclass(frozen=True)
-class Case:
-    """A data set, and the settings that all trainings on it share."""
-
-    load: Callable[[argparse.Namespace], Data | Path]
-    settings: tuple[str, ...] = ()
-
-
-def cifar(pictures: int) -> Case:
-    """A part of CIFAR-10."""
-    return Case(lambda options: with_few_test_pictures(part_of(load_data(options.data), pictures)))
-
-
-def pets(options: argparse.Namespace) -> Data:
-    """CIFAR-10's cats and dogs."""
-    return with_few_test_pictures(part(load_data(options.data), PETS, dict.fromkeys(PETS, PETS_EACH), 0))
-
-
-def with_few_test_pictures(data: Data) -> Data:
-    """``data`` with some test pictures only: looking at all of them would take longer than training."""
+def part_of_cifar(options: argparse.Namespace, pictures: int) -> Data:
+    """A part of CIFAR-10's training pictures, and some of its test pictures."""
+    data = part_of(load_data(options.data), pictures)
     test = data.splits["test"]
     chosen = np.sort(np.random.default_rng(0).permutation(len(test))[:TESTED])
     return replace(data, splits={**data.splits, "test": test.subset(chosen)})
 
 
-def digits_folder(options: argparse.Namespace) -> Path:
-    """The embedded digits as ``SPLIT/CLASS/*.png``."""
-    data, root = load_data("digits"), Path(options.work) / "digits"
-    for name in ("train", "test"):
-        split = data.splits[name]
-        for index in range(len(split)):
-            path = root / name / data.class_names[int(split.labels[index])] / f"{index:04}.png"
-            if not path.is_file():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(np.asarray(split.read(index))).save(path)
-    return root
+def load_case(options: argparse.Namespace, name: str) -> Data | Path:
+    """A part of CIFAR-10 by its name, or a folder by its path."""
+    return part_of_cifar(options, PARTS[name]) if name in PARTS else Path(name)
 
 
-CASES = {
-    "cifar-500": cifar(500),
-    "cifar-2000": cifar(2000),
-    "cifar-10000": cifar(10_000),
-    "digits": Case(digits_folder),
-    "pets-64": Case(pets, ("data.image_size=64",)),
-}
+def cases(options: argparse.Namespace) -> list[str]:
+    """The names of the parts of CIFAR-10, then the paths of the folders."""
+    return [*options.cases, *options.folders]
 
 
-def tuned(options: argparse.Namespace, case: Case, seed: int, folder: Path) -> dict[str, Any]:
+def tuned(options: argparse.Namespace, case: str, seed: int, folder: Path) -> dict[str, Any]:
     """What a search reaches; an interrupted one goes on."""
-    data = case.load(options)
+    data = load_case(options, case)
     if (folder / "tune.json").is_file():
         found = resume_tuning(folder, data=data, device=options.device)
     else:
-        settings = [f"seed={seed}", *case.settings]
-        found = tune(data, minutes=options.minutes, overrides=settings, out=folder, device=options.device)
+        overrides = [f"seed={seed}"]
+        found = tune(data, minutes=options.minutes, overrides=overrides, out=folder, device=options.device)
     summary = found.summary
     kept = ("accuracy", "best", "start", "trials", "complete", "stopped", "shortened", "changed")
     return {key: summary[key] for key in (*kept, "seconds_total")}
 
 
-def trained(options: argparse.Namespace, case: Case, recipe: str, seed: int, folder: Path) -> dict[str, Any]:
+def trained(options: argparse.Namespace, case: str, recipe: str, seed: int, folder: Path) -> dict[str, Any]:
     """What a recipe reaches in the same time; an interrupted training goes on."""
     run = train(
-        case.load(options),
+        load_case(options, case),
         recipe,
-        overrides=[f"seed={seed}", *case.settings],
+        overrides=[f"seed={seed}"],
         minutes=options.minutes,
         out=folder,
         device=options.device,
@@ -116,8 +83,9 @@ def trained(options: argparse.Namespace, case: Case, recipe: str, seed: int, fol
 def measure(options: argparse.Namespace, results: Results) -> None:
     """Measure everything that ``results`` lack."""
     for seed in range(options.seeds):
-        for name in options.cases:
-            folder, case = Path(options.work) / f"{name}-{seed}", CASES[name]
+        for case in cases(options):
+            name = Path(case).name
+            folder = Path(options.work) / f"{name}-{seed}"
             results.once(f"{name}, seed {seed}: tune", lambda: tuned(options, case, seed, folder / "tune"))  # noqa: B023
             for recipe in RIVALS:
                 results.once(
@@ -126,10 +94,10 @@ def measure(options: argparse.Namespace, results: Results) -> None:
                 )
 
 
-def rows(found: dict[str, dict[str, Any]], cases: Sequence[str], seeds: int) -> list[list[str]]:
+def rows(found: dict[str, dict[str, Any]], names: Sequence[str], seeds: int) -> list[list[str]]:
     """For each case: test accuracies in percent, and the trials and the gain on held-out pictures."""
     table_rows = []
-    for name in cases:
+    for name in names:
         of = {
             way: [found[f"{name}, seed {seed}: {way}"] for seed in range(seeds)] for way in ("tune", *RIVALS)
         }
@@ -145,7 +113,10 @@ def arguments() -> argparse.ArgumentParser:
     """The options of this program."""
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("--data", default=str(SHARED), help="CIFAR-10 (default: %(default)s)")
-    made.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="default: all")
+    made.add_argument("--cases", nargs="*", choices=list(PARTS), default=list(PARTS), help="default: all")
+    made.add_argument(
+        "--folders", nargs="*", default=[], metavar="DIR", help="pictures in folders of classes"
+    )
     made.add_argument("--minutes", type=float, default=10.0, help="for each training (default: %(default)s)")
     made.add_argument("--seeds", type=int, default=3, help="number of seeds (default: %(default)s)")
     made.add_argument("--device", default="auto", help="as in thumbnet train (default: %(default)s)")
@@ -163,7 +134,7 @@ def main() -> None:
     measure(options, results)
     say(f"test accuracy, %, {options.minutes:g} minute(s) each, n = {options.seeds}")
     head = ["data", "tune", *RIVALS, "trials", "held-out gain, points", "longest tune, s"]
-    say(table(head, rows(results.found, options.cases, options.seeds)))
+    say(table(head, rows(results.found, [Path(case).name for case in cases(options)], options.seeds)))
 
 
 if __name__ == "__main__":

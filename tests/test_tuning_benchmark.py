@@ -23,22 +23,22 @@ def test_every_way_is_measured_once_per_case_and_seed_and_not_again(
     called: list[str] = []
     searched = {"accuracy": 0.6, "best": 0.5, "start": 0.45, "trials": 12, "seconds_total": 118.0}
 
-    def tuned(_: object, case: object, seed: int, folder: Path) -> dict[str, float]:
+    def tuned(_: object, case: str, seed: int, folder: Path) -> dict[str, float]:
         called.append(f"{folder.parent.name} tune")
         return searched
 
-    def trained(_: object, case: object, recipe: str, seed: int, folder: Path) -> dict[str, float]:
+    def trained(_: object, case: str, recipe: str, seed: int, folder: Path) -> dict[str, float]:
         called.append(f"{folder.parent.name} {recipe}")
         return {"accuracy": 0.5 + 0.1 * seed, "seconds_total": 120.0}
 
     monkeypatch.setattr(tuning, "tuned", tuned)
     monkeypatch.setattr(tuning, "trained", trained)
-    words = ["--cases", "digits", "cifar-500", "--seeds", "2", "--work", str(tmp_path)]
+    words = ["--cases", "cifar-500", "--folders", "my/pictures/", "--seeds", "2", "--work", str(tmp_path)]
     options = tuning.arguments().parse_args(words)
     file = tmp_path / "results.json"
     tuning.measure(options, Results(file, {}))
     assert len(called) == len(set(called)) == 2 * 2 * 3
     tuning.measure(options, again := Results(file, {}))
     assert len(called) == 12
-    first, _ = tuning.rows(again.found, options.cases, options.seeds)
-    assert first == ["digits", "60.00 ± 0.00", "55.00 ± 7.07", "55.00 ± 7.07", "12", "+5.00", "118"]
+    _, last = tuning.rows(again.found, ["cifar-500", "pictures"], options.seeds)
+    assert last == ["pictures", "60.00 ± 0.00", "55.00 ± 7.07", "55.00 ± 7.07", "12", "+5.00", "118"]
