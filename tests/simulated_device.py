@@ -518,6 +518,7 @@ def _patches(gpu: _Gpu, fast_bf16: bool) -> list[tuple[Any, str, Any]]:
     def wait() -> None:
         log.wait("synchronize")
 
+    generator = torch.Generator()
     stream = SimpleNamespace(is_capturing=lambda: False, synchronize=wait)
 
     def built_on_the_host(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -535,7 +536,9 @@ def _patches(gpu: _Gpu, fast_bf16: bool) -> list[tuple[Any, str, Any]]:
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "set_device": log.chosen.append,
-        "default_generators": (torch.Generator(),),
+        "default_generators": (generator,),
+        "get_rng_state": lambda device=None: generator.get_state(),
+        "set_rng_state": lambda state, device=None: generator.set_state(state),
         "get_device_name": lambda device=None: properties.name,
         "get_device_capability": lambda device=None: (properties.major, properties.minor),
         "get_device_properties": lambda device=None: properties,

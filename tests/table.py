@@ -8,9 +8,8 @@ fails a test.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -241,7 +240,7 @@ EXTRA = (
     Cell("tutorial", "fastnet", "cpu", "fp32", "memory", "in parts"),
     Cell("fast", "fastnet", "simulated GPU", "bf16", "memory", "as CUDA graphs"),
     Cell("small", "fastnet", "simulated GPU", "fp32", "memory", "compiled"),
-    Cell("fast", "fastnet", "cpu", "bf16", "memory", format="onnx"),
+    Cell("fast", "fastnet", "simulated GPU", "bf16", "memory", format="onnx"),
     Cell("digits", "fastnet", "cpu", "fp32", "memory", format="onnx-any-size"),
     Cell("small", "fastnet", "cpu", "bf16", "memory", format="onnx-int8"),
     Cell("tutorial", "fastnet", "cpu", "fp16", "memory", format="torch-export"),
@@ -251,17 +250,26 @@ EXTRA = (
 
 def beyond_the_product() -> Iterator[Cell]:
     """Every pair of another way to take steps, or another format, with a value of the five factors."""
-    rounds = [itertools.cycle(values) for values in FACTORS.values()]
     for name in STEPS:
-        for number in range(math.lcm(3, 9) if name not in ("one by one", "compiled") else 0):
-            values = [values[number % len(values)] for values in FACTORS.values()]
-            device = "simulated GPU" if name == "as CUDA graphs" else values[2]
-            yield Cell(values[0], values[1], device, FACTORS["precision"][number // 3 % 3], values[4], name)
+        for number in range(len(NETWORKS) if name not in ("one by one", "compiled") else 0):
+            cell = replace(_mixed(number), steps=name)
+            yield replace(cell, device="simulated GPU") if name == "as CUDA graphs" else cell
     yield Cell("fast", "fastnet", "cpu", "fp32", "memory", "compiled")
-    for name in FORMATS:
-        for _ in range(len(NETWORKS) if name != "safetensors" else 0):
-            recipe, network, device, precision, engine = (next(one) for one in rounds)
-            yield Cell(recipe, network, device, precision, engine, format=name)
+    for turn, name in enumerate(FORMATS):
+        for number in range(len(NETWORKS) if name != "safetensors" else 0):
+            yield replace(_mixed(turn * len(NETWORKS) + number), format=name)
+
+
+def _mixed(number: int) -> Cell:
+    """Values of the five factors: any nine in a row have them all, and every precision on every device."""
+    recipes, networks, devices, precisions, engines = FACTORS.values()
+    return Cell(
+        recipes[number % len(recipes)],
+        networks[(number + number // len(networks)) % len(networks)],  # with another device in each nine
+        devices[number % 3],
+        precisions[number // 3 % 3],
+        engines[number % 2],
+    )
 
 
 # --- the page -----------------------------------------------------------------------------------------------
