@@ -62,7 +62,7 @@ def tuned(options: argparse.Namespace, case: str, seed: int, folder: Path) -> di
         overrides = [f"seed={seed}"]
         found = tune(data, minutes=options.minutes, overrides=overrides, out=folder, device=options.device)
     summary = found.summary
-    kept = ("accuracy", "best", "start", "trials", "complete", "stopped", "shortened", "changed")
+    kept = ("accuracy", "best", "start", "trials", "complete", "stopped", "changed")
     return {key: summary[key] for key in (*kept, "seconds_total")}
 
 

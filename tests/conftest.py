@@ -115,13 +115,13 @@ def any_size_file(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def cifar_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A part of CIFAR-10 (JPEG copy): train/CLASS/0000..1499.jpg and test/CLASS/0000..0299.jpg."""
+    """A part of CIFAR-10 (JPEG copy): train/CLASS/0000..1499.jpg and test/CLASS/0000..0149.jpg."""
     place = Path(os.environ.get("THUMBNET_CIFAR10") or Path(__file__).parents[2] / "shared" / "data")
     archive = place / "cifar10-jpeg.tar.xz" if place.is_dir() else place
     if not archive.is_file():
         pytest.skip(f"no CIFAR-10 pictures: {archive} does not exist (set THUMBNET_CIFAR10)")
     folder = tmp_path_factory.mktemp("cifar10")
-    limits = {"train": 1500, "test": 300}
+    limits = {"train": 1500, "test": 150}
     with tarfile.open(archive) as tar:
         for member in tar:
             parts = Path(member.name).parts

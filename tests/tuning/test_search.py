@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ pytest.importorskip("jinja2", reason="the extra 'tune' is not installed")
 
 from helpers import coloured_data, write_class_folders
 from thumbnet.errors import DivergedError, InterruptedTuneError, RunError, ThumbnetError
-from thumbnet.recipes.recipe import Recipe, load_recipe, read_recipe, recipe_from_dict
+from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.folder import Run
 from thumbnet.training.fit import StepResult
 from thumbnet.training.time_budget import Speed
@@ -110,27 +109,6 @@ def test_a_search_uses_its_time_and_keeps_enough_for_the_final_training(
     assert watch.minutes == [None]  # as many epochs as the best trial had
     assert pretend.final["recipe"] == found.recipe
     assert pretend.final["data"] is data
-
-
-def test_a_search_with_short_trials_leaves_the_rest_of_the_time_to_the_final_training(
-    pretend: Pretend, tmp_path: Path
-) -> None:
-    watch, out = Watch(), tmp_path / "search"
-    pretend.seconds = 1.5
-    settings = [one for one in SHORTEST if "epochs" not in one] + ["model.width=0.125"]
-    tune(coloured_data(90), "small", minutes=0.5, overrides=settings, out=out, listener=watch, device="cpu")
-    (minutes,) = watch.minutes
-    assert minutes is not None
-    assert 60 * minutes == pytest.approx(30 - (pretend.now - 100) - 2, abs=0.1)
-    assert 60 * minutes > 10
-    assert pretend.final["minutes"] == minutes
-    assert 5 <= len(pretend.trials) <= 11
-    settings_file = json.loads((out / "tune.json").read_text())
-    whole = load_recipe("small").training.epochs
-    assert settings_file["shortened"]
-    assert recipe_from_dict(tomllib.loads(settings_file["recipe"])).training.epochs < whole
-    # A later training with the recipe is not bound to the time of this search.
-    assert read_recipe(out / "recipe.toml").training.epochs == whole
 
 
 def test_a_trial_that_would_end_late_is_given_up_and_does_not_count(pretend: Pretend, tmp_path: Path) -> None:

@@ -9,14 +9,12 @@ import pytest
 from thumbnet.recipes.networks import is_timm
 from thumbnet.recipes.recipe import Recipe, load_recipe, recipe_from_dict, recipe_names
 from thumbnet.recipes.settings import OptimizerSettings
-from thumbnet.tuning.space import ONLY_UPWARDS, Knob, knobs, recipe_at, start_of
+from thumbnet.tuning.space import Knob, knobs, recipe_at, start_of
 
 SEARCHED = [name for name in recipe_names() if not load_recipe(name).training.frozen]
 
 
-def of(
-    recipe: Recipe, *named: str, shortened: bool = False, takes_width: bool | None = None
-) -> dict[str, Knob]:
+def of(recipe: Recipe, *named: str, takes_width: bool | None = None) -> dict[str, Knob]:
     found = knobs(
         recipe,
         frozenset(named),
@@ -24,7 +22,6 @@ def of(
         (32, 32),
         takes_width=not is_timm(recipe.model.name) if takes_width is None else takes_width,
         most_epochs=10 * recipe.training.epochs,
-        shortened=shortened,
     )
     return {knob.name: knob for knob in found}
 
@@ -86,16 +83,6 @@ def test_the_learning_rate_follows_the_batch_size() -> None:
     assert found == recipe.with_batch_size(32)
     both = recipe_at(recipe, {"batch size": 32, "learning rate": 2.0})
     assert both.optimizer.lr == pytest.approx(recipe.optimizer.lr, rel=1e-3)
-
-
-def test_short_trials_search_no_weaker_augmentation_and_no_smaller_batches_than_the_recipe() -> None:
-    recipe = load_recipe("small")
-    short = of(recipe, shortened=True)
-    assert "batch size" not in short
-    for name in ONLY_UPWARDS:
-        assert short[name].low == short[name].start
-        assert short[name].high > short[name].start
-    assert short["learning rate"].low < 1
 
 
 def test_a_knob_survives_json() -> None:

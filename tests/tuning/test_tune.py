@@ -124,7 +124,7 @@ def test_data_that_have_changed_stop_a_search_that_goes_on(unfinished: Path) -> 
         ({}, "say how long to search"),
         ({"minutes": 0}, "--minutes 0: expected"),
         ({"trials": 0}, "--trials 0: expected 1 or more"),
-        ({"minutes": 0.02}, "--minutes 0.02 is too short: one trial takes about"),
+        ({"minutes": 0.02}, "--minutes 0.02 is too short for a search: a trial takes about"),
     ],
 )
 def test_a_length_that_makes_no_search_is_an_error(

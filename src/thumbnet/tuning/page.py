@@ -91,7 +91,6 @@ def write_page(
     name: str,
     source: str,
     recipe: Recipe,
-    trial_epochs: int | None,
     varied: Sequence[Knob],
     records: Sequence[Record],
     best: Record,
@@ -109,7 +108,6 @@ def write_page(
         name: the name of the search.
         source: its data.
         recipe: where it started.
-        trial_epochs: the number of epochs of each trial, if it is less than the recipe's.
         varied: what it varied.
         records: its finished trials.
         best: the best one.
@@ -136,7 +134,6 @@ def write_page(
         name=name,
         source=source,
         recipe=recipe,
-        trial_epochs=trial_epochs,
         how=how,
         measure=measure,
         best=best,

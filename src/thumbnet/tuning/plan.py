@@ -1,9 +1,11 @@
 """Divide the time of a search between its trials and the final training.
 
-A third of the time is kept for the final training. If the rest holds ``TRIALS`` trainings of the recipe where
-the search starts, the number of epochs is searched as well, and the final training has as many as the best
-trial. Otherwise, trials train for fewer epochs than the recipe. Half of the time is then kept for the final
-training, because its length matters more than its settings, and it uses all the time that is left.
+A third of the time is kept for the final training, and the rest has to hold ``TRIALS`` trials of the recipe
+where the search starts. The number of epochs is searched as well, and the final training has as many as the
+best trial.
+
+With less time there is no search: one training that takes all of it is better. With trials of fewer epochs,
+and half of the time for them, it lost up to three points (docs/notebook/tuning.md).
 """
 
 from __future__ import annotations
@@ -16,15 +18,15 @@ import torch
 
 from thumbnet.batches.prepare import Prepared
 from thumbnet.errors import ThumbnetError
+from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.training.time_budget import AT_THE_END, NARROW, VIEWS, Speed, costs, is_short, measure_speed
+from thumbnet.training.time_budget import AT_THE_END, VIEWS, Speed, costs, measure_speed
 from thumbnet.tuning.parts import Parts
 from thumbnet.tuning.study import Record
 from thumbnet.tuning.trial import POINTS
 
-FINAL_SHARE, FINAL_SHARE_AFTER_SHORT_TRIALS = 1 / 3, 1 / 2
-TRIALS = 6
-FEWEST_STEPS = 20  # of a trial's network; fewer say nothing
+FINAL_SHARE = 1 / 3
+TRIALS = 6  # fewer find nothing
 GROWTH = 1.7  # a training takes as many times as long as this power of the width
 PER_NETWORK = 0.3  # seconds to build a network, in addition to its steps
 WRITING = 4.0  # seconds for the page
@@ -101,89 +103,59 @@ class Plan:
     """How the time of a search is used.
 
     Attributes:
-        recipe: where the search starts.
-        shortened: whether trials are shorter than the recipe's training.
         most_epochs: the longest training that a trial may have.
         note: the plan in words.
     """
 
-    recipe: Recipe
-    shortened: bool
     most_epochs: int
     note: str
 
 
 def plan(
-    recipe: Recipe, parts: Parts, cost: Cost, minutes: float, left: float, *, fixed: bool, may_narrow: bool
+    recipe: Recipe,
+    parts: Parts,
+    cost: Cost,
+    minutes: float,
+    left: float,
+    trials: int | None = None,
+    *,
+    fixed: bool = False,
 ) -> Plan:
     """Plan a search of ``minutes``.
 
     Args:
-        recipe: the recipe for the data.
+        recipe: where the search starts.
         parts: what trials train on.
         cost: of the recipe's network.
         minutes: the whole time.
         left: seconds of it that are left.
+        trials: the number of trials that the user asked for.
         fixed: whether the user set the number of epochs.
-        may_narrow: whether the network of half the width may be the start if the time is short.
 
     Raises:
-        ThumbnetError: the time is too short for one trial and the final training.
+        ThumbnetError: the time is too short for ``TRIALS`` trials, or for ``trials``, and the final training.
     """
-    wanted = recipe.training.epochs
-    if not fixed and _epochs_within(_share_of_a_trial(minutes, left, False), recipe, parts, cost) < wanted:
-        recipe = _for_short_time(recipe, parts, cost, minutes, left, may_narrow)
-    shortened = recipe.training.epochs < wanted
-    for_trials = TRIALS * _share_of_a_trial(minutes, left, shortened)
+    for_trials = left - 60 * minutes * FINAL_SHARE - WRITING
     takes = cost.trial(recipe, parts.parts)
-    kept = "half" if shortened else "a third"
-    if takes > for_trials:
-        least = (60 * minutes - left + takes + WRITING) / (1 - final_share(shortened)) / 60
+    fewest = min(TRIALS, trials or TRIALS)
+    if fewest * takes > for_trials:
+        least = (60 * minutes - left + fewest * takes + WRITING) / (1 - FINAL_SHARE) / 60
         least = max(math.ceil(10 * least) / 10, minutes + 0.1)
         raise ThumbnetError(
-            f"--minutes {minutes:g} is too short: one trial takes about {takes:.0f} s here, and {kept} of "
-            f"the time is kept for the final training. Give at least --minutes {least:.4g}, and several "
-            "times as much for a search that finds something"
+            f"--minutes {minutes:g} is too short for a search: a trial takes about {takes:.0f} s here, and "
+            f"{fewest} of them have to fit into two thirds of the time. Give at least --minutes {least:.4g}, "
+            "or let one training have all of the time, which is better than a hurried search: "
+            f"{command('train', 'DATA', '--minutes', f'{minutes:g}')}"
         )
     most = recipe.training.epochs
-    if not (shortened or fixed):
+    if not fixed:
         most = _epochs_within(2 * for_trials / TRIALS, recipe, parts, cost)
     networks = f" ({len(parts.parts)} networks)" if len(parts.parts) > 1 else ""
     note = (
         f"{minutes:g} minute(s): a trial takes about {takes:.0f} s{networks}, so about "
-        f"{max(1, int(for_trials / takes))} of them; {kept} of the time is kept for the final training"
+        f"{int(for_trials / takes)} of them; a third of the time is kept for the final training"
     )
-    if shortened:
-        note += (
-            f". Trials have {recipe.training.epochs} epochs instead of {wanted}, and the final training has "
-            "all the time that is left"
-        )
-    return Plan(recipe, shortened, most, note)
-
-
-def final_share(shortened: bool) -> float:
-    """The share of the time that is kept for the final training."""
-    return FINAL_SHARE_AFTER_SHORT_TRIALS if shortened else FINAL_SHARE
-
-
-def _share_of_a_trial(minutes: float, left: float, shortened: bool) -> float:
-    """Seconds that each of ``TRIALS`` trials may take."""
-    return (left - 60 * minutes * final_share(shortened) - WRITING) / TRIALS
-
-
-def _for_short_time(
-    recipe: Recipe, parts: Parts, cost: Cost, minutes: float, left: float, may_narrow: bool
-) -> Recipe:
-    """The recipe with a narrower network, if that suits the final training, and fewer epochs if need be."""
-    wanted = recipe.training.epochs
-    for_final = 60 * minutes * final_share(True)
-    if may_narrow and is_short(_of_length(recipe, for_final, cost), parts.pictures):
-        recipe = replace(recipe, model=replace(recipe.model, width=NARROW * recipe.model.width))
-        if _epochs_within(_share_of_a_trial(minutes, left, False), recipe, parts, cost) >= wanted:
-            return recipe
-    possible = _epochs_within(_share_of_a_trial(minutes, left, True), recipe, parts, cost)
-    epochs = min(wanted, max(possible, _fewest(recipe, parts)))
-    return replace(recipe, training=replace(recipe.training, epochs=epochs))
+    return Plan(most, note)
 
 
 def _epochs_within(seconds: float, recipe: Recipe, parts: Parts, cost: Cost) -> int:
@@ -195,18 +167,6 @@ def _epochs_within(seconds: float, recipe: Recipe, parts: Parts, cost: Cost) -> 
     per_epoch = (many - one) / POINTS
     at_first = one - POINTS * per_epoch
     return max(0, int((seconds - at_first) / per_epoch))
-
-
-def _of_length(recipe: Recipe, seconds: float, cost: Cost) -> Recipe:
-    """The recipe with about as many steps as fit into ``seconds``."""
-    per_picture = max(cost.speed.per_picture.values())
-    steps = max(1, int(seconds / per_picture / recipe.training.batch_size))
-    return replace(recipe, training=replace(recipe.training, steps=steps))
-
-
-def _fewest(recipe: Recipe, parts: Parts) -> int:
-    """The least number of epochs of a trial."""
-    return min(recipe.training.epochs, -(-FEWEST_STEPS // len(parts.parts[0].with_recipe(recipe).train)))
 
 
 def _held_out(part: Prepared) -> int:

@@ -28,7 +28,7 @@ from thumbnet.training.train import train
 from thumbnet.tuning.listener import Progress, TuneListener
 from thumbnet.tuning.page import trials_csv, write_page
 from thumbnet.tuning.parts import Parts
-from thumbnet.tuning.plan import SPARE, WRITING, Cost, final_share
+from thumbnet.tuning.plan import FINAL_SHARE, SPARE, WRITING, Cost
 from thumbnet.tuning.space import Knob, recipe_at
 from thumbnet.tuning.study import Record, Study, Suggestion, best_of
 from thumbnet.tuning.trial import HopelessTrialError, run_trial
@@ -54,10 +54,8 @@ class Tuned:
 
     @property
     def start(self) -> Recipe:
-        """The recipe where the search started, with its own number of epochs."""
-        settings = read_json(self.path / SETTINGS)
-        recipe = recipe_from_toml(settings.get("recipe"))
-        return replace(recipe, training=replace(recipe.training, epochs=settings["epochs"]))
+        """The recipe where the search started."""
+        return recipe_from_toml(read_json(self.path / SETTINGS).get("recipe"))
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -76,7 +74,7 @@ class Search:
         given: the data as the user gave them, for the final training.
         corrections: corrections of labels, if any.
         parts: what trials train on.
-        recipe: where the search starts, with as many epochs as its trials have.
+        recipe: where the search starts.
         varied: what it varies.
         cost: how long trainings take; None for a search without a time.
         device, listener: as in the call.
@@ -211,9 +209,8 @@ class Tuner:
         deadline = self.deadline
         if deadline is None:
             return None
-        shortened = bool(self.search.settings["shortened"])
-        kept = 60 * float(self.search.settings["minutes"]) * final_share(shortened)
-        if not shortened and self._best() is not None:
+        kept = 60 * float(self.search.settings["minutes"]) * FINAL_SHARE
+        if self._best() is not None:
             kept = min(kept, SPARE * self._final_seconds(best_of(self.records)))
         return deadline - kept - WRITING - time.perf_counter()
 
@@ -233,7 +230,7 @@ class Tuner:
 
     def _recipe_of(self, best: Record) -> Recipe:
         """The recipe to keep: everything is decided, so nothing in it depends on the data any more."""
-        found = self._of_full_length(recipe_at(self.search.recipe, best.point))
+        found = recipe_at(self.search.recipe, best.point)
         source = Path(self.search.data.source).name or self.search.data.source
         return replace(
             found,
@@ -241,13 +238,6 @@ class Tuner:
             description=f"found for {source} by thumbnet tune, starting from {self.search.recipe.name}",
             training=replace(found.training, min_steps=0),
         )
-
-    def _of_full_length(self, recipe: Recipe) -> Recipe:
-        """The recipe with the number of epochs that trials were shortened from, if they were."""
-        if not self.search.settings["shortened"]:
-            return recipe
-        epochs = int(self.search.settings["epochs"])
-        return replace(recipe, training=replace(recipe.training, epochs=epochs))
 
     def _write_found(self) -> None:
         """Write what is known, so that a kill loses nothing."""
@@ -263,8 +253,7 @@ class Tuner:
             search.path / "tune.html",
             name=search.path.resolve().name,
             source=search.data.source,
-            recipe=self._of_full_length(search.recipe),
-            trial_epochs=search.recipe.training.epochs if search.settings["shortened"] else None,
+            recipe=search.recipe,
             varied=search.varied,
             records=self.records,
             best=best_of(self.records),
@@ -282,7 +271,7 @@ class Tuner:
         minutes = None
         if deadline is not None:
             left = deadline - WRITING / 2 - time.perf_counter()
-            if search.settings["shortened"] or self._final_seconds(best) * SPARE > left:
+            if self._final_seconds(best) * SPARE > left:
                 minutes = round(max(left, 1.0) / 60, 3)
         self.listener.on_final(best, minutes)
         try:
@@ -319,7 +308,6 @@ class Tuner:
             "stopped": states.count("stopped"),
             "failed": states.count("failed"),
             "start_recipe": search.recipe.name,
-            "shortened": search.settings["shortened"],
             "changed": best.point,
             "importances": self.study.importances(),
             "run": RUN,

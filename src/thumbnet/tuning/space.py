@@ -24,7 +24,6 @@ EPOCHS = (0.5, 8.0)  # factors on the recipe's number of epochs
 STRONGEST_LIGHT = 0.5
 MOST_SHIFT = 8  # pixels
 MOST_SMOOTHING = 0.3
-ONLY_UPWARDS = ("width", "shift", "cutout", "light", "smoothing")  # in a search with short trials
 
 
 @dataclass(frozen=True)
@@ -75,13 +74,8 @@ def knobs(
     *,
     takes_width: bool,
     most_epochs: int,
-    shortened: bool = False,
 ) -> tuple[Knob, ...]:
     """List what a search that starts from ``recipe`` varies.
-
-    Short trainings do best with weak augmentation, little smoothing, a narrow network and small batches, and
-    long ones do not. If trials are much shorter than the final training, augmentation, smoothing and width
-    are therefore searched only upwards from the recipe, and the batch size is left alone.
 
     Args:
         recipe: where the search starts.
@@ -91,7 +85,6 @@ def knobs(
         takes_width: whether the network's width can be chosen.
         most_epochs: the longest training that the time allows; the recipe's number of epochs or fewer to
             keep the number as it is.
-        shortened: whether trials are shorter than the final training.
     """
     training, augment, width = recipe.training, recipe.augment, recipe.model.width
     side = min(size)
@@ -110,13 +103,9 @@ def knobs(
         found.append(_number("light", 0.0, STRONGEST_LIGHT, augment.brightness, keys))
     smoothing = training.label_smoothing
     found.append(_number("smoothing", 0.0, MOST_SMOOTHING, smoothing, ("training.label_smoothing",)))
-    if shortened:
-        found = [replace(one, low=one.start) if one.name in ONLY_UPWARDS else one for one in found]
-    else:
-        least = max(SMALLEST_BATCH, training.batch_size // 2)
-        most = min(2 * training.batch_size, pictures // 4)
-        batch = ("training.batch_size",)
-        found.append(_whole("batch size", least, most, training.batch_size, batch, log=True))
+    least, most = max(SMALLEST_BATCH, training.batch_size // 2), min(2 * training.batch_size, pictures // 4)
+    batch = ("training.batch_size",)
+    found.append(_whole("batch size", least, most, training.batch_size, batch, log=True))
     if most_epochs > training.epochs:
         least, most = (max(1, int(factor * training.epochs)) for factor in EPOCHS)
         length = ("training.epochs",)

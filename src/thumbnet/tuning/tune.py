@@ -41,7 +41,7 @@ from thumbnet.runs.fields import optional_text
 from thumbnet.runs.folder import CORRECTIONS_NAME, LOCK_NAME, Run
 from thumbnet.sources.load import where_again
 from thumbnet.training.choose import choose_recipe, load_for
-from thumbnet.training.time_budget import check_minutes, may_narrow
+from thumbnet.training.time_budget import check_minutes
 from thumbnet.training.train import with_absolute_init
 from thumbnet.tuning.listener import TuneListener
 from thumbnet.tuning.page import check_page
@@ -108,7 +108,7 @@ def tune(
         listener.on_data(loaded)
         base = _without_length_in_steps(with_absolute_init(base))
         parts = divide(loaded, base, chosen, listener.on_decode)
-        start = _planned(base, parts, len(loaded.class_names), chosen, started, minutes, recipe, overrides)
+        start = _planned(base, parts, len(loaded.class_names), chosen, started, minutes, trials, overrides)
         run = Run.create(out, loaded.source, "tune")
         settings = {
             "data": where_again(loaded.source),
@@ -117,9 +117,7 @@ def tune(
             "corrected": corrections is not None,
             "minutes": minutes,
             "trials": trials,
-            "shortened": start.shortened,
-            "epochs": base.training.epochs,
-            "recipe": start.recipe.to_toml(),
+            "recipe": base.to_toml(),
             "knobs": [knob.to_dict() for knob in start.varied],
         }
         if loaded.corrected is not None:
@@ -164,7 +162,6 @@ def resume_tuning(
             varied = tuple(Knob.from_dict(one) for one in settings["knobs"])
             source, data_dir = (optional_text(settings[key], key) for key in ("data", "data_dir"))
             corrected, fingerprint = settings["corrected"], settings["fingerprint"]
-            bool(settings["shortened"]), int(settings["epochs"])
             _check_asked(settings["minutes"], settings["trials"])
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecipeError) as error:
             raise RunError(f"{folder / SETTINGS} is damaged ({error}). Start a new search") from None
@@ -207,16 +204,14 @@ class _Start:
     """Where a search starts.
 
     Attributes:
-        recipe: the recipe, with as many epochs as trials have.
+        recipe: the recipe.
         varied: what the search varies.
-        shortened: whether trials have fewer epochs than the recipe.
         cost: how long trainings take; None without a time.
         notes: what the user should know about the plan.
     """
 
     recipe: Recipe
     varied: tuple[Knob, ...]
-    shortened: bool = False
     cost: Cost | None = None
     notes: tuple[str, ...] = ()
 
@@ -228,10 +223,10 @@ def _planned(
     device: torch.device,
     started: float,
     minutes: float | None,
-    asked: str | Path | Recipe | None,
+    trials: int | None,
     overrides: Sequence[str],
 ) -> _Start:
-    """Decide how long trials are, and what is varied.
+    """Decide how the time is used, and what is varied.
 
     Args:
         base: the recipe for the data.
@@ -240,30 +235,30 @@ def _planned(
         device: where to compute.
         started: when the clock started, in seconds of ``time.perf_counter``.
         minutes: the whole time, if there is one.
-        asked: the recipe that the user asked for.
+        trials: the number of trials, if there is one.
         overrides: what the user set, which stays as it is.
 
     Raises:
         ThumbnetError: the time is too short.
     """
     named = frozenset(assignment.partition("=")[0].strip() for assignment in overrides)
-    made, most = _Start(base, ()), int(EPOCHS[1] * base.training.epochs)
+    cost: Cost | None = None
+    notes: tuple[str, ...] = ()
+    most = int(EPOCHS[1] * base.training.epochs)
     if minutes is not None:
         cost = Cost.measure(base, parts, classes, device)
         left = started + 60 * minutes - time.perf_counter()
-        fixed, narrow = "training.epochs" in named, may_narrow(asked, overrides, base)
-        found = plan(base, parts, cost, minutes, left, fixed=fixed, may_narrow=narrow)
-        made, most = _Start(found.recipe, (), found.shortened, cost, (found.note,)), found.most_epochs
+        found = plan(base, parts, cost, minutes, left, trials, fixed="training.epochs" in named)
+        notes, most = (found.note,), found.most_epochs
     varied = knobs(
-        made.recipe,
+        base,
         named,
         parts.pictures,
         parts.size,
         takes_width="width" in inspect.signature(find_builder(base.model.name)).parameters,
         most_epochs=most,
-        shortened=made.shortened,
     )
-    return replace(made, varied=varied)
+    return _Start(base, varied, cost, notes)
 
 
 def _check_asked(minutes: float | None, trials: int | None) -> None:
