@@ -25,6 +25,7 @@ from resumable import Results
 
 from thumbnet.cli.console import say, table
 from thumbnet.data.splits import Data
+from thumbnet.errors import ThumbnetError
 from thumbnet.hardware import choose_device
 from thumbnet.sources.load import load_data
 from thumbnet.training.train import train
@@ -131,7 +132,10 @@ def main() -> None:
     settings = {name: getattr(options, name) for name in ("data", "minutes")}
     file = Path(options.json or Path(options.work) / "results.json")
     results = Results(file, settings, choose_device(options.device))
-    measure(options, results)
+    try:
+        measure(options, results)
+    except ThumbnetError as error:
+        raise SystemExit(str(error)) from None
     say(f"test accuracy, %, {options.minutes:g} minute(s) each, n = {options.seeds}")
     head = ["data", "tune", *RIVALS, "trials", "held-out gain, points", "longest tune, s"]
     say(table(head, rows(results.found, [Path(case).name for case in cases(options)], options.seeds)))

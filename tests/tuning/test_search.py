@@ -19,7 +19,7 @@ from thumbnet.training.time_budget import Speed
 from thumbnet.tuning import search
 from thumbnet.tuning import tune as begin
 from thumbnet.tuning.listener import Progress, TuneListener
-from thumbnet.tuning.plan import Cost
+from thumbnet.tuning.plan import FINAL_SHARE, LONGEST, WRITING, Cost
 from thumbnet.tuning.study import Record
 from thumbnet.tuning.trial import Outcome
 from thumbnet.tuning.tune import resume_tuning, tune
@@ -32,13 +32,16 @@ class Pretend:
 
     Attributes:
         now: the time, in seconds.
-        seconds: how long a trial takes.
-        trials: the learning rates of the trials.
+        seconds: how long a trial takes; None: as long as is expected.
+        later: how long all but the first take, if that differs.
+        trials: the learning rates of the trials; ``took``, their seconds.
         final: the arguments of the final training.
     """
 
     now: float = 100.0
-    seconds: float = 10.0
+    seconds: float | None = 10.0
+    later: float | None = None
+    took: list[float] = field(default_factory=list)
     trials: list[float] = field(default_factory=list)
     final: dict[str, Any] = field(default_factory=dict)
 
@@ -50,9 +53,14 @@ class Pretend:
 
     def run_trial(self, recipe: Recipe, *arguments: Any) -> Outcome:
         self.trials.append(recipe.optimizer.lr)
-        on_step = arguments[-1]
+        on_step, seconds = arguments[-1], self.seconds
+        if seconds is None:
+            seconds = self.measure().unpaced(recipe, arguments[0])
+        if self.later is not None and len(self.trials) > 1:
+            seconds = self.later
+        self.took.append(seconds)
         for step in range(1, 11):
-            self.now += self.seconds / 10
+            self.now += seconds / 10
             on_step(StepResult(1, step, 10, step, 10, 32 * step, 1.0), 0)
         if recipe.optimizer.lr > 0.5:
             raise DivergedError(3, float("nan"), recipe.optimizer.lr)
@@ -113,10 +121,26 @@ def test_a_search_uses_its_time_and_keeps_enough_for_the_final_training(
 
 def test_a_trial_that_would_end_late_is_given_up_and_does_not_count(pretend: Pretend, tmp_path: Path) -> None:
     out = tmp_path / "search"
-    pretend.seconds = 130
+    pretend.later = 400
     found = tune(coloured_data(24), "small", minutes=5, overrides=SHORTEST, out=out, device="cpu")
-    assert found.summary["trials"] == 2
-    assert pretend.now - 100 < 300 * 1.1
+    assert found.summary["trials"] == 1
+    assert len(pretend.trials) == 2
+    assert pretend.now - 100 < 300 * search.LATE + 400 / 10  # one more step
+
+
+def test_suggestions_that_would_take_too_long_are_passed_over_until_the_time_is_used(
+    pretend: Pretend, tmp_path: Path
+) -> None:
+    settings = [one for one in SHORTEST if "epochs" not in one]
+    pretend.seconds = None
+    found = tune(coloured_data(90), "small", minutes=2, overrides=settings, out=tmp_path / "x", device="cpu")
+    for_trials = 120 * (1 - FINAL_SHARE) - WRITING
+    assert max(pretend.took) < LONGEST * 120 * (1 - FINAL_SHARE)
+    assert max(pretend.took) > 3 * min(pretend.took)
+    assert for_trials < sum(pretend.took) < 120 - WRITING  # the final training takes less than a third
+    journal = (tmp_path / "x" / "journal.jsonl").read_text()
+    suggested = journal.count('"op_code": 4') or journal.count('"op_code":4')
+    assert suggested > found.summary["trials"] + 5
 
 
 def test_a_trial_that_diverges_is_failed_and_the_search_goes_on(pretend: Pretend, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ and half of the time for them, it lost up to three points (docs/notebook/tuning.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -27,6 +28,7 @@ from thumbnet.tuning.trial import POINTS
 
 FINAL_SHARE = 1 / 3
 TRIALS = 6  # fewer find nothing
+LONGEST = 1 / 3  # a trial may take this part of the time for trials
 GROWTH = 1.7  # a training takes as many times as long as this power of the width
 PER_NETWORK = 0.3  # seconds to build a network, in addition to its steps
 WRITING = 4.0  # seconds for the page
@@ -55,8 +57,8 @@ class Cost:
     def learn(self, records: Sequence[Record]) -> Cost:
         """The same with the pace of these trials: the median of those that were complete."""
         complete = [one for one in records if one.state == "complete" and one.predicted > 0]
-        paces = sorted(one.seconds / one.predicted for one in complete)
-        return replace(self, pace=paces[len(paces) // 2]) if paces else self
+        paces = [one.seconds / one.predicted for one in complete]
+        return replace(self, pace=statistics.median(paces)) if paces else self
 
     def trial(self, recipe: Recipe, parts: Sequence[Prepared]) -> float:
         """Seconds of a trial that runs to its end."""
@@ -149,7 +151,7 @@ def plan(
         )
     most = recipe.training.epochs
     if not fixed:
-        most = _epochs_within(2 * for_trials / TRIALS, recipe, parts, cost)
+        most = _epochs_within(LONGEST * for_trials, recipe, parts, cost)
     networks = f" ({len(parts.parts)} networks)" if len(parts.parts) > 1 else ""
     note = (
         f"{minutes:g} minute(s): a trial takes about {takes:.0f} s{networks}, so about "

@@ -28,13 +28,14 @@ from thumbnet.training.train import train
 from thumbnet.tuning.listener import Progress, TuneListener
 from thumbnet.tuning.page import trials_csv, write_page
 from thumbnet.tuning.parts import Parts
-from thumbnet.tuning.plan import FINAL_SHARE, SPARE, WRITING, Cost
+from thumbnet.tuning.plan import FINAL_SHARE, LONGEST, SPARE, WRITING, Cost
 from thumbnet.tuning.space import Knob, recipe_at
 from thumbnet.tuning.study import Record, Study, Suggestion, best_of
 from thumbnet.tuning.trial import HopelessTrialError, run_trial
 
 SETTINGS = "tune.json"
 RUN = "run"
+ATTEMPTS = 50  # suggestions for a trial, until one fits into the time
 LATE = 1.1  # a trial is given up once it has taken this many times the time that was left for it
 
 
@@ -132,16 +133,11 @@ class Tuner:
 
     def _try_settings(self) -> None:
         while not self._has_enough():
-            suggestion = self.study.ask()
-            recipe = recipe_at(self.search.recipe, suggestion.point)
-            left = self._search_left()
-            if left is not None and self.records:
-                cost = self._cost()
-                if cost is not None and cost.trial(recipe, self.search.parts.parts) > left:
-                    suggestion.drop()
-                    return
+            suggestion = self._next()
+            if suggestion is None:
+                return
             try:
-                finished = self._try(suggestion, recipe, left)
+                finished = self._try(suggestion)
             except BaseException:
                 suggestion.drop()
                 raise
@@ -151,13 +147,31 @@ class Tuner:
             self._write_found()
             self.listener.on_trial(self.records[-1], self._best())
 
+    def _next(self) -> Suggestion | None:
+        """The next trial; None if nothing is found that the time allows."""
+        for attempt in range(ATTEMPTS):
+            suggestion = self.study.ask(attempt)
+            if not self.records or self._fits(recipe_at(self.search.recipe, suggestion.point)):
+                return suggestion
+            suggestion.drop()
+        return None
+
+    def _fits(self, recipe: Recipe) -> bool:
+        """Whether the time allows a trial of ``recipe``."""
+        left, cost = self._search_left(), self._cost()
+        if left is None or cost is None:
+            return True
+        most = LONGEST * 60 * float(self.search.settings["minutes"]) * (1 - FINAL_SHARE)
+        return cost.trial(recipe, self.search.parts.parts) <= min(left, most)
+
     def _has_enough(self) -> bool:
         trials = self.search.settings["trials"]
         return bool(self.records) and trials is not None and len(self.records) >= int(trials)
 
-    def _try(self, suggestion: Suggestion, recipe: Recipe, left: float | None) -> bool:
+    def _try(self, suggestion: Suggestion) -> bool:
         """Run a trial, and tell the study how it ended; returns False if the time was over."""
-        search, first = self.search, not self.records
+        search, first, left = self.search, not self.records, self._search_left()
+        recipe = recipe_at(search.recipe, suggestion.point)
         started = self._trial_started = time.perf_counter()
         unpaced = 0.0 if search.cost is None else search.cost.unpaced(recipe, search.parts.parts)
         parts = len(search.parts.parts)
