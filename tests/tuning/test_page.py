@@ -104,7 +104,8 @@ def test_the_page_loads_nothing_runs_nothing_and_escapes_names(page: str) -> Non
 
 
 def test_the_table_of_trials_has_the_settings_that_each_one_used() -> None:
-    rows = list(csv.DictReader(io.StringIO(trials_csv(RECIPE, RECORDS))))
+    recipes = [recipe_at(RECIPE, one.point) for one in RECORDS]
+    rows = list(csv.DictReader(io.StringIO(trials_csv(RECORDS, recipes))))
     assert [row["trial"] for row in rows] == ["1", "2", "3", "4"]
     assert [float(row["optimizer.lr"]) for row in rows] == [0.15, 0.3, 0.045, 0.6]
     assert [row["augment.translate"] for row in rows] == ["3", "3", "8", "0"]

@@ -10,7 +10,8 @@ from thumbnet.errors import ThumbnetError
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.training.time_budget import Speed
 from thumbnet.tuning.parts import Parts, divide
-from thumbnet.tuning.plan import FINAL_SHARE, GROWTH, TRIALS, WRITING, Cost, Plan, plan
+from thumbnet.tuning.plan import FINAL_SHARE, MANY, TRIALS, WRITING, Cost, Plan, plan
+from thumbnet.tuning.space import GROWTH
 from thumbnet.tuning.study import Record
 
 RECIPE = load_recipe("small", ["training.batch_size=32"])
@@ -30,16 +31,24 @@ def of_length(recipe: Recipe, epochs: int) -> Recipe:
     return replace(recipe, training=replace(recipe.training, epochs=epochs))
 
 
-def test_longer_trainings_are_searched_as_far_as_the_time_allows(parts: Parts) -> None:
-    found = planned(parts, 10)
-    assert found.most_epochs > RECIPE.training.epochs
-    at_most = (600 * (1 - FINAL_SHARE) - 5 - WRITING) / TRIALS * 2
-    assert COST.trial(of_length(RECIPE, found.most_epochs), parts.parts) <= at_most
-    assert COST.trial(of_length(RECIPE, found.most_epochs + 2), parts.parts) > at_most
+def test_the_recipe_stays_as_it_is_until_many_trials_fit_and_then_they_become_longer(parts: Parts) -> None:
+    takes = COST.trial(RECIPE, parts.parts)
+
+    def minutes(trials: float) -> float:
+        return (trials * takes + 5 + WRITING) / (1 - FINAL_SHARE) / 60
+
+    for trials in (TRIALS + 0.5, MANY - 0.5):
+        found = planned(parts, minutes(trials))
+        assert found.recipe == RECIPE
+        assert f"so about {int(trials)} of them" in found.note
+    found = planned(parts, minutes(3 * MANY))
+    assert found.recipe == of_length(RECIPE, found.recipe.training.epochs)
+    assert COST.trial(found.recipe, parts.parts) == pytest.approx(3 * takes, rel=0.05)
+    assert f"so about {MANY} of them" in found.note
 
 
 def test_a_length_that_the_user_set_is_kept(parts: Parts) -> None:
-    assert planned(parts, 10, fixed=True).most_epochs == RECIPE.training.epochs
+    assert planned(parts, 100, fixed=True).recipe == RECIPE
 
 
 def test_too_little_time_is_an_error_that_says_how_much_is_needed_and_what_is_better(parts: Parts) -> None:
@@ -49,7 +58,7 @@ def test_too_little_time_is_an_error_that_says_how_much_is_needed_and_what_is_be
     needed = float(str(e.value).partition("at least --minutes ")[2].partition(",")[0])
     fewest = TRIALS * COST.trial(RECIPE, parts.parts)
     assert fewest < needed * 60 * (1 - FINAL_SHARE) < fewest + 20
-    assert planned(parts, needed).most_epochs >= RECIPE.training.epochs
+    assert planned(parts, needed).recipe == RECIPE
     with pytest.raises(ThumbnetError, match="too short"):
         planned(parts, needed - 0.2)
 
@@ -72,9 +81,3 @@ def test_a_wider_network_and_a_slower_computer_are_expected_to_take_longer(parts
     records = [Record(n, "complete", {}, 0.5, 1.0, 2.0 * n, 1.0, 1.0) for n in (1, 2, 3)]
     assert COST.learn(records).trial(RECIPE, parts.parts) == pytest.approx(4 * base)
     assert COST.learn([]) == COST
-
-
-def test_the_final_training_is_expected_to_see_all_pictures_and_every_view(parts: Parts) -> None:
-    less = COST.final(RECIPE, parts.parts, 80, 0)
-    assert COST.final(RECIPE, parts.parts, 160, 0) > 1.5 * less
-    assert COST.final(RECIPE, parts.parts, 80, 1000) > less + 1000 * 0.0005

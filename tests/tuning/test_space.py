@@ -9,19 +9,19 @@ import pytest
 from thumbnet.recipes.networks import is_timm
 from thumbnet.recipes.recipe import Recipe, load_recipe, recipe_from_dict, recipe_names
 from thumbnet.recipes.settings import OptimizerSettings
-from thumbnet.tuning.space import Knob, knobs, recipe_at, start_of
+from thumbnet.tuning.space import GROWTH, Knob, knobs, recipe_at, start_of
 
 SEARCHED = [name for name in recipe_names() if not load_recipe(name).training.frozen]
 
 
-def of(recipe: Recipe, *named: str, takes_width: bool | None = None) -> dict[str, Knob]:
+def of(recipe: Recipe, *named: str, takes_width: bool | None = None, epochs: bool = True) -> dict[str, Knob]:
     found = knobs(
         recipe,
         frozenset(named),
         2000,
         (32, 32),
         takes_width=not is_timm(recipe.model.name) if takes_width is None else takes_width,
-        most_epochs=10 * recipe.training.epochs,
+        epochs=epochs,
     )
     return {knob.name: knob for knob in found}
 
@@ -57,6 +57,15 @@ def test_what_the_user_set_is_not_searched() -> None:
     left = of(recipe, *named)
     assert everything.keys() - left.keys() == {"learning rate", "width", "shift", "epochs", "light"}
     assert "width" not in of(recipe, takes_width=False)
+    assert "epochs" not in of(recipe, epochs=False)
+
+
+def test_in_the_same_time_a_wider_network_has_fewer_epochs() -> None:
+    recipe = load_recipe("small")
+    epochs = {width: recipe_at(recipe, {"width": width}, True).training.epochs for width in (0.5, 1.0, 1.5)}
+    assert epochs == {0.5: round(30 * 2**GROWTH), 1.0: 30, 1.5: round(30 / 1.5**GROWTH)}
+    assert recipe_at(recipe, {"width": 0.5}).training.epochs == 30
+    assert recipe_at(recipe, {"width": 8.0}, True).training.epochs == 1
 
 
 def test_all_learning_rates_and_decays_keep_their_ratios() -> None:

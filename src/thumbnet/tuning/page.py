@@ -21,7 +21,7 @@ from thumbnet.reports.figures import new_figure
 from thumbnet.reports.summary import headline_key, percent
 from thumbnet.runs.folder import Run
 from thumbnet.tuning import pictures
-from thumbnet.tuning.space import Knob, recipe_at
+from thumbnet.tuning.space import Knob
 from thumbnet.tuning.study import FEWEST_FOR_IMPORTANCE, Record
 from thumbnet.version import __version__
 
@@ -42,18 +42,13 @@ def check_page() -> None:
         raise MissingExtraError("thumbnet tune", "tune") from None
 
 
-def trials_csv(recipe: Recipe, records: Sequence[Record]) -> str:
-    """The finished trials as CSV: results, and the settings that each one used.
-
-    Args:
-        recipe: where the search started.
-        records: the trials.
-    """
-    keys = list(used_settings(recipe))
+def trials_csv(records: Sequence[Record], recipes: Sequence[Recipe]) -> str:
+    """The finished trials as CSV: results, and the settings of the recipe that each one used."""
+    keys = list(used_settings(recipes[0])) if recipes else []
     head = ["trial", "state", "value", "loss", "seconds", "elapsed", *keys, "reason"]
     rows: list[list[str | float]] = []
-    for one in records:
-        used = used_settings(recipe_at(recipe, one.point))
+    for one, recipe in zip(records, recipes, strict=True):
+        used = used_settings(recipe)
         numbers = [_cell(one.value), _cell(one.loss), round(one.seconds, 2), round(one.elapsed, 2)]
         rows.append([one.number, one.state, *numbers, *(used[key] for key in keys), one.reason])
     return as_csv(head, rows)

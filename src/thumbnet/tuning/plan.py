@@ -1,8 +1,9 @@
 """Divide the time of a search between its trials and the final training.
 
-A third of the time is kept for the final training, and the rest has to hold ``TRIALS`` trials of the recipe
-where the search starts. The number of epochs is searched as well, and the final training has as many as the
-best trial.
+A third of the time is kept for the final training, which uses all that is left. The rest has to hold
+``TRIALS`` trials of the recipe where the search starts. All trials take about the same time, because the
+final training has a given time, too: a wider network has fewer epochs. If ``MANY`` trials fit, they are
+longer instead of more.
 
 With less time there is no search: one training that takes all of it is better. With trials of fewer epochs,
 and half of the time for them, it lost up to three points (docs/notebook/tuning.md).
@@ -21,18 +22,17 @@ from thumbnet.batches.prepare import Prepared
 from thumbnet.errors import ThumbnetError
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.training.time_budget import AT_THE_END, VIEWS, Speed, costs, measure_speed
+from thumbnet.training.time_budget import Speed, costs, measure_speed
 from thumbnet.tuning.parts import Parts
+from thumbnet.tuning.space import GROWTH
 from thumbnet.tuning.study import Record
 from thumbnet.tuning.trial import POINTS
 
 FINAL_SHARE = 1 / 3
 TRIALS = 6  # fewer find nothing
-LONGEST = 1 / 3  # a trial may take this part of the time for trials
-GROWTH = 1.7  # a training takes as many times as long as this power of the width
+MANY = 20  # trials, before they become longer
 PER_NETWORK = 0.3  # seconds to build a network, in addition to its steps
 WRITING = 4.0  # seconds for the page
-SPARE = 1.2  # factor on the expected time of the final training
 
 
 @dataclass(frozen=True)
@@ -67,31 +67,16 @@ class Cost:
     def unpaced(self, recipe: Recipe, parts: Sequence[Prepared]) -> float:
         """Seconds of a trial at the measured speed."""
         return sum(
-            self._steps(recipe, part, 1.0)
+            self._steps(recipe, part)
             + min(recipe.training.epochs, POINTS) * self._pictures(recipe, _held_out(part))
             + PER_NETWORK
             for part in parts
         )
 
-    def final(self, recipe: Recipe, parts: Sequence[Prepared], pictures: int, measured: int) -> float:
-        """Seconds of the final training.
-
-        Args:
-            recipe: its recipe.
-            parts: the batches of the trials.
-            pictures: training pictures of the final training.
-            measured: pictures that it is measured on.
-        """
-        steps = self._steps(recipe, parts[0], pictures / parts[0].train.count)
-        settings = recipe.evaluation
-        often = recipe.training.epochs / settings.every if settings.every else 1
-        looks = VIEWS[settings.tta] + often
-        return self.pace * (steps + looks * self._pictures(recipe, measured)) + AT_THE_END + PER_NETWORK
-
-    def _steps(self, recipe: Recipe, part: Prepared, share: float) -> float:
+    def _steps(self, recipe: Recipe, part: Prepared) -> float:
         batches = part.with_recipe(recipe)
         step = costs(recipe, batches, self.speed).mean_step()
-        return share * recipe.training.epochs * len(batches.train) * step * self._factor(recipe)
+        return recipe.training.epochs * len(batches.train) * step * self._factor(recipe)
 
     def _pictures(self, recipe: Recipe, count: int) -> float:
         return count * self.speed.evaluating * self._factor(recipe)
@@ -105,11 +90,11 @@ class Plan:
     """How the time of a search is used.
 
     Attributes:
-        most_epochs: the longest training that a trial may have.
+        recipe: where the search starts, with as many epochs as its trial has.
         note: the plan in words.
     """
 
-    most_epochs: int
+    recipe: Recipe
     note: str
 
 
@@ -149,15 +134,16 @@ def plan(
             "or let one training have all of the time, which is better than a hurried search: "
             f"{command('train', 'DATA', '--minutes', f'{minutes:g}')}"
         )
-    most = recipe.training.epochs
-    if not fixed:
-        most = _epochs_within(LONGEST * for_trials, recipe, parts, cost)
+    if not fixed and MANY * takes < for_trials:
+        epochs = max(recipe.training.epochs, _epochs_within(for_trials / MANY, recipe, parts, cost))
+        recipe = replace(recipe, training=replace(recipe.training, epochs=epochs))
+        takes = cost.trial(recipe, parts.parts)
     networks = f" ({len(parts.parts)} networks)" if len(parts.parts) > 1 else ""
     note = (
         f"{minutes:g} minute(s): a trial takes about {takes:.0f} s{networks}, so about "
         f"{int(for_trials / takes)} of them; a third of the time is kept for the final training"
     )
-    return Plan(most, note)
+    return Plan(recipe, note)
 
 
 def _epochs_within(seconds: float, recipe: Recipe, parts: Parts, cost: Cost) -> int:

@@ -28,14 +28,13 @@ from thumbnet.training.train import train
 from thumbnet.tuning.listener import Progress, TuneListener
 from thumbnet.tuning.page import trials_csv, write_page
 from thumbnet.tuning.parts import Parts
-from thumbnet.tuning.plan import FINAL_SHARE, LONGEST, SPARE, WRITING, Cost
+from thumbnet.tuning.plan import FINAL_SHARE, WRITING, Cost
 from thumbnet.tuning.space import Knob, recipe_at
 from thumbnet.tuning.study import Record, Study, Suggestion, best_of
 from thumbnet.tuning.trial import HopelessTrialError, run_trial
 
 SETTINGS = "tune.json"
 RUN = "run"
-ATTEMPTS = 50  # suggestions for a trial, until one fits into the time
 LATE = 1.1  # a trial is given up once it has taken this many times the time that was left for it
 
 
@@ -75,8 +74,9 @@ class Search:
         given: the data as the user gave them, for the final training.
         corrections: corrections of labels, if any.
         parts: what trials train on.
-        recipe: where the search starts.
+        recipe: where the search starts, with as many epochs as its trial has.
         varied: what it varies.
+        same_time: whether all trials take the same time, see :func:`~thumbnet.tuning.space.recipe_at`.
         cost: how long trainings take; None for a search without a time.
         device, listener: as in the call.
         started: when the search began, in seconds of ``time.perf_counter``, without interruptions.
@@ -90,6 +90,7 @@ class Search:
     parts: Parts
     recipe: Recipe
     varied: tuple[Knob, ...]
+    same_time: bool
     cost: Cost | None
     device: torch.device
     listener: TuneListener
@@ -129,15 +130,17 @@ class Tuner:
         run = self._train(best)
         write_json(search.path / "summary.json", self._summary(best, run))
         self._write_page(run)
-        return Tuned(search.path, self._recipe_of(best), run)
+        return Tuned(search.path, self._recipe_to_keep(best), run)
 
     def _try_settings(self) -> None:
         while not self._has_enough():
-            suggestion = self._next()
-            if suggestion is None:
+            suggestion = self.study.ask()
+            recipe, left = self._recipe_of(suggestion), self._search_left()
+            if not self._fits(recipe, left):
+                suggestion.drop()
                 return
             try:
-                finished = self._try(suggestion)
+                finished = self._try(suggestion, recipe, left)
             except BaseException:
                 suggestion.drop()
                 raise
@@ -147,31 +150,20 @@ class Tuner:
             self._write_found()
             self.listener.on_trial(self.records[-1], self._best())
 
-    def _next(self) -> Suggestion | None:
-        """The next trial; None if nothing is found that the time allows."""
-        for attempt in range(ATTEMPTS):
-            suggestion = self.study.ask(attempt)
-            if not self.records or self._fits(recipe_at(self.search.recipe, suggestion.point)):
-                return suggestion
-            suggestion.drop()
-        return None
-
-    def _fits(self, recipe: Recipe) -> bool:
-        """Whether the time allows a trial of ``recipe``."""
-        left, cost = self._search_left(), self._cost()
-        if left is None or cost is None:
+    def _fits(self, recipe: Recipe, left: float | None) -> bool:
+        """Whether ``left`` seconds suffice for another trial; there is always time for the first one."""
+        cost = self._cost()
+        if not self.records or left is None or cost is None:
             return True
-        most = LONGEST * 60 * float(self.search.settings["minutes"]) * (1 - FINAL_SHARE)
-        return cost.trial(recipe, self.search.parts.parts) <= min(left, most)
+        return cost.trial(recipe, self.search.parts.parts) <= left
 
     def _has_enough(self) -> bool:
         trials = self.search.settings["trials"]
         return bool(self.records) and trials is not None and len(self.records) >= int(trials)
 
-    def _try(self, suggestion: Suggestion) -> bool:
+    def _try(self, suggestion: Suggestion, recipe: Recipe, left: float | None) -> bool:
         """Run a trial, and tell the study how it ended; returns False if the time was over."""
-        search, first, left = self.search, not self.records, self._search_left()
-        recipe = recipe_at(search.recipe, suggestion.point)
+        search, first = self.search, not self.records
         started = self._trial_started = time.perf_counter()
         unpaced = 0.0 if search.cost is None else search.cost.unpaced(recipe, search.parts.parts)
         parts = len(search.parts.parts)
@@ -224,8 +216,6 @@ class Tuner:
         if deadline is None:
             return None
         kept = 60 * float(self.search.settings["minutes"]) * FINAL_SHARE
-        if self._best() is not None:
-            kept = min(kept, SPARE * self._final_seconds(best_of(self.records)))
         return deadline - kept - WRITING - time.perf_counter()
 
     def _cost(self) -> Cost | None:
@@ -234,17 +224,12 @@ class Tuner:
     def _best(self) -> Record | None:
         return best_of(self.records) if any(one.state == "complete" for one in self.records) else None
 
-    def _final_seconds(self, best: Record) -> float:
-        """How long the final training takes with the number of epochs that was found."""
-        splits = self.search.data.splits
-        measured = next((len(splits[name]) for name in ("test", "val") if name in splits), 0)
-        recipe, parts, cost = recipe_at(self.search.recipe, best.point), self.search.parts, self._cost()
-        assert cost is not None  # there is a time
-        return cost.final(recipe, parts.parts, parts.pictures, measured)
+    def _recipe_of(self, trial: Record | Suggestion) -> Recipe:
+        return recipe_at(self.search.recipe, trial.point, self.search.same_time)
 
-    def _recipe_of(self, best: Record) -> Recipe:
-        """The recipe to keep: everything is decided, so nothing in it depends on the data any more."""
-        found = recipe_at(self.search.recipe, best.point)
+    def _recipe_to_keep(self, best: Record) -> Recipe:
+        """The best recipe: everything is decided, so nothing in it depends on the data any more."""
+        found = self._recipe_of(best)
         source = Path(self.search.data.source).name or self.search.data.source
         return replace(
             found,
@@ -257,8 +242,9 @@ class Tuner:
         """Write what is known, so that a kill loses nothing."""
         best = self._best()
         if best is not None:
-            write_file(self.search.path / "recipe.toml", self._recipe_of(best).to_toml())
-        write_file(self.search.path / "trials.csv", trials_csv(self.search.recipe, self.records))
+            write_file(self.search.path / "recipe.toml", self._recipe_to_keep(best).to_toml())
+        used = [self._recipe_of(one) for one in self.records]
+        write_file(self.search.path / "trials.csv", trials_csv(self.records, used))
 
     def _write_page(self, run: Run | None) -> None:
         self._write_found()
@@ -275,18 +261,16 @@ class Tuner:
             held_out=search.parts.held_out,
             how=search.parts.how,
             measure="mAP" if search.data.multilabel else "accuracy",
-            found=self._recipe_of(best_of(self.records)),
+            found=self._recipe_to_keep(best_of(self.records)),
             run=run,
         )
 
     def _train(self, best: Record) -> Run:
         """Train the final network on all training pictures, or go on with it."""
-        search, recipe, deadline = self.search, self._recipe_of(best), self.deadline
+        search, recipe, deadline = self.search, self._recipe_to_keep(best), self.deadline
         minutes = None
-        if deadline is not None:
-            left = deadline - WRITING / 2 - time.perf_counter()
-            if self._final_seconds(best) * SPARE > left:
-                minutes = round(max(left, 1.0) / 60, 3)
+        if deadline is not None and search.same_time:
+            minutes = round(max(deadline - WRITING / 2 - time.perf_counter(), 1.0) / 60, 3)
         self.listener.on_final(best, minutes)
         try:
             return train(

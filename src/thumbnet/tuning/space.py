@@ -21,6 +21,7 @@ RATES = 4.0  # learning rates are searched between a quarter and four times the 
 DECAYS = 8.0
 WIDTHS = (0.5, 1.5)  # factors on the recipe's width
 EPOCHS = (0.5, 8.0)  # factors on the recipe's number of epochs
+GROWTH = 1.7  # a training takes as many times as long as this power of the width
 STRONGEST_LIGHT = 0.5
 MOST_SHIFT = 8  # pixels
 MOST_SMOOTHING = 0.3
@@ -73,7 +74,7 @@ def knobs(
     size: tuple[int, int],
     *,
     takes_width: bool,
-    most_epochs: int,
+    epochs: bool,
 ) -> tuple[Knob, ...]:
     """List what a search that starts from ``recipe`` varies.
 
@@ -83,8 +84,7 @@ def knobs(
         pictures: training pictures.
         size: height and width of the network's input, in pixels.
         takes_width: whether the network's width can be chosen.
-        most_epochs: the longest training that the time allows; the recipe's number of epochs or fewer to
-            keep the number as it is.
+        epochs: whether to search the number of epochs.
     """
     training, augment, width = recipe.training, recipe.augment, recipe.model.width
     side = min(size)
@@ -106,10 +106,9 @@ def knobs(
     least, most = max(SMALLEST_BATCH, training.batch_size // 2), min(2 * training.batch_size, pictures // 4)
     batch = ("training.batch_size",)
     found.append(_whole("batch size", least, most, training.batch_size, batch, log=True))
-    if most_epochs > training.epochs:
+    if epochs:
         least, most = (max(1, int(factor * training.epochs)) for factor in EPOCHS)
-        length = ("training.epochs",)
-        found.append(_whole("epochs", least, min(most, most_epochs), training.epochs, length, log=True))
+        found.append(_whole("epochs", least, most, training.epochs, ("training.epochs",), log=True))
     return tuple(one for one in found if one.low < one.high and not named.intersection(one.keys))
 
 
@@ -128,18 +127,28 @@ def start_of(varied: Sequence[Knob]) -> Point:
     return {knob.name: int(knob.start) if knob.kind == "int" else knob.start for knob in varied}
 
 
-def recipe_at(recipe: Recipe, point: Mapping[str, float]) -> Recipe:
+def recipe_at(recipe: Recipe, point: Mapping[str, float], same_time: bool = False) -> Recipe:
     """The recipe with the settings of ``point``. The point of :func:`start_of` changes nothing.
 
     Learning rates also change with the square root of the batch size, as in
     :meth:`~thumbnet.recipes.recipe.Recipe.with_batch_size`.
+
+    Args:
+        recipe: where the search started.
+        point: a value for every knob.
+        same_time: let wider networks have fewer epochs, and narrower ones more, so that they take as long.
     """
     size = int(point.get("batch size", recipe.training.batch_size))
     if size != recipe.training.batch_size:
         recipe = recipe.with_batch_size(size)
+    epochs = point.get("epochs", recipe.training.epochs)
+    if same_time:
+        epochs = max(
+            1, round(epochs * (recipe.model.width / point.get("width", recipe.model.width)) ** GROWTH)
+        )
     training = replace(
         recipe.training,
-        epochs=int(point.get("epochs", recipe.training.epochs)),
+        epochs=int(epochs),
         label_smoothing=_rounded(point.get("smoothing", recipe.training.label_smoothing)),
     )
     return replace(

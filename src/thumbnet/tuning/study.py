@@ -114,12 +114,8 @@ class Study:
         told = self._study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
         return [_record(number, trial) for number, trial in enumerate(told, 1)]
 
-    def ask(self, attempt: int = 0) -> Suggestion:
-        """Suggest the next trial: first the recipe where the search started.
-
-        Args:
-            attempt: how many suggestions for this trial were dropped, because they would take too long.
-        """
+    def ask(self) -> Suggestion:
+        """Suggest the next trial: first the recipe where the search started."""
         number = len(self.records()) + 1
         waiting = (self._optuna.trial.TrialState.WAITING,)
         if number == 1 and not self._study.get_trials(deepcopy=False, states=waiting):
@@ -127,7 +123,7 @@ class Study:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # multivariate sampling is called experimental
             self._study.sampler = self._optuna.samplers.TPESampler(
-                seed=derive_seed(self._seed, "suggestion", number, attempt) % 2**32,
+                seed=derive_seed(self._seed, "suggestion", number) % 2**32,
                 n_startup_trials=AT_RANDOM,
                 multivariate=True,
             )

@@ -48,7 +48,7 @@ from thumbnet.tuning.page import check_page
 from thumbnet.tuning.parts import Parts, divide
 from thumbnet.tuning.plan import Cost, plan
 from thumbnet.tuning.search import SETTINGS, Search, Tuned, Tuner
-from thumbnet.tuning.space import EPOCHS, Knob, knobs
+from thumbnet.tuning.space import Knob, knobs
 from thumbnet.tuning.study import load_optuna
 
 
@@ -117,7 +117,8 @@ def tune(
             "corrected": corrections is not None,
             "minutes": minutes,
             "trials": trials,
-            "recipe": base.to_toml(),
+            "same_time": start.same_time,
+            "recipe": start.recipe.to_toml(),
             "knobs": [knob.to_dict() for knob in start.varied],
         }
         if loaded.corrected is not None:
@@ -162,6 +163,7 @@ def resume_tuning(
             varied = tuple(Knob.from_dict(one) for one in settings["knobs"])
             source, data_dir = (optional_text(settings[key], key) for key in ("data", "data_dir"))
             corrected, fingerprint = settings["corrected"], settings["fingerprint"]
+            same_time = bool(settings["same_time"])
             _check_asked(settings["minutes"], settings["trials"])
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecipeError) as error:
             raise RunError(f"{folder / SETTINGS} is damaged ({error}). Start a new search") from None
@@ -185,7 +187,7 @@ def resume_tuning(
         if settings["minutes"] is not None:
             cost = Cost.measure(base, parts, len(loaded.class_names), chosen)
         called = _Call(given, corrections, chosen, listener, started)
-        return _search(folder, settings, loaded, parts, _Start(base, varied, cost=cost), called)
+        return _search(folder, settings, loaded, parts, _Start(base, varied, same_time, cost), called)
 
 
 @dataclass(frozen=True)
@@ -204,14 +206,16 @@ class _Start:
     """Where a search starts.
 
     Attributes:
-        recipe: the recipe.
+        recipe: the recipe, with as many epochs as its trial has.
         varied: what the search varies.
+        same_time: whether all trials take the same time.
         cost: how long trainings take; None without a time.
         notes: what the user should know about the plan.
     """
 
     recipe: Recipe
     varied: tuple[Knob, ...]
+    same_time: bool
     cost: Cost | None = None
     notes: tuple[str, ...] = ()
 
@@ -244,21 +248,21 @@ def _planned(
     named = frozenset(assignment.partition("=")[0].strip() for assignment in overrides)
     cost: Cost | None = None
     notes: tuple[str, ...] = ()
-    most = int(EPOCHS[1] * base.training.epochs)
+    fixed = "training.epochs" in named
     if minutes is not None:
         cost = Cost.measure(base, parts, classes, device)
         left = started + 60 * minutes - time.perf_counter()
-        found = plan(base, parts, cost, minutes, left, trials, fixed="training.epochs" in named)
-        notes, most = (found.note,), found.most_epochs
+        found = plan(base, parts, cost, minutes, left, trials, fixed=fixed)
+        base, notes = found.recipe, (found.note,)
     varied = knobs(
         base,
         named,
         parts.pictures,
         parts.size,
         takes_width="width" in inspect.signature(find_builder(base.model.name)).parameters,
-        most_epochs=most,
+        epochs=minutes is None,
     )
-    return _Start(base, varied, cost, notes)
+    return _Start(base, varied, minutes is not None and not fixed, cost, notes)
 
 
 def _check_asked(minutes: float | None, trials: int | None) -> None:
@@ -292,6 +296,7 @@ def _search(
         parts=parts,
         recipe=start.recipe,
         varied=start.varied,
+        same_time=start.same_time,
         cost=start.cost,
         device=call.device,
         listener=call.listener,
