@@ -111,7 +111,8 @@ def test_links_between_pages_have_a_target(page: str) -> None:
 # External links must begin with one of these. thumbnet has no public address yet: name a file instead of linking to it.
 OUTSIDE = (
     "https://download.pytorch.org/whl/",
-    "https://arxiv.org/abs/", "https://github.com/KellerJordan/", "https://github.com/hiverge/",
+    "https://arxiv.org/abs/", "https://github.com/KellerJordan/", "https://github.com/ardamavi/",
+    "https://github.com/hiverge/",
     "https://docs.ultralytics.com/datasets/classify/cifar10/", "https://huggingface.co/docs/timm/training_script",
     "https://github.com/huggingface/pytorch-image-models", "https://github.com/kuangliu/pytorch-cifar",
     "https://github.com/fastai/fastbook/", "https://keras.io/examples/vision/image_classification_from_scratch/",
