@@ -29,7 +29,7 @@ test: $(VENV)/.installed-dev  ## run the tests
 	$(if $(SLOW),THUMBNET_SLOW=1) $(PYTEST) $(COVER) --ignore=tests/faults
 
 # Processes that are killed, disks that are full, links that are cut, broken and hostile files: 25 minutes.
-# FAULTS=small is what CI runs: fewer kills, fewer steps, smaller folders; 4 minutes.
+# FAULTS=small is what CI runs: fewer kills, fewer steps, smaller folders; 4 minutes with JOBS=3.
 FAULTS ?= full
 test-faults: $(VENV)/.installed-dev  ## inject faults, and see that nothing is lost
 	THUMBNET_FAULTS=$(FAULTS) $(PYTEST) -s tests/faults

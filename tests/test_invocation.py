@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -134,3 +136,29 @@ def test_asking_how_to_install_leaves_setuptools_importable_for_torch_compile() 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "[plot]" in done.stdout
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_one_of_several_processes_ends_without_waiting_for_threads(processes: str) -> None:
+    """Python aborts if a thread of gloo's is still there (see ``__main__``); here, it would wait for one."""
+    program = (
+        "import atexit, sys, threading, time\n"
+        "from thumbnet import __main__, cli\n"
+        "threading.Thread(target=time.sleep, args=(1.5,)).start()\n"
+        "atexit.register(print, 'closed')\n"
+        "cli.main = lambda: 3\n"
+        "status = __main__.main()\n"
+        "print('returned')\n"
+        "sys.exit(status)\n"
+    )
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "WORLD_SIZE": processes},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.split() == (["closed"] if processes == "2" else ["returned", "closed"])
+    if processes == "1":
+        assert time.monotonic() - started > 1.5
