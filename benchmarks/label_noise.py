@@ -40,13 +40,13 @@ REVIEWED = 500  # pictures that a person looks at
 FIRST = (100, REVIEWED)
 
 
-def part_of(data: Data, pictures: int, seed: int = 0) -> Data:
-    """``data`` with ``pictures`` random training pictures; all of them if it is 0."""
-    train_split = data.splits["train"]
-    if not pictures or pictures >= len(train_split):
+def part_of(data: Data, pictures: int, seed: int = 0, split: str = "train") -> Data:
+    """``data`` with ``pictures`` random pictures of a split; all of them if it is 0."""
+    whole = data.splits[split]
+    if not pictures or pictures >= len(whole):
         return data
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(train_split))[:pictures])
-    return replace(data, splits={**data.splits, "train": train_split.subset(chosen)})
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(whole))[:pictures])
+    return replace(data, splits={**data.splits, split: whole.subset(chosen)})
 
 
 def relabelled(data: Data, labels: np.ndarray) -> Data:

@@ -16,13 +16,14 @@ def main() -> int:
     try:
         from thumbnet import cli
         from thumbnet.cli.streams import open_standard_files
+        from thumbnet.invocation import processes
 
         open_standard_files()
         status = cli.main()
     except KeyboardInterrupt:  # during these imports; `cli.main` handles it otherwise
         _say_stopped()
         return 130
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes() > 1:
         _exit_at_once(status)
     return status
 

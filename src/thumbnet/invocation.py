@@ -32,6 +32,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def processes() -> int:
+    """How many processes torchrun has started; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def program() -> str:
     """The program that starts thumbnet here, quoted for the shell.
 

@@ -24,7 +24,7 @@ from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.training.time_budget import Speed, costs, measure_speed
 from thumbnet.tuning.parts import Parts
-from thumbnet.tuning.space import GROWTH
+from thumbnet.tuning.space import slowdown
 from thumbnet.tuning.study import Record
 from thumbnet.tuning.trial import POINTS
 
@@ -82,7 +82,7 @@ class Cost:
         return count * self.speed.evaluating * self._factor(recipe)
 
     def _factor(self, recipe: Recipe) -> float:
-        return float((recipe.model.width / self.width) ** GROWTH)
+        return slowdown(recipe.model.width, self.width)
 
 
 @dataclass(frozen=True)

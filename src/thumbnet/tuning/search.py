@@ -76,7 +76,6 @@ class Search:
         parts: what trials train on.
         recipe: where the search starts, with as many epochs as its trial has.
         varied: what it varies.
-        same_time: whether all trials take the same time, see :func:`~thumbnet.tuning.space.recipe_at`.
         cost: how long trainings take; None for a search without a time.
         device, listener: as in the call.
         started: when the search began, in seconds of ``time.perf_counter``, without interruptions.
@@ -90,7 +89,6 @@ class Search:
     parts: Parts
     recipe: Recipe
     varied: tuple[Knob, ...]
-    same_time: bool
     cost: Cost | None
     device: torch.device
     listener: TuneListener
@@ -225,7 +223,7 @@ class Tuner:
         return best_of(self.records) if any(one.state == "complete" for one in self.records) else None
 
     def _recipe_of(self, trial: Record | Suggestion) -> Recipe:
-        return recipe_at(self.search.recipe, trial.point, self.search.same_time)
+        return recipe_at(self.search.recipe, trial.point, bool(self.search.settings["same_time"]))
 
     def _recipe_to_keep(self, best: Record) -> Recipe:
         """The best recipe: everything is decided, so nothing in it depends on the data any more."""
@@ -269,7 +267,7 @@ class Tuner:
         """Train the final network on all training pictures, or go on with it."""
         search, recipe, deadline = self.search, self._recipe_to_keep(best), self.deadline
         minutes = None
-        if deadline is not None and search.same_time:
+        if deadline is not None and search.settings["same_time"]:
             minutes = round(max(deadline - WRITING / 2 - time.perf_counter(), 1.0) / 60, 3)
         self.listener.on_final(best, minutes)
         try:

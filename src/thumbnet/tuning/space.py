@@ -141,11 +141,10 @@ def recipe_at(recipe: Recipe, point: Mapping[str, float], same_time: bool = Fals
     size = int(point.get("batch size", recipe.training.batch_size))
     if size != recipe.training.batch_size:
         recipe = recipe.with_batch_size(size)
+    width = _rounded(point.get("width", recipe.model.width))
     epochs = point.get("epochs", recipe.training.epochs)
     if same_time:
-        epochs = max(
-            1, round(epochs * (recipe.model.width / point.get("width", recipe.model.width)) ** GROWTH)
-        )
+        epochs = max(1, round(epochs / slowdown(width, recipe.model.width)))
     training = replace(
         recipe.training,
         epochs=int(epochs),
@@ -155,9 +154,14 @@ def recipe_at(recipe: Recipe, point: Mapping[str, float], same_time: bool = Fals
         recipe,
         training=training,
         augment=_augment(recipe.augment, point),
-        model=replace(recipe.model, width=_rounded(point.get("width", recipe.model.width))),
+        model=replace(recipe.model, width=width),
         optimizer=_scaled(recipe.optimizer, point.get("learning rate", 1.0), point.get("weight decay", 1.0)),
     )
+
+
+def slowdown(width: float, before: float) -> float:
+    """How many times as long a training takes with a network of ``width`` instead of ``before``."""
+    return float((width / before) ** GROWTH)
 
 
 def _augment(augment: AugmentSettings, point: Mapping[str, float]) -> AugmentSettings:

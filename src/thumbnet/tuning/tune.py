@@ -18,7 +18,6 @@ Nothing here prints. A :class:`~thumbnet.tuning.listener.TuneListener` receives 
 from __future__ import annotations
 
 import inspect
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ from thumbnet.data.splits import Data
 from thumbnet.errors import RecipeError, RunError, ThumbnetError, memory_guard
 from thumbnet.files import locked, read_json, write_file, write_json
 from thumbnet.hardware import choose_device, deterministic
-from thumbnet.invocation import command
+from thumbnet.invocation import command, processes
 from thumbnet.kernels.library import load_kernels
 from thumbnet.models.registry import find_builder
 from thumbnet.recipes.recipe import Recipe, recipe_from_toml
@@ -163,7 +162,7 @@ def resume_tuning(
             varied = tuple(Knob.from_dict(one) for one in settings["knobs"])
             source, data_dir = (optional_text(settings[key], key) for key in ("data", "data_dir"))
             corrected, fingerprint = settings["corrected"], settings["fingerprint"]
-            same_time = bool(settings["same_time"])
+            bool(settings["same_time"])
             _check_asked(settings["minutes"], settings["trials"])
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecipeError) as error:
             raise RunError(f"{folder / SETTINGS} is damaged ({error}). Start a new search") from None
@@ -187,7 +186,7 @@ def resume_tuning(
         if settings["minutes"] is not None:
             cost = Cost.measure(base, parts, len(loaded.class_names), chosen)
         called = _Call(given, corrections, chosen, listener, started)
-        return _search(folder, settings, loaded, parts, _Start(base, varied, same_time, cost), called)
+        return _search(folder, settings, loaded, parts, _Start(base, varied, cost=cost), called)
 
 
 @dataclass(frozen=True)
@@ -208,14 +207,14 @@ class _Start:
     Attributes:
         recipe: the recipe, with as many epochs as its trial has.
         varied: what the search varies.
-        same_time: whether all trials take the same time.
+        same_time: whether all trials take the same time, see :func:`~thumbnet.tuning.space.recipe_at`.
         cost: how long trainings take; None without a time.
         notes: what the user should know about the plan.
     """
 
     recipe: Recipe
     varied: tuple[Knob, ...]
-    same_time: bool
+    same_time: bool = False
     cost: Cost | None = None
     notes: tuple[str, ...] = ()
 
@@ -279,7 +278,7 @@ def _check_asked(minutes: float | None, trials: int | None) -> None:
         check_minutes(minutes)
     if trials is not None and trials < 1:
         raise ThumbnetError(f"--trials {trials}: expected 1 or more")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes() > 1:
         raise ThumbnetError("tune runs in one process: start it without torchrun")
 
 
@@ -296,7 +295,6 @@ def _search(
         parts=parts,
         recipe=start.recipe,
         varied=start.varied,
-        same_time=start.same_time,
         cost=start.cost,
         device=call.device,
         listener=call.listener,
