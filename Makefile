@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # uv, pip-audit and hadolint, in an environment of their own.
 TOOLS := build/tools
-# Python compiles what it imports; compiling all of every package takes a third of the time of the installation.
+# Python compiles what it imports, and keeps it; compiling all of every package takes a third of the time of the
+# installation. Where nothing is kept, as in many containers, each process would compile torch anew: 3 s of one core.
+unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 # Installs a lock and nothing else: each file must have a hash that the lock names, and only wheels are taken, because

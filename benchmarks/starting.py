@@ -85,6 +85,7 @@ def main() -> None:
     arguments.add_argument("--first-steps", type=int, default=5, help="trainings to their first step")
     arguments.add_argument("--before", type=Path, metavar="DIR", help="another checkout, measured in turns")
     options = arguments.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages are compiled
     calls = {
         "python": command("-c", "pass"),
         "import thumbnet": command("-c", "import thumbnet"),
