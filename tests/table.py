@@ -217,9 +217,9 @@ def pairs_of(cell: Cell, factors: Mapping[str, Sequence[str]]) -> set[tuple[str,
 
 def costs(cell: Cell) -> float:
     """Roughly the seconds that a cell takes, to choose cheap ones."""
-    deep = {"resnet34": 1.5, "resnet32": 1.5, "resnet44": 2.0, "resnet56": 2.5}.get(cell.network, 1.0)
-    slow = {"simulated GPU": 4.0, "cpu": 6.0 if cell.precision == "fp16" else 1.0}.get(cell.device, 1.0)
-    return deep * slow + (cell.engine == "workers") * 0.5
+    deep = {"resnet18": 1.5, "resnet34": 3.0, "resnet32": 1.5, "resnet44": 2.0, "resnet56": 2.5}
+    slow = (4.0 if cell.device == "simulated GPU" else 1.0) * (6.0 if cell.precision == "fp16" else 1.0)
+    return deep.get(cell.network, 1.0) * slow + (cell.engine == "workers") * 0.5
 
 
 def covering() -> list[Cell]:

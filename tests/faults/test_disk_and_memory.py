@@ -20,8 +20,9 @@ from thumbnet.runs.folder import Run
 pytestmark = pytest.mark.slow
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-SETTINGS = ["--epochs", "4", "--set", "checkpoint.steps=1", "--set", "data.subset_size=400"]
-CHECKPOINT = 14_000_000  # bytes, rounded up
+SMALL = ["checkpoint.steps=1", "data.subset_size=400", "model.width=0.25"]
+SETTINGS = ["--epochs", "4", *(f"--set={setting}" for setting in SMALL)]
+CHECKPOINT = 1_000_000  # bytes, rounded up
 
 
 def command(*arguments: str | Path) -> list[str]:
@@ -107,7 +108,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(small_disk: Path, weights: b
     filler = small_disk / "filler"
     with contextlib.suppress(OSError), filler.open("wb") as file:
         while True:
-            file.write(bytes(1 << 20))
+            file.write(bytes(1 << 16))
     _, errors = process.communicate(timeout=60)
     assert_refused(process, errors, "No space left", "kept")
     checkpoint = Run(out).load_checkpoint()

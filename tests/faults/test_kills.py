@@ -20,7 +20,8 @@ pytestmark = pytest.mark.slow
 
 KILLS = 50 if os.environ.get("THUMBNET_FAULTS") == "full" else 4
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-SETTINGS = ["--epochs", "2", "--set", "checkpoint.steps=1", "--set", "data.subset_size=400"]
+SMALL = ["checkpoint.steps=1", "data.subset_size=400", "model.width=0.25"]
+SETTINGS = ["--epochs", "2", *(f"--set={setting}" for setting in SMALL)]
 
 
 def command(*arguments: str | Path) -> list[str]:
