@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from helpers import coloured, coloured_data, write_class_folders, write_picture
 from thumbnet.data.calibration import with_calibration_split
+from thumbnet.data.correct import apply_corrections
 from thumbnet.data.corrections import (
     Correction,
-    apply_corrections,
     corrections_csv,
     corrections_of,
     parse_corrections,

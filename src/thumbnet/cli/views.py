@@ -10,7 +10,7 @@ from thumbnet.classifiers.words import in_words
 from thumbnet.cli.console import duration, json_line, say, say_sentence, table
 from thumbnet.cli.multilabel import show_label_counts, show_label_summary
 from thumbnet.cli.streams import ResultsFile
-from thumbnet.data.corrections import describe_corrections
+from thumbnet.data.correct import describe_corrections
 from thumbnet.data.listings import safe_name, safe_text
 from thumbnet.errors import printable
 from thumbnet.invocation import command

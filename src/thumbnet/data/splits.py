@@ -431,7 +431,7 @@ def _peek_stream(stream: IO[bytes], name: str, formats: list[str]) -> tuple[tupl
 
 @dataclass(frozen=True)
 class Corrected:
-    """What a person's corrections changed in a data set; see :mod:`thumbnet.data.corrections`.
+    """What a person's corrections changed in a data set; see :mod:`thumbnet.data.correct`.
 
     Attributes:
         relabelled: how many pictures got another class.

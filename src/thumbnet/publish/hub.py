@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from thumbnet.data.corrections import describe_corrections
+from thumbnet.data.correct import describe_corrections
 from thumbnet.errors import RunError
 from thumbnet.models import count_parameters
 from thumbnet.publish import label_card

@@ -20,7 +20,7 @@ import numpy as np
 
 from thumbnet.classifiers.explain import doubts
 from thumbnet.classifiers.load import load_run
-from thumbnet.data.corrections import describe_corrections
+from thumbnet.data.correct import describe_corrections
 from thumbnet.data.listings import as_csv, safe_name, safe_text
 from thumbnet.data.splits import Data, Progress, Split
 from thumbnet.errors import FallbackWarning, MissingExtraError, printable

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from thumbnet.data.corrections import Correction, apply_corrections, corrections_of
+from thumbnet.data.correct import apply_corrections
+from thumbnet.data.corrections import Correction, corrections_of
 from thumbnet.data.held_out import with_groups_of_new, with_held_out
 from thumbnet.data.reading import exists, is_file, reads
 from thumbnet.data.splits import ArraySplit, Data
@@ -80,7 +81,7 @@ def load_data(
         progress: called with (bytes so far, total bytes) during a download.
         one_class: whether a single class is enough, as it is for an evaluation.
         labels: corrections of labels, such as the ``labels.csv`` that ``thumbnet review`` writes: see
-            :func:`thumbnet.data.corrections.apply_corrections`. They are applied after pictures have been set
+            :func:`thumbnet.data.correct.apply_corrections`. They are applied after pictures have been set
             aside as ``test`` or ``val``, so these stay the same pictures.
         changes: single settings that override ``settings``, such as ``val_fraction=0.1``,
             ``test_fraction=0.2``, ``split_seed=1``, ``label_pattern=...``: see

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from thumbnet.data.corrections import Correction, apply_corrections
+from thumbnet.data.correct import apply_corrections
+from thumbnet.data.corrections import Correction
 from thumbnet.data.held_out import with_held_out
 from thumbnet.data.splits import Data
 from thumbnet.errors import RecipeError, RunError

@@ -131,7 +131,7 @@ def train(
         minutes: wall time for everything, from ``started`` to the final evaluation. The number of steps, and
             for FastNet the width, are chosen for it; see :mod:`thumbnet.training.time_budget`.
         labels: corrections of the data's labels, such as the ``labels.csv`` that ``thumbnet review`` writes;
-            see :func:`thumbnet.data.corrections.apply_corrections`. The run keeps a copy.
+            see :func:`thumbnet.data.correct.apply_corrections`. The run keeps a copy.
         started: when the clock started, in seconds of ``time.perf_counter``; by default now.
 
     Raises:
