@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from thumbnet.errors import InterruptedRunError, RecipeError
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.runs.folder import Run
+from thumbnet.training import time_budget
 from thumbnet.training.fit import StepResult
 from thumbnet.training.schedules import done_at, factor_at
 from thumbnet.training.state import EpochResult, TrainingState
@@ -26,7 +29,9 @@ from thumbnet.training.time_budget import (
     fit_steps,
     is_short,
     may_narrow,
+    may_watch_less,
     measure_speed,
+    watch_less,
 )
 from thumbnet.training.train import resume, train
 from training_helpers import StopAfter
@@ -154,6 +159,50 @@ def test_as_many_steps_are_planned_as_fit_into_the_time(prepared: Prepared) -> N
     assert chosen.training.steps == pytest.approx((100 - at_the_end) / per_step, abs=1)
     steps_per_epoch = 268 // 20
     assert chosen.training.epochs == -(-chosen.training.steps // steps_per_epoch)
+
+
+@pytest.mark.parametrize(
+    ("settings", "every", "sample"),
+    [
+        # An epoch of 268 pictures takes 1.005 s, and looking at all 400 test pictures 0.2 s.
+        (["evaluation.every=1"], 2, 0),
+        (["evaluation.every=4"], 4, 0),  # three times of four, a sample of all of them
+        (["evaluation.every=0"], 0, 0),
+        (["evaluation.every=4", "evaluation.sample=50"], 4, 50),
+        (["evaluation.every=3", "evaluation.sample=0"], 3, 0),
+    ],
+)
+def test_evaluations_take_a_tenth_of_the_time_at_most(
+    prepared: Prepared, settings: list[str], every: int, sample: int
+) -> None:
+    recipe = load_recipe("fast", ["training.batch_size=20", "training.min_steps=0", *settings])
+    chosen = watch_less(recipe, prepared, SPEED)
+    assert (chosen.evaluation.every, chosen.evaluation.sample) == (every, sample)
+    found = costs(chosen, prepared, SPEED)
+    assert found.per_epoch <= 0.1 * found.mean_step() * 268 / 20
+    evaluation = replace(recipe.evaluation, every=every, sample=sample)
+    assert chosen == replace(recipe, evaluation=evaluation)  # nothing else changes
+
+
+def test_evaluations_stay_as_the_user_wants_them() -> None:
+    recipe = load_recipe("small")
+    assert may_watch_less({"seed"}, recipe)
+    assert not may_watch_less({"evaluation.every"}, recipe)
+    assert not may_watch_less({"evaluation.sample"}, recipe)
+    assert not may_watch_less(set(), load_recipe("small", ["training.patience=5"]))
+
+
+def test_the_plan_says_how_often_it_evaluates(prepared: Prepared) -> None:
+    recipe = load_recipe("small", [*QUICK, "training.batch_size=20", "evaluation.batch_size=1"])
+    budget = TimeBudget(2.0, time.perf_counter(), may_watch_less=True)
+    slow = Speed({(32, 32): 0.004}, 0.01, 0.004)
+    with mock.patch.object(time_budget, "measure_speed", return_value=slow):
+        chosen, note = budget.plan(recipe, prepared, 3, CPU)
+    assert chosen.evaluation.every > 1
+    assert note.endswith(f", evaluated every {chosen.evaluation.every} epochs")
+    with mock.patch.object(time_budget, "measure_speed", return_value=slow):
+        budget = TimeBudget(2.0, time.perf_counter())
+        assert budget.plan(recipe, prepared, 3, CPU)[0].evaluation == recipe.evaluation
 
 
 def test_batches_become_smaller_where_there_would_be_too_few_steps(prepared: Prepared) -> None:

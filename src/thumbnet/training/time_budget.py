@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -42,6 +42,7 @@ LEAST_STEPS = 10
 NARROW = 0.5  # the width that makes better use of a short time, see :func:`is_short`
 UNSURE = 0.5  # share of pictures that adaptive test-time augmentation looks at in all views, at a guess
 VIEWS = {"none": 1.0, "mirror": 2.0, "mirror-shift": 6.0, "adaptive": 1.0 + 5 * UNSURE}
+WATCHING = 0.1  # the most that evaluations on the way take, as a share of the time of the steps
 AT_THE_END = 1.0  # seconds for writing, comparing and the rest after the last evaluation
 RESOLUTION = 200  # parts of the schedule over which step times are averaged
 CHECK_SECONDS = 1.0  # between two looks at the clock
@@ -80,6 +81,11 @@ def may_narrow(asked: str | Path | Recipe | None, overrides: Sequence[str], reci
     named = any(assignment.partition("=")[0].strip() == "model.width" for assignment in overrides)
     own = asked is not None and asked not in recipe_names()
     return recipe.model.name == "fastnet" and recipe.model.width == 1 and not named and not own
+
+
+def may_watch_less(named: Collection[str], recipe: Recipe) -> bool:
+    """Whether evaluations on the way may become fewer: unless the user names them, or wants patience."""
+    return not {"evaluation.every", "evaluation.sample"}.intersection(named) and not recipe.training.patience
 
 
 def is_short(recipe: Recipe, pictures: int) -> bool:
@@ -224,6 +230,24 @@ def costs(recipe: Recipe, prepared: Prepared, speed: Speed) -> Costs:
     )
 
 
+def watch_less(recipe: Recipe, prepared: Prepared, speed: Speed) -> Recipe:
+    """The recipe with fewer evaluations on the way, if these would take too long beside the steps.
+
+    With 500 training and 2,000 test pictures, an evaluation after each epoch would take more than half of
+    the time.
+    """
+    found = costs(recipe, prepared, speed)
+    steps = kept_per_epoch(prepared.train.count, recipe.data.skip_easy) / recipe.training.batch_size
+    allowed = WATCHING * steps * found.mean_step()
+    if found.per_epoch <= allowed:
+        return recipe
+    each = replace(recipe, evaluation=replace(recipe.evaluation, every=1, sample=0))
+    every = recipe.evaluation.every
+    if every:
+        every = max(every, math.ceil(costs(each, prepared, speed).per_epoch / allowed))
+    return replace(recipe, evaluation=replace(recipe.evaluation, every=every, sample=0))
+
+
 def fit_steps(recipe: Recipe, prepared: Prepared, speed: Speed, seconds: float) -> Recipe:
     """The recipe with as many steps as fit into ``seconds``, which include the final evaluation.
 
@@ -254,12 +278,14 @@ class TimeBudget:
         minutes: the whole time, from ``started`` to the end of the final evaluation.
         started: when the clock started, in seconds of ``time.perf_counter``.
         may_narrow: whether the width of the network may be chosen.
+        may_watch_less: whether evaluations on the way may become fewer.
         clock: gives the time in seconds.
     """
 
     minutes: float
     started: float
     may_narrow: bool = False
+    may_watch_less: bool = False
     clock: Callable[[], float] = time.perf_counter
     _costs: Costs | None = None
     _expected: float = 0.0  # seconds for the steps since the last look, at the measured speed
@@ -276,7 +302,7 @@ class TimeBudget:
     def plan(
         self, recipe: Recipe, prepared: Prepared, classes: int, device: torch.device
     ) -> tuple[Recipe, str]:
-        """Choose the number of steps and the network's width.
+        """Choose the number of steps, the network's width, and how often it is evaluated on the way.
 
         Returns:
             The recipe for the training, and a sentence that says what was chosen and why.
@@ -286,6 +312,9 @@ class TimeBudget:
         """
         before = self.clock() - self.started
         speed = measure_speed(recipe, prepared, classes, device)
+        given = recipe.evaluation
+        if self.may_watch_less:
+            recipe = watch_less(recipe, prepared, speed)
         chosen, epochs = self._fitted(recipe, prepared, speed)
         if self.may_narrow and is_short(chosen, prepared.train.count):
             recipe = replace(recipe, model=replace(recipe.model, width=NARROW))
@@ -299,6 +328,9 @@ class TimeBudget:
             f"end; {1 / speed.per_picture[found.size]:,.0f} pictures/s at full size, so {total:,} steps "
             f"({epochs:.1f} epochs){width}"
         )
+        if chosen.evaluation != given:
+            every = chosen.evaluation.every
+            note += f", evaluated every {every} epochs" if every else ", evaluated only at the end"
         if total == LEAST_STEPS:
             note = f"warning: {self.minutes:g} minute(s) are too short for a training; it will take longer"
         return chosen, note

@@ -39,7 +39,13 @@ from thumbnet.training.mirror_names import named_keys
 from thumbnet.training.pretrained import check_same, with_stem
 from thumbnet.training.session import Session
 from thumbnet.training.state import TrainingState, build_state
-from thumbnet.training.time_budget import TimeBudget, check_free_of_length, check_minutes, may_narrow
+from thumbnet.training.time_budget import (
+    TimeBudget,
+    check_free_of_length,
+    check_minutes,
+    may_narrow,
+    may_watch_less,
+)
 from thumbnet.training.transfer import read_initial, seen_before
 
 
@@ -248,9 +254,9 @@ def _begin(plan: Plan, call: Call) -> Run:
             continues=plan.continued is not None,
         )
         loaded.check_trainable()
-        recipe = with_absolute_init(recipe)
+        recipe, named = with_absolute_init(recipe), named_keys(plan.recipe, plan.overrides)
         initial = read_initial(recipe.training.init) if recipe.training.init else None
-        recipe = with_network_of_init(recipe, named_keys(plan.recipe, plan.overrides), initial)
+        recipe = with_network_of_init(recipe, named, initial)
         fingerprint = loaded.fingerprint()  # of all training pictures, including those set aside below
         data = with_calibration_split(loaded, recipe.data)
         listener.on_data(data)
@@ -264,7 +270,8 @@ def _begin(plan: Plan, call: Call) -> Run:
         listener.on_note(note)
     budget = None
     if plan.minutes is not None:
-        budget = TimeBudget(plan.minutes, call.started, may_narrow(plan.recipe, plan.overrides, recipe))
+        narrow = may_narrow(plan.recipe, plan.overrides, recipe)
+        budget = TimeBudget(plan.minutes, call.started, narrow, may_watch_less(named, recipe))
         recipe, note = world.from_first(budget.plan(recipe, prepared, len(data.class_names), device))
         prepared = prepared.with_recipe(recipe)
         listener.on_note(note)
