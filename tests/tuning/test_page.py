@@ -16,20 +16,21 @@ from thumbnet.errors import MissingExtraError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.runs.folder import Run
 from thumbnet.tuning.page import check_page, trials_csv, used_settings, write_page
-from thumbnet.tuning.space import Knob, recipe_at
+from thumbnet.tuning.space import Knob, Point, recipe_at
 from thumbnet.tuning.study import Record
 
 RECIPE = load_recipe("small")
 KNOBS = (
     Knob("learning rate", "float", 0.25, 4.0, 1.0, True, ("optimizer.lr",)),
     Knob("shift", "int", 0, 8, 3, False, ("augment.translate",)),
+    Knob("fit", "choice", 0, 2, 0, False, ("data.fit",), ("pad", "crop", "squash")),
 )
 
 
 def record(number: int, rate: float, shift: int, value: float, state: str = "complete") -> Record:
     reason = "the loss is nan at step 3" if state == "failed" else ""
     loss = 1.0 if state == "complete" else math.nan
-    point: dict[str, float | int] = {"learning rate": rate, "shift": shift}
+    point: Point = {"learning rate": rate, "shift": shift, "fit": "squash" if number == 2 else "pad"}
     return Record(number, state, point, value, loss, 2.5, 3.0 * number, 2.0, reason)
 
 
@@ -70,8 +71,15 @@ def test_the_page_shows_what_was_found_and_what_mattered(page: str, tiny_run: Ru
     assert "50.00 %" in page
     rows = re.findall(r'<tr><th scope="row">(\S+)</th><td>(\S+)</td><td>(\S+)</td></tr>', page)
     assert ("optimizer.lr", "0.15", "0.3") in rows
+    assert ("data.fit", "pad", "squash") in rows
+    assert "<td>squash</td>" in page  # in the table of trials
     assert "augment.translate" not in [row[0] for row in rows]  # it did not change
-    for title in ("Importance of each setting", "accuracy by shift", "accuracy of 4 trials over time"):
+    for title in (
+        "Importance of each setting",
+        "accuracy by shift",
+        "accuracy by fit",
+        "accuracy of 4 trials over time",
+    ):
         assert f'aria-label="{title}"' in page
     accuracy = 100 * tiny_run.summary["accuracy"]
     assert f"test accuracy of the final network</dt><dd>{accuracy:.2f} %" in page
@@ -118,7 +126,7 @@ def test_the_table_of_trials_has_the_settings_that_each_one_used() -> None:
 
 def test_every_setting_that_a_search_changes_is_in_the_table() -> None:
     before = RECIPE.to_dict()
-    point = {
+    point: Point = {
         "learning rate": 2.0,
         "weight decay": 2.0,
         "width": 0.7,
@@ -128,11 +136,13 @@ def test_every_setting_that_a_search_changes_is_in_the_table() -> None:
         "smoothing": 0.2,
         "batch size": 64,
         "epochs": 50,
+        "size": "48x48",
+        "fit": "squash",
     }
-    after = recipe_at(RECIPE, point)
+    after = recipe_at(RECIPE, point, size=(32, 32))
     changed = {
         f"{section}.{key}"
-        for section in ("training", "model", "augment", "optimizer")
+        for section in ("data", "training", "model", "augment", "optimizer")
         for key, value in after.to_dict()[section].items()
         if value != before[section].get(key)
     }

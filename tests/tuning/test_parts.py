@@ -118,3 +118,26 @@ def test_too_few_pictures_or_only_copies_are_an_error_that_says_so() -> None:
     same = Data("x", "made", ("a", "b"), {"train": ArraySplit(images, np.arange(30) // 15, "t")})
     with pytest.raises(DataError, match="copies of each other or belong to one group"):
         divide(same, RECIPE, CPU)
+
+
+def test_another_size_is_divided_alike_and_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = coloured_data(60)
+    found = divide(data, RECIPE, CPU)
+    assert found.own == ((16, 16),) * 60
+    assert found.for_recipe(RECIPE) is found.parts
+    larger = found.for_recipe(RECIPE.override(["data.image_size=24", "data.fit=squash"]))
+    assert len(larger) == len(found.parts)
+    for one, other in zip(found.parts, larger, strict=True):
+        assert (one.preprocessing.size, other.preprocessing.size) == ((16, 16), (24, 24))
+        assert other.preprocessing.fit == "squash"
+        for engine, again in (
+            (one.train.engine, other.train.engine),
+            (one.evaluation["val"].engine, other.evaluation["val"].engine),
+        ):
+            assert torch.equal(engine.labels, again.labels)
+            (small,), (large,) = (some.fetch([torch.arange(len(some.labels))]) for some in (engine, again))
+            resized = torch.nn.functional.interpolate(small.float(), (24, 24), mode="bilinear")
+            assert (resized - large.float()).abs().mean() < 10  # the same pictures in the same order
+    monkeypatch.setattr(module, "prepare", lambda *_: pytest.fail("decoded again"))
+    assert found.for_recipe(RECIPE.override(["data.image_size=24", "data.fit=squash"])) is larger
+    assert found.for_recipe(RECIPE.override(["seed=5"])) is found.parts

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("matplotlib", reason="the extra 'tune' is not installed")
 
 from thumbnet.tuning import pictures
-from thumbnet.tuning.space import Knob
+from thumbnet.tuning.space import Knob, Point
 from thumbnet.tuning.study import Record
 
 RATE = Knob("learning rate", "float", 0.25, 4.0, 1.0, True, ("optimizer.lr",))
@@ -13,7 +15,7 @@ EPOCHS = Knob("epochs", "int", 10, 80, 20, True, ("training.epochs",))
 
 
 def record(number: int, value: float, state: str = "complete") -> Record:
-    point: dict[str, float | int] = {"learning rate": 0.5 * number, "epochs": 10 * number}
+    point: Point = {"learning rate": 0.5 * number, "epochs": 10 * number}
     return Record(number, state, point, value, 1.0, 2.0, 60.0 * number, 2.0)
 
 
@@ -41,6 +43,17 @@ def test_a_setting_that_counts_by_ratio_has_an_axis_of_ratios_and_whole_numbers_
 def test_every_knob_is_an_axis_of_the_lines_with_its_limits() -> None:
     found = pictures.parallel([RATE, EPOCHS], RECORDS, RECORDS[3], "accuracy")
     assert all(f">{text}<" in found for text in ("learning rate", "epochs", "0.25", "4", "10", "80"))
+
+
+def test_a_choice_has_its_options_on_the_axis_in_their_order() -> None:
+    fit = Knob("fit", "choice", 0, 2, 0, False, ("data.fit",), ("pad", "crop", "squash"))
+    records = [replace(one, point={**one.point, "fit": fit.options[one.number % 3]}) for one in RECORDS]
+    found = pictures.slices(fit, records, records[3], "accuracy")
+    places = [found.index(f">{option}<") for option in fit.options]
+    assert places == sorted(places)
+    lines = pictures.parallel([RATE, fit], records, records[3], "accuracy")
+    assert ">pad<" in lines
+    assert ">squash<" in lines
 
 
 def test_importances_are_drawn_by_name() -> None:

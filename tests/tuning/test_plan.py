@@ -78,6 +78,8 @@ def test_a_wider_network_and_a_slower_computer_are_expected_to_take_longer(parts
     wide = replace(RECIPE, model=replace(RECIPE.model, width=2.0))
     overhead = 0.3 * len(parts.parts)
     assert COST.trial(wide, parts.parts) - overhead == pytest.approx(2**GROWTH * (base - overhead))
+    large = RECIPE.override(["data.image_size=32"])  # instead of 16
+    assert COST.trial(large, parts.parts) - overhead == pytest.approx(4 * (base - overhead))
     records = [Record(n, "complete", {}, 0.5, 1.0, 2.0 * n, 1.0, 1.0) for n in (1, 2, 3)]
     assert COST.learn(records).trial(RECIPE, parts.parts) == pytest.approx(4 * base)
     assert COST.learn([]) == COST

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
 
 from thumbnet.errors import RunError
-from thumbnet.tuning.space import Knob
+from thumbnet.tuning.space import Knob, guesses
 from thumbnet.tuning.study import (
     FEWEST_FOR_IMPORTANCE,
     JOURNAL,
@@ -35,7 +36,7 @@ def open_study(folder: Path, seed: int = 5) -> Study:
 
 def value_of(suggestion: Suggestion) -> float:
     """The best learning rate is 2; the shift does not matter."""
-    return 0.9 - 0.2 * abs(math.log2(suggestion.point["learning rate"]) - 1)
+    return 0.9 - 0.2 * abs(math.log2(KNOBS[0].at(suggestion.point)) - 1)
 
 
 def run(study: Study) -> None:
@@ -88,8 +89,12 @@ def test_an_interrupted_search_suggests_the_same_as_an_uninterrupted_one(tmp_pat
     other = tmp_path / "other"
     other.mkdir()
     study = open_study(other, seed=6)
-    run(study)
-    assert study.ask().point != open_study(whole).records()[1].point
+    for _ in range(9):
+        run(study)
+    first = len(guesses(KNOBS))
+    points, others = ([one.point for one in open_study(place).records()] for place in (whole, other))
+    assert points[:first] == others[:first] == guesses(KNOBS)
+    assert points[first:] != others[first:]
 
 
 def test_a_journal_cut_off_anywhere_keeps_every_trial_that_was_finished_by_then(tmp_path: Path) -> None:
@@ -112,6 +117,21 @@ def test_a_lock_that_a_killed_process_left_does_not_stop_a_search(tmp_path: Path
     run(open_study(tmp_path))
     (tmp_path / f"{JOURNAL}.lock").symlink_to(tmp_path / JOURNAL)
     assert len(open_study(tmp_path).records()) == 1
+
+
+def test_a_choice_is_an_option_and_a_journal_with_another_one_is_damaged(tmp_path: Path) -> None:
+    fit = Knob("fit", "choice", 0, 2, 0, False, ("data.fit",), ("pad", "crop", "squash"))
+    study = Study(tmp_path, (*KNOBS, fit), 5)
+    tried = []
+    for number in range(12):
+        suggestion = study.ask()
+        tried.append(suggestion.point["fit"])
+        suggestion.complete(0.01 * number, 0.5, **TIMES)
+    assert tried[:2] == ["pad", "squash"]
+    assert set(tried) <= set(fit.options)
+    assert [one.point["fit"] for one in Study(tmp_path, (*KNOBS, fit), 5).records()] == tried
+    with pytest.raises(RunError, match=f"{JOURNAL} is damaged"):
+        Study(tmp_path, (*KNOBS, replace(fit, high=1, options=("pad", "crop"))), 5)
 
 
 @pytest.mark.parametrize("line", ["nonsense", '{"op_code": 99}', "[1, 2]", '{"op_code": 5}', "\x80\x04K"])

@@ -130,12 +130,12 @@ def _show(found: Tuned) -> None:
     from thumbnet.cli.console import say, say_sentence
     from thumbnet.cli.views import show_summary
     from thumbnet.reports.summary import percent
-    from thumbnet.tuning.page import used_settings
+    from thumbnet.tuning.page import changed_settings
 
     summary = found.summary
     measure = "mAP" if summary["measure"] == "map" else "accuracy"
-    before, after = used_settings(found.start), used_settings(found.recipe)
-    changed = [f"{key} {before[key]:.4g} → {after[key]:.4g}" for key in before if before[key] != after[key]]
+    changes = changed_settings(found.start, found.recipe)
+    changed = [f"{key} {before} → {after}" for key, before, after in changes]
     say_sentence(
         f"best of {summary['trials']} trials: held-out {measure} {percent(summary['best'])}, "
         f"{percent(summary['start'])} for {summary['start_recipe']} as it is ({summary['judged_by']})"

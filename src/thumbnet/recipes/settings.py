@@ -23,6 +23,7 @@ GRAPH_MODES = ("reduce-overhead", "max-autotune")
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 STEMS = (AUTO, "small", "original")
 HEAD = "@head"  # stands for the last layer in a group's pattern, whatever its name is
+MOST_TRANSLATE = 15  # pixels
 SMALLEST_BATCH = 32  # `min_steps` makes batches no smaller: BatchNorm's statistics need this many pictures
 
 
@@ -202,7 +203,8 @@ class AugmentSettings:
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        check(0 <= self.translate <= 15, "augment.translate", "0 to 15 pixels", self.translate)
+        expected = f"0 to {MOST_TRANSLATE} pixels"
+        check(0 <= self.translate <= MOST_TRANSLATE, "augment.translate", expected, self.translate)
         check(self.cutout >= 0, "augment.cutout", "0 (off) or pixels", self.cutout)
         check(0 <= self.brightness <= 2, "augment.brightness", "a number in [0, 2]", self.brightness)
         check(0 <= self.contrast <= 1, "augment.contrast", "a number in [0, 1]", self.contrast)

@@ -58,9 +58,11 @@ def _cell(value: float) -> float | str:
     return "" if math.isnan(value) else round(value, 6)
 
 
-def used_settings(recipe: Recipe) -> dict[str, float]:
+def used_settings(recipe: Recipe) -> dict[str, float | str]:
     """The settings of a recipe that a search may change, by their keys."""
-    found: dict[str, float] = {
+    found: dict[str, float | str] = {
+        "data.image_size": recipe.data.image_size,
+        "data.fit": recipe.data.fit,
         "training.epochs": recipe.training.epochs,
         "training.batch_size": recipe.training.batch_size,
         "training.label_smoothing": recipe.training.label_smoothing,
@@ -78,6 +80,16 @@ def used_settings(recipe: Recipe) -> dict[str, float]:
             if value is not None:
                 found[f"optimizer.groups {group.match} {key}"] = value
     return found
+
+
+def changed_settings(before: Recipe, after: Recipe) -> list[tuple[str, str, str]]:
+    """The settings that a search changed: each one's key, and its values before and after, for people."""
+    old, new = used_settings(before), used_settings(after)
+    return [(key, _shown(old[key]), _shown(new[key])) for key in old if old[key] != new[key]]
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 def write_page(
@@ -122,7 +134,6 @@ def write_page(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     template = (resources.files("thumbnet.tuning") / "page.html").read_text("utf-8")
-    before, after = used_settings(recipe), used_settings(found)
     page = environment.from_string(template).render(
         style=(resources.files("thumbnet.reports") / "report.css").read_text("utf-8"),
         version=__version__,
@@ -134,7 +145,7 @@ def write_page(
         best=best,
         facts=_facts(records, best, held_out, measure, run),
         noise=_noise(records[0], best, held_out, measure),
-        changes=[(key, before[key], after[key]) for key in before if before[key] != after[key]],
+        changes=changed_settings(recipe, found),
         history=pictures.history(records, measure),
         importances=pictures.importances(importances) if importances else None,
         fewest=FEWEST_FOR_IMPORTANCE,
@@ -201,7 +212,7 @@ def _rows(varied: Sequence[Knob], records: Sequence[Record]) -> list[tuple[Any, 
             one.state,
             "–" if math.isnan(one.value) else percent(one.value),
             f"{one.seconds:.1f} s",
-            [f"{one.point[knob.name]:.4g}" for knob in varied],
+            [knob.shown(knob.at(one.point), 4) for knob in varied],
             one.reason,
         )
         for one in ranked[:SHOWN]

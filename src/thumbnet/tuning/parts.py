@@ -1,14 +1,18 @@
-"""Decode the training pictures once, and divide them into pictures to train on and pictures to judge by.
+"""Decode the training pictures, and divide them into pictures to train on and pictures to judge by.
 
 A ``val`` split of the data is used as it is. Otherwise, a data set with fewer than ``SMALL`` training
 pictures is cross-validated, and a larger one gives a fifth of its pictures, at most about ``MOST_HELD_OUT``.
 Copies of a picture, and pictures of one group, stay together. The test pictures are neither decoded nor
 looked at.
+
+The division is the same for every input size and every way to fit pictures into it. Each of these is decoded
+when a trial first asks for it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -18,7 +22,7 @@ from thumbnet.batches.batches import EvalBatches, TrainBatches
 from thumbnet.batches.engines import Engine, MemoryEngine, WorkerEngine
 from thumbnet.batches.prepare import Prepared, prepare
 from thumbnet.data.repeats import number_pictures, picture_digests
-from thumbnet.data.splits import Data, Progress
+from thumbnet.data.splits import Data, Progress, Split
 from thumbnet.errors import DataError
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.reviewing.folds import fold_numbers, joined
@@ -31,7 +35,10 @@ PARTS = 5  # of a larger data set, one part in this many is held out
 MOST_HELD_OUT = 5000  # pictures; more would cost time and decide nothing
 
 
-_Division: TypeAlias = tuple[tuple[Prepared, ...], int, str]  # batches, held-out pictures, in words
+SAMPLE = 200  # pictures whose own sizes are looked at
+
+_Folds: TypeAlias = list[np.ndarray]
+"""The held-out pictures of each network, bool [N]; empty if a ``val`` split judges."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class Parts:
         held_out: pictures that judge a trial, over all parts.
         how: the division in words.
         size: height and width of the network's input.
+        own: height and width of up to ``SAMPLE`` pictures as they are stored.
         skipped: how many pictures cannot be read.
         notes: what the user should know about the pixels.
     """
@@ -53,8 +61,18 @@ class Parts:
     held_out: int
     how: str
     size: tuple[int, int]
+    own: tuple[tuple[int, int], ...]
     skipped: int
     notes: tuple[str, ...]
+    _again: Callable[[Recipe], tuple[Prepared, ...]] = field(repr=False, compare=False)
+
+    def for_recipe(self, recipe: Recipe) -> tuple[Prepared, ...]:
+        """The same division with the input size of ``recipe``, and its way to fit pictures into it.
+
+        Raises:
+            UnreadableImagesError, OutOfMemoryError: as for :func:`thumbnet.batches.prepare.prepare`.
+        """
+        return self._again(recipe)
 
 
 def divide(data: Data, recipe: Recipe, device: torch.device, progress: Progress | None = None) -> Parts:
@@ -65,19 +83,41 @@ def divide(data: Data, recipe: Recipe, device: torch.device, progress: Progress 
         UnreadableImagesError, OutOfMemoryError: as for :func:`thumbnet.batches.prepare.prepare`.
     """
     kept = {name: split for name, split in data.splits.items() if name in ("train", "val")}
-    prepared = prepare(replace(data, splits=kept), recipe, device, progress)
+    judged = replace(data, splits=kept)
+    prepared = prepare(judged, recipe, device, progress)
+    folds, how = _folds(data, prepared, recipe)
+    parts = _parts(prepared, recipe, folds)
+    known = {(recipe.data.image_size, recipe.data.fit): parts}
+
+    def again(other: Recipe) -> tuple[Prepared, ...]:
+        wanted = (other.data.image_size, other.data.fit)
+        if wanted not in known:
+            known[wanted] = _parts(prepare(judged, other, device, progress), other, folds)
+        return known[wanted]
+
+    return Parts(
+        parts,
+        prepared.train.count,
+        sum(len(part.evaluation["val"].engine.labels) for part in parts),
+        how,
+        prepared.preprocessing.size,
+        _own_sizes(prepared.splits["train"]),
+        len(prepared.skipped),
+        prepared.notes,
+        again,
+    )
+
+
+def _own_sizes(split: Split) -> tuple[tuple[int, int], ...]:
+    """Height and width of some pictures of a split whose pictures can be read."""
+    positions = np.linspace(0, len(split) - 1, min(SAMPLE, len(split))).round().astype(int)
+    return tuple(split.peek(position)[0] for position in positions.tolist())
+
+
+def _folds(data: Data, prepared: Prepared, recipe: Recipe) -> tuple[_Folds, str]:
+    """Which pictures are held out, each fold once or only the first one; and the same in words."""
     if "val" in prepared.evaluation:
-        held_out = len(prepared.evaluation["val"].engine.labels)
-        division: _Division = (prepared,), held_out, f"the val split, {held_out:,} pictures"
-    else:
-        division = _divided(data, prepared, recipe)
-    parts, held_out, how = division
-    size, skipped = prepared.preprocessing.size, len(prepared.skipped)
-    return Parts(parts, prepared.train.count, held_out, how, size, skipped, prepared.notes)
-
-
-def _divided(data: Data, prepared: Prepared, recipe: Recipe) -> _Division:
-    """Hold out each fold once, or only the first one of a larger data set."""
+        return [], f"the val split, {len(prepared.evaluation['val'].engine.labels):,} pictures"
     count = prepared.train.count
     if count < FEWEST:
         raise DataError(
@@ -88,18 +128,23 @@ def _divided(data: Data, prepared: Prepared, recipe: Recipe) -> _Division:
     labels, together = _labels(prepared), _together(data, prepared)
     numbers = fold_numbers(labels, together, folds, derive_seed(recipe.data.split_seed, "tune"))
     used = [fold for fold in range(1, (folds if small else 1) + 1) if (numbers == fold).any()]
-    held_out = int(np.isin(numbers, used).sum())
     if not used or (numbers != used[0]).sum() < 2:
         raise DataError(
             f"{data.source}: no training pictures can be held out to compare settings, because the pictures "
             "of each class are copies of each other or belong to one group"
         )
+    held_out = int(np.isin(numbers, used).sum())
     how = (
         f"{len(used)} folds of the {count:,} training pictures"
         if small
         else f"{held_out:,} of the {count:,} training pictures"
     )
-    return tuple(_part(prepared, recipe, numbers == fold) for fold in used), held_out, how
+    return [numbers == fold for fold in used], how
+
+
+def _parts(prepared: Prepared, recipe: Recipe, folds: _Folds) -> tuple[Prepared, ...]:
+    """The batches of each network of a trial."""
+    return tuple(_part(prepared, recipe, held) for held in folds) if folds else (prepared,)
 
 
 def _part(prepared: Prepared, recipe: Recipe, held: np.ndarray) -> Prepared:

@@ -46,8 +46,8 @@ def slices(knob: Knob, records: Sequence[Record], best: Record, measure: str) ->
     figure, axes = _axes(WIDTH, 3.0)
     complete, stopped = _by_state(records)
     for some, style in ((complete, _COMPLETE), (stopped, _STOPPED)):
-        axes.plot([one.point[knob.name] for one in some], [100 * one.value for one in some], **style)
-    axes.plot([best.point[knob.name]], [100 * best.value], "D", color=ORANGE, label="best", markersize=7)
+        axes.plot([knob.at(one.point) for one in some], [100 * one.value for one in some], **style)
+    axes.plot([knob.at(best.point)], [100 * best.value], "D", color=ORANGE, label="best", markersize=7)
     axes.axvline(knob.start, color=INK, linestyle=":", linewidth=1)
     if knob.log:
         axes.set_xscale("log")
@@ -55,6 +55,8 @@ def slices(knob: Knob, records: Sequence[Record], best: Record, measure: str) ->
         ticks = np.unique(ticks.round()) if knob.kind == "int" else ticks
         axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
         axes.minorticks_off()
+    elif knob.kind == "choice":
+        axes.set_xticks(range(len(knob.options)), knob.options)
     axes.set_xlabel(_label(knob))
     _finish_values(axes, complete, measure)
     return finished(figure, f"{measure} by {knob.name}")
@@ -66,7 +68,7 @@ def parallel(varied: Sequence[Knob], records: Sequence[Record], best: Record, me
     complete, _ = _by_state(records)
     ranked = sorted(complete, key=lambda one: one.value)
     for place, one in enumerate(ranked):
-        heights = [_height(knob, one.point[knob.name]) for knob in varied]
+        heights = [_height(knob, knob.at(one.point)) for knob in varied]
         chosen = one.number == best.number
         strength = 0.1 + 0.6 * (place + 1) / len(ranked)
         axes.plot(
@@ -82,8 +84,8 @@ def parallel(varied: Sequence[Knob], records: Sequence[Record], best: Record, me
     axes.set_ylim(-0.12, 1.12)
     for place, knob in enumerate(varied):
         axes.axvline(place, color=INK, linewidth=0.8, alpha=0.5)
-        axes.text(place, -0.02, f"{knob.low:.3g}", ha="center", va="top", fontsize=8)
-        axes.text(place, 1.02, f"{knob.high:.3g}", ha="center", va="bottom", fontsize=8)
+        axes.text(place, -0.02, knob.shown(knob.low), ha="center", va="top", fontsize=8)
+        axes.text(place, 1.02, knob.shown(knob.high), ha="center", va="bottom", fontsize=8)
     return finished(figure, f"All complete trials, the best {measure} in orange")
 
 
@@ -140,5 +142,6 @@ def _label(knob: Knob) -> str:
         "weight decay": "times the recipe's",
         "shift": "pixels",
         "cutout": "pixels",
+        "size": "pixels",
     }
     return f"{knob.name}, {units[knob.name]}" if knob.name in units else knob.name

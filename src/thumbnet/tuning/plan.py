@@ -2,8 +2,8 @@
 
 A third of the time is kept for the final training, which uses all that is left. The rest has to hold
 ``TRIALS`` trials of the recipe where the search starts. All trials take about the same time, because the
-final training has a given time, too: a wider network has fewer epochs. If ``MANY`` trials fit, they are
-longer instead of more.
+final training has a given time, too: a wider network, or one that sees larger pictures, has fewer epochs. If
+``MANY`` trials fit, they are longer instead of more.
 
 With less time there is no search: one training that takes all of it is better. With trials of fewer epochs,
 and half of the time for them, it lost up to three points (docs/notebook/tuning.md).
@@ -22,9 +22,10 @@ from thumbnet.batches.prepare import Prepared
 from thumbnet.errors import ThumbnetError
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
+from thumbnet.recipes.settings import AUTO
 from thumbnet.training.time_budget import Speed, costs, measure_speed
 from thumbnet.tuning.parts import Parts
-from thumbnet.tuning.space import slowdown
+from thumbnet.tuning.space import area, slowdown
 from thumbnet.tuning.study import Record
 from thumbnet.tuning.trial import POINTS
 
@@ -61,28 +62,35 @@ class Cost:
         return replace(self, pace=statistics.median(paces)) if paces else self
 
     def trial(self, recipe: Recipe, parts: Sequence[Prepared]) -> float:
-        """Seconds of a trial that runs to its end."""
+        """Seconds of a trial of ``recipe`` that runs to its end.
+
+        Args:
+            recipe: all settings.
+            parts: the division of the pictures, as where the search starts; ``recipe`` may want another size.
+        """
         return self.pace * self.unpaced(recipe, parts)
 
     def unpaced(self, recipe: Recipe, parts: Sequence[Prepared]) -> float:
         """Seconds of a trial at the measured speed."""
         return sum(
-            self._steps(recipe, part)
-            + min(recipe.training.epochs, POINTS) * self._pictures(recipe, _held_out(part))
+            self._factor(recipe, part)
+            * (
+                self._steps(recipe, part)
+                + min(recipe.training.epochs, POINTS) * _held_out(part) * self.speed.evaluating
+            )
             + PER_NETWORK
             for part in parts
         )
 
     def _steps(self, recipe: Recipe, part: Prepared) -> float:
         batches = part.with_recipe(recipe)
-        step = costs(recipe, batches, self.speed).mean_step()
-        return recipe.training.epochs * len(batches.train) * step * self._factor(recipe)
+        return recipe.training.epochs * len(batches.train) * costs(recipe, batches, self.speed).mean_step()
 
-    def _pictures(self, recipe: Recipe, count: int) -> float:
-        return count * self.speed.evaluating * self._factor(recipe)
-
-    def _factor(self, recipe: Recipe) -> float:
-        return slowdown(recipe.model.width, self.width)
+    def _factor(self, recipe: Recipe, part: Prepared) -> float:
+        """How much slower than the measured network one is that is wider, or sees larger pictures."""
+        (height, width), wanted = part.preprocessing.size, recipe.data.image_size
+        larger = 1.0 if wanted == AUTO else area(wanted) / (height * width)
+        return larger * slowdown(recipe.model.width, self.width)
 
 
 @dataclass(frozen=True)

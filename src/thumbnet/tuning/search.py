@@ -162,6 +162,7 @@ class Tuner:
     def _try(self, suggestion: Suggestion, recipe: Recipe, left: float | None) -> bool:
         """Run a trial, and tell the study how it ended; returns False if the time was over."""
         search, first = self.search, not self.records
+        divided = search.parts.for_recipe(recipe)  # decodes, if no trial has had this size
         started = self._trial_started = time.perf_counter()
         unpaced = 0.0 if search.cost is None else search.cost.unpaced(recipe, search.parts.parts)
         parts = len(search.parts.parts)
@@ -179,7 +180,7 @@ class Tuner:
 
         try:
             found = run_trial(
-                recipe, search.parts.parts, search.data.class_names, search.device, suggestion.report, on_step
+                recipe, divided, search.data.class_names, search.device, suggestion.report, on_step
             )
             suggestion.complete(found.value, found.loss, **times())
         except HopelessTrialError:
@@ -223,7 +224,9 @@ class Tuner:
         return best_of(self.records) if any(one.state == "complete" for one in self.records) else None
 
     def _recipe_of(self, trial: Record | Suggestion) -> Recipe:
-        return recipe_at(self.search.recipe, trial.point, bool(self.search.settings["same_time"]))
+        search = self.search
+        same_time = bool(search.settings["same_time"])
+        return recipe_at(search.recipe, trial.point, size=search.parts.size, same_time=same_time)
 
     def _recipe_to_keep(self, best: Record) -> Recipe:
         """The best recipe: everything is decided, so nothing in it depends on the data any more."""

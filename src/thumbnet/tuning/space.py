@@ -1,26 +1,41 @@
 """Which settings a search varies, between which limits, and the recipe for a point of that space.
 
 A search starts from a recipe. Learning rates and weight decays are factors on the recipe's own, because a
-recipe may have several of each, and their ratios matter. All other knobs are the settings themselves.
+recipe may have several of each, and their ratios matter. Shift and cutout are pixels at the size where the
+search starts. All other knobs are the settings themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
 
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.recipes.settings import SMALLEST_BATCH, AugmentSettings, OptimizerSettings
+from thumbnet.recipes.settings import (
+    AUTO,
+    MOST_TRANSLATE,
+    SMALLEST_BATCH,
+    AugmentSettings,
+    OptimizerSettings,
+    parse_image_size,
+)
 from thumbnet.runs.fields import items, number, shown, table, text
 
-Point: TypeAlias = dict[str, float | int]
-"""A value for every knob, by its name."""
+Point: TypeAlias = dict[str, float | int | str]
+"""A value for every knob, by its name. A choice is the option itself."""
+
+Size: TypeAlias = tuple[int, int]
 
 RATES = 4.0  # learning rates are searched between a quarter and four times the recipe's
 DECAYS = 8.0
 WIDTHS = (0.5, 1.5)  # factors on the recipe's width
 EPOCHS = (0.5, 8.0)  # factors on the recipe's number of epochs
+FITS = ("pad", "crop", "squash")
+SIDES = (32, 48, 64, 96)  # pixels, of the longest side
+UNLIKE = 0.05  # relative difference between aspect ratios that are not the same
+FEW = 0.1  # share of pictures with another aspect ratio from which the search varies how they are fitted
 GROWTH = 1.7  # a training takes as many times as long as this power of the width
 STRONGEST_LIGHT = 0.5
 MOST_SHIFT = 8  # pixels
@@ -33,24 +48,35 @@ class Knob:
 
     Attributes:
         name: its name in the tables and on the page.
-        kind: whether its values are whole numbers.
-        low, high: its limits, inclusive.
+        kind: whether its values are whole numbers, any numbers, or options.
+        low, high: its limits, inclusive. For options, their positions.
         start: the recipe's own value.
         log: whether ratios count, not differences.
         keys: the recipe's keys that it changes. It is left out if the user set one of them.
+        options: what there is to choose from.
     """
 
     name: str
-    kind: Literal["int", "float"]
+    kind: Literal["int", "float", "choice"]
     low: float
     high: float
     start: float
     log: bool
     keys: tuple[str, ...]
+    options: tuple[str, ...] = ()
+
+    def at(self, point: Mapping[str, float | str]) -> float:
+        """Its value in ``point``, as a number between ``low`` and ``high``."""
+        value = point[self.name]
+        return self.options.index(value) if isinstance(value, str) else value
+
+    def shown(self, value: float, digits: int = 3) -> str:
+        """A value for people, with so many significant digits."""
+        return self.options[round(value)] if self.kind == "choice" else f"{value:.{digits}g}"
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON."""
-        return {**asdict(self), "keys": list(self.keys)}
+        return {**asdict(self), "keys": list(self.keys), "options": list(self.options)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Knob:
@@ -61,18 +87,23 @@ class Knob:
         """
         given = table(values, "a knob", [known.name for known in fields(cls)])
         low, high, start = (number(given[key], key) for key in ("low", "high", "start"))
-        if given["kind"] not in ("int", "float") or type(given["log"]) is not bool or low > high:
+        kind, log = given["kind"], given["log"]
+        keys, options = (
+            tuple(text(one, key) for one in items(given[key], key)) for key in ("keys", "options")
+        )
+        choice = kind == "choice" and (low, high) == (0, len(options) - 1)
+        if not (choice or (kind in ("int", "float") and not options)) or type(log) is not bool or low > high:
             raise ValueError(f"a knob is {shown(values)}")
-        keys = tuple(text(one, "keys") for one in items(given["keys"], "keys"))
-        return cls(text(given["name"], "name"), given["kind"], low, high, start, given["log"], keys)
+        return cls(text(given["name"], "name"), kind, low, high, start, log, keys, options)
 
 
 def knobs(
     recipe: Recipe,
     named: frozenset[str],
     pictures: int,
-    size: tuple[int, int],
+    size: Size,
     *,
+    own: Sequence[Size],
     takes_width: bool,
     epochs: bool,
 ) -> tuple[Knob, ...]:
@@ -83,6 +114,7 @@ def knobs(
         named: keys that the user set, which stay as they are.
         pictures: training pictures.
         size: height and width of the network's input, in pixels.
+        own: height and width of some pictures as they are stored, in pixels.
         takes_width: whether the network's width can be chosen.
         epochs: whether to search the number of epochs.
     """
@@ -106,6 +138,10 @@ def knobs(
     least, most = max(SMALLEST_BATCH, training.batch_size // 2), min(2 * training.batch_size, pictures // 4)
     batch = ("training.batch_size",)
     found.append(_whole("batch size", least, most, training.batch_size, batch, log=True))
+    sizes = _sizes(recipe, size, own)
+    found.append(_choice("size", sizes, _size_text(size), ("data.image_size", "data.largest_auto_size")))
+    if _do_not_fit(own, size) > FEW:
+        found.append(_choice("fit", FITS, recipe.data.fit, ("data.fit",)))
     if epochs:
         least, most = (max(1, int(factor * training.epochs)) for factor in EPOCHS)
         found.append(_whole("epochs", least, most, training.epochs, ("training.epochs",), log=True))
@@ -122,12 +158,90 @@ def _whole(name: str, low: int, high: int, start: int, keys: tuple[str, ...], lo
     return Knob(name, "int", min(low, start), max(high, start), start, log, keys)
 
 
+def _choice(name: str, options: Sequence[str], start: str, keys: tuple[str, ...]) -> Knob:
+    return Knob(name, "choice", 0, len(options) - 1, options.index(start), False, keys, tuple(options))
+
+
+def _sizes(recipe: Recipe, size: Size, own: Sequence[Size]) -> list[str]:
+    """The input sizes to choose from, in order: ``size``, and others up to the pictures' own."""
+    if recipe.data.image_size != AUTO:
+        return [_size_text(size)]
+    longest = max(size)
+    typical = statistics.median(max(one) for one in own) if own else 0
+    sides = sorted({longest, *(side for side in SIDES if side <= max(longest, typical))})
+    return [_size_text(tuple(max(16, round(one * side / longest)) for one in size)) for side in sides]
+
+
+def _do_not_fit(own: Sequence[Size], size: Size) -> float:
+    """The share of the pictures whose aspect ratio is not that of ``size``."""
+    ratios = [height * size[1] / (width * size[0]) for height, width in own]
+    return statistics.fmean(max(one, 1 / one) > 1 + UNLIKE for one in ratios) if ratios else 0.0
+
+
+def _size_text(size: Sequence[int]) -> str:
+    """A size as ``data.image_size`` has it."""
+    return f"{size[0]}x{size[1]}"
+
+
 def start_of(varied: Sequence[Knob]) -> Point:
     """The point that leaves the recipe unchanged."""
-    return {knob.name: int(knob.start) if knob.kind == "int" else knob.start for knob in varied}
+    return {knob.name: _valued(knob, knob.start) for knob in varied}
 
 
-def recipe_at(recipe: Recipe, point: Mapping[str, float], same_time: bool = False) -> Recipe:
+def _valued(knob: Knob, value: float) -> float | int | str:
+    """A number, brought between the limits, as a point has it."""
+    within = min(max(value, knob.low), knob.high)
+    if knob.kind == "float":
+        return within
+    return knob.options[round(within)] if knob.kind == "choice" else round(within)
+
+
+def guesses(varied: Sequence[Knob]) -> list[Point]:
+    """The points that a search tries first: where it starts, and what is likely to be better.
+
+    Which these are was chosen by judgement. A point at random is nearly always worse than the recipe.
+    """
+    known = {knob.name: knob for knob in varied}
+
+    def from_start(name: str, change: Callable[[float], float]) -> Point:
+        knob = known.get(name)
+        return {} if knob is None else {name: _valued(knob, change(knob.start))}
+
+    squashed = from_start("fit", lambda _: FITS.index("squash"))
+    smaller = from_start("size", lambda start: start - 1)
+    larger = from_start("size", lambda start: start + 1)
+    largest = from_start("size", lambda start: start + 2)
+    narrow = from_start("width", lambda start: 0.7 * start)
+    stronger = {
+        **from_start("shift", lambda start: start + 1),
+        **from_start("cutout", lambda start: start + known["cutout"].high / 2),
+        **from_start("light", lambda start: start + 0.15),
+    }
+    faster = from_start("learning rate", lambda start: 1.5 * start)
+    start = start_of(varied)
+    found = [start]
+    for changes in (
+        squashed,
+        {**squashed, **larger},
+        {**squashed, **largest, **narrow},
+        smaller,
+        stronger,
+        narrow,
+        faster,
+    ):
+        point = {**start, **changes}
+        if point not in found:
+            found.append(point)
+    return found
+
+
+def recipe_at(
+    recipe: Recipe,
+    point: Mapping[str, float | str],
+    *,
+    size: Size | None = None,
+    same_time: bool = False,
+) -> Recipe:
     """The recipe with the settings of ``point``. The point of :func:`start_of` changes nothing.
 
     Learning rates also change with the square root of the batch size, as in
@@ -136,27 +250,45 @@ def recipe_at(recipe: Recipe, point: Mapping[str, float], same_time: bool = Fals
     Args:
         recipe: where the search started.
         point: a value for every knob.
-        same_time: let wider networks have fewer epochs, and narrower ones more, so that they take as long.
+        size: height and width of the network's input where the search started, if ``point`` has one.
+        same_time: let a wider network, or one that sees larger pictures, have fewer epochs, so that it takes
+            as long.
     """
-    size = int(point.get("batch size", recipe.training.batch_size))
-    if size != recipe.training.batch_size:
-        recipe = recipe.with_batch_size(size)
-    width = _rounded(point.get("width", recipe.model.width))
-    epochs = point.get("epochs", recipe.training.epochs)
+
+    def of(name: str, otherwise: float) -> float:
+        return float(point.get(name, otherwise))
+
+    batch = int(of("batch size", recipe.training.batch_size))
+    if batch != recipe.training.batch_size:
+        recipe = recipe.with_batch_size(batch)
+    width = _rounded(of("width", recipe.model.width))
+    data, scale = recipe.data, 1.0
+    if size is not None and point.get("size", _size_text(size)) != _size_text(size):
+        data = replace(data, image_size=str(point["size"]))
+        scale = (area(data.image_size) / (size[0] * size[1])) ** 0.5
+    data = replace(data, fit=point.get("fit", data.fit))  # type: ignore[arg-type]
+    epochs = of("epochs", recipe.training.epochs)
     if same_time:
-        epochs = max(1, round(epochs / slowdown(width, recipe.model.width)))
+        epochs = max(1, round(epochs / slowdown(width, recipe.model.width) / scale**2))
     training = replace(
         recipe.training,
         epochs=int(epochs),
-        label_smoothing=_rounded(point.get("smoothing", recipe.training.label_smoothing)),
+        label_smoothing=_rounded(of("smoothing", recipe.training.label_smoothing)),
     )
     return replace(
         recipe,
+        data=data,
         training=training,
-        augment=_augment(recipe.augment, point),
+        augment=_augment(recipe.augment, point, scale),
         model=replace(recipe.model, width=width),
-        optimizer=_scaled(recipe.optimizer, point.get("learning rate", 1.0), point.get("weight decay", 1.0)),
+        optimizer=_scaled(recipe.optimizer, of("learning rate", 1.0), of("weight decay", 1.0)),
     )
+
+
+def area(image_size: str) -> int:
+    """The pixels of a ``data.image_size`` that is not ``auto``."""
+    height, width = parse_image_size(image_size)
+    return height * width
 
 
 def slowdown(width: float, before: float) -> float:
@@ -164,15 +296,16 @@ def slowdown(width: float, before: float) -> float:
     return float((width / before) ** GROWTH)
 
 
-def _augment(augment: AugmentSettings, point: Mapping[str, float]) -> AugmentSettings:
-    light = point.get("light")
-    if light is not None:
-        augment = replace(augment, brightness=_rounded(light), contrast=_rounded(light))
-    return replace(
-        augment,
-        translate=int(point.get("shift", augment.translate)),
-        cutout=int(point.get("cutout", augment.cutout)),
-    )
+def _augment(augment: AugmentSettings, point: Mapping[str, float | str], scale: float) -> AugmentSettings:
+    """The augmentation of a point whose pictures are ``scale`` times as large as where the search started."""
+    if "light" in point:
+        light = _rounded(float(point["light"]))
+        augment = replace(augment, brightness=light, contrast=light)
+    if "shift" in point:
+        augment = replace(augment, translate=min(MOST_TRANSLATE, round(scale * float(point["shift"]))))
+    if "cutout" in point:
+        augment = replace(augment, cutout=round(scale * float(point["cutout"])))
+    return augment
 
 
 def _scaled(optimizer: OptimizerSettings, rate: float, decay: float) -> OptimizerSettings:

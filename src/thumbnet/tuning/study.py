@@ -1,9 +1,10 @@
 """The trials of a search: what to try next, and what is known, kept in a journal that survives a kill.
 
-Optuna (https://optuna.org, an extra) suggests each trial by its tree-structured Parzen estimator, and stops
-trials that are worse than the median of the others at the same point. The journal is Optuna's own: a line of
-JSON per change, appended and synced. It holds no pickles. A line that was cut off by a kill is removed when
-the search goes on, and so is the trial that was running.
+The first trials are guesses (:func:`thumbnet.tuning.space.guesses`). Then Optuna (https://optuna.org, an
+extra) suggests each trial by its tree-structured Parzen estimator. It stops trials that are worse than the
+median of the others at the same point. The journal is Optuna's own: a line of JSON per change, appended and
+synced. It holds no pickles. A line that was cut off by a kill is removed when the search goes on, and so is
+the trial that was running.
 
 A suggestion depends only on the seed and on the finished trials, so a search that was interrupted suggests
 the same as one that was not.
@@ -21,12 +22,11 @@ from typing import Any
 
 from thumbnet.errors import RunError, needs_extra
 from thumbnet.seeds import derive_seed
-from thumbnet.tuning.space import Knob, Point, start_of
+from thumbnet.tuning.space import Knob, Point, guesses
 from thumbnet.tuning.trial import POINTS
 
 JOURNAL = "journal.jsonl"
 NAME = "thumbnet"
-AT_RANDOM = 6  # trials, the first one included, before suggestions depend on results
 UNPRUNED = 4  # trials that run to their end in any case
 JUDGED_FROM = POINTS // 2  # no trial is stopped before this point of its first network
 FEWEST_FOR_IMPORTANCE = 8  # complete trials
@@ -86,6 +86,7 @@ class Study:
         """
         self._optuna = load_optuna()
         self._varied, self._seed = tuple(varied), seed
+        self._guesses = guesses(varied)
         self._file = folder / JOURNAL
         pruner = self._optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED, n_warmup_steps=JUDGED_FROM)
         try:
@@ -96,7 +97,9 @@ class Study:
                 storage=storage, study_name=NAME, direction="maximize", pruner=pruner, load_if_exists=True
             )
             self._forget_unfinished()
-            self.records()
+            for one in self.records():
+                for knob in self._varied:
+                    knob.at(one.point)
         except OSError as error:
             raise RunError(f"cannot write {self._file}: {error.strerror or error}") from None
         except Exception as error:  # Optuna replays the lines without checking them
@@ -115,16 +118,16 @@ class Study:
         return [_record(number, trial) for number, trial in enumerate(told, 1)]
 
     def ask(self) -> Suggestion:
-        """Suggest the next trial: first the recipe where the search started."""
+        """Suggest the next trial: first the recipe where the search started, then the other guesses."""
         number = len(self.records()) + 1
         waiting = (self._optuna.trial.TrialState.WAITING,)
-        if number == 1 and not self._study.get_trials(deepcopy=False, states=waiting):
-            self._study.enqueue_trial(start_of(self._varied))
+        if number <= len(self._guesses) and not self._study.get_trials(deepcopy=False, states=waiting):
+            self._study.enqueue_trial(self._guesses[number - 1])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # multivariate sampling is called experimental
             self._study.sampler = self._optuna.samplers.TPESampler(
                 seed=derive_seed(self._seed, "suggestion", number) % 2**32,
-                n_startup_trials=AT_RANDOM,
+                n_startup_trials=len(self._guesses),
                 multivariate=True,
             )
             trial = self._study.ask()
@@ -201,7 +204,9 @@ def best_of(records: Sequence[Record]) -> Record:
     return min(complete, key=lambda one: (-one.value, one.loss, one.number))
 
 
-def _suggested(trial: Any, knob: Knob) -> float | int:
+def _suggested(trial: Any, knob: Knob) -> float | int | str:
+    if knob.kind == "choice":
+        return str(trial.suggest_categorical(knob.name, list(knob.options)))
     if knob.kind == "int":
         return int(trial.suggest_int(knob.name, int(knob.low), int(knob.high), log=knob.log))
     return float(trial.suggest_float(knob.name, knob.low, knob.high, log=knob.log))

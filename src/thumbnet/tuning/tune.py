@@ -258,6 +258,7 @@ def _planned(
         named,
         parts.pictures,
         parts.size,
+        own=parts.own,
         takes_width="width" in inspect.signature(find_builder(base.model.name)).parameters,
         epochs=minutes is None,
     )
