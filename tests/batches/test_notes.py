@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from helpers import noise
 from thumbnet.batches.engines import MemoryEngine, WorkerEngine
@@ -13,11 +16,14 @@ from thumbnet.batches.notes import (
     flat_note,
     is_flat,
     picture_notes,
+    shrunk_note,
     size_note,
 )
+from thumbnet.batches.prepare import prepare
 from thumbnet.data.repeats import CopiedClass, Repeats
 from thumbnet.data.splits import ArraySplit
 from thumbnet.recipes.recipe import load_recipe
+from thumbnet.sources.load import load_data
 
 CPU = torch.device("cpu")
 
@@ -71,6 +77,33 @@ def test_the_note_on_the_size_scales_the_time_with_the_area(monkeypatch: pytest.
     assert "about 30 s at this size" in note
     assert "about 9 min at their own" in note
     assert "--image-size 400x200" in note
+
+
+def test_a_note_says_how_to_see_more_of_much_larger_pictures() -> None:
+    photos = [(375, 500), (500, 375), (20, 20)]
+    (note,) = shrunk_note(photos, (32, 32), "pad")
+    assert "typically 500 pixels, and are scaled to 32x32 (pad)" in note
+    assert "--image-size 64x64" in note
+    assert "--fit squash" in note
+    assert "--fit squash" not in shrunk_note(photos, (32, 32), "squash")[0]
+    assert shrunk_note([(50, 40)], (32, 32), "pad") == []
+    assert shrunk_note([], (32, 32), "pad") == []
+
+
+def test_pictures_of_several_sizes_are_noted_only_where_they_are_much_larger(tmp_path: Path) -> None:
+    recipe = load_recipe("small")
+    for side, expected in ((40, 0), (80, 1)):
+        root = tmp_path / str(side)
+        for number in range(6):
+            for name in "ab":
+                path = root / "train" / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = noise(number, side + number, side)
+                Image.fromarray(pixels).save(path)
+        notes = prepare(load_data(root), recipe, CPU).notes
+        assert sum("--image-size 64x64" in note for note in notes) == expected
+        explicit = prepare(load_data(root), recipe.override(["data.image_size=32"]), CPU).notes
+        assert not any("--image-size" in note for note in explicit)
 
 
 def test_an_epochs_time_grows_with_the_pictures_and_leaves_the_callers_generator_alone() -> None:

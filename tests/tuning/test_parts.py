@@ -138,6 +138,10 @@ def test_another_size_is_divided_alike_and_decoded_once(monkeypatch: pytest.Monk
             (small,), (large,) = (some.fetch([torch.arange(len(some.labels))]) for some in (engine, again))
             resized = torch.nn.functional.interpolate(small.float(), (24, 24), mode="bilinear")
             assert (resized - large.float()).abs().mean() < 10  # the same pictures in the same order
-    monkeypatch.setattr(module, "prepare", lambda *_: pytest.fail("decoded again"))
-    assert found.for_recipe(RECIPE.override(["data.image_size=24", "data.fit=squash"])) is larger
-    assert found.for_recipe(RECIPE.override(["seed=5"])) is found.parts
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "prepare", lambda *_: pytest.fail("decoded again"))
+        assert found.for_recipe(RECIPE.override(["data.image_size=24", "data.fit=squash"])) is larger
+        assert found.for_recipe(RECIPE.override(["seed=5"])) is found.parts
+    assert found.for_recipe(RECIPE.override(["data.image_size=20"]))[0].preprocessing.size == (20, 20)
+    decoded = found.for_recipe(RECIPE.override(["data.image_size=24", "data.fit=squash"]))
+    assert decoded is not larger  # only the latest other size is kept in memory

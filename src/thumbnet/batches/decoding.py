@@ -33,12 +33,13 @@ from thumbnet.batches.statistics import CHANNELS, count_values
 from thumbnet.data import plugins
 from thumbnet.data.images import BY_TYPE, NOT_FINITE, Fit, Rendering, fit_pixels
 from thumbnet.data.splits import ArraySplit, Progress, Split
-from thumbnet.data.survey import Survey, survey
+from thumbnet.data.survey import Survey, sample, survey
 from thumbnet.errors import FailedReadError, UnreadableImageError, UnreadableImagesError, unreadable
 from thumbnet.files import cache_folder, clear_leftovers, sync_below
 from thumbnet.recipes.settings import LARGEST_SIDE, SMALLEST_SIDE
 
 DEFAULT_SIDE = 32
+SAMPLE = 200  # pictures whose own sizes are looked at
 _CHUNK = 256  # pictures per task of a decoding thread
 # Seconds per picture. Threads that decode faster mostly wait for the interpreter lock: CIFAR-10's 60,000
 # small JPEGs take 3.5 s with one thread and 12 s with two.
@@ -191,6 +192,19 @@ def _remember(entry: Path, size: tuple[int, int]) -> tuple[int, int]:
 def size_or_default(size: tuple[int, int] | None) -> tuple[int, int]:
     """``size`` if it is known and no side is below 16 pixels, else 32 by 32."""
     return size if size is not None and min(size) >= SMALLEST_SIDE else (DEFAULT_SIDE, DEFAULT_SIDE)
+
+
+def some_sizes(split: Split) -> list[tuple[int, int]]:
+    """Height and width, as they are stored, of up to ``SAMPLE`` pictures; damaged ones are left out.
+
+    Raises:
+        FailedReadError: the system failed to read a picture.
+    """
+    found = []
+    for index in sample(len(split), SAMPLE).tolist():
+        with contextlib.suppress(UnreadableImageError):
+            found.append(split.peek(index)[0])
+    return found
 
 
 def common_size(split: Split) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterable, Sequence
 
@@ -20,6 +21,7 @@ from thumbnet.recipes.recipe import Recipe
 FLAT = 8  # grey levels: a picture is (nearly) of one colour if no channel varies by more
 MANY_FLAT = 0.01  # warn if a larger share of the pictures is flat
 LOOKED_AT = 1_000  # size of the sample if pictures are decoded during the training
+MUCH_LARGER = 2.0  # times the input's side, from which a note says so
 TIMED = 16  # pictures per step when estimating the time of an epoch
 
 
@@ -102,6 +104,26 @@ def size_note(
         f"takes about {_about(seconds)} at this size and about {_about(at_own)} at their own, which "
         f"--image-size {flag} keeps (the limit is data.largest_auto_size={recipe.data.largest_auto_size})"
     )
+
+
+def shrunk_note(sizes: Sequence[tuple[int, int]], used: tuple[int, int], fit: str) -> list[str]:
+    """A note about pictures of several sizes that are much larger than the network's input.
+
+    Args:
+        sizes: height and width of some pictures, as they are stored.
+        used: height and width of the input.
+        fit: how pictures of another shape fit into it.
+    """
+    typical = statistics.median(max(size) for size in sizes) if sizes else 0
+    if typical < MUCH_LARGER * max(used):
+        return []
+    double = f"{2 * used[0]}x{2 * used[1]}"
+    other = "" if fit == "squash" else ", and --fit squash uses all of the input"
+    return [
+        f"the pictures have several sizes, typically {typical:.0f} pixels, and are scaled to "
+        f"{used[0]}x{used[1]} ({fit}). --image-size {double} lets the network see more, in four times the "
+        f"time{other}; thumbnet tune tries this out"
+    ]
 
 
 def epoch_seconds(

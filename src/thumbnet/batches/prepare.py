@@ -16,6 +16,8 @@ from thumbnet.batches.decoding import (
     find_unreadable,
     own_size,
     readable,
+    size_or_default,
+    some_sizes,
     surveyed,
 )
 from thumbnet.batches.engines import (
@@ -28,7 +30,7 @@ from thumbnet.batches.engines import (
     fits_in_memory,
     sample_positions,
 )
-from thumbnet.batches.notes import picture_notes, size_note
+from thumbnet.batches.notes import picture_notes, shrunk_note, size_note
 from thumbnet.batches.statistics import Normalise, channel_statistics, count_values
 from thumbnet.data.images import BY_TYPE, Preprocessing, Rendering
 from thumbnet.data.splits import Data, Progress, Split
@@ -168,6 +170,8 @@ def _prepare(
         size = capped_size(own, largest)
         if size != own:
             notes.append(size_note(own, size, len(train_split), recipe, len(data.class_names), device))
+        elif size == size_or_default(None):
+            notes += shrunk_note(some_sizes(train_split), size, settings.fit)
     else:
         size = parse_image_size(settings.image_size)
     used = {"train": train_split}

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 
 from thumbnet.batches.batches import EvalBatches, TrainBatches
+from thumbnet.batches.decoding import some_sizes
 from thumbnet.batches.engines import Engine, MemoryEngine, WorkerEngine
 from thumbnet.batches.prepare import Prepared, prepare
 from thumbnet.data.repeats import number_pictures, picture_digests
-from thumbnet.data.splits import Data, Progress, Split
+from thumbnet.data.splits import Data, Progress
 from thumbnet.errors import DataError
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.reviewing.folds import fold_numbers, joined
@@ -34,8 +35,6 @@ FEWEST = 20  # training pictures; fewer cannot judge anything
 PARTS = 5  # of a larger data set, one part in this many is held out
 MOST_HELD_OUT = 5000  # pictures; more would cost time and decide nothing
 
-
-SAMPLE = 200  # pictures whose own sizes are looked at
 
 _Folds: TypeAlias = list[np.ndarray]
 """The held-out pictures of each network, bool [N]; empty if a ``val`` split judges."""
@@ -51,7 +50,7 @@ class Parts:
         held_out: pictures that judge a trial, over all parts.
         how: the division in words.
         size: height and width of the network's input.
-        own: height and width of up to ``SAMPLE`` pictures as they are stored.
+        own: height and width of some pictures as they are stored.
         skipped: how many pictures cannot be read.
         notes: what the user should know about the pixels.
     """
@@ -87,13 +86,17 @@ def divide(data: Data, recipe: Recipe, device: torch.device, progress: Progress 
     prepared = prepare(judged, recipe, device, progress)
     folds, how = _folds(data, prepared, recipe)
     parts = _parts(prepared, recipe, folds)
-    known = {(recipe.data.image_size, recipe.data.fit): parts}
+    start = (recipe.data.image_size, recipe.data.fit)
+    latest: dict[tuple[str, str], tuple[Prepared, ...]] = {}  # only one, because each takes as much memory
 
     def again(other: Recipe) -> tuple[Prepared, ...]:
         wanted = (other.data.image_size, other.data.fit)
-        if wanted not in known:
-            known[wanted] = _parts(prepare(judged, other, device, progress), other, folds)
-        return known[wanted]
+        if wanted == start:
+            return parts
+        if wanted not in latest:
+            latest.clear()
+            latest[wanted] = _parts(prepare(judged, other, device, progress), other, folds)
+        return latest[wanted]
 
     return Parts(
         parts,
@@ -101,17 +104,11 @@ def divide(data: Data, recipe: Recipe, device: torch.device, progress: Progress 
         sum(len(part.evaluation["val"].engine.labels) for part in parts),
         how,
         prepared.preprocessing.size,
-        _own_sizes(prepared.splits["train"]),
+        tuple(some_sizes(prepared.splits["train"])),
         len(prepared.skipped),
         prepared.notes,
         again,
     )
-
-
-def _own_sizes(split: Split) -> tuple[tuple[int, int], ...]:
-    """Height and width of some pictures of a split whose pictures can be read."""
-    positions = np.linspace(0, len(split) - 1, min(SAMPLE, len(split))).round().astype(int)
-    return tuple(split.peek(position)[0] for position in positions.tolist())
 
 
 def _folds(data: Data, prepared: Prepared, recipe: Recipe) -> tuple[_Folds, str]:

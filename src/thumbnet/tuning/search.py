@@ -162,23 +162,25 @@ class Tuner:
     def _try(self, suggestion: Suggestion, recipe: Recipe, left: float | None) -> bool:
         """Run a trial, and tell the study how it ended; returns False if the time was over."""
         search, first = self.search, not self.records
-        divided = search.parts.for_recipe(recipe)  # decodes, if no trial has had this size
-        started = self._trial_started = time.perf_counter()
+        self._trial_started = time.perf_counter()
         unpaced = 0.0 if search.cost is None else search.cost.unpaced(recipe, search.parts.parts)
         parts = len(search.parts.parts)
 
         def times() -> dict[str, float]:
             now = time.perf_counter()
-            return {"seconds": now - started, "elapsed": now - self.started, "predicted": unpaced}
+            seconds = now - self._trial_started
+            return {"seconds": seconds, "elapsed": now - self.started, "predicted": unpaced}
 
         def on_step(step: StepResult, part: int) -> None:
             if self.listener.should_stop():
                 raise InterruptedTuneError(search.path, len(self.records))
-            if left is not None and not first and time.perf_counter() - started > LATE * left:
+            if left is not None and not first and time.perf_counter() - self._trial_started > LATE * left:
                 raise _OutOfTimeError
             self._tell_progress(suggestion.number, step, part, parts)
 
         try:
+            divided = search.parts.for_recipe(recipe)  # decodes, if this size has not been decoded
+            self._trial_started = time.perf_counter()
             found = run_trial(
                 recipe, divided, search.data.class_names, search.device, suggestion.report, on_step
             )
