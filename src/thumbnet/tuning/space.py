@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
 
+from thumbnet.recipes.networks import MODEL_NAMES
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import (
     AUTO,
@@ -163,8 +164,11 @@ def _choice(name: str, options: Sequence[str], start: str, keys: tuple[str, ...]
 
 
 def _sizes(recipe: Recipe, size: Size, own: Sequence[Size]) -> list[str]:
-    """The input sizes to choose from, in order: ``size``, and others up to the pictures' own."""
-    if recipe.data.image_size != AUTO:
+    """The input sizes to choose from, in order: ``size``, and others up to the pictures' own.
+
+    Networks that are not thumbnet's may take only one size.
+    """
+    if recipe.data.image_size != AUTO or recipe.model.name not in MODEL_NAMES:
         return [_size_text(size)]
     longest = max(size)
     typical = statistics.median(max(one) for one in own) if own else 0
