@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
 pytest.importorskip("jinja2", reason="the extra 'tune' is not installed")
 
-from helpers import write_class_folders
+from helpers import of_many_sizes, write_class_folders
 from thumbnet.errors import InterruptedTuneError, RunError, ThumbnetError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training.train import train
@@ -83,6 +83,29 @@ def test_a_search_that_is_stopped_twice_ends_like_one_that_was_not(
     assert rows(out) == rows(tuned.path)
     assert found.recipe == tuned.recipe
     assert found.run.weights_path.read_bytes() == tuned.run.weights_path.read_bytes()
+
+
+def test_pictures_of_many_sizes_are_also_seen_squashed_and_larger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "write_page", lambda *_, **__: None)
+    data, whole, parts = of_many_sizes(tmp_path / "data"), tmp_path / "whole", tmp_path / "parts"
+    settings = [one for one in SHORTEST if not one.startswith("augment.translate")]
+    found = tune(data, "small", trials=3, overrides=settings, out=whole, device="cpu")
+    table = rows(whole)
+    assert [(row["data.image_size"], row["data.fit"]) for row in table] == [
+        ("auto", "pad"),
+        ("auto", "squash"),
+        ("48x48", "squash"),
+    ]
+    best = table[found.summary["best_trial"] - 1]
+    assert found.run.recipe.data.fit == best["data.fit"]
+    assert found.run.recipe.data.image_size == best["data.image_size"]
+    with pytest.raises(InterruptedTuneError):
+        tune(data, "small", trials=3, overrides=settings, out=parts, device="cpu", listener=Stop(3))
+    again = resume_tuning(parts, device="cpu", data=data)
+    assert rows(parts) == table
+    assert again.run.weights_path.read_bytes() == found.run.weights_path.read_bytes()
 
 
 def test_a_finished_search_says_what_to_do_with_it(tuned: Tuned, tmp_path: Path) -> None:
