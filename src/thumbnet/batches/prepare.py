@@ -16,7 +16,6 @@ from thumbnet.batches.decoding import (
     find_unreadable,
     own_size,
     readable,
-    size_or_default,
     some_sizes,
     surveyed,
 )
@@ -170,7 +169,7 @@ def _prepare(
         size = capped_size(own, largest)
         if size != own:
             notes.append(size_note(own, size, len(train_split), recipe, len(data.class_names), device))
-        elif size == size_or_default(None):
+        else:
             notes += shrunk_note(some_sizes(train_split), size, settings.fit)
     else:
         size = parse_image_size(settings.image_size)

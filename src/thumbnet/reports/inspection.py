@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thumbnet.batches.decoding import capped_size, decode_split, size_or_default, surveyed
-from thumbnet.batches.notes import copied_notes, flat_note, is_flat
+from thumbnet.batches.decoding import capped_size, decode_split, size_or_default, some_sizes, surveyed
+from thumbnet.batches.notes import copied_notes, flat_note, is_flat, shrunk_note
 from thumbnet.batches.statistics import channel_statistics
 from thumbnet.data.images import Fit, Rendering, fit_pixels
 from thumbnet.data.repeats import Place, find_repeats
@@ -127,6 +127,8 @@ def inspect_data(
                 f"training resizes these pictures from {before} to {image_size[0]}x{image_size[1]} "
                 f"(data.largest_auto_size). --image-size {before} keeps their size, but takes longer"
             )
+        else:
+            notes += shrunk_note(some_sizes(data.splits["train"]), image_size, fit)
     names = {name: [split.name(i) for i in seen.readable[name]] for name, split in data.splits.items()}
     labels = {name: split.single_classes()[seen.readable[name]] for name, split in data.splits.items()}
     repeats = find_repeats(
