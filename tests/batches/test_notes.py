@@ -84,8 +84,8 @@ def test_a_note_says_how_to_see_more_of_much_larger_pictures() -> None:
     (note,) = shrunk_note(photos, (32, 32), "pad")
     assert "typically 500 pixels, and are scaled to 32x32 (pad)" in note
     assert "--image-size 64x64" in note
-    assert "--fit squash" in note
-    assert "--fit squash" not in shrunk_note(photos, (32, 32), "squash")[0]
+    assert "--fit crop" in note
+    assert "--fit" not in shrunk_note(photos, (32, 32), "squash")[0]
     assert shrunk_note([(50, 40)], (32, 32), "pad") == []
     assert shrunk_note([], (32, 32), "pad") == []
 

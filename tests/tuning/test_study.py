@@ -127,7 +127,7 @@ def test_a_choice_is_an_option_and_a_journal_with_another_one_is_damaged(tmp_pat
         suggestion = study.ask()
         tried.append(suggestion.point["fit"])
         suggestion.complete(0.01 * number, 0.5, **TIMES)
-    assert tried[:2] == ["pad", "squash"]
+    assert tried[:2] == ["pad", "crop"]
     assert set(tried) <= set(fit.options)
     assert [one.point["fit"] for one in Study(tmp_path, (*KNOBS, fit), 5).records()] == tried
     with pytest.raises(RunError, match=f"{JOURNAL} is damaged"):

@@ -95,7 +95,7 @@ def test_pictures_of_many_sizes_are_also_seen_squashed_and_larger(
     table = rows(whole)
     assert [(row["data.image_size"], row["data.fit"]) for row in table] == [
         ("auto", "pad"),
-        ("auto", "squash"),
+        ("48x48", "crop"),
         ("48x48", "squash"),
     ]
     best = table[found.summary["best_trial"] - 1]

@@ -118,11 +118,11 @@ def shrunk_note(sizes: Sequence[tuple[int, int]], used: tuple[int, int], fit: st
     if typical < MUCH_LARGER * max(used):
         return []
     double = f"{2 * used[0]}x{2 * used[1]}"
-    other = "" if fit == "squash" else ", and --fit squash uses all of the input"
+    other = "; --fit crop and --fit squash use all of it" if fit == "pad" else ""
     return [
         f"the pictures have several sizes, typically {typical:.0f} pixels, and are scaled to "
         f"{used[0]}x{used[1]} ({fit}). --image-size {double} lets the network see more, in four times the "
-        f"time{other}; thumbnet tune tries this out"
+        f"time{other}. thumbnet tune tries this out"
     ]
 
 

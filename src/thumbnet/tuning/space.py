@@ -203,7 +203,8 @@ def _valued(knob: Knob, value: float) -> float | int | str:
 def guesses(varied: Sequence[Knob]) -> list[Point]:
     """The points that a search tries first: where it starts, and what is likely to be better.
 
-    Which these are was chosen by judgement. A point at random is nearly always worse than the recipe.
+    That photographs should be cropped and larger was measured (docs/notebook/tuning.md). The others were
+    chosen by judgement.
     """
     known = {knob.name: knob for knob in varied}
 
@@ -211,6 +212,7 @@ def guesses(varied: Sequence[Knob]) -> list[Point]:
         knob = known.get(name)
         return {} if knob is None else {name: _valued(knob, change(knob.start))}
 
+    cropped = from_start("fit", lambda _: FITS.index("crop"))
     squashed = from_start("fit", lambda _: FITS.index("squash"))
     smaller = from_start("size", lambda start: start - 1)
     larger = from_start("size", lambda start: start + 1)
@@ -225,9 +227,9 @@ def guesses(varied: Sequence[Knob]) -> list[Point]:
     start = start_of(varied)
     found = [start]
     for changes in (
-        squashed,
+        {**cropped, **larger},
         {**squashed, **larger},
-        {**squashed, **largest, **narrow},
+        {**cropped, **largest, **narrow},
         smaller,
         stronger,
         narrow,
