@@ -112,6 +112,7 @@ def test_links_between_pages_have_a_target(page: str) -> None:
 OUTSIDE = (
     "https://download.pytorch.org/whl/",
     "https://arxiv.org/abs/", "https://github.com/KellerJordan/", "https://github.com/ardamavi/",
+    "https://github.com/jaddoescad/",
     "https://github.com/hiverge/",
     "https://docs.ultralytics.com/datasets/classify/cifar10/", "https://huggingface.co/docs/timm/training_script",
     "https://github.com/huggingface/pytorch-image-models", "https://github.com/kuangliu/pytorch-cifar",
