@@ -57,6 +57,7 @@ def slices(knob: Knob, records: Sequence[Record], best: Record, measure: str) ->
         axes.minorticks_off()
     elif knob.kind == "choice":
         axes.set_xticks(range(len(knob.options)), knob.options)
+        axes.set_xlim(-0.5, len(knob.options) - 0.5)
     axes.set_xlabel(_label(knob))
     _finish_values(axes, complete, measure)
     return finished(figure, f"{measure} by {knob.name}")
