@@ -25,9 +25,9 @@ from thumbnet.cli.console import say, table
 from thumbnet.errors import ThumbnetError
 from thumbnet.hardware import choose_device
 from thumbnet.training.train import train
+from thumbnet.tuning.space import FITS
 
 SIZES = ("32", "48", "64")
-FITS = ("pad", "crop", "squash")
 HELD_OUT = 1 / 3
 
 

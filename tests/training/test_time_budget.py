@@ -242,8 +242,8 @@ def test_time_and_length_cannot_both_be_named(tmp_path: Path) -> None:
 def test_only_fastnets_width_is_chosen_and_only_if_the_user_has_not() -> None:
     fast = load_recipe("fast")
     assert may_narrow(None, [], fast)
-    assert may_narrow("fast", ["seed=1"], fast)
-    assert not may_narrow("fast", ["model.width=1"], fast)
+    assert may_narrow("fast", ["seed"], fast)
+    assert not may_narrow("fast", ["model.width"], fast)
     assert not may_narrow("my.toml", [], fast)
     assert not may_narrow(fast, [], fast)
     assert not may_narrow("resnet18", [], load_recipe("resnet18"))

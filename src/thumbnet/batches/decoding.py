@@ -149,6 +149,21 @@ def own_size(
 ) -> tuple[int, int]:
     """The pictures' own size (height, width) if all share it and no side is below 16 pixels, else 32 by 32.
 
+    Args and errors are those of :func:`shared_size`.
+    """
+    return size_or_default(shared_size(split, fit, progress, largest=largest, rendering=rendering))
+
+
+def shared_size(
+    split: Split,
+    fit: Fit,
+    progress: Progress | None = None,
+    *,
+    largest: int = 0,
+    rendering: Rendering = BY_TYPE,
+) -> tuple[int, int] | None:
+    """The size (height, width) that all pictures share, as :func:`common_size`, and kept in the cache.
+
     The cheapest check is to decode them: if the size is uniform, the pictures are then in the cache for
     :func:`decode_split`. If a split is too large for memory, only the headers are read; if it is very large,
     only the headers of a sample.
@@ -165,14 +180,14 @@ def own_size(
     """
     split = split.reader()
     if isinstance(split, ArraySplit):
-        return size_or_default(common_size(split))
+        return common_size(split)
     entry = _entry(split, "size")
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-        height, width = json.loads((entry / "size.json").read_text())
-        return int(height), int(width)
+        kept = json.loads((entry / "size.json").read_text())
+        return None if kept is None else (int(kept[0]), int(kept[1]))
     if len(split) > MANY:
         chosen = split.subset(sample_positions(len(split)).numpy())
-        return _remember(entry, size_or_default(common_size(chosen)))
+        return _remember(entry, common_size(chosen))
     with contextlib.suppress(UnreadableImageError):  # reported below with all others
         first = split.peek(0)[0]
         used = capped_size(first, largest)
@@ -180,11 +195,11 @@ def own_size(
             images = _decode(split, used, fit, rendering, progress, own=first)
             if images is not None:
                 _keep(_entry(split, _name(used, fit, rendering)), Decoded(images, count_values(images)))
-            return _remember(entry, first if images is not None else size_or_default(None))
-    return _remember(entry, size_or_default(common_size(split)))
+            return _remember(entry, first if images is not None else None)
+    return _remember(entry, common_size(split))
 
 
-def _remember(entry: Path, size: tuple[int, int]) -> tuple[int, int]:
+def _remember(entry: Path, size: tuple[int, int] | None) -> tuple[int, int] | None:
     _write(entry, lambda folder: (folder / "size.json").write_text(json.dumps(size)))
     return size
 

@@ -14,8 +14,9 @@ from thumbnet.batches.decoding import (
     capped_size,
     decode_split,
     find_unreadable,
-    own_size,
     readable,
+    shared_size,
+    size_or_default,
     some_sizes,
     surveyed,
 )
@@ -165,11 +166,12 @@ def _prepare(
     notes = rendering_notes(found, rendering, settings)
     if settings.image_size == AUTO:
         largest = settings.largest_auto_size
-        own = own_size(train_split, settings.fit, progress, largest=largest, rendering=rendering)
+        shared = shared_size(train_split, settings.fit, progress, largest=largest, rendering=rendering)
+        own = size_or_default(shared)
         size = capped_size(own, largest)
         if size != own:
             notes.append(size_note(own, size, len(train_split), recipe, len(data.class_names), device))
-        else:
+        elif shared is None:  # only then can they be much larger, and looking at them costs time
             notes += shrunk_note(some_sizes(train_split), size, settings.fit)
     else:
         size = parse_image_size(settings.image_size)

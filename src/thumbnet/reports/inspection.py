@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thumbnet.batches.decoding import capped_size, decode_split, size_or_default, some_sizes, surveyed
+from thumbnet.batches.decoding import capped_size, decode_split, size_or_default, surveyed
 from thumbnet.batches.notes import copied_notes, flat_note, is_flat, shrunk_note
 from thumbnet.batches.statistics import channel_statistics
 from thumbnet.data.images import Fit, Rendering, fit_pixels
@@ -58,7 +58,7 @@ class _Seen:
         self.data = data
         self.rendering = rendering
         self.sizes: Counter[tuple[int, int]] = Counter()
-        self.train_sizes: set[tuple[int, int]] = set()
+        self.train_sizes: Counter[tuple[int, int]] = Counter()
         self.modes: Counter[str] = Counter()
         self.unreadable: list[tuple[str, str]] = []
         self.readable: dict[str, list[int]] = {name: [] for name in data.splits}
@@ -81,7 +81,7 @@ class _Seen:
         digest.update(pixels.tobytes())
         self.digests[name].append(digest.digest())
         if name == "train":
-            self.train_sizes.add(size)
+            self.train_sizes[size] += 1
             self.flat.append(bool(is_flat(pixels[None])[0]))
 
 
@@ -128,7 +128,7 @@ def inspect_data(
                 f"(data.largest_auto_size). --image-size {before} keeps their size, but takes longer"
             )
         else:
-            notes += shrunk_note(some_sizes(data.splits["train"]), image_size, fit)
+            notes += shrunk_note(list(seen.train_sizes.elements()), image_size, fit)
     names = {name: [split.name(i) for i in seen.readable[name]] for name, split in data.splits.items()}
     labels = {name: split.single_classes()[seen.readable[name]] for name, split in data.splits.items()}
     repeats = find_repeats(

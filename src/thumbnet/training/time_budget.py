@@ -76,11 +76,12 @@ def check_free_of_length(overrides: Sequence[str]) -> None:
             raise RecipeError(f"{key} and --minutes cannot go together: the time decides how long to train")
 
 
-def may_narrow(asked: str | Path | Recipe | None, overrides: Sequence[str], recipe: Recipe) -> bool:
+def may_narrow(asked: str | Path | Recipe | None, named: Collection[str], recipe: Recipe) -> bool:
     """Whether the network's width may be chosen: FastNet's, unless the user names it or brings a recipe."""
-    named = any(assignment.partition("=")[0].strip() == "model.width" for assignment in overrides)
     own = asked is not None and asked not in recipe_names()
-    return recipe.model.name == "fastnet" and recipe.model.width == 1 and not named and not own
+    return (
+        recipe.model.name == "fastnet" and recipe.model.width == 1 and "model.width" not in named and not own
+    )
 
 
 def may_watch_less(named: Collection[str], recipe: Recipe) -> bool:

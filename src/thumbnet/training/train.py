@@ -270,7 +270,7 @@ def _begin(plan: Plan, call: Call) -> Run:
         listener.on_note(note)
     budget = None
     if plan.minutes is not None:
-        narrow = may_narrow(plan.recipe, plan.overrides, recipe)
+        narrow = may_narrow(plan.recipe, named, recipe)
         budget = TimeBudget(plan.minutes, call.started, narrow, may_watch_less(named, recipe))
         recipe, note = world.from_first(budget.plan(recipe, prepared, len(data.class_names), device))
         prepared = prepared.with_recipe(recipe)

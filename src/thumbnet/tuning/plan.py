@@ -22,10 +22,9 @@ from thumbnet.batches.prepare import Prepared
 from thumbnet.errors import ThumbnetError
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.recipes.settings import AUTO
 from thumbnet.training.time_budget import Speed, costs, measure_speed
 from thumbnet.tuning.parts import Parts
-from thumbnet.tuning.space import area, slowdown
+from thumbnet.tuning.space import enlargement, slowdown
 from thumbnet.tuning.study import Record
 from thumbnet.tuning.trial import POINTS
 
@@ -88,8 +87,7 @@ class Cost:
 
     def _factor(self, recipe: Recipe, part: Prepared) -> float:
         """How much slower than the measured network one is that is wider, or sees larger pictures."""
-        (height, width), wanted = part.preprocessing.size, recipe.data.image_size
-        larger = 1.0 if wanted == AUTO else area(wanted) / (height * width)
+        larger = enlargement(recipe.data, part.preprocessing.size)
         return larger * slowdown(recipe.model.width, self.width)
 
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
+from thumbnet.data.images import Fit
 from thumbnet.recipes.networks import MODEL_NAMES
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import (
     AUTO,
     MOST_TRANSLATE,
     SMALLEST_BATCH,
+    SMALLEST_SIDE,
     AugmentSettings,
+    DataSettings,
     OptimizerSettings,
     parse_image_size,
 )
@@ -33,7 +36,7 @@ RATES = 4.0  # learning rates are searched between a quarter and four times the 
 DECAYS = 8.0
 WIDTHS = (0.5, 1.5)  # factors on the recipe's width
 EPOCHS = (0.5, 8.0)  # factors on the recipe's number of epochs
-FITS = ("pad", "crop", "squash")
+FITS: tuple[str, ...] = get_args(Fit)
 SIDES = (32, 48, 64, 96)  # pixels, of the longest side
 UNLIKE = 0.05  # relative difference between aspect ratios that are not the same
 FEW = 0.1  # share of pictures with another aspect ratio from which the search varies how they are fitted
@@ -173,7 +176,9 @@ def _sizes(recipe: Recipe, size: Size, own: Sequence[Size]) -> list[str]:
     longest = max(size)
     typical = statistics.median(max(one) for one in own) if own else 0
     sides = sorted({longest, *(side for side in SIDES if side <= max(longest, typical))})
-    return [_size_text(tuple(max(16, round(one * side / longest)) for one in size)) for side in sides]
+    return [
+        _size_text(tuple(max(SMALLEST_SIDE, round(one * side / longest)) for one in size)) for side in sides
+    ]
 
 
 def _do_not_fit(own: Sequence[Size], size: Size) -> float:
@@ -271,7 +276,7 @@ def recipe_at(
     data, scale = recipe.data, 1.0
     if size is not None and point.get("size", _size_text(size)) != _size_text(size):
         data = replace(data, image_size=str(point["size"]))
-        scale = (area(data.image_size) / (size[0] * size[1])) ** 0.5
+        scale = enlargement(data, size) ** 0.5
     data = replace(data, fit=point.get("fit", data.fit))  # type: ignore[arg-type]
     epochs = of("epochs", recipe.training.epochs)
     if same_time:
@@ -291,10 +296,10 @@ def recipe_at(
     )
 
 
-def area(image_size: str) -> int:
-    """The pixels of a ``data.image_size`` that is not ``auto``."""
-    height, width = parse_image_size(image_size)
-    return height * width
+def enlargement(data: DataSettings, size: Size) -> float:
+    """How many times as many pixels the input has as one of ``size``, where the search started."""
+    height, width = size if data.image_size == AUTO else parse_image_size(data.image_size)
+    return height * width / (size[0] * size[1])
 
 
 def slowdown(width: float, before: float) -> float:
