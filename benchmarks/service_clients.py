@@ -205,12 +205,20 @@ class Load:
         if receive_buffer is not None:
             link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         try:
-            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(link, self.place), PATIENCE)
+            await self._connect(link)
             yield Connection(link)
-        except ConnectionRefusedError:
-            raise NoAnswerError("refused") from None
         finally:
             link.close()
+
+    async def _connect(self, link: socket.socket) -> None:
+        try:
+            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(link, self.place), PATIENCE)
+        except TimeoutError:
+            raise NoAnswerError("hung") from None
+        except ConnectionRefusedError:
+            raise NoAnswerError("refused") from None
+        except ConnectionError:  # a service that stops closes its listening socket while it connects
+            raise NoAnswerError("reset") from None
 
     def blame(self, text: str) -> None:
         """Note what should not have happened."""

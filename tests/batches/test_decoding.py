@@ -11,11 +11,12 @@ import torch
 
 from helpers import coloured, coloured_data, noise, write_class_folders, write_picture
 from thumbnet.batches import decoding
-from thumbnet.batches.decoding import decode_split, own_size
+from thumbnet.batches.decoding import auto_size, decode_split, shared_size
 from thumbnet.batches.statistics import channel_statistics
 from thumbnet.data.joined import with_files
 from thumbnet.data.splits import ArraySplit, FileSplit, Split
 from thumbnet.errors import FailedReadError, UnreadableFilesError, UnreadableImagesError
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.load import load_data
 
 
@@ -29,13 +30,42 @@ def test_statistics_agree_with_numpy() -> None:
     assert np.allclose(std, values.std(0), atol=1e-6)
 
 
-def test_the_size_is_that_of_all_pictures_if_it_is_uniform_else_32(tmp_path: Path) -> None:
+def test_pictures_share_a_size_if_all_have_it(tmp_path: Path) -> None:
     write_class_folders(tmp_path, ["train", "test"], side=20)
-    assert own_size(load_data(tmp_path).splits["train"], "pad") == (20, 20)
+    assert shared_size(load_data(tmp_path).splits["train"], "crop") == (20, 20)
     write_picture(tmp_path / "train" / "red" / "wide.png", noise(0, 20, 40))
-    assert own_size(load_data(tmp_path).splits["train"], "pad") == (32, 32)
-    write_class_folders(tmp_path / "tiny", ["train", "test"], side=8)
-    assert own_size(load_data(tmp_path / "tiny").splits["train"], "pad") == (32, 32)
+    assert shared_size(load_data(tmp_path).splits["train"], "crop") is None
+
+
+PHOTOS = [(375, 500), (500, 333), (40, 30)]
+
+
+@pytest.mark.parametrize(
+    ("shared", "sizes", "settings", "expected"),
+    [
+        ((20, 20), [], {}, (20, 20)),
+        ((200, 400), [], {}, (48, 96)),
+        ((200, 400), [], {"largest_auto_size": 0}, (200, 400)),
+        ((8, 8), [], {}, (32, 32)),
+        (None, PHOTOS, {}, (64, 64)),
+        (None, [(375, 500), (500, 50), (40, 30)], {}, (48, 48)),
+        (None, [(375, 500), (40, 30)], {}, (32, 32)),  # the smaller of the middle two
+        (None, [(20, 20), (20, 21)], {}, (32, 32)),
+        (None, PHOTOS, {"largest_mixed_size": 48}, (48, 48)),
+        (None, PHOTOS, {"largest_mixed_size": 24}, (24, 24)),
+        (None, PHOTOS, {"largest_mixed_size": 0}, (96, 96)),
+        (None, PHOTOS, {"largest_auto_size": 40}, (40, 40)),
+        (None, PHOTOS, {"largest_mixed_size": 0, "largest_auto_size": 0}, (328, 328)),
+        (None, [], {}, (32, 32)),  # there are no pictures
+    ],
+)
+def test_the_automatic_size(
+    shared: tuple[int, int] | None,
+    sizes: list[tuple[int, int]],
+    settings: dict[str, int],
+    expected: tuple[int, int],
+) -> None:
+    assert auto_size(shared, sizes, DataSettings(**settings)) == expected  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -58,14 +88,14 @@ def refuse(*_: object) -> None:
 
 
 def test_a_cached_split_opens_no_file(cache: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = own_size(train_split(pictures), "pad")
+    size = shared_size(train_split(pictures), "pad")
     first = decode_split(train_split(pictures), (20, 20), "pad")
     monkeypatch.setattr(decoding, "_decode", refuse)
     monkeypatch.setattr(decoding, "common_size", refuse)
     again = decode_split(train_split(pictures), (20, 20), "pad")
     assert torch.equal(first.images, again.images)
     assert torch.equal(first.counts, again.counts)
-    assert own_size(train_split(pictures), "pad") == size == (20, 20)
+    assert shared_size(train_split(pictures), "pad") == size == (20, 20)
 
 
 @pytest.mark.parametrize("change", ["content", "new", "gone", "fit", "size"])
@@ -160,7 +190,7 @@ def test_a_failed_read_is_an_error_and_nothing_about_it_is_kept(
         lambda: decoding.find_unreadable(split),
         lambda: decoding.readable(split),
         lambda: decode_split(split, (16, 16), "pad"),
-        lambda: decoding.own_size(split, "pad"),
+        lambda: decoding.shared_size(split, "pad"),
     ]
     for each in work:
         with pytest.raises(FailedReadError, match=r"train/.*: Input/output error"):

@@ -84,15 +84,16 @@ def test_a_note_says_how_to_see_more_of_much_larger_pictures() -> None:
     (note,) = shrunk_note(photos, (32, 32), "pad")
     assert "typically 500 pixels, and are scaled to 32x32 (pad)" in note
     assert "--image-size 64x64" in note
+    assert "16x16 takes a quarter" in note
     assert "--fit crop" in note
-    assert "--fit" not in shrunk_note(photos, (32, 32), "squash")[0]
+    assert "--fit" not in shrunk_note(photos, (32, 32), "crop")[0]
     assert shrunk_note([(50, 40)], (32, 32), "pad") == []
     assert shrunk_note([], (32, 32), "pad") == []
 
 
 def test_pictures_of_several_sizes_are_noted_only_where_they_are_much_larger(tmp_path: Path) -> None:
     recipe = load_recipe("small")
-    for side, expected in ((40, 0), (80, 1)):
+    for side, expected in ((40, 0), (160, 1)):
         root = tmp_path / str(side)
         for number in range(6):
             for name in "ab":
@@ -101,7 +102,7 @@ def test_pictures_of_several_sizes_are_noted_only_where_they_are_much_larger(tmp
                 pixels = noise(number, side + number, side)
                 Image.fromarray(pixels).save(path)
         notes = prepare(load_data(root), recipe, CPU).notes
-        assert sum("--image-size 64x64" in note for note in notes) == expected
+        assert sum("--image-size 128x128" in note for note in notes) == expected
         explicit = prepare(load_data(root), recipe.override(["data.image_size=32"]), CPU).notes
         assert not any("--image-size" in note for note in explicit)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import subprocess
 import sys
@@ -15,6 +17,32 @@ pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
 FULL = os.environ.get("THUMBNET_FAULTS") == "full"
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "service_load.py"
+
+
+@pytest.mark.parametrize(
+    ("number", "word"),
+    [(errno.ECONNREFUSED, "refused"), (errno.ECONNRESET, "reset"), (errno.ECONNABORTED, "reset")],
+)
+def test_no_connection_to_a_service_that_stops_is_no_fault_of_a_client(
+    monkeypatch: pytest.MonkeyPatch, number: int, word: str
+) -> None:
+    sys.path.insert(0, str(PROGRAM.parent))
+    monkeypatch.setattr("sys.path", sys.path[1:] + sys.path[:1])
+    from service_clients import GROUPS, Load, work
+
+    async def fail(*_: object) -> None:
+        raise OSError(number, "Connect call failed")  # the class is that of the number
+
+    load = Load(("127.0.0.1", 1), [], b"", [])
+    load.stopping = 0.0
+
+    async def visit() -> None:
+        monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", fail)
+        await work(load, "slow", "seed", lambda: bool(load.ending), GROUPS["slow"])
+
+    asyncio.run(visit())
+    assert load.wrong == []
+    assert [seen for _, seen in load.ending] == [word]
 
 
 def test_under_mixed_load_nothing_fails_and_a_stop_loses_no_accepted_request(tiny_run: Run) -> None:

@@ -42,7 +42,7 @@ def test_a_weights_file_has_everything_needed_to_use_it(tiny_run: Run, tmp_path:
     info = predictor.info
     assert info.class_names == ("red", "green", "blue")
     assert info.preprocessing.size == (16, 16)
-    assert info.preprocessing.fit == "pad"
+    assert info.preprocessing.fit == "crop"
     assert info.thumbnet == __version__
     assert info.fingerprint == coloured_data().fingerprint()
     data = coloured_data()

@@ -25,7 +25,7 @@ import numpy as np
 from faults.fork_server import Fault
 from faults.in_process import Shim
 from helpers import coloured, coloured_labels, noise, write_class_folders, write_label_table, write_picture
-from thumbnet.batches.decoding import decode_split, own_size, surveyed
+from thumbnet.batches.decoding import decode_split, shared_size, surveyed
 from thumbnet.batches.prepare import without_unreadable
 from thumbnet.errors import ThumbnetError
 from thumbnet.recipes.settings import DataSettings
@@ -372,7 +372,11 @@ def outcome(source: Path) -> list[str]:
     data = load_data(source, on_bad_image="skip")
     found = [data.layout, str(data.class_names), data.fingerprint(), *data.notes]
     whole, skipped = without_unreadable(data)
-    found += [str(skipped), str(surveyed(whole.splits["train"])), str(own_size(whole.splits["train"], "pad"))]
+    found += [
+        str(skipped),
+        str(surveyed(whole.splits["train"])),
+        str(shared_size(whole.splits["train"], "pad")),
+    ]
     for name, split in whole.splits.items():
         pixels = decode_split(split, (16, 16), "pad").images.numpy().tobytes()
         found += [

@@ -23,14 +23,14 @@ RECIPE = load_recipe("small")
 KNOBS = (
     Knob("learning rate", "float", 0.25, 4.0, 1.0, True, ("optimizer.lr",)),
     Knob("shift", "int", 0, 8, 3, False, ("augment.translate",)),
-    Knob("fit", "choice", 0, 2, 0, False, ("data.fit",), ("pad", "crop", "squash")),
+    Knob("fit", "choice", 0, 2, 0, False, ("data.fit",), ("crop", "pad", "squash")),
 )
 
 
 def record(number: int, rate: float, shift: int, value: float, state: str = "complete") -> Record:
     reason = "the loss is nan at step 3" if state == "failed" else ""
     loss = 1.0 if state == "complete" else math.nan
-    point: Point = {"learning rate": rate, "shift": shift, "fit": "squash" if number == 2 else "pad"}
+    point: Point = {"learning rate": rate, "shift": shift, "fit": "squash" if number == 2 else "crop"}
     return Record(number, state, point, value, loss, 2.5, 3.0 * number, 2.0, reason)
 
 
@@ -71,7 +71,7 @@ def test_the_page_shows_what_was_found_and_what_mattered(page: str, tiny_run: Ru
     assert "50.00 %" in page
     rows = re.findall(r'<tr><th scope="row">(\S+)</th><td>(\S+)</td><td>(\S+)</td></tr>', page)
     assert ("optimizer.lr", "0.15", "0.3") in rows
-    assert ("data.fit", "pad", "squash") in rows
+    assert ("data.fit", "crop", "squash") in rows
     assert "<td>squash</td>" in page  # in the table of trials
     assert "augment.translate" not in [row[0] for row in rows]  # it did not change
     for title in (

@@ -128,7 +128,7 @@ def test_every_guess_is_another_recipe_and_the_first_one_is_the_start(
     found = [recipe_at(recipe, point, size=(32, 32), same_time=True) for point in tried]
     assert all(found.count(one) == 1 for one in found)
     if is_timm(recipe.model.name):  # it has neither another size nor another width
-        expected = 5 if own == PHOTOS else 3
+        expected = 4 if own == PHOTOS else 3
     assert len(found) == expected
     for point in tried:
         assert all(knob.low <= knob.at(point) <= knob.high for knob in varied)

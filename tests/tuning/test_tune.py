@@ -94,9 +94,9 @@ def test_pictures_of_many_sizes_are_also_seen_squashed_and_larger(
     found = tune(data, "small", trials=3, overrides=settings, out=whole, device="cpu")
     table = rows(whole)
     assert [(row["data.image_size"], row["data.fit"]) for row in table] == [
-        ("auto", "pad"),
-        ("48x48", "crop"),
-        ("48x48", "squash"),
+        ("auto", "crop"),
+        ("96x96", "crop"),
+        ("96x96", "squash"),
     ]
     best = table[found.summary["best_trial"] - 1]
     assert found.run.recipe.data.fit == best["data.fit"]

@@ -59,7 +59,7 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
         subset_size: int = 0,
         transform: Transform | None = None,
         image_size: tuple[int, int] | None = None,
-        fit: Fit = "pad",
+        fit: Fit = "crop",
         seed: int = 0,
         rendering: Rendering | None = None,
     ) -> None:

@@ -14,9 +14,10 @@ import hashlib
 import itertools
 import json
 import shutil
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +37,9 @@ from thumbnet.data.splits import ArraySplit, Progress, Split
 from thumbnet.data.survey import Survey, sample, survey
 from thumbnet.errors import FailedReadError, UnreadableImageError, UnreadableImagesError, unreadable
 from thumbnet.files import cache_folder, clear_leftovers, sync_below
-from thumbnet.recipes.settings import LARGEST_SIDE, SMALLEST_SIDE
+from thumbnet.recipes.settings import LARGEST_SIDE, SMALLEST_SIDE, DataSettings
 
-DEFAULT_SIDE = 32
+LEAST_SIDE = 32  # pixels, of the square for pictures of several sizes, or of a size below 16
 SAMPLE = 200  # pictures whose own sizes are looked at
 _CHUNK = 256  # pictures per task of a decoding thread
 # Seconds per picture. Threads that decode faster mostly wait for the interpreter lock: CIFAR-10's 60,000
@@ -139,21 +140,6 @@ def capped_size(own: tuple[int, int], largest: int) -> tuple[int, int]:
     return height, width
 
 
-def own_size(
-    split: Split,
-    fit: Fit,
-    progress: Progress | None = None,
-    *,
-    largest: int = 0,
-    rendering: Rendering = BY_TYPE,
-) -> tuple[int, int]:
-    """The pictures' own size (height, width) if all share it and no side is below 16 pixels, else 32 by 32.
-
-    Args and errors are those of :func:`shared_size`.
-    """
-    return size_or_default(shared_size(split, fit, progress, largest=largest, rendering=rendering))
-
-
 def shared_size(
     split: Split,
     fit: Fit,
@@ -191,7 +177,7 @@ def shared_size(
     with contextlib.suppress(UnreadableImageError):  # reported below with all others
         first = split.peek(0)[0]
         used = capped_size(first, largest)
-        if size_or_default(first) == first and fits_in_memory([split], used):
+        if min(first) >= SMALLEST_SIDE and fits_in_memory([split], used):
             images = _decode(split, used, fit, rendering, progress, own=first)
             if images is not None:
                 _keep(_entry(split, _name(used, fit, rendering)), Decoded(images, count_values(images)))
@@ -204,9 +190,28 @@ def _remember(entry: Path, size: tuple[int, int] | None) -> tuple[int, int] | No
     return size
 
 
-def size_or_default(size: tuple[int, int] | None) -> tuple[int, int]:
-    """``size`` if it is known and no side is below 16 pixels, else 32 by 32."""
-    return size if size is not None and min(size) >= SMALLEST_SIDE else (DEFAULT_SIDE, DEFAULT_SIDE)
+def auto_size(
+    shared: tuple[int, int] | None, sizes: Sequence[tuple[int, int]], settings: DataSettings
+) -> tuple[int, int]:
+    """The input size (height, width) that ``image_size = "auto"`` stands for.
+
+    If the pictures share a size with no side below 16 pixels, it is that size, as :func:`capped_size` scales
+    it. Otherwise it is a square that does not enlarge a typical picture, with a side that is a multiple of 8,
+    at least 32 and at most ``largest_mixed_size`` (if that is not 0) and ``largest_auto_size``.
+
+    Args:
+        shared: the size that all pictures share, if they do.
+        sizes: the sizes of some pictures.
+        settings: the upper limits.
+
+    >>> auto_size(None, [(375, 500), (50, 40), (100, 60)], DataSettings())
+    (56, 56)
+    """
+    if shared is not None and min(shared) >= SMALLEST_SIDE:
+        return capped_size(shared, settings.largest_auto_size)
+    typical = statistics.median_low(min(size) for size in sizes) if sizes else 0
+    side = max(LEAST_SIDE, typical - typical % 8)
+    return capped_size(capped_size((side, side), settings.largest_mixed_size), settings.largest_auto_size)
 
 
 def some_sizes(split: Split) -> list[tuple[int, int]]:

@@ -117,12 +117,12 @@ def shrunk_note(sizes: Sequence[tuple[int, int]], used: tuple[int, int], fit: st
     typical = statistics.median(max(size) for size in sizes) if sizes else 0
     if typical < MUCH_LARGER * max(used):
         return []
-    double = f"{2 * used[0]}x{2 * used[1]}"
-    other = "; --fit crop and --fit squash use all of it" if fit == "pad" else ""
+    double, half = (f"{round(factor * used[0])}x{round(factor * used[1])}" for factor in (2, 0.5))
+    other = "; --fit crop uses all of the input" if fit == "pad" else ""
     return [
         f"the pictures have several sizes, typically {typical:.0f} pixels, and are scaled to "
         f"{used[0]}x{used[1]} ({fit}). --image-size {double} lets the network see more, in four times the "
-        f"time{other}. thumbnet tune tries this out"
+        f"time; {half} takes a quarter of it{other}. thumbnet tune tries out other sizes"
     ]
 
 

@@ -11,12 +11,11 @@ import torch
 from thumbnet.batches.batches import EvalBatches, TrainBatches
 from thumbnet.batches.dataset import random_subset
 from thumbnet.batches.decoding import (
-    capped_size,
+    auto_size,
     decode_split,
     find_unreadable,
     readable,
     shared_size,
-    size_or_default,
     some_sizes,
     surveyed,
 )
@@ -167,12 +166,12 @@ def _prepare(
     if settings.image_size == AUTO:
         largest = settings.largest_auto_size
         shared = shared_size(train_split, settings.fit, progress, largest=largest, rendering=rendering)
-        own = size_or_default(shared)
-        size = capped_size(own, largest)
-        if size != own:
-            notes.append(size_note(own, size, len(train_split), recipe, len(data.class_names), device))
-        elif shared is None:  # only then can they be much larger, and looking at them costs time
-            notes += shrunk_note(some_sizes(train_split), size, settings.fit)
+        sizes = [] if shared else some_sizes(train_split)
+        size = auto_size(shared, sizes, settings)
+        if shared is None:
+            notes += shrunk_note(sizes, size, settings.fit)
+        elif max(shared) > max(size):
+            notes.append(size_note(shared, size, len(train_split), recipe, len(data.class_names), device))
     else:
         size = parse_image_size(settings.image_size)
     used = {"train": train_split}

@@ -59,7 +59,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fit",
         choices=["pad", "crop", "squash"],
-        help="how to fit pictures of another shape into it (default: pad)",
+        help="how to fit pictures of another shape into it (default: crop)",
     )
     add_reading_options(parser)
 

@@ -38,12 +38,15 @@ class DataSettings:
     """How pictures become one uniform array.
 
     Attributes:
-        image_size: ``"auto"`` (the data's own size if all pictures share one of at least 16 pixels, else 32),
-            ``"32"``, or ``"HEIGHTxWIDTH"`` in pixels.
-        fit: what to do with another aspect ratio: ``pad`` (nothing is lost), ``crop`` (keeps the centre) or
-            ``squash`` (loses the aspect ratio).
+        image_size: ``"32"``, ``"HEIGHTxWIDTH"`` in pixels, or ``"auto"``: the data's own size if all pictures
+            share one of at least 16 pixels, else a square of at least 32 that does not enlarge a typical
+            picture.
+        fit: what to do with another aspect ratio: ``crop`` (keeps the centre), ``pad`` (nothing is lost, but
+            a part of the input is black) or ``squash`` (loses the aspect ratio).
         largest_auto_size: longest side that ``image_size = "auto"`` chooses. Larger pictures are scaled down
             to it, with a note. 0 for no limit.
+        largest_mixed_size: a lower limit for pictures of several sizes, which are mostly photographs: larger
+            than 64 takes much longer and gains less (docs/notebook/tuning.md). 0 for no lower limit.
         mean, std: per channel in [0, 1], or ``"auto"`` to measure them on the training split.
         range: the values (low, high) that become 0 and 255 if pictures have more than 8 bits or are float, or
             ``"auto"`` to measure them on the training split. 8-bit pictures keep their values.
@@ -84,8 +87,9 @@ class DataSettings:
     """
 
     image_size: str = AUTO
-    fit: Literal["pad", "crop", "squash"] = "pad"
+    fit: Literal["pad", "crop", "squash"] = "crop"
     largest_auto_size: int = 96
+    largest_mixed_size: int = 64
     mean: str | tuple[float, ...] = AUTO
     std: str | tuple[float, ...] = AUTO
     range: str | tuple[float, ...] = AUTO
@@ -119,6 +123,8 @@ class DataSettings:
                 check(len(value) == 3 and low, f"data.{key}", "'auto' or three numbers in [0, 1]", value)
         ok = self.largest_auto_size == 0 or self.largest_auto_size >= 16
         check(ok, "data.largest_auto_size", "0 (none) or 16 or more pixels", self.largest_auto_size)
+        ok = self.largest_mixed_size == 0 or self.largest_mixed_size >= 16
+        check(ok, "data.largest_mixed_size", "0 (none) or 16 or more pixels", self.largest_mixed_size)
         if isinstance(self.range, str):
             ok = self.range == AUTO
         else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thumbnet.batches.decoding import capped_size, decode_split, size_or_default, surveyed
+from thumbnet.batches.decoding import auto_size, decode_split, some_sizes, surveyed
 from thumbnet.batches.notes import copied_notes, flat_note, is_flat, shrunk_note
 from thumbnet.batches.statistics import channel_statistics
 from thumbnet.data.images import Fit, Rendering, fit_pixels
@@ -88,7 +88,7 @@ class _Seen:
 def inspect_data(
     data: Data,
     image_size: tuple[int, int] | None = None,
-    fit: Fit = "pad",
+    fit: Fit = "crop",
     progress: Progress | None = None,
     settings: DataSettings | None = None,
 ) -> Inspection:
@@ -119,16 +119,17 @@ def inspect_data(
     if progress:
         progress(total, total)
     if image_size is None:
-        original = size_or_default(next(iter(seen.train_sizes)) if len(seen.train_sizes) == 1 else None)
-        image_size = capped_size(original, settings.largest_auto_size)
-        if image_size != original:
-            before = f"{original[0]}x{original[1]}"
+        shared = next(iter(seen.train_sizes)) if len(seen.train_sizes) == 1 else None
+        sizes = [] if shared else some_sizes(data.splits["train"])
+        image_size = auto_size(shared, sizes, settings)
+        if shared is None:
+            notes += shrunk_note(sizes, image_size, fit)
+        elif max(shared) > max(image_size):
+            before = f"{shared[0]}x{shared[1]}"
             notes.append(
                 f"training resizes these pictures from {before} to {image_size[0]}x{image_size[1]} "
                 f"(data.largest_auto_size). --image-size {before} keeps their size, but takes longer"
             )
-        else:
-            notes += shrunk_note(list(seen.train_sizes.elements()), image_size, fit)
     names = {name: [split.name(i) for i in seen.readable[name]] for name, split in data.splits.items()}
     labels = {name: split.single_classes()[seen.readable[name]] for name, split in data.splits.items()}
     repeats = find_repeats(

@@ -143,7 +143,8 @@ def knobs(
     batch = ("training.batch_size",)
     found.append(_whole("batch size", least, most, training.batch_size, batch, log=True))
     sizes = _sizes(recipe, size, own)
-    found.append(_choice("size", sizes, _size_text(size), ("data.image_size", "data.largest_auto_size")))
+    limits = ("data.image_size", "data.largest_auto_size", "data.largest_mixed_size")
+    found.append(_choice("size", sizes, _size_text(size), limits))
     if _do_not_fit(own, size) > FEW:
         found.append(_choice("fit", FITS, recipe.data.fit, ("data.fit",)))
     if epochs:
