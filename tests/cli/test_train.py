@@ -171,7 +171,7 @@ def test_pictures_of_different_shapes_train_at_16_pixels(tmp_path: Path) -> None
         "--set", "model.width=0.25",
     )  # fmt: skip
     assert status == 0, stderr
-    assert "pictures, 16x16 (pad), from memory" in stderr
+    assert "pictures, 16x16 (crop), from memory" in stderr
 
 
 @pytest.mark.parametrize(
