@@ -11,7 +11,7 @@ import pytest
 from thumbnet.recipes.networks import is_timm
 from thumbnet.recipes.recipe import Recipe, load_recipe, recipe_from_dict, recipe_names
 from thumbnet.recipes.settings import DataSettings, OptimizerSettings
-from thumbnet.tuning.space import FITS, GROWTH, Knob, guesses, knobs, recipe_at, start_of
+from thumbnet.tuning.space import FITS, GROWTH, Knob, guesses, knobs, recipe_at, start_of, with_smaller_input
 
 SEARCHED = [name for name in recipe_names() if not load_recipe(name).training.frozen]
 
@@ -196,3 +196,17 @@ def test_a_damaged_choice_is_refused(wrong: dict[str, object]) -> None:
     knob = Knob("fit", "choice", 0, 1, 0, False, ("data.fit",), ("pad", "crop"))
     with pytest.raises(ValueError, match=r"."):
         Knob.from_dict({**knob.to_dict(), **wrong})
+
+
+def test_the_next_smaller_input_unless_the_user_set_it_or_the_network_is_not_thumbnets() -> None:
+    small = load_recipe("small")
+    sides = [
+        None if found is None else found.data.largest_auto_size
+        for found in (with_smaller_input(small, (side, side), frozenset()) for side in (96, 80, 64, 33, 32))
+    ]
+    assert sides == [64, 64, 48, 32, None]
+    assert with_smaller_input(small, (48, 96), frozenset({"optimizer.lr"})) is not None
+    for key in ("data.image_size", "data.largest_auto_size", "data.largest_mixed_size"):
+        assert with_smaller_input(small, (96, 96), frozenset({key})) is None
+    assert with_smaller_input(load_recipe("finetune"), (96, 96), frozenset()) is None
+    assert with_smaller_input(small.override(["data.image_size=96"]), (96, 96), frozenset()) is None

@@ -35,6 +35,10 @@ PER_NETWORK = 0.3  # seconds to build a network, in addition to its steps
 WRITING = 4.0  # seconds for the page
 
 
+class TooShortError(ThumbnetError):
+    """The time is too short for a search."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """Expects how long trainings take, from the speed of one network.
@@ -126,7 +130,7 @@ def plan(
         fixed: whether the user set the number of epochs.
 
     Raises:
-        ThumbnetError: the time is too short for ``TRIALS`` trials, or for ``trials``, and the final training.
+        TooShortError: the time is too short for ``TRIALS`` trials, or for ``trials``, and the final training.
     """
     for_trials = left - 60 * minutes * FINAL_SHARE - WRITING
     takes = cost.trial(recipe, parts.parts)
@@ -134,7 +138,7 @@ def plan(
     if fewest * takes > for_trials:
         least = (60 * minutes - left + fewest * takes + WRITING) / (1 - FINAL_SHARE) / 60
         least = max(math.ceil(10 * least) / 10, minutes + 0.1)
-        raise ThumbnetError(
+        raise TooShortError(
             f"--minutes {minutes:g} is too short for a search: a trial takes about {takes:.0f} s here, and "
             f"{fewest} of them have to fit into two thirds of the time. Give at least --minutes {least:.4g}, "
             "or let one training have all of the time, which is better than a hurried search: "

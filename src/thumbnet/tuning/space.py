@@ -38,6 +38,7 @@ WIDTHS = (0.5, 1.5)  # factors on the recipe's width
 EPOCHS = (0.5, 8.0)  # factors on the recipe's number of epochs
 FITS: tuple[str, ...] = get_args(Fit)
 SIDES = (32, 48, 64, 96)  # pixels, of the longest side
+SIZE_KEYS = ("data.image_size", "data.largest_auto_size", "data.largest_mixed_size")
 UNLIKE = 0.05  # relative difference between aspect ratios that are not the same
 FEW = 0.1  # share of pictures with another aspect ratio from which the search varies how they are fitted
 GROWTH = 1.7  # a training takes as many times as long as this power of the width
@@ -143,8 +144,7 @@ def knobs(
     batch = ("training.batch_size",)
     found.append(_whole("batch size", least, most, training.batch_size, batch, log=True))
     sizes = _sizes(recipe, size, own)
-    limits = ("data.image_size", "data.largest_auto_size", "data.largest_mixed_size")
-    found.append(_choice("size", sizes, _size_text(size), limits))
+    found.append(_choice("size", sizes, _size_text(size), SIZE_KEYS))
     if _do_not_fit(own, size) > FEW:
         found.append(_choice("fit", FITS, recipe.data.fit, ("data.fit",)))
     if epochs:
@@ -168,11 +168,8 @@ def _choice(name: str, options: Sequence[str], start: str, keys: tuple[str, ...]
 
 
 def _sizes(recipe: Recipe, size: Size, own: Sequence[Size]) -> list[str]:
-    """The input sizes to choose from, in order: ``size``, and others up to the pictures' own.
-
-    Networks that are not thumbnet's may take only one size.
-    """
-    if recipe.data.image_size != AUTO or recipe.model.name not in MODEL_NAMES:
+    """The input sizes to choose from, in order: ``size``, and others up to the pictures' own."""
+    if not _takes_other_sizes(recipe):
         return [_size_text(size)]
     longest = max(size)
     typical = statistics.median(max(one) for one in own) if own else 0
@@ -180,6 +177,25 @@ def _sizes(recipe: Recipe, size: Size, own: Sequence[Size]) -> list[str]:
     return [
         _size_text(tuple(max(SMALLEST_SIDE, round(one * side / longest)) for one in size)) for side in sides
     ]
+
+
+def _takes_other_sizes(recipe: Recipe) -> bool:
+    """Whether the input's size may be chosen. Networks that are not thumbnet's may take only one."""
+    return recipe.data.image_size == AUTO and recipe.model.name in MODEL_NAMES
+
+
+def with_smaller_input(recipe: Recipe, size: Size, named: frozenset[str]) -> Recipe | None:
+    """The recipe with the next smaller input; None if there is none, or the user set the size.
+
+    Args:
+        recipe: all settings.
+        size: height and width of its input.
+        named: keys that the user set.
+    """
+    side = max((side for side in SIDES if side < max(size)), default=None)
+    if side is None or named.intersection(SIZE_KEYS) or not _takes_other_sizes(recipe):
+        return None
+    return replace(recipe, data=replace(recipe.data, largest_auto_size=side))
 
 
 def _do_not_fit(own: Sequence[Size], size: Size) -> float:

@@ -45,9 +45,9 @@ from thumbnet.training.train import with_absolute_init
 from thumbnet.tuning.listener import TuneListener
 from thumbnet.tuning.page import check_page
 from thumbnet.tuning.parts import Parts, divide
-from thumbnet.tuning.plan import Cost, plan
+from thumbnet.tuning.plan import Cost, TooShortError, plan
 from thumbnet.tuning.search import SETTINGS, Search, Tuned, Tuner
-from thumbnet.tuning.space import Knob, knobs
+from thumbnet.tuning.space import Knob, knobs, with_smaller_input
 from thumbnet.tuning.study import load_optuna
 
 
@@ -106,8 +106,8 @@ def tune(
         loaded.check_trainable()
         listener.on_data(loaded)
         base = _without_length_in_steps(with_absolute_init(base))
-        parts = divide(loaded, base, chosen, listener.on_decode)
-        start = _planned(base, parts, len(loaded.class_names), chosen, started, minutes, trials, overrides)
+        called = _Call(data, corrections, chosen, listener, started)
+        parts, start = _begin(loaded, base, called, minutes, trials, overrides)
         run = Run.create(out, loaded.source, "tune")
         settings = {
             "data": where_again(loaded.source),
@@ -123,7 +123,6 @@ def tune(
         if loaded.corrected is not None:
             write_file(run.path / CORRECTIONS_NAME, loaded.corrected.content)
         write_json(run.path / SETTINGS, settings)
-        called = _Call(data, corrections, chosen, listener, started)
         return _search(run.path, settings, loaded, parts, start, called)
 
 
@@ -219,6 +218,45 @@ class _Start:
     notes: tuple[str, ...] = ()
 
 
+def _begin(
+    data: Data,
+    base: Recipe,
+    call: _Call,
+    minutes: float | None,
+    trials: int | None,
+    overrides: Sequence[str],
+) -> tuple[Parts, _Start]:
+    """Divide the pictures and plan the search, with a smaller input if the time is too short for this one.
+
+    Args:
+        data: the pictures.
+        base: the recipe for them.
+        call: the device, and when the clock started.
+        minutes, trials, overrides: see :func:`tune`.
+
+    Raises:
+        ThumbnetError: there are too few pictures, some cannot be read, or the time is too short.
+    """
+    named = frozenset(assignment.partition("=")[0].strip() for assignment in overrides)
+    classes, first = len(data.class_names), None
+    while True:
+        parts = divide(data, base, call.device, call.listener.on_decode)
+        first = first or parts.size
+        try:
+            start = _planned(base, parts, classes, call.device, call.started, minutes, trials, named)
+        except TooShortError:
+            smaller = with_smaller_input(base, parts.size, named)
+            if smaller is None:
+                raise
+            base = smaller
+            continue
+        if parts.size != first:
+            now, before = (f"{height}x{width}" for height, width in (parts.size, first))
+            note = f"the search begins with pictures of {now}: for {before}, the time is too short"
+            start = replace(start, notes=(note, *start.notes))
+        return parts, start
+
+
 def _planned(
     base: Recipe,
     parts: Parts,
@@ -227,7 +265,7 @@ def _planned(
     started: float,
     minutes: float | None,
     trials: int | None,
-    overrides: Sequence[str],
+    named: frozenset[str],
 ) -> _Start:
     """Decide how the time is used, and what is varied.
 
@@ -239,12 +277,11 @@ def _planned(
         started: when the clock started, in seconds of ``time.perf_counter``.
         minutes: the whole time, if there is one.
         trials: the number of trials, if there is one.
-        overrides: what the user set, which stays as it is.
+        named: the keys that the user set, which stay as they are.
 
     Raises:
-        ThumbnetError: the time is too short.
+        TooShortError: the time is too short.
     """
-    named = frozenset(assignment.partition("=")[0].strip() for assignment in overrides)
     cost: Cost | None = None
     notes: tuple[str, ...] = ()
     fixed = "training.epochs" in named
