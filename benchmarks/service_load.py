@@ -28,20 +28,9 @@ from typing import Any
 import numpy as np
 import psutil
 from measure import parser, report
-from service_clients import (
-    DECLARED,
-    GROUPS,
-    WORDS_OF_NO_ANSWER,
-    Load,
-    Picture,
-    broken_pictures,
-    get,
-    good_pictures,
-    large_picture,
-    several,
-    single,
-    work,
-)
+from service_clients import GROUPS, work
+from service_pictures import broken_pictures, good_pictures, large_picture
+from service_wire import DECLARED, WORDS_OF_NO_ANSWER, Load, Picture, get, several, single
 
 from thumbnet.cli.console import note, say, table
 from thumbnet.sources.load import load_data

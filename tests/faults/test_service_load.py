@@ -28,7 +28,8 @@ def test_no_connection_to_a_service_that_stops_is_no_fault_of_a_client(
 ) -> None:
     sys.path.insert(0, str(PROGRAM.parent))
     monkeypatch.setattr("sys.path", sys.path[1:] + sys.path[:1])
-    from service_clients import GROUPS, Load, work
+    from service_clients import GROUPS, work
+    from service_wire import Load
 
     async def fail(*_: object) -> None:
         raise OSError(number, "Connect call failed")  # the class is that of the number

@@ -1,0 +1,50 @@
+"""Pictures for a service under load: good, broken and large ones."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from service_wire import Picture
+
+TESTS = Path(__file__).parents[1] / "tests"
+sys.path[:0] = [str(TESTS), str(TESTS / "faults")]
+# Not `from faults.broken`: next to this file, `faults` is a benchmark.
+from broken import FORMATS, SUFFIX, bombs, damages, odd_ones  # type: ignore[import-not-found]  # noqa: E402
+
+
+def good_pictures(arrays: list[Any]) -> list[Picture]:
+    """Pictures, one of each format in turn, from pixels (uint8 [height, width, 3])."""
+    made = []
+    for number, pixels in enumerate(arrays):
+        for name in FORMATS[number % len(FORMATS) :]:
+            stream = io.BytesIO()
+            try:
+                Image.fromarray(pixels).save(stream, name)
+            except (KeyError, OSError):  # this Pillow cannot write the format
+                continue
+            made.append(Picture(f"{number}.{SUFFIX.get(name, name)}", f"image/{name}", stream.getvalue()))
+            break
+    return made
+
+
+def broken_pictures(pictures: list[Picture]) -> list[tuple[str, bytes]]:
+    """Broken pictures: damaged ones of each format, small files that unpack to much, and odd ones."""
+    found: list[tuple[str, bytes]] = []
+    for name, one in {picture.kind: picture for picture in pictures}.items():
+        found += [(f"{damage}.{name[6:]}", content) for damage, content in damages(name[6:], one.content)]
+    for name, content in bombs():
+        if name.startswith("largest"):  # these take seconds to write
+            break
+        found.append((name, content))
+    return found + list(odd_ones())
+
+
+def large_picture() -> bytes:
+    """A JPEG of 12 megapixels, as phones take them."""
+    stream = io.BytesIO()
+    Image.effect_noise((400, 300), 60).convert("RGB").resize((4000, 3000)).save(stream, "jpeg", quality=60)
+    return stream.getvalue()
