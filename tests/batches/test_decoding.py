@@ -35,6 +35,21 @@ def test_pictures_share_a_size_if_all_have_it(tmp_path: Path) -> None:
     assert shared_size(load_data(tmp_path).splits["train"], "crop") == (20, 20)
     write_picture(tmp_path / "train" / "red" / "wide.png", noise(0, 20, 40))
     assert shared_size(load_data(tmp_path).splits["train"], "crop") is None
+    write_class_folders(tmp_path / "tiny", ["train", "test"], side=8)
+    assert shared_size(load_data(tmp_path / "tiny").splits["train"], "crop") == (8, 8)
+
+
+def test_that_pictures_share_no_size_is_kept_and_what_earlier_versions_kept_is_not_taken_for_it(
+    cache: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_picture(pictures / "train" / "red" / "wide.png", noise(0, 20, 40))
+    earlier = decoding._entry(train_split(pictures).reader(), "size")
+    earlier.mkdir(parents=True)
+    (earlier / "size.json").write_text("[32, 32]")
+    assert shared_size(train_split(pictures), "crop") is None
+    monkeypatch.setattr(decoding, "_decode", refuse)
+    monkeypatch.setattr(decoding, "common_size", refuse)
+    assert shared_size(train_split(pictures), "crop") is None
 
 
 PHOTOS = [(375, 500), (500, 333), (40, 30)]

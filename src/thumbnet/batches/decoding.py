@@ -167,7 +167,7 @@ def shared_size(
     split = split.reader()
     if isinstance(split, ArraySplit):
         return common_size(split)
-    entry = _entry(split, "size")
+    entry = _entry(split, "shared size")  # entries called "size" say 32 by 32 where pictures share none
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         kept = json.loads((entry / "size.json").read_text())
         return None if kept is None else (int(kept[0]), int(kept[1]))
