@@ -121,10 +121,9 @@ class DataSettings:
             else:
                 low = all((0 < v if key == "std" else 0 <= v) and v <= 1 for v in value)
                 check(len(value) == 3 and low, f"data.{key}", "'auto' or three numbers in [0, 1]", value)
-        ok = self.largest_auto_size == 0 or self.largest_auto_size >= 16
-        check(ok, "data.largest_auto_size", "0 (none) or 16 or more pixels", self.largest_auto_size)
-        ok = self.largest_mixed_size == 0 or self.largest_mixed_size >= 16
-        check(ok, "data.largest_mixed_size", "0 (none) or 16 or more pixels", self.largest_mixed_size)
+        for key in ("largest_auto_size", "largest_mixed_size"):
+            side = getattr(self, key)
+            check(side == 0 or side >= SMALLEST_SIDE, f"data.{key}", "0 (none) or 16 or more pixels", side)
         if isinstance(self.range, str):
             ok = self.range == AUTO
         else:

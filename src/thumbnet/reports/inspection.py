@@ -58,7 +58,7 @@ class _Seen:
         self.data = data
         self.rendering = rendering
         self.sizes: Counter[tuple[int, int]] = Counter()
-        self.train_sizes: Counter[tuple[int, int]] = Counter()
+        self.train_sizes: set[tuple[int, int]] = set()
         self.modes: Counter[str] = Counter()
         self.unreadable: list[tuple[str, str]] = []
         self.readable: dict[str, list[int]] = {name: [] for name in data.splits}
@@ -81,7 +81,7 @@ class _Seen:
         digest.update(pixels.tobytes())
         self.digests[name].append(digest.digest())
         if name == "train":
-            self.train_sizes[size] += 1
+            self.train_sizes.add(size)
             self.flat.append(bool(is_flat(pixels[None])[0]))
 
 
@@ -120,7 +120,7 @@ def inspect_data(
         progress(total, total)
     if image_size is None:
         shared = next(iter(seen.train_sizes)) if len(seen.train_sizes) == 1 else None
-        sizes = [] if shared else some_sizes(data.splits["train"])
+        sizes = [] if shared else some_sizes(data.splits["train"])  # those by which the training decides
         image_size = auto_size(shared, sizes, settings)
         if shared is None:
             notes += shrunk_note(sizes, image_size, fit)

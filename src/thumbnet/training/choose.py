@@ -67,7 +67,7 @@ def choose_recipe(
     if recipe is None:
         chosen = load_recipe(_default_for(chosen.model.name, overrides, loaded), overrides)
     chosen, begins = with_pretrained_settings(chosen)
-    if not any(assignment.partition("=")[0].strip() == "training.batch_size" for assignment in overrides):
+    if "training.batch_size" not in named_keys(None, overrides):
         chosen = chosen.fitted(len(loaded.splits["train"]))
     chosen, notes = without_mirroring(
         chosen, loaded.class_names, loaded.source, named, lambda: show_digits(loaded)

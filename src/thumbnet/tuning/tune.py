@@ -40,6 +40,7 @@ from thumbnet.runs.fields import optional_text
 from thumbnet.runs.folder import CORRECTIONS_NAME, LOCK_NAME, Run
 from thumbnet.sources.load import where_again
 from thumbnet.training.choose import choose_recipe, load_for
+from thumbnet.training.mirror_names import named_keys
 from thumbnet.training.time_budget import check_minutes
 from thumbnet.training.train import with_absolute_init
 from thumbnet.tuning.listener import TuneListener
@@ -237,7 +238,7 @@ def _begin(
     Raises:
         ThumbnetError: there are too few pictures, some cannot be read, or the time is too short.
     """
-    named = frozenset(assignment.partition("=")[0].strip() for assignment in overrides)
+    named = named_keys(None, overrides)  # those of a recipe file are where the search starts
     classes, first = len(data.class_names), None
     while True:
         parts = divide(data, base, call.device, call.listener.on_decode)
