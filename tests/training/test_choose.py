@@ -100,6 +100,15 @@ def test_without_a_recipe_a_setting_need_only_suit_the_recipe_that_is_chosen() -
         choose_recipe(data_of(FEW_PICTURES + 1), None, mixing, None, QUIET)
 
 
+def test_data_in_memory_keep_their_splits_and_get_the_val_split_that_is_asked_for() -> None:
+    given = coloured_data(count=90)
+    recipe, data = choose_recipe(given, "tutorial", ["data.val_fraction=0.2"], None, QUIET)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 72, "val": 18, "test": 90}
+    again = load_for(given, recipe, None, QUIET)  # as a resume does
+    assert again.fingerprint() == data.fingerprint()
+    assert load_for(data, recipe, None, QUIET).fingerprint() == data.fingerprint()
+
+
 PATIENT = ["training.patience=3"]
 
 

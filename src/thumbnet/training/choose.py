@@ -172,15 +172,14 @@ def load_for(
 ) -> Data:
     """Load ``source`` with the recipe's data settings, unless it is loaded already, and correct its labels.
 
-    Data that are loaded already keep their splits, unless they lack a ``val`` split and the recipe needs one:
-    see :func:`watching`.
+    Data that are loaded already keep their splits; only a ``val`` split that they lack is set aside if the
+    recipe has ``data.val_fraction``.
 
     ``listener`` hears about downloads.
     """
     if isinstance(source, Data):
         settings = recipe.data
-        needs_val = bool(recipe.training.patience) or recipe.training.keep == "best"
-        if needs_val and settings.val_fraction and "val" not in source.splits:
+        if settings.val_fraction and "val" not in source.splits:
             source = with_held_out(source, 0, settings.val_fraction, settings.split_seed, settings.group_by)
         return source if labels is None else apply_corrections(source, labels, Path())
     return load_data(
