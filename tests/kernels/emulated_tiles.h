@@ -1,15 +1,18 @@
-/* AMX tile instructions in plain C, so that tests can run tiles.c on processors without AMX. Tests compile
- * the kernels with `gcc -include` and this file, and compare their sums with PyTorch's. */
+/* AMX tile instructions in plain C, so that tests can run tile_conv.c and tile_gradient.c on processors
+ * without AMX. Tests compile the kernels with `gcc -include` and this file, and compare their sums with
+ * PyTorch's. */
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
 
+#undef _tile_zero
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_dpbf16ps
 #define _tile_loadconfig emulated_loadconfig
 #define _tile_storeconfig emulated_storeconfig
 #define _tile_release emulated_release
+#define _tile_zero emulated_zero
 #define _tile_loadd emulated_loadd
 #define _tile_stored emulated_stored
 #define _tile_dpbf16ps emulated_dpbf16ps
@@ -22,6 +25,8 @@ static _Thread_local struct {
 static inline void emulated_loadconfig(const void *config) { memcpy(emulated.config, config, 64); }
 static inline void emulated_storeconfig(void *config) { memcpy(config, emulated.config, 64); }
 static inline void emulated_release(void) { memset(&emulated, 0, sizeof emulated); }
+
+static inline void emulated_zero(int tile) { memset(emulated.tiles[tile], 0, sizeof emulated.tiles[tile]); }
 
 static inline void emulated_loadd(int tile, const void *from, long stride) {
     for (int row = 0; row < 16; row++)

@@ -22,13 +22,14 @@ from thumbnet.kernels.calls import applies
 from thumbnet.kernels.conv import Conv3x3
 from thumbnet.kernels.norm import conv_norm_act, norm_act
 from thumbnet.kernels.strided import strided, strided_weight_gradient
-from thumbnet.kernels.tiles import weight_gradient
+from thumbnet.kernels.tiles import conv3x3, conv3x3_pooled, weight_gradient
 from thumbnet.kernels.winograd import winograd, winograd_pooled, winograd_weight_gradient
 from thumbnet.training.train import train
 
 X, DY = pictures(40, 64, 8, 8), pictures(40, 64, 8, 8, seed=1)
 HALF_DY = pictures(40, 64, 4, 4, seed=1)
-FILTERS = pictures(64, 64, 3, 3, seed=2).float()
+NARROW = pictures(64, 64, 3, 3, seed=2)
+FILTERS = NARROW.float()
 
 
 def move() -> list[Tensor]:
@@ -43,7 +44,8 @@ def normalise() -> list[Tensor]:
 
 # The kernels that allocate: the name of each, a call, and the number of allocations.
 ALLOCATING: dict[str, tuple[Callable[[], list[Tensor]], int]] = {
-    "conv3x3_weight_gradient": (lambda: [weight_gradient(X, DY)], 5),
+    "tile_conv": (lambda: [conv3x3(X, NARROW), *conv3x3_pooled(X, NARROW)], 10),
+    "tile_weight_gradient": (lambda: [weight_gradient(X, DY)], 3),
     "winograd": (lambda: [winograd(X, FILTERS), *winograd_pooled(X, FILTERS)], 6),
     "winograd_weight_gradient": (lambda: [winograd_weight_gradient(X, DY)], 3),
     "strided": (lambda: [strided(X, FILTERS)], 3),
@@ -136,7 +138,7 @@ import ctypes, json, resource, sys, torch
 from thumbnet.kernels import library
 from thumbnet.kernels.augment import mirror_and_translate
 from thumbnet.kernels.strided import strided, strided_weight_gradient
-from thumbnet.kernels.tiles import weight_gradient
+from thumbnet.kernels.tiles import conv3x3, weight_gradient
 from thumbnet.kernels.winograd import winograd, winograd_weight_gradient
 
 name, path = sys.argv[1:]
@@ -149,10 +151,12 @@ def moved(width):
     images = torch.zeros(4, 1, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     return lambda: mirror_and_translate(images, torch.zeros(4, dtype=torch.bool), torch.zeros(4, 2).long(), True)
 x, dy, filters = pictures(4), pictures(4), torch.zeros(channels, channels, 3, 3)
+wide = torch.zeros(4 * channels, channels, 3, 3).bfloat16().contiguous(memory_format=torch.channels_last)
 run = {
     "winograd": lambda: winograd(x, filters),
     "winograd_weight_gradient": lambda: winograd_weight_gradient(x, dy),
-    "conv3x3_weight_gradient": lambda: weight_gradient(x, dy),
+    "tile_conv": lambda: conv3x3(x, wide),
+    "tile_weight_gradient": lambda: weight_gradient(x, dy),
     "strided": lambda: strided(x, filters),
     "strided_weight_gradient": lambda: strided_weight_gradient(x, pictures(2)),
     "mirror_and_translate": moved(4_000_000),
@@ -178,7 +182,8 @@ except MemoryError as error:
         "winograd_weight_gradient",
         "strided",
         "strided_weight_gradient",
-        "conv3x3_weight_gradient",
+        "tile_conv",
+        "tile_weight_gradient",
         "mirror_and_translate",
     ],
 )
@@ -200,7 +205,7 @@ SUMMED = """
 import ctypes, sys, torch
 from thumbnet.kernels import library
 from thumbnet.kernels.strided import strided, strided_weight_gradient
-from thumbnet.kernels.tiles import weight_gradient
+from thumbnet.kernels.tiles import conv3x3, weight_gradient
 from thumbnet.kernels.winograd import winograd, winograd_weight_gradient
 
 library._loaded = library._Kernels(ctypes.CDLL(sys.argv[1]), has_tiles=False)
@@ -212,6 +217,7 @@ half = dy[:, :, :4, :4].contiguous(memory_format=torch.channels_last)
 for result in (
     weight_gradient(x, dy), winograd_weight_gradient(x, dy), winograd(x, weight),
     strided_weight_gradient(x, half), strided(x, weight),
+    conv3x3(x, weight.bfloat16().contiguous(memory_format=torch.channels_last)),
 ):
     print(float(result.double().sum()), float(result.double().norm()))
 """

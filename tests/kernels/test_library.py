@@ -308,7 +308,9 @@ def test_all_sources_are_compiled() -> None:
         "memory.h",
         "norm.c",
         "strided.c",
-        "tiles.c",
+        "tile_conv.c",
+        "tile_gradient.c",
+        "tiles.h",
         "vectors.h",
         "winograd.c",
         "winograd.h",
@@ -316,7 +318,8 @@ def test_all_sources_are_compiled() -> None:
 
 
 def test_a_processor_with_matrix_tiles_needs_no_winograd_and_one_without_needs_no_tiles() -> None:
-    assert [path.name for path in library.needed_units(tiles=True)] == ["augment.c", "norm.c", "tiles.c"]
+    having = ["augment.c", "norm.c", "tile_conv.c", "tile_gradient.c"]
+    assert [path.name for path in library.needed_units(tiles=True)] == having
     without = ["augment.c", "norm.c", "strided.c", "winograd.c"]
     assert [path.name for path in library.needed_units(tiles=False)] == without
 

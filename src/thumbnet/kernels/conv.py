@@ -1,9 +1,9 @@
 """The networks' 3x3 convolution. A kernel computes it where that is faster, otherwise PyTorch does.
 
 There are kernels for two kinds of processors. On processors with matrix tiles (AMX), multiplications cost
-almost nothing, and a kernel computes only the weight gradient (:mod:`~thumbnet.kernels.tiles`). On other
-processors, Winograd's algorithm saves multiplications, with stride 1 (:mod:`~thumbnet.kernels.winograd`) and
-with stride 2 (:mod:`~thumbnet.kernels.strided`).
+almost nothing, and the kernels save memory accesses (:mod:`~thumbnet.kernels.tiles`). On other processors,
+Winograd's algorithm saves multiplications, with stride 1 (:mod:`~thumbnet.kernels.winograd`) and with
+stride 2 (:mod:`~thumbnet.kernels.strided`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from thumbnet.kernels.calls import MAX_CHANNELS, applies
 from thumbnet.kernels.library import has_tiles
 from thumbnet.kernels.strided import StridedConv, strided_pays
-from thumbnet.kernels.tiles import TileConv
+from thumbnet.kernels.tiles import MIN_PICTURES, TileConv
 from thumbnet.kernels.winograd import WinogradConv, winograd_pays
 
 _MIN_TILE_INPUTS = 16  # with fewer channels, more than half of a tile would be zeros, and oneDNN is faster
@@ -37,7 +37,7 @@ class Conv3x3(nn.Conv2d):
         elif uses_strided(x, self):
             convolved = StridedConv.apply(x, self.weight)  # type: ignore[no-untyped-call]
         elif uses_tiles(x, self):
-            convolved = TileConv.apply(x, self.weight, self.stride[0])  # type: ignore[no-untyped-call]
+            convolved = TileConv.apply(x, self.weight, self.stride[0], 1)  # type: ignore[no-untyped-call]
         else:
             convolved = super().forward(x)
         return convolved
@@ -53,14 +53,15 @@ def uses_strided(x: Tensor, conv: Conv3x3) -> bool:
     return _fits(x, conv) and not has_tiles() and conv.stride[0] == 2 and strided_pays(x, conv.weight)
 
 
-def uses_tiles(x: Tensor, conv: Conv3x3) -> bool:
-    """Whether to compute the weight gradient for ``x`` with the matrix-tile kernel."""
+def uses_tiles(x: Tensor, conv: Conv3x3, pool: int = 1) -> bool:
+    """Whether to convolve ``x`` with matrix tiles, followed by 2x2 pooling if ``pool`` is 2."""
     return (
         _fits(x, conv)
         and has_tiles()
+        and len(x) >= MIN_PICTURES
         and x.shape[1] >= _MIN_TILE_INPUTS
-        and x.shape[2] % conv.stride[0] == 0
-        and x.shape[3] % conv.stride[0] == 0
+        and conv.stride[0] <= 2 // pool
+        and min(x.shape[2:]) >= pool
     )
 
 

@@ -88,7 +88,7 @@ def needed_units(tiles: bool) -> tuple[Path, ...]:
 
     Winograd's algorithm takes three quarters of the time to compile, and is not used with tiles.
     """
-    unused = ("winograd.c", "strided.c") if tiles else ("tiles.c",)
+    unused = ("winograd.c", "strided.c") if tiles else ("tile_conv.c", "tile_gradient.c")
     return tuple(path for path in UNITS if path.name not in unused)
 
 

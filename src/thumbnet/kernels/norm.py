@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from thumbnet.distributed import SyncBatchNorm2d, sum_over_processes
 from thumbnet.kernels.calls import applies, call, empty
-from thumbnet.kernels.conv import Conv3x3, uses_winograd
+from thumbnet.kernels.conv import Conv3x3, uses_tiles, uses_winograd
+from thumbnet.kernels.tiles import TileConv
 from thumbnet.kernels.winograd import WinogradConv
 
 Activation = Literal["none", "relu", "silu"]
@@ -22,7 +23,7 @@ _CHANNELS = 32  # the kernels work on this many channels at a time
 def conv_norm_act(
     x: Tensor, conv: Conv3x3, norm: nn.BatchNorm2d, act: Activation = "relu", *, pool: int = 1
 ) -> Tensor:
-    """:func:`norm_act` of ``conv(x)``, the reference. Winograd's kernel pools inside the convolution.
+    """:func:`norm_act` of ``conv(x)``, the reference. The kernels pool inside the convolution.
 
     The convolution's result is four times as large as the maxima. So is its gradient, three quarters of which
     are zeros. With pooling inside the convolution, neither is written to memory.
@@ -32,6 +33,8 @@ def conv_norm_act(
     """
     if pool == 2 and uses_winograd(x, conv, pool):
         return norm_act(WinogradConv.apply(x, conv.weight, pool), norm, act)  # type: ignore[no-untyped-call]
+    if pool == 2 and uses_tiles(x, conv, pool):
+        return norm_act(TileConv.apply(x, conv.weight, 1, pool), norm, act)  # type: ignore[no-untyped-call]
     return norm_act(conv(x), norm, act, pool=pool)
 
 

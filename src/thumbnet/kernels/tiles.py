@@ -1,7 +1,8 @@
 """3x3 convolutions for processors with matrix tiles (AMX).
 
-Multiplications cost almost nothing there, so oneDNN's convolutions are fast except where they move too much
-memory: for the weight gradient, and on small maps.
+Multiplications cost almost nothing there: what counts is how much memory is moved. On large maps, oneDNN's
+convolutions are as fast as ours; on small maps, and where the results are pooled, ours are faster. They also
+compute every weight gradient.
 """
 
 from __future__ import annotations
@@ -14,70 +15,117 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
 
-from thumbnet.kernels.calls import call
+from thumbnet.kernels.calls import call, empty
 
-_SMALL_MAP = 4 * 4
+# The kernels work on 32 pictures at a time. With fewer than half of them, oneDNN is faster.
+MIN_PICTURES = 16
+_SMALL_MAP = (
+    8 * 8
+)  # pixels of a result up to which the kernel is faster than oneDNN (docs/notebook/kernels.md)
 
 
 class TileConv(torch.autograd.Function):
-    """``TileConv.apply(x, weight, stride)``: a 3x3 convolution, padding 1; the kernel computes only dw."""
+    """``TileConv.apply(x, weight, stride, pool)``: a 3x3 convolution; then 2x2 maxima if pool is 2."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        """[B, CI, H, W] → bfloat16 [B, CO, H / stride, W / stride]."""
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, pool: int) -> Tensor:
+        """[B, CI, H, W] → bfloat16 [B, CO, ceil(H / stride) / pool, ceil(W / stride) / pool]."""
         x = x.bfloat16().contiguous(memory_format=torch.channels_last)
         weight = weight.bfloat16().contiguous(memory_format=torch.channels_last)
-        ctx.save_for_backward(x, weight)
+        y, which = conv3x3_pooled(x, weight) if pool == 2 else (conv3x3(x, weight, stride), None)
+        ctx.save_for_backward(x, weight, which)
         ctx.stride = stride
-        return conv3x3(x, weight, stride)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of x and weight."""
-        x, weight = ctx.saved_tensors
+        x, weight, which = ctx.saved_tensors
         dy = dy.bfloat16().contiguous(memory_format=torch.channels_last)
-        dx = input_gradient(x, weight, dy, ctx.stride) if ctx.needs_input_grad[0] else None
-        dw = weight_gradient(x, dy, ctx.stride) if ctx.needs_input_grad[1] else None
-        return dx, dw, None
+        dx = input_gradient(x, weight, dy, ctx.stride, which) if ctx.needs_input_grad[0] else None
+        dw = weight_gradient(x, dy, ctx.stride, which) if ctx.needs_input_grad[1] else None
+        return dx, dw, None, None
 
 
 def conv3x3(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """The convolution with padding 1, bfloat16 [B, CI, H, W] → [B, CO, H / stride, W / stride]."""
-    if stride > 1 or x.shape[2] * x.shape[3] > _SMALL_MAP:
+    """The convolution with padding 1.
+
+    Args:
+        x: bfloat16 [B, CI, H, W], channels last.
+        weight: bfloat16 [CO, CI, 3, 3], channels last.
+        stride: 1 or 2.
+
+    Returns:
+        bfloat16 [B, CO, ceil(H / stride), ceil(W / stride)], channels last.
+
+    Raises:
+        MemoryError: the kernel cannot allocate its memory.
+    """
+    height, width = _result_size(x, stride)
+    if height * width > _SMALL_MAP:
         return F.conv2d(x, weight, stride=stride, padding=1)
-    return _by_patches(x, weight.permute(0, 2, 3, 1).flatten(1).T)
+    y = empty(len(x), len(weight), height, width)
+    _convolve(x, None, weight, y, None, (height, width), stride, back=False)
+    return y
 
 
-def input_gradient(x: Tensor, weight: Tensor, dy: Tensor, stride: int = 1) -> Tensor:
-    """The gradient of :func:`conv3x3` with respect to ``x``, from its result's gradient ``dy``."""
-    if stride > 1 or x.shape[2] * x.shape[3] > _SMALL_MAP:
+def conv3x3_pooled(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`conv3x3` with stride 1, and pool.
+
+    Returns:
+        The maxima, bfloat16 [B, CO, H / 2, W / 2], and their positions in the windows, uint8
+        [B, H / 2, W / 2, CO]: 0 to 3 in reading order, the first if several are equal.
+    """
+    height, width = x.shape[2:]
+    y = empty(len(x), len(weight), height // 2, width // 2)
+    which = torch.empty(y.permute(0, 2, 3, 1).shape, dtype=torch.uint8)
+    _convolve(x, None, weight, y, which, (height, width), 1, back=False)
+    return y, which
+
+
+def input_gradient(
+    x: Tensor, weight: Tensor, dy: Tensor, stride: int = 1, which: Tensor | None = None
+) -> Tensor:
+    """The gradient of :func:`conv3x3` with respect to ``x``, from its result's gradient ``dy``.
+
+    Args:
+        x: the input; only its shape counts.
+        weight: bfloat16 [CO, CI, 3, 3], channels last.
+        dy: the gradient of the result, bfloat16, channels last.
+        stride: 1 or 2.
+        which: for :func:`conv3x3_pooled`, the positions that it returned.
+    """
+    height, width = _result_size(x, stride)
+    if which is None and height * width > _SMALL_MAP:
         steps, padding = [stride, stride], [1, 1]
-        dx: Tensor = torch.ops.aten.convolution_backward(
+        plain: Tensor = torch.ops.aten.convolution_backward(
             dy, x, weight, None, steps, padding, [1, 1], False, [0, 0], 1, [True, False, False]
         )[0]
-        return dx
-    # A convolution of dy with the filters rotated by 180 degrees, and with inputs and outputs exchanged.
-    return _by_patches(dy, weight.flip(2, 3).permute(2, 3, 0, 1).flatten(0, 2))
+        return plain
+    dx = empty(*x.shape)
+    _convolve(dy, which, weight, dx, None, (height, width), stride, back=True)
+    return dx
 
 
-def weight_gradient(x: Tensor, dy: Tensor, stride: int = 1) -> Tensor:
+def weight_gradient(x: Tensor, dy: Tensor, stride: int = 1, which: Tensor | None = None) -> Tensor:
     """The weight gradient of a 3x3 convolution with padding 1: float32 [CO, CI, 3, 3].
 
     oneDNN's took two thirds of the convolutions' time. On maps of up to 8x8 it is 3 to 10 times slower.
 
     Args:
-        x: the convolution's input, bfloat16 [B, CI, H * stride, W * stride], channels last.
-        dy: the gradient of its result, bfloat16 [B, CO, H, W], channels last.
+        x: the convolution's input, bfloat16 [B, CI, H, W], channels last.
+        dy: the gradient of its result, bfloat16, channels last.
         stride: 1 or 2.
+        which: for :func:`conv3x3_pooled`, the positions that it returned.
 
     Raises:
         MemoryError: the kernel cannot allocate its memory.
     """
-    count, outputs, height, width = dy.shape
-    inputs = x.shape[1]
+    inputs, outputs = x.shape[1], dy.shape[1]
     dw = torch.empty(outputs, 3, 3, inputs)
-    call("conv3x3_weight_gradient", x, dy, dw, count, height, width, inputs, outputs, stride)
+    sizes = (len(x), *x.shape[2:], inputs, *_result_size(x, stride), outputs)
+    call("tile_weight_gradient", x, dy, which, dw, *sizes, stride)
     return dw.permute(0, 3, 1, 2)
 
 
@@ -87,14 +135,25 @@ def plain_weight_gradient(x: Tensor, dy: Tensor, stride: int = 1) -> Tensor:
     return conv2d_weight(x, shape, dy, stride=stride, padding=1)
 
 
-def _by_patches(x: Tensor, matrix: Tensor) -> Tensor:
-    """A 3x3 convolution as one product of all patches with ``matrix`` [9 CI, CO].
+def _result_size(x: Tensor, stride: int) -> tuple[int, int]:
+    """Height and width of the result before any pooling."""
+    return -(-x.shape[2] // stride), -(-x.shape[3] // stride)
 
-    The rows of the matrix are ordered by filter row, filter column and input channel. On maps of up to 4x4
-    with 512 channels this is twice as fast as oneDNN's convolution.
-    """
-    count, inputs, height, width = x.shape
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-    patches = padded.unfold(1, 3, 1).unfold(2, 3, 1)  # [B, H, W, CI, 3, 3]
-    rows = patches.permute(0, 1, 2, 4, 5, 3).reshape(-1, 9 * inputs)
-    return (rows @ matrix).view(count, height, width, -1).permute(0, 3, 1, 2)
+
+def _convolve(
+    x: Tensor,
+    x_which: Tensor | None,
+    weight: Tensor,
+    y: Tensor,
+    y_which: Tensor | None,
+    size: tuple[int, int],
+    stride: int,
+    back: bool,
+) -> None:
+    """Convolve into ``y``. ``size`` is that of the convolution's result before any pooling."""
+    outputs, inputs = weight.shape[:2]
+    if back:
+        sizes = (len(x), *size, outputs, *y.shape[2:], inputs)
+    else:
+        sizes = (len(x), *x.shape[2:], inputs, *size, outputs)
+    call("tile_conv", x, x_which, weight, y, y_which, *sizes, stride, int(back))
