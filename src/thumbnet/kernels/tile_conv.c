@@ -46,8 +46,10 @@ static Conv plan_conv(Maps from, int N, int H, int W, int CO, int stride, int ba
     conv.rows = pooled ? H / 2 * 2 : H;
     const int each = pooled ? 2 : 1, units = rounded_up(N, BLOCK) / BLOCK;
     const size_t row = (size_t)columns_of(from) * conv.steps * 2 * TILE * sizeof(bf16);
+    const size_t sums = (size_t)W * 1024 * sizeof(float);
     conv.strip = conv.rows;
-    while (conv.strip > each && smaller(needed_rows(&conv, conv.strip), rows_of(from)) * row > ROOM)
+    while (conv.strip > each &&
+           smaller(needed_rows(&conv, conv.strip), rows_of(from)) * row + conv.strip * sums > ROOM)
         conv.strip -= each;
     conv.ring = smaller(needed_rows(&conv, conv.strip), rows_of(from));
     conv.parts = smaller(conv.rows / each, units < threads ? (threads + units - 1) / units : 1);
@@ -80,7 +82,7 @@ static void list_links(const Conv *conv, Link *links, int *begin) {
     begin[conv->rows * conv->W] = count;
 }
 
-/* Packs w as [outputs / 32][9][inputs / 32][2][16 pairs of inputs][16 outputs][2]. w is [CO, 3, 3, CI], or
+/* Packs w as [outputs / 32][inputs / 32][9][2][16 pairs of inputs][16 outputs][2]. w is [CO, 3, 3, CI], or
  * [CI, 3, 3, CO] with `back`. */
 static void pack_weights(const Conv *conv, const bf16 *w, bf16 *packed, int threads) {
     const int CI = conv->from.channels, CO = conv->CO;
@@ -103,52 +105,72 @@ static void pack_weights(const Conv *conv, const bf16 *w, bf16 *packed, int thre
                                          _mm256_maskz_loadu_epi16(input + 1 < CI ? mask : 0, row + 9 * CO));
                 }
                 if (!conv->back) transpose(tile);
-                store_tile(packed + ((((size_t)(o / 2) * 9 + tap) * conv->steps + k) * 2 + o % 2) * TILE,
+                store_tile(packed + ((((size_t)(o / 2) * conv->steps + k) * 9 + tap) * 2 + o % 2) * TILE,
                            tile);
             }
 }
 
-/* Packs rows first to end - 1 of 32 pictures as [row in the ring][column][channels / 32][2][16 pictures][32].
+/* Packs rows first to end - 1 of 32 pictures as [channels / 32][row in the ring][column][2][16 pictures][32].
  */
 INLINE void pack_rows(const Conv *conv, long picture, int pictures, int first, int end, bf16 *packed) {
     const int width = columns_of(conv->from), steps = conv->steps;
+    const size_t step = (size_t)conv->ring * width * 2 * TILE;
     for (int n = 0; n < BLOCK; n++)
         for (int row = first; row < end; row++) {
-            bf16 *to = packed + (size_t)(row % conv->ring) * width * steps * 2 * TILE + n * 32;
-            for (int column = 0; column < width; column++) {
+            bf16 *to = packed + (size_t)(row % conv->ring) * width * 2 * TILE + n * 32;
+            for (int column = 0; column < width; column++, to += 2 * TILE) {
                 const Pixel pixel = pixel_at(conv->from, picture + n, row, column);
-                for (int k = 0; k < steps; k++, to += 2 * TILE)
-                    _mm512_store_si512(to, n < pictures ? load_wide(conv->from, pixel, BLOCK * k)
-                                                        : _mm512_setzero_si512());
+                for (int k = 0; k < steps; k++)
+                    _mm512_store_si512(to + k * step, n < pictures ? load_wide(conv->from, pixel, BLOCK * k)
+                                                                   : _mm512_setzero_si512());
             }
         }
 }
 
-/* Computes 32 outputs of one result of 32 pictures: sums [32 pictures][32 outputs]. */
-INLINE void multiply_links(const Conv *conv, int result, const bf16 *packed, const bf16 *weights,
-                           float *sums) {
-    const size_t step = 2 * TILE, pixel = conv->steps * step;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+/* Adds the products of 32 channels of `from` to 32 outputs of one result of 32 pictures, or begins with them
+ * if `add` is 0: sums [32 pictures][32 outputs]. */
+INLINE void multiply_links(const Conv *conv, int result, const bf16 *packed, const bf16 *weights, float *sums,
+                           int add) {
+    if (add) {
+        _tile_loadd(0, sums, 128);
+        _tile_loadd(1, sums + 16, 128);
+        _tile_loadd(2, sums + 512, 128);
+        _tile_loadd(3, sums + 528, 128);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
     for (int l = conv->begin[result]; l < conv->begin[result + 1]; l++) {
-        const bf16 *a = packed + conv->links[l].slot * pixel, *b = weights + conv->links[l].tap * pixel;
-        for (int k = 0; k < conv->steps; k++, a += step, b += step) {
-            _tile_loadd(4, a, 64);
-            _tile_loadd(6, b, 64);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(7, b + TILE, 64);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_loadd(5, a + TILE, 64);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        }
+        const bf16 *a = packed + (size_t)conv->links[l].slot * 2 * TILE;
+        const bf16 *b = weights + (size_t)conv->links[l].tap * 2 * TILE;
+        _tile_loadd(4, a, 64);
+        _tile_loadd(6, b, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, b + TILE, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, a + TILE, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
     }
     _tile_stored(0, sums, 128);
     _tile_stored(1, sums + 16, 128);
     _tile_stored(2, sums + 512, 128);
     _tile_stored(3, sums + 528, 128);
+}
+
+/* Computes 32 outputs of the results in rows first to end - 1 of 32 pictures: sums [result][32 pictures][32].
+ *
+ * The channels are the outer loop, because 32 of them, under all taps, fit into the L1 cache together with
+ * their weights. */
+INLINE void multiply_rows(const Conv *conv, int first, int end, const bf16 *packed, int block, float *sums) {
+    const size_t step = (size_t)conv->ring * columns_of(conv->from) * 2 * TILE;
+    const bf16 *weights = conv->weights + (size_t)block * conv->steps * 9 * 2 * TILE;
+    for (int k = 0; k < conv->steps; k++)
+        for (int p = first * conv->W; p < end * conv->W; p++)
+            multiply_links(conv, p, packed + k * step, weights + (size_t)k * 9 * 2 * TILE,
+                           sums + (size_t)(p - first * conv->W) * 1024, k > 0);
 }
 
 INLINE __m512i rounded(const float *sums) {
@@ -160,14 +182,12 @@ static inline __m512i sortable(__m512i line) {
     return _mm512_xor_si512(line, _mm512_srli_epi16(_mm512_srai_epi16(line, 15), 1));
 }
 
-/* Computes 32 outputs of the results in rows first to end - 1 of 32 pictures, from `picture` on. */
-INLINE void convolve_rows(const Conv *conv, long picture, int pictures, int first, int end,
-                          const bf16 *packed, int block, float *sums) {
-    const bf16 *weights = conv->weights + (size_t)block * 9 * conv->steps * 2 * TILE;
+/* Stores 32 outputs of the results in rows first to end - 1 of 32 pictures, from `picture` on. */
+INLINE void store_rows(const Conv *conv, long picture, int pictures, int first, int end, int block,
+                       const float *sums) {
     const __mmask32 mask = wide_mask(BLOCK * block, conv->CO);
     const size_t CO = conv->CO, map = (size_t)conv->H * conv->W;
-    for (int p = first * conv->W; p < end * conv->W; p++) {
-        multiply_links(conv, p, packed, weights, sums);
+    for (int p = first * conv->W; p < end * conv->W; p++, sums += 1024) {
         bf16 *to = conv->y + (picture * map + p) * CO + BLOCK * block;
         for (int n = 0; n < pictures; n++)
             _mm512_mask_storeu_epi16(to + n * map * CO, mask, rounded(sums + BLOCK * n));
@@ -175,22 +195,20 @@ INLINE void convolve_rows(const Conv *conv, long picture, int pictures, int firs
 }
 
 /* The same for the maxima of 2x2 windows. */
-INLINE void pool_rows(const Conv *conv, long picture, int pictures, int first, int end, const bf16 *packed,
-                      int block, float *sums) {
-    const bf16 *weights = conv->weights + (size_t)block * 9 * conv->steps * 2 * TILE;
+INLINE void store_maxima(const Conv *conv, long picture, int pictures, int first, int end, int block,
+                         const float *sums) {
     const __mmask32 mask = wide_mask(BLOCK * block, conv->CO);
     const int H = conv->H / 2, W = conv->W / 2;
     const size_t CO = conv->CO, map = (size_t)H * W;
     for (int row = first / 2; row < end / 2; row++)
         for (int column = 0; column < W; column++) {
-            for (int corner = 0; corner < 4; corner++)
-                multiply_links(conv, (2 * row + corner / 2) * conv->W + 2 * column + corner % 2, packed,
-                               weights, sums + 1024 * corner);
+            const float *window = sums + (size_t)((2 * row - first) * conv->W + 2 * column) * 1024;
             for (int n = 0; n < pictures; n++) {
                 const size_t at = ((picture + n) * map + row * W + column) * CO + BLOCK * block;
-                __m512i best = sortable(rounded(sums + BLOCK * n)), place = _mm512_setzero_si512();
+                __m512i best = sortable(rounded(window + BLOCK * n)), place = _mm512_setzero_si512();
                 for (int corner = 1; corner < 4; corner++) {
-                    const __m512i value = sortable(rounded(sums + 1024 * corner + BLOCK * n));
+                    const float *sum = window + (size_t)(corner / 2 * conv->W + corner % 2) * 1024;
+                    const __m512i value = sortable(rounded(sum + BLOCK * n));
                     place = _mm512_mask_mov_epi16(place, _mm512_cmpgt_epi16_mask(value, best),
                                                   _mm512_set1_epi16(corner));
                     best = _mm512_max_epi16(best, value);
@@ -211,11 +229,13 @@ static void convolve_part(const Conv *shared, long picture, int part, bf16 *pack
         const int end = smaller(first + conv->strip, last), needed = end_needed(conv, end);
         pack_rows(conv, picture, pictures, larger(next, first_needed(conv, first)), needed, packed);
         next = needed;
-        for (int block = 0; block < conv->blocks; block++)
+        for (int block = 0; block < conv->blocks; block++) {
+            multiply_rows(conv, first, end, packed, block, sums);
             if (conv->which)
-                pool_rows(conv, picture, pictures, first, end, packed, block, sums);
+                store_maxima(conv, picture, pictures, first, end, block, sums);
             else
-                convolve_rows(conv, picture, pictures, first, end, packed, block, sums);
+                store_rows(conv, picture, pictures, first, end, block, sums);
+        }
     }
 }
 
@@ -235,11 +255,12 @@ int tile_conv(const bf16 *x, const uint8_t *x_which, const bf16 *w, bf16 *y, uin
     Conv conv = plan_conv(from, N, H, W, CO, stride, back, which != NULL, threads);
     const size_t results = (size_t)conv.rows * W;
     const size_t packed_size = (size_t)conv.ring * columns_of(from) * conv.steps * 2 * TILE;
+    const size_t sums_size = (size_t)conv.strip * W * 1024;
     Link *links = allocate(sizeof(Link) * 9 * results);
     int *begin = allocate(sizeof(int) * (results + 1));
     bf16 *weights = allocate(sizeof(bf16) * conv.blocks * 9 * conv.steps * 2 * TILE);
     bf16 *packed = allocate(sizeof(bf16) * packed_size * threads);
-    float *sums = allocate(sizeof(float) * 4096 * threads);
+    float *sums = allocate(sizeof(float) * sums_size * threads);
     const int ready = links && begin && weights && packed && sums;
     if (ready) {
         list_links(&conv, links, begin);
@@ -258,7 +279,7 @@ int tile_conv(const bf16 *x, const uint8_t *x_which, const bf16 *w, bf16 *y, uin
 #pragma omp for schedule(dynamic)
             for (int item = 0; item < items; item++)
                 convolve_part(&conv, (long)BLOCK * (item / conv.parts), item % conv.parts,
-                              packed + packed_size * thread, sums + 4096 * thread);
+                              packed + packed_size * thread, sums + sums_size * thread);
             end_tiles(&before);
         }
     }

@@ -15,7 +15,7 @@
 #include <string.h>
 
 enum { BLOCK = 32, TILE = 512 }; /* pictures or channels at a time; values per tile */
-enum { ROOM = 900 << 10 };       /* bytes per thread for the packed pictures, about half of the L2 cache */
+enum { ROOM = 1200 << 10 };      /* bytes per thread for what is packed, half of the L2 cache */
 
 typedef struct {
     uint8_t palette, start_row, reserved[14];
