@@ -177,11 +177,11 @@ int backward_sums(const bf16 *dy, const bf16 *pooled, const bf16 *y, bf16 *dz, c
     {
         double *mine = partial + (size_t)omp_get_thread_num() * 2 * C;
 #pragma omp for schedule(static)
-        for (int n = 0; n < N; n++)
-            for (int c = 0; c < C; c += 32) {
-                const Line a = floats(scale + c), b = floats(shift + c);
-                Line sum = {_mm512_setzero_ps(), _mm512_setzero_ps()}, product = sum;
-                for (int p = 0; p < positions; p++) {
+        for (int n = 0; n < N; n++) {
+            float total[2 * MAX_CHANNELS];
+            memset(total, 0, sizeof(float) * 2 * C);
+            for (int p = 0; p < positions; p++)
+                for (int c = 0; c < C; c += 32) {
                     const size_t at = ((size_t)n * positions + p) * C + c;
                     const Line value = widen(raw(pooled + at));
                     __m512i line = raw(dy + at);
@@ -189,16 +189,20 @@ int backward_sums(const bf16 *dy, const bf16 *pooled, const bf16 *y, bf16 *dz, c
                         line = _mm512_maskz_mov_epi16(
                             _mm512_cmpgt_epi16_mask(raw(y + at), _mm512_setzero_si512()), line);
                     if (act == SILU) {
-                        const Line z = multiply_add(value, a, b), g = widen(line);
+                        const Line z = multiply_add(value, floats(scale + c), floats(shift + c)),
+                                   g = widen(line);
                         line = narrow((Line){silu_backward(g.low, z.low), silu_backward(g.high, z.high)});
                     }
                     if (act != NONE) _mm512_storeu_si512(dz + at, line);
-                    sum = plus(sum, widen(line));
-                    product = multiply_add(widen(line), value, product);
+                    const Line sum = plus(floats(total + c), widen(line));
+                    const Line product = multiply_add(widen(line), value, floats(total + C + c));
+                    _mm512_storeu_ps(total + c, sum.low);
+                    _mm512_storeu_ps(total + c + 16, sum.high);
+                    _mm512_storeu_ps(total + C + c, product.low);
+                    _mm512_storeu_ps(total + C + c + 16, product.high);
                 }
-                add_to_doubles(mine + c, sum);
-                add_to_doubles(mine + C + c, product);
-            }
+            for (int c = 0; c < 2 * C; c++) mine[c] += total[c];
+        }
     }
     add_up(sums, partial, 2 * C, threads);
     free(partial);
