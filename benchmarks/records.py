@@ -7,9 +7,9 @@
 
 The trainings of ``fast`` take turns with the reference, each in a process of its own with an empty cache. The
 record, ``docs/records/DATE-COMMIT.json``, is written after every run. If the program is interrupted, call it
-again: it goes on. With fewer ``--seeds`` or without ``--reference`` it takes less than the whole three hours.
+again: it goes on. The whole takes one to three hours; less with fewer ``--seeds`` or without ``--reference``.
 ``tests/test_records.py`` compares the numbers in README and docs with the newest records of CIFAR-10 (JPEG
-copy). Records of other data have the data's name in theirs.
+copy) on each kind of processor. Records of other data have the data's name in theirs.
 """
 
 from __future__ import annotations
@@ -191,9 +191,16 @@ def summaries(record: dict[str, Any]) -> dict[tuple[str, int], Summary]:
     }
 
 
-def newest() -> dict[tuple[str, int], Summary]:
-    """For each recipe and number of epochs, the runs of the newest record that has them."""
-    return {key: found for record in records() for key, found in summaries(record).items()}
+def processors() -> list[str]:
+    """The names of the processors that have records, as their systems give them; the newest first."""
+    names = [record["machine"]["processor"] for record in reversed(records())]
+    return list(dict.fromkeys(names))
+
+
+def newest(on: str) -> dict[tuple[str, int], Summary]:
+    """For each recipe and number of epochs, the runs of the newest record of this processor that has them."""
+    there = [record for record in records() if record["machine"]["processor"] == on]
+    return {key: found for record in there for key, found in summaries(record).items()}
 
 
 def row(found: Summary) -> list[str]:
@@ -218,10 +225,12 @@ HEADER = ["training", "n", "accuracy with TTA", "without TTA", "seconds in all",
 
 
 def show() -> None:
-    """Print the newest numbers as the table in docs/results.md."""
-    say(f"| {' | '.join(HEADER)} |\n|{' --- |' * len(HEADER)}")
-    for _, found in sorted(newest().items(), key=lambda item: (item[0][0] != "fast", -item[0][1])):
-        say(f"| {' | '.join(row(found))} |")
+    """Print the newest numbers of each processor as the tables in docs/results.md."""
+    for name in processors():
+        say(f"{name}\n\n| {' | '.join(HEADER)} |\n|{' --- |' * len(HEADER)}")
+        for _, found in sorted(newest(name).items(), key=lambda item: (item[0][0] != "fast", -item[0][1])):
+            say(f"| {' | '.join(row(found))} |")
+        say("")
 
 
 def main() -> None:
