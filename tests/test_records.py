@@ -30,7 +30,7 @@ XEON, EPYC = "Intel(R) Xeon(R) Processor", "AMD EPYC"
 CLAIMS = [
     ("README.md", XEON, FAST, rf"`fast` reaches {ACCURACY} in {CLOCK} on two CPU cores \({N}\)"),
     ("README.md", EPYC, FAST, rf"and in {CLOCK} on two without matrix units \({ACCURACY}, {N}\)"),
-    ("README.md", XEON, REFERENCE, rf"needs (?P<minutes>\d+) minutes for {ACCURACY} \({N}\) on the first"),
+    ("README.md", XEON, REFERENCE, rf"needs (?P<minutes>\d+) minutes\s+for {ACCURACY} \({N}\) on the first"),
     ("README.md", EPYC, REFERENCE, rf"and (?P<minutes>\d+) for {ACCURACY} \({N}\) on the\s+second"),
     ("README.md", XEON, FAST, rf"\| `fast`{ROW}"),
     ("README.md", XEON, FOUR, rf"\| `fast --epochs 4`{ROW}"),
