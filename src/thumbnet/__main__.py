@@ -10,17 +10,17 @@ from typing import NoReturn
 
 def main() -> int:
     """Run the command with the arguments of this process and return the exit status."""
-    # Jobs that a shell script starts in the background ignore SIGINT: leave that as it is.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
     try:
+        # Jobs that a shell script starts in the background ignore SIGINT: leave that as it is.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _interrupt)
         from thumbnet import cli
         from thumbnet.cli.streams import open_standard_files
         from thumbnet.invocation import processes
 
         open_standard_files()
         status = cli.main()
-    except KeyboardInterrupt:  # during these imports; `cli.main` handles it otherwise
+    except KeyboardInterrupt:  # before or during these imports; `cli.main` handles it otherwise
         _say_stopped()
         return 130
     if processes() > 1:
