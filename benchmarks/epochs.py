@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from input_sizes import HELD_OUT, trained_and_judged
 from label_noise import part_of, spread
 from measure import SHARED
 from resumable import Results
@@ -28,11 +27,9 @@ from thumbnet.data.splits import Data
 from thumbnet.errors import ThumbnetError
 from thumbnet.hardware import choose_device
 from thumbnet.sources.load import load_data
-from thumbnet.training.train import train
 from tuning import PARTS
 
 EPOCHS = (30, 60, 120, 340)
-HELD_OUT = 1 / 3  # of a folder
 JUDGES = 5000  # training pictures of CIFAR-10
 
 
@@ -43,21 +40,8 @@ def judged(options: argparse.Namespace, case: str, epochs: int, seed: int) -> di
     if case in PARTS:
         pictures = PARTS[case] + JUDGES
         fraction, data = JUDGES / pictures, part_of(load_data(options.data), pictures)
-    settings = {
-        "seed": seed,
-        "data.val_fraction": fraction,
-        "training.epochs": epochs,
-        "training.keep": "last",
-        "evaluation.every": 0,
-        "evaluation.sample": 0,
-    }
-    overrides = [*(f"{key}={value}" for key, value in settings.items()), *options.set]
-    with tempfile.TemporaryDirectory() as out:
-        run = train(data, "small", overrides=overrides, out=Path(out) / "run", device=options.device)
-        lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text("utf-8").splitlines()]
-    last = lines[-1]
-    found = {"accuracy": last["val_accuracy"], "loss": last["val_loss"], "pictures": last["val_pictures"]}
-    return {**found, "seconds": sum(one["seconds"] for one in lines)}
+    settings = {"data.val_fraction": fraction, "training.epochs": epochs}
+    return trained_and_judged(data, settings, seed, options.device, options.set)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ import itertools
 import json
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from label_noise import spread
 from resumable import Results
 
 from thumbnet.cli.console import say, table
+from thumbnet.data.splits import Data
 from thumbnet.errors import ThumbnetError
 from thumbnet.hardware import choose_device
 from thumbnet.training.train import train
@@ -33,18 +35,18 @@ HELD_OUT = 1 / 3
 
 def judged(folder: str, size: str, fit: str, seed: int, device: str) -> dict[str, Any]:
     """What a network reaches on the pictures that it was trained without, and the seconds of its steps."""
-    settings = {
-        "seed": seed,
-        "data.image_size": size,
-        "data.fit": fit,
-        "data.val_fraction": HELD_OUT,
-        "training.keep": "last",
-        "evaluation.every": 0,
-        "evaluation.sample": 0,
-    }
-    overrides = [f"{key}={value}" for key, value in settings.items()]
+    settings = {"data.image_size": size, "data.fit": fit, "data.val_fraction": HELD_OUT}
+    return trained_and_judged(folder, settings, seed, device)
+
+
+def trained_and_judged(
+    data: Data | str, settings: dict[str, Any], seed: int, device: str, more: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What ``small`` with ``settings`` and the overrides in ``more`` reaches on the ``val`` split."""
+    last_only = {"training.keep": "last", "evaluation.every": 0, "evaluation.sample": 0}
+    overrides = [f"{key}={value}" for key, value in {"seed": seed, **settings, **last_only}.items()]
     with tempfile.TemporaryDirectory() as out:
-        run = train(folder, "small", overrides=overrides, out=Path(out) / "run", device=device)
+        run = train(data, "small", overrides=[*overrides, *more], out=Path(out) / "run", device=device)
         epochs = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text("utf-8").splitlines()]
     last = epochs[-1]
     found = {"accuracy": last["val_accuracy"], "loss": last["val_loss"], "pictures": last["val_pictures"]}

@@ -17,6 +17,7 @@ from thumbnet.training.train import train
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import epochs as benchmark  # noqa: E402
+import input_sizes  # noqa: E402
 
 WIDTH = ["model.width=0.125"]
 
@@ -43,7 +44,7 @@ def test_a_part_of_cifar_is_judged_by_pictures_that_it_does_not_have(monkeypatch
         trained.append(run.summary["epochs"])
         return run
 
-    monkeypatch.setattr(benchmark, "train", noted)
+    monkeypatch.setattr(input_sizes, "train", noted)
     options = argparse.Namespace(data="", set=WIDTH, device="cpu")
     assert benchmark.judged(options, "cifar-500", 3, 0)["pictures"] == pytest.approx(30, abs=2)
     assert trained == [3]
