@@ -63,20 +63,11 @@ static inline __m512 silu_backward(__m512 dy, __m512 z) {
     return _mm512_mul_ps(dy, _mm512_mul_ps(s, _mm512_fmadd_ps(z, _mm512_sub_ps(one, s), one)));
 }
 
-/* Maps bfloat16 to 16-bit integers with the same order, and back: it is its own inverse. */
-static inline __m512i sortable(__m512i line) {
-    return _mm512_xor_si512(line, _mm512_srli_epi16(_mm512_srai_epi16(line, 15), 1));
-}
-
 /* The maximum of a 2x2 window. `which` becomes its position, 0 to 3 in reading order, the first if equal. */
 static inline __m512i largest(const bf16 *corner, size_t right, size_t down, __m512i *which) {
     __m512i best = sortable(raw(corner)), index = _mm512_setzero_si512();
     const size_t others[3] = {right, down, down + right};
-    for (int i = 0; i < 3; i++) {
-        const __m512i value = sortable(raw(corner + others[i]));
-        index = _mm512_mask_mov_epi16(index, _mm512_cmpgt_epi16_mask(value, best), _mm512_set1_epi16(i + 1));
-        best = _mm512_max_epi16(best, value);
-    }
+    for (int i = 0; i < 3; i++) take_larger(&best, &index, sortable(raw(corner + others[i])), i + 1);
     *which = index;
     return sortable(best);
 }

@@ -177,11 +177,6 @@ INLINE __m512i rounded(const float *sums) {
     return (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(sums + 16), _mm512_load_ps(sums));
 }
 
-/* Maps bfloat16 to 16-bit integers with the same order, and back: it is its own inverse. */
-static inline __m512i sortable(__m512i line) {
-    return _mm512_xor_si512(line, _mm512_srli_epi16(_mm512_srai_epi16(line, 15), 1));
-}
-
 /* Stores 32 outputs of the results in rows first to end - 1 of 32 pictures, from `picture` on. */
 INLINE void store_rows(const Conv *conv, long picture, int pictures, int first, int end, int block,
                        const float *sums) {
@@ -208,10 +203,7 @@ INLINE void store_maxima(const Conv *conv, long picture, int pictures, int first
                 __m512i best = sortable(rounded(window + BLOCK * n)), place = _mm512_setzero_si512();
                 for (int corner = 1; corner < 4; corner++) {
                     const float *sum = window + (size_t)(corner / 2 * conv->W + corner % 2) * 1024;
-                    const __m512i value = sortable(rounded(sum + BLOCK * n));
-                    place = _mm512_mask_mov_epi16(place, _mm512_cmpgt_epi16_mask(value, best),
-                                                  _mm512_set1_epi16(corner));
-                    best = _mm512_max_epi16(best, value);
+                    take_larger(&best, &place, sortable(rounded(sum + BLOCK * n)), corner);
                 }
                 _mm512_mask_storeu_epi16(conv->y + at, mask, sortable(best));
                 _mm256_mask_storeu_epi8(conv->which + at, mask, _mm512_cvtepi16_epi8(place));

@@ -11,12 +11,13 @@
 typedef struct {
     Maps x, g;
     int N, stride;
-    int rows, columns;          /* of g, without those that are always 0 */
-    int strip, together, items; /* rows of g and blocks of 32 pictures at a time; how often */
-    int x_rows;                 /* rows of x at a time */
-    int blocks_in, blocks_out;  /* blocks of 16 channels, even numbers */
-    int shares, groups, mine;   /* parts of the channels, of the items; blocks_out per thread */
-    size_t tiles;               /* tiles of sums per thread */
+    int rows, columns;         /* of g, without those that are always 0 */
+    int strip, strips;         /* rows of g at a time; parts of the rows */
+    int together, items;       /* blocks of 32 pictures at a time; how often */
+    int x_rows;                /* rows of x at a time */
+    int blocks_in, blocks_out; /* blocks of 16 channels, even numbers */
+    int shares, groups, mine;  /* parts of the channels, of the items; blocks_out per thread */
+    size_t tiles;              /* tiles of sums per thread */
 } Gradient;
 
 static Gradient plan_gradient(Maps x, Maps g, int N, int stride, int threads) {
@@ -37,11 +38,12 @@ static Gradient plan_gradient(Maps x, Maps g, int N, int stride, int threads) {
     while (plan.strip > 1 && plan.strip * g_row + smaller(plan.strip * stride + 2, x.height) * x_row > ROOM)
         plan.strip--;
     plan.x_rows = smaller(plan.strip * stride + 2, x.height);
-    const int units = rounded_up(N, BLOCK) / BLOCK, strips = (plan.rows + plan.strip - 1) / plan.strip;
+    plan.strips = (plan.rows + plan.strip - 1) / plan.strip;
+    const int units = rounded_up(N, BLOCK) / BLOCK;
     const int fit = ROOM / (plan.strip * g_row + plan.x_rows * x_row);
     const int share = (units + plan.groups - 1) / plan.groups; /* so that every group has work */
-    plan.together = strips > 1 ? 1 : larger(1, smaller(fit, share));
-    plan.items = (units + plan.together - 1) / plan.together * strips;
+    plan.together = plan.strips > 1 ? 1 : larger(1, smaller(fit, share));
+    plan.items = (units + plan.together - 1) / plan.together * plan.strips;
     return plan;
 }
 
@@ -147,14 +149,13 @@ INLINE void multiply_rows(const Gradient *plan, int first, int end, int x_first,
 static void sum_part(const Gradient *shared, int part, bf16 *xs, bf16 *gs, float *sum) {
     const Gradient local = *shared, *plan = &local; /* no store can change this copy */
     const int share = part % plan->shares, group = part / plan->shares;
-    const int strips = (plan->rows + plan->strip - 1) / plan->strip;
     memset(sum, 0, plan->tiles * 1024);
     TileConfig before;
     begin_tiles(&before);
     const int last = (long)plan->items * (group + 1) / plan->groups;
     for (int item = (long)plan->items * group / plan->groups; item < last; item++) {
-        const long picture = (long)item / strips * plan->together * BLOCK;
-        const int first = item % strips * plan->strip, end = smaller(first + plan->strip, plan->rows);
+        const long picture = (long)item / plan->strips * plan->together * BLOCK;
+        const int first = item % plan->strips * plan->strip, end = smaller(first + plan->strip, plan->rows);
         const int x_first = larger(0, first * plan->stride - 1);
         const int x_end = smaller(plan->x.height, (end - 1) * plan->stride + 2);
         pack_x(plan, picture, x_first, x_end, xs);

@@ -28,6 +28,17 @@ static inline __mmask16 channel_mask(int first, int channels) {
     return left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1 << left) - 1);
 }
 
+/* Maps bfloat16 to 16-bit integers with the same order, and back: it is its own inverse. */
+static inline __m512i sortable(__m512i line) {
+    return _mm512_xor_si512(line, _mm512_srli_epi16(_mm512_srai_epi16(line, 15), 1));
+}
+
+/* Where `value` is larger than `best`, takes it, and `index` for its place. Both are sortable. */
+static inline void take_larger(__m512i *best, __m512i *place, __m512i value, int index) {
+    *place = _mm512_mask_mov_epi16(*place, _mm512_cmpgt_epi16_mask(value, *best), _mm512_set1_epi16(index));
+    *best = _mm512_max_epi16(*best, value);
+}
+
 static inline int rounded_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 #endif
