@@ -10,7 +10,7 @@ from thumbnet.errors import ThumbnetError
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.training.time_budget import Speed
 from thumbnet.tuning.parts import Parts, divide
-from thumbnet.tuning.plan import FINAL_SHARE, MANY, TRIALS, WRITING, Cost, Plan, plan
+from thumbnet.tuning.plan import FINAL_SHARE, MANY, MARGIN, TRIALS, WRITING, Cost, Plan, plan
 from thumbnet.tuning.space import GROWTH
 from thumbnet.tuning.study import Record
 
@@ -23,8 +23,14 @@ def parts() -> Parts:
     return divide(coloured_data(120), RECIPE, torch.device("cpu"))
 
 
-def planned(parts: Parts, minutes: float, trials: int | None = None, fixed: bool = False) -> Plan:
-    return plan(RECIPE, parts, COST, minutes, 60 * minutes - 5, trials, fixed=fixed)
+def planned(
+    parts: Parts, minutes: float, trials: int | None = None, fixed: bool = False, cost: Cost = COST
+) -> Plan:
+    return plan(RECIPE, parts, cost, minutes, 60 * minutes - 5, trials, fixed=fixed)
+
+
+def advised_minutes(error: BaseException) -> float:
+    return float(str(error).partition("at least --minutes ")[2].partition(",")[0])
 
 
 def of_length(recipe: Recipe, epochs: int) -> Recipe:
@@ -55,12 +61,19 @@ def test_too_little_time_is_an_error_that_says_how_much_is_needed_and_what_is_be
     with pytest.raises(ThumbnetError, match=r"--minutes 0.2 is too short for a search: ") as e:
         planned(parts, 0.2)
     assert str(e.value).endswith("thumbnet train DATA --minutes 0.2")
-    needed = float(str(e.value).partition("at least --minutes ")[2].partition(",")[0])
+    advised = advised_minutes(e.value)
     fewest = TRIALS * COST.trial(RECIPE, parts.parts)
-    assert fewest < needed * 60 * (1 - FINAL_SHARE) < fewest + 20
-    assert planned(parts, needed).recipe == RECIPE
+    assert fewest < advised / MARGIN * 60 * (1 - FINAL_SHARE) < fewest + 20
+    assert planned(parts, advised).recipe == RECIPE
     with pytest.raises(ThumbnetError, match="too short"):
-        planned(parts, needed - 0.2)
+        planned(parts, advised / MARGIN - 0.2)
+
+
+def test_what_is_advised_is_enough_on_a_computer_that_is_a_little_slower_then(parts: Parts) -> None:
+    with pytest.raises(ThumbnetError) as e:
+        planned(parts, 0.2)
+    slower = replace(COST, pace=MARGIN - 0.05)
+    assert planned(parts, advised_minutes(e.value), cost=slower).recipe == RECIPE
 
 
 def test_only_as_many_trials_have_to_fit_as_the_user_asked_for(parts: Parts) -> None:

@@ -33,6 +33,7 @@ TRIALS = 6  # fewer find nothing
 MANY = 20  # trials, before they become longer
 PER_NETWORK = 0.3  # seconds to build a network, in addition to its steps
 WRITING = 4.0  # seconds for the page
+MARGIN = 1.2  # on the time that is advised: the computer may be slower when it is measured again
 
 
 class TooShortError(ThumbnetError):
@@ -136,7 +137,7 @@ def plan(
     takes = cost.trial(recipe, parts.parts)
     fewest = min(TRIALS, trials or TRIALS)
     if fewest * takes > for_trials:
-        least = (60 * minutes - left + fewest * takes + WRITING) / (1 - FINAL_SHARE) / 60
+        least = MARGIN * (60 * minutes - left + fewest * takes + WRITING) / (1 - FINAL_SHARE) / 60
         least = max(math.ceil(10 * least) / 10, minutes + 0.1)
         raise TooShortError(
             f"--minutes {minutes:g} is too short for a search: a trial takes about {takes:.0f} s here, and "
