@@ -1,0 +1,116 @@
+"""Trains for given times: what each of them reaches, and how well the command keeps to it.
+
+    python benchmarks/minutes.py cifar10-jpeg.tar.xz --minutes 0.5 1 2 5 10 --seeds 3
+    python benchmarks/minutes.py pictures/ --minutes 1
+
+Each training is the command ``thumbnet train DATA --minutes M``, with an empty cache. The clock starts with
+the process, so everything counts. A matrix product is timed right after it.
+
+Results are written after every training. If the program is interrupted, call it again: it continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from label_noise import spread
+from measure import SHARED, matrix_rate, median
+from measure import spread as span
+from resumable import Results
+
+from thumbnet.cli.console import say, table
+from thumbnet.hardware import choose_device
+from thumbnet.runs.folder import Run
+
+
+def trained(source: str, minutes: float, seed: int, device: str) -> dict[str, Any]:
+    """What the command reaches, and the seconds that it takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        command = [sys.executable, "-m", "thumbnet", "train", source, "--minutes", f"{minutes:g}"]
+        started = time.perf_counter()
+        subprocess.run(
+            [*command, "--seed", str(seed), "--out", str(out), "--device", device],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "THUMBNET_CACHE": str(Path(folder) / "cache")},
+        )
+        seconds = time.perf_counter() - started
+        summary, width = Run(out).summary, Run(out).recipe.model.width
+    kept = ("accuracy", "accuracy_plain", "epochs", "seconds_training")
+    found = {**{key: summary[key] for key in kept}, "width": width}
+    return {**found, "seconds": seconds, "product_tflops": matrix_rate(choose_device(device))}
+
+
+def rows(
+    found: dict[str, dict[str, Any]], sources: Sequence[str], options: argparse.Namespace
+) -> list[list[str]]:
+    """For each data set and time: accuracy in percent, seconds, epochs and widths."""
+    table_rows = []
+    for source in sources:
+        for minutes in options.minutes:
+            of = [found[name_of(source, minutes, seed)] for seed in range(options.seeds)]
+            seconds = [one["seconds"] for one in of]
+            table_rows.append(
+                [
+                    Path(source).name,
+                    f"{minutes:g}",
+                    spread([one["accuracy"] for one in of]),
+                    f"{median(seconds):.1f} ({span(seconds, '.1f')})",
+                    f"{100 * median(seconds) / 60 / minutes:.0f} %",
+                    f"{max(seconds) - 60 * minutes:+.1f}",
+                    span([one["epochs"] for one in of]),
+                    span([one["width"] for one in of], "g"),
+                    f"{statistics.median(one['product_tflops'] for one in of):.2f}",
+                ]
+            )
+    return table_rows
+
+
+def name_of(source: str, minutes: float, seed: int) -> str:
+    """The name of a training among the results."""
+    return f"{Path(source).name}, {minutes:g} minute(s), seed {seed}"
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The options of this program."""
+    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    made.add_argument(
+        "sources", nargs="*", metavar="DATA", default=[str(SHARED)], help="default: %(default)s"
+    )
+    made.add_argument(
+        "--minutes", nargs="+", type=float, default=[0.5, 1, 2, 5, 10], help="default: %(default)s"
+    )
+    made.add_argument("--seeds", type=int, default=3, help="number of seeds (default: %(default)s)")
+    made.add_argument("--device", default="auto", help="as in thumbnet train (default: %(default)s)")
+    made.add_argument("--json", metavar="FILE", default="build/minutes/results.json")
+    return made
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    options = arguments().parse_args()
+    results = Results(Path(options.json), {}, choose_device(options.device))
+    for seed in range(options.seeds):
+        for source in options.sources:
+            for minutes in options.minutes:
+                results.once(
+                    name_of(source, minutes, seed),
+                    lambda: trained(source, minutes, seed, options.device),  # noqa: B023
+                )
+    head = ["data", "minutes", "accuracy, %", "seconds", "of the time", "most over, s", "epochs", "width"]
+    say(f"thumbnet train --minutes, n = {options.seeds}")
+    say(table([*head, "product, TFLOP/s"], rows(results.found, options.sources, options)))
+
+
+if __name__ == "__main__":
+    main()
