@@ -34,6 +34,7 @@ class Pretend:
         now: the time, in seconds.
         seconds: how long a trial takes; None: as long as is expected.
         later: how long all but the first take, if that differs.
+        gain: how much better each trial is than the one before; None: the lower the learning rate, the better.
         trials: the learning rates of the trials; ``took``, their seconds.
         final: the arguments of the final training.
     """
@@ -41,6 +42,7 @@ class Pretend:
     now: float = 100.0
     seconds: float | None = 10.0
     later: float | None = None
+    gain: float | None = None
     took: list[float] = field(default_factory=list)
     trials: list[float] = field(default_factory=list)
     final: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +66,8 @@ class Pretend:
             on_step(StepResult(1, step, 10, step, 10, 32 * step, 1.0), 0)
         if recipe.optimizer.lr > 0.5:
             raise DivergedError(3, float("nan"), recipe.optimizer.lr)
+        if self.gain is not None:
+            return Outcome(0.5 + self.gain * len(self.trials), 1.0)
         return Outcome(1 - recipe.optimizer.lr, 1.0)
 
     def train(self, data: Any, recipe: Recipe, *, out: Path, **options: Any) -> Run:
@@ -94,12 +98,16 @@ class Watch(TuneListener):
     def __init__(self) -> None:
         self.progress: list[Progress] = []
         self.minutes: list[float | None] = []
+        self.notes: list[str] = []
 
     def on_progress(self, progress: Progress) -> None:
         self.progress.append(progress)
 
     def on_final(self, best: Record, minutes: float | None) -> None:
         self.minutes.append(minutes)
+
+    def on_note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 def test_a_search_uses_its_time_and_keeps_enough_for_the_final_training(
@@ -131,7 +139,7 @@ def test_all_trials_take_the_same_time_and_the_final_training_has_what_is_left(
     pretend: Pretend, tmp_path: Path
 ) -> None:
     settings = [one for one in SHORTEST if not one.startswith(("training.epochs", "model.width"))]
-    pretend.seconds, out = None, tmp_path / "x"
+    pretend.seconds, pretend.gain, out = None, 0.01, tmp_path / "x"
     found = tune(coloured_data(90), "small", minutes=60, overrides=settings, out=out, device="cpu")
     widths = [float(row["model.width"]) for row in rows(out)]
     assert max(widths) > 2 * min(widths)
@@ -141,6 +149,30 @@ def test_all_trials_take_the_same_time_and_the_final_training_has_what_is_left(
     assert for_trials - 1.2 * pretend.took[0] < spent <= for_trials
     assert 60 * pretend.final["minutes"] == pytest.approx(3600 - spent, abs=2 * WRITING)
     assert found.start.training.epochs == load_recipe("small").training.epochs
+
+
+def test_a_search_that_finds_nothing_better_leaves_its_time_to_the_final_training(
+    pretend: Pretend, tmp_path: Path
+) -> None:
+    settings = [one for one in SHORTEST if not one.startswith("training.epochs")]
+    pretend.gain, watch, data = -0.01, Watch(), coloured_data(90)
+    out = tmp_path / "search"
+    found = tune(data, "small", minutes=60, overrides=settings, out=out, listener=watch, device="cpu")
+    assert len(pretend.trials) == 1 + search.PATIENCE
+    assert found.summary["best_trial"] == 1
+    assert watch.notes == [
+        "the last 7 trials found nothing better: the rest of the time is for the final training"
+    ]
+    assert 60 * pretend.final["minutes"] == pytest.approx(3600 - 10 * len(pretend.trials), abs=2 * WRITING)
+
+
+def test_as_many_trials_as_the_user_asked_for_are_run_even_if_they_find_nothing(
+    pretend: Pretend, tmp_path: Path
+) -> None:
+    pretend.gain, out = -0.01, tmp_path / "search"
+    settings = [one for one in SHORTEST if not one.startswith("training.epochs")]
+    tune(coloured_data(90), "small", minutes=60, trials=12, overrides=settings, out=out, device="cpu")
+    assert len(pretend.trials) == 12
 
 
 def test_a_trial_that_diverges_is_failed_and_the_search_goes_on(pretend: Pretend, tmp_path: Path) -> None:

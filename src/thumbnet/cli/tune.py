@@ -50,7 +50,7 @@ def add(commands: Any) -> None:
         "--minutes",
         type=float,
         metavar="M",
-        help="time for everything; a third to a half of it is kept for the final training",
+        help="time for everything; at least a third of it is kept for the final training",
     )
     parser.add_argument(
         "--trials",

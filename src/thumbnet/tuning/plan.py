@@ -3,7 +3,7 @@
 A third of the time is kept for the final training, which uses all that is left. The rest has to hold
 ``TRIALS`` trials of the recipe where the search starts. All trials take about the same time, because the
 final training has a given time, too: a wider network, or one that sees larger pictures, has fewer epochs. If
-``MANY`` trials fit, they are longer instead of more.
+``MANY`` trials fit, they are longer instead of more. A search that finds nothing better ends early.
 
 With less time there is no search: one training that takes all of it is better. With trials of fewer epochs,
 and half of the time for them, it lost up to three points (docs/notebook/tuning.md).

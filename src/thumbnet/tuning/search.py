@@ -36,6 +36,9 @@ from thumbnet.tuning.trial import HopelessTrialError, run_trial
 SETTINGS = "tune.json"
 RUN = "run"
 LATE = 1.1  # a trial is given up once it has taken this many times the time that was left for it
+# Trials in a row that find nothing better, after which the final training has the rest of the time. As many
+# as there are guesses after the first trial.
+PATIENCE = 7
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,12 @@ class Tuner:
 
     def _try_settings(self) -> None:
         while not self._has_enough():
+            if self._finds_nothing():
+                self.listener.on_note(
+                    f"the last {PATIENCE} trials found nothing better: the rest of the time is for the final "
+                    "training"
+                )
+                return
             suggestion = self.study.ask()
             recipe, left = self._recipe_of(suggestion), self._search_left()
             if not self._fits(recipe, left):
@@ -158,6 +167,13 @@ class Tuner:
     def _has_enough(self) -> bool:
         trials = self.search.settings["trials"]
         return bool(self.records) and trials is not None and len(self.records) >= int(trials)
+
+    def _finds_nothing(self) -> bool:
+        """Whether the time is better spent on the final training, if that can use it."""
+        settings, best = self.search.settings, self._best()
+        if best is None or settings["trials"] is not None or not settings["same_time"]:
+            return False
+        return len(self.records) - best.number >= PATIENCE
 
     def _try(self, suggestion: Suggestion, recipe: Recipe, left: float | None) -> bool:
         """Run a trial, and tell the study how it ended; returns False if the time was over."""
