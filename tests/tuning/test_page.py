@@ -83,19 +83,21 @@ def test_the_page_shows_what_was_found_and_what_mattered(page: str, tiny_run: Ru
         assert f'aria-label="{title}"' in page
     accuracy = 100 * tiny_run.summary["accuracy"]
     assert f"test accuracy of the final network</dt><dd>{accuracy:.2f} %" in page
-    assert "A gain this small may be chance" not in page
+    assert "A difference this small may be chance" not in page
     assert "the loss is nan at step 3" in page
 
 
 def test_the_page_warns_when_the_gain_may_be_chance_or_there_is_none(tmp_path: Path) -> None:
     small = [RECORDS[0], record(2, 2.0, 3, 0.51)]
     unvaried: dict[str, Any] = {"varied": (), "importances": {}}
-    assert "A gain this small may be chance" in write(tmp_path, records=small, best=small[1], **unvaried)
+    assert "A difference this small may be chance" in write(
+        tmp_path, records=small, best=small[1], **unvaried
+    )
     several = write(tmp_path, records=small, best=small[1], measure="mAP", **unvaried)
-    assert "1.00 points better than the start" in several
+    assert "its mAP is 1.00 points higher" in several
     assert "uncertain by" not in several
     alone = write(tmp_path, records=RECORDS[:1], best=RECORDS[0], found=RECIPE, **unvaried)
-    assert "No trial was better" in alone
+    assert "No trial had a lower loss" in alone
     assert "The settings of small, unchanged" in alone
     assert "too few complete trials" in alone
 

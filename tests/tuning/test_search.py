@@ -66,9 +66,8 @@ class Pretend:
             on_step(StepResult(1, step, 10, step, 10, 32 * step, 1.0), 0)
         if recipe.optimizer.lr > 0.5:
             raise DivergedError(3, float("nan"), recipe.optimizer.lr)
-        if self.gain is not None:
-            return Outcome(0.5 + self.gain * len(self.trials), 1.0)
-        return Outcome(1 - recipe.optimizer.lr, 1.0)
+        value = 1 - recipe.optimizer.lr if self.gain is None else 0.5 + self.gain * len(self.trials)
+        return Outcome(value, 1 - value)
 
     def train(self, data: Any, recipe: Recipe, *, out: Path, **options: Any) -> Run:
         self.final = {"data": data, "recipe": recipe, **options}

@@ -166,9 +166,23 @@ def test_a_failed_trial_counts_and_a_dropped_one_does_not(tmp_path: Path) -> Non
     assert best_of(records).number == 1
 
 
-def test_of_equal_trials_the_one_with_the_lower_loss_is_best_and_then_the_first() -> None:
+def test_the_trial_with_the_lowest_loss_is_best_and_of_equal_ones_the_most_accurate_and_then_the_first() -> (
+    None
+):
     def record(number: int, value: float, loss: float, state: str = "complete") -> Record:
         return Record(number, state, {}, value, loss, 1.0, 1.0, 1.0)
 
-    records = [record(1, 0.8, 0.5), record(2, 0.8, 0.4), record(3, 0.8, 0.4), record(4, 0.9, 0.1, "stopped")]
-    assert best_of(records).number == 2
+    stopped = record(1, 0.9, 0.1, "stopped")
+    assert best_of([stopped, record(2, 0.9, 0.5), record(3, 0.8, 0.4)]).number == 3
+    assert best_of([record(2, 0.8, 0.4), record(3, 0.9, 0.4), record(4, 0.9, 0.4)]).number == 3
+
+
+def test_suggestions_follow_the_loss(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    for _ in range(30):
+        suggestion = study.ask()
+        value = value_of(suggestion)
+        suggestion.complete(1 - value, 1 - value, **TIMES)  # the lower the loss, the lower the accuracy
+    rates = [KNOBS[0].at(one.point) for one in study.records()]
+    assert sum(1.4 < rate < 2.8 for rate in rates[-10:]) > 5
+    assert 1.7 < KNOBS[0].at(best_of(study.records()).point) < 2.3

@@ -6,6 +6,7 @@ import torch
 from helpers import coloured_data, coloured_labels
 from thumbnet.errors import DivergedError
 from thumbnet.recipes.recipe import load_recipe
+from thumbnet.tuning import trial
 from thumbnet.tuning.parts import divide
 from thumbnet.tuning.trial import POINTS, HopelessTrialError, run_trial
 from tuning_helpers import TINY_SEARCH
@@ -31,6 +32,16 @@ def test_a_trial_is_judged_over_all_folds_and_repeats_to_the_bit() -> None:
     assert (first.value * 48) % 1 == pytest.approx(0, abs=1e-9)  # a share of all 48 held-out pictures
     assert first.value > 0.5  # better than guessing one of three
     assert run_trial(RECIPE, parts, NAMES, CPU, lambda point, value: False) == first
+
+
+def test_the_loss_of_a_trial_is_that_of_calibrated_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = divide(coloured_data(90), RECIPE, CPU).parts
+    smooth = RECIPE.override(["training.label_smoothing=0.5", "training.epochs=20"])
+    found = run_trial(smooth, parts, NAMES, CPU, lambda *_: False)
+    monkeypatch.setattr(trial, "fit_temperature", lambda *_: 1.0)
+    plain = run_trial(smooth, parts, NAMES, CPU, lambda *_: False)
+    assert found.value == plain.value > 0.9
+    assert found.loss < 0.8 * plain.loss  # the network is right and is not sure
 
 
 def test_a_hopeless_trial_stops_at_once() -> None:

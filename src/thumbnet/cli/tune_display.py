@@ -72,7 +72,7 @@ class TuneDisplay(TrainingDisplay, TuneListener):
     def on_trial(self, record: Record, best: Record | None) -> None:
         """Print a line about the trial."""
         outcome = {
-            "complete": f"{percent(record.value)}",
+            "complete": f"{percent(record.value)}  loss {record.loss:.3f}",
             "stopped": f"stopped early at {percent(record.value)}",
             "failed": f"failed: {record.reason}",
         }[record.state]

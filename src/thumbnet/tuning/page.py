@@ -167,7 +167,9 @@ def _facts(
     """Names and values of the most important numbers."""
     states = [one.state for one in records]
     facts = [
-        (f"best {measure}, held out", percent(best.value)),
+        ("lowest loss, held out", f"{best.loss:.3f}"),
+        ("loss at the start", f"{records[0].loss:.3f}"),
+        (f"its {measure}, held out", percent(best.value)),
         (f"{measure} at the start", percent(records[0].value)),
         ("held-out pictures", f"{held_out:,}"),
         ("trials", f"{len(records):,}"),
@@ -179,38 +181,43 @@ def _facts(
         summary = run.summary
         value = summary[headline_key(summary)]
         if value is not None:
-            facts.insert(2, (f"{summary['split']} {measure} of the final network", percent(value)))
+            facts.insert(4, (f"{summary['split']} {measure} of the final network", percent(value)))
     return facts
 
 
 def _noise(first: Record, best: Record, held_out: int, measure: str) -> str:
-    """Say whether the gain is larger than chance would make it."""
+    """Say how much better the best trial is, and whether chance would do as much for its accuracy."""
     if best.number == first.number:
-        return "No trial was better than the recipe where the search started, so the search keeps it."
+        return "No trial had a lower loss than the recipe where the search started, so the search keeps it."
     gain = 100 * (best.value - first.value)
     text = (
-        f"The best trial is {gain:.2f} points better than the start. It is the best of many, so its own "
-        "value is optimistic."
+        f"The best trial has a loss of {best.loss:.3f}, the start {first.loss:.3f}; its {measure} is "
+        f"{abs(gain):.2f} points {'higher' if gain >= 0 else 'lower'}. It is the best of many, so its own "
+        "values are optimistic."
     )
     if measure != "accuracy":  # the interval is one of shares
         return text
     low, high = wilson_interval(round(best.value * held_out), held_out)
     text += (
-        f" With {held_out:,} pictures, a single value is uncertain by {50 * (high - low):.1f} points in "
+        f" With {held_out:,} pictures, a single accuracy is uncertain by {50 * (high - low):.1f} points in "
         "either direction (95 %)."
     )
-    return f"{text} A gain this small may be chance." if gain < 50 * (high - low) else text
+    small = abs(gain) < 50 * (high - low)
+    return f"{text} A difference this small may be chance." if small else text
 
 
 def _rows(varied: Sequence[Knob], records: Sequence[Record]) -> list[tuple[Any, ...]]:
-    """The best trials: number, state, value, seconds, and the values of the knobs."""
+    """The best trials: number, state, value, loss, seconds, and the values of the knobs."""
     order = {"complete": 0, "stopped": 1, "failed": 2}
-    ranked = sorted(records, key=lambda one: (order[one.state], -_or_zero(one.value), one.number))
+    ranked = sorted(
+        records, key=lambda one: (order[one.state], _or_zero(one.loss), -_or_zero(one.value), one.number)
+    )
     return [
         (
             one.number,
             one.state,
             "–" if math.isnan(one.value) else percent(one.value),
+            "–" if math.isnan(one.loss) else f"{one.loss:.3f}",
             f"{one.seconds:.1f} s",
             [knob.shown(knob.at(one.point), 4) for knob in varied],
             one.reason,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from thumbnet.reports.charts import BLUE, ORANGE, WIDTH, finished
 from thumbnet.reports.figures import INK, new_figure
 from thumbnet.tuning.space import Knob
-from thumbnet.tuning.study import Record
+from thumbnet.tuning.study import Record, best_of
 
 GREY = "#7d8794"
 LEFT_OUT = 0.2  # charts begin above about this part of the complete trials, so that differences show
@@ -24,7 +23,7 @@ def history(records: Sequence[Record], measure: str) -> str:
     complete, stopped = _by_state(records)
     for some, style in ((complete, _COMPLETE), (stopped, _STOPPED)):
         axes.plot([one.elapsed / 60 for one in some], [100 * one.value for one in some], **style)
-    best = list(itertools.accumulate((100 * one.value for one in complete), max))
+    best = [100 * best_of(complete[:number]).value for number in range(1, len(complete) + 1)]
     ends = [one.elapsed / 60 for one in complete]
     axes.step([*ends, records[-1].elapsed / 60], [*best, best[-1]], where="post", color=ORANGE, label="best")
     axes.set_xlabel("minutes")
@@ -67,7 +66,7 @@ def parallel(varied: Sequence[Knob], records: Sequence[Record], best: Record, me
     """Draw each complete trial as a line through its values; the better, the darker."""
     figure, axes = _axes(2 * WIDTH, 3.6)
     complete, _ = _by_state(records)
-    ranked = sorted(complete, key=lambda one: one.value)
+    ranked = sorted(complete, key=lambda one: -one.loss)
     for place, one in enumerate(ranked):
         heights = [_height(knob, knob.at(one.point)) for knob in varied]
         chosen = one.number == best.number

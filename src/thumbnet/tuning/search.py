@@ -319,6 +319,8 @@ class Tuner:
             "best": best.value,
             "best_interval": None if several else list(wilson_interval(right, search.parts.held_out)),
             "start": None if math.isnan(first.value) else first.value,
+            "best_loss": best.loss,
+            "start_loss": None if math.isnan(first.loss) else first.loss,
             "best_trial": best.number,
             "trials": len(states),
             "complete": states.count("complete"),

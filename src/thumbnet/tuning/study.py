@@ -1,10 +1,12 @@
 """The trials of a search: what to try next, and what is known, kept in a journal that survives a kill.
 
 The first trials are guesses (:func:`thumbnet.tuning.space.guesses`). Then Optuna (https://optuna.org, an
-extra) suggests each trial by its tree-structured Parzen estimator. It stops trials that are worse than the
-median of the others at the same point. The journal is Optuna's own: a line of JSON per change, appended and
-synced. It holds no pickles. A line that was cut off by a kill is removed when the search goes on, and so is
-the trial that was running.
+extra) suggests each trial by its tree-structured Parzen estimator. The best trial is the one with the lowest
+loss: a few hundred pictures tell it more exactly than the accuracy (docs/notebook/tuning.md). Trials whose
+accuracy is below the median of the others at the same point are stopped.
+
+The journal is Optuna's own: a line of JSON per change, appended and synced. It holds no pickles. A line that
+was cut off by a kill is removed when the search goes on, and so is the trial that was running.
 
 A suggestion depends only on the seed and on the finished trials, so a search that was interrupted suggests
 the same as one that was not.
@@ -42,7 +44,8 @@ class Record:
         state: ``complete``, ``stopped`` (hopeless) or ``failed`` (diverged, or out of memory).
         point: the value of every knob.
         value: accuracy or mAP on the held-out pictures; if it was stopped, at that point; nan if it failed.
-        loss: loss on the held-out pictures; nan if it is not complete.
+        loss: loss on the held-out pictures, see :class:`thumbnet.tuning.trial.Outcome`; nan if it is not
+            complete.
         seconds: how long it took.
         elapsed: seconds of search when it ended.
         predicted: how long it was expected to take at the measured speed; 0 in a search without a time.
@@ -175,8 +178,8 @@ class Suggestion:
 
     def complete(self, value: float, loss: float, **times: float) -> None:
         """End the trial with its result; ``times`` are seconds, elapsed and predicted."""
-        self._end("complete", {"loss": loss, **times})
-        self._study.tell(self._trial, value)
+        self._end("complete", {"value": value, "loss": loss, **times})
+        self._study.tell(self._trial, -loss)
 
     def stop(self, **times: float) -> None:
         """End the trial as hopeless."""
@@ -199,9 +202,9 @@ class Suggestion:
 
 
 def best_of(records: Sequence[Record]) -> Record:
-    """The complete trial with the highest value; of equal ones that with the lowest loss, then the first."""
+    """The complete trial with the lowest loss; of equal ones that with the highest value, then the first."""
     complete = [one for one in records if one.state == "complete"]
-    return min(complete, key=lambda one: (-one.value, one.loss, one.number))
+    return min(complete, key=lambda one: (one.loss, -one.value, one.number))
 
 
 def _suggested(trial: Any, knob: Knob) -> float | int | str:
@@ -217,7 +220,7 @@ def _record(number: int, trial: Any) -> Record:
     curve = {int(point): float(value) for point, value in trial.intermediate_values.items()}
     value = math.nan
     if state == "complete":
-        value = float(trial.value)
+        value = float(values["value"])
     elif state == "stopped":
         value = curve[max(curve)]
     return Record(

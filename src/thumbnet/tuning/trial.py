@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 
 from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.logits import collect_logits
+from thumbnet.classifiers.temperature import calibrated, fit_sigmoid_temperature, fit_temperature
 from thumbnet.errors import memory_guard
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.seeds import derive_seed
@@ -32,7 +34,8 @@ class Outcome:
 
     Attributes:
         value: accuracy, or mAP if the pictures have several labels each, 0 to 1, over all networks.
-        loss: mean loss over all networks.
+        loss: mean loss over all networks; at the end of a trial, each with the temperature that suits it
+            best.
     """
 
     value: float
@@ -110,8 +113,13 @@ def _judge(
 
     def judge(model: nn.Module) -> Score:
         with memory_guard(str(state.device), f"evaluating {size} pictures at a time", advice):
-            logits, labels = collect_logits(model, batches, dtype=state.dtype)
-        return score_of(SPLIT, logits.numpy(), labels.numpy(), class_names)
+            found, truth = collect_logits(model, batches, dtype=state.dtype)
+        logits, labels = found.numpy(), truth.numpy()
+        # Label smoothing makes a network less sure than it could be, which must not decide.
+        if state.step >= state.total_steps and np.isfinite(logits).all():
+            fit = fit_temperature if labels.ndim == 1 else fit_sigmoid_temperature
+            logits = calibrated(logits, fit(logits, labels))
+        return score_of(SPLIT, logits, labels, class_names)
 
     return judge
 
