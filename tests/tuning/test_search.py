@@ -141,7 +141,7 @@ def test_all_trials_take_the_same_time_and_the_final_training_has_what_is_left(
     pretend.seconds, pretend.gain, out = None, 0.01, tmp_path / "x"
     found = tune(coloured_data(90), "small", minutes=60, overrides=settings, out=out, device="cpu")
     widths = [float(row["model.width"]) for row in rows(out)]
-    assert max(widths) > 2 * min(widths)
+    assert max(widths) > 1.3 * min(widths)
     for row, took in zip(rows(out), pretend.took, strict=True):
         assert took == pytest.approx(pretend.took[0], rel=0.25), row
     spent, for_trials = sum(pretend.took), 3600 * (1 - FINAL_SHARE) - WRITING

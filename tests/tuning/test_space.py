@@ -11,7 +11,7 @@ import pytest
 from thumbnet.recipes.networks import is_timm
 from thumbnet.recipes.recipe import Recipe, load_recipe, recipe_from_dict, recipe_names
 from thumbnet.recipes.settings import DataSettings, OptimizerSettings
-from thumbnet.tuning.space import FITS, GROWTH, Knob, guesses, knobs, recipe_at, start_of, with_smaller_input
+from thumbnet.tuning.space import FITS, GROWTH, Knob, guesses, knobs, recipe_at, start_of
 
 SEARCHED = [name for name in recipe_names() if not load_recipe(name).training.frozen]
 
@@ -84,21 +84,34 @@ def test_large_pictures_may_be_seen_larger_and_those_of_another_shape_fitted_oth
 
 
 def test_the_sizes_keep_the_shape_of_the_input() -> None:
-    (size,) = (
-        knob
-        for knob in knobs(
+    def size_of(side: tuple[int, int], epochs: bool) -> Knob | None:
+        found = knobs(
             load_recipe("small"),
             frozenset(),
             2000,
-            (72, 96),
+            side,
             own=[(480, 640)],
             takes_width=True,
-            epochs=False,
+            epochs=epochs,
         )
-        if knob.name == "size"
-    )
-    assert size.options == ("24x32", "36x48", "48x64", "72x96")
-    assert size.start == 3
+        return next((knob for knob in found if knob.name == "size"), None)
+
+    for side, epochs, start in (((72, 96), True, 3), ((24, 32), True, 0), ((24, 32), False, 0)):
+        size = size_of(side, epochs)
+        assert size is not None
+        assert size.options == ("24x32", "36x48", "48x64", "72x96")
+        assert size.start == start
+    assert size_of((72, 96), epochs=False) is None
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_a_given_time_tries_no_narrower_network_and_no_smaller_input(name: str) -> None:
+    recipe = load_recipe(name)
+    varied = of(recipe, own=PHOTOS, epochs=False)
+    for key in {"width", "size"} & varied.keys():
+        assert varied[key].low == varied[key].start < varied[key].high
+    if "width" in varied:
+        assert of(recipe)["width"].low == recipe.model.width / 2
 
 
 def test_at_another_size_shifts_grow_with_the_pictures_and_the_time_stays() -> None:
@@ -116,13 +129,15 @@ def test_at_another_size_shifts_grow_with_the_pictures_and_the_time_stays() -> N
     assert recipe_at(recipe, point, size=(32, 32)).training.epochs == 30
 
 
-@pytest.mark.parametrize(("own", "expected"), [(OWN, 4), (PHOTOS, 7), ([(64, 64)], 6)])
+@pytest.mark.parametrize("epochs", [False, True])
+@pytest.mark.parametrize(("own", "expected"), [(OWN, 3), (PHOTOS, 6), ([(64, 64)], 5)])
 @pytest.mark.parametrize("name", SEARCHED)
 def test_every_guess_is_another_recipe_and_the_first_one_is_the_start(
-    name: str, own: list[tuple[int, int]], expected: int
+    name: str, own: list[tuple[int, int]], expected: int, epochs: bool
 ) -> None:
     recipe = load_recipe(name)
-    varied = list(of(recipe, own=own, epochs=False).values())
+    expected += epochs  # a narrower network
+    varied = list(of(recipe, own=own, epochs=epochs).values())
     tried = guesses(varied)
     assert tried[0] == start_of(varied)
     found = [recipe_at(recipe, point, size=(32, 32), same_time=True) for point in tried]
@@ -196,17 +211,3 @@ def test_a_damaged_choice_is_refused(wrong: dict[str, object]) -> None:
     knob = Knob("fit", "choice", 0, 1, 0, False, ("data.fit",), ("pad", "crop"))
     with pytest.raises(ValueError, match=r"."):
         Knob.from_dict({**knob.to_dict(), **wrong})
-
-
-def test_the_next_smaller_input_unless_the_user_set_it_or_the_network_is_not_thumbnets() -> None:
-    small = load_recipe("small")
-    sides = [
-        None if found is None else found.data.largest_auto_size
-        for found in (with_smaller_input(small, (side, side), frozenset()) for side in (96, 80, 64, 33, 32))
-    ]
-    assert sides == [64, 64, 48, 32, None]
-    assert with_smaller_input(small, (48, 96), frozenset({"optimizer.lr"})) is not None
-    for key in ("data.image_size", "data.largest_auto_size", "data.largest_mixed_size"):
-        assert with_smaller_input(small, (96, 96), frozenset({key})) is None
-    assert with_smaller_input(load_recipe("finetune"), (96, 96), frozenset()) is None
-    assert with_smaller_input(small.override(["data.image_size=96"]), (96, 96), frozenset()) is None

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,9 @@ pytest.importorskip("jinja2", reason="the extra 'tune' is not installed")
 
 from helpers import of_many_sizes, write_class_folders
 from thumbnet.errors import InterruptedTuneError, RunError, ThumbnetError
-from thumbnet.recipes.recipe import Recipe, load_recipe
+from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training.train import train
 from thumbnet.tuning import search
-from thumbnet.tuning.parts import Parts
-from thumbnet.tuning.plan import Plan, TooShortError
 from thumbnet.tuning.search import Tuned
 from thumbnet.tuning.study import JOURNAL
 from thumbnet.tuning.tune import resume_tuning, tune
@@ -109,38 +106,6 @@ def test_pictures_of_many_sizes_are_also_seen_squashed_and_larger(
     again = resume_tuning(parts, device="cpu", data=data)
     assert rows(parts) == table
     assert again.run.weights_path.read_bytes() == found.run.weights_path.read_bytes()
-
-
-def test_a_search_with_too_little_time_begins_with_smaller_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes, notes = [], list[str]()
-
-    def too_slow(recipe: Recipe, parts: Parts, *_: object, **__: object) -> Plan:
-        sizes.append(parts.size)
-        if parts.size != (32, 32):
-            raise TooShortError("too short")
-        return Plan(recipe, "the plan")
-
-    class Listener(Stop):
-        def on_search(self, folder: Path, found: Sequence[str]) -> None:
-            notes.extend(found)
-
-    monkeypatch.setattr("thumbnet.tuning.tune.plan", too_slow)
-    data, out = of_many_sizes(tmp_path / "data"), tmp_path / "search"
-    with pytest.raises(InterruptedTuneError):
-        tune(data, "small", minutes=10, overrides=SHORTEST, out=out, device="cpu", listener=Listener(1))
-    assert sizes == [(64, 64), (48, 48), (32, 32)]
-    assert "the search begins with pictures of 32x32: for 64x64, the time is too short" in notes
-    (size,) = (
-        knob for knob in json.loads((out / "tune.json").read_text())["knobs"] if knob["name"] == "size"
-    )
-    assert size["options"][int(size["start"])] == "32x32"
-    assert "96x96" in size["options"]
-    with pytest.raises(InterruptedTuneError):
-        resume_tuning(out, data=data, device="cpu", listener=Listener(1))
-    with pytest.raises(TooShortError):
-        tune(data, "small", minutes=10, overrides=[*SHORTEST, "data.image_size=64"], device="cpu")
 
 
 def test_a_finished_search_says_what_to_do_with_it(tuned: Tuned, tmp_path: Path) -> None:

@@ -36,10 +36,6 @@ WRITING = 4.0  # seconds for the page
 MARGIN = 1.2  # on the time that is advised: the computer may be slower when it is measured again
 
 
-class TooShortError(ThumbnetError):
-    """The time is too short for a search."""
-
-
 @dataclass(frozen=True)
 class Cost:
     """Expects how long trainings take, from the speed of one network.
@@ -131,7 +127,7 @@ def plan(
         fixed: whether the user set the number of epochs.
 
     Raises:
-        TooShortError: the time is too short for ``TRIALS`` trials, or for ``trials``, and the final training.
+        ThumbnetError: the time is too short for ``TRIALS`` trials, or for ``trials``, and the final training.
     """
     for_trials = left - 60 * minutes * FINAL_SHARE - WRITING
     takes = cost.trial(recipe, parts.parts)
@@ -139,7 +135,7 @@ def plan(
     if fewest * takes > for_trials:
         least = MARGIN * (60 * minutes - left + fewest * takes + WRITING) / (1 - FINAL_SHARE) / 60
         least = max(math.ceil(10 * least) / 10, minutes + 0.1)
-        raise TooShortError(
+        raise ThumbnetError(
             f"--minutes {minutes:g} is too short for a search: a trial takes about {takes:.0f} s here, and "
             f"{fewest} of them have to fit into two thirds of the time. Give at least --minutes {least:.4g}, "
             "or let one training have all of the time, which is better than a hurried search: "

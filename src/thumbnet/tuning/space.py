@@ -34,7 +34,7 @@ Size: TypeAlias = tuple[int, int]
 
 RATES = 4.0  # learning rates are searched between a quarter and four times the recipe's
 DECAYS = 8.0
-WIDTHS = (0.5, 1.5)  # factors on the recipe's width
+WIDTHS = (0.5, 1.5)  # factors on the recipe's width; in a given time, no narrower than the recipe
 EPOCHS = (0.5, 8.0)  # factors on the recipe's number of epochs
 FITS: tuple[str, ...] = get_args(Fit)
 SIDES = (32, 48, 64, 96)  # pixels, of the longest side
@@ -114,6 +114,11 @@ def knobs(
 ) -> tuple[Knob, ...]:
     """List what a search that starts from ``recipe`` varies.
 
+    In a given time, the final training is several times as long as a trial. A narrower network or a smaller
+    input wins in short trials, because it has more epochs, and loses in a long training
+    (docs/notebook/tuning.md). So these are searched only together with the number of epochs, which trials
+    and the final training then share.
+
     Args:
         recipe: where the search starts.
         named: keys that the user set, which stay as they are.
@@ -131,7 +136,7 @@ def knobs(
         keys = ("optimizer.weight_decay", "optimizer.groups")
         found.append(_number("weight decay", 1 / DECAYS, DECAYS, 1.0, keys, log=True))
     if takes_width:
-        low, high = (min(8.0, factor * width) for factor in WIDTHS)
+        low, high = (min(8.0, factor * width) for factor in (WIDTHS if epochs else (1.0, WIDTHS[1])))
         found.append(_number("width", low, high, width, ("model.width",), log=True))
     found.append(_whole("shift", 0, min(MOST_SHIFT, side // 4), augment.translate, ("augment.translate",)))
     found.append(_whole("cutout", 0, side // 2, augment.cutout, ("augment.cutout",)))
@@ -143,7 +148,7 @@ def knobs(
     least, most = max(SMALLEST_BATCH, training.batch_size // 2), min(2 * training.batch_size, pictures // 4)
     batch = ("training.batch_size",)
     found.append(_whole("batch size", least, most, training.batch_size, batch, log=True))
-    sizes = _sizes(recipe, size, own)
+    sizes = _sizes(recipe, size, own, smaller=epochs)
     found.append(_choice("size", sizes, _size_text(size), SIZE_KEYS))
     if _do_not_fit(own, size) > FEW:
         found.append(_choice("fit", FITS, recipe.data.fit, ("data.fit",)))
@@ -167,35 +172,17 @@ def _choice(name: str, options: Sequence[str], start: str, keys: tuple[str, ...]
     return Knob(name, "choice", 0, len(options) - 1, options.index(start), False, keys, tuple(options))
 
 
-def _sizes(recipe: Recipe, size: Size, own: Sequence[Size]) -> list[str]:
+def _sizes(recipe: Recipe, size: Size, own: Sequence[Size], *, smaller: bool) -> list[str]:
     """The input sizes to choose from, in order: ``size``, and others up to the pictures' own."""
-    if not _takes_other_sizes(recipe):
+    if recipe.data.image_size != AUTO or recipe.model.name not in MODEL_NAMES:  # others may take only one
         return [_size_text(size)]
     longest = max(size)
     typical = statistics.median(max(one) for one in own) if own else 0
-    sides = sorted({longest, *(side for side in SIDES if side <= max(longest, typical))})
+    least = min(SIDES) if smaller else longest
+    sides = sorted({longest, *(side for side in SIDES if least <= side <= max(longest, typical))})
     return [
         _size_text(tuple(max(SMALLEST_SIDE, round(one * side / longest)) for one in size)) for side in sides
     ]
-
-
-def _takes_other_sizes(recipe: Recipe) -> bool:
-    """Whether the input's size may be chosen. Networks that are not thumbnet's may take only one."""
-    return recipe.data.image_size == AUTO and recipe.model.name in MODEL_NAMES
-
-
-def with_smaller_input(recipe: Recipe, size: Size, named: frozenset[str]) -> Recipe | None:
-    """The recipe with the next smaller input; None if there is none, or the user set the size.
-
-    Args:
-        recipe: all settings.
-        size: height and width of its input.
-        named: keys that the user set.
-    """
-    side = max((side for side in SIDES if side < max(size)), default=None)
-    if side is None or named.intersection(SIZE_KEYS) or not _takes_other_sizes(recipe):
-        return None
-    return replace(recipe, data=replace(recipe.data, largest_auto_size=side))
 
 
 def _do_not_fit(own: Sequence[Size], size: Size) -> float:

@@ -46,9 +46,9 @@ from thumbnet.training.train import with_absolute_init
 from thumbnet.tuning.listener import TuneListener
 from thumbnet.tuning.page import check_page
 from thumbnet.tuning.parts import Parts, divide
-from thumbnet.tuning.plan import Cost, TooShortError, plan
+from thumbnet.tuning.plan import Cost, plan
 from thumbnet.tuning.search import SETTINGS, Search, Tuned, Tuner
-from thumbnet.tuning.space import Knob, knobs, with_smaller_input
+from thumbnet.tuning.space import Knob, knobs
 from thumbnet.tuning.study import load_optuna
 
 
@@ -108,7 +108,9 @@ def tune(
         listener.on_data(loaded)
         base = _without_length_in_steps(with_absolute_init(base))
         called = _Call(data, corrections, chosen, listener, started)
-        parts, start = _begin(loaded, base, called, minutes, trials, overrides)
+        parts = divide(loaded, base, chosen, listener.on_decode)
+        named = named_keys(None, overrides)  # those of a recipe file are where the search starts
+        start = _planned(base, parts, len(loaded.class_names), called, minutes, trials, named)
         run = Run.create(out, loaded.source, "tune")
         settings = {
             "data": where_again(loaded.source),
@@ -219,51 +221,11 @@ class _Start:
     notes: tuple[str, ...] = ()
 
 
-def _begin(
-    data: Data,
-    base: Recipe,
-    call: _Call,
-    minutes: float | None,
-    trials: int | None,
-    overrides: Sequence[str],
-) -> tuple[Parts, _Start]:
-    """Divide the pictures and plan the search, with a smaller input if the time is too short for this one.
-
-    Args:
-        data: the pictures.
-        base: the recipe for them.
-        call: the device, and when the clock started.
-        minutes, trials, overrides: see :func:`tune`.
-
-    Raises:
-        ThumbnetError: there are too few pictures, some cannot be read, or the time is too short.
-    """
-    named = named_keys(None, overrides)  # those of a recipe file are where the search starts
-    classes, first = len(data.class_names), None
-    while True:
-        parts = divide(data, base, call.device, call.listener.on_decode)
-        first = first or parts.size
-        try:
-            start = _planned(base, parts, classes, call.device, call.started, minutes, trials, named)
-        except TooShortError:
-            smaller = with_smaller_input(base, parts.size, named)
-            if smaller is None:
-                raise
-            base = smaller
-            continue
-        if parts.size != first:
-            now, before = (f"{height}x{width}" for height, width in (parts.size, first))
-            note = f"the search begins with pictures of {now}: for {before}, the time is too short"
-            start = replace(start, notes=(note, *start.notes))
-        return parts, start
-
-
 def _planned(
     base: Recipe,
     parts: Parts,
     classes: int,
-    device: torch.device,
-    started: float,
+    call: _Call,
     minutes: float | None,
     trials: int | None,
     named: frozenset[str],
@@ -274,21 +236,20 @@ def _planned(
         base: the recipe for the data.
         parts: what trials train on.
         classes: the number of classes.
-        device: where to compute.
-        started: when the clock started, in seconds of ``time.perf_counter``.
+        call: the device, and when the clock started.
         minutes: the whole time, if there is one.
         trials: the number of trials, if there is one.
         named: the keys that the user set, which stay as they are.
 
     Raises:
-        TooShortError: the time is too short.
+        ThumbnetError: the time is too short.
     """
     cost: Cost | None = None
     notes: tuple[str, ...] = ()
     fixed = "training.epochs" in named
     if minutes is not None:
-        cost = Cost.measure(base, parts, classes, device)
-        left = started + 60 * minutes - time.perf_counter()
+        cost = Cost.measure(base, parts, classes, call.device)
+        left = call.started + 60 * minutes - time.perf_counter()
         found = plan(base, parts, cost, minutes, left, trials, fixed=fixed)
         base, notes = found.recipe, (found.note,)
     varied = knobs(
