@@ -92,7 +92,7 @@ def _journal_seeds() -> list[bytes]:
     for value in (0.5, 0.75):
         suggestion = study.ask()
         suggestion.report(1, value)
-        suggestion.complete(value, 0.3, seconds=1.0, elapsed=2.0, predicted=1.0)
+        suggestion.complete(value, [0.3, 0.5], seconds=1.0, elapsed=2.0, predicted=1.0)
     hopeless = study.ask()
     hopeless.report(1, 0.1)
     hopeless.stop(seconds=1.0, elapsed=3.0, predicted=1.0)

@@ -97,7 +97,7 @@ def test_the_page_warns_when_the_gain_may_be_chance_or_there_is_none(tmp_path: P
     assert "its mAP is 1.00 points higher" in several
     assert "uncertain by" not in several
     alone = write(tmp_path, records=RECORDS[:1], best=RECORDS[0], found=RECIPE, **unvaried)
-    assert "No trial had a lower loss" in alone
+    assert "No trial had a loss that is lower" in alone
     assert "The settings of small, unchanged" in alone
     assert "too few complete trials" in alone
 

@@ -67,7 +67,7 @@ class Pretend:
         if recipe.optimizer.lr > 0.5:
             raise DivergedError(3, float("nan"), recipe.optimizer.lr)
         value = 1 - recipe.optimizer.lr if self.gain is None else 0.5 + self.gain * len(self.trials)
-        return Outcome(value, 1 - value)
+        return Outcome(value, (1 - value, 1 - value))
 
     def train(self, data: Any, recipe: Recipe, *, out: Path, **options: Any) -> Run:
         self.final = {"data": data, "recipe": recipe, **options}

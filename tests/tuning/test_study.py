@@ -20,6 +20,7 @@ from thumbnet.tuning.study import (
     Study,
     Suggestion,
     best_of,
+    paired_gain,
 )
 from thumbnet.tuning.trial import POINTS
 
@@ -47,7 +48,7 @@ def run(study: Study) -> None:
         if suggestion.report(point, value * point / POINTS):
             suggestion.stop(**TIMES)
             return
-    suggestion.complete(value, 1 - value, **TIMES)
+    suggestion.complete(value, [1 - value] * 2, **TIMES)
 
 
 def test_the_first_trial_is_the_recipe_as_it_is(tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ def test_a_choice_is_an_option_and_a_journal_with_another_one_is_damaged(tmp_pat
     for number in range(12):
         suggestion = study.ask()
         tried.append(suggestion.point["fit"])
-        suggestion.complete(0.01 * number, 0.5, **TIMES)
+        suggestion.complete(0.01 * number, [0.5, 0.6], **TIMES)
     assert tried[:2] == ["pad", "crop"]
     assert set(tried) <= set(fit.options)
     assert [one.point["fit"] for one in Study(tmp_path, (*KNOBS, fit), 5).records()] == tried
@@ -169,12 +170,28 @@ def test_a_failed_trial_counts_and_a_dropped_one_does_not(tmp_path: Path) -> Non
 def test_the_trial_with_the_lowest_loss_is_best_and_of_equal_ones_the_most_accurate_and_then_the_first() -> (
     None
 ):
-    def record(number: int, value: float, loss: float, state: str = "complete") -> Record:
-        return Record(number, state, {}, value, loss, 1.0, 1.0, 1.0)
+    def record(number: int, value: float, loss: float, state: str = "complete", error: float = 0.0) -> Record:
+        return Record(number, state, {}, value, loss, 1.0, 1.0, 1.0, gain=0.5 - loss, error=error)
 
     stopped = record(1, 0.9, 0.1, "stopped")
     assert best_of([stopped, record(2, 0.9, 0.5), record(3, 0.8, 0.4)]).number == 3
     assert best_of([record(2, 0.8, 0.4), record(3, 0.9, 0.4), record(4, 0.9, 0.4)]).number == 3
+
+
+def test_a_trial_has_to_gain_a_standard_error_of_the_difference_on_the_same_pictures(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    start = [0.2, 0.9, 0.4, 0.7]
+    luck = [0.0, 1.2, 0.0, 0.8]  # lower on average, by less than the pictures differ
+    small = [0.16, 0.87, 0.37, 0.66]  # less lower, by the same for all
+    for losses in (start, luck):
+        study.ask().complete(0.5, losses, **TIMES)
+    records = study.records()
+    assert [one.gain for one in records] == [0, pytest.approx(0.05)]
+    assert records[0].error == 0 < 0.05 < records[1].error
+    assert best_of(records).number == 1
+    study.ask().complete(0.5, small, **TIMES)
+    assert best_of(open_study(tmp_path).records()).number == 3
+    assert paired_gain([0.5], [0.9]) == (0.0, 1.0)  # one picture tells nothing
 
 
 def test_suggestions_follow_the_loss(tmp_path: Path) -> None:
@@ -182,7 +199,7 @@ def test_suggestions_follow_the_loss(tmp_path: Path) -> None:
     for _ in range(30):
         suggestion = study.ask()
         value = value_of(suggestion)
-        suggestion.complete(1 - value, 1 - value, **TIMES)  # the lower the loss, the lower the accuracy
+        suggestion.complete(1 - value, [1 - value] * 2, **TIMES)  # the lower the loss, the lower the accuracy
     rates = [KNOBS[0].at(one.point) for one in study.records()]
     assert sum(1.4 < rate < 2.8 for rate in rates[-10:]) > 5
     assert 1.7 < KNOBS[0].at(best_of(study.records()).point) < 2.3

@@ -188,12 +188,15 @@ def _facts(
 def _noise(first: Record, best: Record, held_out: int, measure: str) -> str:
     """Say how much better the best trial is, and whether chance would do as much for its accuracy."""
     if best.number == first.number:
-        return "No trial had a lower loss than the recipe where the search started, so the search keeps it."
+        return (
+            "No trial had a loss that is lower than that of the recipe where the search started by more than "
+            "chance would make it, so the search keeps the recipe."
+        )
     gain = 100 * (best.value - first.value)
     text = (
-        f"The best trial has a loss of {best.loss:.3f}, the start {first.loss:.3f}; its {measure} is "
-        f"{abs(gain):.2f} points {'higher' if gain >= 0 else 'lower'}. It is the best of many, so its own "
-        "values are optimistic."
+        f"The best trial's loss is lower than that of the start by {best.gain:.3f}, with a standard error of "
+        f"{best.error:.3f}; its {measure} is {abs(gain):.2f} points {'higher' if gain >= 0 else 'lower'}. It "
+        "is the best of many, so its own values are optimistic."
     )
     if measure != "accuracy":  # the interval is one of shares
         return text

@@ -200,7 +200,7 @@ class Tuner:
             found = run_trial(
                 recipe, divided, search.data.class_names, search.device, suggestion.report, on_step
             )
-            suggestion.complete(found.value, found.loss, **times())
+            suggestion.complete(found.value, found.losses, **times())
         except HopelessTrialError:
             suggestion.stop(**times())
         except _OutOfTimeError:
@@ -321,6 +321,8 @@ class Tuner:
             "start": None if math.isnan(first.value) else first.value,
             "best_loss": best.loss,
             "start_loss": None if math.isnan(first.loss) else first.loss,
+            "gain": best.gain,
+            "gain_error": best.error,
             "best_trial": best.number,
             "trials": len(states),
             "complete": states.count("complete"),

@@ -1,9 +1,11 @@
 """The trials of a search: what to try next, and what is known, kept in a journal that survives a kill.
 
 The first trials are guesses (:func:`thumbnet.tuning.space.guesses`). Then Optuna (https://optuna.org, an
-extra) suggests each trial by its tree-structured Parzen estimator. The best trial is the one with the lowest
-loss: a few hundred pictures tell it more exactly than the accuracy (docs/notebook/tuning.md). Trials whose
-accuracy is below the median of the others at the same point are stopped.
+extra) suggests each trial by its tree-structured Parzen estimator. Trials whose accuracy is below the median
+of the others at the same point are stopped. The best trial is the one with the lowest loss, which a few
+hundred pictures tell more exactly than the accuracy (docs/notebook/tuning.md). It has to be lower than the
+start's, on the same pictures, by at least one standard error of the difference: the recipe where a search
+starts was chosen with care, so a gain that chance explains is more likely chance than a better recipe.
 
 The journal is Optuna's own: a line of JSON per change, appended and synced. It holds no pickles. A line that
 was cut off by a kill is removed when the search goes on, and so is the trial that was running.
@@ -15,6 +17,7 @@ the same as one that was not.
 from __future__ import annotations
 
 import math
+import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -44,13 +47,15 @@ class Record:
         state: ``complete``, ``stopped`` (hopeless) or ``failed`` (diverged, or out of memory).
         point: the value of every knob.
         value: accuracy or mAP on the held-out pictures; if it was stopped, at that point; nan if it failed.
-        loss: loss on the held-out pictures, see :class:`thumbnet.tuning.trial.Outcome`; nan if it is not
+        loss: mean loss of the held-out pictures, see :class:`thumbnet.tuning.trial.Outcome`; nan if it is not
             complete.
         seconds: how long it took.
         elapsed: seconds of search when it ended.
         predicted: how long it was expected to take at the measured speed; 0 in a search without a time.
         reason: why it failed.
         curve: value by point, see :func:`thumbnet.tuning.trial.run_trial`.
+        gain: how much lower the loss is than that of the first trial, if it is complete.
+        error: the standard error of that difference.
     """
 
     number: int
@@ -63,6 +68,8 @@ class Record:
     predicted: float
     reason: str = ""
     curve: Mapping[int, float] = field(default_factory=dict)
+    gain: float = 0.0
+    error: float = 0.0
 
 
 def load_optuna() -> Any:
@@ -100,6 +107,7 @@ class Study:
                 storage=storage, study_name=NAME, direction="maximize", pruner=pruner, load_if_exists=True
             )
             self._forget_unfinished()
+            self._losses_at_the_start()
             for one in self.records():
                 for knob in self._varied:
                     knob.at(one.point)
@@ -135,7 +143,15 @@ class Study:
             )
             trial = self._study.ask()
             point = {knob.name: _suggested(trial, knob) for knob in self._varied}
-        return Suggestion(number, point, trial, self._study, self._optuna.trial.TrialState)
+        return Suggestion(
+            number, point, self._losses_at_the_start(), trial, self._study, self._optuna.trial.TrialState
+        )
+
+    def _losses_at_the_start(self) -> tuple[float, ...]:
+        """The loss of each held-out picture in the first trial; empty before it is complete."""
+        complete = (self._optuna.trial.TrialState.COMPLETE,)
+        first = self._study.get_trials(deepcopy=False, states=complete)[:1]
+        return tuple(float(one) for one in first[0].user_attrs["values"]["losses"]) if first else ()
 
     def importances(self) -> dict[str, float]:
         """Each knob's share in reaching the best quarter of the complete trials.
@@ -165,6 +181,7 @@ class Suggestion:
 
     number: int
     point: Point
+    _reference: tuple[float, ...]  # losses of the first trial
     _trial: Any
     _study: Any
     _states: Any
@@ -176,9 +193,15 @@ class Suggestion:
         self._last = point
         return self.number > 1 and bool(self._trial.should_prune())
 
-    def complete(self, value: float, loss: float, **times: float) -> None:
+    def complete(self, value: float, losses: Sequence[float], **times: float) -> None:
         """End the trial with its result; ``times`` are seconds, elapsed and predicted."""
-        self._end("complete", {"value": value, "loss": loss, **times})
+        loss = statistics.fmean(losses)
+        result: dict[str, Any] = {"value": value, "loss": loss}
+        if self._reference:
+            result["gain"], result["error"] = paired_gain(losses, self._reference)
+        else:
+            result["losses"] = [round(one, 5) for one in losses]
+        self._end("complete", {**result, **times})
         self._study.tell(self._trial, -loss)
 
     def stop(self, **times: float) -> None:
@@ -202,9 +225,25 @@ class Suggestion:
 
 
 def best_of(records: Sequence[Record]) -> Record:
-    """The complete trial with the lowest loss; of equal ones that with the highest value, then the first."""
+    """The complete trial with the lowest loss among those that gain at least one standard error.
+
+    Of equal ones it is that with the highest value, then the first. The first trial qualifies in any case.
+    """
     complete = [one for one in records if one.state == "complete"]
-    return min(complete, key=lambda one: (one.loss, -one.value, one.number))
+    return min(complete, key=lambda one: (one.gain < one.error, one.loss, -one.value, one.number))
+
+
+def paired_gain(losses: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
+    """How much lower ``losses`` are than ``reference``, those of the same pictures; and its standard error.
+
+    >>> paired_gain([0.1, 0.2, 0.3, 0.2], [0.2, 0.4, 0.4, 0.4])
+    (0.15, 0.0289)
+    """
+    differences = [before - now for now, before in zip(losses, reference, strict=True)]
+    if len(differences) < 2:
+        return 0.0, 1.0  # a single picture tells nothing
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return float(f"{statistics.fmean(differences):.3g}"), float(f"{error:.3g}")
 
 
 def _suggested(trial: Any, knob: Knob) -> float | int | str:
@@ -234,6 +273,8 @@ def _record(number: int, trial: Any) -> Record:
         float(values["predicted"]),
         str(values.get("reason", "")),
         curve,
+        float(values.get("gain", 0.0)),
+        float(values.get("error", 0.0)),
     )
 
 

@@ -12,8 +12,10 @@ from torch import nn
 
 from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.logits import collect_logits
-from thumbnet.classifiers.temperature import calibrated, fit_sigmoid_temperature, fit_temperature
+from thumbnet.classifiers.temperature import fit_sigmoid_temperature, fit_temperature
 from thumbnet.errors import memory_guard
+from thumbnet.evaluation import log_softmax
+from thumbnet.multilabel import binary_cross_entropy
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.seeds import derive_seed
 from thumbnet.training.fit import StepResult, fit
@@ -34,12 +36,12 @@ class Outcome:
 
     Attributes:
         value: accuracy, or mAP if the pictures have several labels each, 0 to 1, over all networks.
-        loss: mean loss over all networks; at the end of a trial, each with the temperature that suits it
-            best.
+        losses: the loss of each held-out picture, those of one network after those of another. Each network
+            has the temperature that suits it best: label smoothing makes it less sure than it could be.
     """
 
     value: float
-    loss: float
+    losses: tuple[float, ...]
 
 
 def run_trial(
@@ -66,14 +68,16 @@ def run_trial(
         DivergedError, OutOfMemoryError: see :func:`thumbnet.training.fit.fit`.
     """
     done: list[Score] = []
+    losses: list[float] = []
     for number, part in enumerate(parts):
         own = _for_part(recipe, number, len(parts))
         prepared = part.with_recipe(own)
         state = build_state(own, prepared, class_names, device)
+        judge = _Judge(state, prepared, class_names)
         results = fit(
             state,
             prepared.train,
-            evaluate=_judge(state, prepared, class_names),
+            evaluate=judge,
             on_step=lambda step, number=number: on_step(step, number),  # type: ignore[misc]
         )
         for result in results:
@@ -85,12 +89,13 @@ def run_trial(
                 )
             so_far = _mean([*done, result.score])
             point = number * POINTS + POINTS * result.step // state.total_steps
-            if report(point, so_far.value) and not (state.is_over and number == len(parts) - 1):
+            if report(point, so_far) and not (state.is_over and number == len(parts) - 1):
                 raise HopelessTrialError
         score = state.history[-1].score
         assert score is not None
         done.append(score)
-    return _mean(done)
+        losses += judge.losses()
+    return Outcome(_mean(done), tuple(losses))
 
 
 def _for_part(recipe: Recipe, number: int, parts: int) -> Recipe:
@@ -104,28 +109,34 @@ def _for_part(recipe: Recipe, number: int, parts: int) -> Recipe:
     )
 
 
-def _judge(
-    state: TrainingState, prepared: Prepared, class_names: tuple[str, ...]
-) -> Callable[[nn.Module], Score]:
-    batches = prepared.evaluation["val"]
-    size = state.recipe.evaluation.batch_size
-    advice = f"Use smaller batches to evaluate: --set evaluation.batch_size={max(1, size // 2)}"
+class _Judge:
+    """Evaluates a network on held-out pictures."""
 
-    def judge(model: nn.Module) -> Score:
+    def __init__(self, state: TrainingState, prepared: Prepared, class_names: tuple[str, ...]) -> None:
+        self._state, self._batches, self._class_names = state, prepared.evaluation["val"], class_names
+        self._last: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __call__(self, model: nn.Module) -> Score:
+        state = self._state
+        size = state.recipe.evaluation.batch_size
+        advice = f"Use smaller batches to evaluate: --set evaluation.batch_size={max(1, size // 2)}"
         with memory_guard(str(state.device), f"evaluating {size} pictures at a time", advice):
-            found, truth = collect_logits(model, batches, dtype=state.dtype)
-        logits, labels = found.numpy(), truth.numpy()
-        # Label smoothing makes a network less sure than it could be, which must not decide.
-        if state.step >= state.total_steps and np.isfinite(logits).all():
-            fit = fit_temperature if labels.ndim == 1 else fit_sigmoid_temperature
-            logits = calibrated(logits, fit(logits, labels))
-        return score_of(SPLIT, logits, labels, class_names)
+            logits, labels = collect_logits(model, self._batches, dtype=state.dtype)
+        self._last = logits.numpy(), labels.numpy()
+        return score_of(SPLIT, *self._last, self._class_names)
 
-    return judge
+    def losses(self) -> list[float]:
+        """The loss of each picture in the last evaluation."""
+        assert self._last is not None
+        logits, labels = self._last
+        if labels.ndim == 2:
+            surprise = binary_cross_entropy(logits / fit_sigmoid_temperature(logits, labels), labels > 0)
+            return list(surprise.mean(axis=1).tolist())
+        likely = log_softmax(logits / fit_temperature(logits, labels))
+        return list((-likely[np.arange(len(labels)), labels]).tolist())
 
 
-def _mean(scores: Sequence[Score]) -> Outcome:
-    """The mean over all held-out pictures of these scores."""
+def _mean(scores: Sequence[Score]) -> float:
+    """The value over all held-out pictures of these scores."""
     pictures = sum(score.pictures for score in scores)
-    value = sum(score.headline * score.pictures for score in scores) / pictures
-    return Outcome(value, sum(score.loss * score.pictures for score in scores) / pictures)
+    return sum(score.headline * score.pictures for score in scores) / pictures
