@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import math
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -24,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from label_noise import part_of, spread
+from measure import summary
 from resumable import Results
 
 from thumbnet.cli.console import say, table
 from thumbnet.data.splits import Data
 from thumbnet.errors import ThumbnetError
 from thumbnet.hardware import choose_device
+from thumbnet.reports.comparison import read_metrics
 from thumbnet.sources.load import load_data
 from thumbnet.training.train import train
 
@@ -50,7 +50,7 @@ def judged(options: argparse.Namespace, source: str, variant: str, seed: int) ->
             out=Path(out) / "run",
             device=options.device,
         )
-        epochs = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text("utf-8").splitlines()]
+        epochs = read_metrics(run)
     last = epochs[-1]
     found = {"accuracy": last["val_accuracy"], "loss": last["val_loss"], "pictures": last["val_pictures"]}
     return {**found, "seconds": sum(one["seconds"] for one in epochs)}
@@ -77,8 +77,8 @@ def chosen_pictures(source: str, pictures: int, held_out: float) -> tuple[Data |
 def difference(values: Sequence[float], reference: Sequence[float]) -> str:
     """The mean difference of pairs in points, with its standard error if there are several."""
     pairs = [100 * (one - other) for one, other in zip(values, reference, strict=True)]
-    error = f" ± {statistics.stdev(pairs) / math.sqrt(len(pairs)):.2f}" if len(pairs) > 1 else ""
-    return f"{statistics.fmean(pairs):+.2f}{error}"
+    found = summary(pairs)
+    return f"{found['mean']:+.2f}" + (f" ± {found['error']:.2f}" if len(pairs) > 1 else "")
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmark_helpers import interrupt_and_continue
 from helpers import write_class_folders
 
 ROOT = Path(__file__).parents[1]
@@ -33,12 +34,7 @@ def test_a_training_is_the_whole_command_with_an_empty_cache(
 def test_every_time_is_measured_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    called: list[tuple[str, float, int]] = []
-
     def trained(source: str, minutes: float, seed: int, device: str) -> dict[str, float]:
-        if len(called) == 5:
-            raise KeyboardInterrupt
-        called.append((source, minutes, seed))
         seconds = 60 * minutes + 3 * seed - 2
         return {
             "accuracy": 0.7 + 0.1 * seed,
@@ -48,14 +44,9 @@ def test_every_time_is_measured_once(
             "product_tflops": 2.0,
         }
 
-    monkeypatch.setattr(benchmark, "trained", trained)
     words = ["photos/", "pictures/", "--minutes", "0.5", "2", "--seeds", "2"]
-    monkeypatch.setattr(sys, "argv", ["minutes.py", *words, "--json", str(tmp_path / "found.json")])
-    with pytest.raises(KeyboardInterrupt):
-        benchmark.main()
-    before, called = called, []
-    benchmark.main()
-    assert len({*before, *called}) == len(before) + len(called) == 8
+    file = tmp_path / "found.json"
+    assert interrupt_and_continue(benchmark, "trained", trained, words, file, monkeypatch) == 8
     table = " ".join(capsys.readouterr().out.split())
     assert "photos 0.5 75.00 ± 7.07 29.5 (28.0 to 31.0) 98 % +1.0 2 to 2 0.5 to 0.5 2.00" in table
     assert "pictures 2 75.00 ± 7.07 119.5 (118.0 to 121.0) 100 % +1.0" in table

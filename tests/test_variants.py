@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmark_helpers import interrupt_and_continue
 from helpers import coloured_data, write_class_folders
 from thumbnet.data.splits import Data
 from thumbnet.runs.folder import Run
@@ -64,23 +65,13 @@ def test_numbers_and_fractions_of_pictures(
 def test_every_variant_is_measured_once_and_compared_with_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    called: list[tuple[str, str, int]] = []
-
     def judged(_: Any, source: str, variant: str, seed: int) -> dict[str, Any]:
-        if len(called) == 5:
-            raise KeyboardInterrupt
-        called.append((source, variant, seed))
         accuracy = 0.7 + 0.1 * seed + (0.01 + 0.02 * seed) * bool(variant)
         return {"accuracy": accuracy, "loss": 0.5, "pictures": 9, "seconds": 3.0}
 
-    monkeypatch.setattr(benchmark, "judged", judged)
     words = ["photos/", "pictures/", "--try", "", "--try", "a=1 b=2", "--seeds", "2"]
-    monkeypatch.setattr(sys, "argv", ["variants.py", *words, "--json", str(tmp_path / "found.json")])
-    with pytest.raises(KeyboardInterrupt):
-        benchmark.main()
-    before, called = called, []
-    benchmark.main()
-    assert len({*before, *called}) == len(before) + len(called) == 8
+    file = tmp_path / "found.json"
+    assert interrupt_and_continue(benchmark, "judged", judged, words, file, monkeypatch) == 8
     table = " ".join(capsys.readouterr().out.split())
     assert table.count("as it is 75.00 ± 7.07 0.500 3") == 2
     assert table.count("a=1 b=2 77.00 ± 8.49 +2.00 ± 1.00 0.500 3") == 2

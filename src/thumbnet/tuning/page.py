@@ -167,7 +167,7 @@ def _facts(
     """Names and values of the most important numbers."""
     states = [one.state for one in records]
     facts = [
-        ("lowest loss, held out", f"{best.loss:.3f}"),
+        ("loss of the best trial", f"{best.loss:.3f}"),
         ("loss at the start", f"{records[0].loss:.3f}"),
         (f"its {measure}, held out", percent(best.value)),
         (f"{measure} at the start", percent(records[0].value)),

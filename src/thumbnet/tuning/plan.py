@@ -134,7 +134,7 @@ def plan(
     fewest = min(TRIALS, trials or TRIALS)
     if fewest * takes > for_trials:
         least = MARGIN * (60 * minutes - left + fewest * takes + WRITING) / (1 - FINAL_SHARE) / 60
-        least = max(math.ceil(10 * least) / 10, minutes + 0.1)
+        least = math.ceil(10 * least) / 10
         raise ThumbnetError(
             f"--minutes {minutes:g} is too short for a search: a trial takes about {takes:.0f} s here, and "
             f"{fewest} of them have to fit into two thirds of the time. Give at least --minutes {least:.4g}, "

@@ -136,7 +136,8 @@ def knobs(
         keys = ("optimizer.weight_decay", "optimizer.groups")
         found.append(_number("weight decay", 1 / DECAYS, DECAYS, 1.0, keys, log=True))
     if takes_width:
-        low, high = (min(8.0, factor * width) for factor in (WIDTHS if epochs else (1.0, WIDTHS[1])))
+        narrowest, widest = WIDTHS
+        low, high = (min(8.0, factor * width) for factor in (narrowest if epochs else 1.0, widest))
         found.append(_number("width", low, high, width, ("model.width",), log=True))
     found.append(_whole("shift", 0, min(MOST_SHIFT, side // 4), augment.translate, ("augment.translate",)))
     found.append(_whole("cutout", 0, side // 2, augment.cutout, ("augment.cutout",)))
