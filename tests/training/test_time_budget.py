@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from helpers import coloured_data
+from thumbnet.batches.batches import Batch
 from thumbnet.batches.prepare import Prepared, prepare
 from thumbnet.distributed import ALONE, World
 from thumbnet.errors import InterruptedRunError, RecipeError
@@ -24,6 +25,7 @@ from thumbnet.training.time_budget import (
     LEAST_STEPS,
     Speed,
     TimeBudget,
+    _Timer,
     check_minutes,
     costs,
     fit_steps,
@@ -260,6 +262,37 @@ def test_measuring_takes_a_moment_and_leaves_random_numbers_alone(prepared: Prep
     assert 0 < speed.per_picture[20, 20] < speed.per_picture[32, 32] < 1
     assert 0 < speed.evaluating < speed.per_picture[32, 32]
     assert speed.per_step > 0
+
+
+class Watched(_Timer):
+    """Keeps how many pictures each timed batch has."""
+
+    counts: list[int]
+
+    def batch(self, size: tuple[int, int], count: int) -> Batch:
+        self.counts.append(count)
+        return super().batch(size, count)
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [
+        (["training.batch_size=150", "evaluation.batch_size=70"], {32, 150, 70}),
+        (["training.batch_size=150", "training.micro_batch=20", "evaluation.batch_size=10"], {32, 20, 10}),
+    ],
+)
+def test_speed_is_measured_with_the_batches_of_the_training(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, settings: list[str], allowed: set[int]
+) -> None:
+    Watched.counts = []
+    monkeypatch.setattr(time_budget, "_Timer", Watched)
+    monkeypatch.setattr(time_budget, "LONGEST_BATCH", 1e6)
+    measure_speed(load_recipe("fast", [*QUICK, *settings]), prepared, 3, CPU)
+    assert set(Watched.counts) == allowed
+    monkeypatch.setattr(time_budget, "LONGEST_BATCH", 0.0)
+    Watched.counts = []
+    measure_speed(load_recipe("fast", [*QUICK, *settings]), prepared, 3, CPU)
+    assert max(Watched.counts) <= 32  # on a slow computer
 
 
 class Noting(StopAfter):

@@ -36,8 +36,11 @@ from thumbnet.training.step import accumulate_gradients, take_step
 Size: TypeAlias = tuple[int, int]
 
 LONGEST = 60 * 24 * 30  # minutes: a month
-FEWEST, MOST = 32, 256  # pictures in the batches that are timed
+FEWEST = 32  # pictures in the batches that are timed at first
 MEASURE_SECONDS = 0.25  # for timing a part of a step
+# A batch that is timed may take so long, judging by FEWEST pictures. Small batches are slow: with 80 pictures
+# of 20x20, a picture takes two cores twice as long as with 1,000, of 32x32 only 1.4 times as long.
+LONGEST_BATCH = 0.6
 LEAST_STEPS = 10
 NARROW = 0.5  # the width that makes better use of a short time, see :func:`is_short`
 UNSURE = 0.5  # share of pictures that adaptive test-time augmentation looks at in all views, at a guess
@@ -129,10 +132,12 @@ def measure_speed(recipe: Recipe, prepared: Prepared, classes: int, device: torc
     with torch.random.fork_rng(devices=[]), memory_guard(str(device), "measuring the speed", advice):
         state = TrainingState(build_model(plain.model, classes, sizes=sizes), plain, 1, device)
         timer = _Timer(state, classes)
-        per_picture = {one: timer.per_picture(timer.train_on, one) for one in sizes}
+        at_once = recipe.training.micro_batch or recipe.training.batch_size
+        per_picture = {one: timer.per_picture(timer.train_on, one, at_once) for one in sizes}
         per_step = timer.seconds(timer.optimize, timer.batch(size, FEWEST))
         state.model.eval()
-        return Speed(per_picture, per_step, timer.per_picture(timer.classify, size))
+        evaluating = timer.per_picture(timer.classify, size, recipe.evaluation.batch_size)
+        return Speed(per_picture, per_step, evaluating)
 
 
 class _Timer:
@@ -159,15 +164,16 @@ class _Timer:
         take_step(self._state)
         float(next(self._state.model.parameters()).detach().sum())
 
-    def per_picture(self, work: Callable[[Batch], None], size: Size) -> float:
-        """Seconds of ``work`` for a picture, from batches that a slow computer makes smaller."""
-        few = self.batch(size, FEWEST)
-        work(few)  # the first call prepares memory and code
+    def per_picture(self, work: Callable[[Batch], None], size: Size, most: int) -> float:
+        """Seconds of ``work`` for a picture, in batches of ``most`` or, on a slow computer, fewer."""
+        few = min(FEWEST, most)
+        batch = self.batch(size, few)
+        work(batch)  # the first call prepares memory and code
         started = time.perf_counter()
-        work(few)
+        work(batch)
         first = time.perf_counter() - started
-        count = min(MOST, int(FEWEST * MEASURE_SECONDS / 2 / first))
-        return first / FEWEST if count <= FEWEST else self.seconds(work, self.batch(size, count)) / count
+        count = min(most, int(few * LONGEST_BATCH / first))
+        return first / few if count <= few else self.seconds(work, self.batch(size, count)) / count
 
     def seconds(self, work: Callable[[Batch], None], batch: Batch) -> float:
         """The median time of ``work`` on ``batch``, after a first call that does not count."""
