@@ -69,7 +69,6 @@ def simulate(
     train = prepared.with_recipe(recipe).train
     state = TrainingState(build_model(recipe.model, 3), recipe, len(train), CPU)
     notes = []
-    budget.begin()
     while not state.is_over:
         done = done_at(state.recipe.schedule, state.step + 0.5, state.total_steps)
         size = (20, 20) if done < 0.25 else (24, 24) if done < 0.5 else (32, 32)
@@ -94,8 +93,17 @@ def simulate(
         (lambda now: 1.0 if now < 150 else 3.0, True),
         (lambda now: 3.0 if now < 150 else 1.0, True),
         (lambda now: 0.9 + 0.2 * (int(now) % 2), False),
+        (lambda now: 30.0 if now == 105 else 1.0, False),
     ],
-    ids=["as measured", "twice as slow", "faster", "slower later", "faster later", "noisy"],
+    ids=[
+        "as measured",
+        "twice as slow",
+        "faster",
+        "slower later",
+        "faster later",
+        "noisy",
+        "slow first step",
+    ],
 )
 def test_the_training_ends_in_time_and_at_the_end_of_its_schedule(
     slowness: Callable[[float], float], told: bool, prepared: Prepared
@@ -133,7 +141,6 @@ def test_several_processes_change_the_plan_only_where_they_meet_and_as_the_first
         train = prepared.with_recipe(recipe).train
         state = TrainingState(build_model(recipe.model, 3), recipe, len(train), CPU)
         before = state.total_steps
-        budget.begin()
         for state.step in range(1, 101):
             clock.now += 0.5  # far slower than planned
             assert budget.after_step(state, World(rank, 2), meeting=False) is None
@@ -289,10 +296,25 @@ def test_speed_is_measured_with_the_batches_of_the_training(
     monkeypatch.setattr(time_budget, "LONGEST_BATCH", 1e6)
     measure_speed(load_recipe("fast", [*QUICK, *settings]), prepared, 3, CPU)
     assert set(Watched.counts) == allowed
-    monkeypatch.setattr(time_budget, "LONGEST_BATCH", 0.0)
+    monkeypatch.setattr(time_budget, "LONGEST_BATCH", 0.0)  # as on a slow computer
     Watched.counts = []
     measure_speed(load_recipe("fast", [*QUICK, *settings]), prepared, 3, CPU)
-    assert max(Watched.counts) <= 32  # on a slow computer
+    assert max(Watched.counts) <= 32
+
+
+def test_work_that_ends_while_the_speed_is_measured_makes_no_size_look_slow(prepared: Prepared) -> None:
+    recipe = load_recipe("fast", QUICK)
+    state = TrainingState(build_model(recipe.model, 3), recipe, 1, CPU)
+    calls: list[int] = []
+
+    def work(batch: Batch) -> None:
+        calls.append(batch.images.shape[2])
+        time.sleep(0.05 if len(calls) < 5 else 0.002)
+
+    found = _Timer(state, 3).per_picture(work, [(20, 20), (32, 32)], 4)
+    assert 0.0005 <= found[20, 20] < 0.005
+    assert 0.0005 <= found[32, 32] < 0.005
+    assert calls[-4:] == [20, 32, 20, 32]
 
 
 class Noting(StopAfter):

@@ -87,8 +87,6 @@ class Session:
         repeats = None
         if self.world.is_first:
             repeats = RepeatTeller(self.run, self.prepared, self.data.class_names, self.listener)
-        if self.budget is not None:
-            self.budget.begin()
         try:
             self._fit(repeats)
         except UnreadableImageError as error:

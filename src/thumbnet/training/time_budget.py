@@ -37,10 +37,10 @@ Size: TypeAlias = tuple[int, int]
 
 LONGEST = 60 * 24 * 30  # minutes: a month
 FEWEST = 32  # pictures in the batches that are timed at first
-MEASURE_SECONDS = 0.25  # for timing a part of a step
+ROUNDS = 2  # how often a part of a step is timed
 # A batch that is timed may take so long, judging by FEWEST pictures. Small batches are slow: with 80 pictures
 # of 20x20, a picture takes two cores twice as long as with 1,000, of 32x32 only 1.4 times as long.
-LONGEST_BATCH = 0.6
+LONGEST_BATCH = 0.5
 LEAST_STEPS = 10
 NARROW = 0.5  # the width that makes better use of a short time, see :func:`is_short`
 UNSURE = 0.5  # share of pictures that adaptive test-time augmentation looks at in all views, at a guess
@@ -133,10 +133,10 @@ def measure_speed(recipe: Recipe, prepared: Prepared, classes: int, device: torc
         state = TrainingState(build_model(plain.model, classes, sizes=sizes), plain, 1, device)
         timer = _Timer(state, classes)
         at_once = recipe.training.micro_batch or recipe.training.batch_size
-        per_picture = {one: timer.per_picture(timer.train_on, one, at_once) for one in sizes}
-        per_step = timer.seconds(timer.optimize, timer.batch(size, FEWEST))
+        per_picture = timer.per_picture(timer.train_on, sizes, at_once)
+        per_step = min(timer.seconds(timer.optimize, timer.batch(size, FEWEST)) for _ in range(ROUNDS))
         state.model.eval()
-        evaluating = timer.per_picture(timer.classify, size, recipe.evaluation.batch_size)
+        evaluating = timer.per_picture(timer.classify, [size], recipe.evaluation.batch_size)[size]
         return Speed(per_picture, per_step, evaluating)
 
 
@@ -164,27 +164,29 @@ class _Timer:
         take_step(self._state)
         float(next(self._state.model.parameters()).detach().sum())
 
-    def per_picture(self, work: Callable[[Batch], None], size: Size, most: int) -> float:
-        """Seconds of ``work`` for a picture, in batches of ``most`` or, on a slow computer, fewer."""
+    def per_picture(
+        self, work: Callable[[Batch], None], sizes: Sequence[Size], most: int
+    ) -> dict[Size, float]:
+        """Seconds of ``work`` for a picture, by its size, in batches of ``most`` or, if slow, fewer.
+
+        The sizes take turns, and the fastest time counts: at the start of a process, other work ends and
+        memory is prepared, which would look as if the size that comes first were slow.
+        """
         few = min(FEWEST, most)
-        batch = self.batch(size, few)
-        work(batch)  # the first call prepares memory and code
-        started = time.perf_counter()
-        work(batch)
-        first = time.perf_counter() - started
-        count = min(most, int(few * LONGEST_BATCH / first))
-        return first / few if count <= few else self.seconds(work, self.batch(size, count)) / count
+        batches = {size: self.batch(size, few) for size in sizes}
+        for size, batch in batches.items():
+            work(batch)
+            count = min(most, int(few * LONGEST_BATCH / self.seconds(work, batch)))
+            if count > few:
+                batches[size] = self.batch(size, count)
+        rounds = [{size: self.seconds(work, batch) for size, batch in batches.items()} for _ in range(ROUNDS)]
+        return {size: min(one[size] for one in rounds) / len(batches[size].labels) for size in sizes}
 
     def seconds(self, work: Callable[[Batch], None], batch: Batch) -> float:
-        """The median time of ``work`` on ``batch``, after a first call that does not count."""
+        """The time of ``work`` on ``batch``."""
+        started = time.perf_counter()
         work(batch)
-        times: list[float] = []
-        until = time.perf_counter() + MEASURE_SECONDS
-        while not times or (time.perf_counter() < until and len(times) < 50):
-            started = time.perf_counter()
-            work(batch)
-            times.append(time.perf_counter() - started)
-        return sorted(times)[len(times) // 2]
+        return time.perf_counter() - started
 
 
 @dataclass(frozen=True)
@@ -296,7 +298,7 @@ class TimeBudget:
     clock: Callable[[], float] = time.perf_counter
     _costs: Costs | None = None
     _expected: float = 0.0  # seconds for the steps since the last look, at the measured speed
-    _since: float = 0.0  # when the clock was last read
+    _since: float | None = None  # when the clock was last read; None before the first step
     _pace: list[tuple[float, float]] = field(default_factory=list)  # (expected, taken) of recent looks
     _changed: float = 0.0  # when the plan was last changed
     _told: int = 0  # the number of steps that the user was last told; 0 for the first plan
@@ -347,10 +349,6 @@ class TimeBudget:
         chosen = fit_steps(recipe, prepared, speed, self.deadline - self.clock())
         return chosen, chosen.training.steps / len(prepared.with_recipe(chosen).train)
 
-    def begin(self) -> None:
-        """Start to compare the pace with the plan; call it before the first step."""
-        self._since = self._changed = self.clock()
-
     def after_step(self, state: TrainingState, world: World, meeting: bool = True) -> str | None:
         """Look at the clock after a step, and change the number of steps if the end has moved.
 
@@ -365,6 +363,10 @@ class TimeBudget:
         """
         found = self._costs
         assert found is not None
+        now = self.clock()
+        if self._since is None:  # the first step prepares memory and code: it says nothing about the pace
+            self._since = self._changed = now
+            return None
         schedule, total = state.recipe.schedule, state.total_steps
         last = done_at(schedule, state.step - 0.5, total)
         self._expected += found.speed.step(size_at(schedule, last, found.size), found.batch_size)
@@ -372,9 +374,9 @@ class TimeBudget:
             self._expected += found.per_epoch
         if not meeting:
             return None
-        now = self.clock()
-        look = world.is_first and now - self._since > CHECK_SECONDS
-        new_total = world.from_first(self._new_total(state, now) if look else None)
+        taken = now - self._since
+        look = world.is_first and taken > CHECK_SECONDS
+        new_total = world.from_first(self._new_total(state, now, taken) if look else None)
         if new_total is None:
             return None
         told = self._told or total
@@ -391,11 +393,17 @@ class TimeBudget:
         expected, taken = (sum(column) for column in zip(*self._pace, strict=True))
         return taken / expected
 
-    def _new_total(self, state: TrainingState, now: float) -> int | None:
-        """The number of steps with which the training ends in time; None for no change."""
+    def _new_total(self, state: TrainingState, now: float, taken: float) -> int | None:
+        """The number of steps with which the training ends in time; None for no change.
+
+        Args:
+            state: the state of the training, after a step.
+            now: the time.
+            taken: seconds since the last look.
+        """
         found = self._costs
         assert found is not None
-        self._pace.append((self._expected, now - self._since))
+        self._pace.append((self._expected, taken))
         # The pace of the last tenth of the budget, or of the last ten seconds, counts.
         while len(self._pace) > 1 and sum(taken for _, taken in self._pace[1:]) > max(10.0, 6 * self.minutes):
             self._pace.pop(0)
