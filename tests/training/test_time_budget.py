@@ -293,12 +293,11 @@ def test_speed_is_measured_with_the_batches_of_the_training(
 ) -> None:
     Watched.counts = []
     monkeypatch.setattr(time_budget, "_Timer", Watched)
-    monkeypatch.setattr(time_budget, "LONGEST_BATCH", 1e6)
-    measure_speed(load_recipe("fast", [*QUICK, *settings]), prepared, 3, CPU)
+    recipe = load_recipe("fast", [*QUICK, *settings])
+    measure_speed(recipe, prepared, 3, CPU, longest=1e6)
     assert set(Watched.counts) == allowed
-    monkeypatch.setattr(time_budget, "LONGEST_BATCH", 0.0)  # as on a slow computer
     Watched.counts = []
-    measure_speed(load_recipe("fast", [*QUICK, *settings]), prepared, 3, CPU)
+    measure_speed(recipe, prepared, 3, CPU, longest=0.0)  # as on a slow computer
     assert max(Watched.counts) <= 32
 
 
@@ -311,7 +310,7 @@ def test_work_that_ends_while_the_speed_is_measured_makes_no_size_look_slow(prep
         calls.append(batch.images.shape[2])
         time.sleep(0.05 if len(calls) < 5 else 0.002)
 
-    found = _Timer(state, 3).per_picture(work, [(20, 20), (32, 32)], 4)
+    found = _Timer(state, 3, 1.0).per_picture(work, [(20, 20), (32, 32)], 4)
     assert 0.0005 <= found[20, 20] < 0.005
     assert 0.0005 <= found[32, 32] < 0.005
     assert calls[-4:] == [20, 32, 20, 32]

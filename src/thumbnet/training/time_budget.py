@@ -38,9 +38,10 @@ Size: TypeAlias = tuple[int, int]
 LONGEST = 60 * 24 * 30  # minutes: a month
 FEWEST = 32  # pictures in the batches that are timed at first
 ROUNDS = 2  # how often a part of a step is timed
-# A batch that is timed may take so long, judging by FEWEST pictures. Small batches are slow: with 80 pictures
-# of 20x20, a picture takes two cores twice as long as with 1,000, of 32x32 only 1.4 times as long.
-LONGEST_BATCH = 0.5
+# A batch that is timed may take so many seconds, judging by FEWEST pictures, or this part of the budget.
+# Small batches are slow: with 80 pictures of 20x20, a picture takes two cores twice as long as with 1,000, of
+# 32x32 only 1.4 times as long.
+LONGEST_BATCH, LONGEST_PART = 0.5, 0.01
 LEAST_STEPS = 10
 NARROW = 0.5  # the width that makes better use of a short time, see :func:`is_short`
 UNSURE = 0.5  # share of pictures that adaptive test-time augmentation looks at in all views, at a guess
@@ -119,8 +120,21 @@ class Speed:
         return self.per_picture[size] * batch_size + self.per_step
 
 
-def measure_speed(recipe: Recipe, prepared: Prepared, classes: int, device: torch.device) -> Speed:
-    """Time a new network of ``recipe`` on random pictures. Takes a second or two.
+def measure_speed(
+    recipe: Recipe,
+    prepared: Prepared,
+    classes: int,
+    device: torch.device,
+    longest: float = LONGEST_BATCH,
+) -> Speed:
+    """Time a new network of ``recipe`` on random pictures. Takes a few seconds.
+
+    Args:
+        recipe: all settings.
+        prepared: the batches, of which only the size of the pictures is used.
+        classes: number of classes.
+        device: where to compute.
+        longest: seconds that a batch may take, judging by ``FEWEST`` pictures, which makes it seem slow.
 
     Raises:
         OutOfMemoryError: a step does not fit into the device's memory.
@@ -131,7 +145,7 @@ def measure_speed(recipe: Recipe, prepared: Prepared, classes: int, device: torc
     advice = "Use a narrower network: --set model.width=0.5"
     with torch.random.fork_rng(devices=[]), memory_guard(str(device), "measuring the speed", advice):
         state = TrainingState(build_model(plain.model, classes, sizes=sizes), plain, 1, device)
-        timer = _Timer(state, classes)
+        timer = _Timer(state, classes, longest)
         at_once = recipe.training.micro_batch or recipe.training.batch_size
         per_picture = timer.per_picture(timer.train_on, sizes, at_once)
         per_step = min(timer.seconds(timer.optimize, timer.batch(size, FEWEST)) for _ in range(ROUNDS))
@@ -143,8 +157,8 @@ def measure_speed(recipe: Recipe, prepared: Prepared, classes: int, device: torc
 class _Timer:
     """Times the parts of a step on random pictures."""
 
-    def __init__(self, state: TrainingState, classes: int) -> None:
-        self._state, self._classes = state, classes
+    def __init__(self, state: TrainingState, classes: int, longest: float) -> None:
+        self._state, self._classes, self._longest = state, classes, longest
 
     def batch(self, size: Size, count: int) -> Batch:
         """A batch of ``count`` random pictures."""
@@ -176,7 +190,7 @@ class _Timer:
         batches = {size: self.batch(size, few) for size in sizes}
         for size, batch in batches.items():
             work(batch)
-            count = min(most, int(few * LONGEST_BATCH / self.seconds(work, batch)))
+            count = min(most, int(few * self._longest / self.seconds(work, batch)))
             if count > few:
                 batches[size] = self.batch(size, count)
         rounds = [{size: self.seconds(work, batch) for size, batch in batches.items()} for _ in range(ROUNDS)]
@@ -320,14 +334,15 @@ class TimeBudget:
             OutOfMemoryError: a step does not fit into the device's memory.
         """
         before = self.clock() - self.started
-        speed = measure_speed(recipe, prepared, classes, device)
+        longest = max(LONGEST_BATCH, LONGEST_PART * 60 * self.minutes)
+        speed = measure_speed(recipe, prepared, classes, device, longest)
         given = recipe.evaluation
         if self.may_watch_less:
             recipe = watch_less(recipe, prepared, speed)
         chosen, epochs = self._fitted(recipe, prepared, speed)
         if self.may_narrow and is_short(chosen, prepared.train.count):
             recipe = replace(recipe, model=replace(recipe.model, width=NARROW))
-            speed = measure_speed(recipe, prepared, classes, device)
+            speed = measure_speed(recipe, prepared, classes, device, longest)
             chosen, epochs = self._fitted(recipe, prepared, speed)
         found = self._costs = costs(chosen, prepared, speed)
         total = chosen.training.steps
