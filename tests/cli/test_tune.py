@@ -59,7 +59,8 @@ def test_a_search_ends_with_what_it_found_and_where_it_is(folder: Path, tmp_path
     status, stdout, stderr = run_cli("tune", *words, "--recipe", "small", "--epochs", "1", "--out", out)
     assert status == 0, stderr
     summary = json.loads((out / "summary.json").read_text())
-    assert f"best of 2 trials: held-out accuracy {100 * summary['best']:.2f} %" in stdout
+    best = f"held-out loss {summary['best_loss']:.3f} (accuracy {100 * summary['best']:.2f} %)"
+    assert f"best of 2 trials: {best}" in stdout
     assert f"recipe  {out / 'recipe.toml'}" in stdout
     assert f"page    {out / 'tune.html'}" in stdout
     assert f"run: {out / 'run'}" in stdout

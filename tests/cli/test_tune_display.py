@@ -40,7 +40,7 @@ def test_every_trial_gets_a_line_with_its_time_and_how_it_ended(
         "search  runs/search",
         "trial   1     1:15  50.00 %  loss 1.000  the recipe as it is",
         "trial   2     1:15  62.50 %  loss 1.000  best so far",
-        "trial   3     1:15  stopped early at 25.00 %",
+        "trial   3     1:15  stopped early at loss 1.000",
         "trial   4     1:15  failed: the loss is nan",
         "final   trains with the settings of trial 2 on all training pictures, for the 30.0 s that are left",
     ]

@@ -27,11 +27,14 @@ KNOBS = (
 )
 
 
-def record(number: int, rate: float, shift: int, value: float, state: str = "complete") -> Record:
+def record(
+    number: int, rate: float, shift: int, value: float, state: str = "complete", error: float = 0.05
+) -> Record:
     reason = "the loss is nan at step 3" if state == "failed" else ""
-    loss = 1.0 if state == "complete" else math.nan
+    loss = 1.5 - value
     point: Point = {"learning rate": rate, "shift": shift, "fit": "squash" if number == 2 else "crop"}
-    return Record(number, state, point, value, loss, 2.5, 3.0 * number, 2.0, reason)
+    value = value if state == "complete" else math.nan
+    return Record(number, state, point, value, loss, 2.5, 3.0 * number, 2.0, reason, {}, 1.0 - loss, error)
 
 
 RECORDS = [
@@ -39,6 +42,7 @@ RECORDS = [
     record(2, 2.0, 3, 0.625),
     record(3, 0.3, 8, 0.2, "stopped"),
     record(4, 4.0, 0, math.nan, "failed"),
+    record(5, 2.1, 3, 0.7, error=0.25),  # a gain that chance explains
 ]
 
 
@@ -76,9 +80,9 @@ def test_the_page_shows_what_was_found_and_what_mattered(page: str, tiny_run: Ru
     assert "augment.translate" not in [row[0] for row in rows]  # it did not change
     for title in (
         "Importance of each setting",
-        "accuracy by shift",
-        "accuracy by fit",
-        "accuracy of 4 trials over time",
+        "Loss by shift",
+        "Loss by fit",
+        "Loss of 5 trials over time",
     ):
         assert f'aria-label="{title}"' in page
     accuracy = 100 * tiny_run.summary["accuracy"]
@@ -88,18 +92,28 @@ def test_the_page_shows_what_was_found_and_what_mattered(page: str, tiny_run: Ru
 
 
 def test_the_page_warns_when_the_gain_may_be_chance_or_there_is_none(tmp_path: Path) -> None:
-    small = [RECORDS[0], record(2, 2.0, 3, 0.51)]
+    small = [RECORDS[0], record(2, 2.0, 3, 0.51, error=0.006)]
     unvaried: dict[str, Any] = {"varied": (), "importances": {}}
-    assert "A difference this small may be chance" in write(
-        tmp_path, records=small, best=small[1], **unvaried
-    )
+    text = write(tmp_path, records=small, best=small[1], **unvaried)
+    assert "lower than that of the start by 0.010, with a standard error of 0.006" in text
+    assert "A difference this small may be chance" in text
     several = write(tmp_path, records=small, best=small[1], measure="mAP", **unvaried)
     assert "its mAP is 1.00 points higher" in several
-    assert "uncertain by" not in several
     alone = write(tmp_path, records=RECORDS[:1], best=RECORDS[0], found=RECIPE, **unvaried)
     assert "No trial had a loss that is lower" in alone
     assert "The settings of small, unchanged" in alone
     assert "too few complete trials" in alone
+
+
+def test_the_table_begins_with_the_best_trial_and_goes_on_by_loss(page: str) -> None:
+    table = page[page.index('id="trials"') :]
+    assert re.findall(r'<tr><th scope="row">(\d+)</th><td>(\w+)</td>', table) == [
+        ("2", "complete"),
+        ("5", "complete"),
+        ("1", "complete"),
+        ("3", "stopped"),
+        ("4", "failed"),
+    ]
 
 
 def test_the_page_loads_nothing_runs_nothing_and_escapes_names(page: str) -> None:
@@ -116,9 +130,9 @@ def test_the_page_loads_nothing_runs_nothing_and_escapes_names(page: str) -> Non
 def test_the_table_of_trials_has_the_settings_that_each_one_used() -> None:
     recipes = [recipe_at(RECIPE, one.point) for one in RECORDS]
     rows = list(csv.DictReader(io.StringIO(trials_csv(RECORDS, recipes))))
-    assert [row["trial"] for row in rows] == ["1", "2", "3", "4"]
-    assert [float(row["optimizer.lr"]) for row in rows] == [0.15, 0.3, 0.045, 0.6]
-    assert [row["augment.translate"] for row in rows] == ["3", "3", "8", "0"]
+    assert [row["trial"] for row in rows] == ["1", "2", "3", "4", "5"]
+    assert [float(row["optimizer.lr"]) for row in rows] == [0.15, 0.3, 0.045, 0.6, 0.315]
+    assert [row["augment.translate"] for row in rows] == ["3", "3", "8", "0", "3"]
     assert (rows[3]["state"], rows[3]["value"], rows[3]["reason"]) == (
         "failed",
         "",

@@ -45,7 +45,7 @@ def run(study: Study) -> None:
     suggestion = study.ask()
     value = value_of(suggestion)
     for point in range(1, POINTS + 1):
-        if suggestion.report(point, value * point / POINTS):
+        if suggestion.report(point, 1 - value * point / POINTS):
             suggestion.stop(**TIMES)
             return
     suggestion.complete(value, [1 - value] * 2, **TIMES)
@@ -65,7 +65,8 @@ def test_a_search_improves_stops_hopeless_trials_and_divides_importance(tmp_path
     stopped = [one for one in records if one.state == "stopped"]
     assert stopped
     assert all(one.number > UNPRUNED and max(one.curve) >= JUDGED_FROM for one in stopped)
-    assert all(one.value == one.curve[max(one.curve)] for one in stopped)
+    assert all(one.loss == one.curve[max(one.curve)] for one in stopped)
+    assert all(math.isnan(one.value) for one in stopped)
     assert best_of(records).value > records[0].value
     shares = study.importances()
     assert sum(shares.values()) == pytest.approx(1)
@@ -164,6 +165,7 @@ def test_a_failed_trial_counts_and_a_dropped_one_does_not(tmp_path: Path) -> Non
     records = study.records()
     assert [(one.state, one.reason) for one in records] == [("complete", ""), ("failed", "out of memory")]
     assert math.isnan(records[1].value)
+    assert math.isnan(records[1].loss)
     assert best_of(records).number == 1
 
 

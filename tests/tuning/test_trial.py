@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import statistics
+
 import pytest
 import torch
 
@@ -20,18 +22,19 @@ def test_a_trial_is_judged_over_all_folds_and_repeats_to_the_bit() -> None:
     parts = divide(coloured_data(48), RECIPE, CPU).parts
     seen: list[tuple[int, float]] = []
 
-    def note(point: int, value: float) -> bool:
-        seen.append((point, value))
+    def note(point: int, loss: float) -> bool:
+        seen.append((point, loss))
         return False
 
     first = run_trial(RECIPE, parts, NAMES, CPU, note)
     points = [point for point, _ in seen]
     assert points == sorted(set(points))
     assert points[-1] == POINTS * len(parts)
-    assert seen[-1][1] == first.value
+    assert seen[-1][1] == pytest.approx(statistics.fmean(first.losses))
+    assert seen[-1][1] < seen[0][1]
     assert (first.value * 48) % 1 == pytest.approx(0, abs=1e-9)  # a share of all 48 held-out pictures
     assert first.value > 0.5  # better than guessing one of three
-    assert run_trial(RECIPE, parts, NAMES, CPU, lambda point, value: False) == first
+    assert run_trial(RECIPE, parts, NAMES, CPU, lambda *_: False) == first
 
 
 def test_the_loss_of_a_trial_is_that_of_calibrated_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,8 +137,9 @@ def _show(found: Tuned) -> None:
     changes = changed_settings(found.start, found.recipe)
     changed = [f"{key} {before} → {after}" for key, before, after in changes]
     say_sentence(
-        f"best of {summary['trials']} trials: held-out {measure} {percent(summary['best'])}, "
-        f"{percent(summary['start'])} for {summary['start_recipe']} as it is ({summary['judged_by']})"
+        f"best of {summary['trials']} trials: held-out loss {summary['best_loss']:.3f} "
+        f"({measure} {percent(summary['best'])}), {summary['start_loss']:.3f} ({percent(summary['start'])}) "
+        f"for {summary['start_recipe']} as it is; judged by {summary['judged_by']}"
     )
     say_sentence(f"changed: {', '.join(changed)}" if changed else f"{summary['start_recipe']} stays as it is")
     say(f"recipe  {found.path / 'recipe.toml'}")

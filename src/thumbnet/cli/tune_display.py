@@ -73,7 +73,7 @@ class TuneDisplay(TrainingDisplay, TuneListener):
         """Print a line about the trial."""
         outcome = {
             "complete": f"{percent(record.value)}  loss {record.loss:.3f}",
-            "stopped": f"stopped early at {percent(record.value)}",
+            "stopped": f"stopped early at loss {record.loss:.3f}",
             "failed": f"failed: {record.reason}",
         }[record.state]
         is_best = best is not None and best.number == record.number

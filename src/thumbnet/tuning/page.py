@@ -13,7 +13,6 @@ from typing import Any
 
 from thumbnet.data.listings import as_csv
 from thumbnet.errors import MissingExtraError
-from thumbnet.evaluation import wilson_interval
 from thumbnet.files import write_file
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
@@ -26,6 +25,7 @@ from thumbnet.tuning.study import FEWEST_FOR_IMPORTANCE, Record
 from thumbnet.version import __version__
 
 SHOWN = 30  # trials in the table of the page, the best ones
+SURE = 2  # standard errors; a smaller gain may be chance
 
 
 def check_page() -> None:
@@ -144,14 +144,14 @@ def write_page(
         measure=measure,
         best=best,
         facts=_facts(records, best, held_out, measure, run),
-        noise=_noise(records[0], best, held_out, measure),
+        noise=_noise(records[0], best, measure),
         changes=changed_settings(recipe, found),
-        history=pictures.history(records, measure),
+        history=pictures.history(records),
         importances=pictures.importances(importances) if importances else None,
         fewest=FEWEST_FOR_IMPORTANCE,
-        slices=[(knob.name, pictures.slices(knob, records, best, measure)) for knob in varied],
-        parallel=pictures.parallel(varied, records, best, measure) if len(varied) > 1 else None,
-        rows=_rows(varied, records),
+        slices=[(knob.name, pictures.slices(knob, records, best)) for knob in varied],
+        parallel=pictures.parallel(varied, records, best) if len(varied) > 1 else None,
+        rows=_rows(varied, records, best),
         knobs=[knob.name for knob in varied],
         trials=len(records),
         toml=found.to_toml(whole=False),
@@ -185,8 +185,8 @@ def _facts(
     return facts
 
 
-def _noise(first: Record, best: Record, held_out: int, measure: str) -> str:
-    """Say how much better the best trial is, and whether chance would do as much for its accuracy."""
+def _noise(first: Record, best: Record, measure: str) -> str:
+    """Say how much better the best trial is, and whether that may be chance."""
     if best.number == first.number:
         return (
             "No trial had a loss that is lower than that of the recipe where the search started by more than "
@@ -198,22 +198,15 @@ def _noise(first: Record, best: Record, held_out: int, measure: str) -> str:
         f"{best.error:.3f}; its {measure} is {abs(gain):.2f} points {'higher' if gain >= 0 else 'lower'}. It "
         "is the best of many, so its own values are optimistic."
     )
-    if measure != "accuracy":  # the interval is one of shares
-        return text
-    low, high = wilson_interval(round(best.value * held_out), held_out)
-    text += (
-        f" With {held_out:,} pictures, a single accuracy is uncertain by {50 * (high - low):.1f} points in "
-        "either direction (95 %)."
-    )
-    small = abs(gain) < 50 * (high - low)
-    return f"{text} A difference this small may be chance." if small else text
+    return f"{text} A difference this small may be chance." if best.gain < SURE * best.error else text
 
 
-def _rows(varied: Sequence[Knob], records: Sequence[Record]) -> list[tuple[Any, ...]]:
-    """The best trials: number, state, value, loss, seconds, and the values of the knobs."""
+def _rows(varied: Sequence[Knob], records: Sequence[Record], best: Record) -> list[tuple[Any, ...]]:
+    """Number, state, value, loss, seconds and knobs of the best trial, then of the others by their loss."""
     order = {"complete": 0, "stopped": 1, "failed": 2}
     ranked = sorted(
-        records, key=lambda one: (order[one.state], _or_zero(one.loss), -_or_zero(one.value), one.number)
+        records,
+        key=lambda one: (one.number != best.number, order[one.state], _or_zero(one.loss), one.number),
     )
     return [
         (

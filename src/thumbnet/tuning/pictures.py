@@ -14,21 +14,21 @@ from thumbnet.tuning.space import Knob
 from thumbnet.tuning.study import Record, best_of
 
 GREY = "#7d8794"
-LEFT_OUT = 0.2  # charts begin above about this part of the complete trials, so that differences show
+DRAWN = 0.8  # charts end above about this part of the complete trials, so that differences show
 
 
-def history(records: Sequence[Record], measure: str) -> str:
+def history(records: Sequence[Record]) -> str:
     """Draw every trial, and the best one so far, over the minutes of the search."""
     figure, axes = _axes(WIDTH, 3.4)
     complete, stopped = _by_state(records)
     for some, style in ((complete, _COMPLETE), (stopped, _STOPPED)):
-        axes.plot([one.elapsed / 60 for one in some], [100 * one.value for one in some], **style)
-    best = [100 * best_of(complete[:number]).value for number in range(1, len(complete) + 1)]
+        axes.plot([one.elapsed / 60 for one in some], [one.loss for one in some], **style)
+    best = [best_of(complete[:number]).loss for number in range(1, len(complete) + 1)]
     ends = [one.elapsed / 60 for one in complete]
     axes.step([*ends, records[-1].elapsed / 60], [*best, best[-1]], where="post", color=ORANGE, label="best")
     axes.set_xlabel("minutes")
-    _finish_values(axes, complete, measure)
-    return finished(figure, f"{measure} of {len(records)} trials over time")
+    _finish_losses(axes, complete)
+    return finished(figure, f"Loss of {len(records)} trials over time")
 
 
 def importances(shares: Mapping[str, float]) -> str:
@@ -40,13 +40,13 @@ def importances(shares: Mapping[str, float]) -> str:
     return finished(figure, "Importance of each setting")
 
 
-def slices(knob: Knob, records: Sequence[Record], best: Record, measure: str) -> str:
-    """Draw the value of every trial against one knob."""
+def slices(knob: Knob, records: Sequence[Record], best: Record) -> str:
+    """Draw the loss of every trial against one knob."""
     figure, axes = _axes(WIDTH, 3.0)
     complete, stopped = _by_state(records)
     for some, style in ((complete, _COMPLETE), (stopped, _STOPPED)):
-        axes.plot([knob.at(one.point) for one in some], [100 * one.value for one in some], **style)
-    axes.plot([knob.at(best.point)], [100 * best.value], "D", color=ORANGE, label="best", markersize=7)
+        axes.plot([knob.at(one.point) for one in some], [one.loss for one in some], **style)
+    axes.plot([knob.at(best.point)], [best.loss], "D", color=ORANGE, label="best", markersize=7)
     axes.axvline(knob.start, color=INK, linestyle=":", linewidth=1)
     if knob.log:
         axes.set_xscale("log")
@@ -58,11 +58,11 @@ def slices(knob: Knob, records: Sequence[Record], best: Record, measure: str) ->
         axes.set_xticks(range(len(knob.options)), knob.options)
         axes.set_xlim(-0.5, len(knob.options) - 0.5)
     axes.set_xlabel(_label(knob))
-    _finish_values(axes, complete, measure)
-    return finished(figure, f"{measure} by {knob.name}")
+    _finish_losses(axes, complete)
+    return finished(figure, f"Loss by {knob.name}")
 
 
-def parallel(varied: Sequence[Knob], records: Sequence[Record], best: Record, measure: str) -> str:
+def parallel(varied: Sequence[Knob], records: Sequence[Record], best: Record) -> str:
     """Draw each complete trial as a line through its values; the better, the darker."""
     figure, axes = _axes(2 * WIDTH, 3.6)
     complete, _ = _by_state(records)
@@ -86,7 +86,7 @@ def parallel(varied: Sequence[Knob], records: Sequence[Record], best: Record, me
         axes.axvline(place, color=INK, linewidth=0.8, alpha=0.5)
         axes.text(place, -0.02, knob.shown(knob.low), ha="center", va="top", fontsize=8)
         axes.text(place, 1.02, knob.shown(knob.high), ha="center", va="bottom", fontsize=8)
-    return finished(figure, f"All complete trials, the best {measure} in orange")
+    return finished(figure, "All complete trials, the best in orange")
 
 
 _COMPLETE: dict[str, Any] = {
@@ -114,16 +114,16 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
 def _by_state(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
     """The complete trials, and those that were stopped early."""
     complete = [one for one in records if one.state == "complete"]
-    return complete, [one for one in records if one.state == "stopped" and not math.isnan(one.value)]
+    return complete, [one for one in records if one.state == "stopped"]
 
 
-def _finish_values(axes: Any, complete: Sequence[Record], measure: str) -> None:
-    """Label the values, and leave out how far the worst trials fall."""
-    values = np.array([100 * one.value for one in complete])
-    low, high = float(np.quantile(values, LEFT_OUT)), float(values.max())
-    room = max(0.5, 0.25 * (high - low))
-    axes.set_ylim(max(0.0, low - 2 * room), min(101.0, high + room))
-    axes.set_ylabel(f"{measure}, %")
+def _finish_losses(axes: Any, complete: Sequence[Record]) -> None:
+    """Label the losses, and leave out how high those of the worst trials are."""
+    losses = np.array([one.loss for one in complete])
+    low, high = float(losses.min()), float(np.quantile(losses, DRAWN))
+    room = max(0.01 * low, 0.25 * (high - low))
+    axes.set_ylim(max(0.0, low - room), high + 2 * room)
+    axes.set_ylabel("loss")
     axes.legend(
         frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2
     )

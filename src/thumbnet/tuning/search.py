@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -318,9 +317,9 @@ class Tuner:
             "held_out_pictures": search.parts.held_out,
             "best": best.value,
             "best_interval": None if several else list(wilson_interval(right, search.parts.held_out)),
-            "start": None if math.isnan(first.value) else first.value,
+            "start": first.value,
             "best_loss": best.loss,
-            "start_loss": None if math.isnan(first.loss) else first.loss,
+            "start_loss": first.loss,
             "gain": best.gain,
             "gain_error": best.error,
             "best_trial": best.number,

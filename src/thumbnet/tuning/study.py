@@ -1,11 +1,12 @@
 """The trials of a search: what to try next, and what is known, kept in a journal that survives a kill.
 
 The first trials are guesses (:func:`thumbnet.tuning.space.guesses`). Then Optuna (https://optuna.org, an
-extra) suggests each trial by its tree-structured Parzen estimator. Trials whose accuracy is below the median
-of the others at the same point are stopped. The best trial is the one with the lowest loss, which a few
-hundred pictures tell more exactly than the accuracy (docs/notebook/tuning.md). It has to be lower than the
-start's, on the same pictures, by at least one standard error of the difference: the recipe where a search
-starts was chosen with care, so a gain that chance explains is more likely chance than a better recipe.
+extra) suggests each trial by its tree-structured Parzen estimator. The loss judges all trials, because a few
+hundred pictures tell it more exactly than the accuracy (docs/notebook/tuning.md): trials whose loss is above
+the median of the others at the same point are stopped, and the best trial is the one with the lowest. It has
+to be lower than the start's, on the same pictures, by at least one standard error of the difference: the
+recipe where a search starts was chosen with care, so a gain that chance explains is more likely chance than a
+better recipe.
 
 The journal is Optuna's own: a line of JSON per change, appended and synced. It holds no pickles. A line that
 was cut off by a kill is removed when the search goes on, and so is the trial that was running.
@@ -46,14 +47,14 @@ class Record:
         number: counted from 1. The first one is the recipe where the search started.
         state: ``complete``, ``stopped`` (hopeless) or ``failed`` (diverged, or out of memory).
         point: the value of every knob.
-        value: accuracy or mAP on the held-out pictures; if it was stopped, at that point; nan if it failed.
-        loss: mean loss of the held-out pictures, see :class:`thumbnet.tuning.trial.Outcome`; nan if it is not
-            complete.
+        value: accuracy or mAP on the held-out pictures; nan if it is not complete.
+        loss: mean loss of the held-out pictures, see :class:`thumbnet.tuning.trial.Outcome`; if it was
+            stopped, at that point; nan if it failed.
         seconds: how long it took.
         elapsed: seconds of search when it ended.
         predicted: how long it was expected to take at the measured speed; 0 in a search without a time.
         reason: why it failed.
-        curve: value by point, see :func:`thumbnet.tuning.trial.run_trial`.
+        curve: loss by point, see :func:`thumbnet.tuning.trial.run_trial`.
         gain: how much lower the loss is than that of the first trial, if it is complete.
         error: the standard error of that difference.
     """
@@ -104,7 +105,7 @@ class Study:
             backend = self._optuna.storages.journal.JournalFileBackend(str(self._file))
             storage = self._optuna.storages.JournalStorage(backend)
             self._study = self._optuna.create_study(
-                storage=storage, study_name=NAME, direction="maximize", pruner=pruner, load_if_exists=True
+                storage=storage, study_name=NAME, direction="minimize", pruner=pruner, load_if_exists=True
             )
             self._forget_unfinished()
             self._losses_at_the_start()
@@ -185,11 +186,11 @@ class Suggestion:
     _trial: Any
     _study: Any
     _states: Any
-    _last: int = 0  # the last point with a value
+    _last: int = 0  # the last point with a loss
 
-    def report(self, point: int, value: float) -> bool:
-        """Note the value at a point of the trial; returns whether it is hopeless."""
-        self._trial.report(value, point)
+    def report(self, point: int, loss: float) -> bool:
+        """Note the mean loss at a point of the trial; returns whether it is hopeless."""
+        self._trial.report(loss, point)
         self._last = point
         return self.number > 1 and bool(self._trial.should_prune())
 
@@ -202,7 +203,7 @@ class Suggestion:
         else:
             result["losses"] = [round(one, 5) for one in losses]
         self._end("complete", {**result, **times})
-        self._study.tell(self._trial, -loss)
+        self._study.tell(self._trial, loss)
 
     def stop(self, **times: float) -> None:
         """End the trial as hopeless."""
@@ -211,7 +212,7 @@ class Suggestion:
 
     def fail(self, reason: str, **times: float) -> None:
         """End the trial as failed. Optuna learns that this point is bad."""
-        self._trial.report(0.0, self._last + 1)
+        self._trial.report(math.inf, self._last + 1)
         self._end("failed", {"reason": reason, **times})
         self._study.tell(self._trial, state=self._states.PRUNED)
 
@@ -256,18 +257,16 @@ def _suggested(trial: Any, knob: Knob) -> float | int | str:
 
 def _record(number: int, trial: Any) -> Record:
     values, state = trial.user_attrs["values"], str(trial.user_attrs["outcome"])
-    curve = {int(point): float(value) for point, value in trial.intermediate_values.items()}
-    value = math.nan
-    if state == "complete":
-        value = float(values["value"])
-    elif state == "stopped":
-        value = curve[max(curve)]
+    curve = {int(point): float(loss) for point, loss in trial.intermediate_values.items()}
+    loss = float(values.get("loss", math.nan))
+    if state == "stopped":
+        loss = curve[max(curve)]
     return Record(
         number,
         state,
         dict(trial.params),
-        value,
-        float(values.get("loss", math.nan)),
+        float(values.get("value", math.nan)),
+        loss,
         float(values["seconds"]),
         float(values["elapsed"]),
         float(values["predicted"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -59,8 +60,8 @@ def run_trial(
         parts: batches to train on, and the held-out ones as ``val``.
         class_names: class names by label.
         device: where to compute.
-        report: called with a point (0 to ``POINTS * len(parts)``) and the value so far. If it returns True,
-            the trial stops.
+        report: called with a point (0 to ``POINTS * len(parts)``) and the mean loss so far, of calibrated
+            probabilities as in :class:`Outcome`. If it returns True, the trial stops.
         on_step: called after every step, with the number of the part, from 0.
 
     Raises:
@@ -68,7 +69,8 @@ def run_trial(
         DivergedError, OutOfMemoryError: see :func:`thumbnet.training.fit.fit`.
     """
     done: list[Score] = []
-    losses: list[float] = []
+    losses: list[float] = []  # of the networks that are done
+    latest: list[float] = []
     for number, part in enumerate(parts):
         own = _for_part(recipe, number, len(parts))
         prepared = part.with_recipe(own)
@@ -87,14 +89,15 @@ def run_trial(
                 state.raise_diverged(
                     state.step, result.score.loss, "the loss on held-out pictures is not finite"
                 )
-            so_far = _mean([*done, result.score])
+            latest = judge.losses()
             point = number * POINTS + POINTS * result.step // state.total_steps
-            if report(point, so_far) and not (state.is_over and number == len(parts) - 1):
+            hopeless = report(point, statistics.fmean([*losses, *latest]))
+            if hopeless and not (state.is_over and number == len(parts) - 1):
                 raise HopelessTrialError
         score = state.history[-1].score
         assert score is not None
         done.append(score)
-        losses += judge.losses()
+        losses += latest
     return Outcome(_mean(done), tuple(losses))
 
 
