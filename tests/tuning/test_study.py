@@ -15,11 +15,13 @@ from thumbnet.tuning.study import (
     FEWEST_FOR_IMPORTANCE,
     JOURNAL,
     JUDGED_FROM,
+    NAME,
     UNPRUNED,
     Record,
     Study,
     Suggestion,
     best_of,
+    load_optuna,
     paired_gain,
 )
 from thumbnet.tuning.trial import POINTS
@@ -142,6 +144,15 @@ def test_a_damaged_journal_is_an_error_that_names_it(tmp_path: Path, line: str) 
     with (tmp_path / JOURNAL).open("a", encoding="latin-1") as file:
         file.write(line + "\n" + "{}\n")
     with pytest.raises(RunError, match=f"{JOURNAL} is damaged"):
+        open_study(tmp_path)
+
+
+def test_a_search_of_an_earlier_version_which_looked_for_the_highest_value_is_refused(tmp_path: Path) -> None:
+    optuna = load_optuna()
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / JOURNAL))
+    storage = optuna.storages.JournalStorage(backend)
+    optuna.create_study(storage=storage, study_name=NAME, direction="maximize")
+    with pytest.raises(RunError, match="is of an earlier version of thumbnet. Start a new search"):
         open_study(tmp_path)
 
 

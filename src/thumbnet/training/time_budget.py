@@ -1,6 +1,6 @@
 """Plan a training that ends after a given wall time, and keep to the plan.
 
-``thumbnet train DATA --minutes M`` measures for a second or two how long a step takes, and chooses how many
+``thumbnet train DATA --minutes M`` measures for a few seconds how long a step takes, and chooses how many
 steps, and how wide a network, fit into what is left of M minutes after decoding and before the final
 evaluation. While the training runs, :class:`TimeBudget` compares its pace with the measured one. If the end
 moves away from M minutes, because other work slows the computer down or has ended, it changes the number of

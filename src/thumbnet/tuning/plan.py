@@ -52,7 +52,7 @@ class Cost:
 
     @classmethod
     def measure(cls, recipe: Recipe, parts: Parts, classes: int, device: torch.device) -> Cost:
-        """Measure the network of ``recipe``, which takes a second or two."""
+        """Measure the network of ``recipe``, which takes a few seconds."""
         return cls(measure_speed(recipe, parts.parts[0], classes, device), recipe.model.width)
 
     def learn(self, records: Sequence[Record]) -> Cost:

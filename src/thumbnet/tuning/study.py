@@ -117,6 +117,8 @@ class Study:
         except Exception as error:  # Optuna replays the lines without checking them
             reason = str(error).split("\n")[0] or type(error).__name__
             raise RunError(f"{self._file} is damaged ({reason}). Start a new search") from None
+        if self._study.direction != self._optuna.study.StudyDirection.MINIMIZE:
+            raise RunError(f"{self._file} is of an earlier version of thumbnet. Start a new search")
 
     def _forget_unfinished(self) -> None:
         states = self._optuna.trial.TrialState
