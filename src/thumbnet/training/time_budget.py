@@ -131,7 +131,7 @@ def measure_speed(
 
     Args:
         recipe: all settings.
-        prepared: the batches, of which only the size of the pictures is used.
+        prepared: the batches. None of their pictures are used, only how many and how large they are.
         classes: number of classes.
         device: where to compute.
         longest: seconds that a batch may take, judging by ``FEWEST`` pictures, which makes it seem slow.
@@ -146,11 +146,13 @@ def measure_speed(
     with torch.random.fork_rng(devices=[]), memory_guard(str(device), "measuring the speed", advice):
         state = TrainingState(build_model(plain.model, classes, sizes=sizes), plain, 1, device)
         timer = _Timer(state, classes, longest)
-        at_once = recipe.training.micro_batch or recipe.training.batch_size
+        own = -(-recipe.training.batch_size // prepared.train.world.size)  # of one process
+        at_once = min(recipe.training.micro_batch or own, own, prepared.train.count)
         per_picture = timer.per_picture(timer.train_on, sizes, at_once)
         per_step = min(timer.seconds(timer.optimize, timer.batch(size, FEWEST)) for _ in range(ROUNDS))
         state.model.eval()
-        evaluating = timer.per_picture(timer.classify, [size], recipe.evaluation.batch_size)[size]
+        at_once = min(recipe.evaluation.batch_size, prepared.train.count)
+        evaluating = timer.per_picture(timer.classify, [size], at_once)[size]
         return Speed(per_picture, per_step, evaluating)
 
 
