@@ -258,17 +258,60 @@ def test_only_fastnets_width_is_chosen_and_only_if_the_user_has_not() -> None:
     assert not may_narrow("resnet18", [], load_recipe("resnet18"))
 
 
-def test_measuring_takes_a_moment_and_leaves_random_numbers_alone(prepared: Prepared) -> None:
-    recipe = load_recipe("fast", [*QUICK, "training.batch_size=20"])
+class FakeTime:
+    """Time that passes only where ``sleep`` is called: other work on this computer does not matter."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Priced(_Timer):
+    """Each work takes what it costs: by the number of pixels, and twice as much forwards and backwards."""
+
+    clock: FakeTime
+
+    def train_on(self, batch: Batch) -> None:
+        super().train_on(batch)
+        self.clock.sleep(2e-6 * batch.images.numel())
+
+    def classify(self, batch: Batch) -> None:
+        super().classify(batch)
+        self.clock.sleep(1e-6 * batch.images.numel())
+
+    def optimize(self, batch: Batch) -> None:
+        super().optimize(batch)
+        self.clock.sleep(0.03)
+
+
+@pytest.mark.parametrize("batch_size", [20, 300])
+def test_measuring_gives_the_cost_of_a_picture_and_leaves_random_numbers_alone(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    Priced.clock = FakeTime()
+    monkeypatch.setattr(time_budget, "time", Priced.clock)
+    monkeypatch.setattr(time_budget, "_Timer", Priced)
+    recipe = load_recipe("fast", [*QUICK, f"training.batch_size={batch_size}"])
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
     speed = measure_speed(recipe, prepared, 3, CPU)
     assert torch.equal(torch.rand(2), expected)
-    assert set(speed.per_picture) == {(20, 20), (24, 24), (32, 32)}
-    assert 0 < speed.per_picture[20, 20] < speed.per_picture[32, 32] < 1
-    assert 0 < speed.evaluating < speed.per_picture[32, 32]
-    assert speed.per_step > 0
+    assert speed.per_picture == pytest.approx({(side, side): 2e-6 * 3 * side**2 for side in (20, 24, 32)})
+    assert speed.evaluating == pytest.approx(1e-6 * 3 * 32**2)
+    assert speed.per_step == pytest.approx(0.03)
+
+
+def test_measuring_takes_a_moment(prepared: Prepared) -> None:
+    speed = measure_speed(load_recipe("fast", [*QUICK, "training.batch_size=20"]), prepared, 3, CPU)
+    assert all(0 < seconds < 1 for seconds in speed.per_picture.values())
+    assert 0 < speed.evaluating < 1
+    assert 0 < speed.per_step < 10
 
 
 class Watched(_Timer):
@@ -314,18 +357,21 @@ def test_speed_is_measured_with_the_share_of_one_process(
     assert set(Watched.counts) == {32, 50, 40}
 
 
-def test_work_that_ends_while_the_speed_is_measured_makes_no_size_look_slow(prepared: Prepared) -> None:
+def test_work_that_ends_while_the_speed_is_measured_makes_no_size_look_slow(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeTime()
+    monkeypatch.setattr(time_budget, "time", clock)
     recipe = load_recipe("fast", QUICK)
     state = TrainingState(build_model(recipe.model, 3), recipe, 1, CPU)
     calls: list[int] = []
 
     def work(batch: Batch) -> None:
         calls.append(batch.images.shape[2])
-        time.sleep(0.1 if len(calls) < 6 else 0.002)  # call 5 is the first of the two rounds
+        clock.sleep(0.1 if len(calls) < 6 else 0.002)  # call 5 is the first of the two rounds
 
     found = _Timer(state, 3, 1.0).per_picture(work, [(20, 20), (32, 32)], 4)
-    assert 0.0005 <= found[20, 20] < 0.02
-    assert 0.0005 <= found[32, 32] < 0.02
+    assert found == pytest.approx({(20, 20): 0.0005, (32, 32): 0.0005})
     assert calls[-4:] == [20, 32, 20, 32]
 
 
