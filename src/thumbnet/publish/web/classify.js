@@ -15,6 +15,15 @@ async function unpacked(id) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
+function fromPlanes(planes) {  // see thumbnet.publish.webpage.to_planes
+  const content = new Uint8Array(planes.length);
+  let at = 0;
+  for (let plane = 0; plane < 4; plane++) {
+    for (let i = plane; i < content.length; i += 4) content[i] = planes[at++];
+  }
+  return content;
+}
+
 async function started() {
   if (typeof DecompressionStream === "undefined" || typeof WebAssembly === "undefined") {
     throw new Error("This browser is too old for this page, or WebAssembly is off: use Chrome or Edge 97, Firefox 113, Safari 16.4, or newer.");
@@ -22,7 +31,8 @@ async function started() {
   ort.env.wasm.numThreads = 1;  // more need a server that isolates the page
   ort.env.wasm.wasmBinary = await unpacked("runtime");
   ort.env.logLevel = "error";
-  const session = await ort.InferenceSession.create(await unpacked("network"), { executionProviders: ["wasm"] });
+  const network = fromPlanes(await unpacked("network"));
+  const session = await ort.InferenceSession.create(network, { executionProviders: ["wasm"] });
   for (const id of ["runtime", "network"]) $(id).remove();
   return session;
 }
