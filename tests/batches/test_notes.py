@@ -87,6 +87,7 @@ def test_a_note_says_how_to_see_more_of_much_larger_pictures() -> None:
     assert "16x16 takes a quarter" in note
     assert "--fit crop" in note
     assert "--fit" not in shrunk_note(photos, (32, 32), "crop")[0]
+    assert "quarter" not in shrunk_note(photos, (24, 32), "pad")[0]  # 12x16 would be refused
     assert shrunk_note([(50, 40)], (32, 32), "pad") == []
     assert shrunk_note([], (32, 32), "pad") == []
 

@@ -17,6 +17,7 @@ from thumbnet.errors import memory_guard, printable
 from thumbnet.hardware import autocast, compute_dtype, memory_layout
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe
+from thumbnet.recipes.settings import SMALLEST_SIDE
 
 FLAT = 8  # grey levels: a picture is (nearly) of one colour if no channel varies by more
 MANY_FLAT = 0.01  # warn if a larger share of the pictures is flat
@@ -117,13 +118,17 @@ def shrunk_note(sizes: Sequence[tuple[int, int]], used: tuple[int, int], fit: st
     typical = statistics.median(max(size) for size in sizes) if sizes else 0
     if typical < MUCH_LARGER * max(used):
         return []
-    double, half = (f"{round(factor * used[0])}x{round(factor * used[1])}" for factor in (2, 0.5))
-    other = "; --fit crop uses all of the input" if fit == "pad" else ""
-    return [
+    double, half = ([round(factor * side) for side in used] for factor in (2, 0.5))
+    text = (
         f"the pictures have several sizes, typically {typical:.0f} pixels, and are scaled to "
-        f"{used[0]}x{used[1]} ({fit}). --image-size {double} lets the network see more, in four times the "
-        f"time; {half} takes a quarter of it{other}. thumbnet tune tries out other sizes"
-    ]
+        f"{used[0]}x{used[1]} ({fit}). --image-size {double[0]}x{double[1]} lets the network see more, in "
+        "four times the time"
+    )
+    if min(half) >= SMALLEST_SIDE:
+        text += f"; {half[0]}x{half[1]} takes a quarter of it"
+    if fit == "pad":
+        text += "; --fit crop uses all of the input"
+    return [f"{text}. thumbnet tune tries out other sizes"]
 
 
 def epoch_seconds(

@@ -73,8 +73,8 @@ def web_page(model: Any, info: WeightsInfo, digest: str, runtime: WebRuntime) ->
     raise RunError(
         f"the page would have {sizes[0]:.1f} MB, and {sizes[1]:.1f} MB with the weights in 16 bits. At most "
         f"{LIMIT / 1e6:.0f} MB are allowed. This network ({info.model.name}) has {numbers / 1e6:.1f} million "
-        "weights; about 4.3 million fit. Train a smaller one, such as fastnet (1.9 million, the recipe fast), "
-        "or export this one with --format onnx"
+        "weights; about 4.3 million fit. Train a smaller one, such as fastnet (1.9 million, the recipe "
+        "fast), or export this one with --format onnx"
     )
 
 
