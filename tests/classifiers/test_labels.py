@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from helpers import coloured_data, coloured_labels
-from thumbnet.classifiers.labels import check_kind, labels_above, log_probabilities, targets_for
+from thumbnet.classifiers.labels import check_fits, labels_above, log_probabilities, targets_for
 from thumbnet.classifiers.load import load_classifier
 from thumbnet.classifiers.temperature import fit_sigmoid_temperature, fit_temperature
 from thumbnet.errors import DataError
@@ -79,7 +79,7 @@ def test_probabilities_are_sigmoids_or_a_softmax(label_run: Run, tiny_run: Run) 
     assert np.exp(log_probabilities(logits, one))[0].tolist() == pytest.approx([1 / 3] * 3)
     half = replace(several, label_thresholds=())
     assert labels_above(np.array([[0.5, 0.4, 0.6]]), half).tolist() == [[True, False, True]]
-    check_kind(TEST, several)
+    check_fits(TEST, several.class_names, several)
 
 
 def test_one_temperature_makes_overconfident_labels_honest() -> None:

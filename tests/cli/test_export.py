@@ -14,6 +14,7 @@ from thumbnet.runs.folder import Run
         (["--out", "model.pt"], "must end in .onnx"),
         (["--format", "safetensors", "--out", "OWN"], "the run's own file"),
         (["--format", "onnx-int8"], "--data"),
+        (["--data", "digits"], "classes that the network does not know: 0, 1, 2"),
     ],
 )
 def test_an_impossible_export_is_explained_and_writes_nothing(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from thumbnet.classifiers.labels import check_kind, labels_above, log_probabilities, targets_for
+from thumbnet.classifiers.labels import check_fits, labels_above, log_probabilities, targets_for
 from thumbnet.classifiers.tta import Arrays
 from thumbnet.classifiers.unlike import looks, unlikeness
 from thumbnet.data.images import Picture as DecodedPicture
@@ -341,14 +341,7 @@ class Classifier(ABC):
                 per picture where the network gives one class, or the other way round.
             OutOfMemoryError: a batch does not fit the device's memory.
         """
-        unknown = [name for name in class_names if name not in self.class_names]
-        if unknown:
-            known = f"{', '.join(self.class_names[:10])}{', ...' if len(self.class_names) > 10 else ''}"
-            raise DataError(
-                f"the data have classes that the network does not know: {', '.join(unknown[:10])}. "
-                f"It knows {known}"
-            )
-        check_kind(split, self.info)
+        check_fits(split, class_names, self.info)
         tta = self._tta(tta)
         with self._memory():
             chosen, logits, plain = self._logits_of(split, tta, batch_size, on_bad_image, progress)

@@ -28,12 +28,24 @@ def labels_above(probabilities: np.ndarray, info: WeightsInfo) -> np.ndarray:
     return given
 
 
-def check_kind(split: Split, info: WeightsInfo) -> None:
-    """Check that pictures have several labels each if the network gives several, and only then.
+def check_fits(split: Split, class_names: Sequence[str], info: WeightsInfo) -> None:
+    """Check that a network knows all classes of a split, and gives its pictures one class or several labels.
+
+    Args:
+        split: the pictures.
+        class_names: the classes of the split's labels.
+        info: the network's description.
 
     Raises:
         DataError: that is not so.
     """
+    unknown = [name for name in class_names if name not in info.class_names]
+    if unknown:
+        known = f"{', '.join(info.class_names[:10])}{', ...' if len(info.class_names) > 10 else ''}"
+        raise DataError(
+            f"the data have classes that the network does not know: {', '.join(unknown[:10])}. "
+            f"It knows {known}"
+        )
     if split.multilabel and not info.multilabel:
         raise DataError(
             "these pictures have several labels each, and the network gives a picture one class. If each "
@@ -50,7 +62,7 @@ def targets_for(split: Split, class_names: Sequence[str], info: WeightsInfo) -> 
     """A split's classes as positions in the network's, int64 [N]; or its labels, bool [N, labels].
 
     Args:
-        split: the pictures, for which :func:`check_kind` raises no error.
+        split: the pictures, for which :func:`check_fits` raises no error.
         class_names: the names of the split's classes, all of which the network knows.
         info: the network's description.
     """

@@ -58,6 +58,7 @@ def execute(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     with importing():
+        from thumbnet.classifiers.labels import check_fits
         from thumbnet.cli.console import say
         from thumbnet.cli.progress import counting
         from thumbnet.errors import RunError
@@ -72,6 +73,7 @@ def execute(options: argparse.Namespace) -> int:
             random_pictures,
         )
         from thumbnet.reports.summary import percent
+        from thumbnet.runs.weights import find_weights, read_weights
 
     suffix = SUFFIXES[options.format]
     place = Path(options.run).expanduser()
@@ -82,6 +84,9 @@ def execute(options: argparse.Namespace) -> int:
     if out.name == "model.safetensors" and folder == out.parent:
         raise ThumbnetError(f"{out} is the run's own file: choose another name with --out FILE")
     data = _data(options)
+    if data is not None:
+        _, info = read_weights(find_weights(options.run))
+        check_fits(data.splits[data.measured_split()], data.class_names, info)
     if options.format == "web":
         _fetch_runtime()
     with counting("calibrating") as count:
