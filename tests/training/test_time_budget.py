@@ -13,7 +13,7 @@ from helpers import coloured_data
 from thumbnet.batches.batches import Batch
 from thumbnet.batches.prepare import Prepared, prepare
 from thumbnet.distributed import ALONE, World
-from thumbnet.errors import InterruptedRunError, RecipeError
+from thumbnet.errors import InterruptedRunError, OutOfMemoryError, RecipeError
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.runs.folder import Run
@@ -29,10 +29,10 @@ from thumbnet.training.time_budget import (
     check_minutes,
     costs,
     fit_steps,
-    is_short,
-    may_narrow,
+    may_choose_width,
     may_watch_less,
     measure_speed,
+    suitable_width,
     watch_less,
 )
 from thumbnet.training.train import resume, train
@@ -250,12 +250,12 @@ def test_time_and_length_cannot_both_be_named(tmp_path: Path) -> None:
 
 def test_only_fastnets_width_is_chosen_and_only_if_the_user_has_not() -> None:
     fast = load_recipe("fast")
-    assert may_narrow(None, [], fast)
-    assert may_narrow("fast", ["seed"], fast)
-    assert not may_narrow("fast", ["model.width"], fast)
-    assert not may_narrow("my.toml", [], fast)
-    assert not may_narrow(fast, [], fast)
-    assert not may_narrow("resnet18", [], load_recipe("resnet18"))
+    assert may_choose_width(None, [], fast)
+    assert may_choose_width("fast", ["seed"], fast)
+    assert not may_choose_width("fast", ["model.width"], fast)
+    assert not may_choose_width("my.toml", [], fast)
+    assert not may_choose_width(fast, [], fast)
+    assert not may_choose_width("resnet18", [], load_recipe("resnet18"))
 
 
 class FakeTime:
@@ -435,9 +435,62 @@ def test_a_plan_that_was_changed_is_followed_to_the_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "pictures", "short"),
-    [(164, 50_000, True), (166, 50_000, False), (50, 2_000, True), (70, 2_000, False)],
+    ("steps", "pictures", "width"),
+    [
+        (10, 50_000, 0.5),
+        (164, 50_000, 0.5),
+        (166, 50_000, 1),
+        (990, 50_000, 1),
+        (1_010, 50_000, 1.5),
+        (50, 2_000, 0.5),
+        (70, 2_000, 1),
+    ],
 )
-def test_a_short_time_is_measured_in_pictures_shown(steps: int, pictures: int, short: bool) -> None:
+def test_the_width_depends_on_the_pictures_shown(steps: int, pictures: int, width: float) -> None:
     recipe = load_recipe("fast", [f"training.steps={steps}", "training.batch_size=1000"])
-    assert is_short(recipe, pictures) is short
+    assert suitable_width(recipe, pictures) == width
+
+
+@pytest.mark.parametrize(
+    ("minutes", "too_wide", "tried", "width"),
+    [
+        (0.2, 9.0, [1.0, 0.5], 0.5),
+        (2.0, 9.0, [1.0], 1.0),
+        (20.0, 9.0, [1.0, 1.5], 1.5),
+        (20.0, 1.5, [1.0, 1.5], 1.0),  # it does not fit into the memory
+    ],
+)
+def test_a_plan_has_the_width_that_suits_the_time(
+    prepared: Prepared,
+    monkeypatch: pytest.MonkeyPatch,
+    minutes: float,
+    too_wide: float,
+    tried: list[float],
+    width: float,
+) -> None:
+    widths: list[float] = []
+
+    def measured(recipe: Recipe, *_: object) -> Speed:
+        widths.append(recipe.model.width)
+        if recipe.model.width >= too_wide:
+            raise OutOfMemoryError("cuda", "measuring the speed", "no advice")
+        cost = recipe.model.width**2
+        return Speed({size: cost * seconds / 4 for size, seconds in SPEED.per_picture.items()}, 0.01, 1e-9)
+
+    monkeypatch.setattr(time_budget, "measure_speed", measured)
+    fast, clock = load_recipe("fast"), Clock()
+    budget = TimeBudget(minutes, clock(), may_choose_width=True, clock=clock)
+    recipe, note = budget.plan(fast, prepared, 3, CPU)
+    assert widths == tried
+    assert recipe.model.width == width
+    assert f"of width {width:g}" in note
+    # The steps are those of the chosen width, and so is the speed that the training is compared with.
+    found = costs(recipe, prepared, measured(recipe))
+    assert budget._costs == found
+    took = found.mean_step() * recipe.training.steps + found.at_the_end
+    assert took == pytest.approx(60 * minutes, rel=0.05)
+
+    widths.clear()
+    as_asked, note = TimeBudget(minutes, clock(), clock=clock).plan(fast, prepared, 3, CPU)
+    assert (widths, as_asked.model.width) == ([1.0], 1.0)
+    assert "of width" not in note

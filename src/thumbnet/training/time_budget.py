@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -24,7 +25,7 @@ import torch
 from thumbnet.batches.batches import Batch
 from thumbnet.batches.prepare import Prepared
 from thumbnet.distributed import World
-from thumbnet.errors import RecipeError, memory_guard
+from thumbnet.errors import OutOfMemoryError, RecipeError, memory_guard
 from thumbnet.hardware import autocast
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe, recipe_names
@@ -43,7 +44,9 @@ ROUNDS = 2  # how often a part of a step is timed
 # 32x32 only 1.4 times as long.
 LONGEST_BATCH, LONGEST_PART = 0.5, 0.01
 LEAST_STEPS = 10
-NARROW = 0.5  # the width that makes better use of a short time, see :func:`is_short`
+# The width that makes the best use of the time, from so many pictures on, which width 1 would be shown of
+# 50,000 in that time; see :func:`suitable_width`.
+WIDTHS = {0.5: 0, 1.0: 165_000, 1.5: 1_000_000}
 UNSURE = 0.5  # share of pictures that adaptive test-time augmentation looks at in all views, at a guess
 VIEWS = {"none": 1.0, "mirror": 2.0, "mirror-shift": 6.0, "adaptive": 1.0 + 5 * UNSURE}
 WATCHING = 0.1  # the most that evaluations on the way take, as a share of the time of the steps
@@ -80,7 +83,7 @@ def check_free_of_length(overrides: Sequence[str]) -> None:
             raise RecipeError(f"{key} and --minutes cannot go together: the time decides how long to train")
 
 
-def may_narrow(asked: str | Path | Recipe | None, named: Collection[str], recipe: Recipe) -> bool:
+def may_choose_width(asked: str | Path | Recipe | None, named: Collection[str], recipe: Recipe) -> bool:
     """Whether the network's width may be chosen: FastNet's, unless the user names it or brings a recipe."""
     own = asked is not None and asked not in recipe_names()
     return (
@@ -93,12 +96,14 @@ def may_watch_less(named: Collection[str], recipe: Recipe) -> bool:
     return not {"evaluation.every", "evaluation.sample"}.intersection(named) and not recipe.training.patience
 
 
-def is_short(recipe: Recipe, pictures: int) -> bool:
-    """Whether the network of half the width reaches more in the time that ``recipe`` takes.
+def suitable_width(recipe: Recipe, pictures: int) -> float:
+    """The width of FastNet that reaches the most in the time that ``recipe`` takes with width 1.
 
-    It did for less than 165,000 pictures shown of 50,000, and 60,000 of 2,000 (docs/notebook/minutes.md).
+    Half the width did for less than 165,000 pictures shown of 50,000, and 60,000 of 2,000
+    (docs/notebook/minutes.md).
     """
-    return recipe.training.steps * recipe.training.batch_size < 165_000 * (pictures / 50_000) ** 0.31
+    shown = recipe.training.steps * recipe.training.batch_size / (pictures / 50_000) ** 0.31
+    return max(width for width, least in WIDTHS.items() if shown >= least)
 
 
 @dataclass(frozen=True)
@@ -302,14 +307,14 @@ class TimeBudget:
     Attributes:
         minutes: the whole time, from ``started`` to the end of the final evaluation.
         started: when the clock started, in seconds of ``time.perf_counter``.
-        may_narrow: whether the width of the network may be chosen.
+        may_choose_width: whether the width of the network may be chosen.
         may_watch_less: whether evaluations on the way may become fewer.
         clock: gives the time in seconds.
     """
 
     minutes: float
     started: float
-    may_narrow: bool = False
+    may_choose_width: bool = False
     may_watch_less: bool = False
     clock: Callable[[], float] = time.perf_counter
     _costs: Costs | None = None
@@ -342,17 +347,20 @@ class TimeBudget:
         if self.may_watch_less:
             recipe = watch_less(recipe, prepared, speed)
         chosen, epochs = self._fitted(recipe, prepared, speed)
-        if self.may_narrow and is_short(chosen, prepared.train.count):
-            recipe = replace(recipe, model=replace(recipe.model, width=NARROW))
-            speed = measure_speed(recipe, prepared, classes, device, longest)
-            chosen, epochs = self._fitted(recipe, prepared, speed)
+        width = suitable_width(chosen, prepared.train.count) if self.may_choose_width else recipe.model.width
+        if width != recipe.model.width:
+            other = replace(recipe, model=replace(recipe.model, width=width))
+            # If it does not fit into the memory, the width stays: nobody asked for another.
+            with suppress(OutOfMemoryError):
+                speed = measure_speed(other, prepared, classes, device, longest)
+                chosen, epochs = self._fitted(other, prepared, speed)
         found = self._costs = costs(chosen, prepared, speed)
         total = chosen.training.steps
-        width = f" of width {chosen.model.width:g}" if self.may_narrow else ""
+        of_width = f" of width {chosen.model.width:g}" if self.may_choose_width else ""
         note = (
             f"{self.minutes:g} minute(s): {before:.0f} s until now, about {found.at_the_end:.0f} s at the "
             f"end; {1 / speed.per_picture[found.size]:,.0f} pictures/s at full size, so {total:,} steps "
-            f"({epochs:.1f} epochs){width}"
+            f"({epochs:.1f} epochs){of_width}"
         )
         if chosen.evaluation != given:
             every = chosen.evaluation.every

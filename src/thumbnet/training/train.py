@@ -43,7 +43,7 @@ from thumbnet.training.time_budget import (
     TimeBudget,
     check_free_of_length,
     check_minutes,
-    may_narrow,
+    may_choose_width,
     may_watch_less,
 )
 from thumbnet.training.transfer import read_initial, seen_before
@@ -270,8 +270,8 @@ def _begin(plan: Plan, call: Call) -> Run:
         listener.on_note(note)
     budget = None
     if plan.minutes is not None:
-        narrow = may_narrow(plan.recipe, named, recipe)
-        budget = TimeBudget(plan.minutes, call.started, narrow, may_watch_less(named, recipe))
+        any_width = may_choose_width(plan.recipe, named, recipe)
+        budget = TimeBudget(plan.minutes, call.started, any_width, may_watch_less(named, recipe))
         recipe, note = world.from_first(budget.plan(recipe, prepared, len(data.class_names), device))
         prepared = prepared.with_recipe(recipe)
         listener.on_note(note)
