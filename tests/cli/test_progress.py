@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,11 @@ from cli_helpers import SETTINGS, epochs
 from helpers import TINY, coloured_data
 from thumbnet import hardware
 from thumbnet.cli import progress
+from thumbnet.recipes.recipe import load_recipe
 from thumbnet.recipes.settings import TrainingSettings
 from thumbnet.runs.folder import Run
+from thumbnet.training.fit import StepResult
+from thumbnet.training.schedules import done_at, replanned, size_at
 from thumbnet.training.state import EpochResult
 from thumbnet.training.train import train
 
@@ -139,6 +143,43 @@ def test_counting_prints_lines_with_the_time_left_where_there_is_no_terminal(
                 count(done, 9000)
         lines = capsys.readouterr().err.splitlines()
         assert lines == (["sorting 3,000 of 9,000  48.0 s left"] if plain else [])
+
+
+@pytest.mark.parametrize("first", [0, 30])
+def test_the_time_left_knows_that_pictures_become_larger(first: int) -> None:
+    """Each step takes as long as its pictures have pixels, and the plan changes after step 40."""
+    recipe = load_recipe("fast")
+    assert recipe.schedule.small_until == 0.5  # else this test shows nothing
+    changed = replace(recipe, schedule=replanned(recipe.schedule, 40, 100, 140))
+
+    def seconds(state: Any, step: int, total: int) -> int:
+        schedule = state.recipe.schedule
+        height, width = size_at(schedule, done_at(schedule, step, total), (32, 32))
+        return height * width
+
+    state: Any = SimpleNamespace(recipe=recipe, step=first)
+    work, elapsed = progress._Work(state, (32, 32)), 0
+    for step in range(first, 140):
+        total = 100 if step < 40 else 140
+        state.recipe = recipe if step < 40 else changed
+        elapsed += seconds(state, step, total)
+        left = elapsed * work.left(StepResult(1, step + 1, total, step + 1, total, 1000 * step, 1.0))
+        expected = sum(seconds(state, later, total) for later in range(step + 1, total))
+        assert left == pytest.approx(expected, rel=0.03, abs=32**2)
+
+
+def test_a_line_of_a_training_says_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "PLAIN_EVERY", -1.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: 107.0))
+    lines: list[str] = []
+    display = progress.TrainingDisplay(lines.append)
+    display.live, display._began = False, (100.0, 0)
+    state: Any = SimpleNamespace(recipe=load_recipe("fast"), step=0)
+    display._work = progress._Work(state, (32, 32))
+    display.on_step(StepResult(1, 3, 4, 3, 12, 300, 1.5))
+    # A quarter of the steps is done, with 20x20 pixels; then come 24x24 and half of the steps with 32x32.
+    left = 7.0 * (0.25 * 24**2 + 0.5 * 32**2) / (0.25 * 20**2)
+    assert lines == [f"epoch 1/3  step 3/4  43 pictures/s  loss 1.500  {left:.1f} s left"]
 
 
 def test_the_display_of_a_scoring_prints_lines_with_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,33 @@ from thumbnet.training.schedules import (
     learning_rates,
     replanned,
     resize_at,
+    size_at,
+    sizes_after,
     smaller_sizes,
     trains_head_only,
 )
+
+SMALL = ScheduleSettings(small_until=0.5, small_sides=(0.625, 0.75))
+
+
+def test_sizes_after_are_those_of_the_steps() -> None:
+    small, middle, full = (20, 20), (24, 24), (32, 32)
+    assert sizes_after(SMALL, 0.0, full) == [(0.25, small), (0.25, middle), (0.5, full)]
+    (share, size), (last_share, last) = sizes_after(SMALL, 0.4, full)
+    assert (size, last) == (middle, full)
+    assert (share, last_share) == pytest.approx((1 / 6, 5 / 6))
+    assert sizes_after(SMALL, 0.5, full) == sizes_after(SMALL, 1.0, full) == [(1.0, full)]
+    assert sizes_after(ScheduleSettings(), 0.3, full) == [(1.0, full)]
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.lists(st.floats(0.5, 1), max_size=4))
+def test_shares_of_sizes_are_those_of_many_steps(done: float, until: float, sides: list[float]) -> None:
+    settings = ScheduleSettings(small_until=until, small_sides=tuple(sides) or (0.75,))
+    found = sizes_after(settings, done, (32, 32))
+    assert sum(share for share, _ in found) == pytest.approx(1)
+    points = [done + (1 - done) * (part + 0.5) / 2000 for part in range(2000)]
+    expected = sum(size_at(settings, point, (32, 32))[0] for point in points) / 2000
+    assert sum(share * side for share, (side, _) in found) == pytest.approx(expected, abs=0.05)
 
 
 def test_multistep_equals_torchs_own_schedule_epoch_by_epoch() -> None:

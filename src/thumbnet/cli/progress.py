@@ -99,6 +99,17 @@ class _RateColumn(ProgressColumn):
         return Text("" if rate is None else f"{rate:,.0f} pictures/s", style="cyan")
 
 
+class _LeftColumn(TimeRemainingColumn):
+    """The time left: a task's field ``left``, in seconds, or by the pace of the last half minute."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields.get("left")
+        if left is None:
+            return super().render(task)
+        minutes, seconds = divmod(round(left), 60)
+        return Text(f"{minutes // 60}:{minutes % 60:02}:{seconds:02}", style="progress.remaining")
+
+
 class _Bars(Progress):
     """Progress bars that print nothing while they are disabled."""
 
@@ -106,6 +117,29 @@ class _Bars(Progress):
         """Remove the bars. Old versions of rich end disabled bars, too, with an empty line."""
         if not self.disable:
             super().stop()
+
+
+class _Work:
+    """How much of a training is done. Work is counted in pixels, as pictures may be smaller at first."""
+
+    def __init__(self, state: TrainingState, size: tuple[int, int]) -> None:
+        self._state, self._size = state, size
+        self._step, self._done = state.step, 0.0
+
+    def left(self, step: StepResult) -> float:
+        """The work after a step, in units of the work since the display began."""
+        from thumbnet.training.schedules import done_at, sizes_after
+
+        schedule, total = self._state.recipe.schedule, step.total_steps
+
+        def pixels_after(at: float) -> float:
+            sizes = sizes_after(schedule, done_at(schedule, at, total), self._size)
+            return (total - at) * sum(share * height * width for share, (height, width) in sizes)
+
+        after = pixels_after(step.step)
+        self._done += pixels_after(self._step) - after
+        self._step = step.step
+        return after / self._done if self._done else 0.0
 
 
 class TrainingDisplay(StoppableListener):
@@ -122,7 +156,7 @@ class TrainingDisplay(StoppableListener):
             MofNCompleteColumn(),
             _RateColumn(),
             TextColumn("{task.fields[loss]}"),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            _LeftColumn(elapsed_when_finished=True),
             console=progress_console,
             transient=True,
             disable=not self.live,
@@ -132,6 +166,7 @@ class TrainingDisplay(StoppableListener):
         self._epochs = 0
         self._last_line = time.monotonic()
         self._began: tuple[float, int] | None = None
+        self._work: _Work | None = None
 
     def __enter__(self) -> TrainingDisplay:
         self.progress.start()
@@ -212,6 +247,7 @@ class TrainingDisplay(StoppableListener):
             at = f"epoch {state.epoch + 1}, step {state.step} of {state.total_steps}"
             self._line(f"        resumed in {at}")
         self._began = (time.monotonic(), state.step)
+        self._work = _Work(state, pre.size)
 
     def on_step(self, step: StepResult) -> None:
         """Move the bar, or print a line every ``PLAIN_EVERY`` seconds."""
@@ -220,19 +256,26 @@ class TrainingDisplay(StoppableListener):
         if step.skipped:
             self._line(f"        step {step.step} skipped: its loss or gradient is not finite")
         assert self._began is not None
+        assert self._work is not None
         elapsed, steps = time.monotonic() - self._began[0], step.step - self._began[1]
         per_step = step.pictures / step.step_in_epoch
         rate = steps * per_step / elapsed if elapsed else 0.0
         loss = "" if step.loss is None else f"loss {step.loss:.3f}"
+        left = elapsed * self._work.left(step)
         if self.live:
             text = f"epoch {step.epoch}/{self._epochs}"
             if "train" not in self.tasks:
                 self.tasks["train"] = self.progress.add_task(text, total=total, loss=loss, rate=rate)
             self.progress.update(
-                self.tasks["train"], description=text, completed=step.step, total=total, loss=loss, rate=rate
+                self.tasks["train"],
+                description=text,
+                completed=step.step,
+                total=total,
+                loss=loss,
+                rate=rate,
+                left=left,
             )
         elif time.monotonic() - self._last_line > PLAIN_EVERY:
-            left = (total - step.step) * elapsed / max(1, steps)
             self._line(
                 f"epoch {step.epoch}/{self._epochs}  step {step.step_in_epoch}/{step.steps_per_epoch}  "
                 f"{rate:,.0f} pictures/s  {loss}  {duration(left)} left"

@@ -117,6 +117,22 @@ def size_at(settings: ScheduleSettings, done: float, size: tuple[int, int]) -> t
     return _scaled(sides[number], *size)
 
 
+def sizes_after(
+    settings: ScheduleSettings, done: float, size: tuple[int, int]
+) -> list[tuple[float, tuple[int, int]]]:
+    """Which sizes (height, width) pictures of ``size`` have after the part ``done`` of the schedule.
+
+    Returns:
+        Each size with its share of the rest of the schedule, in order. The shares add up to 1.
+    """
+    parts, rest, found = len(settings.small_sides), 1 - done, []
+    for end in (*(settings.small_until * (part + 1) / parts for part in range(parts)), 1.0):
+        if end > done:
+            found.append(((end - done) / rest, size_at(settings, (done + end) / 2, size)))
+            done = end
+    return found or [(1.0, size_at(settings, done, size))]
+
+
 def smaller_sizes(settings: ScheduleSettings, size: tuple[int, int]) -> list[tuple[int, int]]:
     """The sizes (height, width) below ``size`` that :func:`resize_at` gives pictures during a training."""
     if settings.small_until <= settings.begin_at:

@@ -30,7 +30,7 @@ from thumbnet.hardware import autocast
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe, recipe_names
 from thumbnet.recipes.settings import SMALLEST_BATCH, ScheduleSettings, kept_per_epoch
-from thumbnet.training.schedules import done_at, size_at, smaller_sizes
+from thumbnet.training.schedules import done_at, size_at, sizes_after, smaller_sizes
 from thumbnet.training.state import TrainingState
 from thumbnet.training.step import accumulate_gradients, take_step
 
@@ -51,7 +51,6 @@ UNSURE = 0.5  # share of pictures that adaptive test-time augmentation looks at 
 VIEWS = {"none": 1.0, "mirror": 2.0, "mirror-shift": 6.0, "adaptive": 1.0 + 5 * UNSURE}
 WATCHING = 0.1  # the most that evaluations on the way take, as a share of the time of the steps
 AT_THE_END = 1.0  # seconds for writing, comparing and the rest after the last evaluation
-RESOLUTION = 200  # parts of the schedule over which step times are averaged
 CHECK_SECONDS = 1.0  # between two looks at the clock
 TOLERANCE = 0.015  # of the budget: how far the end may move before the plan changes
 NOTED = 0.1  # relative change in the number of steps from which the user is told
@@ -232,9 +231,10 @@ class Costs:
 
     def mean_step(self, done: float = 0.0) -> float:
         """Mean seconds of the steps after the part ``done`` of the schedule."""
-        parts = [done + (1 - done) * (part + 0.5) / RESOLUTION for part in range(RESOLUTION)]
-        sizes = [size_at(self.schedule, part, self.size) for part in parts]
-        return sum(self.speed.step(size, self.batch_size) for size in sizes) / RESOLUTION
+        return sum(
+            share * self.speed.step(size, self.batch_size)
+            for share, size in sizes_after(self.schedule, done, self.size)
+        )
 
 
 def costs(recipe: Recipe, prepared: Prepared, speed: Speed) -> Costs:
