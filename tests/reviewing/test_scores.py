@@ -6,18 +6,24 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from helpers import Payload, coloured, coloured_data, write_class_folders
+from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.load import load_classifier
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import RunError, ThumbnetError
 from thumbnet.evaluation import log_softmax
-from thumbnet.reviewing.scores import Scores, Scoring, fold_recipe, score_pictures
+from thumbnet.recipes.recipe import load_recipe
+from thumbnet.reviewing import scores as scoring
+from thumbnet.reviewing.scores import Scores, Scoring, _Meter, fold_recipe, score_pictures
 from thumbnet.runs.folder import Run
 from thumbnet.sources.load import load_data
+from thumbnet.training.fit import StepResult
 
 
 class Stop(Exception):
@@ -116,6 +122,27 @@ def test_the_progress_rises_to_1_and_estimates_the_time_left(run: Run) -> None:
     assert training[-1].seconds_left == 0
     assert all(state.pictures_per_second for state in training)
     assert all(state.seconds_left is not None and state.seconds_left > 0 for state in training[:-1])
+
+
+def test_the_time_left_knows_that_pictures_become_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two networks of 100 steps, each of which takes a second per 1,000 pixels of a picture."""
+    now, told = [0.0], list[Scoring]()
+    monkeypatch.setattr(scoring, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    meter = _Meter(2, told.append)
+    recipe, batches = load_recipe("fast"), SimpleNamespace(batch_size=10)
+    prepared = cast(Prepared, SimpleNamespace(train=batches, preprocessing=SimpleNamespace(size=(32, 32))))
+    sides = [20] * 25 + [24] * 25 + [32] * 50
+    ends = 2 * sum(side**2 for side in sides) / 1000
+    for number in (1, 2):
+        count = meter.begin(number, recipe, prepared)
+        for step, side in enumerate(sides, 1):
+            now[0] += side**2 / 1000
+            count(StepResult(1, step, 100, step, 100, 10 * step, None))
+            left = told[-1].seconds_left
+            assert left is not None
+            assert now[0] + left == pytest.approx(ends)
+        meter.networks_done += 1
+    assert told[49].done == pytest.approx(0.5 * (25 * 400 + 25 * 576) / sum(side**2 for side in sides))
 
 
 def test_without_folds_the_run_judges_all_pictures_and_says_so(run: Run) -> None:

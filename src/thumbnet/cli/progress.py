@@ -128,16 +128,11 @@ class _Work:
 
     def left(self, step: StepResult) -> float:
         """The work after a step, in units of the work since the display began."""
-        from thumbnet.training.schedules import done_at, sizes_after
+        from thumbnet.training.schedules import pixels_after
 
         schedule, total = self._state.recipe.schedule, step.total_steps
-
-        def pixels_after(at: float) -> float:
-            sizes = sizes_after(schedule, done_at(schedule, at, total), self._size)
-            return (total - at) * sum(share * height * width for share, (height, width) in sizes)
-
-        after = pixels_after(step.step)
-        self._done += pixels_after(self._step) - after
+        after = pixels_after(schedule, step.step, total, self._size)
+        self._done += pixels_after(schedule, self._step, total, self._size) - after
         self._step = step.step
         return after / self._done if self._done else 0.0
 

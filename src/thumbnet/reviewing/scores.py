@@ -32,7 +32,7 @@ from thumbnet.batches.batches import EvalBatches
 from thumbnet.batches.decoding import decode_split, find_unreadable
 from thumbnet.batches.engines import fits_in_memory
 from thumbnet.batches.leaks import are_among, training_digests
-from thumbnet.batches.prepare import prepare
+from thumbnet.batches.prepare import Prepared, prepare
 from thumbnet.classifiers.logits import collect_logits
 from thumbnet.classifiers.temperature import calibrated, fit_temperature
 from thumbnet.classifiers.torch_classifier import Predictor
@@ -53,6 +53,7 @@ from thumbnet.runs.weights import find_weights
 from thumbnet.seeds import derive_seed
 from thumbnet.training.fit import StepResult
 from thumbnet.training.linear import train_epochs
+from thumbnet.training.schedules import pixels_after
 from thumbnet.training.state import build_state
 
 FOLDS = 3
@@ -277,7 +278,7 @@ class _Scorer:
         part = Data(self.data.source, "a fold", self.data.class_names, {"train": train.subset(others)})
         prepared = prepare(part, recipe, self.own.device)
         state = build_state(recipe, prepared, part.class_names, self.own.device)
-        count = self.meter.begin(number, prepared.train.batch_size)
+        count = self.meter.begin(number, recipe, prepared)
         for _ in train_epochs(state, prepared, on_step=count):
             pass
         self.meter.networks_done += 1
@@ -415,12 +416,16 @@ class _Meter:
         self._networks, self._progress = networks, progress
         self._seconds = self._share = 0.0  # of finished networks in this call: their time and number
 
-    def begin(self, number: int, batch_size: int) -> Callable[[StepResult], None]:
+    def begin(self, number: int, recipe: Recipe, prepared: Prepared) -> Callable[[StepResult], None]:
         """Begin the training of a network; the result is to be called after each of its steps."""
-        started = time.perf_counter()
+        started, batch_size = time.perf_counter(), prepared.train.batch_size
+
+        def work_after(step: int, total: int) -> float:
+            return pixels_after(recipe.schedule, step, total, prepared.preprocessing.size)
 
         def count(step: StepResult) -> None:
-            seconds, share = time.perf_counter() - started, step.step / step.total_steps
+            seconds = time.perf_counter() - started
+            share = 1 - work_after(step.step, step.total_steps) / work_after(0, step.total_steps)
             done = self.networks_done + share
             speed = (self._seconds + seconds) / (self._share + share)  # seconds per network
             self._progress(

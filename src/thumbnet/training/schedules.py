@@ -133,6 +133,12 @@ def sizes_after(
     return found or [(1.0, size_at(settings, done, size))]
 
 
+def pixels_after(settings: ScheduleSettings, step: float, total_steps: int, size: tuple[int, int]) -> float:
+    """The work left after ``step``: the sum over all later steps of the pixels of one of their pictures."""
+    sizes = sizes_after(settings, done_at(settings, step, total_steps), size)
+    return (total_steps - step) * sum(share * height * width for share, (height, width) in sizes)
+
+
 def smaller_sizes(settings: ScheduleSettings, size: tuple[int, int]) -> list[tuple[int, int]]:
     """The sizes (height, width) below ``size`` that :func:`resize_at` gives pictures during a training."""
     if settings.small_until <= settings.begin_at:
