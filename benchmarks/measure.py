@@ -85,8 +85,9 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def spread(values: Sequence[float], form: str = ",.0f") -> str:
-    """The smallest and the largest value, as text."""
-    return f"{min(values):{form}} to {max(values):{form}}"
+    """The smallest and the largest value, as text; one of them if both read the same."""
+    low, high = f"{min(values):{form}}", f"{max(values):{form}}"
+    return low if low == high else f"{low} to {high}"
 
 
 def parser(doc: str | None, rounds: int, device: str | None = None) -> argparse.ArgumentParser:

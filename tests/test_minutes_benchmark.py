@@ -48,5 +48,5 @@ def test_every_time_is_measured_once(
     file = tmp_path / "found.json"
     assert interrupt_and_continue(benchmark, "trained", trained, words, file, monkeypatch) == 8
     table = " ".join(capsys.readouterr().out.split())
-    assert "photos 0.5 75.00 ± 7.07 29.5 (28.0 to 31.0) 98 % +1.0 2 to 2 0.5 to 0.5 2.00" in table
+    assert "photos 0.5 75.00 ± 7.07 29.5 (28.0 to 31.0) 98 % +1.0 2 0.5 2.00" in table
     assert "pictures 2 75.00 ± 7.07 119.5 (118.0 to 121.0) 100 % +1.0" in table
