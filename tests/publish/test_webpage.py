@@ -123,7 +123,7 @@ def test_a_network_that_is_too_large_is_refused_with_the_sizes_and_leaves_no_fil
     monkeypatch.setattr(exporting, "load_runtime", lambda: RUNTIME)
     monkeypatch.setattr("thumbnet.publish.web_runtime.find_runtime", lambda: tmp_path)
     out = tmp_path / "page.html"
-    assert main(["export", str(tiny_run.path), "--format", "web", "--out", str(out), "--data", "digits"]) == 2
+    assert main(["export", str(tiny_run.path), "--format", "web", "--out", str(out)]) == 2
     error = capsys.readouterr().err
     assert re.search(r"the page would have 0\.\d MB, and 0\.\d MB with the weights in 16 bits", error)
     assert "This network (resnet20) has 0.1 million weights" in error
