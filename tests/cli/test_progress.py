@@ -146,7 +146,7 @@ def test_counting_prints_lines_with_the_time_left_where_there_is_no_terminal(
 
 
 @pytest.mark.parametrize("first", [0, 30])
-def test_the_time_left_knows_that_pictures_become_larger(first: int) -> None:
+def test_the_time_left_knows_that_pictures_become_larger(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
     """Each step takes as long as its pictures have pixels, and the plan changes after step 40."""
     recipe = load_recipe("fast")
     assert recipe.schedule.small_until == 0.5  # else this test shows nothing
@@ -158,24 +158,27 @@ def test_the_time_left_knows_that_pictures_become_larger(first: int) -> None:
         return height * width
 
     state: Any = SimpleNamespace(recipe=recipe, step=first)
-    work, elapsed = progress._Work(state, (32, 32)), 0
+    now = [100.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    pace = progress._Pace(state, (32, 32))
     for step in range(first, 140):
         total = 100 if step < 40 else 140
         state.recipe = recipe if step < 40 else changed
-        elapsed += seconds(state, step, total)
-        left = elapsed * work.left(StepResult(1, step + 1, total, step + 1, total, 1000 * step, 1.0))
+        now[0] += seconds(state, step, total)
+        left = pace.left(StepResult(1, step + 1, total, step + 1, total, 1000 * step, 1.0))
         expected = sum(seconds(state, later, total) for later in range(step + 1, total))
         assert left == pytest.approx(expected, rel=0.03, abs=32**2)
 
 
 def test_a_line_of_a_training_says_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "PLAIN_EVERY", -1.0)
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: 107.0))
+    now = [100.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
     lines: list[str] = []
     display = progress.TrainingDisplay(lines.append)
-    display.live, display._began = False, (100.0, 0)
     state: Any = SimpleNamespace(recipe=load_recipe("fast"), step=0)
-    display._work = progress._Work(state, (32, 32))
+    display.live, display._pace = False, progress._Pace(state, (32, 32))
+    now[0] += 7
     display.on_step(StepResult(1, 3, 4, 3, 12, 300, 1.5))
     # A quarter of the steps is done, with 20x20 pixels; then come 24x24 and half of the steps with 32x32.
     left = 7.0 * (0.25 * 24**2 + 0.5 * 32**2) / (0.25 * 20**2)

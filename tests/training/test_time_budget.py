@@ -258,14 +258,10 @@ def test_only_fastnets_width_is_chosen_and_only_if_the_user_has_not() -> None:
     assert not may_choose_width("resnet18", [], load_recipe("resnet18"))
 
 
-class FakeTime:
+class FakeTime(Clock):
     """Time that passes only where ``sleep`` is called: other work on this computer does not matter."""
 
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def perf_counter(self) -> float:
-        return self.now
+    perf_counter = Clock.__call__
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds

@@ -119,22 +119,28 @@ class _Bars(Progress):
             super().stop()
 
 
-class _Work:
-    """How much of a training is done. Work is counted in pixels, as pictures may be smaller at first."""
+class _Pace:
+    """The pace of a training from now on. Work is counted in pixels, as pictures may be smaller at first."""
 
     def __init__(self, state: TrainingState, size: tuple[int, int]) -> None:
         self._state, self._size = state, size
-        self._step, self._done = state.step, 0.0
+        self._began, self._first = time.monotonic(), state.step
+        self._step, self._done = state.step, 0.0  # the newest step, and the work until there
+
+    def rate(self, step: StepResult) -> float:
+        """Pictures per second."""
+        elapsed, steps = time.monotonic() - self._began, step.step - self._first
+        return steps * step.pictures / step.step_in_epoch / elapsed if elapsed else 0.0
 
     def left(self, step: StepResult) -> float:
-        """The work after a step, in units of the work since the display began."""
+        """The seconds after a step. To be called after every step."""
         from thumbnet.training.schedules import pixels_after
 
         schedule, total = self._state.recipe.schedule, step.total_steps
         after = pixels_after(schedule, step.step, total, self._size)
         self._done += pixels_after(schedule, self._step, total, self._size) - after
         self._step = step.step
-        return after / self._done if self._done else 0.0
+        return (time.monotonic() - self._began) * after / self._done if self._done else 0.0
 
 
 class TrainingDisplay(StoppableListener):
@@ -160,8 +166,7 @@ class TrainingDisplay(StoppableListener):
         self.tasks: dict[str, TaskID] = {}
         self._epochs = 0
         self._last_line = time.monotonic()
-        self._began: tuple[float, int] | None = None
-        self._work: _Work | None = None
+        self._pace: _Pace | None = None
 
     def __enter__(self) -> TrainingDisplay:
         self.progress.start()
@@ -241,8 +246,7 @@ class TrainingDisplay(StoppableListener):
         if state.step:
             at = f"epoch {state.epoch + 1}, step {state.step} of {state.total_steps}"
             self._line(f"        resumed in {at}")
-        self._began = (time.monotonic(), state.step)
-        self._work = _Work(state, pre.size)
+        self._pace = _Pace(state, pre.size)
 
     def on_step(self, step: StepResult) -> None:
         """Move the bar, or print a line every ``PLAIN_EVERY`` seconds."""
@@ -250,13 +254,9 @@ class TrainingDisplay(StoppableListener):
         self._epochs = -(-total // step.steps_per_epoch)
         if step.skipped:
             self._line(f"        step {step.step} skipped: its loss or gradient is not finite")
-        assert self._began is not None
-        assert self._work is not None
-        elapsed, steps = time.monotonic() - self._began[0], step.step - self._began[1]
-        per_step = step.pictures / step.step_in_epoch
-        rate = steps * per_step / elapsed if elapsed else 0.0
+        assert self._pace is not None
+        rate, left = self._pace.rate(step), self._pace.left(step)
         loss = "" if step.loss is None else f"loss {step.loss:.3f}"
-        left = elapsed * self._work.left(step)
         if self.live:
             text = f"epoch {step.epoch}/{self._epochs}"
             if "train" not in self.tasks:

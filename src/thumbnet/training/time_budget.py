@@ -124,6 +124,11 @@ class Speed:
         return self.per_picture[size] * batch_size + self.per_step
 
 
+def own_batch(recipe: Recipe, prepared: Prepared) -> int:
+    """How many pictures of a batch one process has, at most."""
+    return -(-recipe.training.batch_size // prepared.train.world.size)
+
+
 def measure_speed(
     recipe: Recipe,
     prepared: Prepared,
@@ -150,7 +155,7 @@ def measure_speed(
     with torch.random.fork_rng(devices=[]), memory_guard(str(device), "measuring the speed", advice):
         state = TrainingState(build_model(plain.model, classes, sizes=sizes), plain, 1, device)
         timer = _Timer(state, classes, longest)
-        own = -(-recipe.training.batch_size // prepared.train.world.size)  # of one process
+        own = own_batch(recipe, prepared)
         at_once = min(recipe.training.micro_batch or own, own, prepared.train.count)
         per_picture = timer.per_picture(timer.train_on, sizes, at_once)
         per_step = min(timer.seconds(timer.optimize, timer.batch(size, FEWEST)) for _ in range(ROUNDS))
@@ -254,7 +259,7 @@ def costs(recipe: Recipe, prepared: Prepared, speed: Speed) -> Costs:
         speed,
         recipe.schedule,
         prepared.preprocessing.size,
-        -(-recipe.training.batch_size // processes),
+        own_batch(recipe, prepared),
         each * speed.evaluating / processes,
         last * speed.evaluating / processes + AT_THE_END,
     )
