@@ -385,7 +385,7 @@ class Kind:
     Attributes:
         name: its name, as in the table.
         run: one visit.
-        weight: how often it is drawn, beside the others of its group.
+        weight: how often it is drawn, relative to the others of its group.
         statuses: those that it may get, apart from declared overload; "closed" and "reset" are no answer.
     """
 

@@ -84,7 +84,7 @@ def batches() -> None:
 def commands() -> None:
     """The figures of `thumbnet data`, `recipes show` and `lr-find`, by the guide's commands."""
     run(["data", "digits", "--plot", str(IMAGES / "samples.svg")])
-    run(["recipes", "show", "resnet18", "--plot", str(IMAGES / "one-cycle.svg")])
+    run(["recipes", "show", "one-cycle", "--plot", str(IMAGES / "one-cycle.svg")])
     run(["lr-find", "digits", "--plot", str(IMAGES / "lr-find.svg")])
 
 

@@ -47,7 +47,7 @@ if __name__ == "__main__":
         "training.epochs=4",
         "training.batch_size=64",
     ]
-    run = thumbnet.train("digits", "resnet18", overrides=settings)
+    run = thumbnet.train("digits", "one-cycle", overrides=settings)
     print(f"accuracy {100 * run.summary['accuracy']:.2f} %, in {run.path}")
     print(
         thumbnet.load_classifier(run.path)

@@ -82,7 +82,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnPackage]
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A complete run on the three classes of :func:`helpers.coloured_data`."""
     out = tmp_path_factory.mktemp("tiny") / "run"
-    return train(coloured_data(), "resnet18", overrides=TINY, out=out, device="cpu")
+    return train(coloured_data(), "one-cycle", overrides=TINY, out=out, device="cpu")
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +90,7 @@ def label_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A complete run on the pictures with several labels of :func:`helpers.coloured_labels`."""
     out = tmp_path_factory.mktemp("labels") / "run"
     settings = [*TINY, "evaluation.tta=mirror", "training.label_smoothing=0.1"]
-    return train(coloured_labels(), "resnet18", overrides=settings, out=out, device="cpu")
+    return train(coloured_labels(), "one-cycle", overrides=settings, out=out, device="cpu")
 
 
 def exported(run: Run, kind: str, out: Path) -> Path:

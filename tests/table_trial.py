@@ -295,8 +295,8 @@ def plain_optimizer(
             "momentum": wanted.momentum,
         }
         for group in wanted.groups:
-            in_head = group.match == "@head" and name.startswith(f"{head_name(model)}.")
-            if in_head or fnmatch.fnmatchcase(name, group.match):
+            special = {"@head": name.startswith(f"{head_name(model)}."), "@vectors": parameter.dim() == 1}
+            if special.get(group.match, fnmatch.fnmatchcase(name, group.match)):
                 own |= {key: getattr(group, key) for key in own if getattr(group, key) is not None}
                 break
         groups.append({"params": [parameter], **own})

@@ -19,7 +19,7 @@ ONE = [*TINY, "training.epochs=1"]
 def test_training_in_python_shows_one_line_per_epoch_on_stderr(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = thumbnet.train(coloured_data(), "resnet18", overrides=ONE, out=tmp_path / "run")
+    run = thumbnet.train(coloured_data(), "one-cycle", overrides=ONE, out=tmp_path / "run")
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "epoch 1/1  loss" in captured.err
@@ -27,7 +27,7 @@ def test_training_in_python_shows_one_line_per_epoch_on_stderr(
 
 
 def test_without_progress_nothing_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = thumbnet.train(coloured_data(), "resnet18", overrides=ONE, out=tmp_path / "run", progress=False)
+    run = thumbnet.train(coloured_data(), "one-cycle", overrides=ONE, out=tmp_path / "run", progress=False)
     assert run.is_complete
     assert capsys.readouterr() == ("", "")
 
@@ -41,7 +41,7 @@ def test_with_a_listener_nothing_is_printed(tmp_path: Path, capsys: pytest.Captu
             self.epochs.append(result.epoch)
 
     keep = Keep()
-    thumbnet.train(coloured_data(), "resnet18", overrides=TINY, out=tmp_path / "run", listener=keep)
+    thumbnet.train(coloured_data(), "one-cycle", overrides=TINY, out=tmp_path / "run", listener=keep)
     assert keep.epochs == [1, 2, 3]
     assert capsys.readouterr() == ("", "")
 

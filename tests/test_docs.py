@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import tomllib
 from pathlib import Path
@@ -94,6 +95,19 @@ def anchors(page: Path) -> set[str]:
         plain = re.sub(r"[`*]|\]\(.*?\)|\[", "", heading).strip().lower()
         found.add(re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", plain)))
     return found
+
+
+def test_every_name_in_the_python_reference_exists_and_is_explained() -> None:
+    text = (ROOT / "docs" / "reference" / "python.md").read_text("utf-8")
+    entries = re.findall(r"^::: (\S+)\n    options: \{(.*)\}$", text, re.M)
+    assert len(entries) == text.count(":::") > 20
+    for path, options in entries:
+        described = pkgutil.resolve_name(path)
+        assert described.__doc__, path
+        for listed in re.findall(r"members: \[(.*?)\]", options):
+            for name in listed.split(", "):
+                member = getattr(described, name)  # a page leaves out a name that is not there
+                assert not callable(member) or member.__doc__, f"{path}.{name}"
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -54,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("hostile run") / "run"
-    given: list[str | Path] = ["train", data, "--recipe", "resnet18", *SETTINGS, *epochs(1), "--out", out]
+    given: list[str | Path] = ["train", data, "--recipe", "one-cycle", *SETTINGS, *epochs(1), "--out", out]
     status, printed, told = run_cli(*given)
     assert status == 0, told
     harmless(printed, told)

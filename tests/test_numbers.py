@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run measured with test-time augmentation. Its temperature is set: it has too few pictures to calibrate."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    found = train(folder, "resnet18", overrides=[*TINY, "evaluation.tta=adaptive"], out=out, device="cpu")
+    found = train(folder, "one-cycle", overrides=[*TINY, "evaluation.tta=adaptive"], out=out, device="cpu")
     from dataclasses import replace
 
     from thumbnet.runs.weights import read_weights
@@ -133,7 +133,7 @@ def test_a_run_trained_on_everything_says_that_nothing_was_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = coloured_data(splits=("train",))
-    found = train(data, "resnet18", overrides=TINY, out=tmp_path / "run", device="cpu")
+    found = train(data, "one-cycle", overrides=TINY, out=tmp_path / "run", device="cpu")
     assert found.summary["accuracy"] is None
     assert found.summary["split"] is None
     from thumbnet.cli.views import show_summary
@@ -151,7 +151,7 @@ def test_a_run_trained_on_everything_says_that_nothing_was_measured(
 def test_every_epoch_is_evaluated_but_only_epochs_with_a_full_evaluation_can_be_kept(tmp_path: Path) -> None:
     data = coloured_data(splits=("train", "val", "test"))
     overrides = [*TINY, "evaluation.every=2", "evaluation.sample=9"]
-    found = train(data, "resnet18", overrides=overrides, out=tmp_path / "run", device="cpu")
+    found = train(data, "one-cycle", overrides=overrides, out=tmp_path / "run", device="cpu")
     lines = [json.loads(line) for line in (found.path / "metrics.jsonl").read_text().splitlines()]
     assert [line["val_pictures"] for line in lines] == [9, 60, 60]
     assert all(0 <= line["train_accuracy"] <= 1 for line in lines)
@@ -162,7 +162,7 @@ def test_a_validation_score_that_chose_the_epoch_is_called_optimistic(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = coloured_data(splits=("train", "val"))
-    found = train(data, "resnet18", overrides=TINY, out=tmp_path / "run", device="cpu")
+    found = train(data, "one-cycle", overrides=TINY, out=tmp_path / "run", device="cpu")
     from thumbnet.cli.views import show_summary
 
     show_summary(found)
@@ -179,7 +179,7 @@ def test_leaks_and_pictures_in_two_classes_are_named(
                 write_picture(tmp_path / "data" / split / name / f"{split}{number}.png", image)
     write_picture(tmp_path / "data" / "train" / "second" / "wrong.png", coloured(0, 0))
     out = tmp_path / "run"
-    command = ["train", str(tmp_path / "data"), "--recipe", "resnet18", "--out", str(out), "--device", "cpu"]
+    command = ["train", str(tmp_path / "data"), "--recipe", "one-cycle", "--out", str(out), "--device", "cpu"]
     settings = [part for one in TINY for part in ("--set", one)]
     assert main([*command, *settings, "--epochs", "1"]) == 0
     shown = capsys.readouterr().err
@@ -209,7 +209,7 @@ def test_evaluating_a_run_trained_on_everything_asks_for_other_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = train(
-        coloured_data(splits=("train",)), "resnet18", overrides=TINY, out=tmp_path / "r", device="cpu"
+        coloured_data(splits=("train",)), "one-cycle", overrides=TINY, out=tmp_path / "r", device="cpu"
     )
     monkeypatch.setattr(
         "thumbnet.cli.evaluate.data_of_run", lambda *_: coloured_data(splits=("train",)), raising=True

@@ -49,7 +49,7 @@ def data(own: OwnPackage) -> Path:
 @pytest.fixture
 def run(own: OwnPackage, data: Path) -> Run:
     """A finished run of the user's own network, in a process that has forgotten the network."""
-    words = ["train", str(data), "--recipe", "resnet18", *SETTINGS, "--out", "run", "--quiet"]
+    words = ["train", str(data), "--recipe", "one-cycle", *SETTINGS, "--out", "run", "--quiet"]
     assert main([*words, "--device", "cpu"]) == 0
     own.forget()
     return Run(Path("run"))
@@ -61,14 +61,14 @@ def run(own: OwnPackage, data: Path) -> Run:
 def test_the_default_recipe_of_an_own_network_suits_any_network(own: OwnPackage) -> None:
     """The recipes ``fast`` and ``small`` set learning rates for FastNet's layers by name."""
     trained = train(coloured_data(), overrides=[f"model.name={PATH}", "training.epochs=1"], out="run")
-    assert trained.recipe.name == "resnet18"
+    assert trained.recipe.name == "one-cycle"
     assert trained.recipe.model.name == PATH
     assert trained.summary["parameters"] == sum(p.numel() for p in Predictor.load("run").model.parameters())
 
 
 def test_the_installed_script_trains_a_network_that_a_recipe_file_names(own: OwnPackage, data: Path) -> None:
     """Like the script ``thumbnet``, Python here does not have the current folder on its path."""
-    own.write("mine.toml", f'extends = "resnet18"\n[model]\nname = "{PATH}"\n[training]\nepochs = 1\n')
+    own.write("mine.toml", f'extends = "one-cycle"\n[model]\nname = "{PATH}"\n[training]\nepochs = 1\n')
     script = "import sys; from thumbnet.__main__ import main; sys.exit(main())"
     words = ["train", str(data), "--recipe", "mine.toml", "--out", "run", "--set", "training.batch_size=16"]
     done = subprocess.run([sys.executable, "-P", "-c", script, *words], capture_output=True, text=True)
@@ -101,8 +101,8 @@ def test_a_recipe_that_starts_with_smaller_pictures_refuses_a_network_for_a_sing
     settings = [*SMALL, "model.name=mypackage.onesize:Net", "training.epochs=1", "optimizer.lr=0.001"]
     growing = [*settings, "schedule.small_until=0.5", "schedule.small_sides=[0.75]"]
     with pytest.raises(NetworkError, match=r"\[2, 3, 24, 24\].*schedule.small_until=0"):
-        train(coloured_data(side=32), "resnet18", overrides=growing, out="run")
-    assert train(coloured_data(side=32), "resnet18", overrides=settings, out="run").is_complete
+        train(coloured_data(side=32), "one-cycle", overrides=growing, out="run")
+    assert train(coloured_data(side=32), "one-cycle", overrides=settings, out="run").is_complete
 
 
 @pytest.mark.parametrize("average", ["0", "0.8"])
@@ -111,10 +111,10 @@ def test_a_resumed_run_with_dropout_gives_the_same_weights_as_an_uninterrupted_r
 ) -> None:
     overrides = [*OWN, f"training.ema_decay={average}"]
     torch.manual_seed(1)
-    whole = train(data, "resnet18", overrides=overrides, out="whole", device="cpu")
+    whole = train(data, "one-cycle", overrides=overrides, out="whole", device="cpu")
     torch.manual_seed(2)
     with pytest.raises(InterruptedRunError, match=f"train --resume stopped --model-code {PATH}"):
-        train(data, "resnet18", overrides=overrides, out="stopped", device="cpu", listener=StopAfter(1))
+        train(data, "one-cycle", overrides=overrides, out="stopped", device="cpu", listener=StopAfter(1))
     own.forget()
     with pytest.raises(ModelCodeError, match=PATH):
         resume("stopped", device="cpu")
@@ -131,7 +131,7 @@ def test_dropout_changes_the_trained_weights(own: OwnPackage, data: Path) -> Non
     """Otherwise the test of resuming with dropout would prove nothing."""
     weights = []
     for out in ("with", "without"):
-        run = train(data, "resnet18", overrides=OWN, out=out, device="cpu")
+        run = train(data, "one-cycle", overrides=OWN, out=out, device="cpu")
         weights.append(run.weights_path.read_bytes())
         nets = own.folder / "mypackage" / "nets.py"
         own.write("mypackage/nets.py", nets.read_text().replace("Dropout(0.1)", "Dropout(0.0)"))
@@ -144,7 +144,7 @@ def test_a_command_that_names_the_network_may_resume_automatically(own: OwnPacka
         "train",
         str(data),
         "--recipe",
-        "resnet18",
+        "one-cycle",
         *SETTINGS,
         "--out",
         "run",
@@ -152,7 +152,7 @@ def test_a_command_that_names_the_network_may_resume_automatically(own: OwnPacka
         "--quiet",
     ]
     with pytest.raises(InterruptedRunError):
-        train(data, "resnet18", overrides=OWN, out="run", device="cpu", listener=StopAfter(2))
+        train(data, "one-cycle", overrides=OWN, out="run", device="cpu", listener=StopAfter(2))
     own.forget()
     assert main([*words, "--device", "cpu"]) == 0
     assert Run(Path("run")).is_complete
@@ -192,7 +192,7 @@ def test_the_weights_of_an_own_network_can_start_another_training(own: OwnPackag
         "optimizer.weight_decay=0",
         "optimizer.groups=[]",
     ]
-    second = train("more", "resnet18", overrides=[*still, "training.init=run"], out="second", device="cpu")
+    second = train("more", "one-cycle", overrides=[*still, "training.init=run"], out="second", device="cpu")
     new, new_info = read_weights(second.weights_path)
     assert new_info.class_names == ("blue", "green", "red", "yellow")
     assert info.class_names == ("blue", "green", "red")
@@ -209,13 +209,13 @@ def test_weights_of_a_network_whose_code_has_changed_are_refused(own: OwnPackage
     with pytest.raises(
         RunError, match=r"weights in .*/run do not fit the network .*body.5.weight has the shape \[12"
     ):
-        train("data", "resnet18", overrides=[*OWN, "training.init=run"], out="second", device="cpu")
+        train("data", "one-cycle", overrides=[*OWN, "training.init=run"], out="second", device="cpu")
     with pytest.raises(RunError, match="the weights do not fit the network"):
         thumbnet.load_run("run", model=own.import_it().TinyNet)
 
 
 def test_the_learning_rate_range_test_accepts_an_own_network(own: OwnPackage, data: Path) -> None:
-    words = ["lr-find", str(data), "--recipe", "resnet18", *SETTINGS, "--steps", "20", "--device", "cpu"]
+    words = ["lr-find", str(data), "--recipe", "one-cycle", *SETTINGS, "--steps", "20", "--device", "cpu"]
     assert main(words) == 0
     assert own.was_imported()
 
@@ -231,7 +231,7 @@ def test_a_network_registered_in_the_program_itself_can_be_trained_and_loaded(ow
             return self.head(x.mean(dim=(2, 3)))
 
     made = train(
-        coloured_data(), "resnet18", overrides=[*SMALL, "model.name=pooled"], out="run", device="cpu"
+        coloured_data(), "one-cycle", overrides=[*SMALL, "model.name=pooled"], out="run", device="cpu"
     )
     expected = made.summary["accuracy"]
     assert expected > 0.5
@@ -244,7 +244,7 @@ def test_a_network_registered_in_the_program_itself_can_be_trained_and_loaded(ow
 
 
 def test_a_module_that_registers_networks_may_be_allowed_by_its_name(own: OwnPackage, data: Path) -> None:
-    words = ["train", str(data), "--recipe", "resnet18", "--set", "model.name=wide-tiny", "--epochs", "1",
+    words = ["train", str(data), "--recipe", "one-cycle", "--set", "model.name=wide-tiny", "--epochs", "1",
              "--set", "model.width=0.5", "--out", "run", "--quiet", "--device", "cpu"]  # fmt: skip
     assert main(words) == 2
     assert main([*words, "--model-code", "mypackage.nets"]) == 0
@@ -295,7 +295,7 @@ def test_a_network_that_pytorch_cannot_export_gives_a_clear_error(own: OwnPackag
     nets = own.folder / "mypackage" / "nets.py"
     choosing = "if x.mean() > 0:\n            x = x + 1\n        return self.fc"
     own.write("mypackage/nets.py", nets.read_text().replace("return self.fc", choosing))
-    load_recipe("resnet18", [f"model.name={PATH}"])
+    load_recipe("one-cycle", [f"model.name={PATH}"])
     for kind in ("onnx", "torch-export"):
         with pytest.raises(RunError, match=f"PyTorch cannot export the network {PATH}"):
             export("run", kind, "a.onnx")
@@ -308,7 +308,7 @@ def test_the_service_predicts_with_an_own_network(own: OwnPackage, run: Run) -> 
 
     from thumbnet.serving.service import ServiceSettings, build_service
 
-    load_recipe("resnet18", [f"model.name={PATH}"])
+    load_recipe("one-cycle", [f"model.name={PATH}"])
     service = build_service(load_classifier("run"), ServiceSettings(), lambda: None, lambda _: None)
     picture = write_picture(own.folder / "x.png", coloured(1, 99)).read_bytes()
     with TestClient(service) as client:
@@ -365,7 +365,7 @@ def test_resuming_a_run_does_not_import_its_network(
     own: OwnPackage, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InterruptedRunError):
-        train(data, "resnet18", overrides=OWN, out="run", device="cpu", listener=StopAfter(2))
+        train(data, "one-cycle", overrides=OWN, out="run", device="cpu", listener=StopAfter(2))
     own.forget()
     refused(["train", "--resume", "run"], capsys)
     assert not own.was_imported()
@@ -410,7 +410,7 @@ def test_an_exported_model_predicts_without_the_code(
 
 def test_weights_to_start_from_do_not_import_their_network(own: OwnPackage, run: Run) -> None:
     with pytest.raises(RunError, match=f"run has the network {PATH}"):
-        train("data", "resnet18", overrides=[*SMALL, "training.init=run"], out="second", device="cpu")
+        train("data", "one-cycle", overrides=[*SMALL, "training.init=run"], out="second", device="cpu")
     assert not own.was_imported()
 
 

@@ -17,7 +17,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     out = tmp_path_factory.mktemp("run") / "run"
     status, stdout, stderr = run_cli(
-        "train", folder, "--recipe", "resnet18", "--out", out, *SETTINGS, *epochs(8)
+        "train", folder, "--recipe", "one-cycle", "--out", out, *SETTINGS, *epochs(8)
     )
     assert status == 0, stderr
     return out, stdout, stderr

@@ -34,7 +34,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def training(table: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """A run's folder, and what the command printed to stdout and stderr."""
     out = tmp_path_factory.mktemp("run") / "run"
-    command = ["train", str(table), "--recipe", "resnet18", "--out", str(out), "--device", "cpu"]
+    command = ["train", str(table), "--recipe", "one-cycle", "--out", str(out), "--device", "cpu"]
     with redirect_stdout(io.StringIO()) as stdout, redirect_stderr(io.StringIO()) as stderr:
         assert main([*command, *SETTINGS, *epochs(3)]) == 0
     return out, stdout.getvalue(), stderr.getvalue()

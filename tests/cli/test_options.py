@@ -33,7 +33,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(own: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("run") / "run"
-    return train(own, "resnet18", overrides=[*TINY, "data.val_fraction=0.1"], out=out, device="cpu")
+    return train(own, "one-cycle", overrides=[*TINY, "data.val_fraction=0.1"], out=out, device="cpu")
 
 
 def evaluate(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[dict[str, object], str]:
@@ -81,7 +81,7 @@ def test_the_runs_group_by_does_not_apply_to_other_data(
     own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [*TINY, "training.epochs=1", r"data.group_by='(\d)\.png'"]
-    grouped = train(own, "resnet18", overrides=settings, out=tmp_path / "run", device="cpu")
+    grouped = train(own, "one-cycle", overrides=settings, out=tmp_path / "run", device="cpu")
     other = tmp_path / "other"
     for name in ("red", "green", "blue"):
         write_picture(other / name / "x.png", noise(1))

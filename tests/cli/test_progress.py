@@ -65,7 +65,7 @@ def test_the_display_says_why_kernels_are_off(
         with TrainingDisplay() as display:
             run = train(
                 coloured_data(),
-                "resnet18",
+                "one-cycle",
                 overrides=[*TINY, "training.epochs=1"],
                 out=tmp_path / name,
                 listener=display,
@@ -102,7 +102,7 @@ def test_the_display_says_why_kernels_are_not_kept(
         with TrainingDisplay() as display:
             train(
                 coloured_data(),
-                "resnet18",
+                "one-cycle",
                 overrides=settings,
                 out=tmp_path / str(reason)[:4],
                 listener=display,

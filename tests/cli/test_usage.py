@@ -21,7 +21,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run whose data are a folder."""
     place = tmp_path_factory.mktemp("finished")
     data = write_class_folders(place / "pictures", ["train", "test"])
-    return train(data, "resnet18", overrides=[*TINY, "training.epochs=1"], out=place / "runs" / "cats").path
+    return train(data, "one-cycle", overrides=[*TINY, "training.epochs=1"], out=place / "runs" / "cats").path
 
 
 MISTAKES = [

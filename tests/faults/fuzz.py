@@ -114,7 +114,7 @@ def seeds(name: str) -> list[bytes]:
         from thumbnet.training.train import train
 
         tiny = ["model.name=resnet20", "model.width=0.07", "training.epochs=1"]
-        run = train(coloured_data(), "resnet18", overrides=tiny, out=SCRATCH / "run", device="cpu")
+        run = train(coloured_data(), "one-cycle", overrides=tiny, out=SCRATCH / "run", device="cpu")
         (SCRATCH / "recipe.toml").write_bytes((run.path / "recipe.toml").read_bytes())
         file = run.weights_path if name == "weights" else run.path / "checkpoint.pt"
         return [file.read_bytes()]

@@ -224,7 +224,7 @@ _SUFFIXES = ("csv", "tsv", "txt", "jsonl", "ndjson", "csv", "csv", "csv")
 
 
 def table(data: bytes) -> object:
-    """A table beside pictures. Flags: 3 bits suffix, 2 bits multilabel, 8 within the folder, 32 skip."""
+    """A table next to pictures. Flags: 3 bits suffix, 2 bits multilabel, 8 within the folder, 32 skip."""
     flags, (content, second) = split(data, 2)
     name = f"train.{_SUFFIXES[flags & 7]}"
     folder = folder_of({**PICTURES, name: content, **({"test.csv": second} if second else {})})

@@ -16,7 +16,7 @@ from helpers import coloured, write_picture
 
 CLASSES = ("green", "red")
 SETTINGS = (
-    "--recipe", "resnet18", "--set", "model.name=fastnet", "--set", "model.width=0.05", "--set", "data.image_size=16",
+    "--recipe", "one-cycle", "--set", "model.name=fastnet", "--set", "model.width=0.05", "--set", "data.image_size=16",
     "--set", "training.batch_size=2", "--epochs", "1", "--set", "checkpoint.min_seconds=0",
 )  # fmt: skip
 STEPS = ("--set", "checkpoint.steps=1")

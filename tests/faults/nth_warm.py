@@ -102,7 +102,7 @@ def _compute_before() -> None:
     typing.get_type_hints = lambda one, *more, **named: (hints if more or named else known)(
         one, *more, **named
     )
-    load_recipe("resnet18")
+    load_recipe("one-cycle")
     cli.parse(["train", "digits"])
     stream = io.BytesIO()
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(stream, "png")

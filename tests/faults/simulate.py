@@ -144,8 +144,8 @@ def draw_recipe(number: int) -> Recipe:
     if draw.random() < 0.25:
         values["schedule.small_until"] = 0.5
         values["data.image_size"] = "28"
-    recipe = draw.choice(("resnet18", "resnet18", "fast"))
-    if recipe == "resnet18":
+    recipe = draw.choice(("one-cycle", "one-cycle", "fast"))
+    if recipe == "one-cycle":
         values["optimizer.name"] = draw.choice(("sgd", "adamw"))
         values["optimizer.nesterov"] = False
         values["schedule.name"] = draw.choice(("constant", "cosine", "linear", "one-cycle"))

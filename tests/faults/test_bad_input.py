@@ -33,7 +33,7 @@ SECONDS = 5  # per picture
 COMMAND_SECONDS = 20  # per command, which may train a network and decode hundreds of pictures
 GIBIBYTE = 1 << 30
 FILES = dict(corpus())
-TRAINING = ["--recipe", "resnet18", *(f"--set={setting}" for setting in TINY), "--set=training.epochs=1"]
+TRAINING = ["--recipe", "one-cycle", *(f"--set={setting}" for setting in TINY), "--set=training.epochs=1"]
 
 
 @dataclass

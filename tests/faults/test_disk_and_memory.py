@@ -198,7 +198,7 @@ sys.exit(main(sys.argv[1:]))
 
 def test_too_little_memory_is_explained_and_micro_batches_help(tmp_path: Path) -> None:
     arguments = [
-        "train", "digits", "--recipe", "resnet18", "--epochs", "1", "--set", "data.subset_size=600",
+        "train", "digits", "--recipe", "one-cycle", "--epochs", "1", "--set", "data.subset_size=600",
         "--set", "model.width=0.5", "--set", "training.precision=fp32", "--batch-size", "600",
         "--set", "evaluation.batch_size=20",
     ]  # fmt: skip

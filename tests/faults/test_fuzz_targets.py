@@ -1,6 +1,6 @@
 """Each target of the fuzzers, without libFuzzer: it accepts its own seeds, and survives simple mutations of them.
 
-What ``make fuzz`` found is in :data:`FOUND`. The findings of single readers have tests beside these readers.
+What ``make fuzz`` found is in :data:`FOUND`. The findings of single readers have tests next to those of these readers.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def begun(tmp_path: Path, tiny_run: Run) -> Path:
     out = tmp_path / "run"
     options = [
         "--recipe",
-        "resnet18",
+        "one-cycle",
         "--set",
         "model.name=resnet20",
         "--set",

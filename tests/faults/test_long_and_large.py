@@ -27,7 +27,7 @@ MEGABYTE = 1 << 20
 def test_memory_and_open_files_do_not_grow_over_very_many_steps(tmp_path: Path) -> None:
     out, per_epoch = tmp_path / "run", 100
     process = subprocess.Popen(
-        [sys.executable, "-m", "thumbnet", "train", "digits", "--recipe", "resnet18", "--out", str(out),
+        [sys.executable, "-m", "thumbnet", "train", "digits", "--recipe", "one-cycle", "--out", str(out),
          "--epochs", str(STEPS // per_epoch), "--batch-size", "2", "--image-size", "16",
          "--set", f"data.subset_size={2 * per_epoch}", "--set", "model.name=resnet20",
          "--set", "model.width=0.07", "--set", "training.precision=fp32", "--set", "evaluation.every=0"],

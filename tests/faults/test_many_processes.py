@@ -96,7 +96,7 @@ def test_several_processes_learn_like_one_and_only_one_of_them_writes(
     arguments: list[str | Path] = [
         folder,
         "--recipe",
-        "resnet18",
+        "one-cycle",
         *OVERRIDES,
         "--set",
         "training.ema_decay=0.9",
@@ -133,7 +133,7 @@ def test_an_error_in_one_process_ends_all_of_them(folder: Path, tmp_path: Path) 
         2,
         folder,
         "--recipe",
-        "resnet18",
+        "one-cycle",
         *OVERRIDES,
         "--set",
         "training.batch_size=0",
@@ -150,7 +150,7 @@ def test_an_error_in_one_process_ends_all_of_them(folder: Path, tmp_path: Path) 
     assert time.monotonic() - started < 60
 
 
-LONGER: list[str] = ["--recipe", "resnet18", *OVERRIDES, "--set", "training.epochs=12", "--checkpoint-steps", "1", "--auto-resume"]  # fmt: skip
+LONGER: list[str] = ["--recipe", "one-cycle", *OVERRIDES, "--set", "training.epochs=12", "--checkpoint-steps", "1", "--auto-resume"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,7 @@ def test_two_machines_train_and_survive(
 ) -> None:
     """If the link is cut or the other machine's agent dies, the first goes on alone to the correct result."""
     arguments: list[str | Path] = [
-        folder, "--recipe", "resnet18", *OVERRIDES, "--set", "training.epochs=20", "--checkpoint-steps", "1", "--auto-resume",
+        folder, "--recipe", "one-cycle", *OVERRIDES, "--set", "training.epochs=20", "--checkpoint-steps", "1", "--auto-resume",
     ]  # fmt: skip
     done = train(1, *arguments, "--out", tmp_path / "calm")
     assert done.returncode == 0, done.stderr

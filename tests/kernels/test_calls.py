@@ -130,7 +130,7 @@ def test_a_training_whose_kernel_gets_no_memory_raises_out_of_memory_error(
     memory.granted = 3
     settings = [*TINY, "training.precision=bf16", "model.width=2", "augment.translate=0"]
     with pytest.raises(OutOfMemoryError, match="16 pictures in a forward pass"):
-        train(coloured_data(), "resnet18", overrides=settings, out=tmp_path / "run", device="cpu")
+        train(coloured_data(), "one-cycle", overrides=settings, out=tmp_path / "run", device="cpu")
 
 
 LIMITED = """

@@ -55,17 +55,17 @@ def build(
 
 def test_a_registered_network_is_known_by_its_name_and_its_import_path() -> None:
     with pytest.raises(RecipeError, match="Known: fastnet"):
-        load_recipe("resnet18", ["model.name=plain"])
+        load_recipe("one-cycle", ["model.name=plain"])
     assert thumbnet.register_model("plain")(Plain) is Plain
     assert model_names()[-1] == "plain"
-    recipe = load_recipe("resnet18", ["model.name=plain"])
+    recipe = load_recipe("one-cycle", ["model.name=plain"])
     model = build_model(recipe.model, 7)
     assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 7)
     assert find_builder(f"{__name__}:Plain") is Plain
     assert same_network("plain", f"{__name__}:Plain")
     assert not same_network("plain", "resnet18")
     with pytest.raises(RecipeError, match="Did you mean 'plain'"):
-        load_recipe("resnet18", ["model.name=plian"])
+        load_recipe("one-cycle", ["model.name=plian"])
 
 
 def test_a_name_that_is_taken_is_refused() -> None:

@@ -118,7 +118,7 @@ def test_a_run_of_deep_pictures_is_exported_with_its_range(tmp_path: Path) -> No
     }
     data = Data("deep", "made by the tests", ("dark", "bright"), splits)
     result = thumbnet.train(
-        data, "resnet18", overrides=[*TINY, "training.epochs=1"], out=tmp_path / "run", device="cpu"
+        data, "one-cycle", overrides=[*TINY, "training.epochs=1"], out=tmp_path / "run", device="cpu"
     )
     for kind, name in (("onnx", "a.onnx"), ("onnx-any-size", "b.onnx")):
         export(result.path, kind, tmp_path / name, data)

@@ -95,7 +95,7 @@ def test_the_error_for_an_unknown_network_suggests_the_nearest_name() -> None:
 
 
 def test_a_users_override_allows_an_import_path() -> None:
-    load_recipe("resnet18", [f"model.name={PATH}"])
+    load_recipe("one-cycle", [f"model.name={PATH}"])
     assert is_allowed(PATH)
     assert not is_allowed("mypackage.nets:Other")
     Recipe().override(['model={name = "a:B"}'])

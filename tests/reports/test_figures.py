@@ -147,7 +147,7 @@ def test_a_range_test_marks_the_suggested_rate() -> None:
 
 
 def test_a_schedule_is_drawn_over_the_epochs_up_to_the_peak_rate() -> None:
-    recipe = load_recipe("resnet18")
+    recipe = load_recipe("one-cycle")
     (axes,) = figures.schedule_figure(recipe).axes
     times, rates = drawn(axes.lines[0])
     assert times[0] == 0

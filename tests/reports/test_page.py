@@ -247,7 +247,7 @@ def test_class_names_are_escaped(tmp_path: Path) -> None:
     evil = "</script><img src=x onerror=alert(1)>"
     plain = coloured_data()
     data = Data(evil, evil, (evil, "=green", "$b$l$ue$"), plain.splits)
-    run = train(data, "resnet18", overrides=[*TINY, "training.epochs=1"], out=tmp_path / "run", device="cpu")
+    run = train(data, "one-cycle", overrides=[*TINY, "training.epochs=1"], out=tmp_path / "run", device="cpu")
     write_report(run, data, "test", tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text("utf-8")
     assert "&lt;/script&gt;&lt;img src=x" in text

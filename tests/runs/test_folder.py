@@ -24,7 +24,7 @@ def test_a_complete_run_has_all_of_its_files(tiny_run: Run) -> None:
         "recipe.toml", "run.json", "environment.json", "metrics.jsonl",
         "checkpoint.pt", "model.safetensors", "summary.json", ".lock", "metrics.csv", "digests.npy",
     }  # fmt: skip
-    assert tiny_run.recipe == load_recipe("resnet18", TINY)
+    assert tiny_run.recipe == load_recipe("one-cycle", TINY)
     summary = tiny_run.summary
     assert summary["split"] == "test"
     assert 0 <= summary["accuracy"] <= 1

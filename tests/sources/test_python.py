@@ -128,7 +128,7 @@ def test_the_error_about_nan_names_the_picture(tmp_path: Path) -> None:
     with pytest.raises(ThumbnetError, match=r"\[7\]"):
         training.train(
             (broken, Y),
-            "resnet18",
+            "one-cycle",
             overrides=[*TINY, "data.test_fraction=0"],
             out=tmp_path / "run",
             device="cpu",
@@ -138,7 +138,7 @@ def test_the_error_about_nan_names_the_picture(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> thumbnet.Run:
     out = tmp_path_factory.mktemp("memory") / "run"
-    return training.train((X, Y), "resnet18", overrides=TINY, out=out, device="cpu")
+    return training.train((X, Y), "one-cycle", overrides=TINY, out=out, device="cpu")
 
 
 def test_a_run_trained_on_arrays_can_be_evaluated_on_arrays(trained: thumbnet.Run) -> None:
@@ -191,10 +191,10 @@ def test_such_a_run_resumes_only_with_its_own_data(tmp_path: Path) -> None:
         def should_stop(self) -> bool:
             return True
 
-    whole = training.train((X, Y), "resnet18", overrides=TINY, out=tmp_path / "whole", device="cpu")
+    whole = training.train((X, Y), "one-cycle", overrides=TINY, out=tmp_path / "whole", device="cpu")
     with pytest.raises(ThumbnetError, match="stopped"):
         training.train(
-            (X, Y), "resnet18", overrides=TINY, out=tmp_path / "run", device="cpu", listener=Stop()
+            (X, Y), "one-cycle", overrides=TINY, out=tmp_path / "run", device="cpu", listener=Stop()
         )
     with pytest.raises(RunError, match="in memory"):
         thumbnet.resume(tmp_path / "run", progress=False)
@@ -206,7 +206,7 @@ def test_such_a_run_resumes_only_with_its_own_data(tmp_path: Path) -> None:
 
 def test_pictures_of_numbered_classes_are_flipped_only_if_they_are_in_colour(tmp_path: Path) -> None:
     settings = [*TINY[:-1], "training.epochs=1"]
-    colour = training.train((X, Y), "resnet18", overrides=settings, out=tmp_path / "a", device="cpu")
-    grey = training.train((X[..., 0], Y), "resnet18", overrides=settings, out=tmp_path / "b", device="cpu")
+    colour = training.train((X, Y), "one-cycle", overrides=settings, out=tmp_path / "a", device="cpu")
+    grey = training.train((X[..., 0], Y), "one-cycle", overrides=settings, out=tmp_path / "b", device="cpu")
     assert colour.recipe.augment.flip == "random"
     assert grey.recipe.augment.flip == "none"

@@ -40,7 +40,7 @@ def test_without_a_recipe_the_default_one_takes_the_overrides() -> None:
     [
         ([], "finetune"),
         (["model.pretrained=true"], "finetune"),
-        (["model.pretrained = false"], "resnet18"),
+        (["model.pretrained = false"], "one-cycle"),
     ],
 )
 def test_a_network_of_timm_is_fine_tuned_by_default_unless_its_weights_are_random(
@@ -157,6 +157,6 @@ def test_patience_without_any_val_split_is_refused() -> None:
 
 
 def test_it_says_where_early_stopping_rarely_helps() -> None:
-    for recipe, helps in (("fast", False), ("resnet18", False), ("tutorial", True)):
+    for recipe, helps in (("fast", False), ("resnet18", False), ("one-cycle", False), ("tutorial", True)):
         _, data = choose_recipe(coloured_data(), recipe, PATIENT, None, QUIET)
         assert any("rarely helps" in note for note in data.notes) is not helps

@@ -21,7 +21,7 @@ from training_helpers import StopAfter
 def first(tmp_path_factory: pytest.TempPathFactory) -> Run:
     place = tmp_path_factory.mktemp("first")
     data = write_class_folders(place / "data", ["train", "test"], per_class=20)
-    return train(data, "resnet18", overrides=TINY, out=place / "run")
+    return train(data, "one-cycle", overrides=TINY, out=place / "run")
 
 
 def contents(run: Run) -> dict[str, bytes]:
@@ -46,7 +46,7 @@ def test_it_goes_on_in_a_new_run_and_leaves_the_first_as_it_was(first: Run, tmp_
 
 def test_its_rate_is_that_of_the_last_part_of_the_longer_schedule(first: Run) -> None:
     planned = continuation(first.path, 2).recipe
-    longer = load_recipe("resnet18", TINY).schedule
+    longer = load_recipe("one-cycle", TINY).schedule
     for step in range(40):
         assert factor_at(planned.schedule, step, 40) == pytest.approx(
             factor_at(longer, 60 + step, 100), abs=0.02
@@ -78,7 +78,7 @@ def test_stopped_in_the_second_phase_it_resumes_to_the_very_same_weights(first: 
 def test_an_unfinished_run_is_to_be_finished_first(first: Run, tmp_path: Path) -> None:
     data = first.settings["data"]
     with pytest.raises(InterruptedRunError):
-        train(data, "resnet18", overrides=TINY, out=tmp_path / "run", listener=StopAfter(3))
+        train(data, "one-cycle", overrides=TINY, out=tmp_path / "run", listener=StopAfter(3))
     with pytest.raises(RunError, match=r"not finished.*Finish it first: .*train --resume"):
         resume(tmp_path / "run", more_epochs=2)
 
@@ -89,7 +89,7 @@ def test_settings_may_change_and_data_may_not(first: Run, tmp_path: Path) -> Non
     with pytest.raises(RecipeError, match="--more-epochs 0"):
         continuation(first.path, 0)
     data = write_class_folders(tmp_path / "data", ["train", "test"], per_class=4)
-    run = train(data, "resnet18", overrides=[*TINY, "training.epochs=1"], out=tmp_path / "run")
+    run = train(data, "one-cycle", overrides=[*TINY, "training.epochs=1"], out=tmp_path / "run")
     (data / "train" / "red" / "0.png").unlink()
     with pytest.raises(RunError, match=r"have changed.*--init"):
         resume(run.path, more_epochs=1, out=tmp_path / "second")
@@ -123,7 +123,7 @@ def test_a_run_that_was_planned_for_a_time_is_continued_for_whole_epochs(first: 
     plan = ["training.steps=8", "schedule.planned_at=[0,4]", "schedule.planned_steps=[9,8]"]
     timed = train(
         str(first.settings["data"]),
-        "resnet18",
+        "one-cycle",
         overrides=[*TINY, *plan],
         out=tmp_path / "timed",
         device="cpu",

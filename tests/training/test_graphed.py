@@ -63,7 +63,7 @@ RECIPES = {
     ),
     "all pictures": ("fast", [*FAST, "data.skip_easy=0", "augment.translate_fill=zero"]),
     "sgd": (
-        "resnet18",
+        "one-cycle",
         [
             *SGD,
             "augment.flip=random",
@@ -73,7 +73,7 @@ RECIPES = {
             "training.label_smoothing=0.1",
         ],
     ),
-    "balanced, adamw": ("resnet18", [*ADAMW, "data.sampling=balanced", "training.ema_decay=0.9"]),
+    "balanced, adamw": ("one-cycle", [*ADAMW, "data.sampling=balanced", "training.ema_decay=0.9"]),
 }
 every_recipe = pytest.mark.parametrize("name", RECIPES)
 

@@ -36,8 +36,8 @@ RECIPES = {
         "fast",
         [*SMALL, "training.ema_decay=0.9", "training.class_weights=balanced", "augment.cutout=6"],
     ),
-    "sgd": ("resnet18", [*RESNET, "augment.flip=random", "training.drop_last=false"]),
-    "adamw": ("resnet18", [*RESNET, "optimizer.name=adamw", "optimizer.lr=0.003", "data.skip_easy=0"]),
+    "sgd": ("one-cycle", [*RESNET, "augment.flip=random", "training.drop_last=false"]),
+    "adamw": ("one-cycle", [*RESNET, "optimizer.name=adamw", "optimizer.lr=0.003", "data.skip_easy=0"]),
 }
 every_recipe = pytest.mark.parametrize("name", RECIPES)
 

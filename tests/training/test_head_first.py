@@ -70,9 +70,9 @@ def trained(state: TrainingState, prepared: Prepared, on_step: Callable[[StepRes
 @pytest.mark.parametrize(
     ("recipe", "more"),
     [
-        ("resnet18", ["training.ema_decay=0.9"]),
-        ("resnet18", ["optimizer.name=adamw", "optimizer.lr=0.01", "optimizer.groups=[]", "training.micro_batch=8"]),
-        ("resnet18", ["training.precision=bf16", "training.on_nonfinite=skip"]),  # by the kernels, where there are some
+        ("one-cycle", ["training.ema_decay=0.9"]),
+        ("one-cycle", ["optimizer.name=adamw", "optimizer.lr=0.01", "optimizer.groups=[]", "training.micro_batch=8"]),
+        ("one-cycle", ["training.precision=bf16", "training.on_nonfinite=skip"]),  # by the kernels, where there are some
         ("fast", ["model.name=fastnet", "model.width=0.125", "training.min_steps=0"]),  # Muon
     ],
 )  # fmt: skip
@@ -104,7 +104,7 @@ def test_a_resume_within_at_the_end_of_and_after_the_phase_gives_the_same_weight
     stop: int, whole: Run, tmp_path: Path
 ) -> None:
     with pytest.raises(InterruptedRunError):
-        train(DATA, "resnet18", overrides=HALF, out=tmp_path / "run", device="cpu", listener=StopAfter(stop))
+        train(DATA, "one-cycle", overrides=HALF, out=tmp_path / "run", device="cpu", listener=StopAfter(stop))
     part = resume(tmp_path / "run", data=DATA, device="cpu")
     assert not changed(*(read_weights(run.weights_path)[0] for run in (whole, part)))
 
@@ -112,7 +112,7 @@ def test_a_resume_within_at_the_end_of_and_after_the_phase_gives_the_same_weight
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("whole") / "run"
-    return train(DATA, "resnet18", overrides=HALF, out=out, device="cpu")
+    return train(DATA, "one-cycle", overrides=HALF, out=out, device="cpu")
 
 
 def test_a_training_from_another_runs_weights_keeps_them_at_first(tiny_run: Run) -> None:
@@ -140,9 +140,9 @@ def test_more_epochs_train_all_layers_from_the_first_step(whole: Run) -> None:
 def test_such_a_training_is_not_recorded_as_a_cuda_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphed, "DEVICES", ("cpu",))
     monkeypatch.setattr(graphed, "FEWEST_STEPS", 0)
-    state, prepared = fresh("resnet18")
+    state, prepared = fresh("one-cycle")
     reason = why_not_graphed(state, prepared.train)
     assert reason is not None
     assert "schedule.head_first" in reason
-    state, prepared = fresh("resnet18", "schedule.head_first=0")
+    state, prepared = fresh("one-cycle", "schedule.head_first=0")
     assert why_not_graphed(state, prepared.train) is None

@@ -52,7 +52,7 @@ def test_a_resumed_training_goes_on_in_its_entry_with_the_same_weights(
     data, notes = coloured_data(), Listener()
     with pytest.raises(InterruptedRunError):
         train(
-            data, "resnet18", overrides=TINY, out=tmp_path / "run", device="cpu", listener=StopAfter(6),
+            data, "one-cycle", overrides=TINY, out=tmp_path / "run", device="cpu", listener=StopAfter(6),
             track=["mlflow"],
         )  # fmt: skip
     run = Run(tmp_path / "run")

@@ -106,9 +106,9 @@ def test_one_class_per_picture_trains_to_the_same_bits_as_before(
     settings = [*TINY, "training.epochs=2", "data.skip_easy=0.25", "training.label_smoothing=0.1"]
     settings += ["training.micro_batch=8", "training.ema_decay=0.9"]
     data = coloured_data(32)
-    now = train(data, "resnet18", overrides=settings, out=tmp_path / "now", device="cpu")
+    now = train(data, "one-cycle", overrides=settings, out=tmp_path / "now", device="cpu")
     monkeypatch.setattr(step_module, "accumulate_gradients", as_before)
-    before = train(data, "resnet18", overrides=settings, out=tmp_path / "before", device="cpu")
+    before = train(data, "one-cycle", overrides=settings, out=tmp_path / "before", device="cpu")
     assert now.weights_path.read_bytes() == before.weights_path.read_bytes()
     lines = [(run.path / "metrics.jsonl").read_text() for run in (now, before)]
     assert "map" not in lines[0]
@@ -157,7 +157,7 @@ def test_the_epoch_with_the_highest_map_on_val_is_kept(label_run: Run) -> None:
 
 def test_worker_processes_give_the_same_network(tmp_path: Path, plain_labels_run: Run) -> None:
     settings = [*TINY, "training.epochs=1", "data.engine=workers", "data.workers=1"]
-    run = train(coloured_labels(40), "resnet18", overrides=settings, out=tmp_path / "run", device="cpu")
+    run = train(coloured_labels(40), "one-cycle", overrides=settings, out=tmp_path / "run", device="cpu")
     assert_same_weights(run, plain_labels_run)
 
 
@@ -167,7 +167,7 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch() -> None:
     def gradient(micro_batch: int) -> tuple[Tensor, Tensor]:
         torch.manual_seed(0)
         head = nn.Linear(48, 3)
-        recipe = load_recipe("resnet18", [*TINY, f"training.micro_batch={micro_batch}"])
+        recipe = load_recipe("one-cycle", [*TINY, f"training.micro_batch={micro_batch}"])
         state = TrainingState(nn.Sequential(nn.Flatten(), head), recipe, 1, CPU)
         loss = accumulate_gradients(state, Batch(images, labels))
         assert head.weight.grad is not None
@@ -180,7 +180,7 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch() -> None:
 def plain_labels_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("plain") / "run"
     return train(
-        coloured_labels(40), "resnet18", overrides=[*TINY, "training.epochs=1"], out=out, device="cpu"
+        coloured_labels(40), "one-cycle", overrides=[*TINY, "training.epochs=1"], out=out, device="cpu"
     )
 
 
@@ -200,7 +200,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path, plain_labels_run: 
     with pytest.raises(InterruptedRunError):
         train(
             data,
-            "resnet18",
+            "one-cycle",
             overrides=[*TINY, "training.epochs=1"],
             out=out,
             device="cpu",
@@ -215,7 +215,7 @@ def test_a_training_can_start_from_weights_of_either_kind(
     tmp_path: Path, label_run: Run, tiny_run: Run
 ) -> None:
     data = coloured_labels(40)
-    recipe = load_recipe("resnet18", [*TINY, f"training.init={label_run.path}"])
+    recipe = load_recipe("one-cycle", [*TINY, f"training.init={label_run.path}"])
     prepared = prepare(data, recipe, CPU)
     state = build_state(recipe, prepared, data.class_names, CPU)
     own = weights_of(label_run)
@@ -231,7 +231,7 @@ def test_a_training_can_start_from_weights_of_either_kind(
 
 def test_the_learning_rate_range_test_works(tmp_path: Path) -> None:
     data = coloured_labels(64)
-    recipe = load_recipe("resnet18", TINY)
+    recipe = load_recipe("one-cycle", TINY)
     prepared = prepare(data, recipe, CPU)
     state = build_state(recipe, prepared, data.class_names, CPU)
     found = learning_rate_range_test(state, prepared.train, steps=15, lowest=1e-3, highest=1.0)
@@ -262,7 +262,7 @@ def test_the_recipe_is_fitted_to_several_labels_and_only_to_them() -> None:
 def test_processes_share_a_batch_and_one_without_pictures_counts_nothing() -> None:
     """Three processes and batches of two pictures: the third has a picture whose labels do not count."""
     data = coloured_labels(12)
-    recipe = load_recipe("resnet18", [*TINY, "training.batch_size=2"])
+    recipe = load_recipe("one-cycle", [*TINY, "training.batch_size=2"])
     shares = [prepare(data, recipe, CPU, world=World(rank, 3)).train for rank in range(3)]
     whole = prepare(data, recipe, CPU).train
     for batch, *parts in zip(whole.epoch(0), *(one.epoch(0) for one in shares), strict=True):
@@ -278,9 +278,9 @@ def test_pictures_with_several_labels_are_mixed_and_resume_to_the_bit(tmp_path: 
         coloured_labels(40),
         [*TINY, "training.epochs=1", "augment.mixup=0.4", "augment.cutmix=1.0"],
     )
-    whole = train(data, "resnet18", overrides=settings, out=tmp_path / "whole", device="cpu")
+    whole = train(data, "one-cycle", overrides=settings, out=tmp_path / "whole", device="cpu")
     with pytest.raises(InterruptedRunError):
-        train(data, "resnet18", overrides=settings, out=tmp_path / "two", device="cpu", listener=StopAfter(1))
+        train(data, "one-cycle", overrides=settings, out=tmp_path / "two", device="cpu", listener=StopAfter(1))
     resumed = resume(tmp_path / "two", data=data, device="cpu")
     first, second = (read_weights(run.path / "model.safetensors")[0] for run in (whole, resumed))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())

@@ -19,6 +19,17 @@ def small() -> ResNet:
     return ResNet([1, 1], [8, 8], num_classes=3)
 
 
+def test_vectors_are_the_biases_and_the_weights_of_normalisation() -> None:
+    groups = (GroupSettings("@head", lr=0.5), GroupSettings("@vectors", lr=0.3))
+    model = small()
+    optimizer = build_optimizer(OptimizerSettings(lr=0.1, groups=groups), model)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
+    assert found["head.bias"] == found["head.weight"] == 0.5
+    assert found["norm.weight"] == found["norm.bias"] == found["stages.1.0.shortcut.1.bias"] == 0.3
+    assert found["stem.weight"] == found["stages.1.0.shortcut.0.weight"] == 0.1
+
+
 def test_parameters_go_to_the_first_group_that_matches_and_to_one_only() -> None:
     groups = (
         GroupSettings("head.*", lr=0.5, weight_decay=0.0),

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def range_test(lowest: float, highest: float, steps: int = 60) -> RangeTest:
-    recipe = load_recipe("resnet18", TINY)
+    recipe = load_recipe("one-cycle", TINY)
     prepared = prepare(coloured_data(), recipe, CPU)
     state = build_state(recipe, prepared, "rgb", CPU)
     return learning_rate_range_test(state, prepared.train, lowest=lowest, highest=highest, steps=steps)
@@ -48,7 +48,7 @@ def test_a_range_in_which_nothing_falls_is_explained() -> None:
 
 def first_losses(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[list[float], list[float]]:
     """The first losses of a training at a constant rate, and of a range test that stays at that rate."""
-    recipe = load_recipe("resnet18", [*TINY, "schedule.name=constant", "schedule.warmup=0.0", *overrides])
+    recipe = load_recipe("one-cycle", [*TINY, "schedule.name=constant", "schedule.warmup=0.0", *overrides])
     recipe = replace(recipe, training=replace(recipe.training, epochs=6))
     data = coloured_data(30)
     uneven = data.splits["train"].subset(torch.arange(24).numpy())  # so that balanced weights differ from one
@@ -119,7 +119,7 @@ class Spoilt:
 @pytest.mark.parametrize("handling", ["stop", "skip"])
 def test_a_loss_that_is_not_finite_ends_the_test_with_what_it_has(handling: str) -> None:
     settings = [f"training.on_nonfinite={handling}", "training.max_skips=0"]
-    recipe = load_recipe("resnet18", [*TINY, *settings])
+    recipe = load_recipe("one-cycle", [*TINY, *settings])
     state = build_state(recipe, prepare(coloured_data(), recipe, CPU), "rgb", CPU)
     test = learning_rate_range_test(state, Spoilt(40), lowest=1e-3, highest=1.0, steps=80)
     assert len(test.losses) == 40
@@ -135,6 +135,6 @@ def test_memory_that_is_refused_is_our_error() -> None:
         def forward(self, x: Any) -> Any:
             raise RuntimeError("could not create a primitive")
 
-    state = TrainingState(Greedy(), load_recipe("resnet18", TINY), 100, CPU)
+    state = TrainingState(Greedy(), load_recipe("one-cycle", TINY), 100, CPU)
     with pytest.raises(OutOfMemoryError, match=r"8 pictures in a forward pass.*\n.*--micro-batch 4"):
         learning_rate_range_test(state, Spoilt(100))

@@ -22,7 +22,7 @@ NAMES = ("red", "green", "blue")
 
 
 def made(*overrides: str, splits: tuple[str, ...] = ("train", "val", "test")) -> Any:
-    recipe = load_recipe("resnet18", [*TINY, *overrides])
+    recipe = load_recipe("one-cycle", [*TINY, *overrides])
     prepared = prepare(coloured_data(splits=splits), recipe, CPU)
     return build_state(recipe, prepared, NAMES, CPU), prepared
 
@@ -88,7 +88,7 @@ def test_what_repeats_is_reported_once(tmp_path: Path) -> None:
     train = data.splits["train"]
     leaking = {**data.splits, "test": train.subset(torch.arange(6).numpy())}
     data = type(data)(data.source, data.layout, data.class_names, leaking)
-    prepared = prepare(data, load_recipe("resnet18", TINY), CPU)
+    prepared = prepare(data, load_recipe("one-cycle", TINY), CPU)
     teller = RepeatTeller(Run(tmp_path), prepared, NAMES, Hearing())
     found = teller.tell()
     assert teller.tell() is found

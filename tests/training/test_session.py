@@ -25,7 +25,7 @@ from training_helpers import StopAfter
 def test_a_stop_saves_the_very_step_and_leaves_no_summary(tmp_path: Path) -> None:
     data = coloured_data()
     with pytest.raises(InterruptedRunError) as caught:
-        train(data, "resnet18", overrides=TINY, out=tmp_path / "run", device="cpu", listener=StopAfter(6))
+        train(data, "one-cycle", overrides=TINY, out=tmp_path / "run", device="cpu", listener=StopAfter(6))
     assert caught.value.exit_status == 130
     run = Run.open(tmp_path / "run")
     assert not run.is_complete
@@ -113,7 +113,7 @@ def test_val_is_watched_if_there_is_one_and_the_summary_is_about_test(
 ) -> None:
     overrides = [*TINY, "training.epochs=2"]
     run = train(
-        coloured_data(splits=splits), "resnet18", overrides=overrides, out=tmp_path / "r", device="cpu"
+        coloured_data(splits=splits), "one-cycle", overrides=overrides, out=tmp_path / "r", device="cpu"
     )
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert [f"{watched}_accuracy" in row for row in rows] == [True, True]
@@ -124,7 +124,7 @@ def test_val_is_watched_if_there_is_one_and_the_summary_is_about_test(
 def test_without_anything_held_out_a_training_still_ends_with_weights(tmp_path: Path) -> None:
     data = coloured_data(splits=("train",))
     overrides = [*TINY, "training.epochs=1", "data.calibration_pictures=0"]
-    run = train(data, "resnet18", overrides=overrides, out=tmp_path / "r", device="cpu")
+    run = train(data, "one-cycle", overrides=overrides, out=tmp_path / "r", device="cpu")
     assert (run.summary["split"], run.summary["accuracy"], run.summary["temperature"]) == (None, None, 1.0)
     assert run.weights_path.is_file()
 
@@ -140,7 +140,7 @@ def test_memory_refused_to_an_evaluation_names_its_batch_size(
     with pytest.raises(
         OutOfMemoryError, match=r"evaluating 64 .*\n.*--set evaluation.batch_size=32"
     ) as caught:
-        train(coloured_data(), "resnet18", overrides=overrides, out=tmp_path / "r", device="cpu")
+        train(coloured_data(), "one-cycle", overrides=overrides, out=tmp_path / "r", device="cpu")
     assert caught.value.exit_status == 2
 
 

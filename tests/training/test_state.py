@@ -166,11 +166,11 @@ def test_memory_refused_to_a_new_network_is_our_error(monkeypatch: pytest.Monkey
 def test_a_pass_of_one_picture_that_the_network_cannot_normalise_is_refused_with_a_size_that_works() -> None:
     data = coloured_data(count=25)
     settings = [*TINY, "model.name=fastnet", "training.batch_size=12", "training.drop_last=false"]
-    recipe = load_recipe("resnet18", settings)
+    recipe = load_recipe("one-cycle", settings)
     cpu = torch.device("cpu")
     with pytest.raises(RecipeError, match="--batch-size 13"):
         state_module.build_state(recipe, prepare(data, recipe, cpu), data.class_names, cpu)
-    recipe = load_recipe("resnet18", [*settings, "training.batch_size=13"])
+    recipe = load_recipe("one-cycle", [*settings, "training.batch_size=13"])
     assert (
         state_module.build_state(recipe, prepare(data, recipe, cpu), data.class_names, cpu).steps_per_epoch
         == 2
@@ -179,8 +179,8 @@ def test_a_pass_of_one_picture_that_the_network_cannot_normalise_is_refused_with
 
 def test_passes_are_those_of_full_batches_and_of_the_rest() -> None:
     recipe = load_recipe(
-        "resnet18", ["training.batch_size=8", "training.micro_batch=4", "training.drop_last=false"]
+        "one-cycle", ["training.batch_size=8", "training.micro_batch=4", "training.drop_last=false"]
     )
     assert state_module.passes(recipe, 21) == {4, 1}
     assert state_module.passes(recipe, 22) == {4, 2}
-    assert state_module.passes(load_recipe("resnet18", ["training.batch_size=8"]), 16) == {8}
+    assert state_module.passes(load_recipe("one-cycle", ["training.batch_size=8"]), 16) == {8}

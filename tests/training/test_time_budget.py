@@ -255,7 +255,7 @@ def test_only_fastnets_width_is_chosen_and_only_if_the_user_has_not() -> None:
     assert not may_choose_width("fast", ["model.width"], fast)
     assert not may_choose_width("my.toml", [], fast)
     assert not may_choose_width(fast, [], fast)
-    assert not may_choose_width("resnet18", [], load_recipe("resnet18"))
+    assert not may_choose_width("one-cycle", [], load_recipe("one-cycle"))
 
 
 class FakeTime(Clock):
@@ -436,10 +436,12 @@ def test_a_plan_that_was_changed_is_followed_to_the_bit(tmp_path: Path) -> None:
         (10, 50_000, 0.5),
         (164, 50_000, 0.5),
         (166, 50_000, 1),
-        (990, 50_000, 1),
-        (1_010, 50_000, 1.5),
+        (650, 50_000, 1),
+        (670, 50_000, 1.5),
         (50, 2_000, 0.5),
         (70, 2_000, 1),
+        (230, 2_000, 1),
+        (250, 2_000, 1.5),
     ],
 )
 def test_the_width_depends_on_the_pictures_shown(steps: int, pictures: int, width: float) -> None:

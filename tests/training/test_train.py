@@ -75,10 +75,10 @@ def test_training_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> Non
 @pytest.mark.parametrize("model", ["resnet20", "fastnet"])
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(model: str, folder: Path, tmp_path: Path) -> None:
     overrides = [*TINY, f"model.name={model}", "training.ema_decay=0.8", "training.precision=auto"]
-    whole = train(folder, "resnet18", overrides=overrides, out=tmp_path / "whole", device="cpu")
+    whole = train(folder, "one-cycle", overrides=overrides, out=tmp_path / "whole", device="cpu")
     out = tmp_path / "stopped"
     with pytest.raises(InterruptedRunError, match=f"--resume {out}") as caught:
-        train(folder, "resnet18", overrides=overrides, out=out, device="cpu", listener=StopAfter(1))
+        train(folder, "one-cycle", overrides=overrides, out=out, device="cpu", listener=StopAfter(1))
     assert caught.value.exit_status == 130
     for stop in (4, 5):  # inside an epoch, and again one step later
         with pytest.raises(InterruptedRunError):

@@ -31,7 +31,7 @@ from thumbnet.training.transfer import begin_from
 
 
 def test_all_but_the_rows_of_new_classes_is_taken_over(tiny_run: Run) -> None:
-    settings = load_recipe("resnet18", TINY).model
+    settings = load_recipe("one-cycle", TINY).model
     torch.manual_seed(7)
     model = build_model(settings, 4)
     drawn = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -48,7 +48,7 @@ def test_all_but_the_rows_of_new_classes_is_taken_over(tiny_run: Run) -> None:
 
 
 def test_another_network_is_refused_with_what_to_do(tiny_run: Run) -> None:
-    settings = load_recipe("resnet18").model
+    settings = load_recipe("one-cycle").model
     with pytest.raises(RunError, match=r"has the network resnet20 of width 0.5.*--set model.name=resnet20"):
         begin_from(build_model(settings, 3), settings, str(tiny_run.path), "abc")
 
@@ -56,9 +56,9 @@ def test_another_network_is_refused_with_what_to_do(tiny_run: Run) -> None:
 def test_a_training_begins_where_the_other_ended(tiny_run: Run, tmp_path: Path) -> None:
     """At a rate of nearly nothing, one epoch leaves what was learned."""
     still = [*TINY, "training.epochs=1", "optimizer.lr=1e-9"]
-    scratch = train(coloured_data(), "resnet18", overrides=still, out=tmp_path / "scratch", device="cpu")
+    scratch = train(coloured_data(), "one-cycle", overrides=still, out=tmp_path / "scratch", device="cpu")
     still.append(f'training.init="{tiny_run.path}"')
-    begun = train(coloured_data(), "resnet18", overrides=still, out=tmp_path / "begun", device="cpu")
+    begun = train(coloured_data(), "one-cycle", overrides=still, out=tmp_path / "begun", device="cpu")
     assert begun.summary["accuracy"] > 0.95
     assert scratch.summary["accuracy"] < 0.7
 
@@ -69,7 +69,7 @@ def test_the_command_from_elsewhere_and_a_resume(
     data = write_class_folders(tmp_path / "data", ["train", "test"])
     monkeypatch.chdir(tiny_run.path.parent)
     settings = [word for override in TINY for word in ("--set", override)]
-    command = ["train", str(data), "--recipe", "resnet18", *settings, "--device", "cpu"]
+    command = ["train", str(data), "--recipe", "one-cycle", *settings, "--device", "cpu"]
     relative = os.path.relpath(tiny_run.path)
     assert main([*command, "--init", relative, "--out", str(tmp_path / "a")]) == 0
     assert main([*command, "--init", relative, "--out", str(tmp_path / "b")]) == 0
@@ -231,7 +231,7 @@ def test_the_run_records_the_digest_and_a_changed_file_cannot_be_resumed(tmp_pat
     settings = [*TINY, "training.epochs=1", "model.width=0.125", "model.name=resnet18"]
     settings.append(f'training.init="{tmp_path / "x.pth"}"')
     data = coloured_data(12)
-    run = train(data, "resnet18", overrides=settings, out=tmp_path / "run", device="cpu")
+    run = train(data, "one-cycle", overrides=settings, out=tmp_path / "run", device="cpu")
     kept = run.settings["init"]
     assert kept["sha256"] == hashlib.sha256((tmp_path / "x.pth").read_bytes()).hexdigest()
     assert (kept["taken"], kept["tensors"]) == (100, 102)
@@ -242,7 +242,7 @@ def test_the_run_records_the_digest_and_a_changed_file_cannot_be_resumed(tmp_pat
         resume(run.path, device="cpu", data=data)
 
 
-@pytest.mark.parametrize("recipe", ["resnet18", "linear"])
+@pytest.mark.parametrize("recipe", ["one-cycle", "linear"])
 def test_the_weights_are_read_once(
     recipe: str, tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,7 +254,7 @@ def test_the_weights_are_read_once(
 
     for module in ("transfer", "linear"):
         monkeypatch.setattr(f"thumbnet.training.{module}.read_any_weights", counted, raising=False)
-    settings = [*TINY, "training.epochs=1"] if recipe == "resnet18" else []
+    settings = [*TINY, "training.epochs=1"] if recipe == "one-cycle" else []
     settings.append(f'training.init="{tiny_run.path}"')
     train(coloured_data(12), recipe, overrides=settings, out=tmp_path / "run", device="cpu")
     assert read == [tiny_run.weights_path]
@@ -278,7 +278,7 @@ def test_a_note_says_when_the_network_may_know_the_pictures_that_judge_it(tmp_pa
     def trained(name: str, source: Path, *settings: str) -> tuple[Path, list[str]]:
         listener, overrides = Notes(), [*TINY, "training.epochs=1", *settings]
         run = train(
-            str(source), "resnet18", overrides=overrides, out=tmp_path / name, device="cpu", listener=listener
+            str(source), "one-cycle", overrides=overrides, out=tmp_path / name, device="cpu", listener=listener
         )
         return run.path, [note for note in listener.notes if "it may know pictures" in note]
 
@@ -362,7 +362,7 @@ def test_a_rare_class_is_recognised_more_often(setting: str, tmp_path: Path) -> 
     overrides = [*TINY, "training.batch_size=40", "evaluation.every=0"]
 
     def recall(out: str, *more: str) -> float:
-        run = train(data, "resnet18", overrides=[*overrides, *more], out=tmp_path / out, device="cpu")
+        run = train(data, "one-cycle", overrides=[*overrides, *more], out=tmp_path / out, device="cpu")
         from thumbnet.classifiers.load import load_run
 
         return load_run(run.path, "cpu").evaluate(data, "test").classes[1].recall

@@ -88,6 +88,10 @@ class Predictor(Classifier):
         return cls(weights, info, device, model=model)
 
     def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:
+        """Calibrated logits, float32 [B, classes], of pictures, uint8 [B, height, width, 3] at the network's size.
+
+        ``tta`` replaces the network's own test-time augmentation.
+        """
         tta = self._tta(tta)
         with self._memory():
             batch = self.normalise(torch.from_numpy(np.require(pixels, requirements="W")).permute(0, 3, 1, 2))

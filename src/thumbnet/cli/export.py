@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
         choices=["onnx", "onnx-any-size", "onnx-int8", "torch-export", "safetensors", "web"],
     )
     parser.add_argument(
-        "--out", metavar="FILE", help="file to write (default: model.onnx, model.int8.onnx, ... in RUN)"
+        "--out", metavar="FILE", help="file to write (default: model.onnx, model.int8.onnx, ... in RUN; needed for safetensors)"
     )
     parser.add_argument(
         "--data", metavar="DATA", help="data for calibration and the check (default: the run's data)"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DATA_HELP = (
     "digits, cifar10, cifar100, mnist, fashion-mnist, kmnist, a folder, an archive (.tar, .tar.gz, .tar.xz, "
-    ".zip), a .npz, .mat or idx file, or hf:OWNER/NAME"
+    ".zip), a table (.csv, .tsv, .parquet), a .npz, .npy, .mat or idx file, or hf:OWNER/NAME"
 )
 
 
@@ -24,7 +24,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         metavar="NAME",
-        help="a recipe's name or TOML file (default: digits, small or fast, depending on the data)",
+        help="a recipe's name or TOML file (default: digits, small or fast, depending on the data; others for a network that you name)",
     )
     parser.add_argument(
         "--epochs",
@@ -206,7 +206,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
     """Add ``--data-dir``."""
-    parser.add_argument("--data-dir", metavar="DIR", help="folder for downloads")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder for downloads (default: in the user's cache)")
 
 
 def add_tta(parser: argparse.ArgumentParser) -> None:

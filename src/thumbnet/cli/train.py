@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
               %(prog)s pictures/ --epochs 20 --val-fraction 0.1
               %(prog)s cifar10 --minutes 2
               %(prog)s pictures/ --labels runs/2026-11-23-pictures-small-1/labels.csv
-              %(prog)s cifar10 --recipe resnet18 --set optimizer.lr=0.05
+              %(prog)s cifar10 --recipe one-cycle --set optimizer.lr=0.05
               %(prog)s pictures/ --recipe linear --init runs/2026-11-23-cifar10-fast-1
               %(prog)s --resume runs/2026-11-23-cifar10-resnet18-1
               %(prog)s --resume runs/2026-11-23-cifar10-resnet18-1 --more-epochs 10"""),
@@ -87,7 +87,7 @@ def add(commands: Any) -> None:
         metavar="N",
         help="pictures per forward pass; gradients accumulate over the batch",
     )
-    parser.add_argument("--on-nonfinite", choices=["stop", "skip"], help="what to do if a loss is not finite")
+    parser.add_argument("--on-nonfinite", choices=["stop", "skip"], help="what to do if a loss or a gradient is not finite (default: stop)")
     parser.add_argument(
         "--checkpoint-steps", type=int, metavar="N", help="also write a checkpoint every N steps"
     )

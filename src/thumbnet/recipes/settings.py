@@ -22,7 +22,9 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 GRAPH_MODES = ("reduce-overhead", "max-autotune")
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 STEMS = (AUTO, "small", "original")
-HEAD = "@head"  # stands for the last layer in a group's pattern, whatever its name is
+# What a group's pattern may be besides a pattern for names.
+HEAD = "@head"  # the last layer, whatever its name is
+VECTORS = "@vectors"  # parameters with one dimension: biases, and the weights of normalisation
 MOST_TRANSLATE = 15  # pixels
 SMALLEST_BATCH = 32  # `min_steps` makes batches no smaller: BatchNorm's statistics need this many pictures
 
@@ -81,8 +83,8 @@ class DataSettings:
         on_bad_image: what to do with damaged and missing pictures: ``stop`` and list them all, or ``skip``
             them and record which.
         engine: ``memory`` holds the decoded split. ``workers`` decodes in other processes during the
-            training. ``auto`` uses memory if all splits together fit into a quarter of it. All give the same
-            batches.
+            training. ``auto`` uses memory if all splits together fit into a quarter of it, and there are at most
+            500,000 training pictures. All give the same batches.
         workers: number of processes of the ``workers`` engine.
     """
 
@@ -283,9 +285,10 @@ class GroupSettings:
     """Separate settings for the parameters whose name matches a pattern.
 
     Attributes:
-        match: shell-style pattern for the parameter's name, such as ``"*.bias"`` or ``"stem.*"``, or
-            ``"@head"``: the last layer, whatever its name is. A parameter belongs to the first group that
-            matches.
+        match: shell-style pattern for the parameter's name, such as ``"*.bias"`` or ``"stem.*"``;
+            ``"@head"``: the last layer, whatever its name is; or ``"@vectors"``: all parameters with one
+            dimension, which are biases and the weights of normalisation. A parameter belongs to the first
+            group that matches.
         lr, weight_decay, momentum: replace the optimizer's. The schedule scales this ``lr`` as well. AdamW
             has no ``momentum``.
     """

@@ -8,6 +8,8 @@ corrections.csv    the corrections of labels, if the run was trained with any
 metrics.jsonl      one line per epoch; metrics.csv holds the same rows for a spreadsheet
 checkpoint.pt      the state to resume from (tensors and plain values, loaded with weights_only=True)
 skipped.jsonl      the pictures that were skipped, and why; exists only if there were any
+leaks.jsonl        pictures that are in two splits; exists only if there are any
+digests.npy        a digest of each training picture, by which `evaluate` finds those in new data
 model.safetensors  the weights; the metadata holds everything needed to use them
 summary.json       the outcome; exists only when the training is complete
 scores/            probabilities of all pictures, for a review of the labels (see thumbnet.reviewing.scores)

@@ -24,7 +24,7 @@ from thumbnet.training.pretrained import with_pretrained_settings
 
 VAL_FRACTION = 0.1  # of train, set aside as val if the recipe needs one and the data have none
 FEW_PICTURES = 10_000  # with this many or fewer, the few epochs of `fast` have too few steps
-FOR_OTHER_NETWORKS = "resnet18"  # `fast` and `small` name FastNet's layers, and their rates suit it
+FOR_OTHER_NETWORKS = "one-cycle"  # the rates of `fast` and `small` suit FastNet
 FOR_PRETRAINED = "finetune"
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from thumbnet.errors import RecipeError
 from thumbnet.models.registry import is_of_head
-from thumbnet.recipes.settings import HEAD, GroupSettings, OptimizerSettings
+from thumbnet.recipes.settings import HEAD, VECTORS, GroupSettings, OptimizerSettings
 from thumbnet.training.muon import Muon
 
 
@@ -49,12 +49,7 @@ def parameter_groups(settings: OptimizerSettings, model: nn.Module) -> list[dict
     wanted = [*settings.groups, GroupSettings(match="*")]
     members: list[list[str]] = [[] for _ in wanted]
     for name in trainable:
-        head = is_of_head(model, name)
-        first = next(
-            i
-            for i, group in enumerate(wanted)
-            if (head if group.match == HEAD else fnmatchcase(name, group.match))
-        )
+        first = next(i for i, group in enumerate(wanted) if _matches(group.match, name, model))
         members[first].append(name)
     groups = []
     for group, names in zip(wanted, members, strict=True):
@@ -72,6 +67,15 @@ def parameter_groups(settings: OptimizerSettings, model: nn.Module) -> list[dict
                 made["momentum"] = settings.momentum if group.momentum is None else group.momentum
             groups.append(made)
     return groups
+
+
+def _matches(pattern: str, name: str, model: nn.Module) -> bool:
+    """Whether a group's pattern stands for the parameter called ``name``."""
+    if pattern == HEAD:
+        return is_of_head(model, name)
+    if pattern == VECTORS:
+        return model.get_parameter(name).ndim == 1
+    return fnmatchcase(name, pattern)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -46,7 +46,7 @@ LONGEST_BATCH, LONGEST_PART = 0.5, 0.01
 LEAST_STEPS = 10
 # The width that makes the best use of the time, from so many pictures on, which width 1 would be shown of
 # 50,000 in that time; see :func:`suitable_width`.
-WIDTHS = {0.5: 0, 1.0: 165_000, 1.5: 1_000_000}
+WIDTHS = {0.5: 0, 1.0: 165_000, 1.5: 660_000}
 UNSURE = 0.5  # share of pictures that adaptive test-time augmentation looks at in all views, at a guess
 VIEWS = {"none": 1.0, "mirror": 2.0, "mirror-shift": 6.0, "adaptive": 1.0 + 5 * UNSURE}
 WATCHING = 0.1  # the most that evaluations on the way take, as a share of the time of the steps
@@ -98,8 +98,8 @@ def may_watch_less(named: Collection[str], recipe: Recipe) -> bool:
 def suitable_width(recipe: Recipe, pictures: int) -> float:
     """The width of FastNet that reaches the most in the time that ``recipe`` takes with width 1.
 
-    Half the width did for less than 165,000 pictures shown of 50,000, and 60,000 of 2,000
-    (docs/notebook/minutes.md).
+    Of 50,000 pictures, half the width did for less than 165,000 pictures shown, and one and a half times the
+    width from about 550,000 on; of 2,000, these were 60,000 and 240,000 (docs/notebook/minutes.md).
     """
     shown = recipe.training.steps * recipe.training.batch_size / (pictures / 50_000) ** 0.31
     return max(width for width, least in WIDTHS.items() if shown >= least)
@@ -266,7 +266,7 @@ def costs(recipe: Recipe, prepared: Prepared, speed: Speed) -> Costs:
 
 
 def watch_less(recipe: Recipe, prepared: Prepared, speed: Speed) -> Recipe:
-    """The recipe with fewer evaluations on the way, if these would take too long beside the steps.
+    """The recipe with fewer evaluations on the way, if these would take too long compared with the steps.
 
     With 500 training and 2,000 test pictures, an evaluation after each epoch would take more than half of
     the time.
