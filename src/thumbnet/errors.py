@@ -32,6 +32,10 @@ class DataError(ThumbnetError):
     """The data cannot be found or understood."""
 
 
+class UnusedSettingError(DataError):
+    """A setting about tables is given, but the data are not read by a table that it fits."""
+
+
 class SeveralLabelsError(DataError):
     """Something that needs one class per picture was asked of pictures that have several labels each."""
 

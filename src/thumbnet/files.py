@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 import time
 import zipfile
@@ -185,31 +186,63 @@ def write_file(path: Path, content: bytes | str) -> None:
     write_with(path, lambda file: file.write(data))
 
 
+def check_output(path: Path) -> None:
+    """Check that a file can be written at ``path``. Call this before long work.
+
+    Raises:
+        RunError: there is no such folder, it is not writable, or ``path`` is no file.
+    """
+    folder = _to_replace(path).parent
+    if not folder.is_dir():
+        raise RunError(f"cannot write {path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise RunError(f"cannot write {path}: the folder {folder} is not writable")
+
+
+def _to_replace(path: Path) -> Path:
+    """The file that is replaced by one at ``path``: if this is a symbolic link, the one that it leads to.
+
+    Raises:
+        RunError: ``path`` is a folder, a device or a pipe.
+    """
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise RunError(f"cannot write {path}: it is a folder. Name a file in it")
+        if not stat.S_ISREG(mode):
+            raise RunError(f"cannot write {path}: it is a device or a pipe. Name a file")
+        return Path(os.path.realpath(path, strict=True))
+    except FileNotFoundError:  # a new file, or a link to one
+        return Path(os.path.realpath(path))
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {reason(error)}") from None
+
+
 def write_with(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let ``write`` fill a temporary file in the same folder, sync it to disk, and rename it to ``path``.
 
-    If anything fails, ``path`` keeps its former content.
+    If anything fails, ``path`` keeps its former content. A symbolic link stays one: its file is replaced.
 
     Raises:
-        RunError: the file cannot be written: no space, no permission, no such folder.
+        RunError: the file cannot be written: no space, no permission, no such folder, or ``path`` is no file.
     """
+    real = _to_replace(path)
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
+            dir=real.parent, prefix=f".{real.name}.", suffix=".tmp", delete=False
         ) as file:
             temporary = Path(file.name)
             write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        temporary.replace(real)
         temporary = None
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {reason(error)}. The former file is kept.") from None
-    except RuntimeError as error:  # how torch reports a full disk
-        raise RunError(f"cannot write {path}: {reason(error)}. The former file is kept.") from None
+        _sync_folder(real.parent)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        kept = ". The former file is kept." if os.path.exists(real) else ""
+        raise RunError(f"cannot write {path}: {reason(error)}{kept}") from None
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):  # the folder may have become read-only; the first error counts

@@ -12,6 +12,7 @@ from thumbnet.batches.engines import Engine, MemoryEngine, WorkerEngine
 from thumbnet.batches.leaks import (
     DIGESTS_NAME,
     LEAKS_NAME,
+    NO_DIGESTS,
     RepeatSearch,
     are_among,
     engine_digests,
@@ -94,7 +95,7 @@ def test_other_data_are_compared_with_the_training_split() -> None:
     unknown = lines_about(
         engine_of(other), other, "test", labels=other.labels, class_names=NAMES, trained_on=None
     )
-    assert unknown == lines[1:]
+    assert unknown == [NO_DIGESTS, *lines[1:]]
 
 
 def test_missing_digests_are_none_and_damaged_ones_are_refused(tmp_path: Path) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from helpers import write_picture
+from helpers import noise, write_picture
 from sorting_helpers import unlike_above
 from thumbnet.classifiers.base import Classifier, Prediction
 from thumbnet.data.images import Preprocessing
 from thumbnet.data.splits import ArraySplit, Data, Split
-from thumbnet.errors import DataError, UnreadableImageError, UnreadableImagesError
+from thumbnet.errors import DataError, ThumbnetError, UnreadableImageError, UnreadableImagesError
 from thumbnet.evaluation import log_softmax
 from thumbnet.recipes.settings import ModelSettings
 from thumbnet.runs.weights_info import WeightsInfo
@@ -156,6 +159,73 @@ def test_an_error_says_what_was_given_instead_of_a_picture() -> None:
         Brightness().predict([{}])  # type: ignore[list-item]
     with pytest.raises(UnreadableImageError, match="nowhere"):
         Brightness().predict("nowhere.png")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (np.full((8, 8), np.nan), "not finite"),
+        (np.full((8, 8), 200.0), r"values from 200 to 200: .*floats in \[0, 1\]"),
+    ],
+)
+def test_a_pil_image_of_floats_is_checked_like_an_array(pixels: np.ndarray, words: str) -> None:
+    values = pixels.astype(np.float32)
+    for given in (values, Image.fromarray(values)):
+        with pytest.raises(DataError, match=words):
+            Brightness().predict(given)
+    classifier, half = Brightness(), np.full((8, 8), 0.5, dtype=np.float32)
+    assert classifier.predict(Image.fromarray(half)) == classifier.predict(half)
+
+
+def test_a_pil_image_that_cannot_be_decoded_is_an_unreadable_picture(tmp_path: Path) -> None:
+    path = write_picture(tmp_path / "half.png", noise(0))
+    path.write_bytes(path.read_bytes()[:300])
+    with (
+        Image.open(path) as truncated,
+        pytest.raises(UnreadableImageError, match=r"half\.png: .*truncated"),
+    ):
+        Brightness().predict(truncated)
+    with pytest.raises(UnreadableImageError, match=r"half\.png"):  # it is closed now
+        Brightness().predict(truncated)
+
+
+def test_files_and_bytes_are_refused_and_stay_usable(tmp_path: Path) -> None:
+    path = write_picture(tmp_path / "a.png", noise(0))
+    with path.open("rb") as file:
+        for given, kind in ((file, "BufferedReader"), (io.BytesIO(b"x"), "BytesIO"), (b"x", "bytes")):
+            with pytest.raises(
+                DataError, match=rf"got a {kind}: open encoded pictures with PIL\.Image\.open"
+            ):
+                Brightness().predict(given)  # type: ignore[arg-type]
+        assert file.read(4) == b"\x89PNG"
+    for name in ("a\0.png", "a\ud800.png"):
+        with pytest.raises(UnreadableImageError, match="there is no such file"):
+            Brightness().predict(name)
+
+
+def test_grey_pictures_with_alpha_are_not_taken_for_pictures_of_two_columns() -> None:
+    for given in (np.zeros((32, 32, 2), np.uint8), torch.zeros(32, 32, 2, dtype=torch.uint8)):
+        with pytest.raises(DataError, match="is not a picture"):
+            Brightness().predict(given)
+    assert len(Brightness().predict(np.zeros((2, 32, 32), np.uint8))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"batch_size": -1}, "batch_size: expected a whole number from 1, got -1"),
+        ({"batch_size": 0}, "batch_size: .* got 0"),
+        ({"batch_size": 2.5}, r"batch_size: .* got 2\.5"),
+        ({"tta": "bogus"}, "tta: expected one of none, mirror, .* got 'bogus'"),
+        ({"on_bad_image": "bogus"}, "on_bad_image: expected stop or skip, got 'bogus'"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ThumbnetError, match=words):
+        Brightness().evaluate((grey(0, 255), np.array([0, 2])), **arguments)
+    if "on_bad_image" not in arguments:
+        with pytest.raises(ThumbnetError, match=words):
+            Brightness().predict([], **arguments)
 
 
 def test_a_prediction_tells_whether_the_picture_is_unlike_the_training_pictures() -> None:

@@ -57,7 +57,7 @@ def test_data_previews_the_augmentation_of_a_recipe(
     ("options", "said"),
     [
         (["--preview-augment", "x.bmp"], "--preview-augment x.bmp: the name must end in .png"),
-        (["--preview-augment", "no/such/x.png"], "--preview-augment no/such/x.png: there is no folder"),
+        (["--preview-augment", "no/such/x.png"], "cannot write no/such/x.png: there is no folder"),
         (["--preview-augment", "x.png", "--recipe", "fats"], "there is no recipe 'fats'"),
         (["--preview-augment", "x.png", "--recipe", "fast", "--set", "augment.cutmix=1"], "data.skip_easy=0"),
         (["--preview-augment", "x.png", "--set", "augment.rotate=200"], "degrees in [0, 180]"),
@@ -76,7 +76,7 @@ def test_a_preview_that_cannot_be_made_is_refused_before_the_data_are_read(
     assert said in capsys.readouterr().err
     (tmp_path / "y.png").mkdir()
     assert main(["data", "digits", "--preview-augment", "y.png"]) == 2
-    assert "y.png: this is a folder" in capsys.readouterr().err
+    assert "y.png: it is a folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["y.png"]
 
 

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers import TINY, coloured, noise, write_picture
 from thumbnet.cli import build_parser, main
-from thumbnet.cli.options import data_of_run, split_of
+from thumbnet.cli.options import (
+    READING,
+    SHORTCUTS,
+    data_of_run,
+    data_settings,
+    reading_words,
+    split_of,
+)
+from thumbnet.errors import DataError
+from thumbnet.recipes.settings import DataSettings
 from thumbnet.runs.folder import Run
+from thumbnet.sources.load import load_data
 from thumbnet.training.train import train
 
 
@@ -36,7 +49,7 @@ def run(own: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(own, "one-cycle", overrides=[*TINY, "data.val_fraction=0.1"], out=out, device="cpu")
 
 
-def evaluate(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[dict[str, object], str]:
+def evaluate(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[dict[str, Any], str]:
     capsys.readouterr()
     assert main(["evaluate", *map(str, arguments), "--json"]) == 0
     shown = capsys.readouterr()
@@ -51,6 +64,17 @@ def test_other_data_without_splits_are_measured_whole_and_a_note_says_so(
     assert (found["split"], found["pictures"]) == ("all", 21)
     assert f"using all 21 pictures: {other} has no splits of its own" in said
     assert "set aside" not in said
+
+
+def test_columns_of_the_runs_own_table_do_not_keep_other_data_from_being_read(tmp_path: Path) -> None:
+    other = write_colours(tmp_path, [""], 2)
+    settings = DataSettings(label_column="mood", path_column="file", images=str(tmp_path / "nothing"))
+    words = ["evaluate", str(tmp_path / "model.onnx"), str(other)]
+    (tmp_path / "model.onnx").touch()
+    assert len(data_of_run(build_parser().parse_args(words), settings).splits["all"]) == 6
+    asked = build_parser().parse_args([*words, "--label-column", "mood"])
+    with pytest.raises(DataError, match="--label-column mood has no effect"):
+        data_of_run(asked, settings)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +99,79 @@ def test_the_runs_own_data_are_measured_on_its_test_split_under_any_path(
         assert {**named, "data": ""} == {**implied, "data": ""}
         assert "no splits" not in said
     assert evaluate(capsys, run.path, own, "--split", "val")[0]["pictures"] == 6
+
+
+def test_a_test_split_that_was_set_aside_anew_is_compared_with_the_training(
+    run: Run, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = Path(shutil.copytree(own, tmp_path / "own"))
+    copy = Run(Path(shutil.copytree(run.path, tmp_path / "run")))
+    (copy.path / "run.json").write_text(json.dumps({**run.settings, "data": str(changed)}))
+    summary = {**run.summary, "repeats": {"lines": ["what the training said"]}}
+    (copy.path / "summary.json").write_text(json.dumps(summary))
+    found, said = evaluate(capsys, copy.path)
+    assert (found["notes"], "changed" in said) == (["what the training said"], False)
+    data = load_data(str(own))
+    for index in range(8):
+        (changed / data.splits["test"].name(index)).unlink()
+    for named in ([], [changed]):
+        found, said = evaluate(capsys, copy.path, *named)
+        again = load_data(str(changed)).splits["test"]
+        before = {data.splits["test"].name(index) for index in range(12)}
+        moved = sum(again.name(index) not in before for index in range(len(again)))
+        assert moved > 0
+        seen = [note for note in found["notes"] if "in the training split" in note]
+        assert f"the data in {changed} have changed since {copy.path} was trained on them" in said
+        assert 0 < int(re.findall(r"warning: (\d+) of these", seen[0])[0]) <= moved  # some were for val
+    pytest.importorskip("jinja2")
+    assert main(["report", str(copy.path)]) == 0
+    assert seen[0] in (copy.path / "report.html").read_text("utf-8")
+    assert "what the training said" not in (copy.path / "report.html").read_text("utf-8")
+
+
+def test_the_runs_own_data_are_recognised_in_a_new_place(
+    run: Run, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, new = evaluate(capsys, run.path)[0], Path(shutil.copytree(own, tmp_path / "new"))
+    copy = Path(shutil.copytree(run.path, tmp_path / "run"))
+    (copy / "run.json").write_text(json.dumps({**run.settings, "data": "/nowhere/own"}))
+    found, said = evaluate(capsys, copy, new)
+    assert {**found, "data": ""} == {**here, "data": ""}
+    assert f"{new} holds the run's data, which are split as in the training" in said
+    (new / "red" / "0.png").unlink()
+    found, said = evaluate(capsys, copy, new)
+    assert (found["split"], found["pictures"]) == ("all", 59)
+    assert "pictures were in the training split" in str(found["notes"])
+    for command, way in (("evaluate", "DATA"), ("report", "DATA"), ("export", "--data DATA")):
+        assert main([command, str(copy)]) == 2
+        said = capsys.readouterr().err
+        assert "there is no data set, folder or archive '/nowhere/own'" in said
+        assert "If the run's data have moved, name their new place: " in said
+        assert said.endswith(f" {command} {copy} {way}\n")
+
+
+def test_the_options_for_reading_data_give_the_settings_again() -> None:
+    changes: dict[str, Any] = {
+        "val_fraction": 0.1,
+        "test_fraction": 0.0,
+        "group_by": r"-(\d+) '\"$x",
+        "classes_from": "2",
+        "label_pattern": "^=(.)",
+        "images": "-a b",
+        "path_column": "file",
+        "label_column": "ü",
+        "on_bad_image": "skip",
+        "split_seed": 7,
+    }
+    settings = replace(DataSettings(), **changes)
+    words = ["train", "DATA", *reading_words(settings, "down loads")]
+    options = build_parser().parse_args(words)
+    assert data_settings(options) == settings
+    assert (options.data, options.data_dir) == ("DATA", "down loads")
+    assert reading_words(DataSettings()) == []
+    assert {SHORTCUTS[name] for name in READING} == {
+        f"data.{name}" for name in changes if name != "split_seed"
+    }
 
 
 def test_the_runs_group_by_does_not_apply_to_other_data(

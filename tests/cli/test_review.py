@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -15,8 +16,9 @@ import pytest
 
 from cli_helpers import forget_modules
 from helpers import coloured, write_picture
-from thumbnet.cli import main
+from thumbnet.cli import build_parser, main
 from thumbnet.cli import review as command
+from thumbnet.cli.options import data_settings
 from thumbnet.data.corrections import Correction, read_corrections, write_corrections
 from thumbnet.reviewing.session import lock_labels
 from thumbnet.runs.folder import Run
@@ -89,6 +91,21 @@ def test_a_review_writes_labels_that_train_takes_and_the_next_one_continues(
 
     visiting(second)
     assert main(["review", str(run), "--first", "10", *QUICK]) == 0
+
+
+def test_the_next_training_reads_the_data_as_the_run_did(run: Path) -> None:
+    options = build_parser().parse_args(["review", str(run)])
+    recipe = Run.open(run).recipe
+    changed = recipe.override(["data.group_by='-([a-z])'", "data.classes_from='2'", "data.on_bad_image=skip"])
+    (run / "recipe.toml").write_text(changed.to_toml())
+    words = shlex.split(command._Suspects(options).next_command())
+    again = build_parser().parse_args(words[words.index("train") :])
+    assert data_settings(again, recipe.data) == changed.data
+    unlabelled = build_parser().parse_args(["review", str(run.parent), "--run", str(run)])
+    words = shlex.split(command._Unlabelled(unlabelled).next_command())
+    assert (
+        data_settings(build_parser().parse_args(words[words.index("train") :]), recipe.data) == changed.data
+    )
 
 
 def test_a_review_without_a_decision_leaves_no_file(
@@ -182,8 +199,8 @@ def test_what_cannot_be_reviewed_is_explained_before_anything_is_scored(
             (["unfinished"], "is not complete. Resume it: "),
             (["gone"], "If the run's data have moved, name their new place: "),
             (["run", "--port", str(taken.getsockname()[1])], ": Address already in use"),
-            (["run", "--out", "pictures"], "pictures is a folder: --out must name a file"),
-            (["run", "--out", "no/folder.csv"], "there is no folder no"),
+            (["run", "--out", "pictures"], "cannot write pictures: it is a folder. Name a file in it"),
+            (["run", "--out", "no/folder.csv"], "cannot write no/folder.csv: there is no folder"),
             (["run", "--out", "locked.csv"], "another review is writing locked.csv"),
             (["run", "--first", "0"], "--first 0: expected 1 or more"),
             (["run", "--run", "run"], "run is a run: with --run, name a folder of unlabelled pictures"),

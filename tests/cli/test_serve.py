@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from thumbnet.cli import main
 from thumbnet.cli import serve as command
-from thumbnet.errors import ThumbnetError
+from thumbnet.errors import OutOfMemoryError, ThumbnetError
 from thumbnet.runs.folder import Run
 
 
@@ -19,6 +23,8 @@ from thumbnet.runs.folder import Run
         (["--max-megabytes", "-1"], "must be more than 0"),
         (["--timeout", "nan"], "must be more than 0"),
         (["--max-megapixels", "inf"], "must be more than 0"),
+        (["--max-batch", "100000000000000000000"], "expected at most 65536"),
+        (["--max-batch", "65537"], "expected at most 65536"),
         (["--api-key-file", "foreign"], "the API key in the first line of foreign must have only"),
         (["--api-key-file", "nowhere"], "cannot read the API key in nowhere"),
         (["--api-key-file", "empty"], "it must hold the API key"),
@@ -39,6 +45,17 @@ def test_invalid_options_are_explained(
     (tmp_path / "foreign").write_text("schl\u00fcssel", "utf-8")
     assert main(["serve", str(tiny_run.path), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OutOfMemoryError("cpu", "classifying", "x")])
+def test_a_batch_that_does_not_fit_into_memory_names_the_option(error: Exception) -> None:
+    def logits(pixels: np.ndarray, tta: str) -> np.ndarray:
+        raise error
+
+    info = SimpleNamespace(preprocessing=SimpleNamespace(size=(8, 8)))
+    classifier: Any = SimpleNamespace(info=info, logits=logits)
+    with pytest.raises(OutOfMemoryError, match="60 pictures at a time.\nUse smaller batches: --max-batch 30"):
+        command._check_memory(classifier, Namespace(max_batch=60, tta="none"))
 
 
 def test_the_api_key_is_the_first_line_of_the_file_or_else_comes_from_the_environment(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 from collections.abc import Sequence
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from helpers import TINY, write_class_folders
-from thumbnet.cli import main
-from thumbnet.cli.usage import NAMED_DATA, recipe_keys
+from thumbnet.cli import build_parser, main
+from thumbnet.cli.usage import NAMED_DATA, recipe_keys, with_subparsers, words_of
 from thumbnet.sources.load import NAMED
 from thumbnet.training.train import train
 
@@ -48,12 +49,21 @@ MISTAKES = [
     ("train --data pictures", ["train pictures"]),
     ("--lr 0.1 train digits", ["--lr: a command comes first", "train digits --epochs 10"]),
     ("predict runs/cats --top 0 x.png", ["--top 0: expected 1 or more"]),
+    ("lr-find digits --minutes 3", ["lr-find has no option --minutes. Its options: "]),
+    ("lr-find digits --patience 3", ["--set training.patience=3"]),
+    ("lr-find digits --checkpoint-minutes 3", ["--set checkpoint.minutes=3"]),
+    ("train digits --steps 9", ["Set it in the recipe: --set training.steps=9"]),
+    ("train digits --tta mirror", ["--set evaluation.tta=mirror"]),
     ("train digits --nonsense", ["no option --nonsense", "train --help"]),
     ("evaluate runs/cats --epochs 3", ["evaluate has no option --epochs", "evaluate --help"]),
     ("train pictures more", ["train takes DATA", "'more'"]),
     ("train digits --epochs ten", ["--epochs ten", "a whole number"]),
     ("train digits --epochs 1.5", ["--epochs 1.5", "a whole number"]),
     ("train digits --epochs 0", ["--epochs is 0", "1 or more"]),
+    ("train digits --epochs 3 --epochs=0", ["--epochs is 0"]),
+    ("train digits --val-fraction 2", ["--val-fraction is 2.0"]),
+    ("train digits --epochs 1 --set training.epochs=0", ["recipe key 'training.epochs' is 0"]),
+    ("train digits --recipe text.toml --epochs 3", ["recipe key 'training.epochs' is '3'"]),
     ("train digits --val-fraction x", ["--val-fraction x", "a number"]),
     ("train digits --epochs", ["--epochs needs a value"]),
     ("train digits --image-size 0", ["image size '0'", "16 to 1024"]),
@@ -111,6 +121,7 @@ def test_an_error_says_what_to_do_instead(
     set_time_of_run(half, 1)
     write_class_folders(tmp_path / "pictures", ["train"], per_class=1)
     (tmp_path / "other.toml").write_text("")
+    (tmp_path / "text.toml").write_text("training.epochs = '3'\n")
     before = sorted(tmp_path.rglob("*"))
     assert main(shlex.split(line)) == 2
     captured = capsys.readouterr()
@@ -150,6 +161,22 @@ def test_a_command_in_a_message_can_be_pasted_into_the_shell(
     assert "accuracy" in done.stdout
 
 
+def test_an_empty_value_is_refused_by_every_option_and_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    checked = 0
+    for parser in with_subparsers(build_parser("thumbnet")):
+        words = words_of(parser)
+        for action in parser._actions:
+            if not words or action.nargs in (0, argparse.PARSER):
+                continue
+            name = action.option_strings[-1] if action.option_strings else ""
+            assert main([*words, f"{name}=" if name else ""]) == 2
+            assert f"{name} is empty: give it a value, or leave it out" in capsys.readouterr().err, words
+            checked += 1
+    assert checked > 100
+    assert main([""]) == 2
+    assert "there is no command ''" in capsys.readouterr().err
+
+
 def test_every_recipe_key_is_found_by_its_own_name() -> None:
     from thumbnet.recipes.recipe import Recipe
     from thumbnet.recipes.tables import known_keys
@@ -157,7 +184,7 @@ def test_every_recipe_key_is_found_by_its_own_name() -> None:
     for key in known_keys(Recipe):
         assert key in recipe_keys(key.replace(".", "_")), key
         last = key.rpartition(".")[2]
-        if last not in ("name", "start", "end", "seed", "factor"):
+        if last not in ("name", "start", "end", "seed", "factor", "minutes"):
             assert recipe_keys(last) != [], key
 
 

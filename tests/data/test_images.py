@@ -21,7 +21,8 @@ from thumbnet.data.images import (
     read_plain_jpeg,
     to_rgb,
 )
-from thumbnet.errors import UnreadableImageError
+from thumbnet.data.splits import BytesSplit
+from thumbnet.errors import TooManyPixelsError, UnreadableImageError
 
 
 def reopened(image: Image.Image, kind: str, **options: object) -> Image.Image:
@@ -127,15 +128,19 @@ def test_a_truncated_picture_is_refused(tmp_path: Path) -> None:
         open_image(whole[: len(whole) // 2], "cut.jpg")
 
 
-@pytest.mark.parametrize(("side", "words"), [(9_000, "9000x9000"), (60_000, "bomb")])
+@pytest.mark.parametrize(("side", "words"), [(9_000, "9000x9000"), (60_000, "its")])
 def test_a_picture_that_declares_absurd_sizes_is_refused_undecoded(side: int, words: str) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
-    with pytest.raises(UnreadableImageError, match=words):
-        open_image(bomb + chunk(b"IEND", b""), "bomb.png")
+    bomb += chunk(b"IEND", b"")
+    refused = rf"bomb\.png: {words} pixels are more than the limit of 64,000,000"
+    with pytest.raises(TooManyPixelsError, match=refused):
+        open_image(bomb, "bomb.png")
+    with pytest.raises(TooManyPixelsError, match=refused):
+        BytesSplit([bomb], np.zeros(1), ["bomb.png"]).peek(0)
 
 
 def test_a_missing_file_is_an_unreadable_picture() -> None:

@@ -18,6 +18,7 @@ import os
 import typing
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,13 @@ def _keep_graphs() -> None:
         def __init__(self, content: bytes) -> None:
             self.model_proto = onnx.ModelProto.FromString(content)
 
+    class Untraced:
+        """What torch.export.export returns."""
+
+        def __init__(self, network: Any, *more: Any, **named: Any) -> None:
+            self.given = (network, more, named)
+            self.graph = SimpleNamespace(nodes=())
+
     def exporting(network: Any, example: Any, **options: Any) -> Any:
         path = place(network, "onnx", example, sorted(options.items()))
         if not path.exists():
@@ -140,7 +148,7 @@ def _keep_graphs() -> None:
         return Graph(path.read_bytes())
 
     def saving(program: Any, buffer: Any, extra_files: dict[str, str]) -> None:
-        network, *more = program
+        network, *more = program.given
         path = place(network, "pt2", more, sorted(extra_files.items()))
         if not path.exists():
             with path.open("wb") as file:
@@ -148,7 +156,7 @@ def _keep_graphs() -> None:
         buffer.write(path.read_bytes())
 
     setattr(torch.onnx, "export", exporting)  # noqa: B010 - mypy refuses the assignment
-    setattr(torch.export, "export", lambda network, *more, **named: (network, more, named))  # noqa: B010
+    setattr(torch.export, "export", Untraced)  # noqa: B010
     setattr(torch.export, "save", saving)  # noqa: B010
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,17 @@ import pytest
 from PIL import Image
 
 import thumbnet
-from helpers import TINY, coloured, coloured_data, noise, of_many_sizes
+from helpers import TINY, coloured, coloured_data, noise, of_many_sizes, write_picture
 from thumbnet.classifiers.load import load_run
 from thumbnet.classifiers.onnx_classifier import OnnxClassifier
 from thumbnet.cli import main
-from thumbnet.data.splits import ArraySplit, Data, Split
-from thumbnet.errors import RunError
+from thumbnet.data.images import Preprocessing
+from thumbnet.data.splits import ArraySplit, BytesSplit, Data, Split
+from thumbnet.errors import DataError, RunError
 from thumbnet.evaluation import log_softmax
 from thumbnet.publish import export as publish_export
-from thumbnet.publish.export import check_export, export
+from thumbnet.publish.export import TOLERANCE_ANY_SIZE, ExportCheck, check_export, export
+from thumbnet.publish.onnx_resize import with_any_size
 from thumbnet.runs.folder import Run
 
 
@@ -31,6 +34,8 @@ def test_an_export_computes_the_same_as_its_run(tiny_run: Run, tmp_path: Path, k
     assert check.pictures == len(data.splits["test"])
     assert check.largest_difference < 1e-5
     assert check.accuracy_run == check.accuracy_export
+    code = str(Path(publish_export.__file__).parents[1])  # where it is installed is private
+    assert code.encode() not in (tmp_path / name).read_bytes()
 
 
 def test_an_int8_export_is_smaller_and_predicts_nearly_the_same(
@@ -93,6 +98,30 @@ def test_the_graph_with_resizing_computes_the_same_as_the_run(
     assert check.same_class > 0.98
 
 
+@pytest.mark.parametrize("tta", ["none", "adaptive"])
+def test_the_check_looks_at_the_graphs_own_resizing(
+    tta: str, tiny_run: Run, onnx_file: Path, tmp_path: Path
+) -> None:
+    import onnx
+    from safetensors.torch import load_file
+
+    info = replace(load_run(tiny_run.path).info, tta=tta)
+    other = Run(tmp_path)
+    other.save_weights(load_file(tiny_run.weights_path), info)
+    files = [write_picture(tmp_path / "a.png", noise(k, 9 + 30 * k, 40)).read_bytes() for k in range(6)]
+    split: Split = BytesSplit(files, np.zeros(6, dtype=np.int64), [str(k) for k in range(6)])
+    data = Data("mine", "made", info.class_names, {"train": split, "test": split})
+    assert info.preprocessing.fit == "crop"
+    largest = []
+    for fit in ("crop", "pad"):
+        resized: Preprocessing = replace(info.preprocessing, fit=fit)  # pad is not what the run does
+        model = with_any_size(onnx.load(onnx_file), resized, "pixels")
+        model.metadata_props[0].value = info.to_json()
+        onnx.save(model, tmp_path / "a.onnx")
+        largest.append(check_export(other.weights_path, tmp_path / "a.onnx", data, "test").largest_plain)
+    assert largest[0] < TOLERANCE_ANY_SIZE < largest[1]
+
+
 def test_plain_onnxruntime_needs_only_the_picture(tiny_run: Run, any_size_file: Path) -> None:
     import onnxruntime
 
@@ -105,6 +134,39 @@ def test_plain_onnxruntime_needs_only_the_picture(tiny_run: Run, any_size_file: 
         (expected,) = predictor.predict(picture)
         assert predictor.class_names[int(probabilities.argmax())] == expected.label
         assert probabilities.max() == pytest.approx(expected.probability, abs=0.01)
+
+
+@pytest.mark.parametrize("difference", [0.01, float("nan")])
+def test_a_refused_export_leaves_the_former_file(
+    difference: float,
+    tiny_run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = ExportCheck(1, 0.0, difference, 1.0, 1.0, 1.0, 1.0, "none")
+    monkeypatch.setattr(publish_export, "check_export", lambda *arguments, **options: found)
+    out = tmp_path / "a.safetensors"
+    out.write_bytes(b"before")
+    assert main(["export", str(tiny_run.path), "--format", "safetensors", "--out", str(out)]) == 2
+    assert f"differ by {difference:g}, and at most 0.001 is allowed" in capsys.readouterr().err
+    assert out.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_eight_bits_are_calibrated_on_the_pictures_that_can_be_read(onnx_file: Path, tmp_path: Path) -> None:
+    import onnx
+
+    model, info = onnx.load(onnx_file), OnnxClassifier(onnx_file).info
+    whole = write_picture(tmp_path / "a.png", coloured(0, 0)).read_bytes()
+
+    def data(*files: bytes) -> Data:
+        labels, names = np.zeros(len(files), dtype=np.int64), [f"{at}.png" for at in range(len(files))]
+        return Data("mine", "made", info.class_names, {"train": BytesSplit(files, labels, names)})
+
+    assert publish_export._quantised(model, data(whole[:500], whole), info, None).graph.node
+    with pytest.raises(DataError, match="none of mine can be read"):
+        publish_export._quantised(model, data(whole[:500]), info, None)
 
 
 def test_a_run_of_deep_pictures_is_exported_with_its_range(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from helpers import coloured, write_picture
 from sources.hub_standin import HubStandIn
 from thumbnet.cli import main
-from thumbnet.publish.hub import model_card
+from thumbnet.publish.hub import model_card, published
 from thumbnet.recipes.settings import ModelSettings
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights, write_weights
@@ -95,6 +95,23 @@ def test_the_card_says_what_was_measured(tiny_run: Run, capsys: pytest.CaptureFi
     assert str(tiny_run.path.parent) not in card
     assert main(["push", str(tiny_run.path), f"hf:{NAME}", "--card", "--license", "mit"]) == 0
     assert capsys.readouterr().out.strip() == card.strip()
+
+
+def test_what_is_published_names_no_local_folder(tiny_run: Run, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    assert published(tiny_run)["model.safetensors"] == tiny_run.weights_path.read_bytes()
+    run = Run(Path(shutil.copytree(tiny_run.path, tmp_path / "run")))
+    recipe, info = run.recipe, read_weights(run.weights_path)[1]
+    # What earlier versions wrote.
+    write_weights(run.weights_path, load_file(run.weights_path), replace(info, source="/home/me/cats"))
+    run.write_recipe(replace(recipe, training=replace(recipe.training, init="/home/me/runs/old")))
+    files = {**published(run), "card": model_card(run, NAME).encode()}
+    assert [name for name, content in files.items() if b"/home" in content] == []
+    assert b'init = "old"' in files["recipe.toml"]
+    assert b'init = "old"' in files["card"]
+    assert b'"source": "cats"' in files["model.safetensors"].replace(b"\\", b"")
+    assert b"fine-tuned" in files["card"]
 
 
 def test_the_card_says_that_a_network_is_timms_and_was_fine_tuned(tiny_run: Run, tmp_path: Path) -> None:

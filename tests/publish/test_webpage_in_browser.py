@@ -71,6 +71,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     exif[0x0112] = 6
     upside = Image.fromarray(np.repeat(np.repeat(coloured(2, 3, 12), 4, 0), 3, 1))
     made.append(write_picture(folder / "turned.jpg", upside, exif=exif, quality=90))
+    made.append(write_picture(folder / "turned.webp", upside, exif=exif, lossless=True))
     made.append(write_picture(folder / "grey.png", noise(2, 20, 50)[..., 0]))
     return made
 
@@ -159,6 +160,28 @@ def test_the_page_answers_like_predict_without_network(
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
         assert browser.execute_script(LEAST_CONTRAST) >= 4.5
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_pictures_are_turned_upright_whatever_their_format(
+    browser: Any, onnx_file: Path, tmp_path: Path
+) -> None:
+    picture, exif, made = Image.fromarray(noise(3, 24, 40)), Image.Exif(), []
+    for orientation in range(10):  # 1 to 8 mean something
+        exif[0x0112] = orientation
+        content = exif.tobytes()
+        plain = content.removeprefix(b"Exif\0\0")
+        made += [
+            write_picture(tmp_path / f"{orientation}.png", picture, exif=content),
+            write_picture(tmp_path / f"{orientation}.webp", picture, exif=content, lossless=True),
+            write_picture(tmp_path / f"{orientation}-plain.webp", picture, exif=plain, lossless=True),
+        ]
+    made.append(write_picture(tmp_path / "cut.webp", picture, exif=plain[:12], lossless=True))
+    classifier = variant(onnx_file, fit="squash", tta="none")
+    visit(browser, written(tmp_path / "page.html", onnx_file, classifier))
+    found = ask(browser, made)
+    same_as_predict(found, classifier, made)
+    assert len({found[f"{orientation}.webp"]["probability_1"] for orientation in range(10)}) == 8
 
 
 def test_several_labels_views_and_a_background_are_as_in_predict(

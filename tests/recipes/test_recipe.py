@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,6 +24,12 @@ def test_a_shipped_recipe_survives_being_written_and_read(name: str, tmp_path: P
     assert load_recipe(path) == recipe
     assert recipe.name == name
     assert recipe.description
+
+
+def test_a_name_that_toml_cannot_hold_is_refused_when_the_recipe_is_written() -> None:
+    recipe = Recipe().override(["data.images=" + os.fsdecode(b"/p\xff")])
+    with pytest.raises(RecipeError, match=r'not UTF-8: images = "/p\\udcff"\nRename the file or folder$'):
+        recipe.to_toml()
 
 
 def test_the_tutorial_recipe_has_every_number_of_the_tutorial() -> None:
@@ -136,6 +143,22 @@ def test_a_recipe_file_may_extend_another_recipe(tmp_path: Path) -> None:
     recipe = load_recipe(tmp_path / "top.toml")
     assert (recipe.name, recipe.training.epochs, recipe.optimizer.lr) == ("base", 3, 0.25)
     assert recipe.model.name == load_recipe("fast").model.name
+
+
+def test_a_recipe_file_may_begin_with_the_mark_of_windows_editors(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "fast"\n[training]\nepochs = 3\n', "utf-8-sig")
+    assert load_recipe(path) == load_recipe("fast", ["training.epochs=3"])
+
+
+def test_a_folder_is_not_called_a_missing_recipe_file_and_is_not_listed_as_one(tmp_path: Path) -> None:
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "mine.toml").write_text("")
+    mine = f"TOML files there: {tmp_path / 'mine.toml'}."
+    with pytest.raises(RecipeError, match=f"folder.toml is a folder: expected .* {mine}$"):
+        load_recipe(tmp_path / "folder.toml")
+    with pytest.raises(RecipeError, match=f"there is no recipe file .*your.toml. {mine} Recipes by name"):
+        load_recipe(tmp_path / "your.toml")
 
 
 def test_a_recipe_that_extends_itself_by_another_path_is_refused_at_once(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from thumbnet.errors import RecipeError
+from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.tables import build, differences, known_keys, plain, unknown_key
 
 
@@ -50,6 +51,16 @@ def test_the_error_names_the_wrong_key(settings: dict[str, object], message: str
     with pytest.raises(RecipeError) as caught:
         build(Outer, settings)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [10**30, -(10**400), 2**63, 1e39, -1e308])
+def test_numbers_that_pytorch_does_not_take_are_refused(value: float) -> None:
+    whole = isinstance(value, int)
+    for key in ("training.max_skips", "optimizer.lr") if whole else ("optimizer.lr",):
+        section, _, name = key.partition(".")
+        with pytest.raises(RecipeError, match=rf"recipe key '{key}' (has \d+ digits|is .*32 bits)"):
+            build(Recipe, {section: {name: value}})
+    build(Recipe, {"training": {"max_skips": 2**63 - 1}, "optimizer": {"lr": 3e38}})
 
 
 def test_the_error_for_an_unknown_key_lists_its_siblings_and_suggests_only_similar_keys() -> None:

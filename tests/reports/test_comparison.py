@@ -30,13 +30,17 @@ def make(tiny_run: Run, tmp_path: Path) -> Make:
         fingerprint: str = "same",
         measured: str = "",
         labels: dict[str, object] | None = None,
+        split: str | None = "test",
+        name: str = "",
     ) -> Run:
-        path = tmp_path / f"{lr}-{seed}"
+        path = tmp_path / (name or f"{lr}-{seed}")
         shutil.copytree(tiny_run.path, path)
         recipe = tiny_run.recipe
         recipe = replace(recipe, seed=seed, optimizer=replace(recipe.optimizer, lr=lr))
         (path / "recipe.toml").write_text(recipe.to_toml())
-        (path / "summary.json").write_text(json.dumps({**tiny_run.summary, "accuracy": accuracy}))
+        (path / "summary.json").write_text(
+            json.dumps({**tiny_run.summary, "accuracy": accuracy, "split": split})
+        )
         settings = {**tiny_run.settings, "fingerprint": fingerprint}
         settings["measured_fingerprint"] = measured or fingerprint
         if labels:
@@ -49,11 +53,27 @@ def make(tiny_run: Run, tmp_path: Path) -> Make:
 
 def test_runs_that_differ_only_in_the_seed_form_one_group(make: Make) -> None:
     groups = group_runs([make(0.9, 0), make(0.8, 0, lr=0.1), make(0.92, 1), make(0.94, 2)])
-    assert [group.name for group in groups] == ["resnet18", "resnet18 (2)"]
+    assert [group.name for group in groups] == ["one-cycle", "one-cycle (2)"]
     assert groups[0].accuracies == (0.9, 0.92, 0.94)
     assert groups[0].mean == pytest.approx(0.92)
     assert groups[0].deviation == pytest.approx(0.02)
     assert groups[1].deviation is None
+
+
+def test_a_seed_counts_once_unless_its_results_differ(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, again, other = make(0.9), make(0.9, name="again"), make(0.8, name="other device")
+    further = make(0.9, 1)
+    here = Run(first.path.parent / "again" / ".." / first.path.name)
+    (group,) = group_runs([first, first, here, again, other, further])
+    assert group.runs == (first, other, further)
+    assert group.accuracies == (0.9, 0.8, 0.9)
+    assert group.repeated == (first, here, again)
+    assert main(["compare", str(first.path), str(again.path), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["groups"][0]["deviation"] is None
+    assert f"{again.path} does not count" in shown.err
 
 
 def test_the_difference_is_tested_by_welchs_formulas(make: Make) -> None:
@@ -86,6 +106,13 @@ def test_runs_measured_on_different_pictures_cannot_be_compared(make: Make) -> N
         group_runs([make(0.9), make(0.9, 1, fingerprint="other")])
 
 
+def test_a_run_that_was_not_measured_is_not_compared_with_one_that_was(make: Make) -> None:
+    measured, other = make(0.9), make(0.9, 1, measured="other", split=None)
+    for runs in ([measured, other], [other, measured]):
+        with pytest.raises(RunError, match=f"^{other.path} was not measured, .* with {measured.path}: leave"):
+            group_runs(runs)
+
+
 def test_runs_of_an_older_version_are_compared_by_all_their_data(make: Make) -> None:
     new, old = make(0.9), make(0.9, 1)
     settings = old.settings
@@ -101,8 +128,8 @@ def test_a_run_with_corrected_training_labels_is_a_group_of_its_own(make: Make) 
     runs = [make(0.9, measured="m"), make(0.91, 1, measured="m")]
     runs += [make(0.93, seed, fingerprint="f", measured="m", labels={"relabelled": 1}) for seed in (2, 3)]
     assert [(group.name, len(group.runs)) for group in group_runs(runs)] == [
-        ("resnet18", 2),
-        ("resnet18, corrected labels", 2),
+        ("one-cycle", 2),
+        ("one-cycle, corrected labels", 2),
     ]
 
 
@@ -124,7 +151,7 @@ def test_the_command_shows_tables_a_test_and_curves(
     out = capsys.readouterr().out
     assert all(path in out for path in paths)
     assert "91.00 %" in out
-    assert "resnet18 (2) against resnet18: +5.00 points" in out
+    assert "one-cycle (2) against one-cycle: +5.00 points" in out
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert main(["compare", *paths, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

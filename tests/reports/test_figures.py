@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -113,6 +114,7 @@ def test_with_many_classes_only_some_names_are_shown() -> None:
 def test_curves_have_one_line_per_run_and_one_legend_entry_per_group(tiny_run: Run, tmp_path: Path) -> None:
     for seed in (1, 2):
         shutil.copytree(tiny_run.path, tmp_path / str(seed))
+        Run(tmp_path / str(seed)).write_recipe(replace(tiny_run.recipe, seed=seed))
     (group,) = group_runs([tiny_run, Run(tmp_path / "1"), Run(tmp_path / "2")])
     accuracies, losses = figures.curves_figure([group]).axes
     metrics = [json.loads(line) for line in (tiny_run.path / "metrics.jsonl").read_text().splitlines()]
@@ -120,7 +122,7 @@ def test_curves_have_one_line_per_run_and_one_legend_entry_per_group(tiny_run: R
     assert len(runs) == 3
     assert drawn(runs[0])[1] == pytest.approx([100 * one["test_accuracy"] for one in metrics])
     labels = accuracies.get_legend_handles_labels()[1]
-    assert labels.count("resnet18 (n = 3)") == 1
+    assert labels.count("one-cycle (n = 3)") == 1
     stars = [line for line in accuracies.lines if line.get_marker() == "*"]
     assert [drawn(star)[1][0] for star in stars] == [100 * tiny_run.summary["accuracy"]] * 3
     dashed = [line for line in losses.lines if line.get_linestyle() == "--"]

@@ -10,7 +10,7 @@ import pytest
 from helpers import coloured, write_picture
 from thumbnet.classifiers.load import load_classifier
 from thumbnet.classifiers.torch_classifier import Predictor
-from thumbnet.errors import DataError
+from thumbnet.errors import DataError, RunError
 from thumbnet.reviewing.unlabelled import CLUSTERS, order_unlabelled, read_unlabelled, score_unlabelled
 from thumbnet.runs.folder import Run
 
@@ -53,6 +53,12 @@ def test_readable_pictures_are_classified_and_the_others_are_named(folder: Path,
     assert found.probabilities.dtype == np.float32
     assert found.features is not None
     assert found.features.shape[0] == 12
+
+
+def test_a_network_that_gives_several_labels_is_refused(folder: Path, label_run: Run) -> None:
+    network = load_classifier(label_run.path, "cpu")
+    with pytest.raises(RunError, match="several labels: review works only with one class per picture"):
+        score_unlabelled(network, read_unlabelled(folder))
 
 
 def test_the_features_are_what_the_last_layer_sees(folder: Path, tiny_run: Run) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from thumbnet.runs.finding import is_finished, is_run, no_run, runs_in
+from thumbnet.runs.finding import are_gone, is_finished, is_run, no_run, runs_in
 
 
 def make_run(folder: Path, *, finished: bool = True, age: int = 0) -> Path:
@@ -26,6 +26,12 @@ def test_a_run_has_a_recipe_and_settings_and_a_finished_run_has_a_summary(tmp_pa
     assert (is_run(done), is_finished(done)) == (True, True)
     (done / "run.json").unlink()
     assert (is_run(done), is_finished(done)) == (False, False)
+
+
+def test_only_a_place_that_is_missing_is_gone(tmp_path: Path) -> None:
+    assert are_gone(str(tmp_path / "moved"))
+    for source in (str(tmp_path), "cifar10", "hf:owner/name", None):
+        assert not are_gone(source)
 
 
 def test_runs_are_listed_newest_first(tmp_path: Path) -> None:

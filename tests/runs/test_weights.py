@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import IO, Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from helpers import coloured_data
@@ -23,6 +25,7 @@ from thumbnet.classifiers.load import load_run
 from thumbnet.errors import MissingExtraError, RunError
 from thumbnet.recipes.settings import ModelSettings
 from thumbnet.runs import weights as weights_module
+from thumbnet.runs.any_weights import read_any_weights
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import (
     fetch_weights,
@@ -33,6 +36,19 @@ from thumbnet.runs.weights import (
     weights_digest,
     write_weights,
 )
+from thumbnet.training.train import resume
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has names that are not UTF-8")
+def test_weights_are_read_from_a_folder_whose_name_is_not_utf8(tiny_run: Run, tmp_path: Path) -> None:
+    place = tmp_path / os.fsdecode(b"r\xff") / "model.safetensors"
+    place.parent.mkdir()
+    place.write_bytes(tiny_run.weights_path.read_bytes())
+    assert read_weights(place)[0].keys() == read_weights(tiny_run.weights_path)[0].keys()
+    assert read_any_weights(place).info == read_weights(tiny_run.weights_path)[1]
+    place.write_bytes(b"nonsense")
+    with pytest.raises(RunError, match=r"cannot read .*r\\udcff/model.safetensors as weights"):
+        read_weights(place)
 
 
 def test_a_weights_file_has_everything_needed_to_use_it(tiny_run: Run, tmp_path: Path) -> None:
@@ -116,6 +132,27 @@ def test_a_changed_weight_is_found_by_the_digest(tiny_run: Run, tmp_path: Path) 
     path.write_bytes(content)
     with pytest.raises(RunError, match="is damaged"):
         read_weights(path)
+
+
+def test_damaged_weights_of_a_run_are_restored_by_a_resume(tiny_run: Run, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(tiny_run.path, tmp_path / "run")))
+    content = run.weights_path.read_bytes()
+    for damage in (truncated(content), content[:-1] + bytes([content[-1] ^ 1])):
+        run.weights_path.write_bytes(damage)
+        with pytest.raises(
+            RunError, match="is damaged. The run's checkpoint can restore it: remove"
+        ) as caught:
+            read_weights(run.weights_path)
+        assert f"train --resume {run.path}" in str(caught.value)
+    run.weights_path.unlink()
+    resume(run.path, data=coloured_data(), device="cpu")
+    tensors, info = read_weights(run.weights_path)
+    assert info == read_weights(tiny_run.weights_path)[1]
+    assert all(torch.equal(tensors[name], one) for name, one in load_file(tiny_run.weights_path).items())
+    (run.path / "checkpoint.pt").unlink()
+    run.weights_path.write_bytes(truncated(content))
+    with pytest.raises(RunError, match="expected a run's folder"):
+        read_weights(run.weights_path)
 
 
 def test_a_changed_description_is_found_by_the_digest(tiny_run: Run, tmp_path: Path) -> None:

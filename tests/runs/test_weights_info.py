@@ -28,6 +28,19 @@ def test_range_and_background_are_stored_with_the_weights(changes: dict[str, Any
     assert WeightsInfo.from_json(before.to_json()) == before
 
 
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("/home/me/cats", "cats"),
+        ("data/cats.zip", "cats.zip"),
+        ("digits", "digits"),
+        ("hf:owner/cats", "hf:owner/cats"),
+    ],
+)
+def test_the_name_of_the_data_tells_no_local_folder(source: str, name: str) -> None:
+    assert WeightsInfo.from_json(replace(info(), source=source).to_json()).source == name
+
+
 def test_a_description_without_range_and_background_means_the_types_range_and_white() -> None:
     values = json.loads(info().to_json())
     del values["preprocessing"]["range"], values["preprocessing"]["background"]

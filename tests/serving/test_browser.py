@@ -16,6 +16,7 @@ import pytest
 
 from helpers import coloured, coloured_data, write_class_folders, write_picture
 from serving.test_service import encoded, served
+from thumbnet.data.listings import safe_name, safe_text
 from thumbnet.reports import pictures
 from thumbnet.reports.page import write_report
 from thumbnet.runs.folder import Run
@@ -208,7 +209,7 @@ def test_many_pictures_are_answered_one_by_one_and_summarised(browser: Any, addr
     saved = browser.execute_script("return window.saved").encode("latin-1").decode("utf-8-sig")
     found = list(csv.DictReader(io.StringIO(saved)))
     assert [one["class_1"] for one in found] == ["red", "green", "", "blue", "red", "red", "green", "red"]
-    assert found[5]["picture"] == '\'=cmd(),"x".png'
+    assert found[5]["picture"] == './=cmd(),"x".png'
     assert "not a picture" in found[2]["error"]
     assert float(found[0]["probability_1"]) > float(found[0]["probability_2"])
     assert "red" in found[0]["answer"]
@@ -224,6 +225,17 @@ def test_many_pictures_are_answered_one_by_one_and_summarised(browser: Any, addr
     assert len(browser.find_elements("css selector", "#cards li.card")) == 7
     for message in errors(browser):
         assert "415" in message  # the broken picture's
+
+
+def test_cells_of_the_saved_csv_follow_the_rules_of_all_lists(browser: Any, address: str) -> None:
+    texts = [
+        "=1+1.png", "./=1", "././@x", "'=1", "''-x", "-1", "+1.5", "-x", "-", "=", " =1", "\uff1d1", "\uff20", "@\n",
+        "a=1", "\x1b[2J", "\t=1", "\r", "\x85", "\u202egnp.exe", "\u061c", "a\u200dz", "\U0001f438", "cats/1.png", "",
+    ]  # fmt: skip
+    browser.get(address)
+    for function, rule in (("safeName", safe_name), ("safeText", safe_text)):
+        found = browser.execute_script(f"return arguments[0].map({function})", texts)
+        assert found == [rule(text) for text in texts]
 
 
 # A service that is busy once, then fails once, and then answers with arguments[0].

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,9 @@ from thumbnet.errors import ThumbnetError
 
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
+import uvicorn
 from fastapi import FastAPI, Request, Response
+from uvicorn.server import ServerState
 
 from thumbnet.serving import server
 from thumbnet.serving.protection import protect, read_body
@@ -239,6 +242,26 @@ def with_slow_and_large(events: list[str]) -> FastAPI:
     return app
 
 
+class Recorded(asyncio.Transport):
+    """Keeps what is written to a connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written, self.closed = bytearray(), False
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+
 CHUNKED = b"POST /body HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -280,6 +303,33 @@ def test_a_head_that_is_too_large_is_refused_with_431_and_one_of_60_kb_is_not() 
                 assert received(connection).startswith(b"HTTP/1.1 " + status)
 
     with_service(visit)
+
+
+@pytest.mark.parametrize(
+    ("size", "status"),
+    [(60_000, b"200"), (66_000, b"431"), (200_000, b"431")],
+    ids=["60 kB", "66 kB", "200 kB"],
+)
+@pytest.mark.parametrize("where", ["path", "header", "headers"])
+def test_a_head_that_arrives_at_once_has_the_same_limit(where: str, size: int, status: bytes) -> None:
+    heads = {
+        "path": b"GET /?" + b"x" * size + b" HTTP/1.1\r\n",
+        "header": b"GET / HTTP/1.1\r\nX-Header: " + b"x" * size + b"\r\n",
+        "headers": b"GET / HTTP/1.1\r\n" + b"X-Header: value\r\n" * (size // 17),
+    }
+
+    async def answer() -> bytes:
+        state = ServerState()
+        config = uvicorn.Config(app_with([]), lifespan="off", log_level="error", access_log=False)
+        config.load()
+        protocol, transport = server._Bounded(config, state, {}), Recorded()
+        protocol.connection_made(transport)
+        protocol.data_received(heads[where] + b"Host: localhost\r\n\r\n")
+        await asyncio.gather(*state.tasks)
+        protocol.connection_lost(None)
+        return bytes(transport.written)
+
+    assert asyncio.run(answer()).startswith(b"HTTP/1.1 " + status)
 
 
 def test_a_body_of_many_small_chunks_and_an_unread_body_are_no_overhead() -> None:

@@ -104,6 +104,8 @@ def test_a_body_may_be_a_single_picture(client: Any, kind: str) -> None:
 
 
 BOMB = encoded(np.zeros((200, 200, 3), np.uint8))
+# A picture that Pillow itself refuses to open.
+PILLOWS_BOMB = b"P6 60000 60000 255\n" + bytes(100)
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 
 
@@ -116,7 +118,8 @@ FORM = {"Content-Type": "multipart/form-data; boundary=x"}
             {"content": iter([b"x" * 60_000] * 2), "headers": {"Content-Type": "image/png"}},
             "100,000 bytes",
         ),
-        (413, {"files": {"file": BOMB}}, "200x200 pixels"),
+        (413, {"files": {"file": BOMB}}, "200x200 pixels are more than the limit of 10,000"),
+        (413, {"files": {"file": PILLOWS_BOMB}}, "its pixels are more than the limit of 10,000"),
         (415, {"content": b"x", "headers": {"Content-Type": "text/plain"}}, "text/plain"),
         (415, {"content": b"x"}, "no Content-Type"),
         (415, {"files": {"file": ("a.exe", b"MZ no picture", "image/png")}}, "a.exe: not a picture"),
@@ -124,6 +127,11 @@ FORM = {"Content-Type": "multipart/form-data; boundary=x"}
         (422, {"files": [("file", grey(9)), ("file", grey(9)[:-30])]}, "cannot read"),
         (422, {"content": b"", "headers": FORM}, "no picture"),
         (422, {"files": [("file", grey(9))] * 9}, "more than 8 pictures"),
+        (
+            422,
+            {"files": {"file": grey(9)}, "data": {str(n): "" for n in range(9)}},
+            "more than 8 fields besides pictures",
+        ),
         (400, {"content": b"rubbish", "headers": FORM}, ""),
         (422, {"files": {"file": grey(9)}, "params": {"top": 0}}, "top: "),
         (422, {"files": {"file": grey(9)}, "params": {"top": "many"}}, "top: "),

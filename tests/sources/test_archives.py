@@ -285,3 +285,56 @@ def test_names_that_only_normalisation_makes_equal_stay_two_pictures(tmp_path: P
         zipped.writestr("a/\u00c9.png", picture.getvalue())
         zipped.writestr("a/E\u0301.png", picture.getvalue())
     assert len(unpack(tmp_path / "x.zip", tmp_path / "cache").pictures.places) == 2
+
+
+def zip_with_names(path: Path, names: list[bytes], flag: int) -> Path:
+    """A zip of two class folders per name, whose names are written as these bytes."""
+    stand_ins = [bytes([97 + at]) * len(name) for at, name in enumerate(names)]
+    with zipfile.ZipFile(path, "w") as zipped:
+        for at, stand_in in enumerate(stand_ins):
+            for number in range(5):
+                buffer = io.BytesIO()
+                Image.fromarray(noise(10 * at + number)).save(buffer, "png")
+                zipped.writestr(f"{stand_in.decode()}/{number}.png", buffer.getvalue())
+    content = path.read_bytes()
+    for stand_in, name in zip(stand_ins, names, strict=True):
+        content = content.replace(stand_in + b"/", name + b"/")
+    if flag:
+        content = content.replace(b"PK\x03\x04\x14\0\0\0", b"PK\x03\x04\x14\0\0\x08")
+        content = content.replace(b"PK\x01\x02\x14\x03\x14\0\0\0", b"PK\x01\x02\x14\x03\x14\0\0\x08")
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("flag", [0, 1])
+def test_utf_8_names_in_a_zip_are_read_even_if_no_flag_says_so(tmp_path: Path, flag: int) -> None:
+    path = zip_with_names(tmp_path / "a.zip", ["猫".encode(), "狗".encode()], flag)
+    data = load_data(path, data_dir=tmp_path)
+    assert data.class_names == ("狗", "猫")
+    assert not any("encoded" in note for note in data.notes)
+
+
+@pytest.mark.parametrize(("names", "read"), [("猫 狗", ("├¿", "╣╖")), ("猫 猫猫", ("è", "èè"))])
+def test_a_warning_says_that_names_in_a_zip_may_be_wrong(
+    tmp_path: Path, names: str, read: tuple[str, ...]
+) -> None:
+    path = zip_with_names(tmp_path / "a.zip", [name.encode("gbk") for name in names.split()], 0)
+    data = load_data(path, data_dir=tmp_path)
+    assert data.class_names == read
+    assert any("a.zip does not say how its file names are encoded" in note for note in data.notes)
+
+
+def test_messages_name_the_archive_and_not_the_folder_it_was_unpacked_to(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for name, members in (
+        ("empty.zip", {}),
+        ("zips.zip", {"train.zip": b"PK", "test.zip": b"PK"}),
+        ("arrays.zip", {"x_train.npy": b"\x93NUMPY"}),
+    ):
+        with zipfile.ZipFile(tmp_path / name, "w") as zipped:
+            for member, content in members.items():
+                zipped.writestr(member, content)
+        with pytest.raises(DataError) as caught:
+            load_data(tmp_path / name, data_dir=cache)
+        assert str(tmp_path / name) in str(caught.value)
+        assert str(cache) not in str(caught.value)

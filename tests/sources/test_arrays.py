@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from thumbnet.errors import DataError
-from thumbnet.sources.arrays import as_array, channels_last, narrowed, part_of, same_length
+from thumbnet.sources.arrays import as_array, channels_last, narrowed, pair_up, part_of, same_length
 
 
 def test_there_must_be_as_many_labels_as_pictures() -> None:
@@ -76,3 +76,14 @@ def test_tensors_and_ragged_lists_become_arrays() -> None:
 )
 def test_split_and_role_are_parsed_from_array_names(name: str, expected: tuple[str, str, str]) -> None:
     assert part_of(name) == expected
+
+
+def test_a_split_without_labels_is_left_out_with_a_note() -> None:
+    pictures, labels = np.zeros((4, 8, 8)), np.zeros(4)
+    arrays = pair_up({"x_train": pictures, "y_train": labels, "x_test": pictures[:3]}, "x")
+    assert list(arrays.images) == ["train"]
+    assert arrays.notes == ["test has no labels, so its 3 picture(s) are not used"]
+    with pytest.raises(DataError, match="train has no labels"):
+        pair_up({"x_train": pictures, "x_test": pictures, "y_test": labels}, "x")
+    with pytest.raises(DataError, match="test has no pictures"):
+        pair_up({"x_train": pictures, "y_train": labels, "y_test": labels}, "x")

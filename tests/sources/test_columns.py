@@ -14,6 +14,8 @@ from thumbnet.sources.columns import (
     ones_of,
     split_of_name,
     split_word,
+    splits_of,
+    unused_splits,
 )
 from thumbnet.sources.tables import Table
 
@@ -34,6 +36,26 @@ def test_columns_are_found_by_content() -> None:
     rows = [[f"{n}.png", "cat" if n % 2 else "dog"] for n in range(8)]
     found = find_columns(table(["one", "two"], rows), DataSettings())
     assert (found.path, found.label) == ("one", "two")
+
+
+@pytest.mark.parametrize(
+    ("names", "cells", "label"),
+    [
+        (["image", "class", "species"], ["mammal", "{c}"], "species"),
+        (["image", "type"], ["png"], "type"),
+        (["image", "type", "animal"], ["png", "{c}"], ""),
+        (["image", "label", "night", "blurry"], ["cat", "{b}", "{b}"], ""),
+    ],
+)
+def test_a_constant_column_is_not_preferred_for_its_name(
+    names: list[str], cells: list[str], label: str
+) -> None:
+    rows = [[f"{n}.png", *(cell.format(c="ab"[n % 2], b=n % 2) for cell in cells)] for n in range(8)]
+    if label:
+        assert find_columns(table(names, rows), DataSettings()).label == label
+        return
+    with pytest.raises(DataError, match=f"which column has the labels: {names[1]}, {names[2]}"):
+        find_columns(table(names, rows), DataSettings())
 
 
 def test_settings_take_precedence_and_must_name_an_existing_column() -> None:
@@ -57,7 +79,19 @@ def test_one_hot_columns_give_one_label_and_rows_with_two_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "split"), [("Training", "train"), (" valid ", "val"), ("TEST", "test"), ("cat", "")]
+    ("text", "split"),
+    [
+        ("Training", "train"),
+        (" valid ", "val"),
+        ("TEST", "test"),
+        ("training set", "train"),
+        ("test1", "test"),
+        ("Validate", "val"),
+        ("PublicTest", "val"),
+        ("holdout", "test"),
+        ("cat", ""),
+        ("train_station", ""),
+    ],
 )
 def test_common_words_for_splits_are_known(text: str, split: str) -> None:
     assert split_word(text) == split
@@ -65,6 +99,9 @@ def test_common_words_for_splits_are_known(text: str, split: str) -> None:
 
 def test_a_file_name_has_a_split_only_if_it_mentions_exactly_one() -> None:
     assert split_of_name("sign_mnist_train") == "train"
+    assert split_of_name("trainLabels") == split_of_name("train_val_list") == "train"
+    assert split_of_name("LOC_val_solution") == "val"
+    assert split_of_name("holdout") == split_of_name("testLabels") == "test"
     assert split_of_name("train_test") == ""
     assert split_of_name("numbers") == ""
 
@@ -80,3 +117,121 @@ def test_whole_number_classes_are_ordered_by_value_and_fractions_are_refused() -
 def test_the_likeliest_label_column_comes_first() -> None:
     assert label_candidates(["id", "Class", "label"])[0] in ("label", "Class")
     assert label_candidates(["id", "size"]) == []
+
+
+def rows_of(name: str, *values: str) -> Table:
+    """A table of six rows whose column ``name`` has these values in turn."""
+    rows = [[f"{n}.png", f"c{n % 2}", values[n // 2 % len(values)]] for n in range(6)]
+    return table(["image", "label", name], rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "splits"),
+    [
+        ("split", ("train", "eval"), ("train", "test")),
+        ("split", ("train", "eval", "test"), ("train", "val", "test")),
+        ("split", ("train", "test", "extra"), ("train", "test", "")),
+        ("split", ("train", "test", ""), ("train", "test", "")),
+        ("split", ("", "test"), ("train", "test")),
+        ("Set", ("training set", "test set"), ("train", "test")),
+        ("usage", ("Training", "PublicTest", "PrivateTest"), ("train", "val", "test")),
+        ("partition", ("0", "1", "2"), ("train", "val", "test")),
+        ("is_train", ("1", "0"), ("train", "test")),
+        ("is_test", ("False", "True"), ("train", "test")),
+        ("isVal", ("no", "yes"), ("train", "val")),
+        ("train", ("True", "False"), ("train", "test")),
+        ("kind", ("train", "holdout"), ("train", "test")),
+    ],
+)
+def test_a_column_tells_the_splits(name: str, values: tuple[str, ...], splits: tuple[str, ...]) -> None:
+    found = rows_of(name, *values)
+    columns = find_columns(found, DataSettings())
+    assert (columns.label, columns.split) == ("label", name)
+    assert splits_of(found, columns)[0][::2] == [splits[n % len(splits)] for n in range(3)]
+
+
+def test_what_the_values_of_a_split_column_mean_is_noted_unless_it_is_plain() -> None:
+    def notes(name: str, *values: str) -> str:
+        found = rows_of(name, *values)
+        return "\n".join(splits_of(found, find_columns(found, DataSettings()))[1])
+
+    assert notes("split", "train", "test") == ""
+    assert "'partition' tells splits: 0 is train, 1 is val, 2 is test" in notes("partition", "0", "1", "2")
+    assert "eval is val" in notes("split", "train", "eval", "test")
+    assert "'split' leaves out 2 row(s), whose split is unknown: extra" in notes(
+        "split", "train", "test", "extra"
+    )
+    assert "'split' leaves out 2 row(s), whose split is empty" in notes("split", "train", "test", "")
+    assert "'split' is empty in 4 row(s)" in notes("split", "", "test")
+    with pytest.raises(DataError, match="has extra, test: which of them is train"):
+        notes("split", "test", "extra")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("partition", ("0", "1")), ("set", ("A", "B")), ("is_valid", ("True", "False"))]
+)
+def test_a_column_that_may_tell_splits_is_noted_if_it_is_not_used(name: str, values: tuple[str, ...]) -> None:
+    found = rows_of(name, *values)
+    columns = find_columns(found, DataSettings())
+    assert columns.split == ""
+    (note,) = unused_splits(found, columns)
+    assert f"the column {name!r} ({', '.join(sorted(values))}) is not used" in note
+
+
+def test_a_train_may_be_a_class() -> None:
+    rows = [["a.png", "1", "0"], ["b.png", "0", "1"]]
+    assert find_columns(table(["image", "train", "car"], rows), DataSettings()).one_hot == ("train", "car")
+
+
+@pytest.mark.parametrize(
+    ("one", "zero"),
+    [("1", "0"), ("True", "False"), ("yes", "no"), ("TRUE", "FALSE"), ("1", ""), ("x", ""), ("X", "")],
+)
+def test_columns_of_yes_and_no_are_labels_however_they_are_written(one: str, zero: str) -> None:
+    rows = [[f"{n}.png", *(one if n % 3 == k else zero for k in range(3))] for n in range(9)]
+    found = table(["id", "cat", "dog", "frog"], rows)
+    columns = find_columns(found, DataSettings())
+    assert columns.one_hot == ("cat", "dog", "frog")
+    assert labels_of(found, columns) == ["cat", "dog", "frog"] * 3
+
+
+def test_a_rare_mark_far_down_the_table_is_a_class_too() -> None:
+    rows = [[f"{n}.png", "x" if n % 2 else "", "" if n % 2 else "x", ""] for n in range(2100)]
+    rows.append(["last.png", "", "", "x"])
+    assert find_columns(table(["id", "cat", "dog", "frog"], rows), DataSettings()).one_hot == (
+        "cat",
+        "dog",
+        "frog",
+    )
+
+
+def test_columns_of_yes_and_no_next_to_a_column_of_words_are_asked_about() -> None:
+    rows = [[f"{n}.png", ("cat", "dog", "frog")[n % 3], str(n % 2), str(int(n % 5 == 0))] for n in range(20)]
+    found = table(["image", "animal", "is_night", "is_blurry"], rows)
+    with pytest.raises(
+        DataError, match=r"animal, is_night, is_blurry\?.*--label-column NAME.*multilabel=true"
+    ):
+        find_columns(found, DataSettings())
+    assert find_columns(found, DataSettings(label_column="animal")).label == "animal"
+    assert find_columns(found, DataSettings(multilabel=True)).one_hot == ("is_night", "is_blurry")
+    one_hot = [[f"{n}.png", "north", *(str(int(n % 2 == k)) for k in range(2))] for n in range(20)]
+    for row in one_hot[:9]:
+        row[1] = ("south", "east", "west")[len(row[0]) % 3]
+    found = table(["image", "side", "cat", "dog"], one_hot)
+    assert find_columns(found, DataSettings()).one_hot == ("cat", "dog")  # each row names one class
+
+
+def test_an_address_is_a_path_only_if_there_is_no_other() -> None:
+    rows = [[f"{n:04x}", f"http://a.org/b/File_{n}.jpg", str(n % 4)] for n in range(20)]
+    assert find_columns(table(["id", "url", "landmark_id"], rows), DataSettings()).path == "id"
+    found = table(["url", "landmark_id"], [row[1:] for row in rows])
+    assert find_columns(found, DataSettings()).path == "url"
+    files = [[row[1], f"{n}.png", row[2]] for n, row in enumerate(rows)]
+    assert find_columns(table(["image", "saved as", "label"], files), DataSettings()).path == "saved as"
+
+
+def test_numbers_without_a_header_name_no_pictures() -> None:
+    rows = [[str(n % 3), str(n), str(n * 7 % 11), str(n % 2)] for n in range(12)]
+    found = Table(Path("x.csv"), [f"column {n}" for n in range(1, 5)], rows, list(range(12)), header=False)
+    with pytest.raises(DataError, match="no column appears to name pictures"):
+        find_columns(found, DataSettings())

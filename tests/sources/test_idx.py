@@ -120,9 +120,13 @@ def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path) -> No
         load_data(folder)
 
 
-def test_the_error_names_missing_labels(tmp_path: Path) -> None:
+def test_test_is_left_out_without_its_labels_and_the_error_names_those_of_train(tmp_path: Path) -> None:
     (write_mnist(tmp_path) / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(DataError, match="labels of test are missing"):
+    data = load_data(tmp_path)
+    assert sum(map(len, data.splits.values())) == 40
+    assert any("test is left out, because the labels of test are missing" in note for note in data.notes)
+    (tmp_path / "train-labels-idx1-ubyte").unlink()
+    with pytest.raises(DataError, match="labels of train are missing"):
         load_data(tmp_path)
 
 

@@ -160,6 +160,11 @@ def test_one_separator_is_used_for_all_tables() -> None:
         ({"a|b", "a", "b"}, "|"),
         ({"haze water", "haze road", "water road", "haze"}, " "),
         ({"Canis lupus", "Canis aureus", "Vulpes vulpes"}, ""),
+        ({"fresh apple", "rotten apple", "fresh banana", "rotten banana"}, ""),
+        ({"apple, ripe", "apple, unripe", "tomato, ripe", "tomato, unripe"}, ""),
+        ({"fresh apple", "rotten apple", "apple fresh", "fresh banana", "rotten banana"}, " "),
+        ({"fresh apple", "rotten apple", "fresh", "rotten banana", "fresh banana"}, " "),
+        ({"apple;ripe", "apple;unripe", "tomato;ripe", "tomato;unripe"}, ";"),
         ({"cat", "dog"}, ""),
         ({"Smith, John", "Miller, Ann"}, ""),
         (set(), ""),
@@ -167,6 +172,15 @@ def test_one_separator_is_used_for_all_tables() -> None:
 )
 def test_a_separator_is_one_whose_parts_occur_elsewhere(cells: set[str], separator: str) -> None:
     assert separator_in(cells) == separator
+
+
+def test_names_of_two_words_are_classes_unless_the_user_says_otherwise(tmp_path: Path) -> None:
+    names = [f"{state} {fruit}" for state in ("fresh", "rotten") for fruit in ("apple", "banana")]
+    path = write_table(tmp_path, "path,label", lambda n, _: f"{n}.png,{names[n % 4]}")
+    data = load_data(path)
+    assert data.class_names == tuple(names)
+    assert any("such as 'fresh apple' are one class each" in note for note in data.notes)
+    assert load_data(path, multilabel=True).class_names == ("apple", "banana", "fresh", "rotten")
 
 
 @pytest.mark.parametrize("cell", ["[1, [2]]", "[open('x')]", "[" * 5000 + "]" * 5000, '["a"', "[{}]"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from thumbnet.errors import DataError
-from thumbnet.sources.labels import as_class, number_classes
+from thumbnet.sources.labels import as_class, number_classes, one_spelling
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,20 @@ def test_labels_without_a_name_or_missing_from_train_or_like_captions_are_refuse
         number_classes({"train": ["a", "b"], "test": ["c"]}, "x")
     with pytest.raises(DataError, match="captions"):
         number_classes({"train": [f"a picture of number {n}" for n in range(40)]}, "x")
+
+
+def test_labels_of_another_split_are_trains_in_another_case_or_unicode_form() -> None:
+    respelt, notes = one_spelling({"train": ["caf\u00e9", "dog", 3], "test": ["cafe\u0301", "Dog", "cow", 4]})
+    assert respelt == {"cafe\u0301": "caf\u00e9", "Dog": "dog"}
+    assert notes == [
+        "test: 1 label(s) are spelt differently from train's but taken as the same classes: 'Dog' is 'dog'"
+    ]
+    found = number_classes({"train": ["cat", "dog"], "test": ["DOG", "cat"]}, "x")
+    assert found.labels["test"].tolist() == [1, 0]
+    assert any("'DOG' is 'dog'" in note for note in found.notes)
+
+
+def test_labels_of_train_that_differ_in_case_stay_different_and_are_noted() -> None:
+    respelt, notes = one_spelling({"train": ["cat", "Cat", "dog", "e\u0301", "\u00e9"], "val": ["CAT"]})
+    assert respelt == {"e\u0301": "\u00e9"}
+    assert notes == ["2 classes differ only in upper and lower case, but stay different: 'Cat' and 'cat'"]

@@ -64,6 +64,26 @@ def test_unusual_names_of_splits_are_noted() -> None:
     assert meaning(classes("train") + classes("val") + classes("test")).notes == ""
 
 
+@pytest.mark.parametrize(
+    ("paths", "name", "what"),
+    [
+        (classes("train"), "test.zip", "an archive"),
+        (some("cat/{}.png", 3) + some("dog/{}.png", 3), "owl2.tar.gz", "an archive"),
+        (classes("outer/train") + classes("outer/test"), "outer/extra.7z", "an archive"),
+        (classes("outer/train"), "extra.zip", "an archive"),
+        (some("cat/{}.png", 3) + some("dog/{}.png", 3), "scan.dcm", "a DICOM file"),
+        (classes("train") + classes("test"), "more/data.h5", "an HDF5 file"),
+        (classes("train"), "test/clip.mp4", "a video"),
+        (some("{}_cat.png", 2) + some("{}_dog.png", 2, 2), "rest.rar", "an archive"),
+    ],
+)
+def test_unread_data_next_to_the_pictures_is_noted(paths: list[str], name: str, what: str) -> None:
+    assert "skipped" not in meaning([*paths, "README.md", "labels.csv"]).notes
+    notes = meaning([*paths, "README.md", name]).notes
+    shown = name.removeprefix("outer/")
+    assert f"1 file(s) skipped, each {what} by its name, such as {shown}: " in notes
+
+
 def test_an_error_names_two_folders_for_the_same_split() -> None:
     with pytest.raises(
         DataError, match=r"dev/ \(9 pictures\) and val/ \(9 pictures\) both look like the val"

@@ -113,6 +113,82 @@ def test_missing_and_unlisted_pictures_are_counted(tmp_path: Path) -> None:
     assert "skipped 1 picture(s) that no list names" in data.notes
 
 
+def write_lines(root: Path, **lists: list[str]) -> Path:
+    """Write lists, and a picture ``images/NUMBER.png`` for each of the numbers up to 29."""
+    for number in range(30):
+        write_picture(root / "images" / f"{number}.png", coloured(number % 3, number))
+    for split, lines in lists.items():
+        (root / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.mark.parametrize(("one", "zero"), [("1", "0"), ("1", "-1")])
+def test_columns_of_zeros_and_ones_are_several_labels(tmp_path: Path, one: str, zero: str) -> None:
+    rows = [[one if label in (n % 3, (n + 1) % 3) else zero for label in range(4)] for n in range(30)]
+    lines = [f"images/{n}.png {' '.join(row)}" for n, row in enumerate(rows)]
+    folder = write_lines(tmp_path, train=lines[:20], test=lines[20:])
+    data = load_data(folder)
+    assert data.multilabel
+    assert data.class_names == ("0", "1", "2", "3")
+    assert data.splits["test"].label_text(0, data.class_names) == "0, 2"  # 20 % 3 is 2
+    with pytest.raises(DataError, match="2 classes, expected one"):
+        load_data(folder, multilabel=False)
+
+
+def test_a_single_one_in_each_line_is_the_class(tmp_path: Path) -> None:
+    lines = [f"images/{n}.png " + " ".join(str(int(label == n % 3)) for label in range(3)) for n in range(30)]
+    data = load_data(write_lines(tmp_path, train=lines))
+    assert not data.multilabel
+    train = data.splits["train"]
+    assert [
+        int(train.name(i).rpartition("/")[2][:-4]) % 3 for i in range(len(train))
+    ] == train.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "images/{n}.png {x} 20 60 80 {c}",
+        "images/{n}.png {x},20,60,80,{c}",
+        "images/{n}.png {c} {n}",
+        "images/{n}.png,word{c},{x}",
+        "images/{n}.png {c} {x}",
+    ],
+)
+def test_several_columns_are_refused_unless_the_first_decides_the_others(tmp_path: Path, form: str) -> None:
+    lines = [form.format(n=n, x=10 + n % 2, c=n % 3 + 2) for n in range(30)]
+    with pytest.raises(DataError, match="it is unclear which is the class"):
+        load_data(write_lines(tmp_path, train=lines[:20], test=lines[20:]))
+
+
+def test_a_list_without_labels_is_left_out_if_that_of_train_has_labels(tmp_path: Path) -> None:
+    lines = [f"images/{n}.png {n % 3}" for n in range(20)]
+    folder = write_lines(tmp_path, train=lines, test=[f"images/{n}.png" for n in range(20, 30)])
+    data = load_data(folder, test_fraction=0.0)
+    assert list(data.splits) == ["train"]
+    assert (
+        "test.txt has no labels, so its 10 picture(s), such as images/20.png, are not used as test"
+        in data.notes
+    )
+
+
+def test_an_unlabelled_list_of_a_flat_folder_is_left_out_if_train_has_class_folders(tmp_path: Path) -> None:
+    folder = write_lists(tmp_path, "dtd")
+    for number in range(3):
+        write_picture(folder / "test" / f"{number}.jpg", coloured(0, number))
+    (folder / "labels" / "test1.txt").write_text("test/0.jpg\ntest/1.jpg\ntest/2.jpg\n")
+    data = load_data(folder, test_fraction=0.0)
+    assert data.class_names == NAMES
+    assert (
+        "test1.txt has no labels, so its 3 picture(s), such as test/0.jpg, are not used as test" in data.notes
+    )
+
+
+def test_the_class_may_stand_before_the_path(tmp_path: Path) -> None:
+    data = load_data(write_lines(tmp_path, train=[f"{n % 3} images/{n}.png" for n in range(30)]))
+    assert data.class_names == ("0", "1", "2")
+
+
 def test_lists_of_other_pictures_are_ignored(tmp_path: Path) -> None:
     folder = write_class_folders(tmp_path, ["train", "test"])
     (folder / "train.txt").write_text("cat/1.jpg 0\ndog/2.jpg 1\n")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from helpers import coloured, write_picture
 from thumbnet.data.splits import Data
-from thumbnet.errors import DataError
+from thumbnet.errors import DataError, UnusedSettingError
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import manifest, pixel_tables
 from thumbnet.sources.columns import class_names, find_columns, labels_of
@@ -170,27 +172,6 @@ def test_tables_in_any_common_encoding_are_read(encoding: str, tmp_path: Path) -
     data = load_data(tmp_path)
     assert data.class_names == ("café", "thé")
     assert any("Latin-1" in note for note in data.notes) == (encoding == "latin-1")
-
-
-def test_missing_pictures_are_listed_or_skipped(tmp_path: Path) -> None:
-    pictures(tmp_path, [f"{n}.png" for n in range(10)])
-    path = table(tmp_path / "l.csv", "image,label", lambda n: f"{n}.png,c{n % 2}")
-    with pytest.raises(DataError, match=r"2 row\(s\)") as failure:
-        load_data(path)
-    assert "line 12: 10.png" in str(failure.value)
-    data = load_data(path, on_bad_image="skip")
-    assert sum(counts(data).values()) == 10
-    assert any("2 row(s)" in note for note in data.notes)
-
-
-def test_repeated_pictures_and_missing_labels_are_noted(tmp_path: Path) -> None:
-    pictures(tmp_path, [f"{n}.png" for n in range(14)])
-    path = table(tmp_path / "l.csv", "image,label", lambda n: f"{n}.png,c{n % 2}")
-    path.write_text(path.read_text() + "0.png,c1\n12.png,\n")
-    notes = "\n".join(load_data(tmp_path).notes)
-    assert "warning: 1 row(s) give a picture a second label, such as 0.png (c0 and c1)" in notes
-    assert "skipped 1 row(s) of train without a label" in notes
-    assert "skipped 2 picture(s) that no row names" in notes
 
 
 def test_pictures_may_be_outside_the_folder_of_the_table(tmp_path: Path) -> None:
@@ -362,3 +343,91 @@ def test_corrections_of_other_data_say_how_to_apply_them(tmp_path: Path) -> None
         "picture,label,split,was,decision\na/0.png,b,train,a,relabel\nb/1.png,a,train,b,relabel\n"
     )
     assert counts(load_data(file, images=str(tmp_path / "data"), test_fraction=0)) == {"train": 2}
+
+
+def test_settings_about_tables_select_the_table_even_if_there_are_class_folders(tmp_path: Path) -> None:
+    for c in ("indoor", "outdoor"):
+        pictures(tmp_path / c, [f"{c}{n}.png" for n in range(6)])
+    table(
+        tmp_path / "labels.csv",
+        "file,animal,mood",
+        lambda n: (
+            f"{('indoor', 'outdoor')[n % 2]}{n // 2}.png,{('cat', 'dog')[n % 2]},{('sad', 'happy')[n // 6]}"
+        ),
+    )
+    assert load_data(tmp_path).class_names == ("indoor", "outdoor")
+    assert load_data(tmp_path, label_column="animal").class_names == ("cat", "dog")
+    assert load_data(tmp_path, path_column="file", label_column="mood").class_names == ("happy", "sad")
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "labels.csv").rename(tmp_path / "tables" / "labels.csv")
+    data = load_data(tmp_path / "tables", images=str(tmp_path), label_column="mood")
+    assert data.class_names == ("happy", "sad")
+
+
+@pytest.mark.parametrize("key", ["label_column", "path_column", "images"])
+def test_settings_about_tables_that_have_no_effect_are_refused(key: str, tmp_path: Path) -> None:
+    for c in ("indoor", "outdoor"):
+        pictures(tmp_path / "data" / c, [f"{c}{n}.png" for n in range(6)])
+    table(tmp_path / "data" / "labels.csv", "class,name", lambda n: f"{n},x{n}")
+    asked = replace(DataSettings(), **{key: str(tmp_path) if key == "images" else "nonsense"})  # type: ignore[arg-type]
+    with pytest.raises(UnusedSettingError, match=f"--{key.replace('_', '-')} .* has no effect") as failure:
+        load_data(tmp_path / "data", settings=asked)
+    assert "labels.csv has the columns class, name" in str(failure.value)
+    np.savez(tmp_path / "a.npz", images=np.zeros((8, 9, 9)), labels=np.arange(8) % 2)
+    with pytest.raises(UnusedSettingError, match="has no effect"):
+        load_data(tmp_path / "a.npz", settings=asked)
+    with pytest.raises(UnusedSettingError, match="digits is not read from a table"):
+        load_data("digits", settings=asked)
+    with pytest.raises(DataError, match="there is no folder '/nothing'"):
+        load_data(tmp_path / "data", images="/nothing")
+
+
+@pytest.mark.parametrize("where", ["annotations/labels.csv", "splits/all.csv", "meta/m.csv"])
+def test_a_table_may_lie_in_a_folder_next_to_that_of_the_pictures(where: str, tmp_path: Path) -> None:
+    pictures(tmp_path / "images", [f"{n:04}.png" for n in range(COUNT)])
+    table(tmp_path / where, "file,label", lambda n: f"{n:04}.png,{CLASSES[n % 3]}")
+    assert load_data(tmp_path).class_names == CLASSES
+
+
+@pytest.mark.parametrize(
+    "names", [("splits/train.csv", "splits/test.csv"), ("train/labels.csv", "test/t.csv")]
+)
+def test_tables_in_folders_name_their_splits(names: tuple[str, str], tmp_path: Path) -> None:
+    for split, name in zip(("train", "test"), names, strict=True):
+        pictures(tmp_path / split, [f"{split}{n}.png" for n in range(COUNT)])
+        table(tmp_path / name, "file,label", lambda n, split=split: f"{split}{n}.png,{CLASSES[n % 3]}")  # type: ignore[misc]
+    data = load_data(tmp_path)
+    assert counts(data) == {"train": 12, "test": 12}
+    assert data.splits["test"].name(0) == "test/test0.png"
+
+
+@pytest.mark.parametrize("stem", ["{n:04}", "im{n}"])
+def test_a_table_without_a_header_may_name_pictures_without_suffix(stem: str, tmp_path: Path) -> None:
+    pictures(tmp_path, [stem.format(n=n) + ".png" for n in range(COUNT)])
+    file = table(tmp_path / "labels.csv", "", lambda n: stem.format(n=n) + f",{CLASSES[n % 3]}")
+    for source in (tmp_path, file):
+        data = load_data(source, test_fraction=0)
+        assert (data.class_names, counts(data)) == (CLASSES, {"train": COUNT})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("labels.csv", "id,label\n7,a\n8,b\n", "no picture is called like the cells in 'id', such as '7'"),
+        ("labels.csv", "# mine\nimage,label\n0001.png,a\n", "line 2: 2 cells, but line 1 has 1"),
+        ("labels.csv", "image,width\n0001.png,24\n0002.png,24\n", "no column appears to have labels"),
+        ("labels.json", '{"0001.png": "a"}', "convert it to CSV"),
+        ("truth.txt", "0001.png a\n0002.png b\n", "name the file itself"),
+        ("m.jsonl", '{"picture": {"path": "0001.png"}, "a": "b"}\n', "no picture is called like|no column"),
+    ],
+)
+def test_tables_that_are_not_used_are_named_with_the_reason(
+    name: str, content: str, reason: str, tmp_path: Path
+) -> None:
+    pictures(tmp_path, [f"{n:04}.png" for n in range(100, 100 + COUNT)])
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError) as failure:
+        load_data(tmp_path)
+    said = str(failure.value)
+    assert "Tables that were not used:" in said
+    assert re.search(f"{name}: .*({reason})", said)

@@ -44,6 +44,25 @@ def test_the_hubs_parquet_files_are_read_with_their_class_names(tmp_path: Path) 
     assert data.splits["train"].read(8).size == (16, 16)
 
 
+@pytest.mark.parametrize("config", ["", "default/"])
+def test_each_split_may_have_a_folder_of_parquet_files(tmp_path: Path, config: str) -> None:
+    for split, shards in (("train", 2), ("validation", 1), ("test", 1)):
+        for shard in range(shards):
+            write(tmp_path / f"{config}{split}" / f"{shard:04}.parquet", [0, 1, 2], ["red", "green", "blue"])
+    (tmp_path / "README.md").write_text("# data")
+    data = load_data(tmp_path)
+    assert data.class_names == ("red", "green", "blue")
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 6, "val": 3, "test": 3}
+
+
+def test_of_several_configurations_one_must_be_named(tmp_path: Path) -> None:
+    for config in ("coarse", "fine"):
+        write(tmp_path / config / "train" / "0000.parquet", [0, 1, 2], ["red", "green", "blue"])
+    with pytest.raises(DataError, match=r"which is a Parquet table\. Name its folder"):
+        load_data(tmp_path)
+    assert len(load_data(tmp_path / "fine", test_fraction=0.0).class_names) == 3
+
+
 @pytest.mark.parametrize("labels", [["b", "a"], [10, 2]])
 def test_labels_without_class_names_may_be_text_or_integers(labels: list[object], tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", labels * 5, None)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from thumbnet.data.splits import Data
 from thumbnet.errors import DataError
 from thumbnet.sources.load import load_data
 
@@ -67,6 +68,83 @@ def test_without_a_header_the_first_column_is_the_label(tmp_path: Path) -> None:
     data = load_data(tmp_path)
     assert len(data.class_names) == 26
     assert sum(len(split) for split in data.splits.values()) == 52
+
+
+@pytest.mark.parametrize("at", [0, 64])
+def test_without_a_header_the_end_with_numbers_without_gaps_is_the_label(tmp_path: Path, at: int) -> None:
+    values = grid(40, 64)
+    np.savetxt(tmp_path / "t.csv", np.insert(values, at, np.arange(40) % 4, axis=1), fmt="%d", delimiter=",")
+    data = load_data(tmp_path)
+    assert data.class_names == ("0", "1", "2", "3")
+    for split in data.splits.values():
+        for i, label in enumerate(split.labels):
+            match = (values == np.asarray(split.read(i))[..., 0].reshape(-1)).all(axis=1)
+            assert match.argmax() % 4 == label
+    assert (
+        f"t.csv has no header: its {'last' if at else 'first'} column was taken as the labels" in data.notes
+    )
+
+
+def text_rows(header: str, row: str, values: np.ndarray, texts: tuple[str, ...], path: Path) -> Path:
+    """Write a table whose rows are ``row`` with a number n, label {c}, text {t} and pixels {p}."""
+    lines = [header.format(p=",".join(f"p{n}" for n in range(values.shape[1])))]
+    for n, pixels in enumerate(values):
+        cells = ",".join(map(str, pixels))
+        lines.append(row.format(n=n, c=n % 3, t=texts[n % len(texts)], p=cells))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("split,label,{p}", "{t},{c},{p}"),
+        ("label,Usage,{p}", "{c},{t},{p}"),
+        ("label,{p},Usage", "{c},{p},{t}"),
+        ("label,{p},which", "{c},{p},{t}"),
+        (",label,{p},set", "{n},{c},{p},{t}"),
+    ],
+)
+def test_a_column_of_splits_is_found_wherever_it_stands(tmp_path: Path, header: str, row: str) -> None:
+    values = grid(30, 64)
+    texts = ("train", "train", "train", "train", "test")
+    data = load_data(text_rows(header, row, values, texts, tmp_path / "all.csv"))
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 24, "test": 6}
+    for split, rows in (("train", [n for n in range(30) if n % 5 != 4]), ("test", range(4, 30, 5))):
+        for i, n in enumerate(rows):
+            assert np.array_equal(np.asarray(data.splits[split].read(i))[..., 0].reshape(-1), values[n])
+            assert data.splits[split].labels[i] == n % 3
+
+
+def test_splits_that_are_not_known_are_noted(tmp_path: Path) -> None:
+    def read(*texts: str) -> Data:
+        return load_data(text_rows("split,label,{p}", "{t},{c},{p}", grid(30, 64), texts, tmp_path / "t.csv"))
+
+    data = read("train", "train", "spare", "test")
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 16, "test": 7}
+    assert "t.csv: the column 'split' has no known split in 7 row(s), which were skipped: spare" in data.notes
+    assert any("is not used as splits: no row says train, but 0, 1" in note for note in read("0", "1").notes)
+
+
+@pytest.mark.parametrize("index", ["", "Unnamed: 0", "id"])
+def test_an_index_column_is_not_a_pixel(tmp_path: Path, index: str) -> None:
+    text_rows(index + ",label,{p}", "{n},{c},{p}", grid(30, 64), ("",), tmp_path / "train.csv")
+    text_rows(index + ",{p}", "{n},{p}", grid(9, 64), ("",), tmp_path / "test.csv")
+    text_rows("label,{p}", "{c},{p}", grid(9, 64), ("",), tmp_path / "Dig-MNIST.csv")
+    data = load_data(tmp_path)
+    assert sum(map(len, data.splits.values())) == 30
+    assert "test.csv has no labels: its 9 rows were skipped" in data.notes
+    assert "Dig-MNIST.csv was skipped: its name does not mention a split" in data.notes
+
+
+def test_a_label_column_of_another_name_must_be_named(tmp_path: Path) -> None:
+    text_rows("digit,{p}", "{c},{p}", grid(30, 64), ("",), tmp_path / "train.csv")
+    text_rows("{p}", "{p}", grid(9, 64), ("",), tmp_path / "test.csv")
+    with pytest.raises(DataError, match=r"columns other than pixels: digit\).*\. .*--label-column NAME"):
+        load_data(tmp_path)
+    with pytest.raises(DataError, match="no label column 'number'"):
+        load_data(tmp_path / "train.csv", label_column="number")
+    assert load_data(tmp_path, label_column="digit").class_names == ("0", "1", "2")
 
 
 def test_three_channels_are_read_plane_after_plane_or_interleaved(tmp_path: Path) -> None:

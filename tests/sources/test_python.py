@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -83,16 +84,44 @@ def test_splits_can_be_given_as_nested_pairs_or_by_name() -> None:
     assert {name: len(split) for name, split in named.splits.items()} == {"train": 60, "val": 9}
 
 
-def test_files_are_read_from_lists_and_frames_of_paths(tmp_path: Path) -> None:
+class Rows:
+    """A data set as the library `datasets` gives it: rows are mappings, and there is a shape, but no dtype."""
+
+    column_names = ("img", "breed")
+    shape = (60, 2)
+
+    def __init__(self, rows: int = 60) -> None:
+        self.rows = rows
+        self.features = {"img": None, "breed": SimpleNamespace(names=["red", "green", "blue"])}
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"img": Image.fromarray(X[index]), "breed": int(Y[index])}
+
+
+def test_data_sets_of_the_hubs_library_are_read_alone_and_by_split() -> None:
+    data = load_data(Rows(), test_fraction=0.0)
+    assert data.class_names == ("red", "green", "blue")
+    assert data.splits["train"].labels.tolist() == Y.tolist()
+    data = load_data({"train": Rows(), "validation": Rows(9)})
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 60, "val": 9}
+    assert (np.asarray(data.splits["val"].read(4)) == X[4]).all()
+
+
+def test_an_array_without_labels_is_not_a_data_set() -> None:
+    for array in (X, torch.from_numpy(X)):
+        with pytest.raises(DataError, match="an array alone has no labels"):
+            load_data(array)
+
+
+def test_files_are_read_from_lists_of_paths(tmp_path: Path) -> None:
     folder = write_class_folders(tmp_path, [""], per_class=4)
     paths = sorted(folder.rglob("*.png"))
-    labels = [path.parent.name for path in paths]
-    data = load_data((paths, labels), test_fraction=0.0)
+    data = load_data((paths, [path.parent.name for path in paths]), test_fraction=0.0)
     assert data.class_names == ("blue", "green", "red")
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame({"picture": [str(path) for path in paths], "colour": labels})
-    by_frame = load_data(frame, test_fraction=0.0)
-    assert by_frame.splits["train"].labels.tolist() == data.splits["train"].labels.tolist()
+    assert data.splits["train"].labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
 def test_a_data_set_whose_pictures_change_causes_a_warning() -> None:

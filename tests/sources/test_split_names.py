@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from thumbnet.sources.split_names import split_name
+from thumbnet.sources.split_names import split_name, splits_named
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,9 @@ from thumbnet.sources.split_names import split_name
         ("trainSet", "train", 1),
         ("holdout", "test", 0),
         ("hold-out", "test", 0),
+        ("trainlist", "train", 1),
+        ("test_list", "test", 1),
+        ("trn", "train", 0),
         ("test-multiple_fruits", "test", 2),
     ],
 )
@@ -43,3 +46,9 @@ def test_train_and_val_together_mean_train() -> None:
 def test_plain_words_rank_before_affixes_and_affixes_before_other_words() -> None:
     ranks = [found.rank for name in ("test", "test_set", "test-fruits") if (found := split_name(name))]
     assert ranks == [0, 1, 2]
+
+
+def test_names_that_may_be_of_val_or_test_stand_for_both() -> None:
+    assert splits_named("eval") == {"val", "test"}
+    assert splits_named("test_images") == {"test"}
+    assert splits_named("train_station") == splits_named("cat") == frozenset()

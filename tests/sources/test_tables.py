@@ -60,3 +60,26 @@ def test_errors_about_files_that_are_not_tables_name_the_file(content: bytes, tm
     name = "x.jsonl" if content.startswith(b"{") else "x.csv"
     with pytest.raises(DataError, match=name):
         read_table(table(tmp_path, content, name))
+
+
+@pytest.mark.parametrize("header", ["Male Young", "image_id Male Young"])
+def test_a_table_may_begin_with_its_number_of_rows(header: str, tmp_path: Path) -> None:
+    text = f"2\n{header}\na.jpg -1  1\nb.jpg  1 -1\n"
+    for limit in (None, 2):
+        found = read_table(table(tmp_path, text, "list_attr_celeba.txt"), limit)
+        assert found.names[1:] == ["Male", "Young"]
+        assert found.rows == [["a.jpg", "-1", "1"], ["b.jpg", "1", "-1"]]
+        assert found.lines == [3, 4]
+    with pytest.raises(DataError, match="line 5: 2 cells"):
+        read_table(table(tmp_path, text + "c.jpg 1\n"))
+
+
+@pytest.mark.parametrize("first", ["sep=;", "SEP=;", '"sep=;"'])
+def test_excels_line_about_the_separator_is_no_row(first: str, tmp_path: Path) -> None:
+    found = read_table(table(tmp_path, f"{first}\nimage;label\na.png;x, y\n"))
+    assert (found.names, found.rows, found.lines) == (["image", "label"], [["a.png", "x, y"]], [3])
+
+
+def test_a_quote_may_follow_a_space(tmp_path: Path) -> None:
+    path = table(tmp_path, 'image, label\n0.png, "cat"\n1.png, "dog, brown"\n')
+    assert read_table(path).rows == [["0.png", "cat"], ["1.png", "dog, brown"]]

@@ -36,6 +36,9 @@ FILES = {
     "coco.json": (b'{"images": [], "annotations": []}', "COCO object annotations"),
     "a.xlsx": (b"PK\x03\x04" + bytes(40), "is a spreadsheet. Save it as CSV"),
     "model.safetensors": (b"\x08\0\0\0\0\0\0\0{}", "a file of network weights"),
+    "a.npy_old": (b"\x93NUMPY\1\0", "is a NumPy array. Put the arrays into one folder, as x_train.npy"),
+    "images-idx3-ubyte": (b"\0\0\x08\x03\0\0\0\1", "as train-images-idx3-ubyte"),
+    "a.jpg_large": (b"\xff\xd8\xff\xe0" + bytes(9), "a picture, but its name does not end like one"),
     "what": (bytes(range(256)), "is a file of an unknown kind"),
 }
 
@@ -69,6 +72,13 @@ def test_the_error_recognises_a_database_and_a_single_picture(tmp_path: Path) ->
         load_data(tmp_path / "pictures")
     with pytest.raises(DataError, match=r"is a single picture. To train, .* thumbnet predict RUN"):
         load_data(write_picture(tmp_path / "one.jpg", coloured(0, 0)))
+
+
+def test_the_error_names_the_batches_of_cifar_that_are_missing(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / f"data_batch_{number}").write_bytes(pickle.dumps({}))
+    with pytest.raises(DataError, match="data_batch_1, but not data_batch_3, data_batch_4, data_batch_5"):
+        load_data(tmp_path)
 
 
 def pictures(folder: Path, count: int = 6, start: int = 0) -> None:

@@ -157,6 +157,48 @@ def test_an_archive_of_class_folders_is_not_taken_for_a_shard(tmp_path: Path) ->
     assert data.layout == "CLASS/*"
 
 
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("sorted_by_class", [True, False])
+@pytest.mark.parametrize(
+    "sidecar", [("txt", "sharp"), ("txt", "photo {} of a thing"), ("json", '{{"title": {}}}')]
+)
+def test_a_tar_of_class_folders_is_read_as_its_unpacked_folder(
+    tmp_path: Path, sidecar: tuple[str, str], sorted_by_class: bool
+) -> None:
+    members = {}
+    numbers = range(24) if not sorted_by_class else [n for label in range(3) for n in range(label, 24, 3)]
+    for number in numbers:
+        members[f"{NAMES[number % 3]}/{number}.jpg"] = jpeg(number % 3, number)
+        members[f"{NAMES[number % 3]}/{number}.{sidecar[0]}"] = sidecar[1].format(number).encode()
+    packed = load_data(write_tar(tmp_path / "a.tar", members), data_dir=tmp_path / "cache")
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        tar.extractall(tmp_path / "a", filter="data")
+    assert packed.layout == "CLASS/*"
+    assert packed.fingerprint() == load_data(tmp_path / "a").fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("folders", "label"), [(("b", "a"), "cls"), (("a",), "txt"), (("train", "test"), "txt")]
+)
+def test_a_shard_may_have_folders(tmp_path: Path, folders: tuple[str, ...], label: str) -> None:
+    members = {}
+    for number in range(24):
+        folder = folders[number % len(folders)]
+        members[f"{folder}/{number}.jpg"] = jpeg(number % 3, number)
+        members[f"{folder}/{number}.{label}"] = NAMES[number % 3].encode()
+    data = load_data(write_tar(tmp_path / "a.tar", members))
+    assert data.layout == "WebDataset, 1 shard(s)"
+    assert data.class_names == tuple(sorted(NAMES))
+
+
 def test_the_error_names_a_shard_that_is_cut_short(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "train-0.tar", classes(12))
     path.write_bytes(path.read_bytes()[:9_000])

@@ -66,4 +66,5 @@ def meaning(paths: Iterable[str], **settings: str) -> Meaning:
     """Decide the layout of these files."""
     layout = decide(tree_of(paths), "data", DataSettings(**settings))  # type: ignore[arg-type]
     counts = {split: len(found) for split, (found, _) in layout.splits.items()}
-    return Meaning(layout, counts, "\n".join(layout.notes))
+    unlabelled = [one.note for one in layout.unlabelled.values()]
+    return Meaning(layout, counts, "\n".join([*layout.notes, *unlabelled]))

@@ -58,8 +58,9 @@ def test_mirroring_and_mirrored_views_go_where_names_forbid_them_unless_the_user
 
 def test_a_file_of_ones_own_that_names_the_flip_is_obeyed(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
-    recipe.write_text('extends = "fast"\n[augment]\nflip = "random"\n')
-    assert "augment.flip" in named_keys(recipe, [])
+    for encoding in ("utf-8", "utf-8-sig"):
+        recipe.write_text('extends = "fast"\n[augment]\nflip = "random"\n', encoding)
+        assert "augment.flip" in named_keys(recipe, [])
     assert "augment.flip" not in named_keys("fast", [])
 
 

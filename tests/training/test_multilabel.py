@@ -280,7 +280,9 @@ def test_pictures_with_several_labels_are_mixed_and_resume_to_the_bit(tmp_path: 
     )
     whole = train(data, "one-cycle", overrides=settings, out=tmp_path / "whole", device="cpu")
     with pytest.raises(InterruptedRunError):
-        train(data, "one-cycle", overrides=settings, out=tmp_path / "two", device="cpu", listener=StopAfter(1))
+        train(
+            data, "one-cycle", overrides=settings, out=tmp_path / "two", device="cpu", listener=StopAfter(1)
+        )
     resumed = resume(tmp_path / "two", data=data, device="cpu")
     first, second = (read_weights(run.path / "model.safetensors")[0] for run in (whole, resumed))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())

@@ -231,6 +231,16 @@ def test_a_time_that_is_over_before_the_first_step_gets_the_fewest_steps(prepare
     assert fit_steps(recipe, prepared, SPEED, -5.0).training.steps == LEAST_STEPS
 
 
+def test_a_batch_larger_than_an_epoch_is_planned_as_it_will_be(prepared: Prepared) -> None:
+    def planned(batch_size: int) -> tuple[int, int, float]:
+        settings = [f"training.batch_size={batch_size}", "training.min_steps=0", "data.skip_easy=0"]
+        recipe = fit_steps(load_recipe("fast", settings), prepared, SPEED, 600.0)
+        return recipe.training.steps, recipe.training.epochs, suitable_width(recipe, prepared.train.count)
+
+    assert planned(5_000) == planned(prepared.train.count)
+    assert planned(5_000)[0] > LEAST_STEPS
+
+
 def test_a_planned_recipe_is_not_fitted_again(prepared: Prepared) -> None:
     chosen = fit_steps(load_recipe("fast"), prepared, SPEED, 20.0)
     assert chosen.fitted(400) == chosen
@@ -325,8 +335,8 @@ class Watched(_Timer):
     [
         (["training.batch_size=150", "evaluation.batch_size=70"], {32, 150, 70}),
         (["training.batch_size=150", "training.micro_batch=20", "evaluation.batch_size=10"], {32, 20, 10}),
-        # There are 400 pictures. More at once would take memory that the training does not need.
-        (["training.batch_size=9000", "evaluation.batch_size=9000"], {32, 400}),
+        # There are 400 pictures, and an epoch has 268. More at once would take memory that the training does not need.
+        (["training.batch_size=9000", "evaluation.batch_size=9000"], {32, 268, 400}),
     ],
 )
 def test_speed_is_measured_with_the_batches_of_the_training(

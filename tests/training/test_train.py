@@ -17,7 +17,7 @@ from thumbnet import load_data, load_run
 from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.logits import collect_logits
 from thumbnet.data.splits import ArraySplit, Data
-from thumbnet.errors import DivergedError, InterruptedRunError, RunError
+from thumbnet.errors import DataError, DivergedError, InterruptedRunError, RunError
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights
 from thumbnet.training import session as session_module
@@ -36,13 +36,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_class_folders(tmp_path_factory.mktemp("data"), ["train", "val", "test"], per_class=20)
 
 
-def test_the_same_recipe_data_and_seed_give_the_same_run(folder: Path, tmp_path: Path) -> None:
+def test_the_same_recipe_data_and_seed_give_the_same_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = train(folder, "fast", overrides=TINY, out=tmp_path / "a", device="cpu")
     torch.manual_seed(123)  # the state of torch's own generator does not matter
-    second = train(folder, "fast", overrides=TINY, out=tmp_path / "b", device="cpu")
+    (tmp_path / "link").symlink_to(folder)  # nor does how the data are named
+    monkeypatch.chdir(tmp_path)
+    second = train("link", "fast", overrides=TINY, out=tmp_path / "b", device="cpu")
     other = train(folder, "fast", overrides=[*TINY, "seed=1"], out=tmp_path / "c", device="cpu")
     assert first.weights_path.read_bytes() == second.weights_path.read_bytes()
     assert first.weights_path.read_bytes() != other.weights_path.read_bytes()
+    assert read_weights(first.weights_path)[1].source == folder.name
+    assert str(folder).encode() not in first.weights_path.read_bytes()
 
 
 def test_an_early_stop_repeats_to_the_bit_after_an_interruption(tmp_path: Path) -> None:
@@ -385,6 +391,17 @@ def test_a_run_without_its_corrections_is_not_resumed(corrected: Run, tmp_path: 
     kept = (corrected.path / "corrections.csv").read_text()
     (copy / "corrections.csv").write_text(kept.replace("blue,train,red", "green,train,red"))
     with pytest.raises(RunError, match="have changed since the run"):
+        resume(copy, device="cpu")
+
+
+def test_a_run_whose_data_have_moved_says_what_to_do(corrected: Run, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(corrected.path, tmp_path / "run"))
+    (copy / "run.json").write_text(json.dumps({**corrected.settings, "data": "/nowhere/pictures"}))
+    said = f"These are the data of {copy}, which goes on only with them.*put a symbolic link there"
+    with pytest.raises(DataError, match=said):
+        resume(copy, more_epochs=1, out=tmp_path / "longer", device="cpu")
+    (copy / "summary.json").unlink()
+    with pytest.raises(DataError, match=said):
         resume(copy, device="cpu")
 
 

@@ -278,7 +278,12 @@ def test_a_note_says_when_the_network_may_know_the_pictures_that_judge_it(tmp_pa
     def trained(name: str, source: Path, *settings: str) -> tuple[Path, list[str]]:
         listener, overrides = Notes(), [*TINY, "training.epochs=1", *settings]
         run = train(
-            str(source), "one-cycle", overrides=overrides, out=tmp_path / name, device="cpu", listener=listener
+            str(source),
+            "one-cycle",
+            overrides=overrides,
+            out=tmp_path / name,
+            device="cpu",
+            listener=listener,
         )
         return run.path, [note for note in listener.notes if "it may know pictures" in note]
 

@@ -61,6 +61,8 @@ def test_too_little_time_is_an_error_that_says_how_much_is_needed_and_what_is_be
     with pytest.raises(ThumbnetError, match=r"--minutes 0.2 is too short for a search: ") as e:
         planned(parts, 0.2)
     assert str(e.value).endswith("thumbnet train DATA --minutes 0.2")
+    with pytest.raises(ThumbnetError, match=r"thumbnet train 'my pictures' --minutes 0.2$"):
+        plan(RECIPE, parts, COST, 0.2, 12, data="my pictures")
     advised = advised_minutes(e.value)
     fewest = TRIALS * COST.trial(RECIPE, parts.parts)
     assert fewest < advised / MARGIN * 60 * (1 - FINAL_SHARE) < fewest + 20

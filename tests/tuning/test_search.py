@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,19 @@ pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
 pytest.importorskip("jinja2", reason="the extra 'tune' is not installed")
 
 from helpers import coloured_data, write_class_folders
-from thumbnet.errors import DivergedError, InterruptedTuneError, RunError, ThumbnetError
+from thumbnet.errors import (
+    DivergedError,
+    InterruptedRunError,
+    InterruptedTuneError,
+    RecipeError,
+    RunError,
+    ThumbnetError,
+)
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.runs.folder import Run
 from thumbnet.training.fit import StepResult
 from thumbnet.training.time_budget import Speed
+from thumbnet.training.train import train
 from thumbnet.tuning import search
 from thumbnet.tuning import tune as begin
 from thumbnet.tuning.listener import Progress, TuneListener
@@ -34,6 +45,7 @@ class Pretend:
         now: the time, in seconds.
         seconds: how long a trial takes; None: as long as is expected.
         later: how long all but the first take, if that differs.
+        training: how long the final training takes.
         gain: how much better each trial is than the one before; None: the lower the learning rate, the better.
         trials: the learning rates of the trials; ``took``, their seconds.
         final: the arguments of the final training.
@@ -42,6 +54,7 @@ class Pretend:
     now: float = 100.0
     seconds: float | None = 10.0
     later: float | None = None
+    training: float = 1.0
     gain: float | None = None
     took: list[float] = field(default_factory=list)
     trials: list[float] = field(default_factory=list)
@@ -70,10 +83,15 @@ class Pretend:
         return Outcome(value, (1 - value, 1 - value))
 
     def train(self, data: Any, recipe: Recipe, *, out: Path, **options: Any) -> Run:
+        listener, begun = options["listener"], out.is_dir()
+        out.mkdir(exist_ok=True)
+        self.now += self.training / 2
+        if not begun and listener.should_stop():
+            raise InterruptedRunError(out, 1, 1)
+        self.now += 0 if begun else self.training / 2
         self.final = {"data": data, "recipe": recipe, **options}
-        out.mkdir()
         summary = {"split": "test", "accuracy": 0.5, "tta": "none", "epochs": 1, "kept_by": "last"}
-        summary["seconds_total"] = 1.0
+        summary["seconds_total"] = self.training
         (out / "summary.json").write_text(json.dumps(summary))
         return Run(out)
 
@@ -174,6 +192,36 @@ def test_as_many_trials_as_the_user_asked_for_are_run_even_if_they_find_nothing(
     assert len(pretend.trials) == 12
 
 
+def test_a_recipe_that_ends_after_a_number_of_steps_is_searched_in_epochs_and_the_user_is_told(
+    pretend: Pretend, tmp_path: Path
+) -> None:
+    planned, watch = load_recipe("small", [*SHORTEST, "training.steps=7"]), Watch()
+    found = tune(coloured_data(24), planned, trials=1, out=tmp_path / "x", listener=watch, device="cpu")
+    assert found.start.training.steps == 0
+    assert watch.notes == ["training.steps = 7 of the recipe is left out: trials have whole epochs"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has names that are not UTF-8")
+def test_a_recipe_found_for_a_folder_whose_name_is_not_utf8_can_be_read(
+    pretend: Pretend, tmp_path: Path
+) -> None:
+    folder = write_class_folders(tmp_path / os.fsdecode(b"p\xff"), ["train", "test"], per_class=8)
+    found = tune(folder, "small", trials=1, overrides=SHORTEST, out=tmp_path / "search", device="cpu")
+    assert load_recipe(found.path / "recipe.toml") == found.recipe
+    assert "p\\udcff" in found.recipe.description
+
+
+def test_a_path_in_the_recipe_that_is_not_utf8_is_refused_before_the_search(
+    pretend: Pretend, tmp_path: Path
+) -> None:
+    asked, out = [*SHORTEST, "training.init=" + os.fsdecode(b"w\xff.pt")], tmp_path / "search"
+    with pytest.raises(RecipeError, match=r"not UTF-8: init = "):
+        tune(coloured_data(24), "small", trials=1, overrides=asked, out=out, device="cpu")
+    with pytest.raises(RecipeError, match=r"not UTF-8: init = "):
+        train(coloured_data(24), "small", overrides=asked, out=out, device="cpu")
+    assert not out.exists()
+
+
 def test_a_trial_that_diverges_is_failed_and_the_search_goes_on(pretend: Pretend, tmp_path: Path) -> None:
     out = tmp_path / "search"
     found = tune(coloured_data(24), "small", trials=14, overrides=SHORTEST, out=out, device="cpu")
@@ -188,6 +236,20 @@ def test_a_recipe_that_does_not_work_at_all_is_an_error(pretend: Pretend, tmp_pa
     wild = [*SHORTEST, "optimizer.lr=0.6"]
     with pytest.raises(ThumbnetError, match="diverged"):
         tune(coloured_data(24), "small", trials=2, overrides=wild, out=tmp_path / "x", device="cpu")
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_time_of_a_search_includes_all_of_its_final_training(
+    stopped: bool, pretend: Pretend, tmp_path: Path
+) -> None:
+    pretend.training, data, out = 40.0, coloured_data(24), tmp_path / "search"
+    listener = Stop(0) if stopped else TuneListener()
+    with pytest.raises(InterruptedTuneError) if stopped else nullcontext():
+        tune(data, "small", trials=2, overrides=SHORTEST, out=out, device="cpu", listener=listener)
+    if stopped:
+        pretend.now += 1000
+        resume_tuning(out, data=data, device="cpu")
+    assert json.loads((out / "summary.json").read_text())["seconds_total"] == 2 * 10 + 40
 
 
 def test_data_in_memory_need_to_be_given_again(pretend: Pretend, tmp_path: Path) -> None:

@@ -156,9 +156,41 @@ def test_what_the_user_set_is_not_searched() -> None:
     assert {"learning rate", "width", "shift", "epochs", "light", "batch size"} <= everything.keys()
     named = ("optimizer.lr", "model.width", "augment.translate", "training.epochs", "augment.contrast")
     left = of(recipe, *named)
-    assert everything.keys() - left.keys() == {"learning rate", "width", "shift", "epochs", "light"}
+    assert everything.keys() - left.keys() == {
+        "learning rate",
+        "batch size",
+        "width",
+        "shift",
+        "epochs",
+        "light",
+    }
     assert "width" not in of(recipe, takes_width=False)
     assert "epochs" not in of(recipe, epochs=False)
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_no_point_changes_a_setting_that_the_user_named(name: str) -> None:
+    recipe = load_recipe(name)
+    for key in sorted({key for knob in of(recipe, own=PHOTOS).values() for key in knob.keys}):
+        section, _, setting = key.partition(".")
+        varied = of(recipe, key, own=PHOTOS).values()
+        start = start_of(list(varied))
+        for knob in varied:
+            for end in ("low", "high"):
+                found = recipe_at(recipe, {**start, knob.name: end_of(knob, end)}, size=(32, 32))
+                own, used = (getattr(getattr(one, section), setting) for one in (recipe, found))
+                assert used == own, (key, knob.name)
+
+
+@pytest.mark.parametrize("key", ["model.width", "training.label_smoothing", "optimizer.lr"])
+def test_a_value_with_many_digits_stays_as_it_is_until_the_search_changes_it(key: str) -> None:
+    recipe = load_recipe("small", [f"{key}=0.123456789"])
+    for varied in (of(recipe), of(recipe, key)):
+        start = start_of(list(varied.values()))
+        assert recipe_at(recipe, start, same_time=True) == recipe
+        assert recipe_at(recipe, {**start, "shift": 5}).to_toml().count("0.123456789") == 1
+    light = load_recipe("small", ["augment.brightness=0.123456", "augment.contrast=0.123456"])
+    assert recipe_at(light, start_of(list(of(light).values()))) == light
 
 
 def test_in_the_same_time_a_wider_network_has_fewer_epochs() -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,6 +117,33 @@ def test_a_journal_cut_off_anywhere_keeps_every_trial_that_was_finished_by_then(
         (cut / JOURNAL).write_bytes(content[:place])
         finished = sum(end <= place for end in ends)
         assert open_study(cut).records() == records[:finished], place
+
+
+@pytest.mark.parametrize("written", [0, 1, 9])
+def test_a_full_disk_is_an_error_that_says_how_to_go_on_and_costs_only_the_trial(
+    written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study(tmp_path)
+    run(study)
+    before = study.records()
+    suggestion = study.ask()
+    sync = os.fsync
+
+    def full(descriptor: int) -> None:
+        """A disk on which a part of a line fits."""
+        os.ftruncate(descriptor, ends + written)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    ends = (tmp_path / JOURNAL).stat().st_size
+    monkeypatch.setattr(os, "fsync", full)
+    expected = rf"cannot write .*{JOURNAL}: No space left on device.*\nGo on: .*tune --resume {tmp_path}"
+    with pytest.raises(RunError, match=expected):
+        suggestion.report(1, 0.5)
+    monkeypatch.setattr(os, "fsync", sync)  # there is space again
+    with pytest.raises(RunError, match=expected):
+        suggestion.drop()
+    assert (tmp_path / JOURNAL).stat().st_size == ends + written
+    assert open_study(tmp_path).records() == before
 
 
 def test_a_lock_that_a_killed_process_left_does_not_stop_a_search(tmp_path: Path) -> None:

@@ -108,8 +108,8 @@ def test_pictures_of_many_sizes_are_also_seen_squashed_and_larger(
     assert again.run.weights_path.read_bytes() == found.run.weights_path.read_bytes()
 
 
-def test_a_finished_search_says_what_to_do_with_it(tuned: Tuned, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"is finished. .*train DATA --recipe .*recipe.toml"):
+def test_a_finished_search_says_what_to_do_with_it(tuned: Tuned, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=rf"is finished. .*train {folder} --recipe .*recipe.toml"):
         resume_tuning(tuned.path)
     with pytest.raises(RunError, match=r"there is no folder .*nowhere: tune.json is missing"):
         resume_tuning(tmp_path / "nowhere")
@@ -148,6 +148,7 @@ def test_data_that_have_changed_stop_a_search_that_goes_on(unfinished: Path) -> 
         ({"minutes": 0}, "--minutes 0: expected"),
         ({"trials": 0}, "--trials 0: expected 1 or more"),
         ({"minutes": 0.02}, "--minutes 0.02 is too short for a search: a trial takes about"),
+        ({"minutes": 0.03}, r"thumbnet train \S+/data\d+ --minutes 0.03"),
     ],
 )
 def test_a_length_that_makes_no_search_is_an_error(
@@ -163,10 +164,22 @@ def test_a_folder_that_is_in_use_is_an_error(tuned: Tuned, folder: Path) -> None
         tune(folder, "small", trials=1, overrides=SHORTEST, out=tuned.path)
 
 
+def test_a_length_in_steps_is_refused_before_pictures_are_decoded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thumbnet.tuning.tune.divide", lambda *_: pytest.fail("decoded"))
+    asked = [*SHORTEST, "training.steps=7"]
+    with pytest.raises(ThumbnetError, match=r"training.steps is 7: a search counts in epochs"):
+        tune(folder, "small", trials=1, overrides=asked, out=tmp_path / "search", device="cpu")
+    assert not (tmp_path / "search").exists()
+
+
 def test_a_recipe_that_leaves_nothing_to_search_is_refused_before_pictures_are_decoded(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("thumbnet.tuning.tune.divide", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(ThumbnetError, match="linear computes its only layer directly.*--recipe linear"):
+    with pytest.raises(
+        ThumbnetError, match=f"linear computes its only layer directly.*train {folder} --recipe linear"
+    ):
         tune(folder, "linear", trials=1, out=tmp_path / "search", device="cpu")
     assert not (tmp_path / "search").exists()

@@ -23,6 +23,9 @@ LEAKS_NAME, DIGESTS_NAME = "leaks.jsonl", "digests.npy"
 NOT_COMPARED = (
     "pictures were not compared: they are decoded during the training (thumbnet data compares them)"
 )
+NO_DIGESTS = (
+    "pictures were not compared with those of the training, because the run stored no digests of them"
+)
 
 
 def engine_digests(engine: Engine) -> np.ndarray | None:
@@ -206,7 +209,9 @@ def lines_about(
     if digests is None:
         return ["pictures were not compared: there are too many to hold them in memory"]
     lines: list[str] = []
-    if trained_on is not None:
+    if trained_on is None:
+        lines.append(NO_DIGESTS)
+    else:
         known = are_among(digests, trained_on)
         if known.any():
             example = printable(split.name(int(np.flatnonzero(known)[0])))

@@ -19,13 +19,20 @@ from thumbnet.classifiers.labels import check_fits, labels_above, log_probabilit
 from thumbnet.classifiers.tta import Arrays
 from thumbnet.classifiers.unlike import looks, unlikeness
 from thumbnet.data.images import Picture as DecodedPicture
-from thumbnet.data.images import decode, load_picture
+from thumbnet.data.images import decode_given, load_picture
 from thumbnet.data.splits import Data, Progress, Split
-from thumbnet.errors import DataError, FailedReadError, UnreadableImageError, memory_guard, unreadable
+from thumbnet.errors import (
+    DataError,
+    FailedReadError,
+    ThumbnetError,
+    UnreadableImageError,
+    memory_guard,
+    unreadable,
+)
 from thumbnet.evaluation import Evaluation, evaluate_logits
 from thumbnet.multilabel import LabelEvaluation, evaluate_labels
 from thumbnet.recipes.settings import AUTO
-from thumbnet.runs.weights_info import WeightsInfo
+from thumbnet.runs.weights_info import TTA_NAMES, WeightsInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,6 +132,8 @@ class Classifier(ABC):
 
         For several labels ``adaptive`` means ``mirror-shift``: it asks which pictures have no leading class.
         """
+        if asked is not None and asked not in TTA_NAMES:
+            raise ThumbnetError(f"tta: expected one of {', '.join(TTA_NAMES)}, got {asked!r}")
         chosen = self.info.tta if asked is None else asked
         return "mirror-shift" if self.info.multilabel and chosen == "adaptive" else chosen
 
@@ -199,7 +208,10 @@ class Classifier(ABC):
             UnreadableImageError: a picture cannot be decoded.
             FailedReadError: the system failed to read a picture.
             DataError: an array or tensor has an unknown shape or type, or values out of range.
+            ThumbnetError: ``tta`` or ``batch_size`` is none of the allowed values.
         """
+        _check_batch_size(batch_size)
+        tta = self._tta(tta)
         images = list(_one_by_one(pictures, self.info.preprocessing.range))
         predictions = []
         for start in range(0, len(images), batch_size):
@@ -340,7 +352,11 @@ class Classifier(ABC):
             DataError: the split is empty, has classes that the network does not know, or has several labels
                 per picture where the network gives one class, or the other way round.
             OutOfMemoryError: a batch does not fit the device's memory.
+            ThumbnetError: ``tta``, ``batch_size`` or ``on_bad_image`` is none of the allowed values.
         """
+        _check_batch_size(batch_size)
+        if on_bad_image not in ("stop", "skip"):
+            raise ThumbnetError(f"on_bad_image: expected stop or skip, got {on_bad_image!r}")
         check_fits(split, class_names, self.info)
         tta = self._tta(tta)
         with self._memory():
@@ -350,10 +366,20 @@ class Classifier(ABC):
         return SplitLogits(chosen, logits, targets_for(chosen, class_names, self.info), plain, tta)
 
 
+def _check_batch_size(size: Any) -> None:
+    if not isinstance(size, int | np.integer) or size < 1:
+        raise ThumbnetError(f"batch_size: expected a whole number from 1, got {size!r}")
+
+
+def _is_tensor(thing: Any) -> bool:
+    """Whether ``thing`` is a torch tensor, told without importing torch. Files have a ``detach``, too."""
+    return hasattr(thing, "detach") and hasattr(thing, "dtype")
+
+
 def _one_by_one(pictures: Any, limits: tuple[float, float] | None) -> Iterator[DecodedPicture]:
     if getattr(pictures, "ndim", 0) == 4 or _is_grey_batch(pictures):
         pictures = list(pictures)
-    many = isinstance(pictures, Sequence) and not isinstance(pictures, str)
+    many = isinstance(pictures, Sequence) and not isinstance(pictures, str | bytes | bytearray | memoryview)
     for picture in pictures if many else [pictures]:
         yield _decoded(picture, limits)
 
@@ -367,7 +393,9 @@ def _is_grey_batch(pictures: Any) -> bool:
     if getattr(pictures, "ndim", 0) != 3:
         return False
     shape = tuple(pictures.shape)
-    if hasattr(pictures, "detach"):
+    if shape[2] == 2:  # grey with alpha, and not pictures of two columns
+        return False
+    if _is_tensor(pictures):
         return not any(side in CHANNELS for side in (shape[0], shape[2]))
     if shape[2] in CHANNELS:
         return False
@@ -385,10 +413,11 @@ def _decoded(picture: Any, limits: tuple[float, float] | None) -> DecodedPicture
     ``limits`` is the value range that the network was trained on, if its pictures had more than 8 bits.
     """
     if isinstance(picture, Image.Image):
-        return decode(picture)
+        decoded = decode_given(picture)
+        return _checked(np.asarray(decoded), limits) if decoded.mode == "F" else decoded
     if isinstance(picture, str | Path):
         return load_picture(str(picture), str(picture))
-    if hasattr(picture, "detach"):  # a tensor; this works without importing torch
+    if _is_tensor(picture):
         tensor = picture.detach().cpu()
         if str(tensor.dtype) == "torch.bfloat16":
             tensor = tensor.float()
@@ -402,8 +431,10 @@ def _decoded(picture: Any, limits: tuple[float, float] | None) -> DecodedPicture
                 )
             picture = picture.transpose(1, 2, 0)
     if not isinstance(picture, np.ndarray):
+        encoded = isinstance(picture, bytes | bytearray | memoryview) or hasattr(picture, "read")
         raise DataError(
             f"expected a picture (a path, PIL image, array or tensor), got a {type(picture).__name__}"
+            f"{': open encoded pictures with PIL.Image.open first' if encoded else ''}"
         )
     shape = picture.shape
     ok = picture.ndim == 2 or (picture.ndim == 3 and shape[2] in CHANNELS)

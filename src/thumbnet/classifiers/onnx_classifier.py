@@ -78,10 +78,11 @@ class OnnxClassifier(Classifier):
         return self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(pixels)})[0]
 
     def _classify(self, pictures: Sequence[Picture], tta: str) -> tuple[np.ndarray, np.ndarray]:
-        if not self.any_size or tta != "none":
+        if not self.any_size:
             return super()._classify(pictures, tta)
-        logits = np.concatenate([self.logits_of_picture(picture) for picture in pictures])
-        return logits, logits
+        # What the graph alone gives. The views of test-time augmentation are made of resized pixels.
+        alone = np.concatenate([self.logits_of_picture(picture) for picture in pictures])
+        return alone if tta == "none" else super()._classify(pictures, tta)[0], alone
 
     def logits_of_picture(self, picture: Picture) -> np.ndarray:
         """Compute the logits, float32 [1, classes], of a decoded picture of any size; the graph resizes it.

@@ -30,8 +30,8 @@ from thumbnet.classifiers.thresholds import describe_threshold, threshold_for
 from thumbnet.data.images import load_picture
 from thumbnet.data.listings import safe_name, safe_text
 from thumbnet.data.splits import Progress
-from thumbnet.errors import RunError, SeveralLabelsError
-from thumbnet.files import write_file
+from thumbnet.errors import RunError
+from thumbnet.files import check_output, write_file
 from thumbnet.sources.unlabelled import find_pictures
 
 if TYPE_CHECKING:
@@ -156,12 +156,9 @@ def sort_folder(
 
     Raises:
         DataError: there are no pictures, or one of the two folders is within the other.
-        SeveralLabelsError: the network gives a picture several labels.
-        RunError: the network has no threshold for this precision, a file cannot be written, or another
-            process is sorting into the same folder.
+        RunError: the network gives a picture several labels or has no threshold for this precision, a file
+            cannot be written, or another process is sorting into the same folder.
     """
-    if classifier.info.multilabel:
-        raise SeveralLabelsError
     started = time.perf_counter()
     root = Path(folder).expanduser()
     criterion = criterion_for(classifier, threshold, precision)
@@ -223,8 +220,7 @@ def list_folder(
     root, place = Path(folder).expanduser(), Path(file).expanduser().absolute()
     if os.path.lexists(place):
         raise RunError(f"{place} already exists: choose another name, or remove it")
-    if not place.parent.is_dir():
-        raise RunError(f"cannot write {place}: there is no folder {place.parent}")
+    check_output(place)
     criterion = criterion_for(classifier, threshold, precision)
     folders = folder_names(classifier.class_names)
     paths, notes = find_pictures(root)

@@ -88,7 +88,7 @@ class Predictor(Classifier):
         return cls(weights, info, device, model=model)
 
     def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:
-        """Calibrated logits, float32 [B, classes], of pictures, uint8 [B, height, width, 3] at the network's size.
+        """Calibrated logits, float32 [B, classes], of preprocessed pictures, uint8 [B, height, width, 3].
 
         ``tta`` replaces the network's own test-time augmentation.
         """

@@ -14,7 +14,8 @@ def add(commands: Any) -> None:
         "compare",
         help="compare runs side by side",
         description="Compare complete runs. Runs that differ only in the seed form a group, described by "
-        "its mean, its standard deviation and Welch's t-test against the first group.",
+        "its mean, its standard deviation and Welch's t-test against the first group. A seed counts once, "
+        "unless its results differ.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a complete run")
     parser.add_argument("--plot", metavar="FILE", help="draw the learning curves (.png, .svg, .pdf)")
@@ -33,6 +34,12 @@ def execute(options: argparse.Namespace) -> int:
 
     target = plots.check_plot_path(options.plot) if options.plot else None
     groups = group_runs([Run.open(path) for path in options.runs])
+    for group in groups:
+        for run in group.repeated:
+            note(
+                f"thumbnet: {run.path} does not count: it has the recipe, data, seed and result of another "
+                "run named here"
+            )
     differences = None
     try:
         differences = [test for group in groups[1:] if (test := welch_test(groups[0], group)) is not None]
@@ -45,6 +52,7 @@ def execute(options: argparse.Namespace) -> int:
             {
                 "name": group.name,
                 "runs": [str(run.path) for run in group.runs],
+                "repeated": [str(run.path) for run in group.repeated],
                 "accuracies": group.accuracies,
                 "mean": group.mean if group.accuracies else None,
                 "deviation": group.deviation,

@@ -15,7 +15,9 @@ from thumbnet.cli.options import (
     add_run,
     add_tta,
     data_of_run,
+    data_settings,
     data_settings_of_run,
+    reading_words,
     run_of,
     split_of,
 )
@@ -23,8 +25,7 @@ from thumbnet.cli.options import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from thumbnet.classifiers.base import Classifier, SplitLogits
-    from thumbnet.runs.folder import Run
+    from thumbnet.classifiers.base import SplitLogits
     from thumbnet.runs.weights_info import WeightsInfo
 
 
@@ -60,7 +61,7 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet.errors import DataError
     from thumbnet.evaluation import evaluate_logits
     from thumbnet.invocation import command
-    from thumbnet.reports.summary import OPTIMISTIC, headline_name, is_optimistic
+    from thumbnet.reports.summary import OPTIMISTIC, headline_name, is_optimistic, lines_for_run
 
     target = None
     if options.plot:
@@ -86,7 +87,9 @@ def execute(options: argparse.Namespace) -> int:
             data.split(split), data.class_names, tta=options.tta, on_bad_image=on_bad_image, progress=count
         )
     run = run_of(options)
-    lines = _repeats(options, run, predictor, found, split)
+    lines: list[str] = []
+    if run is not None:
+        lines = lines_for_run(run, predictor, data, split, found)
     if (
         run is not None
         and run.is_complete
@@ -96,7 +99,7 @@ def execute(options: argparse.Namespace) -> int:
         lines = [f"{split} {headline_name(run.summary)}: {OPTIMISTIC}", *lines]
     left_out = len(data.splits[split]) - len(found.labels)
     if left_out:
-        show = command("data", data.source)
+        show = command("data", data.source, *reading_words(data_settings(options, settings)))
         note(f"thumbnet: {left_out} unreadable picture(s) were skipped. To list them: {show}")
     if predictor.info.multilabel:
         _say_labels(options, predictor.info, found, (data.source, split), lines, target)
@@ -150,28 +153,3 @@ def _say_labels(
     described = {"data": source, "split": split, "tta": found.tta, "multilabel": True, **result.to_dict()}
     described |= {"map_plain": plain.to_dict()["map"], "temperature": info.temperature, "notes": lines}
     say(json.dumps(described, ensure_ascii=False))
-
-
-def _repeats(
-    options: argparse.Namespace, run: Run | None, predictor: Classifier, found: SplitLogits, split: str
-) -> list[str]:
-    """Describe repeated pictures: in the run's data, or in DATA, including those in the run's train split."""
-    if run is None:
-        return []
-    if options.data is None:
-        summary = run.summary if run.is_complete else {}
-        return list((summary.get("repeats") or {}).get("lines", ()))
-    from thumbnet.batches.leaks import lines_about, training_digests
-    from thumbnet.classifiers.torch_classifier import Predictor
-
-    if not isinstance(predictor, Predictor):
-        return []
-    trained_on = training_digests(run.path)
-    return lines_about(
-        predictor.engine(found.split),
-        found.split,
-        split,
-        labels=found.labels if found.labels.ndim == 1 else found.split.single_classes(),
-        class_names=predictor.class_names,
-        trained_on=trained_on,
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,9 @@ def add(commands: Any) -> None:
         choices=["onnx", "onnx-any-size", "onnx-int8", "torch-export", "safetensors", "web"],
     )
     parser.add_argument(
-        "--out", metavar="FILE", help="file to write (default: model.onnx, model.int8.onnx, ... in RUN; needed for safetensors)"
+        "--out",
+        metavar="FILE",
+        help="file to write; needed for safetensors (default: model.onnx, model.int8.onnx, ... in RUN)",
     )
     parser.add_argument(
         "--data", metavar="DATA", help="data for calibration and the check (default: the run's data)"
@@ -62,15 +65,14 @@ def execute(options: argparse.Namespace) -> int:
         from thumbnet.cli.console import say
         from thumbnet.cli.progress import counting
         from thumbnet.errors import RunError
+        from thumbnet.files import check_output, read_whole, write_file
         from thumbnet.publish.export import (
             SUFFIXES,
-            TOLERANCE,
-            TOLERANCE_ANY_SIZE,
-            TOLERANCE_HALF,
             check_export,
             export,
             has_half_weights,
             random_pictures,
+            tolerance,
         )
         from thumbnet.reports.summary import percent
         from thumbnet.runs.weights import find_weights, read_weights
@@ -79,25 +81,38 @@ def execute(options: argparse.Namespace) -> int:
     place = Path(options.run).expanduser()
     folder = place if place.is_dir() else place.parent
     out = Path(options.out).expanduser() if options.out else folder / f"model{suffix}"
-    if out.suffix != Path(f"model{suffix}").suffix:
-        raise ThumbnetError(f"--out {out}: with --format {options.format}, the name must end in {suffix}")
-    if out.name == "model.safetensors" and folder == out.parent:
+    ending = Path(f"model{suffix}").suffix
+    if out.suffix != ending:
+        raise ThumbnetError(f"--out {out}: with --format {options.format}, the name must end in {ending}")
+    weights = find_weights(options.run)
+    if out.exists() and out.samefile(weights):
         raise ThumbnetError(f"{out} is the run's own file: choose another name with --out FILE")
+    check_output(out)
     data = _data(options)
     if data is not None:
-        _, info = read_weights(find_weights(options.run))
+        _, info = read_weights(weights)
         check_fits(data.splits[data.measured_split()], data.class_names, info)
     if options.format == "web":
         _fetch_runtime()
-    with counting("calibrating") as count:
-        export(options.run, options.format, out, data, progress=count)
     on_random = data is None
-    data = data or random_pictures(options.run)
-    split = data.measured_split()
-    with counting("checking") as count:
-        check = check_export(options.run, out, data, split, progress=count)
-    size = out.stat().st_size
-    half = options.format == "web" and has_half_weights(out)
+    checked_on = data or random_pictures(options.run)
+    split = checked_on.measured_split()
+    with tempfile.TemporaryDirectory() as temporary:  # the former file stays until the new one is checked
+        made = Path(temporary) / out.name
+        with counting("calibrating") as count:
+            export(options.run, options.format, made, data, progress=count)
+        with counting("checking") as count:
+            check = check_export(options.run, made, checked_on, split, progress=count)
+        half = options.format == "web" and has_half_weights(made)
+        allowed = tolerance(options.format, half)
+        if not check.largest_plain <= allowed:  # also if it is NaN
+            raise RunError(
+                "the export gives other probabilities than the run: they differ by "
+                f"{check.largest_plain:.2g}, and at most {allowed:g} is allowed. {out} was not written"
+            )
+        content = read_whole(made)
+    write_file(out, content)
+    size = len(content)
     if options.json:
         described = {
             "path": str(out),
@@ -111,10 +126,10 @@ def execute(options: argparse.Namespace) -> int:
         say(f"written: {out}  ({size / 1e6:.2f} MB)")
         if half:
             say("the weights are stored in 16 bits, to keep the page below 15 MB")
-        what = "pictures of random pixels" if on_random else f"pictures from {data.source}, {split}"
+        what = "pictures of random pixels" if on_random else f"pictures from {checked_on.source}, {split}"
         say(f"checked against the run in float32 on {check.pictures:,} {what}")
         say(f"largest difference  {check.largest_difference:.2g}  (between two probabilities)")
-        if half and check.tta != "none":
+        if (half or options.format == "onnx-any-size") and check.tta != "none":
             say(f"  in one view       {check.largest_plain:.2g}  (without test-time augmentation)")
         same = "same class" if check.measure == "accuracy" else "same labels"
         say(f"{same:18}  {percent(check.same_class)}")
@@ -125,11 +140,6 @@ def execute(options: argparse.Namespace) -> int:
         if check.tta != "none" and options.format not in ("safetensors", "web"):
             alone = f"{percent(check.accuracy_plain)}, without test-time augmentation"
             say(f"  the graph alone   {alone} (the file does not contain it; thumbnet adds it)")
-    allowed = TOLERANCE_HALF if half else TOLERANCE
-    if options.format == "onnx-any-size":
-        allowed = TOLERANCE_ANY_SIZE
-    if options.format != "onnx-int8" and check.largest_plain > allowed:
-        raise RunError(f"{out} gives other probabilities than the run: do not use it")
     return 0
 
 

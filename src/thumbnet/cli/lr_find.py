@@ -14,7 +14,6 @@ from thumbnet.cli.options import (
     overrides,
     positive,
 )
-from thumbnet.errors import ThumbnetError
 
 
 def add(commands: Any) -> None:
@@ -29,7 +28,11 @@ def add(commands: Any) -> None:
         "--plot", metavar="FILE", help="draw the loss against the learning rate (.png, .svg, .pdf)"
     )
     parser.add_argument(
-        "--steps", type=positive, default=100, metavar="N", help="number of training steps (default: 100)"
+        "--steps",
+        type=positive,
+        default=100,
+        metavar="N",
+        help="number of training steps, 10 or more (default: 100)",
     )
     parser.add_argument(
         "--from",
@@ -54,8 +57,6 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    if not 0 < options.lowest < options.highest:
-        raise ThumbnetError("--from and --to: expected 0 < FROM < TO")
     from dataclasses import replace
 
     with importing():
@@ -68,9 +69,10 @@ def execute(options: argparse.Namespace) -> int:
         from thumbnet.reports import figures as plots
         from thumbnet.training.choose import choose_recipe
         from thumbnet.training.listener import Listener
-        from thumbnet.training.range_test import learning_rate_range_test
+        from thumbnet.training.range_test import check_asked, learning_rate_range_test
         from thumbnet.training.state import build_state
 
+    check_asked(options.lowest, options.highest, options.steps)
     target = plots.check_plot_path(options.plot) if options.plot else None
     device = choose_device(options.device)
     labels = None if options.labels is None else corrections_of(options.labels)

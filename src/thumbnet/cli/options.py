@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from thumbnet.data.corrections import Correction
     from thumbnet.data.splits import Data
     from thumbnet.recipes.settings import DataSettings
     from thumbnet.runs.folder import Run
@@ -24,7 +25,8 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         metavar="NAME",
-        help="a recipe's name or TOML file (default: digits, small or fast, depending on the data; others for a network that you name)",
+        help="a recipe's name or TOML file (default: digits, small or fast, depending on the data; finetune "
+        "or one-cycle for other networks)",
     )
     parser.add_argument(
         "--epochs",
@@ -206,7 +208,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
     """Add ``--data-dir``."""
-    parser.add_argument("--data-dir", metavar="DIR", help="folder for downloads (default: in the user's cache)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder for downloads (default: the user's cache)")
 
 
 def add_tta(parser: argparse.ArgumentParser) -> None:
@@ -259,14 +261,58 @@ SHORTCUTS = {
 }
 
 
+READING = (
+    "val_fraction",
+    "test_fraction",
+    "group_by",
+    "classes_from",
+    "label_pattern",
+    "images",
+    "path_column",
+    "label_column",
+    "on_bad_image",
+)
+"""The options that say how data are read and split."""
+
+
+def reading_words(settings: DataSettings, data_dir: str | None = None) -> list[str]:
+    """The options with which a command reads data as ``settings`` say; none for the defaults."""
+    from thumbnet.recipes.settings import DataSettings
+
+    usual = DataSettings()
+    words = [
+        f"{as_flags([name])}={getattr(settings, name)}"
+        for name in READING
+        if getattr(settings, name) != getattr(usual, name)
+    ]
+    words += [f"--set=data.split_seed={settings.split_seed}"] if settings.split_seed else []
+    return words + ([f"--data-dir={data_dir}"] if data_dir else [])
+
+
 def by_option(message: str, words: Sequence[str]) -> str:
-    """Replace the recipe key in an error's ``message`` by its option, if ``words`` contain that option."""
+    """Replace the recipe key in an error's ``message`` by its option, if ``words`` give it that value."""
     for option, key in SHORTCUTS.items():
-        flag = f"--{option.replace('_', '-')}"
-        given = any(word == flag or word.startswith(f"{flag}=") for word in words)
-        if given and message.startswith(f"recipe key '{key}' is "):
-            return message.replace(f"recipe key '{key}'", flag, 1)
+        begin = f"recipe key '{key}' is "
+        if message.startswith(begin):
+            flag = f"--{option.replace('_', '-')}"
+            pairs = zip(words, [*words[1:], ""], strict=True)
+            given = [
+                after if word == flag else word.removeprefix(f"{flag}=")
+                for word, after in pairs
+                if word == flag or word.startswith(f"{flag}=")
+            ]
+            if given and message.startswith(f"{begin}{_as_setting(key, given[-1])}:"):
+                return message.replace(f"recipe key '{key}'", flag, 1)
     return message
+
+
+def _as_setting(key: str, text: str) -> str:
+    """An option's value as an error about the setting ``key`` shows it."""
+    from operator import attrgetter
+
+    from thumbnet.recipes.recipe import Recipe
+
+    return repr(type(attrgetter(key)(Recipe()))(text))
 
 
 def overrides(options: argparse.Namespace) -> list[str]:
@@ -323,8 +369,9 @@ def data_settings_of_run(options: argparse.Namespace) -> DataSettings:
 def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
     """Load DATA, or the run's data if DATA is not given.
 
-    The run's data are split and corrected as in training, unless ``--labels`` names other corrections. Other
-    data keep their own splits; if they have none, a split called ``all`` contains all pictures.
+    The run's data are split and corrected as in training, unless ``--labels`` names other corrections. They
+    are recognised in another place if they have moved, and a warning says if they have changed. Other data
+    keep their own splits; if they have none, a split called ``all`` contains all pictures.
 
     Raises:
         RunError: DATA is not given and RUN does not name any data.
@@ -333,10 +380,9 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
     from dataclasses import replace
 
     from thumbnet.cli.console import note
-    from thumbnet.data.calibration import with_calibration_split
     from thumbnet.data.corrections import corrections_of
     from thumbnet.data.held_out import NOTHING_SET_ASIDE
-    from thumbnet.errors import RunError
+    from thumbnet.errors import RunError, UnusedSettingError
     from thumbnet.sources.load import load_data
 
     settings = data_settings(options, settings)
@@ -353,13 +399,21 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
             else "was trained on data in memory, so save them to disk first"
         )
         raise RunError(f"name the data (DATA): {options.run} {why}")
-    if run is not None and own is not None and _same_source(source, own):
-        data_dir = data_dir or run.settings.get("data_dir")
-        corrections = run.corrections if corrections is None else corrections
-        data = load_data(source, data_dir=data_dir, settings=settings, labels=corrections)
-        return with_calibration_split(data, settings)
+    if run is not None and own is not None:
+        data = _trained_data(options, run, source, settings, corrections)
+        if data is not None:
+            return data
     settings = replace(settings, val_fraction=0.0, test_fraction=0.0, group_by="")
-    data = load_data(source, data_dir=data_dir, settings=settings, one_class=True, labels=corrections)
+
+    def load(settings: DataSettings) -> Data:
+        return load_data(source, data_dir=data_dir, settings=settings, one_class=True, labels=corrections)
+
+    try:
+        data = load(settings)
+    except UnusedSettingError:  # the run's columns are not those of other data; the options' ones must be
+        given = data_settings(options)
+        settings = replace(settings, images=given.images, path_column=given.path_column)
+        data = load(replace(settings, label_column=given.label_column))
     notes = [text for text in data.notes if text != NOTHING_SET_ASIDE]
     splits = dict(data.splits)
     if set(splits) == {"train"}:
@@ -370,7 +424,66 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
     return replace(data, splits=splits, notes=tuple(notes))
 
 
-def _same_source(first: str, second: str) -> bool:
+def _trained_data(
+    options: argparse.Namespace,
+    run: Run,
+    source: str,
+    settings: DataSettings,
+    corrections: Sequence[Correction] | None,
+) -> Data | None:
+    """Load ``source`` as in training if it is the run's data, perhaps in a new place; else return None."""
+    from thumbnet.cli.console import note
+    from thumbnet.data.calibration import with_calibration_split
+    from thumbnet.errors import DataError
+    from thumbnet.runs.finding import are_gone
+    from thumbnet.sources.load import load_data
+
+    own, fingerprint = str(run.settings["data"]), run.settings.get("fingerprint")
+    same = same_source(source, own)
+    if not same and not are_gone(own):
+        return None
+    data_dir = options.data_dir or run.settings.get("data_dir")
+    labels = run.corrections if corrections is None or not same else corrections
+    try:
+        data = load_data(source, data_dir=data_dir, settings=settings, labels=labels)
+    except DataError as error:
+        if not same:
+            return None
+        if options.data is None and are_gone(own):
+            raise DataError(f"{error}\n{where_now(options)}") from None
+        raise
+    if same:
+        if corrections is None and fingerprint not in (None, data.fingerprint()):
+            note(f"thumbnet: {_changed(data, run)}")
+    else:
+        if data.fingerprint() != fingerprint:
+            return None
+        note(f"thumbnet: {source} holds the run's data, which are split as in the training")
+        if corrections is not None:
+            data = load_data(source, data_dir=data_dir, settings=settings, labels=corrections)
+    return with_calibration_split(data, settings)
+
+
+def _changed(data: Data, run: Run) -> str:
+    """Warn that a run's data are no longer those that it was trained on."""
+    text = f"warning: the data in {data.source} have changed since {run.path} was trained on them"
+    if not data.set_aside:
+        return text
+    split = " and ".join(data.set_aside)
+    return f"{text}, so other pictures are set aside as {split}, perhaps some that it was trained on"
+
+
+def where_now(options: argparse.Namespace, run: str | None = None) -> str:
+    """Say how to name the new place of a run's data. ``run`` is the command's RUN."""
+    from thumbnet.invocation import command
+
+    name = options.parser.prog.rpartition(" ")[2]
+    place = ["--data"] if "--data" in options.parser._option_string_actions else []
+    again = command(name, run or options.run, *place, "DATA")
+    return f"If the run's data have moved, name their new place: {again}"
+
+
+def same_source(first: str, second: str) -> bool:
     """Tell whether two names refer to the same data."""
     if first == second:
         return True

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.importing import importing
-from thumbnet.cli.options import add_data_dir, add_data_of_run, add_model_code, data_of_run, split_of
+from thumbnet.cli.options import (
+    add_data_dir,
+    add_data_of_run,
+    add_model_code,
+    data_of_run,
+    same_source,
+    split_of,
+)
+
+if TYPE_CHECKING:
+    from thumbnet.data.splits import Data
+    from thumbnet.runs.folder import Run
 
 
 def add(commands: Any) -> None:
@@ -23,8 +34,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="file to write (default: report.html in RUN). The lists next to NAME.html are then called "
-        "NAME-mistakes.csv and NAME-suspects.csv",
+        help="file to write (default: report.html in RUN, for the run's own data only). The lists next to "
+        "NAME.html are then called NAME-mistakes.csv and NAME-suspects.csv",
     )
     parser.add_argument("--open", action="store_true", help="then open the page in the browser")
     add_data_dir(parser)
@@ -38,15 +49,25 @@ def execute(options: argparse.Namespace) -> int:
     with importing():
         from thumbnet.cli.console import say
         from thumbnet.cli.progress import counting
+        from thumbnet.errors import RunError
+        from thumbnet.files import check_output
+        from thumbnet.invocation import command
         from thumbnet.reports.label_page import write_label_report
         from thumbnet.reports.page import write_report
         from thumbnet.runs.folder import Run
 
     run = Run.open(options.run)
     _ = run.summary  # refuse an incomplete run before loading its data
+    out = Path(options.out).expanduser() if options.out else run.path / "report.html"
+    check_output(out)
     data = data_of_run(options, run.recipe.data)
     split = split_of(options, data)
-    out = Path(options.out).expanduser() if options.out else run.path / "report.html"
+    if not options.out and not _is_usual(options, run, data, split):
+        asked = [*([options.data] if options.data else []), *(["--split", split] if options.split else [])]
+        raise RunError(
+            f"{out} is for the pictures on which the run was measured. Name a file for the report on others: "
+            f"{command('report', options.run, *asked, '--out', 'FILE')}"
+        )
     with counting("heat maps") as count:
         if data.multilabel:
             written = write_label_report(run, data, split, out)
@@ -61,3 +82,12 @@ def execute(options: argparse.Namespace) -> int:
         # The links on the page start from this path, without following symbolic links.
         webbrowser.open(Path(os.path.abspath(out)).as_uri())
     return 0
+
+
+def _is_usual(options: argparse.Namespace, run: Run, data: Data, split: str) -> bool:
+    """Whether a report is on the pictures that the run's summary is about, as far as is known."""
+    settings = run.settings
+    source, own = options.data, settings.get("data")
+    named = source is None or own is None or same_source(source, own)
+    unchanged = settings.get("measured_fingerprint") == data.fingerprint(split)  # perhaps in a new place
+    return split == data.measured_split() and (named or unchanged)

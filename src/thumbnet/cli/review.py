@@ -15,6 +15,8 @@ from thumbnet.cli.options import (
     add_common,
     add_model_code,
     positive,
+    reading_words,
+    where_now,
 )
 from thumbnet.errors import DataError, RunError, ThumbnetError, needs_extra, printable
 from thumbnet.invocation import command
@@ -103,12 +105,14 @@ class _Task(ABC):
     Attributes:
         title: what the page calls it.
         file: the file of labels.
+        run: the run that helps; None if it is a file or on the Hub.
         splits: the pictures by split, once :meth:`review` was called.
         rendering: how they become RGB.
     """
 
     title: str
     file: Path
+    run: Run | None
     splits: dict[str, Split]
     rendering: Rendering
 
@@ -124,28 +128,29 @@ class _Task(ABC):
         """The data to train on with the labels."""
 
     def next_command(self) -> str:
-        """The command that trains with the labels."""
-        return command("train", self.data_name(), "--labels", self.file)
+        """The command that trains with the labels, on the data as the run read them."""
+        run, reading = self.run, []
+        if run is not None:
+            reading = reading_words(run.recipe.data, self.options.data_dir or run.settings.get("data_dir"))
+        return command("train", self.data_name(), *reading, "--labels", self.file)
 
     def lock(self) -> Any:
         """Keep other reviews from writing the file of labels.
 
         Raises:
-            RunError: another review writes it, or its folder does not exist or is not writable.
+            RunError: another review writes it, or it cannot be written; see :func:`check_output`.
         """
+        from thumbnet.files import check_output
         from thumbnet.reviewing.session import lock_labels
 
-        if self.file.is_dir():
-            raise RunError(
-                f"{self.file} is a folder: --out must name a file, such as {self.file / 'labels.csv'}"
-            )
-        if not self.file.parent.is_dir():
-            raise RunError(f"there is no folder {self.file.parent}: create it, or choose another --out")
+        check_output(self.file)
         return lock_labels(self.file)
 
 
 class _Suspects(_Task):
     """The pictures of a run's data whose labels are probably wrong."""
+
+    run: Run
 
     def __init__(self, options: argparse.Namespace) -> None:
         from thumbnet.runs.finding import is_run
@@ -261,6 +266,7 @@ def _data_of(run: Run, options: argparse.Namespace) -> Data:
         DataError: they cannot be loaded.
     """
     from thumbnet.cli.progress import counting
+    from thumbnet.runs.finding import are_gone
     from thumbnet.sources.load import load_data
 
     own = run.settings.get("data")
@@ -280,9 +286,8 @@ def _data_of(run: Run, options: argparse.Namespace) -> Data:
                 labels=run.corrections,
             )
     except DataError as error:
-        if options.data is None and not os.path.exists(str(source)):
-            where = command("review", options.place, "--data", "DATA")
-            raise DataError(f"{error}\nIf the run's data have moved, name their new place: {where}") from None
+        if options.data is None and are_gone(str(source)):
+            raise DataError(f"{error}\n{where_now(options, options.place)}") from None
         raise
 
 

@@ -18,6 +18,8 @@ from thumbnet.cli.options import (
 )
 from thumbnet.errors import ThumbnetError, needs_extra
 
+LARGEST_BATCH = 65_536  # what an exported model takes
+
 if TYPE_CHECKING:
     from thumbnet.classifiers.base import Classifier
     from thumbnet.data.splits import Data
@@ -48,7 +50,7 @@ def add(commands: Any) -> None:
         type=positive,
         default=64,
         metavar="N",
-        help="largest number of pictures per forward pass (default: 64)",
+        help=f"largest number of pictures per forward pass (default: 64, at most {LARGEST_BATCH})",
     )
     parser.add_argument(
         "--max-queue",
@@ -102,6 +104,8 @@ def execute(options: argparse.Namespace) -> int:
     limits = (options.max_megabytes, options.max_megapixels, options.timeout)
     if not all(0 < limit < math.inf for limit in limits):  # false for NaN too
         raise ThumbnetError("--max-megabytes, --max-megapixels and --timeout must be more than 0 and finite")
+    if options.max_batch > LARGEST_BATCH:
+        raise ThumbnetError(f"--max-batch {options.max_batch}: expected at most {LARGEST_BATCH}")
     key = _api_key(options.api_key_file)
     classifier = load_classifier(options.run, options.device)
     identity = identify(classifier, options.run)
@@ -149,7 +153,7 @@ def _check_memory(classifier: Classifier, options: argparse.Namespace) -> None:
     try:
         blank = np.zeros((most, *classifier.info.preprocessing.size, 3), np.uint8)
         classifier.logits(blank, tta=options.tta)
-    except OutOfMemoryError as error:
+    except (OutOfMemoryError, MemoryError) as error:
         device = getattr(classifier, "device", "cpu")
         advice = f"Use smaller batches: --max-batch {max(1, most // 2)}"
         raise OutOfMemoryError(str(device), f"classifying {most} pictures at a time", advice) from error

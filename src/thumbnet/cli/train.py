@@ -87,7 +87,11 @@ def add(commands: Any) -> None:
         metavar="N",
         help="pictures per forward pass; gradients accumulate over the batch",
     )
-    parser.add_argument("--on-nonfinite", choices=["stop", "skip"], help="what to do if a loss or a gradient is not finite (default: stop)")
+    parser.add_argument(
+        "--on-nonfinite",
+        choices=["stop", "skip"],
+        help="what to do with a step whose loss is not finite (default: stop)",
+    )
     parser.add_argument(
         "--checkpoint-steps", type=int, metavar="N", help="also write a checkpoint every N steps"
     )

@@ -35,8 +35,8 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "tune",
         help="find the settings that suit the data, and train with them",
-        description="Search for the learning rate, weight decay, augmentation, width and length that suit DATA, then\n"
-        "train a network with the best ones. What you set by an option stays as it is.",
+        description="Search for the learning rate, weight decay, augmentation, width and length that suit\n"
+        "DATA, then train a network with the best ones. What you set by an option stays as it is.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=textwrap.dedent("""\
             examples:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from thumbnet.cli.intermixed import IntermixedParser
+from thumbnet.cli.options import SHORTCUTS
 from thumbnet.cli.streams import writing_results
 from thumbnet.errors import ThumbnetError, nearest, printable
 from thumbnet.invocation import NAME, command, program
@@ -116,6 +117,13 @@ class Parser(IntermixedParser):
         """Raise a :class:`UsageError` that explains argparse's ``message``."""
         raise UsageError(explain(self, message))
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Refuse an empty value: `--init "$RUN"` without that variable must not train from random weights."""
+        if not arg_string and action.nargs != argparse.PARSER:
+            name = "/".join(action.option_strings) or str(action.metavar or action.dest)
+            raise UsageError(f"{name} is empty: give it a value, or leave it out. Is a shell variable unset?")
+        return super()._get_value(action, arg_string)
+
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print a help text or the version. argparse would ignore that it cannot be written."""
         if message:
@@ -219,8 +227,11 @@ def recipe_keys(asked: str) -> list[str]:
     if asked in whole:
         return [whole[asked]]
     ends: dict[str, list[str]] = {}
+    # A key whose option has another name (checkpoint.minutes: --checkpoint-minutes) is not meant by its end.
+    renamed = {key for option, key in SHORTCUTS.items() if option != key.rpartition(".")[2]}
     for key in known:
-        ends.setdefault(key.rpartition(".")[2], []).append(key)
+        same_end = ends.setdefault(key.rpartition(".")[2], [])
+        same_end += [] if key in renamed else [key]
     candidates = {
         **{end: keys for end, keys in ends.items() if end not in ("name", "start", "end")},
         **{text: [key] for text, key in whole.items()},
@@ -231,7 +242,7 @@ def recipe_keys(asked: str) -> list[str]:
 
 
 def _no_command(parser: argparse.ArgumentParser, given: str, choices: list[str]) -> str:
-    if not words_of(parser):
+    if given and not words_of(parser):
         from pathlib import Path
 
         from thumbnet.runs.finding import is_run

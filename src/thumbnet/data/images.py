@@ -127,7 +127,10 @@ def from_file(path: str, name: str, read: Callable[[IO[bytes]], T]) -> T:
         FailedReadError: the system failed to read the file.
     """
     try:
-        state = os.stat(path)
+        try:
+            state = os.stat(path)
+        except ValueError:  # a NUL or half of a surrogate pair in the name
+            raise UnreadableImageError(name, "there is no such file") from None
         if not stat.S_ISREG(state.st_mode):  # opening a pipe would wait for a writer
             raise UnreadableImageError(name, "not an ordinary file")
         if state.st_size <= SMALL_FILE:
@@ -167,8 +170,8 @@ def _open(stream: IO[bytes], name: str, max_pixels: int, formats: list[str] = FO
     stream.seek(start)
     try:
         with Image.open(stream, formats=formats) as image:
-            if image.width * image.height > max_pixels:  # Pillow's own limit is higher and only warns
-                raise TooManyPixelsError(name, f"declares {image.width}x{image.height} pixels")
+            if image.width * image.height > max_pixels:
+                raise too_many_pixels(name, max_pixels, image.size)
             lower = _lower_bytes(image)
             picture = decode(image)
             if lower:
@@ -188,6 +191,8 @@ def _open(stream: IO[bytes], name: str, max_pixels: int, formats: list[str] = FO
         return _open(stream, name, max_pixels, other_formats(stream, start, name, formats))
     except (MemoryError, KeyboardInterrupt):
         raise
+    except Image.DecompressionBombError:  # Pillow has a limit of its own
+        raise too_many_pixels(name, max_pixels) from None
     except Exception as error:  # Pillow's decoders raise almost any exception on damaged files
         if is_of_the_system(error):
             raise
@@ -196,11 +201,35 @@ def _open(stream: IO[bytes], name: str, max_pixels: int, formats: list[str] = FO
         raise UnreadableImageError(name, reason) from None
 
 
+def too_many_pixels(name: str, limit: int, size: tuple[int, ...] = ()) -> TooManyPixelsError:
+    """The error for a picture of more than ``limit`` pixels; ``size`` is its width and height, if known."""
+    which = "x".join(map(str, size)) or "its"
+    return TooManyPixelsError(name, f"{which} pixels are more than the limit of {limit:,}")
+
+
 def decode(image: Image.Image) -> Image.Image:
     """Load the first frame of an opened Pillow image, upright by its EXIF, in its own mode."""
     image.seek(0)
     image.load()
     return _upright(image) if may_be_turned(image) else image
+
+
+def decode_given(image: Image.Image) -> Image.Image:
+    """Like :func:`decode`, for a Pillow image that the user opened.
+
+    Raises:
+        UnreadableImageError: it is damaged, or closed already.
+        FailedReadError: the system failed to read its file.
+    """
+    name = str(getattr(image, "filename", "") or "given as a PIL image")
+    try:
+        return decode(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # see _open
+        if is_of_the_system(error):
+            raise read_error(error, name) from None
+        raise UnreadableImageError(name, str(error) or type(error).__name__) from None
 
 
 def _lower_bytes(image: Image.Image) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Recognise picture formats that Pillow reads only with a plug-in or not at all, and say what to do.
+"""Recognise files that Pillow reads only with a plug-in or not at all, and say what to do.
 
 An installed plug-in is loaded when the first file with its signature appears. Ordinary pictures never get
 here.
@@ -85,6 +85,25 @@ VIDEO = Kind(
     (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp"),
     "save its frames as pictures first: ffmpeg -i VIDEO -r 1 %05d.png",
 )
+PICKLE_ADVICE = (
+    "opening it could run any code, so thumbnet never does; if you trust it, save its arrays with "
+    "numpy.savez('data.npz', x_train=..., y_train=..., x_test=..., y_test=...)"
+)
+ARRAYS_ADVICE = PICKLE_ADVICE.partition("trust it, ")[2]
+FILES_ADVICE = "write its pictures to one folder per class"
+ARCHIVE = Kind(
+    "an archive",
+    (
+        *(".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz", ".tar.zst"),
+        *(".tzst", ".rar", ".7z", ".cab"),
+    ),
+    "if it holds pictures, unpack it first and name the folder",
+)
+HDF5 = Kind("an HDF5 file", (".h5", ".hdf5", ".hdf"), ARRAYS_ADVICE)
+TFRECORD = Kind("a TFRecord file", (".tfrecord", ".tfrecords", ".record"), FILES_ADVICE)
+LMDB = Kind("an LMDB database", (".mdb", ".lmdb"), FILES_ADVICE)
+SQLITE = Kind("an SQLite database", (".sqlite", ".sqlite3"), FILES_ADVICE)
+PICKLE = Kind("a Python pickle", (".pkl", ".pickle", ".pk"), PICKLE_ADVICE)
 KINDS = (
     HEIC,
     AVIF,
@@ -103,6 +122,7 @@ KINDS = (
     SLIDE,
     VIDEO,
 )
+CONTAINERS = (ARCHIVE, HDF5, TFRECORD, LMDB, SQLITE, PICKLE)  # their first bytes say more than their names
 
 # The brands in the `ftyp` box at the start of the file.
 _HEIC_BRANDS = frozenset(b"heic heix hevc hevx heim heis hevm hevs mif1 msf1".split())
@@ -157,9 +177,9 @@ def kind_of(head: bytes) -> Kind | None:
 
 
 def kind_by_name(name: str) -> Kind | None:
-    """Recognise one of ``KINDS`` by the file's name; None for pictures that Pillow reads by itself."""
+    """Recognise one of ``KINDS`` or ``CONTAINERS`` by the file's name; None for all others, such as JPEG."""
     lower = name.lower()
-    return next((kind for kind in KINDS if lower.endswith(kind.suffixes)), None)
+    return next((kind for kind in (*KINDS, *CONTAINERS) if lower.endswith(kind.suffixes)), None)
 
 
 @cache
@@ -253,7 +273,7 @@ def special_jpeg(stream: IO[bytes]) -> str | None:
 
 
 def notes_on(paths: Iterable[str]) -> list[str]:
-    """Notes on skipped files that a plug-in or a conversion would make readable.
+    """Notes on skipped files that a plug-in, a conversion or unpacking would make readable.
 
     Returns:
         One note per format, with the number of files, an example, and what to do.
@@ -264,7 +284,7 @@ def notes_on(paths: Iterable[str]) -> list[str]:
         if kind is not None:
             found[kind].append(path)
     return [
-        f"warning: {len(names)} file(s) skipped, each {kind.name} by its name, such as "
-        f"{printable(min(names))}: {kind.advice.replace('read it', 'read them')}"
+        f"{'' if kind is ARCHIVE else 'warning: '}{len(names)} file(s) skipped, each {kind.name} by its "
+        f"name, such as {printable(min(names))}: {kind.advice.replace('read it', 'read them')}"
         for kind, names in found.items()
     ]

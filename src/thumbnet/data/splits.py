@@ -30,11 +30,11 @@ from thumbnet.data.images import (
     open_image,
     other_formats,
     to_rgb,
+    too_many_pixels,
 )
 from thumbnet.data.reading import is_not_there, is_of_the_system, read_error
 from thumbnet.errors import (
     DataError,
-    TooManyPixelsError,
     UnreadableImageError,
     printable,
 )
@@ -410,6 +410,8 @@ def _peek(stream: IO[bytes], name: str) -> tuple[tuple[int, int], str]:
         return _peek_stream(stream, name, FORMATS)
     except UnreadableImageError:
         raise
+    except Image.DecompressionBombError:
+        raise too_many_pixels(name, MAX_PIXELS) from None
     except Exception as error:
         if is_of_the_system(error):
             raise
@@ -421,7 +423,7 @@ def _peek_stream(stream: IO[bytes], name: str, formats: list[str]) -> tuple[tupl
         with Image.open(stream, formats=formats) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise TooManyPixelsError(name, f"declares {width}x{height} pixels")
+                raise too_many_pixels(name, MAX_PIXELS, image.size)
             if lies_on_its_side(image):
                 width, height = height, width
             return (height, width), image.mode

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from thumbnet.batches.decoding import readable
 from thumbnet.classifiers.base import Classifier, SplitLogits
 from thumbnet.classifiers.labels import labels_above, log_probabilities
 from thumbnet.classifiers.onnx_classifier import INPUT, METADATA, OUTPUT, OnnxClassifier
@@ -153,13 +154,15 @@ def export(
             ``safetensors`` (the weights and their description); ``web``, a page that classifies pictures in
             a browser, see :mod:`thumbnet.publish.webpage`.
         out: the file to write.
-        data: the training data; required by ``onnx-int8``, ignored by the other kinds.
+        data: the training data; required by ``onnx-int8``, which leaves out pictures that cannot be read;
+            ignored by the other kinds.
         progress: called with the number of calibration pictures done and their total.
 
     Raises:
         RunError: the run does not exist, PyTorch cannot export the network, the file cannot be written, or
             the network is too large for ``web``.
-        DataError: ``onnx-int8`` without training pictures, or ``web`` cannot download its runtime.
+        DataError: ``onnx-int8`` without training pictures that can be read, or ``web`` cannot download its
+            runtime.
         ModelCodeError: the network is the user's own, and its import path was not named.
         NetworkError: the user's own network cannot be imported.
         MissingExtraError: a library for this format is not installed.
@@ -193,6 +196,8 @@ def _export(
     if kind == "torch-export":
         with _naming(info.model.name):
             program = torch.export.export(network, (example,), dynamic_shapes=(batch,))
+        for node in program.graph.nodes:  # remove the file paths and line numbers of our source
+            node.meta.pop("stack_trace", None)
         buffer = io.BytesIO()
         torch.export.save(program, buffer, extra_files={"thumbnet.json": info.to_json()})
         write_file(Path(out), buffer.getvalue())
@@ -302,6 +307,20 @@ def _open(path: Path, info: WeightsInfo) -> Classifier:
     return Predictor(weights, replace(description, precision="fp32"), "cpu")
 
 
+def tolerance(kind: str, half: bool) -> float:
+    """How much a probability may differ from the run's, in one view, for an export to be used.
+
+    Args:
+        kind: the format, as in :func:`export`. In 8 bits a probability may change by any amount.
+        half: whether it stores its weights in 16 bits.
+    """
+    if kind == "onnx-int8":
+        return 1.0
+    if kind == "onnx-any-size":
+        return TOLERANCE_ANY_SIZE
+    return TOLERANCE_HALF if half else TOLERANCE
+
+
 def has_half_weights(out: str | Path) -> bool:
     """Whether an export of the format ``web`` stores its weights in 16 bits.
 
@@ -372,7 +391,11 @@ def _quantised(model: Any, data: Data | None, info: WeightsInfo, progress: Progr
     if "train" not in data.splits:
         raise DataError(f"onnx-int8 is calibrated on training pictures, and {data.source} has none")
     pre = info.preprocessing
-    split = _evenly(data.splits["train"], CALIBRATION_PICTURES)
+    split, _ = readable(_evenly(data.splits["train"], CALIBRATION_PICTURES))
+    if len(split) == 0:
+        raise DataError(
+            f"onnx-int8 is calibrated on training pictures, and none of {data.source} can be read"
+        )
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, len(split), 50):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from thumbnet.data.correct import describe_corrections
 from thumbnet.errors import RunError
+from thumbnet.files import read_whole
 from thumbnet.models import count_parameters
 from thumbnet.publish import label_card
 from thumbnet.recipes.networks import code_options, is_timm
+from thumbnet.recipes.recipe import Recipe
 from thumbnet.reports.comparison import read_metrics
 from thumbnet.reports.summary import (
     NOTHING_MEASURED,
@@ -20,11 +22,12 @@ from thumbnet.reports.summary import (
     is_optimistic,
 )
 from thumbnet.runs.folder import Run
-from thumbnet.runs.weights import WEIGHTS_NAME, hub_reason, import_hub, read_weights
+from thumbnet.runs.weights import WEIGHTS_NAME, hub_reason, import_hub, read_weights, weights_content
+from thumbnet.runs.weights_info import public_name
 from thumbnet.version import __version__
 
 PREFIX = "hf:"
-PUBLISHED = (WEIGHTS_NAME, "recipe.toml", "summary.json", "environment.json", "metrics.jsonl", "metrics.csv")
+AS_THEY_ARE = ("summary.json", "environment.json", "metrics.jsonl", "metrics.csv")
 LISTED_CLASSES = 100
 MEASURED = """The accuracy was measured only on the split above. Expect a lower accuracy on pictures
 from another source, and measure it there."""
@@ -88,7 +91,8 @@ The same recipe, data, seed and device give the same weights.
 def push(run: Run, repository: str, *, private: bool = False, licence: str | None = None) -> str:
     """Publish a run with a model card, in one commit.
 
-    It does not upload the checkpoint, nor ``run.json``, which holds local paths of the data.
+    It does not upload the checkpoint, nor ``run.json``, which holds local paths of the data. See
+    :func:`published`.
 
     Args:
         run: a complete run.
@@ -107,8 +111,7 @@ def push(run: Run, repository: str, *, private: bool = False, licence: str | Non
     card = model_card(run, repository.removeprefix(PREFIX), licence)
     api = hub.HfApi(library_name="thumbnet", library_version=__version__)
     add = hub.CommitOperationAdd
-    changes = [add("README.md", card.encode())]
-    changes += [add(name, run.path / name) for name in PUBLISHED if (run.path / name).is_file()]
+    changes = [add(file, content) for file, content in {"README.md": card.encode(), **published(run)}.items()]
     name = repository.removeprefix(PREFIX)
     try:
         api.create_repo(name, private=private, exist_ok=True)
@@ -118,13 +121,29 @@ def push(run: Run, repository: str, *, private: bool = False, licence: str | Non
     return f"{api.endpoint}/{name}"
 
 
+def published(run: Run) -> dict[str, bytes]:
+    """The contents of the run's files that are published, by name. No local folder is in them.
+
+    The weights are those of the run, to the byte, unless an older version wrote a path into them.
+    """
+    weights, info = read_weights(run.weights_path)
+    files = {WEIGHTS_NAME: weights_content(weights, info), "recipe.toml": _recipe(run).to_toml().encode()}
+    return files | {name: read_whole(run.path / name) for name in AS_THEY_ARE if (run.path / name).is_file()}
+
+
+def _recipe(run: Run) -> Recipe:
+    """The run's recipe, in which the initial weights are named without their folder."""
+    recipe = run.recipe
+    return replace(recipe, training=replace(recipe.training, init=public_name(recipe.training.init)))
+
+
 def model_card(run: Run, name: str, licence: str | None = None) -> str:
     """Write the README for the Hub: metadata, results, data, intended use and recipe."""
     hub = import_hub()
-    summary, recipe = run.summary, run.recipe
+    summary, recipe = run.summary, _recipe(run)
     weights, info = read_weights(run.weights_path)
     parameters = summary.get("parameters") or count_parameters(weights, info.model, len(info.class_names))
-    data = _public_name(info.source)
+    data = info.source
     metadata = hub.ModelCardData(
         license=licence,
         library_name="thumbnet",
@@ -245,8 +264,3 @@ def _results(run: Run, summary: dict[str, Any]) -> str:
     return "\n".join(
         [*lines, "", " ".join(sentences), *(f"\n{text[0].upper()}{text[1:]}." for text in notes)]
     )
-
-
-def _public_name(source: str) -> str:
-    """Return the name of the data without its local folder, which is private."""
-    return source if source.startswith(PREFIX) else Path(source).name

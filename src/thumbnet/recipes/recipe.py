@@ -77,11 +77,22 @@ class Recipe:
 
         Args:
             whole: write every setting, or only those that differ from the defaults.
+
+        Raises:
+            RecipeError: a setting, such as a folder's name, has bytes that are not UTF-8. TOML has none.
         """
         import tomli_w
 
         settings = self.to_dict()
-        return tomli_w.dumps(settings if whole else differences(settings, Recipe().to_dict()))
+        text = tomli_w.dumps(settings if whole else differences(settings, Recipe().to_dict()))
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            line = text[: error.start].rpartition("\n")[2] + text[error.start :].partition("\n")[0]
+            raise RecipeError(
+                f"a recipe cannot hold a name that is not UTF-8: {line}\nRename the file or folder"
+            ) from None
+        return text
 
     def override(self, assignments: Iterable[str]) -> Recipe:
         """The recipe with ``"section.key=value"`` assignments applied. A value is TOML, or a bare string.
@@ -104,8 +115,11 @@ class Recipe:
                 if not isinstance(inner, dict):
                     raise unknown_key(key.strip(), known_keys(Recipe))
                 table = inner
-            table[last] = _parse_value(text.strip())
-            names_network = names_network or key.strip() in ("model", "model.name")
+            value = table[last] = _parse_value(text.strip())
+            if isinstance(value, dict):
+                one = next(iter(value), "KEY")
+                raise RecipeError(f"--set {assignment}: set one key at a time: {key.strip()}.{one}=VALUE")
+            names_network = names_network or key.strip() == "model.name"
         recipe = recipe_from_dict(settings)
         if names_network:
             accept(recipe.model.name)
@@ -231,14 +245,17 @@ def _read_text(path: Path) -> str:
     content = read_whole(path, _LONGEST + 1)
     if len(content) > _LONGEST:
         raise RecipeError(f"{path} is no recipe: it has more than {_LONGEST:,} bytes")
-    return content.decode("utf-8")
+    return content.decode("utf-8-sig")  # editors on Windows begin files with a mark
 
 
 def _no_recipe_file(path: Path) -> RecipeError:
     folder = path.parent
-    nearby = sorted(str(one) for one in folder.glob("*.toml") if one.name != "pyproject.toml")
+    files = (one for one in folder.glob("*.toml") if one.name != "pyproject.toml" and one.is_file())
+    nearby = sorted(map(str, files))
     there = f" TOML files there: {', '.join(map(printable, nearby[:8]))}." if nearby else ""
     print_one = command("recipes", "show", "fast")
+    if path.is_dir():
+        return RecipeError(f"{path} is a folder: expected a recipe's name or file.{there}")
     return RecipeError(
         f"there is no recipe file {path}.{there} Recipes by name: {', '.join(recipe_names())}. "
         f"To start your own file: {print_one} > {quoted(str(path))}"

@@ -26,6 +26,7 @@ STEMS = (AUTO, "small", "original")
 HEAD = "@head"  # the last layer, whatever its name is
 VECTORS = "@vectors"  # parameters with one dimension: biases, and the weights of normalisation
 MOST_TRANSLATE = 15  # pixels
+LEAST_STD = 1e-6  # a millionth of the value range; below, normalised pixels would lose all precision
 SMALLEST_BATCH = 32  # `min_steps` makes batches no smaller: BatchNorm's statistics need this many pictures
 
 
@@ -83,8 +84,8 @@ class DataSettings:
         on_bad_image: what to do with damaged and missing pictures: ``stop`` and list them all, or ``skip``
             them and record which.
         engine: ``memory`` holds the decoded split. ``workers`` decodes in other processes during the
-            training. ``auto`` uses memory if all splits together fit into a quarter of it, and there are at most
-            500,000 training pictures. All give the same batches.
+            training. ``auto`` uses memory if all splits together fit into a quarter of it and train has at
+            most 500,000 pictures. All give the same batches.
         workers: number of processes of the ``workers`` engine.
     """
 
@@ -121,8 +122,9 @@ class DataSettings:
             if isinstance(value, str):
                 check(value == AUTO, f"data.{key}", "'auto' or three numbers in [0, 1]", value)
             else:
-                low = all((0 < v if key == "std" else 0 <= v) and v <= 1 for v in value)
-                check(len(value) == 3 and low, f"data.{key}", "'auto' or three numbers in [0, 1]", value)
+                least = LEAST_STD if key == "std" else 0
+                ok = len(value) == 3 and all(least <= v <= 1 for v in value)
+                check(ok, f"data.{key}", f"'auto' or three numbers in [{least:g}, 1]", value)
         for key in ("largest_auto_size", "largest_mixed_size"):
             side = getattr(self, key)
             check(side == 0 or side >= SMALLEST_SIDE, f"data.{key}", "0 (none) or 16 or more pixels", side)

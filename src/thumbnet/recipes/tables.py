@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,10 @@ from typing import Any, Literal, TypeVar
 from thumbnet.errors import RecipeError
 
 T = TypeVar("T")
+
+# PyTorch takes no numbers beyond these.
+LARGEST_INTEGER = 2**63 - 1
+LARGEST_FLOAT = 3.4e38
 
 
 def plain(value: Any) -> Any:
@@ -107,7 +112,11 @@ def _convert(value: Any, hint: Any, key: str, root: Any) -> Any:
         if not isinstance(value, list | tuple):
             raise _wrong_type(value, hint, key)
         return tuple(_convert(inner, arguments[0], key, root) for inner in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if type(value) is int and abs(value) > LARGEST_INTEGER:
+        raise RecipeError(f"recipe key '{key}' has {len(str(abs(value)))} digits: expected less than 2**63")
+    if type(value) is float and LARGEST_FLOAT < abs(value) < math.inf:
+        raise RecipeError(f"recipe key '{key}' is {value}: expected a number that fits into 32 bits")
+    if hint is float and type(value) is int:
         return float(value)
     if hint is str and key == "data.image_size" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # image_size = 32 reads better than "32"

@@ -32,11 +32,14 @@ class Group:
         runs: the runs, in the order given.
         accuracies: their final accuracies on the split that the runs report; empty if nothing was measured.
             For runs on pictures with several labels, these are values of mAP.
+        repeated: further runs with the seed and the result of one of ``runs``, such as a run that was named
+            twice. They are no further samples, so they do not count.
     """
 
     name: str
     runs: tuple[Run, ...]
     accuracies: tuple[float, ...]
+    repeated: tuple[Run, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -72,7 +75,8 @@ class Difference:
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Group runs that differ only in the seed, in the order of the groups' first runs.
 
-    Runs that were trained on different pictures or labels are in different groups.
+    Runs that were trained on different pictures or labels are in different groups. In a group, a seed counts
+    once, unless its results differ, as they may on another device.
 
     Raises:
         RunError: a run is not complete, or the runs were measured on different pictures or labels.
@@ -93,9 +97,16 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
             name += ", corrected labels"
         names[name] = names.get(name, 0) + 1
         label = name if names[name] == 1 else f"{name} ({names[name]})"
-        found = [run.summary[headline_key(run.summary)] for run in same]
-        accuracies = tuple(float(value) for value in found if value is not None)
-        groups.append(Group(label, tuple(same), accuracies))
+        samples: dict[tuple[int, float | None], Run] = {}
+        repeated = []
+        for run in same:
+            sample = run.recipe.seed, run.summary[headline_key(run.summary)]
+            if sample in samples:
+                repeated.append(run)
+            else:
+                samples[sample] = run
+        accuracies = tuple(float(value) for _, value in samples if value is not None)
+        groups.append(Group(label, tuple(samples.values()), accuracies, tuple(repeated)))
     return groups
 
 
@@ -109,6 +120,13 @@ def _check_measured_alike(first: Run, second: Run) -> None:
     key = "measured_fingerprint" if "measured_fingerprint" in one.keys() & other.keys() else "fingerprint"
     if one.get(key) == other.get(key) and first.summary["split"] == second.summary["split"]:
         return
+    measured = [run.summary["split"] is not None for run in (first, second)]
+    if any(measured) and not all(measured):
+        lacks, has = (first, second) if measured[1] else (second, first)
+        raise RunError(
+            f"{lacks.path} was not measured, because its data have no test split, so it cannot be compared "
+            f"with {has.path}: leave it out, or train it again with a test split"
+        )
     message = (
         f"{first.path} and {second.path} were measured on different pictures or labels, so their "
         "accuracies cannot be compared"

@@ -17,7 +17,7 @@ import numpy as np
 
 from thumbnet.errors import MissingExtraError, ThumbnetError
 from thumbnet.evaluation import Evaluation
-from thumbnet.files import write_file
+from thumbnet.files import check_output, write_file
 from thumbnet.multilabel import LabelEvaluation
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.reports.augmented import AugmentedRow
@@ -63,16 +63,13 @@ def check_plot_path(path: str | Path, option: str = "--plot") -> Path:
     """Return ``path``, the value of ``option``, if a plot can be written there. Call this before long work.
 
     Raises:
-        ThumbnetError: the suffix is unknown, the folder does not exist, or ``path`` is a folder itself.
+        ThumbnetError: the suffix is unknown, or the file cannot be written; see :func:`check_output`.
         MissingExtraError: matplotlib is not installed.
     """
     target = Path(path).expanduser()
     if target.suffix.lower() not in _SUFFIXES:
         raise ThumbnetError(f"{option} {path}: the name must end in {', '.join(_SUFFIXES)}")
-    if not target.parent.is_dir():
-        raise ThumbnetError(f"{option} {path}: there is no folder {target.parent}")
-    if target.is_dir():
-        raise ThumbnetError(f"{option} {path}: this is a folder; name a file in it")
+    check_output(target)
     new_figure(1, 1)
     return target
 

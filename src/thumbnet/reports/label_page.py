@@ -16,7 +16,7 @@ from thumbnet.classifiers.base import SplitLogits
 from thumbnet.classifiers.labels import labels_above
 from thumbnet.classifiers.load import load_run
 from thumbnet.data.splits import Data
-from thumbnet.files import write_file
+from thumbnet.files import check_output, write_file
 from thumbnet.multilabel import LabelEvaluation, evaluate_labels, sigmoid
 from thumbnet.reports.page import check_jinja, head, left_out, render, shown_splits
 from thumbnet.reports.pictures import Album, Shown
@@ -49,8 +49,8 @@ def write_label_report(run: Run, data: Data, split: str, out: Path) -> tuple[Pat
 
     Args:
         run: a complete run on pictures with several labels.
-        data: the run's data, with the run's splits.
-        split: the split to report on: ``test`` or ``val``.
+        data: the run's data, with the run's splits, or others with the same labels.
+        split: the name of the split to report on.
         out: the HTML file to write.
 
     Returns:
@@ -61,6 +61,7 @@ def write_label_report(run: Run, data: Data, split: str, out: Path) -> tuple[Pat
         MissingExtraError: jinja2 or matplotlib is not installed.
     """
     check_jinja()
+    check_output(out)
     summary = run.summary
     classifier = load_run(run.path)
     info, splits = classifier.info, shown_splits(data)
@@ -69,7 +70,7 @@ def write_label_report(run: Run, data: Data, split: str, out: Path) -> tuple[Pat
     )
     evaluation = evaluate_labels(found.logits, found.labels, info.class_names, info.label_thresholds)
     album = Album(info.preprocessing, out.parent)
-    above = head(run, summary, split, left_out(data, split, found.split, album))
+    above = head(run, classifier, data, split, found, left_out(data, split, found.split, album))
     page = render(
         "label_report.html",
         run,

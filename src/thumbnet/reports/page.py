@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from thumbnet.classifiers.base import Classifier, SplitLogits
 from thumbnet.classifiers.explain import doubts
 from thumbnet.classifiers.load import load_run
 from thumbnet.data.correct import describe_corrections
@@ -32,7 +33,7 @@ from thumbnet.evaluation import (
     one_against_rest,
     reliability_bins,
 )
-from thumbnet.files import inline_source, write_file
+from thumbnet.files import check_output, inline_source, write_file
 from thumbnet.invocation import command
 from thumbnet.models import count_parameters
 from thumbnet.reports import charts
@@ -43,11 +44,13 @@ from thumbnet.reports.summary import (
     describe_calibration,
     describe_stop,
     is_optimistic,
+    lines_for_run,
 )
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights
 from thumbnet.version import __version__
 
+MISTAKES, SUSPECTS = "mistakes.csv", "suspects.csv"
 LISTED = 24  # pictures in the list of mistakes, and in the list of doubtful labels
 PRECISION = 0.95  # the table of thresholds says where each class reaches this precision
 SECTIONS = {
@@ -75,8 +78,8 @@ def write_report(
 
     Args:
         run: a complete run.
-        data: the run's data, with the run's splits.
-        split: the split to report on: ``test`` or ``val``.
+        data: the run's data, with the run's splits, or others with the same classes.
+        split: the name of the split to report on.
         out: the HTML file to write. If it is ``report.html``, the lists are ``mistakes.csv`` and
             ``suspects.csv`` in the same folder; for another ``NAME.html``, ``NAME-mistakes.csv`` and
             ``NAME-suspects.csv``.
@@ -90,6 +93,9 @@ def write_report(
         MissingExtraError: jinja2 or matplotlib is not installed.
     """
     check_jinja()
+    prefix = "" if out.name == "report.html" else f"{out.stem}-"
+    for name in (out.name, f"{prefix}{MISTAKES}", f"{prefix}{SUSPECTS}"):
+        check_output(out.with_name(name))
     summary = {"accuracy_plain": None, "parameters": None, **run.summary}  # older runs lack these two
     predictor = load_run(run.path)
     album = Album(predictor.info.preprocessing, out.parent)
@@ -97,7 +103,7 @@ def write_report(
         data.split(split), data.class_names, tta=summary["tta"], on_bad_image="skip"
     )
     answers = Answers(predictor, found, album)
-    lists = _lists(answers, split, "" if out.name == "report.html" else f"{out.stem}-")
+    lists = _lists(answers, split, prefix)
     parts = {
         **_thresholds(answers),
         **_calibration(answers, summary),
@@ -116,7 +122,7 @@ def write_report(
         names=answers.names,
         evaluation=answers.evaluation,
         lists=[(printable(name), quote(os.fsencode(name))) for name in lists],
-        **head(run, summary, split, left_out(data, split, found.split, album)),
+        **head(run, predictor, data, split, found, left_out(data, split, found.split, album)),
         accuracy_plain=float((found.plain.argmax(axis=1) == found.labels).mean()),
         corrections=describe_corrections(summary["labels"]) if summary.get("labels") else None,
         tta=found.tta,
@@ -180,8 +186,8 @@ def _lists(answers: Answers, split: str, prefix: str) -> dict[str, str]:
     mistakes = rows(answers.mistakes, answers.predicted, answers.confidence)
     suspects = rows(answers.doubted, answers.suggested, doubt)
     return {
-        f"{prefix}mistakes.csv": as_csv(["picture", "split", "label", "predicted", "probability"], mistakes),
-        f"{prefix}suspects.csv": as_csv(["picture", "split", "label", "suggested", "doubt"], suspects),
+        f"{prefix}{MISTAKES}": as_csv(["picture", "split", "label", "predicted", "probability"], mistakes),
+        f"{prefix}{SUSPECTS}": as_csv(["picture", "split", "label", "suggested", "doubt"], suspects),
     }
 
 
@@ -201,17 +207,21 @@ def left_out(data: Data, split: str, measured: Split, album: Album) -> list[str]
     return lines
 
 
-def head(run: Run, summary: dict[str, Any], split: str, more_notes: Sequence[str]) -> dict[str, Any]:
+def head(
+    run: Run, predictor: Classifier, data: Data, split: str, found: SplitLogits, more_notes: Sequence[str]
+) -> dict[str, Any]:
     """What stands above the sections: numbers, and what to know about them."""
+    summary = run.summary
     weights, info = read_weights(run.weights_path)
     return {
-        "parameters": summary["parameters"] or count_parameters(weights, info.model, len(info.class_names)),
+        "parameters": summary.get("parameters")
+        or count_parameters(weights, info.model, len(info.class_names)),
         "nothing_measured": NOTHING_MEASURED if summary["accuracy"] is None else None,
         "stopped": describe_stop(summary),
         "optimistic": OPTIMISTIC if is_optimistic({**summary, "split": split}) else None,
         "notes": [
             *more_notes,
-            *(summary.get("repeats") or {}).get("lines", ()),
+            *lines_for_run(run, predictor, data, split, found),
             *summary.get("warnings", ()),
         ],
     }

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from thumbnet.classifiers.base import Classifier, SplitLogits
+    from thumbnet.data.splits import Data
+    from thumbnet.runs.folder import Run
 
 NOTHING_MEASURED = "nothing was measured: all pictures were used for training"
 OPTIMISTIC = "optimistic, because the same pictures chose the epoch"
@@ -63,3 +68,33 @@ def describe_calibration(summary: dict[str, Any]) -> str | None:
         return text
     before, after = summary["calibration_error_before"], summary["calibration_error"]
     return f"{text}, {summary['split']} calibration error {percent(before)} before, {percent(after)} after"
+
+
+def lines_for_run(run: Run, predictor: Classifier, data: Data, split: str, found: SplitLogits) -> list[str]:
+    """Sentences about the repeated pictures in a split that a run is measured on.
+
+    They are those of the training if it measured the same split of the same data. Anything else is compared
+    with the pictures that the run was trained on: a split that was set aside is another one as soon as
+    pictures were added or removed.
+
+    Args:
+        run: the run.
+        predictor: its network.
+        data: its own data or others.
+        split: the name of the split.
+        found: the pictures that could be read, with their labels as positions in the run's classes.
+    """
+    if run.is_complete and run.settings.get("measured_fingerprint") == data.fingerprint(split):
+        return list((run.summary.get("repeats") or {}).get("lines", ()))
+    from thumbnet.batches.leaks import lines_about, training_digests
+    from thumbnet.classifiers.torch_classifier import Predictor
+
+    assert isinstance(predictor, Predictor)
+    return lines_about(
+        predictor.engine(found.split),
+        found.split,
+        split,
+        labels=found.labels if found.labels.ndim == 1 else found.split.single_classes(),
+        class_names=predictor.class_names,
+        trained_on=training_digests(run.path),
+    )

@@ -50,7 +50,9 @@ from thumbnet.reviewing.folds import fold_numbers, joined
 from thumbnet.runs.any_weights import read_any_weights
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import find_weights
+from thumbnet.runs.weights_info import public_name
 from thumbnet.seeds import derive_seed
+from thumbnet.sources.load import where_again
 from thumbnet.training.fit import StepResult
 from thumbnet.training.linear import train_epochs
 from thumbnet.training.schedules import pixels_after
@@ -348,8 +350,8 @@ def fold_recipe(run: Run, source: str, number: int) -> Recipe:
         if training.frozen:
             raise RunError(
                 f"the features of {run.path} come from {training.init}, which was trained on the same "
-                "pictures. So no network of this recipe can judge their labels: review them with a run of "
-                "another recipe"
+                f"pictures, {public_name(source)}. So no network of this recipe can judge their labels: "
+                "review them with a run of another recipe"
             )
         training = replace(training, init="")
     seed = derive_seed(recipe.seed, "fold", number)
@@ -357,9 +359,12 @@ def fold_recipe(run: Run, source: str, number: int) -> Recipe:
 
 
 def _was_trained_on(weights: str, source: str) -> bool:
-    """Whether a file of weights says that it was trained on ``source``. Only thumbnet's own files say so."""
+    """Whether a file of weights says that it was trained on ``source``. Only thumbnet's own files say so.
+
+    They hold only the name of the data, so other data of the same name count as the same.
+    """
     info = read_any_weights(find_weights(weights)).info
-    return info is not None and info.source == source
+    return info is not None and info.source == public_name(where_again(source) or source)
 
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from thumbnet.batches.decoding import find_unreadable
 from thumbnet.classifiers.base import Classifier
 from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.data.splits import FileSplit, Progress
+from thumbnet.errors import RunError
 from thumbnet.evaluation import log_softmax
 from thumbnet.sources.unlabelled import find_pictures
 
@@ -60,10 +61,16 @@ def score_unlabelled(
         progress: called with the number of pictures done and their total.
 
     Raises:
+        RunError: the network gives a picture several labels.
         DataError: no picture can be read.
         FailedReadError, UnreadableFilesError: the system failed to read a picture, or several.
         OutOfMemoryError: a batch does not fit the device's memory.
     """
+    if classifier.info.multilabel:
+        raise RunError(
+            "the network gives a picture several labels: review works only with one class per picture. "
+            "Name such a run with --run"
+        )
     bad = find_unreadable(split)
     kept = split.subset(np.setdiff1d(np.arange(len(split)), list(bad)))
     found = classifier.classify_split(kept, classifier.class_names, progress=progress)

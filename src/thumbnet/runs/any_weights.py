@@ -19,7 +19,7 @@ from torch import Tensor
 
 from thumbnet.errors import RunError, printable
 from thumbnet.files import file_digest
-from thumbnet.runs.weights import read_weights
+from thumbnet.runs.weights import open_safetensors, read_weights
 from thumbnet.runs.weights_info import WeightsInfo
 
 # Where programs put the state_dict in a checkpoint; the first one that is there counts.
@@ -73,10 +73,10 @@ def read_any_weights(path: Path) -> AnyWeights:
 
 def _foreign_safetensors(path: Path) -> dict[str, Tensor] | None:
     """The tensors of another program's safetensors file; None if thumbnet wrote it, or it cannot be read."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             if "thumbnet" in (file.metadata() or {}):
                 return None
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from thumbnet.errors import RunError, nearest, printable
@@ -28,6 +29,11 @@ def runs_in(folder: Path) -> list[Path]:
         return sorted(found, key=lambda path: (path / "run.json").stat().st_mtime, reverse=True)
     except OSError:
         return []
+
+
+def are_gone(data: str | None) -> bool:
+    """Tell whether a run's ``data`` were in a place that is no longer there, or not on this machine."""
+    return data is not None and os.path.isabs(data) and not os.path.exists(data)
 
 
 def no_run(place: Path) -> RunError:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.errors import MissingExtraError, RecipeError, RunError, is_out_of_memory, printable
 from thumbnet.files import write_file
+from thumbnet.invocation import command
 from thumbnet.recipes.networks import MODEL_NAMES
-from thumbnet.runs.finding import no_run
+from thumbnet.runs.finding import is_run, no_run
 from thumbnet.runs.weights_info import WeightsInfo
 
 if TYPE_CHECKING:
@@ -63,18 +66,19 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
     Raises:
         RunError: the file does not exist, is damaged, or was not written by thumbnet.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             text = (file.metadata() or {}).get("thumbnet")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:  # safetensors raises it whatever the system says
         raise _not_opened(path) from None
     except SafetensorError as error:
-        raise RunError(
+        raise _damaged(
+            path,
             f"cannot read {path} as weights ({error}): expected a run's folder, its {WEIGHTS_NAME}, or an "
-            "exported MODEL.onnx"
+            "exported MODEL.onnx",
         ) from None
     except (OSError, ValueError, RuntimeError) as error:  # torch maps the file, and reports a bad disk itself
         if is_out_of_memory(error):
@@ -87,12 +91,40 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
         values = json.loads(text)
         digest = values.pop("digest", None) if isinstance(values, dict) else None  # older versions wrote none
         if digest is not None and digest != weights_digest(tensors, values):
-            raise RunError(f"{path} is damaged: its content does not match its digest")
+            raise _damaged(path, f"{path} is damaged: its content does not match its digest")
         info = WeightsInfo.from_json(json.dumps(values))
     except (ValueError, RecursionError, RecipeError) as error:
         raise RunError(f"cannot read the description in {path}: {error}") from None
     _check_tensors(tensors, info, path)
     return tensors, info
+
+
+def _damaged(path: Path, otherwise: str) -> RunError:
+    """The error for a damaged file: how to restore it if a run's checkpoint can, else ``otherwise``."""
+    folder = path.parent
+    if path.name != WEIGHTS_NAME or not (is_run(folder) and (folder / "checkpoint.pt").is_file()):
+        return RunError(otherwise)
+    return RunError(
+        f"{path} is damaged. The run's checkpoint can restore it: remove the file, then run "
+        f"{command('train', '--resume', folder)}"
+    )
+
+
+@contextlib.contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; errors are those of ``safetensors.safe_open``.
+
+    safetensors takes only paths in UTF-8, so a file with another path is opened through its descriptor.
+    """
+    from safetensors import safe_open
+
+    with contextlib.ExitStack() as stack:
+        place: str | Path = path
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            place = f"/dev/fd/{stack.enter_context(path.open('rb')).fileno()}"
+        yield stack.enter_context(safe_open(place, framework="pt"))
 
 
 def _not_opened(path: Path) -> RunError:
@@ -153,13 +185,19 @@ def check_finite(name: str, tensor: Tensor, source: str | Path, *, is_buffer: bo
 
 def write_weights(path: Path, weights: dict[str, Tensor], info: WeightsInfo) -> None:
     """Write tensors and their description atomically."""
+    write_file(path, weights_content(weights, info))
+
+
+def weights_content(weights: dict[str, Tensor], info: WeightsInfo) -> bytes:
+    """The content of a ``model.safetensors``."""
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     values = json.loads(info.to_json())
     # One key: safetensors writes several in random order, but the same weights must give the same file.
     text = json.dumps({**values, "digest": weights_digest(tensors, values)}, sort_keys=True)
-    write_file(path, save(tensors, metadata={"thumbnet": text}))
+    content: bytes = save(tensors, metadata={"thumbnet": text})
+    return content
 
 
 def weights_digest(tensors: dict[str, Tensor], description: dict[str, Any]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
-from typing import get_args
+from pathlib import PurePath
+from typing import Any, get_args
 
 from thumbnet.data.images import WHITE, Fit, Preprocessing
 from thumbnet.recipes.settings import LARGEST_SIDE, PRECISIONS, SMALLEST_SIDE, ModelSettings
@@ -26,7 +27,7 @@ class WeightsInfo:
         class_names: the classes; a label is an index into them.
         preprocessing: size, fit, mean, std, value range and background.
         precision: the recipe's ``training.precision``.
-        source, fingerprint: name and fingerprint of the training data.
+        source, fingerprint: name and fingerprint of the training data; see :func:`public_name`.
         thumbnet: the version of thumbnet that wrote it.
         tta: the test-time augmentation with which the accuracy was measured; the default for predictions.
         temperature: divides the logits so that their softmax gives calibrated probabilities.
@@ -112,13 +113,24 @@ class WeightsInfo:
             class_names=tuple(items(values["class_names"], "class_names")),
             preprocessing=_preprocessing(values["preprocessing"]),
             precision=values["precision"],
-            source=values["source"],
+            source=public_name(values["source"]),
             fingerprint=values["fingerprint"],
             thresholds=thresholds_from(values.get("thresholds")),
             unlike=unlikeness_from(values.get("unlike")),
             label_thresholds=tuple(items(values.get("label_thresholds", ()), "label_thresholds")),
             **optional,
         )
+
+
+def public_name(source: Any) -> Any:
+    """The name of data or weights without their local folder, which is private.
+
+    The same training must also write the same weights wherever its data are. Anything but text is returned
+    as it is.
+    """
+    if not isinstance(source, str) or source.startswith("hf:"):
+        return source
+    return PurePath(source).name or source
 
 
 _REQUIRED = ("model", "class_names", "preprocessing", "precision", "source", "fingerprint")

@@ -147,8 +147,8 @@ class _Deadline:
         self._action()
 
 
-class _TooManyError(Exception):
-    """More requests wait on a connection than may."""
+class _RefusedError(Exception):
+    """What arrives is more than a client may send: requests that wait, or bytes that are no body."""
 
 
 class _Bounded(_Protocol):  # type: ignore[misc]
@@ -163,6 +163,7 @@ class _Bounded(_Protocol):  # type: ignore[misc]
         self._head = _Deadline(self.loop, HEAD_SECONDS, self._close_if_idle)
         self._taking = _Deadline(self.loop, READ_SECONDS, transport.abort)
         self._overhead, self._progressed = 0, False
+        self._fields = 0  # bytes of the head, or of the trailers, that the parser has found
         self._running: Any = None  # the request that is being answered; not the last one of a pipeline
         transport.set_write_buffer_limits(high=0)  # so that `pause_writing` hears of every answer that waits
         super().connection_made(transport)
@@ -184,11 +185,30 @@ class _Bounded(_Protocol):  # type: ignore[misc]
         else:
             self._head.start()
 
+    def on_message_begin(self) -> None:
+        self._fields = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + len(": \r\n"))
+        super().on_header(name, value)
+
+    def _count(self, size: int) -> None:
+        """Count bytes of a head or of trailers, which may have arrived at once and with their end."""
+        self._fields += size
+        if self._fields > MOST_OVERHEAD:
+            raise _RefusedError  # the parser stops, and uvicorn calls `send_400_response`
+
     def on_headers_complete(self) -> None:
         self._progressed = True
+        self._fields = 0
         super().on_headers_complete()
         if len(self.pipeline) > MOST_PIPELINED:
-            raise _TooManyError  # the parser stops, and uvicorn calls `send_400_response`
+            raise _RefusedError
 
     def on_body(self, body: bytes) -> None:
         self._progressed = True
@@ -203,8 +223,10 @@ class _Bounded(_Protocol):  # type: ignore[misc]
         super()._start_asgi_task(cycle, app)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP. While a request is being answered, only close the connection."""
-        if self._has_request():
+        """Refuse what is not HTTP, or too large. While a request is being answered, only close."""
+        if self._fields > MOST_OVERHEAD:
+            self._refuse_overhead()
+        elif self._has_request():
             self.transport.close()
         else:
             super().send_400_response(msg)

@@ -345,9 +345,12 @@ class _Service:
                 files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
                 uploads = [Upload(file.filename or "", await file.read()) for file in files]
         except StarletteHTTPException as error:
-            if "Too many" in str(error.detail):
+            if "Too many files" in str(error.detail):
+                advice = f"more than {most} pictures: send them in several requests"
+                raise HTTPException(422, advice) from None
+            if "Too many fields" in str(error.detail):
                 raise HTTPException(
-                    422, f"more than {most} pictures: send them in several requests"
+                    422, f"more than {most} fields besides pictures: leave them out"
                 ) from None
             raise
         if not uploads:

@@ -12,7 +12,7 @@ import struct
 import tempfile
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from thumbnet.data import plugins
@@ -35,7 +35,8 @@ _DAMAGED = (*DAMAGED, zipfile.BadZipFile, RuntimeError, struct.error, IndexError
 _READ_IN_SIPS = (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, *_READ_IN_SIPS)
 _FILES = "files"  # the folder for files that are not pictures
-_VERSION = f"3 {plugins.fingerprint()}"  # of the unpacked form; the plug-ins decide which files are pictures
+_UTF_8 = 0x800  # the flag of a zip member whose name is UTF-8
+_VERSION = f"4 {plugins.fingerprint()}"  # of the unpacked form; the plug-ins decide which files are pictures
 
 
 def is_archive_name(name: str) -> bool:
@@ -131,6 +132,7 @@ def _unpack_tar(archive: Path, writer: _Writer) -> None:
 
 def _unpack_zip(archive: Path, writer: _Writer) -> None:
     with open_zip(archive) as zipped:
+        names = _utf_8_names(zipped.infolist())
         for info in zipped.infolist():
             if stat.S_ISLNK(info.external_attr >> 16):
                 raise DataError(f"{printable(str(archive))} is refused: {info.filename!r} in it is a link")
@@ -146,8 +148,42 @@ def _unpack_zip(archive: Path, writer: _Writer) -> None:
             if not info.is_dir():
                 with zipped.open(info) as source:
                     writer.write(
-                        info.filename, _Sips(source) if info.compress_type in _READ_IN_SIPS else source
+                        names.get(info.filename, info.filename),
+                        _Sips(source) if info.compress_type in _READ_IN_SIPS else source,
                     )
+
+
+def _utf_8_names(infos: Sequence[zipfile.ZipInfo]) -> dict[str, str]:
+    """The names of members that are UTF-8 without a flag that says so; empty unless all such names are.
+
+    zipfile reads names without the flag as code page 437.
+    """
+    names = [info.filename for info in infos if not info.flag_bits & _UTF_8 and not info.filename.isascii()]
+    try:
+        return {name: name.encode("cp437").decode("utf-8") for name in names}
+    except UnicodeError:
+        return {}
+
+
+def note_on_names(archive: Path, class_names: Iterable[str]) -> list[str]:
+    """A warning if class names come from a zip that does not say how its names are encoded."""
+    odd = [name for name in class_names if not name.isascii()]
+    if not odd or not _is_zip(archive):
+        return []
+    with open_zip(archive) as zipped:
+        infos = zipped.infolist()
+    names = _utf_8_names(infos)
+    if any(ord(letter) > 0x7FF for name in names.values() for letter in name):
+        return []  # two bytes that make a letter in UTF-8 may be one of GBK, but three hardly by chance
+    unknown = [names.get(info.filename, info.filename) for info in infos if not info.flag_bits & _UTF_8]
+    wrong = next((name for name in odd if any(name in path for path in unknown)), None)
+    if wrong is None:
+        return []
+    return [
+        f"warning: {printable(archive.name)} does not say how its file names are encoded, so class names such"
+        f" as {printable(wrong)!r} may be wrong. If they are, unpack it yourself, for example with "
+        "unzip -O gbk, and name the folder"
+    ]
 
 
 class _Sips:

@@ -354,6 +354,8 @@ def part_of(name: str) -> tuple[str, str | None, str | None]:
 def pair_up(named: Mapping[str, Any], where: str) -> Arrays:
     """Find pictures and labels among named arrays, by their names or else by their shapes.
 
+    A split other than train that has no labels is left out, with a note.
+
     Args:
         named: arrays, or other objects with a ``shape``. The result holds the chosen ones, unchanged.
         where: what error messages name.
@@ -376,6 +378,9 @@ def pair_up(named: Mapping[str, Any], where: str) -> Arrays:
             found[split or "train"] = value
     if not arrays.images and not arrays.labels:
         _by_shape(named, arrays, where)
+    for split in [split for split in arrays.images if split not in ("train", *arrays.labels)]:
+        count = len(arrays.images.pop(split))
+        arrays.notes.append(f"{split} has no labels, so its {count:,} picture(s) are not used")
     lacking = sorted(set(arrays.images) ^ set(arrays.labels))
     if lacking or not arrays.images:
         listing = ", ".join(f"{printable(name)} {list(value.shape)}" for name, value in named.items())

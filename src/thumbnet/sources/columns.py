@@ -10,6 +10,7 @@ from decimal import Decimal
 from thumbnet.errors import DataError, nearest, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.index import is_picture_name
+from thumbnet.sources.split_names import SPLITS, split_name
 from thumbnet.sources.tables import Table
 
 _PATHS = [
@@ -66,13 +67,36 @@ _LABELS = [
     "findinglabels",
     "choice",
 ]
-_SPLITS = ["split", "set", "subset", "usage", "partition", "phase", "dataset", "datasplit"]
-_SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training", "trn"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "publictest"), "val"),
-    **dict.fromkeys(("test", "testing", "tst", "privatetest"), "test"),
+SPLIT_COLUMNS = [
+    "split",
+    "set",
+    "subset",
+    "usage",
+    "partition",
+    "phase",
+    "dataset",
+    "datasplit",
+    "traintestsplit",
+    "splitset",
+    "evaluationstatus",
+]
+# Columns of yes and no: the split of the rows with yes.
+_FLAGS = {
+    **dict.fromkeys(("istrain", "istraining", "intrain", "train", "training"), "train"),
+    **dict.fromkeys(("isval", "isvalidation"), "val"),
+    **dict.fromkeys(("istest", "istesting", "intest", "test", "testing"), "test"),
 }
+_ALSO_CLASSES = ("train", "training", "test", "testing")  # a train may be what the pictures show
+_UNCLEAR = ("isvalid", "valid")  # validation, or in order?
+_FER = {"publictest": "val", "privatetest": "test"}
 EMPTY = frozenset(("", "nan", "NaN"))
+_ONES = frozenset(("1", "1.0", "true", "yes"))
+_ZEROS = frozenset(("0", "0.0", "-1", "false", "no"))
+_MARKS = frozenset(("1", "1.0", "x"))  # in columns whose other cells are empty
+_YES = frozenset(("1", "1.0", "true", "yes", "t", "y"))
+_NO = frozenset(("0", "0.0", "false", "no", "f", "n"))
+_MOST_UNNAMED = 4  # columns of a table without a header whose first column may name pictures
+_MOST_SPLITS = 12  # different values of a column that tells splits
 _NUMBER = re.compile(r"[+-]?(?=.{1,40}$)(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?", re.ASCII)
 
 
@@ -96,17 +120,19 @@ class Columns:
 
 def split_word(text: str) -> str:
     """``train``, ``val`` or ``test`` if the text is a common name for it, else an empty string."""
-    return _SPLIT_WORDS.get(text.strip().casefold(), "")
+    word = text.strip()
+    found = split_name(word)
+    known = found.split if found is not None and found.rank < 2 else ""
+    return _FER.get(word.casefold(), known)
 
 
 def split_of_name(stem: str) -> str:
     """The split that a file's name mentions, such as ``train`` for ``sign_mnist_train``.
 
-    Empty if it mentions no split, or more than one.
+    Empty if it mentions no split, or more than one. ``train_val`` is train.
     """
-    words = re.findall(r"[A-Za-z]+", stem)
-    found = {split_word(word) for word in words} - {""}
-    return found.pop() if len(found) == 1 else ""
+    found = split_name(stem)
+    return _FER.get(stem.casefold(), found.split if found is not None else "")
 
 
 def named(names: Iterable[str], known: Sequence[str]) -> list[str]:
@@ -135,7 +161,7 @@ def find_columns(table: Table, settings: DataSettings) -> Columns:
                 f"{nearest(chosen, table.names)}"
             )
     sample = {name: table.column(name)[:2000] for name in table.names}
-    path = settings.path_column or _path_column(sample)
+    path = settings.path_column or _path_column(sample) or ("" if table.header else _different(sample))
     if not path:
         raise DataError(
             f"{printable(table.path.name)}: no column appears to name pictures. "
@@ -144,17 +170,26 @@ def find_columns(table: Table, settings: DataSettings) -> Columns:
         )
     rest = [name for name in table.names if name != path]
     varied = [name for name in rest if len(set(sample[name]) - EMPTY) > 1]
-    split = next((c for c in (*named(rest, _SPLITS), *varied) if _has_splits(table.column(c))), "")
+    split = _split_column(table, [name for name in rest if name != settings.label_column], varied)
     rest = [name for name in rest if name not in (split, settings.group_by)]
     if settings.label_column:
         return Columns(path, settings.label_column, split)
     by_name = [name for name in label_candidates(rest) if any(cell not in EMPTY for cell in sample[name])]
-    if by_name:
-        return Columns(path, by_name[0], split)
-    binary = tuple(name for name in rest if _is_binary(sample[name]))
+    several = [name for name in by_name if len(set(table.column(name)) - EMPTY) > 1]
+    if several:
+        return Columns(path, several[0], split)
+    binary = tuple(name for name in rest if _is_binary(table.column(name)))
+    by_content = [*by_name[:1], *(name for name in rest if _repeats(sample[name]))]
     if len(binary) >= 2:
-        return Columns(path, "", split, binary)
-    by_content = [name for name in rest if _repeats(sample[name])]
+        found = Columns(path, "", split, binary)
+        words = [name for name in by_content if name not in binary and _has_words(sample[name])]
+        if by_name or (settings.multilabel is not True and _may_be_classes(words, sample, found, table)):
+            raise DataError(
+                f"{printable(table.path.name)}: which column has the labels: {_listing([*words, *binary])}? "
+                "Name it: --label-column NAME. If the columns of yes and no are the labels: "
+                "--set data.multilabel=true"
+            )
+        return found
     if len(by_content) > 1:
         raise DataError(
             f"{printable(table.path.name)}: which column has the labels: {_listing(by_content)}? "
@@ -172,22 +207,142 @@ def _path_column(sample: dict[str, list[str]]) -> str:
     def pictures(name: str) -> int:
         return sum(is_picture_name(re.split(r"[/\\]", cell)[-1]) for cell in sample[name])
 
-    by_content = {name: pictures(name) for name in sample}
+    by_content = {name: count for name in sample if (count := pictures(name))}
     likely = named(sample, _PATHS)
-    best = max(by_content, key=lambda name: (by_content[name], name in likely), default="")
-    if best and by_content[best]:
-        return best
+    ranked = sorted(by_content, key=lambda name: (-by_content[name], name not in likely))
+    # Pictures from the web may be called as in their addresses, but a column of numbers is likelier.
+    addresses = [name for name in sample if any("://" in cell for cell in sample[name])]
+    files = [name for name in ranked if name not in addresses]
     distinct = [name for name in likely if len(set(sample[name])) > len(sample[name]) // 2]
-    return (distinct or likely or [""])[0]
+    distinct = [name for name in distinct if name not in addresses]
+    return next(iter((*files, *distinct, *ranked, *likely)), "")
 
 
-def _has_splits(cells: list[str]) -> bool:
-    found = {cell for cell in cells if cell not in EMPTY}
-    return bool(found) and all(split_word(cell) for cell in found)
+def _different(sample: dict[str, list[str]]) -> str:
+    """The first column whose cells all differ, which may name pictures in a small table without a header."""
+    if len(sample) > _MOST_UNNAMED or not any(map(_has_words, sample.values())):
+        return ""
+    return next((name for name, cells in sample.items() if len(set(cells)) == len(cells) > 2), "")
 
 
-def _is_binary(cells: list[str]) -> bool:
-    return bool(cells) and all(cell in ("0", "1", "0.0", "1.0", "-1") for cell in cells)
+def _split_column(table: Table, names: Sequence[str], varied: Sequence[str]) -> str:
+    """The column that says which split each row belongs to, or an empty string."""
+    binary = [name for name in names if _yes_or_no(table.column(name))]
+    flags = [name for name in named(names, list(_FLAGS)) if name in binary]
+    flags = [name for name in flags if len(binary) == 1 or not named([name], _ALSO_CLASSES)]
+    others = [name for name in varied if name in names and not named([name], list(_FLAGS))]
+    for name in (*named(names, SPLIT_COLUMNS), *flags, *others):
+        if split_values(name, table.column(name)):
+            return name
+    return ""
+
+
+def split_values(name: str, cells: Iterable[str]) -> dict[str, str]:
+    """The split that each value of a column stands for; an empty string for a value that is not known.
+
+    The result is empty if the column does not tell splits. In a column whose name says that it does, some
+    values may be unknown.
+    """
+    values = sorted({cell for cell in cells if cell not in EMPTY})
+    if not values or len(values) > _MOST_SPLITS:
+        return {}
+    if named([name], list(_FLAGS)) and _yes_or_no(values):
+        yes = next(_FLAGS[key] for key in _FLAGS if named([name], [key]))
+        no = "test" if yes == "train" else "train"
+        return {value: yes if value.casefold() in _YES else no for value in values}
+    if re.search("partition|split", name, re.I) and values == ["0", "1", "2"]:  # as in CelebA
+        return dict(zip(values, SPLITS, strict=True))
+    found = {value: split_word(value) for value in values}
+    either = [value for value in values if (word := split_name(value)) is not None and word.either]
+    if "val" not in found.values() and any(
+        split == "test" and value not in either for value, split in found.items()
+    ):
+        found |= dict.fromkeys(either, "val")
+    known = [split for split in found.values() if split]
+    return found if known and (len(known) == len(found) or named([name], SPLIT_COLUMNS)) else {}
+
+
+def unused_splits(table: Table, columns: Columns) -> list[str]:
+    """Notes about columns that seem to tell splits, but whose values do not say which."""
+    notes = []
+    others = [name for name in table.names if name not in (columns.path, columns.label, columns.split)]
+    for name in named(
+        [name for name in others if name not in columns.one_hot], [*SPLIT_COLUMNS, *_FLAGS, *_UNCLEAR]
+    ):
+        values = sorted(set(table.column(name)) - EMPTY)
+        if len(values) > 1:
+            notes.append(
+                f"{printable(table.path.name)}: the column {printable(name)!r} ({_some(values)}) is not "
+                "used. If it tells splits, write train, val and test into a column called split"
+            )
+    return notes
+
+
+def splits_of(table: Table, columns: Columns) -> tuple[list[str], list[str]]:
+    """Each row's split by the table's split column, empty where it is unknown, and notes about it.
+
+    Raises:
+        DataError: some values are unknown and none is train.
+    """
+    cells = table.column(columns.split)
+    of = split_values(columns.split, cells)
+    where = f"{printable(table.path.name)}: the column {printable(columns.split)!r}"
+    unknown = [value for value, split in of.items() if not split]
+    notes = []
+    if "train" not in of.values() and any(cell in EMPTY for cell in cells):
+        of |= dict.fromkeys(EMPTY, "train")
+        empty = sum(cell in EMPTY for cell in cells)
+        notes.append(f"{where} is empty in {empty:,} row(s), which are train's")
+    if unknown and "train" not in of.values():
+        raise DataError(f"{where} has {_some(list(of))}: which of them is train? Write train, val and test")
+    splits = [of.get(cell, "") for cell in cells]
+    if any(split and not _says(value, split) for value, split in of.items() if value not in EMPTY):
+        meaning = (
+            f"{printable(value)} is {split}" for value, split in of.items() if value not in EMPTY and split
+        )
+        notes.append(f"{where} tells splits: {', '.join(meaning)}")
+    left_out = splits.count("")
+    if left_out:
+        what = f"unknown: {_some(unknown)}" if unknown else "empty"
+        notes.append(f"{where} leaves out {left_out:,} row(s), whose split is {what}")
+    return splits, notes
+
+
+def _says(value: str, split: str) -> bool:
+    """Whether a value is a plain name for its split."""
+    name = split_name(value)
+    return name is not None and name.split == split
+
+
+def _some(values: Sequence[str]) -> str:
+    return ", ".join(printable(value) for value in values[:5]) + (", ..." if len(values) > 5 else "")
+
+
+def _yes_or_no(cells: Iterable[str]) -> bool:
+    found = {cell.casefold() for cell in cells if cell not in EMPTY}
+    return bool(found) and found <= _YES | _NO
+
+
+def _is_binary(cells: Iterable[str]) -> bool:
+    """Whether a column tells yes or no for each row: 0 and 1, True and False, x and nothing, ..."""
+    values = set(cells)
+    found = {value.casefold() for value in values - EMPTY}
+    return bool(found) and found <= (_MARKS if values & EMPTY else _ONES | _ZEROS)
+
+
+def _has_words(cells: Sequence[str]) -> bool:
+    return any(not _NUMBER.fullmatch(cell) and re.search(r"[^\W\d_]", cell) for cell in cells)
+
+
+def _may_be_classes(
+    words: Sequence[str], sample: Mapping[str, list[str]], found: Columns, table: Table
+) -> bool:
+    """Whether a column of words may hold the classes, rather than the columns of yes and no.
+
+    It has more different values than there are such columns, and these do not name one class per row.
+    """
+    most = max((len(set(sample[name]) - EMPTY) for name in words), default=0)
+    return most > len(found.one_hot) and any(len(ones) != 1 for ones in ones_of(table, found))
 
 
 def _repeats(cells: list[str]) -> bool:
@@ -220,7 +375,8 @@ def labels_of(table: Table, columns: Columns) -> list[str]:
 def ones_of(table: Table, columns: Columns) -> list[tuple[str, ...]]:
     """For each row, which of the columns ``one_hot`` have a one."""
     places = [(name, table.names.index(name)) for name in columns.one_hot]
-    return [tuple(name for name, at in places if row[at] in ("1", "1.0")) for row in table.rows]
+    ones = _ONES | _MARKS
+    return [tuple(name for name, at in places if row[at].casefold() in ones) for row in table.rows]
 
 
 def class_names(labels: Iterable[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from thumbnet.data.reading import inside, is_file, is_folder
 from thumbnet.data.splits import Data
-from thumbnet.errors import DataError
+from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.filenames import label_from_name
 from thumbnet.sources.index import Index
@@ -16,6 +16,7 @@ from thumbnet.sources.layout import decide
 from thumbnet.sources.place import Place
 from thumbnet.sources.split_folders import LAYOUTS_HELP
 from thumbnet.sources.split_names import split_name
+from thumbnet.sources.table_labels import labels_from_tables
 from thumbnet.sources.tables import repeated_names
 from thumbnet.sources.tiny_imagenet import read_lines
 from thumbnet.sources.tree import is_tool_folder
@@ -36,8 +37,9 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     """
     index = place.index()
     base = source if place.unpacked else str(place.path)
+    tree = index.tree()
     layout = decide(
-        index.tree(),
+        tree,
         base,
         settings,
         lambda folder: _read_labels_file(place.path / folder),
@@ -46,7 +48,16 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     index.keep()
     root = place.inside(layout.root).index() if layout.root else index
     splits = {split: root.split(paths, labels) for split, (paths, labels) in layout.splits.items()}
-    return Data(source, layout.shape, layout.class_names, splits, layout.notes)
+    shape, notes = layout.shape, list(layout.notes)
+    for split, (folder, note) in layout.unlabelled.items():
+        found = labels_from_tables(place, tree.ignored_below(), folder, split, layout.class_names)
+        if found is not None and found.paths:
+            splits[split] = index.split(found.paths, found.labels)
+            shape += f" + {printable(folder)}/*"
+            notes.append(found.note)
+        else:
+            notes += [note, found.note] if found else [note]
+    return Data(source, shape, layout.class_names, splits, tuple(notes))
 
 
 def wrapped(place: Place) -> Iterator[Place]:

@@ -133,7 +133,11 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
         missing = [kind for kind in ("images", "labels") if (split, kind) not in files]
         if missing:
             found = next(path for (one, _), path in files.items() if one == split)
-            raise DataError(f"the {missing[0]} of {split} are missing: their file belongs next to {found}")
+            problem = f"the {missing[0]} of {split} are missing: their file belongs next to {found}"
+            if split == "train":
+                raise DataError(problem)
+            arrays.notes.append(f"warning: {split} is left out, because {problem}")
+            continue
         images = read_idx(files[split, "images"])
         labels = read_idx(files[split, "labels"])
         if images.ndim != 3:

@@ -10,7 +10,7 @@ import ast
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from thumbnet.errors import DataError, printable
 from thumbnet.sources.columns import EMPTY, Columns, labels_of, ones_of
@@ -29,11 +29,13 @@ class RowLabels:
         rows: for each table, the labels of each row; of at most one label if pictures have one class.
         several: whether the pictures have several labels each.
         how: how they are written, in words; empty for one class.
+        notes: what the user should know.
     """
 
     rows: list[list[tuple[str, ...]]]
     several: bool
     how: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def read_labels(tables: Sequence[tuple[Table, Columns]], multilabel: bool | str) -> RowLabels:
@@ -55,12 +57,12 @@ def read_labels(tables: Sequence[tuple[Table, Columns]], multilabel: bool | str)
     ]
     found = {cell for column in cells for cell in column} - {""}
     are_lists = bool(found) and all(_list_in(cell) is not None for cell in found)
-    separator = "" if are_lists else separator_in(found)
+    separator = "" if are_lists else separator_in(found, sure=multilabel is True)
     how = _how(are_lists, separator, any(len(row) > 1 for rows in ones for row in rows))
     if not how and _repeated(tables, cells):
         how = "in several rows"
     if not how and multilabel is not True:
-        return _one_class(tables)
+        return replace(_one_class(tables), notes=_notes_on_words(found))
 
     def labels_in(cell: str) -> tuple[str, ...]:
         if are_lists:
@@ -90,11 +92,26 @@ def _how(are_lists: bool, separator: str, several_ones: bool) -> str:
     return "ones in several columns" if several_ones else ""
 
 
-def separator_in(labels: set[str]) -> str:
+def _notes_on_words(labels: set[str]) -> tuple[str, ...]:
+    """A note if words such as those of ``fresh apple`` could also be labels."""
+    if not separator_in(labels, sure=True):
+        return ()
+    return (
+        f"labels such as {printable(min(labels))!r} are one class each. If they are several labels: "
+        "--set data.multilabel=true",
+    )
+
+
+def separator_in(labels: set[str], sure: bool = False) -> str:
     """The character that separates several labels in one cell; empty if each cell seems to be one label.
 
     The parts of a cell must also occur alone, or in other cells. Two words are a name unless there are
-    several such cells, because ``Canis lupus`` is one class next to ``Canis aureus``.
+    several such cells, because ``Canis lupus`` is one class next to ``Canis aureus``. Words that each keep to
+    one place are the parts of names such as ``fresh apple`` and ``rotten apple``.
+
+    Args:
+        labels: the different cells.
+        sure: whether there are several labels, so that words of names are separated, too.
     """
     for separator in SEPARATORS:
         parts_of = {label: {part.strip() for part in label.split(separator)} - {""} for label in labels}
@@ -102,9 +119,17 @@ def separator_in(labels: set[str]) -> str:
         whole = [label for label, parts in compound.items() if parts <= labels]
         counts = Counter(part for parts in compound.values() for part in parts)
         shared = len(compound) > 2 and all(n > 1 or part in labels for part, n in counts.items())
-        if shared or len(whole) > (separator == " "):
+        names = not sure and separator in ", " and _keep_places(labels, separator)
+        if (shared or len(whole) > (separator == " ")) and not names:
             return separator
     return ""
+
+
+def _keep_places(labels: set[str], separator: str) -> bool:
+    """Whether all labels have the same number of parts, each of which is always in the same place."""
+    split = [[part.strip() for part in label.split(separator)] for label in labels]
+    places = {(part, place) for parts in split for place, part in enumerate(parts)}
+    return len({len(parts) for parts in split}) == 1 and len({part for part, _ in places}) == len(places)
 
 
 def _list_in(cell: str) -> list[str] | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,51 @@ def as_class(value: object) -> str | int | None:
     if isinstance(value, float | np.floating):
         return int(value) if float(value).is_integer() else None
     return int(value) if isinstance(value, bool | int | np.integer | np.bool_) else None
+
+
+def one_spelling(labels: Mapping[str, Iterable[str | int]]) -> tuple[dict[str, str], list[str]]:
+    """Find labels that are the same but for their spelling, as for class folders.
+
+    A label is the same in both Unicode forms. One of another split that train lacks is train's if they differ
+    only in case. Within train, such labels stay different.
+
+    Args:
+        labels: the labels of each split.
+
+    Returns:
+        How to spell each word that has to be spelt differently, and notes.
+    """
+    words = {split: {one for one in found if isinstance(one, str)} for split, found in labels.items()}
+    respelt = {
+        word: unicodedata.normalize("NFC", word)
+        for word in set().union(*words.values())
+        if not unicodedata.is_normalized("NFC", word)
+    }
+    by_plain: dict[str, list[str]] = {}
+    for word in sorted({respelt.get(word, word) for word in words.get("train", ())}):
+        by_plain.setdefault(word.casefold(), []).append(word)
+    notes = []
+    alike = [same for same in by_plain.values() if len(same) > 1]
+    if alike:
+        shown = ", ".join(" and ".join(repr(printable(word)) for word in same) for same in alike[:3])
+        notes.append(
+            f"{sum(map(len, alike))} classes differ only in upper and lower case, but stay different: {shown}"
+        )
+    for split in (split for split in words if split != "train"):
+        found = {}
+        for word in sorted(words[split]):
+            plain = respelt.get(word, word)
+            same = by_plain.get(plain.casefold(), [])
+            if len(same) == 1 and plain not in same:
+                found[word] = same[0]
+        if found:
+            first, second = next(iter(found.items()))
+            notes.append(
+                f"{split}: {len(found)} label(s) are spelt differently from train's but taken as the same "
+                f"classes: {printable(first)!r} is {printable(second)!r}"
+            )
+            respelt |= found
+    return respelt, notes
 
 
 class Numbered(NamedTuple):
@@ -55,6 +101,12 @@ def number_classes(
         DataError: ``names`` has no name for a label, train lacks a label of another split, or nearly every
             picture has a label of its own.
     """
+    respelt, notes = one_spelling(values)
+    if respelt:
+        values = {
+            split: [respelt.get(value, value) if isinstance(value, str) else value for value in part]
+            for split, part in values.items()
+        }
     train = values["train"]
     known = set(train)
     found = {value for part in values.values() for value in part}
@@ -79,7 +131,6 @@ def number_classes(
     position = {value: number for number, value in enumerate(ordered)}
     labels = {split: np.array([position[v] for v in part], dtype=np.int64) for split, part in values.items()}
     classes = tuple(names[v] if names and isinstance(v, int) and whole else str(v) for v in ordered)
-    notes = []
     if names and len(classes) < len(names):
         notes.append(f"{len(names) - len(classes)} of the {len(names)} classes have no training pictures")
     return Numbered(classes, labels, notes)

@@ -18,7 +18,13 @@ from thumbnet.data import plugins
 from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import filenames
-from thumbnet.sources.split_folders import CONTAINERS, LAYOUTS_HELP, SplitFinder, picture_count
+from thumbnet.sources.split_folders import (
+    CONTAINERS,
+    LAYOUTS_HELP,
+    SplitFinder,
+    Unlabelled,
+    picture_count,
+)
 from thumbnet.sources.split_names import SPLITS, split_name
 from thumbnet.sources.tree import Folder, is_known_tool
 
@@ -42,6 +48,7 @@ class Layout(NamedTuple):
         class_names: a label is an index into this tuple.
         splits: for each split, the paths of its pictures relative to ``root`` and their labels, int64.
         notes: what might surprise the user, such as ignored folders.
+        unlabelled: the splits that have pictures, but no labels in folders or names.
     """
 
     root: str
@@ -49,6 +56,7 @@ class Layout(NamedTuple):
     class_names: tuple[str, ...]
     splits: dict[str, tuple[list[str], np.ndarray]]
     notes: tuple[str, ...]
+    unlabelled: dict[str, Unlabelled]
 
 
 def decide(
@@ -459,7 +467,7 @@ class _Decision(SplitFinder):
         kind = "the tutorial's" if form == "NUMBER_CLASS" else f"classes by {pattern}" if pattern else ""
         shape = " + ".join(f"{self._short(chosen[split])}/{files}" for split in labels)
         shape = shape.removeprefix("/") + (f" ({kind})" if kind else "")
-        return Layout(self.top.path, shape, names, splits, self._all_notes(chosen))
+        return Layout(self.top.path, shape, names, splits, self._all_notes(chosen), self.unlabelled)
 
     def _named_pictures(self, folder: Folder) -> list[str]:
         return sorted(folder.pictures_below(), key=filenames.number_first)
@@ -484,18 +492,21 @@ class _Decision(SplitFinder):
                 counts.append(len(found))
             made[split] = (self._below_top(paths), np.arange(len(ordered)).repeat(counts))
         class_names = tuple(names[name] for name in ordered)
-        return Layout(self.top.path, shape, class_names, made, self._all_notes(folders))
+        return Layout(self.top.path, shape, class_names, made, self._all_notes(folders), self.unlabelled)
 
     def _all_notes(self, folders: dict[str, Folder]) -> tuple[str, ...]:
         """The notes so far, and notes on ignored files and on hidden folders."""
+        outside = set(self.tree.ignored_below())
         for split, folder in folders.items():
-            ignored = [self._below_top([path])[0] for path in folder.ignored_below()]
-            if ignored and folder is not self.top:
-                self.notes += _notes_on_ignored(split, ignored)
-            elif ignored:
-                inner = [path for path in ignored if "/" in path]
-                if inner:
-                    self.notes += _notes_on_ignored(split, inner)
+            inside = (
+                folder.ignored_below()
+                if folder is not self.top
+                else [path for each in folder.folders for path in each.ignored_below()]
+            )
+            if inside:
+                outside -= set(inside)
+                self.notes += _notes_on_ignored(split, self._below_top(inside))
+        self.notes += plugins.notes_on(path.removeprefix(f"{self.top.path}/") for path in outside)
         skipped = [(path, count) for each in self.tree.walk() for path, count in each.skipped if count]
         hidden = [(path, count) for path, count in skipped if not is_known_tool(path.rpartition("/")[2])]
         if skipped:
@@ -541,5 +552,5 @@ def _notes_on_ignored(split: str, ignored: list[str]) -> list[str]:
     others = [path for path in ignored if plugins.kind_by_name(path) is None]
     if not others:
         return special
-    skipped = f"skipped {len(others)} file(s) that are not pictures, such as {printable(min(others))}"
-    return [*special, f"{split}: {skipped}"]
+    what = f"{len(others)} file(s) that are not pictures by their names, such as {printable(min(others))}"
+    return [*special, f"{split}: skipped {what}"]

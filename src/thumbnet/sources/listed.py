@@ -3,7 +3,8 @@
 ```text
 CUB-200:  images.txt, image_class_labels.txt, train_test_split.txt, classes.txt, images/CLASS/*.jpg
 others:   train.txt, test.txt (and val.txt), here or in meta/, labels/, annotations/, splits/ or data/;
-          a line is PATH, or PATH CLASS, where PATH may lack the suffix: Food-101, pets, DTD, Aircraft
+          a line is PATH, PATH CLASS or CLASS PATH, where PATH may lack the suffix: Food-101, pets, DTD,
+          Aircraft; or PATH 0 1 1 with a 0 or 1 (or -1 or 1) for each of several labels
 ```
 """
 
@@ -13,13 +14,20 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from thumbnet.data.multilabel import MultiLabelSplit
 from thumbnet.data.reading import inside, is_file
-from thumbnet.data.splits import Data
+from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
+from thumbnet.sources.arrays import class_labels
+from thumbnet.sources.index import is_picture_name
+from thumbnet.sources.label_matrices import label_matrices
 from thumbnet.sources.labels import as_class, number_classes
 from thumbnet.sources.place import Place
 from thumbnet.sources.split_names import SPLITS, split_name
@@ -33,10 +41,32 @@ _MAX_LIST = 100_000_000  # bytes
 
 
 class _Line(NamedTuple):
-    """A line of a list: a picture's path, possibly without suffix, and its class or an empty string."""
+    """A line of a list: a path, the picture that it names, and the rest of the line, whole and in columns."""
 
     path: str
-    label: str
+    picture: str
+    label: str = ""
+    columns: tuple[str, ...] = ()
+
+
+@dataclass
+class _Found:
+    """What lists say about the pictures that exist.
+
+    Attributes:
+        paths: the pictures of each split.
+        classes: the class of each picture, unless pictures have several labels.
+        several: if they do, a row of zeros and ones for each picture.
+        missing, unlabelled: how many pictures do not exist, or have no label.
+        notes: what the user should know.
+    """
+
+    paths: dict[str, list[str]] = field(default_factory=dict)
+    classes: dict[str, list[str | int]] = field(default_factory=dict)
+    several: dict[str, np.ndarray] = field(default_factory=dict)
+    missing: int = 0
+    unlabelled: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
@@ -51,7 +81,7 @@ def recognise(place: Place, settings: DataSettings) -> bool:
         lines = [_line(text, known) for text in read_lines(lists["train"]) if text.strip()]
         found = [line for line in lines if line is not None]
         there = len(found) >= _THERE * len(lines)
-        return there and len({_class_of(line) for line in found} - {""}) > 1
+        return there and len({line.label or _folder(line) for line in found} - {""}) > 1
     except DataError:
         return False
 
@@ -60,41 +90,48 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     """Read the pictures that the lists name.
 
     Raises:
-        DataError: a list is damaged, or another split has classes that train lacks.
+        DataError: a list is damaged, it is unclear which of several numbers is the class, or another split
+            has classes that train lacks.
     """
     index = place.index()
     known = _by_stem(index.pictures_below(""))
     if all(is_file(place.path / name) for name in _CUB):
-        paths, values, missing = _read_cub(place.path, known)
+        found = _read_cub(place.path, known)
         shape = "CUB-200's lists"
     else:
         lists = _lists(place.path, settings.label_column)
-        paths, values, missing = _read_lists(lists, known)
+        found = _read_lists(lists, known)
         names = [os.path.relpath(path, place.path) for path in lists.values()]
         shape = f"lists of pictures: {', '.join(names)}"
-    if not values.get("train"):
+    paths, where = found.paths, printable(source)
+    if not paths.get("train"):
         raise DataError(f"{printable(str(place.path))}: none of the pictures in its list for train exist")
-    class_names, labels, notes = number_classes(values, printable(source))
-    if missing:
-        notes.append(f"warning: {missing:,} picture(s) in the lists do not exist")
-    unlisted = len(index.pictures_below("")) - sum(map(len, paths.values()))
+    several = label_matrices(found.several, None, settings.multilabel, where) if found.several else None
+    notes: list[str] = []
+    if several is not None:
+        class_names, matrices = several
+        labels = {split: np.zeros(len(matrix), dtype=np.int64) for split, matrix in matrices.items()}
+        shape += ", several labels per picture"
+    elif found.several:  # a single 1 in each line
+        class_names, labels = class_labels(found.several, None, where)
+    else:
+        class_names, labels, notes = number_classes(found.classes, where)
+    notes += found.notes
+    if found.missing:
+        notes.append(f"warning: {found.missing:,} picture(s) in the lists do not exist")
+    unlisted = len(index.pictures_below("")) - sum(map(len, paths.values())) - found.unlabelled
     if unlisted > 0:
         notes.append(f"skipped {unlisted:,} picture(s) that no list names")
     index.keep()
-    return Data(
-        source,
-        printable(shape),
-        class_names,
-        {split: index.split(paths[split], labels[split]) for split in paths if paths[split]},
-        tuple(notes),
-    )
+    splits: dict[str, Split] = {
+        split: index.split(paths[split], labels[split]) for split in paths if paths[split]
+    }
+    if several is not None:
+        splits = {split: MultiLabelSplit(one, matrices[split]) for split, one in splits.items()}
+    return Data(source, printable(shape), class_names, splits, tuple(notes))
 
 
-Found = tuple[dict[str, list[str]], dict[str, list[str | int]], int]
-"""Paths by split, classes by split, and how many pictures do not exist."""
-
-
-def _read_cub(root: Path, known: Mapping[str, str]) -> Found:
+def _read_cub(root: Path, known: Mapping[str, str]) -> _Found:
     table = {name: _numbered(root / name) for name in _CUB}
     files, class_of, in_train, classes = (table[name] for name in _CUB)
     paths: dict[str, list[str]] = {"train": [], "test": []}
@@ -110,7 +147,7 @@ def _read_cub(root: Path, known: Mapping[str, str]) -> Found:
         split = "train" if in_train[number] == "1" else "test"
         paths[split].append(found)
         values[split].append(re.sub(r"^\d+\.", "", classes[class_of[number]]))
-    return paths, values, missing
+    return _Found(paths, values, missing=missing)
 
 
 def _numbered(path: Path) -> dict[str, str]:
@@ -119,21 +156,74 @@ def _numbered(path: Path) -> dict[str, str]:
     return {number: rest.strip() for number, _, rest in lines}
 
 
-def _read_lists(lists: Mapping[str, Path], known: Mapping[str, str]) -> Found:
-    paths: dict[str, list[str]] = {}
+def _read_lists(lists: Mapping[str, Path], known: Mapping[str, str]) -> _Found:
+    found = _Found()
     lines: dict[str, list[_Line]] = {}
-    missing = 0
     for split, path in lists.items():
-        found = [_line(text, known) for text in read_lines(path) if text.strip()]
-        lines[split] = [line for line in found if line is not None]
-        paths[split] = [known_path for line in lines[split] if (known_path := _find(line.path, known))]
-        missing += len(found) - len(lines[split])
+        read = [_line(text, known) for text in read_lines(path) if text.strip()]
+        lines[split] = [line for line in read if line is not None]
+        found.missing += len(read) - len(lines[split])
+    labelled = any(line.label for line in lines["train"])
+    in_train = {line.label or _folder(line) for line in lines["train"]}
+    for split, part in lines.items():
+        kept = [line for line in part if line.label or (not labelled and _folder(line))]
+        if not any(line.label or _folder(line) in in_train for line in kept):
+            kept = []
+        name, left_out = printable(lists[split].name), len(part) - len(kept)
+        if part and not kept:
+            found.notes.append(
+                f"{name} has no labels, so its {left_out:,} picture(s), such as "
+                f"{printable(part[0].picture)}, are not used as {split}"
+            )
+        elif left_out:
+            found.notes.append(f"{name}: skipped {left_out:,} picture(s) without a label")
+        lines[split] = kept
+        found.paths[split] = [line.picture for line in kept]
+        found.unlabelled += left_out
+    lines = {split: part for split, part in lines.items() if part}
+    every = [line for part in lines.values() for line in part]
+    kind = _kind(every, lists["train"])
+    if kind == "several":
+        found.several = {
+            split: np.array([[int(number == "1") for number in line.columns] for line in part])
+            for split, part in lines.items()
+        }
+        return found
+    if kind == "first":
+        lines = {
+            split: [line._replace(label=line.columns[0]) for line in part] for split, part in lines.items()
+        }
     words = _words([line for part in lines.values() for line in part])
-    values = {
-        split: [words.get(_class_of(line)) or as_class(_class_of(line)) or 0 for line in part]
-        for split, part in lines.items()
-    }
-    return paths, values, missing
+    for split, part in lines.items():
+        classes = [line.label or _folder(line) for line in part]
+        found.classes[split] = [words.get(name) or as_class(name) or 0 for name in classes]
+    return found
+
+
+def _kind(lines: Sequence[_Line], path: Path) -> str:
+    """What several columns after a picture's path mean; empty if there is only one.
+
+    They are ``several`` labels if all are 0 and 1, or -1 and 1. If the ``first`` decides the others, it is
+    the class: in Oxford's pets, two more numbers give its species and its breed.
+
+    Raises:
+        DataError: it is unclear which of them is the class.
+    """
+    rows = [line.columns for line in lines]
+    odd = next((line for line in lines if len(line.columns) > 1), None)
+    if odd is None:
+        return ""
+    values = {column for row in rows for column in row}
+    if len({len(row) for row in rows}) == 1:
+        if values <= {"0", "1"} or values <= {"-1", "1"}:
+            return "several"
+        if len({row[0] for row in rows}) == len(set(rows)) <= len(rows) // 2:
+            return "first"
+    raise DataError(
+        f"{printable(str(path))}: the lists have several columns after the path, such as "
+        f"{printable(odd.label[:60])!r} for {printable(odd.path)}, and it is unclear which is the class. "
+        "Keep only the class, or write a CSV file with a header and name its column: --label-column NAME"
+    )
 
 
 def _words(lines: Sequence[_Line]) -> dict[str, str]:
@@ -147,10 +237,6 @@ def _words(lines: Sequence[_Line]) -> dict[str, str]:
     return {}
 
 
-def _class_of(line: _Line) -> str:
-    return line.label or _folder(line)
-
-
 def _folder(line: _Line) -> str:
     return line.path.rpartition("/")[0].rpartition("/")[2]
 
@@ -158,13 +244,21 @@ def _folder(line: _Line) -> str:
 def _line(text: str, known: Mapping[str, str]) -> _Line | None:
     """Parse a line of a list; None if its picture does not exist."""
     text = text.strip()
-    if _find(text, known):
-        return _Line(text.removeprefix("./"), "")
-    path, _, rest = re.sub(r"[\t, ]", " ", text, count=1).partition(" ")
-    rest = rest.strip()
-    numbers = re.fullmatch(r"(\d+)(\s+-?\d+)*", rest)
-    label = numbers[1] if numbers else rest
-    return _Line(path.removeprefix("./"), label) if _find(path, known) else None
+    picture = _find(text, known)
+    if picture:
+        return _Line(text.removeprefix("./"), picture)
+    first = re.split("[\t, ]", text, maxsplit=1)[0]
+    separator, rest = text[len(first) : len(first) + 1], text[len(first) + 1 :].strip()
+    if is_picture_name(rest.rpartition("/")[2]) and (picture := _find(rest, known)):
+        return _Line(rest.removeprefix("./"), picture, first, (first,))
+    picture = _find(first, known)
+    if picture is None:
+        return None
+    if re.fullmatch(r"-?\d+([\s,;]+-?\d+)*", rest, re.ASCII):
+        columns = re.split(r"[\s,;]+", rest)
+    else:
+        columns = rest.split(separator) if separator in (",", "\t") else [rest]
+    return _Line(first.removeprefix("./"), picture, rest, tuple(column.strip() for column in columns))
 
 
 def _find(path: str, known: Mapping[str, str]) -> str | None:

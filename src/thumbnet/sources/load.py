@@ -17,7 +17,7 @@ from thumbnet.data.corrections import Correction, corrections_of
 from thumbnet.data.held_out import with_groups_of_new, with_held_out
 from thumbnet.data.reading import exists, is_file, reads
 from thumbnet.data.splits import ArraySplit, Data
-from thumbnet.errors import DataError, FailedReadError
+from thumbnet.errors import DataError, FailedReadError, printable
 from thumbnet.files import cache_folder
 from thumbnet.invocation import command
 from thumbnet.recipes.settings import DataSettings
@@ -38,7 +38,7 @@ from thumbnet.sources import (
     unknown,
     webdataset,
 )
-from thumbnet.sources.archives import is_archive_name, unpack
+from thumbnet.sources.archives import is_archive_name, note_on_names, unpack
 from thumbnet.sources.download import DownloadProgress, download
 from thumbnet.sources.folders import wrapped
 from thumbnet.sources.label_lists import check_several
@@ -98,12 +98,9 @@ def load_data(
     cache = Path(data_dir).expanduser() if data_dir else cache_folder()
     if not isinstance(source, str | Path):
         name, data = "", load_python(source, multilabel=chosen.multilabel)
-    elif (name := _canonical(str(source))) == "digits":
-        data = _load_digits()
-    elif name in cifar.ARCHIVES:
-        data = _load_cifar(name, cache, chosen, progress)
-    elif name in idx.PUBLISHED:
-        data = idx.load_published(name, cache, chosen, progress)
+    elif (name := _canonical(str(source))) in NAMED:
+        manifest.check_used(None, chosen, (), name)
+        data = _load_named(name, cache, chosen, progress)
     elif name.startswith("hf:"):
         data = hub.load_hub(name.removeprefix("hf:"), name, Path(data_dir) if data_dir else None, chosen)
     else:
@@ -168,6 +165,14 @@ FORMS: tuple[Form, ...] = (
     manifest,
     folders,
 )
+# The settings about tables that forms use.
+_COLUMNS: dict[Form, tuple[str, ...]] = {
+    hub: ("path_column", "label_column"),
+    listed: ("label_column",),
+    parquet: ("label_column",),
+    pixel_tables: ("label_column",),
+    manifest: ("path_column", "label_column", "images"),
+}
 
 
 def can_be_loaded_again(source: str) -> bool:
@@ -203,7 +208,19 @@ def _load_archive(path: Path, name: str, cache: Path, settings: DataSettings) ->
     if wrong:
         raise DataError(wrong)
     unpacked = unpack(path, cache)
-    return _read(Place(unpacked.folder, unpacked), name, settings)
+
+    def shown(message: str) -> str:
+        """A message that names the archive, not the folder that it was unpacked to."""
+        return message.replace(printable(str(unpacked.folder)), printable(name))
+
+    try:
+        data = _read(Place(unpacked.folder, unpacked), name, settings)
+    except DataError as error:
+        if type(error) is DataError:
+            raise DataError(shown(str(error))) from None
+        raise
+    notes = tuple(map(shown, data.notes))
+    return replace(data, notes=(*notes, *note_on_names(path, data.class_names)))
 
 
 def _read(place: Place, name: str, settings: DataSettings) -> Data:
@@ -211,9 +228,11 @@ def _read(place: Place, name: str, settings: DataSettings) -> Data:
     for form in FORMS[:-1]:
         for level in wrapped(place):
             if form.recognise(level, settings):
+                manifest.check_used(level, settings, _COLUMNS.get(form, ()), name)
                 return form.read(level, name, settings)
     if not folders.recognise(place, settings):
         raise DataError(unknown.explain_file(place.path))
+    manifest.check_used(place, settings, (), name)
     asked = settings.label_pattern or settings.classes_from != DataSettings().classes_from
     wrong = None if asked else unknown.refusal(place)
     if wrong:
@@ -221,7 +240,17 @@ def _read(place: Place, name: str, settings: DataSettings) -> Data:
     try:
         return folders.read(place, name, settings)
     except DataError as error:
-        raise DataError(str(error) if asked else unknown.explain_failure(place, str(error))) from None
+        tables = manifest.why_not_read(place, settings) if folders.LAYOUTS_HELP in str(error) else ""
+        told = str(error) if asked else unknown.explain_failure(place, str(error))
+        raise DataError(told + tables) from None
+
+
+def _load_named(name: str, cache: Path, settings: DataSettings, progress: DownloadProgress | None) -> Data:
+    if name == "digits":
+        return _load_digits()
+    if name in cifar.ARCHIVES:
+        return _load_cifar(name, cache, settings, progress)
+    return idx.load_published(name, cache, settings, progress)
 
 
 def _load_digits() -> Data:

@@ -5,14 +5,40 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 from thumbnet.data.images import PICTURE_SUFFIXES
 from thumbnet.data.reading import is_file
 from thumbnet.errors import DataError, printable
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.place import Place
+from thumbnet.sources.split_names import splits_named
+
+_MAX_SHOWN = 3  # pictures of the same name in a message
+
+
+class Wanted(NamedTuple):
+    """A row of a manifest: the cell that names its picture, and its split and label, empty if unknown."""
+
+    cell: str
+    split: str = ""
+    label: str = ""
+
+
+class Found(NamedTuple):
+    """The picture of a row, or else, where known, why it has none.
+
+    Attributes:
+        path: the picture; None if there is none.
+        several: whether the reason is that several pictures have its name.
+        why: the reason in words, printable; may be empty.
+    """
+
+    path: str | None
+    several: bool = False
+    why: str = ""
 
 
 class Pictures:
@@ -27,6 +53,7 @@ class Pictures:
     def __init__(self, place: Place, trusted: bool) -> None:
         self._root, self._packed, self._trusted = place.path, place.unpacked is not None, trusted
         self.index = place.index()
+        self._known: dict[tuple[str, tuple[str, ...], str], bool] = {}  # what _fits has answered
 
     @cached_property
     def all(self) -> list[str]:
@@ -47,31 +74,107 @@ class Pictures:
             found[os.path.splitext(name)[0]].append(path)
         return found
 
-    def find(self, cell: str, base: str, split: str, label: str) -> str | None:
-        """The picture that a cell names, or None.
+    @cached_property
+    def _folders(self) -> frozenset[str]:
+        """The names of the folders that have pictures, and of those above them, in lower case."""
+        folders = {os.path.dirname(path) for path in self.all}
+        return frozenset(part for folder in folders for part in _parts(folder))
 
-        Tries the path relative to the table's folder, ``base``, and then the file name. If several pictures
-        have that name, the folders in the cell, ``split`` and ``label`` decide.
+    @cached_property
+    def _splits(self) -> frozenset[str]:
+        """The splits that have a folder."""
+        return frozenset(split for name in self._folders for split in splits_named(name))
+
+    def find_all(self, wanted: Sequence[Wanted], base: str) -> list[Found]:
+        """The pictures that the rows of one table name.
+
+        Each cell is tried as a path relative to the table's folder, ``base``, and then as a file name. A
+        picture of that name is not taken if it lies in another folder or split than the cell or row says.
+        If several are left, the folders in the cell, the split and the label decide.
 
         Raises:
             DataError: a path leads out of an archive.
         """
+        direct = [self._direct(one.cell, base) for one in wanted]
+        # Rows of one table are written in one way: if some are paths from here, so are the others.
+        exact = any(path and _folders_in(one.cell) for path, one in zip(direct, wanted, strict=True))
+        found = [
+            [] if path else self._candidates(one, base, exact)
+            for path, one in zip(direct, wanted, strict=True)
+        ]
+        # If names are the same in train and test, a table without a split is that of train.
+        assumed = "train" if any(map(_in_train_and_elsewhere, found)) else ""
+        return [
+            Found(path) if path else self._choice(one._replace(split=one.split or assumed), candidates, base)
+            for path, one, candidates in zip(direct, wanted, found, strict=True)
+        ]
+
+    def _direct(self, cell: str, base: str) -> str | None:
+        """The picture at the path in a cell."""
         path = cell.replace("\\", "/")
         outside = path.startswith("/") or re.match(r"[A-Za-z]:", path) or ".." in path.split("/")
         if outside and self._packed:
             raise DataError(f"the table names {printable(cell)!r}, which is outside its archive: refused")
-        if not outside or self._trusted:
-            direct = os.path.normpath(os.path.join(base, path)).replace(os.sep, "/")
-            if self._is_there(direct):
-                return direct
-        parts = [part.casefold() for part in path.split("/") if part not in ("", ".", "..")]
-        if not parts:
+        if not path or (outside and not self._trusted):
             return None
-        stem, suffix = os.path.splitext(parts[-1])
-        candidates = self._by_name.get(parts[-1], [])
-        if not candidates and suffix in PICTURE_SUFFIXES:
-            candidates = self._by_name.get(stem, [])
-        return _best(candidates, parts[:-1], split, label)
+        direct = os.path.normpath(os.path.join(base, path)).replace(os.sep, "/")
+        return direct if self._is_there(direct) else None
+
+    def _candidates(self, one: Wanted, base: str, exact: bool) -> list[str]:
+        """The pictures of the name in a cell, in ``exact`` only those in the folders that it says."""
+        name = _name(one.cell)
+        stem, suffix = os.path.splitext(name)
+        found = self._by_name.get(name, []) if name else []
+        if suffix in PICTURE_SUFFIXES:
+            found = list(dict.fromkeys([*found, *self._by_name.get(stem, [])]))
+        if exact and _folders_in(one.cell):
+            folders = (*_parts(base), *_folders_in(one.cell))
+            return [path for path in found if _above(path) == folders]
+        return found
+
+    def _choice(self, one: Wanted, candidates: list[str], base: str) -> Found:
+        """The picture among the ``candidates`` that a row means."""
+        folders = (*_parts(base), *_folders_in(one.cell))
+        fitting = [path for path in candidates if self._fits(os.path.dirname(path), folders, one.split)]
+        if len(fitting) > 1:
+            name = _name(one.cell)
+            same = [path for path in fitting if name in (_name(path), os.path.splitext(_name(path))[0])]
+            fitting = same or fitting
+        if len(fitting) == 1:
+            return Found(fitting[0])
+        if not fitting:
+            why = f"{printable(candidates[0])} is in another folder" if candidates else ""
+            return Found(None, why=why)
+
+        def score(path: str) -> tuple[int, bool, bool]:
+            above = _above(path)
+            alike = 0
+            while alike < min(len(above), len(folders)) and above[-1 - alike] == folders[-1 - alike]:
+                alike += 1
+            return alike, one.split in _splits_of(above), one.label.casefold() in above
+
+        ranked = sorted(fitting, key=score, reverse=True)
+        if score(ranked[0]) > score(ranked[1]):
+            return Found(ranked[0])
+        more = ", ..." if len(ranked) > _MAX_SHOWN else ""
+        return Found(None, True, ", ".join(printable(path) for path in ranked[:_MAX_SHOWN]) + more)
+
+    def _fits(self, folder: str, folders: tuple[str, ...], split: str) -> bool:
+        """Whether the picture in ``folder`` may be the one of a row, whose cell names the ``folders``."""
+        known = self._known.get((folder, folders, split))
+        if known is None:
+            known = self._known[folder, folders, split] = self._may_be_meant(folder, folders, split)
+        return known
+
+    def _may_be_meant(self, folder: str, folders: tuple[str, ...], split: str) -> bool:
+        above = _parts(folder)
+        if any(name in self._folders and name not in above for name in folders):
+            return False
+        here, said = _splits_of(above), _splits_of(folders)
+        if not here or said:
+            return not here or bool(here & said)
+        # Pictures for val and test are often taken from train, but not if these splits have folders.
+        return not split or split in here or (split != "train" and split not in self._splits)
 
     def _is_there(self, path: str) -> bool:
         if self._packed:
@@ -97,17 +200,35 @@ class Pictures:
         return [path for path in below if os.path.normpath(path) not in plain]
 
 
-def _best(candidates: list[str], folders: list[str], split: str, label: str) -> str | None:
-    """The candidate whose folders best match the cell's, then the split, then the label; None on a tie."""
-    if len(candidates) <= 1:
-        return candidates[0] if candidates else None
+def _name(path: str) -> str:
+    return path.replace("\\", "/").rpartition("/")[2].casefold()
 
-    def score(path: str) -> tuple[int, bool, bool]:
-        above = [part.casefold() for part in Path(path).parts[:-1]]
-        same = 0
-        while same < min(len(above), len(folders)) and above[-1 - same] == folders[-1 - same]:
-            same += 1
-        return same, any(split and part.startswith(split) for part in above), label.casefold() in above
 
-    ranked = sorted(candidates, key=score, reverse=True)
-    return ranked[0] if score(ranked[0]) > score(ranked[1]) else None
+@lru_cache(4096)
+def _parts(folder: str) -> tuple[str, ...]:
+    """The names in a folder's path, in lower case."""
+    return tuple(part.casefold() for part in re.split(r"[/\\]", folder) if part not in ("", ".", ".."))
+
+
+def _above(path: str) -> tuple[str, ...]:
+    """The names of the folders that a picture is in, in lower case."""
+    return _parts(os.path.dirname(path))
+
+
+def _folders_in(cell: str) -> tuple[str, ...]:
+    """The names of the folders in a cell, in lower case."""
+    return _parts(os.path.dirname(cell.replace("\\", "/")))
+
+
+@lru_cache(4096)
+def _splits_of(folders: tuple[str, ...]) -> frozenset[str]:
+    """The splits that the names of folders stand for."""
+    return frozenset(split for name in folders for split in splits_named(name))
+
+
+def _in_train_and_elsewhere(candidates: list[str]) -> bool:
+    """Whether some pictures are in train's folder and others in that of another split."""
+    if len(candidates) < 2:
+        return False
+    splits = [_splits_of(_above(path)) for path in candidates]
+    return any("train" in here for here in splits) and any(here and "train" not in here for here in splits)

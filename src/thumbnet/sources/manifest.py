@@ -7,7 +7,9 @@ import json
 import os
 import re
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Container
+from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,12 +19,10 @@ from thumbnet.data.corrections import COLUMNS, is_corrections, read_corrections
 from thumbnet.data.multilabel import MultiLabelSplit, as_matrix
 from thumbnet.data.reading import inside, is_file, is_folder, read_error, read_text
 from thumbnet.data.splits import Data, Split
-from thumbnet.errors import DataError, MissingExtraError, printable
-from thumbnet.invocation import command
+from thumbnet.errors import DataError, MissingExtraError, UnusedSettingError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import parquet
 from thumbnet.sources.columns import (
-    Columns,
     class_names,
     find_columns,
     in_class_order,
@@ -32,8 +32,19 @@ from thumbnet.sources.columns import (
 )
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.label_lists import read_labels
+from thumbnet.sources.labels import one_spelling
 from thumbnet.sources.lookup import Pictures
-from thumbnet.sources.place import Place
+from thumbnet.sources.place import Place, has_pictures
+from thumbnet.sources.table_rows import (
+    Missing,
+    Rows,
+    collect,
+    duplicate_notes,
+    missing_help,
+    several_notes,
+    what_is_missing,
+)
+from thumbnet.sources.table_splits import Manifest, choose
 from thumbnet.sources.tables import TEXT_SUFFIXES, Table, read_table
 
 _LISTS = re.compile(r"(.*[_-])?(train|val|valid|test|labels?|annotations?|list)([_-].*)?\.txt", re.I)
@@ -44,54 +55,26 @@ _NO_CLASS = re.compile(
 )
 _CLASS_FILES = ("labels.txt", "classes.txt", "label_num_to_disease_map.json")
 _SPLIT_FOLDER_TABLES = ("metadata.csv", "metadata.jsonl", "_classes.csv")  # the Hub's and Roboflow's
-_MAX_SHOWN = 5  # missing pictures that an error lists
-
-
-@dataclass(frozen=True)
-class _Manifest:
-    """A table and the meaning of its columns. Paths are relative to ``base``, a folder below the root."""
-
-    table: Table
-    columns: Columns
-    base: str
-    split: str
-
-
-@dataclass
-class _Rows:
-    """The rows collected so far for one split; a row has one label, or any number if ``several``."""
-
-    several: bool
-    paths: list[str] = field(default_factory=list)
-    labels: list[tuple[str, ...]] = field(default_factory=list)
-    groups: list[str] = field(default_factory=list)
-
-    def merged(self) -> _Rows:
-        """A row per picture, with the labels of all rows that name it."""
-        rows = _Rows(self.several)
-        at: dict[str, int] = {}
-        for path, labels, group in zip(self.paths, self.labels, self.groups, strict=True):
-            if path in at:
-                rows.labels[at[path]] = tuple(dict.fromkeys((*rows.labels[at[path]], *labels)))
-                continue
-            at[path] = len(rows.paths)
-            rows.paths.append(path)
-            rows.labels.append(labels)
-            rows.groups.append(group)
-        return rows
+_TABLE_FOLDERS = re.compile(r"annotations?|labels?|splits?|meta|metadata|csvs?|tables?|lists?", re.I)
+_ALSO_TABLES = (".txt", ".json", ".manifest")  # files that may hold a table, but are not read as one
+_MAX_SHOWN = 5  # tables that an error lists
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
     """Whether the place is a table that names pictures, or a folder with one.
 
-    Class folders take precedence over a table, unless only tables label the test pictures.
+    Class folders take precedence over a table, unless only tables label the test pictures, or the settings
+    name a column or the pictures' folder.
     """
     try:
         if is_file(place.path):
             return _is_table_name(place.path) and _is_manifest(place.path, settings, None)
         found = _table_files(place.path)
-        if not any(_is_manifest(path, settings, place) for path, _ in found):
+        pictures = _picture_place(place, settings)
+        if not any(_is_manifest(path, settings, pictures) for path, _ in found):
             return False
+        if settings.path_column or settings.label_column or settings.images:
+            return True
         return not class_folders(place) or _splits_by_table(place, found, settings)
     except (DataError, MissingExtraError, ValueError, csv.Error, RecursionError):
         return False
@@ -106,37 +89,39 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     alone = is_file(place.path)
     root = Place(place.path.parent) if alone else place
     files = [(place.path, "")] if alone else _table_files(place.path)
-    manifests, notes = _choose(files, settings, None if alone else root)
-    pictures = Pictures(_picture_place(root, settings), trusted=alone)
+    picture_place = _picture_place(root, settings)
+    tables, notes = _load_all(files, settings, None if alone else picture_place)
+    manifests, more = choose(tables, settings, alone)
+    notes += more
+    pictures = Pictures(picture_place, trusted=alone)
     found = read_labels([(one.table, one.columns) for one in manifests], settings.multilabel)
-    splits: dict[str, _Rows] = defaultdict(lambda: _Rows(found.several))
-    missing: list[str] = []
+    notes += found.notes
+    splits: dict[str, Rows] = defaultdict(lambda: Rows(found.several))
+    missing: list[Missing] = []
     for manifest, labels in zip(manifests, found.rows, strict=True):
-        notes += _collect(manifest, labels, pictures, splits, missing, settings)
+        lost, more = collect(manifest, labels, pictures, splits, found.several, settings)
+        missing += lost
+        notes += more
     if missing:
-        shown = "\n".join(f"  {line}" for line in missing[:_MAX_SHOWN])
-        more = f"\n  and {len(missing) - _MAX_SHOWN} more" if len(missing) > _MAX_SHOWN else ""
-        what = f"{len(missing)} row(s) name pictures that are not in {printable(str(pictures.index.root))}"
+        what = what_is_missing(missing, printable(str(pictures.index.root)))
         if settings.on_bad_image != "skip" or not any(rows.paths for rows in splits.values()):
-            corrections = any(is_corrections(manifest.table.names) for manifest in manifests)
-            correct = command("train", "DATA", "--labels", source)
-            other = f"\nTo correct the labels of other data by this file: {correct}" if corrections else ""
-            raise DataError(
-                f"{what} (searched by path, by file name, and without the suffix):\n{shown}{more}\n"
-                "Name the folder of the pictures with --images FOLDER, "
-                f"or skip these rows with --on-bad-image skip{other}"
-            )
-        notes.append(f"{what} and were skipped, such as {missing[0]}")
+            raise DataError(what + missing_help(missing, manifests, source))
+        notes.append(f"{what} and were skipped, such as {missing[0].line}")
     if found.several:
         splits = {split: rows.merged() for split, rows in splits.items()}
-        notes += _several_notes(splits, found.how)
+        notes += several_notes(splits, found.how)
         splits = {split: rows for split, rows in splits.items() if any(rows.labels)}
     else:
-        notes += _duplicate_notes(splits)
+        notes += duplicate_notes(splits)
+    respelt, more = one_spelling({split: set().union(*rows.labels) for split, rows in splits.items()})
+    notes += more
+    if respelt:
+        for rows in splits.values():
+            rows.respell(respelt)
     unnamed = pictures.neighbours({path for rows in splits.values() for path in rows.paths})
     if unnamed:
         notes.append(
-            f"skipped {len(unnamed):,} picture(s) that no row names, such as {printable(unnamed[0])}"
+            f"skipped {len(unnamed):,} picture(s) that no row gives a label, such as {printable(unnamed[0])}"
         )
     return _data(source, root.path, manifests, pictures, splits, notes, settings)
 
@@ -144,9 +129,9 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
 def _data(
     source: str,
     folder: Path,
-    manifests: list[_Manifest],
+    manifests: list[Manifest],
     pictures: Pictures,
-    splits: dict[str, _Rows],
+    splits: dict[str, Rows],
     notes: list[str],
     settings: DataSettings,
 ) -> Data:
@@ -176,7 +161,7 @@ def _data(
     )
 
 
-def _split(pictures: Pictures, rows: _Rows, position: dict[str, int], classes: int) -> Split:
+def _split(pictures: Pictures, rows: Rows, position: dict[str, int], classes: int) -> Split:
     """The pictures of a split with the positions of their labels, or as a matrix of them."""
     if not rows.several:
         labels = [position[label] for (label,) in rows.labels]
@@ -185,11 +170,11 @@ def _split(pictures: Pictures, rows: _Rows, position: dict[str, int], classes: i
     return MultiLabelSplit(pictures.index.split(rows.paths, np.zeros(len(matrix), dtype=np.int64)), matrix)
 
 
-def _has_group(manifests: list[_Manifest], settings: DataSettings) -> bool:
+def _has_group(manifests: list[Manifest], settings: DataSettings) -> bool:
     return all(settings.group_by in manifest.table.names for manifest in manifests)
 
 
-def _described(manifest: _Manifest, several: bool) -> str:
+def _described(manifest: Manifest, several: bool) -> str:
     columns = manifest.columns
     label = (
         f"one column per {'label' if several else 'class'} ({len(columns.one_hot)})"
@@ -200,123 +185,19 @@ def _described(manifest: _Manifest, several: bool) -> str:
     return printable(f"{manifest.table.path.name}: pictures in {columns.path!r}, {label}{split}")
 
 
-def _choose(
+def _load_all(
     files: list[tuple[Path, str]], settings: DataSettings, folder: Place | None
-) -> tuple[list[_Manifest], list[str]]:
-    """The tables to train and test on, one per split, and notes about the others."""
-    labelled: list[_Manifest] = []
+) -> tuple[list[tuple[Table, str]], list[str]]:
+    """The tables that name pictures, each with its folder, and notes about the others."""
+    tables: list[tuple[Table, str]] = []
     notes: list[str] = []
+    any_label = replace(settings, label_column="")
     for path, base in files:
-        if folder is not None and not _is_manifest(path, settings, folder, labelled=False):
+        if folder is not None and not _is_manifest(path, any_label, folder, labelled=False):
             notes.append(f"{printable(path.name)} was skipped: it names no pictures")
             continue
-        table = _load(path)
-        columns = find_columns(table, settings)
-        split = split_of_name(path.stem) or split_of_name(base)
-        if not columns.labelled or "submission" in path.stem.lower():
-            if folder is None:
-                raise DataError(
-                    f"{printable(path.name)}: no column appears to have labels. The columns are "
-                    f"{', '.join(map(printable, table.names[:12]))}. "
-                    "Name the right one: --label-column NAME"
-                )
-            notes.append(f"{printable(path.name)} has no labels: its {len(table.rows):,} rows were skipped")
-            continue
-        labelled.append(_Manifest(table, columns, base, split))
-    if len(labelled) > 1 and any(manifest.split == "train" for manifest in labelled):
-        notes += [
-            f"{printable(m.table.path.name)} was skipped: its name does not mention a split"
-            for m in labelled
-            if not m.split
-        ]
-        labelled = [manifest for manifest in labelled if manifest.split]
-    if len(labelled) == 1:
-        labelled = [_Manifest(labelled[0].table, labelled[0].columns, labelled[0].base, "train")]
-    splits = [manifest.split for manifest in labelled]
-    if len(set(splits)) < len(splits) or "" in splits:
-        listing = ", ".join(printable(manifest.table.path.name) for manifest in labelled)
-        raise DataError(
-            f"several tables have labels ({listing}). Pass the one to train on instead of the folder"
-        )
-    if not labelled:
-        raise DataError(f"no table has labels: {', '.join(printable(path.name) for path, _ in files)}")
-    return labelled, notes
-
-
-def _collect(
-    manifest: _Manifest,
-    labels: list[tuple[str, ...]],
-    pictures: Pictures,
-    splits: dict[str, _Rows],
-    missing: list[str],
-    settings: DataSettings,
-) -> list[str]:
-    """Add a table's rows to the splits, and return notes about them."""
-    table, columns = manifest.table, manifest.columns
-    notes = list(table.notes)
-    cells = table.column(columns.path)
-    parts = [split_word(cell) for cell in table.column(columns.split)] if columns.split else []
-    groups = table.column(settings.group_by) if settings.group_by in table.names else []
-    unlabelled: dict[str, int] = defaultdict(int)
-    for row, (cell, label) in enumerate(zip(cells, labels, strict=True)):
-        split = (parts[row] or "train") if parts else manifest.split
-        if not label and not splits[split].several:
-            unlabelled[split] += 1
-            continue
-        hint = label[0] if len(label) == 1 else ""
-        path = pictures.find(cell, manifest.base, split, hint) if cell else None
-        if path is None:
-            missing.append(
-                f"{printable(table.path.name)}, line {table.lines[row]}: {printable(cell) or 'no path'}"
-            )
-            continue
-        splits[split].paths.append(path)
-        splits[split].labels.append(label)
-        splits[split].groups.append(groups[row] if groups else "")
-    folder = f"{manifest.base}/" if manifest.base else ""
-    notes.append(f"{printable(folder + table.path.name)}: {len(table.rows):,} rows")
-    notes += [
-        f"{printable(table.path.name)}: skipped {count:,} row(s) of {split} without a label"
-        for split, count in unlabelled.items()
-    ]
-    return notes
-
-
-def _several_notes(splits: dict[str, _Rows], how: str) -> list[str]:
-    """Say that pictures have several labels, how they are written, and which splits have none."""
-    rows = [row for one in splits.values() for row in one.labels]
-    without = sum(not row for row in rows)
-    mean = sum(map(len, rows)) / max(1, len(rows))
-    notes = [
-        f"several labels per picture ({printable(how)}): {mean:.2f} on average, {without:,} picture(s) "
-        "without a label. To read each cell as one class: --set data.multilabel=false"
-    ]
-    return notes + [
-        f"skipped {len(one.paths):,} picture(s) of {split}: none of them has a label"
-        for split, one in splits.items()
-        if one.paths and not any(one.labels)
-    ]
-
-
-def _duplicate_notes(splits: dict[str, _Rows]) -> list[str]:
-    """Warnings about pictures that several rows name, with the same label or with different ones."""
-    seen: dict[str, str] = {}
-    conflicts = []
-    for rows in splits.values():
-        for path, (label,) in zip(rows.paths, rows.labels, strict=True):
-            before = seen.setdefault(path, label)
-            if before != label:
-                conflicts.append(f"{printable(path)} ({printable(before)} and {printable(label)})")
-    repeats = sum(len(rows.paths) for rows in splits.values()) - len(seen) - len(conflicts)
-    notes = []
-    if conflicts:
-        notes.append(
-            f"warning: {len(conflicts)} row(s) give a picture a second label, such as {conflicts[0]}. If "
-            "pictures may have several labels: --set data.multilabel=true"
-        )
-    if repeats:
-        notes.append(f"warning: {repeats} row(s) name a picture that an earlier row already names")
-    return notes
+        tables.append((_load(path), base))
+    return tables, notes
 
 
 def _titles(folder: Path, order: list[str]) -> tuple[tuple[str, ...], list[str]]:
@@ -343,6 +224,40 @@ def _titles(folder: Path, order: list[str]) -> tuple[tuple[str, ...], list[str]]
         if set(found) == set(order) and len(set(found.values())) == len(found):
             return tuple(found[key] for key in order), [f"class names come from {name}"]
     return tuple(order), []
+
+
+def check_used(place: Place | None, settings: DataSettings, used: Container[str], what: str) -> None:
+    """Refuse settings about tables that the form of the data does not use.
+
+    Args:
+        place: where the data are; None if they have a name.
+        used: the settings that it uses.
+        what: the data, as messages call them.
+
+    Raises:
+        UnusedSettingError: ``path_column``, ``label_column`` or ``images`` is given, but not used.
+    """
+    given = {key: getattr(settings, key) for key in ("path_column", "label_column", "images")}
+    unused = [key for key, value in given.items() if value and key not in used]
+    if not unused:
+        return
+    options = " and ".join(f"--{key.replace('_', '-')} {printable(given[key])}" for key in unused)
+    tables = []
+    if place is not None:
+        try:
+            _picture_place(place, settings)
+        except DataError as error:
+            raise UnusedSettingError(str(error)) from None
+    for path, _ in [] if place is None or is_file(place.path) else _table_files(place.path)[:_MAX_SHOWN]:
+        with suppress(DataError, MissingExtraError):
+            names = _load(path, 200).names
+            tables.append(
+                f"\n  {printable(path.name)} has the columns {', '.join(map(printable, names[:12]))}"
+            )
+    raise UnusedSettingError(
+        f"{options} has no effect: {what} is not read from a table that it fits. Leave it out, or name "
+        f"the table{':' if tables else ''}{''.join(tables)}"
+    )
 
 
 def _picture_place(root: Place, settings: DataSettings) -> Place:
@@ -382,21 +297,67 @@ def _is_table_name(path: Path) -> bool:
 
 
 def _table_files(folder: Path) -> list[tuple[Path, str]]:
-    """The tables in a folder and in its split folders, each with the folder that its paths start from."""
+    """The tables in a folder, in its split folders and in those of annotations.
+
+    Each comes with the folder that its paths start from.
+    """
     found = []
     for path in inside(folder):
         if path.name.startswith("."):
             continue
-        if (
-            _is_table_name(path)
-            and is_file(path)
-            and (path.suffix.lower() != ".txt" or _LISTS.fullmatch(path.name))
-        ):
+        if _is_table(path):
             found.append((path, ""))
         elif split_word(path.name):
-            inner = [path / name for name in _SPLIT_FOLDER_TABLES if is_file(path / name)]
-            found += [(table, path.name) for table in inner[:1]]
+            known = [path / name for name in _SPLIT_FOLDER_TABLES if is_file(path / name)][:1]
+            tables = known or _csv_files(path)
+            found += [(table, path.name) for table in tables if len(tables) == 1]
+        elif _TABLE_FOLDERS.fullmatch(path.name):
+            found += [(table, "") for table in _csv_files(path)]
     return found
+
+
+def _csv_files(folder: Path) -> list[Path]:
+    return [path for path in inside(folder) if path.suffix.lower() == ".csv" and is_file(path)]
+
+
+def _is_table(path: Path) -> bool:
+    named = path.suffix.lower() != ".txt" or _LISTS.fullmatch(path.name)
+    return bool(named) and _is_table_name(path) and is_file(path)
+
+
+def why_not_read(place: Place, settings: DataSettings) -> str:
+    """Lines about the tables in a folder that name no pictures and classes, each with the reason."""
+    if not has_pictures(place):
+        return ""
+    tables = [path for path, _ in _table_files(place.path)]
+    others = [path for path in inside(place.path) if path.suffix.lower() in _ALSO_TABLES and is_file(path)]
+    lines = []
+    for path in list(dict.fromkeys([*tables, *others]))[:_MAX_SHOWN]:
+        name = printable(path.relative_to(place.path).as_posix())
+        with suppress(MissingExtraError):
+            lines.append(f"\n  {name}: {_why_not(path, settings).removeprefix(f'{name}: ')}")
+    return f"\nTables that were not used:{''.join(lines)}" if lines else ""
+
+
+def _why_not(path: Path, settings: DataSettings) -> str:
+    if path.suffix.lower() in (".json", ".manifest"):
+        return "convert it to CSV, with a column of picture paths and one of classes"
+    try:
+        table = _load(path, 200)
+        columns = find_columns(table, settings)
+    except DataError as error:
+        return str(error)
+    others = [name for name in table.names if name != columns.path]
+    listing = ", ".join(map(printable, others[:12]))
+    if not columns.labelled:
+        return f"no column appears to have labels ({listing}). Name it: --label-column NAME"
+    if path.suffix.lower() == ".txt" and not _LISTS.fullmatch(path.name):
+        return "only text files with usual names are looked for: name the file itself instead of its folder"
+    example = printable(next(iter(table.column(columns.path)), ""))
+    return (
+        f"no picture is called like the cells in {printable(columns.path)!r}, such as {example!r}. If one of "
+        f"the other columns ({listing}) has their names: --path-column NAME"
+    )
 
 
 def _is_manifest(path: Path, settings: DataSettings, folder: Place | None, labelled: bool = True) -> bool:
@@ -408,11 +369,13 @@ def _is_manifest(path: Path, settings: DataSettings, folder: Place | None, label
     named = folder is None
     try:
         table = _load(path, 200)
+        if len(table.names) > 300:
+            return False
         columns = find_columns(table, settings)
     except DataError as error:
-        return (named and path.suffix.lower() != ".txt") or "--label-column" in str(error)
-    if len(table.names) > 300:
-        return False
+        if folder is None:
+            return path.suffix.lower() != ".txt" or "--label-column" in str(error)
+        return "--label-column" in str(error) and bool(settings.images or has_pictures(folder))
     if not columns.labelled and labelled and not named:
         return False
     if folder is None or settings.path_column:
@@ -423,7 +386,7 @@ def _is_manifest(path: Path, settings: DataSettings, folder: Place | None, label
     known = bool(
         settings.label_column or columns.one_hot or label_candidates([columns.label]) or not labelled
     )
-    return known and _any_picture(folder, cells)
+    return _most_pictures(folder, cells) if not table.header else known and _any_picture(folder, cells)
 
 
 def _any_picture(place: Place, cells: list[str]) -> bool:
@@ -437,6 +400,14 @@ def _any_picture(place: Place, cells: list[str]) -> bool:
             if len(cells) >= 200 or os.path.splitext(name)[0] in stems or name in stems:
                 return True
     return False
+
+
+def _most_pictures(place: Place, cells: list[str]) -> bool:
+    """Whether the folder, or a folder directly in it, has most of the pictures that cells name."""
+    stems = {re.split(r"[/\\]", cell)[-1] for cell in cells}
+    folders = [place.path, *[path for path in inside(place.path) if is_folder(path)][:50]]
+    there = {os.path.splitext(name)[0] for folder in folders for name in _picture_names(folder, place)}
+    return 2 * len(stems & there) > len(stems)
 
 
 def _picture_names(folder: Path, place: Place) -> list[str]:

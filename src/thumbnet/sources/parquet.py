@@ -20,6 +20,7 @@ from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
 from thumbnet.sources.columns import class_names, in_class_order, label_candidates, split_of_name
 from thumbnet.sources.place import Place
+from thumbnet.sources.split_names import split_name
 from thumbnet.sources.tables import Table, repeated_names
 
 _LISTS = re.compile(r"(large_)?list<\w+: ((large_)?string|u?int\d+)( not null)?>")
@@ -172,7 +173,8 @@ def recognise(place: Place, settings: DataSettings) -> bool:
             return False
         return _image_column(_open(files[0])) != ""
     except MissingExtraError:  # accept the place, unless other folders may have the pictures
-        return is_file(place.path) or not any(is_folder(p) and p.name != "data" for p in inside(place.path))
+        known = {file.parent for file in files}
+        return is_file(place.path) or not any(is_folder(p) and p not in known for p in inside(place.path))
     except (DataError, ValueError):
         return False
 
@@ -189,13 +191,15 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     files = _files(place.path)
     for path in files:
         match = _SHARD.fullmatch(path.stem)
-        split = split_of_name(match["split"] if match else path.stem) or split_of_name(path.parent.name)
+        split = split_of_name(match["split"] if match else path.stem)
+        if not split and (folder := split_name(path.parent.name)):
+            split = folder.split
         if len(files) == 1:
             split = "train"
         if split:
             by_split[split].append(path)
         else:
-            notes.append(f"{printable(path.name)} was skipped: its name does not mention a split")
+            notes.append(f"{printable(path.name)} was skipped: neither its name nor its folder's is a split")
     found: dict[str, tuple[list[bytes], list[str], list[str]]] = {}
     titles: list[str] | None = None
     column, kinds = "", set[bool]()
@@ -278,12 +282,15 @@ def _read_file(
 
 
 def _files(path: Path) -> list[Path]:
+    """The Parquet files at ``path``: the file, those in the folder, or else in its ``data`` or its splits."""
     if is_file(path):
         return [path] if path.suffix.lower() == ".parquet" else []
-    here, below = (
-        [file for file in inside(folder) if file.suffix == ".parquet"] for folder in (path, path / "data")
-    )
-    return here or below
+    splits = [folder for folder in inside(path) if split_name(folder.name) and is_folder(folder)]
+    for folders in ([path], [path / "data"], splits):
+        found = [file for folder in folders for file in inside(folder) if file.suffix == ".parquet"]
+        if found:
+            return found
+    return []
 
 
 def _image_column(file: Any) -> str:

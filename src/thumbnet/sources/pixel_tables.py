@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import warnings
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,20 +21,39 @@ from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import manifest
 from thumbnet.sources.columns import (
+    SPLIT_COLUMNS,
     class_names,
     in_class_order,
     label_candidates,
     named,
     split_of_name,
-    split_word,
 )
 from thumbnet.sources.manifest import class_folders
 from thumbnet.sources.place import Place
+from thumbnet.sources.split_columns import row_splits, split_column
 from thumbnet.sources.tables import Table, read_table
 
 _MIN_PIXELS = 64  # 8x8
 _SUFFIXES = (".csv", ".tsv")
-_Read = tuple[np.ndarray, list[str] | None, list[str] | None]  # pixels [N, P], labels, splits
+_INDEX = re.compile(r"id|index|unnamed: \d+")  # pandas calls a column without a name Unnamed: 0
+
+
+class _Read(NamedTuple):
+    """A table of pixels.
+
+    Attributes:
+        pixels: uint8 [N, P].
+        labels: each row's label; None if the table has no labels.
+        splits: each row's split, empty if it is unknown; None if the table has no column of splits.
+        notes: what the user should know.
+        others: the names of the columns that are not pixels.
+    """
+
+    pixels: np.ndarray
+    labels: list[str] | None
+    splits: list[str] | None
+    notes: list[str]
+    others: list[str]
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
@@ -59,34 +80,44 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     notes: list[str] = []
     found: dict[str, tuple[np.ndarray, list[str]]] = {}
     used: list[str] = []
-    for path in _files(place.path):
-        if not _is_pixels(path):
-            notes.append(f"{printable(path.name)} was skipped: it has no pixels in its columns")
+    unlabelled: list[str] = []
+    tables = {path: _is_pixels(path) for path in _files(place.path)}
+    names_train = any(is_pixels and split_of_name(path.stem) == "train" for path, is_pixels in tables.items())
+    for path, is_pixels in tables.items():
+        name = printable(path.name)
+        if not is_pixels:
+            notes.append(f"{name} was skipped: it has no pixels in its columns")
             continue
-        pixels, labels, splits = _read_table(path, settings)
+        table = _read_table(path, settings)
+        pixels, labels, splits = table.pixels, table.labels, table.splits
         if labels is None:
-            if alone:
-                raise DataError(
-                    f"{printable(path.name)} has pixels but no label column. Pass a table with labels, "
-                    "or name the column: --label-column NAME"
-                )
-            notes.append(f"{printable(path.name)} has no labels: its {len(pixels):,} rows were skipped")
+            columns = f" (columns other than pixels: {', '.join(table.others)})" if table.others else ""
+            wanted = f" {settings.label_column!r}" if settings.label_column else ""
+            unlabelled.append(f"{name} has pixels but no label column{printable(wanted + columns)}")
+            notes.append(f"{name} has no labels: its {len(pixels):,} rows were skipped")
             continue
+        named_split = "train" if alone else split_of_name(path.stem)
+        if names_train and not splits and not named_split:
+            notes.append(f"{name} was skipped: its name does not mention a split")
+            continue
+        notes += table.notes
         if "emnist" in path.name.lower():
             pixels = _upright(pixels)
-            notes.append(
-                f"{printable(path.name)}: EMNIST stores its pictures transposed; they are set upright"
-            )
-        by_row = splits or [split_of_name(path.stem) if not alone else "train"] * len(labels)
-        used.append(f"{printable(path.name)} ({len(pixels):,} rows)")
-        for split in dict.fromkeys(by_row):
+            notes.append(f"{name}: EMNIST stores its pictures transposed; they are set upright")
+        by_row = splits or [named_split or "train"] * len(labels)
+        used.append(f"{name} ({len(pixels):,} rows)")
+        for split in dict.fromkeys(filter(None, by_row)):
             chosen = [row for row, name in enumerate(by_row) if name == split]
-            if (split or "train") in found:
+            if split in found:
                 raise DataError(
-                    f"several tables have pixels for the split {split or 'train'!r}. "
+                    f"several tables have pixels for the split {split!r}. "
                     "Pass the one to train on instead of the folder"
                 )
-            found[split or "train"] = (pixels[chosen], [labels[row] for row in chosen])
+            found[split] = (pixels[chosen], [labels[row] for row in chosen])
+    if not found and unlabelled:
+        raise DataError(
+            f"{'; '.join(unlabelled)}. Pass a table with labels, or name the column: --label-column NAME"
+        )
     if len(found) == 1:
         found = {"train": next(iter(found.values()))}
     return _data(source, used, found, notes)
@@ -171,18 +202,23 @@ def _string_column(table: Table) -> str:
 def _pixel_columns(table: Table) -> list[int]:
     """The positions of the columns of pixels, empty if the table has none.
 
-    They are all columns except those whose names suggest labels, ids or splits. If no name does and the
-    columns do not make a square picture, the first one is taken as the label.
+    They are all columns of numbers except those whose names suggest labels, ids or splits. If these do not
+    make a square picture, the first one is taken as the label.
     """
     names = table.names
-    if len(names) < _MIN_PIXELS or not all(_is_byte_like(cell) for row in table.rows for cell in row[1:-1]):
-        return []
-    ends = {names.index(name) for name in label_candidates(names)}
-    ends |= {i for i, name in enumerate(names) if name.lower() in ("id", "", "index", "usage", "split")}
-    chosen = [position for position in range(len(names)) if position not in ends]
-    if len(chosen) == len(names) and not _is_square(len(chosen)):
+    ends = {names.index(name) for name in (*label_candidates(names), *named(names, SPLIT_COLUMNS))}
+    ends |= {at for at, name in enumerate(names) if _INDEX.fullmatch(name.lower()) or _is_unnamed(table, at)}
+    chosen = [
+        at for at in range(len(names)) if at not in ends and all(_is_byte_like(row[at]) for row in table.rows)
+    ]
+    if chosen[:1] == [0] and not _is_square(len(chosen)):
         chosen = chosen[1:]
-    return chosen if _is_square(len(chosen)) else []
+    return chosen if len(chosen) >= _MIN_PIXELS and _is_square(len(chosen)) else []
+
+
+def _is_unnamed(table: Table, at: int) -> bool:
+    """Whether the header has no name for a column, as that of pandas' index."""
+    return table.header and table.names[at] == f"column {at + 1}"
 
 
 def _is_square(count: int) -> bool:
@@ -196,16 +232,60 @@ def _is_byte_like(cell: str) -> bool:
 def _read_table(path: Path, settings: DataSettings) -> _Read:
     head = read_table(path, 3)
     column = _string_column(head)
+    chosen = [] if column else _pixel_columns(head)
+    pixels_at = {head.names.index(column)} if column else set(chosen)
+    others = [name for at, name in enumerate(head.names) if at not in pixels_at]
+    split = split_column({name: head.column(name) for name in others})
+    label = _label_column(head, [name for name in others if name != split], settings)
+    wanted = [name for name in (label, split) if name]
     if column:
-        return _read_strings(path, column, settings)
-    chosen = _pixel_columns(head)
-    others = [i for i in range(len(head.names)) if i not in set(chosen)]
-    by_name = label_candidates(head.names[i] for i in others)
-    label = settings.label_column or (by_name[0] if by_name else "" if head.header else head.names[0])
-    if label and (label not in head.names or head.names.index(label) not in others):
-        raise DataError(f"{printable(path.name)} has no label column {label!r} (data.label_column)")
-    at = head.names.index(label) if label else -1
-    pixels, labels = [], []
+        pixels, cells = _read_strings(path, column, wanted)
+    else:
+        pixels, cells = _read_columns(path, head, chosen, wanted)
+    splits, notes = row_splits(split, cells[split], printable(path.name)) if split else (None, [])
+    labels = cells.get(label)
+    if labels and not head.header and label == head.names[0] and not settings.label_column:
+        pixels, labels, end = _label_at_an_end(pixels, labels)
+        notes.append(f"{printable(path.name)} has no header: its {end} column was taken as the labels")
+    return _Read(pixels, labels, splits, notes, others)
+
+
+def _label_at_an_end(pixels: np.ndarray, labels: list[str]) -> tuple[np.ndarray, list[str], str]:
+    """Move the labels to the last column if only that one has numbers from 0 or 1 without gaps."""
+    last = pixels[:, -1]
+    if _are_classes(set(labels)) or not _are_classes(set(map(str, last.tolist()))):
+        return pixels, labels, "first"
+    first = _numbers(",".join(labels), ",")
+    if first is None or len(first) != len(labels) or ((first < 0) | (first > 255)).any():
+        return pixels, labels, "first"
+    return np.column_stack([first.astype(np.uint8), pixels[:, :-1]]), list(map(str, last.tolist())), "last"
+
+
+def _are_classes(values: set[str]) -> bool:
+    """Whether the values are two or more numbers from 0 or 1 on, without gaps."""
+    numbers = sorted(int(value) for value in values if value.isdecimal())
+    return len(numbers) == len(values) > 1 and numbers in (
+        list(range(len(numbers))),
+        list(range(1, 1 + len(numbers))),
+    )
+
+
+def _label_column(head: Table, others: list[str], settings: DataSettings) -> str:
+    """The column with the labels, by the settings, its name or its cells; empty if there is none."""
+    if settings.label_column:
+        return settings.label_column if settings.label_column in others else ""
+    texts = [name for name in others if not all(map(_is_byte_like, head.column(name)))]
+    candidates = label_candidates(others) or ([] if head.header else texts or others)
+    return candidates[0] if candidates else ""
+
+
+def _read_columns(
+    path: Path, head: Table, chosen: list[int], wanted: list[str]
+) -> tuple[np.ndarray, dict[str, list[str]]]:
+    """The pixels in the columns at ``chosen``, uint8 [N, P], and the cells of the ``wanted`` columns."""
+    at = [head.names.index(name) for name in wanted]
+    blocks = []
+    cells: list[list[str]] = []
     line = 1 + head.header
     try:
         with open_text(path, "utf-8-sig", newline="") as file:
@@ -214,27 +294,28 @@ def _read_table(path: Path, settings: DataSettings) -> _Read:
             lines = [] if head.header else [first]
             while lines := lines + list(islice(file, 1000)):
                 block, found = _block(path, lines, separator, line, (chosen, at, len(head.names)))
-                pixels.append(block)
-                labels += found
+                blocks.append(block)
+                cells += found
                 line += len(lines)
                 lines = []
     except UnicodeDecodeError as error:
         raise DataError(f"{printable(str(path))} is not text: {error}") from None
-    if not pixels:
+    if not blocks:
         raise DataError(f"{printable(path.name)} has no rows")
-    return np.concatenate(pixels), (labels if label else None), None
+    return np.concatenate(blocks), {name: [row[i] for row in cells] for i, name in enumerate(wanted)}
 
 
 def _block(
-    path: Path, lines: list[str], separator: str, first: int, columns: tuple[list[int], int, int]
-) -> tuple[np.ndarray, list[str]]:
-    """Parse lines into pixels, uint8 [N, P], and labels. ``first`` is the number of the first line.
+    path: Path, lines: list[str], separator: str, first: int, columns: tuple[list[int], list[int], int]
+) -> tuple[np.ndarray, list[list[str]]]:
+    """Parse lines into pixels, uint8 [N, P], and the cells of other columns of each row.
 
-    ``columns`` has the positions of the pixels, the position of the label (-1 if there is no label), and the
-    number of cells per row.
+    ``first`` is the number of the first line. ``columns`` has the positions of the pixels, those of the other
+    columns that are wanted, and the number of cells per row.
     """
-    chosen, at, width = columns
-    rows, labels = [], []
+    chosen, wanted, width = columns
+    only_label = len(wanted) == 1 and len(chosen) == width - 1
+    rows, others = [], []
     for number, line in enumerate(lines, first):
         row = line.strip("\r\n").replace('"', "")
         if not row.strip():
@@ -243,22 +324,23 @@ def _block(
             raise DataError(
                 f"{printable(str(path))}, line {number}: {row.count(separator) + 1} cells instead of {width}"
             )
-        if at == 0:
+        if only_label and wanted[0] == 0:  # faster than to split the row
             label, _, row = row.partition(separator)
-        elif at == width - 1:
+            other = [label]
+        elif only_label and wanted[0] == width - 1:
             row, _, label = row.rpartition(separator)
+            other = [label]
         else:
-            label = row.split(separator)[at] if at > 0 else ""
-        if len(chosen) < width - (at in (0, width - 1)):
-            cells = line.strip("\r\n").replace('"', "").split(separator)
-            row = separator.join([cells[i] for i in chosen])
-        labels.append(label.strip())
+            cells = row.split(separator)
+            other = [cells[at] for at in wanted]
+            row = separator.join([cells[at] for at in chosen])
+        others.append([cell.strip() for cell in other])
         rows.append(row)
     values = _numbers(separator.join(rows), separator)
     if values is None or values.size != len(rows) * len(chosen):
         last = first + len(lines) - 1
         raise DataError(f"{printable(str(path))}, lines {first} to {last}: a cell is not a number")
-    return _as_bytes(values.reshape(len(rows), len(chosen)), path, first), labels
+    return _as_bytes(values.reshape(len(rows), len(chosen)), path, first), others
 
 
 def _numbers(text: str, separator: str) -> np.ndarray | None:
@@ -284,13 +366,9 @@ def _as_bytes(values: np.ndarray, path: Path, first: int) -> np.ndarray:
     return values.astype(np.uint8)
 
 
-def _read_strings(path: Path, column: str, settings: DataSettings) -> _Read:
+def _read_strings(path: Path, column: str, wanted: list[str]) -> tuple[np.ndarray, dict[str, list[str]]]:
+    """The pixels in the cells of one column, uint8 [N, P], and the cells of the ``wanted`` columns."""
     table = read_table(path)
-    rest = [name for name in table.names if name != column]
-    label = settings.label_column or next(iter(label_candidates(rest)), "")
-    if label and label not in rest:
-        raise DataError(f"{printable(path.name)} has no label column {label!r} (data.label_column)")
-    usage = next(iter(named(rest, ("usage", "split", "set", "subset"))), "")
     pixels: list[np.ndarray] = []
     for line, cell in zip(table.lines, table.column(column), strict=True):
         try:
@@ -302,5 +380,4 @@ def _read_strings(path: Path, column: str, settings: DataSettings) -> _Read:
                 f"{printable(str(path))}, line {line}: {len(row)} pixels instead of {pixels[0].shape[1]}"
             )
         pixels.append(_as_bytes(row[None], path, line))
-    splits = [split_word(cell) or "train" for cell in table.column(usage)] if usage else None
-    return np.concatenate(pixels), (table.column(label) if label else None), splits
+    return np.concatenate(pixels), {name: table.column(name) for name in wanted}

@@ -33,7 +33,8 @@ from thumbnet.sources.arrays import (
     pair_up,
     same_length,
 )
-from thumbnet.sources.index import is_picture_name
+from thumbnet.sources.columns import label_candidates
+from thumbnet.sources.frames import is_frame, read_frame, split_frame
 from thumbnet.sources.label_matrices import label_matrices
 
 IN_MEMORY = "data in Python"
@@ -41,8 +42,9 @@ IN_MEMORY = "data in Python"
 
 EXPECTED = (
     "Expected (images, labels); ((x_train, y_train), (x_test, y_test)); {'train': (images, labels), 'test': "
-    "...}; a data set with __len__ and __getitem__, which returns (picture, label); or a pandas frame with a "
-    "column of paths and a column of labels. Images are an array [N, H, W] or [N, H, W, C], a tensor "
+    "...}; a data set with __len__ and __getitem__, which returns (picture, label), or a Dataset of the Hub; "
+    "or a pandas frame with a column of paths, one of labels and possibly one of splits. Images are an array "
+    "[N, H, W] or [N, H, W, C], a tensor "
     "[N, C, H, W], or a list of PIL pictures, arrays or paths"
 )
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -75,7 +77,7 @@ def load_python(given: Any, class_names: Sequence[str] | None = None, multilabel
         DataError: ``given`` has another form; the message says what was expected.
     """
     notes: list[str] = []
-    parts = {split: _part(value, split, notes) for split, value in _splits(given).items()}
+    parts = {split: _part(value, split, notes) for split, value in _splits(given, notes).items()}
     if "train" not in parts:
         raise DataError(f"{IN_MEMORY}: there is no split 'train', only {', '.join(parts)}. {EXPECTED}")
     stated = _stated_names(given) or next((p.class_names for p in parts.values() if p.class_names), None)
@@ -112,7 +114,7 @@ def _numbered(
 # --- what was given ---------------------------------------------------------------------------------------
 
 
-def _splits(given: Any) -> dict[str, Any]:
+def _splits(given: Any, notes: list[str]) -> dict[str, Any]:
     """What the user gave for each split."""
     if isinstance(given, Mapping):
         known = {str(key): _SPLIT_NAMES.get(str(key).lower()) for key in given}
@@ -125,13 +127,16 @@ def _splits(given: Any) -> dict[str, Any]:
                 )
             return {split: given[key] for key, split in known.items() if split}
         paired = pair_up({str(key): as_array(value) for key, value in given.items()}, IN_MEMORY)
+        notes += paired.notes
         return {split: (paired.images[split], paired.labels[split]) for split in paired.images}
     if isinstance(given, tuple | list) and len(given) in (2, 3):
-        if all(_is_pair(one) or _is_dataset(one) or _is_frame(one) for one in given):
+        if all(_is_pair(one) or _is_dataset(one) or is_frame(one) for one in given):
             return dict(zip(_ORDER[len(given)], given, strict=True))
         if len(given) == 2:
             return {"train": tuple(given)}
-    if _is_dataset(given) or _is_frame(given):
+    if is_frame(given):
+        return split_frame(given, IN_MEMORY, notes)
+    if _is_dataset(given):
         return {"train": given}
     if hasattr(given, "shape"):
         raise DataError(f"{IN_MEMORY}: an array alone has no labels. {EXPECTED}")
@@ -148,13 +153,12 @@ def _is_pair(one: Any) -> bool:
     return hasattr(one[0], "__len__") and hasattr(one[1], "__len__") and not isinstance(one[1], str)
 
 
-def _is_frame(one: Any) -> bool:
-    return hasattr(one, "columns") and hasattr(one, "iloc")
-
-
 def _is_dataset(one: Any) -> bool:
-    plain = isinstance(one, str | bytes | Path | Mapping | tuple | list) or hasattr(one, "shape")
-    return not plain and not _is_frame(one) and hasattr(one, "__getitem__") and hasattr(one, "__len__")
+    plain = isinstance(one, str | bytes | Path | Mapping | tuple | list)
+    is_array = hasattr(one, "dtype") or hasattr(
+        one, "dtypes"
+    )  # the Hub's data sets have a shape, but neither
+    return not plain and not is_array and hasattr(one, "__getitem__") and hasattr(one, "__len__")
 
 
 def _stated_names(given: Any) -> Sequence[str] | None:
@@ -164,8 +168,8 @@ def _stated_names(given: Any) -> Sequence[str] | None:
 
 def _part(given: Any, split: str, notes: list[str]) -> _Part:
     where = f"{IN_MEMORY}, {split}"
-    if _is_frame(given):
-        return _from_frame(given, where)
+    if is_frame(given):
+        return _Part(*read_frame(given, where))
     if _is_dataset(given):
         return _from_dataset(given, split, where, notes)
     if not isinstance(given, tuple | list) or len(given) != 2:
@@ -180,33 +184,6 @@ def _part(given: Any, split: str, notes: list[str]) -> _Part:
     elif isinstance(pictures, str | bytes) or not hasattr(pictures, "__len__"):
         raise DataError(f"{where}: expected pictures, got a {type(pictures).__name__}. {EXPECTED}")
     return _Part(pictures, labels)
-
-
-def _from_frame(frame: Any, where: str) -> _Part:
-    """Find the columns of paths and of labels in a pandas frame.
-
-    Paths are recognised by their content. Labels are in the column with a common name for them, or in the
-    only other column.
-    """
-    columns = {column: frame[column].tolist() for column in frame.columns}
-    if not len(frame):
-        raise DataError(f"{where}: the frame has no rows")
-    paths = [
-        column
-        for column, values in columns.items()
-        if all(isinstance(v, str | Path) and is_picture_name(os.path.basename(v)) for v in values)
-    ]
-    known = ("label", "class", "target", "y", "category", "class_name", "labels", "classid")
-    rest = [column for column in columns if column not in paths]
-    labels = [column for column in rest if str(column).lower() in known] or rest
-    if len(paths) != 1 or len(labels) != 1:
-        what = "paths of pictures" if len(paths) != 1 else "labels"
-        listing = ", ".join(printable(str(column)) for column in columns)
-        raise DataError(
-            f"{where}: it is unclear which column has the {what}; the columns are {listing}. Pass the two "
-            "columns as lists: (frame['path'].tolist(), frame['label'].tolist())"
-        )
-    return _Part([str(path) for path in columns[paths[0]]], columns[labels[0]])
 
 
 def _from_dataset(dataset: Any, split: str, where: str, notes: list[str]) -> _Part:
@@ -252,9 +229,9 @@ def _item(dataset: Any, index: int, where: str) -> tuple[Any, Any]:
         raise DataError(f"{where}: the data set fails at item {index}: {printable(reason)}") from None
     if isinstance(item, Mapping):
         pictures = [item[key] for key in ("image", "img", "picture", "pixels") if key in item]
-        labels = [item[key] for key in ("label", "labels", "fine_label", "class", "target") if key in item]
+        labels = label_candidates(map(str, item))
         if pictures and labels:
-            return pictures[0], labels[0]
+            return pictures[0], item[labels[0]]
         keys = ", ".join(printable(str(key)) for key in item)
         raise DataError(f"{where}: an item has the keys {keys}, expected 'image' and 'label'")
     if not isinstance(item, tuple | list) or len(item) != 2:
@@ -272,9 +249,9 @@ def _names_of(dataset: Any) -> Sequence[str] | None:
         if isinstance(names, Sequence) and not isinstance(names, str) and len(names):
             return [str(name) for name in names]
         features = getattr(dataset, "features", None)
-        for key in ("label", "labels", "fine_label", "class", "target"):
-            if isinstance(features, Mapping) and hasattr(features.get(key), "names"):
-                return [str(name) for name in features[key].names]
+        labels = label_candidates(map(str, features)) if isinstance(features, Mapping) else []
+        if features and labels and hasattr(features[labels[0]], "names"):
+            return [str(name) for name in features[labels[0]].names]
         dataset = getattr(dataset, "dataset", None)
         if dataset is None:
             return None

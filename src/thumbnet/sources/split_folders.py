@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from typing import NamedTuple
 
 from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
@@ -33,6 +34,13 @@ _COMPANION_WORDS = (
 _COMPANIONS = frozenset(_COMPANION_WORDS.split())
 
 
+class Unlabelled(NamedTuple):
+    """The folder of a split without labels, and a note about it."""
+
+    folder: str
+    note: str
+
+
 class SplitFinder:
     """Finds the splits below ``tree``.
 
@@ -41,12 +49,14 @@ class SplitFinder:
         top: the folder that holds the splits or classes; ``tree`` until it is found. Messages show paths
             relative to it.
         notes: the notes for the user so far.
+        unlabelled: the splits without labels that folders or names show, and where they are.
     """
 
     def __init__(self, tree: Folder, base: str, settings: DataSettings, packed: bool) -> None:
         self.tree, self.settings, self.packed = tree, settings, packed
         self.base = base.rstrip("/") or "/"
         self.notes: list[str] = []
+        self.unlabelled: dict[str, Unlabelled] = {}
         self.top = tree
 
     def _unwrapped(self, folder: Folder) -> Folder:
@@ -258,10 +268,11 @@ class SplitFinder:
         example = printable(self._below_top([min(folder.pictures_below())])[0])
         first = "unpack the archive, then " if self.packed else ""
         place = self._short(folder) if self.packed else self._full(folder)
-        self.notes.append(
+        self.unlabelled[split] = Unlabelled(
+            folder.path,
             f"{self._short(folder)}/ has no labels ({picture_count(folder.count)}, such as {example}), so it "
             f"is not used as {split}. To classify its pictures after training: {first}thumbnet predict RUN "
-            f"{_quoted(place)}"
+            f"{_quoted(place)}",
         )
 
     def _note_ignored(self, folders: list[Folder], why: str) -> None:

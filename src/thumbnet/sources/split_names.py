@@ -10,6 +10,7 @@ SPLITS = ("train", "val", "test")
 _WORDS = {
     "train": "train",
     "training": "train",
+    "trn": "train",
     "trainval": "train",
     "val": "val",
     "valid": "val",
@@ -19,6 +20,7 @@ _WORDS = {
     "development": "val",
     "test": "test",
     "testing": "test",
+    "tst": "test",
     "eval": "test",
     "evaluation": "test",
     "holdout": "test",
@@ -27,7 +29,7 @@ _WORDS = {
 _EITHER = frozenset({"eval", "evaluation", "holdout", "heldout"})  # val if there is another test folder
 _AFFIX = (
     "set|sets|data|dataset|image|images|img|imgs|picture|pictures|pic|pics|photo|photos|folder|split|"
-    "seg|cls|jpg|jpeg|png|raw|resized|cropped|small|full|final|labeled|labelled|my|the"
+    "seg|cls|jpg|jpeg|png|raw|resized|cropped|small|full|final|labeled|labelled|my|the|list|lists"
 )
 _AFFIXES = frozenset(_AFFIX.split("|"))
 _GLUED = re.compile(rf"(?P<word>{'|'.join(_WORDS)})(?:{_AFFIX})")
@@ -72,3 +74,14 @@ def split_name(name: str) -> SplitName | None:
     unusual = tuple(token for token in rest if token not in _AFFIXES)
     rank = 0 if plain else 2 if unusual else 1
     return SplitName(found.pop(), rank, unusual, words[0] in _EITHER)
+
+
+def splits_named(name: str) -> frozenset[str]:
+    """The splits that a name can stand for: none, one, or ``val`` and ``test`` for a name such as ``eval``.
+
+    Names with other words in them, such as ``train_station``, stand for none.
+    """
+    found = split_name(name)
+    if found is None or found.rank == 2:
+        return frozenset()
+    return frozenset(("val", "test")) if found.either else frozenset((found.split,))

@@ -22,6 +22,9 @@ TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson")
 MAX_LINE = 4 << 20  # characters; a file with a longer line is refused
 
 _SEPARATORS = (",", ";", "\t", "|")
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*$', re.I)  # the first line of Excel's files
+_REPEATED = "{}: two columns are called {!r}. Rename one"
+_HEADER_ROWS = 200  # that are compared with the first; as many as are read to recognise a table
 _HEAD = 1 << 16  # bytes in which the encoding is detected
 
 
@@ -114,9 +117,12 @@ def _read(path: Path, encoding: str, note: str, limit: int | None) -> Table:
     first = list(islice((line for line in _lines(path, encoding) if line.strip()), 30))
     if path.suffix.lower() in (".jsonl", ".ndjson"):
         return _read_json_lines(path, encoding, limit)
-    separator = _separator(first)
+    if _is_counted(first):
+        return _read_counted(path, encoding, limit)
+    told = _SEPARATOR_LINE.match(first[0]) if first else None
+    separator = told[1] if told else _separator(first)
     rows, lines = [], []
-    for line, row in _cells(path, encoding, separator):
+    for line, row in islice(_cells(path, encoding, separator), int(bool(told)), None):
         rows.append([cell.strip() for cell in row])
         lines.append(line)
         if limit is not None and len(rows) > limit:
@@ -136,11 +142,36 @@ def _read(path: Path, encoding: str, note: str, limit: int | None) -> Table:
     names = [name or f"column {number + 1}" for number, name in enumerate(names)]
     repeated = repeated_names(names)
     if repeated:
-        raise DataError(
-            f"{printable(str(path))}: two columns are called {printable(repeated[0])!r}. Rename one"
-        )
+        raise DataError(_REPEATED.format(printable(str(path)), printable(repeated[0])))
     skip = int(header)
     return Table(path, names, rows[skip:], lines[skip:], header, (note,) if note else ())
+
+
+def _is_counted(lines: list[str]) -> bool:
+    """Whether a table begins with its number of rows and the names of its columns, as CelebA's do."""
+    if len(lines) < 3 or not lines[0].strip().isdecimal() or "," in lines[1]:
+        return False
+    names, row = lines[1].split(), lines[2].split()
+    more = len(row) - len(names)
+    return more in (0, 1) and len(row) > 1 and is_picture_name(row[0]) and not is_picture_name(names[0])
+
+
+def _read_counted(path: Path, encoding: str, limit: int | None) -> Table:
+    """Read a table of :func:`_is_counted`; the column of pictures may lack a name."""
+    cells = ((number, line.split()) for number, line in enumerate(_lines(path, encoding), 1) if line.strip())
+    found = list(islice(cells, None if limit is None else limit + 2))
+    rows, lines = [row for _, row in found[2:]], [number for number, _ in found[2:]]
+    names = found[1][1]
+    names = ["image", *names] if len(rows[0]) > len(names) else names
+    for line, row in zip(lines, rows, strict=True):
+        if len(row) != len(names):
+            raise DataError(
+                f"{printable(str(path))}, line {line}: {len(row)} cells, but there are {len(names)} columns"
+            )
+    repeated = repeated_names(names)
+    if repeated:
+        raise DataError(_REPEATED.format(printable(str(path)), printable(repeated[0])))
+    return Table(path, names, rows, lines, True)
 
 
 def _cells(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, list[str]]]:
@@ -150,7 +181,7 @@ def _cells(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, lis
             if line.strip():
                 yield number, [cell.strip('"') for cell in line.strip().rsplit(maxsplit=1)]
         return
-    yield from numbered_rows(_lines(path, encoding), separator, printable(str(path)))
+    yield from numbered_rows(_lines(path, encoding), separator, printable(str(path)), skip_spaces=True)
 
 
 def _separator(lines: list[str]) -> str:
@@ -161,7 +192,7 @@ def _separator(lines: list[str]) -> str:
     best, choice = (0.0, 0), ""
     for separator in _SEPARATORS:
         try:
-            widths = [len(row) for row in csv.reader(lines, delimiter=separator)]
+            widths = [len(row) for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
         except csv.Error:
             continue
         if not widths or widths[0] < 2:
@@ -177,10 +208,14 @@ def _separator(lines: list[str]) -> str:
 
 
 def _has_header(rows: list[list[str]]) -> bool:
-    """Whether the first row is a header: it names no picture, and is not all numbers."""
+    """Whether the first row is a header: it names no picture and no class of other rows, nor only numbers."""
     first = rows[0]
     if any(is_picture_name(re.split(r"[/\\]", cell)[-1]) for cell in first):
         return False
+    for place, cell in enumerate(first):
+        below = (row[place] for row in rows[1:_HEADER_ROWS] if len(row) > place)
+        if cell and not _is_number(cell) and cell in below:
+            return False
     return not all(_is_number(cell) for cell in first)
 
 

@@ -16,7 +16,7 @@ from thumbnet.data.reading import inside, is_folder, reads
 from thumbnet.errors import DataError, printable
 from thumbnet.files import open_whole
 from thumbnet.sources.folders import LAYOUTS_HELP
-from thumbnet.sources.index import is_picture_name
+from thumbnet.sources.index import is_picture_name, is_picture_start
 from thumbnet.sources.place import Place
 from thumbnet.sources.split_names import split_name
 
@@ -27,15 +27,16 @@ ACCEPTED = (
     "docs/howto/forms.md."
 )
 _WHOLE = "thumbnet classifies whole pictures"
+_IDX = (
+    "put them into one folder, as train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte "
+    "and t10k-labels-idx1-ubyte"
+)
 _UNPACK = "unpack it yourself and name the folder"
-_ARRAYS = "save its arrays with numpy.savez('data.npz', x_train=..., y_train=..., x_test=..., y_test=...)"
-_PICKLE = f"opening it could run any code, so thumbnet never does; if you trust it, {_ARRAYS}"
-_EXPORT = "write its pictures to one folder per class"
 
 # First bytes of a file, what it is, and what to do.
 _STARTS: tuple[tuple[bytes, str, str], ...] = (
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", _ARRAYS),
-    (b"SQLite format 3\0", "an SQLite database", _EXPORT),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", plugins.ARRAYS_ADVICE),
+    (b"SQLite format 3\0", "an SQLite database", plugins.FILES_ADVICE),
     (b"Rar!\x1a\x07", "a RAR archive", _UNPACK),
     (b"7z\xbc\xaf'\x1c", "a 7z archive", _UNPACK),
     (b"\x28\xb5\x2f\xfd", "a Zstandard-compressed file", _UNPACK),
@@ -44,7 +45,18 @@ _STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"BZh", "a bzip2-compressed file", _UNPACK),
     (b"\xfd7zXZ\0", "an xz-compressed file", _UNPACK),
     (b"ARROW1", "an Arrow file", "save it as Parquet"),
-    (b"PAR1", "a Parquet table without a column of pictures or paths", "name the columns that hold them"),
+    (
+        b"\x93NUMPY",
+        "a NumPy array",
+        "put the arrays into one folder, as x_train.npy, y_train.npy, x_test.npy and y_test.npy, or as one "
+        "file per class, and name that folder",
+    ),
+    (
+        b"PAR1",
+        "a Parquet table",
+        "name its folder, which may hold the tables of all splits; if the table has columns of paths and "
+        "classes, name these, too: --path-column NAME --label-column NAME",
+    ),
     (
         b"version https://git-lfs",
         "a Git LFS pointer, not the file itself",
@@ -53,13 +65,11 @@ _STARTS: tuple[tuple[bytes, str, str], ...] = (
 )
 # The same by the end of the file name, for formats without characteristic first bytes.
 _ENDS: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    ((".pkl", ".pickle", ".pt", ".pth", ".joblib", ".ckpt", ".pk"), "a Python pickle", _PICKLE),
-    ((".h5", ".hdf5", ".hdf", ".keras"), "an HDF5 file", _ARRAYS),
-    ((".tfrecord", ".tfrecords", ".record"), "a TFRecord file", _EXPORT),
-    ((".mdb", ".lmdb"), "an LMDB database", _EXPORT),
-    ((".sqlite", ".sqlite3", ".db"), "a database", _EXPORT),
-    ((".rec", ".idx", ".lst"), "an MXNet RecordIO file", _EXPORT),
-    ((".rar", ".7z", ".tar.zst", ".tzst", ".zst", ".lz4", ".z", ".lzma", ".cab"), "an archive", _UNPACK),
+    ((".pt", ".pth", ".joblib", ".ckpt"), "a Python pickle", plugins.PICKLE_ADVICE),
+    ((".keras",), "an HDF5 file", plugins.ARRAYS_ADVICE),
+    ((".db",), "a database", plugins.FILES_ADVICE),
+    ((".rec", ".idx", ".lst"), "an MXNet RecordIO file", plugins.FILES_ADVICE),
+    ((".zst", ".lz4", ".z", ".lzma"), "an archive", _UNPACK),
     ((".gz", ".bz2", ".xz"), "a compressed file", _UNPACK),
     ((".iso", ".dmg", ".img"), "a disk image", "mount it and name the folder"),
     (
@@ -76,20 +86,7 @@ _ENDS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((".ipynb", ".py"), "a program", "name the data that it reads"),
     ((".yaml", ".yml", ".toml"), "a settings file", "name the data that it describes"),
     ((".part", ".crdownload", ".aria2", ".download", ".tmp"), "an unfinished download", "finish it"),
-    ((".beton",), "an FFCV file", _EXPORT),
-)
-_ARCHIVES = (
-    ".zip",
-    ".tar",
-    ".tgz",
-    ".txz",
-    ".tbz2",
-    ".tar.gz",
-    ".tar.xz",
-    ".tar.bz2",
-    ".rar",
-    ".7z",
-    ".tar.zst",
+    ((".beton",), "an FFCV file", plugins.FILES_ADVICE),
 )
 _MASKS = re.compile(
     r"(ground[ _-]?truths?|gts?|(segmentation[ _-]?)?(masks?|labels?|annotations?)|trimaps?|segmentation\w*)",
@@ -189,7 +186,8 @@ def _identify(path: Path) -> tuple[str, str]:
             "to train, name a folder with one folder of pictures per class; to classify this picture: "
             f"thumbnet predict RUN {printable(str(path))}"
         )
-    kind = plugins.kind_of(head) or plugins.kind_by_name(name)
+    by_name = plugins.kind_by_name(name)
+    kind = plugins.kind_of(head) or (None if by_name in plugins.CONTAINERS else by_name)
     if kind:
         return kind.name, kind.advice
     if _is_page(head):
@@ -200,10 +198,16 @@ def _identify(path: Path) -> tuple[str, str]:
     for start, what, advice in _STARTS:
         if head.startswith(start):
             return what, advice
+    if is_picture_start(head):
+        return "a picture, but its name does not end like one", "rename such files to end in .jpg or .png"
+    if re.match(rb"\0\0[\x08\x0c][\1-\4]\0", head):
+        return "an idx file under another name than MNIST's", _IDX
     if head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5":
-        return "a Python pickle", _PICKLE
-    if re.search(r"\.tfrecords?(-\d+-of-\d+)?$", name):
-        return "a TFRecord file", _EXPORT
+        return "a Python pickle", plugins.PICKLE_ADVICE
+    if re.search(r"\.tfrecords?-\d+-of-\d+$", name):
+        by_name = plugins.TFRECORD
+    if by_name:
+        return by_name.name, by_name.advice
     for ends, what, advice in _ENDS:
         if name.endswith(ends):
             return what, advice
@@ -279,10 +283,14 @@ def _contents(root: Path, pictures: Sequence[str], others: Sequence[str]) -> str
     if not pictures and not others:
         return "is empty: it has no files in it" if is_folder(root) else None
     names = {os.path.basename(path).lower() for path in others}
+    batches = sorted(name for name in names if re.fullmatch(r"data_batch_[1-5](\.bin)?", name))
+    if not pictures and batches:
+        lacking = [name for n in range(1, 6) if (name := re.sub(r"[1-5]", str(n), batches[0])) not in names]
+        return f"has CIFAR-10's {batches[0]}, but not {', '.join(lacking)}. Unpack its archive again"
     if not pictures and "data.mdb" in names:
-        return f"is an LMDB database. {_sentence(_EXPORT)}"
+        return f"is an LMDB database. {_sentence(plugins.FILES_ADVICE)}"
     if not pictures:
-        archives = [path for path in others if path.lower().endswith(_ARCHIVES)]
+        archives = [path for path in others if plugins.kind_by_name(path) is plugins.ARCHIVE]
         if len(archives) * 2 > len(others):
             return (
                 f"has {len(archives):,} archives, such as {printable(min(archives))}, and no pictures: "

@@ -31,6 +31,7 @@ from thumbnet.sources.split_names import split_name
 from thumbnet.sources.tar import DAMAGED
 
 LABELS = ("cls", "json", "txt", "label", "class")
+_SIDECARS = frozenset(("json", "txt"))  # these may be something else, such as captions
 _JSON_KEYS = ("label", "class", "cls", "class_name", "label_name", "category", "target", "class_id")
 _MEMBERS_CHECKED = 12  # at the start of a tar file, to decide whether it is a shard
 _MAX_SHARDS = 100_000
@@ -212,15 +213,32 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _is_shard(path: Path) -> bool:
-    """Whether the first members include a picture and a label with the same key."""
+    """Whether the first members include a picture and a label with the same key.
+
+    Texts and JSON next to pictures in several class folders are no labels: the folder that the archive
+    unpacks to is read by its class folders, too.
+    """
     seen: dict[str, set[str]] = defaultdict(set)
+    labels: set[str] = set()
+    folders: set[str] = set()
     # The members before the damage are enough.
     with open_whole(path) as file, suppress(*DAMAGED), tarfile.open(fileobj=file, mode="r:") as tar:
-        for _, member in zip(range(_MEMBERS_CHECKED), tar, strict=False):
-            if member.isreg():
-                key, _, suffix = _base(member.name)
-                seen[key].add("picture" if is_picture_name(f"x.{suffix}") else suffix)
-    return any("picture" in kinds and kinds & set(LABELS) for kinds in seen.values())
+        for number, member in enumerate(tar):
+            if number >= _MEMBERS_CHECKED and not (folders and labels and labels <= _SIDECARS):
+                break
+            key, _, suffix = _base(member.name)
+            if not member.isreg():
+                continue
+            is_picture = is_picture_name(f"x.{suffix}")
+            if is_picture:
+                folder = key.rpartition("/")[0].rpartition("/")[2]
+                folders |= {folder} if folder not in ("", ".") and split_name(folder) is None else set()
+            if number < _MEMBERS_CHECKED:
+                seen[key].add("picture" if is_picture else suffix)
+                labels |= seen[key] & set(LABELS) if "picture" in seen[key] else set()
+            if len(folders) > 1 and number >= _MEMBERS_CHECKED:
+                break
+    return bool(labels - _SIDECARS) or (bool(labels) and len(folders) < 2)
 
 
 def _base(name: str) -> tuple[str, str, str]:

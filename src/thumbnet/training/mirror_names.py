@@ -168,7 +168,7 @@ def named_keys(recipe: object, overrides: Sequence[str]) -> frozenset[str]:
     keys = {assignment.partition("=")[0].strip() for assignment in overrides}
     if isinstance(recipe, str | Path) and Path(recipe).suffix == ".toml":
         try:
-            settings = tomllib.loads(Path(recipe).read_text("utf-8"))
+            settings = tomllib.loads(Path(recipe).read_text("utf-8-sig"))
         except (OSError, ValueError, RecursionError):
             return frozenset(keys)
         tables = {section: table for section, table in settings.items() if isinstance(table, dict)}

@@ -18,6 +18,8 @@ from thumbnet.training.state import TrainingState
 from thumbnet.training.step import train_step
 
 SMOOTHING = 0.95
+FEWEST = 10  # losses; fewer suggest nothing
+LIMITS = (1e-30, 1e30)  # of the rates; float32 can express their products with gradients
 BLOW_UP = 3.0  # the test ends when the smoothed loss exceeds its minimum by this factor
 
 
@@ -36,6 +38,22 @@ class RangeTest:
     losses: list[float]
     suggestion: float
     least: float
+
+
+def check_asked(lowest: float, highest: float, steps: int) -> None:
+    """Check what a user asks of a range test.
+
+    Raises:
+        ThumbnetError: the rates do not rise or are out of range, or the steps are too few.
+    """
+    if not LIMITS[0] <= lowest < highest <= LIMITS[1]:
+        raise ThumbnetError(
+            f"--from {lowest:g} and --to {highest:g}: expected {LIMITS[0]:g} <= FROM < TO <= {LIMITS[1]:g}"
+        )
+    if steps < FEWEST:
+        raise ThumbnetError(
+            f"--steps {steps}: expected {FEWEST} or more, because fewer losses suggest no rate"
+        )
 
 
 def learning_rate_range_test(
@@ -98,9 +116,10 @@ def _step(state: TrainingState, batch: Batch, factor: float) -> float:
 
 
 def _judge(rates: list[float], losses: list[float]) -> RangeTest:
-    if len(losses) < 10:
+    if len(losses) < FEWEST:
         raise ThumbnetError(
-            f"the loss blew up after {len(losses)} steps: start at a lower rate (--from 1e-6)"
+            f"the loss blew up after {len(losses)} steps, and {FEWEST} are needed: start at a lower rate "
+            "(--from 1e-6), end at a lower one (--to 1), or rise more slowly (--steps 200)"
         )
     bottom = min(range(len(losses)), key=losses.__getitem__)
     # Slopes over a window, because single steps are noisy. The first tenth does not count, because the

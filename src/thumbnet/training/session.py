@@ -25,7 +25,8 @@ from thumbnet.errors import (
 from thumbnet.evaluation import Evaluation
 from thumbnet.recipes.networks import code_options
 from thumbnet.runs.folder import Run
-from thumbnet.runs.weights_info import WeightsInfo
+from thumbnet.runs.weights_info import WeightsInfo, public_name
+from thumbnet.sources.load import where_again
 from thumbnet.training.fit import StepResult
 from thumbnet.training.linear import train_epochs
 from thumbnet.training.listener import Listener
@@ -219,7 +220,7 @@ class Session:
             class_names=self.data.class_names,
             preprocessing=self.prepared.preprocessing,
             precision=recipe.training.precision,
-            source=self.data.source,
+            source=public_name(where_again(self.data.source) or self.data.source),
             fingerprint=self.fingerprint,
             tta=recipe.evaluation.tta,
             temperature=measured.temperature,

@@ -101,7 +101,7 @@ def suitable_width(recipe: Recipe, pictures: int) -> float:
     Of 50,000 pictures, half the width did for less than 165,000 pictures shown, and one and a half times the
     width from about 550,000 on; of 2,000, these were 60,000 and 240,000 (docs/notebook/minutes.md).
     """
-    shown = recipe.training.steps * recipe.training.batch_size / (pictures / 50_000) ** 0.31
+    shown = recipe.training.steps * batch_of(recipe, pictures) / (pictures / 50_000) ** 0.31
     return max(width for width, least in WIDTHS.items() if shown >= least)
 
 
@@ -124,9 +124,14 @@ class Speed:
         return self.per_picture[size] * batch_size + self.per_step
 
 
+def batch_of(recipe: Recipe, pictures: int) -> int:
+    """How many of the training ``pictures`` a batch has: not more than an epoch."""
+    return min(recipe.training.batch_size, kept_per_epoch(pictures, recipe.data.skip_easy))
+
+
 def own_batch(recipe: Recipe, prepared: Prepared) -> int:
     """How many pictures of a batch one process has, at most."""
-    return -(-recipe.training.batch_size // prepared.train.world.size)
+    return -(-batch_of(recipe, prepared.train.count) // prepared.train.world.size)
 
 
 def measure_speed(
@@ -272,7 +277,8 @@ def watch_less(recipe: Recipe, prepared: Prepared, speed: Speed) -> Recipe:
     the time.
     """
     found = costs(recipe, prepared, speed)
-    steps = kept_per_epoch(prepared.train.count, recipe.data.skip_easy) / recipe.training.batch_size
+    pictures = prepared.train.count
+    steps = kept_per_epoch(pictures, recipe.data.skip_easy) / batch_of(recipe, pictures)
     allowed = WATCHING * steps * found.mean_step()
     if found.per_epoch <= allowed:
         return recipe
@@ -289,17 +295,18 @@ def fit_steps(recipe: Recipe, prepared: Prepared, speed: Speed, seconds: float) 
     As ``training.min_steps`` asks, batches become smaller where there would be too few steps.
     """
     pictures = kept_per_epoch(prepared.train.count, recipe.data.skip_easy)
+    batch = batch_of(recipe, prepared.train.count)
     least = recipe.training.min_steps
     found = costs(recipe, prepared, speed)
-    step = found.mean_step() + found.per_epoch * recipe.training.batch_size / pictures
+    step = found.mean_step() + found.per_epoch * batch / pictures
     left = seconds - found.at_the_end
     if least > 0 and left / step < least:
-        per_picture = (step - speed.per_step) / recipe.training.batch_size
+        per_picture = (step - speed.per_step) / batch
         size = int((left / least - speed.per_step) / per_picture)
-        recipe = recipe.with_batch_size(min(max(size, SMALLEST_BATCH), recipe.training.batch_size))
-        step = per_picture * recipe.training.batch_size + speed.per_step
+        batch = min(max(size, SMALLEST_BATCH), batch)
+        recipe = recipe.with_batch_size(batch)
+        step = per_picture * batch + speed.per_step
     steps = max(LEAST_STEPS, int(left / step))
-    batch = min(recipe.training.batch_size, pictures)
     per_epoch = pictures // batch if recipe.training.drop_last else -(-pictures // batch)
     training = replace(recipe.training, steps=steps, epochs=-(-steps // per_epoch), min_steps=0)
     return replace(recipe, training=training)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from thumbnet.invocation import command
 from thumbnet.kernels.library import load_kernels
 from thumbnet.models.registry import find_builder, provide
 from thumbnet.recipes.recipe import Recipe
+from thumbnet.runs.finding import are_gone
 from thumbnet.runs.folder import Run
 from thumbnet.sources.load import where_again
 from thumbnet.training.choose import asked_recipe, choose_recipe, load_for
@@ -244,17 +245,19 @@ def _begin(plan: Plan, call: Call) -> Run:
         threading.Thread(target=load_kernels).start()
     with world.one_per_machine_first():
         check_frozen(asked_recipe(plan.recipe, plan.overrides), plan.minutes, world)
-        recipe, loaded = choose_recipe(
-            plan.data,
-            plan.recipe,
-            plan.overrides,
-            plan.data_dir,
-            listener,
-            plan.labels,
-            continues=plan.continued is not None,
-        )
+        with nullcontext() if plan.continued is None else _data_of(plan.continued.record["run"], plan.data):
+            recipe, loaded = choose_recipe(
+                plan.data,
+                plan.recipe,
+                plan.overrides,
+                plan.data_dir,
+                listener,
+                plan.labels,
+                continues=plan.continued is not None,
+            )
         loaded.check_trainable()
         recipe, named = with_absolute_init(recipe), named_keys(plan.recipe, plan.overrides)
+        recipe.to_toml()  # a recipe that cannot be written is refused before the training
         initial = read_initial(recipe.training.init) if recipe.training.init else None
         recipe = with_network_of_init(recipe, named, initial)
         fingerprint = loaded.fingerprint()  # of all training pictures, including those set aside below
@@ -339,7 +342,8 @@ def _loaded_again(
     """
     with call.world.one_per_machine_first():
         source = _own_data(settings.get("data"), run.path, given)
-        data = load_for(source, recipe, settings.get("data_dir"), call.listener, corrections)
+        with _data_of(run.path, source):
+            data = load_for(source, recipe, settings.get("data_dir"), call.listener, corrections)
     fingerprint = data.fingerprint()
     _check_same_everywhere(fingerprint, data.source, call.world)
     data = with_calibration_split(data, recipe.data)
@@ -413,6 +417,20 @@ def _own_data(source: str | None, run: str | Path, given: Any) -> Any:
             "thumbnet.resume(RUN, data=(images, labels))"
         )
     return source if given is None else given
+
+
+@contextmanager
+def _data_of(run: str | Path, source: Any) -> Iterator[None]:
+    """Say what to do if the data of a run that goes on have moved."""
+    try:
+        yield
+    except DataError as error:
+        if not isinstance(source, str) or not are_gone(source):
+            raise
+        raise DataError(
+            f"{error}\nThese are the data of {run}, which goes on only with them. If they have moved, move "
+            "them back, or put a symbolic link there"
+        ) from None
 
 
 def with_absolute_init(recipe: Recipe) -> Recipe:

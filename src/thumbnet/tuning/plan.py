@@ -113,6 +113,7 @@ def plan(
     left: float,
     trials: int | None = None,
     *,
+    data: str = "DATA",
     fixed: bool = False,
 ) -> Plan:
     """Plan a search of ``minutes``.
@@ -124,6 +125,7 @@ def plan(
         minutes: the whole time.
         left: seconds of it that are left.
         trials: the number of trials that the user asked for.
+        data: the data, as the advice names them.
         fixed: whether the user set the number of epochs.
 
     Raises:
@@ -139,7 +141,7 @@ def plan(
             f"--minutes {minutes:g} is too short for a search: a trial takes about {takes:.0f} s here, and "
             f"{fewest} of them have to fit into two thirds of the time. Give at least --minutes {least:.4g}, "
             "or let one training have all of the time, which is better than a hurried search: "
-            f"{command('train', 'DATA', '--minutes', f'{minutes:g}')}"
+            f"{command('train', data, '--minutes', f'{minutes:g}')}"
         )
     if not fixed and MANY * takes < for_trials:
         epochs = max(recipe.training.epochs, _epochs_within(for_trials / MANY, recipe, parts, cost))

@@ -17,6 +17,7 @@ from thumbnet.errors import (
     InterruptedRunError,
     InterruptedTuneError,
     OutOfMemoryError,
+    printable,
 )
 from thumbnet.evaluation import wilson_interval
 from thumbnet.files import read_json, write_file, write_json
@@ -127,7 +128,10 @@ class Tuner:
             self._try_settings()
             self._write_page(None)
         best = best_of(self.records)
+        began = time.perf_counter()
         run = self._train(best)
+        # The final training counts its own time, including what it took before it was interrupted.
+        self.started -= max(0.0, run.summary["seconds_total"] - (time.perf_counter() - began))
         write_json(search.path / "summary.json", self._summary(best, run))
         self._write_page(run)
         return Tuned(search.path, self._recipe_to_keep(best), run)
@@ -248,7 +252,7 @@ class Tuner:
     def _recipe_to_keep(self, best: Record) -> Recipe:
         """The best recipe: everything is decided, so nothing in it depends on the data any more."""
         found = self._recipe_of(best)
-        source = Path(self.search.data.source).name or self.search.data.source
+        source = printable(Path(self.search.data.source).name or self.search.data.source)
         return replace(
             found,
             name="tuned",

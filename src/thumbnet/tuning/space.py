@@ -147,7 +147,7 @@ def knobs(
     smoothing = training.label_smoothing
     found.append(_number("smoothing", 0.0, MOST_SMOOTHING, smoothing, ("training.label_smoothing",)))
     least, most = max(SMALLEST_BATCH, training.batch_size // 2), min(2 * training.batch_size, pictures // 4)
-    batch = ("training.batch_size",)
+    batch = ("training.batch_size", *rates)
     found.append(_whole("batch size", least, most, training.batch_size, batch, log=True))
     sizes = _sizes(recipe, size, own, smaller=epochs)
     found.append(_choice("size", sizes, _size_text(size), SIZE_KEYS))
@@ -274,10 +274,14 @@ def recipe_at(
     def of(name: str, otherwise: float) -> float:
         return float(point.get(name, otherwise))
 
+    def rounded(name: str, own: float) -> float:
+        value = of(name, own)
+        return own if value == own else _rounded(value)
+
     batch = int(of("batch size", recipe.training.batch_size))
     if batch != recipe.training.batch_size:
         recipe = recipe.with_batch_size(batch)
-    width = _rounded(of("width", recipe.model.width))
+    width = rounded("width", recipe.model.width)
     data, scale = recipe.data, 1.0
     if size is not None and point.get("size", _size_text(size)) != _size_text(size):
         data = replace(data, image_size=str(point["size"]))
@@ -289,13 +293,13 @@ def recipe_at(
     training = replace(
         recipe.training,
         epochs=int(epochs),
-        label_smoothing=_rounded(of("smoothing", recipe.training.label_smoothing)),
+        label_smoothing=rounded("smoothing", recipe.training.label_smoothing),
     )
     return replace(
         recipe,
         data=data,
         training=training,
-        augment=_augment(recipe.augment, point, scale),
+        augment=_augment(recipe.augment, point, rounded("light", recipe.augment.brightness), scale),
         model=replace(recipe.model, width=width),
         optimizer=_scaled(recipe.optimizer, of("learning rate", 1.0), of("weight decay", 1.0)),
     )
@@ -312,10 +316,11 @@ def slowdown(width: float, before: float) -> float:
     return float((width / before) ** GROWTH)
 
 
-def _augment(augment: AugmentSettings, point: Mapping[str, float | str], scale: float) -> AugmentSettings:
+def _augment(
+    augment: AugmentSettings, point: Mapping[str, float | str], light: float, scale: float
+) -> AugmentSettings:
     """The augmentation of a point whose pictures are ``scale`` times as large as where the search started."""
     if "light" in point:
-        light = _rounded(float(point["light"]))
         augment = replace(augment, brightness=light, contrast=light)
     if "shift" in point:
         augment = replace(augment, translate=min(MOST_TRANSLATE, round(scale * float(point["shift"]))))

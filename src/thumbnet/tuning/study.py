@@ -20,13 +20,14 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from thumbnet.errors import RunError, needs_extra
+from thumbnet.invocation import command
 from thumbnet.seeds import derive_seed
 from thumbnet.tuning.space import Knob, Point, guesses
 from thumbnet.tuning.trial import POINTS
@@ -102,7 +103,7 @@ class Study:
         pruner = self._optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED, n_warmup_steps=JUDGED_FROM)
         try:
             _mend(self._file)
-            backend = self._optuna.storages.journal.JournalFileBackend(str(self._file))
+            backend = _Journal(self._file, self._optuna.storages.journal.JournalFileBackend(str(self._file)))
             storage = self._optuna.storages.JournalStorage(backend)
             self._study = self._optuna.create_study(
                 storage=storage, study_name=NAME, direction="minimize", pruner=pruner, load_if_exists=True
@@ -112,8 +113,10 @@ class Study:
             for one in self.records():
                 for knob in self._varied:
                     knob.at(one.point)
+        except RunError:
+            raise
         except OSError as error:
-            raise RunError(f"cannot write {self._file}: {error.strerror or error}") from None
+            raise _not_written(self._file, error) from None
         except Exception as error:  # Optuna replays the lines without checking them
             reason = str(error).split("\n")[0] or type(error).__name__
             raise RunError(f"{self._file} is damaged ({reason}). Start a new search") from None
@@ -276,6 +279,41 @@ def _record(number: int, trial: Any) -> Record:
         curve,
         float(values.get("gain", 0.0)),
         float(values.get("error", 0.0)),
+    )
+
+
+class _Journal:
+    """Optuna's journal. If a line cannot be written, nothing is written after what there is of it.
+
+    :func:`_mend` then removes that part when the search goes on.
+    """
+
+    def __init__(self, file: Path, backend: Any) -> None:
+        self._file, self._backend = file, backend
+        self._failure: OSError | None = None
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        yield from self._backend.read_logs(log_number_from)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append lines, and sync them.
+
+        Raises:
+            RunError: they cannot be written, or earlier ones could not.
+        """
+        if self._failure is None:
+            try:
+                self._backend.append_logs(logs)
+                return
+            except OSError as error:
+                self._failure = error
+        raise _not_written(self._file, self._failure) from None
+
+
+def _not_written(journal: Path, error: OSError) -> RunError:
+    return RunError(
+        f"cannot write {journal}: {error.strerror or error}. Finished trials are kept.\n"
+        f"Go on: {command('tune', '--resume', journal.parent)}"
     )
 
 

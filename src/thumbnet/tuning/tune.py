@@ -87,7 +87,7 @@ def tune(
         InterruptedTuneError: the listener asked to stop. :func:`resume_tuning` goes on.
     """
     started = time.perf_counter() if started is None else started
-    _check_asked(minutes, trials)
+    _check_asked(minutes, trials, _as_named(data))
     load_optuna()
     check_page()
     with deterministic(), _memory():
@@ -102,14 +102,23 @@ def tune(
         if base.training.frozen:
             raise ThumbnetError(
                 f"the recipe {base.name} computes its only layer directly, so there is nothing to search: "
-                f"{command('train', 'DATA', '--recipe', base.name)}"
+                f"{command('train', _as_named(data), '--recipe', base.name)}"
             )
         loaded.check_trainable()
+        named = named_keys(None, overrides)  # those of a recipe file are where the search starts
+        steps = base.training.steps
+        if steps and "training.steps" in named:
+            raise ThumbnetError(
+                f"training.steps is {steps}: a search counts in epochs. Leave it out; --epochs 20 sets the "
+                "length of every trial and of the final training"
+            )
         listener.on_data(loaded)
+        if steps:
+            listener.on_note(f"training.steps = {steps} of the recipe is left out: trials have whole epochs")
         base = _without_length_in_steps(with_absolute_init(base))
+        base.to_toml()  # a recipe that cannot be written is refused before the search
         called = _Call(data, corrections, chosen, listener, started)
         parts = divide(loaded, base, chosen, listener.on_decode)
-        named = named_keys(None, overrides)  # those of a recipe file are where the search starts
         start = _planned(base, parts, len(loaded.class_names), called, minutes, trials, named)
         run = Run.create(out, loaded.source, "tune")
         settings = {
@@ -250,7 +259,8 @@ def _planned(
     if minutes is not None:
         cost = Cost.measure(base, parts, classes, call.device)
         left = call.started + 60 * minutes - time.perf_counter()
-        found = plan(base, parts, cost, minutes, left, trials, fixed=fixed)
+        data = _as_named(call.given)
+        found = plan(base, parts, cost, minutes, left, trials, data=data, fixed=fixed)
         base, notes = found.recipe, (found.note,)
     varied = knobs(
         base,
@@ -264,15 +274,15 @@ def _planned(
     return _Start(base, varied, minutes is not None and not fixed, cost, notes)
 
 
-def _check_asked(minutes: float | None, trials: int | None) -> None:
-    """Check the length of a search.
+def _check_asked(minutes: float | None, trials: int | None, data: str = "DATA") -> None:
+    """Check the length of a search; advice names ``data``.
 
     Raises:
         ThumbnetError: neither is given, or one is out of range, or several processes were started.
     """
     if minutes is None and trials is None:
         raise ThumbnetError(
-            f"say how long to search: {command('tune', 'DATA', '--minutes', '20')}, or --trials 30"
+            f"say how long to search: {command('tune', data, '--minutes', '20')}, or --trials 30"
         )
     if minutes is not None:
         check_minutes(minutes)
@@ -319,6 +329,11 @@ def _without_length_in_steps(recipe: Recipe) -> Recipe:
     )
 
 
+def _as_named(data: Any) -> str:
+    """The data as a command would name them."""
+    return str(data) if isinstance(data, str | Path) else "DATA"
+
+
 def _settings_of(folder: Path) -> dict[str, Any]:
     """The contents of ``tune.json`` of an unfinished search.
 
@@ -329,7 +344,8 @@ def _settings_of(folder: Path) -> dict[str, Any]:
         what = "there is no folder" if not folder.exists() else "there is no search in"
         start = command("tune", "DATA", "--minutes", "20")
         raise RunError(f"{what} {folder}: {SETTINGS} is missing. Start a search: {start}")
+    settings = read_json(folder / SETTINGS)
     if (folder / "summary.json").is_file():
-        again = command("train", "DATA", "--recipe", folder / "recipe.toml")
+        again = command("train", str(settings.get("data") or "DATA"), "--recipe", folder / "recipe.toml")
         raise RunError(f"the search in {folder} is finished. To train with its result again: {again}")
-    return read_json(folder / SETTINGS)
+    return settings

@@ -64,6 +64,46 @@ async function decoded(file) {
   }
 }
 
+// Browsers turn a picture upright by its EXIF, but Chromium does not turn a WebP. So the page takes the orientation out
+// of a WebP, for all browsers to decode it as it is stored, and turns it itself.
+async function unturned(file) {
+  const starts = (bytes, at, text) => [...text].every((letter, i) => bytes[at + i] === letter.charCodeAt(0));
+  const head = new Uint8Array(await file.slice(0, 12).arrayBuffer()), stored = { file, orientation: 1 };
+  if (!(starts(head, 0, "RIFF") && starts(head, 8, "WEBP"))) return stored;
+  const bytes = new Uint8Array(await file.arrayBuffer()), view = new DataView(bytes.buffer);
+  try {
+    let at = 12;
+    while (!starts(bytes, at, "EXIF")) at += 8 + view.getUint32(at + 4, true) + view.getUint32(at + 4, true) % 2;
+    const base = at + (starts(bytes, at + 8, "Exif\0\0") ? 14 : 8), little = starts(bytes, base, "II");
+    const fields = base + view.getUint32(base + 4, little);
+    for (let field = fields + 2; field < fields + 2 + 12 * view.getUint16(fields, little); field += 12) {
+      if (view.getUint16(field, little) !== 0x0112) continue;
+      const orientation = view.getUint16(field + 8, little);
+      view.setUint16(field + 8, 1, little);
+      return { file: new Blob([bytes], { type: "image/webp" }), orientation };
+    }
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;  // the file ends before an orientation
+  }
+  return stored;
+}
+
+function turned({ pixels, across, down }, orientation) {
+  if (!(orientation >= 2 && orientation <= 8)) return { pixels, across, down };
+  const swapped = orientation >= 5, found = new Uint8Array(pixels.length);
+  const flips = { rows: [3, 4, 6, 7].includes(orientation), columns: [2, 3, 7, 8].includes(orientation) };
+  const size = swapped ? { across: down, down: across } : { across, down };
+  let at = 0;
+  for (let y = 0; y < size.down; y++) {
+    for (let x = 0; x < size.across; x++) {
+      const [row, column] = swapped ? [x, y] : [y, x];
+      const from = 3 * ((flips.rows ? down - 1 - row : row) * across + (flips.columns ? across - 1 - column : column));
+      for (let channel = 0; channel < 3; channel++) found[at++] = pixels[from + channel];
+    }
+  }
+  return { pixels: found, ...size };
+}
+
 function onBackground(source, target, at) {
   const [red, green, blue] = model.background;
   for (let i = 0; i < source.length; i += 4, at += 3) {
@@ -247,9 +287,9 @@ function inWords(classes, unlike, labels) {
 
 async function classified({ file }) {
   await session;
-  const bitmap = await decoded(file);
+  const { file: plain, orientation } = await unturned(file), bitmap = await decoded(plain);
   if (bitmap.width * bitmap.height > MOST_PIXELS) throw notAPicture(`: it has ${bitmap.width}x${bitmap.height} pixels`);
-  const pixels = fitted(colours(bitmap));
+  const pixels = fitted(turned(colours(bitmap), orientation));
   bitmap.close();
   const values = Array.from(await logits(pixels)), probabilities = probabilitiesOf(values);
   const ranked = model.classes.map((name, i) => ({ name, probability: probabilities[i], threshold: model.label_thresholds[i] ?? 0.5 }))

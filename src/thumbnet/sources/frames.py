@@ -1,0 +1,65 @@
+"""Read pandas frames with a column of paths and a column of labels, and possibly one of splits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from thumbnet.errors import DataError, printable
+from thumbnet.sources.columns import label_candidates
+from thumbnet.sources.index import is_picture_name
+from thumbnet.sources.split_columns import row_splits, split_column
+
+
+def is_frame(given: Any) -> bool:
+    """Whether an object is a pandas frame, as far as its attributes tell."""
+    return hasattr(given, "columns") and hasattr(given, "iloc")
+
+
+def split_frame(frame: Any, where: str, notes: list[str]) -> dict[str, Any]:
+    """The rows of each split, if a column says which rows are in train; otherwise all rows as ``train``."""
+    columns = _texts(frame)
+    name = split_column(columns)
+    if not name:
+        return {"train": frame}
+    splits, said = row_splits(name, columns[name], where)
+    notes += said
+    if splits is None:
+        return {"train": frame}
+    known = [split for split in dict.fromkeys(splits) if split]
+    return {split: frame[[one == split for one in splits]] for split in known}
+
+
+def read_frame(frame: Any, where: str) -> tuple[list[str], list[Any]]:
+    """The paths and labels in a frame.
+
+    Paths are recognised by their content. Labels are in the column with a common name for them, or in the
+    only other column that has no splits.
+
+    Raises:
+        DataError: the frame has no rows, or it is unclear which columns have the paths and labels.
+    """
+    if not len(frame):
+        raise DataError(f"{where}: the frame has no rows")
+    columns = {str(column): frame[column].tolist() for column in frame.columns}
+    paths = [name for name, values in columns.items() if all(map(_is_path, values))]
+    rest = [name for name in columns if name not in (*paths, split_column(_texts(frame)))]
+    labels = label_candidates(rest)[:1] or rest
+    if len(paths) != 1 or len(labels) != 1:
+        what = "paths of pictures" if len(paths) != 1 else "labels"
+        raise DataError(
+            f"{where}: it is unclear which column has the {what}; the columns are "
+            f"{', '.join(map(printable, columns))}. Pass the two columns as lists: "
+            "(frame['path'].tolist(), frame['label'].tolist())"
+        )
+    return [str(path) for path in columns[paths[0]]], columns[labels[0]]
+
+
+def _texts(frame: Any) -> dict[str, list[str]]:
+    """The cells of each column as text."""
+    return {str(column): [str(cell) for cell in frame[column].tolist()] for column in frame.columns}
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | Path) and is_picture_name(os.path.basename(value))

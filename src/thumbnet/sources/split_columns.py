@@ -1,0 +1,41 @@
+"""The column of a pandas frame or a table of pixels that says which split each row belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from thumbnet.errors import printable
+from thumbnet.sources.columns import SPLIT_COLUMNS, named, split_values
+
+
+def split_column(columns: Mapping[str, Sequence[str]]) -> str:
+    """The column of splits, by its name or because all its cells tell splits; empty if there is none."""
+    found = {name: split_values(name, cells) for name, cells in columns.items()}
+    by_content = [name for name, splits in found.items() if splits and all(splits.values())]
+    return next(iter((*named(columns, SPLIT_COLUMNS), *by_content)), "")
+
+
+def row_splits(name: str, cells: Sequence[str], where: str) -> tuple[list[str] | None, list[str]]:
+    """Read a column of splits.
+
+    Args:
+        name: its name.
+        cells: its cells.
+        where: what notes call the table, printable.
+
+    Returns:
+        Each row's split, empty if the cell names none, and notes. None for the splits if no row is in train.
+    """
+    of = split_values(name, cells)
+    splits = [of.get(cell, "") for cell in cells]
+    unknown = [cell for cell, split in zip(cells, splits, strict=True) if not split]
+    values = ", ".join(printable(cell) or "(empty)" for cell in list(dict.fromkeys(unknown))[:5])
+    column = f"{where}: the column {printable(name)!r}"
+    if "train" not in splits:
+        found = values or ", ".join(dict.fromkeys(splits))
+        return None, [f"warning: {column} is not used as splits: no row says train, but {found}"]
+    if unknown:
+        return splits, [
+            f"{column} has no known split in {len(unknown):,} row(s), which were skipped: {values}"
+        ]
+    return splits, []

@@ -1,0 +1,149 @@
+"""Labels for splits whose pictures are in no class folders, from a table next to class folders for train.
+
+```text
+train/CLASS/*, test/*, test.csv             the table names pictures of test/ and classes of train/
+Final_Training/, Final_Test/, GT-*.csv      GTSRB: its classes are numbers, as the folders are
+train/CLASS/*, val/*, train.txt, val.txt    Places365: train.txt says which number is which folder
+LOC_val_solution.csv                        ImageNet: a class, then the boxes of its objects
+```
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from thumbnet.errors import DataError, printable
+from thumbnet.recipes.settings import DataSettings
+from thumbnet.sources.columns import EMPTY, Columns, find_columns, labels_of, split_of_name
+from thumbnet.sources.lookup import Pictures, Wanted
+from thumbnet.sources.place import Place
+from thumbnet.sources.split_names import splits_named
+from thumbnet.sources.tables import TEXT_SUFFIXES, Table, read_table
+
+_MOST_TABLES = 20
+_FITTING = 0.5  # share of a table's rows that must name pictures of the split
+_BOXES = re.compile(r"(\S+)((\s+-?\d+(\.\d+)?){4})+\s*")
+
+
+class Labelled(NamedTuple):
+    """Pictures that a table labels: paths, labels (int64 [N]) and a note; no paths if it cannot be used."""
+
+    paths: list[str]
+    labels: np.ndarray
+    note: str
+
+
+def labels_from_tables(
+    place: Place, files: Sequence[str], folder: str, split: str, class_names: Sequence[str]
+) -> Labelled | None:
+    """Find the labels of the pictures in the folder of a split.
+
+    Args:
+        place: the folder of the data.
+        files: the files in it that are not pictures, relative to it.
+        folder: the split's folder, relative to it.
+        split: ``val`` or ``test``.
+        class_names: the classes of train.
+
+    Returns:
+        None if no table names the pictures and something like labels.
+    """
+    pictures = Pictures(place, trusted=False)
+    for path, table, columns in _tables(place, files, split):
+        base = os.path.dirname(path)
+        rows = [
+            (cell, label)
+            for cell, label in zip(table.column(columns.path), _labels(table, columns), strict=True)
+            if label
+        ]
+        try:
+            found = pictures.find_all([Wanted(cell, split) for cell, _ in rows], base)
+        except DataError:
+            continue
+        pairs = {
+            (one.path, label)
+            for one, (_, label) in zip(found, rows, strict=True)
+            if one.path is not None and one.path.replace(os.sep, "/").startswith(f"{folder}/")
+        }
+        if len(pairs) < _FITTING * len(table.rows) or len({label for _, label in pairs}) < 2:
+            continue
+        of = dict(sorted(pairs))
+        position = _positions(set(of.values()), class_names, place, files)
+        wrong = [label for label in of.values() if label not in position]
+        name, where = printable(path), printable(folder)
+        if wrong or len(of) < len(pairs):
+            such = f"such as {printable(wrong[0])[:60]!r}, are not classes of train" if wrong else "differ"
+            note = f"{name} is not used: its labels for pictures of {where}/ {such}"
+            return Labelled([], np.zeros(0, np.int64), note)
+        labels = np.array([position[label] for label in of.values()], np.int64)
+        left_out = len(table.rows) - len(of)
+        lost = f"; {left_out:,} other row(s) were skipped" if left_out else ""
+        note = f"{where}/ has no class folders: the classes of {len(of):,} pictures come from {name}{lost}"
+        return Labelled(list(of), labels, note)
+    return None
+
+
+def _tables(place: Place, files: Sequence[str], split: str) -> Iterator[tuple[str, Table, Columns]]:
+    """The tables that may be about a split, with paths and labels; paths are relative to ``place``."""
+    tried = 0
+    for path in sorted(files, key=lambda path: (path.count("/"), path)):
+        stem, suffix = os.path.splitext(os.path.basename(path))
+        inside = any(split in splits_named(part) for part in path.split("/")[:-1])
+        about = split_of_name(stem) in ((split, "") if inside and suffix != ".txt" else (split,))
+        if suffix.lower() not in TEXT_SUFFIXES or not about or "submission" in stem.lower():
+            continue
+        tried += 1
+        if tried > _MOST_TABLES:
+            return
+        try:
+            table = read_table(place.path / path)
+            columns = find_columns(table, DataSettings())
+            rest = [name for name in table.names if name not in (columns.path, columns.split)]
+            if not columns.labelled and len(rest) == 1:
+                columns = Columns(columns.path, rest[0], columns.split)
+            if columns.labelled:
+                _labels(table, columns)
+                yield path, table, columns
+        except DataError:
+            continue
+
+
+def _labels(table: Table, columns: Columns) -> list[str]:
+    """Each row's label, without the boxes that ImageNet's tables give."""
+    labels = labels_of(table, columns)
+    boxes = [_BOXES.fullmatch(label) for label in labels]
+    if all(box or label in EMPTY for box, label in zip(boxes, labels, strict=True)):
+        return [box[1] if box else "" for box in boxes]
+    return labels
+
+
+def _positions(
+    labels: set[str], class_names: Sequence[str], place: Place, files: Sequence[str]
+) -> Mapping[str, int]:
+    """The class of each label: the one of that name or number, or the one that a table of train names."""
+    plain = {_plain(name): position for position, name in enumerate(class_names)}
+    if len(plain) == len(class_names) and all(_plain(label) in plain for label in labels):
+        return {label: plain[_plain(label)] for label in labels}
+    if not all(re.fullmatch(r"\d{1,9}", label, re.ASCII) for label in labels):
+        return {label: plain[_plain(label)] for label in labels if _plain(label) in plain}
+    if all(re.fullmatch(r"\d{1,9}", name, re.ASCII) for name in class_names):
+        numbers = {int(name): position for position, name in enumerate(class_names)}
+        return {label: numbers[int(label)] for label in labels if int(label) in numbers}
+    for _, table, columns in _tables(place, files, "train"):
+        cells = table.column(columns.path)
+        folders = [_plain(os.path.basename(os.path.dirname(cell.replace("\\", "/")))) for cell in cells]
+        pairs = {pair for pair in zip(_labels(table, columns), folders, strict=True) if pair[0]}
+        of = dict(pairs)
+        if len(of) == len(pairs) and all(name in plain for name in of.values()):
+            return {label: plain[of[label]] for label in labels if label in of}
+    return {}
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

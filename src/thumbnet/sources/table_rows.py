@@ -1,0 +1,166 @@
+"""Collect the rows of tables with their pictures, and say which are missing or repeated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from thumbnet.data.corrections import is_corrections
+from thumbnet.errors import printable
+from thumbnet.invocation import command
+from thumbnet.recipes.settings import DataSettings
+from thumbnet.sources.lookup import Pictures, Wanted
+from thumbnet.sources.table_splits import Manifest, splits_by_folder
+
+_MAX_SHOWN = 5  # missing pictures that an error lists
+
+
+class Missing(NamedTuple):
+    """A row without a picture, for a message, and whether several pictures have its name."""
+
+    line: str
+    several: bool
+
+
+@dataclass
+class Rows:
+    """The rows collected so far for one split; a row has one label, or any number if ``several``."""
+
+    several: bool
+    paths: list[str] = field(default_factory=list)
+    labels: list[tuple[str, ...]] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+
+    def respell(self, respelt: Mapping[str, str]) -> None:
+        """Spell labels as in ``respelt``."""
+        self.labels = [tuple(dict.fromkeys(respelt.get(one, one) for one in row)) for row in self.labels]
+
+    def merged(self) -> Rows:
+        """A row per picture, with the labels of all rows that name it."""
+        rows = Rows(self.several)
+        at: dict[str, int] = {}
+        for path, labels, group in zip(self.paths, self.labels, self.groups, strict=True):
+            if path in at:
+                rows.labels[at[path]] = tuple(dict.fromkeys((*rows.labels[at[path]], *labels)))
+                continue
+            at[path] = len(rows.paths)
+            rows.paths.append(path)
+            rows.labels.append(labels)
+            rows.groups.append(group)
+        return rows
+
+
+def collect(
+    manifest: Manifest,
+    labels: list[tuple[str, ...]],
+    pictures: Pictures,
+    splits: dict[str, Rows],
+    several: bool,
+    settings: DataSettings,
+) -> tuple[list[Missing], list[str]]:
+    """Add a table's rows to the splits, and return those without a picture and notes."""
+    table, columns = manifest.table, manifest.columns
+    folder = f"{manifest.base}/" if manifest.base else ""
+    notes = [*table.notes, f"{printable(folder + table.path.name)}: {len(table.rows):,} rows"]
+    cells = table.column(columns.path)
+    known = manifest.splits or (manifest.split,) * len(cells)
+    used = [row for row in range(len(cells)) if known[row] or manifest.splits is None]
+    unlabelled = Counter(known[row] or "train" for row in used if not labels[row] and not several)
+    notes += [
+        f"{printable(table.path.name)}: skipped {count:,} row(s) of {split} without a label"
+        for split, count in unlabelled.items()
+    ]
+    used = [row for row in used if labels[row] or several]
+    found = pictures.find_all(
+        [Wanted(cells[row], known[row], labels[row][0] if len(labels[row]) == 1 else "") for row in used],
+        manifest.base,
+    )
+    of = [known[row] for row in used]
+    if manifest.splits is None:  # a single table
+        classes = {label for row in labels for label in row}
+        told = None if manifest.split else splits_by_folder([one.path for one in found], classes)
+        of = told[0] if told else ["train"] * len(used)
+        notes += told[1] if told else []
+    groups = table.column(settings.group_by) if settings.group_by in table.names else []
+    missing = []
+    for row, one, split in zip(used, found, of, strict=True):
+        if one.path is None:
+            cell = printable(cells[row]) or "no path"
+            why = f" ({one.why})" if one.why else ""
+            line = f"{printable(table.path.name)}, line {table.lines[row]}: {cell}{why}"
+            missing.append(Missing(line, one.several))
+        elif split:
+            splits[split].paths.append(one.path)
+            splits[split].labels.append(labels[row])
+            splits[split].groups.append(groups[row] if groups else "")
+    return missing, notes
+
+
+def several_notes(splits: dict[str, Rows], how: str) -> list[str]:
+    """Say that pictures have several labels, how they are written, and which splits have none."""
+    rows = [row for one in splits.values() for row in one.labels]
+    without = sum(not row for row in rows)
+    mean = sum(map(len, rows)) / max(1, len(rows))
+    notes = [
+        f"several labels per picture ({printable(how)}): {mean:.2f} on average, {without:,} picture(s) "
+        "without a label. To read each cell as one class: --set data.multilabel=false"
+    ]
+    return notes + [
+        f"skipped {len(one.paths):,} picture(s) of {split}: none of them has a label"
+        for split, one in splits.items()
+        if one.paths and not any(one.labels)
+    ]
+
+
+def duplicate_notes(splits: dict[str, Rows]) -> list[str]:
+    """Warnings about pictures that several rows name, with the same label or with different ones."""
+    seen: dict[str, str] = {}
+    conflicts = []
+    for rows in splits.values():
+        for path, (label,) in zip(rows.paths, rows.labels, strict=True):
+            before = seen.setdefault(path, label)
+            if before != label:
+                conflicts.append(f"{printable(path)} ({printable(before)} and {printable(label)})")
+    repeats = sum(len(rows.paths) for rows in splits.values()) - len(seen) - len(conflicts)
+    notes = []
+    if conflicts:
+        notes.append(
+            f"warning: {len(conflicts)} row(s) give a picture a second label, such as {conflicts[0]}. If "
+            "pictures may have several labels: --set data.multilabel=true"
+        )
+    if repeats:
+        notes.append(f"warning: {repeats} row(s) name a picture that an earlier row already names")
+    return notes
+
+
+def what_is_missing(missing: list[Missing], root: str) -> str:
+    """How many rows have no picture in the folder ``root``, and why."""
+    if all(one.several for one in missing):
+        return f"{len(missing):,} row(s) each name several pictures in {root}"
+    return f"{len(missing):,} row(s) name pictures that are not in {root}"
+
+
+def missing_help(missing: list[Missing], manifests: list[Manifest], source: str) -> str:
+    """The rows without a picture, and what to do about them."""
+    shown = "\n".join(f"  {one.line}" for one in missing[:_MAX_SHOWN])
+    more = f"\n  and {len(missing) - _MAX_SHOWN:,} more" if len(missing) > _MAX_SHOWN else ""
+    if all(one.several for one in missing):
+        return (
+            f":\n{shown}{more}\nRemove or move the copies, write the paths of the pictures into the table, "
+            "or name their folder with --images FOLDER"
+        )
+    corrections = any(is_corrections(manifest.table.names) for manifest in manifests)
+    correct = command("train", "DATA", "--labels", source)
+    other = f"\nTo correct the labels of other data by this file: {correct}" if corrections else ""
+    if all("://" in one.line for one in missing):
+        return (
+            f":\n{shown}{more}\nThese are addresses: download the pictures first. If they are downloaded, "
+            "name the column with the names of their files: --path-column NAME"
+        )
+    return (
+        f" (searched by path, by file name, and without the suffix):\n{shown}{more}\n"
+        "Name the folder of the pictures with --images FOLDER, "
+        f"or skip these rows with --on-bad-image skip{other}"
+    )

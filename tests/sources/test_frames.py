@@ -1,0 +1,55 @@
+"""Pandas frames with columns of paths, labels and splits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers import write_class_folders
+from thumbnet.errors import DataError
+from thumbnet.sources.load import load_data
+
+pandas = pytest.importorskip("pandas")
+
+
+def frame_of(folder: Path, **columns: list[Any]) -> Any:
+    """A frame of four pictures for each of blue, green and red, with more columns."""
+    paths = sorted(write_class_folders(folder, [""], per_class=4).rglob("*.png"))
+    classes = [path.parent.name for path in paths]
+    return pandas.DataFrame({"picture": [str(path) for path in paths], "colour": classes, **columns})
+
+
+def test_the_only_other_column_has_the_labels(tmp_path: Path) -> None:
+    data = load_data(frame_of(tmp_path), test_fraction=0.0)
+    assert data.class_names == ("blue", "green", "red")
+    assert data.splits["train"].labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+@pytest.mark.parametrize("column", ["split", "Usage", "which"])
+def test_a_column_of_splits_is_read(tmp_path: Path, column: str) -> None:
+    frame = frame_of(tmp_path, **{column: ["train", "train", "Test", "val"] * 3})
+    data = load_data(frame)
+    assert {name: split.labels.tolist() for name, split in data.splits.items()} == {
+        "train": [0, 0, 1, 1, 2, 2],
+        "val": [0, 1, 2],
+        "test": [0, 1, 2],
+    }
+    parts = (frame[frame[column] == "train"], frame[frame[column] == "Test"])
+    assert {name: len(split) for name, split in load_data(parts).splits.items()} == {"train": 6, "test": 3}
+
+
+def test_rows_of_an_unknown_split_are_left_out_with_a_note(tmp_path: Path) -> None:
+    data = load_data(frame_of(tmp_path, split=["train", "train", "spare", "test"] * 3))
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 6, "test": 3}
+    assert any("no known split in 3 row(s), which were skipped: spare" in note for note in data.notes)
+    data = load_data(frame_of(tmp_path, split=[0, 1, 2, 3] * 3))
+    assert sum(map(len, data.splits.values())) == 12
+    assert any("'split' is not used as splits: no row says train, but 0, 1" in note for note in data.notes)
+
+
+def test_several_columns_that_may_hold_labels_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"which column has the labels; .* picture, colour, weather"):
+        load_data(frame_of(tmp_path, weather=["wet", "dry"] * 6))
+    assert load_data(frame_of(tmp_path, species=["cat", "dog"] * 6)).class_names == ("cat", "dog")

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from helpers import coloured, write_picture
+from thumbnet.errors import DataError
+from thumbnet.sources.load import load_data
+from thumbnet.sources.table_rows import Rows
+
+
+def write(folder: Path, count: int, rows: str) -> Path:
+    """Write the pictures 0.png, 1.png, ... and a table."""
+    for n in range(count):
+        write_picture(folder / f"{n}.png", coloured(n, n))
+    path = folder / "l.csv"
+    path.write_text("image,label\n" + rows)
+    return path
+
+
+TWELVE = "".join(f"{n}.png,c{n % 2}\n" for n in range(12))
+
+
+def test_missing_pictures_are_listed_or_skipped(tmp_path: Path) -> None:
+    path = write(tmp_path, 10, TWELVE)
+    with pytest.raises(DataError, match=r"2 row\(s\)") as failure:
+        load_data(path)
+    assert "line 12: 10.png" in str(failure.value)
+    data = load_data(path, on_bad_image="skip")
+    assert sum(map(len, data.splits.values())) == 10
+    assert any("2 row(s)" in note for note in data.notes)
+
+
+def test_repeated_pictures_and_missing_labels_are_noted(tmp_path: Path) -> None:
+    write(tmp_path, 14, TWELVE + "0.png,c1\n12.png,\n")
+    notes = "\n".join(load_data(tmp_path).notes)
+    assert "warning: 1 row(s) give a picture a second label, such as 0.png (c0 and c1)" in notes
+    assert "skipped 1 row(s) of train without a label" in notes
+    assert "skipped 2 picture(s) that no row gives a label" in notes
+
+
+def test_rows_that_name_several_pictures_say_which(tmp_path: Path) -> None:
+    path = write(tmp_path, 12, TWELVE.replace(".png", ""))
+    for n in range(12):
+        write_picture(tmp_path / "thumbs" / f"{n}.png", coloured(n, n))
+    with pytest.raises(DataError, match=r"12 row\(s\) each name several pictures in") as failure:
+        load_data(path)
+    assert "line 3: 1 (1.png, thumbs/1.png)" in str(failure.value)
+
+
+def test_a_picture_in_another_folder_is_no_replacement(tmp_path: Path) -> None:
+    rows = "image,label\n" + "".join(f"{n},c{n % 2}\n" for n in range(12))
+    for n in range(12):
+        write_picture(tmp_path / "test" / f"{n}.png", coloured(n, n))
+        if n != 5:
+            write_picture(tmp_path / "train" / f"{n}.png", coloured(n, n))
+    (tmp_path / "train.csv").write_text(rows)
+    with pytest.raises(DataError, match=r"1 row\(s\) name pictures .*") as failure:
+        load_data(tmp_path)
+    assert "train.csv, line 7: 5 (test/5.png is in another folder)" in str(failure.value)
+    data = load_data(tmp_path, on_bad_image="skip")
+    assert all(data.splits[split].name(0).startswith("train") for split in data.splits)
+
+
+def test_rows_of_one_picture_are_merged() -> None:
+    rows = Rows(True, ["a", "b", "a"], [("x",), (), ("y", "x")], ["1", "2", "1"]).merged()
+    assert (rows.paths, rows.labels, rows.groups) == (["a", "b"], [("x", "y"), ()], ["1", "2"])
+
+
+def test_labels_spelt_differently_in_two_tables_are_one_class(tmp_path: Path) -> None:
+    for split, labels in (("train", ("cat", "caf\u00e9")), ("test", ("Cat", "cafe\u0301"))):
+        for n in range(4):
+            write_picture(tmp_path / split / f"{n}.png", coloured(n, n))
+        rows = "".join(f"{split}/{n}.png,{labels[n % 2]}\n" for n in range(4))
+        (tmp_path / f"{split}.csv").write_text("image,label\n" + rows, "utf-8")
+    data = load_data(tmp_path)
+    assert data.class_names == ("caf\u00e9", "cat")
+    assert data.splits["test"].labels.tolist() == [1, 0, 1, 0]
+    assert any("'Cat' is 'cat'" in note for note in data.notes)
+
+
+def test_addresses_without_pictures_are_not_taken_for_missing_files(tmp_path: Path) -> None:
+    rows = "".join(f"http://a.org/{n}.jpg,c{n % 2}\n" for n in range(12))
+    path = write(tmp_path, 2, rows)
+    with pytest.raises(DataError, match="These are addresses: download the pictures"):
+        load_data(path)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from helpers import coloured, write_picture
+from thumbnet.data.splits import Data
+from thumbnet.errors import DataError
+from thumbnet.sources.load import load_data
+from thumbnet.sources.table_splits import splits_by_folder
+
+
+def write(folder: Path, **tables: str) -> None:
+    """Write tables, whose suffixes follow two underscores, and the pictures 0.png to 11.png."""
+    for number in range(12):
+        write_picture(folder / "images" / f"{number}.png", coloured(number, number))
+    for name, text in tables.items():
+        (folder / name.replace("__", ".")).write_text(text)
+
+
+def rows(first: int, last: int, form: str = "{n}.png,c{c}") -> str:
+    return "".join(form.format(n=n, c=n % 2) + "\n" for n in range(first, last))
+
+
+def numbers(data: Data) -> dict[str, list[int]]:
+    return {
+        name: sorted(int(Path(split.name(i)).stem) for i in range(len(split)))
+        for name, split in data.splits.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("train", "holdout"), ("train", "test")),
+        (("trainLabels", "testLabels"), ("train", "test")),
+        (("train", "eval", "test"), ("train", "val", "test")),
+        (("my_training_data", "my_validation_data"), ("train", "val")),
+    ],
+)
+def test_the_names_of_tables_tell_their_splits(
+    names: tuple[str, ...], splits: tuple[str, ...], tmp_path: Path
+) -> None:
+    header = "file,label\n"
+    write(tmp_path, **{f"{name}__csv": header + rows(4 * k, 4 * k + 4) for k, name in enumerate(names)})
+    found = numbers(load_data(tmp_path, test_fraction=0))
+    assert found == {split: list(range(4 * k, 4 * k + 4)) for k, split in enumerate(splits)}
+
+
+PARTS = "".join(f"{n}.png,{n // 4}\n" for n in range(12))
+
+
+@pytest.mark.parametrize(
+    ("tables", "splits"),
+    [
+        ({"train_val_list__txt": rows(0, 8, "{n}.png"), "test_list__txt": rows(8, 12, "{n}.png")}, (8, 0, 4)),
+        ({"list_eval_partition__csv": "image_id,partition\n" + PARTS}, (4, 4, 4)),
+        ({"list_eval_partition__txt": PARTS.replace(",", " ")}, (4, 4, 4)),
+        (
+            {"splits__csv": "image,split\n" + rows(0, 8, "{n}.png,train") + rows(8, 12, "{n}.png,test")},
+            (8, 0, 4),
+        ),
+    ],
+)
+def test_lists_next_to_a_table_tell_the_splits_of_its_rows(
+    tables: dict[str, str], splits: tuple[int, int, int], tmp_path: Path
+) -> None:
+    write(tmp_path, labels__csv="image,label\n" + rows(0, 12), **tables)
+    train, val, test = splits
+    found = {"train": range(train), "val": range(train, train + val), "test": range(12 - test, 12)}
+    data = load_data(tmp_path)
+    assert numbers(data) == {split: list(found[split]) for split in found if found[split]}
+    assert any(note.startswith("splits come from") for note in data.notes)
+
+
+def test_rows_that_no_list_names_are_left_out_and_lists_of_other_pictures_are_skipped(tmp_path: Path) -> None:
+    lists = {"train_list__txt": rows(0, 6, "{n}.png"), "test_list__txt": rows(6, 10, "{n}.png")}
+    write(tmp_path, labels__csv="image,label\n" + rows(0, 12), **lists)
+    data = load_data(tmp_path)
+    assert numbers(data) == {"train": list(range(6)), "test": [6, 7, 8, 9]}
+    assert any(note.startswith("2 row(s) are left out") for note in data.notes)
+    (tmp_path / "train_list.txt").write_text("90.png\n91.png\n")
+    data = load_data(tmp_path)
+    assert sum(map(len, numbers(data).values())) == 12
+    assert any("train_list.txt has no labels: its 2 rows were skipped" in note for note in data.notes)
+
+
+def test_celeba_is_read_as_downloaded(tmp_path: Path) -> None:
+    boxes = "12\nimage_id x_1 y_1 width height\n" + "".join(
+        f"{n}.png {n // 4} 1 {n // 3} 9\n" for n in range(12)
+    )
+    attributes = "12\nMale Young\n" + "".join(f"{n}.png {(-1, 1)[n % 2]}  1\n" for n in range(12))
+    write(
+        tmp_path,
+        list_attr_celeba__txt=attributes,
+        list_bbox_celeba__txt=boxes,
+        list_eval_partition__txt=PARTS.replace(",", " "),
+    )
+    data = load_data(tmp_path)
+    assert data.class_names == ("Male", "Young")
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 4, "val": 4, "test": 4}
+    assert any("list_bbox_celeba.txt was skipped: it is unclear" in note for note in data.notes)
+    data = load_data(tmp_path, label_column="Male")
+    assert (data.multilabel, len(data.splits["test"])) == (False, 4)
+    with pytest.raises(DataError, match="has splits and no classes"):
+        load_data(tmp_path / "list_eval_partition.txt")
+
+
+def test_two_tables_of_one_split_are_refused(tmp_path: Path) -> None:
+    header = "file,label\n"
+    write(tmp_path, train_a__csv=header + rows(0, 6), train_b__csv=header + rows(6, 12))
+    with pytest.raises(DataError, match="several tables have labels"):
+        load_data(tmp_path)
+
+
+def test_the_folders_in_one_table_tell_the_splits(tmp_path: Path) -> None:
+    paths = ["train/0.png", "train/1.png", "data/train/2.png", "test/4.png", "eval/5.png", "extra/6.png"]
+    found = splits_by_folder([*paths, None], set())
+    assert found is not None
+    assert found[0] == ["train", "train", "train", "test", "val", "", ""]
+    assert found[1][0].endswith("eval/ is val, test/ is test, train/ is train")
+    assert found[1][1].startswith("1 row(s) are left out")
+    assert splits_by_folder(paths[:3], set()) is None
+    assert splits_by_folder(["a/train/1.png", "a/test/2.png"], {"train", "test"}) is None  # classes
+    assert splits_by_folder(["train/x/1.png", "train/test/2.png"], set()) is None
+    for path in ("train/0.png", "train/1.png", "train/2.png", "test/0.png", "test/1.png"):
+        write_picture(tmp_path / path, coloured(0, 0))
+    text = "path,label\ntrain/0.png,a\ntrain/1.png,b\ntrain/2.png,b\ntest/0.png,a\ntest/1.png,b\n"
+    (tmp_path / "labels.csv").write_text(text)
+    assert numbers(load_data(tmp_path)) == {"train": [0, 1, 2], "test": [0, 1]}
