@@ -155,9 +155,8 @@ def _is_pair(one: Any) -> bool:
 
 def _is_dataset(one: Any) -> bool:
     plain = isinstance(one, str | bytes | Path | Mapping | tuple | list)
-    is_array = hasattr(one, "dtype") or hasattr(
-        one, "dtypes"
-    )  # the Hub's data sets have a shape, but neither
+    # The Hub's data sets have a shape, as arrays and frames do, but neither of these.
+    is_array = hasattr(one, "dtype") or hasattr(one, "dtypes")
     return not plain and not is_array and hasattr(one, "__getitem__") and hasattr(one, "__len__")
 
 
