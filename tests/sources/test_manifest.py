@@ -382,6 +382,25 @@ def test_settings_about_tables_that_have_no_effect_are_refused(key: str, tmp_pat
         load_data(tmp_path / "data", images="/nothing")
 
 
+@pytest.mark.parametrize(("key", "value"), [("label_pattern", "^([a-z]+)"), ("classes_from", "leaf")])
+def test_settings_about_names_are_refused_where_classes_come_from_elsewhere(
+    key: str, value: str, tmp_path: Path
+) -> None:
+    asked = replace(DataSettings(), **{key: value})  # type: ignore[arg-type]
+    folder = tmp_path / "data"
+    pictures(folder / "dog", [f"dog{n}.png" for n in range(6)])
+    pictures(folder / "cat", [f"cat{n}.png" for n in range(6)])
+    names = [f"{c}/{c}{n}.png" for c in ("cat", "dog") for n in range(6)]
+    table(folder / "labels.csv", "file,mood", lambda n: f"{names[n]},{('sad', 'happy')[n % 2]}")
+    assert load_data(folder, label_column="mood").class_names == ("happy", "sad")
+    assert load_data(folder, settings=asked).class_names == ("cat", "dog")
+    np.savez(tmp_path / "a.npz", images=np.zeros((8, 9, 9)), labels=np.arange(8) % 2)
+    in_memory = (np.zeros((8, 9, 9), np.uint8), np.arange(8) % 2)
+    for source in (folder / "labels.csv", tmp_path / "a.npz", "digits", "hf:OWNER/NAME", in_memory):
+        with pytest.raises(UnusedSettingError, match=f"--{key.replace('_', '-')} .* has no effect"):
+            load_data(source, settings=asked)
+
+
 @pytest.mark.parametrize("where", ["annotations/labels.csv", "splits/all.csv", "meta/m.csv"])
 def test_a_table_may_lie_in_a_folder_next_to_that_of_the_pictures(where: str, tmp_path: Path) -> None:
     pictures(tmp_path / "images", [f"{n:04}.png" for n in range(COUNT)])

@@ -14,13 +14,10 @@ from thumbnet.cli.options import (
     add_on_bad_image,
     add_run,
     add_tta,
-    data_of_run,
     data_settings,
-    data_settings_of_run,
     reading_words,
-    run_of,
-    split_of,
 )
+from thumbnet.cli.run_data import data_of_run, data_settings_of_run, run_of, split_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,8 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.importing import importing
-from thumbnet.cli.options import add_data_dir, add_run, data_of_run, data_settings_of_run, run_of
+from thumbnet.cli.options import add_data_dir, add_run
+from thumbnet.cli.run_data import data_of_run, data_settings_of_run, run_of
 from thumbnet.errors import ThumbnetError
 from thumbnet.invocation import command
 

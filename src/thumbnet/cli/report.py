@@ -6,14 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.importing import importing
-from thumbnet.cli.options import (
-    add_data_dir,
-    add_data_of_run,
-    add_model_code,
-    data_of_run,
-    same_source,
-    split_of,
-)
+from thumbnet.cli.options import add_data_dir, add_data_of_run, add_model_code
+from thumbnet.cli.run_data import data_of_run, same_source, split_of
 
 if TYPE_CHECKING:
     from thumbnet.data.splits import Data

@@ -10,14 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.cli.options import (
-    DATA_HELP,
-    add_common,
-    add_model_code,
-    positive,
-    reading_words,
-    where_now,
-)
+from thumbnet.cli.options import DATA_HELP, add_common, add_model_code, positive, reading_words
+from thumbnet.cli.run_data import where_now
 from thumbnet.errors import DataError, RunError, ThumbnetError, needs_extra, printable
 from thumbnet.invocation import command
 

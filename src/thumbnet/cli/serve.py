@@ -7,15 +7,8 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.cli.options import (
-    add_common,
-    add_run,
-    add_tta,
-    data_of_run,
-    data_settings_of_run,
-    positive,
-    run_of,
-)
+from thumbnet.cli.options import add_common, add_run, add_tta, positive
+from thumbnet.cli.run_data import data_of_run, data_settings_of_run, run_of
 from thumbnet.errors import ThumbnetError, needs_extra
 
 LARGEST_BATCH = 65_536  # what an exported model takes

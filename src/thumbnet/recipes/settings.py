@@ -162,6 +162,11 @@ class DataSettings:
         check(ok, "data.skip_easy", "0 where data.sampling is 'balanced'", self.skip_easy)
         check(self.workers >= 1, "data.workers", "1 or more", self.workers)
 
+    def given(self, *keys: str) -> list[str]:
+        """Those of ``keys`` that do not have their default value."""
+        usual = DataSettings()
+        return [key for key in keys if getattr(self, key) != getattr(usual, key)]
+
 
 @dataclass(frozen=True)
 class AugmentSettings:

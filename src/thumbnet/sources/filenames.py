@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from thumbnet.data.patterns import compile_pattern
 from thumbnet.errors import DataError, printable
+from thumbnet.sources.spelling import nfc
 
 _TUTORIAL_NAME = re.compile(r"(?P<number>\d+)_(?P<label>.+)\.[^.]+")
 _LABEL = r"(?P<label>[^\W\d_](?:.*[^\W_])?)"  # begins with a letter and ends with a letter or digit
@@ -136,7 +136,7 @@ def unrecognised(names: Sequence[str]) -> str:
 
 
 def _tidy(label: str) -> str:
-    return unicodedata.normalize("NFC", label).strip()
+    return nfc(label).strip()
 
 
 def _plausible(labels: Sequence[str], numbers: Sequence[str]) -> bool:

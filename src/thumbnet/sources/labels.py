@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from thumbnet.errors import DataError, printable
+from thumbnet.sources.spelling import name_key, nfc
 
 MOST_CLASSES = 20_000
 
@@ -43,16 +43,12 @@ def one_spelling(labels: Mapping[str, Iterable[str | int]]) -> tuple[dict[str, s
         How to spell each word that has to be spelt differently, and notes.
     """
     words = {split: {one for one in found if isinstance(one, str)} for split, found in labels.items()}
-    respelt = {
-        word: unicodedata.normalize("NFC", word)
-        for word in set().union(*words.values())
-        if not unicodedata.is_normalized("NFC", word)
-    }
-    by_plain: dict[str, list[str]] = {}
+    respelt = {word: nfc(word) for word in set().union(*words.values()) if nfc(word) != word}
+    by_key: dict[str, list[str]] = {}
     for word in sorted({respelt.get(word, word) for word in words.get("train", ())}):
-        by_plain.setdefault(word.casefold(), []).append(word)
+        by_key.setdefault(name_key(word), []).append(word)
     notes = []
-    alike = [same for same in by_plain.values() if len(same) > 1]
+    alike = [same for same in by_key.values() if len(same) > 1]
     if alike:
         shown = ", ".join(" and ".join(repr(printable(word)) for word in same) for same in alike[:3])
         notes.append(
@@ -62,7 +58,7 @@ def one_spelling(labels: Mapping[str, Iterable[str | int]]) -> tuple[dict[str, s
         found = {}
         for word in sorted(words[split]):
             plain = respelt.get(word, word)
-            same = by_plain.get(plain.casefold(), [])
+            same = by_key.get(name_key(plain), [])
             if len(same) == 1 and plain not in same:
                 found[word] = same[0]
         if found:

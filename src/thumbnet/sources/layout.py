@@ -7,7 +7,6 @@ tests share the same code. :mod:`thumbnet.sources.folders` lists the folder and 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from thumbnet.data import plugins
 from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import filenames
+from thumbnet.sources.spelling import name_key, nfc
 from thumbnet.sources.split_folders import (
     CONTAINERS,
     LAYOUTS_HELP,
@@ -146,14 +146,14 @@ class _Decision(SplitFinder):
 
     def _inner_split(self, folder: Folder, names: Iterable[str] | None) -> Folder:
         """Enter the folders that only wrap a split's content: seg_train/seg_train, training/training."""
-        known = {_plain(name) for name in names or ()}
+        known = {name_key(name) for name in names or ()}
         while not folder.pictures and len(folder.filled()) == 1 and self.settings.classes_from == "top":
             inner = folder.filled()[0]
-            wraps = _plain(inner.name) == _plain(folder.name) or split_name(inner.name) is not None
+            wraps = name_key(inner.name) == name_key(folder.name) or split_name(inner.name) is not None
             wraps = wraps or inner.name.casefold() in CONTAINERS
-            classes = {_plain(each.name) for each in inner.filled()}
+            classes = {name_key(each.name) for each in inner.filled()}
             wraps = wraps or bool(classes and classes <= known)
-            if _plain(inner.name) in known or not (wraps or (names is None and len(inner.filled()) > 1)):
+            if name_key(inner.name) in known or not (wraps or (names is None and len(inner.filled()) > 1)):
                 break
             folder = inner
         return folder
@@ -194,7 +194,7 @@ class _Decision(SplitFinder):
             for each in folder.filled():
                 name = split_name(each.name)
                 assert name is not None
-                splits.setdefault(name.split, {}).setdefault(_nfc(folder.name), []).append(each)
+                splits.setdefault(name.split, {}).setdefault(nfc(folder.name), []).append(each)
         found = {split: splits[split] for split in SPLITS if split in splits}
         names = self._train_names(found["train"], top)
         shape = " + ".join(f"CLASS/{split}/*" for split in found)
@@ -215,7 +215,7 @@ class _Decision(SplitFinder):
         """Refuse or note folders with the same class folders inside, such as ``color`` and ``grayscale``."""
         if self.settings.classes_from != "top" or len(top.filled()) < 2 or top.pictures:
             return
-        inner = [{_plain(each.name) for each in _sole(folder).filled()} for folder in top.filled()]
+        inner = [{name_key(each.name) for each in _sole(folder).filled()} for folder in top.filled()]
         if len(inner[0]) < 2 or any(names != inner[0] for names in inner):
             return
         found = ", ".join(f"{self._short(each)}/" for each in top.filled()[:5])
@@ -239,12 +239,12 @@ class _Decision(SplitFinder):
         by = self.settings.classes_from
         if self._by_top():
             for each in self._without_copies(folder):
-                found[_nfc(each.name)].append(each)
+                found[nfc(each.name)].append(each)
         else:
             for each in folder.walk():
                 if each.pictures and each is not folder:
                     parts = each.path[start:].split("/")
-                    found[_nfc("/".join(parts if by == "leaf" else parts[: int(by)]))].append(
+                    found[nfc("/".join(parts if by == "leaf" else parts[: int(by)]))].append(
                         each if not each.filled() else Folder(each.path, each.pictures, each.ignored)
                     )
         if folder.pictures:
@@ -256,8 +256,8 @@ class _Decision(SplitFinder):
         filled = folder.filled()
         copies = []
         for each in filled:
-            inner = {_plain(child.name) for child in each.filled()}
-            others = {_plain(other.name) for other in filled if other is not each}
+            inner = {name_key(child.name) for child in each.filled()}
+            others = {name_key(other.name) for other in filled if other is not each}
             if len(inner) > 1 and inner == others and self.settings.classes_from == "top":
                 copies.append(each)
         if len(copies) == 1:
@@ -295,7 +295,7 @@ class _Decision(SplitFinder):
                 )
         self._note_alike(list(names.values()))
         merged = [
-            name for name, several in classes.items() if len({_nfc(f.name) for f in several}) < len(several)
+            name for name, several in classes.items() if len({nfc(f.name) for f in several}) < len(several)
         ]
         if merged and self._by_top():
             self.notes.append(
@@ -321,7 +321,7 @@ class _Decision(SplitFinder):
         """Note names such as Cat and cat: two classes here, but one on many other systems."""
         spelt: dict[str, list[str]] = defaultdict(list)
         for name in names:
-            spelt[_plain(name)].append(name)
+            spelt[name_key(name)].append(name)
         alike = [same for same in spelt.values() if len(same) > 1]
         if alike:
             shown = ", ".join(" and ".join(map(repr, sorted(same))) for same in alike)
@@ -337,14 +337,14 @@ class _Decision(SplitFinder):
         )
         if any(note.startswith("warning: all class folders") for note in self.notes):
             return  # already noted
-        if not nested or (plain and len({_plain(f.filled()[0].name) for f in nested}) == 1):
+        if not nested or (plain and len({name_key(f.filled()[0].name) for f in nested}) == 1):
             return
         example = max(nested, key=lambda f: len(f.filled()))
         inner = " and ".join(f"{self._short(f)}/" for f in example.filled()[:2])
         more = f" (and {len(example.filled()) - 2} more)" if len(example.filled()) > 2 else ""
         self.notes.append(
             f"{len(nested)} class folder(s) contain folders, which were merged: {inner}{more} became "
-            f"{_nfc(example.name)!r}. To make each a class: --classes-from leaf, or --depth 2"
+            f"{nfc(example.name)!r}. To make each a class: --classes-from leaf, or --depth 2"
         )
 
     def _labelled(
@@ -369,19 +369,19 @@ class _Decision(SplitFinder):
         classes = self._classes(folder)
         alike: dict[str, list[str]] = defaultdict(list)
         for name in names:
-            alike[_plain(name)].append(name)
+            alike[name_key(name)].append(name)
         found = defaultdict(list)
         stray: list[str] = []
         respelt: list[tuple[str, str]] = []
         for name, folders in classes.items():
-            same = [name] if name in names else alike.get(_plain(name), [])
+            same = [name] if name in names else alike.get(name_key(name), [])
             if len(same) != 1:
                 stray.append(name)
                 continue
             found[same[0]] += folders
             known = {each.name for each in train_classes[same[0]]}
             respelt += [(each.name, same[0]) for each in folders if each.name not in known and self._by_top()]
-        if stray and not found and len(inner) == 1 and not alike.get(_plain(stray[0])):
+        if stray and not found and len(inner) == 1 and not alike.get(name_key(stray[0])):
             self._note_unlabelled(folder, split)
             return None
         if stray:
@@ -391,7 +391,7 @@ class _Decision(SplitFinder):
             )
         if respelt:
             first, second = respelt[0]
-            form = " (in another Unicode form)" if _nfc(first) == second else ""
+            form = " (in another Unicode form)" if nfc(first) == second else ""
             self.notes.append(
                 f"{split}: {len(respelt)} class folder(s) are spelt differently from train's but taken as "
                 f"the same classes: {first!r} is {second!r}{form}"
@@ -531,15 +531,6 @@ def _sole(folder: Folder) -> Folder:
     while not folder.pictures and len(folder.filled()) == 1:
         folder = folder.filled()[0]
     return folder
-
-
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
-def _plain(name: str) -> str:
-    """A name to compare by: in NFC, case-folded, without outer spaces."""
-    return _nfc(name).strip().casefold()
 
 
 def _base_names(paths: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from thumbnet.data.correct import apply_corrections
 from thumbnet.data.corrections import Correction, corrections_of
 from thumbnet.data.held_out import with_groups_of_new, with_held_out
-from thumbnet.data.reading import exists, is_file, reads
+from thumbnet.data.reading import exists, is_file, is_folder, reads
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, FailedReadError, printable
 from thumbnet.files import cache_folder
@@ -97,11 +97,13 @@ def load_data(
     corrections = None if labels is None else corrections_of(labels)  # before anything is downloaded
     cache = Path(data_dir).expanduser() if data_dir else cache_folder()
     if not isinstance(source, str | Path):
+        manifest.check_used(None, chosen, (), "the Python object")
         name, data = "", load_python(source, multilabel=chosen.multilabel)
     elif (name := _canonical(str(source))) in NAMED:
         manifest.check_used(None, chosen, (), name)
         data = _load_named(name, cache, chosen, progress)
     elif name.startswith("hf:"):
+        manifest.check_used(None, chosen, _USED[hub], name)
         data = hub.load_hub(name.removeprefix("hf:"), name, Path(data_dir) if data_dir else None, chosen)
     else:
         data = _load_path(Path(name).expanduser(), name, cache, chosen)
@@ -165,13 +167,14 @@ FORMS: tuple[Form, ...] = (
     manifest,
     folders,
 )
-# The settings about tables that forms use.
-_COLUMNS: dict[Form, tuple[str, ...]] = {
+# The settings about where classes stand that forms use.
+_USED: dict[Form, tuple[str, ...]] = {
     hub: ("path_column", "label_column"),
     listed: ("label_column",),
     parquet: ("label_column",),
     pixel_tables: ("label_column",),
-    manifest: ("path_column", "label_column", "images"),
+    manifest: manifest.COLUMNS_AND_PICTURES,
+    folders: manifest.NAMES,
 }
 
 
@@ -195,6 +198,7 @@ def _load_path(path: Path, name: str, cache: Path, settings: DataSettings) -> Da
         )
     with reads(path):
         if webdataset.is_pattern(name) and not exists(path):
+            manifest.check_used(None, settings, (), name)
             return webdataset.read_pattern(name)
         if is_archive_name(path.name) and is_file(path) and not webdataset.recognise(Place(path), settings):
             return _load_archive(path, name, cache, settings)
@@ -224,24 +228,27 @@ def _load_archive(path: Path, name: str, cache: Path, settings: DataSettings) ->
 
 
 def _read(place: Place, name: str, settings: DataSettings) -> Data:
-    """Read a place with the first form that recognises it, or a folder in it that wraps everything."""
-    for form in FORMS[:-1]:
+    """Read a place with the first form that recognises it, or a folder in it that wraps everything.
+
+    A folder is read by its names, whatever else it is, if the settings ask for that.
+    """
+    by_names = is_folder(place.path) and bool(settings.given(*manifest.NAMES))
+    for form in () if by_names else FORMS[:-1]:
         for level in wrapped(place):
             if form.recognise(level, settings):
-                manifest.check_used(level, settings, _COLUMNS.get(form, ()), name)
+                manifest.check_used(level, settings, _USED.get(form, ()), name)
                 return form.read(level, name, settings)
     if not folders.recognise(place, settings):
         raise DataError(unknown.explain_file(place.path))
-    manifest.check_used(place, settings, (), name)
-    asked = settings.label_pattern or settings.classes_from != DataSettings().classes_from
-    wrong = None if asked else unknown.refusal(place)
+    manifest.check_used(place, settings, _USED[folders], name)
+    wrong = None if by_names else unknown.refusal(place)
     if wrong:
         raise DataError(wrong)
     try:
         return folders.read(place, name, settings)
     except DataError as error:
         tables = manifest.why_not_read(place, settings) if folders.LAYOUTS_HELP in str(error) else ""
-        told = str(error) if asked else unknown.explain_failure(place, str(error))
+        told = str(error) if by_names else unknown.explain_failure(place, str(error))
         raise DataError(told + tables) from None
 
 

@@ -58,6 +58,10 @@ _SPLIT_FOLDER_TABLES = ("metadata.csv", "metadata.jsonl", "_classes.csv")  # the
 _TABLE_FOLDERS = re.compile(r"annotations?|labels?|splits?|meta|metadata|csvs?|tables?|lists?", re.I)
 _ALSO_TABLES = (".txt", ".json", ".manifest")  # files that may hold a table, but are not read as one
 _MAX_SHOWN = 5  # tables that an error lists
+NAMES = ("label_pattern", "classes_from")
+"""The settings by which classes come from the names of files or folders."""
+COLUMNS_AND_PICTURES = ("path_column", "label_column", "images")
+"""The settings about tables."""
 
 
 def recognise(place: Place, settings: DataSettings) -> bool:
@@ -227,7 +231,7 @@ def _titles(folder: Path, order: list[str]) -> tuple[tuple[str, ...], list[str]]
 
 
 def check_used(place: Place | None, settings: DataSettings, used: Container[str], what: str) -> None:
-    """Refuse settings about tables that the form of the data does not use.
+    """Refuse settings about where classes stand that the form of the data does not use.
 
     Args:
         place: where the data are; None if they have a name.
@@ -235,13 +239,16 @@ def check_used(place: Place | None, settings: DataSettings, used: Container[str]
         what: the data, as messages call them.
 
     Raises:
-        UnusedSettingError: ``path_column``, ``label_column`` or ``images`` is given, but not used.
+        UnusedSettingError: such a setting is given, but not used.
     """
-    given = {key: getattr(settings, key) for key in ("path_column", "label_column", "images")}
-    unused = [key for key, value in given.items() if value and key not in used]
+    unused = [key for key in settings.given(*NAMES, *COLUMNS_AND_PICTURES) if key not in used]
     if not unused:
         return
-    options = " and ".join(f"--{key.replace('_', '-')} {printable(given[key])}" for key in unused)
+    options = " and ".join(f"--{key.replace('_', '-')} {printable(getattr(settings, key))}" for key in unused)
+    if set(unused) <= set(NAMES):
+        raise UnusedSettingError(
+            f"{options} has no effect: {what} says in another way which class a picture has. Leave it out"
+        )
     tables = []
     if place is not None:
         try:

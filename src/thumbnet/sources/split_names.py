@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from typing import NamedTuple
+
+from thumbnet.sources.spelling import nfc
 
 SPLITS = ("train", "val", "test")
 _WORDS = {
@@ -54,7 +55,7 @@ class SplitName(NamedTuple):
 
 def split_name(name: str) -> SplitName | None:
     """The split in a folder's name, ignoring case and affixes; None if it names no split or several."""
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", unicodedata.normalize("NFC", name))
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", nfc(name))
     text = re.sub(r"\b(hold|held)[ _-]*out", r"\1out", re.sub(r"[\W_]+", " ", spaced.casefold()))
     words: list[str] = []
     rest: list[str] = []

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.columns import EMPTY, Columns, find_columns, labels_of, split_of_name
 from thumbnet.sources.lookup import Pictures, Wanted
 from thumbnet.sources.place import Place
+from thumbnet.sources.spelling import name_key
 from thumbnet.sources.split_names import splits_named
 from thumbnet.sources.tables import TEXT_SUFFIXES, Table, read_table
 
@@ -127,23 +127,19 @@ def _positions(
     labels: set[str], class_names: Sequence[str], place: Place, files: Sequence[str]
 ) -> Mapping[str, int]:
     """The class of each label: the one of that name or number, or the one that a table of train names."""
-    plain = {_plain(name): position for position, name in enumerate(class_names)}
-    if len(plain) == len(class_names) and all(_plain(label) in plain for label in labels):
-        return {label: plain[_plain(label)] for label in labels}
+    plain = {name_key(name): position for position, name in enumerate(class_names)}
+    if len(plain) == len(class_names) and all(name_key(label) in plain for label in labels):
+        return {label: plain[name_key(label)] for label in labels}
     if not all(re.fullmatch(r"\d{1,9}", label, re.ASCII) for label in labels):
-        return {label: plain[_plain(label)] for label in labels if _plain(label) in plain}
+        return {label: plain[name_key(label)] for label in labels if name_key(label) in plain}
     if all(re.fullmatch(r"\d{1,9}", name, re.ASCII) for name in class_names):
         numbers = {int(name): position for position, name in enumerate(class_names)}
         return {label: numbers[int(label)] for label in labels if int(label) in numbers}
     for _, table, columns in _tables(place, files, "train"):
         cells = table.column(columns.path)
-        folders = [_plain(os.path.basename(os.path.dirname(cell.replace("\\", "/")))) for cell in cells]
+        folders = [name_key(os.path.basename(os.path.dirname(cell.replace("\\", "/")))) for cell in cells]
         pairs = {pair for pair in zip(_labels(table, columns), folders, strict=True) if pair[0]}
         of = dict(pairs)
         if len(of) == len(pairs) and all(name in plain for name in of.values()):
             return {label: plain[of[label]] for label in labels if label in of}
     return {}
-
-
-def _plain(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
