@@ -3,7 +3,8 @@
 Each check trains ``fast`` on a few thousand pictures for a few epochs. A check that finds something wrong
 raises an exception; what it returns is noted with its PASS. A check that does not apply to the device is
 skipped.
-After an error that makes CUDA unusable in this process, the remaining checks run in a new one.
+After an error that makes CUDA unusable in this process, or that may leave a capture half done, the remaining
+checks run in a new one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from gpu import Options
@@ -29,7 +31,7 @@ from torch import Tensor
 from thumbnet.classifiers.load import load_run
 from thumbnet.data.splits import Data
 from thumbnet.errors import InterruptedRunError, OutOfMemoryError
-from thumbnet.hardware import choose_device
+from thumbnet.hardware import choose_device, deterministic
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.recipes.tables import known_keys
 from thumbnet.runs.folder import Run
@@ -42,9 +44,10 @@ FEW = ("data.subset_size=6000", "training.epochs=4", "training.batch_size=250", 
 FEWER = ("training.epochs=4", "training.batch_size=50", "training.min_steps=0", "model.width=0.125")
 FIRST = 4  # steps whose losses are compared with the CPU's; later, rounding errors have grown
 CLOSE = 5e-3  # relative
-STOP_AFTER = 7  # steps, within an epoch
+STEPS_LEFT = 4  # where a training is stopped, within its last epoch: fewer than are worth recording
 EAGER = "training.graph=off"
 TINY_MEMORY = 0.004  # of the card's memory: 0.3 of 80 GB
+GRAPHS = "fast runs as CUDA graphs, with the losses of single operations"
 
 
 class SkipCheck(Exception):  # noqa: N818 - no error
@@ -89,7 +92,7 @@ def check(name: str) -> Callable[[Check], Check]:
 
 @check("the first losses in float32 are the CPU's")
 def first_losses(bench: Bench) -> str:
-    with exact_convolutions():
+    with exact_convolutions(), exact_muon():
         here, there = (
             losses(bench.trainer("training.precision=fp32", device=device), FIRST)
             for device in (bench.device, torch.device("cpu"))
@@ -97,16 +100,17 @@ def first_losses(bench: Bench) -> str:
     return close(here, there)
 
 
-@check("fast runs as CUDA graphs, with the losses of single operations")
+@check(GRAPHS)
 def graphed(bench: Bench) -> str:
     if bench.device.type != "cuda":
         raise SkipCheck("only CUDA has graphs")
     if "training.graph" not in known_keys(Recipe):
         raise SkipCheck("this version of thumbnet records no graphs")
-    steps, notes = importlib.import_module("thumbnet.training.steps"), list[str]()
-    trainer = bench.trainer()
-    chosen = steps.choose_steps(trainer.state, trainer.prepared.train, notes.append)
-    assert type(chosen).__name__ == "GraphedSteps", f"it does not: {' '.join(notes)}"
+    module, trainer = importlib.import_module("thumbnet.training.graphed"), bench.trainer()
+    reason = module.why_not_graphed(trainer.state, trainer.prepared.train)
+    assert reason is None, f"it does not: {reason}"
+    with deterministic():  # a failure is CUDA's own error, with the line of the call that it refused
+        module.GraphedSteps(trainer.state, trainer.prepared.train)
     with exact_convolutions():
         found = (losses(bench.trainer("training.precision=fp32", *more), FIRST) for more in ((), (EAGER,)))
         return close(*found)
@@ -165,16 +169,17 @@ def repeatable(bench: Bench) -> str:
 def resumes(bench: Bench) -> str:
     class Stop(Listener):
         def __init__(self) -> None:
-            self.steps = 0
+            self.step: StepResult | None = None
 
         def on_step(self, step: StepResult) -> None:
-            self.steps = step.step
+            self.step = step
 
         def should_stop(self) -> bool:
-            return self.steps >= STOP_AFTER
+            return self.step is not None and self.step.step >= self.step.total_steps - STEPS_LEFT
 
+    stop = Stop()
     try:
-        bench.train("stopped", listener=Stop())
+        bench.train("stopped", listener=stop)
     except InterruptedRunError:
         pass
     else:
@@ -182,7 +187,8 @@ def resumes(bench: Bench) -> str:
     resumed = resume(bench.folder / "stopped", device=str(bench.device), data=bench.data)
     whole = Run(bench.folder / "first")
     assert_equal(weights(whole if whole.is_complete else bench.train("whole")), weights(resumed))
-    return f"stopped after {STOP_AFTER} steps"
+    assert stop.step is not None
+    return f"stopped after {stop.step.step} of {stop.step.total_steps} steps"
 
 
 @check("predict and evaluate agree with the training")
@@ -196,6 +202,7 @@ def predicts(bench: Bench) -> str:
     return f"accuracy {accuracy:.3f}, first picture: {label}"
 
 
+COMPILED = "torch.compile"
 VARIANTS = {
     "averaged weights (EMA) and cutout": ("training.ema_decay=0.99", "augment.cutout=4"),
     "no skipping of easy pictures (skip_easy=0)": ("data.skip_easy=0",),
@@ -206,13 +213,13 @@ VARIANTS = {
     "pictures decoded by workers": ("data.engine=workers", "training.epochs=1"),
     "resnet18": ("model.name=resnet18", "optimizer.name=sgd", "optimizer.lr=0.05", "optimizer.groups=[]",
                  "training.epochs=2"),
-    "torch.compile": ("training.compile=true",),
+    COMPILED: ("training.compile=true",),
 }  # fmt: skip
 
 
 def learns(bench: Bench, name: str) -> str:
     """Train with one of ``VARIANTS``, and check that the network is better than guessing."""
-    if name == "torch.compile" and bench.device.type == "cpu":
+    if name == COMPILED and bench.device.type == "cpu":
         raise SkipCheck("takes too long on a CPU")
     summary = bench.train(name.replace(" ", "-").replace("/", "-"), *VARIANTS[name]).summary
     chance = 1 / len(bench.data.class_names)
@@ -242,6 +249,10 @@ def out_of_memory(bench: Bench) -> str:
     raise AssertionError(f"it fitted into {TINY_MEMORY:.1%} of the memory")
 
 
+# Last, because it may take longer than all others together.
+CHECKS[f"trains: {COMPILED}"] = CHECKS.pop(f"trains: {COMPILED}")
+
+
 @contextmanager
 def exact_convolutions() -> Iterator[None]:
     """In this block, cuDNN computes float32 convolutions in float32, not in TF32."""
@@ -251,6 +262,17 @@ def exact_convolutions() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
+def exact_muon() -> Iterator[None]:
+    """In this block, Muon computes in float32 on every device.
+
+    Otherwise it uses bfloat16 where that is fast, whatever the recipe's precision: on the GPU, and on one CPU
+    but not on the other.
+    """
+    with mock.patch("thumbnet.training.muon.has_fast_bf16", return_value=False):
+        yield
 
 
 def close(found: Tensor, expected: Tensor) -> str:
@@ -296,21 +318,23 @@ def run_checks(
 ) -> None:
     """Run the checks that are not in ``done`` yet, and note each there.
 
-    Each has ``passed``, ``said`` and ``seconds``. ``publish`` is called after each. If CUDA is unusable after
-    a check, this process is replaced by a new one, which goes on.
+    Each has ``passed``, ``result``, ``said``, ``seconds`` and, if it failed, ``traceback``. ``publish`` is
+    called after each. If CUDA is unusable after a check, or graphs failed, this process is replaced by a new
+    one, which goes on: PyTorch may take a capture that failed to be still underway, and then it frees no
+    memory before it reports that there is too little.
     """
     bench = Bench(loaded(options), choose_device(options.device), FEWER if options.smoke else FEW, folder)
     for name, function in CHECKS.items():
         if name in done:
             continue
         started = time.perf_counter()
-        result = "FAIL"
+        result, trace = "FAIL", ""
         try:
             said, result = function(bench), "PASS"
         except SkipCheck as reason:
             said, result = str(reason), "SKIP"
         except Exception as error:
-            said = f"{type(error).__name__}: {error}".strip()
+            said, trace = f"{type(error).__name__}: {error}".strip(), traceback.format_exc()
             traceback.print_exc(limit=-5)
         seconds = time.perf_counter() - started
         done[name] = {
@@ -318,11 +342,12 @@ def run_checks(
             "result": result,
             "said": said,
             "seconds": round(seconds, 2),
+            **({"traceback": trace} if trace else {}),
         }
         publish()
         print(f"{result} {name}: {said.splitlines()[0] if said else ''} ({seconds:.1f} s)", flush=True)
-        if result == "FAIL" and not usable(bench.device):
-            print("the device is unusable after that; going on in a new process", flush=True)
+        if result == "FAIL" and (name == GRAPHS or not usable(bench.device)):
+            print("the device may be unusable after that; going on in a new process", flush=True)
             os.execv(sys.executable, [sys.executable, *sys.argv])
 
 

@@ -7,6 +7,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, settings
 
 from helpers import TINY, coloured_data, coloured_labels
 from own_networks import OwnPackage
+from thumbnet.batches.batches import EvalBatches
 from thumbnet.runs.folder import Run
 from thumbnet.training import mirrored
 from thumbnet.training.train import train
@@ -91,6 +93,28 @@ def label_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("labels") / "run"
     settings = [*TINY, "evaluation.tta=mirror", "training.label_smoothing=0.1"]
     return train(coloured_labels(), "one-cycle", overrides=settings, out=out, device="cpu")
+
+
+@pytest.fixture
+def batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batch sizes of all evaluations with torch in this test, in their order."""
+    seen: list[int] = []
+    original = EvalBatches.__init__
+
+    def recorded(self: EvalBatches, *given: Any, batch_size: int, **more: Any) -> None:
+        seen.append(batch_size)
+        original(self, *given, batch_size=batch_size, **more)
+
+    monkeypatch.setattr(EvalBatches, "__init__", recorded)
+    return seen
+
+
+@pytest.fixture
+def small_batches(tiny_run: Run, tmp_path: Path) -> Run:
+    """A copy of ``tiny_run`` that evaluates 7 pictures at a time, as if the device had memory for no more."""
+    run = Run(Path(shutil.copytree(tiny_run.path, tmp_path / "small-batches")))
+    run.write_recipe(run.recipe.override(["evaluation.batch_size=7"]))
+    return run
 
 
 def exported(run: Run, kind: str, out: Path) -> Path:

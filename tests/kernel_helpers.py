@@ -22,6 +22,9 @@ from thumbnet.kernels.library import load_kernels
 # Tolerances, relative to the largest value. Results stored as bfloat16 are rounded; float32 sums are not.
 BF16, FP32 = 2**-8, 1e-5
 
+NAN_BITS = (0x7FC0, 0xFFC0 - 2**16)
+"""NaN and -NaN in bfloat16, as int16. x86 computes the latter, for example for inf - inf."""
+
 needs_kernels = pytest.mark.skipif(
     load_kernels() is None, reason="no AVX-512 BF16 or no gcc here: only the reference implementations run"
 )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helpers import coloured_data
+from simulated_device import CUDA, gpu_tensor, simulated_gpu
 from thumbnet.batches.batches import NO_LABEL, Batch, EvalBatches, TrainBatches
 from thumbnet.batches.engines import MemoryEngine
 from thumbnet.batches.statistics import Normalise
@@ -136,17 +140,55 @@ def test_norms_are_synchronised_in_place_and_keep_their_tensors() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet20", "fastnet"])
-def test_on_cuda_norms_become_torchs_own_which_do_not_wait(name: str) -> None:
-    model = build_model(ModelSettings(name, 0.5), 3)
-    before = model.state_dict()
-    parameters = {key: (id(p), p.requires_grad) for key, p in model.named_parameters()}
-    synced = synchronise_norms(model, torch.device("cuda", 0))
-    norms = [m for m in synced.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    assert norms
-    assert all(type(norm) is nn.SyncBatchNorm for norm in norms)
-    assert {key: (id(p), p.requires_grad) for key, p in synced.named_parameters()} == parameters
-    assert synced.state_dict().keys() == before.keys()
-    assert all(torch.equal(before[key], tensor) for key, tensor in synced.state_dict().items())
+def test_on_a_gpu_synchronised_norms_do_not_make_the_host_wait(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums: list[Tensor] = []
+    monkeypatch.setattr(dist, "all_reduce", sums.append)
+    with simulated_gpu() as log:
+        model = build_model(ModelSettings(name, 0.5), 3).to(CUDA).train()
+        norms = [m for m in synchronise_norms(model, CUDA).modules() if isinstance(m, nn.BatchNorm2d)]
+        images = gpu_tensor(torch.randn(4, 3, 32, 32))
+        log.clear()
+        model(images).sum().backward()
+        assert (log.waits, log.copies) == ([], [])
+        assert all(
+            int(norm.num_batches_tracked) == 1 for norm in norms if norm.num_batches_tracked is not None
+        )
+    assert len(norms) >= 6
+    assert all(type(norm) is SyncBatchNorm2d for norm in norms)
+    assert len(sums) == 2 * len(norms)  # forwards and backwards
+
+
+def test_on_a_gpu_norms_of_other_dimensions_are_synchronised_too_and_classes_of_ones_own_stay() -> None:
+    class Active(nn.BatchNorm2d):
+        """Also applies an activation, like timm's BatchNormAct2d."""
+
+    def model() -> nn.Module:
+        return nn.Sequential(nn.BatchNorm2d(3), Active(3), nn.Flatten(), nn.BatchNorm1d(48))
+
+    def types(device: torch.device) -> list[type]:
+        return [type(layer) for layer in synchronise_norms(model(), device).children()]
+
+    assert types(CUDA) == [SyncBatchNorm2d, Active, nn.Flatten, nn.SyncBatchNorm]
+    assert types(torch.device("cpu")) == [SyncBatchNorm2d, Active, nn.Flatten, nn.BatchNorm1d]
+
+
+def test_a_synchronised_norm_learns_and_remembers_like_an_ordinary_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With one process, the sum over all processes is its own."""
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: None)
+    plain, synced = nn.BatchNorm2d(4, momentum=0.3).double(), SyncBatchNorm2d(4, momentum=0.3).double()
+    x, direction = torch.randn(2, 5, 4, 3, 3, dtype=torch.float64)
+    found = []
+    for norm in (plain, synced):
+        images = x.clone().requires_grad_()
+        (norm(images) * direction).sum().backward()
+        tensors = [*norm.state_dict().values(), images.grad, norm.weight.grad, norm.bias.grad]
+        found.append(tensors)
+    for expected, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, expected)
 
 
 @dataclass(frozen=True)
@@ -237,6 +279,37 @@ def test_a_synchronised_norm_evaluates_like_an_ordinary_one() -> None:
     x = torch.randn(5, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(plain(x), synced(x))
     assert F.mse_loss(synced(x), x) > 0
+
+
+UNUSUAL: list[dict[str, Any]] = [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}]
+
+
+@pytest.mark.parametrize("settings", UNUSUAL, ids=str)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_synchronised_norm_does_in_one_process_what_the_ordinary_one_does(
+    settings: dict[str, Any], has_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda _: None)
+    plain = nn.BatchNorm2d(4, **settings)
+    if not has_bias:
+        plain.register_parameter("bias", None)
+    model = nn.Sequential(copy.deepcopy(plain))
+    synchronise_norms(model, torch.device("cpu"))
+    synced = model[0]
+    assert isinstance(synced, SyncBatchNorm2d)
+    generator = torch.Generator().manual_seed(0)
+    for training in (True, True, False):
+        x = torch.randn(5, 4, 3, 3, generator=generator)
+        torch.testing.assert_close(synced.train(training)(x), plain.train(training)(x))
+    torch.testing.assert_close(synced.state_dict(), plain.state_dict())
+
+
+def test_a_norm_with_two_names_is_synchronised_under_both() -> None:
+    norm = nn.BatchNorm2d(4)
+    model = nn.ModuleDict({"norm": norm, "again": norm})
+    synchronise_norms(model, torch.device("cpu"))
+    assert all(isinstance(one, SyncBatchNorm2d) for one in model.values())
+    assert all(one.running_mean is norm.running_mean for one in model.values())
 
 
 def test_after_a_loss_of_contact_no_frame_keeps_the_network() -> None:

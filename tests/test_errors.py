@@ -63,6 +63,12 @@ def test_a_stopped_run_says_how_to_resume(tmp_path: Path) -> None:
     assert error.path == tmp_path / "my run"
 
 
+def test_a_stopped_search_says_how_to_go_on(tmp_path: Path) -> None:
+    error = InterruptedTuneError(tmp_path / "my search", 3, ["--model-code", "a:B"])
+    assert str(error).endswith(f"tune --resume '{tmp_path}/my search' --model-code a:B")
+    assert "3 finished trial(s) are kept" in str(error)
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -77,6 +83,7 @@ def test_a_stopped_run_says_how_to_resume(tmp_path: Path) -> None:
         RuntimeError("std::bad_alloc"),
         RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
         RuntimeError("not enough memory: you tried to allocate 8 bytes"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
     ],
     ids=str,
 )

@@ -22,6 +22,7 @@ from thumbnet.files import (
     read_whole,
     reason,
     remove_file,
+    user_path,
     write_file,
     write_with,
 )
@@ -244,3 +245,12 @@ def test_a_full_disk_is_named_even_if_a_library_names_something_else(tmp_path: P
     with pytest.raises(RunError, match=r"cannot write .*x: No space left on device$"):  # no former file
         write_with(tmp_path / "x", write)
     assert reason(ValueError("of another kind")) == "of another kind"
+
+
+def test_a_typed_path_may_begin_with_the_home_folder_or_with_a_tilde_that_means_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_path("~/pets") == tmp_path / "pets"
+    for name in ("~nobody-is-called-this/pets", "pets~", "/data/~pets", ""):
+        assert user_path(name) == Path(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import torch
 
 from helpers import coloured_data
 from thumbnet.recipes.recipe import load_recipe
+from thumbnet.training import graphed, muon
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "benchmarks" / "gpu.py"
@@ -179,6 +181,25 @@ def test_results_reach_the_file_while_the_part_is_still_at_work(tmp_path: Path) 
     assert seen.read_text() == "running"
 
 
+def test_everything_finds_this_copy_of_thumbnet_whatever_folder_it_works_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an installation: ``-S`` leaves out site-packages, and contenders work in folders of their own."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["src", "", "some/where"]))
+    find = "import importlib.util; print(importlib.util.find_spec('thumbnet').origin)"
+    looking = f"""
+        import subprocess
+        command = [sys.executable, "-S", "-c", {find!r}]
+        found = subprocess.run(command, cwd={str(tmp_path)!r}, capture_output=True, text=True)
+        note({{"found": found.stdout.strip(), "path": os.environ["PYTHONPATH"].split(os.pathsep)}})
+    """
+    _, parts = run(part("looks", looking))
+    results = parts["looks"]["results"]
+    assert results["found"] == str(ROOT / "src" / "thumbnet" / "__init__.py")
+    here = Path.cwd()
+    assert results["path"] == [str(ROOT / "src"), str(here / "src"), str(here / "some/where")]
+
+
 def test_a_failed_check_is_a_failure_although_its_part_is_done() -> None:
     checks = "note({'checks': {'a': {'passed': True}, 'b': {'passed': %s}}})"
     assert run(part("checks", checks % "True"))[0]
@@ -253,10 +274,30 @@ def test_the_list_names_every_part_that_exists(capsys: pytest.CaptureFixture[str
     assert listed == list(gpu_parts.PARTS)
 
 
+def test_the_pages_commands_are_understood_and_end_before_a_call_of_ten_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "_rival", lambda text: tuple(text.split("=")))  # the scripts need not be there
+    found: list[list[str]] = []
+    for page in ("docs/gpu.md", "docs/results.md", "benchmarks/gpu.py"):
+        text = re.sub(r"\\+\n\s*", "", (ROOT / page).read_text("utf-8"))
+        lines = re.findall(r"^ *(?:PYTHONPATH=\S+ )?python3? benchmarks/gpu\.py (.+)$", text, re.MULTILINE)
+        found += [
+            line.replace("$OUT", str(tmp_path)).replace("build/smoke", "smoke").split() for line in lines
+        ]
+    assert len(found) == 8
+    for words in found:
+        parsed = gpu.parse(words)
+        assert parsed.total_minutes <= 9.5, words
+    with_part = next(words for words in found if "--limit" in words)
+    limits = dict(gpu.parse(with_part).limit)
+    assert limits == {"turns": 300}
+
+
 def test_only_selects_parts_and_always_says_which_machine() -> None:
     options = gpu.Options(data="digits", device="cpu", smoke=True)
     chosen = gpu.parts_for(options, ["speed", "checks"], {"speed": 9.0})
-    assert [(one.name, one.limit) for one in chosen][::2] == [("machine", 60), ("speed", 9.0)]
+    assert [(one.name, one.limit) for one in chosen][::2] == [("machine", 120), ("speed", 9.0)]
     assert [one.name for one in chosen] == ["machine", "checks", "speed"]
     assert gpu_trainer.options_from(json.loads(chosen[0].command[-1])) == options
 
@@ -411,14 +452,67 @@ def test_a_check_that_fails_is_noted_and_the_others_still_run(
         ("before", True), ("breaks", False), ("skips", True), ("works", True),
     ]  # fmt: skip
     assert done["breaks"]["said"] == "AssertionError: they differ"
+    assert done["breaks"]["traceback"].startswith("Traceback")
+    assert "traceback" not in done["works"]
     assert [len(one) for one in published] == [2, 3, 4]
     out = capsys.readouterr().out
     assert "FAIL breaks: AssertionError: they differ" in out
     assert "SKIP skips: no GPU" in out
 
 
-def test_checks_go_on_in_a_new_process_when_the_device_is_unusable(
+def test_if_cuda_refuses_to_record_the_check_fails_with_cudas_own_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(state: Any, batches: Any) -> None:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphed, "why_not_graphed", lambda state, batches: None)
+    monkeypatch.setattr(graphed, "GraphedSteps", refused)
+    fake = SimpleNamespace(state=None, prepared=SimpleNamespace(train=None))
+    bench: Any = SimpleNamespace(device=torch.device("cuda"), trainer=lambda: fake)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        gpu_checks.graphed(bench)
+    monkeypatch.setattr(graphed, "why_not_graphed", lambda state, batches: "several processes train")
+    with pytest.raises(AssertionError, match="it does not: several processes train"):
+        gpu_checks.graphed(bench)
+
+
+def test_the_first_losses_are_compared_with_muon_in_float32_everywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[torch.dtype] = set()
+    iterate = muon._iterate
+
+    def spy(gram: torch.Tensor) -> torch.Tensor:
+        seen.add(gram.dtype)
+        return iterate(gram)
+
+    monkeypatch.setattr(muon, "has_fast_bf16", lambda device: True)
+    monkeypatch.setattr(muon, "_iterate", spy)
+    bench = gpu_checks.Bench(coloured_data(count=400, side=32), CPU, gpu_checks.FEWER, tmp_path)
+    assert gpu_checks.first_losses(bench) == "largest relative difference in 4 steps: 0.0e+00"
+    assert seen == {torch.float32}
+    assert vars(muon)["has_fast_bf16"](CPU)  # as before
+
+
+def test_the_check_of_resuming_stops_where_fewer_steps_are_left_than_are_worth_recording(
+    tmp_path: Path,
+) -> None:
+    bench = gpu_checks.Bench(coloured_data(count=240, side=32), CPU, gpu_checks.FEWER, tmp_path)
+    numbers = re.fullmatch(r"stopped after (\d+) of (\d+) steps", gpu_checks.resumes(bench))
+    assert numbers is not None
+    stopped, total = map(int, numbers.groups())
+    assert total - stopped == gpu_checks.STEPS_LEFT < graphed.FEWEST_STEPS
+
+
+def test_the_check_that_compiles_comes_last() -> None:
+    names = list(gpu_checks.CHECKS)
+    assert names[-2:] == ["out of memory is an error of ours that says what to do", "trains: torch.compile"]
+
+
+@pytest.mark.parametrize(("name", "usable"), [("breaks", False), (gpu_checks.GRAPHS, True)])
+def test_checks_go_on_in_a_new_process_when_the_device_may_be_unusable(
+    name: str, usable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Replaced(Exception):
         pass
@@ -430,13 +524,13 @@ def test_checks_go_on_in_a_new_process_when_the_device_is_unusable(
     def breaks(bench: gpu_checks.Bench) -> str:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(gpu_checks, "CHECKS", {"breaks": breaks})
-    monkeypatch.setattr(gpu_checks, "usable", lambda device: False)
+    monkeypatch.setattr(gpu_checks, "CHECKS", {name: breaks})
+    monkeypatch.setattr(gpu_checks, "usable", lambda device: usable)
     monkeypatch.setattr(os, "execv", execv)
     done: dict[str, dict[str, Any]] = {}
     with pytest.raises(Replaced):
         gpu_checks.run_checks(gpu.Options("digits", "cpu", smoke=True), tmp_path, done, lambda: None)
-    assert done["breaks"]["said"] == "RuntimeError: CUDA error: device-side assert triggered"
+    assert done[name]["said"] == "RuntimeError: CUDA error: device-side assert triggered"
 
 
 def test_a_contender_that_hangs_leaves_the_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,8 @@ def test_every_measure_is_that_of_its_definition() -> None:
     both = int((targets[:, 0] & targets[:, 1]).sum())
     assert found.together[0][1] == found.together[1][0] == both
     assert found.together[2][2] == targets[:, 2].sum()
+    assert (both, *NAMES[:2]) in found.pairs()
+    assert found.pairs() == sorted(found.pairs(), reverse=True)
     assert found.accuracy == found.at_thresholds.exact_match
     assert found.interval[0] < found.accuracy < found.interval[1]
 

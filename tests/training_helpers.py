@@ -1,7 +1,8 @@
-"""Helpers for tests of trainings: a request to stop, and gradients that are not finite."""
+"""Helpers for tests of trainings: requests to stop, gradients that are not finite, seeds that are refused."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -41,3 +42,13 @@ class Explosive(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return _Explode.apply(x)  # type: ignore[no-untyped-call]
+
+
+def refuse_seeds(patch: pytest.MonkeyPatch) -> None:
+    """Let ``torch.manual_seed`` fail: it would seed every device, and only some of them are ours."""
+
+    def refuse(seed: int) -> None:
+        raise AssertionError("the caller's generators are seeded")
+
+    patch.setattr(torch.cuda, "manual_seed_all", refuse)
+    patch.setattr(torch.mps, "manual_seed", refuse)

@@ -282,7 +282,9 @@ class _SumOverAll(torch.autograd.Function):
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d whose training statistics cover the pictures of all processes.
 
-    For the CPU. ``torch.nn.SyncBatchNorm`` does the same on GPUs, and nothing in it makes them wait.
+    ``torch.nn.SyncBatchNorm`` has no version for CPUs. On GPUs it makes the host wait three times per layer
+    (PyTorch 2.13), to leave out processes without pictures, which a batch does not have. Nothing here makes
+    the host wait.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -292,43 +294,51 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         values = x if x.dtype == torch.float64 else x.float()
         positions = values.numel() // values.shape[1]
         sums = torch.stack([values.sum(dim=(0, 2, 3)), values.square().sum(dim=(0, 2, 3))])
-        counted = torch.cat([sums.flatten(), sums.new_tensor([float(positions)])])
+        counted = torch.cat([sums.flatten(), sums.new_full((1,), positions)])
         totals: Tensor = _SumOverAll.apply(counted)  # type: ignore[no-untyped-call]
-        count = float(totals[-1].item())
+        count = totals[-1].detach()
         mean, square = (totals[:-1].view(2, -1) / count).unbind()
         variance = (square - mean.square()).clamp(min=0)
-        self.track(mean.detach(), variance.detach(), count)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        shift = self.bias - mean * scale
+        track_running(self, mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
+        inverse = (variance + self.eps).rsqrt()
+        scale = inverse if self.weight is None else self.weight * inverse
+        shift = -mean * scale if self.bias is None else self.bias - mean * scale
         return torch.addcmul(shift.view(-1, 1, 1), values, scale.view(-1, 1, 1)).to(x.dtype)
 
-    def track(self, mean: Tensor, variance: Tensor, count: float) -> None:
-        """Move the running statistics towards those of a batch with ``count`` positions per channel."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        momentum = 0.1 if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean), momentum)
-        self.running_var.lerp_((variance * count / max(count - 1, 1)).to(self.running_var), momentum)
-        self.num_batches_tracked += 1
+
+def track_running(norm: nn.BatchNorm2d, mean: Tensor, unbiased: Tensor) -> None:
+    """Update the running statistics of ``norm``, if it has any, as BatchNorm2d does in a training step.
+
+    Args:
+        norm: the normalisation.
+        mean: of the batch, [C].
+        unbiased: its unbiased variance, [C].
+    """
+    if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
+        return
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked += 1
+    momentum = 1 / int(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean.to(norm.running_mean), momentum)
+    norm.running_var.lerp_(unbiased.to(norm.running_var), momentum)
 
 
 def synchronise_norms(model: nn.Module, device: torch.device) -> nn.Module:
     """``model`` with every BatchNorm2d replaced by a synchronised one that has the same tensors.
 
-    On CUDA, PyTorch's own conversion also replaces the BatchNorm of other dimensions.
+    On CUDA, PyTorch's own class replaces the BatchNorm of other dimensions. It has no version for CPUs.
     """
-    if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return converted
-    for name, child in model.named_children():
+    for name, child in model._modules.items():  # named_children() leaves out a child's second name
         if type(child) is nn.BatchNorm2d:
-            momentum = 0.1 if child.momentum is None else child.momentum
-            norm = SyncBatchNorm2d(child.num_features, child.eps, momentum)
+            norm = SyncBatchNorm2d(
+                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+            )
             norm.weight, norm.bias = child.weight, child.bias
             norm.running_mean, norm.running_var = child.running_mean, child.running_var
             norm.num_batches_tracked = child.num_batches_tracked
             setattr(model, name, norm)
-        else:
+        elif device.type == "cuda" and type(child) in (nn.BatchNorm1d, nn.BatchNorm3d):
+            setattr(model, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+        elif child is not None:
             synchronise_norms(child, device)
     return model

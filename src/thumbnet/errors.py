@@ -200,11 +200,9 @@ class InterruptedRunError(ThumbnetError):
 class InterruptedTuneError(InterruptedRunError):
     """The user stopped a search for settings; ``trials`` finished trials are kept in the folder ``path``."""
 
-    def __init__(self, path: Path, trials: int) -> None:
-        ThumbnetError.__init__(
-            self,
-            f"stopped; {trials} finished trial(s) are kept.\nGo on: {command('tune', '--resume', path)}",
-        )
+    def __init__(self, path: Path, trials: int, options: Sequence[str] = ()) -> None:
+        again = command("tune", "--resume", path, *options)
+        ThumbnetError.__init__(self, f"stopped; {trials} finished trial(s) are kept.\nGo on: {again}")
         self.path = path
 
 
@@ -240,7 +238,10 @@ class FallbackWarning(UserWarning):
 
 
 # PyTorch has a class for this error only on GPUs, and onnxruntime has none. oneDNN reports a failed
-# allocation as "could not create a primitive", Apple's GPUs some of them as "insufficient memory".
+# allocation as "could not create a primitive", Apple's GPUs some of them as "insufficient memory". cuDNN's
+# convolutions try one engine after the other, and at last report that none is left
+# (https://github.com/pytorch/pytorch/issues/108645). A device that has none at all is not used, see
+# hardware.why_unusable.
 _NO_MEMORY = (
     "can't allocate memory",
     "out of memory",
@@ -253,6 +254,7 @@ _NO_MEMORY = (
     "could not create a primitive",
     "could not execute a primitive",
     "could not create a memory",
+    "unable to find an engine to execute",
 )
 
 

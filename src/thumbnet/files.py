@@ -32,6 +32,14 @@ def cache_folder() -> Path:
     return Path(named) if named else platformdirs.user_cache_path("thumbnet")
 
 
+def user_path(name: str | Path) -> Path:
+    """The path that a user typed, with the home folder for ``~``.
+
+    Unlike ``Path.expanduser``, this takes ``~name`` for a file if there is no such user.
+    """
+    return Path(os.path.expanduser(name))
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 

@@ -105,6 +105,16 @@ class LabelEvaluation:
         """The 95 % confidence interval of :attr:`accuracy` (Wilson 1927)."""
         return wilson_interval(round(self.accuracy * self.pictures), self.pictures)
 
+    def pairs(self) -> list[tuple[int, str, str]]:
+        """The pairs of labels that pictures have together, most frequent first: how many, and two names."""
+        found = [
+            (count, self.labels[first].name, self.labels[second].name)
+            for first, row in enumerate(self.together)
+            for second, count in enumerate(row)
+            if first < second and count
+        ]
+        return sorted(found, reverse=True)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
         return {**asdict(self), "map": None if math.isnan(self.map) else self.map}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import noise
+from helpers import noise, write_picture
 from thumbnet.batches.engines import Engine, MemoryEngine, WorkerEngine
 from thumbnet.batches.leaks import (
     DIGESTS_NAME,
@@ -20,7 +20,7 @@ from thumbnet.batches.leaks import (
     snapshot,
     training_digests,
 )
-from thumbnet.data.splits import ArraySplit, Split
+from thumbnet.data.splits import ArraySplit, FileSplit, Split
 from thumbnet.errors import RunError
 
 NAMES = ("cat", "dog")
@@ -56,6 +56,22 @@ def test_leaks_conflicts_and_repeats_are_reported_and_written(tmp_path: Path) ->
     assert [row["kind"] for row in rows] == ["leak", "two classes"]
     assert {one["split"] for one in rows[0]["pictures"]} == {"train", "test"}
     assert {one["class"] for one in rows[1]["pictures"]} == {"cat", "dog"}
+
+
+def test_sentences_name_no_local_folder_but_the_file_of_leaks_does(tmp_path: Path) -> None:
+    """Corrections may add pictures, whose names are absolute paths."""
+    paths = [write_picture(tmp_path / "secret" / f"{seed}.png", noise(seed)) for seed in (1, 2, 1)]
+    train = FileSplit(tmp_path, [str(path) for path in paths], np.array([0, 1, 1]))
+    test = split_of([2], [1], "test")
+    images = torch.from_numpy(np.stack([np.asarray(train.read(index)) for index in range(3)]))
+    engine = MemoryEngine(images.permute(0, 3, 1, 2), torch.from_numpy(train.labels))
+    looking = RepeatSearch({"train": engine, "test": engine_of(test)}, {"train": train, "test": test}, NAMES)
+    found = looking.finish(tmp_path)
+    assert found is not None
+    leak, conflict, *_ = found["lines"]
+    assert "(such as test: test[0] = train: 2.png)" in leak
+    assert "(such as train: 1.png in cat = train: 1.png in dog)" in conflict
+    assert str(paths[1]) in (tmp_path / LEAKS_NAME).read_text("utf-8")
 
 
 def test_clean_data_give_no_lines_and_remove_an_old_file(tmp_path: Path) -> None:

@@ -77,6 +77,6 @@ def test_the_leading_label_has_the_larger_share() -> None:
 
 
 def test_a_mixture_is_split_like_its_batch() -> None:
-    parts = Mixed(torch.arange(5), torch.linspace(0, 1, 5)).split(2)
+    parts = Mixed(torch.arange(5), torch.linspace(0, 1, 5)).split([2, 2, 1])
     assert [part.labels.tolist() for part in parts] == [[0, 1], [2, 3], [4]]
     assert [len(part.share) for part in parts] == [2, 2, 1]

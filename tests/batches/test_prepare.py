@@ -143,3 +143,29 @@ def test_a_picture_that_the_system_fails_to_read_is_not_skipped(
             prepare(load_data(root), recipe, CPU, skipped=[("train", "train/red/0.png", "no picture")])
     prepared = prepare(load_data(root), recipe, CPU)
     assert [name for _, name, _ in prepared.skipped] == ["train/red/0.png"]
+
+
+@pytest.mark.parametrize(
+    ("splits", "found"),
+    [
+        (("train",), (None, None, None)),
+        (("train", "test"), ("test", "test", None)),
+        (("train", "val"), ("val", "val", "val")),
+        (("train", "val", "test"), ("val", "test", "val")),
+        (("train", "test", "calibration"), ("test", "test", "calibration")),
+    ],
+)
+def test_each_held_out_split_has_its_uses(
+    splits: tuple[str, ...], found: tuple[str | None, str | None, str | None]
+) -> None:
+    prepared = prepare(coloured_data(12, splits=splits), load_recipe("tutorial"), CPU)
+    assert (prepared.watched, prepared.measured, prepared.held_out) == found
+
+
+def test_a_subset_is_drawn_by_its_own_seed_if_it_has_one() -> None:
+    def names(*settings: str) -> list[str]:
+        recipe = load_recipe("tutorial", ["data.subset_size=20", *settings])
+        train = prepare(coloured_data(60), recipe, CPU).splits["train"]
+        return [train.name(at) for at in range(len(train))]
+
+    assert names("seed=3") == names("seed=4", "data.subset_seed=3") != names("seed=4")

@@ -87,6 +87,10 @@ def test_covered_pictures_are_classified_in_batches_and_without_augmentation(
     assert sizes[0] == 1
     assert max(sizes) == 100
     assert sum(sizes) == sum(count for count, _ in whole.asked)
+    few = SeesACorner()
+    found = occlusion_map(cast(Classifier, few), pixels, 1, batch_size=30)
+    assert np.array_equal(found, expected)
+    assert max(count for count, _ in few.asked) == 30
 
 
 def test_a_picture_of_one_colour_has_no_heat() -> None:

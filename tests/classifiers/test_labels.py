@@ -88,6 +88,7 @@ def test_one_temperature_makes_overconfident_labels_honest() -> None:
     targets = generator.random((2000, 4)) < 1 / (1 + np.exp(-logits))
     assert fit_sigmoid_temperature(3 * logits, targets) == pytest.approx(3, rel=0.1)
     assert fit_sigmoid_temperature(logits[:5], targets[:5]) == 1.0
+    assert fit_sigmoid_temperature(logits[:5], targets[:5], fewest=5) != 1.0
     one = np.stack([np.zeros(2000), logits[:, 0]], axis=1)
     same = fit_temperature(one, targets[:, 0].astype(np.int64))
     assert fit_sigmoid_temperature(logits[:, :1], targets[:, :1]) == pytest.approx(same, rel=1e-4)

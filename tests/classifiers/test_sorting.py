@@ -111,6 +111,27 @@ def test_the_list_names_every_picture_and_why_one_cannot_be_read(tmp_path: Path)
     assert away.read_text().splitlines()[1].startswith(str(tmp_path / "in" / "a.png"))
 
 
+@pytest.mark.parametrize("table", ["../list.csv", "deep/../../list.csv", "../work/../list.csv"])
+def test_pictures_below_the_folder_of_the_list_have_relative_paths_however_both_are_named(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox(tmp_path / "in")
+    (tmp_path / "work" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    for folder in (tmp_path / "in", Path("../in")):
+        list_folder(Grey(), folder, table)
+        assert (tmp_path / "list.csv").read_text("utf-8").splitlines()[1].startswith("in/a.png,dark,")
+        (tmp_path / "list.csv").unlink()
+
+
+def test_a_list_is_written_next_to_the_target_of_a_link_if_two_dots_follow_the_link(tmp_path: Path) -> None:
+    inbox(tmp_path / "far" / "in")
+    (tmp_path / "far" / "deep").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "deep", target_is_directory=True)
+    list_folder(Grey(), tmp_path / "link" / ".." / "in", tmp_path / "link" / ".." / "list.csv")
+    assert (tmp_path / "far" / "list.csv").read_text("utf-8").splitlines()[1].startswith("in/a.png,dark,")
+
+
 def test_a_list_never_replaces_a_file(tmp_path: Path) -> None:
     folder, file = inbox(tmp_path / "in"), tmp_path / "list.csv"
     file.write_text("mine")

@@ -45,6 +45,7 @@ def test_no_other_temperature_fits_many_pictures_better() -> None:
 def test_the_temperature_is_1_with_too_few_pictures() -> None:
     logits, labels = drawn(FEWEST, 3)
     assert fit_temperature(logits[:-1] * 4, labels[:-1]) == 1.0
+    assert fit_temperature(logits[:-1] * 4, labels[:-1], fewest=1) != 1.0
     assert fit_temperature(logits * 4, labels) != 1.0
 
 

@@ -50,3 +50,12 @@ def test_other_data_another_split_and_test_time_augmentation_can_be_chosen(
     status, _, stderr = run_cli("evaluate", out, "--split", "val")
     assert status == 2
     assert "no split 'val'" in stderr
+
+
+def test_a_run_is_evaluated_in_batches_of_its_own_size(
+    small_batches: Run, folder: Path, batch_sizes: list[int]
+) -> None:
+    for place in (small_batches.path, small_batches.weights_path):
+        status, _, stderr = run_cli("evaluate", place, folder, "--device", "cpu")
+        assert status == 0, stderr
+    assert batch_sizes == [7, 7]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import pytest
 from helpers import TINY, coloured, noise, write_picture
 from thumbnet.cli import build_parser, main
 from thumbnet.cli.run_data import data_of_run, split_of
+from thumbnet.cli.serve import _data_to_try
 from thumbnet.errors import DataError
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.runs.folder import Run
+from thumbnet.runs.weights import read_weights, write_weights
 from thumbnet.sources.load import load_data
 from thumbnet.training.train import train
 
@@ -79,7 +82,7 @@ def test_the_pattern_of_the_runs_own_names_does_not_keep_other_data_from_being_r
     digits = build_parser().parse_args([*words[:2], "digits"])
     assert data_of_run(digits, DataSettings(label_pattern="^(cat|dog)")).class_names[0] == "0"
     asked = build_parser().parse_args([*words, "--label-pattern", "^(cat|dog)"])
-    with pytest.raises(DataError, match=r"no label|not match|have no label"):
+    with pytest.raises(DataError, match="--label-pattern .* finds no class in 6 of 6 names"):
         data_of_run(asked, settings)
 
 
@@ -105,6 +108,19 @@ def test_the_runs_own_data_are_measured_on_its_test_split_under_any_path(
         assert {**named, "data": ""} == {**implied, "data": ""}
         assert "no splits" not in said
     assert evaluate(capsys, run.path, own, "--split", "val")[0]["pictures"] == 6
+
+
+def test_the_val_split_that_chose_the_epoch_is_called_optimistic_however_it_is_named(
+    run: Run, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Run(Path(shutil.copytree(run.path, tmp_path / "run")))
+    (copy.path / "summary.json").write_text(json.dumps({**run.summary, "kept_by": "best on val"}))
+    for named in ([], [own], [f"{own}/"]):
+        found, _ = evaluate(capsys, copy.path, *named, "--split", "val")
+        assert "val accuracy: optimistic" in found["notes"][0]
+    found, _ = evaluate(capsys, copy.path, write_colours(tmp_path / "other", ["Training", "valid"], 5))
+    assert found["split"] == "val"
+    assert "optimistic" not in str(found["notes"])
 
 
 def test_a_test_split_that_was_set_aside_anew_is_compared_with_the_training(
@@ -154,6 +170,79 @@ def test_the_runs_own_data_are_recognised_in_a_new_place(
         assert "there is no data set, folder or archive '/nowhere/own'" in said
         assert "If the run's data have moved, name their new place: " in said
         assert said.endswith(f" {command} {copy} {way}\n")
+
+
+def as_file(run: Run, file: Path, own: Path, **changes: Any) -> Path:
+    """The run's weights in a file elsewhere, which says that they were trained on ``own``, read with ``changes``."""
+    weights, info = read_weights(run.weights_path)
+    write_weights(file, weights, replace(info, fingerprint=load_data(own, **changes).fingerprint()))
+    return file
+
+
+@pytest.mark.parametrize("val_fraction", [0.0, 0.1])
+def test_the_training_data_of_a_network_in_a_file_are_split_as_in_the_training(
+    val_fraction: float, run: Run, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = as_file(run, tmp_path / "x.safetensors", own, val_fraction=val_fraction)
+    copy = Path(shutil.copytree(own, tmp_path / "copy"))
+    implied, _ = evaluate(capsys, run.path)
+    found, said = evaluate(capsys, file, copy)
+    assert {**found, "data": ""} == {**implied, "data": ""}
+    assert f"{copy} holds the network's training data, split as in the training" in said
+    assert "no splits of its own" not in said
+    (copy / "red" / "0.png").unlink()
+    found, said = evaluate(capsys, file, copy)
+    assert (found["split"], found["pictures"]) == ("all", 59)
+    assert "training data" not in said
+
+
+def test_the_weights_in_a_runs_folder_know_how_the_run_split_its_data(
+    own: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Run(Path(shutil.copytree(run.path, tmp_path / "run")))
+    asked: dict[str, Any] = {"test_fraction": 0.4, "split_seed": 3}
+    copy.write_recipe(replace(run.recipe, data=replace(run.recipe.data, val_fraction=0.0, **asked)))
+    as_file(run, copy.weights_path, own, **asked)
+    found, _ = evaluate(capsys, copy.weights_path, own)
+    assert (found["split"], found["pictures"]) == ("test", 24)
+
+
+def test_corrections_of_the_labels_leave_the_training_data_of_a_file_known(
+    run: Run, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = load_data(own)
+    name, was = data.splits["test"].name(0), data.class_names[data.splits["test"].labels[0]]
+    labels = tmp_path / "labels.csv"
+    labels.write_text(f"picture,label,split,was,decision\n{name},,test,{was},drop\n")
+    trainings: list[dict[str, Path]] = [{}, {"labels": labels}]
+    for number, changes in enumerate(trainings):
+        file = as_file(run, tmp_path / f"{number}.safetensors", own, **changes)
+        found, _ = evaluate(capsys, file, own, "--labels", labels)
+        assert (found["split"], found["pictures"]) == ("test", 11)
+
+
+def test_a_network_that_was_trained_on_all_pictures_is_measured_on_them_with_a_warning(
+    run: Run, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, said = evaluate(capsys, as_file(run, tmp_path / "x.safetensors", own, test_fraction=0.0), own)
+    assert (found["split"], found["pictures"]) == ("all", 60)
+    assert "warning: the network was trained on these pictures" in said
+
+
+def test_export_and_serve_split_the_training_data_of_a_file_as_in_the_training(
+    run: Run, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = as_file(run, tmp_path / "x.safetensors", own)
+    _, info = read_weights(file)
+    options = build_parser().parse_args(["serve", "--data", str(own), str(file)])
+    data = _data_to_try(options, info.fingerprint)
+    assert data is not None
+    assert len(data.splits["test"]) == 12
+    capsys.readouterr()
+    out = ["--format", "safetensors", "--out", str(tmp_path / "new.safetensors")]
+    assert main(["export", str(file), "--data", str(own), *out, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["split"], found["pictures"]) == ("test", 12)
 
 
 def test_the_runs_group_by_does_not_apply_to_other_data(

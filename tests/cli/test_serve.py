@@ -30,6 +30,7 @@ from thumbnet.runs.folder import Run
         (["--api-key-file", "empty"], "it must hold the API key"),
         (["--port", "99999"], "cannot listen"),
         (["--host", "192.0.2.1", "--port", "0"], "cannot listen"),
+        (["--accept-host", "a.example", "--host", "0.0.0.0", "--port", "0"], "no effect with --host 0.0.0.0"),
     ],
 )
 def test_invalid_options_are_explained(

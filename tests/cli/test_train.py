@@ -231,6 +231,14 @@ def test_a_resumed_run_keeps_its_own_labels(capsys: pytest.CaptureFixture[str]) 
         assert "train DATA --labels labels.csv --init runs/x" in shown
 
 
+@pytest.mark.parametrize("more", [[], ["--more-epochs", "2"]])
+def test_a_resumed_run_takes_its_data_from_where_it_had_them(
+    more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--resume", "runs/x", "--data-dir", "elsewhere", *more]) == 2
+    assert "data: leave out --data-dir" in capsys.readouterr().err
+
+
 def test_wrong_corrections_are_an_error_before_anything_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

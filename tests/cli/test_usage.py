@@ -49,6 +49,10 @@ MISTAKES = [
     ("train --data pictures", ["train pictures"]),
     ("--lr 0.1 train digits", ["--lr: a command comes first", "train digits --epochs 10"]),
     ("predict runs/cats --top 0 x.png", ["--top 0: expected 1 or more"]),
+    (
+        "serve cats.onnx --accept-host https://cats.example.org",
+        ["--accept-host https://cats.example.org: expected a host name", "without https://"],
+    ),
     ("lr-find digits --minutes 3", ["lr-find has no option --minutes. Its options: "]),
     ("lr-find digits --patience 3", ["--set training.patience=3"]),
     ("lr-find digits --checkpoint-minutes 3", ["--set checkpoint.minutes=3"]),

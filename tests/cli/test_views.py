@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,6 +93,22 @@ def test_a_comparison_prints_the_accuracy_of_each_run(
 ) -> None:
     show_comparison(group_runs([tiny_run]), None)
     assert f"{100 * tiny_run.summary['accuracy']:.2f}" in capsys.readouterr().out
+
+
+def test_a_run_that_continues_another_is_compared_with_the_epochs_of_both(
+    tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = Run(Path(shutil.copytree(tiny_run.path, tmp_path / "run")))
+    settings = {**more.settings, "continues": {"run": "old", "epochs": 30}}
+    (more.path / "run.json").write_text(json.dumps(settings))
+    show_comparison(group_runs([more]), None)
+    shown = capsys.readouterr().out
+    assert " 30+3 " in shown
+    assert "the run continues one of 30 epochs" in shown
+    show_comparison(group_runs([tiny_run]), None)
+    assert "continues" not in capsys.readouterr().out
+    show_summary(more)
+    assert "for 30 epoch(s) in the run that this one continues" in capsys.readouterr().out
 
 
 def test_a_picture_unlike_the_training_pictures_is_marked(capsys: pytest.CaptureFixture[str]) -> None:

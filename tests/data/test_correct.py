@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from correction_helpers import HEADER, drop, labels_by_name, relabel, unsure
-from helpers import coloured, coloured_data, write_class_folders, write_picture
+from helpers import coloured, coloured_data, coloured_labels, write_class_folders, write_picture
 from thumbnet.data.calibration import with_calibration_split
 from thumbnet.data.correct import apply_corrections
 from thumbnet.data.corrections import (
@@ -225,6 +225,11 @@ def test_corrections_are_applied_once(folder: Path, tmp_path: Path) -> None:
     assert apply_corrections(once, decided, tmp_path) is once
     with pytest.raises(DataError, match="corrected already"):
         apply_corrections(once, [drop("train/red/0.png", "red")], tmp_path)
+
+
+def test_corrections_of_pictures_with_several_labels_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="colours has several labels per picture: corrections are for single"):
+        apply_corrections(coloured_labels(12), [relabel("train[0]", "red", "blue")], tmp_path)
 
 
 # --- pictures that the data lack --------------------------------------------------------------------------

@@ -127,6 +127,19 @@ def test_several_processes_learn_like_one_and_only_one_of_them_writes(
     assert json.loads(done.stdout)["accuracy"] == Run(outs[1]).summary["accuracy"]
 
 
+def test_shares_that_differ_by_a_picture_go_through_the_network_in_as_many_parts(
+    folder: Path, tmp_path: Path
+) -> None:
+    """A batch of 17 has shares of 9 and 8 pictures, which in parts of 8 would be two passes and one."""
+    parts = ["training.batch_size=17", "training.micro_batch=8", "training.epochs=1"]
+    settings = [*OVERRIDES, *(f"--set={one}" for one in parts)]
+    done = train(2, folder, "--recipe", "one-cycle", *settings, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    (epoch,) = metrics(tmp_path / "run")
+    assert epoch["step"] == 3
+    assert 0 < epoch["loss"] < 3
+
+
 def test_an_error_in_one_process_ends_all_of_them(folder: Path, tmp_path: Path) -> None:
     started = time.monotonic()
     done = train(

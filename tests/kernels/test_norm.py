@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from kernel_helpers import BF16, FP32, assert_close, needs_kernels, pictures
+from kernel_helpers import BF16, FP32, NAN_BITS, assert_close, needs_kernels, pictures
 from thumbnet.kernels import norm as norm_kernels
 from thumbnet.kernels.norm import Activation, norm_act, plain_norm_act
 
@@ -69,6 +69,36 @@ def test_silu_is_correct_for_extreme_values(value: float) -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("bits", NAN_BITS)
+@pytest.mark.parametrize(("act", "pool", "adds"), CASES)
+def test_nan_stays_nan(act: Activation, pool: int, adds: bool, bits: int) -> None:
+    x, norm = pictures(2, 32, 4, 4), nn.BatchNorm2d(32).eval()
+    x.view(torch.int16)[1, 5, 2, 3] = bits
+    add = pictures(2, 32, 4 // pool, 4 // pool, seed=1) if adds else None
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        y = norm_act(x, norm, act, pool=pool, add=add)
+        trained = norm_act(x, norm.train(), act, pool=pool, add=add)
+    assert y.isnan().sum() == 1
+    assert y[1, 5, 2 // pool, 3 // pool].isnan()
+    assert trained[:, 5].isnan().all()
+    assert trained.isnan().sum() == trained[:, 5].numel()
+
+
+@needs_kernels
+@pytest.mark.parametrize("learns", ["x", "weight", "bias", "add"])
+def test_gradients_reach_all_that_learns_where_the_statistics_stay(learns: str) -> None:
+    x, add, norm = pictures(2, 32, 4, 4), pictures(2, 32, 4, 4, seed=1), nn.BatchNorm2d(32).eval()
+    tensors = {"x": x, "weight": norm.weight, "bias": norm.bias, "add": add}
+    for name, one in tensors.items():
+        one.requires_grad_(name == learns)
+    with torch.autocast("cpu", torch.bfloat16):
+        norm_act(x, norm, "relu", add=add).float().sum().backward()
+    found = tensors[learns].grad
+    assert found is not None
+    assert found.abs().sum() > 0
+
+
+@needs_kernels
 def test_shapes_that_do_not_match_raise_the_error_of_pytorch() -> None:
     x = pictures(4, 64, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
@@ -84,6 +114,15 @@ def test_shapes_that_do_not_match_raise_the_error_of_pytorch() -> None:
 )
 def test_unusual_norms_run_in_pytorch(settings: dict[str, bool | None]) -> None:
     x, norm = pictures(4, 64, 8, 8), nn.BatchNorm2d(64, **settings)  # type: ignore[arg-type]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = norm_act(x, norm, "relu")
+    assert_close(y, plain_norm_act(x.double(), nn.BatchNorm2d(64).double(), "relu"), BF16)
+
+
+@needs_kernels
+def test_a_norm_without_biases_runs_in_pytorch() -> None:
+    x, norm = pictures(4, 64, 8, 8), nn.BatchNorm2d(64)
+    norm.register_parameter("bias", None)
     with torch.autocast("cpu", torch.bfloat16):
         y = norm_act(x, norm, "relu")
     assert_close(y, plain_norm_act(x.double(), nn.BatchNorm2d(64).double(), "relu"), BF16)

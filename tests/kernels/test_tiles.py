@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernel_helpers import BF16, FP32, assert_close, needs_kernels, on_threads, pictures
+from kernel_helpers import BF16, FP32, NAN_BITS, assert_close, needs_kernels, on_threads, pictures
 from thumbnet.kernels import tiles as tile_kernels
 from thumbnet.kernels.calls import call
 from thumbnet.kernels.conv import Conv3x3, uses_tiles
@@ -98,6 +98,15 @@ def test_of_equal_values_the_first_is_the_maximum() -> None:
     y, which = conv3x3_pooled(*(one.bfloat16().contiguous(memory_format=last) for one in (x, weight)))
     assert not y.any()
     assert not which.any()
+
+
+@pytest.mark.parametrize("bits", NAN_BITS)
+def test_the_maximum_of_a_window_with_nan_is_nan(bits: int) -> None:
+    x, weight = pictures(16, 16, 6, 6), pictures(16, 16, 3, 3, seed=1)
+    x.view(torch.int16)[3, 2, 2, 2] = bits
+    y, _ = conv3x3_pooled(x, weight)
+    expected = F.max_pool2d(F.conv2d(x.double(), weight.double(), padding=1), 2)
+    assert torch.equal(y.isnan(), expected.isnan())
 
 
 def test_pooling_within_the_convolution_gives_the_networks_layer() -> None:

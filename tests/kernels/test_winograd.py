@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kernel_helpers import assert_near, needs_kernels, on_threads, pictures
+from kernel_helpers import NAN_BITS, assert_near, needs_kernels, on_threads, pictures
 from thumbnet.kernels.winograd import (
     winograd,
     winograd_input_gradient,
@@ -87,3 +87,13 @@ def test_the_first_of_equal_results_is_the_maximum() -> None:
     y, which = winograd_pooled(pictures(2, 32, 6, 6) * 0, pictures(32, 32, 3, 3).float())
     assert not y.any()
     assert not which.any()
+
+
+@pytest.mark.parametrize("bits", NAN_BITS)
+def test_the_maximum_of_a_window_with_nan_is_nan(bits: int) -> None:
+    x, weight = pictures(2, 32, 6, 6), pictures(32, 32, 3, 3, seed=1).float()
+    x.view(torch.int16)[1, 2, 2, 2] = bits
+    y, _ = winograd_pooled(x, weight)
+    expected = nn.functional.max_pool2d(nn.functional.conv2d(x.double(), weight.double(), padding=1), 2)
+    assert y[expected.isnan()].isnan().all()
+    assert not y[0].isnan().any()

@@ -66,6 +66,14 @@ def test_the_check_detects_other_weights(tiny_run: Run, tmp_path: Path) -> None:
     assert check_export(tiny_run.path, other.weights_path, coloured_data(), "test").largest_difference > 0.01
 
 
+def test_the_check_takes_as_many_pictures_at_a_time_as_the_run(
+    small_batches: Run, tmp_path: Path, batch_sizes: list[int]
+) -> None:
+    export(small_batches.path, "safetensors", tmp_path / "a.safetensors")
+    check_export(small_batches.path, tmp_path / "a.safetensors", coloured_data(), "test")
+    assert batch_sizes == [7, 7]
+
+
 def test_the_command_writes_checks_and_reports_the_result(
     tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -112,6 +112,10 @@ def test_what_is_published_names_no_local_folder(tiny_run: Run, tmp_path: Path) 
     assert b'init = "old"' in files["card"]
     assert b'"source": "cats"' in files["model.safetensors"].replace(b"\\", b"")
     assert b"fine-tuned" in files["card"]
+    run.write_recipe(replace(recipe, data=replace(recipe.data, images="/home/me/secret/photos")))
+    files = {**published(run), "card": model_card(run, NAME).encode()}
+    assert [name for name, content in files.items() if b"/home" in content] == []
+    assert b'images = "photos"' in files["recipe.toml"]
 
 
 def test_the_card_says_that_a_network_is_timms_and_was_fine_tuned(tiny_run: Run, tmp_path: Path) -> None:
@@ -143,3 +147,20 @@ def test_the_card_says_when_and_why_the_training_stopped(tiny_run: Run, tmp_path
     assert (
         "The training stopped after epoch 2 of 3: no better val accuracy since epoch 1 (patience 1)." in card
     )
+
+
+def test_the_card_of_a_run_that_continues_another_counts_the_epochs_of_both(
+    tiny_run: Run, tmp_path: Path
+) -> None:
+    assert "The same recipe, data, seed and device give the same weights." in model_card(tiny_run, NAME)
+    run = Run(Path(shutil.copytree(tiny_run.path, tmp_path / "run")))
+    recipe = run.recipe
+    run.write_recipe(replace(recipe, training=replace(recipe.training, init="/home/me/old")))
+    settings = {**run.settings, "continues": {"run": "/home/me/old", "epochs": 30}}
+    (run.path / "run.json").write_text(json.dumps(settings))
+    card = model_card(run, NAME)
+    assert "fine-tuned" not in card
+    assert "from scratch" not in card
+    assert "had been trained for 30 epoch(s) in the run that this one continues" in card
+    assert "The same recipe" not in card
+    assert "/home" not in card

@@ -306,3 +306,30 @@ def test_a_table_in_a_file_is_merged_with_the_one_it_extends_and_cannot_become_a
     (tmp_path / "mine.toml").write_text('extends = "fast"\ntraining = 3\n')
     with pytest.raises(RecipeError, match="expected a table"):
         load_recipe(tmp_path / "mine.toml")
+
+
+PLAN = ["training.steps=60", "schedule.planned_at=[0, 30]", "schedule.planned_steps=[50, 60]"]
+
+
+def test_without_its_plan_a_recipe_has_a_length_in_epochs_only() -> None:
+    assert load_recipe("fast", PLAN).without_plan() == load_recipe("fast")
+    assert load_recipe("fast").without_plan() == load_recipe("fast")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps", "at"),
+    [
+        (["seed=3"], 60, (0, 30)),
+        (["training.epochs=3"], 0, ()),
+        ([" training.epochs = 3"], 0, ()),
+        (["training.steps=40"], 40, ()),
+        (["training.epochs=9", *PLAN], 60, (0, 30)),
+    ],
+)
+def test_a_length_that_is_named_replaces_the_one_that_was_planned(
+    overrides: list[str], steps: int, at: tuple[int, ...], tmp_path: Path
+) -> None:
+    planned = load_recipe("small", ["training.epochs=6", *PLAN])
+    (tmp_path / "recipe.toml").write_text(planned.to_toml())
+    for recipe in (planned.override(overrides), load_recipe(tmp_path / "recipe.toml", overrides)):
+        assert (recipe.training.steps, recipe.schedule.planned_at) == (steps, at)

@@ -47,6 +47,7 @@ NAN, INF = float("nan"), float("inf")
         (DataSettings, {"group_by": "["}, "data.group_by"),
         (DataSettings, {"calibration_pictures": -1}, "data.calibration_pictures"),
         (DataSettings, {"subset_size": -1}, "data.subset_size"),
+        (DataSettings, {"subset_seed": -1}, "data.subset_seed"),
         (DataSettings, {"skip_easy": 0.51}, "data.skip_easy"),
         (DataSettings, {"skip_easy": 0.3, "sampling": "balanced"}, "data.skip_easy"),
         (DataSettings, {"workers": 0}, "data.workers"),

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,26 @@ def test_runs_that_differ_only_in_the_seed_form_one_group(make: Make) -> None:
     assert groups[0].mean == pytest.approx(0.92)
     assert groups[0].deviation == pytest.approx(0.02)
     assert groups[1].deviation is None
+
+
+def timed(run: Run, minutes: float | None, steps: int, **plan: Any) -> Run:
+    """Turn a run into one of ``--minutes``, whose clock allowed this many steps."""
+    recipe = run.recipe
+    training = replace(recipe.training, steps=steps, epochs=2)
+    run.write_recipe(replace(recipe, training=training, schedule=replace(recipe.schedule, **plan)))
+    settings = run.settings if minutes is None else {**run.settings, "minutes": minutes}
+    (run.path / "run.json").write_text(json.dumps(settings))
+    return run
+
+
+def test_repeated_seeds_of_the_same_time_form_one_group_however_many_steps_the_clock_allowed(
+    make: Make,
+) -> None:
+    first = timed(make(0.9, 0), 2, 40)
+    second = timed(make(0.92, 1), 2, 30, planned_at=(0, 10), planned_steps=(40, 30))
+    longer, counted = timed(make(0.94, 2), 3, 40), timed(make(0.96, 3), None, 40)
+    groups = group_runs([first, second, longer, counted])
+    assert [group.runs for group in groups] == [(first, second), (longer,), (counted,)]
 
 
 def test_a_seed_counts_once_unless_its_results_differ(

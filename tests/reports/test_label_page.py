@@ -32,6 +32,17 @@ def test_the_page_shows_map_and_every_label(page: str, label_run: Run) -> None:
     assert f">{together}</td>" in re.sub(r"\s+<", "<", page)
 
 
+def test_the_page_says_whether_thresholds_were_chosen_on_the_pictures_that_it_measures(
+    label_run: Run, page: str, tmp_path: Path
+) -> None:
+    assert label_run.summary["calibrated_on"] == "val"
+    assert "highest F1 on val, not on the pictures measured here." in page
+    for data, here in ((coloured_labels(), True), (coloured_labels(24), False)):
+        write_label_report(label_run, data, "val", tmp_path / "report.html")
+        text = (tmp_path / "report.html").read_text("utf-8")
+        assert ("highest F1 on val, the pictures measured here, so F1 is optimistic." in text) is here
+
+
 def test_the_page_loads_nothing_from_elsewhere(page: str) -> None:
     assert not re.search(r"(?:src|href|action)=\"(?!#|data:)|@import|url\((?!#)", page)
     assert "://" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
@@ -55,3 +66,12 @@ def test_label_names_are_escaped(label_run: Run, tmp_path: Path) -> None:
     assert evil not in page
     assert "&lt;img src=x" in page
     assert page.count("<img") == page.count('<img src="data:')
+
+
+def test_the_run_is_measured_in_batches_of_its_own_size(
+    label_run: Run, tmp_path: Path, batch_sizes: list[int]
+) -> None:
+    run = Run(Path(shutil.copytree(label_run.path, tmp_path / "run")))
+    run.write_recipe(run.recipe.override(["evaluation.batch_size=7"]))
+    write_label_report(run, coloured_labels(24), "test", tmp_path / "report.html")
+    assert batch_sizes == [7]

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
@@ -16,6 +17,7 @@ import pytest
 
 from helpers import TINY, coloured, coloured_data, write_class_folders, write_picture
 from thumbnet.classifiers.load import load_run
+from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.cli import main
 from thumbnet.data.splits import Corrected, Data, FileSplit
 from thumbnet.errors import RunError
@@ -231,6 +233,68 @@ def test_a_report_with_another_name_leaves_the_lists_of_other_reports_alone(
     text = written[0].read_text("utf-8")
     assert 'href="seed%201-mistakes.csv"' in text
     assert re.findall(r'<section aria-labelledby="(\w+)"', text) == ["mistakes"]
+
+
+def test_only_pictures_of_the_training_make_the_page_distrust_the_doubtful_labels(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
+    made = coloured_data(30, splits=("train", "test", "val", "new"))
+    for name, warned in (("new", False), ("train", True)):
+        data = replace(made, splits={"train": made.splits[name], "all": made.splits[name]})
+        write_report(tiny_run, data, "all", tmp_path / "x.html")
+        text = (tmp_path / "x.html").read_text("utf-8")
+        assert ("trained on some or all of these pictures" in text) is warned
+        assert '<th scope="col">pictures in all</th>' in text
+        assert "training pictures</th>" not in text
+    write_report(tiny_run, coloured_data(), "train", tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text("utf-8")
+    assert "trained on some or all of these pictures" in text
+    assert '<th scope="col">pictures in train</th>' in text
+
+
+def test_only_the_runs_own_val_split_is_called_optimistic(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
+    monkeypatch.setattr(page, "SECTIONS", {"mistakes": "Mistakes"})
+    run = Run(Path(shutil.copytree(tiny_run.path, tmp_path / "run")))
+    (run.path / "summary.json").write_text(json.dumps({**run.summary, "kept_by": "best on val"}))
+    splits = ("train", "test", "val")
+    for data, own in ((coloured_data(splits=splits), True), (coloured_data(30, splits=splits), False)):
+        write_report(run, data, "val", tmp_path / "x.html")
+        text = (tmp_path / "x.html").read_text("utf-8")
+        assert ("The val accuracy is optimistic" in text) is own
+
+
+def test_a_report_asks_the_network_for_no_more_pictures_at_a_time_than_the_runs_recipe(
+    small_batches: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_sizes: list[int]
+) -> None:
+    seen: list[int] = []
+    logits = Predictor.logits
+
+    def recorded(self: Predictor, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:
+        seen.append(len(pixels))
+        return logits(self, pixels, tta=tta)
+
+    monkeypatch.setattr(Predictor, "logits", recorded)
+    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
+    write_report(small_batches, coloured_data(30), "test", tmp_path / "x.html")
+    assert batch_sizes == [7]
+    assert max(seen) == 7
+
+
+def test_a_report_on_a_run_that_continues_another_counts_the_epochs_of_both(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "HEAT_MAPS", 2)
+    run = Run(Path(shutil.copytree(tiny_run.path, tmp_path / "run")))
+    settings = {**run.settings, "continues": {"run": "old", "epochs": 30}}
+    (run.path / "run.json").write_text(json.dumps(settings))
+    write_report(run, coloured_data(30), "test", tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text("utf-8")
+    assert "<div><dt>epochs</dt><dd>30+3</dd></div>" in text
+    assert "had been trained for 30 epoch(s) in the run that this one continues" in text
 
 
 def test_a_report_that_cannot_be_written_leaves_nothing_behind(

@@ -81,6 +81,17 @@ def test_a_picture_has_its_classes_and_its_name(answers: Answers) -> None:
     assert suspect.source == shown.source
 
 
+def test_the_heat_maps_end_with_the_most_confident_correct_prediction_of_each_class(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = [answers.confidence[answers.right & (answers.labels == label)].max() for label in range(3)]
+    for most, mistakes in ((4, 2), (20, 6)):
+        monkeypatch.setattr(pictures, "HEAT_MAPS", most)
+        shown = [int(picture.name[len("test[") : -1]) for picture, _ in answers.heat_maps(None, 500)]
+        assert shown[:mistakes] == answers.mistakes[:mistakes].tolist()
+        assert answers.confidence[shown[mistakes:]].tolist() == sorted(best, reverse=True)[: most // 2]
+
+
 def test_pictures_are_left_out_once_their_room_is_used_up(
     tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers import coloured_data
 from thumbnet.reports.summary import (
+    are_own_data,
     describe_calibration,
+    describe_continued,
     describe_stop,
+    epochs_before,
     headline_key,
     headline_name,
     interval_of,
     is_optimistic,
     percent,
+    short_epochs,
 )
+from thumbnet.runs.folder import Run
 
 
 @pytest.mark.parametrize(
@@ -32,6 +42,20 @@ def test_an_accuracy_is_optimistic_only_if_the_same_pictures_chose_the_epoch(
     split: str, kept_by: str, optimistic: bool
 ) -> None:
     assert is_optimistic({"split": split, "kept_by": kept_by}) is optimistic
+
+
+def test_a_runs_own_data_are_known_by_their_place_or_by_the_measured_pictures(
+    tiny_run: Run, tmp_path: Path
+) -> None:
+    assert are_own_data(tiny_run, coloured_data())
+    other = coloured_data(30)
+    assert not are_own_data(tiny_run, other)
+    run = Run(Path(shutil.copytree(tiny_run.path, tmp_path / "run")))
+    place = tmp_path / "pictures"
+    place.mkdir()
+    (run.path / "run.json").write_text(json.dumps({**run.settings, "data": str(place)}))
+    assert are_own_data(run, replace(other, source=str(place)))
+    assert not are_own_data(run, replace(other, source=str(tmp_path)))
 
 
 def test_the_main_measure_is_map_for_several_labels_and_otherwise_accuracy() -> None:
@@ -77,6 +101,22 @@ def test_without_calibration_the_reason_is_given(pictures: int, why: str) -> Non
 
 def test_runs_of_older_versions_say_nothing_about_calibration() -> None:
     assert describe_calibration({"split": "test"}) is None
+
+
+def continued(run: Run, folder: Path, epochs: int = 30) -> Run:
+    """A copy of a run that says that it continues one of ``epochs`` epochs."""
+    copy = Run(Path(shutil.copytree(run.path, folder)))
+    settings = {**run.settings, "continues": {"run": "/home/me/old", "epochs": epochs}}
+    (copy.path / "run.json").write_text(json.dumps(settings))
+    return copy
+
+
+def test_the_epochs_of_a_run_that_continues_another_are_those_of_both(tiny_run: Run, tmp_path: Path) -> None:
+    more = continued(tiny_run, tmp_path / "run")
+    assert (epochs_before(tiny_run), epochs_before(more)) == (0, 30)
+    assert (short_epochs(tiny_run), short_epochs(more)) == ("3", "30+3")
+    assert describe_continued(tiny_run) is None
+    assert "for 30 epoch(s)" in str(describe_continued(more))
 
 
 def test_a_stop_by_the_measured_pictures_makes_their_accuracy_optimistic_too() -> None:

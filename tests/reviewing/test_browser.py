@@ -50,6 +50,15 @@ def press(browser: Any, keys: str) -> None:
     browser.switch_to.active_element.send_keys(keys)
 
 
+def hold(browser: Any, key: str, times: int = 4, **more: Any) -> None:
+    """Press a key and keep it down until it has come ``times`` times."""
+    event = {"key": key, "text": key, **more}
+    for number in range(times):
+        down = {"type": "keyDown", "autoRepeat": number > 0, **event}
+        browser.execute_cdp_cmd("Input.dispatchKeyEvent", down)
+    browser.execute_cdp_cmd("Input.dispatchKeyEvent", {**event, "type": "keyUp", "text": ""})
+
+
 def done(browser: Any, decided: int, of: int) -> None:
     wait_for(browser, f"document.getElementById('done').textContent === '{decided} of {of} decided'")
 
@@ -117,6 +126,26 @@ def test_a_person_decides_by_keys_and_by_buttons(browser: Any, tmp_path: Path) -
         done(browser, 6, 6)
         assert "All pictures of this list are decided" in find(browser, "#message").text
         assert rows(review)[4:] == [("4.png", "blue", "relabel"), ("5.png", "", "unsure")]
+        assert errors(browser) == []
+
+
+def test_a_key_that_is_held_down_decides_about_one_picture_but_moves_on_and_on(
+    browser: Any, tmp_path: Path
+) -> None:
+    review = made_review(tmp_path)
+    with served(review) as address:
+        visit(browser, address)
+        shown(browser, "0.png")
+        hold(browser, "d")
+        done(browser, 1, 6)
+        shown(browser, "1.png")
+        browser.execute_script("document.getElementById('unsure').focus()")
+        hold(browser, "Enter", text="\r", code="Enter", windowsVirtualKeyCode=13)
+        done(browser, 2, 6)
+        shown(browser, "2.png")
+        hold(browser, "n", 3)
+        shown(browser, "5.png")
+        assert rows(review) == [("0.png", "", "drop"), ("1.png", "", "unsure")]
         assert errors(browser) == []
 
 

@@ -55,6 +55,13 @@ def test_readable_pictures_are_classified_and_the_others_are_named(folder: Path,
     assert found.features.shape[0] == 12
 
 
+def test_pictures_are_classified_in_batches_of_the_given_size(
+    folder: Path, tiny_run: Run, batch_sizes: list[int]
+) -> None:
+    score_unlabelled(load_classifier(tiny_run.path, "cpu"), read_unlabelled(folder), batch_size=5)
+    assert batch_sizes == [5, 5]  # for the logits, and for the features
+
+
 def test_a_network_that_gives_several_labels_is_refused(folder: Path, label_run: Run) -> None:
     network = load_classifier(label_run.path, "cpu")
     with pytest.raises(RunError, match="several labels: review works only with one class per picture"):

@@ -228,6 +228,15 @@ def test_skipped_pictures_are_listed_in_a_file_only_if_there_are_any(tmp_path: P
     )
 
 
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85"])
+def test_a_skipped_picture_with_a_separator_of_lines_in_its_name_can_be_read_again(
+    character: str, tmp_path: Path
+) -> None:
+    run, skipped = Run(tmp_path), [("train", f"a{character}b.png", "broken"), ("test", "c.png", "empty")]
+    run.write_skipped(skipped)
+    assert run.skipped == skipped
+
+
 def test_a_run_is_complete_only_with_both_summary_and_weights(tmp_path: Path, tiny_run: Run) -> None:
     assert tiny_run.is_complete
     run = begun(tmp_path / "run")

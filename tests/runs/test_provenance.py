@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.folder import Run
-from thumbnet.runs.provenance import run_folder, with_provenance
+from thumbnet.runs.provenance import recipe_of, run_folder, with_provenance
 from thumbnet.runs.weights import read_weights
 from thumbnet.runs.weights_info import WeightsInfo
 
@@ -45,6 +46,16 @@ def test_a_file_outside_a_run_has_no_name_and_one_on_the_hub_has_its_address(
     assert with_provenance(info, alone) == info
     assert with_provenance(info, "hf:me/cats@v1").run == "hf:me/cats@v1"
     assert with_provenance(replace(info, run="cats"), "hf:me/cats").run == "cats"
+
+
+def test_the_recipe_is_that_of_the_runs_folder_and_otherwise_the_default(
+    small_batches: Run, tmp_path: Path
+) -> None:
+    for place in (small_batches.path, small_batches.weights_path, str(small_batches.path)):
+        assert recipe_of(place) == small_batches.recipe
+    alone = Path(shutil.copy(small_batches.weights_path, tmp_path))
+    for place in (alone, "hf:me/cats", tmp_path / "nothing.onnx"):
+        assert recipe_of(place) == Recipe()
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,20 @@ def test_the_same_weights_give_the_same_file(tiny_run: Run, tmp_path: Path) -> N
     assert (tmp_path / "copy.safetensors").read_bytes() == tiny_run.weights_path.read_bytes()
 
 
+def test_tensors_that_share_memory_are_written_under_each_of_their_names(
+    tiny_run: Run, tmp_path: Path
+) -> None:
+    _, info = read_weights(tiny_run.weights_path)
+    fc = nn.Linear(8, 3)
+    other = replace(info, model=ModelSettings("mypackage.nets:Net"))
+    write_weights(tmp_path / "model.safetensors", nn.ModuleDict({"fc": fc, "head": fc}).state_dict(), other)
+    tensors, _ = read_weights(tmp_path / "model.safetensors")
+    assert tensors.keys() == {"fc.weight", "fc.bias", "head.weight", "head.bias"}
+    for name in ("weight", "bias"):
+        assert torch.equal(tensors[f"fc.{name}"], tensors[f"head.{name}"])
+        assert torch.equal(tensors[f"fc.{name}"], fc.get_parameter(name))
+
+
 def test_a_changed_weight_is_found_by_the_digest(tiny_run: Run, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     content = bytearray(tiny_run.weights_path.read_bytes())

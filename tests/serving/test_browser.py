@@ -275,6 +275,24 @@ window.fetch = async () => new Response(JSON.stringify({ predictions: [arguments
 """
 
 
+def test_each_label_is_counted_with_its_own_certainty(browser: Any, address: str) -> None:
+    pretend = {
+        "name": "a.png",
+        "classes": [{"name": "sky", "probability": 0.99}, {"name": "dog", "probability": 0.4}],
+        "words": "sky, perhaps dog",
+        "certainty": "sure",
+        "labels": ["sky", "dog", "a label that is not among the classes"],
+    }
+    browser.get(address)
+    wait_for(browser, "!document.getElementById('about').hidden")
+    browser.execute_script(PRETEND.replace("arguments[0]", json.dumps(pretend)))
+    browser.execute_script(DROP_ALL, [("a.png", encoded_text(encoded(coloured(0, 1))))] * 2)
+    wait_for(browser, "document.getElementById('message').textContent.includes('2 pictures classified')")
+    browser.execute_script("document.getElementById('summary').open = true")
+    rows = [one.text for one in browser.find_elements("css selector", "#summary tbody tr")]
+    assert rows == ["sky 2 0", "dog 2 2", "a label that is not among the classes 2 0"]
+
+
 def test_the_page_is_readable_at_any_width_in_light_and_dark(browser: Any, address: str) -> None:
     pretend = {
         "name": "a.png",

@@ -19,9 +19,9 @@ testclient = pytest.importorskip("starlette.testclient")
 PAGES = [("serving", "page.html"), ("reviewing", "page.html")]
 
 
-def client_of(hosts: tuple[str, ...] | None) -> Any:
+def client_of(hosts: tuple[str, ...] | None, option: str = "") -> Any:
     app = FastAPI()
-    protect(app, hosts)
+    protect(app, hosts, option)
 
     @app.post("/")
     async def size(request: Request) -> int:
@@ -42,11 +42,43 @@ def test_other_host_names_are_refused_and_every_answer_has_the_headers() -> None
     assert client_of(None).post("/", headers={"Host": "any.example"}).status_code == 200
 
 
+def test_a_refusal_names_the_host_and_the_option_that_accepts_it() -> None:
+    client = client_of(("localhost",), "--accept-host")
+
+    def detail(host: str) -> str:
+        answer = client.post("/", headers={"Host": host})
+        assert answer.status_code == 400
+        return str(answer.json()["detail"])
+
+    refused = "this service does not accept requests for the host"
+    assert detail("cats.example.org:8443") == (
+        f"{refused} 'cats.example.org:8443'. To accept it, start the service with "
+        "--accept-host cats.example.org"
+    )
+    assert detail("<b>") == f"{refused} '<b>'"
+    assert len(detail("a" * 5000)) < 400
+    client = client_of(("localhost",))
+    assert detail("cats.example.org") == f"{refused} 'cats.example.org'"
+
+
+def test_host_names_are_compared_without_their_port_in_upper_and_lower_case() -> None:
+    client = client_of(("localhost", "[::1]", "Cats.example.org"))
+    for host in ("localhost", "LOCALHOST:8000", "[::1]:8000", "cats.Example.org:443"):
+        assert client.post("/", headers={"Host": host}).status_code == 200, host
+    for host in (
+        "cats.example.org.evil.example", "dogs.cats.example.org", "localhost.", "localhost:x", "localhost:80:80",
+        "evil@localhost", "localhost/", "[::1", "localhost evil.example",
+    ):  # fmt: skip
+        assert client.post("/", headers={"Host": host}).status_code == 400, host
+
+
 def test_a_socket_on_loopback_accepts_only_this_machines_own_names() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         hosts = accepted_hosts(listener, "my-computer")
         assert hosts is not None
         assert {"localhost", "127.0.0.1", "my-computer"} <= set(hosts)
+        more = accepted_hosts(listener, "my-computer", ["cats.example.org"])
+        assert more == (*hosts, "cats.example.org")
     with socket.create_server(("0.0.0.0", 0)) as listener:
         assert accepted_hosts(listener, "0.0.0.0") is None
 

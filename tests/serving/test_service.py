@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,7 +28,8 @@ from thumbnet.classifiers.base import Classifier
 from thumbnet.classifiers.load import load_run
 from thumbnet.cli import main
 from thumbnet.data.images import Preprocessing
-from thumbnet.data.splits import Data
+from thumbnet.data.splits import ArraySplit, Data
+from thumbnet.errors import UnreadableImageError
 from thumbnet.recipes.settings import ModelSettings
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights_info import WeightsInfo
@@ -305,6 +306,63 @@ def test_a_service_that_stops_does_not_wait_for_data_that_are_still_loading() ->
         start = time.monotonic()
     assert time.monotonic() - start < 20
     may_end.set()
+
+
+class Read(ArraySplit):
+    """Bright pictures with the label dark, which a test's function reads."""
+
+    def __init__(self, count: int, read: Callable[[int], None]) -> None:
+        super().__init__(np.full((count, 8, 8, 3), 255, np.uint8), np.zeros(count, np.int64), "test")
+        self._read = read
+
+    def load(self, index: int) -> np.ndarray:
+        self._read(index)
+        return super().load(index)
+
+    def subset(self, indices: np.ndarray) -> ArraySplit:
+        return self
+
+
+def data_to_read(count: int, read: Callable[[int], None]) -> Data:
+    split = Read(count, read)
+    return Data("made", "made by the test", ("dark", "bright"), {"train": split, "test": split})
+
+
+def test_requests_are_answered_while_the_search_for_hard_pictures_reads_them() -> None:
+    reading, may_go_on = threading.Event(), threading.Event()
+
+    def read(index: int) -> None:
+        reading.set()
+        may_go_on.wait(60)
+
+    data = data_to_read(3, read)
+    with client_of(build_service(Slow(), replace(LIMITS, timeout=10.0), lambda: data)) as client:
+        assert reading.wait(20)
+        assert client.post("/predict", files={"file": grey(0)}).status_code == 200
+        assert client.get("/hardest").json() == {"ready": False, "pictures": []}
+        start = time.monotonic()
+    assert time.monotonic() - start < 20
+    may_go_on.set()
+
+
+def test_pictures_that_cannot_be_read_are_not_among_the_hardest() -> None:
+    def read(index: int) -> None:
+        if index != 2:
+            raise UnreadableImageError(f"{index}.png", "damaged")
+
+    warnings: list[str] = []
+    app = build_service(Slow(), replace(LIMITS, max_batch=2), lambda: data_to_read(5, read), warnings.append)
+    with client_of(app) as client:
+        wait_until(lambda: client.get("/hardest").json()["ready"])
+        (found,) = client.get("/hardest").json()["pictures"]
+    assert (found["label"], found["predicted"], warnings) == ("dark", "bright", [])
+
+
+def test_an_explanation_takes_no_more_pictures_at_a_time_than_a_prediction() -> None:
+    classifier = Slow()
+    with client_of(build_service(classifier, replace(LIMITS, max_batch=4))) as client:
+        assert client.post("/explain", files={"file": grey(0)}).status_code == 200
+    assert max(classifier.batches) == 4
 
 
 def test_concurrent_requests_are_classified_together() -> None:

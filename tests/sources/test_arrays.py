@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from thumbnet.errors import DataError
-from thumbnet.sources.arrays import as_array, channels_last, narrowed, pair_up, part_of, same_length
+from thumbnet.sources.arrays import (
+    as_array,
+    channels_last,
+    class_labels,
+    narrowed,
+    pair_up,
+    part_of,
+    same_length,
+)
 
 
 def test_there_must_be_as_many_labels_as_pictures() -> None:
@@ -87,3 +97,10 @@ def test_a_split_without_labels_is_left_out_with_a_note() -> None:
         pair_up({"x_train": pictures, "x_test": pictures, "y_test": labels}, "x")
     with pytest.raises(DataError, match="test has no pictures"):
         pair_up({"x_train": pictures, "y_train": labels, "y_test": labels}, "x")
+
+
+@pytest.mark.parametrize("labels", [["cat", float("nan"), "dog"], ("cat", 3, "dog"), ["cat", None, "dog"]])
+def test_names_and_other_things_are_not_all_taken_for_names(labels: Any) -> None:
+    assert as_array(["cat", np.str_("dog")]).dtype.kind == "U"
+    with pytest.raises(DataError, match="x, train: (label 1 is (nan|None)|the labels are of mixed types)"):
+        class_labels({"train": labels}, None, "x")

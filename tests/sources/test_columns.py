@@ -11,6 +11,7 @@ from thumbnet.sources.columns import (
     find_columns,
     label_candidates,
     labels_of,
+    marks_pictures,
     ones_of,
     split_of_name,
     split_word,
@@ -235,3 +236,51 @@ def test_numbers_without_a_header_name_no_pictures() -> None:
     found = Table(Path("x.csv"), [f"column {n}" for n in range(1, 5)], rows, list(range(12)), header=False)
     with pytest.raises(DataError, match="no column appears to name pictures"):
         find_columns(found, DataSettings())
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_table_that_is_sorted_is_read_like_any_other(order: int) -> None:
+    splits = [[f"{n}.png", "ab"[n % 2], "train" if n < 2500 else "test"] for n in range(3000)][::order]
+    assert find_columns(table(["image", "label", "stage"], splits), DataSettings()).split == "stage"
+    unlabelled = [[f"{n}.png", "" if n < 2500 else "xy"[n % 2], "wd"[n % 2]] for n in range(3000)][::order]
+    assert find_columns(table(["image", "label", "light"], unlabelled), DataSettings()).label == "label"
+    fruits = [[f"{n}.png", "apple" if n < 2500 else "pear", "wd"[n % 2]] for n in range(3000)][::order]
+    with pytest.raises(DataError, match="which column has the labels: fruit, light"):
+        find_columns(table(["file", "fruit", "light"], fruits), DataSettings())
+
+
+def test_the_cells_of_a_long_column_decide_whether_they_repeat() -> None:
+    rows = [[f"{n}.png", f"c{n if n < 2500 else n % 2500}"] for n in range(7500)]
+    assert find_columns(table(["file", "fruit"], rows), DataSettings()).label == "fruit"
+    assert find_columns(table(["file", "fruit"], rows[:3000]), DataSettings()).label == ""
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_column_of_paths_names_pictures_rather_than_one_of_names_that_folders_share(order: int) -> None:
+    rows = [[f"{n}.jpg", f"{c}/{n}.jpg", c][::order] for c in ("cat", "dog") for n in range(4)]
+    names = ["filename", "filepath", "label"][::order]
+    assert find_columns(table(names, rows), DataSettings()).path == "filepath"
+    masks = [[f"{n // 2}.jpg", f"{n}.png", "ab"[n % 2]][::order] for n in range(8)]
+    assert find_columns(table(["image", "mask", "label"][::order], masks), DataSettings()).path == "image"
+
+
+def test_without_labels_only_the_columns_of_pictures_and_splits_are_found() -> None:
+    rows = [[f"{n}.png", "ab"[n % 2], "xy"[n // 4], ("train", "test")[n % 2]] for n in range(8)]
+    found = table(["image", "place", "camera", "split"], rows)
+    with pytest.raises(DataError, match="which column has the labels: place, camera"):
+        find_columns(found, DataSettings())
+    columns = find_columns(found, DataSettings(label_column="species"), labels=False)
+    assert (columns.path, columns.split, columns.labelled) == ("image", "split", False)
+
+
+@pytest.mark.parametrize(
+    ("row", "marks"),
+    [
+        (["a.png", "41", *("0", "1.0", "-1", "0.25") * 16], True),
+        (["a.png", *("", "x") * 160], True),
+        (["41", *("0", "1") * 32], False),
+        (["a.png", "0", *("0", "0", "0", "17") * 16], False),
+    ],
+)
+def test_marks_of_labels_are_told_from_pixels(row: list[str], marks: bool) -> None:
+    assert marks_pictures(table([str(n) for n in range(len(row))], [row, row])) is marks

@@ -53,3 +53,45 @@ def test_several_columns_that_may_hold_labels_are_refused(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"which column has the labels; .* picture, colour, weather"):
         load_data(frame_of(tmp_path, weather=["wet", "dry"] * 6))
     assert load_data(frame_of(tmp_path, species=["cat", "dog"] * 6)).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), "", "nan"])
+def test_rows_without_a_label_are_left_out_with_a_note(tmp_path: Path, missing: object) -> None:
+    frame = frame_of(tmp_path)
+    frame.loc[[1, 5], "colour"] = missing
+    data = load_data(frame, test_fraction=0.0)
+    assert data.class_names == ("blue", "green", "red")
+    assert data.splits["train"].labels.tolist() == [0] * 3 + [1] * 3 + [2] * 4
+    assert "data in Python, train: skipped 2 row(s) without a label" in data.notes
+
+
+def test_a_split_without_labels_is_left_out_and_train_needs_some(tmp_path: Path) -> None:
+    frame = frame_of(tmp_path, split=["train", "train", "train", "test"] * 3)
+    frame.loc[frame["split"] == "test", "colour"] = None
+    data = load_data(frame, test_fraction=0.0)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 9}
+    assert "data in Python, test: skipped 3 row(s) without a label" in data.notes
+    frame["colour"] = None
+    with pytest.raises(DataError, match="train: no row of the frame has a label"):
+        load_data(frame)
+
+
+def test_numbers_with_gaps_are_still_numbers(tmp_path: Path) -> None:
+    frame = frame_of(tmp_path, label=[0, None, 1, 10] * 3)
+    assert load_data(frame, test_fraction=0.0).class_names == ("0", "1", "10")
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), ""])
+@pytest.mark.parametrize("column", ["split", "stage"])
+def test_rows_without_a_split_are_trains_if_none_says_train(
+    tmp_path: Path, column: str, missing: object
+) -> None:
+    data = load_data(frame_of(tmp_path, **{column: [missing, missing, missing, "test"] * 3}))
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 9, "test": 3}
+    assert f"data in Python: the column {column!r} is empty in 9 row(s), which are train's" in data.notes
+
+
+def test_two_columns_of_one_name_are_refused_by_name(tmp_path: Path) -> None:
+    frame = frame_of(tmp_path)
+    with pytest.raises(DataError, match="two columns are called 'colour'. Rename one"):
+        load_data(pandas.concat([frame, frame[["colour"]]], axis=1))

@@ -207,3 +207,30 @@ def test_lists_of_any_bytes_are_read_or_refused(
         except DataError as error:
             said = str(error)
         assert said.replace("\n", "").isprintable()
+
+
+def test_pictures_that_differ_only_in_their_suffix_are_different_pictures(tmp_path: Path) -> None:
+    for label, name in enumerate(NAMES):
+        for number in range(4):
+            for seed, suffix in enumerate(("jpg", "png")):
+                write_picture(tmp_path / name / f"{number}.{suffix}", coloured(label, 10 * number + seed))
+    stems = [f"{name}/{number}" for name in NAMES for number in range(4)]
+    for split, suffix in (("train", ".jpg"), ("test", ".png")):
+        (tmp_path / f"{split}.txt").write_text("\n".join(stem + suffix for stem in stems))
+    data = load_data(tmp_path)
+    for split, suffix in (("train", ".jpg"), ("test", ".png")):
+        found = data.splits[split]
+        assert [found.name(i) for i in range(len(found))] == [stem + suffix for stem in stems]
+    assert data.notes == ()
+    (tmp_path / "test.txt").write_text("\n".join(stems))
+    (note,) = [note for note in load_data(tmp_path).notes if note.startswith("warning: ")]
+    assert note.startswith("warning: 12 name(s) in the lists fit several pictures")
+    assert "such as cat/0.png for cat/0." in note
+
+
+def test_the_picture_of_the_listed_path_comes_before_one_of_another_suffix(tmp_path: Path) -> None:
+    lines = [f"images/{n}.png {n % 3}" for n in range(30)]
+    folder = write_lines(tmp_path, train=[line.removeprefix("images/") for line in lines])
+    write_picture(folder / "7.jpg", coloured(0, 70))
+    train = load_data(folder, test_fraction=0.0).splits["train"]
+    assert train.name(7) == "images/7.png"

@@ -135,3 +135,14 @@ def test_unpacking_ahead_leaves_errors_to_loading(
     if name == "damaged.tar":
         with pytest.raises(DataError, match="cannot unpack"):
             load_data(name, data_dir=tmp_path / "cache")
+
+
+def test_a_tilde_that_is_no_user_is_a_part_of_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_class_folders(tmp_path / "~nobody-is-called-this", ["train", "test"])
+    data = load_data("~nobody-is-called-this")
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 18, "test": 18}
+    with pytest.raises(DataError, match="there is no data set, folder or archive '~nobody-else/x'"):
+        load_data("~nobody-else/x")
+    with pytest.raises(DataError, match="there is no folder '~nobody-else'"):
+        load_data("~nobody-is-called-this", images="~nobody-else")

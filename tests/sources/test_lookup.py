@@ -104,3 +104,26 @@ def test_names_that_train_and_test_share_are_those_of_train(tmp_path: Path) -> N
 
 def test_other_pictures_in_the_same_folders_are_listed(pictures: Pictures) -> None:
     assert pictures.neighbours({"images/a.png"}) == ["images/b.jpg"]
+
+
+def test_pictures_of_one_name_are_only_looked_for_in_the_folders_of_their_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenes = [f"scenes/s{n}/rgb.png" for n in range(40)]
+    pictures = pictures_at(tmp_path, [*scenes, "scenes/empty/depth.png"])
+    asked: list[str] = []
+    may_be_meant = Pictures._may_be_meant
+
+    def counted(self: Pictures, folder: str, folders: tuple[str, ...], split: str) -> bool:
+        asked.append(folder)
+        return may_be_meant(self, folder, folders, split)
+
+    monkeypatch.setattr(Pictures, "_may_be_meant", counted)
+    for form in ("/old/{}", "C:\\old\\{}", "{}"):
+        rows = [Wanted(form.format(path.removeprefix("scenes/"))) for path in scenes]
+        assert [one.path for one in pictures.find_all(rows, "")] == scenes
+    assert len(asked) == 3 * len(scenes)
+    (found,) = pictures.find_all([Wanted("empty/rgb.jpg")], "")
+    assert found == (None, False, "scenes/s0/rgb.png is in another folder")
+    (found,) = pictures.find_all([Wanted("nowhere/rgb.jpg")], "")
+    assert found.several

@@ -450,3 +450,18 @@ def test_tables_that_are_not_used_are_named_with_the_reason(
     said = str(failure.value)
     assert "Tables that were not used:" in said
     assert re.search(f"{name}: .*({reason})", said)
+
+
+@pytest.mark.parametrize("count", [64, 100, 312])
+def test_a_table_of_pictures_may_have_any_number_of_label_columns(count: int, tmp_path: Path) -> None:
+    pictures(tmp_path, [f"{n}.png" for n in range(COUNT)])
+    header = "age,image," + ",".join(f"c{i}" for i in range(count))
+    path = table(
+        tmp_path / "labels.csv",
+        header,
+        lambda n: f"{20 + n},{n}.png," + ",".join(str(int((n + i) % 4 == 0)) for i in range(count)),
+    )
+    for source in (path, tmp_path):
+        data = load_data(source, test_fraction=0)
+        assert data.multilabel
+        assert f"one column per label ({count})" in data.layout

@@ -91,3 +91,38 @@ def test_without_pyarrow_the_error_names_the_extra(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(MissingExtraError, match="formats"):
         load_data(tmp_path / "train.parquet")
+
+
+@pytest.mark.parametrize("form", ["data/{}-00000-of-00001.parquet", "{}/0000.parquet"])
+def test_pictures_of_other_splits_do_not_join_train(form: str, tmp_path: Path) -> None:
+    for split, count in (("train", 6), ("train_mini", 3), ("trainval", 9), ("val", 3), ("test", 3)):
+        write(tmp_path / form.format(split), [0, 1, 2] * (count // 3), ["red", "green", "blue"])
+    data = load_data(tmp_path)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 6, "val": 3, "test": 3}
+    (note,) = [note for note in data.notes if "were left out" in note]
+    assert note.startswith(
+        f"2 file(s) were left out, such as {form.format('train_mini')}, because 'train' is"
+    )
+
+
+def test_labels_of_test_are_trains_in_another_case_and_others_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", ["cat", "dog"] * 3, None)
+    write(tmp_path / "test.parquet", ["cat", "Dog"], None)
+    data = load_data(tmp_path)
+    assert data.class_names == ("cat", "dog")
+    assert data.splits["test"].labels.tolist() == [0, 1]
+    assert any("'Dog' is 'dog'" in note for note in data.notes)
+    write(tmp_path / "test.parquet", ["cat", "zebra"], None)
+    with pytest.raises(DataError, match="test has classes that train lacks: zebra"):
+        load_data(tmp_path)
+    for split, labels in (("train", [0, 1] * 3), ("test", [0, 2])):
+        write(tmp_path / f"{split}.parquet", [*labels], ["red", "green", "blue"])
+    with pytest.raises(DataError, match="test has classes that train lacks: blue"):
+        load_data(tmp_path)
+
+
+def test_a_number_that_is_missing_is_no_label(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", [0.0, float("nan"), 1.0] * 4, None)
+    data = load_data(tmp_path / "train.parquet", test_fraction=0.0)
+    assert data.class_names == ("0", "1")
+    assert "train: skipped 4 row(s) without a label" in data.notes

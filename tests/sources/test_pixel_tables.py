@@ -177,3 +177,32 @@ def test_ten_thousand_rows_are_read_in_seconds(tmp_path: Path) -> None:
     start = time.perf_counter()
     load_data(tmp_path / "train.csv")
     assert time.perf_counter() - start < 20
+
+
+def test_labels_of_test_are_trains_in_another_case_and_others_are_refused(tmp_path: Path) -> None:
+    def read(*labels: str) -> Data:
+        text_rows("label,{p}", "{t},{p}", grid(12, 64), labels, tmp_path / "test.csv")
+        return load_data(tmp_path)
+
+    text_rows("label,{p}", "{t},{p}", grid(12, 64), ("cat", "dog"), tmp_path / "train.csv")
+    data = read("cat", "Dog")
+    assert data.class_names == ("cat", "dog")
+    assert data.splits["test"].labels.tolist() == [0, 1] * 6
+    assert any("'Dog' is 'dog'" in note for note in data.notes)
+    with pytest.raises(DataError, match="test has classes that train lacks: cow, zebra"):
+        read("cat", "zebra", "cow")
+    data = read("", "nan")
+    assert sum(map(len, data.splits.values())) == 12
+    assert "test: skipped 12 row(s) without a label" in data.notes
+
+
+def test_words_such_as_train_are_classes_in_the_column_that_the_user_names(tmp_path: Path) -> None:
+    texts = ("train", "train", "train", "train", "test")
+    path = text_rows("vehicle,{p}", "{t},{p}", grid(30, 64), texts, tmp_path / "all.csv")
+    assert load_data(path, label_column="vehicle").class_names == ("test", "train")
+
+
+def test_pixels_may_stand_next_to_the_names_of_pictures(tmp_path: Path) -> None:
+    path = text_rows("file,label,{p}", "{n}.png,{c},{p}", grid(30, 784), ("",), tmp_path / "train.csv")
+    for source in (path, tmp_path):
+        assert load_data(source).layout.startswith("pixels in train.csv")

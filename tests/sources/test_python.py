@@ -124,6 +124,19 @@ def test_files_are_read_from_lists_of_paths(tmp_path: Path) -> None:
     assert data.splits["train"].labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
+def test_files_without_a_folder_in_common_keep_their_whole_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_two_drives(paths: list[str]) -> str:
+        raise ValueError("Paths don't have the same drive")
+
+    paths = sorted(write_class_folders(tmp_path, [""], per_class=4).rglob("*.png"))
+    monkeypatch.setattr("os.path.commonpath", on_two_drives)
+    train = load_data((paths, [path.parent.name for path in paths]), test_fraction=0.0).splits["train"]
+    assert [train.name(i) for i in range(len(train))] == list(map(str, paths))
+    assert train.read(0).size == (16, 16)
+
+
 def test_a_data_set_whose_pictures_change_causes_a_warning() -> None:
     class Changing(Pictures):
         def __getitem__(self, index: int) -> tuple[Any, int]:

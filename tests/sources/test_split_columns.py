@@ -31,3 +31,12 @@ def test_cells_are_splits_if_a_row_is_in_train() -> None:
         None,
         ["warning: x: the column 'set' is not used as splits: no row says train, but test"],
     )
+
+
+def test_empty_cells_are_trains_if_no_cell_says_train() -> None:
+    note = "x: the column 'set' is empty in 2 row(s), which are train's"
+    assert row_splits("set", ["", "nan", "test"], "x") == (["train", "train", "test"], [note])
+    splits, notes = row_splits("set", ["", "spare", "test"], "x")
+    assert splits == ["train", "", "test"]
+    assert len(notes) == 2
+    assert row_splits("set", ["", "spare"], "x")[0] is None

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from thumbnet.sources.split_names import split_name, splits_named
+from thumbnet.sources.split_names import plainer_names, split_name, splits_named
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,23 @@ def test_names_that_may_be_of_val_or_test_stand_for_both() -> None:
     assert splits_named("eval") == {"val", "test"}
     assert splits_named("test_images") == {"test"}
     assert splits_named("train_station") == splits_named("cat") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("names", "plainer"),
+    [
+        ("train val test", {}),
+        ("train trainval val test", {"trainval": "train"}),
+        ("trainval test", {}),
+        ("Train train_mini train_mini_2 test test_hard", {"train_mini": "train", "train_mini_2": "train", "test_hard": "test"}),
+        ("train_0 train_1 train-2 Train3", {}),
+        ("train_a train_b val", {}),
+        ("pets-train pets-trainval birds-train", {"pets-trainval": "pets train"}),
+        ("train test eval", {"eval": "test"}),
+        ("train_small train_set", {"train_small": "train set"}),
+    ],
+)  # fmt: skip
+def test_the_plainest_name_of_a_split_is_found(names: str, plainer: dict[str, str]) -> None:
+    splits = {name: found.split for name in names.split() if (found := split_name(name))}
+    assert len(splits) == len(names.split())
+    assert plainer_names(splits) == plainer

@@ -8,6 +8,8 @@ import pytest
 from helpers import coloured, write_picture
 from thumbnet.data.splits import Data
 from thumbnet.sources.load import load_data
+from thumbnet.sources.place import Place
+from thumbnet.sources.table_labels import _positions
 
 
 def write(root: Path, classes: tuple[str, str], train: str, other: str, tables: dict[str, str]) -> None:
@@ -108,4 +110,16 @@ def test_a_table_that_does_not_fit_leaves_the_split_without_labels(
 def test_rows_of_other_pictures_are_counted(tmp_path: Path) -> None:
     table = "file,label\n" + rows("{n}.png,{c}", PETS) + "70.png,cat\n71.png,dog\n"
     write(tmp_path, PETS, "train", "test", {"test.csv": table})
-    assert any("2 other row(s) were skipped" in note for note in load_data(tmp_path).notes)
+    said = "come from test.csv, column 'label'; 2 other row(s) were skipped"
+    assert any(said in note for note in load_data(tmp_path).notes)
+
+
+def test_a_label_is_the_class_of_exactly_its_name_before_one_of_another_case(tmp_path: Path) -> None:
+    classes = ("Cat", "cat", "dog", "7")
+    assert _positions({"Cat", "cat", "DOG", "7"}, classes, Place(tmp_path), []) == {
+        "Cat": 0,
+        "cat": 1,
+        "DOG": 2,
+        "7": 3,
+    }
+    assert _positions({"CAT", "dog"}, classes, Place(tmp_path), []) == {"dog": 2}

@@ -85,3 +85,28 @@ def test_addresses_without_pictures_are_not_taken_for_missing_files(tmp_path: Pa
     path = write(tmp_path, 2, rows)
     with pytest.raises(DataError, match="These are addresses: download the pictures"):
         load_data(path)
+
+
+def test_a_row_without_a_group_is_a_group_of_its_own(tmp_path: Path) -> None:
+    patients = [("" if n % 4 == 1 else "nan") if n % 2 else f"p{n}" for n in range(12)]
+    path = write(tmp_path, 12, "")
+    lines = [f"{n}.png,c{n % 2},{patients[n]},{'train' if n < 9 else 'test'}" for n in range(12)]
+    path.write_text("image,label,patient,split\n" + "\n".join(lines))
+    data = load_data(path, group_by="patient")
+    groups = [group for found in data.groups.values() for group in found.tolist()]
+    assert len(set(groups)) == 12
+    assert "l.csv: the column 'patient' is empty in 6 row(s), each of which forms its own group" in data.notes
+    assert not any(note.startswith("warning: ") for note in data.notes)
+
+
+@pytest.mark.parametrize("name", ["labels", "trainval", "train_val", "training_labels"])
+def test_one_table_of_all_training_pictures_takes_their_splits_from_the_folders(
+    name: str, tmp_path: Path
+) -> None:
+    paths = [f"{'train' if n < 8 else 'val'}/{n}.png" for n in range(12)]
+    for n, path in enumerate(paths):
+        write_picture(tmp_path / path, coloured(n, n))
+    rows = "".join(f"{path},c{n % 2}\n" for n, path in enumerate(paths))
+    (tmp_path / f"{name}.csv").write_text("path,label\n" + rows)
+    data = load_data(tmp_path)
+    assert {split: len(found) for split, found in data.splits.items()} == {"train": 8, "val": 4}

@@ -20,7 +20,7 @@ def write(folder: Path, **tables: str) -> None:
 
 
 def rows(first: int, last: int, form: str = "{n}.png,c{c}") -> str:
-    return "".join(form.format(n=n, c=n % 2) + "\n" for n in range(first, last))
+    return "".join(form.format(n=n, c=n % 2, k=n % 3, h=n // 10) + "\n" for n in range(first, last))
 
 
 def numbers(data: Data) -> dict[str, list[int]]:
@@ -129,3 +129,84 @@ def test_the_folders_in_one_table_tell_the_splits(tmp_path: Path) -> None:
     text = "path,label\ntrain/0.png,a\ntrain/1.png,b\ntrain/2.png,b\ntest/0.png,a\ntest/1.png,b\n"
     (tmp_path / "labels.csv").write_text(text)
     assert numbers(load_data(tmp_path)) == {"train": [0, 1, 2], "test": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("tables", "splits"),
+    [
+        (
+            {"data_split__csv": "image,label,split\n" + rows(0, 9, "{n}.png,{k},train") + rows(9, 12, "{n}.png,{k},test")},
+            ("train", "test"),
+        ),
+        (
+            {f"{split}_split__csv": "image,label\n" + rows(*part, "{n}.png,{k}") for split, part in (("train", (0, 9)), ("val", (9, 12)))},
+            ("train", "val"),
+        ),
+    ],
+)  # fmt: skip
+def test_classes_0_1_and_2_are_no_splits_in_a_table_that_says_what_they_are(
+    tables: dict[str, str], splits: tuple[str, str], tmp_path: Path
+) -> None:
+    write(tmp_path, **tables)
+    first, second = splits
+    assert numbers(load_data(tmp_path)) == {first: list(range(9)), second: [9, 10, 11]}
+    for name in tables:
+        data = load_data(tmp_path / name.replace("__", "."), test_fraction=0)
+        assert data.class_names == ("0", "1", "2")
+
+
+def test_numbers_that_may_be_splits_or_classes_are_classes_if_the_user_says_so(tmp_path: Path) -> None:
+    write(tmp_path, data_split__csv="image,fruit\n" + PARTS)
+    with pytest.raises(DataError, match="has splits and no classes.*--label-column NAME"):
+        load_data(tmp_path / "data_split.csv")
+    assert load_data(tmp_path / "data_split.csv", label_column="fruit").class_names == ("0", "1", "2")
+
+
+IWILDCAM = {
+    "train__csv": "category_id,file_name,location,frames\n" + rows(0, 8, "{c},{n}.png,l{c},f{h}"),
+    "test__csv": "file_name,location,frames\n" + rows(8, 12, "{n}.png,l{c},f{h}"),
+}
+
+
+@pytest.mark.parametrize("label_column", ["", "category_id"])
+def test_a_table_for_test_without_trains_labels_is_skipped_whatever_else_is_in_it(
+    label_column: str, tmp_path: Path
+) -> None:
+    write(tmp_path, **IWILDCAM)
+    data = load_data(tmp_path, label_column=label_column, test_fraction=0)
+    assert numbers(data) == {"train": list(range(8))}
+    assert "test.csv has no labels: its 4 rows were skipped" in data.notes
+    with pytest.raises(DataError, match="which column has the labels: location, frames"):
+        load_data(tmp_path / "test.csv")
+
+
+@pytest.mark.parametrize(
+    ("label", "test"),
+    [
+        ("{k}", "image,sex\n" + rows(8, 12, "{n}.png,{c}")),
+        ("c{k}", "image,sex\n" + rows(8, 12, "{n}.png,m{c}")),
+        ("c{k}", "image,sex,label\n" + rows(8, 12, "{n}.png,{c},")),
+    ],
+)
+def test_another_column_of_a_table_for_test_is_not_taken_for_its_labels(
+    label: str, test: str, tmp_path: Path
+) -> None:
+    train = "image,sex,label\n" + rows(0, 8, "{n}.png,{c}," + label)
+    write(tmp_path, train__csv=train, test__csv=test)
+    data = load_data(tmp_path, test_fraction=0)
+    assert numbers(data) == {"train": list(range(8))}
+    assert "test.csv: 'sex' is not taken for labels, because train's are in 'label'" in data.notes
+    assert "test.csv has no labels: its 4 rows were skipped" in data.notes
+
+
+@pytest.mark.parametrize(
+    "header_and_rows",
+    ["image,truth\n" + rows(8, 12, "{n}.png,C{c}"), "image,c0,c1\n8.png,1,0\n9.png,0,1\n10.png,1,0\n11.png,0,1\n"],
+)  # fmt: skip
+def test_labels_of_test_in_another_column_are_known_by_trains_classes(
+    header_and_rows: str, tmp_path: Path
+) -> None:
+    write(tmp_path, train__csv="image,label\n" + rows(0, 8), test__csv=header_and_rows)
+    data = load_data(tmp_path)
+    assert numbers(data) == {"train": list(range(8)), "test": [8, 9, 10, 11]}
+    assert data.splits["test"].labels.tolist() == [0, 1, 0, 1]

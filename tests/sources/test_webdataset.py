@@ -71,6 +71,17 @@ def test_shards_in_folders_named_after_splits_are_read(tmp_path: Path) -> None:
     assert (data.class_names, len(data.splits["train"]), len(data.splits["test"])) == (NAMES, 9, 3)
 
 
+def test_shards_of_train_and_val_together_do_not_join_train(tmp_path: Path) -> None:
+    shards(tmp_path)
+    write_shard(tmp_path / "trainval-000000.tar", classes(24))
+    data = load_data(tmp_path)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 18, "val": 6}
+    note = "1 shard(s) were left out, such as trainval-000000.tar, because 'train' is the plainer name of the split"
+    assert note in data.notes
+    both = load_data(f"{tmp_path}/{{train-000000,trainval-000000}}.tar", test_fraction=0.0)
+    assert len(both.splits["train"]) == 33
+
+
 def test_a_single_shard_is_not_unpacked_and_part_of_it_becomes_the_test_split(tmp_path: Path) -> None:
     data = load_data(write_shard(tmp_path / "shard-000000.tar", classes(30)))
     assert data.class_names == ("0", "1", "2")

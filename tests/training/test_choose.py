@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from helpers import coloured_data, write_class_folders
+from thumbnet.data.held_out import VAL_FRACTION
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, RecipeError, RunError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training import choose
-from thumbnet.training.choose import FEW_PICTURES, VAL_FRACTION, choose_recipe, default_recipe, load_for
+from thumbnet.training.choose import FEW_PICTURES, choose_recipe, default_recipe, load_for
 from thumbnet.training.listener import Listener
 
 QUIET = Listener()
@@ -147,6 +148,26 @@ def test_patience_evaluates_every_epoch_unless_the_user_says_otherwise() -> None
     assert named.evaluation.every == 2
     with pytest.raises(RecipeError, match=r"training\.patience.*evaluation\.every is 0"):
         choose_recipe(coloured_data(), "fast", [*PATIENT, "evaluation.every=0"], None, QUIET)
+
+
+def test_patience_evaluates_every_epoch_of_the_default_recipe_too() -> None:
+    many = data_of(FEW_PICTURES * 6 // 5)
+    recipe, _ = choose_recipe(many, None, PATIENT, None, QUIET)
+    assert (recipe.name, recipe.evaluation.every) == ("fast", 1)
+    named, _ = choose_recipe(many, None, [*PATIENT, "evaluation.every=2"], None, QUIET)
+    assert (named.name, named.evaluation.every) == ("fast", 2)
+    without, _ = choose_recipe(many, None, [], None, QUIET)
+    assert without == load_recipe("fast").fitted(len(many.splits["train"]))
+
+
+def test_a_finished_runs_mirroring_is_kept_when_it_continues() -> None:
+    data = replace(data_of(100), class_names=("turn left", "turn right"))
+    finished = load_recipe("fast", ["augment.flip=random", "evaluation.tta=mirror"])
+    recipe, told = choose_recipe(data, finished, [], None, QUIET, continues=True)
+    assert (recipe.augment.flip, recipe.evaluation.tta) == ("random", "mirror")
+    assert told.notes == data.notes
+    anew, _ = choose_recipe(data, finished, [], None, QUIET)
+    assert (anew.augment.flip, anew.evaluation.tta) == ("none", "none")
 
 
 def test_patience_without_any_val_split_is_refused() -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from helpers import TINY, write_class_folders
+from helpers import TINY, coloured_data, write_class_folders
+from thumbnet.batches.prepare import Prepared
 from thumbnet.errors import InterruptedRunError, RecipeError, RunError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.runs.folder import Run
 from thumbnet.training.continue_run import continuation
 from thumbnet.training.schedules import done_at, factor_at, resize_at
+from thumbnet.training.state import TrainingState
 from thumbnet.training.train import resume, train
 from training_helpers import StopAfter
 
@@ -141,3 +144,53 @@ def test_patience_is_refused_where_every_picture_of_a_val_split_was_trained_on(
     with pytest.raises(RunError, match=r"training\.patience = 2 needs a val split.*already trained on"):
         resume(first.path, more_epochs=2, out=tmp_path / "second", overrides=["training.patience=2"])
     assert not (tmp_path / "second").exists()
+
+
+class Seeing(StopAfter):
+    """Keeps the names of the training pictures."""
+
+    def __init__(self, steps: int = 1000) -> None:
+        super().__init__(steps)
+        self.names: list[str] = []
+
+    def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:
+        train = prepared.splits["train"]
+        self.names = [train.name(at) for at in range(len(train))]
+
+
+def test_a_random_subset_of_the_pictures_stays_the_same(tmp_path: Path) -> None:
+    data, few = coloured_data(90), [*TINY, "training.epochs=1", "data.subset_size=30", "seed=3"]
+    first, stopped, again, third = Seeing(), Seeing(1), Seeing(), Seeing()
+    run = train(data, "one-cycle", overrides=few, out=tmp_path / "1", device="cpu", listener=first)
+    with pytest.raises(InterruptedRunError):
+        resume(run.path, more_epochs=1, out=tmp_path / "2", data=data, device="cpu", listener=stopped)
+    second = resume(tmp_path / "2", data=data, device="cpu", listener=again)
+    resume(second.path, more_epochs=1, out=tmp_path / "3", data=data, device="cpu", listener=third)
+    assert len(first.names) == 30
+    assert first.names == stopped.names == again.names == third.names
+    assert (run.recipe.data.subset_seed, second.recipe.data.subset_seed) == (None, 3)
+    assert second.recipe.seed != 3
+
+
+def test_all_pictures_need_no_seed(first: Run) -> None:
+    assert continuation(first.path, 2).recipe.data == first.recipe.data
+
+
+def test_what_the_user_wants_about_mirroring_is_done_whatever_the_classes_are_called(tmp_path: Path) -> None:
+    data = replace(coloured_data(), class_names=("left", "right", "other"))
+    own = [*TINY, "training.epochs=1", "evaluation.tta=mirror"]  # which name augment.flip as well
+    run = train(data, "one-cycle", overrides=own, out=tmp_path / "1", device="cpu")
+    more = resume(run.path, more_epochs=1, out=tmp_path / "2", data=data, device="cpu")
+    asked = ["augment.flip=alternating"]
+    other = resume(run.path, more_epochs=1, out=tmp_path / "3", data=data, device="cpu", overrides=asked)
+    found = [(one.recipe.augment.flip, one.recipe.evaluation.tta) for one in (run, more, other)]
+    assert found == [("random", "mirror"), ("random", "mirror"), ("alternating", "mirror")]
+
+
+def test_patience_that_is_asked_for_now_evaluates_every_epoch(tmp_path: Path) -> None:
+    data, seldom = coloured_data(splits=("train", "val")), ["training.epochs=1", "evaluation.every=8"]
+    run = train(data, "one-cycle", overrides=[*TINY, *seldom], out=tmp_path / "run", device="cpu")
+    patient = "training.patience=2"
+    assert continuation(run.path, 9).recipe.evaluation.every == 8
+    assert continuation(run.path, 9, [patient]).recipe.evaluation.every == 1
+    assert continuation(run.path, 9, [patient, "evaluation.every=3"]).recipe.evaluation.every == 3

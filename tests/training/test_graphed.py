@@ -217,6 +217,26 @@ def test_stopped_at_any_step_and_resumed_it_ends_bit_for_bit_the_same(
     assert_same(resumed.state_dict(), whole.state.state_dict())
 
 
+def test_a_training_that_stopped_near_its_end_resumes_as_it_began_to_the_bit(
+    graphs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphed, "FEWEST_STEPS", 8)  # it has 8
+    saved: list[dict[str, Any]] = []
+
+    def save(step: StepResult) -> None:
+        if step.step == 5:
+            saved.append(copy.deepcopy(stopped.state_dict()))
+
+    stopped, prepared = fresh("fast")
+    whole = train(stopped, prepared, save)
+    resumed, prepared = fresh("fast")
+    resumed.load_state_dict(saved[0])
+    made = train(resumed, prepared)
+    assert "replayed as CUDA graphs" in made.notes[0]
+    assert made.losses == whole.losses[5:]
+    assert_same(resumed.state_dict(), stopped.state_dict())
+
+
 def test_a_training_that_began_with_graphs_can_go_on_without(
     graphs: None, no_graphs: Callable[[], None]
 ) -> None:
@@ -454,6 +474,25 @@ def test_what_is_not_thumbnets_own_keeps_the_ordinary_loop(
 def test_a_short_training_is_not_worth_recording(graphs: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphed, "FEWEST_STEPS", 9)  # it has 8
     assert "fewer than 9 steps" in str(why_not_graphed(*_given(*fresh("fast"))))
+
+
+def test_a_plan_that_changes_does_not_change_how_a_resumed_training_takes_its_steps(
+    graphs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphed, "FEWEST_STEPS", 8)
+    longer, prepared = fresh("fast", "training.epochs=3")  # 6 steps
+    shorter, _ = fresh("fast")
+    for state, steps in ((longer, 9), (shorter, 5)):
+        state.step = 2
+        state.replan(steps)
+    assert "fewer than 8 steps" in str(why_not_graphed(longer, prepared.train))
+    assert why_not_graphed(shorter, prepared.train) is None
+
+
+def test_a_training_without_steps_left_records_nothing(graphs: None) -> None:
+    state, prepared = fresh("fast")
+    train(state, prepared)
+    assert why_not_graphed(state, prepared.train) == "no steps are left"
 
 
 # --- on a real GPU ---------------------------------------------------------------------------------------

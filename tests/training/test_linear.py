@@ -28,6 +28,7 @@ from thumbnet.training.linear import L2, Problem, held_out, last_layer, with_net
 from thumbnet.training.listener import Listener
 from thumbnet.training.train import resume, train
 from thumbnet.training.transfer import read_initial
+from training_helpers import refuse_seeds
 
 
 class Notes(Listener):
@@ -203,6 +204,16 @@ def test_the_constant_between_last_layer_and_logits_is_found() -> None:
     zeros = resnet18(num_classes=4, width=0.125)
     nn.init.zeros_(zeros.head.weight)
     assert found(zeros) == pytest.approx(1)
+
+
+def test_a_look_at_the_last_layer_leaves_the_callers_generators_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refuse_seeds(monkeypatch)
+    network = FastNet([8, 8, 8], 4)
+    before = torch.random.get_rng_state()
+    found(network)
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_networks_with_another_end_are_refused() -> None:

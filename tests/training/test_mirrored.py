@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from helpers import coloured_data
+from thumbnet.batches.prepare import prepare
 from thumbnet.data.splits import ArraySplit, Data
-from thumbnet.training.mirrored import suspicious_pairs
+from thumbnet.recipes.recipe import load_recipe
+from thumbnet.training.mirrored import _probe, suspicious_pairs
 from thumbnet.training.train import train
+from training_helpers import refuse_seeds
+
+CPU = torch.device("cpu")
 
 
 def arrows(count: int) -> Data:
@@ -38,7 +46,10 @@ def test_only_pairs_confused_by_chance_among_classes_told_apart_are_suspicious()
 
 
 @pytest.mark.usefixtures("whole_probe")
-def test_classes_that_mirroring_makes_alike_are_found_by_measuring(tmp_path: Path) -> None:
+def test_classes_that_mirroring_makes_alike_are_found_by_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_seeds(monkeypatch)  # also of the probe
     overrides = ["training.epochs=6", "model.width=0.25", "seed=3"]
     run = train(arrows(400), "small", overrides=overrides, out=tmp_path / "run", device="cpu")
     (warning,) = run.summary["warnings"]
@@ -48,3 +59,23 @@ def test_classes_that_mirroring_makes_alike_are_found_by_measuring(tmp_path: Pat
     mended = train(arrows(400), "small", overrides=better, out=tmp_path / "mended", device="cpu")
     assert mended.summary["warnings"] == []
     assert mended.summary["accuracy"] > 0.9
+
+
+@pytest.mark.usefixtures("whole_probe")
+@pytest.mark.parametrize("count", [64, 65, 66])
+def test_a_probe_of_the_smallest_pictures_has_no_pass_of_one(count: int) -> None:
+    data = coloured_data(120, 16)
+    two = np.flatnonzero(data.splits["train"].labels < 2)[:count]
+    data = replace(data, splits={**data.splits, "train": data.splits["train"].subset(two)})
+    recipe = load_recipe("small", ["training.precision=fp32"])
+    right, _ = _probe(recipe, prepare(data, recipe, CPU), "test", (0, 1), CPU)
+    assert right > 0.9
+
+
+def test_a_probe_that_has_nothing_to_train_on_finds_nothing() -> None:
+    data = coloured_data(60, 16)
+    third = np.flatnonzero(data.splits["train"].labels == 2)
+    for places in (third, np.append(third, 0)):
+        few = replace(data, splits={**data.splits, "train": data.splits["train"].subset(places)})
+        recipe = load_recipe("small", ["training.precision=fp32"])
+        assert _probe(recipe, prepare(few, recipe, CPU), "test", (0, 1), CPU) == (0.0, 0.0)

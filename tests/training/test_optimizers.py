@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -163,3 +166,17 @@ def test_state_that_is_made_beforehand_is_all_that_a_step_needs_and_changes_no_s
     }
     assert before == after
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
+
+
+def test_a_step_that_no_graph_captures_does_not_warn_of_capturable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each recording on a GPU takes some such steps. PyTorch's constructor has switched this warning off."""
+    stream = SimpleNamespace(is_capturing=lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_, **__: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda *_, **__: stream)
+    model = small()
+    optimizer = build_optimizer(KINDS["adamw"], model)
+    make_device_state(optimizer)
+    model(torch.randn(4, 3, 16, 16)).square().sum().backward()
+    with warnings.catch_warnings(), device_rates(optimizer, torch.full((1,), 0.01)):
+        warnings.simplefilter("error")
+        optimizer.step()

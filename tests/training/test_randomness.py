@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from thumbnet.training.randomness import seeded_step
+from simulated_device import CUDA, simulated_gpu
+from thumbnet.training.randomness import seeded, seeded_step
+from training_helpers import refuse_seeds
 
 CPU = torch.device("cpu")
 
@@ -32,3 +35,17 @@ def test_the_callers_random_numbers_stay_as_they_were() -> None:
     torch.manual_seed(5)
     drawn(0, 0)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_only_the_cpu_and_the_device_are_seeded_and_both_go_on_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refuse_seeds(monkeypatch)
+    with simulated_gpu():
+        generators = [torch.default_generator, torch.cuda.default_generators[0]]
+        states = [generator.get_state() for generator in generators]
+        for _ in range(2):
+            with seeded(3, CUDA):
+                assert [generator.initial_seed() for generator in generators] == [3, 3]
+                torch.rand(2)
+        assert all(map(torch.equal, [generator.get_state() for generator in generators], states))

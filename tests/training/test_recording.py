@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,10 +14,16 @@ CUDA = torch.device("cuda", 0)
 
 
 class FakeCuda:
-    """Stands in for ``torch.cuda``, and notes what is asked of it."""
+    """Stands in for ``torch.cuda``, and notes what is asked of it.
 
-    def __init__(self) -> None:
+    Attributes:
+        refuses: whether ending a capture fails, as after a call that CUDA refuses.
+    """
+
+    def __init__(self, refuses: bool = False) -> None:
+        self.refuses = refuses
         self.events: list[str] = []
+        self.main = self.current = self.Side(self.events, "main")
         self.pools: list[Any] = []
         self.modes: list[str] = []
         self.captured: list[FakeCuda.Graph] = []
@@ -41,21 +48,30 @@ class FakeCuda:
     @contextlib.contextmanager
     def stream(self, side: FakeCuda.Side) -> Iterator[None]:
         self.events.append(f"on {side.name}")
-        yield
+        before, self.current = self.current, side
+        try:
+            yield
+        finally:
+            self.current = before
 
     @contextlib.contextmanager
     def graph(self, graph: FakeCuda.Graph, pool: Any, capture_error_mode: str) -> Iterator[None]:
         self.events.append("capture")
         self.pools.append(pool)
         self.modes.append(capture_error_mode)
-        yield
+        before, self.current = self.current, self.Side(self.events, "capture")
+        try:
+            yield
+        finally:
+            if self.refuses:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            self.current = before  # as in PyTorch, not after a failure
         self.captured.append(graph)
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        main = self.Side(self.events, "main")
         patch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
         patch.setattr(torch.cuda, "Stream", lambda: self.Side(self.events, "side"))
-        patch.setattr(torch.cuda, "current_stream", lambda: main)
+        patch.setattr(torch.cuda, "current_stream", lambda: self.current)
         patch.setattr(torch.cuda, "stream", self.stream)
         patch.setattr(torch.cuda, "CUDAGraph", self.Graph)
         patch.setattr(torch.cuda, "graph", self.graph)
@@ -84,6 +100,7 @@ def test_work_is_warmed_up_on_a_side_stream_undone_and_captured_once(cuda: FakeC
         "on side",
         *["work"] * WARM_UPS,
         "main waits for side",
+        "on main",  # and back to it afterwards
         "capture",
         "work",
     ]
@@ -114,6 +131,35 @@ def test_work_that_fails_leaves_the_tensors_as_they_were(cuda: FakeCuda) -> None
         Recorder(CUDA, [weights]).record(work)
     assert torch.equal(weights, torch.ones(3))
     assert cuda.events[-1] == "main waits for side"  # before anybody reads the restored tensors
+
+
+def test_a_refused_call_is_the_error_and_the_stream_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(refuses=True)
+    cuda.install(monkeypatch)
+
+    def work() -> None:
+        if cuda.current.name == "capture":
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        Recorder(CUDA, []).record(work)
+    assert cuda.current is cuda.main
+    with pytest.raises(RuntimeError, match="previous error"):  # the work is not to blame
+        Recorder(CUDA, []).record(lambda: None)
+    assert cuda.current is cuda.main
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_no_garbage_is_collected_during_a_capture(collects: bool, cuda: FakeCuda) -> None:
+    seen: list[bool] = []
+    try:
+        if not collects:
+            gc.disable()
+        Recorder(CUDA, []).record(lambda: seen.append(gc.isenabled()))
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()
+    assert seen == [*[collects] * WARM_UPS, False]
 
 
 def test_without_cuda_the_recorded_function_is_the_function_itself() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from helpers import TINY, coloured_data
 from thumbnet.batches.prepare import prepare
-from thumbnet.classifiers.logits import collect_logits
+from thumbnet.classifiers.logits import collect_logits, collect_views
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.runs.folder import Run
 from thumbnet.training import results
@@ -53,19 +53,25 @@ def test_calibration_can_be_turned_off() -> None:
 
 
 @pytest.mark.parametrize("tta", ["none", "mirror"])
-def test_known_logits_are_used_and_give_the_same_result(tta: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    state, prepared = made(f"evaluation.tta={tta}", "data.calibration_pictures=0", splits=("train", "test"))
+@pytest.mark.parametrize("splits", [("train", "test"), ("train", "val"), ("train", "val", "test")])
+def test_known_logits_are_used_and_no_split_passes_twice(
+    splits: tuple[str, ...], tta: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, prepared = made(f"evaluation.tta={tta}", splits=splits)
     expected = measure(state.model, state, prepared, NAMES, None)
-    logits, _ = collect_logits(state.model, prepared.evaluation["test"], dtype=state.dtype)
-    asked: list[object] = []
+    watched = prepared.evaluation[prepared.watched]
+    logits, _ = collect_logits(state.model, watched, dtype=state.dtype)
+    asked: dict[int, object] = {}
 
-    def counting(*arguments: Any, **options: Any) -> Any:
-        asked.append(options.get("plain"))
-        return collect_logits(*arguments, **options)
+    def counting(model: object, batches: Any, **options: Any) -> Any:
+        assert id(batches) not in asked
+        asked[id(batches)] = options["plain"]
+        return collect_views(state.model, batches, **options)
 
-    monkeypatch.setattr(results, "collect_logits", counting)
-    assert measure(state.model, state, prepared, NAMES, ("test", logits)) == expected
-    assert asked == [logits]
+    monkeypatch.setattr(results, "collect_views", counting)
+    assert measure(state.model, state, prepared, NAMES, (prepared.watched, logits)) == expected
+    plain = {id(batches): logits if batches is watched else None for batches in prepared.evaluation.values()}
+    assert asked == plain
 
 
 def test_without_anything_held_out_the_summary_says_so() -> None:

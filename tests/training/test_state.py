@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import io
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from helpers import TINY, coloured_data
+from simulated_device import CUDA, simulated_gpu
 from thumbnet.batches.prepare import prepare
 from thumbnet.errors import DivergedError, OutOfMemoryError, RecipeError
 from thumbnet.recipes.recipe import load_recipe
@@ -21,6 +23,7 @@ from thumbnet.training.state import (
     epoch_result_from_dict,
     first_pictures,
 )
+from training_helpers import refuse_seeds
 
 CPU = torch.device("cpu")
 
@@ -138,6 +141,29 @@ def test_building_a_state_is_decided_by_the_seed_and_leaves_the_callers_generato
     assert not torch.equal(first, weights(1))
 
 
+def test_a_state_on_a_gpu_is_decided_by_the_seed_and_leaves_the_gpus_generator_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refuse_seeds(monkeypatch)
+    recipe, drawn = load_recipe("tutorial", TINY), list[torch.Tensor]()
+    build_model = vars(state_module)["build_model"]
+
+    def draws(*given: Any, **more: Any) -> nn.Module:
+        drawn.append(torch.rand(3, generator=torch.cuda.default_generators[0]))
+        return build_model(*given, **more)
+
+    monkeypatch.setattr(state_module, "build_model", draws)
+    with simulated_gpu():
+        prepared = prepare(coloured_data(), recipe, CUDA)
+        (generator,) = torch.cuda.default_generators
+        for seed in (5, 6):
+            generator.manual_seed(seed)
+            before = generator.get_state()
+            build_state(recipe, prepared, "rgb", CUDA)
+            assert torch.equal(generator.get_state(), before)
+    assert torch.equal(drawn[0], drawn[1])
+
+
 def test_the_first_pictures_are_training_pictures_without_augmentation() -> None:
     recipe = load_recipe("tutorial", [*TINY, "augment.cutout=8"])
     prepared = prepare(coloured_data(), recipe, CPU)
@@ -184,3 +210,19 @@ def test_passes_are_those_of_full_batches_and_of_the_rest() -> None:
     assert state_module.passes(recipe, 21) == {4, 1}
     assert state_module.passes(recipe, 22) == {4, 2}
     assert state_module.passes(load_recipe("one-cycle", ["training.batch_size=8"]), 16) == {8}
+
+
+def test_a_tensor_with_two_names_is_averaged_once() -> None:
+    recipe = load_recipe(
+        "tutorial", ["training.precision=fp32", "training.epochs=4", "training.ema_decay=0.5"]
+    )
+    layer = nn.Linear(2, 2)
+    state = TrainingState(nn.Sequential(layer, layer), recipe, 5, CPU)
+    before = layer.weight.detach().clone()
+    with torch.no_grad():
+        layer.weight.add_(1)
+    state.update_average()
+    weight = state.newest_weight(state.step)
+    found = state.evaluated_model.state_dict()
+    assert torch.allclose(found["0.weight"], before + weight)
+    assert found["0.weight"].data_ptr() == found["1.weight"].data_ptr()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -9,11 +10,12 @@ from torch import Tensor, nn
 
 from thumbnet.batches.batches import NO_LABEL, Batch
 from thumbnet.batches.mixing import Mixed
+from thumbnet.distributed import World
 from thumbnet.errors import DivergedError, OutOfMemoryError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.recipes.settings import TrainingSettings
 from thumbnet.training.state import TrainingState
-from thumbnet.training.step import accumulate_gradients, summed_loss, train_step
+from thumbnet.training.step import accumulate_gradients, pass_sizes, summed_loss, train_step
 from training_helpers import Explosive
 
 CPU = torch.device("cpu")
@@ -198,3 +200,38 @@ def test_other_errors_of_a_network_pass_through() -> None:
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
         train_step(state_of(model=Wrong()), batch_of(), 1.0)
+
+
+def test_all_processes_make_as_many_passes_and_none_has_more_pictures_than_it_may() -> None:
+    for total, processes, micro in itertools.product(range(1, 40), (1, 2, 3, 8), (0, 2, 3, 5, 32)):
+        shares = [World(rank, processes).share(torch.arange(total)) for rank in range(processes)]
+        own = [max(1, len(share)) for share in shares]  # one that does not count, if there is none
+        sizes = [pass_sizes(one, total, micro, processes) for one in own]
+        assert len({len(one) for one in sizes}) == 1
+        assert [sum(one) for one in sizes] == own
+        assert all(0 < size <= (micro or total) for one in sizes for size in one)
+
+
+@pytest.mark.parametrize(
+    ("shares", "sizes"),
+    [
+        ([65], [[32, 32, 1]]),
+        ([35, 34], [[32, 3], [32, 2]]),
+        ([33, 32], [[32, 1], [16, 16]]),
+        ([5, 4], [[5], [4]]),
+    ],
+)
+def test_a_share_is_divided_otherwise_only_where_it_needs_another_pass(
+    shares: list[int], sizes: list[list[int]]
+) -> None:
+    assert [pass_sizes(own, sum(shares), 32, len(shares)) for own in shares] == sizes
+
+
+def test_a_share_that_is_smaller_by_a_picture_takes_as_many_passes_as_the_others() -> None:
+    passes: list[list[int]] = [[], []]
+    for rank, own in enumerate((5, 4)):
+        state = state_of("training.micro_batch=4")
+        state.world = World(rank, 2)
+        state.model.register_forward_hook(lambda *args, rank=rank: passes[rank].append(len(args[-1])))
+        accumulate_gradients(state, replace(mixed_batch(own), total=9))
+    assert passes == [[4, 1], [2, 2]]

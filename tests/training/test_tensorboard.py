@@ -81,6 +81,21 @@ def test_losses_and_scores_are_written_under_their_steps(tmp_path: Path) -> None
     assert scalars("Speed/pictures per second") == [(4, 16.0), (8, 16.0)]
 
 
+def test_a_training_that_begins_again_hides_what_was_written_before(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    state: Any = State()
+    nothing: Any = None
+    for last in (2, 1):  # the first process ended without a checkpoint
+        with TensorBoardWriter() as writer:
+            writer.on_start(Run(tmp_path), state, nothing)
+            for epoch in range(1, last + 1):
+                writer.on_epoch(EpochResult(epoch, 4 * epoch, 1.75, 0.1 * last, 2.0, 16.0, None))
+        if last == 2:
+            time.sleep(1)  # TensorBoard orders files by the second of their names
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(one.step, round(one.value, 6)) for one in events.Scalars("Learning rate")] == [(4, 0.1)]
+
+
 def test_nothing_is_written_before_the_first_step(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     with TensorBoardWriter():

@@ -9,19 +9,23 @@ from unittest import mock
 import pytest
 import torch
 
-from helpers import coloured_data
+from helpers import TINY, coloured_data
 from thumbnet.batches.batches import Batch
 from thumbnet.batches.prepare import Prepared, prepare
+from thumbnet.classifiers.logits import collect_logits
 from thumbnet.distributed import ALONE, World
 from thumbnet.errors import InterruptedRunError, OutOfMemoryError, RecipeError
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.runs.folder import Run
-from thumbnet.training import time_budget
+from thumbnet.training import graphed, time_budget
 from thumbnet.training.fit import StepResult
-from thumbnet.training.schedules import done_at, factor_at
-from thumbnet.training.state import EpochResult, TrainingState
+from thumbnet.training.recording import Recorder
+from thumbnet.training.results import measure
+from thumbnet.training.schedules import done_at, factor_at, trains_head_only
+from thumbnet.training.state import EpochResult, TrainingState, build_state
 from thumbnet.training.time_budget import (
+    AT_THE_END,
     LEAST_STEPS,
     Speed,
     TimeBudget,
@@ -72,7 +76,10 @@ def simulate(
     while not state.is_over:
         done = done_at(state.recipe.schedule, state.step + 0.5, state.total_steps)
         size = (20, 20) if done < 0.25 else (24, 24) if done < 0.5 else (32, 32)
-        clock.now += SPEED.step(size, found.batch_size) * slowness(clock.now)
+        cost = SPEED.step(size, found.batch_size)
+        if trains_head_only(state.recipe.schedule, state.step, state.total_steps):
+            cost *= 0.3  # there is no backward pass through the other layers
+        clock.now += cost * slowness(clock.now)
         state.step += 1
         note = budget.after_step(state, ALONE)
         notes += [note] if note else []
@@ -149,6 +156,71 @@ def test_several_processes_change_the_plan_only_where_they_meet_and_as_the_first
         assert state.total_steps == (777 if rank else asked[0])
         assert (asked[0] is None) == bool(rank)
         asked.clear()
+
+
+@pytest.mark.parametrize(
+    ("slowness", "told"),
+    [
+        (1.0, "training only the last layer took less time than planned: "),
+        (3.0, "the computer is slower now: "),
+    ],
+)
+def test_the_first_part_of_the_last_layer_alone_says_nothing_about_the_computer(
+    slowness: float, told: str, prepared: Prepared
+) -> None:
+    clock = Clock()
+    settings = ["training.batch_size=20", "training.min_steps=0", "schedule.head_first=0.4"]
+    recipe = fit_steps(load_recipe("fast", settings), prepared, SPEED, 120.0)
+    budget = TimeBudget(2.0, clock(), clock=clock)
+    state, notes = simulate(recipe, prepared, budget, clock, lambda _: slowness)
+    assert clock.now == pytest.approx(100 + 120, abs=0.03 * 120)
+    assert notes
+    assert all(note.startswith(told) for note in notes)
+    schedule = state.recipe.schedule
+    alone = sum(trains_head_only(schedule, step, state.total_steps) for step in range(state.step))
+    assert alone == pytest.approx(0.4 * recipe.training.steps, abs=1)
+
+
+def test_a_time_that_is_too_short_still_has_the_fewest_steps(prepared: Prepared) -> None:
+    clock = Clock()
+    recipe = load_recipe("fast", ["training.batch_size=20", "training.min_steps=0"])
+    recipe = fit_steps(recipe, prepared, SPEED, -14.0)
+    budget = TimeBudget(0.1, clock() - 20.0, clock=clock)
+    state, notes = simulate(recipe, prepared, budget, clock, lambda _: 30.0)
+    assert (state.step, state.recipe, notes) == (LEAST_STEPS, recipe, [])
+
+
+def test_a_recipe_that_was_planned_before_is_planned_anew(prepared: Prepared) -> None:
+    settings = ["training.batch_size=20", "training.min_steps=0"]
+    plan = ["training.steps=60", "schedule.planned_at=[0,30]", "schedule.planned_steps=[50,60]"]
+    found = [
+        fit_steps(load_recipe("fast", [*settings, *more]), prepared, SPEED, 100.0) for more in ([], plan)
+    ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "splits", [("train",), ("train", "test"), ("train", "val"), ("train", "val", "test")]
+)
+def test_the_end_costs_what_the_final_measurement_computes(splits: tuple[str, ...]) -> None:
+    recipe = load_recipe("one-cycle", [*TINY, "evaluation.tta=mirror-shift"])
+    data = coloured_data(60, splits=splits)
+    prepared = prepare(data, recipe, CPU)
+    state = build_state(recipe, prepared, data.class_names, CPU)
+    seen: list[int] = []
+    state.model.register_forward_hook(lambda model, images, logits: seen.append(len(logits)))
+    planned = costs(recipe, prepared, Speed({(16, 16): 0.0}, 0.0, 1.0)).at_the_end - AT_THE_END
+    known: tuple[str, torch.Tensor] | None = None
+    evaluation = 0
+    if prepared.watched is not None:  # the evaluation after the last epoch
+        batches = prepared.evaluation[prepared.watched]
+        known = prepared.watched, collect_logits(state.model, batches, dtype=state.dtype)[0]
+        evaluation = sum(seen)
+    measured = measure(state.model, state, prepared, data.class_names, None)
+    assert sum(seen) == planned
+    seen.clear()
+    assert measure(state.model, state, prepared, data.class_names, known) == measured
+    assert sum(seen) == planned - 2 * evaluation
 
 
 def test_the_note_says_that_the_computer_became_slower(prepared: Prepared) -> None:
@@ -266,6 +338,8 @@ def test_only_fastnets_width_is_chosen_and_only_if_the_user_has_not() -> None:
     assert not may_choose_width("my.toml", [], fast)
     assert not may_choose_width(fast, [], fast)
     assert not may_choose_width("one-cycle", [], load_recipe("one-cycle"))
+    begun = load_recipe("fast", ["training.init=/a/run"])  # its weights have a width
+    assert not may_choose_width("fast", ["training.init"], begun)
 
 
 class FakeTime(Clock):
@@ -311,6 +385,56 @@ def test_measuring_gives_the_cost_of_a_picture_and_leaves_random_numbers_alone(
     assert speed.per_picture == pytest.approx({(side, side): 2e-6 * 3 * side**2 for side in (20, 24, 32)})
     assert speed.evaluating == pytest.approx(1e-6 * 3 * 32**2)
     assert speed.per_step == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(
+    ("override", "size", "records", "replayed"),
+    [
+        ("training.graph=auto", 1, True, True),
+        ("training.graph=off", 1, True, False),
+        ("training.micro_batch=10", 1, True, False),
+        ("training.graph=auto", 2, True, False),
+        ("training.graph=auto", 1, False, False),
+    ],
+    ids=["as graphs", "no graphs", "in parts", "two processes", "no recording"],
+)
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_steps_that_will_be_replayed_are_timed_as_replays(
+    override: str,
+    size: int,
+    records: bool,
+    replayed: bool,
+    optimizer: str,
+    prepared: Prepared,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A replay takes a tenth of the time that it takes to launch the operations one by one."""
+    Priced.clock = clock = FakeTime()
+    monkeypatch.setattr(time_budget, "time", clock)
+    monkeypatch.setattr(time_budget, "_Timer", Priced)
+    monkeypatch.setattr(graphed, "DEVICES", ("cpu",))
+    monkeypatch.setattr(prepared.train, "world", World(0, size))
+
+    def record(self: Recorder, work: Callable[[], None]) -> Callable[[], None]:
+        if not records:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+        def replay() -> None:
+            started = clock.now
+            work()
+            clock.now = started + (clock.now - started) / 10
+
+        return replay
+
+    monkeypatch.setattr(Recorder, "record", record)
+    learning = ["optimizer.name=adamw", "optimizer.lr=0.001", "optimizer.groups=[]"]
+    settings = [*QUICK, "training.batch_size=20", override, *(learning if optimizer == "adamw" else [])]
+    speed = measure_speed(load_recipe("fast", settings), prepared, 3, CPU)
+    share = 0.1 if replayed else 1
+    expected = {(side, side): share * 2e-6 * 3 * side**2 for side in (20, 24, 32)}
+    assert speed.per_picture == pytest.approx(expected)
+    assert speed.per_step == pytest.approx(share * 0.03)
+    assert speed.evaluating == pytest.approx(1e-6 * 3 * 32**2)  # an evaluation is not recorded
 
 
 def test_measuring_takes_a_moment(prepared: Prepared) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import shutil
 import time
@@ -15,9 +16,17 @@ import torch
 from helpers import TINY, coloured, coloured_data, noise, write_class_folders, write_picture
 from thumbnet import load_data, load_run
 from thumbnet.batches.prepare import Prepared
-from thumbnet.classifiers.logits import collect_logits
+from thumbnet.classifiers.logits import collect_logits, collect_views
 from thumbnet.data.splits import ArraySplit, Data
-from thumbnet.errors import DataError, DivergedError, InterruptedRunError, RunError
+from thumbnet.distributed import World
+from thumbnet.errors import (
+    DataError,
+    DivergedError,
+    FallbackWarning,
+    InterruptedRunError,
+    RunError,
+    ThumbnetError,
+)
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights
 from thumbnet.training import session as session_module
@@ -25,7 +34,7 @@ from thumbnet.training.choose import default_recipe
 from thumbnet.training.fit import StepResult
 from thumbnet.training.listener import Listener
 from thumbnet.training.state import EpochResult, TrainingState
-from thumbnet.training.train import resume, train
+from thumbnet.training.train import Call, resume, train
 from training_helpers import StopAfter
 
 SMALLEST = [*TINY, "model.name=fastnet", "model.width=0.1", "training.min_steps=0"]
@@ -179,25 +188,26 @@ def test_the_default_recipe_is_chosen_by_the_data() -> None:
     assert (of(2), of(10_000), of(10_001), of(100, "digits")) == ("small", "small", "fast", "digits")
 
 
-@pytest.mark.parametrize(("epochs_kept", "known"), [("last", True), ("best on val", False)])
+@pytest.mark.parametrize("splits", [["train", "test"], ["train", "val", "test"]])
 def test_the_last_epochs_evaluation_is_not_made_again(
-    epochs_kept: str, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    splits: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where val chooses the epoch, test was not looked at before."""
     given = []
 
     def collect(*args: Any, **settings: Any) -> Any:
         given.append(settings.get("plain"))
-        return collect_logits(*args, **settings)
+        collected: Any = collect_views if "tta" in settings else collect_logits
+        return collected(*args, **settings)
 
-    for module in ("session", "results"):
-        monkeypatch.setattr(f"thumbnet.training.{module}.collect_logits", collect)
-    splits = ["train", "test"] if known else ["train", "val", "test"]
+    monkeypatch.setattr("thumbnet.training.session.collect_logits", collect)
+    monkeypatch.setattr("thumbnet.training.results.collect_views", collect)
     data = write_class_folders(tmp_path / "data", splits, per_class=20)
     run = train(data, "fast", overrides=TINY, out=tmp_path / "run", device="cpu")
-    assert run.summary["kept_by"] == epochs_kept
-    # Three epochs; then, where test was not looked at before: val to calibrate, test plainly, and its other views.
-    assert [plain is not None for plain in given] == [False] * 3 + ([True] if known else [False, False, True])
+    assert run.summary["kept_by"] == ("best on val" if "val" in splits else "last")
+    # Three epochs; then the watched split, which is known if the last epoch is kept, and test.
+    expected = [False] * 3 + [run.summary["kept_epoch"] == 3] + [False] * ("val" in splits)
+    assert [plain is not None for plain in given] == expected
     again = load_run(run.path).evaluate(load_data(data), "test", tta=run.summary["tta"])
     assert again.accuracy == run.summary["accuracy"]
 
@@ -433,3 +443,19 @@ def test_data_that_are_corrected_already_leave_the_same_run(
     run = train(data, "fast", overrides=[*SMALLEST, "training.epochs=1"], out=tmp_path / "run", device="cpu")
     assert run.settings["labels"] == corrected.settings["labels"]
     assert (run.path / "corrections.csv").read_bytes() == (corrected.path / "corrections.csv").read_bytes()
+
+
+def test_apples_gpu_trains_in_one_process_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("thumbnet.training.train")
+    monkeypatch.setattr(module, "choose_device", lambda name, number: torch.device("mps"))
+    monkeypatch.setattr(World, "from_first", lambda world, value: value)
+
+    def chosen(name: str, size: int) -> torch.device:
+        return Call(name, Listener(), World(0, size), 0.0).choose_device()
+
+    assert chosen("auto", 1) == chosen("mps", 1) == torch.device("mps")
+    with pytest.warns(FallbackWarning, match="^mps cannot train in several processes: using cpu$"):
+        assert chosen("auto", 2) == torch.device("cpu")
+    for name in ("mps", "gpu"):
+        with pytest.raises(ThumbnetError, match=f"--device {name}: Apple's GPU .* torchrun, .* --device cpu"):
+            chosen(name, 2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import coloured_data, coloured_labels
+from helpers import coloured_data, coloured_labels, noise
 from thumbnet.batches.engines import MemoryEngine, WorkerEngine
 from thumbnet.batches.prepare import Prepared
 from thumbnet.data.splits import ArraySplit, Data
@@ -49,6 +49,21 @@ def test_a_larger_data_set_holds_out_a_fifth(monkeypatch: pytest.MonkeyPatch) ->
     assert found.held_out == len(part.evaluation["val"].engine.labels) == 12
     assert part.train.count == 48
     assert "12 of the 60 training pictures" in found.how
+
+
+def test_another_fold_is_held_out_if_the_first_one_is_the_only_group_of_its_class(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "SMALL", 50)
+    images = np.stack([noise(number) for number in range(60)])
+    groups = np.array([f"g{max(0, number // 10 - 1)}" for number in range(60)], dtype=object)
+    labels = np.array([2] * 20 + [number % 2 for number in range(40)])  # g0 has 20 pictures, all of its class
+    train = ArraySplit(images, labels, "t")
+    data = Data("x", "made", ("a", "b", "c"), {"train": train}, groups={"train": groups})
+    found = divide(data, RECIPE, CPU)
+    assert found.held_out == 10
+    assert found.parts[0].train.count == 50
+    assert 2 not in found.parts[0].evaluation["val"].engine.labels
 
 
 def test_a_val_split_of_the_data_is_used_as_it_is() -> None:

@@ -57,6 +57,26 @@ def test_a_length_that_the_user_set_is_kept(parts: Parts) -> None:
     assert planned(parts, 100, fixed=True).recipe == RECIPE
 
 
+def test_a_final_training_of_a_given_length_has_the_time_that_it_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("thumbnet.tuning.parts.SMALL", 50)  # one network, and a fifth is held out
+    parts = divide(coloured_data(120), RECIPE, torch.device("cpu"))
+    recipe = of_length(RECIPE, 300)
+    takes, final = COST.trial(recipe, parts.parts), COST.final(recipe, parts)
+    assert final == pytest.approx(1.25 * takes)
+
+    def one_trial(minutes: float, fixed: bool = True) -> Plan:
+        return plan(recipe, parts, COST, minutes, 60 * minutes - 5, 1, fixed=fixed)
+
+    enough = (takes + final + 5 + WRITING) / 60
+    with pytest.raises(ThumbnetError, match=rf"a final training of about {final:.0f} s leaves") as e:
+        one_trial(0.99 * enough)
+    assert advised_minutes(e.value) > enough
+    assert f"about {final:.0f} s are kept for the final training" in one_trial(1.01 * enough).note
+    assert "a third of the time is kept" in one_trial(0.99 * enough, fixed=False).note
+
+
 def test_too_little_time_is_an_error_that_says_how_much_is_needed_and_what_is_better(parts: Parts) -> None:
     with pytest.raises(ThumbnetError, match=r"--minutes 0.2 is too short for a search: ") as e:
         planned(parts, 0.2)

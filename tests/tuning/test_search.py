@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,23 @@ pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
 pytest.importorskip("jinja2", reason="the extra 'tune' is not installed")
 
 from helpers import coloured_data, write_class_folders
+from own_networks import OwnPackage
 from thumbnet.errors import (
     DivergedError,
     InterruptedRunError,
     InterruptedTuneError,
+    NetworkError,
     RecipeError,
     RunError,
     ThumbnetError,
 )
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.runs.folder import Run
+from thumbnet.training.choose import choose_recipe
 from thumbnet.training.fit import StepResult
-from thumbnet.training.time_budget import Speed
+from thumbnet.training.listener import Listener
+from thumbnet.training.mirror_names import named_keys
+from thumbnet.training.time_budget import Speed, may_watch_less
 from thumbnet.training.train import train
 from thumbnet.tuning import search
 from thumbnet.tuning import tune as begin
@@ -143,6 +148,16 @@ def test_a_search_uses_its_time_and_keeps_enough_for_the_final_training(
     assert pretend.final["data"] is data
 
 
+def test_a_search_keeps_enough_for_a_long_final_training_of_a_given_length(
+    pretend: Pretend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cost, "final", lambda *_: 150.0)
+    pretend.training = 150.0
+    tune(coloured_data(24), "small", minutes=5, overrides=SHORTEST, out=tmp_path / "search", device="cpu")
+    assert 13 <= len(pretend.trials) <= 14  # of 10 s each, in half of 300 s
+    assert pretend.now - 100 <= 300
+
+
 def test_a_trial_that_would_end_late_is_given_up_and_does_not_count(pretend: Pretend, tmp_path: Path) -> None:
     out = tmp_path / "search"
     pretend.later = 400
@@ -250,6 +265,59 @@ def test_the_time_of_a_search_includes_all_of_its_final_training(
         pretend.now += 1000
         resume_tuning(out, data=data, device="cpu")
     assert json.loads((out / "summary.json").read_text())["seconds_total"] == 2 * 10 + 40
+
+
+@pytest.mark.parametrize("error", [NetworkError("cannot build it"), RecipeError("a pass of 1 picture")])
+def test_a_point_at_which_no_network_can_be_trained_is_a_failed_trial(
+    error: ThumbnetError, pretend: Pretend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def only_as_it_is(*arguments: Any) -> Outcome:
+        if pretend.trials:
+            raise error
+        return pretend.run_trial(*arguments)
+
+    monkeypatch.setattr(search, "run_trial", only_as_it_is)
+    out = tmp_path / "search"
+    found = tune(coloured_data(24), "small", trials=3, overrides=SHORTEST, out=out, device="cpu")
+    assert [(row["state"], row["reason"]) for row in rows(out)] == [
+        ("complete", ""),
+        *2 * [("failed", str(error))],
+    ]
+    assert found.summary["best_trial"] == 1
+    with pytest.raises(type(error), match=str(error)):
+        tune(coloured_data(24), "small", trials=3, overrides=SHORTEST, out=tmp_path / "x", device="cpu")
+
+
+def test_the_final_training_keeps_what_the_search_has_decided_and_what_the_user_has_set(
+    pretend: Pretend, tmp_path: Path
+) -> None:
+    data, out = replace(coloured_data(24), class_names=("left", "right", "green")), tmp_path / "search"
+    asked = [*SHORTEST, "augment.flip=random", "evaluation.every=2"]
+    with pytest.raises(InterruptedTuneError):
+        tune(data, "small", trials=1, overrides=asked, out=out, device="cpu", listener=Stop(0))
+    resume_tuning(out, data=data, device="cpu")
+    found, overrides = pretend.final["recipe"], pretend.final["overrides"]
+    recipe, _ = choose_recipe(data, found, overrides, None, Listener())
+    assert recipe.augment.flip == found.augment.flip == "random"
+    assert not may_watch_less(named_keys(found, overrides), recipe)
+    assert may_watch_less(named_keys(found, overrides[:2]), recipe)
+
+
+@pytest.mark.parametrize("trial", [1, 0])
+def test_the_command_to_go_on_with_allows_a_network_of_ones_own(
+    trial: int, pretend: Pretend, own: OwnPackage
+) -> None:
+    asked = [one for one in SHORTEST if not one.startswith("model.width")]
+    with pytest.raises(InterruptedTuneError, match=f"tune --resume search --model-code {OwnPackage.path}$"):
+        tune(
+            coloured_data(24),
+            "one-cycle",
+            trials=1,
+            overrides=[*asked, f"model.name={OwnPackage.path}"],
+            out="search",
+            device="cpu",
+            listener=Stop(trial),
+        )
 
 
 def test_data_in_memory_need_to_be_given_again(pretend: Pretend, tmp_path: Path) -> None:

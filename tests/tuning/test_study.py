@@ -146,9 +146,36 @@ def test_a_full_disk_is_an_error_that_says_how_to_go_on_and_costs_only_the_trial
     assert open_study(tmp_path).records() == before
 
 
-def test_a_lock_that_a_killed_process_left_does_not_stop_a_search(tmp_path: Path) -> None:
+def test_the_command_to_go_on_with_after_a_full_disk_has_the_options_that_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=f"tune --resume {tmp_path} --model-code nets:Net$"):
+        Study(tmp_path, KNOBS, 5, ("--model-code", "nets:Net"))
+
+
+@pytest.mark.parametrize("earlier_version", [True, False])
+def test_a_lock_that_a_killed_process_left_does_not_stop_a_search(
+    earlier_version: bool, tmp_path: Path
+) -> None:
     run(open_study(tmp_path))
-    (tmp_path / f"{JOURNAL}.lock").symlink_to(tmp_path / JOURNAL)
+    lock = tmp_path / f"{JOURNAL}.lock"
+    if earlier_version:
+        lock.symlink_to(tmp_path / JOURNAL)
+    else:
+        lock.touch()
+    assert len(open_study(tmp_path).records()) == 1
+
+
+def test_a_search_needs_no_symbolic_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    run(open_study(tmp_path))
     assert len(open_study(tmp_path).records()) == 1
 
 

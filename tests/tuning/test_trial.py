@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from helpers import coloured_data, coloured_labels
+from thumbnet.data.calibration import FEWEST
 from thumbnet.errors import DivergedError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.tuning import trial
@@ -41,11 +42,22 @@ def test_the_loss_of_a_trial_is_that_of_calibrated_probabilities(monkeypatch: py
     parts = divide(coloured_data(90), RECIPE, CPU).parts
     smooth = RECIPE.override(["training.label_smoothing=0.5", "training.epochs=20"])
     found = run_trial(smooth, parts, NAMES, CPU, lambda *_: False)
-    monkeypatch.setattr(trial, "fit_temperature", lambda *_: 1.0)
+    monkeypatch.setattr(trial, "fit_temperature", lambda *_, **__: 1.0)
     plain = run_trial(smooth, parts, NAMES, CPU, lambda *_: False)
     assert found.value == plain.value > 0.9
     assert len(found.losses) == 90
     assert sum(found.losses) < 0.8 * sum(plain.losses)  # the network is right and is not sure
+
+
+def test_a_few_held_out_pictures_are_judged_by_calibrated_probabilities_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts = divide(coloured_data(30), RECIPE, CPU).parts
+    assert max(len(part.evaluation["val"].engine.labels) for part in parts) < FEWEST
+    found = run_trial(RECIPE, parts, NAMES, CPU, lambda *_: False)
+    monkeypatch.setattr(trial, "fit_temperature", lambda *_, **__: 1.0)
+    plain = run_trial(RECIPE, parts, NAMES, CPU, lambda *_: False)
+    assert sum(found.losses) < sum(plain.losses)
 
 
 def test_a_hopeless_trial_stops_at_once() -> None:

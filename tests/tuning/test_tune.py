@@ -108,6 +108,18 @@ def test_pictures_of_many_sizes_are_also_seen_squashed_and_larger(
     assert again.run.weights_path.read_bytes() == found.run.weights_path.read_bytes()
 
 
+def test_a_search_that_starts_from_trained_weights_keeps_their_width(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "write_page", lambda *_, **__: None)
+    first = train(folder, "small", overrides=SHORTEST, out=tmp_path / "first", device="cpu")
+    recipe = load_recipe("small", [*SHORTEST, f"training.init={first.path}"])  # a recipe fixes no setting
+    found = tune(folder, recipe, trials=2, out=tmp_path / "search", device="cpu")
+    assert "width" not in found.summary["changed"]
+    assert found.run.recipe.model.width == first.recipe.model.width
+    assert found.run.settings["init"]["source"] == str(first.path)
+
+
 def test_a_finished_search_says_what_to_do_with_it(tuned: Tuned, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=rf"is finished. .*train {folder} --recipe .*recipe.toml"):
         resume_tuning(tuned.path)

@@ -306,7 +306,7 @@ def _in_threads(work: Callable[[int], T], total: int, progress: Progress | None)
         return
     started = time.perf_counter()
     first = chunk(0)
-    each = (time.perf_counter() - started) / max(1, len(first))
+    each = (time.perf_counter() - started) / len(first)
     threads = (psutil.cpu_count() or 1) if each > _WORTH_A_THREAD else 1
     starts = range(0, total, _CHUNK)
     with ThreadPoolExecutor(threads) as pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from thumbnet.errors import RunError, is_out_of_memory, printable
 from thumbnet.files import remove_file, write_file, write_with
 
 LEAKS_NAME, DIGESTS_NAME = "leaks.jsonl", "digests.npy"
+IN_TRAINING = "were in the training split"  # in the sentence about other data
 NOT_COMPARED = (
     "pictures were not compared: they are decoded during the training (thumbnet data compares them)"
 )
@@ -124,7 +126,11 @@ def describe(
     known = labels or {name: split.single_classes() for name, split in splits.items()}
 
     def named(place: Place) -> str:
-        return f"{place.split}: {printable(splits[place.split].name(place.index))}"
+        name = splits[place.split].name(place.index)
+        # A run's summary is published with these sentences, and a local folder is private. The file of leaks,
+        # which is not published, has the whole path.
+        shown = os.path.basename(name) if os.path.isabs(name) else name
+        return f"{place.split}: {printable(shown)}"
 
     lines = []
     leaked: dict[tuple[str, str], list[tuple[Place, Place]]] = {}
@@ -216,7 +222,7 @@ def lines_about(
         if known.any():
             example = printable(split.name(int(np.flatnonzero(known)[0])))
             lines.append(
-                f"warning: {int(known.sum()):,} of these {len(split):,} pictures were in the training split "
+                f"warning: {int(known.sum()):,} of these {len(split):,} pictures {IN_TRAINING} "
                 f"(such as {example})"
             )
     found = find_repeats({name: digests}, {name: labels})

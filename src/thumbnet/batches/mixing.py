@@ -28,9 +28,10 @@ class Mixed:
     labels: Tensor
     share: Tensor
 
-    def split(self, size: int) -> list[Mixed]:
-        """Parts of up to ``size`` pictures."""
-        return [Mixed(*part) for part in zip(self.labels.split(size), self.share.split(size), strict=True)]
+    def split(self, sizes: list[int]) -> list[Mixed]:
+        """Parts of these numbers of pictures."""
+        parts = zip(self.labels.split(sizes), self.share.split(sizes), strict=True)
+        return [Mixed(*part) for part in parts]
 
     def leading(self, own: Tensor) -> Tensor:
         """The labels with the larger share in each picture; ``own`` are the batch's labels."""

@@ -66,6 +66,24 @@ class Prepared:
     skipped: tuple[tuple[str, str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def watched(self) -> str | None:
+        """The split that is evaluated during the training: ``val``, else ``test``, else None."""
+        return self._first("val", "test")
+
+    @property
+    def measured(self) -> str | None:
+        """The split that the result is measured on: ``test``, else ``val``, else None."""
+        return self._first("test", "val")
+
+    @property
+    def held_out(self) -> str | None:
+        """The split that the probabilities are calibrated on: ``val``, else ``calibration``, else None."""
+        return self._first("val", "calibration")
+
+    def _first(self, *names: str) -> str | None:
+        return next((name for name in names if name in self.evaluation), None)
+
     def with_recipe(self, recipe: Recipe) -> Prepared:
         """The same pictures in the batches of ``recipe``, which must have the same ``data`` settings."""
         old = self.train
@@ -159,7 +177,8 @@ def _prepare(
                 f"{data.source}: {name} has {len(split)} pictures for {world.size} processes: "
                 "use fewer processes"
             )
-    train_split = random_subset(data.splits["train"], settings.subset_size, recipe.seed)
+    seed = recipe.seed if settings.subset_seed is None else settings.subset_seed
+    train_split = random_subset(data.splits["train"], settings.subset_size, seed)
     found = surveyed(train_split)
     rendering = choose_rendering(found, settings)
     notes = rendering_notes(found, rendering, settings)

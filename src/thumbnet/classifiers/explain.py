@@ -16,7 +16,12 @@ BATCH = 512  # covered pictures per forward pass
 
 
 def occlusion_map(
-    classifier: Classifier, pixels: np.ndarray, label: int, *, multilabel: bool = False
+    classifier: Classifier,
+    pixels: np.ndarray,
+    label: int,
+    *,
+    multilabel: bool = False,
+    batch_size: int | None = None,
 ) -> np.ndarray:
     """Map where the network looks: how much covering each place costs the class (Zeiler & Fergus 2014).
 
@@ -29,6 +34,7 @@ def occlusion_map(
         label: the class, an index into the class names.
         multilabel: whether the network gives a picture several labels, so that a probability is the sigmoid
             of its logit.
+        batch_size: the most pictures per forward pass, if that is less than ``BATCH``.
 
     Returns:
         float32 [height, width] from 0 (covering the pixel costs nothing, or helps) to 1 (it costs most).
@@ -46,8 +52,9 @@ def occlusion_map(
     in_logs = log_sigmoid if multilabel else log_softmax
     before = in_logs(classifier.logits(pixels[None], tta="none"))[0, label]
     cost, covered = np.zeros((height, width)), np.zeros((height, width))
-    for start in range(0, len(places), BATCH):
-        chosen = places[start : start + BATCH]
+    size = min(BATCH, batch_size or BATCH)
+    for start in range(0, len(places), size):
+        chosen = places[start : start + size]
         views = np.repeat(pixels[None], len(chosen), axis=0)
         for view, place in zip(views, chosen, strict=True):
             view[place] = grey

@@ -17,6 +17,7 @@ import numpy as np
 from thumbnet.classifiers.base import Classifier
 from thumbnet.data.images import Picture, is_deep
 from thumbnet.errors import MissingExtraError, OutOfMemoryError, RecipeError, RunError, is_out_of_memory
+from thumbnet.files import user_path
 from thumbnet.runs.finding import no_run
 from thumbnet.runs.weights_info import WeightsInfo
 
@@ -37,7 +38,7 @@ class OnnxClassifier(Classifier):
     """
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
-        place = Path(path).expanduser()
+        place = user_path(path)
         try:
             import onnxruntime
         except ImportError:

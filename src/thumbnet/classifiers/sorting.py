@@ -31,7 +31,7 @@ from thumbnet.data.images import load_picture
 from thumbnet.data.listings import safe_name, safe_text
 from thumbnet.data.splits import Progress
 from thumbnet.errors import RunError
-from thumbnet.files import check_output, write_file
+from thumbnet.files import check_output, user_path, write_file
 from thumbnet.sources.unlabelled import find_pictures
 
 if TYPE_CHECKING:
@@ -160,10 +160,10 @@ def sort_folder(
             cannot be written, or another process is sorting into the same folder.
     """
     started = time.perf_counter()
-    root = Path(folder).expanduser()
+    root = user_path(folder)
     criterion = criterion_for(classifier, threshold, precision)
     folders = folder_names(classifier.class_names)
-    target = Target(Path(into).expanduser(), [*folders.values(), UNSURE, UNLIKE], link)
+    target = Target(user_path(into), [*folders.values(), UNSURE, UNLIKE], link)
     target.check_apart(root)
     paths, notes = find_pictures(root)
     target.check_links(root, paths)
@@ -217,7 +217,7 @@ def list_folder(
         RunError: ``file`` exists or cannot be written, or the network has no threshold for this precision.
     """
     started = time.perf_counter()
-    root, place = Path(folder).expanduser(), Path(file).expanduser().absolute()
+    root, place = user_path(folder), user_path(file).absolute()
     if os.path.lexists(place):
         raise RunError(f"{place} already exists: choose another name, or remove it")
     check_output(place)
@@ -225,13 +225,14 @@ def list_folder(
     folders = folder_names(classifier.class_names)
     paths, notes = find_pictures(root)
     found = _nothing_sorted(criterion, folders, notes)
+    pictures, home = _without_dots(root), _without_dots(place.parent)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     done = 0
     for batch in decisions(classifier, root, paths, criterion, folders, tta):
         for one in batch:
-            picture = _path_in_table(root / one.picture, place.parent)
+            picture = _path_in_table(pictures / one.picture, home)
             cells = [safe_name(picture), safe_text(one.folder), *_cells(one.prediction), safe_text(one.error)]
             writer.writerow(cells)
         _count(found, batch)
@@ -244,8 +245,17 @@ def list_folder(
 
 
 def _path_in_table(picture: Path, folder: Path) -> str:
-    absolute = Path(os.path.abspath(picture))
-    return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
+    return str(picture.relative_to(folder) if picture.is_relative_to(folder) else picture)
+
+
+def _without_dots(path: Path) -> Path:
+    """The absolute path without ``..``.
+
+    Symbolic links stay, except those before ``..``, which leads to the folder above their target.
+    """
+    parts = path.absolute().parts
+    end = max((place for place, part in enumerate(parts, 1) if part == ".."), default=0)
+    return Path(Path(*parts[:end]).resolve(), *parts[end:]) if end else Path(*parts)
 
 
 def _cells(prediction: Prediction | None) -> list[str]:
@@ -277,7 +287,7 @@ def criterion_for(
     Raises:
         RunError: both are given, one is out of range, or the network has no threshold for the precision.
     """
-    if getattr(classifier.info, "multilabel", False):
+    if classifier.info.multilabel:
         raise RunError("the network gives a picture several labels, so it cannot sort pictures into classes")
     if threshold is None:
         known = classifier.info.thresholds

@@ -20,7 +20,7 @@ PRIOR_DEVIATION = 0.5  # standard deviation of the prior on the temperature's lo
 _LOWEST, _HIGHEST, _GRID = -3.0, 3.0, 121  # bounds of that logarithm, and points of the first search
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+def fit_temperature(logits: np.ndarray, labels: np.ndarray, fewest: int = FEWEST) -> float:
     """Find the temperature with which ``softmax(logits / temperature)`` fits the labels best.
 
     It minimises the summed cross-entropy plus a Gaussian prior on the logarithm of the temperature. The prior
@@ -30,23 +30,24 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     Args:
         logits: float [N, classes].
         labels: int [N].
+        fewest: pictures from which on a temperature is fitted.
 
     Returns:
         The temperature, between ``exp(-3)`` and ``exp(3)``, rounded to six digits; 1.0 for fewer than
-        ``FEWEST`` pictures.
+        ``fewest`` pictures.
 
     Raises:
         SeveralLabelsError: the labels are a matrix, for :func:`fit_sigmoid_temperature`.
     """
     if labels.ndim == 2:
         raise SeveralLabelsError
-    if len(labels) < FEWEST:
+    if len(labels) < fewest:
         return 1.0
     values, places = logits.astype(np.float64), np.arange(len(labels))
     return _least_surprise(lambda temperature: -log_softmax(values / temperature)[places, labels].sum())
 
 
-def fit_sigmoid_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
+def fit_sigmoid_temperature(logits: np.ndarray, targets: np.ndarray, fewest: int = FEWEST) -> float:
     """Find the temperature with which ``sigmoid(logits / temperature)`` fits several labels best.
 
     As :func:`fit_temperature`, with the binary cross-entropy of all labels.
@@ -54,8 +55,9 @@ def fit_sigmoid_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     Args:
         logits: float [N, labels].
         targets: bool, or 0 and 1, [N, labels].
+        fewest: as there.
     """
-    if len(targets) < FEWEST:
+    if len(targets) < fewest:
         return 1.0
     values, truth = logits.astype(np.float64), targets.astype(bool)
     return _least_surprise(lambda temperature: binary_cross_entropy(values / temperature, truth).sum())

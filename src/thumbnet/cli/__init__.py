@@ -69,6 +69,7 @@ COMMANDS = (
     completion,
 )
 FULL = "Use less at a time (--batch-size, --set evaluation.batch_size) or close other programs"
+OTHERS = "Close other programs that use much memory"  # for commands without these options
 _TRAIN_MODULES = ("torch", "safetensors", "psutil", "filelock")  # installed by the extra `train`
 
 
@@ -137,7 +138,8 @@ def _run(words: Sequence[str]) -> int:
     except (RuntimeError, MemoryError) as error:  # the last resort: wherever memory ran out, say so
         if not is_out_of_memory(error):
             raise
-        print(f"thumbnet: {OutOfMemoryError('this computer', f'in {words[0]}', FULL)}", file=sys.stderr)
+        advice = FULL if words[0] in ("train", "tune", "lr-find") else OTHERS
+        print(f"thumbnet: {OutOfMemoryError('this computer', f'in {words[0]}', advice)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of a pipe has ended: `thumbnet predict ... | head`
         discard_results()

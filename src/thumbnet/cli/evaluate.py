@@ -17,7 +17,7 @@ from thumbnet.cli.options import (
     data_settings,
     reading_words,
 )
-from thumbnet.cli.run_data import data_of_run, data_settings_of_run, run_of, split_of
+from thumbnet.cli.run_data import data_of_run, run_of, split_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +58,14 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet.errors import DataError
     from thumbnet.evaluation import evaluate_logits
     from thumbnet.invocation import command
-    from thumbnet.reports.summary import OPTIMISTIC, headline_name, is_optimistic, lines_for_run
+    from thumbnet.reports.summary import (
+        OPTIMISTIC,
+        are_own_data,
+        headline_name,
+        is_optimistic,
+        lines_for_run,
+    )
+    from thumbnet.runs.provenance import recipe_of
 
     target = None
     if options.plot:
@@ -68,10 +75,11 @@ def execute(options: argparse.Namespace) -> int:
         target = plots.check_plot_path(options.plot)
     with importing():
         predictor = load_classifier(options.run, options.device)
-    settings = data_settings_of_run(options)
+    recipe = recipe_of(options.run)
+    settings = recipe.data
     if predictor.info.multilabel:
         settings = replace(settings, multilabel=True)  # a table may have one label in each row
-    data = data_of_run(options, settings)
+    data = data_of_run(options, settings, predictor.info.fingerprint)
     if options.data is None and options.split is None and not {"test", "val"} & data.splits.keys():
         raise DataError(
             f"{options.run} was trained on all pictures of {data.source}: no pictures are left to measure "
@@ -81,7 +89,12 @@ def execute(options: argparse.Namespace) -> int:
     on_bad_image = options.on_bad_image or settings.on_bad_image
     with counting("decoding") as count:
         found = predictor.classify_split(
-            data.split(split), data.class_names, tta=options.tta, on_bad_image=on_bad_image, progress=count
+            data.split(split),
+            data.class_names,
+            tta=options.tta,
+            batch_size=recipe.evaluation.batch_size,
+            on_bad_image=on_bad_image,
+            progress=count,
         )
     run = run_of(options)
     lines: list[str] = []
@@ -90,7 +103,7 @@ def execute(options: argparse.Namespace) -> int:
     if (
         run is not None
         and run.is_complete
-        and options.data is None
+        and are_own_data(run, data)
         and is_optimistic({**run.summary, "split": split})
     ):
         lines = [f"{split} {headline_name(run.summary)}: {OPTIMISTIC}", *lines]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.importing import importing
 from thumbnet.cli.options import add_data_dir, add_run
-from thumbnet.cli.run_data import data_of_run, data_settings_of_run, run_of
+from thumbnet.cli.run_data import data_of_run, run_of
 from thumbnet.errors import ThumbnetError
 from thumbnet.invocation import command
 
@@ -66,7 +66,7 @@ def execute(options: argparse.Namespace) -> int:
         from thumbnet.cli.console import say
         from thumbnet.cli.progress import counting
         from thumbnet.errors import RunError
-        from thumbnet.files import check_output, read_whole, write_file
+        from thumbnet.files import check_output, read_whole, user_path, write_file
         from thumbnet.publish.export import (
             SUFFIXES,
             check_export,
@@ -79,9 +79,9 @@ def execute(options: argparse.Namespace) -> int:
         from thumbnet.runs.weights import find_weights, read_weights
 
     suffix = SUFFIXES[options.format]
-    place = Path(options.run).expanduser()
+    place = user_path(options.run)
     folder = place if place.is_dir() else place.parent
-    out = Path(options.out).expanduser() if options.out else folder / f"model{suffix}"
+    out = user_path(options.out) if options.out else folder / f"model{suffix}"
     ending = Path(f"model{suffix}").suffix
     if out.suffix != ending:
         raise ThumbnetError(f"--out {out}: with --format {options.format}, the name must end in {ending}")
@@ -89,9 +89,9 @@ def execute(options: argparse.Namespace) -> int:
     if out.exists() and out.samefile(weights):
         raise ThumbnetError(f"{out} is the run's own file: choose another name with --out FILE")
     check_output(out)
-    data = _data(options)
+    _, info = read_weights(weights)
+    data = _data(options, info.fingerprint)
     if data is not None:
-        _, info = read_weights(weights)
         check_fits(data.splits[data.measured_split()], data.class_names, info)
     if options.format == "web":
         _fetch_runtime()
@@ -154,9 +154,14 @@ def _fetch_runtime() -> None:
         fetch_runtime(cached_folder())
 
 
-def _data(options: argparse.Namespace) -> Data | None:
-    """Load the data for calibration and the check; None if neither ``--data`` nor the run names any."""
+def _data(options: argparse.Namespace, fingerprint: str) -> Data | None:
+    """Load the data for calibration and the check; None if neither ``--data`` nor the run names any.
+
+    ``fingerprint`` is that of the network's training data.
+    """
+    from thumbnet.runs.provenance import recipe_of
+
     run = run_of(options)
     if options.data is None and (run is None or run.settings.get("data") is None):
         return None
-    return data_of_run(options, data_settings_of_run(options))
+    return data_of_run(options, recipe_of(options.run).data, fingerprint)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import json
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.importing import importing
 from thumbnet.cli.options import (
@@ -14,6 +16,11 @@ from thumbnet.cli.options import (
     overrides,
     positive,
 )
+from thumbnet.invocation import quoted
+
+if TYPE_CHECKING:
+    from thumbnet.recipes.recipe import Recipe
+    from thumbnet.recipes.settings import GroupSettings
 
 
 def add(commands: Any) -> None:
@@ -69,6 +76,7 @@ def execute(options: argparse.Namespace) -> int:
         from thumbnet.reports import figures as plots
         from thumbnet.training.choose import choose_recipe
         from thumbnet.training.listener import Listener
+        from thumbnet.training.mirror_names import named_keys
         from thumbnet.training.range_test import check_asked, learning_rate_range_test
         from thumbnet.training.state import build_state
 
@@ -97,8 +105,41 @@ def execute(options: argparse.Namespace) -> int:
             progress=count,
         )
     say(f"the loss falls fastest at lr {test.suggestion:.3g} and is lowest at lr {test.least:.3g}")
-    say(f"suggestion: --set optimizer.lr={test.suggestion:.2g}  (the recipe has {recipe.optimizer.lr:g})")
+    named = named_keys(None, overrides(options))
+    words = " ".join(map(quoted, suggested(recipe, float(f"{test.suggestion:.2g}"), named)))
+    say(f"suggestion: {words}  (the recipe has {recipe.optimizer.lr:g})")
     if target:
         plots.save(plots.range_test_figure(test), target)
         say(f"written: {target}")
     return 0
+
+
+def suggested(recipe: Recipe, rate: float, named: Collection[str]) -> list[str]:
+    """The options with which a training has the rates that the test had at ``rate``.
+
+    Args:
+        recipe: the recipe of the test, fitted to the data.
+        rate: what ``optimizer.lr`` should be. All other rates keep their ratio to it.
+        named: the keys that the user set.
+    """
+    options = []
+    if recipe.training.min_steps and "training.batch_size" not in named:
+        # Otherwise the training might choose a smaller batch for the data, and change the rates with it.
+        options += ["--batch-size", str(recipe.training.batch_size)]
+    options += ["--set", f"optimizer.lr={rate:g}"]
+    groups, factor = recipe.optimizer.groups, rate / recipe.optimizer.lr
+    if any(group.lr is not None for group in groups):
+        tables = ", ".join(_as_toml(group, factor) for group in groups)
+        options += ["--set", f"optimizer.groups=[{tables}]"]
+    return options
+
+
+def _as_toml(group: GroupSettings, factor: float) -> str:
+    """A group with its rate times ``factor``, as an inline table."""
+    from dataclasses import asdict
+
+    values = {key: value for key, value in asdict(group).items() if value is not None}
+    if "lr" in values:
+        values["lr"] = float(f"{factor * values['lr']:.4g}")
+    pairs = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
+    return "{" + ", ".join(pairs) + "}"

@@ -99,15 +99,10 @@ def show_label_evaluation(
         for one in result.labels
     ]
     say(table(["label", "pictures", "AP", "threshold", "precision", "recall", "F1", "F1 at 0.5"], rows))
-    pairs = [
-        (count, result.labels[first].name, result.labels[second].name)
-        for first, row in enumerate(result.together)
-        for second, count in enumerate(row)
-        if first < second and count
-    ]
+    pairs = result.pairs()[:PAIRS]
     if pairs:
         say("\nmost often together")
-        for count, one, other in sorted(pairs, reverse=True)[:PAIRS]:
+        for count, one, other in pairs:
             say(f"  {printable(one)} and {printable(other)}: {count:,}")
 
 

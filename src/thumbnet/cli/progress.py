@@ -10,7 +10,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.progress import (
     BarColumn,
@@ -168,7 +168,7 @@ class TrainingDisplay(StoppableListener):
         self._last_line = time.monotonic()
         self._pace: _Pace | None = None
 
-    def __enter__(self) -> TrainingDisplay:
+    def __enter__(self) -> Self:
         self.progress.start()
         return self
 

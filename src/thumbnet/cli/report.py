@@ -44,7 +44,7 @@ def execute(options: argparse.Namespace) -> int:
         from thumbnet.cli.console import say
         from thumbnet.cli.progress import counting
         from thumbnet.errors import RunError
-        from thumbnet.files import check_output
+        from thumbnet.files import check_output, user_path
         from thumbnet.invocation import command
         from thumbnet.reports.label_page import write_label_report
         from thumbnet.reports.page import write_report
@@ -52,7 +52,7 @@ def execute(options: argparse.Namespace) -> int:
 
     run = Run.open(options.run)
     _ = run.summary  # refuse an incomplete run before loading its data
-    out = Path(options.out).expanduser() if options.out else run.path / "report.html"
+    out = user_path(options.out) if options.out else run.path / "report.html"
     check_output(out)
     data = data_of_run(options, run.recipe.data)
     split = split_of(options, data)

@@ -147,12 +147,13 @@ class _Suspects(_Task):
     run: Run
 
     def __init__(self, options: argparse.Namespace) -> None:
+        from thumbnet.files import user_path
         from thumbnet.runs.finding import is_run
         from thumbnet.runs.folder import Run
         from thumbnet.runs.weights import read_weights
 
         super().__init__(options)
-        folder = Path(options.place).expanduser()
+        folder = user_path(options.place)
         try:
             self.run = Run.open(folder)
         except RunError as error:
@@ -164,7 +165,7 @@ class _Suspects(_Task):
             ) from None
         _ = self.run.summary  # refuse an incomplete run before anything is loaded
         self.title = f"Review of {folder.resolve().name}"
-        self.file = Path(options.out).expanduser() if options.out else self.run.path / "labels.csv"
+        self.file = user_path(options.out) if options.out else self.run.path / "labels.csv"
         self.rendering = read_weights(self.run.weights_path)[1].preprocessing.rendering
 
     def data_name(self) -> str:
@@ -203,11 +204,12 @@ class _Unlabelled(_Task):
     """The pictures of a folder, those first whose labels would help most."""
 
     def __init__(self, options: argparse.Namespace) -> None:
+        from thumbnet.files import user_path
         from thumbnet.runs.finding import is_run
         from thumbnet.runs.folder import Run
 
         super().__init__(options)
-        self.folder = Path(options.place).expanduser().resolve()
+        self.folder = user_path(options.place).resolve()
         if is_run(self.folder):
             raise ThumbnetError(
                 f"{options.place} is a run: with --run, name a folder of unlabelled pictures. To review the "
@@ -218,9 +220,9 @@ class _Unlabelled(_Task):
                 "--folds and --data are for reviewing a run's own data: leave them out with --run"
             )
         self.title = f"Labels for {self.folder.name}"
-        named = Path(options.out).expanduser() if options.out else None
+        named = user_path(options.out) if options.out else None
         self.file = named or self.folder.with_name(f"{self.folder.name}-labels.csv")
-        folder = Path(options.run).expanduser()
+        folder = user_path(options.run)
         self.run = Run.open(folder) if is_run(folder) else None  # None: a file, or a run on the Hub
 
     def data_name(self) -> str:
@@ -232,11 +234,13 @@ class _Unlabelled(_Task):
         from thumbnet.cli.progress import counting
         from thumbnet.reviewing.session import TRAIN, Review, renamed, unlabelled_items
         from thumbnet.reviewing.unlabelled import order_unlabelled, read_unlabelled, score_unlabelled
+        from thumbnet.runs.provenance import recipe_of
 
         pictures = read_unlabelled(self.folder)
         classifier = load_classifier(self.options.run, self.options.device)
+        batch_size = recipe_of(self.options.run).evaluation.batch_size
         with counting("classifying") as count:
-            found = score_unlabelled(classifier, pictures, count)
+            found = score_unlabelled(classifier, pictures, count, batch_size=batch_size)
         if found.skipped:
             name, reason = found.skipped[0]
             note(

@@ -22,9 +22,9 @@ def run_of(options: argparse.Namespace) -> Run | None:
     Raises:
         RunError: RUN does not exist, or its folder is not a run.
     """
-    from pathlib import Path
+    from thumbnet.files import user_path
 
-    folder = Path(options.run).expanduser()
+    folder = user_path(options.run)
     if not folder.is_dir():
         if not folder.exists() and not options.run.startswith("hf:"):
             from thumbnet.runs.finding import no_run
@@ -36,20 +36,19 @@ def run_of(options: argparse.Namespace) -> Run | None:
     return Run.open(folder)
 
 
-def data_settings_of_run(options: argparse.Namespace) -> DataSettings:
-    """Return the run's data settings, or the defaults if RUN is not a run's folder."""
-    from thumbnet.recipes.settings import DataSettings
-
-    run = run_of(options)
-    return DataSettings() if run is None else run.recipe.data
-
-
-def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
+def data_of_run(options: argparse.Namespace, settings: DataSettings, fingerprint: str = "") -> Data:
     """Load DATA, or the run's data if DATA is not given.
 
     The run's data are split and corrected as in training, unless ``--labels`` names other corrections. They
-    are recognised in another place if they have moved, and a warning says if they have changed. Other data
-    keep their own splits; if they have none, a split called ``all`` contains all pictures.
+    are recognised in another place if they have moved, and a warning says if they have changed. If RUN is a
+    file or on the Hub, its training data are recognised by their fingerprint, if they are split as a training
+    splits them by itself. Other data keep their own splits; if they have none, a split called ``all`` has all
+    pictures.
+
+    Args:
+        options: those of the command.
+        settings: the settings with which RUN reads its data.
+        fingerprint: that of the training data, as the network's description names it; "" if it is not known.
 
     Raises:
         RunError: DATA is not given and RUN does not name any data.
@@ -74,7 +73,11 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings) -> Data:
         data = _trained_data(options, run, source, settings, corrections)
         if data is not None:
             return data
-    return _other_data(options, source, settings, corrections)
+    if run is None and fingerprint:
+        data = _data_of_network(options, source, settings, corrections, fingerprint)
+        if data is not None:
+            return data
+    return _other_data(options, source, settings, corrections, fingerprint)
 
 
 def _trained_data(
@@ -117,11 +120,49 @@ def _trained_data(
     return with_calibration_split(data, settings)
 
 
+def _data_of_network(
+    options: argparse.Namespace,
+    source: str,
+    settings: DataSettings,
+    corrections: Sequence[Correction] | None,
+    fingerprint: str,
+) -> Data | None:
+    """Load ``source`` as in training if it is what a network in a file was trained on; else return None.
+
+    The file does not say which pictures were set aside. So its fingerprint is compared with that of the data
+    as a training splits them by itself: without and with a val split, which ``--patience`` needs.
+    """
+    from contextlib import suppress
+    from dataclasses import replace
+    from itertools import product
+
+    from thumbnet.cli.console import note
+    from thumbnet.data.calibration import with_calibration_split
+    from thumbnet.data.held_out import VAL_FRACTION
+    from thumbnet.errors import DataError
+    from thumbnet.sources.load import load_data
+
+    def load(settings: DataSettings, labels: Sequence[Correction] | None) -> Data:
+        return load_data(source, data_dir=options.data_dir, settings=settings, labels=labels)
+
+    splits = (settings, replace(settings, val_fraction=VAL_FRACTION))
+    corrected: list[Sequence[Correction] | None] = [None] if corrections is None else [None, corrections]
+    for asked, labels in product(splits, corrected):
+        with suppress(DataError):  # these may be other data, which need not be split like that
+            data = load(asked, labels)
+            if data.fingerprint() == fingerprint:
+                data = data if labels is corrections else load(asked, corrections)
+                note(f"thumbnet: {source} holds the network's training data, split as in the training")
+                return with_calibration_split(data, settings)
+    return None
+
+
 def _other_data(
     options: argparse.Namespace,
     source: str,
     settings: DataSettings,
     corrections: Sequence[Correction] | None,
+    fingerprint: str,
 ) -> Data:
     """Load data that the run was not trained on: whole, or in the splits that they come with."""
     from dataclasses import replace
@@ -154,6 +195,8 @@ def _other_data(
     if set(splits) == {"train"}:
         splits["all"] = splits["train"]
         notes.append(f"using all {len(splits['all']):,} pictures: {source} has no splits of its own")
+    if fingerprint and data.fingerprint() == fingerprint:
+        notes.append("warning: the network was trained on these pictures")
     for text in notes:
         note(f"thumbnet: {text}")
     return replace(data, splits=splits, notes=tuple(notes))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.options import add_common, add_run, add_tta, positive
-from thumbnet.cli.run_data import data_of_run, data_settings_of_run, run_of
+from thumbnet.cli.run_data import data_of_run, run_of
 from thumbnet.errors import ThumbnetError, needs_extra
 
 LARGEST_BATCH = 65_536  # what an exported model takes
@@ -36,6 +37,15 @@ def add(commands: Any) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument(
         "--port", type=int, default=8000, help="port to listen on; 0 for any free one (default: 8000)"
+    )
+    parser.add_argument(
+        "--accept-host",
+        type=_host_name,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also accept requests for this host name, such as that of a proxy on this machine which passes "
+        "its clients' requests on; can be repeated",
     )
     parser.add_argument("--api-key-file", metavar="FILE", help="file whose first line is the API key")
     parser.add_argument(
@@ -104,7 +114,12 @@ def execute(options: argparse.Namespace) -> int:
     identity = identify(classifier, options.run)
     _check_memory(classifier, options)
     with listen(options.host, options.port) as listener:
-        hosts = accepted_hosts(listener, options.host)
+        hosts = accepted_hosts(listener, options.host, options.accept_host)
+        if hosts is None and options.accept_host:
+            raise ThumbnetError(
+                f"--accept-host has no effect with --host {options.host}, where every host name is accepted: "
+                "leave it out"
+            )
         settings = ServiceSettings(
             max_bytes=int(1e6 * options.max_megabytes),
             max_pixels=int(1e6 * options.max_megapixels),
@@ -119,17 +134,26 @@ def execute(options: argparse.Namespace) -> int:
         service = build_service(
             classifier,
             settings,
-            lambda: _data_to_try(options),
+            lambda: _data_to_try(options, classifier.info.fingerprint),
             _warn,
             identity=identity,
             access_log=log,
         )
-        if hosts is None and key is None:
-            _warn(
-                "anyone who can reach this machine can use the service; set THUMBNET_API_KEY to require a key"
-            )
+        if key is None and (hosts is None or options.accept_host):
+            reached = ", ".join(options.accept_host) or "this machine"
+            way_on = "set THUMBNET_API_KEY to require a key"
+            _warn(f"anyone who can reach {reached} can use the service; {way_on}")
         serve(service, listener, lambda address: announce(f"serving at {address}   (Ctrl-C to stop)"))
     return 0
+
+
+def _host_name(text: str) -> str:
+    """Parse a host name, for argparse."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", text):
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected a host name such as cats.example.org, without https:// and without a port"
+        )
+    return text
 
 
 def _check_memory(classifier: Classifier, options: argparse.Namespace) -> None:
@@ -184,8 +208,10 @@ def _api_key(file: str | None) -> str | None:
     return key or None
 
 
-def _data_to_try(options: argparse.Namespace) -> Data | None:
+def _data_to_try(options: argparse.Namespace, fingerprint: str) -> Data | None:
+    from thumbnet.runs.provenance import recipe_of
+
     run = run_of(options)
     if options.data == "none" or (options.data is None and (run is None or run.settings.get("data") is None)):
         return None
-    return data_of_run(options, data_settings_of_run(options))
+    return data_of_run(options, recipe_of(options.run).data, fingerprint)

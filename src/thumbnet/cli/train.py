@@ -198,6 +198,8 @@ def _check_what_is_trained(options: argparse.Namespace) -> None:
             raise ThumbnetError("--more-epochs goes without --epochs, --init and --auto-resume")
         if options.labels is not None:
             raise ThumbnetError(_own_labels(options))
+        if options.data_dir is not None:
+            raise ThumbnetError("--more-epochs takes the run's own data: leave out --data-dir")
         if options.recipe is not None:
             raise ThumbnetError(
                 "--more-epochs keeps the run's recipe; change single settings by --set KEY=VALUE"
@@ -207,11 +209,11 @@ def _check_what_is_trained(options: argparse.Namespace) -> None:
         return
     if options.labels is not None:
         raise ThumbnetError(_own_labels(options))
-    given = [flag for flag in ("recipe", "out", *SHORTCUTS) if getattr(options, flag, None) is not None]
+    of_new_runs = ("recipe", "out", "data_dir", *SHORTCUTS)
+    given = [flag for flag in of_new_runs if getattr(options, flag, None) is not None]
     given += ["auto_resume"] if options.auto_resume else []
     if given or options.overrides:
-        from pathlib import Path
-
+        from thumbnet.files import user_path
         from thumbnet.runs.finding import is_finished
 
         flags = as_flags(given or ["set"])
@@ -221,7 +223,7 @@ def _check_what_is_trained(options: argparse.Namespace) -> None:
             longer = command("train", "--resume", options.resume, *more)
             message += (
                 f".\nThe run is finished. To train it for {options.epochs} epoch(s) more: {longer}"
-                if is_finished(Path(options.resume).expanduser())
+                if is_finished(user_path(options.resume))
                 else f".\nOnce it is finished, it can be trained for longer: {longer}"
             )
         raise ThumbnetError(message)

@@ -33,10 +33,6 @@ class TuneDisplay(TrainingDisplay, TuneListener):
 
     _seen_data = False
 
-    def __enter__(self) -> TuneDisplay:
-        super().__enter__()
-        return self
-
     def on_data(self, data: Data) -> None:
         """Show what was loaded, once: the final training loads it again."""
         if not self._seen_data:

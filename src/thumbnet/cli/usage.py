@@ -243,11 +243,10 @@ def recipe_keys(asked: str) -> list[str]:
 
 def _no_command(parser: argparse.ArgumentParser, given: str, choices: list[str]) -> str:
     if given and not words_of(parser):
-        from pathlib import Path
-
+        from thumbnet.files import user_path
         from thumbnet.runs.finding import is_run
 
-        place = Path(given).expanduser()
+        place = user_path(given)
         if is_run(place) or place.suffix.lower() in (".onnx", ".safetensors"):
             return (
                 f"{printable(given)} is a trained network, not a command. "

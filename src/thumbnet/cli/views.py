@@ -19,12 +19,15 @@ from thumbnet.reports.summary import (
     NOTHING_MEASURED,
     OPTIMISTIC,
     describe_calibration,
+    describe_continued,
     describe_stop,
+    epochs_before,
     headline_key,
     headline_name,
     interval_of,
     is_optimistic,
     percent,
+    short_epochs,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +58,7 @@ def show_summary(run: Run) -> None:
             say(f"  {OPTIMISTIC}: measure it on other pictures too")
         if summary["tta"] != "none" and summary.get("accuracy_plain") is not None:
             say(f"  without test-time augmentation {percent(summary['accuracy_plain'])}")
-    for told in (describe_stop(summary), describe_calibration(summary)):
+    for told in (describe_continued(run), describe_stop(summary), describe_calibration(summary)):
         if told:
             say_sentence(f"  {told}")
     if summary.get("labels"):
@@ -140,7 +143,7 @@ def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] |
                     printable(str(run.path)),
                     group.name,
                     str(run.recipe.seed),
-                    str(summary["epochs"]),
+                    short_epochs(run),
                     percent(value) if measured else "-",
                     f"{100 * low:.2f} to {100 * high:.2f}" if measured else "-",
                     summary["tta"],
@@ -162,6 +165,8 @@ def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] |
         "time",
     ]
     say(table(heads, rows, left=2))
+    if any(epochs_before(run) for group in groups for run in group.runs):
+        say("\nEpochs such as 30+10: the run continues one of 30 epochs. Its time is that of the last 10.")
     if first["accuracy"] is None:
         say(f"\n{NOTHING_MEASURED}")
         return

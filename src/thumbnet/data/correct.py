@@ -59,7 +59,7 @@ def apply_corrections(data: Data, corrections: Sequence[Correction], folder: Pat
         raise DataError(
             f"the labels of {data.source} have been corrected already: put all corrections into one file"
         )
-    if any(split.labels.ndim != 1 for split in data.splits.values()):
+    if data.multilabel:
         raise DataError(f"{data.source} has several labels per picture: corrections are for single labels")
     found = _find(data, decided)
     if decided and len(found.missing) == len(decided):

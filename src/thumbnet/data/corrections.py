@@ -30,7 +30,7 @@ from thumbnet.data.listings import guarded_name, guarded_text, unguarded_name, u
 from thumbnet.data.reading import is_file, is_folder, is_not_there, read_error
 from thumbnet.data.rows import numbered_rows
 from thumbnet.errors import DataError, nearest, printable
-from thumbnet.files import read_whole, write_file
+from thumbnet.files import read_whole, user_path, write_file
 
 DECISIONS = ("confirm", "relabel", "drop", "unsure")
 COLUMNS = ("picture", "label", "split", "was", "decision")
@@ -71,7 +71,7 @@ def read_corrections(path: Path) -> list[Correction]:
     Raises:
         DataError: the file cannot be read, or a line is wrong; the message says which line, and why.
     """
-    path = path.expanduser()
+    path = user_path(path)
     path = path / FILE_NAME if is_folder(path) else path
     try:
         content = read_whole(path)
@@ -214,7 +214,7 @@ def corrections_of(labels: str | Path | Sequence[Correction]) -> list[Correction
     """
     if not isinstance(labels, str | Path):
         return absolute(labels, Path())
-    path = Path(labels).expanduser()
+    path = user_path(labels)
     return absolute(read_corrections(path), path if is_folder(path) else path.parent)
 
 

@@ -16,6 +16,7 @@ from thumbnet.data.patterns import compile_pattern
 from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError, printable
 
+VAL_FRACTION = 0.1  # of train, set aside as val if the recipe needs one and the data have none
 NOTHING_SET_ASIDE = "no test pictures are set aside (data.test_fraction is 0): no accuracy will be measured"
 
 

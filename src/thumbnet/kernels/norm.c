@@ -52,7 +52,7 @@ static inline __m512 sigmoid(__m512 x) {
 }
 
 static inline __m512 activate(__m512 z, int act) {
-    if (act == RELU) return _mm512_max_ps(z, _mm512_setzero_ps());
+    if (act == RELU) return _mm512_max_ps(_mm512_setzero_ps(), z); /* NaN stays NaN: the second operand */
     if (act == SILU) return _mm512_mul_ps(z, sigmoid(z));
     return z;
 }
@@ -69,7 +69,7 @@ static inline __m512i largest(const bf16 *corner, size_t right, size_t down, __m
     const size_t others[3] = {right, down, down + right};
     for (int i = 0; i < 3; i++) take_larger(&best, &index, sortable(raw(corner + others[i])), i + 1);
     *which = index;
-    return sortable(best);
+    return unsortable(best);
 }
 
 static inline void add_to_doubles(double *to, Line value) {
@@ -176,7 +176,7 @@ int backward_sums(const bf16 *dy, const bf16 *pooled, const bf16 *y, bf16 *dz, c
                     const size_t at = ((size_t)n * positions + p) * C + c;
                     const Line value = widen(raw(pooled + at));
                     __m512i line = raw(dy + at);
-                    if (act == RELU) /* y is never negative, so its bits are > 0 exactly where z > 0 */
+                    if (act == RELU) /* the bits of y are > 0 where z > 0, and not for 0 and -0 */
                         line = _mm512_maskz_mov_epi16(
                             _mm512_cmpgt_epi16_mask(raw(y + at), _mm512_setzero_si512()), line);
                     if (act == SILU) {

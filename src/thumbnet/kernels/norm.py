@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from thumbnet.distributed import SyncBatchNorm2d, sum_over_processes
+from thumbnet.distributed import SyncBatchNorm2d, sum_over_processes, track_running
 from thumbnet.kernels.calls import applies, call, empty
 from thumbnet.kernels.conv import Conv3x3, uses_tiles, uses_winograd
 from thumbnet.kernels.tiles import TileConv
@@ -62,7 +62,8 @@ def norm_act(
     add = None if add is None else add.bfloat16().contiguous(memory_format=torch.channels_last)
     if norm.training:
         return _NormAct.apply(x, norm.weight, norm.bias, add, norm, act, pool)  # type: ignore[no-untyped-call]
-    if torch.is_grad_enabled() and x.requires_grad:
+    learns = any(one is not None and one.requires_grad for one in (x, add, norm.weight, norm.bias))
+    if torch.is_grad_enabled() and learns:
         return plain_norm_act(x, norm, act, pool=pool, add=add)
     scale, shift = _scale_and_shift(norm, norm.running_mean, norm.running_var)  # type: ignore[arg-type]
     return _scale_and_activate(x, add, scale, shift, act, pool)
@@ -105,7 +106,7 @@ class _NormAct(torch.autograd.Function):
             sums, positions = totals[:-1].view(2, -1), int(totals[-1])
         mean = sums[0] / positions
         variance = (sums[1] / positions - mean.square()).clamp(min=0)
-        _update_running(norm, mean, variance, positions)
+        track_running(norm, mean, variance * positions / max(positions - 1, 1))
         scale, shift = _scale_and_shift(norm, mean, variance)
         y = _scale_and_activate(pooled, add, scale, shift, act, 1)
         ctx.save_for_backward(pooled, which, y if act == "relu" else None, scale, shift, mean, variance)
@@ -147,7 +148,7 @@ def _fits(x: Tensor, norm: nn.BatchNorm2d, act: Activation, pool: int, add: Tens
     varies = count * result[2] * result[3] > 1  # a single value has no variance
     adds = add is None or (act != "silu" and add.shape == result)
     standard = norm.affine and norm.track_running_stats and norm.momentum is not None
-    return varies and adds and standard
+    return varies and adds and standard and norm.bias is not None
 
 
 def _scale_and_shift(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,15 +165,3 @@ def _scale_and_activate(
     shape = (count, height, width, channels)
     call("scale_and_activate", x, add, y, scale, shift, *shape, pool, _ACTIVATIONS[act])
     return y
-
-
-def _update_running(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, positions: int) -> None:
-    """Update the running statistics as BatchNorm2d does, with the unbiased variance."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.momentum is not None
-    unbiased = variance * positions / max(positions - 1, 1)
-    norm.running_mean.lerp_(mean.float(), norm.momentum)
-    norm.running_var.lerp_(unbiased.float(), norm.momentum)
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked += 1

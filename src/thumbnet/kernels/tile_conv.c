@@ -205,7 +205,7 @@ INLINE void store_maxima(const Conv *conv, long picture, int pictures, int first
                     const float *sum = window + (size_t)(corner / 2 * conv->W + corner % 2) * 1024;
                     take_larger(&best, &place, sortable(rounded(sum + BLOCK * n)), corner);
                 }
-                _mm512_mask_storeu_epi16(conv->y + at, mask, sortable(best));
+                _mm512_mask_storeu_epi16(conv->y + at, mask, unsortable(best));
                 _mm256_mask_storeu_epi8(conv->which + at, mask, _mm512_cvtepi16_epi8(place));
             }
         }

@@ -28,9 +28,23 @@ static inline __mmask16 channel_mask(int first, int channels) {
     return left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1 << left) - 1);
 }
 
-/* Maps bfloat16 to 16-bit integers with the same order, and back: it is its own inverse. */
+/* Where the sign bit is set, flips all other bits: bfloat16 become 16-bit integers with the same order. It is
+ * its own inverse. 0x6c is the truth table of line ^ (sign & 0x7fff). */
+static inline __m512i flip_negative(__m512i line) {
+    return _mm512_ternarylogic_epi32(_mm512_srai_epi16(line, 15), line, _mm512_set1_epi16(0x7fff), 0x6c);
+}
+
+enum { NANS = 0x7f }; /* the number of NaNs of either sign */
+
+/* Maps bfloat16 to 16-bit integers with the same order. NaNs are larger than all numbers, so that the maximum
+ * of a window with a NaN is NaN, as in PyTorch: subtracting NANS wraps the negative ones around. */
 static inline __m512i sortable(__m512i line) {
-    return _mm512_xor_si512(line, _mm512_srli_epi16(_mm512_srai_epi16(line, 15), 1));
+    return _mm512_sub_epi16(flip_negative(line), _mm512_set1_epi16(NANS));
+}
+
+/* The inverse of `sortable`. */
+static inline __m512i unsortable(__m512i line) {
+    return flip_negative(_mm512_add_epi16(line, _mm512_set1_epi16(NANS)));
 }
 
 /* Where `value` is larger than `best`, takes it, and `index` for its place. Both are sortable. */

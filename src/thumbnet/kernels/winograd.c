@@ -341,9 +341,17 @@ static void transform_weights(const float *w, bf16 *u, int inputs, int outputs, 
             transform_weights_of(weight_points, w, u, inputs, outputs, b, pair, flip);
 }
 
-/* Maps bfloat16 to 16-bit integers with the same order, and back: it is its own inverse. */
+/* flip_negative, sortable and unsortable for half a vector. */
+static inline __m256i flip_negative_half(__m256i line) {
+    return _mm256_ternarylogic_epi32(_mm256_srai_epi16(line, 15), line, _mm256_set1_epi16(0x7fff), 0x6c);
+}
+
 static inline __m256i sortable_half(__m256i line) {
-    return _mm256_xor_si256(line, _mm256_srli_epi16(_mm256_srai_epi16(line, 15), 1));
+    return _mm256_sub_epi16(flip_negative_half(line), _mm256_set1_epi16(NANS));
+}
+
+static inline __m256i unsortable_half(__m256i line) {
+    return flip_negative_half(_mm256_add_epi16(line, _mm256_set1_epi16(NANS)));
 }
 
 /* Computes the offsets of a tile's results in y [N, height, width, channels], four per row. With window 2,
@@ -378,7 +386,7 @@ static inline void store_results(Tile tile, Map map, const __m512 *result, const
                     _mm256_mask_mov_epi16(index, _mm256_cmpgt_epi16_mask(value, best), _mm256_set1_epi16(k));
                 best = _mm256_max_epi16(best, value);
             }
-            _mm256_mask_storeu_epi16(y + at[4 * i + j] + channel, mask, sortable_half(best));
+            _mm256_mask_storeu_epi16(y + at[4 * i + j] + channel, mask, unsortable_half(best));
             _mm_mask_storeu_epi8(which + at[4 * i + j] + channel, mask, _mm256_cvtepi16_epi8(index));
         }
 }

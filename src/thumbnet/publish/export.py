@@ -46,7 +46,7 @@ from thumbnet.multilabel import average_precisions, sigmoid
 from thumbnet.publish.onnx_resize import with_any_size
 from thumbnet.publish.web_runtime import load_runtime
 from thumbnet.publish.webpage import HALF, check_web, described_in, model_in, web_page
-from thumbnet.runs.provenance import with_provenance
+from thumbnet.runs.provenance import recipe_of, with_provenance
 from thumbnet.runs.weights import find_weights, read_weights
 from thumbnet.runs.weights_info import WeightsInfo
 
@@ -244,9 +244,12 @@ def _check_export(
 ) -> ExportCheck:
     weights, info = read_weights(find_weights(run))
     chosen = _evenly(data.splits[split], CHECKED_PICTURES)
+    batch_size = recipe_of(run).evaluation.batch_size
 
     def ask(classifier: Classifier) -> SplitLogits:
-        return classifier.classify_split(chosen, data.class_names, on_bad_image="skip", progress=progress)
+        return classifier.classify_split(
+            chosen, data.class_names, batch_size=batch_size, on_bad_image="skip", progress=progress
+        )
 
     first = ask(Predictor(weights, replace(info, precision="fp32"), "cpu"))
     second = ask(_open(Path(out), info))
@@ -388,8 +391,6 @@ def _quantised(model: Any, data: Data | None, info: WeightsInfo, progress: Progr
 
     if data is None:
         raise DataError("onnx-int8 is calibrated on training pictures: name them with --data DATA")
-    if "train" not in data.splits:
-        raise DataError(f"onnx-int8 is calibrated on training pictures, and {data.source} has none")
     pre = info.preprocessing
     split, _ = readable(_evenly(data.splits["train"], CALIBRATION_PICTURES))
     if len(split) == 0:

@@ -17,7 +17,9 @@ from thumbnet.reports.summary import (
     NOTHING_MEASURED,
     OPTIMISTIC,
     describe_calibration,
+    describe_continued,
     describe_stop,
+    epochs_before,
     headline_name,
     is_optimistic,
 )
@@ -80,7 +82,7 @@ groups that are rare in the data. Its robustness to adversarial attacks was not 
 ## Training
 
 {epochs} epochs, {seconds} s of training on {device}.
-The same recipe, data, seed and device give the same weights.
+{repeatable}
 
 ```toml
 {recipe}
@@ -107,12 +109,11 @@ def push(run: Run, repository: str, *, private: bool = False, licence: str | Non
         RunError: the run is not complete, or the Hub refuses the upload or cannot be reached.
         MissingExtraError: huggingface_hub is not installed.
     """
-    hub = import_hub()
-    card = model_card(run, repository.removeprefix(PREFIX), licence)
+    hub, name = import_hub(), repository.removeprefix(PREFIX)
+    card = model_card(run, name, licence)
     api = hub.HfApi(library_name="thumbnet", library_version=__version__)
     add = hub.CommitOperationAdd
     changes = [add(file, content) for file, content in {"README.md": card.encode(), **published(run)}.items()]
-    name = repository.removeprefix(PREFIX)
     try:
         api.create_repo(name, private=private, exist_ok=True)
         api.create_commit(name, changes, commit_message=f"Trained by thumbnet {__version__}")
@@ -132,9 +133,13 @@ def published(run: Run) -> dict[str, bytes]:
 
 
 def _recipe(run: Run) -> Recipe:
-    """The run's recipe, in which the initial weights are named without their folder."""
+    """The run's recipe, in which the initial weights and the folder of a table's pictures have no path."""
     recipe = run.recipe
-    return replace(recipe, training=replace(recipe.training, init=public_name(recipe.training.init)))
+    return replace(
+        recipe,
+        data=replace(recipe.data, images=public_name(recipe.data.images)),
+        training=replace(recipe.training, init=public_name(recipe.training.init)),
+    )
 
 
 def model_card(run: Run, name: str, licence: str | None = None) -> str:
@@ -162,7 +167,7 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
         metadata=metadata.to_yaml(),
         title=name.rpartition("/")[2],
         use=_use(PREFIX + name, info.model.name, label_card.USE if info.multilabel else ANSWER),
-        trained="fine-tuned" if recipe.model.pretrained or recipe.training.init else "trained from scratch",
+        trained=_how_trained(run, recipe),
         network=f"{recipe.model.name} of {parameters:,} parameters",
         what=label_card.what_it_does(size, classes) if info.multilabel else what,
         always=label_card.LIMITS if info.multilabel else ONE_CLASS,
@@ -176,8 +181,24 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
         epochs=summary["epochs"],
         seconds=f"{summary['seconds_training']:,.0f}",
         device=_device(run.environment),
+        repeatable=_repeatable(run),
         recipe=recipe.to_toml().strip(),
     )
+
+
+def _how_trained(run: Run, recipe: Recipe) -> str:
+    """How the network was trained. Only the first run's recipe says with what a continued one began."""
+    if epochs_before(run):
+        return "trained"
+    return "fine-tuned" if recipe.model.pretrained or recipe.training.init else "trained from scratch"
+
+
+def _repeatable(run: Run) -> str:
+    """What gives the same weights again."""
+    continued = describe_continued(run)
+    if continued is None:
+        return "The same recipe, data, seed and device give the same weights."
+    return f"{continued[0].upper()}{continued[1:]},\nso this recipe alone does not give the same weights."
 
 
 def _device(environment: dict[str, Any]) -> str:

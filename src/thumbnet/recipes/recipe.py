@@ -97,12 +97,16 @@ class Recipe:
     def override(self, assignments: Iterable[str]) -> Recipe:
         """The recipe with ``"section.key=value"`` assignments applied. A value is TOML, or a bare string.
 
-        Naming a network by its import path here allows it to be imported.
+        Naming a network by its import path here allows it to be imported. Naming a length
+        (``training.epochs`` or ``training.steps``) replaces the one that ``--minutes`` has planned.
 
         Raises:
             RecipeError: an assignment has no ``=``, or its key or value is invalid.
         """
-        settings = self.to_dict()
+        assignments = list(assignments)
+        named = {assignment.partition("=")[0].strip() for assignment in assignments}
+        has_length = not named.isdisjoint(("training.epochs", "training.steps"))
+        settings = (self.without_plan() if has_length else self).to_dict()
         names_network = False
         for assignment in assignments:
             key, equals, text = assignment.partition("=")
@@ -125,8 +129,20 @@ class Recipe:
             accept(recipe.model.name)
         return recipe
 
+    def without_plan(self) -> Recipe:
+        """The recipe with its length in epochs only, without what a training with a time budget planned."""
+        return replace(
+            self,
+            training=replace(self.training, steps=0),
+            schedule=replace(self.schedule, planned_at=(), planned_steps=()),
+        )
+
     def fitted(self, pictures: int) -> Recipe:
-        """The recipe for this many training pictures, with smaller batches if ``training.min_steps`` asks."""
+        """The recipe for this many training pictures, with smaller batches if ``training.min_steps`` asks.
+
+        A training may still have a few steps fewer: its ``pictures`` include those that are set aside for
+        calibration, and ``training.drop_last`` drops the last batch of an epoch.
+        """
         training = self.training
         if not training.min_steps:
             return self

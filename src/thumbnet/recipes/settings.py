@@ -76,6 +76,8 @@ class DataSettings:
         calibration_pictures: set aside up to this many training pictures, and at most a twentieth of them, to
             calibrate the probabilities on. 0 for none. If there is a ``val`` split, it is used instead.
         subset_size: train on this many random pictures of the training split. 0 means all.
+        subset_seed: seed of that choice; by default, the recipe's ``seed``. ``--more-epochs`` sets it, so
+            that the new run trains on the pictures of the finished one.
         sampling: ``uniform`` shows each training picture once per epoch. ``balanced`` shows as many pictures
             per epoch, but the same number of each class, so pictures of rare classes come several times.
         skip_easy: fraction of the training pictures, up to half, that each epoch skips: those with the
@@ -109,6 +111,7 @@ class DataSettings:
     multilabel: bool | str = AUTO
     calibration_pictures: int = 500
     subset_size: int = 0
+    subset_seed: int | None = None
     sampling: Literal["uniform", "balanced"] = "uniform"
     skip_easy: float = 0.0
     on_bad_image: Literal["stop", "skip"] = "stop"
@@ -157,6 +160,8 @@ class DataSettings:
         ok = self.calibration_pictures >= 0
         check(ok, "data.calibration_pictures", "0 (none) or a positive number", self.calibration_pictures)
         check(self.subset_size >= 0, "data.subset_size", "0 (all) or a positive number", self.subset_size)
+        ok = self.subset_seed is None or 0 <= self.subset_seed < 2**63
+        check(ok, "data.subset_seed", "a number from 0 to 2**63 - 1", self.subset_seed)
         check(0 <= self.skip_easy <= 0.5, "data.skip_easy", "a fraction in [0, 0.5]", self.skip_easy)
         ok = not self.skip_easy or self.sampling == "uniform"
         check(ok, "data.skip_easy", "0 where data.sampling is 'balanced'", self.skip_easy)
@@ -419,8 +424,8 @@ class TrainingSettings:
         steps: end after this many steps, within the last epoch if need be. 0 is all steps of all epochs.
         batch_size: pictures per step.
         min_steps: if the training would have fewer steps, batches become smaller, down to ``SMALLEST_BATCH``,
-            and all learning rates shrink with the square root of the batch size (Krizhevsky 2014,
-            https://arxiv.org/abs/1404.5997). 0 is off.
+            for about this many steps (see :meth:`thumbnet.Recipe.fitted`), and all learning rates shrink with
+            the square root of the batch size (Krizhevsky 2014, https://arxiv.org/abs/1404.5997). 0 is off.
         micro_batch: pictures per forward pass; 0 is the whole batch. Gradients accumulate over a step, which
             takes less memory for the same ``batch_size``, but BatchNorm normalises over only this many
             pictures.

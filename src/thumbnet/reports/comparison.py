@@ -17,7 +17,7 @@ from thumbnet.errors import MissingExtraError, RunError
 from thumbnet.files import read_whole, reason
 from thumbnet.invocation import command
 from thumbnet.reports.summary import headline_key
-from thumbnet.runs.folder import CORRECTIONS_NAME, Run
+from thumbnet.runs.folder import CORRECTIONS_NAME, Run, without_length
 from thumbnet.runs.summaries import check_metrics
 
 CONFIDENCE = 0.95
@@ -75,7 +75,8 @@ class Difference:
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Group runs that differ only in the seed, in the order of the groups' first runs.
 
-    Runs that were trained on different pictures or labels are in different groups. In a group, a seed counts
+    Runs that were trained on different pictures or labels are in different groups. Runs of one time budget
+    (``--minutes``) may differ in their number of steps, which the clock decides. In a group, a seed counts
     once, unless its results differ, as they may on another device.
 
     Raises:
@@ -84,10 +85,11 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     members: dict[str, list[Run]] = {}
     for run in runs:
         _check_measured_alike(runs[0], run)
-        described = run.recipe.to_dict()
+        minutes = run.settings.get("minutes")
+        described = (run.recipe if minutes is None else without_length(run.recipe)).to_dict()
         for key in ("seed", "name", "description"):
             described.pop(key, None)
-        described["fingerprint"] = run.settings.get("fingerprint")
+        described |= {"fingerprint": run.settings.get("fingerprint"), "minutes": minutes}
         members.setdefault(json.dumps(described, sort_keys=True), []).append(run)
     groups = []
     names: dict[str, int] = {}

@@ -17,7 +17,7 @@ import numpy as np
 
 from thumbnet.errors import MissingExtraError, ThumbnetError
 from thumbnet.evaluation import Evaluation
-from thumbnet.files import check_output, write_file
+from thumbnet.files import check_output, user_path, write_file
 from thumbnet.multilabel import LabelEvaluation
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.reports.augmented import AugmentedRow
@@ -66,7 +66,7 @@ def check_plot_path(path: str | Path, option: str = "--plot") -> Path:
         ThumbnetError: the suffix is unknown, or the file cannot be written; see :func:`check_output`.
         MissingExtraError: matplotlib is not installed.
     """
-    target = Path(path).expanduser()
+    target = user_path(path)
     if target.suffix.lower() not in _SUFFIXES:
         raise ThumbnetError(f"{option} {path}: the name must end in {', '.join(_SUFFIXES)}")
     check_output(target)
@@ -317,10 +317,10 @@ def label_figure(evaluation: LabelEvaluation, title: str) -> Figure:
     places = range(len(known))
     axes.barh(places, [one.average_precision or 0.0 for one in known], color=INK, label="average precision")
     axes.plot([one.f1 for one in known], places, "o", color=_ACCENT, label="F1 at its threshold")
-    axes.set_yticks(places, [_short(one.name).replace("$", r"\$") for one in known])
+    axes.set_yticks(places, [plain(_short(one.name)) for one in known])
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
-    axes.set_title(title.replace("$", r"\$"))
+    axes.set_title(plain(title))
     axes.legend(loc="lower left", fontsize=8)
     axes.grid(alpha=0.3, axis="x")
     return figure

@@ -66,7 +66,11 @@ def write_label_report(run: Run, data: Data, split: str, out: Path) -> tuple[Pat
     classifier = load_run(run.path)
     info, splits = classifier.info, shown_splits(data)
     found = classifier.classify_split(
-        data.split(split), data.class_names, tta=summary["tta"], on_bad_image="skip"
+        data.split(split),
+        data.class_names,
+        tta=summary["tta"],
+        batch_size=run.recipe.evaluation.batch_size,
+        on_bad_image="skip",
     )
     evaluation = evaluate_labels(found.logits, found.labels, info.class_names, info.label_thresholds)
     album = Album(info.preprocessing, out.parent)
@@ -82,9 +86,9 @@ def write_label_report(run: Run, data: Data, split: str, out: Path) -> tuple[Pat
         facts=_facts(evaluation, found, split, summary, above["parameters"]),
         evaluation=evaluation,
         calibration=describe_calibration(summary),
-        chosen=_how_chosen(info, summary),
+        chosen=_how_chosen(info, summary, above["own_data"] and split == summary["calibrated_on"]),
         matrix=len(info.class_names) <= MATRIX_LABELS,
-        pairs=_pairs(evaluation),
+        pairs=evaluation.pairs()[:LISTED_PAIRS],
         mistakes=_mistakes(found, info, data, album),
         counts={name: one.class_counts(len(data.class_names)).tolist() for name, one in splits.items()},
         means={name: float(one.targets.sum(axis=1).mean()) for name, one in splits.items()},
@@ -117,23 +121,13 @@ def _facts(
     ]
 
 
-def _how_chosen(info: WeightsInfo, summary: dict[str, Any]) -> str:
+def _how_chosen(info: WeightsInfo, summary: dict[str, Any], here: bool) -> str:
+    """Say how the thresholds were chosen. ``here`` says whether that was on the pictures of the report."""
     if not info.label_thresholds:
         return "No thresholds were chosen, because there were too few held-out pictures: all are 0.5."
     source = "val" if summary["calibrated_on"] == "val" else "pictures set aside from train"
-    return f"Thresholds were chosen for the highest F1 on {source}, not on the pictures measured here."
-
-
-def _pairs(evaluation: LabelEvaluation) -> list[tuple[int, str, str]]:
-    """The most frequent pairs of labels: pictures, and the two names."""
-    names = [one.name for one in evaluation.labels]
-    pairs = [
-        (count, names[first], names[second])
-        for first, row in enumerate(evaluation.together)
-        for second, count in enumerate(row)
-        if first < second and count
-    ]
-    return sorted(pairs, reverse=True)[:LISTED_PAIRS]
+    how = "the pictures measured here, so F1 is optimistic" if here else "not on the pictures measured here"
+    return f"Thresholds were chosen for the highest F1 on {source}, {how}."
 
 
 def _mistakes(found: SplitLogits, info: WeightsInfo, data: Data, album: Album) -> list[_Mistakes]:

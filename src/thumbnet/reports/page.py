@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from thumbnet.batches.leaks import IN_TRAINING
 from thumbnet.classifiers.base import Classifier, SplitLogits
 from thumbnet.classifiers.explain import doubts
 from thumbnet.classifiers.load import load_run
@@ -41,10 +42,13 @@ from thumbnet.reports.pictures import MATRIX_CLASSES, Album, Answers
 from thumbnet.reports.summary import (
     NOTHING_MEASURED,
     OPTIMISTIC,
+    are_own_data,
     describe_calibration,
+    describe_continued,
     describe_stop,
     is_optimistic,
     lines_for_run,
+    short_epochs,
 )
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import read_weights
@@ -96,11 +100,16 @@ def write_report(
     prefix = "" if out.name == "report.html" else f"{out.stem}-"
     for name in (out.name, f"{prefix}{MISTAKES}", f"{prefix}{SUSPECTS}"):
         check_output(out.with_name(name))
-    summary = {"accuracy_plain": None, "parameters": None, **run.summary}  # older runs lack these two
+    summary = run.summary
     predictor = load_run(run.path)
     album = Album(predictor.info.preprocessing, out.parent)
+    batch_size = run.recipe.evaluation.batch_size  # what the device had memory for in the training
     found = predictor.classify_split(
-        data.split(split), data.class_names, tta=summary["tta"], on_bad_image="skip"
+        data.split(split),
+        data.class_names,
+        tta=summary["tta"],
+        batch_size=batch_size,
+        on_bad_image="skip",
     )
     answers = Answers(predictor, found, album)
     lists = _lists(answers, split, prefix)
@@ -108,7 +117,7 @@ def write_report(
         **_thresholds(answers),
         **_calibration(answers, summary),
         # The most useful pictures come first, because pictures are left out once the room is used up.
-        **_pictures(answers, progress),
+        **_pictures(answers, progress, batch_size),
         **_data(data, album, predictor.info.preprocessing),
         **_confusion(answers),
     }
@@ -126,6 +135,7 @@ def write_report(
         accuracy_plain=float((found.plain.argmax(axis=1) == found.labels).mean()),
         corrections=describe_corrections(summary["labels"]) if summary.get("labels") else None,
         tta=found.tta,
+        epochs=short_epochs(run),
         **parts,
         review=command("review", run.path),
     )
@@ -201,7 +211,8 @@ def left_out(data: Data, split: str, measured: Split, album: Album) -> list[str]
             "all measures are those of the others"
         )
     if album.unreadable:
-        lines.append(f"{album.unreadable:,} training picture(s) could not be read, so others are shown")
+        kind = "" if "all" in data.splits else "training "
+        lines.append(f"{album.unreadable:,} {kind}picture(s) could not be read, so others are shown")
     for line in lines:
         warnings.warn(f"the report is not of all pictures: {line}", FallbackWarning, stacklevel=3)
     return lines
@@ -210,20 +221,20 @@ def left_out(data: Data, split: str, measured: Split, album: Album) -> list[str]
 def head(
     run: Run, predictor: Classifier, data: Data, split: str, found: SplitLogits, more_notes: Sequence[str]
 ) -> dict[str, Any]:
-    """What stands above the sections: numbers, and what to know about them."""
-    summary = run.summary
+    """What stands above the sections, and whether the run knows the pictures."""
+    summary, own = run.summary, are_own_data(run, data)
+    lines = lines_for_run(run, predictor, data, split, found)
+    continued = describe_continued(run)
     weights, info = read_weights(run.weights_path)
     return {
         "parameters": summary.get("parameters")
         or count_parameters(weights, info.model, len(info.class_names)),
         "nothing_measured": NOTHING_MEASURED if summary["accuracy"] is None else None,
         "stopped": describe_stop(summary),
-        "optimistic": OPTIMISTIC if is_optimistic({**summary, "split": split}) else None,
-        "notes": [
-            *more_notes,
-            *lines_for_run(run, predictor, data, split, found),
-            *summary.get("warnings", ()),
-        ],
+        "optimistic": OPTIMISTIC if own and is_optimistic({**summary, "split": split}) else None,
+        "own_data": own,
+        "trained_on": (own and split == "train") or any(IN_TRAINING in line for line in lines),
+        "notes": [*([continued] if continued else []), *more_notes, *lines, *summary.get("warnings", ())],
     }
 
 
@@ -282,14 +293,14 @@ def _confusion(answers: Answers) -> dict[str, Any]:
     }
 
 
-def _pictures(answers: Answers, progress: Progress | None) -> dict[str, Any]:
+def _pictures(answers: Answers, progress: Progress | None, batch_size: int) -> dict[str, Any]:
     """The mistakes, the doubtful labels, and where the network looks."""
     return {
         "mistakes": answers.gallery(answers.mistakes[:LISTED]),
         "mistakes_count": len(answers.mistakes),
         "doubted": answers.suspects(answers.doubted[:LISTED]),
         "doubted_count": len(answers.doubted),
-        "heat_maps": answers.heat_maps(progress),
+        "heat_maps": answers.heat_maps(progress, batch_size),
     }
 
 

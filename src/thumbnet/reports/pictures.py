@@ -195,16 +195,21 @@ class Answers:
         inside = self.most_confident((self.labels == actual) & (self.predicted == guess), CELL_PICTURES)
         return [picture.to_dict() for picture in self.gallery(inside)]
 
-    def heat_maps(self, progress: Progress | None) -> list[tuple[Shown, str]]:
-        """Return pictures, mistakes first, each with a copy that is bright where the network looks."""
+    def heat_maps(self, progress: Progress | None, batch_size: int) -> list[tuple[Shown, str]]:
+        """Return pictures, mistakes first, each with a copy that is bright where the network looks.
+
+        ``batch_size`` is the most pictures per forward pass.
+        """
         classes = range(len(self.names))
         by_class = [self.most_confident(self.right & (self.labels == label), 1) for label in classes]
-        correct = np.concatenate(by_class)[: HEAT_MAPS // 2]
+        best = np.concatenate(by_class)
+        correct = best[np.argsort(-self.confidence[best], kind="stable")][: HEAT_MAPS // 2]
         chosen = np.concatenate([self.mistakes[: HEAT_MAPS // 2], correct])
         maps = []
         for number, index in enumerate(chosen):
             pixels = self._album.pixels(self.split, int(index))
-            heat = occlusion_map(self._classifier, pixels, int(self.predicted[index]))
+            label = int(self.predicted[index])
+            heat = occlusion_map(self._classifier, pixels, label, batch_size=batch_size)
             plain, lit = self.show(int(index)), self._album.encode(highlight(pixels, heat))
             if plain and lit:
                 maps.append((plain, lit))

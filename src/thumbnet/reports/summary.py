@@ -40,6 +40,37 @@ def is_optimistic(summary: dict[str, Any]) -> bool:
     return bool(summary["split"] == "val" and chosen)
 
 
+def are_own_data(run: Run, data: Data) -> bool:
+    """Tell whether a run was trained on ``data``, by their place or by the pictures that it measured."""
+    from thumbnet.sources.load import where_again
+
+    settings = run.settings
+    place = settings.get("data")
+    if place is not None and place == where_again(data.source):
+        return True
+    return bool(settings.get("measured_fingerprint") == data.fingerprint(data.measured_split()))
+
+
+def epochs_before(run: Run) -> int:
+    """The number of epochs before a run that continues a finished one (``--more-epochs``); 0 for others."""
+    continued = run.settings.get("continues")
+    return int(continued["epochs"]) if isinstance(continued, dict) else 0
+
+
+def short_epochs(run: Run) -> str:
+    """A run's number of epochs: ``10``, or ``30+10`` if it continues a run of 30 epochs."""
+    before, own = epochs_before(run), run.summary["epochs"]
+    return f"{before}+{own}" if before else str(own)
+
+
+def describe_continued(run: Run) -> str | None:
+    """Say how long the network was trained before this run; None if the run continues no other."""
+    before = epochs_before(run)
+    if not before:
+        return None
+    return f"the network had been trained for {before} epoch(s) in the run that this one continues"
+
+
 def describe_stop(summary: dict[str, Any]) -> str | None:
     """Say when and why a training stopped early; None if it did not."""
     stop = summary.get("stopped_early")

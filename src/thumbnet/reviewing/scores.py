@@ -339,9 +339,8 @@ def fold_recipe(run: Run, source: str, number: int) -> Recipe:
         source: the source of its data.
         number: the fold, from 1.
     """
-    recipe = run.recipe
-    training = replace(recipe.training, steps=0)
-    schedule = replace(recipe.schedule, planned_at=(), planned_steps=())
+    recipe = run.recipe.without_plan()
+    training, schedule = recipe.training, recipe.schedule
     continued = run.settings.get("continues")
     if isinstance(continued, dict):
         training = replace(training, init="", epochs=training.epochs + int(continued["epochs"]))

@@ -13,6 +13,7 @@ from thumbnet.classifiers.torch_classifier import Predictor
 from thumbnet.data.splits import FileSplit, Progress
 from thumbnet.errors import RunError
 from thumbnet.evaluation import log_softmax
+from thumbnet.files import user_path
 from thumbnet.sources.unlabelled import find_pictures
 
 NO_LABEL = -1
@@ -45,13 +46,13 @@ def read_unlabelled(folder: str | Path) -> FileSplit:
     Raises:
         DataError: there is no such folder, it cannot be listed, or it has no pictures.
     """
-    root = Path(folder).expanduser()
+    root = user_path(folder)
     paths, _ = find_pictures(root)
     return FileSplit(root, paths, np.full(len(paths), NO_LABEL))
 
 
 def score_unlabelled(
-    classifier: Classifier, split: FileSplit, progress: Progress | None = None
+    classifier: Classifier, split: FileSplit, progress: Progress | None = None, *, batch_size: int = 500
 ) -> Unlabelled:
     """Classify pictures without labels. Damaged pictures are skipped.
 
@@ -59,6 +60,7 @@ def score_unlabelled(
         classifier: a trained network.
         split: the pictures, from :func:`read_unlabelled`.
         progress: called with the number of pictures done and their total.
+        batch_size: pictures per forward pass.
 
     Raises:
         RunError: the network gives a picture several labels.
@@ -73,8 +75,8 @@ def score_unlabelled(
         )
     bad = find_unreadable(split)
     kept = split.subset(np.setdiff1d(np.arange(len(split)), list(bad)))
-    found = classifier.classify_split(kept, classifier.class_names, progress=progress)
-    features = classifier.features(kept) if isinstance(classifier, Predictor) else None
+    found = classifier.classify_split(kept, classifier.class_names, batch_size=batch_size, progress=progress)
+    features = classifier.features(kept, batch_size=batch_size) if isinstance(classifier, Predictor) else None
     probabilities = np.exp(log_softmax(found.logits)).astype(np.float32)
     skipped = tuple((error.name, error.reason) for error in bad.values())
     return Unlabelled(kept, probabilities, features, skipped)

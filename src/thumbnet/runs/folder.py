@@ -47,6 +47,7 @@ from thumbnet.files import (
     read_json,
     read_whole,
     reason,
+    user_path,
     write_file,
     write_json,
     write_with,
@@ -81,7 +82,7 @@ class Run:
         try:
             if out is not None:
                 cls.check_free(out)
-                path = Path(out).expanduser()
+                path = user_path(out)
                 make_folder(path)
                 return cls(path)
             word = re.sub(r"[^\w.-]+", "-", Path(data_name.split(":")[-1]).name.split(".")[0]) or "data"
@@ -104,7 +105,7 @@ class Run:
         Raises:
             RunError: ``out`` is a file, or a folder that is not empty.
         """
-        path = Path(out).expanduser()
+        path = user_path(out)
         try:
             if not path.exists() or (path.is_dir() and _is_unused(path)):
                 return
@@ -127,7 +128,7 @@ class Run:
         Raises:
             RunError: ``path`` is not a run's folder.
         """
-        folder = Path(path).expanduser()
+        folder = user_path(path)
         if not is_run(folder):
             raise no_run(folder)
         return cls(folder)
@@ -255,7 +256,8 @@ class Run:
         """
         path = self.path / SKIPPED_NAME
         try:
-            lines = read_whole(path).decode().splitlines()
+            # A name may have U+2028 or U+0085, where splitlines would break the line.
+            lines = read_whole(path).decode().split("\n")
             rows = [json.loads(line) for line in lines if line.strip()]
             return [(str(row["split"]), str(row["name"]), str(row["reason"])) for row in rows]
         except FileNotFoundError:
@@ -297,7 +299,7 @@ class Run:
             begun = recipe_from_toml(state["recipe"])
         except RecipeError:
             raise RunError(f"{path} is not a checkpoint of this version of thumbnet") from None
-        if _without_plan(begun) != _without_plan(self.recipe):
+        if without_length(begun) != without_length(self.recipe):
             raise RunError(
                 f"{self.path / 'recipe.toml'} has changed since this run started: restore it, "
                 "or start a new run with the changed recipe"
@@ -313,12 +315,12 @@ class Run:
         write_json(self.path / "summary.json", summary)
 
 
-def _without_plan(recipe: Recipe) -> Recipe:
+def without_length(recipe: Recipe) -> Recipe:
     """The recipe without the settings that a training with a time budget changes on its way."""
     if not recipe.training.steps:
         return recipe
-    schedule = replace(recipe.schedule, planned_at=(), planned_steps=())
-    return replace(recipe, schedule=schedule, training=replace(recipe.training, steps=0, epochs=1))
+    plain = recipe.without_plan()
+    return replace(plain, training=replace(plain.training, epochs=1))
 
 
 def _is_unused(folder: Path) -> bool:

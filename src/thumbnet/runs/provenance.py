@@ -1,4 +1,4 @@
-"""Find the name and accuracy of the run that a weights file belongs to. Imports no torch."""
+"""Find the name, accuracy and recipe of the run that a weights file belongs to. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from thumbnet.errors import printable
+from thumbnet.files import user_path
+from thumbnet.recipes.recipe import Recipe, read_recipe
 from thumbnet.runs.finding import is_run
 from thumbnet.runs.weights import HUB, WEIGHTS_NAME
 from thumbnet.runs.weights_info import WeightsInfo
@@ -26,7 +28,7 @@ def with_provenance(info: WeightsInfo, path: str | Path) -> WeightsInfo:
     """
     if str(path).startswith(HUB):
         return replace(info, run=info.run or printable(str(path)))
-    folder = run_folder(Path(path).expanduser())
+    folder = run_folder(user_path(path))
     if folder is None:
         return info
     info = replace(info, run=printable(folder.resolve().name))
@@ -37,6 +39,19 @@ def run_folder(place: Path) -> Path | None:
     """Return the run's folder if ``place`` is one, or is the weights file in one; else None."""
     folder = place.parent if place.name == WEIGHTS_NAME else place
     return folder if is_run(folder) else None
+
+
+def recipe_of(path: str | Path) -> Recipe:
+    """Return the recipe of a run's weights; one with the defaults if they are not in a run's folder.
+
+    Args:
+        path: as for :func:`with_provenance`.
+
+    Raises:
+        RecipeError: the run's recipe cannot be read.
+    """
+    folder = None if str(path).startswith(HUB) else run_folder(user_path(path))
+    return Recipe() if folder is None else read_recipe(folder / "recipe.toml")
 
 
 def _with_accuracy(info: WeightsInfo, folder: Path) -> WeightsInfo:

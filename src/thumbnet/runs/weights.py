@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.errors import MissingExtraError, RecipeError, RunError, is_out_of_memory, printable
-from thumbnet.files import write_file
+from thumbnet.files import user_path, write_file
 from thumbnet.invocation import command
 from thumbnet.recipes.networks import MODEL_NAMES
 from thumbnet.runs.finding import is_run, no_run
@@ -33,7 +33,7 @@ def find_weights(path: str | Path) -> Path:
     """
     if str(path).startswith(HUB):
         return fetch_weights(str(path))
-    place = Path(path).expanduser()
+    place = user_path(path)
     if place.is_dir():
         if (place / WEIGHTS_NAME).is_file():
             return place / WEIGHTS_NAME
@@ -192,7 +192,8 @@ def weights_content(weights: dict[str, Tensor], info: WeightsInfo) -> bytes:
     """The content of a ``model.safetensors``."""
     from safetensors.torch import save
 
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    # Copies: safetensors refuses tensors that share memory, as those of a layer with two names do.
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
     values = json.loads(info.to_json())
     # One key: safetensors writes several in random order, but the same weights must give the same file.
     text = json.dumps({**values, "digest": weights_digest(tensors, values)}, sort_keys=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from thumbnet.classifiers.base import Classifier
 from thumbnet.errors import RunError
-from thumbnet.files import file_digest
+from thumbnet.files import file_digest, user_path
 from thumbnet.runs.provenance import run_folder, with_provenance
 from thumbnet.runs.weights import HUB, find_weights
 from thumbnet.runs.weights_info import WeightsInfo
@@ -56,7 +56,7 @@ def _format_of(classifier: Classifier, path: str | Path, info: WeightsInfo) -> s
     if Path(path).suffix.lower() == ".onnx":
         # Exports of older versions do not name their format.
         return info.exported or ("onnx-any-size" if getattr(classifier, "any_size", False) else "onnx")
-    is_file = str(path).startswith(HUB) or run_folder(Path(path).expanduser()) is None
+    is_file = str(path).startswith(HUB) or run_folder(user_path(path)) is None
     return "safetensors" if is_file else "run"
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+from collections.abc import Sequence
 from ipaddress import ip_address
 
 from fastapi import FastAPI, HTTPException, Request
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from thumbnet.errors import printable
 from thumbnet.files import inline_source
 
+HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
+LONGEST_HOST = 253  # characters, which is what a name in the DNS may have
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -23,7 +27,7 @@ HEADERS = (
 )
 
 
-def accepted_hosts(listener: socket.socket, named: str) -> tuple[str, ...] | None:
+def accepted_hosts(listener: socket.socket, named: str, more: Sequence[str] = ()) -> tuple[str, ...] | None:
     """The host names that a service on this socket accepts; None for any, if others can reach it.
 
     On loopback, the check stops pages of other sites from reaching the service through a host name that they
@@ -32,16 +36,20 @@ def accepted_hosts(listener: socket.socket, named: str) -> tuple[str, ...] | Non
     Args:
         listener: the socket that the service listens on.
         named: the address that the user gave.
+        more: further names, under which a proxy on this machine passes requests on.
     """
     if not ip_address(listener.getsockname()[0]).is_loopback:
         return None
-    return ("localhost", "127.0.0.1", "::1", "[::1]", named)
+    return ("localhost", "127.0.0.1", "::1", "[::1]", named, *more)
 
 
-def protect(app: FastAPI, hosts: tuple[str, ...] | None) -> None:
-    """Refuse requests for host names other than ``hosts``, and add ``HEADERS`` to every response."""
+def protect(app: FastAPI, hosts: tuple[str, ...] | None, option: str = "") -> None:
+    """Refuse requests for host names other than ``hosts``, and add ``HEADERS`` to every response.
+
+    ``option`` is the one that adds a host name; the refusal names it.
+    """
     if hosts is not None:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+        app.add_middleware(_OnlyFor, hosts=hosts, option=option)
     app.add_middleware(_WithHeaders)
     app.add_middleware(_Ending)
 
@@ -70,6 +78,27 @@ class _Ending:
                 headers = {"Retry-After": "1", "Connection": "close"}
                 answer = JSONResponse({"detail": "the service is stopping: try again"}, 503, headers)
                 await answer(scope, receive, send)
+
+
+class _OnlyFor:
+    """ASGI middleware that answers 400 to requests for host names other than ``hosts``."""
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str], option: str) -> None:
+        self._app, self._hosts, self._option = app, {host.lower() for host in hosts}, option
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("host", "")
+        found = HOST.fullmatch(given)
+        if found is not None and found["name"].lower() in self._hosts:
+            await self._app(scope, receive, send)
+            return
+        detail = f"this service does not accept requests for the host {printable(given[:LONGEST_HOST])!r}"
+        if found is not None and self._option:
+            detail += f". To accept it, start the service with {self._option} {found['name']}"
+        await JSONResponse({"detail": detail}, 400)(scope, receive, send)
 
 
 class _WithHeaders:

@@ -25,11 +25,12 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import Message, Receive
 
-from thumbnet.classifiers.base import Classifier, Prediction, SplitLogits
+from thumbnet.classifiers.base import Classifier, Prediction
 from thumbnet.classifiers.explain import highlight, occlusion_map
+from thumbnet.classifiers.labels import check_fits, targets_for
 from thumbnet.classifiers.words import certainty, in_words
 from thumbnet.data.images import Picture, as_data_address, load_picture
-from thumbnet.data.splits import Data
+from thumbnet.data.splits import Data, Split
 from thumbnet.errors import (
     OutOfMemoryError,
     ThumbnetError,
@@ -130,7 +131,7 @@ def build_service(
         redoc_url=None,
     )
     app.add_middleware(Measured, registry=service.registry)
-    protect(app, settings.hosts)
+    protect(app, settings.hosts, "--accept-host")
     app.add_exception_handler(RequestValidationError, _describe_invalid)
     app.add_exception_handler(OutOfMemoryError, service.describe_full)
     if access_log is not None:  # the outermost middleware, which also sees requests that others refuse
@@ -226,7 +227,7 @@ def build_service(
 
 
 REFUSALS = {
-    400: "the multipart body is not well-formed",
+    400: "the multipart body is not well-formed, or the request is for another host name",
     401: "the API key is missing or wrong",
     408: "the body did not arrive in time",
     413: "too many bytes or pixels",
@@ -380,10 +381,14 @@ class _Service:
             raise TooManyPixelsError(upload.name, "not enough memory to decode it") from None
 
     def explain(self, pixels: np.ndarray, top: int) -> Explanation:
-        logits = self.classifier.logits(pixels[None], tta=self.settings.tta)
-        several = self.classifier.info.multilabel
-        heat = occlusion_map(self.classifier, pixels, int(logits[0].argmax()), multilabel=several)
         (prediction,) = self.classifier.predict_pixels(pixels[None], tta=self.settings.tta)
+        heat = occlusion_map(
+            self.classifier,
+            pixels,
+            self.classifier.class_names.index(prediction.label),
+            multilabel=self.classifier.info.multilabel,
+            batch_size=self.settings.max_batch,
+        )
         return Explanation(
             **_answer(prediction, top),
             picture=as_data_address(pixels),
@@ -393,7 +398,8 @@ class _Service:
     async def _search_hardest(self) -> None:
         """Search for the hardest pictures in the background.
 
-        The search runs between the batches, because only one thread may use the network.
+        The network classifies between the batches of requests, because only one thread may use it. Another
+        thread reads the pictures: that may take seconds, for which no request should have to wait.
         """
         try:
             data = await _in_daemon_thread(self._load_data)
@@ -408,36 +414,46 @@ class _Service:
         name = next((name for name in ("test", "val", "all") if name in data.splits), None)
         if name is None or self.classifier.info.multilabel:  # a mistake is in one of several labels
             return []
-        split, mistakes = data.splits[name], list[tuple[float, SplitLogits, int, int]]()
+        split, mistakes = data.splits[name], list[tuple[float, int, int]]()
+        check_fits(split, data.class_names, self.classifier.info)
+        labels = targets_for(split, data.class_names, self.classifier.info)
         chosen = np.random.default_rng(0).permutation(len(split))[:SEARCHED]
-        for start in range(0, len(chosen), SEARCHED_AT_ONCE):
-            part = split.subset(np.sort(chosen[start : start + SEARCHED_AT_ONCE]))
-            classify = partial(
-                self.classifier.classify_split,
-                part,
-                data.class_names,
-                tta=self.settings.tta,
-                on_bad_image="skip",
-            )
-            found = await self.batcher.run(classify)
-            probabilities = np.exp(log_softmax(found.logits))
-            predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
-            for index in np.flatnonzero(predicted != found.labels).tolist():
-                mistakes.append((float(sure[index]), found, index, int(predicted[index])))
+        size = min(SEARCHED_AT_ONCE, self.settings.max_batch)
+        for start in range(0, len(chosen), size):
+            part = np.sort(chosen[start : start + size])
+            pictures = await _in_daemon_thread(partial(self._readable, split, part))
+            if not pictures:
+                continue
+            pixels = np.stack(list(pictures.values()))
+            logits = await self.batcher.run(partial(self.classifier.logits, pixels, tta=self.settings.tta))
+            for index, probabilities in zip(pictures, np.exp(log_softmax(logits)), strict=True):
+                predicted = int(probabilities.argmax())
+                if predicted != labels[index]:
+                    mistakes.append((float(probabilities[predicted]), index, predicted))
         mistakes.sort(key=lambda mistake: -mistake[0])
-        return await _in_daemon_thread(partial(self._shown, mistakes[:HARDEST]))
+        return await _in_daemon_thread(partial(self._shown, split, labels, mistakes[:HARDEST]))
 
-    def _shown(self, mistakes: list[tuple[float, SplitLogits, int, int]]) -> list[HardPicture]:
+    def _readable(self, split: Split, indices: np.ndarray) -> dict[int, np.ndarray]:
+        """The pixels of the pictures at ``indices`` that can be read, by their indices."""
+        found: dict[int, np.ndarray] = {}
+        for index in indices.tolist():
+            with suppress(UnreadableImageError):
+                found[index] = self._fit(split.load(index))
+        return found
+
+    def _shown(
+        self, split: Split, labels: np.ndarray, mistakes: list[tuple[float, int, int]]
+    ) -> list[HardPicture]:
         names = self.classifier.class_names
         return [
             HardPicture(
                 # Lossless, so that the page gets the same answer when the user tries it.
-                picture=as_data_address(self._fit(found.split.load(index)), lossless=True),
-                label=names[found.labels[index]],
-                predicted=names[predicted_label],
+                picture=as_data_address(self._fit(split.load(index)), lossless=True),
+                label=names[labels[index]],
+                predicted=names[predicted],
                 confidence=confidence,
             )
-            for confidence, found, index, predicted_label in mistakes
+            for confidence, index, predicted in mistakes
         ]
 
     def _fit(self, picture: Picture) -> np.ndarray:

@@ -243,7 +243,10 @@ def class_labels(
 
 
 def as_array(values: Any) -> np.ndarray:
-    """Convert an array, tensor, series or list to a NumPy array."""
+    """Convert an array, tensor, series or list to a NumPy array.
+
+    A list of texts and other things becomes an array of objects: NumPy would make the text ``nan`` of a NaN.
+    """
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = values.float() if str(values.dtype) == "torch.bfloat16" else values
@@ -253,9 +256,15 @@ def as_array(values: Any) -> np.ndarray:
     if hasattr(values, "to_numpy"):
         return np.asarray(values.to_numpy())
     try:
-        return np.asarray(values)
+        array = np.asarray(values)
     except ValueError:  # rows of different lengths
-        return np.asarray([*values, None], dtype=object)[:-1]
+        return _objects(values)
+    mixed = array.dtype.kind == "U" and array.ndim == 1 and not all(isinstance(one, str) for one in values)
+    return _objects(values) if mixed else array
+
+
+def _objects(values: Any) -> np.ndarray:
+    return np.asarray([*values, None], dtype=object)[:-1]
 
 
 def _is_wide(labels: Any) -> bool:

@@ -95,9 +95,12 @@ _ZEROS = frozenset(("0", "0.0", "-1", "false", "no"))
 _MARKS = frozenset(("1", "1.0", "x"))  # in columns whose other cells are empty
 _YES = frozenset(("1", "1.0", "true", "yes", "t", "y"))
 _NO = frozenset(("0", "0.0", "false", "no", "f", "n"))
+_SAMPLE = 2000  # rows in which pictures' names are looked for
 _MOST_UNNAMED = 4  # columns of a table without a header whose first column may name pictures
 _MOST_SPLITS = 12  # different values of a column that tells splits
 _NUMBER = re.compile(r"[+-]?(?=.{1,40}$)(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?", re.ASCII)
+_MARK = re.compile(r"-?(0(\.\d{1,20})?|1(\.0{1,20})?)", re.ASCII)  # a number from 0 to 1, or -1
+_MOST_LARGE = 0.1  # share of the columns of a table of labels that may hold numbers above 1
 
 
 @dataclass(frozen=True)
@@ -146,44 +149,50 @@ def label_candidates(names: Iterable[str]) -> list[str]:
     return named(names, _LABELS)
 
 
-def find_columns(table: Table, settings: DataSettings) -> Columns:
+def find_columns(table: Table, settings: DataSettings, labels: bool = True) -> Columns:
     """Find a manifest's columns: by the recipe's settings, then by name, then by content.
+
+    Args:
+        table: all of its rows count, because tables are often sorted by class or split.
+        settings: ``path_column``, ``label_column``, ``group_by`` and ``multilabel`` are used.
+        labels: whether to look for labels; otherwise only for pictures and splits.
 
     Raises:
         DataError: the table lacks a column that a setting names, or it is unclear which column has the
             pictures or the labels.
     """
-    for key in ("path_column", "label_column"):
+    for key in ("path_column", "label_column") if labels else ("path_column",):
         chosen = getattr(settings, key)
         if chosen and chosen not in table.names:
             raise DataError(
                 f"{printable(table.path.name)} has no column {chosen!r} (data.{key}). "
                 f"{nearest(chosen, table.names)}"
             )
-    sample = {name: table.column(name)[:2000] for name in table.names}
-    path = settings.path_column or _path_column(sample) or ("" if table.header else _different(sample))
+    path = settings.path_column or _path_column(table)
     if not path:
         raise DataError(
             f"{printable(table.path.name)}: no column appears to name pictures. "
             f"The columns are {_listing(table.names)}. "
             "Name the right one: --path-column NAME"
         )
-    rest = [name for name in table.names if name != path]
-    varied = [name for name in rest if len(set(sample[name]) - EMPTY) > 1]
-    split = _split_column(table, [name for name in rest if name != settings.label_column], varied)
-    rest = [name for name in rest if name not in (split, settings.group_by)]
+    values = {name: set(table.column(name)) for name in table.names if name != path}
+    varied = [name for name in values if len(values[name] - EMPTY) > 1]
+    split = _split_column(table, [name for name in values if name != settings.label_column], varied)
+    if not labels:
+        return Columns(path, "", split)
     if settings.label_column:
         return Columns(path, settings.label_column, split)
-    by_name = [name for name in label_candidates(rest) if any(cell not in EMPTY for cell in sample[name])]
-    several = [name for name in by_name if len(set(table.column(name)) - EMPTY) > 1]
+    rest = [name for name in values if name not in (split, settings.group_by)]
+    by_name = [name for name in label_candidates(rest) if values[name] - EMPTY]
+    several = [name for name in by_name if name in varied]
     if several:
         return Columns(path, several[0], split)
-    binary = tuple(name for name in rest if _is_binary(table.column(name)))
-    by_content = [*by_name[:1], *(name for name in rest if _repeats(sample[name]))]
+    binary = tuple(name for name in rest if _is_binary(values[name]))
+    by_content = [*by_name[:1], *(name for name in rest if _repeats(table, name, values[name] - EMPTY))]
     if len(binary) >= 2:
         found = Columns(path, "", split, binary)
-        words = [name for name in by_content if name not in binary and _has_words(sample[name])]
-        if by_name or (settings.multilabel is not True and _may_be_classes(words, sample, found, table)):
+        words = [name for name in by_content if name not in binary and _has_words(values[name])]
+        if by_name or (settings.multilabel is not True and _may_be_classes(words, values, found, table)):
             raise DataError(
                 f"{printable(table.path.name)}: which column has the labels: {_listing([*words, *binary])}? "
                 "Name it: --label-column NAME. If the columns of yes and no are the labels: "
@@ -203,19 +212,28 @@ def _listing(names: Sequence[str]) -> str:
     return ", ".join(printable(name) for name in names[:12]) + more
 
 
-def _path_column(sample: dict[str, list[str]]) -> str:
+def _path_column(table: Table) -> str:
+    """The column that names pictures, by its first cells and its name; empty if there is none."""
+    sample = {name: [row[at] for row in table.rows[:_SAMPLE]] for at, name in enumerate(table.names)}
+
     def pictures(name: str) -> int:
         return sum(is_picture_name(re.split(r"[/\\]", cell)[-1]) for cell in sample[name])
 
     by_content = {name: count for name in sample if (count := pictures(name))}
     likely = named(sample, _PATHS)
-    ranked = sorted(by_content, key=lambda name: (-by_content[name], name not in likely))
+    most = [name for name in by_content if by_content[name] == max(by_content.values())]
+    # Of a column of paths and one of bare names, which several folders may have, the paths differ more.
+    different = {name: len(set(table.column(name))) for name in most} if len(most) > 1 else {}
+    ranked = sorted(
+        by_content, key=lambda name: (-by_content[name], name not in likely, -different.get(name, 0))
+    )
     # Pictures from the web may be called as in their addresses, but a column of numbers is likelier.
     addresses = [name for name in sample if any("://" in cell for cell in sample[name])]
     files = [name for name in ranked if name not in addresses]
     distinct = [name for name in likely if len(set(sample[name])) > len(sample[name]) // 2]
     distinct = [name for name in distinct if name not in addresses]
-    return next(iter((*files, *distinct, *ranked, *likely)), "")
+    found = next(iter((*files, *distinct, *ranked, *likely)), "")
+    return found or ("" if table.header else _different(sample))
 
 
 def _different(sample: dict[str, list[str]]) -> str:
@@ -223,6 +241,21 @@ def _different(sample: dict[str, list[str]]) -> str:
     if len(sample) > _MOST_UNNAMED or not any(map(_has_words, sample.values())):
         return ""
     return next((name for name, cells in sample.items() if len(set(cells)) == len(cells) > 2), "")
+
+
+def marks_pictures(table: Table) -> bool:
+    """Whether a table of many columns names pictures, and marks their labels rather than lists their pixels.
+
+    Pixels are larger than 1 in many columns.
+    """
+    rows = table.rows[:3]
+    if not any(is_picture_name(re.split(r"[/\\]", cell)[-1]) for row in rows for cell in row):
+        return False
+    large = sum(
+        any(_NUMBER.fullmatch(cell) and not _MARK.fullmatch(cell) for cell in cells)
+        for cells in zip(*rows, strict=True)
+    )
+    return large <= _MOST_LARGE * len(table.names)
 
 
 def _split_column(table: Table, names: Sequence[str], varied: Sequence[str]) -> str:
@@ -262,6 +295,23 @@ def split_values(name: str, cells: Iterable[str]) -> dict[str, str]:
     return found if known and (len(known) == len(found) or named([name], SPLIT_COLUMNS)) else {}
 
 
+def split_meanings(name: str, cells: Sequence[str], where: str) -> tuple[dict[str, str], list[str]]:
+    """The split that each cell of a column of splits stands for, and a note if empty cells are train's.
+
+    They are if cells tell other splits, but none says train.
+
+    Args:
+        name: the column's name.
+        cells: its cells.
+        where: what the note calls the column, printable.
+    """
+    of = split_values(name, cells)
+    empty = sum(cell in EMPTY for cell in cells)
+    if not of or not empty or "train" in of.values():
+        return of, []
+    return of | dict.fromkeys(EMPTY, "train"), [f"{where} is empty in {empty:,} row(s), which are train's"]
+
+
 def unused_splits(table: Table, columns: Columns) -> list[str]:
     """Notes about columns that seem to tell splits, but whose values do not say which."""
     notes = []
@@ -285,14 +335,9 @@ def splits_of(table: Table, columns: Columns) -> tuple[list[str], list[str]]:
         DataError: some values are unknown and none is train.
     """
     cells = table.column(columns.split)
-    of = split_values(columns.split, cells)
     where = f"{printable(table.path.name)}: the column {printable(columns.split)!r}"
+    of, notes = split_meanings(columns.split, cells, where)
     unknown = [value for value, split in of.items() if not split]
-    notes = []
-    if "train" not in of.values() and any(cell in EMPTY for cell in cells):
-        of |= dict.fromkeys(EMPTY, "train")
-        empty = sum(cell in EMPTY for cell in cells)
-        notes.append(f"{where} is empty in {empty:,} row(s), which are train's")
     if unknown and "train" not in of.values():
         raise DataError(f"{where} has {_some(list(of))}: which of them is train? Write train, val and test")
     splits = [of.get(cell, "") for cell in cells]
@@ -330,24 +375,26 @@ def _is_binary(cells: Iterable[str]) -> bool:
     return bool(found) and found <= (_MARKS if values & EMPTY else _ONES | _ZEROS)
 
 
-def _has_words(cells: Sequence[str]) -> bool:
+def _has_words(cells: Iterable[str]) -> bool:
     return any(not _NUMBER.fullmatch(cell) and re.search(r"[^\W\d_]", cell) for cell in cells)
 
 
 def _may_be_classes(
-    words: Sequence[str], sample: Mapping[str, list[str]], found: Columns, table: Table
+    words: Sequence[str], values: Mapping[str, set[str]], found: Columns, table: Table
 ) -> bool:
     """Whether a column of words may hold the classes, rather than the columns of yes and no.
 
     It has more different values than there are such columns, and these do not name one class per row.
     """
-    most = max((len(set(sample[name]) - EMPTY) for name in words), default=0)
+    most = max((len(values[name] - EMPTY) for name in words), default=0)
     return most > len(found.one_hot) and any(len(ones) != 1 for ones in ones_of(table, found))
 
 
-def _repeats(cells: list[str]) -> bool:
-    found = [cell for cell in cells if cell not in EMPTY]
-    return len(set(found)) >= 2 and len(set(found)) <= max(2, len(found) // 2)
+def _repeats(table: Table, name: str, found: set[str]) -> bool:
+    """Whether the cells of a column repeat as classes do; ``found`` are its different values."""
+    if len(found) <= 2:
+        return len(found) == 2
+    return len(found) <= sum(cell not in EMPTY for cell in table.column(name)) // 2
 
 
 def labels_of(table: Table, columns: Columns) -> list[str]:
@@ -409,3 +456,24 @@ def in_class_order(names: Mapping[str, str]) -> tuple[list[str], dict[str, int]]
     order = list(dict.fromkeys(names.values()))
     at = {name: position for position, name in enumerate(order)}
     return order, {label: at[name] for label, name in names.items()}
+
+
+def check_in_train(labels: Mapping[str, Iterable[str]], names: Mapping[str, str], source: str) -> None:
+    """Refuse classes of other splits that train lacks.
+
+    Args:
+        labels: the labels of each split.
+        names: the class of each label, from :func:`class_names`.
+        source: what the user named.
+
+    Raises:
+        DataError: a split has such classes. The message names them.
+    """
+    classes = {split: {names[label] for label in found} for split, found in labels.items()}
+    in_train = classes.get("train", set())
+    for split, found in classes.items():
+        stray = sorted(found - in_train)
+        if stray and in_train:
+            raise DataError(
+                f"{source}: {split} has classes that train lacks: {', '.join(map(printable, stray[:20]))}"
+            )

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from thumbnet.errors import DataError, printable
-from thumbnet.sources.columns import label_candidates
+from thumbnet.sources.columns import EMPTY, label_candidates
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.split_columns import row_splits, split_column
+from thumbnet.sources.tables import repeated_names
 
 
 def is_frame(given: Any) -> bool:
@@ -18,8 +19,12 @@ def is_frame(given: Any) -> bool:
 
 
 def split_frame(frame: Any, where: str, notes: list[str]) -> dict[str, Any]:
-    """The rows of each split, if a column says which rows are in train; otherwise all rows as ``train``."""
-    columns = _texts(frame)
+    """The rows of each split, if a column says which rows are in train; otherwise all rows as ``train``.
+
+    Raises:
+        DataError: two columns have the same name.
+    """
+    columns = _texts(frame, where)
     name = split_column(columns)
     if not name:
         return {"train": frame}
@@ -28,23 +33,26 @@ def split_frame(frame: Any, where: str, notes: list[str]) -> dict[str, Any]:
     if splits is None:
         return {"train": frame}
     known = [split for split in dict.fromkeys(splits) if split]
-    return {split: frame[[one == split for one in splits]] for split in known}
+    others = frame[[column for column in frame.columns if str(column) != name]]
+    return {split: others[[one == split for one in splits]] for split in known}
 
 
-def read_frame(frame: Any, where: str) -> tuple[list[str], list[Any]]:
-    """The paths and labels in a frame.
+def read_frame(frame: Any, where: str, notes: list[str]) -> tuple[list[str], list[Any]]:
+    """The paths and labels in a frame. Rows without a label are left out, with a note.
 
     Paths are recognised by their content. Labels are in the column with a common name for them, or in the
     only other column that has no splits.
 
     Raises:
-        DataError: the frame has no rows, or it is unclear which columns have the paths and labels.
+        DataError: the frame has no rows, two columns have the same name, or it is unclear which columns have
+            the paths and labels.
     """
     if not len(frame):
         raise DataError(f"{where}: the frame has no rows")
+    texts = _texts(frame, where)
     columns = {str(column): frame[column].tolist() for column in frame.columns}
     paths = [name for name, values in columns.items() if all(map(_is_path, values))]
-    rest = [name for name in columns if name not in (*paths, split_column(_texts(frame)))]
+    rest = [name for name in columns if name not in (*paths, split_column(texts))]
     labels = label_candidates(rest)[:1] or rest
     if len(paths) != 1 or len(labels) != 1:
         what = "paths of pictures" if len(paths) != 1 else "labels"
@@ -53,12 +61,29 @@ def read_frame(frame: Any, where: str) -> tuple[list[str], list[Any]]:
             f"{', '.join(map(printable, columns))}. Pass the two columns as lists: "
             "(frame['path'].tolist(), frame['label'].tolist())"
         )
-    return [str(path) for path in columns[paths[0]]], columns[labels[0]]
+    kept = [row for row, text in enumerate(texts[labels[0]]) if text not in EMPTY]
+    if len(kept) < len(frame):
+        notes.append(f"{where}: skipped {len(frame) - len(kept):,} row(s) without a label")
+    found, given = columns[paths[0]], columns[labels[0]]
+    return [str(found[row]) for row in kept], [given[row] for row in kept]
 
 
-def _texts(frame: Any) -> dict[str, list[str]]:
-    """The cells of each column as text."""
-    return {str(column): [str(cell) for cell in frame[column].tolist()] for column in frame.columns}
+def _texts(frame: Any, where: str) -> dict[str, list[str]]:
+    """The cells of each column as text, empty where pandas has no value.
+
+    Raises:
+        DataError: two columns have the same name.
+    """
+    twice = repeated_names(list(map(str, frame.columns)))
+    if twice:
+        raise DataError(f"{where}: two columns are called {printable(twice[0])!r}. Rename one")
+    return {
+        str(column): [
+            "" if lacking else str(cell)
+            for cell, lacking in zip(frame[column].tolist(), frame[column].isna().tolist(), strict=True)
+        ]
+        for column in frame.columns
+    }
 
 
 def _is_path(value: Any) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from thumbnet.errors import nearest, printable
+from thumbnet.files import user_path
 
 # Where to get well-known data sets, by their names in lower case without spaces and punctuation.
 _HUB = {
@@ -85,7 +86,7 @@ def explain(name: str, known: Sequence[str]) -> str:
 
 def _near_path(name: str) -> str:
     """A sentence that suggests a similar path or the Hub's prefix ``hf:``, or says what the folder lacks."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     try:
         parent = next((folder for folder in path.parents if folder.is_dir()), None)
         missing = path.relative_to(parent).parts[0] if parent else ""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from thumbnet.errors import DataError, printable
-from thumbnet.sources.columns import EMPTY, Columns, labels_of, ones_of
+from thumbnet.sources.columns import Columns, labels_of, ones_of
 from thumbnet.sources.tables import Table
 
 SEPARATORS = ("|", ";", ",", " ")
@@ -51,10 +51,7 @@ def read_labels(tables: Sequence[tuple[Table, Columns]], multilabel: bool | str)
     if multilabel is False:
         return _one_class(tables)
     ones = [ones_of(table, columns) if columns.one_hot else [] for table, columns in tables]
-    cells = [
-        ["" if cell in EMPTY else cell for cell in table.column(columns.label)] if columns.label else []
-        for table, columns in tables
-    ]
+    cells = [labels_of(table, columns) if columns.label else [] for table, columns in tables]
     found = {cell for column in cells for cell in column} - {""}
     are_lists = bool(found) and all(_list_in(cell) is not None for cell in found)
     separator = "" if are_lists else separator_in(found, sure=multilabel is True)

@@ -32,6 +32,7 @@ from thumbnet.sources.labels import as_class, number_classes
 from thumbnet.sources.place import Place
 from thumbnet.sources.split_names import SPLITS, split_name
 from thumbnet.sources.tiny_imagenet import read_lines
+from thumbnet.sources.tree import join
 
 _CUB = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
 _LIST_FOLDERS = ("", "meta", "labels", "annotations", "splits", "lists", "data")
@@ -77,7 +78,7 @@ def recognise(place: Place, settings: DataSettings) -> bool:
         lists = _lists(place.path, settings.label_column)
         if "train" not in lists:
             return False
-        known = _by_stem(place.index().pictures_below(""))
+        known = _Pictures(place.index().pictures_below(""))
         lines = [_line(text, known) for text in read_lines(lists["train"]) if text.strip()]
         found = [line for line in lines if line is not None]
         there = len(found) >= _THERE * len(lines)
@@ -94,7 +95,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
             has classes that train lacks.
     """
     index = place.index()
-    known = _by_stem(index.pictures_below(""))
+    known = _Pictures(index.pictures_below(""))
     if all(is_file(place.path / name) for name in _CUB):
         found = _read_cub(place.path, known)
         shape = "CUB-200's lists"
@@ -119,6 +120,13 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     notes += found.notes
     if found.missing:
         notes.append(f"warning: {found.missing:,} picture(s) in the lists do not exist")
+    if known.unclear:
+        name, pictures = next(iter(known.unclear.items()))
+        notes.append(
+            f"warning: {len(known.unclear):,} name(s) in the lists fit several pictures, of which the last "
+            f"is taken, such as {printable(pictures[-1])} for {printable(name)}. Write the suffixes "
+            "into the lists"
+        )
     unlisted = len(index.pictures_below("")) - sum(map(len, paths.values())) - found.unlabelled
     if unlisted > 0:
         notes.append(f"skipped {unlisted:,} picture(s) that no list names")
@@ -131,7 +139,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     return Data(source, printable(shape), class_names, splits, tuple(notes))
 
 
-def _read_cub(root: Path, known: Mapping[str, str]) -> _Found:
+def _read_cub(root: Path, known: _Pictures) -> _Found:
     table = {name: _numbered(root / name) for name in _CUB}
     files, class_of, in_train, classes = (table[name] for name in _CUB)
     paths: dict[str, list[str]] = {"train": [], "test": []}
@@ -140,7 +148,7 @@ def _read_cub(root: Path, known: Mapping[str, str]) -> _Found:
     for number, path in files.items():
         if class_of.get(number) not in classes or number not in in_train:
             raise DataError(f"{printable(str(root))}: picture {printable(number)} has no class or no split")
-        found = _find(path, known)
+        found = known.find(path)
         if found is None:
             missing += 1
             continue
@@ -156,7 +164,7 @@ def _numbered(path: Path) -> dict[str, str]:
     return {number: rest.strip() for number, _, rest in lines}
 
 
-def _read_lists(lists: Mapping[str, Path], known: Mapping[str, str]) -> _Found:
+def _read_lists(lists: Mapping[str, Path], known: _Pictures) -> _Found:
     found = _Found()
     lines: dict[str, list[_Line]] = {}
     for split, path in lists.items():
@@ -241,17 +249,17 @@ def _folder(line: _Line) -> str:
     return line.path.rpartition("/")[0].rpartition("/")[2]
 
 
-def _line(text: str, known: Mapping[str, str]) -> _Line | None:
+def _line(text: str, known: _Pictures) -> _Line | None:
     """Parse a line of a list; None if its picture does not exist."""
     text = text.strip()
-    picture = _find(text, known)
+    picture = known.find(text)
     if picture:
         return _Line(text.removeprefix("./"), picture)
     first = re.split("[\t, ]", text, maxsplit=1)[0]
     separator, rest = text[len(first) : len(first) + 1], text[len(first) + 1 :].strip()
-    if is_picture_name(rest.rpartition("/")[2]) and (picture := _find(rest, known)):
+    if is_picture_name(rest.rpartition("/")[2]) and (picture := known.find(rest)):
         return _Line(rest.removeprefix("./"), picture, first, (first,))
-    picture = _find(first, known)
+    picture = known.find(first)
     if picture is None:
         return None
     if re.fullmatch(r"-?\d+([\s,;]+-?\d+)*", rest, re.ASCII):
@@ -261,19 +269,37 @@ def _line(text: str, known: Mapping[str, str]) -> _Line | None:
     return _Line(first.removeprefix("./"), picture, rest, tuple(column.strip() for column in columns))
 
 
-def _find(path: str, known: Mapping[str, str]) -> str | None:
-    """The picture that a list calls ``path``, with or without suffix, in one of the usual folders."""
-    stem = _stem(path.removeprefix("./"))
-    for folder in _PICTURE_FOLDERS:
-        for each in (f"{folder}/{path}" if folder else path, f"{folder}/{stem}" if folder else stem):
-            if each in known:
-                return known[each]
-    return None
+class _Pictures:
+    """The pictures that lists can name, with or without suffix, from one of the usual folders.
 
+    Attributes:
+        unclear: the names that fit several pictures, each with those pictures. The last one is taken.
+    """
 
-def _by_stem(paths: Sequence[str]) -> dict[str, str]:
-    """The paths of pictures by path without suffix."""
-    return {_stem(path.replace(os.sep, "/")): path for path in paths}
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._whole = {path.replace(os.sep, "/"): path for path in paths}
+        self._by_stem: dict[str, str] = {}
+        self._alike: dict[str, list[str]] = {}  # pictures that differ only in their suffix
+        self.unclear: dict[str, list[str]] = {}
+        for path in self._whole:
+            stem = _stem(path)
+            if stem in self._by_stem:
+                self._alike.setdefault(stem, [self._by_stem[stem]]).append(path)
+            self._by_stem[stem] = path
+
+    def find(self, path: str) -> str | None:
+        """The picture of this path, else one that has another suffix; None if there is none."""
+        path = path.removeprefix("./")
+        for folder in _PICTURE_FOLDERS:
+            if (whole := join(folder, path)) in self._whole:
+                return self._whole[whole]
+        for folder in _PICTURE_FOLDERS:
+            for stem in (join(folder, path), join(folder, _stem(path))):
+                if stem in self._by_stem:
+                    if stem in self._alike:
+                        self.unclear[path] = self._alike[stem]
+                    return self._whole[self._by_stem[stem]]
+        return None
 
 
 def _stem(path: str) -> str:

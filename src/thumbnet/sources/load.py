@@ -18,7 +18,7 @@ from thumbnet.data.held_out import with_groups_of_new, with_held_out
 from thumbnet.data.reading import exists, is_file, is_folder, reads
 from thumbnet.data.splits import ArraySplit, Data
 from thumbnet.errors import DataError, FailedReadError, printable
-from thumbnet.files import cache_folder
+from thumbnet.files import cache_folder, user_path
 from thumbnet.invocation import command
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import (
@@ -95,7 +95,7 @@ def load_data(
     """
     chosen = replace(settings or DataSettings(), **changes)
     corrections = None if labels is None else corrections_of(labels)  # before anything is downloaded
-    cache = Path(data_dir).expanduser() if data_dir else cache_folder()
+    cache = user_path(data_dir) if data_dir else cache_folder()
     if not isinstance(source, str | Path):
         manifest.check_used(None, chosen, (), "the Python object")
         name, data = "", load_python(source, multilabel=chosen.multilabel)
@@ -106,7 +106,7 @@ def load_data(
         manifest.check_used(None, chosen, _USED[hub], name)
         data = hub.load_hub(name.removeprefix("hf:"), name, Path(data_dir) if data_dir else None, chosen)
     else:
-        data = _load_path(Path(name).expanduser(), name, cache, chosen)
+        data = _load_path(user_path(name), name, cache, chosen)
     data = replace(data, splits={name: data.splits[name] for name in SPLITS if name in data.splits})
     check_several(data.source, data.layout, data.multilabel, chosen.multilabel)
     if not one_class:
@@ -129,11 +129,11 @@ def unpacking_ahead(source: str | None, data_dir: str | Path | None) -> Iterator
     Errors are not reported here, because :func:`load_data` meets them again. If the block ends first, because
     of another error, so does the thread, and it leaves nothing.
     """
-    path, ended = Path(source or "").expanduser(), threading.Event()
+    path, ended = user_path(source or ""), threading.Event()
     if not is_archive_name(path.name):
         yield
         return
-    cache = Path(data_dir).expanduser() if data_dir else cache_folder()
+    cache = user_path(data_dir) if data_dir else cache_folder()
 
     def work() -> None:
         with suppress(DataError, FailedReadError, OSError):
@@ -180,7 +180,7 @@ _USED: dict[Form, tuple[str, ...]] = {
 
 def can_be_loaded_again(source: str) -> bool:
     """Whether the data can be loaded again by name or path. Data in memory cannot."""
-    return source in NAMED or source.startswith("hf:") or exists(Path(source).expanduser())
+    return source in NAMED or source.startswith("hf:") or exists(user_path(source))
 
 
 def _canonical(name: str) -> str:
@@ -299,4 +299,4 @@ def where_again(source: str) -> str | None:
     if not can_be_loaded_again(source):
         return None
     is_path = source not in NAMED and not source.startswith("hf:")
-    return str(Path(source).expanduser().resolve()) if is_path else source
+    return str(user_path(source).resolve()) if is_path else source

@@ -17,6 +17,7 @@ from thumbnet.sources.place import Place
 from thumbnet.sources.split_names import splits_named
 
 _MAX_SHOWN = 3  # pictures of the same name in a message
+_FEW = 16  # pictures of one name that are looked through one by one
 
 
 class Wanted(NamedTuple):
@@ -54,6 +55,7 @@ class Pictures:
         self._root, self._packed, self._trusted = place.path, place.unpacked is not None, trusted
         self.index = place.index()
         self._known: dict[tuple[str, tuple[str, ...], str], bool] = {}  # what _fits has answered
+        self._many: dict[str, dict[str, list[str]]] = {}  # what _called has found, by name and folder
 
     @cached_property
     def all(self) -> list[str]:
@@ -73,6 +75,28 @@ class Pictures:
             found[name].append(path)
             found[os.path.splitext(name)[0]].append(path)
         return found
+
+    def _called(self, name: str, folder: str = "") -> list[str]:
+        """The pictures that a file name in lower case stands for, also those with another suffix.
+
+        Args:
+            name: the file name.
+            folder: only pictures below a folder of this name, in lower case; empty for all.
+        """
+        if name in self._many:
+            return self._many[name].get(folder, [])
+        found = self._by_name.get(name, []) if name else []
+        stem, suffix = os.path.splitext(name)
+        if suffix in PICTURE_SUFFIXES:
+            found = list(dict.fromkeys([*found, *self._by_name.get(stem, [])]))
+        if len(found) <= _FEW:
+            return [path for path in found if not folder or folder in _above(path)]
+        inside = defaultdict(list, {"": found})
+        for path in found:
+            for above in set(_above(path)):
+                inside[above].append(path)
+        self._many[name] = dict(inside)
+        return self._called(name, folder)
 
     @cached_property
     def _folders(self) -> frozenset[str]:
@@ -98,15 +122,16 @@ class Pictures:
         direct = [self._direct(one.cell, base) for one in wanted]
         # Rows of one table are written in one way: if some are paths from here, so are the others.
         exact = any(path and _folders_in(one.cell) for path, one in zip(direct, wanted, strict=True))
-        found = [
-            [] if path else self._candidates(one, base, exact)
-            for path, one in zip(direct, wanted, strict=True)
-        ]
         # If names are the same in train and test, a table without a split is that of train.
-        assumed = "train" if any(map(_in_train_and_elsewhere, found)) else ""
+        names = {
+            _name(one.cell)
+            for path, one in zip(direct, wanted, strict=True)
+            if not path and not (exact and _folders_in(one.cell))
+        }
+        assumed = "train" if any(_in_train_and_elsewhere(self._called(name)) for name in names) else ""
         return [
-            Found(path) if path else self._choice(one._replace(split=one.split or assumed), candidates, base)
-            for path, one, candidates in zip(direct, wanted, found, strict=True)
+            Found(path) if path else self._choice(one._replace(split=one.split or assumed), base, exact)
+            for path, one in zip(direct, wanted, strict=True)
         ]
 
     def _direct(self, cell: str, base: str) -> str | None:
@@ -120,30 +145,23 @@ class Pictures:
         direct = os.path.normpath(os.path.join(base, path)).replace(os.sep, "/")
         return direct if self._is_there(direct) else None
 
-    def _candidates(self, one: Wanted, base: str, exact: bool) -> list[str]:
-        """The pictures of the name in a cell, in ``exact`` only those in the folders that it says."""
-        name = _name(one.cell)
-        stem, suffix = os.path.splitext(name)
-        found = self._by_name.get(name, []) if name else []
-        if suffix in PICTURE_SUFFIXES:
-            found = list(dict.fromkeys([*found, *self._by_name.get(stem, [])]))
-        if exact and _folders_in(one.cell):
-            folders = (*_parts(base), *_folders_in(one.cell))
-            return [path for path in found if _above(path) == folders]
-        return found
-
-    def _choice(self, one: Wanted, candidates: list[str], base: str) -> Found:
-        """The picture among the ``candidates`` that a row means."""
-        folders = (*_parts(base), *_folders_in(one.cell))
+    def _choice(self, one: Wanted, base: str, exact: bool) -> Found:
+        """The picture that a row means, in ``exact`` only one in the folders that its cell says."""
+        name, folders = _name(one.cell), (*_parts(base), *_folders_in(one.cell))
+        exact = exact and bool(_folders_in(one.cell))
+        inner = next((folder for folder in reversed(folders) if exact or folder in self._folders), "")
+        candidates = self._called(name, inner)
+        if exact:
+            candidates = [path for path in candidates if _above(path) == folders]
         fitting = [path for path in candidates if self._fits(os.path.dirname(path), folders, one.split)]
         if len(fitting) > 1:
-            name = _name(one.cell)
             same = [path for path in fitting if name in (_name(path), os.path.splitext(_name(path))[0])]
             fitting = same or fitting
         if len(fitting) == 1:
             return Found(fitting[0])
         if not fitting:
-            why = f"{printable(candidates[0])} is in another folder" if candidates else ""
+            others = candidates if exact else self._called(name)
+            why = f"{printable(others[0])} is in another folder" if others else ""
             return Found(None, why=why)
 
         def score(path: str) -> tuple[int, bool, bool]:

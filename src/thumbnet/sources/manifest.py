@@ -20,13 +20,16 @@ from thumbnet.data.multilabel import MultiLabelSplit, as_matrix
 from thumbnet.data.reading import inside, is_file, is_folder, read_error, read_text
 from thumbnet.data.splits import Data, Split
 from thumbnet.errors import DataError, MissingExtraError, UnusedSettingError, printable
+from thumbnet.files import user_path
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import parquet
 from thumbnet.sources.columns import (
+    check_in_train,
     class_names,
     find_columns,
     in_class_order,
     label_candidates,
+    marks_pictures,
     split_of_name,
     split_word,
 )
@@ -58,6 +61,7 @@ _SPLIT_FOLDER_TABLES = ("metadata.csv", "metadata.jsonl", "_classes.csv")  # the
 _TABLE_FOLDERS = re.compile(r"annotations?|labels?|splits?|meta|metadata|csvs?|tables?|lists?", re.I)
 _ALSO_TABLES = (".txt", ".json", ".manifest")  # files that may hold a table, but are not read as one
 _MAX_SHOWN = 5  # tables that an error lists
+_MOST_COLUMNS = 300  # of a table that names pictures; more are pixels, or marks of many labels
 NAMES = ("label_pattern", "classes_from")
 """The settings by which classes come from the names of files or folders."""
 COLUMNS_AND_PICTURES = ("path_column", "label_column", "images")
@@ -141,28 +145,19 @@ def _data(
 ) -> Data:
     used = {split: {label for row in rows.labels for label in row} for split, rows in splits.items()}
     names = class_names(set().union(*used.values()))
-    in_train = {names[label] for label in used.get("train", ())}
-    for split, labels in used.items():
-        stray = sorted({names[label] for label in labels} - in_train)
-        if stray and in_train:
-            raise DataError(
-                f"{source}: {split} has classes that train lacks: {', '.join(map(printable, stray[:20]))}"
-            )
+    check_in_train(used, names, source)
     order, position = in_class_order(names)
     titles, note = _titles(folder, order)
     made = {
         split: _split(pictures, rows, position, len(order)) for split, rows in splits.items() if rows.paths
     }
-    grouped = {
-        split: np.array(rows.groups) for split, rows in splits.items() if rows.paths and settings.group_by
-    }
+    groups: dict[str, np.ndarray] = {}
+    if settings.group_by and _has_group(manifests, settings):
+        groups = {split: np.array(rows.groups, object) for split, rows in splits.items() if rows.paths}
     pictures.index.keep()
     several = any(rows.several for rows in splits.values())
     layout = " + ".join(dict.fromkeys(_described(manifest, several) for manifest in manifests))
-    by_column = {split: groups for split, groups in grouped.items() if len(groups) == len(made[split])}
-    return Data(
-        source, layout, titles, made, (*notes, *note), by_column if _has_group(manifests, settings) else {}
-    )
+    return Data(source, layout, titles, made, (*notes, *note), groups)
 
 
 def _split(pictures: Pictures, rows: Rows, position: dict[str, int], classes: int) -> Split:
@@ -273,7 +268,7 @@ def _picture_place(root: Place, settings: DataSettings) -> Place:
     inner = root.inside(settings.images)
     if root.unpacked and is_folder(inner.path):
         return inner
-    for folder in (Path(settings.images).expanduser(), inner.path):
+    for folder in (user_path(settings.images), inner.path):
         if is_folder(folder):
             return Place(folder.absolute())
     raise DataError(f"data.images: there is no folder {settings.images!r}")
@@ -376,7 +371,7 @@ def _is_manifest(path: Path, settings: DataSettings, folder: Place | None, label
     named = folder is None
     try:
         table = _load(path, 200)
-        if len(table.names) > 300:
+        if len(table.names) > _MOST_COLUMNS and not marks_pictures(table):
             return False
         columns = find_columns(table, settings)
     except DataError as error:

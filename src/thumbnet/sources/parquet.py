@@ -18,9 +18,17 @@ from thumbnet.data.splits import BytesSplit, Data, Split
 from thumbnet.errors import DataError, MissingExtraError, nearest, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.archives import MAX_EXPANSION
-from thumbnet.sources.columns import class_names, in_class_order, label_candidates, split_of_name
+from thumbnet.sources.columns import (
+    EMPTY,
+    check_in_train,
+    class_names,
+    in_class_order,
+    label_candidates,
+    split_of_name,
+)
+from thumbnet.sources.labels import one_spelling
 from thumbnet.sources.place import Place
-from thumbnet.sources.split_names import split_name
+from thumbnet.sources.split_names import plainer_names, split_name
 from thumbnet.sources.tables import Table, repeated_names
 
 _LISTS = re.compile(r"(large_)?list<\w+: ((large_)?string|u?int\d+)( not null)?>")
@@ -187,19 +195,23 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
         MissingExtraError: pyarrow is not installed.
     """
     by_split: dict[str, list[Path]] = defaultdict(list)
+    left_out: dict[str, list[str]] = defaultdict(list)
     notes = []
     files = _files(place.path)
-    for path in files:
-        match = _SHARD.fullmatch(path.stem)
-        split = split_of_name(match["split"] if match else path.stem)
-        if not split and (folder := split_name(path.parent.name)):
-            split = folder.split
-        if len(files) == 1:
-            split = "train"
-        if split:
+    named = {path: ("", "train") if len(files) == 1 else _split_of(path) for path in files}
+    plainer = plainer_names({name: split for name, split in named.values() if split})
+    for path, (name, split) in named.items():
+        if name in plainer:
+            left_out[plainer[name]].append(path.relative_to(place.path).as_posix())
+        elif split:
             by_split[split].append(path)
         else:
             notes.append(f"{printable(path.name)} was skipped: neither its name nor its folder's is a split")
+    notes += [
+        f"{len(paths):,} file(s) were left out, such as {printable(paths[0])}, because "
+        f"{printable(name)!r} is the plainer name of the split"
+        for name, paths in left_out.items()
+    ]
     found: dict[str, tuple[list[bytes], list[str], list[str]]] = {}
     titles: list[str] | None = None
     column, kinds = "", set[bool]()
@@ -214,7 +226,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
             titles = titles or _titles(file, column)
             kinds.add(_holds_lists(file.schema_arrow.field(column).type))
             _read_file(path, (image, column), (contents, labels, names), split)
-        kept = [i for i, label in enumerate(labels) if label not in ("", "-1")]
+        kept = [i for i, label in enumerate(labels) if label not in EMPTY and label != "-1"]
         if len(kept) < len(labels):
             notes.append(f"{split}: skipped {len(labels) - len(kept):,} row(s) without a label")
         if kept:
@@ -241,16 +253,24 @@ def _data(
         split: [list(map(str, json.loads(label))) if several else [label] for label in labels]
         for split, (_, labels, _) in found.items()
     }
-    used = {label for part in rows.values() for row in part for label in row}
+    used = {split: {label for row in part for label in row} for split, part in rows.items()}
     if titles is not None:
         known = {str(number): title for number, title in enumerate(titles)}
     else:
-        known = class_names(used)
-    odd = sorted(used - set(known))
+        respelt, more = one_spelling(used)
+        notes += more
+        rows = {
+            split: [[respelt.get(label, label) for label in row] for row in part]
+            for split, part in rows.items()
+        }
+        used = {split: {respelt.get(label, label) for label in part} for split, part in used.items()}
+        known = class_names(set().union(*used.values()))
+    odd = sorted(set().union(*used.values()) - set(known))
     if odd:
         raise DataError(
             f"{source}: the label {printable(odd[0])} is not among the {len(known)} classes with names"
         )
+    check_in_train(used, known, source)
     order, at = in_class_order(known)
     splits: dict[str, Split] = {}
     for split, (contents, _, names) in found.items():
@@ -291,6 +311,16 @@ def _files(path: Path) -> list[Path]:
         if found:
             return found
     return []
+
+
+def _split_of(path: Path) -> tuple[str, str]:
+    """The name that tells a file's split, its own or its folder's, and the split; empty if none does."""
+    match = _SHARD.fullmatch(path.stem)
+    name = match["split"] if match else path.stem
+    folder = split_name(path.parent.name)
+    if split := split_of_name(name):
+        return name, split
+    return (path.parent.name, folder.split) if folder else ("", "")
 
 
 def _image_column(file: Any) -> str:

@@ -21,13 +21,17 @@ from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources import manifest
 from thumbnet.sources.columns import (
+    EMPTY,
     SPLIT_COLUMNS,
+    check_in_train,
     class_names,
     in_class_order,
     label_candidates,
+    marks_pictures,
     named,
     split_of_name,
 )
+from thumbnet.sources.labels import one_spelling
 from thumbnet.sources.manifest import class_folders
 from thumbnet.sources.place import Place
 from thumbnet.sources.split_columns import row_splits, split_column
@@ -132,20 +136,32 @@ def _upright(pixels: np.ndarray) -> np.ndarray:
 
 
 def _data(
-    source: str, used: list[str], found: dict[str, tuple[np.ndarray, list[str]]], notes: list[str]
+    source: str, tables: list[str], found: dict[str, tuple[np.ndarray, list[str]]], notes: list[str]
 ) -> Data:
-    names = class_names(label for _, labels in found.values() for label in labels)
+    kept = {
+        split: [row for row, label in enumerate(labels) if label not in EMPTY]
+        for split, (_, labels) in found.items()
+    }
+    notes += [
+        f"{split}: skipped {len(found[split][1]) - len(rows):,} row(s) without a label"
+        for split, rows in kept.items()
+        if len(rows) < len(found[split][1])
+    ]
+    kept = {split: rows for split, rows in kept.items() if rows or split == "train"}
+    used = {split: [found[split][1][row] for row in rows] for split, rows in kept.items()}
+    respelt, more = one_spelling(used)
+    notes += more
+    used = {split: [respelt.get(label, label) for label in labels] for split, labels in used.items()}
+    names = class_names(label for labels in used.values() for label in labels)
+    check_in_train(used, names, source)
     order, at = in_class_order(names)
-    made: dict[str, Split] = {}
-    shapes = []
-    for split, (pixels, labels) in found.items():
-        kept = [row for row, label in enumerate(labels) if label]
-        if len(kept) < len(labels):
-            notes.append(f"{split}: skipped {len(labels) - len(kept):,} row(s) without a label")
-        images, shape = _images(pixels[kept], source)
-        shapes.append(shape)
-        made[split] = ArraySplit(images, np.array([at[labels[row]] for row in kept], dtype=np.int64), split)
-    layout = f"pixels in {' + '.join(used)}: {shapes[0] if shapes else ''}"
+    images = {split: _images(found[split][0][rows], source) for split, rows in kept.items()}
+    made: dict[str, Split] = {
+        split: ArraySplit(images[split][0], np.array([at[label] for label in labels], dtype=np.int64), split)
+        for split, labels in used.items()
+    }
+    shape = next((shape for _, shape in images.values()), "")
+    layout = f"pixels in {' + '.join(tables)}: {shape}"
     return Data(source, layout, tuple(order), made, tuple(notes))
 
 
@@ -185,7 +201,9 @@ def _is_pixels(path: Path) -> bool:
         table = read_table(path, 3)
     except DataError:
         return False
-    return bool(_string_column(table)) or len(_pixel_columns(table)) >= _MIN_PIXELS
+    if _string_column(table):
+        return True
+    return len(_pixel_columns(table)) >= _MIN_PIXELS and not marks_pictures(table)
 
 
 def _string_column(table: Table) -> str:
@@ -235,7 +253,7 @@ def _read_table(path: Path, settings: DataSettings) -> _Read:
     chosen = [] if column else _pixel_columns(head)
     pixels_at = {head.names.index(column)} if column else set(chosen)
     others = [name for at, name in enumerate(head.names) if at not in pixels_at]
-    split = split_column({name: head.column(name) for name in others})
+    split = split_column({name: head.column(name) for name in others if name != settings.label_column})
     label = _label_column(head, [name for name in others if name != split], settings)
     wanted = [name for name in (label, split) if name]
     if column:

@@ -77,7 +77,12 @@ def load_python(given: Any, class_names: Sequence[str] | None = None, multilabel
         DataError: ``given`` has another form; the message says what was expected.
     """
     notes: list[str] = []
-    parts = {split: _part(value, split, notes) for split, value in _splits(given, notes).items()}
+    values = _splits(given, notes)
+    parts = {split: _part(value, split, notes) for split, value in values.items()}
+    unlabelled = [split for split in parts if is_frame(values[split]) and not len(parts[split].labels)]
+    if "train" in unlabelled:
+        raise DataError(f"{IN_MEMORY}, train: no row of the frame has a label")
+    parts = {split: part for split, part in parts.items() if split not in unlabelled}
     if "train" not in parts:
         raise DataError(f"{IN_MEMORY}: there is no split 'train', only {', '.join(parts)}. {EXPECTED}")
     stated = _stated_names(given) or next((p.class_names for p in parts.values() if p.class_names), None)
@@ -168,7 +173,7 @@ def _stated_names(given: Any) -> Sequence[str] | None:
 def _part(given: Any, split: str, notes: list[str]) -> _Part:
     where = f"{IN_MEMORY}, {split}"
     if is_frame(given):
-        return _Part(*read_frame(given, where))
+        return _Part(*read_frame(given, where, notes))
     if _is_dataset(given):
         return _from_dataset(given, split, where, notes)
     if not isinstance(given, tuple | list) or len(given) != 2:
@@ -316,7 +321,10 @@ def _files(paths: list[str], labels: np.ndarray, where: str) -> FileSplit:
         raise DataError(
             f"{where}: {len(missing):,} of {len(paths):,} files do not exist, such as {missing[0]}"
         )
-    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    try:
+        root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    except ValueError:  # two drives of Windows have no folder in common
+        return FileSplit(Path(os.path.dirname(paths[0])), paths, labels)
     return FileSplit(Path(root), [os.path.relpath(path, root) for path in paths], labels)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from thumbnet.errors import printable
-from thumbnet.sources.columns import SPLIT_COLUMNS, named, split_values
+from thumbnet.sources.columns import SPLIT_COLUMNS, named, split_meanings, split_values
 
 
 def split_column(columns: Mapping[str, Sequence[str]]) -> str:
@@ -20,22 +20,20 @@ def row_splits(name: str, cells: Sequence[str], where: str) -> tuple[list[str] |
 
     Args:
         name: its name.
-        cells: its cells.
+        cells: its cells. Empty ones are train's if no other cell is.
         where: what notes call the table, printable.
 
     Returns:
         Each row's split, empty if the cell names none, and notes. None for the splits if no row is in train.
     """
-    of = split_values(name, cells)
+    column = f"{where}: the column {printable(name)!r}"
+    of, notes = split_meanings(name, cells, column)
     splits = [of.get(cell, "") for cell in cells]
     unknown = [cell for cell, split in zip(cells, splits, strict=True) if not split]
     values = ", ".join(printable(cell) or "(empty)" for cell in list(dict.fromkeys(unknown))[:5])
-    column = f"{where}: the column {printable(name)!r}"
     if "train" not in splits:
         found = values or ", ".join(dict.fromkeys(splits))
         return None, [f"warning: {column} is not used as splits: no row says train, but {found}"]
     if unknown:
-        return splits, [
-            f"{column} has no known split in {len(unknown):,} row(s), which were skipped: {values}"
-        ]
-    return splits, []
+        notes.append(f"{column} has no known split in {len(unknown):,} row(s), which were skipped: {values}")
+    return splits, notes

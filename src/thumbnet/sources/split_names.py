@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from thumbnet.sources.spelling import nfc
@@ -53,10 +54,15 @@ class SplitName(NamedTuple):
     either: bool
 
 
+def _spaced(name: str) -> str:
+    """The words of a name in lower case, with spaces between them."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", nfc(name))
+    return re.sub(r"\b(hold|held)[ _-]*out", r"\1out", re.sub(r"[\W_]+", " ", spaced.casefold()))
+
+
 def split_name(name: str) -> SplitName | None:
     """The split in a folder's name, ignoring case and affixes; None if it names no split or several."""
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", nfc(name))
-    text = re.sub(r"\b(hold|held)[ _-]*out", r"\1out", re.sub(r"[\W_]+", " ", spaced.casefold()))
+    text = _spaced(name)
     words: list[str] = []
     rest: list[str] = []
     for token in re.findall(r"[^\W\d_]+", text):
@@ -75,6 +81,38 @@ def split_name(name: str) -> SplitName | None:
     unusual = tuple(token for token in rest if token not in _AFFIXES)
     rank = 0 if plain else 2 if unusual else 1
     return SplitName(found.pop(), rank, unusual, words[0] in _EITHER)
+
+
+def plainer_names(splits: Mapping[str, str]) -> dict[str, str]:
+    """Find the names of files or folders whose pictures another one of the same split may have, too.
+
+    ``trainval`` and ``train_mini`` repeat pictures of ``train``. Numbers do not count: ``train_0`` and
+    ``train_1`` are parts of one split. So are names with unknown words, such as ``train_a`` and ``train_b``,
+    if no name is plainer.
+
+    Args:
+        splits: the split that each name stands for.
+
+    Returns:
+        For each of these names, the words of the plainer name.
+    """
+    words = {name: " ".join(re.findall(r"[^\W\d_]+", _spaced(name))) for name in splits}
+    together: dict[str, set[str]] = {}
+    for name, split in splits.items():
+        together.setdefault(split, set()).add(words[name])
+    plainer: dict[tuple[str, str], str] = {}
+    for split, several in together.items():
+        known = {text: split_name(text) or SplitName(split, 2, (text,), False) for text in several}
+        order = sorted(several, key=lambda text: (known[text].rank, known[text].either, len(text), text))
+        for text in order:
+            best = order[0]
+            if known[text].rank == known[best].rank:
+                best = next(one for one in order if known[one].rest == known[text].rest)
+            if best != text:
+                plainer[split, text] = best
+    return {
+        name: plainer[split, words[name]] for name, split in splits.items() if (split, words[name]) in plainer
+    }
 
 
 def splits_named(name: str) -> frozenset[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -84,7 +85,11 @@ def labels_from_tables(
         labels = np.array([position[label] for label in of.values()], np.int64)
         left_out = len(table.rows) - len(of)
         lost = f"; {left_out:,} other row(s) were skipped" if left_out else ""
-        note = f"{where}/ has no class folders: the classes of {len(of):,} pictures come from {name}{lost}"
+        column = f", column {printable(columns.label)!r}" if columns.label else ""
+        note = (
+            f"{where}/ has no class folders: the classes of {len(of):,} pictures come from "
+            f"{name}{column}{lost}"
+        )
         return Labelled(list(of), labels, note)
     return None
 
@@ -127,19 +132,24 @@ def _positions(
     labels: set[str], class_names: Sequence[str], place: Place, files: Sequence[str]
 ) -> Mapping[str, int]:
     """The class of each label: the one of that name or number, or the one that a table of train names."""
-    plain = {name_key(name): position for position, name in enumerate(class_names)}
-    if len(plain) == len(class_names) and all(name_key(label) in plain for label in labels):
-        return {label: plain[name_key(label)] for label in labels}
-    if not all(re.fullmatch(r"\d{1,9}", label, re.ASCII) for label in labels):
-        return {label: plain[name_key(label)] for label in labels if name_key(label) in plain}
+    exact = {name: position for position, name in enumerate(class_names)}
+    keys = Counter(map(name_key, class_names))
+    alike = {name_key(name): position for name, position in exact.items() if keys[name_key(name)] == 1}
+
+    def named(name: str) -> int | None:
+        return exact.get(name, alike.get(name_key(name)))
+
+    known = {label: position for label in labels if (position := named(label)) is not None}
+    if len(known) == len(labels) or not all(re.fullmatch(r"\d{1,9}", label, re.ASCII) for label in labels):
+        return known
     if all(re.fullmatch(r"\d{1,9}", name, re.ASCII) for name in class_names):
         numbers = {int(name): position for position, name in enumerate(class_names)}
         return {label: numbers[int(label)] for label in labels if int(label) in numbers}
     for _, table, columns in _tables(place, files, "train"):
         cells = table.column(columns.path)
-        folders = [name_key(os.path.basename(os.path.dirname(cell.replace("\\", "/")))) for cell in cells]
+        folders = [named(os.path.basename(os.path.dirname(cell.replace("\\", "/")))) for cell in cells]
         pairs = {pair for pair in zip(_labels(table, columns), folders, strict=True) if pair[0]}
-        of = dict(pairs)
-        if len(of) == len(pairs) and all(name in plain for name in of.values()):
-            return {label: plain[of[label]] for label in labels if label in of}
+        of = {label: position for label, position in pairs if position is not None}
+        if len(of) == len(pairs):
+            return {label: of[label] for label in labels if label in of}
     return {}

@@ -11,6 +11,7 @@ from thumbnet.data.corrections import is_corrections
 from thumbnet.errors import printable
 from thumbnet.invocation import command
 from thumbnet.recipes.settings import DataSettings
+from thumbnet.sources.columns import EMPTY
 from thumbnet.sources.lookup import Pictures, Wanted
 from thumbnet.sources.table_splits import Manifest, splits_by_folder
 
@@ -80,11 +81,13 @@ def collect(
     of = [known[row] for row in used]
     if manifest.splits is None:  # a single table
         classes = {label for row in labels for label in row}
-        told = None if manifest.split else splits_by_folder([one.path for one in found], classes)
+        # A table called trainval.csv may name pictures in train/ and in val/.
+        by_folder = manifest.split in ("", "train")
+        told = splits_by_folder([one.path for one in found], classes) if by_folder else None
         of = told[0] if told else ["train"] * len(used)
         notes += told[1] if told else []
     groups = table.column(settings.group_by) if settings.group_by in table.names else []
-    missing = []
+    missing, ungrouped = [], 0
     for row, one, split in zip(used, found, of, strict=True):
         if one.path is None:
             cell = printable(cells[row]) or "no path"
@@ -94,7 +97,16 @@ def collect(
         elif split:
             splits[split].paths.append(one.path)
             splits[split].labels.append(labels[row])
-            splits[split].groups.append(groups[row] if groups else "")
+            group = groups[row] if groups else ""
+            if groups and group in EMPTY:
+                group = f"\0{one.path}"  # a group of its own, by a name that no cell can hold
+                ungrouped += 1
+            splits[split].groups.append(group)
+    if ungrouped:
+        notes.append(
+            f"{printable(table.path.name)}: the column {printable(settings.group_by)!r} is empty in "
+            f"{ungrouped:,} row(s), each of which forms its own group"
+        )
     return missing, notes
 
 

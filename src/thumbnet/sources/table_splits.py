@@ -10,17 +10,21 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from thumbnet.errors import DataError, printable
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.columns import (
+    EMPTY,
     Columns,
     find_columns,
+    label_candidates,
     split_of_name,
     split_values,
     splits_of,
     unused_splits,
 )
+from thumbnet.sources.spelling import name_key
 from thumbnet.sources.split_names import split_name
 from thumbnet.sources.tables import Table
 
@@ -58,15 +62,14 @@ def choose(
     """
     labelled: list[Manifest] = []
     without: list[Manifest] = []
-    unclear: list[tuple[Table, DataError]] = []
-    notes: list[str] = []
+    unclear: list[tuple[Table, str, DataError]] = []
     for table, base in tables:
         try:
             one = _understood(table, base, settings, alone)
         except DataError as error:
-            if alone or split_of_name(table.path.stem) or split_of_name(base):
+            if alone or _split_of(table, base) == "train":
                 raise
-            unclear.append((table, error))
+            unclear.append((table, base, error))
             continue
         if one.columns.labelled and "submission" not in table.path.stem.lower():
             labelled.append(one)
@@ -75,7 +78,7 @@ def choose(
         elif one.splits:
             raise DataError(
                 f"{printable(table.path.name)} has splits and no classes. Name the table of the classes, "
-                "or the folder of both"
+                "or the folder of both. If its numbers are the classes: --label-column NAME"
             )
         else:
             raise DataError(
@@ -84,11 +87,21 @@ def choose(
                 "Name the right one: --label-column NAME"
             )
     if unclear and not labelled:
-        raise unclear[0][1]
-    notes += [
+        raise unclear[0][2]
+    train = _labels_of_train(labelled)
+    without += _without_train_labels(unclear, train, settings)
+    notes = [
         f"{printable(table.path.name)} was skipped: it is unclear which column has the labels"
-        for table, _ in unclear
+        for table, base, _ in unclear
+        if not _split_of(table, base)
     ]
+    for one in [one for one in labelled if _has_other_labels(one, train)]:
+        labelled.remove(one)
+        without.append(replace(one, columns=replace(one.columns, label="", one_hot=())))
+        notes.append(
+            f"{printable(one.table.path.name)}: {_names(one.columns.one_hot or [one.columns.label])} is not "
+            f"taken for labels, because train's are in {_names(sorted(train.columns))}"
+        )
     if len(labelled) > 1 and any(one.split == "train" for one in labelled):
         notes += [
             f"{printable(one.table.path.name)} was skipped: its name does not mention a split"
@@ -106,7 +119,7 @@ def choose(
             )
     if not labelled:
         listing = ", ".join(printable(table.path.name) for table, _ in tables)
-        raise DataError(f"no table has labels: {listing}")
+        raise DataError(f"no table has labels: {listing}. If a column has them: --label-column NAME")
     labelled, without, more = _with_splits(labelled, without)
     notes += [
         f"{printable(one.table.path.name)} has no labels: its {len(one.table.rows):,} rows were skipped"
@@ -115,22 +128,96 @@ def choose(
     return labelled, [*notes, *more]
 
 
+def _split_of(table: Table, base: str) -> str:
+    """The split that the name of a table or of its folder mentions; may be empty."""
+    return split_of_name(table.path.stem) or split_of_name(base)
+
+
 def _understood(table: Table, base: str, settings: DataSettings, alone: bool) -> Manifest:
     """A table with its columns, without labels if it lacks the column of labels that the user named."""
     asked = settings.label_column
     lacking = bool(asked) and asked not in table.names and not alone
-    columns = find_columns(table, replace(settings, label_column="") if lacking else settings)
+    try:
+        columns = find_columns(table, replace(settings, label_column="") if lacking else settings)
+    except DataError:
+        if not lacking:
+            raise
+        columns = find_columns(table, settings, labels=False)
     told = {} if asked and not lacking else _splits_in_labels(table, columns)
     splits = tuple(told[cell] for cell in table.column(columns.label)) if told else None
     if told or lacking:
         columns = replace(columns, label="", one_hot=())
-    split = split_of_name(table.path.stem) or split_of_name(base)
-    return Manifest(table, columns, base, split, splits)
+    return Manifest(table, columns, base, _split_of(table, base), splits)
+
+
+class _Labels(NamedTuple):
+    """The columns with train's labels, and the keys of its classes.
+
+    Both are empty if only the cells of a single column say that it has the labels.
+    """
+
+    columns: frozenset[str]
+    classes: frozenset[str]
+
+    def are_in(self, table: Table) -> bool:
+        """Whether a table has such a column, with labels in it."""
+        return any(set(table.column(name)) - EMPTY for name in self.columns if name in table.names)
+
+
+def _labels_of_train(labelled: Sequence[Manifest]) -> _Labels:
+    columns: set[str] = set()
+    classes: set[str] = set()
+    train = [one for one in labelled if one.split == "train"] or [one for one in labelled if not one.split]
+    for one in train:
+        if one.columns.one_hot:
+            columns.update(one.columns.one_hot)
+            classes.update(one.columns.one_hot)
+        elif label_candidates([one.columns.label]):
+            columns.add(one.columns.label)
+            classes.update(one.table.column(one.columns.label))
+    return _Labels(frozenset(columns), frozenset(map(name_key, classes - EMPTY)))
+
+
+def _without_train_labels(
+    unclear: Sequence[tuple[Table, str, DataError]], train: _Labels, settings: DataSettings
+) -> list[Manifest]:
+    """The tables for val and test that have none of the columns with train's labels, so they have no labels.
+
+    Raises:
+        DataError: it is unclear which column of another table for val or test has the labels.
+    """
+    found = []
+    for table, base, error in unclear:
+        split = _split_of(table, base)
+        if split and (train.are_in(table) or not train.columns):
+            raise error
+        if split:
+            found.append(Manifest(table, find_columns(table, settings, labels=False), base, split))
+    return found
+
+
+def _has_other_labels(one: Manifest, train: _Labels) -> bool:
+    """Whether what looks like the labels of a table for val or test is something else.
+
+    The table has none of the columns with train's labels. Only cells say that another column has labels, and
+    no word in it is a class of train. Numbers say nothing: ages and sexes are numbers, too.
+    """
+    label = one.columns.label
+    if one.split in ("", "train") or not train.columns:
+        return False
+    if train.are_in(one.table) or label_candidates([label]):
+        return False
+    cells = set(one.columns.one_hot or one.table.column(label)) - EMPTY
+    return not any(name_key(cell) in train.classes for cell in cells if re.search(r"[^\W\d_]", cell))
 
 
 def _splits_in_labels(table: Table, columns: Columns) -> dict[str, str]:
-    """The splits of what looks like labels, for a list such as CelebA's ``list_eval_partition.txt``."""
-    if not columns.label or not re.search("partition|split", table.path.stem, re.I):
+    """The splits of what looks like labels, for a list such as CelebA's ``list_eval_partition.txt``.
+
+    There are none if the table has a column of splits as well, or if the name of the column says ``label``.
+    """
+    has_labels = columns.split or label_candidates([columns.label])
+    if not columns.label or has_labels or not re.search("partition|split", table.path.stem, re.I):
         return {}
     cells = table.column(columns.label)
     told = split_values("partition", cells)
@@ -213,8 +300,8 @@ def splits_by_folder(paths: Sequence[str | None], classes: set[str]) -> tuple[li
     while all(len(one) > shared and one[shared] == found[0][shared] for one in found) and found:
         shared += 1
     inner = {
-        tuple(folder): next((part for part in folder[shared:] if _is_split(part, classes)), "")
-        for folder in folders
+        folder: next((part for part in folder[shared:] if _is_split(part, classes)), "")
+        for folder in set(map(tuple, folders))
     }
     names = sorted(set(inner.values()) - {""})
     known = {part: name for part in names if (name := split_name(part)) is not None}
@@ -241,3 +328,7 @@ def splits_by_folder(paths: Sequence[str | None], classes: set[str]) -> tuple[li
 def _is_split(folder: str, classes: set[str]) -> bool:
     name = split_name(folder)
     return name is not None and name.rank < 2 and folder not in classes
+
+
+def _names(columns: Sequence[str]) -> str:
+    return ", ".join(repr(printable(name)) for name in columns[:3]) + (", ..." if len(columns) > 3 else "")

@@ -22,12 +22,12 @@ import numpy as np
 from thumbnet.data.reading import inside, is_file, is_folder, is_not_there, read_error
 from thumbnet.data.splits import Data, EncodedSplit, Split, file_stamp
 from thumbnet.errors import DataError, FailedReadError, MissingExtraError, printable
-from thumbnet.files import open_whole, read_whole
+from thumbnet.files import open_whole, read_whole, user_path
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.labels import as_class, number_classes
 from thumbnet.sources.place import Place
-from thumbnet.sources.split_names import split_name
+from thumbnet.sources.split_names import plainer_names, split_name
 from thumbnet.sources.tar import DAMAGED
 
 LABELS = ("cls", "json", "txt", "label", "class")
@@ -58,9 +58,21 @@ def is_pattern(name: str) -> bool:
 
 
 def read(place: Place, source: str, settings: DataSettings) -> Data:
-    """The labelled pictures of a shard or of a folder of shards. See :func:`read_shards`."""
+    """The labelled pictures of a shard or of a folder of shards. See :func:`read_shards`.
+
+    Of several names for one split, such as ``train`` and ``trainval``, the plainest counts.
+    """
     shards = [place.path] if is_file(place.path) else _shards(place.path)
-    return read_shards(shards, source)
+    names = {shard: _split_name_of(shard, shards) for shard in shards}
+    plainer = plainer_names({name: found.split for name in names.values() if (found := split_name(name))})
+    left_out = [shard for shard in shards if names[shard] in plainer]
+    notes = []
+    if left_out:
+        notes.append(
+            f"{len(left_out):,} shard(s) were left out, such as {printable(left_out[0].name)}, because "
+            f"{printable(plainer[names[left_out[0]]])!r} is the plainer name of the split"
+        )
+    return read_shards([shard for shard in shards if names[shard] not in plainer], source, notes)
 
 
 def read_pattern(name: str) -> Data:
@@ -71,7 +83,7 @@ def read_pattern(name: str) -> Data:
     """
     braceexpand = _library("braceexpand")
     try:
-        shards = [Path(each).expanduser() for each in islice(braceexpand.braceexpand(name), _MAX_SHARDS)]
+        shards = [user_path(each) for each in islice(braceexpand.braceexpand(name), _MAX_SHARDS)]
     except ValueError as error:
         raise DataError(f"{printable(name)}: cannot expand the braces: {error}") from None
     missing = [path for path in shards if not is_file(path)]
@@ -91,8 +103,13 @@ class Spot(NamedTuple):
     size: int
 
 
-def read_shards(shards: Sequence[Path], source: str) -> Data:
+def read_shards(shards: Sequence[Path], source: str, notes: Sequence[str] = ()) -> Data:
     """The labelled pictures of ``shards``. The name of a shard or of its folder gives its split.
+
+    Args:
+        shards: the files.
+        source: what the user named.
+        notes: what the user should know already.
 
     Raises:
         MissingExtraError: the library ``webdataset`` is not installed.
@@ -107,7 +124,8 @@ def read_shards(shards: Sequence[Path], source: str) -> Data:
     pickled: set[str] = set()
     extra_pictures: set[str] = set()
     for number, shard in enumerate(shards):
-        split = _split_of(shard, shards)
+        named = split_name(_split_name_of(shard, shards))
+        split = named.split if named else "train"
         try:
             for sample in group(_members(shard, number)):
                 pictures = [(key, value) for key, value in sample.items() if isinstance(value, Spot)]
@@ -142,17 +160,18 @@ def read_shards(shards: Sequence[Path], source: str) -> Data:
             raise DataError(f"{where} has shards for {' and '.join(values)}, but none for train")
         names["train"], places["train"] = names.pop(only), places.pop(only)
         values["train"] = values.pop(only)
-    classes, labels, notes = number_classes(values, where, _class_names(shards[0].parent))
-    notes += [f"{count:,} sample(s) were left out: {why}" for why, count in left_out.items()]
+    classes, labels, more = number_classes(values, where, _class_names(shards[0].parent))
+    said = [*notes, *more]
+    said += [f"{count:,} sample(s) were left out: {why}" for why, count in left_out.items()]
     if extra_pictures:
         left = ", ".join(sorted(extra_pictures))
-        notes.append(f"some samples have several pictures: the first is used, {left} left out")
+        said.append(f"some samples have several pictures: the first is used, {left} left out")
     if pickled:
-        notes.append(f"members in Python's pickle format were not read: .{', .'.join(sorted(pickled))}")
+        said.append(f"members in Python's pickle format were not read: .{', .'.join(sorted(pickled))}")
     splits: dict[str, Split] = {
         split: ShardSplit(shards, names[split], places[split], labels[split]) for split in names
     }
-    return Data(source, f"WebDataset, {len(shards)} shard(s)", classes, splits, tuple(notes))
+    return Data(source, f"WebDataset, {len(shards)} shard(s)", classes, splits, tuple(said))
 
 
 class ShardSplit(EncodedSplit):
@@ -292,12 +311,11 @@ def _from_json(content: bytes) -> object:
     return next((described[key] for key in _JSON_KEYS if key in described), None)
 
 
-def _split_of(shard: Path, shards: Sequence[Path]) -> str:
-    """The split in the name of a shard or, if there are several folders, in the name of its folder."""
-    found = split_name(shard.stem)
-    if found is None and len({path.parent for path in shards}) > 1:
-        found = split_name(shard.parent.name)
-    return found.split if found else "train"
+def _split_name_of(shard: Path, shards: Sequence[Path]) -> str:
+    """The name that tells a shard's split: its own or, if there are several folders, that of its folder."""
+    if split_name(shard.stem) is None and len({path.parent for path in shards}) > 1:
+        return shard.parent.name
+    return shard.stem
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

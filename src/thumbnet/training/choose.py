@@ -9,7 +9,7 @@ from typing import Any
 
 from thumbnet.data.correct import apply_corrections
 from thumbnet.data.corrections import Correction
-from thumbnet.data.held_out import with_held_out
+from thumbnet.data.held_out import VAL_FRACTION, with_held_out
 from thumbnet.data.splits import Data
 from thumbnet.errors import RecipeError, RunError
 from thumbnet.invocation import command
@@ -22,7 +22,6 @@ from thumbnet.training.mirror_names import named_keys, show_digits, without_mirr
 from thumbnet.training.multilabel import for_several_labels
 from thumbnet.training.pretrained import with_pretrained_settings
 
-VAL_FRACTION = 0.1  # of train, set aside as val if the recipe needs one and the data have none
 FEW_PICTURES = 10_000  # with this many or fewer, the few epochs of `fast` have too few steps
 FOR_OTHER_NETWORKS = "one-cycle"  # the rates of `fast` and `small` suit FastNet
 FOR_PRETRAINED = "finetune"
@@ -66,11 +65,16 @@ def choose_recipe(
             loaded = load_for(data, chosen, data_dir, listener, labels)
     if recipe is None:
         chosen = load_recipe(_default_for(chosen.model.name, overrides, loaded), overrides)
+        # It may evaluate less often than `small`, which the data were loaded for.
+        needed, _ = watching(chosen, loaded, named, False, continues)
+        chosen = chosen.override(needed)
     chosen, begins = with_pretrained_settings(chosen)
     if "training.batch_size" not in named_keys(None, overrides):
         chosen = chosen.fitted(len(loaded.splits["train"]))
+    # The recipe of a finished run has been through this. It mirrors only if its user wants that.
+    kept = named.union(("augment.flip", "evaluation.tta") if continues else ())
     chosen, notes = without_mirroring(
-        chosen, loaded.class_names, loaded.source, named, lambda: show_digits(loaded)
+        chosen, loaded.class_names, loaded.source, kept, lambda: show_digits(loaded)
     )
     chosen, more = for_several_labels(chosen, loaded)
     told = (*watched, *begins, *note_on_patience(chosen), *notes, *more)

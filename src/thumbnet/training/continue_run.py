@@ -4,8 +4,8 @@ The finished run has reached the end of its schedule, where the learning rate is
 the last part of the schedule. To add N epochs to E, its rate starts where a training of E + N epochs would be
 after E of them, and falls to the end again. It starts from the weights that the finished run kept. The
 optimizer is new, because momentum gathered at a rate near zero says little. All layers learn from the first
-step on. The random numbers are new as well, because otherwise the same batches would come again. The
-finished run does not change.
+step on. The random numbers are new as well, because otherwise the same batches would come again. Only a
+random subset of the pictures (``data.subset_size``) stays the same. The finished run does not change.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from thumbnet.errors import RecipeError, RunError
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.folder import Run
+from thumbnet.training.mirror_names import named_keys
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def continuation(path: str | Path, epochs: int, overrides: Sequence[str] = ()) -
             f"{run.path} is not finished, so there is nothing to add to yet. Finish it first: "
             f"{command('train', '--resume', run.path)}"
         )
-    recipe, settings = run.recipe, run.settings
+    recipe, settings = run.recipe.without_plan(), run.settings
     if recipe.training.frozen:
         raise RunError(
             f"{run.path} trained only its last layer, to the end: more epochs change nothing. To train all "
@@ -70,24 +71,25 @@ def continuation(path: str | Path, epochs: int, overrides: Sequence[str] = ()) -
         )
     earlier = settings.get("continues")
     before = run.summary["epochs"] + (earlier["epochs"] if isinstance(earlier, dict) else 0)
+    if recipe.data.subset_size and recipe.data.subset_seed is None:
+        same_pictures = replace(recipe.data, subset_seed=recipe.seed)
+        recipe = replace(recipe, data=same_pictures)
     place = str(run.path.resolve())
     longer = replace(
         recipe,
         seed=(recipe.seed + before) % 2**63,
-        schedule=replace(
-            recipe.schedule,
-            begin_at=before / (before + epochs),
-            head_first=0.0,
-            planned_at=(),
-            planned_steps=(),
-        ),
+        schedule=replace(recipe.schedule, begin_at=before / (before + epochs), head_first=0.0),
         model=replace(recipe.model, pretrained=False),
-        training=replace(recipe.training, epochs=epochs, steps=0, init=place),
+        training=replace(recipe.training, epochs=epochs, init=place),
     )
+    longer = longer.override(overrides)
+    newly_patient = longer.training.patience and not recipe.training.patience
+    if newly_patient and "evaluation.every" not in named_keys(None, overrides):
+        longer = longer.override(["evaluation.every=1"])  # as in a new training
     return Continuation(
         data=settings.get("data"),
         data_dir=settings.get("data_dir"),
-        recipe=longer.override(overrides),
+        recipe=longer,
         fingerprint=str(settings.get("fingerprint")),
         record={"run": place, "epochs": before},
         corrections=run.corrections,

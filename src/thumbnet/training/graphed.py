@@ -37,14 +37,28 @@ FEWEST_STEPS = 50  # recording takes as long as some dozen steps; not measured o
 
 
 def why_not_graphed(state: TrainingState, batches: Batches) -> str | None:
-    """Why the training cannot run as CUDA graphs; None if it can."""
+    """Why the training cannot run as CUDA graphs; None if it can.
+
+    A training and its resume get the same answer, because graphs round differently. So its length as first
+    planned counts, not the number of steps left.
+    """
+    reason = why_not_recorded(state, batches)
+    if reason is not None:
+        return reason
+    if (state.recipe.schedule.planned_steps or (state.total_steps,))[0] < FEWEST_STEPS:
+        return f"the training has fewer than {FEWEST_STEPS} steps"
+    if state.is_over or state.step >= state.total_steps:
+        return "no steps are left"
+    return None
+
+
+def why_not_recorded(state: TrainingState, batches: Batches) -> str | None:
+    """Why a CUDA graph cannot do what a step of the training does; None if it can."""
     settings, size = state.recipe.training, state.recipe.training.batch_size
     if state.device.type not in DEVICES:
         return f"the device is {state.device}"
     if settings.graph == "off":
         return "the recipe says training.graph = off"
-    if state.total_steps - state.step < FEWEST_STEPS:
-        return f"fewer than {FEWEST_STEPS} steps are left"
     if state.world.size > 1:
         return "several processes train"
     if settings.micro_batch and settings.micro_batch < size:

@@ -37,6 +37,7 @@ from thumbnet.runs.any_weights import AnyWeights
 from thumbnet.runs.weights import weights_digest
 from thumbnet.seeds import derive_seed
 from thumbnet.training.fit import StepResult, fit
+from thumbnet.training.randomness import seeded
 from thumbnet.training.state import EpochResult, Score, TrainingState
 from thumbnet.training.step import count_hits, summed_loss
 
@@ -227,8 +228,7 @@ def last_layer(model: nn.Module, prepared: Prepared) -> tuple[nn.Linear, float]:
     hook = head.register_forward_hook(lambda layer, inputs, output: outputs.append(output.cpu().double()))
     engine, normalise = prepared.train.engine, prepared.train.normalise
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with torch.no_grad(), seeded(0):
             # Its own weights may be zeros, which would hide the constant. Large ones show what is not linear.
             for tensor in head.parameters():
                 tensor.copy_(100 * torch.randn(tensor.shape))

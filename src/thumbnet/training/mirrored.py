@@ -16,9 +16,11 @@ from thumbnet.errors import printable
 from thumbnet.evaluation import Evaluation
 from thumbnet.models import DataInitialised, build_model
 from thumbnet.recipes.recipe import Recipe, load_recipe
+from thumbnet.recipes.settings import SMALLEST_SIDE
 from thumbnet.seeds import derive_seed
 from thumbnet.training.fit import fit
-from thumbnet.training.state import TrainingState
+from thumbnet.training.randomness import seeded
+from thumbnet.training.state import TrainingState, passes
 
 SETTING = "--set augment.flip=none"
 
@@ -101,9 +103,8 @@ def find_mirrored(
     """
     if recipe.augment.flip == "none":
         return []
-    found = []
-    for first, second in suspicious_pairs(np.array(evaluation.confusion)):
-        counts = np.array(evaluation.confusion)
+    found, counts = [], np.array(evaluation.confusion)
+    for first, second in suspicious_pairs(counts):
         held = int(counts[[first, second]].sum())
         before = float((counts[first, first] + counts[second, second]) / held)
         right, sent_over = _probe(recipe, prepared, split, (first, second), device)
@@ -118,11 +119,15 @@ def _probe(
 ) -> tuple[float, float]:
     """Train a small network on two classes without mirroring and test it on held-out pictures.
 
-    It draws its own random numbers and leaves PyTorch's generator unchanged.
+    It draws its own random numbers and leaves PyTorch's generators unchanged.
 
     Returns:
-        The accuracy, and the share of mirrored pictures that it takes for the other class.
+        The accuracy, and the share of mirrored pictures that it takes for the other class; 0 for both if
+        there is nothing to train on.
     """
+    labels = prepared.train.engine.labels
+    if int(((labels == pair[0]) | (labels == pair[1])).sum()) < 2:
+        return 0.0, 0.0
     train = _pair_engine(prepared.train.engine, pair, PROBE_PICTURES)
     held = _pair_engine(prepared.evaluation[split].engine, pair, PROBE_PICTURES)
     mirrored = MemoryEngine(held.images.flip(-1).contiguous(memory_format=torch.channels_last), held.labels)
@@ -141,9 +146,12 @@ def _probe(
         ]
     )
     normalise, size = prepared.train.normalise, prepared.preprocessing.size
+    if max(size) == SMALLEST_SIDE and 1 in passes(settings, len(train.labels)):
+        # The last pass would have one picture, which the network reduces to one value per channel. BatchNorm
+        # cannot normalise that.
+        settings = settings.override(["training.drop_last=true"])
     batches = TrainBatches(train, normalise, settings, size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(recipe.seed, "mirror probe"))
+    with seeded(derive_seed(recipe.seed, "mirror probe"), device):
         model = build_model(settings.model, 2)
         if isinstance(model, DataInitialised):
             model.initialise_from(normalise(train.images))

@@ -24,6 +24,7 @@ from thumbnet.recipes.networks import is_timm
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import AUTO, ModelSettings
 from thumbnet.runs.weights import hub_reason, import_hub
+from thumbnet.training.randomness import seeded
 
 _SAFE_NAMES = {
     "": "model.safetensors",
@@ -114,10 +115,9 @@ def begin_pretrained(
     download = fetch(settings.name)
     tensors = _read(download.path, settings.name)
     overlay = {"state_dict": tensors, "custom_load": False}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         drawn = create(settings, num_classes, size).state_dict()
-        torch.manual_seed(0)
+    with seeded(0):
         try:
             begun = create(
                 settings, num_classes, size, pretrained=True, pretrained_cfg_overlay=overlay

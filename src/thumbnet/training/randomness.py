@@ -1,4 +1,4 @@
-"""Random numbers that a network draws in a training step, such as dropout's."""
+"""Random numbers of torch's global generators: a network's first weights, and what it draws in a step."""
 
 from __future__ import annotations
 
@@ -9,19 +9,15 @@ import torch
 
 from thumbnet.seeds import derive_seed
 
+CPU = torch.device("cpu")
+
 
 @contextmanager
-def seeded_step(seed: int, step: int, rank: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators for one step, and restore their states afterwards.
+def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
+    """Seed torch's global generators of the CPU and of ``device``, and restore their states afterwards.
 
-    Every step has its own seed, so a resumed training draws the same numbers as an uninterrupted one, and the
-    caller's generators do not change.
-
-    Args:
-        seed: the recipe's seed.
-        step: counted from 0.
-        rank: the process's rank. Each process has other pictures, so it needs other numbers.
-        device: where the network computes.
+    ``torch.manual_seed`` would also look for all other devices, for 0.3 ms, and seed them. Their numbers are
+    the caller's.
     """
     generators = [torch.default_generator]
     if device.type == "cuda":
@@ -29,11 +25,10 @@ def seeded_step(seed: int, step: int, rank: int, device: torch.device) -> Iterat
         generators.append(torch.cuda.default_generators[index])
     states = [generator.get_state() for generator in generators]
     on_mps = torch.mps.get_rng_state() if device.type == "mps" else None
-    own = derive_seed(seed, "step", step, rank)
     for generator in generators:
-        generator.manual_seed(own)  # torch.manual_seed also looks for other devices, for 0.3 ms
+        generator.manual_seed(seed)
     if on_mps is not None:
-        torch.mps.manual_seed(own)
+        torch.mps.manual_seed(seed)
     try:
         yield
     finally:
@@ -41,3 +36,19 @@ def seeded_step(seed: int, step: int, rank: int, device: torch.device) -> Iterat
             generator.set_state(state)
         if on_mps is not None:
             torch.mps.set_rng_state(on_mps)
+
+
+@contextmanager
+def seeded_step(seed: int, step: int, rank: int, device: torch.device) -> Iterator[None]:
+    """Seed the random numbers that a network draws in one step, such as dropout's; see :func:`seeded`.
+
+    Every step has its own seed, so a resumed training draws the same numbers as an uninterrupted one.
+
+    Args:
+        seed: the recipe's seed.
+        step: counted from 0.
+        rank: the process's rank. Each process has other pictures, so it needs other numbers.
+        device: where the network computes.
+    """
+    with seeded(derive_seed(seed, "step", step, rank), device):
+        yield

@@ -7,7 +7,9 @@ than the GPU needs to run it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,7 +36,7 @@ class Recorder:
         """A function that repeats ``work``. Recording leaves all tensors in ``changed`` as they were.
 
         Raises:
-            RuntimeError: CUDA refused to record.
+            RuntimeError: CUDA refused to record. The message is that of the call that it refused.
         """
         before = [tensor.detach().clone() for tensor in self._changed]
 
@@ -63,9 +65,25 @@ class Recorder:
 
     def _captured(self, work: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        # "thread_local": the search for repeated pictures may use the GPU in another thread meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            work()
+        failures: list[BaseException] = []
+        try:
+            # Leaving torch.cuda.stream puts the stream back. torch.cuda.graph does not if it fails.
+            # "thread_local": the search for repeated pictures may use the GPU in another thread meanwhile.
+            with (
+                without_garbage_collection(),
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+            ):
+                try:
+                    work()
+                except BaseException as error:
+                    failures.append(error)
+                    raise
+        except BaseException:
+            if not failures:
+                raise
+            # After a call that CUDA refuses, ending the capture fails as well, and hides which call it was.
+            raise failures.pop() from None
         # No graph uses what another one left in this memory, so all of them can share it.
         self._pool = self._pool or graph.pool()
 
@@ -74,6 +92,23 @@ class Recorder:
                 graph.replay()
 
         return replay
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Collect garbage, and collect no more in this block.
+
+    Garbage may hold a CUDA graph, and destroying one while another is captured can spoil the capture
+    (https://github.com/pytorch/pytorch/issues/161037).
+    """
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class LateReader:

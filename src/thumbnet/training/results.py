@@ -15,11 +15,11 @@ from torch import nn
 from thumbnet.batches.engines import Engine
 from thumbnet.batches.leaks import NOT_COMPARED, RepeatSearch, snapshot
 from thumbnet.batches.prepare import Prepared
-from thumbnet.classifiers.logits import collect_logits
+from thumbnet.classifiers.logits import collect_views
 from thumbnet.classifiers.temperature import calibrated, fit_sigmoid_temperature, fit_temperature
 from thumbnet.classifiers.thresholds import choose_thresholds
 from thumbnet.classifiers.unlike import MOST, fit_unlikeness, looks
-from thumbnet.data.calibration import FEWEST, SPLIT
+from thumbnet.data.calibration import FEWEST
 from thumbnet.evaluation import Evaluation, evaluate_logits
 from thumbnet.multilabel import LabelEvaluation, choose_label_thresholds, evaluate_labels, sigmoid
 from thumbnet.runs.certainty import Thresholds, Unlikeness
@@ -84,6 +84,8 @@ def measure(
 ) -> Measured:
     """Calibrate the network and measure it as it will classify. Every process of the training calls this.
 
+    Each split passes the network once, even if it serves for both.
+
     Args:
         model: the network with its final weights.
         state: the state of the training.
@@ -92,44 +94,40 @@ def measure(
         known: a split's name and this process's logits of it without test-time augmentation, if the last
             evaluation used exactly these weights.
     """
-    tta = state.recipe.evaluation.tta
+    tta, names = state.recipe.evaluation.tta, tuple(class_names)
+    found: dict[str, tuple[np.ndarray, ...]] = {}
 
-    def logits_of(split: str, tta: str, plain: torch.Tensor | None = None) -> tuple[torch.Tensor, np.ndarray]:
-        batches = prepared.evaluation[split]
-        logits, labels = collect_logits(model, batches, dtype=state.dtype, tta=tta, plain=plain)
-        return logits, state.world.gather(labels).numpy()
+    def classified(split: str) -> tuple[np.ndarray, ...]:
+        """The logits with and without test-time augmentation, and the labels; each split passes once."""
+        if split not in found:
+            plain = known[1] if known is not None and known[0] == split else None
+            own = collect_views(model, prepared.evaluation[split], dtype=state.dtype, tta=tta, plain=plain)
+            found[split] = tuple(state.world.gather(tensor).numpy() for tensor in own)
+        return found[split]
 
-    def everywhere(logits: torch.Tensor) -> np.ndarray:
-        return state.world.gather(logits).numpy()
+    held_out = Measured()
+    fitted_on, split = prepared.held_out, prepared.measured
+    if fitted_on is not None and state.recipe.data.calibration_pictures:
+        held_out = Measured(calibration_pictures=len(prepared.evaluation[fitted_on].engine.labels))
+        if held_out.calibration_pictures >= FEWEST:
+            logits, _, labels = classified(fitted_on)
+            held_out = _calibrate(logits, labels, prepared, fitted_on)
+    if split is None:
+        return held_out
+    logits, plain, labels = classified(split)
 
     def evaluated(logits: np.ndarray) -> Evaluation | LabelEvaluation:
         if labels.ndim == 2:
             return evaluate_labels(logits, labels, names, held_out.label_thresholds)
         return evaluate_logits(logits, labels, names)
 
-    held_out = Measured()
-    fitted_on = next((name for name in ("val", SPLIT) if name in prepared.evaluation), None)
-    if fitted_on is not None and state.recipe.data.calibration_pictures:
-        held_out = Measured(calibration_pictures=len(prepared.evaluation[fitted_on].engine.labels))
-        if held_out.calibration_pictures >= FEWEST:
-            own, labels = logits_of(fitted_on, tta)
-            held_out = _calibrate(everywhere(own), labels, prepared, fitted_on)
-    split = next((name for name in ("test", "val") if name in prepared.evaluation), None)
-    if split is None:
-        return held_out
-    plain = known[1] if known is not None and known[0] == split else None
-    if plain is None:
-        plain, labels = logits_of(split, "none")
-        logits = plain if tta == "none" else logits_of(split, tta, plain)[0]
-    else:
-        logits, labels = logits_of(split, tta, plain)
-    raw, names, temperature = everywhere(logits), tuple(class_names), held_out.temperature
+    temperature = held_out.temperature
     return replace(
         held_out,
         split=split,
-        headline=evaluated(calibrated(raw, temperature)),
-        plain=evaluated(calibrated(everywhere(plain), temperature)),
-        uncalibrated_error=evaluated(raw).calibration_error,
+        headline=evaluated(calibrated(logits, temperature)),
+        plain=evaluated(calibrated(plain, temperature)),
+        uncalibrated_error=evaluated(logits).calibration_error,
     )
 
 

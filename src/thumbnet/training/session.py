@@ -70,11 +70,6 @@ class Session:
         """The processes of the training."""
         return self.state.world
 
-    @property
-    def watched(self) -> str | None:
-        """The split that is evaluated during the training: ``val``, else ``test``, else None."""
-        return next((name for name in ("val", "test") if name in self.prepared.evaluation), None)
-
     def train(self) -> Run:
         """Train to the end, measure the network, and write the weights and the summary.
 
@@ -106,7 +101,7 @@ class Session:
         results = train_epochs(
             self.state,
             self.prepared,
-            evaluate=None if self.watched is None else self._score,
+            evaluate=None if self.prepared.watched is None else self._score,
             evaluate_sample=None if sample is None else lambda model: self._score_on(model, sample)[0],
             on_step=self._on_step,
             on_note=self.listener.on_note,
@@ -121,14 +116,15 @@ class Session:
 
     def _sample(self) -> EvalBatches | None:
         """A few pictures of the watched split, for the learning curve."""
-        wanted = self.state.recipe.evaluation.sample
-        if self.watched is None or not wanted:
+        wanted, watched = self.state.recipe.evaluation.sample, self.prepared.watched
+        if watched is None or not wanted:
             return None
-        return self.prepared.evaluation[self.watched].sample(max(wanted, self.world.size), self.world)
+        return self.prepared.evaluation[watched].sample(max(wanted, self.world.size), self.world)
 
     def _score(self, model: nn.Module) -> Score:
-        assert self.watched is not None
-        score, self._newest_logits = self._score_on(model, self.prepared.evaluation[self.watched])
+        watched = self.prepared.watched
+        assert watched is not None
+        score, self._newest_logits = self._score_on(model, self.prepared.evaluation[watched])
         return score
 
     def _score_on(self, model: nn.Module, batches: EvalBatches) -> tuple[Score, torch.Tensor]:
@@ -136,7 +132,7 @@ class Session:
         with self.evaluation_memory():
             logits, labels = collect_logits(model, batches, dtype=self.state.dtype)
         gathered = self.world.gather(logits).numpy(), self.world.gather(labels).numpy()
-        return score_of(str(self.watched), *gathered, self.data.class_names), logits
+        return score_of(str(self.prepared.watched), *gathered, self.data.class_names), logits
 
     def evaluation_memory(self) -> AbstractContextManager[None]:
         """Within, turn refused memory into an error that names the setting for smaller batches."""
@@ -209,9 +205,10 @@ class Session:
     def _known_logits(self) -> tuple[str, torch.Tensor] | None:
         """The watched split and its logits, if the final weights are the ones that gave them."""
         unchanged = self.state.kept_epoch == self.state.epoch
-        if self.watched is None or self._newest_logits is None or not unchanged:
+        watched = self.prepared.watched
+        if watched is None or self._newest_logits is None or not unchanged:
             return None
-        return self.watched, self._newest_logits
+        return watched, self._newest_logits
 
     def _weights_info(self, measured: Measured) -> WeightsInfo:
         recipe = self.state.recipe

@@ -8,6 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from thumbnet.runs.any_weights import AnyWeights
 from thumbnet.seeds import derive_seed
 from thumbnet.training.optimizers import build_optimizer
 from thumbnet.training.pretrained import begin_pretrained
+from thumbnet.training.randomness import seeded
 from thumbnet.training.scaling import LEAST_SCALE
 from thumbnet.training.schedules import factor_at, replanned, smaller_sizes
 from thumbnet.training.transfer import Start, begin_from
@@ -371,6 +373,7 @@ class TrainingState:
         # The decay starts low (1 - 9 / (10 + step)), so that the average forgets the random initial weights.
         return 1 - min(self.recipe.training.ema_decay, (1 + step) / (10 + step))
 
+    @torch.no_grad()
     def update_average(self, weight: Tensor | None = None) -> None:
         """Move the averaged weights and running statistics towards the newest ones.
 
@@ -379,7 +382,8 @@ class TrainingState:
         """
         if self.average is None:
             return
-        averaged, newest = self.average.state_dict().values(), self.model.state_dict().values()
+        # A state_dict would have a tensor of two names twice.
+        averaged, newest = (chain(net.parameters(), net.buffers()) for net in (self.average, self.model))
         pairs = list(zip(averaged, newest, strict=True))
         floats = [(a, b) for a, b in pairs if a.is_floating_point()]
         old, new = [a for a, _ in floats], [b for _, b in floats]
@@ -423,8 +427,7 @@ def build_state(
     """
     keep_freed_memory()
     with memory_guard(str(device), "building the network", "Use a narrower one: --set model.width=0.5"):
-        with torch.random.fork_rng(devices=[]):  # leave the caller's generator unchanged
-            torch.manual_seed(derive_seed(recipe.seed, "weights"))
+        with seeded(derive_seed(recipe.seed, "weights"), device):
             size = prepared.preprocessing.size
             sizes = [size, *smaller_sizes(recipe.schedule, size)]
             model = build_model(recipe.model, len(class_names), sizes=sizes)

@@ -88,9 +88,9 @@ def accumulate_gradients(state: TrainingState, batch: Batch) -> Tensor:
     ``state.scaler``.
     """
     settings, world = state.recipe.training, state.world
-    size = settings.micro_batch or len(batch.images)
-    images_and_labels = list(zip(batch.images.split(size), batch.labels.split(size), strict=True))
-    mixtures = [None] * len(images_and_labels) if batch.mixed is None else batch.mixed.split(size)
+    sizes = pass_sizes(len(batch.images), batch.total, settings.micro_batch, world.size)
+    images_and_labels = list(zip(batch.images.split(sizes), batch.labels.split(sizes), strict=True))
+    mixtures = [None] * len(sizes) if batch.mixed is None else batch.mixed.split(sizes)
     parts = list(zip(images_and_labels, mixtures, strict=True))
     each = []  # loss of each picture, by which the selection chooses the next epoch's
     whole = torch.zeros((), device=state.device)
@@ -109,6 +109,30 @@ def accumulate_gradients(state: TrainingState, batch: Batch) -> Tensor:
     if state.selection is not None and batch.positions is not None:
         state.selection.note(batch.positions, torch.cat(each))
     return whole
+
+
+def pass_sizes(own: int, total: int, micro_batch: int, processes: int) -> list[int]:
+    """How many pictures each forward pass of a step has in this process.
+
+    All processes make the same number of passes, because they exchange BatchNorm's statistics in each pass
+    and gradients in the last one. Their shares of a batch differ by at most one picture. If that picture
+    needs a pass of its own, the processes without it spread their pictures evenly over as many passes.
+
+    Args:
+        own: pictures of the batch that this process has.
+        total: pictures of the batch over all processes.
+        micro_batch: the most pictures that a pass may have; 0 for one pass.
+        processes: number of processes.
+    """
+    if not micro_batch:
+        return [own]
+    whole, rest = divmod(own, micro_batch)
+    sizes = [micro_batch] * whole + ([rest] if rest else [])
+    passes = -(-total // (processes * micro_batch))  # of the largest share
+    if len(sizes) >= passes:
+        return sizes
+    each, more = divmod(own, passes)
+    return [each + (number < more) for number in range(passes)]
 
 
 def summed_loss(

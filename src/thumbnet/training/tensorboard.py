@@ -23,7 +23,7 @@ class TensorBoardWriter(Listener):
     The tags follow PyTorch's tutorial: ``Loss/train``, ``Loss/val`` or ``Loss/test``, ``Accuracy/...`` (0 to
     1), ``Learning rate``, and also ``Speed/pictures per second``. The horizontal axis counts optimisation
     steps. Scores on a sample of the pictures have ``sample`` in their tags. A resumed training hides the
-    events that the stopped one wrote after its checkpoint.
+    events that the stopped one wrote after its checkpoint, or all of them if it wrote none.
 
     Raises:
         MissingExtraError: tensorboard is not installed.
@@ -47,7 +47,9 @@ class TensorBoardWriter(Listener):
 
     def on_start(self, run: Run, state: TrainingState, prepared: Prepared) -> None:
         """Open the event file and write the recipe."""
-        self._writer = self._make(run.path / FOLDER, purge_step=state.step + 1 if state.step else None)
+        # Events from this step on are written anew. Without a checkpoint these are all events.
+        first = state.step + 1 if state.step else 0
+        self._writer = self._make(run.path / FOLDER, purge_step=first)
         if not state.step:
             self._writer.add_text("Recipe", f"```toml\n{state.recipe.to_toml()}\n```")
 

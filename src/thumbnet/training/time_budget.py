@@ -15,8 +15,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -26,11 +27,15 @@ from thumbnet.batches.batches import Batch
 from thumbnet.batches.prepare import Prepared
 from thumbnet.distributed import World
 from thumbnet.errors import OutOfMemoryError, RecipeError, memory_guard
-from thumbnet.hardware import autocast
+from thumbnet.hardware import autocast, can_compile
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe, recipe_names
 from thumbnet.recipes.settings import SMALLEST_BATCH, ScheduleSettings, kept_per_epoch
-from thumbnet.training.schedules import done_at, size_at, sizes_after, smaller_sizes
+from thumbnet.training.graphed import why_not_recorded
+from thumbnet.training.optimizers import device_rates, drop_device_state, make_device_state
+from thumbnet.training.randomness import seeded
+from thumbnet.training.recording import Recorder
+from thumbnet.training.schedules import done_at, size_at, sizes_after, smaller_sizes, trains_head_only
 from thumbnet.training.state import TrainingState
 from thumbnet.training.step import accumulate_gradients, take_step
 
@@ -39,6 +44,7 @@ Size: TypeAlias = tuple[int, int]
 LONGEST = 60 * 24 * 30  # minutes: a month
 FEWEST = 32  # pictures in the batches that are timed at first
 ROUNDS = 2  # how often a part of a step is timed
+REPLAYS = 10  # of a CUDA graph between two looks at the clock, because one takes about a millisecond
 # A batch that is timed may take so many seconds, judging by FEWEST pictures, or this part of the budget.
 # Small batches are slow: with 80 pictures of 20x20, a picture takes two cores twice as long as with 1,000, of
 # 32x32 only 1.4 times as long.
@@ -83,10 +89,17 @@ def check_free_of_length(overrides: Sequence[str]) -> None:
 
 
 def may_choose_width(asked: str | Path | Recipe | None, named: Collection[str], recipe: Recipe) -> bool:
-    """Whether the network's width may be chosen: FastNet's, unless the user names it or brings a recipe."""
+    """Whether the network's width may be chosen: FastNet's, unless the user names it or brings a recipe.
+
+    Initial weights (``training.init``) have a width already.
+    """
     own = asked is not None and asked not in recipe_names()
     return (
-        recipe.model.name == "fastnet" and recipe.model.width == 1 and "model.width" not in named and not own
+        recipe.model.name == "fastnet"
+        and recipe.model.width == 1
+        and "model.width" not in named
+        and not own
+        and not recipe.training.init
     )
 
 
@@ -143,6 +156,9 @@ def measure_speed(
 ) -> Speed:
     """Time a new network of ``recipe`` on random pictures. Takes a few seconds.
 
+    If the training will replay its steps as CUDA graphs, so does this: launching their operations one by one
+    would take longer.
+
     Args:
         recipe: all settings.
         prepared: the batches. None of their pictures are used, only how many and how large they are.
@@ -155,15 +171,19 @@ def measure_speed(
     """
     size = prepared.preprocessing.size
     sizes = [*smaller_sizes(recipe.schedule, size), size]
-    plain = replace(recipe, training=replace(recipe.training, compile=False, micro_batch=0))
+    plain = replace(recipe, training=replace(recipe.training, compile=False))
     advice = "Use a narrower network: --set model.width=0.5"
-    with torch.random.fork_rng(devices=[]), memory_guard(str(device), "measuring the speed", advice):
+    with seeded(0, device), memory_guard(str(device), "measuring the speed", advice):
         state = TrainingState(build_model(plain.model, classes, sizes=sizes), plain, 1, device)
-        timer = _Timer(state, classes, longest)
+        alone = prepared.train.world.size == 1
+        compiled = recipe.training.compile and can_compile(device)
+        replayed = alone and not compiled and why_not_recorded(state, prepared.train) is None
+        timer = _Timer(state, classes, longest, replayed)
         own = own_batch(recipe, prepared)
         at_once = min(recipe.training.micro_batch or own, own, prepared.train.count)
         per_picture = timer.per_picture(timer.train_on, sizes, at_once)
-        per_step = min(timer.seconds(timer.optimize, timer.batch(size, FEWEST)) for _ in range(ROUNDS))
+        per_step = timer.fastest(timer.optimize, [timer.batch(size, FEWEST)])[0]
+        timer.replayed = False  # evaluations are not
         state.model.eval()
         at_once = min(recipe.evaluation.batch_size, prepared.train.count)
         evaluating = timer.per_picture(timer.classify, [size], at_once)[size]
@@ -171,10 +191,18 @@ def measure_speed(
 
 
 class _Timer:
-    """Times the parts of a step on random pictures."""
+    """Times the parts of a step on random pictures.
 
-    def __init__(self, state: TrainingState, classes: int, longest: float) -> None:
+    Attributes:
+        replayed: whether what is timed is recorded as CUDA graphs and replayed, as in the training.
+    """
+
+    def __init__(self, state: TrainingState, classes: int, longest: float, replayed: bool = False) -> None:
         self._state, self._classes, self._longest = state, classes, longest
+        self.replayed = replayed
+        self._rates = torch.zeros(len(state.optimizer.param_groups), device=state.device)
+        if replayed:
+            make_device_state(state.optimizer)
 
     def batch(self, size: Size, count: int) -> Batch:
         """A batch of ``count`` random pictures."""
@@ -184,39 +212,57 @@ class _Timer:
 
     def train_on(self, batch: Batch) -> None:
         self._state.optimizer.zero_grad()
-        float(accumulate_gradients(self._state, batch))
+        accumulate_gradients(self._state, batch)
 
     def classify(self, batch: Batch) -> None:
         with torch.inference_mode(), autocast(self._state.dtype, self._state.device):
-            float(self._state.model(batch.images).sum())
+            self._state.model(batch.images)
 
     def optimize(self, _: Batch) -> None:
-        take_step(self._state)
-        float(next(self._state.model.parameters()).detach().sum())
+        optimizer = self._state.optimizer
+        with device_rates(optimizer, self._rates) if self.replayed else nullcontext():
+            take_step(self._state)
 
     def per_picture(
         self, work: Callable[[Batch], None], sizes: Sequence[Size], most: int
     ) -> dict[Size, float]:
-        """Seconds of ``work`` for a picture, by its size, in batches of ``most`` or, if slow, fewer.
-
-        The sizes take turns, and the fastest time counts: at the start of a process, other work ends and
-        memory is prepared, which would look as if the size that comes first were slow.
-        """
+        """Seconds of ``work`` for a picture, by its size, in batches of ``most`` or, if slow, fewer."""
         few = min(FEWEST, most)
         batches = {size: self.batch(size, few) for size in sizes}
         for size, batch in batches.items():
-            work(batch)
-            count = min(most, int(few * self._longest / self.seconds(work, batch)))
+            act = partial(work, batch)
+            self.seconds(act)  # a warm-up
+            count = min(most, int(few * self._longest / self.seconds(act)))
             if count > few:
                 batches[size] = self.batch(size, count)
-        rounds = [{size: self.seconds(work, batch) for size, batch in batches.items()} for _ in range(ROUNDS)]
-        return {size: min(one[size] for one in rounds) / len(batches[size].labels) for size in sizes}
+        seconds = self.fastest(work, list(batches.values()))
+        return {size: one / len(batches[size].labels) for size, one in zip(batches, seconds, strict=True)}
 
-    def seconds(self, work: Callable[[Batch], None], batch: Batch) -> float:
-        """The time of ``work`` on ``batch``."""
+    def fastest(self, work: Callable[[Batch], None], batches: Sequence[Batch]) -> list[float]:
+        """Seconds of ``work`` on each of ``batches``.
+
+        They take turns, and the fastest time counts: at the start of a process, other work ends and memory is
+        prepared, which would look as if the batch that comes first were slow.
+        """
+        acts: list[Callable[[], None]] = [partial(work, batch) for batch in batches]
+        times = 1
+        if self.replayed:
+            recorder = Recorder(self._state.device, [])  # the network is thrown away, whatever changes
+            try:
+                acts, times = [recorder.record(act) for act in acts], REPLAYS
+            except RuntimeError:  # then the training cannot record its steps either
+                self.replayed = False
+                drop_device_state(self._state.optimizer)
+        rounds = [[self.seconds(act, times) for act in acts] for _ in range(ROUNDS)]
+        return [min(seconds) for seconds in zip(*rounds, strict=True)]
+
+    def seconds(self, act: Callable[[], None], times: int = 1) -> float:
+        """The mean time of ``act``, done so many times in a row, until the device has finished."""
         started = time.perf_counter()
-        work(batch)
-        return time.perf_counter() - started
+        for _ in range(times):
+            act()
+        self._state.hits.item()  # waits for the device
+        return (time.perf_counter() - started) / times
 
 
 @dataclass(frozen=True)
@@ -248,18 +294,24 @@ class Costs:
 
 
 def costs(recipe: Recipe, prepared: Prepared, speed: Speed) -> Costs:
-    """What a training of ``recipe`` costs at ``speed``."""
-    watched = next(
-        (prepared.evaluation[name] for name in ("val", "test") if name in prepared.evaluation), None
-    )
+    """What a training of ``recipe`` costs at ``speed``.
+
+    At the end, the watched split is evaluated once more, and then each split that
+    :func:`~thumbnet.training.results.measure` needs is classified in all views. That is the most that it may
+    be: logits that are known already are not computed again.
+    """
     settings, processes = recipe.evaluation, prepared.train.world.size
-    pictures = 0 if watched is None else len(watched.engine.labels)
+
+    def count(split: str | None) -> int:
+        return 0 if split is None else len(prepared.evaluation[split].engine.labels)
+
+    pictures = count(prepared.watched)
     sampled = min(settings.sample, pictures)
     each = pictures / settings.every + sampled * (1 - 1 / settings.every) if settings.every else sampled
-    measured = sum(
-        len(batches.engine.labels) for name, batches in prepared.evaluation.items() if name != "val"
-    )
-    last = VIEWS[settings.tta] * measured + pictures
+    classified = {prepared.measured}
+    if recipe.data.calibration_pictures:
+        classified.add(prepared.held_out)
+    last = VIEWS[settings.tta] * sum(map(count, classified)) + pictures
     return Costs(
         speed,
         recipe.schedule,
@@ -292,8 +344,10 @@ def watch_less(recipe: Recipe, prepared: Prepared, speed: Speed) -> Recipe:
 def fit_steps(recipe: Recipe, prepared: Prepared, speed: Speed, seconds: float) -> Recipe:
     """The recipe with as many steps as fit into ``seconds``, which include the final evaluation.
 
-    As ``training.min_steps`` asks, batches become smaller where there would be too few steps.
+    As ``training.min_steps`` asks, batches become smaller where there would be too few steps. What ``recipe``
+    says about an earlier plan is forgotten.
     """
+    recipe = recipe.without_plan()
     pictures = kept_per_epoch(prepared.train.count, recipe.data.skip_easy)
     batch = batch_of(recipe, prepared.train.count)
     least = recipe.training.min_steps
@@ -335,6 +389,7 @@ class TimeBudget:
     _pace: list[tuple[float, float]] = field(default_factory=list)  # (expected, taken) of recent looks
     _changed: float = 0.0  # when the plan was last changed
     _told: int = 0  # the number of steps that the user was last told; 0 for the first plan
+    _after_head: bool = False  # whether the next change of the plan is the first one after the head's part
 
     @property
     def deadline(self) -> float:
@@ -401,14 +456,17 @@ class TimeBudget:
         found = self._costs
         assert found is not None
         now = self.clock()
-        if self._since is None:  # the first step prepares memory and code: it says nothing about the pace
-            self._since = self._changed = now
-            return None
         schedule, total = state.recipe.schedule, state.total_steps
+        evaluation = found.per_epoch if state.epoch_is_over else 0.0  # it follows this step
+        only_head = trains_head_only(schedule, state.step - 1, total)
+        if self._since is None or only_head:
+            # The first step prepares memory and code, and a step of the head alone costs less than a measured
+            # one. Neither says anything about the pace.
+            self._since = self._changed = now
+            self._expected, self._after_head = evaluation, only_head
+            return None
         last = done_at(schedule, state.step - 0.5, total)
-        self._expected += found.speed.step(size_at(schedule, last, found.size), found.batch_size)
-        if state.step_in_epoch == 0 or state.epoch_is_over:
-            self._expected += found.per_epoch
+        self._expected += found.speed.step(size_at(schedule, last, found.size), found.batch_size) + evaluation
         if not meeting:
             return None
         taken = now - self._since
@@ -416,14 +474,17 @@ class TimeBudget:
         new_total = world.from_first(self._new_total(state, now, taken) if look else None)
         if new_total is None:
             return None
-        told = self._told or total
+        told, after_head = self._told or total, self._after_head
+        self._after_head = False
         state.replan(new_total)
         if abs(new_total / told - 1) < NOTED:
             return None
         self._told = new_total
-        how = "slower" if new_total < told else "faster"
+        why = f"the computer is {'slower' if new_total < told else 'faster'} now"
+        if after_head and new_total > told:
+            why = "training only the last layer took less time than planned"
         now_epochs, then = (steps / state.steps_per_epoch for steps in (new_total, told))
-        return f"the computer is {how} now: {now_epochs:.1f} epochs instead of {then:.1f}, to end in time"
+        return f"{why}: {now_epochs:.1f} epochs instead of {then:.1f}, to end in time"
 
     def _recent_pace(self) -> float:
         """Seconds taken per second expected."""
@@ -454,5 +515,8 @@ class TimeBudget:
         planned = (state.total_steps - state.step) * step * pace
         if abs(planned - left) < max(TOLERANCE * 60 * self.minutes, step * pace):
             return None
+        new_total = max(LEAST_STEPS, state.step + max(1, round(left / (step * pace))))
+        if new_total == state.total_steps:
+            return None
         self._changed = now
-        return state.step + max(1, round(left / (step * pace)))
+        return new_total

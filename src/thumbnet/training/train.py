@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -23,7 +24,8 @@ from thumbnet.data.calibration import with_calibration_split
 from thumbnet.data.corrections import Correction, corrections_csv, corrections_of
 from thumbnet.data.splits import Data
 from thumbnet.distributed import World, joined
-from thumbnet.errors import DataError, RecipeError, RunError, ThumbnetError, memory_guard
+from thumbnet.errors import DataError, FallbackWarning, RecipeError, RunError, ThumbnetError, memory_guard
+from thumbnet.files import user_path
 from thumbnet.hardware import choose_device, deterministic
 from thumbnet.invocation import command
 from thumbnet.kernels.library import load_kernels
@@ -89,10 +91,23 @@ class Call:
     def choose_device(self) -> torch.device:
         """The device of this process.
 
+        Apple's GPU is for one process: gloo cannot sum its tensors. With several, ``auto`` means the CPU, and
+        a :class:`FallbackWarning` says so.
+
         Raises:
             ThumbnetError: it is not available, or the first process computes on another kind of device.
         """
         device = choose_device(self.device, self.world.local_rank)
+        if self.world.size > 1 and device.type == "mps":
+            if self.device != "auto":
+                raise ThumbnetError(
+                    f"--device {self.device}: Apple's GPU cannot train in several processes. Leave out "
+                    "torchrun, or use the CPU: --device cpu"
+                )
+            device = torch.device("cpu")
+            warnings.warn(
+                f"mps cannot train in several processes: using {device}", FallbackWarning, stacklevel=2
+            )
         first = self.world.from_first(device.type)
         if first != device.type:
             raise ThumbnetError(
@@ -155,7 +170,7 @@ def train(
         # Read before anything is downloaded. The files that they name are looked up here, by one process.
         read = corrections_of(labels) if labels is not None and world.is_first else None
         corrections = world.from_first(read)
-        begun = auto_resume and (Path(str(out)).expanduser() / "run.json").is_file()
+        begun = auto_resume and (user_path(str(out)) / "run.json").is_file()
         if out is not None and world.from_first(begun):
             with suppress(RecipeError):  # the run's own recipe counts, but this call may name its network
                 asked_recipe(recipe, overrides)
@@ -438,7 +453,7 @@ def with_absolute_init(recipe: Recipe) -> Recipe:
     source = recipe.training.init
     if not source or source.startswith("hf:"):
         return recipe
-    place = str(Path(source).expanduser().resolve())
+    place = str(user_path(source).resolve())
     return replace(recipe, training=replace(recipe.training, init=place))
 
 

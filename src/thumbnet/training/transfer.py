@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from thumbnet.data.splits import Data
 from thumbnet.errors import RunError, printable
-from thumbnet.files import read_json
+from thumbnet.files import read_json, user_path
 from thumbnet.models.registry import is_of_head, same_network
 from thumbnet.models.resnet import ResNet
 from thumbnet.recipes.settings import ModelSettings
@@ -143,7 +142,7 @@ def seen_before(source: str, data: Data, fingerprint: str) -> str:
         A note if the run had the same data, divided in another way; else an empty text.
     """
     aside = " and ".join(name for name in ("val", "test") if name in data.set_aside)
-    folder = None if source.startswith(HUB) else run_folder(Path(source).expanduser())
+    folder = None if source.startswith(HUB) else run_folder(user_path(source))
     place = where_again(data.source)
     if not aside or folder is None or place is None:
         return ""

@@ -74,6 +74,11 @@ class Parts:
         return self._again(recipe)
 
 
+def held_out_of(part: Prepared) -> int:
+    """How many pictures judge one network of a trial."""
+    return len(part.evaluation["val"].engine.labels)
+
+
 def divide(data: Data, recipe: Recipe, device: torch.device, progress: Progress | None = None) -> Parts:
     """Decode ``data`` without its test split, and divide it.
 
@@ -101,7 +106,7 @@ def divide(data: Data, recipe: Recipe, device: torch.device, progress: Progress 
     return Parts(
         parts,
         prepared.train.count,
-        sum(len(part.evaluation["val"].engine.labels) for part in parts),
+        sum(map(held_out_of, parts)),
         how,
         prepared.preprocessing.size,
         tuple(some_sizes(prepared.splits["train"])),
@@ -114,7 +119,7 @@ def divide(data: Data, recipe: Recipe, device: torch.device, progress: Progress 
 def _folds(data: Data, prepared: Prepared, recipe: Recipe) -> tuple[_Folds, str]:
     """Which pictures are held out, each fold once or only the first one; and the same in words."""
     if "val" in prepared.evaluation:
-        return [], f"the val split, {len(prepared.evaluation['val'].engine.labels):,} pictures"
+        return [], f"the val split, {held_out_of(prepared):,} pictures"
     count = prepared.train.count
     if count < FEWEST:
         raise DataError(
@@ -124,7 +129,8 @@ def _folds(data: Data, prepared: Prepared, recipe: Recipe) -> tuple[_Folds, str]
     folds = FOLDS if small else max(PARTS, -(-count // MOST_HELD_OUT))
     labels, together = _labels(prepared), _together(data, prepared)
     numbers = fold_numbers(labels, together, folds, derive_seed(recipe.data.split_seed, "tune"))
-    used = [fold for fold in range(1, (folds if small else 1) + 1) if (numbers == fold).any()]
+    there = [fold for fold in range(1, folds + 1) if (numbers == fold).any()]
+    used = there if small else there[:1]
     if not used or (numbers != used[0]).sum() < 2:
         raise DataError(
             f"{data.source}: no training pictures can be held out to compare settings, because the pictures "

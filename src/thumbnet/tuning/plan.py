@@ -5,6 +5,9 @@ A third of the time is kept for the final training, which uses all that is left.
 final training has a given time, too: a wider network, or one that sees larger pictures, has fewer epochs. If
 ``MANY`` trials fit, they are longer instead of more. A search that finds nothing better ends early.
 
+If the user set the number of epochs, every training has as many. The final training then takes as long as it
+takes, and if that is more than a third of the time, so much is kept for it.
+
 With less time there is no search: one training that takes all of it is better. With trials of fewer epochs,
 and half of the time for them, it lost up to three points (docs/notebook/tuning.md).
 """
@@ -23,7 +26,7 @@ from thumbnet.errors import ThumbnetError
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.training.time_budget import Speed, costs, measure_speed
-from thumbnet.tuning.parts import Parts
+from thumbnet.tuning.parts import Parts, held_out_of
 from thumbnet.tuning.space import enlargement, slowdown
 from thumbnet.tuning.study import Record
 from thumbnet.tuning.trial import POINTS
@@ -70,13 +73,18 @@ class Cost:
         """
         return self.pace * self.unpaced(recipe, parts)
 
+    def final(self, recipe: Recipe, parts: Parts) -> float:
+        """Seconds of a training of ``recipe`` on all training pictures, without its last evaluation."""
+        one = parts.parts[:1]
+        return self.trial(recipe, one) * parts.pictures / one[0].train.count
+
     def unpaced(self, recipe: Recipe, parts: Sequence[Prepared]) -> float:
         """Seconds of a trial at the measured speed."""
         return sum(
             self._factor(recipe, part)
             * (
                 self._steps(recipe, part)
-                + min(recipe.training.epochs, POINTS) * _held_out(part) * self.speed.evaluating
+                + min(recipe.training.epochs, POINTS) * held_out_of(part) * self.speed.evaluating
             )
             + PER_NETWORK
             for part in parts
@@ -131,15 +139,20 @@ def plan(
     Raises:
         ThumbnetError: the time is too short for ``TRIALS`` trials, or for ``trials``, and the final training.
     """
-    for_trials = left - 60 * minutes * FINAL_SHARE - WRITING
+    share, final = 60 * minutes * FINAL_SHARE, cost.final(recipe, parts) if fixed else 0.0
+    for_trials = left - max(share, final) - WRITING
     takes = cost.trial(recipe, parts.parts)
     fewest = min(TRIALS, trials or TRIALS)
     if fewest * takes > for_trials:
-        least = MARGIN * (60 * minutes - left + fewest * takes + WRITING) / (1 - FINAL_SHARE) / 60
+        needed = 60 * minutes - left + fewest * takes + WRITING
+        least = MARGIN * max(needed / (1 - FINAL_SHARE), needed + final) / 60
         least = math.ceil(10 * least) / 10
+        room = "two thirds of the time"
+        if final > share:
+            room = f"the time that a final training of about {final:.0f} s leaves"
         raise ThumbnetError(
             f"--minutes {minutes:g} is too short for a search: a trial takes about {takes:.0f} s here, and "
-            f"{fewest} of them have to fit into two thirds of the time. Give at least --minutes {least:.4g}, "
+            f"{fewest} of them have to fit into {room}. Give at least --minutes {least:.4g}, "
             "or let one training have all of the time, which is better than a hurried search: "
             f"{command('train', data, '--minutes', f'{minutes:g}')}"
         )
@@ -148,9 +161,10 @@ def plan(
         recipe = replace(recipe, training=replace(recipe.training, epochs=epochs))
         takes = cost.trial(recipe, parts.parts)
     networks = f" ({len(parts.parts)} networks)" if len(parts.parts) > 1 else ""
+    kept = f"about {final:.0f} s are" if final > share else "a third of the time is"
     note = (
         f"{minutes:g} minute(s): a trial takes about {takes:.0f} s{networks}, so about "
-        f"{int(for_trials / takes)} of them; a third of the time is kept for the final training"
+        f"{int(for_trials / takes)} of them; {kept} kept for the final training"
     )
     return Plan(recipe, note)
 
@@ -164,7 +178,3 @@ def _epochs_within(seconds: float, recipe: Recipe, parts: Parts, cost: Cost) -> 
     per_epoch = (many - one) / POINTS
     at_first = one - POINTS * per_epoch
     return max(0, int((seconds - at_first) / per_epoch))
-
-
-def _held_out(part: Prepared) -> int:
-    return len(part.evaluation["val"].engine.labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from thumbnet.errors import (
     DivergedError,
     InterruptedRunError,
     InterruptedTuneError,
+    NetworkError,
     OutOfMemoryError,
+    RecipeError,
     printable,
 )
 from thumbnet.evaluation import wilson_interval
 from thumbnet.files import read_json, write_file, write_json
+from thumbnet.recipes.networks import code_options
 from thumbnet.recipes.recipe import Recipe, recipe_from_toml
 from thumbnet.runs.folder import Run
 from thumbnet.training.fit import StepResult
@@ -39,6 +43,8 @@ LATE = 1.1  # a trial is given up once it has taken this many times the time tha
 # Trials in a row that find nothing better, after which the final training has the rest of the time. As many
 # as there are guesses after the first trial.
 PATIENCE = 7
+# How often to evaluate. A training with a given time changes it unless the user has set it.
+EVALUATIONS = ("evaluation.every", "evaluation.sample")
 
 
 @dataclass(frozen=True)
@@ -104,11 +110,13 @@ class Tuner:
     def __init__(self, search: Search) -> None:
         self.search = search
         self.listener = search.listener
-        self.study = Study(search.path, search.varied, search.recipe.seed)
+        self._options = code_options(search.recipe.model.name)  # of the command that goes on
+        self.study = Study(search.path, search.varied, search.recipe.seed, self._options)
         self.records = self.study.records()
         earlier = max((one.elapsed for one in self.records), default=0.0)
         self.started = search.started - earlier
         self._trial_started = 0.0
+        self._kept = 0.0  # seconds for the final training
 
     @property
     def deadline(self) -> float | None:
@@ -145,7 +153,9 @@ class Tuner:
                 )
                 return
             suggestion = self.study.ask()
-            recipe, left = self._recipe_of(suggestion), self._search_left()
+            recipe = self._recipe_of(suggestion)
+            self._kept = self._final_seconds(recipe)
+            left = self._search_left()
             if not self._fits(recipe, left):
                 suggestion.drop()
                 return
@@ -192,7 +202,7 @@ class Tuner:
 
         def on_step(step: StepResult, part: int) -> None:
             if self.listener.should_stop():
-                raise InterruptedTuneError(search.path, len(self.records))
+                raise self._interrupted()
             if left is not None and not first and time.perf_counter() - self._trial_started > LATE * left:
                 raise _OutOfTimeError
             self._tell_progress(suggestion.number, step, part, parts)
@@ -209,11 +219,14 @@ class Tuner:
         except _OutOfTimeError:
             suggestion.drop()
             return False
-        except (DivergedError, OutOfMemoryError) as error:
+        except (DivergedError, OutOfMemoryError, NetworkError, RecipeError) as error:
             if first:
                 raise  # the recipe itself does not work here
             suggestion.fail(str(error).split("\n")[0], **times())
         return True
+
+    def _interrupted(self) -> InterruptedTuneError:
+        return InterruptedTuneError(self.search.path, len(self.records), self._options)
 
     def _tell_progress(self, trial: int, step: StepResult, part: int, parts: int) -> None:
         done = (part + step.step / step.total_steps) / parts
@@ -235,8 +248,22 @@ class Tuner:
         deadline = self.deadline
         if deadline is None:
             return None
-        kept = 60 * float(self.search.settings["minutes"]) * FINAL_SHARE
-        return deadline - kept - WRITING - time.perf_counter()
+        return deadline - self._kept - WRITING - time.perf_counter()
+
+    def _final_seconds(self, recipe: Recipe) -> float:
+        """Seconds to keep for the final training if a trial of ``recipe`` comes next; 0 without a time.
+
+        This is a third of the time. If the user set the number of epochs, and they take longer than that with
+        ``recipe`` or with the best recipe so far, it is what they take.
+        """
+        search, cost, best = self.search, self._cost(), self._best()
+        if cost is None:
+            return 0.0
+        share = 60 * float(search.settings["minutes"]) * FINAL_SHARE
+        if search.settings["same_time"]:
+            return share
+        recipes = [recipe] if best is None else [recipe, self._recipe_of(best)]
+        return max(share, *(cost.final(one, search.parts) for one in recipes))
 
     def _cost(self) -> Cost | None:
         return None if self.search.cost is None else self.search.cost.learn(self.records)
@@ -298,6 +325,7 @@ class Tuner:
             return train(
                 search.given,
                 recipe,
+                overrides=self._decided(recipe),
                 out=search.path / RUN,
                 device=str(search.device),
                 data_dir=search.settings["data_dir"],
@@ -307,7 +335,17 @@ class Tuner:
                 labels=search.corrections,
             )
         except InterruptedRunError:
-            raise InterruptedTuneError(search.path, len(self.records)) from None
+            raise self._interrupted() from None
+
+    def _decided(self, recipe: Recipe) -> list[str]:
+        """The settings that the final training must not choose anew: it keeps those that are named.
+
+        These are whether to mirror, which the search has decided, and how often to evaluate, if the user has
+        set that.
+        """
+        named = self.search.settings.get("named", ())
+        keys = ("augment.flip", "evaluation.tta", *(key for key in EVALUATIONS if key in named))
+        return [f"{key}={attrgetter(key)(recipe)}" for key in keys]
 
     def _summary(self, best: Record, run: Run) -> dict[str, Any]:
         search, first = self.search, self.records[0]

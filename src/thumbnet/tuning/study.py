@@ -46,7 +46,8 @@ class Record:
 
     Attributes:
         number: counted from 1. The first one is the recipe where the search started.
-        state: ``complete``, ``stopped`` (hopeless) or ``failed`` (diverged, or out of memory).
+        state: ``complete``, ``stopped`` (hopeless) or ``failed`` (diverged, out of memory, or the network
+            cannot be built).
         point: the value of every knob.
         value: accuracy or mAP on the held-out pictures; nan if it is not complete.
         loss: mean loss of the held-out pictures, see :class:`thumbnet.tuning.trial.Outcome`; if it was
@@ -89,8 +90,14 @@ def load_optuna() -> Any:
 class Study:
     """A search in a folder. Only one process may use it at a time."""
 
-    def __init__(self, folder: Path, varied: Sequence[Knob], seed: int) -> None:
+    def __init__(self, folder: Path, varied: Sequence[Knob], seed: int, options: Sequence[str] = ()) -> None:
         """Open the journal in ``folder``, or begin one.
+
+        Args:
+            folder: the folder of the search.
+            varied: what the search varies.
+            seed: decides what is suggested.
+            options: what the command that goes on with the search also needs.
 
         Raises:
             RunError: the journal is damaged or cannot be written.
@@ -101,10 +108,13 @@ class Study:
         self._guesses = guesses(varied)
         self._file = folder / JOURNAL
         pruner = self._optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED, n_warmup_steps=JUDGED_FROM)
+        journal = self._optuna.storages.journal
         try:
             _mend(self._file)
-            backend = _Journal(self._file, self._optuna.storages.journal.JournalFileBackend(str(self._file)))
-            storage = self._optuna.storages.JournalStorage(backend)
+            # A lock by a symbolic link, the default, cannot be made on every file system.
+            lock = journal.JournalFileOpenLock(str(self._file))
+            backend = journal.JournalFileBackend(str(self._file), lock_obj=lock)
+            storage = journal.JournalStorage(_Journal(self._file, backend, options))
             self._study = self._optuna.create_study(
                 storage=storage, study_name=NAME, direction="minimize", pruner=pruner, load_if_exists=True
             )
@@ -116,7 +126,7 @@ class Study:
         except RunError:
             raise
         except OSError as error:
-            raise _not_written(self._file, error) from None
+            raise _not_written(self._file, error, options) from None
         except Exception as error:  # Optuna replays the lines without checking them
             reason = str(error).split("\n")[0] or type(error).__name__
             raise RunError(f"{self._file} is damaged ({reason}). Start a new search") from None
@@ -288,8 +298,8 @@ class _Journal:
     :func:`_mend` then removes that part when the search goes on.
     """
 
-    def __init__(self, file: Path, backend: Any) -> None:
-        self._file, self._backend = file, backend
+    def __init__(self, file: Path, backend: Any, options: Sequence[str]) -> None:
+        self._file, self._backend, self._options = file, backend, options
         self._failure: OSError | None = None
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
@@ -307,13 +317,13 @@ class _Journal:
                 return
             except OSError as error:
                 self._failure = error
-        raise _not_written(self._file, self._failure) from None
+        raise _not_written(self._file, self._failure, self._options) from None
 
 
-def _not_written(journal: Path, error: OSError) -> RunError:
+def _not_written(journal: Path, error: OSError, options: Sequence[str]) -> RunError:
+    again = command("tune", "--resume", journal.parent, *options)
     return RunError(
-        f"cannot write {journal}: {error.strerror or error}. Finished trials are kept.\n"
-        f"Go on: {command('tune', '--resume', journal.parent)}"
+        f"cannot write {journal}: {error.strerror or error}. Finished trials are kept.\nGo on: {again}"
     )
 
 

@@ -132,10 +132,12 @@ class _Judge:
         """The loss of each picture in the last evaluation."""
         assert self._last is not None
         logits, labels = self._last
+        # Even for a few pictures: without a temperature, label smoothing would look worse than it is.
         if labels.ndim == 2:
-            surprise = binary_cross_entropy(logits / fit_sigmoid_temperature(logits, labels), labels > 0)
+            temperature = fit_sigmoid_temperature(logits, labels, fewest=1)
+            surprise = binary_cross_entropy(logits / temperature, labels > 0)
             return list(surprise.mean(axis=1).tolist())
-        likely = log_softmax(logits / fit_temperature(logits, labels))
+        likely = log_softmax(logits / fit_temperature(logits, labels, fewest=1))
         return list((-likely[np.arange(len(labels)), labels]).tolist())
 
 

@@ -21,7 +21,7 @@ import inspect
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,13 @@ import torch
 from thumbnet.data.corrections import Correction, corrections_of, read_corrections
 from thumbnet.data.splits import Data
 from thumbnet.errors import RecipeError, RunError, ThumbnetError, memory_guard
-from thumbnet.files import locked, read_json, write_file, write_json
+from thumbnet.files import locked, read_json, user_path, write_file, write_json
 from thumbnet.hardware import choose_device, deterministic
 from thumbnet.invocation import command, processes
 from thumbnet.kernels.library import load_kernels
 from thumbnet.models.registry import find_builder
 from thumbnet.recipes.recipe import Recipe, recipe_from_toml
-from thumbnet.runs.fields import optional_text
+from thumbnet.runs.fields import items, optional_text
 from thumbnet.runs.folder import CORRECTIONS_NAME, LOCK_NAME, Run
 from thumbnet.sources.load import where_again
 from thumbnet.training.choose import choose_recipe, load_for
@@ -115,7 +115,7 @@ def tune(
         listener.on_data(loaded)
         if steps:
             listener.on_note(f"training.steps = {steps} of the recipe is left out: trials have whole epochs")
-        base = _without_length_in_steps(with_absolute_init(base))
+        base = with_absolute_init(base).without_plan()
         base.to_toml()  # a recipe that cannot be written is refused before the search
         called = _Call(data, corrections, chosen, listener, started)
         parts = divide(loaded, base, chosen, listener.on_decode)
@@ -129,6 +129,7 @@ def tune(
             "minutes": minutes,
             "trials": trials,
             "same_time": start.same_time,
+            "named": sorted(named_keys(recipe, overrides)),
             "recipe": start.recipe.to_toml(),
             "knobs": [knob.to_dict() for knob in start.varied],
         }
@@ -161,7 +162,7 @@ def resume_tuning(
         DataError: its data cannot be loaded any more.
     """
     started = time.perf_counter() if started is None else started
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     settings = _settings_of(folder)
     load_optuna()
     check_page()
@@ -172,8 +173,8 @@ def resume_tuning(
             base = recipe_from_toml(settings["recipe"])
             varied = tuple(Knob.from_dict(one) for one in settings["knobs"])
             source, data_dir = (optional_text(settings[key], key) for key in ("data", "data_dir"))
-            corrected, fingerprint = settings["corrected"], settings["fingerprint"]
-            bool(settings["same_time"])
+            corrected, fingerprint, _ = (settings[key] for key in ("corrected", "fingerprint", "same_time"))
+            items(settings.get("named", []), "named")  # earlier versions wrote none
             _check_asked(settings["minutes"], settings["trials"])
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecipeError) as error:
             raise RunError(f"{folder / SETTINGS} is damaged ({error}). Start a new search") from None
@@ -262,13 +263,16 @@ def _planned(
         data = _as_named(call.given)
         found = plan(base, parts, cost, minutes, left, trials, data=data, fixed=fixed)
         base, notes = found.recipe, (found.note,)
+    # Weights to start from fit only the width that they were trained with.
+    builder = find_builder(base.model.name)
+    takes_width = not base.training.init and "width" in inspect.signature(builder).parameters
     varied = knobs(
         base,
         named,
         parts.pictures,
         parts.size,
         own=parts.own,
-        takes_width="width" in inspect.signature(find_builder(base.model.name)).parameters,
+        takes_width=takes_width,
         epochs=minutes is None,
     )
     return _Start(base, varied, minutes is not None and not fixed, cost, notes)
@@ -318,15 +322,6 @@ def _search(
 def _memory() -> Any:
     advice = "Use smaller batches (--batch-size) or a narrower network (--set model.width=0.5)"
     return memory_guard("this computer", "during the search", advice)
-
-
-def _without_length_in_steps(recipe: Recipe) -> Recipe:
-    """The recipe with its length in epochs only. A recipe that --minutes planned also has steps."""
-    return replace(
-        recipe,
-        training=replace(recipe.training, steps=0),
-        schedule=replace(recipe.schedule, planned_at=(), planned_steps=()),
-    )
 
 
 def _as_named(data: Any) -> str:
