@@ -284,7 +284,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     ``torch.nn.SyncBatchNorm`` has no version for CPUs. On GPUs it makes the host wait three times per layer
     (PyTorch 2.13), to leave out processes without pictures, which a batch does not have. Nothing here makes
-    the host wait.
+    the host wait, unless the momentum is None.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -153,8 +153,13 @@ def open_zip(path: str | Path) -> Iterator[zipfile.ZipFile]:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON object for people to read; see :func:`finite` and :func:`write_with`."""
-    write_file(path, json.dumps(finite(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write a JSON object for people to read; see :func:`as_json` and :func:`write_with`."""
+    write_file(path, as_json(values))
+
+
+def as_json(values: Mapping[str, Any]) -> str:
+    """A JSON object for people to read; see :func:`finite`."""
+    return json.dumps(finite(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def finite(value: Any) -> Any:

@@ -58,7 +58,7 @@ def test_leaks_conflicts_and_repeats_are_reported_and_written(tmp_path: Path) ->
     assert {one["class"] for one in rows[1]["pictures"]} == {"cat", "dog"}
 
 
-def test_sentences_name_no_local_folder_but_the_file_of_leaks_does(tmp_path: Path) -> None:
+def test_sentences_and_the_file_of_leaks_have_the_whole_path_of_an_added_picture(tmp_path: Path) -> None:
     """Corrections may add pictures, whose names are absolute paths."""
     paths = [write_picture(tmp_path / "secret" / f"{seed}.png", noise(seed)) for seed in (1, 2, 1)]
     train = FileSplit(tmp_path, [str(path) for path in paths], np.array([0, 1, 1]))
@@ -69,8 +69,8 @@ def test_sentences_name_no_local_folder_but_the_file_of_leaks_does(tmp_path: Pat
     found = looking.finish(tmp_path)
     assert found is not None
     leak, conflict, *_ = found["lines"]
-    assert "(such as test: test[0] = train: 2.png)" in leak
-    assert "(such as train: 1.png in cat = train: 1.png in dog)" in conflict
+    assert f"(such as test: test[0] = train: {paths[1]})" in leak
+    assert f"(such as train: {paths[0]} in cat = train: {paths[2]} in dog)" in conflict
     assert str(paths[1]) in (tmp_path / LEAKS_NAME).read_text("utf-8")
 
 

@@ -116,6 +116,14 @@ def test_what_is_published_names_no_local_folder(tiny_run: Run, tmp_path: Path) 
     files = {**published(run), "card": model_card(run, NAME).encode()}
     assert [name for name, content in files.items() if b"/home" in content] == []
     assert b'images = "photos"' in files["recipe.toml"]
+    line = "warning: 1 of the 3 test pictures are also in train (such as test: 1.png = train: /home/me/new/2.png)"
+    (run.path / "summary.json").write_text(json.dumps({**run.summary, "repeats": {"lines": [line]}}))
+    pictures = [{"name": "1.png", "split": "test"}, {"name": "/home/me/new/2.png", "split": "train"}]
+    (run.path / "leaks.jsonl").write_text(json.dumps({"kind": "leak", "pictures": pictures}) + "\n")
+    files = {**published(run), "card": model_card(run, NAME).encode()}
+    assert [name for name, content in files.items() if b"/home" in content] == []
+    for name in ("summary.json", "card"):
+        assert b"(such as test: 1.png = train: 2.png)" in files[name]
 
 
 def test_the_card_says_that_a_network_is_timms_and_was_fine_tuned(tiny_run: Run, tmp_path: Path) -> None:

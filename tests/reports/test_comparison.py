@@ -81,6 +81,14 @@ def test_repeated_seeds_of_the_same_time_form_one_group_however_many_steps_the_c
     assert [group.runs for group in groups] == [(first, second), (longer,), (counted,)]
 
 
+def test_repeated_seeds_of_the_same_time_form_one_group_if_the_clock_chose_other_batches(make: Make) -> None:
+    runs = [timed(make(0.9, seed, lr), 2, 40) for seed, lr in ((0, 0.05), (1, 0.05), (2, 0.1))]
+    for run, size, every in zip(runs, (61, 63, 61), (2, 3, 2), strict=True):
+        recipe = run.recipe.with_batch_size(size)
+        run.write_recipe(replace(recipe, evaluation=replace(recipe.evaluation, every=every)))
+    assert [len(group.runs) for group in group_runs(runs)] == [2, 1]
+
+
 def test_a_seed_counts_once_unless_its_results_differ(
     make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from thumbnet.recipes.recipe import Recipe
+from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.runs.folder import Run
-from thumbnet.runs.provenance import recipe_of, run_folder, with_provenance
+from thumbnet.runs.provenance import batch_size_of, recipe_of, run_folder, with_provenance
 from thumbnet.runs.weights import read_weights
 from thumbnet.runs.weights_info import WeightsInfo
 
@@ -92,3 +92,10 @@ def test_a_name_that_is_not_utf_8_can_be_written_as_json(info: WeightsInfo, tmp_
     for name in ("recipe.toml", "run.json"):
         (folder / name).write_text("{}")
     assert json.dumps(with_provenance(info, folder).run, ensure_ascii=False).encode() == b'"caf\\\\udce9"'
+
+
+@pytest.mark.parametrize(("trained", "used"), [(7, 7), (2000, 500)])
+def test_a_network_is_used_in_batches_of_the_usual_size_or_of_the_runs_smaller_one(
+    trained: int, used: int
+) -> None:
+    assert batch_size_of(load_recipe("small", [f"evaluation.batch_size={trained}"])) == used

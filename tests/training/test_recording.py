@@ -162,6 +162,15 @@ def test_no_garbage_is_collected_during_a_capture(collects: bool, cuda: FakeCuda
     assert seen == [*[collects] * WARM_UPS, False]
 
 
+def test_garbage_is_collected_once_for_all_captures(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    collected: list[int] = []
+    monkeypatch.setattr(gc, "collect", lambda: collected.append(1))
+    recorder = Recorder(CUDA, [])
+    for _ in range(3):
+        recorder.record(lambda: None)
+    assert collected == [1]
+
+
 def test_without_cuda_the_recorded_function_is_the_function_itself() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
 

@@ -226,3 +226,27 @@ def test_a_tensor_with_two_names_is_averaged_once() -> None:
     found = state.evaluated_model.state_dict()
     assert torch.allclose(found["0.weight"], before + weight)
     assert found["0.weight"].data_ptr() == found["1.weight"].data_ptr()
+
+
+class Cached(nn.Module):
+    """Keeps a buffer that is not saved and has the size of its newest input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.register_buffer("cache", torch.zeros(1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.cache = torch.ones(len(x))
+        return self.layer(x)
+
+
+def test_a_buffer_that_is_not_saved_is_not_averaged() -> None:
+    recipe = load_recipe(
+        "tutorial", ["training.precision=fp32", "training.epochs=4", "training.ema_decay=0.5"]
+    )
+    state = TrainingState(Cached(), recipe, 5, CPU)
+    state.model(torch.zeros(3, 2))
+    state.update_average()
+    assert state.evaluated_model is not state.model
+    assert dict(state.evaluated_model.named_buffers())["cache"].tolist() == [0.0]

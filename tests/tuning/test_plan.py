@@ -8,7 +8,7 @@ import torch
 from helpers import coloured_data
 from thumbnet.errors import ThumbnetError
 from thumbnet.recipes.recipe import Recipe, load_recipe
-from thumbnet.training.time_budget import Speed
+from thumbnet.training.time_budget import VIEWS, Speed
 from thumbnet.tuning.parts import Parts, divide
 from thumbnet.tuning.plan import FINAL_SHARE, MANY, MARGIN, TRIALS, WRITING, Cost, Plan, plan
 from thumbnet.tuning.space import GROWTH
@@ -64,7 +64,9 @@ def test_a_final_training_of_a_given_length_has_the_time_that_it_takes(
     parts = divide(coloured_data(120), RECIPE, torch.device("cpu"))
     recipe = of_length(RECIPE, 300)
     takes, final = COST.trial(recipe, parts.parts), COST.final(recipe, parts)
-    assert final == pytest.approx(1.25 * takes)
+    evaluations = 300 / recipe.evaluation.every + VIEWS[recipe.evaluation.tta]
+    assert final == pytest.approx(1.25 * takes + evaluations * parts.watched * COST.speed.evaluating)
+    assert parts.watched == len(coloured_data(120).splits["test"])
 
     def one_trial(minutes: float, fixed: bool = True) -> Plan:
         return plan(recipe, parts, COST, minutes, 60 * minutes - 5, 1, fixed=fixed)

@@ -288,6 +288,34 @@ def test_a_point_at_which_no_network_can_be_trained_is_a_failed_trial(
         tune(coloured_data(24), "small", trials=3, overrides=SHORTEST, out=tmp_path / "x", device="cpu")
 
 
+def test_a_search_whose_trials_all_fail_ends_although_they_take_no_time(
+    pretend: Pretend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def only_as_it_is(*arguments: Any) -> Outcome:
+        if pretend.trials:
+            raise NetworkError("not with this width")
+        return pretend.run_trial(*arguments)
+
+    monkeypatch.setattr(search, "run_trial", only_as_it_is)
+    out = tmp_path / "search"
+    tune(coloured_data(24), "small", minutes=5, overrides=SHORTEST, out=out, device="cpu")
+    assert [row["state"] for row in rows(out)] == ["complete", *search.PATIENCE * ["failed"]]
+
+
+@pytest.mark.parametrize(("pictures", "again"), [(24, False), (120, True)])
+def test_an_older_search_that_judged_by_too_few_pictures_for_a_temperature_is_not_mixed_with_new_trials(
+    pictures: int, again: bool, pretend: Pretend, tmp_path: Path
+) -> None:
+    data, out = coloured_data(pictures), tmp_path / "search"
+    with pytest.raises(InterruptedTuneError):
+        tune(data, "small", trials=1, overrides=SHORTEST, out=out, device="cpu", listener=Stop(0))
+    settings = json.loads((out / "tune.json").read_text())
+    del settings["named"]
+    (out / "tune.json").write_text(json.dumps(settings))
+    with nullcontext() if again else pytest.raises(RunError, match="begun by an earlier version"):
+        resume_tuning(out, data=data, device="cpu")
+
+
 def test_the_final_training_keeps_what_the_search_has_decided_and_what_the_user_has_set(
     pretend: Pretend, tmp_path: Path
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,11 +125,7 @@ def describe(
     known = labels or {name: split.single_classes() for name, split in splits.items()}
 
     def named(place: Place) -> str:
-        name = splits[place.split].name(place.index)
-        # A run's summary is published with these sentences, and a local folder is private. The file of leaks,
-        # which is not published, has the whole path.
-        shown = os.path.basename(name) if os.path.isabs(name) else name
-        return f"{place.split}: {printable(shown)}"
+        return f"{place.split}: {printable(splits[place.split].name(place.index))}"
 
     lines = []
     leaked: dict[tuple[str, str], list[tuple[Place, Place]]] = {}

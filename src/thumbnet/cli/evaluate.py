@@ -65,7 +65,7 @@ def execute(options: argparse.Namespace) -> int:
         is_optimistic,
         lines_for_run,
     )
-    from thumbnet.runs.provenance import recipe_of
+    from thumbnet.runs.provenance import batch_size_of, recipe_of
 
     target = None
     if options.plot:
@@ -92,7 +92,7 @@ def execute(options: argparse.Namespace) -> int:
             data.split(split),
             data.class_names,
             tta=options.tta,
-            batch_size=recipe.evaluation.batch_size,
+            batch_size=batch_size_of(recipe),
             on_bad_image=on_bad_image,
             progress=count,
         )

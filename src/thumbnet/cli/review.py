@@ -234,11 +234,11 @@ class _Unlabelled(_Task):
         from thumbnet.cli.progress import counting
         from thumbnet.reviewing.session import TRAIN, Review, renamed, unlabelled_items
         from thumbnet.reviewing.unlabelled import order_unlabelled, read_unlabelled, score_unlabelled
-        from thumbnet.runs.provenance import recipe_of
+        from thumbnet.runs.provenance import batch_size_of, recipe_of
 
         pictures = read_unlabelled(self.folder)
         classifier = load_classifier(self.options.run, self.options.device)
-        batch_size = recipe_of(self.options.run).evaluation.batch_size
+        batch_size = batch_size_of(recipe_of(self.options.run))
         with counting("classifying") as count:
             found = score_unlabelled(classifier, pictures, count, batch_size=batch_size)
         if found.skipped:

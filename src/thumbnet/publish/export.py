@@ -46,7 +46,7 @@ from thumbnet.multilabel import average_precisions, sigmoid
 from thumbnet.publish.onnx_resize import with_any_size
 from thumbnet.publish.web_runtime import load_runtime
 from thumbnet.publish.webpage import HALF, check_web, described_in, model_in, web_page
-from thumbnet.runs.provenance import recipe_of, with_provenance
+from thumbnet.runs.provenance import batch_size_of, recipe_of, with_provenance
 from thumbnet.runs.weights import find_weights, read_weights
 from thumbnet.runs.weights_info import WeightsInfo
 
@@ -244,7 +244,7 @@ def _check_export(
 ) -> ExportCheck:
     weights, info = read_weights(find_weights(run))
     chosen = _evenly(data.splits[split], CHECKED_PICTURES)
-    batch_size = recipe_of(run).evaluation.batch_size
+    batch_size = batch_size_of(recipe_of(run))
 
     def ask(classifier: Classifier) -> SplitLogits:
         return classifier.classify_split(

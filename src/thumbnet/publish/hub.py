@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import replace
 from typing import Any
 
+from thumbnet.batches.leaks import LEAKS_NAME
 from thumbnet.data.correct import describe_corrections
-from thumbnet.errors import RunError
-from thumbnet.files import read_whole
+from thumbnet.errors import RunError, printable
+from thumbnet.files import as_json, read_whole
 from thumbnet.models import count_parameters
 from thumbnet.publish import label_card
 from thumbnet.recipes.networks import code_options, is_timm
@@ -129,7 +132,29 @@ def published(run: Run) -> dict[str, bytes]:
     """
     weights, info = read_weights(run.weights_path)
     files = {WEIGHTS_NAME: weights_content(weights, info), "recipe.toml": _recipe(run).to_toml().encode()}
-    return files | {name: read_whole(run.path / name) for name in AS_THEY_ARE if (run.path / name).is_file()}
+    files |= {name: read_whole(run.path / name) for name in AS_THEY_ARE if (run.path / name).is_file()}
+    summary = _summary(run)
+    if summary != run.summary:
+        files["summary.json"] = as_json(summary).encode()
+    return files
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    """The run's summary, in whose sentences pictures have no path beyond the data's folder.
+
+    Pictures that ``--labels`` added have whole paths. The file of leaks has every name that may occur.
+    """
+    summary, leaks = run.summary, run.path / LEAKS_NAME
+    if not leaks.is_file():
+        return summary
+    rows = [json.loads(line) for line in read_whole(leaks).decode().split("\n") if line]
+    names = {one["name"] for row in rows for one in row["pictures"] if os.path.isabs(one["name"])}
+    lines = []
+    for line in (summary.get("repeats") or {}).get("lines", ()):
+        for name in sorted(names, key=len, reverse=True):
+            line = line.replace(printable(name), printable(os.path.basename(name)))
+        lines.append(line)
+    return {**summary, "repeats": {**summary["repeats"], "lines": lines}} if lines else summary
 
 
 def _recipe(run: Run) -> Recipe:
@@ -145,7 +170,7 @@ def _recipe(run: Run) -> Recipe:
 def model_card(run: Run, name: str, licence: str | None = None) -> str:
     """Write the README for the Hub: metadata, results, data, intended use and recipe."""
     hub = import_hub()
-    summary, recipe = run.summary, _recipe(run)
+    summary, recipe = _summary(run), _recipe(run)
     weights, info = read_weights(run.weights_path)
     parameters = summary.get("parameters") or count_parameters(weights, info.model, len(info.class_names))
     data = info.source

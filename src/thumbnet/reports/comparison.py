@@ -16,6 +16,8 @@ from typing import Any
 from thumbnet.errors import MissingExtraError, RunError
 from thumbnet.files import read_whole, reason
 from thumbnet.invocation import command
+from thumbnet.recipes.recipe import Recipe
+from thumbnet.recipes.settings import SMALLEST_BATCH
 from thumbnet.reports.summary import headline_key
 from thumbnet.runs.folder import CORRECTIONS_NAME, Run, without_length
 from thumbnet.runs.summaries import check_metrics
@@ -72,12 +74,27 @@ class Difference:
     p: float
 
 
+def _asked(recipe: Recipe) -> dict[str, Any]:
+    """The settings of a training for a given time, without what the clock decided.
+
+    That are the number of steps, the size of the batches, with which all rates change, and how often the
+    network was evaluated. The width counts: networks of different widths are not repetitions.
+    """
+    described = without_length(recipe).with_batch_size(SMALLEST_BATCH).to_dict()
+    for rates in (described["optimizer"], *described["optimizer"]["groups"]):
+        if rates.get("lr") is not None:
+            rates["lr"] = float(f"{rates['lr']:.5g}")
+    for key in ("every", "sample"):
+        described["evaluation"].pop(key, None)
+    return described
+
+
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Group runs that differ only in the seed, in the order of the groups' first runs.
 
     Runs that were trained on different pictures or labels are in different groups. Runs of one time budget
-    (``--minutes``) may differ in their number of steps, which the clock decides. In a group, a seed counts
-    once, unless its results differ, as they may on another device.
+    (``--minutes``) may differ in what the clock decides; see :func:`_asked`. In a group, a seed counts once,
+    unless its results differ, as they may on another device.
 
     Raises:
         RunError: a run is not complete, or the runs were measured on different pictures or labels.
@@ -86,7 +103,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     for run in runs:
         _check_measured_alike(runs[0], run)
         minutes = run.settings.get("minutes")
-        described = (run.recipe if minutes is None else without_length(run.recipe)).to_dict()
+        described = run.recipe.to_dict() if minutes is None else _asked(run.recipe)
         for key in ("seed", "name", "description"):
             described.pop(key, None)
         described |= {"fingerprint": run.settings.get("fingerprint"), "minutes": minutes}

@@ -25,6 +25,7 @@ from thumbnet.reports.summary import (
     percent,
 )
 from thumbnet.runs.folder import Run
+from thumbnet.runs.provenance import batch_size_of
 from thumbnet.runs.weights_info import WeightsInfo
 
 MATRIX_LABELS = 20  # with at most this many labels, the page shows all pairs of them
@@ -69,7 +70,7 @@ def write_label_report(run: Run, data: Data, split: str, out: Path) -> tuple[Pat
         data.split(split),
         data.class_names,
         tta=summary["tta"],
-        batch_size=run.recipe.evaluation.batch_size,
+        batch_size=batch_size_of(run.recipe),
         on_bad_image="skip",
     )
     evaluation = evaluate_labels(found.logits, found.labels, info.class_names, info.label_thresholds)

@@ -51,6 +51,7 @@ from thumbnet.reports.summary import (
     short_epochs,
 )
 from thumbnet.runs.folder import Run
+from thumbnet.runs.provenance import batch_size_of
 from thumbnet.runs.weights import read_weights
 from thumbnet.version import __version__
 
@@ -103,7 +104,7 @@ def write_report(
     summary = run.summary
     predictor = load_run(run.path)
     album = Album(predictor.info.preprocessing, out.parent)
-    batch_size = run.recipe.evaluation.batch_size  # what the device had memory for in the training
+    batch_size = batch_size_of(run.recipe)
     found = predictor.classify_split(
         data.split(split),
         data.class_names,

@@ -10,6 +10,7 @@ from typing import Any
 from thumbnet.errors import printable
 from thumbnet.files import user_path
 from thumbnet.recipes.recipe import Recipe, read_recipe
+from thumbnet.recipes.settings import EvaluationSettings
 from thumbnet.runs.finding import is_run
 from thumbnet.runs.weights import HUB, WEIGHTS_NAME
 from thumbnet.runs.weights_info import WeightsInfo
@@ -52,6 +53,14 @@ def recipe_of(path: str | Path) -> Recipe:
     """
     folder = None if str(path).startswith(HUB) else run_folder(user_path(path))
     return Recipe() if folder is None else read_recipe(folder / "recipe.toml")
+
+
+def batch_size_of(recipe: Recipe) -> int:
+    """How many pictures a run's network classifies at a time when it is used: as its device had memory for.
+
+    A large batch of another, larger device is not repeated.
+    """
+    return min(EvaluationSettings().batch_size, recipe.evaluation.batch_size)
 
 
 def _with_accuracy(info: WeightsInfo, folder: Path) -> WeightsInfo:

@@ -65,6 +65,8 @@ class Recorder:
 
     def _captured(self, work: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
+        if self._pool is None:  # later captures make no garbage that holds a graph
+            gc.collect()
         failures: list[BaseException] = []
         try:
             # Leaving torch.cuda.stream puts the stream back. torch.cuda.graph does not if it fails.
@@ -96,12 +98,11 @@ class Recorder:
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Collect garbage, and collect no more in this block.
+    """Collect no garbage in this block.
 
     Garbage may hold a CUDA graph, and destroying one while another is captured can spoil the capture
     (https://github.com/pytorch/pytorch/issues/161037).
     """
-    gc.collect()
     enabled = gc.isenabled()
     gc.disable()
     try:

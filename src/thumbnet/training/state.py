@@ -8,7 +8,6 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -382,9 +381,7 @@ class TrainingState:
         """
         if self.average is None:
             return
-        # A state_dict would have a tensor of two names twice.
-        averaged, newest = (chain(net.parameters(), net.buffers()) for net in (self.average, self.model))
-        pairs = list(zip(averaged, newest, strict=True))
+        pairs = list(zip(_stored(self.average), _stored(self.model), strict=True))
         floats = [(a, b) for a, b in pairs if a.is_floating_point()]
         old, new = [a for a, _ in floats], [b for _, b in floats]
         if weight is None:
@@ -394,6 +391,11 @@ class TrainingState:
         for a, b in pairs:
             if not a.is_floating_point():  # counters
                 a.copy_(b)
+
+
+def _stored(model: nn.Module) -> list[Tensor]:
+    """The parameters and buffers that are saved with a model, each one once even if it has two names."""
+    return list({id(one): one for one in model.state_dict(keep_vars=True).values()}.values())
 
 
 def epoch_result_from_dict(values: dict[str, Any]) -> EpochResult:

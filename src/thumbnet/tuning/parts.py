@@ -48,6 +48,7 @@ class Parts:
         parts: for each network of a trial, its batches; ``evaluation`` has only ``val``.
         pictures: training pictures of the data, those that are held out included.
         held_out: pictures that judge a trial, over all parts.
+        watched: pictures of the split that the final training watches and measures.
         how: the division in words.
         size: height and width of the network's input.
         own: height and width of some pictures as they are stored.
@@ -58,6 +59,7 @@ class Parts:
     parts: tuple[Prepared, ...]
     pictures: int
     held_out: int
+    watched: int
     how: str
     size: tuple[int, int]
     own: tuple[tuple[int, int], ...]
@@ -107,6 +109,7 @@ def divide(data: Data, recipe: Recipe, device: torch.device, progress: Progress 
         parts,
         prepared.train.count,
         sum(map(held_out_of, parts)),
+        next((len(data.splits[name]) for name in ("val", "test") if name in data.splits), 0),
         how,
         prepared.preprocessing.size,
         tuple(some_sizes(prepared.splits["train"])),

@@ -25,7 +25,7 @@ from thumbnet.batches.prepare import Prepared
 from thumbnet.errors import ThumbnetError
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.training.time_budget import Speed, costs, measure_speed
+from thumbnet.training.time_budget import VIEWS, Speed, costs, measure_speed
 from thumbnet.tuning.parts import Parts, held_out_of
 from thumbnet.tuning.space import enlargement, slowdown
 from thumbnet.tuning.study import Record
@@ -74,9 +74,11 @@ class Cost:
         return self.pace * self.unpaced(recipe, parts)
 
     def final(self, recipe: Recipe, parts: Parts) -> float:
-        """Seconds of a training of ``recipe`` on all training pictures, without its last evaluation."""
-        one = parts.parts[:1]
-        return self.trial(recipe, one) * parts.pictures / one[0].train.count
+        """Seconds of a training of ``recipe`` on all training pictures, with its evaluations."""
+        one, asked = parts.parts[:1], recipe.evaluation
+        times = (recipe.training.epochs / asked.every if asked.every else 0.0) + VIEWS[asked.tta]
+        watching = self._factor(recipe, one[0]) * times * parts.watched * self.speed.evaluating
+        return self.trial(recipe, one) * parts.pictures / one[0].train.count + self.pace * watching
 
     def unpaced(self, recipe: Recipe, parts: Sequence[Prepared]) -> float:
         """Seconds of a trial at the measured speed."""

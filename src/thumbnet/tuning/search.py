@@ -184,7 +184,11 @@ class Tuner:
     def _finds_nothing(self) -> bool:
         """Whether the time is better spent on the final training, if that can use it."""
         settings, best = self.search.settings, self._best()
-        if best is None or settings["trials"] is not None or not settings["same_time"]:
+        if best is None or settings["trials"] is not None:
+            return False
+        if all(one.state == "failed" for one in self.records[-PATIENCE:]):  # these may take no time
+            return True
+        if not settings["same_time"]:
             return False
         return len(self.records) - best.number >= PATIENCE
 

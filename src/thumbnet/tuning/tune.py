@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from thumbnet.data.calibration import FEWEST
 from thumbnet.data.corrections import Correction, corrections_of, read_corrections
 from thumbnet.data.splits import Data
 from thumbnet.errors import RecipeError, RunError, ThumbnetError, memory_guard
@@ -45,7 +46,7 @@ from thumbnet.training.time_budget import check_minutes
 from thumbnet.training.train import with_absolute_init
 from thumbnet.tuning.listener import TuneListener
 from thumbnet.tuning.page import check_page
-from thumbnet.tuning.parts import Parts, divide
+from thumbnet.tuning.parts import Parts, divide, held_out_of
 from thumbnet.tuning.plan import Cost, plan
 from thumbnet.tuning.search import SETTINGS, Search, Tuned, Tuner
 from thumbnet.tuning.space import Knob, knobs
@@ -174,7 +175,7 @@ def resume_tuning(
             varied = tuple(Knob.from_dict(one) for one in settings["knobs"])
             source, data_dir = (optional_text(settings[key], key) for key in ("data", "data_dir"))
             corrected, fingerprint, _ = (settings[key] for key in ("corrected", "fingerprint", "same_time"))
-            items(settings.get("named", []), "named")  # earlier versions wrote none
+            items(settings.get("named", []), "named")
             _check_asked(settings["minutes"], settings["trials"])
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecipeError) as error:
             raise RunError(f"{folder / SETTINGS} is damaged ({error}). Start a new search") from None
@@ -194,6 +195,11 @@ def resume_tuning(
             )
         listener.on_data(loaded)
         parts = divide(loaded, base, chosen, listener.on_decode)
+        if "named" not in settings and min(map(held_out_of, parts.parts)) < FEWEST:
+            raise RunError(
+                f"{folder} was begun by an earlier version, which judged trials by fewer than {FEWEST} "
+                "pictures in another way: new trials could not be compared with them. Start a new search"
+            )
         cost = None
         if settings["minutes"] is not None:
             cost = Cost.measure(base, parts, len(loaded.class_names), chosen)
