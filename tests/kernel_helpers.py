@@ -25,6 +25,9 @@ BF16, FP32 = 2**-8, 1e-5
 NAN_BITS = (0x7FC0, 0xFFC0 - 2**16)
 """NaN and -NaN in bfloat16, as int16. x86 computes the latter, for example for inf - inf."""
 
+CAN_RUN = library._obstacle() is None and shutil.which("gcc") is not None
+"""Whether the kernels have to compile and load here."""
+
 needs_kernels = pytest.mark.skipif(
     load_kernels() is None, reason="no AVX-512 BF16 or no gcc here: only the reference implementations run"
 )

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from helpers import coloured_data
 from simulated_device import CUDA, gpu_tensor, simulated_gpu
+from thumbnet import distributed
 from thumbnet.batches.batches import NO_LABEL, Batch, EvalBatches, TrainBatches
 from thumbnet.batches.engines import MemoryEngine
 from thumbnet.batches.statistics import Normalise
@@ -33,6 +34,7 @@ from thumbnet.distributed import (
     joined,
     synchronise_norms,
 )
+from thumbnet.errors import ThumbnetError
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import AugmentSettings, ModelSettings, TrainingSettings
@@ -333,3 +335,14 @@ def test_after_a_loss_of_contact_no_frame_keeps_the_network() -> None:
     assert networks[0]() is not None
     _forget_frames(caught.value)
     assert networks[0]() is None
+
+
+@pytest.mark.parametrize("given", ["10m", "0", "-1", "nan", "inf"])
+def test_a_timeout_that_is_no_number_of_seconds_is_refused(
+    given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("THUMBNET_TIMEOUT", given)):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "_end_with_parent", lambda: None)
+    with pytest.raises(ThumbnetError, match=f"THUMBNET_TIMEOUT={given}: expected a number"), joined():
+        pass

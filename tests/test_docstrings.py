@@ -14,39 +14,37 @@ from pathlib import Path
 
 import pytest
 
+import thumbnet
 from thumbnet.runs.folder import Run
 
+ROOT = Path(__file__).parents[1]
+EXAMPLES = [
+    ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
+    for path in sorted((ROOT / "src" / "thumbnet").rglob("*.py"))
+    if ">>> " in path.read_text("utf-8")
+]
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "thumbnet.sources.load",
-        "thumbnet.training.train",
-        "thumbnet.classifiers.load",
-        "thumbnet.models.registry",
-    ],
-)
+
+@pytest.mark.parametrize("module", EXAMPLES)
 @pytest.mark.usefixtures("own")  # restores the registry of networks afterwards
 def test_docstring_examples_give_the_results_that_they_show(
     module: str, tiny_run: Run, tmp_path: Path
 ) -> None:
     imported = importlib.import_module(module)
     run = tiny_run
-    if module == "thumbnet.classifiers.load":  # its examples use the run that the example of train creates
+    if module.startswith("thumbnet.classifiers."):  # the examples use the run of the example of train
         from thumbnet.training.train import train
 
         run = train("digits", "digits", overrides=["training.epochs=1"], out=tmp_path / "run", device="cpu")
-    names = {**vars(imported), "tmp": tmp_path, "run": run}
+    given = {"load_classifier": thumbnet.load_classifier, "tmp": tmp_path, "run": run}
     finder, runner = doctest.DocTestFinder(recurse=True), doctest.DocTestRunner()
-    for test in finder.find(imported, extraglobs=names):
+    for test in finder.find(imported, extraglobs=given):
         if test.examples:
-            test.globs.update(tmp=tmp_path, run=run)
             runner.run(test)
     assert runner.tries > 0
     assert runner.failures == 0
 
 
-ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
     str(path.relative_to(ROOT))
     for folder in ("src", "benchmarks", "docs", "examples")

@@ -4,11 +4,13 @@ import errno
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
+import filelock
 import pytest
 
 from thumbnet import files
@@ -254,3 +256,37 @@ def test_a_typed_path_may_begin_with_the_home_folder_or_with_a_tilde_that_means_
     assert user_path("~/pets") == tmp_path / "pets"
     for name in ("~nobody-is-called-this/pets", "pets~", "/data/~pets", ""):
         assert user_path(name) == Path(name)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other locks")
+def test_without_locks_of_the_system_the_error_names_the_file_that_a_killed_process_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    path = tmp_path / "lock"
+    path.touch()  # also what a process leaves that had a lock of the system
+    with (
+        pytest.warns(UserWarning, match="flock"),
+        pytest.raises(RunError, match=f"^busy. If there is none, .*{path}: remove it"),
+        locked(path, "busy"),
+    ):
+        pass
+    path.unlink()
+    with pytest.warns(UserWarning, match="flock"), locked(path, "busy"):
+        assert path.exists()
+    assert not path.exists()
+
+    def not_known(lock: object) -> None:
+        raise NotImplementedError("use SoftFileLock")  # older versions of filelock
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", not_known)
+    with (
+        pytest.raises(RunError, match="cannot lock .*lock: the file system has no locks"),
+        locked(path, "busy"),
+    ):
+        pass

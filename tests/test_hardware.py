@@ -261,13 +261,39 @@ def test_a_tensor_that_is_already_on_the_device_is_not_copied() -> None:
 def test_freed_memory_is_left_alone_without_glibc(
     ask: functools._lru_cache_wrapper[None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[str] = []
+
     def missing(name: str) -> None:
+        asked.append(name)
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
+    monkeypatch.setattr(sys, "platform", "linux")
     ask.__wrapped__()
+    assert asked == ["libc.so.6"]
     monkeypatch.setattr(sys, "platform", "darwin")
     ask.__wrapped__()
+    assert asked == ["libc.so.6"]
+
+
+@pytest.mark.parametrize(
+    ("ask", "most_mapped", "kept"), [(keep_freed_memory, 0, -1), (return_large_blocks, 65536, 32 << 20)]
+)
+def test_glibc_is_told_how_much_freed_memory_to_keep(
+    ask: functools._lru_cache_wrapper[None], most_mapped: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int]] = []
+
+    class Libc:
+        def mallopt(self, parameter: int, value: int) -> int:
+            told.append((parameter, value))
+            return 1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Libc())
+    monkeypatch.setattr(sys, "platform", "linux")
+    ask.__wrapped__()
+    # M_MMAP_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD in malloc.h
+    assert told == [(-4, most_mapped), (-3, 8 << 20), (-1, kept)]
 
 
 def test_compiling_for_the_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

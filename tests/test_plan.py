@@ -72,7 +72,9 @@ def imports_of(module: str) -> Imports:
                 base = local_name(child.module or "")
                 below = {f"{base}.{alias.name}".lstrip(".") for alias in child.names}
                 known = below & MODULES.keys()
-                names.update(known or {base})
+                # `from torch import distributed` imports a module of torch
+                inner = {f"torch.{alias.name}" for alias in child.names} if base == "torch" else set()
+                names.update(known or {base, *inner})
             visit(child, found.later if inside else names)
 
     visit(tree_of(module), found.at_once)

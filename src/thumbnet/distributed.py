@@ -27,12 +27,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from thumbnet.errors import LostContactError
+from thumbnet.errors import LostContactError, ThumbnetError
 
 T = TypeVar("T")
 
 DEFAULT_TIMEOUT = 600.0  # seconds to wait for the other processes
+PATIENCE = timedelta(days=1)  # for one process to load the data; torchrun notices if it dies
 MEETING_SECONDS = 0.5  # between two meetings of the processes; a slower next step makes it longer
+_patient: dist.ProcessGroup | None = None  # all processes, with PATIENCE as the timeout
 
 
 def sum_over_processes(tensor: Tensor) -> None:
@@ -107,12 +109,20 @@ class World:
 
     @contextlib.contextmanager
     def one_per_machine_first(self) -> Iterator[None]:
-        """In this block, one process per machine works first; the others then find its results cached."""
-        if self.size > 1 and self.local_rank > 0:
-            dist.barrier()
+        """In this block, one process per machine works first; the others then find its results cached.
+
+        All of them wait for each other, however long it takes: a download or decoding may take hours, and the
+        others as long again if the cache is on a full disk.
+        """
+        if self.size == 1:
+            yield
+            return
+        if self.local_rank > 0:
+            dist.barrier(group=_patient)
         yield
-        if self.size > 1 and self.local_rank == 0:
-            dist.barrier()
+        if self.local_rank == 0:
+            dist.barrier(group=_patient)
+        dist.barrier(group=_patient)
 
 
 ALONE = World()
@@ -166,7 +176,9 @@ def joined() -> Iterator[World]:
 
     Raises:
         LostContactError: another process ended or lost its connection.
+        ThumbnetError: ``THUMBNET_TIMEOUT`` is no number of seconds.
     """
+    global _patient
     if "TORCHELASTIC_RUN_ID" not in os.environ and "RANK" not in os.environ:
         yield ALONE
         return
@@ -176,13 +188,14 @@ def joined() -> Iterator[World]:
     if size == 1:
         yield world
         return
-    seconds = float(os.environ.get("THUMBNET_TIMEOUT", DEFAULT_TIMEOUT))
+    seconds = _timeout()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         timeout = timedelta(seconds=seconds)
         store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))  # type: ignore[attr-defined]
         store = dist.PrefixStore(_agree(store, world, seconds), store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         yield world
     except RuntimeError as error:
         if not _is_about_others(error):
@@ -198,8 +211,25 @@ def joined() -> Iterator[World]:
         # Free everything that still refers to the group, such as a wrapped network, before the group itself.
         # Without this, one in ten processes aborted on exit (gloo, PyTorch 2.13).
         gc.collect()
+        _patient = None
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _timeout() -> float:
+    """Seconds to wait for the other processes.
+
+    Raises:
+        ThumbnetError: ``THUMBNET_TIMEOUT`` is no number of seconds.
+    """
+    given = os.environ.get("THUMBNET_TIMEOUT") or DEFAULT_TIMEOUT
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e9:
+        raise ThumbnetError(f"THUMBNET_TIMEOUT={given}: expected a number of seconds, such as 600")
+    return seconds
 
 
 def _forget_frames(error: BaseException) -> None:

@@ -33,7 +33,7 @@ class DataError(ThumbnetError):
 
 
 class UnusedSettingError(DataError):
-    """A setting about tables is given, but the data are not read by a table that it fits."""
+    """A setting about where classes stand is given, but the data are not read in a way that uses it."""
 
 
 class SeveralLabelsError(DataError):

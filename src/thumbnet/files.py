@@ -317,6 +317,8 @@ def remove_file(path: Path) -> None:
 def locked(path: Path, busy: str, wait: float = 0.0) -> Iterator[None]:
     """Hold the operating system's lock on the file ``path``. It is released when its process ends.
 
+    On a file system without locks, the file's existence is the lock, and a process that is killed leaves it.
+
     Args:
         path: the file; it is created if needed.
         busy: the error if another process holds the lock.
@@ -325,13 +327,17 @@ def locked(path: Path, busy: str, wait: float = 0.0) -> Iterator[None]:
     Raises:
         RunError: another process holds the lock, or the file's folder is not writable.
     """
-    from filelock import FileLock, Timeout
+    from filelock import FileLock, SoftFileLock, Timeout
 
     lock = FileLock(path, timeout=wait)
     try:
         lock.acquire()
     except Timeout:
+        if isinstance(lock, SoftFileLock):  # what filelock makes of it on a file system without locks
+            busy += f". If there is none, a process that was killed left {path}: remove it"
         raise RunError(busy) from None
+    except NotImplementedError:  # an older filelock
+        raise RunError(f"cannot lock {path}: the file system has no locks") from None
     except OSError as error:
         raise RunError(f"cannot write in {path.parent}: {error.strerror or error}") from None
     try:

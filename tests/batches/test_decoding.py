@@ -242,3 +242,17 @@ def test_damaged_pictures_next_to_a_failed_read_are_not_what_the_error_is_about(
 def test_an_empty_split_has_no_unreadable_pictures(tmp_path: Path) -> None:
     split = load_data(write_class_folders(tmp_path, ["train", "test"])).splits["train"]
     assert decoding.find_unreadable(split.subset(np.array([], dtype=np.int64))) == {}
+
+
+def test_a_whole_entry_stays_because_another_process_may_have_mapped_it(cache: Path, pictures: Path) -> None:
+    decoded = decode_split(train_split(pictures), (20, 20), "pad")
+    (entry,) = cache.iterdir()
+    file = entry / "images.npy"
+    before = file.stat()
+    decoding._keep(entry, decoded)  # a slower process
+    decoding._write(entry, lambda folder: (folder / "other").touch(), lambda: True)  # whole only by then
+    assert file.stat() == before
+    file.write_bytes(file.read_bytes()[:-1000])
+    decoding._keep(entry, decoded)
+    assert file.stat().st_size == before.st_size
+    assert [path.name for path in cache.iterdir()] == [entry.name]

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import multiprocessing
+import signal
+import subprocess
 from collections import namedtuple
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +120,27 @@ def test_workers_pin_their_batches_only_for_a_gpu(split: Split, monkeypatch: pyt
         engine = WorkerEngine(split, (16, 16), "pad", 1, device=torch.device(device))
         assert list(engine.fetch([torch.arange(3)])) == []
     assert seen == [False, True]
+
+
+def started_by(fetched: Iterator[torch.Tensor]) -> list[BaseProcess]:
+    """The worker processes that deliver the first of the pictures."""
+    before = multiprocessing.active_children()
+    next(fetched)
+    return [child for child in multiprocessing.active_children() if child not in before]
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system does not tell who sent a signal")
+def test_workers_ignore_signals_that_a_scheduler_sends_to_all_processes(split: Split) -> None:
+    fetched = WorkerEngine(split, (16, 16), "pad", 1).fetch(torch.arange(len(split)).split(1))
+    (worker,) = started_by(fetched)
+    for _ in range(2):
+        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    assert len(list(fetched)) == len(split) - 1 > 10
+
+
+def test_the_parent_can_end_a_worker(split: Split) -> None:
+    fetched = WorkerEngine(split, (16, 16), "pad", 1).fetch(torch.arange(len(split)).split(1))
+    (worker,) = started_by(fetched)
+    worker.terminate()  # as at the end of a Python whose last error still refers to the loader
+    worker.join(10)
+    assert worker.exitcode == 0

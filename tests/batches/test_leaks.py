@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from helpers import noise, write_picture
+from thumbnet.batches import leaks
 from thumbnet.batches.engines import Engine, MemoryEngine, WorkerEngine
 from thumbnet.batches.leaks import (
     DIGESTS_NAME,
@@ -134,3 +135,14 @@ def test_known_digests_are_recognised() -> None:
     digests = np.array([[1, 2], [3, 4], [2, 1]], dtype=np.uint64)
     assert are_among(digests, np.array([[2, 1], [1, 2]], dtype=np.uint64)).tolist() == [True, False, True]
     assert are_among(digests, np.empty((0, 2), dtype=np.uint64)).tolist() == [False, False, False]
+
+
+def test_a_search_that_fails_costs_the_training_nothing_but_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("unexpected")
+
+    monkeypatch.setattr(leaks, "find_repeats", fail)
+    found = search(split_of([1, 2], [0, 1], "train"), split_of([3], [0], "test")).finish(tmp_path)
+    assert found == {"lines": ["pictures were not compared: ValueError: unexpected"]}

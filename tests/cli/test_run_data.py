@@ -196,6 +196,26 @@ def test_the_training_data_of_a_network_in_a_file_are_split_as_in_the_training(
     assert "training data" not in said
 
 
+@pytest.mark.parametrize(("corrected", "loads"), [(False, 2), (True, 4)])
+def test_other_data_of_a_network_in_a_file_are_loaded_once_to_recognise_them_and_once_to_measure(
+    corrected: bool, loads: int, run: Run, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write_colours(tmp_path / "other", [""], 7)
+    (tmp_path / "labels.csv").write_text("picture,label,split,was,decision\nred/0.png,blue,,red,relabel\n")
+    words = ["evaluate", str(as_file(run, tmp_path / "x.safetensors", own)), str(other)]
+    words += ["--labels", str(tmp_path / "labels.csv")] if corrected else []
+    calls: list[object] = []
+
+    def counted(*args: Any, **named: Any) -> Any:
+        calls.append(args)
+        return load_data(*args, **named)
+
+    monkeypatch.setattr("thumbnet.sources.load.load_data", counted)
+    options = build_parser().parse_args(words)
+    data = data_of_run(options, DataSettings(), read_weights(Path(words[1]))[1].fingerprint)
+    assert (len(data.splits["all"]), len(calls)) == (21, loads)
+
+
 def test_the_weights_in_a_runs_folder_know_how_the_run_split_its_data(
     own: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

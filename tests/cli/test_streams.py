@@ -99,11 +99,14 @@ def test_a_note_that_cannot_be_written_costs_no_work(monkeypatch: pytest.MonkeyP
 
     class Full(io.StringIO):
         def write(self, text: str) -> int:
+            tried.append(text)
             raise OSError(errno.ENOSPC, "No space left on device")
 
+    tried: list[str] = []
     monkeypatch.setattr(sys, "stderr", Full())
     note("epoch 1")
     monkeypatch.undo()
+    assert tried == ["epoch 1"]
 
 
 def test_a_service_that_cannot_print_its_address_goes_on(

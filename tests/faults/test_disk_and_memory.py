@@ -120,6 +120,8 @@ def test_a_full_disk_leaves_the_previous_checkpoint(small_disk: Path, weights: b
     filler.unlink()
     if done.returncode == 2:
         assert_resumes(out, weights)
+    else:
+        assert (out / "model.safetensors").read_bytes() == weights
 
 
 def test_a_run_whose_folder_is_deleted_fails_with_an_error(tmp_path: Path, weights: bytes) -> None:

@@ -222,8 +222,9 @@ def test_a_process_with_other_data_ends_the_training_before_it_begins(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("all_of_them", [False, True] if FULL else [False])
 def test_a_request_to_stop_in_one_process_stops_all_after_the_same_step(
-    folder: Path, tmp_path: Path, calm: bytes
+    folder: Path, tmp_path: Path, calm: bytes, all_of_them: bool
 ) -> None:
     out = tmp_path / "stopped"
     arguments = map(str, [folder, *LONGER, "--checkpoint-steps", "3", "--out", out])
@@ -233,6 +234,9 @@ def test_a_request_to_stop_in_one_process_stops_all_after_the_same_step(
     )  # fmt: skip
     wait_for_step(out, 9, agent)
     os.kill(children(agent.pid)[-1], signal.SIGTERM)
+    if all_of_them:  # as Slurm does; torchrun then sends a second one to its processes
+        os.kill(children(agent.pid)[0], signal.SIGTERM)
+        agent.send_signal(signal.SIGTERM)
     _, errors = agent.communicate(timeout=120)
     assert agent.returncode != 0
     assert "has lost contact" not in errors
@@ -242,6 +246,27 @@ def test_a_request_to_stop_in_one_process_stops_all_after_the_same_step(
     again = train(2, "--resume", out)
     assert again.returncode == 0, again.stderr
     assert (out / "model.safetensors").read_bytes() == calm
+
+
+# Of two processes, each in turn takes longer to load the data than THUMBNET_TIMEOUT.
+SLOW_DATA = """
+import time
+from thumbnet.distributed import joined
+with joined() as world:
+    for slow in range(2):
+        with world.one_per_machine_first():
+            time.sleep(7 * (world.local_rank == slow))
+        assert world.from_first(slow) == slow
+"""
+
+
+def test_processes_wait_for_the_one_that_loads_the_data_however_long_it_takes(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_DATA)
+    done = subprocess.run(
+        [*TORCHRUN, "--nproc-per-node", "2", tmp_path / "slow.py"],
+        env={**ENVIRONMENT, "THUMBNET_TIMEOUT": "4"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def children(pid: int) -> list[int]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import shutil
 import signal
 import stat
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from kernel_helpers import gcc, needs_kernels
+from kernel_helpers import CAN_RUN, gcc, needs_kernels
 from thumbnet.kernels import library
 
 # A library that creates a file when it is loaded.
@@ -301,7 +302,26 @@ def test_the_name_depends_on_sources_flags_compiler_and_processor(
     assert digest() == digests[0]
 
 
-def test_all_sources_are_compiled() -> None:
+@pytest.mark.skipif(not CAN_RUN, reason="no AVX-512 BF16 or no gcc here")
+def test_the_kernels_load_where_the_processor_can_run_them_and_there_is_gcc() -> None:
+    """The other tests of the kernels skip if they do not load, so this one has to fail."""
+    assert library.load_kernels() is not None, library.why_off()
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64" or shutil.which("gcc") is None,
+    reason="there is no gcc for x86-64 on Linux here",
+)
+def test_gcc_compiles_all_kernels_even_where_the_processor_cannot_run_them(tmp_path: Path) -> None:
+    knows = [gcc(), "-mamx-bf16", "-fsyntax-only", "-x", "c", os.devnull]
+    if subprocess.run(knows, capture_output=True, check=False).returncode:
+        pytest.skip("this gcc knows no matrix units: 11 is the first that does")
+    target = tmp_path / "kernels.so"
+    library.compile_library(gcc(), target)
+    assert target.stat().st_size > 0
+
+
+def test_the_sources_are_these() -> None:
     names = [path.name for path in library.SOURCES]
     assert names == [
         "augment.c",

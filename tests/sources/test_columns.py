@@ -255,6 +255,19 @@ def test_the_cells_of_a_long_column_decide_whether_they_repeat() -> None:
     assert find_columns(table(["file", "fruit"], rows[:3000]), DataSettings()).label == ""
 
 
+def test_measurements_do_not_compete_with_classes() -> None:
+    measured = [str(n * 7 % 3000 / 10) for n in range(8000)]
+    rows = [[f"{n}.png", "ab"[n % 2], one] for n, one in enumerate(measured)]
+    assert find_columns(table(["file", "fruit", "weight"], rows), DataSettings()).label == "fruit"
+    alone = table(["file", "weight"], [[file, weight] for file, _, weight in rows])
+    assert find_columns(alone, DataSettings()).label == "weight"  # class_names says why it is refused
+    rows = [[f"{n}.png", "1." + "05"[n % 2], str(n % 3)] for n in range(12)]
+    assert find_columns(table(["file", "zoom", "fruit"], rows), DataSettings()).label == "fruit"
+    rows = [[f"{n}.png", ("2.5", "old")[n % 2], str(n % 3)] for n in range(12)]
+    with pytest.raises(DataError, match="which column has the labels: version, fruit"):
+        find_columns(table(["file", "version", "fruit"], rows), DataSettings())
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_column_of_paths_names_pictures_rather_than_one_of_names_that_folders_share(order: int) -> None:
     rows = [[f"{n}.jpg", f"{c}/{n}.jpg", c][::order] for c in ("cat", "dog") for n in range(4)]

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tarfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -94,8 +99,6 @@ def test_an_unreachable_server_or_missing_file_is_an_error(tmp_path: Path) -> No
 
 
 def test_a_download_that_stalls_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
     monkeypatch.setattr(download, "TIMEOUT", 0.3)
     release = threading.Event()
 
@@ -147,3 +150,41 @@ def test_a_folder_that_cannot_be_made_or_written_is_an_error(tmp_path: Path) -> 
     refused = pytest.raises(DataError, match="cannot download .*: .*(File exists|Not a directory)")
     with serve(Server()) as address, refused:
         download.download(f"{address}/f", tmp_path / "file" / "f", SHA256)
+
+
+def test_two_downloads_of_one_file_at_the_same_time_do_not_disturb_each_other(tmp_path: Path) -> None:
+    begun, both = threading.Event(), threading.Barrier(2)
+    ranges: list[str | None] = []
+
+    def slow(request: BaseHTTPRequestHandler) -> None:
+        ranges.append(request.headers.get("Range"))
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(CONTENT)))
+        request.end_headers()
+        request.wfile.write(CONTENT[:600_000])
+        request.wfile.flush()
+        both.wait(10)
+        request.wfile.write(CONTENT[600_000:])
+
+    with serve(slow) as address, ThreadPoolExecutor(2) as pool:
+        call = partial(download.download, f"{address}/f", tmp_path / "f", SHA256)
+        first = pool.submit(call, lambda done, total: begun.set())
+        assert begun.wait(10)
+        second = pool.submit(call)
+        assert first.result() == second.result() == tmp_path / "f"
+    assert ranges == [None, None]
+    assert (tmp_path / "f").read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_the_part_of_a_killed_process_is_continued_and_that_of_a_running_one_is_not(tmp_path: Path) -> None:
+    for name, age in (("running", 0), ("killed", 2 * download.ABANDONED)):
+        part = tmp_path / f"f.part-{name}"
+        part.write_bytes(CONTENT[:1000])
+        os.utime(part, (time.time() - age,) * 2)
+    server = Server()
+    with serve(server) as address:
+        download.download(f"{address}/f", tmp_path / "f", SHA256)
+    assert server.requests == ["bytes=1000-"]
+    assert (tmp_path / "f").read_bytes() == CONTENT
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f", "f.part-running"]

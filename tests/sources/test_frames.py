@@ -49,6 +49,22 @@ def test_rows_of_an_unknown_split_are_left_out_with_a_note(tmp_path: Path) -> No
     assert any("'split' is not used as splits: no row says train, but 0, 1" in note for note in data.notes)
 
 
+@pytest.mark.parametrize("column", ["phase", "set", "usage"])
+def test_labels_may_be_in_a_column_that_is_called_like_one_of_splits(column: str, tmp_path: Path) -> None:
+    frame = frame_of(tmp_path).rename(columns={"colour": column})
+    assert load_data(frame).class_names == ("blue", "green", "red")
+    for name, values in (("split", ["train", "test"]), ("usage_", ["train", "test"]), ("is_train", [1, 0])):
+        data = load_data(frame.assign(**{name: values * 6}))
+        assert data.class_names == ("blue", "green", "red")
+        assert {split: len(found) for split, found in data.splits.items()} == {"train": 6, "test": 6}
+
+
+def test_a_column_that_is_called_like_one_of_splits_but_not_used_is_noted(tmp_path: Path) -> None:
+    data = load_data(frame_of(tmp_path, phase=["a", "b", "c"] * 4, split=["train", "test"] * 6))
+    assert data.class_names == ("blue", "green", "red")
+    assert "data in Python, train: labels are read from 'colour', not from 'phase'" in data.notes
+
+
 def test_several_columns_that_may_hold_labels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"which column has the labels; .* picture, colour, weather"):
         load_data(frame_of(tmp_path, weather=["wet", "dry"] * 6))

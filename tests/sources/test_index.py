@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 
 from helpers import coloured, write_picture
 from thumbnet.errors import DataError
-from thumbnet.sources.index import Index, is_picture_name, is_picture_start
+from thumbnet.sources import index
+from thumbnet.sources.index import Index, fuse_devices, is_picture_name, is_picture_start
 
 
 @pytest.mark.parametrize("name", ["a.png", "A.JPEG", "x.y.jpg", "b.webp"])
@@ -62,3 +64,34 @@ def test_a_link_to_a_folder_is_followed_if_its_own_folder_has_no_pictures(
     root.mkdir()
     (root / "cats").symlink_to(folder / "a")
     assert Index(root).pictures_below("") == ["cats/1.png", "cats/2.png"]
+
+
+def listed_again(folder: Path) -> list[str]:
+    """The pictures after one was added without another modification time of the folder, as in a bucket."""
+    os.utime(folder / "a", (1e9, 1e9))
+    first = Index(folder)
+    first.tree()
+    first.keep()
+    write_picture(folder / "a" / "new.png", coloured(0, 1))
+    os.utime(folder / "a", (1e9, 1e9))
+    return Index(folder).pictures_below("a")
+
+
+def test_folders_of_mounted_buckets_are_always_listed_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THUMBNET_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(index, "WORTH_KEEPING", 1)
+    assert listed_again(folder) == ["a/1.png", "a/2.png"]  # the cached listing of a local folder
+    monkeypatch.setattr(Index, "_fuse", {os.stat(folder).st_dev})
+    assert listed_again(folder) == ["a/1.png", "a/2.png", "a/new.png"]
+
+
+def test_fuse_file_systems_are_found_among_the_mounts() -> None:
+    mounts = """\
+22 1 259:2 / / rw,relatime shared:1 - ext4 /dev/nvme0n1p2 rw
+40 22 0:57 / /data/my\\040bucket rw,nosuid - fuse.mountpoint-s3 mountpoint-s3 rw,user_id=0
+41 22 0:58 / /old rw - fuse goofys rw
+42 22 8:1 / /windows rw - fuseblk /dev/sda1 rw
+"""
+    assert fuse_devices(mounts) == {os.makedev(0, 57), os.makedev(0, 58)}

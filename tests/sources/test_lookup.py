@@ -106,10 +106,11 @@ def test_other_pictures_in_the_same_folders_are_listed(pictures: Pictures) -> No
     assert pictures.neighbours({"images/a.png"}) == ["images/b.jpg"]
 
 
+@pytest.mark.parametrize("inner", ["", "color/", "color/raw/"])
 def test_pictures_of_one_name_are_only_looked_for_in_the_folders_of_their_cells(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scenes = [f"scenes/s{n}/rgb.png" for n in range(40)]
+    scenes = [f"scenes/s{n}/{inner}rgb.png" for n in range(40)]
     pictures = pictures_at(tmp_path, [*scenes, "scenes/empty/depth.png"])
     asked: list[str] = []
     may_be_meant = Pictures._may_be_meant
@@ -124,6 +125,6 @@ def test_pictures_of_one_name_are_only_looked_for_in_the_folders_of_their_cells(
         assert [one.path for one in pictures.find_all(rows, "")] == scenes
     assert len(asked) == 3 * len(scenes)
     (found,) = pictures.find_all([Wanted("empty/rgb.jpg")], "")
-    assert found == (None, False, "scenes/s0/rgb.png is in another folder")
+    assert found == (None, False, f"{scenes[0]} is in another folder")
     (found,) = pictures.find_all([Wanted("nowhere/rgb.jpg")], "")
     assert found.several

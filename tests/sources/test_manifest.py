@@ -382,9 +382,16 @@ def test_settings_about_tables_that_have_no_effect_are_refused(key: str, tmp_pat
         load_data(tmp_path / "data", images="/nothing")
 
 
-@pytest.mark.parametrize(("key", "value"), [("label_pattern", "^([a-z]+)"), ("classes_from", "leaf")])
+@pytest.mark.parametrize(
+    ("key", "value", "option"),
+    [
+        ("label_pattern", "^([a-z]+)", "--label-pattern"),
+        ("classes_from", "leaf", "--classes-from"),
+        ("classes_from", "1", "--depth"),
+    ],
+)
 def test_settings_about_names_are_refused_where_classes_come_from_elsewhere(
-    key: str, value: str, tmp_path: Path
+    key: str, value: str, option: str, tmp_path: Path
 ) -> None:
     asked = replace(DataSettings(), **{key: value})  # type: ignore[arg-type]
     folder = tmp_path / "data"
@@ -394,10 +401,12 @@ def test_settings_about_names_are_refused_where_classes_come_from_elsewhere(
     table(folder / "labels.csv", "file,mood", lambda n: f"{names[n]},{('sad', 'happy')[n % 2]}")
     assert load_data(folder, label_column="mood").class_names == ("happy", "sad")
     assert load_data(folder, settings=asked).class_names == ("cat", "dog")
+    with pytest.raises(UnusedSettingError, match=f"{option} .*--label-column mood .*: leave one of them out"):
+        load_data(folder, settings=replace(asked, label_column="mood"))
     np.savez(tmp_path / "a.npz", images=np.zeros((8, 9, 9)), labels=np.arange(8) % 2)
     in_memory = (np.zeros((8, 9, 9), np.uint8), np.arange(8) % 2)
     for source in (folder / "labels.csv", tmp_path / "a.npz", "digits", "hf:OWNER/NAME", in_memory):
-        with pytest.raises(UnusedSettingError, match=f"--{key.replace('_', '-')} .* has no effect"):
+        with pytest.raises(UnusedSettingError, match=f"{option} .* has no effect"):
             load_data(source, settings=asked)
 
 

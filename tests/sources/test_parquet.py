@@ -121,6 +121,14 @@ def test_labels_of_test_are_trains_in_another_case_and_others_are_refused(tmp_pa
         load_data(tmp_path)
 
 
+def test_outer_spaces_of_a_label_do_not_count(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", ["cat", "dog ", " cat", "dog"] * 3, None)
+    assert load_data(tmp_path, test_fraction=0.0).class_names == ("cat", "dog")
+    write(tmp_path / "train.parquet", [["cat", "dog "], [" cat"], ["dog"], []] * 3, None)
+    data = load_data(tmp_path, test_fraction=0.0)
+    assert (data.multilabel, data.class_names) == (True, ("cat", "dog"))
+
+
 def test_a_number_that_is_missing_is_no_label(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", [0.0, float("nan"), 1.0] * 4, None)
     data = load_data(tmp_path / "train.parquet", test_fraction=0.0)

@@ -13,6 +13,8 @@ from thumbnet.sources.split_columns import row_splits, split_column
         ({"label": ["train", "test"], "Split": ["a", "b"]}, "Split"),
         ({"label": ["0", "1"], "which": ["train", "Testing"]}, "which"),
         ({"label": ["0", "1"], "is_train": ["1", "0"]}, "is_train"),
+        ({"phase": ["a", "b"], "is_train": ["1", "0"]}, "is_train"),
+        ({"set": ["a", "b"], "usage": ["train", "test"]}, "usage"),
         ({"label": ["0", "1"], "place": ["train", "bus"]}, ""),
         ({"empty": []}, ""),
     ],

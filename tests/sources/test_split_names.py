@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from thumbnet.sources.split_names import plainer_names, split_name, splits_named
+from thumbnet.sources.split_names import is_train_and_val, plainer_names, split_name, splits_named
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from thumbnet.sources.split_names import plainer_names, split_name, splits_named
         ("valid", "val", 0),
         ("validation", "val", 0),
         ("test_set", "test", 1),
-        ("seg_train", "train", 2),
+        ("seg_train", "train", 1),
         ("01_test", "test", 1),
         ("trainSet", "train", 1),
         ("holdout", "test", 0),
@@ -28,8 +28,7 @@ from thumbnet.sources.split_names import plainer_names, split_name, splits_named
 def test_common_names_of_splits_are_recognised(name: str, split: str, rank: int) -> None:
     found = split_name(name)
     assert found is not None
-    assert found.split == split
-    assert (found.rank == 2) == (rank == 2) or name == "seg_train"
+    assert (found.split, found.rank) == (split, rank)
 
 
 @pytest.mark.parametrize("name", ["cat", "trainers", "contest", "testify", "train_test", "", "2019"])
@@ -41,6 +40,15 @@ def test_train_and_val_together_mean_train() -> None:
     found = split_name("trainval") or split_name("train_val")
     assert found is not None
     assert found.split == "train"
+
+
+@pytest.mark.parametrize(
+    ("name", "both"),
+    [("trainval", True), ("Train-Val_2", True), ("trainingValidation", True), ("train", False), ("val", False),
+     ("training_set", False), ("train_mini", False), ("values", False)],
+)  # fmt: skip
+def test_names_of_train_that_say_val_too_are_known(name: str, both: bool) -> None:
+    assert is_train_and_val(name) is both
 
 
 def test_plain_words_rank_before_affixes_and_affixes_before_other_words() -> None:
@@ -63,6 +71,12 @@ def test_names_that_may_be_of_val_or_test_stand_for_both() -> None:
         ("Train train_mini train_mini_2 test test_hard", {"train_mini": "train", "train_mini_2": "train", "test_hard": "test"}),
         ("train_0 train_1 train-2 Train3", {}),
         ("train_a train_b val", {}),
+        ("train-3f2a train-4839 train-00ff test-beef test-0000", {}),
+        ("train-3F2A-00 train-4839-aB train_mini", {"train_mini": "train"}),
+        ("train_0 train_9 train_a train_f", {}),
+        ("train_1 train_bad", {"train_bad": "train"}),
+        ("train-face-1 train-face-2", {}),
+        ("train train_a", {"train_a": "train"}),
         ("pets-train pets-trainval birds-train", {"pets-trainval": "pets train"}),
         ("train test eval", {"eval": "test"}),
         ("train_small train_set", {"train_small": "train set"}),

@@ -99,14 +99,25 @@ def test_a_row_without_a_group_is_a_group_of_its_own(tmp_path: Path) -> None:
     assert not any(note.startswith("warning: ") for note in data.notes)
 
 
-@pytest.mark.parametrize("name", ["labels", "trainval", "train_val", "training_labels"])
-def test_one_table_of_all_training_pictures_takes_their_splits_from_the_folders(
-    name: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "splits"),
+    [
+        ("labels", {"train": 8, "val": 4}),
+        ("trainval", {"train": 8, "val": 4}),
+        ("train_val", {"train": 8, "val": 4}),
+        ("train", {"train": 12}),
+        ("training_labels", {"train": 12}),
+    ],
+)
+@pytest.mark.parametrize("alone", [False, True])
+def test_one_table_takes_the_splits_from_the_folders_unless_its_name_says_only_train(
+    name: str, splits: dict[str, int], alone: bool, tmp_path: Path
 ) -> None:
     paths = [f"{'train' if n < 8 else 'val'}/{n}.png" for n in range(12)]
     for n, path in enumerate(paths):
         write_picture(tmp_path / path, coloured(n, n))
     rows = "".join(f"{path},c{n % 2}\n" for n, path in enumerate(paths))
-    (tmp_path / f"{name}.csv").write_text("path,label\n" + rows)
-    data = load_data(tmp_path)
-    assert {split: len(found) for split, found in data.splits.items()} == {"train": 8, "val": 4}
+    table = tmp_path / f"{name}.csv"
+    table.write_text("path,label\n" + rows)
+    data = load_data(table if alone else tmp_path, test_fraction=0.0)
+    assert {split: len(found) for split, found in data.splits.items()} == splits

@@ -180,23 +180,56 @@ def test_a_table_for_test_without_trains_labels_is_skipped_whatever_else_is_in_i
         load_data(tmp_path / "test.csv")
 
 
+@pytest.mark.parametrize("other", ["sex", "type", "level"])
 @pytest.mark.parametrize(
-    ("label", "test"),
+    ("label", "header", "test"),
     [
-        ("{k}", "image,sex\n" + rows(8, 12, "{n}.png,{c}")),
-        ("c{k}", "image,sex\n" + rows(8, 12, "{n}.png,m{c}")),
-        ("c{k}", "image,sex,label\n" + rows(8, 12, "{n}.png,{c},")),
+        ("{k}", "", rows(8, 12, "{n}.png,{c}")),
+        ("c{k}", "", rows(8, 12, "{n}.png,m{c}")),
+        ("c{k}", ",label", rows(8, 12, "{n}.png,{c},")),
     ],
 )
 def test_another_column_of_a_table_for_test_is_not_taken_for_its_labels(
-    label: str, test: str, tmp_path: Path
+    label: str, header: str, test: str, other: str, tmp_path: Path
 ) -> None:
-    train = "image,sex,label\n" + rows(0, 8, "{n}.png,{c}," + label)
-    write(tmp_path, train__csv=train, test__csv=test)
+    train = f"image,{other},label\n" + rows(0, 8, "{n}.png,{c}," + label)
+    write(tmp_path, train__csv=train, test__csv=f"image,{other}{header}\n" + test)
     data = load_data(tmp_path, test_fraction=0)
     assert numbers(data) == {"train": list(range(8))}
-    assert "test.csv: 'sex' is not taken for labels, because train's are in 'label'" in data.notes
+    assert f"test.csv: {other!r} is not taken for labels, because train's are in 'label'" in data.notes
     assert "test.csv has no labels: its 4 rows were skipped" in data.notes
+
+
+def test_a_column_for_other_things_in_train_has_no_labels_in_test_even_with_words_of_train(
+    tmp_path: Path,
+) -> None:
+    train = "image,weather,label\n" + rows(0, 8, "{n}.png,c{h},c{k}")
+    write(tmp_path, train__csv=train, test__csv="image,weather\n" + rows(8, 12, "{n}.png,c{c}"))
+    data = load_data(tmp_path, test_fraction=0)
+    assert numbers(data) == {"train": list(range(8))}
+    assert "test.csv: 'weather' is not taken for labels, because train's are in 'label'" in data.notes
+
+
+@pytest.mark.parametrize(
+    "other", ["image,kind\n" + rows(0, 12, "{n}.png,k{k}"), "image,age,sex\n" + rows(0, 12, "{n}.png,{k},s{c}")]
+)  # fmt: skip
+def test_metadata_next_to_the_labels_of_train_are_not_labels(other: str, tmp_path: Path) -> None:
+    truth = "image,MEL,NV\n" + "".join(f"{n}.png,{n % 2}.0,{1 - n % 2}.0\n" for n in range(12))
+    write(tmp_path, x_Training_GroundTruth__csv=truth, x_Training_Metadata__csv=other)
+    data = load_data(tmp_path)
+    assert data.class_names == ("MEL", "NV")
+    assert "x_Training_Metadata.csv has no labels: its 12 rows were skipped" in data.notes
+
+
+def test_a_table_of_train_whose_labels_are_unclear_is_refused_if_no_other_has_them(tmp_path: Path) -> None:
+    unclear = "image,age,sex\n" + rows(0, 8, "{n}.png,{k},s{c}")
+    write(tmp_path, train__csv=unclear, a_test__csv="image,age,sex\n" + rows(8, 12, "{n}.png,{k},s{c}"))
+    with pytest.raises(DataError, match="train.csv: which column has the labels: age, sex"):
+        load_data(tmp_path)
+    for name in ("a_test.csv", "labels.csv"):
+        (tmp_path / name).write_text("image,label\n" + rows(8, 12))
+        with pytest.raises(DataError, match="train.csv: which column has the labels: age, sex"):
+            load_data(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,8 @@ def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
         if isinstance(value, Tensor):
             assert torch.equal(value, right[name]), name
         elif "second" not in name and "param_groups" not in name:
-            assert value == right[name] or value != value, name
+            both_nan = value != value and right[name] != right[name]
+            assert value == right[name] or both_nan, name
 
 
 # --- the same training -----------------------------------------------------------------------------------

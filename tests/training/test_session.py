@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,45 @@ def test_a_stop_saves_the_very_step_and_leaves_no_summary(tmp_path: Path) -> Non
     checkpoint: Any = run.load_checkpoint()
     assert checkpoint["state"]["step"] == 6
     assert resume(run.path, data=data, device="cpu").is_complete
+
+
+class WhileItEvaluates(Listener):
+    """Asks to stop at the second batch of the first evaluation."""
+
+    def __init__(self) -> None:
+        self.asked_after: list[int] = []
+        self.step = 0
+
+    def on_step(self, step: StepResult) -> None:
+        self.step = step.step
+
+    def should_stop(self) -> bool:
+        self.asked_after.append(self.step)
+        return self.asked_after.count(self.step) == 3
+
+
+@pytest.mark.parametrize("of_a_sample", [False, True])
+def test_a_stop_in_an_evaluation_saves_the_epochs_last_step(of_a_sample: bool, tmp_path: Path) -> None:
+    data = coloured_data()
+    settings = [*TINY, "evaluation.batch_size=10", "training.ema_decay=0.9"]
+    settings += ["evaluation.every=2", "evaluation.sample=30"] if of_a_sample else []
+    call = partial(train, data, "one-cycle", overrides=settings, device="cpu")
+    calm = call(out=tmp_path / "calm")
+    with pytest.raises(InterruptedRunError):
+        call(out=tmp_path / "run", listener=WhileItEvaluates())
+    checkpoint: Any = Run.open(tmp_path / "run").load_checkpoint()
+    assert (checkpoint["state"]["step"], checkpoint["state"]["history"]) == (3, [])
+    run = resume(tmp_path / "run", data=data, device="cpu")
+    assert run.weights_path.read_bytes() == calm.weights_path.read_bytes()
+    rows = [
+        [
+            {key: value for key, value in json.loads(line).items() if "second" not in key}
+            for line in (one.path / "metrics.jsonl").read_text().splitlines()
+        ]
+        for one in (calm, run)
+    ]
+    assert rows[0] == rows[1]
+    assert run.summary["accuracy"] == calm.summary["accuracy"]
 
 
 @dataclass(frozen=True)

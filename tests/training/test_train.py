@@ -5,6 +5,7 @@ import importlib
 import json
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -341,6 +342,44 @@ def test_a_folder_with_what_a_killed_training_leaves_before_its_first_step_is_fr
     run = train(folder, "fast", overrides=[*TINY, "training.epochs=1"], out=out, device="cpu")
     assert run.is_complete
     assert not list(out.glob(".*.tmp"))
+
+
+def test_what_a_killed_training_left_does_not_change_the_next_one(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    left = Run(out)
+    out.mkdir()
+    left.write_corrections(b"picture,label,split,was,decision\ntrain/red/1.png,,train,red,drop\n")
+    left.write_skipped([("train", "train/red/0.png", "damaged")])
+    assert left.corrections
+    call = partial(train, folder, "fast", overrides=[*SMALLEST, "data.on_bad_image=skip"], device="cpu")
+    with pytest.raises(InterruptedRunError):
+        call(out=out, listener=StopAfter(2))
+    run = Run.open(out)
+    assert (run.corrections, run.skipped) == (None, [])
+    calm = call(out=tmp_path / "calm")
+    assert resume(out, device="cpu").weights_path.read_bytes() == calm.weights_path.read_bytes()
+
+
+def test_the_same_call_goes_on_with_data_that_have_moved_to_where_it_says(
+    folder: Path, tmp_path: Path
+) -> None:
+    def call(place: str, out: str, listener: Listener | None = None) -> Run:
+        return train(
+            tmp_path / place / "pictures", "fast", overrides=SMALLEST, out=tmp_path / out, listener=listener,
+            device="cpu", auto_resume=True,
+        )  # fmt: skip
+
+    shutil.copytree(folder, tmp_path / "a" / "pictures")
+    calm = call("a", "calm")
+    with pytest.raises(InterruptedRunError):
+        call("a", "run", StopAfter(2))
+    (tmp_path / "a").rename(tmp_path / "b")
+    red = tmp_path / "b" / "pictures" / "train" / "red"
+    shutil.copy(red / "0.png", red / "new.png")
+    with pytest.raises(RunError, match="have changed since the run"):
+        call("b", "run")
+    (red / "new.png").unlink()
+    assert call("b", "run").weights_path.read_bytes() == calm.weights_path.read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -416,19 +416,31 @@ def _load(entry: Path, shape: tuple[int, ...]) -> Decoded | None:
 
 
 def _keep(entry: Path, decoded: Decoded) -> None:
-    """Write an entry if it takes less than a quarter of the free disk space."""
+    """Write an entry if it takes less than a quarter of the free disk space.
+
+    A whole one that another process was faster to write stays: trainings may have mapped it into memory.
+    """
     images = decoded.images.permute(0, 2, 3, 1).numpy()
+
+    def is_whole() -> bool:
+        return _load(entry, images.shape) is not None
 
     def write(folder: Path) -> None:
         if images.nbytes < shutil.disk_usage(folder).free // 4:
             np.save(folder / "images.npy", images)
             np.save(folder / "counts.npy", decoded.counts.numpy())
 
-    _write(entry, write)
+    if not is_whole():
+        _write(entry, write, is_whole)
 
 
-def _write(entry: Path, write: Callable[[Path], object]) -> None:
-    """Fill a temporary folder and rename it to ``entry``. If the cache cannot be written, do without it."""
+def _write(
+    entry: Path, write: Callable[[Path], object], is_whole: Callable[[], bool] = lambda: False
+) -> None:
+    """Fill a temporary folder and rename it to ``entry``, unless that ``is_whole`` by then.
+
+    If the cache cannot be written, do without it.
+    """
     with contextlib.suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(entry.parent, ".writing-")
@@ -436,7 +448,8 @@ def _write(entry: Path, write: Callable[[Path], object]) -> None:
         try:
             write(temporary)
             sync_below(temporary)
-            shutil.rmtree(entry, ignore_errors=True)  # a damaged entry
-            temporary.rename(entry)
+            if not is_whole():
+                shutil.rmtree(entry, ignore_errors=True)  # a damaged entry
+                temporary.rename(entry)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

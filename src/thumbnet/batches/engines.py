@@ -6,8 +6,11 @@ processes during the training.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -153,9 +156,17 @@ class _Pictures(Dataset[Tensor]):
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ignore Ctrl-C in a worker. It reaches every process of the terminal, but the parent handles it."""
+    """Ignore Ctrl-C and SIGTERM in a worker, except SIGTERM from the parent.
+
+    A terminal sends Ctrl-C to all of its processes, and Slurm, systemd and `timeout` send SIGTERM to all
+    processes of a job. The parent then saves, and needs its workers until the current step is done.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and hasattr(signal, "sigwaitinfo"):  # macOS does not tell who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with, args=(parent.pid,), daemon=True).start()
     show = sys.excepthook
 
     def show_unless_disconnected(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -163,6 +174,13 @@ def _leave_signals_to_the_parent(worker: int) -> None:
             show(kind, error, trace)
 
     sys.excepthook = show_unless_disconnected
+
+
+def _end_with(parent: int | None) -> None:
+    """Wait for SIGTERM from the parent, which sends it to a worker that hangs or at the end of Python."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)  # any other status would be reported as a crash
 
 
 def _unchanged(batch: Any) -> Any:

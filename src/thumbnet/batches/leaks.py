@@ -51,7 +51,7 @@ class RepeatSearch:
         self._splits, self._class_names = dict(splits), class_names
         self._digests: dict[str, np.ndarray] = {}
         self._found: Repeats | None = None
-        self._failed = False
+        self._failure = ""  # why pictures were not compared
         self._thread: threading.Thread | None = None
         if all(isinstance(engine, MemoryEngine) for engine in engines.values()):
             self._thread = threading.Thread(target=self._search, args=(dict(engines),), daemon=True)
@@ -63,10 +63,9 @@ class RepeatSearch:
             self._digests = {name: one for name, one in digests.items() if one is not None}
             classes = {name: self._splits[name].single_classes() for name in engines}
             self._found = find_repeats(self._digests, classes)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            self._failed = True  # the training goes on without the comparison
+        except Exception as error:  # the training goes on without the comparison
+            short = is_out_of_memory(error)
+            self._failure = "there is too little memory" if short else f"{type(error).__name__}: {error}"
 
     @property
     def is_done(self) -> bool:
@@ -77,14 +76,14 @@ class RepeatSearch:
         """Wait for the result, write its files into a run's folder, and describe it.
 
         Returns:
-            See :func:`describe`; only its ``lines`` if memory ran out; None if pictures were not compared
-            because not all are in memory.
+            See :func:`describe`; only its ``lines`` if the search failed, for lack of memory for example;
+            None if pictures were not compared because not all are in memory.
         """
         if self._thread is None:
             return None
         self._thread.join()
-        if self._failed:
-            return {"lines": ["pictures were not compared: there is too little memory"]}
+        if self._failure:
+            return {"lines": [f"pictures were not compared: {printable(self._failure)}"]}
         assert self._found is not None
         write_with(folder / DIGESTS_NAME, lambda file: np.save(file, self._digests["train"]))
         write_leaks(folder / LEAKS_NAME, self._found, self._splits, self._class_names)

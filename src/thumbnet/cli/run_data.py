@@ -134,24 +134,38 @@ def _data_of_network(
     """
     from contextlib import suppress
     from dataclasses import replace
-    from itertools import product
 
     from thumbnet.cli.console import note
     from thumbnet.data.calibration import with_calibration_split
-    from thumbnet.data.held_out import VAL_FRACTION
+    from thumbnet.data.held_out import VAL_FRACTION, with_held_out
     from thumbnet.errors import DataError
     from thumbnet.sources.load import load_data
 
     def load(settings: DataSettings, labels: Sequence[Correction] | None) -> Data:
         return load_data(source, data_dir=options.data_dir, settings=settings, labels=labels)
 
-    splits = (settings, replace(settings, val_fraction=VAL_FRACTION))
+    def as_trained(labels: Sequence[Correction] | None) -> Data | None:
+        """The data if the network was trained with these ``labels``. Only one copy is in memory at a time."""
+        data, asked = load(settings, labels), settings
+        if data.fingerprint() != fingerprint and "val" not in data.splits:
+            asked = replace(settings, val_fraction=VAL_FRACTION)
+            if labels is None:
+                data = with_held_out(data, 0, VAL_FRACTION, settings.split_seed, settings.group_by)
+            else:  # val has to be set aside before the labels are corrected
+                del data
+                data = load(asked, labels)
+        if data.fingerprint() != fingerprint:
+            return None
+        if labels is not corrections:
+            del data
+            data = load(asked, corrections)
+        return data
+
     corrected: list[Sequence[Correction] | None] = [None] if corrections is None else [None, corrections]
-    for asked, labels in product(splits, corrected):
+    for labels in corrected:
         with suppress(DataError):  # these may be other data, which need not be split like that
-            data = load(asked, labels)
-            if data.fingerprint() == fingerprint:
-                data = data if labels is corrections else load(asked, corrections)
+            data = as_trained(labels)
+            if data is not None:
                 note(f"thumbnet: {source} holds the network's training data, split as in the training")
                 return with_calibration_split(data, settings)
     return None

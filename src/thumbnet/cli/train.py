@@ -244,7 +244,11 @@ class Terminated(BaseException):
 
 @contextmanager
 def stopping(listener: StoppableListener) -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM stop the training after its step, and the second one at once.
+    """Let the first Ctrl-C or SIGTERM stop the training after its step, and a second Ctrl-C at once.
+
+    A second SIGTERM changes nothing: schedulers send it to all processes of a job, and torchrun passes it on
+    to its own again. A scheduler that cannot wait sends SIGKILL. A signal that is ignored stays ignored, as
+    SIGINT is in jobs that a script starts in the background.
 
     The exit status is 128 + the signal's number, the convention of shells and schedulers.
     """
@@ -253,6 +257,8 @@ def stopping(listener: StoppableListener) -> Iterator[None]:
     def handle(signum: int, frame: object) -> None:
         from thumbnet.cli.console import note
 
+        if listener.started and listener.stop_requested and signum == signal.SIGTERM:
+            return
         received.append(signum)
         if not listener.started or listener.stop_requested:
             raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
@@ -262,11 +268,14 @@ def stopping(listener: StoppableListener) -> Iterator[None]:
 
     from thumbnet.errors import InterruptedRunError
 
-    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    heard = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) != signal.SIG_IGN]
+    before = {signum: signal.signal(signum, handle) for signum in heard}
     try:
         yield
     except InterruptedRunError as error:
         error.exit_status = 128 + (received[0] if received else signal.SIGINT)
+        if received:  # a second SIGTERM must not end the process while it says how to go on
+            before.pop(signal.SIGTERM, None)
         raise
     finally:
         for signum, handler in before.items():

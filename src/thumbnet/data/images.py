@@ -54,7 +54,7 @@ JPEG_START = b"\xff\xd8"
 APP1 = b"\xff\xe1"  # marker of the JPEG segment that may hold an orientation
 # Only some of Pillow's formats: it starts other programs for EPS, and many others are rarely tested.
 FORMATS = ["PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "TGA", "ICO", "JPEG2000"]
-FORMATS += ["AVIF"] if find_spec("PIL.AvifImagePlugin") else []  # since Pillow 11.3
+FORMATS += ["AVIF"] if find_spec("PIL._avif") else []  # a build of Pillow may lack it
 Image.preinit()  # loads the first five; Pillow loads the others when a file is in none of these
 PICTURE_SUFFIXES = frozenset(
     {

@@ -235,7 +235,7 @@ def reason(stream: IO[bytes]) -> str:
     kind = kind_of(head)
     if kind is None:
         return UNKNOWN
-    if kind is AVIF and find_spec("PIL.AvifImagePlugin"):  # Pillow reads AVIF since 11.3
+    if kind is AVIF and find_spec("PIL._avif"):  # a build of Pillow may lack it
         return f"{kind.name}, but Pillow cannot read it: it is damaged or unusual"
     if installed(kind):
         return f"{kind.name}, but the plug-in {kind.package} cannot read it: it is damaged or unusual"

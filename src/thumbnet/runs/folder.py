@@ -47,6 +47,7 @@ from thumbnet.files import (
     read_json,
     read_whole,
     reason,
+    remove_file,
     user_path,
     write_file,
     write_json,
@@ -223,6 +224,15 @@ class Run:
     def is_complete(self) -> bool:
         """Whether the training has finished."""
         return (self.path / "summary.json").is_file() and self.weights_path.is_file()
+
+    def remove_leftovers(self) -> None:
+        """Remove what a training left that ended before it wrote ``run.json``: it may have had other data.
+
+        Raises:
+            RunError: a file cannot be removed.
+        """
+        for name in (SKIPPED_NAME, CORRECTIONS_NAME):  # a new training may not write them
+            remove_file(self.path / name)
 
     def begin(self, recipe: Recipe, settings: dict[str, Any], device: torch.device) -> None:
         """Write the recipe, the environment and ``run.json``, before the first step."""

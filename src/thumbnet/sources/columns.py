@@ -153,7 +153,8 @@ def find_columns(table: Table, settings: DataSettings, labels: bool = True) -> C
     """Find a manifest's columns: by the recipe's settings, then by name, then by content.
 
     Args:
-        table: all of its rows count, because tables are often sorted by class or split.
+        table: all of its rows decide which columns have labels and splits, because tables are often sorted by
+            class or split. The first rows decide which column names the pictures.
         settings: ``path_column``, ``label_column``, ``group_by`` and ``multilabel`` are used.
         labels: whether to look for labels; otherwise only for pictures and splits.
 
@@ -199,6 +200,8 @@ def find_columns(table: Table, settings: DataSettings, labels: bool = True) -> C
                 "--set data.multilabel=true"
             )
         return found
+    if len(by_content) > 1:  # quantities are no classes
+        by_content = [name for name in by_content if not _are_quantities(values[name])] or by_content
     if len(by_content) > 1:
         raise DataError(
             f"{printable(table.path.name)}: which column has the labels: {_listing(by_content)}? "
@@ -397,6 +400,17 @@ def _repeats(table: Table, name: str, found: set[str]) -> bool:
     return len(found) <= sum(cell not in EMPTY for cell in table.column(name)) // 2
 
 
+def _are_quantities(cells: Iterable[str]) -> bool:
+    """Whether a column has numbers, and some with fractions, such as weights and angles."""
+    found = set(cells) - EMPTY
+    return all(map(_NUMBER.fullmatch, found)) and any(map(_has_fraction, found))
+
+
+def _has_fraction(number: str) -> bool:
+    exact = Decimal(number)
+    return exact != exact.to_integral_value()
+
+
 def labels_of(table: Table, columns: Columns) -> list[str]:
     """Each row's class as text, or an empty string for a row without a label.
 
@@ -442,7 +456,7 @@ def class_names(labels: Iterable[str]) -> dict[str, str]:
         return {label: label for label in found}
     # A float would make one class of two long identifiers that differ in their last digits.
     numbers = {label: Decimal(label) for label in found}
-    odd = [label for label, number in numbers.items() if number != number.to_integral_value()]
+    odd = [label for label in found if _has_fraction(label)]
     if odd:
         raise DataError(
             f"the labels are numbers with fractions, such as {odd[0]}: "

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import os
+import secrets
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from thumbnet.data.reading import exists
@@ -14,6 +18,7 @@ from thumbnet.files import file_digest, remove_file, sync_file
 
 BLOCK = 1 << 18
 TIMEOUT = 30.0  # seconds without a byte
+ABANDONED = 600.0  # seconds without a byte after which a part belongs to a process that was killed
 
 DownloadProgress = Callable[[int, int | None], None]
 """Called with the number of bytes so far and the total, or None if the server does not say."""
@@ -22,8 +27,10 @@ DownloadProgress = Callable[[int, int | None], None]
 def download(url: str, target: Path, sha256: str, progress: DownloadProgress | None = None) -> Path:
     """Download ``url`` to ``target`` and verify its SHA-256.
 
-    Writes to ``target`` + ``.part`` and renames that once it is verified, so ``target`` is never incomplete.
-    Continues an existing ``.part`` if the server can. Returns ``target`` at once if it exists.
+    Writes to another file and renames that once it is verified, so ``target`` is never incomplete. If it is
+    interrupted, it leaves ``target`` + ``.part``, and the next call continues that if the server can.
+    Processes that download the same file at the same time each write their own. Returns ``target`` at once if
+    it exists.
 
     Raises:
         DataError: the server cannot be reached, stalls, or sends a file with another checksum; or the file
@@ -32,29 +39,72 @@ def download(url: str, target: Path, sha256: str, progress: DownloadProgress | N
     """
     if exists(target):
         return target
-    part = target.with_name(target.name + ".part")
+    kept = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(url, part, progress)
+        with _own_part(kept) as part:
+            _fetch(url, part, progress)
+            actual = file_digest(part)
+            if actual == sha256:
+                _finish(part, target)
+                return target
+            remove_file(part)
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", None) or error
-        kept = f" {part.stat().st_size:,} bytes are kept." if part.exists() else ""
+        size = ""
+        with suppress(OSError):
+            size = f" {kept.stat().st_size:,} bytes are kept."
         raise DataError(
-            f"cannot download {url}: {reason}.{kept} Run the same command again to continue."
+            f"cannot download {url}: {reason}.{size} Run the same command again to continue."
         ) from None
-    actual = file_digest(part)
-    if actual != sha256:
-        remove_file(part)
-        raise DataError(
-            f"{url} has SHA-256 {actual}, expected {sha256}: the file is damaged or not the official one. "
-            "It was deleted; run the same command again."
-        )
+    raise DataError(
+        f"{url} has SHA-256 {actual}, expected {sha256}: the file is damaged or not the official one. "
+        "It was deleted; run the same command again."
+    )
+
+
+@contextmanager
+def _own_part(kept: Path) -> Iterator[Path]:
+    """Yield the path of a part that no other process writes, and leave it as ``kept`` if it is still there.
+
+    It begins with what an interrupted download left. Renaming that gives it to one process only.
+    """
+    own = kept.with_name(f"{kept.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    for left in (kept, *_abandoned(kept)):
+        with suppress(OSError):
+            os.utime(left)  # before it has the name by which others may find it abandoned
+            left.rename(own)
+            break
     try:
-        sync_file(part)
-        part.replace(target)
+        yield own
+    finally:
+        with suppress(OSError):
+            own.replace(kept)
+
+
+def _abandoned(kept: Path) -> Iterator[Path]:
+    """The parts of processes that were killed."""
+    for name in os.listdir(kept.parent):
+        path = kept.with_name(name)
+        with suppress(OSError):
+            if name.startswith(f"{kept.name}-") and time.time() - path.stat().st_mtime > ABANDONED:
+                yield path
+
+
+def _finish(part: Path, target: Path) -> None:
+    """Rename a verified ``part`` to ``target``, unless another process was faster and may be reading its own.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    try:
+        if exists(target):
+            part.unlink()
+        else:
+            sync_file(part)
+            part.replace(target)
     except OSError as error:
         raise DataError(f"cannot write {target}: {error.strerror or error}") from None
-    return target
 
 
 def _fetch(url: str, part: Path, progress: DownloadProgress | None) -> None:

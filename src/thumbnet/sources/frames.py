@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from thumbnet.errors import DataError, printable
-from thumbnet.sources.columns import EMPTY, label_candidates
+from thumbnet.sources.columns import EMPTY, label_candidates, split_values
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.split_columns import row_splits, split_column
 from thumbnet.sources.tables import repeated_names
@@ -41,7 +41,7 @@ def read_frame(frame: Any, where: str, notes: list[str]) -> tuple[list[str], lis
     """The paths and labels in a frame. Rows without a label are left out, with a note.
 
     Paths are recognised by their content. Labels are in the column with a common name for them, or in the
-    only other column that has no splits.
+    only other column that has no splits, even if its name is a usual one for splits.
 
     Raises:
         DataError: the frame has no rows, two columns have the same name, or it is unclear which columns have
@@ -52,7 +52,11 @@ def read_frame(frame: Any, where: str, notes: list[str]) -> tuple[list[str], lis
     texts = _texts(frame, where)
     columns = {str(column): frame[column].tolist() for column in frame.columns}
     paths = [name for name, values in columns.items() if all(map(_is_path, values))]
-    rest = [name for name in columns if name not in (*paths, split_column(texts))]
+    told = split_column({name: cells for name, cells in texts.items() if name not in paths})
+    rest = [name for name in columns if name not in (*paths, told)]
+    tells_none = bool(told) and not split_values(told, texts[told])
+    if tells_none and not rest:
+        rest = [told]  # such as the phases of an operation
     labels = label_candidates(rest)[:1] or rest
     if len(paths) != 1 or len(labels) != 1:
         what = "paths of pictures" if len(paths) != 1 else "labels"
@@ -61,6 +65,8 @@ def read_frame(frame: Any, where: str, notes: list[str]) -> tuple[list[str], lis
             f"{', '.join(map(printable, columns))}. Pass the two columns as lists: "
             "(frame['path'].tolist(), frame['label'].tolist())"
         )
+    if tells_none and labels[0] != told and not label_candidates(labels):
+        notes.append(f"{where}: labels are read from {printable(labels[0])!r}, not from {printable(told)!r}")
     kept = [row for row, text in enumerate(texts[labels[0]]) if text not in EMPTY]
     if len(kept) < len(frame):
         notes.append(f"{where}: skipped {len(frame) - len(kept):,} row(s) without a label")

@@ -5,7 +5,8 @@ subfolders and the other files.
 
 The cache is the folder ``index`` of :func:`thumbnet.files.cache_folder`. It stores each folder's listing with
 the folder's modification time, which the system updates whenever a name is added or removed. A folder is
-listed again if that time has changed, or if it was so recent that a later change could have the same time.
+listed again if that time has changed, or if it was so recent that a later change could have the same time,
+or if it is on a FUSE file system: mounted buckets give all folders the time of the mount.
 The sizes and times of the files themselves are not cached (:class:`thumbnet.data.splits.FileSplit`).
 """
 
@@ -168,6 +169,14 @@ class Index:
         """The cached listing of each folder."""
         return self._read()
 
+    @cached_property
+    def _fuse(self) -> set[int]:
+        """The devices whose folders may have other pictures without another modification time."""
+        try:
+            return fuse_devices(Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape"))
+        except OSError:  # not Linux
+            return set()
+
     def _read(self) -> dict[str, _Listing]:
         try:
             kept = json.loads(self._kept_at.read_text("utf-8"))
@@ -180,14 +189,27 @@ class Index:
     def _list(self, folder: str) -> _Listing:
         path = os.path.join(self.root, folder)
         with reads(path):
-            changed = os.stat(path).st_mtime_ns
+            found = os.stat(path)
+            changed, mounted = found.st_mtime_ns, found.st_dev in self._fuse
             listing = self._kept.get(folder)
-            if listing is None or listing.changed != changed:
-                if time.time_ns() - changed < _SURE_AFTER:
+            if listing is None or listing.changed != changed or mounted:
+                if time.time_ns() - changed < _SURE_AFTER or mounted:
                     changed = -1  # a later change could leave the same time: always list this folder again
                 listing = _Listing(changed, *_scan(path))
         self._listed[folder] = listing
         return listing
+
+
+def fuse_devices(mounts: str) -> set[int]:
+    """The device numbers (``st_dev``) of the FUSE file systems in the text of ``/proc/self/mountinfo``."""
+    found = set()
+    for line in mounts.split("\n"):
+        before, _, after = line.partition(" - ")
+        kind = after.partition(" ")[0]
+        if kind == "fuse" or kind.startswith("fuse."):  # a disk of Windows is "fuseblk"
+            major, minor = before.split()[2].split(":")
+            found.add(os.makedev(int(major), int(minor)))
+    return found
 
 
 def _scan(path: str) -> tuple[list[str], list[str], list[str], list[str]]:

@@ -37,13 +37,13 @@ def one_spelling(labels: Mapping[str, Iterable[str | int]]) -> tuple[dict[str, s
     only in case. Within train, such labels stay different.
 
     Args:
-        labels: the labels of each split.
+        labels: the labels of each split, without outer spaces.
 
     Returns:
         How to spell each word that has to be spelt differently, and notes.
     """
     words = {split: {one for one in found if isinstance(one, str)} for split, found in labels.items()}
-    respelt = {word: nfc(word) for word in set().union(*words.values()) if nfc(word) != word}
+    respelt = {word: plain for word in set().union(*words.values()) if (plain := nfc(word)) != word}
     by_key: dict[str, list[str]] = {}
     for word in sorted({respelt.get(word, word) for word in words.get("train", ())}):
         by_key.setdefault(name_key(word), []).append(word)

@@ -233,6 +233,8 @@ def _read(place: Place, name: str, settings: DataSettings) -> Data:
     A folder is read by its names, whatever else it is, if the settings ask for that.
     """
     by_names = is_folder(place.path) and bool(settings.given(*manifest.NAMES))
+    if by_names:
+        manifest.check_one_way(settings)
     for form in () if by_names else FORMS[:-1]:
         for level in wrapped(place):
             if form.recognise(level, settings):

@@ -149,8 +149,9 @@ class Pictures:
         """The picture that a row means, in ``exact`` only one in the folders that its cell says."""
         name, folders = _name(one.cell), (*_parts(base), *_folders_in(one.cell))
         exact = exact and bool(_folders_in(one.cell))
-        inner = next((folder for folder in reversed(folders) if exact or folder in self._folders), "")
-        candidates = self._called(name, inner)
+        # The picture is in each of these folders, so the one with the fewest pictures of the name is enough.
+        there = [folder for folder in folders if exact or folder in self._folders] or [""]
+        candidates = min((self._called(name, folder) for folder in there), key=len)
         if exact:
             candidates = [path for path in candidates if _above(path) == folders]
         fitting = [path for path in candidates if self._fits(os.path.dirname(path), folders, one.split)]

@@ -225,6 +225,30 @@ def _titles(folder: Path, order: list[str]) -> tuple[tuple[str, ...], list[str]]
     return tuple(order), []
 
 
+def _options(settings: DataSettings, keys: list[str]) -> str:
+    """The options that give settings, as the user wrote them."""
+    values = {key: printable(getattr(settings, key)) for key in keys}
+    names = {
+        key: "depth" if key == "classes_from" and value.isdigit() else key.replace("_", "-")
+        for key, value in values.items()
+    }
+    return " and ".join(f"--{names[key]} {value}" for key, value in values.items())
+
+
+def check_one_way(settings: DataSettings) -> None:
+    """Refuse settings that take the classes both from names and from a table.
+
+    Raises:
+        UnusedSettingError: both are given.
+    """
+    names, tables = settings.given(*NAMES), settings.given(*COLUMNS_AND_PICTURES)
+    if names and tables:
+        raise UnusedSettingError(
+            f"{_options(settings, names)} takes the classes from the names of files and folders, but "
+            f"{_options(settings, tables)} from a table: leave one of them out"
+        )
+
+
 def check_used(place: Place | None, settings: DataSettings, used: Container[str], what: str) -> None:
     """Refuse settings about where classes stand that the form of the data does not use.
 
@@ -239,7 +263,7 @@ def check_used(place: Place | None, settings: DataSettings, used: Container[str]
     unused = [key for key in settings.given(*NAMES, *COLUMNS_AND_PICTURES) if key not in used]
     if not unused:
         return
-    options = " and ".join(f"--{key.replace('_', '-')} {printable(getattr(settings, key))}" for key in unused)
+    options = _options(settings, unused)
     if set(unused) <= set(NAMES):
         raise UnusedSettingError(
             f"{options} has no effect: {what} says in another way which class a picture has. Leave it out"

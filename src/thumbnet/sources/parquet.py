@@ -28,7 +28,7 @@ from thumbnet.sources.columns import (
 )
 from thumbnet.sources.labels import one_spelling
 from thumbnet.sources.place import Place
-from thumbnet.sources.split_names import plainer_names, split_name
+from thumbnet.sources.split_names import JOIN_BY_NUMBERS, plainer_names, split_name
 from thumbnet.sources.tables import Table, repeated_names
 
 _LISTS = re.compile(r"(large_)?list<\w+: ((large_)?string|u?int\d+)( not null)?>")
@@ -150,9 +150,10 @@ def _holds_lists(kind: Any) -> bool:
 
 
 def _text(cell: Any) -> str:
+    """A cell as text without outer spaces, as in the other tables; a list as JSON."""
     if isinstance(cell, list):
-        return json.dumps(cell)
-    return "" if cell is None else str(cell)
+        return json.dumps([one.strip() if isinstance(one, str) else one for one in cell])
+    return "" if cell is None else str(cell).strip()
 
 
 def _is_nested(kind: Any) -> bool:
@@ -209,7 +210,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
             notes.append(f"{printable(path.name)} was skipped: neither its name nor its folder's is a split")
     notes += [
         f"{len(paths):,} file(s) were left out, such as {printable(paths[0])}, because "
-        f"{printable(name)!r} is the plainer name of the split"
+        f"{printable(name)!r} is the plainer name of the split. {JOIN_BY_NUMBERS}"
         for name, paths in left_out.items()
     ]
     found: dict[str, tuple[list[bytes], list[str], list[str]]] = {}

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from thumbnet.errors import printable
-from thumbnet.sources.columns import SPLIT_COLUMNS, named, split_meanings, split_values
+from thumbnet.sources.columns import SPLIT_COLUMNS, label_candidates, named, split_meanings, split_values
 
 
 def split_column(columns: Mapping[str, Sequence[str]]) -> str:
-    """The column of splits, by its name or because all its cells tell splits; empty if there is none."""
+    """The column of splits, by its name or because all its cells tell splits; empty if there is none.
+
+    A column whose cells tell splits comes before one that is only called so, like the phases of an operation.
+    """
     found = {name: split_values(name, cells) for name, cells in columns.items()}
+    by_name = named(columns, SPLIT_COLUMNS)
+    sure = [name for name in by_name if found[name]]
     by_content = [name for name, splits in found.items() if splits and all(splits.values())]
-    return next(iter((*named(columns, SPLIT_COLUMNS), *by_content)), "")
+    likely = [name for name in by_content if not label_candidates([name])]
+    return next(iter((*sure, *likely, *by_name, *by_content)), "")
 
 
 def row_splits(name: str, cells: Sequence[str], where: str) -> tuple[list[str] | None, list[str]]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from thumbnet.sources.spelling import nfc
 
 SPLITS = ("train", "val", "test")
+JOIN_BY_NUMBERS = "To join them, give them names that differ only in a number: train_0, train_1"
+"""What to do if pictures are left out because of :func:`plainer_names`."""
 _WORDS = {
     "train": "train",
     "training": "train",
@@ -35,6 +38,7 @@ _AFFIX = (
 )
 _AFFIXES = frozenset(_AFFIX.split("|"))
 _GLUED = re.compile(rf"(?P<word>{'|'.join(_WORDS)})(?:{_AFFIX})")
+_HEX = re.compile(r"(?<![^\W_])([0-9a-f]+)(?![^\W_])", re.I)  # not next to another letter or digit
 
 
 class SplitName(NamedTuple):
@@ -60,9 +64,8 @@ def _spaced(name: str) -> str:
     return re.sub(r"\b(hold|held)[ _-]*out", r"\1out", re.sub(r"[\W_]+", " ", spaced.casefold()))
 
 
-def split_name(name: str) -> SplitName | None:
-    """The split in a folder's name, ignoring case and affixes; None if it names no split or several."""
-    text = _spaced(name)
+def _words_in(text: str) -> tuple[list[str], list[str]]:
+    """The words of a name that stand for splits, and the others."""
     words: list[str] = []
     rest: list[str] = []
     for token in re.findall(r"[^\W\d_]+", text):
@@ -72,6 +75,13 @@ def split_name(name: str) -> SplitName | None:
             rest += ["set"] if glued else []
         else:
             rest.append(token)
+    return words, rest
+
+
+def split_name(name: str) -> SplitName | None:
+    """The split in a folder's name, ignoring case and affixes; None if it names no split or several."""
+    text = _spaced(name)
+    words, rest = _words_in(text)
     found = {_WORDS[word] for word in words}
     if found == {"train", "val"}:
         found = {"train"}  # train_val, as in VOC
@@ -83,12 +93,18 @@ def split_name(name: str) -> SplitName | None:
     return SplitName(found.pop(), rank, unusual, words[0] in _EITHER)
 
 
+def is_train_and_val(name: str) -> bool:
+    """Whether a name says both train and val, as ``trainval`` and ``train_val`` do."""
+    words, _ = _words_in(_spaced(name))
+    return "trainval" in words or {"train", "val"} <= {_WORDS[word] for word in words}
+
+
 def plainer_names(splits: Mapping[str, str]) -> dict[str, str]:
     """Find the names of files or folders whose pictures another one of the same split may have, too.
 
     ``trainval`` and ``train_mini`` repeat pictures of ``train``. Numbers do not count: ``train_0`` and
-    ``train_1`` are parts of one split. So are names with unknown words, such as ``train_a`` and ``train_b``,
-    if no name is plainer.
+    ``train_1`` are parts of one split, and so are ``train-3f2a`` and ``train-4839``. So are names with
+    unknown words, such as ``train_a`` and ``train_b``, if no name is plainer.
 
     Args:
         splits: the split that each name stands for.
@@ -96,7 +112,7 @@ def plainer_names(splits: Mapping[str, str]) -> dict[str, str]:
     Returns:
         For each of these names, the words of the plainer name.
     """
-    words = {name: " ".join(re.findall(r"[^\W\d_]+", _spaced(name))) for name in splits}
+    words = _without_numbers(splits)
     together: dict[str, set[str]] = {}
     for name, split in splits.items():
         together.setdefault(split, set()).add(words[name])
@@ -113,6 +129,29 @@ def plainer_names(splits: Mapping[str, str]) -> dict[str, str]:
     return {
         name: plainer[split, words[name]] for name, split in splits.items() if (split, words[name]) in plainer
     }
+
+
+def _without_numbers(names: Iterable[str]) -> dict[str, str]:
+    """The words of each name.
+
+    Parts such as ``3f2a`` are no words but hexadecimal numbers if names that differ only in these parts all
+    have them in the same length, and some have a digit there.
+    """
+    pieces = {name: _HEX.split(name) for name in names}  # every second piece may be a number
+    alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name, found in pieces.items():
+        alike[tuple(found[::2])].append(name)
+    words = {}
+    for same in alike.values():
+        columns = list(zip(*(pieces[name] for name in same), strict=True))
+        kept = [
+            place % 2 == 0 or len(set(map(len, column))) > 1 or not re.search(r"\d", "".join(column))
+            for place, column in enumerate(columns)
+        ]
+        for name in same:
+            text = " ".join(piece for piece, keep in zip(pieces[name], kept, strict=True) if keep)
+            words[name] = " ".join(re.findall(r"[^\W\d_]+", _spaced(text)))
+    return words
 
 
 def splits_named(name: str) -> frozenset[str]:

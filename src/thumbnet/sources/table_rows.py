@@ -13,6 +13,7 @@ from thumbnet.invocation import command
 from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.columns import EMPTY
 from thumbnet.sources.lookup import Pictures, Wanted
+from thumbnet.sources.split_names import is_train_and_val
 from thumbnet.sources.table_splits import Manifest, splits_by_folder
 
 _MAX_SHOWN = 5  # missing pictures that an error lists
@@ -81,8 +82,8 @@ def collect(
     of = [known[row] for row in used]
     if manifest.splits is None:  # a single table
         classes = {label for row in labels for label in row}
-        # A table called trainval.csv may name pictures in train/ and in val/.
-        by_folder = manifest.split in ("", "train")
+        # A table called trainval.csv may name pictures in train/ and in val/. All of train.csv is for train.
+        by_folder = not manifest.split or any(map(is_train_and_val, (table.path.stem, manifest.base)))
         told = splits_by_folder([one.path for one in found], classes) if by_folder else None
         of = told[0] if told else ["train"] * len(used)
         notes += told[1] if told else []

@@ -67,7 +67,7 @@ def choose(
         try:
             one = _understood(table, base, settings, alone)
         except DataError as error:
-            if alone or _split_of(table, base) == "train":
+            if alone:
                 raise
             unclear.append((table, base, error))
             continue
@@ -86,6 +86,7 @@ def choose(
                 f"{', '.join(map(printable, table.names[:12]))}. "
                 "Name the right one: --label-column NAME"
             )
+    unclear.sort(key=lambda one: _split_of(one[0], one[1]) != "train")
     if unclear and not labelled:
         raise unclear[0][2]
     train = _labels_of_train(labelled)
@@ -151,13 +152,21 @@ def _understood(table: Table, base: str, settings: DataSettings, alone: bool) ->
 
 
 class _Labels(NamedTuple):
-    """The columns with train's labels, and the keys of its classes.
+    """Where train's labels are: the columns, and the keys of the classes.
 
     Both are empty if only the cells of a single column say that it has the labels.
+
+    Attributes:
+        columns: the columns with the labels.
+        classes: the keys of the classes.
+        others: the other columns of the tables with these columns.
+        in_train: whether the name of such a table says train. Otherwise it says no split.
     """
 
     columns: frozenset[str]
     classes: frozenset[str]
+    others: frozenset[str]
+    in_train: bool
 
     def are_in(self, table: Table) -> bool:
         """Whether a table has such a column, with labels in it."""
@@ -167,29 +176,35 @@ class _Labels(NamedTuple):
 def _labels_of_train(labelled: Sequence[Manifest]) -> _Labels:
     columns: set[str] = set()
     classes: set[str] = set()
-    train = [one for one in labelled if one.split == "train"] or [one for one in labelled if not one.split]
-    for one in train:
+    others: set[str] = set()
+    named = [one for one in labelled if one.split == "train"]
+    for one in named or [one for one in labelled if not one.split]:
         if one.columns.one_hot:
             columns.update(one.columns.one_hot)
             classes.update(one.columns.one_hot)
         elif label_candidates([one.columns.label]):
             columns.add(one.columns.label)
             classes.update(one.table.column(one.columns.label))
-    return _Labels(frozenset(columns), frozenset(map(name_key, classes - EMPTY)))
+        else:
+            continue
+        others.update(one.table.names)
+    keys = frozenset(map(name_key, classes - EMPTY))
+    return _Labels(frozenset(columns), keys, frozenset(others - columns), bool(named))
 
 
 def _without_train_labels(
     unclear: Sequence[tuple[Table, str, DataError]], train: _Labels, settings: DataSettings
 ) -> list[Manifest]:
-    """The tables for val and test that have none of the columns with train's labels, so they have no labels.
+    """The tables of a split that have none of the columns with train's labels, so they have no labels.
 
     Raises:
-        DataError: it is unclear which column of another table for val or test has the labels.
+        DataError: it is unclear which column of another table of a split has the labels.
     """
     found = []
     for table, base, error in unclear:
         split = _split_of(table, base)
-        if split and (train.are_in(table) or not train.columns):
+        known = train.columns and (train.in_train or split != "train")
+        if split and (train.are_in(table) or not known):
             raise error
         if split:
             found.append(Manifest(table, find_columns(table, settings, labels=False), base, split))
@@ -197,15 +212,18 @@ def _without_train_labels(
 
 
 def _has_other_labels(one: Manifest, train: _Labels) -> bool:
-    """Whether what looks like the labels of a table for val or test is something else.
+    """Whether what looks like the labels of a table of a split is something else.
 
-    The table has none of the columns with train's labels. Only cells say that another column has labels, and
-    no word in it is a class of train. Numbers say nothing: ages and sexes are numbers, too.
+    The table has none of the columns with train's labels. Either train's table has the other column, too, but
+    not for labels, or only cells say that it has labels, and no word in it is a class of train. Numbers say
+    nothing: ages and sexes are numbers, too.
     """
     label = one.columns.label
-    if one.split in ("", "train") or not train.columns:
+    if not one.split or not train.columns or train.are_in(one.table):
         return False
-    if train.are_in(one.table) or label_candidates([label]):
+    if label in train.others:
+        return True
+    if label_candidates([label]):
         return False
     cells = set(one.columns.one_hot or one.table.column(label)) - EMPTY
     return not any(name_key(cell) in train.classes for cell in cells if re.search(r"[^\W\d_]", cell))

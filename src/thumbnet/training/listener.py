@@ -40,7 +40,10 @@ class Listener:
         """The training found or decided something that the user should know."""
 
     def should_stop(self) -> bool:
-        """Called after each step. Return True to save a checkpoint and end the training."""
+        """Called after each step, and for each batch of an evaluation between epochs if one process trains.
+
+        Return True to save a checkpoint and end the training.
+        """
         return False
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import torch
 from torch import nn
 
-from thumbnet.batches.batches import EvalBatches
+from thumbnet.batches.batches import Batch, Batches, EvalBatches
 from thumbnet.batches.prepare import Prepared, all_unreadable
 from thumbnet.classifiers.logits import collect_logits
 from thumbnet.data.splits import Data
@@ -34,6 +36,22 @@ from thumbnet.training.mirrored import find_mirrored
 from thumbnet.training.results import Findings, Measured, RepeatTeller, measure, score_of, summary_of
 from thumbnet.training.state import Score, TrainingState
 from thumbnet.training.time_budget import TimeBudget
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """``batches`` that call ``ask`` before each one."""
+
+    batches: Batches
+    ask: Callable[[], None]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for batch in self.batches.epoch(epoch, start):
+            self.ask()
+            yield batch
 
 
 @dataclass
@@ -130,7 +148,9 @@ class Session:
     def _score_on(self, model: nn.Module, batches: EvalBatches) -> tuple[Score, torch.Tensor]:
         """The score on the pictures of all processes, and the logits of this process's pictures."""
         with self.evaluation_memory():
-            logits, labels = collect_logits(model, batches, dtype=self.state.dtype)
+            logits, labels = collect_logits(
+                model, _Heard(batches, self._stop_if_asked), dtype=self.state.dtype
+            )
         gathered = self.world.gather(logits).numpy(), self.world.gather(labels).numpy()
         return score_of(str(self.prepared.watched), *gathered, self.data.class_names), logits
 
@@ -152,12 +172,25 @@ class Session:
         if meeting:
             late = settings.minutes > 0 and time.monotonic() - self._last_saved > 60 * settings.minutes
             stop, late = self._meetings.hold(step.step, self._wants_to_stop, late)
-        if stop or late or (settings.steps > 0 and step.step % settings.steps == 0):
-            self.save()
         if stop:
-            self.world.any(False)  # no process ends before the checkpoint is written
-            options = code_options(self.state.recipe.model.name)
-            raise InterruptedRunError(self.run.path, self.state.epoch + 1, self.state.step, options)
+            self._stop()
+        if late or (settings.steps > 0 and step.step % settings.steps == 0):
+            self.save()
+
+    def _stop_if_asked(self) -> None:
+        """End the training between two batches of an evaluation, as after the epoch's last step.
+
+        Several processes would have to meet for it. A last layer is fitted at once, so there is no such step.
+        """
+        alone = self.world.size == 1 and not self.state.recipe.training.frozen
+        if alone and self.listener.should_stop():
+            self._stop()
+
+    def _stop(self) -> NoReturn:
+        self.save()
+        self.world.any(False)  # no process ends before the checkpoint is written
+        options = code_options(self.state.recipe.model.name)
+        raise InterruptedRunError(self.run.path, self.state.epoch + 1, self.state.step, options)
 
     def _keep_to(self, budget: TimeBudget, meeting: bool) -> None:
         """Change the number of steps if the training would not end in time, and write down the new plan."""

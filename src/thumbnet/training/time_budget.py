@@ -389,7 +389,7 @@ class TimeBudget:
     _pace: list[tuple[float, float]] = field(default_factory=list)  # (expected, taken) of recent looks
     _changed: float = 0.0  # when the plan was last changed
     _told: int = 0  # the number of steps that the user was last told; 0 for the first plan
-    _after_head: bool = False  # whether the next look at the clock is the first one after the head's part
+    _after_head: bool = False  # whether the next change of the plan is the first one after the head's part
 
     @property
     def deadline(self) -> float:
@@ -472,12 +472,10 @@ class TimeBudget:
         taken = now - self._since
         look = world.is_first and taken > CHECK_SECONDS
         new_total = world.from_first(self._new_total(state, now, taken) if look else None)
-        after_head = self._after_head
-        if look:
-            self._after_head = False
         if new_total is None:
             return None
-        told = self._told or total
+        told, after_head = self._told or total, self._after_head
+        self._after_head = False
         state.replan(new_total)
         if abs(new_total / told - 1) < NOTED:
             return None

@@ -174,10 +174,11 @@ def train(
         if out is not None and world.from_first(begun):
             with suppress(RecipeError):  # the run's own recipe counts, but this call may name its network
                 asked_recipe(recipe, overrides)
-            given = None if isinstance(data, str | Path) else data
+            named = data if isinstance(data, str | Path) else None
+            given = data if named is None else None
             if corrections is not None and world.is_first:
                 _check_same_corrections(Run.open(out), corrections)
-            return _resume(out, given, call, complete_is_fine=True)
+            return _resume(out, given, call, complete_is_fine=True, named=named)
         return _begin(Plan(data, recipe, overrides, out, data_dir, corrections, minutes=minutes), call)
 
 
@@ -303,6 +304,7 @@ def _begin(plan: Plan, call: Call) -> Run:
     session = Session(run, data, prepared, state, listener, call.started, fingerprint, budget)
     with run.locked(_wait(world)) if world.is_first else nullcontext():
         if world.is_first:
+            run.remove_leftovers()
             run.write_skipped(prepared.skipped)
             if data.corrected is not None:
                 run.write_corrections(data.corrected.content)
@@ -310,8 +312,22 @@ def _begin(plan: Plan, call: Call) -> Run:
         return session.train()
 
 
-def _resume(path: str | Path, data: Any, call: Call, complete_is_fine: bool = False) -> Run:
-    """Train the rest of a run. ``data`` are the run's data if they were in memory."""
+def _resume(
+    path: str | Path,
+    data: Any,
+    call: Call,
+    complete_is_fine: bool = False,
+    named: str | Path | None = None,
+) -> Run:
+    """Train the rest of a run.
+
+    Args:
+        path: the run's folder.
+        data: the run's data if they were in memory.
+        call: how it was called.
+        complete_is_fine: return a run that is complete as it is.
+        named: where the call says the data are. It counts if they are no longer where they were.
+    """
     world = call.world
     run = Run.open(path) if world.is_first else Run(Path(path))  # the folder need not exist on every machine
     with run.locked(_wait(world)) if world.is_first else nullcontext():
@@ -330,7 +346,7 @@ def _resume(path: str | Path, data: Any, call: Call, complete_is_fine: bool = Fa
         recipe, settings, checkpoint, corrections, skipped = kept
         find_builder(recipe.model.name)  # if its code is not allowed, say so before the data are read
         device = call.choose_device()
-        loaded, fingerprint = _loaded_again(run, recipe, settings, data, call, corrections)
+        loaded, fingerprint = _loaded_again(run, recipe, settings, data, call, corrections, named)
         with world.one_per_machine_first():
             prepared = prepare(loaded, recipe, device, call.listener.on_decode, world, skipped)
         begins_again = checkpoint is None or recipe.training.frozen
@@ -349,12 +365,15 @@ def _loaded_again(
     given: Any,
     call: Call,
     corrections: Sequence[Correction] | None,
+    named: str | Path | None,
 ) -> tuple[Data, str]:
     """Load a run's data again, with its corrections and calibration split; return them and their fingerprint.
 
     Raises:
         RunError: the data have changed since the run began.
     """
+    if named is not None and are_gone(settings.get("data")):
+        given = named  # moved, as by a job that copies them to a new folder each time; checked below
     with call.world.one_per_machine_first():
         source = _own_data(settings.get("data"), run.path, given)
         with _data_of(run.path, source):
