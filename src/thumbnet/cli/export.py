@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.importing import importing
 from thumbnet.cli.options import add_data_dir, add_run
-from thumbnet.cli.run_data import data_of_run, run_of
+from thumbnet.cli.run_data import known_data_of_run
 from thumbnet.errors import ThumbnetError
 from thumbnet.invocation import command
 
 if TYPE_CHECKING:
-    from thumbnet.data.splits import Data
+    pass
 
 
 def add(commands: Any) -> None:
@@ -90,7 +90,7 @@ def execute(options: argparse.Namespace) -> int:
         raise ThumbnetError(f"{out} is the run's own file: choose another name with --out FILE")
     check_output(out)
     _, info = read_weights(weights)
-    data = _data(options, info.fingerprint)
+    data = known_data_of_run(options, info.fingerprint)
     if data is not None:
         check_fits(data.splits[data.measured_split()], data.class_names, info)
     if options.format == "web":
@@ -152,16 +152,3 @@ def _fetch_runtime() -> None:
     if find_runtime() is None:
         note("thumbnet: npm fetches ONNX Runtime Web (33 MB, once)")
         fetch_runtime(cached_folder())
-
-
-def _data(options: argparse.Namespace, fingerprint: str) -> Data | None:
-    """Load the data for calibration and the check; None if neither ``--data`` nor the run names any.
-
-    ``fingerprint`` is that of the network's training data.
-    """
-    from thumbnet.runs.provenance import recipe_of
-
-    run = run_of(options)
-    if options.data is None and (run is None or run.settings.get("data") is None):
-        return None
-    return data_of_run(options, recipe_of(options.run).data, fingerprint)

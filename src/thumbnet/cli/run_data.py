@@ -80,6 +80,22 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings, fingerprint
     return _other_data(options, source, settings, corrections, fingerprint)
 
 
+def known_data_of_run(options: argparse.Namespace, fingerprint: str) -> Data | None:
+    """Load data as :func:`data_of_run`, as the run reads its own; None if nothing names any.
+
+    ``fingerprint`` is that of the network's training data.
+
+    Raises:
+        RunError, DataError: as for :func:`data_of_run`.
+    """
+    from thumbnet.runs.provenance import recipe_of
+
+    run = run_of(options)
+    if options.data is None and (run is None or run.settings.get("data") is None):
+        return None
+    return data_of_run(options, recipe_of(options.run).data, fingerprint)
+
+
 def _trained_data(
     options: argparse.Namespace,
     run: Run,

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.options import add_common, add_run, add_tta, positive
-from thumbnet.cli.run_data import data_of_run, run_of
+from thumbnet.cli.run_data import known_data_of_run
 from thumbnet.errors import ThumbnetError, needs_extra
 
 LARGEST_BATCH = 65_536  # what an exported model takes
@@ -209,9 +209,4 @@ def _api_key(file: str | None) -> str | None:
 
 
 def _data_to_try(options: argparse.Namespace, fingerprint: str) -> Data | None:
-    from thumbnet.runs.provenance import recipe_of
-
-    run = run_of(options)
-    if options.data == "none" or (options.data is None and (run is None or run.settings.get("data") is None)):
-        return None
-    return data_of_run(options, recipe_of(options.run).data, fingerprint)
+    return None if options.data == "none" else known_data_of_run(options, fingerprint)

@@ -32,7 +32,7 @@ from thumbnet.runs.weights_info import public_name
 from thumbnet.version import __version__
 
 PREFIX = "hf:"
-AS_THEY_ARE = ("summary.json", "environment.json", "metrics.jsonl", "metrics.csv")
+AS_THEY_ARE = ("environment.json", "metrics.jsonl", "metrics.csv")
 LISTED_CLASSES = 100
 MEASURED = """The accuracy was measured only on the split above. Expect a lower accuracy on pictures
 from another source, and measure it there."""
@@ -131,12 +131,12 @@ def published(run: Run) -> dict[str, bytes]:
     The weights are those of the run, to the byte, unless an older version wrote a path into them.
     """
     weights, info = read_weights(run.weights_path)
-    files = {WEIGHTS_NAME: weights_content(weights, info), "recipe.toml": _recipe(run).to_toml().encode()}
-    files |= {name: read_whole(run.path / name) for name in AS_THEY_ARE if (run.path / name).is_file()}
-    summary = _summary(run)
-    if summary != run.summary:
-        files["summary.json"] = as_json(summary).encode()
-    return files
+    files = {
+        WEIGHTS_NAME: weights_content(weights, info),
+        "recipe.toml": _recipe(run).to_toml().encode(),
+        "summary.json": as_json(_summary(run)).encode(),
+    }
+    return files | {name: read_whole(run.path / name) for name in AS_THEY_ARE if (run.path / name).is_file()}
 
 
 def _summary(run: Run) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from thumbnet.sources.columns import (
 )
 from thumbnet.sources.labels import one_spelling
 from thumbnet.sources.place import Place
-from thumbnet.sources.split_names import JOIN_BY_NUMBERS, plainer_names, split_name
+from thumbnet.sources.split_names import note_left_out, plainer_names, split_name
 from thumbnet.sources.tables import Table, repeated_names
 
 _LISTS = re.compile(r"(large_)?list<\w+: ((large_)?string|u?int\d+)( not null)?>")
@@ -208,11 +208,7 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
             by_split[split].append(path)
         else:
             notes.append(f"{printable(path.name)} was skipped: neither its name nor its folder's is a split")
-    notes += [
-        f"{len(paths):,} file(s) were left out, such as {printable(paths[0])}, because "
-        f"{printable(name)!r} is the plainer name of the split. {JOIN_BY_NUMBERS}"
-        for name, paths in left_out.items()
-    ]
+    notes += [note_left_out(f"{len(paths):,} file(s)", paths[0], name) for name, paths in left_out.items()]
     found: dict[str, tuple[list[bytes], list[str], list[str]]] = {}
     titles: list[str] | None = None
     column, kinds = "", set[bool]()

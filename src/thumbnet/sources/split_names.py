@@ -7,11 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from thumbnet.errors import printable
 from thumbnet.sources.spelling import nfc
 
 SPLITS = ("train", "val", "test")
-JOIN_BY_NUMBERS = "To join them, give them names that differ only in a number: train_0, train_1"
-"""What to do if pictures are left out because of :func:`plainer_names`."""
 _WORDS = {
     "train": "train",
     "training": "train",
@@ -129,6 +128,20 @@ def plainer_names(splits: Mapping[str, str]) -> dict[str, str]:
     return {
         name: plainer[split, words[name]] for name, split in splits.items() if (split, words[name]) in plainer
     }
+
+
+def note_left_out(what: str, example: str, plainer: str) -> str:
+    """Say that files are left out because of :func:`plainer_names`, and what to do if they should not be.
+
+    Args:
+        what: how many files.
+        example: one of them.
+        plainer: the plainer name of their split.
+    """
+    return (
+        f"{what} were left out, such as {printable(example)}, because {printable(plainer)!r} is the plainer "
+        "name of the split. To join them, give them names that differ only in a number: train_0, train_1"
+    )
 
 
 def _without_numbers(names: Iterable[str]) -> dict[str, str]:

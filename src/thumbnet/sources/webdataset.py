@@ -27,7 +27,7 @@ from thumbnet.recipes.settings import DataSettings
 from thumbnet.sources.index import is_picture_name
 from thumbnet.sources.labels import as_class, number_classes
 from thumbnet.sources.place import Place
-from thumbnet.sources.split_names import JOIN_BY_NUMBERS, plainer_names, split_name
+from thumbnet.sources.split_names import note_left_out, plainer_names, split_name
 from thumbnet.sources.tar import DAMAGED
 
 LABELS = ("cls", "json", "txt", "label", "class")
@@ -68,10 +68,8 @@ def read(place: Place, source: str, settings: DataSettings) -> Data:
     left_out = [shard for shard in shards if names[shard] in plainer]
     notes = []
     if left_out:
-        notes.append(
-            f"{len(left_out):,} shard(s) were left out, such as {printable(left_out[0].name)}, because "
-            f"{printable(plainer[names[left_out[0]]])!r} is the plainer name of the split. {JOIN_BY_NUMBERS}"
-        )
+        first = left_out[0]
+        notes.append(note_left_out(f"{len(left_out):,} shard(s)", first.name, plainer[names[first]]))
     return read_shards([shard for shard in shards if names[shard] not in plainer], source, notes)
 
 

@@ -125,8 +125,7 @@ def _probe(
         The accuracy, and the share of mirrored pictures that it takes for the other class; 0 for both if
         there is nothing to train on.
     """
-    labels = prepared.train.engine.labels
-    if int(((labels == pair[0]) | (labels == pair[1])).sum()) < 2:
+    if len(_places(prepared.train.engine, pair)) < 2:
         return 0.0, 0.0
     train = _pair_engine(prepared.train.engine, pair, PROBE_PICTURES)
     held = _pair_engine(prepared.evaluation[split].engine, pair, PROBE_PICTURES)
@@ -170,9 +169,14 @@ def _probe(
 
 def _pair_engine(engine: Engine, pair: tuple[int, int], most: int) -> MemoryEngine:
     """Up to ``most`` pictures of two classes, evenly spaced, with the labels 0 and 1."""
-    labels = engine.labels.cpu()
-    places = ((labels == pair[0]) | (labels == pair[1])).nonzero().flatten()
+    places = _places(engine, pair)
     if len(places) > most:
         places = places[torch.linspace(0, len(places) - 1, most, dtype=torch.float64).round().long()]
     images = torch.cat(list(engine.fetch(places.split(500))))
-    return MemoryEngine(images, (labels[places] == pair[1]).long())
+    return MemoryEngine(images, (engine.labels.cpu()[places] == pair[1]).long())
+
+
+def _places(engine: Engine, pair: tuple[int, int]) -> torch.Tensor:
+    """The positions of the pictures of two classes, int64 [N], on the CPU."""
+    labels = engine.labels.cpu()
+    return ((labels == pair[0]) | (labels == pair[1])).nonzero().flatten()
