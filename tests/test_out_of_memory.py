@@ -111,7 +111,7 @@ PLACES: dict[str, tuple[str, Callable[[Path, Run], object]]] = {
         lambda out, _: begin(out, "data.largest_auto_size=16", pictures=data(24)),
     ),
     "measuring the speed": (
-        "training.time_budget:_Timer.per_picture",
+        "training.speed:_Timer.per_picture",
         lambda out, _: begin(out, minutes=0.1),
     ),
     "whitening": ("models.fastnet:FastNet.initialise_from", lambda out, _: begin(out)),

@@ -52,3 +52,11 @@ def refuse_seeds(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(torch.cuda, "manual_seed_all", refuse)
     patch.setattr(torch.mps, "manual_seed", refuse)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now

@@ -30,7 +30,8 @@ from thumbnet.training.choose import choose_recipe
 from thumbnet.training.fit import StepResult
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirror_names import named_keys
-from thumbnet.training.time_budget import Speed, may_watch_less
+from thumbnet.training.speed import Speed
+from thumbnet.training.time_budget import may_watch_less
 from thumbnet.training.train import train
 from thumbnet.tuning import search
 from thumbnet.tuning import tune as begin

@@ -14,41 +14,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 
-from thumbnet.batches.batches import Batch
 from thumbnet.batches.prepare import Prepared
 from thumbnet.distributed import World
-from thumbnet.errors import OutOfMemoryError, RecipeError, memory_guard
-from thumbnet.hardware import autocast, can_compile
-from thumbnet.models import build_model
+from thumbnet.errors import OutOfMemoryError, RecipeError
 from thumbnet.recipes.recipe import Recipe, recipe_names
 from thumbnet.recipes.settings import SMALLEST_BATCH, ScheduleSettings, kept_per_epoch
-from thumbnet.training.graphed import why_not_recorded
-from thumbnet.training.optimizers import device_rates, drop_device_state, make_device_state
-from thumbnet.training.randomness import seeded
-from thumbnet.training.recording import Recorder
-from thumbnet.training.schedules import done_at, size_at, sizes_after, smaller_sizes, trains_head_only
+from thumbnet.training.schedules import done_at, size_at, sizes_after, trains_head_only
+from thumbnet.training.speed import LONGEST_BATCH, Size, Speed, batch_of, measure_speed, own_batch
 from thumbnet.training.state import TrainingState
-from thumbnet.training.step import accumulate_gradients, take_step
-
-Size: TypeAlias = tuple[int, int]
 
 LONGEST = 60 * 24 * 30  # minutes: a month
-FEWEST = 32  # pictures in the batches that are timed at first
-ROUNDS = 2  # how often a part of a step is timed
-REPLAYS = 10  # of a CUDA graph between two looks at the clock, because one takes about a millisecond
-# A batch that is timed may take so many seconds, judging by FEWEST pictures, or this part of the budget.
-# Small batches are slow: with 80 pictures of 20x20, a picture takes two cores twice as long as with 1,000, of
-# 32x32 only 1.4 times as long.
-LONGEST_BATCH, LONGEST_PART = 0.5, 0.01
+LONGEST_PART = 0.01  # of the budget that a batch may take while the speed is measured
 LEAST_STEPS = 10
 # The width that makes the best use of the time, from so many pictures on, which width 1 would be shown of
 # 50,000 in that time; see :func:`suitable_width`.
@@ -116,153 +99,6 @@ def suitable_width(recipe: Recipe, pictures: int) -> float:
     """
     shown = recipe.training.steps * batch_of(recipe, pictures) / (pictures / 50_000) ** 0.31
     return max(width for width, least in WIDTHS.items() if shown >= least)
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How fast this computer trains and evaluates a network.
-
-    Attributes:
-        per_picture: seconds to train on one picture, by its size (height, width).
-        per_step: seconds that a step takes in addition, mostly for the optimizer.
-        evaluating: seconds to classify one picture in one view.
-    """
-
-    per_picture: Mapping[Size, float]
-    per_step: float
-    evaluating: float
-
-    def step(self, size: Size, batch_size: int) -> float:
-        """Seconds of a step of ``batch_size`` pictures of ``size``."""
-        return self.per_picture[size] * batch_size + self.per_step
-
-
-def batch_of(recipe: Recipe, pictures: int) -> int:
-    """How many of the training ``pictures`` a batch has: not more than an epoch."""
-    return min(recipe.training.batch_size, kept_per_epoch(pictures, recipe.data.skip_easy))
-
-
-def own_batch(recipe: Recipe, prepared: Prepared) -> int:
-    """How many pictures of a batch one process has, at most."""
-    return -(-batch_of(recipe, prepared.train.count) // prepared.train.world.size)
-
-
-def measure_speed(
-    recipe: Recipe,
-    prepared: Prepared,
-    classes: int,
-    device: torch.device,
-    longest: float = LONGEST_BATCH,
-) -> Speed:
-    """Time a new network of ``recipe`` on random pictures. Takes a few seconds.
-
-    If the training will replay its steps as CUDA graphs, so does this: launching their operations one by one
-    would take longer.
-
-    Args:
-        recipe: all settings.
-        prepared: the batches. None of their pictures are used, only how many and how large they are.
-        classes: number of classes.
-        device: where to compute.
-        longest: seconds that a batch may take, judging by ``FEWEST`` pictures, which makes it seem slow.
-
-    Raises:
-        OutOfMemoryError: a step does not fit into the device's memory.
-    """
-    size = prepared.preprocessing.size
-    sizes = [*smaller_sizes(recipe.schedule, size), size]
-    plain = replace(recipe, training=replace(recipe.training, compile=False))
-    advice = "Use a narrower network: --set model.width=0.5"
-    with seeded(0, device), memory_guard(str(device), "measuring the speed", advice):
-        state = TrainingState(build_model(plain.model, classes, sizes=sizes), plain, 1, device)
-        alone = prepared.train.world.size == 1
-        compiled = recipe.training.compile and can_compile(device)
-        replayed = alone and not compiled and why_not_recorded(state, prepared.train) is None
-        timer = _Timer(state, classes, longest, replayed)
-        own = own_batch(recipe, prepared)
-        at_once = min(recipe.training.micro_batch or own, own, prepared.train.count)
-        per_picture = timer.per_picture(timer.train_on, sizes, at_once)
-        per_step = timer.fastest(timer.optimize, [timer.batch(size, FEWEST)])[0]
-        timer.replayed = False  # evaluations are not
-        state.model.eval()
-        at_once = min(recipe.evaluation.batch_size, prepared.train.count)
-        evaluating = timer.per_picture(timer.classify, [size], at_once)[size]
-        return Speed(per_picture, per_step, evaluating)
-
-
-class _Timer:
-    """Times the parts of a step on random pictures.
-
-    Attributes:
-        replayed: whether what is timed is recorded as CUDA graphs and replayed, as in the training.
-    """
-
-    def __init__(self, state: TrainingState, classes: int, longest: float, replayed: bool = False) -> None:
-        self._state, self._classes, self._longest = state, classes, longest
-        self.replayed = replayed
-        self._rates = torch.zeros(len(state.optimizer.param_groups), device=state.device)
-        if replayed:
-            make_device_state(state.optimizer)
-
-    def batch(self, size: Size, count: int) -> Batch:
-        """A batch of ``count`` random pictures."""
-        device, layout = self._state.device, self._state.layout
-        images = torch.randn(count, 3, *size, device=device).contiguous(memory_format=layout)
-        return Batch(images, torch.randint(self._classes, (count,), device=device))
-
-    def train_on(self, batch: Batch) -> None:
-        self._state.optimizer.zero_grad()
-        accumulate_gradients(self._state, batch)
-
-    def classify(self, batch: Batch) -> None:
-        with torch.inference_mode(), autocast(self._state.dtype, self._state.device):
-            self._state.model(batch.images)
-
-    def optimize(self, _: Batch) -> None:
-        optimizer = self._state.optimizer
-        with device_rates(optimizer, self._rates) if self.replayed else nullcontext():
-            take_step(self._state)
-
-    def per_picture(
-        self, work: Callable[[Batch], None], sizes: Sequence[Size], most: int
-    ) -> dict[Size, float]:
-        """Seconds of ``work`` for a picture, by its size, in batches of ``most`` or, if slow, fewer."""
-        few = min(FEWEST, most)
-        batches = {size: self.batch(size, few) for size in sizes}
-        for size, batch in batches.items():
-            act = partial(work, batch)
-            self.seconds(act)  # a warm-up
-            count = min(most, int(few * self._longest / self.seconds(act)))
-            if count > few:
-                batches[size] = self.batch(size, count)
-        seconds = self.fastest(work, list(batches.values()))
-        return {size: one / len(batches[size].labels) for size, one in zip(batches, seconds, strict=True)}
-
-    def fastest(self, work: Callable[[Batch], None], batches: Sequence[Batch]) -> list[float]:
-        """Seconds of ``work`` on each of ``batches``.
-
-        They take turns, and the fastest time counts: at the start of a process, other work ends and memory is
-        prepared, which would look as if the batch that comes first were slow.
-        """
-        acts: list[Callable[[], None]] = [partial(work, batch) for batch in batches]
-        times = 1
-        if self.replayed:
-            recorder = Recorder(self._state.device, [])  # the network is thrown away, whatever changes
-            try:
-                acts, times = [recorder.record(act) for act in acts], REPLAYS
-            except RuntimeError:  # then the training cannot record its steps either
-                self.replayed = False
-                drop_device_state(self._state.optimizer)
-        rounds = [[self.seconds(act, times) for act in acts] for _ in range(ROUNDS)]
-        return [min(seconds) for seconds in zip(*rounds, strict=True)]
-
-    def seconds(self, act: Callable[[], None], times: int = 1) -> float:
-        """The mean time of ``act``, done so many times in a row, until the device has finished."""
-        started = time.perf_counter()
-        for _ in range(times):
-            act()
-        self._state.hits.item()  # waits for the device
-        return (time.perf_counter() - started) / times
 
 
 @dataclass(frozen=True)

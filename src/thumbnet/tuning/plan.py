@@ -25,7 +25,8 @@ from thumbnet.batches.prepare import Prepared
 from thumbnet.errors import ThumbnetError
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.training.time_budget import VIEWS, Speed, costs, measure_speed
+from thumbnet.training.speed import Speed, measure_speed
+from thumbnet.training.time_budget import VIEWS, costs
 from thumbnet.tuning.parts import Parts, held_out_of
 from thumbnet.tuning.space import enlargement, slowdown
 from thumbnet.tuning.study import Record
