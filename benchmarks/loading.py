@@ -44,7 +44,7 @@ class Until(Listener):
     def on_step(self, step):
         print(step.step, flush=True)
         os._exit(0)
-thumbnet.train(sys.argv[1], "fast", out=sys.argv[2], device="cpu", listener=Until())
+thumbnet.train(sys.argv[1], "fast", out=sys.argv[2], device="cpu", progress=False, listener=Until())
 """
 
 

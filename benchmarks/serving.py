@@ -85,7 +85,8 @@ def _script() -> str:
 def _serve(stack: ExitStack, model: str, batch: str, device: str) -> str:
     command = [sys.executable, "-m", "thumbnet", "serve", model, "--data", "none", "--port", "0"]
     command += ["--access-log", "off"]
-    command += ["--device", device]
+    if not model.endswith(".onnx"):  # which runs only on the CPU
+        command += ["--device", device]
     process = subprocess.Popen([*command, "--max-batch", batch], stdout=subprocess.PIPE, text=True)
     stack.callback(process.wait)
     stack.callback(process.terminate)

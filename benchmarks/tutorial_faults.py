@@ -123,13 +123,14 @@ def draw(found: dict[str, list[list[float]]], file: str) -> None:
 def main() -> None:
     """Measure, print a table, and write JSON."""
     arguments = parser(__doc__, rounds=3)
+    arguments.add_argument("--data", default=str(SHARED), help="CIFAR-10 (default: %(default)s)")
     arguments.add_argument("--pictures", type=int, default=5_000, help="training pictures")
     arguments.add_argument("--epochs", type=int, default=20)
     arguments.add_argument("--network", default="resnet20")
     arguments.add_argument("--plot", metavar="FILE", help="plot the accuracies")
     options = arguments.parse_args()
     keep_freed_memory()
-    data = load_data(str(SHARED))
+    data = load_data(options.data)
     splits = {"train": random_subset(data.splits["train"], options.pictures, 0), "test": data.splits["test"]}
     images = {name: decode_split(one, (32, 32), "pad").images for name, one in splits.items()}
     labels = {name: torch.from_numpy(one.labels) for name, one in splits.items()}

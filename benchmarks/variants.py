@@ -29,7 +29,6 @@ from thumbnet.cli.console import say, table
 from thumbnet.data.splits import Data
 from thumbnet.errors import ThumbnetError
 from thumbnet.hardware import choose_device
-from thumbnet.reports.comparison import read_metrics
 from thumbnet.sources.load import load_data
 from thumbnet.training.train import train
 
@@ -50,7 +49,7 @@ def judged(options: argparse.Namespace, source: str, variant: str, seed: int) ->
             out=Path(out) / "run",
             device=options.device,
         )
-        epochs = read_metrics(run)
+        epochs = run.metrics
     last = epochs[-1]
     found = {"accuracy": last["val_accuracy"], "loss": last["val_loss"], "pictures": last["val_pictures"]}
     return {**found, "seconds": sum(one["seconds"] for one in epochs)}

@@ -11,6 +11,7 @@ import pytest
 
 from thumbnet.models import registry
 from thumbnet.recipes import networks
+from thumbnet.recipes.functions import AUGMENTATIONS, LOSSES
 
 NETS = """
 from pathlib import Path
@@ -75,6 +76,11 @@ class OwnPackage:
         self._monkeypatch.setattr(sys, "path", [str(self.folder), *sys.path])
         return importlib.import_module("mypackage.nets")
 
+    def import_own(self) -> Any:
+        """Import ``mypackage.own``, which a test has written, as the user's program would."""
+        self._monkeypatch.setattr(sys, "path", [str(self.folder), *sys.path])
+        return importlib.import_module("mypackage.own")
+
     def forget(self) -> None:
         """Pretend to be a new process: nothing of the package is imported, registered or allowed."""
         for name in [name for name in sys.modules if name.partition(".")[0] == "mypackage"]:
@@ -83,6 +89,8 @@ class OwnPackage:
         self._monkeypatch.setattr(registry, "_BUILDERS", built_in)
         self._monkeypatch.setattr(networks, "_known", set(networks.MODEL_NAMES))
         self._monkeypatch.setattr(networks, "_allowed", set())
+        for functions in (LOSSES, AUGMENTATIONS):
+            self._monkeypatch.setattr(functions, "_functions", {})
         self._monkeypatch.setattr(sys, "path", [one for one in sys.path if one != str(self.folder)])
         self.trace.unlink(missing_ok=True)
 

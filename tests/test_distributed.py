@@ -337,6 +337,37 @@ def test_after_a_loss_of_contact_no_frame_keeps_the_network() -> None:
     assert networks[0]() is None
 
 
+@pytest.mark.parametrize(("gpu", "fails", "ended"), [(True, True, 0), (True, False, 1), (False, True, 1)])
+def test_after_an_error_a_process_with_a_gpu_does_not_wait_for_the_others(
+    gpu: bool, fails: bool, ended: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL's groups end together: the process that failed would never tell its error."""
+    calls: list[str] = []
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(distributed, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(distributed, "_agree", lambda *_: "key")
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(None, 1, 2)]))
+    monkeypatch.setattr(dist, "PrefixStore", lambda *_: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(dist, "new_group", lambda **_: None)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append("destroyed"))
+
+    def train() -> None:
+        with joined():
+            if fails:
+                raise ThumbnetError("the disk is full")
+
+    if fails:
+        with pytest.raises(ThumbnetError, match="the disk is full"):
+            train()
+    else:
+        train()
+    assert len(calls) == ended
+
+
 @pytest.mark.parametrize("given", ["10m", "0", "-1", "nan", "inf"])
 def test_a_timeout_that_is_no_number_of_seconds_is_refused(
     given: str, monkeypatch: pytest.MonkeyPatch

@@ -58,13 +58,20 @@ def test_the_recipe_in_the_recipes_page_is_valid(tmp_path: Path) -> None:
     path.write_text(example)
     recipe = load_recipe(path)
     assert recipe.name == "mine"
-    assert [group.lr for group in recipe.optimizer.groups] == [0.05, 1.0]
+    assert [group.lr for group in recipe.optimizer.groups] == [0.05, 0.4, None]
 
 
 def test_the_page_about_own_networks_shows_the_example() -> None:
     page = (ROOT / "docs" / "howto" / "own-network.md").read_text()
     (shown,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert shown == (ROOT / "examples" / "own_network.py").read_text()
+
+
+def test_the_page_about_own_functions_shows_both_examples() -> None:
+    page = (ROOT / "docs" / "howto" / "own-loss.md").read_text()
+    shown = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = ("custom_loss.py", "custom_augmentation.py")
+    assert shown == [(ROOT / "examples" / name).read_text() for name in names]
 
 
 def test_the_architecture_page_lists_every_source_file() -> None:
@@ -134,7 +141,7 @@ OUTSIDE = (
     "https://github.com/fastai/fastbook/", "https://keras.io/examples/vision/image_classification_from_scratch/",
     "https://raw.githubusercontent.com/keras-team/keras-io/master/examples/vision/",
     "https://github.com/uxlfoundation/oneDNN/", "https://keepachangelog.com", "https://kellerjordan.github.io/",
-    "https://semver.org", "http://127.0.0.1",
+    "https://semver.org", "http://127.0.0.1", "http://localhost:3000", "https://shop.example",
 )  # fmt: skip
 SHOWN = [
     *PAGES, "pyproject.toml", "mkdocs.yml", "examples/tour.ipynb", "src/thumbnet/reports/report.html",

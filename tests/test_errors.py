@@ -47,7 +47,7 @@ def test_the_error_for_an_unreadable_picture_can_be_pickled() -> None:
         "  a.png: cut short",
         "  b.png: empty",
     ]
-    assert "--on-bad-image skip" in str(both)
+    assert "--on-bad-image skip (the setting data.on_bad_image)" in str(both)
 
 
 def test_the_error_for_divergence_names_the_step_the_learning_rate_and_what_to_change() -> None:
@@ -60,6 +60,8 @@ def test_the_error_for_divergence_names_the_step_the_learning_rate_and_what_to_c
 def test_a_stopped_run_says_how_to_resume(tmp_path: Path) -> None:
     error = InterruptedRunError(tmp_path / "my run", 2, 9, ["--model-code", "a:B"])
     assert f"train --resume '{tmp_path}/my run' --model-code a:B" in str(error)
+    assert str(error).endswith(f"train --resume '{tmp_path}/my run' --model-code a:B --finish")
+    assert "--finish" not in str(InterruptedRunError(tmp_path, 1, 1, has_end=False))
     assert error.path == tmp_path / "my run"
 
 

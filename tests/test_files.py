@@ -17,6 +17,7 @@ from thumbnet import files
 from thumbnet.errors import RunError
 from thumbnet.files import (
     cache_folder,
+    check_new,
     check_output,
     clear_leftovers,
     locked,
@@ -290,3 +291,14 @@ def test_without_locks_of_the_system_the_error_names_the_file_that_a_killed_proc
         locked(path, "busy"),
     ):
         pass
+
+
+def test_a_new_file_replaces_nothing_not_even_a_broken_link(tmp_path: Path) -> None:
+    check_new(tmp_path / "new.csv")
+    (tmp_path / "old.csv").write_text("kept")
+    (tmp_path / "link.csv").symlink_to("nowhere")
+    for name in ("old.csv", "link.csv", ""):
+        with pytest.raises(RunError, match="already exists: choose another name, or remove it"):
+            check_new(tmp_path / name)
+    with pytest.raises(RunError, match="there is no folder"):
+        check_new(tmp_path / "nowhere" / "x.csv")

@@ -31,6 +31,7 @@ from thumbnet.hardware import (
     one_thread,
     return_large_blocks,
     send,
+    use_threads,
     why_not_compile,
 )
 from thumbnet.training.train import train
@@ -157,11 +158,23 @@ def test_bfloat16_is_used_if_asked_for_or_if_fast(monkeypatch: pytest.MonkeyPatc
 def test_auto_is_the_fastest_type_of_a_gpu(
     name: str, capability: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: capability >= (8, 0))
+    current = [0]
+
+    @contextlib.contextmanager
+    def choose(device: torch.device) -> Iterator[None]:
+        assert device.index is not None
+        current.append(device.index)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", choose)
+    # The other GPU of this computer can do what this one cannot, and the other way round.
+    able = capability >= (8, 0)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: able == (current[-1] == 1))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    assert compute_dtype("auto", torch.device("cuda", 0)) == dtype
-    assert compute_dtype("fp32", torch.device("cuda", 0)) == torch.float32
+    assert compute_dtype("auto", torch.device("cuda", 1)) == dtype
+    assert compute_dtype("fp32", torch.device("cuda", 1)) == torch.float32
 
 
 def test_matrix_products_have_the_type_that_was_asked_for() -> None:
@@ -188,7 +201,8 @@ def test_cudnns_flags_are_restored_even_after_an_error(before: tuple[bool, bool]
 def test_the_number_of_threads_is_restored_even_after_an_error() -> None:
     original = torch.get_num_threads()
     try:
-        torch.set_num_threads(2)
+        use_threads(2)
+        assert torch.get_num_threads() == 2
         with contextlib.suppress(KeyError), one_thread():
             assert torch.get_num_threads() == 1
             raise KeyError

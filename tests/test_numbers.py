@@ -139,13 +139,13 @@ def test_a_run_trained_on_everything_says_that_nothing_was_measured(
     from thumbnet.cli.views import show_summary
 
     show_summary(found)
-    assert "nothing was measured: all pictures were used for training" in capsys.readouterr().out
+    assert "nothing was measured: the data have no test or val split" in capsys.readouterr().out
     assert main(["compare", str(found.path)]) == 0
     assert "nothing was measured" in capsys.readouterr().out
     pytest.importorskip("huggingface_hub")
     from thumbnet.publish.hub import model_card
 
-    assert "Nothing was measured: all pictures were used for training" in model_card(found, "me/x")
+    assert "Nothing was measured: the data have no test or val split" in model_card(found, "me/x")
 
 
 def test_every_epoch_is_evaluated_but_only_epochs_with_a_full_evaluation_can_be_kept(tmp_path: Path) -> None:

@@ -1,28 +1,43 @@
-"""``thumbnet.train`` and ``thumbnet.resume``: :mod:`thumbnet.training.train`, with its progress shown."""
+"""What the commands do, from Python: ``thumbnet.train``, ``resume``, ``tune``, ``resume_tuning``, ``export``.
+
+They show their progress, and Ctrl-C or a notebook's stop button ends a training after it has been saved.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from thumbnet.data.corrections import Correction
+from thumbnet.data.splits import Data
+from thumbnet.errors import InterruptedRunError, RecipeError
 from thumbnet.invocation import rank
-from thumbnet.recipes.recipe import Recipe
+from thumbnet.models.registry import name_of
+from thumbnet.recipes.recipe import Recipe, assignments_of
 from thumbnet.runs.folder import Run
+from thumbnet.sources.load import load_data, where_again
 from thumbnet.training import train as training
-from thumbnet.training.listener import Listener
+from thumbnet.training.listener import Listener, Listeners, StoppableListener
+from thumbnet.training.stopping import stopping
 from thumbnet.training.tracking import tracked
+
+if TYPE_CHECKING:
+    from thumbnet.data.splits import Progress
+    from thumbnet.publish.checked import Exported
+    from thumbnet.tuning.listener import TuneListener
+    from thumbnet.tuning.search import Tuned
 
 
 def train(
     data: Any,
     recipe: str | Path | Recipe | None = None,
     *,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | Mapping[str, Any] = (),
     out: str | Path | None = None,
     device: str = "auto",
     data_dir: str | Path | None = None,
@@ -32,42 +47,59 @@ def train(
     auto_resume: bool = False,
     minutes: float | None = None,
     labels: str | Path | Sequence[Correction] | None = None,
+    model: Callable[..., nn.Module] | None = None,
 ) -> Run:
     """Train a network, show the progress, and write a run's folder.
 
-    >>> settings = ["training.epochs=1"]
+    >>> settings = {"training.epochs": 1}
     >>> run = train("digits", "digits", overrides=settings, out=tmp / "run", progress=False)
     >>> run.summary["split"], run.summary["epochs"]
     ('test', 1)
 
+    Ctrl-C, SIGTERM and a notebook's stop button end the training after its step. The run is saved, and
+    :func:`resume` continues it. A second Ctrl-C ends it at once. In a thread other than the main one, signals
+    do not arrive; there a ``listener`` can ask to stop.
+
     Args:
         data: anything that :func:`thumbnet.load_data` accepts or returned.
         recipe: a name, a TOML file, or a :class:`~thumbnet.Recipe`; by default ``digits`` for the
-            digits, ``small`` for up to ten thousand training pictures, else ``fast``.
-        overrides: ``"section.key=value"`` settings on top of ``recipe``.
+            digits, ``small`` for up to ten thousand training pictures, else ``fast``. For another network
+            than FastNet (``model.name``): ``resnet18``, ``finetune`` (networks of timm) or ``one-cycle``.
+        overrides: settings on top of ``recipe``: ``{"section.key": value}``, or ``["section.key=value"]``.
         out: the run's folder; by default a new one in ``runs/``.
         device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``.
         data_dir: folder for downloads.
         progress: show a bar on a terminal, and one line per epoch in a notebook (in the cell's output) or
             elsewhere (on stderr). False prints nothing.
-        listener: receives the events of the training instead of showing the progress.
+        listener: receives the events of the training as well.
         track: the trackers to write to as well: ``tensorboard``, ``mlflow``, ``wandb``.
         auto_resume: resume the run in ``out`` if it has begun, and return it unchanged if it is complete. A
-            scheduler can then repeat the same call as often as it likes.
+            scheduler can then repeat the same call as often as it likes. A call with other data or settings,
+            which would have another result, is an error.
         minutes: train the best network that this computer can in this wall time, which includes decoding and
             the final evaluation. What was chosen for it is in the run's recipe.
         labels: corrections of the data's labels: the ``labels.csv`` that ``thumbnet review`` writes, or a
             list of :class:`~thumbnet.data.corrections.Correction`. They relabel and drop pictures, and add
             new ones to train. The run keeps a copy, and everything that loads its data again uses it.
+        model: the class or function that builds the network, if it is one of your own. It takes the place of
+            the setting ``model.name``; see :func:`thumbnet.models.registry.register_model`.
 
     Raises:
         ThumbnetError: something that the user can fix: data, recipe, folder, divergence, memory.
+        InterruptedRunError: the training was stopped, and its checkpoint is saved in the error's ``path``.
+        KeyboardInterrupt: it was stopped before its first step, or a second time.
     """
-    with shown(progress, listener) as display, tracked(track, display) as told:
+    settings = assignments_of(overrides)
+    if model is not None:
+        if any(one.partition("=")[0].strip() == "model.name" for one in settings):
+            raise RecipeError("model and the setting model.name both name a network: leave one of them out")
+        settings.append(f"model.name={name_of(model)}")
+    again = {"data": _is_in_memory(data), "model": model is not None}
+    with _followed(progress, listener, track) as told, _continued_by("resume", again):
         return training.train(
             data,
             recipe,
-            overrides=overrides,
+            overrides=settings,
             out=out,
             device=device,
             data_dir=data_dir,
@@ -79,24 +111,26 @@ def train(
 
 
 def resume(
-    run_path: str | Path,
+    run_path: str | os.PathLike[str],
     *,
     more_epochs: int | None = None,
     out: str | Path | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | Mapping[str, Any] = (),
     data: Any = None,
     device: str = "auto",
     progress: bool = True,
     listener: Listener | None = None,
     track: Sequence[str] = (),
     model: Callable[..., nn.Module] | None = None,
+    finish: bool = False,
 ) -> Run:
     """Resume an unfinished run. The result is the same as without the interruption.
 
-    With ``more_epochs``, train a finished run for longer instead.
+    With ``finish``, end it where its newest checkpoint is. With ``more_epochs``, train a finished run for
+    longer instead. It stops as :func:`train` does.
 
     Args:
-        run_path: the run's folder.
+        run_path: the run, or its folder.
         more_epochs: train a finished run for this many more epochs, in a new folder. The finished run does
             not change. The new run starts from its weights, with a new optimizer and new random numbers. Its
             learning rate starts where the schedule of one long training would be (for 10 more epochs after
@@ -107,37 +141,255 @@ def resume(
         progress, listener, track: as for :func:`train`.
         model: the class or function that builds the run's network, if it is one of your own. It is not
             needed if the code that registers the network has been imported.
+        finish: end the training where its newest checkpoint is. That network is measured and written as at
+            any end: the best epoch on ``val`` if the recipe keeps that, else the newest weights. The last
+            part of the schedule is missing, which the summary says (``stopped_early``).
 
     Raises:
         RunError: there is no such run, it is complete (or, with ``more_epochs``, not complete), another
-            process is training in it, its checkpoint is damaged, or it needs a network of the user's own.
+            process is training in it, its checkpoint is damaged, it needs a network of the user's own, or it
+            has no checkpoint to ``finish`` at.
         DataError: its data cannot be loaded, or have changed.
+        InterruptedRunError, KeyboardInterrupt: as for :func:`train`.
     """
-    with shown(progress, listener) as display, tracked(track, display) as told:
+    again = {"data": _is_in_memory(data), "model": model is not None}
+    with _followed(progress, listener, track) as told, _continued_by("resume", again):
         return training.resume(
-            run_path,
+            os.fspath(run_path),
             device=device,
             listener=told,
             more_epochs=more_epochs,
             out=out,
-            overrides=overrides,
+            overrides=assignments_of(overrides),
             data=data,
             model=model,
+            finish=finish,
         )
 
 
+def tune(
+    data: Any,
+    recipe: str | Path | Recipe | None = None,
+    *,
+    minutes: float | None = None,
+    trials: int | None = None,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    out: str | Path | None = None,
+    device: str = "auto",
+    data_dir: str | Path | None = None,
+    progress: bool = True,
+    listener: TuneListener | None = None,
+    labels: str | Path | Sequence[Correction] | None = None,
+) -> Tuned:
+    """Find the settings that suit ``data``, train a network with them, and show the progress.
+
+    The test split chooses nothing. The first trial is the recipe as it is, so the result is never worse than
+    it by the search's own measure. The same seed and number of ``trials`` give the same result. Ctrl-C,
+    SIGTERM and a notebook's stop button end the search; :func:`resume_tuning` goes on with it.
+
+    Args:
+        data: anything that :func:`thumbnet.load_data` accepts or returned.
+        recipe: where the search starts; by default the recipe that :func:`train` would choose.
+        minutes: wall time for everything, the final training included.
+        trials: end the search after this many trials. Without ``minutes``, exactly this many.
+        overrides: settings that the search does not change: ``{"section.key": value}``, or
+            ``["section.key=value"]``.
+        out: the folder; by default a new one in ``runs/``.
+        progress: show the search on a terminal, in the cell's output of a notebook, or on stderr. False
+            prints nothing.
+        listener: receives the events of the search as well.
+        device, data_dir, labels: as for :func:`train`.
+
+    Raises:
+        ThumbnetError: something that the user can fix: data, recipe, folder, too little time, memory.
+        InterruptedTuneError: the search was stopped. Finished trials are kept in the error's ``path``.
+        KeyboardInterrupt: it was stopped before its first trial, or a second time.
+    """
+    from thumbnet.tuning import tune as tuning
+
+    settings, again = assignments_of(overrides), {"data": _is_in_memory(data)}
+    with _searched(progress, listener) as told, _continued_by("resume_tuning", again):
+        return tuning.tune(
+            data,
+            recipe,
+            minutes=minutes,
+            trials=trials,
+            overrides=settings,
+            out=out,
+            device=device,
+            data_dir=data_dir,
+            listener=told,
+            labels=labels,
+        )
+
+
+def resume_tuning(
+    path: str | os.PathLike[str],
+    *,
+    data: Any = None,
+    device: str = "auto",
+    progress: bool = True,
+    listener: TuneListener | None = None,
+) -> Tuned:
+    """Go on with a search that was stopped or killed. Finished trials are kept.
+
+    The time of the search is counted without the interruption.
+
+    Args:
+        path: the folder of the search.
+        data: the data of the search, if they were in memory.
+        device, progress, listener: as for :func:`tune`.
+
+    Raises:
+        RunError: there is no search in ``path``, it is finished, its files are damaged, its data have
+            changed, or another process searches there.
+        DataError: its data cannot be loaded any more.
+        InterruptedTuneError, KeyboardInterrupt: as for :func:`tune`.
+    """
+    from thumbnet.tuning import tune as tuning
+
+    again = {"data": _is_in_memory(data)}
+    with _searched(progress, listener) as told, _continued_by("resume_tuning", again):
+        return tuning.resume_tuning(os.fspath(path), device=device, listener=told, data=data)
+
+
+def export(
+    run: str | os.PathLike[str],
+    format: str = "onnx",  # noqa: A002 - the command's word
+    out: str | Path | None = None,
+    *,
+    data: Any = None,
+    data_dir: str | Path | None = None,
+    progress: bool = True,
+) -> Exported:
+    """Export a run's network to another format, and write the file only if it computes what the run does.
+
+    Both classify up to 10,000 pictures of the split that a training measures. If no data are known, they
+    classify pictures of random pixels.
+
+    Args:
+        run: the run, its folder, a ``model.safetensors``, or ``hf:OWNER/NAME[@REVISION]``.
+        format: ``onnx``, ``onnx-any-size``, ``onnx-int8``, ``torch-export``, ``safetensors`` or ``web``; see
+            :func:`thumbnet.publish.export.export`.
+        out: the file to write; needed for ``safetensors``. By default ``model.onnx``, ``model.int8.onnx``,
+            ... in the run's folder.
+        data: the data for the comparison and for the calibration of ``onnx-int8``: anything that
+            :func:`thumbnet.load_data` accepts or returned; by default the run's data.
+        data_dir: folder for downloads.
+        progress: show a bar on a terminal. Warnings about the data go to stderr either way.
+
+    Raises:
+        RunError: the run does not exist, the export computes something else, or the file cannot be written.
+            A former file of that name stays.
+        ThumbnetError: the data cannot be loaded, or do not have the network's classes; there is no such
+            format; a library for it is not installed; or there is not enough memory.
+    """
+    from thumbnet.publish.checked import export_checked, target
+
+    place = os.fspath(run)
+    wanted = target(place, format, out)
+    found = _data_for(place, wanted.info.fingerprint, data, data_dir)
+    if format == "web":
+        from thumbnet.cli.export import fetch_web_runtime
+
+        fetch_web_runtime()
+    return export_checked(wanted, found, _counting if progress else _uncounted)
+
+
+def _data_for(run: str, fingerprint: str, data: Any, data_dir: str | Path | None) -> Data | None:
+    """The data on which an export is compared with its run, as the command finds them."""
+    if isinstance(data, Data):
+        return data  # read and split already, as for a training
+    if data is not None and not isinstance(data, str | Path):
+        from thumbnet.runs.provenance import recipe_of
+
+        return load_data(data, data_dir=data_dir, settings=recipe_of(run).data, one_class=True)
+    from thumbnet.cli import parse
+    from thumbnet.cli.run_data import known_data_of_run
+
+    options = parse(["export", "RUN"])
+    options.run, options.data = run, None if data is None else str(data)
+    options.data_dir = data_dir
+    return known_data_of_run(options, fingerprint)
+
+
+def _is_in_memory(data: Any) -> bool:
+    """Whether a call that continues needs ``data`` again, because a path or a name does not find them."""
+    if data is None or isinstance(data, str | Path):
+        return False
+    return not isinstance(data, Data) or where_again(data.source) is None
+
+
+def _counting(what: str) -> AbstractContextManager[Progress]:
+    from thumbnet.cli.progress import counting
+
+    return counting(what)
+
+
+def _uncounted(what: str) -> AbstractContextManager[Progress]:
+    return nullcontext(lambda done, total: None)
+
+
 @contextmanager
-def shown(progress: bool, listener: Listener | None = None) -> Iterator[Listener]:
-    """A listener that shows a training: ``listener`` if there is one, and a silent one without ``progress``.
+def _followed(progress: bool, listener: Listener | None, track: Sequence[str]) -> Iterator[Listener]:
+    """The listener of a training: its display, the user's own, and the trackers. Signals stop it."""
+    with shown(progress) as display, stopping(display, _say_line(progress)):
+        both = display if listener is None else Listeners(display, listener)
+        with tracked(track, both) as told:
+            yield told
+
+
+@contextmanager
+def _searched(progress: bool, listener: TuneListener | None) -> Iterator[TuneListener]:
+    """The listener of a search: its display, and the user's own. Signals stop the search."""
+    from thumbnet.cli.tune_display import QuietTuning, TuneDisplay
+    from thumbnet.tuning.listener import TuneListeners
+
+    say_line = _say_line(progress)
+    with ExitStack() as stack:
+        display: TuneDisplay | QuietTuning = QuietTuning()
+        if progress:
+            display = stack.enter_context(TuneDisplay(say_line))
+        stack.enter_context(stopping(display, say_line))
+        yield display if listener is None else TuneListeners(display, listener)
+
+
+@contextmanager
+def _continued_by(function: str, needed: Mapping[str, bool]) -> Iterator[None]:
+    """If the work is stopped, let the error name the call that continues it.
+
+    Args:
+        function: the function of this package.
+        needed: whether the call needs ``data``, because they were in memory, and ``model``.
+    """
+    try:
+        yield
+    except InterruptedRunError as error:
+        more = "".join(f", {name}={name.upper()}" for name, wanted in needed.items() if wanted)
+        call = f"thumbnet.{function}({str(error.path)!r}{more}"
+        error.continue_by(f"{call})", f"{call}, finish=True)")
+        raise
+
+
+@contextmanager
+def shown(progress: bool) -> Iterator[StoppableListener]:
+    """A listener that shows a training, or a silent one without ``progress``.
 
     Of several processes of one training, only the first shows anything.
     """
-    if listener is not None or not progress or rank() != 0:
-        yield listener or Listener()
+    if not progress or rank() != 0:
+        yield StoppableListener()
         return
-    from thumbnet.cli.console import note, progress_console, say
     from thumbnet.cli.progress import TrainingDisplay
 
-    # A notebook paints stderr red, as a fault.
-    with TrainingDisplay(say if progress_console.is_jupyter else note) as display:
+    with TrainingDisplay(_say_line(progress)) as display:
         yield display
+
+
+def _say_line(progress: bool) -> Callable[[str], None]:
+    """What prints a line of progress: nothing without ``progress``, or in another process than the first."""
+    if not progress or rank() != 0:
+        return lambda text: None
+    from thumbnet.cli.console import note, progress_console, say
+
+    return say if progress_console.is_jupyter else note  # a notebook paints stderr red, as a fault

@@ -190,6 +190,7 @@ def joined() -> Iterator[World]:
         return
     seconds = _timeout()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    failed = True
     try:
         timeout = timedelta(seconds=seconds)
         store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))  # type: ignore[attr-defined]
@@ -197,6 +198,7 @@ def joined() -> Iterator[World]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         yield world
+        failed = False
     except RuntimeError as error:
         if not _is_about_others(error):
             traceback.clear_frames(error.__traceback__)
@@ -212,7 +214,9 @@ def joined() -> Iterator[World]:
         # Without this, one in ten processes aborted on exit (gloo, PyTorch 2.13).
         gc.collect()
         _patient = None
-        if dist.is_initialized():
+        # NCCL ends a group once all of its processes end it. After an error in only one of them, that one
+        # would wait for the others, and they for it. So it exits: its error is shown, and torchrun ends them.
+        if dist.is_initialized() and not (failed and "nccl" in backend):
             dist.destroy_process_group()
 
 

@@ -76,7 +76,8 @@ class UnreadableImagesError(DataError):
         listing = "\n".join(f"  {printable(error.name)}: {error.reason}" for error in errors)
         super().__init__(
             f"{len(errors)} picture(s) cannot be read:\n{listing}\n"
-            "Fix or remove them, or continue without them: --on-bad-image skip"
+            "Fix or remove them, or continue without them: --on-bad-image skip "
+            "(the setting data.on_bad_image)"
         )
         self.errors = errors
 
@@ -137,28 +138,35 @@ class RunError(ThumbnetError):
     """A run's folder, weights or checkpoint cannot be written, read or resumed."""
 
 
-class NetworkError(ThumbnetError):
+class OwnCodeError(ThumbnetError):
+    """The user's own code cannot be imported, fails, or does not return what it should."""
+
+
+class NetworkError(OwnCodeError):
     """The code of the user's own network cannot be imported, or it does not build a usable network."""
 
 
 class ModelCodeError(RunError):
-    """A run or a file needs a network that is not part of thumbnet, and the user has not allowed its code.
+    """A run or a file needs code that is not part of thumbnet, and the user has not allowed it.
 
-    ``code`` is what to pass to ``--model-code``: the import path, or the word MODULE where only the user
-    knows the module.
+    The code is a network or, to train, a loss or an augmentation: ``kind`` says which. ``code`` is what to
+    pass to ``--model-code``: the import path, or the word MODULE where only the user knows the module.
     """
 
-    def __init__(self, network: str) -> None:
-        module, is_path, name = network.partition(":")
-        self.code = network if is_path else "MODULE"
+    def __init__(self, code: str, kind: str = "network") -> None:
+        module, is_path, name = code.partition(":")
+        self.code = code if is_path else "MODULE"
         why = (
             f"it is in the Python module {module}, and importing that module runs its code. If you trust it"
             if is_path
             else "no imported code has registered it. If it is yours, name the module that registers it"
         )
+        in_python = f"decorate it with thumbnet.register_{kind}"
+        if kind == "network":
+            in_python = f"decorate it with thumbnet.register_model, or pass model={name or 'CLASS'}"
         super().__init__(
-            f"the network {network} is not part of thumbnet: {why}: --model-code {self.code} "
-            f"(in Python: decorate it with thumbnet.register_model, or pass model={name or 'CLASS'})"
+            f"the {kind} {code} is not part of thumbnet: {why}: --model-code {self.code} "
+            f"(in Python: {in_python})"
         )
 
 
@@ -185,25 +193,39 @@ class OutOfMemoryError(ThumbnetError):
 
 
 class InterruptedRunError(ThumbnetError):
-    """The user stopped the training; its checkpoint is saved in the folder ``path``."""
+    """The user stopped the training; its checkpoint is saved in the folder ``path``.
+
+    ``has_end`` says whether ``--finish`` can end the training there.
+    """
 
     exit_status = 130  # 128 + SIGINT, as in shells
 
-    def __init__(self, path: Path, epoch: int, step: int, options: Sequence[str] = ()) -> None:
-        super().__init__(
-            f"stopped in epoch {epoch} at step {step}; everything is saved.\n"
-            f"Continue to exactly the same result: {command('train', '--resume', path, *options)}"
-        )
+    def __init__(
+        self, path: Path, epoch: int, step: int, options: Sequence[str] = (), *, has_end: bool = True
+    ) -> None:
         self.path = path
+        self._stopped = (
+            f"stopped in epoch {epoch} at step {step}; everything is saved.\n"
+            "Continue to exactly the same result"
+        )
+        self._has_end = has_end
+        again: list[str | Path] = ["train", "--resume", path, *options]
+        self.continue_by(command(*again), command(*again, "--finish"))
+
+    def continue_by(self, again: str, end: str = "") -> None:
+        """Make the message name what continues the training, and what ends it, such as calls from Python."""
+        or_end = f"\nOr end the training here: {end}" if self._has_end else ""
+        self.args = (f"{self._stopped}: {again}{or_end}",)
 
 
 class InterruptedTuneError(InterruptedRunError):
     """The user stopped a search for settings; ``trials`` finished trials are kept in the folder ``path``."""
 
     def __init__(self, path: Path, trials: int, options: Sequence[str] = ()) -> None:
-        again = command("tune", "--resume", path, *options)
-        ThumbnetError.__init__(self, f"stopped; {trials} finished trial(s) are kept.\nGo on: {again}")
         self.path = path
+        self._stopped = f"stopped; {trials} finished trial(s) are kept.\nGo on"
+        self._has_end = False
+        self.continue_by(command("tune", "--resume", path, *options))
 
 
 class LostContactError(ThumbnetError):
@@ -235,6 +257,10 @@ def needs_extra(what: str, extra: str) -> Iterator[None]:
 
 class FallbackWarning(UserWarning):
     """Something does not work here, and thumbnet uses something else instead."""
+
+
+class DataWarning(UserWarning):
+    """A result may be wrong because of the data, for example if the network has seen the test pictures."""
 
 
 # PyTorch has a class for this error only on GPUs, and onnxruntime has none. oneDNN reports a failed

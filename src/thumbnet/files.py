@@ -212,6 +212,17 @@ def check_output(path: Path) -> None:
         raise RunError(f"cannot write {path}: the folder {folder} is not writable")
 
 
+def check_new(path: Path) -> None:
+    """Check that nothing is at ``path`` and that a file can be written there. Call this before long work.
+
+    Raises:
+        RunError: that is not so.
+    """
+    if os.path.lexists(path):
+        raise RunError(f"{path} already exists: choose another name, or remove it")
+    check_output(path)
+
+
 def _to_replace(path: Path) -> Path:
     """The file that is replaced by one at ``path``: if this is a symbolic link, the one that it leads to.
 

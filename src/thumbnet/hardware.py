@@ -29,6 +29,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16} 
 # Devices on which PyTorch before this version computes a wrong gradient of BatchNorm2d, or raises an error,
 # if pictures are stored channels last (https://github.com/pytorch/pytorch/issues/175189).
 WRONG_CHANNELS_LAST = {"mps": "2.14"}
+_CPU = torch.device("cpu")
 _LARGE_BLOCK = 8 << 20  # bytes; Pillow decodes large pictures into blocks of a little less than 16 MB
 STAGED_BYTES = 64 * 1024  # CUDA copies this much from ordinary memory without making the host wait
 
@@ -128,7 +129,8 @@ def _no_gpu(name: str) -> ThumbnetError:
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether ``device`` multiplies bfloat16 faster than float32."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        with torch.cuda.device(device):  # PyTorch answers for the current one
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         # AMX: 10 times as fast or more. AVX-512 BF16: twice as fast. See docs/notebook/speed.md.
         return multiplies_bf16()
@@ -207,6 +209,37 @@ def deterministic() -> Iterator[None]:
         yield
     finally:
         flags.deterministic, flags.benchmark = before
+
+
+def use_threads(count: int) -> None:
+    """Let operations on the CPU run on ``count`` threads from now on, in the whole process."""
+    torch.set_num_threads(count)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device = _CPU) -> Iterator[None]:
+    """Seed torch's global generators of the CPU and of ``device``, and restore their states afterwards.
+
+    ``torch.manual_seed`` would also look for all other devices, for 0.3 ms, and seed them. Their numbers are
+    the caller's.
+    """
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    states = [generator.get_state() for generator in generators]
+    on_mps = torch.mps.get_rng_state() if device.type == "mps" else None
+    for generator in generators:
+        generator.manual_seed(seed)
+    if on_mps is not None:
+        torch.mps.manual_seed(seed)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        if on_mps is not None:
+            torch.mps.set_rng_state(on_mps)
 
 
 @contextlib.contextmanager
@@ -302,7 +335,8 @@ def describe(device: torch.device) -> dict[str, Any]:
         "processor": _processor_name(),
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
         "threads": torch.get_num_threads(),
-        "kernels": load_kernels() is not None,
+        # On a GPU they are not used, and the first step need not wait until they are compiled.
+        "kernels": device.type == "cpu" and load_kernels() is not None,
         "memory_bytes": psutil.virtual_memory().total,
         "system": platform.platform(),
     }

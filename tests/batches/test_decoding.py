@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from helpers import coloured, coloured_data, noise, write_class_folders, write_picture
-from thumbnet.batches import decoding
+from thumbnet.batches import decoding, forked
 from thumbnet.batches.decoding import auto_size, decode_split, shared_size
 from thumbnet.batches.statistics import channel_statistics
 from thumbnet.data.joined import with_files
@@ -256,3 +257,73 @@ def test_a_whole_entry_stays_because_another_process_may_have_mapped_it(cache: P
     decoding._keep(entry, decoded)
     assert file.stat().st_size == before.st_size
     assert [path.name for path in cache.iterdir()] == [entry.name]
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Parts of four pictures, worth two more processes; the list has the processes that were forked."""
+    started: list[int] = []
+
+    def fork() -> int:
+        process = really()
+        if process:
+            started.append(process)
+        return process
+
+    really = os.fork
+    monkeypatch.setattr(os, "fork", fork)
+    monkeypatch.setattr(decoding, "_CHUNK", 4)
+    monkeypatch.setattr(decoding, "_WORTH_A_THREAD", math.inf)  # however slow the first pictures are
+    monkeypatch.setattr(decoding, "_WORTH_A_PROCESS", 1e-9)
+    monkeypatch.setattr(decoding, "usable_cores", lambda: 3)
+    return started
+
+
+@pytest.mark.skipif(not forked.can_fork(), reason="processes are forked on Linux only")
+class TestForked:
+    """Decoding in several processes."""
+
+    def test_the_pixels_are_the_same(
+        self, cache: Path, pictures: Path, forks: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shared = decode_split(train_split(pictures), (16, 16), "pad").images
+        assert len(forks) == 2
+        shutil.rmtree(cache)
+        monkeypatch.setattr(forked, "can_fork", lambda: False)
+        alone = decode_split(train_split(pictures), (16, 16), "pad").images
+        assert len(forks) == 2
+        assert torch.equal(shared, alone)
+
+    def test_all_damaged_pictures_are_listed_in_order(self, pictures: Path, forks: list[int]) -> None:
+        split = train_split(pictures)
+        assert isinstance(split, FileSplit)
+        damaged = [1, 5, 6, len(split) - 1]
+        for index in damaged:
+            split.path(index).write_bytes(split.path(index).read_bytes()[:50])
+        with pytest.raises(UnreadableImagesError) as caught:
+            decode_split(train_split(pictures), (16, 16), "pad")
+        assert [error.name for error in caught.value.errors] == [str(split.path(index)) for index in damaged]
+        assert list(decoding.find_unreadable(train_split(pictures))) == damaged
+        assert len(forks) == 4
+
+    def test_a_picture_of_another_size_is_found(self, pictures: Path, forks: list[int]) -> None:
+        split = train_split(pictures)
+        assert isinstance(split, FileSplit)
+        write_picture(split.path(len(split) - 1), noise(0, 20, 40))
+        assert shared_size(train_split(pictures), "crop") is None
+        assert forks
+
+    def test_progress_counts_every_picture(self, pictures: Path, forks: list[int]) -> None:
+        told: list[tuple[int, int]] = []
+        split = train_split(pictures)
+        decode_split(split, (16, 16), "pad", lambda done, total: told.append((done, total)))
+        counts = [done for done, _ in told]
+        assert counts == sorted(set(counts))
+        assert told[-1] == (len(split), len(split))
+
+    def test_pictures_read_by_a_users_own_code_stay_in_this_process(self, forks: list[int]) -> None:
+        class Own(FileSplit):
+            forkable = False
+
+        assert decoding._helpers(Own(Path(), [], np.zeros(0)), 60.0) == 0
+        assert decoding._helpers(FileSplit(Path(), [], np.zeros(0)), 60.0) == 2

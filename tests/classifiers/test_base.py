@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -255,3 +256,111 @@ def test_the_score_does_not_depend_on_the_temperature() -> None:
     ours, theirs = cold.predict(pictures), warm.predict(pictures)
     assert [one.unlikeness for one in theirs] == pytest.approx([one.unlikeness for one in ours], rel=1e-5)
     assert [one.probability for one in theirs] != [one.probability for one in ours]
+
+
+def grey_files(folder: Path, *levels: int) -> list[Path]:
+    return [write_picture(folder / f"{n}.png", grey(level)[0]) for n, level in enumerate(levels)]
+
+
+def test_paths_may_come_from_any_iterable_with_an_order(tmp_path: Path) -> None:
+    paths = grey_files(tmp_path, 0, 130, 250)
+    expected = Brightness().predict(paths)
+    assert [one.label for one in expected] == list(NAMES)
+    forms: list[Any] = [iter(paths), map(str, paths), dict(enumerate(paths)).values(), tuple(paths)]
+    for given in forms:
+        assert Brightness().predict(given) == expected
+    assert Brightness().predict(np.array([str(path) for path in paths])) == expected
+    assert Brightness().predict(np.array(paths, dtype=object)) == expected
+
+
+def test_a_column_of_a_table_holds_paths_but_a_table_is_no_picture(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    paths = grey_files(tmp_path, 250, 0)
+    table = pandas.DataFrame({"path": [str(path) for path in paths]})
+    assert [one.label for one in Brightness().predict(table["path"])] == ["bright", "dark"]
+    with pytest.raises(DataError, match="got a DataFrame"):
+        Brightness().predict(table)
+
+
+@pytest.mark.parametrize(("given", "kind"), [({"a.png"}, "set"), ({"a.png": 1}, "dict")])
+def test_pictures_without_an_order_are_refused(given: Any, kind: str) -> None:
+    with pytest.raises(DataError, match=f"expected a picture .*, got a {kind}"):
+        Brightness().predict(given)
+
+
+def test_a_number_array_of_one_axis_is_no_picture() -> None:
+    with pytest.raises(DataError, match=r"an array of float64 \[5\] is not a picture"):
+        Brightness().predict(np.zeros(5))
+
+
+def test_a_folder_among_pictures_names_the_method_that_takes_folders(tmp_path: Path) -> None:
+    forms: list[Any] = [tmp_path, str(tmp_path), [tmp_path]]
+    for given in forms:
+        with pytest.raises(DataError, match="is a folder: use predict_files"):
+            Brightness().predict(given)
+
+
+def test_the_first_picture_that_cannot_be_read_stops_predict(tmp_path: Path) -> None:
+    paths = grey_files(tmp_path, *range(0, 250, 25))
+    for bad in (tmp_path / "bad-1.png", tmp_path / "bad-2.png"):
+        bad.write_bytes(b"no picture")
+    given = [*paths[:5], tmp_path / "bad-1.png", tmp_path / "bad-2.png", *paths[5:]]
+    with pytest.raises(UnreadableImageError, match="bad-1"):
+        Brightness().predict(given, batch_size=3)
+
+
+def test_only_two_batches_of_paths_are_read_before_the_first_is_classified(tmp_path: Path) -> None:
+    paths, taken, when = grey_files(tmp_path, *[0] * 9), list[Path](), list[int]()
+
+    class Counting(Brightness):
+        def _forward(self, pixels: np.ndarray) -> np.ndarray:
+            when.append(len(taken))
+            return super()._forward(pixels)
+
+    def names() -> Iterator[Path]:
+        for path in paths:
+            taken.append(path)
+            yield path
+
+    assert len(Counting().predict(names(), batch_size=2)) == 9
+    assert when == [4, 6, 8, 9, 9]
+
+
+def test_paths_and_pictures_may_be_mixed(tmp_path: Path) -> None:
+    (path,) = grey_files(tmp_path, 0)
+    image = Image.open(path)  # decoded at its first use, here twice
+    given: list[Any] = [path, grey(250)[0], image, str(path), image, grey(130)[0]]
+    labels = [one.label for one in Brightness().predict(given, batch_size=4)]
+    assert labels == ["dark", "bright", "dark", "dark", "dark", "middle"]
+
+
+def test_files_are_answered_one_by_one_with_their_paths(tmp_path: Path) -> None:
+    paths = grey_files(tmp_path / "in", 0, 130, 250)
+    bad = tmp_path / "in" / "deep" / "bad.png"
+    bad.parent.mkdir()
+    bad.write_bytes(b"no picture")
+    expected = dict(zip(map(str, paths), NAMES, strict=True))
+    forms: list[Any] = [tmp_path / "in", str(tmp_path / "in"), [tmp_path / "in"], iter([bad, *paths])]
+    for given, batch_size in zip(forms, (1, 2, 3, 256), strict=True):
+        found = dict(Brightness().predict_files(given, batch_size=batch_size))
+        assert isinstance(found.pop(str(bad)), UnreadableImageError)
+        labels = {path: one.label for path, one in found.items() if isinstance(one, Prediction)}
+        assert labels == expected
+    assert list(dict(Brightness().predict_files(reversed(paths)))) == [str(path) for path in reversed(paths)]
+
+
+def test_files_that_need_a_plug_in_are_told(tmp_path: Path) -> None:
+    grey_files(tmp_path, 0)
+    (tmp_path / "new.psd").write_bytes(b"x")
+    told: list[str] = []
+    assert len(list(Brightness().predict_files(tmp_path, tell=told.append))) == 1
+    assert len(told) == 1
+    with pytest.warns(UserWarning, match="Photoshop"):
+        list(Brightness().predict_files(tmp_path))
+
+
+def test_arguments_of_predict_files_are_checked_at_once() -> None:
+    with pytest.raises(ThumbnetError, match="batch_size"):
+        Brightness().predict_files([], batch_size=0)
+    with pytest.raises(ThumbnetError, match="tta"):
+        Brightness().predict_files([], tta="bogus")

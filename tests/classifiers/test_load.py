@@ -4,11 +4,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import thumbnet
 from helpers import coloured_data
 from thumbnet.classifiers.load import load_classifier
-from thumbnet.errors import RunError
+from thumbnet.classifiers.onnx_classifier import OnnxClassifier
+from thumbnet.errors import RunError, ThumbnetError
 from thumbnet.publish.export import export
 from thumbnet.runs.folder import Run
 
@@ -18,7 +20,7 @@ def test_one_function_loads_a_run_its_weights_and_an_exported_model(tiny_run: Ru
     export(tiny_run.path, "onnx", exported)
     data = coloured_data()
     expected = load_classifier(tiny_run.path, "cpu").evaluate(data, "test").accuracy
-    for path in (tiny_run.path, tiny_run.weights_path, exported, str(exported)):
+    for path in (tiny_run, tiny_run.path, tiny_run.weights_path, exported, str(exported)):
         classifier = thumbnet.load_classifier(path, "cpu")
         assert classifier.class_names == ("red", "green", "blue")
         assert classifier.evaluate(data, "test").accuracy == expected
@@ -46,3 +48,26 @@ def test_an_exported_model_without_its_suffix_is_explained(tiny_run: Run, tmp_pa
     renamed = shutil.copy(exported, tmp_path / "model")
     with pytest.raises(RunError, match=r"exported MODEL\.onnx"):
         load_classifier(renamed)
+
+
+@pytest.mark.parametrize("device", ["cuda", "gpu", "cuda:1", "mps"])
+def test_an_exported_model_refuses_a_device_that_it_cannot_use(device: str, tmp_path: Path) -> None:
+    with pytest.raises(ThumbnetError, match=f"--device {device}: an exported model runs only on the CPU"):
+        load_classifier(tmp_path / "model.onnx", device)
+
+
+def test_threads_can_be_chosen_for_both_kinds_of_model(tiny_run: Run, onnx_file: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        load_classifier(tiny_run.path, "cpu", threads=3)
+        assert torch.get_num_threads() == 3
+        load_classifier(tiny_run.path, "cpu")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    exported = load_classifier(onnx_file, "cpu", threads=3)
+    assert isinstance(exported, OnnxClassifier)
+    assert exported.threads == 3
+    for path in (tiny_run.path, onnx_file):
+        with pytest.raises(ThumbnetError, match="threads: expected a whole number"):
+            load_classifier(path, threads=-1)

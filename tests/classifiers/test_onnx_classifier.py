@@ -184,3 +184,11 @@ def test_one_thread_gives_the_same_logits(onnx_file: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     one, all_cores = OnnxClassifier(onnx_file, threads=1), OnnxClassifier(onnx_file)
     np.testing.assert_allclose(one.logits(pixels), all_cores.logits(pixels), atol=1e-5)
+
+
+def test_no_more_threads_are_started_than_this_process_may_use_cores(
+    onnx_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thumbnet.classifiers.onnx_classifier.library_threads", lambda: 2)
+    assert OnnxClassifier(onnx_file).threads == 2
+    assert OnnxClassifier(onnx_file, threads=5).threads == 5

@@ -59,7 +59,10 @@ def test_data_previews_the_augmentation_of_a_recipe(
         (["--preview-augment", "x.bmp"], "--preview-augment x.bmp: the name must end in .png"),
         (["--preview-augment", "no/such/x.png"], "cannot write no/such/x.png: there is no folder"),
         (["--preview-augment", "x.png", "--recipe", "fats"], "there is no recipe 'fats'"),
-        (["--preview-augment", "x.png", "--recipe", "fast", "--set", "augment.cutmix=1"], "data.skip_easy=0"),
+        (
+            ["--preview-augment", "x.png", "--set", "augment.cutmix=1", "--set", "data.skip_easy=0.3"],
+            "data.skip_easy=0",
+        ),
         (["--preview-augment", "x.png", "--set", "augment.rotate=200"], "degrees in [0, 180]"),
         (["--recipe", "fast"], "--preview-augment FILE"),
     ],
@@ -108,3 +111,21 @@ def test_a_preview_says_what_the_classes_did_to_the_recipe(
         "turn arrow up into arrow down" in note or "arrow down into arrow up" in note for note in notes
     )
     assert Path(out).read_text().startswith("<?xml")
+
+
+def test_data_writes_a_table_that_keeps_the_splits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_class_folders(tmp_path / "pictures", [""], per_class=10)
+    table = tmp_path / "frozen.csv"
+    command = ["data", str(root), "--val-fraction", "0.2", "--set", "data.split_seed=3"]
+    assert main([*command, "--splits", str(table)]) == 0
+    assert f"written: {table}" in capsys.readouterr().out
+    assert main([*command, "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)["counts"]
+    assert main(["data", str(table), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"] == counts
+    assert main([*command, "--splits", str(table)]) == 2
+    assert "already exists" in capsys.readouterr().err
+    assert main(["data", "digits", "--splits", str(tmp_path / "digits.csv")]) == 2
+    assert "a table names files" in capsys.readouterr().err

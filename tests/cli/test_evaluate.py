@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
+
+import pytest
 
 from cli_helpers import run_cli
 from thumbnet.runs.folder import Run
@@ -59,3 +62,42 @@ def test_a_run_is_evaluated_in_batches_of_its_own_size(
         status, _, stderr = run_cli("evaluate", place, folder, "--device", "cpu")
         assert status == 0, stderr
     assert batch_sizes == [7, 7]
+
+
+def test_the_answers_for_all_pictures_are_written_as_csv(
+    trained: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    out, _, _ = trained
+    table = tmp_path / "answers.csv"
+    status, stdout, stderr = run_cli("evaluate", out, "--csv", table)
+    assert status == 0, stderr
+    assert stdout.splitlines()[-1] == f"written: {table}"
+    with table.open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    classes = ["blue", "green", "red"]
+    assert list(rows[0]) == [
+        *("path", "split", "true_class", "class_1", "probability_1"),
+        *(f"p({name})" for name in classes),
+    ]
+    assert len(rows) == 60
+    assert {row["split"] for row in rows} == {"test"}
+    assert all(row["true_class"] in Path(row["path"]).parts for row in rows)
+    right = sum(row["true_class"] == row["class_1"] for row in rows)
+    assert right / 60 == pytest.approx(Run(out).summary["accuracy"])
+    for row in rows:
+        values = [float(row[f"p({name})"]) for name in classes]
+        assert sum(values) == pytest.approx(1, abs=1e-5)
+        assert row["class_1"] == classes[values.index(max(values))]
+        assert float(row["probability_1"]) == max(values)
+
+
+def test_the_table_of_answers_is_checked_before_the_data_are_read(
+    trained: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    out, _, _ = trained
+    (tmp_path / "labels.csv").write_text("kept")
+    for name, words in (("labels.csv", "already exists"), ("nowhere/a.csv", "there is no folder")):
+        status, _, stderr = run_cli("evaluate", out, "no-such-data", "--csv", tmp_path / name)
+        assert status == 2
+        assert words in stderr
+    assert (tmp_path / "labels.csv").read_text() == "kept"

@@ -42,7 +42,7 @@ def test_a_training_with_what_is_suggested_has_all_rates_of_the_test(name: str) 
 
 
 def test_a_recipe_with_one_rate_needs_one_setting_and_a_named_batch_size_stays_unnamed() -> None:
-    assert suggested(load_recipe("one-cycle"), 0.45, frozenset()) == ["--set", "optimizer.lr=0.45"]
+    assert suggested(load_recipe("tutorial"), 0.45, frozenset()) == ["--set", "optimizer.lr=0.45"]
     assert suggested(load_recipe("finetune"), 0.45, {"training.batch_size"})[:2] == [
         "--set",
         "optimizer.lr=0.45",

@@ -81,6 +81,14 @@ def test_evaluate_prints_text_and_json_and_draws(
     assert found["split"] == "test"
     assert [one["name"] for one in found["labels"]] == ["blue", "green", "red"]
     assert "<svg" in (tmp_path / "labels.svg").read_text()
+    table = tmp_path / "answers.csv"
+    assert main(["evaluate", str(trained), "--json", "--csv", str(table)]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    rows = list(csv.DictReader(io.StringIO(table.read_text("utf-8"))))
+    assert len(rows) == found["pictures"]
+    assert {"path", "split", "true_labels", "labels", "p(blue)", "p(green)", "p(red)"} == set(rows[0])
+    exact = [set(row["true_labels"].split(";")) == set(row["labels"].split(";")) for row in rows]
+    assert sum(exact) / len(rows) == pytest.approx(found["at_thresholds"]["exact_match"])
 
 
 def test_evaluate_reads_a_table_with_one_label_in_each_row(

@@ -12,6 +12,7 @@ import pytest
 
 from cli_helpers import run_cli
 from helpers import coloured, write_picture
+from thumbnet.errors import ThumbnetError
 
 
 def test_predict_takes_files_folders_globs_and_stdin(trained: tuple[Path, str, str], tmp_path: Path) -> None:
@@ -79,3 +80,38 @@ def test_a_reader_that_closes_the_pipe_causes_no_traceback(
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
     assert len(done.stdout.splitlines()) == 1
     assert "Traceback" not in done.stderr
+
+
+def test_a_device_that_an_exported_model_cannot_use_is_refused(onnx_file: Path, tmp_path: Path) -> None:
+    picture = write_picture(tmp_path / "red.png", coloured(0, 1))
+    for command in ("predict", "evaluate", "serve"):
+        status, stdout, stderr = run_cli(
+            command, onnx_file, *([picture] * (command != "serve")), "--device=cuda"
+        )
+        assert (status, stdout) == (2, "")
+        assert "an exported model runs only on the CPU" in stderr
+    status, stdout, stderr = run_cli(
+        "predict", onnx_file, picture, "--device", "cpu", "--threads", "1", "--json"
+    )
+    assert status == 0, stderr
+    assert json.loads(stdout)["predictions"][0]["class"] == "red"
+
+
+def test_a_number_of_threads_is_1_or_more(trained: tuple[Path, str, str]) -> None:
+    status, _, stderr = run_cli("predict", trained[0], "x.png", "--threads", "0")
+    assert status == 2
+    assert "expected 1 or more" in stderr
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "serve"])
+@pytest.mark.parametrize(("words", "threads"), [([], 0), (["--threads", "3"], 3)])
+def test_the_number_of_threads_reaches_the_network(
+    command: str, words: list[str], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str, device: str, *, threads: int) -> None:
+        raise ThumbnetError(f"{threads} threads")
+
+    monkeypatch.setattr("thumbnet.classifiers.load.load_classifier", refuse)
+    status, _, stderr = run_cli(command, "RUN", *([] if command == "serve" else ["x"]), *words)
+    assert status == 2
+    assert f"{threads} threads" in stderr

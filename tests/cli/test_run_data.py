@@ -210,7 +210,7 @@ def test_other_data_of_a_network_in_a_file_are_loaded_once_to_recognise_them_and
         calls.append(args)
         return load_data(*args, **named)
 
-    monkeypatch.setattr("thumbnet.sources.load.load_data", counted)
+    monkeypatch.setattr("thumbnet.runs.data.load_data", counted)
     options = build_parser().parse_args(words)
     data = data_of_run(options, DataSettings(), read_weights(Path(words[1]))[1].fingerprint)
     assert (len(data.splits["all"]), len(calls)) == (21, loads)

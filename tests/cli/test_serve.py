@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from thumbnet.cli import main
+from thumbnet.cli import build_parser, main
 from thumbnet.cli import serve as command
 from thumbnet.errors import OutOfMemoryError, ThumbnetError
 from thumbnet.runs.folder import Run
@@ -96,3 +96,53 @@ log.close()
         }
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize(
+    ("given", "origin"),
+    [
+        ("https://shop.example", "https://shop.example"),
+        ("https://Shop.example:443/", "https://shop.example"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("http://localhost:80", "http://localhost"),
+        ("https://localhost:80", "https://localhost:80"),
+        ("http://[::1]:5173/", "http://[::1]:5173"),
+        ("chrome-extension://abc", "chrome-extension://abc"),
+        ("*", "*"),
+    ],
+)
+def test_origins_are_written_as_browsers_send_them(given: str, origin: str) -> None:
+    words = ["serve", "RUN", "--allow-origin", given, "--allow-origin", "https://b.example"]
+    assert build_parser().parse_args(words).allow_origin == [origin, "https://b.example"]
+
+
+@pytest.mark.parametrize("given", ["shop.example", "https://shop.example/page", "null", "https://*", "**"])
+def test_what_is_no_origin_is_explained(given: str) -> None:
+    with pytest.raises(ThumbnetError, match=r"expected an origin such as https://shop\.example"):
+        build_parser().parse_args(["serve", "RUN", f"--allow-origin={given}"])
+
+
+def test_the_options_reach_the_service_and_open_services_are_warned_about(
+    tiny_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service, server = (
+        pytest.importorskip(f"thumbnet.serving.{name}", reason="the extra 'serve' is not installed")
+        for name in ("service", "server")
+    )
+    seen: list[Any] = []
+    original = service.build_service
+
+    def recorded(classifier: Any, settings: Any, *more: Any, **named: Any) -> Any:
+        seen.append(settings)
+        return original(classifier, settings, *more, **named)
+
+    monkeypatch.delenv("THUMBNET_API_KEY", raising=False)
+    monkeypatch.setattr(service, "build_service", recorded)
+    monkeypatch.setattr(server, "serve", lambda *_: None)
+    words = ["serve", str(tiny_run.path), "--port", "0", "--data", "none", "--access-log", "off"]
+    assert main([*words, "--allow-origin", "https://shop.example"]) == 0
+    assert "can use the service" not in capsys.readouterr().err
+    assert main([*words, "--allow-origin", "*"]) == 0
+    assert "every page that is opened on this machine can use the service" in capsys.readouterr().err
+    assert main(words) == 0
+    assert [one.origins for one in seen] == [("https://shop.example",), ("*",), ()]

@@ -14,10 +14,10 @@ import pytest
 from cli_helpers import SETTINGS, epochs, interrupt_when, run_cli
 from helpers import noise, write_picture
 from thumbnet.cli import main
-from thumbnet.cli.train import Terminated, stopping
 from thumbnet.errors import InterruptedRunError
 from thumbnet.runs.folder import Run
-from thumbnet.training.listener import StoppableListener
+from thumbnet.training.train import train
+from training_helpers import StopAfter
 
 
 def test_training_ends_with_the_accuracy_the_run_and_the_next_commands(
@@ -89,6 +89,22 @@ def test_after_ctrl_c_a_run_is_saved_and_resumes_to_the_same_weights(folder: Pat
     assert status == 0, stderr
     assert "resumed in epoch" in stderr
     assert Run(out).weights_path.read_bytes() == Run(tmp_path / "whole").weights_path.read_bytes()
+
+
+def test_a_run_that_is_ended_early_says_so_everywhere(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(InterruptedRunError):
+        train(folder, "tutorial", overrides=SETTINGS[1::2], out=out, device="cpu", listener=StopAfter(1))
+    assert main(["train", "--resume", str(out), "--finish"]) == 0
+    shown = capsys.readouterr()
+    assert "stopped after epoch 1 of 3: ended on request" in shown.err
+    assert "ended on request at step 1 of " in shown.out
+    assert "1 of 3 epoch(s) in " in shown.out
+    assert main(["compare", str(out)]) == 0
+    assert "tutorial, ended early" in (compared := capsys.readouterr().out)
+    assert "the user ended the training early" in compared
 
 
 def test_a_killed_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
@@ -249,40 +265,3 @@ def test_wrong_corrections_are_an_error_before_anything_is_loaded(
     for command in ("train", "lr-find", "data"):
         assert main([command, str(tmp_path / "no-data"), "--labels", str(tmp_path / "labels.csv")]) == 2
         assert "labels.csv, line 2: there is no decision 'relable'" in capsys.readouterr().err
-
-
-def test_a_second_sigterm_does_not_keep_a_training_from_saving_but_a_second_ctrl_c_ends_it(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    listener = StoppableListener()
-    with pytest.raises(Terminated), stopping(listener):
-        signal.raise_signal(signal.SIGTERM)  # before the first step there is nothing to save
-    listener.started = True
-
-    def step() -> None:
-        for _ in range(3):  # a scheduler's, and torchrun's to its own processes
-            signal.raise_signal(signal.SIGTERM)
-        if listener.should_stop():
-            raise InterruptedRunError(Path("run"), 1, 1)
-
-    with pytest.raises(InterruptedRunError) as stopped, stopping(listener):
-        step()
-    signal.raise_signal(signal.SIGTERM)  # while the command says how to go on
-    signal.signal(signal.SIGTERM, before)
-    assert stopped.value.exit_status == 143
-    assert capsys.readouterr().err.count("stopping after this step") == 1
-    with pytest.raises(KeyboardInterrupt), stopping(listener):
-        signal.raise_signal(signal.SIGINT)
-
-
-def test_a_signal_that_is_ignored_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell script does for its background jobs
-    try:
-        listener = StoppableListener()
-        with stopping(listener):
-            signal.raise_signal(signal.SIGINT)
-        assert not listener.stop_requested
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)

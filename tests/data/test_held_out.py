@@ -148,3 +148,15 @@ def test_no_group_is_divided_and_train_keeps_every_class(
     by = {s: {n.split("/")[1].partition("_")[0] for n in several} for s, several in split.items()}
     assert not by["train"] & by["test"]
     assert {n.partition("/")[0] for n in split["train"]} == labels
+
+
+def test_a_new_picture_moves_at_most_one_other() -> None:
+    names = [f"{c}/{i}" for c in "ab" for i in range(20)]
+    before = set(names_of(with_held_out(data_of({"train": names}), 0.2, 0.0, 0), "test"))
+    moved = []
+    for number in range(20, 60):
+        names.append(f"a/{number}")
+        after = set(names_of(with_held_out(data_of({"train": names}), 0.2, 0.0, 0), "test"))
+        moved.append(len((before ^ after) - {names[-1]}))
+        before = after
+    assert set(moved) == {0, 1}

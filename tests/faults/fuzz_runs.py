@@ -20,7 +20,6 @@ from thumbnet.errors import DataError, RecipeError, RunError, ThumbnetError
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import ModelSettings
-from thumbnet.reports.comparison import read_metrics
 from thumbnet.reviewing.scores import _Store
 from thumbnet.runs.any_weights import read_any_weights
 from thumbnet.runs.folder import Run
@@ -55,7 +54,7 @@ def summary(data: bytes) -> object:
 def metrics(data: bytes) -> object:
     """The metrics of a run: charts and tables compute with all values."""
     try:
-        rows = read_metrics(_run({"metrics.jsonl": data}))
+        rows = _run({"metrics.jsonl": data}).metrics
     except RunError:
         return None
     for row in rows:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import thumbnet
 from own_networks import OwnPackage
-from thumbnet.errors import ModelCodeError, NetworkError, RecipeError, RunError
+from thumbnet.errors import ModelCodeError, NetworkError, OwnCodeError, RecipeError, RunError
 from thumbnet.models import build_model
 from thumbnet.models.registry import (
     find_builder,
@@ -20,6 +20,7 @@ from thumbnet.models.registry import (
     import_code,
     is_of_head,
     model_names,
+    name_of,
     register_model,
     same_network,
 )
@@ -164,7 +165,7 @@ def test_a_failed_import_is_explained(own: OwnPackage, path: str, says: str) -> 
 
 @pytest.mark.parametrize("name", ["mypackage/nets.py:TinyNet", "a b", "", "mypackage.nets:"])
 def test_an_option_that_is_not_an_import_path_is_explained(name: str) -> None:
-    with pytest.raises(NetworkError, match="--model-code .* expected MODULE:NAME or MODULE"):
+    with pytest.raises(OwnCodeError, match="--model-code .* expected MODULE:NAME or MODULE"):
         import_code(name)
 
 
@@ -324,3 +325,25 @@ def test_trying_a_network_changes_neither_statistics_nor_mode_nor_random_numbers
     assert tried.training
     for (name, one), (_, other) in zip(tried.state_dict().items(), plain.state_dict().items(), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_a_network_is_named_as_it_was_registered_else_by_its_import_path() -> None:
+    assert name_of(Plain) == f"{Plain.__module__}:Plain"
+    register_model("plain")(Plain)
+    assert name_of(Plain) == "plain"
+
+
+def test_a_network_without_an_import_path_is_registered_by_its_own_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Local(Plain):
+        """Like one in a function."""
+
+    assert name_of(Local) == "Local"
+    assert find_builder("Local") is Local
+    monkeypatch.setattr(Plain, "__module__", "__main__")  # as in a notebook
+    assert name_of(Plain) == "Plain"
+    with pytest.raises(NetworkError, match="model is a Plain: expected an nn.Module class"):
+        name_of(Plain(2))
+    with pytest.raises(NetworkError, match="model has no name"):
+        name_of(partial(Plain))

@@ -19,7 +19,7 @@ from thumbnet.data.splits import ArraySplit, BytesSplit, Data, Split
 from thumbnet.errors import DataError, RunError
 from thumbnet.evaluation import log_softmax
 from thumbnet.publish import export as publish_export
-from thumbnet.publish.export import TOLERANCE_ANY_SIZE, ExportCheck, check_export, export
+from thumbnet.publish.export import TOLERANCE_ANY_SIZE, check_export, export
 from thumbnet.publish.onnx_resize import with_any_size
 from thumbnet.runs.folder import Run
 
@@ -142,24 +142,6 @@ def test_plain_onnxruntime_needs_only_the_picture(tiny_run: Run, any_size_file: 
         (expected,) = predictor.predict(picture)
         assert predictor.class_names[int(probabilities.argmax())] == expected.label
         assert probabilities.max() == pytest.approx(expected.probability, abs=0.01)
-
-
-@pytest.mark.parametrize("difference", [0.01, float("nan")])
-def test_a_refused_export_leaves_the_former_file(
-    difference: float,
-    tiny_run: Run,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    found = ExportCheck(1, 0.0, difference, 1.0, 1.0, 1.0, 1.0, "none")
-    monkeypatch.setattr(publish_export, "check_export", lambda *arguments, **options: found)
-    out = tmp_path / "a.safetensors"
-    out.write_bytes(b"before")
-    assert main(["export", str(tiny_run.path), "--format", "safetensors", "--out", str(out)]) == 2
-    assert f"differ by {difference:g}, and at most 0.001 is allowed" in capsys.readouterr().err
-    assert out.read_bytes() == b"before"
-    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_eight_bits_are_calibrated_on_the_pictures_that_can_be_read(onnx_file: Path, tmp_path: Path) -> None:

@@ -172,3 +172,27 @@ def test_the_card_of_a_run_that_continues_another_counts_the_epochs_of_both(
     assert "had been trained for 30 epoch(s) in the run that this one continues" in card
     assert "The same recipe" not in card
     assert "/home" not in card
+
+
+def test_the_card_says_that_the_user_ended_the_training(tiny_run: Run, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run.path, tmp_path / "run")
+    stop = {
+        "epoch": 3, "planned_epochs": 10, "step": 25, "planned_steps": 90, "watched": None, "patience": 0,
+        "why": "ended on request",
+    }  # fmt: skip
+    (tmp_path / "run" / "summary.json").write_text(json.dumps({**tiny_run.summary, "stopped_early": stop}))
+    card = model_card(Run(tmp_path / "run"), NAME)
+    assert "The training ended on request at step 25 of 90 (epoch 3 of 10)" in card
+    assert "\n3 of 10 epochs, " in card
+    assert "The training was ended early,\nso this recipe alone does not give the same weights." in card
+
+
+def test_the_card_names_functions_whose_code_a_training_needs(tiny_run: Run, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(tiny_run.path, tmp_path / "run")))
+    recipe = run.recipe
+    augment = replace(recipe.augment, custom="grain")
+    training = replace(recipe.training, loss="mypackage.own:focal", label_smoothing=0.0)
+    run.write_recipe(replace(recipe, augment=augment, training=training))
+    needed = "They need the loss `mypackage.own:focal` and the augmentation `grain`, whose code"
+    assert needed in model_card(run, NAME)
+    assert "They need" not in model_card(tiny_run, NAME)

@@ -12,8 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thumbnet.errors import RecipeError
-from thumbnet.recipes.recipe import Recipe, load_recipe, opening_comment, recipe_from_dict, recipe_names
-from thumbnet.recipes.settings import parse_image_size
+from thumbnet.recipes.recipe import (
+    Recipe,
+    assignments_of,
+    load_recipe,
+    opening_comment,
+    recipe_from_dict,
+    recipe_names,
+)
+from thumbnet.recipes.settings import GroupSettings, parse_image_size
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -122,12 +129,37 @@ def test_batch_size_and_learning_rates_are_fitted_to_the_minimum_number_of_steps
     assert same == recipe
 
 
-def test_mixing_pictures_needs_an_epoch_of_all_pictures() -> None:
-    for setting in ("augment.mixup=0.2", "augment.cutmix=1"):
-        with pytest.raises(RecipeError, match=r"data.skip_easy.*--set data.skip_easy=0"):
-            load_recipe("fast", [setting])
-        assert load_recipe("fast", [setting, "data.skip_easy=0"]).augment.mixes
-        assert load_recipe("small", [setting]).augment.mixes
+def test_mixed_pictures_and_balanced_sampling_switch_the_skipping_of_easy_pictures_off(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "mine.toml"
+    for setting in ("augment.mixup=0.2", "augment.cutmix=1", "data.sampling=balanced"):
+        recipe = load_recipe("fast", [setting])
+        assert recipe.data.skip_easy == 0
+        assert recipe == load_recipe("fast", [setting, "data.skip_easy=0"])
+        with pytest.raises(RecipeError, match=r"'data.skip_easy' is 0.3: expected 0 where"):
+            load_recipe("fast", [setting, "data.skip_easy=0.3"])
+        section, _, rest = setting.replace("balanced", "'balanced'").partition(".")
+        path.write_text(f'extends = "fast"\nname = "fast"\n[{section}]\n{rest}\n')
+        assert load_recipe(path).data.skip_easy == 0
+    assert load_recipe("fast", ["augment.mixup=0", "data.sampling=uniform"]) == load_recipe("fast")
+
+
+def test_another_optimizer_has_none_of_the_rates_that_were_chosen_for_the_recipes_own(tmp_path: Path) -> None:
+    own = load_recipe("fast").optimizer
+    assert all(group.lr for group in own.groups)
+    adamw = load_recipe("fast", ["optimizer.name=adamw", "optimizer.lr=0.001"])
+    assert (adamw.optimizer.lr, adamw.optimizer.groups) == (0.001, ())
+    assert load_recipe("fast", ["optimizer.name=muon"]).optimizer == own
+    tuned = load_recipe("finetune", ["optimizer.name = sgd"]).optimizer
+    assert tuned.groups == (GroupSettings("*.bias", weight_decay=0.0),)
+    named = load_recipe("fast", ["optimizer.groups=[{match = '@head', lr = 2}]", "optimizer.name=adamw"])
+    assert named.optimizer.groups == (GroupSettings("@head", lr=2.0),)
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "fast"\n[optimizer]\nname = "adamw"\nlr = 0.001\n')
+    assert load_recipe(path).optimizer == adamw.optimizer
+    path.write_text('extends = "fast"\n[optimizer]\nname = "muon"\nlr = 0.1\n')
+    assert load_recipe(path).optimizer.groups == own.groups
 
 
 def test_the_error_for_an_unknown_recipe_suggests_the_nearest_name() -> None:
@@ -333,3 +365,37 @@ def test_a_length_that_is_named_replaces_the_one_that_was_planned(
     (tmp_path / "recipe.toml").write_text(planned.to_toml())
     for recipe in (planned.override(overrides), load_recipe(tmp_path / "recipe.toml", overrides)):
         assert (recipe.training.steps, recipe.schedule.planned_at) == (steps, at)
+
+
+def test_settings_in_a_mapping_become_assignments() -> None:
+    settings = {
+        "seed": 3,
+        "model": {"name": "resnet34", "width": 0.5},
+        "training.compile": False,
+        "training.init": Path("runs") / 'a"b',
+        "augment.scale": (0.8, 1.2),
+        "optimizer.groups": [{"match": "head", "lr": 0.1}],
+    }
+    assert assignments_of(settings) == [
+        "seed=3",
+        'model.name="resnet34"',
+        "model.width=0.5",
+        "training.compile=false",
+        'training.init="runs/a\\"b"' if os.sep == "/" else 'training.init="runs\\\\a\\"b"',
+        "augment.scale=[0.8, 1.2]",
+        'optimizer.groups=[{match = "head", lr = 0.1}]',
+    ]
+    changed = load_recipe("fast", {"model.width": 0.5, "augment.scale": (0.8, 1.2)})
+    assert changed == load_recipe("fast", ["model.width=0.5", "augment.scale=[0.8, 1.2]"])
+    assert changed == load_recipe("fast").override({"model": {"width": 0.5}, "augment.scale": [0.8, 1.2]})
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\nb", "a\x7fb", "a\\b", "true", "3", "𝄞"])
+def test_a_text_in_a_mapping_stays_that_text(name: str) -> None:
+    assert Recipe().override({"data.images": name}).data.images == name
+
+
+@pytest.mark.parametrize("value", [None, object(), {1, 2}, [None]])
+def test_a_value_that_no_setting_has_is_refused_by_its_key(value: object) -> None:
+    with pytest.raises(RecipeError, match=r"overrides: training\.init is "):
+        assignments_of({"training": {"init": value}})

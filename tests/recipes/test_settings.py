@@ -108,6 +108,7 @@ NAN, INF = float("nan"), float("inf")
         (ScheduleSettings, {"small_sides": (0.0,)}, "schedule.small_sides"),
         (TrainingSettings, {"label_smoothing": -0.1}, "training.label_smoothing"),
         (TrainingSettings, {"ema_decay": -0.1}, "training.ema_decay"),
+        (TrainingSettings, {"choose_by": "loss", "keep": "last"}, "training.choose_by"),
         (CheckpointSettings, {"minutes": -0.5}, "checkpoint.minutes"),
         (GroupSettings, {"match": "*", "momentum": -0.1}, "optimizer.groups.momentum"),
         (OptimizerSettings, {"betas": (-0.1, 0.9)}, "optimizer.betas"),
@@ -225,3 +226,11 @@ def test_backgrounds_are_the_colours_that_they_are_called() -> None:
 def test_an_epoch_keeps_all_but_the_skipped_share() -> None:
     assert kept_per_epoch(1000, 0.33) == 670
     assert kept_per_epoch(10, 0.0) == 10
+
+
+def test_a_choice_of_the_epoch_is_asked_for_by_each_setting_about_it() -> None:
+    assert not TrainingSettings().must_choose
+    assert not TrainingSettings(keep="last").must_choose
+    assert TrainingSettings(keep="best").must_choose
+    assert TrainingSettings(choose_by="loss").must_choose
+    assert TrainingSettings(choose_by="loss", keep="last", patience=2).must_choose

@@ -13,8 +13,8 @@ import pytest
 
 from thumbnet.cli import main
 from thumbnet.errors import RunError
-from thumbnet.reports import comparison
-from thumbnet.reports.comparison import group_runs, read_metrics, welch_test
+from thumbnet.recipes.settings import GroupSettings
+from thumbnet.reports.comparison import comparable_runs, group_runs, welch_test, welch_tests
 from thumbnet.runs.folder import Run
 
 Make = Callable[..., Run]
@@ -61,6 +61,20 @@ def test_runs_that_differ_only_in_the_seed_form_one_group(make: Make) -> None:
     assert groups[1].deviation is None
 
 
+def test_runs_that_the_user_ended_early_are_no_repetitions_of_whole_ones(make: Make) -> None:
+    runs = [make(0.9, seed) for seed in range(4)]
+    for run, step in zip(runs[1:], (5, 5, 6), strict=True):
+        stop = {
+            "epoch": 2, "planned_epochs": 3, "step": step, "planned_steps": 9, "watched": None, "patience": 0,
+            "why": "ended on request",
+        }  # fmt: skip
+        (run.path / "summary.json").write_text(json.dumps({**run.summary, "stopped_early": stop}))
+    groups = group_runs(runs)
+    assert [(group.name, len(group.runs)) for group in groups] == [
+        ("one-cycle", 1), ("one-cycle, ended early", 2), ("one-cycle, ended early (2)", 1),
+    ]  # fmt: skip
+
+
 def timed(run: Run, minutes: float | None, steps: int, **plan: Any) -> Run:
     """Turn a run into one of ``--minutes``, whose clock allowed this many steps."""
     recipe = run.recipe
@@ -102,6 +116,8 @@ def test_a_seed_counts_once_unless_its_results_differ(
     assert main(["compare", str(first.path), str(again.path), "--json"]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out)["groups"][0]["deviation"] is None
+    expected = [first.summary["balanced_accuracy"]]
+    assert json.loads(shown.out)["groups"][0]["balanced_accuracies"] == expected
     assert f"{again.path} does not count" in shown.err
 
 
@@ -138,7 +154,9 @@ def test_runs_measured_on_different_pictures_cannot_be_compared(make: Make) -> N
 def test_a_run_that_was_not_measured_is_not_compared_with_one_that_was(make: Make) -> None:
     measured, other = make(0.9), make(0.9, 1, measured="other", split=None)
     for runs in ([measured, other], [other, measured]):
-        with pytest.raises(RunError, match=f"^{other.path} was not measured, .* with {measured.path}: leave"):
+        with pytest.raises(
+            RunError, match=f"^{other.path} was not measured, .* with {measured.path}: train it"
+        ):
             group_runs(runs)
 
 
@@ -207,7 +225,7 @@ def test_an_error_names_the_damaged_metrics_file(content: str, make: Make) -> No
     run = make(0.9)
     (run.path / "metrics.jsonl").write_text(content)
     with pytest.raises(RunError, match=r"metrics\.jsonl"):
-        read_metrics(run)
+        _ = run.metrics
 
 
 def test_an_incomplete_run_is_an_error_that_suggests_resume(
@@ -222,6 +240,132 @@ def test_an_incomplete_run_is_an_error_that_suggests_resume(
 def test_the_csv_file_has_the_same_metrics(tiny_run: Run) -> None:
     with (tiny_run.path / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    metrics = comparison.read_metrics(tiny_run)
+    metrics = tiny_run.metrics
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
     assert [float(row["test_accuracy"]) for row in rows] == [line["test_accuracy"] for line in metrics]
+
+
+def test_what_holds_no_complete_run_is_left_out_with_a_reason(make: Make, tmp_path: Path) -> None:
+    run, begun, search = make(0.9), make(0.9, 1), make(0.9, 2, name="search/run")
+    (begun.path / "summary.json").unlink()
+    (search.path.parent / "tune.json").touch()
+    early = tmp_path / "early search"
+    early.mkdir()
+    (early / "tune.json").touch()
+    file = tmp_path / "notes.txt"
+    file.touch()
+    paths = [file, run.path, begun.path, search.path.parent, early]
+    found, left_out = comparable_runs(paths)
+    assert [one.path for one in found] == [run.path, search.path]
+    reasons = {one.path: one.reason for one in left_out}
+    assert list(reasons) == [file, begun.path, early]
+    assert reasons[file] == "it is not a run's folder"
+    assert f"train --resume {begun.path}" in reasons[begun.path]
+    assert f"tune --resume '{early}'" in reasons[early]
+    assert [one.path for one in comparable_runs([file, run.path])[0]] == [run.path]
+
+
+def test_without_a_complete_run_the_error_says_why_for_each_path(make: Make, tmp_path: Path) -> None:
+    run = make(0.9)
+    (run.path / "summary.json").unlink()
+    with pytest.raises(RunError) as caught:
+        comparable_runs([run.path, tmp_path])
+    assert f"{run.path}: it is not complete" in str(caught.value)
+    assert f"{tmp_path}: it is not a run's folder" in str(caught.value)
+
+
+def test_a_path_that_does_not_exist_is_an_error_even_among_runs(make: Make, tmp_path: Path) -> None:
+    run = make(0.9)
+    with pytest.raises(RunError, match="there is no run"):
+        comparable_runs([run.path, tmp_path / "typo"])
+
+
+def test_runs_measured_on_other_pictures_than_most_are_left_out(make: Make) -> None:
+    odd = make(0.9, 5, fingerprint="other")
+    unmeasured = make(0.9, 6, split=None)
+    most = [make(0.9, seed) for seed in (0, 1)]
+    runs, left_out = comparable_runs([run.path for run in (odd, most[0], unmeasured, most[1])])
+    assert [run.path for run in runs] == [run.path for run in most]
+    assert [one.path for one in left_out] == [odd.path, unmeasured.path]
+    assert "different pictures" in left_out[0].reason
+    assert "was not measured" in left_out[1].reason
+
+
+def test_of_as_many_runs_those_that_were_measured_are_compared(make: Make) -> None:
+    plain = [make(0.9, seed, split=None) for seed in (0, 1)]
+    measured = [make(0.9, seed) for seed in (2, 3)]
+    runs, _ = comparable_runs([run.path for run in (*plain, *measured)])
+    assert [run.path for run in runs] == [run.path for run in measured]
+
+
+def test_runs_of_which_no_two_can_be_compared_are_an_error(make: Make) -> None:
+    with pytest.raises(RunError, match="different pictures"):
+        comparable_runs([make(0.9).path, make(0.9, 1, fingerprint="other").path])
+
+
+def test_groups_of_an_older_run_and_of_newer_ones_like_it_are_formed_in_any_order(make: Make) -> None:
+    old, like, other = make(0.9), make(0.9, 1, measured="m"), make(0.9, 2, fingerprint="f", measured="m")
+    settings = old.settings
+    del settings["measured_fingerprint"]
+    (old.path / "run.json").write_text(json.dumps(settings))
+    runs, _ = comparable_runs([old.path, other.path, like.path])
+    assert [run.path for run in runs] == [old.path, other.path, like.path]
+    assert sum(len(group.runs) for group in group_runs(runs)) == 3
+
+
+def test_a_group_has_the_settings_in_which_the_groups_differ(make: Make) -> None:
+    runs = [make(0.9, 0), make(0.91, 1), make(0.8, 2, lr=0.1)]
+    wide = make(0.95, 3, name="wide")
+    wide.write_recipe(replace(wide.recipe, name="wide", model=replace(wide.recipe.model, width=2.0)))
+    groups = group_runs([*runs, wide])
+    found = [dict(group.settings) for group in groups]
+    width = runs[0].recipe.model.width
+    assert found == [
+        {"optimizer.lr": 0.05, "model.width": width},
+        {"optimizer.lr": 0.1, "model.width": width},
+        {"optimizer.lr": 0.05, "model.width": 2.0},
+    ]
+    assert list(found[0]) == ["optimizer.lr", "model.width"]  # first what differs under one name
+    assert group_runs(runs[:2])[0].settings == {}
+
+
+def test_what_the_clock_decided_is_not_a_setting_that_differs(make: Make) -> None:
+    first = timed(make(0.9, 0), 2, 40)
+    second = timed(make(0.92, 1), 3, 60, planned_at=(0, 10), planned_steps=(40, 60))
+    second.write_recipe(second.recipe.with_batch_size(63))
+    assert [dict(group.settings) for group in group_runs([first, second])] == [{"minutes": 2}, {"minutes": 3}]
+
+
+def test_runs_of_the_same_recipe_on_other_training_pictures_differ_in_the_fingerprint(make: Make) -> None:
+    groups = group_runs([make(0.9, measured="m"), make(0.9, 1, fingerprint="more", measured="m")])
+    assert [dict(group.settings) for group in groups] == [{"fingerprint": "same"}, {"fingerprint": "more"}]
+
+
+def test_the_settings_of_groups_of_parameters_are_named_by_their_patterns(make: Make) -> None:
+    runs = []
+    for seed, lr in enumerate((0.1, 0.2)):
+        run = make(0.9, seed)
+        groups = (GroupSettings(match="*.bias", lr=lr),)
+        run.write_recipe(replace(run.recipe, optimizer=replace(run.recipe.optimizer, groups=groups)))
+        runs.append(run)
+    assert [dict(group.settings) for group in group_runs(runs)] == [
+        {"optimizer.groups *.bias lr": 0.1},
+        {"optimizer.groups *.bias lr": 0.2},
+    ]
+
+
+def test_groups_are_tested_against_the_first_one_of_several_runs(make: Make) -> None:
+    pytest.importorskip("scipy")
+    single = make(0.5, 0, lr=0.3)
+    some = [make(0.9 + seed / 100, seed, lr) for lr in (0.1, 0.2) for seed in (0, 1)]
+    groups = group_runs([single, *some])
+    assert [(test.first, test.second) for test in welch_tests(groups)] == [("one-cycle (2)", "one-cycle (3)")]
+    assert welch_tests(groups[:2]) == []
+
+
+def test_runs_of_earlier_versions_have_no_balanced_accuracy(make: Make) -> None:
+    new, old = make(0.9), make(0.8, 1)
+    summary = {key: value for key, value in old.summary.items() if key != "balanced_accuracy"}
+    (old.path / "summary.json").write_text(json.dumps(summary))
+    (group,) = group_runs([new, old])
+    assert group.balanced_accuracies == [new.summary["balanced_accuracy"], None]

@@ -194,7 +194,7 @@ def test_the_lists_hold_every_mistake_and_suspect_and_no_formula(odd: tuple[Path
 def test_the_page_tells_the_corrections_and_how_to_make_more(odd: tuple[Path, Data]) -> None:
     shown = Page((odd[0] / "report.html").read_text("utf-8")).text
     assert "Corrected labels: 1,200 relabelled. The run keeps these corrections in corrections.csv." in shown
-    assert re.search(r"mend them in the browser: \S.*thumbnet review ", shown)
+    assert re.search(r"correct them in the browser: \S.*thumbnet review ", shown)
 
 
 def test_the_page_shows_areas_and_thresholds_of_each_class(odd: tuple[Path, Data]) -> None:

@@ -16,11 +16,13 @@ from thumbnet.reports.summary import (
     describe_calibration,
     describe_continued,
     describe_stop,
+    ended_early,
     epochs_before,
     headline_key,
     headline_name,
     interval_of,
     is_optimistic,
+    own_epochs,
     percent,
     short_epochs,
 )
@@ -127,3 +129,19 @@ def test_a_stop_by_the_measured_pictures_makes_their_accuracy_optimistic_too() -
     told = "stopped after epoch 8 of 12: no better val accuracy since epoch 6 (patience 2)"
     assert describe_stop(summary) == told
     assert describe_stop({"split": "val"}) is None
+
+
+def test_a_training_that_the_user_ended_says_how_much_was_planned(tiny_run: Run, tmp_path: Path) -> None:
+    stop = {
+        "epoch": 3, "planned_epochs": 12, "step": 2500, "planned_steps": 10000, "watched": None, "patience": 0,
+        "why": "ended on request",
+    }  # fmt: skip
+    summary = {**tiny_run.summary, "split": "val", "kept_by": "last", "stopped_early": stop}
+    assert not is_optimistic(summary), "val chose nothing"
+    told = "ended on request at step 2,500 of 10,000 (epoch 3 of 12), without the last part of its schedule"
+    assert describe_stop(summary) == told
+    more = continued(tiny_run, tmp_path / "run")
+    (more.path / "summary.json").write_text(json.dumps(summary))
+    assert (own_epochs(summary), short_epochs(more)) == ("3 of 12", "30+3 of 12")
+    by_val = {**stop, "watched": "val"}
+    assert ended_early({**summary, "stopped_early": by_val}) is None

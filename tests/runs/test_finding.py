@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from thumbnet.runs.finding import are_gone, is_finished, is_run, no_run, runs_in
+from thumbnet.invocation import command
+from thumbnet.runs.finding import are_gone, is_finished, is_run, is_search, no_run, runs_in
 
 
 def make_run(folder: Path, *, finished: bool = True, age: int = 0) -> Path:
@@ -26,6 +27,12 @@ def test_a_run_has_a_recipe_and_settings_and_a_finished_run_has_a_summary(tmp_pa
     assert (is_run(done), is_finished(done)) == (True, True)
     (done / "run.json").unlink()
     assert (is_run(done), is_finished(done)) == (False, False)
+
+
+def test_a_search_is_known_by_its_settings(tmp_path: Path) -> None:
+    assert not is_search(tmp_path)
+    (tmp_path / "tune.json").touch()
+    assert is_search(tmp_path)
 
 
 def test_only_a_place_that_is_missing_is_gone(tmp_path: Path) -> None:
@@ -48,6 +55,12 @@ def test_the_error_for_an_incomplete_run_says_how_to_resume_it(tmp_path: Path) -
     text = str(no_run(run))
     assert "is not complete" in text
     assert f"train --resume {run}" in text
+    assert "--finish" not in text, "there is nothing to finish yet"
+    (run / "checkpoint.pt").touch()
+    assert (
+        f"\nOr end it where its newest checkpoint is: {command('train', '--resume', run, '--finish')}"
+        in str(no_run(run))
+    )
 
 
 def test_the_error_for_a_folder_of_runs_lists_them_and_marks_incomplete_ones(tmp_path: Path) -> None:

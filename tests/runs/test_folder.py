@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -322,3 +323,30 @@ def test_metrics_of_a_clock_that_stood_still_are_json(tmp_path: Path) -> None:
     Run(tmp_path).write_metrics([{"epoch": 1, "pictures_per_second": float("inf"), "loss": float("nan")}])
     row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
     assert row == {"epoch": 1, "pictures_per_second": None, "loss": None}
+
+
+def test_a_run_stands_for_its_path(tiny_run: Run) -> None:
+    again = Run(str(tiny_run.path))
+    assert again.summary == tiny_run.summary
+    assert Path(again) == Path(str(again)) == tiny_run.path
+    assert Run(tiny_run).path == tiny_run.path
+
+
+def test_a_run_shows_what_became_of_it(tiny_run: Run, label_run: Run, tmp_path: Path) -> None:
+    accuracy, precision = tiny_run.summary["accuracy"], label_run.summary["map"]
+    assert repr(tiny_run) == f"<Run {tiny_run.path}: one-cycle, test accuracy {100 * accuracy:.2f} %>"
+    assert repr(label_run) == f"<Run {label_run.path}: one-cycle, test mAP {100 * precision:.2f} %>"
+    copy = Run(shutil.copytree(tiny_run.path, tmp_path / "run"))
+    (copy.path / "summary.json").write_text("{")
+    assert repr(copy).endswith(": cannot be read>")
+    (copy.path / "summary.json").unlink()
+    assert repr(copy) == f"<Run {copy.path}: one-cycle, not complete>"
+    (copy.path / "recipe.toml").write_text("name = 1")
+    assert repr(copy).endswith(": cannot be read>")
+    assert repr(Run(tmp_path)).endswith(": not a run's folder>")
+    assert repr(Run("no\x1bwhere")) == r"<Run no\x1bwhere: there is no such folder>"
+
+
+def test_the_metrics_are_a_row_per_epoch(tiny_run: Run) -> None:
+    assert [row["epoch"] for row in tiny_run.metrics] == [1, 2, 3]
+    assert all(0 <= row["test_accuracy"] <= 1 for row in tiny_run.metrics)

@@ -29,6 +29,9 @@ WRONG: list[tuple[str, Any]] = [
         ("epochs", 1.5), ("epochs", None), ("seconds_total", []), ("seconds_total", "1"), ("split", 3),
         ("warnings", "text"), ("warnings", [3]), ("multilabel", 1), ("repeats", []), ("temperature", {}),
         ("repeats", {"lines": 3}), ("labels", {"dropped": "x"}), ("parameters", -1), ("kept_by", None),
+        ("stopped_early", "yes"), ("stopped_early", {"epoch": 1}),
+        ("stopped_early", {"epoch": 1, "planned_epochs": 2, "patience": 0, "why": "x", "watched": None}),
+        ("stopped_early", {"epoch": 1, "planned_epochs": 2, "patience": 0, "why": []}),
 ]  # fmt: skip
 
 

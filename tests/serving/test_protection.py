@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 import socket
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -19,9 +20,9 @@ testclient = pytest.importorskip("starlette.testclient")
 PAGES = [("serving", "page.html"), ("reviewing", "page.html")]
 
 
-def client_of(hosts: tuple[str, ...] | None, option: str = "") -> Any:
+def client_of(hosts: tuple[str, ...] | None, option: str = "", origins: Sequence[str] = ()) -> Any:
     app = FastAPI()
-    protect(app, hosts, option)
+    protect(app, hosts, option, origins)
 
     @app.post("/")
     async def size(request: Request) -> int:
@@ -107,3 +108,63 @@ def test_the_policy_covers_everything_in_the_pages(place: tuple[str, str]) -> No
     markup = re.sub(r"<(script|style)>.*?</\1>", "", page, flags=re.DOTALL)
     assert re.search(r"<[^>]+\s(style|on\w+)=", markup) is None, "the policy blocks inline attributes"
     assert re.search(r'(?:src|href)="(?!data:|/|#)', markup) is None, "the page loads nothing from elsewhere"
+
+
+SHOP, OTHER = "https://shop.example", "https://other.example"
+ALLOWED = "Access-Control-Allow-Origin"
+
+
+def preflight(client: Any, origin: str, method: str = "POST", **more: str) -> Any:
+    asked = {"Origin": origin, "Access-Control-Request-Method": method, **more}
+    return client.options("/", headers=asked)
+
+
+def test_without_accepted_origins_no_page_of_another_site_may_read_an_answer() -> None:
+    client = client_of(("localhost",))
+    answer = client.post("/", headers={"Origin": SHOP})
+    assert answer.status_code == 200
+    assert preflight(client, SHOP).status_code == 405
+    for one in (answer, preflight(client, SHOP)):
+        assert not [name for name in one.headers if name.startswith("access-control")]
+
+
+def test_pages_of_accepted_origins_may_read_answers_and_others_may_not() -> None:
+    client = client_of(("localhost",), origins=[SHOP, "http://localhost:3000"])
+    for origin in (SHOP, "http://localhost:3000"):
+        answer = client.post("/", headers={"Origin": origin})
+        assert (answer.status_code, answer.headers[ALLOWED]) == (200, origin)
+        assert "Origin" in answer.headers["Vary"]  # so that no cache gives it to another origin
+        assert answer.headers["Access-Control-Expose-Headers"] == "Retry-After"
+        assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    for origin in (OTHER, "http://shop.example", f"{SHOP}:8443", f"{SHOP}.evil.example", "null", ""):
+        assert ALLOWED not in client.post("/", headers={"Origin": origin}).headers, origin
+    assert ALLOWED not in client.post("/").headers
+
+
+def test_preflights_of_accepted_origins_are_answered() -> None:
+    client = client_of(("localhost",), origins=[SHOP])
+    answer = preflight(client, SHOP, **{"Access-Control-Request-Headers": "content-type, x-api-key"})
+    assert (answer.status_code, answer.headers[ALLOWED]) == (200, SHOP)
+    assert answer.headers["Access-Control-Allow-Methods"] == "GET, POST"
+    assert "X-API-Key" in answer.headers["Access-Control-Allow-Headers"]
+    assert "Access-Control-Allow-Credentials" not in answer.headers
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    private = preflight(client, SHOP, **{"Access-Control-Request-Private-Network": "true"})
+    assert private.headers["Access-Control-Allow-Private-Network"] == "true"
+    refused = [
+        preflight(client, OTHER),
+        preflight(client, SHOP, "DELETE"),
+        preflight(client, SHOP, **{"Access-Control-Request-Headers": "x-other"}),
+    ]
+    assert [one.status_code for one in refused] == [400] * 3
+    assert ALLOWED not in refused[0].headers
+
+
+def test_all_origins_can_be_accepted_and_host_names_are_checked_all_the_same() -> None:
+    client = client_of(("localhost",), origins=["*"])
+    assert client.post("/", headers={"Origin": OTHER}).headers[ALLOWED] == "*"
+    assert preflight(client, OTHER).headers[ALLOWED] == "*"
+    rebound = client.post("/", headers={"Origin": OTHER, "Host": "rebound.example"})
+    assert rebound.status_code == 400
+    assert ALLOWED not in rebound.headers
+    assert preflight(client, OTHER, Host="rebound.example").status_code == 400

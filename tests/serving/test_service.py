@@ -217,6 +217,19 @@ def test_requests_for_other_host_names_are_refused(tiny_run: Run) -> None:
         assert client.get("/model", headers={"Host": "rebound.example"}).status_code == 400
 
 
+def test_pages_of_accepted_origins_may_use_the_service_with_their_key(tiny_run: Run) -> None:
+    settings = replace(LIMITS, api_key="secret", origins=("https://shop.example",))
+    page = {"Origin": "https://shop.example"}
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+    with client_of(build_service(load_run(tiny_run.path), settings)) as client:
+        assert client.options("/predict", headers={**page, **asks}).status_code == 200  # without the key
+        refused = client.post("/predict", files={"file": grey(0)}, headers=page)
+        answer = client.post("/predict", files={"file": grey(0)}, headers={**page, "X-API-Key": "secret"})
+        assert (refused.status_code, answer.status_code) == (401, 200)
+        for one in (refused, answer):  # a page can read why it was refused
+            assert one.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+
+
 class Decided(Slow):
     """A classifier of brightness with large logits."""
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from thumbnet.invocation import install_command
 from thumbnet.sources.known_names import explain
 
 KNOWN = ("digits", "cifar10", "mnist")
@@ -39,3 +40,9 @@ def test_the_error_names_a_similar_path(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_error_escapes_control_characters() -> None:
     assert "\x1b" not in explain("a\x1b[31m", KNOWN)
+
+
+def test_a_data_set_on_the_hub_is_named_with_the_command_that_installs_what_it_needs() -> None:
+    message = explain("SVHN", KNOWN)
+    assert "thumbnet train hf:ufldl-stanford/svhn:cropped_digits" in message
+    assert f"(needs {install_command('hub')})" in message

@@ -37,6 +37,28 @@ def test_without_a_recipe_the_default_one_takes_the_overrides() -> None:
 
 
 @pytest.mark.parametrize(
+    ("network", "name"),
+    [("resnet18", "resnet18"), ("resnet34", "one-cycle"), ("resnet20", "one-cycle"), ("fastnet", "small")],
+)
+def test_a_network_gets_a_default_recipe_whose_rates_suit_it(network: str, name: str) -> None:
+    for source in ("x", "digits"):
+        recipe, data = choose_recipe(data_of(8_000, source), None, [f"model.name={network}"], None, QUIET)
+        expected = "digits" if source == "digits" and network == "fastnet" else name
+        assert (recipe.name, recipe.model.name) == (expected, network)
+        assert (recipe.augment.flip == "none") == (source == "digits")
+        assert not any("optimizer" in note for note in data.notes)
+    assert choose_recipe(data_of(8_000), None, ["model.name=resnet18"], None, QUIET)[0] == load_recipe(
+        "resnet18"
+    )
+
+
+def test_few_pictures_still_give_a_resnet_hundreds_of_steps() -> None:
+    for network in ("resnet18", "resnet34"):
+        recipe, _ = choose_recipe(data_of(500), None, [f"model.name={network}"], None, QUIET)
+        assert recipe.training.epochs * (500 // recipe.training.batch_size) > 200
+
+
+@pytest.mark.parametrize(
     ("overrides", "name"),
     [
         ([], "finetune"),
@@ -48,7 +70,7 @@ def test_a_network_of_timm_is_fine_tuned_by_default_unless_its_weights_are_rando
     overrides: list[str], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(choose, "find_builder", asked.append)
+    monkeypatch.setattr(choose, "find_code", lambda recipe: asked.append(recipe.model.name))
     monkeypatch.setattr(choose, "with_pretrained_settings", lambda recipe: (recipe, ["from afar"]))
     recipe, data = choose_recipe(data_of(100), None, ["model.name=timm:resnet18", *overrides], None, QUIET)
     assert (recipe.name, asked) == (name, ["timm:resnet18"])
@@ -94,11 +116,52 @@ def test_data_are_loaded_with_the_recipes_settings() -> None:
 
 
 def test_without_a_recipe_a_setting_need_only_suit_the_recipe_that_is_chosen() -> None:
-    mixing = ["augment.mixup=0.2"]
-    recipe, _ = choose_recipe(data_of(100), None, mixing, None, QUIET)
-    assert (recipe.name, recipe.augment.mixup) == ("small", 0.2)
-    with pytest.raises(RecipeError, match="data.skip_easy=0"):
-        choose_recipe(data_of(FEW_PICTURES + 1), None, mixing, None, QUIET)
+    for setting in ("augment.mixup=0.2", "data.sampling=balanced"):
+        recipe, told = choose_recipe(data_of(100), None, [setting], None, QUIET)
+        assert recipe.name == "small"
+        assert not any("skip_easy" in note for note in told.notes)
+        many = data_of(FEW_PICTURES + 1)
+        recipe, told = choose_recipe(many, None, [setting], None, QUIET)
+        assert (recipe.name, recipe.data.skip_easy) == ("fast", 0)
+        said = [note for note in told.notes if "data.skip_easy = 0" in note]
+        assert len(said) == 1
+        assert setting.partition("=")[0] in said[0]
+        _, told = choose_recipe(many, None, [setting, "data.skip_easy=0"], None, QUIET)
+        assert not any("skip_easy" in note for note in told.notes)
+
+
+def notes_of(recipe: str, *overrides: str) -> list[str]:
+    """What is said about the settings ``overrides`` of ``recipe``."""
+    data = data_of(20_000)
+    _, told = choose_recipe(data, recipe, overrides, None, QUIET)
+    return [note for note in told.notes if note not in data.notes]
+
+
+def test_it_says_which_rates_another_optimizer_leaves_out() -> None:
+    (note,) = notes_of("fast", "optimizer.name=adamw", "optimizer.lr=0.001")
+    assert "('*.bias': 53, '@head': 0.83) are left out, because they were chosen for muon" in note
+    (kept,) = notes_of("one-cycle", "optimizer.name=adamw")  # its only group has no weight decay
+    assert kept.startswith("warning: optimizer.lr = 0.2 was chosen for sgd")
+    assert "--set optimizer.lr=0.001" in kept
+    assert len(notes_of("fast", "optimizer.name=adamw")) == 2
+    assert not notes_of("fast", "optimizer.name=adamw", "optimizer.lr=0.001", "optimizer.groups=[]")
+    assert not notes_of("fast", "optimizer.name=muon")
+
+
+def test_it_says_which_groups_keep_their_own_rates() -> None:
+    (note,) = notes_of("fast", "optimizer.lr=0.1")
+    assert "does not change the groups of parameters" in note
+    assert "('*.bias': 53, '@head': 0.83)" in note
+    assert not notes_of("fast", "optimizer.lr=0.1", "optimizer.groups=[{match = '@head', lr = 0.4}]")
+    assert not notes_of("one-cycle", "optimizer.lr=0.1")
+
+
+def test_it_says_that_fastnets_rates_do_not_suit_another_network() -> None:
+    for network, better in (("resnet18", "resnet18"), ("resnet20", "one-cycle")):
+        (note,) = notes_of("fast", f"model.name={network}")
+        assert note.endswith(f"which do not suit {network}; better: --recipe {better}")
+    assert not notes_of("fast", "model.name=resnet20", "optimizer.groups=[]")
+    assert not notes_of("resnet18", "model.name=resnet34")
 
 
 def test_data_in_memory_keep_their_splits_and_get_the_val_split_that_is_asked_for() -> None:
@@ -113,7 +176,7 @@ def test_data_in_memory_keep_their_splits_and_get_the_val_split_that_is_asked_fo
 PATIENT = ["training.patience=3"]
 
 
-@pytest.mark.parametrize("asked", [PATIENT, ["training.keep=best"]])
+@pytest.mark.parametrize("asked", [PATIENT, ["training.keep=best"], ["training.choose_by=balanced-accuracy"]])
 def test_a_choice_of_the_epoch_sets_val_aside_and_leaves_test_alone(asked: list[str]) -> None:
     given = coloured_data(count=90)
     recipe, data = choose_recipe(given, "tutorial", asked, None, QUIET)
@@ -140,14 +203,25 @@ def test_a_folder_is_read_again_with_the_fraction_that_its_recipe_records(tmp_pa
     assert load_for(place, recipe, None, QUIET).fingerprint() == data.fingerprint()
 
 
-def test_patience_evaluates_every_epoch_unless_the_user_says_otherwise() -> None:
+def test_a_choice_of_the_epoch_evaluates_every_epoch_unless_the_user_says_otherwise() -> None:
     assert load_recipe("fast").evaluation.every > 1
-    recipe, _ = choose_recipe(coloured_data(), "fast", PATIENT, None, QUIET)
-    assert recipe.evaluation.every == 1
-    named, _ = choose_recipe(coloured_data(), "fast", [*PATIENT, "evaluation.every=2"], None, QUIET)
-    assert named.evaluation.every == 2
-    with pytest.raises(RecipeError, match=r"training\.patience.*evaluation\.every is 0"):
-        choose_recipe(coloured_data(), "fast", [*PATIENT, "evaluation.every=0"], None, QUIET)
+    for asked in (PATIENT, ["training.keep=best"], ["training.choose_by=loss"]):
+        recipe, _ = choose_recipe(coloured_data(), "fast", asked, None, QUIET)
+        assert recipe.evaluation.every == 1
+        named, _ = choose_recipe(coloured_data(), "fast", [*asked, "evaluation.every=2"], None, QUIET)
+        assert named.evaluation.every == 2
+        with pytest.raises(RecipeError, match=r"training\.\w+.*evaluation\.every is 0"):
+            choose_recipe(coloured_data(), "fast", [*asked, "evaluation.every=0"], None, QUIET)
+    recipe, _ = choose_recipe(coloured_data(splits=("train", "val")), "fast", [], None, QUIET)
+    assert recipe.evaluation.every == load_recipe("fast").evaluation.every
+
+
+def test_a_whole_recipe_that_evaluates_only_the_last_epoch_has_none_to_choose_from() -> None:
+    recipe = load_recipe("fast", ["training.keep=best", "evaluation.every=0"])
+    with pytest.raises(RecipeError, match=r"training\.keep = .best. needs epochs.*--set evaluation\.every=1"):
+        choose_recipe(coloured_data(), recipe, [], None, QUIET)
+    chosen, _ = choose_recipe(coloured_data(), recipe, ["evaluation.every=1"], None, QUIET)
+    assert chosen.evaluation.every == 1
 
 
 def test_patience_evaluates_every_epoch_of_the_default_recipe_too() -> None:

@@ -14,6 +14,7 @@ from thumbnet.errors import InterruptedRunError, RecipeError, RunError
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.runs.folder import Run
 from thumbnet.training.continue_run import continuation
+from thumbnet.training.listener import Listener
 from thumbnet.training.schedules import done_at, factor_at, resize_at
 from thumbnet.training.state import TrainingState
 from thumbnet.training.train import resume, train
@@ -82,7 +83,7 @@ def test_an_unfinished_run_is_to_be_finished_first(first: Run, tmp_path: Path) -
     data = first.settings["data"]
     with pytest.raises(InterruptedRunError):
         train(data, "one-cycle", overrides=TINY, out=tmp_path / "run", listener=StopAfter(3))
-    with pytest.raises(RunError, match=r"not finished.*Finish it first: .*train --resume"):
+    with pytest.raises(RunError, match=r"not finished.*First finish it: .*train --resume"):
         resume(tmp_path / "run", more_epochs=2)
 
 
@@ -187,10 +188,26 @@ def test_what_the_user_wants_about_mirroring_is_done_whatever_the_classes_are_ca
     assert found == [("random", "mirror"), ("random", "mirror"), ("alternating", "mirror")]
 
 
-def test_patience_that_is_asked_for_now_evaluates_every_epoch(tmp_path: Path) -> None:
+def test_a_choice_of_the_epoch_that_is_asked_for_now_evaluates_every_epoch(tmp_path: Path) -> None:
     data, seldom = coloured_data(splits=("train", "val")), ["training.epochs=1", "evaluation.every=8"]
     run = train(data, "one-cycle", overrides=[*TINY, *seldom], out=tmp_path / "run", device="cpu")
-    patient = "training.patience=2"
     assert continuation(run.path, 9).recipe.evaluation.every == 8
-    assert continuation(run.path, 9, [patient]).recipe.evaluation.every == 1
-    assert continuation(run.path, 9, [patient, "evaluation.every=3"]).recipe.evaluation.every == 3
+    for asked in ("training.patience=2", "training.keep=best"):
+        assert continuation(run.path, 9, [asked]).recipe.evaluation.every == 1
+        assert continuation(run.path, 9, [asked, "evaluation.every=3"]).recipe.evaluation.every == 3
+
+
+def test_it_says_what_new_settings_leave_out_of_the_finished_runs_recipe(first: Run, tmp_path: Path) -> None:
+    assert continuation(first.path, 1, ["seed=3"]).notes == ()
+    groups = ["optimizer.groups=[{match = '@head', lr = 0.1}]"]
+    heard: list[str] = []
+
+    class Hearing(Listener):
+        def on_note(self, text: str) -> None:
+            heard.append(text)
+
+    run = resume(first.path, more_epochs=1, out=tmp_path / "own", overrides=groups)
+    adamw = ["optimizer.name=adamw", "optimizer.lr=0.001"]
+    more = resume(run.path, more_epochs=1, out=tmp_path / "adamw", overrides=adamw, listener=Hearing())
+    assert more.recipe.optimizer.groups == ()
+    assert any("('@head': 0.1) are left out" in text for text in heard)

@@ -20,7 +20,7 @@ from thumbnet.errors import DivergedError, OutOfMemoryError
 from thumbnet.hardware import can_compile
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.training import fit as fit_module
-from thumbnet.training.fit import StepResult, fit
+from thumbnet.training.fit import StepResult, end_early, fit
 from thumbnet.training.schedules import factor_at
 from thumbnet.training.state import Score, TrainingState, build_state
 from thumbnet.training.step import accumulate_gradients
@@ -421,3 +421,64 @@ def test_memory_that_does_not_suffice_names_the_batch_and_what_to_set() -> None:
 
     with pytest.raises(OutOfMemoryError, match=r"8 pictures in a forward pass.*\n.*--micro-batch 4"):
         list(fit(state_of(model=Greedy()), FixedBatches()))
+
+
+def stopped_at(step: int, *overrides: str) -> TrainingState:
+    """A training that was interrupted after a step, at the end of an epoch before its evaluation."""
+    state = state_of(*overrides)
+
+    def on_step(done: StepResult) -> None:
+        if done.step == step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(fit(state, FixedBatches(), on_step=on_step))
+    return state
+
+
+@pytest.mark.parametrize(("step", "epoch"), [(1, 1), (5, 2), (6, 2)])
+def test_a_training_that_is_ended_early_closes_its_epoch_with_a_whole_score(step: int, epoch: int) -> None:
+    state = stopped_at(step, "evaluation.every=0")
+    weights = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    result = end_early(state, "enough", scored(0.7))
+    assert (result.epoch, result.step, result.stopped, result.score) == (
+        epoch, step, "enough", Score("val", 0.7, 1.0),
+    )  # fmt: skip
+    assert result.loss > 0
+    assert result.lr == state.recipe.optimizer.lr * factor_at(state.recipe.schedule, step - 1, 12)
+    assert (state.is_over, state.best_epoch) == (True, epoch)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in state.final_weights().items())
+    again = state_of("evaluation.every=0")
+    again.load_state_dict(copy.deepcopy(state.state_dict()))
+    assert list(fit(again, FixedBatches())) == [], "it stays over"
+
+
+def test_a_training_that_is_ended_between_epochs_scores_the_newest_one_unless_it_is_known() -> None:
+    sampled, known = state_of("evaluation.every=0"), state_of("evaluation.every=1")
+    next(fit(sampled, FixedBatches(), evaluate_sample=scored(0.2)))
+    assert end_early(sampled, "enough", scored(0.6)).score == Score("val", 0.6, 1.0)
+    next(fit(known, FixedBatches(), evaluate=scored(0.5)))
+    assert end_early(known, "enough", scored()).score == Score("val", 0.5, 1.0)
+    for state in (sampled, known):
+        (only,) = state.history
+        assert (only.step, only.sample, only.stopped) == (3, None, "enough")
+        assert (state.is_over, state.best_epoch) == (True, 1)
+
+
+def test_an_interrupted_end_changes_nothing() -> None:
+    state = state_of("evaluation.every=0")
+    next(fit(state, FixedBatches()))
+
+    def interrupt(model: nn.Module) -> Score:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        end_early(state, "enough", interrupt)
+    assert (len(state.history), state.is_over) == (1, False)
+
+
+def test_a_training_is_not_ended_with_a_loss_that_is_not_finite() -> None:
+    state = stopped_at(5)
+    state.losses[0] = torch.nan
+    with pytest.raises(DivergedError):
+        end_early(state, "enough")

@@ -240,9 +240,16 @@ def test_the_learning_rate_range_test_works(tmp_path: Path) -> None:
 
 def test_settings_for_one_class_per_picture_are_refused() -> None:
     data = coloured_labels(20)
-    for setting in ("training.class_weights=balanced", "data.sampling=balanced"):
+    refused = (
+        "training.class_weights=balanced",
+        "data.sampling=balanced",
+        "training.choose_by=balanced-accuracy",
+    )
+    for setting in refused:
         with pytest.raises(RecipeError, match="needs one class per picture"):
             for_several_labels(load_recipe("small", ["data.skip_easy=0", setting]), data)
+    chosen, _ = for_several_labels(load_recipe("small", ["training.choose_by=loss"]), data)
+    assert chosen.training.choose_by == "loss"
     matrix = torch.zeros(4, 2, dtype=torch.int8)
     with pytest.raises(SeveralLabelsError):
         balanced_order(matrix, torch.Generator())
@@ -303,6 +310,7 @@ def test_a_score_of_several_labels_is_judged_by_map() -> None:
     assert (score.map, score.pictures, score.headline) == (1.0, 3, 1.0)
     one = score_of("val", logits, labels.argmax(axis=1), ("a", "b"))
     assert (one.map, one.headline) == (None, one.accuracy)
+    assert (score.balanced_accuracy, one.balanced_accuracy) == (None, 1.0)
     rows = [EpochResult(1, 1, 1.0, 0.1, 1.0, 1.0, each).row() for each in (score, one)]
     assert rows[0]["val_map"] == 1.0
     assert "val_map" not in rows[1]

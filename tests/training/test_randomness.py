@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from simulated_device import CUDA, simulated_gpu
-from thumbnet.training.randomness import seeded, seeded_step
+from thumbnet.hardware import seeded
+from thumbnet.training.randomness import seeded_step
 from training_helpers import refuse_seeds
 
 CPU = torch.device("cpu")

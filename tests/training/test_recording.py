@@ -26,6 +26,8 @@ class FakeCuda:
         self.main = self.current = self.Side(self.events, "main")
         self.pools: list[Any] = []
         self.modes: list[str] = []
+        self.streams: list[FakeCuda.Side] = []
+        self.chosen = torch.device("cpu")  # by `with torch.cuda.device(...)`
         self.captured: list[FakeCuda.Graph] = []
 
     class Graph:
@@ -39,8 +41,8 @@ class FakeCuda:
             self.replays += 1
 
     class Side:
-        def __init__(self, events: list[str], name: str) -> None:
-            self.events, self.name = events, name
+        def __init__(self, events: list[str], name: str, device: torch.device = CUDA) -> None:
+            self.events, self.name, self.device = events, name, device
 
         def wait_stream(self, other: FakeCuda.Side) -> None:
             self.events.append(f"{self.name} waits for {other.name}")
@@ -55,9 +57,12 @@ class FakeCuda:
             self.current = before
 
     @contextlib.contextmanager
-    def graph(self, graph: FakeCuda.Graph, pool: Any, capture_error_mode: str) -> Iterator[None]:
+    def graph(
+        self, graph: FakeCuda.Graph, pool: Any, stream: FakeCuda.Side, capture_error_mode: str
+    ) -> Iterator[None]:
         self.events.append("capture")
         self.pools.append(pool)
+        self.streams.append(stream)
         self.modes.append(capture_error_mode)
         before, self.current = self.current, self.Side(self.events, "capture")
         try:
@@ -68,9 +73,17 @@ class FakeCuda:
             self.current = before  # as in PyTorch, not after a failure
         self.captured.append(graph)
 
+    @contextlib.contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        before, self.chosen = self.chosen, device
+        try:
+            yield
+        finally:
+            self.chosen = before
+
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-        patch.setattr(torch.cuda, "Stream", lambda: self.Side(self.events, "side"))
+        patch.setattr(torch.cuda, "device", self.device)
+        patch.setattr(torch.cuda, "Stream", lambda: self.Side(self.events, "side", self.chosen))
         patch.setattr(torch.cuda, "current_stream", lambda: self.current)
         patch.setattr(torch.cuda, "stream", self.stream)
         patch.setattr(torch.cuda, "CUDAGraph", self.Graph)
@@ -118,6 +131,16 @@ def test_all_graphs_share_their_memory_and_tolerate_other_threads(cuda: FakeCuda
         recorder.record(lambda: None)
     assert cuda.pools == [None, "the pool", "the pool"]
     assert cuda.modes == ["thread_local"] * 3
+
+
+def test_each_recorder_captures_on_one_stream_of_its_own_device(cuda: FakeCuda) -> None:
+    for number in (0, 1):
+        recorder = Recorder(torch.device("cuda", number), [])
+        recorder.record(lambda: None)
+        recorder.record(lambda: None)
+    assert [stream.device.index for stream in cuda.streams] == [0, 0, 1, 1]
+    assert cuda.streams[0] is cuda.streams[1]
+    assert cuda.streams[2] is cuda.streams[3]
 
 
 def test_work_that_fails_leaves_the_tensors_as_they_were(cuda: FakeCuda) -> None:

@@ -10,6 +10,7 @@ import torch
 from helpers import TINY, coloured_data
 from thumbnet.batches.prepare import prepare
 from thumbnet.classifiers.logits import collect_logits, collect_views
+from thumbnet.evaluation import Evaluation
 from thumbnet.recipes.recipe import load_recipe
 from thumbnet.runs.folder import Run
 from thumbnet.training import results
@@ -31,7 +32,7 @@ def test_the_network_is_calibrated_on_val_and_measured_on_test() -> None:
     state, prepared = made()
     measured = measure(state.model, state, prepared, NAMES, None)
     assert (measured.split, measured.calibrated_on, measured.calibration_pictures) == ("test", "val", 60)
-    assert measured.headline is not None
+    assert isinstance(measured.headline, Evaluation)
     assert measured.headline.pictures == 60
     assert measured.temperature != 1.0
     assert measured.thresholds is not None
@@ -40,6 +41,7 @@ def test_the_network_is_calibrated_on_val_and_measured_on_test() -> None:
     assert (measured.unlike.pictures, measured.unlike.passed) == (60, 1.0)
     summary = summary_of(state, measured, Findings(), 0.0, 0)
     assert summary["thresholds"]["pictures"] == summary["unlike"]["pictures"] == 60
+    assert summary["balanced_accuracy"] == measured.headline.balanced_accuracy
     json.dumps(summary)
 
 
@@ -79,6 +81,7 @@ def test_without_anything_held_out_the_summary_says_so() -> None:
     assert measure(state.model, state, prepared, NAMES, None) == Measured()
     summary = summary_of(state, Measured(), Findings(warnings=["careful"]), 0.0, 4)
     assert (summary["split"], summary["accuracy"], summary["loss"]) == (None, None, None)
+    assert summary["balanced_accuracy"] is None
     assert (summary["skipped_pictures"], summary["warnings"]) == (4, ["careful"])
     assert summary["kept_by"] == "last"
 

@@ -99,6 +99,75 @@ def test_the_kept_weights_do_not_change_with_later_steps() -> None:
     assert all(torch.equal(best[name], tensor) for name, tensor in state.final_weights().items())
 
 
+ACCURATE = Score("val", 0.9, 0.4, 8, balanced_accuracy=0.6)
+BALANCED = Score("val", 0.8, 0.5, 8, balanced_accuracy=0.7)
+LIKELY = Score("val", 0.8, 0.3, 8, balanced_accuracy=0.5)
+
+
+@pytest.mark.parametrize(
+    ("choose_by", "scores", "best"),
+    [
+        ("accuracy", (BALANCED, ACCURATE, LIKELY), 2),
+        ("balanced-accuracy", (ACCURATE, BALANCED, LIKELY), 2),
+        ("loss", (ACCURATE, BALANCED, LIKELY), 3),
+    ],
+)
+def test_the_kept_epoch_is_the_best_by_the_measure_that_the_recipe_names(
+    choose_by: str, scores: tuple[Score, ...], best: int
+) -> None:
+    state = state_of(f"training.choose_by={choose_by}")
+    for epoch, score in enumerate(scores, start=1):
+        state.close_epoch(result_of(epoch, score))
+    assert state.kept_epoch == best
+    stored = io.BytesIO()
+    torch.save(state.state_dict(), stored)
+    stored.seek(0)
+    again = state_of(f"training.choose_by={choose_by}")
+    again.load_state_dict(torch.load(stored, weights_only=True))
+    for one in (state, again):  # the best score so far outlasts a checkpoint
+        one.close_epoch(result_of(4, scores[best - 1]))
+        assert one.kept_epoch == best
+
+
+def test_equal_scores_are_told_apart_by_the_loss_and_equal_losses_by_the_accuracy() -> None:
+    a, b = Score("val", 0.9, 0.4, balanced_accuracy=0.7), Score("val", 0.9, 0.5, balanced_accuracy=0.7)
+    for choose_by in ("accuracy", "balanced-accuracy", "loss"):
+        assert a.rank(choose_by) > b.rank(choose_by)
+    assert Score("val", 0.9, 0.4).rank("loss") > Score("val", 0.8, 0.4).rank("loss")
+    unknown = Score("val", 0.9, math.nan, balanced_accuracy=0.7)
+    for choose_by in ("accuracy", "balanced-accuracy", "loss"):
+        assert unknown.rank(choose_by) < b.rank(choose_by)
+
+
+@pytest.mark.parametrize(
+    ("choose_by", "said"),
+    [("accuracy", "accuracy"), ("balanced-accuracy", "balanced accuracy"), ("loss", "loss")],
+)
+def test_patience_waits_for_a_better_score_by_the_same_measure(choose_by: str, said: str) -> None:
+    state = state_of(f"training.choose_by={choose_by}", "training.patience=2", "training.epochs=9")
+    best = Score("val", 0.9, 0.3, balanced_accuracy=0.9)
+    worse = {
+        "accuracy": Score("val", 0.8, 0.2, balanced_accuracy=0.95),
+        "balanced-accuracy": Score("val", 0.95, 0.2, balanced_accuracy=0.8),
+        "loss": Score("val", 0.95, 0.4, balanced_accuracy=0.95),
+    }[choose_by]
+    ends = [
+        state.close_epoch(result_of(n, one)).stopped for n, one in enumerate((best, worse, worse), start=1)
+    ]
+    assert ends == ["", "", f"no better val {said} since epoch 1"]
+
+
+def test_a_score_of_an_earlier_version_has_no_balanced_accuracy() -> None:
+    state = state_of()
+    state.close_epoch(result_of(1, Score("val", 0.9, 0.1, 4)))
+    (saved,) = state.state_dict()["history"]
+    del saved["score"]["balanced_accuracy"]
+    again = epoch_result_from_dict(saved)
+    assert again == state.history[0]
+    assert "val_balanced_accuracy" not in again.row()
+    assert result_of(1, ACCURATE).row()["val_balanced_accuracy"] == 0.6
+
+
 def test_a_result_survives_being_a_dictionary() -> None:
     state = state_of()
     for result in (result_of(1, Score("val", 0.9, 0.1, 4)), result_of(2, None, Score("val", 0.8, 0.2, 2))):

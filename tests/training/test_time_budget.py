@@ -258,7 +258,8 @@ def test_evaluations_stay_as_the_user_wants_them() -> None:
     assert may_watch_less({"seed"}, recipe)
     assert not may_watch_less({"evaluation.every"}, recipe)
     assert not may_watch_less({"evaluation.sample"}, recipe)
-    assert not may_watch_less(set(), load_recipe("small", ["training.patience=5"]))
+    for choice in ("patience=5", "keep=best", "choose_by=loss"):
+        assert not may_watch_less(set(), load_recipe("small", [f"training.{choice}"]))
 
 
 def test_the_plan_says_how_often_it_evaluates(prepared: Prepared) -> None:

@@ -200,6 +200,8 @@ def test_a_score_on_a_sample_has_another_name_than_one_on_all_pictures() -> None
         "epoch": 1, "train_loss": 1.5, "learning_rate": 0.1, "pictures_per_second": 16,
         "test_sample_accuracy": 0.5, "test_sample_loss": 0.7, "test_sample_map": 0.4,
     }  # fmt: skip
+    balanced = EpochResult(1, 4, 1.5, 0.1, 2.0, 16.0, Score("val", 0.5, 0.7, 10, balanced_accuracy=0.4))
+    assert values_of(balanced)["val_balanced_accuracy"] == 0.4
 
 
 def test_the_final_numbers_are_those_that_are_known() -> None:

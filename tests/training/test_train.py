@@ -464,7 +464,10 @@ def test_the_same_call_resumes_only_with_the_same_corrections(
     corrected: Run, folder: Path, tmp_path: Path
 ) -> None:
     def call(labels: object) -> Run:
-        return train(folder, out=corrected.path, device="cpu", auto_resume=True, labels=labels)  # type: ignore[arg-type]
+        return train(
+            folder, "fast", overrides=SMALLEST, out=corrected.path, device="cpu", auto_resume=True,
+            labels=labels,  # type: ignore[arg-type]
+        )  # fmt: skip
 
     assert call(None).path == corrected.path
     assert call(corrected.path / "corrections.csv").path == corrected.path
@@ -484,6 +487,12 @@ def test_data_that_are_corrected_already_leave_the_same_run(
     assert (run.path / "corrections.csv").read_bytes() == (corrected.path / "corrections.csv").read_bytes()
 
 
+def test_several_processes_cannot_be_told_to_share_a_gpu() -> None:
+    call = Call("cuda:0", Listener(), World(1, 2, 1), 0.0)
+    with pytest.raises(ThumbnetError, match=r"^--device cuda:0: process 1 has cuda:1, .*: --device cuda$"):
+        call.choose_device()
+
+
 def test_apples_gpu_trains_in_one_process_only(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("thumbnet.training.train")
     monkeypatch.setattr(module, "choose_device", lambda name, number: torch.device("mps"))
@@ -498,3 +507,137 @@ def test_apples_gpu_trains_in_one_process_only(monkeypatch: pytest.MonkeyPatch) 
     for name in ("mps", "gpu"):
         with pytest.raises(ThumbnetError, match=f"--device {name}: Apple's GPU .* torchrun, .* --device cpu"):
             chosen(name, 2)
+
+
+def test_a_call_that_asks_for_another_result_does_not_get_an_earlier_one(
+    folder: Path, tmp_path: Path
+) -> None:
+    notes: list[str] = []
+
+    class Noting(Listener):
+        def on_note(self, text: str) -> None:
+            notes.append(text)
+
+    def call(data: Path, *more: str, **options: Any) -> Run:
+        return train(
+            data, "fast", overrides=[*SMALLEST, *more], out=tmp_path / "run", device="cpu", auto_resume=True,
+            listener=Noting(), **options,
+        )  # fmt: skip
+
+    run = call(folder)
+    assert run.settings["asked"]["settings"]["training.epochs"] == 3
+    with pytest.raises(RunError, match="seed: was not set, now 1"):
+        call(folder, "seed=1")
+    with pytest.raises(RunError, match=r"training\.epochs: was 3, now 4"):
+        call(folder, "training.epochs=4")
+    with pytest.raises(RunError, match=r"minutes: was not set, now 0\.1"):
+        train(
+            folder,
+            "fast",
+            overrides=[one for one in SMALLEST if not one.startswith("training.epochs")],
+            out=tmp_path / "run",
+            auto_resume=True,
+            minutes=0.1,
+        )
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    notes.clear()
+    assert call(other, "checkpoint.steps=1").path == run.path, "the same pictures"
+    assert notes[-1] == f"{run.path} is complete already: nothing is trained"
+    write_picture(other / "train" / "red" / "one-more.png", noise(0))
+    with pytest.raises(RunError, match=f"have changed since the run {run.path} began with those in {folder}"):
+        call(other)
+    shutil.rmtree(other)
+    with pytest.raises(DataError):
+        call(other)
+
+
+def test_a_complete_run_is_left_alone_without_its_data(folder: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(folder, tmp_path / "data"))
+    call = partial(
+        train, data, "fast", overrides=[*SMALLEST, "training.epochs=1"], out=tmp_path / "run", device="cpu",
+        auto_resume=True,
+    )  # fmt: skip
+    run = call()
+    shutil.rmtree(data)
+    assert call().path == run.path
+
+
+def test_a_run_can_be_ended_within_an_epoch(folder: Path, tmp_path: Path) -> None:
+    out, overrides = tmp_path / "run", [*SMALLEST, "evaluation.every=0", "training.ema_decay=0.5"]
+    with pytest.raises(InterruptedRunError, match=f"--resume {out} --finish"):
+        train(folder, "fast", overrides=overrides, out=out, device="cpu", listener=StopAfter(4))
+    with pytest.raises(RunError, match=f"--resume {out} --finish"):
+        load_run(out)
+    run = resume(out, device="cpu", finish=True)
+    stop = {key: value for key, value in run.summary["stopped_early"].items() if key != "patience"}
+    assert stop == {
+        "epoch": 2, "planned_epochs": 3, "step": 4, "planned_steps": 9, "watched": None,
+        "why": "ended on request",
+    }  # fmt: skip
+    assert (run.summary["epochs"], run.summary["kept_epoch"]) == (2, 2)
+    assert run.summary["kept_by"] == "best on val", "the last epoch is always evaluated"
+    assert [row["step"] for row in metrics(run)] == [3, 4]
+    assert metrics(run)[-1]["stopped"] == "ended on request"
+    again = load_run(run.path).evaluate(load_data(folder), "test", tta=run.summary["tta"])
+    assert again.accuracy == run.summary["accuracy"]
+    with pytest.raises(RunError, match="complete already"):
+        resume(out, device="cpu", finish=True)
+    weights = run.weights_path.read_bytes()
+    run.weights_path.unlink()
+    assert resume(out, device="cpu").weights_path.read_bytes() == weights
+    assert run.summary["stopped_early"]["step"] == 4
+
+
+def test_the_weights_of_an_ended_run_are_those_of_its_checkpoint(tmp_path: Path) -> None:
+    data, out = coloured_data(), tmp_path / "run"
+    with pytest.raises(InterruptedRunError):
+        train(
+            data, "fast", overrides=[*SMALLEST, "training.ema_decay=0.5"], out=out, device="cpu",
+            listener=StopAfter(2),
+        )  # fmt: skip
+    checkpoint = Run(out).load_checkpoint()
+    assert checkpoint is not None
+    run = resume(out, data=data, device="cpu", finish=True)
+    weights, _ = read_weights(run.weights_path)
+    average = checkpoint["state"]["average"]
+    assert all(torch.equal(tensor, average[name]) for name, tensor in weights.items())
+    assert (run.summary["kept_by"], run.summary["stopped_early"]["step"]) == ("last", 2)
+
+
+class StopAtEnd(Listener):
+    """Ends the process after an epoch, and after its checkpoint."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_epoch(self, result: EpochResult) -> None:
+        if result.epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_has_only_its_end_left_is_not_ended_early(folder: Path, tmp_path: Path) -> None:
+    for epoch in (1, 3):
+        out, overrides = tmp_path / str(epoch), [*SMALLEST, "checkpoint.min_seconds=0"]
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, "fast", overrides=overrides, out=out, device="cpu", listener=StopAtEnd(epoch))
+        run = resume(out, device="cpu", finish=True)
+        assert run.summary["epochs"] == epoch == len(metrics(run))
+        assert (run.summary["stopped_early"] is None) == (epoch == 3)
+
+
+def test_what_cannot_be_ended_early_is_explained(folder: Path, tmp_path: Path) -> None:
+    class Crash(Listener):
+        def on_step(self, step: StepResult) -> None:
+            raise ZeroDivisionError
+
+    out = tmp_path / "run"
+    with pytest.raises(ZeroDivisionError):
+        train(folder, "fast", overrides=SMALLEST, out=out, listener=Crash(), device="cpu")
+    with pytest.raises(RunError, match=f"no checkpoint yet.*Resume it: .*--resume {out}$"):
+        resume(out, device="cpu", finish=True)
+    with pytest.raises(ThumbnetError, match="choose one"):
+        resume(out, device="cpu", finish=True, more_epochs=1)
+    run = Run(out)
+    run.write_recipe(run.recipe.override(["training.frozen=true", "training.epochs=1"]))
+    with pytest.raises(RunError, match="fits its last layer as a whole"):
+        resume(out, device="cpu", finish=True)

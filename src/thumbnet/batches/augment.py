@@ -3,7 +3,8 @@
 Drawing random choices and applying them are separate. The random numbers come from one generator on the CPU,
 so every device and engine gives the same pictures; applying them is a pure function. Pictures stay uint8
 [B, C, H, W] until they are normalised, a quarter of float32's traffic. Rotation, scale, hue and saturation
-compute with floats in between; brightness, contrast and mixing follow the normalisation.
+compute with floats in between; a user's own augmentation comes last
+(:mod:`~thumbnet.batches.own_augmentation`). Brightness, contrast and mixing follow the normalisation.
 
 A setting that is off draws no random numbers, and its tensor in a :class:`Draw` is empty. The first four
 tensors of a ``Draw`` are always drawn, because leaving one out would change the results of older recipes.

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from thumbnet.batches.augment import Augmentation, Draw
 from thumbnet.batches.engines import Engine
 from thumbnet.batches.mixing import Mixed
+from thumbnet.batches.own_augmentation import own_augmentation
 from thumbnet.batches.selection import Selection
 from thumbnet.batches.statistics import Normalise
 from thumbnet.batches.upload import send_together
@@ -83,6 +84,10 @@ class TrainBatches:
             pass the losses to ``selection``.
         size: height, width in pixels.
         world: the processes; each one takes its share of every batch.
+
+    Raises:
+        ModelCodeError, OwnCodeError: the user's own augmentation cannot be found, see
+            :func:`~thumbnet.batches.own_augmentation.own_augmentation`.
     """
 
     def __init__(
@@ -109,6 +114,7 @@ class TrainBatches:
             taken = min(taken, self.steps * self.batch_size)
             self.selection = Selection(self.count, taken, self.seed, normalise.device, world)
         self.augmentation = Augmentation(recipe.augment, self.count, size, derive_seed(self.seed, "flip"))
+        self.own_augmentation = own_augmentation(recipe.augment.custom)
 
     def __len__(self) -> int:
         return self.steps
@@ -129,6 +135,7 @@ class TrainBatches:
             draw = Draw(*choices)
             with one_thread(self.engine.workers > 0):
                 images = self.augmentation.apply(send(images, device), draw, self.normalise.mean_pixel)
+                images = self._augment_own(images, epoch, step)
                 images = self.augmentation.relight(self.normalise(images), draw)
                 images, mixed = self.augmentation.mix(images, labels, draw)
             own = len(images)  # without the partners from other processes
@@ -162,6 +169,16 @@ class TrainBatches:
         """The augmentation of a step of an epoch, both from 0; see :meth:`Augmentation.draw`."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch, step))
         return self.augmentation.draw(indices, turns, generator)
+
+    def _augment_own(self, images: Tensor, epoch: int, step: int) -> Tensor:
+        """Apply the user's own augmentation, if the recipe names one, to uint8 pictures of a step.
+
+        Each process draws random numbers of its own, because it has other pictures.
+        """
+        if self.own_augmentation is None:
+            return images
+        seed = derive_seed(self.seed, "own augmentation", epoch, step, self.world.rank)
+        return self.own_augmentation(images, seed)
 
     def _needed(self, whole: Tensor, epoch: int, step: int) -> Tensor:
         """The pictures of a batch that this process needs: positions in the split, int64 [B].

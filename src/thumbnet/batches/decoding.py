@@ -13,11 +13,12 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from thumbnet.batches import forked
+from thumbnet.batches.cores import usable_cores
 from thumbnet.batches.engines import MANY, fits_in_memory, sample_positions
 from thumbnet.batches.statistics import CHANNELS, count_values
 from thumbnet.data import plugins
@@ -45,6 +48,7 @@ _CHUNK = 256  # pictures per task of a decoding thread
 # Seconds per picture. Threads that decode faster mostly wait for the interpreter lock: CIFAR-10's 60,000
 # small JPEGs take 3.5 s with one thread and 12 s with two.
 _WORTH_A_THREAD = 5e-4
+_WORTH_A_PROCESS = 0.1  # seconds of work; starting one takes 0.01 to 0.02 s
 _VERSION = 2  # raise it when the cache's format or the decoding changes
 
 T = TypeVar("T")
@@ -276,10 +280,10 @@ def find_unreadable(split: Split, progress: Progress | None = None) -> dict[int,
             return error
         return None
 
-    found = [(index, error) for index, error in _in_threads(look, len(split), progress) if error is not None]
-    if any(isinstance(error, FailedReadError) for _, error in found):
-        raise unreadable([error for _, error in found])
-    errors = {index: UnreadableImageError(split.name(index), error.reason) for index, error in found}
+    found: dict[int, UnreadableImageError | FailedReadError] = _in_parallel(look, split, progress)
+    if any(isinstance(error, FailedReadError) for error in found.values()):
+        raise unreadable(list(found.values()))
+    errors = {index: UnreadableImageError(split.name(index), error.reason) for index, error in found.items()}
     text = json.dumps({index: error.reason for index, error in errors.items()})
     _write(entry, lambda folder: (folder / "unreadable.json").write_text(text, "utf-8"))
     return errors
@@ -293,27 +297,46 @@ def readable(split: Split, progress: Progress | None = None) -> tuple[Split, lis
     return split.subset(np.setdiff1d(np.arange(len(split)), list(bad))), list(bad.values())
 
 
-def _in_threads(work: Callable[[int], T], total: int, progress: Progress | None) -> Iterator[tuple[int, T]]:
-    """Do ``work`` for each position below ``total``; yield positions and results in order.
+def _in_parallel(work: Callable[[int], T | None], split: Split, progress: Progress | None) -> dict[int, T]:
+    """Do ``work`` for each position in a split, and return its results that are not None, in order.
 
-    It uses threads if the first results took long enough to be worth it.
+    It uses threads or processes if the first pictures show that they are worth it. What ``work`` leaves in
+    memory has to be in a :func:`thumbnet.batches.forked.shared_array`, and be the same if it is done again.
     """
-
-    def chunk(start: int) -> list[T]:
-        return [work(index) for index in range(start, min(start + _CHUNK, total))]
-
+    total = len(split)
     if not total:  # a split whose pictures were all left out
-        return
+        return {}
+    size = max(_CHUNK, math.ceil(total / forked.MOST_PARTS))
+    found: dict[int, T] = {}
+
+    def do(part: int) -> bool:
+        positions = range(part * size, min((part + 1) * size, total))
+        results = {at: result for at in positions if (result := work(at)) is not None}
+        found.update(results)
+        return not results
+
     started = time.perf_counter()
-    first = chunk(0)
-    each = (time.perf_counter() - started) / len(first)
-    threads = (psutil.cpu_count() or 1) if each > _WORTH_A_THREAD else 1
-    starts = range(0, total, _CHUNK)
-    with ThreadPoolExecutor(threads) as pool:
-        for start, results in zip(starts, itertools.chain([first], pool.map(chunk, starts[1:])), strict=True):
+    do(0)
+    done = min(size, total)
+    each = (time.perf_counter() - started) / done
+    rest = math.ceil(total / size) - 1
+    with ThreadPoolExecutor(psutil.cpu_count() or 1) as pool:
+        if each > _WORTH_A_THREAD:
+            parts: Iterable[object] = pool.map(lambda part: do(part + 1), range(rest))
+        else:
+            parts = forked.do_parts(lambda part: do(part + 1), rest, _helpers(split, each * (total - done)))
+        for _ in itertools.chain([None], parts):
             if progress:
-                progress(min(start + _CHUNK, total), total)
-            yield from enumerate(results, start=start)
+                progress(done, total)
+            done = min(done + size, total)
+    return dict(sorted(found.items()))
+
+
+def _helpers(split: Split, seconds: float) -> int:
+    """How many more processes are worth starting for ``seconds`` of work."""
+    if not split.forkable or not forked.can_fork():
+        return 0
+    return min(usable_cores() - 1, int(seconds / _WORTH_A_PROCESS))
 
 
 def _decode(
@@ -329,13 +352,12 @@ def _decode(
     Raises:
         UnreadableImagesError, FailedReadError, UnreadableFilesError: as for :func:`decode_split`.
     """
-    height, width = size
-    images = np.empty((len(split), height, width, CHANNELS), dtype=np.uint8)
+    images = _shared((len(split), *size, CHANNELS))
     others: list[int] = []
 
-    def decode(index: int) -> UnreadableImageError | FailedReadError | None:
+    def decode(index: int) -> UnreadableImageError | FailedReadError | int | None:
         if others:
-            return None
+            return others[0]
         try:
             picture = split.load(index)
         except (UnreadableImageError, FailedReadError) as error:
@@ -343,20 +365,26 @@ def _decode(
         found = picture.shape[:2] if isinstance(picture, np.ndarray) else picture.size[::-1]
         if own is not None and found != own:
             others.append(index)
-        else:
-            images[index] = fit_pixels(picture, size, fit, rendering)
+            return index
+        images[index] = fit_pixels(picture, size, fit, rendering)
         return None
 
     def report(done: int, total: int) -> None:
         if progress and not others:
             progress(done, total)
 
-    errors = [error for _, error in _in_threads(decode, len(split), report) if error is not None]
+    problems: dict[int, UnreadableImageError | FailedReadError | int] = _in_parallel(decode, split, report)
     if others:
         return None
+    errors = [problem for problem in problems.values() if not isinstance(problem, int)]
     if errors:
         raise unreadable(errors)
     return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def _shared(shape: tuple[int, ...]) -> np.ndarray:
+    """An array of uint8 for this process, and for others that it forks if that is possible."""
+    return forked.shared_array(shape) if forked.can_fork() else np.empty(shape, dtype=np.uint8)
 
 
 def cached_array(

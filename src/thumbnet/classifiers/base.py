@@ -5,17 +5,20 @@ One subclass computes with torch, another with onnxruntime. This module imports 
 
 from __future__ import annotations
 
+import os
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from thumbnet.classifiers.labels import check_fits, labels_above, log_probabilities, targets_for
+from thumbnet.classifiers.reading import READ_BATCH, Unread, classify_ahead, pictures_at, read_ahead
 from thumbnet.classifiers.tta import Arrays
 from thumbnet.classifiers.unlike import looks, unlikeness
 from thumbnet.data.images import Picture as DecodedPicture
@@ -23,13 +26,16 @@ from thumbnet.data.images import decode_given, load_picture
 from thumbnet.data.splits import Data, Progress, Split
 from thumbnet.errors import (
     DataError,
+    DataWarning,
     FailedReadError,
     ThumbnetError,
     UnreadableImageError,
     memory_guard,
+    printable,
     unreadable,
 )
 from thumbnet.evaluation import Evaluation, evaluate_logits
+from thumbnet.files import user_path
 from thumbnet.multilabel import LabelEvaluation, evaluate_labels
 from thumbnet.recipes.settings import AUTO
 from thumbnet.runs.weights_info import TTA_NAMES, WeightsInfo
@@ -101,11 +107,19 @@ class Classifier(ABC):
     Attributes:
         info: the network's description.
         class_names: the classes, in the order of the logits' columns.
+        place: where the network was loaded from, which tells how its own data are split: an absolute path or
+            ``hf:OWNER/NAME``; empty if that is not known.
     """
 
     def __init__(self, info: WeightsInfo) -> None:
         self.info = info
         self.class_names = info.class_names
+        self.place = ""
+
+    def loaded_from(self, path: str | Path) -> Self:
+        """This classifier, which remembers that it was loaded from ``path``."""
+        self.place = str(path) if str(path).startswith("hf:") else str(user_path(path).absolute())
+        return self
 
     @abstractmethod
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
@@ -184,9 +198,13 @@ class Classifier(ABC):
         return np.empty((0, len(self.class_names)), dtype=np.float32)
 
     def predict(
-        self, pictures: Picture | Sequence[Picture], *, tta: str | None = None, batch_size: int = 256
+        self, pictures: Picture | Iterable[Picture], *, tta: str | None = None, batch_size: int = READ_BATCH
     ) -> list[Prediction]:
         """Classify pictures.
+
+        Threads read the pictures at paths, and only a few batches are in memory at a time, shrunk to the
+        network's size. So any number of large files can be classified. :meth:`predict_files` also takes
+        folders, goes on after a file that cannot be read, and gives each answer with its path.
 
         >>> import numpy as np
         >>> classifier = load_classifier(run.path)
@@ -195,7 +213,8 @@ class Classifier(ABC):
         True
 
         Args:
-            pictures: one picture or a sequence of them. A picture is a path; a PIL image of any mode; an
+            pictures: one picture, or several in a list, generator or other iterable with an order, such as
+                ``Path("new").glob("*.jpg")``. A picture is a path; a PIL image of any mode; an
                 array [H, W] or [H, W, 1, 3 or 4]; or a tensor [C, H, W]. A batch may also be an array
                 [B, H, W, C], a tensor [B, C, H, W], or grey pictures [B, H, W] if B cannot be mistaken for
                 channels. Values are uint8 (or other integers from 0 to 255), uint16 from 0 to 65535, or
@@ -205,19 +224,65 @@ class Classifier(ABC):
             batch_size: pictures per forward pass.
 
         Raises:
-            UnreadableImageError: a picture cannot be decoded.
+            UnreadableImageError: a picture cannot be decoded; the first of them, if there are several.
             FailedReadError: the system failed to read a picture.
-            DataError: an array or tensor has an unknown shape or type, or values out of range.
+            DataError: a path is a folder, or an array or tensor has an unknown shape or type, or values out
+                of range.
             ThumbnetError: ``tta`` or ``batch_size`` is none of the allowed values.
         """
         _check_batch_size(batch_size)
         tta = self._tta(tta)
-        images = list(_one_by_one(pictures, self.info.preprocessing.range))
-        predictions = []
-        for start in range(0, len(images), batch_size):
-            pixels = [self.info.preprocessing.pixels(image) for image in images[start : start + batch_size]]
+        preprocessing = self.info.preprocessing
+
+        def read(picture: Any) -> np.ndarray:
+            return preprocessing.pixels(_decoded(picture, preprocessing.range))
+
+        predictions: list[Prediction] = []
+        # Pillow decodes an image at its first use, which is not safe in several threads at once.
+        for batch in read_ahead(_one_by_one(pictures), read, batch_size, in_thread=_is_path):
+            pixels = []
+            for _, found in batch:
+                if not isinstance(found, np.ndarray):
+                    raise found
+                pixels.append(found)
             predictions += self.predict_pixels(np.stack(pixels), tta=tta)
         return predictions
+
+    def predict_files(
+        self,
+        paths: str | Path | Iterable[str | Path],
+        *,
+        tta: str | None = None,
+        batch_size: int = READ_BATCH,
+        tell: Callable[[str], None] | None = None,
+    ) -> Iterator[tuple[str, Prediction | Unread]]:
+        """Classify files batch by batch, as ``thumbnet predict`` does: memory does not grow with their count.
+
+        Yields each picture's path with its prediction, in the order of the paths. For a picture that cannot
+        be read, the error stands in place of the prediction, and the others are classified all the same.
+
+        ```python
+        for path, found in classifier.predict_files("new"):
+            print(path, found.label if isinstance(found, Prediction) else found.reason)
+        ```
+
+        Args:
+            paths: files, folders (with all pictures below them) and globs such as ``new/*.jpg``; one, or
+                several in any iterable.
+            tta: test-time augmentation, see :meth:`logits`.
+            batch_size: pictures per forward pass. Threads read the next batch meanwhile.
+            tell: called with a line about files in the folders that are left out because they need a
+                plug-in; by default, the line is a warning.
+
+        Raises:
+            DataError: a folder has no pictures. This error and those below come while iterating.
+            FailedReadError: a folder cannot be listed.
+            ThumbnetError: a glob matches nothing; or, at once, ``tta`` or ``batch_size`` is not allowed.
+        """
+        _check_batch_size(batch_size)
+        given = [paths] if isinstance(paths, str | Path) else paths
+        names = pictures_at(given, tell or _warn)
+        return _one_after_another(classify_ahead(self, names, _load, tta=self._tta(tta), size=batch_size))
 
     def predict_pixels(self, pixels: np.ndarray, *, tta: str | None = None) -> list[Prediction]:
         """Classify pictures that are preprocessed already: uint8 [B, height, width, 3]."""
@@ -283,7 +348,7 @@ class Classifier(ABC):
         *,
         tta: str | None = None,
         batch_size: int = 500,
-        on_bad_image: str = "stop",
+        on_bad_image: str | None = None,
         progress: Progress | None = None,
     ) -> Evaluation:
         """Measure the network on a split of ``data``; see :meth:`classify_split`.
@@ -291,18 +356,31 @@ class Classifier(ABC):
         A network that gives several labels is measured by :meth:`evaluate_labels` instead.
 
         Args:
-            data: a data set, or data in memory such as ``(images, labels)``.
+            data: a path or a name such as ``"pictures"`` or ``"cifar10"``; a data set that
+                :func:`thumbnet.load_data` has returned; or data in memory such as ``(images, labels)``. A
+                path or name is read as ``thumbnet evaluate`` reads it: the network's own data are split and
+                corrected as in its training.
             split: the split to measure on; by default ``test``, or else ``val``, or else all pictures.
+            tta, batch_size, progress: see :meth:`classify_split`.
+            on_bad_image: ``stop`` or ``skip`` if a picture cannot be read. By default, the setting by which
+                the data were loaded: for a path or name, that of the network's recipe; else ``stop``.
+
+        Raises:
+            DataError: the data cannot be loaded, or do not fit the network; see :meth:`classify_split`.
+
+        Warns:
+            DataWarning: some of the pictures may have been trained on, because the network's own data have
+                changed, or were loaded in another way than for the training.
         """
         if self.info.multilabel:
             raise DataError("this network gives a picture several labels: measure it with evaluate_labels")
-        pictures, class_names = self._split_of(data, split)
+        pictures, class_names, usual = self._split_of(data, split)
         found = self.classify_split(
             pictures,
             class_names,
             tta=tta,
             batch_size=batch_size,
-            on_bad_image=on_bad_image,
+            on_bad_image=usual if on_bad_image is None else on_bad_image,
             progress=progress,
         )
         return evaluate_logits(found.logits, found.labels, self.class_names)
@@ -313,17 +391,44 @@ class Classifier(ABC):
         """Measure a network that gives a picture several labels. Arguments as for :meth:`evaluate`."""
         if not self.info.multilabel:
             raise DataError("this network gives a picture one class: measure it with evaluate")
-        pictures, class_names = self._split_of(data, split)
-        found = self.classify_split(pictures, class_names, tta=tta, batch_size=batch_size)
+        pictures, class_names, usual = self._split_of(data, split)
+        found = self.classify_split(pictures, class_names, tta=tta, batch_size=batch_size, on_bad_image=usual)
         return evaluate_labels(found.logits, found.labels, self.class_names, self.info.label_thresholds)
 
-    def _split_of(self, data: Any, split: str | None) -> tuple[Split, tuple[str, ...]]:
-        """The split to measure on, and its class names."""
-        if not isinstance(data, Data):
+    def _split_of(self, data: Any, split: str | None) -> tuple[Split, tuple[str, ...], str]:
+        """The split to measure on, its class names, and what to do with pictures that cannot be read.
+
+        Warns if the split may have pictures of the training.
+        """
+        told: list[str] = []
+        if isinstance(data, str | Path):
+            from thumbnet.runs.data import load_named
+
+            data = load_named(str(data), self.place, self.info, told.append)
+        elif isinstance(data, Data):
+            told = self._said_of(data, split or data.measured_split())
+        else:
             from thumbnet.sources.python import load_python
 
             data = load_python(data, self.class_names, self.info.multilabel or AUTO)
-        return data.split(split or data.measured_split()), data.class_names
+        for text in told:
+            if text.startswith("warning: "):
+                warnings.warn(text.removeprefix("warning: "), DataWarning, stacklevel=3)
+        usual = "stop" if data.settings is None else data.settings.on_bad_image
+        return data.split(split or data.measured_split()), data.class_names, usual
+
+    def _said_of(self, data: Data, split: str) -> list[str]:
+        """A warning if a split of the network's own data may have pictures of its training."""
+        from thumbnet.runs.data import open_run, split_otherwise
+
+        run = open_run(self.place)
+        if run is None or not split_otherwise(data, run, split):
+            return []
+        return [
+            f"warning: the data in {data.source} have changed since {run.path} was trained on them, or were "
+            f"loaded in another way, so it may have been trained on pictures of {split}. To load them as in "
+            "the training, give evaluate their name"
+        ]
 
     def classify_split(
         self,
@@ -376,12 +481,39 @@ def _is_tensor(thing: Any) -> bool:
     return hasattr(thing, "detach") and hasattr(thing, "dtype")
 
 
-def _one_by_one(pictures: Any, limits: tuple[float, float] | None) -> Iterator[DecodedPicture]:
+def _one_by_one(pictures: Any) -> Iterable[Any]:
+    """What a user gave as pictures, picture by picture."""
     if getattr(pictures, "ndim", 0) == 4 or _is_grey_batch(pictures):
-        pictures = list(pictures)
-    many = isinstance(pictures, Sequence) and not isinstance(pictures, str | bytes | bytearray | memoryview)
-    for picture in pictures if many else [pictures]:
-        yield _decoded(picture, limits)
+        return list(pictures)
+    return pictures if _are_several(pictures) else [pictures]
+
+
+def _are_several(pictures: Any) -> bool:
+    """Whether this is an iterable of pictures: a list, a generator, a column of a table.
+
+    A set has no order, and iterating a file gives lines of text: those are refused like any other thing that
+    is not a picture.
+    """
+    unordered = isinstance(pictures, Mapping | Set)
+    encoded = isinstance(pictures, str | bytes | bytearray | memoryview) or hasattr(pictures, "read")
+    values = _is_tensor(pictures) or (isinstance(pictures, np.ndarray) and pictures.dtype.kind not in "OUT")
+    column = getattr(pictures, "ndim", 1) == 1  # a data frame iterates over the names of its columns
+    return isinstance(pictures, Iterable) and column and not (unordered or encoded or values)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text.removeprefix("warning: "), stacklevel=2)
+
+
+def _one_after_another(
+    batches: Iterable[list[tuple[str, Prediction | Unread]]],
+) -> Iterator[tuple[str, Prediction | Unread]]:
+    for batch in batches:
+        yield from batch
+
+
+def _is_path(picture: Any) -> bool:
+    return isinstance(picture, str | Path)
 
 
 def _is_grey_batch(pictures: Any) -> bool:
@@ -407,6 +539,21 @@ def _is_grey_batch(pictures: Any) -> bool:
     return True
 
 
+def _load(path: str) -> DecodedPicture:
+    return load_picture(path, path)
+
+
+def _load_given(path: str) -> DecodedPicture:
+    try:
+        return _load(path)
+    except UnreadableImageError:
+        if os.path.isdir(path):
+            raise DataError(
+                f"{printable(path)} is a folder: use predict_files to classify the pictures in it"
+            ) from None
+        raise
+
+
 def _decoded(picture: Any, limits: tuple[float, float] | None) -> DecodedPicture:
     """Decode a picture given in any form.
 
@@ -415,8 +562,8 @@ def _decoded(picture: Any, limits: tuple[float, float] | None) -> DecodedPicture
     if isinstance(picture, Image.Image):
         decoded = decode_given(picture)
         return _checked(np.asarray(decoded), limits) if decoded.mode == "F" else decoded
-    if isinstance(picture, str | Path):
-        return load_picture(str(picture), str(picture))
+    if _is_path(picture):
+        return _load_given(str(picture))
     if _is_tensor(picture):
         tensor = picture.detach().cpu()
         if str(tensor.dtype) == "torch.bfloat16":

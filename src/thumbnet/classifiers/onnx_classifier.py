@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from thumbnet.batches.cores import library_threads
 from thumbnet.classifiers.base import Classifier
 from thumbnet.data.images import Picture, is_deep
 from thumbnet.errors import MissingExtraError, OutOfMemoryError, RecipeError, RunError, is_out_of_memory
@@ -30,7 +31,8 @@ class OnnxClassifier(Classifier):
 
     Args:
         path: the file.
-        threads: CPU threads to use; 0 for one per core.
+        threads: CPU threads to use; 0 for onnxruntime's choice, one per core, but no more threads than this
+            process may use cores.
 
     Raises:
         RunError: the file does not exist, is damaged, or was not written by thumbnet.
@@ -46,7 +48,7 @@ class OnnxClassifier(Classifier):
         if not place.is_file():
             raise no_run(place)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or library_threads()
         options.log_severity_level = 4  # silent: the exception says what is wrong
         try:
             self._session: Any = onnxruntime.InferenceSession(
@@ -72,6 +74,11 @@ class OnnxClassifier(Classifier):
         if shapes != [pixels, [len(info.class_names)]]:
             raise RunError(f"the graph in {place} does not match its description: shapes {shapes}")
         super().__init__(info)
+
+    @property
+    def threads(self) -> int:
+        """The number of CPU threads that onnxruntime was asked for; 0 if the choice was left to it."""
+        return int(self._session.get_session_options().intra_op_num_threads)
 
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
         if self.any_size:  # these pixels have the network's size already, so the graph does not resize them

@@ -22,16 +22,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from thumbnet.classifiers.placing import UNLIKE, UNSURE, Target, folder_names
-from thumbnet.classifiers.reading import read_ahead
+from thumbnet.classifiers.reading import Unread, classify_ahead
 from thumbnet.classifiers.thresholds import describe_threshold, threshold_for
-from thumbnet.data.images import load_picture
+from thumbnet.data.images import Picture, load_picture
 from thumbnet.data.listings import safe_name, safe_text
 from thumbnet.data.splits import Progress
 from thumbnet.errors import RunError
-from thumbnet.files import check_output, user_path, write_file
+from thumbnet.files import check_new, user_path, write_file
 from thumbnet.sources.unlabelled import find_pictures
 
 if TYPE_CHECKING:
@@ -218,9 +216,7 @@ def list_folder(
     """
     started = time.perf_counter()
     root, place = user_path(folder), user_path(file).absolute()
-    if os.path.lexists(place):
-        raise RunError(f"{place} already exists: choose another name, or remove it")
-    check_output(place)
+    check_new(place)
     criterion = criterion_for(classifier, threshold, precision)
     folders = folder_names(classifier.class_names)
     paths, notes = find_pictures(root)
@@ -311,18 +307,16 @@ def decisions(
 ) -> Iterator[list[Decision]]:
     """Decide for each picture below ``root`` which folder it belongs in, batch by batch."""
 
-    def read(path: str) -> np.ndarray:
+    def load(path: str) -> Picture:
         source = os.path.join(root, path)
-        return classifier.info.preprocessing.pixels(load_picture(source, source))
+        return load_picture(source, source)
 
-    for batch in read_ahead(paths, read):
-        pixels = [one for _, one in batch if not isinstance(one, str)]
-        predictions = iter(classifier.predict_pixels(np.stack(pixels), tta=tta) if pixels else [])
+    for batch in classify_ahead(classifier, paths, load, tta=tta):
         yield [
-            Decision(path, "", error=one)
-            if isinstance(one, str)
-            else _decide(path, next(predictions), criterion, folders)
-            for path, one in batch
+            Decision(path, "", error=found.reason)
+            if isinstance(found, Unread)
+            else _decide(path, found, criterion, folders)
+            for path, found in batch
         ]
 
 

@@ -85,7 +85,7 @@ class Predictor(Classifier):
             RunError: the run does not exist, is incomplete, or is damaged.
         """
         weights, info = read_weights(find_weights(path))
-        return cls(weights, info, device, model=model)
+        return cls(weights, info, device, model=model).loaded_from(path)
 
     def logits(self, pixels: np.ndarray, *, tta: str | None = None) -> np.ndarray:
         """Calibrated logits, float32 [B, classes], of preprocessed pictures, uint8 [B, height, width, 3].

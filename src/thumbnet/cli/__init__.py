@@ -49,6 +49,7 @@ from thumbnet.errors import (
     printable,
 )
 from thumbnet.invocation import command, program, rank
+from thumbnet.training.stopping import Terminated
 from thumbnet.version import __version__
 
 COMMANDS = (
@@ -130,7 +131,7 @@ def _run(words: Sequence[str]) -> int:
         elif error.exit_status < 128:  # 128 and above: stopped, which only rank 0 reports
             print(f"thumbnet (process {rank()}): {error}", file=sys.stderr)
         return error.exit_status
-    except train.Terminated:
+    except Terminated:
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("\nthumbnet: stopped", file=sys.stderr)

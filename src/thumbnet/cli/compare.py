@@ -13,11 +13,14 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
         help="compare runs side by side",
-        description="Compare complete runs. Runs that differ only in the seed form a group, described by "
-        "its mean, its standard deviation and Welch's t-test against the first group. A seed counts once, "
-        "unless its results differ.",
+        description="Compare complete runs that were measured on the same pictures. Others are left out, and "
+        "a note says why. Runs that differ only in the seed form a group. Each group has its mean, standard "
+        "deviation and the settings in which it differs from others. Groups of two or more runs are tested "
+        "against the first such group (Welch's t-test). A seed counts once, unless its results differ.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a complete run")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folder of a complete run, or of a search by tune"
+    )
     parser.add_argument("--plot", metavar="FILE", help="draw the learning curves (.png, .svg, .pdf)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(command=execute)
@@ -29,11 +32,13 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet.cli.console import note, say
     from thumbnet.cli.views import show_comparison
     from thumbnet.reports import figures as plots
-    from thumbnet.reports.comparison import group_runs, welch_test
-    from thumbnet.runs.folder import Run
+    from thumbnet.reports.comparison import comparable_runs, group_runs, welch_tests
 
     target = plots.check_plot_path(options.plot) if options.plot else None
-    groups = group_runs([Run.open(path) for path in options.runs])
+    runs, left_out = comparable_runs(options.runs)
+    for one in left_out:
+        note(f"thumbnet: {one.path} is left out: {one.reason}")
+    groups = group_runs(runs)
     for group in groups:
         for run in group.repeated:
             note(
@@ -42,7 +47,7 @@ def execute(options: argparse.Namespace) -> int:
             )
     differences = None
     try:
-        differences = [test for group in groups[1:] if (test := welch_test(groups[0], group)) is not None]
+        differences = welch_tests(groups)
     except MissingExtraError as error:
         note(f"thumbnet: {error}")
     if target:
@@ -53,13 +58,20 @@ def execute(options: argparse.Namespace) -> int:
                 "name": group.name,
                 "runs": [str(run.path) for run in group.runs],
                 "repeated": [str(run.path) for run in group.repeated],
+                "settings": dict(group.settings),
                 "accuracies": group.accuracies,
+                "balanced_accuracies": group.balanced_accuracies,
                 "mean": group.mean if group.accuracies else None,
                 "deviation": group.deviation,
             }
             for group in groups
         ]
-        say(json.dumps({"groups": described, "differences": [asdict(test) for test in differences or []]}))
+        found = {
+            "groups": described,
+            "differences": [asdict(test) for test in differences or []],
+            "left_out": [{"path": str(one.path), "reason": one.reason} for one in left_out],
+        }
+        say(json.dumps(found))
         return 0
     show_comparison(groups, differences)
     if target:

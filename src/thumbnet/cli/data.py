@@ -11,6 +11,7 @@ from thumbnet.cli.options import (
     add_data_dir,
     add_data_options,
     add_labels,
+    add_model_code,
     add_on_bad_image,
     add_overrides,
     data_settings,
@@ -46,12 +47,19 @@ def add(commands: Any) -> None:
         help="with --preview-augment: a recipe's name or TOML file (default: digits, small or fast, "
         "depending on the data). Its [data] settings apply as well",
     )
+    parser.add_argument(
+        "--splits",
+        metavar="FILE",
+        help="write a new table of the pictures with their labels and splits (.csv). Train on this table to "
+        "keep the splits when pictures are added",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_labels(parser)
     add_data_options(parser)
     add_on_bad_image(parser)
     add_overrides(parser)
     add_data_dir(parser)
+    add_model_code(parser)
     parser.set_defaults(command=execute)
 
 
@@ -60,17 +68,22 @@ def execute(options: argparse.Namespace) -> int:
         from thumbnet.cli.console import json_line, say
         from thumbnet.cli.progress import counting
         from thumbnet.cli.views import show_inspection
+        from thumbnet.files import user_path
         from thumbnet.recipes.settings import AUTO, parse_image_size
         from thumbnet.reports import figures as plots
         from thumbnet.reports.augmented import preview_augmentation
         from thumbnet.reports.inspection import inspect_data, sample_grid
         from thumbnet.sources.load import load_data
+        from thumbnet.sources.split_table import check_new_table, write_split_table
         from thumbnet.training.choose import choose_recipe
         from thumbnet.training.listener import Listener
 
     target = plots.check_plot_path(options.plot) if options.plot else None
     preview = options.preview_augment
     preview = plots.check_plot_path(preview, "--preview-augment") if preview else None
+    table = user_path(options.splits) if options.splits else None
+    if table:
+        check_new_table(table)
     settings = _settings(options)
     size = parse_image_size(settings.image_size) if settings.image_size != AUTO else None
     fit: Fit = settings.fit
@@ -82,6 +95,8 @@ def execute(options: argparse.Namespace) -> int:
             progress=count,
             labels=options.labels,
         )
+    if table:
+        write_split_table(data, table)
     recipe = None
     if preview:  # fitted to the data as in a training; the data's notes say what that changed
         quiet = Listener()
@@ -105,7 +120,7 @@ def execute(options: argparse.Namespace) -> int:
         say(json_line(described))
         return 0
     show_inspection(data, found, fit)
-    for path in filter(None, (target, preview)):
+    for path in filter(None, (target, preview, table)):
         say(f"written: {path}")
     return 0
 

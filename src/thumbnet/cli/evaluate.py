@@ -13,6 +13,7 @@ from thumbnet.cli.options import (
     add_labels,
     add_on_bad_image,
     add_run,
+    add_threads,
     add_tta,
     data_settings,
     reading_words,
@@ -43,8 +44,14 @@ def add(commands: Any) -> None:
         metavar="FILE",
         help="draw the confusion matrix, or the measures of each label (.png, .svg, .pdf)",
     )
+    parser.add_argument(
+        "--csv",
+        metavar="FILE",
+        help="write a table, a new file: each picture with its true class, the answer and all probabilities",
+    )
     add_on_bad_image(parser, "the run's setting")
     add_common(parser)
+    add_threads(parser)
     parser.set_defaults(command=execute)
 
 
@@ -57,6 +64,7 @@ def execute(options: argparse.Namespace) -> int:
     from thumbnet.cli.views import show_evaluation
     from thumbnet.errors import DataError
     from thumbnet.evaluation import evaluate_logits
+    from thumbnet.files import check_new, user_path
     from thumbnet.invocation import command
     from thumbnet.reports.summary import (
         OPTIMISTIC,
@@ -67,14 +75,19 @@ def execute(options: argparse.Namespace) -> int:
     )
     from thumbnet.runs.provenance import batch_size_of, recipe_of
 
+    written: list[Path] = []
+    if options.csv:
+        written.append(user_path(options.csv))
+        check_new(written[0])
     target = None
     if options.plot:
         with importing():
             from thumbnet.reports import figures as plots
 
         target = plots.check_plot_path(options.plot)
+        written.append(target)
     with importing():
-        predictor = load_classifier(options.run, options.device)
+        predictor = load_classifier(options.run, options.device, threads=options.threads)
     recipe = recipe_of(options.run)
     settings = recipe.data
     if predictor.info.multilabel:
@@ -111,22 +124,26 @@ def execute(options: argparse.Namespace) -> int:
     if left_out:
         show = command("data", data.source, *reading_words(data_settings(options, settings)))
         note(f"thumbnet: {left_out} unreadable picture(s) were skipped. To list them: {show}")
+    if options.csv:
+        from thumbnet.reports.answers import write_answers
+
+        write_answers(found, predictor.info, split, options.csv)
     if predictor.info.multilabel:
         _say_labels(options, predictor.info, found, (data.source, split), lines, target)
-        return 0
-    result = evaluate_logits(found.logits, found.labels, predictor.class_names)
-    plain = evaluate_logits(found.plain, found.labels, predictor.class_names).accuracy
-    if target:
-        title = f"{data.source}, {split}: accuracy {100 * result.accuracy:.2f} %"
-        plots.save(plots.confusion_figure(result, title), target)
-    if options.json:
-        described = {"data": data.source, "split": split, "tta": found.tta, **result.to_dict()}
-        described |= {"accuracy_plain": plain, "temperature": predictor.info.temperature, "notes": lines}
-        say(json.dumps(described, ensure_ascii=False))
     else:
-        show_evaluation(result, f"{data.source}, {split}", found.tta, plain, lines)
-    if target and not options.json:
-        say(f"written: {target}")
+        result = evaluate_logits(found.logits, found.labels, predictor.class_names)
+        plain = evaluate_logits(found.plain, found.labels, predictor.class_names).accuracy
+        if target:
+            title = f"{data.source}, {split}: accuracy {100 * result.accuracy:.2f} %"
+            plots.save(plots.confusion_figure(result, title), target)
+        if options.json:
+            described = {"data": data.source, "split": split, "tta": found.tta, **result.to_dict()}
+            described |= {"accuracy_plain": plain, "temperature": predictor.info.temperature, "notes": lines}
+            say(json.dumps(described, ensure_ascii=False))
+        else:
+            show_evaluation(result, f"{data.source}, {split}", found.tta, plain, lines)
+    for place in written if not options.json else []:
+        say(f"written: {place}")
     return 0
 
 
@@ -157,8 +174,6 @@ def _say_labels(
         plots.save(plots.label_figure(result, f"{where}: mAP {100 * result.map:.2f} %"), target)
     if not options.json:
         show_label_evaluation(result, where, found.tta, plain.map, lines)
-        if target:
-            say(f"written: {target}")
         return
     described = {"data": source, "split": split, "tta": found.tta, "multilabel": True, **result.to_dict()}
     described |= {"map_plain": plain.to_dict()["map"], "temperature": info.temperature, "notes": lines}

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from thumbnet.cli.importing import importing
 from thumbnet.cli.options import add_data_dir, add_run
 from thumbnet.cli.run_data import known_data_of_run
-from thumbnet.errors import ThumbnetError
 from thumbnet.invocation import command
-
-if TYPE_CHECKING:
-    pass
 
 
 def add(commands: Any) -> None:
@@ -59,82 +54,40 @@ def add(commands: Any) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     from dataclasses import asdict
-    from pathlib import Path
 
     with importing():
-        from thumbnet.classifiers.labels import check_fits
         from thumbnet.cli.console import say
         from thumbnet.cli.progress import counting
-        from thumbnet.errors import RunError
-        from thumbnet.files import check_output, read_whole, user_path, write_file
-        from thumbnet.publish.export import (
-            SUFFIXES,
-            check_export,
-            export,
-            has_half_weights,
-            random_pictures,
-            tolerance,
-        )
+        from thumbnet.publish.checked import export_checked, target
         from thumbnet.reports.summary import percent
-        from thumbnet.runs.weights import find_weights, read_weights
 
-    suffix = SUFFIXES[options.format]
-    place = user_path(options.run)
-    folder = place if place.is_dir() else place.parent
-    out = user_path(options.out) if options.out else folder / f"model{suffix}"
-    ending = Path(f"model{suffix}").suffix
-    if out.suffix != ending:
-        raise ThumbnetError(f"--out {out}: with --format {options.format}, the name must end in {ending}")
-    weights = find_weights(options.run)
-    if out.exists() and out.samefile(weights):
-        raise ThumbnetError(f"{out} is the run's own file: choose another name with --out FILE")
-    check_output(out)
-    _, info = read_weights(weights)
-    data = known_data_of_run(options, info.fingerprint)
-    if data is not None:
-        check_fits(data.splits[data.measured_split()], data.class_names, info)
+    wanted = target(options.run, options.format, options.out)
+    data = known_data_of_run(options, wanted.info.fingerprint)
     if options.format == "web":
-        _fetch_runtime()
-    on_random = data is None
-    checked_on = data or random_pictures(options.run)
-    split = checked_on.measured_split()
-    with tempfile.TemporaryDirectory() as temporary:  # the former file stays until the new one is checked
-        made = Path(temporary) / out.name
-        with counting("calibrating") as count:
-            export(options.run, options.format, made, data, progress=count)
-        with counting("checking") as count:
-            check = check_export(options.run, made, checked_on, split, progress=count)
-        half = options.format == "web" and has_half_weights(made)
-        allowed = tolerance(options.format, half)
-        if not check.largest_plain <= allowed:  # also if it is NaN
-            raise RunError(
-                "the export gives other probabilities than the run: they differ by "
-                f"{check.largest_plain:.2g}, and at most {allowed:g} is allowed. {out} was not written"
-            )
-        content = read_whole(made)
-    write_file(out, content)
-    size = len(content)
+        fetch_web_runtime()
+    found = export_checked(wanted, data, counting)
+    check = found.check
     if options.json:
         described = {
-            "path": str(out),
-            "format": options.format,
-            "bytes": size,
-            "split": split,
+            "path": str(found.path),
+            "format": found.format,
+            "bytes": found.bytes,
+            "split": found.split,
             **asdict(check),
         }
         say(json.dumps(described))
     else:
-        say(f"written: {out}  ({size / 1e6:.2f} MB)")
-        if half:
+        say(f"written: {found.path}  ({found.bytes / 1e6:.2f} MB)")
+        if found.half:
             say("the weights are stored in 16 bits, to keep the page below 15 MB")
-        what = "pictures of random pixels" if on_random else f"pictures from {checked_on.source}, {split}"
-        say(f"checked against the run in float32 on {check.pictures:,} {what}")
+        on = f"pictures from {found.source}, {found.split}" if found.source else "pictures of random pixels"
+        say(f"checked against the run in float32 on {check.pictures:,} {on}")
         say(f"largest difference  {check.largest_difference:.2g}  (between two probabilities)")
-        if (half or options.format == "onnx-any-size") and check.tta != "none":
+        if (found.half or options.format == "onnx-any-size") and check.tta != "none":
             say(f"  in one view       {check.largest_plain:.2g}  (without test-time augmentation)")
         same = "same class" if check.measure == "accuracy" else "same labels"
         say(f"{same:18}  {percent(check.same_class)}")
-    if not (options.json or on_random):
+    if found.source and not options.json:
         both = f"run {percent(check.accuracy_run)}, export {percent(check.accuracy_export)}"
         with_tta = "" if check.tta == "none" else f" (test-time augmentation {check.tta})"
         say(f"{check.measure:18}  {both}{with_tta}")
@@ -144,7 +97,7 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-def _fetch_runtime() -> None:
+def fetch_web_runtime() -> None:
     """Fetch the runtime that a page contains, unless it is there."""
     from thumbnet.cli.console import note
     from thumbnet.publish.web_runtime import cached_folder, fetch_runtime, find_runtime

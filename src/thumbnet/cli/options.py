@@ -21,8 +21,8 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         metavar="NAME",
-        help="a recipe's name or TOML file (default: digits, small or fast, depending on the data; finetune "
-        "or one-cycle for other networks)",
+        help="a recipe's name or TOML file (default: digits, small or fast, depending on the data; "
+        "resnet18, finetune or one-cycle for other networks)",
     )
     parser.add_argument(
         "--epochs",
@@ -164,12 +164,14 @@ def add_run(parser: argparse.ArgumentParser, or_onnx: bool = False) -> None:
 
 
 def add_model_code(parser: argparse.ArgumentParser) -> None:
-    """Add ``--model-code``, the code of the user's own network. :func:`import_model_code` imports it."""
+    """Add ``--model-code``, the user's own code. :func:`import_model_code` imports it."""
     parser.add_argument(
         "--model-code",
+        action="append",
+        default=[],
         metavar="MODULE:NAME",
-        help="import your own network, such as mypackage.nets:TinyNet. This runs the module's code. MODULE "
-        "is enough if the module registers the network with register_model",
+        help="import your own network, such as mypackage.nets:TinyNet, loss or augmentation. This runs the "
+        "module's code. MODULE is enough if the module registers it, as with register_model; can be repeated",
     )
 
 
@@ -177,10 +179,9 @@ def import_model_code(options: argparse.Namespace) -> None:
     """Import the code that ``--model-code`` names.
 
     Raises:
-        NetworkError: the code cannot be imported.
+        OwnCodeError: the code cannot be imported.
     """
-    code = getattr(options, "model_code", None)
-    if code is not None:
+    for code in getattr(options, "model_code", ()):
         from thumbnet.models.registry import import_code
 
         import_code(code)
@@ -199,6 +200,18 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     """Add ``--device``."""
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, gpu, cuda, cuda:1 or mps (default: auto)"
+    )
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add ``--threads``, which :func:`~thumbnet.classifiers.load.load_classifier` takes."""
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="CPU threads for the network (default: PyTorch's; for an exported model at most one per core "
+        "that the process may use)",
     )
 
 

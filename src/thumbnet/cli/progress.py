@@ -81,7 +81,7 @@ def _why_kernels_are_not_kept(state: TrainingState) -> str | None:
 def _how_chosen(training: TrainingSettings, measured: Set[str]) -> str:
     """Which epoch is kept, when the training stops, and what that means for the accuracy."""
     if not measured:
-        return "all pictures are trained on: no accuracy is measured, the last epoch is kept"
+        return "no test or val split: no accuracy is measured, the last epoch is kept"
     if "val" not in measured:
         return "no val split: the last epoch is kept; test accuracies are only reported"
     text = "the last epoch is kept" if training.keep == "last" else "the best epoch on val is kept"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.importing import importing
 from thumbnet.cli.options import add_data_dir, add_data_of_run, add_model_code
-from thumbnet.cli.run_data import data_of_run, same_source, split_of
+from thumbnet.cli.run_data import data_of_run, split_of
 
 if TYPE_CHECKING:
     from thumbnet.data.splits import Data
@@ -80,6 +80,8 @@ def execute(options: argparse.Namespace) -> int:
 
 def _is_usual(options: argparse.Namespace, run: Run, data: Data, split: str) -> bool:
     """Whether a report is on the pictures that the run's summary is about, as far as is known."""
+    from thumbnet.runs.finding import same_source
+
     settings = run.settings
     source, own = options.data, settings.get("data")
     named = source is None or own is None or same_source(source, own)

@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
         type=int,
         metavar="K",
         help="train K networks, each without a part of the training pictures, to judge that part "
-        "(default: 3); 0: let the run's own network judge them, at once but less well",
+        "(default: 3); 0: let the run's own network judge them within seconds, having seen their labels",
     )
     parser.add_argument(
         "--first",

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from thumbnet.cli.options import data_settings
 
 if TYPE_CHECKING:
-    from thumbnet.data.corrections import Correction
     from thumbnet.data.splits import Data
     from thumbnet.recipes.settings import DataSettings
     from thumbnet.runs.folder import Run
@@ -37,13 +34,9 @@ def run_of(options: argparse.Namespace) -> Run | None:
 
 
 def data_of_run(options: argparse.Namespace, settings: DataSettings, fingerprint: str = "") -> Data:
-    """Load DATA, or the run's data if DATA is not given.
+    """Load DATA, or the run's data if DATA is not given, as :func:`thumbnet.runs.data.load_wanted` says.
 
-    The run's data are split and corrected as in training, unless ``--labels`` names other corrections. They
-    are recognised in another place if they have moved, and a warning says if they have changed. If RUN is a
-    file or on the Hub, its training data are recognised by their fingerprint, if they are split as a training
-    splits them by itself. Other data keep their own splits; if they have none, a split called ``all`` has all
-    pictures.
+    ``--labels`` names other corrections than the run's.
 
     Args:
         options: those of the command.
@@ -54,8 +47,11 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings, fingerprint
         RunError: DATA is not given and RUN does not name any data.
         DataError: the data cannot be loaded.
     """
+    from thumbnet.cli.console import note
     from thumbnet.data.corrections import corrections_of
-    from thumbnet.errors import RunError
+    from thumbnet.errors import DataError, RunError
+    from thumbnet.runs.data import Wanted, load_wanted
+    from thumbnet.runs.finding import are_gone
 
     settings, run = data_settings(options, settings), run_of(options)
     asked = getattr(options, "labels", None)
@@ -69,15 +65,22 @@ def data_of_run(options: argparse.Namespace, settings: DataSettings, fingerprint
             else "was trained on data in memory, so save them to disk first"
         )
         raise RunError(f"name the data (DATA): {options.run} {why}")
-    if run is not None and own is not None:
-        data = _trained_data(options, run, source, settings, corrections)
-        if data is not None:
-            return data
-    if run is None and fingerprint:
-        data = _data_of_network(options, source, settings, corrections, fingerprint)
-        if data is not None:
-            return data
-    return _other_data(options, source, settings, corrections, fingerprint)
+    wanted = Wanted(
+        source,
+        settings,
+        run=run,
+        fingerprint=fingerprint,
+        corrections=corrections,
+        data_dir=options.data_dir,
+        given=data_settings(options),
+        tell=lambda text: note(f"thumbnet: {text}"),
+    )
+    try:
+        return load_wanted(wanted)
+    except DataError as error:
+        if options.data is None and are_gone(own):
+            raise DataError(f"{error}\n{where_now(options)}") from None
+        raise
 
 
 def known_data_of_run(options: argparse.Namespace, fingerprint: str) -> Data | None:
@@ -96,151 +99,6 @@ def known_data_of_run(options: argparse.Namespace, fingerprint: str) -> Data | N
     return data_of_run(options, recipe_of(options.run).data, fingerprint)
 
 
-def _trained_data(
-    options: argparse.Namespace,
-    run: Run,
-    source: str,
-    settings: DataSettings,
-    corrections: Sequence[Correction] | None,
-) -> Data | None:
-    """Load ``source`` as in training if it is the run's data, perhaps in a new place; else return None."""
-    from thumbnet.cli.console import note
-    from thumbnet.data.calibration import with_calibration_split
-    from thumbnet.errors import DataError
-    from thumbnet.runs.finding import are_gone
-    from thumbnet.sources.load import load_data
-
-    own, fingerprint = str(run.settings["data"]), run.settings.get("fingerprint")
-    same = same_source(source, own)
-    if not same and not are_gone(own):
-        return None
-    data_dir = options.data_dir or run.settings.get("data_dir")
-    labels = run.corrections if corrections is None or not same else corrections
-    try:
-        data = load_data(source, data_dir=data_dir, settings=settings, labels=labels)
-    except DataError as error:
-        if not same:
-            return None
-        if options.data is None and are_gone(own):
-            raise DataError(f"{error}\n{where_now(options)}") from None
-        raise
-    if same:
-        if corrections is None and fingerprint not in (None, data.fingerprint()):
-            note(f"thumbnet: {_changed(data, run)}")
-    else:
-        if data.fingerprint() != fingerprint:
-            return None
-        note(f"thumbnet: {source} holds the run's data, which are split as in the training")
-        if corrections is not None:
-            data = load_data(source, data_dir=data_dir, settings=settings, labels=corrections)
-    return with_calibration_split(data, settings)
-
-
-def _data_of_network(
-    options: argparse.Namespace,
-    source: str,
-    settings: DataSettings,
-    corrections: Sequence[Correction] | None,
-    fingerprint: str,
-) -> Data | None:
-    """Load ``source`` as in training if it is what a network in a file was trained on; else return None.
-
-    The file does not say which pictures were set aside. So its fingerprint is compared with that of the data
-    as a training splits them by itself: without and with a val split, which ``--patience`` needs.
-    """
-    from contextlib import suppress
-    from dataclasses import replace
-
-    from thumbnet.cli.console import note
-    from thumbnet.data.calibration import with_calibration_split
-    from thumbnet.data.held_out import VAL_FRACTION, with_held_out
-    from thumbnet.errors import DataError
-    from thumbnet.sources.load import load_data
-
-    def load(settings: DataSettings, labels: Sequence[Correction] | None) -> Data:
-        return load_data(source, data_dir=options.data_dir, settings=settings, labels=labels)
-
-    def as_trained(labels: Sequence[Correction] | None) -> Data | None:
-        """The data if the network was trained with these ``labels``. Only one copy is in memory at a time."""
-        data, asked = load(settings, labels), settings
-        if data.fingerprint() != fingerprint and "val" not in data.splits:
-            asked = replace(settings, val_fraction=VAL_FRACTION)
-            if labels is None:
-                data = with_held_out(data, 0, VAL_FRACTION, settings.split_seed, settings.group_by)
-            else:  # val has to be set aside before the labels are corrected
-                del data
-                data = load(asked, labels)
-        if data.fingerprint() != fingerprint:
-            return None
-        if labels is not corrections:
-            del data
-            data = load(asked, corrections)
-        return data
-
-    corrected: list[Sequence[Correction] | None] = [None] if corrections is None else [None, corrections]
-    for labels in corrected:
-        with suppress(DataError):  # these may be other data, which need not be split like that
-            data = as_trained(labels)
-            if data is not None:
-                note(f"thumbnet: {source} holds the network's training data, split as in the training")
-                return with_calibration_split(data, settings)
-    return None
-
-
-def _other_data(
-    options: argparse.Namespace,
-    source: str,
-    settings: DataSettings,
-    corrections: Sequence[Correction] | None,
-    fingerprint: str,
-) -> Data:
-    """Load data that the run was not trained on: whole, or in the splits that they come with."""
-    from dataclasses import replace
-
-    from thumbnet.cli.console import note
-    from thumbnet.data.held_out import NOTHING_SET_ASIDE
-    from thumbnet.errors import DataError, UnusedSettingError
-    from thumbnet.sources.load import load_data
-    from thumbnet.sources.manifest import COLUMNS_AND_PICTURES, NAMES
-
-    def load(settings: DataSettings) -> Data:
-        return load_data(
-            source, data_dir=options.data_dir, settings=settings, one_class=True, labels=corrections
-        )
-
-    settings = replace(settings, val_fraction=0.0, test_fraction=0.0, group_by="")
-    try:
-        data = load(settings)
-    except DataError as error:  # the run's columns and names need not be those of other data
-        given = data_settings(options)
-        asked = replace(settings, **{key: getattr(given, key) for key in (*NAMES, *COLUMNS_AND_PICTURES)})
-        if asked == settings:
-            raise
-        try:
-            data = load(asked)
-        except DataError as second:
-            raise (second if isinstance(error, UnusedSettingError) else error) from None
-    notes = [text for text in data.notes if text != NOTHING_SET_ASIDE]
-    splits = dict(data.splits)
-    if set(splits) == {"train"}:
-        splits["all"] = splits["train"]
-        notes.append(f"using all {len(splits['all']):,} pictures: {source} has no splits of its own")
-    if fingerprint and data.fingerprint() == fingerprint:
-        notes.append("warning: the network was trained on these pictures")
-    for text in notes:
-        note(f"thumbnet: {text}")
-    return replace(data, splits=splits, notes=tuple(notes))
-
-
-def _changed(data: Data, run: Run) -> str:
-    """Warn that a run's data are no longer those that it was trained on."""
-    text = f"warning: the data in {data.source} have changed since {run.path} was trained on them"
-    if not data.set_aside:
-        return text
-    split = " and ".join(data.set_aside)
-    return f"{text}, so other pictures are set aside as {split}, perhaps some that it was trained on"
-
-
 def where_now(options: argparse.Namespace, run: str | None = None) -> str:
     """Say how to name the new place of a run's data. ``run`` is the command's RUN."""
     from thumbnet.invocation import command
@@ -249,13 +107,6 @@ def where_now(options: argparse.Namespace, run: str | None = None) -> str:
     place = ["--data"] if "--data" in options.parser._option_string_actions else []
     again = command(name, run or options.run, *place, "DATA")
     return f"If the run's data have moved, name their new place: {again}"
-
-
-def same_source(first: str, second: str) -> bool:
-    """Tell whether two names refer to the same data."""
-    if first == second:
-        return True
-    return os.path.exists(first) and os.path.realpath(first) == os.path.realpath(second)
 
 
 def split_of(options: argparse.Namespace, data: Data) -> str:

@@ -8,11 +8,12 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.cli.options import add_common, add_run, add_tta, positive
+from thumbnet.cli.options import add_common, add_run, add_threads, add_tta, positive
 from thumbnet.cli.run_data import known_data_of_run
 from thumbnet.errors import ThumbnetError, needs_extra
 
 LARGEST_BATCH = 65_536  # what an exported model takes
+ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?")
 
 if TYPE_CHECKING:
     from thumbnet.classifiers.base import Classifier
@@ -46,6 +47,15 @@ def add(commands: Any) -> None:
         metavar="NAME",
         help="also accept requests for this host name, such as that of a proxy on this machine which passes "
         "its clients' requests on; can be repeated",
+    )
+    parser.add_argument(
+        "--allow-origin",
+        type=_origin,
+        action="append",
+        default=[],
+        metavar="URL",
+        help="let pages of this origin, such as https://shop.example, use the service (CORS); * for all "
+        "origins; can be repeated (default: only the service's own page)",
     )
     parser.add_argument("--api-key-file", metavar="FILE", help="file whose first line is the API key")
     parser.add_argument(
@@ -91,6 +101,7 @@ def add(commands: Any) -> None:
     )
     add_tta(parser)
     add_common(parser)
+    add_threads(parser)
     parser.set_defaults(command=execute)
 
 
@@ -110,7 +121,7 @@ def execute(options: argparse.Namespace) -> int:
     if options.max_batch > LARGEST_BATCH:
         raise ThumbnetError(f"--max-batch {options.max_batch}: expected at most {LARGEST_BATCH}")
     key = _api_key(options.api_key_file)
-    classifier = load_classifier(options.run, options.device)
+    classifier = load_classifier(options.run, options.device, threads=options.threads)
     identity = identify(classifier, options.run)
     _check_memory(classifier, options)
     with listen(options.host, options.port) as listener:
@@ -129,6 +140,7 @@ def execute(options: argparse.Namespace) -> int:
             tta=options.tta,
             api_key=key,
             hosts=hosts,
+            origins=tuple(options.allow_origin),
         )
         log = None if options.access_log == "off" else AccessLog(_write_line, options.access_log)
         service = build_service(
@@ -139,10 +151,12 @@ def execute(options: argparse.Namespace) -> int:
             identity=identity,
             access_log=log,
         )
+        way_on = "set THUMBNET_API_KEY to require a key"
         if key is None and (hosts is None or options.accept_host):
             reached = ", ".join(options.accept_host) or "this machine"
-            way_on = "set THUMBNET_API_KEY to require a key"
             _warn(f"anyone who can reach {reached} can use the service; {way_on}")
+        elif key is None and "*" in options.allow_origin:
+            _warn(f"every page that is opened on this machine can use the service; {way_on}")
         serve(service, listener, lambda address: announce(f"serving at {address}   (Ctrl-C to stop)"))
     return 0
 
@@ -154,6 +168,24 @@ def _host_name(text: str) -> str:
             f"{text}: expected a host name such as cats.example.org, without https:// and without a port"
         )
     return text
+
+
+def _origin(text: str) -> str:
+    """Parse an origin, for argparse, into the form that browsers send: lower case, no default port.
+
+    A slash at the end is dropped: people copy it from the address bar.
+    """
+    if text == "*":
+        return text
+    found = ORIGIN.fullmatch(text.lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected an origin such as https://shop.example or http://localhost:3000, without a "
+            "path, or * for all"
+        )
+    scheme, host, port = found.groups()
+    default = {"http": "80", "https": "443"}.get(scheme)
+    return f"{scheme}://{host}" + ("" if port in (None, default) else f":{port}")
 
 
 def _check_memory(classifier: Classifier, options: argparse.Namespace) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import textwrap
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, nullcontext
+from typing import Any
 
 from thumbnet.cli.importing import importing
 from thumbnet.cli.options import (
@@ -24,9 +22,6 @@ from thumbnet.cli.options import (
 )
 from thumbnet.errors import ThumbnetError
 from thumbnet.invocation import command, rank
-
-if TYPE_CHECKING:
-    from thumbnet.training.listener import StoppableListener
 
 
 def add(commands: Any) -> None:
@@ -44,6 +39,7 @@ def add(commands: Any) -> None:
               %(prog)s cifar10 --recipe one-cycle --set optimizer.lr=0.05
               %(prog)s pictures/ --recipe linear --init runs/2026-11-23-cifar10-fast-1
               %(prog)s --resume runs/2026-11-23-cifar10-resnet18-1
+              %(prog)s --resume runs/2026-11-23-cifar10-resnet18-1 --finish
               %(prog)s --resume runs/2026-11-23-cifar10-resnet18-1 --more-epochs 10"""),
     )
     parser.add_argument("data", nargs="?", metavar="DATA", help=DATA_HELP)
@@ -55,11 +51,18 @@ def add(commands: Any) -> None:
         help="with --resume: train a finished run for N more epochs, in a new folder; the learning rate "
         "starts where a training planned for that long would be",
     )
+    parser.add_argument(
+        "--finish",
+        action="store_true",
+        help="with --resume: end the training where its newest checkpoint is, and measure and write that "
+        "network; the last part of the schedule is then missing",
+    )
     parser.add_argument("--out", metavar="DIR", help="the run's folder (default: a new name under runs/)")
     parser.add_argument(
         "--auto-resume",
         action="store_true",
-        help="resume the run in --out if there is one, for schedulers that repeat the same command",
+        help="resume the run in --out if there is one, for schedulers that repeat the same command; a "
+        "command that asks for another result is an error",
     )
     parser.add_argument(
         "--minutes",
@@ -128,16 +131,17 @@ def _train(options: argparse.Namespace, ahead: ExitStack, started: float) -> int
 
             ahead.enter_context(unpacking_ahead(options.data, options.data_dir))  # while torch is imported
 
-        from thumbnet.cli.console import say
+        from thumbnet.cli.console import note, say
         from thumbnet.cli.progress import TrainingDisplay
         from thumbnet.cli.views import show_summary
         from thumbnet.training.listener import StoppableListener
+        from thumbnet.training.stopping import stopping
         from thumbnet.training.tracking import tracked
         from thumbnet.training.train import resume, train
 
     first = rank() == 0  # of several processes only the first shows anything
     shown = TrainingDisplay() if first and not options.quiet else nullcontext(StoppableListener())
-    with shown as display, ExitStack() as stack, stopping(display):
+    with shown as display, ExitStack() as stack, stopping(display, note, ends_process=True):
         trackers = [*(options.track or ()), *(["tensorboard"] if options.tensorboard else [])]
         listener = stack.enter_context(tracked(trackers, display))
         if options.resume is not None:
@@ -148,6 +152,7 @@ def _train(options: argparse.Namespace, ahead: ExitStack, started: float) -> int
                 more_epochs=options.more_epochs,
                 out=options.out,
                 overrides=overrides(options),
+                finish=options.finish,
             )
         else:
             run = train(
@@ -191,7 +196,11 @@ def _check_what_is_trained(options: argparse.Namespace) -> None:
             "--minutes plans the length of a new training: leave out --epochs, and --resume, which continues "
             "as planned"
         )
+    if options.finish and options.resume is None:
+        raise ThumbnetError("--finish goes with --resume RUN: it ends a run that has begun")
     if options.more_epochs is not None:
+        if options.finish:
+            raise ThumbnetError("--more-epochs continues a finished run, and --finish ends an unfinished one")
         if options.resume is None:
             raise ThumbnetError("--more-epochs goes with --resume RUN; for a new run it is --epochs")
         if options.epochs is not None or options.auto_resume or options.init:
@@ -236,47 +245,3 @@ def _own_labels(options: argparse.Namespace) -> str:
         "--resume takes the run's own labels, with the corrections that it began with: leave out --labels.\n"
         f"To train on the corrected labels, starting from the run's weights: {new}"
     )
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived when there was nothing to save."""
-
-
-@contextmanager
-def stopping(listener: StoppableListener) -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM stop the training after its step, and a second Ctrl-C at once.
-
-    A second SIGTERM changes nothing: schedulers send it to all processes of a job, and torchrun passes it on
-    to its own again. A scheduler that cannot wait sends SIGKILL. A signal that is ignored stays ignored, as
-    SIGINT is in jobs that a script starts in the background.
-
-    The exit status is 128 + the signal's number, the convention of shells and schedulers.
-    """
-    received = []
-
-    def handle(signum: int, frame: object) -> None:
-        from thumbnet.cli.console import note
-
-        if listener.started and listener.stop_requested and signum == signal.SIGTERM:
-            return
-        received.append(signum)
-        if not listener.started or listener.stop_requested:
-            raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
-        listener.stop_requested = True
-        again = "Ctrl-C again to stop at once" if signum == signal.SIGINT else "SIGTERM received"
-        note(f"\nstopping after this step, and saving; {again}")
-
-    from thumbnet.errors import InterruptedRunError
-
-    heard = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) != signal.SIG_IGN]
-    before = {signum: signal.signal(signum, handle) for signum in heard}
-    try:
-        yield
-    except InterruptedRunError as error:
-        error.exit_status = 128 + (received[0] if received else signal.SIGINT)
-        if received:  # a second SIGTERM must not end the process while it says how to go on
-            before.pop(signal.SIGTERM, None)
-        raise
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

@@ -71,13 +71,13 @@ def execute(options: argparse.Namespace) -> int:
     _check_asked(options)
 
     with importing():
-        from thumbnet.cli.console import say
-        from thumbnet.cli.train import stopping
+        from thumbnet.cli.console import note, say
         from thumbnet.cli.tune_display import QuietTuning, TuneDisplay
+        from thumbnet.training.stopping import stopping
         from thumbnet.tuning.tune import resume_tuning, tune
 
     shown = nullcontext(QuietTuning()) if options.quiet else TuneDisplay()
-    with shown as display, stopping(display):
+    with shown as display, stopping(display, note, ends_process=True):
         if options.resume is not None:
             found = resume_tuning(options.resume, device=options.device, listener=display, started=started)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,11 +22,13 @@ from thumbnet.reports.summary import (
     describe_calibration,
     describe_continued,
     describe_stop,
+    ended_early,
     epochs_before,
     headline_key,
     headline_name,
     interval_of,
     is_optimistic,
+    own_epochs,
     percent,
     short_epochs,
 )
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     from thumbnet.reports.comparison import Difference, Group
     from thumbnet.reports.inspection import Inspection
     from thumbnet.runs.folder import Run
+
+SETTINGS_SHOWN = 4  # per group of runs; two recipes may differ in thirty
 
 
 def show_summary(run: Run) -> None:
@@ -66,7 +71,7 @@ def show_summary(run: Run) -> None:
     for text in summary.get("warnings", ()):
         say(text)
     say(
-        f"{summary['epochs']} epoch(s) in {duration(summary['seconds_training'])} of training, "
+        f"{own_epochs(summary)} epoch(s) in {duration(summary['seconds_training'])} of training, "
         f"{duration(summary['seconds_total'])} in total"
     )
     say(f"run: {run.path}")
@@ -167,34 +172,65 @@ def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] |
     say(table(heads, rows, left=2))
     if any(epochs_before(run) for group in groups for run in group.runs):
         say("\nEpochs such as 30+10: the run continues one of 30 epochs. Its time is that of the last 10.")
+    if any(ended_early(run.summary) for group in groups for run in group.runs):
+        say("\nEpochs such as 3 of 10: the user ended the training early, so its last part is missing.")
     if first["accuracy"] is None:
         say(f"\n{NOTHING_MEASURED}")
         return
     if any(is_optimistic(run.summary) for group in groups for run in group.runs):
         say(f"\n{split} {headline_name(first)}: {OPTIMISTIC}.")
-    if all(len(group.runs) == 1 for group in groups):
-        if len(groups) > 1:
-            say("\nOne run per recipe: runs with other seeds would show whether the difference is chance.")
+    repeated = any(len(group.runs) > 1 for group in groups)
+    if repeated or len(groups) > 1:
+        say()
+        say(_group_table(groups, f"mean {headline_name(first)}"))
+    if len(groups) == 1:
         return
-    say()
-    rows = [
-        [
-            group.name,
-            str(len(group.runs)),
-            percent(group.mean),
-            "-" if group.deviation is None else f"{100 * group.deviation:.2f}",
-        ]
-        for group in groups
-    ]
-    say(table(["recipe", "runs", f"mean {headline_name(first)}", "standard deviation"], rows))
-    if len(groups) > 1 and differences is not None and not differences:
-        say("\nNo difference was tested: that needs two or more runs per group, not all equally accurate.")
+    if not repeated:
+        say("\nOne run per recipe: runs with other seeds would show whether the difference is chance.")
+    elif differences is not None and not differences:
+        say(
+            "\nNo difference was tested: that needs two groups of two or more runs, not all equally accurate."
+        )
+    if differences and (reference := differences[0].first) != groups[0].name:
+        say(f"\nThe first group with two or more runs is {reference}: the others are tested against it.")
     for test in differences or []:
         low, high = test.interval
         say(
             f"\n{test.second} against {test.first}: {100 * test.difference:+.2f} points "
             f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}; p = {test.p:.2g}, Welch's t-test)"
         )
+
+
+def _group_table(groups: Sequence[Group], measure: str) -> str:
+    """A line per group: the settings that differ, and the mean if any group has several runs."""
+    differ = len(groups) > 1
+    repeated = any(len(group.runs) > 1 for group in groups)
+    heads = ["recipe", *["settings that differ"] * differ]
+    if repeated:
+        heads += ["runs", measure, "standard deviation"]
+    rows = []
+    for group in groups:
+        row = [group.name, *[_settings(group)] * differ]
+        if repeated:
+            deviation = "-" if group.deviation is None else f"{100 * group.deviation:.2f}"
+            row += [str(len(group.runs)), percent(group.mean), deviation]
+        rows.append(row)
+    return table(heads, rows, left=1 + differ)
+
+
+def _settings(group: Group) -> str:
+    """The settings in which a group differs from others, as --set takes them; only the first of many."""
+    texts = []
+    for key, value in group.settings.items():
+        if isinstance(value, str):
+            text = value[:8] if key == "fingerprint" else printable(value)
+        elif isinstance(value, float):
+            text = f"{value:.5g}"
+        else:
+            text = "none" if value is None else json.dumps(value)
+        texts.append(f"{key}={text}")
+    more = len(texts) - SETTINGS_SHOWN
+    return ", ".join([*texts[:SETTINGS_SHOWN], *([f"and {more} more"] if more > 0 else [])]) or "-"
 
 
 def _plain_accuracy(summary: dict[str, Any]) -> str:

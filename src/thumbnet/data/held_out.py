@@ -1,6 +1,9 @@
 """Split test or val off train: a fraction of each class, in whole groups if the pictures have groups.
 
-A hash of each picture's (or group's) name decides, so adding a picture does not move any other.
+The pictures of a class are ranked by a hash of their names, and the first ones are set aside. A new picture
+may take the place of another one, or raise the number that is set aside, so it moves few others; with groups
+or several labels per picture it may move more. A table that :mod:`thumbnet.sources.split_table` writes keeps
+the splits as they are.
 """
 
 from __future__ import annotations
@@ -25,9 +28,9 @@ def with_held_out(
 ) -> Data:
     """``data`` with ``test`` (if it has neither ``test`` nor ``val``) and ``val`` split off ``train``.
 
-    The split is stratified and depends on a hash of each picture's name, so adding a picture does not move
-    any other. Pictures of one group (``data.groups``) stay together. A class with only one picture or group
-    stays in ``train``.
+    The split is stratified and depends on hashes of the pictures' names, so a new picture moves few others.
+    Pictures of one group (``data.groups``) stay together. A class with only one picture or group stays in
+    ``train``.
 
     Args:
         data: a data set with a ``train`` split.

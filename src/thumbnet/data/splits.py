@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -40,6 +40,9 @@ from thumbnet.errors import (
 )
 from thumbnet.files import read_whole
 
+if TYPE_CHECKING:
+    from thumbnet.recipes.settings import DataSettings
+
 # Called after each picture or batch, with how many pictures are done and how many there are.
 Progress = Callable[[int, int], None]
 
@@ -51,10 +54,13 @@ class Split(ABC):
         labels: int64 [N], positions in the data's class names. A picture has one class, except in a
             :class:`thumbnet.data.multilabel.MultiLabelSplit`, where this raises an error.
         multilabel: whether the pictures have several labels each.
+        forkable: whether processes that were forked from this one may read pictures at the same time, because
+            they share memory but no open file.
     """
 
     labels: np.ndarray
     multilabel = False
+    forkable = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -169,6 +175,8 @@ class Split(ABC):
 class FileSplit(Split):
     """Pictures in files. ``paths`` are relative to ``root``."""
 
+    forkable = True
+
     def __init__(self, root: Path, paths: Sequence[str], labels: np.ndarray) -> None:
         self.root = root
         self._root = str(root)  # joining strings is five times as fast as joining paths
@@ -246,6 +254,7 @@ class EncodedSplit(Split):
     """Encoded files that are not files on disk, such as members of an archive, with their ``names``."""
 
     names: Sequence[str]
+    forkable = True
 
     def name(self, index: int) -> str:
         return self.names[index]
@@ -482,6 +491,8 @@ class Data:
             example). Held-out splits take whole groups.
         set_aside: the splits that thumbnet split off ``train``, as opposed to the source's own.
         corrected: what corrections of labels changed; None if there were none.
+        settings: the settings by which :func:`thumbnet.load_data` read and split the data, so that a run can
+            load them again; None if the data were made in another way.
     """
 
     source: str
@@ -492,6 +503,7 @@ class Data:
     groups: Mapping[str, np.ndarray] = field(default_factory=dict)
     set_aside: tuple[str, ...] = ()
     corrected: Corrected | None = None
+    settings: DataSettings | None = None
 
     def __post_init__(self) -> None:
         # Notes contain file names: remove control characters, and keep each note on one line.

@@ -21,32 +21,27 @@ Once this code has been imported, a recipe can name the network ``tiny``. It can
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import ModuleType
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from thumbnet.errors import ModelCodeError, NetworkError, is_out_of_memory, nearest
+from thumbnet.errors import ModelCodeError, NetworkError, OwnCodeError
 from thumbnet.models.from_timm import timm_builder
 from thumbnet.recipes.networks import (
     MODEL_NAMES,
-    accept,
     add_known,
+    allow,
     check_name,
     is_allowed,
     is_import_path,
     is_module,
     is_timm,
 )
+from thumbnet.recipes.own_code import failing, import_module, import_object, path_of
 from thumbnet.recipes.settings import ModelSettings
 
 Builder = Callable[..., nn.Module]
@@ -110,9 +105,32 @@ def provide(name: str, builder: Builder) -> None:
     add_known(name)
 
 
+def name_of(builder: Builder) -> str:
+    """The name by which a recipe can name the user's ``builder``, which is registered if it is not yet.
+
+    This is the name that it was registered by, else its import path. In a script or a notebook, whose import
+    path holds only in this process, it is the name of the class or function.
+
+    Raises:
+        NetworkError: it does not build a network, it has no name, or another network has this name.
+    """
+    check_builder(builder, getattr(builder, "__name__", "model"))
+    for name, one in _BUILDERS.items():
+        if one is builder and not is_import_path(name):
+            return name
+    path = _path_of(builder)
+    if path is not None and not path.startswith("__main__:"):
+        return path
+    name = getattr(builder, "__name__", "")
+    if not name.isidentifier():
+        raise NetworkError('model has no name: decorate a function with thumbnet.register_model("NAME")')
+    register_model(name)(builder)
+    return name
+
+
 def _path_of(builder: Builder) -> str | None:
     """The import path ``MODULE:NAME`` of a class or function; None if it has no import path."""
-    path = f"{getattr(builder, '__module__', '')}:{getattr(builder, '__qualname__', '')}"
+    path = path_of(builder)
     return path if is_import_path(path) else None
 
 
@@ -153,57 +171,28 @@ def same_network(first: str, second: str) -> bool:
 def import_code(name: str) -> None:
     """Import the ``MODULE:NAME`` or ``MODULE`` that the user gave as ``--model-code``.
 
-    The module is imported immediately, so networks that it registers are known. With ``MODULE:NAME``, a run
-    may also name that path.
+    The module is imported immediately, so the networks, losses and augmentations that it registers are known.
+    With ``MODULE:NAME``, a run may also name that path.
 
     Raises:
-        NetworkError: ``name`` has another form, the module cannot be imported, or it has no such network.
+        OwnCodeError: ``name`` has another form, the module cannot be imported, or it has no such object.
     """
     if is_import_path(name):
-        accept(name)
-        _load(name)
+        allow(name)
+        import_object(name)
     elif is_module(name):
-        _import(name)
+        import_module(name)
     else:
-        raise NetworkError(
+        raise OwnCodeError(
             f"--model-code {name}: expected MODULE:NAME or MODULE, such as mypackage.nets:TinyNet"
         )
 
 
 def _load(path: str) -> Builder:
     """The builder at ``MODULE:NAME``."""
-    name, _, attribute = path.partition(":")
-    module = _import(name)
-    if not hasattr(module, attribute):
-        own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == name]
-        there = f" {nearest(attribute, own)}" if own else ""
-        place = getattr(module, "__file__", None) or "built in"
-        raise NetworkError(f"the module {name} ({place}) has no {attribute!r}.{there}")
-    builder: Builder = getattr(module, attribute)
+    builder: Builder = import_object(path, NetworkError)
     check_builder(builder, path)
     return builder
-
-
-def _import(name: str) -> ModuleType:
-    """Import a module; it may be in the current folder.
-
-    Raises:
-        NetworkError: the module does not exist, or its code fails.
-    """
-    here = os.getcwd() if os.path.isdir(".") else ""  # the current folder may have been deleted
-    if here not in sys.path:
-        sys.path.append(here)  # last, so that its files never hide an installed package
-    importlib.invalidate_caches()  # in case the module was only just written
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise NetworkError(f"cannot import the module {name}: {_described(error)}") from error
-        raise NetworkError(
-            f"there is no Python module {error.name}, neither in {here} nor among the installed packages"
-        ) from None
-    except Exception as error:
-        raise NetworkError(f"cannot import the module {name}: {_described(error)}") from error
 
 
 def check_builder(builder: object, name: str) -> None:
@@ -277,7 +266,7 @@ def build(
     """
     check_builder(builder, name)
     arguments = arguments_for(builder, name, num_classes, in_channels, width)
-    with _failing(f"cannot build the network {name}"):
+    with failing(f"cannot build the network {name}", NetworkError, _hint):
         model = builder(**arguments)
     if not isinstance(model, nn.Module):
         raise NetworkError(f"{name} builds a {type(model).__name__}: expected an nn.Module")
@@ -326,7 +315,7 @@ def _check_forward(
         for count in (2, 1):
             shape = [count, in_channels, height, width]
             pictures = torch.zeros(shape).contiguous(memory_format=torch.channels_last)
-            with _failing(f"the network {name} fails on pictures of shape {shape}"):
+            with failing(f"the network {name} fails on pictures of shape {shape}", NetworkError, _hint):
                 logits = model(pictures)
             found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             if found != [count, num_classes]:
@@ -337,38 +326,13 @@ def _check_forward(
     model.train(training)
 
 
-@contextmanager
-def _failing(what: str) -> Iterator[None]:
-    """Turn an exception in the user's code into a NetworkError whose message begins with ``what``."""
-    try:
-        yield
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        text = str(error)
-        hint = ""
-        if "view size is not compatible" in text:
-            hint = ". Pictures are stored in channels_last order: use flatten or reshape instead of view"
-        elif "shapes cannot be multiplied" in text or "size mismatch" in text:
-            hint = (
-                ". If the network accepts only one size, train at that size (--image-size), and never at a "
-                "smaller one (--set schedule.small_until=0)"
-            )
-        raise NetworkError(f"{what}: {_described(error)}{hint}") from error
-
-
-def _described(error: BaseException) -> str:
-    """An error's type, the first line of its message, and the line of the user's code that raised it."""
-    text = (str(error).strip().splitlines() or [""])[0]
-    where = ""
-    if isinstance(error, SyntaxError):
-        where = f" ({error.filename}, line {error.lineno})"
-        text = error.msg
-    else:
-        libraries = tuple(os.path.dirname(module.__file__ or "") + os.sep for module in (torch, importlib))
-        ours = (os.path.dirname(os.path.dirname(__file__)) + os.sep, "<frozen")
-        for frame in reversed(traceback.extract_tb(error.__traceback__)):
-            if not frame.filename.startswith((*libraries, *ours)):
-                where = f" ({frame.filename}, line {frame.lineno})"
-                break
-    return f"{type(error).__name__}: {text}{where}"
+def _hint(text: str) -> str:
+    """What may help against an exception with the message ``text`` in the code of a network."""
+    if "view size is not compatible" in text:
+        return ". Pictures are stored in channels_last order: use flatten or reshape instead of view"
+    if "shapes cannot be multiplied" in text or "size mismatch" in text:
+        return (
+            ". If the network accepts only one size, train at that size (--image-size), and never at a "
+            "smaller one (--set schedule.small_until=0)"
+        )
+    return ""

@@ -13,18 +13,20 @@ from thumbnet.errors import RunError, printable
 from thumbnet.files import as_json, read_whole
 from thumbnet.models import count_parameters
 from thumbnet.publish import label_card
+from thumbnet.recipes.functions import AUGMENTATIONS, LOSSES
 from thumbnet.recipes.networks import code_options, is_timm
 from thumbnet.recipes.recipe import Recipe
-from thumbnet.reports.comparison import read_metrics
 from thumbnet.reports.summary import (
     NOTHING_MEASURED,
     OPTIMISTIC,
     describe_calibration,
     describe_continued,
     describe_stop,
+    ended_early,
     epochs_before,
     headline_name,
     is_optimistic,
+    own_epochs,
 )
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import WEIGHTS_NAME, hub_reason, import_hub, read_weights, weights_content
@@ -203,7 +205,7 @@ def model_card(run: Run, name: str, licence: str | None = None) -> str:
         fingerprint=info.fingerprint,
         corrected=f"{describe_corrections(summary['labels']).capitalize()}. " if "labels" in summary else "",
         names=", ".join(names) + (f", and {rest} more" if rest else ""),
-        epochs=summary["epochs"],
+        epochs=own_epochs(summary),
         seconds=f"{summary['seconds_training']:,.0f}",
         device=_device(run.environment),
         repeatable=_repeatable(run),
@@ -221,8 +223,14 @@ def _how_trained(run: Run, recipe: Recipe) -> str:
 def _repeatable(run: Run) -> str:
     """What gives the same weights again."""
     continued = describe_continued(run)
+    if continued is None and ended_early(run.summary):
+        continued = "the training was ended early"
     if continued is None:
-        return "The same recipe, data, seed and device give the same weights."
+        recipe = run.recipe
+        named = ((LOSSES, recipe.training.loss), (AUGMENTATIONS, recipe.augment.custom))
+        own = [f"the {functions.kind} `{name}`" for functions, name in named if functions.is_own(name)]
+        code = f"\nThey need {' and '.join(own)}, whose code is not in this repository." if own else ""
+        return f"The same recipe, data, seed and device give the same weights.{code}"
     return f"{continued[0].upper()}{continued[1:]},\nso this recipe alone does not give the same weights."
 
 
@@ -293,7 +301,7 @@ def _results(run: Run, summary: dict[str, Any]) -> str:
         lines = label_card.results_table(summary)
     elif summary["tta"] != "none" and summary.get("accuracy_plain") is not None:
         lines.append(f"| {split} | {100 * summary['accuracy_plain']:.2f} % | | | none |")
-    scored = [line for line in read_metrics(run) if f"{split}_accuracy" in line]
+    scored = [line for line in run.metrics if f"{split}_accuracy" in line]
     if is_optimistic(summary):
         chosen = f"The {split} {headline_name(summary)} is {OPTIMISTIC}."
     elif summary["kept_by"] == "best on val":

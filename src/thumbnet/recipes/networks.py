@@ -16,6 +16,7 @@ from thumbnet.errors import RecipeError, nearest
 
 MODEL_NAMES = ("resnet18", "resnet34", "resnet20", "resnet32", "resnet44", "resnet56", "fastnet")
 TIMM = "timm:"
+ANY_MODULE = "MODULE"  # stands for the name of a module that only the user knows
 _LONGEST = 200  # characters
 
 _known = set(MODEL_NAMES)
@@ -68,9 +69,14 @@ def accept(name: str) -> None:
     """
     check_name(name)
     if is_import_path(name):
-        _allowed.add(name)
+        allow(name)
     elif not is_timm(name) and name not in _known:
         raise unknown(name)
+
+
+def allow(path: str) -> None:
+    """Let this import path be imported, because the user has named it."""
+    _allowed.add(path)
 
 
 def is_allowed(path: str) -> bool:
@@ -82,7 +88,7 @@ def code_options(name: str) -> tuple[str, ...]:
     """The options that allow a command to use the network ``name``; empty for those of thumbnet and timm."""
     if name in MODEL_NAMES or is_timm(name):
         return ()
-    return ("--model-code", name if is_import_path(name) else "MODULE")
+    return ("--model-code", name if is_import_path(name) else ANY_MODULE)
 
 
 def add_known(name: str) -> None:

@@ -13,7 +13,7 @@ import dataclasses
 import os
 import tomllib
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from itertools import takewhile
@@ -23,7 +23,8 @@ from typing import Any
 from thumbnet.errors import RecipeError, nearest, printable
 from thumbnet.files import read_whole, reason
 from thumbnet.invocation import command, quoted
-from thumbnet.recipes.networks import accept
+from thumbnet.recipes.functions import AUGMENTATIONS, LOSSES
+from thumbnet.recipes.networks import accept, code_options
 from thumbnet.recipes.settings import (
     SMALLEST_BATCH,
     AugmentSettings,
@@ -94,39 +95,38 @@ class Recipe:
             ) from None
         return text
 
-    def override(self, assignments: Iterable[str]) -> Recipe:
+    def override(self, assignments: Iterable[str] | Mapping[str, Any]) -> Recipe:
         """The recipe with ``"section.key=value"`` assignments applied. A value is TOML, or a bare string.
 
-        Naming a network by its import path here allows it to be imported. Naming a length
-        (``training.epochs`` or ``training.steps``) replaces the one that ``--minutes`` has planned.
+        The settings may also be a mapping, as in :func:`assignments_of`.
+
+        Naming a network, a loss or an augmentation by its import path here allows it to be imported. Naming a
+        length (``training.epochs`` or ``training.steps``) replaces the one that ``--minutes`` has planned.
+        Settings that do not go with the assignments give way, unless they are assigned, too:
+
+        - Another optimizer takes over no rates, momentum or weight decay of ``optimizer.groups``, which were
+          chosen for the recipe's own; only groups without weight decay stay.
+        - Balanced sampling and mixed pictures switch ``data.skip_easy`` off.
 
         Raises:
             RecipeError: an assignment has no ``=``, or its key or value is invalid.
         """
-        assignments = list(assignments)
-        named = {assignment.partition("=")[0].strip() for assignment in assignments}
-        has_length = not named.isdisjoint(("training.epochs", "training.steps"))
-        settings = (self.without_plan() if has_length else self).to_dict()
-        names_network = False
-        for assignment in assignments:
-            key, equals, text = assignment.partition("=")
-            if not equals:
-                raise RecipeError(f"--set {assignment}: expected KEY=VALUE, such as optimizer.lr=0.05")
-            *sections, last = key.strip().split(".")
+        changes = dict(map(_parse_assignment, assignments_of(assignments)))
+        has_length = not changes.keys().isdisjoint(("training.epochs", "training.steps"))
+        settings = _giving_way((self.without_plan() if has_length else self).to_dict(), changes)
+        for key, value in changes.items():
+            *sections, last = key.split(".")
             table = settings
             for section in sections:
                 inner = table.setdefault(section, {})
                 if not isinstance(inner, dict):
-                    raise unknown_key(key.strip(), known_keys(Recipe))
+                    raise unknown_key(key, known_keys(Recipe))
                 table = inner
-            value = table[last] = _parse_value(text.strip())
-            if isinstance(value, dict):
-                one = next(iter(value), "KEY")
-                raise RecipeError(f"--set {assignment}: set one key at a time: {key.strip()}.{one}=VALUE")
-            names_network = names_network or key.strip() == "model.name"
+            table[last] = value
         recipe = recipe_from_dict(settings)
-        if names_network:
-            accept(recipe.model.name)
+        for key, accept_code in _ACCEPT.items():
+            if key in changes:
+                accept_code(recipe)
         return recipe
 
     def without_plan(self) -> Recipe:
@@ -162,30 +162,111 @@ class Recipe:
         )
 
 
+# Accepts the code that a recipe from the user names under a key.
+_ACCEPT: dict[str, Callable[[Recipe], None]] = {
+    "model.name": lambda recipe: accept(recipe.model.name),
+    "training.loss": lambda recipe: LOSSES.accept(recipe.training.loss),
+    "augment.custom": lambda recipe: AUGMENTATIONS.accept(recipe.augment.custom),
+}
+
+
+def training_code(recipe: Recipe) -> tuple[str, ...]:
+    """The options that allow a command to train ``recipe``; empty if it names no code of the user's own.
+
+    Only its network is needed to use the run, see :func:`~thumbnet.recipes.networks.code_options`.
+    """
+    functions = LOSSES.code(recipe.training.loss), AUGMENTATIONS.code(recipe.augment.custom)
+    codes = [*code_options(recipe.model.name)[1:], *(code for code in functions if code is not None)]
+    return tuple(word for code in dict.fromkeys(codes) for word in ("--model-code", code))
+
+
+def assignments_of(overrides: Iterable[str] | Mapping[str, Any]) -> list[str]:
+    """Settings from Python as ``"section.key=value"`` assignments.
+
+    >>> assignments_of({"training.epochs": 4, "model": {"name": "resnet34"}})
+    ['training.epochs=4', 'model.name="resnet34"']
+
+    Args:
+        overrides: assignments, which are returned as they are; or a mapping of keys to values. A key is
+            dotted, or names a section whose value is a mapping of its keys.
+
+    Raises:
+        RecipeError: it is a single string, an assignment is not a string, or no setting has such a value.
+    """
+    if isinstance(overrides, str):
+        raise RecipeError(
+            f"overrides is a string, {overrides!r}: expected a list of strings, such as [{overrides!r}], or "
+            "a dictionary, such as {'training.epochs': 5}"
+        )
+    if isinstance(overrides, Mapping):
+        return list(_assigned(overrides, ""))
+    found: list[Any] = list(overrides)
+    for one in found:
+        if not isinstance(one, str):
+            raise RecipeError(f"overrides holds {one!r}: expected strings such as 'optimizer.lr=0.05'")
+    return found
+
+
+def _assigned(table: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for name, value in table.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from _assigned(value, f"{key}.")
+        else:
+            yield f"{key}={_as_toml(value, key)}"
+
+
+def _as_toml(value: Any, key: str) -> str:
+    """A value as TOML in one line.
+
+    Raises:
+        RecipeError: TOML has no such value.
+    """
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_as_toml(one, key) for one in value)}]"
+    if isinstance(value, Mapping):
+        inner = (f"{name} = {_as_toml(one, key)}" for name, one in value.items())
+        return f"{{{', '.join(inner)}}}"
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif hasattr(value, "tolist"):  # numbers of NumPy or PyTorch
+        return _as_toml(value.tolist(), key)
+    if not isinstance(value, bool | int | float | str):
+        expected = "a number, a string, true or false, or a list of these"
+        raise RecipeError(f"overrides: {key} is {value!r}: expected {expected}")
+    import tomli_w
+
+    return tomli_w.dumps({"value": value}).partition("=")[2].strip()
+
+
 def recipe_names() -> list[str]:
     """The names of the recipes that come with thumbnet."""
     folder = resources.files("thumbnet") / "recipes"
     return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
 
 
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Load a recipe by its name or from a TOML file, and apply ``"key=value"`` overrides.
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+    """Load a recipe by its name or from a TOML file, and apply overrides.
 
-    A file may begin with ``extends = "fast"`` and list only what differs. If it names a network by its import
-    path, that network may be imported from now on, so call this only with a file that the user has chosen.
+    Overrides are ``"section.key=value"`` strings, or a mapping such as ``{"training.epochs": 4}``.
+
+    A file may begin with ``extends = "fast"`` and list only what differs. If it names a network, a loss or an
+    augmentation by its import path, that may be imported from now on, so call this only with a file that the
+    user has chosen.
 
     Raises:
         RecipeError: there is no such recipe or file, it is not TOML, or a key or value is invalid.
     """
     recipe = read_recipe(name_or_path).override(overrides)
-    accept(recipe.model.name)
+    for accept_code in _ACCEPT.values():
+        accept_code(recipe)
     return recipe
 
 
 def read_recipe(name_or_path: str | Path) -> Recipe:
     """Read a recipe from a file that need not be trusted, such as a run's.
 
-    Unlike :func:`load_recipe`, this does not allow its network to be imported, nor does it look for it.
+    Unlike :func:`load_recipe`, this does not allow its code to be imported, nor does it look for it.
 
     Raises:
         RecipeError: as for :func:`load_recipe`.
@@ -253,7 +334,8 @@ def _read_toml(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
         raise RecipeError(f"recipe key 'extends' is {base!r}: expected a recipe's name or file")
     if base.endswith(".toml"):
         base = str(path.parent / base)
-    return _merge(_read_toml(base, (*seen, place)), settings)
+    inherited = _read_toml(base, (*seen, place))
+    return _merge(_giving_way(inherited, _by_key(settings)), settings)
 
 
 def _read_text(path: Path) -> str:
@@ -284,6 +366,52 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
         under = merged.get(key)
         merged[key] = _merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _by_key(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of all sections by their whole key, such as ``optimizer.name``."""
+    sections = {section: table for section, table in settings.items() if isinstance(table, dict)}
+    return {f"{section}.{key}": value for section, table in sections.items() for key, value in table.items()}
+
+
+def _giving_way(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings ``base`` without those that do not go with ``changes``; see :meth:`Recipe.override`.
+
+    Args:
+        base: nested tables of valid or invalid settings.
+        changes: new settings by their whole key.
+    """
+    own = _by_key(base)
+    before = own.get("optimizer.name", OptimizerSettings.name)
+    if changes.get("optimizer.name", before) != before and "optimizer.groups" not in changes:
+        base = _merge(base, {"optimizer": {"groups": _without_rates(own.get("optimizer.groups", []))}})
+    shows_all = changes.get("data.sampling") == "balanced" or any(
+        changes.get(f"augment.{key}") for key in ("mixup", "cutmix")
+    )
+    if shows_all and own.get("data.skip_easy") and "data.skip_easy" not in changes:
+        base = _merge(base, {"data": {"skip_easy": 0.0}})
+    return base
+
+
+def _without_rates(groups: Any) -> Any:
+    """The parameter groups that have a weight decay of 0, with nothing else; what is no list stays."""
+    if not isinstance(groups, list | tuple):
+        return groups
+    tables = [group for group in groups if isinstance(group, dict)]
+    kept = [group for group in tables if group.get("weight_decay") == 0]
+    return [{key: group[key] for key in ("match", "weight_decay") if key in group} for group in kept]
+
+
+def _parse_assignment(assignment: str) -> tuple[str, Any]:
+    """``"optimizer.lr=0.05"`` → its key and its value."""
+    key, equals, text = assignment.partition("=")
+    if not equals:
+        raise RecipeError(f"--set {assignment}: expected KEY=VALUE, such as optimizer.lr=0.05")
+    key, value = key.strip(), _parse_value(text.strip())
+    if isinstance(value, dict):
+        one = next(iter(value), "KEY")
+        raise RecipeError(f"--set {assignment}: set one key at a time: {key}.{one}=VALUE")
+    return key, value
 
 
 def _parse_value(text: str) -> Any:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from thumbnet.errors import RecipeError
+from thumbnet.recipes.functions import AUGMENTATIONS, CROSS_ENTROPY, LOSSES
 from thumbnet.recipes.networks import check_name, is_timm
 
 AUTO = "auto"
@@ -28,6 +29,8 @@ VECTORS = "@vectors"  # parameters with one dimension: biases, and the weights o
 MOST_TRANSLATE = 15  # pixels
 LEAST_STD = 1e-6  # a millionth of the value range; below, normalised pixels would lose all precision
 SMALLEST_BATCH = 32  # `min_steps` makes batches no smaller: BatchNorm's statistics need this many pictures
+# Settings of [training] that have only this value where `training.frozen` is true.
+FROZEN = (("epochs", 1), ("steps", 0), ("ema_decay", 0), ("loss", CROSS_ENTROPY))
 
 
 def check(ok: bool, key: str, expected: str, value: object) -> None:
@@ -201,6 +204,8 @@ class AugmentSettings:
         cutmix: paste a rectangle of another picture of the batch into each picture, and mix the labels by
             area, which comes from Beta(cutmix, cutmix) (Yun et al. 2019). 0 is off. With ``mixup`` as well,
             each picture gets one of the two, with equal probability.
+        custom: an augmentation of your own: a name from ``register_augmentation``, or an import path
+            ``MODULE:NAME``. Empty for none.
 
     ``translate_fill`` also says what appears at the border of a picture that was rotated or made smaller.
     """
@@ -220,6 +225,7 @@ class AugmentSettings:
     erase_area: tuple[float, ...] = (0.02, 0.4)
     mixup: float = 0.0
     cutmix: float = 0.0
+    custom: str = ""
 
     def __post_init__(self) -> None:
         expected = f"0 to {MOST_TRANSLATE} pixels"
@@ -237,6 +243,7 @@ class AugmentSettings:
         check(ok, "augment.erase_area", "two fractions in (0, 1], the smaller one first", self.erase_area)
         for key, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
             check(0 <= alpha <= 100, f"augment.{key}", "0 (off) or a number up to 100", alpha)
+        AUGMENTATIONS.check_name(self.custom)
 
     @property
     def warps(self) -> bool:
@@ -430,6 +437,9 @@ class TrainingSettings:
             takes less memory for the same ``batch_size``, but BatchNorm normalises over only this many
             pictures.
         drop_last: drop an epoch's last batch if it is not full (different pictures in each epoch).
+        loss: ``cross-entropy`` (binary for several labels per picture), or a loss of your own: a name from
+            ``register_loss``, or an import path ``MODULE:NAME``. Evaluations measure the cross-entropy in any
+            case.
         label_smoothing: of the cross-entropy (Szegedy et al. 2016).
         class_weights: of the loss: ``none``, or ``balanced``: inversely proportional to the class's number of
             training pictures, and 1 on average over the pictures.
@@ -454,7 +464,11 @@ class TrainingSettings:
             off. If the data have no ``val`` split, a tenth of ``train`` is set aside as one.
         keep: the epoch whose weights the run keeps: ``auto`` (the best one on ``val`` if there is a ``val``
             split, else the last one), ``best`` (the best one on ``val``, which is set aside if the data have
-            none) or ``last``. ``test`` never chooses.
+            none) or ``last``. ``test`` never chooses. Only evaluated epochs count (see ``evaluation.every``).
+        choose_by: the score on ``val`` by which epochs are compared, for ``keep`` and ``patience``:
+            ``accuracy`` (mAP if pictures have several labels), ``balanced-accuracy`` (the mean recall of the
+            classes) or ``loss``. Between equal ones, the smaller loss is better, and between equal losses the
+            higher accuracy.
     """
 
     init: str = ""
@@ -465,6 +479,7 @@ class TrainingSettings:
     min_steps: int = 0
     micro_batch: int = 0
     drop_last: bool = False
+    loss: str = CROSS_ENTROPY
     label_smoothing: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     ema_decay: float = 0.0
@@ -478,6 +493,7 @@ class TrainingSettings:
     max_skips: int = 10
     patience: int = 0
     keep: Literal["auto", "best", "last"] = "auto"
+    choose_by: Literal["accuracy", "balanced-accuracy", "loss"] = "accuracy"
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "training.epochs", "1 or more", self.epochs)
@@ -493,10 +509,24 @@ class TrainingSettings:
         check(self.batch_size >= 2, "training.batch_size", "2 or more", self.batch_size)
         ok = 0 <= self.label_smoothing < 1
         check(ok, "training.label_smoothing", "a number in [0, 1)", self.label_smoothing)
+        LOSSES.check_name(self.loss)
         check(0 <= self.ema_decay < 1, "training.ema_decay", "a number in [0, 1)", self.ema_decay)
-        for key, only in (("epochs", 1), ("steps", 0), ("ema_decay", 0)) if self.frozen else ():
+        ok = self.choose_by == "accuracy" or self.keep != "last" or self.patience > 0
+        expected = (
+            "'accuracy' where training.keep is 'last' and no training.patience is set: nothing is chosen"
+        )
+        check(ok, "training.choose_by", expected, self.choose_by)
+        for key, only in FROZEN if self.frozen else ():
             value = getattr(self, key)
-            check(value == only, f"training.{key}", f"{only} where training.frozen is true", value)
+            check(value == only, f"training.{key}", f"{only!r} where training.frozen is true", value)
+
+    @property
+    def must_choose(self) -> bool:
+        """Whether the user asks for a choice of the epoch, and so for a ``val`` split and its evaluations.
+
+        With ``keep = "auto"`` alone, an epoch is chosen only if there is a ``val`` split anyway.
+        """
+        return self.patience > 0 or self.keep == "best" or self.choose_by != "accuracy"
 
 
 @dataclass(frozen=True)
@@ -505,7 +535,8 @@ class EvaluationSettings:
 
     Attributes:
         every: evaluate after every this many epochs, and after the last one. 0 means only after the last one.
-            With a ``val`` split, the best of these epochs is kept (see ``training.keep``).
+            With a ``val`` split, the best of these epochs is kept (see ``training.keep``). It becomes 1 if
+            the user asks for a choice of the epoch and does not set it.
         tta: test-time augmentation, the mean of the logits over views of a picture: ``none``; ``mirror`` (two
             views); ``mirror-shift`` (these, also shifted by one pixel: six); ``adaptive`` (six if the first
             view leaves the network unsure, else one).

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from thumbnet.evaluation import Curve, ReliabilityBin
-from thumbnet.reports.comparison import read_metrics
 from thumbnet.reports.figures import INK, as_svg, draw_accuracies, new_figure
 from thumbnet.reports.summary import headline_key, headline_name
 from thumbnet.runs.folder import Run
@@ -26,7 +25,7 @@ GRID = np.linspace(0, 1, 201)  # where curves have points
 
 def learning_curves(run: Run) -> list[tuple[str, str]]:
     """Draw the main measure, loss and learning rate by epoch; return titles and charts."""
-    metrics, name = read_metrics(run), headline_name(run.summary)
+    metrics, name = run.metrics, headline_name(run.summary)
     return [
         (_title(name), _headline(run, metrics)),
         ("Loss", _losses(metrics)),

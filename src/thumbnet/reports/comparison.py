@@ -1,4 +1,4 @@
-"""Compare runs: group repeated seeds, and test whether two groups differ.
+"""Compare runs: choose the comparable ones, group repeated seeds, and test whether two groups differ.
 
 Runs that differ only in the seed form one group. Its mean and standard deviation say what a recipe achieves;
 a single run is only one sample.
@@ -9,18 +9,19 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from thumbnet.errors import MissingExtraError, RunError
-from thumbnet.files import read_whole, reason
+from thumbnet.errors import MissingExtraError, RunError, printable
+from thumbnet.files import user_path
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import SMALLEST_BATCH
-from thumbnet.reports.summary import headline_key
+from thumbnet.reports.summary import ended_early, headline_key
+from thumbnet.runs.finding import FINAL_RUN, is_finished, is_run, is_search, no_run
 from thumbnet.runs.folder import CORRECTIONS_NAME, Run, without_length
-from thumbnet.runs.summaries import check_metrics
 
 CONFIDENCE = 0.95
 
@@ -36,12 +37,15 @@ class Group:
             For runs on pictures with several labels, these are values of mAP.
         repeated: further runs with the seed and the result of one of ``runs``, such as a run that was named
             twice. They are no further samples, so they do not count.
+        settings: the settings in which the groups differ, with this group's values. Keys are the recipe's,
+            such as ``optimizer.lr``; ``minutes``, the given time; ``fingerprint``, a digest of the data.
     """
 
     name: str
     runs: tuple[Run, ...]
     accuracies: tuple[float, ...]
     repeated: tuple[Run, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
@@ -52,6 +56,19 @@ class Group:
     def deviation(self) -> float | None:
         """The sample standard deviation (n - 1) of the accuracies; None for a single run."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+
+    @property
+    def balanced_accuracies(self) -> list[float | None]:
+        """The balanced accuracy of each run; None with several labels, and in runs of earlier versions."""
+        return [run.summary.get("balanced_accuracy") for run in self.runs]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A folder or file that cannot be compared with the other runs, and why."""
+
+    path: Path
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,90 @@ class Difference:
     p: float
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What a run was measured on: a split, and digests of its pictures and of all of the run's data.
+
+    Runs of older versions have no digest of the measured pictures alone.
+    """
+
+    split: str | None
+    pictures: str | None
+    data: str | None
+
+    @classmethod
+    def by(cls, run: Run) -> _Measured:
+        settings = run.settings
+        return cls(run.summary["split"], settings.get("measured_fingerprint"), settings.get("fingerprint"))
+
+    def like(self, other: _Measured) -> bool:
+        """Whether these are the same pictures, with the same labels."""
+        if self.split != other.split:
+            return False
+        if self.pictures is None or other.pictures is None:
+            return self.data == other.data
+        return self.pictures == other.pictures
+
+
+def comparable_runs(paths: Sequence[str | Path]) -> tuple[list[Run], list[LeftOut]]:
+    """Open those runs that can be compared with each other.
+
+    Others are left out, because ``runs/*`` names whatever is there: folders and files that hold no run, runs
+    that are not complete, and runs that were measured on other pictures or labels than most. The folder of a
+    search stands for its final training.
+
+    Returns:
+        the runs, in the order given, and what was left out.
+
+    Raises:
+        RunError: a path does not exist, a run is damaged, none is complete, or there are several and
+            no two of them were measured on the same pictures and labels.
+    """
+    complete: list[Run] = []
+    left_out: dict[Path, str] = {}
+    for path in map(user_path, paths):
+        folder = path / FINAL_RUN if is_search(path) else path
+        if is_finished(folder):
+            complete.append(Run(folder))
+        elif is_search(path):
+            left_out[path] = f"its search is not complete. Continue it: {command('tune', '--resume', path)}"
+        elif len(paths) == 1 or not path.exists():
+            raise no_run(path)
+        elif is_run(path):
+            left_out[path] = f"it is not complete. Resume it: {command('train', '--resume', path)}"
+        else:
+            left_out[path] = "it is not a run's folder"
+    if not complete:
+        lines = [f"  {printable(str(path))}: {why}" for path, why in left_out.items()]
+        raise RunError("there is no complete run to compare:\n" + "\n".join(lines))
+    runs, others = _divide(complete)
+    if others and len(runs) == 1:
+        raise RunError(others[0].reason)
+    return runs, [*(LeftOut(path, why) for path, why in left_out.items()), *others]
+
+
+def _divide(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
+    """Divide runs into those that were measured on the same pictures and labels as most, and the others.
+
+    Raises:
+        RunError: a run is not complete.
+    """
+    measured = [_Measured.by(run) for run in runs]
+    counts = {one: sum(one.like(other) for other in measured) for one in dict.fromkeys(measured)}
+    if not counts:
+        return [], []
+    most = max(counts, key=lambda one: (counts[one] > 1, one.split is not None, counts[one]))
+    reference = runs[measured.index(most)]
+    alike: list[Run] = []
+    others: list[LeftOut] = []
+    for run, one in zip(runs, measured, strict=True):
+        if most.like(one):
+            alike.append(run)
+        else:
+            others.append(LeftOut(run.path, _why_not(reference, run)))
+    return alike, others
+
+
 def _asked(recipe: Recipe) -> dict[str, Any]:
     """The settings of a training for a given time, without what the clock decided.
 
@@ -89,31 +190,90 @@ def _asked(recipe: Recipe) -> dict[str, Any]:
     return described
 
 
+def _described(run: Run) -> dict[str, Any]:
+    """The settings, data, time and early end of a run: runs that agree in all of these are repetitions."""
+    minutes = run.settings.get("minutes")
+    described = run.recipe.to_dict() if minutes is None else _asked(run.recipe)
+    for key in ("seed", "name", "description"):
+        described.pop(key, None)
+    stop = ended_early(run.summary)
+    ended = None if stop is None else [stop["step"], stop["planned_steps"]]
+    return described | {"minutes": minutes, "fingerprint": run.settings.get("fingerprint"), "ended": ended}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings with dotted keys; those of a group of parameters have its pattern in the key."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif key == "groups":
+            for group in value:
+                of_group = {name: one for name, one in group.items() if name != "match"}
+                flat |= _flat(of_group, f"{prefix}groups {group['match']} ")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _differing(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The settings in which the runs differ, with the values of their recipes.
+
+    Those in which runs of one recipe's name differ come first: between recipes, the names tell most. What the
+    clock of a training for a given time decided is left out.
+
+    Returns:
+        one dictionary per run; all have the same keys.
+    """
+    described = [_described(run) for run in runs]
+    asked = [_flat(one) for one in described]
+    used = [
+        _flat(run.recipe.to_dict() | {key: one[key] for key in ("minutes", "fingerprint", "ended")})
+        for run, one in zip(runs, described, strict=True)
+    ]
+    named: dict[str, list[int]] = {}
+    for position, run in enumerate(runs):
+        named.setdefault(run.recipe.name, []).append(position)
+
+    def differs(key: str, positions: Sequence[int]) -> bool:
+        first = positions[0]
+        return any(
+            asked[first].get(key) != asked[other].get(key) and used[first].get(key) != used[other].get(key)
+            for other in positions[1:]
+        )
+
+    known = dict.fromkeys(key for one in used for key in one)
+    keys = [key for key in known if differs(key, range(len(runs)))]
+    keys.sort(key=lambda key: not any(differs(key, same) for same in named.values()))
+    return [{key: one.get(key) for key in keys} for one in used]
+
+
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Group runs that differ only in the seed, in the order of the groups' first runs.
 
-    Runs that were trained on different pictures or labels are in different groups. Runs of one time budget
-    (``--minutes``) may differ in what the clock decides; see :func:`_asked`. In a group, a seed counts once,
-    unless its results differ, as they may on another device.
+    Runs that were trained on different pictures or labels are in different groups. So are runs that the user
+    ended at different steps (``--finish``). Runs of one time budget (``--minutes``) may differ in what the
+    clock decides; see :func:`_asked`. In a group, a seed counts once, unless its results differ, as they may
+    on another device.
 
     Raises:
         RunError: a run is not complete, or the runs were measured on different pictures or labels.
     """
+    _, others = _divide(runs)
+    if others:
+        raise RunError(others[0].reason)
     members: dict[str, list[Run]] = {}
     for run in runs:
-        _check_measured_alike(runs[0], run)
-        minutes = run.settings.get("minutes")
-        described = run.recipe.to_dict() if minutes is None else _asked(run.recipe)
-        for key in ("seed", "name", "description"):
-            described.pop(key, None)
-        described |= {"fingerprint": run.settings.get("fingerprint"), "minutes": minutes}
-        members.setdefault(json.dumps(described, sort_keys=True), []).append(run)
+        members.setdefault(json.dumps(_described(run), sort_keys=True), []).append(run)
     groups = []
     names: dict[str, int] = {}
-    for same in members.values():
+    differing = _differing([same[0] for same in members.values()])
+    for same, settings in zip(members.values(), differing, strict=True):
         name = same[0].recipe.name
         if same[0].settings.get("labels"):
             name += ", corrected labels"
+        if ended_early(same[0].summary):
+            name += ", ended early"
         names[name] = names.get(name, 0) + 1
         label = name if names[name] == 1 else f"{name} ({names[name]})"
         samples: dict[tuple[int, float | None], Run] = {}
@@ -125,37 +285,40 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
             else:
                 samples[sample] = run
         accuracies = tuple(float(value) for _, value in samples if value is not None)
-        groups.append(Group(label, tuple(samples.values()), accuracies, tuple(repeated)))
+        groups.append(Group(label, tuple(samples.values()), accuracies, tuple(repeated), settings))
     return groups
 
 
-def _check_measured_alike(first: Run, second: Run) -> None:
-    """Check that two runs were measured on the same pictures, with the same labels.
-
-    Raises:
-        RunError: they were not, or a run is not complete.
-    """
-    one, other = first.settings, second.settings
-    key = "measured_fingerprint" if "measured_fingerprint" in one.keys() & other.keys() else "fingerprint"
-    if one.get(key) == other.get(key) and first.summary["split"] == second.summary["split"]:
-        return
+def _why_not(first: Run, second: Run) -> str:
+    """Say why two runs cannot be compared that were not measured on the same pictures and labels."""
     measured = [run.summary["split"] is not None for run in (first, second)]
     if any(measured) and not all(measured):
         lacks, has = (first, second) if measured[1] else (second, first)
-        raise RunError(
+        return (
             f"{lacks.path} was not measured, because its data have no test split, so it cannot be compared "
-            f"with {has.path}: leave it out, or train it again with a test split"
+            f"with {has.path}: train it again with a test split"
         )
-    message = (
+    why = (
         f"{first.path} and {second.path} were measured on different pictures or labels, so their "
         "accuracies cannot be compared"
     )
-    if one.get("labels") != other.get("labels"):
-        changed = second if other.get("labels") else first
-        plain = first if changed is second else second
+    one, other = first.settings.get("labels"), second.settings.get("labels")
+    if one != other:
+        changed, plain = (second, first) if other else (first, second)
         measure = command("evaluate", plain.path, "--labels", changed.path / CORRECTIONS_NAME)
-        message += f".\nTo measure {plain.path} with the corrected labels of {changed.path}: {measure}"
-    raise RunError(message)
+        why += f".\nTo measure {plain.path} with the corrected labels of {changed.path}: {measure}"
+    return why
+
+
+def welch_tests(groups: Sequence[Group]) -> list[Difference]:
+    """Test each group of two or more runs against the first such group, where :func:`welch_test` can.
+
+    Raises:
+        MissingExtraError: SciPy is not installed.
+    """
+    repeated = [group for group in groups if group.deviation is not None]
+    tests = [welch_test(repeated[0], group) for group in repeated[1:]]
+    return [test for test in tests if test is not None]
 
 
 def welch_test(first: Group, second: Group) -> Difference | None:
@@ -181,21 +344,3 @@ def welch_test(first: Group, second: Group) -> Difference | None:
         (float(interval.low), float(interval.high)),
         float(result.pvalue),
     )
-
-
-def read_metrics(run: Run) -> list[dict[str, Any]]:
-    """Read ``metrics.jsonl``: one dictionary per epoch.
-
-    Raises:
-        RunError: the file cannot be read.
-    """
-    path = run.path / "metrics.jsonl"
-    try:
-        lines = [json.loads(line) for line in read_whole(path).decode().splitlines()]
-        if not all(isinstance(line, dict) for line in lines):
-            raise ValueError("it does not hold one JSON object per epoch")
-        for line in lines:
-            check_metrics(line)
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"cannot read {path}: {reason(error)}") from None
-    return lines

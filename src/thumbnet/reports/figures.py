@@ -21,7 +21,7 @@ from thumbnet.files import check_output, user_path, write_file
 from thumbnet.multilabel import LabelEvaluation
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.reports.augmented import AugmentedRow
-from thumbnet.reports.comparison import Group, read_metrics
+from thumbnet.reports.comparison import Group
 from thumbnet.reports.summary import headline_key, headline_name
 from thumbnet.training.range_test import RangeTest
 from thumbnet.training.schedules import learning_rates
@@ -199,7 +199,7 @@ def curves_figure(groups: Sequence[Group]) -> Figure:
         style = {"color": colour, "alpha": 0.9 if count == 1 else 0.6}
         label = plain(group.name) + (f" (n = {count})" if count > 1 else "")
         for run in group.runs:
-            metrics, key = read_metrics(run), headline_key(run.summary)
+            metrics, key = run.metrics, headline_key(run.summary)
             split = "val" if any("val_accuracy" in line for line in metrics) else "test"
             scored = [line for line in metrics if line.get(f"{split}_{key}") is not None]
             epochs, values = [s["epoch"] for s in scored], [100 * s[f"{split}_{key}"] for s in scored]

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from thumbnet.data.splits import Data
     from thumbnet.runs.folder import Run
 
-NOTHING_MEASURED = "nothing was measured: all pictures were used for training"
+NOTHING_MEASURED = "nothing was measured: the data have no test or val split"
 OPTIMISTIC = "optimistic, because the same pictures chose the epoch"
 
 
@@ -36,7 +36,8 @@ def percent(share: float) -> str:
 
 def is_optimistic(summary: dict[str, Any]) -> bool:
     """Whether the accuracy was measured on the pictures that also chose the epoch."""
-    chosen = summary["kept_by"] == "best on val" or summary.get("stopped_early") is not None
+    by_val = summary.get("stopped_early") is not None and ended_early(summary) is None
+    chosen = summary["kept_by"] == "best on val" or by_val
     return bool(summary["split"] == "val" and chosen)
 
 
@@ -58,9 +59,21 @@ def epochs_before(run: Run) -> int:
 
 
 def short_epochs(run: Run) -> str:
-    """A run's number of epochs: ``10``, or ``30+10`` if it continues a run of 30 epochs."""
-    before, own = epochs_before(run), run.summary["epochs"]
-    return f"{before}+{own}" if before else str(own)
+    """A run's epochs: ``10``; ``30+10`` if it continues one of 30; ``3 of 10`` if the user ended it early."""
+    before, own = epochs_before(run), own_epochs(run.summary)
+    return f"{before}+{own}" if before else own
+
+
+def own_epochs(summary: dict[str, Any]) -> str:
+    """The number of epochs in a summary; that of the plan as well if the user ended the training early."""
+    stop = ended_early(summary)
+    return f"{summary['epochs']} of {stop['planned_epochs']}" if stop else str(summary["epochs"])
+
+
+def ended_early(summary: dict[str, Any]) -> dict[str, Any] | None:
+    """Where the user ended a training (``--finish``), as in the summary; None for any other end."""
+    stop = summary.get("stopped_early")
+    return stop if stop and stop.get("watched", "val") is None else None
 
 
 def describe_continued(run: Run) -> str | None:
@@ -76,6 +89,11 @@ def describe_stop(summary: dict[str, Any]) -> str | None:
     stop = summary.get("stopped_early")
     if stop is None:
         return None
+    if ended_early(summary):
+        return (
+            f"ended on request at step {stop['step']:,} of {stop['planned_steps']:,} (epoch {stop['epoch']} "
+            f"of {stop['planned_epochs']}), without the last part of its schedule"
+        )
     return (
         f"stopped after epoch {stop['epoch']} of {stop['planned_epochs']}: {stop['why']} "
         f"(patience {stop['patience']})"

@@ -43,11 +43,11 @@ from thumbnet.errors import RunError, ThumbnetError, memory_guard
 from thumbnet.evaluation import log_softmax
 from thumbnet.files import make_folder, write_with
 from thumbnet.hardware import compute_dtype, deterministic
-from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import AUTO
 from thumbnet.reviewing.folds import fold_numbers, joined
 from thumbnet.runs.any_weights import read_any_weights
+from thumbnet.runs.finding import ways_on
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights import find_weights
 from thumbnet.runs.weights_info import public_name
@@ -117,7 +117,8 @@ def score_pictures(
         data: the run's data, or newer ones: pictures are recognised by their pixels. If they were not all in
             memory during the training, every picture in ``train`` counts as a training picture.
         folds: how many networks to train, 2 or more. With 0, none is trained, and the run's network judges
-            its own training pictures too. That takes seconds, but finds fewer of their wrong labels.
+            its own training pictures too. That takes seconds. It has seen their labels, so after a long
+            training it overlooks some of the wrong ones.
         device: ``auto``, ``cpu``, ``cuda``, ...
         progress: called after every training step. If it raises an exception, the scoring ends, and the
             folds that are finished are kept.
@@ -131,8 +132,8 @@ def score_pictures(
         raise ThumbnetError(f"the number of folds is {folds}: expected 2 or more, or 0 to train no network")
     if not run.is_complete:
         raise RunError(
-            f"{run.path} is not finished, so its labels cannot be reviewed yet. Finish it first: "
-            f"{command('train', '--resume', run.path)}"
+            f"{run.path} is not finished, so its labels cannot be reviewed yet. "
+            f"{ways_on(run.path, 'First finish')}"
         )
     with deterministic(), memory_guard("this computer", "scoring the pictures", "Close other programs"):
         return _Scorer(run, data, folds, device, progress or (lambda state: None)).scores()

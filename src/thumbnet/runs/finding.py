@@ -9,6 +9,8 @@ from thumbnet.errors import RunError, nearest, printable
 from thumbnet.invocation import command
 
 RUNS = Path("runs")  # `thumbnet train` creates its runs here
+SEARCH = "tune.json"  # a folder with this file holds a search of `thumbnet tune`
+FINAL_RUN = "run"  # the final training in such a folder
 _SHOWN = 8
 
 
@@ -20,6 +22,11 @@ def is_run(folder: Path) -> bool:
 def is_finished(folder: Path) -> bool:
     """Tell whether ``folder`` is a run whose training has finished."""
     return is_run(folder) and (folder / "summary.json").is_file()
+
+
+def is_search(folder: Path) -> bool:
+    """Tell whether ``folder`` is that of a search by `thumbnet tune`, complete or not."""
+    return (folder / SEARCH).is_file()
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -36,10 +43,29 @@ def are_gone(data: str | None) -> bool:
     return data is not None and os.path.isabs(data) and not os.path.exists(data)
 
 
+def ways_on(folder: Path, verb: str = "Resume") -> str:
+    """Say how to complete the unfinished run in ``folder``: two sentences with commands, or one.
+
+    Only a run that has a checkpoint can be ended there.
+    """
+    resumed = f"{verb} it: {command('train', '--resume', folder)}"
+    if not (folder / "checkpoint.pt").is_file():
+        return resumed
+    ended = command("train", "--resume", folder, "--finish")
+    return f"{resumed}\nOr end it where its newest checkpoint is: {ended}"
+
+
+def same_source(first: str, second: str) -> bool:
+    """Tell whether two names refer to the same data."""
+    if first == second:
+        return True
+    return os.path.exists(first) and os.path.realpath(first) == os.path.realpath(second)
+
+
 def no_run(place: Path) -> RunError:
     """Build the error for a ``place`` that should be a run or a weights file but is not."""
     if is_run(place):
-        return RunError(f"{place} is not complete. Resume it: {command('train', '--resume', place)}")
+        return RunError(f"{place} is not complete. {ways_on(place)}")
     if place.is_dir():
         inside = runs_in(place)
         if inside:

@@ -2,7 +2,7 @@
 
 ```text
 recipe.toml        every setting, resolved
-run.json           the data and their fingerprint; a resume needs both, along with the recipe
+run.json           the data, their fingerprint, and what was asked; a resume needs it and the recipe
 environment.json   versions, hardware, git commit
 corrections.csv    the corrections of labels, if the run was trained with any
 metrics.jsonl      one line per epoch; metrics.csv holds the same rows for a spreadsheet
@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from thumbnet.data.corrections import Correction, read_corrections
-from thumbnet.errors import RecipeError, RunError
+from thumbnet.errors import RecipeError, RunError, printable
 from thumbnet.files import (
     finite,
     locked,
@@ -56,8 +56,8 @@ from thumbnet.files import (
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe, read_recipe, recipe_from_toml
 from thumbnet.runs.environment import environment
-from thumbnet.runs.finding import is_finished, is_run, no_run
-from thumbnet.runs.summaries import check_settings, check_summary
+from thumbnet.runs.finding import is_finished, is_run, no_run, ways_on
+from thumbnet.runs.summaries import check_metrics, check_settings, check_summary
 from thumbnet.runs.weights import WEIGHTS_NAME, write_weights
 from thumbnet.runs.weights_info import WeightsInfo
 
@@ -68,10 +68,38 @@ LEFTOVERS = ".*.tmp"  # see thumbnet.files.write_with
 
 
 class Run:
-    """A run's folder. Create a new one with :meth:`create`; open an existing one with :meth:`open`."""
+    """A run's folder. Create a new one with :meth:`create`; open an existing one with :meth:`open`.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    A run stands for its path wherever Python takes one: ``thumbnet.load_classifier(run)``, ``Path(run)``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = user_path(os.fspath(path))
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"<Run {printable(str(self.path))}: {self._state()}>"
+
+    def _state(self) -> str:
+        """What became of the run, for people: its recipe and its result, or why it has none."""
+        try:
+            if not is_run(self.path):
+                return "not a run's folder" if self.path.exists() else "there is no such folder"
+            name = printable(self.recipe.name)
+            if not self.is_complete:
+                return f"{name}, not complete"
+            summary = self.summary
+        except (RunError, RecipeError, OSError):
+            return "cannot be read"
+        key, measure = ("map", "mAP") if summary.get("multilabel") else ("accuracy", "accuracy")
+        if summary.get(key) is None:
+            return f"{name}, complete"
+        return f"{name}, {summary['split']} {measure} {100 * summary[key]:.2f} %"
 
     @classmethod
     def create(cls, out: str | Path | None, data_name: str, recipe_name: str) -> Run:
@@ -205,15 +233,31 @@ class Run:
             RunError: the training is not complete, or the file is damaged.
         """
         if not (self.path / "summary.json").is_file():
-            raise RunError(
-                f"{self.path} is not complete. Resume it: {command('train', '--resume', self.path)}"
-            )
+            raise RunError(f"{self.path} is not complete. {ways_on(self.path)}")
         summary = read_json(self.path / "summary.json")
         try:
             check_summary(summary)
         except ValueError as error:
             raise RunError(f"cannot read {self.path / 'summary.json'}: {error}") from None
         return summary
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The contents of ``metrics.jsonl``: one dictionary per epoch, with a key per number.
+
+        Raises:
+            RunError: the file cannot be read. A training writes it with its first checkpoint.
+        """
+        path = self.path / "metrics.jsonl"
+        try:
+            lines = [json.loads(line) for line in read_whole(path).decode().splitlines()]
+            if not all(isinstance(line, dict) for line in lines):
+                raise ValueError("it does not hold one JSON object per epoch")
+            for line in lines:
+                check_metrics(line)
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"cannot read {path}: {reason(error)}") from None
+        return lines
 
     @property
     def environment(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from thumbnet.runs.fields import items, number, numbers, optional_text, text, whole, wrong
+from thumbnet.runs.fields import items, number, numbers, optional_text, table, text, whole, wrong
 
 _MOST = 2**53
 _TEXTS = ("sha256",)  # of the corrections of labels; the rest is counts
@@ -36,6 +36,12 @@ def check_settings(settings: dict[str, Any]) -> None:
     """
     for key in ("data", "data_dir", "fingerprint", "measured_fingerprint"):
         optional_text(settings.get(key), key)
+    asked = settings.get("asked")
+    if asked is not None:
+        found = table(asked, "asked", ("recipe", "settings"))
+        text(found["recipe"], "asked.recipe")
+        if not isinstance(found["settings"], dict):
+            raise wrong(found["settings"], "asked.settings", "a JSON object")
     continued = settings.get("continues")
     if continued is None:
         return
@@ -97,10 +103,22 @@ def _corrections(value: object, key: str) -> None:
         (text if name in _TEXTS else _count)(one, f"{key}.{name}")
 
 
+def _stop(value: object, key: str) -> None:
+    newer = ("step", "planned_steps", "watched")
+    by_user = isinstance(value, dict) and value.get("watched", "val") is None
+    required = ("epoch", "planned_epochs", "patience", "why", *(newer if by_user else ()))
+    stop = table(value, key, required, newer)
+    text(stop["why"], f"{key}.why")
+    optional_text(stop.get("watched"), f"{key}.watched")
+    for name in stop.keys() - {"why", "watched"}:
+        _count(stop[name], f"{key}.{name}")
+
+
 _REQUIRED = ("split", "accuracy", "tta", "epochs", "seconds_total", "kept_by")
 _MEASURES = (
     "accuracy",
     "accuracy_plain",
+    "balanced_accuracy",
     "map",
     "map_plain",
     "calibration_error",
@@ -116,6 +134,7 @@ _CHECKS: dict[str, Callable[[object, str], object]] = {
     "multilabel": _answer,
     "repeats": _repeats,
     "labels": _corrections,
+    "stopped_early": _stop,
 }
 _MAY_BE_NONE = (
     *_MEASURES,
@@ -125,4 +144,5 @@ _MAY_BE_NONE = (
     "calibrated_on",
     "repeats",
     "labels",
+    "stopped_early",
 )

@@ -1,4 +1,4 @@
-"""Protect pages and services on this machine from other sites: host names, headers, limits on bodies."""
+"""Protect pages and services on this machine from other sites: hosts, origins, headers, limits on bodies."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ipaddress import ip_address
 
 from fastapi import FastAPI, HTTPException, Request
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,6 +20,8 @@ from thumbnet.files import inline_source
 
 HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 LONGEST_HOST = 253  # characters, which is what a name in the DNS may have
+CORS_METHODS = ("GET", "POST")  # that pages of accepted origins may use
+CORS_HEADERS = ("X-API-Key",)  # that they may send, and those that every page may
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -43,11 +46,30 @@ def accepted_hosts(listener: socket.socket, named: str, more: Sequence[str] = ()
     return ("localhost", "127.0.0.1", "::1", "[::1]", named, *more)
 
 
-def protect(app: FastAPI, hosts: tuple[str, ...] | None, option: str = "") -> None:
+def protect(
+    app: FastAPI, hosts: tuple[str, ...] | None, option: str = "", origins: Sequence[str] = ()
+) -> None:
     """Refuse requests for host names other than ``hosts``, and add ``HEADERS`` to every response.
 
-    ``option`` is the one that adds a host name; the refusal names it.
+    Args:
+        app: the application.
+        hosts: the accepted host names; None for any.
+        option: the option that adds a host name; the refusal names it.
+        origins: the origins, such as ``https://shop.example``, whose pages may read the answers; ``*`` for
+            all. The application answers their preflight requests.
     """
+    if origins:
+        # The policy in HEADERS does not concern these pages: browsers apply it only to what a page embeds
+        # without asking for permission (CORS), such as an image of another site.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=CORS_METHODS,
+            allow_headers=CORS_HEADERS,
+            expose_headers=["Retry-After"],
+            # Some browsers ask before a page of the Internet reaches a service on this machine or network.
+            allow_private_network=True,
+        )
     if hosts is not None:
         app.add_middleware(_OnlyFor, hosts=hosts, option=option)
     app.add_middleware(_WithHeaders)

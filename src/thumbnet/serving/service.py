@@ -80,6 +80,7 @@ class ServiceSettings:
         api_key: required by every route except ``/``, ``/healthz``, ``/readyz`` and ``/openapi.json``; None
             for no key.
         hosts: accepted host names; None for any; see :func:`~thumbnet.serving.protection.accepted_hosts`.
+        origins: origins such as ``https://shop.example`` whose pages may use the service; ``*`` for all.
     """
 
     max_bytes: int = 10_000_000
@@ -91,6 +92,7 @@ class ServiceSettings:
     tta: str | None = None
     api_key: str | None = None
     hosts: tuple[str, ...] | None = None
+    origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def build_service(
         redoc_url=None,
     )
     app.add_middleware(Measured, registry=service.registry)
-    protect(app, settings.hosts, "--accept-host")
+    protect(app, settings.hosts, "--accept-host", settings.origins)
     app.add_exception_handler(RequestValidationError, _describe_invalid)
     app.add_exception_handler(OutOfMemoryError, service.describe_full)
     if access_log is not None:  # the outermost middleware, which also sees requests that others refuse

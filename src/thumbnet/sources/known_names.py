@@ -10,6 +10,7 @@ from pathlib import Path
 
 from thumbnet.errors import nearest, printable
 from thumbnet.files import user_path
+from thumbnet.invocation import install_command
 
 # Where to get well-known data sets, by their names in lower case without spaces and punctuation.
 _HUB = {
@@ -69,7 +70,7 @@ def explain(name: str, known: Sequence[str]) -> str:
     if plain in _HUB:
         return (
             f"{what} The Hugging Face Hub has a data set of that name: thumbnet train {_HUB[plain]} (needs "
-            "pip install 'thumbnet[hub]'). Or download it, and name its folder or archive"
+            f"{install_command('hub')}). Or download it, and name its folder or archive"
         )
     plain = _ALSO.get(plain, plain)
     if plain in _OWN:

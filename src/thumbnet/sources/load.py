@@ -87,6 +87,10 @@ def load_data(
             ``test_fraction=0.2``, ``split_seed=1``, ``label_pattern=...``: see
             :class:`~thumbnet.recipes.settings.DataSettings`.
 
+    Returns:
+        The data, with all these settings in :attr:`Data.settings`: a run that is trained on them records the
+        settings, so that everything that loads its data again splits them in the same way.
+
     Raises:
         DataError: the data cannot be found, downloaded or understood; the message says what to do.
         FailedReadError: the system failed to read a file, so it is unknown what the data are.
@@ -119,7 +123,7 @@ def load_data(
             data = with_groups_of_new(data, chosen.group_by, data.corrected.added)
         if not one_class:
             data.check_trainable()
-    return data
+    return replace(data, settings=chosen)
 
 
 @contextmanager

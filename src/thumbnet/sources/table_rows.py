@@ -175,5 +175,5 @@ def missing_help(missing: list[Missing], manifests: list[Manifest], source: str)
     return (
         f" (searched by path, by file name, and without the suffix):\n{shown}{more}\n"
         "Name the folder of the pictures with --images FOLDER, "
-        f"or skip these rows with --on-bad-image skip{other}"
+        f"or skip these rows with --on-bad-image skip (the setting data.on_bad_image){other}"
     )

@@ -19,7 +19,9 @@ from thumbnet.data.corrections import Correction
 from thumbnet.errors import RecipeError, RunError
 from thumbnet.invocation import command
 from thumbnet.recipes.recipe import Recipe
+from thumbnet.runs.finding import ways_on
 from thumbnet.runs.folder import Run
+from thumbnet.training.choose import notes_on_settings
 from thumbnet.training.mirror_names import named_keys
 
 
@@ -33,6 +35,7 @@ class Continuation:
         fingerprint: that of the finished run's data.
         record: goes into the new run's ``run.json``: the finished run, and all epochs trained up to its end.
         corrections: those of the finished run, if any.
+        notes: what the user should know about the new settings.
     """
 
     data: str | None
@@ -41,6 +44,7 @@ class Continuation:
     fingerprint: str
     record: dict[str, Any]
     corrections: list[Correction] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def continuation(path: str | Path, epochs: int, overrides: Sequence[str] = ()) -> Continuation:
@@ -60,8 +64,8 @@ def continuation(path: str | Path, epochs: int, overrides: Sequence[str] = ()) -
         raise RecipeError(f"--more-epochs {epochs}: expected 1 or more")
     if not run.is_complete:
         raise RunError(
-            f"{run.path} is not finished, so there is nothing to add to yet. Finish it first: "
-            f"{command('train', '--resume', run.path)}"
+            f"{run.path} is not finished, so there is nothing to add to yet. "
+            f"{ways_on(run.path, 'First finish')}"
         )
     recipe, settings = run.recipe.without_plan(), run.settings
     if recipe.training.frozen:
@@ -83,8 +87,8 @@ def continuation(path: str | Path, epochs: int, overrides: Sequence[str] = ()) -
         training=replace(recipe.training, epochs=epochs, init=place),
     )
     longer = longer.override(overrides)
-    newly_patient = longer.training.patience and not recipe.training.patience
-    if newly_patient and "evaluation.every" not in named_keys(None, overrides):
+    must_choose_now = longer.training.must_choose and not recipe.training.must_choose
+    if must_choose_now and "evaluation.every" not in named_keys(None, overrides):
         longer = longer.override(["evaluation.every=1"])  # as in a new training
     return Continuation(
         data=settings.get("data"),
@@ -93,4 +97,5 @@ def continuation(path: str | Path, epochs: int, overrides: Sequence[str] = ()) -
         fingerprint=str(settings.get("fingerprint")),
         record={"run": place, "epochs": before},
         corrections=run.corrections,
+        notes=tuple(notes_on_settings(recipe, longer, overrides)),
     )

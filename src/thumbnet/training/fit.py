@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -106,6 +106,35 @@ def fit(
         yield result
 
 
+def end_early(
+    state: TrainingState, why: str, evaluate: Callable[[nn.Module], Score] | None = None
+) -> EpochResult:
+    """End the training at the step that ``state`` has reached, before the last one that is planned.
+
+    An epoch that has begun ends there. If none has, the newest one is the last, and is evaluated on the whole
+    split unless it has been.
+
+    Args:
+        state: after one step or more, changed in place.
+        why: goes into the result, see :class:`~thumbnet.training.state.EpochResult`.
+        evaluate: see :func:`fit`.
+
+    Returns:
+        The result of the last epoch, as recorded.
+
+    Raises:
+        DivergedError: a loss of the epoch that ends is not finite.
+    """
+    if state.step_in_epoch:
+        state.check_losses()
+        return _finish_epoch(state, evaluate, None, why)
+    newest = state.history[-1]
+    if newest.score is None and evaluate is not None:
+        newest = replace(newest, score=_scored(state, evaluate), sample=None)
+    state.history.pop()  # only now, because the evaluation may be interrupted
+    return state.close_epoch(replace(newest, stopped=why))
+
+
 def _step_result(state: TrainingState, loss: float | None) -> StepResult:
     return StepResult(
         epoch=state.epoch + 1,
@@ -123,17 +152,16 @@ def _finish_epoch(
     state: TrainingState,
     evaluate: Callable[[nn.Module], Score] | None,
     evaluate_sample: Callable[[nn.Module], Score] | None,
+    why: str = "",
 ) -> EpochResult:
-    """Evaluate if the recipe asks for it, and close the epoch."""
+    """Evaluate if the recipe asks for it, and close the epoch; ``why`` says why it is the last one early."""
     number = state.epoch + 1
-    every, last = state.recipe.evaluation.every, state.step >= state.total_steps
+    every, last = state.recipe.evaluation.every, bool(why) or state.step >= state.total_steps
     score = sample = None
     whole = last or (every and number % every == 0)
     chosen = evaluate if whole else evaluate_sample
     if chosen is not None:
-        state.world.send_buffers(state.evaluated_model)  # each process has its own running statistics
-        found = chosen(state.evaluated_model.eval())
-        found = state.world.from_first(found)  # all processes choose and stop by the same score
+        found = _scored(state, chosen)
         score, sample = (found, None) if whole else (None, found)
     last_factor = factor_at(state.recipe.schedule, state.step - 1, state.total_steps)
     seconds = state.seconds_in_epoch
@@ -147,5 +175,12 @@ def _finish_epoch(
         score=score,
         train_accuracy=state.all_hits() / max(1, state.pictures_in_epoch),
         sample=sample,
+        stopped=why,
     )
     return state.close_epoch(result)
+
+
+def _scored(state: TrainingState, evaluate: Callable[[nn.Module], Score]) -> Score:
+    """The score of the network to evaluate, the same in all processes."""
+    state.world.send_buffers(state.evaluated_model)  # each process has its own running statistics
+    return state.world.from_first(evaluate(state.evaluated_model.eval()))  # all choose and stop by it

@@ -34,6 +34,8 @@ from thumbnet.training.step import accumulate_gradients, smaller_batch
 
 DEVICES = ("cuda",)
 FEWEST_STEPS = 50  # recording takes as long as some dozen steps; not measured on a GPU
+OWN_LOSS = "the loss is your own, so it may do what a graph cannot repeat"
+OWN_AUGMENTATION = "the augmentation is your own, so it may do what a graph cannot repeat"
 
 
 def why_not_graphed(state: TrainingState, batches: Batches) -> str | None:
@@ -73,10 +75,14 @@ def why_not_recorded(state: TrainingState, batches: Batches) -> str | None:
         return "torch.compile is in use"
     if type(state.model) not in (FastNet, ResNet):
         return "the network is not one of thumbnet's, so it may do what a graph cannot repeat"
+    if state.loss is not None:
+        return OWN_LOSS
     if type(state.optimizer) not in (torch.optim.SGD, torch.optim.AdamW, Muon):
         return "the optimizer is not one of thumbnet's"
     if not isinstance(batches, TrainBatches):
         return "the batches are not thumbnet's own"
+    if batches.own_augmentation is not None:
+        return OWN_AUGMENTATION
     engine = batches.engine
     if not isinstance(engine, MemoryEngine) or engine.images.device != state.device:
         return "the pictures are not in the device's memory"

@@ -31,13 +31,13 @@ from thumbnet.classifiers.logits import predict_logits
 from thumbnet.data.splits import Split
 from thumbnet.distributed import World
 from thumbnet.errors import NetworkError, RecipeError, RunError, memory_guard
+from thumbnet.hardware import seeded
 from thumbnet.models.registry import head_name, is_of_head
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.any_weights import AnyWeights
 from thumbnet.runs.weights import weights_digest
 from thumbnet.seeds import derive_seed
 from thumbnet.training.fit import StepResult, fit
-from thumbnet.training.randomness import seeded
 from thumbnet.training.state import EpochResult, Score, TrainingState
 from thumbnet.training.step import count_hits, summed_loss
 

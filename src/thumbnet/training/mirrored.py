@@ -14,12 +14,12 @@ from thumbnet.batches.prepare import Prepared
 from thumbnet.classifiers.logits import collect_logits
 from thumbnet.errors import printable
 from thumbnet.evaluation import Evaluation
+from thumbnet.hardware import seeded
 from thumbnet.models import DataInitialised, build_model
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.recipes.settings import SMALLEST_SIDE
 from thumbnet.seeds import derive_seed
 from thumbnet.training.fit import fit
-from thumbnet.training.randomness import seeded
 from thumbnet.training.state import TrainingState, passes
 
 SETTING = "--set augment.flip=none"

@@ -14,7 +14,12 @@ from thumbnet.data.splits import Data
 from thumbnet.errors import RecipeError
 from thumbnet.recipes.recipe import Recipe
 
-ONE_CLASS_ONLY = {"data.sampling": "uniform", "training.class_weights": "none"}  # and the value that works
+# Settings with a value that needs one class per picture, and one that works for several labels too.
+ONE_CLASS_ONLY = {
+    "data.sampling": ("balanced", "uniform"),
+    "training.class_weights": ("balanced", "none"),
+    "training.choose_by": ("balanced-accuracy", "accuracy"),
+}
 
 
 def label_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -51,11 +56,11 @@ def for_several_labels(recipe: Recipe, data: Data) -> tuple[Recipe, list[str]]:
     if not data.multilabel:
         return recipe, []
     settings = recipe.to_dict()
-    for key, usual in ONE_CLASS_ONLY.items():
+    for key, (refused, usual) in ONE_CLASS_ONLY.items():
         section, name = key.split(".")
-        if settings[section][name] != usual:
+        if settings[section][name] == refused:
             raise RecipeError(
-                f"{key} = {settings[section][name]!r} needs one class per picture, and these pictures have "
+                f"{key} = {refused!r} needs one class per picture, and these pictures have "
                 f"several labels each: --set {key}={usual}"
             )
     notes = []

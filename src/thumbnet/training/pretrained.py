@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from thumbnet.errors import RecipeError, RunError, is_out_of_memory
 from thumbnet.files import file_digest
+from thumbnet.hardware import seeded
 from thumbnet.models.from_timm import create, import_timm, pretrained_config, resolve_stem
 from thumbnet.models.registry import is_of_head
 from thumbnet.recipes.networks import is_timm
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import AUTO, ModelSettings
 from thumbnet.runs.weights import hub_reason, import_hub
-from thumbnet.training.randomness import seeded
 
 _SAFE_NAMES = {
     "": "model.safetensors",

@@ -1,4 +1,4 @@
-"""Random numbers of torch's global generators: a network's first weights, and what it draws in a step."""
+"""Random numbers of torch's global generators in a step, such as those that a network's dropout draws."""
 
 from __future__ import annotations
 
@@ -7,40 +7,14 @@ from contextlib import contextmanager
 
 import torch
 
+from thumbnet.hardware import seeded
 from thumbnet.seeds import derive_seed
-
-CPU = torch.device("cpu")
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
-    """Seed torch's global generators of the CPU and of ``device``, and restore their states afterwards.
-
-    ``torch.manual_seed`` would also look for all other devices, for 0.3 ms, and seed them. Their numbers are
-    the caller's.
-    """
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        generators.append(torch.cuda.default_generators[index])
-    states = [generator.get_state() for generator in generators]
-    on_mps = torch.mps.get_rng_state() if device.type == "mps" else None
-    for generator in generators:
-        generator.manual_seed(seed)
-    if on_mps is not None:
-        torch.mps.manual_seed(seed)
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
-        if on_mps is not None:
-            torch.mps.set_rng_state(on_mps)
 
 
 @contextmanager
 def seeded_step(seed: int, step: int, rank: int, device: torch.device) -> Iterator[None]:
-    """Seed the random numbers that a network draws in one step, such as dropout's; see :func:`seeded`.
+    """Seed the random numbers that a network draws in one step, such as dropout's; see
+    :func:`~thumbnet.hardware.seeded`.
 
     Every step has its own seed, so a resumed training draws the same numbers as an uninterrupted one.
 

@@ -31,6 +31,7 @@ class Recorder:
         self._device = device
         self._changed = list(changed)
         self._pool: Any = None
+        self._stream: Any = None  # PyTorch's own one is on the device of the first capture in the process
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """A function that repeats ``work``. Recording leaves all tensors in ``changed`` as they were.
@@ -53,14 +54,14 @@ class Recorder:
                 tried()
             return work
         with torch.cuda.device(self._device):
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
+            self._stream = self._stream or torch.cuda.Stream()
+            self._stream.wait_stream(torch.cuda.current_stream())
             try:
-                with torch.cuda.stream(side):
+                with torch.cuda.stream(self._stream):
                     for _ in range(WARM_UPS):
                         tried()
             finally:
-                torch.cuda.current_stream().wait_stream(side)
+                torch.cuda.current_stream().wait_stream(self._stream)
             return self._captured(work)
 
     def _captured(self, work: Callable[[], None]) -> Callable[[], None]:
@@ -74,7 +75,7 @@ class Recorder:
             with (
                 without_garbage_collection(),
                 torch.cuda.stream(torch.cuda.current_stream()),
-                torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+                torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
             ):
                 try:
                     work()

@@ -25,7 +25,7 @@ from thumbnet.multilabel import LabelEvaluation, choose_label_thresholds, evalua
 from thumbnet.runs.certainty import Thresholds, Unlikeness
 from thumbnet.runs.folder import Run
 from thumbnet.training.listener import Listener
-from thumbnet.training.state import Score, TrainingState
+from thumbnet.training.state import ON_REQUEST, Score, TrainingState
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def score_of(split: str, logits: np.ndarray, labels: np.ndarray, class_names: tu
         value = 0.0 if math.isnan(several.map) else several.map
         return Score(split, several.accuracy, several.loss, several.pictures, value)
     found = evaluate_logits(logits, labels, class_names)
-    return Score(split, found.accuracy, found.loss, found.pictures)
+    return Score(split, found.accuracy, found.loss, found.pictures, balanced_accuracy=found.balanced_accuracy)
 
 
 def measure(
@@ -206,6 +206,7 @@ def summary_of(
         "accuracy": None if final is None else final.accuracy,
         "accuracy_interval": None if final is None else list(final.interval),
         "accuracy_plain": None if plain is None else plain.accuracy,
+        "balanced_accuracy": final.balanced_accuracy if isinstance(final, Evaluation) else None,
         "loss": None if final is None else final.loss,
         "tta": state.recipe.evaluation.tta,
         "temperature": measured.temperature,
@@ -240,7 +241,9 @@ def _stopped_early(state: TrainingState) -> dict[str, Any] | None:
     return {
         "epoch": state.epoch,
         "planned_epochs": state.recipe.training.epochs,
-        "watched": "val",
+        "step": state.step,
+        "planned_steps": state.total_steps,
+        "watched": None if why == ON_REQUEST else "val",
         "patience": state.recipe.training.patience,
         "why": why,
     }

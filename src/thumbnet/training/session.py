@@ -25,16 +25,16 @@ from thumbnet.errors import (
     memory_guard,
 )
 from thumbnet.evaluation import Evaluation
-from thumbnet.recipes.networks import code_options
+from thumbnet.recipes.recipe import training_code
 from thumbnet.runs.folder import Run
 from thumbnet.runs.weights_info import WeightsInfo, public_name
 from thumbnet.sources.load import where_again
-from thumbnet.training.fit import StepResult
+from thumbnet.training.fit import StepResult, end_early
 from thumbnet.training.linear import train_epochs
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirrored import find_mirrored
 from thumbnet.training.results import Findings, Measured, RepeatTeller, measure, score_of, summary_of
-from thumbnet.training.state import Score, TrainingState
+from thumbnet.training.state import ON_REQUEST, Score, TrainingState
 from thumbnet.training.time_budget import TimeBudget
 
 
@@ -88,8 +88,11 @@ class Session:
         """The processes of the training."""
         return self.state.world
 
-    def train(self) -> Run:
+    def train(self, finish: bool = False) -> Run:
         """Train to the end, measure the network, and write the weights and the summary.
+
+        Args:
+            finish: end the training at the step that the state has reached, one or more.
 
         Raises:
             InterruptedRunError: the listener asked to stop. A checkpoint is saved.
@@ -102,7 +105,10 @@ class Session:
         if self.world.is_first:
             repeats = RepeatTeller(self.run, self.prepared, self.data.class_names, self.listener)
         try:
-            self._fit(repeats)
+            if finish and self.state.step < self.state.total_steps and not self.state.is_over:
+                self._end_early()
+            else:
+                self._fit(repeats)
         except UnreadableImageError as error:
             raise all_unreadable(self.data, self.listener.on_decode, error) from None
         except (DivergedError, OutOfMemoryError):
@@ -131,6 +137,15 @@ class Session:
             self.listener.on_epoch(result)
             if repeats is not None:
                 repeats.tell_if_known()
+
+    def _end_early(self) -> None:
+        """End the training where it is, with the evaluation that a last epoch has."""
+        finished = self.state.epoch
+        evaluate = None if self.prepared.watched is None else self._score
+        result = end_early(self.state, ON_REQUEST, evaluate)
+        self.save()  # so that the weights can be restored from the checkpoint
+        if self.state.epoch > finished:
+            self.listener.on_epoch(result)
 
     def _sample(self) -> EvalBatches | None:
         """A few pictures of the watched split, for the learning curve."""
@@ -189,8 +204,11 @@ class Session:
     def _stop(self) -> NoReturn:
         self.save()
         self.world.any(False)  # no process ends before the checkpoint is written
-        options = code_options(self.state.recipe.model.name)
-        raise InterruptedRunError(self.run.path, self.state.epoch + 1, self.state.step, options)
+        recipe = self.state.recipe
+        options, whole = training_code(recipe), recipe.training.frozen
+        raise InterruptedRunError(
+            self.run.path, self.state.epoch + 1, self.state.step, options, has_end=not whole
+        )
 
     def _keep_to(self, budget: TimeBudget, meeting: bool) -> None:
         """Change the number of steps if the training would not end in time, and write down the new plan."""

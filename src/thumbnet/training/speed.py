@@ -14,13 +14,12 @@ import torch
 from thumbnet.batches.batches import Batch
 from thumbnet.batches.prepare import Prepared
 from thumbnet.errors import memory_guard
-from thumbnet.hardware import autocast, can_compile
+from thumbnet.hardware import autocast, can_compile, seeded
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import kept_per_epoch
 from thumbnet.training.graphed import why_not_recorded
 from thumbnet.training.optimizers import device_rates, drop_device_state, make_device_state
-from thumbnet.training.randomness import seeded
 from thumbnet.training.recording import Recorder
 from thumbnet.training.schedules import smaller_sizes
 from thumbnet.training.state import TrainingState
@@ -97,7 +96,8 @@ def measure_speed(
         alone = prepared.train.world.size == 1
         compiled = recipe.training.compile and can_compile(device)
         replayed = alone and not compiled and why_not_recorded(state, prepared.train) is None
-        timer = _Timer(state, classes, longest, replayed)
+        several = prepared.train.engine.labels.ndim == 2
+        timer = _Timer(state, classes, longest, replayed, several)
         own = own_batch(recipe, prepared)
         at_once = min(recipe.training.micro_batch or own, own, prepared.train.count)
         per_picture = timer.per_picture(timer.train_on, sizes, at_once)
@@ -110,14 +110,22 @@ def measure_speed(
 
 
 class _Timer:
-    """Times the parts of a step on random pictures.
+    """Times the parts of a step on random pictures, with several random labels each if ``several``.
 
     Attributes:
         replayed: whether what is timed is recorded as CUDA graphs and replayed, as in the training.
     """
 
-    def __init__(self, state: TrainingState, classes: int, longest: float, replayed: bool = False) -> None:
+    def __init__(
+        self,
+        state: TrainingState,
+        classes: int,
+        longest: float,
+        replayed: bool = False,
+        several: bool = False,
+    ) -> None:
         self._state, self._classes, self._longest = state, classes, longest
+        self._several = several
         self.replayed = replayed
         self._rates = torch.zeros(len(state.optimizer.param_groups), device=state.device)
         if replayed:
@@ -127,7 +135,11 @@ class _Timer:
         """A batch of ``count`` random pictures."""
         device, layout = self._state.device, self._state.layout
         images = torch.randn(count, 3, *size, device=device).contiguous(memory_format=layout)
-        return Batch(images, torch.randint(self._classes, (count,), device=device))
+        if self._several:
+            labels = torch.randint(2, (count, self._classes), dtype=torch.int8, device=device)
+        else:
+            labels = torch.randint(self._classes, (count,), device=device)
+        return Batch(images, labels)
 
     def train_on(self, batch: Batch) -> None:
         self._state.optimizer.zero_grad()

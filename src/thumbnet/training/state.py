@@ -18,19 +18,20 @@ from thumbnet.batches.prepare import Prepared
 from thumbnet.batches.selection import Selection
 from thumbnet.distributed import ALONE, World, synchronise_norms
 from thumbnet.errors import DivergedError, RecipeError, SeveralLabelsError, memory_guard
-from thumbnet.hardware import DTYPES, can_compile, compute_dtype, keep_freed_memory, memory_layout
+from thumbnet.hardware import DTYPES, can_compile, compute_dtype, keep_freed_memory, memory_layout, seeded
 from thumbnet.kernels.library import load_kernels
 from thumbnet.models import DataInitialised, build_model
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.any_weights import AnyWeights
 from thumbnet.seeds import derive_seed
 from thumbnet.training.optimizers import build_optimizer
+from thumbnet.training.own_loss import own_loss
 from thumbnet.training.pretrained import begin_pretrained
-from thumbnet.training.randomness import seeded
 from thumbnet.training.scaling import LEAST_SCALE
 from thumbnet.training.schedules import factor_at, replanned, smaller_sizes
 from thumbnet.training.transfer import Start, begin_from
 
+ON_REQUEST = "ended on request"  # why a training ended early: --finish
 INITIAL_PICTURES = 5000  # pictures for networks that initialise weights from data; more make no difference
 
 
@@ -39,7 +40,8 @@ class Score:
     """The result of evaluating after an epoch: accuracy (0 to 1) and loss on ``pictures`` of a split.
 
     If the pictures have several labels each, ``accuracy`` is the share of those whose labels are all right,
-    and ``map`` the mean average precision, 0 to 1.
+    and ``map`` the mean average precision, 0 to 1. Otherwise ``balanced_accuracy`` is the mean recall of the
+    classes, 0 to 1; None in the scores of earlier versions.
     """
 
     split: str
@@ -47,11 +49,25 @@ class Score:
     loss: float
     pictures: int = 0
     map: float | None = None
+    balanced_accuracy: float | None = None
 
     @property
     def headline(self) -> float:
-        """The measure that chooses the best epoch: mAP if the pictures have several labels, else accuracy."""
+        """The main measure: mAP if the pictures have several labels, else accuracy."""
         return self.accuracy if self.map is None else self.map
+
+    def rank(self, choose_by: str) -> tuple[float, float]:
+        """Two numbers that are larger for a better score, by ``training.choose_by``; the first counts more.
+
+        A loss that is not a number is the worst.
+        """
+        likelihood = -math.inf if math.isnan(self.loss) else -self.loss
+        if choose_by == "loss":
+            return likelihood, self.headline
+        if choose_by == "balanced-accuracy":
+            assert self.balanced_accuracy is not None  # several labels are refused with it
+            return self.balanced_accuracy, likelihood
+        return self.headline, likelihood
 
 
 @dataclass(frozen=True)
@@ -107,6 +123,7 @@ class TrainingState:
         dtype: the type in which convolutions and matrix products are computed.
         scaler: scales the loss if that is float16; otherwise it is not enabled.
         compiled: whether ``torch.compile`` is in use.
+        loss: the user's own loss; None for the cross-entropy.
         selection: chooses each epoch's pictures; None unless the recipe sets ``data.skip_easy``.
         skipped: steps (from 1) that were skipped, see ``training.on_nonfinite``.
         best_epoch, best_weights: the epoch that is best on ``val``, and its weights; None without ``val``.
@@ -128,6 +145,7 @@ class TrainingState:
         self.recipe = recipe
         self.selection = selection
         self.class_weights = None if class_weights is None else class_weights.to(device)
+        self.loss = own_loss(recipe)
         self.world = world
         self.device = device
         self.steps_per_epoch = steps_per_epoch
@@ -341,7 +359,8 @@ class TrainingState:
                 if self.recipe.training.keep != "last":
                     weights = self.evaluated_model.state_dict()
                     self.best_weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
-            result = replace(result, stopped=self._why_stop(result.epoch, result.score))
+            why = result.stopped or self._why_stop(result.epoch, result.score)
+            result = replace(result, stopped=why)
         self.history.append(result)
         self.seconds_in_epoch = 0.0
         self.pictures_in_epoch = 0
@@ -359,13 +378,15 @@ class TrainingState:
             return ""
         if self.step >= self.total_steps:
             return ""
-        measure = "accuracy" if score.map is None else "mAP"
+        by = self.recipe.training.choose_by
+        measure = "mAP" if by == "accuracy" and score.map is not None else by.replace("-", " ")
         return f"no better val {measure} since epoch {self.best_epoch}"
 
     def _is_best(self, score: Score) -> bool:
-        """Whether this ``val`` score beats every earlier one, by accuracy (or mAP) and then by loss."""
+        """Whether this ``val`` score beats every earlier one, by ``training.choose_by``."""
         before = [r.score for r in self.history if r.score is not None and r.score.split == "val"]
-        return all((score.headline, -score.loss) > (s.headline, -s.loss) for s in before)
+        by = self.recipe.training.choose_by
+        return all(score.rank(by) > earlier.rank(by) for earlier in before)
 
     def newest_weight(self, step: int) -> float:
         """The weight of the newest network in the average after ``step``, counted from 0."""

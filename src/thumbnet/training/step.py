@@ -18,6 +18,7 @@ from thumbnet.recipes.settings import TrainingSettings
 from thumbnet.training.head_first import set_phase
 from thumbnet.training.multilabel import exact_hits, label_losses
 from thumbnet.training.optimizers import set_learning_rate
+from thumbnet.training.own_loss import OwnLoss
 from thumbnet.training.randomness import seeded_step
 from thumbnet.training.scaling import scaled_step
 from thumbnet.training.schedules import resize_at
@@ -99,7 +100,8 @@ def accumulate_gradients(state: TrainingState, batch: Batch) -> Tensor:
         with contextlib.nullcontext() if number == len(parts) else state.hold_gradients():
             with autocast(state.dtype, state.device):
                 logits = state.forward(images)
-            part = summed_loss(logits.float(), labels, settings, state.class_weights, mixed) / batch.total
+            summed = summed_loss(logits.float(), labels, settings, state.class_weights, mixed, state.loss)
+            part = summed / batch.total
             state.scaler.scale(part * world.size).backward()
         whole += part.detach()
         leading = labels if mixed is None else mixed.leading(labels)
@@ -141,8 +143,9 @@ def summed_loss(
     settings: TrainingSettings,
     class_weights: Tensor | None,
     mixed: Mixed | None = None,
+    loss: OwnLoss | None = None,
 ) -> Tensor:
-    """The sum of the pictures' cross-entropies, or of their labels' binary ones: float32 [].
+    """The sum of the pictures' losses, by default cross-entropies, or their labels' binary ones: float32 [].
 
     Args:
         logits: float32 [B, classes].
@@ -152,30 +155,44 @@ def summed_loss(
         class_weights: weight of a picture by its class, float32 [classes]; None means 1 for all, and is the
             only choice for several labels.
         mixed: the labels that pictures are mixed with; the loss is mixed in the same way.
+        loss: the user's own loss, in place of the cross-entropy and its label smoothing.
+
+    Raises:
+        OwnCodeError: see :class:`~thumbnet.training.own_loss.OwnLoss`.
     """
     if mixed is not None:
-        first = _smoothed_losses(logits, labels, settings, class_weights)
-        second = _smoothed_losses(logits, mixed.labels, settings, class_weights)
+        first = _weighted_losses(logits, labels, settings, class_weights, loss)
+        second = _weighted_losses(logits, mixed.labels, settings, class_weights, loss)
         return (mixed.share * first + (1 - mixed.share) * second).sum()
-    if class_weights is None and labels.ndim == 1:
+    if class_weights is None and labels.ndim == 1 and loss is None:
         return F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing, reduction="sum")
-    return _smoothed_losses(logits, labels, settings, class_weights).sum()
+    return _weighted_losses(logits, labels, settings, class_weights, loss).sum()
 
 
-def _smoothed_losses(
-    logits: Tensor, labels: Tensor, settings: TrainingSettings, class_weights: Tensor | None
+def _weighted_losses(
+    logits: Tensor,
+    labels: Tensor,
+    settings: TrainingSettings,
+    class_weights: Tensor | None,
+    loss: OwnLoss | None,
 ) -> Tensor:
     """The loss of each picture with label smoothing and class weights: float32 [B]."""
     smoothing = settings.label_smoothing
-    if labels.ndim == 2:
+    if loss is not None:
+        losses = loss(logits, labels)
+    elif labels.ndim == 2:
         return label_losses(logits, labels, smoothing)
-    losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+    else:
+        losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
     # cross_entropy's own weights would weight each class's smoothed term by that class, not by the label's.
     return losses if class_weights is None else losses * class_weights[labels.clamp(min=0)]
 
 
 def picture_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss of each picture without label smoothing and weights, float32 [B]; see :func:`summed_loss`."""
+    """The cross-entropy of each picture without label smoothing and weights, float32 [B].
+
+    ``data.skip_easy`` chooses pictures by it, whatever ``training.loss`` is.
+    """
     if labels.ndim == 2:
         return label_losses(logits, labels)
     return F.cross_entropy(logits, labels, reduction="none")

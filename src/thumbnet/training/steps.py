@@ -11,7 +11,7 @@ import torch
 from thumbnet.batches.batches import Batch, Batches, TrainBatches
 from thumbnet.batches.prepare import WORKERS
 from thumbnet.errors import is_out_of_memory, memory_guard
-from thumbnet.training.graphed import GraphedSteps, why_not_graphed
+from thumbnet.training.graphed import OWN_AUGMENTATION, OWN_LOSS, GraphedSteps, why_not_graphed
 from thumbnet.training.schedules import factor_at
 from thumbnet.training.state import TrainingState
 from thumbnet.training.step import train_step
@@ -41,9 +41,13 @@ class Steps(Protocol):
 def choose_steps(state: TrainingState, batches: Batches, on_note: Callable[[str], None]) -> Steps:
     """Graphs where :func:`~thumbnet.training.graphed.why_not_graphed` allows them and CUDA can record them.
 
-    ``on_note`` is called with a sentence for the user if CUDA recorded graphs, or failed to.
+    ``on_note`` is called with a sentence for the user if CUDA recorded graphs, or failed to, or if the user's
+    own code is the reason for doing without them.
     """
-    if why_not_graphed(state, batches) is None:
+    reason = why_not_graphed(state, batches)
+    if reason in (OWN_LOSS, OWN_AUGMENTATION):
+        on_note(f"no CUDA graphs, which would be faster: {reason}")
+    if reason is None:
         assert isinstance(batches, TrainBatches)
         started = time.perf_counter()
         try:

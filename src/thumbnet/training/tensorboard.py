@@ -70,4 +70,7 @@ class TensorBoardWriter(Listener):
                 self._writer.add_scalar(f"Accuracy/{score.split}{suffix}", score.accuracy, result.step)
                 if score.map is not None:
                     self._writer.add_scalar(f"mAP/{score.split}{suffix}", score.map, result.step)
+                if score.balanced_accuracy is not None:
+                    tag = f"Balanced accuracy/{score.split}{suffix}"
+                    self._writer.add_scalar(tag, score.balanced_accuracy, result.step)
         self._writer.flush()

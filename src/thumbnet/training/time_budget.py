@@ -87,8 +87,9 @@ def may_choose_width(asked: str | Path | Recipe | None, named: Collection[str], 
 
 
 def may_watch_less(named: Collection[str], recipe: Recipe) -> bool:
-    """Whether evaluations on the way may become fewer: unless the user names them, or wants patience."""
-    return not {"evaluation.every", "evaluation.sample"}.intersection(named) and not recipe.training.patience
+    """Whether evaluations on the way may become fewer: unless the user names them, or they must choose."""
+    named_here = {"evaluation.every", "evaluation.sample"}.intersection(named)
+    return not named_here and not recipe.training.must_choose
 
 
 def suitable_width(recipe: Recipe, pictures: int) -> float:

@@ -33,8 +33,9 @@ TRACKERS = ("tensorboard", "mlflow", "wandb")
 WAIT = 20.0  # seconds to wait at the end for a tracker to take the rest
 FILES = ("recipe.toml", "summary.json")  # what a tracker keeps of the run's folder
 FINAL = (
-    "accuracy", "accuracy_plain", "loss", "map", "map_plain", "micro_f1", "macro_f1", "calibration_error",
-    "temperature", "kept_epoch", "epochs", "parameters", "seconds_training", "seconds_total",
+    "accuracy", "accuracy_plain", "balanced_accuracy", "loss", "map", "map_plain", "micro_f1", "macro_f1",
+    "calibration_error", "temperature", "kept_epoch", "epochs", "parameters", "seconds_training",
+    "seconds_total",
 )  # fmt: skip
 
 
@@ -267,6 +268,8 @@ def values_of(result: EpochResult) -> dict[str, float]:
             values |= {f"{prefix}accuracy": score.accuracy, f"{prefix}loss": score.loss}
             if score.map is not None:
                 values[f"{prefix}map"] = score.map
+            if score.balanced_accuracy is not None:
+                values[f"{prefix}balanced_accuracy"] = score.balanced_accuracy
     return {key: float(value) for key, value in values.items() if math.isfinite(value)}
 
 

@@ -11,8 +11,8 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,23 @@ from thumbnet.data.calibration import with_calibration_split
 from thumbnet.data.corrections import Correction, corrections_csv, corrections_of
 from thumbnet.data.splits import Data
 from thumbnet.distributed import World, joined
-from thumbnet.errors import DataError, FallbackWarning, RecipeError, RunError, ThumbnetError, memory_guard
+from thumbnet.errors import DataError, FallbackWarning, RunError, ThumbnetError, memory_guard
 from thumbnet.files import user_path
 from thumbnet.hardware import choose_device, deterministic
 from thumbnet.invocation import command
 from thumbnet.kernels.library import load_kernels
-from thumbnet.models.registry import find_builder, provide
+from thumbnet.models.registry import provide
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.runs.finding import are_gone
 from thumbnet.runs.folder import Run
 from thumbnet.sources.load import where_again
+from thumbnet.training.asked import check_same_asked, what_was_asked
 from thumbnet.training.choose import asked_recipe, choose_recipe, load_for
 from thumbnet.training.continue_run import Continuation, continuation
 from thumbnet.training.linear import check_frozen, with_network_of_init
 from thumbnet.training.listener import Listener
 from thumbnet.training.mirror_names import named_keys
+from thumbnet.training.own_loss import find_code
 from thumbnet.training.pretrained import check_same, with_stem
 from thumbnet.training.session import Session
 from thumbnet.training.state import TrainingState, build_state
@@ -49,7 +51,7 @@ from thumbnet.training.time_budget import (
     may_choose_width,
     may_watch_less,
 )
-from thumbnet.training.transfer import read_initial, seen_before
+from thumbnet.training.transfer import read_initial, seen_before, with_absolute_init
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,12 @@ class Call:
         Raises:
             ThumbnetError: it is not available, or the first process computes on another kind of device.
         """
+        own = f"cuda:{self.world.local_rank}"
+        if self.world.size > 1 and self.device.startswith("cuda:") and self.device != own:
+            raise ThumbnetError(
+                f"--device {self.device}: process {self.world.rank} has {own}, because each process has a "
+                "GPU of its own. Leave out the number: --device cuda"
+            )
         device = choose_device(self.device, self.world.local_rank)
         if self.world.size > 1 and device.type == "mps":
             if self.device != "auto":
@@ -142,14 +150,15 @@ def train(
     Args:
         data: anything that :func:`thumbnet.load_data` accepts or returned.
         recipe: a name, a TOML file, or a :class:`~thumbnet.Recipe`; by default the one that
-            :func:`~thumbnet.training.choose.default_recipe` names.
+            :func:`~thumbnet.training.choose.default_recipe` names for the network and the data.
         overrides: ``"section.key=value"`` settings on top of ``recipe``.
         out: the run's folder; by default a new one in ``runs/``.
         device: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1``, ``mps``.
         data_dir: folder for downloads.
         listener: receives the events of the training.
         auto_resume: resume the run in ``out`` if it has begun, and return it unchanged if it is complete. A
-            scheduler can then repeat the same call as often as it likes.
+            scheduler can then repeat the same call as often as it likes. A call that asks for another result
+            is an error, see :mod:`thumbnet.training.asked`.
         minutes: wall time for everything, from ``started`` to the final evaluation. The number of steps, and
             for FastNet the width, are chosen for it; see :mod:`thumbnet.training.time_budget`.
         labels: corrections of the data's labels, such as the ``labels.csv`` that ``thumbnet review`` writes;
@@ -172,13 +181,12 @@ def train(
         corrections = world.from_first(read)
         begun = auto_resume and (user_path(str(out)) / "run.json").is_file()
         if out is not None and world.from_first(begun):
-            with suppress(RecipeError):  # the run's own recipe counts, but this call may name its network
-                asked_recipe(recipe, overrides)
-            named = data if isinstance(data, str | Path) else None
-            given = data if named is None else None
-            if corrections is not None and world.is_first:
-                _check_same_corrections(Run.open(out), corrections)
-            return _resume(out, given, call, complete_is_fine=True, named=named)
+            asked = what_was_asked(recipe, overrides)  # in every process: it may name a network
+            if world.is_first:
+                check_same_asked(Run.open(out), asked, minutes)
+                if corrections is not None:
+                    _check_same_corrections(Run.open(out), corrections)
+            return _resume(out, data, call, complete_is_fine=True)
         return _begin(Plan(data, recipe, overrides, out, data_dir, corrections, minutes=minutes), call)
 
 
@@ -192,10 +200,13 @@ def resume(
     overrides: Sequence[str] = (),
     data: Any = None,
     model: Callable[..., nn.Module] | None = None,
+    finish: bool = False,
+    complete_is_fine: bool = False,
 ) -> Run:
     """Resume an unfinished run. The result is the same as without the interruption.
 
-    With ``more_epochs``, train a finished run for longer instead.
+    With ``finish``, end it where its newest checkpoint is. With ``more_epochs``, train a finished run for
+    longer instead.
 
     Args:
         run_path: the run's folder.
@@ -207,21 +218,29 @@ def resume(
         overrides: with ``more_epochs``, settings to change.
         data: the run's data, if they were in memory.
         model: the class or function that builds the run's network, if it is one of your own.
+        finish: end the training where its newest checkpoint is: measure that network, and write the weights
+            and the summary, which says that the training was ended early.
+        complete_is_fine: return a run that is complete as it is.
 
     Raises:
         RunError: there is no such run, it is complete (or, with ``more_epochs``, not complete), another
-            process is training in it, its checkpoint is damaged, its data have changed, or it needs a network
-            of the user's own.
+            process is training in it, its checkpoint is damaged, its data have changed, it needs a network of
+            the user's own, or it has no checkpoint to ``finish`` at.
+        ThumbnetError: both ``finish`` and ``more_epochs`` are given.
         DataError: its data cannot be loaded any more.
     """
     started = time.perf_counter()
+    if finish and more_epochs is not None:
+        raise ThumbnetError(
+            "finish ends an unfinished run, and more_epochs continues a finished one: choose one"
+        )
     with joined() as world, deterministic(), _memory():
         call = Call(device, listener or Listener(), world, started)
         if model is not None:
             name = world.from_first(Run.open(run_path).recipe.model.name if world.is_first else "")
             provide(name, model)
         if more_epochs is None:
-            return _resume(run_path, data, call)
+            return _resume(run_path, data, call, complete_is_fine, finish=finish)
         planned = continuation(run_path, more_epochs, overrides) if world.is_first else None
         more = world.from_first(planned)
         assert more is not None
@@ -285,7 +304,7 @@ def _begin(plan: Plan, call: Call) -> Run:
     _check_same_everywhere(fingerprint, data.source, world)
     _check_same_skipped(prepared.skipped, data.source, world)
     recipe, notes = with_stem(recipe, prepared.preprocessing.size)
-    for note in notes:
+    for note in (*notes, *(() if plan.continued is None else plan.continued.notes)):
         listener.on_note(note)
     budget = None
     if plan.minutes is not None:
@@ -317,36 +336,45 @@ def _resume(
     data: Any,
     call: Call,
     complete_is_fine: bool = False,
-    named: str | Path | None = None,
+    finish: bool = False,
 ) -> Run:
     """Train the rest of a run.
 
     Args:
         path: the run's folder.
-        data: the run's data if they were in memory.
+        data: the run's data if they were in memory, or where they are now; None for where they were.
         call: how it was called.
-        complete_is_fine: return a run that is complete as it is.
-        named: where the call says the data are. It counts if they are no longer where they were.
+        complete_is_fine: return a run that is complete as it is, unless ``data`` are other ones.
+        finish: end it where its newest checkpoint is.
     """
     world = call.world
     run = Run.open(path) if world.is_first else Run(Path(path))  # the folder need not exist on every machine
     with run.locked(_wait(world)) if world.is_first else nullcontext():
-        if world.from_first(run.is_complete):
-            if complete_is_fine:
-                return run
+        complete = world.from_first(run.is_complete)
+        if complete and not complete_is_fine:
             raise RunError(
                 f"{run.path} is complete already. Measure it: {command('evaluate', run.path)}\n"
                 f"Train it for longer: {command('train', '--resume', run.path, '--more-epochs', '10')}"
             )
         kept = None
         if world.is_first:
-            kept = (run.recipe, run.settings, run.load_checkpoint(), run.corrections, run.skipped)
+            checkpoint = None if complete else run.load_checkpoint()
+            kept = (run.recipe, run.settings, checkpoint, run.corrections, run.skipped)
         kept = world.from_first(kept)
         assert kept is not None
         recipe, settings, checkpoint, corrections, skipped = kept
-        find_builder(recipe.model.name)  # if its code is not allowed, say so before the data are read
+        if world.from_first(_is_place(data, settings.get("data"))):  # links may differ between machines
+            data = None
+        if complete:
+            if data is not None:
+                _loaded_again(run, recipe, settings, data, call, corrections)
+            call.listener.on_note(f"{run.path} is complete already: nothing is trained")
+            return run
+        if finish:
+            _check_has_end(run, recipe, checkpoint)
+        find_code(recipe)  # if its code is not allowed, say so before the data are read
         device = call.choose_device()
-        loaded, fingerprint = _loaded_again(run, recipe, settings, data, call, corrections, named)
+        loaded, fingerprint = _loaded_again(run, recipe, settings, data, call, corrections)
         with world.one_per_machine_first():
             prepared = prepare(loaded, recipe, device, call.listener.on_decode, world, skipped)
         begins_again = checkpoint is None or recipe.training.frozen
@@ -355,7 +383,7 @@ def _resume(
         check_same(state.pretrained, settings.get("pretrained"))
         earlier = 0.0 if checkpoint is None else _restore(state, checkpoint, run)
         started = call.started - earlier
-        return Session(run, loaded, prepared, state, call.listener, started, fingerprint).train()
+        return Session(run, loaded, prepared, state, call.listener, started, fingerprint).train(finish)
 
 
 def _loaded_again(
@@ -365,17 +393,15 @@ def _loaded_again(
     given: Any,
     call: Call,
     corrections: Sequence[Correction] | None,
-    named: str | Path | None,
 ) -> tuple[Data, str]:
     """Load a run's data again, with its corrections and calibration split; return them and their fingerprint.
 
     Raises:
         RunError: the data have changed since the run began.
     """
-    if named is not None and are_gone(settings.get("data")):
-        given = named  # moved, as by a job that copies them to a new folder each time; checked below
+    recorded = settings.get("data")
     with call.world.one_per_machine_first():
-        source = _own_data(settings.get("data"), run.path, given)
+        source = _own_data(recorded, run.path, given)
         with _data_of(run.path, source):
             data = load_for(source, recipe, settings.get("data_dir"), call.listener, corrections)
     fingerprint = data.fingerprint()
@@ -383,11 +409,35 @@ def _loaded_again(
     data = with_calibration_split(data, recipe.data)
     call.listener.on_data(data)
     if fingerprint != settings.get("fingerprint"):
+        other = "" if given is None or recorded is None else f" with those in {recorded}"
         raise RunError(
-            f"the data in {data.source} have changed since the run {run.path} began: its result could "
+            f"the data in {data.source} have changed since the run {run.path} began{other}: its result could "
             "not be trusted. Put them back, or start a new run."
         )
     return data, fingerprint
+
+
+def _is_place(data: Any, recorded: str | None) -> bool:
+    """Tell whether ``data`` name the place where a run recorded its data."""
+    named = isinstance(data, str | Path)
+    return named and recorded in (str(data), str(user_path(data).resolve()))
+
+
+def _check_has_end(run: Run, recipe: Recipe, checkpoint: dict[str, Any] | None) -> None:
+    """Check that an unfinished run can be ended at its checkpoint.
+
+    Raises:
+        RunError: it has none, or its last layer is fitted as a whole.
+    """
+    resumed = command("train", "--resume", run.path)
+    if recipe.training.frozen:
+        raise RunError(
+            f"{run.path} fits its last layer as a whole, so there is no earlier end. Resume it: {resumed}"
+        )
+    if checkpoint is None:
+        raise RunError(
+            f"{run.path} has no checkpoint yet, so there is nothing to finish. Resume it: {resumed}"
+        )
 
 
 def _restore(state: TrainingState, checkpoint: dict[str, Any], run: Run) -> float:
@@ -436,6 +486,7 @@ def _settings(plan: Plan, data: Data, fingerprint: str, state: TrainingState) ->
         settings["init"] = state.start.record()
     if plan.minutes is not None:
         settings["minutes"] = plan.minutes
+    settings["asked"] = what_was_asked(plan.recipe, plan.overrides)
     return settings if plan.continued is None else {**settings, "continues": plan.continued.record}
 
 
@@ -465,15 +516,6 @@ def _data_of(run: str | Path, source: Any) -> Iterator[None]:
             f"{error}\nThese are the data of {run}, which goes on only with them. If they have moved, move "
             "them back, or put a symbolic link there"
         ) from None
-
-
-def with_absolute_init(recipe: Recipe) -> Recipe:
-    """Make the path of the initial weights absolute, because a resume may run in another folder."""
-    source = recipe.training.init
-    if not source or source.startswith("hf:"):
-        return recipe
-    place = str(user_path(source).resolve())
-    return replace(recipe, training=replace(recipe.training, init=place))
 
 
 def _wait(world: World) -> float:

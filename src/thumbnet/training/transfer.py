@@ -6,7 +6,7 @@ The weights may be a run's, or those of any other program if they fit: see :mod:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from thumbnet.errors import RunError, printable
 from thumbnet.files import read_json, user_path
 from thumbnet.models.registry import is_of_head, same_network
 from thumbnet.models.resnet import ResNet
+from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import ModelSettings
 from thumbnet.runs.any_weights import AnyWeights, read_any_weights
 from thumbnet.runs.provenance import run_folder
@@ -60,6 +61,15 @@ class Start:
             return ""
         new = f"; left new: {', '.join(self.left_new)}" if self.left_new else ""
         return f"{self.taken} of {self.tensors} tensors taken from {self.source}, matched {self.how}{new}"
+
+
+def with_absolute_init(recipe: Recipe) -> Recipe:
+    """Make the path of the initial weights absolute, because a resume may run in another folder."""
+    source = recipe.training.init
+    if not source or source.startswith("hf:"):
+        return recipe
+    place = str(user_path(source).resolve())
+    return replace(recipe, training=replace(recipe.training, init=place))
 
 
 def read_initial(source: str) -> AnyWeights:

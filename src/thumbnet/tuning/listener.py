@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thumbnet.training.listener import Listener
+from thumbnet.training.listener import Listener, Listeners
 
 if TYPE_CHECKING:
     from thumbnet.tuning.study import Record
@@ -48,3 +48,27 @@ class TuneListener(Listener):
 
     def on_final(self, best: Record, minutes: float | None) -> None:
         """The final training is about to begin; ``minutes`` if the time decides its length."""
+
+
+class TuneListeners(Listeners, TuneListener):
+    """Passes every event on to several listeners. The search stops if any of them asks for it."""
+
+    def __init__(self, *listeners: TuneListener) -> None:
+        super().__init__(*listeners)
+        self._of_search = listeners
+
+    def on_search(self, folder: Path, notes: Sequence[str]) -> None:
+        for one in self._of_search:
+            one.on_search(folder, notes)
+
+    def on_progress(self, progress: Progress) -> None:
+        for one in self._of_search:
+            one.on_progress(progress)
+
+    def on_trial(self, record: Record, best: Record | None) -> None:
+        for one in self._of_search:
+            one.on_trial(record, best)
+
+    def on_final(self, best: Record, minutes: float | None) -> None:
+        for one in self._of_search:
+            one.on_final(best, minutes)

@@ -17,18 +17,18 @@ from thumbnet.errors import (
     DivergedError,
     InterruptedRunError,
     InterruptedTuneError,
-    NetworkError,
     OutOfMemoryError,
+    OwnCodeError,
     RecipeError,
     printable,
 )
 from thumbnet.evaluation import wilson_interval
 from thumbnet.files import read_json, write_file, write_json
-from thumbnet.recipes.networks import code_options
-from thumbnet.recipes.recipe import Recipe, recipe_from_toml
+from thumbnet.recipes.recipe import Recipe, recipe_from_toml, training_code
+from thumbnet.runs.finding import FINAL_RUN, SEARCH, is_run
 from thumbnet.runs.folder import Run
 from thumbnet.training.fit import StepResult
-from thumbnet.training.train import train
+from thumbnet.training.train import resume, train
 from thumbnet.tuning.listener import Progress, TuneListener
 from thumbnet.tuning.page import trials_csv, write_page
 from thumbnet.tuning.parts import Parts
@@ -37,8 +37,8 @@ from thumbnet.tuning.space import Knob, recipe_at
 from thumbnet.tuning.study import Record, Study, Suggestion, best_of
 from thumbnet.tuning.trial import HopelessTrialError, run_trial
 
-SETTINGS = "tune.json"
-RUN = "run"
+SETTINGS = SEARCH
+RUN = FINAL_RUN
 LATE = 1.1  # a trial is given up once it has taken this many times the time that was left for it
 # Trials in a row that find nothing better, after which the final training has the rest of the time. As many
 # as there are guesses after the first trial.
@@ -110,7 +110,7 @@ class Tuner:
     def __init__(self, search: Search) -> None:
         self.search = search
         self.listener = search.listener
-        self._options = code_options(search.recipe.model.name)  # of the command that goes on
+        self._options = training_code(search.recipe)  # of the command that goes on
         self.study = Study(search.path, search.varied, search.recipe.seed, self._options)
         self.records = self.study.records()
         earlier = max((one.elapsed for one in self.records), default=0.0)
@@ -223,7 +223,7 @@ class Tuner:
         except _OutOfTimeError:
             suggestion.drop()
             return False
-        except (DivergedError, OutOfMemoryError, NetworkError, RecipeError) as error:
+        except (DivergedError, OutOfMemoryError, OwnCodeError, RecipeError) as error:
             if first:
                 raise  # the recipe itself does not work here
             suggestion.fail(str(error).split("\n")[0], **times())
@@ -325,16 +325,24 @@ class Tuner:
         if deadline is not None and search.settings["same_time"]:
             minutes = round(max(deadline - WRITING / 2 - time.perf_counter(), 1.0) / 60, 3)
         self.listener.on_final(best, minutes)
+        out = search.path / RUN
         try:
+            if is_run(out):  # begun for the time that was left then, which its recipe records
+                return resume(
+                    out,
+                    device=str(search.device),
+                    listener=self.listener,
+                    data=search.given,
+                    complete_is_fine=True,
+                )
             return train(
                 search.given,
                 recipe,
                 overrides=self._decided(recipe),
-                out=search.path / RUN,
+                out=out,
                 device=str(search.device),
                 data_dir=search.settings["data_dir"],
                 listener=self.listener,
-                auto_resume=True,
                 minutes=minutes,
                 labels=search.corrections,
             )

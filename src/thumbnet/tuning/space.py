@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 from thumbnet.data.images import Fit
+from thumbnet.recipes.functions import LOSSES
 from thumbnet.recipes.networks import MODEL_NAMES
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import (
@@ -144,8 +145,9 @@ def knobs(
     if augment.brightness == augment.contrast:
         keys = ("augment.brightness", "augment.contrast")
         found.append(_number("light", 0.0, STRONGEST_LIGHT, augment.brightness, keys))
-    smoothing = training.label_smoothing
-    found.append(_number("smoothing", 0.0, MOST_SMOOTHING, smoothing, ("training.label_smoothing",)))
+    if not LOSSES.is_own(training.loss):
+        smoothing = training.label_smoothing
+        found.append(_number("smoothing", 0.0, MOST_SMOOTHING, smoothing, ("training.label_smoothing",)))
     least, most = max(SMALLEST_BATCH, training.batch_size // 2), min(2 * training.batch_size, pictures // 4)
     batch = ("training.batch_size", *rates)
     found.append(_whole("batch size", least, most, training.batch_size, batch, log=True))

@@ -42,8 +42,9 @@ from thumbnet.runs.folder import CORRECTIONS_NAME, LOCK_NAME, Run
 from thumbnet.sources.load import where_again
 from thumbnet.training.choose import choose_recipe, load_for
 from thumbnet.training.mirror_names import named_keys
+from thumbnet.training.own_loss import find_code
 from thumbnet.training.time_budget import check_minutes
-from thumbnet.training.train import with_absolute_init
+from thumbnet.training.transfer import with_absolute_init
 from thumbnet.tuning.listener import TuneListener
 from thumbnet.tuning.page import check_page
 from thumbnet.tuning.parts import Parts, divide, held_out_of
@@ -179,12 +180,12 @@ def resume_tuning(
             _check_asked(settings["minutes"], settings["trials"])
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecipeError) as error:
             raise RunError(f"{folder / SETTINGS} is damaged ({error}). Start a new search") from None
-        find_builder(base.model.name)  # if its code is not allowed, say so before the data are read
+        find_code(base)  # if its code is not allowed, say so before the data are read
         given = source if data is None else data
         if given is None:
             raise RunError(
                 f"the data of {folder} were in memory, so only Python can go on with it: "
-                "thumbnet.tuning.tune.resume_tuning(FOLDER, data=(images, labels))"
+                "thumbnet.resume_tuning(FOLDER, data=(images, labels))"
             )
         corrections = read_corrections(folder / CORRECTIONS_NAME) if corrected else None
         loaded = load_for(given, base, data_dir, listener, corrections)

@@ -1,0 +1,103 @@
+"""Import the user's own code, and say what is wrong with it if it fails.
+
+The code is a network, a loss or an augmentation, named by its import path ``MODULE:NAME``. Who may cause an
+import is decided in :mod:`thumbnet.recipes.networks`. This module imports no torch itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from thumbnet.errors import OwnCodeError, is_out_of_memory, nearest
+
+
+def path_of(code: object) -> str:
+    """The ``MODULE:NAME`` of a class or function. It is no import path if the object has no such name."""
+    return f"{getattr(code, '__module__', '')}:{getattr(code, '__qualname__', '')}"
+
+
+def import_object(path: str, fault: type[OwnCodeError] = OwnCodeError) -> Any:
+    """The object at ``MODULE:NAME``.
+
+    Raises:
+        OwnCodeError: the module cannot be imported, or has no such object. It is of the class ``fault``.
+    """
+    name, _, attribute = path.partition(":")
+    module = import_module(name, fault)
+    if not hasattr(module, attribute):
+        own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == name]
+        there = f" {nearest(attribute, own)}" if own else ""
+        place = getattr(module, "__file__", None) or "built in"
+        raise fault(f"the module {name} ({place}) has no {attribute!r}.{there}")
+    return getattr(module, attribute)
+
+
+def import_module(name: str, fault: type[OwnCodeError] = OwnCodeError) -> ModuleType:
+    """Import a module; it may be in the current folder.
+
+    Raises:
+        OwnCodeError: the module does not exist, or its code fails. It is of the class ``fault``.
+    """
+    here = os.getcwd() if os.path.isdir(".") else ""  # the current folder may have been deleted
+    if here not in sys.path:
+        sys.path.append(here)  # last, so that its files never hide an installed package
+    importlib.invalidate_caches()  # in case the module was only just written
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise fault(f"cannot import the module {name}: {described(error)}") from error
+        raise fault(
+            f"there is no Python module {error.name}, neither in {here} nor among the installed packages"
+        ) from None
+    except Exception as error:
+        raise fault(f"cannot import the module {name}: {described(error)}") from error
+
+
+@contextmanager
+def failing(
+    what: str,
+    fault: type[OwnCodeError] = OwnCodeError,
+    hint: Callable[[str], str] = lambda text: "",
+) -> Iterator[None]:
+    """Turn an exception in the user's code into a ``fault`` whose message begins with ``what``.
+
+    The exception is its cause, so Python shows the traceback of the user's code as well. A failed allocation
+    stays what it is.
+
+    Args:
+        what: what the code was to do.
+        fault: the class of the error.
+        hint: returns what to add to the message, given that of the exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise fault(f"{what}: {described(error)}{hint(str(error))}") from error
+
+
+def described(error: BaseException) -> str:
+    """An error's type, the first line of its message, and the line of the user's code that raised it."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    where = ""
+    if isinstance(error, SyntaxError):
+        where = f" ({error.filename}, line {error.lineno})"
+        text = error.msg
+    else:
+        modules = (importlib, sys.modules.get("torch"))
+        libraries = tuple(os.path.dirname(module.__file__ or "") + os.sep for module in modules if module)
+        ours = (os.path.dirname(os.path.dirname(__file__)) + os.sep, "<frozen")
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            if not frame.filename.startswith((*libraries, *ours)):
+                where = f" ({frame.filename}, line {frame.lineno})"
+                break
+    return f"{type(error).__name__}: {text}{where}"

@@ -1,0 +1,230 @@
+"""Load the data that a trained network is used on: its own, split as in the training, or others.
+
+This module imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from thumbnet.data.calibration import with_calibration_split
+from thumbnet.data.corrections import Correction
+from thumbnet.data.held_out import NOTHING_SET_ASIDE, VAL_FRACTION, with_held_out
+from thumbnet.data.splits import Data
+from thumbnet.errors import DataError, UnusedSettingError
+from thumbnet.files import user_path
+from thumbnet.recipes.settings import DataSettings
+from thumbnet.runs.finding import are_gone, is_run, same_source
+from thumbnet.runs.provenance import recipe_of
+from thumbnet.runs.weights import HUB
+from thumbnet.runs.weights_info import WeightsInfo
+from thumbnet.sources.load import load_data, where_again
+from thumbnet.sources.manifest import COLUMNS_AND_PICTURES, NAMES
+
+if TYPE_CHECKING:
+    from thumbnet.runs.folder import Run
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The data to use a trained network on.
+
+    Attributes:
+        source: a path or a name, as for :func:`thumbnet.load_data`.
+        settings: how the network's own data are read and split.
+        run: the network's run; None if the network is a file or on the Hub.
+        fingerprint: that of the network's training data; "" if it is not known.
+        corrections: corrections of labels to use instead of the run's; None for none.
+        data_dir: the folder for downloads; None for the run's, or else the user's cache.
+        given: the settings that the caller names. Other data are read by these if ``settings`` do not fit
+            them.
+        tell: hears what the user should know. A text that begins with ``warning: `` means that the result may
+            be wrong.
+    """
+
+    source: str
+    settings: DataSettings
+    run: Run | None = None
+    fingerprint: str = ""
+    corrections: Sequence[Correction] | None = None
+    data_dir: str | None = None
+    given: DataSettings = field(default_factory=DataSettings)
+    tell: Callable[[str], None] = lambda _: None
+
+    def load(self, settings: DataSettings, labels: Sequence[Correction] | None, other: bool = False) -> Data:
+        """Load the data by ``settings`` and correct their labels. ``other`` data may have a single class."""
+        return load_data(
+            self.source, data_dir=self.data_dir, settings=settings, one_class=other, labels=labels
+        )
+
+
+def load_wanted(wanted: Wanted) -> Data:
+    """Load the data that a network is used on.
+
+    The run's own data are split and corrected as in training, unless ``corrections`` name other ones. They
+    are recognised in another place if they have moved, and a warning says if they have changed. If the
+    network is a file or on the Hub, its training data are recognised by their fingerprint, if they are split
+    as a training splits them by itself. Other data keep their own splits; if they have none, a split called
+    ``all`` has all pictures.
+
+    Raises:
+        DataError: the data cannot be loaded.
+    """
+    data = None
+    if wanted.run is not None and wanted.run.settings.get("data") is not None:
+        data = _trained_data(wanted, wanted.run)
+    elif wanted.run is None and wanted.fingerprint:
+        data = _data_of_network(wanted)
+    return _other_data(wanted) if data is None else data
+
+
+def load_named(source: str, network: str, info: WeightsInfo, tell: Callable[[str], None]) -> Data:
+    """Load the data that a network is measured on, as ``thumbnet evaluate`` does.
+
+    Args:
+        source: a path or a name, as for :func:`thumbnet.load_data`.
+        network: a run's folder, a file of weights or ``hf:OWNER/NAME``; empty if it is not known.
+        info: the network's description.
+        tell: see :class:`Wanted`.
+
+    Raises:
+        DataError: the data cannot be loaded.
+        RecipeError, RunError: the run's recipe or settings cannot be read.
+    """
+    settings = recipe_of(network).data if network else DataSettings()
+    if info.multilabel:
+        settings = replace(settings, multilabel=True)  # a table may have one label in each row
+    return load_wanted(Wanted(source, settings, open_run(network), info.fingerprint, tell=tell))
+
+
+def open_run(network: str) -> Run | None:
+    """The run if ``network`` is a run's folder, else None."""
+    if not network or network.startswith(HUB) or not is_run(user_path(network)):
+        return None
+    from thumbnet.runs.folder import Run
+
+    return Run(Path(network))
+
+
+def split_otherwise(data: Data, run: Run, split: str) -> bool:
+    """Whether ``data`` are a run's own, but its training may have seen the pictures of a split of them.
+
+    The split then differs from the one on which the run was measured, and thumbnet set it aside, or it is
+    ``train``.
+
+    Args:
+        data: data that were loaded by other means than :func:`load_wanted`.
+        run: the run.
+        split: the split to measure on.
+    """
+    settings = run.settings
+    own, here = settings.get("data"), where_again(data.source)
+    if own is None or here is None or not same_source(own, here):
+        return False
+    if split not in (*data.set_aside, "train"):
+        return False
+    if settings.get("fingerprint") in (None, data.fingerprint()):
+        return False
+    return settings.get("measured_fingerprint") != data.fingerprint(split)
+
+
+def _trained_data(wanted: Wanted, run: Run) -> Data | None:
+    """Load the data as in training if they are the run's, perhaps in a new place; else return None."""
+    own, fingerprint = str(run.settings["data"]), run.settings.get("fingerprint")
+    source, corrections = wanted.source, wanted.corrections
+    same = same_source(source, own)
+    if not same and not are_gone(own):
+        return None
+    wanted = replace(wanted, data_dir=wanted.data_dir or run.settings.get("data_dir"))
+    labels = run.corrections if corrections is None or not same else corrections
+    try:
+        data = wanted.load(wanted.settings, labels)
+    except DataError:
+        if not same:
+            return None
+        raise
+    if same:
+        if corrections is None and fingerprint not in (None, data.fingerprint()):
+            wanted.tell(_changed(data, run))
+    else:
+        if data.fingerprint() != fingerprint:
+            return None
+        wanted.tell(f"{source} holds the run's data, which are split as in the training")
+        if corrections is not None:
+            data = wanted.load(wanted.settings, corrections)
+    return with_calibration_split(data, wanted.settings)
+
+
+def _data_of_network(wanted: Wanted) -> Data | None:
+    """Load the data as in training if they are what a network in a file was trained on; else return None.
+
+    The file does not say which pictures were set aside. So its fingerprint is compared with that of the data
+    as a training splits them by itself: without and with a val split, which ``--patience`` needs.
+    """
+    settings, corrections = wanted.settings, wanted.corrections
+
+    def as_trained(labels: Sequence[Correction] | None) -> Data | None:
+        """The data if the network was trained with these ``labels``. Only one copy is in memory at a time."""
+        data, asked = wanted.load(settings, labels), settings
+        if data.fingerprint() != wanted.fingerprint and "val" not in data.splits:
+            asked = replace(settings, val_fraction=VAL_FRACTION)
+            if labels is None:
+                data = with_held_out(data, 0, VAL_FRACTION, settings.split_seed, settings.group_by)
+            else:  # val has to be set aside before the labels are corrected
+                del data
+                data = wanted.load(asked, labels)
+        if data.fingerprint() != wanted.fingerprint:
+            return None
+        if labels is not corrections:
+            del data
+            data = wanted.load(asked, corrections)
+        return data
+
+    corrected: list[Sequence[Correction] | None] = [None] if corrections is None else [None, corrections]
+    for labels in corrected:
+        with suppress(DataError):  # these may be other data, which need not be split like that
+            data = as_trained(labels)
+            if data is not None:
+                wanted.tell(f"{wanted.source} holds the network's training data, split as in the training")
+                return with_calibration_split(data, settings)
+    return None
+
+
+def _other_data(wanted: Wanted) -> Data:
+    """Load data that the network was not trained on: whole, or in the splits that they come with."""
+    settings = replace(wanted.settings, val_fraction=0.0, test_fraction=0.0, group_by="")
+    try:
+        data = wanted.load(settings, wanted.corrections, other=True)
+    except DataError as error:  # the run's columns and names need not be those of other data
+        kept = {key: getattr(wanted.given, key) for key in (*NAMES, *COLUMNS_AND_PICTURES)}
+        asked = replace(settings, **kept)
+        if asked == settings:
+            raise
+        try:
+            data = wanted.load(asked, wanted.corrections, other=True)
+        except DataError as second:
+            raise (second if isinstance(error, UnusedSettingError) else error) from None
+    notes = [text for text in data.notes if text != NOTHING_SET_ASIDE]
+    splits = dict(data.splits)
+    if set(splits) == {"train"}:
+        splits["all"] = splits["train"]
+        count = f"{len(splits['all']):,}"
+        notes.append(f"using all {count} pictures: {wanted.source} has no splits of its own")
+    if wanted.fingerprint and data.fingerprint() == wanted.fingerprint:
+        notes.append("warning: the network was trained on these pictures")
+    for text in notes:
+        wanted.tell(text)
+    return replace(data, splits=splits, notes=tuple(notes))
+
+
+def _changed(data: Data, run: Run) -> str:
+    """Warn that a run's data are no longer those that it was trained on."""
+    text = f"warning: the data in {data.source} have changed since {run.path} was trained on them"
+    if not data.set_aside:
+        return text
+    split = " and ".join(data.set_aside)
+    return f"{text}, so other pictures are set aside as {split}, perhaps some that it was trained on"

@@ -1,0 +1,121 @@
+"""What the user asked of a training: recorded in ``run.json``, and compared when the same call comes again.
+
+A run's recipe does not say that, because it was fitted to the data. So the record has the recipe's name and
+the settings that the user named. It holds no setting of a recipe that comes with thumbnet, so a newer version
+with another default still knows the call. A recipe of the user's own is recorded by all settings that differ
+from the defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from thumbnet.errors import RunError, printable
+from thumbnet.files import finite
+from thumbnet.invocation import command
+from thumbnet.recipes.recipe import Recipe, recipe_names
+from thumbnet.recipes.tables import differences
+from thumbnet.runs.folder import Run
+from thumbnet.training.choose import asked_recipe
+from thumbnet.training.mirror_names import named_keys
+from thumbnet.training.transfer import with_absolute_init
+
+DEFAULT, OWN = "default", "own"  # in place of the name of a recipe that comes with thumbnet
+_SHOWN = {DEFAULT: "chosen by the data", OWN: "one of your own"}
+_WITHOUT_EFFECT = ("name", "description", "data.engine", "data.workers")  # on the result
+_MISSING = object()
+
+
+def what_was_asked(recipe: str | Path | Recipe | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """The record of a call to :func:`~thumbnet.training.train.train`, for ``run.json``.
+
+    Settings that do not change the result are left out.
+
+    >>> what_was_asked("fast", ["seed=1", "data.workers=4"])
+    {'recipe': 'fast', 'settings': {'seed': 1}}
+
+    Args:
+        recipe, overrides: those of the call.
+
+    Raises:
+        RecipeError: there is no such recipe, or a setting is invalid.
+    """
+    whole = with_absolute_init(asked_recipe(recipe, overrides)).to_dict()
+    if recipe is None or (not isinstance(recipe, Recipe) and str(recipe) in recipe_names()):
+        name = DEFAULT if recipe is None else str(recipe)
+        settings = {key: _at(whole, key) for key in named_keys(None, overrides)}
+    else:
+        name, settings = OWN, _flat(differences(whole, Recipe().to_dict()))
+    kept = {key: settings[key] for key in sorted(settings) if _has_effect(key)}
+    return {"recipe": name, "settings": finite(kept)}  # as JSON keeps it
+
+
+def check_same_asked(run: Run, asked: Mapping[str, Any], minutes: float | None) -> None:
+    """Check that a run was begun by a call that asked the same.
+
+    Args:
+        run: a run that has begun. One of an earlier version has no record; only its time is compared.
+        asked: what :func:`what_was_asked` returned for the new call.
+        minutes: the time that the new call gives.
+
+    Raises:
+        RunError: it was begun with other settings; the message lists them.
+    """
+    settings = run.settings
+    changed = [] if settings.get("asked") is None else _changes(settings["asked"], asked)
+    if settings.get("minutes") != minutes:
+        changed.insert(0, f"minutes: was {_show(settings.get('minutes'))}, now {_show(minutes)}")
+    if not changed:
+        return
+    lines = "".join(f"\n  {printable(line)}" for line in changed)
+    advice = "To train with the new ones, name another folder with --out."
+    if not run.is_complete:
+        advice += f" To finish the run as it began: {command('train', '--resume', run.path)}"
+    raise RunError(f"the run {run.path} was begun with other settings:{lines}\n{advice}")
+
+
+def _changes(before: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """What differs between two records, one line each."""
+    old, new = before["recipe"], asked["recipe"]
+    lines = []
+    if old != new:
+        lines.append(f"recipe: was {_SHOWN.get(old, old)}, now {_SHOWN.get(new, new)}")
+    if old != new and OWN in (old, new):
+        return lines  # one record has the whole recipe, and the other only what was named
+    defaults = Recipe().to_dict()
+
+    def value(settings: Mapping[str, Any], key: str) -> Any:
+        return settings.get(key, _at(defaults, key) if new == OWN else _MISSING)
+
+    for key in sorted(before["settings"].keys() | asked["settings"].keys()):
+        was, now = value(before["settings"], key), value(asked["settings"], key)
+        if was != now and _has_effect(key):
+            lines.append(f"{key}: was {_show(was)}, now {_show(now)}")
+    return lines
+
+
+def _show(value: object) -> str:
+    return "not set" if value is _MISSING or value is None else repr(value)
+
+
+def _has_effect(key: str) -> bool:
+    return key not in _WITHOUT_EFFECT and not key.startswith("checkpoint.")
+
+
+def _at(table: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key; None if there is none, as for a setting that is None."""
+    found: Any = table
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        inner = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat

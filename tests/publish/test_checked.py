@@ -1,0 +1,71 @@
+"""An export replaces its file only if it computes what the run does."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import pytest
+
+from helpers import coloured_data
+from thumbnet.cli import main
+from thumbnet.data.splits import Progress
+from thumbnet.errors import RunError, ThumbnetError
+from thumbnet.publish import checked
+from thumbnet.publish.checked import export_checked, target
+from thumbnet.publish.export import ExportCheck
+from thumbnet.runs.folder import Run
+
+
+def uncounted(what: str) -> AbstractContextManager[Progress]:
+    return nullcontext(lambda done, total: None)
+
+
+@pytest.mark.parametrize("difference", [0.01, float("nan")])
+def test_a_refused_export_leaves_the_former_file(
+    difference: float,
+    tiny_run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = ExportCheck(1, 0.0, difference, 1.0, 1.0, 1.0, 1.0, "none")
+    monkeypatch.setattr(checked, "check_export", lambda *arguments, **options: found)
+    out = tmp_path / "a.safetensors"
+    out.write_bytes(b"before")
+    assert main(["export", str(tiny_run.path), "--format", "safetensors", "--out", str(out)]) == 2
+    assert f"differ by {difference:g}, and at most 0.001 is allowed" in capsys.readouterr().err
+    assert out.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_an_export_tells_what_was_written_and_compared(tiny_run: Run, tmp_path: Path) -> None:
+    wanted = target(str(tiny_run.path), "safetensors", tmp_path / "a.safetensors")
+    found = export_checked(wanted, coloured_data(), uncounted)
+    assert found.path.stat().st_size == found.bytes == tiny_run.weights_path.stat().st_size
+    assert (found.format, found.source, found.split, found.half) == (
+        "safetensors",
+        "coloured",
+        "test",
+        False,
+    )
+    assert found.check.pictures == 60
+    assert found.check.accuracy_run == pytest.approx(tiny_run.summary["accuracy"])
+
+
+def test_without_data_it_compares_pictures_of_random_pixels(tiny_run: Run, tmp_path: Path) -> None:
+    found = export_checked(
+        target(str(tiny_run.path), "safetensors", tmp_path / "a.safetensors"), None, uncounted
+    )
+    assert found.source == ""
+    assert found.check.largest_difference == 0
+
+
+def test_an_unknown_format_is_named_with_the_nearest_one(tiny_run: Run) -> None:
+    with pytest.raises(ThumbnetError, match="there is no format 'onxn'. Did you mean 'onnx'"):
+        target(str(tiny_run.path), "onxn", None)
+
+
+def test_a_run_that_does_not_exist_is_an_error_before_its_data_are_loaded(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="there is no run"):
+        target(str(tmp_path / "run"), "onnx", None)
