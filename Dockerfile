@@ -2,6 +2,8 @@
 #
 #   docker build --tag thumbnet-serve .
 #
+# SIGHUP makes it load the model again: see "Replacing the model" there.
+#
 # A tag can move. Build what you publish from a digest: docs/serving.md has the command that prints it.
 ARG BASE=python:3.13-slim-trixie
 

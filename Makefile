@@ -148,7 +148,7 @@ picture: $(VENV)/.installed-dev  ## record a training for the picture of the ter
 # Two files of the npm package onnxruntime-web, for `thumbnet export --format web`: 33 MB to download. The
 # wheel contains them. A checkout without them downloads them at the first such export.
 WEB := src/thumbnet/publish/web/runtime
-web-runtime: $(WEB)/.fetched  ## let npm fetch ONNX Runtime Web, and verify it
+web-runtime: $(WEB)/.fetched  ## download ONNX Runtime Web, and verify it
 
 $(WEB)/.fetched: src/thumbnet/publish/web_runtime.py | $(VENV)/.installed-dev
 	$(BIN)/python -m thumbnet.publish.web_runtime

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 import thumbnet
 from helpers import TINY, coloured_data, write_class_folders
+from own_networks import OwnPackage
 from thumbnet.data.splits import Data
-from thumbnet.errors import InterruptedRunError, RecipeError, ThumbnetError
+from thumbnet.errors import InterruptedRunError, ModelCodeError, NetworkError, RecipeError, ThumbnetError
 from thumbnet.models import registry
 from thumbnet.runs.folder import Run
 from thumbnet.training.fit import StepResult
@@ -163,9 +164,25 @@ def test_a_network_of_ones_own_is_trained_by_its_class(tmp_path: Path) -> None:
     assert thumbnet.load_classifier(run, "cpu", model=OwnNet).class_names == data.class_names
     with pytest.raises(RecipeError, match="both name a network"):
         thumbnet.train(data, overrides=["model.name=resnet20"], model=OwnNet)
+    with pytest.raises(RecipeError, match="both name a network"):
+        thumbnet.tune(data, trials=1, overrides={"model": {"name": "resnet20"}}, model=OwnNet)
     with pytest.raises(ThumbnetError, match="model has no name"):
         thumbnet.train(data, model=lambda num_classes: OwnNet(num_classes))
     assert registry.find_builder(run.recipe.model.name) is OwnNet
+
+
+def test_a_run_of_ones_own_network_is_exported_in_another_process(own: OwnPackage) -> None:
+    settings = [one for one in ONE if not one.startswith("model.")]
+    run = thumbnet.train(
+        coloured_data(), "one-cycle", overrides=settings, out="run", progress=False, model=OwnNet
+    )
+    own.forget()
+    file = own.folder / "a.safetensors"
+    with pytest.raises(ModelCodeError, match="pass model=OwnNet"):
+        thumbnet.export(run, "safetensors", file, progress=False)
+    assert thumbnet.export(run, "safetensors", file, progress=False, model=OwnNet).path == file
+    with pytest.raises(NetworkError, match="expected an nn.Module class"):
+        thumbnet.export(run, "safetensors", file, progress=False, model=OwnNet(2))
 
 
 def test_a_search_shows_its_progress_and_goes_on_where_it_was_stopped(

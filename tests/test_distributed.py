@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from thumbnet.distributed import (
     joined,
     synchronise_norms,
 )
-from thumbnet.errors import ThumbnetError
+from thumbnet.errors import InterruptedRunError, ThumbnetError
 from thumbnet.models import build_model
 from thumbnet.recipes.recipe import Recipe
 from thumbnet.recipes.settings import AugmentSettings, ModelSettings, TrainingSettings
@@ -337,9 +338,20 @@ def test_after_a_loss_of_contact_no_frame_keeps_the_network() -> None:
     assert networks[0]() is None
 
 
-@pytest.mark.parametrize(("gpu", "fails", "ended"), [(True, True, 0), (True, False, 1), (False, True, 1)])
+FULL = ThumbnetError("the disk is full")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "error", "ended"),
+    [
+        (True, FULL, 0),
+        (True, None, 1),
+        (True, InterruptedRunError(Path("run"), 1, 4), 1),  # in all processes, after the same step
+        (False, FULL, 1),
+    ],
+)
 def test_after_an_error_a_process_with_a_gpu_does_not_wait_for_the_others(
-    gpu: bool, fails: bool, ended: int, monkeypatch: pytest.MonkeyPatch
+    gpu: bool, error: ThumbnetError | None, ended: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NCCL's groups end together: the process that failed would never tell its error."""
     calls: list[str] = []
@@ -357,11 +369,11 @@ def test_after_an_error_a_process_with_a_gpu_does_not_wait_for_the_others(
 
     def train() -> None:
         with joined():
-            if fails:
-                raise ThumbnetError("the disk is full")
+            if error is not None:
+                raise error
 
-    if fails:
-        with pytest.raises(ThumbnetError, match="the disk is full"):
+    if error is not None:
+        with pytest.raises(type(error)):
             train()
     else:
         train()

@@ -141,7 +141,7 @@ OUTSIDE = (
     "https://github.com/fastai/fastbook/", "https://keras.io/examples/vision/image_classification_from_scratch/",
     "https://raw.githubusercontent.com/keras-team/keras-io/master/examples/vision/",
     "https://github.com/uxlfoundation/oneDNN/", "https://keepachangelog.com", "https://kellerjordan.github.io/",
-    "https://semver.org", "http://127.0.0.1", "http://localhost:3000", "https://shop.example",
+    "https://semver.org", "http://127.0.0.1", "http://localhost:3000", "https://shop.example", "http://192.168.1.23:8000",
 )  # fmt: skip
 SHOWN = [
     *PAGES, "pyproject.toml", "mkdocs.yml", "examples/tour.ipynb", "src/thumbnet/reports/report.html",

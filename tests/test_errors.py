@@ -62,6 +62,8 @@ def test_a_stopped_run_says_how_to_resume(tmp_path: Path) -> None:
     assert f"train --resume '{tmp_path}/my run' --model-code a:B" in str(error)
     assert str(error).endswith(f"train --resume '{tmp_path}/my run' --model-code a:B --finish")
     assert "--finish" not in str(InterruptedRunError(tmp_path, 1, 1, has_end=False))
+    error.continue_by("the same command")
+    assert str(error).endswith("Continue to exactly the same result: the same command")
     assert error.path == tmp_path / "my run"
 
 

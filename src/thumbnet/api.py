@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from thumbnet.data.corrections import Correction
+from thumbnet.data.corrections import Labels
 from thumbnet.data.splits import Data
 from thumbnet.errors import InterruptedRunError, RecipeError
 from thumbnet.invocation import rank
-from thumbnet.models.registry import name_of
+from thumbnet.models.registry import name_of, provide
 from thumbnet.recipes.recipe import Recipe, assignments_of
 from thumbnet.runs.folder import Run
 from thumbnet.sources.load import load_data, where_again
@@ -46,7 +46,7 @@ def train(
     track: Sequence[str] = (),
     auto_resume: bool = False,
     minutes: float | None = None,
-    labels: str | Path | Sequence[Correction] | None = None,
+    labels: Labels | None = None,
     model: Callable[..., nn.Module] | None = None,
 ) -> Run:
     """Train a network, show the progress, and write a run's folder.
@@ -78,9 +78,10 @@ def train(
             which would have another result, is an error.
         minutes: train the best network that this computer can in this wall time, which includes decoding and
             the final evaluation. What was chosen for it is in the run's recipe.
-        labels: corrections of the data's labels: the ``labels.csv`` that ``thumbnet review`` writes, or a
-            list of :class:`~thumbnet.data.corrections.Correction`. They relabel and drop pictures, and add
-            new ones to train. The run keeps a copy, and everything that loads its data again uses it.
+        labels: corrections of the data's labels: the ``labels.csv`` that ``thumbnet review`` writes, a list
+            of such files, or a list of :class:`~thumbnet.data.corrections.Correction`. They relabel and drop
+            pictures, and add new ones to train. The last one about a picture counts. The run keeps a copy,
+            and everything that loads its data again uses it.
         model: the class or function that builds the network, if it is one of your own. It takes the place of
             the setting ``model.name``; see :func:`thumbnet.models.registry.register_model`.
 
@@ -89,11 +90,7 @@ def train(
         InterruptedRunError: the training was stopped, and its checkpoint is saved in the error's ``path``.
         KeyboardInterrupt: it was stopped before its first step, or a second time.
     """
-    settings = assignments_of(overrides)
-    if model is not None:
-        if any(one.partition("=")[0].strip() == "model.name" for one in settings):
-            raise RecipeError("model and the setting model.name both name a network: leave one of them out")
-        settings.append(f"model.name={name_of(model)}")
+    settings = _with_model(overrides, model)
     again = {"data": _is_in_memory(data), "model": model is not None}
     with _followed(progress, listener, track) as told, _continued_by("resume", again):
         return training.train(
@@ -149,6 +146,7 @@ def resume(
         RunError: there is no such run, it is complete (or, with ``more_epochs``, not complete), another
             process is training in it, its checkpoint is damaged, it needs a network of the user's own, or it
             has no checkpoint to ``finish`` at.
+        ThumbnetError: ``finish``, ``out`` or ``overrides`` do not go with the rest.
         DataError: its data cannot be loaded, or have changed.
         InterruptedRunError, KeyboardInterrupt: as for :func:`train`.
     """
@@ -179,7 +177,8 @@ def tune(
     data_dir: str | Path | None = None,
     progress: bool = True,
     listener: TuneListener | None = None,
-    labels: str | Path | Sequence[Correction] | None = None,
+    labels: Labels | None = None,
+    model: Callable[..., nn.Module] | None = None,
 ) -> Tuned:
     """Find the settings that suit ``data``, train a network with them, and show the progress.
 
@@ -198,16 +197,17 @@ def tune(
         progress: show the search on a terminal, in the cell's output of a notebook, or on stderr. False
             prints nothing.
         listener: receives the events of the search as well.
-        device, data_dir, labels: as for :func:`train`.
+        device, data_dir, labels, model: as for :func:`train`.
 
     Raises:
         ThumbnetError: something that the user can fix: data, recipe, folder, too little time, memory.
         InterruptedTuneError: the search was stopped. Finished trials are kept in the error's ``path``.
         KeyboardInterrupt: it was stopped before its first trial, or a second time.
     """
+    settings = _with_model(overrides, model)
     from thumbnet.tuning import tune as tuning
 
-    settings, again = assignments_of(overrides), {"data": _is_in_memory(data)}
+    again = {"data": _is_in_memory(data), "model": model is not None}
     with _searched(progress, listener) as told, _continued_by("resume_tuning", again):
         return tuning.tune(
             data,
@@ -230,6 +230,7 @@ def resume_tuning(
     device: str = "auto",
     progress: bool = True,
     listener: TuneListener | None = None,
+    model: Callable[..., nn.Module] | None = None,
 ) -> Tuned:
     """Go on with a search that was stopped or killed. Finished trials are kept.
 
@@ -239,18 +240,20 @@ def resume_tuning(
         path: the folder of the search.
         data: the data of the search, if they were in memory.
         device, progress, listener: as for :func:`tune`.
+        model: the class or function that builds the search's network, if it is one of your own. It is not
+            needed if the code that registers the network has been imported.
 
     Raises:
         RunError: there is no search in ``path``, it is finished, its files are damaged, its data have
-            changed, or another process searches there.
+            changed, another process searches there, or it needs a network of the user's own.
         DataError: its data cannot be loaded any more.
         InterruptedTuneError, KeyboardInterrupt: as for :func:`tune`.
     """
     from thumbnet.tuning import tune as tuning
 
-    again = {"data": _is_in_memory(data)}
+    again = {"data": _is_in_memory(data), "model": model is not None}
     with _searched(progress, listener) as told, _continued_by("resume_tuning", again):
-        return tuning.resume_tuning(os.fspath(path), device=device, listener=told, data=data)
+        return tuning.resume_tuning(os.fspath(path), device=device, listener=told, data=data, model=model)
 
 
 def export(
@@ -261,6 +264,7 @@ def export(
     data: Any = None,
     data_dir: str | Path | None = None,
     progress: bool = True,
+    model: Callable[..., nn.Module] | None = None,
 ) -> Exported:
     """Export a run's network to another format, and write the file only if it computes what the run does.
 
@@ -277,10 +281,13 @@ def export(
             :func:`thumbnet.load_data` accepts or returned; by default the run's data.
         data_dir: folder for downloads.
         progress: show a bar on a terminal. Warnings about the data go to stderr either way.
+        model: the class or function that builds the run's network, if it is one of your own. It is not
+            needed if the code that registers the network has been imported.
 
     Raises:
-        RunError: the run does not exist, the export computes something else, or the file cannot be written.
-            A former file of that name stays.
+        RunError: the run does not exist, it needs a network of the user's own, the export computes something
+            else, or the file cannot be written. A former file of that name stays.
+        NetworkError: ``model`` does not build a network, or the run's network is not one of the user's own.
         ThumbnetError: the data cannot be loaded, or do not have the network's classes; there is no such
             format; a library for it is not installed; or there is not enough memory.
     """
@@ -288,12 +295,32 @@ def export(
 
     place = os.fspath(run)
     wanted = target(place, format, out)
+    if model is not None:
+        provide(wanted.info.model.name, model)
     found = _data_for(place, wanted.info.fingerprint, data, data_dir)
+    counting = _counting if progress else _uncounted
     if format == "web":
         from thumbnet.cli.export import fetch_web_runtime
 
-        fetch_web_runtime()
-    return export_checked(wanted, found, _counting if progress else _uncounted)
+        fetch_web_runtime(counting)
+    return export_checked(wanted, found, counting)
+
+
+def _with_model(
+    overrides: Sequence[str] | Mapping[str, Any], model: Callable[..., nn.Module] | None
+) -> list[str]:
+    """``overrides`` as assignments; one of them names ``model``, if the user passed one.
+
+    Raises:
+        RecipeError: ``overrides`` are invalid, or name a network as well.
+        NetworkError: ``model`` does not build a network, or has no name of its own.
+    """
+    settings = assignments_of(overrides)
+    if model is None:
+        return settings
+    if any(one.partition("=")[0].strip() == "model.name" for one in settings):
+        raise RecipeError("model and the setting model.name both name a network: leave one of them out")
+    return [*settings, f"model.name={name_of(model)}"]
 
 
 def _data_for(run: str, fingerprint: str, data: Any, data_dir: str | Path | None) -> Data | None:

@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from thumbnet.errors import LostContactError, ThumbnetError
+from thumbnet.errors import InterruptedRunError, LostContactError, ThumbnetError
 
 T = TypeVar("T")
 
@@ -199,6 +199,9 @@ def joined() -> Iterator[World]:
         _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         yield world
         failed = False
+    except InterruptedRunError:
+        failed = False  # all processes stop after the same step
+        raise
     except RuntimeError as error:
         if not _is_about_others(error):
             traceback.clear_frames(error.__traceback__)

@@ -213,8 +213,8 @@ class InterruptedRunError(ThumbnetError):
         self.continue_by(command(*again), command(*again, "--finish"))
 
     def continue_by(self, again: str, end: str = "") -> None:
-        """Make the message name what continues the training, and what ends it, such as calls from Python."""
-        or_end = f"\nOr end the training here: {end}" if self._has_end else ""
+        """Make the message name what continues the training, and what ends it (nothing if empty)."""
+        or_end = f"\nOr end the training here: {end}" if self._has_end and end else ""
         self.args = (f"{self._stopped}: {again}{or_end}",)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -320,6 +321,23 @@ class TestForked:
         counts = [done for done, _ in told]
         assert counts == sorted(set(counts))
         assert told[-1] == (len(split), len(split))
+
+    def test_no_process_is_left_after_ctrl_c_in_the_display(self, pictures: Path, forks: list[int]) -> None:
+        this = psutil.Process()
+        before = this.children()
+
+        def interrupt(done: int, total: int) -> None:
+            if forks:
+                raise KeyboardInterrupt
+
+        kept: list[BaseException] = []  # like a notebook, which keeps the last error and its frames
+        try:
+            decode_split(train_split(pictures), (16, 16), "pad", interrupt)
+        except KeyboardInterrupt as error:
+            kept.append(error)
+        assert this.children() == before
+        assert len(forks) == 2
+        assert kept
 
     def test_pictures_read_by_a_users_own_code_stay_in_this_process(self, forks: list[int]) -> None:
         class Own(FileSplit):

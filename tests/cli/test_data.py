@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers import write_class_folders
+from helpers import coloured, write_class_folders, write_picture
 from thumbnet.cli import main
+from thumbnet.invocation import command as typed
 
 
 def test_data_prints_layout_sizes_and_counts_and_draws_pictures(
@@ -120,12 +121,51 @@ def test_data_writes_a_table_that_keeps_the_splits(
     table = tmp_path / "frozen.csv"
     command = ["data", str(root), "--val-fraction", "0.2", "--set", "data.split_seed=3"]
     assert main([*command, "--splits", str(table)]) == 0
-    assert f"written: {table}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"written: {table}\n" in shown
+    assert f"train on the table: {typed('train', table)}\n" in shown
     assert main([*command, "--json"]) == 0
     counts = json.loads(capsys.readouterr().out)["counts"]
     assert main(["data", str(table), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["counts"] == counts
-    assert main([*command, "--splits", str(table)]) == 2
+    before = table.read_bytes()
+    assert main([*command, "--splits", str(table)]) == 0
+    shown = capsys.readouterr().out
+    assert "no picture is new" in shown
+    assert "written:" not in shown
+    write_picture(root / "red" / "new.png", coloured(0, 77))
+    assert main([*command, "--splits", str(table), "--json"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert any("1 picture(s) were added" in note for note in notes)
+    assert table.read_bytes().startswith(before + b'"pictures/red/new.png","red",')
+    (tmp_path / "mine.csv").write_text("mine")
+    assert main([*command, "--splits", str(tmp_path / "mine.csv")]) == 2
     assert "already exists" in capsys.readouterr().err
     assert main(["data", "digits", "--splits", str(tmp_path / "digits.csv")]) == 2
     assert "a table names files" in capsys.readouterr().err
+
+
+def test_data_says_how_to_train_on_a_table_with_groups(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_class_folders(tmp_path / "pictures", [""], per_class=10)
+    table = tmp_path / "frozen.csv"
+    assert main(["data", str(root), "--group-by", "/([0-9])[.]", "--splits", str(table)]) == 0
+    shown = capsys.readouterr().out
+    assert f"train on the table: {typed('train', table, '--group-by', 'group')}\n" in shown
+
+
+def test_later_files_of_corrections_win(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = []
+    for number, rows in enumerate(("0.png,blue\n1.png,blue", "1.png,red\n2.png,green")):
+        named = [row.split(",") for row in rows.splitlines()]
+        lines = [f"train/red/{name},{label},train,red,relabel" for name, label in named]
+        path = tmp_path / f"labels{number}.csv"
+        path.write_text("\n".join(["picture,label,split,was,decision", *lines, ""]))
+        files += ["--labels", str(path)]
+    assert main(["data", str(folder), *files, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert "corrected labels: 2 relabelled; 1 confirmed" in values["notes"]
+    assert values["counts"]["train"] == {"blue": 21, "green": 21, "red": 18}

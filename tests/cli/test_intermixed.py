@@ -66,7 +66,7 @@ def test_only_the_unknown_option_is_reported() -> None:
     assert build_parser().parse_args(["predict", "run", "--json", "--", "-x.png"]).paths == ["-x.png"]
 
 
-@pytest.mark.parametrize("command", ["train", "data", "lr-find"])
+@pytest.mark.parametrize("command", ["train", "repeat", "data", "lr-find"])
 def test_every_command_that_reads_data_takes_the_reading_options(command: str) -> None:
     options = build_parser().parse_args(
         [

@@ -6,12 +6,14 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from cli_helpers import run_cli
 from helpers import coloured, write_picture
+from thumbnet.cli import main
 from thumbnet.errors import ThumbnetError
 
 
@@ -34,6 +36,26 @@ def test_predict_takes_files_folders_globs_and_stdin(trained: tuple[Path, str, s
     status, stdout, _ = run_cli("predict", out, "-", stdin=red.read_bytes())
     shown = re.split("  +", stdout.splitlines()[2])
     assert (shown[0], "red" in shown[1], shown[2]) == ("-", True, "red")
+
+
+def test_standard_input_is_read_in_the_thread_that_ctrl_c_interrupts(
+    trained: tuple[Path, str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    readers: list[threading.Thread] = []
+
+    class Recorded(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            readers.append(threading.current_thread())
+            return super().read(size)
+
+    red = write_picture(tmp_path / "red.png", coloured(0, 1))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Recorded(red.read_bytes())))
+    assert main(["predict", str(trained[0]), "-", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["predictions"][0]["class"] == "red"
+    assert readers == [threading.current_thread()]
 
 
 def test_an_unreadable_file_is_reported_in_its_place_and_the_others_are_classified(
@@ -106,12 +128,17 @@ def test_a_number_of_threads_is_1_or_more(trained: tuple[Path, str, str]) -> Non
 @pytest.mark.parametrize("command", ["predict", "evaluate", "serve"])
 @pytest.mark.parametrize(("words", "threads"), [([], 0), (["--threads", "3"], 3)])
 def test_the_number_of_threads_reaches_the_network(
-    command: str, words: list[str], threads: int, monkeypatch: pytest.MonkeyPatch
+    command: str,
+    words: list[str],
+    threads: int,
+    trained: tuple[Path, str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(path: str, device: str, *, threads: int) -> None:
         raise ThumbnetError(f"{threads} threads")
 
     monkeypatch.setattr("thumbnet.classifiers.load.load_classifier", refuse)
-    status, _, stderr = run_cli(command, "RUN", *([] if command == "serve" else ["x"]), *words)
+    monkeypatch.setattr("thumbnet.serving.network.load_classifier", refuse)
+    status, _, stderr = run_cli(command, trained[0], *([] if command == "serve" else ["x"]), *words)
     assert status == 2
     assert f"{threads} threads" in stderr

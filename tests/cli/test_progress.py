@@ -185,6 +185,18 @@ def test_a_line_of_a_training_says_the_time_left(monkeypatch: pytest.MonkeyPatch
     assert lines == [f"epoch 1/3  step 3/4  43 pictures/s  loss 1.500  {left:.1f} s left"]
 
 
+def test_of_several_trainings_only_lines_that_are_new_are_shown() -> None:
+    lines: list[str] = []
+    shown: set[str] = set()
+    for note in ("a note", "another note"):
+        display = progress.RepeatedDisplay(shown, lines.append)
+        display.live = False
+        display.on_note("a note")
+        display.on_note(note)
+        display.on_epoch(EpochResult(1, 3, 1.5, 0.1, 1.0, 9.0, None))
+    assert lines == ["        a note", "        another note"]
+
+
 def test_the_display_of_a_scoring_prints_lines_with_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     from thumbnet.reviewing.scores import Scoring
 

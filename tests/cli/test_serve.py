@@ -2,17 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from thumbnet.cli import build_parser, main
 from thumbnet.cli import serve as command
-from thumbnet.errors import OutOfMemoryError, ThumbnetError
+from thumbnet.errors import ThumbnetError
 from thumbnet.runs.folder import Run
 
 
@@ -46,17 +43,6 @@ def test_invalid_options_are_explained(
     (tmp_path / "foreign").write_text("schl\u00fcssel", "utf-8")
     assert main(["serve", str(tiny_run.path), *words]) == 2
     assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("error", [MemoryError(), OutOfMemoryError("cpu", "classifying", "x")])
-def test_a_batch_that_does_not_fit_into_memory_names_the_option(error: Exception) -> None:
-    def logits(pixels: np.ndarray, tta: str) -> np.ndarray:
-        raise error
-
-    info = SimpleNamespace(preprocessing=SimpleNamespace(size=(8, 8)))
-    classifier: Any = SimpleNamespace(info=info, logits=logits)
-    with pytest.raises(OutOfMemoryError, match="60 pictures at a time.\nUse smaller batches: --max-batch 30"):
-        command._check_memory(classifier, Namespace(max_batch=60, tta="none"))
 
 
 def test_the_api_key_is_the_first_line_of_the_file_or_else_comes_from_the_environment(
@@ -105,6 +91,8 @@ log.close()
         ("https://Shop.example:443/", "https://shop.example"),
         ("http://localhost:3000", "http://localhost:3000"),
         ("http://localhost:80", "http://localhost"),
+        ("http://localhost:0080", "http://localhost"),
+        ("http://localhost:03000", "http://localhost:3000"),
         ("https://localhost:80", "https://localhost:80"),
         ("http://[::1]:5173/", "http://[::1]:5173"),
         ("chrome-extension://abc", "chrome-extension://abc"),
@@ -116,7 +104,18 @@ def test_origins_are_written_as_browsers_send_them(given: str, origin: str) -> N
     assert build_parser().parse_args(words).allow_origin == [origin, "https://b.example"]
 
 
-@pytest.mark.parametrize("given", ["shop.example", "https://shop.example/page", "null", "https://*", "**"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "shop.example",
+        "https://shop.example/page",
+        "null",
+        "https://*",
+        "**",
+        "http://localhost:99999",
+        "http://localhost:0",
+    ],
+)
 def test_what_is_no_origin_is_explained(given: str) -> None:
     with pytest.raises(ThumbnetError, match=r"expected an origin such as https://shop\.example"):
         build_parser().parse_args(["serve", "RUN", f"--allow-origin={given}"])
@@ -146,3 +145,12 @@ def test_the_options_reach_the_service_and_open_services_are_warned_about(
     assert "every page that is opened on this machine can use the service" in capsys.readouterr().err
     assert main(words) == 0
     assert [one.origins for one in seen] == [("https://shop.example",), ("*",), ()]
+
+
+def test_the_address_for_other_devices_is_printed_if_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    command._greet("http://127.0.0.1:8000", None)
+    command._greet("http://127.0.0.1:8000", "http://192.168.1.23:8000")
+    first = "serving at http://127.0.0.1:8000   (Ctrl-C to stop)"
+    assert capsys.readouterr().out.splitlines() == [
+        first, first, "for other devices in this network: http://192.168.1.23:8000",
+    ]  # fmt: skip

@@ -265,3 +265,8 @@ def test_wrong_corrections_are_an_error_before_anything_is_loaded(
     for command in ("train", "lr-find", "data"):
         assert main([command, str(tmp_path / "no-data"), "--labels", str(tmp_path / "labels.csv")]) == 2
         assert "labels.csv, line 2: there is no decision 'relable'" in capsys.readouterr().err
+
+
+def test_the_advice_on_new_labels_names_all_files_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", "runs/x", "--labels", "a.csv", "--labels", "b.csv"]) == 2
+    assert "train DATA --labels a.csv --labels b.csv --init runs/x" in capsys.readouterr().err

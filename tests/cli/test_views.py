@@ -111,6 +111,20 @@ def test_a_run_that_continues_another_is_compared_with_the_epochs_of_both(
     assert "for 30 epoch(s) in the run that this one continues" in capsys.readouterr().out
 
 
+def test_a_group_whose_measure_is_undefined_has_no_mean(
+    label_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = []
+    for seed in (0, 1):
+        run = Run(Path(shutil.copytree(label_run.path, tmp_path / str(seed))))
+        run.write_recipe(replace(run.recipe, seed=seed))
+        summary = {**run.summary, "map": None, "map_interval": None, "map_plain": None}
+        (run.path / "summary.json").write_text(json.dumps(summary))
+        runs.append(run)
+    show_comparison(group_runs(runs), None)
+    assert re.search(r"^one-cycle +2 +- +-$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_a_picture_unlike_the_training_pictures_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
     usual, odd = replace(FOUND, unlike=False, unlikeness=-3.5), replace(FOUND, unlike=True, unlikeness=2.25)
     results: list[tuple[str, Prediction | str]] = [("a.png", usual), ("b.png", odd), ("c.png", "cut short")]

@@ -358,3 +358,75 @@ def test_a_new_picture_of_a_group_in_test_is_a_warning(tmp_path: Path) -> None:
         f"1 group(s) have pictures in more than one of test and train, such as {tested}" in note
         for note in data.notes
     )
+
+
+# --- pictures that the data name from another folder ------------------------------------------------------
+
+
+def table_of(root: Path, *folders: str) -> Path:
+    """``root/all.csv``, whose rows name the pictures in ``root/FOLDER/CLASS/`` from ``root``."""
+    table = root / "all.csv"
+    with table.open("w", newline="") as file:
+        rows = [
+            (path.relative_to(root), path.parent.name, "test" if path.stem == "3" else "train")
+            for folder in folders
+            for path in sorted((root / folder).rglob("*.png"))
+        ]
+        csv.writer(file).writerows([("path", "label", "split"), *rows])
+    return table
+
+
+def test_corrections_of_a_folder_hold_for_a_table_of_its_pictures(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "pictures", [""], per_class=4)
+    table = table_of(tmp_path, "pictures")
+    older = [
+        relabel("red/0.png", "blue", "red"),
+        relabel("red/3.png", "green", "red"),  # it was in train then
+        drop("green/1.png", "green"),
+    ]
+    newer = [relabel("pictures/red/0.png", "green", "blue"), relabel("pictures/red/1.png", "blue", "red")]
+    data = load_data(table, labels=[*older, *newer])
+    found = labels_by_name(data, "train")
+    assert found["pictures/red/0.png"] == "green"  # the later one counts
+    assert found["pictures/red/1.png"] == "blue"
+    assert "pictures/green/1.png" not in found
+    assert labels_by_name(data, "test")["pictures/red/3.png"] == "green"
+    assert data.corrected is not None
+    assert data.corrected.missing == 0
+    assert not any(note.startswith("warning") for note in data.notes)
+    told = next(note for note in data.notes if "from another folder than the data do" in note)
+    assert told.startswith("3 correction(s), such as that of red/0.png,")
+    assert told.endswith(str(tmp_path / "pictures"))
+
+
+@pytest.mark.parametrize("name", ["pictures/red/0.png", "../pictures/red/0.png"])
+def test_corrections_of_a_table_hold_for_the_folder_of_its_pictures(name: str, tmp_path: Path) -> None:
+    root = write_class_folders(tmp_path / "pictures", [""], per_class=4)
+    (tmp_path / "link").symlink_to(root, target_is_directory=True)
+    for folder in (root, tmp_path / "link"):
+        data = load_data(folder, test_fraction=0.0, labels=[relabel(name, "blue", "red")])
+        assert labels_by_name(data, "train")["red/0.png"] == "blue"
+
+
+def test_a_correction_that_fits_pictures_in_several_folders(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "a", [""], per_class=4)
+    write_class_folders(tmp_path / "b", [""], per_class=4)
+    table = table_of(tmp_path, "a", "b")
+    decided = [relabel("red/0.png", "blue", "red"), relabel("red/1.png", "blue", "red")]
+    with pytest.raises(DataError, match=r"of red/0\.png fits pictures in several folders, .*/a and .*/b"):
+        load_data(table, labels=decided)
+    (tmp_path / "b" / "red" / "1.png").unlink()  # so the corrections can only be those of a
+    found = labels_by_name(load_data(table_of(tmp_path, "a", "b"), labels=decided), "train")
+    assert (found["a/red/0.png"], found["a/red/1.png"], found["b/red/0.png"]) == ("blue", "blue", "red")
+
+
+def test_a_picture_of_another_class_is_not_taken_for_the_one_of_a_correction(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "pictures", [""], per_class=4)
+    table = table_of(tmp_path, "pictures")
+    for odd in (
+        relabel("red/0.png", "blue", "green"),
+        relabel("ed/0.png", "blue", "red"),
+        Correction("red/0.png", "train", "", "blue", "relabel"),  # a new file that is gone
+    ):
+        with pytest.raises(DataError, match="to other data"):
+            load_data(table, labels=[odd])

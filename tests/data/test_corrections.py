@@ -10,6 +10,7 @@ from correction_helpers import HEADER, drop, relabel, unsure
 from thumbnet.data.corrections import (
     Correction,
     corrections_csv,
+    corrections_of,
     parse_corrections,
     read_corrections,
     write_corrections,
@@ -123,3 +124,26 @@ def test_a_file_that_cannot_be_read_or_written_is_an_error(tmp_path: Path) -> No
         read_corrections(tmp_path)  # a folder: its labels.csv
     with pytest.raises(RunError, match="cannot write"):
         write_corrections(tmp_path / "none" / "labels.csv", [])
+
+
+def test_of_several_files_the_later_decisions_win(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    write_corrections(tmp_path / "a" / "labels.csv", [relabel("1.png", "dog", "cat"), drop("2.png", "cat")])
+    write_corrections(tmp_path / "b.csv", [relabel("2.png", "bird", "dog")])
+    first, second = relabel("1.png", "dog", "cat"), relabel("2.png", "bird", "cat")
+    assert corrections_of([tmp_path / "a", str(tmp_path / "b.csv")]) == [first, second]
+    assert corrections_of([str(tmp_path / "b.csv"), drop("1.png", "cat")]) == [
+        relabel("2.png", "bird", "dog"),
+        drop("1.png", "cat"),
+    ]
+    assert corrections_of([tmp_path / "b.csv", tmp_path / "a"])[-1] == drop("2.png", "dog")
+
+
+def test_paths_in_several_files_start_from_the_folder_of_each(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.png").touch()
+        new = [Correction("1.png", "train", "", "cat", "relabel")]
+        write_corrections(tmp_path / folder / "labels.csv", new)
+    found = corrections_of([tmp_path / "a", tmp_path / "b"])
+    assert [one.name for one in found] == [str(tmp_path / folder / "1.png") for folder in ("a", "b")]

@@ -347,3 +347,17 @@ def test_a_network_without_an_import_path_is_registered_by_its_own_name(
         name_of(Plain(2))
     with pytest.raises(NetworkError, match="model has no name"):
         name_of(partial(Plain))
+
+
+def test_a_function_that_wraps_a_network_is_not_mistaken_for_it() -> None:
+    def wrapped(num_classes: int) -> nn.Module:
+        return nn.Sequential(Plain(num_classes))
+
+    # What functools.wraps does.
+    wrapped.__module__, wrapped.__qualname__, wrapped.__name__ = Plain.__module__, "Plain", "Plain"
+    assert name_of(wrapped) == "Plain"
+    assert find_builder("Plain") is wrapped
+    path = f"{Plain.__module__}:Plain"
+    assert name_of(Plain) == path
+    with pytest.raises(ModelCodeError):
+        find_builder(path)

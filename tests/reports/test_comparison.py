@@ -14,7 +14,16 @@ import pytest
 from thumbnet.cli import main
 from thumbnet.errors import RunError
 from thumbnet.recipes.settings import GroupSettings
-from thumbnet.reports.comparison import comparable_runs, group_runs, welch_test, welch_tests
+from thumbnet.reports.comparison import (
+    Spread,
+    comparable_runs,
+    group_runs,
+    holm,
+    reference_group,
+    spreads,
+    welch_test,
+    welch_tests,
+)
 from thumbnet.runs.folder import Run
 
 Make = Callable[..., Run]
@@ -160,6 +169,12 @@ def test_a_run_that_was_not_measured_is_not_compared_with_one_that_was(make: Mak
             group_runs(runs)
 
 
+def test_runs_on_different_data_that_were_not_measured_are_not_called_measured(make: Make) -> None:
+    runs = [make(0.9, seed, fingerprint=str(seed), split=None) for seed in (0, 1)]
+    with pytest.raises(RunError, match="trained on different data, and neither was measured"):
+        group_runs(runs)
+
+
 def test_runs_of_an_older_version_are_compared_by_all_their_data(make: Make) -> None:
     new, old = make(0.9), make(0.9, 1)
     settings = old.settings
@@ -217,6 +232,7 @@ def test_without_scipy_the_tables_are_still_shown(
     shown = capsys.readouterr()
     assert "[report]" in shown.err
     assert "standard deviation" in shown.out
+    assert "interval of the mean" not in shown.out
     assert "not tested" not in shown.out
 
 
@@ -369,3 +385,81 @@ def test_runs_of_earlier_versions_have_no_balanced_accuracy(make: Make) -> None:
     (old.path / "summary.json").write_text(json.dumps(summary))
     (group,) = group_runs([new, old])
     assert group.balanced_accuracies == [new.summary["balanced_accuracy"], None]
+
+
+def test_the_interval_of_a_mean_is_students(make: Make) -> None:
+    values = (0.90, 0.92, 0.94, 0.93)
+    (group,) = group_runs([make(value, seed) for seed, value in enumerate(values)])
+    found = spreads(group)["accuracy"]
+    assert (found.mean, found.deviation) == (group.mean, group.deviation)
+    assert found.interval is not None
+    # Student's quantile for 3 degrees of freedom, from the printed tables.
+    assert found.deviation is not None
+    half = 3.182446 * found.deviation / 2
+    assert found.interval == pytest.approx((found.mean - half, found.mean + half), rel=1e-6)
+    balanced = spreads(group)["balanced_accuracy"]
+    assert balanced.deviation == 0
+    assert balanced.interval == (balanced.mean, balanced.mean)
+
+
+def test_a_single_run_has_no_interval_and_a_run_without_balanced_accuracy_leaves_it_out(make: Make) -> None:
+    pytest.importorskip("scipy")
+    runs = [make(0.9), make(0.91, 1)]
+    assert spreads(group_runs(runs[:1])[0])["accuracy"] == Spread(0.9, None, None)
+    old = {key: value for key, value in runs[1].summary.items() if key != "balanced_accuracy"}
+    (runs[1].path / "summary.json").write_text(json.dumps(old))
+    assert list(spreads(group_runs(runs)[0])) == ["accuracy"]
+    without = spreads(group_runs(runs)[0], intervals=False)["accuracy"]
+    assert without.deviation == pytest.approx(0.005 * 2**0.5)
+    assert without.interval is None
+
+
+@pytest.mark.parametrize(
+    ("values", "adjusted"),
+    [
+        ([], []),
+        ([0.03], [0.03]),
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # worked by hand from Holm (1979)
+        ([0.5, 0.6], [1.0, 1.0]),
+    ],
+)
+def test_several_p_values_are_corrected_by_holms_method(values: list[float], adjusted: list[float]) -> None:
+    assert holm(values) == pytest.approx(adjusted)
+
+
+def test_the_group_to_test_against_can_be_chosen(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("scipy")
+    runs = [make(0.9 + seed / 100 + lr / 9, seed, lr) for lr in (0.1, 0.2, 0.4) for seed in (0, 1, 2)]
+    single = make(0.5, 0, lr=0.3)
+    again = make(0.9 + 0 / 100 + 0.2 / 9, 0, lr=0.2, name="again")  # a repetition, which does not count
+    groups = group_runs([*runs, again, single])
+    by_name, by_run = (reference_group(groups, name) for name in ("one-cycle (2)", str(runs[4].path)))
+    assert by_name is by_run is reference_group(groups, str(again.path)) is groups[1]
+    assert groups[1].repeated == (again,)
+    tests = welch_tests(groups, by_name)
+    assert [(test.first, test.second) for test in tests] == [
+        ("one-cycle (2)", "one-cycle"),
+        ("one-cycle (2)", "one-cycle (3)"),
+    ]
+    assert [test.adjusted for test in tests] == holm([test.p for test in tests])
+    with pytest.raises(
+        RunError, match="--against nothing: expected the name of a group.*'one-cycle \\(3\\)'"
+    ):
+        reference_group(groups, "nothing")
+    with pytest.raises(RunError, match="two or more runs"):
+        reference_group(groups, str(single.path))
+    paths = [str(run.path) for run in runs]
+    assert main(["compare", *paths, "--against", "one-cycle (3)"]) == 0
+    out = capsys.readouterr().out
+    assert "95 % interval of the mean" in out
+    assert out.count("against one-cycle (3): ") == 2
+    assert out.count(" corrected, Welch's t-test)") == 2
+    assert "The corrected p-values are Holm's for 2 tests." in out
+    assert "The first group with two or more runs" not in out
+    assert main(["compare", *paths, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    low, high = found["groups"][0]["measures"]["accuracy"]["interval"]
+    assert low < found["groups"][0]["mean"] < high
+    assert all(test["p"] <= test["adjusted"] <= 2 * test["p"] for test in found["differences"])
+    assert main(["compare", *paths[:6]]) == 0
+    assert "corrected" not in capsys.readouterr().out  # a single test

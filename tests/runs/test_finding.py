@@ -61,6 +61,10 @@ def test_the_error_for_an_incomplete_run_says_how_to_resume_it(tmp_path: Path) -
         f"\nOr end it where its newest checkpoint is: {command('train', '--resume', run, '--finish')}"
         in str(no_run(run))
     )
+    (run / "recipe.toml").write_text('extends = "linear"\n')
+    assert "--finish" not in str(no_run(run)), "its last layer is fitted as a whole"
+    (run / "recipe.toml").write_text("[")
+    assert f"train --resume {run}" in str(no_run(run)), "a damaged recipe hides no advice"
 
 
 def test_the_error_for_a_folder_of_runs_lists_them_and_marks_incomplete_ones(tmp_path: Path) -> None:

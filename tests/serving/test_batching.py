@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,29 +44,29 @@ def labels(predictions: list[Prediction]) -> list[int]:
 
 
 def batcher_of(
-    classifier: Recording,
-    most: int = 4,
-    tta: str | None = None,
-    on_batch: Callable[[int], None] = lambda n: None,
+    most: int = 4, tta: str | None = None, on_batch: Callable[[int], None] = lambda n: None
 ) -> Batcher:
-    return Batcher(classifier, most, tta, on_batch)  # type: ignore[arg-type]
+    return Batcher(most, tta, on_batch)
 
 
-async def held_up(classifier: Recording, batcher: Batcher) -> asyncio.Task[list[Prediction]]:
+async def held_up(classifier: Any, batcher: Batcher) -> asyncio.Task[list[Prediction]]:
     """Send a request that keeps the thread busy until the classifier may go on."""
     classifier.may_go_on.clear()
-    first = asyncio.create_task(batcher.classify(pictures(0)))
+    first = asyncio.create_task(batcher.classify(classifier, pictures(0)))
     await asyncio.to_thread(classifier.started.wait, 30)
     return first
 
 
 def test_requests_that_arrive_during_a_batch_form_the_next_ones() -> None:
-    classifier, sizes = Recording(), list[int]()
-    batcher = batcher_of(classifier, most=4, tta="mirror", on_batch=sizes.append)
+    classifier: Any = Recording()
+    sizes: list[int] = []
+    batcher = batcher_of(most=4, tta="mirror", on_batch=sizes.append)
 
     async def scene() -> list[list[Prediction]]:
         first = await held_up(classifier, batcher)
-        others = [asyncio.create_task(batcher.classify(pictures(n, n + 100))) for n in range(1, 4)]
+        others = [
+            asyncio.create_task(batcher.classify(classifier, pictures(n, n + 100))) for n in range(1, 4)
+        ]
         await asyncio.sleep(0)
         classifier.may_go_on.set()
         return list(await asyncio.gather(first, *others))
@@ -79,20 +80,21 @@ def test_requests_that_arrive_during_a_batch_form_the_next_ones() -> None:
 
 
 def test_a_request_larger_than_max_batch_takes_several_forward_passes() -> None:
-    classifier, sizes = Recording(), list[int]()
-    batcher = batcher_of(classifier, most=2, on_batch=sizes.append)
-    assert labels(asyncio.run(batcher.classify(pictures(1, 2, 3, 4, 5)))) == [1, 2, 3, 4, 5]
+    classifier: Any = Recording()
+    sizes: list[int] = []
+    batcher = batcher_of(most=2, on_batch=sizes.append)
+    assert labels(asyncio.run(batcher.classify(classifier, pictures(1, 2, 3, 4, 5)))) == [1, 2, 3, 4, 5]
     assert classifier.batches == sizes == [2, 2, 1]
     batcher.close()
 
 
 def test_an_idle_thread_starts_at_once_also_after_a_pause() -> None:
-    classifier = Recording()
-    batcher = batcher_of(classifier)
+    classifier: Any = Recording()
+    batcher = batcher_of()
 
     async def scene() -> None:
         for value in (1, 2, 3):
-            assert labels(await batcher.classify(pictures(value))) == [value]
+            assert labels(await batcher.classify(classifier, pictures(value))) == [value]
             await asyncio.sleep(0.01)
 
     asyncio.run(scene())
@@ -101,13 +103,13 @@ def test_an_idle_thread_starts_at_once_also_after_a_pause() -> None:
 
 
 def test_a_cancelled_request_is_not_classified() -> None:
-    classifier = Recording()
-    batcher = batcher_of(classifier)
+    classifier: Any = Recording()
+    batcher = batcher_of()
 
     async def scene() -> list[Prediction]:
         first = await held_up(classifier, batcher)
-        gone = asyncio.create_task(batcher.classify(pictures(7, 8)))
-        stays = asyncio.create_task(batcher.classify(pictures(9)))
+        gone = asyncio.create_task(batcher.classify(classifier, pictures(7, 8)))
+        stays = asyncio.create_task(batcher.classify(classifier, pictures(9)))
         await asyncio.sleep(0)
         gone.cancel()
         await asyncio.sleep(0)
@@ -121,13 +123,13 @@ def test_a_cancelled_request_is_not_classified() -> None:
 
 
 def test_a_request_cancelled_during_the_forward_pass_does_not_affect_others() -> None:
-    classifier = Recording()
-    batcher = batcher_of(classifier)
+    classifier: Any = Recording()
+    batcher = batcher_of()
 
     async def scene() -> list[Prediction]:
         first = await held_up(classifier, batcher)
         first.cancel()
-        after = asyncio.create_task(batcher.classify(pictures(4)))
+        after = asyncio.create_task(batcher.classify(classifier, pictures(4)))
         await asyncio.sleep(0)
         classifier.may_go_on.set()
         return await after
@@ -137,12 +139,12 @@ def test_a_request_cancelled_during_the_forward_pass_does_not_affect_others() ->
 
 
 def test_an_error_reaches_every_request_of_its_batch_and_no_other() -> None:
-    classifier = Recording()
-    batcher = batcher_of(classifier, most=2)
+    classifier: Any = Recording()
+    batcher = batcher_of(most=2)
 
     async def scene() -> list[list[Prediction] | BaseException]:
         first = await held_up(classifier, batcher)
-        others = [asyncio.create_task(batcher.classify(pictures(value))) for value in (1, 255, 3)]
+        others = [asyncio.create_task(batcher.classify(classifier, pictures(value))) for value in (1, 255, 3)]
         await asyncio.sleep(0)
         classifier.may_go_on.set()
         return list(await asyncio.gather(first, *others, return_exceptions=True))
@@ -155,11 +157,11 @@ def test_an_error_reaches_every_request_of_its_batch_and_no_other() -> None:
 
 
 def test_other_work_runs_in_the_same_thread() -> None:
-    classifier = Recording()
-    batcher = batcher_of(classifier)
+    classifier: Any = Recording()
+    batcher = batcher_of()
 
     async def scene() -> str:
-        await batcher.classify(pictures(1))
+        await batcher.classify(classifier, pictures(1))
         return await batcher.run(lambda: threading.current_thread().name)
 
     assert {asyncio.run(scene())} == classifier.thread_names
@@ -169,20 +171,49 @@ def test_other_work_runs_in_the_same_thread() -> None:
 
 
 def test_a_batch_that_cannot_be_put_together_fails_and_the_next_one_is_classified() -> None:
-    classifier = Recording()
-    batcher = batcher_of(classifier)
+    classifier: Any = Recording()
+    batcher = batcher_of()
     other_size = np.zeros((1, 3, 3, 3), np.uint8)
 
     async def scene() -> list[list[Prediction] | BaseException]:
         first = await held_up(classifier, batcher)
-        together = [asyncio.create_task(batcher.classify(one)) for one in (pictures(1), other_size)]
+        together = [
+            asyncio.create_task(batcher.classify(classifier, one)) for one in (pictures(1), other_size)
+        ]
         await asyncio.sleep(0)
         classifier.may_go_on.set()
         found = await asyncio.gather(first, *together, return_exceptions=True)
-        return [*found, await asyncio.wait_for(batcher.classify(pictures(5)), 30)]
+        return [*found, await asyncio.wait_for(batcher.classify(classifier, pictures(5)), 30)]
 
     found = asyncio.run(scene())
     batcher.close()
     assert [type(one) for one in found] == [list, ValueError, ValueError, list]
     assert isinstance(found[3], list)
     assert labels(found[3]) == [5]
+
+
+def test_a_batch_has_requests_for_one_classifier_only() -> None:
+    """While a network is being replaced, requests for the old and for the new one wait at the same time."""
+    old: Any = Recording()
+    new: Any = Recording()
+    batcher, other_size = batcher_of(most=4), np.full((1, 3, 3, 3), 9, np.uint8)
+
+    async def scene() -> list[list[Prediction]]:
+        first = await held_up(old, batcher)
+        asked = (
+            (old, pictures(1)),
+            (old, pictures(2)),
+            (new, other_size),
+            (new, other_size),
+            (old, pictures(3)),
+        )
+        others = [asyncio.create_task(batcher.classify(which, pixels)) for which, pixels in asked]
+        await asyncio.sleep(0)
+        old.may_go_on.set()
+        return list(await asyncio.gather(first, *others))
+
+    found = asyncio.run(scene())
+    batcher.close()
+    assert [labels(one) for one in found] == [[0], [1], [2], [9], [9], [3]]
+    assert (old.batches, new.batches) == ([1, 2, 1], [2])
+    assert old.thread_names == new.thread_names

@@ -154,6 +154,19 @@ def test_the_page_classifies_pictures_from_every_source(browser: Any, tmp_path: 
         assert browser.find_elements("css selector", "#cards .bars") == []
 
 
+def test_where_the_browser_has_no_camera_for_the_page_it_says_what_to_do(browser: Any, address: str) -> None:
+    browser.get(address)
+    wait_for(browser, "!document.getElementById('about').hidden")
+    # That is what a page finds that comes by HTTP from another computer.
+    browser.execute_script("Object.defineProperty(navigator, 'mediaDevices', { value: undefined })")
+    find(browser, "#camera").click()
+    wait_for(
+        browser, "document.getElementById('message').textContent.includes('over HTTPS. Choose a picture')"
+    )
+    assert find(browser, "#message").text.startswith("The camera cannot be used: not available to this page.")
+    assert not find(browser, "#video").is_displayed()
+
+
 # Drops several pictures: arguments[0] lists pairs of a file name and its bytes in base 64.
 DROP_ALL = """
 const transfer = new DataTransfer();

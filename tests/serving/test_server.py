@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -111,7 +113,11 @@ def test_an_application_that_does_not_start_raises_an_error_and_does_not_greet()
     assert greeted == []
 
 
-def with_service(visit: Callable[[int], None], app: FastAPI | None = None) -> None:
+def with_service(
+    visit: Callable[[int], None],
+    app: FastAPI | None = None,
+    on_hangup: Callable[[], None] | None = None,
+) -> None:
     """Start a service, call ``visit`` with its port in another thread, and stop the service."""
     failed: list[BaseException] = []
 
@@ -124,7 +130,7 @@ def with_service(visit: Callable[[int], None], app: FastAPI | None = None) -> No
 
     with listen("127.0.0.1", 0) as listener:
         greet = lambda address: threading.Thread(target=work, args=(address,)).start()  # noqa: E731
-        serve(app or app_with([]), listener, greet)
+        serve(app or app_with([]), listener, greet, on_hangup)
     if failed:
         raise failed[0]
 
@@ -476,3 +482,85 @@ def test_a_request_that_outlasts_the_stop_is_told_to_try_again(
     assert b"retry-after: 1" in found[0].lower()
     assert found[0].endswith(b'{"detail":"the service is stopping: try again"}')
     assert "Traceback" not in capfd.readouterr().err
+
+
+HANGUP = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP here")
+
+
+def hung_up(port: int, found: list[str]) -> None:
+    """Send SIGHUP to this process, and expect that the service goes on."""
+    for count in (1, 2):
+        os.kill(os.getpid(), signal.SIGHUP)
+        ends = time.monotonic() + 20
+        while len(found) < count:
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=30) as answer:
+            assert answer.status == 200
+
+
+@HANGUP
+@pytest.mark.parametrize("in_terminal", [True, False])
+def test_sighup_calls_the_function_for_it_and_the_service_goes_on(
+    in_terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_has_terminal", lambda: in_terminal)
+    before = signal.getsignal(signal.SIGHUP)
+    found: list[str] = []
+    with_service(lambda port: hung_up(port, found), on_hangup=lambda: found.append("hangup"))
+    assert found == ["hangup", "hangup"]
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
+@HANGUP
+def test_a_service_under_nohup_goes_on_when_its_terminal_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminals = iter([True])
+    monkeypatch.setattr(server, "_has_terminal", lambda: next(terminals, False))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    found: list[str] = []
+    try:
+        with_service(lambda port: hung_up(port, found), on_hangup=lambda: found.append("hangup"))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert found == ["hangup", "hangup"]
+
+
+IN_TERMINAL = """
+from fastapi import FastAPI
+from thumbnet.serving.server import listen, serve
+
+with listen("127.0.0.1", 0) as listener:
+    serve(FastAPI(), listener, lambda _: print("ready", flush=True), lambda: print("hangup", flush=True))
+print("stopped")
+"""
+
+
+@HANGUP
+def test_a_service_stops_when_its_terminal_is_closed() -> None:
+    fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
+    ours, theirs = pty.openpty()
+
+    def begin() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # this terminal controls it
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_TERMINAL],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=begin,
+    )
+    try:
+        os.close(theirs)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout.readline() == "hangup\n"  # the terminal is still there
+        os.close(ours)
+        assert process.communicate(timeout=20)[0] == "stopped\n"
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()

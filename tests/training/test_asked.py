@@ -96,10 +96,14 @@ def test_another_time_is_another_call_also_for_runs_without_a_record(tmp_path: P
 
 
 def test_a_record_that_newer_defaults_do_not_change(tmp_path: Path) -> None:
-    """A setting that the recorded recipe lacks has its default."""
-    run = begun(tmp_path, Recipe(), [])
-    assert json.loads((tmp_path / "run.json").read_text())["asked"]["settings"] == {}
+    """An earlier version recorded what was no default then, and is one now."""
+    assert what_was_asked(Recipe(), []) == {"recipe": OWN, "settings": {}}
+    record = {"recipe": OWN, "settings": {"training.keep": Recipe().training.keep}}
+    write_json(tmp_path / "run.json", {"asked": record})
+    run = Run(tmp_path)
     check_same_asked(run, what_was_asked(Recipe(), []), None)
+    with pytest.raises(RunError, match=r"training\.keep: was 'auto', now 'last'"):
+        check_same_asked(run, what_was_asked(Recipe(), ["training.keep=last"]), None)
 
 
 @pytest.mark.parametrize("record", [3, {}, {"recipe": 1, "settings": {}}, {"recipe": "fast", "settings": []}])

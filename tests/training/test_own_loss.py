@@ -88,6 +88,20 @@ def test_a_picture_that_does_not_count_has_neither_loss_nor_gradient(several: bo
     assert not logits.grad[1].any()
 
 
+def test_a_loss_may_change_its_logits_in_place() -> None:
+    """A margin must not reach the accuracy, nor the second loss of a mixed picture."""
+
+    def with_margin(logits: Tensor, targets: Tensor) -> Tensor:
+        logits[torch.arange(len(logits)), targets] -= 5
+        return cross_entropy(logits, targets)
+
+    computed = logits_of() * 1
+    before = computed.detach().clone()
+    losses = OwnLoss("mine", with_margin)(computed, torch.tensor([0, 2, 1, 2]))
+    assert torch.equal(computed, before)
+    assert losses.requires_grad
+
+
 def fails(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(1, targets)
 
@@ -246,12 +260,14 @@ def test_graphs_are_left_out_and_a_note_says_why(monkeypatch: pytest.MonkeyPatch
         assert note.startswith(f"no CUDA graphs, which would be faster: the {kind} is your own")
 
 
-def test_the_range_test_measures_it() -> None:
+@pytest.mark.parametrize("shift", [100, -100])  # a loss may be negative
+def test_the_range_test_measures_it(shift: int) -> None:
     state = state_of()
-    state.loss = OwnLoss("mine", lambda logits, targets: cross_entropy(logits, targets) + 100)
+    state.loss = OwnLoss("mine", lambda logits, targets: cross_entropy(logits, targets) + shift)
     loader: Any = [(torch.randn(8, 3, 16, 16), torch.arange(8) % 3)] * 3
     found = learning_rate_range_test(state, LoaderBatches(loader), lowest=1e-3, highest=1.0, steps=30)
-    assert min(found.losses) > 99
+    assert len(found.losses) == 30
+    assert shift - 1 < min(found.losses) < found.losses[0] < shift + 10
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -51,6 +51,7 @@ def test_a_second_sigterm_does_not_keep_a_training_from_saving_but_a_second_ctrl
     ):
         step(listener, *[signal.SIGTERM] * 3)  # a scheduler's, and torchrun's to its own processes
     signal.raise_signal(signal.SIGTERM)  # while the command says how to go on
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN  # Python's shutdown leaves only this in place
     assert stopped.value.exit_status == 143
     assert said == ["\nstopping after this step, and saving; SIGTERM received"]
     with pytest.raises(KeyboardInterrupt), stopping(listener, print):

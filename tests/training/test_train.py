@@ -641,3 +641,10 @@ def test_what_cannot_be_ended_early_is_explained(folder: Path, tmp_path: Path) -
     run.write_recipe(run.recipe.override(["training.frozen=true", "training.epochs=1"]))
     with pytest.raises(RunError, match="fits its last layer as a whole"):
         resume(out, device="cpu", finish=True)
+
+
+def test_a_resumed_run_takes_no_settings_and_no_other_folder(tmp_path: Path) -> None:
+    with pytest.raises(ThumbnetError, match="out and overrides go with more_epochs"):
+        resume(tmp_path / "run", overrides=["optimizer.lr=0.1"])
+    with pytest.raises(ThumbnetError, match="out and overrides go with more_epochs"):
+        resume(tmp_path / "run", out=tmp_path / "other", finish=True)

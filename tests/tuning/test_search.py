@@ -19,6 +19,7 @@ from thumbnet.errors import (
     DivergedError,
     InterruptedRunError,
     InterruptedTuneError,
+    ModelCodeError,
     NetworkError,
     RecipeError,
     RunError,
@@ -26,6 +27,7 @@ from thumbnet.errors import (
 )
 from thumbnet.recipes.recipe import Recipe, load_recipe
 from thumbnet.runs.folder import Run
+from thumbnet.sources.load import load_data
 from thumbnet.training.choose import choose_recipe
 from thumbnet.training.fit import StepResult
 from thumbnet.training.listener import Listener
@@ -349,6 +351,20 @@ def test_the_command_to_go_on_with_allows_a_network_of_ones_own(
         )
 
 
+def test_a_search_with_a_network_of_ones_own_goes_on_with_its_class(
+    pretend: Pretend, own: OwnPackage
+) -> None:
+    data, net = coloured_data(24), own.import_it().TinyNet
+    asked = [one for one in SHORTEST if not one.startswith("model.width")]
+    asked.append(f"model.name={OwnPackage.path}")
+    with pytest.raises(InterruptedTuneError):
+        tune(data, "one-cycle", trials=2, overrides=asked, out="search", device="cpu", listener=Stop(2))
+    own.forget()
+    with pytest.raises(ModelCodeError, match="pass model=TinyNet"):
+        resume_tuning("search", data=data, device="cpu")
+    assert resume_tuning("search", data=data, device="cpu", model=net).summary["trials"] == 2
+
+
 def test_data_in_memory_need_to_be_given_again(pretend: Pretend, tmp_path: Path) -> None:
     data, out = coloured_data(24), tmp_path / "search"
     with pytest.raises(InterruptedTuneError):
@@ -375,6 +391,21 @@ def test_corrections_of_labels_reach_the_trials_and_the_final_training(
             device="cpu",
             listener=Stop(2),
         )
+    labels.unlink()
+    found = resume_tuning(out, device="cpu")
+    assert found.summary["held_out_pictures"] == 23
+    assert [one.decision for one in pretend.final["labels"]] == ["drop"]
+
+
+def test_data_that_are_corrected_already_are_read_again_with_their_corrections(
+    pretend: Pretend, tmp_path: Path
+) -> None:
+    folder = write_class_folders(tmp_path / "pictures", ["train", "test"], per_class=8)
+    labels, out = tmp_path / "labels.csv", tmp_path / "search"
+    labels.write_text("picture,label,split,was,decision\ntrain/red/0.png,,train,red,drop\n")
+    data = load_data(folder, labels=labels)
+    with pytest.raises(InterruptedTuneError):
+        tune(data, "small", trials=2, overrides=SHORTEST, out=out, device="cpu", listener=Stop(2))
     labels.unlink()
     found = resume_tuning(out, device="cpu")
     assert found.summary["held_out_pictures"] == 23

@@ -320,11 +320,15 @@ def _in_parallel(work: Callable[[int], T | None], split: Split, progress: Progre
     done = min(size, total)
     each = (time.perf_counter() - started) / done
     rest = math.ceil(total / size) - 1
-    with ThreadPoolExecutor(psutil.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(psutil.cpu_count() or 1) as pool, contextlib.ExitStack() as stack:
+        parts: Iterable[object]
         if each > _WORTH_A_THREAD:
-            parts: Iterable[object] = pool.map(lambda part: do(part + 1), range(rest))
+            parts = pool.map(lambda part: do(part + 1), range(rest))
         else:
-            parts = forked.do_parts(lambda part: do(part + 1), rest, _helpers(split, each * (total - done)))
+            helpers = _helpers(split, each * (total - done))
+            shared = forked.do_parts(lambda part: do(part + 1), rest, helpers)
+            stack.callback(shared.close)  # ends the helpers if `progress` raises an exception
+            parts = shared
         for _ in itertools.chain([None], parts):
             if progress:
                 progress(done, total)

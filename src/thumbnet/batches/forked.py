@@ -17,7 +17,7 @@ import select
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def shared_array(shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(memory, np.uint8, size).reshape(shape)
 
 
-def do_parts(work: Callable[[int], bool], parts: int, helpers: int) -> Iterator[int]:
+def do_parts(work: Callable[[int], bool], parts: int, helpers: int) -> Generator[int, None, None]:
     """Do ``work`` for each number below ``parts``, here and in ``helpers`` forked processes.
 
     Whoever is free takes the next number. They are yielded as they are done.
@@ -53,7 +53,8 @@ def do_parts(work: Callable[[int], bool], parts: int, helpers: int) -> Iterator[
     Args:
         work: does a part, and returns whether all went well. If not, a helper's part is done again here.
         parts: how many there are, at most ``MOST_PARTS`` if there are helpers.
-        helpers: the number of other processes. They end with the iteration, however that ends.
+        helpers: the number of other processes. They end with the iteration. A caller that gives it up closes
+            the generator.
     """
     if not helpers:
         for number in range(parts):

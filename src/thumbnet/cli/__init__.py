@@ -29,6 +29,7 @@ from thumbnet.cli import (
     predict,
     push,
     recipes,
+    repeat,
     report,
     review,
     serve,
@@ -54,6 +55,7 @@ from thumbnet.version import __version__
 
 COMMANDS = (
     train,
+    repeat,
     tune,
     evaluate,
     predict,
@@ -139,7 +141,7 @@ def _run(words: Sequence[str]) -> int:
     except (RuntimeError, MemoryError) as error:  # the last resort: wherever memory ran out, say so
         if not is_out_of_memory(error):
             raise
-        advice = FULL if words[0] in ("train", "tune", "lr-find") else OTHERS
+        advice = FULL if words[0] in ("train", "repeat", "tune", "lr-find") else OTHERS
         print(f"thumbnet: {OutOfMemoryError('this computer', f'in {words[0]}', advice)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of a pipe has ended: `thumbnet predict ... | head`
@@ -166,7 +168,7 @@ def _how_to_allow(error: ThumbnetError, words: Sequence[str]) -> str:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line.
+    """Parse a command line. The options have its ``words``, so that a message can repeat it.
 
     Raises:
         UsageError: the command line is invalid; the message says what to write instead.
@@ -179,6 +181,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     options, rest = parser.parse_known_args(words)
     if rest:
         raise UsageError(unrecognised(options.parser, rest, words))
+    options.words = list(words)
     return options
 
 

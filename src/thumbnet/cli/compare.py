@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from thumbnet.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from thumbnet.reports.comparison import Difference, Group, LeftOut, Spread
 
 
 def add(commands: Any) -> None:
@@ -15,27 +21,96 @@ def add(commands: Any) -> None:
         help="compare runs side by side",
         description="Compare complete runs that were measured on the same pictures. Others are left out, and "
         "a note says why. Runs that differ only in the seed form a group. Each group has its mean, standard "
-        "deviation and the settings in which it differs from others. Groups of two or more runs are tested "
-        "against the first such group (Welch's t-test). A seed counts once, unless its results differ.",
+        "deviation, the interval of the mean and the settings in which it differs from others. Groups of two "
+        "or more runs are tested against the first such group (Welch's t-test, with Holm's correction for "
+        "several tests). A seed counts once, unless its results differ.",
     )
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="folder of a complete run, or of a search by tune"
     )
+    parser.add_argument(
+        "--against",
+        metavar="NAME",
+        help="test the other groups against this one: its name, or the folder of one of its runs",
+    )
     parser.add_argument("--plot", metavar="FILE", help="draw the learning curves (.png, .svg, .pdf)")
+    parser.add_argument(
+        "--csv",
+        metavar="FILE",
+        help="write a row per group: settings, number of runs, and the mean, standard deviation and interval "
+        "of accuracy and balanced accuracy",
+    )
+    parser.add_argument("--markdown", metavar="FILE", help="write such a table in Markdown, in per cent")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(command=execute)
 
 
-def execute(options: argparse.Namespace) -> int:
-    from dataclasses import asdict
+@dataclass(frozen=True)
+class Compared:
+    """Runs that were compared.
 
-    from thumbnet.cli.console import note, say
-    from thumbnet.cli.views import show_comparison
+    Attributes:
+        groups: the runs, in groups that differ in more than the seed.
+        measures: how the measures of each group vary.
+        differences: the tests; None without SciPy.
+        left_out: what could not be compared.
+        chosen: whether the user chose the group that the others are tested against.
+    """
+
+    groups: Sequence[Group]
+    measures: Sequence[Mapping[str, Spread]]
+    differences: Sequence[Difference] | None
+    left_out: Sequence[LeftOut]
+    chosen: bool
+
+
+def execute(options: argparse.Namespace) -> int:
+    from thumbnet.cli.console import say
+    from thumbnet.files import check_output, user_path, write_file
     from thumbnet.reports import figures as plots
-    from thumbnet.reports.comparison import comparable_runs, group_runs, welch_tests
+    from thumbnet.reports.comparison_table import as_csv, as_markdown
 
     target = plots.check_plot_path(options.plot) if options.plot else None
-    runs, left_out = comparable_runs(options.runs)
+    tables = {
+        user_path(name): form
+        for name, form in ((options.csv, as_csv), (options.markdown, as_markdown))
+        if name
+    }
+    for path in tables:
+        check_output(path)
+    found = compare_runs(options.runs, options.against)
+    if target:
+        plots.save(plots.curves_figure(found.groups), target)
+    for path, form in tables.items():
+        write_file(path, form(found.groups, found.measures))
+    show(found, as_json=options.json)
+    if not options.json:
+        for path in (*([target] if target else []), *tables):
+            say(f"written: {path}")
+    return 0
+
+
+def compare_runs(paths: Sequence[str | Path], against: str | None = None) -> Compared:
+    """Compare the runs at ``paths``. Notes say what is left out, and whether SciPy is missing.
+
+    Args:
+        paths: folders of runs, and anything else.
+        against: the group that the others are tested against; see
+            :func:`~thumbnet.reports.comparison.reference_group`.
+
+    Raises:
+        RunError: there is nothing to compare, or no such group.
+    """
+    from thumbnet.cli.console import note
+    from thumbnet.reports.comparison import (
+        comparable_runs,
+        group_runs,
+        reference_group,
+        spreads,
+        welch_tests,
+    )
+
+    runs, left_out = comparable_runs(paths)
     for one in left_out:
         note(f"thumbnet: {one.path} is left out: {one.reason}")
     groups = group_runs(runs)
@@ -45,35 +120,44 @@ def execute(options: argparse.Namespace) -> int:
                 f"thumbnet: {run.path} does not count: it has the recipe, data, seed and result of another "
                 "run named here"
             )
-    differences = None
+    reference = reference_group(groups, against)
+    differences: list[Difference] | None = None
     try:
-        differences = welch_tests(groups)
+        measures = [spreads(group) for group in groups]
+        differences = welch_tests(groups, reference)
     except MissingExtraError as error:
         note(f"thumbnet: {error}")
-    if target:
-        plots.save(plots.curves_figure(groups), target)
-    if options.json:
-        described = [
-            {
-                "name": group.name,
-                "runs": [str(run.path) for run in group.runs],
-                "repeated": [str(run.path) for run in group.repeated],
-                "settings": dict(group.settings),
-                "accuracies": group.accuracies,
-                "balanced_accuracies": group.balanced_accuracies,
-                "mean": group.mean if group.accuracies else None,
-                "deviation": group.deviation,
-            }
-            for group in groups
-        ]
-        found = {
-            "groups": described,
-            "differences": [asdict(test) for test in differences or []],
-            "left_out": [{"path": str(one.path), "reason": one.reason} for one in left_out],
+        measures = [spreads(group, intervals=False) for group in groups]
+    return Compared(groups, measures, differences, left_out, against is not None)
+
+
+def show(found: Compared, *, as_json: bool) -> None:
+    """Print a comparison: its tables and tests, or one JSON object."""
+    from dataclasses import asdict
+
+    from thumbnet.cli.console import say
+    from thumbnet.cli.views import show_comparison
+
+    if not as_json:
+        show_comparison(found.groups, found.differences, found.measures, chosen=found.chosen)
+        return
+    described = [
+        {
+            "name": group.name,
+            "runs": [str(run.path) for run in group.runs],
+            "repeated": [str(run.path) for run in group.repeated],
+            "settings": dict(group.settings),
+            "accuracies": group.accuracies,
+            "balanced_accuracies": group.balanced_accuracies,
+            "mean": group.mean if group.accuracies else None,
+            "deviation": group.deviation,
+            "measures": {name: asdict(spread) for name, spread in measures.items()},
         }
-        say(json.dumps(found))
-        return 0
-    show_comparison(groups, differences)
-    if target:
-        say(f"written: {target}")
-    return 0
+        for group, measures in zip(found.groups, found.measures, strict=True)
+    ]
+    whole = {
+        "groups": described,
+        "differences": [asdict(test) for test in found.differences or []],
+        "left_out": [{"path": str(one.path), "reason": one.reason} for one in found.left_out],
+    }
+    say(json.dumps(whole))

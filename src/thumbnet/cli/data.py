@@ -22,6 +22,7 @@ from thumbnet.cli.usage import UsageError
 if TYPE_CHECKING:
     from thumbnet.data.images import Fit
     from thumbnet.recipes.settings import DataSettings
+    from thumbnet.sources.split_table import Written
 
 
 def add(commands: Any) -> None:
@@ -50,8 +51,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--splits",
         metavar="FILE",
-        help="write a new table of the pictures with their labels and splits (.csv). Train on this table to "
-        "keep the splits when pictures are added",
+        help="write a table of the pictures with their labels, splits and groups (.csv), or add new pictures "
+        "to one. Train on this table to keep the splits when pictures are added",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_labels(parser)
@@ -69,12 +70,13 @@ def execute(options: argparse.Namespace) -> int:
         from thumbnet.cli.progress import counting
         from thumbnet.cli.views import show_inspection
         from thumbnet.files import user_path
+        from thumbnet.invocation import command
         from thumbnet.recipes.settings import AUTO, parse_image_size
         from thumbnet.reports import figures as plots
         from thumbnet.reports.augmented import preview_augmentation
         from thumbnet.reports.inspection import inspect_data, sample_grid
         from thumbnet.sources.load import load_data
-        from thumbnet.sources.split_table import check_new_table, write_split_table
+        from thumbnet.sources.split_table import check_split_table, write_split_table
         from thumbnet.training.choose import choose_recipe
         from thumbnet.training.listener import Listener
 
@@ -82,8 +84,9 @@ def execute(options: argparse.Namespace) -> int:
     preview = options.preview_augment
     preview = plots.check_plot_path(preview, "--preview-augment") if preview else None
     table = user_path(options.splits) if options.splits else None
+    written: Written | None = None
     if table:
-        check_new_table(table)
+        check_split_table(table)
     settings = _settings(options)
     size = parse_image_size(settings.image_size) if settings.image_size != AUTO else None
     fit: Fit = settings.fit
@@ -96,7 +99,10 @@ def execute(options: argparse.Namespace) -> int:
             labels=options.labels,
         )
     if table:
-        write_split_table(data, table)
+        from dataclasses import replace
+
+        written = write_split_table(data, table)
+        data = replace(data, notes=(*data.notes, *written.notes))
     recipe = None
     if preview:  # fitted to the data as in a training; the data's notes say what that changed
         quiet = Listener()
@@ -120,8 +126,10 @@ def execute(options: argparse.Namespace) -> int:
         say(json_line(described))
         return 0
     show_inspection(data, found, fit)
-    for path in filter(None, (target, preview, table)):
+    for path in filter(None, (target, preview, table if written and written.added else None)):
         say(f"written: {path}")
+    if table and written:
+        say(f"train on the table: {command('train', table, *written.options)}")
     return 0
 
 

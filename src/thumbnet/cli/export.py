@@ -5,12 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import textwrap
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.importing import importing
 from thumbnet.cli.options import add_data_dir, add_run
 from thumbnet.cli.run_data import known_data_of_run
 from thumbnet.invocation import command
+
+if TYPE_CHECKING:
+    from thumbnet.data.splits import Progress
+
+MB = 1_000_000  # bytes
 
 
 def add(commands: Any) -> None:
@@ -64,7 +71,7 @@ def execute(options: argparse.Namespace) -> int:
     wanted = target(options.run, options.format, options.out)
     data = known_data_of_run(options, wanted.info.fingerprint)
     if options.format == "web":
-        fetch_web_runtime()
+        fetch_web_runtime(counting)
     found = export_checked(wanted, data, counting)
     check = found.check
     if options.json:
@@ -97,11 +104,20 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-def fetch_web_runtime() -> None:
-    """Fetch the runtime that a page contains, unless it is there."""
+def fetch_web_runtime(counting: Callable[[str], AbstractContextManager[Progress]]) -> None:
+    """Fetch the runtime that a page contains, unless it is there.
+
+    Args:
+        counting: opens a display of the download, in megabytes.
+
+    Raises:
+        RunError: it cannot be fetched.
+    """
     from thumbnet.cli.console import note
     from thumbnet.publish.web_runtime import cached_folder, fetch_runtime, find_runtime
 
-    if find_runtime() is None:
-        note("thumbnet: npm fetches ONNX Runtime Web (33 MB, once)")
-        fetch_runtime(cached_folder())
+    if find_runtime() is not None:
+        return
+    note("thumbnet: downloading ONNX Runtime Web (33 MB, once)")
+    with counting("downloading (MB)") as count:
+        fetch_runtime(cached_folder(), lambda done, total: count(done // MB, (total or done) // MB))

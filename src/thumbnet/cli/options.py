@@ -16,8 +16,67 @@ DATA_HELP = (
 )
 
 
-def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose and change a recipe. :func:`overrides` reads them."""
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """Add the options that only ``train`` and ``repeat`` have: time, start, checkpoints, trackers."""
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="train the best network that this computer can in M minutes, start and evaluation included",
+    )
+    parser.add_argument(
+        "--init",
+        metavar="RUN",
+        help="start from the weights of this run, of a .safetensors, .pt or .pth file of any program, or of "
+        "hf:OWNER/NAME",
+    )
+    parser.add_argument(
+        "--patience",
+        type=int,
+        metavar="N",
+        help="stop once N epochs have passed without a better score on val. Without a val split, a tenth of "
+        "train is set aside as one",
+    )
+    add_labels(parser)
+    parser.add_argument(
+        "--micro-batch",
+        type=int,
+        metavar="N",
+        help="pictures per forward pass; gradients accumulate over the batch",
+    )
+    parser.add_argument(
+        "--on-nonfinite",
+        choices=["stop", "skip"],
+        help="what to do with a step whose loss is not finite (default: stop)",
+    )
+    parser.add_argument(
+        "--checkpoint-steps", type=int, metavar="N", help="also write a checkpoint every N steps"
+    )
+    parser.add_argument(
+        "--checkpoint-minutes",
+        type=float,
+        metavar="M",
+        help="write a checkpoint every M minutes (default: 10)",
+    )
+    parser.add_argument(
+        "--track",
+        action="append",
+        choices=["tensorboard", "mlflow", "wandb"],
+        help="also write the numbers to TensorBoard, MLflow or Weights & Biases; can be repeated",
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="short for --track tensorboard")
+
+
+def trackers(options: argparse.Namespace) -> list[str]:
+    """The names of the trackers that ``--track`` and ``--tensorboard`` name."""
+    return [*(options.track or ()), *(["tensorboard"] if options.tensorboard else [])]
+
+
+def add_recipe_options(parser: argparse.ArgumentParser, *, seed: bool = True) -> None:
+    """Add the options that choose and change a recipe. :func:`overrides` reads them.
+
+    ``seed`` says whether ``--seed`` is among them.
+    """
     parser.add_argument(
         "--recipe",
         metavar="NAME",
@@ -31,7 +90,8 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         help="short for --set training.epochs=N; the schedule scales with it",
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="short for --set training.batch_size=N")
-    parser.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N")
+    if seed:
+        parser.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N")
     add_data_options(parser)
     add_on_bad_image(parser)
     add_overrides(parser)
@@ -128,9 +188,10 @@ def add_labels(parser: argparse.ArgumentParser) -> None:
     """Add ``--labels``, corrections of the data's labels."""
     parser.add_argument(
         "--labels",
+        action="append",
         metavar="FILE",
         help="corrections of labels, such as the labels.csv that `review` writes: relabel and drop pictures, "
-        "and add new ones to train",
+        "and add new ones to train; can be repeated, and later files win",
     )
 
 

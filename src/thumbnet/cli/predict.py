@@ -49,14 +49,19 @@ def execute(options: argparse.Namespace) -> int:
     with importing():
         classifier = load_classifier(options.run, options.device, threads=options.threads)
 
+    given: dict[str, bytes] = {}  # what came on standard input
+
     def names() -> Iterator[str]:
         for path in options.paths:
-            yield from [path] if path == "-" else pictures_at([path], lambda text: note(f"thumbnet: {text}"))
+            if path == "-":
+                # Read here, in the main thread: Ctrl-C would wait for another thread until the input ends.
+                given.setdefault(path, sys.stdin.buffer.read())
+                yield path
+            else:
+                yield from pictures_at([path], lambda text: note(f"thumbnet: {text}"))
 
     def load(name: str) -> Picture:
-        if name == "-":
-            return load_picture(sys.stdin.buffer.read(), "stdin")
-        return load_picture(name, name)
+        return load_picture(given[name], "stdin") if name in given else load_picture(name, name)
 
     shape: Literal["json", "csv", "table"] = "json" if options.json else "csv" if options.csv else "table"
     if classifier.info.multilabel:

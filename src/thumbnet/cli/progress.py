@@ -324,6 +324,23 @@ class TrainingDisplay(StoppableListener):
             self._say_line(text)
 
 
+class RepeatedDisplay(TrainingDisplay):
+    """Shows one of several similar trainings: no epochs, and no line that an earlier one has shown."""
+
+    def __init__(self, shown: set[str], say_line: Callable[[str], None] = note) -> None:
+        """``shown`` holds the lines that are shown already, and gets those of this training."""
+        super().__init__(say_line)
+        self._shown = shown
+
+    def on_epoch(self, result: EpochResult) -> None:
+        """Show nothing: the live bar, or a line every ``PLAIN_EVERY`` seconds, says how far it is."""
+
+    def _line(self, text: str) -> None:
+        if text not in self._shown:
+            self._shown.add(text)
+            super()._line(text)
+
+
 @contextmanager
 def counting(what: str, plain: bool = False) -> Iterator[_Counter]:
     """Show a bar for work on many pictures, with the time left.

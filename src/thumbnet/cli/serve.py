@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.options import add_common, add_run, add_threads, add_tta, positive
@@ -16,7 +17,6 @@ LARGEST_BATCH = 65_536  # what an exported model takes
 ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?")
 
 if TYPE_CHECKING:
-    from thumbnet.classifiers.base import Classifier
     from thumbnet.data.splits import Data
 
 
@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
         help="classify pictures over HTTP, with a web page to try it out",
         description="Serve a trained network: a page at /, POST /predict for programs (see /openapi.json), "
         "/model, /healthz, /readyz and /metrics. To require an API key, set THUMBNET_API_KEY or give "
-        "--api-key-file.",
+        "--api-key-file. SIGHUP (kill -HUP) makes it load the network again.",
     )
     add_run(parser, or_onnx=True)
     parser.add_argument(
@@ -35,7 +35,11 @@ def add(commands: Any) -> None:
         help="offer this data set's hardest test pictures on the "
         "page (default: the run's data; 'none' to disable)",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 for other devices in the network (default: 127.0.0.1)",
+    )
     parser.add_argument(
         "--port", type=int, default=8000, help="port to listen on; 0 for any free one (default: 8000)"
     )
@@ -106,12 +110,12 @@ def add(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    from thumbnet.classifiers.load import load_classifier
     from thumbnet.cli.console import announce
 
     with needs_extra("thumbnet serve", "serve"):
         from thumbnet.serving.access_log import AccessLog
-        from thumbnet.serving.identity import identify
+        from thumbnet.serving.addresses import address_elsewhere
+        from thumbnet.serving.network import Source, check_memory
         from thumbnet.serving.protection import accepted_hosts
         from thumbnet.serving.server import listen, serve
         from thumbnet.serving.service import ServiceSettings, build_service
@@ -121,9 +125,9 @@ def execute(options: argparse.Namespace) -> int:
     if options.max_batch > LARGEST_BATCH:
         raise ThumbnetError(f"--max-batch {options.max_batch}: expected at most {LARGEST_BATCH}")
     key = _api_key(options.api_key_file)
-    classifier = load_classifier(options.run, options.device, threads=options.threads)
-    identity = identify(classifier, options.run)
-    _check_memory(classifier, options)
+    source = Source(options.run, options.device, options.threads, partial(_data_to_try, options))
+    network = source.load()
+    check_memory(network.classifier, options.max_batch, options.tta)
     with listen(options.host, options.port) as listener:
         hosts = accepted_hosts(listener, options.host, options.accept_host)
         if hosts is None and options.accept_host:
@@ -144,21 +148,37 @@ def execute(options: argparse.Namespace) -> int:
         )
         log = None if options.access_log == "off" else AccessLog(_write_line, options.access_log)
         service = build_service(
-            classifier,
+            network.classifier,
             settings,
-            lambda: _data_to_try(options, classifier.info.fingerprint),
+            network.load_data,
             _warn,
-            identity=identity,
+            identity=network.identity,
             access_log=log,
+            source=source,
+            tell=announce,
         )
+        del network  # so that its memory is free once another network has replaced it
         way_on = "set THUMBNET_API_KEY to require a key"
         if key is None and (hosts is None or options.accept_host):
             reached = ", ".join(options.accept_host) or "this machine"
             _warn(f"anyone who can reach {reached} can use the service; {way_on}")
         elif key is None and "*" in options.allow_origin:
             _warn(f"every page that is opened on this machine can use the service; {way_on}")
-        serve(service, listener, lambda address: announce(f"serving at {address}   (Ctrl-C to stop)"))
+
+        def greet(here: str) -> None:
+            _greet(here, address_elsewhere(listener))
+
+        serve(service, listener, greet, service.state.reload)
     return 0
+
+
+def _greet(here: str, elsewhere: str | None) -> None:
+    """Say at which addresses the service is."""
+    from thumbnet.cli.console import announce
+
+    announce(f"serving at {here}   (Ctrl-C to stop)")
+    if elsewhere is not None:
+        announce(f"for other devices in this network: {elsewhere}")
 
 
 def _host_name(text: str) -> str:
@@ -178,34 +198,15 @@ def _origin(text: str) -> str:
     if text == "*":
         return text
     found = ORIGIN.fullmatch(text.lower())
-    if found is None:
+    port = int(found[3]) if found and found[3] else None  # a number: browsers send 03000 as 3000
+    if found is None or (port is not None and not 0 < port < 65_536):
         raise argparse.ArgumentTypeError(
             f"{text}: expected an origin such as https://shop.example or http://localhost:3000, without a "
             "path, or * for all"
         )
-    scheme, host, port = found.groups()
-    default = {"http": "80", "https": "443"}.get(scheme)
+    scheme, host = found[1], found[2]
+    default = {"http": 80, "https": 443}.get(scheme)
     return f"{scheme}://{host}" + ("" if port in (None, default) else f":{port}")
-
-
-def _check_memory(classifier: Classifier, options: argparse.Namespace) -> None:
-    """Classify the largest batch once.
-
-    Raises:
-        OutOfMemoryError: it does not fit the device's memory.
-    """
-    import numpy as np
-
-    from thumbnet.errors import OutOfMemoryError
-
-    most = options.max_batch
-    try:
-        blank = np.zeros((most, *classifier.info.preprocessing.size, 3), np.uint8)
-        classifier.logits(blank, tta=options.tta)
-    except (OutOfMemoryError, MemoryError) as error:
-        device = getattr(classifier, "device", "cpu")
-        advice = f"Use smaller batches: --max-batch {max(1, most // 2)}"
-        raise OutOfMemoryError(str(device), f"classifying {most} pictures at a time", advice) from error
 
 
 def _warn(text: str) -> None:

@@ -14,11 +14,12 @@ from thumbnet.cli.options import (
     DATA_HELP,
     SHORTCUTS,
     add_common,
-    add_labels,
     add_outcome,
     add_recipe_options,
+    add_training,
     as_flags,
     overrides,
+    trackers,
 )
 from thumbnet.errors import ThumbnetError
 from thumbnet.invocation import command, rank
@@ -64,53 +65,7 @@ def add(commands: Any) -> None:
         help="resume the run in --out if there is one, for schedulers that repeat the same command; a "
         "command that asks for another result is an error",
     )
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        metavar="M",
-        help="train the best network that this computer can in M minutes, start and evaluation included",
-    )
-    parser.add_argument(
-        "--init",
-        metavar="RUN",
-        help="start from the weights of this run, of a .safetensors, .pt or .pth file of any program, or of "
-        "hf:OWNER/NAME",
-    )
-    parser.add_argument(
-        "--patience",
-        type=int,
-        metavar="N",
-        help="stop once N epochs have passed without a better score on val. Without a val split, a tenth of "
-        "train is set aside as one",
-    )
-    add_labels(parser)
-    parser.add_argument(
-        "--micro-batch",
-        type=int,
-        metavar="N",
-        help="pictures per forward pass; gradients accumulate over the batch",
-    )
-    parser.add_argument(
-        "--on-nonfinite",
-        choices=["stop", "skip"],
-        help="what to do with a step whose loss is not finite (default: stop)",
-    )
-    parser.add_argument(
-        "--checkpoint-steps", type=int, metavar="N", help="also write a checkpoint every N steps"
-    )
-    parser.add_argument(
-        "--checkpoint-minutes",
-        type=float,
-        metavar="M",
-        help="write a checkpoint every M minutes (default: 10)",
-    )
-    parser.add_argument(
-        "--track",
-        action="append",
-        choices=["tensorboard", "mlflow", "wandb"],
-        help="also write the numbers to TensorBoard, MLflow or Weights & Biases; can be repeated",
-    )
-    parser.add_argument("--tensorboard", action="store_true", help="short for --track tensorboard")
+    add_training(parser)
     add_outcome(parser, "the run's folder")
     add_recipe_options(parser)
     add_common(parser)
@@ -142,8 +97,7 @@ def _train(options: argparse.Namespace, ahead: ExitStack, started: float) -> int
     first = rank() == 0  # of several processes only the first shows anything
     shown = TrainingDisplay() if first and not options.quiet else nullcontext(StoppableListener())
     with shown as display, ExitStack() as stack, stopping(display, note, ends_process=True):
-        trackers = [*(options.track or ()), *(["tensorboard"] if options.tensorboard else [])]
-        listener = stack.enter_context(tracked(trackers, display))
+        listener = stack.enter_context(tracked(trackers(options), display))
         if options.resume is not None:
             run = resume(
                 options.resume,
@@ -240,7 +194,8 @@ def _check_what_is_trained(options: argparse.Namespace) -> None:
 
 def _own_labels(options: argparse.Namespace) -> str:
     """Say how to train a run's network on corrected labels."""
-    new = command("train", "DATA", "--labels", options.labels, "--init", options.resume)
+    labels = [word for file in options.labels for word in ("--labels", file)]
+    new = command("train", "DATA", *labels, "--init", options.resume)
     return (
         "--resume takes the run's own labels, with the corrections that it began with: leave out --labels.\n"
         f"To train on the corrected labels, starting from the run's weights: {new}"

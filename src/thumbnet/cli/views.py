@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from thumbnet.classifiers.words import in_words
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from thumbnet.data.images import Fit
     from thumbnet.data.splits import Data
     from thumbnet.evaluation import Evaluation
-    from thumbnet.reports.comparison import Difference, Group
+    from thumbnet.reports.comparison import Difference, Group, Spread
     from thumbnet.reports.inspection import Inspection
     from thumbnet.runs.folder import Run
 
@@ -134,8 +134,21 @@ def show_evaluation(
             say(f"  {true_name} → {predicted_name}: {count}")
 
 
-def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] | None) -> None:
-    """Print a line per run, a line per group, and the tests of their differences (None without SciPy)."""
+def show_comparison(
+    groups: Sequence[Group],
+    differences: Sequence[Difference] | None,
+    measures: Sequence[Mapping[str, Spread]] = (),
+    *,
+    chosen: bool = False,
+) -> None:
+    """Print a line per run, a line per group, and the tests of their differences.
+
+    Args:
+        groups: the runs.
+        differences: the tests; None without SciPy.
+        measures: how the measures of each group vary, for the intervals of the means.
+        chosen: whether the user chose the group that the others are tested against.
+    """
     rows = []
     for group in groups:
         for run in group.runs:
@@ -182,7 +195,9 @@ def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] |
     repeated = any(len(group.runs) > 1 for group in groups)
     if repeated or len(groups) > 1:
         say()
-        say(_group_table(groups, f"mean {headline_name(first)}"))
+        key = headline_key(first)
+        intervals = [one[key].interval if key in one else None for one in measures]
+        say(_group_table(groups, f"mean {headline_name(first)}", intervals))
     if len(groups) == 1:
         return
     if not repeated:
@@ -191,29 +206,46 @@ def show_comparison(groups: Sequence[Group], differences: Sequence[Difference] |
         say(
             "\nNo difference was tested: that needs two groups of two or more runs, not all equally accurate."
         )
-    if differences and (reference := differences[0].first) != groups[0].name:
+    if differences and not chosen and (reference := differences[0].first) != groups[0].name:
         say(f"\nThe first group with two or more runs is {reference}: the others are tested against it.")
-    for test in differences or []:
+    tests = differences or []
+    for test in tests:
         low, high = test.interval
+        corrected = f", {test.adjusted:.2g} corrected" if len(tests) > 1 else ""
         say(
             f"\n{test.second} against {test.first}: {100 * test.difference:+.2f} points "
-            f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}; p = {test.p:.2g}, Welch's t-test)"
+            f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}; p = {test.p:.2g}{corrected}, "
+            "Welch's t-test)"
+        )
+    if len(tests) > 1:
+        say(
+            f"\nThe corrected p-values are Holm's for {len(tests)} tests. Each interval is for its "
+            "difference alone."
         )
 
 
-def _group_table(groups: Sequence[Group], measure: str) -> str:
-    """A line per group: the settings that differ, and the mean if any group has several runs."""
+def _group_table(
+    groups: Sequence[Group], measure: str, intervals: Sequence[tuple[float, float] | None]
+) -> str:
+    """A line per group: the settings that differ, and the mean if any group has several runs.
+
+    The intervals of the means are left out if there is none.
+    """
     differ = len(groups) > 1
     repeated = any(len(group.runs) > 1 for group in groups)
     heads = ["recipe", *["settings that differ"] * differ]
     if repeated:
-        heads += ["runs", measure, "standard deviation"]
+        heads += ["runs", measure, "standard deviation", *["95 % interval of the mean"] * any(intervals)]
     rows = []
-    for group in groups:
+    for position, group in enumerate(groups):
         row = [group.name, *[_settings(group)] * differ]
         if repeated:
             deviation = "-" if group.deviation is None else f"{100 * group.deviation:.2f}"
-            row += [str(len(group.runs)), percent(group.mean), deviation]
+            mean = percent(group.mean) if group.accuracies else "-"  # no label could be measured
+            row += [str(len(group.runs)), mean, deviation]
+            if any(intervals):
+                ends = intervals[position]
+                row.append("-" if ends is None else f"{100 * ends[0]:.2f} to {100 * ends[1]:.2f}")
         rows.append(row)
     return table(heads, rows, left=1 + differ)
 

@@ -6,7 +6,7 @@ import difflib
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,8 +25,9 @@ _UNKNOWN_SHOWN = 10  # class names that an error about an unknown class lists
 def apply_corrections(data: Data, corrections: Sequence[Correction], folder: Path) -> Data:
     """Relabel, drop and add pictures as a person decided.
 
-    A correction finds its picture by name. If several splits have a picture of that name, the correction's
-    split decides; a split that was set aside from ``train`` counts as ``train`` where it does not exist.
+    A correction finds its picture by name, or else by the end of its path: a table may name the same pictures
+    from another folder. If several splits have a picture of that name, the correction's split decides; a
+    split that was set aside from ``train`` counts as ``train`` where it does not exist.
 
     - ``relabel`` and ``confirm`` give the picture the class ``label``, in every split.
     - ``drop`` leaves it out, in every split.
@@ -48,8 +49,9 @@ def apply_corrections(data: Data, corrections: Sequence[Correction], folder: Pat
         corrections already.
 
     Raises:
-        DataError: a label is not one of the classes, no correction finds its picture, a split or a class in
-            ``train`` would become empty, or the data have other corrections already.
+        DataError: a label is not one of the classes, no correction finds its picture, pictures in several
+            folders fit one equally well, a split or a class in ``train`` would become empty, or the data have
+            other corrections already.
     """
     decided = absolute(corrections, folder)
     content = corrections_csv(decided)
@@ -78,26 +80,39 @@ class _Found:
         places: by split and position, for pictures of the data.
         files: by absolute path, for pictures that the data lack.
         missing: those about neither.
+        elsewhere: those that name their pictures from another folder than the data do, by that folder.
     """
 
     places: dict[str, dict[int, Correction]]
     files: dict[str, Correction]
     missing: list[Correction]
+    elsewhere: dict[str, list[Correction]]
 
 
 def _find(data: Data, corrections: Sequence[Correction]) -> _Found:
-    """Find the pictures that corrections are about. Of several corrections, a picture gets the last one."""
+    """Find the pictures that corrections are about. Of several corrections, a picture gets the last one.
+
+    Raises:
+        DataError: see :func:`_places_by_end`.
+    """
     by_name = _places_by_name(data, {one.name for one in corrections})
     named_files = [one.name for one in corrections if os.path.isabs(one.name) and is_file(one.name)]
     real = functools.cache(os.path.realpath)  # of folders, of which there are few
     by_path = _places_by_path(data, real) if named_files else {}
     files = set(named_files)
-    found = _Found({name: {} for name in data.splits}, {}, [])
+    unknown = [one for one in corrections if one.was and one.name not in files and one.name not in by_name]
+    by_end = _places_by_end(data, unknown) if unknown else {}
+    found = _Found({name: {} for name in data.splits}, {}, [], {})
     for one in corrections:
         folder, name = os.path.split(one.name)
         places = by_path.get((real(folder), name), []) if one.name in files else []
         if not places and (one.was or one.name not in files):
             places = _chosen_split(data, one, by_name.get(one.name, {}))
+        if not places and one in by_end:
+            start, ending = by_end[one]
+            places = _chosen_split(data, one, ending)
+            if places:
+                found.elsewhere.setdefault(start, []).append(one)
         for split, index in places:
             earlier = found.places[split].get(index, one)  # the data's class is the one of the first review
             found.places[split][index] = replace(one, was=earlier.was)
@@ -128,6 +143,78 @@ def _places_by_path(data: Data, real: Callable[[str], str]) -> dict[tuple[str, s
                 folder, name = os.path.split(os.path.join(split.root, path))
                 places.setdefault((real(folder), name), []).append((split_name, index))
     return places
+
+
+def _places_by_end(
+    data: Data, corrections: Sequence[Correction]
+) -> dict[Correction, tuple[str, dict[str, list[int]]]]:
+    """Find pictures whose paths end with the corrections' names: a folder and positions by split for each.
+
+    A correction does not say which folder its name starts from, and a table may name the same pictures from
+    another one: ``cat/1.jpg`` is ``pictures/cat/1.jpg`` there. A picture is taken for that of a correction if
+    the folders and the name are the same as far as the correction names them, and so is the class that was
+    reviewed. If pictures in several folders fit, it is the folder that fits the most corrections.
+
+    Args:
+        data: pictures; only those in files are looked at.
+        corrections: those of pictures with a class that the data do not have by name.
+
+    Raises:
+        DataError: the pictures of several folders fit a correction equally well.
+    """
+    by_end: dict[str, list[Correction]] = {}
+    for one in corrections:
+        by_end.setdefault(_without_parents(one.name), []).append(one)
+
+    @functools.cache
+    def real(folder: str) -> str:  # there are few folders
+        return os.path.realpath(folder)
+
+    bases = {os.path.basename(end) for end in by_end}
+    found: dict[Correction, dict[str, dict[str, list[int]]]] = {}
+    for split_name, split in data.splits.items():
+        if not isinstance(split, FileSplit):
+            continue
+        root = os.path.abspath(split.root)
+        for index, path in enumerate(split.paths):
+            folder, base = os.path.split(os.path.normpath(os.path.join(root, path)))
+            if base not in bases:
+                continue
+            given = data.class_names[split.labels[index]]
+            seen: set[Correction] = set()
+            for place in dict.fromkeys((os.path.join(folder, base), os.path.join(real(folder), base))):
+                for start, end in _ends(place):
+                    for one in by_end.get(end, ()):
+                        if given in (one.was, one.label) and one not in seen:
+                            seen.add(one)
+                            places = found.setdefault(one, {}).setdefault(start, {})
+                            places.setdefault(split_name, []).append(index)
+    fits = Counter(start for starts in found.values() for start in starts)
+    chosen = {}
+    for one, starts in found.items():
+        best, *others = sorted(starts, key=lambda start: -fits[start])
+        if others and fits[best] == fits[others[0]]:
+            raise DataError(
+                f"{data.source}: the correction of {printable(one.name)} fits pictures in several folders, "
+                f"{printable(best)} and {printable(others[0])}. Write the path of the picture that is meant "
+                "into the corrections, from / on"
+            )
+        chosen[one] = best, starts[best]
+    return chosen
+
+
+def _without_parents(name: str) -> str:
+    """A name without the ``../`` at its beginning."""
+    parts = os.path.normpath(name).split(os.sep)
+    return os.sep.join(part for part in parts if part != os.pardir)
+
+
+def _ends(path: str) -> Iterator[tuple[str, str]]:
+    """Split an absolute path into a folder and the rest in all ways, the shortest rest first."""
+    at = path.rfind(os.sep)
+    while at >= 0:
+        yield path[:at] or os.sep, path[at + 1 :]
+        at = path.rfind(os.sep, 0, at)
 
 
 def _chosen_split(data: Data, one: Correction, places: dict[str, list[int]]) -> list[tuple[str, int]]:
@@ -169,7 +256,7 @@ class _Application:
                 groups["train"] = np.concatenate([groups["train"].astype(object), own])
         class_names, splits, lost = _without_lost_classes(data, splits)
         corrected = Corrected(**self._counts, content=content)
-        notes = [*data.notes, describe_corrections(corrected.counts()), *self._warnings(), *lost]
+        notes = [*data.notes, describe_corrections(corrected.counts()), *self._more_notes(), *lost]
         return replace(
             data,
             class_names=class_names,
@@ -205,8 +292,13 @@ class _Application:
             raise DataError(_unknown_class(one, self._data))
         return number
 
-    def _warnings(self) -> list[str]:
+    def _more_notes(self) -> list[str]:
         notes = []
+        for start, those in self._found.elsewhere.items():
+            notes.append(
+                f"{len(those):,} correction(s), such as that of {printable(those[0].name)}, name pictures "
+                f"from another folder than the data do: {printable(start)}"
+            )
         if self._found.missing:
             notes.append(
                 f"warning: {len(self._found.missing):,} correction(s) name pictures that the data do not "

@@ -62,6 +62,11 @@ class Correction:
     line: int = field(default=0, compare=False)
 
 
+Labels = str | Path | Sequence[str | Path | Correction]
+"""What names corrections: a file or folder of them, corrections, or several of these; see
+:func:`corrections_of`."""
+
+
 def read_corrections(path: Path) -> list[Correction]:
     """Read a file of corrections. Of several rows about one picture, the last one counts.
 
@@ -202,20 +207,27 @@ def corrections_csv(corrections: Iterable[Correction]) -> bytes:
     return text.getvalue().encode(errors="surrogateescape")
 
 
-def corrections_of(labels: str | Path | Sequence[Correction]) -> list[Correction]:
-    """Read corrections from a file, or take them as they are; relative paths become absolute.
+def corrections_of(labels: Labels) -> list[Correction]:
+    """Read corrections from files, or take them as they are; relative paths become absolute.
+
+    The last correction of a picture counts, whichever file it is in.
 
     Args:
-        labels: a file of corrections, a folder with a ``labels.csv``, or corrections whose relative paths
-            start from the current folder.
+        labels: a file of corrections, a folder with a ``labels.csv``, corrections whose relative paths start
+            from the current folder, or a list of any of these.
 
     Raises:
         DataError: as for :func:`read_corrections`.
     """
-    if not isinstance(labels, str | Path):
-        return absolute(labels, Path())
-    path = user_path(labels)
-    return absolute(read_corrections(path), path if is_folder(path) else path.parent)
+    given: Sequence[str | Path | Correction] = [labels] if isinstance(labels, str | Path) else labels
+    found: list[Correction] = []
+    for one in given:
+        if isinstance(one, Correction):
+            found.append(_absolute(one, Path()))
+            continue
+        path = user_path(one)
+        found += absolute(read_corrections(path), path if is_folder(path) else path.parent)
+    return newest(found)
 
 
 def absolute(corrections: Iterable[Correction], folder: Path) -> list[Correction]:
@@ -224,7 +236,11 @@ def absolute(corrections: Iterable[Correction], folder: Path) -> list[Correction
     These are the pictures without ``was`` that are files, relative to ``folder``. Their corrections are then
     valid in any folder.
     """
-    return newest(replace(one, name=_file_of(one, folder) or one.name) for one in corrections)
+    return newest(_absolute(one, folder) for one in corrections)
+
+
+def _absolute(one: Correction, folder: Path) -> Correction:
+    return replace(one, name=_file_of(one, folder) or one.name)
 
 
 def _file_of(one: Correction, folder: Path) -> str:

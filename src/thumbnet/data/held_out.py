@@ -261,5 +261,13 @@ def _with_shared_groups_noted(data: Data) -> Data:
     return replace(data, notes=tuple(notes))
 
 
+def share(name: str, seed: int) -> float:
+    """Where the hash of a picture's or group's name is among all hashes, from 0 to 1.
+
+    A picture that comes later is set aside if this is below the fraction, whatever the other pictures are.
+    """
+    return int.from_bytes(_rank(name, seed), "big") / 2**64
+
+
 def _rank(name: str, seed: int) -> bytes:
     return hashlib.blake2b(f"{seed}\0{name}".encode(errors="surrogateescape"), digest_size=8).digest()

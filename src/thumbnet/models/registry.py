@@ -22,6 +22,7 @@ Once this code has been imported, a recipe can name the network ``tiny``. It can
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -109,7 +110,8 @@ def name_of(builder: Builder) -> str:
     """The name by which a recipe can name the user's ``builder``, which is registered if it is not yet.
 
     This is the name that it was registered by, else its import path. In a script or a notebook, whose import
-    path holds only in this process, it is the name of the class or function.
+    path holds only in this process, it is the name of the class or function. So it is for a function that
+    ``functools.wraps`` has given the import path of another one.
 
     Raises:
         NetworkError: it does not build a network, it has no name, or another network has this name.
@@ -119,12 +121,17 @@ def name_of(builder: Builder) -> str:
         if one is builder and not is_import_path(name):
             return name
     path = _path_of(builder)
-    if path is not None and not path.startswith("__main__:"):
+    if path is not None and not path.startswith("__main__:") and _is_at(path, builder):
         return path
     name = getattr(builder, "__name__", "")
     if not name.isidentifier():
         raise NetworkError('model has no name: decorate a function with thumbnet.register_model("NAME")')
+    holder = _BUILDERS.get(path) if path is not None else None
     register_model(name)(builder)
+    if path is not None and not path.startswith("__main__:"):  # this path is that of another network
+        del _BUILDERS[path]
+        if holder is not None:
+            _BUILDERS[path] = holder
     return name
 
 
@@ -132,6 +139,12 @@ def _path_of(builder: Builder) -> str | None:
     """The import path ``MODULE:NAME`` of a class or function; None if it has no import path."""
     path = path_of(builder)
     return path if is_import_path(path) else None
+
+
+def _is_at(path: str, builder: Builder) -> bool:
+    """Whether ``builder`` itself is what ``MODULE:NAME`` names in this process."""
+    module, _, name = path.partition(":")
+    return getattr(sys.modules.get(module), name, None) is builder
 
 
 def model_names() -> list[str]:

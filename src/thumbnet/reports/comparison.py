@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from thumbnet.runs.finding import FINAL_RUN, is_finished, is_run, is_search, no_
 from thumbnet.runs.folder import CORRECTIONS_NAME, Run, without_length
 
 CONFIDENCE = 0.95
+_NEEDS_SCIPY = "testing differences, or giving the interval of a mean,"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Group:
         repeated: further runs with the seed and the result of one of ``runs``, such as a run that was named
             twice. They are no further samples, so they do not count.
         settings: the settings in which the groups differ, with this group's values. Keys are the recipe's,
-            such as ``optimizer.lr``; ``minutes``, the given time; ``fingerprint``, a digest of the data.
+            such as ``optimizer.lr``; ``minutes``, the given time; ``fingerprint``, a digest of the data; and
+            ``ended``, the step at which the user ended the training and the number of planned steps.
     """
 
     name: str
@@ -64,6 +66,23 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """How a measure varies over the runs of a group.
+
+    Attributes:
+        mean: the mean.
+        deviation: the sample standard deviation (n - 1); None for a single run.
+        interval: the 95 % confidence interval of the mean, by Student's t distribution; None for a single
+            run, or if it was not asked for. It assumes that the runs' values are normally distributed, so it
+            may reach beyond 1.
+    """
+
+    mean: float
+    deviation: float | None
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class LeftOut:
     """A folder or file that cannot be compared with the other runs, and why."""
 
@@ -82,6 +101,8 @@ class Difference:
         difference: the second mean minus the first.
         interval: the 95 % confidence interval of the difference.
         p: the probability of a difference at least this large if the true difference were 0.
+        adjusted: ``p`` after Holm's correction (:func:`holm`), if several differences are tested together;
+            else the same as ``p``. The interval is that of this difference alone.
     """
 
     first: str
@@ -89,6 +110,7 @@ class Difference:
     difference: float
     interval: tuple[float, float]
     p: float
+    adjusted: float
 
 
 @dataclass(frozen=True)
@@ -292,7 +314,9 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 def _why_not(first: Run, second: Run) -> str:
     """Say why two runs cannot be compared that were not measured on the same pictures and labels."""
     measured = [run.summary["split"] is not None for run in (first, second)]
-    if any(measured) and not all(measured):
+    if not any(measured):
+        return f"{first.path} and {second.path} were trained on different data, and neither was measured"
+    if not all(measured):
         lacks, has = (first, second) if measured[1] else (second, first)
         return (
             f"{lacks.path} was not measured, because its data have no test split, so it cannot be compared "
@@ -310,15 +334,109 @@ def _why_not(first: Run, second: Run) -> str:
     return why
 
 
-def welch_tests(groups: Sequence[Group]) -> list[Difference]:
-    """Test each group of two or more runs against the first such group, where :func:`welch_test` can.
+def spreads(group: Group, *, intervals: bool = True) -> dict[str, Spread]:
+    """How the measures of a group vary: the main measure, and ``balanced_accuracy`` if every run has it.
+
+    Args:
+        group: any group; without a measured run, there is no measure.
+        intervals: compute the intervals of the means, which needs SciPy.
 
     Raises:
         MissingExtraError: SciPy is not installed.
     """
-    repeated = [group for group in groups if group.deviation is not None]
-    tests = [welch_test(repeated[0], group) for group in repeated[1:]]
-    return [test for test in tests if test is not None]
+    measured: dict[str, Sequence[float]] = {}
+    if group.accuracies:
+        measured[headline_key(group.runs[0].summary)] = group.accuracies
+        balanced = [value for value in group.balanced_accuracies if value is not None]
+        if len(balanced) == len(group.runs):
+            measured["balanced_accuracy"] = balanced
+    return {name: _spread(values, intervals) for name, values in measured.items()}
+
+
+def _spread(values: Sequence[float], intervals: bool) -> Spread:
+    """How ``values`` vary; see :func:`spreads`."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Spread(mean, None, None)
+    deviation = statistics.stdev(values)
+    if not intervals:
+        return Spread(mean, deviation, None)
+    try:
+        from scipy.stats import t
+    except ImportError:
+        raise MissingExtraError(_NEEDS_SCIPY, "report") from None
+    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
+    return Spread(mean, deviation, (mean - half, mean + half))
+
+
+def reference_group(groups: Sequence[Group], against: str | None = None) -> Group | None:
+    """The group that the others are tested against: by default the first one with two or more runs, if any.
+
+    Args:
+        groups: all groups.
+        against: the name of the group, or the folder of one of its runs.
+
+    Raises:
+        RunError: there is no such group, or it has a single run.
+    """
+    if against is None:
+        return next((group for group in groups if group.deviation is not None), None)
+    place = user_path(against).resolve()
+    found = next((group for group in groups if group.name == against), None) or next(
+        (
+            group
+            for group in groups
+            if any(run.path.resolve() == place for run in (*group.runs, *group.repeated))
+        ),
+        None,
+    )
+    if found is None:
+        names = ", ".join(repr(group.name) for group in groups)
+        raise RunError(
+            f"--against {against}: expected the name of a group, or the folder of one of its runs. "
+            f"The groups: {names}"
+        )
+    if found.deviation is None:
+        raise RunError(f"--against {against}: this group needs two or more runs that were measured")
+    return found
+
+
+def welch_tests(groups: Sequence[Group], reference: Group | None = None) -> list[Difference]:
+    """Test each group of two or more runs against ``reference``, where :func:`welch_test` can.
+
+    The p-values of several tests are corrected together, see :func:`holm`.
+
+    Args:
+        groups: all groups.
+        reference: one of them; by default the first one with two or more runs.
+
+    Raises:
+        MissingExtraError: SciPy is not installed.
+    """
+    reference = reference_group(groups) if reference is None else reference
+    if reference is None:
+        return []
+    tests = [welch_test(reference, group) for group in groups if group is not reference]
+    done = [test for test in tests if test is not None]
+    adjusted = holm([test.p for test in done])
+    return [replace(test, adjusted=value) for test, value in zip(done, adjusted, strict=True)]
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Correct the p-values of several tests by Holm's method (1979).
+
+    If all true differences were 0, the probability that any corrected value is below 0.05 is at most 0.05.
+
+    >>> [round(value, 3) for value in holm([0.04, 0.01, 0.03])]
+    [0.06, 0.03, 0.06]
+    """
+    adjusted = [0.0] * len(values)
+    largest = 0.0
+    order = sorted(range(len(values)), key=values.__getitem__)
+    for position, index in enumerate(order):
+        largest = max(largest, min((len(values) - position) * values[index], 1.0))
+        adjusted[index] = largest
+    return adjusted
 
 
 def welch_test(first: Group, second: Group) -> Difference | None:
@@ -334,7 +452,7 @@ def welch_test(first: Group, second: Group) -> Difference | None:
     try:
         from scipy.stats import ttest_ind
     except ImportError:
-        raise MissingExtraError("testing the difference", "report") from None
+        raise MissingExtraError(_NEEDS_SCIPY, "report") from None
     result = ttest_ind(second.accuracies, first.accuracies, equal_var=False)
     interval = result.confidence_interval(CONFIDENCE)
     return Difference(
@@ -342,5 +460,6 @@ def welch_test(first: Group, second: Group) -> Difference | None:
         second.name,
         second.mean - first.mean,
         (float(interval.low), float(interval.high)),
+        float(result.pvalue),
         float(result.pvalue),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from thumbnet.errors import RunError, nearest, printable
+from thumbnet.errors import RecipeError, RunError, nearest, printable
 from thumbnet.invocation import command
 
 RUNS = Path("runs")  # `thumbnet train` creates its runs here
@@ -46,13 +46,25 @@ def are_gone(data: str | None) -> bool:
 def ways_on(folder: Path, verb: str = "Resume") -> str:
     """Say how to complete the unfinished run in ``folder``: two sentences with commands, or one.
 
-    Only a run that has a checkpoint can be ended there.
+    Only a run that has a checkpoint can be ended there, and none whose last layer is fitted as a whole.
     """
     resumed = f"{verb} it: {command('train', '--resume', folder)}"
-    if not (folder / "checkpoint.pt").is_file():
+    if not _has_end(folder):
         return resumed
     ended = command("train", "--resume", folder, "--finish")
     return f"{resumed}\nOr end it where its newest checkpoint is: {ended}"
+
+
+def _has_end(folder: Path) -> bool:
+    """Tell whether ``train --finish`` can end the unfinished run in ``folder``."""
+    from thumbnet.recipes.recipe import read_recipe
+
+    if not (folder / "checkpoint.pt").is_file():
+        return False
+    try:
+        return not read_recipe(folder / "recipe.toml").training.frozen
+    except RecipeError:
+        return False
 
 
 def same_source(first: str, second: str) -> bool:

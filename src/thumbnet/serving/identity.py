@@ -16,6 +16,10 @@ from thumbnet.serving.schemas import Accuracy, ModelDescription
 from thumbnet.version import __version__
 
 
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
+
+
 @dataclass(frozen=True)
 class Identity:
     """Which network is served.
@@ -25,12 +29,14 @@ class Identity:
         format: ``run``, ``safetensors``, or the format of the export, such as ``onnx``; None if not known.
         digest: the SHA-256 digest of the weights' file, in hexadecimal; None if not known.
         started: when the service started.
+        loaded: when the service loaded the network.
     """
 
     info: WeightsInfo
     format: str | None = None
     digest: str | None = None
-    started: datetime = field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
+    started: datetime = field(default_factory=_now)
+    loaded: datetime = field(default_factory=_now)
 
 
 def identify(classifier: Classifier, path: str | Path) -> Identity:
@@ -43,13 +49,22 @@ def identify(classifier: Classifier, path: str | Path) -> Identity:
     Raises:
         RunError: the file cannot be read any more.
     """
-    place = find_weights(path)
-    try:
-        digest = file_digest(place)
-    except OSError as error:
-        raise RunError(f"cannot read {place}: {error.strerror or error}") from None
+    digest = digest_of(path)
     info = with_provenance(classifier.info, path)
     return Identity(info, _format_of(classifier, path, info), digest)
+
+
+def digest_of(path: str | Path) -> str:
+    """The SHA-256 digest, in hexadecimal, of the weights or the exported file at ``path``.
+
+    Raises:
+        RunError: the file does not exist, or cannot be read.
+    """
+    place = find_weights(path)
+    try:
+        return file_digest(place)
+    except OSError as error:
+        raise RunError(f"cannot read {place}: {error.strerror or error}") from None
 
 
 def _format_of(classifier: Classifier, path: str | Path, info: WeightsInfo) -> str:
@@ -83,5 +98,6 @@ def describe(identity: Identity) -> ModelDescription:
         thumbnet=info.thumbnet or None,
         served_by=__version__,
         started=identity.started,
+        loaded=identity.loaded,
         multilabel=info.multilabel,
     )

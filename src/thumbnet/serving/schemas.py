@@ -104,6 +104,7 @@ class ModelDescription(BaseModel):
     thumbnet: str | None = Field(description="the version of thumbnet that trained the network")
     served_by: str = Field(description="the version of thumbnet that serves it")
     started: datetime = Field(description="when the service started, in UTC")
+    loaded: datetime = Field(description="when the service loaded this network, in UTC")
     multilabel: bool = Field(description="whether the network gives a picture several labels")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import selectors
 import signal
 import socket
@@ -16,6 +17,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from thumbnet.errors import ThumbnetError
+from thumbnet.serving.addresses import address_here
 
 GRACE = 20  # seconds for running requests to finish at shutdown
 BACKLOG = 1024
@@ -46,20 +48,28 @@ def listen(host: str, port: int) -> socket.socket:
         raise ThumbnetError(f"cannot listen on {host} port {port}: {reason}. Try another --port") from None
 
 
-def serve(app: FastAPI, listener: socket.socket, greet: Callable[[str], None]) -> None:
+def serve(
+    app: FastAPI,
+    listener: socket.socket,
+    greet: Callable[[str], None],
+    on_hangup: Callable[[], None] | None = None,
+) -> None:
     """Serve until SIGINT or SIGTERM, then let running requests finish.
+
+    A service that was started in a terminal also stops when that terminal is closed, unless nohup started it.
 
     Args:
         app: from :func:`thumbnet.serving.service.build_service`.
         listener: from :func:`listen`.
-        greet: called with the service's address once it accepts requests.
+        greet: called once it accepts requests, with its address on this computer.
+        on_hangup: called on SIGHUP, in a signal handler; None if SIGHUP is to do what it did before. Windows
+            has no SIGHUP.
 
     Raises:
         ThumbnetError: the application did not start.
     """
     # The parser of forms warns of every malformed one. Without a handler, Python would print that.
     logging.getLogger("python_multipart").addHandler(logging.NullHandler())
-    host, port = listener.getsockname()[:2]
     server = _Server(
         uvicorn.Config(
             app,
@@ -70,10 +80,12 @@ def serve(app: FastAPI, listener: socket.socket, greet: Callable[[str], None]) -
             timeout_graceful_shutdown=GRACE,
             backlog=BACKLOG,
         ),
-        lambda: greet(f"http://{f'[{host}]' if ':' in host else host}:{port}"),
+        lambda: greet(address_here(listener)),
     )
     # After a clean shutdown, uvicorn sends the signal again, which would end this process. Ignore it.
     before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGINT, signal.SIGTERM)}
+    if on_hangup is not None and hasattr(signal, "SIGHUP"):
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, _hangup_handler(server, on_hangup))
     try:
         with suppress(SystemExit):  # uvicorn raises it if the application does not start
             server.run(sockets=[listener])
@@ -82,6 +94,29 @@ def serve(app: FastAPI, listener: socket.socket, greet: Callable[[str], None]) -
             signal.signal(one, handler)
     if not server.started:
         raise ThumbnetError("the service did not start")
+
+
+def _hangup_handler(server: uvicorn.Server, on_hangup: Callable[[], None]) -> Callable[..., None]:
+    """A handler of SIGHUP that calls ``on_hangup``, or stops the server if its terminal has been closed."""
+    by_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    in_terminal = _has_terminal() and not by_nohup
+
+    def handle(*_: object) -> None:
+        if in_terminal and not _has_terminal():
+            server.should_exit = True
+        else:
+            on_hangup()
+
+    return handle
+
+
+def _has_terminal() -> bool:
+    """Whether a terminal controls this process. Its end sends SIGHUP, like a user who wants a reload."""
+    try:
+        os.close(os.open(os.ctermid(), os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 class _Server(uvicorn.Server):

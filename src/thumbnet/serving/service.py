@@ -6,10 +6,11 @@ import asyncio
 import hmac
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
 from typing import Annotated, Any, TypeVar, cast
@@ -43,6 +44,7 @@ from thumbnet.serving.access_log import PICTURES, AccessLog, Logged
 from thumbnet.serving.batching import Batcher
 from thumbnet.serving.identity import Identity, describe
 from thumbnet.serving.metrics import Measured
+from thumbnet.serving.network import Network, Source, check_memory, check_replaces, try_batch
 from thumbnet.serving.protection import page_policy, protect, read_body
 from thumbnet.serving.schemas import (
     ClassProbability,
@@ -111,8 +113,14 @@ def build_service(
     *,
     identity: Identity | None = None,
     access_log: AccessLog | None = None,
+    source: Source | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> FastAPI:
     """Build the service, an ASGI application.
+
+    Its ``state.reload`` is a function that any thread and any signal handler may call. It returns at once.
+    The service then loads its network again from ``source``, and if it has changed, answers with the new one.
+    If that fails, the service keeps the old one and warns.
 
     Args:
         classifier: the classifier to serve.
@@ -121,9 +129,11 @@ def build_service(
         warn: called with one line for each failure in the background.
         identity: which network this is, for ``/model``; by default only what the classifier itself knows.
         access_log: gets an entry per request. The service closes it when it stops.
+        source: where the network was loaded from; None if it cannot be replaced.
+        tell: called with one line when the network was loaded again.
     """
-    service = _Service(classifier, settings, load_data, warn, access_log)
-    served = identity or Identity(classifier.info)
+    network = Network(classifier, identity or Identity(classifier.info), load_data)
+    service = _Service(network, settings, source, warn, tell, access_log)
     app = FastAPI(
         title="thumbnet",
         version=__version__,
@@ -132,6 +142,7 @@ def build_service(
         docs_url=None,  # FastAPI's documentation pages load scripts from other sites
         redoc_url=None,
     )
+    app.state.reload = service.ask_for_reload
     app.add_middleware(Measured, registry=service.registry)
     protect(app, settings.hosts, "--accept-host", settings.origins)
     app.add_exception_handler(RequestValidationError, _describe_invalid)
@@ -179,7 +190,7 @@ def build_service(
 
     @app.get("/model", summary="Describe the network", dependencies=key, responses=locked)
     async def model() -> ModelDescription:
-        return describe(served)
+        return describe(service.network.identity)
 
     @app.get("/hardest", summary="List the hardest test pictures", dependencies=key, responses=locked)
     async def hardest() -> HardPictures:
@@ -197,9 +208,10 @@ def build_service(
         uploads: Annotated[list[Upload], Depends(service.uploads)],
         top: Annotated[int, Query(ge=1, le=1000, description="classes to return per picture")] = 5,
     ) -> Predictions:
+        classifier = service.network.classifier  # one for the whole answer, also if it is replaced meanwhile
         async with _answering(request, settings.timeout):
-            pixels = await service.decode(uploads)
-            found = await service.batcher.classify(pixels)
+            pixels = await service.decode(classifier, uploads)
+            found = await service.batcher.classify(classifier, pixels)
         return Predictions(
             predictions=[
                 PicturePrediction(name=upload.name, **_answer(prediction, top))
@@ -221,9 +233,10 @@ def build_service(
     ) -> Explanation:
         if len(uploads) != 1:
             raise HTTPException(422, f"{len(uploads)} pictures: /explain takes one at a time")
+        classifier = service.network.classifier
         async with _answering(request, settings.timeout):
-            pixels = await service.decode(uploads)
-            return await service.batcher.run(partial(service.explain, pixels[0], top))
+            pixels = await service.decode(classifier, uploads)
+            return await service.batcher.run(partial(service.explain, classifier, pixels[0], top))
 
     return app
 
@@ -245,14 +258,15 @@ class _Service:
 
     def __init__(
         self,
-        classifier: Classifier,
+        network: Network,
         settings: ServiceSettings,
-        load_data: Callable[[], Data | None],
+        source: Source | None,
         warn: Callable[[str], None],
+        tell: Callable[[str], None],
         access_log: AccessLog | None,
     ) -> None:
-        self.classifier, self.settings, self._load_data, self._warn = classifier, settings, load_data, warn
-        self._access_log = access_log
+        self.network, self.settings, self._source = network, settings, source
+        self._warn, self._tell, self._access_log = warn, tell, access_log
         self.page = (resources.files("thumbnet.serving") / "page.html").read_text("utf-8")
         self.registry = CollectorRegistry()
         batches = Histogram(
@@ -275,29 +289,102 @@ class _Service:
             from thumbnet.hardware import return_large_blocks
 
             return_large_blocks()
-        self.batcher = Batcher(classifier, settings.max_batch, settings.tta, batches.observe)
+        self._reloads = Counter(
+            "thumbnet_reloads",
+            "Times that the service was asked to load its network again.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in ("replaced", "unchanged", "failed"):
+            self._reloads.labels(outcome)
+        self.batcher = Batcher(settings.max_batch, settings.tta, batches.observe)
         self._decoders = ThreadPoolExecutor(4, "decode")
         self._ready = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._reload_asked = asyncio.Event()
+        self._search: asyncio.Task[None] | None = None
         self.hardest: list[HardPicture] | None = None
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         """Warm up before the first request, and stop the threads after the last one."""
-        size = self.classifier.info.preprocessing.size
-        for pictures in (1, self.settings.max_batch):  # the first pass with each batch size is slow
-            blank = np.zeros((pictures, *size, 3), np.uint8)
-            await self.batcher.run(partial(self.classifier.logits, blank))
+        self._loop = asyncio.get_running_loop()
+        await self._warm_up(self.network.classifier)
         self._ready = True
-        search = asyncio.create_task(self._search_hardest())
+        self._search = asyncio.create_task(self._search_hardest(self.network))
+        reloads = asyncio.create_task(self._reload_when_asked())
         yield
         self._ready = False
-        search.cancel()
-        with suppress(asyncio.CancelledError):
-            await search
+        await _end(reloads)
+        await _end(self._search)
         self._decoders.shutdown(cancel_futures=True)
         self.batcher.close()
         if self._access_log is not None:
             self._access_log.close()
+
+    async def _warm_up(self, classifier: Classifier) -> None:
+        """Try a small batch and the largest one, between two batches of requests.
+
+        Raises:
+            OutOfMemoryError: the largest one does not fit the device's memory.
+        """
+        most, tta = self.settings.max_batch, self.settings.tta
+        await self.batcher.run(partial(try_batch, classifier, 1, tta))
+        await self.batcher.run(partial(check_memory, classifier, most, tta))
+
+    def ask_for_reload(self) -> None:
+        """Have the network loaded again soon. Any thread and any signal handler may call this.
+
+        If it is being loaded now, it is loaded once more afterwards: its file may have changed since.
+        """
+        if self._loop is None:
+            self._reload_asked.set()
+        else:
+            with suppress(RuntimeError):  # the service has stopped
+                self._loop.call_soon_threadsafe(self._reload_asked.set)
+
+    async def _reload_when_asked(self) -> None:
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            if self._source is None:
+                continue
+            try:
+                outcome, text = await self._reload(self._source)
+            except Exception as error:  # whatever fails, the old network is as good as before
+                outcome = "failed"
+                text = f"cannot replace the network, and still serving the old one: {_reason(error)}"
+            self._reloads.labels(outcome).inc()
+            with suppress(OSError):  # nobody reads the output any more
+                (self._warn if outcome == "failed" else self._tell)(text)
+
+    async def _reload(self, source: Source) -> tuple[str, str]:
+        """Load the network again; if it has changed, serve it from now on.
+
+        Requests whose pictures were decoded for the old network still get their answers from it. Its memory
+        is free after the last of them.
+
+        Returns:
+            ``replaced`` or ``unchanged``, and a line that says so.
+
+        Raises:
+            ThumbnetError: the new network cannot be loaded or does not fit into memory, or clients of the old
+                one would not understand its answers.
+        """
+        start = time.perf_counter()
+        old = self.network.identity
+        new = await _in_daemon_thread(partial(source.load_unless, old.digest))
+        if new is None:
+            return "unchanged", f"{source.path} has not changed; still serving {_shown(old)}"
+        check_replaces(new.identity.info, old.info)
+        await self._warm_up(new.classifier)
+        if self._search is not None:  # which asks the old network
+            await _end(self._search)
+        identity = replace(new.identity, started=old.started)
+        self.network, self.hardest = replace(new, identity=identity), None
+        self._search = asyncio.create_task(self._search_hardest(self.network))
+        seconds = time.perf_counter() - start
+        return "replaced", f"now serving {source.path} ({_shown(identity)}), loaded in {seconds:.1f} s"
 
     async def describe_full(self, _: Request, error: Exception) -> JSONResponse:
         """Answer a request whose pictures did not fit into memory, and print a line where it runs."""
@@ -360,10 +447,14 @@ class _Service:
             raise HTTPException(422, "no picture: send at least one file, for example curl -F file=@cat.jpg")
         return uploads
 
-    async def decode(self, uploads: list[Upload]) -> np.ndarray:
-        """Decode pictures to pixels, uint8 [B, height, width, 3]; refuse the request if any is unreadable."""
+    async def decode(self, classifier: Classifier, uploads: list[Upload]) -> np.ndarray:
+        """Decode pictures to pixels for ``classifier``, uint8 [B, height, width, 3].
+
+        Raises:
+            HTTPException: a picture cannot be read.
+        """
         run = asyncio.get_running_loop().run_in_executor
-        pending = [run(self._decoders, self._decode, one) for one in uploads]
+        pending = [run(self._decoders, self._decode, classifier, one) for one in uploads]
         results = await asyncio.gather(*pending, return_exceptions=True)
         errors = [one for one in results if isinstance(one, BaseException)]
         self._pictures.labels("read").inc(len(results) - len(errors))
@@ -376,19 +467,19 @@ class _Service:
             raise HTTPException(statuses[0], "; ".join(str(error) for error in errors))
         return np.stack([one for one in results if isinstance(one, np.ndarray)])
 
-    def _decode(self, upload: Upload) -> np.ndarray:
+    def _decode(self, classifier: Classifier, upload: Upload) -> np.ndarray:
         try:
-            return self._fit(load_picture(upload.content, upload.name, self.settings.max_pixels))
+            return _fit(classifier, load_picture(upload.content, upload.name, self.settings.max_pixels))
         except MemoryError:
             raise TooManyPixelsError(upload.name, "not enough memory to decode it") from None
 
-    def explain(self, pixels: np.ndarray, top: int) -> Explanation:
-        (prediction,) = self.classifier.predict_pixels(pixels[None], tta=self.settings.tta)
+    def explain(self, classifier: Classifier, pixels: np.ndarray, top: int) -> Explanation:
+        (prediction,) = classifier.predict_pixels(pixels[None], tta=self.settings.tta)
         heat = occlusion_map(
-            self.classifier,
+            classifier,
             pixels,
-            self.classifier.class_names.index(prediction.label),
-            multilabel=self.classifier.info.multilabel,
+            classifier.class_names.index(prediction.label),
+            multilabel=classifier.info.multilabel,
             batch_size=self.settings.max_batch,
         )
         return Explanation(
@@ -397,69 +488,85 @@ class _Service:
             lit=as_data_address(highlight(pixels, heat)),
         )
 
-    async def _search_hardest(self) -> None:
+    async def _search_hardest(self, network: Network) -> None:
         """Search for the hardest pictures in the background.
 
         The network classifies between the batches of requests, because only one thread may use it. Another
         thread reads the pictures: that may take seconds, for which no request should have to wait.
         """
         try:
-            data = await _in_daemon_thread(self._load_data)
-            self.hardest = [] if data is None else await self._find_hardest(data)
+            data = await _in_daemon_thread(network.load_data)
+            self.hardest = [] if data is None else await self._find_hardest(network.classifier, data)
         except Exception as error:  # whatever fails, the page must not wait for the search for ever
-            reason = str(error) if isinstance(error, ThumbnetError) else repr(error)
-            self._warn(f"the page offers no test pictures: {reason}")
+            self._warn(f"the page offers no test pictures: {_reason(error)}")
             self.hardest = []
 
-    async def _find_hardest(self, data: Data) -> list[HardPicture]:
+    async def _find_hardest(self, classifier: Classifier, data: Data) -> list[HardPicture]:
         """Find the mistakes on the split test, or else val or all; the most confident first."""
         name = next((name for name in ("test", "val", "all") if name in data.splits), None)
-        if name is None or self.classifier.info.multilabel:  # a mistake is in one of several labels
+        if name is None or classifier.info.multilabel:  # a mistake is in one of several labels
             return []
         split, mistakes = data.splits[name], list[tuple[float, int, int]]()
-        check_fits(split, data.class_names, self.classifier.info)
-        labels = targets_for(split, data.class_names, self.classifier.info)
+        check_fits(split, data.class_names, classifier.info)
+        labels = targets_for(split, data.class_names, classifier.info)
         chosen = np.random.default_rng(0).permutation(len(split))[:SEARCHED]
         size = min(SEARCHED_AT_ONCE, self.settings.max_batch)
         for start in range(0, len(chosen), size):
             part = np.sort(chosen[start : start + size])
-            pictures = await _in_daemon_thread(partial(self._readable, split, part))
+            pictures = await _in_daemon_thread(partial(_readable, classifier, split, part))
             if not pictures:
                 continue
             pixels = np.stack(list(pictures.values()))
-            logits = await self.batcher.run(partial(self.classifier.logits, pixels, tta=self.settings.tta))
+            logits = await self.batcher.run(partial(classifier.logits, pixels, tta=self.settings.tta))
             for index, probabilities in zip(pictures, np.exp(log_softmax(logits)), strict=True):
                 predicted = int(probabilities.argmax())
                 if predicted != labels[index]:
                     mistakes.append((float(probabilities[predicted]), index, predicted))
         mistakes.sort(key=lambda mistake: -mistake[0])
-        return await _in_daemon_thread(partial(self._shown, split, labels, mistakes[:HARDEST]))
+        return await _in_daemon_thread(partial(_hard_pictures, classifier, split, labels, mistakes[:HARDEST]))
 
-    def _readable(self, split: Split, indices: np.ndarray) -> dict[int, np.ndarray]:
-        """The pixels of the pictures at ``indices`` that can be read, by their indices."""
-        found: dict[int, np.ndarray] = {}
-        for index in indices.tolist():
-            with suppress(UnreadableImageError):
-                found[index] = self._fit(split.load(index))
-        return found
 
-    def _shown(
-        self, split: Split, labels: np.ndarray, mistakes: list[tuple[float, int, int]]
-    ) -> list[HardPicture]:
-        names = self.classifier.class_names
-        return [
-            HardPicture(
-                # Lossless, so that the page gets the same answer when the user tries it.
-                picture=as_data_address(self._fit(split.load(index)), lossless=True),
-                label=names[labels[index]],
-                predicted=names[predicted],
-                confidence=confidence,
-            )
-            for confidence, index, predicted in mistakes
-        ]
+def _fit(classifier: Classifier, picture: Picture) -> np.ndarray:
+    return classifier.info.preprocessing.pixels(picture)
 
-    def _fit(self, picture: Picture) -> np.ndarray:
-        return self.classifier.info.preprocessing.pixels(picture)
+
+def _readable(classifier: Classifier, split: Split, indices: np.ndarray) -> dict[int, np.ndarray]:
+    """The pixels of the pictures at ``indices`` that can be read, by their indices."""
+    found: dict[int, np.ndarray] = {}
+    for index in indices.tolist():
+        with suppress(UnreadableImageError):
+            found[index] = _fit(classifier, split.load(index))
+    return found
+
+
+def _hard_pictures(
+    classifier: Classifier, split: Split, labels: np.ndarray, mistakes: list[tuple[float, int, int]]
+) -> list[HardPicture]:
+    names = classifier.class_names
+    return [
+        HardPicture(
+            # Lossless, so that the page gets the same answer when the user tries it.
+            picture=as_data_address(_fit(classifier, split.load(index)), lossless=True),
+            label=names[labels[index]],
+            predicted=names[predicted],
+            confidence=confidence,
+        )
+        for confidence, index, predicted in mistakes
+    ]
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancel a task, and wait until it has ended."""
+    task.cancel()
+    await asyncio.wait({task})
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, ThumbnetError) else repr(error)
+
+
+def _shown(identity: Identity) -> str:
+    return "digest not known" if identity.digest is None else f"sha256:{identity.digest}"
 
 
 def _status_of(error: BaseException) -> int:
@@ -529,7 +636,7 @@ async def _answering(request: Request, seconds: float) -> AsyncIterator[None]:
 async def _in_daemon_thread(function: Callable[[], T]) -> T:
     """Run ``function`` in a thread that does not keep a stopped process alive.
 
-    asyncio.to_thread would: a service that is stopped while it loads a large data set must not wait for it.
+    asyncio.to_thread would: a service that is stopped while it loads much must not wait for it.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -552,7 +659,7 @@ async def _in_daemon_thread(function: Callable[[], T]) -> T:
         with suppress(RuntimeError):  # the loop has closed
             loop.call_soon_threadsafe(settle, result, problem)
 
-    threading.Thread(target=work, name="load data", daemon=True).start()
+    threading.Thread(target=work, name="load", daemon=True).start()
     return await future
 
 

@@ -24,8 +24,14 @@ DownloadProgress = Callable[[int, int | None], None]
 """Called with the number of bytes so far and the total, or None if the server does not say."""
 
 
-def download(url: str, target: Path, sha256: str, progress: DownloadProgress | None = None) -> Path:
-    """Download ``url`` to ``target`` and verify its SHA-256.
+def download(
+    url: str,
+    target: Path,
+    digest: str,
+    progress: DownloadProgress | None = None,
+    algorithm: str = "sha256",
+) -> Path:
+    """Download ``url`` to ``target`` and verify its digest, which is in hexadecimal.
 
     Writes to another file and renames that once it is verified, so ``target`` is never incomplete. If it is
     interrupted, it leaves ``target`` + ``.part``, and the next call continues that if the server can.
@@ -44,8 +50,8 @@ def download(url: str, target: Path, sha256: str, progress: DownloadProgress | N
         target.parent.mkdir(parents=True, exist_ok=True)
         with _own_part(kept) as part:
             _fetch(url, part, progress)
-            actual = file_digest(part)
-            if actual == sha256:
+            actual = file_digest(part, algorithm)
+            if actual == digest:
                 _finish(part, target)
                 return target
             remove_file(part)
@@ -57,8 +63,9 @@ def download(url: str, target: Path, sha256: str, progress: DownloadProgress | N
         raise DataError(
             f"cannot download {url}: {reason}.{size} Run the same command again to continue."
         ) from None
+    name = algorithm.replace("sha", "SHA-")
     raise DataError(
-        f"{url} has SHA-256 {actual}, expected {sha256}: the file is damaged or not the official one. "
+        f"{url} has {name} {actual}, expected {digest}: the file is damaged or not the official one. "
         "It was deleted; run the same command again."
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import resources
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from thumbnet.data.correct import apply_corrections
-from thumbnet.data.corrections import Correction, corrections_of
+from thumbnet.data.corrections import Labels, corrections_of
 from thumbnet.data.held_out import with_groups_of_new, with_held_out
 from thumbnet.data.reading import exists, is_file, is_folder, reads
 from thumbnet.data.splits import ArraySplit, Data
@@ -61,7 +61,7 @@ def load_data(
     settings: DataSettings | None = None,
     progress: DownloadProgress | None = None,
     one_class: bool = False,
-    labels: str | Path | Sequence[Correction] | None = None,
+    labels: Labels | None = None,
     **changes: Any,
 ) -> Data:
     """Load the splits and class names of a data set.
@@ -81,6 +81,7 @@ def load_data(
         progress: called with (bytes so far, total bytes) during a download.
         one_class: whether a single class is enough, as it is for an evaluation.
         labels: corrections of labels, such as the ``labels.csv`` that ``thumbnet review`` writes: see
+            :func:`thumbnet.data.corrections.corrections_of` and
             :func:`thumbnet.data.correct.apply_corrections`. They are applied after pictures have been set
             aside as ``test`` or ``val``, so these stay the same pictures.
         changes: single settings that override ``settings``, such as ``val_fraction=0.1``,

@@ -154,6 +154,10 @@ def _data(
     groups: dict[str, np.ndarray] = {}
     if settings.group_by and _has_group(manifests, settings):
         groups = {split: np.array(rows.groups, object) for split, rows in splits.items() if rows.paths}
+    elif not settings.group_by and all(_has_unused_groups(manifest) for manifest in manifests):
+        notes.append(
+            "the column 'group' is not used. If it says which pictures belong together: --group-by group"
+        )
     pictures.index.keep()
     several = any(rows.several for rows in splits.values())
     layout = " + ".join(dict.fromkeys(_described(manifest, several) for manifest in manifests))
@@ -171,6 +175,13 @@ def _split(pictures: Pictures, rows: Rows, position: dict[str, int], classes: in
 
 def _has_group(manifests: list[Manifest], settings: DataSettings) -> bool:
     return all(settings.group_by in manifest.table.names for manifest in manifests)
+
+
+def _has_unused_groups(manifest: Manifest) -> bool:
+    """Whether a table has a column called ``group``, as :mod:`thumbnet.sources.split_table` writes one."""
+    columns = manifest.columns
+    used = (columns.path, columns.label, columns.split, *columns.one_hot)
+    return "group" in manifest.table.names and "group" not in used
 
 
 def _described(manifest: Manifest, several: bool) -> str:

@@ -90,7 +90,7 @@ class OwnLoss:
         """The loss of each picture: float32 [B]; 0 for a picture that does not count.
 
         Args:
-            logits: float32 [B, classes].
+            logits: float32 [B, classes]. The function gets a copy, which it may change in place.
             labels: int64 [B], or int8 [B, classes] of 0 and 1 for several labels; negative for a picture that
                 does not count. The function gets 0 in its place, and for several labels float32.
 
@@ -103,7 +103,7 @@ class OwnLoss:
             targets = targets.to(logits.dtype)
         shapes = f"logits of shape {list(logits.shape)} and targets of shape {list(targets.shape)}"
         with failing(f"the loss {self._name} fails on {shapes}"):
-            losses = self._function(logits, targets)
+            losses = self._function(logits.clone(), targets)
         self._check(losses, logits)
         counts = labels >= 0 if labels.ndim == 1 else (labels >= 0).all(dim=1)
         return torch.where(counts, losses.float(), 0.0)

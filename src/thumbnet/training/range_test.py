@@ -20,7 +20,9 @@ from thumbnet.training.step import train_step
 SMOOTHING = 0.95
 FEWEST = 10  # losses; fewer suggest nothing
 LIMITS = (1e-30, 1e30)  # of the rates; float32 can express their products with gradients
-BLOW_UP = 3.0  # the test ends when the smoothed loss exceeds its minimum by this factor
+# The test ends when the smoothed loss exceeds its minimum by this factor. A loss of one's own may be negative
+# and has no such end.
+BLOW_UP = 3.0
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def learning_rate_range_test(
             rates.append(rate)
             losses.append(smoothed)
             least = min(least, smoothed)
-            if step > 10 and smoothed > BLOW_UP * least:
+            if step > 10 and smoothed > BLOW_UP * least >= 0:
                 break
     return _judge(rates, losses)
 

@@ -82,8 +82,10 @@ def stopping(
         yield
     except InterruptedRunError as error:
         error.exit_status = 128 + (received[-1] if received else signal.SIGINT)
-        if received and ends_process:  # a second SIGTERM must not end it while it says how to go on
-            before.pop(signal.SIGTERM, None)
+        if received and ends_process and before.pop(signal.SIGTERM, None) is not None:
+            # A second one must not end the process while it says how to go on, nor while Python shuts down
+            # and puts the system's action in place of any handler.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise
     finally:
         for signum, former in before.items():

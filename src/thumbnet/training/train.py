@@ -21,7 +21,7 @@ from torch import nn
 
 from thumbnet.batches.prepare import prepare
 from thumbnet.data.calibration import with_calibration_split
-from thumbnet.data.corrections import Correction, corrections_csv, corrections_of
+from thumbnet.data.corrections import Correction, Labels, corrections_csv, corrections_of
 from thumbnet.data.splits import Data
 from thumbnet.distributed import World, joined
 from thumbnet.errors import DataError, FallbackWarning, RunError, ThumbnetError, memory_guard
@@ -138,7 +138,7 @@ def train(
     listener: Listener | None = None,
     auto_resume: bool = False,
     minutes: float | None = None,
-    labels: str | Path | Sequence[Correction] | None = None,
+    labels: Labels | None = None,
     started: float | None = None,
 ) -> Run:
     """Train a network and write a run's folder.
@@ -162,7 +162,8 @@ def train(
         minutes: wall time for everything, from ``started`` to the final evaluation. The number of steps, and
             for FastNet the width, are chosen for it; see :mod:`thumbnet.training.time_budget`.
         labels: corrections of the data's labels, such as the ``labels.csv`` that ``thumbnet review`` writes;
-            see :func:`thumbnet.data.correct.apply_corrections`. The run keeps a copy.
+            see :func:`thumbnet.data.corrections.corrections_of` and
+            :func:`thumbnet.data.correct.apply_corrections`. The run keeps a copy.
         started: when the clock started, in seconds of ``time.perf_counter``; by default now.
 
     Raises:
@@ -226,13 +227,18 @@ def resume(
         RunError: there is no such run, it is complete (or, with ``more_epochs``, not complete), another
             process is training in it, its checkpoint is damaged, its data have changed, it needs a network of
             the user's own, or it has no checkpoint to ``finish`` at.
-        ThumbnetError: both ``finish`` and ``more_epochs`` are given.
+        ThumbnetError: both ``finish`` and ``more_epochs`` are given, or ``out`` or ``overrides`` without
+            ``more_epochs``.
         DataError: its data cannot be loaded any more.
     """
     started = time.perf_counter()
     if finish and more_epochs is not None:
         raise ThumbnetError(
             "finish ends an unfinished run, and more_epochs continues a finished one: choose one"
+        )
+    if more_epochs is None and (out is not None or overrides):
+        raise ThumbnetError(
+            "out and overrides go with more_epochs: a run that is resumed keeps its folder and its settings"
         )
     with joined() as world, deterministic(), _memory():
         call = Call(device, listener or Listener(), world, started)

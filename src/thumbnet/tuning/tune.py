@@ -20,22 +20,23 @@ from __future__ import annotations
 import inspect
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from thumbnet.data.calibration import FEWEST
-from thumbnet.data.corrections import Correction, corrections_of, read_corrections
+from thumbnet.data.corrections import Correction, Labels, corrections_of, read_corrections
 from thumbnet.data.splits import Data
 from thumbnet.errors import RecipeError, RunError, ThumbnetError, memory_guard
 from thumbnet.files import locked, read_json, user_path, write_file, write_json
 from thumbnet.hardware import choose_device, deterministic
 from thumbnet.invocation import command, processes
 from thumbnet.kernels.library import load_kernels
-from thumbnet.models.registry import find_builder
+from thumbnet.models.registry import find_builder, provide
 from thumbnet.recipes.recipe import Recipe, recipe_from_toml
 from thumbnet.runs.fields import items, optional_text
 from thumbnet.runs.folder import CORRECTIONS_NAME, LOCK_NAME, Run
@@ -65,7 +66,7 @@ def tune(
     device: str = "auto",
     data_dir: str | Path | None = None,
     listener: TuneListener | None = None,
-    labels: str | Path | Sequence[Correction] | None = None,
+    labels: Labels | None = None,
     started: float | None = None,
 ) -> Tuned:
     """Find the settings that suit ``data``, and train a network with them.
@@ -127,7 +128,7 @@ def tune(
             "data": where_again(loaded.source),
             "data_dir": None if data_dir is None else str(Path(data_dir).resolve()),
             "fingerprint": loaded.fingerprint(),
-            "corrected": corrections is not None,
+            "corrected": loaded.corrected is not None,
             "minutes": minutes,
             "trials": trials,
             "same_time": start.same_time,
@@ -148,6 +149,7 @@ def resume_tuning(
     listener: TuneListener | None = None,
     data: Any = None,
     started: float | None = None,
+    model: Callable[..., nn.Module] | None = None,
 ) -> Tuned:
     """Go on with a search that was stopped or killed. Finished trials are kept.
 
@@ -157,10 +159,11 @@ def resume_tuning(
         path: the folder of the search.
         device, listener, started: see :func:`tune`.
         data: the data of the search, if they were in memory.
+        model: the class or function that builds the search's network, if it is one of your own.
 
     Raises:
         RunError: there is no search in ``path``, it is finished, its files are damaged, its data have
-            changed, or another process searches there.
+            changed, another process searches there, or it needs a network of the user's own.
         DataError: its data cannot be loaded any more.
     """
     started = time.perf_counter() if started is None else started
@@ -180,6 +183,8 @@ def resume_tuning(
             _check_asked(settings["minutes"], settings["trials"])
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecipeError) as error:
             raise RunError(f"{folder / SETTINGS} is damaged ({error}). Start a new search") from None
+        if model is not None:
+            provide(base.model.name, model)
         find_code(base)  # if its code is not allowed, say so before the data are read
         given = source if data is None else data
         if given is None:

@@ -1,0 +1,191 @@
+"""Plan a study: the same training with several seeds, for each combination of varied settings.
+
+Each training has a folder of its own, whose name says its settings and its seed. So the same plan finds the
+trainings that have begun, and a plan with further values or seeds keeps those that are complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from thumbnet.errors import RecipeError, RunError
+from thumbnet.files import user_path
+from thumbnet.recipes.recipe import Recipe
+from thumbnet.runs.finding import is_run
+from thumbnet.runs.folder import Run
+from thumbnet.training.asked import check_same_asked, what_was_asked
+from thumbnet.training.choose import asked_recipe
+from thumbnet.training.own_loss import find_code
+from thumbnet.training.time_budget import check_free_of_length, check_minutes
+
+_LONGEST = 40  # characters of a value in a folder's name
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One training of a study.
+
+    Attributes:
+        path: its folder.
+        overrides: all settings on top of the recipe, with the seed.
+    """
+
+    path: Path
+    overrides: tuple[str, ...]
+
+
+def plan(
+    out: str | Path,
+    recipe: str | Path | Recipe | None,
+    overrides: Sequence[str],
+    vary: Sequence[str],
+    seeds: Sequence[int],
+    minutes: float | None = None,
+) -> list[Planned]:
+    """The trainings of a study, all checked: first all combinations with the first seed, then the next seed.
+
+    So a study that is stopped has as many runs of each combination as possible.
+
+    Args:
+        out: the study's folder.
+        recipe, overrides, minutes: as for :func:`~thumbnet.training.train.train`, for all trainings.
+        vary: what varies; see :func:`varied_settings`.
+        seeds: the seeds of each combination.
+
+    Raises:
+        RecipeError: a setting is invalid, is both varied and in ``overrides``, or is the seed; or two
+            combinations are the same.
+        RunError: ``out`` is a file or a run; or the folder of a training holds something else, or a run that
+            was begun with other settings.
+        ModelCodeError, OwnCodeError: the user's code that a combination names is not allowed, or is faulty.
+    """
+    folder = user_path(out)
+    _check_study(folder)
+    varied = varied_settings(vary)
+    named = {assignment.partition("=")[0].strip() for assignment in overrides}
+    if "seed" in named or "seed" in varied:
+        raise RecipeError("a study sets the seed itself: leave out seed=..., and list the seeds with --seeds")
+    for key in varied.keys() & named:
+        raise RecipeError(f"{key} is varied and also set to one value: leave out one of them")
+    if minutes is not None:
+        check_minutes(minutes)
+        check_free_of_length([*overrides, *(f"{key}=" for key in varied)])
+    found: dict[str, Recipe] = {}
+    planned = []
+    for seed, values in itertools.product(seeds, itertools.product(*varied.values())):
+        settings = [f"{key}={value}" for key, value in zip(varied, values, strict=True)]
+        path = folder / folder_name(list(varied), values, seed)
+        one = Planned(path, (*overrides, *settings, f"seed={seed}"))
+        whole = asked_recipe(recipe, one.overrides)
+        find_code(whole)
+        name = one.path.name.casefold()  # some file systems do not distinguish case
+        if name in found or whole in found.values():
+            told = ", ".join([*settings, f"seed={seed}"])
+            raise RecipeError(f"two trainings are the same, or would have the same folder: {told}")
+        found[name] = whole
+        planned.append(one)
+    for one in planned:
+        _check_folder(one, recipe, minutes)
+    return planned
+
+
+def _check_folder(planned: Planned, recipe: str | Path | Recipe | None, minutes: float | None) -> None:
+    """Check that a training may begin in its folder, or go on there.
+
+    Raises:
+        RunError: the folder holds something else, or a run that was begun with other settings.
+    """
+    if not is_run(planned.path):
+        Run.check_free(planned.path)
+        return
+    check_same_asked(Run.open(planned.path), what_was_asked(recipe, planned.overrides), minutes)
+
+
+def _check_study(path: Path) -> None:
+    """Check that the study's folder is not itself a run or a file.
+
+    Raises:
+        RunError: it is.
+    """
+    if is_run(path) or (path.exists() and not path.is_dir()):
+        what = "a run" if path.is_dir() else "a file"
+        raise RunError(f"{path} is {what}: --out must name a folder for all runs of the study")
+
+
+def varied_settings(texts: Iterable[str]) -> dict[str, list[str]]:
+    """Settings that vary, and their values, in the order given.
+
+    >>> varied_settings(["augment.cutout=0,8", "augment.erase_area=[0.1, 0.2]", "augment.cutout=4"])
+    {'augment.cutout': ['0', '8', '4'], 'augment.erase_area': ['[0.1, 0.2]']}
+
+    Args:
+        texts: ``KEY=VALUE,VALUE``; a key that comes again gets further values.
+
+    Raises:
+        RecipeError: there is no key, or an empty value.
+    """
+    varied: dict[str, list[str]] = {}
+    for text in texts:
+        key, equals, rest = text.partition("=")
+        values = split_values(rest)
+        if not equals or not key.strip() or "" in values:
+            raise RecipeError(f"--vary {text}: expected KEY=VALUE,VALUE, such as augment.cutout=0,8")
+        varied.setdefault(key.strip(), []).extend(values)
+    return varied
+
+
+def split_values(text: str) -> list[str]:
+    """Split ``text`` at its commas, except those in brackets and in quoted strings, which belong to a value.
+
+    >>> split_values("[0.02, 0.4], [0.1, 0.2], 'a,b', c")
+    ['[0.02, 0.4]', '[0.1, 0.2]', "'a,b'", 'c']
+    """
+    values, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'" and (depth or not values[-1].strip()):
+            quote = character
+        elif character in "[{(":
+            depth += 1
+        elif character in "]})":
+            depth = max(depth - 1, 0)
+        elif character == "," and not depth:
+            values.append("")
+            continue
+        values[-1] += character
+    return [value.strip() for value in values]
+
+
+def folder_name(keys: Sequence[str], values: Sequence[str], seed: int) -> str:
+    """The name of a training's folder: what varies, and the seed.
+
+    >>> folder_name(["augment.cutout", "model.name"], ["8", "resnet20"], 3)
+    'cutout-8_model-resnet20_seed-3'
+
+    Only letters, digits and ``.,+-_`` occur in it. A value with other characters, or a long one, is shortened
+    and gets a digest, so that different values have different names.
+    """
+    short = [key.removesuffix(".name").rpartition(".")[2] for key in keys]
+    often = Counter(short)
+    parts = [
+        f"{name if often[name] == 1 else key}-{_as_name(value)}"
+        for key, name, value in zip(keys, short, values, strict=True)
+    ]
+    return "_".join([*parts, f"seed-{seed}"])
+
+
+def _as_name(value: str) -> str:
+    """A value as part of a folder's name, without outer quotes or brackets, spaces and colons."""
+    inner = value[1:-1] if value[:1] + value[-1:] in ('""', "''", "[]") else value
+    plain = inner.replace(" ", "").replace(":", "-")
+    safe = re.sub(r"[^A-Za-z0-9.,+_-]+", "-", plain)
+    if plain == safe and len(safe) <= _LONGEST:
+        return safe
+    return f"{safe[:_LONGEST].strip('-')}-{hashlib.sha256(value.encode(errors='replace')).hexdigest()[:6]}"
